@@ -1,0 +1,1 @@
+"""steerbench: compare ways of steering a language model on the same prompts, decoding, seeds and budgets."""

@@ -1,0 +1,57 @@
+"""A metric folds per-item values into a number, with its uncertainty, its count and which way is better.
+
+Items are a table with one row per (metric, item): `value`, and `weight` where items do not count alike (tokens in a
+perplexity). A metric's value is the weighted mean of its items, or e to that mean. No torch here.
+"""
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+ITEM_COLUMNS = ["metric", "item", "value", "weight"]
+Transform = Literal["mean", "exp"]
+
+
+class Metric(NamedTuple):
+    """One number of a result. unscored: texts or documents that could not be judged; they are not in `n`."""
+
+    value: float
+    standard_error: float | None  # over items; None for a single item
+    n: int
+    unscored: int
+    higher_is_better: bool
+    transform: Transform = "mean"
+
+
+def fold(values: np.ndarray, weights: np.ndarray, transform: Transform = "mean") -> float:
+    """Weighted mean of the items, or e to it. Raises ValueError on no items: a mean of nothing is not zero."""
+    if len(values) == 0 or weights.sum() == 0:
+        raise ValueError("no items to average: every one of them is unscored or has no weight")
+    mean = float(np.average(values, weights=weights))
+    return math.exp(mean) if transform == "exp" else mean
+
+
+def standard_error(values: np.ndarray, weights: np.ndarray, transform: Transform = "mean") -> float | None:
+    """Standard error over items of `fold`, by linearising the ratio of weighted sums (Cochran 1977, section 6.3)."""
+    n = len(values)
+    if n < 2:
+        return None
+    mean = np.average(values, weights=weights)
+    residual = weights * (values - mean) / weights.mean()  # influence of each item on the mean
+    error = math.sqrt(float((residual**2).sum()) / (n * (n - 1)))
+    return error * math.exp(mean) if transform == "exp" else error
+
+
+def metric(items: pd.DataFrame, *, higher_is_better: bool, unscored: int = 0, transform: Transform = "mean") -> Metric:
+    """The metric of these items (columns `value`, `weight`)."""
+    values, weights = items["value"].to_numpy(float), items["weight"].to_numpy(float)
+    return Metric(
+        fold(values, weights, transform),
+        standard_error(values, weights, transform),
+        len(values),
+        unscored,
+        higher_is_better,
+        transform,
+    )

@@ -1,0 +1,1 @@
+"""What judges one text: one file per scorer."""

@@ -1,0 +1,105 @@
+"""What a steering method is: hyper-parameters with two verbs, `fit` and `apply`.
+
+Letters for shapes, used everywhere in this project:
+B batch, T tokens, D model width, M MLP width, V vocabulary, L layers, N prompts or pairs, K samples, R rank.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods.errors import SetupError
+
+Artefact = dict[str, Tensor]
+"""What `fit` learned: named tensors on the CPU, contiguous and finite. Names read like paths: "layers.12.direction".
+Names under "info." are small facts for the record (probe accuracy, norms), never needed by `apply`."""
+
+INFO = "info."
+INFO_LIMIT = 64  # entries: a longer tensor is not a fact for a record but data
+
+
+class Pairs(NamedTuple):
+    """Contrast pairs; entry i of each list belongs together. A full text is prompt + continuation."""
+
+    prompt: list[str]
+    desired: list[str]
+    undesired: list[str]
+
+
+class FitData(NamedTuple):
+    """Everything a method may learn from; the runner loads only what the method names in `needs`."""
+
+    pairs: Pairs | None = None
+
+
+class Steering(NamedTuple):
+    """What whoever runs the model must do besides running it."""
+
+    prefix: str = ""  # text put before every prompt (the system message where a chat template is in use)
+    next_logits: Callable[[Tensor], Tensor] | None = None  # (B, V) -> (B, V), decoding-time steering
+
+
+@runtime_checkable
+class Method(Protocol):
+    """One way of steering. Subclasses are frozen dataclasses of hyper-parameters, one per file.
+
+    The unit of `strength` is the method's published one (alpha, coefficient, multiplier), named in `strength_unit`.
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]  # none | prompt | weights | activation | adapter | decoding
+    needs: ClassVar[frozenset[str]]  # fields of FitData that `fit` reads
+    version: ClassVar[int]  # bump when the same hyper-parameters give other numbers
+    strength_unit: ClassVar[str]
+    strengths: Sequence[float]  # the grid that tuning tries; the same length for every method
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raise SetupError where a hyper-parameter does not suit this model; called before anything costly."""
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """Learn from data; the model is bit-equal before and after."""
+        ...
+
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> AbstractContextManager[Steering]:
+        """Steer the model inside the block and leave it bit-equal behind; strength 0 is the base model exactly."""
+        ...
+
+
+def required_pairs(data: FitData, method: str) -> Pairs:
+    """The pairs of `data`. Raises SetupError when there are none: a mean of nothing is no direction."""
+    if data.pairs is None or not data.pairs.prompt:
+        raise SetupError(f"{method} learns from contrast pairs and got none; set data.path or loosen data.min_gap")
+    return data.pairs
+
+
+def save(artefact: Artefact, path: Path) -> None:
+    """Write an artefact as safetensors. Raises ValueError for a tensor that is not finite, naming it."""
+    for name, tensor in artefact.items():
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"artefact {name} has entries that are not finite; the fit failed")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in artefact.items()}, path)
+
+
+def load(path: Path) -> Artefact:
+    """Read an artefact back; no pickle is involved."""
+    return load_file(path)
+
+
+def artefact_bytes(artefact: Artefact) -> int:
+    """Size of what `apply` needs, in bytes; the facts under "info." do not count."""
+    return sum(t.numel() * t.element_size() for name, t in artefact.items() if not name.startswith(INFO))
+
+
+def facts(artefact: Artefact) -> dict[str, list[float] | float]:
+    """The small facts under "info.", as plain numbers for a record."""
+    return {
+        name.removeprefix(INFO): tensor.tolist()
+        for name, tensor in artefact.items()
+        if name.startswith(INFO) and tensor.numel() <= INFO_LIMIT
+    }

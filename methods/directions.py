@@ -1,0 +1,109 @@
+"""What several methods share: texts as tokens, and the residual stream of a text pooled into one vector.
+
+The first token of a text is an attention sink in most decoders: in the middle blocks its residual norm is a hundred
+times that of the others, so it dominates any mean, norm or SVD that includes it (arXiv 2309.17453 section 3). Whoever
+pools says which positions it reads.
+"""
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import anatomy
+from methods.intervention import Positions, Site, at, record
+
+Read = Literal["all", "continuation", "last"]
+
+
+class Text(NamedTuple):
+    """One text as token ids, of which the first `prompt` belong to the prompt."""
+
+    tokens: list[int]
+    prompt: int
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], continuations: Sequence[str], max_tokens: int = 512
+) -> list[Text]:
+    """Prompt and continuation tokenised apart, as when the model samples; the special tokens are the tokenizer's.
+
+    Texts are cut at `max_tokens`. A text without any token gets the end-of-text token, since a model needs one.
+    """
+    texts = []
+    for prompt, continuation in zip(prompts, continuations, strict=True):
+        head = tokenizer(prompt).input_ids
+        tail = tokenizer(continuation, add_special_tokens=False).input_ids
+        tokens = (head + tail)[:max_tokens] or [tokenizer.eos_token_id]
+        texts.append(Text(tokens, min(len(head), len(tokens))))
+    return texts
+
+
+@torch.inference_mode()
+def pooled_features(
+    model: PreTrainedModel,
+    texts: Sequence[Text],
+    layers: Sequence[int],
+    *,
+    read: Read,
+    skip_first: int = 0,
+    site: Site = "output",
+    after_final_norm: bool = False,
+    batch_size: int = 32,
+) -> Tensor:
+    """(L, N, D) fp32 on the CPU: the residual stream of each text at each layer, averaged over the positions read.
+
+    read: "all" tokens, those of the "continuation", or the "last" one. skip_first leaves out that many leading tokens
+    of the text (1 leaves out the attention sink). A text in which nothing is left to read is read at its last token.
+    after_final_norm applies the model's final norm before pooling, for features taken as `hidden_states[-1]`.
+    """
+    norm = anatomy.final_norm(model) if after_final_norm else None
+    pooled = torch.empty(len(layers), len(texts), anatomy.width(model))
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))  # little padding
+    for start in range(0, len(by_length), batch_size):
+        rows = by_length[start : start + batch_size]
+        batch = [texts[i] for i in rows]
+        with record(model, layers, site) as seen:
+            _forward(model, batch)
+        weights = _weights(batch, read, skip_first).to(model.device)  # (B, T)
+        for i, layer in enumerate(layers):
+            hidden = norm(seen[layer]) if norm is not None else seen[layer]  # (B, T, D)
+            pooled[i, rows] = torch.einsum("bt,btd->bd", weights, hidden.float()).cpu()
+    return pooled
+
+
+def _forward(model: PreTrainedModel, batch: Sequence[Text]) -> None:
+    """One forward over right-padded texts; the unembedding is computed for one column only."""
+    width = max(len(text.tokens) for text in batch)
+    ids = torch.tensor([text.tokens + [0] * (width - len(text.tokens)) for text in batch])  # (B, T)
+    length = torch.tensor([len(text.tokens) for text in batch])  # (B,)
+    mask = (torch.arange(width)[None, :] < length[:, None]).long()  # (B, T)
+    none = torch.zeros_like(length)
+    positions = Positions(none, length, none, torch.tensor([text.prompt for text in batch]))
+    positions = Positions(*(value.to(model.device) for value in positions))
+    with at(positions):
+        model(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(model.device),
+            use_cache=False,
+            logits_to_keep=1,
+        )
+
+
+def _weights(batch: Sequence[Text], read: Read, skip_first: int) -> Tensor:
+    """(B, T) weights of the mean over the positions read; each row sums to 1."""
+    weights = torch.zeros(len(batch), max(len(text.tokens) for text in batch))
+    for row, text in enumerate(batch):
+        end = len(text.tokens)
+        start = {"all": 0, "continuation": text.prompt, "last": end - 1}[read]
+        start = min(max(start, skip_first), end - 1)
+        weights[row, start:end] = 1 / (end - start)
+    return weights
+
+
+def mean_difference(desired: Tensor, undesired: Tensor) -> Tensor:
+    """Mean over pairs of desired - undesired, (..., N, D) -> (..., D)."""
+    return (desired - undesired).mean(-2)

@@ -1,0 +1,90 @@
+"""Tiny random models of real architectures and a tokenizer trained on a page of text, for unit tests alone."""
+
+import functools
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GPT2Config,
+    GPTJConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    OPTConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+
+from bench.lm import LM, set_bos
+
+VOCABULARY = 300
+CORPUS = (
+    "The quick brown fox jumps over the lazy dog while a small bird sings in the old tree near the river. "
+    "People walk along the water and talk about love and hate, about work, weather, bread and the long road home. "
+)
+
+# Odd sizes on purpose: no two of width, MLP width, depth and heads can be mistaken for one another.
+CONFIGS: dict[str, PreTrainedConfig] = {
+    "llama": LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=36, intermediate_size=52, num_hidden_layers=5, num_attention_heads=6,
+        num_key_value_heads=3, max_position_embeddings=256, bos_token_id=1, eos_token_id=2,
+    ),
+    "gpt2": GPT2Config(
+        vocab_size=VOCABULARY, n_embd=28, n_layer=3, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2,
+    ),
+    "opt": OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=28, word_embed_proj_dim=28, ffn_dim=44, num_hidden_layers=3,
+        num_attention_heads=4, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    ),
+    "gptj": GPTJConfig(
+        vocab_size=VOCABULARY, n_embd=32, n_layer=3, n_head=4, n_positions=256, rotary_dim=4, bos_token_id=1,
+        eos_token_id=2,
+    ),
+    "gpt_neox": GPTNeoXConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=60, num_hidden_layers=3, num_attention_heads=4,
+        max_position_embeddings=256, bos_token_id=1, eos_token_id=2,
+    ),
+}  # fmt: skip
+
+
+@functools.cache
+def _tokenizer() -> str:
+    """A byte-level BPE of VOCABULARY tokens, as JSON."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([CORPUS], trainer)
+    return str(tokenizer.to_str())
+
+
+def tiny_tokenizer(bos: str = "prepend") -> PreTrainedTokenizerFast:
+    """A fresh tokenizer; every byte is a token, so any text round-trips."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_tokenizer()), bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    set_bos(tokenizer, bos)  # type: ignore[arg-type]
+    return tokenizer
+
+
+def tiny_model(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
+    """A fresh random model, the same for the same seed; weights are larger than usual, so that it has opinions."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(6)
+            parameter.requires_grad_(False)
+    return model
+
+
+def tiny_lm(architecture: str = "llama", seed: int = 0, bos: str = "prepend") -> LM:
+    """Model and tokenizer together."""
+    return LM(tiny_model(architecture, seed), tiny_tokenizer(bos), {"tiny": architecture, "seed": seed})
