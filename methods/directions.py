@@ -74,6 +74,31 @@ def pooled_features(
     return pooled
 
 
+@torch.inference_mode()
+def mean_norm(
+    model: PreTrainedModel,
+    texts: Sequence[Text],
+    layer: int,
+    *,
+    read: Read,
+    skip_first: int,
+    site: Site = "output",
+    batch_size: int = 32,
+) -> float:
+    """Mean length of the residual stream over the tokens read (of each text, then over the texts).
+
+    It is the yardstick for what is added there. Which tokens are read: as in `pooled_features`.
+    """
+    total = 0.0
+    for start in range(0, len(texts), batch_size):
+        batch = texts[start : start + batch_size]
+        with record(model, [layer], site) as seen:
+            _forward(model, batch)
+        norms = seen[layer].float().norm(dim=-1).cpu()  # (B, T)
+        total += float((_weights(batch, read, skip_first) * norms).sum())
+    return total / len(texts)
+
+
 def _forward(model: PreTrainedModel, batch: Sequence[Text]) -> None:
     """One forward over right-padded texts; the unembedding is computed for one column only."""
     width = max(len(text.tokens) for text in batch)

@@ -81,6 +81,20 @@ def scope_mask(scope: Scope, columns: int, *, front: int = 0, boundary: bool = F
     raise ValueError(f"scope {scope!r} is not one of all, front, prompt, generation")
 
 
+def adding(vector: Tensor, scope: Scope, *, boundary: bool = False) -> Callable[[Tensor], Tensor]:
+    """The function h -> h + vector where a hook of this scope acts (`scope_mask`); elsewhere h bit for bit.
+
+    vector: (D,), cast to the dtype and device of h.
+    """
+
+    def function(hidden: Tensor) -> Tensor:
+        moved = hidden + vector.to(hidden)  # (B, T, D)
+        mask = scope_mask(scope, hidden.shape[1], boundary=boundary)
+        return moved if mask is None else torch.where(mask[..., None].to(hidden.device), moved, hidden)
+
+    return function
+
+
 class Hook(NamedTuple):
     """A function of the residual stream (B, T, D) at one site of one module; it returns a new tensor."""
 

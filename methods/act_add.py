@@ -1,0 +1,117 @@
+"""Activation addition (arXiv 2308.10248): the difference of two short prompts, added to the front of every text."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import anatomy
+from methods.base import Artefact, FitData, Method, Steering
+from methods.errors import SetupError
+from methods.intervention import Hook, current_positions, hooked, record, scope_mask
+
+ShortPrompt = Literal["error", "clip"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActAdd(Method):
+    """h_t <- h_t + strength * v_t at the input of block `layer`, for the first F tokens of the text alone.
+
+        v = h(desired) - h(undesired),   (F, D), one row per position, neither pooled nor normalised
+
+    h is the residual stream at the block's input (resid_pre) of a short prompt; the shorter of the two is filled with
+    the token `pad` on the right (section 3, algorithm 1; the code of montemac/activation_additions). Row 0 of v falls
+    on the first real token of each text, BOS included; tokens that are generated are never touched, they feel the
+    addition through the cached keys and values.
+
+    start: a text put before both prompts when they are read. The authors' models begin every text with BOS, so that
+    their v_0 is exactly 0. Without BOS, position 0 holds the first word itself, and in most decoders the first token
+    is an attention sink, many times longer than other tokens: v_0 is then a difference of two sinks, added to the
+    sink of the text. With a `start` of one token v_0 is 0 again and the words are read, and added, one position later.
+    short_prompt: what to do with a prompt of fewer than F tokens. "error", as the authors' assertion; "clip" adds only
+    the rows that fit.
+    """
+
+    name: ClassVar[str] = "act_add"
+    family: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "coefficient"
+
+    desired: str = "Love"
+    undesired: str = "Hate"
+    layer: int | float = 0.19
+    pad: str = " "
+    start: str = ""
+    short_prompt: ShortPrompt = "error"
+    strengths: Sequence[float] = (1, 3, 5, 10, 15)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a layer that the model does not have, and for an unknown `short_prompt`."""
+        anatomy.layer_index(model, self.layer)
+        if self.short_prompt not in get_args(ShortPrompt):
+            raise SetupError(f"method.short_prompt={self.short_prompt!r}: allowed are error, clip")
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The difference of the two prompts, (F, D). Raises SetupError where `pad` is not one token."""
+        del data
+        layer = anatomy.layer_index(model, self.layer)
+        desired, undesired = (residual(model, ids, layer) for ids in self.tokens(tokenizer))  # (F, D) each
+        difference = desired - undesired
+        return {
+            f"layers.{layer}.front": difference,
+            "info.norm_ratio": difference.norm(dim=-1) / desired.norm(dim=-1),  # (F,)
+        }
+
+    def tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+        """Token ids of both prompts at equal length F: special tokens and `start` first, `pad` behind the shorter."""
+        pad = tokenizer(self.pad, add_special_tokens=False).input_ids
+        if len(pad) != 1:
+            raise SetupError(f"method.pad={self.pad!r} is {len(pad)} tokens here; give a text that is one token")
+        head = tokenizer(self.start).input_ids
+        tails = [tokenizer(text, add_special_tokens=False).input_ids for text in (self.desired, self.undesired)]
+        longest = max(len(tail) for tail in tails)
+        if not head and not longest:
+            raise SetupError("method.desired and method.undesired are both empty; give two texts that differ")
+        desired, undesired = (head + tail + pad * (longest - len(tail)) for tail in tails)
+        return desired, undesired
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Add the difference inside the block. A forward raises SetupError on a prompt that is too short."""
+        layer = anatomy.layer_index(model, self.layer)
+        added = strength * artefact[f"layers.{layer}.front"]
+        hook = Hook(anatomy.blocks(model)[layer], "input", lambda hidden: self._add(hidden, added))
+        with hooked([hook] if strength else []):
+            yield Steering()
+
+    def _add(self, hidden: Tensor, added: Tensor) -> Tensor:
+        """The stream, (B, T, D), with `added` (F, D) at the front of each row's text, as far as its prompt goes."""
+        positions = current_positions()
+        front = len(added)
+        shortest = int(positions.prompt.min())
+        if shortest < front and self.short_prompt == "error":
+            raise SetupError(
+                f"act_add adds to the first {front} tokens, and a prompt has {shortest}; set method.short_prompt=clip"
+            )
+        columns = hidden.shape[1]
+        in_front, in_prompt = scope_mask("front", columns, front=front), scope_mask("prompt", columns)
+        assert in_front is not None and in_prompt is not None
+        here = (in_front & in_prompt)[..., None].to(hidden.device)  # (B, T, 1)
+        row = positions.in_text(columns).clamp(0, front - 1).to(hidden.device)  # (B, T)
+        return torch.where(here, hidden + added.to(hidden)[row], hidden)
+
+
+@torch.inference_mode()
+def residual(model: PreTrainedModel, ids: Sequence[int], layer: int) -> Tensor:
+    """(T, D) fp32 on the CPU: the residual stream at the input of block `layer`.
+
+    One text at a time, so that equal beginnings give equal bits.
+    """
+    with record(model, [layer], "input") as seen:
+        model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False, logits_to_keep=1)
+    return seen[layer][0].float().cpu()

@@ -1,0 +1,58 @@
+"""Steering by words: a prefix before every prompt that asks for a harmless continuation.
+
+A baseline that is cheap and hard to beat (AxBench, arXiv 2501.17148 section 5), so every table should have it. CAA
+compares itself with system prompts of this kind (arXiv 2312.06681 appendix, table 14).
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods.base import Artefact, FitData, Method, Steering
+from methods.errors import SetupError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt(Method):
+    """Strength i puts the i-th prompt (counted from 1) before the text; 0 puts none.
+
+    The prefix is plain text before a base model's prompt, and the system message where a chat template is in use.
+    """
+
+    name: ClassVar[str] = "prompt"
+    family: ClassVar[str] = "prompt"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "prompt number"
+
+    prompts: Sequence[str]
+    strengths: Sequence[float] = (1, 2, 3, 4, 5)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError when the grid names a prompt that is not there, or a prompt is empty."""
+        del model
+        for number in self.strengths:
+            if not self._chosen(number).strip():
+                raise SetupError(f"method.prompts: prompt {number} is empty; write one or take it out of the list")
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """Nothing to learn."""
+        del model, tokenizer, data
+        return {}
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Raises SetupError for a number without a prompt."""
+        del model, artefact
+        yield Steering(prefix=self._chosen(strength)) if strength else Steering()
+
+    def _chosen(self, number: float) -> str:
+        if number not in range(1, len(self.prompts) + 1):
+            raise SetupError(
+                f"method.strength={number:g}: {self.name} has prompts 1 to {len(self.prompts)}; choose one of these "
+                "or add to method.prompts"
+            )
+        return self.prompts[int(number) - 1]

@@ -1,0 +1,64 @@
+"""Control: a random direction, added where CAA adds its own.
+
+A method that moves toxicity no further than this, at the same perplexity, has found no direction for it: any push
+that blurs the model makes it less toxic too. Draw several seeds.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import anatomy, directions
+from methods.base import Artefact, FitData, Method, Steering, required_pairs
+from methods.intervention import Hook, adding, hooked
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomDirection(Method):
+    """h <- h + strength * s * u at the output of one block, from the last prompt token on.
+
+    u (D,) is uniform on the unit sphere, drawn from `seed` alone. s is the mean residual norm there over the tokens
+    of the pairs' continuations, so strength is the length of what is added in units of what it is added to. The first
+    token of a text, an attention sink with a norm of its own, is left out of s.
+    """
+
+    name: ClassVar[str] = "random_direction"
+    family: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "mean residual norms"
+
+    seed: int = 0
+    layer: int | float = 0.45
+    strengths: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.8)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a layer that the model does not have."""
+        anatomy.layer_index(model, self.layer)
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """Draw the direction and measure the norm. Raises SetupError without pairs."""
+        pairs = required_pairs(data, self.name)
+        layer = anatomy.layer_index(model, self.layer)
+        texts = [
+            text
+            for continuations in (pairs.desired, pairs.undesired)
+            for text in directions.encode(tokenizer, pairs.prompt, continuations)
+        ]
+        norm = directions.mean_norm(model, texts, layer, read="continuation", skip_first=1)
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randn(anatomy.width(model), generator=generator)  # (D,)
+        return {f"layers.{layer}.direction": drawn / drawn.norm() * norm, "info.residual_norm": torch.tensor(norm)}
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Add the direction inside the block."""
+        layer = anatomy.layer_index(model, self.layer)
+        vector = strength * artefact[f"layers.{layer}.direction"]
+        hook = Hook(anatomy.blocks(model)[layer], "output", adding(vector, "generation", boundary=True))
+        with hooked([hook] if strength else []):
+            yield Steering()

@@ -1,0 +1,34 @@
+"""The base model: what every method is compared with."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods.base import Artefact, FitData, Method, Steering
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsteered(Method):
+    """Leaves the model as it is, at any strength."""
+
+    name: ClassVar[str] = "unsteered"
+    family: ClassVar[str] = "none"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "none"
+
+    strengths: Sequence[float] = ()
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """Nothing to learn."""
+        del model, tokenizer, data
+        return {}
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Nothing to change."""
+        del model, artefact, strength
+        yield Steering()
