@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.sampling import Continuation, Sampling, continuations
+from bench.token_likelihood import Likelihood, Request, likelihoods
 from methods.base import Artefact, Method, Steering
 from methods.errors import SetupError
 from methods.intervention import Positions, at
@@ -131,6 +132,10 @@ class LM:
         if self.store is not None:
             return self.store.sampled(self, prompts, num_samples)
         return continuations(self, prompts, num_samples, self.sampling)
+
+    def likelihood(self, requests: Sequence[Request]) -> list[Likelihood]:
+        """Log-probability of each continuation after its context, both given as token ids."""
+        return likelihoods(self, requests)
 
     @contextmanager
     def steered(

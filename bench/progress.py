@@ -1,8 +1,12 @@
 """Progress that code deep in a run reports without knowing who shows it."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 _advance: ContextVar[Callable[[float], None] | None] = ContextVar("advance", default=None)
 
@@ -22,3 +26,66 @@ def listening(listener: Callable[[float], None] | None) -> Iterator[None]:
         yield
     finally:
         _advance.reset(token)
+
+
+class Bar:
+    """One bar with a time left over all the work of a command, measured in tokens.
+
+    planned: tokens by the key of each stage; a stage that is not in it counts nothing. On a terminal the bar moves; in
+    a log a line is printed now and then.
+    """
+
+    LINE_EVERY_SECONDS = 20.0
+
+    def __init__(self, planned: Mapping[str, float]) -> None:
+        self.planned = dict(planned)
+        self.done = 0.0
+        self.began = self.printed = time.monotonic()
+        self.console = Console(stderr=True)
+        self.progress = Progress(
+            TextColumn("{task.percentage:>3.0f} %"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}"),
+            console=self.console,
+            speed_estimate_period=180,
+            disable=not self.console.is_terminal,
+            transient=True,
+        )
+        self.task = self.progress.add_task("", total=max(sum(self.planned.values()), 1))
+
+    def __enter__(self) -> "Bar":
+        """Show the bar."""
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take it away."""
+        self.progress.stop()
+
+    @contextmanager
+    def stage(self, key: str, label: str) -> Iterator[None]:
+        """Work on one planned stage; when it ends, all that was planned for it counts as done."""
+        planned = self.planned.pop(key, 0.0)
+        start = self.done
+
+        def advance(tokens: float) -> None:
+            self._move(min(self.done + tokens, start + planned), label)
+
+        self._move(start, label)
+        with listening(advance):
+            yield
+        self._move(start + planned, label)
+
+    def _move(self, done: float, label: str) -> None:
+        self.done = done
+        self.progress.update(self.task, completed=done, description=label)
+        now = time.monotonic()
+        if self.progress.disable and now - self.printed > self.LINE_EVERY_SECONDS:
+            self.printed = now
+            total = self.progress.tasks[self.task].total or 1
+            spent = now - self.began
+            left = f"{spent * (total - done) / done / 60:.0f} min left" if done else "time left unknown yet"
+            self.console.print(f"{100 * done / total:3.0f} %  {spent / 60:4.1f} min  {left}  {label}", highlight=False)

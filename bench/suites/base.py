@@ -27,6 +27,7 @@ class Suite(Protocol):
 
     name: ClassVar[str]
     version: ClassVar[int]  # bump when the same settings give other numbers
+    samples: ClassVar[bool]  # it reads sampled texts, so decoding and sampling seed are part of its identity
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Everything but the model and the decoding that can change this suite's numbers, as plain JSON values."""

@@ -1,0 +1,94 @@
+"""`python -m bench`: run any cell or sweep. See `--help`.
+
+Every cell of a command is composed and checked before the first one runs. Exit code 0: all is well; 1: a cell failed;
+2: something the user must mend; 130: stopped by Ctrl-C.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from methods.errors import SetupError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from bench.runner import Failure
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what the command line asks for; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or {"-h", "--help"} & set(given):
+        from bench import config, help
+
+        help.show(config.folder())
+        return 0
+    multirun = bool({"-m", "--multirun"} & set(given))
+    overrides = [argument for argument in given if argument not in ("-m", "--multirun")]
+    try:
+        return _run(overrides, multirun)
+    except SetupError as error:
+        for line in str(error).splitlines():
+            console.print(f"[bold red]error:[/] {_escape(line)}")
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; what is finished is kept, and the same command goes on from there")
+        return 130
+
+
+def _run(overrides: Sequence[str], multirun: bool) -> int:
+    from bench import config
+
+    cells = [config.validate(job) for job in config.jobs(overrides, multirun)]
+    failures = _compute(cells)
+    code = 0
+    if failures:
+        for failure in failures:
+            where = f"; traceback in {failure.traceback}" if failure.traceback else ""
+            console.print(f"[bold red]failed:[/] {failure.label}: {_escape(failure.message)}{where}")
+        console.print(f"{len(failures)} of {len(cells)} cells failed; the same command computes only what is missing")
+        code = 2 if all(failure.setup for failure in failures) else 1
+    if len(failures) < len(cells):
+        _show(Path(cells[0].runtime.results))
+    return code
+
+
+def _compute(cells: Sequence["DictConfig"]) -> list["Failure"]:
+    """Run the cells in one process, so that they share model, pairs and unsteered generations."""
+    from bench.cell import Cell, Session
+    from bench.progress import Bar
+    from bench.runner import Failure, plan, run_cell
+
+    planned: dict[str, float] = {}
+    for cfg in cells:
+        planned |= plan(Cell(cfg, Session()))
+    if not planned:
+        console.print(f"all {len(cells)} cells are known; nothing to compute")
+    with Bar(planned) as bar:
+        session = Session(bar)
+        results = [run_cell(cfg, session) for cfg in cells]
+    return [result for result in results if isinstance(result, Failure)]
+
+
+def _show(results: Path) -> None:
+    """Rebuild leaderboard and figure from all records, and print the table and where the files are."""
+    from bench import leaderboard, plots
+
+    leaderboard.show(leaderboard.rebuild(results))
+    for path in plots.rebuild(results):
+        console.print(f"figure       {path}")
+
+
+def _escape(text: str) -> str:
+    """Text from data must not be read as markup."""
+    return text.replace("[", r"\[")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

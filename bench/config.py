@@ -1,0 +1,218 @@
+"""From a command line to validated configs, before anything heavy is loaded; all errors at once.
+
+Hydra refuses an unknown key unless it is written with `+`; here `+` is no way round: the keys that the YAML files list
+are the allowed ones, at every depth.
+"""
+
+import difflib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bench import models
+from methods.errors import SetupError
+
+
+def folder() -> Path:
+    """The conf folder: inside an installed package, or beside it in a checkout."""
+    installed = Path(__file__).parent / "conf"
+    return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def groups() -> dict[str, list[str]]:
+    """Each group of conf/ with its choices."""
+    return {
+        group.name: sorted(file.stem for file in group.glob("*.yaml"))
+        for group in sorted(folder().iterdir())
+        if group.is_dir() and not group.name.startswith("_")
+    }
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """One config. Raises SetupError with one clear message for whatever Hydra refuses."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(folder()), version_base="1.3"):
+            return hydra_compose("config", overrides=list(overrides))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SetupError(_explain(error, overrides)) from error
+
+
+def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
+    """The overrides of each cell that a command line asks for, an experiment's `sweep` lines included.
+
+    Raises SetupError for a sweep without `-m`, and for more than one experiment.
+    """
+    own = _parse(arguments)
+    if any(o.key_or_group == "experiment" and o.is_sweep_override() for o in own):
+        raise SetupError(
+            "experiment=a,b is refused: each experiment brings a sweep of its own; run one after the other"
+        )
+    if any(o.is_sweep_override() for o in own) and not multirun:
+        swept = next(o.input_line for o in own if o.is_sweep_override())
+        raise SetupError(f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(arguments)}")
+    lines = compose(next(_product(own))).sweep
+    result = []
+    for line in lines or [""]:
+        mine = {o.get_key_element() for o in own}  # what the command line says goes before the experiment's line
+        theirs = [o for o in _parse(str(line).split()) if o.get_key_element() not in mine]
+        result += list(_product([*theirs, *own]))
+    return [list(job) for job in dict.fromkeys(map(tuple, result))]
+
+
+def _parse(arguments: Sequence[str]) -> list[Override]:
+    try:
+        return list(OverridesParser.create().parse_overrides(list(arguments)))
+    except HydraException as error:
+        first = str(error).splitlines()[0]
+        raise SetupError(f"{first}; write key=value, for example method=caa suite.rtp.k=5; see --help") from error
+
+
+def _product(overrides: Sequence[Override]) -> Iterator[list[str]]:
+    """Every combination of the swept values, as override strings."""
+    choices = []
+    for one in overrides:
+        if one.is_sweep_override():
+            choices.append([f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()])
+        else:
+            assert one.input_line is not None
+            choices.append([one.input_line])
+    for combination in itertools.product(*choices):
+        yield list(combination)
+
+
+def validate(overrides: Sequence[str]) -> DictConfig:
+    """The config of one cell. Raises SetupError that lists everything wrong with it."""
+    cfg = compose(overrides)
+    problems = list(_unknown(overrides))
+    problems += [f"{path} has no value; set {path}=..." for path in sorted(OmegaConf.missing_keys(cfg))]
+    if not problems:
+        problems = [problem for check in CHECKS for problem in check(cfg)]
+    if problems:
+        raise SetupError("\n".join(problems))
+    return cfg
+
+
+def _unknown(overrides: Sequence[str]) -> Iterator[str]:
+    """Keys that no YAML file lists: those of the config that the same choices without any `+key` do not have."""
+    added = [one for one in _parse(overrides) if one.is_add() or one.is_force_add()]
+    if not added:
+        return
+    reference = compose([one.input_line for one in _parse(overrides) if one not in added and one.input_line])
+    for one in added:
+        key = one.key_or_group
+        if OmegaConf.select(reference, key, default=None) is None and key not in _paths(reference):
+            yield unknown_key(key, reference)
+
+
+def _paths(cfg: DictConfig, prefix: str = "") -> list[str]:
+    """Dotted names of everything in a config."""
+    names = []
+    for key in map(str, cfg):
+        names.append(f"{prefix}{key}")
+        node = cfg._get_node(key)
+        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
+            names += _paths(node, f"{prefix}{key}.")
+    return names
+
+
+def unknown_key(key: str, reference: DictConfig) -> str:
+    """What is wrong with a key that nobody lists, with its neighbours and the nearest name."""
+    parent, _, last = key.rpartition(".")
+    while parent and not isinstance(OmegaConf.select(reference, parent, default=None), DictConfig):
+        parent, _, last = parent.rpartition(".")
+    node = OmegaConf.select(reference, parent) if parent else reference
+    allowed = sorted(str(name) for name in node if name != "_target_")
+    near = difflib.get_close_matches(last, allowed, 1)
+    hint = f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
+    return f"unknown key {key}{hint} Allowed {'under ' + parent if parent else 'here'}: {', '.join(allowed)}"
+
+
+def _explain(error: Exception, overrides: Sequence[str]) -> str:
+    """Hydra's refusal in our words: what, got, allowed, next step."""
+    text = str(error)
+    available = groups()
+    for one in _parse(overrides):
+        key, value = one.key_or_group, one.value()
+        if key in available and not one.is_sweep_override():
+            for choice in value if isinstance(value, list) else [value]:
+                if choice is not None and str(choice) not in available[key]:
+                    near = difflib.get_close_matches(str(choice), available[key], 1)
+                    hint = f"; did you mean {near[0]}?" if near else ""
+                    return f"{key}={choice}: there is no such {key}{hint} Allowed: {', '.join(available[key])}"
+        elif key in str(text) and ("not in struct" in text or "Could not override" in text):
+            kept = [o.input_line for o in _parse(overrides) if o.key_or_group != key and o.input_line]
+            return unknown_key(key, compose(kept))
+    if "not in struct" in text or "Could not" in text:
+        first = text.splitlines()[0]
+        return f"{first}; groups: {', '.join(available)}; see --help"
+    return text.splitlines()[0]
+
+
+# -- checks of values: each yields a problem as one line ----------------------------------------------------------
+
+
+def _sampling(cfg: DictConfig) -> Iterator[str]:
+    from bench.sampling import Sampling
+
+    try:
+        Sampling(**cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
+    except SetupError as error:
+        yield str(error)
+    except TypeError as error:
+        yield f"sampling: {error}; numbers are expected"
+
+
+def _strength(cfg: DictConfig) -> Iterator[str]:
+    if cfg.strength != "auto" and not isinstance(cfg.strength, int | float):
+        yield f"strength={cfg.strength}: a number in the method's unit, or auto"
+    if cfg.strength == "auto" and cfg.method.strengths and not {"rtp", "fluency"} <= set(cfg.suite):
+        yield "strength=auto is chosen by the suites rtp and fluency; add them to suite=[...], or set strength=NUMBER"
+
+
+def _scorers(cfg: DictConfig) -> Iterator[str]:
+    for key in ("data.scorer", "tuning.scorer"):
+        name = OmegaConf.select(cfg, key)
+        if name not in cfg.scorer:
+            yield f"{key}={name} is not among the scorers in use ({', '.join(cfg.scorer)}); add it to scorer=[...]"
+
+
+def _model(cfg: DictConfig) -> Iterator[str]:
+    try:
+        models.check(cfg.model)
+    except SetupError as error:
+        yield str(error)
+    if cfg.model.dtype not in ("float32", "bfloat16", "float16"):
+        yield f"model.dtype={cfg.model.dtype}: allowed are float32, bfloat16, float16"
+    if cfg.model.bos not in ("prepend", "none"):
+        yield f"model.bos={cfg.model.bos}: allowed are prepend, none"
+
+
+def _counts(cfg: DictConfig) -> Iterator[str]:
+    """Numbers of things are whole and positive."""
+    for suite, node in cfg.suite.items():
+        for key in ("k", "prompts", "dev_k", "dev_prompts", "documents", "dev_documents"):
+            value = node.get(key)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                yield f"suite.{suite}.{key}={value}: a whole number above 0"
+
+
+def _results(cfg: DictConfig) -> Iterator[str]:
+    """The results folder can be written, tried where it, or the nearest folder above it, is."""
+    folder = Path(cfg.runtime.results).absolute()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield f"runtime.results={cfg.runtime.results}: {existing} cannot be written; choose another folder"
+
+
+CHECKS = (_sampling, _strength, _scorers, _model, _counts, _results)

@@ -1,0 +1,51 @@
+"""Sampled texts on disk, shared by every suite and run that asks for the same ones."""
+
+import gzip
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from bench.identity import SCHEMA, digest
+from bench.lm import LM
+from bench.record import whole_folder
+from bench.sampling import VERSION, Continuation, Sampling, continuations
+
+
+def decoding_identity(sampling: Sampling) -> dict[str, float | int]:
+    """What of the decoding can change a text; the batch size is not part of it."""
+    return {key: value for key, value in asdict(sampling).items() if key != "batch_size"} | {"version": VERSION}
+
+
+def generation_id(lm: LM, prompts: Sequence[str], num_samples: int) -> str:
+    """Of a set of continuations: model, steering, prompts, decoding."""
+    return digest(
+        {
+            "schema": SCHEMA,
+            "model": lm.identity,
+            "steering": lm.steering_identity,
+            "prompts": list(prompts),
+            "num_samples": num_samples,
+            "decoding": decoding_identity(lm.sampling),
+        }
+    )
+
+
+class Generations:
+    """A folder `<id>/samples.jsonl.gz` a set; they hold text, so they are never committed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def sampled(self, lm: LM, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
+        """The stored continuations, sampled now where there are none."""
+        target = self.folder / generation_id(lm, prompts, num_samples)
+        file = target / "samples.jsonl.gz"
+        if not file.exists():
+            rows = continuations(lm, prompts, num_samples, lm.sampling)
+            with whole_folder(target) as temporary, gzip.open(temporary / file.name, "wt", encoding="utf-8") as out:
+                for prompt, row in zip(prompts, rows, strict=True):
+                    out.write(json.dumps({"prompt": prompt, "continuations": row}) + "\n")
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            stored = [json.loads(line)["continuations"] for line in lines]
+        return [[Continuation(text, ended) for text, ended in row] for row in stored]

@@ -1,0 +1,80 @@
+"""What `python -m bench --help` prints, read off the YAML files, so that it cannot fall behind them."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.text import Text
+
+EXAMPLES = (
+    ("one cell", "python -m bench method=caa suite=[rtp,fluency] suite.rtp.k=5"),
+    ("a sweep", "python -m bench -m method=caa,detox seed.sample=0,1"),
+    ("a published table", "python -m bench experiment=quickstart"),
+)
+GROUPS = {
+    "model": "what is steered",
+    "method": "how it is steered",
+    "data": "what the methods learn from",
+    "suite": "what is measured; a list: suite=[rtp,fluency]",
+    "scorer": "what judges a text; a list: scorer=[profanity_check,lexicon]",
+    "sampling": "how texts are decoded",
+    "tuning": "how strength=auto is chosen",
+    "runtime": "where it runs",
+    "experiment": "a sweep of its own, one file each",
+}
+
+
+def show(conf: Path) -> None:
+    """Print the commands, the groups, and every option of every choice."""
+    console = Console(width=None if Console().is_terminal else 120, highlight=False)
+    console.print(
+        "[bold]python -m bench[/] \\[-m] [italic]key=value ...[/]   compare ways of steering a language model\n"
+    )
+    for what, command in EXAMPLES:
+        console.print(f"  {what:<18} [bold]{escape(command)}[/]")
+    console.print(
+        "\n  A key is a group below (method=caa), or an option in it (suite.rtp.k=5, method.layer=0.5). -m sweeps over"
+        "\n  comma-separated values. What is known is not computed again; the leaderboard is rebuilt at the end."
+        "\n  Then: python -m bench.leaderboard, python -m bench.plots (each with --help).\n"
+    )
+    console.print("[bold]options of every cell[/]")
+    _options(console, conf / "config.yaml", "")
+    for group, meaning in GROUPS.items():
+        files = sorted((conf / group).glob("*.yaml"))
+        console.print(f"\n[bold]{group}[/]  {escape(meaning)}: {', '.join(file.stem for file in files)}")
+        for file in files:
+            console.print(f"  [bold]{group}={file.stem}[/]")
+            for line in _summary(file):
+                console.print(Text(f"    {line}", style="italic"))
+            if group != "experiment":
+                _options(console, file, f"{group}.{file.stem}." if group in ("suite", "scorer") else f"{group}.")
+
+
+def _summary(file: Path) -> list[str]:
+    """The comment lines at the head of a YAML file after the command."""
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
+    head = []
+    for line in lines[1:]:
+        if not line.startswith("#"):
+            break
+        head.append(line.removeprefix("#").strip())
+    return head
+
+
+def _options(console: Console, file: Path, prefix: str) -> None:
+    """Each `key: value # meaning` of a YAML file with its full name; Hydra's own block is left out."""
+    parents: list[tuple[int, str]] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        key, colon, rest = line.partition(":")
+        indent = len(key) - len(key.lstrip())
+        name = key.strip()
+        if not colon or not name.isidentifier() or name == "_target_":
+            continue
+        parents = [(depth, parent) for depth, parent in parents if depth < indent]
+        value, _, meaning = rest.partition(" #")
+        path = ".".join([parent for _, parent in parents] + [name])
+        if path.split(".")[0] not in ("hydra", "defaults") and (value.strip() or meaning.strip()):
+            option = Text(f"    {prefix}{path}={value.strip()}", style="cyan")
+            option.append(f"   {meaning.strip()}" if meaning else "", style="default")
+            console.print(option)
+        parents.append((indent, name))

@@ -1,0 +1,69 @@
+"""What a result is called: a hash of everything that can change its numbers, and of nothing else.
+
+`batch_size`, folders, and the grid that a strength was tuned over are no part of it. `null` is dropped before hashing,
+so a new option that is off keeps the old ids.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from methods.base import Method
+
+SCHEMA = 1  # of records; bump when what a record means changes
+
+
+def canonical(parts: Any) -> Any:
+    """Plain JSON values with `null` entries of mappings dropped and integral floats made int."""
+    if isinstance(parts, Mapping):
+        return {str(key): canonical(value) for key, value in sorted(parts.items()) if value is not None}
+    if isinstance(parts, Sequence) and not isinstance(parts, str):
+        return [canonical(part) for part in parts]
+    if isinstance(parts, float) and parts.is_integer():
+        return int(parts)
+    if parts is None or isinstance(parts, str | int | float | bool):
+        return parts
+    raise TypeError(f"{parts!r} of type {type(parts).__name__} is no plain JSON value, so it has no identity")
+
+
+def digest(parts: Any) -> str:
+    """12 hex digits of the sha256 of the canonical JSON."""
+    text = json.dumps(canonical(parts), sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def method_identity(method: "Method") -> dict[str, Any]:
+    """Name, version and hyper-parameters; not the grid of strengths, which changes which cell runs, not its numbers."""
+    if not is_dataclass(method):
+        raise TypeError(f"{type(method).__name__} is not a dataclass, so its hyper-parameters cannot be read")
+    parameters = {f.name: getattr(method, f.name) for f in fields(method) if f.name != "strengths"}
+    return {"name": method.name, "version": method.version, "parameters": canonical(parameters)}
+
+
+def fit_id(model: Mapping[str, Any], method: Mapping[str, Any], data: Mapping[str, Any] | None) -> str:
+    """Of an artefact. `data` is the recipe of what the method learnt from, None where it needs nothing.
+
+    A fit seed is a hyper-parameter of the methods that have one (`seed: ${seed.fit}`), so a method without randomness
+    is not fitted anew for every seed.
+    """
+    return digest({"schema": SCHEMA, "model": model, "method": method, "data": data})
+
+
+def steering_identity(fit: str, method: Mapping[str, Any], strength: float) -> dict[str, Any] | None:
+    """Of the model's steering: None at strength 0, which is the unsteered model for every method."""
+    return None if strength == 0 else {"fit": fit, "method": method["name"], "strength": strength}
+
+
+def record_id(
+    model: Mapping[str, Any], steering: Mapping[str, Any] | None, suite: Mapping[str, Any], split: str
+) -> str:
+    """Of a suite's result. `suite` holds its name, version, settings and, where it samples, the decoding."""
+    return digest({"schema": SCHEMA, "model": model, "steering": steering, "suite": suite, "split": split})
+
+
+def comparison_id(model: Mapping[str, Any], suite: Mapping[str, Any], split: str) -> str:
+    """Records that share it differ in their steering alone, so their items may be paired."""
+    return digest({"schema": SCHEMA, "model": model, "suite": suite, "split": split})

@@ -1,0 +1,92 @@
+"""What a result holds, and the folder it lives in. No torch here: the leaderboard reads records with this file.
+
+`runs/records/<id>/` holds record.json, items.parquet and scores.parquet. A record exists whole or not at all: it is
+written to a temporary folder and renamed.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.identity import SCHEMA
+
+TABLES = ("items", "scores")
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        yield temporary
+        if target.exists():  # broken or replaced: what counts as known was never overwritten
+            shutil.rmtree(target)
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Write a text file by temporary file and rename."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(name).chmod(0o644)
+    Path(name).replace(target)
+
+
+def dumps(value: Any) -> str:
+    """JSON as it is written everywhere here; NaN is refused, since it is no number to keep."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return value
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(folder: Path, record: Mapping[str, Any], items: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
+    """Write a record and its tables under `folder`/<id>; returns the record with the tables' hashes."""
+    with whole_folder(folder / record["id"]) as temporary:
+        for name, table in zip(TABLES, (items, scores), strict=True):
+            table.to_parquet(temporary / f"{name}.parquet", index=False)
+        files = {name: sha256(temporary / f"{name}.parquet") for name in TABLES}
+        full = {**record, "schema": SCHEMA, "files": files}
+        (temporary / "record.json").write_text(dumps(full), encoding="utf-8")
+    return full
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The record in this folder, or None where it is not whole: missing, unreadable, other schema, other bytes."""
+    try:
+        record = load(path / "record.json")
+        whole = record["schema"] == SCHEMA and all(
+            sha256(path / f"{name}.parquet") == record["files"][name] for name in TABLES
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if whole else None
+
+
+def amend(path: Path, **changes: Any) -> dict[str, Any]:
+    """Add facts that are no numbers of the result (how its strength was chosen) to a record that is there."""
+    record = load(path / "record.json") | changes
+    write_whole(path / "record.json", dumps(record))
+    return record
