@@ -1,0 +1,201 @@
+"""lm-eval's view of our model, steered or not.
+
+lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position scope would not know where it stands;
+it also reads a shared context once per answer. Here a context is read once, and "the prompt" of a scope is the
+request's context. Where steering comes with a prefix, it stands before every context.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lm_eval import utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+
+from bench import progress
+from bench.lm import LM
+from bench.sampling import draw, prefill, stream
+from bench.token_likelihood import BATCH_TOKENS, Request
+
+SAMPLED_WITH = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}  # what sampled decoding understands
+
+
+class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+    """An `LM` as lm-eval wants it. Where the LM uses a chat template, evaluate with `apply_chat_template=True`."""
+
+    backend = "causal"
+
+    def __init__(self, lm: LM) -> None:
+        super().__init__()
+        self.lm = lm
+        self.tokenizer = lm.tokenizer
+        self._device = lm.device
+        self._prefix = "" if lm.chat else lm.steering.prefix  # in a chat it is the system message
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        end = self.tokenizer.eos_token_id
+        return int(end) if end is not None else self.lm.end_of_text
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that stands for an empty context."""
+        return self.lm.end_of_text
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens."""
+        return self.lm.max_length
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer, for lm-eval's cache of requests."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids; BOS as the tokenizer was set up, but never twice (a chat template may have put it there)."""
+        if add_special_tokens is None:
+            add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode([self.prefix_token_id]))
+        return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The chat as text, with the steering prefix as, or before, its system message."""
+        prefix = self.lm.steering.prefix if self.lm.chat else ""
+        if prefix and chat_history and chat_history[0]["role"] == "system":
+            system = {"role": "system", "content": f"{prefix}\n\n{chat_history[0]['content']}"}
+            chat_history = [system, *chat_history[1:]]
+        elif prefix:
+            chat_history = [{"role": "system", "content": prefix}, *chat_history]
+        text = self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+        return str(text)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log p(continuation | prefix + context), is it the greedy one) of each request."""
+        if self._prefix:
+            requests = [
+                Instance("loglikelihood", r.doc, (self._prefix + r.args[0], r.args[1]), r.idx, r.metadata)
+                for r in requests
+            ]
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        read = self.lm.likelihood([Request(context, continuation) for _, context, continuation in requests])
+        return [(one.logprob, one.greedy) for one in read]
+
+    def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
+        """Log p of whole texts, in windows of the model's length; each token is predicted once.
+
+        The steering prefix stands before every window, in the place of the token that opens the first one.
+        """
+        prefix = self.tok_encode(self._prefix) if self._prefix else []
+        windows: list[Request] = []
+        owner: list[int] = []
+        for i, request in enumerate(requests):
+            tokens = self.tok_encode(request.args[0], add_special_tokens=False if prefix else None)
+            rolling = utils.get_rolling_token_windows(
+                token_list=tokens,
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length - len(prefix),
+                context_len=1,
+            )
+            for number, window in enumerate(map(utils.make_disjoint_window, rolling)):
+                context, continuation = window
+                if prefix:
+                    context = prefix if number == 0 else prefix + context
+                windows.append(Request(context, continuation))
+                owner.append(i)
+        totals = [0.0] * len(requests)
+        for i, one in zip(owner, self.lm.likelihood(windows), strict=True):
+            totals[i] += one.logprob
+        return totals
+
+    def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
+        """Texts up to a stop string, greedy or sampled as each request says.
+
+        A sampled text has its own random stream, from the LM's seed, its context, and how often that context came
+        before. Raises ValueError for a setting of sampled decoding that is not in SAMPLED_WITH.
+        """
+        texts = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+        for members in groups.values():
+            settings = normalize_gen_kwargs(requests[members[0]].args[1], 256)  # 256 is HFLM's default
+            if settings["do_sample"] and (unknown := set(settings) - SAMPLED_WITH):
+                raise ValueError(f"sampled decoding does not know {sorted(unknown)}; it knows {sorted(SAMPLED_WITH)}")
+            contexts = [self._prefix + requests[i].args[0] for i in members]
+            for i, text in zip(members, self._generate(contexts, settings), strict=True):
+                texts[i] = text
+        return texts
+
+    def _generate(self, contexts: list[str], settings: Any) -> list[str]:
+        new, room = settings["max_gen_toks"], self.max_length - settings["max_gen_toks"]
+        if room < 1:
+            raise ValueError(f"max_gen_toks={new} leaves no room for a context in a model of {self.max_length} tokens")
+        ids = [(self.tok_encode(context) or [self.prefix_token_id])[-room:] for context in contexts]
+        until = handle_stop_sequences(list(settings["until"]), eos=str(self.tokenizer.decode([self.eot_token_id])))
+        temperature = float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0
+        seen: Counter[str] = Counter()
+        keys = []
+        for context in contexts:
+            keys.append(torch.from_numpy(stream(self.lm.sampling.seed, context, seen[context], new)))
+            seen[context] += 1
+        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), contexts[i]))
+        size = max(1, min(self.lm.sampling.batch_size, BATCH_TOKENS // (max(map(len, ids)) + new)))
+        texts = [""] * len(ids)
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            decoded = self._decode(
+                [ids[i] for i in batch],
+                torch.stack([keys[i] for i in batch]).to(self.lm.device),
+                until,
+                temperature,
+                float(settings.get("top_p", 1.0)),
+            )
+            for i, text in zip(batch, decoded, strict=True):
+                texts[i] = text
+        return texts
+
+    def _decode(
+        self, contexts: Sequence[list[int]], keys: torch.Tensor, until: list[str], temperature: float, top_p: float
+    ) -> list[str]:
+        """Texts of one batch, cut before the first stop string; keys (B, steps) draw the tokens."""
+        rows, logits = prefill(self.lm, contexts)  # (B, V)
+        new: list[list[int]] = [[] for _ in contexts]
+        texts = [""] * len(contexts)
+        alive = torch.arange(len(contexts), device=self.lm.device)
+        for step in range(keys.shape[1]):
+            drawn = draw(logits, keys[alive, step], temperature, top_p)  # (A,)
+            progress.advance(len(drawn))
+            going = torch.ones_like(drawn, dtype=torch.bool)
+            for place, (row, token) in enumerate(zip(alive.tolist(), drawn.tolist(), strict=True)):
+                new[row].append(token)
+                whole = str(self.tokenizer.decode(new[row], skip_special_tokens=True))
+                texts[row] = postprocess_generated_text(whole, until, None)
+                going[place] = token not in self.lm.stop_tokens and texts[row] == whole
+            if not going.any() or step + 1 == keys.shape[1]:
+                break
+            if not going.all():
+                kept = going.nonzero()[:, 0]
+                rows.select(kept)
+                alive, drawn = alive[kept], drawn[kept]
+            logits = self.lm.read(rows, drawn[:, None], torch.ones_like(drawn[:, None], dtype=torch.bool), keep=1)[:, 0]
+        return texts

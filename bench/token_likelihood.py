@@ -1,0 +1,167 @@
+"""Log-probabilities of continuations, given as token ids: each distinct context is read once, then shared.
+
+A batch holds contexts of like length, padded on the left; the continuations run off copies of their context's KV
+cache, padded on the right. So a hook sees where the context ends and where padding is, as in sampling: a position
+scope steers a likelihood as it steers a sampled text. Which rows share a batch follows from the set of requests and
+the constants here, not from the order of the requests.
+"""
+
+import copy
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench import progress
+from bench.sampling import prefill
+
+if TYPE_CHECKING:
+    from bench.lm import LM, Rows
+
+BATCH_TOKENS = 4096  # columns of one forward, cache included: bounds the memory of the KV cache
+LOGITS = 2**26  # logits held at a time: 256 MiB in fp32
+CHUNK = 2**24  # logits normalised at a time
+
+
+class Request(NamedTuple):
+    """How probable is `continuation` after `context`? Both are token ids; the context is never empty."""
+
+    context: list[int]
+    continuation: list[int]
+
+
+class Likelihood(NamedTuple):
+    """logprob: sum over the continuation's tokens, in nats. greedy: each token is the model's first choice."""
+
+    logprob: float
+    greedy: bool
+    tokens: int
+
+
+_Row = tuple[tuple[int, ...], tuple[int, ...]]  # context, continuation
+
+
+def likelihoods(lm: "LM", requests: Sequence[Request]) -> list[Likelihood]:
+    """sum_t log p(continuation_t | context, continuation_<t) of each request; an empty continuation has log p = 0.
+
+    A text longer than the model's `max_length` loses tokens of its context from the left, as in lm-eval's HFLM.
+
+    Raises ValueError for an empty context, or a continuation that alone is longer than the model can read.
+    """
+    rows = [_fitted(request, lm.max_length) for request in requests]
+    found: dict[_Row, Likelihood] = {row: Likelihood(0.0, True, 0) for row in rows if not row[1]}
+    by_context: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for context, continuation in rows:
+        if continuation:
+            by_context.setdefault(context, set()).add(continuation)
+    for contexts in _context_batches(lm, list(by_context)):
+        batch = [(context, sorted(by_context[context], key=lambda c: (len(c), c))) for context in contexts]
+        found.update(_read(lm, batch))
+    return [found[row] for row in rows]
+
+
+def _fitted(request: Request, max_length: int) -> _Row:
+    context, continuation = request
+    if not context:
+        raise ValueError("a likelihood needs a context of at least one token; give the end-of-text token")
+    if len(continuation) > max_length:
+        raise ValueError(f"a continuation of {len(continuation)} tokens exceeds the model's {max_length}")
+    room = max_length + 1 - len(continuation)  # the last token is predicted, not read
+    return tuple(context[-room:]), tuple(continuation)
+
+
+def _context_batches(lm: "LM", contexts: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Contexts, short ones first, in batches that keep to the limits."""
+    contexts = sorted(contexts, key=lambda c: (len(c), c))
+    most = max(1, min(lm.sampling.batch_size, LOGITS // lm.model.config.vocab_size))
+    batch: list[tuple[int, ...]] = []
+    for context in contexts:  # the longest so far, so its length is the batch's width
+        if batch and (len(batch) == most or (len(batch) + 1) * len(context) > BATCH_TOKENS):
+            yield batch
+            batch = []
+        batch.append(context)
+    if batch:
+        yield batch
+
+
+def _read(lm: "LM", batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> dict[_Row, Likelihood]:
+    """Likelihoods of all continuations of these contexts."""
+    read, logits = prefill(lm, [list(context) for context, _ in batch])  # (P, V)
+    rows = [(i, continuation) for i, (_, continuations) in enumerate(batch) for continuation in continuations]
+    rows.sort(key=lambda row: len(row[1]))
+    start = torch.tensor([i for i, _ in rows], device=lm.device)  # (R,) context of each row
+    first = torch.tensor([continuation[0] for _, continuation in rows], device=lm.device)  # (R,)
+    logprob, greedy = _token_logprobs(logits, first, start)
+    sums, all_greedy = logprob.tolist(), greedy.tolist()
+    del logits
+    for some in _row_batches(lm, rows, read.seen.shape[1]):
+        further, further_greedy = _further(lm, read, [rows[r] for r in some])
+        for r, value, chosen in zip(some, further, further_greedy, strict=True):
+            sums[r] += value
+            all_greedy[r] = all_greedy[r] and chosen
+    return {
+        (batch[i][0], continuation): Likelihood(sums[r], all_greedy[r], len(continuation))
+        for r, (i, continuation) in enumerate(rows)
+    }
+
+
+def _row_batches(lm: "LM", rows: list[tuple[int, tuple[int, ...]]], context: int) -> Iterator[list[int]]:
+    """Numbers of the rows (sorted by length) that need a second forward, in batches that keep to the limits."""
+    batch: list[int] = []
+    for r, (_, continuation) in enumerate(rows):
+        width = len(continuation) - 1
+        if width == 0:
+            continue
+        count = len(batch) + 1
+        full = (
+            count > lm.sampling.batch_size
+            or count * (context + width) > BATCH_TOKENS
+            or count * width * lm.model.config.vocab_size > LOGITS
+        )
+        if batch and full:
+            yield batch
+            batch = []
+        batch.append(r)
+    if batch:
+        yield batch
+
+
+def _further(lm: "LM", read: "Rows", rows: list[tuple[int, tuple[int, ...]]]) -> tuple[list[float], list[bool]]:
+    """Log-probability of each row's tokens after the first, summed, and whether all are the model's first choice."""
+    width = max(len(continuation) for _, continuation in rows) - 1
+    ids = torch.tensor([[*c[:-1], *[0] * (width - len(c) + 1)] for _, c in rows], device=lm.device)  # (B, T)
+    targets = torch.tensor([[*c[1:], *[0] * (width - len(c) + 1)] for _, c in rows], device=lm.device)  # (B, T)
+    length = torch.tensor([len(c) - 1 for _, c in rows], device=lm.device)  # (B,)
+    real = torch.arange(width, device=lm.device)[None, :] < length[:, None]  # (B, T)
+    branch = _branch(read, torch.tensor([i for i, _ in rows], device=lm.device))
+    logits = lm.read(branch, ids, real)  # (B, T, V)
+    progress.advance(int(length.sum()))
+    used = real.flatten().nonzero()[:, 0]  # positions that are no padding
+    logprob = torch.zeros(real.shape, dtype=torch.double, device=lm.device)
+    greedy = torch.ones_like(real)
+    logprob[real], greedy[real] = _token_logprobs(logits.flatten(0, 1), targets.flatten()[used], used)
+    return logprob.sum(-1).tolist(), greedy.all(-1).tolist()
+
+
+def _branch(rows: "Rows", index: Tensor) -> "Rows":
+    """Rows `index` of what has been read, free to be read further; `rows` itself stays as it is."""
+    cache = copy.copy(rows.cache)
+    cache.layers = [copy.copy(layer) for layer in rows.cache.layers]
+    branch = copy.copy(rows)
+    branch.cache = cache
+    branch.select(index)
+    return branch
+
+
+def _token_logprobs(logits: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Log softmax(logits[rows])[tokens] in float64, and whether the token is the argmax; (P, V), (N,), (N,) -> (N,)."""
+    logprob, greedy = [], []
+    step = max(1, CHUNK // logits.shape[-1])
+    for start in range(0, len(tokens), step):
+        token = tokens[start : start + step]
+        scores = logits[rows[start : start + step]].float()  # (C, V)
+        at_token = scores.gather(-1, token[:, None])[:, 0]
+        logprob.append(at_token.double() - scores.logsumexp(-1).double())
+        greedy.append(scores.argmax(-1) == token)
+    return torch.cat(logprob), torch.cat(greedy)
