@@ -172,7 +172,7 @@ class Cell:
         artefact = load(folder / "artefact.safetensors")
         return {name: t for name, t in artefact.items() if not name.startswith(INFO)}, record.load(folder / "fit.json")
 
-    # -- the model at work ----------------------------------------------------------------------------------------------
+    # -- the model at work --------------------------------------------------------------------------------------------
 
     @contextmanager
     def steered(self, strength: float) -> Iterator[LM]:

@@ -1,0 +1,129 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hydra.utils import get_class
+from omegaconf import OmegaConf
+
+from bench import config
+from methods.errors import SetupError
+
+CONF = config.folder()
+CHOICES = [(group, choice) for group, choices in config.groups().items() for choice in choices]
+NEEDED = {"local": ["model.path=x"], "hub": ["model.id=a/b", "model.revision=c"], "pairs": ["data.path=x"]}
+
+
+def overrides(group, choice):
+    listed = group in ("suite", "scorer")
+    own = [f"{group}=[{choice}]" if listed else f"{group}={choice}", *NEEDED.get(choice, [])]
+    if group == "scorer":
+        own += [f"data.scorer={choice}", f"tuning.scorer={choice}"]
+    return own
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: str(value))
+def test_every_yaml_composes_and_its_target_takes_every_key(group, choice):
+    cfg = config.compose(overrides(group, choice))
+    node = OmegaConf.select(cfg, f"{group}.{choice}" if group in ("suite", "scorer") else group)
+    if group != "experiment" and "_target_" in node:
+        import inspect
+
+        runner_reads = {"mirror", "offline", "scorer"} if group == "data" else set()
+        allowed = set(inspect.signature(get_class(node._target_)).parameters)
+        assert set(node) - {"_target_"} - runner_reads <= allowed
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_yaml_begins_with_its_command(path: Path):
+    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    assert lines[0].startswith(("# python -m bench", "# make "))
+
+
+@pytest.mark.parametrize("experiment", config.groups()["experiment"])
+def test_every_experiment_validates_in_full(experiment):
+    jobs = config.jobs([f"experiment={experiment}"], multirun=False)
+    assert len(jobs) > 1
+    for job in jobs:
+        config.validate(job)
+
+
+def test_every_tuned_method_has_a_grid_of_the_same_length():
+    grids = {c: list(config.compose([f"method={c}"]).method.strengths) for c in config.groups()["method"]}
+    assert grids.pop("unsteered") == []
+    assert {len(grid) for grid in grids.values()} == {5}, grids
+    assert all(grid == sorted(grid) and min(grid) > 0 for grid in grids.values())
+
+
+def test_a_sweep_is_a_product_and_the_command_line_goes_before_the_experiment():
+    jobs = config.jobs(["method=caa,detox", "seed.sample=0,1"], multirun=True)
+    assert jobs == [
+        ["method=caa", "seed.sample=0"],
+        ["method=caa", "seed.sample=1"],
+        ["method=detox", "seed.sample=0"],
+        ["method=detox", "seed.sample=1"],
+    ]
+    quick = config.jobs(["experiment=quickstart"], multirun=False)
+    assert len(quick) == len({tuple(job) for job in quick}) and ["method=caa", "experiment=quickstart"] in quick
+    only = config.jobs(["experiment=quickstart", "method=caa"], multirun=False)
+    assert {line for job in only for line in job if line.startswith("method=")} == {"method=caa"}
+
+
+BAD = [
+    (["method=cca"], "did you mean caa"),
+    (["metod=caa"], "did you mean method"),
+    (["suite.rtp.kk=3"], "did you mean suite.rtp.k"),
+    (["+suite.rtp.kk=3"], "did you mean suite.rtp.k"),
+    (["++sampling.topp=1"], "did you mean sampling.top_p"),
+    (["suite=[rpt]"], "did you mean rtp"),
+    (["sampling.top_p=1.5"], r"outside \(0, 1\]"),
+    (["sampling.top_p=0"], r"outside \(0, 1\]"),
+    (["model=local"], "model.path has no value"),
+    (["model=local", "model.path=nowhere"], "no config.json"),
+    (["strength=strong"], "a number in the method's unit, or auto"),
+    (["method=caa", "suite=[rtp]"], "add them to suite"),
+    (["tuning.scorer=detoxify"], "add it to scorer"),
+    (["suite.rtp.k=0"], "a whole number above 0"),
+    (["runtime.results=/dev/null/x"], "cannot be written"),
+    (["method=caa,detox"], "add -m"),
+    (["experiment=quickstart,ci"], "is refused"),
+    (["method"], "key=value"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[:40])
+def test_bad_input_is_one_clear_message(arguments, message):
+    with pytest.raises(SetupError, match=message):
+        for job in config.jobs(arguments, multirun=False):
+            config.validate(job)
+
+
+def test_all_errors_at_once():
+    with pytest.raises(SetupError) as caught:
+        config.validate(["sampling.top_p=2", "suite.rtp.k=0", "model.bos=x"])
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_the_command_line_says_it_without_a_traceback_and_leaves_no_folder(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "bench", "method=cca"], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert run.returncode == 2
+    assert "did you mean caa" in run.stderr and "Traceback" not in run.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_quick_and_names_every_option(tmp_path):
+    start = time.monotonic()
+    run = subprocess.run([sys.executable, "-m", "bench", "--help"], capture_output=True, text=True, cwd=tmp_path)
+    seconds = time.monotonic() - start
+    assert run.returncode == 0
+    assert seconds < 10  # about one on an idle machine; the point is that torch is not imported
+    for group, choice in CHOICES:
+        assert f"{group}={choice}" in run.stdout
+    cfg = config.compose(["suite=[rtp,capability,fluency]"])
+    for suite, node in cfg.suite.items():
+        for key in set(node) - {"_target_"}:
+            assert f"suite.{suite}.{key}=" in run.stdout
+    assert run.stdout.count("python -m bench ") >= 3

@@ -1,0 +1,121 @@
+"""A whole sweep on a tiny model, through the command line's own function: no network, no wheels."""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from bench import record
+from bench.__main__ import main
+from bench.data.prompts import rtp_prompts
+from bench.data.sources import Sources
+from tests.tiny import tiny_model, tiny_tokenizer
+
+PLACES = ("river", "tree", "road", "house", "bird", "dog", "bread", "weather")
+PROMPTS = [f"People {verb} along the {place} and" for place in PLACES for verb in ("walk", "talk", "sing", "work", "run")]
+
+
+def write_set(folder: Path, rows: list[dict], split: str) -> None:
+    """A data set laid out as on the hub."""
+    folder.mkdir(parents=True)
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = f"configs:\n- config_name: default\n  data_files:\n  - split: {split}\n    path: data.jsonl\n"
+    (folder / "README.md").write_text(f"---\n{config}---\n")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """A model folder, a mirror with prompts and one capability task, and contrast pairs."""
+    root = tmp_path_factory.mktemp("world")
+    tiny_model().save_pretrained(root / "model")
+    tiny_tokenizer().save_pretrained(root / "model")
+    write_set(root / "mirror/allenai/real-toxicity-prompts", [{"prompt": {"text": p}} for p in PROMPTS], "train")
+    goals = [
+        {"goal": f"To find the {p}", "sol1": "walk along the river", "sol2": "sing about bread", "label": i % 2}
+        for i, p in enumerate(PLACES)
+    ]
+    write_set(root / "mirror/baber/piqa", goals, "validation")
+    pairs = [{"prompt": p, "desired": " with love", "undesired": " with hate"} for p in PROMPTS[:10]]
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    return root
+
+
+def arguments(world: Path, results: Path, *more: str) -> list[str]:
+    return [
+        "-m", "model=local", f"model.path={world / 'model'}", "model.bos=prepend", f"runtime.results={results}",
+        f"runtime.cache={world / 'cache'}", "data=pairs", f"data.path={world / 'pairs.jsonl'}",
+        f"data.mirror={world / 'mirror'}", "data.offline=true", "scorer=[profanity_check]", "suite.rtp.k=2",
+        "suite.rtp.prompts=5", "suite.rtp.dev_k=2", "suite.rtp.dev_prompts=3", "suite.capability.tasks=[piqa]",
+        "suite.capability.documents=4", "suite.capability.dev_documents=2", "sampling.max_new_tokens=6", *more,
+    ]  # fmt: skip
+
+
+def contents(results: Path) -> dict[str, str]:
+    """Hash of every result's bytes; the record's cost and provenance differ from run to run."""
+    found = {}
+    for path in sorted((results / "runs" / "records").glob("*/*.parquet")):
+        found[f"{path.parent.name}/{path.name}"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    for path in sorted((results / "runs" / "generations").glob("*/*.gz")):
+        found[path.parent.name] = hashlib.sha256(gzip.decompress(path.read_bytes())).hexdigest()
+    return found
+
+
+def test_a_sweep_twice_and_in_another_order(world, tmp_path, capsys):
+    methods = "unsteered,prompt,caa,random_direction"
+    assert main(arguments(world, tmp_path / "a", f"method={methods}")) == 0
+    output = capsys.readouterr()
+    assert (tmp_path / "a/leaderboard.csv").is_file() and "leaderboard.csv" in output.out + output.err
+    assert (tmp_path / "a/figures/tradeoff.png").stat().st_size > 5000
+    table = pd.read_csv(tmp_path / "a/leaderboard.csv")
+    assert set(table["method"]) == set(methods.split(","))
+    first = contents(tmp_path / "a")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "a/runs").rglob("*") if path.is_file()}
+
+    assert main(arguments(world, tmp_path / "a", f"method={methods}")) == 0  # known: computes nothing
+    assert "nothing to compute" in capsys.readouterr().err
+    assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "a/runs").rglob("*") if path.is_file()}
+
+    backwards = ",".join(reversed(methods.split(",")))  # bit-equal, whatever came before
+    assert main(arguments(world, tmp_path / "b", f"method={backwards}", "suite=[fluency,capability,rtp]")) == 0
+    assert contents(tmp_path / "b") == first
+
+
+def test_a_run_that_lost_half_its_records_computes_only_those(world, tmp_path):
+    command = arguments(world, tmp_path, "method=unsteered,caa", "strength=2")
+    assert main(command) == 0
+    before = contents(tmp_path)
+    records = sorted((tmp_path / "runs/records").iterdir())
+    for path in records[::2]:
+        (path / "items.parquet").write_bytes(b"cut")  # as a killed machine leaves it
+    kept = {path: (path / "record.json").stat().st_mtime_ns for path in records[1::2]}
+    assert main(command) == 0
+    assert contents(tmp_path) == before
+    assert kept == {path: (path / "record.json").stat().st_mtime_ns for path in records[1::2]}
+
+
+def test_a_tuned_strength_and_the_same_one_given_are_one_cell(world, tmp_path):
+    assert main(arguments(world, tmp_path, "method=caa")) == 0
+    found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
+    tests = [one for one in found if one and one["split"] == "test"]
+    assert all(len(one["tuning"]["trials"]) == 5 for one in tests)
+    before = contents(tmp_path)
+    assert main(arguments(world, tmp_path, "method=caa", f"strength={tests[0]['method']['strength']}")) == 0
+    assert contents(tmp_path) == before
+
+
+def test_a_failing_cell_names_itself_and_the_others_go_on(world, tmp_path, capsys):
+    bad = arguments(world, tmp_path, "method=caa", "method.layer=0.5,40", "strength=2", "suite=[rtp]")
+    assert main(bad) == 2
+    output = capsys.readouterr()
+    assert "layer 40 out of range: llama has 5 (0-4); set method.layer" in output.err
+    assert "1 of 2 cells failed" in output.err and "Traceback" not in output.err
+    assert len(list((tmp_path / "runs/records").iterdir())) == 1
+
+
+def test_no_prompt_is_in_two_splits(world):
+    sources = Sources(mirror=str(world / "mirror"), cache=world / "cache", offline=True)
+    splits = [{prompt.text for prompt in rtp_prompts(sources, split, None)[0]} for split in ("fit", "dev", "test")]
+    assert sum(len(split) for split in splits) == len(PROMPTS) == len(set.union(*splits))
