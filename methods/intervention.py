@@ -77,7 +77,7 @@ def scope_mask(scope: Scope, columns: int, *, front: int = 0, boundary: bool = F
     if scope == "prompt":
         return (index >= 0) & (index < prompt)
     if scope == "generation":
-        return index >= (prompt - 1 if boundary else prompt)
+        return (index >= 0) & (index >= (prompt - 1 if boundary else prompt))
     raise ValueError(f"scope {scope!r} is not one of all, front, prompt, generation")
 
 

@@ -1,0 +1,202 @@
+import pytest
+import torch
+
+from bench.lm import LM
+from bench.sampling import prefill, sample
+from methods import anatomy
+from methods.act_add import ActAdd, residual
+from methods.base import FitData
+from methods.errors import SetupError
+from methods.intervention import record
+from tests.sinks import planted_sink
+from tests.tiny import CONFIGS, tiny_lm
+
+PROMPT = "People walk along the water"
+LAYER = 2
+
+
+def fit(method: ActAdd, lm: LM) -> dict[str, torch.Tensor]:
+    return method.fit(lm.model, lm.tokenizer, FitData())
+
+
+def front(method: ActAdd, lm: LM) -> torch.Tensor:
+    return fit(method, lm)[f"layers.{method.layer}.front"]
+
+
+def read(lm: LM, ids: list[int], prompt: int) -> torch.Tensor:
+    """(T, V) logits of one text in one forward."""
+    rows = lm.start(torch.tensor([prompt]))
+    return lm.read(rows, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_vector_is_the_difference_per_position_at_the_block_input(architecture):
+    lm = tiny_lm(architecture)
+    method = ActAdd(desired="love", undesired="hate and", layer=LAYER)
+    desired, undesired = method.tokens(lm.tokenizer)
+    space = lm.tokenizer(" ", add_special_tokens=False).input_ids[0]
+    missing = len(undesired) - len(lm.tokenizer("love").input_ids)
+    assert missing > 0 and desired == lm.tokenizer("love").input_ids + [space] * missing
+    with torch.inference_mode():
+        states = [
+            lm.model(torch.tensor([t]), output_hidden_states=True).hidden_states[LAYER][0] for t in (desired, undesired)
+        ]
+    artefact = fit(method, lm)
+    expected = states[0] - states[1]
+    torch.testing.assert_close(artefact[f"layers.{LAYER}.front"], expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        artefact["info.norm_ratio"], expected.norm(dim=-1) / states[0].norm(dim=-1), atol=1e-4, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_swapping_the_prompts_negates_equal_prompts_give_nothing_and_bos_gives_zero(architecture):
+    lm = tiny_lm(architecture)
+    v = front(ActAdd(desired="love", undesired="hate", layer=LAYER), lm)
+    assert torch.equal(front(ActAdd(desired="hate", undesired="love", layer=LAYER), lm), -v)
+    assert not v[0].any() and v[1].any()
+    same = ActAdd(desired="love", undesired="love", layer=LAYER)
+    artefact = fit(same, lm)
+    assert not artefact[f"layers.{LAYER}.front"].any()
+    ids = lm.encode(PROMPT)
+    with lm.steered(same, artefact, 7) as steered:
+        assert torch.equal(read(steered, ids, len(ids)), read(lm, ids, len(ids)))
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_self_swap_turns_one_prompt_into_the_other(architecture):
+    """With the undesired prompt itself as prompt, and strength 1, the stream from the layer on is the desired one's."""
+    lm = tiny_lm(architecture)
+    method = ActAdd(desired="love and bread", undesired="hate and bread", layer=LAYER)
+    desired, undesired = method.tokens(lm.tokenizer)
+    target, base = read(lm, desired, len(desired)), read(lm, undesired, len(undesired))
+    with lm.steered(method, fit(method, lm), 1) as steered:
+        swapped = read(steered, undesired, len(undesired))
+    assert (base - target).abs().max() > 0.1
+    torch.testing.assert_close(swapped, target, atol=1e-3, rtol=1e-3)
+
+
+def test_only_the_front_is_touched_and_nothing_before_it_notices():
+    lm = tiny_lm()
+    method = ActAdd(desired="love", undesired="hate", layer=LAYER)
+    artefact, ids = fit(method, lm), lm.encode(PROMPT)
+    v = artefact[f"layers.{LAYER}.front"]
+    size = len(v)
+    layers = range(len(anatomy.blocks(lm.model)))
+
+    def streams(lm: LM) -> dict[int, torch.Tensor]:
+        with record(lm.model, layers) as seen:
+            read(lm, ids, len(ids))
+        return {layer: hidden[0] for layer, hidden in seen.items()}
+
+    before = streams(lm)
+    with lm.steered(method, artefact, 3) as steered:
+        # a recorder entered inside is called behind the steering hook: the input as the block gets it
+        with record(lm.model, [LAYER], "input") as entered:
+            read(steered, ids, len(ids))
+            into = entered[LAYER][0]
+        after = streams(steered)
+    for layer in range(LAYER):
+        assert torch.equal(after[layer], before[layer])
+    assert torch.equal(into[size:], before[LAYER - 1][size:])
+    assert torch.equal(into[:size], before[LAYER - 1][:size] + 3 * v)
+    assert torch.equal(after[LAYER][0], before[LAYER][0])  # BOS, where v is 0
+    assert not torch.allclose(after[LAYER][-1], before[LAYER][-1])  # felt through attention, at every later token
+
+
+def test_cached_steps_are_untouched():
+    lm = tiny_lm()
+    method = ActAdd(desired="love", undesired="hate", layer=LAYER)
+    with lm.steered(method, fit(method, lm), 3) as steered:
+        rows, _ = prefill(steered, [steered.encode(PROMPT)])
+        step, real = torch.tensor([[40]]), torch.tensor([[True]])
+        with record(lm.model, [LAYER], "input") as behind:
+            steered.read(rows, step, real)
+        with record(lm.model, [LAYER - 1]) as written:
+            steered.read(rows, step, real)
+            with record(lm.model, [LAYER], "input") as entered:
+                steered.read(rows, step, real)
+            assert torch.equal(entered[LAYER], written[LAYER - 1])
+    assert behind[LAYER].shape == (1, 1, anatomy.width(lm.model))
+
+
+def test_left_padding_moves_the_front_along():
+    lm = tiny_lm()
+    method = ActAdd(desired="love", undesired="hate", layer=LAYER)
+    artefact = fit(method, lm)
+    v = artefact[f"layers.{LAYER}.front"]
+    encoded = [lm.encode(PROMPT), lm.encode("The lazy")]
+    pads = len(encoded[0]) - len(encoded[1])
+    assert pads > 0 and len(encoded[1]) >= len(v)
+    with record(lm.model, [LAYER], "input") as seen:
+        prefill(lm, encoded)
+        before = seen[LAYER]
+    with lm.steered(method, artefact, 2) as steered, record(lm.model, [LAYER], "input") as entered:
+        prefill(steered, encoded)
+        moved = entered[LAYER]
+    assert torch.equal(moved[1, pads : pads + len(v)], before[1, pads : pads + len(v)] + 2 * v)
+    assert torch.equal(moved[1, :pads], before[1, :pads])
+    assert torch.equal(moved[1, pads + len(v) :], before[1, pads + len(v) :])
+
+
+def test_short_prompt_is_an_error_by_default_and_can_be_clipped():
+    lm = tiny_lm(bos="none")
+    strict = ActAdd(desired="love", undesired="hate and bread", layer=LAYER)
+    artefact = fit(strict, lm)
+    size = len(artefact[f"layers.{LAYER}.front"])
+    ids = lm.encode("a")
+    assert len(ids) == 1 < size
+    with pytest.raises(SetupError, match=rf"first {size} tokens, and a prompt has 1; set method\.short_prompt=clip"):
+        with lm.steered(strict, artefact, 3) as steered:
+            sample(steered, [PROMPT, "a"], 1, 2)
+    clip = ActAdd(desired="love", undesired="hate and bread", layer=LAYER, short_prompt="clip")
+    text = ids + lm.tokenizer(" river bird").input_ids
+    with record(lm.model, [LAYER], "input") as seen:
+        read(lm, text, 1)
+        before = seen[LAYER][0]
+    with lm.steered(clip, artefact, 3) as steered, record(lm.model, [LAYER], "input") as entered:
+        read(steered, text, 1)
+        after = entered[LAYER][0]
+    assert torch.equal(after[1:], before[1:])  # the continuation is never touched, though the vector is longer
+    assert torch.equal(after[0], before[0] + 3 * artefact[f"layers.{LAYER}.front"][0])
+
+
+@pytest.mark.parametrize("bos", ["none", "prepend"])
+def test_start_puts_a_shared_beginning_before_both_prompts(bos):
+    lm = tiny_lm(bos=bos)
+    plain = ActAdd(desired="love", undesired="hate", layer=LAYER)
+    started = ActAdd(desired="love", undesired="hate", layer=LAYER, start="</s>")
+    begin = [1] * (bos == "prepend")
+    (a, b), (c, d) = plain.tokens(lm.tokenizer), started.tokens(lm.tokenizer)
+    shared = [*begin, lm.tokenizer.eos_token_id]
+    assert c == shared + a[len(begin) :] and d == shared + b[len(begin) :]
+    v = front(started, lm)
+    assert not v[: len(shared)].any() and v[len(shared) :].any(-1).all()
+    torch.testing.assert_close(v, residual(lm.model, c, LAYER) - residual(lm.model, d, LAYER))
+
+
+def test_planted_sink_is_in_the_vector_without_a_shared_start_and_not_with_it():
+    """The sink token first in one prompt alone: row 0 is all sink. With a shared start it is ordinary words again."""
+    lm, _, direction, sink = planted_sink()
+    prompts = {"desired": "<s>0", "undesired": "1<s>"}
+    without = ActAdd(**prompts, layer=LAYER)
+    lm_without = tiny_lm(bos="none").tokenizer
+    v = without.fit(lm.model, lm_without, FitData())[f"layers.{LAYER}.front"]
+    assert torch.cosine_similarity(v[0], sink, dim=0) > 0.99 and v[0].norm() > 90
+    started = ActAdd(desired="0", undesired="5", layer=LAYER, start="<s>")
+    v = started.fit(lm.model, lm_without, FitData())[f"layers.{LAYER}.front"]
+    assert not v[0].any()
+    assert torch.cosine_similarity(v[1], direction, dim=0) > 0.98 and abs(float(v[1] @ sink)) < 0.3
+
+
+def test_wrong_settings():
+    lm = tiny_lm()
+    with pytest.raises(SetupError, match="3 tokens here; give a text that is one token"):
+        fit(ActAdd(pad="xyz", layer=LAYER), lm)
+    with pytest.raises(SetupError, match="allowed are error, clip"):
+        ActAdd(short_prompt="cut").check(lm.model)
+    with pytest.raises(SetupError, match="layer 40 out of range"):
+        ActAdd(layer=40).check(lm.model)
+    bare = tiny_lm(bos="none")
+    with pytest.raises(SetupError, match="both empty"):
+        fit(ActAdd(desired="", undesired="", layer=LAYER), bare)

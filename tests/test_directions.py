@@ -1,0 +1,112 @@
+import pytest
+import torch
+
+from methods import anatomy, directions
+from methods.directions import Text, encode, mean_difference, mean_norm, pooled_features
+from methods.intervention import record
+from tests.sinks import ORDINARY_NORM, planted_sink
+from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
+
+TEXTS = [Text([1, 80, 33, 7], 2), Text([1, 120], 1), Text([1, 9, 200, 41, 66, 5, 77], 4), Text([1, 30, 31], 3)]
+
+
+def stream(model, tokens, layer, site="output"):
+    """(T, D) of one text, alone and unpadded."""
+    with torch.inference_mode(), record(model, [layer], site) as seen:
+        model(input_ids=torch.tensor([tokens]), use_cache=False)
+    return seen[layer][0]
+
+
+def test_encode_tokenises_apart_and_cuts():
+    tokenizer = tiny_tokenizer("prepend")
+    plain = tokenizer("the old tree", add_special_tokens=False).input_ids
+    (text,) = encode(tokenizer, ["the old tree"], [" sings"])
+    assert text.tokens == [1, *plain, *tokenizer(" sings", add_special_tokens=False).input_ids]
+    assert text.prompt == 1 + len(plain)
+    (cut,) = encode(tokenizer, ["the old tree"], [" sings"], max_tokens=2)
+    assert cut.tokens == text.tokens[:2] and cut.prompt == 2
+    (empty,) = encode(tiny_tokenizer("none"), [""], [""])
+    assert empty == Text([tokenizer.eos_token_id], 0)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize(
+    ("read", "skip_first", "spans"),
+    [
+        ("all", 0, [(0, 4), (0, 2), (0, 7), (0, 3)]),
+        ("all", 1, [(1, 4), (1, 2), (1, 7), (1, 3)]),
+        ("continuation", 0, [(2, 4), (1, 2), (4, 7), (2, 3)]),  # the last text has none: its last token
+        ("continuation", 3, [(3, 4), (1, 2), (4, 7), (2, 3)]),
+        ("last", 0, [(3, 4), (1, 2), (6, 7), (2, 3)]),
+    ],
+)
+def test_pooled_features_are_the_mean_over_the_span(architecture, read, skip_first, spans):
+    model = tiny_model(architecture)
+    layers = [0, 2]
+    pooled = pooled_features(model, TEXTS, layers, read=read, skip_first=skip_first)
+    assert pooled.shape == (2, 4, anatomy.width(model)) and pooled.dtype == torch.float32
+    for i, layer in enumerate(layers):
+        for row, (text, (start, end)) in enumerate(zip(TEXTS, spans, strict=True)):
+            expected = stream(model, text.tokens, layer)[start:end].mean(0)
+            torch.testing.assert_close(pooled[i, row], expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_pooled_features_do_not_depend_on_the_batch(batch_size):
+    model = tiny_model("gpt2")
+    whole = pooled_features(model, TEXTS, [1], read="all")
+    torch.testing.assert_close(
+        pooled_features(model, TEXTS, [1], read="all", batch_size=batch_size), whole, atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_features_after_the_final_norm_are_the_last_hidden_states(architecture):
+    model = tiny_model(architecture)
+    pooled = pooled_features(model, TEXTS, [len(anatomy.blocks(model)) - 1], read="all", after_final_norm=True)
+    for row, text in enumerate(TEXTS):
+        with torch.inference_mode():
+            states = model(input_ids=torch.tensor([text.tokens]), output_hidden_states=True).hidden_states
+        torch.testing.assert_close(pooled[0, row], states[-1][0].mean(0), atol=1e-4, rtol=1e-4)
+
+
+def test_features_at_the_input_are_those_of_the_block_before():
+    model = tiny_model()
+    before = pooled_features(model, TEXTS, [1], read="all")
+    assert torch.equal(pooled_features(model, TEXTS, [2], read="all", site="input"), before)
+
+
+def test_mean_difference_by_hand():
+    desired, undesired = torch.tensor([[1.0, 2.0], [3.0, 8.0]]), torch.tensor([[0.0, 1.0], [1.0, 2.0]])
+    assert mean_difference(desired, undesired).tolist() == [1.5, 3.5]
+    assert mean_difference(torch.stack([desired] * 2), torch.stack([undesired] * 2)).shape == (2, 2)
+
+
+def test_mean_norm_is_a_mean_of_lengths_not_the_length_of_a_mean():
+    model = tiny_model()
+    expected = [
+        stream(model, t.tokens, 2)[s].norm(dim=-1).mean() for t, s in zip(TEXTS[:2], [slice(2, 4), slice(1, 2)])
+    ]
+    found = mean_norm(model, TEXTS[:2], 2, read="continuation", skip_first=1)
+    assert found == pytest.approx(float(sum(expected) / 2), rel=1e-4)
+    assert mean_norm(model, TEXTS[:2], 2, read="continuation", skip_first=1, batch_size=1) == pytest.approx(found)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_planted_sink_dominates_what_includes_it(architecture):
+    """The helper other tests rely on: the sink is where it should be, and an ordinary token is not."""
+    lm, pairs, direction, sink = planted_sink(architecture)
+    (text,) = encode(lm.tokenizer, pairs.prompt[:1], pairs.desired[:1])
+    hidden = stream(lm.model, text.tokens, 1)
+    assert hidden[0] @ sink > 99 and hidden[1:].norm(dim=-1).max() < 1.5
+    assert hidden[1 : text.prompt].norm(dim=-1).max() < 3 * ORDINARY_NORM
+    assert (hidden[text.prompt :] @ direction).min() > 0.8
+    for read, skip_first, low, high in (("all", 0, 0.0, 0.6), ("all", 1, 0.99, 1.0), ("continuation", 0, 0.99, 1.0)):
+        features = [
+            pooled_features(lm.model, encode(lm.tokenizer, pairs.prompt, texts), [1], read=read, skip_first=skip_first)[
+                0
+            ]
+            for texts in (pairs.desired, pairs.undesired)
+        ]
+        cosine = torch.cosine_similarity(directions.mean_difference(*features), direction, dim=0)
+        assert low <= cosine <= high + 1e-5, (read, skip_first)
