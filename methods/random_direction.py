@@ -34,7 +34,7 @@ class RandomDirection(Method):
 
     seed: int = 0
     layer: int | float = 0.45
-    strengths: Sequence[float] = (0.05, 0.1, 0.2, 0.4, 0.8)
+    strengths: Sequence[float] = (0.075, 0.1, 0.15, 0.2, 0.3)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have."""

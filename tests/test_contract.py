@@ -140,6 +140,16 @@ def test_yaml_lists_every_option_and_how_to_run_it(name):
         assert "  # " in line, f"{key} is not explained"
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_yaml_and_class_agree_on_the_defaults(name):
+    """A notebook that writes `CAA()` gets what `method=caa` gets."""
+    method = load(name)
+    for field in dataclasses.fields(method):
+        if field.default is not dataclasses.MISSING:
+            value = getattr(method, field.name)
+            assert (tuple(value) if isinstance(value, list) else value) == field.default, field.name
+
+
 @each
 def test_check_accepts_the_yaml(name, architecture):
     load(name).check(shared(architecture).model)

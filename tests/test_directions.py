@@ -84,9 +84,8 @@ def test_mean_difference_by_hand():
 
 def test_mean_norm_is_a_mean_of_lengths_not_the_length_of_a_mean():
     model = tiny_model()
-    expected = [
-        stream(model, t.tokens, 2)[s].norm(dim=-1).mean() for t, s in zip(TEXTS[:2], [slice(2, 4), slice(1, 2)])
-    ]
+    spans = zip(TEXTS[:2], (slice(2, 4), slice(1, 2)), strict=True)
+    expected = [stream(model, text.tokens, 2)[span].norm(dim=-1).mean() for text, span in spans]
     found = mean_norm(model, TEXTS[:2], 2, read="continuation", skip_first=1)
     assert found == pytest.approx(float(sum(expected) / 2), rel=1e-4)
     assert mean_norm(model, TEXTS[:2], 2, read="continuation", skip_first=1, batch_size=1) == pytest.approx(found)

@@ -1,0 +1,236 @@
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from bench.lm import LM, load_lm, set_bos
+from bench.sampling import prefill
+from methods import anatomy
+from methods.base import Steering
+from methods.errors import SetupError
+from methods.intervention import Hook, current_positions, hooked
+from tests.tiny import CONFIGS, tiny_lm, tiny_model, tiny_tokenizer
+
+BOS, EOS = 1, 2
+CHAT = (
+    "{{ '<s>' }}{% for m in messages %}[{{ m['role'] }}: {{ m['content'] }}]{% endfor %}"
+    "{% if add_generation_prompt %}[assistant: {% endif %}"
+)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A tiny Llama on disk, its tokenizer set to prepend BOS by itself."""
+    tiny_model().save_pretrained(tmp_path)
+    tiny_tokenizer("prepend").save_pretrained(tmp_path)
+    return tmp_path
+
+
+class Shift:
+    """Adds a constant at one block's output everywhere, with a prefix; counts how often it was entered."""
+
+    def __init__(self, next_logits=None):
+        self.entered = self.left = 0
+        self.next_logits = next_logits
+
+    @contextmanager
+    def apply(self, model, artefact, strength):
+        self.entered += 1
+        with hooked([Hook(anatomy.blocks(model)[1], "output", lambda hidden: hidden + strength)]):
+            try:
+                yield Steering(prefix="Be kind. ", next_logits=self.next_logits)
+            finally:
+                self.left += 1
+
+
+def logits(lm: LM, prompt: str = "the old tree") -> torch.Tensor:
+    return prefill(lm, [lm.encode(prompt)])[1]
+
+
+def test_bos_prepend_puts_it_once_and_none_never(folder):
+    plain = tiny_tokenizer("none")("the old tree").input_ids
+    assert BOS not in plain
+    assert load_lm(str(folder), bos="prepend").encode("the old tree") == [BOS, *plain]
+    lm = load_lm(str(folder), bos="none")
+    assert lm.encode("the old tree") == plain
+    assert lm.tokenizer("a b", add_special_tokens=False).input_ids == lm.tokenizer("a b").input_ids
+    again = load_lm(str(folder), bos="prepend")
+    set_bos(again.tokenizer, "prepend")
+    assert again.encode("the old tree") == [BOS, *plain]
+
+
+@pytest.mark.parametrize("bos", ["prepend", "none"])
+def test_an_empty_prompt_is_one_token(bos):
+    assert tiny_lm(bos=bos).encode("") == [BOS]
+
+
+def test_an_empty_prompt_without_any_special_token():
+    lm = tiny_lm(bos="none")
+    lm.tokenizer.bos_token = lm.tokenizer.eos_token = None
+    with pytest.raises(SetupError, match="neither BOS nor EOS"):
+        lm.encode("")
+
+
+def test_bos_errors():
+    tokenizer = tiny_tokenizer("none")
+    with pytest.raises(SetupError, match="allowed are prepend, none"):
+        set_bos(tokenizer, "always")
+    tokenizer.bos_token = None
+    with pytest.raises(SetupError, match=r"no BOS token; set model\.bos=none"):
+        set_bos(tokenizer, "prepend")
+
+
+def test_prefix_stands_before_a_plain_prompt():
+    lm = tiny_lm()
+    with lm.steered(Shift(), {}, 1.0) as steered:
+        assert steered.encode("the old tree") == lm.encode("Be kind. the old tree")
+
+
+def test_prefix_is_the_system_message_of_a_chat_and_bos_is_the_templates_alone(folder):
+    tokenizer = tiny_tokenizer("prepend")
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    lm = load_lm(str(folder), bos="prepend", chat=True)
+    assert lm.tokenizer.decode(lm.encode("hi")) == "<s>[user: hi][assistant: "
+    assert lm.encode("hi").count(BOS) == 1
+    with lm.steered(Shift(), {}, 1.0) as steered:
+        assert lm.tokenizer.decode(steered.encode("hi")) == "<s>[system: Be kind. ][user: hi][assistant: "
+    assert lm.identity["chat"] is True
+
+
+def test_chat_without_a_template(folder):
+    with pytest.raises(SetupError, match=r"no chat template; set model\.chat=false"):
+        load_lm(str(folder), chat=True)
+
+
+def test_a_folder_without_weights_or_without_anything(folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SetupError, match=r"cannot load a model from .*give a folder with config\.json"):
+        load_lm(str(folder))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(SetupError, match="cannot load a model"):
+        load_lm(str(empty))
+    with pytest.raises(SetupError, match="cannot load a model"):
+        load_lm(str(tmp_path / "missing"))
+
+
+def test_loaded_model_is_ready_and_named(folder):
+    lm = load_lm(str(folder), dtype="bfloat16", identity={"path": "x", "fingerprint": "abc"})
+    assert not lm.model.training and not any(p.requires_grad for p in lm.model.parameters())
+    assert lm.model.dtype == torch.bfloat16
+    expected = {"path": "x", "fingerprint": "abc", "dtype": "bfloat16", "device": "cpu", "bos": "none", "chat": False}
+    assert expected.items() <= lm.identity.items()
+    assert lm.identity["threads"] == torch.get_num_threads()
+    assert lm.max_length == 256 and lm.stop_tokens == {EOS}
+
+
+def test_a_tokenizer_without_pad_token_gets_one(folder):
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    assert load_lm(str(folder)).tokenizer.pad_token_id == EOS
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_padding_on_either_side_changes_no_logit(architecture):
+    lm = tiny_lm(architecture)
+    texts = [lm.encode("the old tree near the river"), lm.encode("bread")]
+    width, short = len(texts[0]), len(texts[1])
+    single = [prefill(lm, [text])[1][0] for text in texts]
+    left = prefill(lm, texts)[1]
+    ids = torch.tensor([texts[0], texts[1] + [7] * (width - short)])
+    real = torch.tensor([[True] * width, [True] * short + [False] * (width - short)])
+    right = lm.read(lm.start(torch.tensor([width, short])), ids, real)
+    for i, last in enumerate((width - 1, short - 1)):
+        torch.testing.assert_close(left[i], single[i], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(right[i, last], single[i], atol=1e-4, rtol=1e-4)
+
+
+def test_hooks_are_told_where_each_forward_stands():
+    lm = tiny_lm()
+    seen = []
+
+    def look(hidden):
+        seen.append({name: value.tolist() for name, value in current_positions()._asdict().items()})
+        return hidden
+
+    with hooked([Hook(anatomy.blocks(lm.model)[0], "input", look)]):
+        rows, _ = prefill(lm, [[BOS, 40, 41, 42], [BOS, 43]])
+        rows.select(torch.tensor([1, 0, 1]))  # as when samples share a prompt
+        step, real = torch.tensor([[50], [51], [52]]), torch.ones(3, 1, dtype=torch.bool)
+        lm.read(rows, step, real)
+        rows.select(torch.tensor([1, 2]))
+        chunk = torch.tensor([[60, 61, 62], [63, 0, 0]])
+        lm.read(rows, chunk, torch.tensor([[True, True, True], [True, False, False]]))
+        lm.read(rows, torch.tensor([[70], [71]]), torch.ones(2, 1, dtype=torch.bool))
+    assert seen == [
+        {"first": [0, 2], "length": [4, 2], "cached": [0, 0], "prompt": [4, 2]},
+        {"first": [0, 0, 0], "length": [1, 1, 1], "cached": [2, 4, 2], "prompt": [2, 4, 2]},
+        {"first": [0, 0], "length": [3, 1], "cached": [5, 3], "prompt": [4, 2]},
+        {"first": [0, 0], "length": [1, 1], "cached": [8, 4], "prompt": [4, 2]},
+    ]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_reading_in_pieces_equals_reading_at_once(architecture):
+    """Also where a row's earlier piece was padded on the right: those cache columns stay unseen."""
+    lm = tiny_lm(architecture)
+    text = [BOS, 40, 41, 42, 43, 44, 45]
+    whole = prefill(lm, [text])[1][0]
+    rows = lm.start(torch.tensor([3, 3]))
+    lm.read(rows, torch.tensor([text[:3], text[:3]]), torch.ones(2, 3, dtype=torch.bool))
+    lm.read(rows, torch.tensor([[42, 43, 44], [42, 9, 9]]), torch.tensor([[True] * 3, [True, False, False]]))
+    rows.select(torch.tensor([1]))
+    pieces = lm.read(rows, torch.tensor([[43, 44, 45]]), torch.ones(1, 3, dtype=torch.bool))[0, -1]
+    torch.testing.assert_close(pieces, whole, atol=1e-4, rtol=1e-4)
+
+
+def test_steered_inside_unsteered_inside_steered():
+    lm, method = tiny_lm(), Shift()
+    base = logits(lm)
+    with lm.steered(method, {}, 2.0, {"method": "shift"}) as steered:
+        assert steered.steering_identity == {"method": "shift"} and lm.steering_identity is None
+        inside = logits(steered)
+        assert not torch.allclose(inside, base)
+        with steered.unsteered() as plain:
+            assert plain is lm
+            assert torch.equal(logits(plain), base)
+            with plain.unsteered() as same:
+                assert same is lm
+        assert torch.equal(logits(steered), inside)
+        with pytest.raises(KeyError), steered.unsteered():
+            raise KeyError
+        assert torch.equal(logits(steered), inside)
+    assert torch.equal(logits(lm), base)
+    assert method.entered == method.left == 3
+
+
+def test_an_exception_while_unsteered_leaves_the_base_behind():
+    lm = tiny_lm()
+    base = logits(lm)
+    with pytest.raises(KeyError), lm.steered(Shift(), {}, 2.0) as steered, steered.unsteered():
+        raise KeyError
+    assert torch.equal(logits(lm), base)
+
+
+def test_strength_zero_is_the_unsteered_model_itself():
+    lm, method = tiny_lm(), Shift()
+    with lm.steered(method, {}, 0) as steered:
+        assert steered is lm
+    assert method.entered == 0
+
+
+def test_decoding_time_steering_reaches_every_logit():
+    lm = tiny_lm()
+    shapes = []
+
+    def forbid(values: torch.Tensor) -> torch.Tensor:
+        shapes.append(values.shape)
+        return values.index_fill(-1, torch.tensor([5]), -torch.inf)
+
+    ids = torch.tensor([lm.encode("the old tree")] * 2)
+    with lm.steered(Shift(forbid), {}, 1e-9) as steered:
+        out = steered.read(steered.start(torch.tensor([2, 2])), ids, torch.ones_like(ids, dtype=torch.bool))
+    assert out.shape[:2] == ids.shape and shapes == [(ids.numel(), out.shape[-1])]
+    assert torch.isinf(out[..., 5]).all() and torch.isfinite(out[..., 6:]).all()
