@@ -189,6 +189,18 @@ def test_planted_sink_is_in_the_vector_without_a_shared_start_and_not_with_it():
     assert torch.cosine_similarity(v[1], direction, dim=0) > 0.98 and abs(float(v[1] @ sink)) < 0.3
 
 
+def test_a_pad_that_is_a_sink_shows_in_the_norms():
+    """As in SmolLM2, where the paper's space behind "Love" is seven times as long as a word."""
+    lm, _, _, sink = planted_sink()
+    lm.model.get_input_embeddings().weight[lm.tokenizer(" ", add_special_tokens=False).input_ids[0]] = 50 * sink
+    sunk = fit(ActAdd(desired="0", undesired="56", layer=LAYER), lm)
+    v = sunk[f"layers.{LAYER}.front"]
+    assert torch.cosine_similarity(v[-1], sink, dim=0) > 0.99
+    assert sunk["info.desired_norm"][-1] > 40 > 2 > sunk["info.undesired_norm"][-1]
+    other = fit(ActAdd(desired="0", undesired="56", layer=LAYER, pad="\n"), lm)
+    assert other["info.desired_norm"][-1] < 2 and abs(float(other[f"layers.{LAYER}.front"][-1] @ sink)) < 0.3
+
+
 def test_wrong_settings():
     lm = tiny_lm()
     with pytest.raises(SetupError, match="3 tokens here; give a text that is one token"):
