@@ -87,8 +87,12 @@ def save(artefact: Artefact, path: Path) -> None:
 
 
 def load(path: Path) -> Artefact:
-    """Read an artefact back; no pickle is involved."""
-    return load_file(path)
+    """Read an artefact back; no pickle is involved.
+
+    The tensors are copied: as mapped from the file they lie at any address, and a matrix product rounds otherwise there
+    than with the aligned tensors of a fresh fit, so a resumed run would not be bit-equal.
+    """
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def artefact_bytes(artefact: Artefact) -> int:

@@ -170,7 +170,7 @@ def test_fit_leaves_no_trace_and_is_deterministic(name, architecture):
     assert first.keys() == again.keys()
     for key, tensor in first.items():
         assert torch.equal(tensor, again[key]), key
-        assert tensor.device.type == "cpu"
+        assert tensor.device.type == "cpu" and tensor.is_contiguous() and not tensor.is_inference(), key
 
 
 @each
