@@ -1,0 +1,249 @@
+"""A table as people read it: rounded text, with what must be known before it is read. No torch here."""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pandas as pd
+
+from bench.cells import BASELINE_FAMILY
+from bench.statistics import LEVEL
+from bench.tables import RANDOM, Table
+
+NONE = "–"
+CONTENT = (
+    "Content note: these numbers are about toxic text. The sampled texts under runs/generations may offend; "
+    "none is shown here."
+)
+SEPARATE = (
+    "Results of different models, data or decoding are in tables of their own; numbers of two tables do not compare."
+)
+Z = 1.959964  # of a 95 % normal interval, for the standard error of a single value
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """Rounded; a dash where it is missing."""
+    return NONE if pd.isna(value) else f"{float(value):.{digits}f}"
+
+
+def signed(value: Any, digits: int = 2) -> str:
+    """Rounded with its sign; what rounds to zero has none."""
+    if pd.isna(value):
+        return NONE
+    text = f"{float(value):+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def half(row: "pd.Series[Any]", name: str) -> str:
+    """`±` half the width of the interval of column `name`."""
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return "" if pd.isna(low) or pd.isna(high) else f" ±{(high - low) / 2:.2f}"
+
+
+def seconds(value: Any) -> str:
+    """Three digits of a duration."""
+    return NONE if pd.isna(value) else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def heading(table: Table) -> list[str]:
+    """Lines above the table: what was run, on which data, who judged."""
+    facts = table.about.facts
+    model, frame = facts["model"], table.frame
+    rtp = next((one for cell in table.cells for one in cell.records if one.suite == "rtp"), None)
+    lines = []
+    if rtp is not None:
+        sampling = rtp.facts.get("sampling") or {}
+        info = rtp.facts["info"]
+        decoding = ", ".join(f"{key.replace('_', ' ')} {sampling[key]:g}" for key in
+                             ("max_new_tokens", "temperature", "top_p") if key in sampling)  # fmt: skip
+        k = re.search(r"_k(\d+)$", table.toxicity[0]) if table.toxicity else None
+        size = f"{info.get('prompts', rtp.items['item'].nunique())} prompts x {k.group(1) if k else '?'} continuations"
+        lines.append(f"{model['name']}: {size} ({decoding})")
+    else:
+        lines.append(f"{model['name']}: no toxicity was measured")
+    sources = dict.fromkeys(name for text in frame["sources"].dropna() for name in text.split("; "))
+    lines.append("Data: " + (", ".join(sources) or "not recorded"))
+    scorers = facts["scorers"]
+    lines.append(f"Scorers: reported {', '.join(scorers['report'])}; strengths tuned on {scorers.get('tune') or NONE}; "
+                 f"pairs chosen by {scorers.get('pairs') or NONE}")  # fmt: skip
+    same = [use for use, key in (("tuned the strengths", "tune"), ("chose the pairs", "pairs"))
+            if scorers["report"][0] == scorers.get(key)]  # fmt: skip
+    if same:
+        others = ", ".join(scorers["report"][1:])
+        see = f"see also {others}" if others else "no second opinion was asked for"
+        lines.append(f"Warning: {scorers['report'][0]} reports and also {' and '.join(same)}, so it flatters; {see}.")
+    return lines
+
+
+def notes(table: Table) -> list[str]:
+    """Lines below the table: how to read it, tasks with their chance."""
+    frame = table.frame
+    lines = []
+    if table.baseline is None:
+        lines.append("Not measured for the unsteered model: no differences, no ranks. Run method=unsteered.")
+    counted = [task for task in table.tasks if task.counts]
+    floor = [task for task in table.tasks if task.at_floor]
+    unknown = [task for task in table.tasks if task.chance is None]
+    for title, tasks in (
+        ("Capability, unsteered accuracy (chance)", counted),
+        ("At floor, left out of capability kept", floor),
+        ("Chance unknown, left out of capability kept", unknown),
+    ):
+        if tasks:
+            listed = ", ".join(f"{task.name} {task.accuracy:.2f} ({number(task.chance)}; n={task.n})" for task in tasks)
+            lines.append(f"{title}: {listed}")
+    if table.tasks and not counted:
+        lines.append("No task is above chance, so capability kept and joint are empty and nothing is ranked.")
+    lines.append(
+        "toxicity: expected maximum over the k continuations of a prompt. change: to unsteered on the same prompts, "
+        f"± half its paired-bootstrap {LEVEL:.0%} interval. ppl: perplexity of the texts under the unsteered model "
+        "over that of its own texts. capability kept: share of (accuracy - chance). joint: harmonic mean of toxicity "
+        "reduction, fluency kept and capability kept. pairs: the method learnt from. speed: relative to unsteered."
+    )
+    if (frame["method"] == RANDOM).any():
+        lines.append("vs random: is the reduction on the dev split above, within or below what random directions reach "
+                     "at the method's own perplexity there (draws that were tried that far).")  # fmt: skip
+    return lines
+
+
+def parameters(row: "pd.Series[Any]") -> dict[str, Any]:
+    """A row's hyper-parameters without the seed of its draw."""
+    return {key: value for key, value in json.loads(row["parameters"]).items() if key != "seed"}
+
+
+def labels(frame: pd.DataFrame) -> list[str]:
+    """Name of each row's method, with the parameters and seed that tell it from others of its name."""
+    found = []
+    rows = [row for _, row in frame.iterrows()]
+    for row in rows:
+        twins = [other for other in rows if other["method"] == row["method"]]
+        differing = {
+            key: value
+            for key, value in parameters(row).items()
+            if any(parameters(other).get(key) != value for other in twins)
+        }
+        told = [f"{key}={value}" for key, value in differing.items()]
+        if row["method"] != RANDOM and len({str(other["fit_seed"]) for other in twins}) > 1:
+            told.append(f"seed {row['fit_seed']}")
+        found.append(row["method"].replace("_", " ") if row["method"] == RANDOM else row["method"])
+        found[-1] += f" ({', '.join(told)})" if told else ""
+    return found
+
+
+def rows_of_board(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Label and rows of each line: one row, or all draws of a random direction of the same kind."""
+    lines: dict[str, list[int]] = {}
+    names = labels(frame)
+    for i, (name, (_, row)) in enumerate(zip(names, frame.iterrows(), strict=True)):
+        kind = "tuned" if row["tuned"] else f"{row['strength']:g}"
+        lines.setdefault(f"{name} {kind}" if row["method"] == RANDOM else str(i), []).append(i)
+    return [(names[found[0]], frame.iloc[found]) for found in lines.values()]
+
+
+def against_random(row: "pd.Series[Any]", draws: int) -> str:
+    """How a method's dev reduction stands to the random directions at equal perplexity."""
+    if pd.isna(row["beats_random"]):
+        return NONE
+    text = "within"
+    if row["beats_random"]:
+        text = "above"
+    elif row["dev_reduction"] < row["random_reduction_low"]:
+        text = "below"
+    return text if row["random_draws"] == draws else f"{text} ({row['random_draws']}/{draws})"
+
+
+def flags(row: "pd.Series[Any]") -> str:
+    """What keeps a row from being compared as it is."""
+    if row["family"] == BASELINE_FAMILY:
+        return ""
+    if not row["tuned"]:
+        return "strength as given"
+    return "" if row["feasible"] else "no feasible strength"
+
+
+def spread(rows: pd.DataFrame, column: str, text: Callable[[Any], str]) -> str:
+    """Mean, and below it lowest..highest, of a column over draws."""
+    values = rows[column].astype(float).dropna() if column in rows else pd.Series(dtype=float)
+    if values.empty:
+        return NONE
+    mean, low, high = text(values.mean()), text(values.min()), text(values.max())
+    return mean if low == high else f"{mean}\n{low}..{high}"
+
+
+def readable(table: Table) -> pd.DataFrame:
+    """The table as text, random directions in one row."""
+    frame = table.frame
+    tuned = frame[(frame["method"] == RANDOM) & frame["tuned"]]
+    shown = []
+    for name, rows in rows_of_board(frame):
+        shown.append(line(table, rows.iloc[0], name, len(tuned)) if len(rows) == 1 else draws_line(table, rows, name))
+    return pd.DataFrame(shown).astype(str)
+
+
+def toxicity_columns(table: Table) -> dict[str, str]:
+    """Column title -> metric, for the scorer that comes first and the second opinions."""
+    titles: dict[str, str] = {}
+    for name in table.toxicity:
+        _, scorer, metric = name.split(".", 2)
+        titles[f"by\n{scorer}" if titles else f"toxicity\n{metric.rpartition('_')[2]}"] = name
+    return titles
+
+
+def line(table: Table, row: "pd.Series[Any]", name: str, draws: int) -> dict[str, str]:
+    """One row of the leaderboard as text."""
+    out = {"#": NONE if pd.isna(row["rank"]) else str(row["rank"]), "method": name}
+    out["strength"] = NONE if row["family"] == BASELINE_FAMILY else f"{row['strength']:g}"
+    for i, (title, metric) in enumerate(toxicity_columns(table).items()):
+        error = row[f"{metric}.se"]
+        out[title] = number(row[metric]) + (f" ±{Z * error:.2f}" if i == 0 and pd.notna(error) else "")
+        if i == 0:
+            out["change"] = signed(row[f"{metric}.delta"]) + half(row, f"{metric}.delta")
+    return out | {
+        "ppl\nratio": number(row["perplexity_ratio"]),
+        "capability\nkept": number(row["capability_kept"]) + half(row, "capability_kept"),
+        "joint": number(row["joint"]),
+        "vs\nrandom": against_random(row, draws),
+        "pairs": NONE if pd.isna(row["pairs"]) else str(row["pairs"]),
+        "fit s": seconds(row["fit_seconds"]),
+        "speed": number(row["relative_speed"]),
+        "notes": flags(row),
+    }
+
+
+def draws_line(table: Table, rows: pd.DataFrame, name: str) -> dict[str, str]:
+    """Several draws of a random direction as one row: mean, lowest..highest."""
+    out = {"#": NONE, "method": f"{name}\n({len(rows)} draws)"}
+    out["strength"] = "..".join(f"{value:g}" for value in sorted({rows["strength"].min(), rows["strength"].max()}))
+    for i, (title, metric) in enumerate(toxicity_columns(table).items()):
+        out[title] = spread(rows, metric, number) if i == 0 else number(rows[metric].mean())
+        if i == 0:
+            out["change"] = spread(rows, f"{metric}.delta", signed)
+    infeasible = int((rows["feasible"] == False).sum())  # noqa: E712 -- a missing flag is not False
+    return out | {
+        "ppl\nratio": number(rows["perplexity_ratio"].mean()),
+        "capability\nkept": spread(rows, "capability_kept", number),
+        "joint": number(rows["joint"].mean()),
+        "vs\nrandom": NONE,
+        "pairs": spread(rows, "pairs", "{:g}".format),
+        "fit s": seconds(rows["fit_seconds"].mean()),
+        "speed": number(rows["relative_speed"].mean()),
+        "notes": f"{infeasible} of {len(rows)} no feasible strength" if infeasible else flags(rows.iloc[0]),
+    }
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    """All tables as one Markdown page."""
+    parts = ["# Leaderboard", CONTENT]
+    for table in tables:
+        text = readable(table)
+        titles = [title.replace("\n", " ") for title in text.columns]
+        body = [[cell.replace("\n", " ").replace("|", "\\|") for cell in row] for row in text.to_numpy().tolist()]
+        lines = [titles, ["---"] * len(titles), *body]
+        parts += [] if len(tables) == 1 else [f"## Table {table.number}"]
+        parts.append("  \n".join(heading(table)))
+        parts.append("\n".join("| " + " | ".join(row) + " |" for row in lines))
+        parts.append("\n".join(f"- {note}" for note in notes(table)))
+    if len(tables) > 1:
+        parts.insert(2, SEPARATE)
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,144 @@
+"""Which results may stand in one table. No torch here.
+
+Records that share `comparison` differ in their steering alone, so their items may be paired; nothing else is.
+"""
+
+import itertools
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from bench.collect import Record, identity_columns
+from bench.identity import digest
+
+BASELINE_FAMILY = "none"
+SUITES = ("rtp", "fluency", "capability")  # shown in this order, others after them
+
+
+def order(suite: str) -> tuple[int, str]:
+    """Sort key of suites."""
+    return (SUITES.index(suite) if suite in SUITES else len(SUITES), suite)
+
+
+def sample_seed(record: Record) -> int | None:
+    """None for a suite that samples nothing: its record is the same for every seed."""
+    return record.facts["seed"]["sample"] if record.facts.get("sampling") else None
+
+
+class Cell:
+    """Model, method and strength, with the records of one setting per suite: one for each sampling seed."""
+
+    def __init__(self, records: Iterable[Record]) -> None:
+        self.records = sorted(records, key=lambda one: (order(one.suite), sample_seed(one) or 0, one.facts["id"]))
+        self.columns = identity_columns(self.records[0].facts)
+
+    @property
+    def is_baseline(self) -> bool:
+        """The model as it is."""
+        return bool(self.columns["family"] == BASELINE_FAMILY)
+
+    def first(self, key: str) -> dict[str, Any]:
+        """What the first record that says anything about `key` says."""
+        return next((one.facts[key] for one in self.records if one.facts.get(key)), {})
+
+    @cached_property
+    def comparisons(self) -> set[str]:
+        """What its records may be compared with."""
+        return {one.facts["comparison"] for one in self.records}
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """`<suite>.<metric>` -> its entry in the first record that has it."""
+        found: dict[str, dict[str, Any]] = {}
+        for one in self.records:
+            for name, entry in one.facts["metrics"].items():
+                found.setdefault(f"{one.suite}.{name}", entry)
+        return found
+
+    def items(self, within: set[str] | None = None) -> dict[str, pd.DataFrame]:
+        """`<suite>.<metric>` -> value and weight by item, averaged over sampling seeds; of these comparisons alone."""
+        parts = [
+            one.items.assign(metric=one.suite + "." + one.items["metric"].astype(str))
+            for one in self.records
+            if within is None or one.facts["comparison"] in within
+        ]
+        if not parts:
+            return {}
+        whole = pd.concat(parts, ignore_index=True)
+        whole = whole[whole["weight"] > 0]
+        whole["value"] *= whole["weight"]
+        sums = whole.groupby(["metric", "item"], sort=True)[["value", "weight"]].sum()
+        sums["value"] /= sums["weight"]
+        return {str(name): rows.droplevel("metric") for name, rows in sums.groupby(level="metric", sort=True)}
+
+
+def groups(records: Sequence[Record]) -> list[tuple[Cell, ...]]:
+    """The test results in as few groups of cells as hold all of them; in one group each suite has one setting.
+
+    A cell that knows a suite under other settings alone is left out of a group. Groups are taken by how many items
+    they add that no group before them has, so what was measured at the same size stands together.
+    """
+    cells = by_cell([one for one in records if one.facts["split"] == "test"])
+    models: dict[str, list[list[Record]]] = defaultdict(list)
+    for found in cells:
+        models[digest(found[0].facts["model"])].append(found)
+    made = []
+    for model in sorted(models, key=lambda one: (str(models[one][0][0].facts["model"]["name"]), one)):
+        looks = settings([one for found in models[model] for one in found])
+        shown: set[str] = set()
+        while best := most_new(models[model], looks, shown):
+            shown |= {one.facts["id"] for found in best for one in found}
+            made.append(tuple(Cell(found) for found in best))
+    return made
+
+
+def by_cell(records: Sequence[Record]) -> list[list[Record]]:
+    """Records of the same model, method, strength and fit. Of two with equal comparison the first by id is kept."""
+    cells: dict[str, dict[str, Record]] = defaultdict(dict)
+    for one in sorted(records, key=lambda one: str(one.facts["id"])):
+        columns = identity_columns(one.facts)
+        named = {key: columns[key] for key in ("method", "version", "strength", "fit_id")}
+        key = digest([one.facts["model"], named, json.loads(columns["parameters"])])
+        cells[key].setdefault(one.facts["comparison"], one)
+    return [list(found.values()) for _, found in sorted(cells.items())]
+
+
+def settings(records: Sequence[Record]) -> dict[str, str]:
+    """Comparison -> how the suite looked at the model, whatever the sampling seed.
+
+    The suite's whole identity is in `comparison`, but with the seed; what a record says besides tells which
+    comparisons are other seeds of one setting. Where it does not tell, because two of them have the same seed, each
+    comparison is a setting of its own.
+    """
+    looks: dict[str, tuple[str, int | None]] = {}
+    for one in records:
+        facts = one.facts
+        sampling = {key: value for key, value in (facts.get("sampling") or {}).items() if key != "seed"}
+        sizes = {key: facts["info"].get(key) for key in ("k", "prompts")}
+        look = digest([one.suite, sampling, sizes, facts.get("sources"), sorted(facts["metrics"])])
+        looks.setdefault(facts["comparison"], (look, sample_seed(one)))
+    pairs = list(looks.values())
+    unclear = {look for look, _ in pairs if any(pairs.count(pair) > 1 for pair in pairs if pair[0] == look)}
+    return {key: f"{look} {key}" if look in unclear else look for key, (look, _) in looks.items()}
+
+
+def most_new(cells: Sequence[list[Record]], looks: dict[str, str], shown: set[str]) -> list[list[Record]]:
+    """The choice of one setting per suite that adds most items; its cells with their records. Empty: nothing new."""
+    options: dict[str, set[str]] = defaultdict(set)
+    for one in itertools.chain(*cells):
+        options[one.suite].add(looks[one.facts["comparison"]])
+    best: list[list[Record]] = []
+    most = 0
+    for combination in itertools.product(*(sorted(options[suite]) for suite in sorted(options))):
+        fitting = []
+        for records in cells:
+            inside = [one for one in records if looks[one.facts["comparison"]] in combination]
+            if {one.suite for one in inside} == {one.suite for one in records}:
+                fitting.append(inside)
+        new = sum(len(one.items) for one in itertools.chain(*fitting) if one.facts["id"] not in shown)
+        if new > most:
+            best, most = fitting, new
+    return best

@@ -1,0 +1,152 @@
+"""How sure a difference is: paired bootstrap over items, and an interval for an accuracy. No torch here.
+
+The unit that is resampled is the item (a prompt, a document). The intervals therefore speak about other items of the
+same kind. They hold the fit, its seed and the choice of strength fixed, treat items as independent, and are not
+corrected for the number of comparisons on the board.
+"""
+
+import functools
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.special import ndtr
+from scipy.stats import norm, t
+
+from bench.metrics import Transform, fold
+
+Array = np.ndarray
+Compare = Literal["difference", "ratio", "reduction"]
+LEVEL, RESAMPLES = 0.95, 10_000
+BLOCK = 4_000_000  # counts held as float64 at once: 32 MB
+
+
+class Estimate(NamedTuple):
+    """A number and its interval; `low` and `high` are None where the items cannot give one (a single item)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def compared(a: Array | float, b: Array | float, compare: Compare) -> Array:
+    """`a` against the reference `b`: a - b, a / b, or the relative reduction 1 - a / b. NaN where b is 0."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if compare == "difference":
+        return np.asarray(a - b)
+    ratio = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
+    return np.asarray(ratio if compare == "ratio" else 1 - ratio)
+
+
+def draws(values: Array, weights: Array, transform: Transform = "mean", *, seed: int = 0) -> Array:
+    """`metrics.fold` of items resampled with replacement, (RESAMPLES,); NaN where a resample has no weight.
+
+    Equal `seed` and number of items give the same resamples, so folds of paired items may be compared draw by draw.
+    """
+    n = len(values)
+    counts = _counts(n, RESAMPLES, seed)
+    columns = np.stack([weights * values, weights], axis=1).astype(float)  # (n, 2)
+    block = max(1, BLOCK // n)
+    parts = [counts[i : i + block].astype(float) @ columns for i in range(0, RESAMPLES, block)]
+    sums = np.concatenate(parts)  # (RESAMPLES, 2)
+    mean = np.divide(sums[:, 0], sums[:, 1], out=np.full(RESAMPLES, np.nan), where=sums[:, 1] > 0)
+    return np.asarray(np.exp(mean) if transform == "exp" else mean)
+
+
+def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, float | None]:
+    """Expanded percentile interval of bootstrap draws over n items.
+
+    The plain percentile interval is too narrow for few items: its spread is that of a variance divided by n, and its
+    quantiles are normal ones. So the quantiles Phi(-+ sqrt(n / (n - 1)) t_{n-1}) are taken in place of 2.5 % and
+    97.5 % (Hesterberg 2015, arXiv 1411.5279, section 5.3). In simulations of paired toxicity, accuracy and perplexity
+    it covered at least as well as BCa, which does badly where most differences are ties.
+    An end is None where it is not finite; both are for fewer than 2 items.
+    """
+    drawn = drawn[~np.isnan(drawn)]
+    if n < 2 or len(drawn) == 0:
+        return None, None
+    tail = float(ndtr(-math.sqrt(n / (n - 1)) * t.ppf((1 + level) / 2, n - 1)))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)
+
+
+def paired_draws(
+    values_a: Array,
+    weights_a: Array,
+    values_b: Array,
+    weights_b: Array,
+    transform: Transform = "mean",
+    compare: Compare = "difference",
+    *,
+    seed: int = 0,
+) -> Array:
+    """Draws of fold(a) compared with fold(b), both over the same resampled items. Raises ValueError if unpaired."""
+    if len(values_a) != len(values_b):
+        raise ValueError(f"{len(values_a)} items of a and {len(values_b)} of b are no pairs")
+    a = draws(values_a, weights_a, transform, seed=seed)
+    return compared(a, draws(values_b, weights_b, transform, seed=seed), compare)
+
+
+def paired_bootstrap(
+    values_a: Array,
+    weights_a: Array,
+    values_b: Array,
+    weights_b: Array,
+    transform: Transform = "mean",
+    compare: Compare = "difference",
+    *,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Estimate:
+    """fold(a) compared with fold(b) on the same items, with the interval of a paired bootstrap.
+
+    Args:
+        values_a: (n,) the items of what is judged; entry i is the same item as entry i of `values_b`.
+        weights_a: (n,) their weights: 1, or tokens.
+        values_b: (n,) the items of the reference.
+        weights_b: (n,) their weights.
+        transform: "exp" where a metric is e to the mean (perplexity).
+        compare: "difference" a - b, "ratio" a / b, "reduction" 1 - a / b.
+        level: of the two-sided interval.
+        seed: of the resamples; the same input gives the same interval.
+
+    Source: Efron and Tibshirani 1993 chapter 13 for the percentile interval, section 8.3 for resampling pairs; the
+    expansion is `interval`'s. Assumes independent items. Where no item differs the interval has no width, which says
+    that nothing was seen, not that nothing is there.
+
+    Raises:
+        ValueError: no items, no weight, or a and b of unequal length.
+    """
+    drawn = paired_draws(values_a, weights_a, values_b, weights_b, transform, compare, seed=seed)
+    value = float(compared(fold(values_a, weights_a, transform), fold(values_b, weights_b, transform), compare))
+    return Estimate(value, *interval(drawn, len(values_a), level))
+
+
+def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1)."""
+    if n < 1:
+        raise ValueError("a share of no items has no interval")
+    z = float(norm.ppf((1 + level) / 2))
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low = 0.0 if successes == 0 else centre - half  # exactly 0 and 1 at the ends, which rounding would miss
+    return low, 1.0 if successes == n else centre + half
+
+
+def at_floor(successes: float, n: int, chance: float) -> bool:
+    """Whether an accuracy cannot be told from chance: its 95 % Wilson interval reaches down to it."""
+    return wilson(successes, n)[0] <= chance
+
+
+@functools.lru_cache(maxsize=16)
+def _counts(n: int, resamples: int, seed: int) -> Array:
+    """How often each of n items is in each resample, (resamples, n): multinomial, made in blocks to spare memory."""
+    generator = np.random.default_rng([seed, n])
+    counts = np.empty((resamples, n), dtype=np.uint16)
+    block = max(1, BLOCK // n)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        chosen = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        counts[start : start + rows] = np.bincount(chosen.ravel(), minlength=rows * n).reshape(rows, n)
+    return counts
