@@ -46,7 +46,7 @@ class CAA(Method):
     skip_first: int = 0
     scope: CAAScope = "generation"
     boundary: bool = True
-    strengths: Sequence[float] = (1, 2, 4, 6, 8)
+    strengths: Sequence[float] = (1, 1.5, 2, 3, 4)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have, and for an unknown `read` or `scope`."""

@@ -34,7 +34,7 @@ class RandomDirection(Method):
 
     seed: int = 0
     layer: int | float = 0.45
-    strengths: Sequence[float] = (0.075, 0.1, 0.15, 0.2, 0.3)
+    strengths: Sequence[float] = (0.07, 0.12, 0.2, 0.3, 0.4)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have."""
