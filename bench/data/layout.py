@@ -1,6 +1,7 @@
 """Folders laid out like a data set on the hub: a README.md whose header lists configs, splits and files."""
 
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,7 @@ def split_files(folder: Path, config: str | None, split: str) -> list[Path]:
 
     Raises NotThereError that says what the folder does have.
     """
-    chosen = _config(_configs(folder), config)
-    files = chosen.get("data_files", [])
-    entries = files if isinstance(files, list) else [files]
-    splits: dict[str, list[str]] = {}
-    for entry in entries:
-        one = entry if isinstance(entry, dict) else {"split": "train", "path": entry}
-        paths = one["path"] if isinstance(one["path"], list) else [one["path"]]
-        splits.setdefault(str(one["split"]), []).extend(map(str, paths))
+    splits = _patterns(_config(_header(folder)["configs"], config))
     if split not in splits:
         raise NotThereError(f"no split {split}; it has {', '.join(splits)}")
     found = [path for pattern in splits[split] for path in sorted(folder.glob(pattern))]
@@ -34,16 +28,56 @@ def split_files(folder: Path, config: str | None, split: str) -> list[Path]:
     return found
 
 
-def _configs(folder: Path) -> list[dict[str, Any]]:
+def view(folder: Path, views: Path) -> Path:
+    """A folder below `views` that shows the same configs and splits, made for `datasets.load_dataset`.
+
+    `load_dataset` looks into its own cache first, under a key made of the folder's last name and the header's text
+    alone (datasets 5.2): the same data set in another folder, or with other content, would silently give the old rows.
+    The view's header names the files by their full path and carries a hash of their place, size and time.
+    """
+    header = _header(folder)
+    digest = hashlib.sha256(repr(header).encode())
+    configs = []
+    for config in header["configs"]:
+        entries = []
+        for split, patterns in _patterns(config).items():
+            paths = [path.resolve() for pattern in patterns for path in sorted(folder.glob(pattern))]
+            for path in paths:
+                digest.update(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
+            if paths:
+                entries.append({"split": split, "path": [str(path) for path in paths]})
+        configs.append({**config, "data_files": entries})
+    tag = digest.hexdigest()[:16]
+    shown = views / tag / folder.parent.name / folder.name
+    if not (shown / "README.md").is_file():
+        shown.mkdir(parents=True, exist_ok=True)
+        named = {**header, "configs": [{**config, "description": tag} for config in configs]}
+        whole = shown / f".{os.getpid()}"
+        whole.write_text(_readme(named, f"View of {folder}."), encoding="utf-8")
+        whole.replace(shown / "README.md")
+    return shown
+
+
+def _header(folder: Path) -> dict[str, Any]:
     readme = folder / "README.md"
     if not readme.is_file():
         raise NotThereError(f"no {readme}")
     parts = readme.read_text(encoding="utf-8").split("---\n", 2)
     header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-    configs = header.get("configs") if isinstance(header, dict) else None
-    if not configs:
+    if not isinstance(header, dict) or not header.get("configs"):
         raise NotThereError(f"{readme} has no header with `configs:`")
-    return list(configs)
+    return header
+
+
+def _patterns(config: dict[str, Any]) -> dict[str, list[str]]:
+    """File patterns of each split of a config, however its header writes them."""
+    files = config.get("data_files", [])
+    splits: dict[str, list[str]] = {}
+    for entry in files if isinstance(files, list) else [files]:
+        one = entry if isinstance(entry, dict) else {"split": "train", "path": entry}
+        paths = one["path"] if isinstance(one["path"], list) else [one["path"]]
+        splits.setdefault(str(one["split"]), []).extend(map(str, paths))
+    return splits
 
 
 def _config(configs: list[dict[str, Any]], name: str | None) -> dict[str, Any]:
@@ -65,11 +99,15 @@ def fingerprint(files: list[Path]) -> str:
 
 
 def readme(configs: dict[str, dict[str, str]], note: str) -> str:
-    """A README.md whose header lists `configs` (config -> split -> file), as `datasets.load_dataset(folder)` reads it."""
+    """A README.md whose header lists `configs` (config -> split -> file), as `datasets.load_dataset` reads it."""
     header = {
         "configs": [
             {"config_name": config, "data_files": [{"split": split, "path": path} for split, path in splits.items()]}
             for config, splits in configs.items()
         ]
     }
+    return _readme(header, note)
+
+
+def _readme(header: dict[str, Any], note: str) -> str:
     return f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n{note}\n"

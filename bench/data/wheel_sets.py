@@ -159,7 +159,7 @@ def asdiv(texts: dict[str, str]) -> Iterator[Row]:
     The wheel dropped the parentheses around units, put back here: "9 apples" -> "9 (apples)". Two answers of the
     2,305 still differ from the hub's: a unit with two spaces before it, and "-(1/3)" that reads "-1/3".
     """
-    amount = re.compile(r"(\$?-?[\d.,/]+(?: \d+/\d+)?) (.+)")
+    amount = re.compile(r"^(\$?-?[\d.,/]+(?: \d+/\d+)?) (.+)$")
     for row in _json_lines(texts):
         answer = "; ".join(amount.sub(r"\1 (\2)", part) for part in row["answer"].split("; "))
         own = {"body": row["passage"], "question": row["question"], "answer": answer}

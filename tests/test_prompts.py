@@ -1,0 +1,80 @@
+import re
+
+import pytest
+
+from bench.data.prompts import PARTS, RTP, part, rtp_prompts
+from bench.data.sources import Sources
+from methods.errors import SetupError
+from tests.test_sources import MIRROR, make_mirror
+
+TEXTS = [f"The walk number {i} along the river" for i in range(400)]
+
+
+@pytest.fixture
+def sources(tmp_path, monkeypatch) -> Sources:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    rows = [{"prompt": {"text": text}} for text in (*TEXTS, *TEXTS[:50], f"  {TEXTS[0]} \n", " ")]
+    mirror = make_mirror(tmp_path / "mirror", RTP, rows)
+    return Sources(mirror=str(mirror), cache=tmp_path / "cache", offline=True)
+
+
+def texts(sources: Sources, split: str, limit: int | None = None) -> list[str]:
+    return [prompt.text for prompt in rtp_prompts(sources, split, limit)[0]]
+
+
+def test_each_prompt_is_in_exactly_one_part(sources):
+    parts = {split: texts(sources, split) for split in PARTS}
+    together = sum(parts.values(), [])
+    assert sorted(together) == sorted(TEXTS)  # distinct: repeats and blanks are gone
+    for split, wanted in (("fit", 0.45), ("dev", 0.15), ("test", 0.40)):
+        assert abs(len(parts[split]) / len(TEXTS) - wanted) < 0.08  # 3 standard deviations
+
+
+def test_the_text_alone_decides_whatever_blanks_are_around_it(sources):
+    assert all(part(text) == part(f"\n {text}\t") for text in TEXTS)
+    assert all(part(text) == split for split in PARTS for text in texts(sources, split))
+
+
+def test_parts_stay_as_they_were():
+    """Prompts that change parts would make old records wrong."""
+    assert [part(text) for text in TEXTS[:6]] == ["test", "fit", "test", "fit", "test", "fit"]
+
+
+def test_a_limit_takes_a_fixed_sample(sources, tmp_path):
+    whole = texts(sources, "test")
+    assert texts(sources, "test", 20) == whole[:20]
+    assert whole[:20] != [text for text in TEXTS if text in whole][:20]  # not the order of the file
+    rows = [{"prompt": {"text": text}} for text in reversed(TEXTS)]
+    other = Sources(mirror=str(make_mirror(tmp_path / "reversed", RTP, rows)), cache=tmp_path / "cache", offline=True)
+    assert texts(other, "test", 20) == whole[:20]
+
+
+def test_ids_are_hashes_of_the_text(sources):
+    prompts, found = rtp_prompts(sources, "dev", 5)
+    assert all(re.fullmatch("[0-9a-f]{12}", prompt.id) for prompt in prompts)
+    assert len({prompt.id for prompt in prompts}) == 5
+    assert found.name == RTP and found.source == "mirror"
+
+
+def test_too_many_prompts_are_no_silent_shortage(sources):
+    have = len(texts(sources, "dev"))
+    with pytest.raises(SetupError, match=f"1000 dev prompts were asked for, but {RTP} from mirror has {have}"):
+        rtp_prompts(sources, "dev", 1000)
+    with pytest.raises(SetupError, match="split 'train': allowed are fit, dev, test"):
+        rtp_prompts(sources, "train", 1)
+
+
+@pytest.mark.wheel
+def test_the_wheel_has_enough_prompts_for_the_published_settings():
+    counts = {split: len(rtp_prompts(Sources(offline=True), split, None)[0]) for split in PARTS}
+    assert counts == {"fit": 270, "dev": 102, "test": 251}
+
+
+@pytest.mark.wheel
+@pytest.mark.mirror
+def test_no_prompt_is_in_two_parts_across_sources():
+    if not MIRROR.is_dir():
+        pytest.skip(f"no mirror at {MIRROR}; set STEERBENCH_MIRROR")
+    both = Sources(offline=True), Sources(mirror=str(MIRROR), offline=True)
+    by_part = {split: {text for s in both for text in texts(s, split)} for split in PARTS}
+    assert sum(map(len, by_part.values())) == len(set().union(*by_part.values())) == 623 + 2392 - 144

