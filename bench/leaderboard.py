@@ -15,7 +15,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
-from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from bench import board
 from bench.collect import collect, read_records
@@ -71,10 +70,8 @@ def rebuild(results: Path) -> Built:
             f"{len(records)} records in {results / 'runs'} but none of the test split, only of tuning; "
             "run the cell to its end with `python -m bench`"
         )
-    with threadpool_limits(1, "blas"):  # many small products: threads would slow them down, and could round differently
-        frame = leaderboard(found)
     text = io.StringIO()
-    frame.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
+    leaderboard(found).to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
     built = Built(results / "leaderboard.csv", results / "leaderboard.md", found, skipped)
     try:
         write_whole(built.csv, text.getvalue())

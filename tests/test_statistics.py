@@ -1,0 +1,113 @@
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import bootstrap
+
+from bench.statistics import at_floor, compared, draws, paired_bootstrap, wilson
+
+
+def paired(generator: np.random.Generator, n: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
+    """Skewed toxicity-like items of two models on the same prompts, with E[a - b] = shift."""
+    level = generator.gamma(1.5, 0.2, n)
+    return level + shift + 0.2 * (generator.exponential(1, n) - 1), level
+
+
+@pytest.mark.parametrize("shift", [0.0, -0.1])
+def test_the_interval_covers_and_a_null_difference_is_rarely_flagged(shift):
+    generator, simulations, ones = np.random.default_rng(1), 1500, np.ones(60)
+    inside = 0
+    for _ in range(simulations):
+        a, b = paired(generator, 60, shift)
+        found = paired_bootstrap(a, ones, b, ones)
+        inside += found.low <= shift <= found.high
+    assert 0.93 <= inside / simulations <= 0.97  # at shift 0 the rest is what would be flagged by mistake
+
+
+def test_the_interval_of_a_perplexity_ratio_covers():
+    generator, simulations, inside = np.random.default_rng(2), 1000, 0
+    for _ in range(simulations):
+        weights = generator.integers(20, 100, 60).astype(float)
+        b = generator.normal(2.8, 0.6, 60)
+        found = paired_bootstrap(b + generator.normal(0.2, 0.3, 60), weights, b, weights, "exp", "ratio")
+        inside += found.low <= np.exp(0.2) <= found.high
+    assert 0.925 <= inside / simulations <= 0.975
+
+
+def test_values_by_hand():
+    a, b = np.array([1.0, 3.0]), np.array([2.0, 6.0])
+    ones, weights = np.ones(2), np.array([1.0, 3.0])
+    assert paired_bootstrap(a, ones, b, ones).value == -2
+    assert paired_bootstrap(a, ones, b, ones, compare="reduction") == (0.5, 0.5, 0.5)  # half in every resample
+    assert paired_bootstrap(a, weights, b, weights, compare="ratio").value == pytest.approx(0.5)
+    found = paired_bootstrap(np.log(a), ones, np.log(b), ones, "exp", "difference")
+    assert found.value == pytest.approx(3**0.5 - 12**0.5)
+
+
+def test_the_pairing_is_what_narrows_the_interval():
+    generator, ones = np.random.default_rng(3), np.ones(50)
+    b = generator.normal(0, 10, 50)
+    found = paired_bootstrap(b + 1, ones, b, ones)
+    assert found.low == pytest.approx(1) and found.high == pytest.approx(1)
+    mixed = paired_bootstrap(generator.permutation(b) + 1, ones, b, ones)
+    assert mixed.high - mixed.low > 5
+
+
+def test_against_scipy_with_the_quantiles_widened_for_few_items():
+    generator = np.random.default_rng(4)
+    a, b = paired(generator, 400, -0.1)  # at 400 items the widening is below 1 %
+    found = paired_bootstrap(a, np.ones(400), b, np.ones(400))
+    other = bootstrap((a - b,), np.mean, method="percentile", n_resamples=10_000, rng=generator).confidence_interval
+    assert found.low == pytest.approx(other.low, abs=2e-3) and found.high == pytest.approx(other.high, abs=2e-3)
+
+
+def test_same_input_same_interval_and_another_seed_another_one():
+    a, b = paired(np.random.default_rng(5), 30, 0.1)
+    ones = np.ones(30)
+    assert paired_bootstrap(a, ones, b, ones) == paired_bootstrap(a, ones, b, ones)
+    assert paired_bootstrap(a, ones, b, ones) != paired_bootstrap(a, ones, b, ones, seed=1)
+
+
+def test_large_sets_are_resampled_in_blocks_to_the_same_draws(monkeypatch):
+    import bench.statistics as module
+
+    values = np.random.default_rng(6).random(50)
+    whole = draws(values, np.ones(50), seed=9)
+    module._counts.cache_clear()
+    monkeypatch.setattr(module, "BLOCK", 1000)
+    np.testing.assert_allclose(draws(values, np.ones(50), seed=9), whole, rtol=1e-12)
+
+
+def test_what_has_no_interval():
+    one = np.ones(1)
+    assert paired_bootstrap(one, one, 2 * one, one) == (-1.0, None, None)
+    with pytest.raises(ValueError, match="2 items of a and 1 of b are no pairs"):
+        paired_bootstrap(np.ones(2), np.ones(2), one, one)
+    with pytest.raises(ValueError, match="no items to average"):
+        paired_bootstrap(one, 0 * one, one, one)
+    assert np.isnan(compared(1.0, 0.0, "reduction")) and np.isnan(compared(0.0, 0.0, "ratio"))
+
+
+def test_wilson_by_hand():
+    # Newcombe 1998 (Statistics in Medicine 17:857), table I, method 3
+    for successes, n, expected in ((81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)),
+                                   (1, 29, (0.0061, 0.1718)), (29, 29, (0.8830, 1.0))):  # fmt: skip
+        assert wilson(successes, n) == pytest.approx(expected, abs=5e-5)
+    with pytest.raises(ValueError):
+        wilson(0, 0)
+
+
+def test_at_floor():
+    assert at_floor(27, 100, 0.2)  # 95 % interval .193 to .364
+    assert not at_floor(29, 100, 0.2)  # .210 to .385
+    assert at_floor(10, 100, 0.25)  # below chance is no ability that could be kept
+    assert at_floor(0, 50, 0.0) and not at_floor(1, 50, 0.0)
+
+
+def test_two_hundred_comparisons_in_seconds():
+    a, b = paired(np.random.default_rng(7), 60, 0.1)
+    ones = np.ones(60)
+    start = time.process_time()
+    for _ in range(200):
+        paired_bootstrap(a, ones, b, ones)
+    assert time.process_time() - start < 10
