@@ -80,8 +80,9 @@ def _show(results: Path) -> None:
     """Rebuild leaderboard and figure from all records, and print the table and where the files are."""
     from bench import leaderboard, plots
 
-    leaderboard.show(leaderboard.rebuild(results))
-    for path in plots.rebuild(results):
+    built = leaderboard.rebuild(results)
+    leaderboard.show(built)
+    for path in plots.rebuild(results, built.tables):
         console.print(f"figure       {path}")
 
 

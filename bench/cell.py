@@ -58,13 +58,14 @@ class Cell:
         self.cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
         self.sources = Sources(mirror=cfg.data.mirror, cache=self.cache, offline=cfg.data.offline)
         self.sampling = Sampling(**cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
-        injected: dict[str, Any] = {"sources": self.sources}
+        injected: dict[str, Any] = {"sources": self.sources, "sampling": self.sampling}
         self.scorers: dict[str, Scorer] = {name: build(node, **injected) for name, node in cfg.scorer.items()}
         injected["scorers"] = list(self.scorers.values())
         injected["scorer"] = self.scorers[cfg.data.scorer]
         self.suites: dict[str, Suite] = {name: build(node, **injected) for name, node in cfg.suite.items()}
         self.method: Method = build(cfg.method)
         self.data: ContrastData = build(cfg.data, ("mirror", "offline", "scorer"), **injected)
+        self.data.check()
         self.tuning = tuning.Tuning(**cfg.tuning)
         if cfg.runtime.threads:
             torch.set_num_threads(cfg.runtime.threads)

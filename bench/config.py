@@ -133,30 +133,40 @@ def unknown_key(key: str, reference: DictConfig) -> str:
         parent, _, last = parent.rpartition(".")
     node = OmegaConf.select(reference, parent) if parent else reference
     allowed = sorted(str(name) for name in node if name != "_target_")
-    near = difflib.get_close_matches(last, allowed, 1)
-    hint = f"; did you mean {parent + '.' if parent else ''}{near[0]}?" if near else ""
+    prefix = f"{parent}." if parent else ""
+    hint = _near(f"{prefix}{last}", [prefix + name for name in allowed])
     return f"unknown key {key}{hint} Allowed {'under ' + parent if parent else 'here'}: {', '.join(allowed)}"
 
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's refusal in our words: what, got, allowed, next step."""
-    text = str(error)
     available = groups()
-    for one in _parse(overrides):
+    parsed = _parse(overrides)
+    for one in parsed:
         key, value = one.key_or_group, one.value()
-        if key in available and not one.is_sweep_override():
+        if key in available:
             for choice in value if isinstance(value, list) else [value]:
                 if choice is not None and str(choice) not in available[key]:
-                    near = difflib.get_close_matches(str(choice), available[key], 1)
-                    hint = f"; did you mean {near[0]}?" if near else ""
-                    return f"{key}={choice}: there is no such {key}{hint} Allowed: {', '.join(available[key])}"
-        elif key in str(text) and ("not in struct" in text or "Could not override" in text):
-            kept = [o.input_line for o in _parse(overrides) if o.key_or_group != key and o.input_line]
-            return unknown_key(key, compose(kept))
-    if "not in struct" in text or "Could not" in text:
-        first = text.splitlines()[0]
-        return f"{first}; groups: {', '.join(available)}; see --help"
-    return text.splitlines()[0]
+                    allowed = ", ".join(available[key])
+                    return (
+                        f"{key}={choice}: there is no such {key}{_near(str(choice), available[key])} Allowed: {allowed}"
+                    )
+    top = [*available, *OmegaConf.load(folder() / "config.yaml")]
+    for one in parsed:
+        first, dot, _ = one.key_or_group.partition(".")
+        if first not in top:
+            return f"unknown key {one.key_or_group}{_near(first, top)} Allowed: {', '.join(map(str, top))}"
+        if dot and one.key_or_group in str(error):
+            return unknown_key(
+                one.key_or_group, compose([o.input_line for o in parsed if o is not one and o.input_line])
+            )
+    return str(error).splitlines()[0]
+
+
+def _near(name: str, allowed: Sequence[object]) -> str:
+    """The nearest allowed name as a question, between what is wrong and what is allowed."""
+    near = difflib.get_close_matches(name, [str(one) for one in allowed], 1)
+    return f"; did you mean {near[0]}?" if near else "."
 
 
 # -- checks of values: each yields a problem as one line ----------------------------------------------------------

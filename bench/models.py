@@ -52,7 +52,7 @@ def location(node: DictConfig, cache: Path, offline: bool) -> str:
         return str(node[kind])
     from bench.wheel_model import converted
 
-    return str(converted(node.wheel, node.gguf, cache=cache, offline=offline))
+    return str(converted(node.wheel, node.gguf, node.sha256, cache=cache, offline=offline))
 
 
 @functools.cache

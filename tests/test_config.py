@@ -101,7 +101,7 @@ def test_bad_input_is_one_clear_message(arguments, message):
 
 def test_all_errors_at_once():
     with pytest.raises(SetupError) as caught:
-        config.validate(["sampling.top_p=2", "suite.rtp.k=0", "model.bos=x"])
+        config.validate(["sampling.top_p=2", "suite.rtp.dev_k=0", "suite.fluency.dev_k=1", "model.bos=x"])
     assert len(str(caught.value).splitlines()) == 3
 
 
