@@ -5,15 +5,23 @@ it also reads a shared context once per answer. Here a context is read once, and
 request's context. Where steering comes with a prefix, it stands before every context.
 """
 
+import functools
 import json
+import logging
+import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import datasets
+import lm_eval.api.task
+import numpy as np
 import torch
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
+from lm_eval.evaluator import evaluate
 from lm_eval.models.utils import (
     handle_stop_sequences,
     has_bos_prefix,
@@ -199,3 +207,50 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 alive, drawn = alive[kept], drawn[kept]
             logits = self.lm.read(rows, drawn[:, None], torch.ones_like(drawn[:, None], dtype=torch.bool), keep=1)[:, 0]
         return texts
+
+
+def evaluated(lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]]) -> dict[str, list[dict[str, Any]]]:
+    """What lm-eval notes of each document of each task; documents are named by their numbers, ascending."""
+    with quiet(), untouched_randomness():
+        results = evaluate(
+            lm=SteeredLM(lm),
+            task_dict={"tasks": dict(tasks), "groups": {}},
+            samples=documents,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=lm.chat,
+        )
+    samples: dict[str, list[dict[str, Any]]] = results["samples"]
+    return samples
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no log lines below errors from lm-eval and datasets."""
+    shown, bar = datasets.is_progress_bar_enabled(), lm_eval.api.task.tqdm
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    datasets.disable_progress_bar()
+    lm_eval.api.task.tqdm = functools.partial(bar, disable=True)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        lm_eval.api.task.tqdm = bar
+        if shown:
+            datasets.enable_progress_bar()
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """The global random generators are as they were, whatever lm-eval seeds."""
+    python, numbers, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
+        torch.set_rng_state(tensors)

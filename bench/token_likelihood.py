@@ -7,7 +7,8 @@ the constants here, not from the order of the requests.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -19,7 +20,10 @@ from bench.sampling import prefill
 if TYPE_CHECKING:
     from bench.lm import LM, Rows
 
-BATCH_TOKENS = 4096  # columns of one forward, cache included: bounds the memory of the KV cache
+BATCH_TOKENS = 8192  # columns of a batch, cache included: bounds the memory of the KV cache
+CPU_TOKENS = 1024  # columns of one forward on a CPU, which gains nothing from more
+ENOUGH = 1 / 8  # of such a forward is worth being one, rather than padding more
+PADDING = 0.1  # share of padding from which a batch of continuations with ENOUGH tokens is closed
 LOGITS = 2**26  # logits held at a time: 256 MiB in fp32
 CHUNK = 2**24  # logits normalised at a time
 
@@ -61,6 +65,11 @@ def likelihoods(lm: "LM", requests: Sequence[Request]) -> list[Likelihood]:
     return [found[row] for row in rows]
 
 
+def forward_tokens(lm: "LM") -> int:
+    """Columns of one forward, padding included."""
+    return min(CPU_TOKENS, BATCH_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
+
+
 def _fitted(request: Request, max_length: int) -> _Row:
     context, continuation = request
     if not context:
@@ -71,18 +80,30 @@ def _fitted(request: Request, max_length: int) -> _Row:
     return tuple(context[-room:]), tuple(continuation)
 
 
+def _packed(lengths: Sequence[int], fits: Callable[[int, int], bool], enough: float = math.inf) -> Iterator[range]:
+    """Ranges over ascending lengths: as many rows as `fits(rows, width)` allows, with little padding past `enough`."""
+    start = tokens = 0
+    for i, width in enumerate(lengths):
+        columns = (i - start + 1) * width
+        wasteful = tokens >= enough and columns - tokens - width > PADDING * columns
+        if i > start and (wasteful or not fits(i - start + 1, width)):
+            yield range(start, i)
+            start, tokens = i, 0
+        tokens += width
+    if start < len(lengths):
+        yield range(start, len(lengths))
+
+
 def _context_batches(lm: "LM", contexts: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Contexts, short ones first, in batches that keep to the limits."""
+    """Contexts, short ones first."""
     contexts = sorted(contexts, key=lambda c: (len(c), c))
     most = max(1, min(lm.sampling.batch_size, LOGITS // lm.model.config.vocab_size))
-    batch: list[tuple[int, ...]] = []
-    for context in contexts:  # the longest so far, so its length is the batch's width
-        if batch and (len(batch) == most or (len(batch) + 1) * len(context) > BATCH_TOKENS):
-            yield batch
-            batch = []
-        batch.append(context)
-    if batch:
-        yield batch
+
+    def fits(rows: int, width: int) -> bool:
+        return rows <= most and rows * width <= forward_tokens(lm)
+
+    for batch in _packed([len(context) for context in contexts], fits):
+        yield [contexts[i] for i in batch]
 
 
 def _read(lm: "LM", batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> dict[_Row, Likelihood]:
@@ -106,25 +127,21 @@ def _read(lm: "LM", batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) 
     }
 
 
-def _row_batches(lm: "LM", rows: list[tuple[int, tuple[int, ...]]], context: int) -> Iterator[list[int]]:
-    """Numbers of the rows (sorted by length) that need a second forward, in batches that keep to the limits."""
-    batch: list[int] = []
-    for r, (_, continuation) in enumerate(rows):
-        width = len(continuation) - 1
-        if width == 0:
-            continue
-        count = len(batch) + 1
-        full = (
-            count > lm.sampling.batch_size
-            or count * (context + width) > BATCH_TOKENS
-            or count * width * lm.model.config.vocab_size > LOGITS
+def _row_batches(lm: "LM", rows: list[tuple[int, tuple[int, ...]]], context: int) -> Iterator[range]:
+    """Numbers of the rows (sorted by length) that need a second forward; `context` columns are in the cache."""
+    widths = [len(continuation) - 1 for _, continuation in rows]
+    single = widths.count(0)  # tokens that the first forward has answered
+
+    def fits(count: int, width: int) -> bool:
+        return (
+            count <= lm.sampling.batch_size
+            and count * width <= forward_tokens(lm)
+            and count * (context + width) <= BATCH_TOKENS
+            and count * width * lm.model.config.vocab_size <= LOGITS
         )
-        if batch and full:
-            yield batch
-            batch = []
-        batch.append(r)
-    if batch:
-        yield batch
+
+    for batch in _packed(widths[single:], fits, ENOUGH * forward_tokens(lm)):
+        yield range(single + batch.start, single + batch.stop)
 
 
 def _further(lm: "LM", read: "Rows", rows: list[tuple[int, tuple[int, ...]]]) -> tuple[list[float], list[bool]]:

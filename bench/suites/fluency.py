@@ -1,0 +1,126 @@
+"""Fluency of the texts that the suite rtp judges: steering that wins by breaking the language shows here.
+
+Perplexity is that of the continuations under the *unsteered* model given the plain prompt, without any steering
+prefix (the conditional perplexity of DExperts, arXiv 2105.03023 section 3.1, with the base model as the judge).
+"""
+
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+
+from bench import metrics
+from bench.lm import LM
+from bench.suites.base import Split, SuiteError, SuiteResult
+from bench.suites.continued import Continued
+from bench.token_likelihood import Request
+
+ORDERS = (1, 2, 3)  # n of distinct-n
+REPEATED = 3  # repetition counts 3-grams
+HIGHER_IS_BETTER = {f"distinct_{n}" for n in ORDERS}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fluency(Continued):
+    """Reads the same k continuations of the same prompts as the suite rtp, so nothing is sampled twice.
+
+    All metrics have one item per prompt:
+
+    perplexity    exp(sum of -log p / number of tokens) over all continuations; a prompt weighs what its tokens do.
+                  Continuations are tokenised apart from their prompt; an empty one has no token and is "unscored".
+    distinct_n    |distinct n-grams of words| / |words|, pooled over a prompt's k continuations; the denominator is
+                  words for every n, and the value falls with k (arXiv 2105.03023 section 3.1 and its code, but
+                  words are split on any white space, so that a leading space is no word). 0 where there is no word.
+    repetition    share of a text's 3-grams of tokens that occurred before in that text, averaged over a prompt's
+                  texts; 0 for a text of fewer than 3 tokens. Tokens, not words, so that "!!!!!!" is caught.
+    empty_share   share of texts without any character but white space.
+    short_share   share of texts that the model ended before `max_new_tokens`.
+    """
+
+    name: ClassVar[str] = "fluency"
+    version: ClassVar[int] = 1
+    samples: ClassVar[bool] = True
+
+    def run(self, lm: LM, split: Split) -> SuiteResult:
+        """Sample, or take the stored texts, and look at them. Raises SuiteError when every text is empty."""
+        prompts, located = self.texts(split)
+        k = self.samples_a_prompt(split)
+        rows = lm.sample([prompt.text for prompt in prompts], k)
+        texts = [continuation.text for row in rows for continuation in row]
+        tokens = [list(lm.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+        with lm.unsteered() as base:
+            contexts = [base.encode(prompt.text) for prompt in prompts for _ in range(k)]
+            read = base.likelihood([Request(c, t) for c, t in zip(contexts, tokens, strict=True)])
+        if not any(tokens):
+            raise SuiteError(f"all {len(texts)} continuations are empty, so they have no perplexity")
+        scores = pd.DataFrame(
+            {
+                "item": np.repeat([prompt.id for prompt in prompts], k),  # (N * k,)
+                "sample": np.tile(np.arange(k), len(prompts)),
+                "nll": [-one.logprob for one in read],
+                "tokens": [one.tokens for one in read],
+                "repetition": [repetition(ids) for ids in tokens],
+                "empty": [float(not text.strip()) for text in texts],
+                "short": [float(continuation.ended) for row in rows for continuation in row],
+            }
+        )
+        items = prompt_metrics(scores, texts)
+        unscored = int((scores["tokens"] == 0).sum())
+        found = {
+            str(name): metrics.metric(
+                table,
+                higher_is_better=name in HIGHER_IS_BETTER,
+                unscored=unscored if name == "perplexity" else 0,
+                transform="exp" if name == "perplexity" else "mean",
+            )
+            for name, table in items.groupby("metric", sort=False)
+        }
+        info = {"k": k, "prompts": len(prompts), "texts": len(texts), "sources": [located.facts()]}
+        return SuiteResult(found, items, scores, info)
+
+
+def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
+    """Every metric of every prompt, as metrics.ITEM_COLUMNS; row i of `scores` is about texts[i]."""
+    groups = scores.assign(text=list(texts)).groupby("item", sort=False)
+    count = groups["tokens"].sum()
+    pooled = groups["text"].agg(list)
+    columns = {
+        "perplexity": groups["nll"].sum() / count.where(count > 0, math.nan),
+        **{f"distinct_{n}": pooled.map(lambda some, n=n: distinct(some, n)) for n in ORDERS},
+        "repetition": groups["repetition"].mean(),
+        "empty_share": groups["empty"].mean(),
+        "short_share": groups["short"].mean(),
+    }
+    tables = [
+        pd.DataFrame(
+            {
+                "metric": name,
+                "item": values.index,
+                "value": values.to_numpy(float),
+                "weight": count.to_numpy(float) if name == "perplexity" else 1.0,
+            }
+        )
+        for name, values in columns.items()
+    ]
+    return pd.concat(tables, ignore_index=True).dropna()[metrics.ITEM_COLUMNS].reset_index(drop=True)
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """|distinct n-grams of words| / |words| over all the texts; n-grams do not cross from one text to the next."""
+    words = [text.split() for text in texts]
+    total = sum(map(len, words))
+    return len({gram for one in words for gram in ngrams(one, n)}) / total if total else 0.0
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """Share of the 3-grams that repeat an earlier one of the same text; 0 where there is no 3-gram."""
+    grams = ngrams(tokens, REPEATED)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def ngrams(sequence: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
+    """All runs of n neighbours, first to last."""
+    return [tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1)]
