@@ -61,10 +61,13 @@ def _run(overrides: Sequence[str], multirun: bool) -> int:
 
 def _compute(cells: Sequence["DictConfig"]) -> list["Failure"]:
     """Run the cells in one process, so that they share model, pairs and unsteered generations."""
+    from transformers.utils import logging
+
     from bench.cell import Cell, Session
     from bench.progress import Bar
     from bench.runner import Failure, plan, run_cell
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
     planned: dict[str, float] = {}
     for cfg in cells:
         planned |= plan(Cell(cfg, Session()))

@@ -211,7 +211,7 @@ def _model(cfg: DictConfig) -> Iterator[str]:
 def _counts(cfg: DictConfig) -> Iterator[str]:
     """Numbers of things are whole and positive."""
     for suite, node in cfg.suite.items():
-        for key in ("k", "prompts", "dev_k", "dev_prompts", "documents", "dev_documents"):
+        for key in ("k", "prompts", "dev_k", "dev_prompts"):
             value = node.get(key)
             if value is not None and (not isinstance(value, int) or value < 1):
                 yield f"suite.{suite}.{key}={value}: a whole number above 0"

@@ -74,7 +74,10 @@ class Method(Protocol):
 def required_pairs(data: FitData, method: str) -> Pairs:
     """The pairs of `data`. Raises SetupError when there are none: a mean of nothing is no direction."""
     if data.pairs is None or not data.pairs.prompt:
-        raise SetupError(f"{method} learns from contrast pairs and got none; set data.path or loosen data.min_gap")
+        raise SetupError(
+            f"{method} learns from contrast pairs and got none; set data=pairs data.path=FILE, or loosen "
+            "data.max_desired and data.min_undesired"
+        )
     return data.pairs
 
 

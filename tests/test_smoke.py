@@ -15,7 +15,8 @@ from bench.data.sources import Sources
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PLACES = ("river", "tree", "road", "house", "bird", "dog", "bread", "weather")
-PROMPTS = [f"People {verb} along the {place} and" for place in PLACES for verb in ("walk", "talk", "sing", "work", "run")]
+VERBS = ("walk", "talk", "sing", "work", "run")
+PROMPTS = [f"People {verb} along the {place} and" for place in PLACES for verb in VERBS]
 
 
 def write_set(folder: Path, rows: list[dict], split: str) -> None:
