@@ -49,9 +49,11 @@ def _run(overrides: Sequence[str], multirun: bool) -> int:
     failures = _compute(cells)
     code = 0
     if failures:
-        for failure in failures:
-            where = f"; traceback in {failure.traceback}" if failure.traceback else ""
-            console.print(f"[bold red]failed:[/] {failure.label}: {_escape(failure.message)}{where}")
+        for message in dict.fromkeys(failure.message for failure in failures):  # one reason may stop many cells
+            stopped = [failure for failure in failures if failure.message == message]
+            names = ", ".join(dict.fromkeys(failure.label for failure in stopped))
+            where = f"; traceback in {stopped[0].traceback}" if stopped[0].traceback else ""
+            console.print(f"[bold red]failed:[/] {names}: {_escape(message)}{where}")
         console.print(f"{len(failures)} of {len(cells)} cells failed; the same command computes only what is missing")
         code = 2 if all(failure.setup for failure in failures) else 1
     if len(failures) < len(cells):
