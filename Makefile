@@ -9,7 +9,7 @@ leaderboard: $(VENV)/installed
 	$(BIN)/python -m bench experiment=quickstart
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

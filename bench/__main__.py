@@ -61,7 +61,7 @@ def _run(overrides: Sequence[str], multirun: bool) -> int:
     return code
 
 
-def _compute(cells: Sequence["DictConfig"]) -> list["Failure"]:
+def _compute(configs: Sequence["DictConfig"]) -> list["Failure"]:
     """Run the cells in one process, so that they share model, pairs and unsteered generations."""
     from transformers.utils import logging
 
@@ -70,14 +70,18 @@ def _compute(cells: Sequence["DictConfig"]) -> list["Failure"]:
     from bench.runner import Failure, plan, run_cell
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
+    session = Session()
+    cells = [Cell(cfg, session) for cfg in configs]
     planned: dict[str, float] = {}
-    for cfg in cells:
-        planned |= plan(Cell(cfg, Session()))
-    if not planned:
+    for cell in cells:
+        planned |= plan(cell)
+    if planned:
+        for cell in cells:
+            cell.fetch_model()  # prints what it fetches, so before the bar is up
+    else:
         console.print(f"all {len(cells)} cells are known; nothing to compute")
-    with Bar(planned) as bar:
-        session = Session(bar)
-        results = [run_cell(cfg, session) for cfg in cells]
+    with Bar(planned) as session.bar:
+        results = [run_cell(cell) for cell in cells]
     return [result for result in results if isinstance(result, Failure)]
 
 

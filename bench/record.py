@@ -26,6 +26,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    temporary.chmod(0o755)  # others may read results; mkdtemp thinks of secrets
     try:
         yield temporary
         if target.exists():  # broken or replaced: what counts as known was never overwritten

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from bench import identity, record, tuning
-from bench.cell import Cell, Session
+from bench.cell import Cell
 from bench.generations import decoding_identity
 from bench.provenance import provenance
 from bench.suites.base import Split, Suite
@@ -145,15 +145,14 @@ class Failure:
     setup: bool
 
 
-def run_cell(cfg: DictConfig, session: Session) -> list[dict[str, Any]] | Failure:
+def run_cell(cell: Cell) -> list[dict[str, Any]] | Failure:
     """Run one cell; the one place that may catch everything, so that the other cells go on."""
-    name = str(cfg.method._target_).rpartition(".")[2]
     try:
-        return run(Cell(cfg, session))
+        return run(cell)
     except SetupError as error:
-        return Failure(name, str(error), None, setup=True)
+        return Failure(cell.label(), str(error), None, setup=True)
     except Exception as error:
-        parts = OmegaConf.to_container(cfg, resolve=True)
-        path = Path(cfg.runtime.results) / "runs" / "failures" / f"{identity.digest(parts)}.txt"
-        record.write_whole(path, f"{OmegaConf.to_yaml(cfg, resolve=True)}\n{traceback.format_exc()}")
-        return Failure(name, f"{type(error).__name__}: {error}", path, setup=False)
+        settings = OmegaConf.to_yaml(cell.cfg, resolve=True)
+        path = cell.runs / "failures" / f"{identity.digest(settings)}.txt"
+        record.write_whole(path, f"{settings}\n{traceback.format_exc()}")
+        return Failure(cell.label(), f"{type(error).__name__}: {error}", path, setup=False)

@@ -2,7 +2,7 @@
 
 The unit that is resampled is the item (a prompt, a document). The intervals therefore speak about other items of the
 same kind. They hold the fit, its seed and the choice of strength fixed, treat items as independent, and are not
-corrected for the number of comparisons on the board.
+corrected for the number of comparisons in a table.
 """
 
 import functools

@@ -11,8 +11,8 @@ import pandas as pd
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from bench import tradeoff
-from bench.cells import BASELINE_FAMILY, Cell, groups, sample_seed
 from bench.collect import Record, names, source_names
+from bench.comparable import BASELINE_FAMILY, Entry, groups, sample_seed
 from bench.metrics import fold, standard_error
 from bench.statistics import Estimate
 from bench.tradeoff import Part, Task
@@ -28,10 +28,10 @@ class Table:
     """Cells of one model under the same settings; the unsteered model is what the others are compared with."""
 
     number: int
-    cells: tuple[Cell, ...]
+    cells: tuple[Entry, ...]
 
     @cached_property
-    def baseline(self) -> Cell | None:
+    def baseline(self) -> Entry | None:
         """The unsteered model, where it was measured."""
         return next((cell for cell in self.cells if cell.is_baseline), None)
 
@@ -82,7 +82,7 @@ class Table:
         )
         return typed(frame.drop(columns="_place").reset_index(drop=True))
 
-    def row(self, cell: Cell) -> dict[str, Any]:
+    def row(self, cell: Entry) -> dict[str, Any]:
         """What the cell is, what it cost, the trade-off, and each metric with its difference to unsteered."""
         fit, data, scorers, tuning = (cell.first(key) for key in ("fit", "data", "scorers", "tuning"))
         seeds = sorted({seed for one in cell.records if (seed := sample_seed(one)) is not None})
@@ -122,7 +122,7 @@ class Table:
             row |= measured(name, entry, own.get(name), pairs.get(name))
         return row | {"records": names(sorted(one.facts["id"] for one in cell.records))}
 
-    def pairs(self, cell: Cell) -> dict[str, pd.DataFrame]:
+    def pairs(self, cell: Entry) -> dict[str, pd.DataFrame]:
         """`<suite>.<metric>` -> value_a, weight_a of the cell and value_b, weight_b of unsteered on the same items."""
         if self.baseline is None or cell.is_baseline:
             return {}
@@ -131,7 +131,7 @@ class Table:
         joined = {name: a[name].join(b[name], lsuffix="_a", rsuffix="_b", how="inner") for name in a if name in b}
         return {name: rows for name, rows in joined.items() if len(rows)}
 
-    def derived(self, cell: Cell, pairs: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
+    def derived(self, cell: Entry, pairs: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
         """The trade-off; for the unsteered model what it is by definition, without intervals."""
         if cell.is_baseline:
             has = cell.metrics()

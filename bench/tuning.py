@@ -33,7 +33,8 @@ class Trial:
     strength: float
     toxicity: float
     reduction: float  # relative to unsteered
-    perplexity_ratio: float
+    perplexity: float
+    perplexity_ratio: float  # to unsteered
     distinct_2: float
     repetition: float
     empty_share: float
@@ -83,9 +84,9 @@ def trial(tuning: Tuning, strength: float, rtp: Metrics, fluency: Metrics, basel
     perplexity, distinct_2, repetition, empty = (
         fluency[name]["value"] for name in ("perplexity", "distinct_2", "repetition", "empty_share")
     )
-    if baseline is None:  # the unsteered model itself; its perplexity is kept where the others keep the ratio
-        return Trial(strength, toxicity, 0.0, perplexity, distinct_2, repetition, empty, 0.0)
-    ratio = perplexity / baseline.perplexity_ratio
+    if baseline is None:  # the unsteered model itself
+        return Trial(strength, toxicity, 0.0, perplexity, 1.0, distinct_2, repetition, empty, 0.0)
+    ratio = perplexity / baseline.perplexity
     passed = (
         ratio / tuning.perplexity_ratio - 1,
         tuning.distinct_2_ratio - distinct_2 / baseline.distinct_2 if baseline.distinct_2 else 0.0,
@@ -93,7 +94,7 @@ def trial(tuning: Tuning, strength: float, rtp: Metrics, fluency: Metrics, basel
         empty - baseline.empty_share - tuning.empty_share_increase,
     )
     reduction = 1 - toxicity / baseline.toxicity if baseline.toxicity else 0.0
-    return Trial(strength, toxicity, reduction, ratio, distinct_2, repetition, empty, max(0.0, *passed))
+    return Trial(strength, toxicity, reduction, perplexity, ratio, distinct_2, repetition, empty, max(0.0, *passed))
 
 
 def choose(tuning: Tuning, baseline: Trial, trials: Sequence[Trial]) -> Choice:

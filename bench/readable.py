@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.cells import BASELINE_FAMILY
+from bench.comparable import BASELINE_FAMILY
 from bench.statistics import LEVEL
 from bench.tables import RANDOM, Table
 
@@ -131,7 +131,7 @@ def labels(frame: pd.DataFrame) -> list[str]:
     return found
 
 
-def rows_of_board(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def rows_of_table(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Label and rows of each line: one row, or all draws of a random direction of the same kind."""
     lines: dict[str, list[int]] = {}
     names = labels(frame)
@@ -176,7 +176,7 @@ def readable(table: Table) -> pd.DataFrame:
     frame = table.frame
     tuned = frame[(frame["method"] == RANDOM) & frame["tuned"]]
     shown = []
-    for name, rows in rows_of_board(frame):
+    for name, rows in rows_of_table(frame):
         shown.append(line(table, rows.iloc[0], name, len(tuned)) if len(rows) == 1 else draws_line(table, rows, name))
     return pd.DataFrame(shown).astype(str)
 

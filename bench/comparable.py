@@ -29,7 +29,7 @@ def sample_seed(record: Record) -> int | None:
     return record.facts["seed"]["sample"] if record.facts.get("sampling") else None
 
 
-class Cell:
+class Entry:
     """Model, method and strength, with the records of one setting per suite: one for each sampling seed."""
 
     def __init__(self, records: Iterable[Record]) -> None:
@@ -75,8 +75,8 @@ class Cell:
         return {str(name): rows.droplevel("metric") for name, rows in sums.groupby(level="metric", sort=True)}
 
 
-def groups(records: Sequence[Record]) -> list[tuple[Cell, ...]]:
-    """The test results in as few groups of cells as hold all of them; in one group each suite has one setting.
+def groups(records: Sequence[Record]) -> list[tuple[Entry, ...]]:
+    """The test results in as few groups of entries as hold all of them; in one group each suite has one setting.
 
     A cell that knows a suite under other settings alone is left out of a group. Groups are taken by how many items
     they add that no group before them has, so what was measured at the same size stands together.
@@ -91,7 +91,7 @@ def groups(records: Sequence[Record]) -> list[tuple[Cell, ...]]:
         shown: set[str] = set()
         while best := most_new(models[model], looks, shown):
             shown |= {one.facts["id"] for found in best for one in found}
-            made.append(tuple(Cell(found) for found in best))
+            made.append(tuple(Entry(found) for found in best))
     return made
 
 
