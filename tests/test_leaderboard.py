@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench import board, tradeoff
+from bench import readable, tradeoff
 from bench.collect import read_records
 from bench.leaderboard import Built, collect, leaderboard, main, rebuild, show
 from bench.tables import tables
@@ -260,7 +260,7 @@ def test_rows_of_one_method_are_told_apart(tmp_path):
             write(tmp_path, "rtp", "caa", {TOXICITY: HALF}, parameters={"layer": layer, "pool": "mean"}, fit_seed=seed)
     write(tmp_path, "rtp", "detox", {TOXICITY: HALF}, parameters={"rank": 2})
     found = tables(read_records(tmp_path / "runs")[0])[0].frame
-    assert board.labels(found) == [*(f"caa (layer={n}, seed {s})" for s in (0, 1) for n in (3, 5)), "detox"]
+    assert readable.labels(found) == [*(f"caa (layer={n}, seed {s})" for s in (0, 1) for n in (3, 5)), "detox"]
 
 
 # -- what is missing or broken -------------------------------------------------------------------------------------
