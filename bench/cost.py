@@ -17,7 +17,7 @@ from bench.lm import LM
 from bench.sampling import continuations
 from methods.base import Artefact, Method
 
-ROUNDS, ROWS, NEW_TOKENS = 3, 32, 8  # a short burst: enough for a ratio, a few seconds on two cores
+ROUNDS, ROWS, NEW_TOKENS = 3, 32, 4  # a short burst: enough for a ratio, two or three seconds on two cores
 PROMPTS = ("The weather today is", "In the morning the baker", "My neighbour told me that", "On the way to school")
 
 

@@ -211,15 +211,14 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
 def evaluated(lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]]) -> dict[str, list[dict[str, Any]]]:
     """What lm-eval notes of each document of each task; documents are named by their numbers, ascending."""
-    with quiet(), untouched_randomness():
-        results = evaluate(
-            lm=SteeredLM(lm),
-            task_dict={"tasks": dict(tasks), "groups": {}},
-            samples=documents,
-            bootstrap_iters=0,
-            log_samples=True,
-            apply_chat_template=lm.chat,
-        )
+    results = evaluate(
+        lm=SteeredLM(lm),
+        task_dict={"tasks": dict(tasks), "groups": {}},
+        samples=documents,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=lm.chat,
+    )
     samples: dict[str, list[dict[str, Any]]] = results["samples"]
     return samples
 

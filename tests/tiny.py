@@ -1,5 +1,6 @@
 """Tiny random models of real architectures and a tokenizer trained on a page of text, for unit tests alone."""
 
+import copy
 import functools
 
 import torch
@@ -76,7 +77,7 @@ def tiny_tokenizer(bos: str = "prepend") -> PreTrainedTokenizerFast:
 def tiny_model(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
     """A fresh random model, the same for the same seed; weights are larger than usual, so that it has opinions."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[architecture]).eval()
+    model = AutoModelForCausalLM.from_config(copy.deepcopy(CONFIGS[architecture])).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:

@@ -103,9 +103,9 @@ class Capability:
         """Let lm-eval ask the model. Raises SuiteError for a task that yields no number a document."""
         found = definitions(tuple(self.tasks))
         located = {task: self._locate(found[task]) for task in self.tasks}
-        from bench.likelihood import evaluated, quiet
+        from bench.likelihood import evaluated, quiet, untouched_randomness
 
-        with quiet():
+        with quiet(), untouched_randomness():
             loaded = {task: load_task(task, found[task], where) for task, where in located.items()}
             chosen = {task: self._chosen(task, found[task], located[task], split) for task in self.tasks}
             samples = evaluated(lm, loaded, chosen)

