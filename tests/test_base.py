@@ -46,5 +46,5 @@ def test_facts_are_small_and_do_not_count_as_size():
 def test_required_pairs():
     pairs = Pairs(["a"], ["b"], ["c"])
     assert required_pairs(FitData(pairs), "caa") is pairs
-    with pytest.raises(SetupError, match=r"caa learns from contrast pairs and got none; set data\.path"):
+    with pytest.raises(SetupError, match=r"caa learns from contrast pairs and got none; set data=pairs data\.path"):
         required_pairs(FitData(), "caa")
