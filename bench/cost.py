@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import psutil
 import torch
 
-from bench import progress
 from bench.lm import LM
 from bench.sampling import continuations
 from methods.base import Artefact, Method
+from methods.fitting import listening
 
 ROUNDS, ROWS, NEW_TOKENS = 3, 32, 4  # a short burst: enough for a ratio, two or three seconds on two cores
 PROMPTS = ("The weather today is", "In the morning the baker", "My neighbour told me that", "On the way to school")
@@ -71,7 +71,7 @@ def relative_speed(lm: LM, method: Method, artefact: Artefact, strength: float) 
         return time.perf_counter() - start
 
     ratios = []
-    with progress.listening(None):
+    with listening(None):
         seconds(lm, PROMPTS)  # warm up
         for _ in range(ROUNDS):
             base = seconds(lm, PROMPTS)

@@ -29,10 +29,10 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 
-from bench import progress
 from bench.lm import LM
 from bench.sampling import draw, prefill, stream
 from bench.token_likelihood import BATCH_TOKENS, Request
+from methods.fitting import advance
 
 SAMPLED_WITH = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}  # what sampled decoding understands
 
@@ -192,7 +192,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         alive = torch.arange(len(contexts), device=self.lm.device)
         for step in range(keys.shape[1]):
             drawn = draw(logits, keys[alive, step], temperature, top_p)  # (A,)
-            progress.advance(len(drawn))
+            advance(len(drawn))
             going = torch.ones_like(drawn, dtype=torch.bool)
             for place, (row, token) in enumerate(zip(alive.tolist(), drawn.tolist(), strict=True)):
                 new[row].append(token)

@@ -1,31 +1,13 @@
-"""Progress that code deep in a run reports without knowing who shows it."""
+"""The one bar of a command; what it shows is reported deep in the run (`methods.fitting.advance`)."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-_advance: ContextVar[Callable[[float], None] | None] = ContextVar("advance", default=None)
-
-
-def advance(tokens: float) -> None:
-    """Say that this many tokens went through the model; without a listener it does nothing."""
-    listener = _advance.get()
-    if listener is not None:
-        listener(tokens)
-
-
-@contextmanager
-def listening(listener: Callable[[float], None] | None) -> Iterator[None]:
-    """Send every `advance` inside the block to the listener; None silences them."""
-    token = _advance.set(listener)
-    try:
-        yield
-    finally:
-        _advance.reset(token)
+from methods.fitting import listening
 
 
 class Bar:

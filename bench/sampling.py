@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench import progress
 from methods.errors import SetupError
+from methods.fitting import advance
 
 if TYPE_CHECKING:
     from bench.lm import LM, Rows
@@ -119,7 +119,7 @@ def _decode(
         drawn = draw(logits, keys[alive, step], settings.temperature, settings.top_p)  # (A,)
         for row, token in zip(alive.tolist(), drawn.tolist(), strict=True):
             new[row].append(token)
-        progress.advance(len(drawn))
+        advance(len(drawn))
         going = ~torch.isin(drawn, stop)
         if step + 1 == settings.max_new_tokens or not going.any():
             break
@@ -139,7 +139,7 @@ def prefill(lm: "LM", prompts: Sequence[list[int]]) -> tuple["Rows", Tensor]:
     real = torch.arange(width)[None, :] >= (width - length)[:, None]  # (B, T)
     rows = lm.start(length)
     logits = lm.read(rows, ids, real, keep=1)[:, -1]
-    progress.advance(int(length.sum()))
+    advance(int(length.sum()))
     return rows, logits
 
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from bench import progress
 from bench.sampling import prefill
+from methods.fitting import advance
 
 if TYPE_CHECKING:
     from bench.lm import LM, Rows
@@ -153,7 +153,7 @@ def _further(lm: "LM", read: "Rows", rows: list[tuple[int, tuple[int, ...]]]) ->
     real = torch.arange(width, device=lm.device)[None, :] < length[:, None]  # (B, T)
     branch = _branch(read, torch.tensor([i for i, _ in rows], device=lm.device))
     logits = lm.read(branch, ids, real)  # (B, T, V)
-    progress.advance(int(length.sum()))
+    advance(int(length.sum()))
     used = real.flatten().nonzero()[:, 0]  # positions that are no padding
     logprob = torch.zeros(real.shape, dtype=torch.double, device=lm.device)
     greedy = torch.ones_like(real)

@@ -32,10 +32,20 @@ class Pairs(NamedTuple):
     undesired: list[str]
 
 
+class Examples(NamedTuple):
+    """Texts to fine-tune on: what the model is to write after a prompt. Entry i of each list belongs together."""
+
+    prompt: list[str]
+    completion: list[str]
+
+
 class FitData(NamedTuple):
-    """Everything a method may learn from; the runner loads only what the method names in `needs`."""
+    """Everything a method may learn from; whoever calls `fit` loads only what the method names in `needs`."""
 
     pairs: Pairs | None = None
+    examples: Examples | None = None  # what a fine-tuning user brings, useful and harmful mixed
+    harmful: Examples | None = None  # the behaviour that is not wanted, as far as the defender knows it
+    background: list[str] | None = None  # ordinary texts, of which nothing is to be learnt but what is usual
 
 
 class Steering(NamedTuple):
@@ -58,6 +68,10 @@ class Method(Protocol):
     version: ClassVar[int]  # bump when the same hyper-parameters give other numbers
     strength_unit: ClassVar[str]
     strengths: Sequence[float]  # the grid that tuning tries; the same length for every method
+
+    def passes(self) -> float:
+        """How often `fit` takes its data through the model, roughly, for the bar; a training step counts as 3."""
+        return 1.0
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise SetupError where a hyper-parameter does not suit this model; called before anything costly."""

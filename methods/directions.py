@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import anatomy
+from methods.fitting import advance
 from methods.intervention import Positions, Site, at, record
 
 Read = Literal["all", "continuation", "last"]
@@ -116,6 +117,7 @@ def _forward(model: PreTrainedModel, batch: Sequence[Text]) -> None:
             use_cache=False,
             logits_to_keep=1,
         )
+    advance(int(length.sum()))
 
 
 def _weights(batch: Sequence[Text], read: Read, skip_first: int) -> Tensor:

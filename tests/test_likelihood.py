@@ -8,7 +8,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from bench import progress
+from methods.fitting import listening
 from bench.likelihood import SteeredLM
 from bench.sampling import Sampling
 from bench.token_likelihood import Request
@@ -149,7 +149,7 @@ def test_limits_split_batches_and_change_nothing(monkeypatch, limit):
 def test_each_context_is_read_once():
     lm = tiny_lm()
     read = []
-    with progress.listening(read.append):
+    with listening(read.append):
         lm.likelihood(grid(lm) * 2)
     contexts = {tuple(request.context) for request in grid(lm)}
     answers = {(tuple(r.context), tuple(r.continuation)) for r in grid(lm)}
