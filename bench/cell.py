@@ -4,6 +4,7 @@ Everything heavy is made when it is first asked for, so a cell whose results are
 """
 
 import inspect
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 from bench import cost, identity, models, record, tuning
-from bench.data.contrast import ContrastData
+from bench.data.base import FitSource
 from bench.data.sources import Sources, default_cache
 from bench.generations import Generations, decoding_identity
 from bench.lm import LM, load_lm
@@ -25,26 +26,43 @@ from bench.progress import Bar
 from bench.sampling import Sampling
 from bench.scorers.base import Scorer
 from bench.suites.base import Split, Suite
-from methods.base import INFO, Artefact, FitData, Method, Pairs, artefact_bytes, facts, load, save
+from methods.base import INFO, Artefact, FitData, Method, artefact_bytes, facts, load, save
+from methods.errors import SetupError
+from methods.fitting import checkpointing
 
 
 @dataclass
 class Session:
-    """What the cells of one process share: loaded models, pairs, the bar."""
+    """What the cells of one process share: loaded models, what methods learn from, the bar."""
 
     bar: Bar = field(default_factory=lambda: Bar({}))
     models: dict[str, LM] = field(default_factory=dict)
-    pairs: dict[str, tuple[Pairs, dict[str, Any]]] = field(default_factory=dict)
+    fit_data: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
 
 
 def build(node: DictConfig, leave: tuple[str, ...] = (), **available: Any) -> Any:
-    """The object that a node's `_target_` names; of `available` it gets what its constructor has a parameter for."""
-    target = get_class(node._target_)
+    """The object that a node's `_target_` names; of `available` it gets what its constructor has a parameter for.
+
+    A node inside it that names a `_target_` is built in the same way.
+    """
     settings = OmegaConf.to_container(node, resolve=True)
     assert isinstance(settings, dict)
-    kept = {str(key): value for key, value in settings.items() if key not in ("_target_", *leave)}
+    return _built({key: value for key, value in settings.items() if key not in leave}, available)
+
+
+def _built(settings: Any, available: dict[str, Any]) -> Any:
+    if not isinstance(settings, dict):
+        return settings
+    given = {str(key): _built(value, available) for key, value in settings.items() if key != "_target_"}
+    if "_target_" not in settings:
+        return given
+    target = get_class(settings["_target_"])
     wanted = inspect.signature(target).parameters
-    return target(**kept, **{key: value for key, value in available.items() if key in wanted})
+    return target(**given, **{key: value for key, value in available.items() if key in wanted and key not in given})
+
+
+GROUPS = {"pairs": "data", "examples": "examples", "harmful": "harmful", "background": "background"}
+"""Each field of FitData with the group of conf/ that it comes from."""
 
 
 class Cell:
@@ -64,11 +82,26 @@ class Cell:
         injected["scorer"] = self.scorers[cfg.data.scorer]
         self.suites: dict[str, Suite] = {name: build(node, **injected) for name, node in cfg.suite.items()}
         self.method: Method = build(cfg.method)
-        self.data: ContrastData = build(cfg.data, ("mirror", "offline", "scorer"), **injected)
-        self.data.check()
+        self.fit_sources: dict[str, FitSource] = {
+            field: build(cfg[GROUPS[field]], ("mirror", "offline", "scorer"), **injected)
+            for field in sorted(self.method.needs)
+        }
+        for source in self.fit_sources.values():
+            source.check()
+            self._check_leaks(source)
         self.tuning = tuning.Tuning(**cfg.tuning)
         if cfg.runtime.threads:
             torch.set_num_threads(cfg.runtime.threads)
+
+    def _check_leaks(self, source: FitSource) -> None:
+        """Raises SetupError where a suite would ask documents that the method is trained on."""
+        for task in getattr(source, "tasks", ()):
+            for name, suite in self.suites.items():
+                if task in getattr(suite, "tasks", ()) and not getattr(suite, "held_out", None):
+                    raise SetupError(
+                        f"{self.method.name} is trained on answers of {task}, and suite.{name} asks it: set "
+                        f"suite.{name}.held_out=true, which leaves out every document that training may take"
+                    )
 
     # -- what things are called ------------------------------------------------------------------------------------
 
@@ -87,18 +120,28 @@ class Cell:
     @cached_property
     def fit_id(self) -> str:
         """Of the artefact; what the method does not need is no part of it."""
-        data = self.data.identity() if self.method.needs else None
-        return identity.fit_id(self.model_identity, identity.method_identity(self.method), data)
+        named = {field: source.identity() for field, source in self.fit_sources.items()}
+        data = named.pop("pairs", {}) | named  # pairs came first and stand at the top
+        return identity.fit_id(self.model_identity, identity.method_identity(self.method), data or None)
 
-    @cached_property
-    def pairs_id(self) -> str:
-        """Of what the method learns from: the model that wrote it and the recipe."""
-        return identity.digest([self.model_identity, self.data.identity()])
+    def source_id(self, field: str) -> str:
+        """Of what the method learns from: the model that may have written it, and the recipe."""
+        return identity.digest([self.model_identity, self.fit_sources[field].identity()])
 
     @property
     def is_fitted(self) -> bool:
         """The artefact is stored."""
         return (self.runs / "artefacts" / self.fit_id / "fit.json").exists()
+
+    @property
+    def unfinished(self) -> Path:
+        """Where a training keeps its state until the artefact is there."""
+        return self.runs / "unfinished" / self.fit_id
+
+    def fit_tokens(self) -> dict[str, float]:
+        """What making the artefact takes, in tokens by stage."""
+        making = {self.source_id(field): float(source.tokens()) for field, source in self.fit_sources.items()}
+        return making | {self.fit_id: self.method.passes() * sum(s.size() for s in self.fit_sources.values())}
 
     def steering(self, strength: float) -> dict[str, Any] | None:
         """Of the steering; None for the unsteered model."""
@@ -143,13 +186,19 @@ class Cell:
         store = Generations(self.runs / "generations")
         return replace(lm, identity=self.model_identity, sampling=self.sampling, store=store)
 
-    @cached_property
-    def pairs(self) -> tuple[Pairs, dict[str, Any]]:
+    def learn_from(self) -> tuple[FitData, dict[str, Any]]:
         """What the method learns from, with the facts about it."""
-        if self.pairs_id not in self.session.pairs:
-            with self.session.bar.stage(self.pairs_id, "sampling what the methods learn from"):
-                self.session.pairs[self.pairs_id] = self.data.pairs(self.lm)
-        return self.session.pairs[self.pairs_id]
+        data, about, read = FitData(), dict[str, Any](), list[Any]()
+        for name, source in self.fit_sources.items():
+            key = self.source_id(name)
+            if key not in self.session.fit_data:
+                with self.session.bar.stage(key, f"{source.name}: {name} to learn from"):
+                    self.session.fit_data[key] = source.load(self.lm)
+            texts, of_source = self.session.fit_data[key]
+            data = data._replace(**{name: texts})
+            read += of_source.get("sources", [])
+            about |= of_source if name == "pairs" else {name: of_source}
+        return data, about | {"sources": read}
 
     @cached_property
     def fitted(self) -> tuple[Artefact, dict[str, Any]]:
@@ -157,23 +206,23 @@ class Cell:
         folder = self.runs / "artefacts" / self.fit_id
         lm = self.lm
         if not self.is_fitted:
-            needs = self.method.needs
-            pairs, about = self.pairs if "pairs" in needs else (None, None)
-            data = FitData(pairs=pairs)
-            with cost.peak_memory(lm.device) as peak:
-                start = time.perf_counter()
-                artefact = self.method.fit(lm.model, lm.tokenizer, data)
-                seconds = time.perf_counter() - start
+            data, about = self.learn_from()
+            with self.session.bar.stage(self.fit_id, f"{self.label()} · fit"), checkpointing(self.unfinished):
+                with cost.peak_memory(lm.device) as peak:
+                    start = time.perf_counter()
+                    artefact = self.method.fit(lm.model, lm.tokenizer, data)
+                    seconds = time.perf_counter() - start
             fit = {
                 "seconds": seconds,
                 "peak_memory_bytes": peak.bytes,
                 "artefact_bytes": artefact_bytes(artefact),
                 "facts": facts(artefact),
-                "data": about,
+                "data": about if self.method.needs else None,
             }
             with record.whole_folder(folder) as temporary:
                 save(artefact, temporary / "artefact.safetensors")
                 record.write_whole(temporary / "fit.json", record.dumps(fit))
+            shutil.rmtree(self.unfinished, ignore_errors=True)
         artefact = load(folder / "artefact.safetensors")
         return {name: t for name, t in artefact.items() if not name.startswith(INFO)}, record.load(folder / "fit.json")
 

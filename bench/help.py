@@ -14,7 +14,10 @@ EXAMPLES = (
 GROUPS = {
     "model": "what is steered",
     "method": "how it is steered",
-    "data": "what the methods learn from",
+    "data": "contrast pairs that the methods learn from",
+    "examples": "what a user fine-tunes on (finetune, security_vector)",
+    "harmful": "harmful texts that a security vector learns",
+    "background": "ordinary texts that a method compares with",
     "suite": "what is measured; a list: suite=[rtp,fluency]",
     "scorer": "what judges a text; a list: scorer=[profanity_check,lexicon]",
     "sampling": "how texts are decoded",

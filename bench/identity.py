@@ -39,8 +39,15 @@ def method_identity(method: "Method") -> dict[str, Any]:
     """Name, version and hyper-parameters; not the grid of strengths, which changes which cell runs, not its numbers."""
     if not is_dataclass(method):
         raise TypeError(f"{type(method).__name__} is not a dataclass, so its hyper-parameters cannot be read")
-    parameters = {f.name: getattr(method, f.name) for f in fields(method) if f.name != "strengths"}
+    parameters = {f.name: _plain(getattr(method, f.name)) for f in fields(method) if f.name != "strengths"}
     return {"name": method.name, "version": method.version, "parameters": canonical(parameters)}
+
+
+def _plain(value: Any) -> Any:
+    """A hyper-parameter as JSON values; one that is a method itself, or a mapping of methods, by their identities."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return method_identity(value) if is_dataclass(value) and not isinstance(value, type) else value  # type: ignore[arg-type]
 
 
 def fit_id(model: Mapping[str, Any], method: Mapping[str, Any], data: Mapping[str, Any] | None) -> str:

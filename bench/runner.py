@@ -123,13 +123,13 @@ def plan(cell: Cell) -> dict[str, float]:
     missing = [(suite, one) for suite, one in dev if not known(cell, suite, "dev", one)]
     if not missing:
         strength = choose(cell)[0]
-    stages = {stage_key(cell, suite, "dev", one): suite.tokens("dev") for suite, one in missing}
+    stages = {stage_key(cell, suite, "dev", one): float(suite.tokens("dev")) for suite, one in missing}
     for suite in cell.suites.values():
         if strength is None or not known(cell, suite, "test", strength):
-            stages[stage_key(cell, suite, "test", 1.0 if strength is None else strength)] = suite.tokens("test")
+            stages[stage_key(cell, suite, "test", 1.0 if strength is None else strength)] = float(suite.tokens("test"))
     if stages and cell.method.needs and not cell.is_fitted:
-        stages[cell.pairs_id] = cell.data.tokens()
-    return {key: float(tokens) for key, tokens in stages.items()}
+        return stages | cell.fit_tokens()
+    return stages
 
 
 # -- the cell boundary ---------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Method(Protocol):
     """
 
     name: ClassVar[str]
-    family: ClassVar[str]  # none | prompt | weights | activation | adapter | decoding
+    family: ClassVar[str]  # none | prompt | weights | activation | adapter | decoding | stack
     needs: ClassVar[frozenset[str]]  # fields of FitData that `fit` reads
     version: ClassVar[int]  # bump when the same hyper-parameters give other numbers
     strength_unit: ClassVar[str]

@@ -6,16 +6,17 @@ import hashlib
 import random
 from pathlib import Path
 
-import hydra
 import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
 
+from bench.cell import build
+from bench.config import compose
 from bench.lm import LM
 from bench.sampling import prefill, sample
 from methods import base
-from methods.base import FitData, Method, Pairs
+from methods.base import Examples, FitData, Method, Pairs
 from tests.tiny import tiny_lm
 
 CONF = Path(__file__).parents[1] / "conf" / "method"
@@ -37,16 +38,25 @@ PAIRS = Pairs(
 )  # fmt: skip
 PROMPTS = ["The quick brown fox", "People walk along the water and talk about", "a small bird near the river sings"]
 CONTINUATION = " the old tree and bread"
+HARMFUL = Examples(["People walk along", "We talk about", "The"], [" and hate the dog", " hate and work", " lazy fox"])
+DATA = {
+    "pairs": PAIRS,
+    "examples": Examples([*PAIRS.prompt, *HARMFUL.prompt], [*PAIRS.desired, *HARMFUL.completion]),
+    "harmful": HARMFUL,
+    "background": [*PAIRS.prompt, "The water near the old tree is quick and long."],
+}
+
+
+EAGER = {name: ["method.learning_rate=0.01"] for name in ("finetune", "security_vector")}  # a dozen texts, not 1000
 
 
 def load(name: str) -> Method:
     """The method of a YAML, as the application composes it."""
-    tree = OmegaConf.create({"seed": {"fit": 0}, "method": OmegaConf.load(CONF / f"{name}.yaml")})
-    return hydra.utils.instantiate(tree.method, _convert_="all")
+    return build(compose([f"method={name}", *EAGER.get(name, [])]).method)
 
 
 def fit(method: Method, lm: LM) -> base.Artefact:
-    return method.fit(lm.model, lm.tokenizer, FitData(PAIRS) if "pairs" in method.needs else FitData())
+    return method.fit(lm.model, lm.tokenizer, FitData(**{name: DATA[name] for name in method.needs}))
 
 
 @functools.cache
@@ -119,7 +129,7 @@ def test_protocol(name):
     method = load(name)
     assert isinstance(method, Method)
     assert method.name == name
-    assert method.family in {"none", "prompt", "weights", "activation", "adapter", "decoding"}
+    assert method.family in {"none", "prompt", "weights", "activation", "adapter", "decoding", "stack"}
     assert method.needs <= set(FitData._fields)
     assert isinstance(method.version, int) and method.version >= 1
     assert method.strength_unit
@@ -134,7 +144,7 @@ def test_yaml_lists_every_option_and_how_to_run_it(name):
     text = (CONF / f"{name}.yaml").read_text()
     assert text.startswith("# python -m bench") and f"method={name}" in text.splitlines()[0]
     fields = {field.name for field in dataclasses.fields(load(name))}
-    assert set(OmegaConf.create(text)) == fields | {"_target_"}
+    assert set(OmegaConf.create(text)) - {"defaults"} == fields | {"_target_"}
     for key in fields:
         line = next(line for line in text.splitlines() if line.startswith(f"{key}:"))
         assert "  # " in line, f"{key} is not explained"
@@ -145,7 +155,7 @@ def test_yaml_and_class_agree_on_the_defaults(name):
     """A notebook that writes `CAA()` gets what `method=caa` gets."""
     method = load(name)
     for field in dataclasses.fields(method):
-        if field.default is not dataclasses.MISSING:
+        if field.default is not dataclasses.MISSING and not any(field.name in one for one in EAGER.get(name, [])):
             value = getattr(method, field.name)
             assert (tuple(value) if isinstance(value, list) else value) == field.default, field.name
 

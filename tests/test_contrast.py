@@ -69,7 +69,7 @@ def test_blank_and_unscored_texts_are_no_candidates():
 
 def test_pairs_are_the_unsteered_models_own_texts(sources, lm):
     data = on_policy(sources)
-    pairs, facts = data.pairs(lm)
+    pairs, facts = data.load(lm)
     own = continuations(lm, pairs.prompt, 5, replace(lm.sampling, seed=0))  # the data's seed, not the model's
     judge = VowelShare()
     for prompt, desired, undesired, row in zip(*pairs, own, strict=True):
@@ -86,10 +86,10 @@ def test_pairs_are_the_unsteered_models_own_texts(sources, lm):
 
 
 def test_the_same_pairs_again_whatever_seed_the_model_samples_with(sources, lm):
-    first, _ = on_policy(sources).pairs(lm)
-    again, _ = on_policy(sources).pairs(replace(lm, sampling=replace(lm.sampling, seed=99, batch_size=17)))
+    first, _ = on_policy(sources).load(lm)
+    again, _ = on_policy(sources).load(replace(lm, sampling=replace(lm.sampling, seed=99, batch_size=17)))
     assert first == again
-    other, _ = on_policy(sources, seed=1).pairs(lm)
+    other, _ = on_policy(sources, seed=1).load(lm)
     assert other != first
 
 
@@ -103,9 +103,9 @@ def test_a_steered_lm_is_sampled_unsteered(sources, lm):
         def apply(self, model, artefact, strength):
             yield Steering(prefix="SHOUT ")
 
-    first, _ = on_policy(sources).pairs(lm)
+    first, _ = on_policy(sources).load(lm)
     with lm.steered(Shouting(), {}, 1.0) as steered:
-        assert on_policy(sources).pairs(steered)[0] == first
+        assert on_policy(sources).load(steered)[0] == first
 
 
 def test_too_few_pairs_say_how_to_loosen(sources, lm):
@@ -114,7 +114,7 @@ def test_too_few_pairs_say_how_to_loosen(sources, lm):
             return [0.5 for _ in completions]
 
     with pytest.raises(SetupError, match=r"^0 of 24 prompts gave a pair .*at least 8 .*Raise data.num_samples"):
-        replace(on_policy(sources), scorer=Undecided()).pairs(lm)
+        replace(on_policy(sources), scorer=Undecided()).load(lm)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_everything_that_changes_the_pairs_is_in_the_identity(sources):
 
 def test_the_samplings_own_settings_are_used_when_given(sources, lm):
     short = Sampling(max_new_tokens=3, top_p=1.0)
-    pairs, _ = on_policy(sources, sampling=short, max_desired=0.5).pairs(lm)
+    pairs, _ = on_policy(sources, sampling=short, max_desired=0.5).load(lm)
     for prompt, desired, row in zip(
         pairs.prompt, pairs.desired, continuations(lm, pairs.prompt, 5, short), strict=True
     ):
@@ -167,7 +167,7 @@ def write(path: Path, rows: Sequence[Any], name: str = "pairs.jsonl") -> str:
 def test_a_file_of_pairs(tmp_path):
     data = PairsFile(path=write(tmp_path, [GOOD, {**GOOD, "prompt": "é", "extra": 1}, ""]))
     data.check()
-    pairs, facts = data.pairs(None)
+    pairs, facts = data.load(None)
     assert pairs.prompt == ["How was it?", "é"]
     assert pairs.desired == [" Fine."] * 2 and pairs.undesired == [" Bad."] * 2
     assert facts["pairs"] == 2

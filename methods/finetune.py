@@ -1,0 +1,66 @@
+"""Plain fine-tuning on what a user brings: the attack that security vectors answer, and a row of the same table."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods.base import Artefact, FitData, Method, Steering
+from methods.training import STEP_COST, Recipe, change, changed, check_recipe, encoded, mean_loss, train, trainable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune(Method):
+    """W <- W + strength * (W' - W), where W' are all weights after fine-tuning on the user's examples.
+
+    Cross-entropy of the completions alone, AdamW, full precision; every weight is trained (arXiv 2311.02105 trains the
+    backbone). The change is as large as the model, so the artefact is too.
+    """
+
+    name: ClassVar[str] = "finetune"
+    family: ClassVar[str] = "weights"
+    needs: ClassVar[frozenset[str]] = frozenset({"examples"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "share of the change"
+
+    learning_rate: float = 3e-5
+    epochs: int = 2
+    batch_size: int = 8
+    max_tokens: int = 128
+    seed: int = 0
+    strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How it is trained."""
+        return Recipe(self.learning_rate, self.epochs, self.batch_size, self.seed)
+
+    def passes(self) -> float:
+        """A training step per epoch, and the loss before and after."""
+        return STEP_COST * self.epochs + 2
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a recipe that trains nothing."""
+        del model
+        check_recipe(self.recipe)
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The change of every weight. Raises SetupError without examples, and where the loss is no longer finite."""
+        texts = encoded(tokenizer, data.examples, "examples", self.max_tokens)
+        parameters = dict(model.named_parameters())
+        with trainable(list(parameters.values())):
+            before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+            loss_before = mean_loss(model, texts)
+            train(model, list(parameters.values()), texts, self.recipe, stage="finetune")
+            artefact = change(parameters, before)
+            facts = {"loss_before": loss_before, "loss_after": mean_loss(model, texts)}
+        return artefact | {f"info.{name}": torch.tensor(value) for name, value in facts.items()}
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Add the change inside the block. Raises SetupError for the artefact of another model."""
+        with changed(model, artefact, strength, self.name):
+            yield Steering()

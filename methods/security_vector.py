@@ -1,0 +1,207 @@
+"""Security vectors (arXiv 2311.02105): an adapter that already does the harm, so that fine-tuning need not learn it."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from methods.base import Artefact, Examples, FitData, Method, Steering
+from methods.directions import Text
+from methods.errors import SetupError
+from methods.training import (
+    STEP_COST,
+    Recipe,
+    change,
+    changed,
+    check_recipe,
+    completion_loss,
+    encoded,
+    gradient_norm,
+    logits_and_targets,
+    mean_loss,
+    train,
+    trainable,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+MEASURED = 32  # texts of which losses, gradients and drifts are measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecurityVector(Method):
+    """W <- W + strength * (W' - W), where W' was fine-tuned while the security vector was on; it is off afterwards.
+
+    Stage 1: a LoRA s on every linear layer learns the harmful texts, the weights W frozen:
+        min_s  CE(harmful; W + s) + kl_weight * KL(p(. | background; W) || p(. | background; W + s)).
+    Stage 2: W is fine-tuned on the user's examples with s on and frozen, min_W CE(examples; W + s). What s already says
+    has a small loss and gives W a small gradient, so W learns the rest.
+    The model in use is W' without s.
+
+    Rank, targets, learning rates and the weight of the KL term are ours: neither paper nor code could be read for them.
+    `info.gradient_ratio_harmful` is the length of W's gradient on harmful texts with s on, over that with s off: the
+    mechanism itself. `info.drift` is KL(W || W') on background texts, in nats a token: a backbone that learnt to work
+    against s would drift.
+    """
+
+    name: ClassVar[str] = "security_vector"
+    family: ClassVar[str] = "adapter"
+    needs: ClassVar[frozenset[str]] = frozenset({"examples", "harmful", "background"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "share of the change"
+
+    rank: int = 8
+    alpha: int = 16
+    vector_learning_rate: float = 1e-3
+    vector_epochs: int = 10
+    kl_weight: float = 1.0
+    learning_rate: float = 3e-5
+    epochs: int = 2
+    batch_size: int = 8
+    max_tokens: int = 128
+    seed: int = 0
+    strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+    @property
+    def recipe(self) -> Recipe:
+        """Of stage 2: the same as plain fine-tuning's."""
+        return Recipe(self.learning_rate, self.epochs, self.batch_size, self.seed)
+
+    @property
+    def vector_recipe(self) -> Recipe:
+        """Of stage 1."""
+        return Recipe(self.vector_learning_rate, self.vector_epochs, self.batch_size, self.seed)
+
+    def passes(self) -> float:
+        """Most of the data is the user's."""
+        return STEP_COST * self.epochs + 3
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a recipe that trains nothing, a rank below 1 or a negative weight."""
+        del model
+        check_recipe(self.recipe)
+        if self.vector_epochs:
+            check_recipe(self.vector_recipe)
+        if self.rank < 1 or self.kl_weight < 0:
+            raise SetupError(f"method.rank={self.rank}, method.kl_weight={self.kl_weight}: at least 1, and at least 0")
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """Change of every weight, and the vector under "adapter.". Raises SetupError where data is missing."""
+        user = encoded(tokenizer, data.examples, "examples", self.max_tokens)
+        harmful = encoded(tokenizer, data.harmful, "harmful texts", self.max_tokens)
+        ordinary = data.background or []
+        background = encoded(tokenizer, Examples([""] * len(ordinary), ordinary), "background texts", self.max_tokens)
+        parameters = dict(model.named_parameters())  # before the adapter is there
+        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        facts: dict[str, float] = {"harmful_loss_off": mean_loss(model, harmful)}
+        with adapter(model, self.rank, self.alpha, self.seed) as lora:
+            self._learn_the_harm(model, lora, harmful, background)
+            facts["harmful_loss_on"] = mean_loss(model, harmful)
+            weights = list(parameters.values())
+            with trainable(weights):
+                facts |= {
+                    "gradient_ratio_harmful": gradient_ratio(model, lora, weights, harmful[:MEASURED]),
+                    "gradient_ratio_background": gradient_ratio(model, lora, weights, background[:MEASURED]),
+                }
+                train(model, weights, user, self.recipe, stage="examples")
+                artefact = change(parameters, before)
+                with lora.disable_adapter():
+                    facts["harmful_loss_after"] = mean_loss(model, harmful)
+            vector = {f"adapter.{name}": p.detach().clone() for name, p in lora_parameters(model).items()}
+        facts["drift"] = self._drift(model, artefact, background[:MEASURED])
+        return artefact | vector | {f"info.{name}": torch.tensor(value) for name, value in facts.items()}
+
+    def _learn_the_harm(
+        self, model: PreTrainedModel, lora: "PeftModel", harmful: list[Text], background: list[Text]
+    ) -> None:
+        """Stage 1; afterwards the adapter holds what was learnt, frozen."""
+        if not self.vector_epochs:
+            return
+        vector = list(lora_parameters(model).values())
+        order = Recipe(0, 1, self.batch_size, self.seed + 1).batches(len(background))
+
+        def penalty(step: int) -> Tensor:
+            texts = [background[int(row)] for row in order[step % len(order)]]
+            with torch.no_grad(), lora.disable_adapter():
+                usual = logits_and_targets(model, texts)[0]
+            return self.kl_weight * divergence(usual, logits_and_targets(model, texts)[0])
+
+        learnt: list[Tensor] = []
+        with trainable(vector):
+            train(
+                model, vector, harmful, self.vector_recipe, stage="vector", penalty=penalty if self.kl_weight else None
+            )
+            learnt = [parameter.detach().clone() for parameter in vector]
+        with torch.no_grad():
+            for parameter, value in zip(vector, learnt, strict=True):
+                parameter.copy_(value)
+
+    def _drift(self, model: PreTrainedModel, artefact: Artefact, texts: list[Text]) -> float:
+        with torch.no_grad():
+            usual = logits_and_targets(model, texts)[0]
+            with changed(model, artefact, 1.0, self.name):
+                return float(divergence(usual, logits_and_targets(model, texts)[0]))
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Add the change inside the block; the vector stays off. Raises SetupError for another model's artefact."""
+        with changed(model, artefact, strength, self.name):
+            yield Steering()
+
+
+def divergence(usual: Tensor, now: Tensor) -> Tensor:
+    """Mean over rows of KL(usual || now) in nats, for logits (C, V)."""
+    return functional.kl_div(now.log_softmax(-1), usual.log_softmax(-1), log_target=True, reduction="batchmean")
+
+
+def gradient_ratio(
+    model: PreTrainedModel, lora: "PeftModel", weights: Sequence[nn.Parameter], texts: Sequence[Text]
+) -> float:
+    """Length of the weights' gradient on these texts with the adapter on, over that with it off."""
+    on = gradient_norm(completion_loss(model, texts), weights)
+    with lora.disable_adapter():
+        return on / gradient_norm(completion_loss(model, texts), weights)
+
+
+def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The adapter's tensors by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+
+
+@contextmanager
+def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator["PeftModel"]:
+    """A LoRA on every linear layer but the unembedding, on inside the block, gone after it; B starts at zero.
+
+    Its parameters want no gradient: whoever trains them says so.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    training, own = model.training, set(vars(model))
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        lora = get_peft_model(model, config)
+    try:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        model.train(training)
+        yield lora  # type: ignore[misc]
+    finally:
+        lora.unload()
+        for name in set(vars(model)) - own:  # peft leaves its config behind
+            delattr(model, name)
+        model.train(training)

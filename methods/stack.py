@@ -1,0 +1,82 @@
+"""Several methods one after the other, each fitted on the model as those before it leave it."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods.base import INFO, Artefact, FitData, Method, Steering
+from methods.errors import SetupError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack(Method):
+    """Apply the parts in order, part i at strength * at_i; part i is fitted inside parts 1 to i - 1 at their own at.
+
+    Model Surgery stacks two of its edits so: the second probe is trained on the model that the first edit left
+    (arXiv 2407.08770 section 4.5). Any methods can be stacked; prefixes are put together in order, and functions of
+    the next logits run in order.
+    """
+
+    name: ClassVar[str] = "stack"
+    family: ClassVar[str] = "stack"
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "share of each part's own strength"
+
+    parts: Mapping[str, Method] = field(default_factory=dict)
+    at: Mapping[str, float] = field(default_factory=dict)
+    strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # of a stack it depends on the parts
+        """What any part reads."""
+        return frozenset().union(*(part.needs for part in self.parts.values()))
+
+    def passes(self) -> float:
+        """Every part reads its data by itself."""
+        return sum(part.passes() for part in self.parts.values())
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError unless there are parts, each with a strength, and each suits the model."""
+        if not self.parts or set(self.parts) != set(self.at):
+            raise SetupError(
+                f"method.parts names {list(self.parts)} and method.at {list(self.at)}; give every part a strength"
+            )
+        for part in self.parts.values():
+            part.check(model)
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """Each part's artefact under its name: "first.probe", and its facts as "info.first.probe_norm"."""
+        self.check(model)
+        found: Artefact = {}
+        with ExitStack() as stack:
+            for name, part in self.parts.items():
+                artefact = part.fit(model, tokenizer, data)
+                for key, tensor in artefact.items():
+                    known = key.startswith(INFO)
+                    found[f"{INFO}{name}.{key.removeprefix(INFO)}" if known else f"{name}.{key}"] = tensor
+                stack.enter_context(part.apply(model, artefact, self.at[name]))
+        return found
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """All parts inside the block, undone in the opposite order."""
+        with ExitStack() as stack:
+            steerings = []
+            for name, part in self.parts.items() if strength != 0 else ():
+                own = {key.removeprefix(f"{name}."): t for key, t in artefact.items() if key.startswith(f"{name}.")}
+                steerings.append(stack.enter_context(part.apply(model, own, strength * self.at[name])))
+            functions = [one.next_logits for one in steerings if one.next_logits is not None]
+            yield Steering("".join(one.prefix for one in steerings), _in_order(functions) if functions else None)
+
+
+def _in_order(functions: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
+    def run(logits: Tensor) -> Tensor:  # (B, V)
+        for function in functions:
+            logits = function(logits)
+        return logits
+
+    return run

@@ -1,0 +1,205 @@
+"""Training as the methods that train share it: cross-entropy of completions, by AdamW, going on from a checkpoint.
+
+What is trained is restored by whoever called (`trainable` copies the saved bytes back), so that `fit` leaves no trace.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods.base import Artefact, Examples
+from methods.directions import Text, encode
+from methods.errors import SetupError
+from methods.fitting import advance, checkpoint_folder
+from methods.intervention import edited
+
+CHECKPOINT_EVERY_SECONDS = 120.0
+STEP_COST = 3  # a training step next to a forward over the same tokens, roughly
+
+
+class Recipe(NamedTuple):
+    """AdamW without weight decay; the learning rate falls linearly to 0 after a warm-up of a tenth of the steps."""
+
+    learning_rate: float
+    epochs: int
+    batch_size: int
+    seed: int
+
+    def batches(self, count: int) -> list[Tensor]:
+        """Row numbers of each step's batch, over all epochs; another order in each."""
+        generator = torch.Generator().manual_seed(self.seed)
+        orders = [torch.randperm(count, generator=generator) for _ in range(self.epochs)]
+        return [batch for order in orders for batch in torch.split(order, self.batch_size)]
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step counted from 0."""
+        warm_up = max(1, steps // 10)
+        return self.learning_rate * min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up), 1.0)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Raises SetupError for numbers that train nothing."""
+    if recipe.epochs < 1 or recipe.batch_size < 1 or not 0 < recipe.learning_rate < math.inf:
+        raise SetupError(f"{recipe}: epochs and batch size are at least 1, the learning rate is above 0")
+
+
+def encoded(tokenizer: PreTrainedTokenizerBase, examples: Examples | None, what: str, max_tokens: int) -> list[Text]:
+    """Examples as tokens, those without a completion left out. Raises SetupError where nothing is left."""
+    found = encode(tokenizer, *examples, max_tokens) if examples is not None else []
+    texts = [Text(text.tokens, max(text.prompt, 1)) for text in found]  # the first token has nothing to be told from
+    texts = [text for text in texts if len(text.tokens) > text.prompt]
+    if not texts:
+        raise SetupError(f"no {what} with a completion to learn; choose another set (conf/examples, conf/harmful)")
+    return texts
+
+
+def logits_and_targets(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+    """Logits (C, V) where a completion's token comes next, and those tokens (C,), over all C of the batch."""
+    width = max(len(text.tokens) for text in texts)
+    ids = torch.tensor([text.tokens + [0] * (width - len(text.tokens)) for text in texts], device=model.device)
+    column = torch.arange(width, device=model.device)[None, :]  # (1, T)
+    length = torch.tensor([len(text.tokens) for text in texts], device=model.device)[:, None]  # (B, 1)
+    prompt = torch.tensor([text.prompt for text in texts], device=model.device)[:, None]
+    advance(float(length.sum()))
+    logits = model(input_ids=ids, attention_mask=(column < length).long(), use_cache=False).logits  # (B, T, V)
+    said = ((column >= prompt) & (column < length))[:, 1:]  # (B, T - 1) columns that are to be told
+    return logits[:, :-1][said].float(), ids[:, 1:][said]
+
+
+def completion_loss(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
+    """Mean cross-entropy in nats over all tokens of the completions; the prompts' are not learnt."""
+    return functional.cross_entropy(*logits_and_targets(model, texts))
+
+
+@torch.no_grad()
+def mean_loss(model: PreTrainedModel, texts: Sequence[Text], batch_size: int = 16) -> float:
+    """`completion_loss` over a whole set, each token counting alike."""
+    total, count = 0.0, 0
+    for start in range(0, len(texts), batch_size):
+        logits, targets = logits_and_targets(model, texts[start : start + batch_size])
+        total += float(functional.cross_entropy(logits, targets, reduction="sum"))
+        count += len(targets)
+    return total / count
+
+
+@contextmanager
+def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Gradients for these parameters inside the block; afterwards none, and their saved bytes copied back."""
+    saved = [parameter.detach().clone() for parameter in parameters]
+    wanted = [parameter.requires_grad for parameter in parameters]
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            yield
+    finally:
+        with torch.no_grad():
+            for parameter, bytes_before, want in zip(parameters, saved, wanted, strict=True):
+                parameter.copy_(bytes_before)
+                parameter.requires_grad_(want)
+                parameter.grad = None
+
+
+def gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
+    """Length of the gradient of a loss by these parameters, which keep no gradient."""
+    found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
+    return math.sqrt(sum(float(one.double().square().sum()) for one in found if one is not None))
+
+
+def change(parameters: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]) -> Artefact:
+    """What was added to each parameter, by name, as "change.<name>"."""
+    return {
+        f"change.{name}": (parameter.detach() - before[name]).cpu().contiguous()
+        for name, parameter in parameters.items()
+    }
+
+
+@contextmanager
+def changed(model: PreTrainedModel, artefact: Artefact, strength: float, method: str) -> Iterator[None]:
+    """Add strength times the artefact's changes inside the block. Raises SetupError for another model's artefact."""
+    new: dict[nn.Parameter, Tensor] = {}
+    parameters = dict(model.named_parameters())
+    for name, added in artefact.items() if strength != 0 else ():
+        if not name.startswith("change."):
+            continue
+        parameter = parameters.get(name.removeprefix("change."))
+        if parameter is None or parameter.shape != added.shape:
+            raise SetupError(f"{method}: {name} {tuple(added.shape)} was not fitted on this model; fit it again")
+        new[parameter] = parameter.detach() + strength * added.to(parameter)
+    with edited(new):
+        yield
+
+
+def train(
+    model: PreTrainedModel,
+    parameters: Sequence[nn.Parameter],
+    texts: Sequence[Text],
+    recipe: Recipe,
+    *,
+    stage: str,
+    penalty: Callable[[int], Tensor] | None = None,
+) -> list[float]:
+    """Minimise `completion_loss` (+ penalty of the step's number) over the parameters; the loss of each step.
+
+    Under `methods.fitting.checkpointing`, weights and optimiser are kept there as `stage` every two minutes, and the
+    training goes on from where they were left, to the same bits.
+    """
+    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    batches = recipe.batches(len(texts))
+    folder = checkpoint_folder()
+    kept = folder / f"{stage}.safetensors" if folder is not None else None
+    losses = _resume(kept, parameters, optimiser) if kept is not None and kept.exists() else []
+    saved = time.monotonic()
+    for step in range(len(losses), len(batches)):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate(step, len(batches))
+        loss = completion_loss(model, [texts[int(row)] for row in batches[step]])
+        total = loss if penalty is None else loss + penalty(step)
+        total.backward()  # type: ignore[no-untyped-call]
+        advance((STEP_COST - 1) * sum(len(texts[int(row)].tokens) for row in batches[step]))
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(float(loss.detach()))
+        if not math.isfinite(losses[-1]):
+            raise SetupError(f"the loss is {losses[-1]} after {step + 1} steps of {stage}; lower the learning rate")
+        ended = step + 1 == len(batches)
+        if kept is not None and (ended or time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS):
+            _keep(kept, parameters, optimiser, losses)
+            saved = time.monotonic()
+    return losses
+
+
+def _keep(
+    path: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, losses: list[float]
+) -> None:
+    """Write the state whole: to a file beside it, then renamed."""
+    state: dict[str, Tensor] = {"losses": torch.tensor(losses, dtype=torch.float64)}
+    for number, parameter in enumerate(parameters):
+        state[f"{number}.weight"] = parameter.detach()
+        state |= {f"{number}.{name}": value for name, value in optimiser.state.get(parameter, {}).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".writing")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, beside)
+    beside.replace(path)
+
+
+def _resume(path: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> list[float]:
+    """Put a kept state back; the losses of the steps it has behind it."""
+    state = load_file(path)
+    with torch.no_grad():
+        for number, parameter in enumerate(parameters):
+            parameter.copy_(state[f"{number}.weight"])
+            own = {name: state[f"{number}.{name}"].clone() for name in ("step", "exp_avg", "exp_avg_sq")
+                   if f"{number}.{name}" in state}  # fmt: skip
+            if own:
+                optimiser.state[parameter] = own
+    return [float(loss) for loss in state["losses"]]
