@@ -27,7 +27,7 @@ class Finetune(Method):
     strength_unit: ClassVar[str] = "share of the change"
 
     learning_rate: float = 3e-5
-    epochs: int = 2
+    epochs: int = 1
     batch_size: int = 8
     max_tokens: int = 128
     seed: int = 0

@@ -63,7 +63,7 @@ class SecurityVector(Method):
     vector_epochs: int = 10
     kl_weight: float = 1.0
     learning_rate: float = 3e-5
-    epochs: int = 2
+    epochs: int = 1
     batch_size: int = 8
     max_tokens: int = 128
     seed: int = 0
