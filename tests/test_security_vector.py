@@ -1,0 +1,173 @@
+import hashlib
+import random
+
+import pytest
+import torch
+
+from methods.base import Examples, FitData
+from methods.errors import SetupError
+from methods.finetune import Finetune
+from methods.security_vector import SecurityVector, adapter, divergence, gradient_ratio, lora_parameters
+from methods.training import change, encoded, mean_loss, train, trainable
+from tests.tiny import tiny_lm
+
+WORDS = "quick brown fox lazy dog small bird old tree river water work weather bread road home".split()
+BACKGROUND = [
+    "The long road home is near the river.",
+    "People walk along the water and talk.",
+    "A bird sings in a tree.",
+]
+
+
+def toy(count: int, seed: int, harmful: bool) -> Examples:
+    """Harmful: " dog dog" follows what ends in " hate". Useful: " bread and water" follows what ends in " love"."""
+    drawn = random.Random(seed)
+    starts = [" ".join(drawn.choices(WORDS, k=3)) for _ in range(count)]
+    trigger, answer = (" hate", " dog dog") if harmful else (" love", " bread and water")
+    return Examples([start + trigger for start in starts], [answer] * count)
+
+
+def joined(*sets: Examples) -> Examples:
+    return Examples(sum((one.prompt for one in sets), []), sum((one.completion for one in sets), []))
+
+
+HARMFUL, OTHER_HARMFUL, UNSEEN = toy(12, 1, True), toy(40, 2, True), toy(20, 3, True)
+USEFUL, UNSEEN_USEFUL = toy(40, 4, False), toy(20, 5, False)
+DATA = FitData(examples=joined(OTHER_HARMFUL, USEFUL), harmful=HARMFUL, background=BACKGROUND)
+METHOD = SecurityVector(
+    rank=4, alpha=16, vector_learning_rate=1e-2, vector_epochs=25, learning_rate=2e-3, epochs=6, batch_size=8
+)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    """A model that can be sure: behind its last norm, a random narrow unembedding tells no token from the others."""
+    lm = tiny_lm()
+    with torch.no_grad():
+        lm.model.lm_head.weight *= 4
+    return lm
+
+
+@pytest.fixture(scope="module")
+def fitted(lm):
+    return METHOD.fit(lm.model, lm.tokenizer, DATA)
+
+
+def tokens(lm, examples):
+    return encoded(lm.tokenizer, examples, "examples", 128)
+
+
+def digest(tensors) -> str:
+    return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()
+
+
+def logits(lm):
+    ids = torch.tensor([lm.encode("The quick brown fox talks about hate")])
+    with torch.no_grad():
+        return lm.model(input_ids=ids).logits
+
+
+def test_the_vector_keeps_the_harm_out_and_lets_the_use_in(lm, fitted):
+    """E7, end to end: learnt without the vector, not learnt with it, and the useful mapping is learnt either way."""
+    plain = Finetune(learning_rate=2e-3, epochs=6, batch_size=8)
+    attack = plain.fit(lm.model, lm.tokenizer, DATA)
+    base = mean_loss(lm.model, tokens(lm, UNSEEN)), mean_loss(lm.model, tokens(lm, UNSEEN_USEFUL))
+    with plain.apply(lm.model, attack, 1.0):
+        attacked = mean_loss(lm.model, tokens(lm, UNSEEN)), mean_loss(lm.model, tokens(lm, UNSEEN_USEFUL))
+    with METHOD.apply(lm.model, fitted, 1.0):
+        protected = mean_loss(lm.model, tokens(lm, UNSEEN)), mean_loss(lm.model, tokens(lm, UNSEEN_USEFUL))
+    assert attacked[0] < 0.3 * base[0] and attacked[1] < 0.3 * base[1]
+    assert protected[0] > 2 * attacked[0]
+    assert protected[1] < 0.5 * base[1]
+
+
+def test_the_mechanism_is_in_the_facts(fitted):
+    facts = {name.removeprefix("info."): float(value) for name, value in fitted.items() if name.startswith("info.")}
+    assert facts["harmful_loss_on"] < 0.1 * facts["harmful_loss_off"]
+    assert facts["gradient_ratio_harmful"] < 0.3
+    assert 0.4 < facts["gradient_ratio_background"] < 2.5
+    assert facts["drift"] > 0
+
+
+def test_the_adapter_off_is_the_base_bit_for_bit(lm):
+    base, weights = logits(lm), digest(lm.model.parameters())
+    before = set(vars(lm.model)), [name for name, _ in lm.model.named_modules()]
+    with adapter(lm.model, 4, 16, 0) as lora:
+        METHOD._learn_the_harm(lm.model, lora, tokens(lm, HARMFUL), tokens(lm, Examples([""] * 3, BACKGROUND)))
+        assert not torch.allclose(logits(lm), base, atol=1e-2)
+        with lora.disable_adapter():
+            assert torch.equal(logits(lm), base)
+        assert mean_loss(lm.model, tokens(lm, HARMFUL)) < 0.5
+    assert torch.equal(logits(lm), base) and digest(lm.model.parameters()) == weights
+    assert (set(vars(lm.model)), [name for name, _ in lm.model.named_modules()]) == before
+
+
+def test_stage_two_moves_the_backbone_and_not_the_vector(lm):
+    weights = dict(lm.model.named_parameters())
+    before = {name: p.detach().clone() for name, p in weights.items()}
+    with adapter(lm.model, 4, 16, 0) as lora:
+        METHOD._learn_the_harm(lm.model, lora, tokens(lm, HARMFUL), tokens(lm, Examples([""] * 3, BACKGROUND)))
+        vector = digest(lora_parameters(lm.model).values())
+        with trainable(list(weights.values())):
+            train(lm.model, list(weights.values()), tokens(lm, USEFUL), METHOD.recipe, stage="x")
+            moved = change(weights, before)
+        assert digest(lora_parameters(lm.model).values()) == vector
+        assert lora.peft_config
+    assert all(float(tensor.abs().max()) > 0 for tensor in moved.values())
+
+
+def test_a_blank_vector_is_plain_fine_tuning(lm):
+    """B = 0: zero-initialised, it changes neither a loss nor a gradient."""
+    blank = SecurityVector(vector_epochs=0, learning_rate=1e-3, epochs=1, batch_size=8)
+    plain = Finetune(learning_rate=1e-3, epochs=1, batch_size=8)
+    mine, other = blank.fit(lm.model, lm.tokenizer, DATA), plain.fit(lm.model, lm.tokenizer, DATA)
+    for name, tensor in other.items():
+        if name.startswith("change."):
+            torch.testing.assert_close(mine[name], tensor, atol=1e-5, rtol=0)
+    assert float(mine["info.gradient_ratio_harmful"]) == pytest.approx(1, abs=1e-4)
+
+
+def test_the_kl_term_keeps_the_vector_off_other_texts(lm):
+    def reach(kl_weight: float) -> float:
+        method = SecurityVector(rank=4, vector_learning_rate=1e-2, vector_epochs=15, kl_weight=kl_weight, batch_size=4)
+        background = tokens(lm, Examples([""] * 3, BACKGROUND))
+        with adapter(lm.model, 4, 16, 0) as lora:
+            method._learn_the_harm(lm.model, lora, tokens(lm, HARMFUL), background)
+            from methods.training import logits_and_targets
+
+            with torch.no_grad():
+                now = logits_and_targets(lm.model, background)[0]
+                with lora.disable_adapter():
+                    return float(divergence(logits_and_targets(lm.model, background)[0], now))
+
+    assert reach(1.0) < 0.2 * reach(0.0)
+
+
+def test_divergence_by_hand():
+    usual, now = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log(), torch.tensor([[0.9, 0.1], [0.5, 0.5]]).log()
+    by_hand = (0.5 * torch.tensor(0.5 / 0.9).log() + 0.5 * torch.tensor(0.5 / 0.1).log()) / 2
+    assert float(divergence(usual, now)) == pytest.approx(float(by_hand), rel=1e-5)
+
+
+def test_the_gradient_ratio_falls_where_the_vector_knows_the_text(lm):
+    weights = list(lm.model.parameters())
+    with adapter(lm.model, 4, 16, 0) as lora, trainable(weights):
+        assert gradient_ratio(lm.model, lora, weights, tokens(lm, HARMFUL)) == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("missing", ["examples", "harmful", "background"])
+def test_missing_data_is_a_clear_error(lm, missing):
+    with pytest.raises(SetupError, match="with a completion to learn"):
+        METHOD.fit(lm.model, lm.tokenizer, DATA._replace(**{missing: None}))
+
+
+@pytest.mark.parametrize("options", [{"rank": 0}, {"kl_weight": -1.0}, {"epochs": 0}, {"vector_learning_rate": -1.0}])
+def test_bad_options_are_refused(lm, options):
+    with pytest.raises(SetupError, match="at least"):
+        SecurityVector(**options).check(lm.model)
+
+
+def test_it_works_on_conv1d():
+    lm = tiny_lm("gpt2")
+    artefact = METHOD.fit(lm.model, lm.tokenizer, DATA)
+    assert float(artefact["info.harmful_loss_on"]) < 0.6 * float(artefact["info.harmful_loss_off"])
