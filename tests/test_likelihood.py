@@ -8,12 +8,12 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from methods.fitting import listening
 from bench.likelihood import SteeredLM
 from bench.sampling import Sampling
 from bench.token_likelihood import Request
 from methods import anatomy
 from methods.base import Steering
+from methods.fitting import listening
 from methods.intervention import Hook, Scope, hooked, scope_mask
 from tests.tiny import CONFIGS, tiny_lm
 
