@@ -49,17 +49,20 @@ class Bar:
 
     @contextmanager
     def stage(self, key: str, label: str) -> Iterator[None]:
-        """Work on one planned stage; when it ends, all that was planned for it counts as done."""
+        """Work on one planned stage; when it ends, all that was planned for it counts as done. Stages may nest."""
         planned = self.planned.pop(key, 0.0)
-        start = self.done
+        spent = 0.0
 
         def advance(tokens: float) -> None:
-            self._move(min(self.done + tokens, start + planned), label)
+            nonlocal spent
+            step = min(tokens, planned - spent)
+            spent += step
+            self._move(self.done + step, label)
 
-        self._move(start, label)
+        self._move(self.done, label)
         with listening(advance):
             yield
-        self._move(start + planned, label)
+        self._move(self.done + planned - spent, label)
 
     def _move(self, done: float, label: str) -> None:
         self.done = done

@@ -21,3 +21,19 @@ def test_without_a_listener_nothing_happens():
     advance(3)
     with listening(None):
         advance(3)
+
+
+def test_a_stage_inside_a_stage_moves_forward_alone():
+    """A fit is made when a suite first asks for it: what it took must not count against the suite."""
+    bar = Bar({"suite": 100, "fit": 1000})
+    seen = []
+    with bar.stage("suite", "suite"):
+        with bar.stage("fit", "fit"):
+            advance(600)
+            seen.append(bar.done)
+        seen.append(bar.done)
+        advance(40)
+        seen.append(bar.done)
+        advance(400)
+        seen.append(bar.done)
+    assert [*seen, bar.done] == [600, 1000, 1040, 1100, 1100]
