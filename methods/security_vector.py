@@ -1,5 +1,6 @@
 """Security vectors (arXiv 2311.02105): an adapter that already does the harm, so that fine-tuning need not learn it."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,7 +193,8 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2
         task_type="CAUSAL_LM",
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what will be renamed
         torch.manual_seed(seed)
         lora = get_peft_model(model, config)
     try:
