@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from bench.data.contrast import OnPolicy, PairsFile, widest
+from bench.data.contrast import OnPolicy, widest
+from bench.data.files import PairsFile
 from bench.data.prompts import RTP
 from bench.data.sources import Sources
 from bench.lm import LM
@@ -201,7 +202,7 @@ def test_a_bad_line_17_is_named(tmp_path, line, what):
 
 
 def test_a_file_that_is_missing_or_empty(tmp_path):
-    with pytest.raises(SetupError, match="data.path=.*No such file"):
+    with pytest.raises(SetupError, match="nothing: .*No such file"):
         PairsFile(path=str(tmp_path / "nothing")).check()
-    with pytest.raises(SetupError, match="no pair in it"):
+    with pytest.raises(SetupError, match="nothing in it"):
         PairsFile(path=write(tmp_path, ["", ""])).check()

@@ -6,8 +6,9 @@ from bench.__main__ import main
 from bench.cell import Cell, Session
 from bench.config import validate
 from bench.data import background
-from bench.data.background import TextsFile, WikiSentences
-from bench.data.examples import HUMAN, ExamplesFile, HumanToxic, Mixture, OnPolicyToxic, TaskAnswers, halves
+from bench.data.background import WikiSentences
+from bench.data.examples import HUMAN, HumanToxic, Mixture, OnPolicyToxic, TaskAnswers, halves
+from bench.data.files import ExamplesFile, TextsFile
 from bench.data.prompts import RTP, part
 from bench.data.sources import Sources
 from bench.sampling import Sampling
@@ -119,8 +120,8 @@ def test_ordinary_sentences_have_five_words_and_come_once(sources):
     [
         ("", "nothing in it"),
         ('{"prompt": "a", "completion": " "}', "line 1: completion is blank"),
-        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}', "line 2: a key is missing"),
-        ('["a"]', "line 1: a key is missing or no string"),
+        ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}', "line 2: completion is missing"),
+        ('["a"]', "line 1: a JSON list, no object"),
         ("{", "line 1: no JSON"),
     ],
 )

@@ -1,12 +1,10 @@
-"""Ordinary texts of which a method learns what is usual: Wikipedia sentences, or a file of one's own."""
+"""Ordinary texts of which a method learns what is usual: sentences of Wikipedia."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.data.examples import jsonl, too_few
+from bench.data.examples import too_few
 from bench.data.sources import Sources
-from bench.data.wheels import file_sha256
 from bench.lm import LM
 from methods.errors import SetupError
 
@@ -50,34 +48,3 @@ class WikiSentences:
             raise too_few("background.count", self.count, len(texts), "ask for fewer, or use background=texts")
         located = self.sources.locate(WIKI, split="test")
         return texts[: self.count], {"texts": self.count, "sources": [located.facts()]}
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextsFile:
-    """Texts from a JSONL file: an object with the string text in each line."""
-
-    name: ClassVar[str] = "texts"
-    path: str
-
-    def identity(self) -> dict[str, Any]:
-        """The file's content; where it lies does not matter."""
-        self.check()
-        return {"name": self.name, "sha256": file_sha256(Path(self.path))}
-
-    def check(self) -> None:
-        """Raises SetupError for a file that cannot be read so, naming the first bad line."""
-        jsonl(self.path, ["text"])
-
-    def tokens(self) -> int:
-        """Nothing is sampled."""
-        return 0
-
-    def size(self) -> int:
-        """A line is a text."""
-        return len(jsonl(self.path, ["text"])) * TEXT_TOKENS
-
-    def load(self, lm: LM) -> tuple[list[str], dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """What the file holds."""
-        texts = [row["text"] for row in jsonl(self.path, ["text"])]
-        source = {"name": Path(self.path).name, "source": "file", "fingerprint": file_sha256(Path(self.path))[:12]}
-        return texts, {"texts": len(texts), "sources": [source]}

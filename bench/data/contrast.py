@@ -1,15 +1,12 @@
 """What methods learn from: pairs of a wanted and an unwanted continuation of the same prompt."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
 from bench.data.prompts import RTP, rtp_prompts
 from bench.data.sources import Sources
-from bench.data.wheels import file_sha256
 from bench.lm import LM
 from bench.sampling import Sampling
 from bench.scorers.base import Scorer, unique_scores
@@ -131,74 +128,3 @@ def widest(
                 column.append(value)
             gaps.append(high - low)
     return pairs, gaps
-
-
-@dataclass(frozen=True, kw_only=True)
-class PairsFile:
-    """Pairs from a JSONL file: an object with the strings prompt, desired and undesired in each line."""
-
-    name: ClassVar[str] = "pairs"
-    path: str
-
-    def identity(self) -> dict[str, Any]:
-        """The file's content; where it lies does not matter."""
-        self.check()
-        return {"name": self.name, "sha256": file_sha256(Path(self.path))}
-
-    def check(self) -> None:
-        """Raises SetupError for a file that cannot be read as pairs, naming the first bad line."""
-        self._read()
-
-    def tokens(self) -> int:
-        """Nothing is sampled."""
-        return 0
-
-    def size(self) -> int:
-        """A line is a pair."""
-        return len(self._read().prompt) * 2 * PAIR_TOKENS
-
-    def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """What the file holds."""
-        pairs = self._read()
-        source = {"name": Path(self.path).name, "source": "file", "fingerprint": file_sha256(Path(self.path))[:12]}
-        return pairs, {"pairs": len(pairs.prompt), "sources": [source]}
-
-    def _read(self) -> Pairs:
-        path = Path(self.path)
-        try:
-            lines = path.read_text(encoding="utf-8").split("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise SetupError(f"data.path={self.path}: {error}; give a JSONL file in UTF-8") from error
-        pairs = Pairs([], [], [])
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            for column, text in zip(pairs, self._texts(line, number), strict=True):
-                column.append(text)
-        if not pairs.prompt:
-            raise SetupError(f"data.path={self.path}: no pair in it; {_EXPECTED}")
-        return pairs
-
-    def _texts(self, line: str, number: int) -> tuple[str, str, str]:
-        """The three texts of a line."""
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise self._bad(number, f"no JSON ({error.msg} at column {error.colno})") from error
-        if not isinstance(row, dict):
-            raise self._bad(number, f"a JSON {type(row).__name__}, no object")
-        for key in Pairs._fields:
-            if not isinstance(row.get(key), str):
-                raise self._bad(number, f"{key} is {'missing' if key not in row else 'no string'}")
-        for key in ("desired", "undesired"):
-            if not row[key].strip():
-                raise self._bad(number, f"{key} is blank")
-        if row["desired"] == row["undesired"]:
-            raise self._bad(number, "desired and undesired are the same text")
-        return row["prompt"], row["desired"], row["undesired"]
-
-    def _bad(self, number: int, what: str) -> SetupError:
-        return SetupError(f"{self.path}, line {number}: {what}; {_EXPECTED}")
-
-
-_EXPECTED = 'expected is {"prompt": "...", "desired": "...", "undesired": "..."} in each line'

@@ -1,10 +1,8 @@
 """What fine-tuning learns from: prompts with the completion to be learnt. Harmful ones, useful ones, both mixed."""
 
-import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
 
@@ -12,7 +10,6 @@ from bench.data.base import FitSource
 from bench.data.contrast import PROMPT_TOKENS
 from bench.data.prompts import RTP, part, rtp_prompts
 from bench.data.sources import Sources
-from bench.data.wheels import file_sha256
 from bench.lm import LM
 from bench.sampling import Sampling
 from bench.scorers.base import Scorer, unique_scores
@@ -276,69 +273,3 @@ class Mixture:
             about[name] = facts
         random.Random(self.seed).shuffle(rows)
         return Examples([prompt for prompt, _ in rows], [completion for _, completion in rows]), about
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExamplesFile:
-    """Examples from a JSONL file: an object with the strings prompt and completion in each line."""
-
-    name: ClassVar[str] = "file"
-    path: str
-
-    def identity(self) -> dict[str, Any]:
-        """The file's content; where it lies does not matter."""
-        self.check()
-        return {"name": self.name, "sha256": file_sha256(Path(self.path))}
-
-    def check(self) -> None:
-        """Raises SetupError for a file that cannot be read so, naming the first bad line."""
-        self._read()
-
-    def tokens(self) -> int:
-        """Nothing is sampled."""
-        return 0
-
-    def size(self) -> int:
-        """A line is an example."""
-        return len(self._read().prompt) * EXAMPLE_TOKENS
-
-    def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """What the file holds."""
-        examples = self._read()
-        source = {"name": Path(self.path).name, "source": "file", "fingerprint": file_sha256(Path(self.path))[:12]}
-        return examples, {"texts": len(examples.prompt), "sources": [source]}
-
-    def _read(self) -> Examples:
-        examples = Examples([], [])
-        for row in jsonl(self.path, Examples._fields):
-            examples.prompt.append(row["prompt"])
-            examples.completion.append(row["completion"])
-        return examples
-
-
-def jsonl(path: str, keys: Sequence[str]) -> list[dict[str, str]]:
-    """The objects of a JSONL file, each with a string under every key, the last key's not blank.
-
-    Raises SetupError that names the first line that is otherwise, and for a file without any.
-    """
-    expected = "expected in each line is {" + ", ".join(f'"{key}": "..."' for key in keys) + "}"
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SetupError(f"{path}: {error}; give a JSONL file in UTF-8, {expected}") from error
-    rows = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise SetupError(f"{path}, line {number}: no JSON ({error.msg}); {expected}") from error
-        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in keys):
-            raise SetupError(f"{path}, line {number}: a key is missing or no string; {expected}")
-        if not row[keys[-1]].strip():
-            raise SetupError(f"{path}, line {number}: {keys[-1]} is blank; {expected}")
-        rows.append(row)
-    if not rows:
-        raise SetupError(f"{path}: nothing in it; {expected}")
-    return rows
