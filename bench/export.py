@@ -222,7 +222,7 @@ def _facts(cell: "Cell", name: str, difference: float | None) -> dict[str, Any]:
         "base": {"name": node.name} | cell.model_identity,
         "fit": cell.fit_id,
         "largest_logit_difference": difference,
-        "licence": f"Made from {node.name}: the licence of that model holds for this too.",
+        "licence": f"Made from the model {node.name}; its licence holds for this too.",
         "provenance": provenance(),
     }
 

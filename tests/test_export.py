@@ -17,18 +17,23 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, OPTConfig, Qwen2Config
 
 from bench.export import FORMATS, check_holds, main
-from bench.exports import bias, checkpoint, peft
+from bench.exports import bias, checkpoint, lm_eval, peft
 from bench.exports.effect import Steered, largest_difference, measure
 from bench.exports.effect import logits as measured_logits
 from bench.likelihood import SteeredLM
 from bench.lm import LM, load_lm
 from methods import anatomy
+from methods.act_add import ActAdd
 from methods.base import FitData, Steering
 from methods.caa import CAA
 from methods.detox import DeTox
 from methods.errors import SetupError
 from methods.finetune import Finetune
 from methods.intervention import Hook, adding, hooked
+from methods.probe_rows import ProbeRows
+from methods.prompt import Prompt
+from methods.random_direction import RandomDirection
+from methods.unsteered import Unsteered
 from tests import tiny
 from tests.test_contract import DATA, PAIRS
 from tests.tiny import tiny_lm, tiny_model, tiny_tokenizer
@@ -51,9 +56,9 @@ def world(tmp_path_factory):
 
 def export(world, architecture, *more) -> int:
     return main(
-        ["model=local", f"model.path={world / architecture}", "model.bos=prepend",
-         f"runtime.results={world / 'results'}", f"runtime.cache={world / 'cache'}", "data=pairs", f"data.path={world / 'pairs.jsonl'}", "data.offline=true",
-         "scorer=[profanity_check]", *more]
+        ["model=local", f"model.path={world / architecture}", "model.bos=prepend", "data=pairs",
+         f"data.path={world / 'pairs.jsonl'}", "data.offline=true", f"runtime.results={world / 'results'}",
+         f"runtime.cache={world / 'cache'}", "scorer=[profanity_check]", *more]
     )  # fmt: skip
 
 
@@ -238,20 +243,23 @@ def test_fine_tuned_weights_are_a_checkpoint_and_no_adapter(world):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize(("settings", "rank"), [(["method=detox", "strength=0.6"], 2), (["method=probe_rows"], 1)])
-def test_peft_adapter_of_the_edits_own_rank(world, architecture, settings, rank):
-    output = world / f"peft-{architecture}-{rank}"
-    more = ["strength=2", "method.min_steps=50"] if rank == 1 else []
-    assert export(world, architecture, *settings, *more, "format=peft", f"output={output}") == 0
-    base = AutoModelForCausalLM.from_pretrained(world / architecture)
+@pytest.mark.parametrize(("method", "rank"), [(DeTox(), 2), (DeTox(rank=3), 3), (ProbeRows(min_steps=50), 1)])
+def test_peft_adapter_of_the_edits_own_rank(world, architecture, method, rank):
+    location, output = str(world / architecture), world / f"peft-{architecture}-{rank}"
+    difference = peft.write(output, steered(fresh(world, architecture), method, 0.6, location))
+    base = AutoModelForCausalLM.from_pretrained(location)
     unsteered = plain_logits(base)
-    model = PeftModel.from_pretrained(base, output)
+    got = plain_logits(PeftModel.from_pretrained(base, output))
+    wanted = steered_logits(fresh(world, architecture), method, 0.6)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert largest_difference([wanted], [unsteered]) > 0.01 and difference < 1e-4
     assert json.loads((output / "adapter_config.json").read_text())["r"] == rank
-    checkpoint_folder = world / f"checkpoint-of-{output.name}"
-    assert export(world, architecture, *settings, *more, "format=checkpoint", f"output={checkpoint_folder}") == 0
-    wanted = plain_logits(AutoModelForCausalLM.from_pretrained(checkpoint_folder))
-    torch.testing.assert_close(plain_logits(model), wanted, rtol=1e-4, atol=1e-4)
-    assert largest_difference([wanted], [unsteered]) > 0.01
+
+
+def test_peft_from_the_command_line(world):
+    output = world / "peft"
+    assert export(world, "llama", "method=detox", "strength=1", "format=peft", f"output={output}") == 0
+    assert "PeftModel.from_pretrained" in (output / "README.md").read_text() and (output / "export.json").is_file()
 
 
 def test_low_rank_finds_a_planted_rank_below_rounding():
@@ -275,10 +283,8 @@ def test_a_change_of_full_rank_is_no_adapter():
 
 @pytest.mark.parametrize("architecture", list(tiny.CONFIGS))
 def test_bias_checkpoint_in_plain_transformers(world, architecture):
-    output = world / f"bias-{architecture}"
-    settings = ["method=caa", "method.scope=all", "strength=2", "format=bias", f"output={output}"]
-    assert export(world, architecture, *settings) == 0
-    lm, method = fresh(world, architecture), CAA(scope="all")
+    output, lm, method = world / f"bias-{architecture}", fresh(world, architecture), CAA(scope="all")
+    assert bias.write(output, steered(lm, method)) < 1e-4
     wanted = steered_logits(lm, method)
     torch.testing.assert_close(plain_logits(AutoModelForCausalLM.from_pretrained(output)), wanted, rtol=1e-4, atol=1e-4)
     assert largest_difference([wanted], [plain_logits(lm.model)]) > 0.01
@@ -313,22 +319,28 @@ def test_a_block_that_ends_with_a_norm_is_found_out_and_nothing_written(world, t
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
 def test_lm_eval_steered_model_says_the_same_as_ours(world, architecture):
-    output = world / f"{architecture}.pt"
-    settings = ["method=caa", "method.scope=all", "strength=2", "format=lm_eval", f"output={output}"]
-    assert export(world, architecture, *settings) == 0
+    output, lm, method = world / f"{architecture}.pt", fresh(world, architecture), CAA(scope="all")
+    one = steered(lm, method)
+    lm_eval.write(output, one)
     content = torch.load(output, weights_only=True)
     assert len(content) == 1
     theirs = SteeredModel(str(world / architecture), str(output), device="cpu", dtype="float32", batch_size=2)
-    lm, method = fresh(world, architecture), CAA(scope="all")
     asked = [("The quick brown fox", " jumps over"), ("People walk along", " the water and talk"), ("We", " talk")]
     requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(asked)]
-    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS))
-    with lm.steered(method, artefact, STRENGTH) as ours:
+    with one.on() as ours:
         wanted = [score for score, _ in SteeredLM(ours).loglikelihood(requests)]
     got = [score for score, _ in theirs.loglikelihood(requests, disable_tqdm=True)]
     base = [score for score, _ in SteeredLM(lm).loglikelihood(requests)]
     assert got == pytest.approx(wanted, abs=1e-4)
     assert max(abs(one - other) for one, other in zip(base, wanted, strict=True)) > 0.01
+
+
+def test_lm_eval_from_the_command_line(world):
+    output = world / "v.pt"
+    settings = ["method=caa", "method.scope=all", "strength=2", "format=lm_eval", f"output={output}"]
+    assert export(world, "llama", *settings) == 0
+    facts = json.loads((world / "v.pt.json").read_text())
+    assert "--model steered" in facts["use"] and "steer_path=v.pt" in facts["use"]
 
 
 def llama_cpp_buffer(path, depth) -> dict[int, torch.Tensor]:
@@ -385,14 +397,9 @@ def test_gguf_has_no_block_0(world, tmp_path, capsys):
         (["method=caa", "strength=2", "format=gguf", "output=v.bin"], "a name that ends in .gguf"),
         (["method=caa", "strength=2", "format=gguf"], "only from the end of the prompt on, and what is exported acts "
          "on every token; set method.scope=all"),
-        (["method=random_direction", "strength=0.2", "format=bias"], "only from the end of the prompt on"),
-        (["method=act_add", "strength=3", "format=lm_eval"], "only at the first tokens of a text"),
-        (["method=prompt", "strength=1", "format=checkpoint"], "puts a text before every prompt"),
-        (["method=unsteered", "strength=1", "format=checkpoint"], "leaves the model as it is"),
         (["method=caa", "method.scope=all", "strength=2", "format=peft"], "adds a vector at the output of block 2; use "
          "format=bias or format=lm_eval or format=gguf"),
         (["method=detox", "strength=1", "format=lm_eval"], "edits 3 weights; use format=checkpoint or format=peft"),
-        (["method=detox", "strength=1", "format=bias"], "edits 3 weights; use format=checkpoint or format=peft"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_exported_says_why(world, capsys, settings, message):
@@ -403,6 +410,25 @@ def test_what_cannot_be_exported_says_why(world, capsys, settings, message):
     assert sorted(path for path in world.iterdir() if path.name != "results") == [
         p for p in before if p.name != "results"
     ]
+
+
+REAL = {
+    "caa": (CAA(), "only from the end of the prompt on.*set method.scope=all"),
+    "random direction": (RandomDirection(), "end of the prompt on, and what is exported acts on every token$"),
+    "act_add": (ActAdd(), "only at the first tokens of a text, and what is exported acts on every token$"),
+    "prompt": (Prompt(prompts=["Well."], strengths=(1,)), "puts a text before every prompt"),
+    "unsteered": (Unsteered(), "leaves the model as it is"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", list(REAL))
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_our_own_methods_that_no_format_holds(case, architecture):
+    method, reason = REAL[case]
+    effect = steered(tiny_lm(architecture), method, 1.0).effect
+    for name in FORMATS:
+        with pytest.raises(SetupError, match=reason):
+            check_holds(effect, name, case)
 
 
 def test_an_export_is_not_replaced_unless_told_and_nothing_else_ever(world, tmp_path, capsys):
