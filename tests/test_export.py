@@ -47,7 +47,11 @@ def world(tmp_path_factory):
     """Folders with models and a file of neutral pairs."""
     root = tmp_path_factory.mktemp("world")
     for architecture in tiny.CONFIGS:
-        tiny_model(architecture).save_pretrained(root / architecture)
+        model = tiny_model(architecture)
+        for name, parameter in model.named_parameters():
+            if name.endswith("bias"):  # fresh models have zeros there, which would hide a bias that is lost
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(len(name)))
+        model.save_pretrained(root / architecture)
         tiny_tokenizer().save_pretrained(root / architecture)
     rows = [{"prompt": p, "desired": d, "undesired": u} for p, d, u in zip(*PAIRS, strict=True)]
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
