@@ -111,7 +111,7 @@ class OnPolicyToxic:
     sampling: Sampling | None = None
     count: int = 100
     prompts: int = 250
-    num_samples: int = 6
+    num_samples: int = 8
     min_toxicity: float = 0.8
     seed: int = 0
 
