@@ -1,9 +1,9 @@
-"""Where things live in each architecture: blocks, MLP gate rows, MLP value matrix, final norm.
+"""Where things live in each architecture: blocks, the matrices that read and write the residual stream, final norm.
 
 To add an architecture, add its `config.model_type` to LAYOUTS; names were checked against transformers 5.23.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,18 +19,31 @@ class Layout(NamedTuple):
     norm: str
     gate: str  # its rows are the neurons' input directions; the first MLP matrix where there is no gate
     value: str  # writes into the residual stream: one output direction per neuron
+    o: str  # writes into the residual stream: what attention read
+    up: str | None = None  # beside the gate; None where the MLP has no gate
+    qkv: str | None = None  # "{}" stands for q, k or v; None where the three are one matrix
 
 
-LLAMA = Layout("model.layers", "model.norm", "mlp.gate_proj", "mlp.down_proj")
+LLAMA = Layout(
+    "model.layers", "model.norm", "mlp.gate_proj", "mlp.down_proj", "self_attn.o_proj", "mlp.up_proj",
+    "self_attn.{}_proj",
+)  # fmt: skip
 LAYOUTS = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "qwen2": LLAMA,
-    "gpt2": Layout("transformer.h", "transformer.ln_f", "mlp.c_fc", "mlp.c_proj"),
-    "opt": Layout("model.decoder.layers", "model.decoder.final_layer_norm", "fc1", "fc2"),
-    "gptj": Layout("transformer.h", "transformer.ln_f", "mlp.fc_in", "mlp.fc_out"),
-    "gpt_neox": Layout("gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
-}
+    "gpt2": Layout("transformer.h", "transformer.ln_f", "mlp.c_fc", "mlp.c_proj", "attn.c_proj"),
+    "opt": Layout(
+        "model.decoder.layers", "model.decoder.final_layer_norm", "fc1", "fc2", "self_attn.out_proj", None,
+        "self_attn.{}_proj",
+    ),
+    "gptj": Layout(
+        "transformer.h", "transformer.ln_f", "mlp.fc_in", "mlp.fc_out", "attn.out_proj", None, "attn.{}_proj"
+    ),
+    "gpt_neox": Layout(
+        "gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "attention.dense"
+    ),
+}  # fmt: skip
 
 
 class Matrix(NamedTuple):
@@ -89,6 +102,28 @@ def gate_matrix(model: PreTrainedModel, layer: int) -> Matrix:
 def value_matrix(model: PreTrainedModel, layer: int) -> Matrix:
     """(D, M): column i is the output direction of MLP neuron i of block `layer`."""
     return matrix(model, layer, layout(model).value)
+
+
+Kind = Literal["gate", "up", "down", "q", "k", "v", "o"]
+
+
+def stream_rows(model: PreTrainedModel, layer: int, kind: Kind) -> Matrix:
+    """(rows, D): one direction of the residual stream per row, read (gate, up, q, k, v) or written (down, o).
+
+    Where a matrix writes, its columns are the rows here. Raises SetupError where the architecture has no such matrix.
+    """
+    names = layout(model)
+    if kind in ("down", "o"):
+        found = matrix(model, layer, names.value if kind == "down" else names.o)
+        return found._replace(transposed=not found.transposed)
+    name = {"gate": names.gate, "up": names.up}.get(kind, names.qkv and names.qkv.format(kind))
+    if name is None:
+        there = [k for k in get_args(Kind) if k in ("gate", "down", "o") or (names.up if k == "up" else names.qkv)]
+        raise SetupError(
+            f"{model.config.model_type} has no {kind} matrix of its own (an MLP without gate, or q, k and v in one): "
+            f"it has {', '.join(there)}"
+        )
+    return matrix(model, layer, name)
 
 
 def matrix(model: PreTrainedModel, layer: int, name: str) -> Matrix:

@@ -17,10 +17,14 @@ from methods.directions import Read, Text, encode, pooled_features
 from methods.errors import SetupError
 from methods.intervention import edited
 
-ProbeKind = Literal["linear", "logistic"]
+ProbeKind = Literal["linear", "logistic", "random"]
 ProbeScale = Literal["raw", "unit"]
+ClassRow = Literal["undesired", "desired"]
+Rows = Literal["opposed", "aligned", "random"]
 FINAL = "final"
 UNDESIRED = 1  # class of the undesired texts; desired ones are 0
+QUARTERS = (1, 2, 3, 4)
+NOT_OURS = "probe_rows: this artefact was not fitted on this model; fit it again"
 
 
 class Probe(NamedTuple):
@@ -43,10 +47,18 @@ class ProbeRows(Method):
     Sections 3.2 and 3.3 of arXiv 2407.08770 and its code (github lucywang720/model-surgery): w = row of a two-class
     linear probe for undesired texts, its bias dropped; rows are ranked by -cos(row, w) over the whole model; the first
     K become row + alpha w (equation 3). Such a neuron is off where the state looks undesirable, and the edit switches
-    it on there. Models without a gate are edited in their first MLP matrix, which the paper does not do.
+    it on there; a negative alpha does the opposite. Models without a gate are edited in their first MLP matrix, which
+    the paper does not do. Detoxifying, resisting jailbreaks and a change of attitude differ in the pairs alone; for a
+    second edit on the model that the first one left (section 4.5) see `methods.stack`.
 
     The paper trains for 9 epochs of a large comment corpus. On a hundred pairs that is a hundred Adam steps of 1e-4,
     after which the probe is still its random draw: `min_steps` makes a small set go round until the probe is trained.
+
+    The paper's ablations are options. probe="random": the rows are those of the trained probe, what is added is a
+    random vector of its length. rows: "random" ones, or "aligned", which the paper edits with a negative alpha.
+    matrix: where a matrix writes the stream (down, o) its columns stand for rows, since only they are D long; the
+    paper does not say how it did this, nor its K there, here the same share of that matrix's rows. skip_quarter: no
+    row of that quarter of the blocks is taken; K counts all blocks, with and without it.
     """
 
     name: ClassVar[str] = "probe_rows"
@@ -60,13 +72,17 @@ class ProbeRows(Method):
     skip_first: int = 0
     max_tokens: int = 100
     probe: ProbeKind = "linear"
+    class_row: ClassRow = "undesired"
     probe_scale: ProbeScale = "raw"
     learning_rate: float = 1e-4
     batch_size: int = 16
     epochs: int = 9
     min_steps: int = 4000
     held_out: float = 0.1
-    row_fraction: float = 0.0465
+    rows: Rows = "opposed"
+    matrix: anatomy.Kind = "gate"
+    skip_quarter: int | None = None
+    row_fraction: float = 16384 / 352256
     seed: int = 0
     strengths: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0)
 
@@ -77,10 +93,20 @@ class ProbeRows(Method):
             raise SetupError(f"method.row_fraction={self.row_fraction} is outside (0, 1]; the paper's is 0.0465")
         if not 0 <= self.held_out < 1:
             raise SetupError(f"method.held_out={self.held_out} is outside [0, 1); the paper's is 0.1")
-        allowed = {"read": get_args(Read), "probe": get_args(ProbeKind), "probe_scale": get_args(ProbeScale)}
+        allowed = {
+            "read": get_args(Read),
+            "probe": get_args(ProbeKind),
+            "class_row": get_args(ClassRow),
+            "probe_scale": get_args(ProbeScale),
+            "rows": get_args(Rows),
+            "matrix": get_args(anatomy.Kind),
+            "skip_quarter": (None, *QUARTERS),
+        }
         for option, values in allowed.items():
             if getattr(self, option) not in values:
-                raise SetupError(f"method.{option}={getattr(self, option)!r}: allowed are {', '.join(values)}")
+                names = ", ".join("null" if value is None else str(value) for value in values)
+                raise SetupError(f"method.{option}={getattr(self, option)!r}: allowed are {names}")
+        anatomy.stream_rows(model, 0, self.matrix)
 
     def _site(self, model: PreTrainedModel) -> tuple[int, bool]:
         """Block to read, and whether the final norm comes after it."""
@@ -104,26 +130,49 @@ class ProbeRows(Method):
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(desired), generator=generator)
         tested = round(self.held_out * len(order))  # both texts of a pair are held out, else the prompt gives it away
+        if len(order) - tested < 2:
+            raise SetupError(
+                f"probe_rows: {len(order)} pairs with method.held_out={self.held_out} leave {len(order) - tested} to "
+                "train a probe on; at least 2 are needed: give more pairs or hold out less"
+            )
         train, test = (_labelled(desired[part], undesired[part]) for part in (order[tested:], order[:tested]))
-        if self.probe == "linear":
+        if self.probe == "logistic":
+            probe = logistic_probe(*train)
+        else:
             steps = max(self.epochs * math.ceil(len(train[1]) / self.batch_size), self.min_steps)
             probe = linear_probe(*train, steps, self.learning_rate, self.batch_size, generator)
-        else:
-            probe = logistic_probe(*train)
-        raw = probe.weight[UNDESIRED]  # (D,)
+        raw = probe.weight[UNDESIRED if self.class_row == "undesired" else 1 - UNDESIRED]  # (D,)
         vector = raw / raw.norm() if self.probe_scale == "unit" else raw
-        rows, cosine = opposed_rows(model, vector, self.row_fraction)
+        rows, cosine = self._rows(model, vector, generator)
+        if self.probe == "random":
+            drawn = torch.randn(len(vector), generator=generator)
+            vector = drawn * (vector.norm() / drawn.norm())
         facts = {
             "probe_norm": raw.norm(),
             "probe_moved": torch.tensor(probe.moved),
             "probe_train_accuracy": torch.tensor(probe.accuracy(*train)),
             "probe_accuracy": torch.tensor(probe.accuracy(*test)),
             "probe_held_out_texts": torch.tensor(len(test[1])),
+            "smallest_cosine": cosine.min(),
             "largest_cosine": cosine.max(),
             "rows_per_layer": torch.bincount(rows[:, 0], minlength=len(anatomy.blocks(model))),  # (L,)
         }
         known = {INFO + name: fact for name, fact in facts.items() if fact.isfinite().all()}
         return {"probe": vector.contiguous(), "rows": rows, **known}
+
+    def _rows(self, model: PreTrainedModel, vector: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Block and row of the K rows to be moved, (K, 2), and their cosines to `vector`, (K,)."""
+        where, cosine = stream_cosines(model, vector, self.matrix)
+        count = max(1, round(self.row_fraction * len(cosine)))
+        if self.skip_quarter is not None:
+            quarter = where[:, 0] * len(QUARTERS) // len(anatomy.blocks(model)) + 1
+            where, cosine = where[quarter != self.skip_quarter], cosine[quarter != self.skip_quarter]
+        if self.rows == "random":
+            order = torch.randperm(len(cosine), generator=generator)
+        else:
+            order = cosine.argsort(stable=True, descending=self.rows == "aligned")
+        chosen = order[:count]
+        return where[chosen], cosine[chosen]
 
     def _features(self, model: PreTrainedModel, texts: list[Text]) -> Tensor:
         block, after_norm = self._site(model)
@@ -138,10 +187,12 @@ class ProbeRows(Method):
         new = {}
         for layer in torch.unique(rows[:, 0]).tolist() if strength != 0 else []:
             chosen = rows[rows[:, 0] == layer, 1]
-            if layer >= len(anatomy.blocks(model)) or len(probe) != anatomy.width(model):
-                raise SetupError("probe_rows: this artefact was not fitted on this model; fit it again")
-            matrix = anatomy.gate_matrix(model, layer)
-            weight = matrix.read().float().clone()  # (M, D)
+            if layer >= len(anatomy.blocks(model)):
+                raise SetupError(NOT_OURS)
+            matrix = anatomy.stream_rows(model, layer, self.matrix)
+            weight = matrix.read().float().clone()  # (rows, D)
+            if weight.shape[1] != len(probe) or len(weight) <= int(chosen.max()):
+                raise SetupError(NOT_OURS)
             weight[chosen.to(weight.device)] += strength * probe.to(weight.device)
             new[matrix.parameter] = matrix.stored(weight)
         with edited(new):
@@ -178,25 +229,23 @@ def linear_probe(
 
 
 def logistic_probe(features: Tensor, labels: Tensor) -> Probe:
-    """Logistic regression with sklearn's default penalty; the undesired row is its coefficients, the other zeros."""
+    """Logistic regression with sklearn's default penalty; the undesired row is its coefficients, the other minus them.
+
+    The probabilities follow from the difference of the two rows, here twice the coefficients: decisions are the same.
+    """
     from sklearn.linear_model import LogisticRegression
 
     model = LogisticRegression(max_iter=5000).fit(features.double().numpy(), labels.numpy())
-    weight, bias = torch.zeros(2, features.shape[1]), torch.zeros(2)
-    weight[UNDESIRED] = torch.from_numpy(model.coef_[0])
-    bias[UNDESIRED] = float(model.intercept_[0])
-    return Probe(weight, bias)
+    weight, bias = torch.from_numpy(model.coef_[0]).float(), torch.tensor(float(model.intercept_[0]))
+    sign = torch.tensor([1.0 if label == UNDESIRED else -1.0 for label in range(2)])
+    return Probe(sign[:, None] * weight, sign * bias)
 
 
-def opposed_rows(model: PreTrainedModel, vector: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
-    """The `fraction` of all gate rows with the smallest cosine to `vector`: (K, 2) block and row, (K,) cosines."""
+def stream_cosines(model: PreTrainedModel, vector: Tensor, kind: anatomy.Kind) -> tuple[Tensor, Tensor]:
+    """Of every row of that matrix, over all blocks: block and row, (L rows, 2), and its cosine to `vector` (D,)."""
     cosines = []
     for layer in range(len(anatomy.blocks(model))):
-        weight = anatomy.gate_matrix(model, layer).read().float()  # (M, D)
-        cosines.append(functional.cosine_similarity(weight, vector.to(weight.device), dim=-1).cpu())  # (M,)
-    where = torch.cat(
-        [torch.stack([torch.full((len(c),), layer), torch.arange(len(c))], -1) for layer, c in enumerate(cosines)]
-    )  # (L M, 2)
-    cosine = torch.cat(cosines)
-    chosen = cosine.argsort(stable=True)[: max(1, round(fraction * len(cosine)))]
-    return where[chosen], cosine[chosen]
+        weight = anatomy.stream_rows(model, layer, kind).read().float()  # (rows, D)
+        cosines.append(functional.cosine_similarity(weight, vector.to(weight.device), dim=-1).cpu())  # (rows,)
+    where = [torch.stack([torch.full((len(c),), layer), torch.arange(len(c))], -1) for layer, c in enumerate(cosines)]
+    return torch.cat(where), torch.cat(cosines)

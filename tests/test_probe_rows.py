@@ -4,7 +4,7 @@ import torch
 from methods import anatomy
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
-from methods.probe_rows import ProbeRows, linear_probe, logistic_probe, opposed_rows
+from methods.probe_rows import ProbeRows, linear_probe, logistic_probe, stream_cosines
 from tests.sinks import planted_sink
 from tests.test_contract import PAIRS
 from tests.tiny import tiny_lm
@@ -30,7 +30,7 @@ def test_exactly_the_chosen_rows_move_by_alpha_times_the_probe(architecture):
     gate = {id(anatomy.gate_matrix(lm.model, i).parameter) for i in range(len(old))}
     chosen = torch.zeros(old.shape[:2], dtype=torch.bool)
     chosen[artefact["rows"][:, 0], artefact["rows"][:, 1]] = True
-    assert chosen.sum() == round(0.0465 * chosen.numel())
+    assert chosen.sum() == round(16384 / 352256 * chosen.numel())
     with method.apply(lm.model, artefact, alpha):
         moved = gates(lm) - old
         for name, parameter in lm.model.named_parameters():
@@ -56,15 +56,112 @@ def test_rows_are_the_smallest_cosines_of_the_whole_model(architecture):
     assert artefact["info.largest_cosine"] == pytest.approx(float(cosine[chosen].max()), abs=1e-5)
 
 
+def chosen_rows(lm, probe, **options):
+    """The set of (block, row) that a method takes for this vector, without training one."""
+    method = ProbeRows(row_fraction=0.1, **options)
+    return set(map(tuple, method._rows(lm.model, probe, torch.Generator().manual_seed(0))[0].tolist()))
+
+
 def test_rows_do_not_depend_on_the_scale_of_probe_or_rows():
     lm = tiny_lm()
     probe = torch.randn(36, generator=torch.Generator().manual_seed(3))
-    rows, _ = opposed_rows(lm.model, probe, 0.1)
-    assert torch.equal(opposed_rows(lm.model, 8 * probe, 0.1)[0], rows)
-    assert not set(map(tuple, opposed_rows(lm.model, -probe, 0.1)[0].tolist())) & set(map(tuple, rows.tolist()))
+    rows = chosen_rows(lm, probe)
+    assert chosen_rows(lm, 8 * probe) == rows
+    assert not chosen_rows(lm, -probe) & rows
     with torch.no_grad():
         anatomy.gate_matrix(lm.model, 2).parameter.mul_(16)
-    assert torch.equal(opposed_rows(lm.model, probe, 0.1)[0], rows)
+    assert chosen_rows(lm, probe) == rows
+
+
+def test_which_rows_the_ablations_take():
+    lm = tiny_lm()
+    probe = torch.randn(36, generator=torch.Generator().manual_seed(3))
+    where, cosine = stream_cosines(lm.model, probe, "gate")
+    order = [tuple(where[i].tolist()) for i in cosine.argsort(stable=True)]
+    count = round(0.1 * len(order))
+    assert chosen_rows(lm, probe) == set(order[:count])
+    assert chosen_rows(lm, probe, rows="aligned") == set(order[-count:]) == chosen_rows(lm, -probe)
+    drawn = chosen_rows(lm, probe, rows="random")
+    assert len(drawn) == count and not drawn & set(order[:count]) == drawn
+    assert len({layer for layer, _ in drawn}) == 5
+    # Five blocks in quarters: 0 and 1, 2, 3, 4.
+    for quarter, blocks in ((1, {0, 1}), (2, {2}), (3, {3}), (4, {4})):
+        rest = [row for row in order if row[0] not in blocks]
+        assert chosen_rows(lm, probe, skip_quarter=quarter) == set(rest[:count])
+
+
+def test_a_random_probe_is_added_to_the_rows_of_the_trained_one():
+    lm = tiny_lm()
+    trained, drawn = (fit(ProbeRows(**FAST, probe=probe), lm) for probe in ("linear", "random"))
+    assert torch.equal(trained["rows"], drawn["rows"])
+    assert drawn["probe"].norm() == pytest.approx(float(trained["probe"].norm()), rel=1e-5)
+    assert torch.cosine_similarity(drawn["probe"], trained["probe"], dim=0).abs() < 0.5
+    assert not torch.equal(fit(ProbeRows(**FAST, probe="random", seed=1), lm)["probe"], drawn["probe"])
+
+
+@pytest.mark.parametrize("probe", ["linear", "logistic"])
+def test_class_row(probe):
+    lm, steps = tiny_lm(), {"min_steps": 3000, "learning_rate": 1e-2}
+    undesired, desired = (fit(ProbeRows(**steps, probe=probe, class_row=row), lm) for row in ("undesired", "desired"))
+    assert torch.cosine_similarity(undesired["probe"], desired["probe"], dim=0) < -0.9
+    assert undesired["info.probe_accuracy"] == desired["info.probe_accuracy"]
+
+
+WRITES = {"down", "o"}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "matrix"),
+    [("llama", m) for m in ("gate", "up", "down", "q", "k", "v", "o")]
+    + [("gpt2", m) for m in ("gate", "down", "o")]
+    + [("opt", m) for m in ("q", "o")],
+)
+def test_each_matrix_moves_along_the_stream(architecture, matrix):
+    """Each row taken changes by alpha times the probe, read or written, and nothing else does."""
+    lm, alpha = tiny_lm(architecture), 2.0
+    method = ProbeRows(**FAST, matrix=matrix, row_fraction=0.2)
+    artefact = fit(method, lm)
+    probe, layer = artefact["probe"], int(artefact["rows"][0, 0])
+    chosen = artefact["rows"][artefact["rows"][:, 0] == layer, 1]
+    module_name = {
+        "llama": {"down": "mlp.down_proj", "gate": "mlp.gate_proj", "up": "mlp.up_proj"}.get(
+            matrix, f"self_attn.{matrix}_proj"
+        ),
+        "gpt2": {"gate": "mlp.c_fc", "down": "mlp.c_proj", "o": "attn.c_proj"}.get(matrix),
+        "opt": {"q": "self_attn.q_proj", "o": "self_attn.out_proj"}.get(matrix),
+    }[architecture]
+    module = anatomy.blocks(lm.model)[layer].get_submodule(module_name)
+    bias = 0 if module.bias is None else module.bias
+    before = {name: p.clone() for name, p in lm.model.named_parameters()}
+    rows = anatomy.stream_rows(lm.model, layer, matrix).read().shape[0]
+    if matrix in WRITES:
+        x = torch.eye(rows)  # one neuron at a time
+        expected = torch.zeros(rows, len(probe))
+        expected[chosen] = alpha * probe
+    else:
+        x = torch.eye(len(probe))  # one coordinate of the stream at a time
+        expected = torch.zeros(len(probe), rows)
+        expected[:, chosen] = alpha * probe[:, None]
+    base = module(x) - bias
+    with method.apply(lm.model, artefact, alpha):
+        torch.testing.assert_close(module(x) - bias - base, expected, atol=1e-4, rtol=1e-4)
+        changed = {n for n, p in lm.model.named_parameters() if not torch.equal(p, before[n])}
+    assert changed and all(module_name in name for name in changed)
+
+
+def test_matrices_that_an_architecture_does_not_have():
+    for architecture, matrix, there in (("gpt2", "q", "gate, down, o"), ("opt", "up", "gate, down, q, k, v, o")):
+        with pytest.raises(SetupError, match=f"{architecture} has no {matrix} matrix of its own .* it has {there}"):
+            ProbeRows(matrix=matrix).check(tiny_lm(architecture).model)
+
+
+def test_a_negative_strength_moves_the_other_way():
+    lm, method = tiny_lm(), ProbeRows(**FAST)
+    artefact, old = fit(method, lm), gates(lm)
+    with method.apply(lm.model, artefact, 1.3):
+        up = gates(lm) - old
+    with method.apply(lm.model, artefact, -1.3):
+        torch.testing.assert_close(gates(lm) - old, -up, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -161,11 +258,11 @@ def test_final_features_are_hidden_states_after_the_norm(monkeypatch):
         return logistic_probe(features, labels)
 
     monkeypatch.setattr("methods.probe_rows.linear_probe", keep)
-    pairs = Pairs(["The quick fox"], [" jumps"], [" is lazy and old"])
+    pairs = Pairs(["The quick fox"] * 2, [" jumps"] * 2, [" is lazy and old"] * 2)
     for layer, index in (("final", -1), (2, 3)):
         fit(ProbeRows(layer=layer, held_out=0), lm, pairs)
-        assert seen["labels"].tolist() == [0, 1]
-        for features, tail in zip(seen["features"], (" jumps", " is lazy and old"), strict=True):
+        assert seen["labels"].tolist() == [0, 0, 1, 1]
+        for features, tail in zip(seen["features"][::2], (" jumps", " is lazy and old"), strict=True):
             ids = lm.tokenizer("The quick fox").input_ids + lm.tokenizer(tail, add_special_tokens=False).input_ids
             hidden = lm.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[index]
             torch.testing.assert_close(features, hidden[0].mean(0), atol=1e-4, rtol=1e-4)
@@ -192,8 +289,13 @@ def test_no_pairs():
         fit(ProbeRows(), tiny_lm(), None)
 
 
-def test_one_pair_is_all_trained_on():
-    artefact = fit(ProbeRows(**FAST), tiny_lm(), Pairs(["a"], [" b"], [" c"]))
+def test_too_few_pairs_for_a_probe():
+    with pytest.raises(SetupError, match="1 pairs with method.held_out=0.1 leave 1 to train a probe on; at least 2"):
+        fit(ProbeRows(**FAST), tiny_lm(), Pairs(["a"], [" b"], [" c"]))
+    two = Pairs(["a", "b"], [" b", " fox"], [" c", " dog"])
+    with pytest.raises(SetupError, match="2 pairs with method.held_out=0.5 leave 1 to train"):
+        fit(ProbeRows(**FAST, held_out=0.5), tiny_lm(), two)
+    artefact = fit(ProbeRows(**FAST), tiny_lm(), two)
     assert artefact["info.probe_held_out_texts"] == 0 and "info.probe_accuracy" not in artefact
 
 
@@ -206,7 +308,11 @@ def test_one_pair_is_all_trained_on():
         ({"row_fraction": 0}, r"row_fraction=0 is outside \(0, 1\]"),
         ({"row_fraction": 1.2}, r"row_fraction=1.2 is outside \(0, 1\]"),
         ({"held_out": 1}, r"held_out=1 is outside \[0, 1\)"),
-        ({"probe": "svm"}, "method.probe='svm': allowed are linear, logistic"),
+        ({"probe": "svm"}, "method.probe='svm': allowed are linear, logistic, random"),
+        ({"class_row": "toxic"}, "method.class_row='toxic': allowed are undesired, desired"),
+        ({"rows": "first"}, "method.rows='first': allowed are opposed, aligned, random"),
+        ({"matrix": "value"}, "method.matrix='value': allowed are gate, up, down, q, k, v, o"),
+        ({"skip_quarter": 5}, "method.skip_quarter=5: allowed are null, 1, 2, 3, 4"),
         ({"probe_scale": "big"}, "method.probe_scale='big': allowed are raw, unit"),
         ({"read": "first"}, "method.read='first': allowed are all, continuation, last"),
     ],
@@ -218,6 +324,15 @@ def test_check(options, message):
 
 def test_artefact_of_another_model():
     method = ProbeRows(**FAST)
-    artefact = fit(method, tiny_lm("llama"))
-    with pytest.raises(SetupError, match="was not fitted on this model"):
-        method.apply(tiny_lm("gpt2").model, artefact, 1.0).__enter__()
+    artefact, other = fit(method, tiny_lm("llama")), tiny_lm("gpt2").model
+    narrow = artefact | {"probe": artefact["probe"][:28], "rows": torch.tensor([[0, 0]])}
+    with method.apply(other, narrow, 1.0):
+        pass
+    for of_another in (
+        artefact,
+        narrow | {"probe": artefact["probe"]},
+        narrow | {"rows": torch.tensor([[3, 0]])},
+        narrow | {"rows": torch.tensor([[0, 4 * 28]])},
+    ):
+        with pytest.raises(SetupError, match="was not fitted on this model"), method.apply(other, of_another, 1.0):
+            pass
