@@ -11,19 +11,25 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import anatomy
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
-from methods.directions import Text, encode, pooled_features
+from methods.directions import Text, encode, pooled_features, top_tokens
 from methods.errors import SetupError
 from methods.intervention import edited
 
 ReadText = Literal["continuation", "full"]
 ReadPositions = Literal["all", "continuation"]
+Pairing = Literal["paired", "independent"]
+SubspaceKind = Literal["pairs", "random"]
 
 
 class Subspace(NamedTuple):
-    """What one layer's pairs say. directions: (R, D) orthonormal rows; explained: their share of the variance of T."""
+    """What one layer's pairs say. directions: (R, D) orthonormal rows; explained: their share of the variance of T.
+
+    Each direction points to the undesired texts, and mean (D,), the mu of `DeTox`, to the desired ones.
+    """
 
     directions: Tensor
     explained: float
+    mean: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +42,17 @@ class DeTox(Method):
         mu = first right singular vector of X+ (not centred);  T = (X+ - X-) / 2 (I - mu mu^T)
         P  = sum of v_i v_i^T over the first R right singular vectors of T;  W_value <- (I - strength P) W_value
 
-    Biases, attention and embeddings still write there, so the subspace is not gone from the model. The paper embeds
-    the continuation by itself, all tokens of it. In Llama-like models the first of those is an attention sink (see
-    `methods.directions`): `skip_first`, or text="full" with read="continuation", leave it out of the mean.
+    The tokens that each v_i and mu write through the unembedding are kept beside them, for whoever wants to know what
+    was removed. Biases, attention and embeddings still write there, so the subspace is not gone from the model.
+
+    The paper embeds the continuation by itself, all tokens of it. In Llama-like models the first of those is an
+    attention sink (see `methods.directions`): `skip_first`, or text="full" with read="continuation", leave it out.
+
+    The released code does two things that the paper does not say, both options here. pairing="independent": the two
+    texts of a row come from different prompts, since it draws both lists by themselves. mask_padding=False: every text
+    is filled with end-of-text tokens to the length of its list's longest, and these are averaged in.
+    keys: the matrices by which the MLP reads the stream are projected too (the gate and, where there is one, `up`); the
+    authors advise against it. subspace="random": the control, R random directions orthogonal to mu.
     """
 
     name: ClassVar[str] = "detox"
@@ -51,10 +65,15 @@ class DeTox(Method):
     layer_start: int | float = 0.42
     layer_stop: int | float | None = None
     center: bool = True
+    keys: bool = False
+    subspace: SubspaceKind = "pairs"
+    pairing: Pairing = "paired"
     text: ReadText = "continuation"
     read: ReadPositions = "all"
+    mask_padding: bool = True
     skip_first: int = 0
     max_tokens: int = 128
+    seed: int = 0
     strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0)
 
     def check(self, model: PreTrainedModel) -> None:
@@ -63,10 +82,12 @@ class DeTox(Method):
         width = anatomy.width(model)
         if not 1 <= self.rank < width:
             raise SetupError(f"method.rank={self.rank} is outside 1 to {width - 1}, the model's width less the mean's")
-        if self.text not in get_args(ReadText):
-            raise SetupError(f"method.text={self.text!r}: allowed are {', '.join(get_args(ReadText))}")
-        if self.read not in get_args(ReadPositions):
-            raise SetupError(f"method.read={self.read!r}: allowed are {', '.join(get_args(ReadPositions))}")
+        allowed = {"text": ReadText, "read": ReadPositions, "pairing": Pairing, "subspace": SubspaceKind}
+        for option, values in allowed.items():
+            if getattr(self, option) not in get_args(values):
+                raise SetupError(
+                    f"method.{option}={getattr(self, option)!r}: allowed are {', '.join(get_args(values))}"
+                )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """One subspace per layer: "layers.<l>.directions" (R, D). Raises SetupError where the pairs hold too little."""
@@ -76,35 +97,51 @@ class DeTox(Method):
         if self.rank > len(pairs.prompt):
             raise SetupError(f"method.rank={self.rank} needs as many pairs and got {len(pairs.prompt)}; lower the rank")
         prompts = pairs.prompt if self.text == "full" else [""] * len(pairs.prompt)
+        end = int(tokenizer.eos_token_id)
         desired, undesired = (
-            self._features(model, encode(tokenizer, prompts, texts, self.max_tokens), layers)  # (L, N, D)
+            self._features(model, encode(tokenizer, prompts, texts, self.max_tokens), end, layers)  # (L, N, D)
             for texts in (pairs.desired, pairs.undesired)
         )
+        generator = torch.Generator().manual_seed(self.seed)
+        if self.pairing == "independent":
+            undesired = undesired[:, torch.randperm(len(pairs.prompt), generator=generator)]
         artefact, explained = {}, []
         for i, layer in enumerate(layers):
-            found = toxic_subspace(desired[i], undesired[i], self.rank, center=self.center)
+            if self.subspace == "random":
+                found = random_subspace(desired[i], undesired[i], self.rank, generator, center=self.center)
+            else:
+                found = toxic_subspace(desired[i], undesired[i], self.rank, center=self.center)
             artefact[f"layers.{layer}.directions"] = found.directions
+            artefact[f"{INFO}layers.{layer}.top_tokens"] = top_tokens(model, found.directions)  # (R, 10)
+            artefact[f"{INFO}layers.{layer}.mean_top_tokens"] = top_tokens(model, found.mean[None])[0]  # (10,)
             explained.append(found.explained)
         artefact[INFO + "explained_variance"] = torch.tensor(explained)  # (L,)
         return artefact
 
-    def _features(self, model: PreTrainedModel, texts: list[Text], layers: range) -> Tensor:
+    def _features(self, model: PreTrainedModel, texts: list[Text], end_of_text: int, layers: range) -> Tensor:
+        if not self.mask_padding:
+            longest = max(len(text.tokens) for text in texts)
+            texts = [t._replace(tokens=t.tokens + [end_of_text] * (longest - len(t.tokens))) for t in texts]
         return pooled_features(model, texts, layers, read=self.read, skip_first=self.skip_first)
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Project the value matrices inside the block. Raises SetupError if that would change none of them."""
         new = {}
+        written: tuple[anatomy.Kind, ...] = ("down",)
+        if self.keys:
+            written += ("gate", "up") if anatomy.layout(model).up else ("gate",)
         for name, directions in artefact.items():
             if name.startswith(INFO) or strength == 0:
                 continue
             layer = int(name.split(".")[1])
             if layer >= len(anatomy.blocks(model)) or directions.shape[1] != anatomy.width(model):
                 raise SetupError(f"detox: {name} {tuple(directions.shape)} was not fitted on this model; fit it again")
-            matrix = anatomy.value_matrix(model, layer)
-            edit = matrix.stored(projected_off(matrix.read(), directions, strength))
-            if not torch.equal(edit, matrix.parameter):
-                new[matrix.parameter] = edit
+            for kind in written:
+                matrix = anatomy.stream_rows(model, layer, kind)
+                edit = matrix.stored(projected_off(matrix.read().T, directions, strength).T)
+                if not torch.equal(edit, matrix.parameter):
+                    new[matrix.parameter] = edit
         if strength != 0 and not new:
             raise SetupError("detox changed no matrix: the artefact holds no direction that the model's MLPs write to")
         with edited(new):
@@ -119,10 +156,7 @@ def toxic_subspace(desired: Tensor, undesired: Tensor, rank: int, *, center: boo
 
     Raises SetupError when the pairs differ in fewer directions than `rank`.
     """
-    difference = (desired.double() - undesired.double()) / 2  # (N, D)
-    if center:
-        mean = torch.linalg.svd(desired.double(), full_matrices=False).Vh[0]  # (D,)
-        difference = difference - torch.outer(difference @ mean, mean)  # (N, D)
+    difference, mean = _difference(desired, undesired, center)
     values, directions = torch.linalg.svd(difference, full_matrices=False)[1:]
     rounding = 1e-6 * max(float(desired.abs().max()), float(undesired.abs().max()))  # of features computed in fp32
     found = int((values > rounding).sum())
@@ -131,8 +165,36 @@ def toxic_subspace(desired: Tensor, undesired: Tensor, rank: int, *, center: boo
             f"method.rank={rank}, but desired and undesired texts differ in only {found} directions; lower the rank, "
             "or give pairs whose texts differ"
         )
-    share = float(values[:rank].square().sum() / values.square().sum())
-    return Subspace(directions[:rank].float().contiguous(), share)
+    return _subspace(difference, directions[:rank], mean)
+
+
+def random_subspace(
+    desired: Tensor, undesired: Tensor, rank: int, generator: torch.Generator, *, center: bool = True
+) -> Subspace:
+    """`rank` random orthonormal directions, with `center` orthogonal to mu: what a projection of that rank does."""
+    difference, mean = _difference(desired, undesired, center)
+    drawn = torch.randn(rank, len(mean), generator=generator, dtype=torch.float64)
+    if center:
+        drawn = drawn - torch.outer(drawn @ mean, mean)
+    return _subspace(difference, torch.linalg.qr(drawn.T).Q.T, mean)
+
+
+def _difference(desired: Tensor, undesired: Tensor, center: bool) -> tuple[Tensor, Tensor]:
+    """T (N, D) and mu (D,), both float64."""
+    difference = (desired.double() - undesired.double()) / 2  # (N, D)
+    mean = torch.linalg.svd(desired.double(), full_matrices=False).Vh[0]  # (D,)
+    mean = mean * torch.sign(desired.double().mean(0) @ mean)
+    if center:
+        difference = difference - torch.outer(difference @ mean, mean)  # (N, D)
+    return difference, mean
+
+
+def _subspace(difference: Tensor, directions: Tensor, mean: Tensor) -> Subspace:
+    """Turned to the undesired side, in fp32, with the share of T that they hold."""
+    along = difference @ directions.T  # (N, R)
+    turned = directions * torch.where(along.mean(0) > 0, -1.0, 1.0)[:, None]
+    share = float(along.square().sum() / difference.square().sum())
+    return Subspace(turned.float().contiguous(), share, mean.float())
 
 
 def projected_off(weight: Tensor, directions: Tensor, strength: float = 1.0) -> Tensor:

@@ -134,3 +134,15 @@ def _weights(batch: Sequence[Text], read: Read, skip_first: int) -> Tensor:
 def mean_difference(desired: Tensor, undesired: Tensor) -> Tensor:
     """Mean over pairs of desired - undesired, (..., N, D) -> (..., D)."""
     return (desired - undesired).mean(-2)
+
+
+def top_tokens(model: PreTrainedModel, directions: Tensor, count: int = 10) -> Tensor:
+    """(R, count) ids of the tokens whose logits each direction (R, D) of the residual stream raises most.
+
+    The final norm is left out. Without result, (R, 0), where the unembedding is of another width than the stream.
+    """
+    weight: Tensor = model.get_output_embeddings().weight.detach()  # type: ignore[no-untyped-call]  # (V, D)
+    if weight.shape[1] != directions.shape[1]:
+        return torch.empty(len(directions), 0, dtype=torch.long)
+    logits = directions.to(weight.device).float() @ weight.float().T  # (R, V)
+    return logits.topk(min(count, len(weight)), dim=-1).indices.cpu()

@@ -4,7 +4,7 @@ import torch
 
 from methods import anatomy
 from methods.base import FitData, Pairs
-from methods.detox import DeTox, projected_off, toxic_subspace
+from methods.detox import DeTox, projected_off, random_subspace, toxic_subspace
 from methods.errors import SetupError
 from tests.sinks import planted_sink
 from tests.test_contract import PAIRS
@@ -115,6 +115,9 @@ def test_directions_are_orthonormal_orthogonal_to_mu_and_do_not_depend_on_scale(
     desired, undesired, _, _ = factors(noise=0.5)
     v = toxic_subspace(desired, undesired, 4).directions
     torch.testing.assert_close(v @ v.T, torch.eye(4), atol=1e-6, rtol=0)
+    p = projection(v)
+    torch.testing.assert_close(p @ p, p, atol=1e-6, rtol=0)
+    assert torch.equal(p, p.T) and p.trace() == pytest.approx(4, abs=1e-5)
     mu = torch.linalg.svd(desired)[2][0].float()
     assert (v @ mu).abs().max() < 1e-6
     scaled = toxic_subspace(300 * desired, 300 * undesired, 4).directions
@@ -127,6 +130,106 @@ def test_swapped_pairs_change_nothing_while_mu_is_fixed():
     flipped = [torch.where(swap[:, None], a, b) for a, b in ((undesired, desired), (desired, undesired))]
     v, w = (toxic_subspace(*x, 3, center=False).directions for x in ((desired, undesired), flipped))
     torch.testing.assert_close(projection(w), projection(v), atol=1e-6, rtol=0)
+
+
+def test_directions_point_to_the_undesired_texts_and_mu_to_the_desired_ones():
+    desired, undesired, planted, mean = factors(k=1)
+    for sign in (1, -1):  # whatever sign the SVD happens to give
+        found = toxic_subspace(sign * desired, sign * undesired, 1)
+        assert sign * found.directions[0].double() @ planted[0] > 0.99
+        assert sign * found.mean.double() @ mean > 0.9
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_top_tokens(architecture):
+    lm, method = tiny_lm(architecture), DeTox(layer_start=1, layer_stop=2)
+    artefact = fit(method, lm)
+    directions, unembedding = artefact["layers.1.directions"], lm.model.get_output_embeddings().weight  # (V, D)
+    logits = directions @ unembedding.T
+    best = artefact["info.layers.1.top_tokens"]
+    assert best.shape == (2, 10) and artefact["info.layers.1.mean_top_tokens"].shape == (10,)
+    for row, scores in zip(best, logits, strict=True):
+        assert scores[row].min() >= scores[[i for i in range(len(scores)) if i not in row.tolist()]].max()
+        assert scores[row].tolist() == sorted(scores.tolist(), reverse=True)[:10]
+
+
+def test_random_subspace():
+    desired, undesired, _, mean = factors(noise=0.5)
+    one, same, other = (
+        random_subspace(desired, undesired, 3, torch.Generator().manual_seed(seed)).directions for seed in (0, 0, 1)
+    )
+    assert torch.equal(one, same) and (one @ other.T).norm() < 1.5
+    torch.testing.assert_close(one @ one.T, torch.eye(3), atol=1e-6, rtol=0)
+    assert (one @ torch.linalg.svd(desired)[2][0].float()).abs().max() < 1e-6
+    loose = random_subspace(desired, undesired, 29, torch.Generator().manual_seed(0), center=False)
+    assert (loose.directions.double() @ mean).norm() > 0.9
+    assert loose.explained > 0.5
+    lm = tiny_lm()
+    control = fit(DeTox(subspace="random"), lm)
+    assert (control["info.explained_variance"] < fit(DeTox(), lm)["info.explained_variance"]).all()
+    seeds = [fit(DeTox(subspace="random", seed=seed), lm)["layers.2.directions"] for seed in (0, 0, 1)]
+    assert torch.equal(seeds[0], seeds[1]) and not torch.equal(seeds[0], seeds[2])
+
+
+def test_independent_pairing_takes_the_undesired_texts_from_other_prompts():
+    lm = tiny_lm()
+    order = torch.randperm(len(PAIRS.prompt), generator=torch.Generator().manual_seed(5)).tolist()
+    assert sorted(order) != order
+    by_hand = PAIRS._replace(
+        undesired=[PAIRS.undesired[i] for i in order]
+    )  # read by themselves, so prompts do not count
+    drawn = fit(DeTox(pairing="independent", seed=5), lm)["layers.3.directions"]
+    torch.testing.assert_close(drawn, fit(DeTox(), lm, by_hand)["layers.3.directions"], atol=1e-5, rtol=0)
+    paired = fit(DeTox(), lm)["layers.3.directions"]
+    assert (projection(drawn) - projection(paired)).abs().max() > 0.05
+
+
+def test_unmasked_pooling_averages_the_padding_in():
+    lm, layer = tiny_lm(bos="none"), 2
+    pooled = []
+    for texts in (PAIRS.desired, PAIRS.undesired):
+        rows = [lm.tokenizer(text).input_ids for text in texts]
+        longest = max(map(len, rows))
+        ids = torch.tensor([row + [lm.tokenizer.eos_token_id] * (longest - len(row)) for row in rows])
+        assert (ids[:, -1] == lm.tokenizer.eos_token_id).any()
+        pooled.append(lm.model(ids, output_hidden_states=True).hidden_states[layer + 1].mean(1))
+    expected = toxic_subspace(*pooled, 2).directions
+    found = fit(DeTox(mask_padding=False, layer_start=2), lm)["layers.2.directions"]
+    torch.testing.assert_close(projection(found), projection(expected), atol=1e-4, rtol=0)
+    masked = fit(DeTox(layer_start=2), lm)["layers.2.directions"]
+    assert (projection(masked) - projection(found)).abs().max() > 0.05
+
+
+@pytest.mark.parametrize(("architecture", "readers"), [("llama", ["mlp.gate_proj", "mlp.up_proj"]), ("opt", ["fc1"])])
+def test_keys_no_longer_read_the_subspace(architecture, readers):
+    lm, method = tiny_lm(architecture), DeTox(layer_start=1, layer_stop=2, keys=True)
+    artefact = fit(method, lm)
+    v = artefact["layers.1.directions"]
+    block, before = anatomy.blocks(lm.model)[1], {n: p.clone() for n, p in lm.model.named_parameters()}
+    x = torch.randn(9, v.shape[1])
+    along = x + 3 * v[0] - 2 * v[1]
+    with method.apply(lm.model, artefact, 1.0):
+        for name in readers:
+            module = block.get_submodule(name)
+            torch.testing.assert_close(module(along), module(x), atol=1e-4, rtol=1e-4)
+        changed = {n for n, p in lm.model.named_parameters() if not torch.equal(p, before[n])}
+    assert len(changed) == len(readers) + 1 and all("1." in name for name in changed)
+    module = block.get_submodule(readers[0])
+    assert (module(along) - module(x)).abs().max() > 0.1
+
+
+def test_half_precision_is_edited_in_fp32():
+    lm, method = tiny_lm(), DeTox(layer_start=1, layer_stop=2)
+    lm.model.to(torch.bfloat16)
+    artefact = fit(method, lm)
+    v = artefact["layers.1.directions"]
+    torch.testing.assert_close(v @ v.T, torch.eye(2), atol=1e-6, rtol=0)
+    weight = anatomy.value_matrix(lm.model, 1).read().clone()
+    exact = weight.double() - v.double().T @ (v.double() @ weight.double())
+    with method.apply(lm.model, artefact, 1.0):
+        new = anatomy.value_matrix(lm.model, 1).read()
+        assert new.dtype == torch.bfloat16
+        assert (new == exact.to(torch.bfloat16)).float().mean() > 0.999  # rounded once, at the end
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -179,6 +282,8 @@ def test_no_pairs():
         ({"layer_start": 3, "layer_stop": 3}, "method.layer: no block between 3 and 3"),
         ({"text": "prompt"}, "method.text='prompt': allowed are continuation, full"),
         ({"read": "last"}, "method.read='last': allowed are all, continuation"),
+        ({"pairing": "none"}, "method.pairing='none': allowed are paired, independent"),
+        ({"subspace": "mean"}, "method.subspace='mean': allowed are pairs, random"),
     ],
 )
 def test_check(options, message):
