@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from methods.base import FitData, Pairs, artefact_bytes, facts, load, required_pairs, save
 from methods.errors import SetupError
@@ -29,6 +30,18 @@ def test_an_artefact_that_is_not_finite_is_not_saved(tmp_path, bad):
     with pytest.raises(ValueError, match="artefact layers.3.direction has entries that are not finite"):
         save({"layers.3.direction": torch.tensor([1.0, bad])}, tmp_path / "a.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_pickle_is_not_read(tmp_path):
+    torch.save({"layers.3.direction": torch.ones(4)}, tmp_path / "artefact.safetensors")
+    with pytest.raises(SetupError, match=r"artefact.safetensors is no safetensors file .* delete it and fit again"):
+        load(tmp_path / "artefact.safetensors")
+
+
+def test_a_stored_nan_is_found(tmp_path):
+    save_file({"layers.3.direction": torch.tensor([1.0, torch.nan])}, tmp_path / "artefact.safetensors")
+    with pytest.raises(SetupError, match="layers.3.direction has entries that are not finite; delete it"):
+        load(tmp_path / "artefact.safetensors")
 
 
 def test_facts_are_small_and_do_not_count_as_size():
