@@ -27,6 +27,10 @@ from methods.errors import SetupError
 
 X = "toxicity_reduction"
 PANELS = {"capability_kept": "capability kept", "fluency_kept": "fluency kept"}
+EMPTY = {
+    "capability_kept": "no task here at which\nthe unsteered model is above chance",
+    "fluency_kept": "fluency was not measured",
+}  # why a panel holds no method
 # Okabe and Ito's colours for colour-blind readers, dark ones first; each has a marker of its own, so grey will do
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
@@ -112,6 +116,8 @@ def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame) -
         ax.add_patch(box)
         ax.plot(x, y, ".", color=GREY, markersize=3.5, zorder=3)
     ax.plot([0], [1], marker="*", color="black", markersize=12, linestyle="none", zorder=6)
+    if all(pd.isna(point.row[column]) for point in shown):
+        ax.text(0.5, 0.5, EMPTY[column], transform=ax.transAxes, ha="center", va="center", color=GREY, zorder=7)
     for point in shown:
         if pd.isna(point.row[column]):
             continue

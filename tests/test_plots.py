@@ -52,6 +52,13 @@ def test_every_method_is_drawn_where_its_numbers_are(full):
         assert len({line.get_markeredgecolor() for line in found.values()}) == 5
 
 
+def test_an_empty_panel_says_why(full):
+    _, frame, _ = full
+    assert not plots.tradeoff(frame).axes[0].texts
+    capability, fluency = plots.tradeoff(frame.assign(capability_kept=np.nan)).axes
+    assert "no task here" in capability.texts[0].get_text() and not fluency.texts
+
+
 def test_the_box_is_the_range_of_the_random_directions(full):
     _, frame, _ = full
     random = frame[frame["method"] == "random_direction"]
