@@ -117,7 +117,8 @@ def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame) -
         ax.plot(x, y, ".", color=GREY, markersize=3.5, zorder=3)
     ax.plot([0], [1], marker="*", color="black", markersize=12, linestyle="none", zorder=6)
     if all(pd.isna(point.row[column]) for point in shown):
-        ax.text(0.5, 0.5, EMPTY[column], transform=ax.transAxes, ha="center", va="center", color=GREY, zorder=7)
+        ax.text(0.5, 0.5, EMPTY[column], transform=ax.transAxes, ha="center", va="center", color=GREY, zorder=7,
+                bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
     for point in shown:
         if pd.isna(point.row[column]):
             continue
