@@ -109,7 +109,7 @@ class Cell:
     def model_identity(self) -> dict[str, Any]:
         """Everything about the model that can change a number."""
         node, device = self.cfg.model, torch.device(self.cfg.runtime.device).type
-        return models.identity(node) | {
+        return models.identity(node, self.cfg.data.offline) | {
             "dtype": node.dtype,
             "bos": node.bos,
             "chat": node.chat,
@@ -175,7 +175,7 @@ class Cell:
             node = self.cfg.model
             self.session.models[key] = load_lm(
                 self.fetch_model(),
-                revision=node.revision,
+                revision=self.model_identity.get("revision"),  # the commit, also where a branch is named
                 dtype=node.dtype,
                 device=self.cfg.runtime.device,
                 bos=node.bos,

@@ -95,7 +95,9 @@ def validate(overrides: Sequence[str]) -> DictConfig:
     """The config of one cell. Raises SetupError that lists everything wrong with it."""
     cfg = compose(overrides)
     problems = list(_unknown(overrides))
-    problems += [f"{path} has no value; set {path}=..." for path in sorted(OmegaConf.missing_keys(cfg))]
+    for path in sorted(OmegaConf.missing_keys(cfg)):
+        asked = f" ({cfg.asks[path]})" if path in cfg.asks else ""
+        problems.append(f"{path} has no value; set {path}=...{asked}")
     if not problems:
         problems = [problem for check in CHECKS for problem in check(cfg)]
     if problems:

@@ -177,9 +177,9 @@ def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
         artefact, _ = cell.fitted
     effect = measure(cell.lm, cell.method, artefact, strength)
     check_holds(effect, name, cell.label(strength))
-    node = cell.cfg.model
+    node, commit = cell.cfg.model, cell.model_identity.get("revision")
     steered = Steered(
-        cell.lm, cell.method, artefact, strength, effect, cell.fetch_model(), node.revision, node.id or node.name
+        cell.lm, cell.method, artefact, strength, effect, cell.fetch_model(), commit, node.id or node.name
     )
     module = importlib.import_module(f"bench.exports.{name}")
     if FORMATS[name].suffix:

