@@ -297,6 +297,12 @@ def test_an_edit_that_changes_nothing_is_an_error():
         pass
     with method.apply(lm.model, {}, 0.0):
         pass
+    artefact = fit(method, lm)
+    with torch.no_grad():
+        for layer in range(len(anatomy.blocks(lm.model))):
+            anatomy.value_matrix(lm.model, layer).parameter.zero_()  # MLPs that write nothing have nothing to lose
+    with pytest.raises(SetupError, match="changed no matrix"), method.apply(lm.model, artefact, 1.0):
+        pass
 
 
 def test_artefact_of_another_model():
