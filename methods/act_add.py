@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import anatomy
+from methods import anatomy, directions
 from methods.base import Artefact, FitData, Method, Steering
 from methods.errors import SetupError
 from methods.intervention import Hook, current_positions, hooked, record, scope_mask
@@ -24,9 +24,9 @@ class ActAdd(Method):
         v = h(desired) - h(undesired),   (F, D), one row per position, neither pooled nor normalised
 
     h is the residual stream at the block's input (resid_pre) of a short prompt; the shorter of the two is filled with
-    the token `pad` on the right (section 3, algorithm 1; the code of montemac/activation_additions). Row 0 of v falls
-    on the first real token of each text, BOS included; tokens that are generated are never touched, they feel the
-    addition through the cached keys and values.
+    the token `pad` on the right (section 3, algorithm 1; the code of montemac/activation_additions), and F is their
+    length in tokens. Row 0 of v falls on the first real token of each text, BOS included; tokens that are generated
+    are never touched, they feel the addition through the cached keys and values.
 
     Two options keep attention sinks out of v; `info.desired_norm` and `info.undesired_norm` show one by its length.
     start: a text put before both prompts when they are read. The authors' models begin every text with BOS, so that
@@ -36,8 +36,11 @@ class ActAdd(Method):
     pad: the paper's space. It is needed only where the prompts differ in their number of tokens, and some models take
     a lone space for a sink as well: in SmolLM2-135M, block 5, it has length 690 behind "Love" and other tokens 80 to
     130, so v is mostly that sink. A newline has 88 there; prompts of equal length (" love", " hate") need no pad.
-    short_prompt: what to do with a prompt of fewer than F tokens. "error", as the authors' assertion; "clip" adds only
-    the rows that fit.
+    None leaves the two prompts as long as they are: h(desired) is added and h(undesired) subtracted, each from the
+    first token on and as far as it goes, and F is the longer length. The rows behind the shorter prompt are then whole
+    activations of the longer one instead of differences, so they are as long as the residual stream itself.
+    short_prompt: what to do with a text whose prompt has fewer than F tokens. "error" stops, as the authors' assertion;
+    "clip" adds the rows that fall on the prompt and drops the others: they never reach a generated token.
     """
 
     name: ClassVar[str] = "act_add"
@@ -49,7 +52,7 @@ class ActAdd(Method):
     desired: str = "Love"
     undesired: str = "Hate"
     layer: int | float = 0.19
-    pad: str = " "
+    pad: str | None = " "
     start: str = ""
     short_prompt: ShortPrompt = "error"
     strengths: Sequence[float] = (1, 3, 5, 10, 15)
@@ -61,36 +64,56 @@ class ActAdd(Method):
             raise SetupError(f"method.short_prompt={self.short_prompt!r}: allowed are error, clip")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The difference of the two prompts, (F, D). Raises SetupError where `pad` is not one token."""
+        """The difference of the two prompts, (F, D). Raises SetupError where the prompts or `pad` give none."""
         del data
         layer = anatomy.layer_index(model, self.layer)
-        desired, undesired = (residual(model, ids, layer) for ids in self.tokens(tokenizer))  # (F, D) each
+        prompts = self.tokens(tokenizer)
+        front = max(len(ids) for ids in prompts)
+        desired, undesired = (_longer(residual(model, ids, layer), front) for ids in prompts)  # (F, D) each
         difference = desired - undesired
+        norms = desired.norm(dim=-1), undesired.norm(dim=-1)  # (F,) each, 0 behind the end of a prompt
         return {
             f"layers.{layer}.front": difference,
-            "info.norm_ratio": difference.norm(dim=-1) / desired.norm(dim=-1),  # (F,) what is added, to what is there
-            "info.desired_norm": desired.norm(dim=-1),  # (F,)
-            "info.undesired_norm": undesired.norm(dim=-1),  # (F,)
+            # (F,) what is added, to what is there
+            "info.norm_ratio": difference.norm(dim=-1) / torch.where(norms[0] > 0, *norms),
+            "info.desired_norm": norms[0],
+            "info.undesired_norm": norms[1],
         }
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """Token ids of both prompts at equal length F: special tokens and `start` first, `pad` behind the shorter."""
-        pad = tokenizer(self.pad, add_special_tokens=False).input_ids
-        if len(pad) != 1:
-            raise SetupError(f"method.pad={self.pad!r} is {len(pad)} tokens here; give a text that is one token")
+        """Token ids of both prompts: special tokens and `start` first, `pad` behind the shorter if there is one.
+
+        Raises SetupError where `pad` is not one token, where a prompt has no token, and where both are the same.
+        """
         head = tokenizer(self.start).input_ids
         tails = [tokenizer(text, add_special_tokens=False).input_ids for text in (self.desired, self.undesired)]
-        longest = max(len(tail) for tail in tails)
-        if not head and not longest:
-            raise SetupError("method.desired and method.undesired are both empty; give two texts that differ")
-        desired, undesired = (head + tail + pad * (longest - len(tail)) for tail in tails)
+        if self.pad is not None:
+            pad = tokenizer(self.pad, add_special_tokens=False).input_ids
+            if len(pad) != 1:
+                raise SetupError(
+                    f"method.pad={self.pad!r} is {len(pad)} tokens here; give a text that is one token, or null"
+                )
+            longest = max(len(tail) for tail in tails)
+            tails = [tail + pad * (longest - len(tail)) for tail in tails]
+        desired, undesired = (head + tail for tail in tails)
+        if desired == undesired:
+            raise SetupError(
+                f"method.desired={self.desired!r} and method.undesired={self.undesired!r} are the same tokens here "
+                f"({desired}), so their difference is zero; give two texts that differ"
+            )
+        for key, ids in (("desired", desired), ("undesired", undesired)):
+            if not ids:
+                raise SetupError(f"method.{key} has no token here; give a text, or set method.pad or method.start")
         return desired, undesired
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the difference inside the block. A forward raises SetupError on a prompt that is too short."""
+        """Add the difference inside the block. A forward raises SetupError on a prompt that is too short.
+
+        Raises SetupError for an artefact of another model or layer.
+        """
         layer = anatomy.layer_index(model, self.layer)
-        added = strength * artefact[f"layers.{layer}.front"]
+        added = strength * directions.fitted(model, artefact, f"layers.{layer}.front", self.name)
         hook = Hook(anatomy.blocks(model)[layer], "input", lambda hidden: self._add(hidden, added))
         with hooked([hook] if strength else []):
             yield Steering()
@@ -110,6 +133,11 @@ class ActAdd(Method):
         here = (in_front & in_prompt)[..., None].to(hidden.device)  # (B, T, 1)
         row = positions.in_text(columns).clamp(0, front - 1).to(hidden.device)  # (B, T)
         return torch.where(here, hidden + added.to(hidden)[row], hidden)
+
+
+def _longer(hidden: Tensor, front: int) -> Tensor:
+    """(F, D): the rows (T, D), and zeros behind them."""
+    return torch.cat([hidden, hidden.new_zeros(front - len(hidden), hidden.shape[1])])
 
 
 @torch.inference_mode()

@@ -13,6 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import anatomy
+from methods.base import Artefact
+from methods.errors import SetupError
 from methods.fitting import advance
 from methods.intervention import Positions, Site, at, record
 
@@ -129,6 +131,23 @@ def _weights(batch: Sequence[Text], read: Read, skip_first: int) -> Tensor:
         start = min(max(start, skip_first), end - 1)
         weights[row, start:end] = 1 / (end - start)
     return weights
+
+
+def fitted(model: PreTrainedModel, artefact: Artefact, key: str, method: str) -> Tensor:
+    """The tensor (..., D) under `key`. Raises SetupError where the artefact has another layer's, or another width."""
+    tensor = artefact.get(key)
+    if tensor is None:
+        there = ", ".join(sorted(artefact)) or "nothing"
+        raise SetupError(
+            f"{method}: an artefact with {there} and without {key} was not fitted on this model at this layer; "
+            "fit it again"
+        )
+    if tensor.shape[-1] != anatomy.width(model):
+        raise SetupError(
+            f"{method}: {key} {tuple(tensor.shape)} was not fitted on this model, whose width is "
+            f"{anatomy.width(model)}; fit it again"
+        )
+    return tensor
 
 
 def mean_difference(desired: Tensor, undesired: Tensor) -> Tensor:

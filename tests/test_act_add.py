@@ -50,17 +50,60 @@ def test_vector_is_the_difference_per_position_at_the_block_input(architecture):
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_swapping_the_prompts_negates_equal_prompts_give_nothing_and_bos_gives_zero(architecture):
+@pytest.mark.parametrize("pad", [" ", None])
+def test_swapping_the_prompts_negates_and_bos_gives_zero(architecture, pad):
     lm = tiny_lm(architecture)
-    v = front(ActAdd(desired="love", undesired="hate", layer=LAYER), lm)
-    assert torch.equal(front(ActAdd(desired="hate", undesired="love", layer=LAYER), lm), -v)
-    assert not v[0].any() and v[1].any()
-    same = ActAdd(desired="love", undesired="love", layer=LAYER)
-    artefact = fit(same, lm)
-    assert not artefact[f"layers.{LAYER}.front"].any()
+    v = front(ActAdd(desired="love and bread", undesired="hate", layer=LAYER, pad=pad), lm)
+    assert torch.equal(front(ActAdd(desired="hate", undesired="love and bread", layer=LAYER, pad=pad), lm), -v)
+    assert not v[0].any() and v[1:].any(-1).all()
+
+
+def test_a_difference_of_zero_and_a_strength_of_zero_leave_every_bit():
+    lm = tiny_lm()
+    method = ActAdd(desired="love", undesired="hate", layer=LAYER)
+    artefact, ids = fit(method, lm), lm.encode(PROMPT)
+    base = read(lm, ids, len(ids))
+    key = f"layers.{LAYER}.front"
+    for steering, strength in (({key: artefact[key] * 0}, 7), (artefact, 0)):
+        with method.apply(lm.model, steering, strength):
+            assert torch.equal(read(lm, ids, len(ids)), base)
+    with method.apply(lm.model, artefact, 7):
+        assert not torch.equal(read(lm, ids, len(ids)), base)
+    assert torch.equal(read(lm, ids, len(ids)), base)  # removed, it leaves nothing behind
+
+
+@pytest.mark.parametrize(
+    ("desired", "undesired", "pad"), [("love", "love", " "), ("love", "love", None), ("love", "love ", " ")]
+)
+def test_prompts_of_the_same_tokens_are_an_error(desired, undesired, pad):
+    with pytest.raises(SetupError, match="are the same tokens here .* give two texts that differ"):
+        fit(ActAdd(desired=desired, undesired=undesired, layer=LAYER, pad=pad), tiny_lm())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_without_pad_each_prompt_acts_as_far_as_it_goes(architecture):
+    lm = tiny_lm(architecture)
+    method = ActAdd(desired="love", undesired="hate and bread", layer=LAYER, pad=None)
+    desired, undesired = method.tokens(lm.tokenizer)
+    assert desired == lm.tokenizer("love").input_ids and undesired == lm.tokenizer("hate and bread").input_ids
+    short, long = residual(lm.model, desired, LAYER), residual(lm.model, undesired, LAYER)
+    assert len(short) < len(long)
+    artefact = fit(method, lm)
+    v = artefact[f"layers.{LAYER}.front"]
+    assert torch.equal(v[: len(short)], short - long[: len(short)])
+    assert torch.equal(v[len(short) :], -long[len(short) :])
+    assert not artefact["info.desired_norm"][len(short) :].any()
+    torch.testing.assert_close(artefact["info.norm_ratio"][len(short) :], torch.ones(len(long) - len(short)))
+    # added one after the other, as two vectors with an end each, it is the same
     ids = lm.encode(PROMPT)
-    with lm.steered(same, artefact, 7) as steered:
-        assert torch.equal(read(steered, ids, len(ids)), read(lm, ids, len(ids)))
+    with record(lm.model, [LAYER], "input") as seen:
+        read(lm, ids, len(ids))
+        expected = seen[LAYER][0].clone()
+    expected[: len(short)] += 3 * short
+    expected[: len(long)] -= 3 * long
+    with lm.steered(method, artefact, 3) as steered, record(lm.model, [LAYER], "input") as entered:
+        read(steered, ids, len(ids))
+    torch.testing.assert_close(entered[LAYER][0], expected, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -210,5 +253,22 @@ def test_wrong_settings():
     with pytest.raises(SetupError, match="layer 40 out of range"):
         ActAdd(layer=40).check(lm.model)
     bare = tiny_lm(bos="none")
-    with pytest.raises(SetupError, match="both empty"):
+    with pytest.raises(SetupError, match="are the same tokens here"):
         fit(ActAdd(desired="", undesired="", layer=LAYER), bare)
+    with pytest.raises(SetupError, match=r"method\.undesired has no token here"):
+        fit(ActAdd(desired="love", undesired="", layer=LAYER, pad=None), bare)
+    assert ActAdd(desired="love", undesired="", layer=LAYER).tokens(bare.tokenizer)[1]  # of pads alone
+
+
+def test_an_artefact_of_another_model_or_layer():
+    lm, other = tiny_lm("llama"), tiny_lm("gpt2")
+    method = ActAdd(layer=LAYER)
+    artefact = fit(method, lm)
+    with pytest.raises(
+        SetupError, match=r"layers\.2\.front \(\d+, 36\) was not fitted on this model, whose width is 28"
+    ):
+        with method.apply(other.model, artefact, 1):
+            pass
+    with pytest.raises(SetupError, match=r"without layers\.1\.front was not fitted on this model at this layer"):
+        with ActAdd(layer=1).apply(lm.model, artefact, 1):
+            pass
