@@ -188,7 +188,7 @@ def _sampling(cfg: DictConfig) -> Iterator[str]:
 def _strength(cfg: DictConfig) -> Iterator[str]:
     if cfg.strength != "auto" and not isinstance(cfg.strength, int | float):
         yield f"strength={cfg.strength}: a number in the method's unit, or auto"
-    if cfg.strength == "auto" and cfg.method.strengths and not {"rtp", "fluency"} <= set(cfg.suite):
+    if cfg.strength == "auto" and cfg.method.get("strengths") and not {"rtp", "fluency"} <= set(cfg.suite):
         yield "strength=auto is chosen by the suites rtp and fluency; add them to suite=[...], or set strength=NUMBER"
 
 
