@@ -3,17 +3,30 @@
 import re
 
 import pytest
+from omegaconf import OmegaConf
 
 from bench import config
+from methods.errors import SetupError
 
-PAPERS = [name for name in config.groups()["experiment"] if config.compose([f"experiment={name}"]).published]
 FIELDS = {"method", "metric", "value", "unsteered", "ours", "source"}
+PAPERS = [name for name in config.groups()["experiment"] if config.compose([f"experiment={name}"]).published]
+
+
+def figures(experiment):
+    return OmegaConf.to_container(config.compose([f"experiment={experiment}"]).published)
 
 
 @pytest.mark.parametrize("experiment", PAPERS)
 def test_a_published_figure_says_what_and_where(experiment):
-    cfg = config.compose([f"experiment={experiment}"])
-    assert cfg.differs
-    for figure in cfg.published:
+    for figure in figures(experiment):
         assert set(figure) >= FIELDS and set(figure) <= FIELDS | {"options", "strength"}
-        assert re.search(r"\barXiv \d{4}\.\d{5}\b", figure.source)
+        assert re.search(r"\barXiv \d{4}\.\d{5}\b", figure["source"])
+        assert figure["ours"] is None or re.fullmatch(r"(rtp\.\w+|fluency)\.\w+", figure["ours"])
+        for key in ("value", "unsteered"):
+            assert figure[key] is None or isinstance(figure[key], int | float)
+    assert config.compose([f"experiment={experiment}"]).differs
+
+
+def test_whose_data_are_asked_is_told_what_they_are():
+    with pytest.raises(SetupError, match=r"data.path has no value; set data.path=\.\.\. \(the paper has 500 answers"):
+        config.validate(["experiment=model_surgery_llama2_7b_chat"])
