@@ -1,11 +1,13 @@
-"""Contrastive activation addition (arXiv 2312.06681), for free text instead of multiple-choice answers."""
+"""Contrastive activation addition (arXiv 2312.06681), of free text or of multiple-choice answers."""
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import anatomy, directions
@@ -13,6 +15,7 @@ from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
 
+CAARead = Literal["all", "continuation", "last", "letter"]
 CAAScope = Literal["generation", "prompt", "all"]
 
 
@@ -26,7 +29,14 @@ class CAA(Method):
     the one token of an answer letter and are read there (section 3); ours differ in a whole continuation, of which
     `continuation` reads every token, `last` only the last. `all` takes the prompt in as well, and with it the first
     token: an attention sink, whose weight in a mean depends on the length of the text; `skip_first: 1` leaves it out.
-    v is not normalised: strength is the paper's multiplier, positive moves toward `desired`.
+    `letter` is the paper's own position, the last token but one of a text that ends in an answer like "(A)"; fit
+    checks of every text that this token is the letter. The pairs of data=ab end so.
+    Strength is the paper's multiplier, positive moves toward `desired`.
+
+    norm: None leaves v as long as it is; a number rescales it to that length. The authors' code (normalize_vectors.py)
+    gives the vectors of all behaviours at a layer their mean length, so that a multiplier means the same for each:
+    fit every behaviour, take the mean of their `info.direction_norm`, which is the length before any rescaling, and
+    set it here; `matched_norms` does so for vectors at hand.
 
     scope: `generation` is the paper's (all tokens after the prompt); `prompt` and `all` are there for comparison.
     boundary: whether `generation` begins at the last prompt token. The authors' code masks `position > end of the
@@ -42,51 +52,108 @@ class CAA(Method):
     strength_unit: ClassVar[str] = "multiplier of the mean difference"
 
     layer: int | float = 0.45
-    read: directions.Read = "continuation"
+    read: CAARead = "continuation"
     skip_first: int = 0
+    norm: float | None = None
     scope: CAAScope = "generation"
     boundary: bool = True
     strengths: Sequence[float] = (1, 1.5, 2, 3, 4)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a layer that the model does not have, and for an unknown `read` or `scope`."""
+        """Raises SetupError for a layer that the model does not have, and for a setting that is not allowed."""
         anatomy.layer_index(model, self.layer)
         for key, value, allowed in (
-            ("read", self.read, get_args(directions.Read)),
+            ("read", self.read, get_args(CAARead)),
             ("scope", self.scope, get_args(CAAScope)),
         ):
             if value not in allowed:
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
         if self.skip_first < 0:
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+        if self.norm is not None and not 0 < self.norm < float("inf"):
+            raise SetupError(f"method.norm={self.norm}: a length above 0, or null to leave the vector as it is")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The mean difference, (D,). Raises SetupError without pairs."""
+        """The mean difference, (D,). Raises SetupError without pairs, and where their features do not differ."""
         pairs = required_pairs(data, self.name)
         layer = anatomy.layer_index(model, self.layer)
         desired, undesired = (
-            directions.pooled_features(
-                model,
-                directions.encode(tokenizer, pairs.prompt, continuations),
-                [layer],
-                read=self.read,
-                skip_first=self.skip_first,
-            )[0]  # (N, D)
+            self._features(model, tokenizer, pairs.prompt, continuations, layer)  # (N, D)
             for continuations in (pairs.desired, pairs.undesired)
         )
         direction = directions.mean_difference(desired, undesired)  # (D,)
-        features = torch.cat([desired, undesired])  # (2N, D)
+        length = direction.norm()
+        feature_norm = torch.cat([desired, undesired]).norm(dim=-1).mean()
+        if length <= directions.SAME * feature_norm:
+            raise SetupError(
+                f"caa: the features of desired and undesired texts at block {layer} have the same mean (it differs by "
+                f"{length:.2g}, their length is {feature_norm:.2g}); give pairs whose texts differ where "
+                f"method.read={self.read} looks"
+            )
         return {
-            f"layers.{layer}.direction": direction,
-            "info.direction_norm": direction.norm(),
-            "info.feature_norm": features.norm(dim=-1).mean(),
+            f"layers.{layer}.direction": direction if self.norm is None else direction * (self.norm / length),
+            "info.direction_norm": length,
+            "info.feature_norm": feature_norm,
         }
+
+    def _features(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: Sequence[str],
+        continuations: Sequence[str],
+        layer: int,
+    ) -> Tensor:
+        """(N, D): each text's output of block `layer` at the tokens read."""
+        read, texts = self.read, directions.encode(tokenizer, prompts, continuations)
+        if read == "letter":
+            limit = int(model.config.max_position_embeddings)  # a text that is cut would lose its answer
+            texts = directions.encode(tokenizer, prompts, continuations, limit)
+            wholes = [prompt + continuation for prompt, continuation in zip(prompts, continuations, strict=True)]
+            read, texts = "last", [_to_letter(tokenizer, *one) for one in zip(wholes, texts, strict=True)]
+        return directions.pooled_features(model, texts, [layer], read=read, skip_first=self.skip_first)[0]
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the direction inside the block."""
+        """Add the direction inside the block. Raises SetupError for an artefact of another model or layer."""
         layer = anatomy.layer_index(model, self.layer)
-        vector = strength * artefact[f"layers.{layer}.direction"]
+        vector = strength * directions.fitted(model, artefact, f"layers.{layer}.direction", self.name)
         hook = Hook(anatomy.blocks(model)[layer], "output", adding(vector, self.scope, boundary=self.boundary))
         with hooked([hook] if strength else []):
             yield Steering()
+
+
+def _to_letter(tokenizer: PreTrainedTokenizerBase, whole: str, text: directions.Text) -> directions.Text:
+    """The text up to its last token but one, which no later token can change in a causal model.
+
+    Raises SetupError where that token is not the letter of the last "(X)" in the text.
+    """
+    named = re.findall(r"\(([A-Z])\)", whole)
+    found = str(tokenizer.decode(text.tokens[-2:-1]))
+    if not named or found.strip() != named[-1]:
+        end = [tokenizer.decode([token]) for token in text.tokens[-4:]]
+        wanted = f'the letter of its last "({named[-1]})"' if named else 'an answer letter, but it names none as "(A)"'
+        raise SetupError(
+            f"method.read=letter: the last token but one of the text that ends in {whole[-40:]!r} should be {wanted}; "
+            f"it is {found!r}, of {len(text.tokens)} tokens that end in {end}. Give the prompts another format, "
+            "in which the letter is a token of its own with one token behind it, or set another method.read"
+        )
+    return directions.Text(text.tokens[:-1], text.prompt)
+
+
+def matched_norms(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Each behaviour's vector at one layer, (D,), rescaled to the mean length of them all.
+
+        v_b <- v_b / |v_b| * mean over behaviours of |v|
+
+    As normalize_vectors.py of nrimsky/CAA; a single vector stays as it is. Raises SetupError for none, and for a
+    vector of length 0, which has no direction.
+    """
+    lengths = {behaviour: float(vector.norm()) for behaviour, vector in vectors.items()}
+    zero = [behaviour for behaviour, length in lengths.items() if length == 0]
+    if zero or not lengths:
+        raise SetupError(
+            f"matched_norms: {', '.join(zero) + ' of length 0' if zero else 'no vector'}; give vectors that were fitted"
+        )
+    mean = sum(lengths.values()) / len(lengths)
+    return {behaviour: vector * (mean / lengths[behaviour]) for behaviour, vector in vectors.items()}

@@ -19,6 +19,7 @@ from methods.fitting import advance
 from methods.intervention import Positions, Site, at, record
 
 Read = Literal["all", "continuation", "last"]
+SAME = 1e-5  # of the features' length: a mean difference that is shorter is rounding
 
 
 class Text(NamedTuple):

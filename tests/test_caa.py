@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -5,7 +7,7 @@ from bench.lm import LM
 from bench.sampling import prefill
 from methods import anatomy
 from methods.base import FitData, Pairs
-from methods.caa import CAA
+from methods.caa import CAA, matched_norms
 from methods.errors import SetupError
 from methods.intervention import record
 from tests.sinks import planted_sink
@@ -17,6 +19,12 @@ PAIRS = Pairs(
     ["The quick fox", "People walk", "A small bird"],
     [" jumps over", " along the river and talk", " sings"],
     [" is lazy and old", " home", " is near the old tree"],
+)
+QUESTION = "Input: Do we walk along the {}?\n (A) the water\n (B) the road\nResponse:"
+LETTERS = Pairs(
+    [QUESTION.format(word) for word in ("river", "old tree", "long road home", "water near the tree")],
+    [" (A)", " (B)", " (B)", " (A)"],
+    [" (B)", " (A)", " (A)", " (B)"],
 )
 
 
@@ -49,15 +57,158 @@ def test_direction_by_hand(architecture):
     assert artefact["info.direction_norm"] == pytest.approx(float(expected.norm()), rel=1e-4)
 
 
-@pytest.mark.parametrize("read", ["all", "continuation", "last"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_letter_reads_the_last_token_but_one_by_hand(architecture):
+    lm = tiny_lm(architecture)
+    differences = []
+    for prompt, *answers in zip(*LETTERS, strict=True):
+        rows = []
+        for answer in answers:
+            ids = lm.encode(prompt) + lm.tokenizer(answer, add_special_tokens=False).input_ids
+            assert lm.tokenizer.decode([ids[-2]]) == answer[2] and lm.tokenizer.decode([ids[-1]]) == ")"
+            with torch.inference_mode():
+                out = lm.model(torch.tensor([ids]), output_hidden_states=True)
+            rows.append(out.hidden_states[LAYER + 1][0, -2])
+        differences.append(rows[0] - rows[1])
+    expected = torch.stack(differences).mean(0)
+    artefact = fit(CAA(layer=LAYER, read="letter"), lm, LETTERS)
+    torch.testing.assert_close(artefact[KEY], expected, atol=1e-4, rtol=1e-4)
+    skipping = fit(CAA(layer=LAYER, read="letter", skip_first=500), lm, LETTERS)  # one position, whatever is skipped
+    assert torch.equal(skipping[KEY], artefact[KEY])
+
+
+@pytest.mark.parametrize("column", ["desired", "undesired"])
+@pytest.mark.parametrize(
+    ("wrong", "named", "found"),
+    [
+        (" (A) ", "A", ")"),
+        (" A", "B", " "),
+        (" (A", "B", "("),
+        (" A)", "B", "A"),  # a letter, but of no "(X)"
+        (" (a)", "B", "a"),
+        (" fox", "B", "fo"),
+        ("", "B", "e"),
+    ],
+)
+def test_letter_checks_every_text(wrong, named, found, column):
+    lm, method = tiny_lm(), CAA(layer=LAYER, read="letter")
+    broken = LETTERS._replace(**{column: [*getattr(LETTERS, column)[:-1], wrong]})
+    wanted = (
+        rf"{re.escape(wrong[-3:])}' should be the letter of its last \"\({named}\)\"; it is '{re.escape(found)}', of"
+    )
+    with pytest.raises(SetupError, match=wanted + ".*Give the prompts another format"):
+        fit(method, lm, broken)
+
+
+@pytest.mark.parametrize("answer", [" (AB)", " foxo)"])
+def test_letter_wants_a_letter_to_be_named(answer):
+    lm, method = tiny_lm(), CAA(layer=LAYER, read="letter")
+    with pytest.raises(SetupError, match="should be an answer letter, but it names none"):
+        fit(method, lm, Pairs(["The fox"], [answer], [" (B)"]))
+
+
+def test_letter_of_a_long_text_is_not_cut_off_and_one_beyond_the_model_is_refused():
+    lm, method = tiny_lm(), CAA(layer=LAYER, read="letter")
+    lm.model.config.max_position_embeddings = 700
+    long = Pairs(["The old tree. " * 60 + LETTERS.prompt[0]], [" (A)"], [" (B)"])
+    size = len(lm.encode(long.prompt[0] + " (A)"))
+    assert 512 < size < 700  # `encode` cuts at 512 where it is not told otherwise
+    ids = lm.encode(long.prompt[0])
+    rows = []
+    for answer in (" (A)", " (B)"):
+        with torch.inference_mode():
+            text = torch.tensor([ids + lm.tokenizer(answer, add_special_tokens=False).input_ids])
+            rows.append(lm.model(text, output_hidden_states=True).hidden_states[LAYER + 1][0, -2])
+    torch.testing.assert_close(fit(method, lm, long)[KEY], rows[0] - rows[1], atol=1e-3, rtol=1e-3)
+    lm.model.config.max_position_embeddings = size - 1
+    with pytest.raises(SetupError, match=rf"of {size - 1} tokens that end in"):
+        fit(method, lm, long)
+
+
+def test_planted_letter_is_found_where_the_paper_reads_and_not_elsewhere():
+    """ "A" and "B" carry the planted direction; ")", the question and BOS do not."""
+    lm, _, direction, _ = planted_sink()
+    embedding = lm.model.get_input_embeddings().weight
+    for letter, sign in (("A", 1), ("B", -1)):
+        embedding[lm.tokenizer(letter, add_special_tokens=False).input_ids[0]] += sign * direction
+    pairs = Pairs(LETTERS.prompt, [" (A)"] * 4, [" (B)"] * 4)
+    v = fit(CAA(layer=LAYER, read="letter"), lm, pairs)[KEY]
+    assert torch.cosine_similarity(v, direction, dim=0) > 0.99 and float(v @ direction) == pytest.approx(2, abs=0.2)
+    behind = fit(CAA(layer=LAYER, read="last"), lm, pairs)[KEY]  # ")" feels the letter through attention alone
+    assert behind.norm() < 0.1
+
+
+@pytest.mark.parametrize("norm", [None, 0.5, 7])
+def test_norm_rescales_the_vector_and_keeps_its_own_length_as_a_fact(norm):
+    lm = tiny_lm()
+    plain, artefact = fit(CAA(layer=LAYER), lm), fit(CAA(layer=LAYER, norm=norm), lm)
+    own = float(plain[KEY].norm())
+    assert float(artefact["info.direction_norm"]) == pytest.approx(own)
+    assert float(artefact[KEY].norm()) == pytest.approx(own if norm is None else norm, rel=1e-5)
+    assert torch.cosine_similarity(artefact[KEY], plain[KEY], dim=0) > 0.99999
+    if norm is None:
+        assert torch.equal(artefact[KEY], plain[KEY])
+
+
+def test_matched_norms_by_hand():
+    vectors = {"a": torch.tensor([3.0, 4.0]), "b": torch.tensor([0.0, -1.0]), "c": torch.tensor([3.0, 0.0])}
+    matched = matched_norms(vectors)  # mean of 5, 1 and 3
+    expected = {"a": [1.8, 2.4], "b": [0.0, -3.0], "c": [3.0, 0.0]}
+    assert matched.keys() == vectors.keys()
+    for behaviour, values in expected.items():
+        torch.testing.assert_close(matched[behaviour], torch.tensor(values))
+    alone = matched_norms({"a": vectors["a"]})
+    torch.testing.assert_close(alone["a"], vectors["a"])
+    for wrong, message in (({}, "no vector"), ({**vectors, "d": torch.zeros(2)}, "d of length 0")):
+        with pytest.raises(SetupError, match=message):
+            matched_norms(wrong)
+
+
+def test_features_that_do_not_differ_are_an_error():
+    lm = tiny_lm()
+    same = Pairs(PAIRS.prompt, PAIRS.desired, PAIRS.desired)
+    cancelling = Pairs([PAIRS.prompt[0]] * 2, [PAIRS.desired[0], PAIRS.undesired[0]],
+                       [PAIRS.undesired[0], PAIRS.desired[0]])  # fmt: skip
+    for pairs in (same, cancelling):
+        for read in ("all", "continuation", "last"):
+            with pytest.raises(SetupError, match=f"block {LAYER} have the same mean .*where method.read={read} looks"):
+                fit(CAA(layer=LAYER, read=read), lm, pairs)
+    with pytest.raises(SetupError, match="have the same mean"):
+        fit(CAA(layer=LAYER, read="letter"), lm, LETTERS._replace(undesired=LETTERS.desired))
+
+
+def test_an_artefact_of_another_model_or_layer():
+    lm, other = tiny_lm("llama"), tiny_lm("gpt2")
+    artefact = fit(CAA(layer=LAYER), lm)
+    with pytest.raises(SetupError, match=r"direction \(36,\) was not fitted on this model, whose width is 28"):
+        with CAA(layer=LAYER).apply(other.model, artefact, 1):
+            pass
+    with pytest.raises(SetupError, match=r"without layers\.2\.direction was not fitted on this model at this layer"):
+        with CAA(layer=2).apply(lm.model, artefact, 1):
+            pass
+
+
+def test_strength_zero_and_the_way_out_leave_every_bit():
+    lm, method = tiny_lm(), CAA(layer=LAYER)
+    artefact = fit(method, lm)
+    base, _ = logits(lm, "The old tree near", " the river sings")
+    with method.apply(lm.model, artefact, 0):
+        assert torch.equal(logits(lm, "The old tree near", " the river sings")[0], base)
+    with method.apply(lm.model, artefact, 2):
+        assert not torch.equal(logits(lm, "The old tree near", " the river sings")[0], base)
+    assert torch.equal(logits(lm, "The old tree near", " the river sings")[0], base)
+
+
+@pytest.mark.parametrize("read", ["all", "continuation", "last", "letter"])
 def test_swapped_pairs_negate_doubled_pairs_change_nothing_and_it_is_linear_in_pairs(read):
     lm, method = tiny_lm(), CAA(layer=LAYER, read=read)
-    v = fit(method, lm)[KEY]
-    swapped = fit(method, lm, Pairs(PAIRS.prompt, PAIRS.undesired, PAIRS.desired))[KEY]
+    pairs = LETTERS if read == "letter" else PAIRS
+    v = fit(method, lm, pairs)[KEY]
+    swapped = fit(method, lm, Pairs(pairs.prompt, pairs.undesired, pairs.desired))[KEY]
     torch.testing.assert_close(swapped, -v, atol=1e-5, rtol=1e-4)
-    doubled = fit(method, lm, Pairs(*(column * 2 for column in PAIRS)))[KEY]
+    doubled = fit(method, lm, Pairs(*(column * 2 for column in pairs)))[KEY]
     torch.testing.assert_close(doubled, v, atol=1e-5, rtol=1e-4)
-    single = [fit(method, lm, Pairs(*([column[i]] for column in PAIRS)))[KEY] for i in range(3)]
+    single = [fit(method, lm, Pairs(*([column[i]] for column in pairs)))[KEY] for i in range(len(pairs.prompt))]
     torch.testing.assert_close(torch.stack(single).mean(0), v, atol=1e-5, rtol=1e-4)
 
 
@@ -150,9 +301,11 @@ def test_positive_strength_moves_towards_the_desired():
 def test_wrong_settings():
     lm = tiny_lm()
     for options, message in (
-        ({"read": "first"}, "allowed are all, continuation, last"),
+        ({"read": "first"}, "allowed are all, continuation, last, letter"),
         ({"scope": "front"}, "allowed are generation, prompt, all"),
         ({"skip_first": -1}, "is negative"),
+        ({"norm": 0}, "method.norm=0: a length above 0"),
+        ({"norm": float("nan")}, "method.norm=nan: a length above 0"),
         ({"layer": 5}, "layer 5 out of range"),
     ):
         with pytest.raises(SetupError, match=message):
