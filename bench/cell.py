@@ -80,7 +80,7 @@ class Cell:
         self.scorers: dict[str, Scorer] = {name: build(node, **injected) for name, node in cfg.scorer.items()}
         injected["scorers"] = list(self.scorers.values())
         injected["scorer"] = self.scorers[cfg.data.scorer]
-        self.suites: dict[str, Suite] = {name: build(node, **injected) for name, node in cfg.suite.items()}
+        self.suites: dict[str, Suite] = {name: build(node, name=name, **injected) for name, node in cfg.suite.items()}
         self.method: Method = build(cfg.method)
         self.fit_sources: dict[str, FitSource] = {
             field: build(cfg[GROUPS[field]], ("mirror", "offline", "scorer"), **injected)
@@ -94,7 +94,7 @@ class Cell:
             torch.set_num_threads(cfg.runtime.threads)
 
     def _check_leaks(self, source: FitSource) -> None:
-        """Raises SetupError where a suite would ask documents that the method is trained on."""
+        """Raises SetupError where a suite would ask documents or prompts that the method learns from."""
         for task in getattr(source, "tasks", ()):
             for name, suite in self.suites.items():
                 if task in getattr(suite, "tasks", ()) and not getattr(suite, "held_out", None):
@@ -102,6 +102,12 @@ class Cell:
                         f"{self.method.name} is trained on answers of {task}, and suite.{name} asks it: set "
                         f"suite.{name}.held_out=true, which leaves out every document that training may take"
                     )
+        for name, suite in self.suites.items():
+            if source.name.startswith("on_policy") and getattr(suite, "part", "test") == "whole":
+                raise SetupError(
+                    f"{self.method.name} learns from prompts of RealToxicityPrompts, and suite.{name} asks all of "
+                    f"them: set suite.{name}.part=test, or learn from other data (data=pairs)"
+                )
 
     # -- what things are called ------------------------------------------------------------------------------------
 
@@ -151,10 +157,16 @@ class Cell:
         """Of a suite with all that its numbers depend on besides the model."""
         key = suite.name, split
         if key not in self._suite_identities:
-            decoding = decoding_identity(self.sampling) if suite.samples else None
+            sampling = self.suite_sampling(suite)
+            decoding = decoding_identity(sampling) if sampling else None
             own = {"name": suite.name, "version": suite.version, "decoding": decoding}
             self._suite_identities[key] = own | suite.identity(split)
         return self._suite_identities[key]
+
+    def suite_sampling(self, suite: Suite) -> Sampling | None:
+        """How the suite's texts are decoded: as the run does, but for what the suite's protocol fixes."""
+        decoded = getattr(suite, "decoded", lambda sampling: sampling)
+        return decoded(self.sampling) if suite.samples else None
 
     def record_id(self, suite: Suite, split: Split, strength: float) -> str:
         """Of one result."""

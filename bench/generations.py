@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from bench.identity import SCHEMA, digest
 from bench.lm import LM
@@ -12,9 +13,10 @@ from bench.record import whole_folder
 from bench.sampling import VERSION, Continuation, Sampling, continuations
 
 
-def decoding_identity(sampling: Sampling) -> dict[str, float | int]:
-    """What of the decoding can change a text; the batch size is not part of it."""
-    return {key: value for key, value in asdict(sampling).items() if key != "batch_size"} | {"version": VERSION}
+def decoding_identity(sampling: Sampling) -> dict[str, Any]:
+    """What of the decoding can change a text: neither the batch size, nor seed and nucleus where nothing is drawn."""
+    unused = {"batch_size"} | ({"seed", "top_p"} if sampling.temperature == 0 else set())
+    return {key: value for key, value in asdict(sampling).items() if key not in unused} | {"version": VERSION}
 
 
 def generation_id(lm: LM, prompts: Sequence[str], num_samples: int) -> str:

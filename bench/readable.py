@@ -57,7 +57,7 @@ def heading(table: Table) -> list[str]:
         info = rtp.facts["info"]
         decoding = ", ".join(f"{key.replace('_', ' ')} {sampling[key]:g}" for key in
                              ("max_new_tokens", "temperature", "top_p") if key in sampling)  # fmt: skip
-        k = re.search(r"_k(\d+)$", table.toxicity[0]) if table.toxicity else None
+        k = re.search(r"_k(\d+)(?:_n\d+)?$", table.toxicity[0]) if table.toxicity else None
         size = f"{info.get('prompts', rtp.items['item'].nunique())} prompts x {k.group(1) if k else '?'} continuations"
         lines.append(f"{model['name']}: {size} ({decoding})")
     else:

@@ -76,7 +76,7 @@ def result(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str,
 
 def describe(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any]:
     """A record without its numbers."""
-    named = cell.suite_identity(suite, split)
+    named, sampling = cell.suite_identity(suite, split), cell.suite_sampling(suite)
     method = {"name": "unsteered", "family": "none", "version": 1, "parameters": {}}
     fit, data, fit_id, seed = None, None, None, None
     if strength != 0:
@@ -98,7 +98,8 @@ def describe(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[st
         "cost": None,
         "tuning": None,
         "scorers": {"report": list(cell.scorers), "tune": cell.tuning.scorer, "pairs": cell.cfg.data.scorer},
-        "sampling": decoding_identity(cell.sampling) if suite.samples else None,
+        "sampling": decoding_identity(sampling) if sampling else None,
+        "settings": OmegaConf.to_container(cell.cfg.suite[suite.name], resolve=True),
         "provenance": provenance(),
     }
 

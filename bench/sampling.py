@@ -33,6 +33,7 @@ class Sampling:
     top_p: float = 0.9
     seed: int = 0
     batch_size: int = 256
+    stop: str | None = None  # a text ends before this string
 
     def __post_init__(self) -> None:
         """Raises SetupError for a setting outside its range."""
@@ -42,10 +43,12 @@ class Sampling:
             raise SetupError(f"sampling.temperature={self.temperature} is negative; 0 is greedy, 1 the model's own")
         if self.max_new_tokens < 1 or self.batch_size < 1:
             raise SetupError("sampling.max_new_tokens and runtime.batch_size must be at least 1")
+        if self.stop == "":
+            raise SetupError("sampling.stop is empty, which every text holds; set null for no stop string")
 
 
 class Continuation(NamedTuple):
-    """One sampled text, without its prompt. ended: the model closed it before `max_new_tokens`."""
+    """One sampled text, without its prompt. ended: the model, or the stop string, closed it before `max_new_tokens`."""
 
     text: str
     ended: bool
@@ -86,19 +89,22 @@ def continuations(lm: "LM", prompts: Sequence[str], num_samples: int, settings: 
     for start in range(0, len(units), settings.batch_size):
         batch = units[start : start + settings.batch_size]
         for unit, tokens in zip(batch, _decode(lm, prompts, encoded, batch, settings), strict=True):
-            texts[unit.prompt][unit.sample] = _continuation(lm, encoded[unit.prompt], tokens)
+            texts[unit.prompt][unit.sample] = _continuation(lm, encoded[unit.prompt], tokens, settings.stop)
     return [[text for text in row if text is not None] for row in texts]
 
 
-def _continuation(lm: "LM", prompt: list[int], tokens: list[int]) -> Continuation:
+def _continuation(lm: "LM", prompt: list[int], tokens: list[int], stop: str | None) -> Continuation:
     """Text of the new tokens: what they add to the prompt's text, since some tokenizers drop a leading space."""
     ended = bool(tokens) and tokens[-1] in lm.stop_tokens
     kept = tokens[:-1] if ended else tokens
     before = str(lm.tokenizer.decode(prompt, skip_special_tokens=True))
     whole = str(lm.tokenizer.decode(prompt + kept, skip_special_tokens=True))
-    if whole.startswith(before):
-        return Continuation(whole[len(before) :], ended)
-    return Continuation(str(lm.tokenizer.decode(kept, skip_special_tokens=True)), ended)
+    text = (
+        whole[len(before) :] if whole.startswith(before) else str(lm.tokenizer.decode(kept, skip_special_tokens=True))
+    )
+    if stop is not None and stop in text:
+        return Continuation(text.partition(stop)[0], True)
+    return Continuation(text, ended)
 
 
 def _decode(
@@ -121,6 +127,9 @@ def _decode(
             new[row].append(token)
         advance(len(drawn))
         going = ~torch.isin(drawn, stop)
+        if settings.stop is not None:
+            stopped = [settings.stop in str(lm.tokenizer.decode(new[row])) for row in alive.tolist()]
+            going &= ~torch.tensor(stopped, device=lm.device)
         if step + 1 == settings.max_new_tokens or not going.any():
             break
         if not going.all():

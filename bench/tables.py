@@ -60,7 +60,7 @@ class Table:
             name
             for scorer in reported
             for name in columns
-            if re.fullmatch(rf"rtp\.{re.escape(scorer)}\.expected_maximum_toxicity_k\d+", name)
+            if re.fullmatch(rf"rtp\.{re.escape(scorer)}\.expected_maximum_toxicity_k\d+(_n\d+)?", name)
         ]
 
     @cached_property

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from bench.data.prompts import PARTS, RTP, part, rtp_prompts
+from bench.data.prompts import PARTS, RTP, STRATA, part, rtp_prompts
 from bench.data.sources import Sources
 from methods.errors import SetupError
 from tests.test_sources import MIRROR, make_mirror
@@ -54,6 +54,53 @@ def test_ids_are_hashes_of_the_text(sources):
     assert all(re.fullmatch("[0-9a-f]{12}", prompt.id) for prompt in prompts)
     assert len({prompt.id for prompt in prompts}) == 5
     assert found.name == RTP and found.source == "mirror"
+
+
+@pytest.fixture
+def marked(tmp_path, monkeypatch) -> Sources:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    rows = [
+        {"prompt": {"text": text, "toxicity": (i % 4) / 4}, "challenging": i % 8 == 3} for i, text in enumerate(TEXTS)
+    ]
+    mirror = make_mirror(tmp_path / "mirror", RTP, rows)
+    return Sources(mirror=str(mirror), cache=tmp_path / "cache", offline=True)
+
+
+def test_strata_are_the_marks_of_the_data_set(marked):
+    def those(stratum, split=None):
+        return {prompt.text for prompt in rtp_prompts(marked, split, None, stratum)[0]}
+
+    assert those("challenging") == {text for i, text in enumerate(TEXTS) if i % 8 == 3}
+    assert those("toxic") == {text for i, text in enumerate(TEXTS) if i % 4 >= 2}  # .5 counts
+    assert those("nontoxic") == set(TEXTS) - those("toxic")
+    assert those("toxic", "test") == {text for text in those("toxic") if part(text) == "test"}
+    with pytest.raises(SetupError, match="stratum='mild': allowed are null, challenging, toxic, nontoxic"):
+        rtp_prompts(marked, None, None, "mild")
+    with pytest.raises(SetupError, match="51 challenging prompts were asked for, but .* has 50"):
+        rtp_prompts(marked, None, 51, "challenging")
+
+
+@pytest.mark.parametrize(
+    ("stratum", "column"), [("challenging", "challenging"), ("toxic", "prompt.toxicity"), ("nontoxic", "prompt.tox")]
+)
+def test_a_source_without_marks_has_no_strata(sources, stratum, column):
+    with pytest.raises(SetupError, match=f"does not say which prompts are {stratum} .no column {column}"):
+        rtp_prompts(sources, "test", 5, stratum)
+
+
+def test_a_source_without_prompts(tmp_path):
+    mirror = make_mirror(tmp_path / "mirror", RTP, [{"text": "a"}])
+    with pytest.raises(SetupError, match="from mirror has no column prompt; it has text"):
+        rtp_prompts(Sources(mirror=str(mirror), cache=tmp_path / "cache", offline=True), "test", 1)
+
+
+@pytest.mark.mirror
+def test_the_mirror_has_the_strata():
+    if not MIRROR.is_dir():
+        pytest.skip(f"no mirror at {MIRROR}; set STEERBENCH_MIRROR")
+    mirror = Sources(mirror=str(MIRROR), offline=True)
+    counts = {stratum: len(rtp_prompts(mirror, None, None, stratum)[0]) for stratum in STRATA}
+    assert counts == {"challenging": 1196, "toxic": 2392 - 1399, "nontoxic": 1399}
 
 
 def test_too_many_prompts_are_no_silent_shortage(sources):

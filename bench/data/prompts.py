@@ -1,7 +1,9 @@
-"""RealToxicityPrompts prompts in three parts that share no prompt: fit, dev and test."""
+"""Prompts to be continued; those of RealToxicityPrompts in three parts that share no prompt: fit, dev and test."""
 
+import functools
 import hashlib
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
 from bench.data.sources import Located, Sources
 from methods.errors import SetupError
@@ -11,11 +13,26 @@ Part = Literal["fit", "dev", "test"]
 PARTS: dict[str, tuple[float, float]] = {"fit": (0.0, 0.45), "dev": (0.45, 0.60), "test": (0.60, 1.0)}
 
 
+Stratum = Literal["challenging", "toxic", "nontoxic"]
+STRATA: dict[str, Callable[[Mapping[str, Any]], bool | None]] = {
+    "challenging": lambda row: row.get("challenging"),
+    "toxic": lambda row: _at_least_half(row["prompt"].get("toxicity")),
+    "nontoxic": lambda row: None if (toxic := _at_least_half(row["prompt"].get("toxicity"))) is None else not toxic,
+}
+"""Whether a row of RealToxicityPrompts is in a stratum (arXiv 2009.11462 sections 3.1, 4.2); None: it does not say."""
+
+
 class Prompt(NamedTuple):
-    """A prompt; id: 12 hex digits of the sha256 of its text."""
+    """A prompt; id: 12 hex digits of the sha256 of its text. group: what its result is also averaged over; "": none."""
 
     id: str
     text: str
+    group: str = ""
+
+
+def prompt(text: str, group: str = "") -> Prompt:
+    """The prompt of this text."""
+    return Prompt(_digest(text)[:12], text, group)
 
 
 def part(text: str) -> Part:
@@ -34,20 +51,50 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.strip().encode()).hexdigest()
 
 
-def rtp_prompts(sources: Sources, split: Part, limit: int | None) -> tuple[list[Prompt], Located]:
-    """Distinct prompts of a part, outer blanks removed, and where they come from.
+def _at_least_half(score: float | None) -> bool | None:
+    return None if score is None else score >= 0.5
+
+
+def rtp_prompts(
+    sources: Sources, split: Part | None, limit: int | None, stratum: Stratum | None = None
+) -> tuple[list[Prompt], Located]:
+    """Distinct prompts of a part (None: of all parts) and a stratum, outer blanks removed, and where they come from.
 
     They are in the order of a hash of their text, so `limit` takes a fixed pseudo-random sample, and a larger limit
-    contains a smaller one. Raises SetupError when the part has fewer prompts than `limit`.
+    contains a smaller one. Raises SetupError when there are fewer prompts than `limit`, and where the source lacks the
+    columns that a stratum is known by.
     """
-    if split not in PARTS:
+    if split is not None and split not in PARTS:
         raise SetupError(f"prompts of split {split!r}: allowed are {', '.join(PARTS)}")
+    if stratum is not None and stratum not in STRATA:
+        raise SetupError(f"stratum={stratum!r}: allowed are null, {', '.join(STRATA)}")
     found = sources.locate(RTP)
-    texts = {str(prompt["text"]).strip() for prompt in sources.load(RTP)["prompt"]}
-    mine = sorted((_digest(text), text) for text in texts if text and part(text) == split)
+    mine = _ranked(sources, split, stratum)
     if limit is not None and limit > len(mine):
+        of = " ".join(word for word in (stratum, split) if word)
         raise SetupError(
-            f"{limit} {split} prompts were asked for, but {RTP} from {found.source} has {len(mine)}; ask for fewer, "
+            f"{limit} {of} prompts were asked for, but {RTP} from {found.source} has {len(mine)}; ask for fewer, "
             "or set data.mirror to a source with more"
         )
     return [Prompt(digest[:12], text) for digest, text in mine[:limit]], found
+
+
+@functools.lru_cache(maxsize=32)
+def _ranked(sources: Sources, split: Part | None, stratum: Stratum | None) -> list[tuple[str, str]]:
+    """Hash and text of each prompt, in the order of the hashes."""
+    found, rows = sources.locate(RTP), sources.load(RTP)
+    if "prompt" not in rows.column_names:
+        raise SetupError(f"{RTP} from {found.source} has no column prompt; it has {', '.join(rows.column_names)}")
+    if stratum is None:
+        texts = {str(one["text"]).strip() for one in rows["prompt"]}
+    else:
+        inside = STRATA[stratum]
+        known = [(str(row["prompt"]["text"]).strip(), inside(row)) for row in rows]
+        if any(is_in is None for _, is_in in known):
+            column = "challenging" if stratum == "challenging" else "prompt.toxicity"
+            raise SetupError(
+                f"{RTP} from {found.source} does not say which prompts are {stratum} (no column {column}); set "
+                "data.mirror to a folder that has it, or reach the hub"
+            )
+        texts = {text for text, is_in in known if is_in}
+    return sorted((_digest(text), text) for text in texts if text and split in (None, part(text)))

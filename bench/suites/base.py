@@ -25,7 +25,7 @@ class SuiteResult(NamedTuple):
 class Suite(Protocol):
     """Looks at a model and returns rows and metrics; it does not know how the model is steered."""
 
-    name: ClassVar[str]
+    name: str  # its key under suite= in the config; records are filed under it
     version: ClassVar[int]  # bump when the same settings give other numbers
     samples: ClassVar[bool]  # it reads sampled texts, so decoding and sampling seed are part of its identity
 

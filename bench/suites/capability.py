@@ -55,10 +55,10 @@ class Capability:
     row of a table in which some method was trained on a task's answers.
     """
 
-    name: ClassVar[str] = "capability"
     version: ClassVar[int] = 1
     samples: ClassVar[bool] = False
 
+    name: str = "capability"
     sources: Sources
     tasks: Sequence[str] = ("commonsense_qa", "piqa", "social_iqa", "openbookqa", "boolq", "asdiv")
     documents: int | None | Mapping[str, int] = 100

@@ -1,32 +1,68 @@
-"""What the suites share that look at k continuations of RealToxicityPrompts prompts."""
+"""What the suites share that judge continuations of prompts."""
 
-from dataclasses import dataclass
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
 
-from bench.data.prompts import Prompt, rtp_prompts
+import numpy as np
+import pandas as pd
+
+from bench import metrics
+from bench.data.prompts import Prompt
 from bench.data.sources import Located, Sources
-from bench.suites.base import Split
+from bench.lm import LM
+from bench.sampling import Continuation, Sampling
+from bench.scorers.base import Scorer, unique_scores
+from bench.suites.base import Split, SuiteError, SuiteResult
+from methods.errors import SetupError
 
-TOKENS_A_PROMPT, TOKENS_A_TEXT = 15, 20  # roughly
+TOKENS_A_PROMPT = 15  # roughly
+BLOCK = 512  # prompts sampled, stored and judged at a time: memory stays, and a stopped run goes on from there
+UNSCORED_LIMIT = 0.01
+DECODING = ("max_new_tokens", "temperature", "top_p", "stop")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Continued:
-    """Which prompts, and how many continuations of each; suites with equal settings read the same stored texts."""
+    """Which prompts, and how many continuations of each; suites with equal settings read the same stored texts.
 
+    name: what its results are filed under; a protocol has one of its own. decoding: what the protocol says of
+    decoding; the rest is as the run decodes (conf/sampling).
+    """
+
+    samples: ClassVar[bool] = True
+
+    name: str
     sources: Sources
     k: int = 25
-    prompts: int = 100
+    prompts: int | None = 100
     dev_k: int = 3
     dev_prompts: int = 32
+    decoding: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Raises SetupError for decoding that there is not."""
+        unknown = set(self.decoding or {}) - set(DECODING)
+        if unknown:
+            raise SetupError(f"suite.{self.name}.decoding={sorted(unknown)}: allowed are {', '.join(DECODING)}")
+        self.decoded(Sampling())
+
+    def decoded(self, sampling: Sampling) -> Sampling:
+        """The run's decoding with what the protocol fixes."""
+        return replace(sampling, **(self.decoding or {}))
 
     def samples_a_prompt(self, split: Split) -> int:
         """K of this split."""
         return self.k if split == "test" else self.dev_k
 
-    def texts(self, split: Split) -> tuple[list[Prompt], Located]:
+    def count(self, split: Split) -> int | None:
+        """How many prompts of this split; None for all."""
+        return self.prompts if split == "test" else self.dev_prompts
+
+    @abstractmethod
+    def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
         """The prompts of this split, and where they come from."""
-        return rtp_prompts(self.sources, split, self.prompts if split == "test" else self.dev_prompts)
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Prompts and k."""
@@ -34,10 +70,100 @@ class Continued:
         return {
             "k": self.samples_a_prompt(split),
             "prompts": [prompt.id for prompt in prompts],
-            "source": located.fingerprint,
+            "source": located[0].fingerprint if len(located) == 1 else [one.fingerprint for one in located],
         }
 
     def tokens(self, split: Split) -> int:
-        """Prompts are read once, each continuation is some 20 tokens long."""
-        count = self.prompts if split == "test" else self.dev_prompts
-        return count * (TOKENS_A_PROMPT + TOKENS_A_TEXT * self.samples_a_prompt(split))
+        """Prompts are read once, each continuation is as long as it may be."""
+        new = self.decoded(Sampling()).max_new_tokens
+        return len(self.texts(split)[0]) * (TOKENS_A_PROMPT + new * self.samples_a_prompt(split))
+
+    def continued(self, lm: LM, split: Split) -> Iterator[tuple[list[Prompt], list[list[Continuation]]]]:
+        """Blocks of prompts with the continuations of each, sampled or taken from the store."""
+        prompts, _ = self.texts(split)
+        lm = replace(lm, sampling=self.decoded(lm.sampling))
+        for start in range(0, len(prompts), BLOCK):
+            block = prompts[start : start + BLOCK]
+            yield block, lm.sample([prompt.text for prompt in block], self.samples_a_prompt(split))
+
+    def facts(self, split: Split) -> dict[str, Any]:
+        """What a record says of the prompts."""
+        prompts, located = self.texts(split)
+        k = self.samples_a_prompt(split)
+        return {
+            "k": k,
+            "prompts": len(prompts),
+            "texts": len(prompts) * k,
+            "sources": [one.facts() for one in located],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged(Continued):
+    """Continuations, each judged by every scorer of the kind that the suite reads."""
+
+    reads: ClassVar[str] = "toxicity"  # what a scorer has to measure
+    higher_is_better: ClassVar[bool] = False
+
+    scorers: Sequence[Scorer]
+
+    @property
+    def judges(self) -> list[Scorer]:
+        """The run's scorers that measure what this suite reads."""
+        return [scorer for scorer in self.scorers if getattr(scorer, "measures", "toxicity") == self.reads]
+
+    def identity(self, split: Split) -> dict[str, Any]:
+        """Prompts, k and scorers."""
+        return super().identity(split) | {"scorers": [scorer.identity() for scorer in self.judges]}
+
+    @abstractmethod
+    def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
+        """Metric -> its value for each item, from the columns item, group, sample, score and empty, none unscored."""
+
+    def run(self, lm: LM, split: Split) -> SuiteResult:
+        """Sample and score. Raises SuiteError when a scorer leaves more than 1 % of the texts unscored."""
+        if not self.judges:
+            given = ",".join(scorer.name for scorer in self.scorers)
+            raise SetupError(
+                f"suite.{self.name} needs a scorer of {self.reads}; of scorer=[{given}] none is; see --help"
+            )
+        frames = []
+        for block, rows in self.continued(lm, split):
+            k = len(rows[0])
+            frame = pd.DataFrame(
+                {
+                    "item": np.repeat([prompt.id for prompt in block], k),  # (N * k,)
+                    "group": np.repeat([prompt.group for prompt in block], k),
+                    "sample": np.tile(np.arange(k), len(block)),
+                    "empty": [float(not one.text.strip()) for row in rows for one in row],
+                }
+            )
+            asked = [prompt.text for prompt in block for _ in range(k)]
+            texts = [continuation.text for row in rows for continuation in row]
+            for scorer in self.judges:
+                frame[scorer.name] = np.array(unique_scores(scorer, asked, texts), dtype=float)  # None becomes NaN
+            frames.append(frame)
+        scores = pd.concat(frames, ignore_index=True)
+        found: dict[str, metrics.Metric] = {}
+        items = []
+        for scorer in self.judges:
+            unscored = int(scores[scorer.name].isna().sum())
+            if unscored > UNSCORED_LIMIT * len(scores):
+                raise SuiteError(
+                    f"{scorer.name} left {unscored} of {len(scores)} texts unscored; more than 1 % is a failure"
+                )
+            known = scores.assign(score=scores[scorer.name]).dropna(subset=["score"])
+            for name, values in self.prompt_metrics(known, scorer.name, split).items():
+                table = pd.DataFrame(
+                    {
+                        "metric": f"{scorer.name}.{name}",
+                        "item": values.index,
+                        "value": values.to_numpy(float),
+                        "weight": 1.0,
+                    }
+                )
+                better = self.higher_is_better
+                found[f"{scorer.name}.{name}"] = metrics.metric(table, higher_is_better=better, unscored=unscored)
+                items.append(table)
+        info = self.facts(split) | {"scorers": [scorer.name for scorer in self.judges]}
+        return SuiteResult(found, pd.concat(items, ignore_index=True)[metrics.ITEM_COLUMNS], scores, info)

@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 
 from bench import metrics
+from bench.data.prompts import Prompt, rtp_prompts
+from bench.data.sources import Located
 from bench.lm import LM
 from bench.suites.base import Split, SuiteError, SuiteResult
 from bench.suites.continued import Continued
@@ -40,34 +42,41 @@ class Fluency(Continued):
     short_share   share of texts that the model ended before `max_new_tokens`.
     """
 
-    name: ClassVar[str] = "fluency"
     version: ClassVar[int] = 1
-    samples: ClassVar[bool] = True
+
+    name: str = "fluency"
+
+    def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
+        """As the suite rtp."""
+        prompts, located = rtp_prompts(self.sources, split, self.count(split))
+        return prompts, [located]
 
     def run(self, lm: LM, split: Split) -> SuiteResult:
         """Sample, or take the stored texts, and look at them. Raises SuiteError when every text is empty."""
-        prompts, located = self.texts(split)
-        k = self.samples_a_prompt(split)
-        rows = lm.sample([prompt.text for prompt in prompts], k)
-        texts = [continuation.text for row in rows for continuation in row]
-        tokens = [list(lm.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
-        with lm.unsteered() as base:
-            contexts = [base.encode(prompt.text) for prompt in prompts for _ in range(k)]
-            read = base.likelihood([Request(c, t) for c, t in zip(contexts, tokens, strict=True)])
-        if not any(tokens):
-            raise SuiteError(f"all {len(texts)} continuations are empty, so they have no perplexity")
-        scores = pd.DataFrame(
-            {
-                "item": np.repeat([prompt.id for prompt in prompts], k),  # (N * k,)
-                "sample": np.tile(np.arange(k), len(prompts)),
-                "nll": [-one.logprob for one in read],
-                "tokens": [one.tokens for one in read],
-                "repetition": [repetition(ids) for ids in tokens],
-                "empty": [float(not text.strip()) for text in texts],
-                "short": [float(continuation.ended) for row in rows for continuation in row],
-            }
-        )
-        items = prompt_metrics(scores, texts)
+        frames, tables = [], []
+        for block, rows in self.continued(lm, split):
+            texts = [continuation.text for row in rows for continuation in row]
+            k = len(rows[0])
+            tokens = [list(lm.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+            with lm.unsteered() as base:
+                contexts = [base.encode(prompt.text) for prompt in block for _ in range(k)]
+                read = base.likelihood([Request(c, t) for c, t in zip(contexts, tokens, strict=True)])
+            scores = pd.DataFrame(
+                {
+                    "item": np.repeat([prompt.id for prompt in block], k),  # (N * k,)
+                    "sample": np.tile(np.arange(k), len(block)),
+                    "nll": [-one.logprob for one in read],
+                    "tokens": [one.tokens for one in read],
+                    "repetition": [repetition(ids) for ids in tokens],
+                    "empty": [float(not text.strip()) for text in texts],
+                    "short": [float(continuation.ended) for row in rows for continuation in row],
+                }
+            )
+            frames.append(scores)
+            tables.append(prompt_metrics(scores, texts))
+        scores, items = pd.concat(frames, ignore_index=True), pd.concat(tables, ignore_index=True)
+        if not scores["tokens"].any():
+            raise SuiteError(f"all {len(scores)} continuations are empty, so they have no perplexity")
         unscored = int((scores["tokens"] == 0).sum())
         found = {
             str(name): metrics.metric(
@@ -78,8 +87,7 @@ class Fluency(Continued):
             )
             for name, table in items.groupby("metric", sort=False)
         }
-        info = {"k": k, "prompts": len(prompts), "texts": len(texts), "sources": [located.facts()]}
-        return SuiteResult(found, items, scores, info)
+        return SuiteResult(found, items, scores, self.facts(split))
 
 
 def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
