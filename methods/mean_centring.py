@@ -1,0 +1,107 @@
+"""Mean-centring (arXiv 2312.03813): the mean of the texts that are wanted, less the mean of ordinary texts."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import anatomy, directions
+from methods.base import Artefact, FitData, Method, Steering, required_pairs
+from methods.errors import SetupError
+from methods.intervention import Hook, adding, hooked
+
+MeanCentringScope = Literal["generation", "prompt", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanCentring(Method):
+    """h_t <- h_t + strength * v at the output of block `layer`, at the final token of each decoding step.
+
+        v = mean over target texts of a(text) - mean over background texts of a(text),   (D,)
+
+    The target texts are the desired texts of the pairs; the undesired ones are not read. a(text) is the block's output
+    (resid_post) averaged over tokens: of a target text over those that `read` names (the paper: all), of a background
+    text over all. Activations of a decoder lie far from the origin, and the second mean takes out what every text has
+    in common. Each text counts the same, however long it is.
+
+    skip_first: leading tokens left out of both means. The first token is an attention sink in most decoders, and it
+    weighs more in the mean of a short text, so where target and background differ in length a part of v is sink;
+    `info.target_norm` and `info.background_norm`, the lengths of the two means, show it. 1 leaves it out.
+    normalise: v at unit length before the strength. The paper does not say whether it does so; its strengths are 60 to
+    80 for GPT-2 small and 3 for Llama-2-7B. With true, the strength is what is added, in the units of the stream.
+    scope: the paper adds at the final token position at every step. With a KV cache each token is the final one once,
+    when it is read, and what was added to it stays in the cache; so that is `generation` with `boundary`, which starts
+    at the last prompt token, the final one of the first step. `boundary: false` starts at the first new token;
+    `prompt` and `all` are there for comparison.
+    """
+
+    name: ClassVar[str] = "mean_centring"
+    family: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "background"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "lambda, multiplier of the centred mean"
+
+    layer: int | float = 0.45
+    read: directions.Read = "all"
+    skip_first: int = 0
+    normalise: bool = False
+    scope: MeanCentringScope = "generation"
+    boundary: bool = True
+    max_tokens: int = 512
+    strengths: Sequence[float] = (0.5, 1, 1.5, 2, 3)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a layer that the model does not have, and for a setting that is not allowed."""
+        anatomy.layer_index(model, self.layer)
+        for key, value, allowed in (
+            ("read", self.read, get_args(directions.Read)),
+            ("scope", self.scope, get_args(MeanCentringScope)),
+        ):
+            if value not in allowed:
+                raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
+        if self.skip_first < 0:
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+        if self.max_tokens < 1:
+            raise SetupError(f"method.max_tokens={self.max_tokens}: a text keeps at least 1 token")
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The centred mean, (D,). Raises SetupError without pairs or background, and where their means are the same."""
+        pairs, background = required_pairs(data, self.name), data.background
+        if not background:
+            raise SetupError(
+                "mean_centring takes the mean of ordinary texts from the target's and got none; set background=wiki, "
+                "or background=texts background.path=FILE"
+            )
+        layer = anatomy.layer_index(model, self.layer)
+
+        def features(prompts: Sequence[str], continuations: Sequence[str], read: directions.Read) -> Tensor:
+            texts = directions.encode(tokenizer, prompts, continuations, self.max_tokens)
+            return directions.pooled_features(model, texts, [layer], read=read, skip_first=self.skip_first)[0]  # (N, D)
+
+        target = features(pairs.prompt, pairs.desired, self.read).mean(0)  # (D,)
+        ordinary = features(background, [""] * len(background), "all").mean(0)  # (D,)
+        direction = target - ordinary
+        length = direction.norm()
+        if length <= directions.SAME * ordinary.norm():
+            raise SetupError(
+                f"mean_centring: desired and background texts have the same mean at block {layer} (it differs by "
+                f"{length:.2g}, its length is {ordinary.norm():.2g}); give background texts other than the desired ones"
+            )
+        return {
+            f"layers.{layer}.direction": direction / length if self.normalise else direction,
+            "info.direction_norm": length,
+            "info.target_norm": target.norm(),
+            "info.background_norm": ordinary.norm(),
+        }
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Add the direction inside the block. Raises SetupError for an artefact of another model or layer."""
+        layer = anatomy.layer_index(model, self.layer)
+        vector = strength * directions.fitted(model, artefact, f"layers.{layer}.direction", self.name)
+        hook = Hook(anatomy.blocks(model)[layer], "output", adding(vector, self.scope, boundary=self.boundary))
+        with hooked([hook] if strength else []):
+            yield Steering()
