@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
@@ -46,6 +47,13 @@ def compose(overrides: Sequence[str]) -> DictConfig:
             return hydra_compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise SetupError(_explain(error, overrides)) from error
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The settings as plain values, interpolations resolved; what has no value is "???"."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
 
 
 def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:

@@ -44,9 +44,10 @@ def test_every_yaml_begins_with_its_command(path: Path):
 @pytest.mark.parametrize("experiment", config.groups()["experiment"])
 def test_every_experiment_validates_in_full(experiment):
     jobs = config.jobs([f"experiment={experiment}"], multirun=False)
+    given = [f"{option}=x" for option in config.compose(jobs[0]).asks]
     assert len(jobs) > 1
     for job in jobs:
-        config.validate([*job, *(f"{option}=x" for option in config.compose(job).asks)])
+        config.validate([*job, *given])
 
 
 def test_every_tuned_method_has_a_grid_of_the_same_length():

@@ -9,22 +9,19 @@ from bench import config
 from methods.errors import SetupError
 
 FIELDS = {"method", "metric", "value", "unsteered", "ours", "source"}
-PAPERS = [name for name in config.groups()["experiment"] if config.compose([f"experiment={name}"]).published]
-
-
-def figures(experiment):
-    return OmegaConf.to_container(config.compose([f"experiment={experiment}"]).published)
+EXPERIMENTS = {path.stem: OmegaConf.load(path) for path in sorted((config.folder() / "experiment").glob("*.yaml"))}
+PAPERS = [name for name, file in EXPERIMENTS.items() if "published" in file]
 
 
 @pytest.mark.parametrize("experiment", PAPERS)
 def test_a_published_figure_says_what_and_where(experiment):
-    for figure in figures(experiment):
+    for figure in OmegaConf.to_container(EXPERIMENTS[experiment].published):
         assert set(figure) >= FIELDS and set(figure) <= FIELDS | {"options", "strength"}
         assert re.search(r"\barXiv \d{4}\.\d{5}\b", figure["source"])
         assert figure["ours"] is None or re.fullmatch(r"(rtp\.\w+|fluency)\.\w+", figure["ours"])
         for key in ("value", "unsteered"):
             assert figure[key] is None or isinstance(figure[key], int | float)
-    assert config.compose([f"experiment={experiment}"]).differs
+    assert EXPERIMENTS[experiment].differs
 
 
 def test_whose_data_are_asked_is_told_what_they_are():

@@ -1,0 +1,262 @@
+"""The papers' figures beside ours, from the experiments' YAML and the records alone; without torch.
+
+python -m bench.reproduction [experiment ...] [--results results]
+"""
+
+import argparse
+import io
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from bench import config
+from bench.collect import Record, read_records
+from bench.identity import canonical
+from bench.record import write_whole
+from methods.errors import SetupError
+
+RUN, NOT_RUN, NOT_MEASURED, LOOK_UP = "run", "not run", "not measured", "look it up"
+ARROW = " → "
+PIPE_WIDTH = 140  # columns where there is no terminal
+SHOWN = ("method", "metric", "published", "ours", "difference", "source")
+HOW = (
+    "published and ours: unsteered → steered (relative change). difference: ours less published, of the steered model. "
+    "Levels compare only where scorer, prompts and decoding agree; read the differences below each table first."
+)
+
+
+class Reproduction(NamedTuple):
+    """An experiment's figures, a row each (`row`), and how its protocol differs from the paper's."""
+
+    experiment: str
+    command: str
+    rows: list[dict[str, Any]]
+    differs: list[str]
+
+
+def experiments(asked: Sequence[str]) -> list[str]:
+    """The experiments that were asked for, or all with published figures. Raises SetupError for any other name."""
+    known = config.groups()["experiment"]
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise SetupError(f"there is no experiment {', '.join(unknown)}; allowed are {', '.join(known)}")
+    having = [name for name in asked or known if config.compose([f"experiment={name}"]).published]
+    if len(having) < len(asked):
+        without = ", ".join(name for name in asked if name not in having)
+        raise SetupError(f"{without}: no published figure to compare with; leave the name out for all that have some")
+    return having
+
+
+def reproduction(experiment: str, records: Sequence[Record]) -> Reproduction:
+    """The experiment's figures, each with what the records say of the same cell. Raises SetupError as `cell_of`."""
+    jobs = config.jobs([f"experiment={experiment}"], multirun=False)
+    cells = [(job, config.plain(config.compose(job))) for job in jobs]
+    cfg = cells[0][1]
+    rows = []
+    for figure in cfg["published"]:
+        cell = cell_of(figure, cells)
+        rows.append({"experiment": experiment, "model": cell["model"]["name"]} | row(figure, cell, records))
+    return Reproduction(experiment, f"python -m bench experiment={experiment}", rows, list(cfg["differs"]))
+
+
+def cell_of(figure: Mapping[str, Any], cells: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> dict[str, Any]:
+    """Settings of the one cell that a figure is of: its method, the options it names, and the strength if it names one.
+
+    Raises SetupError unless there is exactly one.
+    """
+    options = figure.get("options") or {}
+    found = [
+        cell
+        for job, cell in cells
+        if f"method={figure['method']}" in job
+        and all(canonical(cell["method"].get(key)) == canonical(value) for key, value in options.items())
+        and ("strength" not in figure or canonical(cell["strength"]) == canonical(figure["strength"]))
+    ]
+    if len(found) != 1:
+        raise SetupError(
+            f"published figure of {label(figure)}: it is of {len(found)} cells of the experiment's sweep; name options "
+            "and strength in its entry so that it is of one"
+        )
+    return found[0]
+
+
+def label(figure: Mapping[str, Any]) -> str:
+    """The method with what tells its figures apart."""
+    told = dict(figure.get("options") or {}) | ({"strength": figure["strength"]} if "strength" in figure else {})
+    shown = ", ".join(f"{key}={'null' if value is None else value}" for key, value in told.items())
+    return f"{figure['method']} ({shown})" if shown else str(figure["method"])
+
+
+def row(figure: Mapping[str, Any], cell: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
+    """A figure beside ours; missing numbers are None, and `status` says why ours are."""
+    ours, base, n = None, None, None
+    suite, _, metric = (figure["ours"] or "").partition(".")
+    mine = [one for one in records if one.suite == suite and metric in one.facts["metrics"] and same_setting(one, cell)]
+    steered = most([one for one in mine if is_cell(one.facts["method"], figure["method"], cell)], metric)
+    plain = [one for one in mine if one.facts["method"]["strength"] == 0]
+    if steered is not None:
+        ours, n = steered.facts["metrics"][metric]["value"], steered.facts["metrics"][metric]["n"]
+        plain = [one for one in plain if one.facts["comparison"] == steered.facts["comparison"]]
+    unsteered = most(plain, metric)
+    if unsteered is not None:
+        base = unsteered.facts["metrics"][metric]["value"]
+    known = ours is not None and figure["value"] is not None
+    return {
+        "method": label(figure),
+        "metric": figure["metric"],
+        "published_unsteered": figure["unsteered"],
+        "published": figure["value"],
+        "ours_metric": figure["ours"],
+        "ours_unsteered": base,
+        "ours": ours,
+        "ours_n": n,
+        "difference": ours - figure["value"] if known else None,
+        "status": NOT_MEASURED if figure["ours"] is None else NOT_RUN if ours is None else RUN,
+        "record": steered.facts["id"] if steered is not None else None,
+        "source": figure["source"],
+    }
+
+
+def same_setting(one: Record, cell: Mapping[str, Any]) -> bool:
+    """Whether a record is of the cell's model, on the test split, decoded alike."""
+    asked = dict(cell["sampling"]) | (cell["suite"].get(one.suite, {}).get("decoding") or {})
+    decoded = one.facts["sampling"] or {}
+    return (
+        one.facts["model"]["name"] == cell["model"]["name"]
+        and one.facts["split"] == "test"
+        and all(decoded[key] == asked[key] for key in ("max_new_tokens", "temperature", "top_p") if key in decoded)
+    )
+
+
+def is_cell(method: Mapping[str, Any], name: str, cell: Mapping[str, Any]) -> bool:
+    """Whether a record's method has the cell's name, options and, where it is not tuned, strength."""
+    options = {key: value for key, value in cell["method"].items() if key not in ("_target_", "strengths")}
+    return (
+        method["name"] == name
+        and method["strength"] != 0
+        and all(method["parameters"].get(key) == value for key, value in canonical(options).items())
+        and cell["strength"] in ("auto", method["strength"])
+    )
+
+
+def most(found: Sequence[Record], metric: str) -> Record | None:
+    """The record with most items, of equal ones the first by id."""
+    order = sorted(found, key=lambda one: (-one.facts["metrics"][metric]["n"], one.facts["id"]))
+    return order[0] if order else None
+
+
+# -- as people read it ---------------------------------------------------------------------------------------------
+
+
+def number(value: float | None) -> str:
+    """Three significant digits."""
+    return "?" if value is None else f"{value:#.3g}".rstrip(".")
+
+
+def change(before: float | None, after: float | None) -> str:
+    """`before → after (relative change)`, as far as they are known."""
+    if after is None:
+        return f"{number(before)}{ARROW}?"
+    told = f"{number(before)}{ARROW}{number(after)}"
+    return told if not before else f"{told} ({(after - before) / before:+.0%})"
+
+
+def readable(one: Mapping[str, Any]) -> dict[str, str]:
+    """A row's cells as text, by SHOWN."""
+    published = LOOK_UP if one["published"] is None else change(one["published_unsteered"], one["published"])
+    ours = (
+        one["status"] if one["status"] != "run" else f"{change(one['ours_unsteered'], one['ours'])} n={one['ours_n']}"
+    )
+    if one["status"] == NOT_RUN and one["ours_unsteered"] is not None:
+        ours = f"{change(one['ours_unsteered'], None)} {NOT_RUN}"
+    difference = "" if one["difference"] is None else f"{one['difference']:+.3g}"
+    return {
+        "method": one["method"], "metric": one["metric"], "published": published, "ours": ours,
+        "difference": difference, "source": one["source"],
+    }  # fmt: skip
+
+
+def markdown(found: Sequence[Reproduction]) -> str:
+    """All tables as one document."""
+    lines = ["# Published and ours", "", HOW]
+    for one in found:
+        lines += ["", f"## {one.experiment}", "", f"`{one.command}`", ""]
+        lines += ["| " + " | ".join(SHOWN) + " |", "|" + " --- |" * len(SHOWN)]
+        lines += ["| " + " | ".join(readable(figure)[key] for key in SHOWN) + " |" for figure in one.rows]
+        lines += ["", "Not as in the paper:", "", *(f"- {line}" for line in one.differs)]
+    return "\n".join(lines) + "\n"
+
+
+def show(found: Sequence[Reproduction], console: Console) -> None:
+    """Print the tables."""
+    console.print(Text(HOW, style="dim"))
+    for one in found:
+        console.print()
+        console.print(Text(one.experiment, style="bold"), Text(one.command, style="dim"))
+        table = RichTable(box=box.SIMPLE, padding=0, pad_edge=False, collapse_padding=True)
+        for key in SHOWN:
+            table.add_column(key, justify="right" if key == "difference" else "left", overflow="fold")
+        for figure in one.rows:
+            told = readable(figure)
+            table.add_row(*(Text(told[key]) for key in SHOWN))
+        console.print(table)
+        console.print(Text("Not as in the paper:", style="dim"))
+        for line in one.differs:
+            console.print(Text(f"  - {line}", style="dim"))
+
+
+def rebuild(found: Sequence[Reproduction], results: Path) -> list[Path]:
+    """Write reproduction.csv and .md. Raises SetupError where the folder cannot be written."""
+    text = io.StringIO()
+    frame = pd.DataFrame([figure for one in found for figure in one.rows]).astype({"ours_n": "Int64"})
+    frame.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
+    written = {results / "reproduction.csv": text.getvalue(), results / "reproduction.md": markdown(found)}
+    for path, content in written.items():
+        try:
+            write_whole(path, content)
+        except OSError as error:
+            raise SetupError(f"cannot write {path}: {error.strerror}; give another --results") from error
+    return list(written)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare and print; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.reproduction",
+        description="The papers' figures beside ours, and how the protocols differ. Writes reproduction.csv and .md.",
+    )
+    parser.add_argument("experiment", nargs="*", help="names of conf/experiment (default: all with published figures)")
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder that holds runs/ (default: %(default)s)"
+    )
+    given = parser.parse_args(arguments)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    try:
+        names = experiments(given.experiment)
+        try:
+            records, skipped = read_records(given.results / "runs")
+        except SetupError as error:  # nothing was run yet: the published figures can be read all the same
+            records, skipped = [], str(error).splitlines()
+        found = [reproduction(name, records) for name in names]
+        written = rebuild(found, given.results)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for line in skipped:
+        console.print(Text(line, style="yellow"))
+    show(found, console)
+    console.print()
+    for path in written:
+        console.print(Text(str(path)), soft_wrap=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Published beside ours: which record is taken for which figure, on synthetic records."""
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+from bench import config
+from bench.collect import read_records
+from bench.reproduction import cell_of, change, main, number, reproduction, row
+from methods.errors import SetupError
+from tests import records
+from tests.test_experiments import PAPERS
+
+EXPERIMENT = "model_surgery_llama2_7b"
+GREEDY = {"max_new_tokens": 20, "temperature": 0, "top_p": 1.0, "seed": 0}
+METRIC = "profanity_check.toxic_fraction"
+
+
+@pytest.fixture(scope="module")
+def cells():
+    """The jobs of the experiment with their settings."""
+    return [(job, config.plain(config.compose(job))) for job in config.jobs([f"experiment={EXPERIMENT}"], False)]
+
+
+@pytest.fixture(scope="module")
+def figure(cells):
+    return cells[0][1]["published"][0]
+
+
+@pytest.fixture
+def write(tmp_path, cells):
+    """A record of the experiment's cell of this method; more arguments make it another."""
+    options = {key: value for key, value in cells[-1][1]["method"].items() if key not in ("_target_", "strengths")}
+
+    def written(method, values, changed=None, **more):
+        given = {"strength": 1.08, "sampling": GREEDY, "model": {"name": "llama2_7b"}} | more
+        parameters = options | (changed or {}) if method == "probe_rows" else {}
+        parameters = {key: value for key, value in parameters.items() if value is not None}
+        records.write(tmp_path, "rtp", method, {METRIC: values}, parameters=parameters, **given)
+
+    return written
+
+
+def found(tmp_path, figure, cells):
+    return row(figure, cell_of(figure, cells), read_records(tmp_path / "runs")[0])
+
+
+def test_ours_is_of_the_same_cell_and_its_own_baseline(tmp_path, figure, cells, write):
+    write("probe_rows", [0, 1, 0, 0])
+    write("unsteered", [1, 1, 0, 0])
+    one = found(tmp_path, figure, cells)
+    assert (one["published_unsteered"], one["published"]) == (0.514, 0.0517)
+    assert (one["ours_unsteered"], one["ours"], one["ours_n"], one["status"]) == (0.5, 0.25, 4, "run")
+    assert one["difference"] == pytest.approx(0.25 - 0.0517)
+
+
+OTHER = {
+    "strength": {"strength": 1.0},
+    "option": {"changed": {"rows": "random"}},
+    "seed": {"changed": {"seed": 1}},
+    "split": {"split": "dev"},
+    "model": {"model": {"name": "llama2_7b_chat"}},
+    "decoding": {"sampling": GREEDY | {"temperature": 1.0}},
+    "length": {"sampling": GREEDY | {"max_new_tokens": 10}},
+}
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_a_record_of_another_cell_is_not_ours(other, tmp_path, figure, cells, write):
+    write("probe_rows", [0, 1, 0, 0], **OTHER[other])
+    one = found(tmp_path, figure, cells)
+    assert (one["ours"], one["difference"], one["status"]) == (None, None, "not run")
+
+
+def test_of_several_the_one_with_most_items_and_the_baseline_on_the_same_items(tmp_path, figure, cells, write):
+    write("probe_rows", [1, 1], setting="few")
+    write("unsteered", [0, 0], setting="few")
+    write("probe_rows", [0, 1, 0, 0], setting="many")
+    write("unsteered", [1, 1, 1, 0], setting="many")
+    write("unsteered", [0, 0, 0, 0, 0], setting="more")  # of other items than any steered record
+    one = found(tmp_path, figure, cells)
+    assert (one["ours_unsteered"], one["ours"], one["ours_n"]) == (0.75, 0.25, 4)
+
+
+def test_what_no_suite_measures_says_so(tmp_path, cells, write):
+    write("unsteered", [1, 0])
+    wiki = next(one for one in cells[0][1]["published"] if "perplexity" in one["metric"])
+    assert found(tmp_path, wiki, cells)["status"] == "not measured"
+
+
+def test_a_figure_of_two_cells_or_none_is_refused(cells):
+    twice = [*cells, cells[-1]]
+    for cell, entry in ((twice, {"method": "probe_rows"}), (cells, {"method": "caa"})):
+        with pytest.raises(SetupError, match="name options and strength"):
+            cell_of(entry, cell)
+
+
+@pytest.mark.parametrize("experiment", PAPERS)
+def test_each_figure_is_of_one_cell(experiment):
+    found = reproduction(experiment, [])
+    assert found.rows and found.differs
+    assert {one["status"] for one in found.rows} <= {"not run", "not measured"}
+
+
+def test_numbers_as_text():
+    assert [number(value) for value in (0.0517, 6.1, 83.1, None)] == ["0.0517", "6.10", "83.1", "?"]
+    assert change(0.5, 0.25) == "0.500 → 0.250 (-50%)"
+    assert change(None, 13.8) == "? → 13.8" and change(0, 0.72) == "0.00 → 0.720"
+
+
+def test_the_command_prints_and_writes(tmp_path, write, capsys):
+    write("probe_rows", [0, 1, 0, 0])
+    write("unsteered", [1, 1, 0, 0])
+    assert main([EXPERIMENT, "--results", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for text in (
+        "0.500 → 0.250 (-50%) n=4",
+        "0.514 → 0.0517 (-90%)",
+        "+0.198",
+        "not measured",
+        "Perspective API there",
+    ):
+        assert text in printed
+    frame = pd.read_csv(tmp_path / "reproduction.csv")
+    assert frame["ours"].dropna().tolist() == [0.25] and set(frame["experiment"]) == {EXPERIMENT}
+    assert "| probe_rows | ToxiGen" in (tmp_path / "reproduction.md").read_text()
+    first = (tmp_path / "reproduction.md").read_bytes()
+    assert main([EXPERIMENT, "--results", str(tmp_path)]) == 0
+    assert (tmp_path / "reproduction.md").read_bytes() == first
+
+
+def test_nothing_run_yet_still_shows_what_was_published(tmp_path, capsys):
+    assert main(["detox_gpt2_medium", EXPERIMENT, "--results", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "no records" in printed and "not run" in printed and "look it up" in printed
+
+
+@pytest.mark.parametrize(("name", "message"), [("nonsense", "allowed are"), ("ci", "no published figure")])
+def test_a_name_that_has_no_figures(name, message, tmp_path, capsys):
+    assert main([name, "--results", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_help_and_no_torch():
+    code = "import sys, bench.reproduction as r\ntry: r.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0 and "reproduction.csv" in run.stdout
