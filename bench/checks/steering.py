@@ -36,7 +36,7 @@ def undo(subject: Subject) -> str:
     def demand_undone(when: str) -> None:
         left = differing(before, state(subject.lm.model))
         if left:
-            raise Failure(f"{when}, {len(left)} traces are left: {some(left)}")
+            raise Failure(f"{when}, traces are left: {some(left)}")
         if not torch.equal(logits(subject.lm), unsteered):
             raise Failure(f"{when}, logits differ by {gap(unsteered, logits(subject.lm)):.2g} of their spread")
 
@@ -176,5 +176,5 @@ def dtype(subject: Subject) -> str:
         raise Failure("steered, it gives no finite logit")
     left = differing(before, state(low.model))
     if left:
-        raise Failure(f"{len(left)} traces are left in the copy: {some(left)}")
+        raise Failure(f"traces are left in the copy: {some(left)}")
     return f"fitted and undone on a bfloat16 copy; logits move by {gap(unsteered, got):.2g} of their spread"

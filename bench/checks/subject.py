@@ -115,7 +115,8 @@ def state(model: nn.Module) -> dict[str, Any]:
         found[f"weight {name}"] = digest(parameter)
         found[f"requires_grad of {name}"] = parameter.requires_grad
         found[f"gradient of {name}"] = parameter.grad is not None
-    for name, module in model.named_modules():
+    for path, module in model.named_modules():
+        name = path or "the model"
         found[f"hooks on {name}"] = sum(len(getattr(module, table)) for table in HOOKS)
         found[f"training mode of {name}"] = module.training
         found[f"forward of {name}"] = type(module).__name__, "forward" in vars(module)
