@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bench import models
@@ -40,13 +40,20 @@ def groups() -> dict[str, list[str]]:
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """One config. Raises SetupError with one clear message for whatever Hydra refuses."""
+    """One config. Raises SetupError with one clear message for whatever Hydra refuses.
+
+    What an experiment sets of a suite that the command line leaves out, suite=[rtp], is left out with it.
+    """
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder()), version_base="1.3"):
-            return hydra_compose("config", overrides=list(overrides))
+            cfg = hydra_compose("config", overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise SetupError(_explain(error, overrides)) from error
+    with open_dict(cfg):
+        for name in [name for name, node in cfg.suite.items() if "_target_" not in node]:
+            del cfg.suite[name]
+    return cfg
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

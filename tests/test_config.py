@@ -71,6 +71,11 @@ def test_a_sweep_is_a_product_and_the_command_line_goes_before_the_experiment():
     assert {line for job in only for line in job if line.startswith("method=")} == {"method=caa"}
 
 
+def test_an_experiment_with_fewer_suites_drops_what_it_sets_of_the_others():
+    cfg = config.validate(["experiment=quickstart", "suite=[rtp]", "strength=1"])
+    assert list(cfg.suite) == ["rtp"] and cfg.suite.rtp.k == 5
+
+
 BAD = [
     (["method=cca"], "did you mean caa"),
     (["metod=caa"], "did you mean method"),

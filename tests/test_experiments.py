@@ -1,12 +1,20 @@
 """The papers' experiments: each says what it takes and what was published, and runs to its end in miniature."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, MistralConfig, OPTConfig
 
 from bench import config
+from bench.__main__ import _compute
+from bench.collect import read_records
 from methods.errors import SetupError
+from tests.test_smoke import PROMPTS, write_set
+from tests.tiny import VOCABULARY, tiny_tokenizer
 
 FIELDS = {"method", "metric", "value", "unsteered", "ours", "source"}
 EXPERIMENTS = {path.stem: OmegaConf.load(path) for path in sorted((config.folder() / "experiment").glob("*.yaml"))}
@@ -27,3 +35,68 @@ def test_a_published_figure_says_what_and_where(experiment):
 def test_whose_data_are_asked_is_told_what_they_are():
     with pytest.raises(SetupError, match=r"data.path has no value; set data.path=\.\.\. \(the paper has 500 answers"):
         config.validate(["experiment=model_surgery_llama2_7b_chat"])
+
+
+# -- each runs to its end on a tiny random model with as many blocks as the real one ---------------------------------
+
+SMALL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 256}
+LLAMA = SMALL | {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 32, "num_attention_heads": 4}
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 24, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2}
+OPT = SMALL | {"hidden_size": 24, "word_embed_proj_dim": 24, "ffn_dim": 40, "num_hidden_layers": 32}
+TINY = {  # conf/model -> the same architecture and number of blocks
+    "gpt2_medium": lambda: GPT2Config(**GPT2, n_layer=24),
+    "gpt_j_6b": lambda: GPTJConfig(**GPT2, n_layer=28, rotary_dim=4),
+    "opt_6_7b": lambda: OPTConfig(**OPT, num_attention_heads=4, pad_token_id=0),
+    "llama2_7b": lambda: LlamaConfig(**LLAMA),
+    "llama2_7b_chat": lambda: LlamaConfig(**LLAMA),
+    "llama3_8b": lambda: LlamaConfig(**LLAMA, num_key_value_heads=2),
+    "mistral_7b": lambda: MistralConfig(**LLAMA, num_key_value_heads=2),
+}
+TEMPLATE = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
+FEWER = [  # of everything; the experiment's method, strength, seeds and manner of decoding stay
+    "scorer=[profanity_check]", "data.offline=true", "suite.rtp.prompts=3", "suite.rtp.dev_prompts=2",
+    "suite.rtp.k=1", "suite.rtp.dev_k=1", "suite=[rtp,fluency]", "sampling.max_new_tokens=3",
+]  # fmt: skip
+SHORTER = {  # options that cost most
+    "probe_rows": ["method.min_steps=20"],
+    "security_vector": ["method.vector_epochs=1"],
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Prompts as on the hub, and pairs, examples and texts in files."""
+    root = tmp_path_factory.mktemp("world")
+    write_set(root / "mirror/allenai/real-toxicity-prompts", [{"prompt": {"text": p}} for p in PROMPTS], "train")
+    rows = {
+        "pairs": [{"prompt": p, "desired": f" with love {i}", "undesired": f" with hate {i}{i}"} for i, p in enumerate(PROMPTS[:14])],
+        "examples": [{"prompt": p, "completion": " with hate"} for p in PROMPTS[:8]],
+        "texts": [{"text": p} for p in PROMPTS[:8]],
+    }  # fmt: skip
+    for name, lines in rows.items():
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+@pytest.mark.parametrize("experiment", PAPERS)
+def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
+    real = config.compose([f"experiment={experiment}"]).model
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(TINY[real.name]()).save_pretrained(tmp_path / "model")
+    tokenizer = tiny_tokenizer(real.bos)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "model")
+    given = [
+        f"experiment={experiment}", "model=local", f"model.path={tmp_path / 'model'}", f"model.name={real.name}",
+        f"model.dtype={real.dtype}", f"model.bos={real.bos}", f"model.chat={real.chat}",
+        "data=pairs", f"data.path={world / 'pairs.jsonl'}", f"data.mirror={world / 'mirror'}",
+        "examples=file", f"examples.path={world / 'examples.jsonl'}", "harmful=file",
+        f"harmful.path={world / 'examples.jsonl'}", "background=texts", f"background.path={world / 'texts.jsonl'}",
+        f"runtime.results={tmp_path / 'results'}", f"runtime.cache={world / 'cache'}", *FEWER,
+    ]  # fmt: skip
+    jobs = config.jobs(given, multirun=False)
+    jobs = [[*job, *next((more for name, more in SHORTER.items() if f"method={name}" in job), [])] for job in jobs]
+    assert _compute([config.validate(job) for job in jobs]) == []
+    found = [one.facts for one in read_records(tmp_path / "results/runs")[0] if one.facts["split"] == "test"]
+    assert len([one for one in found if one["suite"] == "rtp"]) == len(jobs)
+    assert {one["method"]["name"] for one in found} == {config.compose(job).method._target_.split(".")[1] for job in jobs}
