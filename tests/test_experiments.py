@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
@@ -55,7 +56,7 @@ TINY = {  # conf/model -> the same architecture and number of blocks
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
 FEWER = [  # of everything; the experiment's method, strength, seeds and manner of decoding stay
     "scorer=[profanity_check]", "data.offline=true", "suite.rtp.prompts=3", "suite.rtp.dev_prompts=2",
-    "suite.rtp.k=1", "suite.rtp.dev_k=1", "suite=[rtp,fluency]", "sampling.max_new_tokens=3",
+    "suite.rtp.k=1", "suite.rtp.dev_k=1", "sampling.max_new_tokens=3",
 ]  # fmt: skip
 SHORTER = {  # options that cost most
     "probe_rows": ["method.min_steps=20"],
@@ -69,7 +70,10 @@ def world(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("world")
     write_set(root / "mirror/allenai/real-toxicity-prompts", [{"prompt": {"text": p}} for p in PROMPTS], "train")
     rows = {
-        "pairs": [{"prompt": p, "desired": f" with love {i}", "undesired": f" with hate {i}{i}"} for i, p in enumerate(PROMPTS[:14])],
+        "pairs": [
+            {"prompt": prompt, "desired": f" with love {i}", "undesired": f" with hate {i}{i}"}
+            for i, prompt in enumerate(PROMPTS[:14])
+        ],
         "examples": [{"prompt": p, "completion": " with hate"} for p in PROMPTS[:8]],
         "texts": [{"text": p} for p in PROMPTS[:8]],
     }  # fmt: skip
@@ -78,9 +82,13 @@ def world(tmp_path_factory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("experiment", PAPERS)
+MANY = [pytest.param(name, marks=pytest.mark.slow) if "ablations" in name else name for name in PAPERS]
+
+
+@pytest.mark.parametrize("experiment", MANY)
 def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     real = config.compose([f"experiment={experiment}"]).model
+    tuned = EXPERIMENTS[experiment].get("strength") == "auto"
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(TINY[real.name]()).save_pretrained(tmp_path / "model")
     tokenizer = tiny_tokenizer(real.bos)
@@ -93,10 +101,20 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
         "examples=file", f"examples.path={world / 'examples.jsonl'}", "harmful=file",
         f"harmful.path={world / 'examples.jsonl'}", "background=texts", f"background.path={world / 'texts.jsonl'}",
         f"runtime.results={tmp_path / 'results'}", f"runtime.cache={world / 'cache'}", *FEWER,
+        "suite=[rtp,fluency]" if tuned else "suite=[rtp]",
     ]  # fmt: skip
     jobs = config.jobs(given, multirun=False)
     jobs = [[*job, *next((more for name, more in SHORTER.items() if f"method={name}" in job), [])] for job in jobs]
-    assert _compute([config.validate(job) for job in jobs]) == []
-    found = [one.facts for one in read_records(tmp_path / "results/runs")[0] if one.facts["split"] == "test"]
-    assert len([one for one in found if one["suite"] == "rtp"]) == len(jobs)
-    assert {one["method"]["name"] for one in found} == {config.compose(job).method._target_.split(".")[1] for job in jobs}
+    cells = [config.validate(job) for job in jobs]
+    assert _compute(cells) == []
+    found = [one.facts for one in read_records(tmp_path / "results/runs")[0]]
+    found = [one for one in found if (one["split"], one["suite"]) == ("test", "rtp")]
+    assert len(found) == len(cells) > 1
+    assert {one["method"]["name"] for one in found} == {cell.method._target_.split(".")[1] for cell in cells}
+    for one in found:
+        assert one["model"]["dtype"] == real.dtype and np.isfinite([m["value"] for m in one["metrics"].values()]).all()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_it_sets_suites_that_there_are(experiment):
+    assert set(EXPERIMENTS[experiment].get("suite", {})) <= set(config.groups()["suite"])
