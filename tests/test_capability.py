@@ -1,14 +1,18 @@
+import json
 import math
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from bench import config, models
+from bench.data.layout import readme
 from bench.data.sources import Sources, default_cache
 from bench.lm import load_lm
-from bench.suites.capability import Capability, definitions, task_files
+from bench.suites.capability import Capability
+from bench.suites.tasks import definitions, members, task_files
 from bench.token_likelihood import Request
 from methods.errors import SetupError
 from tests.test_sources import MIRROR, make_mirror
@@ -151,14 +155,90 @@ def test_random_state_and_output_are_left_alone(sources, capfd):
 def test_unknown_task_is_named_with_its_neighbours(sources):
     with pytest.raises(SetupError, match=r"no task 'boolk'.*close to it: .*boolq"):
         Capability(sources=sources, tasks=["boolk"]).identity("test")
-    with pytest.raises(SetupError, match="groups such as mmlu are not taken"):
-        Capability(sources=sources, tasks=["mmlu"]).identity("test")
+    with pytest.raises(SetupError, match="Groups: mmlu, bbh_cot, arithmetic, tydiqa_goldp"):
+        Capability(sources=sources, tasks=["bbhh"]).identity("test")
     with pytest.raises(SetupError, match="each once"):
         Capability(sources=sources, tasks=["piqa", "piqa"])
     with pytest.raises(SetupError, match="at least 1"):
         Capability(sources=sources, documents=0)
     with pytest.raises(SetupError, match="no source has allenai/openbookqa"):
         Capability(sources=sources, tasks=["openbookqa"]).identity("test")
+
+
+def laid_out(root, name, files):
+    """A mirrored data set of several configs and splits: {(config, split): rows}."""
+    folder, header = root / name, {}
+    for (config_name, split), rows in files.items():
+        path = folder / config_name / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        header.setdefault(config_name, {})[split] = f"{config_name}/{split}.jsonl"
+    (folder / "README.md").write_text(readme(header, "a mirror"))
+
+
+def test_a_group_is_one_task_over_all_its_documents(tmp_path, sources):
+    rows = {
+        (task, "validation"): [{"context": f"{task} {i} is", "completion": f" {i}"} for i in range(4)]
+        for task in members("arithmetic")
+    }
+    assert len(rows) == 10
+    laid_out(Path(sources.mirror), "EleutherAI/arithmetic", rows)
+    found = Capability(sources=sources, tasks=["arithmetic", "piqa"], documents={"arithmetic": 12, "piqa": 3}).run(
+        tiny_lm(), "test"
+    )
+    assert set(found.metrics) >= {"arithmetic.gold_logprob", "arithmetic.accuracy", "piqa.accuracy"}
+    assert not any("2da" in name for name in found.metrics)
+    assert found.metrics["arithmetic.gold_logprob"].n == 12
+    assert found.info["tasks"]["arithmetic"] | {"version": ""} == {
+        "documents": 12, "available": 40, "chance": 0.0, "version": "", "fewshot": 0,
+    }  # fmt: skip
+    assert [source["name"] for source in found.info["sources"]] == ["EleutherAI/arithmetic", "baber/piqa"]
+    more = Capability(sources=sources, tasks=["arithmetic"], documents=20).run(tiny_lm(), "test")
+    assert set(found.items[found.items.metric == "arithmetic.gold_logprob"].item) < set(more.items.item)
+    dev = Capability(sources=sources, tasks=["arithmetic"], documents=20, dev_documents=5).run(tiny_lm(), "dev")
+    assert not set(more.items.item) & set(dev.items.item)
+    other = {key: [{**row, "completion": " 7"} for row in value] for key, value in rows.items()}
+    laid_out(tmp_path / "other", "EleutherAI/arithmetic", other)
+    moved = Sources(mirror=str(tmp_path / "other"), cache=tmp_path / "cache", offline=True)
+    one, two = (Capability(sources=s, tasks=["arithmetic"]).identity("test") for s in (sources, moved))
+    assert one != two
+
+
+def test_solved_examples_stand_before_the_question(tmp_path):
+    laid_out(
+        tmp_path / "mirror",
+        "tau/commonsense_qa",
+        {("default", "train"): CSQA[:1] * 2, ("default", "validation"): CSQA[1:3]},
+    )
+    sources = Sources(mirror=str(tmp_path / "mirror"), cache=tmp_path / "cache", offline=True)
+    lm = tiny_lm()
+    suite = Capability(sources=sources, tasks=["commonsense_qa"], documents=None, fewshot=1)
+    found = suite.run(lm, "test")
+
+    def asked(row):
+        choices = "".join(f"{a}. {b}\n" for a, b in zip(CHOICES["label"], CHOICES["text"], strict=True))
+        return f"Question: {row['question']}\n{choices}Answer:"
+
+    example = f"{asked(CSQA[0])} {CSQA[0]['answerKey']}\n\n"
+    gold = [logprob(lm, example + asked(row), f" {row['answerKey']}") for row in CSQA[1:3]]
+    assert found.metrics["commonsense_qa.gold_logprob"].value == pytest.approx(np.mean(gold), abs=1e-4)
+    plain = Capability(sources=sources, tasks=["commonsense_qa"], documents=None)
+    assert plain.run(lm, "test").metrics != found.metrics
+    assert plain.identity("test") != suite.identity("test")
+    assert found.info["tasks"]["commonsense_qa"]["fewshot"] == 1
+    with pytest.raises(SetupError, match=r"suite.capability.fewshot=-1: 0 or more"):
+        Capability(sources=sources, fewshot=-1)
+
+
+def test_missing_documents_are_an_error_or_said(sources):
+    tasks = ["piqa", "openbookqa", "mmlu"]
+    with pytest.raises(SetupError, match="no source has allenai/openbookqa"):
+        Capability(sources=sources, tasks=tasks).identity("test")
+    found = Capability(sources=sources, tasks=tasks, missing="skip", documents=3).run(tiny_lm(), "test")
+    assert found.info["skipped"] == ["openbookqa", "mmlu"]
+    assert {name.split(".")[0] for name in found.metrics} == {"piqa"}
+    with pytest.raises(SetupError, match="suite.qa: no source has any of openbookqa; set data.mirror"):
+        Capability(name="qa", sources=sources, tasks=["openbookqa"], missing="skip").identity("test")
 
 
 def test_names_read_off_the_files_are_those_of_lm_eval():
@@ -202,3 +282,24 @@ def test_tasks_that_only_the_mirror_has():
     found = suite.run(lm, "test")
     assert all(found.metrics[f"{task}.gold_logprob"].value < 0 for task in tasks)
     assert found.info["chance"]["winogrande"] == 0.5 and found.info["chance"]["arithmetic_2da"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.mirror
+def test_groups_that_only_the_mirror_has():
+    if not MIRROR.is_dir():
+        pytest.skip(f"no mirror at {MIRROR}; set STEERBENCH_MIRROR")
+    suite = Capability(
+        sources=Sources(mirror=str(MIRROR), offline=True),
+        tasks=["mmlu", "gsm8k_cot", "bbh_cot"],
+        documents={"mmlu": 5, "gsm8k_cot": 1, "bbh_cot": 5},
+        fewshot={"mmlu": 0, "gsm8k_cot": None, "bbh_cot": None},
+        missing="skip",
+    )
+    lm = tiny_lm()
+    lm.model.config.max_position_embeddings = 8192  # rotary positions know no limit
+    found = suite.run(lm, "test")
+    assert found.info["skipped"] == ["bbh_cot"]
+    assert found.info["tasks"]["mmlu"]["available"] == 14042 and found.metrics["mmlu.accuracy"].n == 5
+    assert found.info["tasks"]["gsm8k_cot"]["fewshot"] == 8
+    assert found.metrics["gsm8k_cot.exact_match.strict-match"].value == 0

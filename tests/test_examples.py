@@ -12,7 +12,8 @@ from bench.data.files import ExamplesFile, TextsFile
 from bench.data.prompts import RTP, part
 from bench.data.sources import Sources
 from bench.sampling import Sampling
-from bench.suites.capability import Capability, is_for_fitting
+from bench.suites.capability import Capability
+from bench.suites.tasks import is_for_fitting
 from methods.base import Examples
 from methods.errors import SetupError
 from tests.test_contrast import VowelShare
@@ -91,7 +92,7 @@ def test_answers_are_worded_as_lm_eval_asks_and_never_asked(sources):
         assert is_for_fitting(row)
     suite = Capability(sources=sources, tasks=["social_iqa"], documents=12, dev_documents=3, held_out=True)
     found = suite.run(tiny_lm(), "test")
-    from bench.suites.capability import _digest
+    from bench.suites.tasks import _digest
 
     taught = {_digest(rows[prompt])[:12] for prompt in TaskAnswers(sources=sources, count=10).load(None)[0].prompt}
     asked = set(found.items["item"])

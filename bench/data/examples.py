@@ -192,13 +192,13 @@ class TaskAnswers:
 
     def check(self) -> None:
         """Raises SetupError for a name that is no lm-eval task."""
-        from bench.suites.capability import definitions
+        from bench.suites.tasks import definitions
 
         definitions(self.tasks)
 
     def identity(self) -> dict[str, Any]:
         """Task, its version, its content and how many documents."""
-        from bench.suites.capability import definitions
+        from bench.suites.tasks import definitions
 
         found = definitions(self.tasks)[self.task]
         source = self.sources.locate(found.dataset, found.config, found.split)
@@ -215,14 +215,14 @@ class TaskAnswers:
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already
         """The first `count` documents for fitting, in the order of the capability suite's hash."""
-        from bench.suites import capability
+        from bench.suites.tasks import definitions, questions
 
-        definition = capability.definitions(self.tasks)[self.task]
+        definition = definitions(self.tasks)[self.task]
         where = self.sources.locate(definition.dataset, definition.config, definition.split)
-        questions = capability.questions(self.task, definition, where)
-        if len(questions) < self.count:
-            raise too_few(f"documents of {self.task} for fitting", self.count, len(questions), "lower count")
-        chosen = questions[: self.count]
+        found = questions(self.task, definition, where)
+        if len(found) < self.count:
+            raise too_few(f"documents of {self.task} for fitting", self.count, len(found), "lower count")
+        chosen = found[: self.count]
         examples = Examples([prompt for prompt, _ in chosen], [answer for _, answer in chosen])
         return examples, {"texts": self.count, "task": self.task, "sources": [where.facts()]}
 

@@ -1,0 +1,215 @@
+"""lm-eval's task definitions over our sources: which documents there are, what is asked of them, what they say.
+
+The definitions (prompt, choices, metrics) are lm-eval's; only where the data comes from is overridden.
+"""
+
+import functools
+import hashlib
+import importlib.util
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bench import metrics
+from bench.data.sources import Located
+from methods.errors import SetupError
+
+FIELD_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}  # lm-eval's names in words
+HUB_FILE = re.compile(r"hf://datasets/([^/]+/[^/]+)/")
+GROUPS = {"mmlu": "mmlu/default", "bbh_cot": "bbh/cot_fewshot", "arithmetic": "arithmetic", "tydiqa_goldp": "tydiqa"}
+"""Folders of lm-eval's tasks of which every task is asked under one name."""
+
+
+class Definition(NamedTuple):
+    """What lm-eval ships of a task: its YAML file and where its documents are on the hub."""
+
+    file: Path
+    dataset: str
+    config: str | None
+    split: str
+    version: str
+    splits: tuple[str, ...]  # settings that name a split
+
+
+@functools.cache
+def task_files() -> dict[str, Path]:
+    """The YAML file of each task that lm-eval ships. Raises SetupError where lm-eval is not installed.
+
+    lm-eval's own index parses all 14,000 files, which takes many seconds; the names alone are read off in one.
+    """
+    found = importlib.util.find_spec("lm_eval")
+    if found is None or found.origin is None:
+        raise SetupError("lm_eval is not installed; run: pip install lm-eval")
+    name = re.compile(rb"^[\"']?task[\"']?:\s*[\"']?([\w.+-]+)[\"']?\s*(?:#.*)?$", re.MULTILINE)
+    files: dict[str, Path] = {}
+    for file in sorted((Path(found.origin).parent / "tasks").rglob("*.yaml")):
+        named = name.search(file.read_bytes())
+        if named:
+            files.setdefault(named[1].decode(), file)
+    return files
+
+
+@functools.cache
+def members(name: str) -> tuple[str, ...]:
+    """The lm-eval tasks that are asked under this name: itself, or all of a group's folder."""
+    if name not in GROUPS:
+        return (name,)
+    return tuple(sorted(task for task, file in task_files().items() if file.parent.parts[-2:] == _folder(name)))
+
+
+def _folder(name: str) -> tuple[str, ...]:
+    return ("tasks", *GROUPS[name].split("/"))[-2:]
+
+
+@functools.cache
+def _manager(folder: Path) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_defaults=False, include_path=str(folder))
+
+
+@functools.cache
+def definitions(tasks: tuple[str, ...]) -> dict[str, Definition]:
+    """What lm-eval ships of these tasks. Raises SetupError for a name that is no task, and for a task without data."""
+    import difflib
+
+    from lm_eval.tasks import TaskManager
+
+    files = task_files()
+    for task in tasks:
+        if task not in files:
+            near = ", ".join(difflib.get_close_matches(task, files, 4)) or "see lm-eval's list: lm-eval ls tasks"
+            raise SetupError(f"tasks: lm-eval has no task {task!r}; close to it: {near}. Groups: {', '.join(GROUPS)}")
+    manager = TaskManager(include_defaults=False, include_path=sorted({str(files[task].parent) for task in tasks}))
+    return {task: _definition(task, files[task], manager.task_index[task].cfg or {}) for task in tasks}
+
+
+def _definition(task: str, file: Path, cfg: dict[str, Any]) -> Definition:
+    split = cfg.get("test_split") or cfg.get("validation_split")  # lm-eval's own rule
+    dataset, config = cfg.get("dataset_path"), cfg.get("dataset_name")
+    remote = HUB_FILE.match(str((cfg.get("dataset_kwargs") or {}).get("data_files", {}).get(split, "")))
+    if dataset == "json" and remote:  # arithmetic_*: one file of a hub data set whose configs are named as the tasks
+        dataset, config = remote[1], task
+    if not dataset or not split or not isinstance(cfg.get("metric_list", []), list):
+        raise SetupError(f"lm-eval's task {task} names no data set and split, so no source can be found for it")
+    number = (cfg.get("metadata") or {}).get("version", "unknown")
+    splits = tuple(key for key in ("training_split", "validation_split", "test_split", "fewshot_split") if cfg.get(key))
+    return Definition(file, dataset, config, split, str(number), splits)
+
+
+@functools.cache
+def load_task(task: str, definition: Definition, where: Located, shots: int | None = 0) -> Any:
+    """lm-eval's task object over a source; kept, so that the cells of a process pay once.
+
+    shots: solved examples before each question; None: as many as the task's own file says. Splits that are neither
+    asked nor hold these examples are switched off: a source may lack them.
+    """
+    changed: dict[str, Any] = {"task": task, "dataset_path": where.path, "dataset_name": where.config}
+    changed["dataset_kwargs"] = {"revision": where.revision} if where.source == "hub" else {}
+    asked = {"test_split" if "test_split" in definition.splits else "validation_split"}
+    if shots != 0:  # lm-eval takes examples from the one, or else from the other
+        asked |= {"fewshot_split"} if "fewshot_split" in definition.splits else {"training_split"}
+    changed |= {key: None for key in definition.splits if key not in asked}
+    loaded = _manager(definition.file.parent).load({"group": "local", "task": [changed]})["tasks"][task]
+    if shots is not None:
+        loaded.set_config(key="num_fewshot", value=shots)
+    loaded.set_fewshot_seed(seed=0)
+    return loaded
+
+
+@functools.cache
+def ranking(task: str, definition: Definition, where: Located, seed: int) -> list[tuple[str, int]]:
+    """A hash of seed and content, and the number, of each of a task's distinct documents, ordered by the hash."""
+    digests: dict[str, int] = {}
+    for number, document in enumerate(load_task(task, definition, where).eval_docs):
+        digests.setdefault(_digest(document, str(seed)), number)
+    return sorted(digests.items())
+
+
+FOR_FITTING = 0.45  # share of a task's documents; the prompts of RealToxicityPrompts are parted alike
+
+
+def is_for_fitting(document: Any) -> bool:
+    """Whether fine-tuning examples may be made of this document, by a hash of its content."""
+    return int(_digest(document, "fit")[:8], 16) / 16**8 < FOR_FITTING
+
+
+def questions(task: str, definition: Definition, where: Located) -> list[tuple[str, str]]:
+    """Prompt and right answer of each document for fitting, worded as lm-eval asks them; `ranking`'s order, seed 0.
+
+    Raises SetupError for a task whose documents are no questions with one prompt and several answers.
+    """
+    loaded = load_task(task, definition, where)
+    if loaded.OUTPUT_TYPE != "multiple_choice" or loaded.multiple_input:
+        raise SetupError(f"{task} is no multiple-choice task, so its answers cannot be trained on; choose another")
+    delimiter = loaded.config.target_delimiter
+    found = []
+    for _, number in ranking(task, definition, where, 0):
+        document = loaded.eval_docs[number]
+        if is_for_fitting(document):
+            answer = loaded.doc_to_choice(document)[gold_answers(loaded, document)[0]]
+            found.append((loaded.doc_to_text(document), delimiter + answer))
+    return found
+
+
+def _digest(document: Any, salt: str = "") -> str:
+    text = json.dumps(document, sort_keys=True, default=str, ensure_ascii=True)
+    return hashlib.sha256(f"{salt}\x00{text}".encode()).hexdigest()
+
+
+# -- numbers -----------------------------------------------------------------------------------------------------------
+
+
+def task_items(name: str, loaded: Any, samples: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Items (metrics.ITEM_COLUMNS) and scores (a row per answer asked) of one task's documents, filed under `name`.
+
+    Metrics that are no mean over documents (F1, the perplexity of a corpus) are left out.
+    """
+    items, scores = [], []
+    means = {name for name, fold in loaded.aggregation().items() if fold.__name__ == "mean"}
+    for sample in samples:
+        item = _digest(sample["doc"])[:12]
+        kind = "" if sample["filter"] == "none" else f".{sample['filter']}"
+        for one in sample["metrics"]:
+            if one in means and isinstance(sample[one], bool | int | float | np.number):
+                items.append((f"{name}.{FIELD_NAMES.get(one, one)}{kind}", item, float(sample[one]), 1.0))
+        if loaded.OUTPUT_TYPE not in ("multiple_choice", "loglikelihood"):
+            continue
+        gold = gold_answers(loaded, sample["doc"])
+        answers = [response[0] for response in sample["resps"]]
+        items.append((f"{name}.gold_logprob", item, max(answers[i][0] for i in gold), 1.0))
+        scores += [(name, item, i, logprob, bool(greedy), i in gold) for i, (logprob, greedy, *_) in enumerate(answers)]
+    columns = ["task", "item", "answer", "logprob", "greedy", "gold"]
+    return pd.DataFrame(items, columns=metrics.ITEM_COLUMNS), pd.DataFrame(scores, columns=columns)
+
+
+def gold_answers(loaded: Any, document: dict[str, Any]) -> list[int]:
+    """Which of the answers asked are right; where a task has several, the most probable one counts."""
+    if loaded.OUTPUT_TYPE == "loglikelihood":
+        return [0]
+    gold = loaded.doc_to_text(document) if loaded.multiple_input else loaded.doc_to_target(document)
+    several = gold if isinstance(gold, list) else [gold]
+    return [loaded.doc_to_choice(document).index(one) if isinstance(one, str) else int(one) for one in several]
+
+
+def chance(loaded: Any, scores: pd.DataFrame) -> float | None:
+    """Accuracy of blind guessing: the share of right answers, averaged over documents; 0 where nothing is chosen.
+
+    None for a task that computes its accuracy in its own way (truthfulqa_mc2), since chance is then not known.
+    """
+    if loaded.config.process_results is not None:
+        return None
+    if loaded.OUTPUT_TYPE != "multiple_choice":
+        return 0.0
+    return float(scores.groupby("item")["gold"].mean().mean())
+
+
+def higher_is_better(loaded: Any, name: str) -> bool:
+    """Which way a metric, named as in `task_items`, is better."""
+    known = {FIELD_NAMES.get(key, key): value for key, value in loaded.higher_is_better().items()}
+    return bool(known.get(name.split(".")[1], True))
