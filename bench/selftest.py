@@ -213,15 +213,15 @@ def examine(subject: "Subject", bar: "Bar | None" = None) -> list[Result]:
 
     A model in which a check leaves something behind is loaded afresh, so that the next one is not blamed for it.
     """
-    from bench.checks.subject import differing, state
     from bench.progress import Bar
 
     bar = bar or Bar({})
-    clean, results = state(subject.lm.model), []
+    results: list[Result] = []
     for check in checks():
         with bar.stage(check.name, check.name):
             results.append(_result(check, subject))
-            if differing(clean, state(subject.lm.model)):
+            broken = any(one.outcome == "FAIL" for one in results)
+            if broken and subject.traces():
                 subject.lm = subject.load()
     return results
 

@@ -61,8 +61,8 @@ def right_padding(subject: Subject) -> str:
 def order(subject: Subject) -> str:
     """Which prompts were sampled before does not change a text."""
     with subject.steered() as lm:
-        first = {prompt: sample(lm, [prompt], 2, 2 * STEPS) for prompt in PROMPTS}
-        again = {prompt: sample(lm, [prompt], 2, 2 * STEPS) for prompt in reversed(PROMPTS)}
+        first = {prompt: sample(lm, [prompt], 2, STEPS) for prompt in PROMPTS}
+        again = {prompt: sample(lm, [prompt], 2, STEPS) for prompt in reversed(PROMPTS)}
     other = [prompt for prompt in PROMPTS if first[prompt] != again[prompt]]
     if other:
         raise Failure(f"{len(other)} of {len(PROMPTS)} prompts get other texts in the opposite order: {other[0]!r}")

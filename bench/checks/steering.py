@@ -31,10 +31,10 @@ from methods.base import Steering
 
 def undo(subject: Subject) -> str:
     """After the block, also after an exception, the model is bit-equal; it can be switched off and on inside."""
-    before, unsteered = state(subject.lm.model), logits(subject.lm)
+    unsteered = logits(subject.lm)
 
     def demand_undone(when: str) -> None:
-        left = differing(before, state(subject.lm.model))
+        left = subject.traces()
         if left:
             raise Failure(f"{when}, traces are left: {some(left)}")
         if not torch.equal(logits(subject.lm), unsteered):
@@ -55,7 +55,7 @@ def undo(subject: Subject) -> str:
         demand_undone("after an exception")
     else:
         raise Failure("apply swallows an exception that is raised inside its block")
-    return f"{len(before)} facts about the model and its logits are the same; after an exception too"
+    return f"{len(subject.clean)} facts about the model and its logits are the same; after an exception too"
 
 
 class Interruption(Exception):
@@ -64,9 +64,9 @@ class Interruption(Exception):
 
 def strength_zero(subject: Subject) -> str:
     """Strength 0 is the base model exactly."""
-    unsteered, before = logits(subject.lm), state(subject.lm.model)
+    unsteered = logits(subject.lm)
     with subject.method.apply(subject.lm.model, subject.fitted.artefact, 0) as steering:
-        changed = [one for one in differing(before, state(subject.lm.model)) if not one.startswith("hooks")]
+        changed = [one for one in subject.traces() if not one.startswith("hooks")]
         got = logits(replace(subject.lm, steering=steering))
     if steering != Steering():
         raise Failure("it has a prefix or a function of the logits at strength 0")
@@ -112,9 +112,8 @@ def grid(subject: Subject) -> str:
 
 def where(subject: Subject) -> str:
     """It acts on the same tokens of a text whether the text stands alone, is padded, or is read at once."""
-    before = state(subject.lm.model)
     with Watch(subject.lm.model) as watch, subject.steered() as lm:
-        inside = differing(before, state(subject.lm.model))
+        inside = subject.traces()
         head, longer = (lm.encode(prompt) for prompt in PROMPTS[:2])
         tail = tokens(lm)[:STEPS]
         watch.start()
@@ -129,7 +128,7 @@ def where(subject: Subject) -> str:
             if here != there:
                 raise Failure(f"{name} changes {here}; {how} it changes {there}")
     edited = sum(name.startswith("weight ") for name in inside)
-    total = sum(name.startswith("weight ") for name in before)
+    total = sum(name.startswith("weight ") for name in subject.clean)
     replaced = sum(name.startswith("forward of") for name in inside)
     parts = [
         f"{edited} of {total} weights edited" if edited else "",

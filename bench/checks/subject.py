@@ -50,11 +50,13 @@ class Subject:
     options: Collection[str] | None = None
     method: Method = field(init=False)
     lm: LM = field(init=False)
+    clean: dict[str, Any] = field(init=False)  # `state` of a model that nobody has touched
     _fitted: "Fitted | None" = None
     _tried: bool = False
 
     def __post_init__(self) -> None:
         self.method, self.lm = self.make(), self.load()
+        self.clean = state(self.lm.model)
 
     @property
     def strongest(self) -> float:
@@ -66,6 +68,10 @@ class Subject:
         needed = {name: getattr(self.data, name) for name in self.method.needs}
         return self.method.fit(lm.model, lm.tokenizer, FitData(**needed))
 
+    def traces(self) -> list[str]:
+        """What is not as it was when the model was loaded."""
+        return differing(self.clean, state(self.lm.model))
+
     @property
     def fitted(self) -> "Fitted":
         """The first fit, with what it left behind. Raises Skipped where it was tried and failed."""
@@ -73,12 +79,10 @@ class Subject:
             if self._tried:
                 raise Skipped("there is no artefact: the fit failed")
             self._tried = True
-            before, drawn, start = state(self.lm.model), randomness(), time.perf_counter()
+            drawn, start = randomness(), time.perf_counter()
             artefact = self.fit(self.lm)
             seconds = time.perf_counter() - start
-            self._fitted = Fitted(
-                artefact, seconds, differing(before, state(self.lm.model)), differing(drawn, randomness())
-            )
+            self._fitted = Fitted(artefact, seconds, self.traces(), differing(drawn, randomness()))
         return self._fitted
 
     @contextmanager
