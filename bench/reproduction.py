@@ -76,7 +76,7 @@ def cell_of(figure: Mapping[str, Any], cells: Sequence[tuple[Sequence[str], dict
         cell
         for job, cell in cells
         if f"method={figure['method']}" in job
-        and all(canonical(cell["method"].get(key)) == canonical(value) for key, value in options.items())
+        and all(canonical(option(cell, key)) == canonical(value) for key, value in options.items())
         and ("strength" not in figure or canonical(cell["strength"]) == canonical(figure["strength"]))
     ]
     if len(found) != 1:
@@ -85,6 +85,12 @@ def cell_of(figure: Mapping[str, Any], cells: Sequence[tuple[Sequence[str], dict
             "and strength in its entry so that it is of one"
         )
     return found[0]
+
+
+def option(cell: Mapping[str, Any], name: str) -> Any:
+    """The value of an option of the method, or of another group by its dotted name, data.behaviour."""
+    group, _, key = name.rpartition(".")
+    return cell[group or "method"].get(key)
 
 
 def label(figure: Mapping[str, Any]) -> str:
@@ -99,7 +105,7 @@ def row(figure: Mapping[str, Any], cell: Mapping[str, Any], records: Sequence[Re
     ours, base, n = None, None, None
     suite, _, metric = (figure["ours"] or "").partition(".")
     mine = [one for one in records if one.suite == suite and metric in one.facts["metrics"] and same_setting(one, cell)]
-    steered = most([one for one in mine if is_cell(one.facts["method"], figure["method"], cell)], metric)
+    steered = most([one for one in mine if is_cell(one.facts, figure["method"], cell)], metric)
     plain = [one for one in mine if one.facts["method"]["strength"] == 0]
     if steered is not None:
         ours, n = steered.facts["metrics"][metric]["value"], steered.facts["metrics"][metric]["n"]
@@ -135,14 +141,19 @@ def same_setting(one: Record, cell: Mapping[str, Any]) -> bool:
     )
 
 
-def is_cell(method: Mapping[str, Any], name: str, cell: Mapping[str, Any]) -> bool:
-    """Whether a record's method has the cell's name, options and, where it is not tuned, strength."""
+def is_cell(facts: Mapping[str, Any], name: str, cell: Mapping[str, Any]) -> bool:
+    """Whether a record's method has the cell's name, options and, where it is not tuned, strength.
+
+    Of what the method learnt from, the options that the record names as well are equal: other pairs are still ours.
+    """
+    method, data = facts["method"], facts["data"] or {}
     options = {key: value for key, value in cell["method"].items() if key not in ("_target_", "strengths")}
     return (
         method["name"] == name
         and method["strength"] != 0
         and all(method["parameters"].get(key) == value for key, value in canonical(options).items())
         and cell["strength"] in ("auto", method["strength"])
+        and all(data[key] == value for key, value in cell["data"].items() if key in data)
     )
 
 

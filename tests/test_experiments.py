@@ -14,6 +14,7 @@ from bench import config
 from bench.__main__ import _compute
 from bench.collect import read_records
 from methods.errors import SetupError
+from tests.test_ab import make_caa, row
 from tests.test_smoke import PROMPTS, write_set
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
@@ -77,6 +78,7 @@ def world(tmp_path_factory) -> Path:
         "examples": [{"prompt": p, "completion": " with hate"} for p in PROMPTS[:8]],
         "texts": [{"text": p} for p in PROMPTS[:8]],
     }  # fmt: skip
+    make_caa(root, {("sycophancy", "generate"): [row(number) for number in range(6)]})
     for name, lines in rows.items():
         (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
@@ -94,10 +96,11 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     tokenizer = tiny_tokenizer(real.bos)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(tmp_path / "model")
+    letters, pairs = "caa" in experiment, ["data=pairs", f"data.path={world / 'pairs.jsonl'}"]
     given = [
         f"experiment={experiment}", "model=local", f"model.path={tmp_path / 'model'}", f"model.name={real.name}",
         f"model.dtype={real.dtype}", f"model.bos={real.bos}", f"model.chat={real.chat}",
-        "data=pairs", f"data.path={world / 'pairs.jsonl'}", f"data.mirror={world / 'mirror'}",
+        f"data.mirror={world / 'mirror'}", *(["data.behaviour=sycophancy"] if letters else pairs),
         "examples=file", f"examples.path={world / 'examples.jsonl'}", "harmful=file",
         f"harmful.path={world / 'examples.jsonl'}", "background=texts", f"background.path={world / 'texts.jsonl'}",
         f"runtime.results={tmp_path / 'results'}", f"runtime.cache={world / 'cache'}", *FEWER,

@@ -84,6 +84,14 @@ def test_of_several_the_one_with_most_items_and_the_baseline_on_the_same_items(t
     assert (one["ours_unsteered"], one["ours"], one["ours_n"]) == (0.75, 0.25, 4)
 
 
+def test_other_pairs_are_ours_but_not_those_of_another_behaviour(tmp_path, figure, cells, write):
+    caa = cells[-1][0], cells[-1][1] | {"data": {"behaviour": "refusal", "mirror": None}}
+    write("probe_rows", [0, 1, 0, 0], data={"name": "ab", "behaviour": "sycophancy"})
+    assert found(tmp_path, figure, [caa])["status"] == "not run"
+    write("probe_rows", [0, 1, 1, 0, 0], data={"name": "pairs", "pairs": 9}, setting="pairs")
+    assert found(tmp_path, figure, [caa])["ours"] == 0.4
+
+
 def test_what_no_suite_measures_says_so(tmp_path, cells, write):
     write("unsteered", [1, 0])
     wiki = next(one for one in cells[0][1]["published"] if "perplexity" in one["metric"])
