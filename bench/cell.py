@@ -47,13 +47,14 @@ def build(node: DictConfig, leave: tuple[str, ...] = (), **available: Any) -> An
     """
     settings = OmegaConf.to_container(node, resolve=True)
     assert isinstance(settings, dict)
-    return _built({key: value for key, value in settings.items() if key not in leave}, available)
+    return built({key: value for key, value in settings.items() if key not in leave}, available)
 
 
-def _built(settings: Any, available: dict[str, Any]) -> Any:
+def built(settings: Any, available: dict[str, Any]) -> Any:
+    """As `build`, from plain values."""
     if not isinstance(settings, dict):
         return settings
-    given = {str(key): _built(value, available) for key, value in settings.items() if key != "_target_"}
+    given = {str(key): built(value, available) for key, value in settings.items() if key != "_target_"}
     if "_target_" not in settings:
         return given
     target = get_class(settings["_target_"])

@@ -5,12 +5,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from bench.identity import SCHEMA, digest
 from bench.lm import LM
 from bench.record import whole_folder
 from bench.sampling import VERSION, Continuation, Sampling, continuations
+from methods.errors import SetupError
+
+FILE = "samples.jsonl.gz"
 
 
 def decoding_identity(sampling: Sampling) -> dict[str, Any]:
@@ -19,7 +22,26 @@ def decoding_identity(sampling: Sampling) -> dict[str, Any]:
     return {key: value for key, value in asdict(sampling).items() if key not in unused} | {"version": VERSION}
 
 
-def generation_id(lm: LM, prompts: Sequence[str], num_samples: int) -> str:
+class Asker(Protocol):
+    """Who asks for texts: a language model, or what is known of one."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Of the model."""
+        ...
+
+    @property
+    def steering_identity(self) -> dict[str, Any] | None:
+        """Of the steering; None: unsteered."""
+        ...
+
+    @property
+    def sampling(self) -> Sampling:
+        """How texts are decoded."""
+        ...
+
+
+def generation_id(lm: Asker, prompts: Sequence[str], num_samples: int) -> str:
     """Of a set of continuations: model, steering, prompts, decoding."""
     return digest(
         {
@@ -42,12 +64,23 @@ class Generations:
     def sampled(self, lm: LM, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
         """The stored continuations, sampled now where there are none."""
         target = self.folder / generation_id(lm, prompts, num_samples)
-        file = target / "samples.jsonl.gz"
+        file = target / FILE
         if not file.exists():
             rows = continuations(lm, prompts, num_samples, lm.sampling)
             with whole_folder(target) as temporary, gzip.open(temporary / file.name, "wt", encoding="utf-8") as out:
                 for prompt, row in zip(prompts, rows, strict=True):
                     out.write(json.dumps({"prompt": prompt, "continuations": row}) + "\n")
-        with gzip.open(file, "rt", encoding="utf-8") as lines:
-            stored = [json.loads(line)["continuations"] for line in lines]
-        return [[Continuation(text, ended) for text, ended in row] for row in stored]
+        return _read(file)
+
+    def stored(self, lm: Asker, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
+        """The stored continuations. Raises SetupError where there are none."""
+        file = self.folder / generation_id(lm, prompts, num_samples) / FILE
+        if not file.exists():
+            raise SetupError(f"{file.parent} is not there, so these texts cannot be judged again; run their cell anew")
+        return _read(file)
+
+
+def _read(file: Path) -> list[list[Continuation]]:
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        rows = [json.loads(line)["continuations"] for line in lines]
+    return [[Continuation(text, ended) for text, ended in row] for row in rows]

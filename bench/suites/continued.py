@@ -31,6 +31,7 @@ class Continued:
     decoding; the rest is as the run decodes (conf/sampling).
     """
 
+    version: ClassVar[int]
     samples: ClassVar[bool] = True
 
     name: str
@@ -78,12 +79,17 @@ class Continued:
         new = self.decoded(Sampling()).max_new_tokens
         return len(self.texts(split)[0]) * (TOKENS_A_PROMPT + new * self.samples_a_prompt(split))
 
+    def worded(self, lm: LM, prompt: Prompt) -> Prompt:
+        """The prompt as this model is asked it; here as it is."""
+        del lm
+        return prompt
+
     def continued(self, lm: LM, split: Split) -> Iterator[tuple[list[Prompt], list[list[Continuation]]]]:
         """Blocks of prompts with the continuations of each, sampled or taken from the store."""
         prompts, _ = self.texts(split)
         lm = replace(lm, sampling=self.decoded(lm.sampling))
         for start in range(0, len(prompts), BLOCK):
-            block = prompts[start : start + BLOCK]
+            block = [self.worded(lm, prompt) for prompt in prompts[start : start + BLOCK]]
             yield block, lm.sample([prompt.text for prompt in block], self.samples_a_prompt(split))
 
     def facts(self, split: Split) -> dict[str, Any]:

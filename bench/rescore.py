@@ -1,0 +1,190 @@
+"""`python -m bench.rescore`: judge stored continuations by other scorers; nothing is sampled, no model is loaded.
+
+Exit code 0: done; 2: something the user must mend; 130: stopped by Ctrl-C, what is judged is kept.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from methods.errors import SetupError
+
+if TYPE_CHECKING:
+    from bench.collect import Record
+    from bench.generations import Generations
+    from bench.sampling import Continuation, Sampling
+    from bench.suites.continued import Judged
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Judge what the command line asks for; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or {"-h", "--help"} & set(given):
+        show_help()
+        return 0
+    try:
+        _run(given)
+    except SetupError as error:
+        for line in str(error).splitlines():
+            console.print(f"[bold red]error:[/] {escape(line)}")
+        return 2
+    except KeyboardInterrupt:
+        console.print("stopped; what is judged is kept, and the same command goes on from there")
+        return 130
+    return 0
+
+
+def show_help() -> None:
+    """Print the command and its options."""
+    out = Console(width=None if Console().is_terminal else 120, highlight=False)
+    own = escape("scorer=[...] [runtime.results=FOLDER] [scorer.NAME.OPTION=...] [data.mirror=FOLDER]")
+    out.print(f"[bold]python -m bench.rescore[/] [italic]{own}[/]")
+    out.print(
+        "\n  Judges the continuations under runs/generations by these scorers and writes a record for each suite and"
+        "\n  cell, as if the run had named them; the records that are there stay. Then the leaderboard is rebuilt."
+        "\n  Suites that do not judge continuations are left alone.\n"
+        "\n  python -m bench.rescore scorer=[profanity_check,lexicon,detoxify]",
+        highlight=False,
+    )
+
+
+def _run(given: Sequence[str]) -> None:
+    from bench import config, leaderboard
+    from bench.collect import read_records
+    from bench.progress import Bar
+
+    if not any(one.startswith("scorer=") for one in given):
+        raise SetupError("name the scorers: scorer=[profanity_check,lexicon]; see --help")
+    first = next(one for one in given if one.startswith("scorer=")).partition("=")[2].strip("[]").split(",")[0]
+    named = [f"{group}.scorer={first}" for group in ("data", "tuning")]  # neither pairs nor strengths are chosen here
+    cfg = config.validate([*given, *[one for one in named if one.partition("=")[0] not in _keys(given)]])
+    results = Path(cfg.runtime.results)
+    rescored = [
+        one for one in (Rescored.of(stored, cfg) for stored in read_records(results / "runs")[0]) if one is not None
+    ]
+    if not rescored:
+        raise SetupError(f"{results}/runs holds no record of a suite that judges continuations; compute some first")
+    due = [one for one in rescored if not one.is_known]
+    with Bar({one.id: float(one.texts) for one in due}) as bar:
+        for one in due:
+            with bar.stage(one.id, f"{one.about['method']['name']} · {one.suite.name}"):
+                one.write()
+    console.print(f"{len(due)} results judged anew, {len(rescored) - len(due)} were known")
+    leaderboard.show(leaderboard.rebuild(results))
+
+
+def _keys(given: Sequence[str]) -> set[str]:
+    return {one.partition("=")[0] for one in given}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a suite needs of a model when the texts are there already: to find them again."""
+
+    identity: dict[str, Any]
+    steering_identity: dict[str, Any] | None
+    sampling: "Sampling"
+    store: "Generations"
+
+    def sample(self, prompts: Sequence[str], num_samples: int) -> "list[list[Continuation]]":
+        """The stored continuations. Raises SetupError where they are gone."""
+        return self.store.stored(self, prompts, num_samples)
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """A stored result, to be judged by the scorers of a config."""
+
+    about: dict[str, Any]  # the stored record
+    suite: "Judged"
+    folder: Path  # of records
+
+    @classmethod
+    def of(cls, stored: "Record", cfg: Any) -> "Rescored | None":
+        """None for a suite without judges, and for a record that does not say how its suite was set."""
+        from bench.cell import build, built
+        from bench.data.sources import Sources, default_cache
+        from bench.suites.continued import Judged
+
+        about = stored.facts
+        if about["split"] != "test" or not about.get("settings"):
+            return None
+        cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+        sources = Sources(mirror=cfg.data.mirror, cache=cache, offline=cfg.data.offline)
+        injected: dict[str, Any] = {"sources": sources}
+        injected["scorers"] = [build(node, **injected) for node in cfg.scorer.values()]
+        suite = built(about["settings"], injected | {"name": about["suite"]})
+        if not isinstance(suite, Judged) or not suite.judges:
+            return None
+        return cls(about, suite, Path(cfg.runtime.results) / "runs" / "records")
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """Identity of the model: what the record says but for the name that people gave it."""
+        return {key: value for key, value in self.about["model"].items() if key != "name"}
+
+    @property
+    def steering(self) -> dict[str, Any] | None:
+        """Identity of the steering."""
+        from bench.identity import steering_identity
+
+        return steering_identity(self.about["fit_id"], self.about["method"], self.about["method"]["strength"])
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Identity of the suite with these scorers."""
+        own = {"name": self.suite.name, "version": self.suite.version, "decoding": self.about["sampling"]}
+        return own | self.suite.identity("test")
+
+    @property
+    def id(self) -> str:
+        """Of the record to be written."""
+        from bench.identity import record_id
+
+        return record_id(self.model, self.steering, self.named, "test")
+
+    @property
+    def is_known(self) -> bool:
+        """There is such a record, whoever made it."""
+        from bench import record
+
+        return record.read(self.folder / self.id) is not None
+
+    @property
+    def texts(self) -> int:
+        """How many are judged."""
+        return int(self.about["info"]["texts"])
+
+    def write(self) -> None:
+        """Judge and write. Raises SetupError where the texts are gone."""
+        from bench import record
+        from bench.generations import Generations
+        from bench.identity import comparison_id
+        from bench.provenance import provenance
+        from bench.sampling import Sampling
+
+        decoding = {key: value for key, value in self.about["sampling"].items() if key != "version"}
+        store = Generations(self.folder.parent / "generations")
+        stored = Stored(self.model, self.steering, Sampling(**decoding), store)
+        found = self.suite.run(stored, "test")  # type: ignore[arg-type]  # of a model it samples only
+        judged = {
+            "id": self.id,
+            "comparison": comparison_id(self.model, self.named, "test"),
+            "metrics": {name: one._asdict() for name, one in found.metrics.items()},
+            "info": found.info,
+            "sources": found.info["sources"],
+            "scorers": self.about["scorers"] | {"report": found.info["scorers"]},
+            "provenance": provenance() | {"rescored_from": self.about["id"]},
+        }
+        record.write(self.folder, self.about | judged, found.items, found.scores)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
