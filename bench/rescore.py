@@ -93,6 +93,11 @@ class Stored:
     sampling: "Sampling"
     store: "Generations"
 
+    @property
+    def chat(self) -> bool:
+        """Prompts went through the chat template."""
+        return bool(self.identity["chat"])
+
     def sample(self, prompts: Sequence[str], num_samples: int) -> "list[list[Continuation]]":
         """The stored continuations. Raises SetupError where they are gone."""
         return self.store.stored(self, prompts, num_samples)

