@@ -76,7 +76,7 @@ class ABPairs:
         pairs = Pairs([], [], [])
         for row in sorted(rows, key=lambda row: _digest(row["question"]))[: self.limit]:
             prompt = worded(lm, row["question"])
-            matching, other = (_answer(row[f"answer_{kind}_behavior"]) for kind in ("matching", "not_matching"))
+            matching, other = (answer(row[f"answer_{kind}_behavior"]) for kind in ("matching", "not_matching"))
             if matching == other:
                 raise SetupError(f"{CAA}, {self.behaviour}: both answers of {row['question'][:60]!r} are {other}")
             blank = "" if prompt[-1].isspace() else " "
@@ -100,7 +100,7 @@ def worded(lm: LM, question: str) -> str:
     return text.removeprefix(bos) if bos and lm.tokenizer("").input_ids == [lm.tokenizer.bos_token_id] else text
 
 
-def _answer(text: str) -> str:
+def answer(text: str) -> str:
     """A letter in brackets, without blanks around it. Raises SetupError for anything else."""
     if not re.fullmatch(r"\([A-Z]\)", text.strip()):
         raise SetupError(f"{CAA}: an answer is {text!r}, expected is a letter in brackets, as (A)")
