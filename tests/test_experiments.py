@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConf
 from bench import config
 from bench.__main__ import _compute
 from bench.collect import read_records
+from methods import anatomy
 from methods.errors import SetupError
 from tests.test_ab import make_caa, row
 from tests.test_smoke import PROMPTS, write_set
@@ -121,3 +122,26 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_it_sets_suites_that_there_are(experiment):
     assert set(EXPERIMENTS[experiment].get("suite", {})) <= set(config.groups()["suite"])
+
+
+BLOCKS = {  # arXiv 2405.13967, authors' configs: directions, blocks edited
+    "detox_gpt2_medium": (2, range(10, 24)),
+    "detox_gpt_j_6b": (10, range(10, 27)),
+    "detox_opt_6_7b": (10, range(10, 32)),
+    "detox_mistral_7b": (10, range(15, 32)),
+}
+
+
+@pytest.mark.parametrize("experiment", BLOCKS)
+def test_profs_edits_the_blocks_of_its_configs(experiment):
+    cfg = config.compose(config.jobs([f"experiment={experiment}"], multirun=False)[-1])
+    model = AutoModelForCausalLM.from_config(TINY[cfg.model.name]())
+    edited = anatomy.layer_range(model, cfg.method.layer_start, cfg.method.layer_stop)
+    assert (cfg.method.rank, edited) == BLOCKS[experiment]
+    assert cfg.sampling.max_new_tokens == 10 and cfg.sampling.temperature == 0 and cfg.seed.fit == cfg.method.seed == 42
+
+
+def test_model_surgery_moves_as_many_rows_as_the_paper():
+    cfg = config.compose(config.jobs(["experiment=model_surgery_llama2_7b"], multirun=False)[-1])
+    assert round(cfg.method.row_fraction * 32 * 11008) == 16384  # Table 14
+    assert (cfg.strength, cfg.sampling.max_new_tokens, cfg.sampling.temperature) == (1.08, 20, 0)
