@@ -114,6 +114,14 @@ class NotTheBaseAtZero(Sound):
             yield steering
 
 
+class HookAtZero(Sound):
+    @contextlib.contextmanager
+    def apply(self, model, artefact, strength):
+        vector = strength * artefact["direction"]
+        with hooked([Hook(self.block(model), "output", lambda hidden: self.moved(hidden, vector.to(hidden)))]):
+            yield Steering()
+
+
 class PrefixAtZero(Sound):
     @contextlib.contextmanager
     def apply(self, model, artefact, strength):
@@ -352,6 +360,7 @@ BROKEN = {
     ScalesItsArtefact: {"undo"},
     OnlyOnce: {"effect", "grid of strengths"},
     NotTheBaseAtZero: {"strength 0"},
+    HookAtZero: {"strength 0"},
     PrefixAtZero: {"strength 0"},
     DoesNothing: {"effect", "grid of strengths"},
     IgnoresItsStrength: {"grid of strengths"},

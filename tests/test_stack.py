@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from bench import identity
+from bench.checks.subject import logits
 from methods.act_add import ActAdd
 from methods.base import FitData, Steering
 from methods.caa import CAA
@@ -9,7 +10,7 @@ from methods.detox import DeTox
 from methods.errors import SetupError
 from methods.prompt import Prompt
 from methods.stack import Stack, _in_order
-from tests.test_contract import PAIRS, logits
+from tests.test_contract import PAIRS
 from tests.tiny import tiny_lm
 
 DETOX, SECOND = DeTox(rank=1, layer_start=1), CAA(layer=3)
