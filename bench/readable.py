@@ -186,7 +186,7 @@ def toxicity_columns(table: Table) -> dict[str, str]:
     titles: dict[str, str] = {}
     for name in table.toxicity:
         _, scorer, metric = name.split(".", 2)
-        titles[f"by\n{scorer}" if titles else f"toxicity\n{metric.rpartition('_')[2]}"] = name
+        titles[f"by\n{scorer}" if titles else f"toxicity\n{metric.split('_toxicity_')[1].partition('_')[0]}"] = name
     return titles
 
 

@@ -66,12 +66,11 @@ def _run(given: Sequence[str]) -> None:
     named = [f"{group}.scorer={first}" for group in ("data", "tuning")]  # neither pairs nor strengths are chosen here
     cfg = config.validate([*given, *[one for one in named if one.partition("=")[0] not in _keys(given)]])
     results = Path(cfg.runtime.results)
-    rescored = [
-        one for one in (Rescored.of(stored, cfg) for stored in read_records(results / "runs")[0]) if one is not None
-    ]
+    judged = (Rescored.of(stored, cfg) for stored in read_records(results / "runs")[0])
+    rescored = {one.id: one for one in judged if one is not None}  # texts judged by two sets of scorers are one
     if not rescored:
         raise SetupError(f"{results}/runs holds no record of a suite that judges continuations; compute some first")
-    due = [one for one in rescored if not one.is_known]
+    due = [one for one in rescored.values() if not one.is_known]
     with Bar({one.id: float(one.texts) for one in due}) as bar:
         for one in due:
             with bar.stage(one.id, f"{one.about['method']['name']} · {one.suite.name}"):

@@ -72,6 +72,7 @@ def test_a_sweep_twice_and_in_another_order(world, tmp_path, capsys):
     assert (tmp_path / "a/figures/tradeoff.png").stat().st_size > 5000
     table = pd.read_csv(tmp_path / "a/leaderboard.csv")
     assert set(table["method"]) == set(methods.split(","))
+    assert "| toxicity k2 |" in (tmp_path / "a/leaderboard.md").read_text()
     first = contents(tmp_path / "a")
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "a/runs").rglob("*") if path.is_file()}
 
