@@ -56,7 +56,9 @@ class Sentiment(Judged):
     name: str = "sentiment"
     data: str = "stanfordnlp/imdb"
     prefix_words: int = 25
+    k: int = 1
     prompts: int | None = 50
+    dev_k: int = 1
     dev_prompts: int = 16
 
     def __post_init__(self) -> None:
