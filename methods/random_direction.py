@@ -56,9 +56,9 @@ class RandomDirection(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the direction inside the block."""
+        """Add the direction inside the block. Raises SetupError for the artefact of another model."""
         layer = anatomy.layer_index(model, self.layer)
-        vector = strength * artefact[f"layers.{layer}.direction"]
+        vector = strength * directions.fitted(model, artefact, f"layers.{layer}.direction", self.name)
         hook = Hook(anatomy.blocks(model)[layer], "output", adding(vector, "generation", boundary=True))
         with hooked([hook] if strength else []):
             yield Steering()

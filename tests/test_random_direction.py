@@ -94,3 +94,11 @@ def test_errors():
         RandomDirection(layer=9).check(lm.model)
     with pytest.raises(SetupError, match="random_direction learns from contrast pairs"):
         RandomDirection().fit(lm.model, lm.tokenizer, FitData())
+
+
+def test_artefact_of_another_model():
+    method, artefact = RandomDirection(), {"layers.1.direction": torch.zeros(7)}
+    with pytest.raises(SetupError, match="not fitted on this model"):
+        method.apply(tiny_lm("gpt2").model, artefact, 1.0).__enter__()
+    with pytest.raises(SetupError, match="not fitted on this model at this layer"):
+        method.apply(tiny_lm("gpt2").model, {}, 1.0).__enter__()
