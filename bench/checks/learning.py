@@ -73,7 +73,7 @@ def fit(subject: Subject) -> str:
     fitted = subject.fitted
     if fitted.trace:
         raise Failure(f"it leaves traces in the model: {some(fitted.trace)}")
-    learnt = f"{len(fitted.artefact)} tensors, {base.artefact_bytes(fitted.artefact) / 1e6:.3g} MB"
+    learnt = f"{len(fitted.artefact)} tensors, {base.artefact_bytes(fitted.artefact):,} bytes"
     return f"{fitted.seconds:.1f} s; {learnt}; the model is bit-equal"
 
 
