@@ -157,7 +157,11 @@ def test_stored_answers_can_be_judged_anew(world, tmp_path):
         assert set(texts) == set(first)
 
 
-def test_a_limit_takes_a_fixed_sample_and_dev_takes_others(world):
+def test_a_limit_takes_a_fixed_sample_and_dev_takes_others(world, tmp_path):
+    turned = make_mirror(tmp_path / "turned", HARM, [{"prompt": task} for task in reversed(TASKS)], "standard")
+    other = Sources(mirror=str(turned), cache=tmp_path / "cache", offline=True)
+    orders = [[one.text for one in jailbreak(s, prompts=None).texts("test")[0]] for s in (world, other)]
+    assert orders[0] == orders[1] != TASKS
     few = [one.id for one in jailbreak(world, prompts=4).texts("test")[0]]
     more = [one.id for one in jailbreak(world, prompts=7).texts("test")[0]]
     dev = [one.id for one in jailbreak(world, prompts=7, dev_prompts=5).texts("dev")[0]]
