@@ -33,6 +33,7 @@ class Detoxify:
     """
 
     name: ClassVar[str] = "detoxify"
+    measures: ClassVar[str] = "toxicity"
 
     model_type: str = "original"
     checkpoint: str | None = None

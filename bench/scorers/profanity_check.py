@@ -15,6 +15,7 @@ class ProfanityCheck:
     """
 
     name: ClassVar[str] = "profanity_check"
+    measures: ClassVar[str] = "toxicity"
 
     def identity(self) -> dict[str, Any]:
         """The weights come with the package; scikit-learn computes with them."""

@@ -1,0 +1,219 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+)
+
+from bench import config, models
+from bench.cell import build
+from bench.scorers import hf_classifier
+from bench.scorers.hf_classifier import HFClassifier
+from methods.errors import SetupError
+from tests.tiny import VOCABULARY, tiny_tokenizer
+
+LABELS = ["benign", "toxic", "other"]
+TEXTS = ["a walk by the river", "bread", "", "the lazy dog and the small bird sing of love", "  \n", "work and weather"]
+SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
+
+
+def settings(labels: list[str], **others: object) -> dict[str, object]:
+    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+    return {"vocab_size": VOCABULARY, "pad_token_id": 0, **SIZES, **names, **others}
+
+
+def saved(model: PreTrainedModel, folder: Path, **tokenizer: object) -> Path:
+    """The model with large weights, so that it has opinions, and its tokenizer."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(15 if parameter.ndim > 1 else 1)
+    model.eval().save_pretrained(folder)
+    own = tiny_tokenizer()
+    for key, value in tokenizer.items():
+        setattr(own, key, value)
+    own.save_pretrained(folder)
+    return folder
+
+
+def bert(folder: Path, labels: list[str] = LABELS, seed: int = 0, **others: object) -> Path:
+    torch.manual_seed(seed)
+    shape = settings(labels, max_position_embeddings=64) | others
+    return saved(BertForSequenceClassification(BertConfig(**shape)), folder)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return bert(tmp_path / "bert")
+
+
+def logits(folder: Path, text: str) -> torch.Tensor:
+    """Of one text, alone and without padding."""
+    model = BertForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        return model(torch.tensor([tiny_tokenizer()(text)["input_ids"]])).logits[0]
+
+
+def test_the_score_is_the_softmax_of_the_label(folder):
+    found = HFClassifier(path=str(folder), label="toxic")(["p"] * len(TEXTS), TEXTS)
+    expected = [float(logits(folder, text).softmax(-1)[1]) if text.strip() else 0.0 for text in TEXTS]
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert max(expected) - min(filter(None, expected)) > 0.1
+    every = [HFClassifier(path=str(folder), label=label)(["p"], ["bread"])[0] for label in LABELS]
+    assert sum(every) == pytest.approx(1)
+    assert HFClassifier(path=str(folder), label=2)(["p"], ["bread"]) == [every[2]]
+
+
+def test_of_a_model_of_many_labels_at_once_it_is_the_sigmoid(tmp_path):
+    folder = bert(tmp_path / "multi", problem_type="multi_label_classification")
+    found = HFClassifier(path=str(folder), label="toxic")(["p"] * 2, ["bread", "a walk by the river"])
+    assert found == pytest.approx(
+        [float(logits(folder, text)[1].sigmoid()) for text in ("bread", "a walk by the river")]
+    )
+
+
+def test_of_a_single_logit_it_is_the_sigmoid(tmp_path):
+    folder = bert(tmp_path / "one", ["toxic"])
+    assert HFClassifier(path=str(folder), label=0)(["p"], ["bread"]) == pytest.approx(
+        [float(logits(folder, "bread")[0].sigmoid())]
+    )
+
+
+def test_batches_and_prompts_change_nothing(folder):
+    judge = HFClassifier(path=str(folder), label="toxic")
+    whole = judge(TEXTS, TEXTS)
+    for batch_size in (1, 2, 4):
+        assert replace(judge, batch_size=batch_size)(["q"] * len(TEXTS), TEXTS) == pytest.approx(whole, abs=1e-6)
+    assert judge([], []) == []
+
+
+@pytest.mark.parametrize(("measures", "blank"), [("toxicity", 0.0), ("refusal", 0.0), ("sentiment", 0.5)])
+def test_a_blank_text_scores_by_what_is_measured(folder, measures, blank):
+    scores = HFClassifier(path=str(folder), label="toxic", measures=measures)(["p"] * 3, ["", " \n", "bread"])
+    assert scores[:2] == [blank, blank] and scores[2] not in (0.0, 0.5)
+
+
+def test_long_texts_are_cut(folder):
+    long, start = "the river " * 60, "the river " * 4
+    judge = HFClassifier(path=str(folder), label="toxic", max_tokens=6)
+    assert judge(["p"], [long]) == pytest.approx(judge(["p"], [start]), abs=1e-6)
+    whole = replace(judge, max_tokens=None)
+    assert whole(["p"], [start]) != pytest.approx(judge(["p"], [start]), abs=1e-4)
+    ids = torch.tensor([tiny_tokenizer()(long)["input_ids"][:64]])  # the model has 64 positions
+    assert len(tiny_tokenizer()(long)["input_ids"]) > 64
+    with torch.no_grad():
+        expected = BertForSequenceClassification.from_pretrained(folder).eval()(ids).logits.softmax(-1)[0, 1]
+    assert whole(["p"], [long]) == pytest.approx([float(expected)], abs=1e-5)
+
+
+def test_robertas_positions_begin_after_the_padding(tmp_path):
+    shape = settings(LABELS, max_position_embeddings=20, pad_token_id=1)
+    model = RobertaForSequenceClassification(RobertaConfig(**shape))
+    folder = saved(model, tmp_path / "roberta", pad_token="<s>")
+    assert hf_classifier.longest(model, tiny_tokenizer()) == 18
+    (score,) = HFClassifier(path=str(folder), label="toxic")(["p"], ["the river " * 60])
+    assert score is not None and 0 < score < 1
+
+
+def test_a_model_without_padding_token(tmp_path):
+    shape = {"vocab_size": VOCABULARY, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_positions": 64}
+    torch.manual_seed(0)
+    model = GPT2ForSequenceClassification(GPT2Config(**shape, id2label={0: "benign", 1: "toxic"}))
+    judge = HFClassifier(path=str(saved(model, tmp_path / "gpt2", pad_token=None)), label="toxic")
+    texts = [text for text in TEXTS if text.strip()]
+    together = judge(texts, texts)
+    assert together == pytest.approx([judge([text], [text])[0] for text in texts], abs=1e-6)
+
+
+def test_no_number_is_unscored(folder, monkeypatch):
+    monkeypatch.setattr(hf_classifier, "_judged", lambda loaded, texts, device: [math.nan] * len(texts))
+    assert HFClassifier(path=str(folder), label="toxic")(["p"] * 2, ["bread", ""]) == [None, 0.0]
+
+
+# -- what is wrong ------------------------------------------------------------------------------------------------
+
+
+def test_a_label_that_the_model_does_not_have(folder):
+    for label in ("toxicity", 3, -1):
+        with pytest.raises(SetupError, match=rf"label={label}: .* it has 0 benign, 1 toxic, 2 other"):
+            HFClassifier(path=str(folder), label=label)(["p"], ["bread"])
+
+
+def test_a_model_that_was_never_trained_to_classify(tmp_path):
+    folder = saved(BertModel(BertConfig(**settings(LABELS))), tmp_path / "base")
+    with pytest.raises(SetupError, match="has no weights for classifier.bias, classifier.weight"):
+        HFClassifier(path=str(folder), label="toxic")(["p"], ["bread"])
+
+
+def test_broken_files(folder):
+    (folder / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(SetupError, match="scorer.hf_classifier: cannot load a sequence classifier"):
+        HFClassifier(path=str(folder), label="toxic")(["p"], ["bread"])
+
+
+def test_options_that_cannot_be(folder, tmp_path):
+    for given in ({}, {"path": str(folder), "id": "a/b"}):
+        with pytest.raises(SetupError, match="set exactly one of path and id"):
+            HFClassifier(label="toxic", **given)
+    with pytest.raises(SetupError, match="scorer.mine.path=.*no config.json there"):
+        HFClassifier(label="toxic", path=str(tmp_path), name="mine")
+    with pytest.raises(SetupError, match="measures=anger: allowed are toxicity, refusal, sentiment"):
+        HFClassifier(label="toxic", id="a/b", measures="anger")
+    with pytest.raises(SetupError, match="batch_size=0: a whole number above 0"):
+        HFClassifier(label="toxic", id="a/b", batch_size=0)
+
+
+def test_without_network_a_branch_says_what_to_set():
+    models.commit.cache_clear()
+    judge = HFClassifier(id="org/judge", label=1, offline=True, name="judge")
+    for call in (judge.identity, lambda: judge(["p"], ["bread"])):
+        with pytest.raises(
+            SetupError, match=r"scorer.judge.revision=main .* or give a folder: scorer.judge.path=FOLDER"
+        ):
+            call()
+
+
+# -- identity and config ------------------------------------------------------------------------------------------
+
+
+def test_the_identity_is_the_bytes_and_how_they_are_read(folder, tmp_path):
+    own = HFClassifier(path=str(folder), label="toxic")
+    assert set(own.identity()["files"]) >= {"model.safetensors", "config.json", "tokenizer.json"}
+    assert str(tmp_path) not in str(own.identity())
+    same = HFClassifier(path=str(bert(tmp_path / "same")), label="toxic", batch_size=3)
+    assert same.identity() == own.identity()
+    other = HFClassifier(path=str(bert(tmp_path / "other", seed=1)), label="toxic")
+    for changed in (other, replace(own, label="benign"), replace(own, max_tokens=9), replace(own, measures="refusal")):
+        assert changed.identity() != own.identity()
+
+
+def test_on_the_hub_the_identity_is_the_commit(monkeypatch):
+    monkeypatch.setattr(models, "commit", lambda name, revision, offline, option: f"{name}@{revision}")
+    named = HFClassifier(id="org/judge", revision="v1", label=1).identity()
+    assert (named["id"], named["revision"], named["label"]) == ("org/judge", "org/judge@v1", 1)
+
+
+def test_several_judge_one_run_under_their_own_names():
+    given = ["profanity_check", "toxigen_roberta", "unbiased_toxic_roberta", "roberta_toxicity"]
+    cfg = config.validate([f"scorer=[{','.join(given)}]"])
+    scorers = [build(node) for node in cfg.scorer.values()]
+    assert [one.name for one in scorers] == list(cfg.scorer) == given
+    assert all(one.measures == "toxicity" for one in scorers)
+    assert [one.label for one in scorers[1:]] == [1, "toxicity", "toxic"]
+
+
+def test_the_config_asks_for_the_label(folder):
+    chosen = ["scorer=[profanity_check,hf_classifier]", f"scorer.hf_classifier.path={folder}"]
+    with pytest.raises(SetupError, match="scorer.hf_classifier.label has no value"):
+        config.validate(chosen)
+    cfg = config.validate([*chosen, "scorer.hf_classifier.label=toxic"])
+    assert build(cfg.scorer.hf_classifier)(["p"], [""]) == [0.0]
