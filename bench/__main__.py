@@ -24,14 +24,14 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or {"-h", "--help"} & set(given):
-        from bench import config, help
-
-        help.show(config.folder())
-        return 0
     multirun = bool({"-m", "--multirun"} & set(given))
     overrides = [argument for argument in given if argument not in ("-m", "--multirun")]
     try:
+        if not given or {"-h", "--help"} & set(given):
+            from bench import config, help, plugins
+
+            help.show(config.folder(), plugins.installed(config.folder()))
+            return 0
         return _run(overrides, multirun)
     except SetupError as error:
         for line in str(error).splitlines():

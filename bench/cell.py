@@ -57,9 +57,22 @@ def built(settings: Any, available: dict[str, Any]) -> Any:
     given = {str(key): built(value, available) for key, value in settings.items() if key != "_target_"}
     if "_target_" not in settings:
         return given
-    target = get_class(settings["_target_"])
-    wanted = inspect.signature(target).parameters
-    return target(**given, **{key: value for key, value in available.items() if key in wanted and key not in given})
+    target = class_of(settings["_target_"])
+    wanted = inspect.signature(target)
+    given |= {key: value for key, value in available.items() if key in wanted.parameters and key not in given}
+    try:
+        wanted.bind(**given)
+    except TypeError as error:
+        raise SetupError(f"{settings['_target_']}: {error}; its YAML and its parameters have to agree") from error
+    return target(**given)
+
+
+def class_of(path: str) -> type:
+    """The class of this path. Raises SetupError where it cannot be imported, as from a package that is broken."""
+    try:
+        return get_class(path)
+    except (ImportError, ValueError) as error:
+        raise SetupError(f"_target_: {path} cannot be imported: {' '.join(str(error).split())}") from error
 
 
 GROUPS = {"pairs": "data", "examples": "examples", "harmful": "harmful", "background": "background"}
@@ -127,13 +140,13 @@ class Cell:
     @cached_property
     def fit_id(self) -> str:
         """Of the artefact; what the method does not need is no part of it."""
-        named = {field: source.identity() for field, source in self.fit_sources.items()}
+        named = {field: identity.named(source) for field, source in self.fit_sources.items()}
         data = named.pop("pairs", {}) | named  # pairs came first and stand at the top
         return identity.fit_id(self.model_identity, identity.method_identity(self.method), data or None)
 
     def source_id(self, field: str) -> str:
         """Of what the method learns from: the model that may have written it, and the recipe."""
-        return identity.digest([self.model_identity, self.fit_sources[field].identity()])
+        return identity.digest([self.model_identity, identity.named(self.fit_sources[field])])
 
     @property
     def is_fitted(self) -> bool:
@@ -161,7 +174,7 @@ class Cell:
             sampling = self.suite_sampling(suite)
             decoding = decoding_identity(sampling) if sampling else None
             own = {"name": suite.name, "version": suite.version, "decoding": decoding}
-            self._suite_identities[key] = own | suite.identity(split)
+            self._suite_identities[key] = own | identity.named(suite, split)
         return self._suite_identities[key]
 
     def suite_sampling(self, suite: Suite) -> Sampling | None:

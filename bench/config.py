@@ -20,7 +20,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from bench import models
+from bench import models, plugins
 from methods.errors import SetupError
 
 
@@ -30,10 +30,15 @@ def folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
 
 
+def folders() -> list[Path]:
+    """The conf folders, this project's first, then those of installed plug-ins (bench/plugins.py)."""
+    return [folder(), *(plugin.conf for plugin in plugins.installed(folder()))]
+
+
 def groups() -> dict[str, list[str]]:
-    """Each group of conf/ with its choices."""
+    """Each group of conf/ with its choices, those of plug-ins included."""
     return {
-        group.name: sorted(file.stem for file in group.glob("*.yaml"))
+        group.name: sorted(file.stem for one in folders() for file in (one / group.name).glob("*.yaml"))
         for group in sorted(folder().iterdir())
         if group.is_dir() and not group.name.startswith("_")
     }
@@ -47,13 +52,19 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder()), version_base="1.3"):
-            cfg = hydra_compose("config", overrides=list(overrides))
+            cfg = hydra_compose("config", overrides=[*_search_path(), *overrides])
     except (HydraException, OmegaConfBaseException) as error:
         raise SetupError(_explain(error, overrides)) from error
     with open_dict(cfg):
         for name in [name for name, node in cfg.suite.items() if "_target_" not in node]:
             del cfg.suite[name]
     return cfg
+
+
+def _search_path() -> list[str]:
+    """The override that makes Hydra look into the plug-ins' folders too, after this project's."""
+    quoted = ["'file://" + str(one).replace("'", "\\'") + "'" for one in folders()[1:]]
+    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

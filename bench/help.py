@@ -1,10 +1,13 @@
 """What `python -m bench --help` prints, read off the YAML files, so that it cannot fall behind them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
+
+from bench.plugins import Plugin
 
 EXAMPLES = (
     ("one cell", "python -m bench method=caa suite=[rtp,fluency] suite.rtp.k=5"),
@@ -27,8 +30,9 @@ GROUPS = {
 }
 
 
-def show(conf: Path) -> None:
-    """Print the commands, the groups, and every option of every choice."""
+def show(conf: Path, plugins: Sequence[Plugin] = ()) -> None:
+    """Print the commands, the groups, and every option of every choice; a plug-in's choices are marked as such."""
+    owners = {file: plugin.owner for plugin in plugins for file in plugin.conf.rglob("*.yaml")}
     console = Console(width=None if Console().is_terminal else 120, highlight=False)
     console.print(
         "[bold]python -m bench[/] \\[-m] [italic]key=value ...[/]   compare ways of steering a language model\n"
@@ -43,10 +47,12 @@ def show(conf: Path) -> None:
     console.print("[bold]options of every cell[/]")
     _options(console, conf / "config.yaml", "")
     for group, meaning in GROUPS.items():
-        files = sorted((conf / group).glob("*.yaml"))
+        folders = [conf / group, *(plugin.conf / group for plugin in plugins)]
+        files = sorted((file for folder in folders for file in folder.glob("*.yaml")), key=lambda file: file.stem)
         console.print(f"\n[bold]{group}[/]  {escape(meaning)}: {', '.join(file.stem for file in files)}")
         for file in files:
-            console.print(f"  [bold]{group}={file.stem}[/]")
+            owner = f"   brought by {escape(owners[file])}" if file in owners else ""
+            console.print(f"  [bold]{group}={file.stem}[/]{owner}")
             for line in _summary(file):
                 console.print(Text(f"    {line}", style="italic"))
             if group != "experiment":

@@ -40,7 +40,23 @@ def method_identity(method: "Method") -> dict[str, Any]:
     if not is_dataclass(method):
         raise TypeError(f"{type(method).__name__} is not a dataclass, so its hyper-parameters cannot be read")
     parameters = {f.name: _plain(getattr(method, f.name)) for f in fields(method) if f.name != "strengths"}
-    return {"name": method.name, "version": method.version, "parameters": canonical(parameters)}
+    own = {"name": method.name, "version": method.version, "parameters": canonical(parameters)}
+    return own | origin(method)
+
+
+def origin(thing: Any) -> dict[str, str]:
+    """The class path of what another package brings, which may have the name of something here.
+
+    Of this project's own classes nothing: their names are unique, and their ids were made without it.
+    """
+    path = f"{type(thing).__module__}.{type(thing).__qualname__}"
+    return {} if path.startswith(("methods.", "bench.")) else {"class": path}
+
+
+def named(thing: Any, *arguments: Any) -> dict[str, Any]:
+    """The identity that a suite, a scorer or what methods learn from says of itself, and where its class is from."""
+    own: dict[str, Any] = thing.identity(*arguments)
+    return own | origin(thing)
 
 
 def _plain(value: Any) -> Any:

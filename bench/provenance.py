@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from bench import plugins
+
 PACKAGES = ("steerbench", "torch", "transformers", "lm_eval", "datasets", "tokenizers", "numpy", "scikit-learn")
 
 
@@ -22,7 +24,7 @@ def _steady() -> dict[str, Any]:
     return {
         "git": _git(),
         "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {name: _version(name) for name in PACKAGES} | plugins.versions(),
         "machine": platform.machine(),
         "processor": _processor(),
     }

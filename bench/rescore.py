@@ -144,8 +144,10 @@ class Rescored:
     @property
     def named(self) -> dict[str, Any]:
         """Identity of the suite with these scorers."""
+        from bench.identity import named
+
         own = {"name": self.suite.name, "version": self.suite.version, "decoding": self.about["sampling"]}
-        return own | self.suite.identity("test")
+        return own | named(self.suite, "test")
 
     @property
     def id(self) -> str:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from bench.data.prompts import RTP, rtp_prompts
 from bench.data.sources import Sources
+from bench.identity import named
 from bench.lm import LM
 from bench.sampling import Sampling
 from bench.scorers.base import Scorer, unique_scores
@@ -65,7 +66,7 @@ class OnPolicy:
             "min_undesired": self.min_undesired,
             "seed": self.seed,
             "decoding": decoding,
-            "scorer": self.scorer.identity(),
+            "scorer": named(self.scorer),
         }
 
     def tokens(self) -> int:

@@ -10,6 +10,7 @@ from bench.data.base import FitSource
 from bench.data.contrast import PROMPT_TOKENS
 from bench.data.prompts import RTP, part, rtp_prompts
 from bench.data.sources import Sources
+from bench.identity import named
 from bench.lm import LM
 from bench.sampling import Sampling
 from bench.scorers.base import Scorer, unique_scores
@@ -131,7 +132,7 @@ class OnPolicyToxic:
             "version": self.version,
             "source": self.sources.locate(RTP).facts(),
             "decoding": {key: getattr(decoding, key) for key in ("max_new_tokens", "temperature", "top_p")},
-            "scorer": self.scorer.identity(),
+            "scorer": named(self.scorer),
         }
 
     def _sampling(self, lm: LM | None) -> Sampling:
@@ -250,7 +251,7 @@ class Mixture:
 
     def identity(self) -> dict[str, Any]:
         """The parts' and the order."""
-        parts = {name: one.identity() for name, one in self.parts.items()}
+        parts = {name: named(one) for name, one in self.parts.items()}
         return {"name": self.name, "parts": parts, "seed": self.seed}
 
     def tokens(self) -> int:

@@ -11,6 +11,7 @@ import pandas as pd
 from bench import metrics
 from bench.data.prompts import Prompt
 from bench.data.sources import Located, Sources
+from bench.identity import named
 from bench.lm import LM
 from bench.sampling import Continuation, Sampling
 from bench.scorers.base import Scorer, unique_scores
@@ -120,7 +121,7 @@ class Judged(Continued):
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Prompts, k and scorers."""
-        return super().identity(split) | {"scorers": [scorer.identity() for scorer in self.judges]}
+        return super().identity(split) | {"scorers": [named(scorer) for scorer in self.judges]}
 
     @abstractmethod
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
