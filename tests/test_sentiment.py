@@ -104,8 +104,8 @@ def test_vader_judges_where_the_run_names_no_scorer_of_sentiment(sources, monkey
     monkeypatch.setitem(sys.modules, "bench.scorers.vader", module)
     default = suite(sources, scorers=[Toxicity()])
     assert {name.split(".")[0] for name in default.run(saying(lambda _: ["good"]), "test").metrics} == {"vader"}
-    assert default.identity("test")["scorers"] == [{"name": "vader"}]
-    assert suite(sources).identity("test")["scorers"] == [{"name": "mood"}]
+    assert [one["name"] for one in default.identity("test")["scorers"]] == ["vader"]
+    assert [one["name"] for one in suite(sources).identity("test")["scorers"]] == ["mood"]
 
 
 def test_bad_settings_and_sets(sources, tmp_path):
