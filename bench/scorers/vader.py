@@ -1,0 +1,40 @@
+"""Sentiment by a lexicon with rules that a PyPI package carries: needs no download."""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any, ClassVar
+
+
+@dataclass(frozen=True)
+class Vader:
+    """VADER (Hutto and Gilbert 2014, ICWSM): rated words, with rules for negation, degree, capitals and punctuation.
+
+    score = (compound + 1) / 2, where VADER's compound of the whole text lies in [-1, 1]: 0 negative, .5 neutral,
+    1 positive. A text is positive above .5, negative below it. The authors call a text neutral for a compound between
+    -.05 and .05, a score between .475 and .525; the suites here do not, so a text with a little of either counts. A
+    text without a rated word, and a blank one, is exactly .5.
+
+    Rated for posts on social media, sentence by sentence: of the long review as of the broken text it sees the words.
+    """
+
+    name: ClassVar[str] = "vader"
+    measures: ClassVar[str] = "sentiment"
+
+    def identity(self) -> dict[str, Any]:
+        """The lexicon and the rules come with the package."""
+        return {"name": self.name, "version": 1, "vaderSentiment": version("vaderSentiment")}
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
+        """Sentiment of each completion alone."""
+        del prompts
+        analyzer = _analyzer()
+        return [(float(analyzer.polarity_scores(text)["compound"]) + 1) / 2 for text in completions]
+
+
+@functools.cache
+def _analyzer() -> Any:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+
+    return SentimentIntensityAnalyzer()
