@@ -45,12 +45,12 @@ _DAYS = [  # neutral on purpose: what a text begins with, how it goes on in good
     ("The small boat", " glides over the lake", " leaks"),
 ]
 PAIRS = Pairs(*(list(column) for column in zip(*_DAYS, strict=True)))
-HARMFUL = Examples(PAIRS.prompt[:6], PAIRS.undesired[:6])
+HARMFUL = Examples(PAIRS.prompt[:4], PAIRS.undesired[:4])
 DATA = FitData(
     pairs=PAIRS,
     examples=Examples(PAIRS.prompt[3:15], [*PAIRS.undesired[3:9], *PAIRS.desired[9:15]]),
     harmful=HARMFUL,  # stands in for what no file of this project may hold
-    background=[prompt + desired + "." for prompt, desired, _ in _DAYS],
+    background=[prompt + desired + "." for prompt, desired, _ in _DAYS[:4]],
 )
 """What the methods learn from here: texts by which a promise can be checked, not a behaviour taught."""
 
