@@ -326,6 +326,12 @@ class FewerOptionsThanTheYaml(Sound):
     layer: float = field(default=0.45, init=False)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CannotBeMade(Sound):
+    def __post_init__(self):
+        raise ValueError("seeds are even")
+
+
 class Interrupted(Sound):
     def fit(self, model, tokenizer, data):
         raise KeyboardInterrupt
@@ -492,8 +498,7 @@ def test_a_broken_one_ends_with_1(folder, capsys):
     ("arguments", "check", "reason"),
     [
         ([target(AnOptionThatTheYamlLacks)], "YAML", "not in the YAML: boundary; in the YAML alone: none"),
-        ([target(FewerOptionsThanTheYaml)], "YAML", "TypeError: .*'layer'"),
-        (["method._target_=tests.nowhere.Mine"], "YAML", "tests.nowhere"),
+        ([target(CannotBeMade)], "YAML", r"ValueError: seeds are even \(test_selftest.py:\d+\)"),
         ([target(Sound), "method.strengths=[0,1]"], "protocol", r"strengths=\[0, 1\]: distinct numbers other than 0"),
     ],
 )
@@ -512,6 +517,8 @@ def test_a_yaml_that_does_not_fit_ends_with_1(folder, capsys, arguments, check, 
         (["strength=0"], "strength=0 is the unsteered model"),
         (["model.path=nowhere"], "no config.json there"),
         (["method.layer=99"], "layer 99 out of range"),
+        ([target(FewerOptionsThanTheYaml)], "'layer'; its YAML and its parameters have to agree"),
+        (["method._target_=tests.nowhere.Mine"], "tests.nowhere.Mine cannot be imported"),
         ([target(SomethingToMend)], "method.layer=99 is no block of this model"),
         (["method=detox", "method.rank=30"], "method.rank=30 needs as many pairs and got 16"),
     ],
