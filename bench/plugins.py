@@ -80,7 +80,7 @@ def conf_folder(name: str) -> Path:
         raise SetupError(f"its entry point names {name}, and no such package can be found")
     if spec.submodule_search_locations is not None:
         places = [Path(place) for place in spec.submodule_search_locations]
-    elif spec.parent and spec.origin:
+    elif "." in name and spec.origin:
         places = [Path(spec.origin).parent]
     else:
         raise SetupError(f"its entry point names {name}, a module by itself; name a package that holds conf/")
@@ -99,7 +99,7 @@ def _spec(name: str) -> ModuleSpec | None:
     for part in rest:
         if spec is None or spec.submodule_search_locations is None:
             return None
-        spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))  # a full name wants its parent loaded
     return spec
 
 
