@@ -14,7 +14,8 @@ expect, and no more.
 
 A success is not always what steering is for: a method that makes text positive should raise neg_to_pos and lower
 pos_to_neg. An unsteered model has some of both: look at the change. Text that has collapsed has no sentiment for a
-lexicon, which is no success.
+lexicon, which is no success. The suite is for plain continuation: with model.chat=true the beginning is a user's
+message, and the model answers it rather than writing on.
 """
 
 from dataclasses import dataclass
