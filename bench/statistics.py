@@ -1,4 +1,4 @@
-"""How sure a difference is: paired bootstrap over items, and an interval for an accuracy. No torch here.
+"""How sure a number is: paired bootstrap over items, intervals of shares, rates corrected for errors. No torch.
 
 The unit that is resampled is the item (a prompt, a document). The intervals therefore speak about other items of the
 same kind. They hold the fit, its seed and the choice of strength fixed, treat items as independent, and are not
@@ -132,6 +132,44 @@ def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low = 0.0 if successes == 0 else centre - half  # exactly 0 and 1 at the ends, which rounding would miss
     return low, 1.0 if successes == n else centre + half
+
+
+def corrected_rate(rate: float, sensitivity: float, specificity: float) -> float | None:
+    """What share is toxic, when a judge with these error rates calls the share `rate` toxic; within [0, 1].
+
+    (rate + specificity - 1) / (sensitivity + specificity - 1), Rogan and Gladen 1978, equation 1 solved for the true
+    share. Holds where the judge errs on these texts as it did where its error rates were measured.
+    None for a judge no better than a coin, sensitivity + specificity <= 1.
+    """
+    skill = sensitivity + specificity - 1
+    return None if skill <= 0 else min(max((rate + specificity - 1) / skill, 0.0), 1.0)
+
+
+def corrected(
+    rate: float,
+    standard_error: float,
+    sensitivity: float,
+    positives: int,
+    specificity: float,
+    negatives: int,
+    level: float = LEVEL,
+) -> Estimate | None:
+    """`corrected_rate` with an interval by the delta method, its ends within [0, 1]; None where that is.
+
+    The three are measured on different texts, so with p the unclipped rate and J = sensitivity + specificity - 1
+    variance = (standard_error^2 + p^2 Var(sensitivity) + (1 - p)^2 Var(specificity)) / J^2,
+    where Var(sensitivity) = sensitivity (1 - sensitivity) / positives, and likewise of the specificity and negatives.
+    """
+    value = corrected_rate(rate, sensitivity, specificity)
+    if value is None:
+        return None
+    skill = sensitivity + specificity - 1
+    p = (rate + specificity - 1) / skill
+    of_sensitivity = sensitivity * (1 - sensitivity) / positives
+    of_specificity = specificity * (1 - specificity) / negatives
+    variance = (standard_error**2 + p**2 * of_sensitivity + (1 - p) ** 2 * of_specificity) / skill**2
+    half = float(norm.ppf((1 + level) / 2)) * math.sqrt(variance)
+    return Estimate(value, min(max(p - half, 0.0), 1.0), max(min(p + half, 1.0), 0.0))
 
 
 def at_floor(successes: float, n: int, chance: float) -> bool:
