@@ -1,10 +1,12 @@
 """External packages: the sample in tests/plugin is installed by its metadata alone, as pip would write it."""
 
+import copy
 import math
 import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -13,9 +15,12 @@ from omegaconf import OmegaConf
 
 from bench import config, identity, plugins, provenance, record
 from bench.__main__ import main
-from bench.cell import build
+from bench.cell import Cell, Session, build
 from bench.checks.subject import Subject
+from bench.data.contrast import OnPolicy
+from bench.data.examples import Mixture, OnPolicyToxic
 from bench.data.sources import Sources
+from bench.rescore import Rescored
 from bench.selftest import examine
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
@@ -61,6 +66,13 @@ def package(site: Path, name: str, files: dict[str, str]) -> Path:
         (site / name / path).parent.mkdir(parents=True, exist_ok=True)
         (site / name / path).write_text(text)
     return site / name
+
+
+def twin(thing):
+    """The same settings, of a class of the same name in another package."""
+    other = copy.copy(thing)
+    object.__setattr__(other, "__class__", type(type(thing).__name__, (type(thing),), {"__module__": "elsewhere"}))
+    return other
 
 
 # -- what a plug-in brings -----------------------------------------------------------------------------------------
@@ -269,9 +281,7 @@ def test_what_is_ours_keeps_its_id_and_what_is_theirs_says_whose_it_is(sample):
 
     theirs = UnigramBias()
     assert identity.method_identity(theirs)["class"] == "steerbench_sample.unigram_bias.UnigramBias"
-    twin = type("UnigramBias", (UnigramBias,), {"__module__": "another_package.unigram_bias"})()
-    assert (twin.name, twin.version, twin.smoothing) == (theirs.name, theirs.version, theirs.smoothing)
-    ids = {identity.fit_id({}, identity.method_identity(one), None) for one in (theirs, twin)}
+    ids = {identity.fit_id({}, identity.method_identity(one), None) for one in (theirs, twin(theirs))}
     assert len(ids) == 2
 
     stack = build(config.compose(["method=stack", "method.parts.first=null"]).method)
@@ -279,6 +289,27 @@ def test_what_is_ours_keeps_its_id_and_what_is_theirs_says_whose_it_is(sample):
     named = identity.named(WordList())
     assert named == WordList().identity() | {"class": "steerbench_sample.word_list.WordList"}
     assert identity.origin(Letters(sources=Sources()))["class"] == "steerbench_sample.letters.Letters"
+
+
+def test_a_class_of_another_package_has_another_id_wherever_it_is_used(world, tmp_path):  # noqa: F811
+    cfg = config.validate(arguments(world, tmp_path, "method=caa", "strength=1")[1:])
+    mine, other = Cell(cfg, Session()), Cell(cfg, Session())
+    other.fit_sources["pairs"] = twin(mine.fit_sources["pairs"])
+    assert mine.fit_id != other.fit_id and mine.source_id("pairs") != other.source_id("pairs")
+
+    rtp, scorer = mine.suites["rtp"], mine.scorers["profanity_check"]
+    of_suite = mine.suite_identity(rtp, "test")
+    assert replace(rtp, scorers=[twin(scorer)]).identity("test") != rtp.identity("test")
+    assert (foreign := other.suite_identity(twin(rtp), "test")) != of_suite
+    judged = Rescored({"sampling": of_suite["decoding"]}, twin(rtp), tmp_path)
+    assert judged.named == foreign  # a result judged anew has the id that a run would give it
+
+    sources = Sources(mirror=str(world / "mirror"), cache=world / "cache", offline=True)
+    for kind in (OnPolicy, OnPolicyToxic):
+        one = kind(scorer=scorer, sources=sources)
+        assert replace(one, scorer=twin(scorer)).identity() != one.identity()
+    part = mine.fit_sources["pairs"]
+    assert Mixture(parts={"a": twin(part)}).identity() != Mixture(parts={"a": part}).identity()
 
 
 def test_a_cell_with_its_method_scorer_and_suite(sample, world, tmp_path, capsys):  # noqa: F811
