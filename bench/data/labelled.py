@@ -39,7 +39,12 @@ def read(sources: Sources, name: str) -> tuple[pd.DataFrame, Located]:
     Raises SetupError where no source has the set, a column is missing or not as expected, or no text is labelled.
     """
     of = SETS[name]
-    found, rows = loaded(sources, of.source, of.config, of.split, of.columns)
+    try:
+        found, rows = loaded(sources, of.source, of.config, of.split, of.columns)
+    except SetupError as error:
+        if sources.mirror is None and "has no column" in str(error):  # a wheel has RealToxicityPrompts without scores
+            raise SetupError(f"{error}; set data.mirror=FOLDER to a copy laid out like the hub that has it") from error
+        raise
     try:
         labels = [label for row in rows if (label := of.read(row)) is not None and label.text.strip()]
     except (KeyError, TypeError, ValueError) as error:
