@@ -34,8 +34,6 @@ from bench.statistics import Estimate, interval, wilson
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
     from bench.scorers.base import Scorer
 
 Array = np.ndarray
@@ -117,10 +115,8 @@ def midranks(values: Array) -> Array:
 # -- the run -------------------------------------------------------------------------------------------------------
 
 
-def configured(overrides: Sequence[str]) -> "DictConfig":
+def configured(overrides: Sequence[str]) -> Any:
     """The config; without scorer=... it holds every scorer that has all it needs to be tried. Raises SetupError."""
-    from omegaconf import OmegaConf
-
     from bench import config
 
     given = {one.partition("=")[0]: one.partition("=")[2] for one in overrides}
@@ -130,7 +126,7 @@ def configured(overrides: Sequence[str]) -> "DictConfig":
     else:
         names = config.groups()["scorer"]
         cfg = config.compose([f"scorer=[{','.join(names)}]", f"data.scorer={names[0]}", *own])
-        lacking = {path.split(".")[1] for path in OmegaConf.missing_keys(cfg) if path.startswith("scorer.")}
+        lacking = {name for name, node in config.plain(cfg)["scorer"].items() if "???" in node.values()}
         set_by_hand = {key.split(".")[1] for key in given if key.startswith("scorer.")}
         names = [name for name in names if name not in lacking - set_by_hand]
         own.append(f"scorer=[{','.join(names)}]")
@@ -138,7 +134,7 @@ def configured(overrides: Sequence[str]) -> "DictConfig":
     return config.validate(own)
 
 
-def measured(cfg: "DictConfig") -> tuple[pd.DataFrame, dict[str, str]]:
+def measured(cfg: Any) -> tuple[pd.DataFrame, dict[str, str]]:
     """A row per scorer, set and group (the group "" is all texts), and what was skipped, with the reason.
 
     Raises SetupError where nothing is left to measure.
@@ -176,7 +172,7 @@ def measured(cfg: "DictConfig") -> tuple[pd.DataFrame, dict[str, str]]:
     return pd.DataFrame(rows), skipped
 
 
-def available(cfg: "DictConfig", sources: Any) -> tuple[list["Scorer"], dict[str, str]]:
+def available(cfg: Any, sources: Any) -> tuple[list["Scorer"], dict[str, str]]:
     """The scorers that can judge here, each tried on one sentence, and why the others cannot."""
     from bench.cell import build
     from bench.data import labelled
