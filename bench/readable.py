@@ -157,6 +157,8 @@ def flags(row: "pd.Series[Any]") -> str:
     """What keeps a row from being compared as it is."""
     if row["family"] == BASELINE_FAMILY:
         return ""
+    if pd.notna(row["collapsed"]) and row["collapsed"]:
+        return f"collapsed: {row['collapse_reason']}"
     if not row["tuned"]:
         return "strength as given"
     return "" if row["feasible"] else "no feasible strength"

@@ -20,7 +20,7 @@ from bench.tradeoff import Part, Task
 RANDOM = "random_direction"  # the control whose draws are shown as a range
 PERPLEXITY = "fluency.perplexity"
 WHOLE = ("table", "rank", "version", "fit_seed", "pairs", "artefact_bytes", "peak_fit_memory_bytes", "random_draws")
-FLAGS = ("feasible", "beats_random")
+FLAGS = ("feasible", "beats_random", "collapsed")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Table:
                 one |= tradeoff.against_random(cell.first("tuning"), random)
         frame = pd.DataFrame(rows)
         controls = (frame["family"] == BASELINE_FAMILY) | (frame["method"] == RANDOM)
-        ranked = frame["joint"].where(~controls & (frame["feasible"] != False))  # noqa: E712 -- None is not False
+        whole = (frame["feasible"] != False) & (frame["collapsed"] != True)  # noqa: E712 -- None is neither
+        ranked = frame["joint"].where(~controls & whole)
         frame.insert(1, "rank", ranked.astype(float).rank(ascending=False, method="min"))
         place = (frame["family"] != BASELINE_FAMILY).astype(int) + (~controls).astype(int)  # unsteered, random, others
         frame = frame.assign(_place=place).sort_values(
@@ -92,6 +93,7 @@ class Table:
             **cell.columns,
             "sample_seeds": names([str(seed) for seed in seeds]),
             "feasible": tuning.get("feasible"),
+            **self.collapse(cell),
             "tuned": bool(tuning),
             "data": data.get("name"),
             "pairs": data.get("pairs"),
@@ -121,6 +123,17 @@ class Table:
         for name, entry in cell.metrics().items():
             row |= measured(name, entry, own.get(name), pairs.get(name))
         return row | {"records": names(sorted(one.facts["id"] for one in cell.records))}
+
+    def collapse(self, cell: Entry) -> dict[str, Any]:
+        """Whether the texts of the test split have collapsed, and why; empty where there is nothing to compare."""
+        own, base = ({n: e["value"] for n, e in one.metrics().items()} if one else {} for one in (cell, self.baseline))
+        fluency = [
+            {n.removeprefix("fluency."): v for n, v in one.items() if n.startswith("fluency.")} for one in (own, base)
+        ]
+        if cell.is_baseline or not all(fluency):
+            return {"collapsed": None, "collapse_reason": None}
+        reason = tradeoff.collapse(*fluency)
+        return {"collapsed": reason is not None, "collapse_reason": reason}
 
     def pairs(self, cell: Entry) -> dict[str, pd.DataFrame]:
         """`<suite>.<metric>` -> value_a, weight_a of the cell and value_b, weight_b of unsteered on the same items."""

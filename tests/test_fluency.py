@@ -1,6 +1,6 @@
 import math
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pandas as pd
@@ -10,10 +10,11 @@ import torch
 from bench import config
 from bench.data.prompts import RTP, part
 from bench.data.sources import Sources
-from bench.lm import LM
+from bench.lm import LM, load_lm
+from bench.models import fingerprint
 from bench.sampling import Continuation
 from bench.suites.base import SuiteError
-from bench.suites.fluency import Fluency, distinct, prompt_metrics, repetition
+from bench.suites.fluency import Fluency, distinct, non_words, prompt_metrics, repetition
 from methods import anatomy
 from methods.base import Steering
 from methods.intervention import Hook, hooked
@@ -54,8 +55,6 @@ def sources(tmp_path):
 
 
 def saying(rows) -> LM:
-    from dataclasses import replace
-
     return replace(tiny_lm(), store=Said(rows))
 
 
@@ -73,6 +72,38 @@ def test_repetition_by_hand():
     assert repetition([7] * 10) == pytest.approx(7 / 8)
     assert repetition([1, 2, 3, 4]) == 0
     assert repetition([1, 1]) == repetition([]) == 0
+
+
+def test_words_that_are_none():
+    assert non_words(["The old tree, 1984!", " isn't 'home'"]) == 0
+    assert non_words(["The old brrk don’t", "42 ñandúes"]) == 2 / 5  # numbers are no words, letters of any script are
+    assert non_words(["", "  12 %"]) == 0
+
+
+def test_another_model_may_judge(sources, tmp_path):
+    other = tiny_lm("gpt2")
+    other.model.save_pretrained(tmp_path / "judge")
+    other.tokenizer.save_pretrained(tmp_path / "judge")
+    judge = load_lm(str(tmp_path / "judge"))
+    rows = [[(" the old tree", False), (" sings and talks", True)], [(" love", False), ("", True)]]
+    plain = Fluency(sources=sources, k=2, prompts=2)
+    suite = replace(plain, judge=str(tmp_path / "judge"))
+    found = suite.run(saying(rows), "test")
+    nll = tokens = 0.0
+    for prompt, row in zip(suite.texts("test")[0], rows, strict=True):
+        for text, _ in row:
+            head, tail = judge.encode(prompt.text), judge.tokenizer(text, add_special_tokens=False).input_ids
+            logprob = judge.model(torch.tensor([head + tail])).logits[0].log_softmax(-1)
+            nll -= sum(float(logprob[len(head) - 1 + i, token]) for i, token in enumerate(tail))
+            tokens += len(tail)
+    assert found.metrics["judge_perplexity"].value == pytest.approx(math.exp(nll / tokens), rel=1e-4)
+    assert found.metrics["judge_perplexity"].transform == "exp"
+    assert found.metrics["perplexity"] == plain.run(saying(rows), "test").metrics["perplexity"]
+    assert suite.identity("test") != plain.identity("test")
+    before = suite.identity("test")
+    (tmp_path / "judge" / "config.json").write_text((tmp_path / "judge" / "config.json").read_text() + " ")
+    fingerprint.cache_clear()
+    assert suite.identity("test") != before  # another judge, another number
 
 
 def test_prompt_metrics_by_hand():
@@ -95,6 +126,7 @@ def test_prompt_metrics_by_hand():
     assert items.loc[("repetition", "p"), "value"] == 0.25
     assert items.loc[("empty_share", "q"), "value"] == 1 and items.loc[("empty_share", "p"), "value"] == 0
     assert items.loc[("short_share", "p"), "value"] == 0.5
+    assert items.loc[("mean_words", "p"), "value"] == 1.5 and items.loc[("mean_words", "q"), "value"] == 0
 
 
 def test_perplexity_is_that_of_the_unsteered_model_given_the_plain_prompt(sources):

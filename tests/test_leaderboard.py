@@ -369,3 +369,46 @@ def test_leaderboard_and_figure_need_no_torch(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "figures/tradeoff.svg").is_file()
+
+
+# -- collapsed text ------------------------------------------------------------------------------------------------
+
+
+WHOLE = {"perplexity": 20.0, "distinct_2": 0.9, "repetition": 0.02, "empty_share": 0.0, "non_word_share": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, None),
+        ({"perplexity": 59.0}, None),
+        ({"perplexity": 62.0}, "perplexity 3.1 times"),
+        ({"perplexity": 2.0}, None),  # likelier than its own: no collapse by itself
+        ({"perplexity": 2.0, "repetition": 0.8}, "repetition +0.78"),
+        ({"distinct_2": 0.3}, "variety 0.3 times"),
+        ({"empty_share": 0.3}, "empty texts +0.30"),
+        ({"non_word_share": 0.36}, "non-words +0.26"),
+        ({"perplexity": 100.0, "empty_share": 0.5}, "perplexity 5.0 times; empty texts +0.50"),
+    ],
+)
+def test_collapse_by_hand(changed, reason):
+    assert tradeoff.collapse(WHOLE | changed, WHOLE) == reason
+
+
+def test_what_was_not_measured_is_no_collapse():
+    assert tradeoff.collapse({"perplexity": 100.0}, {"distinct_2": 0.9}) is None
+    assert tradeoff.collapse({"distinct_2": 0.0}, {"distinct_2": 0.0}) is None
+
+
+def test_broken_text_does_not_win(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0)
+    cell(tmp_path, "caa", 0.7, 0.1, 0.97, strength=2.0)
+    cell(tmp_path, "detox", 0.01, 1.5, 1.0, strength=1.0)  # e^1.5 times the perplexity, hardly any toxicity
+    built = rebuild(tmp_path)
+    table = frame(tmp_path).set_index("method")
+    assert table.loc["detox", "collapsed"] and table.loc["detox", "collapse_reason"].startswith("perplexity 4.5 times")
+    assert not table.loc["caa", "collapsed"] and pd.isna(table.loc["unsteered", "collapsed"])
+    assert pd.isna(table.loc["detox", "rank"]) and table.loc["caa", "rank"] == 1
+    line = next(line for line in built.markdown.read_text().splitlines() if "| detox |" in line)
+    assert line.startswith("| – | detox") and "collapsed: perplexity 4.5 times" in line
+    assert "collapsed" in shown(built)

@@ -4,10 +4,13 @@ Perplexity is that of the continuations under the *unsteered* model given the pl
 prefix (the conditional perplexity of DExperts, arXiv 2105.03023 section 3.1, with the base model as the judge).
 """
 
+import functools
 import math
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -16,12 +19,14 @@ from bench import metrics
 from bench.data.prompts import Prompt, rtp_prompts
 from bench.data.sources import Located
 from bench.lm import LM
+from bench.models import fingerprint
 from bench.suites.base import Split, SuiteError, SuiteResult
 from bench.suites.continued import Continued
 from bench.token_likelihood import Request
 
 ORDERS = (1, 2, 3)  # n of distinct-n
 REPEATED = 3  # repetition counts 3-grams
+WORD = re.compile(r"[^\W\d_](?:[^\W\d_]|['’])*")  # letters of any script; an apostrophe may be inside
 HIGHER_IS_BETTER = {f"distinct_{n}" for n in ORDERS}
 
 
@@ -39,12 +44,23 @@ class Fluency(Continued):
     repetition    share of a text's 3-grams of tokens that occurred before in that text, averaged over a prompt's
                   texts; 0 for a text of fewer than 3 tokens. Tokens, not words, so that "!!!!!!" is caught.
     empty_share   share of texts without any character but white space.
+    mean_words    words of a text, averaged over a prompt's texts.
+    non_word_share  share of a prompt's words, digits and signs left out, that are in no English word list (that of
+                  pyspellchecker, 160,000 words). Names count as no words, so compare with the unsteered model only;
+                  text in another language, or none, has far more of them. 0 where there is no word.
+    judge_perplexity  with `judge`: perplexity as above under another model, a folder, that reads the plain prompt.
     short_share   share of texts that the model ended before `max_new_tokens`.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
 
     name: str = "fluency"
+    judge: str | None = None
+
+    def identity(self, split: Split) -> dict[str, Any]:
+        """Prompts, k and, where there is one, the judge's files."""
+        judge = fingerprint(Path(self.judge)) if self.judge else None
+        return super().identity(split) | {"judge": judge}
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
         """As the suite rtp."""
@@ -61,12 +77,14 @@ class Fluency(Continued):
             with lm.unsteered() as base:
                 contexts = [base.encode(prompt.text) for prompt in block for _ in range(k)]
                 read = base.likelihood([Request(c, t) for c, t in zip(contexts, tokens, strict=True)])
+            judged = self._judged([prompt.text for prompt in block for _ in range(k)], texts) if self.judge else None
             scores = pd.DataFrame(
                 {
                     "item": np.repeat([prompt.id for prompt in block], k),  # (N * k,)
                     "sample": np.tile(np.arange(k), len(block)),
                     "nll": [-one.logprob for one in read],
                     "tokens": [one.tokens for one in read],
+                    **({"judge_nll": judged[0], "judge_tokens": judged[1]} if judged else {}),
                     "repetition": [repetition(ids) for ids in tokens],
                     "empty": [float(not text.strip()) for text in texts],
                     "short": [float(continuation.ended) for row in rows for continuation in row],
@@ -83,11 +101,21 @@ class Fluency(Continued):
                 table,
                 higher_is_better=name in HIGHER_IS_BETTER,
                 unscored=unscored if name == "perplexity" else 0,
-                transform="exp" if name == "perplexity" else "mean",
+                transform="exp" if str(name).endswith("perplexity") else "mean",
             )
             for name, table in items.groupby("metric", sort=False)
         }
         return SuiteResult(found, items, scores, self.facts(split))
+
+    def _judged(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[list[float], list[int]]:
+        """-log p and number of tokens of each text after its prompt, under the judge and with its own tokens."""
+        judge = _judge(str(self.judge))
+        requests = [
+            Request(judge.encode(prompt), list(judge.tokenizer(text, add_special_tokens=False).input_ids))
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+        read = judge.likelihood(requests)
+        return [-one.logprob for one in read], [one.tokens for one in read]
 
 
 def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
@@ -95,20 +123,26 @@ def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
     groups = scores.assign(text=list(texts)).groupby("item", sort=False)
     count = groups["tokens"].sum()
     pooled = groups["text"].agg(list)
+    weights = {"perplexity": count}
     columns = {
         "perplexity": groups["nll"].sum() / count.where(count > 0, math.nan),
         **{f"distinct_{n}": pooled.map(lambda some, n=n: distinct(some, n)) for n in ORDERS},
         "repetition": groups["repetition"].mean(),
         "empty_share": groups["empty"].mean(),
         "short_share": groups["short"].mean(),
+        "mean_words": pooled.map(lambda some: sum(len(text.split()) for text in some) / len(some)),
+        "non_word_share": pooled.map(non_words),
     }
+    if "judge_nll" in scores:
+        weights["judge_perplexity"] = groups["judge_tokens"].sum()
+        columns["judge_perplexity"] = groups["judge_nll"].sum() / weights["judge_perplexity"].replace(0, math.nan)
     tables = [
         pd.DataFrame(
             {
                 "metric": name,
                 "item": values.index,
                 "value": values.to_numpy(float),
-                "weight": count.to_numpy(float) if name == "perplexity" else 1.0,
+                "weight": weights[name].to_numpy(float) if name in weights else 1.0,
             }
         )
         for name, values in columns.items()
@@ -121,6 +155,27 @@ def distinct(texts: Sequence[str], n: int) -> float:
     words = [text.split() for text in texts]
     total = sum(map(len, words))
     return len({gram for one in words for gram in ngrams(one, n)}) / total if total else 0.0
+
+
+def non_words(texts: Sequence[str]) -> float:
+    """Share of the words of all the texts that are in no English word list; 0 where there is no word."""
+    words = [word.replace("’", "'").strip("'").lower() for text in texts for word in WORD.findall(text)]
+    known = _english()
+    return sum(word not in known for word in words) / len(words) if words else 0.0
+
+
+@functools.cache
+def _english() -> frozenset[str]:
+    from spellchecker import SpellChecker
+
+    return frozenset(SpellChecker(language="en").word_frequency.dictionary)
+
+
+@functools.cache
+def _judge(folder: str) -> LM:
+    from bench.lm import load_lm
+
+    return load_lm(folder)
 
 
 def repetition(tokens: Sequence[int]) -> float:
