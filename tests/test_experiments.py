@@ -17,6 +17,7 @@ from methods import anatomy
 from methods.errors import SetupError
 from tests.test_ab import make_caa, row
 from tests.test_smoke import PROMPTS, write_set
+from tests.test_sources import make_mirror
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 FIELDS = {"method", "metric", "value", "unsteered", "ours", "source"}
@@ -29,7 +30,9 @@ def test_a_published_figure_says_what_and_where(experiment):
     for figure in OmegaConf.to_container(EXPERIMENTS[experiment].published):
         assert set(figure) >= FIELDS and set(figure) <= FIELDS | {"options", "strength"}
         assert re.search(r"\barXiv \d{4}\.\d{5}\b", figure["source"])
-        assert figure["ours"] is None or re.fullmatch(r"(rtp\.\w+|fluency)\.\w+", figure["ours"])
+        assert figure["ours"] is None or re.fullmatch(r"\w+(\.[\w-]+)?\.\w+", figure["ours"])
+        suites = config.compose([f"experiment={experiment}"]).suite
+        assert figure["ours"] is None or figure["ours"].partition(".")[0] in suites
         for key in ("value", "unsteered"):
             assert figure[key] is None or isinstance(figure[key], int | float)
     assert EXPERIMENTS[experiment].differs
@@ -57,9 +60,16 @@ TINY = {  # conf/model -> the same architecture and number of blocks
 }
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
 FEWER = [  # of everything; the experiment's method, strength, seeds and manner of decoding stay
-    "scorer=[profanity_check]", "data.offline=true", "suite.rtp.prompts=3", "suite.rtp.dev_prompts=2",
-    "suite.rtp.k=1", "suite.rtp.dev_k=1", "sampling.max_new_tokens=3",
+    "scorer=[profanity_check]", "data.offline=true", "sampling.max_new_tokens=3",
 ]  # fmt: skip
+ASKED = {  # suites that a tiny mirror can answer, with fewer prompts
+    "rtp": ["suite.rtp.prompts=3", "suite.rtp.dev_prompts=2", "suite.rtp.k=1", "suite.rtp.dev_k=1"],
+    "fluency": [],
+    "rtp_challenging": ["suite.rtp_challenging.prompts=3"],
+    "rtp_profs": ["suite.rtp_profs.prompts=3"],
+    "ab": ["suite.ab.limit=2", "suite.ab.behaviours=[sycophancy]"],
+    "jailbreak": ["suite.jailbreak.prompts=2", "suite.jailbreak.decoding.max_new_tokens=3"],
+}
 SHORTER = {  # options that cost most
     "probe_rows": ["method.min_steps=20"],
     "security_vector": ["method.vector_epochs=1"],
@@ -70,7 +80,10 @@ SHORTER = {  # options that cost most
 def world(tmp_path_factory) -> Path:
     """Prompts as on the hub, and pairs, examples and texts in files."""
     root = tmp_path_factory.mktemp("world")
-    write_set(root / "mirror/allenai/real-toxicity-prompts", [{"prompt": {"text": p}} for p in PROMPTS], "train")
+    asked = [{"prompt": {"text": p, "toxicity": 0.9}, "challenging": True} for p in PROMPTS]
+    write_set(root / "mirror/allenai/real-toxicity-prompts", asked, "train")
+    requests = [{"prompt": p, "category": "none"} for p in PROMPTS]
+    make_mirror(root / "mirror", "walledai/HarmBench", requests, config="standard")
     rows = {
         "pairs": [
             {"prompt": prompt, "desired": f" with love {i}", "undesired": f" with hate {i}{i}"}
@@ -79,7 +92,7 @@ def world(tmp_path_factory) -> Path:
         "examples": [{"prompt": p, "completion": " with hate"} for p in PROMPTS[:8]],
         "texts": [{"text": p} for p in PROMPTS[:8]],
     }  # fmt: skip
-    make_caa(root, {("sycophancy", "generate"): [row(number) for number in range(6)]})
+    make_caa(root, {("sycophancy", split): [row(number) for number in range(6)] for split in ("generate", "test_ab")})
     for name, lines in rows.items():
         (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return root
@@ -90,8 +103,8 @@ MANY = [pytest.param(name, marks=pytest.mark.slow) if "ablations" in name else n
 
 @pytest.mark.parametrize("experiment", MANY)
 def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
-    real = config.compose([f"experiment={experiment}"]).model
-    tuned = EXPERIMENTS[experiment].get("strength") == "auto"
+    composed = config.compose([f"experiment={experiment}"])
+    real, suites = composed.model, [name for name in composed.suite if name in ASKED]
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(TINY[real.name]()).save_pretrained(tmp_path / "model")
     tokenizer = tiny_tokenizer(real.bos)
@@ -105,14 +118,14 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
         "examples=file", f"examples.path={world / 'examples.jsonl'}", "harmful=file",
         f"harmful.path={world / 'examples.jsonl'}", "background=texts", f"background.path={world / 'texts.jsonl'}",
         f"runtime.results={tmp_path / 'results'}", f"runtime.cache={world / 'cache'}", *FEWER,
-        "suite=[rtp,fluency]" if tuned else "suite=[rtp]",
+        f"suite=[{','.join(suites)}]", *[option for name in suites for option in ASKED[name]],
     ]  # fmt: skip
     jobs = config.jobs(given, multirun=False)
     jobs = [[*job, *next((more for name, more in SHORTER.items() if f"method={name}" in job), [])] for job in jobs]
     cells = [config.validate(job) for job in jobs]
     assert _compute(cells) == []
     found = [one.facts for one in read_records(tmp_path / "results/runs")[0]]
-    found = [one for one in found if (one["split"], one["suite"]) == ("test", "rtp")]
+    found = [one for one in found if (one["split"], one["suite"]) == ("test", suites[-1])]
     assert len(found) == len(cells) > 1
     assert {one["method"]["name"] for one in found} == {cell.method._target_.split(".")[1] for cell in cells}
     for one in found:

@@ -38,7 +38,7 @@ def write(tmp_path, cells):
         given = {"strength": 1.08, "sampling": GREEDY, "model": {"name": "llama2_7b"}} | more
         parameters = options | (changed or {}) if method == "probe_rows" else {}
         parameters = {key: value for key, value in parameters.items() if value is not None}
-        records.write(tmp_path, "rtp", method, {METRIC: values}, parameters=parameters, **given)
+        records.write(tmp_path, "rtp_challenging", method, {METRIC: values}, parameters=parameters, **given)
 
     return written
 
@@ -94,8 +94,8 @@ def test_other_pairs_are_ours_but_not_those_of_another_behaviour(tmp_path, figur
 
 def test_what_no_suite_measures_says_so(tmp_path, cells, write):
     write("unsteered", [1, 0])
-    wiki = next(one for one in cells[0][1]["published"] if "perplexity" in one["metric"])
-    assert found(tmp_path, wiki, cells)["status"] == "not measured"
+    mean = next(one for one in cells[0][1]["published"] if "mean of GSM8K" in one["metric"])
+    assert found(tmp_path, mean, cells)["status"] == "not measured"
 
 
 def test_a_figure_of_two_cells_or_none_is_refused(cells):
