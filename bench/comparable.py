@@ -16,6 +16,7 @@ from bench.collect import Record, identity_columns
 from bench.identity import digest
 
 BASELINE_FAMILY = "none"
+RANDOM = "random_direction"  # the control: what a direction without meaning does
 SUITES = ("rtp", "fluency", "capability")  # shown in this order, others after them
 
 
@@ -35,6 +36,7 @@ class Entry:
     def __init__(self, records: Iterable[Record]) -> None:
         self.records = sorted(records, key=lambda one: (order(one.suite), sample_seed(one) or 0, one.facts["id"]))
         self.columns = identity_columns(self.records[0].facts)
+        self._items: dict[frozenset[str] | None, dict[str, pd.DataFrame]] = {}
 
     @property
     def is_baseline(self) -> bool:
@@ -59,7 +61,16 @@ class Entry:
         return found
 
     def items(self, within: set[str] | None = None) -> dict[str, pd.DataFrame]:
-        """`<suite>.<metric>` -> value and weight by item, averaged over sampling seeds; of these comparisons alone."""
+        """`<suite>.<metric>` -> value and weight by item, averaged over sampling seeds; of these comparisons alone.
+
+        Sampling seeds are further draws of the same item, since no two prompts share a random stream.
+        """
+        key = None if within is None else frozenset(within)
+        if key not in self._items:
+            self._items[key] = self._averaged(within)
+        return self._items[key]
+
+    def _averaged(self, within: set[str] | None) -> dict[str, pd.DataFrame]:
         parts = [
             one.items.assign(metric=one.suite + "." + one.items["metric"].astype(str))
             for one in self.records
@@ -73,6 +84,73 @@ class Entry:
         sums = whole.groupby(["metric", "item"], sort=True)[["value", "weight"]].sum()
         sums["value"] /= sums["weight"]
         return {str(name): rows.droplevel("metric") for name, rows in sums.groupby(level="metric", sort=True)}
+
+
+class Line:
+    """A row of a table: one method, its fits by their seeds, each an entry of its own.
+
+    Fits of one line differ in the seed of the fit alone, and in the strength where each fit was tuned by itself.
+    """
+
+    def __init__(self, fits: Iterable[Entry]) -> None:
+        self.fits = tuple(sorted(fits, key=lambda one: (one.columns["fit_seed"] or 0, one.columns["strength"])))
+        self.columns = self.fits[0].columns
+        self.is_baseline = self.fits[0].is_baseline
+        self.first = self.fits[0].first
+        self.records = [record for fit in self.fits for record in fit.records]
+        self.comparisons = set.intersection(*(fit.comparisons for fit in self.fits))
+
+    @cached_property
+    def strengths(self) -> list[float]:
+        """The strengths of its fits, ascending."""
+        return sorted({float(fit.columns["strength"]) for fit in self.fits})
+
+    @cached_property
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """`<suite>.<metric>` -> its entry in the first fit that has it."""
+        return {name: entry for fit in reversed(self.fits) for name, entry in fit.metrics().items()}
+
+    def items(self, within: set[str] | None = None) -> dict[str, pd.DataFrame]:
+        """`<suite>.<metric>` -> value and weight by item, averaged over the fits; weights are summed over them."""
+        return pooled([fit.items(within) for fit in self.fits])
+
+
+def pooled(fits: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+    """Value and weight by item of several fits together, of the metrics that all of them have."""
+    if len(fits) == 1:
+        return fits[0]
+    together = {}
+    for name in fits[0]:
+        if all(name in one for one in fits):
+            rows = pd.concat([one[name] for one in fits])
+            sums = rows.assign(value=rows["value"] * rows["weight"]).groupby(level=0).sum()
+            together[name] = sums.assign(value=sums["value"] / sums["weight"])
+    return together
+
+
+def lines(entries: Iterable[Entry]) -> tuple[Line, ...]:
+    """The entries of a table as lines: those that differ in the seed of the fit alone, together.
+
+    Two fits of one seed are no fits of one line: what tells them apart is what they learnt from.
+    """
+    found: dict[tuple[str, int], list[Entry]] = defaultdict(list)
+    seen: dict[tuple[str, Any], int] = defaultdict(int)
+    for one in entries:
+        columns = one.columns
+        settings = {key: value for key, value in json.loads(columns["parameters"]).items() if key != "seed"}
+        chosen = "tuned" if one.first("tuning") else columns["strength"]
+        suites = sorted({record.suite for record in one.records})
+        key = digest([columns["method"], columns["version"], settings, chosen, learnt_from(one), suites])
+        seed = (key, columns["fit_seed"])
+        found[key, seen[seed]].append(one)
+        seen[seed] += 1
+    return tuple(Line(fits) for fits in found.values())
+
+
+def learnt_from(entry: Entry) -> dict[str, Any]:
+    """What a record says of the data that a method learnt from, sources and counts, as far as it names the data."""
+    data = entry.first("data")
+    return {key: value for key, value in data.items() if isinstance(value, str | int | bool)}
 
 
 def groups(records: Sequence[Record]) -> list[tuple[Entry, ...]]:

@@ -28,6 +28,7 @@ PIPE_WIDTH = 140  # columns where there is no terminal
 LEAST = (
     "fit s",
     "pairs",
+    "dev-test",
     "speed",
     "vs\nrandom",
     "strength",

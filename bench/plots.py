@@ -19,10 +19,10 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from bench.collect import read_records
-from bench.comparable import BASELINE_FAMILY
-from bench.readable import rows_of_table
+from bench.comparable import BASELINE_FAMILY, RANDOM
+from bench.readable import labels
 from bench.record import write_whole
-from bench.tables import RANDOM, Table, tables
+from bench.tables import Table, tables
 from methods.errors import SetupError
 
 X = "toxicity_reduction"
@@ -64,7 +64,7 @@ class Point(NamedTuple):
 
 def points(frame: pd.DataFrame) -> list[Point]:
     """The methods of one table; each has its own colour and marker, the same in every panel."""
-    rows = [(label, rows.iloc[0]) for label, rows in rows_of_table(frame)]
+    rows = [(label, row) for label, (_, row) in zip(labels(frame), frame.iterrows(), strict=True)]
     kept = [(label, row) for label, row in rows if row["method"] != RANDOM and row["family"] != BASELINE_FAMILY]
     place = {label: i for i, label in enumerate(sorted({label for label, _ in kept}))}  # a rank changes no colour
     return [

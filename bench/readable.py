@@ -2,14 +2,16 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from bench.comparable import BASELINE_FAMILY
+from bench import standing
+from bench.comparable import BASELINE_FAMILY, RANDOM
+from bench.significance import ALPHA, POWER
 from bench.statistics import LEVEL
-from bench.tables import RANDOM, Table
+from bench.tables import Table
 
 NONE = "–"
 CONTENT = (
@@ -50,7 +52,7 @@ def heading(table: Table) -> list[str]:
     """Lines above the table: what was run, on which data, who judged."""
     facts = table.about.facts
     model, frame = facts["model"], table.frame
-    rtp = next((one for cell in table.cells for one in cell.records if one.suite == "rtp"), None)
+    rtp = next((one for line in table.lines for one in line.records if one.suite == "rtp"), None)
     lines = []
     if rtp is not None:
         sampling = rtp.facts.get("sampling") or {}
@@ -73,7 +75,20 @@ def heading(table: Table) -> list[str]:
         others = ", ".join(scorers["report"][1:])
         see = f"see also {others}" if others else "no second opinion was asked for"
         lines.append(f"Warning: {scorers['report'][0]} reports and also {' and '.join(same)}, so it flatters; {see}.")
-    return lines
+    return [*lines, errors(table)]
+
+
+def errors(table: Table) -> str:
+    """What the intervals speak about: other items alone, or other fits as well."""
+    frame = table.frame
+    several = frame[frame["fits"] > 1]
+    told = [f"{name} {fits} fit seeds" for name, fits in zip(several["method"], several["fits"], strict=True)]
+    seeds = max((len(text.split("; ")) for text in frame["sample_seeds"].dropna()), default=0)
+    lines = f"Intervals ({LEVEL:.0%}) are over prompts and documents"
+    lines += f", and over the fits of {', '.join(dict.fromkeys(told))}" if told else ""
+    lines += "; fit seed and chosen strength of every other row are held fixed" if told else (
+        "; fit seed and chosen strength are held fixed")  # fmt: skip
+    return f"{lines}. Sampling seeds: {seeds or NONE}, averaged within a prompt."
 
 
 def notes(table: Table) -> list[str]:
@@ -99,11 +114,38 @@ def notes(table: Table) -> list[str]:
         "toxicity: expected maximum over the k continuations of a prompt. change: to unsteered on the same prompts, "
         f"± half its paired-bootstrap {LEVEL:.0%} interval. ppl: perplexity of the texts under the unsteered model "
         "over that of its own texts. capability kept: share of (accuracy - chance). joint: harmonic mean of toxicity "
-        "reduction, fluency kept and capability kept. pairs: the method learnt from. speed: relative to unsteered."
+        "reduction, fluency kept and capability kept; below a rank, where it lies in 95 % of the resamples. dev-test: "
+        "reduction on the dev split less that on the test split. pairs: learnt from. speed: relative to unsteered."
     )
+    lines += found_out(table)
     if (frame["method"] == RANDOM).any():
         lines.append("vs random: is the reduction on the dev split above, within or below what random directions reach "
                      "at the method's own perplexity there (draws that were tried that far).")  # fmt: skip
+    return lines
+
+
+def found_out(table: Table) -> list[str]:
+    """How the tests went, what they could have found, and how much of the trade-off plane the methods cover."""
+    frame, metric = table.frame, table.headline
+    lines = []
+    if table.baseline is not None and f"{metric}.p" in frame and frame[f"{metric}.p"].notna().any():
+        test = "McNemar's test" if ".toxicity_probability_" in metric else "paired permutation test"
+        least = frame.get(f"{metric}.detectable", pd.Series(dtype=float)).dropna()
+        tests = int(frame[f"{metric}.p"].notna().sum())
+        lines.append(f"*: {metric} differs from unsteered, p < {ALPHA:g} ({test}, over items and fits where there are "
+                     f"several; Holm over {tests} rows). group: rows that share a letter are not told apart, Holm over "
+                     "all pairs of rows.")  # fmt: skip
+        if len(least):
+            lines.append(f"A true change of {least.median():.2f} (median of the rows; {least.min():.2f} to "
+                         f"{least.max():.2f}) is found in {POWER:.0%} of such samples before correction; a smaller one "
+                         "may be there unseen.")  # fmt: skip
+    for plane in standing.PLANES:
+        mine, control = (standing.hypervolume(table, plane, random) for random in (False, True))
+        if mine is not None and not pd.isna(mine.value):
+            other = f"; random directions {control.value:.2f}" if control else ""
+            ends = "" if mine.low is None or mine.high is None else f" [{mine.low:.2f}, {mine.high:.2f}]"
+            lines.append(f"Pareto front of toxicity reduction and {plane.replace('_', ' ')}: hypervolume "
+                         f"{mine.value:.2f}{ends}{other}.")  # fmt: skip
     return lines
 
 
@@ -113,7 +155,7 @@ def parameters(row: "pd.Series[Any]") -> dict[str, Any]:
 
 
 def labels(frame: pd.DataFrame) -> list[str]:
-    """Name of each row's method, with the parameters and seed that tell it from others of its name."""
+    """Name of each row's method, with the parameters that tell it from others of its name, and how many fits it is."""
     found = []
     rows = [row for _, row in frame.iterrows()]
     for row in rows:
@@ -124,21 +166,10 @@ def labels(frame: pd.DataFrame) -> list[str]:
             if any(parameters(other).get(key) != value for other in twins)
         }
         told = [f"{key}={value}" for key, value in differing.items()]
-        if row["method"] != RANDOM and len({str(other["fit_seed"]) for other in twins}) > 1:
-            told.append(f"seed {row['fit_seed']}")
-        found.append(row["method"].replace("_", " ") if row["method"] == RANDOM else row["method"])
-        found[-1] += f" ({', '.join(told)})" if told else ""
+        told += [f"{row['fits']} fits"] if row["fits"] > 1 else []
+        name = row["method"].replace("_", " ") if row["method"] == RANDOM else row["method"]
+        found.append(name + (f" ({', '.join(told)})" if told else ""))
     return found
-
-
-def rows_of_table(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Label and rows of each line: one row, or all draws of a random direction of the same kind."""
-    lines: dict[str, list[int]] = {}
-    names = labels(frame)
-    for i, (name, (_, row)) in enumerate(zip(names, frame.iterrows(), strict=True)):
-        kind = "tuned" if row["tuned"] else f"{row['strength']:g}"
-        lines.setdefault(f"{name} {kind}" if row["method"] == RANDOM else str(i), []).append(i)
-    return [(names[found[0]], frame.iloc[found]) for found in lines.values()]
 
 
 def against_random(row: "pd.Series[Any]", draws: int) -> str:
@@ -164,22 +195,12 @@ def flags(row: "pd.Series[Any]") -> str:
     return "" if row["feasible"] else "no feasible strength"
 
 
-def spread(rows: pd.DataFrame, column: str, text: Callable[[Any], str]) -> str:
-    """Mean, and below it lowest..highest, of a column over draws."""
-    values = rows[column].astype(float).dropna() if column in rows else pd.Series(dtype=float)
-    if values.empty:
-        return NONE
-    mean, low, high = text(values.mean()), text(values.min()), text(values.max())
-    return mean if low == high else f"{mean}\n{low}..{high}"
-
-
 def readable(table: Table) -> pd.DataFrame:
-    """The table as text, random directions in one row."""
+    """The table as text."""
     frame = table.frame
-    tuned = frame[(frame["method"] == RANDOM) & frame["tuned"]]
-    shown = []
-    for name, rows in rows_of_table(frame):
-        shown.append(line(table, rows.iloc[0], name, len(tuned)) if len(rows) == 1 else draws_line(table, rows, name))
+    draws = int(frame.loc[(frame["method"] == RANDOM) & frame["tuned"], "fits"].sum())
+    names = labels(frame)
+    shown = [line(table, row, name, draws) for name, (_, row) in zip(names, frame.iterrows(), strict=True)]
     return pd.DataFrame(shown).astype(str)
 
 
@@ -192,20 +213,31 @@ def toxicity_columns(table: Table) -> dict[str, str]:
     return titles
 
 
+def place(row: "pd.Series[Any]") -> str:
+    """Rank, and below it the ranks that it has in most resamples."""
+    if pd.isna(row["rank"]):
+        return NONE
+    low, high = row["rank_low"], row["rank_high"]
+    return str(row["rank"]) if low == high else f"{row['rank']}\n{low}..{high}"
+
+
 def line(table: Table, row: "pd.Series[Any]", name: str, draws: int) -> dict[str, str]:
     """One row of the leaderboard as text."""
-    out = {"#": NONE if pd.isna(row["rank"]) else str(row["rank"]), "method": name}
-    out["strength"] = NONE if row["family"] == BASELINE_FAMILY else f"{row['strength']:g}"
+    out = {"#": place(row), "method": name}
+    out["strength"] = NONE if row["family"] == BASELINE_FAMILY else strengths(row)
     for i, (title, metric) in enumerate(toxicity_columns(table).items()):
         error = row[f"{metric}.se"]
         out[title] = number(row[metric]) + (f" ±{Z * error:.2f}" if i == 0 and pd.notna(error) else "")
         if i == 0:
-            out["change"] = signed(row[f"{metric}.delta"]) + half(row, f"{metric}.delta")
+            told = "*" if row["verdict"] in ("better", "worse") else ""
+            out["change"] = signed(row[f"{metric}.delta"]) + half(row, f"{metric}.delta") + told
+            out["group"] = NONE if pd.isna(row["group"]) else row["group"]
     return out | {
         "ppl\nratio": number(row["perplexity_ratio"]),
         "capability\nkept": number(row["capability_kept"]) + half(row, "capability_kept"),
         "joint": number(row["joint"]),
         "vs\nrandom": against_random(row, draws),
+        "dev-test": signed(row["shrinkage"]),
         "pairs": NONE if pd.isna(row["pairs"]) else str(row["pairs"]),
         "fit s": seconds(row["fit_seconds"]),
         "speed": number(row["relative_speed"]),
@@ -213,25 +245,10 @@ def line(table: Table, row: "pd.Series[Any]", name: str, draws: int) -> dict[str
     }
 
 
-def draws_line(table: Table, rows: pd.DataFrame, name: str) -> dict[str, str]:
-    """Several draws of a random direction as one row: mean, lowest..highest."""
-    out = {"#": NONE, "method": f"{name}\n({len(rows)} draws)"}
-    out["strength"] = "..".join(f"{value:g}" for value in sorted({rows["strength"].min(), rows["strength"].max()}))
-    for i, (title, metric) in enumerate(toxicity_columns(table).items()):
-        out[title] = spread(rows, metric, number) if i == 0 else number(rows[metric].mean())
-        if i == 0:
-            out["change"] = spread(rows, f"{metric}.delta", signed)
-    infeasible = int((rows["feasible"] == False).sum())  # noqa: E712 -- a missing flag is not False
-    return out | {
-        "ppl\nratio": number(rows["perplexity_ratio"].mean()),
-        "capability\nkept": spread(rows, "capability_kept", number),
-        "joint": number(rows["joint"].mean()),
-        "vs\nrandom": NONE,
-        "pairs": spread(rows, "pairs", "{:g}".format),
-        "fit s": seconds(rows["fit_seconds"].mean()),
-        "speed": number(rows["relative_speed"].mean()),
-        "notes": f"{infeasible} of {len(rows)} no feasible strength" if infeasible else flags(rows.iloc[0]),
-    }
+def strengths(row: "pd.Series[Any]") -> str:
+    """The strength, or lowest..highest where each fit was tuned by itself."""
+    values = [one for one in row["strengths"].split("; ")]
+    return values[0] if len(values) == 1 else f"{values[0]}..{values[-1]}"
 
 
 def markdown(tables: Sequence[Table]) -> str:

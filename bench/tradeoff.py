@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bench.metrics import Transform, fold
-from bench.statistics import Array, Compare, Estimate, at_floor, compared, draws, interval, paired_draws
+from bench.statistics import Array, Compare, Estimate, at_floor, compared, draws, interval, paired_draws, two_level
 
 
 class Task(NamedTuple):
@@ -66,15 +66,25 @@ def collapse(own: Mapping[str, float], unsteered: Mapping[str, float]) -> str | 
 
 
 class Part(NamedTuple):
-    """An estimate with the bootstrap draws behind it, so that a combination of parts has an interval too."""
+    """An estimate with the bootstrap draws behind it, so that a combination of parts has an interval too.
+
+    n: items, or what `bench.statistics.two_level` gives in their place.
+    """
 
     value: float
     draws: Array
-    n: int
+    n: float
 
     def estimate(self) -> Estimate:
         """Without the draws."""
         return Estimate(self.value, *interval(self.draws, self.n))
+
+
+def over_fits(parts: Sequence[Part]) -> Part:
+    """The mean of several fits, with the spread over items and over fits (`bench.statistics.two_level`)."""
+    values = np.array([part.value for part in parts])
+    found = two_level(values, np.stack([part.draws for part in parts]), int(min(part.n for part in parts)))
+    return Part(float(values.mean()), found.draws, found.n)
 
 
 def compare_items(pairs: pd.DataFrame, transform: Transform, compare: Compare) -> Part:
