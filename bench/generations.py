@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench.identity import SCHEMA, digest
+from bench import identity
 from bench.lm import LM
 from bench.record import whole_folder
 from bench.sampling import VERSION, Continuation, Sampling, continuations
@@ -43,16 +43,8 @@ class Asker(Protocol):
 
 def generation_id(lm: Asker, prompts: Sequence[str], num_samples: int) -> str:
     """Of a set of continuations: model, steering, prompts, decoding."""
-    return digest(
-        {
-            "schema": SCHEMA,
-            "model": lm.identity,
-            "steering": lm.steering_identity,
-            "prompts": list(prompts),
-            "num_samples": num_samples,
-            "decoding": decoding_identity(lm.sampling),
-        }
-    )
+    decoding = decoding_identity(lm.sampling)
+    return identity.generation_id(lm.identity, lm.steering_identity, prompts, num_samples, decoding)
 
 
 class Generations:

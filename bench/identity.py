@@ -80,6 +80,18 @@ def steering_identity(fit: str, method: Mapping[str, Any], strength: float) -> d
     return None if strength == 0 else {"fit": fit, "method": method["name"], "strength": strength}
 
 
+def generation_id(
+    model: Mapping[str, Any],
+    steering: Mapping[str, Any] | None,
+    prompts: Sequence[str],
+    num_samples: int,
+    decoding: Mapping[str, Any],
+) -> str:
+    """Of a set of continuations. `decoding` is what can change a text, with the version of the sampling code."""
+    parts = {"schema": SCHEMA, "model": model, "steering": steering, "prompts": list(prompts)}
+    return digest(parts | {"num_samples": num_samples, "decoding": decoding})
+
+
 def record_id(
     model: Mapping[str, Any], steering: Mapping[str, Any] | None, suite: Mapping[str, Any], split: str
 ) -> str:
