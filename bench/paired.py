@@ -6,7 +6,7 @@ import pandas as pd
 
 from bench.comparable import Entry, Line
 from bench.metrics import Transform
-from bench.significance import paired_test, t_test
+from bench.significance import excluded, paired_test
 from bench.statistics import Compare
 from bench.tradeoff import Part, compare_items, over_fits
 
@@ -40,7 +40,7 @@ def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | Non
     if len(fits) == 1:
         return paired_test(fits[0][metric], transform) if metric in fits[0] else None
     part = change(fits, metric, transform)
-    return t_test(part.value, part.draws, part.n) if part else None
+    return excluded(part.draws, part.n) if part else None
 
 
 def told_apart(a: Line, b: Line, metric: str, transform: Transform) -> float | None:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
-from scipy.stats import permutation_test, rankdata, t
+from scipy.stats import norm, permutation_test, rankdata, t
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestPower
@@ -69,14 +69,22 @@ def permuted(
     return float(found.pvalue)
 
 
-def t_test(value: float, draws: Array, n: float) -> float | None:
-    """Two-sided p that a difference is 0, from its bootstrap draws and `n` as `bench.statistics.interval` has it.
+def excluded(draws: Array, n: int) -> float | None:
+    """Two-sided p that a difference is 0: the smallest at which its interval (`statistics.interval`) leaves 0 out.
 
-    For a mean over several fits, where a permutation of items would take the fits for the only ones there are
-    (`bench.statistics.two_level`): Student's t with n - 1 degrees of freedom. None where nothing varies.
+    For a mean over several fits, where a permutation of items would take the fits for the only ones there are.
+    None for fewer than 2 items.
+
+    Args:
+        draws: (R,) bootstrap draws of the difference, of items and fits (`bench.statistics.two_level`).
+        n: items.
     """
-    error = float(np.nanstd(draws)) * np.sqrt(n / (n - 1)) if n > 1 else 0.0
-    return None if error == 0 else float(2 * t.sf(abs(value) / error, n - 1))
+    known = draws[~np.isnan(draws)]
+    if n < 2 or len(known) == 0:
+        return None
+    beyond = min(int((known <= 0).sum()), int((known >= 0).sum()))
+    tail = min((beyond + 1) / (len(known) + 1), 0.5)
+    return float(2 * t.cdf(norm.ppf(tail) * np.sqrt((n - 1) / n), n - 1))
 
 
 def mcnemar_test(a: Array, b: Array) -> float:

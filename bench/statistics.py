@@ -53,7 +53,7 @@ def draws(values: Array, weights: Array, transform: Transform = "mean", *, seed:
     return np.asarray(np.exp(mean) if transform == "exp" else mean)
 
 
-def interval(drawn: Array, n: float, level: float = LEVEL) -> tuple[float | None, float | None]:
+def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, float | None]:
     """Expanded percentile interval of bootstrap draws over n items.
 
     The plain percentile interval is too narrow for few items: its spread is that of a variance divided by n, and its
@@ -70,48 +70,34 @@ def interval(drawn: Array, n: float, level: float = LEVEL) -> tuple[float | None
     return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)
 
 
-class TwoLevel(NamedTuple):
-    """Draws of a mean over fits, (RESAMPLES,), and the number of units that `interval` is to widen them for."""
+def two_level(values: Array, draws_of_fits: Array, n: int, *, seed: int = 0) -> Array:
+    """Draws of a mean over fits, (RESAMPLES,), by a bootstrap over items and over fits; for `interval` with these n.
 
-    draws: Array
-    n: float
+    A fit is one seed of what a method draws while it is fitted. Items and fits are crossed: every fit is seen on the
+    same items. The spread over other items comes from the draws over items, averaged over the fits. That over other
+    fits is the variance of the fits' own means, less what the interaction of the two adds to it, since the draws over
+    items hold that already: the variance of a two-way table with random rows and columns (Searle, Casella and McCulloch
+    1992, section 4.2). A handful of fits cannot be resampled (two have three resamples), so this level is parametric:
+    Student's t with F - 1 degrees of freedom, which assumes that fits scatter normally. Two fits say little, and the
+    interval shows it.
 
-
-def two_level(values: Array, draws_of_fits: Array, n: int, *, seed: int = 0) -> TwoLevel:
-    """Bootstrap over items and over fits (seeds of what a method draws while it is fitted) of a mean over fits.
-
-    Items and fits are crossed: every fit is seen on the same items. The spread over other items comes from the draws
-    over items, averaged over the fits; the spread over other fits from resampling the fits themselves; what both of
-    them hold, the interaction, is taken out once, since it would count twice. So the variance is that of a two-way
-    table with random rows and columns (Searle, Casella and McCulloch 1992, section 4.2), and the degrees of freedom
-    are Satterthwaite's. Sampling seeds are no level of their own: the continuations of a prompt come from a stream
-    that no other prompt has, so they are further draws of the item and averaged within it.
+    Sampling seeds are no level of their own: the continuations of a prompt come from a stream that no other prompt
+    has, so another seed gives further draws of the same item, and they are averaged within it.
 
     Args:
         values: (F,) the estimate of each fit.
         draws_of_fits: (F, RESAMPLES) its draws over items, the same resamples for every fit.
         n: items.
-        seed: of the resampled fits.
+        seed: of the draws over fits.
     """
     fits = len(values)
-    if fits == 1:
-        return TwoLevel(draws_of_fits[0], n)
     of_items = draws_of_fits.mean(axis=0)  # (RESAMPLES,)
-    chosen = np.random.default_rng([seed, fits]).integers(fits, size=(len(of_items), fits))
-    of_fits = values[chosen].mean(axis=1) - values.mean()  # (RESAMPLES,)
-    items_part = float(np.nanvar(of_items)) * n / (n - 1)
-    fits_part = float(values.var()) / (fits - 1)  # unbiased variance of the mean over fits
-    both = float(np.nanvar(draws_of_fits - of_items, axis=1).mean()) / (fits - 1)
-    total = max(items_part + fits_part - both, items_part, fits_part)
-    if total == 0:
-        return TwoLevel(of_items, n)
-    freedom = total**2 / (items_part**2 / (n - 1) + fits_part**2 / (fits - 1))
-    combined = of_items + of_fits * math.sqrt(fits / (fits - 1))
-    spread = float(np.nanvar(combined))
-    centre = float(np.nanmean(combined))
-    # `interval` widens by (n + 1) / n itself, n being the degrees of freedom here
-    scale = math.sqrt(total / spread * freedom / (freedom + 1))
-    return TwoLevel(centre + (combined - centre) * scale, freedom + 1)
+    if fits == 1:
+        return np.asarray(of_items)
+    interaction = float(np.nanvar(draws_of_fits - of_items, axis=1).mean()) / (fits - 1) * n / (n - 1)
+    variance = max(float(values.var(ddof=1)) / fits - interaction, 0.0)
+    drawn = np.random.default_rng([seed, fits]).standard_t(fits - 1, len(of_items))
+    return np.asarray(of_items + math.sqrt(variance) * drawn)
 
 
 def paired_draws(

@@ -66,14 +66,11 @@ def collapse(own: Mapping[str, float], unsteered: Mapping[str, float]) -> str | 
 
 
 class Part(NamedTuple):
-    """An estimate with the bootstrap draws behind it, so that a combination of parts has an interval too.
-
-    n: items, or what `bench.statistics.two_level` gives in their place.
-    """
+    """An estimate with the bootstrap draws behind it, so that a combination of parts has an interval too."""
 
     value: float
     draws: Array
-    n: float
+    n: int  # items
 
     def estimate(self) -> Estimate:
         """Without the draws."""
@@ -83,8 +80,8 @@ class Part(NamedTuple):
 def over_fits(parts: Sequence[Part]) -> Part:
     """The mean of several fits, with the spread over items and over fits (`bench.statistics.two_level`)."""
     values = np.array([part.value for part in parts])
-    found = two_level(values, np.stack([part.draws for part in parts]), int(min(part.n for part in parts)))
-    return Part(float(values.mean()), found.draws, found.n)
+    n = min(part.n for part in parts)
+    return Part(float(values.mean()), two_level(values, np.stack([part.draws for part in parts]), n), n)
 
 
 def compare_items(pairs: pd.DataFrame, transform: Transform, compare: Compare) -> Part:

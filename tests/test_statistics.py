@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from bench.statistics import at_floor, compared, draws, paired_bootstrap, wilson
+from bench.statistics import at_floor, compared, draws, interval, paired_bootstrap, two_level, wilson
 
 
 def paired(generator: np.random.Generator, n: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
@@ -111,3 +111,44 @@ def test_two_hundred_comparisons_in_seconds():
     for _ in range(200):
         paired_bootstrap(a, ones, b, ones)
     assert time.process_time() - start < 10
+
+
+# -- items and fits ---------------------------------------------------------------------------------------------
+
+
+def crossed(generator: np.random.Generator, fits: int, n: int, item: float, fit: float, both: float) -> np.ndarray:
+    """Differences of several fits on the same items, with mean 0; (F, n)."""
+    prompts = item * (generator.exponential(1, n) - 1)  # skewed, as toxicity is
+    noise = both * generator.standard_normal((fits, n))
+    return prompts + fit * generator.standard_normal((fits, 1)) + noise
+
+
+@pytest.mark.parametrize("fits", [3, 5, 10])
+@pytest.mark.parametrize("item, fit, both", [(0.3, 0.05, 0.2), (0.3, 0.0, 0.3), (0.2, 0.15, 0.2)])
+def test_the_interval_over_items_and_fits_covers(monkeypatch, fits, item, fit, both):
+    monkeypatch.setattr("bench.statistics.RESAMPLES", 1000)
+    generator, simulations, inside, n = np.random.default_rng(8), 800, 0, 50
+    for i in range(simulations):
+        values = crossed(generator, fits, n, item, fit, both)
+        drawn = np.stack([draws(one, np.ones(n), seed=i % 5) for one in values])
+        low, high = interval(two_level(values.mean(axis=1), drawn, n), n)
+        inside += low <= 0 <= high
+    assert 0.92 <= inside / simulations <= 0.98  # 93 to 97 %, and the noise of 800 simulations
+
+
+def test_fits_that_differ_widen_the_interval_and_one_fit_changes_nothing():
+    generator, n = np.random.default_rng(9), 40
+    values = crossed(generator, 5, n, 0.3, 0.0, 0.0)
+    drawn = np.stack([draws(one, np.ones(n)) for one in values])
+    np.testing.assert_array_equal(two_level(values[:1].mean(axis=1), drawn[:1], n), drawn[0])
+    alone = interval(drawn[0], n)
+    same = interval(two_level(values.mean(axis=1), drawn, n), n)  # five copies of one fit: the items alone are left
+    assert same == pytest.approx(alone, abs=1e-9)
+    shift = np.array([-0.4, -0.2, 0.0, 0.2, 0.4])[:, None]
+    wide = interval(two_level((values + shift).mean(axis=1), drawn + shift, n), n)
+    assert wide[1] - wide[0] > 2 * (same[1] - same[0])
+    # with no spread over items, Student's t over the five fits: 2.776 * .3162 / sqrt(5)
+    bare = np.quantile(two_level(shift[:, 0], np.tile(shift, (1, drawn.shape[1])), n), [0.025, 0.975])
+    assert bare[1] == pytest.approx(2.776 * shift.std(ddof=1) / 5**0.5, rel=0.05) and -bare[0] == pytest.approx(
+        bare[1], rel=0.1
+    )
