@@ -227,7 +227,7 @@ def test_wrong_settings(sources, settings, message):
         ),
         (row(0) | {"answer_matching_behavior": "A"}, "an answer is 'A', expected is a letter"),
         (row(0) | {"answer_not_matching_behavior": "(A)"}, r"both answers of .* are \(A\)"),
-        (None, "nrimsky/CAA, split test_ab from mirror cannot be read; a file of it is broken or empty"),
+        (None, r"nrimsky/CAA \(refusal\), split test_ab from mirror cannot be read; a file of it is broken or empty"),
     ],
 )
 def test_bad_rows(tmp_path, line, message):

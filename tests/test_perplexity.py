@@ -183,6 +183,16 @@ def test_a_limit_is_named_and_dev_reads_what_follows(sources):
         Perplexity(sources=sources, protocol="profs", window=1)
 
 
+@pytest.mark.parametrize(
+    ("protocol", "message"), [("surgery", "has no column page; it has text"), ("lm_eval", "the columns are text")]
+)
+def test_a_copy_without_pages(tmp_path, protocol, message):
+    root = make_mirror(tmp_path / "mirror", PAGES[0], [{"text": "a"}], config=PAGES[1], split="test")
+    own = Sources(mirror=str(root), cache=tmp_path / "cache", offline=True)
+    with pytest.raises(SetupError, match=message):
+        Perplexity(sources=own, protocol=protocol).run(tiny_lm(), "test")
+
+
 @pytest.mark.mirror
 def test_the_mirror_has_wikitexts_test_split():
     if not MIRROR.is_dir():

@@ -92,6 +92,10 @@ def test_a_source_without_prompts(tmp_path):
     mirror = make_mirror(tmp_path / "mirror", RTP, [{"text": "a"}])
     with pytest.raises(SetupError, match="from mirror has no column prompt; it has text"):
         rtp_prompts(Sources(mirror=str(mirror), cache=tmp_path / "cache", offline=True), "test", 1)
+    for number, prompt in enumerate(("a", {"toxicity": 0.1})):
+        mirror = make_mirror(tmp_path / f"mirror {number}", RTP, [{"prompt": prompt}])
+        with pytest.raises(SetupError, match="from mirror: its column prompt has no field text"):
+            rtp_prompts(Sources(mirror=str(mirror), cache=tmp_path / "cache", offline=True), "test", 1)
 
 
 @pytest.mark.mirror

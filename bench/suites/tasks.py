@@ -9,6 +9,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,13 +17,24 @@ import numpy as np
 import pandas as pd
 
 from bench import metrics
-from bench.data.sources import Located
+from bench.data.sources import Located, readable, rows_at
 from methods.errors import SetupError
 
 FIELD_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}  # lm-eval's names in words
 HUB_FILE = re.compile(r"hf://datasets/([^/]+/[^/]+)/")
 GROUPS = {"mmlu": "mmlu/default", "bbh_cot": "bbh/cot_fewshot", "arithmetic": "arithmetic", "tydiqa_goldp": "tydiqa"}
 """Folders of lm-eval's tasks of which every task is asked under one name."""
+ORDERED_BY: dict[str, tuple[str, ...]] = {
+    "arc_challenge": ("question",),
+    "arc_easy": ("question",),
+    "asdiv": ("body", "question"),
+    "boolq": ("question",),
+    "commonsense_qa": ("question",),
+    "hellaswag": ("query",),
+    "openbookqa": ("question_stem",),
+}
+"""Columns that name a task's document where copies of its data set differ in others (ids, titles, how an answer is
+written), so that a mirror, a wheel and the hub are asked the same ones. Of the other tasks all columns do."""
 
 
 class Definition(NamedTuple):
@@ -108,14 +120,27 @@ def load_task(task: str, definition: Definition, where: Located, shots: int | No
 
     shots: solved examples before each question; None: as many as the task's own file says. Splits that are neither
     asked nor hold these examples are switched off: a source may lack them.
+
+    Raises SetupError for files that cannot be read, and for rows that the task's definition cannot ask.
     """
+    from jinja2 import UndefinedError
+
     changed: dict[str, Any] = {"task": task, "dataset_path": where.path, "dataset_name": where.config}
     changed["dataset_kwargs"] = {"revision": where.revision} if where.source == "hub" else {}
     asked = {"test_split" if "test_split" in definition.splits else "validation_split"}
     if shots != 0:  # lm-eval takes examples from the one, or else from the other
         asked |= {"fewshot_split"} if "fewshot_split" in definition.splits else {"training_split"}
     changed |= {key: None for key in definition.splits if key not in asked}
-    loaded = _manager(definition.file.parent).load({"group": "local", "task": [changed]})["tasks"][task]
+    try:
+        with readable(where) if where.source != "hub" else nullcontext():
+            loaded = _manager(definition.file.parent).load({"group": "local", "task": [changed]})["tasks"][task]
+    except SetupError:
+        raise
+    except (UndefinedError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SetupError(
+            f"lm-eval's task {task} cannot ask the rows of {where} ({type(error).__name__}: {error}); the columns are "
+            f"{', '.join(rows_at(where).column_names)}: give a copy with the hub's"
+        ) from error
     if shots is not None:
         loaded.set_config(key="num_fewshot", value=shots)
     loaded.set_fewshot_seed(seed=0)
@@ -123,12 +148,18 @@ def load_task(task: str, definition: Definition, where: Located, shots: int | No
 
 
 @functools.cache
-def ranking(task: str, definition: Definition, where: Located, seed: int) -> list[tuple[str, int]]:
-    """A hash of seed and content, and the number, of each of a task's distinct documents, ordered by the hash."""
-    digests: dict[str, int] = {}
+def ranking(
+    task: str, definition: Definition, where: Located, seed: int, columns: tuple[str, ...] = ()
+) -> list[tuple[str, int]]:
+    """A hash of seed and content, and the number, of each of a task's distinct documents, ordered by both.
+
+    columns: the content that is hashed; (): all of it.
+    """
+    distinct: dict[str, tuple[str, int]] = {}
     for number, document in enumerate(load_task(task, definition, where).eval_docs):
-        digests.setdefault(_digest(document, str(seed)), number)
-    return sorted(digests.items())
+        named = {column: document[column] for column in columns or document}
+        distinct.setdefault(_digest(document), (_digest(named, str(seed)), number))
+    return sorted(distinct.values())
 
 
 FOR_FITTING = 0.45  # share of a task's documents; the prompts of RealToxicityPrompts are parted alike

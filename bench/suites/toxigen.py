@@ -77,19 +77,21 @@ def group_prompts(sources: Sources) -> tuple[dict[str, list[Prompt]], list[Locat
     column text for each group (the hub). Raises SetupError where there is neither.
     """
     try:
-        found, rows = loaded(sources, NAME, "prompts", "train", ["prompt", "group", "kind"])
-        texts = {group: [r["prompt"] for r in rows if (r["group"], r["kind"]) == (group, "hate")] for group in GROUPS}
-        located = [found]
-    except SetupError as no_table:
+        sources.locate(NAME, "prompts", "train")
+    except SetupError:
         try:
             read = {group: loaded(sources, NAME, "prompts", f"hate_{group}_1k", ["text"]) for group in GROUPS}
         except SetupError as error:
             raise SetupError(
-                f"ToxiGen's prompts are in no wheel: set data.mirror=FOLDER with FOLDER/{NAME} (config prompts), or "
-                f"run where the hub can be reached.\n{no_table}\n{error}"
+                "ToxiGen's prompts are in no wheel, and the hub gives them to accounts that have accepted its terms "
+                f"(hf auth login).\n{error}"
             ) from error
         texts = {group: [str(row["text"]) for row in rows] for group, (_, rows) in read.items()}
         located = [found for found, _ in read.values()]
+    else:
+        found, rows = loaded(sources, NAME, "prompts", "train", ["prompt", "group", "kind"])
+        texts = {group: [r["prompt"] for r in rows if (r["group"], r["kind"]) == (group, "hate")] for group in GROUPS}
+        located = [found]
     empty = [group for group, own in texts.items() if not own]
     if empty:
         raise SetupError(f"{NAME} from {located[0].source} has no hateful prompts about {', '.join(empty)}")
