@@ -6,7 +6,7 @@ Everything heavy is made when it is first asked for, so a cell whose results are
 import inspect
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -103,7 +103,9 @@ class Cell:
         for source in self.fit_sources.values():
             source.check()
             self._check_leaks(source)
-        self.tuning = tuning.Tuning(**cfg.tuning)
+        settings: Any = OmegaConf.to_container(cfg.tuning, resolve=True)
+        self.tuning = tuning.Tuning(**settings, in_residual_norms=cfg.strength_unit == "residual_norm")
+        self._variants: dict[str, Cell] = {}
         if cfg.runtime.threads:
             torch.set_num_threads(cfg.runtime.threads)
 
@@ -123,6 +125,18 @@ class Cell:
                     f"them: set suite.{name}.part=test, or learn from other data (data=pairs)"
                 )
 
+    def variant(self, options: Mapping[str, Any]) -> "Cell":
+        """This cell with other hyper-parameters of its method; what the process shares stays shared."""
+        if not options:
+            return self
+        key = identity.digest(dict(options))
+        if key not in self._variants:
+            cfg = self.cfg.copy()
+            cfg.method = OmegaConf.merge(cfg.method, dict(options))
+            self._variants[key] = Cell(cfg, self.session)
+            self._variants[key].planned_as = self.planned_as
+        return self._variants[key]
+
     # -- what things are called ------------------------------------------------------------------------------------
 
     @cached_property
@@ -138,6 +152,11 @@ class Cell:
         }
 
     @cached_property
+    def planned_as(self) -> str:
+        """Of the cell in a plan, where it is not known yet which strength and options it will have."""
+        return f"{self.fit_id} {self.cfg.strength} {self.cfg.strength_unit} {self.cfg.seed.sample}"
+
+    @cached_property
     def fit_id(self) -> str:
         """Of the artefact; what the method does not need is no part of it."""
         named = {field: identity.named(source) for field, source in self.fit_sources.items()}
@@ -150,8 +169,9 @@ class Cell:
 
     @property
     def is_fitted(self) -> bool:
-        """The artefact is stored."""
-        return (self.runs / "artefacts" / self.fit_id / "fit.json").exists()
+        """The artefact is stored, with the facts about it."""
+        folder = self.runs / "artefacts" / self.fit_id
+        return (folder / "fit.json").exists() and (folder / "artefact.safetensors").exists()
 
     @property
     def unfinished(self) -> Path:
@@ -251,6 +271,25 @@ class Cell:
             shutil.rmtree(self.unfinished, ignore_errors=True)
         artefact = load(folder / "artefact.safetensors")
         return {name: t for name, t in artefact.items() if not name.startswith(INFO)}, record.load(folder / "fit.json")
+
+    def in_own_unit(self, strength: float, fit: bool = True) -> float:
+        """A strength as the config gives it, in the method's unit; exact to 6 digits where it has to be converted.
+
+        fit: whether to fit where that is not done yet; without, LookupError is raised.
+        """
+        if self.cfg.strength_unit == "method" or strength == 0:
+            return strength
+        path = self.runs / "artefacts" / self.fit_id / "fit.json"
+        if not fit and not path.exists():
+            raise LookupError(path)
+        facts = self.fitted[1]["facts"] if fit else record.load(path)["facts"]
+        length = self.method.residual_norms(facts)
+        if length is None:
+            raise SetupError(
+                f"strength_unit=residual_norm: {self.method.name} adds no vector to the residual stream, or was fitted "
+                f"before its length was kept (then delete {path.parent}); set strength_unit=method"
+            )
+        return float(f"{strength / length:.6g}")
 
     # -- the model at work --------------------------------------------------------------------------------------------
 

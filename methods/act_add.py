@@ -1,9 +1,9 @@
 """Activation addition (arXiv 2308.10248): the difference of two short prompts, added to the front of every text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -62,6 +62,11 @@ class ActAdd(Method):
         anatomy.layer_index(model, self.layer)
         if self.short_prompt not in get_args(ShortPrompt):
             raise SetupError(f"method.short_prompt={self.short_prompt!r}: allowed are error, clip")
+
+    def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
+        """Mean over the positions of what is added, in lengths of the stream of the desired prompt there."""
+        ratios = facts["norm_ratio"]
+        return sum(ratios) / len(ratios) if isinstance(ratios, list) else float(ratios)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The difference of the two prompts, (F, D). Raises SetupError where the prompts or `pad` give none."""

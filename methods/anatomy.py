@@ -140,8 +140,9 @@ def layer_index(model: PreTrainedModel, layer: int | float, setting: str = "meth
     Raises SetupError when the model has no such block.
     """
     depth = len(blocks(model))
-    if isinstance(layer, float) and not layer.is_integer():
-        if not 0 <= layer < 1:
+    number = isinstance(layer, int | float)  # a YAML or a command line may hold any text
+    if not number or not float(layer).is_integer():
+        if not number or not 0 <= layer < 1:
             raise SetupError(f"{setting}={layer} is neither a block number nor a fraction of the depth in [0, 1)")
         return int(layer * depth)
     index = int(layer)

@@ -4,10 +4,10 @@ Letters for shapes, used everywhere in this project:
 B batch, T tokens, D model width, M MLP width, V vocabulary, L layers, N prompts or pairs, K samples, R rank.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -22,7 +22,8 @@ Artefact = dict[str, Tensor]
 Names under "info." are small facts for the record (probe accuracy, norms), never needed by `apply`."""
 
 INFO = "info."
-INFO_LIMIT = 64  # entries: a longer tensor is not a fact for a record but data
+INFO_LIMIT = 128  # entries: a longer tensor is not a fact for a record but data
+FEWEST_PAIRS = 2  # one pair says how two texts differ, not how desired ones differ from undesired ones
 
 
 class Pairs(NamedTuple):
@@ -68,11 +69,20 @@ class Method(Protocol):
     needs: ClassVar[frozenset[str]]  # fields of FitData that `fit` reads
     version: ClassVar[int]  # bump when the same hyper-parameters give other numbers
     strength_unit: ClassVar[str]
+    discrete: ClassVar[bool] = False  # only the strengths of the grid exist, none between them
     strengths: Sequence[float]  # the grid that tuning tries; the same length for every method
 
     def passes(self) -> float:
         """How often `fit` takes its data through the model, roughly, for the bar; a training step counts as 3."""
         return 1.0
+
+    def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
+        """Length of what strength 1 adds to the residual stream, in mean lengths of the stream where it is added.
+
+        None where nothing is added to it, or where the facts of the fit do not tell. facts: `methods.base.facts`.
+        """
+        del facts
+        return None
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise SetupError where a hyper-parameter does not suit this model; called before anything costly."""
@@ -87,11 +97,12 @@ class Method(Protocol):
 
 
 def required_pairs(data: FitData, method: str) -> Pairs:
-    """The pairs of `data`. Raises SetupError when there are none: a mean of nothing is no direction."""
-    if data.pairs is None or not data.pairs.prompt:
+    """The pairs of `data`. Raises SetupError for none and for one: a mean of nothing, or of one, is no direction."""
+    count = 0 if data.pairs is None else len(data.pairs.prompt)
+    if data.pairs is None or count < FEWEST_PAIRS:
         raise SetupError(
-            f"{method} learns from contrast pairs and got none; set data=pairs data.path=FILE, or loosen "
-            "data.max_desired and data.min_undesired"
+            f"{method} learns from contrast pairs and got {count or 'none'}; give at least {FEWEST_PAIRS}: set "
+            "data=pairs data.path=FILE, or loosen data.max_desired and data.min_undesired"
         )
     return data.pairs
 

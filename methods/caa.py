@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -73,6 +73,11 @@ class CAA(Method):
         if self.norm is not None and not 0 < self.norm < float("inf"):
             raise SetupError(f"method.norm={self.norm}: a length above 0, or null to leave the vector as it is")
 
+    def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
+        """Length of the vector, over the mean length of the stream at its block."""
+        residual = facts.get("residual_norm")
+        return (self.norm or facts["direction_norm"]) / residual if residual else None
+
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The mean difference, (D,). Raises SetupError without pairs, and where their features do not differ."""
         pairs = required_pairs(data, self.name)
@@ -94,6 +99,7 @@ class CAA(Method):
             f"layers.{layer}.direction": direction if self.norm is None else direction * (self.norm / length),
             "info.direction_norm": length,
             "info.feature_norm": feature_norm,
+            "info.residual_norm": directions.residual_norm(model, tokenizer, pairs.prompt, pairs.desired, layer),
         }
 
     def _features(

@@ -183,7 +183,8 @@ def _difference(desired: Tensor, undesired: Tensor, center: bool) -> tuple[Tenso
     """T (N, D) and mu (D,), both float64."""
     difference = (desired.double() - undesired.double()) / 2  # (N, D)
     mean = torch.linalg.svd(desired.double(), full_matrices=False).Vh[0]  # (D,)
-    mean = mean * torch.sign(desired.double().mean(0) @ mean)
+    if desired.double().mean(0) @ mean < 0:
+        mean = -mean
     if center:
         difference = difference - torch.outer(difference @ mean, mean)  # (N, D)
     return difference, mean

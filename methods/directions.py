@@ -103,6 +103,21 @@ def mean_norm(
     return total / len(texts)
 
 
+YARDSTICK_TEXTS = 64  # whose mean length is the unit of a strength: it moves by a few percent from text to text
+
+
+def residual_norm(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    continuations: Sequence[str],
+    layer: int,
+) -> Tensor:
+    """Scalar: mean length of the output of block `layer` over the tokens of some continuations, the first left out."""
+    texts = encode(tokenizer, prompts[:YARDSTICK_TEXTS], continuations[:YARDSTICK_TEXTS])
+    return torch.tensor(mean_norm(model, texts, layer, read="continuation", skip_first=1))
+
+
 def _forward(model: PreTrainedModel, batch: Sequence[Text]) -> None:
     """One forward over right-padded texts; the unembedding is computed for one column only."""
     width = max(len(text.tokens) for text in batch)

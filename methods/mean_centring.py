@@ -1,9 +1,9 @@
 """Mean-centring (arXiv 2312.03813): the mean of the texts that are wanted, less the mean of ordinary texts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -67,6 +67,11 @@ class MeanCentring(Method):
         if self.max_tokens < 1:
             raise SetupError(f"method.max_tokens={self.max_tokens}: a text keeps at least 1 token")
 
+    def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
+        """Length of the vector, over the mean length of the stream at its block."""
+        residual = facts.get("residual_norm")
+        return (1.0 if self.normalise else facts["direction_norm"]) / residual if residual else None
+
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The centred mean, (D,). Raises SetupError without pairs or background, and where their means are the same."""
         pairs, background = required_pairs(data, self.name), data.background
@@ -95,6 +100,7 @@ class MeanCentring(Method):
             "info.direction_norm": length,
             "info.target_norm": target.norm(),
             "info.background_norm": ordinary.norm(),
+            "info.residual_norm": directions.residual_norm(model, tokenizer, pairs.prompt, pairs.desired, layer),
         }
 
     @contextmanager

@@ -27,6 +27,7 @@ class Prompt(Method):
     needs: ClassVar[frozenset[str]] = frozenset()
     version: ClassVar[int] = 1
     strength_unit: ClassVar[str] = "prompt number"
+    discrete: ClassVar[bool] = True
 
     prompts: Sequence[str]
     strengths: Sequence[float] = (1, 2, 3, 4, 5)

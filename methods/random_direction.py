@@ -4,10 +4,10 @@ A method that moves toxicity no further than this, at the same perplexity, has f
 that blurs the model makes it less toxic too. Draw several seeds.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -39,6 +39,11 @@ class RandomDirection(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have."""
         anatomy.layer_index(model, self.layer)
+
+    def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
+        """1: its strength is in that unit."""
+        del facts
+        return 1.0
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Draw the direction and measure the norm. Raises SetupError without pairs."""

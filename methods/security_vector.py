@@ -184,7 +184,7 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
     """
     from peft import LoraConfig, get_peft_model
 
-    training, own = model.training, set(vars(model))
+    training, own, wanted = model.training, set(vars(model)), [p.requires_grad for p in model.parameters()]
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -206,4 +206,6 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
         lora.unload()
         for name in set(vars(model)) - own:  # peft leaves its config behind
             delattr(model, name)
+        for parameter, want in zip(model.parameters(), wanted, strict=True):
+            parameter.requires_grad_(want)
         model.train(training)

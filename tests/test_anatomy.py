@@ -98,7 +98,7 @@ def test_layer_out_of_range(layer):
         anatomy.layer_index(tiny_model(), layer)
 
 
-@pytest.mark.parametrize("layer", [1.5, -0.2])
+@pytest.mark.parametrize("layer", [1.5, -0.2, float("nan"), float("inf"), "final", None])
 def test_layer_fraction_out_of_range(layer):
     with pytest.raises(SetupError, match="neither a block number nor a fraction"):
         anatomy.layer_index(tiny_model(), layer)

@@ -50,14 +50,18 @@ def test_facts_are_small_and_do_not_count_as_size():
         "rows": torch.zeros(3, 2, dtype=torch.int64),
         "info.norm": torch.tensor(2.5),
         "info.ratio": torch.tensor([0.5, 1.0]),
-        "info.too_long": torch.zeros(65),
+        "info.top_tokens": torch.zeros(10, 10),  # as many as DeTox removes from the papers' large models
+        "info.too_long": torch.zeros(129),
     }
     assert artefact_bytes(artefact) == 10 * 4 + 6 * 8
-    assert facts(artefact) == {"norm": 2.5, "ratio": [0.5, 1.0]}
+    assert facts(artefact) == {"norm": 2.5, "ratio": [0.5, 1.0], "top_tokens": [[0.0] * 10] * 10}
 
 
 def test_required_pairs():
-    pairs = Pairs(["a"], ["b"], ["c"])
+    pairs = Pairs(["a", "d"], ["b", "e"], ["c", "f"])
     assert required_pairs(FitData(pairs), "caa") is pairs
-    with pytest.raises(SetupError, match=r"caa learns from contrast pairs and got none; set data=pairs data\.path"):
-        required_pairs(FitData(), "caa")
+    one = Pairs(*(column[:1] for column in pairs))
+    for few, count in ((None, "none"), (Pairs([], [], []), "none"), (one, "1")):
+        message = rf"caa learns from contrast pairs and got {count}; give at least 2: set data=pairs data\.path"
+        with pytest.raises(SetupError, match=message):
+            required_pairs(FitData(few), "caa")

@@ -104,13 +104,13 @@ def test_letter_checks_every_text(wrong, named, found, column):
 def test_letter_wants_a_letter_to_be_named(answer):
     lm, method = tiny_lm(), CAA(layer=LAYER, read="letter")
     with pytest.raises(SetupError, match="should be an answer letter, but it names none"):
-        fit(method, lm, Pairs(["The fox"], [answer], [" (B)"]))
+        fit(method, lm, Pairs(["The fox"] * 2, [answer] * 2, [" (B)"] * 2))
 
 
 def test_letter_of_a_long_text_is_not_cut_off_and_one_beyond_the_model_is_refused():
     lm, method = tiny_lm(), CAA(layer=LAYER, read="letter")
     lm.model.config.max_position_embeddings = 700
-    long = Pairs(["The old tree. " * 60 + LETTERS.prompt[0]], [" (A)"], [" (B)"])
+    long = Pairs(["The old tree. " * 60 + LETTERS.prompt[0]] * 2, [" (A)"] * 2, [" (B)"] * 2)
     size = len(lm.encode(long.prompt[0] + " (A)"))
     assert 512 < size < 700  # `encode` cuts at 512 where it is not told otherwise
     ids = lm.encode(long.prompt[0])
@@ -208,8 +208,10 @@ def test_swapped_pairs_negate_doubled_pairs_change_nothing_and_it_is_linear_in_p
     torch.testing.assert_close(swapped, -v, atol=1e-5, rtol=1e-4)
     doubled = fit(method, lm, Pairs(*(column * 2 for column in pairs)))[KEY]
     torch.testing.assert_close(doubled, v, atol=1e-5, rtol=1e-4)
-    single = [fit(method, lm, Pairs(*([column[i]] for column in pairs)))[KEY] for i in range(len(pairs.prompt))]
-    torch.testing.assert_close(torch.stack(single).mean(0), v, atol=1e-5, rtol=1e-4)
+    rest = [Pairs(*(column[:i] + column[i + 1 :] for column in pairs)) for i in range(len(pairs.prompt))]
+    without = torch.stack([fit(method, lm, some)[KEY] for some in rest])  # each pair is left out once
+    assert (without - v).abs().max() > 1e-3
+    torch.testing.assert_close(without.mean(0), v, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("boundary", [True, False])
@@ -310,6 +312,7 @@ def test_wrong_settings():
     ):
         with pytest.raises(SetupError, match=message):
             CAA(**options).check(lm.model)
-    for data in (FitData(), FitData(Pairs([], [], []))):
-        with pytest.raises(SetupError, match="caa learns from contrast pairs and got none"):
-            CAA().fit(lm.model, lm.tokenizer, data)
+    one = Pairs(*(column[:1] for column in PAIRS))
+    for pairs, count in ((None, "none"), (Pairs([], [], []), "none"), (one, "1")):
+        with pytest.raises(SetupError, match=f"caa learns from contrast pairs and got {count}; give at least 2"):
+            CAA().fit(lm.model, lm.tokenizer, FitData(pairs))

@@ -90,6 +90,14 @@ def test_fit_by_hand(architecture, text, read):
     assert artefact["info.explained_variance"].tolist() == pytest.approx([explained], rel=1e-3)
 
 
+def test_mu_is_taken_out_where_the_desired_texts_have_no_mean():
+    desired = torch.tensor([[5.0, 0.0, 0.0], [-5.0, 0.0, 0.0]])  # mu is the first axis, of either sign
+    undesired = desired + torch.tensor([[9.0, 1.0, 0.0], [-9.0, 1.0, 0.0]])
+    found = toxic_subspace(desired, undesired, 1)
+    torch.testing.assert_close(found.directions, torch.tensor([[0.0, 1.0, 0.0]]))
+    assert found.mean.abs().tolist() == pytest.approx([1, 0, 0])
+
+
 def factors(n=60, width=30, k=3, noise=0.01, seed=0):
     """Desired = mean + context; undesired = the same + random amounts of k directions and of the mean."""
     g = torch.Generator().manual_seed(seed)
@@ -253,8 +261,13 @@ def test_planted_sink(architecture):
 
 
 def test_rank_beyond_the_pairs():
-    with pytest.raises(SetupError, match="needs as many pairs and got 1"):
-        fit(DeTox(), tiny_lm(), Pairs(["a"], [" b"], [" c"]))
+    with pytest.raises(SetupError, match="rank=3 needs as many pairs and got 2"):
+        fit(DeTox(rank=3), tiny_lm(), Pairs(["a", "d"], [" b", " e"], [" c", " f"]))
+
+
+def test_one_pair():
+    with pytest.raises(SetupError, match="detox learns from contrast pairs and got 1; give at least 2"):
+        fit(DeTox(rank=1), tiny_lm(), Pairs(["a"], [" b"], [" c"]))
 
 
 def test_pairs_that_do_not_differ():

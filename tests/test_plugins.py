@@ -346,12 +346,13 @@ def test_the_sample_method_keeps_every_promise(sample, architecture):
 
 
 def test_the_sample_method_by_hand(sample):
-    """One pair of one token each: log((1 + s) / (1 + s V)) - log(s / (1 + s V)) = log((1 + s) / s)."""
+    """Pairs of one token each, twice the same: log((2 + s) / (2 + s V)) - log(s / (2 + s V)) = log((2 + s) / s)."""
     from steerbench_sample.unigram_bias import UnigramBias
 
     tokenizer, model = tiny_tokenizer(), tiny_model()
     good, bad = (tokenizer.convert_ids_to_tokens(one) for one in (70, 71))
-    learnt = UnigramBias(smoothing=0.5).fit(model, tokenizer, FitData(Pairs(["x"], [good], [bad])))["bias"]
+    data = FitData(Pairs(["x"] * 2, [good] * 2, [bad] * 2))
+    learnt = UnigramBias(smoothing=1).fit(model, tokenizer, data)["bias"]
     assert learnt[70].item() == pytest.approx(math.log(3), abs=1e-5)
     assert learnt[71].item() == pytest.approx(-math.log(3), abs=1e-5)
     assert learnt.count_nonzero() == 2

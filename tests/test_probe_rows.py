@@ -184,6 +184,14 @@ def test_only_chosen_neurons_see_the_probe(architecture):
     assert change[1].abs().max() < 1e-4
 
 
+def test_raw_is_as_long_as_the_probe_came_out_and_unit_is_one_long():
+    raw, unit = (fit(ProbeRows(**FAST, probe_scale=scale), tiny_lm()) for scale in ("raw", "unit"))
+    length = float(raw["info.probe_norm"])
+    assert float(raw["probe"].norm()) == pytest.approx(length) != pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(unit["probe"], raw["probe"] / length)
+    assert torch.equal(unit["rows"], raw["rows"])
+
+
 def test_a_strong_edit_turns_the_rows_towards_the_probe():
     lm, method = tiny_lm(), ProbeRows(**FAST, probe_scale="unit")
     artefact = fit(method, lm)
@@ -290,10 +298,10 @@ def test_no_pairs():
 
 
 def test_too_few_pairs_for_a_probe():
-    with pytest.raises(SetupError, match="1 pairs with method.held_out=0.1 leave 1 to train a probe on; at least 2"):
+    with pytest.raises(SetupError, match="probe_rows learns from contrast pairs and got 1; give at least 2"):
         fit(ProbeRows(**FAST), tiny_lm(), Pairs(["a"], [" b"], [" c"]))
     two = Pairs(["a", "b"], [" b", " fox"], [" c", " dog"])
-    with pytest.raises(SetupError, match="2 pairs with method.held_out=0.5 leave 1 to train"):
+    with pytest.raises(SetupError, match="2 pairs with method.held_out=0.5 leave 1 to train a probe on; at"):
         fit(ProbeRows(**FAST, held_out=0.5), tiny_lm(), two)
     artefact = fit(ProbeRows(**FAST), tiny_lm(), two)
     assert artefact["info.probe_held_out_texts"] == 0 and "info.probe_accuracy" not in artefact

@@ -18,10 +18,10 @@ def fit(lm, pairs, **options):
 
 def test_length_is_the_mean_residual_norm_of_the_continuations_tokens():
     lm = tiny_lm()
-    pairs = Pairs(["The quick fox"], [" jumps over the dog"], [" is old"])
+    pairs = Pairs(["The quick fox"] * 2, [" jumps over the dog"] * 2, [" is old"] * 2)
     norms = []
     for continuation in (pairs.desired[0], pairs.undesired[0]):
-        (text,) = encode(lm.tokenizer, pairs.prompt, [continuation])
+        (text,) = encode(lm.tokenizer, pairs.prompt[:1], [continuation])
         with torch.inference_mode(), record(lm.model, [1]) as seen:
             lm.model(torch.tensor([text.tokens]))
         norms.append(float(seen[1][0, text.prompt :].norm(dim=-1).mean()))
@@ -45,7 +45,7 @@ def test_a_sink_a_hundred_times_as_long_changes_nothing(architecture):
 
 def test_an_empty_prompt_without_bos_does_not_put_the_first_token_into_the_norm():
     lm = tiny_lm(bos="none")
-    pairs = Pairs([""], ["The quick fox"], ["The lazy dog"])
+    pairs = Pairs([""] * 2, ["The quick fox"] * 2, ["The lazy dog"] * 2)
     texts = encode(lm.tokenizer, [""] * 2, [pairs.desired[0], pairs.undesired[0]])
     expected = []
     for text in texts:

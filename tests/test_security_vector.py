@@ -167,6 +167,18 @@ def test_bad_options_are_refused(lm, options):
         SecurityVector(**options).check(lm.model)
 
 
+def test_a_model_that_wants_gradients_wants_them_afterwards():
+    lm = tiny_lm()
+    wanted = {}
+    for i, (name, parameter) in enumerate(lm.model.named_parameters()):
+        wanted[name] = i % 2 == 0
+        parameter.requires_grad_(wanted[name])
+    for method in (SecurityVector(vector_epochs=1, epochs=1), Finetune(epochs=1)):
+        method.fit(lm.model, lm.tokenizer, DATA)
+        assert {name: p.requires_grad for name, p in lm.model.named_parameters()} == wanted
+        assert all(p.grad is None for p in lm.model.parameters())
+
+
 def test_it_works_on_conv1d():
     lm = tiny_lm("gpt2")
     artefact = METHOD.fit(lm.model, lm.tokenizer, DATA)
