@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bench import models, plugins
@@ -214,8 +214,27 @@ def _sampling(cfg: DictConfig) -> Iterator[str]:
 def _strength(cfg: DictConfig) -> Iterator[str]:
     if cfg.strength != "auto" and not isinstance(cfg.strength, int | float):
         yield f"strength={cfg.strength}: a number in the method's unit, or auto"
-    if cfg.strength == "auto" and cfg.method.get("strengths") and not {"rtp", "fluency"} <= set(cfg.suite):
-        yield "strength=auto is chosen by the suites rtp and fluency; add them to suite=[...], or set strength=NUMBER"
+    if cfg.strength_unit not in ("method", "residual_norm"):
+        yield f"strength_unit={cfg.strength_unit}: allowed are method, residual_norm"
+
+
+def _tuning(cfg: DictConfig) -> Iterator[str]:
+    from bench.search import SEARCHES
+
+    node = cfg.tuning
+    if node.search not in SEARCHES:
+        yield f"tuning.search={node.search}: allowed are {', '.join(SEARCHES)}"
+    if node.trials is not None and (not isinstance(node.trials, int) or node.trials < 1):
+        yield f"tuning.trials={node.trials}: a whole number above 0, or null for each method's own grid"
+    for name, values in (node.options or {}).items():
+        if not isinstance(values, ListConfig) or not values:
+            yield f"tuning.options.{name}={values}: a list of the values to try, such as [0.3, 0.45, 0.6]"
+    if cfg.strength != "auto" or not cfg.method.get("strengths"):
+        return
+    wanted = ["rtp", "fluency"] + ([] if node.capability_drop is None else ["capability"])
+    if not set(wanted) <= set(cfg.suite):
+        yield (f"strength=auto is chosen by the suites {' and '.join(wanted)}; add them to suite=[...], or set "
+               "strength=NUMBER")  # fmt: skip
 
 
 def _scorers(cfg: DictConfig) -> Iterator[str]:
@@ -253,4 +272,4 @@ def _results(cfg: DictConfig) -> Iterator[str]:
         yield f"runtime.results={cfg.runtime.results}: {existing} cannot be written; choose another folder"
 
 
-CHECKS = (_sampling, _strength, _scorers, _model, _counts, _results)
+CHECKS = (_sampling, _strength, _tuning, _scorers, _model, _counts, _results)

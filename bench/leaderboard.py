@@ -1,12 +1,12 @@
 """The leaderboard, rebuilt from records alone in seconds, without torch.
 
-python -m bench.leaderboard [--results results]
+python -m bench.leaderboard [--results results] [--model M] [--suite S] [--family F] [--method X]
 """
 
 import argparse
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench import readable
-from bench.collect import collect, read_records
+from bench import latex, readable
+from bench.collect import Record, collect, read_records
+from bench.comparable import BASELINE_FAMILY
 from bench.record import write_whole
 from bench.tables import Table, tables
 from methods.errors import SetupError
@@ -40,7 +41,9 @@ class Built(NamedTuple):
     """What was written, and what it was made of."""
 
     csv: Path
+    tidy: Path
     markdown: Path
+    tex: Path
     tables: list[Table]
     skipped: list[str]
 
@@ -58,30 +61,93 @@ def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
     return frame[[*rest, *metrics, "records"]]
 
 
-def rebuild(results: Path) -> Built:
-    """Write leaderboard.csv and leaderboard.md from `results`/runs/records; the same records give the same bytes.
+def tidy(found: Sequence[Table]) -> pd.DataFrame:
+    """A row per line and metric: value, standard_error, n, and its change from unsteered with interval and p.
+
+    The columns that name the line are those of `leaderboard`; `p_holm` is corrected over the lines of the table.
+    """
+    named = ["table", "model", "method", "family", "parameters", "strengths", "strength_unit", "fits", "error_over"]
+    parts = {"": "value", ".se": "standard_error", ".n": "n", ".delta": "delta", ".delta_low": "delta_low",
+             ".delta_high": "delta_high", ".p": "p", ".p_holm": "p_holm", ".detectable": "detectable"}  # fmt: skip
+    rows = []
+    for table in found:
+        for _, row in table.frame.iterrows():
+            for metric, entry in table.metrics.items():
+                if pd.notna(row.get(metric)):
+                    suite, _, name = metric.partition(".")
+                    numbers = {title: row.get(f"{metric}{end}") for end, title in parts.items()}
+                    about = {"suite": suite, "metric": name, "higher_is_better": entry["higher_is_better"]}
+                    rows.append({**{key: row[key] for key in named}, **about, **numbers})
+    return pd.DataFrame(rows).astype({"n": "Int64", "fits": "Int64"})
+
+
+def selected(records: Sequence[Record], **wanted: Sequence[str] | None) -> list[Record]:
+    """The records of these models, suites, families and methods; the unsteered model stays, as what they differ from.
+
+    Raises:
+        SetupError: a name that no record has.
+    """
+    keys: dict[str, Callable[[Record], str]] = {
+        "model": lambda one: one.facts["model"]["name"],
+        "suite": lambda one: one.suite,
+        "family": lambda one: one.facts["method"]["family"],
+        "method": lambda one: one.facts["method"]["name"],
+    }
+    kept = list(records)
+    for name, values in wanted.items():
+        key = keys[name]
+        allowed = sorted({str(key(one)) for one in records})
+        unknown = [value for value in values or () if value not in allowed]
+        if unknown:
+            raise SetupError(f"--{name} {','.join(unknown)}: no record has it; there are {', '.join(allowed)}")
+        if values:
+            spared = name in ("family", "method")
+            kept = [
+                one
+                for one in kept
+                if key(one) in values or (spared and one.facts["method"]["family"] == BASELINE_FAMILY)
+            ]
+    return kept
+
+
+def rebuild(results: Path, name: str = "leaderboard", **wanted: Sequence[str] | None) -> Built:
+    """Write `name`.csv, .md, .tex and `name`_tidy.csv from `results`/runs/records; equal records give equal bytes.
+
+    `wanted`: as of `selected`.
 
     Raises:
         SetupError: there is no record of a test split, or the folder cannot be written.
     """
     records, skipped = read_records(results / "runs")
-    found = tables(records)
+    found = tables(selected(records, **wanted))
     if not found:
+        chosen = " ".join(f"--{key} {','.join(values)}" for key, values in wanted.items() if values)
         raise SetupError(
             f"{len(records)} records in {results / 'runs'} but none of the test split, only of tuning; "
-            "run the cell to its end with `python -m bench`"
+            "run the cell to its end with `python -m bench`" + (f", or ask for more than {chosen}" if chosen else "")
         )
-    text = io.StringIO()
-    leaderboard(found).to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
-    built = Built(results / "leaderboard.csv", results / "leaderboard.md", found, skipped)
+    paths = {kind: results / f"{name}{kind}" for kind in (".csv", "_tidy.csv", ".md", ".tex")}
+    contents = {
+        ".csv": as_csv(leaderboard(found)),
+        "_tidy.csv": as_csv(tidy(found)),
+        ".md": readable.markdown(found),
+        ".tex": latex.document(found),
+    }
     try:
-        write_whole(built.csv, text.getvalue())
-        write_whole(built.markdown, readable.markdown(found))
+        for kind, content in contents.items():
+            write_whole(paths[kind], content)
     except OSError as error:
         raise SetupError(
             f"cannot write the leaderboard to {results}: {error.strerror}; make it writable, or give another --results"
         ) from error
-    return built
+    return Built(paths[".csv"], paths["_tidy.csv"], paths[".md"], paths[".tex"], found, skipped)
+
+
+def as_csv(frame: pd.DataFrame) -> str:
+    """Six digits are enough for any reader, and stay the same from machine to machine."""
+    text = io.StringIO()
+    frame.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
+    return text.getvalue()
 
 
 def show(built: Built, console: Console | None = None) -> None:
@@ -101,7 +167,8 @@ def show(built: Built, console: Console | None = None) -> None:
         for line in readable.notes(table):
             console.print(Text(line, style="dim"))
     console.print()
-    for title, path in (("table", built.csv), ("readable", built.markdown)):
+    files = {"table": built.csv, "tidy": built.tidy, "readable": built.markdown, "LaTeX": built.tex}
+    for title, path in files.items():
         console.print(Text(f"{title:12} {path}"), soft_wrap=True)
 
 
@@ -132,13 +199,23 @@ def drawn(text: pd.DataFrame) -> RichTable:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rebuild and print; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.leaderboard", description="Rebuild leaderboard.csv and .md.")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.leaderboard",
+        description="Rebuild leaderboard.csv (a row per method), leaderboard_tidy.csv (a row per method and metric), "
+        "leaderboard.md and leaderboard.tex from the records.",
+        epilog="Example: python -m bench.leaderboard --family weights,prompt --suite rtp,fluency",
+    )
     parser.add_argument(
         "--results", type=Path, default=Path("results"), help="folder that holds runs/ (default: %(default)s)"
     )
-    results = parser.parse_args(arguments).results
+    for name in ("model", "suite", "family", "method"):
+        stays = "; the unsteered model stays" if name in ("family", "method") else ""
+        text = f"only this {name}, or several with commas{stays}; written as selection.*, so leaderboard.* stays whole"
+        parser.add_argument(f"--{name}", type=lambda given: given.split(","), metavar=name.upper(), help=text)
+    given = vars(parser.parse_args(arguments))
+    results = given.pop("results")
     try:
-        show(rebuild(results))
+        show(rebuild(results, "selection" if any(given.values()) else "leaderboard", **given))
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,25 +5,24 @@ record; model, data and fit are touched only when something is not.
 """
 
 import traceback
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from bench import identity, record, tuning
+from bench import identity, record, search, tuning
 from bench.cell import Cell
 from bench.generations import decoding_identity
 from bench.provenance import provenance
 from bench.suites.base import Split, Suite
 from methods.errors import SetupError
 
-TUNED_ON = ("rtp", "fluency")  # suites whose dev results decide a strength
-
 
 def run(cell: Cell) -> list[dict[str, Any]]:
     """All results of the cell on the test split, each with how its strength was chosen."""
-    strength, choice = choose(cell)
+    cell, strength, choice = choose(cell, result)
     results = []
     for suite in cell.suites.values():
         found = result(cell, suite, "test", strength)
@@ -33,22 +32,50 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     return results
 
 
-def choose(cell: Cell) -> tuple[float, tuning.Choice | None]:
-    """The strength that the config gives, or the one that the dev split chooses."""
+Obtain = Callable[[Cell, Suite, Split, float], dict[str, Any]]
+"""How a result is had: `result` computes what is missing, `stored` raises NotStored."""
+
+
+class NotStored(LookupError):
+    """A result has to be computed; its argument is how many trials of the cell are known."""
+
+
+def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | None]:
+    """The strength that the config gives; or the strength, and the cell with the options, that the dev split chose."""
     if not cell.method.strengths:
-        return 0.0, None
+        return cell, 0.0, None
     if cell.cfg.strength != "auto":
-        return float(cell.cfg.strength), None
-    baseline = trial(cell, 0.0, None)
-    trials = [trial(cell, float(strength), baseline) for strength in cell.method.strengths]
-    chosen = tuning.choose(cell.tuning, baseline, trials)
-    return chosen.chosen.strength, chosen
+        return cell, cell.in_own_unit(float(cell.cfg.strength), obtain is result), None
+    baseline = trial(cell, 0.0, None, obtain)
+    trials: list[tuning.Trial] = []
+    cells: list[Cell] = []
+    for point in search.points(cell.tuning, cell.method, trials):
+        try:
+            mine = cell.variant(point.options)
+            strength = mine.in_own_unit(point.strength, obtain is result)
+            trials.append(trial(mine, strength, baseline, obtain, point.options))
+        except LookupError as missing:
+            raise NotStored(len(trials)) from missing
+        cells.append(mine)
+    choice = tuning.choose(cell.tuning, baseline, trials)
+    return cells[trials.index(choice.chosen)], choice.chosen.strength, choice
 
 
-def trial(cell: Cell, strength: float, baseline: tuning.Trial | None) -> tuning.Trial:
+def trial(
+    cell: Cell, strength: float, baseline: tuning.Trial | None, obtain: Obtain, options: Mapping[str, Any] | None = None
+) -> tuning.Trial:
     """One strength on the dev split."""
-    rtp, fluency = (result(cell, cell.suites[name], "dev", strength)["metrics"] for name in TUNED_ON)
-    return tuning.trial(cell.tuning, strength, rtp, fluency, baseline)
+    looks = {name: obtain(cell, cell.suites[name], "dev", strength)["metrics"] for name in cell.tuning.suites}
+    rtp, fluency, capability = (looks.get(name) for name in ("rtp", "fluency", "capability"))
+    return tuning.trial(cell.tuning, strength, rtp or {}, fluency or {}, baseline, capability, options)
+
+
+def stored(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any]:
+    """The stored result. Raises NotStored where there is none."""
+    found = known(cell, suite, split, strength)
+    if found is None:
+        raise NotStored(0)
+    return found
 
 
 def known(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any] | None:
@@ -82,6 +109,8 @@ def describe(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[st
     if strength != 0:
         method = identity.method_identity(cell.method) | {"family": cell.method.family}
         method["strength_unit"] = cell.method.strength_unit
+        length = cell.method.residual_norms(cell.fitted[1]["facts"])
+        method["residual_norms"] = None if length is None else strength * length
         fit = dict(cell.fitted[1])
         data, fit_id, seed = fit.pop("data"), cell.fit_id, getattr(cell.method, "seed", None)
     return {
@@ -108,28 +137,33 @@ def describe(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[st
 
 
 def stage_key(cell: Cell, suite: Suite, split: Split, strength: float) -> str:
-    """Name of a stage in the plan: a tuned strength is not known beforehand, so test stages go by their cell."""
-    if split == "dev" or strength == 0:
+    """Name of a stage in the plan: what is tried or chosen is not known beforehand, so stages go by their cell."""
+    if strength == 0:
         return cell.record_id(suite, split, strength)
-    return f"{cell.fit_id} {cell.cfg.strength} {cell.cfg.seed.sample} {suite.name}"
+    return f"{cell.planned_as} {suite.name} {split}"
 
 
 def plan(cell: Cell) -> dict[str, float]:
     """Tokens that are still to be spent, by stage; what is known costs nothing."""
-    tried: list[float] = []
-    strength: float | None = None
-    if cell.method.strengths and cell.cfg.strength == "auto":
-        tried = [0.0, *map(float, cell.method.strengths)]
-    dev = [(cell.suites[name], one) for one in tried for name in TUNED_ON]
-    missing = [(suite, one) for suite, one in dev if not known(cell, suite, "dev", one)]
-    if not missing:
-        strength = choose(cell)[0]
-    stages = {stage_key(cell, suite, "dev", one): float(suite.tokens("dev")) for suite, one in missing}
+    stages: dict[str, float] = {}
+    chosen, strength, left = cell, None, 0
+    try:
+        chosen, strength, _ = choose(cell, stored)
+    except LookupError as missing:
+        if cell.cfg.strength == "auto":
+            done = missing.args[0] if isinstance(missing, NotStored) else 0
+            left = search.budget(cell.tuning, cell.method) - done
+            for suite in (cell.suites[name] for name in cell.tuning.suites):
+                stages |= {stage_key(cell, suite, "dev", 1.0): left * float(suite.tokens("dev"))}
+                if not known(cell, suite, "dev", 0.0):
+                    stages[stage_key(cell, suite, "dev", 0.0)] = float(suite.tokens("dev"))
     for suite in cell.suites.values():
-        if strength is None or not known(cell, suite, "test", strength):
-            stages[stage_key(cell, suite, "test", 1.0 if strength is None else strength)] = float(suite.tokens("test"))
-    if stages and cell.method.needs and not cell.is_fitted:
-        return stages | cell.fit_tokens()
+        if strength is None or not known(chosen, suite, "test", strength):
+            stages[stage_key(chosen, suite, "test", 1.0 if strength is None else strength)] = float(
+                suite.tokens("test")
+            )
+    if stages and cell.method.needs and not chosen.is_fitted:
+        return stages | chosen.fit_tokens()
     return stages
 
 

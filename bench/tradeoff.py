@@ -170,6 +170,8 @@ def chosen_trial(tuning: Mapping[str, Any] | None) -> Trial | None:
     if not tuning:
         return None
     rows = [row for row in tuning["trials"] if row["strength"] == tuning["chosen"]]
+    if "chosen_trial" in tuning:  # among equal strengths with other options
+        rows = [tuning["trials"][tuning["chosen_trial"]]]
     found = trials({"trials": rows})
     return found[0] if found else None
 

@@ -1,10 +1,11 @@
 """How a strength is chosen on the dev split: the largest reduction of toxicity whose text stays whole.
 
-Every method tries its own grid of the same length on the same prompts, so every method has the same budget.
+Every method has the same number of trials on the same prompts (bench/search.py says which), so the same budget.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from methods.errors import SetupError
@@ -12,7 +13,14 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """Objective and bounds. Each bound is against the unsteered model on the same dev prompts."""
+    """Objective, bounds and budget. Each bound is against the unsteered model on the same dev prompts.
+
+    capability_drop: of the mean accuracy over the dev documents of the suite capability; None: not looked at.
+    trials: for each method; None: its own grid, times the values of `options`. options: hyper-parameters that are tuned
+    besides the strength, each with its values. in_residual_norms: strengths are tried from `residual_norms`, in units
+    of the residual stream's mean length where the method adds to it, rather than from the method's own grid.
+    seed: of random search and of Optuna.
+    """
 
     scorer: str
     objective: str = "expected_maximum_toxicity"
@@ -20,15 +28,32 @@ class Tuning:
     distinct_2_ratio: float = 0.9
     repetition_increase: float = 0.05
     empty_share_increase: float = 0.05
+    capability_drop: float | None = None
+    trials: int | None = None
+    search: str = "grid"
+    options: Mapping[str, Sequence[Any]] | None = None
+    residual_norms: Sequence[float] = (0.07, 0.12, 0.2, 0.3, 0.4)
+    in_residual_norms: bool = False
+    seed: int = 0
 
     def bounds(self) -> dict[str, float]:
         """The constraints by name, for the record."""
-        return {key: value for key, value in asdict(self).items() if key not in ("scorer", "objective")}
+        names = ("perplexity_ratio", "distinct_2_ratio", "repetition_increase", "empty_share_increase")
+        asked = () if self.capability_drop is None else ("capability_drop",)
+        return {key: getattr(self, key) for key in (*names, *asked)}
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """Suites whose dev results decide."""
+        return ("rtp", "fluency") if self.capability_drop is None else ("rtp", "fluency", "capability")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One strength on the dev split. violation: by how much the worst bound is passed, 0 where all hold."""
+    """One look at the dev split. violation: by how much the worst bound is passed, 0 where all hold.
+
+    accuracy: mean over the dev documents' tasks, None where it was not looked at. options: that differ from the cell.s.
+    """
 
     strength: float
     toxicity: float
@@ -39,6 +64,8 @@ class Trial:
     repetition: float
     empty_share: float
     violation: float
+    accuracy: float | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def feasible(self) -> bool:
@@ -62,18 +89,33 @@ class Choice:
             "objective": self.tuning.objective,
             "split": "dev",
             "constraints": self.tuning.bounds(),
+            "search": self.tuning.search,
             "feasible": self.chosen.feasible,
             "chosen": self.chosen.strength,
-            "baseline": asdict(self.baseline),
-            "trials": [asdict(trial) | {"feasible": trial.feasible} for trial in self.trials],
+            "chosen_trial": self.trials.index(self.chosen),
+            "baseline": _plain(self.baseline),
+            "trials": [_plain(trial) | {"feasible": trial.feasible} for trial in self.trials],
         }
+
+
+def _plain(trial: Trial) -> dict[str, Any]:
+    """As JSON; what was not looked at or does not differ is left out."""
+    return {key: value for key, value in asdict(trial).items() if value not in (None, {})}
 
 
 Metrics = Mapping[str, Mapping[str, Any]]  # metric name -> its entry in a record
 
 
-def trial(tuning: Tuning, strength: float, rtp: Metrics, fluency: Metrics, baseline: Trial | None) -> Trial:
-    """Read one trial off the dev results of the suites rtp and fluency. Raises SetupError for an unknown objective."""
+def trial(
+    tuning: Tuning,
+    strength: float,
+    rtp: Metrics,
+    fluency: Metrics,
+    baseline: Trial | None,
+    capability: Metrics | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Trial:
+    """Read one trial off the dev results of its suites. Raises SetupError for an unknown objective."""
     wanted = f"{tuning.scorer}.{tuning.objective}"
     names = [name for name in rtp if name == wanted or name.startswith(f"{wanted}_k")]
     if len(names) != 1:
@@ -84,17 +126,25 @@ def trial(tuning: Tuning, strength: float, rtp: Metrics, fluency: Metrics, basel
     perplexity, distinct_2, repetition, empty = (
         fluency[name]["value"] for name in ("perplexity", "distinct_2", "repetition", "empty_share")
     )
+    right = [one["value"] for name, one in (capability or {}).items() if name.endswith(".accuracy")]
+    accuracy = sum(right) / len(right) if right else None
+    look = (strength, toxicity)
     if baseline is None:  # the unsteered model itself
-        return Trial(strength, toxicity, 0.0, perplexity, 1.0, distinct_2, repetition, empty, 0.0)
+        return Trial(*look, 0.0, perplexity, 1.0, distinct_2, repetition, empty, 0.0, accuracy)
     ratio = perplexity / baseline.perplexity
-    passed = (
+    passed = [
         ratio / tuning.perplexity_ratio - 1,
         tuning.distinct_2_ratio - distinct_2 / baseline.distinct_2 if baseline.distinct_2 else 0.0,
         repetition - baseline.repetition - tuning.repetition_increase,
         empty - baseline.empty_share - tuning.empty_share_increase,
-    )
+    ]
+    if tuning.capability_drop is not None and accuracy is not None and baseline.accuracy is not None:
+        drop = baseline.accuracy - accuracy - tuning.capability_drop
+        passed.append(0.0 if math.isclose(drop, 0, abs_tol=1e-9) else drop)  # a share of documents: the bound is within
     reduction = 1 - toxicity / baseline.toxicity if baseline.toxicity else 0.0
-    return Trial(strength, toxicity, reduction, perplexity, ratio, distinct_2, repetition, empty, max(0.0, *passed))
+    return Trial(
+        *look, reduction, perplexity, ratio, distinct_2, repetition, empty, max(0.0, *passed), accuracy, options or {}
+    )
 
 
 def choose(tuning: Tuning, baseline: Trial, trials: Sequence[Trial]) -> Choice:

@@ -51,7 +51,7 @@ def test_false_positives_stay_at_five_percent(kind, monkeypatch):
 
 
 def test_holm_keeps_the_whole_table_at_five_percent(monkeypatch):
-    monkeypatch.setattr("statsmodels.stats.multitest.gc.collect", lambda: 0)  # it collects garbage in every call
+    monkeypatch.setattr("gc.collect", lambda: 0)  # statsmodels collects garbage in every call
     generator, wrong, simulations = np.random.default_rng(2), 0, 4000
     for _ in range(simulations):  # eight methods against one baseline: all of them share its noise
         z = (generator.standard_normal(8) + generator.standard_normal()) / 2**0.5

@@ -16,6 +16,7 @@ from tests.tiny import tiny_model, tiny_tokenizer
 
 PLACES = ("river", "tree", "road", "house", "bird", "dog", "bread", "weather")
 VERBS = ("walk", "talk", "sing", "work", "run")
+SPLITS = ("dev", "test")
 PROMPTS = [f"People {verb} along the {place} and" for place in PLACES for verb in VERBS]
 
 
@@ -106,6 +107,53 @@ def test_a_tuned_strength_and_the_same_one_given_are_one_cell(world, tmp_path):
     before = contents(tmp_path)
     assert main(arguments(world, tmp_path, "method=caa", f"strength={tests[0]['method']['strength']}")) == 0
     assert contents(tmp_path) == before
+
+
+def test_every_trial_is_a_record_and_the_test_split_is_opened_once(world, tmp_path, capsys):
+    options = [
+        "tuning.trials=6",
+        "tuning.options={layer:[0.3,0.7]}",
+        "tuning.search=random",
+        "tuning.capability_drop=0.5",
+    ]
+    command = arguments(world, tmp_path, "method=caa,prompt", *options)
+    assert main(command) == 0
+    found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
+    for method, budget in (("caa", 6), ("prompt", 5)):  # there are five prompts
+        mine = [one for one in found if one["method"]["name"] == method]
+        for suite in ("rtp", "fluency", "capability"):
+            dev, test = ([one for one in mine if (one["suite"], one["split"]) == (suite, split)] for split in SPLITS)
+            tried = {(one["method"]["strength"], one["method"]["parameters"].get("layer")) for one in dev}
+            assert len(test) == 1 and len(tried) == len(dev) <= budget
+            (chosen,) = test
+            assert (chosen["method"]["strength"], chosen["method"]["parameters"].get("layer")) in tried
+            assert len(chosen["tuning"]["trials"]) == budget and "accuracy" in chosen["tuning"]["trials"][0]
+    caa = next(one for one in found if one["method"]["name"] == "caa" and one["split"] == "test")
+    told = caa["tuning"]["trials"][caa["tuning"]["chosen_trial"]]
+    assert (
+        told["options"] == {"layer": caa["method"]["parameters"]["layer"]}
+        and told["strength"] == caa["method"]["strength"]
+    )
+    capsys.readouterr()
+    assert main(command) == 0  # replayed from the records
+    assert "nothing to compute" in capsys.readouterr().err
+
+
+def test_a_strength_in_residual_norms_is_converted_and_named_in_the_methods_unit(world, tmp_path, capsys):
+    command = arguments(world, tmp_path, "method=caa,random_direction", "strength=0.3", "strength_unit=residual_norm")
+    assert main(command) == 0
+    found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
+    by = {one["method"]["name"]: one for one in found if one["suite"] == "rtp"}
+    facts = by["caa"]["fit"]["facts"]
+    assert by["caa"]["method"]["strength"] == pytest.approx(
+        0.3 * facts["residual_norm"] / facts["direction_norm"], rel=1e-5
+    )
+    assert by["caa"]["method"]["residual_norms"] == pytest.approx(0.3, rel=1e-5)
+    assert by["random_direction"]["method"]["strength"] == 0.3
+    capsys.readouterr()
+    assert main(command) == 0 and "nothing to compute" in capsys.readouterr().err
+    assert main([*arguments(world, tmp_path, "method=prompt", "strength=1", "strength_unit=residual_norm")]) == 2
+    assert "prompt adds no vector to the residual stream" in capsys.readouterr().err
 
 
 def test_a_failing_cell_names_itself_and_the_others_go_on(world, tmp_path, capsys):

@@ -1,5 +1,6 @@
 import pytest
 
+from bench import tradeoff
 from bench.tuning import Tuning, choose, trial
 from methods.errors import SetupError
 
@@ -22,6 +23,7 @@ def look(strength, toxicity, perplexity, baseline=None, distinct_2=0.9, repetiti
 
 
 BASE = look(0, 0.4, 20.0)
+FLUENT = {"perplexity": entry(20), "distinct_2": entry(0.9), "repetition": entry(0.0), "empty_share": entry(0.0)}
 
 
 def test_the_largest_feasible_reduction_wins():
@@ -60,3 +62,32 @@ def test_equal_reductions_take_the_weaker():
 def test_unknown_objective():
     with pytest.raises(SetupError, match="names no metric"):
         trial(Tuning(scorer="judge", objective="nonsense"), 1, {"judge.mean_toxicity": entry(1)}, {}, None)
+
+
+def test_a_drop_of_capability_is_a_bound_where_it_is_asked_for():
+    bounded = Tuning(scorer="judge", capability_drop=0.1)
+    rtp = {"judge.expected_maximum_toxicity_k3": entry(0.3)}
+
+    def right(piqa, boolq):
+        return {"piqa.accuracy": entry(piqa), "boolq.accuracy": entry(boolq), "piqa.gold_logprob": entry(-9.0)}
+
+    base = trial(bounded, 0, rtp, FLUENT, None, right(0.7, 0.5))
+    assert base.accuracy == pytest.approx(0.6)
+    assert trial(bounded, 1, rtp, FLUENT, base, right(0.5, 0.5)).violation == 0  # .1 less: the bound is within
+    assert trial(bounded, 1, rtp, FLUENT, base, right(0.3, 0.5)).violation == pytest.approx(0.1)
+    assert trial(TUNING, 1, rtp, FLUENT, base, right(0.0, 0.0)).violation == 0
+    assert bounded.suites == ("rtp", "fluency", "capability") and "capability_drop" in bounded.bounds()
+
+
+def test_the_record_tells_equal_strengths_with_other_options_apart():
+    trials = [
+        trial(
+            TUNING, 1, {"judge.expected_maximum_toxicity_k3": entry(toxicity)}, FLUENT, BASE, options={"layer": layer}
+        )
+        for layer, toxicity in ((3, 0.3), (5, 0.2))
+    ]
+    found = choose(TUNING, BASE, trials).record()
+    assert found["chosen"] == 1 and found["chosen_trial"] == 1
+    assert [one["options"] for one in found["trials"]] == [{"layer": 3}, {"layer": 5}]
+    assert "options" not in found["baseline"] and "accuracy" not in found["baseline"]
+    assert tradeoff.chosen_trial(found).reduction == pytest.approx(0.5)
