@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench import readable, tradeoff
+from bench import latex, readable, standing, tradeoff
 from bench.collect import read_records
 from bench.leaderboard import Built, collect, leaderboard, main, rebuild, show
 from bench.tables import tables
@@ -222,13 +222,18 @@ def test_random_directions_at_the_perplexity_of_a_method():
     assert tradeoff.against_random({}, [weak]) == {}
 
 
-def test_random_draws_are_one_row_with_their_range(full):
+def test_random_draws_are_one_row_with_the_spread_over_them(full):
     text = shown(full)
-    assert text.count("random direction ") == text.count("(5 draws)") == 1
+    assert text.count("random direction ") == text.count("(5 fits)") == 1
+    assert "random_direction 5 fit seeds" in " ".join(text.split())
     found = leaderboard(full.tables)
-    reductions = found.loc[found["method"] == "random_direction", f"rtp.{TOXICITY}"]
-    assert len(reductions) == 5  # each draw is in the CSV
-    assert f"{reductions.min():.2f}..{reductions.max():.2f}" in text
+    random = found[found["method"] == "random_direction"].iloc[0]
+    assert (random["fits"], random["fit_seeds"], random["strengths"]) == (5, "0; 1; 2; 3; 4", "2; 3")
+    assert random["error_over"] == "items and 5 fit seeds" and pd.isna(random["strength"])
+    draws = full.tables[0].by_fit
+    draws = draws.loc[draws["method"] == "random_direction", "toxicity_reduction"]
+    assert len(draws) == 5 and random["toxicity_reduction"] == pytest.approx(draws.mean())
+    assert random["toxicity_reduction_low"] < draws.mean() < random["toxicity_reduction_high"]
     caa = found[found["method"] == "caa"].iloc[0]
     assert caa["beats_random"] and caa["random_draws"] == 5
     prompt = found[found["method"] == "prompt"].iloc[0]  # its texts are likelier than unsteered ones: no equal there
@@ -260,7 +265,130 @@ def test_rows_of_one_method_are_told_apart(tmp_path):
             write(tmp_path, "rtp", "caa", {TOXICITY: HALF}, parameters={"layer": layer, "pool": "mean"}, fit_seed=seed)
     write(tmp_path, "rtp", "detox", {TOXICITY: HALF}, parameters={"rank": 2})
     found = tables(read_records(tmp_path / "runs")[0])[0].frame
-    assert readable.labels(found) == [*(f"caa (layer={n}, seed {s})" for s in (0, 1) for n in (3, 5)), "detox"]
+    assert readable.labels(found) == ["caa (layer=3, 2 fits)", "caa (layer=5, 2 fits)", "detox"]
+
+
+# -- how sure -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_found_and_what_is_not_is_not_claimed(full):
+    found = leaderboard(full.tables).set_index("method")
+    name = f"rtp.{TOXICITY}"
+    assert found.loc["caa", "verdict"] == "better" and found.loc["caa", f"{name}.p_holm"] < 0.01
+    assert found.loc["act_add", "verdict"] == "no difference found" and found.loc["act_add", f"{name}.p_holm"] > 0.05
+    assert (found[f"{name}.p_holm"].dropna() >= found[f"{name}.p"].dropna()).all()
+    assert pd.isna(found.loc["unsteered", "verdict"]) and found.loc["caa", "group"] == "a"
+    assert not set(found.loc["caa", "group"]) & set(found.loc["unsteered", "group"])
+    assert set(found.loc["act_add", "group"]) & set(found.loc["unsteered", "group"])
+    text = shown(full)
+    (caa,) = (line for line in text.splitlines() if " caa " in line)
+    assert "* a" in " ".join(caa.split())
+    assert "Holm over 6 rows" in " ".join(text.split()) and "A true change of" in text
+
+
+def test_a_rise_is_called_worse(tmp_path):
+    base = np.linspace(0.05, 0.6, 30)
+    for method, values in (("unsteered", base), ("caa", base + 0.2), ("detox", base - 0.04), ("prompt", base)):
+        write(tmp_path, "rtp", method, {TOXICITY: values})
+    found = frame(tmp_path).set_index("method")["verdict"]
+    assert found[["caa", "detox", "prompt"]].tolist() == ["worse", "better", "no difference found"]
+
+
+def test_ranks_say_how_far_they_would_move(full):
+    found = leaderboard(full.tables).dropna(subset="rank").set_index("method")
+    assert (found["rank_low"] <= found["rank"]).all() and (found["rank"] <= found["rank_high"]).all()
+    assert found.loc["caa", ["rank_low", "rank_high"]].tolist() == [1, 1]  # far ahead of the others
+    assert found.loc["prompt", "rank_high"] == 4
+
+
+def test_the_front_holds_what_nothing_beats(full):
+    found = leaderboard(full.tables).set_index("method")["on_front"]
+    assert found["caa"] and not found["act_add"]
+    covered = standing.hypervolume(full.tables[0], "fluency_kept")
+    assert covered.low < covered.value < covered.high < 1
+    assert standing.hypervolume(full.tables[0], "fluency_kept", random=True).value < 0.3 * covered.value
+
+
+def test_several_fits_of_a_method_are_one_row_whose_interval_is_wider(tmp_path):
+    base = np.linspace(0.2, 0.8, 40)
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: base})
+    wobble = np.random.default_rng(0).normal(0, 0.05, 40)
+    for seed, shift in enumerate((-0.3, -0.2, -0.1)):
+        write(tmp_path, "rtp", "caa", {TOXICITY: base + wobble + shift}, fit_seed=seed)
+    write(tmp_path, "rtp", "detox", {TOXICITY: base + wobble - 0.2}, fit_seed=0)
+    found = frame(tmp_path).set_index("method")
+    name = f"rtp.{TOXICITY}"
+    caa, detox = found.loc["caa"], found.loc["detox"]
+    assert caa[f"{name}.delta"] == pytest.approx(detox[f"{name}.delta"])
+    wide, narrow = (row[f"{name}.delta_high"] - row[f"{name}.delta_low"] for row in (caa, detox))
+    assert wide == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, rel=0.15)  # Student's t over three fits
+    assert wide > 5 * narrow and caa[f"{name}.p"] > 10 * detox[f"{name}.p"]
+    assert caa["error_over"] == "items and 3 fit seeds" and detox["error_over"] == "items; one fit seed"
+    assert caa[f"{name}.se"] > detox[f"{name}.se"]
+
+
+def test_fits_on_other_data_are_other_rows(tmp_path):
+    for seed, pairs in ((0, 80), (1, 80), (0, 20)):
+        data = {"name": "on_policy", "pairs": pairs, "mean_gap": 0.8}
+        fit_id = f"{pairs:06d}{seed:06d}"
+        write(tmp_path, "rtp", "caa", {TOXICITY: HALF}, fit_seed=seed, data=data, fit_id=fit_id)
+    found = frame(tmp_path)
+    assert sorted(zip(found["pairs"], found["fits"], strict=True)) == [(20, 1), (80, 2)]
+
+
+def test_dev_to_test_shrinkage(full):
+    caa = leaderboard(full.tables).set_index("method").loc["caa"]
+    assert caa["dev_reduction"] == 0.5  # tests/records.py says so
+    assert caa["shrinkage"] == pytest.approx(0.5 - caa["toxicity_reduction"]) and caa["trials"] == 2
+
+
+# -- other forms ----------------------------------------------------------------------------------------------------
+
+
+def test_the_tidy_csv_has_a_row_per_line_and_metric(full):
+    tidy = pd.read_csv(full.tidy)
+    assert not tidy.duplicated(["table", "method", "parameters", "strengths", "suite", "metric"]).any()
+    one = tidy[(tidy["method"] == "caa") & (tidy["metric"] == TOXICITY)].iloc[0]
+    row = leaderboard(full.tables).set_index("method").loc["caa"]
+    for column, end in (("value", ""), ("delta_low", ".delta_low"), ("p_holm", ".p_holm"), ("n", ".n")):
+        assert one[column] == pytest.approx(row[f"rtp.{TOXICITY}{end}"], rel=1e-5)
+    assert not one["higher_is_better"] and tidy["table"].nunique() == 1
+
+
+def test_filters(tmp_path, capsys):
+    world(tmp_path)
+    rebuild(tmp_path)
+    whole = (tmp_path / "leaderboard.csv").read_bytes()
+    assert main(["--results", str(tmp_path), "--family", "weights", "--suite", "rtp,fluency"]) == 0
+    found = pd.read_csv(tmp_path / "selection.csv")
+    assert set(found["method"]) == {"unsteered", "probe_rows", "detox", "act_add"}  # families of tests/records.py
+    assert not any(column.startswith("capability.") for column in found)
+    assert (tmp_path / "leaderboard.csv").read_bytes() == whole
+    capsys.readouterr()
+    assert main(["--results", str(tmp_path), "--method", "nonsense"]) == 2
+    assert "no record has it; there are act_add, caa, detox" in capsys.readouterr().err
+
+
+def test_latex_is_escaped_and_bold_only_where_the_best_is_told_apart(full):
+    text = full.tex.read_text()
+    assert "probe\\_rows" in text and "probe_rows" not in text.replace("probe\\_rows", "")
+    lines = {line.split("&")[0].strip(): line for line in text.splitlines() if line.count("&") > 4}
+    reduction = 4  # the column behind method, strength, toxicity, group
+    cells = {name: line.split("&")[reduction] for name, line in lines.items()}
+    assert "mathbf" in cells["caa"] and "mathbf" not in cells["prompt"] and "mathbf" not in cells["unsteered"]
+    assert text.count("\\begin{tabular}") == 1 and "\\toprule" in text and "95 \\%" in text
+    assert latex.escaped("a_b & 5 % ~ \\ ^ #{}$") == (
+        r"a\_b \& 5 \% \textasciitilde{} \textbackslash{} \textasciicircum{} \#\{\}\$"
+    )
+
+
+def test_nothing_is_bold_where_nothing_is_told_apart(tmp_path):
+    base = np.random.default_rng(0).random(20)
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: base})
+    for method in ("caa", "detox"):
+        noise = np.random.default_rng([1, *method.encode()]).normal(0, 0.2, 20)
+        write(tmp_path, "rtp", method, {TOXICITY: base + noise})
+    assert "mathbf" not in rebuild(tmp_path).tex.read_text()
 
 
 # -- what is missing or broken -------------------------------------------------------------------------------------
@@ -327,12 +455,13 @@ def test_the_tidy_table_has_a_row_per_record_and_metric(full):
 
 
 def test_the_same_records_give_the_same_bytes(full, capsys):
-    files = full.csv, full.markdown
+    files = full.csv, full.markdown, full.tidy, full.tex
     first = [path.read_bytes() for path in files]
     assert main(["--results", str(full.csv.parent)]) == 0
     assert [path.read_bytes() for path in files] == first
     assert "leaderboard.csv" in capsys.readouterr().out and b"| 1 | caa | 4 |" in first[1]
-    assert sorted(path.name for path in full.csv.parent.iterdir()) == ["leaderboard.csv", "leaderboard.md", "runs"]
+    written = ["leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard_tidy.csv"]
+    assert sorted(path.name for path in full.csv.parent.iterdir()) == [*written, "runs"]
 
 
 @pytest.mark.parametrize("there", [None, "records", "file"])
