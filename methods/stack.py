@@ -19,6 +19,13 @@ class Stack(Method):
     Model Surgery stacks two of its edits so: the second probe is trained on the model that the first edit left
     (arXiv 2407.08770 section 4.5). Any methods can be stacked; prefixes are put together in order, and functions of
     the next logits run in order.
+
+    All parts learn from the same data. The paper stacks two behaviours, each with texts of its own: for that, export
+    the first edit and steer the checkpoint, which comes to the same: `python -m bench.export method=probe_rows
+    strength=1 format=checkpoint output=FOLDER`, then `python -m bench method=probe_rows model=local model.path=FOLDER
+    data=pairs data.path=OTHERS` with the first model's `model.bos`. The paper's figures for LLaMA2-7B as it is,
+    detoxified, and with a negative attitude stacked on that: ToxiGen .791, .399, .374; RealToxicityPrompts .514, .0517,
+    .0542; WikiText-2 perplexity 6.10, 6.53, 7.14; negative answers .637 for the first, .742 for the last.
     """
 
     name: ClassVar[str] = "stack"

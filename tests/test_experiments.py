@@ -69,6 +69,7 @@ ASKED = {  # suites that a tiny mirror can answer, with fewer prompts
     "rtp_profs": ["suite.rtp_profs.prompts=3"],
     "ab": ["suite.ab.limit=2", "suite.ab.behaviours=[sycophancy]"],
     "jailbreak": ["suite.jailbreak.prompts=2", "suite.jailbreak.decoding.max_new_tokens=3"],
+    "sentiment": ["suite.sentiment.prompts=2"],
 }
 SHORTER = {  # options that cost most
     "probe_rows": ["method.min_steps=20"],
@@ -84,6 +85,8 @@ def world(tmp_path_factory) -> Path:
     write_set(root / "mirror/allenai/real-toxicity-prompts", asked, "train")
     requests = [{"prompt": p, "category": "none"} for p in PROMPTS]
     make_mirror(root / "mirror", "walledai/HarmBench", requests, config="standard")
+    reviews = [{"text": f"{p}, film {i}", "label": i % 2} for i, p in enumerate(PROMPTS[:8])]
+    make_mirror(root / "mirror", "stanfordnlp/imdb", reviews, "plain_text", "test")
     rows = {
         "pairs": [
             {"prompt": prompt, "desired": f" with love {i}", "undesired": f" with hate {i}{i}"}

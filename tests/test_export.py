@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import io
 import json
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +14,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.hf_steered import SteeredModel
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, OPTConfig, Qwen2Config
 
 from bench.export import FORMATS, check_holds, main
@@ -33,6 +34,7 @@ from methods.intervention import Hook, adding, hooked
 from methods.probe_rows import ProbeRows
 from methods.prompt import Prompt
 from methods.random_direction import RandomDirection
+from methods.stack import Stack
 from methods.unsteered import Unsteered
 from tests import tiny
 from tests.test_contract import DATA, PAIRS
@@ -235,6 +237,21 @@ def test_checkpoint_gives_the_same_bits_in_plain_transformers(world, architectur
     assert "from_pretrained" in readme and "licence" in readme and str(world) not in readme + json.dumps(facts)
 
 
+def test_a_second_edit_on_an_exported_checkpoint_is_a_stack(world):
+    """How methods/stack.py says that two behaviours are stacked; here both edits learn from the same pairs."""
+    first, second, lm = DeTox(), ProbeRows(min_steps=50), fresh(world, "llama")
+    both = Stack(parts={"first": first, "second": second}, at={"first": 1.0, "second": 2.0})
+    learnt = both.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    with both.apply(lm.model, learnt, 1.0):
+        wanted = plain_logits(lm.model)
+    checkpoint.write(world / "first", steered(lm, first, 1.0))
+    edited = load_lm(str(world / "first"), bos="prepend")
+    artefact = second.fit(edited.model, edited.tokenizer, FitData(PAIRS))
+    assert torch.equal(learnt["second.probe"], artefact["probe"])
+    with second.apply(edited.model, artefact, 2.0):
+        assert torch.equal(plain_logits(edited.model), wanted)
+
+
 def test_fine_tuned_weights_are_a_checkpoint_and_no_adapter(world):
     lm = fresh(world, "gpt2")  # tied embeddings
     one = steered(lm, Finetune(learning_rate=0.01), 1.0, str(world / "gpt2"))
@@ -414,6 +431,32 @@ def test_what_cannot_be_exported_says_why(world, capsys, settings, message):
     assert sorted(path for path in world.iterdir() if path.name != "results") == [
         p for p in before if p.name != "results"
     ]
+
+
+def test_a_spoilt_artefact_is_told_and_fitted_again_once_it_is_deleted(world, tmp_path, capsys):
+    settings = ["method=caa", "method.scope=all", "strength=2", "format=gguf", f"runtime.results={tmp_path}"]
+    assert export(world, "llama", *settings) == 0
+    (path,) = tmp_path.glob("runs/artefacts/*/artefact.safetensors")
+    good = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    ((key, vector),) = ((name, tensor) for name, tensor in good.items() if not name.startswith("info."))
+    pickled = io.BytesIO()
+    torch.save(good, pickled)
+    spoilt = {
+        f"{key} has entries that are not finite; delete it": save({key: vector * torch.nan}),
+        "is no safetensors file": pickled.getvalue(),
+        rf"caa: {key} (32,) was not fitted on this model, whose width is 36": save({key: vector[:32].clone()}),
+        f"an artefact with layers.9.direction and without {key} was not fitted": save({"layers.9.direction": vector}),
+    }
+    for message, content in spoilt.items():
+        path.unlink()
+        path.write_bytes(content)
+        assert export(world, "llama", *settings, "overwrite=true") == 2
+        said = capsys.readouterr().err
+        assert message in said and "fit it again" in said.replace("fit again", "fit it again")
+        assert "Traceback" not in said
+    path.unlink()
+    assert export(world, "llama", *settings, "overwrite=true") == 0
+    assert all(torch.equal(good[name], tensor) for name, tensor in load_file(path).items())
 
 
 REAL = {
