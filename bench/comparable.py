@@ -128,11 +128,13 @@ def pooled(fits: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
     return together
 
 
-def lines(entries: Iterable[Entry]) -> tuple[Line, ...]:
-    """The entries of a table as lines: those that differ in the seed of the fit alone, together.
+def lines(entries: Iterable[Entry], each_fit: bool = False) -> tuple[Line, ...]:
+    """The entries of a table as lines: those that differ in the seed of the fit alone are one, unless `each_fit`.
 
     Two fits of one seed are no fits of one line: what tells them apart is what they learnt from.
     """
+    if each_fit:
+        return tuple(Line([one]) for one in entries)
     found: dict[tuple[str, int], list[Entry]] = defaultdict(list)
     seen: dict[tuple[str, Any], int] = defaultdict(int)
     for one in entries:

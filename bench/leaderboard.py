@@ -110,16 +110,16 @@ def selected(records: Sequence[Record], **wanted: Sequence[str] | None) -> list[
     return kept
 
 
-def rebuild(results: Path, name: str = "leaderboard", **wanted: Sequence[str] | None) -> Built:
+def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **wanted: Sequence[str] | None) -> Built:
     """Write `name`.csv, .md, .tex and `name`_tidy.csv from `results`/runs/records; equal records give equal bytes.
 
-    `wanted`: as of `selected`.
+    `each_fit`: a row for each fit seed. `wanted`: as of `selected`.
 
     Raises:
         SetupError: there is no record of a test split, or the folder cannot be written.
     """
     records, skipped = read_records(results / "runs")
-    found = tables(selected(records, **wanted))
+    found = tables(selected(records, **wanted), each_fit)
     if not found:
         chosen = " ".join(f"--{key} {','.join(values)}" for key, values in wanted.items() if values)
         raise SetupError(
@@ -212,6 +212,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stays = "; the unsteered model stays" if name in ("family", "method") else ""
         text = f"only this {name}, or several with commas{stays}; written as selection.*, so leaderboard.* stays whole"
         parser.add_argument(f"--{name}", type=lambda given: given.split(","), metavar=name.upper(), help=text)
+    parser.add_argument("--each-fit", action="store_true", help="a row for each fit seed; written as selection.* too")
     given = vars(parser.parse_args(arguments))
     results = given.pop("results")
     try:

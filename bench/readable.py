@@ -167,6 +167,8 @@ def labels(frame: pd.DataFrame) -> list[str]:
         }
         told = [f"{key}={value}" for key, value in differing.items()]
         told += [f"{row['fits']} fits"] if row["fits"] > 1 else []
+        if any(parameters(other) == parameters(row) and other["records"] != row["records"] for other in twins):
+            told += [f"seed {row['fit_seeds']}"] if pd.notna(row["fit_seeds"]) else []
         name = row["method"].replace("_", " ") if row["method"] == RANDOM else row["method"]
         found.append(name + (f" ({', '.join(told)})" if told else ""))
     return found

@@ -286,6 +286,6 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(kinds)
 
 
-def tables(records: Sequence[Record]) -> list[Table]:
-    """One table for each group of cells that may be compared."""
-    return [Table(i + 1, lines(entries)) for i, entries in enumerate(groups(records))]
+def tables(records: Sequence[Record], each_fit: bool = False) -> list[Table]:
+    """One table for each group of cells that may be compared; the fits of a method as one line, or each as its own."""
+    return [Table(i + 1, lines(entries, each_fit)) for i, entries in enumerate(groups(records))]

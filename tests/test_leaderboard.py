@@ -369,6 +369,16 @@ def test_filters(tmp_path, capsys):
     assert "no record has it; there are act_add, caa, detox" in capsys.readouterr().err
 
 
+def test_each_fit_by_itself(full, capsys):
+    assert main(["--results", str(full.csv.parent), "--each-fit"]) == 0
+    found = pd.read_csv(full.csv.parent / "selection.csv")
+    random = found[found["method"] == "random_direction"]
+    assert random["fit_seeds"].tolist() == [0, 1, 2, 3, 4] and (random["fits"] == 1).all()
+    assert "(seed 3)" in capsys.readouterr().out
+    for path in full.csv.parent.glob("selection*"):
+        path.unlink()
+
+
 def test_latex_is_escaped_and_bold_only_where_the_best_is_told_apart(full):
     text = full.tex.read_text()
     assert "probe\\_rows" in text and "probe_rows" not in text.replace("probe\\_rows", "")
