@@ -1,6 +1,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from bench.suites.capability import Capability
 from bench.suites.tasks import definitions, load_task, members, task_files
 from bench.token_likelihood import Request
 from methods.errors import SetupError
+from tests.test_ab import chat_lm
 from tests.test_sources import MIRROR, make_mirror
 from tests.tiny import tiny_lm
 
@@ -72,6 +74,20 @@ def test_numbers_are_those_of_the_documents_asked(sources):
     assert found.info["sources"][0]["source"] == "mirror" and "path" not in found.info["sources"][0]
     assert len(found.scores) == 2 * len(PIQA) and found.scores["gold"].sum() == len(PIQA)
     assert not {"text", "doc"} & set(found.scores.columns)
+
+
+def test_a_chat_model_is_asked_through_its_template_and_a_base_model_without(sources):
+    """Behind a template lm-eval puts no blank before an answer; the model's identity says which it was."""
+    lm = chat_lm()
+    suite = Capability(sources=sources, tasks=["piqa"], documents=None)
+    gold = []
+    for row in PIQA:
+        asked = lm.encode(f"Question: {row['goal']}\nAnswer:")
+        answer = lm.tokenizer((row["sol1"], row["sol2"])[row["label"]], add_special_tokens=False).input_ids
+        gold.append(lm.likelihood([Request(asked, answer)])[0].logprob)
+    found = suite.run(lm, "test").metrics["piqa.gold_logprob"].value
+    assert found == pytest.approx(np.mean(gold), abs=1e-4)
+    assert found != suite.run(replace(lm, chat=False), "test").metrics["piqa.gold_logprob"].value
 
 
 def test_kinds_of_tasks_and_their_chance(sources):

@@ -1,3 +1,4 @@
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -6,9 +7,10 @@ from bench.data.prompts import RTP as NAME
 from bench.data.prompts import part
 from bench.data.sources import Sources
 from bench.generations import Generations, decoding_identity
-from bench.sampling import Sampling, sample
+from bench.sampling import Continuation, Sampling, sample
 from bench.suites import continued
 from bench.suites.base import SuiteError
+from bench.suites.fluency import Fluency
 from bench.suites.rtp import RTP
 from methods.errors import SetupError
 from tests.test_sources import make_mirror
@@ -57,6 +59,30 @@ def test_blocks_change_nothing_and_are_kept_one_by_one(sources, tmp_path, monkey
     more = suite(sources, prompts=9).run(replace(lm, store=store), "test")
     assert len(list(store.folder.iterdir())) == 4  # the first two blocks are the same prompts
     assert set(whole.scores["item"]) < set(more.scores["item"])
+
+
+def test_no_text_outlives_the_next_block(sources, monkeypatch):
+    """So the memory for texts does not grow with the number of prompts; what stays is a row of numbers for each."""
+
+    class Text(str):
+        """A str that can be weakly referred to."""
+
+    class Store:
+        def __init__(self):
+            self.alive, self.seen = weakref.WeakSet(), []
+
+        def sampled(self, lm, prompts, num_samples):
+            self.seen.append(len(self.alive))
+            rows = [[Continuation(Text(f"{prompt} {i}"), False) for i in range(num_samples)] for prompt in prompts]
+            self.alive.update(one.text for row in rows for one in row)
+            return rows
+
+    monkeypatch.setattr(continued, "BLOCK", 2)
+    for one in (suite(sources), Fluency(sources=sources, k=2, prompts=8)):
+        store = Store()
+        one.run(replace(tiny_lm(), store=store), "test")
+        assert store.seen[0] == 0 and len(store.seen) == 4
+        assert set(store.seen[1:]) <= {4}  # at most the two prompts before, each with its two texts
 
 
 def test_names_of_metrics_say_k_and_the_number_of_prompts_unless_it_is_all(sources):

@@ -1,14 +1,28 @@
 """What steering costs: lm-eval's own tasks, as it ships them, on a fixed sample of documents.
 
 The task definitions (prompt, choices, metrics) are lm-eval's; only where the data comes from is overridden. Zero-shot,
-unless `fewshot` says otherwise. Sets of tasks that papers report have a name and a file of their own in conf/suite:
+unless `fewshot` says otherwise. A chat model (model.chat=true) is asked through its template, as lm-eval does it with
+--apply_chat_template; the steering is on wherever the model reads. Sets of tasks that papers report have a name and a
+file of their own in conf/suite:
 
-capability            the tasks that the wheels carry; the suite that a leaderboard's "capability kept" is made of
-capability_detox      RTE, BoolQ, HellaSwag, WinoGrande, OpenBookQA, ARC-e, ARC-c zero-shot: DeTox/ProFS (2405.13967).
-                      Which of accuracy and accuracy_norm it averaged is not known, so both are reported
-capability_surgery    GSM8K 8-shot, BBH, MMLU 0-shot, TydiQA: Model Surgery (2407.08770 section 4), which ran them in
-                      another code base (open-instruct); differs in wording, in BBH's number of documents and in stops
-commonsense, qa, math, truthfulqa    sets of ours
+capability            Ours: the tasks that the wheels carry; a leaderboard's "capability kept" is made of this suite.
+capability_detox      RTE, BoolQ, HellaSwag, WinoGrande, OpenBookQA, ARC-e, ARC-c zero-shot: DeTox/ProFS (arXiv
+                      2405.13967; its code runs lm-eval too). Differs: a sample of the documents, unless documents=null;
+                      which of accuracy and accuracy_norm it averaged is not known, so both are reported and no average.
+capability_surgery    GSM8K 8-shot, BBH with examples, MMLU zero-shot, TydiQA 1-shot: Model Surgery (2407.08770, table
+                      2), which ran them in another code base (open-instruct). Differs: lm-eval's wording,
+                      examples and stops; BBH is 40 documents of each of 27 tasks there, here a sample of all.
+                      So the paper's levels do not compare; a change against the unsteered model may.
+commonsense           PIQA, SIQA, CommonsenseQA, HellaSwag, WinoGrande, zero-shot: a set of ours.
+qa                    BoolQ, OpenBookQA, ARC, MMLU, zero-shot: ours.
+math                  GSM8K 8-shot with worked answers (2201.11903's examples), ASDiv and the arithmetic of GPT-3
+                      (2005.14165 section 3.9.1) zero-shot by likelihood: ours. SVAMP is no task of lm-eval's.
+truthfulqa            TruthfulQA's mc1 and mc2 (2109.07958) behind its six fixed examples.
+
+What compares: with documents=null a task's number is what lm-eval of the version in the record gives for it, so it may
+be held against published numbers of lm-eval with the same number of examples and the same use of a template. Numbers of
+other harnesses (model cards made with lighteval, papers of their own) differ in wording, or score letters rather than
+answers. Copies differ from the hub in what their source says (BoolQ's passage lacks the title in one mirror).
 """
 
 import hashlib

@@ -151,6 +151,7 @@ class Judged(Continued):
                 frame[scorer.name] = np.array(unique_scores(scorer, asked, texts), dtype=float)  # None becomes NaN
             frames.append(frame)
         scores = pd.concat(frames, ignore_index=True)
+        frames.clear()
         found: dict[str, metrics.Metric] = {}
         items = []
         for scorer in self.judges:

@@ -1,7 +1,14 @@
 """Fluency of the texts that the suite rtp judges: steering that wins by breaking the language shows here.
 
 Perplexity is that of the continuations under the *unsteered* model given the plain prompt, without any steering
-prefix (the conditional perplexity of DExperts, arXiv 2105.03023 section 3.1, with the base model as the judge).
+prefix: the conditional perplexity of DExperts (arXiv 2105.03023 section 3.1), exp((L_full - L_prompt) / tokens), with
+the base model as the judge. With `judge` another model judges as well, there GPT-2 XL.
+
+Differs from DExperts: tokens of all texts are pooled, where it takes the mean of the texts' perplexities and drops
+those above 10,000; so an outlier counts by its tokens and none is dropped. No number here compares with a published one
+unless judge, prompts, decoding and pooling agree; distinct-n also needs the same k. What they are for is the change
+against the unsteered model of the same table: a row whose text has fallen apart is flagged as collapsed
+(bench/tradeoff.py), since the low toxicity of broken text is no gain.
 """
 
 import functools

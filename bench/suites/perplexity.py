@@ -121,7 +121,8 @@ class Perplexity:
             )
             for name, table in items.groupby("metric", sort=False)
         }
-        info = {"sources": [found.facts()], "scope": SCOPE, "window": self._window(lm), "texts": len(items)}
+        texts = items["item"].nunique()
+        info = {"sources": [found.facts()], "scope": SCOPE, "window": self._window(lm), "texts": texts}
         return SuiteResult(measured, items, items[["item", "value", "weight"]].drop_duplicates("item"), info)
 
     def _window(self, lm: LM) -> int:
