@@ -89,8 +89,11 @@ def cell_of(figure: Mapping[str, Any], cells: Sequence[tuple[Sequence[str], dict
 
 def option(cell: Mapping[str, Any], name: str) -> Any:
     """The value of an option of the method, or of another group by its dotted name, data.behaviour."""
-    group, _, key = name.rpartition(".")
-    return cell[group or "method"].get(key)
+    *groups, key = name.split(".")
+    node: Any = cell
+    for group in groups or ["method"]:
+        node = node.get(group) or {}
+    return node.get(key)
 
 
 def label(figure: Mapping[str, Any]) -> str:
@@ -101,16 +104,20 @@ def label(figure: Mapping[str, Any]) -> str:
 
 
 def row(figure: Mapping[str, Any], cell: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-    """A figure beside ours; missing numbers are None, and `status` says why ours are."""
+    """A figure beside ours; missing numbers are None, and `status` says why ours are.
+
+    A figure of the unsteered model itself has its value under `published`, as any other.
+    """
     ours, base, n = None, None, None
     suite, _, metric = (figure["ours"] or "").partition(".")
     mine = [one for one in records if one.suite == suite and metric in one.facts["metrics"] and same_setting(one, cell)]
-    steered = most([one for one in mine if is_cell(one.facts, figure["method"], cell)], metric)
     plain = [one for one in mine if one.facts["method"]["strength"] == 0]
+    itself = figure["method"] == "unsteered"
+    steered = most(plain if itself else [o for o in mine if is_cell(o.facts, figure["method"], cell)], metric)
     if steered is not None:
         ours, n = steered.facts["metrics"][metric]["value"], steered.facts["metrics"][metric]["n"]
         plain = [one for one in plain if one.facts["comparison"] == steered.facts["comparison"]]
-    unsteered = most(plain, metric)
+    unsteered = None if itself else most(plain, metric)
     if unsteered is not None:
         base = unsteered.facts["metrics"][metric]["value"]
     known = ours is not None and figure["value"] is not None
@@ -181,10 +188,11 @@ def change(before: float | None, after: float | None) -> str:
 
 def readable(one: Mapping[str, Any]) -> dict[str, str]:
     """A row's cells as text, by SHOWN."""
-    published = LOOK_UP if one["published"] is None else change(one["published_unsteered"], one["published"])
-    ours = (
-        one["status"] if one["status"] != "run" else f"{change(one['ours_unsteered'], one['ours'])} n={one['ours_n']}"
-    )
+    itself = one["method"].startswith("unsteered")  # nothing changes
+    pairs = {key: (one[f"{key}_unsteered"], one[key]) for key in ("published", "ours")}
+    told = {key: number(after) if itself else change(before, after) for key, (before, after) in pairs.items()}
+    published = LOOK_UP if one["published"] is None else told["published"]
+    ours = f"{told['ours']} n={one['ours_n']}" if one["status"] == RUN else one["status"]
     if one["status"] == NOT_RUN and one["ours_unsteered"] is not None:
         ours = f"{change(one['ours_unsteered'], None)} {NOT_RUN}"
     difference = "" if one["difference"] is None else f"{one['difference']:+.3g}"

@@ -8,7 +8,7 @@ import pytest
 
 from bench import config
 from bench.collect import read_records
-from bench.reproduction import cell_of, change, main, number, reproduction, row
+from bench.reproduction import cell_of, change, main, number, readable, reproduction, row
 from methods.errors import SetupError
 from tests import records
 from tests.test_experiments import PAPERS
@@ -155,3 +155,18 @@ def test_help_and_no_torch():
     code = "import sys, bench.reproduction as r\ntry: r.main(['--help'])\nfinally: assert 'torch' not in sys.modules"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0 and "reproduction.csv" in run.stdout
+
+
+def test_a_figure_of_the_unsteered_model_itself(tmp_path):
+    name = "capability_smollm2_135m"
+    values = {"piqa.accuracy": [1.0, 0.0, 1.0], "piqa.accuracy_norm": [1.0, 1.0, 0.0, 1.0]}
+    model = {"name": "smollm2_135m", "sha256": "0" * 12}
+    records.write(tmp_path, "capability", "unsteered", values, model=model)
+    found = reproduction(name, read_records(tmp_path / "runs")[0])
+    card = next(row for row in found.rows if row["metric"] == "PIQA, zero-shot")
+    assert (card["ours"], card["ours_n"], card["status"]) == (0.75, 4, "run") and card["ours_unsteered"] is None
+    assert card["difference"] == pytest.approx(0.75 - 0.663)
+    told = readable(card)
+    assert (told["published"], told["ours"]) == ("0.663", "0.750 n=4")
+    arc = next(row for row in found.rows if row["metric"].startswith("ARC-Easy"))
+    assert arc["status"] == "not run"
