@@ -42,7 +42,7 @@ def show(conf: Path, plugins: Sequence[Plugin] = ()) -> None:
     console.print(
         "\n  A key is a group below (method=caa), or an option in it (suite.rtp.k=5, method.layer=0.5). -m sweeps over"
         "\n  comma-separated values. What is known is not computed again; the leaderboard is rebuilt at the end."
-        "\n  Then: python -m bench.leaderboard, bench.plots, bench.reproduction (each with --help).\n"
+        "\n  Then: python -m bench.leaderboard, bench.plots, bench.report, bench.reproduction (each with --help).\n"
     )
     console.print("[bold]options of every cell[/]")
     _options(console, conf / "config.yaml", "")

@@ -1,0 +1,48 @@
+"""The report, rebuilt from records alone in seconds, without torch.
+
+python -m bench.report [--results results]
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.report.page import rebuild
+from bench.report.texts import PROMPTS, SAMPLES
+from methods.errors import SetupError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page and say where; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.report",
+        description="Write report.html from records: leaderboards, figures, a page per method, texts side by side. "
+        "It opens from disk and asks no network. It holds sampled texts where they are stored; --prompts 0 leaves "
+        "them out.",
+    )
+    parser.add_argument("--results", type=Path, default="results", help="folder with runs/ (default: %(default)s)")
+    parser.add_argument("--prompts", type=count, default=PROMPTS, help="prompts with texts, per suite (%(default)s)")
+    parser.add_argument("--samples", type=count, default=SAMPLES, help="texts of each prompt (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    try:
+        built = rebuild(given.results, prompts=given.prompts, samples=given.samples)
+    except SetupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for line in built.skipped:
+        print(line, file=sys.stderr)
+    print(f"{built.path} ({built.path.stat().st_size / 1e6:.1f} MB, {built.texts} texts inside)")
+    return 0
+
+
+def count(text: str) -> int:
+    """A whole number that is not negative."""
+    value = int(text)
+    if value < 0:
+        raise ValueError(text)
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""The page itself: everything from the records, put into one file that asks for nothing else."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+from bench import readable
+from bench.collect import read_records
+from bench.record import write_whole
+from bench.report import columns, drawn, lines, texts
+from bench.tables import Table, tables
+from methods.errors import SetupError
+
+PARTS = "bench.report"  # where page.html, page.css and page.js are
+
+
+class Built(NamedTuple):
+    """What was written. skipped: a line for each record or set of texts that cannot be read. texts: how many inside."""
+
+    path: Path
+    skipped: list[str]
+    texts: int
+
+
+def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts.SAMPLES) -> Built:
+    """Write `results`/report.html from `results`/runs; the same records and texts give the same bytes.
+
+    prompts, samples: at most so many prompts of each suite and texts of each prompt are inside; 0: none at all.
+
+    Raises:
+        SetupError: there is no record of a test split, or the page cannot be written.
+    """
+    runs = results / "runs"
+    records, skipped = read_records(runs)
+    found = tables(records)
+    if not found:
+        raise SetupError(
+            f"{len(records)} records in {runs} but none of the test split, only of tuning; "
+            "run the cell to its end with `python -m bench`"
+        )
+    store = texts.Store(runs / "generations")
+    shown = [section(table, runs, store, prompts, samples) for table in found]
+    if prompts and samples:
+        skipped = [*skipped, *store.skipped]
+    html = render(shown, drawn.figures(results, found), skipped, len(records))
+    path = results / "report.html"
+    try:
+        write_whole(path, html.encode("utf-8", "replace"))  # a lone surrogate is no text that a file can hold
+    except OSError as error:
+        raise SetupError(
+            f"cannot write the report to {results}: {error.strerror}; make it writable, or give another --results"
+        ) from error
+    inside = sum(len(row) for one in shown for side in one["sides"] for own in side.written for row in own.texts)
+    return Built(path, skipped, inside)
+
+
+def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples: int) -> dict[str, Any]:
+    """What the template needs of a table."""
+    pages = lines.pages(table)
+    sides = texts.side_by_side([(one.line, one.label) for one in pages], runs, store, prompts, samples)
+    shown = columns.columns(table)
+    parts = dict.fromkeys(one.part for one in shown)
+    there = {name for side in sides for name in side.labels}
+    return {
+        "number": table.number,
+        "model": table.about.facts["model"]["name"],
+        "heading": readable.heading(table),
+        "notes": readable.notes(table),
+        "verdict": verdict(table),
+        "columns": shown,
+        "choices": {part: [i for i, one in enumerate(shown) if one.part == part] for part in parts},
+        "rows": [{"page": one, "search": search(one)} for one in pages],
+        "families": sorted({one.family for one in pages}),
+        "sides": sides,
+        "data": [side.data() for side in sides],
+        "without_texts": [one.label for one in pages if one.label not in there],
+    }
+
+
+def search(page: lines.Page) -> str:
+    """What the filter looks at."""
+    return " ".join([page.label, page.family, page.row["parameters"], readable.flags(page.row)]).lower()
+
+
+def verdict(table: Table) -> str:
+    """Who differs from unsteered, in a sentence; empty where nobody was tested."""
+    frame = table.frame
+    if "verdict" not in frame or frame["verdict"].isna().all():
+        return ""
+    named = list(zip(readable.labels(frame), frame["verdict"], strict=True))
+    better, worse, open_ = (
+        [label for label, found in named if found == kind] for kind in ("better", "worse", "no difference found")
+    )
+    told = [f"{kind}: {', '.join(labels) or 'none'}" for kind, labels in
+            (("better", better), ("worse", worse), ("no difference found", open_))]  # fmt: skip
+    return f"By {columns.headline(table)}, against unsteered and after Holm's correction: {'; '.join(told)}."
+
+
+def breaking(text: str) -> Markup:
+    """Escaped, and with leave to break the line behind an underscore or a dot, as names of metrics have them."""
+    return Markup(re.sub(r"(?<=[_.])(?=[a-z])", "<wbr>", str(escape(text))))
+
+
+def render(sections: Sequence[dict[str, Any]], figures: drawn.Figures, skipped: Sequence[str], records: int) -> str:
+    """The page. Whatever comes from data is escaped by Jinja, also inside JSON; the script is let in by its hash."""
+    environment = Environment(
+        loader=PackageLoader(PARTS, "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True,
+    )  # fmt: skip
+    environment.filters["breaking"] = breaking
+    style, script = (files(PARTS).joinpath("templates", name).read_text("utf-8") for name in ("page.css", "page.js"))
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html").render(
+        sections=sections, figures=figures, skipped=skipped, records=records, style=style, script=script,
+        script_hash=digest, content=readable.CONTENT.partition(" The sampled")[0], separate=readable.SEPARATE,
+    )  # fmt: skip

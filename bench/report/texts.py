@@ -1,0 +1,252 @@
+"""Continuations of the same prompts, found again by the identity of who wrote them. No torch here.
+
+A set of texts lies in a folder that is named by model, steering, prompts and decoding (`bench.identity.generation_id`).
+A record tells all of these but the prompts, which are in the folder itself: so a folder belongs to a record where its
+name follows from both, and its prompts are items of the record.
+"""
+
+import gzip
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench import identity
+from bench.collect import Record
+from bench.comparable import RANDOM, Entry, Line, sample_seed
+
+PROMPTS, SAMPLES = 40, 3  # of each suite and method, so that a page stays at some MB
+FILE = "samples.jsonl.gz"  # as bench.generations writes it, which needs torch
+PLACE = "{prompt}"  # in the `template` of suites that word their prompts
+
+
+class Asked(NamedTuple):
+    """The prompts of a stored set, and how many continuations each has."""
+
+    prompts: tuple[str, ...]
+    samples: int
+
+
+@dataclass(frozen=True)
+class Store:
+    """The folder runs/generations, of which the prompts are read once."""
+
+    folder: Path
+
+    @cached_property
+    def _read(self) -> tuple[dict[str, Asked], list[str]]:
+        found, skipped = {}, []
+        for path in sorted(self.folder.glob(f"[!.]*/{FILE}")):
+            try:
+                rows = [(str(row["prompt"]), len(row["continuations"])) for row in lines(path)]
+                prompts, (samples, *others) = tuple(prompt for prompt, _ in rows), sorted({count for _, count in rows})
+            except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+                skipped.append(f"texts {path.parent.name} skipped: {FILE} cannot be read ({type(error).__name__})")
+                continue
+            if not others:
+                found[path.parent.name] = Asked(prompts, samples)
+        return found, skipped
+
+    @property
+    def asked(self) -> dict[str, Asked]:
+        """Folder name -> what is in it."""
+        return self._read[0]
+
+    @property
+    def skipped(self) -> list[str]:
+        """A line for each set that cannot be read."""
+        return self._read[1]
+
+    @cached_property
+    def distinct(self) -> list[Asked]:
+        """Each list of prompts once; the methods of a table share it."""
+        return list(dict.fromkeys(self.asked.values()))
+
+    def texts(self, name: str, prompts: int, samples: int) -> list[list[str]]:
+        """The first texts of the first prompts of a set."""
+        found: list[list[str]] = []
+        for row in lines(self.folder / name / FILE):
+            if len(found) == prompts:
+                break
+            found.append([str(text) for text, *_ in row["continuations"][:samples]])
+        return found
+
+
+def lines(path: Path) -> Iterator[dict[str, Any]]:
+    """A dictionary per prompt, in the order in which they were asked."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def read_scores(runs: Path, record: Record) -> pd.DataFrame:
+    """A row per text: item, sample, and a column for each scorer; the record was found whole before."""
+    return pd.read_parquet(runs / "records" / record.facts["id"] / "scores.parquet")
+
+
+class Block(NamedTuple):
+    """A stored set that holds prompts of a record: its folder, and the place of its first prompt among the items."""
+
+    start: int
+    folder: str
+    asked: Asked
+
+
+def blocks(store: Store, record: Record, items: Sequence[tuple[str, str]]) -> list[Block]:
+    """The stored sets that a record looked at, in its order. items: id and group of each prompt of the record."""
+    facts = record.facts
+    if not facts.get("sampling"):
+        return []
+    model = {key: value for key, value in facts["model"].items() if key != "name"}
+    steering = identity.steering_identity(facts["fit_id"], facts["method"], facts["method"]["strength"])
+    template = (facts.get("settings") or {}).get("template") or PLACE
+    found = []
+    for asked in store.distinct:
+        name = identity.generation_id(model, steering, asked.prompts, asked.samples, facts["sampling"])
+        if name in store.asked and (start := place(asked.prompts, items, template)) is not None:
+            found.append(Block(start, name, asked))
+    return sorted(found)
+
+
+def place(prompts: Sequence[str], items: Sequence[tuple[str, str]], template: str) -> int | None:
+    """Where a run of items starts that are these prompts, one by one; None: these are other prompts."""
+    for start in range(len(items) - len(prompts) + 1):
+        run = items[start : start + len(prompts)]
+        if all(item in ids(prompt, group, template) for prompt, (item, group) in zip(prompts, run, strict=True)):
+            return start
+    return None
+
+
+def ids(prompt: str, group: str, template: str) -> set[str]:
+    """What the item of a prompt may be called (bench.data.prompts): by its text, plain or worded, or group and text."""
+    before, _, after = template.partition(PLACE)
+    plain = prompt.removeprefix(before).removesuffix(after)
+    named = {prompt, plain, f"{group} {prompt}"}
+    return {hashlib.sha256(one.strip().encode(errors="surrogatepass")).hexdigest()[:12] for one in named}
+
+
+class Written(NamedTuple):
+    """What one fit wrote: texts[i][j] is sample j of prompt i; scores[i][j] has a number for each scorer, or None."""
+
+    label: str
+    texts: list[list[str]]
+    scores: list[list[list[float | None]]]
+
+
+class Side(NamedTuple):
+    """Texts of several methods after the same prompts. total and samples: how many are stored, here or not.
+
+    labels: the rows of the leaderboard that are in it. left, right: which of `written` are shown at first.
+    """
+
+    suites: list[str]
+    prompts: list[str]
+    total: int
+    samples: int
+    scorers: list[str]
+    written: list[Written]
+    labels: list[str]
+    left: int
+    right: int
+
+    def data(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return self._asdict() | {"written": [one._asdict() for one in self.written]}
+
+
+class _Look(NamedTuple):
+    """A record of one fit with its stored sets, its prompts and its scores. row: of the leaderboard."""
+
+    row: str
+    label: str
+    control: bool
+    record: Record
+    blocks: list[Block]
+    items: list[tuple[str, str]]
+    scores: pd.DataFrame
+
+
+def side_by_side(named: Sequence[tuple[Line, str]], runs: Path, store: Store, prompts: int, samples: int) -> list[Side]:
+    """The stored texts of lines, each with its name, for each set of prompts that the suites asked.
+
+    Of the first sampling seed. prompts, samples: at most so many of each, the first ones, which is a fixed
+    pseudo-random sample where the suite orders its prompts by a hash. Two methods come up first: the unsteered model
+    and the first line that is no control.
+    """
+    if not prompts or not samples or not store.asked:
+        return []
+    together: dict[tuple[Any, ...], list[_Look]] = defaultdict(list)
+    for line, row in named:
+        control = line.is_baseline or line.columns["method"] == RANDOM
+        for fit in line.fits:
+            label = f"{row}, fit seed {fit.columns['fit_seed']}" if len(line.fits) > 1 else row
+            for record in first_seeds(fit):
+                scores = read_scores(runs, record)
+                items = prompts_of(scores)
+                if found := blocks(store, record, items):
+                    key = (identity.digest(record.facts["sampling"]), *(block.asked for block in found))
+                    together[key].append(_Look(row, label, control, record, found, items, scores))
+    return [side(store, looks, prompts, samples) for looks in together.values()]
+
+
+def first_seeds(fit: Entry) -> list[Record]:
+    """A record per suite that samples."""
+    found: dict[str, Record] = {}
+    for record in fit.records:
+        if sample_seed(record) is not None:
+            found.setdefault(record.suite, record)
+    return list(found.values())
+
+
+def prompts_of(scores: pd.DataFrame) -> list[tuple[str, str]]:
+    """Id and group of each prompt, in the order in which they were asked."""
+    if "item" not in scores:
+        return []
+    groups = scores["group"] if "group" in scores else pd.Series("", index=scores.index)
+    return list(dict.fromkeys(zip(scores["item"].astype(str), groups.astype(str), strict=True)))
+
+
+def side(store: Store, looks: Sequence[_Look], prompts: int, samples: int) -> Side:
+    """The looks of all suites and fits at one set of prompts; one per fit, with the scores of all its suites."""
+    suites = list(dict.fromkeys(look.record.suite for look in looks))
+    scorers = list(dict.fromkeys(name for look in looks for name in look.record.facts["info"].get("scorers") or []))
+    by_label: dict[str, list[_Look]] = defaultdict(list)
+    for look in looks:
+        by_label[look.label].append(look)
+    stored = [block.asked for block in looks[0].blocks]
+    asked = [prompt for one in stored for prompt in one.prompts]
+    written = []
+    for label, own in by_label.items():
+        texts: list[list[str]] = []
+        for block in own[0].blocks:
+            texts += store.texts(block.folder, prompts - len(texts), samples)
+        written.append(Written(label, texts, scores_of(own, scorers, texts)))
+    methods = [i for i, own in enumerate(by_label.values()) if not own[0].control]
+    right = methods[0] if methods else len(written) - 1
+    rows = list(dict.fromkeys(look.row for look in looks))
+    return Side(suites, asked[:prompts], len(asked), stored[0].samples, scorers, written, rows, 0, right)
+
+
+def scores_of(looks: Sequence[_Look], scorers: Sequence[str], texts: list[list[str]]) -> list[list[list[float | None]]]:
+    """For each text what each scorer gave it; None where it was not judged."""
+    found: list[list[list[float | None]]] = [[[] for _ in row] for row in texts]
+    for scorer in scorers:
+        values: dict[tuple[str, int], float] = {}
+        judged = next((look for look in looks if scorer in look.scores), looks[0])
+        start = judged.blocks[0].start
+        items = [item for item, _ in judged.items[start : start + len(texts)]]
+        if scorer in judged.scores:
+            rows = judged.scores[judged.scores["item"].isin(items)]
+            keys = zip(rows["item"].astype(str), rows["sample"].astype(int), strict=True)
+            values = dict(zip(keys, rows[scorer].astype(float), strict=True))
+        for item, row in zip(items, found, strict=True):
+            for sample, one in enumerate(row):
+                value = values.get((item, sample))
+                one.append(None if value is None or pd.isna(value) else round(value, 3))
+    return found
