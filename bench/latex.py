@@ -15,7 +15,8 @@ from bench.significance import ALPHA, excluded
 from bench.standing import controls
 from bench.tables import Table
 
-SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "±": r"$\pm$"}
+SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+SPECIAL |= {"–": "--", "±": r"$\pm$", "<": "$<$", ">": "$>$"}
 SPECIAL |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
 COLUMNS = {  # column of the frame -> title and whether more is better
     "toxicity_reduction": (r"reduction $\uparrow$", True),
@@ -72,7 +73,7 @@ def tabular(table: Table) -> str:
     titles = ["method", "strength", *([r"toxicity $\downarrow$", "group"] if toxic else [])]
     lines = [
         r"\begin{table}",
-        r"  \centering",
+        r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
         rf"  \caption{{{escaped(caption(table))}}}",
         rf"  \label{{tab:steering-{table.number}}}",
         rf"  \begin{{tabular}}{{ll{'r' * (len(titles) - 2 + len(shown))}}}",
@@ -84,7 +85,10 @@ def tabular(table: Table) -> str:
     for i, (name, (_, row)) in enumerate(zip(readable.labels(frame), frame.iterrows(), strict=True)):
         if i and control[i - 1] and not control[i]:
             lines.append(r"    \midrule")
-        cells = [escaped(name), "--" if row["family"] == BASELINE_FAMILY else escaped(readable.strengths(row))]
+        cells = [
+            escaped(name),
+            "--" if row["family"] == BASELINE_FAMILY else escaped(readable.strengths(row)).replace("..", "--"),
+        ]
         if toxic:
             cells += [number(row[toxic]), "" if pd.isna(row["group"]) else str(row["group"])]
             cells[-2] += "$^{*}$" if row["verdict"] in ("better", "worse") else ""

@@ -387,6 +387,7 @@ def test_latex_is_escaped_and_bold_only_where_the_best_is_told_apart(full):
     cells = {name: line.split("&")[reduction] for name, line in lines.items()}
     assert "mathbf" in cells["caa"] and "mathbf" not in cells["prompt"] and "mathbf" not in cells["unsteered"]
     assert text.count("\\begin{tabular}") == 1 and "\\toprule" in text and "95 \\%" in text
+    assert "p $<$ .05" in text and "2--3" in text
     assert latex.escaped("a_b & 5 % ~ \\ ^ #{}$") == (
         r"a\_b \& 5 \% \textasciitilde{} \textbackslash{} \textasciicircum{} \#\{\}\$"
     )
