@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -270,6 +271,35 @@ def test_other_texts_of_the_same_model_are_not_taken(tmp_path):
         if facts["suite"] == "rtp":
             store(tmp_path, facts, other, [["of another split"] * SAMPLES] * 60)
     assert [side.prompts for side in sides(tmp_path)] == [PROMPTS[: texts.PROMPTS]]
+
+
+def test_a_shorter_run_of_the_same_prompts_is_not_taken_for_this_one(tmp_path):
+    with_texts(tmp_path)
+    for path in (tmp_path / "runs/records").iterdir():
+        facts = record.load(path / "record.json")
+        if facts["suite"] == "rtp":  # 20 prompts, and all of them with fewer samples
+            store(tmp_path, facts, PROMPTS[:20], [["of a shorter run"] * SAMPLES] * 20)
+            store(tmp_path, facts, PROMPTS, [["of fewer samples"] * 2] * 60)
+    (side,) = sides(tmp_path)
+    assert (side.total, side.samples, side.prompts) == (60, SAMPLES, PROMPTS[: texts.PROMPTS])
+    caa = next(one for one in side.written if one.label == "caa")
+    assert caa.texts[0][0] == text_of("caa", 0, 0)
+
+
+def test_prompts_that_were_sampled_in_blocks_stand_together(tmp_path):
+    with_texts(tmp_path)
+    shutil.rmtree(tmp_path / "runs/generations")
+    for path in (tmp_path / "runs/records").iterdir():
+        facts = record.load(path / "record.json")
+        if facts["sampling"]:
+            rows = [[text_of(facts["method"]["name"], i, j) for j in range(SAMPLES)] for i in range(60)]
+            for start, end in ((0, 25), (25, 50), (50, 60)):
+                store(tmp_path, facts, PROMPTS[start:end], rows[start:end])
+    (side,) = sides(tmp_path, prompts=30)
+    assert (side.total, side.prompts, side.suites) == (60, PROMPTS[:30], ["rtp", "fluency"])
+    for one in side.written:
+        assert one.texts[29][2] == text_of(one.label.partition(",")[0], 29, 2)
+        assert one.scores[29] == [[0.29], [0.291], [0.292]]
 
 
 def test_texts_of_another_decoding_are_not_taken(tmp_path):

@@ -98,20 +98,33 @@ class Block(NamedTuple):
     asked: Asked
 
 
-def blocks(store: Store, record: Record, items: Sequence[tuple[str, str]]) -> list[Block]:
-    """The stored sets that a record looked at, in its order. items: id and group of each prompt of the record."""
-    facts = record.facts
-    if not facts.get("sampling"):
+def blocks(store: Store, record: Record, scores: pd.DataFrame) -> list[Block]:
+    """The stored sets that a record looked at, one behind the other from its first prompt on.
+
+    A run of fewer prompts may have left a set that begins the same way, so the longest one is taken at each place.
+    scores: of the record, a row per text.
+    """
+    facts, items = record.facts, prompts_of(scores)
+    if not facts.get("sampling") or not items:
         return []
     model = {key: value for key, value in facts["model"].items() if key != "name"}
     steering = identity.steering_identity(facts["fit_id"], facts["method"], facts["method"]["strength"])
     template = (facts.get("settings") or {}).get("template") or PLACE
-    found = []
+    longest: dict[int, Block] = {}
     for asked in store.distinct:
+        if asked.samples != scores["sample"].nunique():
+            continue
         name = identity.generation_id(model, steering, asked.prompts, asked.samples, facts["sampling"])
         if name in store.asked and (start := place(asked.prompts, items, template)) is not None:
-            found.append(Block(start, name, asked))
-    return sorted(found)
+            known = longest.get(start)
+            if known is None or len(known.asked.prompts) < len(asked.prompts):
+                longest[start] = Block(start, name, asked)
+    found: list[Block] = []
+    at = 0
+    while block := longest.get(at):
+        found.append(block)
+        at += len(block.asked.prompts)
+    return found
 
 
 def place(prompts: Sequence[str], items: Sequence[tuple[str, str]], template: str) -> int | None:
@@ -188,10 +201,9 @@ def side_by_side(named: Sequence[tuple[Line, str]], runs: Path, store: Store, pr
             label = f"{row}, fit seed {fit.columns['fit_seed']}" if len(line.fits) > 1 else row
             for record in first_seeds(fit):
                 scores = read_scores(runs, record)
-                items = prompts_of(scores)
-                if found := blocks(store, record, items):
+                if found := blocks(store, record, scores):
                     key = (identity.digest(record.facts["sampling"]), *(block.asked for block in found))
-                    together[key].append(_Look(row, label, control, record, found, items, scores))
+                    together[key].append(_Look(row, label, control, record, found, prompts_of(scores), scores))
     return [side(store, looks, prompts, samples) for looks in together.values()]
 
 
@@ -206,7 +218,7 @@ def first_seeds(fit: Entry) -> list[Record]:
 
 def prompts_of(scores: pd.DataFrame) -> list[tuple[str, str]]:
     """Id and group of each prompt, in the order in which they were asked."""
-    if "item" not in scores:
+    if not {"item", "sample"} <= set(scores):
         return []
     groups = scores["group"] if "group" in scores else pd.Series("", index=scores.index)
     return list(dict.fromkeys(zip(scores["item"].astype(str), groups.astype(str), strict=True)))
