@@ -79,9 +79,11 @@ def continuations(lm: "LM", prompts: Sequence[str], num_samples: int, settings: 
     encoded = [lm.encode(prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) + settings.max_new_tokens > lm.max_length:
+            named = hashlib.sha256(prompt.strip().encode()).hexdigest()[:12]  # not the text, which may be toxic
             raise SetupError(
                 f"a prompt of {len(ids)} tokens and {settings.max_new_tokens} new ones exceed the model's "
-                f"{lm.max_length}; shorten the prompt that begins {prompt[:20]!r}"
+                f"{lm.max_length}; shorten or leave out the prompt whose text has the sha256 {named}..., or lower "
+                "max_new_tokens"
             )
     order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), prompts[i]))
     units = [_Unit(i, k) for i in order for k in range(num_samples)]

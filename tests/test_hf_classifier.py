@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -145,7 +146,13 @@ def test_no_number_is_unscored(folder, monkeypatch):
 def test_a_label_that_the_model_does_not_have(folder):
     for label in ("toxicity", 3, -1):
         with pytest.raises(SetupError, match=rf"label={label}: .* it has 0 benign, 1 toxic, 2 other"):
-            HFClassifier(path=str(folder), label=label)(["p"], ["bread"])
+            HFClassifier(path=str(folder), label=label)  # said before anything is sampled
+    config = json.loads((folder / "config.json").read_text())
+    bare = {key: config[key] for key in config if "label" not in key.lower()} | {"num_labels": 3}
+    (folder / "config.json").write_text(json.dumps(bare))
+    unnamed = HFClassifier(path=str(folder), label="toxic")
+    with pytest.raises(SetupError, match=r"label=toxic: .* it has 0 LABEL_0, 1 LABEL_1, 2 LABEL_2"):
+        unnamed(["p"], ["bread"])
 
 
 def test_a_model_that_was_never_trained_to_classify(tmp_path):

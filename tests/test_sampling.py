@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from bench.data.prompts import prompt as prompt_of
 from bench.lm import LM
 from bench.sampling import Sampling, draw, exponential, sample, stream
 from methods.errors import SetupError
@@ -107,5 +108,8 @@ def test_top_p_out_of_range(top_p):
 
 
 def test_prompt_longer_than_the_model():
-    with pytest.raises(SetupError, match="exceed the model's 256"):
-        sample(tiny_lm(), ["word " * 300], 1)
+    """The message names it by the id that records give it, and shows nothing of a text that may be toxic."""
+    text = "word " * 300
+    with pytest.raises(SetupError, match=f"exceed the model's 256; .* sha256 {prompt_of(text).id}...,") as caught:
+        sample(tiny_lm(), [text], 1)
+    assert "word" not in str(caught.value)

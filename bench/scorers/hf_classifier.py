@@ -1,9 +1,10 @@
 """Any sequence classifier of transformers, from a folder or the hub: one label's probability is the score."""
 
 import functools
+import json
 import math
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -58,6 +59,8 @@ class HFClassifier:
             )
         if self.path is not None:
             models.check_folder(self.path, f"{option}.path")
+            if labels := _labels(Path(self.path) / "config.json"):
+                column(labels, self.label, self.name)
         if self.measures not in BLANK:
             raise SetupError(f"{option}.measures={self.measures}: allowed are {', '.join(BLANK)}")
         for key in ("batch_size", "max_tokens"):
@@ -104,12 +107,22 @@ class HFClassifier:
         where = str(Path(self.path).resolve()) if self.path is not None else str(self.id)
         revision = None if self.path is not None else self._commit()
         model, tokenizer, longest = _load(where, revision, self.device, self.offline, f"scorer.{self.name}")
-        return Classifier(model, tokenizer, column(model.config, self.label, self.name), self.max_tokens or longest)
+        return Classifier(
+            model, tokenizer, column(model.config.id2label, self.label, self.name), self.max_tokens or longest
+        )
 
 
-def column(config: Any, label: str | int, name: str) -> int:
+def _labels(file: Path) -> dict[str, str]:
+    """Labels by their place as a config.json lists them; {} where it does not, or cannot be read."""
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")).get("id2label") or {})
+    except (ValueError, AttributeError):
+        return {}  # loading the model says what is wrong with it
+
+
+def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
     """Place of a label in the model's output. Raises SetupError that lists the model's labels."""
-    labels = {int(place): str(one) for place, one in config.id2label.items()}
+    labels = {int(place): str(one) for place, one in id2label.items()}
     found = [place for place, one in labels.items() if label in (place, one)]
     if not found:
         listed = ", ".join(f"{place} {one}" for place, one in sorted(labels.items()))
