@@ -1,6 +1,7 @@
 """A PEFT LoRA adapter: exact for edits of low rank, which projections and row edits are."""
 
 import math
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +71,10 @@ def write(folder: Path, steered: Steered) -> float:
         fan_in_fan_out=any(isinstance(modules[name], Conv1D) for name in found),
     ).save_pretrained(str(folder))
     base = AutoModelForCausalLM.from_pretrained(steered.location, revision=steered.revision, dtype=model.dtype)
-    return verified(steered, PeftModel.from_pretrained(base, folder))  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what will be renamed
+        loaded = PeftModel.from_pretrained(base, folder)
+    return verified(steered, loaded)  # type: ignore[arg-type]
 
 
 def _change(name: str, module: nn.Module, new: Tensor, method: str) -> LowRank:
