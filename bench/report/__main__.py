@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.report.columns import size
 from bench.report.page import rebuild
 from bench.report.texts import PROMPTS, SAMPLES
 from methods.errors import SetupError
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     for line in built.skipped:
         print(line, file=sys.stderr)
-    print(f"{built.path} ({built.path.stat().st_size / 1e6:.1f} MB, {built.texts} texts inside)")
+    print(f"{built.path} ({size(built.path.stat().st_size)}, {built.texts} texts inside)")
     return 0
 
 
