@@ -1,215 +1,204 @@
-"""The trade-off figure, from records alone: what was gained against what was kept. No torch here.
+"""Figures for papers, from records alone. No torch here.
 
-python -m bench.plots [--results results]
+python -m bench.plots [NAME] [--results results] [--width single|double] [--model MODEL]
 """
 
 import argparse
-import io
+import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import matplotlib as mpl
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
 
-from bench.collect import read_records
-from bench.comparable import BASELINE_FAMILY, RANDOM
-from bench.readable import labels
-from bench.record import write_whole
+from bench import curves
+from bench.collect import Record, read_records
+from bench.comparable import RANDOM
+from bench.figures.capability import capability
+from bench.figures.cost import cost
+from bench.figures.groups import groups
+from bench.figures.layers import layers
+from bench.figures.sample_size import sample_size
+from bench.figures.strength import strength
+from bench.figures.style import WIDTHS, Nothing, Width, save
+from bench.figures.tradeoff import tradeoff
 from bench.tables import Table, tables
 from methods.errors import SetupError
 
-X = "toxicity_reduction"
-PANELS = {"capability_kept": "capability kept", "fluency_kept": "fluency kept"}
-EMPTY = {
-    "capability_kept": "no task here at which\nthe unsteered model is above chance",
-    "fluency_kept": "fluency was not measured",
-}  # why a panel holds no method
-# Okabe and Ito's colours for colour-blind readers, dark ones first; each has a marker of its own, so grey will do
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-GREY = "#666666"
-DPI = 200
-LEAST = ((-0.05, 0.3), (0.75, 1.0))  # of x and y: where nothing happens, noise is not drawn large
-STYLE: Any = {"svg.hashsalt": "steerbench", "svg.fonttype": "path", "font.size": 9.0, "font.family": "DejaVu Sans",
-              "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
+Drawing = tuple[str, tuple[pd.DataFrame, ...]]
+"""What a figure's file is called after its kind (-2 for the second table), and the frames that it is drawn from."""
 
 
-class Point(NamedTuple):
-    """A row of the leaderboard as it is drawn."""
+@dataclass(frozen=True)
+class Source:
+    """What figures are drawn from: tables that are made already, and the records where they are asked for."""
 
-    label: str
-    row: "pd.Series[Any]"
-    colour: str
-    marker: str
+    results: Path
+    found: Sequence[Table] | None = None
+    model: str | None = None
 
-    def at(self, column: str) -> tuple[float, list[list[float]]]:
-        """Value and the lengths of its bar below and above; no length where the interval is missing."""
-        value = float(self.row[column])
-        ends = [self.row.get(f"{column}_{end}") for end in ("low", "high")]
-        low, high = (value if end is None or pd.isna(end) else float(end) for end in ends)
-        return value, [[max(0.0, value - low)], [max(0.0, high - value)]]
+    @functools.cached_property
+    def records(self) -> list[Record]:
+        """All records, or those of one model. Raises SetupError where there are none."""
+        records, _ = read_records(self.results / "runs")
+        if self.model is None:
+            return records
+        known = sorted({str(one.facts["model"]["name"]) for one in records})
+        if self.model not in known:
+            raise SetupError(f"--model {self.model}: no record is of it; there are records of {', '.join(known)}")
+        return [one for one in records if one.facts["model"]["name"] == self.model]
 
-    @property
-    def hollow(self) -> bool:
-        """No strength kept within the bounds."""
-        return self.row["feasible"] is not pd.NA and not self.row["feasible"]
-
-
-def points(frame: pd.DataFrame) -> list[Point]:
-    """The methods of one table; each has its own colour and marker, the same in every panel."""
-    rows = [(label, row) for label, (_, row) in zip(labels(frame), frame.iterrows(), strict=True)]
-    kept = [(label, row) for label, row in rows if row["method"] != RANDOM and row["family"] != BASELINE_FAMILY]
-    place = {label: i for i, label in enumerate(sorted({label for label, _ in kept}))}  # a rank changes no colour
-    return [
-        Point(label, row, COLOURS[place[label] % len(COLOURS)], MARKERS[place[label] % len(MARKERS)])
-        for label, row in kept
-        if pd.notna(row[X])
-    ]
+    @functools.cached_property
+    def tables(self) -> Sequence[Table]:
+        """Of the test split."""
+        return tables(self.records) if self.found is None else self.found
 
 
-def tradeoff(frame: pd.DataFrame) -> Figure:
-    """Toxicity reduction against capability kept and fluency kept, for one table of the leaderboard.
+class Kind(NamedTuple):
+    """A kind of figure: one line about it, the function that draws it, and where its frames come from."""
 
-    A filled marker per method with 95 % bars both ways, a hollow one where no strength was feasible (its bars may leave
-    the panel); the unsteered model at (0, 1); random directions as dots and a box over their range. Names are in a
-    legend, since methods that do little all lie on one another.
-
-    Raises:
-        ValueError: `frame` holds more than one table.
-    """
-    if frame["table"].nunique() > 1:
-        raise ValueError(f"{frame['table'].nunique()} tables in one figure: their numbers do not compare; pass one")
-    shown = points(frame)
-    random = frame[frame["method"] == RANDOM]
-    scorer = frame["scorers_report"].iloc[0].split("; ")[0]
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(9.0, 4.4), layout="constrained")
-        axes = figure.subplots(1, 2, sharex=True)
-        for ax, (column, title) in zip(axes, PANELS.items(), strict=True):
-            panel(ax, column, shown, random)
-            ax.set_ylabel(f"{title}  (1 = all)")
-            ax.grid(color="#e6e6e6", linewidth=0.6)
-            ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-            ax.set_axisbelow(True)
-        limits(axes, shown, random)
-        figure.supxlabel(f"toxicity reduction  (share of unsteered, by {scorer})", fontsize="medium")
-        figure.legend(handles=keys(shown, random), loc="outside right center", frameon=False, handlelength=1.6)
-    return figure
+    about: str
+    draw: Callable[..., Figure]
+    drawings: Callable[[Source], list[Drawing]]
 
 
-def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame) -> None:
-    """One panel: what is kept over what was gained."""
-    ax.axhline(1, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    ax.axvline(0, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-    drawn = random.dropna(subset=[X, column]) if column in random else random.iloc[:0]
-    if len(drawn):
-        x, y = drawn[X].astype(float), drawn[column].astype(float)
-        width, height = x.max() - x.min(), y.max() - y.min()
-        box = Rectangle((x.min(), y.min()), width, height, facecolor="#d9d9d9", edgecolor=GREY, linewidth=0.8, zorder=2)
-        ax.add_patch(box)
-        ax.plot(x, y, ".", color=GREY, markersize=3.5, zorder=3)
-    ax.plot([0], [1], marker="*", color="black", markersize=12, linestyle="none", zorder=6)
-    if all(pd.isna(point.row[column]) for point in shown):
-        ax.text(0.5, 0.5, EMPTY[column], transform=ax.transAxes, ha="center", va="center", color=GREY, zorder=7,
-                bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
-    for point in shown:
-        if pd.isna(point.row[column]):
-            continue
-        (at_x, bar_x), (at_y, bar_y) = point.at(X), point.at(column)
-        bars: Any = {"ecolor": point.colour, "elinewidth": 1.0, "alpha": 0.6}
-        ax.errorbar([at_x], [at_y], xerr=bar_x, yerr=bar_y, fmt="none", zorder=4, **bars)
-        face = "white" if point.hollow else point.colour
-        ax.plot([at_x], [at_y], marker=point.marker, markersize=7.5, markerfacecolor=face, markeredgecolor=point.colour,
-                markeredgewidth=1.4, linestyle="none", zorder=5)  # fmt: skip
+def suffix(number: int) -> str:
+    """Of the files of a table: none for the first one."""
+    return "" if number == 1 else f"-{number}"
 
 
-def limits(axes: Sequence[Axes], shown: Sequence[Point], random: pd.DataFrame) -> None:
-    """Room for every marker, and for every bar of a feasible method."""
-    setters: list[Any] = [axes[0].set_xlim, *(ax.set_ylim for ax in axes)]
-    for name, setter in zip([X, *PANELS], setters, strict=True):
-        values = list(LEAST[0] if name == X else LEAST[1])
-        values += random[name].dropna().astype(float).tolist()
-        for point in shown:
-            if pd.notna(point.row[name]):
-                value, ((below,), (above,)) = point.at(name)
-                values += [value] if point.hollow else [value - below, value, value + above]
-        margin = 0.06 * (max(values) - min(values))
-        setter(min(values) - margin, max(values) + margin)
+def of_tables(source: Source) -> list[Drawing]:
+    """The leaderboard's rows of each table."""
+    return [(suffix(table.number), (table.frame,)) for table in source.tables]
 
 
-def keys(shown: Sequence[Point], random: pd.DataFrame) -> list[Line2D | Patch]:
-    """What the legend lists."""
-    star = Line2D([], [], marker="*", color="black", markersize=11, linestyle="none", label="unsteered")
-    found: list[Line2D | Patch] = [star]
-    if random[X].notna().any():
-        found.append(
-            Patch(facecolor="#d9d9d9", edgecolor=GREY, label=f"random directions\n({len(random)} draws, range)")
-        )
-    for point in shown:
-        face = "white" if point.hollow else point.colour
-        label = point.label + ("\n(no feasible strength)" if point.hollow else "")
-        found.append(Line2D([], [], marker=point.marker, color=point.colour, markerfacecolor=face, markersize=7,
-                            markeredgewidth=1.4, linestyle="none", label=label))  # fmt: skip
+def with_draws(source: Source) -> list[Drawing]:
+    """And each single fit of the random directions, where there are several."""
+    found: list[Drawing] = []
+    for table in source.tables:
+        several = ((table.frame["method"] == RANDOM) & (table.frame["fits"] > 1)).any()
+        found.append((suffix(table.number), (table.frame, table.by_fit) if several else (table.frame,)))
     return found
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `name`.svg and `name`.png; equal figures give equal bytes. Raises SetupError where it cannot be written."""
-    paths = []
-    for kind, metadata in (("svg", {"Date": None}), ("png", {"Software": None})):
-        buffer = io.BytesIO()
-        with mpl.rc_context(STYLE):
-            figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-        path = folder / f"{name}.{kind}"
-        try:
-            write_whole(path, buffer.getvalue())
-        except OSError as error:
-            raise SetupError(
-                f"cannot write the figure to {folder}: {error.strerror}; make it writable, or give another --results"
-            ) from error
-        paths.append(path)
-    return paths
+def over_strengths(source: Source) -> list[Drawing]:
+    """Test results at several strengths, then the trials of tuning, whose files are called strength_dev."""
+    found: list[Drawing] = [(suffix(table.number), (curves.strengths(table),)) for table in source.tables]
+    if any(line.first("tuning") for table in source.tables for line in table.lines):
+        found += [(f"_dev{suffix(i)}", (rows,)) for i, rows in enumerate(curves.trials(source.records), 1)]
+    return found
 
 
-def rebuild(results: Path, found: Sequence[Table] | None = None) -> list[Path]:
-    """Draw figures/tradeoff.svg and .png from `results`/runs/records; tradeoff-2 and so on for further tables.
+def over_sizes(source: Source) -> list[Drawing]:
+    """Methods that learnt from several numbers of pairs."""
+    return [(suffix(table.number), (curves.sizes(table),)) for table in source.tables]
 
-    `found`: the tables of these records where they are made already (`leaderboard.Built.tables`). A table in which no
-    method can be set against the unsteered model has no figure.
+
+def over_layers(source: Source) -> list[Drawing]:
+    """Methods that were run at several layers."""
+    return [(suffix(table.number), (curves.layers(table),)) for table in source.tables]
+
+
+KINDS = {
+    "tradeoff": Kind("toxicity reduction against capability and fluency kept", tradeoff, with_draws),
+    "strength": Kind("toxicity, perplexity and capability as methods are turned up", strength, over_strengths),
+    "groups": Kind("ToxiGen: share of toxic texts about each group", groups, of_tables),
+    "capability": Kind("heat map of the change in accuracy, methods by tasks", capability, of_tables),
+    "cost": Kind("toxicity reduction against time to fit, speed and size", cost, of_tables),
+    "sample_size": Kind("effect against the number of pairs learnt from", sample_size, over_sizes),
+    "layers": Kind("effect against the layer that is steered", layers, over_layers),
+}
+
+
+class Drawn(NamedTuple):
+    """A figure of one kind under the name of its files, or why this kind has none and what to run."""
+
+    kind: str
+    name: str
+    figure: Figure | None
+    missing: str | None
+
+
+def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double") -> Iterator[Drawn]:
+    """Every figure of these kinds that the records allow, and a line for each kind that they do not."""
+    for name in kinds:
+        kind = KINDS[name]
+        why: list[str] = []
+        drawings = kind.drawings(source) or [("", (pd.DataFrame(),))]
+        for end, frames in drawings:
+            try:
+                figure = kind.draw(*frames, width=width)
+            except Nothing as nothing:
+                why.append(str(nothing))
+            else:
+                yield Drawn(name, name + ("" if width == "double" else f"_{width}") + end, figure, None)
+        if len(why) == len(drawings):
+            yield Drawn(name, name, None, why[0])
+
+
+def write(
+    source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double"
+) -> tuple[list[Path], list[Drawn]]:
+    """Write the figures of these kinds; returns the files, and the kinds that have none.
+
+    Files are figures/NAME.pdf, .svg and .png, NAME-2 for a second table, NAME_single in one column; those of one model
+    alone are in a folder of its name.
 
     Raises:
         SetupError: there are no records, or the folder cannot be written.
     """
-    paths = []
-    for table in tables(read_records(results / "runs")[0]) if found is None else found:
-        if points(table.frame):
-            name = "tradeoff" if table.number == 1 else f"tradeoff-{table.number}"
-            paths += save(tradeoff(table.frame), results / "figures", name)
-    return paths
+    folder = source.results / "figures"
+    if source.model is not None:
+        folder /= source.model.replace("/", "_")
+    paths: list[Path] = []
+    missing: list[Drawn] = []
+    for one in drawn(source, kinds, width):
+        if one.figure is None:
+            missing.append(one)
+        else:
+            paths += save(one.figure, folder, one.name)
+    return paths, missing
+
+
+def rebuild(results: Path, found: Sequence[Table] | None = None) -> list[Path]:
+    """Draw every figure that the records under `results`/runs allow, two columns wide; returns the files.
+
+    `found`: the tables of these records where they are made already (`leaderboard.Built.tables`).
+
+    Raises:
+        SetupError: there are no records, or the folder cannot be written.
+    """
+    return write(Source(results, found))[0]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw and say where; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m bench.plots", description="Draw the trade-off from records.")
+    """Draw and say where, and what is missing; returns the exit code: 2 where a figure that was named has no data."""
+    longest = max(map(len, KINDS))
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.plots",
+        description="Draw figures from records, as PDF, SVG and PNG: one, or all that the records allow.",
+        epilog="figures:\n" + "\n".join(f"  {name:{longest}}  {kind.about}" for name, kind in KINDS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", choices=KINDS, help="one of the figures below; none: all")
     parser.add_argument("--results", type=Path, default="results", help="folder with runs/ (default: %(default)s)")
-    results = parser.parse_args(arguments).results
+    parser.add_argument("--width", choices=WIDTHS, default="double", help="columns of a paper (default: %(default)s)")
+    parser.add_argument("--model", help="only records of this model; files go to figures/MODEL")
+    given = parser.parse_args(arguments)
+    source = Source(given.results, model=given.model)
     try:
-        paths = rebuild(results)
+        paths, missing = write(source, [given.name] if given.name else KINDS, given.width)
     except SetupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     for path in paths:
         print(path)
-    if not paths:
-        print("nothing to draw: no method has toxicity results beside the unsteered model's on the same prompts")
-    return 0
+    for one in missing:
+        print(f"{one.name} not drawn: {one.missing}", file=sys.stderr if given.name else sys.stdout)
+    return 2 if given.name and missing else 0
 
 
 if __name__ == "__main__":

@@ -1,136 +1,136 @@
-import numpy as np
+import os
+import subprocess
+import sys
+
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_hex
 
 from bench import plots
 from bench.collect import read_records
-from bench.leaderboard import leaderboard
+from bench.figures.style import KINDS as FILES
 from bench.tables import tables
-from tests.records import cell, tuning, world, write
+from tests.records import cell, tuning, write
 
 TOXICITY = "profanity_check.expected_maximum_toxicity_k5"
+ALLOWED = ["tradeoff", "capability", "cost"]  # by the records below
 
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
+    """Two methods, not tuned; the figures of more of them are in test_figures."""
     results = tmp_path_factory.mktemp("full")
-    world(results)
-    found = tables(read_records(results / "runs")[0])
-    return results, leaderboard(found), found
+    cell(results, "unsteered", 1.0, 0.0, 1.0, n=12)
+    cell(results, "caa", 0.5, 0.1, 0.9, n=12)
+    return results, tables(read_records(results / "runs")[0])
 
 
-def markers(ax):
-    """Position, marker and face of everything drawn as one marker."""
-    return {
-        (round(float(line.get_xdata()[0]), 6), round(float(line.get_ydata()[0]), 6)): line
-        for line in ax.lines
-        if line.get_linestyle() == "None" and len(line.get_xdata()) == 1 and line.get_marker() not in (".", "|", "_")
-    }
+def drawn(paths):
+    return {path.name: path.read_bytes() for path in paths}
 
 
-def test_every_method_is_drawn_where_its_numbers_are(full):
-    _, frame, _ = full
-    figure = plots.tradeoff(frame)
-    figure.canvas.draw()
-    for ax, column in zip(figure.axes, ("capability_kept", "fluency_kept"), strict=True):
-        found = markers(ax)
-        assert found.pop((0.0, 1.0)).get_marker() == "*"  # unsteered
-        methods = frame[~frame["method"].isin(["unsteered", "random_direction"])]
-        expected = {
-            (round(float(x), 6), round(float(y), 6)): bool(feasible)
-            for x, y, feasible in zip(
-                methods["toxicity_reduction"], methods[column], methods["feasible"].fillna(True), strict=True
-            )
-        }
-        assert set(found) == set(expected) and len(expected) == 5
-        for place, feasible in expected.items():
-            assert (to_hex(found[place].get_markerfacecolor()) != "#ffffff") == feasible
-            low, high = np.array([ax.get_xlim(), ax.get_ylim()]).T
-            assert (low < place).all() and (place < high).all()
-        assert len({line.get_marker() for line in found.values()}) == 5  # told apart without colour
-        assert len({line.get_markeredgecolor() for line in found.values()}) == 5
+def test_everything_that_the_records_allow_as_pdf_svg_and_png(full):
+    results, found = full
+    paths = plots.rebuild(results, found)
+    assert [path.name for path in paths] == [f"{name}.{kind}" for name in ALLOWED for kind in ("pdf", "svg", "png")]
+    assert {path.parent for path in paths} == {results / "figures"}
+    files = drawn(paths)
+    assert files["cost.png"].startswith(b"\x89PNG") and files["cost.pdf"].startswith(b"%PDF")
+    assert b"FontFile2" in files["cost.pdf"] and b"Type3" not in files["cost.pdf"]  # fonttype 42, as papers ask
+    assert b"<dc:date>" not in files["cost.svg"] and b"CreationDate" not in files["cost.pdf"]
 
 
-def test_an_empty_panel_says_why(full):
-    _, frame, _ = full
-    assert not plots.tradeoff(frame).axes[0].texts
-    capability, fluency = plots.tradeoff(frame.assign(capability_kept=np.nan)).axes
-    assert "no task here" in capability.texts[0].get_text() and not fluency.texts
+def test_the_same_records_give_the_same_files_in_another_process(full):
+    results, found = full
+    first = drawn(plots.rebuild(results, found))
+    code = "import sys; from pathlib import Path; from bench import plots; plots.rebuild(Path(sys.argv[1]))"
+    subprocess.run([sys.executable, "-c", code, results], check=True, env=os.environ | {"PYTHONHASHSEED": "77"})
+    assert drawn((results / "figures").iterdir()) == first and len(first) == 3 * len(ALLOWED)
 
 
-def test_the_box_is_the_range_of_the_random_directions(full):
-    _, frame, _ = full
-    random = frame[frame["method"] == "random_direction"]
-    (box,) = plots.tradeoff(frame).axes[0].patches
-    assert box.get_x() == pytest.approx(random["toxicity_reduction"].min())
-    assert box.get_x() + box.get_width() == pytest.approx(random["toxicity_reduction"].max())
-    assert box.get_y() + box.get_height() == pytest.approx(random["capability_kept"].max())
+def test_one_figure_by_name_in_one_column(full, capsys):
+    results, _ = full
+    assert plots.main(["cost", "--results", str(results), "--width", "single"]) == 0
+    said = capsys.readouterr().out.split()
+    assert said == [str(results / "figures" / f"cost_single.{kind}") for kind in FILES]
 
 
-def test_bars_end_where_the_intervals_end(full):
-    _, frame, _ = full
-    caa = frame[frame["method"] == "caa"].iloc[0]
-    ax = plots.tradeoff(frame).axes[0]
-    segments = [np.round(segment, 6).tolist() for lines in ax.collections for segment in lines.get_segments()]
-    ends = [caa["toxicity_reduction_low"], caa["toxicity_reduction_high"]]
-    assert np.round([[x, caa["capability_kept"]] for x in ends], 6).tolist() in segments
+def test_what_is_missing_is_said_with_what_to_run(full, capsys):
+    results, _ = full
+    assert plots.main(["--results", str(results)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    missing = {line.split(" not drawn: ")[0]: line for line in lines if " not drawn: " in line}
+    assert set(missing) == set(plots.KINDS) - set(ALLOWED)
+    assert all("run `python -m bench " in line for line in missing.values())
+    assert plots.main(["layers", "--results", str(results)]) == 2
+    told = capsys.readouterr()
+    assert told.out == "" and told.err.startswith("layers not drawn: no method was run at several layers")
 
 
-def test_no_text_overlaps_another_or_leaves_the_figure(full, tmp_path):
-    clustered = tmp_path
-    cell(clustered, "unsteered", 1.0, 0.0, 1.0)
-    for i, method in enumerate(("caa", "detox", "probe_rows", "prompt", "act_add")):
-        tuned = tuning([(4.0, 1.01, 0.01)], 4.0, feasible=i > 0)
-        cell(clustered, method, 1 - 0.01 * i, 0.005 * i, 1.0, tuning=tuned)
-    for frame in (full[1], leaderboard(tables(read_records(clustered / "runs")[0]))):
-        figure = plots.tradeoff(frame)
-        canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        renderer = canvas.get_renderer()
-        texts = [text for legend in figure.legends for text in legend.get_texts()]
-        for ax in figure.axes:
-            low, high = ax.get_xlim()
-            texts += [t for x, t in zip(ax.get_xticks(), ax.get_xticklabels(), strict=True) if low <= x <= high]
-            low, high = ax.get_ylim()
-            texts += [t for y, t in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True) if low <= y <= high]
-            texts.append(ax.yaxis.label)
-        texts.append(figure._supxlabel)
-        boxes = [text.get_window_extent(renderer) for text in texts]
-        assert len(boxes) > 20
-        for i, box in enumerate(boxes):
-            assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1, texts[i]
-            assert not any(box.overlaps(other) for other in boxes[:i]), texts[i]
+def test_each_command_that_is_told_composes():
+    from bench import config
+
+    for name, kind in plots.KINDS.items():
+        with pytest.raises(plots.Nothing) as error:
+            kind.draw(plots.pd.DataFrame(columns=["table"]))
+        for command in str(error.value).split("`")[1::2]:
+            words = command.removeprefix("python -m bench").split()
+            if command.startswith("python -m bench"):
+                given = [word for word in words if word not in ("-m", "data.mirror=FOLDER")]
+                assert config.jobs(given, "-m" in words), name
 
 
-def test_the_same_records_give_the_same_files(full):
-    results, _, found = full
-    first = {path.name: path.read_bytes() for path in plots.rebuild(results)}
-    assert set(first) == {"tradeoff.svg", "tradeoff.png"}
-    assert {path.name: path.read_bytes() for path in plots.rebuild(results, found)} == first
-    assert b"<dc:date>" not in first["tradeoff.svg"] and first["tradeoff.png"].startswith(b"\x89PNG")
+def test_help_has_a_line_for_each_figure(capsys):
+    with pytest.raises(SystemExit):
+        plots.main(["--help"])
+    said = capsys.readouterr().out.splitlines()
+    for name, kind in plots.KINDS.items():
+        assert any(line.split() == [name, *kind.about.split()] for line in said)
+        assert len(kind.about) < 70
+    with pytest.raises(SystemExit):
+        plots.main(["nonsense"])
+    assert "invalid choice: 'nonsense'" in capsys.readouterr().err
 
 
-def test_a_rank_changes_no_colour(full):
-    _, frame, _ = full
-    before = {point.label: (point.colour, point.marker) for point in plots.points(frame)}
-    after = {point.label: (point.colour, point.marker) for point in plots.points(frame.iloc[::-1])}
-    assert before == after and len(before) == 5
+def test_figures_of_one_model(tmp_path, capsys):
+    for name, toxic in (("small", 0.4), ("org/large", 0.9)):
+        for method, factor in (("unsteered", 1.0), ("caa", toxic)):
+            cell(tmp_path, method, factor, 0.0, 1.0, n=12, model={"name": name, "sha256": "0" * 12})
+    assert plots.main(["tradeoff", "--results", str(tmp_path)]) == 0
+    both = capsys.readouterr().out.split()
+    assert [path.rpartition("/")[2] for path in both[::3]] == ["tradeoff.pdf", "tradeoff-2.pdf"]
+    assert plots.main(["tradeoff", "--results", str(tmp_path), "--model", "org/large"]) == 0
+    assert capsys.readouterr().out.split()[0] == str(tmp_path / "figures/org_large/tradeoff.pdf")
+    folder = tmp_path / "figures"
+    assert (folder / "org_large/tradeoff.png").read_bytes() in [
+        (folder / f"tradeoff{end}.png").read_bytes() for end in ("", "-2")
+    ]
+    assert plots.main(["tradeoff", "--results", str(tmp_path), "--model", "tiny"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --model tiny: no record is of it; there are records of org/large, small\n"
+    )
 
 
-def test_tables_are_not_drawn_together(full):
-    _, frame, _ = full
-    with pytest.raises(ValueError, match="2 tables in one figure"):
-        plots.tradeoff(frame.assign(table=[1, 2] * (len(frame) // 2) + [1] * (len(frame) % 2)))
+def test_records_are_read_again_only_where_something_was_tuned(full, monkeypatch):
+    results, found = full
+    monkeypatch.setattr(plots, "read_records", lambda _: pytest.fail("the records were read again"))
+    assert len(plots.rebuild(results, found)) == 3 * len(ALLOWED)
+
+
+def test_trials_of_tuning_have_a_name_of_their_own(tmp_path):
+    tuned = tuning([(2.0, 1.0, 0.2), (4.0, 1.1, 0.5)], 4.0)
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=12)
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=10, split="dev", setting="dev")
+    cell(tmp_path, "caa", 0.5, 0.1, 1.0, n=12, tuning=tuned)
+    for strength in (2.0, 4.0):
+        cell(tmp_path, "caa", 0.6, 0.1, 1.0, n=10, split="dev", setting="dev", strength=strength)
+    paths, _ = plots.write(plots.Source(tmp_path), ["strength"])
+    assert [path.name for path in paths] == [f"strength_dev.{kind}" for kind in FILES]
 
 
 def test_what_was_not_measured_is_not_drawn(tmp_path):
     write(tmp_path, "rtp", "unsteered", {TOXICITY: [0.8, 0.6]})
     assert plots.rebuild(tmp_path) == [] and not (tmp_path / "figures").exists()
     write(tmp_path, "rtp", "caa", {TOXICITY: [0.4, 0.5]})  # neither fluency nor capability
-    assert [path.name for path in plots.rebuild(tmp_path)] == ["tradeoff.svg", "tradeoff.png"]
-    frame = leaderboard(tables(read_records(tmp_path / "runs")[0]))
-    assert [list(markers(ax)) for ax in plots.tradeoff(frame).axes] == [[(0.0, 1.0)], [(0.0, 1.0)]]
+    assert {path.stem for path in plots.rebuild(tmp_path)} == {"tradeoff", "cost"}
 
 
 def test_errors_are_one_message(tmp_path, capsys):
