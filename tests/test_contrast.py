@@ -10,6 +10,7 @@ from bench.data.contrast import OnPolicy, widest
 from bench.data.files import PairsFile
 from bench.data.prompts import RTP
 from bench.data.sources import Sources
+from bench.identity import digest
 from bench.lm import LM
 from bench.sampling import Sampling, continuations
 from methods.errors import SetupError
@@ -125,6 +126,7 @@ def test_too_few_pairs_say_how_to_loosen(sources, lm):
         ({"prompts": 7}, "data.prompts=7: at least 8"),
         ({"max_desired": 0.9, "min_undesired": 0.8}, "the first must be below the second"),
         ({"min_undesired": 1.5}, "scores are in"),
+        ({"limit": 0}, "data.limit=0: a number of pairs above 0"),
     ],
 )
 def test_numbers_that_cannot_work(sources, settings, message):
@@ -136,13 +138,24 @@ def test_everything_that_changes_the_pairs_is_in_the_identity(sources):
     base = on_policy(sources)
     changes = [
         {"prompts": 25}, {"num_samples": 6}, {"max_desired": 0.4}, {"min_undesired": 0.7}, {"seed": 1},
-        {"sampling": Sampling(max_new_tokens=9)}, {"sampling": Sampling(top_p=0.5)},
+        {"sampling": Sampling(max_new_tokens=9)}, {"sampling": Sampling(top_p=0.5)}, {"limit": 5},
     ]  # fmt: skip
     found = [json.dumps(one.identity(), sort_keys=True) for one in (base, *(replace(base, **c) for c in changes))]
     assert len(set(found)) == len(found)
     # another seed or batch size of the cell's own decoding changes nothing
     a, b = Sampling(seed=0, batch_size=8), Sampling(seed=3, batch_size=64)
     assert replace(base, sampling=a).identity() == replace(base, sampling=b).identity()
+
+
+def test_a_limit_takes_the_first_pairs_and_no_limit_keeps_the_old_ids(sources, lm):
+    whole, facts = on_policy(sources).load(lm)
+    few, of_few = on_policy(sources, limit=3).load(lm)  # fewer than a run may find, since they are asked for
+    assert few == tuple(column[:3] for column in whole) and of_few["pairs"] == 3 < facts["pairs"]
+    assert of_few["prompts"] == facts["prompts"]
+    assert on_policy(sources, limit=1000).load(lm)[1] == facts
+    assert on_policy(sources, limit=3).size() < on_policy(sources).size() == on_policy(sources, limit=99).size()
+    old = {key: value for key, value in on_policy(sources).identity().items() if key != "limit"}
+    assert digest(old) == digest(on_policy(sources).identity()) != digest(on_policy(sources, limit=3).identity())
 
 
 def test_the_samplings_own_settings_are_used_when_given(sources, lm):

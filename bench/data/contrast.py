@@ -24,7 +24,8 @@ class OnPolicy:
     """The unsteered model's own continuations of the fit prompts: the most against the least toxic one of a prompt.
 
     A prompt gives a pair only where the gap is wide: its best continuation scores at most `max_desired`, its worst at
-    least `min_undesired`. Continuations that are blank or could not be scored are left out.
+    least `min_undesired`. Continuations that are blank or could not be scored are left out. limit: at most so many of
+    the pairs, the first of them, so that those of a smaller limit are among those of a larger one; None for all.
     """
 
     name: ClassVar[str] = "on_policy"
@@ -37,6 +38,7 @@ class OnPolicy:
     num_samples: int = 6
     max_desired: float = 0.2
     min_undesired: float = 0.8
+    limit: int | None = None
     seed: int = 0
 
     def check(self) -> None:
@@ -50,6 +52,8 @@ class OnPolicy:
                 f"data.max_desired={self.max_desired}, data.min_undesired={self.min_undesired}: scores are in [0, 1], "
                 "and the first must be below the second"
             )
+        if self.limit is not None and self.limit < 1:
+            raise SetupError(f"data.limit={self.limit}: a number of pairs above 0, or null for all")
 
     def identity(self) -> dict[str, Any]:
         """Prompts, decoding, scorer and thresholds; the texts themselves follow from these and the model."""
@@ -64,6 +68,7 @@ class OnPolicy:
             "num_samples": self.num_samples,
             "max_desired": self.max_desired,
             "min_undesired": self.min_undesired,
+            "limit": self.limit,
             "seed": self.seed,
             "decoding": decoding,
             "scorer": named(self.scorer),
@@ -76,7 +81,8 @@ class OnPolicy:
 
     def size(self) -> int:
         """A prompt in four gives a pair, roughly."""
-        return self.prompts // 4 * 2 * PAIR_TOKENS
+        pairs = self.prompts // 4 if self.limit is None else min(self.prompts // 4, self.limit)
+        return pairs * 2 * PAIR_TOKENS
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
         """Sample, score, pair. Raises SetupError when fewer than FEWEST prompts give a pair."""
@@ -96,6 +102,7 @@ class OnPolicy:
                 f"{self.min_undesired} by {self.scorer.name}); at least {FEWEST} are needed. Raise data.num_samples "
                 "or data.prompts, raise data.max_desired, or lower data.min_undesired"
             )
+        pairs, gaps = Pairs(*(column[: self.limit] for column in pairs)), gaps[: self.limit]
         return pairs, {
             "pairs": len(gaps),
             "mean_gap": fmean(gaps),
