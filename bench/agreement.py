@@ -222,8 +222,9 @@ def members(groups: "pd.Series[Any]") -> list[tuple[str, Array]]:
 
 def write(frame: pd.DataFrame, results: Path) -> list[Path]:
     """The table and its figure. Raises SetupError where they cannot be written."""
-    from bench import agreement_shown, plots
+    from bench import agreement_shown
     from bench.correction import FILE
+    from bench.figures.style import save
     from bench.record import write_whole
 
     text = io.StringIO()
@@ -233,7 +234,7 @@ def write(frame: pd.DataFrame, results: Path) -> list[Path]:
         write_whole(path, text.getvalue())
     except OSError as error:
         raise SetupError(f"cannot write to {results}: {error.strerror}; set runtime.results=FOLDER") from error
-    return [path, *plots.save(agreement_shown.figure(frame), results / "figures", FILE)]
+    return [path, *save(agreement_shown.figure(frame), results / "figures", FILE)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

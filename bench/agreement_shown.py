@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from rich import box
 from rich.table import Table
 
-from bench.plots import COLOURS, GREY, MARKERS, STYLE
+from bench.figures.style import COLOURS, GREY, MARKERS, STYLE
 
 PANELS = {"auc": "AUC", "false_positive_rate": "false positives at .5", "false_negative_rate": "false negatives at .5"}
 TITLES = {
