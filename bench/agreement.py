@@ -221,7 +221,7 @@ def members(groups: "pd.Series[Any]") -> list[tuple[str, Array]]:
 
 
 def write(frame: pd.DataFrame, results: Path) -> list[Path]:
-    """The table and its figure. Raises SetupError where they cannot be written."""
+    """The tables and their figure. Raises SetupError where they cannot be written."""
     from bench import agreement_shown
     from bench.correction import FILE
     from bench.figures.style import save
@@ -229,19 +229,20 @@ def write(frame: pd.DataFrame, results: Path) -> list[Path]:
 
     text = io.StringIO()
     frame.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
-    path = results / f"{FILE}.csv"
+    csv, readable = (results / f"{FILE}.{kind}" for kind in ("csv", "md"))
     try:
-        write_whole(path, text.getvalue())
+        write_whole(csv, text.getvalue())
+        write_whole(readable, agreement_shown.markdown(frame))
     except OSError as error:
         raise SetupError(f"cannot write to {results}: {error.strerror}; set runtime.results=FOLDER") from error
-    return [path, *save(agreement_shown.figure(frame), results / "figures", FILE)]
+    return [csv, readable, *save(agreement_shown.figure(frame), results / "figures", FILE)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, or correct, and print; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.agreement",
-        description="Measure scorers against labelled texts; writes RESULTS/scorer_agreement.csv and its figure anew.",
+        description="Measure scorers against labelled texts; writes RESULTS/scorer_agreement.csv, .md and a figure.",
         epilog="Without scorer=[...] every scorer is tried, and what is not to be had here is listed with the reason. "
         "Example: python -m bench.agreement scorer=[profanity_check,lexicon] data.mirror=FOLDER",
     )
@@ -273,8 +274,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         errors.print("stopped; nothing was written")
         return 130
     out.print(agreement_shown.table(frame, intervals=out.width >= agreement_shown.WIDE))
+    if (groups := agreement_shown.groups_table(frame)) is not None:
+        out.print(groups)
     if frame["learnt_from"].any():
-        out.print("* the scorer was trained on these texts")
+        out.print(agreement_shown.LEARNT)
     for name, why in skipped.items():
         out.print(Text(f"skipped {name}: {why}", "yellow"), soft_wrap=True)
     for path in paths:

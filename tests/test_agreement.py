@@ -1,8 +1,10 @@
+import io
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from scipy.stats import binomtest, rankdata, spearmanr
 from scipy.stats import bootstrap as scipy_bootstrap
 from sklearn.metrics import roc_auc_score
@@ -293,7 +295,7 @@ def test_the_command_measures_and_writes(where, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "skipped imdb: no source has stanfordnlp/imdb" in shown and "rtp_continuations" in shown
     first = {path.name: path.read_bytes() for path in (tmp_path / "results").rglob("*.*")}
-    assert set(first) == {"scorer_agreement.csv", "scorer_agreement.svg", "scorer_agreement.png"}
+    assert set(first) == {f"scorer_agreement.{kind}" for kind in ("csv", "md", "pdf", "svg", "png")}
     assert main(["scorer=[lexicon,vader]", *where]) == 0
     assert {path.name: path.read_bytes() for path in (tmp_path / "results").rglob("*.*")} == first
 
@@ -328,6 +330,25 @@ def test_what_cannot_be_measured(where, tmp_path, capsys):
     assert caught.value.code == 0 and "--correct" in capsys.readouterr().out
 
 
+def test_the_readable_tables_name_the_groups_and_how_many_texts_they_have():
+    rows = [
+        {"scorer": "words", "set": "set", "group": group, "n": n, "positives": n // 2, "learnt_from": True,
+         **{f"{name}{end}": value for name in agreement.MEASURES for end in ("", "_low", "_high")},
+         "false_negative_rate": np.nan if group == "c" else value}
+        for group, n, value in (("", 60, 0.2), ("a", 10, 0.5), ("b", 30, 0.1), ("c", 20, 0.3))
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows)
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(agreement_shown.groups_table(frame))
+    line = next(line for line in console.export_text().splitlines() if "set *" in line)
+    assert line.split() == "set * 3 10 to 30 0.10 (b) to 0.50 (a) 0.10 (b) to 0.50 (a)".split()
+    assert agreement_shown.ends(frame[frame["group"] == "b"], "auc") == "0.10 (b)"
+    assert agreement_shown.groups_table(frame[frame["group"] == ""]) is None
+    said = agreement_shown.markdown(frame).splitlines()
+    assert "| words | set \\* | 60 | 50% |" in said[6] and said[8] == "\\* the scorer was trained on these texts"
+    assert said[said.index("## set by group") + 4].startswith("| words | a | 10 | 50% | 0.50 (0.50 to 0.50) |")
+
+
 def test_the_figure_shows_every_number_within_its_panel(where, tmp_path):
     main(["scorer=[profanity_check,lexicon,vader]", *where])
     frame = pd.read_csv(tmp_path / "results" / "scorer_agreement.csv", keep_default_na=False)
@@ -337,13 +358,18 @@ def test_the_figure_shows_every_number_within_its_panel(where, tmp_path):
     whole = frame[frame["group"] == ""]
     for ax, column in zip(axes, agreement_shown.PANELS, strict=True):
         drawn = [
-            line for line in ax.lines if line.get_marker() not in (None, "None", "") and len(line.get_xdata()) == 1
+            line for line in ax.lines if line.get_marker() not in (None, "None", "", ".") and len(line.get_xdata()) == 1
         ]
         at = [(float(line.get_xdata()[0]), float(line.get_ydata()[0])) for line in drawn]
         assert sorted(x for x, _ in at) == pytest.approx(sorted(whole[column].dropna()))
         assert len({(round(x, 6), round(y, 6)) for x, y in at}) == len(at)
         (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
         assert all(left <= x <= right and top <= y <= bottom for x, y in at)
+    groups = frame[(frame["group"] != "") & frame["false_negative_rate"].notna()]
+    dots = [line for line in axes[2].lines if line.get_marker() == "."]
+    assert sorted(x for line in dots for x in line.get_xdata() if x is not None and x == x) == pytest.approx(
+        sorted(groups["false_negative_rate"])
+    )
     hollow = [line for line in axes[0].lines if line.get_markerfacecolor() == "white"]
     assert len(hollow) == 1  # profanity_check on the tweets that it was trained on
 

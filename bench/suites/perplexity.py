@@ -14,7 +14,9 @@ perplexity_lm_eval         lm-eval's task wikitext (version 2): whole pages, wit
                            read in windows as long as the model reads. word_perplexity is per word of the raw page,
                            byte_perplexity and bits_per_byte per byte. Comparable with lm-eval's own numbers.
 perplexity_wiki_sentences  ours, from a wheel: sentences of Wikipedia one by one, each behind the token that begins a
-                           text; exp of the mean loss over all their tokens.
+                           text; exp of the mean loss over all their tokens. Many are titles and captions of some ten
+                           tokens with nothing before them, so the level is some 20 times that of the others: read the
+                           change. Compares with rows of this suite alone.
 
 The rows are rebuilt from whole pages (EleutherAI/wikitext_document_level), whose lines they are; blanks at the end of a
 line are as the source has them.
