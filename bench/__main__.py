@@ -86,13 +86,15 @@ def _compute(configs: Sequence["DictConfig"]) -> list["Failure"]:
 
 
 def _show(results: Path) -> None:
-    """Rebuild leaderboard and figure from all records, and print the table and where the files are."""
+    """Rebuild leaderboard and figures from all records, and print the table and where the files are."""
     from bench import leaderboard, plots
 
     built = leaderboard.rebuild(results)
     leaderboard.show(built)
-    for path in plots.rebuild(results, built.tables):
-        console.print(f"figure       {path}")
+    paths = plots.rebuild(results, built.tables)
+    if paths:
+        names = ", ".join(dict.fromkeys(path.stem for path in paths))
+        console.print(f"figures      {paths[0].parent}: {names} (each as {', '.join(plots.FILES)})")
 
 
 def _escape(text: str) -> str:

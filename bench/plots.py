@@ -23,10 +23,13 @@ from bench.figures.groups import groups
 from bench.figures.layers import layers
 from bench.figures.sample_size import sample_size
 from bench.figures.strength import strength
+from bench.figures.style import KINDS as FILES
 from bench.figures.style import WIDTHS, Nothing, Width, save
 from bench.figures.tradeoff import tradeoff
 from bench.tables import Table, tables
 from methods.errors import SetupError
+
+__all__ = ["FILES", "KINDS", "Drawn", "Source", "drawn", "main", "rebuild", "write"]
 
 Drawing = tuple[str, tuple[pd.DataFrame, ...]]
 """What a figure's file is called after its kind (-2 for the second table), and the frames that it is drawn from."""

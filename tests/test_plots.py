@@ -6,7 +6,6 @@ import pytest
 
 from bench import plots
 from bench.collect import read_records
-from bench.figures.style import KINDS as FILES
 from bench.tables import tables
 from tests.records import cell, tuning, write
 
@@ -50,7 +49,7 @@ def test_one_figure_by_name_in_one_column(full, capsys):
     results, _ = full
     assert plots.main(["cost", "--results", str(results), "--width", "single"]) == 0
     said = capsys.readouterr().out.split()
-    assert said == [str(results / "figures" / f"cost_single.{kind}") for kind in FILES]
+    assert said == [str(results / "figures" / f"cost_single.{kind}") for kind in plots.FILES]
 
 
 def test_what_is_missing_is_said_with_what_to_run(full, capsys):
@@ -123,7 +122,7 @@ def test_trials_of_tuning_have_a_name_of_their_own(tmp_path):
     for strength in (2.0, 4.0):
         cell(tmp_path, "caa", 0.6, 0.1, 1.0, n=10, split="dev", setting="dev", strength=strength)
     paths, _ = plots.write(plots.Source(tmp_path), ["strength"])
-    assert [path.name for path in paths] == [f"strength_dev.{kind}" for kind in FILES]
+    assert [path.name for path in paths] == [f"strength_dev.{kind}" for kind in plots.FILES]
 
 
 def test_what_was_not_measured_is_not_drawn(tmp_path):

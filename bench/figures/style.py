@@ -202,8 +202,9 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """A legend below everything, in as many columns as there is room for; the figure grows by its height."""
     room = figure.get_figwidth() * 72 - 8
     beside = 26.0  # handle, its pad and the space between columns, in points
+    longest = room / (1 if figure.get_figwidth() < WIDTHS["double"] else 2) - beside
     for handle in handles:
-        handle.set_label(wrapped(str(handle.get_label()), room - beside))
+        handle.set_label(wrapped(str(handle.get_label()), longest))
     texts = [str(handle.get_label()).split("\n") for handle in handles]
     widths = [max(map(measure, lines)) + beside for lines in texts]
     columns = max(
