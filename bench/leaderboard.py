@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench import latex, readable
+from bench import latex, other_suites, readable
 from bench.collect import Record, collect, read_records
 from bench.comparable import BASELINE_FAMILY
 from bench.record import write_whole
@@ -130,7 +130,7 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
     contents = {
         ".csv": as_csv(leaderboard(found)),
         "_tidy.csv": as_csv(tidy(found)),
-        ".md": readable.markdown(found),
+        ".md": readable.markdown(found, other_suites.markdown),
         ".tex": latex.document(found),
     }
     try:
@@ -166,6 +166,10 @@ def show(built: Built, console: Console | None = None) -> None:
         console.print(printed(table, console))
         for line in readable.notes(table):
             console.print(Text(line, style="dim"))
+        for other in other_suites.other_suites(table):
+            console.print(Text(f"\n{other.title}"))
+            for part in other_suites.side_by_side(other.rows, lambda rows: fits(rows, console)):
+                console.print(drawn(part))
     console.print()
     files = {"table": built.csv, "tidy": built.tidy, "readable": built.markdown, "LaTeX": built.tex}
     for title, path in files.items():
@@ -178,10 +182,15 @@ def printed(table: Table, console: Console) -> RichTable:
     if not text["notes"].any():
         text = text.drop(columns="notes")
     for title in [*LEAST, *(title for title in text.columns if title.startswith("by\n"))]:
-        if ENDLESS.measure(drawn(text)).minimum <= console.width:
+        if fits(text, console):
             break
         text = text.drop(columns=title)
     return drawn(text)
+
+
+def fits(text: pd.DataFrame, console: Console) -> bool:
+    """Whether the console has room for the table."""
+    return ENDLESS.measure(drawn(text)).minimum <= console.width
 
 
 def drawn(text: pd.DataFrame) -> RichTable:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -253,8 +253,8 @@ def strengths(row: "pd.Series[Any]") -> str:
     return values[0] if len(values) == 1 else f"{values[0]}..{values[-1]}"
 
 
-def markdown(tables: Sequence[Table]) -> str:
-    """All tables as one Markdown page."""
+def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]] = lambda _: ()) -> str:
+    """All tables as one Markdown page; `below`: what follows each of them."""
     parts = ["# Leaderboard", CONTENT]
     for table in tables:
         text = readable(table)
@@ -264,7 +264,7 @@ def markdown(tables: Sequence[Table]) -> str:
         parts += [] if len(tables) == 1 else [f"## Table {table.number}"]
         parts.append("  \n".join(heading(table)))
         parts.append("\n".join("| " + " | ".join(row) + " |" for row in lines))
-        parts.append("\n".join(f"- {note}" for note in notes(table)))
+        parts += ["\n".join(f"- {note}" for note in notes(table)), *below(table)]
     if len(tables) > 1:
         parts.insert(2, SEPARATE)
     return "\n\n".join(parts) + "\n"
