@@ -26,7 +26,7 @@ def full(tmp_path_factory):
     results = tmp_path_factory.mktemp("full")
     world(results)
     for method, scale in (("unsteered", 0.5), ("caa", 0.2), ("probe_rows", 0.4)):
-        shares = {}
+        shares = {f"{scorer}.toxic_share": [0.0, 1.0] for scorer in ("profanity_check", "lexicon")}
         for i, group in enumerate(GROUPS):
             toxic = np.arange(20) < 20 * scale * (1 + i) / len(GROUPS)
             for scorer in ("profanity_check", "lexicon"):

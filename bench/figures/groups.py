@@ -41,7 +41,10 @@ def groups(frame: pd.DataFrame, width: Width = "double") -> Figure:
     """
     style.one_table(frame)
     page = style.inches(width)
-    found = [(match[1], match[2], match[0]) for name in frame if (match := METRIC.fullmatch(str(name)))]
+    matches = [match for name in frame if (match := METRIC.fullmatch(str(name)))]
+    found = [
+        (match[1], match[2], match[0]) for match in matches if f"{match[0]}.n" in frame
+    ]  # not toxic_share.n itself
     judges = {scorer for scorer, *_ in found}
     asked = [one for one in str(frame["scorers_report"].iloc[0]).split("; ") if one in judges]
     shares = {group: name for scorer, group, name in found if scorer == asked[0]} if asked else {}
