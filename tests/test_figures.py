@@ -169,6 +169,8 @@ def test_an_empty_panel_says_why(full):
     assert not tradeoff.tradeoff(full.frame).axes[0].texts
     capability, fluency = tradeoff.tradeoff(full.frame.assign(capability_kept=np.nan)).axes
     assert "no task here" in capability.texts[0].get_text() and not fluency.texts
+    never = full.frame.assign(capability_kept=np.nan)[[c for c in full.frame if not c.startswith("capability.")]]
+    assert tradeoff.tradeoff(never).axes[0].texts[0].get_text() == "capability was not measured"
 
 
 # -- cost ------------------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def measure_axis(ax: Axes, frame: pd.DataFrame, measure: str) -> None:
     else:
         margin = 0.08 * max(most - least, 0.1)
         ax.set_ylim(least - margin, most + margin)
-        ax.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(plain))
 
 

@@ -83,7 +83,9 @@ def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame) -
         ax.plot(*dots.T, ".", color=GREY, markersize=3.0, zorder=3)
     style.star(ax, 0, 1)
     if all(pd.isna(point.row[column]) for point in shown):
-        ax.text(0.5, 0.5, EMPTY[column], transform=ax.transAxes, ha="center", va="center", color=GREY, zorder=7,
+        asked = any(str(name).startswith("capability.") for point in shown for name in point.row.index)
+        why = EMPTY[column] if column == "fluency_kept" or asked else "capability was not measured"
+        ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=GREY, zorder=7,
                 bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
     for point in shown:
         if pd.notna(point.row[column]):
