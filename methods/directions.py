@@ -16,7 +16,7 @@ from methods import anatomy
 from methods.base import Artefact
 from methods.errors import SetupError
 from methods.fitting import advance
-from methods.intervention import Positions, Site, at, record
+from methods.intervention import Positions, Site, at, record, stopped_after
 
 Read = Literal["all", "continuation", "last"]
 SAME = 1e-5  # of the features' length: a mean difference that is shorter is rounding
@@ -70,7 +70,7 @@ def pooled_features(
         rows = by_length[start : start + batch_size]
         batch = [texts[i] for i in rows]
         with record(model, layers, site) as seen:
-            _forward(model, batch)
+            _forward(model, batch, max(layers))
         weights = _weights(batch, read, skip_first).to(model.device)  # (B, T)
         for i, layer in enumerate(layers):
             hidden = norm(seen[layer]) if norm is not None else seen[layer]  # (B, T, D)
@@ -97,7 +97,7 @@ def mean_norm(
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
         with record(model, [layer], site) as seen:
-            _forward(model, batch)
+            _forward(model, batch, layer)
         norms = seen[layer].float().norm(dim=-1).cpu()  # (B, T)
         total += float((_weights(batch, read, skip_first) * norms).sum())
     return total / len(texts)
@@ -118,8 +118,8 @@ def residual_norm(
     return torch.tensor(mean_norm(model, texts, layer, read="continuation", skip_first=1))
 
 
-def _forward(model: PreTrainedModel, batch: Sequence[Text]) -> None:
-    """One forward over right-padded texts; the unembedding is computed for one column only."""
+def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int) -> None:
+    """Right-padded texts read once, up to block `last`: what lies above it is read by nobody."""
     width = max(len(text.tokens) for text in batch)
     ids = torch.tensor([text.tokens + [0] * (width - len(text.tokens)) for text in batch])  # (B, T)
     length = torch.tensor([len(text.tokens) for text in batch])  # (B,)
@@ -127,13 +127,12 @@ def _forward(model: PreTrainedModel, batch: Sequence[Text]) -> None:
     none = torch.zeros_like(length)
     positions = Positions(none, length, none, torch.tensor([text.prompt for text in batch]))
     positions = Positions(*(value.to(model.device) for value in positions))
-    with at(positions):
+    with at(positions), stopped_after(model, last):
         model(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(model.device),
             use_cache=False,
-            logits_to_keep=1,
         )
     advance(int(length.sum()))
 

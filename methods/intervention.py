@@ -155,6 +155,29 @@ def record(model: PreTrainedModel, layers: Sequence[int], site: Site = "output")
         yield seen
 
 
+class _Written(Exception):
+    """The block has written: what comes after it is not wanted."""
+
+
+@contextmanager
+def stopped_after(model: PreTrainedModel, layer: int) -> Iterator[None]:
+    """A forward inside the block ends, and the block with it, as soon as block `layer` has written.
+
+    Hooks that were set before see the output of that block; blocks above it, final norm and unembedding never run.
+    """
+
+    def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
+        raise _Written
+
+    handle = anatomy.blocks(model)[layer].register_forward_hook(stop)
+    try:
+        yield
+    except _Written:
+        pass
+    finally:
+        handle.remove()
+
+
 @contextmanager
 def edited(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
     """Give parameters new values inside the block; afterwards the saved bytes are copied back."""

@@ -70,6 +70,19 @@ def test_features_after_the_final_norm_are_the_last_hidden_states(architecture):
         torch.testing.assert_close(pooled[0, row], states[-1][0].mean(0), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(("after_final_norm", "count"), [(False, 2), (True, 5)])
+def test_blocks_above_the_last_one_that_is_read_do_not_run(after_final_norm, count):
+    model, ran = tiny_model(), []
+    for i, block in enumerate(anatomy.blocks(model)):
+        block.register_forward_hook(lambda *_, i=i: ran.append(i))
+    layers = [4] if after_final_norm else [1, 0]
+    pooled_features(model, TEXTS, layers, read="all", after_final_norm=after_final_norm)
+    assert ran == list(range(count))
+    ran.clear()
+    mean_norm(model, TEXTS, 2, read="continuation", skip_first=1)
+    assert ran == [0, 1, 2]
+
+
 def test_features_at_the_input_are_those_of_the_block_before():
     model = tiny_model()
     before = pooled_features(model, TEXTS, [1], read="all")

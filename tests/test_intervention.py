@@ -2,7 +2,18 @@ import pytest
 import torch
 
 from methods import anatomy
-from methods.intervention import Hook, Positions, adding, at, current_positions, edited, hooked, record, scope_mask
+from methods.intervention import (
+    Hook,
+    Positions,
+    adding,
+    at,
+    current_positions,
+    edited,
+    hooked,
+    record,
+    scope_mask,
+    stopped_after,
+)
 from tests.tiny import CONFIGS, tiny_model
 
 IDS = torch.tensor([[5, 80, 33, 7, 120, 41]])
@@ -73,6 +84,29 @@ def test_hooks_are_gone_after_an_exception():
         raise KeyError
     assert not block._forward_hooks and not block._forward_pre_hooks
     assert torch.equal(run(model), base)
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_forward_stops_after_the_block_and_leaves_no_trace(architecture):
+    model, layer = tiny_model(architecture), 1
+    base, blocks = run(model), anatomy.blocks(model)
+    with record(model, [layer]) as seen:
+        run(model)
+        whole = seen[layer]
+    ran = []
+    handles = [b.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, b in enumerate(blocks)]
+    with record(model, [layer]) as seen:
+        with stopped_after(model, layer):
+            run(model)
+            pytest.fail("it went on")
+        assert torch.equal(seen[layer], whole)
+    for handle in handles:
+        handle.remove()
+    assert ran == [0, 1]
+    assert torch.equal(run(model), base)
+    with pytest.raises(KeyError), stopped_after(model, layer):
+        raise KeyError
+    assert not any(block._forward_hooks for block in blocks)
 
 
 def test_edited_copies_the_bytes_back_also_after_an_exception():
