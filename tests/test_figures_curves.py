@@ -46,8 +46,8 @@ def test_a_curve_over_strengths_has_the_numbers_of_the_leaderboard(tmp_path):
 def test_fits_of_a_strength_are_one_point(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=12)
     for seed in (0, 1, 2):
-        for value in (1.0, 2.0):
-            cell(tmp_path, "random_direction", 1 - 0.1 * seed, 0.1, 1.0, n=12, strength=value, fit_seed=seed)
+        for value in (1.0, 2.0):  # not the same seeds for both
+            cell(tmp_path, "random_direction", 1 - 0.1 * seed, 0.1, 1.0, n=12, strength=value, fit_seed=seed + int(value))
     frame = curves.strengths(table(tmp_path))
     assert frame["curve"].tolist() == ["random direction"] * 2 and frame["fits"].tolist() == [3, 3]
 
@@ -105,7 +105,9 @@ def sweep(results):
         data = {"pairs": pairs, "prompts": 9 * pairs, "mean_gap": 1 / pairs}
         cell(results, "caa", 1 - pairs / 50, 0.1, 1.0, n=12, parameters={"layer": 0.4}, data=data, fit_id=f"c{pairs}")
         cell(results, "detox", 1 - pairs / 90, 0.0, 1.0, n=12, data=data, fit_id=f"d{pairs}")
-    cell(results, "caa", 0.5, 0.1, 1.0, n=12, strength=9.0, parameters={"layer": 0.8}, data={"pairs": 7}, fit_id="x")
+    for layer, pairs in ((0.8, 40), (0.4, 7)):
+        cell(results, "caa", 0.5, 0.1, 1.0, n=12, strength=9.0, parameters={"layer": layer}, data={"pairs": pairs},
+             fit_id=f"x{pairs}")  # fmt: skip
     return table(results)
 
 
