@@ -278,6 +278,12 @@ def test_missing_documents_are_an_error_or_said(sources):
     assert {name.split(".")[0] for name in found.metrics} == {"piqa"}
     with pytest.raises(SetupError, match="suite.qa: no source has any of openbookqa; set data.mirror"):
         Capability(name="qa", sources=sources, tasks=["openbookqa"], missing="skip").identity("test")
+    broken = Path(sources.mirror) / "allenai/openbookqa"  # what is there and broken is not missing
+    broken.mkdir(parents=True)
+    (broken / "README.md").write_text("---\nconfigs: [\n---\n")
+    sources_module._locate.cache_clear()
+    with pytest.raises(SetupError, match="README.md: its header cannot be read"):
+        Capability(sources=sources, tasks=tasks, missing="skip").identity("test")
 
 
 def test_rows_that_a_task_cannot_ask_and_files_that_cannot_be_read(sources):

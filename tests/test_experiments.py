@@ -27,11 +27,11 @@ PAPERS = [name for name, file in EXPERIMENTS.items() if "published" in file]
 
 @pytest.mark.parametrize("experiment", PAPERS)
 def test_a_published_figure_says_what_and_where(experiment):
+    suites = config.compose([f"experiment={experiment}"]).suite
     for figure in OmegaConf.to_container(EXPERIMENTS[experiment].published):
         assert set(figure) >= FIELDS and set(figure) <= FIELDS | {"options", "strength"}
         assert re.search(r"\barXiv \d{4}\.\d{5}\b|^model card of [\w.-]+/[\w.-]+", figure["source"])
         assert figure["ours"] is None or re.fullmatch(r"\w+(\.[\w-]+)?\.\w+", figure["ours"])
-        suites = config.compose([f"experiment={experiment}"]).suite
         assert figure["ours"] is None or figure["ours"].partition(".")[0] in suites
         for key in ("value", "unsteered"):
             assert figure[key] is None or isinstance(figure[key], int | float)
@@ -102,7 +102,9 @@ def world(tmp_path_factory) -> Path:
 
 
 STEERED = [name for name in PAPERS if not name.startswith("capability_")]
-MANY = [pytest.param(name, marks=pytest.mark.slow) if "ablations" in name else name for name in STEERED]
+QUICK = ("model_surgery_llama2_7b", "detox_gpt2_medium", "detox_opt_6_7b", "act_add_llama3_8b", "caa_llama2_7b_chat",
+         "security_vectors_llama2_7b_chat")  # one a paper and architecture; the others take minutes  # fmt: skip
+MANY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEERED]
 
 
 @pytest.mark.parametrize("experiment", MANY)

@@ -47,7 +47,8 @@ def test_fits_of_a_strength_are_one_point(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=12)
     for seed in (0, 1, 2):
         for value in (1.0, 2.0):  # not the same seeds for both
-            cell(tmp_path, "random_direction", 1 - 0.1 * seed, 0.1, 1.0, n=12, strength=value, fit_seed=seed + int(value))
+            own = {"strength": value, "fit_seed": seed + int(value)}
+            cell(tmp_path, "random_direction", 1 - 0.1 * seed, 0.1, 1.0, n=12, **own)
     frame = curves.strengths(table(tmp_path))
     assert frame["curve"].tolist() == ["random direction"] * 2 and frame["fits"].tolist() == [3, 3]
 

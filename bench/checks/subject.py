@@ -63,9 +63,9 @@ class Subject:
         """The strength that the checks use: as given, else the largest of the grid, else 1."""
         return self.strength if self.strength is not None else max(self.method.strengths, key=abs, default=1)
 
-    def fit(self, lm: LM) -> Artefact:
+    def fit(self, lm: LM, data: FitData | None = None) -> Artefact:
         """Fit once more, on what the method says it needs."""
-        needed = {name: getattr(self.data, name) for name in self.method.needs}
+        needed = {name: getattr(data or self.data, name) for name in self.method.needs}
         return self.method.fit(lm.model, lm.tokenizer, FitData(**needed))
 
     def traces(self) -> list[str]:

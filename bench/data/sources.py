@@ -40,6 +40,10 @@ NOT_ON_HUB = (
 )  # named as if they were
 
 
+class NowhereError(SetupError):
+    """No source has a split, and none of them is broken."""
+
+
 class Located(NamedTuple):
     """Where one split of a data set is, and what names its content."""
 
@@ -74,7 +78,10 @@ class Sources:
     offline: bool = False  # no network; what is in the cache is still used
 
     def locate(self, name: str, config: str | None = None, split: str = "train") -> Located:
-        """The first source that has the split. Raises SetupError that names each source and why it does not."""
+        """The first source that has the split.
+
+        Raises NowhereError that names each source and why it does not; SetupError for a source that is broken.
+        """
         return _locate(self, name, config, split)
 
     def load(self, name: str, config: str | None = None, split: str = "train") -> "Dataset":
@@ -116,7 +123,7 @@ def _locate(sources: Sources, name: str, config: str | None, split: str) -> Loca
             tried.append(f"  {look.__name__.rpartition('_')[2]}: {error}")
     wanted = f"{name} (config {config or 'default'}, split {split})"
     command = f", as is made by\n  hf download {name} --repo-type dataset --local-dir FOLDER/{name}\n"
-    raise SetupError(
+    raise NowhereError(
         f"no source has {wanted}:\n" + "\n".join(tried) + "\nset data.mirror=FOLDER to a copy laid out like the hub "
         f"(FOLDER/{name}/README.md){', ' if name in NOT_ON_HUB else command}"
         "or data.offline=false on a machine that reaches the network"

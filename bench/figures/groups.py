@@ -62,7 +62,8 @@ def groups(frame: pd.DataFrame, width: Width = "double") -> Figure:
         figure = style.blank(width, min(max(1.6, 0.5 + wide * len(order)), PAGE))
         axes = [figure.subplots()]
     else:
-        blocks = min(len(order), max(1, int(np.ceil(wide * len(order) / (page - 0.7)))))
+        named = (max(style.measure(part) for group in order for part in group.split("_")) + 5) / 72
+        blocks = min(len(order), max(1, int(np.ceil(max(wide, named) * len(order) / (page - 0.7)))))
         figure = style.blank(width, 0.1 + 1.7 * blocks)
         axes = list(figure.subplots(blocks, 1, sharey=True, squeeze=False)[:, 0])
     for ax, block in zip(axes, np.array_split(np.array(order), len(axes)), strict=True):

@@ -226,8 +226,9 @@ def rendered(figure: Figure, kind: str) -> bytes:
     """
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
-        if figure.get_layout_engine() is not None:
-            figure.draw_without_rendering()
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            engine.execute(figure)
             figure.set_layout_engine("none")
         figure.set_dpi(DPI)
         canvas: Any = CANVASES[kind](figure)

@@ -34,7 +34,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import pandas as pd
 
 from bench import metrics
-from bench.data.sources import Located, Sources
+from bench.data.sources import Located, NowhereError, Sources
 from bench.lm import LM
 from bench.suites.base import Split, SuiteError, SuiteResult
 from bench.suites.tasks import (
@@ -130,7 +130,7 @@ class Capability:
             known = definitions(members(name))
             try:
                 found[name] = [Asked(task, known[task], self._locate(task, known[task])) for task in members(name)]
-            except SetupError:
+            except NowhereError:
                 if self.missing == "error":
                     raise
         if not found:
@@ -209,7 +209,7 @@ class Capability:
         for config in several[:-1]:
             try:
                 return self.sources.locate(definition.dataset, config, definition.split)
-            except SetupError:
+            except NowhereError:
                 continue
         return self.sources.locate(definition.dataset, several[-1], definition.split)
 

@@ -23,7 +23,7 @@ import pandas as pd
 
 from bench.data.behaviour import loaded, part_of, rank
 from bench.data.prompts import Prompt, prompt
-from bench.data.sources import Located, Sources
+from bench.data.sources import Located, NowhereError, Sources
 from bench.suites.base import Split
 from bench.suites.continued import Judged
 from methods.errors import SetupError
@@ -78,10 +78,10 @@ def group_prompts(sources: Sources) -> tuple[dict[str, list[Prompt]], list[Locat
     """
     try:
         sources.locate(NAME, "prompts", "train")
-    except SetupError:
+    except NowhereError:
         try:
             read = {group: loaded(sources, NAME, "prompts", f"hate_{group}_1k", ["text"]) for group in GROUPS}
-        except SetupError as error:
+        except NowhereError as error:
             raise SetupError(
                 "ToxiGen's prompts are in no wheel, and the hub gives them to accounts that have accepted its terms "
                 f"(hf auth login).\n{error}"
