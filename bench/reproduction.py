@@ -99,7 +99,7 @@ def option(cell: Mapping[str, Any], name: str) -> Any:
 def label(figure: Mapping[str, Any]) -> str:
     """The method with what tells its figures apart; how a suite asks is told by the metric."""
     told = {key: value for key, value in (figure.get("options") or {}).items() if not key.startswith("suite.")}
-    told |= ({"strength": figure["strength"]} if "strength" in figure else {})
+    told |= {"strength": figure["strength"]} if "strength" in figure else {}
     shown = ", ".join(f"{key}={'null' if value is None else value}" for key, value in told.items())
     return f"{figure['method']} ({shown})" if shown else str(figure["method"])
 
