@@ -84,6 +84,18 @@ def test_final_norm_is_a_norm(architecture):
     assert isinstance(anatomy.final_norm(model_of(architecture)), nn.Module)
 
 
+@pytest.mark.parametrize("architecture", ALL)
+def test_final_norm_runs_once_behind_the_last_block_and_its_output_is_unembedded(architecture):
+    """By what runs, since all norms of a fresh model have the same weights."""
+    model, ran = model_of(architecture).eval(), []
+    for name, module in (("block", anatomy.blocks(model)[-1]), ("norm", anatomy.final_norm(model))):
+        module.register_forward_hook(lambda _m, _a, output, name=name: ran.append((name, output)))
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[5, 80, 33]]), use_cache=False).logits
+        assert [name for name, _ in ran] == ["block", "norm"]
+        torch.testing.assert_close(model.get_output_embeddings()(ran[1][1]), logits)
+
+
 @pytest.mark.parametrize(
     ("layer", "index"),
     [(0, 0), (4, 4), (-1, 4), (-5, 0), (0.0, 0), (0.19, 0), (0.2, 1), (0.5, 2), (0.999, 4), (3.0, 3)],
