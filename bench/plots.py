@@ -137,7 +137,7 @@ def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "d
             except Nothing as nothing:
                 why.append(str(nothing))
             else:
-                yield Drawn(name, name + ("" if width == "double" else f"_{width}") + end, figure, None)
+                yield Drawn(name, name + end + ("" if width == "double" else f"_{width}"), figure, None)
         if len(why) == len(drawings):
             yield Drawn(name, name, None, why[0])
 
@@ -147,7 +147,7 @@ def write(
 ) -> tuple[list[Path], list[Drawn]]:
     """Write the figures of these kinds; returns the files, and the kinds that have none.
 
-    Files are figures/NAME.pdf, .svg and .png, NAME-2 for a second table, NAME_single in one column; those of one model
+    Files are figures/NAME.pdf, .svg and .png, NAME-2 for a second table, NAME_single where one column wide; those of one model
     alone are in a folder of its name.
 
     Raises:
