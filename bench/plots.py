@@ -147,8 +147,8 @@ def write(
 ) -> tuple[list[Path], list[Drawn]]:
     """Write the figures of these kinds; returns the files, and the kinds that have none.
 
-    Files are figures/NAME.pdf, .svg and .png, NAME-2 for a second table, NAME_single where one column wide; those of one model
-    alone are in a folder of its name.
+    Files are figures/NAME.pdf, .svg and .png, NAME-2 for a second table, NAME_single where one column wide; those of
+    one model alone are in a folder of its name.
 
     Raises:
         SetupError: there are no records, or the folder cannot be written.
