@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.markup import escape
 
-from methods.errors import SetupError
+from bench import command
+from bench.command import console
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from bench.runner import Failure
-
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,20 +25,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     multirun = bool({"-m", "--multirun"} & set(given))
     overrides = [argument for argument in given if argument not in ("-m", "--multirun")]
-    try:
-        if not given or {"-h", "--help"} & set(given):
-            from bench import config, help, plugins
+    if command.asks_help(given):
+        return command.run(_help)
+    kept = "what is finished is kept, and the same command goes on from there"
+    return command.run(_run, overrides, multirun, stopped=kept)
 
-            help.show(config.folder(), plugins.installed(config.folder()))
-            return 0
-        return _run(overrides, multirun)
-    except SetupError as error:
-        for line in str(error).splitlines():
-            console.print(f"[bold red]error:[/] {_escape(line)}")
-        return 2
-    except KeyboardInterrupt:
-        console.print("stopped; what is finished is kept, and the same command goes on from there")
-        return 130
+
+def _help() -> None:
+    from bench import config, help, plugins
+
+    help.show(config.folder(), plugins.installed(config.folder()))
 
 
 def _run(overrides: Sequence[str], multirun: bool) -> int:
@@ -53,7 +48,7 @@ def _run(overrides: Sequence[str], multirun: bool) -> int:
             stopped = [failure for failure in failures if failure.message == message]
             names = ", ".join(dict.fromkeys(failure.label for failure in stopped))
             where = f"; traceback in {stopped[0].traceback}" if stopped[0].traceback else ""
-            console.print(f"[bold red]failed:[/] {names}: {_escape(message)}{where}")
+            console.print(f"[bold red]failed:[/] {names}: {escape(message)}{where}")
         console.print(f"{len(failures)} of {len(cells)} cells failed; the same command computes only what is missing")
         code = 2 if all(failure.setup for failure in failures) else 1
     if len(failures) < len(cells):
@@ -95,11 +90,6 @@ def _show(results: Path) -> None:
     if paths:
         names = ", ".join(dict.fromkeys(path.stem for path in paths))
         console.print(f"figures      {paths[0].parent}: {names} (each as {', '.join(plots.FILES)})")
-
-
-def _escape(text: str) -> str:
-    """Text from data must not be read as markup."""
-    return text.replace("[", r"\[")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
+from bench import command
 from bench.statistics import Estimate, interval, wilson
 from methods.errors import SetupError
 
@@ -255,24 +256,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="instead: print each toxic_fraction of RESULTS/leaderboard.csv raw and corrected for its scorer's errors",
     )
     given = parser.parse_args(arguments)
-    from bench import agreement_shown, correction
+    from bench import correction
 
     out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
-    errors = Console(stderr=True, highlight=False, soft_wrap=True)
-    try:
-        if given.correct is not None:
-            correction.show(given.correct, out)
-            return 0
-        cfg = configured(given.overrides)
-        frame, skipped = measured(cfg)
-        paths = write(frame, Path(cfg.runtime.results))
-    except SetupError as error:
-        for line in str(error).splitlines():
-            errors.print(Text(f"error: {line}", "red"))
-        return 2
-    except KeyboardInterrupt:
-        errors.print("stopped; nothing was written")
-        return 130
+    if given.correct is not None:
+        return command.run(correction.show, given.correct, out)
+    return command.run(_run, given.overrides, out)
+
+
+def _run(overrides: Sequence[str], out: Console) -> None:
+    from bench import agreement_shown
+
+    cfg = configured(overrides)
+    frame, skipped = measured(cfg)
+    paths = write(frame, Path(cfg.runtime.results))
     out.print(agreement_shown.table(frame, intervals=out.width >= agreement_shown.WIDE))
     if (groups := agreement_shown.groups_table(frame)) is not None:
         out.print(groups)
@@ -282,7 +279,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out.print(Text(f"skipped {name}: {why}", "yellow"), soft_wrap=True)
     for path in paths:
         out.print(Text(str(path)), soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

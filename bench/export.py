@@ -10,17 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bench import command
+from bench.command import console
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
     from bench.cell import Cell
     from bench.exports.effect import Effect
-
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Format(NamedTuple):
@@ -52,24 +51,15 @@ ARGUMENTS = ("format", "output", "overwrite")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export what the command line asks for; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or {"-h", "--help"} & set(given):
+    if command.asks_help(given):
         show_help()
         return 0
-    try:
-        _run(given)
-    except SetupError as error:
-        for line in str(error).splitlines():
-            console.print(f"[bold red]error:[/] {escape(line)}")
-        return 2
-    except KeyboardInterrupt:
-        console.print("stopped; nothing was written")
-        return 130
-    return 0
+    return command.run(_run, given)
 
 
 def show_help() -> None:
     """Print the command, the options of its own and a table of the formats."""
-    out = Console(width=None if Console().is_terminal else 120, highlight=False)
+    out = command.overview()
     own = escape("method=... strength=... format=... [output=...] [overwrite=true] [key=value ...]")
     out.print(f"[bold]python -m bench.export[/] [italic]{own}[/]")
     out.print(

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.text import Text
 
+from bench.command import overview
 from bench.plugins import Plugin
 
 EXAMPLES = (
@@ -33,7 +34,7 @@ GROUPS = {
 def show(conf: Path, plugins: Sequence[Plugin] = ()) -> None:
     """Print the commands, the groups, and every option of every choice; a plug-in's choices are marked as such."""
     owners = {file: plugin.owner for plugin in plugins for file in plugin.conf.rglob("*.yaml")}
-    console = Console(width=None if Console().is_terminal else 120, highlight=False)
+    console = overview()
     console.print(
         "[bold]python -m bench[/] \\[-m] [italic]key=value ...[/]   compare ways of steering a language model\n"
     )

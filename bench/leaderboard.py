@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench import latex, other_suites, readable
+from bench import command, latex, other_suites, readable
 from bench.collect import Record, collect, read_records
 from bench.comparable import BASELINE_FAMILY
 from bench.record import write_whole
@@ -224,12 +224,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--each-fit", action="store_true", help="a row for each fit seed; written as selection.* too")
     given = vars(parser.parse_args(arguments))
     results = given.pop("results")
-    try:
-        show(rebuild(results, "selection" if any(given.values()) else "leaderboard", **given))
-    except SetupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    name = "selection" if any(given.values()) else "leaderboard"
+    return command.run(lambda: show(rebuild(results, name, **given)))
 
 
 if __name__ == "__main__":

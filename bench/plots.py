@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
-from bench import curves
+from bench import command, curves
 from bench.collect import Record, read_records
 from bench.comparable import RANDOM
 from bench.figures.capability import capability
@@ -191,17 +191,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", choices=WIDTHS, default="double", help="columns of a paper (default: %(default)s)")
     parser.add_argument("--model", help="only records of this model; files go to figures/MODEL")
     given = parser.parse_args(arguments)
-    source = Source(given.results, model=given.model)
-    try:
-        paths, missing = write(source, [given.name] if given.name else KINDS, given.width)
-    except SetupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.run(_run, Source(given.results, model=given.model), given.name, given.width)
+
+
+def _run(source: Source, name: str | None, width: Width) -> int:
+    paths, missing = write(source, [name] if name else KINDS, width)
     for path in paths:
         print(path)
     for one in missing:
-        print(f"{one.name} not drawn: {one.missing}", file=sys.stderr if given.name else sys.stdout)
-    return 2 if given.name and missing else 0
+        print(f"{one.name} not drawn: {one.missing}", file=sys.stderr if name else sys.stdout)
+    return 2 if name and missing else 0
 
 
 if __name__ == "__main__":

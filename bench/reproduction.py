@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from bench import config
+from bench import command, config
 from bench.collect import Record, read_records
 from bench.identity import canonical
 from bench.record import write_whole
@@ -257,25 +257,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--results", type=Path, default=Path("results"), help="folder that holds runs/ (default: %(default)s)"
     )
     given = parser.parse_args(arguments)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return command.run(_run, given.experiment, given.results)
+
+
+def _run(named: Sequence[str], results: Path) -> None:
+    names = experiments(named)
     try:
-        names = experiments(given.experiment)
-        try:
-            records, skipped = read_records(given.results / "runs")
-        except SetupError as error:  # nothing was run yet: the published figures can be read all the same
-            records, skipped = [], str(error).splitlines()
-        found = [reproduction(name, records) for name in names]
-        written = rebuild(found, given.results)
-    except SetupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        records, skipped = read_records(results / "runs")
+    except SetupError as error:  # nothing was run yet: the published figures can be read all the same
+        records, skipped = [], str(error).splitlines()
+    found = [reproduction(name, records) for name in names]
+    written = rebuild(found, results)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     for line in skipped:
         console.print(Text(line, style="yellow"))
     show(found, console)
     console.print()
     for path in written:
         console.print(Text(str(path)), soft_wrap=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
 from rich.markup import escape
 
+from bench import command
+from bench.command import console
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
@@ -20,30 +21,19 @@ if TYPE_CHECKING:
     from bench.sampling import Continuation, Sampling
     from bench.suites.continued import Judged
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Judge what the command line asks for; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or {"-h", "--help"} & set(given):
+    if command.asks_help(given):
         show_help()
         return 0
-    try:
-        _run(given)
-    except SetupError as error:
-        for line in str(error).splitlines():
-            console.print(f"[bold red]error:[/] {escape(line)}")
-        return 2
-    except KeyboardInterrupt:
-        console.print("stopped; what is judged is kept, and the same command goes on from there")
-        return 130
-    return 0
+    return command.run(_run, given, stopped="what is judged is kept, and the same command goes on from there")
 
 
 def show_help() -> None:
     """Print the command and its options."""
-    out = Console(width=None if Console().is_terminal else 120, highlight=False)
+    out = command.overview()
     own = escape("scorer=[...] [runtime.results=FOLDER] [scorer.NAME.OPTION=...] [data.mirror=FOLDER]")
     out.print(f"[bold]python -m bench.rescore[/] [italic]{own}[/]")
     out.print(

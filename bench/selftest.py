@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bench import command
 from methods.base import Examples, FitData, Pairs
 from methods.errors import SetupError
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from bench.checks.subject import Subject
     from bench.lm import LM
     from bench.progress import Bar
-
-console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _DAYS = [  # neutral on purpose: what a text begins with, how it goes on in good and in bad weather
     ("The weather today is", " warm and bright", " cold and grey"),
@@ -100,23 +98,15 @@ def checks() -> list[Check]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check what the command line names; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or {"-h", "--help"} & set(given):
+    if command.asks_help(given):
         show_help()
         return 0
-    try:
-        return _run(given)
-    except SetupError as error:
-        for line in str(error).splitlines():
-            console.print(f"[bold red]error:[/] {escape(line)}")
-        return 2
-    except KeyboardInterrupt:
-        console.print("stopped; nothing was written")
-        return 130
+    return command.run(_run, given)
 
 
 def show_help() -> None:
     """Print the command, its option and a line for each check."""
-    out = Console(width=None if Console().is_terminal else 120, highlight=False)
+    out = command.overview()
     out.print(f"[bold]python -m bench.selftest[/] [italic]{escape('method=... [model=...] [key=value ...]')}[/]")
     out.print(
         "\n  Holds a method on a model against what every method promises. It learns from a few neutral sentences that"
@@ -250,7 +240,7 @@ def _message(error: Exception, file: str | None) -> str:
 
 def _told(results: Sequence[Result], cfg: Any, began: float, subject: "Subject | None" = None) -> int:
     """Print the table; returns the exit code."""
-    out = Console(width=None if Console().is_terminal else 120, highlight=False)
+    out = command.overview()
     colours = {"PASS": "green", "FAIL": "bold red", "SKIP": "yellow"}
     table = Table("check", "result", "detail", box=None, padding=(0, 2, 0, 0))
     for one in results:

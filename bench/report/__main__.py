@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import command
 from bench.report.columns import size
 from bench.report.page import rebuild
 from bench.report.texts import PROMPTS, SAMPLES
-from methods.errors import SetupError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,15 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=count, default=PROMPTS, help="prompts with texts, per suite (%(default)s)")
     parser.add_argument("--samples", type=count, default=SAMPLES, help="texts of each prompt (default: %(default)s)")
     given = parser.parse_args(arguments)
-    try:
-        built = rebuild(given.results, prompts=given.prompts, samples=given.samples)
-    except SetupError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command.run(_run, given.results, given.prompts, given.samples)
+
+
+def _run(results: Path, prompts: int, samples: int) -> None:
+    built = rebuild(results, prompts=prompts, samples=samples)
     for line in built.skipped:
         print(line, file=sys.stderr)
     print(f"{built.path} ({size(built.path.stat().st_size)}, {built.texts} texts inside)")
-    return 0
 
 
 def count(text: str) -> int:
