@@ -1,4 +1,4 @@
-"""The numbers of the suites that the leaderboard has no columns for, a small table each. No torch here."""
+"""The numbers that the leaderboard has no columns for, a small table for each suite. No torch here."""
 
 import re
 import textwrap
@@ -8,9 +8,11 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.readable import NONE, Z, labels
+from bench.significance import ALPHA
 from bench.tables import Table
 
-SHOWN = ("rtp", "fluency", "capability")  # suites that the leaderboard's own columns are made of
+SHOWN = ("rtp", "fluency")  # suites of which the leaderboard's own columns say all
+STAR = "* differs from unsteered, Holm over the rows"
 TITLE = 14  # letters of a line of a column's title
 LEFT_OUT = re.compile(
     r"\.(gold_logprob|matching_accuracy)$"  # says the same as another number of its suite
@@ -29,8 +31,9 @@ class OtherSuite(NamedTuple):
 def other_suites(table: Table) -> Iterator[OtherSuite]:
     """Each suite that `SHOWN` does not name, in the order of the table's metrics.
 
-    A value has half its 95 % interval behind it, from the standard error over its items. Numbers of single groups of
-    texts, and those that repeat another one, are left out: the CSV files have them.
+    A value has half its 95 % interval behind it, from the standard error over its items, and a * where it differs from
+    the unsteered model's on the same items. Numbers of single groups of texts, and those that repeat another one, are
+    left out: the CSV files have them.
     """
     found: dict[str, list[str]] = {}
     for metric in table.metrics:
@@ -47,16 +50,22 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
             words = metric.partition(".")[2].replace("_", " ").split(".")
             title = "\n".join(line for word in words for line in textwrap.wrap(word, TITLE, break_long_words=False))
             shown[title] = [measured(row, metric) for _, row in table.frame[own].iterrows()]
-        yield OtherSuite(f"{suite} ({size})", pd.DataFrame(shown))
+        rows = pd.DataFrame(shown)
+        told = f"; {STAR}" if rows.astype(str).stack().str.endswith("*").any() else ""
+        yield OtherSuite(f"{suite} ({size}{told})", rows)
 
 
 def measured(row: "pd.Series[float]", metric: str) -> str:
-    """A value with half its interval; without one where all items are alike, which says nothing of its width."""
+    """A value with half its interval; without one where all items are alike, which says nothing of its width.
+
+    A * where its difference from the unsteered model is significant after Holm over the lines of the table.
+    """
     if pd.isna(row[metric]):
         return NONE
-    error = row[f"{metric}.se"]
+    error, p = row[f"{metric}.se"], row.get(f"{metric}.p_holm")
     digits = 2 if abs(row[metric]) < 100 else 0
-    return f"{row[metric]:.{digits}f}" + (f" ±{Z * error:.{digits}f}" if pd.notna(error) and error > 0 else "")
+    interval = f" ±{Z * error:.{digits}f}" if pd.notna(error) and error > 0 else ""
+    return f"{row[metric]:.{digits}f}{interval}" + ("*" if pd.notna(p) and p < ALPHA else "")
 
 
 def side_by_side(rows: pd.DataFrame, fits: Callable[[pd.DataFrame], bool]) -> Iterator[pd.DataFrame]:

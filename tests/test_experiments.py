@@ -1,5 +1,7 @@
 """The papers' experiments: each says what it takes and what was published, and runs to its end in miniature."""
 
+import copy
+import functools
 import json
 import re
 from pathlib import Path
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConf
 from bench import config
 from bench.__main__ import _compute
 from bench.collect import read_records
+from bench.reproduction import reproduction
 from methods import anatomy
 from methods.errors import SetupError
 from tests.test_ab import make_caa, row
@@ -36,6 +39,26 @@ def test_a_published_figure_says_what_and_where(experiment):
         for key in ("value", "unsteered"):
             assert figure[key] is None or isinstance(figure[key], int | float)
     assert EXPERIMENTS[experiment].differs
+
+
+def keys(job: list[str]) -> tuple[str, ...]:
+    """What a job sets, whatever to; methods count as different."""
+    return tuple(one if one.startswith("method=") else one.partition("=")[0] for one in job)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_it_validates_in_full_and_each_published_figure_is_of_one_cell(experiment, monkeypatch):
+    composed = functools.cache(config.compose)  # the comparison takes the cells that were validated
+    monkeypatch.setattr(config, "compose", lambda overrides: copy.deepcopy(composed(tuple(overrides))))
+    jobs = config.jobs([f"experiment={experiment}"], multirun=False)
+    asked = [f"{option}=x" for option in config.compose(jobs[0]).asks]
+    assert len(jobs) > 1
+    for job in {keys(job): job for job in jobs}.values():  # those that set the same keys are alike
+        config.validate([*job, *asked])
+    if experiment in PAPERS:
+        found = reproduction(experiment, [])
+        assert found.rows and found.differs
+        assert {one["status"] for one in found.rows} <= {"not run", "not measured"}
 
 
 def test_whose_data_are_asked_is_told_what_they_are():

@@ -31,7 +31,13 @@ def shown(table: Table) -> dict[str, pd.DataFrame]:
 
 def test_each_other_suite_has_its_numbers_for_the_lines_that_have_them(table):
     found = shown(table)
-    assert set(found) == {"toxigen (n = 4)", "rtp_challenging (n = 4)", "qa (n = 2)", "wiki (n = 3)"}
+    assert set(found) == {
+        "capability (n = 100)",
+        "toxigen (n = 4)",
+        "rtp_challenging (n = 4)",
+        "qa (n = 2)",
+        "wiki (n = 3)",
+    }
     toxigen = found["toxigen (n = 4)"]
     assert toxigen["method"].tolist() == ["unsteered", "caa"]
     assert toxigen["words\ntoxic share"].tolist() == ["0.50 ±0.57", "0.25 ±0.49"]  # 1.96 sqrt(p (1 - p) / 3)
@@ -66,3 +72,15 @@ def test_the_terminal_and_the_markdown_page_show_them(table, tmp_path):
     assert "**toxigen (n = 4)**" in page and "| caa | 0.25 ±0.49 | 0.50 |" in page
     assert "toxigen (n = 4)" in printed and "0.25 ±0.49" in printed
     assert all(len(line) <= 100 for line in printed.splitlines() if str(tmp_path) not in line)
+
+
+def test_tasks_have_their_accuracy_and_a_mark_where_it_differs(table):
+    rows = next(rows for title, rows in shown(table).items() if title.startswith("capability"))
+    assert set(rows.columns) == {"method", *(f"{task.replace('_', ' ')}\naccuracy" for task in records.TASKS)}
+    assert not rows.loc[0].str.endswith("*").any()  # the unsteered model does not differ from itself
+    assert rows.loc[1, "piqa\naccuracy"] == other_suites.measured(table.frame.loc[1], "capability.piqa.accuracy")
+    different = table.frame.loc[1].copy()
+    different["capability.piqa.accuracy.p_holm"] = 0.04
+    assert other_suites.measured(different, "capability.piqa.accuracy").endswith("*")
+    different["capability.piqa.accuracy.p_holm"] = 0.05
+    assert not other_suites.measured(different, "capability.piqa.accuracy").endswith("*")

@@ -203,9 +203,8 @@ def test_a_broken_plugin_is_one_warning_and_the_rest_goes_on(site, sample, capsy
     package(site, "broken", files)
     if value != "broken":
         (site / "dist_broken-1.2.dist-info/entry_points.txt").write_text(f"[steerbench]\nmine = {value}\n")
-    for _ in range(3):
-        assert config.compose(["method=unigram_bias"]).method.smoothing == 1  # the sound one
-        config.validate(["method=caa"])
+    assert config.compose(["method=unigram_bias"]).method.smoothing == 1  # the sound one
+    config.compose(["method=caa"])
     assert config.folders() == [config.folder(), sample / "conf"]
     (line,) = capsys.readouterr().err.splitlines()  # said once
     assert line.startswith("warning: plug-in dist-broken 1.2 is left out: ") and re.search(message, line), line

@@ -55,6 +55,12 @@ def arguments(world: Path, results: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """They take longer than the run of a tiny model; test_plots.py draws them."""
+    monkeypatch.setattr("bench.plots.rebuild", lambda *_: [])
+
+
 def contents(results: Path) -> dict[str, str]:
     """Hash of every result's bytes; the record's cost and provenance differ from run to run."""
     found = {}
@@ -66,7 +72,7 @@ def contents(results: Path) -> dict[str, str]:
 
 
 def test_a_sweep_twice_and_in_another_order(world, tmp_path, capsys):
-    methods = "unsteered,prompt,caa,random_direction"
+    methods = "unsteered,caa,random_direction"
     assert main(arguments(world, tmp_path / "a", f"method={methods}")) == 0
     output = capsys.readouterr()
     assert (tmp_path / "a/leaderboard.csv").is_file() and "leaderboard.csv" in output.out + output.err
@@ -86,6 +92,7 @@ def test_a_sweep_twice_and_in_another_order(world, tmp_path, capsys):
     assert contents(tmp_path / "b") == first
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_run_that_lost_half_its_records_computes_only_those(world, tmp_path):
     command = arguments(world, tmp_path, "method=unsteered,caa", "strength=2")
     assert main(command) == 0
@@ -99,6 +106,7 @@ def test_a_run_that_lost_half_its_records_computes_only_those(world, tmp_path):
     assert kept == {path: (path / "record.json").stat().st_mtime_ns for path in records[1::2]}
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_tuned_strength_and_the_same_one_given_are_one_cell(world, tmp_path):
     assert main(arguments(world, tmp_path, "method=caa")) == 0
     found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
@@ -109,6 +117,7 @@ def test_a_tuned_strength_and_the_same_one_given_are_one_cell(world, tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_every_trial_is_a_record_and_the_test_split_is_opened_once(world, tmp_path, capsys):
     options = [
         "tuning.trials=6",
@@ -139,6 +148,7 @@ def test_every_trial_is_a_record_and_the_test_split_is_opened_once(world, tmp_pa
     assert "nothing to compute" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_strength_in_residual_norms_is_converted_and_named_in_the_methods_unit(world, tmp_path, capsys):
     command = arguments(world, tmp_path, "method=caa,random_direction", "strength=0.3", "strength_unit=residual_norm")
     assert main(command) == 0
@@ -156,6 +166,7 @@ def test_a_strength_in_residual_norms_is_converted_and_named_in_the_methods_unit
     assert "prompt adds no vector to the residual stream" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_a_failing_cell_names_itself_and_the_others_go_on(world, tmp_path, capsys):
     bad = arguments(world, tmp_path, "method=caa", "method.layer=0.5,40", "strength=2")
     assert main(bad) == 2
