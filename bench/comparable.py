@@ -140,13 +140,19 @@ def lines(entries: Iterable[Entry], each_fit: bool = False) -> tuple[Line, ...]:
     for one in entries:
         columns = one.columns
         settings = {key: value for key, value in json.loads(columns["parameters"]).items() if key != "seed"}
-        chosen = "tuned" if one.first("tuning") else columns["strength"]
+        chosen = tuned_how(one.first("tuning")) or columns["strength"]
         suites = sorted({record.suite for record in one.records})
         key = digest([columns["method"], columns["version"], settings, chosen, learnt_from(one), suites])
         seed = (key, columns["fit_seed"])
         found[key, seen[seed]].append(one)
         seen[seed] += 1
     return tuple(Line(fits) for fits in found.values())
+
+
+def tuned_how(tuning: dict[str, Any]) -> dict[str, Any]:
+    """How a strength was chosen: by what, within which bounds, with how many trials. Empty where it was given."""
+    named = {key: tuning[key] for key in ("scorer", "objective", "constraints", "search") if key in tuning}
+    return named | {"trials": len(tuning["trials"])} if tuning else {}
 
 
 def learnt_from(entry: Entry) -> dict[str, Any]:

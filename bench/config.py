@@ -226,6 +226,9 @@ def _tuning(cfg: DictConfig) -> Iterator[str]:
         yield f"tuning.search={node.search}: allowed are {', '.join(SEARCHES)}"
     if node.trials is not None and (not isinstance(node.trials, int) or node.trials < 1):
         yield f"tuning.trials={node.trials}: a whole number above 0, or null for each method's own grid"
+    if node.options and node.trials is None:
+        yield ("tuning.options needs tuning.trials=NUMBER: a method that has the option and one that has not are given "
+               "the same number of trials")  # fmt: skip
     for name, values in (node.options or {}).items():
         if not isinstance(values, ListConfig) or not values:
             yield f"tuning.options.{name}={values}: a list of the values to try, such as [0.3, 0.45, 0.6]"

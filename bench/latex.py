@@ -12,12 +12,12 @@ import pandas as pd
 from bench import readable, significance
 from bench.comparable import BASELINE_FAMILY
 from bench.significance import ALPHA, excluded
-from bench.standing import controls
+from bench.standing import controls, eligible
 from bench.tables import Table
 
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 SPECIAL |= {"–": "--", "±": r"$\pm$", "<": "$<$", ">": "$>$"}
-SPECIAL |= {sign: f"\\{sign}" for sign in "&%$#_{}"}
+SPECIAL |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"†": r"$^{\dagger}$"}
 COLUMNS = {  # column of the frame -> title and whether more is better
     "toxicity_reduction": (r"reduction $\uparrow$", True),
     "perplexity_ratio": (r"ppl.\ ratio $\downarrow$", False),
@@ -35,14 +35,14 @@ def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
     """Rows of `table.frame` to set bold: the best method of a column and those not told apart from it.
 
     Two methods are told apart where the interval of their difference, over the same resamples, leaves 0 out, corrected
-    by Holm for the methods that are held against the best. Controls and collapsed text take no part. Nothing is bold
-    where no method is told apart from the best.
+    by Holm for the methods that are held against the best. What may not be ranked takes no part
+    (`standing.eligible`). Nothing is bold where no method is told apart from the best.
     """
     frame = table.frame
     parts = {names: found[column] for names, found in _by_records(table).items()}
     sign = 1 if higher_is_better else -1
-    able = ~controls(frame) & frame[column].notna() & ~frame["collapsed"].fillna(False).astype(bool)
-    rows = [i for i in frame.index[able] if parts.get(frame["records"][i]) is not None]
+    able = frame.index[eligible(frame) & frame[column].notna()]
+    rows = [i for i in able if parts.get(frame["records"][i]) is not None]
     if len(rows) < 2:
         return set()
     values = frame[column].astype(float)
@@ -86,7 +86,7 @@ def tabular(table: Table) -> str:
         if i and control[i - 1] and not control[i]:
             lines.append(r"    \midrule")
         cells = [
-            escaped(name),
+            escaped(name + ("†" if readable.flags(row) else "")),
             "--" if row["family"] == BASELINE_FAMILY else escaped(readable.strengths(row)).replace("..", "--"),
         ]
         if toxic:
@@ -122,8 +122,14 @@ def caption(table: Table) -> str:
     return (
         f"{measured}{scorer}. Brackets: 95 % intervals over {_units(table)}. "
         "*: differs from unsteered, p < .05 after Holm. Methods that share a letter are not told apart. Bold: the best "
-        "of a column and what is not told apart from it."
+        f"of a column and what is not told apart from it.{flags(table)}"
     )
+
+
+def flags(table: Table) -> str:
+    """What the daggers of a table say."""
+    found = dict.fromkeys(flag for _, row in table.frame.iterrows() if (flag := readable.flags(row)))
+    return f" †: {'; '.join(found)}." if found else ""
 
 
 def _units(table: Table) -> str:

@@ -31,8 +31,19 @@ def over(fits: list[Pairs], make: Callable[[Pairs], Part | None]) -> Part | None
 
 
 def change(fits: list[Pairs], metric: str, transform: Transform, compare: Compare = "difference") -> Part | None:
-    """The change of a metric over the fits of a line, each paired with the reference; None where one lacks it."""
-    return over(fits, lambda pairs: compare_items(pairs[metric], transform, compare) if metric in pairs else None)
+    """The change of a metric over the fits of a line, each paired with the reference; None where one lacks it.
+
+    Ratios are averaged as logarithms: fits scatter around them evenly, and no draw of a ratio is negative.
+    """
+
+    def part(pairs: Pairs) -> Part | None:
+        if metric not in pairs:
+            return None
+        found = compare_items(pairs[metric], transform, compare)
+        return found.log() if compare == "ratio" and len(fits) > 1 else found
+
+    found = over(fits, part)
+    return found.exp() if found and compare == "ratio" and len(fits) > 1 else found
 
 
 def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | None:

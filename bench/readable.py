@@ -1,6 +1,7 @@
 """A table as people read it: rounded text, with what must be known before it is read. No torch here."""
 
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ import pandas as pd
 
 from bench import standing
 from bench.comparable import BASELINE_FAMILY, RANDOM
-from bench.significance import ALPHA, POWER
+from bench.significance import ALPHA, PERMUTATIONS, POWER
 from bench.statistics import LEVEL
 from bench.tables import Table
 
@@ -66,16 +67,26 @@ def heading(table: Table) -> list[str]:
         lines.append(f"{model['name']}: no toxicity was measured")
     sources = dict.fromkeys(name for text in frame["sources"].dropna() for name in text.split("; "))
     lines.append("Data: " + (", ".join(sources) or "not recorded"))
-    scorers = facts["scorers"]
-    lines.append(f"Scorers: reported {', '.join(scorers['report'])}; strengths tuned on {scorers.get('tune') or NONE}; "
-                 f"pairs chosen by {scorers.get('pairs') or NONE}")  # fmt: skip
+    reported = facts["scorers"]["report"]
+    used = {key: scorers_for(table, key) for key in ("tune", "pairs")}
+    lines.append(f"Scorers: reported {', '.join(reported)}; strengths tuned on {' and '.join(used['tune']) or NONE}; "
+                 f"pairs chosen by {' and '.join(used['pairs']) or NONE}")  # fmt: skip
+    if len(used["tune"]) > 1:
+        lines.append("Warning: strengths were tuned on different scorers, so the rows had not the same aim.")
     same = [use for use, key in (("tuned the strengths", "tune"), ("chose the pairs", "pairs"))
-            if scorers["report"][0] == scorers.get(key)]  # fmt: skip
+            if reported[0] in used[key]]  # fmt: skip
     if same:
-        others = ", ".join(scorers["report"][1:])
+        others = ", ".join(reported[1:])
         see = f"see also {others}" if others else "no second opinion was asked for"
-        lines.append(f"Warning: {scorers['report'][0]} reports and also {' and '.join(same)}, so it flatters; {see}.")
+        lines.append(f"Warning: {reported[0]} reports and also {' and '.join(same)}, so it flatters; {see}.")
     return [*lines, errors(table)]
+
+
+def scorers_for(table: Table, use: str) -> list[str]:
+    """The scorers that tuned the strengths (`tune`) or chose the pairs (`pairs`) of any method; else the baseline's."""
+    fits = [fit for line in table.lines if not line.is_baseline for fit in line.fits]
+    named = [fit.first("scorers").get(use) for fit in fits] or [table.about.facts["scorers"].get(use)]
+    return list(dict.fromkeys(one for one in named if one))
 
 
 def errors(table: Table) -> str:
@@ -115,7 +126,8 @@ def notes(table: Table) -> list[str]:
         f"± half its paired-bootstrap {LEVEL:.0%} interval. ppl: perplexity of the texts under the unsteered model "
         "over that of its own texts. capability kept: share of (accuracy - chance). joint: harmonic mean of toxicity "
         "reduction, fluency kept and capability kept; below a rank, where it lies in 95 % of the resamples. dev-test: "
-        "reduction on the dev split less that on the test split. pairs: learnt from. speed: relative to unsteered."
+        "reduction of what was tuned on the dev split less that on the test split. pairs: learnt from. speed: relative "
+        "to unsteered."
     )
     lines += found_out(table)
     if (frame["method"] == RANDOM).any():
@@ -129,12 +141,18 @@ def found_out(table: Table) -> list[str]:
     frame, metric = table.frame, table.headline
     lines = []
     if table.baseline is not None and f"{metric}.p" in frame and frame[f"{metric}.p"].notna().any():
-        test = "McNemar's test" if ".toxicity_probability_" in metric else "paired permutation test"
+        test = "McNemar's test" if metric.endswith(".accuracy") else "paired permutation test"
+        if (frame["fits"] > 1).any():
+            test += ", over several fits the bootstrap"
         least = frame.get(f"{metric}.detectable", pd.Series(dtype=float)).dropna()
         tests = int(frame[f"{metric}.p"].notna().sum())
-        lines.append(f"*: {metric} differs from unsteered, p < {ALPHA:g} ({test}, over items and fits where there are "
-                     f"several; Holm over {tests} rows). group: rows that share a letter are not told apart, Holm over "
-                     "all pairs of rows.")  # fmt: skip
+        if table.toxicity:
+            lines.append(f"*: {metric} differs from unsteered, p < {ALPHA:g} ({test}; Holm over {tests} rows). group: "
+                         "rows that share a letter are not told apart, Holm over all pairs of rows.")  # fmt: skip
+        pairs = math.comb(len(frame), 2)
+        if table.toxicity and pairs * 2 / (PERMUTATIONS + 1) >= ALPHA:
+            lines.append(f"With {pairs} pairs of rows even the smallest p of {PERMUTATIONS} permutations is too large "
+                         "after Holm: that no group is told apart says nothing here; choose fewer rows.")  # fmt: skip
         if len(least):
             lines.append(f"A true change of {least.median():.2f} (median of the rows; {least.min():.2f} to "
                          f"{least.max():.2f}) is found in {POWER:.0%} of such samples before correction; a smaller one "

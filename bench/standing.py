@@ -66,13 +66,20 @@ def fronts(rows: Rows) -> None:
                 row["on_front"] = bool(on) or bool(row["on_front"])
 
 
+def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Methods that may be ranked: not collapsed, tuned within bounds; of given strength only where none was tuned."""
+    methods = ~controls(frame)
+    sound = (frame["feasible"] != False) & (frame["collapsed"] != True)  # noqa: E712 -- None is neither
+    given = ~frame["tuned"].astype(bool) & bool(frame.loc[methods, "tuned"].any())
+    return methods & sound & ~given
+
+
 def rank(table: "Table", frame: pd.DataFrame) -> None:
-    """Add `rank` by the joint score and its 95 % interval; what has collapsed or is not feasible has none.
+    """Add `rank` by the joint score and its 95 % interval, of what is `eligible`.
 
     `frame`: a row for each of `table.lines`, in their order.
     """
-    whole = (frame["feasible"] != False) & (frame["collapsed"] != True)  # noqa: E712 -- None is neither
-    shown = frame.index[~controls(frame) & whole & frame["joint"].notna()]
+    shown = frame.index[eligible(frame) & frame["joint"].notna()]
     ranks = frame.loc[shown, "joint"].astype(float).rank(ascending=False, method="min")
     parts = [table.parts[table.lines[i]]["joint"] for i in shown]
     ends = significance.rank_intervals(np.stack([part.draws for part in parts if part])) if parts else []

@@ -7,6 +7,7 @@ corrected for the number of comparisons in a table.
 
 import functools
 import math
+import zlib
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -70,7 +71,7 @@ def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, 
     return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)
 
 
-def two_level(values: Array, draws_of_fits: Array, n: int, *, seed: int = 0) -> Array:
+def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
     """Draws of a mean over fits, (RESAMPLES,), by a bootstrap over items and over fits; for `interval` with these n.
 
     A fit is one seed of what a method draws while it is fitted. Items and fits are crossed: every fit is seen on the
@@ -79,7 +80,8 @@ def two_level(values: Array, draws_of_fits: Array, n: int, *, seed: int = 0) -> 
     items hold that already: the variance of a two-way table with random rows and columns (Searle, Casella and McCulloch
     1992, section 4.2). A handful of fits cannot be resampled (two have three resamples), so this level is parametric:
     Student's t with F - 1 degrees of freedom, which assumes that fits scatter normally. Two fits say little, and the
-    interval shows it.
+    interval shows it. The draws over fits are seeded by the estimates themselves: those of two methods, or of two
+    metrics, are independent, where equal draws would cancel in a difference.
 
     Sampling seeds are no level of their own: the continuations of a prompt come from a stream that no other prompt
     has, so another seed gives further draws of the same item, and they are averaged within it.
@@ -88,14 +90,14 @@ def two_level(values: Array, draws_of_fits: Array, n: int, *, seed: int = 0) -> 
         values: (F,) the estimate of each fit.
         draws_of_fits: (F, RESAMPLES) its draws over items, the same resamples for every fit.
         n: items.
-        seed: of the draws over fits.
     """
     fits = len(values)
     of_items = draws_of_fits.mean(axis=0)  # (RESAMPLES,)
-    if fits == 1:
+    if fits == 1 or n < 2:
         return np.asarray(of_items)
     interaction = float(np.nanvar(draws_of_fits - of_items, axis=1).mean()) / (fits - 1) * n / (n - 1)
     variance = max(float(values.var(ddof=1)) / fits - interaction, 0.0)
+    seed = zlib.crc32(np.round(values, 9).tobytes())  # rounded: other machines differ in the last bits
     drawn = np.random.default_rng([seed, fits]).standard_t(fits - 1, len(of_items))
     return np.asarray(of_items + math.sqrt(variance) * drawn)
 

@@ -135,7 +135,8 @@ class Table:
         random = [fit.first("tuning") for line in self.lines if line.columns["method"] == RANDOM for fit in line.fits]
         for line, one in zip(self.lines, rows, strict=True):
             if line.columns["method"] != RANDOM and not line.is_baseline:
-                one |= tradeoff.against_random(line.first("tuning"), random)
+                fits = [tradeoff.against_random(fit.first("tuning"), random) for fit in line.fits]
+                one |= tradeoff.against_random_by_all(fits)
         frame = pd.DataFrame(rows)
         place = (frame["family"] != BASELINE_FAMILY).astype(int) + (~standing.controls(frame)).astype(int)
         frame = frame.assign(_place=place)
@@ -182,7 +183,7 @@ class Table:
         if known:
             row["dev_reduction"] = mean_of([trial.reduction for trial in known])
             row["dev_perplexity_ratio"] = mean_of([trial.perplexity_ratio for trial in known])
-            row["shrinkage"] = row["dev_reduction"] - row["toxicity_reduction"]
+            row["shrinkage"] = self.shrinkage(line, row["dev_reduction"])
         for name, entry in line.metrics.items():
             row |= measured(name, entry, line)
             row |= self.against_unsteered(name, entry["transform"], self.pairs.get(line, []))
@@ -200,16 +201,32 @@ class Table:
             row[f"{name}.detectable"] = significance.detectable(pairs[0][name]) if part else None
         return row
 
+    def shrinkage(self, line: Line, dev_reduction: float) -> float | None:
+        """Reduction on the dev split less that on the test split, of what was tuned; None where it is not reported."""
+        tuning = line.first("tuning")
+        tuned = f"rtp.{tuning['scorer']}.{tuning['objective']}"
+        name = next((one for one in self.metrics if one == tuned or one.startswith(f"{tuned}_k")), None)
+        part = change(self.pairs.get(line, []), name, "mean", "reduction") if name else None
+        return dev_reduction - part.value if part else None
+
     def collapse(self, line: Line) -> dict[str, Any]:
-        """Whether the texts of the test split have collapsed, and why; empty where there is nothing to compare."""
-        own, base = ({n: e["value"] for n, e in one.metrics.items()} if one else {} for one in (line, self.baseline))
-        fluency = [
-            {n.removeprefix("fluency."): v for n, v in one.items() if n.startswith("fluency.")} for one in (own, base)
-        ]
-        if line.is_baseline or not all(fluency):
+        """Whether texts of the test split have collapsed, of any fit and sampling seed, and why.
+
+        Empty where there is nothing to compare.
+        """
+        own, base = (
+            [
+                {name: entry["value"] for name, entry in record.facts["metrics"].items()}
+                for record in (one.records if one else ())
+                if record.suite == "fluency"
+            ]
+            for one in (line, self.baseline)
+        )
+        if line.is_baseline or not own or not base:
             return {"collapsed": None, "collapse_reason": None}
-        reason = tradeoff.collapse(*fluency)
-        return {"collapsed": reason is not None, "collapse_reason": reason}
+        reasons = [reason for one in own if (reason := tradeoff.collapse(one, base[0])) is not None]
+        times = f" ({len(reasons)} of {len(own)} runs)" if len(own) > 1 and reasons else ""
+        return {"collapsed": bool(reasons), "collapse_reason": reasons[0] + times if reasons else None}
 
     def tradeoff(self, line: Line) -> dict[str, Any]:
         """The trade-off with its intervals; for the unsteered model what it is by definition, without."""

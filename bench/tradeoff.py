@@ -76,6 +76,14 @@ class Part(NamedTuple):
         """Without the draws."""
         return Estimate(self.value, *interval(self.draws, self.n))
 
+    def log(self) -> "Part":
+        """The logarithm of a part that is above 0, as a ratio of perplexities is."""
+        return Part(math.log(self.value), np.log(self.draws), self.n)
+
+    def exp(self) -> "Part":
+        """What `log` was taken of."""
+        return Part(math.exp(self.value), np.exp(self.draws), self.n)
+
 
 def over_fits(parts: Sequence[Part]) -> Part:
     """The mean of several fits, with the spread over items and over fits (`bench.statistics.two_level`)."""
@@ -210,4 +218,21 @@ def against_random(tuning: Mapping[str, Any], draws: Sequence[Mapping[str, Any]]
         "random_reduction_high": max(found),
         "random_draws": len(found),
         "beats_random": chosen.reduction > max(found),
+    }
+
+
+def against_random_by_all(fits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What `against_random` says of several fits together: the widest range, and above it only where every fit is.
+
+    `fits`: what it says of each; where it says less of one, that is all there is to say.
+    """
+    least = min(fits, key=len)
+    if "beats_random" not in least:
+        return dict(least)
+    return {
+        "random_reduction_low": min(one["random_reduction_low"] for one in fits),
+        "random_reduction_mean": sum(one["random_reduction_mean"] for one in fits) / len(fits),
+        "random_reduction_high": max(one["random_reduction_high"] for one in fits),
+        "random_draws": min(one["random_draws"] for one in fits),
+        "beats_random": all(one["beats_random"] for one in fits),
     }

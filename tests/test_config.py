@@ -80,6 +80,7 @@ BAD = [
     (["model=local", "model.path=nowhere"], "no config.json"),
     (["strength=strong"], "a number in the method's unit, or auto"),
     (["method=caa", "suite=[rtp]"], "add them to suite"),
+    (["method=caa", "tuning.options={layer:[0.3]}"], "tuning.options needs tuning.trials"),
     (["tuning.scorer=detoxify"], "add it to scorer"),
     (["suite.rtp.k=0"], "a whole number above 0"),
     (["runtime.results=/dev/null/x"], "cannot be written"),

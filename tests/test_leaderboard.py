@@ -197,8 +197,8 @@ def test_results_of_tuning_are_in_the_tidy_table_alone(tmp_path):
 def test_ranks_are_of_feasible_methods_alone(full):
     found = leaderboard(full.tables)
     ranked = found.dropna(subset="rank")
-    assert ranked["method"].tolist() == ["caa", "probe_rows", "prompt", "act_add"]
-    assert ranked["rank"].tolist() == [1, 2, 3, 4] and ranked["joint"].is_monotonic_decreasing
+    assert ranked["method"].tolist() == ["caa", "probe_rows", "prompt"]  # the strength of act_add was given, not tuned
+    assert ranked["rank"].tolist() == [1, 2, 3] and ranked["joint"].is_monotonic_decreasing
     detox = found[found["method"] == "detox"].iloc[0]
     assert detox["feasible"] is np.False_ or detox["feasible"] is False
     assert detox["joint"] > 0 and pd.isna(detox["rank"])
@@ -225,6 +225,13 @@ def test_random_directions_at_the_perplexity_of_a_method():
     elsewhere = tuning([(1.0, 1.5, 0.9)], 1.0, baseline=0.7)  # tuned on other texts
     assert tradeoff.against_random(mine, [elsewhere]) == {"random_draws": None}
     assert tradeoff.against_random({}, [weak]) == {}
+    worse = tradeoff.against_random(mine, [weak]) | {"beats_random": False}
+    both = tradeoff.against_random_by_all([found, worse])  # of two fits one does not beat them
+    assert (both["beats_random"], both["random_draws"]) == (False, 1)
+    assert (both["random_reduction_low"], both["random_reduction_high"]) == (
+        min(found["random_reduction_low"], worse["random_reduction_low"]), found["random_reduction_high"]
+    )  # fmt: skip
+    assert tradeoff.against_random_by_all([found, {"random_draws": 0}]) == {"random_draws": 0}
 
 
 def test_random_draws_are_one_row_with_the_spread_over_them(full):
@@ -262,6 +269,24 @@ def test_no_warning_where_another_scorer_tuned(tmp_path):
     scorers = {"report": ["lexicon", "profanity_check"], "tune": "profanity_check", "pairs": "profanity_check"}
     write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE}, scorers=scorers)
     assert "Warning" not in printed(tmp_path)
+
+
+def test_the_heading_names_every_scorer_that_tuned(tmp_path):
+    scorers = {"report": ["profanity_check", "lexicon"], "pairs": "profanity_check"}
+    for method, tune in (("unsteered", "vader"), ("caa", "lexicon"), ("detox", "profanity_check")):
+        write(tmp_path, "rtp", method, {TOXICITY: BASE}, scorers=scorers | {"tune": tune})
+    text = printed(tmp_path)
+    assert "strengths tuned on lexicon and profanity_check; pairs" in text
+    assert "Warning: strengths were tuned on different scorers" in text
+    assert "profanity_check reports and also tuned the strengths" in text
+
+
+def test_more_pairs_than_the_permutations_can_tell_apart_are_said(tmp_path, monkeypatch):
+    for method in ("unsteered", "caa", "detox"):
+        write(tmp_path, "rtp", method, {TOXICITY: BASE})
+    assert "smallest p" not in printed(tmp_path)
+    monkeypatch.setattr("bench.readable.PERMUTATIONS", 99)
+    assert "With 3 pairs of rows even the smallest p of 99 permutations" in " ".join(printed(tmp_path).split())
 
 
 def test_rows_of_one_method_are_told_apart(tmp_path):
@@ -303,7 +328,7 @@ def test_ranks_say_how_far_they_would_move(full):
     found = leaderboard(full.tables).dropna(subset="rank").set_index("method")
     assert (found["rank_low"] <= found["rank"]).all() and (found["rank"] <= found["rank_high"]).all()
     assert found.loc["caa", ["rank_low", "rank_high"]].tolist() == [1, 1]  # far ahead of the others
-    assert found.loc["prompt", "rank_high"] == 4
+    assert found.loc["prompt", "rank_high"] == 3
 
 
 def test_the_front_holds_what_nothing_beats(full):
@@ -332,6 +357,53 @@ def test_several_fits_of_a_method_are_one_row_whose_interval_is_wider(tmp_path):
     assert caa[f"{name}.se"] > detox[f"{name}.se"]
 
 
+def test_fits_that_were_tuned_in_another_way_are_other_rows(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    points = [(2.0, 1.0, 0.2), (4.0, 1.1, 0.5)]
+    for seed in (0, 1):
+        for i, other in enumerate(({}, {"constraints": {"perplexity_ratio": 1.5}}, {"search": "random"})):
+            strength = 2.0 + 2.0 * (i > 0)
+            write(tmp_path, "rtp", "caa", {TOXICITY: HALF}, fit_seed=seed, fit_id=f"{i}{seed}", strength=strength,
+                  tuning=tuning(points, strength) | other)  # fmt: skip
+    found = frame(tmp_path).query("method == 'caa'")
+    assert found["fits"].tolist() == [2, 2, 2] and sorted(found["strengths"]) == ["2", "4", "4"]
+
+
+def test_the_fits_of_two_methods_scatter_by_themselves(tmp_path):
+    """Where fits differ more than items, equal draws over fits would cancel and tell equal methods apart."""
+    base = np.linspace(0.3, 0.7, 40)
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: base})
+    for method, shifts in (
+        ("caa", (-0.29, -0.2, -0.1)),
+        ("detox", (-0.28, -0.18, -0.1)),
+        ("act_add", (0.2, 0.21, 0.22)),
+    ):
+        for seed, shift in enumerate(shifts):
+            write(tmp_path, "rtp", method, {TOXICITY: base + shift}, fit_seed=seed)
+    (table,) = tables(read_records(tmp_path / "runs")[0])
+    parts = {line.columns["method"]: found["toxicity_reduction"] for line, found in table.parts.items()}
+    assert abs(np.corrcoef(parts["caa"].draws, parts["detox"].draws)[0, 1]) < 0.3
+    assert {table.frame["method"][i] for i in latex.best(table, "toxicity_reduction", True)} == {"caa", "detox"}
+
+
+def test_one_item_and_several_fits(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: [0.5]})
+    for seed in (0, 1):
+        write(tmp_path, "rtp", "caa", {TOXICITY: [0.4 - 0.1 * seed]}, fit_seed=seed)
+    caa = row(tmp_path, "caa")
+    assert caa[f"rtp.{TOXICITY}.delta"] == pytest.approx(-0.15) and pd.isna(caa[f"rtp.{TOXICITY}.delta_low"])
+
+
+def test_a_perplexity_ratio_over_fits_is_never_negative(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0)
+    for seed, loss in enumerate((0.05, 0.4)):
+        cell(tmp_path, "caa", 0.5, loss, 0.97, fit_seed=seed)
+    caa = row(tmp_path, "caa")
+    assert caa["perplexity_ratio"] == pytest.approx(np.exp(0.225), rel=0.03)  # the geometric mean
+    assert 0 < caa["perplexity_ratio_low"] < caa["perplexity_ratio"] < caa["perplexity_ratio_high"]
+    assert 0 < caa["fluency_kept_low"] < caa["fluency_kept"] < caa["fluency_kept_high"] <= 1
+
+
 def test_fits_on_other_data_are_other_rows(tmp_path):
     for seed, pairs in ((0, 80), (1, 80), (0, 20)):
         data = {"name": "on_policy", "pairs": pairs, "mean_gap": 0.8}
@@ -345,6 +417,17 @@ def test_dev_to_test_shrinkage(full):
     caa = leaderboard(full.tables).set_index("method").loc["caa"]
     assert caa["dev_reduction"] == 0.5  # tests/records.py says so
     assert caa["shrinkage"] == pytest.approx(0.5 - caa["toxicity_reduction"]) and caa["trials"] == 2
+
+
+def test_shrinkage_is_of_what_was_tuned_whatever_is_reported_first(tmp_path):
+    other = TOXICITY.replace("profanity_check", "lexicon")
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE, other: BASE})
+    tuned = {scorer: tuning([(4.0, 1.0, 0.7)], 4.0, scorer=scorer) for scorer in ("lexicon", "elsewhere")}
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF, other: BASE}, tuning=tuned["lexicon"])
+    write(tmp_path, "rtp", "detox", {TOXICITY: HALF, other: BASE}, tuning=tuned["elsewhere"])
+    assert row(tmp_path, "caa")["toxicity_reduction"] == pytest.approx(0.5)
+    assert row(tmp_path, "caa")["shrinkage"] == pytest.approx(0.7)  # by lexicon nothing fell on the test split
+    assert pd.isna(row(tmp_path, "detox")["shrinkage"])
 
 
 # -- other forms ----------------------------------------------------------------------------------------------------
@@ -391,6 +474,7 @@ def test_latex_is_escaped_and_bold_only_where_the_best_is_told_apart(full):
     reduction = 4  # the column behind method, strength, toxicity, group
     cells = {name: line.split("&")[reduction] for name, line in lines.items()}
     assert "mathbf" in cells["caa"] and "mathbf" not in cells["prompt"] and "mathbf" not in cells["unsteered"]
+    assert "mathbf" not in lines["detox$^{\\dagger}$"] and "$^{\\dagger}$: " in text and "no feasible strength" in text
     assert text.count("\\begin{tabular}") == 1 and "\\toprule" in text and "95 \\%" in text
     assert "p $<$ .05" in text and "2--3" in text
     assert latex.escaped("a_b & 5 % ~ \\ ^ #{}$") == (
@@ -557,3 +641,13 @@ def test_broken_text_does_not_win(tmp_path):
     line = next(line for line in built.markdown.read_text().splitlines() if "| detox |" in line)
     assert line.startswith("| – | detox") and "collapsed: perplexity 4.5 times" in line
     assert "collapsed" in shown(built)
+
+
+def test_one_broken_fit_or_sampling_seed_is_enough(tmp_path):
+    for seed in (0, 1):
+        cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, sample_seed=seed)
+        cell(tmp_path, "caa", 0.1, 1.5 * seed, 1.0, sample_seed=seed)
+        cell(tmp_path, "detox", 0.1, 1.5 * seed, 1.0, fit_seed=seed)
+    found = frame(tmp_path).set_index("method")
+    for method in ("caa", "detox"):
+        assert found.loc[method, "collapsed"] and found.loc[method, "collapse_reason"].endswith("times (1 of 2 runs)")
