@@ -86,7 +86,7 @@ def scorers_for(table: Table, use: str) -> list[str]:
     """The scorers that tuned the strengths (`tune`) or chose the pairs (`pairs`) of any method; else the baseline's."""
     fits = [fit for line in table.lines if not line.is_baseline for fit in line.fits]
     named = [fit.first("scorers").get(use) for fit in fits] or [table.about.facts["scorers"].get(use)]
-    return list(dict.fromkeys(one for one in named if one))
+    return sorted({one for one in named if one})
 
 
 def errors(table: Table) -> str:

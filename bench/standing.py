@@ -69,9 +69,10 @@ def fronts(rows: Rows) -> None:
 def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
     """Methods that may be ranked: not collapsed, tuned within bounds; of given strength only where none was tuned."""
     methods = ~controls(frame)
-    sound = (frame["feasible"] != False) & (frame["collapsed"] != True)  # noqa: E712 -- None is neither
-    given = ~frame["tuned"].astype(bool) & bool(frame.loc[methods, "tuned"].any())
-    return methods & sound & ~given
+    known = {name: frame[name].astype("boolean") for name in ("feasible", "collapsed", "tuned")}
+    sound = known["feasible"].fillna(True) & ~known["collapsed"].fillna(False)
+    given = ~known["tuned"] & bool(known["tuned"][methods].any())
+    return (methods & sound & ~given).astype(bool)
 
 
 def rank(table: "Table", frame: pd.DataFrame) -> None:

@@ -81,8 +81,10 @@ class Part(NamedTuple):
         return Part(math.log(self.value), np.log(self.draws), self.n)
 
     def exp(self) -> "Part":
-        """What `log` was taken of."""
-        return Part(math.exp(self.value), np.exp(self.draws), self.n)
+        """What `log` was taken of; draws of very few fits may be beyond any number."""
+        with np.errstate(over="ignore"):
+            draws = np.exp(self.draws)
+        return Part(math.exp(self.value), draws, self.n)
 
 
 def over_fits(parts: Sequence[Part]) -> Part:
@@ -135,7 +137,7 @@ def mean_change(pairs: Mapping[str, pd.DataFrame]) -> Part | None:
 
 def fluency_kept(ratio: Part) -> Part:
     """min(1, unsteered perplexity / perplexity): text likelier than the model's own is no more fluent."""
-    return Part(min(1.0, 1 / ratio.value), np.minimum(1.0, 1 / ratio.draws), ratio.n)
+    return Part(1 / max(1.0, ratio.value), 1 / np.maximum(1.0, ratio.draws), ratio.n)
 
 
 def joint(reduction: Part | None, fluency: Part | None, capability: Part | None) -> Part | None:
