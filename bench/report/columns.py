@@ -180,7 +180,7 @@ def printed(table: Table, rows: list[Any]) -> Iterator[Column]:
                  field("joint"), shown=True)  # fmt: skip
     yield column("vs random", "The dev reduction against random directions at equal perplexity.", main, rows,
                  lambda row: against_random(row, draws), shown=True, numeric=False)  # fmt: skip
-    yield column("dev−test", "Reduction on the dev split less that on the test split.", main, rows,
+    yield column("dev−test", "Reduction of what was tuned on the dev split less that on the test split.", main, rows,
                  field("shrinkage", signed))  # fmt: skip
     yield column("speed", "Relative to unsteered.", main, rows, field("relative_speed"), shown=True)
     yield column("notes", "What keeps a row from being compared as it is.", main, rows,

@@ -165,7 +165,7 @@ def tradeoff(row: "pd.Series[Any]") -> Facts:
     if pd.notna(row.get("on_front")):
         rows.append(("on a Pareto front", told(bool(row["on_front"]))))
     if pd.notna(row.get("shrinkage")):
-        rows.append(("reduction on dev less that on test", signed(row["shrinkage"], 3)))
+        rows.append(("reduction of what was tuned, on dev less that on test", signed(row["shrinkage"], 3)))
     if pd.notna(row.get("random_reduction_low")):
         low, high = number(row["random_reduction_low"], 3), number(row["random_reduction_high"], 3)
         rows.append(("dev reduction", number(row["dev_reduction"], 3)))
