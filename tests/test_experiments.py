@@ -125,8 +125,8 @@ def world(tmp_path_factory) -> Path:
 
 
 STEERED = [name for name in PAPERS if not name.startswith("capability_")]
-QUICK = ("model_surgery_llama2_7b", "detox_gpt2_medium", "detox_opt_6_7b", "act_add_llama3_8b", "caa_llama2_7b_chat")
-# one a paper and architecture; the others take minutes, and test_examples.py runs fine-tuning and its answer
+QUICK = ("model_surgery_llama2_7b", "detox_gpt2_medium", "act_add_llama3_8b", "caa_llama2_7b_chat")
+# one a paper; the others take minutes, and test_examples.py runs fine-tuning and its answer
 MANY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEERED]
 
 

@@ -38,7 +38,7 @@ def toxic(generator: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarra
 @pytest.mark.parametrize("kind", ["continuous", "binary", "weighted"])
 def test_false_positives_stay_at_five_percent(kind, monkeypatch):
     monkeypatch.setattr("bench.significance.PERMUTATIONS", 499)  # 20 times faster, and no less exact under the null
-    generator, found, simulations = np.random.default_rng(1), 0, 1000
+    generator, found, simulations = np.random.default_rng(1), 0, 600
     for _ in range(simulations):
         a, b = toxic(generator, 40)
         if kind == "binary":
