@@ -1,7 +1,7 @@
 """Digests of files that numbers depend on: written beside them once, checked whenever they are read.
 
-A folder is sealed by `sha256.json`, which names each of its files with its sha256. So damage that leaves a file readable,
-a flipped bit or another tensor of the same shape, is found before a number is made of it.
+A folder is sealed by `sha256.json`, which names each of its files with its sha256. So damage that leaves a file
+readable (a flipped bit, another tensor of the same shape) is found before a number is made of it.
 """
 
 import json
