@@ -1,0 +1,141 @@
+"""Texts as token ids: prompt and continuation are tokenised as one text and parted where the continuation begins.
+
+Tokenised apart, they may hold tokens that are in neither the text nor a sample: SentencePiece puts a space before every
+text, and a token may span the join. So the whole text is tokenised once, and the continuation's tokens are those that
+hold a character of it: a token that spans the join belongs to the continuation.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods.base import Pairs
+from methods.errors import SetupError
+
+
+class Text(NamedTuple):
+    """One text as token ids, of which the first `prompt` belong to the prompt, `special` of them put there by rule."""
+
+    tokens: list[int]
+    prompt: int
+    special: int = 0  # BOS or what else the tokenizer puts before a text
+
+    @property
+    def continuation(self) -> list[int]:
+        """The continuation's token ids."""
+        return self.tokens[self.prompt :]
+
+
+class EncodedPairs(NamedTuple):
+    """Both texts of each pair; `cut` of the pairs were too long and have lost tokens."""
+
+    desired: list[Text]
+    undesired: list[Text]
+    cut: int
+
+
+def split(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    continuations: Sequence[str],
+    *,
+    special_tokens: bool = True,
+) -> list[Text]:
+    """Each prompt with its continuation, tokenised as one text and parted by the offsets of the tokens.
+
+    special_tokens: with those that the tokenizer puts around a text (BOS), or without.
+
+    Raises SetupError for a tokenizer that cannot say where in the text its tokens are.
+    """
+    if not prompts:
+        return []
+    if not tokenizer.is_fast:
+        raise SetupError(
+            f"{type(tokenizer).__name__} does not say where in a text its tokens are; convert it to a fast tokenizer "
+            "(tokenizer.json)"
+        )
+    found = tokenizer(
+        [prompt + continuation for prompt, continuation in zip(prompts, continuations, strict=True)],
+        add_special_tokens=special_tokens,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    texts = []
+    for prompt, tokens, offsets, special in zip(
+        prompts, found["input_ids"], found["offset_mapping"], found["special_tokens_mask"], strict=True
+    ):
+        begin = next((i for i, (_, end) in enumerate(offsets) if end > len(prompt)), len(tokens))
+        texts.append(Text(list(tokens), begin, next((i for i, one in enumerate(special) if not one), len(tokens))))
+    return texts
+
+
+def longest_text(model: PreTrainedModel) -> int | None:
+    """Tokens that the model was made to read at most; None where its config names no limit."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    return None if limit is None else int(limit)
+
+
+def encode(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    continuations: Sequence[str],
+    max_tokens: int | None = None,
+) -> tuple[list[Text], int]:
+    """The texts as `split` gives them, none longer than `max_tokens` and than the model reads; and how many were cut.
+
+    A text that is too long loses tokens of its prompt from the left, behind BOS; where its continuation alone is too
+    long, it loses the prompt and then the end of the continuation. A text without any token becomes end-of-text.
+    """
+    texts = _some(tokenizer, split(tokenizer, prompts, continuations))
+    cut = [_cut([text], _limit(model, max_tokens))[0] for text in texts]
+    return cut, sum(len(short.tokens) < len(text.tokens) for short, text in zip(cut, texts, strict=True))
+
+
+def encode_pairs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, max_tokens: int | None = None
+) -> EncodedPairs:
+    """Both texts of each pair, cut as in `encode`, but alike: the prompt of both loses what the longer one has to.
+
+    Raises SetupError where the two texts of a pair differ only in what is cut off.
+    """
+    limit = _limit(model, max_tokens)
+    wholes = [_some(tokenizer, split(tokenizer, pairs.prompt, texts)) for texts in (pairs.desired, pairs.undesired)]
+    desired, undesired, cut = [], [], 0
+    for number, whole in enumerate(zip(*wholes, strict=True), 1):
+        one, other = _cut(whole, limit)
+        if (one, other) != whole:
+            cut += 1
+            if one.tokens == other.tokens and whole[0].tokens != whole[1].tokens:
+                raise SetupError(
+                    f"pair {number}: the texts have {len(whole[0].tokens)} and {len(whole[1].tokens)} tokens, and their "
+                    f"first {limit} are the same: what differs would be cut off. Shorten its texts, or raise "
+                    "method.max_tokens where the method has it"
+                )
+        desired.append(one)
+        undesired.append(other)
+    return EncodedPairs(desired, undesired, cut)
+
+
+def _limit(model: PreTrainedModel, max_tokens: int | None) -> int | None:
+    limits = [limit for limit in (max_tokens, longest_text(model)) if limit is not None]
+    return min(limits, default=None)
+
+
+def _some(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> list[Text]:
+    """The texts, an empty one as the end-of-text token, since a model needs one."""
+    return [text if text.tokens else Text([int(tokenizer.eos_token_id)], 0) for text in texts]  # type: ignore[arg-type]
+
+
+def _cut(texts: Sequence[Text], limit: int | None) -> list[Text]:
+    """The texts without the same number of tokens at the left of their prompts, then cut at `limit` from the right."""
+    excess = 0 if limit is None else max(len(text.tokens) for text in texts) - limit
+    if excess <= 0:
+        return list(texts)
+    found = []
+    for tokens, prompt, special in texts:
+        dropped = min(excess, max(prompt - special, 0))
+        kept = (tokens[:special] + tokens[special + dropped :])[:limit]
+        found.append(Text(kept, min(prompt - dropped, len(kept)), min(special, len(kept))))
+    return found
