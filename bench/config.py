@@ -1,27 +1,36 @@
 """From a command line to validated configs, before anything heavy is loaded; all errors at once.
 
 Hydra refuses an unknown key unless it is written with `+`; here `+` is no way round: the keys that the YAML files list
-are the allowed ones, at every depth.
+are the allowed ones, at every depth. So are the choices of each group, and the classes that a `_target_` names.
 """
 
 import difflib
+import functools
 import itertools
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bench import models, plugins
 from methods.errors import SetupError
+
+NAMED = "hydra.searchpath"
+"""The override by which a command line names folders of YAML files; the config keeps them under FOLDERS."""
+FOLDERS = "searchpath"
+SPECIAL = re.compile(r"_\w+_")
+"""Keys of the kind that Hydra gives a meaning of its own, of which only `_target_` is known here."""
 
 
 def folder() -> Path:
@@ -30,41 +39,132 @@ def folder() -> Path:
     return installed if installed.is_dir() else Path(__file__).parent.parent / "conf"
 
 
-def folders() -> list[Path]:
-    """The conf folders, this project's first, then those of installed plug-ins (bench/plugins.py)."""
-    return [folder(), *(plugin.conf for plugin in plugins.installed(folder()))]
+def folders(named: Sequence[str] = ()) -> list[Path]:
+    """The conf folders: this project's first, those of installed plug-ins (bench/plugins.py), those a user named."""
+    return [folder(), *(plugin.conf for plugin in plugins.installed(folder(), tuple(named)))]
 
 
-def groups() -> dict[str, list[str]]:
-    """Each group of conf/ with its choices, those of plug-ins included."""
+def groups(named: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Each group of conf/ with its choices, those of plug-ins and of the user's own folders included."""
     return {
-        group.name: sorted(file.stem for one in folders() for file in (one / group.name).glob("*.yaml"))
+        group.name: sorted(file.stem for one in folders(named) for file in (one / group.name).glob("*.yaml"))
         for group in sorted(folder().iterdir())
         if group.is_dir() and not group.name.startswith("_")
     }
 
 
+def targets(named: Sequence[str] = ()) -> frozenset[str]:
+    """The classes that may be built: each `_target_` that a YAML file of the conf folders names, as it stands there."""
+    return _targets(tuple(folders(named)))
+
+
+@functools.lru_cache(maxsize=8)
+def _targets(places: tuple[Path, ...]) -> frozenset[str]:
+    files = [file for place in places for file in place.rglob("*.yaml")]
+    nodes = (node for file in files for node in _mappings(yaml.safe_load(file.read_text(encoding="utf-8"))))
+    return frozenset(str(node["_target_"]) for node in nodes if "_target_" in node)
+
+
+def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
+    """Every mapping in plain values, itself included."""
+    if isinstance(value, Mapping):
+        yield value
+    if isinstance(value, Mapping | list):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _mappings(one)
+
+
+def check_targets(settings: Any, allowed: frozenset[str]) -> None:
+    """Raises SetupError for settings that name a class which is not in `allowed` (`targets`), at any depth.
+
+    Nothing is imported to find out.
+    """
+    for node in _mappings(settings):
+        for key, value in node.items():
+            if not isinstance(key, str) or not SPECIAL.fullmatch(key):
+                continue
+            if key != "_target_" or not isinstance(value, str) or value not in allowed:
+                raise SetupError(
+                    f"{key}: {value} is refused: only classes that a YAML file of conf/, or of an installed plug-in, "
+                    "names with _target_ are ever built, and nothing else of Hydra's kind; install yours as a plug-in"
+                )
+
+
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """One config. Raises SetupError with one clear message for whatever Hydra refuses.
+    """One config. Raises SetupError with one clear message for whatever Hydra, or a rule here, refuses.
 
     What an experiment sets of a suite that the command line leaves out, suite=[rtp], is left out with it.
     """
+    parsed = _parse(overrides)
+    named = _named(parsed)
+    available = groups(named)
+    problems = [problem for one in parsed for problem in _refused(one, available)]
+    chosen = [one.key_or_group for one in parsed if not one.is_add() and one.package is None]
+    problems += [f"{key} is chosen twice; name it once" for key in available if chosen.count(key) > 1]
+    if problems:
+        raise SetupError("\n".join(problems))
+    own = [str(one.input_line) for one in parsed if one.key_or_group != NAMED]
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder()), version_base="1.3"):
-            cfg = hydra_compose("config", overrides=[*_search_path(), *overrides])
+            cfg = hydra_compose("config", overrides=[*_search_path(named), *own])
     except (HydraException, OmegaConfBaseException) as error:
         raise SetupError(_explain(error, overrides)) from error
     with open_dict(cfg):
         for name in [name for name, node in cfg.suite.items() if "_target_" not in node]:
             del cfg.suite[name]
+        cfg.pop(FOLDERS, None)
+        if named:
+            cfg[FOLDERS] = list(named)
+    check_targets(OmegaConf.to_container(cfg), targets(named))
     return cfg
 
 
-def _search_path() -> list[str]:
+def _named(parsed: Sequence[Override]) -> tuple[str, ...]:
+    """The folders of YAML files that a command line names. Raises SetupError for what is no folder."""
+    given = [one.value() for one in parsed if one.key_or_group == NAMED]
+    found = []
+    for place in given[-1] if given and isinstance(given[-1], list) else given[-1:]:
+        path = Path(str(place).removeprefix("file://"))
+        if not path.is_dir():
+            raise SetupError(f"{NAMED}={place}: no such folder; write {NAMED}=[FOLDER], laid out as conf/ is")
+        found.append(str(path.resolve()))
+    return tuple(found)
+
+
+def _search_path(named: Sequence[str] = ()) -> list[str]:
     """The override that makes Hydra look into the plug-ins' folders too, after this project's."""
-    quoted = ["'file://" + str(one).replace("'", "\\'") + "'" for one in folders()[1:]]
-    return [f"hydra.searchpath=[{','.join(quoted)}]"] if quoted else []
+    quoted = ["'file://" + str(one).replace("'", "\\'") + "'" for one in folders(named)[1:]]
+    return [f"{NAMED}=[{','.join(quoted)}]"] if quoted else []
+
+
+def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What is wrong with an override that chooses, takes away, or speaks to Hydra itself."""
+    key, line = one.key_or_group, one.input_line
+    if one.is_delete():
+        yield f"{line}: nothing is taken away here; choose another, list what you want as in suite=[rtp], or set null"
+    elif key.partition(".")[0].partition("/")[0] == "hydra" and key != NAMED:
+        yield f"unknown key {key}. Of Hydra's own options {NAMED}=[FOLDER] alone is known here"
+    elif key in available and not one.is_sweep_override():
+        allowed, value = available[key], one.value()
+        given = value if isinstance(value, list) else [value]
+        unknown = [choice for choice in given if choice not in allowed]
+        for choice in unknown:
+            shown, near = "null" if choice is None else choice, _near(str(choice), allowed)
+            yield f"{key}={shown}: there is no such {key}{near} Allowed: {', '.join(allowed)}"
+        listed = isinstance(_defaults()[key], ListConfig)
+        if not unknown and (isinstance(value, list) != listed or not given):
+            names = ",".join(map(str, given or allowed[:1]))
+            wanted = f"a list is wanted, {key}=[{names}]" if listed else f"one choice is wanted, {key}={given[0]}"
+            yield f"{line}: {wanted}. Allowed: {', '.join(allowed)}"
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The choice of each group where the command line makes none: a list where there may be several, or None."""
+    listed: Any = OmegaConf.load(folder() / "config.yaml")
+    entries = [entry for entry in listed["defaults"] if isinstance(entry, DictConfig)]
+    return {str(key): value for entry in entries for key, value in entry.items()}
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -87,6 +187,9 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
     if any(o.is_sweep_override() for o in own) and not multirun:
         swept = next(o.input_line for o in own if o.is_sweep_override())
         raise SetupError(f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(arguments)}")
+    for one in own:
+        if isinstance(one.value(), Glob | IntervalSweep):
+            raise SetupError(f"{one.input_line!r} names no values; list them: -m {one.key_or_group}=a,b")
     lines = compose(next(_product(own))).sweep
     result = []
     for line in lines or [""]:
@@ -139,7 +242,11 @@ def _unknown(overrides: Sequence[str]) -> Iterator[str]:
     reference = compose([one.input_line for one in _parse(overrides) if one not in added and one.input_line])
     for one in added:
         key = one.key_or_group
-        if OmegaConf.select(reference, key, default=None) is None and key not in _paths(reference):
+        if one.package is not None:  # another choice of a group, where the YAML has a mapping for any number of them
+            parts = OmegaConf.select(reference, one.package.rpartition(".")[0] or key, default=None)
+            if not isinstance(parts, DictConfig) or one.package.count(".") < 2 or "_target_" in parts:
+                yield unknown_key(one.package, reference)
+        elif OmegaConf.select(reference, key, default=None) is None and key not in _paths(reference):
             yield unknown_key(key, reference)
 
 
@@ -168,18 +275,8 @@ def unknown_key(key: str, reference: DictConfig) -> str:
 
 def _explain(error: Exception, overrides: Sequence[str]) -> str:
     """Hydra's refusal in our words: what, got, allowed, next step."""
-    available = groups()
     parsed = _parse(overrides)
-    for one in parsed:
-        key, value = one.key_or_group, one.value()
-        if key in available:
-            for choice in value if isinstance(value, list) else [value]:
-                if choice is not None and str(choice) not in available[key]:
-                    allowed = ", ".join(available[key])
-                    return (
-                        f"{key}={choice}: there is no such {key}{_near(str(choice), available[key])} Allowed: {allowed}"
-                    )
-    top = [*available, *OmegaConf.load(folder() / "config.yaml")]
+    top = [*groups(), *(key for key in OmegaConf.load(folder() / "config.yaml") if key != "defaults")]
     for one in parsed:
         first, dot, _ = one.key_or_group.partition(".")
         if first not in top:
@@ -193,7 +290,8 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
 
 def _near(name: str, allowed: Sequence[object]) -> str:
     """The nearest allowed name as a question, between what is wrong and what is allowed."""
-    near = difflib.get_close_matches(name, [str(one) for one in allowed], 1)
+    known, plain = [str(one) for one in allowed], name.rpartition("/")[2].strip().lower().removesuffix(".yaml")
+    near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(plain, known, 1)
     return f"; did you mean {near[0]}?" if near else "."
 
 
@@ -254,8 +352,8 @@ def _model(cfg: DictConfig) -> Iterator[str]:
         yield str(error)
     if cfg.model.dtype not in ("float32", "bfloat16", "float16"):
         yield f"model.dtype={cfg.model.dtype}: allowed are float32, bfloat16, float16"
-    if cfg.model.bos not in ("prepend", "none"):
-        yield f"model.bos={cfg.model.bos}: allowed are prepend, none"
+    if cfg.model.bos not in ("tokenizer", "prepend", "none"):
+        yield f"model.bos={cfg.model.bos}: allowed are tokenizer, prepend, none"
 
 
 def _counts(cfg: DictConfig) -> Iterator[str]:
@@ -267,6 +365,12 @@ def _counts(cfg: DictConfig) -> Iterator[str]:
                 yield f"suite.{suite}.{key}={value}: a whole number above 0"
 
 
+def _threads(cfg: DictConfig) -> Iterator[str]:
+    threads = cfg.runtime.threads
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        yield f"runtime.threads={threads}: a whole number above 0, or null for as many as torch finds"
+
+
 def _results(cfg: DictConfig) -> Iterator[str]:
     """The results folder can be written, tried where it, or the nearest folder above it, is."""
     folder = Path(cfg.runtime.results).absolute()
@@ -275,4 +379,4 @@ def _results(cfg: DictConfig) -> Iterator[str]:
         yield f"runtime.results={cfg.runtime.results}: {existing} cannot be written; choose another folder"
 
 
-CHECKS = (_sampling, _strength, _tuning, _scorers, _model, _counts, _results)
+CHECKS = (_sampling, _strength, _tuning, _scorers, _model, _counts, _threads, _results)

@@ -41,15 +41,24 @@ def versions() -> dict[str, str]:
     return {entry.dist.name: entry.dist.version for entry in entry_points(group=GROUP) if entry.dist}
 
 
-def installed(own: Path) -> tuple[Plugin, ...]:
+def installed(own: Path, named: tuple[str, ...] = ()) -> tuple[Plugin, ...]:
     """The plug-ins that can be used; the others are left out, with a line on stderr for each, once a process.
 
-    own: this project's conf folder, whose groups are the allowed ones.
+    own: this project's conf folder, whose groups are the allowed ones. named: folders that a user names for this run,
+    which are read as plug-ins of theirs.
 
     Raises:
-        SetupError: two packages have a file for the same choice, so one of them would silently not be read.
+        SetupError: two packages have a file for the same choice, so one of them would silently not be read; a folder
+            in `named` is not laid out as conf/.
     """
-    return _installed(own, tuple(sys.path))
+    found = _installed(own, tuple(sys.path))
+    if not named:
+        return found
+    for place in named:
+        _check(Path(place), own)
+    mine = [Plugin("named for this run", Path(place)) for place in named]
+    _check_clashes([Plugin("steerbench", own), *found, *mine])
+    return (*found, *mine)
 
 
 @functools.lru_cache(maxsize=1)

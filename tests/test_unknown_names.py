@@ -1,0 +1,180 @@
+"""A name that nobody lists is an error with the nearest one: every group, every command that composes configs."""
+
+import pytest
+
+from bench import config
+from bench.__main__ import main
+from bench.agreement import main as agreement
+from bench.export import main as export
+from bench.reproduction import main as reproduction
+from bench.rescore import main as rescore
+from bench.selftest import main as selftest
+from methods.errors import SetupError
+
+LISTS = ("suite", "scorer")
+NEAREST = {
+    "background": "wikki", "data": "on_polcy", "examples": "toxic_and_siq", "experiment": "quikstart",
+    "harmful": "human_toxi", "method": "cca", "model": "smollm2_135", "runtime": "locall", "sampling": "nucleos",
+    "scorer": "lexcon", "suite": "rpt", "tuning": "devv",
+}  # fmt: skip
+
+
+def written(group: str, choice: str) -> str:
+    return f"{group}=[{choice}]" if group in LISTS else f"{group}={choice}"
+
+
+def refused(*overrides: str) -> str:
+    """The message that these overrides are refused with."""
+    with pytest.raises(SetupError) as caught:
+        for job in config.jobs(overrides, multirun=False):
+            config.validate(job)
+    return str(caught.value)
+
+
+def test_every_group_is_tried():
+    assert set(NEAREST) == set(config.groups())
+
+
+@pytest.mark.parametrize("group", NEAREST)
+def test_a_misspelt_choice_names_the_nearest(group):
+    known = config.groups()[group]
+    message = refused(written(group, NEAREST[group]))
+    near = message.partition("did you mean ")[2].partition("?")[0]
+    assert message.startswith(f"{group}={NEAREST[group]}: there is no such {group}") and near in known
+    assert "Allowed: " + ", ".join(known) in message
+
+
+OTHER = [
+    "",
+    "../../x",
+    "../{}",
+    "./{}",
+    "/{}",
+    "/etc/passwd",
+    "{}.yaml",
+    "{}/",
+    "' {}'",
+    "null",
+    "1",
+    "true",
+    "{{a:1}}",
+]
+
+
+@pytest.mark.parametrize("group", NEAREST)
+@pytest.mark.parametrize("form", OTHER)
+def test_what_is_no_name_of_a_file_is_refused_though_a_file_would_be_found(group, form):
+    choice = config.groups()[group][0]
+    message = refused(written(group, form.format(choice)))
+    assert f"there is no such {group}" in message or "a list is wanted" in message or "key=value" in message
+
+
+@pytest.mark.parametrize("group", [group for group in NEAREST if group != "experiment"])
+def test_upper_case_is_another_name(group):
+    choice = config.groups()[group][0]
+    assert f"did you mean {choice}?" in refused(written(group, choice.upper()))
+
+
+@pytest.mark.parametrize("group", NEAREST)
+def test_a_list_where_one_is_wanted_and_the_other_way_round(group):
+    choice = config.groups()[group][0]
+    if group in LISTS:
+        for line in (f"{group}={choice}", f"+{group}={choice}"):
+            assert f"{line}: a list is wanted, {group}=[{choice}]" in refused(line)
+        assert f"{group}=[]: a list is wanted" in refused(f"{group}=[]")
+        assert "there is no such" in refused(f"{group}=[[{choice}]]")
+    else:
+        for line in (f"{group}=[{choice}]", f"{group}=[{choice},{choice}]"):
+            assert f"{line}: one choice is wanted, {group}={choice}" in refused(line)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+experiment=nope"], "experiment=nope: there is no such experiment"),
+        (["++experiment=nope"], "experiment=nope: there is no such experiment"),
+        (["+experiment@foo=nope"], "experiment=nope: there is no such experiment"),
+        (["+experiment@foo=quickstart"], "unknown key foo"),
+        (["experiment=[nope]"], "experiment=nope: there is no such experiment"),
+        (["experiment=${oc.env:HOME}"], "there is no such experiment"),
+        (["+suite=[jailbrake]"], "suite=jailbrake: there is no such suite; did you mean jailbreak?"),
+        (["method@foo=caa"], "method@foo"),
+        (["+method@foo=caa"], "unknown key foo"),
+        (["+method@_global_=caa"], "unknown key _global_"),
+        (["+method@method.parts.third=promt", "method=stack"], "did you mean prompt?"),
+        (["+method@method.parts.third=prompt", "method=caa"], "unknown key method.parts.third"),
+        (["+method@method.layer.third=prompt", "method=caa"], "unknown key method.layer.third"),
+        (["+model@model.a.b=local"], "unknown key model.a.b"),
+        (["~experiment"], "~experiment: nothing is taken away here"),
+        (["~method"], "~method: nothing is taken away here"),
+        (["~method=caa"], "~method=caa: nothing is taken away here"),
+        (["~suite.rtp.k"], "~suite.rtp.k: nothing is taken away here"),
+        (["method=caa", "method=detox"], "method is chosen twice"),
+        (["experiment=nope", "experiment=quickstart"], "experiment=nope: there is no such experiment"),
+        (["experiment=quickstart", "experiment=ci"], "experiment is chosen twice"),
+        (["hydra.run.dir=x"], "unknown key hydra.run.dir"),
+        (["hydra/launcher=x"], "unknown key hydra/launcher"),
+        (["method/x=caa"], "unknown key method/x; did you mean method?"),
+        (["runtime.threads=0"], "runtime.threads=0: a whole number above 0"),
+        (["runtime.threads=true"], "runtime.threads=True: a whole number above 0"),
+        (["runtime.threads=1.5"], "runtime.threads=1.5: a whole number above 0"),
+    ],
+    ids=str,
+)
+def test_prefixes_and_places_are_no_way_round(overrides, message):
+    assert message in refused(*overrides)
+
+
+def test_several_wrong_names_are_told_at_once():
+    assert len(refused("method=cca", "experiment=nope", "suite=[rtp,rpt,lfuency]").splitlines()) == 4
+
+
+def test_the_way_that_is_documented_still_works():
+    third = ["method=stack", "+method@method.parts.third=prompt", "++method.at={first:1,second:2,third:1}"]
+    assert set(config.validate([*third, "strength=1"]).method.parts) == {"first", "second", "third"}
+    assert set(config.validate(["+suite=[jailbreak]"]).suite) == {"rtp", "capability", "fluency", "jailbreak"}
+    assert config.compose([]).sweep == [] and config.compose(["experiment=quickstart"]).sweep
+
+
+COMMANDS = [
+    (main, ["experiment=nope"]),
+    (main, ["-m", "method=unsteered,caa", "experiment=nope"]),
+    (main, ["-m", "method=unsteered,cca"]),
+    (main, ["-m", "experiment=nope,quickstart"]),
+    (main, ["-m", "method=glob(*)"]),
+    (main, ["-m", "method=glob(c*)"]),
+    (export, ["experiment=nope", "strength=1"]),
+    (export, ["method=cca", "strength=1"]),
+    (selftest, ["experiment=nope"]),
+    (selftest, ["method=cca"]),
+    (agreement, ["experiment=nope"]),
+    (agreement, ["scorer=[lexcon]"]),
+    (agreement, ["scorer=lexicon"]),
+    (rescore, ["scorer=[lexicon]", "experiment=nope"]),
+    (rescore, ["scorer=[lexcon]"]),
+    (rescore, ["scorer=lexicon"]),
+    (reproduction, ["nope"]),
+    (reproduction, ["../../x"]),
+    (reproduction, ["Quickstart"]),
+]
+
+
+@pytest.mark.parametrize(("command", "arguments"), COMMANDS, ids=lambda value: getattr(value, "__module__", str(value)))
+def test_every_command_ends_with_two_and_writes_nothing(command, arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command(arguments) == 2
+    told = capsys.readouterr().err
+    assert "error: " in told and "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_a_user_names_is_read_for_that_run(tmp_path):
+    (tmp_path / "own" / "method").mkdir(parents=True)
+    (tmp_path / "own" / "method" / "mine.yaml").write_text("_target_: methods.caa.CAA\nlayer: 3\n")
+    named = f"hydra.searchpath=[{tmp_path / 'own'}]"
+    assert config.compose([named, "method=mine"]).method.layer == 3
+    assert "did you mean mine?" in refused(named, "method=mime")
+    assert "there is no such method" in refused("method=mine")
+    assert "no such folder" in refused(f"hydra.searchpath=[{tmp_path / 'none'}]")
+    (tmp_path / "own" / "method" / "caa.yaml").write_text("_target_: methods.caa.CAA\n")
+    assert "method=caa is there twice" in refused(named, "method=caa")
