@@ -46,7 +46,7 @@ class ActAdd(Method):
     name: ClassVar[str] = "act_add"
     family: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[str]] = frozenset()
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # start, prompt and pad tokenised as one text
     strength_unit: ClassVar[str] = "coefficient"
 
     desired: str = "Love"
@@ -88,19 +88,16 @@ class ActAdd(Method):
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         """Token ids of both prompts: special tokens and `start` first, `pad` behind the shorter if there is one.
 
+        `start` and a prompt are tokenised as one text.
+
         Raises SetupError where `pad` is not one token, where a prompt has no token, and where both are the same.
         """
-        head = tokenizer(self.start).input_ids
-        tails = [tokenizer(text, add_special_tokens=False).input_ids for text in (self.desired, self.undesired)]
-        if self.pad is not None:
-            pad = tokenizer(self.pad, add_special_tokens=False).input_ids
-            if len(pad) != 1:
-                raise SetupError(
-                    f"method.pad={self.pad!r} is {len(pad)} tokens here; give a text that is one token, or null"
-                )
-            longest = max(len(tail) for tail in tails)
-            tails = [tail + pad * (longest - len(tail)) for tail in tails]
-        desired, undesired = (head + tail for tail in tails)
+        texts = [self.start + text for text in (self.desired, self.undesired)]
+        desired, undesired = (list(tokenizer(text).input_ids) for text in texts)
+        missing = len(undesired) - len(desired)
+        if self.pad is not None and missing:
+            pad = self._pad(tokenizer, dict(zip(texts, (desired, undesired), strict=True)))
+            desired, undesired = desired + [pad] * missing, undesired + [pad] * -missing
         if desired == undesired:
             raise SetupError(
                 f"method.desired={self.desired!r} and method.undesired={self.undesired!r} are the same tokens here "
@@ -110,6 +107,22 @@ class ActAdd(Method):
             if not ids:
                 raise SetupError(f"method.{key} has no token here; give a text, or set method.pad or method.start")
         return desired, undesired
+
+    def _pad(self, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, list[int]]) -> int:
+        """The token by which a text grows when `pad` stands behind it: the shorter text, else the other.
+
+        A tokenizer may write a space by itself otherwise than inside a text, so an empty text comes last.
+        """
+        grown = []
+        for text in sorted(ids, key=lambda text: (not text, len(ids[text]))):
+            longer = list(tokenizer(text + str(self.pad)).input_ids)
+            if longer[:-1] == ids[text]:
+                return int(longer[-1])
+            grown.append(f"{text!r} has {ids[text]}, with it {longer}")
+        raise SetupError(
+            f"method.pad={self.pad!r} is not one token more behind a prompt here: the tokens of {'; of '.join(grown)}; "
+            "give another text, or null"
+        )
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:

@@ -14,6 +14,7 @@ from methods import anatomy, directions
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
+from methods.tokens import Text, encode_pairs
 
 CAARead = Literal["all", "continuation", "last", "letter"]
 CAAScope = Literal["generation", "prompt", "all"]
@@ -48,7 +49,7 @@ class CAA(Method):
     name: ClassVar[str] = "caa"
     family: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
     strength_unit: ClassVar[str] = "multiplier of the mean difference"
 
     layer: int | float = 0.45
@@ -82,9 +83,17 @@ class CAA(Method):
         """The mean difference, (D,). Raises SetupError without pairs, and where their features do not differ."""
         pairs = required_pairs(data, self.name)
         layer = anatomy.layer_index(model, self.layer)
+        texts = encode_pairs(model, tokenizer, pairs)
+        sides, read = [texts.desired, texts.undesired], self.read
+        if read == "letter":
+            sides = [
+                [_to_letter(tokenizer, *one) for one in zip(pairs.prompt, answers, side, strict=True)]
+                for answers, side in zip((pairs.desired, pairs.undesired), sides, strict=True)
+            ]
+            read = "last"
         desired, undesired = (
-            self._features(model, tokenizer, pairs.prompt, continuations, layer)  # (N, D)
-            for continuations in (pairs.desired, pairs.undesired)
+            directions.pooled_features(model, side, [layer], read=read, skip_first=self.skip_first)[0]  # (N, D)
+            for side in sides
         )
         direction = directions.mean_difference(desired, undesired)  # (D,)
         length = direction.norm()
@@ -99,25 +108,9 @@ class CAA(Method):
             f"layers.{layer}.direction": direction if self.norm is None else direction * (self.norm / length),
             "info.direction_norm": length,
             "info.feature_norm": feature_norm,
-            "info.residual_norm": directions.residual_norm(model, tokenizer, pairs.prompt, pairs.desired, layer),
+            "info.residual_norm": directions.residual_norm(model, texts.desired, layer),
+            "info.cut_pairs": torch.tensor(texts.cut),
         }
-
-    def _features(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        prompts: Sequence[str],
-        continuations: Sequence[str],
-        layer: int,
-    ) -> Tensor:
-        """(N, D): each text's output of block `layer` at the tokens read."""
-        read, texts = self.read, directions.encode(tokenizer, prompts, continuations)
-        if read == "letter":
-            limit = int(model.config.max_position_embeddings)  # a text that is cut would lose its answer
-            texts = directions.encode(tokenizer, prompts, continuations, limit)
-            wholes = [prompt + continuation for prompt, continuation in zip(prompts, continuations, strict=True)]
-            read, texts = "last", [_to_letter(tokenizer, *one) for one in zip(wholes, texts, strict=True)]
-        return directions.pooled_features(model, texts, [layer], read=read, skip_first=self.skip_first)[0]
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
@@ -129,11 +122,12 @@ class CAA(Method):
             yield Steering()
 
 
-def _to_letter(tokenizer: PreTrainedTokenizerBase, whole: str, text: directions.Text) -> directions.Text:
+def _to_letter(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, text: Text) -> Text:
     """The text up to its last token but one, which no later token can change in a causal model.
 
     Raises SetupError where that token is not the letter of the last "(X)" in the text.
     """
+    whole = prompt + answer
     named = re.findall(r"\(([A-Z])\)", whole)
     found = str(tokenizer.decode(text.tokens[-2:-1]))
     if not named or found.strip() != named[-1]:
@@ -144,7 +138,7 @@ def _to_letter(tokenizer: PreTrainedTokenizerBase, whole: str, text: directions.
             f"it is {found!r}, of {len(text.tokens)} tokens that end in {end}. Give the prompts another format, "
             "in which the letter is a token of its own with one token behind it, or set another method.read"
         )
-    return directions.Text(text.tokens[:-1], text.prompt)
+    return text._replace(tokens=text.tokens[:-1])
 
 
 def matched_norms(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:

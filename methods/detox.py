@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import anatomy
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
-from methods.directions import Text, encode, pooled_features, top_tokens
+from methods.directions import Padding, pooled_features, top_tokens
 from methods.errors import SetupError
 from methods.intervention import edited
+from methods.tokens import Text, encode_pairs
 
 ReadText = Literal["continuation", "full"]
 ReadPositions = Literal["all", "continuation"]
@@ -50,7 +51,9 @@ class DeTox(Method):
 
     The released code does two things that the paper does not say, both options here. pairing="independent": the two
     texts of a row come from different prompts, since it draws both lists by themselves. mask_padding=False: every text
-    is filled with end-of-text tokens to the length of its list's longest, and these are averaged in.
+    is filled to the length of its list's longest, and what the model computes at the padding is averaged in. The
+    padding token and its side are the tokenizer's own (end-of-text where it has no such token), and no token attends to
+    padding, as the released code passes the attention mask on.
     keys: the matrices by which the MLP reads the stream are projected too (the gate and, where there is one, `up`); the
     authors advise against it. subspace="random": the control, R random directions orthogonal to mu.
     """
@@ -58,7 +61,7 @@ class DeTox(Method):
     name: ClassVar[str] = "detox"
     family: ClassVar[str] = "weights"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left; padding read as the authors do
     strength_unit: ClassVar[str] = "fraction projected"
 
     rank: int = 2
@@ -97,10 +100,10 @@ class DeTox(Method):
         if self.rank > len(pairs.prompt):
             raise SetupError(f"method.rank={self.rank} needs as many pairs and got {len(pairs.prompt)}; lower the rank")
         prompts = pairs.prompt if self.text == "full" else [""] * len(pairs.prompt)
-        end = int(tokenizer.eos_token_id)
+        texts = encode_pairs(model, tokenizer, pairs._replace(prompt=prompts), self.max_tokens)
         desired, undesired = (
-            self._features(model, encode(tokenizer, prompts, texts, self.max_tokens), end, layers)  # (L, N, D)
-            for texts in (pairs.desired, pairs.undesired)
+            self._features(model, tokenizer, side, layers)  # (L, N, D)
+            for side in (texts.desired, texts.undesired)
         )
         generator = torch.Generator().manual_seed(self.seed)
         if self.pairing == "independent":
@@ -116,13 +119,18 @@ class DeTox(Method):
             artefact[f"{INFO}layers.{layer}.mean_top_tokens"] = top_tokens(model, found.mean[None])[0]  # (10,)
             explained.append(found.explained)
         artefact[INFO + "explained_variance"] = torch.tensor(explained)  # (L,)
+        artefact[INFO + "cut_pairs"] = torch.tensor(texts.cut)
         return artefact
 
-    def _features(self, model: PreTrainedModel, texts: list[Text], end_of_text: int, layers: range) -> Tensor:
+    def _features(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: list[Text], layers: range
+    ) -> Tensor:
+        padding = None
         if not self.mask_padding:
-            longest = max(len(text.tokens) for text in texts)
-            texts = [t._replace(tokens=t.tokens + [end_of_text] * (longest - len(t.tokens))) for t in texts]
-        return pooled_features(model, texts, layers, read=self.read, skip_first=self.skip_first)
+            own, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+            token = int(own if own is not None else end)  # type: ignore[arg-type]
+            padding = Padding(token, tokenizer.padding_side, max(len(text.tokens) for text in texts))
+        return pooled_features(model, texts, layers, read=self.read, skip_first=self.skip_first, padding=padding)
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:

@@ -1,4 +1,4 @@
-"""What several methods share: texts as tokens, and the residual stream of a text pooled into one vector.
+"""What several methods share: the residual stream of a text pooled into one vector, and its length.
 
 The first token of a text is an attention sink in most decoders: in the middle blocks its residual norm is a hundred
 times that of the others, so it dominates any mean, norm or SVD that includes it (arXiv 2309.17453 section 3). Whoever
@@ -10,39 +10,25 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from methods import anatomy
 from methods.base import Artefact
 from methods.errors import SetupError
 from methods.fitting import advance
 from methods.intervention import Positions, Site, at, record, stopped_after
+from methods.tokens import Text
 
 Read = Literal["all", "continuation", "last"]
 SAME = 1e-5  # of the features' length: a mean difference that is shorter is rounding
 
 
-class Text(NamedTuple):
-    """One text as token ids, of which the first `prompt` belong to the prompt."""
+class Padding(NamedTuple):
+    """How texts are filled up where the padding itself is read: with which token, on which side, to which width."""
 
-    tokens: list[int]
-    prompt: int
-
-
-def encode(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], continuations: Sequence[str], max_tokens: int = 512
-) -> list[Text]:
-    """Prompt and continuation tokenised apart, as when the model samples; the special tokens are the tokenizer's.
-
-    Texts are cut at `max_tokens`. A text without any token gets the end-of-text token, since a model needs one.
-    """
-    texts = []
-    for prompt, continuation in zip(prompts, continuations, strict=True):
-        head = tokenizer(prompt).input_ids
-        tail = tokenizer(continuation, add_special_tokens=False).input_ids
-        tokens = (head + tail)[:max_tokens] or [tokenizer.eos_token_id]
-        texts.append(Text(tokens, min(len(head), len(tokens))))
-    return texts
+    token: int
+    side: str  # left | right
+    columns: int
 
 
 @torch.inference_mode()
@@ -55,6 +41,7 @@ def pooled_features(
     skip_first: int = 0,
     site: Site = "output",
     after_final_norm: bool = False,
+    padding: Padding | None = None,
     batch_size: int = 32,
 ) -> Tensor:
     """(L, N, D) fp32 on the CPU: the residual stream of each text at each layer, averaged over the positions read.
@@ -62,6 +49,8 @@ def pooled_features(
     read: "all" tokens, those of the "continuation", or the "last" one. skip_first leaves out that many leading tokens
     of the text (1 leaves out the attention sink). A text in which nothing is left to read is read at its last token.
     after_final_norm applies the model's final norm before pooling, for features taken as `hidden_states[-1]`.
+    padding: all texts filled up alike, and what the model computes at the padding averaged in. Attention is masked
+    there as ever, and the position ids are the model's own.
     """
     norm = anatomy.final_norm(model) if after_final_norm else None
     pooled = torch.empty(len(layers), len(texts), anatomy.width(model))
@@ -70,8 +59,8 @@ def pooled_features(
         rows = by_length[start : start + batch_size]
         batch = [texts[i] for i in rows]
         with record(model, layers, site) as seen:
-            _forward(model, batch, max(layers))
-        weights = _weights(batch, read, skip_first).to(model.device)  # (B, T)
+            _forward(model, batch, max(layers), padding)
+        weights = _weights(batch, read, skip_first, padding).to(model.device)  # (B, T)
         for i, layer in enumerate(layers):
             hidden = norm(seen[layer]) if norm is not None else seen[layer]  # (B, T, D)
             pooled[i, rows] = torch.einsum("bt,btd->bd", weights, hidden.float()).cpu()
@@ -106,45 +95,49 @@ def mean_norm(
 YARDSTICK_TEXTS = 64  # whose mean length is the unit of a strength: it moves by a few percent from text to text
 
 
-def residual_norm(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    continuations: Sequence[str],
-    layer: int,
-) -> Tensor:
-    """Scalar: mean length of the output of block `layer` over the tokens of some continuations, the first left out."""
-    texts = encode(tokenizer, prompts[:YARDSTICK_TEXTS], continuations[:YARDSTICK_TEXTS])
-    return torch.tensor(mean_norm(model, texts, layer, read="continuation", skip_first=1))
+def residual_norm(model: PreTrainedModel, texts: Sequence[Text], layer: int) -> Tensor:
+    """Scalar: mean length of the output of block `layer` over the continuations' tokens of the first texts.
+
+    The first token of a text is left out.
+    """
+    return torch.tensor(mean_norm(model, texts[:YARDSTICK_TEXTS], layer, read="continuation", skip_first=1))
 
 
-def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int) -> None:
-    """Right-padded texts read once, up to block `last`: what lies above it is read by nobody."""
-    width = max(len(text.tokens) for text in batch)
-    ids = torch.tensor([text.tokens + [0] * (width - len(text.tokens)) for text in batch])  # (B, T)
+def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: Padding | None = None) -> None:
+    """Padded texts read once, up to block `last`: what lies above it is read by nobody."""
     length = torch.tensor([len(text.tokens) for text in batch])  # (B,)
-    mask = (torch.arange(width)[None, :] < length[:, None]).long()  # (B, T)
-    none = torch.zeros_like(length)
-    positions = Positions(none, length, none, torch.tensor([text.prompt for text in batch]))
+    token, side, width = padding or Padding(0, "right", int(length.max()))
+    first = width - length if side == "left" else torch.zeros_like(length)  # (B,)
+    column = torch.arange(width)[None, :]  # (1, T)
+    mask = ((column >= first[:, None]) & (column < (first + length)[:, None])).long()  # (B, T)
+    ids = torch.full(mask.shape, token)
+    ids[mask.bool()] = torch.tensor([token for text in batch for token in text.tokens])
+    positions = Positions(first, length, torch.zeros_like(length), torch.tensor([text.prompt for text in batch]))
     positions = Positions(*(value.to(model.device) for value in positions))
+    in_text = (mask.cumsum(-1) - 1).clamp(min=0).to(model.device)  # (B, T)
     with at(positions), stopped_after(model, last):
         model(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
-            position_ids=(mask.cumsum(-1) - 1).clamp(min=0).to(model.device),
+            position_ids=in_text if padding is None else None,
             use_cache=False,
         )
     advance(int(length.sum()))
 
 
-def _weights(batch: Sequence[Text], read: Read, skip_first: int) -> Tensor:
+def _weights(batch: Sequence[Text], read: Read, skip_first: int, padding: Padding | None = None) -> Tensor:
     """(B, T) weights of the mean over the positions read; each row sums to 1."""
-    weights = torch.zeros(len(batch), max(len(text.tokens) for text in batch))
+    weights = torch.zeros(len(batch), padding.columns if padding else max(len(text.tokens) for text in batch))
     for row, text in enumerate(batch):
         end = len(text.tokens)
         start = {"all": 0, "continuation": text.prompt, "last": end - 1}[read]
         start = min(max(start, skip_first), end - 1)
-        weights[row, start:end] = 1 / (end - start)
+        if padding is None:
+            weights[row, start:end] = 1 / (end - start)
+            continue
+        first = padding.columns - end if padding.side == "left" else 0
+        weights[row] = 1 / (padding.columns - start)
+        weights[row, first : first + start] = 0
     return weights
 
 

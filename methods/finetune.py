@@ -23,7 +23,7 @@ class Finetune(Method):
     name: ClassVar[str] = "finetune"
     family: ClassVar[str] = "weights"
     needs: ClassVar[frozenset[str]] = frozenset({"examples"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
     strength_unit: ClassVar[str] = "share of the change"
 
     learning_rate: float = 3e-5
@@ -49,14 +49,14 @@ class Finetune(Method):
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The change of every weight. Raises SetupError without examples, and where the loss is no longer finite."""
-        texts = encoded(tokenizer, data.examples, "examples", self.max_tokens)
+        texts, cut = encoded(model, tokenizer, data.examples, "examples", self.max_tokens)
         parameters = dict(model.named_parameters())
         with trainable(list(parameters.values())):
             before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             loss_before = mean_loss(model, texts)
             train(model, list(parameters.values()), texts, self.recipe, stage="finetune")
             artefact = change(parameters, before)
-            facts = {"loss_before": loss_before, "loss_after": mean_loss(model, texts)}
+            facts = {"loss_before": loss_before, "loss_after": mean_loss(model, texts), "cut_examples": cut}
         return artefact | {f"info.{name}": torch.tensor(value) for name, value in facts.items()}
 
     @contextmanager

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -12,6 +13,7 @@ from methods import anatomy, directions
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
+from methods.tokens import Text, encode
 
 MeanCentringScope = Literal["generation", "prompt", "all"]
 
@@ -41,7 +43,7 @@ class MeanCentring(Method):
     name: ClassVar[str] = "mean_centring"
     family: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "background"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
     strength_unit: ClassVar[str] = "lambda, multiplier of the centred mean"
 
     layer: int | float = 0.45
@@ -82,12 +84,13 @@ class MeanCentring(Method):
             )
         layer = anatomy.layer_index(model, self.layer)
 
-        def features(prompts: Sequence[str], continuations: Sequence[str], read: directions.Read) -> Tensor:
-            texts = directions.encode(tokenizer, prompts, continuations, self.max_tokens)
-            return directions.pooled_features(model, texts, [layer], read=read, skip_first=self.skip_first)[0]  # (N, D)
+        def mean(texts: list[Text], read: directions.Read) -> Tensor:  # (D,)
+            features = directions.pooled_features(model, texts, [layer], read=read, skip_first=self.skip_first)[0]
+            return features.mean(0)
 
-        target = features(pairs.prompt, pairs.desired, self.read).mean(0)  # (D,)
-        ordinary = features(background, [""] * len(background), "all").mean(0)  # (D,)
+        wanted, cut = encode(model, tokenizer, pairs.prompt, pairs.desired, self.max_tokens)
+        usual, cut_background = encode(model, tokenizer, [""] * len(background), background, self.max_tokens)
+        target, ordinary = mean(wanted, self.read), mean(usual, "all")
         direction = target - ordinary
         length = direction.norm()
         if length <= directions.SAME * ordinary.norm():
@@ -100,7 +103,9 @@ class MeanCentring(Method):
             "info.direction_norm": length,
             "info.target_norm": target.norm(),
             "info.background_norm": ordinary.norm(),
-            "info.residual_norm": directions.residual_norm(model, tokenizer, pairs.prompt, pairs.desired, layer),
+            "info.residual_norm": directions.residual_norm(model, wanted, layer),
+            "info.cut_pairs": torch.tensor(cut),
+            "info.cut_background": torch.tensor(cut_background),
         }
 
     @contextmanager

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import anatomy
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
-from methods.directions import Read, Text, encode, pooled_features
+from methods.directions import Read, pooled_features
 from methods.errors import SetupError
 from methods.intervention import edited
+from methods.tokens import Text, encode_pairs
 
 ProbeKind = Literal["linear", "logistic", "random"]
 ProbeScale = Literal["raw", "unit"]
@@ -64,7 +65,7 @@ class ProbeRows(Method):
     name: ClassVar[str] = "probe_rows"
     family: ClassVar[str] = "weights"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
     strength_unit: ClassVar[str] = "alpha"
 
     layer: int | float | str = FINAL
@@ -121,10 +122,8 @@ class ProbeRows(Method):
         """The vector that is added, "probe" (D,), and where, "rows" (K, 2): block and row of each."""
         self.check(model)
         pairs = required_pairs(data, self.name)
-        desired, undesired = (
-            self._features(model, encode(tokenizer, pairs.prompt, texts, self.max_tokens))  # (N, D)
-            for texts in (pairs.desired, pairs.undesired)
-        )
+        texts = encode_pairs(model, tokenizer, pairs, self.max_tokens)
+        desired, undesired = (self._features(model, side) for side in (texts.desired, texts.undesired))  # (N, D) each
         if torch.equal(desired, undesired):
             raise SetupError("probe_rows: the desired and undesired texts of every pair are equal; give other pairs")
         generator = torch.Generator().manual_seed(self.seed)
@@ -155,6 +154,7 @@ class ProbeRows(Method):
             "probe_held_out_texts": torch.tensor(len(test[1])),
             "smallest_cosine": cosine.min(),
             "largest_cosine": cosine.max(),
+            "cut_pairs": torch.tensor(texts.cut),
             "rows_per_layer": torch.bincount(rows[:, 0], minlength=len(anatomy.blocks(model))),  # (L,)
         }
         known = {INFO + name: fact for name, fact in facts.items() if fact.isfinite().all()}

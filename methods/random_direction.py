@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from methods import anatomy, directions
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.intervention import Hook, adding, hooked
+from methods.tokens import encode_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class RandomDirection(Method):
     name: ClassVar[str] = "random_direction"
     family: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
     strength_unit: ClassVar[str] = "mean residual norms"
 
     seed: int = 0
@@ -49,15 +50,16 @@ class RandomDirection(Method):
         """Draw the direction and measure the norm. Raises SetupError without pairs."""
         pairs = required_pairs(data, self.name)
         layer = anatomy.layer_index(model, self.layer)
-        texts = [
-            text
-            for continuations in (pairs.desired, pairs.undesired)
-            for text in directions.encode(tokenizer, pairs.prompt, continuations)
-        ]
-        norm = directions.mean_norm(model, texts, layer, read="continuation", skip_first=1)
+        texts = encode_pairs(model, tokenizer, pairs)
+        both = texts.desired + texts.undesired
+        norm = directions.mean_norm(model, both, layer, read="continuation", skip_first=1)
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randn(anatomy.width(model), generator=generator)  # (D,)
-        return {f"layers.{layer}.direction": drawn / drawn.norm() * norm, "info.residual_norm": torch.tensor(norm)}
+        return {
+            f"layers.{layer}.direction": drawn / drawn.norm() * norm,
+            "info.residual_norm": torch.tensor(norm),
+            "info.cut_pairs": torch.tensor(texts.cut),
+        }
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:

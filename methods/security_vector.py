@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from methods.base import Artefact, Examples, FitData, Method, Steering
-from methods.directions import Text
 from methods.errors import SetupError
+from methods.tokens import Text
 from methods.training import (
     STEP_COST,
     Recipe,
@@ -55,7 +55,7 @@ class SecurityVector(Method):
     name: ClassVar[str] = "security_vector"
     family: ClassVar[str] = "adapter"
     needs: ClassVar[frozenset[str]] = frozenset({"examples", "harmful", "background"})
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
     strength_unit: ClassVar[str] = "share of the change"
 
     rank: int = 8
@@ -95,13 +95,18 @@ class SecurityVector(Method):
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Change of every weight, and the vector under "adapter.". Raises SetupError where data is missing."""
-        user = encoded(tokenizer, data.examples, "examples", self.max_tokens)
-        harmful = encoded(tokenizer, data.harmful, "harmful texts", self.max_tokens)
         ordinary = data.background or []
-        background = encoded(tokenizer, Examples([""] * len(ordinary), ordinary), "background texts", self.max_tokens)
+        read = {
+            "examples": (data.examples, "examples"),
+            "harmful": (data.harmful, "harmful texts"),
+            "background": (Examples([""] * len(ordinary), ordinary), "background texts"),
+        }
+        found = {name: encoded(model, tokenizer, *one, self.max_tokens) for name, one in read.items()}
+        user, harmful, background = (texts for texts, _ in found.values())
         parameters = dict(model.named_parameters())  # before the adapter is there
         before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        facts: dict[str, float] = {"harmful_loss_off": mean_loss(model, harmful)}
+        facts: dict[str, float] = {f"cut_{name}": cut for name, (_, cut) in found.items()}
+        facts["harmful_loss_off"] = mean_loss(model, harmful)
         with adapter(model, self.rank, self.alpha, self.seed) as lora:
             self._learn_the_harm(model, lora, harmful, background)
             facts["harmful_loss_on"] = mean_loss(model, harmful)

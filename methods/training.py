@@ -17,10 +17,10 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import Artefact, Examples
-from methods.directions import Text, encode
 from methods.errors import SetupError
 from methods.fitting import advance, checkpoint_folder
 from methods.intervention import edited
+from methods.tokens import Text, encode
 
 CHECKPOINT_EVERY_SECONDS = 120.0
 STEP_COST = 3  # a training step next to a forward over the same tokens, roughly
@@ -52,14 +52,23 @@ def check_recipe(recipe: Recipe) -> None:
         raise SetupError(f"{recipe}: epochs and batch size are at least 1, the learning rate is above 0")
 
 
-def encoded(tokenizer: PreTrainedTokenizerBase, examples: Examples | None, what: str, max_tokens: int) -> list[Text]:
-    """Examples as tokens, those without a completion left out. Raises SetupError where nothing is left."""
-    found = encode(tokenizer, *examples, max_tokens) if examples is not None else []
-    texts = [Text(text.tokens, max(text.prompt, 1)) for text in found]  # the first token has nothing to be told from
+def encoded(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Examples | None,
+    what: str,
+    max_tokens: int,
+) -> tuple[list[Text], int]:
+    """Examples as tokens, those without a completion left out; and how many were cut (`methods.tokens.encode`).
+
+    Raises SetupError where nothing is left.
+    """
+    found, cut = encode(model, tokenizer, *(examples or Examples([], [])), max_tokens)
+    texts = [text._replace(prompt=max(text.prompt, 1)) for text in found]  # the first token has nothing to be told from
     texts = [text for text in texts if len(text.tokens) > text.prompt]
     if not texts:
         raise SetupError(f"no {what} with a completion to learn; choose another set (conf/examples, conf/harmful)")
-    return texts
+    return texts, cut
 
 
 def logits_and_targets(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:

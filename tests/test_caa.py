@@ -107,22 +107,24 @@ def test_letter_wants_a_letter_to_be_named(answer):
         fit(method, lm, Pairs(["The fox"] * 2, [answer] * 2, [" (B)"] * 2))
 
 
-def test_letter_of_a_long_text_is_not_cut_off_and_one_beyond_the_model_is_refused():
+def test_letter_of_a_long_text_is_not_cut_off_and_beyond_the_model_the_question_loses_its_beginning():
     lm, method = tiny_lm(), CAA(layer=LAYER, read="letter")
     lm.model.config.max_position_embeddings = 700
     long = Pairs(["The old tree. " * 60 + LETTERS.prompt[0]] * 2, [" (A)"] * 2, [" (B)"] * 2)
     size = len(lm.encode(long.prompt[0] + " (A)"))
-    assert 512 < size < 700  # `encode` cuts at 512 where it is not told otherwise
+    assert size < 700
     ids = lm.encode(long.prompt[0])
     rows = []
     for answer in (" (A)", " (B)"):
         with torch.inference_mode():
             text = torch.tensor([ids + lm.tokenizer(answer, add_special_tokens=False).input_ids])
             rows.append(lm.model(text, output_hidden_states=True).hidden_states[LAYER + 1][0, -2])
-    torch.testing.assert_close(fit(method, lm, long)[KEY], rows[0] - rows[1], atol=1e-3, rtol=1e-3)
+    whole = fit(method, lm, long)
+    torch.testing.assert_close(whole[KEY], rows[0] - rows[1], atol=1e-3, rtol=1e-3)
+    assert whole["info.cut_pairs"] == 0
     lm.model.config.max_position_embeddings = size - 1
-    with pytest.raises(SetupError, match=rf"of {size - 1} tokens that end in"):
-        fit(method, lm, long)
+    cut = fit(method, lm, long)
+    assert cut["info.cut_pairs"] == 2 and not torch.equal(cut[KEY], whole[KEY])
 
 
 def test_planted_letter_is_found_where_the_paper_reads_and_not_elsewhere():

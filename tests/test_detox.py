@@ -192,20 +192,51 @@ def test_independent_pairing_takes_the_undesired_texts_from_other_prompts():
     assert (projection(drawn) - projection(paired)).abs().max() > 0.05
 
 
-def test_unmasked_pooling_averages_the_padding_in():
-    lm, layer = tiny_lm(bos="none"), 2
-    pooled = []
+def angle(found, expected):
+    """The largest principal angle between two subspaces of orthonormal rows, in degrees."""
+    return float(torch.linalg.svdvals(found.double() @ expected.double().T).clamp(max=1).acos().max().rad2deg())
+
+
+@pytest.mark.parametrize("pad_token", ["<pad>", None])  # OPT has a token of its own, GPT-2 none
+@pytest.mark.parametrize("side", ["right", "left"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_padding_is_averaged_in_as_the_authors_code_does(architecture, side, pad_token):
+    """Written from what it does: one padded call with the mask passed on, then the mean over all columns."""
+    lm, layer = tiny_lm(architecture, bos="none"), 1
+    tokenizer, oracle, unmasked = lm.tokenizer, [], []
+    tokenizer.padding_side, tokenizer.pad_token = side, pad_token or tokenizer.eos_token
     for texts in (PAIRS.desired, PAIRS.undesired):
-        rows = [lm.tokenizer(text).input_ids for text in texts]
-        longest = max(map(len, rows))
-        ids = torch.tensor([row + [lm.tokenizer.eos_token_id] * (longest - len(row)) for row in rows])
-        assert (ids[:, -1] == lm.tokenizer.eos_token_id).any()
-        pooled.append(lm.model(ids, output_hidden_states=True).hidden_states[layer + 1].mean(1))
+        inputs = tokenizer(texts, return_tensors="pt", padding=True, truncation=True, max_length=128)
+        assert (inputs.attention_mask == 0).any() and (inputs.input_ids == tokenizer.pad_token_id).any()
+        with torch.inference_mode():
+            oracle.append(lm.model(**inputs, output_hidden_states=True).hidden_states[layer + 1].mean(1))
+            ids = torch.where(inputs.attention_mask == 1, inputs.input_ids, tokenizer.eos_token_id)
+            unmasked.append(lm.model(ids, output_hidden_states=True).hidden_states[layer + 1].mean(1))
+    expected = toxic_subspace(*oracle, 2).directions
+    tokenizer.pad_token = pad_token
+    method = DeTox(mask_padding=False, layer_start=layer, layer_stop=layer + 1)
+    found = fit(method, lm)[f"layers.{layer}.directions"]
+    assert angle(found, expected) < 0.1
+    assert angle(toxic_subspace(*unmasked, 2).directions, expected) > 5  # padding that attends, as it was here once
+    masked = fit(DeTox(layer_start=layer, layer_stop=layer + 1), lm)[f"layers.{layer}.directions"]
+    assert angle(masked, expected) > 5
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_read_behind_a_prompt_leaves_the_prompt_out(side):
+    lm, layer = tiny_lm(), 2
+    lm.tokenizer.padding_side, pooled = side, []
+    for texts in (PAIRS.desired, PAIRS.undesired):
+        heads = [len(lm.tokenizer(prompt).input_ids) for prompt in PAIRS.prompt]
+        wholes = [prompt + text for prompt, text in zip(PAIRS.prompt, texts, strict=True)]
+        inputs = lm.tokenizer(wholes, return_tensors="pt", padding=True)
+        hidden = lm.model(**inputs, output_hidden_states=True).hidden_states[layer + 1]
+        place = inputs.attention_mask.cumsum(-1) * inputs.attention_mask  # counted from 1; 0 at padding
+        read = (place == 0) | (place > torch.tensor(heads)[:, None])
+        pooled.append(torch.stack([row[where].mean(0) for row, where in zip(hidden, read, strict=True)]))
     expected = toxic_subspace(*pooled, 2).directions
-    found = fit(DeTox(mask_padding=False, layer_start=2), lm)["layers.2.directions"]
-    torch.testing.assert_close(projection(found), projection(expected), atol=1e-4, rtol=0)
-    masked = fit(DeTox(layer_start=2), lm)["layers.2.directions"]
-    assert (projection(masked) - projection(found)).abs().max() > 0.05
+    method = DeTox(mask_padding=False, text="full", read="continuation", layer_start=layer)
+    assert angle(fit(method, lm)[f"layers.{layer}.directions"], expected) < 0.1
 
 
 @pytest.mark.parametrize(("architecture", "readers"), [("llama", ["mlp.gate_proj", "mlp.up_proj"]), ("opt", ["fc1"])])

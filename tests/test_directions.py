@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from methods import anatomy, directions
-from methods.directions import Text, encode, mean_difference, mean_norm, pooled_features
+from methods.directions import mean_difference, mean_norm, pooled_features
 from methods.intervention import record
+from methods.tokens import Text, split
 from tests.sinks import ORDINARY_NORM, planted_sink
-from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
+from tests.tiny import CONFIGS, tiny_model
 
 TEXTS = [Text([1, 80, 33, 7], 2), Text([1, 120], 1), Text([1, 9, 200, 41, 66, 5, 77], 4), Text([1, 30, 31], 3)]
 
@@ -15,18 +16,6 @@ def stream(model, tokens, layer, site="output"):
     with torch.inference_mode(), record(model, [layer], site) as seen:
         model(input_ids=torch.tensor([tokens]), use_cache=False)
     return seen[layer][0]
-
-
-def test_encode_tokenises_apart_and_cuts():
-    tokenizer = tiny_tokenizer("prepend")
-    plain = tokenizer("the old tree", add_special_tokens=False).input_ids
-    (text,) = encode(tokenizer, ["the old tree"], [" sings"])
-    assert text.tokens == [1, *plain, *tokenizer(" sings", add_special_tokens=False).input_ids]
-    assert text.prompt == 1 + len(plain)
-    (cut,) = encode(tokenizer, ["the old tree"], [" sings"], max_tokens=2)
-    assert cut.tokens == text.tokens[:2] and cut.prompt == 2
-    (empty,) = encode(tiny_tokenizer("none"), [""], [""])
-    assert empty == Text([tokenizer.eos_token_id], 0)
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -108,14 +97,14 @@ def test_mean_norm_is_a_mean_of_lengths_not_the_length_of_a_mean():
 def test_planted_sink_dominates_what_includes_it(architecture):
     """The helper other tests rely on: the sink is where it should be, and an ordinary token is not."""
     lm, pairs, direction, sink = planted_sink(architecture)
-    (text,) = encode(lm.tokenizer, pairs.prompt[:1], pairs.desired[:1])
+    (text,) = split(lm.tokenizer, pairs.prompt[:1], pairs.desired[:1])
     hidden = stream(lm.model, text.tokens, 1)
     assert hidden[0] @ sink > 99 and hidden[1:].norm(dim=-1).max() < 1.5
     assert hidden[1 : text.prompt].norm(dim=-1).max() < 3 * ORDINARY_NORM
     assert (hidden[text.prompt :] @ direction).min() > 0.8
     for read, skip_first, low, high in (("all", 0, 0.0, 0.6), ("all", 1, 0.99, 1.0), ("continuation", 0, 0.99, 1.0)):
         features = [
-            pooled_features(lm.model, encode(lm.tokenizer, pairs.prompt, texts), [1], read=read, skip_first=skip_first)[
+            pooled_features(lm.model, split(lm.tokenizer, pairs.prompt, texts), [1], read=read, skip_first=skip_first)[
                 0
             ]
             for texts in (pairs.desired, pairs.undesired)

@@ -9,6 +9,7 @@ from methods.base import FitData, Pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, hooked, record
 from methods.mean_centring import MeanCentring
+from methods.tokens import split
 from tests.sinks import planted_sink
 from tests.tiny import tiny_lm
 
@@ -77,7 +78,7 @@ def test_an_offset_of_all_activations_cancels_and_the_uncentred_mean_moves_with_
 
     def both() -> tuple[Tensor, Tensor]:
         """The centred mean, and the mean of the target texts alone."""
-        texts = directions.encode(lm.tokenizer, PAIRS.prompt, PAIRS.desired)
+        texts = split(lm.tokenizer, PAIRS.prompt, PAIRS.desired)
         alone = directions.pooled_features(lm.model, texts, [LAYER], read="all")[0].mean(0)
         return fit(method, lm)[KEY], alone
 
@@ -149,8 +150,12 @@ def test_strength_zero_and_the_way_out_leave_every_bit():
 
 def test_max_tokens_cuts_target_and_background():
     lm = tiny_lm()
-    cut = fit(MeanCentring(layer=LAYER, max_tokens=3), lm)[KEY]
-    ids = [lm.encode(text)[:3] for text in (*PAIRS.prompt, *BACKGROUND)]
+    artefact = fit(MeanCentring(layer=LAYER, max_tokens=3), lm)
+    cut = artefact[KEY]
+    tails = [lm.tokenizer(text, add_special_tokens=False).input_ids for text in PAIRS.desired]
+    assert min(map(len, tails)) > 1  # so the prompt is gone but for BOS
+    ids = [[*lm.encode(""), *tail[:2]] for tail in tails] + [lm.encode(text)[:3] for text in BACKGROUND]
+    assert artefact["info.cut_pairs"] == 3 and artefact["info.cut_background"] == len(BACKGROUND)
     means = torch.stack([by_hand(lm, one, 0) for one in ids])
     torch.testing.assert_close(cut, means[:3].mean(0) - means[3:].mean(0), atol=1e-4, rtol=1e-4)
 

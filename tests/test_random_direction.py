@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from methods.base import FitData, Pairs
-from methods.directions import encode, pooled_features
+from methods.directions import pooled_features
 from methods.errors import SetupError
 from methods.intervention import record
 from methods.random_direction import RandomDirection
+from methods.tokens import split
 from tests.sinks import planted_sink
 from tests.tiny import tiny_lm
 
@@ -21,7 +22,7 @@ def test_length_is_the_mean_residual_norm_of_the_continuations_tokens():
     pairs = Pairs(["The quick fox"] * 2, [" jumps over the dog"] * 2, [" is old"] * 2)
     norms = []
     for continuation in (pairs.desired[0], pairs.undesired[0]):
-        (text,) = encode(lm.tokenizer, pairs.prompt[:1], [continuation])
+        (text,) = split(lm.tokenizer, pairs.prompt[:1], [continuation])
         with torch.inference_mode(), record(lm.model, [1]) as seen:
             lm.model(torch.tensor([text.tokens]))
         norms.append(float(seen[1][0, text.prompt :].norm(dim=-1).mean()))
@@ -36,7 +37,7 @@ def test_a_sink_a_hundred_times_as_long_changes_nothing(architecture):
     for sink_norm in (1.0, 100.0):
         lm, pairs, _, _ = planted_sink(architecture, sink_norm=sink_norm)
         found[sink_norm] = float(fit(lm, pairs)["info.residual_norm"])
-        texts = encode(lm.tokenizer, pairs.prompt, pairs.desired)
+        texts = split(lm.tokenizer, pairs.prompt, pairs.desired)
     assert found[100.0] == pytest.approx(found[1.0], rel=1e-3)
     assert found[100.0] == pytest.approx(1.0, abs=0.1)  # the planted direction, and little else
     sunk = pooled_features(lm.model, texts, [1], read="all").norm(dim=-1).mean()
@@ -46,7 +47,7 @@ def test_a_sink_a_hundred_times_as_long_changes_nothing(architecture):
 def test_an_empty_prompt_without_bos_does_not_put_the_first_token_into_the_norm():
     lm = tiny_lm(bos="none")
     pairs = Pairs([""] * 2, ["The quick fox"] * 2, ["The lazy dog"] * 2)
-    texts = encode(lm.tokenizer, [""] * 2, [pairs.desired[0], pairs.undesired[0]])
+    texts = split(lm.tokenizer, [""] * 2, [pairs.desired[0], pairs.undesired[0]])
     expected = []
     for text in texts:
         with torch.inference_mode(), record(lm.model, [1]) as seen:

@@ -54,7 +54,7 @@ def fitted(lm):
 
 
 def tokens(lm, examples):
-    return encoded(lm.tokenizer, examples, "examples", 128)
+    return encoded(lm.model, lm.tokenizer, examples, "examples", 128)[0]
 
 
 def digest(tensors) -> str:

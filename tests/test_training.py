@@ -23,7 +23,7 @@ def lm():
 
 
 def texts(lm):
-    return encoded(lm.tokenizer, EXAMPLES, "examples", 128)
+    return encoded(lm.model, lm.tokenizer, EXAMPLES, "examples", 128)[0]
 
 
 def test_the_loss_counts_the_completions_tokens_alone(lm):
@@ -42,14 +42,14 @@ def test_the_loss_counts_the_completions_tokens_alone(lm):
 
 def test_a_text_without_prompt_is_learnt_from_its_second_token_on():
     lm = tiny_lm(bos="none")
-    (text,) = encoded(lm.tokenizer, Examples([""], ["The old tree"]), "texts", 128)
-    assert text.prompt == 1 and len(text.tokens) > 1
+    ((text,), cut) = encoded(lm.model, lm.tokenizer, Examples([""], ["The old tree"]), "texts", 128)
+    assert not cut and text.prompt == 1 and len(text.tokens) > 1
 
 
 @pytest.mark.parametrize("examples", [None, Examples([], []), Examples(["The old"], [""])])
 def test_nothing_to_learn_is_a_clear_error(lm, examples):
     with pytest.raises(SetupError, match="no examples with a completion"):
-        encoded(lm.tokenizer, examples, "examples", 128)
+        encoded(lm.model, lm.tokenizer, examples, "examples", 128)
 
 
 def test_each_epoch_reads_every_row_once_in_another_order():
@@ -152,7 +152,7 @@ def test_fine_tuning_learns_its_examples_and_strength_scales_the_change(lm):
     artefact = method.fit(lm.model, lm.tokenizer, fitting_data())
     assert artefact["info.loss_after"] < 0.5 * artefact["info.loss_before"]
     before = {name: p.detach().clone() for name, p in lm.model.named_parameters()}
-    batch = encoded(lm.tokenizer, EXAMPLES, "examples", 128)
+    batch, _ = encoded(lm.model, lm.tokenizer, EXAMPLES, "examples", 128)
     with method.apply(lm.model, artefact, 1.0):
         assert mean_loss(lm.model, batch) == pytest.approx(float(artefact["info.loss_after"]), rel=1e-4)
     with method.apply(lm.model, artefact, -0.5):

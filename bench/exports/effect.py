@@ -19,6 +19,7 @@ from methods import anatomy
 from methods.base import Artefact, Method
 from methods.errors import SetupError
 from methods.intervention import Hook, Site, adding, edited, hooked, record
+from methods.tokens import Text, split
 
 SITES: tuple[Site, ...] = get_args(Site)
 TEXTS = (  # prompt and continuation: two, of different lengths, on which everything is measured
@@ -63,11 +64,6 @@ class Steered:
         return self.lm.steered(self.method, self.artefact, self.strength)
 
 
-class _Text(NamedTuple):
-    ids: list[int]
-    prompt: int  # tokens
-
-
 def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effect:
     """What the method does to the model at this strength; every text of TEXTS is read a few times."""
     before = {name: _digest(parameter) for name, parameter in lm.model.named_parameters()}
@@ -82,7 +78,7 @@ def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effe
         return Effect(weights, {}, "it puts a text before every prompt; write that text before your prompts yourself")
     if steering.next_logits is not None:
         return Effect(weights, {}, "it changes the logits while a text is decoded, which no file of weights can do")
-    texts = [_text(lm, *text) for text in TEXTS]
+    texts = _encoded(lm)
     zeroed = [_streams(lm, method, artefact, strength, text, zero=True) for text in texts]
     natural = [_streams(lm, method, artefact, strength, text, zero=False) for text in texts]
     vectors: dict[int, Tensor] = {}
@@ -111,13 +107,12 @@ def _digest(parameter: Tensor) -> bytes:
     return hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()
 
 
-def _text(lm: LM, prompt: str, continuation: str) -> _Text:
-    head = list(lm.tokenizer(prompt).input_ids)
-    return _Text(head + list(lm.tokenizer(continuation, add_special_tokens=False).input_ids), len(head))
+def _encoded(lm: LM) -> list[Text]:
+    return split(lm.tokenizer, [prompt for prompt, _ in TEXTS], [continuation for _, continuation in TEXTS])
 
 
 def _streams(
-    lm: LM, method: Method, artefact: Artefact, strength: float, text: _Text, *, zero: bool
+    lm: LM, method: Method, artefact: Artefact, strength: float, text: Text, *, zero: bool
 ) -> dict[tuple[int, Site], tuple[Tensor, Tensor]]:
     """(T, D) before and after the method's own hooks at each block and site; the last token is read from the cache.
 
@@ -134,7 +129,7 @@ def _streams(
         after = {site: stack.enter_context(record(lm.model, layers, site)) for site in SITES}
         rows = steered.start(torch.tensor([text.prompt]))
         parts = []
-        for ids in (text.ids[:-1], text.ids[-1:]):
+        for ids in (text.tokens[:-1], text.tokens[-1:]):
             steered.read(rows, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool), keep=1)
             parts.append({(i, s): (before[s][i][0], after[s][i][0]) for s in SITES for i in layers})
     return {key: (_joined(parts, key, 0), _joined(parts, key, 1)) for key in parts[0]}
@@ -145,7 +140,7 @@ def _joined(parts: Sequence[Mapping[tuple[int, Site], tuple[Tensor, Tensor]]], k
 
 
 def _beyond(
-    vector: Tensor, added: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor]], texts: Sequence[_Text], scoped: bool
+    vector: Tensor, added: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor]], texts: Sequence[Text], scoped: bool
 ) -> str | None:
     """Why this is not one vector added at all positions; None where it is."""
     acted = (added[0] != 0).any(-1) | (seen[0][0] != seen[0][1]).any(-1)  # (T,)
@@ -173,7 +168,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 
 
 def _explains(
-    lm: LM, method: Method, artefact: Artefact, strength: float, effect: Effect, texts: Sequence[_Text]
+    lm: LM, method: Method, artefact: Artefact, strength: float, effect: Effect, texts: Sequence[Text]
 ) -> bool:
     """The measured weights and vectors alone give the steered model's logits."""
     parameters, blocks = dict(lm.model.named_parameters()), anatomy.blocks(lm.model)
@@ -186,8 +181,8 @@ def _explains(
     return largest_difference(wanted, got) <= tolerance(wanted)
 
 
-def _logits(lm: LM, text: _Text) -> Tensor:
-    ids = torch.tensor([text.ids])
+def _logits(lm: LM, text: Text) -> Tensor:
+    ids = torch.tensor([text.tokens])
     return lm.read(lm.start(torch.tensor([text.prompt])), ids, torch.ones_like(ids, dtype=torch.bool))
 
 
@@ -195,8 +190,8 @@ def _logits(lm: LM, text: _Text) -> Tensor:
 def logits(model: PreTrainedModel, lm: LM) -> list[Tensor]:
     """(T, V) of each text of TEXTS, from a plain forward of `model` as whoever loads an export would run it."""
     found = []
-    for text in TEXTS:
-        ids = torch.tensor([_text(lm, *text).ids], device=model.device)
+    for text in _encoded(lm):
+        ids = torch.tensor([text.tokens], device=model.device)
         found.append(model(input_ids=ids, use_cache=False).logits[0])
     return found
 
