@@ -17,7 +17,7 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from bench import cost, identity, models, record, tuning
+from bench import config, cost, digests, identity, models, record, tuning
 from bench.data.base import FitSource
 from bench.data.sources import Sources, default_cache
 from bench.generations import Generations, decoding_identity
@@ -33,28 +33,52 @@ from methods.fitting import checkpointing
 
 @dataclass
 class Session:
-    """What the cells of one process share: loaded models, what methods learn from, the bar."""
+    """What the cells of one process share: loaded models, what methods learn from, the bar.
+
+    threads: of torch, as it was found before any cell was made.
+    """
 
     bar: Bar = field(default_factory=lambda: Bar({}))
+    threads: int = field(default_factory=torch.get_num_threads)
     models: dict[str, LM] = field(default_factory=dict)
     fit_data: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """Inside the block torch computes with so many CPU threads; after it with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def build(node: DictConfig, leave: tuple[str, ...] = (), **available: Any) -> Any:
     """The object that a node's `_target_` names; of `available` it gets what its constructor has a parameter for.
 
-    A node inside it that names a `_target_` is built in the same way.
+    A node inside it that names a `_target_` is built in the same way. Raises SetupError for a class that no YAML file
+    of the config's folders names (`config.targets`).
     """
     settings = OmegaConf.to_container(node, resolve=True)
     assert isinstance(settings, dict)
-    return built({key: value for key, value in settings.items() if key not in leave}, available)
+    named = OmegaConf.select(node._get_root(), config.FOLDERS, default=())
+    kept = {key: value for key, value in settings.items() if key not in leave}
+    return built(kept, available, config.targets(tuple(named)))
 
 
-def built(settings: Any, available: dict[str, Any]) -> Any:
-    """As `build`, from plain values."""
+def built(settings: Any, available: dict[str, Any], allowed: frozenset[str] | None = None) -> Any:
+    """As `build`, from plain values. allowed: the classes; None: those that conf/ and installed plug-ins name."""
+    allowed = config.targets() if allowed is None else allowed
+    config.check_targets(settings, allowed)
+    return _built(settings, available)
+
+
+def _built(settings: Any, available: dict[str, Any]) -> Any:
     if not isinstance(settings, dict):
         return settings
-    given = {str(key): built(value, available) for key, value in settings.items() if key != "_target_"}
+    given = {str(key): _built(value, available) for key, value in settings.items() if key != "_target_"}
     if "_target_" not in settings:
         return given
     target = class_of(settings["_target_"])
@@ -106,8 +130,6 @@ class Cell:
         settings: Any = OmegaConf.to_container(cfg.tuning, resolve=True)
         self.tuning = tuning.Tuning(**settings, in_residual_norms=cfg.strength_unit == "residual_norm")
         self._variants: dict[str, Cell] = {}
-        if cfg.runtime.threads:
-            torch.set_num_threads(cfg.runtime.threads)
 
     def _check_leaks(self, source: FitSource) -> None:
         """Raises SetupError where a suite would ask documents or prompts that the method learns from."""
@@ -139,16 +161,21 @@ class Cell:
 
     # -- what things are called ------------------------------------------------------------------------------------
 
+    @property
+    def threads(self) -> int:
+        """CPU threads of torch that the cell computes with, whatever other cells do (`torch_threads`)."""
+        return int(self.cfg.runtime.threads or self.session.threads)
+
     @cached_property
     def model_identity(self) -> dict[str, Any]:
         """Everything about the model that can change a number."""
         node, device = self.cfg.model, torch.device(self.cfg.runtime.device).type
         return models.identity(node, self.cfg.data.offline) | {
             "dtype": node.dtype,
-            "bos": node.bos,
+            **models.text_rules(node, self.fetch_model, self.cfg.data.offline),
             "chat": node.chat,
             "device": device,
-            "threads": torch.get_num_threads() if device == "cpu" else None,
+            "threads": self.threads if device == "cpu" else None,
         }
 
     @cached_property
@@ -168,10 +195,26 @@ class Cell:
         return identity.digest([self.model_identity, identity.named(self.fit_sources[field])])
 
     @property
+    def artefact_folder(self) -> Path:
+        """Where the artefact is stored, with the facts about it."""
+        return self.runs / "artefacts" / self.fit_id
+
+    @property
     def is_fitted(self) -> bool:
         """The artefact is stored, with the facts about it."""
-        folder = self.runs / "artefacts" / self.fit_id
-        return (folder / "fit.json").exists() and (folder / "artefact.safetensors").exists()
+        return all((self.artefact_folder / name).exists() for name in ("fit.json", "artefact.safetensors"))
+
+    def stored_fit(self) -> dict[str, Any] | None:
+        """What fitting the stored artefact took; None where there is none, or a damaged one, which is set aside."""
+        if not self.is_fitted:
+            return None
+        try:
+            verified = digests.verified(self.artefact_folder)
+        except digests.DamagedError as error:
+            digests.set_aside(self.artefact_folder, error)
+            return None
+        fit = record.load(self.artefact_folder / "fit.json")
+        return fit if verified else fit | {"unverified": [f"artefacts/{self.fit_id}"]}
 
     @property
     def unfinished(self) -> Path:
@@ -215,18 +258,21 @@ class Cell:
 
     @cached_property
     def lm(self) -> LM:
-        """The loaded model, shared by the cells of a process."""
-        key = identity.digest(self.model_identity)
+        """The loaded model, shared by the cells of a process that differ in threads or method alone."""
+        key = identity.digest(self.model_identity | {"threads": None, "device": self.cfg.runtime.device})
         if key not in self.session.models:
             node = self.cfg.model
-            self.session.models[key] = load_lm(
-                self.fetch_model(),
-                revision=self.model_identity.get("revision"),  # the commit, also where a branch is named
-                dtype=node.dtype,
-                device=self.cfg.runtime.device,
-                bos=node.bos,
-                chat=node.chat,
-            )
+            with digests.unverified() as unverified:
+                lm = load_lm(
+                    self.fetch_model(),
+                    revision=self.model_identity.get("revision"),  # the commit, also where a branch is named
+                    dtype=node.dtype,
+                    device=self.cfg.runtime.device,
+                    bos=node.bos,
+                    chat=node.chat,
+                )
+                models.check_files(node, self.model_identity.get("revision"))
+            self.session.models[key] = replace(lm, unverified=tuple(sorted(unverified)))
         lm = self.session.models[key]
         self.method.check(lm.model)
         store = Generations(self.runs / "generations")
@@ -239,7 +285,10 @@ class Cell:
             key = self.source_id(name)
             if key not in self.session.fit_data:
                 with self.session.bar.stage(key, f"{source.name}: {name} to learn from"):
-                    self.session.fit_data[key] = source.load(self.lm)
+                    with digests.unverified() as unverified:
+                        texts, of_source = source.load(self.lm)
+                    found = {"unverified": sorted(unverified)} if unverified else {}
+                    self.session.fit_data[key] = texts, of_source | found
             texts, of_source = self.session.fit_data[key]
             data = data._replace(**{name: texts})
             read += of_source.get("sources", [])
@@ -249,28 +298,41 @@ class Cell:
     @cached_property
     def fitted(self) -> tuple[Artefact, dict[str, Any]]:
         """The artefact and what fitting it took; from `artefacts/<fit_id>` where it is there."""
-        folder = self.runs / "artefacts" / self.fit_id
-        lm = self.lm
-        if not self.is_fitted:
-            data, about = self.learn_from()
-            with self.session.bar.stage(self.fit_id, f"{self.label()} · fit"), checkpointing(self.unfinished):
-                with cost.peak_memory(lm.device) as peak:
-                    start = time.perf_counter()
-                    artefact = self.method.fit(lm.model, lm.tokenizer, data)
-                    seconds = time.perf_counter() - start
-            fit = {
-                "seconds": seconds,
-                "peak_memory_bytes": peak.bytes,
-                "artefact_bytes": artefact_bytes(artefact),
-                "facts": facts(artefact),
-                "data": about if self.method.needs else None,
-            }
-            with record.whole_folder(folder) as temporary:
-                save(artefact, temporary / "artefact.safetensors")
-                record.write_whole(temporary / "fit.json", record.dumps(fit))
-            shutil.rmtree(self.unfinished, ignore_errors=True)
-        artefact = load(folder / "artefact.safetensors")
-        return {name: t for name, t in artefact.items() if not name.startswith(INFO)}, record.load(folder / "fit.json")
+        fit = self.stored_fit()
+        if fit is None:
+            self._fit()
+            fit = self.stored_fit()
+        assert fit is not None
+        artefact = load(self.artefact_folder / "artefact.safetensors")
+        return {name: t for name, t in artefact.items() if not name.startswith(INFO)}, fit
+
+    def _fit(self) -> None:
+        """Fit and store the artefact."""
+        lm, (data, about) = self.lm, self.learn_from()
+        with self.session.bar.stage(self.fit_id, f"{self.label()} · fit"), checkpointing(self.unfinished):
+            with cost.peak_memory(lm.device) as peak:
+                start = time.perf_counter()
+                artefact = self.method.fit(lm.model, lm.tokenizer, data)
+                seconds = time.perf_counter() - start
+        fit = {
+            "seconds": seconds,
+            "peak_memory_bytes": peak.bytes,
+            "artefact_bytes": artefact_bytes(artefact),
+            "facts": facts(artefact),
+            "data": about if self.method.needs else None,
+        }
+        with record.whole_folder(self.artefact_folder) as temporary:
+            save(artefact, temporary / "artefact.safetensors")
+            record.write_whole(temporary / "fit.json", record.dumps(fit))
+            digests.seal(temporary, name=self.fit_id)
+        shutil.rmtree(self.unfinished, ignore_errors=True)
+
+    def unverified(self, strength: float) -> list[str]:
+        """The folders that the fit was read from and that no digest vouches for; at strength 0 none is read."""
+        if strength == 0:
+            return []
+        fit = self.fitted[1]
+        return [*fit.get("unverified", []), *(fit["data"] or {}).get("unverified", [])]
 
     def in_own_unit(self, strength: float, fit: bool = True) -> float:
         """A strength as the config gives it, in the method's unit; exact to 6 digits where it has to be converted.
@@ -279,15 +341,14 @@ class Cell:
         """
         if self.cfg.strength_unit == "method" or strength == 0:
             return strength
-        path = self.runs / "artefacts" / self.fit_id / "fit.json"
-        if not fit and not path.exists():
-            raise LookupError(path)
-        facts = self.fitted[1]["facts"] if fit else record.load(path)["facts"]
-        length = self.method.residual_norms(facts)
+        stored = self.fitted[1] if fit else self.stored_fit()
+        if stored is None:
+            raise LookupError(self.artefact_folder)
+        length = self.method.residual_norms(stored["facts"])
         if length is None:
             raise SetupError(
                 f"strength_unit=residual_norm: {self.method.name} adds no vector to the residual stream, or was fitted "
-                f"before its length was kept (then delete {path.parent}); set strength_unit=method"
+                f"before its length was kept (then delete {self.artefact_folder}); set strength_unit=method"
             )
         return float(f"{strength / length:.6g}")
 

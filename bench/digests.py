@@ -5,6 +5,10 @@ readable (a flipped bit, another tensor of the same shape) is found before a num
 """
 
 import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 from bench.data.wheels import file_sha256
@@ -13,18 +17,21 @@ from methods.errors import SetupError
 
 SEAL = "sha256.json"
 
+_unverified: ContextVar[set[str] | None] = ContextVar("unverified", default=None)
+
 
 class DamagedError(SetupError):
     """A file is not what was written; the message names it."""
 
 
-def seal(folder: Path, verified: bool = True) -> None:
+def seal(folder: Path, verified: bool = True, *, name: str | None = None) -> None:
     """Write the sha256 of every file below `folder` to its `sha256.json`.
 
-    verified: False where nobody knows whether the files are still what was once written.
+    verified: False where nobody knows whether the files are still what was once written. name: what the folder will be
+    called, so that another one in its place is found out; None for one that may be called anything.
     """
     files = {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)}
-    write_whole(folder / SEAL, dumps({"files": files, "verified": verified}))
+    write_whole(folder / SEAL, dumps({"name": name, "files": files, "verified": verified}))
 
 
 def verified(folder: Path, *, always: bool = True) -> bool:
@@ -36,18 +43,51 @@ def verified(folder: Path, *, always: bool = True) -> bool:
     Raises DamagedError where a file is missing or has other bytes than were written.
     """
     if not (folder / SEAL).is_file():
-        seal(folder, verified=False)
+        with suppress(OSError):  # a folder that cannot be written is read all the same
+            seal(folder, verified=False)
+        if not (folder / SEAL).is_file():
+            return _noted(folder, False)
     try:
         sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        files, known = dict(sealed["files"]), bool(sealed["verified"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        name, files, known = sealed.get("name"), dict(sealed["files"]), bool(sealed["verified"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"{folder / SEAL} cannot be read; {_again(folder)}") from error
-    for name, digest in files.items():
-        path = folder / name
+    if name not in (None, folder.name):
+        raise DamagedError(f"{folder} holds the files of {name}; {_again(folder)}")
+    for file, digest in files.items():
+        path = folder / file
         if not path.is_file():
             raise DamagedError(f"{path} is missing; {_again(folder)}")
         if (sha256 if always else file_sha256)(path) != digest:
             raise DamagedError(f"{path} is not what was written (its sha256 differs); {_again(folder)}")
+    return _noted(folder, known)
+
+
+@contextmanager
+def unverified() -> Iterator[set[str]]:
+    """The set holds, when the block ends, which folders were read inside it of which `verified` said False."""
+    outer, mine = _unverified.get(), set[str]()
+    token = _unverified.set(mine)
+    try:
+        yield mine
+    finally:
+        _unverified.reset(token)
+        if outer is not None:
+            outer |= mine
+
+
+def set_aside(folder: Path, why: DamagedError) -> None:
+    """Rename a damaged folder to `<name>.damaged`, with a warning, so that it can be made again in its place."""
+    names = (f"{folder.name}.damaged{'' if number == 1 else f'-{number}'}" for number in range(1, 1000))
+    target = next(path for path in map(folder.with_name, names) if not path.exists())
+    folder.rename(target)
+    print(f"warning: {str(why).partition(';')[0]}; it is set aside as {target.name} and made again", file=sys.stderr)
+
+
+def _noted(folder: Path, known: bool) -> bool:
+    collected = _unverified.get()
+    if not known and collected is not None:
+        collected.add(f"{folder.parent.name}/{folder.name}")
     return known
 
 

@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench import identity
+from bench import digests, identity
 from bench.lm import LM
 from bench.record import whole_folder
 from bench.sampling import VERSION, Continuation, Sampling, continuations
@@ -48,31 +49,50 @@ def generation_id(lm: Asker, prompts: Sequence[str], num_samples: int) -> str:
 
 
 class Generations:
-    """A folder `<id>/samples.jsonl.gz` a set; they hold text, so they are never committed."""
+    """A folder `<id>/samples.jsonl.gz` a set, sealed by its sha256; they hold text, so they are never committed."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def sampled(self, lm: LM, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
-        """The stored continuations, sampled now where there are none."""
+        """The stored continuations, sampled now where there are none, or where they are damaged."""
         target = self.folder / generation_id(lm, prompts, num_samples)
-        file = target / FILE
-        if not file.exists():
-            rows = continuations(lm, prompts, num_samples, lm.sampling)
-            with whole_folder(target) as temporary, gzip.open(temporary / file.name, "wt", encoding="utf-8") as out:
+        if (target / FILE).exists():
+            try:
+                return _read(target, prompts, num_samples)
+            except digests.DamagedError as error:
+                digests.set_aside(target, error)
+        rows = continuations(lm, prompts, num_samples, lm.sampling)
+        with whole_folder(target) as temporary:
+            with gzip.open(temporary / FILE, "wt", encoding="utf-8") as out:
                 for prompt, row in zip(prompts, rows, strict=True):
                     out.write(json.dumps({"prompt": prompt, "continuations": row}) + "\n")
-        return _read(file)
+            digests.seal(temporary, name=target.name)
+        return _read(target, prompts, num_samples)
 
     def stored(self, lm: Asker, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
-        """The stored continuations. Raises SetupError where there are none."""
-        file = self.folder / generation_id(lm, prompts, num_samples) / FILE
-        if not file.exists():
-            raise SetupError(f"{file.parent} is not there, so these texts cannot be judged again; run their cell anew")
-        return _read(file)
+        """The stored continuations. Raises SetupError where there are none, and where they are damaged."""
+        target = self.folder / generation_id(lm, prompts, num_samples)
+        if not (target / FILE).exists():
+            raise SetupError(f"{target} is not there, so these texts cannot be judged again; run their cell anew")
+        return _read(target, prompts, num_samples)
 
 
-def _read(file: Path) -> list[list[Continuation]]:
-    with gzip.open(file, "rt", encoding="utf-8") as lines:
-        rows = [json.loads(line)["continuations"] for line in lines]
-    return [[Continuation(text, ended) for text, ended in row] for row in rows]
+def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
+    """The texts of a set. Raises DamagedError for a file that is not what was written, or not what is asked for."""
+    digests.verified(folder)
+    try:
+        with gzip.open(folder / FILE, "rt", encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        found = [[Continuation(*one) for one in row["continuations"]] for row in rows]
+        asked = [row["prompt"] for row in rows]
+    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
+        raise digests.DamagedError(
+            f"{folder / FILE} cannot be read; delete the folder and run its cell anew"
+        ) from error
+    if asked != list(prompts) or any(len(row) != num_samples for row in found):
+        raise digests.DamagedError(
+            f"{folder / FILE} does not hold {num_samples} texts of each of the {len(prompts)} prompts; delete the "
+            "folder, and run its cell anew"
+        )
+    return found

@@ -3,6 +3,11 @@
 lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position scope would not know where it stands;
 it also reads a shared context once per answer. Here a context is read once, and "the prompt" of a scope is the
 request's context. Where steering comes with a prefix, it stands before every context.
+
+Which tokens are the answer's: context and answer are tokenised as one text, and the answer begins with the first token
+that holds a character of it, or of the white space at the end of the context (which lm-eval counts to the answer). So a
+token that spans the join is the answer's, where lm-eval counts the context's tokens and may leave the answer without
+any: its log p would be 0, more than that of every other answer. An answer of no text is the end of the text.
 """
 
 import functools
@@ -32,6 +37,7 @@ from lm_eval.models.utils import (
 from bench.lm import LM
 from bench.sampling import draw, prefill, stream
 from bench.token_likelihood import BATCH_TOKENS, Request
+from methods import tokens
 from methods.fitting import advance
 
 SAMPLED_WITH = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}  # what sampled decoding understands
@@ -94,13 +100,24 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """(log p(continuation | prefix + context), is it the greedy one) of each request."""
-        if self._prefix:
-            requests = [
-                Instance("loglikelihood", r.doc, (self._prefix + r.args[0], r.args[1]), r.idx, r.metadata)
-                for r in requests
+        del disable_tqdm
+        return self._loglikelihood_tokens(
+            [
+                (request.args, *self._encode_pair(self._prefix + request.args[0], request.args[1]))
+                for request in requests
             ]
-        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return found
+        )
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of both, by the rule above; a text that brings its own BOS gets none before it."""
+        own_bos = has_bos_prefix(context + continuation, self.tokenizer.decode([self.prefix_token_id]))
+        trimmed = context.rstrip()
+        joined = [trimmed], [context[len(trimmed) :] + continuation]
+        (text,) = tokens.split(self.tokenizer, *joined, special_tokens=not own_bos)
+        if not context and own_bos and len(text.tokens) > 1:  # as lm-eval: the BOS in the text is the context
+            text = text._replace(prompt=1)
+        (request,) = self.lm.requests([text])
+        return request.context, request.continuation
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
@@ -113,13 +130,15 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
         The steering prefix stands before every window, in the place of the token that opens the first one.
         """
-        prefix = self.tok_encode(self._prefix) if self._prefix else []
         windows: list[Request] = []
         owner: list[int] = []
         for i, request in enumerate(requests):
-            tokens = self.tok_encode(request.args[0], add_special_tokens=False if prefix else None)
+            prefix, ids = list[int](), self.tok_encode(request.args[0])
+            if self._prefix:
+                (whole,) = tokens.split(self.tokenizer, [self._prefix], [request.args[0]])
+                prefix, ids = whole.tokens[: whole.prompt], whole.continuation
             rolling = utils.get_rolling_token_windows(
-                token_list=tokens,
+                token_list=ids,
                 prefix_token=self.prefix_token_id,
                 max_seq_len=self.max_length - len(prefix),
                 context_len=1,

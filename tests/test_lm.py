@@ -29,6 +29,8 @@ def folder(tmp_path):
 class Shift:
     """Adds a constant at one block's output everywhere, with a prefix; counts how often it was entered."""
 
+    name = "shift"
+
     def __init__(self, next_logits=None):
         self.entered = self.left = 0
         self.next_logits = next_logits
@@ -73,7 +75,7 @@ def test_an_empty_prompt_without_any_special_token():
 
 def test_bos_errors():
     tokenizer = tiny_tokenizer("none")
-    with pytest.raises(SetupError, match="allowed are prepend, none"):
+    with pytest.raises(SetupError, match="allowed are tokenizer, prepend, none"):
         set_bos(tokenizer, "always")
     tokenizer.bos_token = None
     with pytest.raises(SetupError, match=r"no BOS token; set model\.bos=none"):
@@ -119,7 +121,7 @@ def test_loaded_model_is_ready_and_named(folder):
     lm = load_lm(str(folder), dtype="bfloat16", identity={"path": "x", "fingerprint": "abc"})
     assert not lm.model.training and not any(p.requires_grad for p in lm.model.parameters())
     assert lm.model.dtype == torch.bfloat16
-    expected = {"path": "x", "fingerprint": "abc", "dtype": "bfloat16", "device": "cpu", "bos": "none", "chat": False}
+    expected = {"path": "x", "fingerprint": "abc", "dtype": "bfloat16", "device": "cpu", "bos": "prepend", "chat": False}
     assert expected.items() <= lm.identity.items()
     assert lm.identity["threads"] == torch.get_num_threads()
     assert lm.max_length == 256 and lm.stop_tokens == {EOS}

@@ -74,6 +74,35 @@ def tiny_tokenizer(bos: str = "prepend") -> PreTrainedTokenizerFast:
     return tokenizer
 
 
+def spanning_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that does not part words before it merges, so a token may span any place of a text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=["<pad>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([CORPUS], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
+def metaspace_tokenizer() -> PreTrainedTokenizerFast:
+    """As SentencePiece makes them for Llama-2 and Mistral: a space before every text, bytes for unknown letters."""
+    special = ["<pad>", "<s>", "</s>"]
+    letters = sorted(set(CORPUS.replace(" ", "\u2581")))
+    pieces = special + [f"<0x{byte:02X}>" for byte in range(256)] + letters
+    vocabulary = {piece: number for number, piece in enumerate(pieces[:VOCABULARY])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+
+
 def tiny_model(architecture: str = "llama", seed: int = 0) -> PreTrainedModel:
     """A fresh random model, the same for the same seed; weights are larger than usual, so that it has opinions."""
     torch.manual_seed(seed)

@@ -7,7 +7,8 @@ matching answer is the softmax over the two letters' tokens that could follow:
     p = exp(l_matching) / (exp(l_matching) + exp(l_other)),   l = log p(letter | question, "(")
 
 A chat model reads the question in its chat template, a base model "Input: QUESTION", a new line and "Response:", as the
-fit data `ab` are worded. The answer begins behind a blank where that text does not end in white space.
+fit data `ab` are worded. The answer begins behind a blank where that text does not end in white space. Question and
+answer are tokenised as one text, so a letter may be one token with its bracket, or several tokens.
 
 What is steered: the prompt is what stands before " (", and " (" with the letter is predicted after it (context and
 continuation of a Request). So a method that steers generation acts at "(", from which the letter is predicted; whether
@@ -28,6 +29,7 @@ softmax over them means little.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix  # of any sequences
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -68,7 +70,7 @@ class AB:
     dev_limit: of the dev split, from the other end.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: question and answer tokenised as one text
     samples: ClassVar[bool] = False
 
     name: str = "ab"
@@ -117,17 +119,14 @@ class AB:
         return len(self.behaviours) * of_each * TOKENS_A_QUESTION
 
     def run(self, lm: LM, split: Split) -> SuiteResult:
-        """Read the letters' probabilities. Raises SetupError where the tokenizer has no token for a letter."""
+        """Read the letters' probabilities. Raises SetupError where both answers are the same tokens."""
         asked = {behaviour: self.questions(behaviour, split) for behaviour in self.behaviours}
         questions = [one for some, _ in asked.values() for one in some]
         requests: list[Request] = []
         for one in questions:
-            text = worded(lm, one.prompt.text)
-            context = lm.encode(one.prompt.text if lm.chat else text)
-            opening = "(" if text[-1].isspace() else " ("
-            head, letters = answer_tokens(lm, opening, (one.matching, one.other), self.name)
-            requests += [Request(context, tokens) for tokens in (head, *([*head, letter] for letter in letters))]
-        read = [one.logprob for one in lm.likelihood(requests)]
+            requests += letter_requests(lm, one.prompt.text, (one.matching, one.other))
+        said = iter(lm.likelihood([one for one in requests if one.continuation]))
+        read = [next(said).logprob if one.continuation else 0.0 for one in requests]
         rows = []
         for one, head_p, matching, other in zip(questions, read[::3], read[1::3], read[2::3], strict=True):
             rows.append(
@@ -161,23 +160,20 @@ class AB:
         return SuiteResult(found, items, scores, info)
 
 
-def answer_tokens(lm: LM, opening: str, letters: Sequence[str], suite: str = "ab") -> tuple[list[int], list[int]]:
-    """Tokens of the opening bracket, and the one token of each letter behind it.
+def letter_requests(lm: LM, question: str, letters: Sequence[str]) -> list[Request]:
+    """What the answers have in common behind the question, and the answer with each letter.
 
-    Raises SetupError where bracket and letter are one token, or a letter is several.
+    Question and answer are tokenised as one text (`LM.encode_pairs`). In common is as a rule the bracket, and nothing
+    where bracket and letter are one token.
+
+    Raises SetupError where two letters are the same tokens, as unknown ones are.
     """
-
-    def tokens(text: str) -> list[int]:
-        return list(lm.tokenizer(text, add_special_tokens=False).input_ids)
-
-    head, found = tokens(opening), []
-    for letter in letters:
-        whole = tokens(opening + letter)
-        if not head or whole[:-1] != head:
-            pieces = [str(lm.tokenizer.decode([token])) for token in whole]
-            raise SetupError(
-                f"suite.{suite} reads an answer letter as one token behind {opening!r}; this tokenizer makes {pieces} "
-                f"of {opening + letter!r}. Leave {suite} out of suite=[...] for this model"
-            )
-        found.append(whole[-1])
-    return head, found
+    text = worded(lm, question)
+    opening = "(" if text[-1].isspace() else " ("
+    pairs = lm.encode_pairs([question if lm.chat else text] * len(letters), [opening + letter for letter in letters])
+    context = list(commonprefix([one.context for one in pairs]))
+    answers = [(one.context + one.continuation)[len(context) :] for one in pairs]
+    head = list(commonprefix(answers))
+    if len({tuple(answer) for answer in answers}) < len(answers):
+        raise SetupError(f"this tokenizer makes the same tokens of the answers {list(letters)}: leave the suite out")
+    return [Request(context or [lm.end_of_text], tokens) for tokens in (head, *answers)]

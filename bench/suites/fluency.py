@@ -12,7 +12,6 @@ against the unsteered model of the same table: a row whose text has fallen apart
 """
 
 import functools
-import math
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from bench.data.prompts import Prompt, rtp_prompts
 from bench.data.sources import Located
 from bench.lm import LM
 from bench.models import fingerprint
+from bench.sampling import Continuation
 from bench.suites.base import Split, SuiteError, SuiteResult
 from bench.suites.continued import Continued
 from bench.token_likelihood import Request
@@ -44,7 +44,9 @@ class Fluency(Continued):
     All metrics have one item per prompt:
 
     perplexity    exp(sum of -log p / number of tokens) over all continuations; a prompt weighs what its tokens do.
-                  Continuations are tokenised apart from their prompt; an empty one has no token and is "unscored".
+                  The tokens are those that were sampled. A continuation without any is "unscored". Of texts that an
+                  older version stored without their tokens, prompt and text are tokenised together
+                  (`LM.encode_pairs`); the record counts them as `retokenised`.
     distinct_n    |distinct n-grams of words| / |words|, pooled over a prompt's k continuations; the denominator is
                   words for every n, and the value falls with k (arXiv 2105.03023 section 3.1 and its code, but
                   words are split on any white space, so that a leading space is no word). 0 where there is no word.
@@ -59,7 +61,7 @@ class Fluency(Continued):
     short_share   share of texts that the model ended before `max_new_tokens`.
     """
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3  # 3: the sampled tokens; before, the text tokenised anew and apart from its prompt
 
     name: str = "fluency"
     judge: str | None = None
@@ -76,25 +78,27 @@ class Fluency(Continued):
 
     def run(self, lm: LM, split: Split) -> SuiteResult:
         """Sample, or take the stored texts, and look at them. Raises SuiteError when every text is empty."""
-        frames, tables = [], []
+        frames, tables, retokenised = [], [], 0
         for block, rows in self.continued(lm, split):
-            texts = [continuation.text for row in rows for continuation in row]
+            said = [continuation for row in rows for continuation in row]
             k = len(rows[0])
-            tokens = [list(lm.tokenizer(text, add_special_tokens=False).input_ids) for text in texts]
+            asked = [prompt.text for prompt in block for _ in range(k)]
+            retokenised += sum(one.tokens is None for one in said)
             with lm.unsteered() as base:
-                contexts = [base.encode(prompt.text) for prompt in block for _ in range(k)]
-                read = base.likelihood([Request(c, t) for c, t in zip(contexts, tokens, strict=True)])
-            judged = self._judged([prompt.text for prompt in block for _ in range(k)], texts) if self.judge else None
+                requests = sampled_requests(base, asked, said)
+                nll = _nll(base, requests)
+            texts = [one.text for one in said]
+            judged = self._judged(asked, texts) if self.judge else None
             scores = pd.DataFrame(
                 {
                     "item": np.repeat([prompt.id for prompt in block], k),  # (N * k,)
                     "sample": np.tile(np.arange(k), len(block)),
-                    "nll": [-one.logprob for one in read],
-                    "tokens": [one.tokens for one in read],
+                    "nll": nll,
+                    "tokens": [len(one.continuation) for one in requests],
                     **({"judge_nll": judged[0], "judge_tokens": judged[1]} if judged else {}),
-                    "repetition": [repetition(ids) for ids in tokens],
+                    "repetition": [repetition(one.continuation) for one in requests],
                     "empty": [float(not text.strip()) for text in texts],
-                    "short": [float(continuation.ended) for row in rows for continuation in row],
+                    "short": [float(one.ended) for one in said],
                 }
             )
             frames.append(scores)
@@ -112,17 +116,33 @@ class Fluency(Continued):
             )
             for name, table in items.groupby("metric", sort=False)
         }
-        return SuiteResult(found, items, scores, self.facts(split))
+        return SuiteResult(found, items, scores, self.facts(split) | {"retokenised": retokenised})
 
     def _judged(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[list[float], list[int]]:
         """-log p and number of tokens of each text after its prompt, under the judge and with its own tokens."""
         judge = _judge(str(self.judge))
-        requests = [
-            Request(judge.encode(prompt), list(judge.tokenizer(text, add_special_tokens=False).input_ids))
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-        read = judge.likelihood(requests)
-        return [-one.logprob for one in read], [one.tokens for one in read]
+        requests = sampled_requests(judge, prompts, [Continuation(text, False) for text in texts])
+        return _nll(judge, requests), [len(one.continuation) for one in requests]
+
+
+def sampled_requests(lm: LM, prompts: Sequence[str], said: Sequence[Continuation]) -> list[Request]:
+    """Each continuation's tokens after its prompt: those that were sampled, or of the text where none were kept.
+
+    Of an empty text there is no token.
+    """
+    encoded = {prompt: lm.encode(prompt) for prompt in dict.fromkeys(prompts)}
+    anew = [i for i, one in enumerate(said) if one.tokens is None and one.text]
+    pairs = iter(lm.encode_pairs([prompts[i] for i in anew], [said[i].text for i in anew]))
+    return [
+        next(pairs) if one.tokens is None and one.text else Request(encoded[prompt], list(one.tokens or []))
+        for prompt, one in zip(prompts, said, strict=True)
+    ]
+
+
+def _nll(lm: LM, requests: Sequence[Request]) -> list[float]:
+    """-log p of each continuation; 0 of one without tokens, which is not asked."""
+    read = iter(lm.likelihood([one for one in requests if one.continuation]))
+    return [-next(read).logprob if one.continuation else 0.0 for one in requests]
 
 
 def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
@@ -132,7 +152,7 @@ def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
     pooled = groups["text"].agg(list)
     weights = {"perplexity": count}
     columns = {
-        "perplexity": groups["nll"].sum() / count.where(count > 0, math.nan),
+        "perplexity": (groups["nll"].sum() / count)[count > 0],
         **{f"distinct_{n}": pooled.map(lambda some, n=n: distinct(some, n)) for n in ORDERS},
         "repetition": groups["repetition"].mean(),
         "empty_share": groups["empty"].mean(),
@@ -141,20 +161,20 @@ def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
         "non_word_share": pooled.map(non_words),
     }
     if "judge_nll" in scores:
-        weights["judge_perplexity"] = groups["judge_tokens"].sum()
-        columns["judge_perplexity"] = groups["judge_nll"].sum() / weights["judge_perplexity"].replace(0, math.nan)
+        judged = weights["judge_perplexity"] = groups["judge_tokens"].sum()
+        columns["judge_perplexity"] = (groups["judge_nll"].sum() / judged)[judged > 0]
     tables = [
         pd.DataFrame(
             {
                 "metric": name,
                 "item": values.index,
                 "value": values.to_numpy(float),
-                "weight": weights[name].to_numpy(float) if name in weights else 1.0,
+                "weight": weights[name][values.index].to_numpy(float) if name in weights else 1.0,
             }
         )
         for name, values in columns.items()
     ]
-    return pd.concat(tables, ignore_index=True).dropna()[metrics.ITEM_COLUMNS].reset_index(drop=True)
+    return pd.concat(tables, ignore_index=True)[metrics.ITEM_COLUMNS]
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
