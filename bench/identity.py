@@ -6,6 +6,7 @@ so a new option that is off keeps the old ids.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from methods.base import Method
 
 SCHEMA = 1  # of records; bump when what a record means changes
+ID = re.compile(r"[0-9a-f]{12}")
+"""What an id looks like (`digest`). Whatever else a record or a folder calls one is never made part of a path."""
 
 
 def canonical(parts: Any) -> Any:
