@@ -1,0 +1,198 @@
+"""Damage that leaves a file readable is found before a number is made of it, for every kind of file."""
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+
+from bench import digests, models, record
+from bench.__main__ import main
+from bench.wheel_model import converted
+from tests.test_smoke import arguments, contents, without_figures, world  # noqa: F401  # fixtures
+from tests.test_wheel_model import MEMBER, REQUIREMENT, cache, sha256  # noqa: F401  # a fixture
+
+FLIPPED = 60  # bytes from the end of a file: inside a tensor, a text
+
+
+def flip(path: Path) -> None:
+    """One bit, so that the file stays as long and as readable as it was."""
+    content = bytearray(path.read_bytes())
+    content[-FLIPPED] ^= 1
+    path.write_bytes(content)
+
+
+def another_tensor(path: Path) -> None:
+    """Other numbers of the same shape."""
+    tensors = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+
+
+def rewrite(path: Path, change) -> None:
+    """Texts changed by hand, in a file that is whole."""
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file]
+    with gzip.open(path, "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in change(rows))
+
+
+def other_text(rows):
+    rows[0]["continuations"][0][0] = "something else"
+    return rows
+
+
+def fewer_samples(rows):
+    rows[0]["continuations"].pop()
+    return rows
+
+
+def fewer_prompts(rows):
+    return rows[:-1]
+
+
+def forget_records(results: Path) -> None:
+    shutil.rmtree(results / "runs" / "records")
+
+
+@pytest.fixture(scope="module")
+def swept(world, tmp_path_factory):  # noqa: F811
+    """A finished sweep, to be copied and damaged."""
+    results = tmp_path_factory.mktemp("swept")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.plots.rebuild", lambda *_: [])
+        assert main(command(world, results)) == 0
+    return results
+
+
+def command(world: Path, results: Path) -> list[str]:  # noqa: F811
+    return arguments(world, results, "method=unsteered,caa", "strength=2", "suite=[rtp,fluency]")
+
+
+@pytest.fixture
+def results(swept, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.plots.rebuild", lambda *_: [])
+    shutil.copytree(swept, tmp_path / "results")
+    return tmp_path / "results"
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("artefacts/*/artefact.safetensors", flip),
+        ("artefacts/*/artefact.safetensors", another_tensor),
+        ("artefacts/*/fit.json", lambda path: path.write_text(path.read_text().replace('"seconds": ', '"seconds": 9'))),
+        ("generations/*/samples.jsonl.gz", lambda path: rewrite(path, other_text)),
+        ("generations/*/samples.jsonl.gz", lambda path: rewrite(path, fewer_samples)),
+        ("generations/*/samples.jsonl.gz", lambda path: rewrite(path, fewer_prompts)),
+    ],
+)
+def test_damage_is_set_aside_and_made_again(file, damage, results, world, capsys):  # noqa: F811
+    before = contents(results)
+    (path, *_) = sorted((results / "runs").glob(file))
+    damage(path)
+    forget_records(results)
+    assert main(command(world, results)) == 0
+    assert contents(results) == before
+    told = capsys.readouterr().err.replace("\n", "")
+    assert (
+        f"{path} is not what was written" in told and f"set aside as {path.parent.name}.damaged and made again" in told
+    )
+    assert path.parent.with_name(f"{path.parent.name}.damaged").is_dir()
+    found = [record.load(one) for one in (results / "runs/records").glob("*/record.json")]
+    assert found and all(one["unverified"] == [] for one in found)
+
+
+def test_another_folder_in_its_place_is_found_out(results, world, capsys):  # noqa: F811
+    before = contents(results)
+    one, other = sorted((results / "runs/generations").iterdir())[:2]
+    shutil.rmtree(one)
+    shutil.copytree(other, one)
+    forget_records(results)
+    assert main(command(world, results)) == 0
+    assert contents(results) == before
+    assert f"holds the files of {other.name}" in capsys.readouterr().err.replace("\n", "")
+
+
+def test_what_was_written_before_is_sealed_and_marked(results, world):  # noqa: F811
+    """Files of older versions have no digest: they are read, get one, and the record says so."""
+    before = contents(results)
+    for seal in (results / "runs").rglob(digests.SEAL):
+        seal.unlink()
+    forget_records(results)
+    assert main(command(world, results)) == 0
+    assert contents(results) == before
+    for path in (results / "runs/records").glob("*/record.json"):
+        one = record.load(path)
+        named = {name.partition("/")[0] for name in one["unverified"]}
+        assert named == ({"generations"} if one["fit_id"] is None else {"generations", "artefacts"})
+    flip(next((results / "runs/generations").glob("*/samples.jsonl.gz")))
+    with pytest.raises(digests.DamagedError, match="is not what was written"):
+        for folder in (results / "runs/generations").iterdir():
+            digests.verified(folder)
+
+
+@pytest.mark.parametrize("key", ["value", "standard_error", "n"])
+def test_a_number_changed_in_record_json_is_computed_anew(key, results, world):  # noqa: F811
+    path = next(
+        path for path in (results / "runs/records").glob("*/record.json") if record.load(path)["suite"] == "rtp"
+    )
+    facts = record.load(path)
+    name = next(iter(facts["metrics"]))
+    facts["metrics"][name][key] = 0
+    path.write_text(record.dumps(facts))
+    assert record.read(path.parent) is None
+    assert main(command(world, results)) == 0
+    assert record.read(path.parent)["metrics"][name][key] != 0
+
+
+def test_the_converted_model(cache, capfd):  # noqa: F811
+    pin = sha256(cache)
+    folder = converted(REQUIREMENT, MEMBER, pin, cache=cache, offline=True)
+    good = {path.name: path.read_bytes() for path in folder.iterdir()}
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        flip(folder / name)
+        assert converted(REQUIREMENT, MEMBER, pin, cache=cache, offline=True) == folder
+        assert (folder / name).read_bytes() == good[name]
+        assert f"{folder / name} is not what was written" in capfd.readouterr().err
+
+
+def test_a_model_that_an_older_version_converted(cache):  # noqa: F811
+    pin = sha256(cache)
+    folder = converted(REQUIREMENT, MEMBER, pin, cache=cache, offline=True)
+    (folder / digests.SEAL).unlink()
+    with digests.unverified() as found:
+        converted(REQUIREMENT, MEMBER, pin, cache=cache, offline=True)
+    assert found == {f"models/{folder.name}"}
+    (folder / digests.SEAL).unlink()
+    good = (folder / "model.safetensors").read_bytes()
+    flip(folder / "model.safetensors")  # of the weights the older version noted a hash
+    converted(REQUIREMENT, MEMBER, pin, cache=cache, offline=True)
+    assert (folder / "model.safetensors").read_bytes() == good
+
+
+def test_a_file_of_the_hubs_cache(tmp_path):
+    """Laid out as the hub's client does it: snapshots of links to files that are named by their hash."""
+    commit = "c" * 40
+    node = OmegaConf.create({"wheel": None, "path": None, "id": "org/name"})
+    blobs, snapshot = (tmp_path / "models--org--name" / name for name in ("blobs", f"snapshots/{commit}"))
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (tmp_path / "weights").write_bytes(b"weights" * 100)
+    names = {
+        "config.json": "9e26dfeeb6e641a33dae4961196235bdb965b21b",  # git's name of the two bytes {}
+        "model.safetensors": record.sha256(tmp_path / "weights"),
+    }
+    (blobs / names["config.json"]).write_bytes(b"{}")
+    (blobs / names["model.safetensors"]).write_bytes(b"weights" * 100)
+    for name, blob in names.items():
+        (snapshot / name).symlink_to(blobs / blob)
+    models.check_files(node, commit, tmp_path)
+    for name, blob in names.items():
+        good = (blobs / blob).read_bytes()
+        (blobs / blob).write_bytes(good[:-1] + b"!")
+        with pytest.raises(digests.DamagedError, match=f"{name} is not the file that the hub has"):
+            models.check_files(node, commit, tmp_path)
+        (blobs / blob).write_bytes(good)
