@@ -21,7 +21,7 @@ from bench.sampling import Continuation, Sampling, continuations
 from bench.token_likelihood import Likelihood, Request, likelihoods
 from methods import tokens
 from methods.base import Artefact, Method, Steering
-from methods.errors import SetupError
+from methods.errors import SetupError, loading_failure
 from methods.intervention import Positions, at
 
 BOS = Literal["tokenizer", "prepend", "none"]
@@ -278,7 +278,7 @@ def load_lm(
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
         raise _cannot_load(path, error) from error
     model, loading = loaded
-    unexpected = _check_weights(path, loading)
+    unexpected = check_weights(path, loading)
     resolved = set_bos(tokenizer, bos)
     if chat and not tokenizer.chat_template:
         raise SetupError(f"model.chat=true, but the tokenizer of {path!r} has no chat template; set model.chat=false")
@@ -320,14 +320,13 @@ def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = Fa
 
 
 def _cannot_load(path: str, error: Exception) -> SetupError:
-    why = (str(error).strip() or type(error).__name__).splitlines()[0]
     return SetupError(
-        f"cannot load a model from {path!r}: {why}; give a folder with config.json, weights and tokenizer "
-        "(model.path=...), or a hub id that this machine can reach (model.id=...)"
+        f"cannot load a model from {path!r}: {loading_failure(error)}; give a folder with config.json, weights and "
+        "tokenizer (model.path=...), or a hub id that this machine can reach (model.id=...)"
     )
 
 
-def _check_weights(path: str, loading: dict[str, Any]) -> tuple[str, ...]:
+def check_weights(path: str, loading: dict[str, Any]) -> tuple[str, ...]:
     """The names of weights that have no place in the model, of none of its blocks.
 
     Raises SetupError for a weight that the model has and the files lack: transformers would draw it at random. And for

@@ -1,8 +1,29 @@
 """The one error that a user, not a developer, has to mend."""
 
+from pickle import UnpicklingError
+
 
 class SetupError(ValueError):
     """Something the user must install, download or set; printed without a traceback, exit code 2.
 
     The message says what is wrong, what was got, what is allowed, and the next step.
     """
+
+
+def loading_failure(error: Exception) -> str:
+    """Why files of a model could not be loaded, in one line.
+
+    What the libraries advise where the files bring code of their own, which is to run it, is left out: it never is.
+    """
+    text = str(error).strip() or type(error).__name__
+    if "trust_remote_code" in text or "custom code" in text:
+        return (
+            "it brings code of its own (auto_map in its config.json), and code of a model is never run here; take one "
+            "of an architecture that transformers itself has"
+        )
+    if "weights_only" in text or isinstance(error, UnpicklingError):
+        return (
+            "its weights are damaged, or a pickle that holds more than tensors, and nothing in a pickle is ever run; "
+            "take *.safetensors"
+        )
+    return text.splitlines()[0]

@@ -18,6 +18,7 @@ from transformers import (
 
 from bench import config, models
 from bench.cell import build
+from bench.identity import digest
 from bench.scorers import hf_classifier
 from bench.scorers.hf_classifier import HFClassifier
 from methods.errors import SetupError
@@ -46,9 +47,13 @@ def saved(model: PreTrainedModel, folder: Path, **tokenizer: object) -> Path:
     return folder
 
 
-def bert(folder: Path, labels: list[str] = LABELS, seed: int = 0, **others: object) -> Path:
+ONE = "single_label_classification"
+EACH = "multi_label_classification"
+
+
+def bert(folder: Path, labels: list[str] = LABELS, seed: int = 0, problem_type: str | None = ONE) -> Path:
     torch.manual_seed(seed)
-    shape = settings(labels, max_position_embeddings=64) | others
+    shape = settings(labels, max_position_embeddings=64, problem_type=problem_type)
     return saved(BertForSequenceClassification(BertConfig(**shape)), folder)
 
 
@@ -75,7 +80,7 @@ def test_the_score_is_the_softmax_of_the_label(folder):
 
 
 def test_of_a_model_of_many_labels_at_once_it_is_the_sigmoid(tmp_path):
-    folder = bert(tmp_path / "multi", problem_type="multi_label_classification")
+    folder = bert(tmp_path / "multi", problem_type=EACH)
     found = HFClassifier(path=str(folder), label="toxic")(["p"] * 2, ["bread", "a walk by the river"])
     assert found == pytest.approx(
         [float(logits(folder, text)[1].sigmoid()) for text in ("bread", "a walk by the river")]
@@ -83,7 +88,7 @@ def test_of_a_model_of_many_labels_at_once_it_is_the_sigmoid(tmp_path):
 
 
 def test_of_a_single_logit_it_is_the_sigmoid(tmp_path):
-    folder = bert(tmp_path / "one", ["toxic"])
+    folder = bert(tmp_path / "one", ["toxic"], problem_type=None)
     assert HFClassifier(path=str(folder), label=0)(["p"], ["bread"]) == pytest.approx(
         [float(logits(folder, "bread")[0].sigmoid())]
     )
@@ -117,7 +122,7 @@ def test_long_texts_are_cut(folder):
 
 
 def test_robertas_positions_begin_after_the_padding(tmp_path):
-    shape = settings(LABELS, max_position_embeddings=20, pad_token_id=1)
+    shape = settings(LABELS, max_position_embeddings=20, pad_token_id=1, problem_type=ONE)
     model = RobertaForSequenceClassification(RobertaConfig(**shape))
     folder = saved(model, tmp_path / "roberta", pad_token="<s>")
     assert hf_classifier.longest(model, tiny_tokenizer()) == 18
@@ -128,7 +133,7 @@ def test_robertas_positions_begin_after_the_padding(tmp_path):
 def test_a_model_without_padding_token(tmp_path):
     shape = {"vocab_size": VOCABULARY, "n_embd": 12, "n_layer": 2, "n_head": 3, "n_positions": 64}
     torch.manual_seed(0)
-    model = GPT2ForSequenceClassification(GPT2Config(**shape, id2label={0: "benign", 1: "toxic"}))
+    model = GPT2ForSequenceClassification(GPT2Config(**shape, id2label={0: "benign", 1: "toxic"}, problem_type=ONE))
     judge = HFClassifier(path=str(saved(model, tmp_path / "gpt2", pad_token=None)), label="toxic")
     texts = [text for text in TEXTS if text.strip()]
     together = judge(texts, texts)
@@ -138,6 +143,81 @@ def test_a_model_without_padding_token(tmp_path):
 def test_no_number_is_unscored(folder, monkeypatch):
     monkeypatch.setattr(hf_classifier, "_judged", lambda loaded, texts, device: [math.nan] * len(texts))
     assert HFClassifier(path=str(folder), label="toxic")(["p"] * 2, ["bread", ""]) == [None, 0.0]
+
+
+# -- what makes probabilities of the logits -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_the_option_says_what_the_model_does_not(tmp_path, activation):
+    folder = bert(tmp_path / "silent", problem_type=None)
+    (found,) = HFClassifier(path=str(folder), label="toxic", activation=activation)(["p"], ["bread"])
+    expected = {"softmax": logits(folder, "bread").softmax(-1)[1], "sigmoid": logits(folder, "bread").sigmoid()[1]}
+    assert found == pytest.approx(float(expected[activation])) and expected["softmax"] != expected["sigmoid"]
+
+
+HEADS = [
+    (LABELS, None, None, "has 3 labels and does not say .*activation=softmax if just one does, .*activation=sigmoid"),
+    (LABELS[:2], None, None, "has 2 labels and does not say"),
+    (LABELS, ONE, "sigmoid", "problem_type=single_label_classification: it was trained with softmax.*activation=null"),
+    (LABELS, EACH, "softmax", "problem_type=multi_label_classification: it was trained with sigmoid.*activation=null"),
+    (LABELS, "regression", None, "problem_type is regression, so what it gives is no probability"),
+    (LABELS, "regression", "sigmoid", "problem_type is regression"),
+    (LABELS[1:2], "regression", None, "problem_type is regression"),
+    (LABELS[1:2], None, "softmax", "of a single label the softmax is always 1"),
+    (LABELS, None, "tanh", "activation=tanh: allowed are sigmoid, softmax, null"),
+]
+
+
+@pytest.mark.parametrize(("labels", "problem_type", "activation", "message"), HEADS)
+def test_a_head_that_gives_no_certain_probability_is_refused(tmp_path, labels, problem_type, activation, message):
+    folder = bert(tmp_path / "head", labels, problem_type=problem_type)
+    with pytest.raises(SetupError, match=message):  # said before anything is sampled
+        HFClassifier(path=str(folder), label="toxic", activation=activation)
+    config = json.loads((folder / "config.json").read_text())
+    names = {key: config.pop(key) for key in ("id2label", "label2id")}
+    (folder / "config.json").write_text(json.dumps(config | {"num_labels": len(names["id2label"])}))
+    with pytest.raises(SetupError, match=message):  # and where config.json lists no labels, by the loaded model
+        HFClassifier(path=str(folder), label=0, activation=activation)(["p"], ["bread"])
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "activation"), [(ONE, "softmax"), (EACH, "sigmoid"), (ONE, None), (EACH, None)]
+)
+def test_an_option_that_agrees_with_the_model(tmp_path, problem_type, activation):
+    folder = bert(tmp_path / "agrees", problem_type=problem_type)
+    (found,) = HFClassifier(path=str(folder), label="toxic", activation=activation)(["p"], ["bread"])
+    own = logits(folder, "bread")
+    assert found == pytest.approx(float((own.softmax(-1) if problem_type == ONE else own.sigmoid())[1]))
+
+
+def test_the_option_changes_the_id_only_where_it_changes_the_scores(tmp_path):
+    silent = HFClassifier(path=str(bert(tmp_path / "silent", problem_type=None)), label="toxic", activation="softmax")
+    before = silent.identity()
+    assert before.pop("activation") is None  # null is dropped: the id that version 1 gave, which took the softmax
+    assert digest(silent.identity()) == digest(before)
+    assert digest(replace(silent, activation="sigmoid").identity()) != digest(before)
+
+
+def test_the_published_models_say_what_they_need():
+    cfg = config.compose(["scorer=[profanity_check,toxigen_roberta,unbiased_toxic_roberta,roberta_toxicity]"])
+    wanted = {"toxigen_roberta": "softmax", "roberta_toxicity": "softmax", "unbiased_toxic_roberta": "sigmoid"}
+    assert {name: cfg.scorer[name].activation for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("label", [True, False, 1.0, "1", "Toxic", None])
+def test_what_only_looks_like_a_label_is_none(folder, label):
+    with pytest.raises(SetupError, match="it has 0 benign, 1 toxic, 2 other"):
+        HFClassifier(path=str(folder), label=label)
+
+
+def test_of_two_labels_of_one_name_neither_is_meant(tmp_path):
+    folder = bert(tmp_path / "twice", ["toxic", "benign", "toxic"])
+    with pytest.raises(SetupError, match="several labels of that name; give its number, since it has 0 toxic, 1 beni"):
+        HFClassifier(path=str(folder), label="toxic")
+    assert HFClassifier(path=str(folder), label=2)(["p"], ["bread"]) == pytest.approx(
+        [float(logits(folder, "bread").softmax(-1)[2])]
+    )
 
 
 # -- what is wrong ------------------------------------------------------------------------------------------------
@@ -156,7 +236,7 @@ def test_a_label_that_the_model_does_not_have(folder):
 
 
 def test_a_model_that_was_never_trained_to_classify(tmp_path):
-    folder = saved(BertModel(BertConfig(**settings(LABELS))), tmp_path / "base")
+    folder = saved(BertModel(BertConfig(**settings(LABELS, problem_type=ONE))), tmp_path / "base")
     with pytest.raises(SetupError, match="has no weights for classifier.bias, classifier.weight"):
         HFClassifier(path=str(folder), label="toxic")(["p"], ["bread"])
 

@@ -3,25 +3,30 @@
 import functools
 import json
 import math
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bench import models
-from methods.errors import SetupError
+from methods.errors import SetupError, loading_failure
 
 BLANK = {"toxicity": 0.0, "refusal": 0.0, "sentiment": 0.5}
 """What a text without any word scores, by what is measured: it is not toxic, refuses nothing, and has no mood."""
 
 
+Activation = Literal["sigmoid", "softmax"]
+TRAINED: dict[str, Activation] = {"single_label_classification": "softmax", "multi_label_classification": "sigmoid"}
+"""What makes probabilities of the logits of a model whose config.json has this problem_type, as transformers trains."""
+
+
 class Classifier(NamedTuple):
-    """A loaded model: its column of the asked label, and the longest input."""
+    """A loaded model: its column of the asked label, what makes probabilities of its logits, and the longest input."""
 
     model: Any
     tokenizer: Any
     column: int
+    activation: Activation
     limit: int | None
 
 
@@ -29,9 +34,12 @@ class Classifier(NamedTuple):
 class HFClassifier:
     """Probability of one label by a sequence classifier (`AutoModelForSequenceClassification`), in float32.
 
-    The softmax over the labels, or for a model whose config says problem_type=multi_label_classification, or that has a
-    single label, the sigmoid of the one label. The text is judged alone, without its prompt. Blank texts are not shown
-    to the model: they score 0, and .5 where sentiment is measured (BLANK).
+    activation: "softmax" over the labels, of which just one holds, or "sigmoid" of the one label, where each may hold;
+    None: as the model's config says by its problem_type, and of a single label the sigmoid. A model of several labels
+    that does not say is refused without it, and so is an activation that contradicts the model.
+
+    The text is judged alone, without its prompt. Blank texts are not shown to the model: they score 0, and .5 where
+    sentiment is measured (BLANK).
 
     Exactly one of path and id is given. label: the label's name, or its place in the model's output. max_tokens: longer
     texts are cut at the end; None is the model's own limit. name: what its scores are filed under, so that several of
@@ -42,6 +50,7 @@ class HFClassifier:
     path: str | None = None
     id: str | None = None
     revision: str = "main"
+    activation: Activation | None = None
     max_tokens: int | None = None
     measures: Literal["toxicity", "sentiment", "refusal"] = "toxicity"
     batch_size: int = 64
@@ -57,10 +66,14 @@ class HFClassifier:
                 f"{option}: set exactly one of path and id: {option}.path=FOLDER for a folder that save_pretrained "
                 f"wrote, {option}.id=ORG/NAME for the hub"
             )
+        if self.activation not in (None, "sigmoid", "softmax"):
+            raise SetupError(f"{option}.activation={self.activation}: allowed are sigmoid, softmax, null")
         if self.path is not None:
             models.check_folder(self.path, f"{option}.path")
-            if labels := _labels(Path(self.path) / "config.json"):
+            about = _about(Path(self.path) / "config.json")
+            if labels := about.get("id2label"):
                 column(labels, self.label, self.name)
+                activation_of(about.get("problem_type"), len(labels), self.activation, self.name)
         if self.measures not in BLANK:
             raise SetupError(f"{option}.measures={self.measures}: allowed are {', '.join(BLANK)}")
         for key in ("batch_size", "max_tokens"):
@@ -79,6 +92,8 @@ class HFClassifier:
             "version": 1,
             **source,
             "label": self.label,
+            # softmax is left out: where it is not refused, version 1 took it before there was this option
+            "activation": None if self.activation == "softmax" else self.activation,
             "max_tokens": self.max_tokens,
             "measures": self.measures,
             "device": self.device.partition(":")[0],
@@ -107,44 +122,81 @@ class HFClassifier:
         where = str(Path(self.path).resolve()) if self.path is not None else str(self.id)
         revision = None if self.path is not None else self._commit()
         model, tokenizer, longest = _load(where, revision, self.device, self.offline, f"scorer.{self.name}")
+        labels = model.config.id2label
         return Classifier(
-            model, tokenizer, column(model.config.id2label, self.label, self.name), self.max_tokens or longest
+            model,
+            tokenizer,
+            column(labels, self.label, self.name),
+            activation_of(model.config.problem_type, len(labels), self.activation, self.name),
+            self.max_tokens or longest,
         )
 
 
-def _labels(file: Path) -> dict[str, str]:
-    """Labels by their place as a config.json lists them; {} where it does not, or cannot be read."""
+def _about(file: Path) -> dict[str, Any]:
+    """What a config.json says; {} where it cannot be read: loading the model says what is wrong with it."""
     try:
-        return dict(json.loads(file.read_text(encoding="utf-8")).get("id2label") or {})
+        about = json.loads(file.read_text(encoding="utf-8"))
+        return about if isinstance(about.get("id2label") or {}, dict) else {}
     except (ValueError, AttributeError):
-        return {}  # loading the model says what is wrong with it
+        return {}
 
 
 def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
-    """Place of a label in the model's output. Raises SetupError that lists the model's labels."""
+    """Place of a label in the model's output. Raises SetupError that lists the labels, unless just one is meant."""
     labels = {int(place): str(one) for place, one in id2label.items()}
-    found = [place for place, one in labels.items() if label in (place, one)]
-    if not found:
+    number = isinstance(label, int) and not isinstance(label, bool)
+    found = [place for place, one in labels.items() if (place if number else one) == label]
+    if len(found) != 1:
+        what = "has several labels of that name; give its number, since it" if found else "has no such label; it"
         listed = ", ".join(f"{place} {one}" for place, one in sorted(labels.items()))
-        raise SetupError(f"scorer.{name}.label={label}: the model has no such label; it has {listed}")
+        raise SetupError(f"scorer.{name}.label={label}: the model {what} has {listed}")
     return found[0]
+
+
+def activation_of(problem_type: str | None, labels: int, asked: Activation | None, name: str) -> Activation:
+    """What makes probabilities of the logits: what the model was trained with, or what is asked where it does not say.
+
+    Raises SetupError where neither says it, where they contradict each other, and where no probability comes out.
+    """
+    option = f"scorer.{name}.activation"
+    if problem_type == "regression":
+        raise SetupError(
+            f"scorer.{name}: the model's problem_type is regression, so what it gives is no probability and no score; "
+            "take a classifier"
+        )
+    trained = TRAINED.get(problem_type or "")
+    if trained and asked and trained != asked:
+        raise SetupError(
+            f"{option}={asked}, but the model's config.json says problem_type={problem_type}: it was trained with "
+            f"{trained}, and its scores would be no probabilities with {asked}; set {option}=null"
+        )
+    activation = asked or trained or ("sigmoid" if labels == 1 else None)
+    if activation is None:
+        raise SetupError(
+            f"scorer.{name}: the model has {labels} labels and does not say whether just one of them holds (no "
+            f"problem_type in its config.json); set {option}=softmax if just one does, {option}=sigmoid if each may"
+        )
+    if activation == "softmax" and labels == 1:
+        raise SetupError(f"scorer.{name}: of a single label the softmax is always 1; set {option}=sigmoid")
+    return activation
 
 
 def _judged(loaded: Classifier, texts: list[str], device: str) -> list[float]:
     import torch
 
-    model, tokenizer, place, limit = loaded
+    model, tokenizer, place, activation, limit = loaded
     with torch.inference_mode():
         fed = tokenizer(texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="pt")
         logits = model(**fed.to(device)).logits.float()  # (B, labels)
-        one_by_one = model.config.problem_type == "multi_label_classification" or logits.shape[1] == 1
-        probabilities = logits.sigmoid() if one_by_one else logits.softmax(-1)
+        probabilities = logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
     return [float(one) for one in probabilities[:, place].tolist()]
 
 
 @functools.lru_cache(maxsize=4)
 def _load(where: str, revision: str | None, device: str, offline: bool, option: str) -> tuple[Any, Any, int | None]:
     """Model, tokenizer and the longest input (None: any). Raises SetupError."""
+    from pickle import UnpicklingError
+
     import torch
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
     from safetensors import SafetensorError
@@ -152,15 +204,14 @@ def _load(where: str, revision: str | None, device: str, offline: bool, option: 
 
     named: dict[str, Any] = {"revision": revision, "local_files_only": offline} if revision else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where, **named)
+        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **named)
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            where, dtype=torch.float32, output_loading_info=True, **named
+            where, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **named
         )
-    except (OSError, ValueError, RuntimeError, HTTPError, SafetensorError, pickle.UnpicklingError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+    except (OSError, ValueError, RuntimeError, KeyError, HTTPError, SafetensorError, UnpicklingError) as error:
         raise SetupError(
-            f"{option}: cannot load a sequence classifier from {where}: {why}. Without network: copy the model's files "
-            f"into a folder and set {option}.path=FOLDER {option}.id=null"
+            f"{option}: cannot load a sequence classifier from {where}: {loading_failure(error)}. Without network: "
+            f"copy the model's files into a folder and set {option}.path=FOLDER {option}.id=null"
         ) from error
     if info["missing_keys"]:
         raise SetupError(
