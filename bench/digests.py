@@ -77,8 +77,8 @@ def unverified() -> Iterator[set[str]]:
 
 
 def set_aside(folder: Path, why: DamagedError) -> None:
-    """Rename a damaged folder to `<name>.damaged`, with a warning, so that it can be made again in its place."""
-    names = (f"{folder.name}.damaged{'' if number == 1 else f'-{number}'}" for number in range(1, 1000))
+    """Rename a damaged folder to `.<name>.damaged`, with a warning, so that it can be made again in its place."""
+    names = (f".{folder.name}.damaged{'' if number == 1 else f'-{number}'}" for number in range(1, 1000))
     target = next(path for path in map(folder.with_name, names) if not path.exists())
     folder.rename(target)
     print(f"warning: {str(why).partition(';')[0]}; it is set aside as {target.name} and made again", file=sys.stderr)

@@ -68,7 +68,7 @@ def swept(world, tmp_path_factory):  # noqa: F811
 
 
 def command(world: Path, results: Path) -> list[str]:  # noqa: F811
-    return arguments(world, results, "method=unsteered,caa", "strength=2", "suite=[rtp,fluency]")
+    return arguments(world, results, "method=unsteered,caa", "strength=2")
 
 
 @pytest.fixture
@@ -95,12 +95,10 @@ def test_damage_is_set_aside_and_made_again(file, damage, results, world, capsys
     damage(path)
     forget_records(results)
     assert main(command(world, results)) == 0
-    assert contents(results) == before
     told = capsys.readouterr().err.replace("\n", "")
-    assert (
-        f"{path} is not what was written" in told and f"set aside as {path.parent.name}.damaged and made again" in told
-    )
-    assert path.parent.with_name(f"{path.parent.name}.damaged").is_dir()
+    assert f"{path} is not what was written" in told and f"aside as .{path.parent.name}.damaged and made again" in told
+    shutil.rmtree(path.parent.with_name(f".{path.parent.name}.damaged"))
+    assert contents(results) == before
     found = [record.load(one) for one in (results / "runs/records").glob("*/record.json")]
     assert found and all(one["unverified"] == [] for one in found)
 
@@ -112,6 +110,7 @@ def test_another_folder_in_its_place_is_found_out(results, world, capsys):  # no
     shutil.copytree(other, one)
     forget_records(results)
     assert main(command(world, results)) == 0
+    shutil.rmtree(one.with_name(f".{one.name}.damaged"))
     assert contents(results) == before
     assert f"holds the files of {other.name}" in capsys.readouterr().err.replace("\n", "")
 
@@ -127,7 +126,8 @@ def test_what_was_written_before_is_sealed_and_marked(results, world):  # noqa: 
     for path in (results / "runs/records").glob("*/record.json"):
         one = record.load(path)
         named = {name.partition("/")[0] for name in one["unverified"]}
-        assert named == ({"generations"} if one["fit_id"] is None else {"generations", "artefacts"})
+        texts = set() if one["suite"] == "capability" else {"generations"}
+        assert named == texts | (set() if one["fit_id"] is None else {"artefacts"})
     flip(next((results / "runs/generations").glob("*/samples.jsonl.gz")))
     with pytest.raises(digests.DamagedError, match="is not what was written"):
         for folder in (results / "runs/generations").iterdir():
@@ -141,11 +141,11 @@ def test_a_number_changed_in_record_json_is_computed_anew(key, results, world): 
     )
     facts = record.load(path)
     name = next(iter(facts["metrics"]))
-    facts["metrics"][name][key] = 0
+    facts["metrics"][name][key] = 123
     path.write_text(record.dumps(facts))
     assert record.read(path.parent) is None
     assert main(command(world, results)) == 0
-    assert record.read(path.parent)["metrics"][name][key] != 0
+    assert record.read(path.parent)["metrics"][name][key] != 123
 
 
 def test_the_converted_model(cache, capfd):  # noqa: F811
