@@ -40,10 +40,11 @@ class CAA(Method):
     set it here; `matched_norms` does so for vectors at hand.
 
     scope: `generation` is the paper's (all tokens after the prompt); `prompt` and `all` are there for comparison.
-    boundary: whether `generation` begins at the last prompt token. The authors' code masks `position > end of the
-    instruction`, so that their first new token is chosen unsteered (github nrimsky/CAA). Behind a chat template that
-    token matters little; for a text of 20 tokens it is a twentieth of what is judged, and in a likelihood of one
-    token it is all. So the default is to include it.
+    boundary: whether `generation` begins at the last prompt token, from which the first new token is chosen. The
+    authors' code now begins there (`>=`); its first versions began one token later (`>`), which was reported as a bug
+    (github nrimsky/CAA, issue 3, January 2024), and False does the same. With which of the two the figures of the
+    paper's fourth version were made is not known to us. Behind a chat template that token matters little; for a text
+    of 20 tokens it is a twentieth of what is judged, and in a likelihood of one token it is all.
     """
 
     name: ClassVar[str] = "caa"

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from bench import config
 from methods import anatomy
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
@@ -344,3 +345,10 @@ def test_artefact_of_another_model():
     ):
         with pytest.raises(SetupError, match="was not fitted on this model"), method.apply(other, of_another, 1.0):
             pass
+
+
+def test_mistral_is_edited_in_as_many_rows_as_the_authors_code_fixes_and_in_llamas_share():
+    """32 blocks of 14336 rows: 16384 of them, or the share that 16384 are of LLaMA2-7B's 352256."""
+    jobs = config.jobs(["experiment=model_surgery_mistral_7b"], multirun=False)
+    shares = [config.compose(job).method.row_fraction for job in jobs if "method=probe_rows" in job]
+    assert sorted(round(share * 32 * 14336) for share in shares) == [16384, 21337]
