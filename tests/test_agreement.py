@@ -307,7 +307,7 @@ def test_scorers_that_are_not_to_be_had_are_named(where, tmp_path, capsys, monke
     scorers = set(pd.read_csv(tmp_path / "results" / "scorer_agreement.csv")["scorer"])
     assert scorers == {"profanity_check", "lexicon", "vader"}
     for name, why in (
-        ("detoxify", "the network is off"),
+        ("detoxify", "scorer.detoxify.sha256 has no value"),
         ("toxigen_roberta", "revision=main is no commit"),
         ("refusal_prefixes", "no set of labelled texts for refusal"),
     ):

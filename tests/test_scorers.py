@@ -121,6 +121,7 @@ def test_a_missing_list():
 # -- detoxify ------------------------------------------------------------------------------------------------------
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "good", "bad", "the", "a", "day", "night", "long"]
+ASKED = "c1212f89" + "0" * 56  # begins as the published name says; no real one
 LABELS = ["toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate"]
 TEXTS = ["good day", "bad", "the long long night", "", "a bad bad bad day", "good"]
 
@@ -217,13 +218,14 @@ def test_the_identity_is_the_weights_not_the_file_name(scorer, network, base, tm
     network.classifier.weight.data.normal_()
     other = Detoxify(checkpoint=checkpoint(network, tmp_path / "other.ckpt"), config_path=str(base))
     assert other.identity()["weights"] != own["weights"]
-    assert Detoxify().identity()["weights"] == "c1212f89"  # as published: toxic_original-c1212f89.ckpt
+    named = Detoxify(sha256=ASKED).identity()
+    assert named["weights"] == "c1212f89" and "sha256" not in named  # as published: toxic_original-c1212f89.ckpt
 
 
 def test_without_network_the_way_out_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     with pytest.raises(SetupError) as caught:
-        Detoxify(offline=True)(["p"], ["text"])
+        Detoxify(sha256=ASKED, offline=True)(["p"], ["text"])
     text = str(caught.value)
     assert "toxic_original-c1212f89.ckpt" in text and "huggingface.co/bert-base-uncased" in text
     assert "scorer.detoxify.checkpoint=FILE scorer.detoxify.config_path=FOLDER" in text
@@ -233,10 +235,10 @@ def test_without_network_the_way_out_is_named(monkeypatch, tmp_path):
 
     monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
     with pytest.raises(SetupError, match="cannot download https://github.com/unitaryai/.*not known. Without network"):
-        Detoxify()(["p"], ["text"])
+        Detoxify(sha256=ASKED)(["p"], ["text"])
 
 
-def test_a_download_is_held_against_the_published_hash(monkeypatch, tmp_path):
+def test_a_download_is_held_against_the_whole_hash(monkeypatch, tmp_path):
     asked = []
 
     def download(url: str, file: str, hash_prefix: str) -> None:
@@ -246,8 +248,43 @@ def test_a_download_is_held_against_the_published_hash(monkeypatch, tmp_path):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", download)
     with pytest.raises(SetupError, match="invalid hash value"):
-        Detoxify(model_type="unbiased-small")(["p"], ["text"])
-    assert asked == [("unbiased-albert-c8519128.ckpt", "c8519128")]
+        Detoxify(model_type="unbiased-small", sha256=f"c8519128{'0' * 56}")(["p"], ["text"])
+    assert asked == [("unbiased-albert-c8519128.ckpt", f"c8519128{'0' * 56}")]
+
+
+def test_a_download_wants_the_whole_hash(base, network, tmp_path):
+    with pytest.raises(SetupError, match="sha256 has no value. .* carries its first 8 digits alone, c1212f89; set the"):
+        Detoxify()
+    for given in ("c1212f89", "C1212F89" + "0" * 56, ASKED + "\n", "../x"):
+        with pytest.raises(SetupError, match="64 hex digits in lower case"):
+            Detoxify(sha256=given)
+    with pytest.raises(SetupError, match="of the published toxic_original-c1212f89.ckpt it begins with c1212f89"):
+        Detoxify(sha256="0" * 64)
+    own = checkpoint(network, tmp_path / "own.ckpt")
+    (score,) = Detoxify(checkpoint=own, sha256=file_sha256(Path(own)), config_path=str(base))(["p"], ["bad"])
+    assert score == pytest.approx(by_hand(network, "bad"), abs=1e-5)
+    with pytest.raises(SetupError, match=f"own.ckpt has the sha256 {file_sha256(Path(own))}, .* it is not read"):
+        Detoxify(checkpoint=own, sha256="1" * 64, config_path=str(base))(["p"], ["bad"])
+
+
+@pytest.mark.parametrize("key", ["model_name", "tokenizer_name"])
+@pytest.mark.parametrize(
+    "name", ["AutoModelForSequenceClassification", "AutoTokenizer", "pipeline", "GPT2Tokenizer", "os"]
+)
+def test_a_checkpoint_names_no_other_class(base, network, tmp_path, key, name):
+    content = torch.load(checkpoint(network, tmp_path / "named.ckpt"), weights_only=True)
+    content["config"]["arch"]["args"][key] = name
+    torch.save(content, tmp_path / "named.ckpt")
+    with pytest.raises(SetupError, match=f"it names '{name}' of transformers"):
+        Detoxify(checkpoint=str(tmp_path / "named.ckpt"), config_path=str(base))(["p"], ["bad"])
+
+
+def test_a_checkpoint_names_no_folder_and_no_other_model(network, tmp_path):
+    content = torch.load(checkpoint(network, tmp_path / "named.ckpt"), weights_only=True)
+    content["config"]["arch"]["args"]["model_type"] = str(tmp_path)
+    torch.save(content, tmp_path / "named.ckpt")
+    with pytest.raises(SetupError, match="the checkpoint's base model is .*; allowed are albert-base-v2, bert"):
+        Detoxify(checkpoint=str(tmp_path / "named.ckpt"), offline=True)(["p"], ["bad"])
 
 
 def test_all_five_variants_are_known():
@@ -263,8 +300,11 @@ def test_a_pickle_that_runs_code_is_refused(base, tmp_path):
             return (Path.touch, (tmp_path / "was-run",))
 
     torch.save({"config": Opens(), "state_dict": {}}, tmp_path / "bad.ckpt")
-    with pytest.raises(SetupError, match="is refused: it holds more than tensors"):
-        Detoxify(checkpoint=str(tmp_path / "bad.ckpt"), config_path=str(base))(["p"], ["text"])
+    trusted = {"sha256": file_sha256(tmp_path / "bad.ckpt")}
+    for given in ({}, trusted):  # that its bytes are the expected ones does not make them run
+        with pytest.raises(SetupError, match="is refused: .* nothing in a pickle is ever run") as caught:
+            Detoxify(checkpoint=str(tmp_path / "bad.ckpt"), config_path=str(base), **given)(["p"], ["text"])
+        assert "weights_only" not in str(caught.value)
     assert not (tmp_path / "was-run").exists()
 
 
@@ -274,7 +314,7 @@ def test_what_the_user_must_mend(base, network, tmp_path):
     with pytest.raises(SetupError, match="scorer.detoxify.checkpoint=/nowhere.ckpt: no such file"):
         Detoxify(checkpoint="/nowhere.ckpt")
     with pytest.raises(SetupError, match="config_path=.*: no config.json there"):
-        Detoxify(config_path=str(tmp_path))
+        Detoxify(sha256=ASKED, config_path=str(tmp_path))
     torch.save({"weights": {}}, tmp_path / "other.ckpt")
     with pytest.raises(SetupError, match="no Detoxify checkpoint"):
         Detoxify(checkpoint=str(tmp_path / "other.ckpt"), config_path=str(base))(["p"], ["text"])

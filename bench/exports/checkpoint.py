@@ -19,4 +19,4 @@ def write(folder: Path, steered: Steered) -> float:
     with steered.on() as lm:
         lm.model.save_pretrained(folder)
     steered.lm.tokenizer.save_pretrained(folder)
-    return verified(steered, AutoModelForCausalLM.from_pretrained(folder))
+    return verified(steered, AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False))

@@ -70,7 +70,9 @@ def write(folder: Path, steered: Steered) -> float:
         target_modules=sorted(found),
         fan_in_fan_out=any(isinstance(modules[name], Conv1D) for name in found),
     ).save_pretrained(str(folder))
-    base = AutoModelForCausalLM.from_pretrained(steered.location, revision=steered.revision, dtype=model.dtype)
+    base = AutoModelForCausalLM.from_pretrained(
+        steered.location, revision=steered.revision, dtype=model.dtype, trust_remote_code=False
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what will be renamed
         loaded = PeftModel.from_pretrained(base, folder)

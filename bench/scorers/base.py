@@ -51,7 +51,7 @@ def scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -
     if len(found) != len(completions):
         raise SetupError(f"scorer {scorer.name} gave {len(found)} scores for {len(completions)} texts")
     for score in found:
-        if score is not None and not (isinstance(score, Real) and 0 <= score <= 1):
+        if score is not None and not (isinstance(score, Real) and 0 <= float(score) <= 1):
             raise SetupError(
                 f"scorer {scorer.name} gave the score {score!r}; a score is a number from 0 to 1, or None for a text "
                 "that it cannot judge. Nothing is made of it: mend the scorer, or take another"

@@ -3,6 +3,7 @@
 import functools
 import math
 import pickle
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
-from bench.data.wheels import file_sha256
-from methods.errors import SetupError
+from bench.data.wheels import SHA256, file_sha256
+from methods.errors import SetupError, loading_failure
 
 # The five variants and the model on the hub whose config and tokenizer each one needs besides its checkpoint.
 BASES = {
@@ -22,14 +23,18 @@ BASES = {
     "unbiased-small": "albert-base-v2",
 }
 LABEL = "toxicity"
+CLASSES = re.compile(r"(Bert|Roberta|XLMRoberta|Albert)(ForSequenceClassification|Tokenizer|TokenizerFast)")
+"""What a checkpoint may name of transformers, which Detoxify looks up: the classes of the five variants, none other."""
 
 
 @dataclass(frozen=True)
 class Detoxify:
     """Probability of the label `toxicity` by a Detoxify model (github.com/unitaryai/detoxify).
 
-    Weights are downloaded once and held against the hash in their published name, or read from `checkpoint`, with
-    config and tokenizer of the base model in `config_path` for machines without network.
+    Weights are read from `checkpoint`, with config and tokenizer of the base model in `config_path` for machines
+    without network; or else downloaded once, which wants their whole `sha256`: the name of a published file carries 8
+    digits of it, which another file can be made to have. Nothing in a checkpoint is ever run: it is read as tensors and
+    plain values, or refused.
     """
 
     name: ClassVar[str] = "detoxify"
@@ -37,17 +42,35 @@ class Detoxify:
 
     model_type: str = "original"
     checkpoint: str | None = None
+    sha256: str | None = None
     config_path: str | None = None
     device: str = "cpu"
     batch_size: int = 64
     offline: bool = False
 
     def __post_init__(self) -> None:
-        """Raises SetupError for a variant or file that does not exist."""
+        """Raises SetupError for a variant or file that does not exist, and for a download without its sha256."""
         if self.model_type not in BASES:
             raise SetupError(f"scorer.detoxify.model_type={self.model_type}: allowed are {', '.join(BASES)}")
         if self.checkpoint is not None and not Path(self.checkpoint).is_file():
             raise SetupError(f"scorer.detoxify.checkpoint={self.checkpoint}: no such file. {_help(self.model_type)}")
+        if self.sha256 is not None and not SHA256.fullmatch(str(self.sha256)):
+            raise SetupError(
+                f"scorer.detoxify.sha256={self.sha256}: 64 hex digits in lower case, as sha256sum FILE prints"
+            )
+        if self.checkpoint is None:
+            url, digits = _published(self.model_type)
+            if self.sha256 is None:
+                raise SetupError(
+                    f"scorer.detoxify.sha256 has no value. The name of {url} carries its first 8 digits alone, "
+                    f"{digits}; set the whole one of the file that you trust, as sha256sum FILE prints it. "
+                    f"{_help(self.model_type)}"
+                )
+            if not self.sha256.startswith(digits):
+                raise SetupError(
+                    f"scorer.detoxify.sha256={self.sha256}: of the published {Path(url).name} it begins with {digits}; "
+                    "for another file set scorer.detoxify.checkpoint=FILE"
+                )
         if self.config_path is not None and not (Path(self.config_path) / "config.json").is_file():
             raise SetupError(
                 f"scorer.detoxify.config_path={self.config_path}: no config.json there. {_help(self.model_type)}"
@@ -72,7 +95,7 @@ class Detoxify:
         order = sorted((i for i, text in enumerate(completions) if text.strip()), key=lambda i: len(completions[i]))
         if not order:
             return scores
-        model = _load(self.model_type, self.checkpoint, self.config_path, self.device, self.offline)
+        model = _load(self.model_type, self.checkpoint, self.sha256, self.config_path, self.device, self.offline)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             judged = model.predict([completions[i] for i in batch])[LABEL]
@@ -99,22 +122,30 @@ def _help(model_type: str) -> str:
 
 
 @functools.lru_cache(maxsize=2)
-def _load(model_type: str, checkpoint: str | None, config_path: str | None, device: str, offline: bool) -> Any:
+def _load(
+    model_type: str, checkpoint: str | None, sha256: str | None, config_path: str | None, device: str, offline: bool
+) -> Any:
     """A `detoxify.Detoxify`, from local files wherever they are given.
 
     Detoxify asks the hub for the base model's config even when it gets `huggingface_config_path`, and reads the number
     of labels from that folder (unitaryai/detoxify pull request 126). So the checkpoint is rewritten to name the folder
     as its base model, which Detoxify then reads with the right number of labels. That also keeps pickles from being
-    run: what Detoxify opens is what `weights_only=True` has read.
+    run: what Detoxify opens is what `weights_only=True` has read. And it looks up the names of classes in transformers
+    that the checkpoint gives, so these are CLASSES.
     """
     import torch
     from detoxify import Detoxify as Model
 
-    file = Path(checkpoint) if checkpoint else _download(model_type, offline)
-    content = _read(file)
+    file = Path(checkpoint) if checkpoint else _download(model_type, str(sha256), offline)
+    content = _read(file, sha256)
     try:
-        base = content["config"]["arch"]["args"]["model_type"]
-        content["config"]["arch"]["args"]["model_type"] = config_path or _base_files(base, model_type, offline)
+        arguments = content["config"]["arch"]["args"]
+        for name in (str(arguments["model_name"]), str(arguments["tokenizer_name"])):
+            if not CLASSES.fullmatch(name):
+                raise SetupError(
+                    f"{file} is refused: it names {name!r} of transformers, which no Detoxify model is made of"
+                )
+        arguments["model_type"] = config_path or _base_files(arguments["model_type"], model_type, offline)
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / file.name
             torch.save({"config": content["config"], "state_dict": content["state_dict"]}, copy)
@@ -126,44 +157,45 @@ def _load(model_type: str, checkpoint: str | None, config_path: str | None, devi
     return model
 
 
-def _read(file: Path) -> Any:
-    """The checkpoint's content; a pickle that does more than hold data is run only if its hash is a published one."""
+def _read(file: Path, sha256: str | None) -> Any:
+    """The checkpoint's content. Raises SetupError for another file than is asked for, and a pickle that would run."""
     import torch
 
-    trusted = file_sha256(file)[:8] in {_published(variant)[1] for variant in BASES}
+    if sha256 not in (None, file_sha256(file)):
+        raise SetupError(
+            f"{file} has the sha256 {file_sha256(file)}, scorer.detoxify.sha256 is {sha256}; it is not read"
+        )
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if trusted:
-            return torch.load(file, map_location="cpu", weights_only=False)
-        raise SetupError(
-            f"{file} is refused: it holds more than tensors and plain values, and its sha256 "
-            f"{file_sha256(file)[:8]}... is none of Detoxify's published ones"
-        ) from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
+        raise SetupError(f"{file} is refused: {loading_failure(error)}") from error
 
 
-def _download(model_type: str, offline: bool) -> Path:
+def _download(model_type: str, sha256: str, offline: bool) -> Path:
     """The published checkpoint in torch's own cache, its hash checked."""
     import torch
 
-    url, digits = _published(model_type)
+    url, _ = _published(model_type)
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
-    if file.is_file() and file_sha256(file).startswith(digits):
+    if file.is_file() and file_sha256(file) == sha256:
         return file
     if offline:
         raise SetupError(f"{file.name} is not in {file.parent}, and the network is off. {_help(model_type)}")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=digits)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=sha256)
     except (OSError, RuntimeError) as error:
         raise SetupError(f"cannot download {url}: {error}. {_help(model_type)}") from error
     return file
 
 
 def _base_files(base: str, model_type: str, offline: bool) -> str:
-    """Folder with config and tokenizer of the base model: a local one, or fetched from the hub without its weights."""
-    if Path(base).is_dir():
-        return base
+    """Folder with config and tokenizer of the base model, fetched from the hub without its weights."""
+    if base not in BASES.values():  # a checkpoint names it, so it is neither a folder here nor whatever is on the hub
+        raise SetupError(
+            f"the checkpoint's base model is {base!r}; allowed are {', '.join(sorted(set(BASES.values())))}; for "
+            "another set scorer.detoxify.config_path=FOLDER"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
 

@@ -74,6 +74,8 @@ class HFClassifier:
             if labels := about.get("id2label"):
                 column(labels, self.label, self.name)
                 activation_of(about.get("problem_type"), len(labels), self.activation, self.name)
+        else:
+            models.check_id(str(self.id), f"{option}.id")
         if self.measures not in BLANK:
             raise SetupError(f"{option}.measures={self.measures}: allowed are {', '.join(BLANK)}")
         for key in ("batch_size", "max_tokens"):
