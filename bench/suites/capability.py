@@ -34,14 +34,16 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import pandas as pd
 
 from bench import metrics
-from bench.data.sources import Located, NowhereError, Sources
+from bench.data.sources import Located, NowhereError, Sources, beside
 from bench.lm import LM
 from bench.suites.base import Split, SuiteError, SuiteResult
 from bench.suites.tasks import (
     ORDERED_BY,
     Definition,
+    Examples,
     chance,
     definitions,
+    examples_split,
     higher_is_better,
     is_for_fitting,
     load_task,
@@ -77,6 +79,9 @@ class Capability:
     order, as far as they have them. The dev documents are taken from the other end of that order.
 
     fewshot: solved examples before each question, one number or one per task; None: as many as the task's file says.
+    They are of the split that lm-eval's rule names among those that the source has, the same in every run, and none
+    asks the question that it stands before (`tasks.Examples`). The record says how many were left out for that
+    (`left_out`), and how many are wanting because the split had no others (`lacking`).
     missing: "skip" leaves out the tasks whose documents no source has, and says so in the record.
     configs: data set config by task, where a source keeps the documents under another name than the task's file; of
     several the first that a source has.
@@ -147,6 +152,7 @@ class Capability:
                     "documents": (self.count(name) or "all") if split == "test" else self.dev_documents,
                     "kept_from_dev": self.count(name) if split == "dev" else None,
                     "fewshot": "own" if self.shots(name) is None else self.shots(name) or None,
+                    "examples": self._examples_of(name, asked),
                     "ordered_by": list(ORDERED_BY.get(name, ())) or None if self.count(name) is not None else None,
                 }
                 for name, asked in self.asked().items()
@@ -173,8 +179,13 @@ class Capability:
         with quiet(), untouched_randomness():
             loaded = {one.task: load_task(*one, self.shots(name)) for name, under in asked.items() for one in under}
             chosen = {task: numbers for name in asked for task, numbers in self._chosen(name, asked, split).items()}
+            samplers = {task: getattr(loaded[task], "sampler", None) for task in chosen}
+            pickers = {task: one for task, one in samplers.items() if isinstance(one, Examples)}
+            for picker in pickers.values():
+                picker.begin()
             samples = evaluated(lm, {task: loaded[task] for task in chosen}, chosen)
-        items, scores, about, results = [], [], {}, {}
+        items, scores, results = [], [], {}
+        about: dict[str, dict[str, Any]] = {}
         for name, under in asked.items():
             tasks = [one.task for one in under if one.task in chosen]
             parts = [task_items(name, loaded[task], samples[task]) for task in tasks]
@@ -194,14 +205,33 @@ class Capability:
                 "version": _one_or_all([one.definition.version for one in under]),
                 "fewshot": int(first.config.num_fewshot or 0),
             }
+            if counted := [pickers[task].counts for task in tasks if task in pickers]:
+                sums = {key: sum(one[key] for one in counted) for key in ("left_out", "lacking")}
+                about[name]["examples"] = {"from": self._examples_of(name, under), **sums}
         info = {
             "tasks": about,
             "chance": {task: facts["chance"] for task, facts in about.items() if facts["chance"] is not None},
             "skipped": [task for task in self.tasks if task not in asked],
             "lm_eval": version("lm_eval"),
-            "sources": [source for under in asked.values() for source in _sources(under)],
+            "sources": [source for name, under in asked.items() for source in self._sources(name, under)],
         }
         return SuiteResult(results, pd.concat(items, ignore_index=True), pd.concat(scores, ignore_index=True), info)
+
+    def _examples(self, name: str, asked: Sequence[Asked]) -> list[Located]:
+        """The splits that these tasks take their solved examples from; none where they are fixed or not wanted."""
+        splits = [(one.where, examples_split(one.definition, one.where, self.shots(name))) for one in asked]
+        return [beside(where, split) for where, split in splits if split is not None]
+
+    def _examples_of(self, name: str, asked: Sequence[Asked]) -> str | list[str] | None:
+        """Name and content of these splits."""
+        found = [f"{where.split} {where.fingerprint}" for where in self._examples(name, asked)]
+        return _one_or_all(found) if found else None
+
+    def _sources(self, name: str, asked: Sequence[Asked]) -> list[dict[str, Any]]:
+        """What a record says of where documents and examples come from: an entry for each, also of a group."""
+        found = [one.where for one in asked]
+        examples = [where for where in self._examples(name, asked) if where not in found]
+        return [_together(several) for several in (found, examples) if several]
 
     def _locate(self, task: str, definition: Definition) -> Located:
         own = (self.configs or {}).get(task, definition.config)
@@ -241,10 +271,9 @@ def _one_or_all(values: Sequence[str]) -> str | list[str]:
     return distinct[0] if len(distinct) == 1 else list(values)
 
 
-def _sources(asked: Sequence[Asked]) -> list[dict[str, Any]]:
-    """What a record says of where documents come from; a group of one data set is one entry."""
-    facts = [one.where.facts() for one in asked]
+def _together(where: Sequence[Located]) -> dict[str, Any]:
+    facts = [one.facts() for one in where]
     if len(facts) == 1:
-        return facts
+        return facts[0]
     together = hashlib.sha256("".join(str(one["fingerprint"]) for one in facts).encode()).hexdigest()[:12]
-    return [facts[0] | {"config": f"{len(facts)} configs", "fingerprint": together}]
+    return facts[0] | {"config": f"{len(facts)} configs", "fingerprint": together}

@@ -6,8 +6,10 @@ The definitions (prompt, choices, metrics) are lm-eval's; only where the data co
 import functools
 import hashlib
 import importlib.util
+import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -15,9 +17,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from jinja2 import UndefinedError
 
 from bench import metrics
-from bench.data.sources import Located, readable, rows_at
+from bench.data.sources import Located, arrow_cache, readable, rows_at, splits_at
 from methods.errors import SetupError
 
 FIELD_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}  # lm-eval's names in words
@@ -37,6 +40,11 @@ ORDERED_BY: dict[str, tuple[str, ...]] = {
 written), so that a mirror, a wheel and the hub are asked the same ones. Of the other tasks all columns do."""
 
 
+EXAMPLES_FROM = ("fewshot_split", "training_split", "validation_split", "test_split")
+"""lm-eval's own rule: solved examples are of the first of these splits that a task has."""
+OPTION = re.compile(r"^\(?[A-Za-z0-9][.):]\s*")  # "A. ", "(b) ": a letter before an answer to choose
+
+
 class Definition(NamedTuple):
     """What lm-eval ships of a task: its YAML file and where its documents are on the hub."""
 
@@ -45,7 +53,9 @@ class Definition(NamedTuple):
     config: str | None
     split: str
     version: str
-    splits: tuple[str, ...]  # settings that name a split
+    splits: tuple[tuple[str, str], ...]  # settings that name a split, with the split, in the order of EXAMPLES_FROM
+    shots: int  # solved examples that the task's own file asks for
+    fixed_examples: bool  # the file has them in itself
 
 
 @functools.cache
@@ -110,27 +120,46 @@ def _definition(task: str, file: Path, cfg: dict[str, Any]) -> Definition:
     if not dataset or not split or not isinstance(cfg.get("metric_list", []), list):
         raise SetupError(f"lm-eval's task {task} names no data set and split, so no source can be found for it")
     number = (cfg.get("metadata") or {}).get("version", "unknown")
-    splits = tuple(key for key in ("training_split", "validation_split", "test_split", "fewshot_split") if cfg.get(key))
-    return Definition(file, dataset, config, split, str(number), splits)
+    splits = tuple((key, str(cfg[key])) for key in EXAMPLES_FROM if cfg.get(key))
+    fixed = bool((cfg.get("fewshot_config") or {}).get("samples"))
+    return Definition(file, dataset, config, split, str(number), splits, int(cfg.get("num_fewshot") or 0), fixed)
+
+
+def examples_split(definition: Definition, where: Located, shots: int | None) -> str | None:
+    """The split of this source that solved examples are taken from; None for no examples, and for fixed ones.
+
+    shots: as in `load_task`. It is lm-eval's own choice among the splits that the source has.
+    """
+    if not (definition.shots if shots is None else shots):
+        return None
+    there = dict(_there(definition, where))
+    if definition.fixed_examples and "fewshot_split" not in there:
+        return None
+    return next(iter(there.values()))
+
+
+def _there(definition: Definition, where: Located) -> list[tuple[str, str]]:
+    held = splits_at(where)
+    return [(key, split) for key, split in definition.splits if split in held]
 
 
 @functools.cache
 def load_task(task: str, definition: Definition, where: Located, shots: int | None = 0) -> Any:
     """lm-eval's task object over a source; kept, so that the cells of a process pay once.
 
-    shots: solved examples before each question; None: as many as the task's own file says. Splits that are neither
-    asked nor hold these examples are switched off: a source may lack them.
+    shots: solved examples before each question; None: as many as the task's own file says. With examples every split
+    that the source has is kept, and lm-eval's own rule says which they are taken from (`examples_split`); they are
+    picked by `Examples`, so that none gives away its question. Without, the split that is asked is enough.
 
     Raises SetupError for files that cannot be read, and for rows that the task's definition cannot ask.
     """
-    from jinja2 import UndefinedError
-
     changed: dict[str, Any] = {"task": task, "dataset_path": where.path, "dataset_name": where.config}
-    changed["dataset_kwargs"] = {"revision": where.revision} if where.source == "hub" else {}
-    asked = {"test_split" if "test_split" in definition.splits else "validation_split"}
-    if shots != 0:  # lm-eval takes examples from the one, or else from the other
-        asked |= {"fewshot_split"} if "fewshot_split" in definition.splits else {"training_split"}
-    changed |= {key: None for key in definition.splits if key not in asked}
+    changed["dataset_kwargs"] = {"revision": where.revision} if where.source == "hub" else {"cache_dir": arrow_cache()}
+    with_examples = bool(definition.shots if shots is None else shots)
+    named = [key for key, _ in definition.splits]
+    asked = "test_split" if "test_split" in named else "validation_split"
+    kept = {asked, *(key for key, _ in _there(definition, where))} if with_examples else {asked}
+    changed |= {key: None for key in named if key not in kept}
     try:
         with readable(where) if where.source != "hub" else nullcontext():
             loaded = _manager(definition.file.parent).load({"group": "local", "task": [changed]})["tasks"][task]
@@ -143,8 +172,83 @@ def load_task(task: str, definition: Definition, where: Located, shots: int | No
         ) from error
     if shots is not None:
         loaded.set_config(key="num_fewshot", value=shots)
-    loaded.set_fewshot_seed(seed=0)
+    if with_examples:
+        if not hasattr(loaded, "sampler"):
+            raise SetupError(f"lm-eval's task {task} takes its examples in its own way, so it is asked with fewshot=0")
+        loaded.sampler = Examples(loaded)
     return loaded
+
+
+class Examples:
+    """Picks the solved examples of a task as lm-eval's own sampler does, but none that gives the asked question away.
+
+    An example that asks the same question, be it the asked document or a copy of it elsewhere, is left out, and the
+    first one of the split that asks another question and is not among the examples takes its place at the end; where
+    the split has none, there are fewer. So every other document has the examples that lm-eval gives it.
+    """
+
+    def __init__(self, task: Any) -> None:
+        self.task, self._sampler, self._build = task, task.sampler, task.fewshot_context
+        self._asked: dict[str, Any] = {}
+        self.counts: Counter[str] = Counter()
+        task.fewshot_context = self._context
+        self.begin()
+
+    def begin(self) -> None:
+        """Draw anew, as in a process that asks nothing else, and count from 0."""
+        self.set_rnd(0)
+        self.counts.clear()
+
+    def set_rnd(self, seed: int | None) -> None:
+        """Seed the draws."""
+        self._sampler.set_rnd(seed)
+
+    def _context(self, doc: dict[str, Any], *rest: Any, **settings: Any) -> Any:
+        self._asked = doc
+        return self._build(doc, *rest, **settings)
+
+    def sample(self, n: int, eval_doc: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:
+        """At most n documents for the question that lm-eval is wording. Raises SetupError where there are no n at all.
+
+        eval_doc: given by lm-eval where it knows that the asked document may be among them.
+        """
+        every = list(self._sampler.fewshot_docs())
+        if n > len(every):
+            raise SetupError(
+                f"lm-eval's task {self.task.config.task} has {len(every)} documents to take examples from, and "
+                f"{n} were asked for; lower fewshot"
+            )
+        asked = _question(self.task, self._asked)
+        # given the asked document, lm-eval draws one more than it needs, and fails where that is too many
+        enough = eval_doc is None or (n < len(every) and n <= sum(one != eval_doc for one in every))
+        drawn = list(self._sampler.sample(n, eval_doc)) if enough else every
+        kept = [one for one in drawn if not self._gives_away(one, asked)]
+        if len(kept) < len(drawn):
+            self.counts["left_out"] += len(drawn) - len(kept)
+            others = (one for one in every if one not in drawn and not self._gives_away(one, asked))
+            kept = list(itertools.islice(itertools.chain(kept, others), n))
+        self.counts["lacking"] += n - len(kept)
+        return kept
+
+    def _gives_away(self, example: dict[str, Any], asked: list[str]) -> bool:
+        columns = ORDERED_BY.get(self.task.config.task, ())
+        named = columns and all(example.get(column) == self._asked[column] for column in columns)
+        return bool(example == self._asked or named or (asked and _question(self.task, example) == asked))
+
+
+def _question(task: Any, document: dict[str, Any]) -> list[str]:
+    """What is asked: the lines of the prompt, or of the choices where it is empty, whatever the order of options.
+
+    Letters before options, case and blanks are no part of it.
+    """
+    try:
+        text = task.doc_to_text(document)
+    except (UndefinedError, AttributeError, KeyError, TypeError):  # a fixed example may have columns of its own
+        text = task.doc_to_text(document, task.fewshot_cfg.doc_to_text)
+    if not isinstance(text, str) or not text.strip():
+        text = "\n".join(map(str, task.doc_to_choice(document))) if task.config.doc_to_choice is not None else ""
+    lines = (" ".join(OPTION.sub("", line.strip()).casefold().split()) for line in text.splitlines())
+    return sorted(line for line in lines if line)
 
 
 @functools.cache
