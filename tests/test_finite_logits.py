@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench import metrics
+from bench.__main__ import main
 from bench.likelihood import SteeredLM
 from bench.lm import LM, NotFiniteError
 from bench.sampling import Sampling, sample
@@ -18,6 +19,7 @@ from methods import anatomy
 from methods.base import Steering
 from methods.intervention import Hook, hooked
 from tests.test_likelihood import asked
+from tests.test_smoke import arguments, world  # noqa: F401  # a fixture
 from tests.tiny import tiny_lm
 
 
@@ -69,6 +71,30 @@ def test_the_error_names_strength_and_method(reading):
         pytest.raises(NotFiniteError, match=r"at strength 1e\+08 of blow: .* torch.float16"),
     ):
         READINGS[reading](steered)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "more", "message"),
+    [
+        (
+            lambda lm: lm.model.get_output_embeddings().weight.data[7, 3].fill_(math.nan),
+            [],
+            "at strength 0 (unsteered)",
+        ),
+        (lambda lm: None, ["method=caa", "strength=1e8", "model.dtype=float16"], "at strength 1e+08 of caa"),
+    ],
+)
+def test_a_cell_stops_and_leaves_no_record(spoil, more, message, world, tmp_path, capsys):  # noqa: F811
+    lm = tiny_lm()
+    spoil(lm)
+    lm.model.save_pretrained(tmp_path / "model")
+    lm.tokenizer.save_pretrained(tmp_path / "model")
+    given = [one for one in arguments(world, tmp_path / "results") if "capability" not in one]
+    command = [*given, "suite=[rtp,fluency]", *more, f"model.path={tmp_path / 'model'}"]
+    assert main(command) == 2
+    assert f"logits are not finite {message}" in capsys.readouterr().err.replace("\n", " ")
+    assert not list((tmp_path / "results/runs").glob("records/*"))
+    assert not list((tmp_path / "results/runs").glob("generations/*"))
 
 
 def test_padding_may_be_anything():
