@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
-
 from bench import command
 from bench.command import console
+from bench.escape import terminal, visible
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -44,16 +43,22 @@ def _run(overrides: Sequence[str], multirun: bool) -> int:
     failures = _compute(cells)
     code = 0
     if failures:
-        for message in dict.fromkeys(failure.message for failure in failures):  # one reason may stop many cells
-            stopped = [failure for failure in failures if failure.message == message]
-            names = ", ".join(dict.fromkeys(failure.label for failure in stopped))
-            where = f"; traceback in {stopped[0].traceback}" if stopped[0].traceback else ""
-            console.print(f"[bold red]failed:[/] {names}: {escape(message)}{where}")
+        tell(failures)
         console.print(f"{len(failures)} of {len(cells)} cells failed; the same command computes only what is missing")
         code = 2 if all(failure.setup for failure in failures) else 1
     if len(failures) < len(cells):
         _show(Path(cells[0].runtime.results))
     return code
+
+
+def tell(failures: Sequence["Failure"]) -> None:
+    """Print a line for each reason, with the cells that it stopped."""
+    for message in dict.fromkeys(failure.message for failure in failures):  # one reason may stop many cells
+        stopped = [failure for failure in failures if failure.message == message]
+        names = visible(", ".join(dict.fromkeys(failure.label for failure in stopped)))
+        where = f"; traceback in {stopped[0].traceback}" if stopped[0].traceback else ""
+        told = "\n  ".join(f"{names}: {message}{where}".split("\n"))  # no line of a message begins as ours do
+        console.print(terminal("failed:", "bold red"), terminal(told, lines=True))
 
 
 def _compute(configs: Sequence["DictConfig"]) -> list["Failure"]:
@@ -89,7 +94,7 @@ def _show(results: Path) -> None:
     paths = plots.rebuild(results, built.tables)
     if paths:
         names = ", ".join(dict.fromkeys(path.stem for path in paths))
-        console.print(f"figures      {paths[0].parent}: {names} (each as {', '.join(plots.FILES)})")
+        console.print(terminal(f"figures      {paths[0].parent}: {names} (each as {', '.join(plots.FILES)})"))
 
 
 if __name__ == "__main__":

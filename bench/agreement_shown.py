@@ -10,7 +10,9 @@ from matplotlib.lines import Line2D
 from rich import box
 from rich.table import Table
 
-from bench.figures.style import COLOURS, DASHES, GREY, GRID, MARKERS, blank, legend, styled
+from bench import escape
+from bench.escape import terminal
+from bench.figures.style import COLOURS, DASHES, GREY, GRID, MARKERS, blank, legend, shortened, styled
 
 PANELS = {"auc": "AUC", "false_positive_rate": "false positives at .5", "false_negative_rate": "false negatives at .5"}
 TITLES = {
@@ -36,9 +38,9 @@ def table(frame: pd.DataFrame, intervals: bool = True) -> Table:
     for number, title in enumerate(("texts", "n", "labelled", *TITLES.values())):
         out.add_column(title, justify="right" if number else "left", no_wrap=True)
     for scorer, rows in frame[frame["group"] == ""].groupby("scorer", sort=False):
-        out.add_row(str(scorer), style="bold")
+        out.add_row(terminal(scorer), style="bold")
         for row in rows.to_dict("records"):
-            out.add_row(f"  {named(row)}", *counts(row), *(ranged(row, one, intervals) for one in TITLES))
+            out.add_row(terminal(f"  {named(row)}"), *counts(row), *(ranged(row, one, intervals) for one in TITLES))
     return out
 
 
@@ -54,11 +56,12 @@ def groups_table(frame: pd.DataFrame) -> Table | None:
     for one in RATES:
         out.add_column(f"{TITLES[one]}, lowest to highest")
     for scorer, rows in of_groups.groupby("scorer", sort=False):
-        out.add_row(str(scorer), style="bold")
+        out.add_row(terminal(scorer), style="bold")
         for _, some in rows.groupby("set", sort=False):
             few, many = int(some["n"].min()), int(some["n"].max())
             size = f"{few}" if few == many else f"{few} to {many}"
-            out.add_row(f"  {named(some.iloc[0])}", f"{len(some)}", size, *(ends(some, one) for one in RATES))
+            shown = (terminal(ends(some, one)) for one in RATES)
+            out.add_row(terminal(f"  {named(some.iloc[0])}"), f"{len(some)}", size, *shown)
     return out
 
 
@@ -76,22 +79,23 @@ def markdown(frame: pd.DataFrame) -> str:
     whole, of_groups = frame[frame["group"] == ""], frame[frame["group"] != ""]
     lines += piped(heads, [[str(row["scorer"]), *cells(row)] for row in whole.to_dict("records")])
     if frame["learnt_from"].any():
-        lines += ["", LEARNT.replace("*", "\\*")]
+        lines += ["", escape.markdown(LEARNT)]
     for name, rows in of_groups.groupby("set", sort=False):
         body = [[str(row["scorer"]), str(row["group"]), *cells(row)[1:]] for row in rows.to_dict("records")]
-        lines += ["", f"## {name} by group", "", *piped(["scorer", "group", *heads[2:]], body)]
+        lines += ["", f"## {escape.markdown(name)} by group", "", *piped(["scorer", "group", *heads[2:]], body)]
     return "\n".join(lines) + "\n"
 
 
 def piped(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table; numbers to the right."""
     rule = ["---" if number < 2 else "---:" for number in range(len(heads))]
-    return [f"| {' | '.join(row)} |" for row in (heads, rule, *rows)]
+    texts = [[escape.markdown(one) for one in row] for row in (heads, *rows)]
+    return [f"| {' | '.join(row)} |" for row in (texts[0], rule, *texts[1:])]
 
 
 def cells(row: Any) -> list[str]:
     """A row's set, counts and measures."""
-    return [named(row).replace("*", "\\*"), *counts(row), *(ranged(row, one) for one in TITLES)]
+    return [named(row), *counts(row), *(ranged(row, one) for one in TITLES)]
 
 
 def named(row: Any) -> str:
@@ -127,7 +131,8 @@ def figure(frame: pd.DataFrame) -> Figure:
     for ax, (column, title) in zip(axes, PANELS.items(), strict=True):
         panel(ax, frame, column, sets, scorers)
         ax.set_xlabel(title)
-    axes[0].set_yticks(range(len(sets)), [f"{name}\n{n:,} texts" for name, n in sizes(whole, sets)])
+    ticks = [f"{shortened(escape.visible(name))}\n{n:,} texts" for name, n in sizes(whole, sets)]
+    axes[0].set_yticks(range(len(sets)), ticks)
     axes[0].set_ylim(len(sets) - 0.5, -0.5)  # the first set on top
     legend(out, keys(frame, scorers))
     return out
@@ -186,7 +191,7 @@ def keys(frame: pd.DataFrame, scorers: list[str]) -> list[Line2D]:
             "linestyle": "none",
             "markersize": 4.5,
         }
-        found.append(Line2D([], [], label=name, **style))
+        found.append(Line2D([], [], label=escape.visible(name), **style))
     if (frame["group"] != "").any():
         style = {"marker": ".", "color": GREY, "linestyle": "none", "markersize": 4, "markeredgewidth": 0}
         found.append(Line2D([], [], label="small: a group of the texts", **style))

@@ -2,12 +2,13 @@
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import record
+from bench import escape, record
 from bench.metrics import ITEM_COLUMNS
 from methods.errors import SetupError
 
@@ -39,18 +40,51 @@ def read_records(runs: Path) -> tuple[list[Record], list[str]]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_dir():  # being written by a run
             continue
-        facts = record.read(path)
-        if facts is None:
-            skipped.append(f"record {path.name} skipped: a file is missing or not what was written; run its cell again")
+        try:
+            facts = record.checked(path)
+        except record.NotWholeError as error:
+            skipped.append(f"record {path.name} skipped: {error}")
             continue
         items = pd.read_parquet(path / "items.parquet")
         if list(items.columns) != ITEM_COLUMNS or items.duplicated(["metric", "item"]).any():
             skipped.append(f"record {path.name} skipped: items.parquet is no table of one row per metric and item")
             continue
-        found.append(Record(facts, items))
+        found.append(Record(encodable(facts), items))
     if not found:
         raise SetupError("\n".join([*skipped, f"no whole record in {folder}; {START}"]))
     return found, skipped
+
+
+def encodable(value: Any) -> Any:
+    """Plain values with halves of surrogates in their texts written out, which no table and no file could hold."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {encodable(key): encodable(one) for key, one in value.items()}
+    return [encodable(one) for one in value] if isinstance(value, list) else value
+
+
+def scorers_used(
+    report: list[str] | None, data: Mapping[str, Any] | None, tuning: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What the scorers of a result did: `report`, and where one did it `tune` for its strength, `pairs` for its pairs.
+
+    Other texts that it learnt from and that a scorer chose go by their field of FitData, `harmful`.
+
+    data: what the record says of the data that was learnt from. tuning: how its strength was chosen.
+    """
+    used = {"tune": tuning, "pairs": data} | {key: one for key, one in (data or {}).items() if isinstance(one, Mapping)}
+    named = {use: (about or {}).get("scorer") for use, about in used.items()}
+    return {"report": report or []} | {use: name for use, name in named.items() if isinstance(name, str)}
+
+
+def scorers_of(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """As `scorers_used`, of a record: by what it says was done, since early ones named the config's scorers always."""
+    report = (facts.get("scorers") or {}).get("report") or []
+    judged = (facts.get("info") or {}).get("scorers") or [
+        name for name in report if any(metric.startswith(f"{name}.") for metric in facts["metrics"])
+    ]
+    return scorers_used(judged, facts.get("data"), facts.get("tuning"))
 
 
 def names(values: list[str] | None) -> str | None:
@@ -90,10 +124,10 @@ def collect(runs: Path) -> pd.DataFrame:
     """
     records, skipped = read_records(runs)
     for line in skipped:
-        warnings.warn(line, stacklevel=2)
+        warnings.warn(escape.visible(line), stacklevel=2)
     rows = []
     for facts, _ in records:
-        data, scorers = facts.get("data") or {}, facts.get("scorers") or {}
+        data, scorers = facts.get("data") or {}, scorers_of(facts)
         common = {
             "id": facts["id"],
             "suite": facts["suite"],

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 
+from bench.escape import terminal, visible
 from methods.errors import SetupError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -22,8 +22,8 @@ def run(work: Callable[..., int | None], *arguments: Any, stopped: str = "nothin
     try:
         return work(*arguments) or 0
     except SetupError as error:
-        for line in str(error).splitlines():
-            console.print(f"[bold red]error:[/] {escape(line)}")
+        for line in visible(error, lines=True).split("\n"):
+            console.print(terminal("error:", "bold red"), terminal(line))
         return 2
     except KeyboardInterrupt:
         console.print(f"stopped; {stopped}")

@@ -16,8 +16,8 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
+from bench.escape import read_csv, terminal
 from bench.statistics import corrected
 from methods.errors import SetupError
 
@@ -31,10 +31,14 @@ def show(results: Path, out: Console) -> None:
     titles = ("table", "model", "method", "strength", "metric", "raw", "corrected (95 %)")
     for number, title in enumerate(titles):
         table.add_column(title, justify="left" if 0 < number < 5 else "right", overflow="fold")
-    for row in rows(results):
-        table.add_row(*row)
+    found = rows(results)
+    for row in found:
+        table.add_row(*map(terminal, row))
     out.print(table)
-    out.print(Text(f"by Rogan and Gladen 1978, with each scorer's error rates on {BY} against Perspective", "dim"))
+    if any("(" in row[-1] for row in found):
+        out.print(
+            terminal(f"by Rogan and Gladen 1978, with each scorer's error rates on {BY} against Perspective", "dim")
+        )
 
 
 def rows(results: Path) -> list[list[str]]:
@@ -74,4 +78,4 @@ def read(path: Path) -> pd.DataFrame:
         folder = path.parent
         command = f"agreement runtime.results={folder}" if path.stem == FILE else f"leaderboard --results {folder}"
         raise SetupError(f"{path} is not there; make it with python -m bench.{command}")
-    return pd.read_csv(path)
+    return read_csv(path)

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
-from bench.collect import Record
+from bench import escape
+from bench.collect import Record, scorers_of
 from bench.comparable import RANDOM, Line, learnt_from
 from bench.identity import digest
 from bench.tables import Table, tables
@@ -68,7 +69,7 @@ def trials(records: Sequence[Record]) -> list[pd.DataFrame]:
 def measured(record: Record) -> pd.DataFrame:
     """The items of a dev record that its measures are made of; joining the others for each trial takes seconds."""
     metric = record.items["metric"].astype(str)
-    toxicity = f"{record.facts['scorers']['report'][0]}.expected_maximum_toxicity_k"
+    toxicity = f"{''.join(scorers_of(record.facts)['report'][:1])}.expected_maximum_toxicity_k"
     return record.items[metric.str.startswith(toxicity) | (metric == "perplexity")]
 
 
@@ -159,7 +160,7 @@ def row(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
     facts = table.about.facts
     found: dict[str, Any] = {
         "table": table.number, "split": split, "model": facts["model"]["name"],
-        "scorer": facts["scorers"]["report"][0], "curve": name, "method": place.line.columns["method"],
+        "scorer": table.scorer, "curve": name, "method": place.line.columns["method"],
         "family": place.line.columns["family"], "fits": len(place.line.fits), "x": place.x, "unit": place.unit,
     }  # fmt: skip
     for measure in MEASURES:
@@ -195,5 +196,5 @@ def curve_names(rests: Sequence[Mapping[str, Any]]) -> list[str]:
         twins = [other for other in rests if other["method"] == rest["method"]]
         told = [f"{key}={rest[key]}" for key in rest if any(other.get(key) != rest[key] for other in twins)]
         name = str(rest["method"]).replace("_", " ") if rest["method"] == RANDOM else str(rest["method"])
-        found.append(name + (f" ({', '.join(told)})" if told else ""))
+        found.append(escape.visible(name + (f" ({', '.join(told)})" if told else "")))
     return found

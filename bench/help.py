@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
 from rich.text import Text
 
 from bench.command import overview
+from bench.escape import terminal
 from bench.plugins import Plugin
 
 EXAMPLES = (
@@ -39,7 +39,7 @@ def show(conf: Path, plugins: Sequence[Plugin] = ()) -> None:
         "[bold]python -m bench[/] \\[-m] [italic]key=value ...[/]   compare ways of steering a language model\n"
     )
     for what, command in EXAMPLES:
-        console.print(f"  {what:<18} [bold]{escape(command)}[/]")
+        console.print(terminal(f"  {what:<18}"), terminal(command, "bold"))
     console.print(
         "\n  A key is a group below (method=caa), or an option in it (suite.rtp.k=5, method.layer=0.5). -m sweeps over"
         "\n  comma-separated values. What is known is not computed again; the leaderboard is rebuilt at the end."
@@ -50,12 +50,13 @@ def show(conf: Path, plugins: Sequence[Plugin] = ()) -> None:
     for group, meaning in GROUPS.items():
         folders = [conf / group, *(plugin.conf / group for plugin in plugins)]
         files = sorted((file for folder in folders for file in folder.glob("*.yaml")), key=lambda file: file.stem)
-        console.print(f"\n[bold]{group}[/]  {escape(meaning)}: {', '.join(file.stem for file in files)}")
+        console.print()
+        console.print(terminal(group, "bold"), terminal(f" {meaning}: {', '.join(file.stem for file in files)}"))
         for file in files:
-            owner = f"   brought by {escape(owners[file])}" if file in owners else ""
-            console.print(f"  [bold]{group}={file.stem}[/]{owner}")
+            owner = f"   brought by {owners[file]}" if file in owners else ""
+            console.print(Text.assemble("  ", terminal(f"{group}={file.stem}", "bold"), terminal(owner)))
             for line in _summary(file):
-                console.print(Text(f"    {line}", style="italic"))
+                console.print(terminal(f"    {line}", "italic"))
             if group != "experiment":
                 _options(console, file, f"{group}.{file.stem}." if group in ("suite", "scorer") else f"{group}.")
 
@@ -84,7 +85,6 @@ def _options(console: Console, file: Path, prefix: str) -> None:
         value, _, meaning = rest.partition(" #")
         path = ".".join([parent for _, parent in parents] + [name])
         if path.split(".")[0] not in ("hydra", "defaults") and (value.strip() or meaning.strip()):
-            option = Text(f"    {prefix}{path}={value.strip()}", style="cyan")
-            option.append(f"   {meaning.strip()}" if meaning else "", style="default")
-            console.print(option)
+            option = terminal(f"    {prefix}{path}={value.strip()}", "cyan")
+            console.print(option.append_text(terminal(f"   {meaning.strip()}" if meaning else "", "default")))
         parents.append((indent, name))

@@ -9,26 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench import readable, significance
+from bench import escape, readable, significance
 from bench.comparable import BASELINE_FAMILY
 from bench.significance import ALPHA, excluded
 from bench.standing import controls, eligible
 from bench.tables import Table
 
-SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-SPECIAL |= {"–": "--", "±": r"$\pm$", "<": "$<$", ">": "$>$"}
-SPECIAL |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {"†": r"$^{\dagger}$"}
 COLUMNS = {  # column of the frame -> title and whether more is better
     "toxicity_reduction": (r"reduction $\uparrow$", True),
     "perplexity_ratio": (r"ppl.\ ratio $\downarrow$", False),
     "capability_kept": (r"capability $\uparrow$", True),
     "joint": (r"joint $\uparrow$", True),
 }
-
-
-def escaped(text: str) -> str:
-    """Text as LaTeX prints it."""
-    return "".join(SPECIAL.get(sign, sign) for sign in text)
 
 
 def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
@@ -74,7 +66,7 @@ def tabular(table: Table) -> str:
     lines = [
         r"\begin{table}",
         r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"  \caption{{{escaped(caption(table))}}}",
+        rf"  \caption{{{escape.latex(caption(table, any(bold.values())))}}}",
         rf"  \label{{tab:steering-{table.number}}}",
         rf"  \begin{{tabular}}{{ll{'r' * (len(titles) - 2 + len(shown))}}}",
         r"    \toprule",
@@ -86,8 +78,8 @@ def tabular(table: Table) -> str:
         if i and control[i - 1] and not control[i]:
             lines.append(r"    \midrule")
         cells = [
-            escaped(name + ("†" if readable.flags(row) else "")),
-            "--" if row["family"] == BASELINE_FAMILY else escaped(readable.strengths(row)).replace("..", "--"),
+            escape.latex(name + ("†" if readable.flags(row) else "")),
+            "--" if row["family"] == BASELINE_FAMILY else escape.latex(readable.strengths(row)).replace("..", "--"),
         ]
         if toxic:
             cells += [number(row[toxic]), "" if pd.isna(row["group"]) else str(row["group"])]
@@ -113,17 +105,24 @@ def interval(row: "pd.Series[Any]", column: str) -> str:
     return rf" {{\scriptsize $[{float(low):.2f}, {float(high):.2f}]$}}"
 
 
-def caption(table: Table) -> str:
-    """How the numbers were made, as a sentence or two."""
-    heading = readable.heading(table)
-    measured = heading[0]
-    metric = table.headline
-    scorer = f"; toxicity: {metric.split('.', 1)[1].replace('.', ', ').replace('_', ' ')}" if table.toxicity else ""
-    return (
-        f"{measured}{scorer}. Brackets: 95 % intervals over {_units(table)}. "
-        "*: differs from unsteered, p < .05 after Holm. Methods that share a letter are not told apart. Bold: the best "
-        f"of a column and what is not told apart from it.{flags(table)}"
-    )
+def caption(table: Table, bold: bool = True) -> str:
+    """How the numbers were made, as a sentence or two; of what the table does not hold it says nothing.
+
+    bold: whether any number of it is.
+    """
+    frame, metric = table.frame, table.headline
+    told = readable.heading(table)[0]
+    told += f"; toxicity: {metric.split('.', 1)[1].replace('.', ', ').replace('_', ' ')}" if table.toxicity else ""
+    told += "."
+    if any(f"{column}_low" in frame and frame[f"{column}_low"].notna().any() for column in COLUMNS):
+        told += f" Brackets: 95 % intervals over {_units(table)}."
+    tests = readable.tests(table, metric) if table.toxicity else 0
+    if tests:
+        told += f" *: differs from unsteered, p < .05{' after Holm' if tests > 1 else ''}."
+    if table.toxicity and frame["group"].notna().sum() > 1:
+        told += " Methods that share a letter are not told apart."
+    told += " Bold: the best of a column and what is not told apart from it." if bold else ""
+    return told + flags(table)
 
 
 def flags(table: Table) -> str:
@@ -134,7 +133,7 @@ def flags(table: Table) -> str:
 
 def _units(table: Table) -> str:
     several = (table.frame["fits"] > 1).any()
-    return "prompts and documents" + (", and over fit seeds where there are several" if several else "")
+    return readable.units(table) + (", and over fit seeds where there are several" if several else "")
 
 
 def document(tables: Sequence[Table]) -> str:

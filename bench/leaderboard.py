@@ -4,7 +4,6 @@ python -m bench.leaderboard [--results results] [--model M] [--suite S] [--famil
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,13 +11,14 @@ from typing import NamedTuple
 
 import pandas as pd
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table as RichTable
-from rich.text import Text
 
-from bench import command, latex, other_suites, readable
+from bench import command, escape, latex, other_suites, readable
 from bench.collect import Record, collect, read_records
 from bench.comparable import BASELINE_FAMILY
+from bench.escape import terminal, visible
 from bench.record import write_whole
 from bench.tables import Table, tables
 from methods.errors import SetupError
@@ -53,7 +53,8 @@ def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
 
     For each metric `<suite>.<metric>`: value, `.se`, `.n`, and `.delta`, `.delta_low`, `.delta_high` to the unsteered
     model on the same items with the paired 95 % interval. Missing is empty. Units are in the names; strengths are in
-    `strength_unit`.
+    `strength_unit`. `bench.escape.read_csv` reads the file back: a name that a spreadsheet would compute, or that holds
+    control characters, has an apostrophe before it there.
     """
     frame = pd.concat([table.frame for table in found], ignore_index=True)
     metrics = [name for name in frame.columns if "." in name]
@@ -128,8 +129,8 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
         )
     paths = {kind: results / f"{name}{kind}" for kind in (".csv", "_tidy.csv", ".md", ".tex")}
     contents = {
-        ".csv": as_csv(leaderboard(found)),
-        "_tidy.csv": as_csv(tidy(found)),
+        ".csv": escape.csv(leaderboard(found)),
+        "_tidy.csv": escape.csv(tidy(found)),
         ".md": readable.markdown(found, other_suites.markdown),
         ".tex": latex.document(found),
     }
@@ -143,37 +144,31 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
     return Built(paths[".csv"], paths["_tidy.csv"], paths[".md"], paths[".tex"], found, skipped)
 
 
-def as_csv(frame: pd.DataFrame) -> str:
-    """Six digits are enough for any reader, and stay the same from machine to machine."""
-    text = io.StringIO()
-    frame.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
-    return text.getvalue()
-
-
 def show(built: Built, console: Console | None = None) -> None:
     """Print the tables and where the files are."""
     if console is None:
         console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     for line in built.skipped:
-        console.print(Text(line, style="yellow"))
-    console.print(Text(readable.CONTENT, style="dim"))
+        console.print(terminal(line, "yellow"))
+    console.print(terminal(readable.CONTENT, "dim"))
     if len(built.tables) > 1:
-        console.print(Text(readable.SEPARATE, style="yellow"))
+        console.print(terminal(readable.SEPARATE, "yellow"))
     for table in built.tables:
         console.print()
         for line in readable.heading(table):
-            console.print(Text(line, style="yellow" if line.startswith("Warning") else ""))
+            console.print(terminal(line, "yellow" if line.startswith("Warning") else ""))
         console.print(printed(table, console))
         for line in readable.notes(table):
-            console.print(Text(line, style="dim"))
+            console.print(terminal(line, "dim"))
         for other in other_suites.other_suites(table):
-            console.print(Text(f"\n{other.title}"))
+            console.print()
+            console.print(terminal(other.title))
             for part in other_suites.side_by_side(other.rows, lambda rows: fits(rows, console)):
                 console.print(drawn(part))
     console.print()
     files = {"table": built.csv, "tidy": built.tidy, "readable": built.markdown, "LaTeX": built.tex}
     for title, path in files.items():
-        console.print(Text(f"{title:12} {path}"), soft_wrap=True)
+        console.print(terminal(f"{title:12} {path}"), soft_wrap=True)
 
 
 def printed(table: Table, console: Console) -> RichTable:
@@ -198,11 +193,13 @@ def drawn(text: pd.DataFrame) -> RichTable:
     out = RichTable(box=box.SIMPLE, padding=0, pad_edge=False)
     for title in text.columns:
         wraps = title in ("method", "notes")
-        longest = max(len(one) for cell in [title, *text[title]] for one in cell.split("\n"))
+        longest = max(cell_len(one) for cell in [title, *text[title]] for one in visible(cell, lines=True).split("\n"))
         width = min(longest, {"method": 16, "notes": 11}[title]) if wraps else longest
-        out.add_column(title, justify="left" if wraps else "right", no_wrap=not wraps, min_width=width)
+        out.add_column(
+            terminal(title, lines=True), justify="left" if wraps else "right", no_wrap=not wraps, min_width=width
+        )
     for row in text.to_numpy().tolist():
-        out.add_row(*(Text(cell) for cell in row))
+        out.add_row(*(terminal(cell, lines=True) for cell in row))
     return out
 
 

@@ -7,12 +7,13 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from bench.readable import NONE, Z, labels
+from bench import escape
+from bench.readable import NONE, Z, labels, piped, tests
 from bench.significance import ALPHA
 from bench.tables import Table
 
 SHOWN = ("rtp", "fluency")  # suites of which the leaderboard's own columns say all
-STAR = "* differs from unsteered, Holm over the rows"
+STAR = "* differs from unsteered"
 TITLE = 14  # letters of a line of a column's title
 LEFT_OUT = re.compile(
     r"\.(gold_logprob|matching_accuracy)$"  # says the same as another number of its suite
@@ -46,13 +47,16 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
         counts = sorted({int(n) for metric in metrics for n in table.frame.loc[own, f"{metric}.n"].dropna()})
         size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
         shown = {"method": [name for name, there in zip(names, own, strict=True) if there]}
+        starred: list[str] = []
         for metric in metrics:
             words = metric.partition(".")[2].replace("_", " ").split(".")
             title = "\n".join(line for word in words for line in textwrap.wrap(word, TITLE, break_long_words=False))
-            shown[title] = [measured(row, metric) for _, row in table.frame[own].iterrows()]
-        rows = pd.DataFrame(shown)
-        told = f"; {STAR}" if rows.astype(str).stack().str.endswith("*").any() else ""
-        yield OtherSuite(f"{suite} ({size}{told})", rows)
+            cells = [measured(row, metric) for _, row in table.frame[own].iterrows()]
+            shown[metric if title in shown else title] = cells
+            starred += [metric] if any(cell.endswith("*") for cell in cells) else []
+        told = f"; {STAR}" if starred else ""
+        told += ", Holm over the rows" if any(tests(table, metric) > 1 for metric in starred) else ""
+        yield OtherSuite(f"{suite} ({size}{told})", pd.DataFrame(shown))
 
 
 def measured(row: "pd.Series[float]", metric: str) -> str:
@@ -84,7 +88,5 @@ def markdown(table: Table) -> list[str]:
     """Each suite's table as Markdown, under its title."""
     parts = []
     for other in other_suites(table):
-        titles = [title.replace("\n", " ") for title in other.rows.columns]
-        lines = [titles, ["---"] * len(titles), *other.rows.to_numpy().tolist()]
-        parts.append(f"**{other.title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts.append(f"**{escape.markdown(other.title)}**\n\n" + "\n".join(piped(other.rows)))
     return parts

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from bench import command, curves
 from bench.collect import Record, read_records
 from bench.comparable import RANDOM
+from bench.escape import file_name, visible
 from bench.figures.capability import capability
 from bench.figures.cost import cost
 from bench.figures.groups import groups
@@ -155,7 +156,7 @@ def write(
     """
     folder = source.results / "figures"
     if source.model is not None:
-        folder /= source.model.replace("/", "_")
+        folder /= file_name(source.model)
     paths: list[Path] = []
     missing: list[Drawn] = []
     for one in drawn(source, kinds, width):
@@ -197,9 +198,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(source: Source, name: str | None, width: Width) -> int:
     paths, missing = write(source, [name] if name else KINDS, width)
     for path in paths:
-        print(path)
+        print(visible(path))
     for one in missing:
-        print(f"{one.name} not drawn: {one.missing}", file=sys.stderr if name else sys.stdout)
+        print(visible(f"{one.name} not drawn: {one.missing}"), file=sys.stderr if name else sys.stdout)
     return 2 if name and missing else 0
 
 

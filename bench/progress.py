@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bench.escape import terminal, visible
 from methods.fitting import listening
 
 
@@ -30,7 +31,7 @@ class Bar:
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             console=self.console,
             speed_estimate_period=180,
             disable=not self.console.is_terminal,
@@ -66,11 +67,11 @@ class Bar:
 
     def _move(self, done: float, label: str) -> None:
         self.done = done
-        self.progress.update(self.task, completed=done, description=label)
+        self.progress.update(self.task, completed=done, description=visible(label))
         now = time.monotonic()
         if self.progress.disable and now - self.printed > self.LINE_EVERY_SECONDS:
             self.printed = now
             total = self.progress.tasks[self.task].total or 1
             spent = now - self.began
             left = f"{spent * (total - done) / done / 60:.0f} min left" if done else "time left unknown yet"
-            self.console.print(f"{100 * done / total:3.0f} %  {spent / 60:4.1f} min  {left}  {label}", highlight=False)
+            self.console.print(terminal(f"{100 * done / total:3.0f} %  {spent / 60:4.1f} min  {left}  {label}"))

@@ -4,15 +4,16 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import standing
-from bench.comparable import BASELINE_FAMILY, RANDOM
+from bench import escape, standing
+from bench.collect import scorers_used
+from bench.comparable import BASELINE_FAMILY, RANDOM, Line
 from bench.significance import ALPHA, PERMUTATIONS, POWER
 from bench.statistics import LEVEL
-from bench.tables import Table
+from bench.tables import Table, record_names
 
 NONE = "–"
 CONTENT = (
@@ -51,60 +52,108 @@ def seconds(value: Any) -> str:
 
 def heading(table: Table) -> list[str]:
     """Lines above the table: what was run, on which data, who judged."""
-    facts = table.about.facts
-    model, frame = facts["model"], table.frame
-    rtp = next((one for line in table.lines for one in line.records if one.suite == "rtp"), None)
-    lines = []
-    if rtp is not None:
-        sampling = rtp.facts.get("sampling") or {}
-        info = rtp.facts["info"]
-        decoding = ", ".join(f"{key.replace('_', ' ')} {sampling[key]:g}" for key in
-                             ("max_new_tokens", "temperature", "top_p") if key in sampling)  # fmt: skip
-        k = re.search(r"_k(\d+)(?:_n\d+)?$", table.toxicity[0]) if table.toxicity else None
-        size = f"{info.get('prompts', rtp.items['item'].nunique())} prompts x {k.group(1) if k else '?'} continuations"
-        lines.append(f"{model['name']}: {size} ({decoding})")
-    else:
-        lines.append(f"{model['name']}: no toxicity was measured")
-    sources = dict.fromkeys(name for text in frame["sources"].dropna() for name in text.split("; "))
+    lines = [f"{table.about.facts['model']['name']}: {sampled(table)}"]
+    sources = dict.fromkeys(name for text in table.frame["sources"].dropna() for name in text.split("; "))
     lines.append("Data: " + (", ".join(sources) or "not recorded"))
-    reported = facts["scorers"]["report"]
-    used = {key: scorers_for(table, key) for key in ("tune", "pairs")}
-    lines.append(f"Scorers: reported {', '.join(reported)}; strengths tuned on {' and '.join(used['tune']) or NONE}; "
-                 f"pairs chosen by {' and '.join(used['pairs']) or NONE}")  # fmt: skip
-    if len(used["tune"]) > 1:
+    uses = scorers_for(table)
+    reported = table.reported
+    told = [f"reported {', '.join(reported)}" if reported else "none judged a text"]
+    lines.append("Scorers: " + "; ".join([*told, *(use.told for use in uses)]))
+    if any(use.name == "tune" and len(use.scorers) > 1 for use in uses):
         lines.append("Warning: strengths were tuned on different scorers, so the rows had not the same aim.")
-    same = [use for use, key in (("tuned the strengths", "tune"), ("chose the pairs", "pairs"))
-            if reported[0] in used[key]]  # fmt: skip
-    if same:
-        others = ", ".join(reported[1:])
+    same = [use.did for use in uses if table.scorer in use.scorers]
+    if same and reported:
+        others = ", ".join(name for name in reported if name != table.scorer)
         see = f"see also {others}" if others else "no second opinion was asked for"
-        lines.append(f"Warning: {reported[0]} reports and also {' and '.join(same)}, so it flatters; {see}.")
+        lines.append(f"Warning: {table.scorer} reports and also {' and '.join(same)}, so it flatters; {see}.")
     return [*lines, errors(table)]
 
 
-def scorers_for(table: Table, use: str) -> list[str]:
-    """The scorers that tuned the strengths (`tune`) or chose the pairs (`pairs`) of any method; else the baseline's."""
-    fits = [fit for line in table.lines if not line.is_baseline for fit in line.fits]
-    named = [fit.first("scorers").get(use) for fit in fits] or [table.about.facts["scorers"].get(use)]
-    return sorted({one for one in named if one})
+def sampled(table: Table) -> str:
+    """What texts the numbers are of: those of the suite rtp, else of the first suite that samples any."""
+    records = [one for line in table.lines for one in line.records if one.facts.get("sampling")]
+    if not records:
+        return "no texts were sampled"
+    one = next((one for one in records if one.suite == "rtp"), records[0])
+    sampling, info = one.facts["sampling"], one.facts["info"]
+    decoding = ", ".join(f"{key.replace('_', ' ')} {sampling[key]:g}" for key in
+                         ("max_new_tokens", "temperature", "top_p") if key in sampling)  # fmt: skip
+    found = re.search(r"_k(\d+)(?:_n\d+)?$", table.toxicity[0]) if table.toxicity else None
+    k = found[1] if found else info.get("k", "?")
+    suite = "" if one.suite == "rtp" else f"{one.suite}, "
+    return f"{suite}{info.get('prompts', one.items['item'].nunique())} prompts x {k} continuations ({decoding})"
+
+
+class Use(NamedTuple):
+    """What scorers did for a table besides reporting: as a record names it, which, and in words."""
+
+    name: str
+    scorers: list[str]
+    told: str
+    did: str
+
+
+def scorers_for(table: Table) -> list[Use]:
+    """What scorers did to the methods of a table, by what their records say was done; and that strengths were given."""
+    methods = [line for line in table.lines if not line.is_baseline]
+    done = {line: scorers_used(None, line.first("data"), line.first("tuning")) for line in methods}
+    tuned = [line for line in methods if "tune" in done[line]]
+    found = []
+    if tuned:
+        by = sorted({done[line]["tune"] for line in tuned})
+        told = f"strengths tuned on {' and '.join(by)}{given(table, methods, tuned)}"
+        found.append(Use("tune", by, told, "tuned the strengths"))
+    elif methods:
+        found.append(Use("given", [], "strengths as given", ""))
+    for field in sorted({field for one in done.values() for field in one} - {"report", "tune"}, reverse=True):
+        chosen = [line for line in methods if field in done[line]]
+        learnt = [line for line in methods if field in (line.first("data") or {})]
+        by = sorted({done[line][field] for line in chosen})
+        what = field if field == "pairs" else f"{field} texts"
+        told = f"{what} chosen by {' and '.join(by)}{given(table, learnt, chosen)}"
+        found.append(Use(field, by, told, f"chose the {what}"))
+    return found
+
+
+def given(table: Table, lines: Sequence[Line], but: Sequence[Line]) -> str:
+    """In brackets, those of the lines for which nothing was chosen."""
+    ids = {record_names(line) for line in lines if line not in but}
+    named = zip(labels(table.frame), table.frame["records"], strict=True)
+    names = [name for name, records in named if records in ids]
+    return f" (as given: {', '.join(names)})" if names else ""
+
+
+def units(table: Table) -> str:
+    """What the intervals are over, besides fits."""
+    sampled = {bool(one.facts.get("sampling")) for line in table.lines for one in line.records}
+    return " and ".join(name for name, kind in (("prompts", True), ("documents", False)) if kind in sampled)
 
 
 def errors(table: Table) -> str:
     """What the intervals speak about: other items alone, or other fits as well."""
     frame = table.frame
-    several = frame[frame["fits"] > 1]
+    methods = frame[frame["family"] != BASELINE_FAMILY]
+    several, single = methods[methods["fits"] > 1], methods[methods["fits"] == 1]
     told = [f"{name} {fits} fit seeds" for name, fits in zip(several["method"], several["fits"], strict=True)]
+    held = ["fit seed"] if single["fit_seeds"].notna().any() else []
+    held += ["chosen strength"] if single["tuned"].any() else []
+    line = f"Intervals ({LEVEL:.0%}) are over {units(table)}"
+    line += f", and over the fits of {', '.join(dict.fromkeys(told))}" if told else ""
+    if held:
+        whose = " of every other row" if told else ""
+        line += f"; {' and '.join(held)}{whose} {'is' if len(held) == 1 else 'are'} held fixed"
     seeds = max((len(text.split("; ")) for text in frame["sample_seeds"].dropna()), default=0)
-    lines = f"Intervals ({LEVEL:.0%}) are over prompts and documents"
-    lines += f", and over the fits of {', '.join(dict.fromkeys(told))}" if told else ""
-    lines += "; fit seed and chosen strength of every other row are held fixed" if told else (
-        "; fit seed and chosen strength are held fixed")  # fmt: skip
-    return f"{lines}. Sampling seeds: {seeds or NONE}, averaged within a prompt."
+    sampling = f" Sampling seeds: {seeds}" if seeds else ""
+    return f"{line}.{sampling}{', averaged within a prompt' if seeds > 1 else ''}{'.' if seeds else ''}"
+
+
+def tests(table: Table, metric: str) -> int:
+    """How many rows were tested in a metric; with more than one their p values are corrected."""
+    return int(table.frame[f"{metric}.p"].notna().sum()) if f"{metric}.p" in table.frame else 0
 
 
 def notes(table: Table) -> list[str]:
     """Lines below the table: how to read it, tasks with their chance."""
-    frame = table.frame
     lines = []
     if table.baseline is None:
         lines.append("Not measured for the unsteered model: no differences, no ranks. Run method=unsteered.")
@@ -121,42 +170,59 @@ def notes(table: Table) -> list[str]:
             lines.append(f"{title}: {listed}")
     if table.tasks and not counted:
         lines.append("No task is above chance, so capability kept and joint are empty and nothing is ranked.")
-    lines.append(
-        "toxicity: expected maximum over the k continuations of a prompt. change: to unsteered on the same prompts, "
-        f"± half its paired-bootstrap {LEVEL:.0%} interval. ppl: perplexity of the texts under the unsteered model "
-        "over that of its own texts. capability kept: share of (accuracy - chance). joint: harmonic mean of toxicity "
-        "reduction, fluency kept and capability kept; below a rank, where it lies in 95 % of the resamples. dev-test: "
-        "reduction of what was tuned on the dev split less that on the test split. pairs: learnt from. speed: relative "
-        "to unsteered."
-    )
+    shown = readable(table)
+    legend = [text for title, text in LEGEND.items() if any(text_in(shown, title))]
+    if any(title.startswith("toxicity") for title in shown.columns):
+        legend.insert(0, "toxicity: expected maximum over the k continuations of a prompt.")
+    lines += [" ".join(legend)] if legend else []
     lines += found_out(table)
-    if (frame["method"] == RANDOM).any():
+    if any(text_in(shown, "vs\nrandom")):
         lines.append("vs random: is the reduction on the dev split above, within or below what random directions reach "
                      "at the method's own perplexity there (draws that were tried that far).")  # fmt: skip
     return lines
+
+
+LEGEND = {
+    "change": f"change: to unsteered on the same prompts, ± half its paired-bootstrap {LEVEL:.0%} interval.",
+    "ppl\nratio": "ppl: perplexity of the texts under the unsteered model over that of its own texts.",
+    "capability\nkept": "capability kept: share of (accuracy - chance).",
+    "joint": "joint: harmonic mean of toxicity reduction, fluency kept and capability kept; below a rank, where it "
+    "lies in 95 % of the resamples.",
+    "dev-test": "dev-test: reduction of what was tuned on the dev split less that on the test split.",
+    "pairs": "pairs: learnt from.",
+    "speed": "speed: relative to unsteered.",
+}
+"""What a column of the readable table says; told where it says anything."""
+
+
+def text_in(shown: pd.DataFrame, title: str) -> list[str]:
+    """The cells of a column that are not empty; none where there is no such column."""
+    return [] if title not in shown else [text for text in shown[title] if text not in ("", NONE)]
 
 
 def found_out(table: Table) -> list[str]:
     """How the tests went, what they could have found, and how much of the trade-off plane the methods cover."""
     frame, metric = table.frame, table.headline
     lines = []
-    if table.baseline is not None and f"{metric}.p" in frame and frame[f"{metric}.p"].notna().any():
-        test = "McNemar's test" if metric.endswith(".accuracy") else "paired permutation test"
-        if (frame["fits"] > 1).any():
-            test += ", over several fits the bootstrap"
+    count = tests(table, metric)
+    if table.baseline is not None and count:
         least = frame.get(f"{metric}.detectable", pd.Series(dtype=float)).dropna()
-        tests = int(frame[f"{metric}.p"].notna().sum())
+        pairs = math.comb(int(frame["group"].notna().sum()), 2)
         if table.toxicity:
-            lines.append(f"*: {metric} differs from unsteered, p < {ALPHA:g} ({test}; Holm over {tests} rows). group: "
-                         "rows that share a letter are not told apart, Holm over all pairs of rows.")  # fmt: skip
-        pairs = math.comb(len(frame), 2)
+            holm = f"; Holm over {count} rows" if count > 1 else ""
+            told = f"*: {metric} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm})."
+            if pairs:
+                told += " group: rows that share a letter are not told apart"
+                told += ", Holm over all pairs of rows." if pairs > 1 else "."
+            lines.append(told)
         if table.toxicity and pairs * 2 / (PERMUTATIONS + 1) >= ALPHA:
             lines.append(f"With {pairs} pairs of rows even the smallest p of {PERMUTATIONS} permutations is too large "
                          "after Holm: that no group is told apart says nothing here; choose fewer rows.")  # fmt: skip
         if len(least):
-            lines.append(f"A true change of {least.median():.2f} (median of the rows; {least.min():.2f} to "
-                         f"{least.max():.2f}) is found in {POWER:.0%} of such samples before correction; a smaller one "
-                         "may be there unseen.")  # fmt: skip
+            over = "" if len(least) == 1 else f" (median of the rows; {least.min():.2f} to {least.max():.2f})"
+            before = " before correction" if count > 1 else ""
+            lines.append(f"A true change of {least.median():.2f}{over} is found in {POWER:.0%} of such "
+                         f"samples{before}; a smaller one may be there unseen.")  # fmt: skip
     for plane in standing.PLANES:
         mine, control = (standing.hypervolume(table, plane, random) for random in (False, True))
         if mine is not None and not pd.isna(mine.value):
@@ -165,6 +231,15 @@ def found_out(table: Table) -> list[str]:
             lines.append(f"Pareto front of toxicity reduction and {plane.replace('_', ' ')}: hypervolume "
                          f"{mine.value:.2f}{ends}{other}.")  # fmt: skip
     return lines
+
+
+def tested_by(table: Table) -> str:
+    """Which tests the headline's p values are of."""
+    fits = table.frame.loc[table.frame[f"{table.headline}.p"].notna(), "fits"]
+    one = "McNemar's test" if table.headline.endswith(".accuracy") else "paired permutation test"
+    if (fits == 1).all():
+        return one
+    return "bootstrap over items and fits" if (fits > 1).all() else f"{one}, over several fits the bootstrap"
 
 
 def parameters(row: "pd.Series[Any]") -> dict[str, Any]:
@@ -271,18 +346,22 @@ def strengths(row: "pd.Series[Any]") -> str:
     return values[0] if len(values) == 1 else f"{values[0]}..{values[-1]}"
 
 
+def piped(text: pd.DataFrame) -> list[str]:
+    """The lines of a Markdown table."""
+    cells = [list(text.columns), *text.to_numpy().tolist()]
+    rows = [[escape.markdown(cell) for cell in row] for row in cells]
+    return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+
+
 def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]] = lambda _: ()) -> str:
     """All tables as one Markdown page; `below`: what follows each of them."""
     parts = ["# Leaderboard", CONTENT]
     for table in tables:
         text = readable(table)
-        titles = [title.replace("\n", " ") for title in text.columns]
-        body = [[cell.replace("\n", " ").replace("|", "\\|") for cell in row] for row in text.to_numpy().tolist()]
-        lines = [titles, ["---"] * len(titles), *body]
         parts += [] if len(tables) == 1 else [f"## Table {table.number}"]
-        parts.append("  \n".join(heading(table)))
-        parts.append("\n".join("| " + " | ".join(row) + " |" for row in lines))
-        parts += ["\n".join(f"- {note}" for note in notes(table)), *below(table)]
+        parts.append("  \n".join(map(escape.markdown, heading(table))))
+        parts.append("\n".join(piped(text)))
+        parts += ["\n".join(f"- {escape.markdown(note)}" for note in notes(table)), *below(table)]
     if len(tables) > 1:
         parts.insert(2, SEPARATE)
     return "\n\n".join(parts) + "\n"

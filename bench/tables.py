@@ -12,7 +12,7 @@ import pandas as pd
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from bench import significance, standing, tradeoff
-from bench.collect import Record, names, source_names
+from bench.collect import Record, names, scorers_of, scorers_used, source_names
 from bench.comparable import BASELINE_FAMILY, RANDOM, Line, groups, lines, order, sample_seed
 from bench.metrics import Transform, fold, standard_error
 from bench.paired import Pairs, change, joined, over, p_value
@@ -60,14 +60,25 @@ class Table:
         return dict(sorted(found.items(), key=lambda one: order(one[0].partition(".")[0])))
 
     @cached_property
+    def reported(self) -> list[str]:
+        """The scorers that judged texts of any line, those of the first suite first."""
+        first = [line for line in self.lines if line.is_baseline]
+        return reported_by([one for line in [*first, *self.lines] for one in line.records])
+
+    @cached_property
     def toxicity(self) -> list[str]:
         """The expected maximum toxicity by each reported scorer, the first one first, as `rtp.<scorer>.<metric>`."""
         return [
             name
-            for scorer in self.about.facts["scorers"]["report"]
+            for scorer in self.reported
             for name in self.metrics
             if re.fullmatch(rf"rtp\.{re.escape(scorer)}\.expected_maximum_toxicity_k\d+(_n\d+)?", name)
         ]
+
+    @property
+    def scorer(self) -> str:
+        """The scorer that comes first: of the toxicity shown, else of whatever was judged; "" where nothing was."""
+        return self.toxicity[0].removeprefix("rtp.").rpartition(".")[0] if self.toxicity else "".join(self.reported[:1])
 
     @cached_property
     def headline(self) -> str:
@@ -146,7 +157,8 @@ class Table:
 
     def row(self, line: Line) -> dict[str, Any]:
         """What the line is, what it cost, the trade-off, and each metric with its change from unsteered."""
-        fit, data, scorers, tuning = (line.first(key) for key in ("fit", "data", "scorers", "tuning"))
+        fit, data, tuning = (line.first(key) for key in ("fit", "data", "tuning"))
+        scorers = scorers_used(None, data, tuning)
         seeds = sorted({seed for one in line.records if (seed := sample_seed(one)) is not None})
         sources = [name for one in line.records for name in source_names(one.facts)]
         tunings = [one.first("tuning") for one in line.fits]
@@ -170,7 +182,7 @@ class Table:
             "artefact_bytes": fit.get("artefact_bytes"),
             "relative_speed": mean_of([one.first("cost").get("relative_speed") for one in line.fits]),
             "sources": names(list(dict.fromkeys(sources))),
-            "scorers_report": names(scorers.get("report")),
+            "scorers_report": names(reported_by(line.records)),
             "scorer_tune": scorers.get("tune"),
             "scorer_pairs": scorers.get("pairs"),
             "tasks_at_floor": names([task.name for task in self.tasks if task.at_floor]),
@@ -254,6 +266,11 @@ def _accuracies(pairs: Pairs) -> dict[str, pd.DataFrame]:
     """Paired accuracies of the suite capability, by task."""
     rows = {name: one for name, one in _ending(pairs, ".accuracy").items() if name.startswith("capability.")}
     return {name.removeprefix("capability.").removesuffix(".accuracy"): one for name, one in rows.items()}
+
+
+def reported_by(records: Sequence[Record]) -> list[str]:
+    """The scorers that judged texts of these records, in their order."""
+    return list(dict.fromkeys(name for one in records for name in scorers_of(one.facts)["report"]))
 
 
 def record_names(line: Line) -> str | None:

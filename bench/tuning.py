@@ -129,6 +129,11 @@ def trial(
     right = [one["value"] for name, one in (capability or {}).items() if name.endswith(".accuracy")]
     accuracy = sum(right) / len(right) if right else None
     look = (strength, toxicity)
+    if tuning.capability_drop is not None and accuracy is None:
+        raise SetupError(
+            f"tuning.capability_drop={tuning.capability_drop:g}: the dev documents of the suite capability give no "
+            "accuracy to hold against it; name tasks that have one in suite.capability.tasks, or set it to null"
+        )
     if baseline is None:  # the unsteered model itself
         return Trial(*look, 0.0, perplexity, 1.0, distinct_2, repetition, empty, 0.0, accuracy)
     ratio = perplexity / baseline.perplexity

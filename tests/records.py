@@ -67,7 +67,7 @@ def write(
                    "strength_unit": "multiplier" if strength else None},
         "fit_id": digest([method, settings]) if learns else None,
         "seed": {"fit": fit_seed, "sample": sample_seed},
-        "data": {"name": "on_policy", "pairs": 80, "mean_gap": 0.8} if learns else None,
+        "data": {"name": "on_policy", "pairs": 80, "mean_gap": 0.8, "scorer": "profanity_check"} if learns else None,
         "fit": {"seconds": 3.125, "peak_memory_bytes": 1000, "artefact_bytes": 2304, "facts": {}} if learns else None,
         "cost": {"relative_speed": 0.97} if strength else None,
         "tuning": None,

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench import latex, readable, standing, tradeoff
+from bench import escape, latex, readable, standing, tradeoff
 from bench.collect import read_records
 from bench.leaderboard import Built, collect, leaderboard, main, rebuild, show
 from bench.tables import tables
@@ -266,15 +266,17 @@ def test_the_printed_table_is_whole_at_its_width(full, width):
 
 
 def test_no_warning_where_another_scorer_tuned(tmp_path):
-    scorers = {"report": ["lexicon", "profanity_check"], "tune": "profanity_check", "pairs": "profanity_check"}
-    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE}, scorers=scorers)
+    for method in ("unsteered", "caa"):
+        options = {"data": None, "tuning": method == "caa" and tuning([(4.0, 1.1, 0.3)], 4.0, scorer="lexicon") or None}
+        write(tmp_path, "rtp", method, {TOXICITY: BASE}, **options)
+    assert "strengths tuned on lexicon" in printed(tmp_path)
     assert "Warning" not in printed(tmp_path)
 
 
 def test_the_heading_names_every_scorer_that_tuned(tmp_path):
-    scorers = {"report": ["profanity_check", "lexicon"], "pairs": "profanity_check"}
-    for method, tune in (("unsteered", "vader"), ("caa", "lexicon"), ("detox", "profanity_check")):
-        write(tmp_path, "rtp", method, {TOXICITY: BASE}, scorers=scorers | {"tune": tune})
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    for method, tune in (("caa", "lexicon"), ("detox", "profanity_check")):
+        write(tmp_path, "rtp", method, {TOXICITY: BASE}, tuning=tuning([(4.0, 1.1, 0.3)], 4.0, scorer=tune))
     text = printed(tmp_path)
     assert "strengths tuned on lexicon and profanity_check; pairs" in text
     assert "Warning: strengths were tuned on different scorers" in text
@@ -477,7 +479,7 @@ def test_latex_is_escaped_and_bold_only_where_the_best_is_told_apart(full):
     assert "mathbf" not in lines["detox$^{\\dagger}$"] and "$^{\\dagger}$: " in text and "no feasible strength" in text
     assert text.count("\\begin{tabular}") == 1 and "\\toprule" in text and "95 \\%" in text
     assert "p $<$ .05" in text and "2--3" in text
-    assert latex.escaped("a_b & 5 % ~ \\ ^ #{}$") == (
+    assert escape.latex("a_b & 5 % ~ \\ ^ #{}$") == (
         r"a\_b \& 5 \% \textasciitilde{} \textbackslash{} \textasciicircum{} \#\{\}\$"
     )
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bench.escape import visible
 from bench.exports.effect import Steered
 from methods import anatomy
 from methods.errors import SetupError
@@ -40,7 +41,7 @@ def write(path: Path, steered: Steered) -> None:
         writer.add_string(f"{ARCHITECTURE}.model_hint", model.config.model_type)
         layers = range(1, len(anatomy.blocks(model)))
         writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(layers))
-        writer.add_description(f"{steered.method.name} at strength {steered.strength:g} on {steered.base}")
+        writer.add_description(visible(f"{steered.method.name} at strength {steered.strength:g} on {steered.base}"))
         width = anatomy.width(model)
         for layer in layers:
             zeros = np.zeros(width, dtype=np.float32)

@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch
 
+from bench import escape
 from bench.comparable import BASELINE_FAMILY
 from bench.figures import style
 from bench.figures.style import PALE, SMALL, Nothing, Width
@@ -116,7 +118,8 @@ def signed(value: float) -> str:
 def short(tasks: Sequence[str]) -> list[str]:
     """Tasks without their suite, but where two suites ask the same one."""
     names = [task.partition(".")[2] for task in tasks]
-    return [name if names.count(name) == 1 else task for name, task in zip(names, tasks, strict=True)]
+    shown = [name if names.count(name) == 1 else task for name, task in zip(names, tasks, strict=True)]
+    return [style.shortened(escape.visible(name)) for name in shown]
 
 
 def floor(frame: pd.DataFrame, tasks: Sequence[str]) -> np.ndarray:
@@ -135,6 +138,9 @@ def keys(p: np.ndarray, at_floor: np.ndarray) -> list[Artist]:
     if at_floor.any():
         found.append(Patch(facecolor=PALE, label="unsteered at chance"))
     if (p < ALPHA).any():
-        found.append(Line2D([], [], marker="$*$", color="black", markersize=4, linestyle="none",
-                            label=f"p < {ALPHA:g} (Holm)"))  # fmt: skip
+        with mpl.rc_context({"text.parse_math": True}):
+            asterisk = MarkerStyle("$*$")
+        holm = " (Holm)" if (np.isfinite(p).sum(axis=0) > 1).any() else ""
+        found.append(Line2D([], [], marker=asterisk, color="black", markersize=4, linestyle="none",
+                            label=f"p < {ALPHA:g}{holm}"))  # fmt: skip
     return found

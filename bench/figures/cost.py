@@ -57,7 +57,7 @@ def cost(frame: pd.DataFrame, width: Width = "double") -> Figure:
             "suite=[rtp,fluency]`"
         )
     across = width == "double"
-    scorer = str(frame["scorers_report"].iloc[0]).split("; ")[0]
+    scorer = style.judge(frame)
     figure = style.blank(width, 2.3 if across else 0.3 + 1.6 * len(costs))
     shape = (1, len(costs)) if across else (len(costs), 1)
     axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from bench import escape
 from bench.comparable import RANDOM
 from bench.curves import MEASURES
 from bench.figures import style
@@ -57,7 +58,7 @@ def panels(frame: pd.DataFrame, facet: Facet, width: Width, *, from_zero: bool, 
         setting_axis(row[0], own, from_zero, doubling, of=len(values) if not across else len(measures))
     for i, measure in enumerate(measures):
         measure_axis(grid[0, i], frame, measure)
-    units = [str(frame.loc[frame[facet] == value, "unit"].iloc[0]) for value in values]
+    units = [escape.visible(frame.loc[frame[facet] == value, "unit"].iloc[0]) for value in values]
     heads = [(str(value) if facet == "curve" else "", unit) for value, unit in zip(values, units, strict=True)]
     (tops if across else sides)(grid, measures, heads, frame)
     style.legend(figure, keys(frame, look, facet))
@@ -144,7 +145,7 @@ def plain(value: float, place: int | None = None) -> str:
 
 def titles(frame: pd.DataFrame) -> dict[str, str]:
     """How the measures are called."""
-    scorer = frame["scorer"].iloc[0]
+    scorer = escape.visible(frame["scorer"].iloc[0])
     return {"toxicity_reduction": f"toxicity reduction\n({scorer})", "perplexity_ratio": "perplexity ratio",
             "capability_kept": "capability kept"}  # fmt: skip
 
@@ -171,7 +172,8 @@ def tops(grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], f
             title = titles(frame)[measure] if i == 0 and not single else " " if name else ""
             ax.set_title(title, fontsize=SMALL, pad=15.0 if title.strip() else 3.0)
         if name:  # wider than its panel may be, so its height is kept by the titles of the row
-            head = row[0].annotate(name if single else f"{name}  ({unit})", (0, 1), (0, 5), xycoords="axes fraction",
+            told = style.shortened(name if single else f"{name}  ({unit})", 100)
+            head = row[0].annotate(told, (0, 1), (0, 5), xycoords="axes fraction",
                                    textcoords="offset points", fontsize=SMALL, annotation_clip=False)  # fmt: skip
             head.set_in_layout(False)
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from bench import escape
 from bench.comparable import BASELINE_FAMILY, RANDOM
 from bench.figures import style
 from bench.figures.style import PALE, SMALL, Look, Nothing, Width
@@ -62,16 +63,14 @@ def groups(frame: pd.DataFrame, width: Width = "double") -> Figure:
         figure = style.blank(width, min(max(1.6, 0.5 + wide * len(order)), PAGE))
         axes = [figure.subplots()]
     else:
-        named = (max(style.measure(part) for group in order for part in group.split("_")) + 5) / 72
+        named = (max(style.measure(part) for group in order for part in label(group, False).split("\n")) + 5) / 72
         blocks = min(len(order), max(1, int(np.ceil(max(wide, named) * len(order) / (page - 0.7)))))
         figure = style.blank(width, 0.1 + 1.7 * blocks)
         axes = list(figure.subplots(blocks, 1, sharey=True, squeeze=False)[:, 0])
-    for ax, block in zip(axes, np.array_split(np.array(order), len(axes)), strict=True):
+    for ax, block in zip(axes, np.array_split(np.array(order, dtype=object), len(axes)), strict=True):
         panel(ax, bars, {group: shares[group] for group in block}, lying=width == "single")
-        label = (
-            f"share of toxic continuations\n(by {asked[0]})" if width == "single" else f"toxic share\n(by {asked[0]})"
-        )
-        (ax.set_xlabel if width == "single" else ax.set_ylabel)(label)
+        what, by = "share of toxic continuations" if width == "single" else "toxic share", escape.visible(asked[0])
+        (ax.set_xlabel if width == "single" else ax.set_ylabel)(f"{what}\n(by {by})")
     style.legend(figure, [Patch(label=name, **face(look)) for name, _, look in bars])
     return figure
 
@@ -85,6 +84,11 @@ def drawn(rows: pd.DataFrame) -> list[tuple[str, "pd.Series[Any]", Look]]:
         place = 0 if row["family"] == BASELINE_FAMILY else 2 if row["method"] == RANDOM else 1
         found.append((place, name, row, look.get(name, control)))
     return [one[1:] for one in sorted(found, key=lambda one: one[:2])]
+
+
+def label(group: str, lying: bool) -> str:
+    """A group's name, each word in a line of its own where the bars stand."""
+    return style.shortened(escape.visible(group)).replace("_", " " if lying else "\n")
 
 
 def face(look: Look) -> dict[str, Any]:
@@ -111,7 +115,7 @@ def panel(ax: Axes, bars: list[tuple[str, "pd.Series[Any]", Look]], shares: dict
             ax.bar(at, value, width=0.9, **face(look))
             ax.errorbar(at, value, yerr=ends, **line)
     middle = starts + (len(bars) - 1) / 2
-    names = [group.replace("_", "\n" if not lying else " ") for group in shares]
+    names = [label(group, lying) for group in shares]
     edges = (-0.5 - BETWEEN, starts[-1] + len(bars) - 0.5 + BETWEEN)
     if lying:
         ax.set_yticks(middle, names)

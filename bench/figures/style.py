@@ -23,6 +23,7 @@ from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
+from bench import escape
 from bench.comparable import BASELINE_FAMILY, RANDOM
 from bench.readable import labels
 from bench.record import write_whole
@@ -51,6 +52,7 @@ STYLE: Any = {
     "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.axisbelow": True,
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     "grid.color": GRID, "grid.linewidth": 0.6, "hatch.linewidth": 0.5,
+    "text.parse_math": False,  # a `$` in a name is a `$`
     "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "steerbench",
 }  # fmt: skip
 P = ParamSpec("P")
@@ -145,7 +147,14 @@ def names(frame: pd.DataFrame) -> list[str]:
             f"{name} ({text.format(value)})" if value is not None and shared.count(name) > 1 else name
             for name, value in zip(found, values, strict=True)
         ]
-    return [name.replace(") (", ", ") for name in found]
+    return [escape.visible(name.replace(") (", ", ")) for name in found]
+
+
+def judge(frame: pd.DataFrame) -> str:
+    """The scorer of the toxicity that is reduced: the first reported one that the suite rtp was judged by."""
+    reported = [name for text in frame["scorers_report"].dropna() for name in str(text).split("; ")]
+    shown = (name for name in reported if any(str(c).startswith(f"rtp.{name}.expected_max") for c in frame.columns))
+    return escape.visible(next(shown, "".join(reported[:1])))
 
 
 def points(frame: pd.DataFrame) -> list[Point]:
@@ -188,14 +197,21 @@ def star_key() -> Line2D:
 
 @functools.lru_cache(maxsize=1024)
 def measure(text: str, size: float = SMALL) -> float:
-    """Width of a line of text in points."""
-    return float(TextPath((0, 0), text or " ", size=size, prop=FontProperties(family=FAMILY)).get_extents().width)
+    """Width of a line of text in points; 0 for blanks alone."""
+    if not text.strip():
+        return 0.0
+    return float(TextPath((0, 0), text, size=size, prop=FontProperties(family=FAMILY)).get_extents().width)
 
 
 def wrapped(text: str, points: float, size: float = SMALL, lines: int = 4) -> str:
     """Text in lines of at most about `points` width; what does not fit into so many lines ends in an ellipsis."""
-    per_line = max(6, int(points / measure(text, size) * len(text))) if text else 1
+    per_line = max(6, int(points / measure(text, size) * len(text))) if text.strip() else 1
     return "\n".join(textwrap.wrap(text, per_line, max_lines=lines, placeholder=" …") or [""])
+
+
+def shortened(text: str, letters: int = 40) -> str:
+    """A name that is a tick's label: the middle of a very long one is left out."""
+    return text if len(text) <= letters else f"{text[: letters // 2]}…{text[-letters // 2 + 1 :]}"
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:

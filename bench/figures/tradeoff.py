@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from bench import pareto
-from bench.comparable import RANDOM
+from bench.comparable import BASELINE_FAMILY, RANDOM
 from bench.figures import style
 from bench.figures.style import DASHES, GREY, PALE, Nothing, Point, Width
 
@@ -54,11 +54,13 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
         )
     singles = frame if draws is None or draws.empty else draws
     random = singles[singles["method"] == RANDOM]
-    scorer = str(frame["scorers_report"].iloc[0]).split("; ")[0]
+    scorer = style.judge(frame)
+    base = frame[frame["family"] == BASELINE_FAMILY]
+    asked = any(str(name).startswith("capability.") and base[name].notna().any() for name in frame.columns)
     figure = style.blank(width, 2.65 if width == "double" else 4.1)
     axes = figure.subplots(*((1, 2) if width == "double" else (2, 1)), sharex=True)
     for ax, (column, title) in zip(axes, PANELS.items(), strict=True):
-        panel(ax, column, shown, random)
+        panel(ax, column, shown, random, asked)
         ax.set_ylabel(f"{title}  (1 = all)")
         ax.grid()
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
@@ -71,8 +73,8 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
     return figure
 
 
-def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame) -> None:
-    """One panel: what is kept over what was gained."""
+def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame, asked: bool) -> None:
+    """One panel: what is kept over what was gained. asked: whether the unsteered model was asked the tasks."""
     ax.axhline(1, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     dots = (random.dropna(subset=[X, column])[[X, column]] if column in random else random.iloc[:0, :2]).to_numpy(float)
@@ -83,7 +85,6 @@ def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame) -
         ax.plot(*dots.T, ".", color=GREY, markersize=3.0, zorder=3)
     style.star(ax, 0, 1)
     if all(pd.isna(point.row[column]) for point in shown):
-        asked = any(str(name).startswith("capability.") for point in shown for name in point.row.index)
         why = EMPTY[column] if column == "fluency_kept" or asked else "capability was not measured"
         ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=GREY, zorder=7,
                 bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip

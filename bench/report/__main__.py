@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bench import command
+from bench.escape import visible
 from bench.report.columns import size
 from bench.report.page import rebuild
 from bench.report.texts import PROMPTS, SAMPLES
@@ -32,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(results: Path, prompts: int, samples: int) -> None:
     built = rebuild(results, prompts=prompts, samples=samples)
     for line in built.skipped:
-        print(line, file=sys.stderr)
-    print(f"{built.path} ({size(built.path.stat().st_size)}, {built.texts} texts inside)")
+        print(visible(line), file=sys.stderr)
+    print(visible(f"{built.path} ({size(built.path.stat().st_size)}, {built.texts} texts inside)"))
 
 
 def count(text: str) -> int:

@@ -158,16 +158,22 @@ def printed(table: Table, rows: list[Any]) -> Iterator[Column]:
     """The columns of the printed leaderboard."""
     draws = sum(int(row["fits"]) for row in rows if row["method"] == RANDOM and row["tuned"])
     main, head = "Main", table.headline
-    yield column("rank", "By the joint score; below it the ranks that it has in 95 % of the resamples.", main, rows,
-                 place, shown=True)  # fmt: skip
-    yield column("strength", "In the method's own unit; lowest..highest where each fit was tuned by itself.", main,
-                 rows, strength, shown=True)  # fmt: skip
+    ranked = any(pd.notna(row["rank"]) for row in rows)
+    about = (
+        "By the joint score; below it the ranks that it has in 95 % of the resamples." if ranked else "None is ranked."
+    )
+    yield column("rank", about, main, rows, place, shown=True)
+    each = "; lowest..highest where each fit was tuned by itself" if any(".." in readable.strengths(row) for row in rows
+                                                                       if row["strengths"]) else ""  # fmt: skip
+    yield column("strength", f"In the method's own unit{each}.", main, rows, strength, shown=True)
     titles = {name: title for title, name in readable.toxicity_columns(table).items()}
     yield column(headline(table), f"{head}, with the 95 % interval of its value.", main, rows, own(head), shown=True)
     yield column("change", f"Of {head} to unsteered on the same items, with the paired-bootstrap 95 % interval.", main,
                  rows, changed(table), shown=True)  # fmt: skip
-    yield column("p (Holm)", f"Of the paired test of that change, corrected over the rows; told apart at {ALPHA:g}.",
-                 main, rows, standing(table), shown=True)  # fmt: skip
+    several = readable.tests(table, head) > 1
+    corrected = ", corrected over the rows" if several else ""
+    yield column("p (Holm)" if several else "p", f"Of the paired test of that change{corrected}; told apart at "
+                 f"{ALPHA:g}.", main, rows, standing(table), shown=True)  # fmt: skip
     yield column("group", "Rows that share a letter are not told apart.", main, rows, words("group"), shown=True,
                  numeric=False)  # fmt: skip
     for name in table.toxicity[1:]:

@@ -10,7 +10,7 @@ import pandas as pd
 from bench import identity
 from bench.collect import Record
 from bench.comparable import Entry, Line
-from bench.readable import NONE, labels, number, seconds, signed
+from bench.readable import NONE, labels, number, seconds, signed, tests
 from bench.report.columns import headline, probability, size, whole
 from bench.statistics import LEVEL
 from bench.tables import DERIVED, Table, record_names
@@ -106,7 +106,8 @@ def summary(table: Table, line: Line, row: "pd.Series[Any]") -> str:
         p = probability(row.get(f"{name}.p_holm"))
         change = interval(row, f"{name}.delta", sign=True)
         p = p if p.startswith("<") else f"= {p}"
-        told.append(f"By {headline(table)} against unsteered: {change}; {verdict}, p {p} (Holm).")
+        holm = " (Holm)" if tests(table, name) > 1 else ""
+        told.append(f"By {headline(table)} against unsteered: {change}; {verdict}, p {p}{holm}.")
     if pd.notna(row["collapsed"]) and row["collapsed"]:
         told.append(f"Its text has collapsed: {row['collapse_reason']}.")
     elif pd.notna(row["feasible"]) and not row["feasible"]:
@@ -189,8 +190,12 @@ def metrics(table: Table, line: Line, row: "pd.Series[Any]") -> Grid:
             probability(row.get(f"{name}.p")), probability(row.get(f"{name}.p_holm")),
             number(row.get(f"{name}.detectable"), 3),
         ])  # fmt: skip
-    note = "Change: to unsteered on the same items. p only for the metrics that are tested."
-    return Grid("Every metric", header, rows, note)
+    corrected = any(tests(table, name) > 1 for name in table.metrics)
+    kept = [i for i, title in enumerate(header)
+            if (i == 0 or any(cells[i] != NONE for cells in rows)) and (corrected or title != "p (Holm)")]  # fmt: skip
+    told = {"change": "Change: to unsteered on the same items.", "p": "p only for the metrics that are tested."}
+    note = " ".join(text for title, text in told.items() if header.index(title) in kept)
+    return Grid("Every metric", [header[i] for i in kept], [[cells[i] for i in kept] for cells in rows], note)
 
 
 def draws(table: Table, line: Line) -> Grid | None:
@@ -222,7 +227,8 @@ def trials(fit: Entry, several: bool) -> Grid | None:
     kept = "the best within the bounds" if tuning.get("feasible") else "the nearest to the bounds, which none keeps"
     note = (f"Least {str(tuning.get('objective')).replace('_', ' ')} by {tuning.get('scorer')} on the "
             f"{tuning.get('split', 'dev')} split, subject to: {bounds or 'nothing'}. Search: "
-            f"{tuning.get('search', 'grid')}. Chosen: strength {told(tuning.get('chosen'))}, {kept}.")  # fmt: skip
+            f"{tuning.get('search', 'not recorded')}. Chosen: strength {told(tuning.get('chosen'))}, "
+            f"{kept}.")  # fmt: skip
     title = "Tuning trials" + (f", fit seed {fit.columns['fit_seed']}" if several else "")
     return Grid(title, [key.replace("_", " ") for key in header],
                 [[trial.get(key, NONE) for key in header] for trial in tried], note, chosen)  # fmt: skip

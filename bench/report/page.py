@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 
 from bench import readable
 from bench.collect import read_records
+from bench.escape import visible
 from bench.record import write_whole
 from bench.report import columns, drawn, lines, texts
 from bench.tables import Table, tables
@@ -52,7 +53,7 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
     html = render(shown, drawn.figures(results, found), skipped, len(records))
     path = results / "report.html"
     try:
-        write_whole(path, html.encode("utf-8", "replace"))  # a lone surrogate is no text that a file can hold
+        write_whole(path, html.encode())
     except OSError as error:
         raise SetupError(
             f"cannot write the report to {results}: {error.strerror}; make it writable, or give another --results"
@@ -100,19 +101,28 @@ def verdict(table: Table) -> str:
     )
     told = [f"{kind}: {', '.join(labels) or 'none'}" for kind, labels in
             (("better", better), ("worse", worse), ("no difference found", open_))]  # fmt: skip
-    return f"By {columns.headline(table)}, against unsteered and after Holm's correction: {'; '.join(told)}."
+    corrected = " and after Holm's correction" if readable.tests(table, table.headline) > 1 else ""
+    return f"By {columns.headline(table)}, against unsteered{corrected}: {'; '.join(told)}."
 
 
 def breaking(text: str) -> Markup:
     """Escaped, and with leave to break the line behind an underscore or a dot, as names of metrics have them."""
-    return Markup(re.sub(r"(?<=[_.])(?=[a-z])", "<wbr>", str(escape(text))))
+    return Markup(re.sub(r"(?<=[_.])(?=[a-z])", "<wbr>", str(escape(visible(text)))))
+
+
+def shown(value: Any) -> Any:
+    """What cannot be seen written out; what a filter of ours made, and our own style and script, as they are."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def render(sections: Sequence[dict[str, Any]], figures: drawn.Figures, skipped: Sequence[str], records: int) -> str:
-    """The page. Whatever comes from data is escaped by Jinja, also inside JSON; the script is let in by its hash."""
+    """The page. Whatever comes from data is escaped by Jinja, also inside JSON, which the script shows as text alone.
+
+    The script is let in by its hash.
+    """
     environment = Environment(
         loader=PackageLoader(PARTS, "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
+        lstrip_blocks=True, keep_trailing_newline=True, finalize=shown,
     )  # fmt: skip
     environment.filters["breaking"] = breaking
     style, script = (files(PARTS).joinpath("templates", name).read_text("utf-8") for name in ("page.css", "page.js"))

@@ -20,6 +20,7 @@ import pandas as pd
 from bench import identity
 from bench.collect import Record
 from bench.comparable import RANDOM, Entry, Line, sample_seed
+from bench.escape import visible
 
 PROMPTS, SAMPLES = 40, 3  # of each suite and method, so that a page stays at some MB
 FILE = "samples.jsonl.gz"  # as bench.generations writes it, which needs torch
@@ -43,6 +44,8 @@ class Store:
     def _read(self) -> tuple[dict[str, Asked], list[str]]:
         found, skipped = {}, []
         for path in sorted(self.folder.glob(f"[!.]*/{FILE}")):
+            if not identity.ID.fullmatch(path.parent.name):  # set aside, or somebody else's
+                continue
             try:
                 rows = [(str(row["prompt"]), len(row["continuations"])) for row in lines(path)]
                 prompts, (samples, *others) = tuple(prompt for prompt, _ in rows), sorted({count for _, count in rows})
@@ -169,8 +172,10 @@ class Side(NamedTuple):
     right: int
 
     def data(self) -> dict[str, Any]:
-        """As plain JSON values."""
-        return self._asdict() | {"written": [one._asdict() for one in self.written]}
+        """As plain JSON values; names without what cannot be seen, texts and prompts as they are."""
+        written = [one._asdict() | {"label": visible(one.label)} for one in self.written]
+        named = {key: list(map(visible, getattr(self, key))) for key in ("suites", "scorers", "labels")}
+        return self._asdict() | named | {"written": written}
 
 
 class _Look(NamedTuple):
