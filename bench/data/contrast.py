@@ -59,7 +59,7 @@ class OnPolicy:
         """Prompts, decoding, scorer and thresholds; the texts themselves follow from these and the model."""
         decoding = None
         if self.sampling is not None:
-            decoding = {key: getattr(self.sampling, key) for key in ("max_new_tokens", "temperature", "top_p")}
+            decoding = {key: getattr(self.sampling, key) for key in ("max_new_tokens", "temperature", "top_p", "stop")}
         return {
             "name": self.name,
             "version": self.version,

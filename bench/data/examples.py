@@ -131,7 +131,7 @@ class OnPolicyToxic:
             "name": self.name,
             "version": self.version,
             "source": self.sources.locate(RTP).facts(),
-            "decoding": {key: getattr(decoding, key) for key in ("max_new_tokens", "temperature", "top_p")},
+            "decoding": {key: getattr(decoding, key) for key in ("max_new_tokens", "temperature", "top_p", "stop")},
             "scorer": named(self.scorer),
         }
 
