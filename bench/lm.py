@@ -282,7 +282,6 @@ def load_lm(
     resolved = set_bos(tokenizer, bos)
     if chat and not tokenizer.chat_template:
         raise SetupError(f"model.chat=true, but the tokenizer of {path!r} has no chat template; set model.chat=false")
-    tokenizer.padding_side = "left"
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # never read: padding is known by masks alone
     model.to(device).eval()

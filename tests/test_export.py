@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, OPTConfig, Qwen2Config
 
+from bench import digests
 from bench.export import FORMATS, check_holds, main
 from bench.exports import bias, checkpoint, lm_eval, peft
 from bench.exports.effect import Steered, largest_difference, measure
@@ -450,6 +451,7 @@ def test_a_spoilt_artefact_is_told_and_fitted_again_once_it_is_deleted(world, tm
     for message, content in spoilt.items():
         path.unlink()
         path.write_bytes(content)
+        path.with_name(digests.SEAL).unlink()  # as an older version left it; a sealed one is set aside (test_digests)
         assert export(world, "llama", *settings, "overwrite=true") == 2
         said = capsys.readouterr().err
         assert message in said and "fit it again" in said.replace("fit again", "fit it again")

@@ -12,12 +12,12 @@ answer are tokenised as one text, so a letter may be one token with its bracket,
 
 What is steered: the prompt is what stands before " (", and " (" with the letter is predicted after it (context and
 continuation of a Request). So a method that steers generation acts at "(", from which the letter is predicted; whether
-it acts at the last token of the prompt as well is its own option (caa: `boundary`; the authors' code leaves that token
-alone, boundary=false). log p("(") is the same for both letters and cancels.
+it acts at the last token of the prompt as well is its own option (caa: `boundary`, which see for what the authors' code
+does). log p("(") is the same for both letters and cancels.
 
 Differs from the paper: in 4 of the 50 questions on survival-instinct the matching letter is C or E; here the softmax is
-over the two letters of a question, so over A and B in all but these. For Llama-2's chat models with their template and
-method.boundary=false the numbers may be held against the paper's (7B, layer 13, multipliers -1 / 0 / 1, Table 10:
+over the two letters of a question, so over A and B in all but these. For Llama-2's chat models with their template the
+numbers may be held against the paper's (7B, layer 13, multipliers -1 / 0 / 1, Table 10:
 sycophancy .54 / .69 / .62, refusal .42 / .74 / .89); those of other models compare only with each other. The
 open-ended questions need a judge and are not asked.
 
