@@ -64,6 +64,7 @@ def pooled_features(
         for i, layer in enumerate(layers):
             hidden = norm(seen[layer]) if norm is not None else seen[layer]  # (B, T, D)
             pooled[i, rows] = torch.einsum("bt,btd->bd", weights, hidden.float()).cpu()
+    _check_finite(pooled)
     return pooled
 
 
@@ -89,7 +90,17 @@ def mean_norm(
             _forward(model, batch, layer)
         norms = seen[layer].float().norm(dim=-1).cpu()  # (B, T)
         total += float((_weights(batch, read, skip_first) * norms).sum())
+    _check_finite(torch.tensor(total))
     return total / len(texts)
+
+
+def _check_finite(features: Tensor) -> None:
+    """Raises SetupError for NaN or infinity, of which no direction can be made."""
+    if not features.isfinite().all():
+        raise SetupError(
+            "the model's residual stream is not finite in the texts to learn from (NaN or infinity); set "
+            "model.dtype=float32, or look whether the model's weights are whole"
+        )
 
 
 YARDSTICK_TEXTS = 64  # whose mean length is the unit of a strength: it moves by a few percent from text to text

@@ -3,6 +3,7 @@
 What is trained is restored by whoever called (`trainable` copies the saved bytes back), so that `fit` leaves no trace.
 """
 
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -197,13 +199,33 @@ def _keep(
         state |= {f"{number}.{name}": value for name, value in optimiser.state.get(parameter, {}).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".writing")
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, beside)
+    whole = {name: tensor.contiguous() for name, tensor in state.items()}
+    save_file(whole, beside, metadata={"sha256": digest(whole)})
     beside.replace(path)
 
 
+def digest(state: Mapping[str, Tensor]) -> str:
+    """sha256 of tensors with their names, types and shapes, in hex."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        whole.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
+
+
 def _resume(path: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> list[float]:
-    """Put a kept state back; the losses of the steps it has behind it."""
-    state = load_file(path)
+    """Put a kept state back; the losses of the steps it has behind it.
+
+    Raises SetupError for a file that is not what was kept.
+    """
+    try:
+        state = load_file(path)
+        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+            kept = (file.metadata() or {}).get("sha256")
+    except SafetensorError as error:
+        raise SetupError(f"{path} is damaged ({error}); delete it, and the training begins anew") from error
+    if kept not in (None, digest(state)):  # None: kept by an older version
+        raise SetupError(f"{path} is not what was kept (its sha256 differs); delete it, and the training begins anew")
     with torch.no_grad():
         for number, parameter in enumerate(parameters):
             parameter.copy_(state[f"{number}.weight"])

@@ -16,8 +16,13 @@ from bench.lm import LM, NotFiniteError
 from bench.sampling import Sampling, sample
 from bench.token_likelihood import Request
 from methods import anatomy
-from methods.base import Steering
+from methods.base import FitData, Pairs, Steering
+from methods.caa import CAA
+from methods.detox import DeTox
+from methods.errors import SetupError
 from methods.intervention import Hook, hooked
+from methods.probe_rows import ProbeRows
+from methods.random_direction import RandomDirection
 from tests.test_likelihood import asked
 from tests.test_smoke import arguments, world  # noqa: F401  # a fixture
 from tests.tiny import tiny_lm
@@ -95,6 +100,18 @@ def test_a_cell_stops_and_leaves_no_record(spoil, more, message, world, tmp_path
     assert f"logits are not finite {message}" in capsys.readouterr().err.replace("\n", " ")
     assert not list((tmp_path / "results/runs").glob("records/*"))
     assert not list((tmp_path / "results/runs").glob("generations/*"))
+
+
+@pytest.mark.parametrize(
+    "method", [CAA(), DeTox(rank=1), ProbeRows(min_steps=1), RandomDirection()], ids=lambda m: m.name
+)
+def test_nothing_is_learnt_from_a_model_that_computes_nan(method):
+    lm = tiny_lm()
+    with torch.no_grad():
+        lm.model.model.embed_tokens.weight[:, 3] = math.nan
+    pairs = Pairs(["The old", "The"], [" tree", " bird"], [" hate", " dog"])
+    with pytest.raises(SetupError, match="residual stream is not finite in the texts to learn from"):
+        method.fit(lm.model, lm.tokenizer, FitData(pairs=pairs))
 
 
 def test_padding_may_be_anything():

@@ -127,7 +127,12 @@ def test_a_stopped_training_goes_on_to_the_same_bits(lm, tmp_path, monkeypatch, 
 
     with pytest.raises(StoppedError), fitting.checkpointing(tmp_path), fitting.listening(stop):
         method.fit(lm.model, lm.tokenizer, data)
-    assert (tmp_path / "finetune.safetensors").exists()
+    kept = tmp_path / "finetune.safetensors"
+    good = kept.read_bytes()
+    kept.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])  # one bit, in a file as readable as before
+    with pytest.raises(SetupError, match="is not what was kept.*delete it"), fitting.checkpointing(tmp_path):
+        method.fit(lm.model, lm.tokenizer, data)
+    kept.write_bytes(good)
     steps = []
     with fitting.checkpointing(tmp_path), fitting.listening(steps.append):
         resumed = method.fit(lm.model, lm.tokenizer, data)
