@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from bench.data.behaviour import loaded
 from bench.data.examples import too_few
 from bench.data.sources import Sources
 from bench.lm import LM
@@ -41,10 +42,10 @@ class WikiSentences:
         return self.count * TEXT_TOKENS
 
     def load(self, lm: LM) -> tuple[list[str], dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """The sentences. Raises SetupError where there are fewer."""
-        texts = [str(text).strip() for text in self.sources.load(WIKI, split="test")["text"]]
+        """The sentences. Raises SetupError where there are fewer, and for rows without a text."""
+        located, rows = loaded(self.sources, WIKI, None, "test", ["text"])
+        texts = [str(row["text"]).strip() for row in rows]
         texts = [text for text in dict.fromkeys(texts) if len(text.split()) >= 5]
         if len(texts) < self.count:
             raise too_few("background.count", self.count, len(texts), "ask for fewer, or use background=texts")
-        located = self.sources.locate(WIKI, split="test")
         return texts[: self.count], {"texts": self.count, "sources": [located.facts()]}

@@ -17,6 +17,15 @@ POINTER = b"version https://git-lfs.github.com/spec/"  # a text that git writes 
 SHA256 = re.compile(r"^[0-9a-f]{64}$", re.MULTILINE)
 SHARD = re.compile(r"(\d{5})-of-(\d{5})")  # a numbered part, as in train-00000-of-00002.parquet
 
+HEADER = """Begin its README.md with a header such as
+---
+configs:
+- config_name: default
+  data_files:
+  - split: test
+    path: data/test.jsonl
+---"""
+
 
 class NotThereError(LookupError):
     """A source that lacks a data set, config or split; the message says which."""
@@ -129,7 +138,11 @@ def _config(folder: Path, name: str | None) -> dict[str, Any]:
             return {"config_name": "default"}
         if (folder / name).is_dir():
             return {"config_name": name, "data_dir": name}
-        raise NotThereError(f"no config {name}; {folder} has neither a header that lists it nor a folder of that name")
+        names = [file.relative_to(folder).parts for file in folder.rglob("*") if file.is_file()]
+        folders = {parts[0] for parts in names if len(parts) > 1 and not parts[0].startswith(".")} - {"data"}
+        if folders:
+            raise NotThereError(f"no config {name}; it has {', '.join(sorted(folders))}")
+        raise SetupError(f"{folder}: nothing says which of its files are config {name}. {HEADER}")
     if name is not None:
         wanted = [config for config in configs if config["config_name"] == name]
     else:
@@ -264,16 +277,6 @@ def _detected(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
             )
         _all_shards(files)
     return splits
-
-
-HEADER = """Begin its README.md with a header such as
----
-configs:
-- config_name: default
-  data_files:
-  - split: test
-    path: data/test.jsonl
----"""
 
 
 def _all_shards(files: list[Path]) -> None:

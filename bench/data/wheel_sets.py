@@ -65,7 +65,8 @@ def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str,
             try:
                 digests.set_aside(folder, error)
             except OSError:
-                raise error from None
+                if folder.exists():  # else another process was faster
+                    raise error from None
         except (SetupError, OSError):  # no wheel in the cache, or a cache that cannot be written
             return folder, source.requirement, False
     with _conversion(found, wheel(found.wheel, cache, offline), folder) as made:
