@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import identity
+from bench import digests, identity
 from bench.collect import Record
 from bench.comparable import RANDOM, Entry, Line, sample_seed
 from bench.escape import visible
@@ -47,8 +47,12 @@ class Store:
             if not identity.ID.fullmatch(path.parent.name):  # set aside, or somebody else's
                 continue
             try:
+                digests.verified(path.parent)
                 rows = [(str(row["prompt"]), len(row["continuations"])) for row in lines(path)]
                 prompts, (samples, *others) = tuple(prompt for prompt, _ in rows), sorted({count for _, count in rows})
+            except digests.DamagedError as error:
+                skipped.append(f"texts {path.parent.name} skipped: {str(error).partition(';')[0]}")
+                continue
             except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
                 skipped.append(f"texts {path.parent.name} skipped: {FILE} cannot be read ({type(error).__name__})")
                 continue
