@@ -1,4 +1,5 @@
 import math
+import re
 from importlib.metadata import version
 from pathlib import Path
 
@@ -322,6 +323,56 @@ def test_what_the_user_must_mend(base, network, tmp_path):
     wrong = checkpoint(network, tmp_path / "labels.ckpt", kinds)
     with pytest.raises(SetupError, match="has the labels a, b, c, d, e, f; toxicity is needed"):
         Detoxify(checkpoint=wrong, config_path=str(base))(["p"], ["text"])
+
+
+# -- what counts as a score ----------------------------------------------------------------------------------------
+
+
+class Says:
+    """A scorer of somebody else's that gives these answers, whatever the texts."""
+
+    name, measures = "theirs", "toxicity"
+
+    def __init__(self, *given: object, whole: object = ...) -> None:
+        self.given = list(given) if whole is ... else whole
+
+    def __call__(self, prompts, completions):  # noqa: ARG002
+        return self.given
+
+
+REFUSED = [1.0000001, -1e-9, 2, -1, 57.0, math.nan, math.inf, -math.inf, "0.5", "", b"1", [0.5], {"score": 0.5}, 0.5j,
+           np.float32("nan"), np.array([0.5, 0.5]), torch.tensor(2.0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("score", REFUSED, ids=repr)
+def test_what_is_no_number_from_0_to_1_is_refused_with_the_scorer_and_the_value(score):
+    with pytest.raises(SetupError) as caught:
+        unique_scores(Says(0.5, score), ["p"] * 2, ["a", "b"])
+    assert f"scorer theirs gave the score {score!r}; a score is a number from 0 to 1" in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [[], [0.5], [0.5] * 3, 0.5, None, "ab", {0.1: 0, 0.2: 0, 0.3: 0}])
+def test_another_number_of_scores_than_of_texts_is_refused(given):
+    with pytest.raises(SetupError, match="scorer theirs gave"):
+        unique_scores(Says(whole=given), ["p"] * 2, ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    "given", [[0, 1], (0.0, 1.0), np.array([0, 1]), np.array([0, 1], dtype=np.float32), [False, True]]
+)
+def test_the_ends_are_scores_in_whatever_holds_numbers(given):
+    assert unique_scores(Says(whole=given), ["p"] * 3, ["a", "b", "a"]) == [0.0, 1.0, 0.0]
+
+
+def test_none_stays_unscored():
+    assert unique_scores(Says(None, 0.25), ["p"] * 2, ["a", "b"]) == [None, 0.25]
+
+
+def test_nobody_calls_a_scorer_but_the_place_that_looks_at_its_scores():
+    root = Path(__file__).parents[1] / "bench"
+    calling = re.compile(r"\b(scorer|one|judge)\(\[|= scorer\(|\bscorer\([a-z\[\"]")
+    lines = [(file.name, line) for file in sorted(root.rglob("*.py")) for line in file.read_text().splitlines()]
+    assert [file for file, line in lines if calling.search(line) and "def " not in line] == ["base.py"]
 
 
 # -- against Perspective -------------------------------------------------------------------------------------------
