@@ -178,6 +178,17 @@ def test_questions_that_only_begin_alike_are_examples(tmp_path):
     assert found.info["tasks"]["mmlu_anatomy"]["examples"]["left_out"] == 0
 
 
+def test_a_sentence_that_goes_on_otherwise_is_another_question(tmp_path):
+    """WinoGrande's sentences come in twins that part behind the blank; both may stand before one another."""
+    rows = [
+        {"sentence": f"The fox saw the dog and _ {end}.", "option1": "fox", "option2": "dog", "answer": answer}
+        for end, answer in (("ran", "1"), ("sang", "2"))
+    ]
+    _, found, read = asked(tmp_path, "winogrande", {("winogrande_xl", "validation"): rows}, 1)
+    assert found.info["tasks"]["winogrande"]["examples"]["lacking"] == 0
+    assert all(("sang." in context) == (document["answer"] == "1") for document, context in read)
+
+
 def test_a_fixed_example_that_is_asked_is_left_out(tmp_path):
     fixed = "There are 15 trees in the grove. Grove workers will plant trees in the grove today. After they are done, "
     fixed += "there will be 21 trees. How many trees did the grove workers plant today?"

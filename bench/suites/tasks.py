@@ -239,14 +239,16 @@ class Examples:
 def _question(task: Any, document: dict[str, Any]) -> list[str]:
     """What is asked: the lines of the prompt, or of the choices where it is empty, whatever the order of options.
 
-    Letters before options, case and blanks are no part of it.
+    Letters before options, case and blanks are no part of it. Where the choices are prompts (WinoGrande), what goes on
+    behind each of them is part of it.
     """
     try:
         text = task.doc_to_text(document)
     except (UndefinedError, AttributeError, KeyError, TypeError):  # a fixed example may have columns of its own
         text = task.doc_to_text(document, task.fewshot_cfg.doc_to_text)
     if not isinstance(text, str) or not text.strip():
-        text = "\n".join(map(str, task.doc_to_choice(document))) if task.config.doc_to_choice is not None else ""
+        choices = task.doc_to_choice(document) if task.config.doc_to_choice is not None else []
+        text = "\n".join(map(str, [*choices, task.doc_to_target(document)] if task.multiple_input else choices))
     lines = (" ".join(OPTION.sub("", line.strip()).casefold().split()) for line in text.splitlines())
     return sorted(line for line in lines if line)
 
