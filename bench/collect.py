@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from bench import escape, record
@@ -48,6 +49,9 @@ def read_records(runs: Path) -> tuple[list[Record], list[str]]:
         items = pd.read_parquet(path / "items.parquet")
         if list(items.columns) != ITEM_COLUMNS or items.duplicated(["metric", "item"]).any():
             skipped.append(f"record {path.name} skipped: items.parquet is no table of one row per metric and item")
+            continue
+        if not np.isfinite(items[["value", "weight"]].to_numpy(float)).all():
+            skipped.append(f"record {path.name} skipped: items.parquet holds NaN or infinity; run its cell again")
             continue
         found.append(Record(encodable(facts), items))
     if not found:

@@ -57,8 +57,12 @@ def dumps(value: Any) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """A JSON object from a file. Raises ValueError for one with NaN or infinity, which `dumps` never writes."""
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{path} holds {name}")
+
+    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
     return value
 
 

@@ -2,15 +2,19 @@
 
 import gzip
 import json
+import math
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
 from bench import digests, models, record
 from bench.__main__ import main
+from bench.collect import read_records
+from bench.report import texts
 from bench.wheel_model import converted
 from tests.test_smoke import arguments, contents, without_figures, world  # noqa: F401  # fixtures
 from tests.test_wheel_model import MEMBER, REQUIREMENT, cache, sha256  # noqa: F401  # a fixture
@@ -196,3 +200,26 @@ def test_a_file_of_the_hubs_cache(tmp_path):
         with pytest.raises(digests.DamagedError, match=f"{name} is not the file that the hub has"):
             models.check_files(node, commit, tmp_path)
         (blobs / blob).write_bytes(good)
+
+
+def test_a_record_that_holds_nan_is_left_out(results):
+    paths = sorted((results / "runs/records").glob("*/record.json"))
+    facts = record.load(paths[0])
+    name = next(iter(facts["metrics"]))
+    facts["metrics"][name]["value"] = math.nan
+    paths[0].write_text(json.dumps(facts | {"sha256": record.sealed(facts)["sha256"]}))
+    items = pd.read_parquet(paths[1].with_name("items.parquet"))
+    items.loc[0, "value"] = math.inf
+    items.to_parquet(paths[1].with_name("items.parquet"), index=False)
+    record.amend(paths[1].parent, files={t: record.sha256(paths[1].with_name(f"{t}.parquet")) for t in record.TABLES})
+    found, skipped = read_records(results / "runs")
+    assert len(found) == len(paths) - 2 and len(skipped) == 2
+    assert f"record {paths[1].parent.name} skipped: items.parquet holds NaN or infinity" in skipped[1]
+
+
+def test_a_report_leaves_out_texts_that_are_not_what_was_written(results):
+    path = sorted((results / "runs/generations").glob("*/samples.jsonl.gz"))[0]
+    rewrite(path, other_text)
+    store = texts.Store(results / "runs/generations")
+    assert path.parent.name not in store.asked
+    assert store.skipped == [f"texts {path.parent.name} skipped: {path} is not what was written (its sha256 differs)"]
