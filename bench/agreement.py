@@ -19,7 +19,6 @@ Exit code 0: done; 2: something the user must mend; 130: stopped by Ctrl-C.
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +27,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.text import Text
 
-from bench import command
+from bench import command, escape
+from bench.scorers import base
 from bench.statistics import Estimate, interval, wilson
 from methods.errors import SetupError
 
@@ -185,7 +184,7 @@ def available(cfg: Any, sources: Any) -> tuple[list["Scorer"], dict[str, str]]:
             if not labelled.names(scorer.measures):
                 raise SetupError(f"no set of labelled texts for {scorer.measures}")
             scorer.identity()
-            scorer(["A plain sentence."], ["And another one."])
+            base.scores(scorer, ["A plain sentence."], ["And another one."])
             found.append(scorer)
         except SetupError as error:
             skipped[str(name)] = brief(error)
@@ -204,12 +203,12 @@ def judged(scorer: "Scorer", texts: Sequence[str]) -> Array:
     """(N,) scores, NaN where unscored."""
     from methods.fitting import advance
 
-    scores: list[float | None] = []
+    found: list[float | None] = []
     for start in range(0, len(texts), BLOCK):
         block = list(texts[start : start + BLOCK])
-        scores += scorer([""] * len(block), block)
+        found += base.scores(scorer, [""] * len(block), block)
         advance(len(block))
-    return np.array(scores, dtype=float)
+    return np.array(found, dtype=float)
 
 
 def members(groups: "pd.Series[Any]") -> list[tuple[str, Array]]:
@@ -228,11 +227,9 @@ def write(frame: pd.DataFrame, results: Path) -> list[Path]:
     from bench.figures.style import save
     from bench.record import write_whole
 
-    text = io.StringIO()
-    frame.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
     csv, readable = (results / f"{FILE}.{kind}" for kind in ("csv", "md"))
     try:
-        write_whole(csv, text.getvalue())
+        write_whole(csv, escape.csv(frame))
         write_whole(readable, agreement_shown.markdown(frame))
     except OSError as error:
         raise SetupError(f"cannot write to {results}: {error.strerror}; set runtime.results=FOLDER") from error
@@ -276,9 +273,9 @@ def _run(overrides: Sequence[str], out: Console) -> None:
     if frame["learnt_from"].any():
         out.print(agreement_shown.LEARNT)
     for name, why in skipped.items():
-        out.print(Text(f"skipped {name}: {why}", "yellow"), soft_wrap=True)
+        out.print(escape.terminal(f"skipped {name}: {why}", "yellow"), soft_wrap=True)
     for path in paths:
-        out.print(Text(str(path)), soft_wrap=True)
+        out.print(escape.terminal(path), soft_wrap=True)
 
 
 if __name__ == "__main__":

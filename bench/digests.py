@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from pathlib import Path
 
 from bench.data.wheels import file_sha256
+from bench.escape import visible
 from bench.record import dumps, sha256, write_whole
 from methods.errors import SetupError
 
@@ -81,7 +82,8 @@ def set_aside(folder: Path, why: DamagedError) -> None:
     names = (f".{folder.name}.damaged{'' if number == 1 else f'-{number}'}" for number in range(1, 1000))
     target = next(path for path in map(folder.with_name, names) if not path.exists())
     folder.rename(target)
-    print(f"warning: {str(why).partition(';')[0]}; it is set aside as {target.name} and made again", file=sys.stderr)
+    told = f"warning: {str(why).partition(';')[0]}; it is set aside as {target.name} and made again"
+    print(visible(told), file=sys.stderr)
 
 
 def _noted(folder: Path, known: bool) -> bool:

@@ -5,16 +5,18 @@ Exit code 0: written; 2: something the user must mend, or this method cannot be 
 
 import difflib
 import importlib
+import re
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 
 from bench import command
 from bench.command import console
+from bench.escape import code, file_name, literal, markdown, terminal, visible
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
@@ -60,8 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show_help() -> None:
     """Print the command, the options of its own and a table of the formats."""
     out = command.overview()
-    own = escape("method=... strength=... format=... [output=...] [overwrite=true] [key=value ...]")
-    out.print(f"[bold]python -m bench.export[/] [italic]{own}[/]")
+    own = "method=... strength=... format=... [output=...] [overwrite=true] [key=value ...]"
+    out.print(terminal("python -m bench.export", "bold"), terminal(own, "italic"))
     out.print(
         "\n  Writes a steered model as files that other programs load. All other keys are those of python -m bench"
         "\n  (model=..., data=..., method.layer=...); a fit that a run has already made is used again.\n"
@@ -99,7 +101,7 @@ def _run(given: Sequence[str]) -> None:
     if facts["largest_logit_difference"] is not None:
         console.print(f"loaded again: largest difference of a logit {facts['largest_logit_difference']:.2g}")
     told = _facts_file(target, name) if FORMATS[name].suffix else target / "README.md"
-    console.print(f"written to {escape(str(target))}; how to load it is in {escape(told.name)}")
+    console.print(terminal(f"written to {target}; how to load it is in {told.name}"))
 
 
 def _cell(overrides: Sequence[str]) -> "Cell":
@@ -130,8 +132,8 @@ def _cell(overrides: Sequence[str]) -> "Cell":
 
 
 def _default(cell: "Cell", name: str) -> Path:
-    model = cell.cfg.model.name.replace("/", "--")
-    stem = f"{model}-{cell.method.name}-x{cell.cfg.strength:g}-{cell.fit_id}"
+    model, method = (file_name(name, "--") for name in (cell.cfg.model.name, cell.method.name))
+    stem = f"{model}-{method}-x{cell.cfg.strength:g}-{cell.fit_id}"
     return Path(cell.cfg.runtime.results) / "exports" / f"{stem}{FORMATS[name].suffix or f'-{name}'}"
 
 
@@ -158,14 +160,16 @@ def check_target(target: Path, name: str, *, overwrite: bool) -> None:
 def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
     """Fit where that is to be done, measure, write; returns the facts."""
     from bench import record
+    from bench.cell import torch_threads
     from bench.exports.effect import Steered, measure
     from bench.progress import Bar
 
     strength = cell.cfg.strength
     cell.fetch_model()  # prints what it fetches, so before the bar is up
-    with Bar({} if cell.is_fitted else cell.fit_tokens()) as cell.session.bar:
-        artefact, _ = cell.fitted
-    effect = measure(cell.lm, cell.method, artefact, strength)
+    with torch_threads(cell.threads):
+        with Bar({} if cell.is_fitted else cell.fit_tokens()) as cell.session.bar:
+            artefact, _ = cell.fitted
+        effect = measure(cell.lm, cell.method, artefact, strength)
     check_holds(effect, name, cell.label(strength))
     node, commit = cell.cfg.model, cell.model_identity.get("revision")
     steered = Steered(
@@ -174,12 +178,14 @@ def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
     module = importlib.import_module(f"bench.exports.{name}")
     if FORMATS[name].suffix:
         facts = _facts(cell, name, module.write(target, steered))
-        record.write_whole(_facts_file(target, name), record.dumps(facts | {"use": _use(module, steered, target.name)}))
+        record.write_whole(
+            _facts_file(target, name), record.dumps(facts | {"use": _use(module, steered, target.name, _quoted)})
+        )
         return facts
     with record.whole_folder(target) as folder:
         facts = _facts(cell, name, module.write(folder, steered))
         (folder / FACTS).write_text(record.dumps(facts), encoding="utf-8")
-        (folder / "README.md").write_text(_readme(facts, _use(module, steered, target.name)), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(facts, _use(module, steered, target.name, literal)), encoding="utf-8")
     return facts
 
 
@@ -217,27 +223,34 @@ def _facts(cell: "Cell", name: str, difference: float | None) -> dict[str, Any]:
     }
 
 
-def _use(module: Any, steered: Any, output: str) -> str:
+def _use(module: Any, steered: Any, output: str, quoted: Callable[[str], str]) -> str:
+    """How the export is loaded: Python for a folder, a command line for a file. quoted: as a name stands in it."""
     base = steered.base if steered.revision else f"FOLDER OF {steered.base}"
-    text: str = module.USE.format(base=base, output=output)
+    text: str = module.USE.format(base=quoted(base), output=quoted(output))
     return text
+
+
+def _quoted(name: str) -> str:
+    """One word of a command line; a placeholder stays as it is read best."""
+    return name if re.fullmatch(r"(FOLDER OF )?[\w./+-]+", name) else shlex.quote(visible(name))
 
 
 def _readme(facts: dict[str, Any], use: str) -> str:
     """What a person who finds the folder wants to know."""
     method, base = facts["method"], facts["base"]
-    return f"""# {base["name"]} steered by {method["name"]}
+    read = " and ".join(code(f"{name}: {base[name]}") for name in ("bos", "chat"))
+    return f"""# {markdown(base["name"])} steered by {markdown(method["name"])}
 
-Strength {facts["strength"]:g} ({facts["strength_unit"]}), format {facts["format"]}, written by steerbench's
+Strength {facts["strength"]:g} ({markdown(facts["strength_unit"])}), format {facts["format"]}, written by steerbench's
 `python -m bench.export`.
 
 ```python
 {use}
 ```
 
-- Texts were read with `bos: {base["bos"]}` and `chat: {base["chat"]}`; do the same to get the same numbers.
+- Texts were read with {read}; do the same to get the same numbers.
 - Loaded again, the largest difference of a logit from the steered model was {facts["largest_logit_difference"]:.2g}.
-- {facts["licence"]}
+- {markdown(facts["licence"])}
 - Hyper-parameters, fit id and versions are in {FACTS}.
 """
 

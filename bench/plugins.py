@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from bench.escape import visible
 from methods.errors import SetupError
 
 GROUP = "steerbench"  # of the entry points
@@ -71,7 +72,7 @@ def _installed(own: Path, path: tuple[str, ...]) -> tuple[Plugin, ...]:
             conf = conf_folder(entry.value)
             _check(conf, own)
         except SetupError as error:
-            print(f"warning: plug-in {_owner(entry)} is left out: {error}", file=sys.stderr)
+            print(visible(f"warning: plug-in {_owner(entry)} is left out: {error}"), file=sys.stderr)
         else:
             found.setdefault(conf, Plugin(_owner(entry), conf))
     _check_clashes([Plugin("steerbench", own), *found.values()])

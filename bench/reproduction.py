@@ -4,7 +4,6 @@ python -m bench.reproduction [experiment ...] [--results results]
 """
 
 import argparse
-import io
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
-from rich.text import Text
 
-from bench import command, config
+from bench import command, config, escape
 from bench.collect import Record, read_records
+from bench.escape import terminal
 from bench.identity import canonical
 from bench.record import write_whole
 from methods.errors import SetupError
@@ -44,9 +43,6 @@ class Reproduction(NamedTuple):
 def experiments(asked: Sequence[str]) -> list[str]:
     """The experiments that were asked for, or all with published figures. Raises SetupError for any other name."""
     known = config.groups()["experiment"]
-    unknown = [name for name in asked if name not in known]
-    if unknown:
-        raise SetupError(f"there is no experiment {', '.join(unknown)}; allowed are {', '.join(known)}")
     having = [name for name in asked or known if config.compose([f"experiment={name}"]).published]
     if len(having) < len(asked):
         without = ", ".join(name for name in asked if name not in having)
@@ -207,37 +203,36 @@ def markdown(found: Sequence[Reproduction]) -> str:
     """All tables as one document."""
     lines = ["# Published and ours", "", HOW]
     for one in found:
-        lines += ["", f"## {one.experiment}", "", f"`{one.command}`", ""]
+        lines += ["", f"## {escape.markdown(one.experiment)}", "", escape.code(one.command), ""]
         lines += ["| " + " | ".join(SHOWN) + " |", "|" + " --- |" * len(SHOWN)]
-        lines += ["| " + " | ".join(readable(figure)[key] for key in SHOWN) + " |" for figure in one.rows]
-        lines += ["", "Not as in the paper:", "", *(f"- {line}" for line in one.differs)]
+        cells = ([escape.markdown(readable(figure)[key]) for key in SHOWN] for figure in one.rows)
+        lines += [f"| {' | '.join(row)} |" for row in cells]
+        if one.differs:
+            lines += ["", "Not as in the paper:", "", *(f"- {escape.markdown(line)}" for line in one.differs)]
     return "\n".join(lines) + "\n"
 
 
 def show(found: Sequence[Reproduction], console: Console) -> None:
     """Print the tables."""
-    console.print(Text(HOW, style="dim"))
+    console.print(terminal(HOW, "dim"))
     for one in found:
         console.print()
-        console.print(Text(one.experiment, style="bold"), Text(one.command, style="dim"))
+        console.print(terminal(one.experiment, "bold"), terminal(one.command, "dim"))
         table = RichTable(box=box.SIMPLE, padding=0, pad_edge=False, collapse_padding=True)
         for key in SHOWN:
             table.add_column(key, justify="right" if key == "difference" else "left", overflow="fold")
         for figure in one.rows:
             told = readable(figure)
-            table.add_row(*(Text(told[key]) for key in SHOWN))
+            table.add_row(*(terminal(told[key]) for key in SHOWN))
         console.print(table)
-        console.print(Text("Not as in the paper:", style="dim"))
-        for line in one.differs:
-            console.print(Text(f"  - {line}", style="dim"))
+        for line in ("Not as in the paper:", *(f"  - {line}" for line in one.differs)) if one.differs else ():
+            console.print(terminal(line, "dim"))
 
 
 def rebuild(found: Sequence[Reproduction], results: Path) -> list[Path]:
     """Write reproduction.csv and .md. Raises SetupError where the folder cannot be written."""
-    text = io.StringIO()
     frame = pd.DataFrame([figure for one in found for figure in one.rows]).astype({"ours_n": "Int64"})
-    frame.to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
-    written = {results / "reproduction.csv": text.getvalue(), results / "reproduction.md": markdown(found)}
+    written = {results / "reproduction.csv": escape.csv(frame), results / "reproduction.md": markdown(found)}
     for path, content in written.items():
         try:
             write_whole(path, content)
@@ -270,11 +265,11 @@ def _run(named: Sequence[str], results: Path) -> None:
     written = rebuild(found, results)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     for line in skipped:
-        console.print(Text(line, style="yellow"))
+        console.print(terminal(line, "yellow"))
     show(found, console)
     console.print()
     for path in written:
-        console.print(Text(str(path)), soft_wrap=True)
+        console.print(terminal(path), soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from bench import command
 from bench.command import console
+from bench.escape import terminal
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
@@ -34,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show_help() -> None:
     """Print the command and its options."""
     out = command.overview()
-    own = escape("scorer=[...] [runtime.results=FOLDER] [scorer.NAME.OPTION=...] [data.mirror=FOLDER]")
-    out.print(f"[bold]python -m bench.rescore[/] [italic]{own}[/]")
+    own = "scorer=[...] [runtime.results=FOLDER] [scorer.NAME.OPTION=...] [data.mirror=FOLDER]"
+    out.print(terminal("python -m bench.rescore", "bold"), terminal(own, "italic"))
     out.print(
         "\n  Judges the continuations under runs/generations by these scorers and writes a record for each suite and"
         "\n  cell, as if the run had named them; the records that are there stay. Then the leaderboard is rebuilt."
@@ -102,19 +101,29 @@ class Rescored:
 
     @classmethod
     def of(cls, stored: "Record", cfg: Any) -> "Rescored | None":
-        """None for a suite without judges, and for a record that does not say how its suite was set."""
+        """None for a suite without judges, and for a record that does not say how its suite was set.
+
+        A record is data: of the classes that it names only those of conf/ and installed plug-ins are built, and what a
+        suite is given for this run (scorers, sources) is never taken from it. One that wants more is told and skipped.
+        """
         from bench.cell import build, built
         from bench.data.sources import Sources, default_cache
         from bench.suites.continued import Judged
 
         about = stored.facts
-        if about["split"] != "test" or not about.get("settings"):
+        if about["split"] != "test" or not isinstance(about.get("settings"), dict) or not about["settings"]:
             return None
         cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
         sources = Sources(mirror=cfg.data.mirror, cache=cache, offline=cfg.data.offline)
         injected: dict[str, Any] = {"sources": sources}
         injected["scorers"] = [build(node, **injected) for node in cfg.scorer.values()]
-        suite = built(about["settings"], injected | {"name": about["suite"]})
+        injected["name"] = about["suite"]
+        own = {key: value for key, value in about["settings"].items() if key not in injected}
+        try:
+            suite = built(own, injected)
+        except (SetupError, TypeError, ValueError, AttributeError) as error:  # whatever an edited record may hold
+            console.print(terminal(f"record {about['id']} skipped, its settings are refused: {error}", "yellow"))
+            return None
         if not isinstance(suite, Judged) or not suite.judges:
             return None
         return cls(about, suite, Path(cfg.runtime.results) / "runs" / "records")
@@ -161,6 +170,7 @@ class Rescored:
     def write(self) -> None:
         """Judge and write. Raises SetupError where the texts are gone."""
         from bench import record
+        from bench.collect import scorers_used
         from bench.generations import Generations
         from bench.identity import comparison_id
         from bench.provenance import provenance
@@ -176,7 +186,7 @@ class Rescored:
             "metrics": {name: one._asdict() for name, one in found.metrics.items()},
             "info": found.info,
             "sources": found.info["sources"],
-            "scorers": self.about["scorers"] | {"report": found.info["scorers"]},
+            "scorers": scorers_used(found.info["scorers"], self.about["data"], self.about["tuning"]),
             "provenance": provenance() | {"rescored_from": self.about["id"]},
         }
         record.write(self.folder, self.about | judged, found.items, found.scores)

@@ -12,8 +12,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from bench import identity, record, search, tuning
-from bench.cell import Cell
+from bench import digests, identity, record, search, tuning
+from bench.cell import Cell, torch_threads
+from bench.collect import scorers_of, scorers_used
 from bench.generations import decoding_identity
 from bench.provenance import provenance
 from bench.suites.base import Split, Suite
@@ -27,7 +28,8 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     for suite in cell.suites.values():
         found = result(cell, suite, "test", strength)
         if choice is not None and found["tuning"] != choice.record():
-            found = record.amend(cell.records / found["id"], tuning=choice.record())
+            scorers = scorers_used(found["scorers"]["report"], found["data"], choice.record())
+            found = record.amend(cell.records / found["id"], tuning=choice.record(), scorers=scorers)
         results.append(found)
     return results
 
@@ -90,12 +92,16 @@ def result(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str,
         return stored
     label = f"{cell.label(strength)} · {suite.name}" + (" · tuning" if split == "dev" else "")
     with cell.session.bar.stage(stage_key(cell, suite, split, strength), label), cell.steered(strength) as lm:
-        found = suite.run(lm, split)
+        with digests.unverified() as unverified:
+            found = suite.run(lm, split)
     about = describe(cell, suite, split, strength) | {
         "metrics": {name: one._asdict() for name, one in found.metrics.items()},
         "info": found.info,
         "sources": found.info.get("sources", []),
+        "unverified": sorted(unverified.union(lm.unverified, cell.unverified(strength))),
+        "unexpected_weights": list(lm.unexpected_weights),
     }
+    about["scorers"] = scorers_of(about)  # those that judged
     if split == "test" and strength != 0:
         about["cost"] = {"relative_speed": cell.speed(strength)}
     return record.write(cell.records, about, found.items, found.scores)
@@ -126,7 +132,7 @@ def describe(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[st
         "fit": fit,
         "cost": None,
         "tuning": None,
-        "scorers": {"report": list(cell.scorers), "tune": cell.tuning.scorer, "pairs": cell.cfg.data.scorer},
+        "scorers": {"report": list(cell.scorers)},
         "sampling": decoding_identity(sampling) if sampling else None,
         "settings": OmegaConf.to_container(cell.cfg.suite[suite.name], resolve=True),
         "provenance": provenance(),
@@ -183,7 +189,8 @@ class Failure:
 def run_cell(cell: Cell) -> list[dict[str, Any]] | Failure:
     """Run one cell; the one place that may catch everything, so that the other cells go on."""
     try:
-        return run(cell)
+        with torch_threads(cell.threads):
+            return run(cell)
     except SetupError as error:
         return Failure(cell.label(), str(error), None, setup=True)
     except Exception as error:

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rich.markup import escape
 from rich.table import Table
 
 from bench import command
+from bench.escape import terminal
 from methods.base import Examples, FitData, Pairs
 from methods.errors import SetupError
 
@@ -107,7 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show_help() -> None:
     """Print the command, its option and a line for each check."""
     out = command.overview()
-    out.print(f"[bold]python -m bench.selftest[/] [italic]{escape('method=... [model=...] [key=value ...]')}[/]")
+    out.print(
+        terminal("python -m bench.selftest", "bold"), terminal("method=... [model=...] [key=value ...]", "italic")
+    )
     out.print(
         "\n  Holds a method on a model against what every method promises. It learns from a few neutral sentences that"
         "\n  come with the program, so no data is fetched. Keys are those of python -m bench (method.layer=...).\n"
@@ -142,12 +144,10 @@ def _run(given: Sequence[str]) -> int:
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
 
-    from bench.cell import build
+    from bench.cell import build, torch_threads
     from bench.checks.subject import Subject
     from bench.progress import Bar
 
-    if cfg.runtime.threads:
-        torch.set_num_threads(cfg.runtime.threads)
     began = time.monotonic()
     try:
         method = build(cfg.method)
@@ -162,7 +162,7 @@ def _run(given: Sequence[str]) -> int:
         strength=None if cfg.strength == "auto" else float(cfg.strength),
         options=list(cfg.method),
     )
-    with Bar(_planned(method)) as bar:
+    with Bar(_planned(method)) as bar, torch_threads(cfg.runtime.threads or torch.get_num_threads()):
         results = examine(subject, bar)
     return _told(results, cfg, began, subject)
 
@@ -244,13 +244,17 @@ def _told(results: Sequence[Result], cfg: Any, began: float, subject: "Subject |
     colours = {"PASS": "green", "FAIL": "bold red", "SKIP": "yellow"}
     table = Table("check", "result", "detail", box=None, padding=(0, 2, 0, 0))
     for one in results:
-        table.add_row(one.check, f"[{colours[one.outcome]}]{one.outcome}[/]", escape(one.detail))
+        told = terminal(one.detail, lines=True)
+        table.add_row(one.check, terminal(one.outcome, colours[one.outcome]), told)
     out.print(table)
     count = {outcome: sum(one.outcome == outcome for one in results) for outcome in colours}
     what = f"{subject.method.name} at strength {subject.strongest:g}" if subject else cfg.method.get("_target_")
+    out.print()
     out.print(
-        f"\n{escape(str(what))} on {escape(cfg.model.name)}: {count['PASS']} passed, {count['FAIL']} failed, "
-        f"{count['SKIP']} skipped, {time.monotonic() - began:.0f} s"
+        terminal(
+            f"{what} on {cfg.model.name}: {count['PASS']} passed, {count['FAIL']} failed, "
+            f"{count['SKIP']} skipped, {time.monotonic() - began:.0f} s"
+        )
     )
     return 1 if count["FAIL"] else 0
 

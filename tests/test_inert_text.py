@@ -4,15 +4,18 @@ import ast
 import csv as csv_reader
 import io
 import re
+import shlex
 import shutil
 import subprocess
 import warnings
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from bench import agreement_shown, command, escape, leaderboard, plots, report, reproduction, runner
@@ -335,3 +338,103 @@ def test_other_tables_are_inert_as_well(tmp_path):
     ElementTree.fromstring(
         style.rendered(agreement_shown.figure(frame[frame["scorer"].isin(NAMES[::6])]), "svg").decode()
     )
+
+
+# -- other writers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", [one for one in PAYLOADS if one.strip()])
+def test_the_card_of_an_export_holds_the_names(text):
+    from bench import export
+    from bench.exports import gguf, lm_eval, peft
+
+    steered = SimpleNamespace(base=text, revision="0" * 40)
+    facts = {"method": {"name": text}, "base": {"name": text, "bos": text, "chat": False}, "strength": 1.0,
+             "strength_unit": text, "format": "peft", "largest_logit_difference": 0.0,
+             "licence": f"From {text}."}  # fmt: skip
+    tokens = GFM.parse(export._readme(facts, export._use(peft, steered, text, escape.literal)))
+    blocks = [token.type for token in tokens if token.level == 0 and not token.type.endswith("_close")]
+    assert blocks == ["heading_open", "paragraph_open", "fence", "bullet_list_open"]
+    (program,) = (token.content for token in tokens if token.type == "fence")
+    called = {node.func.attr for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Call)}
+    assert called == {"from_pretrained"}
+    loaded = [node.value for node in ast.walk(ast.parse(program)) if isinstance(node, ast.Constant)]
+    assert text != visible(text) or text in loaded
+    for module in (lm_eval, gguf):
+        line = export._use(module, steered, text, export._quoted)
+        assert "\n" not in line and not CONTROL.search(line)
+        words = shlex.split(line, comments=True)
+        assert words[0] in ("lm-eval", "llama-cli") and any(visible(text) in word for word in words)
+
+
+def test_an_export_stays_in_its_folder(tmp_path):
+    from bench import export
+
+    model = {"name": "../../.."}
+    cell = SimpleNamespace(
+        cfg=OmegaConf.create({"model": model, "strength": 1.0, "runtime": {"results": str(tmp_path)}}),
+        method=SimpleNamespace(name="/etc/x\n[y]"), fit_id="0" * 12,
+    )  # fmt: skip
+    assert export._default(cell, "gguf") == tmp_path / "exports" / f"_.--..--..---etc--x__y_-x1-{'0' * 12}.gguf"
+
+
+def test_a_self_test_tells_what_the_method_said(capsys):
+    from bench import selftest
+
+    cfg = OmegaConf.create({"model": {"name": "[bold]m[/]\x1b[2J"}, "method": {"_target_": "a.[red]b[/]"}})
+    results = [selftest.Result("undo", "FAIL", f"ValueError: {text}") for text in PAYLOADS if len(text) < 40]
+    assert selftest._told(results, cfg, 0.0) == 1
+    shown = capsys.readouterr().out
+    assert not CONTROL.search(shown.replace("\n", "")) and "[bold red]x[/] [/]" in shown and ":bomb:" in shown
+    assert r"a.[red]b[/] on [bold]m[/]\x1b[2J: 0 passed" in shown
+
+
+def test_help_shows_what_plugins_say(tmp_path, capsys):
+    from bench import config, help, plugins
+
+    folder = tmp_path / "conf"
+    (folder / "method").mkdir(parents=True)
+    (folder / "method/[bold]x[|].yaml").write_text(
+        "# python -m bench\n# a [red]method[/] \x1b[2J\nkey: '[/]' # [bad :bomb:\n"
+    )
+    plugin = plugins.Plugin("[/] owner", folder)
+    help.show(config.folder(), [plugin])
+    shown = capsys.readouterr().out
+    assert "method=[bold]x[|]   brought by [/] owner" in shown and r"a [red]method[/] \x1b[2J" in shown
+    assert "[bad :bomb:" in shown and not CONTROL.search(shown.replace("\n", ""))
+
+
+def test_corrected_shares_are_told_by_their_names(tmp_path, capsys):
+    from bench import correction
+
+    scorer, names = "[red]s[/]", [one for one in NAMES if "\n" not in one]
+    rows = [{"table": 1, "model": text, "method": text, "strength": 1.0, f"rtp.{scorer}.toxic_fraction": 0.2,
+             f"rtp.{scorer}.toxic_fraction.se": 0.01} for text in names]  # fmt: skip
+    (tmp_path / "leaderboard.csv").write_text(escape.csv(pd.DataFrame(rows)))
+    rates = {"scorer": scorer, "set": correction.BY, "group": "", "n": 100, "positives": 50, "false_negative_rate": 0.1,
+             "false_positive_rate": 0.1}  # fmt: skip
+    (tmp_path / "scorer_agreement.csv").write_text(escape.csv(pd.DataFrame([rates])))
+    assert [row[2] for row in correction.rows(tmp_path)] == names
+    out = io.StringIO()
+    correction.show(tmp_path, Console(file=out, width=400, force_terminal=True))
+    shown = COLOURS.sub("", out.getvalue())
+    assert not CONTROL.search(shown.replace("\n", "")) and "[bold red]x[/] [/]" in shown and "Rogan" in shown
+    (tmp_path / "scorer_agreement.csv").write_text(escape.csv(pd.DataFrame([rates | {"scorer": "other"}])))
+    correction.show(tmp_path, Console(file=(none := io.StringIO()), width=400))
+    assert "not measured on" in none.getvalue() and "Rogan" not in none.getvalue()
+
+
+def test_half_a_surrogate_and_a_folder_with_a_name_of_its_own(tmp_path):
+    for method in ("unsteered", "half \ud800 of one"):
+        records.write(
+            tmp_path, "rtp", method, {"s.expected_maximum_toxicity_k5": [0.4, 0.5]}, model={"name": "m\udcff"}
+        )
+    (tmp_path / "runs/records/\x1b[2J[red]x").mkdir()
+    found = leaderboard.rebuild(tmp_path)
+    assert escape.read_csv(found.csv)["method"].tolist() == ["unsteered", r"half \ud800 of one"]
+    out = io.StringIO()
+    leaderboard.show(found, Console(file=out, width=200))
+    assert r"record \x1b[2J[red]x skipped" in out.getvalue() and "\x1b" not in out.getvalue()
+    assert r"record \x1b[2J[red]x skipped" in report.rebuild(tmp_path).path.read_text()
+    with pytest.warns(UserWarning, match=r"record \\x1b\[2J\[red\]x"):
+        assert set(collect(tmp_path / "runs")["model"]) == {r"m\udcff"}

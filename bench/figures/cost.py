@@ -48,7 +48,10 @@ def cost(frame: pd.DataFrame, width: Width = "double") -> Figure:
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
-    random = [Point("random directions", row, CONTROL) for _, row in frame[frame["method"] == RANDOM].iterrows()]
+    random = [
+        Point("random directions" if row["fits"] > 1 else "a random direction", row, CONTROL)
+        for _, row in frame[frame["method"] == RANDOM].iterrows()
+    ]
     shown = [point for point in [*style.points(frame), *random] if pd.notna(point.row[Y])]
     costs = [name for name in COSTS if any(pd.notna(point.row[name]) for point in shown)]
     if not costs:

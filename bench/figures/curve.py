@@ -53,8 +53,8 @@ def panels(frame: pd.DataFrame, facet: Facet, width: Width, *, from_zero: bool, 
             ax.grid()
             for name, curve in own.groupby("curve", sort=True):
                 line(ax, measure, curve, look[str(name)], from_zero)
-            if measure == "perplexity_ratio" and own["bound"].notna().any():
-                ax.axhline(float(own["bound"].max()), color="black", linewidth=0.8, linestyle=":", zorder=2)
+            for bound in sorted(own["bound"].dropna().unique()) if measure == "perplexity_ratio" else ():
+                ax.axhline(float(bound), color="black", linewidth=0.8, linestyle=":", zorder=2)
         setting_axis(row[0], own, from_zero, doubling, of=len(values) if not across else len(measures))
     for i, measure in enumerate(measures):
         measure_axis(grid[0, i], frame, measure)
@@ -191,7 +191,8 @@ def keys(frame: pd.DataFrame, look: dict[str, Look], facet: Facet) -> list[Artis
     else:
         found.append(Line2D([], [], color=GREY, linewidth=0.7, linestyle=DASHES, label="unsteered"))
     if frame["bound"].notna().any():
-        bound = f"bound of tuning, {frame['bound'].max():g}"
+        bound = f"bound of tuning, {' or '.join(f'{one:g}' for one in sorted(frame['bound'].dropna().unique()))}"
         found.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":", label=bound))
-    found.append(Patch(facecolor=GREY, alpha=0.25, linewidth=0, label="95 % interval"))
+    if frame[[f"{measure}_low" for measure in MEASURES]].notna().any(axis=None):
+        found.append(Patch(facecolor=GREY, alpha=0.25, linewidth=0, label="95 % interval"))
     return found
