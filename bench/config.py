@@ -129,7 +129,7 @@ def _named(parsed: Sequence[Override]) -> tuple[str, ...]:
         if not path.is_dir():
             raise SetupError(f"{NAMED}={place}: no such folder; write {NAMED}=[FOLDER], laid out as conf/ is")
         found.append(str(path.resolve()))
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def _search_path(named: Sequence[str] = ()) -> list[str]:
@@ -279,7 +279,7 @@ def _explain(error: Exception, overrides: Sequence[str]) -> str:
     top = [*groups(), *(key for key in OmegaConf.load(folder() / "config.yaml") if key != "defaults")]
     for one in parsed:
         first, dot, _ = one.key_or_group.partition(".")
-        if first not in top:
+        if first not in top and one.key_or_group != NAMED:
             return f"unknown key {one.key_or_group}{_near(first, top)} Allowed: {', '.join(map(str, top))}"
         if dot and one.key_or_group in str(error):
             return unknown_key(

@@ -466,14 +466,20 @@ def test_what_it_does_without_hooks():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
+    folder = tmp_path_factory.mktemp("world") / "model"
     tiny_model().save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
+    (folder.parent / "conf" / "method").mkdir(parents=True)
+    kinds = (Sound, NotTheBaseAtZero, AnOptionThatTheYamlLacks, CannotBeMade, FewerOptionsThanTheYaml, SomethingToMend)
+    for name in ("tests.nowhere.Mine", *(f"{kind.__module__}.{kind.__name__}" for kind in (*kinds, Interrupted))):
+        (folder.parent / "conf" / "method" / f"{name}.yaml").write_text(f"_target_: {name}\n")  # else none is built
     return folder
 
 
 def command(folder, *more: str) -> list[str]:
-    return ["method=random_direction", "model=local", f"model.path={folder}", "model.bos=prepend", *more]
+    method = [] if any(one.startswith("method=") for one in more) else ["method=random_direction"]
+    listed = f"hydra.searchpath=['{folder.parent / 'conf'}']"
+    return [*method, "model=local", f"model.path={folder}", "model.bos=prepend", listed, *more]
 
 
 def target(kind: type) -> str:

@@ -175,6 +175,8 @@ def test_a_folder_that_a_user_names_is_read_for_that_run(tmp_path):
     assert config.compose([named, "method=mine"]).method.layer == 3
     assert "did you mean mine?" in refused(named, "method=mime")
     assert "there is no such method" in refused("method=mine")
+    assert "did you mean method.layer?" in refused(named, "method=mine", "method.lair=3")
+    assert "did you mean method?" in refused(named, "metod=mine")
     assert "no such folder" in refused(f"hydra.searchpath=[{tmp_path / 'none'}]")
     (tmp_path / "own" / "method" / "caa.yaml").write_text("_target_: methods.caa.CAA\n")
     assert "method=caa is there twice" in refused(named, "method=caa")
