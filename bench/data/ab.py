@@ -55,7 +55,7 @@ class ABPairs:
     def identity(self) -> dict[str, Any]:
         """Source, behaviour (its config), how many, and which answer is the desired one."""
         self.check()
-        source = self.sources.locate(CAA, self.behaviour, SPLIT).facts()
+        source = self.sources.locate(CAA, self.behaviour, SPLIT).identity()
         own = {"name": self.name, "version": self.version, "source": source}
         return own | {"limit": self.limit, "swap": self.swap}
 

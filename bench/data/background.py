@@ -30,7 +30,7 @@ class WikiSentences:
 
     def identity(self) -> dict[str, Any]:
         """Source and how many."""
-        source = self.sources.locate(WIKI, split="test").facts()
+        source = self.sources.locate(WIKI, split="test").identity()
         return {"name": self.name, "version": self.version, "source": source, "count": self.count}
 
     def tokens(self) -> int:

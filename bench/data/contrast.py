@@ -63,7 +63,7 @@ class OnPolicy:
         return {
             "name": self.name,
             "version": self.version,
-            "source": self.sources.locate(RTP).facts(),
+            "source": self.sources.locate(RTP).identity(),
             "prompts": self.prompts,
             "num_samples": self.num_samples,
             "max_desired": self.max_desired,

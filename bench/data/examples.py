@@ -55,7 +55,7 @@ class HumanToxic:
         return {
             "name": self.name,
             "version": self.version,
-            "source": self.sources.locate(HUMAN, split="test").facts(),
+            "source": self.sources.locate(HUMAN, split="test").identity(),
             "count": self.count,
             "skip": self.skip,
             "min_toxicity": self.min_toxicity,
@@ -130,7 +130,7 @@ class OnPolicyToxic:
         return own | {
             "name": self.name,
             "version": self.version,
-            "source": self.sources.locate(RTP).facts(),
+            "source": self.sources.locate(RTP).identity(),
             "decoding": {key: getattr(decoding, key) for key in ("max_new_tokens", "temperature", "top_p", "stop")},
             "scorer": named(self.scorer),
         }
@@ -204,7 +204,7 @@ class TaskAnswers:
         found = definitions(self.tasks)[self.task]
         source = self.sources.locate(found.dataset, found.config, found.split)
         own = {"name": self.name, "version": self.version, "task": self.task, "count": self.count}
-        return own | {"source": source.facts(), "task_version": found.version}
+        return own | {"source": source.identity(), "task_version": found.version}
 
     def tokens(self) -> int:
         """Nothing is sampled."""

@@ -59,10 +59,13 @@ class Located(NamedTuple):
     fingerprint: str  # 12 hex digits of the sha256 of the split's content
     verified: bool = True  # False: read from files that an older version wrote and that nothing can be checked by
 
+    def identity(self) -> dict[str, Any]:
+        """What names the split in ids; the same on every machine."""
+        return {key: value for key, value in self._asdict().items() if key not in ("path", "verified")}
+
     def facts(self) -> dict[str, Any]:
-        """What a record keeps; the same on every machine. `verified` is in it where it is False."""
-        left_out = ("path", "verified") if self.verified else ("path",)
-        return {key: value for key, value in self._asdict().items() if key not in left_out}
+        """What a record keeps: as `identity`, and `verified` where it is False."""
+        return self.identity() if self.verified else self.identity() | {"verified": False}
 
     def __str__(self) -> str:
         """As errors call it."""
