@@ -101,6 +101,8 @@ def test_a_steered_lm_is_sampled_unsteered(sources, lm):
     from methods.base import Steering
 
     class Shouting:
+        name = "shouting"
+
         @contextmanager
         def apply(self, model, artefact, strength):
             yield Steering(prefix="SHOUT ")
