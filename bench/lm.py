@@ -266,8 +266,11 @@ def load_lm(
     """
     from transformers import AutoModelForCausalLM
 
+    from bench.models import check_config
+
     tokenizer = load_tokenizer(path, revision)
     try:
+        check_config(path, revision=revision)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
@@ -275,7 +278,7 @@ def load_lm(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
         raise _cannot_load(path, error) from error
     model, loading = loaded
     unexpected = check_weights(path, loading)

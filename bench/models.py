@@ -43,6 +43,19 @@ def check(node: DictConfig) -> None:
         pinned_wheel(node.wheel, node.gguf, node.sha256)
 
 
+def check_config(where: str, **named: Any) -> None:
+    """Raises ValueError for a config.json that asks for attention by code from the hub, which transformers would run.
+
+    named: revision and the like, as `from_pretrained` has them.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(where, trust_remote_code=False, **named)
+    asked = getattr(config, "_attn_implementation", None)
+    if "/" in str(asked):
+        raise ValueError(f"custom code: attn_implementation is {asked}")
+
+
 def check_id(name: str, option: str) -> None:
     """Raises SetupError for what is no id of the hub, and where a folder of that name here would be read instead."""
     if not HUB_ID.fullmatch(str(name)) or Path(str(name)).exists():
@@ -59,6 +72,11 @@ def check_folder(path: str, option: str) -> None:
         raise SetupError(f"{option}={path}: no config.json there; give a folder that save_pretrained wrote")
     if not any(True for pattern in WEIGHTS for _ in folder.glob(pattern)):
         raise SetupError(f"{option}={path}: no weights there ({', '.join(WEIGHTS)}); the download is cut short?")
+    if (folder / "adapter_config.json").is_file():
+        raise SetupError(
+            f"{option}={path}: there is an adapter in it (adapter_config.json), which names another model to be loaded "
+            "in this one's place; give a folder with the whole model, the adapter merged into it"
+        )
 
 
 def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:

@@ -18,8 +18,8 @@ def loading_failure(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text or "custom code" in text:
         return (
-            "it brings code of its own (auto_map in its config.json), and code of a model is never run here; take one "
-            "of an architecture that transformers itself has"
+            "it brings code of its own (auto_map or attn_implementation in its config.json), and code of a model is "
+            "never run here; take one of an architecture that transformers itself has"
         )
     if "weights_only" in text or isinstance(error, UnpicklingError):
         return (

@@ -289,6 +289,33 @@ def folder(tmp_path) -> Path:
 NEVER = "code of a model is never run here"
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+def test_nor_is_code_for_its_attention_from_the_hub(folder, tmp_path, key, monkeypatch):
+    """transformers fetches and runs it where its package `kernels` is installed, so it must not be asked."""
+    asked = []
+    monkeypatch.setattr(
+        "transformers.modeling_utils.load_and_register_attn_kernel", lambda *one, **_: asked.append(one)
+    )
+    for place in (folder, bert(tmp_path / "bert")):
+        about = json.loads((place / "config.json").read_text()) | {key: "theirs/kernel"}
+        (place / "config.json").write_text(json.dumps(about))
+    with pytest.raises(SetupError, match=NEVER):
+        load_lm(str(folder))
+    with pytest.raises(SetupError, match=NEVER):
+        HFClassifier(path=str(tmp_path / "bert"), label="toxic")(["p"], ["bread"])
+    assert asked == []
+
+
+def test_an_adapter_does_not_put_another_model_in_the_folders_place(folder, tmp_path):
+    bert(tmp_path / "bert")
+    for place in (folder, tmp_path / "bert"):
+        (place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "theirs/model"}))
+    with pytest.raises(SetupError, match="model.path=.*: there is an adapter in it"):
+        config.validate(["model=local", f"model.path={folder}"])
+    with pytest.raises(SetupError, match="scorer.hf_classifier.path=.*: there is an adapter in it"):
+        HFClassifier(path=str(tmp_path / "bert"), label="toxic")
+
+
 def test_a_model_with_code_is_loaded_by_its_own_architecture(folder, ran):
     lm = load_lm(str(with_code(folder, ran, architecture=None)))
     assert type(lm.model).__module__.startswith("transformers.models.llama")

@@ -206,11 +206,14 @@ def _load(where: str, revision: str | None, device: str, offline: bool, option: 
 
     named: dict[str, Any] = {"revision": revision, "local_files_only": offline} if revision else {}
     try:
+        models.check_config(where, **named)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **named)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             where, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **named
         )
-    except (OSError, ValueError, RuntimeError, KeyError, HTTPError, SafetensorError, UnpicklingError) as error:
+    except (
+        OSError, ValueError, RuntimeError, KeyError, ImportError, HTTPError, SafetensorError, UnpicklingError
+    ) as error:  # fmt: skip
         raise SetupError(
             f"{option}: cannot load a sequence classifier from {where}: {loading_failure(error)}. Without network: "
             f"copy the model's files into a folder and set {option}.path=FOLDER {option}.id=null"
