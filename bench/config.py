@@ -153,7 +153,7 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
             shown, near = "null" if choice is None else choice, _near(str(choice), allowed)
             yield f"{key}={shown}: there is no such {key}{near} Allowed: {', '.join(allowed)}"
         listed = isinstance(_defaults()[key], ListConfig)
-        if not unknown and (isinstance(value, list) != listed or not given):
+        if not unknown and (not given or (isinstance(value, list) and not listed)):
             names = ",".join(map(str, given or allowed[:1]))
             wanted = f"a list is wanted, {key}=[{names}]" if listed else f"one choice is wanted, {key}={given[0]}"
             yield f"{line}: {wanted}. Allowed: {', '.join(allowed)}"

@@ -31,7 +31,7 @@ def seal(folder: Path, verified: bool = True, *, name: str | None = None) -> Non
     verified: False where nobody knows whether the files are still what was once written. name: what the folder will be
     called, so that another one in its place is found out; None for one that may be called anything.
     """
-    files = {path.relative_to(folder).as_posix(): sha256(path) for path in _files(folder)}
+    files = {file: sha256(folder / file) for file in sorted(_names(folder))}
     write_whole(folder / SEAL, dumps({"name": name, "files": files, "verified": verified}))
 
 
@@ -55,6 +55,8 @@ def verified(folder: Path, *, always: bool = True) -> bool:
         raise DamagedError(f"{folder / SEAL} cannot be read; {_again(folder)}") from error
     if name not in (None, folder.name):
         raise DamagedError(f"{folder} holds the files of {name}; {_again(folder)}")
+    for file in sorted(_names(folder) - set(files)):
+        raise DamagedError(f"{folder / file} is not among the files that were written; {_again(folder)}")
     for file, digest in files.items():
         path = folder / file
         if not path.is_file():
@@ -93,8 +95,10 @@ def _noted(folder: Path, known: bool) -> bool:
     return known
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+def _names(folder: Path) -> set[str]:
+    """The files below a folder but the seal, and hidden ones, which are being written."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+    return {path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)}
 
 
 def _again(folder: Path) -> str:
