@@ -121,7 +121,14 @@ def test_loaded_model_is_ready_and_named(folder):
     lm = load_lm(str(folder), dtype="bfloat16", identity={"path": "x", "fingerprint": "abc"})
     assert not lm.model.training and not any(p.requires_grad for p in lm.model.parameters())
     assert lm.model.dtype == torch.bfloat16
-    expected = {"path": "x", "fingerprint": "abc", "dtype": "bfloat16", "device": "cpu", "bos": "prepend", "chat": False}
+    expected = {
+        "path": "x",
+        "fingerprint": "abc",
+        "dtype": "bfloat16",
+        "device": "cpu",
+        "bos": "prepend",
+        "chat": False,
+    }
     assert expected.items() <= lm.identity.items()
     assert lm.identity["threads"] == torch.get_num_threads()
     assert lm.max_length == 256 and lm.stop_tokens == {EOS}

@@ -141,7 +141,9 @@ def test_nobody_has_it_names_each_source_and_the_next_step(cache, tmp_path):
     assert lines[2] == "  wheels and hub: not asked, since data.mirror is set"
     assert lines[3].startswith("set data.mirror=FOLDER")
     assert lines[4] == "  hf download org/name --repo-type dataset --local-dir FOLDER/org/name"
-    assert lines[5].startswith("or leave out data.mirror, so that wheels and then the hub are asked (no wheel has a copy)")
+    assert lines[5].startswith(
+        "or leave out data.mirror, so that wheels and then the hub are asked (no wheel has a copy)"
+    )
     with pytest.raises(SetupError) as caught:
         Sources(cache=cache, offline=True).locate("org/name", None, "test")
     lines = str(caught.value).splitlines()
