@@ -210,10 +210,13 @@ class Cell:
             return None
         try:
             verified = digests.verified(self.artefact_folder)
-        except digests.DamagedError as error:
-            digests.set_aside(self.artefact_folder, error)
+            fit = record.load(self.artefact_folder / "fit.json")
+            if not isinstance(fit, dict) or not {"facts", "data"} <= set(fit):
+                raise ValueError("no facts in it")
+        except ValueError as error:
+            damaged = digests.DamagedError(f"{self.artefact_folder / 'fit.json'} cannot be read ({error})")
+            digests.set_aside(self.artefact_folder, error if isinstance(error, digests.DamagedError) else damaged)
             return None
-        fit = record.load(self.artefact_folder / "fit.json")
         return fit if verified else fit | {"unverified": [f"artefacts/{self.fit_id}"]}
 
     @property
@@ -272,6 +275,7 @@ class Cell:
                     chat=node.chat,
                 )
                 models.check_files(node, self.model_identity.get("revision"))
+                models.check_unchanged(node, self.model_identity)
             self.session.models[key] = replace(lm, unverified=tuple(sorted(unverified)))
         lm = self.session.models[key]
         self.method.check(lm.model)

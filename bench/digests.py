@@ -45,7 +45,7 @@ def verified(folder: Path, *, always: bool = True) -> bool:
     """
     if not (folder / SEAL).is_file():
         with suppress(OSError):  # a folder that cannot be written is read all the same
-            seal(folder, verified=False)
+            seal(folder, verified=False, name=folder.name)
         if not (folder / SEAL).is_file():
             return _noted(folder, False)
     try:
@@ -86,13 +86,25 @@ def set_aside(folder: Path, why: DamagedError) -> None:
     folder.rename(target)
     told = f"warning: {str(why).partition(';')[0]}; it is set aside as {target.name} and made again"
     print(visible(told), file=sys.stderr)
+    (_unverified.get() or set()).discard(_place(folder))  # what is made again can be vouched for
+
+
+def note_unverified(folder: Path) -> None:
+    """Say that something is read from this folder that no digest vouches for (`unverified`)."""
+    collected = _unverified.get()
+    if collected is not None:
+        collected.add(_place(folder))
 
 
 def _noted(folder: Path, known: bool) -> bool:
-    collected = _unverified.get()
-    if not known and collected is not None:
-        collected.add(f"{folder.parent.name}/{folder.name}")
+    if not known:
+        note_unverified(folder)
     return known
+
+
+def _place(folder: Path) -> str:
+    """How a record names a folder."""
+    return f"{folder.parent.name}/{folder.name}"
 
 
 def _names(folder: Path) -> set[str]:

@@ -55,11 +55,17 @@ class Generations:
         self.folder = folder
 
     def sampled(self, lm: LM, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
-        """The stored continuations, sampled now where there are none, or where they are damaged."""
+        """The stored continuations, sampled now where there are none, where they are damaged, or without their tokens.
+
+        An older version kept texts alone, and what is made of texts is not comparable with what is made of tokens.
+        """
         target = self.folder / generation_id(lm, prompts, num_samples)
         if (target / FILE).exists():
             try:
-                return _read(target, prompts, num_samples)
+                found = _read(target, prompts, num_samples)
+                if all(one.tokens is not None for row in found for one in row):
+                    return found
+                raise digests.DamagedError(f"{target / FILE} lacks the sampled tokens, as an older version wrote it")
             except digests.DamagedError as error:
                 digests.set_aside(target, error)
         rows = continuations(lm, prompts, num_samples, lm.sampling)

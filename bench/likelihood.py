@@ -79,8 +79,13 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Token ids; BOS as the tokenizer was set up, but never twice (a chat template may have put it there)."""
         if add_special_tokens is None:
-            add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode([self.prefix_token_id]))
+            add_special_tokens = not self._begins_a_text(string)
         return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
+
+    def _begins_a_text(self, string: str) -> bool:
+        """The text brings the token that begins one (BOS, else EOS; some tokenizers have neither)."""
+        opening = self.tokenizer.bos_token or self.tokenizer.eos_token
+        return bool(opening) and has_bos_prefix(string, opening)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The chat as text, with the steering prefix as, or before, its system message."""
@@ -110,7 +115,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of both, by the rule above; a text that brings its own BOS gets none before it."""
-        own_bos = has_bos_prefix(context + continuation, self.tokenizer.decode([self.prefix_token_id]))
+        own_bos = self._begins_a_text(context + continuation)
         trimmed = context.rstrip()
         joined = [trimmed], [context[len(trimmed) :] + continuation]
         (text,) = tokens.split(self.tokenizer, *joined, special_tokens=not own_bos)

@@ -24,7 +24,7 @@ def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: 
     """
     pinned = pinned_wheel(requirement, gguf, sha256)
     folder = cache / "models" / f"{Path(gguf).stem}-{pinned.sha256[:12]}"
-    if (folder / FINGERPRINT).is_file():
+    if folder.exists():
         try:
             _check(folder)
             return folder
@@ -45,10 +45,15 @@ def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: 
 
 def _check(folder: Path) -> None:
     """Raises DamagedError where the model is not what was written; of what older versions wrote, the weights tell."""
-    if not digests.verified(folder, always=False) and file_sha256(folder / "model.safetensors")[:12] != fingerprint(
-        folder
-    ):
-        raise digests.DamagedError(f"{folder / 'model.safetensors'} is not what was written; delete {folder}")
+    weights = folder / "model.safetensors"
+    try:
+        if digests.verified(folder, always=False) or file_sha256(weights)[:12] == fingerprint(folder):
+            return
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, digests.DamagedError):
+            raise
+        raise digests.DamagedError(f"{folder} is not whole ({type(error).__name__})") from error
+    raise digests.DamagedError(f"{weights} is not what was written")
 
 
 def fingerprint(folder: Path) -> str:

@@ -200,7 +200,7 @@ def _keep(
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".writing")
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(whole, beside, metadata={"sha256": digest(whole)})
+    save_file(whole, beside, metadata={"sha256": digest(whole), "of": f"{path.parent.name} {path.name}"})
     beside.replace(path)
 
 
@@ -216,16 +216,21 @@ def digest(state: Mapping[str, Tensor]) -> str:
 def _resume(path: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> list[float]:
     """Put a kept state back; the losses of the steps it has behind it.
 
-    Raises SetupError for a file that is not what was kept.
+    Raises SetupError for a file that is not what was kept here.
     """
+    again = "delete it, and the training begins anew"
     try:
         state = load_file(path)
         with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
-            kept = (file.metadata() or {}).get("sha256")
-    except SafetensorError as error:
-        raise SetupError(f"{path} is damaged ({error}); delete it, and the training begins anew") from error
-    if kept not in (None, digest(state)):  # None: kept by an older version
-        raise SetupError(f"{path} is not what was kept (its sha256 differs); delete it, and the training begins anew")
+            told = file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise SetupError(f"{path} is damaged ({error}); {again}") from error
+    if "sha256" not in told:
+        raise SetupError(f"{path} was kept by an older version, and nothing can be checked by it; {again}")
+    if told["sha256"] != digest(state):
+        raise SetupError(f"{path} is not what was kept (its sha256 differs); {again}")
+    if told["of"] != f"{path.parent.name} {path.name}":
+        raise SetupError(f"{path} is of another training, {told['of']}; {again}")
     with torch.no_grad():
         for number, parameter in enumerate(parameters):
             parameter.copy_(state[f"{number}.weight"])

@@ -163,6 +163,45 @@ def test_the_converted_model(cache, capfd):  # noqa: F811
         assert f"{folder / name} is not what was written" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("sealed", [True, False])
+@pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
+def test_a_converted_model_without_its_note_is_made_again(content, sealed, cache):  # noqa: F811
+    pin = sha256(cache)
+    folder = converted(REQUIREMENT, MEMBER, pin, cache=cache, offline=True)
+    good = (folder / "model.safetensors").read_bytes()
+    flip(folder / "model.safetensors")
+    (folder / "fingerprint.json").unlink()
+    if content is not None:
+        (folder / "fingerprint.json").write_text(content)
+    if not sealed:
+        (folder / digests.SEAL).unlink()
+    with digests.unverified() as found:
+        converted(REQUIREMENT, MEMBER, pin, cache=cache, offline=True)
+    assert (folder / "model.safetensors").read_bytes() == good and not found
+
+
+@pytest.mark.parametrize("content", ["{x", "{}", "[]"])
+def test_an_unsealed_fit_that_cannot_be_read_is_made_again(content, results, world):  # noqa: F811
+    before = contents(results)
+    for path in (results / "runs/artefacts").glob("*/fit.json"):
+        path.write_text(content)
+        path.with_name(digests.SEAL).unlink()
+    forget_records(results)
+    assert main(command(world, results)) == 0
+    assert contents(results) == before
+
+
+def test_unsealed_folders_that_change_places_are_found_out(results):
+    one, other = sorted((results / "runs/generations").iterdir())[:2]
+    for folder in (one, other):
+        (folder / digests.SEAL).unlink()
+        assert not digests.verified(folder)
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    with pytest.raises(digests.DamagedError, match=f"holds the files of {other.name}"):
+        digests.verified(one)
+
+
 def test_a_model_that_an_older_version_converted(cache):  # noqa: F811
     pin = sha256(cache)
     folder = converted(REQUIREMENT, MEMBER, pin, cache=cache, offline=True)
@@ -193,13 +232,20 @@ def test_a_file_of_the_hubs_cache(tmp_path):
     (blobs / names["model.safetensors"]).write_bytes(b"weights" * 100)
     for name, blob in names.items():
         (snapshot / name).symlink_to(blobs / blob)
-    models.check_files(node, commit, tmp_path)
+    with digests.unverified() as found:
+        models.check_files(node, commit, tmp_path)
+    assert not found
     for name, blob in names.items():
         good = (blobs / blob).read_bytes()
         (blobs / blob).write_bytes(good[:-1] + b"!")
         with pytest.raises(digests.DamagedError, match=f"{name} is not the file that the hub has"):
             models.check_files(node, commit, tmp_path)
         (blobs / blob).write_bytes(good)
+    (snapshot / "config.json").unlink()
+    (snapshot / "config.json").write_bytes(b"{}")  # a file system without links
+    with digests.unverified() as found:
+        models.check_files(node, commit, tmp_path)
+    assert found == {f"snapshots/{commit}"}
 
 
 def test_a_record_that_holds_nan_is_left_out(results):

@@ -140,6 +140,19 @@ def test_decoding_time_steering_may_forbid_tokens_but_not_ask_for_them():
         lm.likelihood([Request([1, 5], [9])])
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("reading", READINGS)
+def test_decoding_time_steering_must_leave_a_choice(reading, value):
+    """A row of NaN, of +inf, or in which every token is forbidden, is no choice."""
+
+    def spoil(logits):
+        return torch.full_like(logits, value)
+
+    lm = replace(tiny_lm(), steering=Steering(next_logits=spoil), steered_by="3 of spoil")
+    with pytest.raises(NotFiniteError, match="not finite at strength 3 of spoil"):
+        READINGS[reading](lm)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_mean_never_skips_what_is_no_number(value):
     items = pd.DataFrame({"value": [1.0, value, 2.0], "weight": 1.0})

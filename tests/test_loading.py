@@ -1,18 +1,24 @@
 """Weights that were not there, a beginning and an end of text that the tokenizer has and nobody asked for."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import models as tokenizer_models
 from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from bench import models
 from bench.cell import Cell, Session
 from bench.config import validate
-from bench.lm import load_lm
+from bench.likelihood import SteeredLM
+from bench.lm import load_lm, set_bos
 from methods.errors import SetupError
-from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
+from tests.test_likelihood import asked
+from tests.tiny import CONFIGS, tiny_lm, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture
@@ -146,6 +152,29 @@ def test_another_beginning_is_named_by_its_ids(tmp_path):
     lm = load_lm(str(folder))
     assert lm.identity["bos"] == [1, 0] and lm.encode("The")[:2] == [1, 0]
     assert cell(folder).model_identity["bos"] == [1, 0]
+
+
+def letters(*names, **special):
+    """A tokenizer of a few letters; the others have no token."""
+    made = Tokenizer(tokenizer_models.BPE(vocab={name: i for i, name in enumerate(names)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=made, **special)
+
+
+def test_a_vocabulary_without_the_letter_a():
+    tokenizer = letters("<s>", "o", "l", "d", bos_token="<s>")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    assert set_bos(tokenizer, "tokenizer") == "prepend"
+    assert tokenizer("old").input_ids == [0, 1, 2, 3]
+
+
+def test_a_tokenizer_without_special_tokens_reads_what_is_not_empty():
+    lm = replace(tiny_lm(), tokenizer=letters(*"oldtre"))
+    assert set_bos(lm.tokenizer, "tokenizer") == "none"
+    ((logprob, _),) = SteeredLM(lm).loglikelihood(asked([("old", " tree")]))
+    assert logprob < 0
+    with pytest.raises(SetupError, match="neither BOS nor EOS token"):
+        SteeredLM(lm).loglikelihood(asked([("", "tree")]))
 
 
 def test_a_tokenizer_that_ends_every_text_is_refused(tmp_path):

@@ -106,3 +106,12 @@ def test_a_continuation_that_is_too_long_by_itself_loses_its_end():
     ((text, fits), cut) = encode(lm.model, lm.tokenizer, [WORD * 3, ""], ["The old tree near the river", "a"], 5)
     assert cut == 1 and text.tokens == [1, *words[:4]] and text.prompt == 1
     assert fits.tokens == lm.tokenizer("a").input_ids
+
+
+@pytest.mark.parametrize("limit", [0, -5])
+def test_a_limit_below_one_is_refused(limit):
+    lm = tiny_lm()
+    with pytest.raises(SetupError, match=f"method.max_tokens={limit}: at least 1"):
+        encode(lm.model, lm.tokenizer, ["The old"], [" tree"], limit)
+    with pytest.raises(SetupError, match=f"method.max_tokens={limit}: at least 1"):
+        encode_pairs(lm.model, lm.tokenizer, Pairs(["The old"], [" tree"], [" dog"]), limit)

@@ -141,10 +141,11 @@ def test_perplexity_is_of_the_sampled_tokens(make, sources, tmp_path):
             nll -= by_hand(lm, Request(lm.encode(prompt), one.tokens)) if one.tokens else 0
             tokens += len(one.tokens)
     assert found.metrics["perplexity"].value == pytest.approx(math.exp(nll / tokens), rel=1e-5)
-    assert found.scores["tokens"].sum() == tokens and found.info["retokenised"] == 0
+    assert found.scores["tokens"].sum() == tokens
 
 
-def test_texts_of_older_versions_are_tokenised_with_their_prompt_and_counted(sources, tmp_path):
+def test_texts_of_older_versions_have_no_tokens_and_are_sampled_again(sources, tmp_path, capsys):
+    """What is made of texts alone would stand beside what is made of tokens, as perplexities that do not compare."""
     lm = replace(joined(metaspace_tokenizer), store=Generations(tmp_path), sampling=Sampling(max_new_tokens=6))
     suite = Fluency(sources=sources, k=2, prompts=3)
     prompts = [prompt.text for prompt in suite.texts("test")[0]]
@@ -153,8 +154,14 @@ def test_texts_of_older_versions_are_tokenised_with_their_prompt_and_counted(sou
     with gzip.open(folder / "samples.jsonl.gz", "wt", encoding="utf-8") as out:
         for prompt in prompts:
             out.write(json.dumps({"prompt": prompt, "continuations": [["!", False], [" tree", True]]}) + "\n")
+    assert lm.store.stored(lm, prompts, 2)[0][0] == Continuation("!", False)  # to be judged again they are enough
     found = suite.run(lm, "test")
-    assert found.info["retokenised"] == 6
-    assert found.scores["tokens"].tolist() == [1, 5] * 3  # "!" is a byte; "▁tree" five letters
-    (request, _) = sampled_requests(lm, [prompts[0]] * 2, [Continuation("!", False), Continuation("", True)])
+    assert "lacks the sampled tokens, as an older version wrote it; it is set aside" in capsys.readouterr().err
+    fresh = replace(lm, store=None)
+    assert found.metrics == suite.run(fresh, "test").metrics
+
+
+def test_a_judge_reads_prompt_and_text_as_one():
+    lm = joined(metaspace_tokenizer)
+    (request, _) = sampled_requests(lm, ["The old"] * 2, [Continuation("!", False), Continuation("", True)])
     assert lm.tokenizer.convert_ids_to_tokens(request.continuation) == ["<0x21>"]

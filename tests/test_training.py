@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from methods import fitting, training
 from methods.base import Examples
@@ -131,6 +132,14 @@ def test_a_stopped_training_goes_on_to_the_same_bits(lm, tmp_path, monkeypatch, 
     good = kept.read_bytes()
     kept.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])  # one bit, in a file as readable as before
     with pytest.raises(SetupError, match="is not what was kept.*delete it"), fitting.checkpointing(tmp_path):
+        method.fit(lm.model, lm.tokenizer, data)
+    other = tmp_path / "other" / kept.name  # of another fit, whole by itself
+    other.parent.mkdir()
+    other.write_bytes(good)
+    with pytest.raises(SetupError, match="is of another training"), fitting.checkpointing(other.parent):
+        method.fit(lm.model, lm.tokenizer, data)
+    save_file(load_file(other), kept)  # without digest
+    with pytest.raises(SetupError, match="was kept by an older version"), fitting.checkpointing(tmp_path):
         method.fit(lm.model, lm.tokenizer, data)
     kept.write_bytes(good)
     steps = []

@@ -90,7 +90,7 @@ class Capability:
     row of a table in which some method was trained on a task's answers.
     """
 
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 2: a token that spans the join of question and answer is the answer's
     samples: ClassVar[bool] = False
 
     name: str = "capability"

@@ -25,7 +25,7 @@ from bench import metrics
 from bench.data.prompts import Prompt, rtp_prompts
 from bench.data.sources import Located
 from bench.lm import LM
-from bench.models import fingerprint
+from bench.models import check_folder, fingerprint
 from bench.sampling import Continuation
 from bench.suites.base import Split, SuiteError, SuiteResult
 from bench.suites.continued import Continued
@@ -44,9 +44,7 @@ class Fluency(Continued):
     All metrics have one item per prompt:
 
     perplexity    exp(sum of -log p / number of tokens) over all continuations; a prompt weighs what its tokens do.
-                  The tokens are those that were sampled. A continuation without any is "unscored". Of texts that an
-                  older version stored without their tokens, prompt and text are tokenised together
-                  (`LM.encode_pairs`); the record counts them as `retokenised`.
+                  The tokens are those that were sampled. A continuation without any is "unscored".
     distinct_n    |distinct n-grams of words| / |words|, pooled over a prompt's k continuations; the denominator is
                   words for every n, and the value falls with k (arXiv 2105.03023 section 3.1 and its code, but
                   words are split on any white space, so that a leading space is no word). 0 where there is no word.
@@ -66,9 +64,15 @@ class Fluency(Continued):
     name: str = "fluency"
     judge: str | None = None
 
+    def __post_init__(self) -> None:
+        """Raises SetupError for decoding that there is not, and for a judge that is no folder with a whole model."""
+        super().__post_init__()
+        if self.judge is not None:
+            check_folder(self.judge, f"suite.{self.name}.judge")
+
     def identity(self, split: Split) -> dict[str, Any]:
         """Prompts, k and, where there is one, the judge's files."""
-        judge = fingerprint(Path(self.judge)) if self.judge else None
+        judge = self._judges_files() if self.judge else None
         return super().identity(split) | {"judge": judge}
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
@@ -78,12 +82,11 @@ class Fluency(Continued):
 
     def run(self, lm: LM, split: Split) -> SuiteResult:
         """Sample, or take the stored texts, and look at them. Raises SuiteError when every text is empty."""
-        frames, tables, retokenised = [], [], 0
+        frames, tables = [], []
         for block, rows in self.continued(lm, split):
             said = [continuation for row in rows for continuation in row]
             k = len(rows[0])
             asked = [prompt.text for prompt in block for _ in range(k)]
-            retokenised += sum(one.tokens is None for one in said)
             with lm.unsteered() as base:
                 requests = sampled_requests(base, asked, said)
                 nll = _nll(base, requests)
@@ -116,11 +119,14 @@ class Fluency(Continued):
             )
             for name, table in items.groupby("metric", sort=False)
         }
-        return SuiteResult(found, items, scores, self.facts(split) | {"retokenised": retokenised})
+        return SuiteResult(found, items, scores, self.facts(split))
+
+    def _judges_files(self) -> dict[str, str]:
+        return fingerprint(Path(str(self.judge)))
 
     def _judged(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[list[float], list[int]]:
         """-log p and number of tokens of each text after its prompt, under the judge and with its own tokens."""
-        judge = _judge(str(self.judge))
+        judge = _judge(str(self.judge), tuple(self._judges_files().values()))
         requests = sampled_requests(judge, prompts, [Continuation(text, False) for text in texts])
         return _nll(judge, requests), [len(one.continuation) for one in requests]
 
@@ -199,7 +205,8 @@ def _english() -> frozenset[str]:
 
 
 @functools.cache
-def _judge(folder: str) -> LM:
+def _judge(folder: str, _files: tuple[str, ...]) -> LM:
+    """The judge, loaded anew when the folder holds other files."""
     from bench.lm import load_lm
 
     return load_lm(folder)

@@ -104,6 +104,8 @@ class Perplexity:
             "window": self.window,
             "limit": self.limit,
             "dev": self.dev_limit if split == "dev" else None,
+            # lm-eval's windows of a steering prefix and the page as one text; an older version tokenised them apart
+            "prefix": "one text" if self.protocol == "lm_eval" else None,
         }
 
     def tokens(self, split: Split) -> int:
