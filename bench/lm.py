@@ -8,11 +8,9 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pickle import UnpicklingError
 from typing import Any, Literal, Protocol
 
 import torch
-from safetensors import SafetensorError
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -25,6 +23,9 @@ from methods.errors import SetupError, loading_failure
 from methods.intervention import Positions, at
 
 BOS = Literal["tokenizer", "prepend", "none"]
+TEMPLATE = (
+    "set model.chat=false, or correct the template (chat_template.jinja, or chat_template in tokenizer_config.json)"
+)
 BLOCK = re.compile(r"\.\d+\.")  # in the name of a weight: it is of a numbered block
 TABLE = re.compile(
     r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
@@ -115,9 +116,7 @@ class LM:
         """What the model reads before it writes: the prompt with the steering prefix, in the chat template."""
         if not self.chat:
             return self.steering.prefix + prompt
-        messages = [{"role": "system", "content": self.steering.prefix}] if self.steering.prefix else []
-        messages.append({"role": "user", "content": prompt})
-        return str(self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return rendered(self.tokenizer, [*_system(self.steering.prefix), _user(prompt)])
 
     @property
     def end_of_text(self) -> int:
@@ -165,9 +164,11 @@ class LM:
                 use_cache=True,
                 logits_to_keep=keep,
             ).logits
-        self._check_finite(logits, real if isinstance(keep, int) and keep == 0 else real[:, _kept(keep)])
+        real = real if isinstance(keep, int) and keep == 0 else real[:, _kept(keep)]
+        self._check_finite(logits, real)
         if self.steering.next_logits is not None:
             logits = self.steering.next_logits(logits.flatten(0, 1)).view_as(logits)
+            self._check_finite(logits.amax(-1, keepdim=True), real)  # it may forbid tokens, by -inf, but not all
         return logits
 
     def _check_finite(self, logits: Tensor, real: Tensor) -> None:
@@ -209,6 +210,8 @@ class LM:
                 return stack.enter_context(method.apply(self.model, artefact, strength))
 
             steering = enter()
+            if self.chat and steering.prefix:
+                check_template(self.tokenizer, [*_system(steering.prefix), _user("Hello")])
             yield replace(
                 self,
                 steering=steering,
@@ -238,9 +241,52 @@ def _kept(keep: int | Tensor) -> slice | Tensor:
 
 
 def stop_tokens(generation: int | list[int] | None, tokenizer: int | None) -> frozenset[int]:
-    """Tokens that end a text, of the model's generation config and of its tokenizer: those of either."""
+    """Tokens that end a text, of the model's generation config and of its tokenizer: those of either.
+
+    Raises SetupError for what is no token.
+    """
     listed = generation if isinstance(generation, list) else [generation]
+    for token in listed:
+        if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
+            raise SetupError(
+                f"eos_token_id in the model's generation_config.json (or its config.json) is {generation!r}; a token's "
+                "number, or a list of numbers, is wanted; correct it there"
+            )
     return frozenset(int(token) for token in (*listed, tokenizer) if token is not None)
+
+
+def _system(prefix: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": prefix}] if prefix else []
+
+
+def _user(prompt: str) -> dict[str, str]:
+    return {"role": "user", "content": prompt}
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
+    """Messages in the tokenizer's chat template, up to where the answer begins.
+
+    Raises SetupError where the template, which is a program of the model's author, fails.
+    """
+    try:
+        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    except Exception as error:
+        system = ", of a prompt with a system message" if len(messages) > 1 else ""
+        raise SetupError(
+            f"model.chat=true, but the chat template of {tokenizer.name_or_path!r} cannot be used{system}: "
+            f"{loading_failure(error)}; {TEMPLATE}"
+        ) from error
+
+
+def check_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> None:
+    """Raises SetupError where these messages cannot be worded in the chat template, or it leaves one out."""
+    text = rendered(tokenizer, messages)
+    for message in messages:
+        if message["content"].strip() not in text:
+            raise SetupError(
+                f"model.chat=true, but the chat template of {tokenizer.name_or_path!r} leaves out what a "
+                f"{message['role']} message says, so the model would never read it; {TEMPLATE}"
+            )
 
 
 def load_lm(
@@ -262,15 +308,13 @@ def load_lm(
     to path and revision.
 
     Raises SetupError where files are missing or damaged, where the model has weights that the files lack, or they have
-    weights of its blocks that it does not, and where the tokenizer lacks what `bos` or `chat` asks for.
+    weights of its blocks that it does not, and where the tokenizer lacks what `bos` or `chat` asks for. A chat template
+    is tried once.
     """
     from transformers import AutoModelForCausalLM
 
-    from bench.models import check_config
-
     tokenizer = load_tokenizer(path, revision)
     try:
-        check_config(path, revision=revision)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
@@ -278,20 +322,22 @@ def load_lm(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError, UnpicklingError) as error:
+    except Exception as error:  # whatever damaged files make the libraries do
         raise _cannot_load(path, error) from error
     model, loading = loaded
     unexpected = check_weights(path, loading)
     resolved = set_bos(tokenizer, bos)
     if chat and not tokenizer.chat_template:
         raise SetupError(f"model.chat=true, but the tokenizer of {path!r} has no chat template; set model.chat=false")
+    if chat:
+        check_template(tokenizer, [_user("Hello")])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # never read: padding is known by masks alone
     model.to(device).eval()
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     named = identity or {"path": path, "revision": revision}
-    return LM(
+    lm = LM(
         model=model,
         tokenizer=tokenizer,
         identity={
@@ -306,25 +352,33 @@ def load_lm(
         chat=chat,
         unexpected_weights=unexpected,
     )
+    _ = lm.stop_tokens  # raises where there is none that can be
+    return lm
 
 
 def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or on the hub. Raises SetupError where there is none."""
+    """The tokenizer in a folder or on the hub. Raises SetupError where there is none, or no sound config beside it."""
     from transformers import AutoTokenizer
 
+    from bench.models import check_config
+
+    try:
+        check_config(path, revision=revision, local_files_only=offline)
+    except ValueError as error:
+        raise _cannot_load(path, error) from error
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, revision=revision, local_files_only=offline, trust_remote_code=False
         )
-    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
-        raise _cannot_load(path, error) from error
+    except Exception as error:  # whatever damaged files make the libraries do
+        raise _cannot_load(path, error, "the tokenizer (tokenizer.json, tokenizer_config.json) of ") from error
     return tokenizer
 
 
-def _cannot_load(path: str, error: Exception) -> SetupError:
+def _cannot_load(path: str, error: Exception, what: str = "") -> SetupError:
     return SetupError(
-        f"cannot load a model from {path!r}: {loading_failure(error)}; give a folder with config.json, weights and "
-        "tokenizer (model.path=...), or a hub id that this machine can reach (model.id=...)"
+        f"cannot load {what}a model from {path!r}: {loading_failure(error)}; give a folder with config.json, weights "
+        "and tokenizer (model.path=...), or a hub id that this machine can reach (model.id=...)"
     )
 
 
@@ -360,25 +414,25 @@ def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise SetupError(f"{type(tokenizer).__name__} has no fast tokenizer, which model.bos needs; convert it first")
-    resolved: str | list[int] = bos
-    if bos == "tokenizer":
-        resolved = _beginning(tokenizer)
-    if resolved == "prepend":
-        token, number = tokenizer.bos_token, tokenizer.bos_token_id
-        if token is None:
-            raise SetupError("model.bos=prepend, but the tokenizer has no BOS token; set model.bos=none")
-        backend.post_processor = TemplateProcessing(
-            single=f"{token} $A", pair=f"{token} $A {token} $B", special_tokens=[(token, number)]
-        )
-    elif resolved == "none":
-        backend.post_processor = TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+    resolved: str | list[int] = _beginning(tokenizer) if bos == "tokenizer" else bos
+    if resolved == "prepend" and tokenizer.bos_token is None:
+        raise SetupError("model.bos=prepend, but the tokenizer has no BOS token; set model.bos=none")
+    named: dict[str, list[int]] = {"none": [], "prepend": [tokenizer.bos_token_id]}
+    ids = named[resolved] if isinstance(resolved, str) else resolved
+    first = [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
+    special = sorted(set(zip(first, ids, strict=True)))
+    backend.post_processor = TemplateProcessing(
+        single=[*first, "$A"], pair=[*first, "$A", *first, "$B"], special_tokens=special
+    )
     return resolved
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
     """What the tokenizer itself puts before a text. Raises SetupError where it puts something behind it."""
-    plain = list(tokenizer("a", add_special_tokens=False).input_ids)
-    whole = list(tokenizer("a").input_ids)
+    names = map(str, tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), 300)))))
+    texts = ["a", *(name for name in names if name not in tokenizer.all_special_tokens)]
+    text = next((one for one in texts if tokenizer(one, add_special_tokens=False).input_ids), "")
+    plain, whole = (list(tokenizer(text, add_special_tokens=special).input_ids) for special in (False, True))
     begin = next(i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain)
     if whole[begin + len(plain) :]:
         behind = tokenizer.convert_ids_to_tokens(whole[begin + len(plain) :])

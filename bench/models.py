@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,20 @@ from typing import Any
 from omegaconf import DictConfig
 
 from bench.data.wheels import file_sha256
-from bench.digests import DamagedError
-from bench.record import sha256
-from methods.errors import SetupError
+from bench.digests import DamagedError, note_unverified
+from methods.errors import SetupError, loading_failure
 
 WEIGHTS = ("*.safetensors", "*.bin")
+READ = (*WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.codes", "*.spm", "*.tokenizer")
+EXTRA_TEMPLATES = "additional_chat_templates/*.jinja"
+OBJECTS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
+)  # fmt: skip
+WEIGHTS_IN_ORDER = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+"""What transformers reads the weights of a folder from: the first of these that is there."""
 COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
@@ -43,17 +53,26 @@ def check(node: DictConfig) -> None:
         pinned_wheel(node.wheel, node.gguf, node.sha256)
 
 
-def check_config(where: str, **named: Any) -> None:
-    """Raises ValueError for a config.json that asks for attention by code from the hub, which transformers would run.
+def check_config(where: str, **named: Any) -> Any:
+    """The model's config.
+
+    Raises ValueError where it cannot be read, or asks for attention by code from the hub, which transformers would run;
+    of a folder also for what `fingerprint` refuses.
 
     named: revision and the like, as `from_pretrained` has them.
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(where, trust_remote_code=False, **named)
+    if Path(where).is_dir():
+        _check_contents(Path(where))
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **named)
+    except Exception as error:  # whatever its values make the architecture's own code do
+        raise ValueError(f"config.json: {loading_failure(error)}") from error
     asked = getattr(config, "_attn_implementation", None)
     if "/" in str(asked):
         raise ValueError(f"custom code: attn_implementation is {asked}")
+    return config
 
 
 def check_id(name: str, option: str) -> None:
@@ -66,7 +85,10 @@ def check_id(name: str, option: str) -> None:
 
 
 def check_folder(path: str, option: str) -> None:
-    """Raises SetupError for a folder without config or weights; `option` is what the user set it by."""
+    """Raises SetupError for a folder without config or weights, or with files that cannot be what they should.
+
+    option: what the user set the folder by.
+    """
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise SetupError(f"{option}={path}: no config.json there; give a folder that save_pretrained wrote")
@@ -77,6 +99,7 @@ def check_folder(path: str, option: str) -> None:
             f"{option}={path}: there is an adapter in it (adapter_config.json), which names another model to be loaded "
             "in this one's place; give a folder with the whole model, the adapter merged into it"
         )
+    _check_contents(folder)
 
 
 def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
@@ -131,11 +154,72 @@ def location(node: DictConfig, cache: Path, offline: bool) -> str:
     return str(converted(node.wheel, node.gguf, node.sha256, cache=cache, offline=offline))
 
 
-@functools.cache
 def fingerprint(folder: Path) -> dict[str, str]:
-    """sha256 of each file that loading reads."""
-    names = sorted(p for pattern in (*WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt") for p in folder.glob(pattern))
-    return {path.name: sha256(path) for path in names}
+    """sha256 of each file that loading reads, by its path inside the folder.
+
+    Raises SetupError for files that cannot be read, and where others than these would be loaded.
+    """
+    _check_contents(folder)
+    try:
+        return {path.relative_to(folder).as_posix(): file_sha256(path) for path in _read_of(folder)}
+    except OSError as error:
+        raise SetupError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
+
+
+def _read_of(folder: Path) -> list[Path]:
+    """The files that loading may read, links to nothing among them."""
+    found = (path for pattern in (*READ, EXTRA_TEMPLATES) for path in folder.glob(pattern))
+    return sorted(path for path in found if not path.is_dir())
+
+
+def _check_contents(folder: Path) -> None:
+    """Raises SetupError for JSON that is no object, and where it names files to load that `fingerprint` does not see.
+
+    These are weights in another folder, or under a name that is not one of weights, and weights that are not there.
+    """
+    about = {name: read_object(folder / name) for name in OBJECTS if (folder / name).is_file()}
+    config = about.get("config.json", {})
+    known = {path.name for path in _read_of(folder) if path.parent == folder}
+    explicit = config.get("transformers_weights")
+    start = explicit or next((name for name in WEIGHTS_IN_ORDER if (folder / name).is_file()), None)
+    named = [("config.json", explicit)] if explicit else []
+    if start in known and str(start).endswith(".index.json"):
+        shards = read_object(folder / start).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise SetupError(f"{folder / start} has no weight_map, which says what is in which file; {WHOLE}")
+        named += [(start, name) for name in dict.fromkeys(map(str, shards.values()))]
+    for file, key in (("config.json", "configuration_files"), ("tokenizer_config.json", "fast_tokenizer_files")):
+        listed = about.get(file, {}).get(key) or []
+        others = map(str, listed if isinstance(listed, list) else [listed])
+        named += [(file, name) for name in others if (folder / name).exists()]
+    for file, name in named:
+        if name not in known:
+            raise SetupError(
+                f"{folder / file} names {name}, which is not among the files directly in {folder} that models are read "
+                "from; put every file of the model into that one folder, weights as *.safetensors or *.bin, and name "
+                "them without a folder"
+            )
+
+
+WHOLE = "take a whole copy of that file from where the model is from"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model; not to be changed. Raises SetupError for anything else."""
+    stat = path.stat()
+    return _parsed(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(path: Path, _size: int, _modified: int) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        why = "brackets in brackets without end" if isinstance(error, RecursionError) else error
+        raise SetupError(f"{path} is no JSON that can be read ({why}); {WHOLE}") from error
+    if not isinstance(value, dict):
+        raise SetupError(f"{path} holds a JSON {type(value).__name__}, and an object is wanted, {{...}}; {WHOLE}")
+    return value
 
 
 def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False) -> dict[str, Any]:
@@ -150,8 +234,9 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
     if node.bos != "tokenizer" and kind == "wheel":  # a GGUF file names one token that ends a text
         return {"bos": node.bos, "stop_tokens": None}
     revision = commit(node.id, node.revision, offline) if kind == "id" else None
+    files = tuple(fingerprint(Path(node.path).resolve()).values()) if kind == "path" else ()
     try:
-        return dict(_text_rules(where(), revision, node.bos, offline))
+        return dict(_text_rules(where(), revision, node.bos, offline, files))
     except SetupError:
         if node.bos == "tokenizer" or kind != "id":
             raise
@@ -159,21 +244,46 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
 
 
 @functools.cache
-def _text_rules(where: str, revision: str | None, bos: str, offline: bool) -> tuple[tuple[str, Any], ...]:
-    from transformers import AutoConfig, GenerationConfig
-
+def _text_rules(
+    where: str, revision: str | None, bos: str, offline: bool, _files: tuple[str, ...]
+) -> tuple[tuple[str, Any], ...]:
+    """_files: what is in a folder, so that it is read anew when that changes."""
     from bench.lm import load_tokenizer, set_bos, stop_tokens
 
     tokenizer = load_tokenizer(where, revision, offline=offline)
     resolved = set_bos(tokenizer, bos)  # type: ignore[arg-type]
-    named: dict[str, Any] = {"revision": revision, "local_files_only": offline}
     try:
-        ends = GenerationConfig.from_pretrained(where, **named).eos_token_id
-    except (OSError, ValueError):
-        ends = getattr(AutoConfig.from_pretrained(where, trust_remote_code=False, **named), "eos_token_id", None)
+        ends = _ends(where, revision=revision, local_files_only=offline)
+    except Exception as error:  # whatever its values make the library do
+        why = loading_failure(error)
+        raise SetupError(f"{where}: what ends a text cannot be read from the model's config: {why}; {WHOLE}") from error
     own = tokenizer.eos_token_id
+    stops = stop_tokens(ends, own)
     left_out = isinstance(ends, list) and own is not None and own not in ends
-    return ("bos", resolved), ("stop_tokens", sorted(stop_tokens(ends, own)) if left_out else None)
+    return ("bos", resolved), ("stop_tokens", sorted(stops) if left_out else None)
+
+
+def _ends(where: str, **named: Any) -> Any:
+    """What generation_config.json, or config.json where there is none, says of the tokens that end a text."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(where, **named).eos_token_id
+    except (OSError, ValueError):
+        return getattr(check_config(where, **named), "eos_token_id", None)
+
+
+def check_unchanged(node: DictConfig, named: dict[str, Any]) -> None:
+    """Raises SetupError where a folder holds other files by now than those that `identity` named."""
+    if source(node) != "path":
+        return
+    now, before = fingerprint(Path(node.path).resolve()), named["files"]
+    if now != before:
+        other = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+        raise SetupError(
+            f"model.path={node.path}: files of the model were changed while this ran ({', '.join(other[:5])}), so it "
+            "is not known what was loaded; run the command again when nobody writes there"
+        )
 
 
 def check_files(node: DictConfig, revision: str | None, cache: Path | None = None) -> None:
@@ -188,6 +298,8 @@ def check_files(node: DictConfig, revision: str | None, cache: Path | None = Non
     config = try_to_load_from_cache(node.id, "config.json", cache_dir=cache, revision=revision)
     for path in sorted(Path(config).parent.rglob("*")) if isinstance(config, str) else ():
         blob = path.resolve()
+        if path.is_file() and not path.is_symlink():  # a file system without links: nothing says what it should be
+            note_unverified(Path(str(config)).parent)
         digest = {64: file_sha256, 40: _git_sha1}.get(len(blob.name))
         if path.is_symlink() and path.is_file() and digest is not None and digest(blob) != blob.name:
             raise DamagedError(f"{path} is not the file that the hub has; delete {blob}, and it is fetched again")

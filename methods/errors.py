@@ -26,4 +26,6 @@ def loading_failure(error: Exception) -> str:
             "its weights are damaged, or a pickle that holds more than tensors, and nothing in a pickle is ever run; "
             "take *.safetensors if there are any"
         )
-    return text.splitlines()[0]
+    kind = "" if isinstance(error, OSError | ValueError) else f"{type(error).__name__}: "
+    first, *rest = text.splitlines()
+    return kind + (f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import unicodedata
 
 import pytest
 
@@ -151,6 +152,63 @@ def test_a_copy_of_the_asked_question_elsewhere_is_no_example(tmp_path, change):
     assert first.count("in train?") == 2  # another one in its place
     counts = found.info["tasks"]["arc_easy"]["examples"]
     assert counts["left_out"] >= 1 and counts["lacking"] == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: unicodedata.normalize("NFD", text),
+        lambda text: text.replace(" ", "\n"),
+        lambda text: text.replace(" ", "\u00a0"),
+        lambda text: text.replace(" ", "\r\n  \u2028"),
+        lambda text: text.replace("a", "\u200ba\u200d"),
+        lambda text: f"\ufeff{text}\n",
+        lambda text: text.replace("walks", "wal\u00adks").upper(),
+        lambda text: "".join(chr(ord(c) + 0xFEE0) if "!" <= c <= "~" else c for c in text),  # full width
+    ],
+)
+@pytest.mark.parametrize("task", ["arc_easy", "mmlu_anatomy"])
+def test_a_copy_that_is_only_written_otherwise_is_no_example(tmp_path, change, task):
+    """Another normal form, line breaks for blanks, characters of no width, another case."""
+    make, name, config, train = {
+        "arc_easy": (arc, "question", ARC, "train"), "mmlu_anatomy": (mmlu, "question", "anatomy", "dev"),
+    }[task]  # fmt: skip
+    first = make(0, "test")
+    first[name] = f"caf\u00e9: stra\u00dfe, {first[name]}"
+    copy = first | {name: change(first[name])}
+    assert copy != first
+    files = {(config, train): [copy, make(1, train), make(2, train)], (config, "test"): [first, make(1, "test")]}
+    _, found, read = asked(tmp_path, task, files, 3)
+    (context,) = [context for document, context in read if document[name] == first[name]]
+    assert context.count(f"in {train}?") == 2 and copy[name].strip() not in context.replace(first[name], "")
+    counts = found.info["tasks"][task]["examples"]
+    assert (counts["left_out"], counts["lacking"]) == (1, 1)
+
+
+def test_columns_that_name_a_document_are_compared_in_the_same_way(tmp_path):
+    """CommonsenseQA's question names the document; here its options are others, so that the prompts differ."""
+    (files,) = [{key: rows} for key, rows in TEST_ONLY["commonsense_qa"].items()]
+    ((key, rows),) = files.items()
+    rows = [row | {"question": f"{row['question']} The dog"} for row in rows]
+    copy = rows[0] | {"question": rows[0]["question"].upper().replace(" ", "\n"), "id": "elsewhere"}
+    copy["choices"] = {"label": list("ABCDE"), "text": list("vwxyz")}
+    files = {("default", "train"): [copy, *rows[1:3]], key: rows[:1]}
+    _, found, read = asked(tmp_path, "commonsense_qa", files, 3)
+    assert [context.count("Answer:") for _, context in read] == [3]
+    counts = found.info["tasks"]["commonsense_qa"]["examples"]
+    assert (counts["left_out"], counts["lacking"]) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("What is 5 minus 12?", "What is 12 minus 5?"), ("the dog bites him", "him bites the dog"), ("a b", "ab"),
+     ("x\u00b2", "x\u00b3"), ("resume", "r\u00e9sum\u00e9")],
+)  # fmt: skip
+def test_other_words_are_another_question(tmp_path, one, other):
+    train = [arc(0, "train") | {"question": one}, arc(1, "train")]
+    files = {(ARC, "train"): train, (ARC, "test"): [arc(0, "test") | {"question": other}]}
+    _, found, read = asked(tmp_path, "arc_easy", files, 2)
+    assert found.info["tasks"]["arc_easy"]["examples"] | {"from": 0} == {"from": 0, "left_out": 0, "lacking": 0}
 
 
 def test_options_inside_the_prompt_may_be_in_another_order(tmp_path):

@@ -164,7 +164,8 @@ HEADS = [
     (LABELS, "regression", None, "problem_type is regression, so what it gives is no probability"),
     (LABELS, "regression", "sigmoid", "problem_type is regression"),
     (LABELS[1:2], "regression", None, "problem_type is regression"),
-    (LABELS[1:2], None, "softmax", "of a single label the softmax is always 1"),
+    (LABELS[1:2], None, "softmax", "a single label, of which the softmax is always 1; set .*activation=sigmoid"),
+    (LABELS[1:2], EACH, "softmax", "softmax is always 1; set scorer.hf_classifier.activation=sigmoid"),
     (LABELS, None, "tanh", "activation=tanh: allowed are sigmoid, softmax, null"),
 ]
 
@@ -179,6 +180,49 @@ def test_a_head_that_gives_no_certain_probability_is_refused(tmp_path, labels, p
     (folder / "config.json").write_text(json.dumps(config | {"num_labels": len(names["id2label"])}))
     with pytest.raises(SetupError, match=message):  # and where config.json lists no labels, by the loaded model
         HFClassifier(path=str(folder), label=0, activation=activation)(["p"], ["bread"])
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid", None])
+def test_a_softmax_of_a_single_label_has_one_way_out(tmp_path, activation):
+    """Each setting used to be refused by a message that named another one."""
+    folder = bert(tmp_path / "one", ["toxic"], problem_type=None)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": ONE}))
+    with pytest.raises(SetupError, match="softmax is always 1.*set problem_type to null in the config.json.*sigmoid"):
+        HFClassifier(path=str(folder), label="toxic", activation=activation)
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": None}))
+    found = HFClassifier(path=str(folder), label="toxic")(["p"], ["bread"])
+    assert found == pytest.approx([float(logits(folder, "bread")[0].sigmoid())])
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"x": "toxic"},
+        {"0": "benign", "2": "toxic"},
+        {"1": "benign", "2": "toxic"},
+        {"-1": "toxic", "0": "benign"},
+        {"0": "benign", "00": "toxic"},
+        {"0.0": "toxic"},
+        ["benign", "toxic"],
+        "toxic",
+        5,
+    ],
+)
+def test_labels_that_are_at_no_certain_column_are_refused(folder, labels):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"id2label": labels}))
+    for label in ("toxic", 0, 1):
+        with pytest.raises(SetupError, match=r"id2label in the model's config.json is .*correct it there"):
+            HFClassifier(path=str(folder), label=label)
+
+
+@pytest.mark.parametrize("problem_type", ["multi-label", 5, ["x"]])
+def test_a_problem_type_that_there_is_not(folder, problem_type):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"problem_type": problem_type}))
+    with pytest.raises(SetupError, match="problem_type in the model's config.json is .*; known are single_label_cl"):
+        HFClassifier(path=str(folder), label="toxic")
 
 
 @pytest.mark.parametrize(
@@ -245,6 +289,33 @@ def test_broken_files(folder):
     (folder / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(SetupError, match="scorer.hf_classifier: cannot load a sequence classifier"):
         HFClassifier(path=str(folder), label="toxic")(["p"], ["bread"])
+
+
+def test_a_judge_that_is_changed_in_a_process_is_loaded_anew(folder):
+    judge = HFClassifier(path=str(folder), label="toxic")
+    before = judge(["p"], ["bread"]), judge.identity()
+    bert(folder, seed=1)
+    assert judge(["p"], ["bread"]) != before[0] and judge.identity() != before[1]
+
+
+@pytest.mark.parametrize("place", ["w/model-2.safetensors", "../out.safetensors", "gone.safetensors"])
+def test_weights_in_another_folder_are_refused(folder, place):
+    (folder / "w").mkdir()
+    if place != "gone.safetensors":
+        (folder / "model.safetensors").rename(folder / place)
+    (folder / "model.safetensors").unlink(missing_ok=True)
+    (folder / "x.safetensors").write_bytes(b"")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": {"a": place}}))
+    with pytest.raises(SetupError, match=f"index.json names {place}, which is not among the files directly in"):
+        HFClassifier(path=str(folder), label="toxic")
+
+
+@pytest.mark.parametrize("content", ["[]", "[" * 100_000, "{"])
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_json_that_is_no_object(folder, name, content):
+    (folder / name).write_text(content)
+    with pytest.raises(SetupError, match=f"{name} (is no JSON|holds a JSON)"):
+        HFClassifier(path=str(folder), label="toxic")
 
 
 def test_options_that_cannot_be(folder, tmp_path):

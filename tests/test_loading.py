@@ -1,10 +1,12 @@
 """Weights that were not there, a beginning and an end of text that the tokenizer has and nobody asked for."""
 
+import hashlib
 import json
 from dataclasses import replace
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -17,6 +19,7 @@ from bench.config import validate
 from bench.likelihood import SteeredLM
 from bench.lm import load_lm, set_bos
 from methods.errors import SetupError
+from methods.prompt import Prompt
 from tests.test_likelihood import asked
 from tests.tiny import CONFIGS, tiny_lm, tiny_model, tiny_tokenizer
 
@@ -203,5 +206,220 @@ def test_without_a_generation_config_the_models_own_counts(folder):
     (folder / "generation_config.json").unlink()
     edit(folder / "config.json", eos_token_id=[7, 9])
     assert load_lm(str(folder)).stop_tokens == {2, 7, 9}
-    models._text_rules.cache_clear()
     assert cell(folder).model_identity["stop_tokens"] == [2, 7, 9]
+
+
+# -- files that are not what they should be ----------------------------------------------------------------------------
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+def node(folder, **more):
+    return OmegaConf.create({"wheel": None, "path": str(folder), "id": None, "revision": "main", "bos": "none", **more})
+
+
+def every_way(folder):
+    """The places that read a model's folder, in the order of a run."""
+    return [
+        lambda: models.check_folder(str(folder), "model.path"),
+        lambda: models.identity(node(folder)),
+        lambda: models.text_rules(node(folder), lambda: str(folder)),
+        lambda: load_lm(str(folder)),
+    ]
+
+
+@pytest.mark.parametrize("content", ["[]", "5", "null", '"x"', "{", DEEP, f'{{"a": {DEEP}}}', b'{"a": "\xe9"}'])
+@pytest.mark.parametrize("name", [*models.OBJECTS, "model.safetensors.index.json"])
+def test_json_that_is_no_object_names_its_file(folder, name, content):
+    if name == "model.safetensors.index.json":
+        (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    for call in every_way(folder):
+        with pytest.raises(SetupError, match=rf"{name} (is no JSON that can be read|holds a JSON \w+).*whole copy"):
+            call()
+
+
+@pytest.mark.parametrize("value", ["x", "2", 1.5, [["x"]], True, {"a": 1}])
+def test_an_end_of_text_that_is_no_token(folder, value):
+    edit(folder / "generation_config.json", eos_token_id=value)
+    for call in every_way(folder)[2:]:
+        with pytest.raises(SetupError, match=r"eos_token_id.*is .*a token's number|cannot load"):
+            call()
+    (folder / "generation_config.json").unlink()
+    edit(folder / "config.json", eos_token_id=value)
+    for call in every_way(folder)[2:]:
+        with pytest.raises(SetupError, match=r"config.json: .*eos_token_id.*|a token's number"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("config.json", {"num_attention_heads": 0}, "config.json: ZeroDivisionError"),
+        ("config.json", {"vocab_size": "x"}, r"config.json: .*Field 'vocab_size' expected int, got str"),
+        ("config.json", {"text_config": {"x": 1}}, "cannot load a model from"),
+        ("tokenizer_config.json", {"eos_token": 5}, r"cannot load the tokenizer \(tokenizer.json, tok.*eos_token"),
+        ("tokenizer.json", {"model": 5}, r"cannot load the tokenizer \(tokenizer.json"),
+    ],
+)
+def test_values_that_no_model_can_have(folder, file, changes, message):
+    edit(folder / file, **changes)
+    with pytest.raises(SetupError, match=message):
+        load_lm(str(folder))
+
+
+# -- which files are read ----------------------------------------------------------------------------------------------
+
+
+def sharded(folder, place, where="model.safetensors.index.json", **more):
+    """The folder's weights under another name, which an index gives."""
+    target = folder / place
+    target.parent.mkdir(exist_ok=True)
+    (folder / "model.safetensors").rename(target)
+    names = dict.fromkeys(load_file(target), place)
+    (folder / where).write_text(json.dumps({"metadata": {}, "weight_map": names, **more}))
+
+
+@pytest.mark.parametrize("place", ["w/model-2.safetensors", "../out.safetensors", "m-2.pt", "m-2.safetensors.1"])
+def test_weights_that_the_fingerprint_does_not_see_are_refused(folder, place):
+    """They were loaded, so the weights changed and the results of other weights were said to be known."""
+    sharded(folder, place)
+    (folder / "other.safetensors").write_bytes(b"beside it")
+    for call in every_way(folder):
+        with pytest.raises(SetupError, match=rf"index.json names {place}, which is not among the files directly in"):
+            call()
+
+
+def test_weights_that_config_json_names(folder):
+    sharded(folder, "w/x.safetensors")
+    (folder / "model.safetensors.index.json").unlink()
+    (folder / "other.safetensors").write_bytes(b"beside it")
+    for named in ("w/x.safetensors", "x.safetensors", 5):
+        edit(folder / "config.json", transformers_weights=named)
+        for call in every_way(folder):
+            with pytest.raises(SetupError, match=f"config.json names {named}, which is not among the files"):
+                call()
+
+
+def test_a_tokenizer_file_in_another_folder(folder):
+    (folder / "t").mkdir()
+    (folder / "tokenizer.json").rename(folder / "t/tokenizer.4.0.0.json")
+    edit(folder / "tokenizer_config.json", fast_tokenizer_files=["t/tokenizer.4.0.0.json"])
+    with pytest.raises(SetupError, match="names t/tokenizer.4.0.0.json, which is not among the files"):
+        models.fingerprint(folder)
+
+
+def test_an_index_of_shards_that_are_there_is_read_and_one_that_is_not_used_is_not(folder):
+    """A folder often has the index of the pickles too, without them."""
+    expected = load_lm(str(folder)).model.lm_head.weight
+    other = {"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(other))
+    assert torch.equal(load_lm(str(folder)).model.lm_head.weight, expected)
+    sharded(folder, "model-00001-of-00001.safetensors")
+    assert torch.equal(load_lm(str(folder)).model.lm_head.weight, expected)
+    assert "model-00001-of-00001.safetensors" in models.identity(node(folder))["files"]
+    (folder / "model-00001-of-00001.safetensors").unlink()
+    (folder / "other.safetensors").write_bytes(b"beside it")
+    with pytest.raises(SetupError, match=r"index.json names model-00001-of-00001.safetensors, which is not among"):
+        models.check_folder(str(folder), "model.path")
+
+
+def test_an_index_without_weights(folder):
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
+    with pytest.raises(SetupError, match="has no weight_map"):
+        models.fingerprint(folder)
+
+
+def test_what_names_a_folder_is_what_is_read_of_it(folder):
+    """The names of an ordinary folder stay; what else may be read is seen, through links, and when it changes."""
+    before = models.fingerprint(folder)
+    assert set(before) == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+                           "tokenizer_config.json"}  # fmt: skip
+    assert before == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in before}
+    for harmless in ("README.md", ".gitattributes", "onnx/model.onnx", "original/consolidated.00.pth"):
+        (folder / harmless).parent.mkdir(exist_ok=True)
+        (folder / harmless).write_text("x")
+    (folder / "a folder.json").mkdir()
+    assert models.fingerprint(folder) == before
+    for read in ("chat_template.jinja", "additional_chat_templates/default.jinja", "bpe.codes", "source.spm"):
+        (folder / read).parent.mkdir(exist_ok=True)
+        (folder / read).write_text("{{ messages }}")
+        assert read in models.fingerprint(folder)
+    elsewhere = folder.parent / "blob"
+    (folder / "vocab.txt").symlink_to(elsewhere)
+    with pytest.raises(SetupError, match="vocab.txt cannot be read: No such file"):
+        models.fingerprint(folder)
+    elsewhere.write_text("a")
+    first = models.fingerprint(folder)
+    elsewhere.write_text("b, another one")
+    assert models.fingerprint(folder) != first
+
+
+def test_a_folder_that_changes_in_a_process_has_another_name_and_other_rules(folder):
+    named, rules = models.identity(node(folder)), models.text_rules(node(folder), lambda: str(folder))
+    models.check_unchanged(node(folder), named)
+    edit(folder / "generation_config.json", eos_token_id=[7, 9])
+    assert models.identity(node(folder)) != named
+    assert rules["stop_tokens"] is None
+    assert models.text_rules(node(folder), lambda: str(folder))["stop_tokens"] == [2, 7, 9]
+    with pytest.raises(SetupError, match=r"were changed while this ran \(generation_config.json\)"):
+        models.check_unchanged(node(folder), named)
+
+
+def test_a_model_that_is_changed_before_it_is_loaded_gives_no_number(folder):
+    one = cell(folder)
+    _ = one.model_identity
+    edit_weights(folder, lambda weights: weights["lm_head.weight"].mul_(2))
+    with pytest.raises(SetupError, match=r"were changed while this ran \(model.safetensors\)"):
+        _ = one.lm
+
+
+# -- chat templates ----------------------------------------------------------------------------------------------------
+
+PLAIN = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ ''.__class__.__mro__ }}", "SecurityError"),
+        ("{% for %}", "TemplateSyntaxError"),
+        ("{{ raise_exception('no chat here') }}", "no chat here"),
+        ("{{ messages[9].content.x }}", "UndefinedError"),
+        ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
+        ("hello", "leaves out what a user message says"),
+        (5, "cannot be used"),
+    ],
+)
+def test_a_chat_template_that_fails_is_found_when_the_model_is_loaded(folder, template, message):
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    edit(folder / "tokenizer_config.json", chat_template=template)
+    with pytest.raises(SetupError, match=f"model.chat=true, but the chat template .*{message}.*; set model.chat=false"):
+        load_lm(str(folder), chat=True)
+    assert load_lm(str(folder)).encode("The")  # without a template nothing is wrong
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        ("{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}", "no system role"),
+        ("{% set messages = messages[1:] if messages[0].role == 'system' else messages %}", "out what a system mess"),
+    ],
+)
+def test_a_template_without_system_messages_is_found_before_a_prefix_steers(folder, system, message):
+    edit(folder / "tokenizer_config.json", chat_template=system + PLAIN)
+    lm = load_lm(str(folder), chat=True)
+    method = Prompt(prompts=["Be kind."], strengths=(1,))
+    with pytest.raises(SetupError, match=message), lm.steered(method, {}, 1.0):
+        pass
+    edit(folder / "tokenizer_config.json", chat_template=PLAIN)
+    with load_lm(str(folder), chat=True).steered(method, {}, 1.0) as steered:
+        assert steered.tokenizer.decode(steered.encode("The")).endswith("[system] Be kind.[user] The")
+
+
+def test_a_template_that_fails_on_one_prompt_is_no_traceback(folder):
+    bad = "{% if 'dog' in messages[-1].content %}{{ raise_exception('no dogs') }}{% endif %}"
+    edit(folder / "tokenizer_config.json", chat_template=bad + PLAIN)
+    with pytest.raises(SetupError, match="no dogs; set model.chat=false"):
+        load_lm(str(folder), chat=True).encode("a dog")

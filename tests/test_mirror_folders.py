@@ -218,6 +218,73 @@ def test_a_file_that_is_not_what_was_downloaded(folder, tmp_path):
     assert len(source(folder, tmp_path).load(NAME, None, "test")) == 3
 
 
+ROW = json.dumps({"a": 0, "b": "caf\u00e9"}, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+@pytest.mark.parametrize("name", ["test.jsonl", "test.json", "test.csv", "test.jsonl.gz", "test.txt"])
+def test_text_that_is_not_utf8_is_named_before_a_row_is_read(folder, tmp_path, name, encoding):
+    text = {"test.json": f"[{ROW}]", "test.csv": "a,b\n1,caf\u00e9\n", "test.txt": "caf\u00e9\n"}.get(name, ROW * 3)
+    content = text.encode(encoding)
+    folder.joinpath(name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    write(folder / "train.jsonl" if "jsonl" in name else folder / "other.md")
+    with pytest.raises(SetupError, match=rf"{name}") as caught:
+        source(folder, tmp_path).load(NAME, None, "test")
+    if not (name.endswith(".gz") and encoding == "utf-16"):
+        assert "its text is not UTF-8: give a whole copy, in UTF-8, of" in str(caught.value)
+
+
+def test_text_that_is_not_utf8_in_a_task(folder, tmp_path):
+    """lm-eval reads the files by itself, and found it out at the row."""
+    rows = [{"goal": f"walk {i} caf\u00e9", "sol1": "bread", "sol2": "talk", "label": 0} for i in range(3)]
+    root = make_mirror(tmp_path / "mirror", "baber/piqa", rows, split="validation")
+    (file,) = [path for path in (root / "baber/piqa").rglob("*.jsonl")]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    file.write_text(text, encoding="utf-8")
+    own = Sources(mirror=str(root), cache=tmp_path / "cache", offline=True)
+    suite = Capability(sources=own, tasks=["piqa"], documents=2)
+    assert suite.run(tiny_lm(), "test").metrics
+    file.write_text(text + " ", encoding="latin-1")
+    sources_module._locate.cache_clear()
+    with pytest.raises(SetupError, match="not UTF-8.*jsonl"):
+        suite.run(tiny_lm(), "test")
+
+
+@pytest.mark.parametrize("place", ["$HOME", "${HOME}/m", "a::b", "~", "~root", "%HOME%", "m#1?*[a]"])
+def test_names_of_folders_are_read_as_they_are(tmp_path, place):
+    root = tmp_path / place
+    write(root / NAME / "test.jsonl", ROWS)
+    write(root / NAME / "train.jsonl.gz", ROWS[:2])
+    own = Sources(mirror=str(root), cache=tmp_path / "cache", offline=True)
+    found = own.locate(NAME, None, "test")
+    assert own.load(NAME, None, "test")["a"] == [0, 1, 2] and len(own.load(NAME)) == 2
+    assert sorted(splits_at(found)) == ["test", "train"]
+    write(root / NAME / "test.jsonl", [{"a": 5, "b": "y"}])
+    sources_module._locate.cache_clear()
+    assert own.load(NAME, None, "test")["a"] == [5]
+    (root / NAME / "test.jsonl").write_text('{"a": [')
+    sources_module._locate.cache_clear()
+    with pytest.raises(SetupError) as caught:
+        own.load(NAME, None, "test")
+    assert f"broken or empty: give a whole copy of {root / NAME / 'test.jsonl'}" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("test.jsonl.zst", "packed in a way that is not read here: unpack .*test.jsonl.zst"),
+        ("test.jsonl.lz4", "packed in a way that is not read here: unpack .*test.jsonl.lz4"),
+        ("test.jsonl.xz", "broken or empty: give a whole copy of .*test.jsonl.xz"),
+        ("test.jsonl.bz2", "broken or empty: give a whole copy of .*test.jsonl.bz2"),
+        ("test.jsonl.gz", "cannot be read.*test.jsonl.gz"),
+    ],
+)
+def test_packed_files_that_cannot_be_read(folder, tmp_path, name, message):
+    folder.joinpath(name).write_bytes(b"\x28\xb5\x2f\xfd\x04\x00" + b"x" * 50)
+    with pytest.raises(SetupError, match=message):
+        source(folder, tmp_path).load(NAME, None, "test")
+
+
 def test_another_set_under_the_name_says_which_columns_it_has(tmp_path):
     from bench.data.prompts import rtp_prompts
 

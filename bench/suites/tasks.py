@@ -9,8 +9,9 @@ import importlib.util
 import itertools
 import json
 import re
+import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ import pandas as pd
 from jinja2 import UndefinedError
 
 from bench import metrics
-from bench.data.sources import Located, arrow_cache, readable, rows_at, splits_at
+from bench.data.sources import Located, arrow_cache, check_text, readable, rows_at, splits_at
 from methods.errors import SetupError
 
 FIELD_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}  # lm-eval's names in words
@@ -163,6 +164,8 @@ def load_task(task: str, definition: Definition, where: Located, shots: int | No
     try:
         with readable(where) if where.source != "hub" else nullcontext():
             loaded = _manager(definition.file.parent).load({"group": "local", "task": [changed]})["tasks"][task]
+            for rows in loaded.dataset.values() if where.source != "hub" else ():
+                check_text(rows)
     except SetupError:
         raise
     except (UndefinedError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -218,7 +221,7 @@ class Examples:
                 f"lm-eval's task {self.task.config.task} has {len(every)} documents to take examples from, and "
                 f"{n} were asked for; lower fewshot"
             )
-        asked = _question(self.task, self._asked)
+        asked = _questions(self.task, self._asked)
         # given the asked document, lm-eval draws one more than it needs, and fails where that is too many
         enough = eval_doc is None or (n < len(every) and n <= sum(one != eval_doc for one in every))
         drawn = list(self._sampler.sample(n, eval_doc)) if enough else every
@@ -230,17 +233,28 @@ class Examples:
         self.counts["lacking"] += n - len(kept)
         return kept
 
-    def _gives_away(self, example: dict[str, Any], asked: list[str]) -> bool:
+    def _gives_away(self, example: dict[str, Any], asked: list[list[str]]) -> bool:
         columns = ORDERED_BY.get(self.task.config.task, ())
-        named = columns and all(example.get(column) == self._asked[column] for column in columns)
-        return bool(example == self._asked or named or (asked and _question(self.task, example) == asked))
+        named = columns and all(_alike(example.get(column), self._asked[column]) for column in columns)
+        if example == self._asked or named:
+            return True
+        return any(one and one == other for one, other in zip(_questions(self.task, example), asked, strict=True))
+
+
+def _questions(task: Any, document: dict[str, Any]) -> list[list[str]]:
+    """What is asked, in two ways: as the document is, and with its own texts each on one line; [] where that fails."""
+    try:
+        on_one_line = _question(task, _plain(document))
+    except Exception:  # a task's own code may look for the line breaks
+        on_one_line = []
+    return [_question(task, document), on_one_line]
 
 
 def _question(task: Any, document: dict[str, Any]) -> list[str]:
     """What is asked: the lines of the prompt, or of the choices where it is empty, whatever the order of options.
 
-    Letters before options, case and blanks are no part of it. Where the choices are prompts (WinoGrande), what goes on
-    behind each of them is part of it.
+    Letters before options, case, blanks and how Unicode writes a letter are no part of it. Where the choices are
+    prompts (WinoGrande), what goes on behind each of them is part of it.
     """
     try:
         text = task.doc_to_text(document)
@@ -249,8 +263,24 @@ def _question(task: Any, document: dict[str, Any]) -> list[str]:
     if not isinstance(text, str) or not text.strip():
         choices = task.doc_to_choice(document) if task.config.doc_to_choice is not None else []
         text = "\n".join(map(str, [*choices, task.doc_to_target(document)] if task.multiple_input else choices))
-    lines = (" ".join(OPTION.sub("", line.strip()).casefold().split()) for line in text.splitlines())
+    lines = (_plain(OPTION.sub("", line.strip()).casefold()) for line in text.splitlines())
     return sorted(line for line in lines if line)
+
+
+def _plain(value: Any) -> Any:
+    """The same value with every text in it in Unicode's NFKC, without characters of no width, its blanks single."""
+    if isinstance(value, str):
+        seen = "".join(letter for letter in value if unicodedata.category(letter) != "Cf")
+        return " ".join(unicodedata.normalize("NFKC", seen).split())
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two columns say the same but for case and what `_plain` evens out."""
+    first, second = (_plain(text.casefold()) if isinstance(text, str) else _plain(text) for text in (one, other))
+    return bool(first == second)
 
 
 @functools.cache
