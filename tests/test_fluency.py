@@ -11,12 +11,12 @@ from bench import config
 from bench.data.prompts import RTP, part
 from bench.data.sources import Sources
 from bench.lm import LM, load_lm
-from bench.models import fingerprint
 from bench.sampling import Continuation
 from bench.suites.base import SuiteError
 from bench.suites.fluency import Fluency, distinct, non_words, prompt_metrics, repetition
 from methods import anatomy
 from methods.base import Steering
+from methods.errors import SetupError
 from methods.intervention import Hook, hooked
 from tests.test_sources import make_mirror
 from tests.tiny import tiny_lm
@@ -103,6 +103,19 @@ def test_another_model_may_judge(sources, tmp_path):
     before = suite.identity("test")
     (tmp_path / "judge" / "config.json").write_text((tmp_path / "judge" / "config.json").read_text() + " ")
     assert suite.identity("test") != before  # another judge, another number
+
+
+def test_a_judge_is_a_folder_with_a_whole_model_of_its_own(tmp_path):
+    for message in ("suite.fluency.judge=.*no config.json there", "config.json holds a JSON list"):
+        with pytest.raises(SetupError, match=message):
+            Fluency(sources=Sources(), judge=str(tmp_path))
+        (tmp_path / "config.json").write_text("[]")
+        (tmp_path / "model.safetensors").write_bytes(b"x")
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").rename(tmp_path / "other.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text('{"weight_map": {"a": "w/model.safetensors"}}')
+    with pytest.raises(SetupError, match="index.json names w/model.safetensors, which is not among the files"):
+        Fluency(sources=Sources(), judge=str(tmp_path))
 
 
 def test_prompt_metrics_by_hand():
