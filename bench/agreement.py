@@ -18,7 +18,6 @@ A scorer's error rates give a corrected share of toxic texts, by Rogan and Glade
 Exit code 0: done; 2: something the user must mend; 130: stopped by Ctrl-C.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -238,7 +237,7 @@ def write(frame: pd.DataFrame, results: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, or correct, and print; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m bench.agreement",
         description="Measure scorers against labelled texts; writes RESULTS/scorer_agreement.csv, .md and a figure.",
         epilog="Without scorer=[...] every scorer is tried, and what is not to be had here is listed with the reason. "

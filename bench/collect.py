@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from bench import escape, record
-from bench.metrics import ITEM_COLUMNS
+from bench.metrics import ITEM_COLUMNS, Metric
 from methods.errors import SetupError
 
 START = "compute some with `make leaderboard` or `python -m bench`, or name another folder with --results"
@@ -43,20 +44,33 @@ def read_records(runs: Path) -> tuple[list[Record], list[str]]:
             continue
         try:
             facts = record.checked(path)
+            items = record.table(path, "items")
         except record.NotWholeError as error:
             skipped.append(f"record {path.name} skipped: {error}")
             continue
-        items = pd.read_parquet(path / "items.parquet")
-        if list(items.columns) != ITEM_COLUMNS or items.duplicated(["metric", "item"]).any():
-            skipped.append(f"record {path.name} skipped: items.parquet is no table of one row per metric and item")
-            continue
-        if not np.isfinite(items[["value", "weight"]].to_numpy(float)).all():
-            skipped.append(f"record {path.name} skipped: items.parquet holds NaN or infinity; run its cell again")
+        if problem := wrong_items(items, facts["metrics"]):
+            skipped.append(f"record {path.name} skipped: items.parquet {problem}; run its cell again")
             continue
         found.append(Record(encodable(facts), items))
     if not found:
         raise SetupError("\n".join([*skipped, f"no whole record in {folder}; {START}"]))
     return found, skipped
+
+
+def wrong_items(items: pd.DataFrame, metrics: Mapping[str, Any]) -> str | None:
+    """What is wrong with a record's items, in words; None: nothing."""
+    if list(items.columns) != ITEM_COLUMNS or not all(is_numeric_dtype(items[name]) for name in ("value", "weight")):
+        return f"has not the columns {', '.join(ITEM_COLUMNS)}, of which the last two are numbers"
+    if not all(isinstance(one, str) for name in ("metric", "item") for one in items[name]):
+        return "holds names that are no texts"
+    if items.duplicated(["metric", "item"]).any():
+        return "is no table of one row per metric and item"
+    if not np.isfinite(items[["value", "weight"]].to_numpy(float)).all():
+        return "holds NaN or infinity"
+    if (items["weight"] < 0).any():
+        return "holds a negative weight"
+    unknown = sorted(set(items["metric"]) - set(metrics))
+    return f"holds the metric {unknown[0]!r}, of which record.json says nothing" if unknown else None
 
 
 def encodable(value: Any) -> Any:
@@ -148,7 +162,10 @@ def collect(runs: Path) -> pd.DataFrame:
             "scorer_pairs": scorers.get("pairs"),
             "sources": names(source_names(facts)),
         }
-        rows += [{**common, "metric": name, **metric} for name, metric in facts["metrics"].items()]
+        rows += [
+            {**common, "metric": name, **{key: metric.get(key) for key in Metric._fields}}
+            for name, metric in facts["metrics"].items()
+        ]
     frame = pd.DataFrame(rows)
     whole = {name: "Int64" for name in ("version", "fit_seed", "sample_seed", "pairs", "n", "unscored")}
     return frame.astype({**whole, "feasible": "boolean", "value": float, "standard_error": float})

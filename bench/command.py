@@ -1,7 +1,9 @@
 """What every command does alike: errors and Ctrl-C become one message and an exit code, never a traceback."""
 
+import argparse
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from rich.console import Console
 
@@ -12,6 +14,15 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 """For whatever is told beside the result itself."""
 OVERVIEW_WIDTH = 120
 """Columns of a help page that goes to a file or a pipe."""
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of every command that has options; what was typed comes back in its messages, as inert text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {visible(message)}\n")
 
 
 def run(work: Callable[..., int | None], *arguments: Any, stopped: str = "nothing was written") -> int:

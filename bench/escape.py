@@ -11,8 +11,10 @@ visible       for figures, whose style switches mathtext off (bench/figures/styl
               autoescape does the rest (bench/report/page.py).
 literal, file_name: inside a Python string, and as one part of a path.
 
-What cannot be seen is written out in all of them: control characters, marks that turn the direction of writing, halves
-of surrogates, as `\x1b` and `\u202e`.
+What cannot be seen is written out in all of them, as `\x1b` and `\u202e`: whatever has Unicode's property
+Default_Ignorable_Code_Point (17.0, DerivedCoreProperties.txt: joiners, marks that turn the direction of writing, tags,
+selectors of a variant, blank letters of Hangul), and besides control characters, the ends of lines and paragraphs,
+what is no character, halves of surrogates, and the blank sign of Braille.
 """
 
 import io
@@ -26,10 +28,15 @@ from rich.text import Text
 if TYPE_CHECKING:
     import pandas as pd
 
-HIDDEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
+IGNORABLE = (
+    "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    "\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
 )
+"""The whole property Default_Ignorable_Code_Point, which Python's unicodedata does not tell."""
+NO_CHARACTER = "\ud800-\udfff\ufdd0-\ufdef" + "".join(
+    chr(end) for plane in range(17) for end in (plane << 16 | 0xFFFE, plane << 16 | 0xFFFF)
+)
+HIDDEN = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029\u2800\ufff9-\ufffb{IGNORABLE}{NO_CHARACTER}]")
 
 
 def _written_out(found: re.Match[str]) -> str:
@@ -50,14 +57,16 @@ def terminal(text: object, style: str = "", *, lines: bool = False) -> Text:
     return Text(visible(text, lines=lines), style)
 
 
-MARKS = re.compile(r"[\\`*<>\[\]|~${}]|(?<![^\W_])_|_(?![^\W_])|&(?=[#\w])|:(?=//)|(?<=\bwww)\.", re.IGNORECASE)
+MARKS = re.compile(r"[\\`*<>\[\]|~${}]|(?<![^\W_])_|_(?![^\W_])|&(?=[#\w])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+MAIL = re.compile(r"(?<=\S)@(?=\S)")  # GitHub makes a link of an address also where its signs are escaped
+APART = "@<!-- -->"  # an empty comment, of which nothing is shown
 OPENS = re.compile(r"[#=]|[-+](?=[\s-]|$)")  # what begins a block where it begins a line
 NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
 
 
 def markdown(text: object) -> str:
     """One line that shows just this text: no mark, link, tag, formula, list or further cell. GitHub's Markdown."""
-    line = MARKS.sub(r"\\\g<0>", visible(text).strip())
+    line = MAIL.sub(APART, MARKS.sub(r"\\\g<0>", visible(text).strip()))
     return "\\" + line if OPENS.match(line) else NUMBERED.sub(r"\1\\\2", line, count=1) if line[:1].isdigit() else line
 
 
@@ -93,6 +102,7 @@ def file_name(text: object, slash: str = "_") -> str:
 # -- tables --------------------------------------------------------------------------------------------------------
 
 ACTIVE = re.compile(r"\s*['=+\-@\uff1d\uff0b\uff0d\uff20]")  # what a spreadsheet computes, and our own mark
+SPLITS = re.compile(r"[;|](?=[\s\"]*[=+\-@\uff1d\uff0b\uff0d\uff20])")  # where one that splits there would compute
 NUMBERS = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?(; [-+]?[\d.]+(e[-+]?\d+)?)*|[-+]?(inf|nan)", re.IGNORECASE)
 CODED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
 NAMES = ("model", "method", "family", "strengths", "suite", "metric", "scorer", "set", "group", "experiment")
@@ -102,12 +112,15 @@ NAMES = ("model", "method", "family", "strengths", "suite", "metric", "scorer", 
 def cell(value: Any) -> Any:
     r"""A cell of a CSV file. A text that is active, or that holds what cannot be seen, has an apostrophe before it.
 
-    In such a cell, and in no other, a backslash is `\\` and a control character is written out. Anything else, and
-    numbers also as text, stays as it is.
+    So has one with a `;` or `|` before what is active, for a spreadsheet that splits there. In such a cell, and in no
+    other, a backslash is `\\`, and that sign and whatever cannot be seen, a tab too, are written out, as `\x3b`.
+    Anything else, and numbers also as text, stays as it is.
     """
-    if not isinstance(value, str) or NUMBERS.fullmatch(value) or not (ACTIVE.match(value) or HIDDEN.search(value)):
+    if not isinstance(value, str) or NUMBERS.fullmatch(value):
         return value
-    return "'" + HIDDEN.sub(_written_out, value.replace("\\", "\\\\"))
+    if not (ACTIVE.match(value) or SPLITS.search(value) or HIDDEN.search(value)):
+        return value
+    return "'" + HIDDEN.sub(_written_out, SPLITS.sub(_written_out, value.replace("\\", "\\\\")))
 
 
 def uncell(value: Any) -> Any:

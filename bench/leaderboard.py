@@ -3,7 +3,6 @@
 python -m bench.leaderboard [--results results] [--model M] [--suite S] [--family F] [--method X]
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -205,7 +204,7 @@ def drawn(text: pd.DataFrame) -> RichTable:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rebuild and print; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m bench.leaderboard",
         description="Rebuild leaderboard.csv (a row per method), leaderboard_tidy.csv (a row per method and metric), "
         "leaderboard.md and leaderboard.tex from the records.",

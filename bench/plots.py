@@ -181,7 +181,7 @@ def rebuild(results: Path, found: Sequence[Table] | None = None) -> list[Path]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw and say where, and what is missing; returns the exit code: 2 where a figure that was named has no data."""
     longest = max(map(len, KINDS))
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m bench.plots",
         description="Draw figures from records, as PDF, SVG and PNG: one, or all that the records allow.",
         epilog="figures:\n" + "\n".join(f"  {name:{longest}}  {kind.about}" for name, kind in KINDS.items()),

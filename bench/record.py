@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from bench import shape
 from bench.identity import ID, SCHEMA
 
 TABLES = ("items", "scores")
@@ -57,12 +58,18 @@ def dumps(value: Any) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ValueError for one with NaN or infinity, which `dumps` never writes."""
+    """A JSON object from a file. Raises ValueError for one with NaN or infinity, or nested without end.
+
+    `dumps` writes neither.
+    """
 
     def refuse(name: str) -> None:
         raise ValueError(f"{path} holds {name}")
 
-    value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply to be read") from error
     return value
 
 
@@ -75,10 +82,13 @@ def sha256(path: Path) -> str:
 def write(folder: Path, record: Mapping[str, Any], items: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
     """Write a record and its tables under `folder`/<id>; returns the record with the tables' hashes.
 
-    Raises ValueError for an id that is none (`identity.ID`), which could be a path out of the folder.
+    Raises ValueError for an id that is none (`identity.ID`), which could be a path out of the folder, and for a field
+    that no reader would take (`bench.shape`).
     """
     if not ID.fullmatch(record["id"]):
         raise ValueError(f"{record['id']!r} is no id")
+    if found := shape.wrong(json.loads(dumps(record))):
+        raise ValueError(f"a record whose {found} is not written")
     with whole_folder(folder / record["id"]) as temporary:
         for name, table in zip(TABLES, (items, scores), strict=True):
             table.to_parquet(temporary / f"{name}.parquet", index=False)
@@ -104,7 +114,8 @@ def checked(path: Path) -> dict[str, Any]:
     """The record in this folder.
 
     Raises NotWholeError where it is not whole (missing, unreadable, other schema, other bytes), where the folder is a
-    link, so that what is written there would land elsewhere, and where it is not named by the record's id.
+    link, so that what is written there would land elsewhere, where it is not named by the record's id, and where a
+    field is not what it has to be (`bench.shape`).
     """
     if path.is_symlink():
         raise NotWholeError("its folder is a link; copy the folder itself")
@@ -115,13 +126,23 @@ def checked(path: Path) -> dict[str, Any]:
             and record.get("sha256") in (None, sealed(record)["sha256"])  # None: written by an older version
             and all(sha256(path / f"{name}.parquet") == record["files"][name] for name in TABLES)
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         whole = False
     if not whole:
         raise NotWholeError("a file is missing or not what was written; run its cell again")
     if record.get("id") != path.name or not ID.fullmatch(path.name):
         raise NotWholeError(f"the id inside, {record.get('id')!r}, is not the folder's name; was it copied or edited?")
+    if found := shape.wrong(record):
+        raise NotWholeError(f"its {found}; was it edited? Run its cell again")
     return record
+
+
+def table(path: Path, name: str) -> pd.DataFrame:
+    """The `items` or `scores` in the folder of a record. Raises NotWholeError for a file that is no table."""
+    try:
+        return pd.read_parquet(path / f"{name}.parquet")
+    except (OSError, ValueError, TypeError, KeyError) as error:  # ArrowInvalid is a ValueError
+        raise NotWholeError(f"{name}.parquet is no table; run its cell again") from error
 
 
 def amend(path: Path, **changes: Any) -> dict[str, Any]:

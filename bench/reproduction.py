@@ -3,7 +3,6 @@
 python -m bench.reproduction [experiment ...] [--results results]
 """
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -243,7 +242,7 @@ def rebuild(found: Sequence[Reproduction], results: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare and print; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m bench.reproduction",
         description="The papers' figures beside ours, and how the protocols differ. Writes reproduction.csv and .md.",
     )

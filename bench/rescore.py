@@ -1,10 +1,12 @@
 """`python -m bench.rescore`: judge stored continuations by other scorers; nothing is sampled, no model is loaded.
 
-Exit code 0: done; 2: something the user must mend; 130: stopped by Ctrl-C, what is judged is kept.
+Exit code 0: done; 1: some records could not be judged, each is named, the others are; 2: none could, or something else
+the user must mend; 130: stopped by Ctrl-C, what is judged is kept.
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +46,7 @@ def show_help() -> None:
     )
 
 
-def _run(given: Sequence[str]) -> None:
+def _run(given: Sequence[str]) -> int:
     from bench import config, leaderboard
     from bench.collect import read_records
     from bench.progress import Bar
@@ -55,17 +57,58 @@ def _run(given: Sequence[str]) -> None:
     named = [f"{group}.scorer={first}" for group in ("data", "tuning")]  # neither pairs nor strengths are chosen here
     cfg = config.validate([*given, *[one for one in named if one.partition("=")[0] not in _keys(given)]])
     results = Path(cfg.runtime.results)
-    judged = (Rescored.of(stored, cfg) for stored in read_records(results / "runs")[0])
-    rescored = {one.id: one for one in judged if one is not None}  # texts judged by two sets of scorers are one
-    if not rescored:
+    injected = given_to_suites(cfg)
+    records, _ = read_records(results / "runs")
+    rescored: dict[str, Rescored] = {}  # texts judged by two sets of scorers are one
+    failed = 0
+    for stored in records:
+        with telling(stored.facts["id"]) as told:
+            if (one := Rescored.of(stored, cfg, injected)) is not None:
+                rescored[one.id] = one
+        failed += len(told)
+    if not rescored and not failed:
         raise SetupError(f"{results}/runs holds no record of a suite that judges continuations; compute some first")
     due = [one for one in rescored.values() if not one.is_known]
+    lost = 0
     with Bar({one.id: float(one.texts) for one in due}) as bar:
         for one in due:
-            with bar.stage(one.id, f"{one.about['method']['name']} · {one.suite.name}"):
+            with (
+                telling(one.about["id"]) as told,
+                bar.stage(one.id, f"{one.about['method']['name']} · {one.suite.name}"),
+            ):
                 one.write()
-    console.print(f"{len(due)} results judged anew, {len(rescored) - len(due)} were known")
+            lost += len(told)
+    console.print(f"{len(due) - lost} results judged anew, {len(rescored) - len(due)} were known")
+    failed += lost
+    if failed and len(rescored) == lost:
+        raise SetupError(f"none of {failed} records could be judged again; see the lines above")
     leaderboard.show(leaderboard.rebuild(results))
+    return 1 if failed else 0
+
+
+@contextmanager
+def telling(name: str) -> Iterator[list[str]]:
+    """Where the block fails, a line says why this record is skipped, which is then in the list; the others go on.
+
+    A record is data, which anybody may have edited: its settings may fail anywhere between here and the last score.
+    """
+    told: list[str] = []
+    try:
+        yield told
+    except Exception as error:
+        kind = type(error).__name__
+        told.append(str(error) if isinstance(error, SetupError) else f"its settings cannot be used ({kind}: {error})")
+        console.print(terminal(f"record {name} skipped: {told[0]}", "yellow"))
+
+
+def given_to_suites(cfg: Any) -> dict[str, Any]:
+    """What a suite is given for this run and never takes from a record: the scorers and where data is read."""
+    from bench.cell import build
+    from bench.data.sources import Sources, default_cache
+
+    cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+    sources = Sources(mirror=cfg.data.mirror, cache=cache, offline=cfg.data.offline)
+    return {"sources": sources, "scorers": [build(node, sources=sources) for node in cfg.scorer.values()]}
 
 
 def _keys(given: Sequence[str]) -> set[str]:
@@ -100,30 +143,25 @@ class Rescored:
     folder: Path  # of records
 
     @classmethod
-    def of(cls, stored: "Record", cfg: Any) -> "Rescored | None":
+    def of(cls, stored: "Record", cfg: Any, injected: Mapping[str, Any]) -> "Rescored | None":
         """None for a suite without judges, and for a record that does not say how its suite was set.
 
         A record is data: of the classes that it names only those of conf/ and installed plug-ins are built, and what a
-        suite is given for this run (scorers, sources) is never taken from it. One that wants more is told and skipped.
+        suite is given for this run (`given_to_suites`) is never taken from it. Raises SetupError for one that wants
+        more; of what its other settings are, anything may be raised.
         """
-        from bench.cell import build, built
-        from bench.data.sources import Sources, default_cache
+        from bench.cell import built
         from bench.suites.continued import Judged
 
         about = stored.facts
-        if about["split"] != "test" or not isinstance(about.get("settings"), dict) or not about["settings"]:
+        if about["split"] != "test" or not about.get("settings"):
             return None
-        cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
-        sources = Sources(mirror=cfg.data.mirror, cache=cache, offline=cfg.data.offline)
-        injected: dict[str, Any] = {"sources": sources}
-        injected["scorers"] = [build(node, **injected) for node in cfg.scorer.values()]
-        injected["name"] = about["suite"]
-        own = {key: value for key, value in about["settings"].items() if key not in injected}
+        more = {**injected, "name": about["suite"]}
+        own = {key: value for key, value in about["settings"].items() if key not in more}
         try:
-            suite = built(own, injected)
-        except (SetupError, TypeError, ValueError, AttributeError) as error:  # whatever an edited record may hold
-            console.print(terminal(f"record {about['id']} skipped, its settings are refused: {error}", "yellow"))
-            return None
+            suite = built(own, more)
+        except Exception as error:  # whatever an edited record may hold
+            raise SetupError(f"its settings are refused: {error}") from error
         if not isinstance(suite, Judged) or not suite.judges:
             return None
         return cls(about, suite, Path(cfg.runtime.results) / "runs" / "records")
@@ -165,7 +203,7 @@ class Rescored:
     @property
     def texts(self) -> int:
         """How many are judged."""
-        return int(self.about["info"]["texts"])
+        return int(self.suite.facts("test")["texts"])
 
     def write(self) -> None:
         """Judge and write. Raises SetupError where the texts are gone."""

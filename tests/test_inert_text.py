@@ -2,6 +2,7 @@
 
 import ast
 import csv as csv_reader
+import importlib
 import io
 import re
 import shlex
@@ -9,11 +10,14 @@ import shutil
 import subprocess
 import warnings
 import xml.etree.ElementTree as ElementTree
+from html import unescape
 from pathlib import Path
 from types import SimpleNamespace
 
+import cmarkgfm
 import pandas as pd
 import pytest
+from cmarkgfm import cmark
 from markdown_it import MarkdownIt
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -37,10 +41,19 @@ PAYLOADS = [
     "\t=1", "\r=1", " =1", "\uff1d1", "'=1", "'quoted'", "# h", "- item", "+ item", "1. one", "2) two", "---", "===",
     "> quote", "[x](javascript:alert(1))", "![i](http://x/y.png)", "[x]: http://x", "<http://x.y> http://x.y www.x.y",
     "&lt;b&gt; &#60; &amp", "{{ 7 * 7 }} {% x %}", "\\", "x\\", r"\$x$", '"quoted", yes;no', "long " * 60, "x" * 300,
+    "me@evil.com", "mailto:a@b.co", "xmpp:a@b.co/x", "a_b.c-d+e@f_g.co", "x@_y.co (m@n.co)", "_www.x.y",
+    "*www.x.y~www.x.y",
+    "xhttps://x.y,www.x.y", "HTTP://X.Y;ftp://x.y", "\\http://x.y \\me@evil.com", "x;=1+1", "x|=1", "x\t=1", "x; \"=1",
+    "a;b|c;-d", "x;\u200b=1", "\\x1b", "\\x3b=1", "'x;=1",
     "名前 é 😀", "\ufeffmark", "NA", "nan", "True", "123", "-2", "1e5", "None", "",
 ]  # fmt: skip
 CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 COLOURS = re.compile(r"\x1b\[[\d;]*m|\x1b\]8;[^\x1b]*\x1b\\")  # what rich itself writes
+HIDDEN = [*range(0x20), *range(0x7F, 0xA0), 0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x17B5,
+          *range(0x180B, 0x1810), *range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0x2800,
+          0x3164, *range(0xFE00, 0xFE10), 0xFEFF, 0xFFA0, *range(0xFFF0, 0xFFFC), *range(0x1BCA0, 0x1BCA4),
+          *range(0x1D173, 0x1D17B),
+          *range(0xE0000, 0xE1000), 0xFFFE, 0xFFFF, 0xFDD0, 0xD800, 0xDFFF, 0x10FFFF]  # fmt: skip
 GFM = MarkdownIt("commonmark").enable(["table", "strikethrough"])
 
 
@@ -63,12 +76,50 @@ def test_nothing_is_hidden(text):
 )
 def test_markdown_shows_the_text_alone(text, frame):
     def kinds(tokens):
-        return [one.type for token in tokens for one in (token, *(token.children or []))]
+        found = [one for token in tokens for one in (token, *(token.children or [])) if one.content != "<!-- -->"]
+        return [one.type for i, one in enumerate(found) if one.type != "text" or found[i - 1].type != "text"]
 
     plain, found = (GFM.parse(frame.format(one)) for one in ("word", escape.markdown(text) or "word"))
     assert kinds(found) == kinds(plain)
-    texts = ["".join(one.content for one in token.children) for token in found if token.type == "inline"]
+    texts = [
+        "".join(one.content for one in token.children).replace("<!-- -->", "")
+        for token in found
+        if token.type == "inline"
+    ]
     assert any(blank(one).removeprefix("line") == (blank(visible(text)) or "word") for one in texts)
+
+
+@pytest.mark.parametrize("text", PAYLOADS)
+@pytest.mark.parametrize("frame", ["{}", "x {} y", "- ({})", "**{}**", "_{}_", "| head |\n| --- |\n| {} |"])
+def test_github_makes_no_link_of_the_text(text, frame):
+    github = cmarkgfm.github_flavored_markdown_to_html
+    assert github("me@evil.com www.x.y https://x.y").count("<a ") == 3
+    html = github(frame.format(escape.markdown(text) or "word"), cmark.Options.CMARK_OPT_UNSAFE)
+    assert "<a " not in html
+    shown = unescape(re.sub("<[^>]*>", "", html.replace("<!-- -->", "")))
+    assert blank(visible(text)) in blank(shown)
+
+
+def test_what_cannot_be_seen_is_written_out():
+    for code in HIDDEN:
+        shown, cell = escape.visible(f"a{chr(code)}b"), escape.cell(f"a{chr(code)}b")
+        assert shown == "a b" if chr(code) in "\t\n" else chr(code) not in shown, hex(code)
+        assert chr(code) not in cell and escape.uncell(cell) == f"a{chr(code)}b", hex(code)
+
+
+@pytest.mark.parametrize("text", ["\u00a0", "\u0301", "é", "名", "😀", "\u0640", "\u3000", "\uac00", "\u1112\u1161"])
+def test_what_can_be_seen_stays(text):
+    assert escape.visible(f"a{text}b") == f"a{text}b" == escape.cell(f"a{text}b")
+
+
+@pytest.mark.parametrize("text, cell", [
+    ("x;=1+1", r"'x\x3b=1+1"), ("x|=1", r"'x\x7c=1"), ("x\t=1", r"'x\x09=1"), ('x; "=1', r"""'x\x3b "=1"""),
+    ("a;b|c", "a;b|c"), ("1; -2", "1; -2"), ("\x1b", r"'\x1b"), (r"\x1b", r"\x1b"), ("x;\u200b=1", r"'x;\u200b=1"),
+])  # fmt: skip
+def test_a_spreadsheet_that_splits_elsewhere_computes_nothing(text, cell):
+    assert escape.cell(text) == cell and escape.uncell(cell) == text
+    for sign in ";|\t":
+        assert not any(re.match(r"[\s\"]*[=+@]", part) for part in escape.cell(text).split(sign))
 
 
 @pytest.mark.parametrize("text", PAYLOADS)
@@ -288,6 +339,21 @@ def test_messages_are_printed_as_they_are(text, capsys, monkeypatch):
     assert not CONTROL.search(error.replace("\n", ""))
     assert visible(text, lines=True).replace("\n", "\nerror: ") in error and "failed: " in error
     assert all(line.startswith(("error:", "failed:", "  ")) for line in error.splitlines())
+
+
+@pytest.mark.parametrize("name", ["agreement", "leaderboard", "plots", "report.__main__", "reproduction"])
+@pytest.mark.parametrize("text", ["--\x1b[31mX", "--\u202eX", "--x\ny", "--\x9b2J", "--\udcff"])
+def test_unknown_options_are_told_as_they_are(name, text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(f"bench.{name}").main([text])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and not CONTROL.search(error.replace("\n", ""))
+    assert error.endswith(f"error: unrecognized arguments: {visible(text)}\n")
+
+
+def test_every_parser_is_the_one_that_writes_inert_text():
+    files = Path(command.__file__).parent.rglob("*.py")
+    assert {path.name for path in files if "argparse.ArgumentParser" in path.read_text()} == {"command.py"}
 
 
 @pytest.mark.parametrize("terminal", [False, True])

@@ -217,8 +217,8 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_record_builds_nothing_that_is_not_ours(world, results, ran, name, capsys):  # noqa: F811
     path = edited(results, settings=HOSTILE[name](ran))
-    assert rescore(["scorer=[profanity_check,vader]", *where(world, results)]) == 0  # the other records go on
-    assert f"record {path.name} skipped, its settings are refused" in capsys.readouterr().err
+    assert rescore(["scorer=[profanity_check,vader]", *where(world, results)]) == 1  # the other records go on
+    assert f"record {path.name} skipped: its settings are refused" in capsys.readouterr().err
     rebuild(results)
     report(results)
 
@@ -226,9 +226,9 @@ def test_a_record_builds_nothing_that_is_not_ours(world, results, ran, name, cap
 def test_nor_what_a_folder_lists_that_was_named_for_the_run(world, results, ran, tmp_path, capsys):  # noqa: F811
     path = edited(results, settings=evil(ran))
     given = [named_folder(tmp_path / "named", ran), "scorer=[profanity_check,vader]", *where(world, results)]
-    assert rescore(given) == 0
+    assert rescore(given) == 1
     assert (
-        f"record {path.name} skipped, its settings are refused: _target_: subprocess.Popen" in capsys.readouterr().err
+        f"record {path.name} skipped: its settings are refused: _target_: subprocess.Popen" in capsys.readouterr().err
     )
 
 

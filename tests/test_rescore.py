@@ -1,6 +1,5 @@
 """Stored continuations judged again, through the command lines' own functions on a tiny model."""
 
-import json
 import shutil
 
 import pandas as pd
@@ -78,6 +77,71 @@ def test_texts_that_are_gone(world, results, capsys):  # noqa: F811
     assert "cannot be judged again; run their cell anew" in capsys.readouterr().err
 
 
+KNOWN = {"k": 2, "prompts": 5, "dev_k": 2, "dev_prompts": 3}
+WRONG = {
+    "prompts in a list": ({"prompts": [5]}, "suite.rtp.prompts=[5]: it is a whole number from 1 to 1,000,000"),
+    "k too large": ({"k": 10**9}, "suite.rtp.k=1000000000: it is a whole number"),
+    "k negative": ({"k": -1}, "suite.rtp.k=-1: it is a whole number"),
+    "k as text": ({"k": "2"}, "suite.rtp.k='2': it is a whole number"),
+    "k as a flag": ({"k": True}, "suite.rtp.k=True: it is a whole number"),
+    "more prompts than there are": ({"prompts": 999}, "999 test prompts were asked for"),
+    "a class in the stratum": ({"stratum": {"_target_": "bench.suites.rtp.RTP"}}, "cannot be used (TypeError"),
+    "a scorer in the stratum": ({"stratum": {"_target_": "bench.scorers.lexicon.Lexicon"}}, "allowed are null"),
+    "a list in the stratum": ({"stratum": ["toxic"]}, "unhashable"),
+    "an unknown stratum": ({"stratum": "x"}, "stratum='x': allowed are"),
+    "decoding of another kind": ({"decoding": {"top_p": "x"}}, "its settings are refused"),
+    "other texts": ({"k": 3}, "cannot be judged again; run their cell anew"),
+    "an option that is none": ({"x": 1}, "unexpected keyword argument"),
+    "a template without its place": (
+        {"_target_": "bench.suites.refusal.Jailbreak", "template": "x"}, "it has to hold {prompt} once"
+    ),
+    "a data set that is not there": ({"_target_": "bench.suites.refusal.Jailbreak"}, "skipped"),
+}  # fmt: skip
+
+
+def of_texts(results):
+    """The records of the suite rtp, by id."""
+    paths = sorted((results / "runs/records").iterdir())
+    return [path for path in paths if record.load(path / "record.json")["suite"] == "rtp"]
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_record_with_wrong_settings_is_named_and_the_others_are_judged(world, results, name, capsys):  # noqa: F811
+    settings, told = WRONG[name]
+    first, *others = of_texts(results)
+    facts = record.amend(first, settings={"_target_": "bench.suites.rtp.RTP"} | KNOWN | settings)
+    assert rescore(["scorer=[lexicon]", *where(world, results)]) == 1
+    error = capsys.readouterr().err
+    (line,) = (one for one in error.splitlines() if "skipped" in one)
+    assert line.startswith(f"record {first.name} skipped: ") and told in line
+    assert f"{len(others)} results judged anew, 0 were known" in error
+    for path in others:
+        record.amend(path, settings=facts["settings"])
+    if others and name != "other texts":
+        shutil.rmtree(results / "runs/generations")
+    made = [one for one in of_texts(results) if one not in [first, *others]]
+    for one in made:
+        shutil.rmtree(one)
+    assert rescore(["scorer=[lexicon]", *where(world, results)]) == 2
+    assert f"none of {1 + len(others)} records could be judged again; see the lines above" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("changes", [{"sampling": {"seed": 0, "x": 1}}, {"sampling": None}, {"info": {}}])
+def test_a_record_with_other_facts_is_named_or_judged(world, results, changes, capsys):  # noqa: F811
+    first, *_ = of_texts(results)
+    record.amend(first, **changes)
+    code = rescore(["scorer=[lexicon]", *where(world, results)])
+    assert (code == 1) == (f"record {first.name} skipped: " in capsys.readouterr().err) == ("sampling" in changes)
+
+
+def test_texts_of_one_record_are_gone(world, results, capsys):  # noqa: F811
+    gone = next(iter(sorted((results / "runs/generations").iterdir())))
+    shutil.rmtree(gone)
+    assert rescore(["scorer=[lexicon]", *where(world, results)]) == 1
+    error = capsys.readouterr().err
+    assert f"{gone} is not there" in error and "1 results judged anew, 0 were known" in error
+
+
 def test_what_cannot_be_judged(world, results, tmp_path, capsys):  # noqa: F811
     assert rescore([f"runtime.results={results}"]) == 2
     assert "name the scorers" in capsys.readouterr().err
@@ -86,6 +150,6 @@ def test_what_cannot_be_judged(world, results, tmp_path, capsys):  # noqa: F811
     assert rescore(["scorer=[lexicon]", *where(world, tmp_path / "none")]) == 2
     assert "no records" in capsys.readouterr().err
     for path in (results / "runs/records").glob("*/record.json"):
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"settings": None}))  # as written by older versions
+        record.amend(path.parent, settings=None)  # as written by older versions
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 2
     assert "holds no record of a suite that judges continuations" in capsys.readouterr().err

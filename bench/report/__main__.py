@@ -3,7 +3,6 @@
 python -m bench.report [--results results]
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from bench.report.texts import PROMPTS, SAMPLES
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and say where; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = command.Parser(
         prog="python -m bench.report",
         description="Write report.html from records: leaderboards, figures, a page per method, texts side by side. "
         "It opens from disk and asks no network. It holds sampled texts where they are stored; --prompts 0 leaves "

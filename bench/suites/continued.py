@@ -21,6 +21,7 @@ from methods.errors import SetupError
 TOKENS_A_PROMPT = 15  # roughly
 BLOCK = 512  # prompts sampled, stored and judged at a time: memory stays, and a stopped run goes on from there
 UNSCORED_LIMIT = 0.01
+MOST = 10**6  # texts of a prompt, or prompts
 DECODING = ("max_new_tokens", "temperature", "top_p", "stop")
 
 
@@ -44,7 +45,13 @@ class Continued:
     decoding: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Raises SetupError for decoding that there is not."""
+        """Raises SetupError for a number of texts or prompts that there cannot be, and for unknown decoding."""
+        for option in ("k", "prompts", "dev_k", "dev_prompts"):
+            count = getattr(self, option)
+            if option == "prompts" and count is None:
+                continue
+            if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST:
+                raise SetupError(f"suite.{self.name}.{option}={count!r}: it is a whole number from 1 to {MOST:,}")
         unknown = set(self.decoding or {}) - set(DECODING)
         if unknown:
             raise SetupError(f"suite.{self.name}.decoding={sorted(unknown)}: allowed are {', '.join(DECODING)}")

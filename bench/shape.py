@@ -1,0 +1,137 @@
+"""What each field of a record is. Checked once, where a record is read or written: whoever gets one may trust it.
+
+A check takes a value and the name of its field, and says in a few words what is wrong, or nothing. Fields that are not
+named here may hold anything. No torch here.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+Check = Callable[[Any, str], str | None]
+DEPTH = 40  # mappings and lists in one another; those of records are fewer than ten
+
+
+def wrong(record: Any) -> str | None:
+    """The first field that is not what it has to be, in words; None: all are."""
+    return unusual(record, "") or RECORD(record, "") or chosen_is_a_trial(record["tuning"])
+
+
+def is_a(kind: type | tuple[type, ...], words: str, holds: Callable[[Any], bool] = lambda _: True) -> Check:
+    """A value of this type, for which `holds`; only where it is asked for by name a bool is a number."""
+
+    def check(value: Any, name: str) -> str | None:
+        right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) and holds(value)
+        return None if right else f"{name or 'it'} is {told(value)}, not {words}"
+
+    return check
+
+
+def told(value: Any) -> str:
+    """A value in a message: what it is, and a short one itself."""
+    kinds = {dict: "a mapping", list: "a list", str: "the text ", bool: "", type(None): "null"}
+    words = kinds.get(type(value), "the number ")
+    return words if isinstance(value, dict | list) or value is None else f"{words}{str(value)[:40]!r}"
+
+
+def maybe(check: Check) -> Check:
+    """The same, or null."""
+    return lambda value, name: None if value is None else check(value, name)
+
+
+def each(check: Check) -> Check:
+    """A list of such values."""
+
+    def whole(value: Any, name: str) -> str | None:
+        if found := LIST(value, name):
+            return found
+        return next((found for i, one in enumerate(value) if (found := check(one, f"{name}[{i}]"))), None)
+
+    return whole
+
+
+def fields(needed: Mapping[str, Check] | None = None, others: Check | None = None, **known: Check) -> Check:
+    """A mapping. needed: its fields that have to be there; known: those that may; others: any further one."""
+
+    def whole(value: Any, name: str) -> str | None:
+        if found := MAPPING(value, name):
+            return found
+        path = f"{name}." if name else ""
+        if missing := [key for key in needed or {} if key not in value]:
+            return f"{path}{missing[0]} is missing"
+        checks = {**known, **(needed or {})}
+        inside = ((checks.get(key, others), one, path + key) for key, one in value.items())
+        return next((found for check, one, at in inside if check and (found := check(one, at))), None)
+
+    return whole
+
+
+def where_mapping(check: Check) -> Check:
+    """Anything, but of a mapping what `check` says."""
+    return lambda value, name: check(value, name) if isinstance(value, dict) else None
+
+
+def unusual(value: Any, name: str, depth: int = 0) -> str | None:
+    """What no field may hold: a number that no table holds, or more levels than `DEPTH`."""
+    if isinstance(value, int | float):
+        fine = -(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)
+        return None if fine else f"{name} is {told(value)}, which is infinite or too large"
+    if not isinstance(value, dict | list):
+        return None
+    if depth == DEPTH:
+        return f"{name.partition('.')[0]} has more than {DEPTH} levels"
+    inside = value.items() if isinstance(value, dict) else ((str(i), one) for i, one in enumerate(value))
+    deeper = (unusual(one, f"{name}.{key}" if name else key, depth + 1) for key, one in inside)
+    return next(filter(None, deeper), None)
+
+
+def chosen_is_a_trial(tuning: Mapping[str, Any] | None) -> str | None:
+    """Where a tuning says which trial was chosen, there is one."""
+    if not tuning or tuning.get("chosen_trial", 0) < len(tuning["trials"]) or "chosen_trial" not in tuning:
+        return None
+    return f"tuning.chosen_trial is {tuning['chosen_trial']} of {len(tuning['trials'])} trials"
+
+
+TEXT = is_a(str, "a text")
+NUMBER = is_a((int, float), "a number")
+NOT_NEGATIVE = is_a((int, float), "a number that is not negative", lambda number: number >= 0)
+WHOLE = is_a(int, "a whole number")
+COUNT = is_a(int, "a count", lambda number: number >= 0)
+FLAG = is_a(bool, "true or false")
+LIST = is_a(list, "a list")
+MAPPING = is_a(dict, "a mapping")
+FOLD = is_a(str, "mean or exp", lambda text: text in ("mean", "exp"))
+
+SOURCES = maybe(each(fields({"name": TEXT, "source": TEXT})))
+METRIC = fields(
+    {"value": NUMBER, "n": COUNT, "higher_is_better": FLAG, "transform": FOLD},
+    standard_error=maybe(NOT_NEGATIVE), unscored=maybe(COUNT),
+)  # fmt: skip
+TRIAL = fields({"strength": NUMBER}, perplexity_ratio=maybe(NOT_NEGATIVE), reduction=maybe(NUMBER))
+TUNING = fields(
+    {"scorer": TEXT, "objective": TEXT, "chosen": NUMBER, "trials": each(TRIAL)},
+    chosen_trial=COUNT, feasible=maybe(FLAG), baseline=maybe(MAPPING), constraints=maybe(MAPPING),
+)  # fmt: skip
+RECORD = fields(
+    {
+        "id": TEXT, "suite": TEXT, "split": TEXT, "comparison": TEXT, "fit_id": maybe(TEXT),
+        "model": fields({"name": TEXT}),
+        "method": fields({"name": TEXT, "family": TEXT, "version": WHOLE, "parameters": MAPPING, "strength": NUMBER},
+                         strength_unit=maybe(TEXT), **{"class": TEXT}),
+        "seed": fields({"fit": maybe(WHOLE), "sample": WHOLE}),
+        "metrics": fields(others=METRIC),
+        "info": fields(scorers=maybe(each(TEXT)), chance=maybe(fields(others=NUMBER))),
+        "sampling": maybe(fields(max_new_tokens=NUMBER, temperature=NUMBER, top_p=NUMBER)),
+        "data": maybe(fields(others=where_mapping(fields(sources=SOURCES)), sources=SOURCES, name=maybe(TEXT),
+                             pairs=maybe(COUNT))),
+        "fit": maybe(fields(seconds=maybe(NOT_NEGATIVE), peak_memory_bytes=maybe(COUNT), artefact_bytes=maybe(COUNT),
+                            facts=maybe(MAPPING))),
+        "cost": maybe(fields(relative_speed=maybe(NUMBER))),
+        "tuning": maybe(TUNING),
+        "sources": SOURCES,
+    },
+    scorers=maybe(fields(report=maybe(each(TEXT)))),
+    settings=maybe(fields(template=maybe(TEXT))),
+    provenance=maybe(fields(git=maybe(MAPPING), packages=maybe(MAPPING))),
+    generation_id=maybe(TEXT),
+)  # fmt: skip
