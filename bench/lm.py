@@ -4,13 +4,16 @@ Nobody else calls the model: sampling and likelihood go through `LM.read`, which
 where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
 """
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
+from safetensors import safe_open
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
@@ -320,6 +323,7 @@ def load_lm(
             revision=revision,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they can be named
             trust_remote_code=False,
         )
     except Exception as error:  # whatever damaged files make the libraries do
@@ -385,13 +389,23 @@ def _cannot_load(path: str, error: Exception, what: str = "") -> SetupError:
 def check_weights(path: str, loading: dict[str, Any]) -> tuple[str, ...]:
     """The names of weights that have no place in the model, of none of its blocks.
 
-    Raises SetupError for a weight that the model has and the files lack: transformers would draw it at random. And for
-    one of a block that the model lacks: then it is another model than the one that the files are of.
+    Raises SetupError for a weight that the model has and the files lack, or have in another shape: transformers would
+    draw it at random. And for one of a block that the model lacks: then it is another model than the one that the files
+    are of. And for quantised weights without a `quantization_config`, which would be taken for the numbers themselves.
     """
     missing = sorted(loading["missing_keys"])
     unexpected = sorted(name for name in loading["unexpected_keys"] if not TABLE.search(name))
     of_blocks = [name for name in unexpected if BLOCK.search(name)]
-    for names, what in ((missing, "files lack weights of the model"), (of_blocks, "model lacks weights of the files")):
+    shapes = [
+        f"{name} ({tuple(ours)}, in the files {tuple(theirs)})"
+        for name, theirs, ours in sorted(loading["mismatched_keys"])
+    ]
+    for names, what in (
+        (missing, "files lack weights of the model"),
+        (of_blocks, "model lacks weights of the files"),
+        (shapes, "weights have other shapes than the model's"),
+        (_whole_numbers(path), "files hold weights as whole numbers, and config.json does not say how to read them"),
+    ):
         if names:
             shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
             raise SetupError(
@@ -399,6 +413,19 @@ def check_weights(path: str, loading: dict[str, Any]) -> tuple[str, ...]:
                 "files belong together"
             )
     return tuple(unexpected)
+
+
+def _whole_numbers(path: str) -> list[str]:
+    """Weights in a folder that are kept as integers although its config.json names no quantisation."""
+    files = sorted(Path(path).glob("*.safetensors")) if (Path(path) / "config.json").is_file() else []
+    if not files or "quantization_config" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8")):
+        return []
+    found = []
+    for file in files:
+        with safe_open(file, "pt") as opened:  # type: ignore[no-untyped-call]
+            kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  # no mapping
+        found += [name for name, kind in kinds.items() if kind[0] in "IU" and name.endswith("weight")]
+    return sorted(found)
 
 
 def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:

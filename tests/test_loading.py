@@ -78,7 +78,17 @@ def test_a_config_with_fewer_layers_than_weights(folder):
 
 def test_weights_of_another_shape(folder):
     edit(folder / "config.json", intermediate_size=60)
-    with pytest.raises(SetupError, match="cannot load a model"):
+    named = r"shapes than the model's: model\.layers\.0\.mlp\.down_proj\.weight \(\(36, 60\), in the files \(36, 52\)\)"
+    with pytest.raises(SetupError, match=named):
+        load_lm(str(folder))
+
+
+def test_quantised_weights_that_nobody_says_how_to_read(folder):
+    def quantise(weights):
+        weights["model.layers.1.mlp.up_proj.weight"] = weights["model.layers.1.mlp.up_proj.weight"].to(torch.int8)
+
+    edit_weights(folder, quantise)
+    with pytest.raises(SetupError, match=r"as whole numbers.*: model\.layers\.1\.mlp\.up_proj\.weight"):
         load_lm(str(folder))
 
 
