@@ -39,7 +39,7 @@ def _help() -> None:
 def _run(overrides: Sequence[str], multirun: bool) -> int:
     from bench import config
 
-    cells = [config.validate(job) for job in config.jobs(overrides, multirun)]
+    cells = config.validate_all(config.jobs(overrides, multirun))
     failures = _compute(cells)
     code = 0
     if failures:

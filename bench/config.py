@@ -4,12 +4,11 @@ Hydra refuses an unknown key unless it is written with `+`; here `+` is no way r
 are the allowed ones, at every depth. So are the choices of each group, and the classes that a `_target_` names.
 """
 
-import difflib
 import functools
 import itertools
-import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from bench import models, plugins
+from bench import config_checks, plugins
+from bench.values import mistakes, near, shown
 from methods.errors import SetupError
 
 NAMED = "hydra.searchpath"
@@ -93,31 +93,124 @@ def check_targets(settings: Any, allowed: frozenset[str]) -> None:
 def compose(overrides: Sequence[str]) -> DictConfig:
     """One config. Raises SetupError with one clear message for whatever Hydra, or a rule here, refuses.
 
-    What an experiment sets of a suite that the command line leaves out, suite=[rtp], is left out with it.
+    Its keys are known; whether its values are sound, `validate` says. What an experiment sets of a suite or scorer that
+    the command line leaves out, suite=[rtp], is left out with it.
     """
+    cfg, reference, added, named = _compared(overrides)
+    if problems := config_checks.unknown_keys(cfg, reference(), added):
+        raise SetupError("\n".join(problems))
+    if named:
+        with open_dict(cfg):
+            cfg[FOLDERS] = list(named)
+    return cfg
+
+
+def _compared(overrides: Sequence[str]) -> tuple[DictConfig, Callable[[], DictConfig], list[str], tuple[str, ...]]:
+    """A config, what makes its reference (`_reference`), where choices were added, the folders that a user names."""
     parsed = _parse(overrides)
     named = _named(parsed)
     available = groups(named)
     problems = [problem for one in parsed for problem in _refused(one, available)]
     chosen = [one.key_or_group for one in parsed if not one.is_add() and one.package is None]
     problems += [f"{key} is chosen twice; name it once" for key in available if chosen.count(key) > 1]
+    problems += [problem for one in parsed for problem in _wrong_defaults(one, available, named)]
     if problems:
         raise SetupError("\n".join(problems))
-    own = [str(one.input_line) for one in parsed if one.key_or_group != NAMED]
+    cfg, choices = _composed(_forced(parsed, available), named)
+    check_targets(OmegaConf.to_container(cfg), targets(named))
+    with open_dict(cfg):
+        for group in ("suite", "scorer"):
+            held: Any = cfg._get_node(group)
+            for name in list(held) if isinstance(held, DictConfig) else ():
+                if name in available[group] and not config_checks.is_built(held._get_node(name)):
+                    del held[name]
+    lists = {group: list(cfg[group]) for group in ("suite", "scorer") if isinstance(cfg._get_node(group), DictConfig)}
+    lists = {group: [name for name in names if name in available[group]] for group, names in lists.items()}
+    kept = [one for one in parsed if one.key_or_group in available and one.key_or_group not in ("experiment", *lists)]
+    own = tuple(str(one.input_line) for one in kept if one.package is None or not (one.is_add() or one.is_force_add()))
+    mine = {one.key_or_group for one in kept if one.package is None}
+    theirs = tuple((key, str(value)) for key, value in choices.items() if key not in (*mine, "experiment"))
+    theirs += tuple((group, f"[{','.join(names)}]") for group, names in lists.items())
+    added = [str(one.package) for one in parsed if one.is_add() or one.is_force_add() if one.package is not None]
+    return cfg, lambda: _reference(own, theirs, named, tuple(folders(named))), added, named
+
+
+def _forced(parsed: Sequence[Override], available: Mapping[str, Sequence[str]]) -> list[str]:
+    """The overrides for Hydra, each value with `++`: what may be set is compared with the YAML files afterwards."""
+    lines = [(one, str(one.input_line)) for one in parsed if one.key_or_group != NAMED]
+    choice = {id(one) for one, _ in lines if one.key_or_group in available or one.package is not None}
+    return [line if id(one) in choice else f"++{line.lstrip('+')}" for one, line in lines]
+
+
+def _composed(own: Sequence[str], named: tuple[str, ...]) -> tuple[DictConfig, dict[str, Any]]:
+    """What Hydra makes of overrides, and the choice of each group. Raises SetupError in our words."""
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(folder()), version_base="1.3"):
-            cfg = hydra_compose("config", overrides=[*_search_path(named), *own])
+            cfg = hydra_compose("config", overrides=[*_search_path(named), *own], return_hydra_config=True)
+        choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SetupError(_explain(error, overrides)) from error
+        raise SetupError(str(error).splitlines()[0]) from error
+    except (AssertionError, ValueError, TypeError, AttributeError, RecursionError) as error:  # Hydra's own slips
+        raise SetupError(f"{' '.join(own)}: Hydra cannot read this ({type(error).__name__}: {error})") from error
     with open_dict(cfg):
-        for name in [name for name, node in cfg.suite.items() if "_target_" not in node]:
-            del cfg.suite[name]
-        cfg.pop(FOLDERS, None)
-        if named:
-            cfg[FOLDERS] = list(named)
-    check_targets(OmegaConf.to_container(cfg), targets(named))
+        del cfg["hydra"]
+    assert isinstance(choices, dict)
+    return cfg, {str(key): value for key, value in choices.items() if not str(key).startswith("hydra/")}
+
+
+@functools.lru_cache(maxsize=64)
+def _reference(
+    own: tuple[str, ...], theirs: tuple[tuple[str, str], ...], named: tuple[str, ...], read: tuple[Path, ...]
+) -> DictConfig:
+    """The config of the same choices without an experiment and without any value: its keys are the allowed ones.
+
+    own: choices of the command line. theirs: of the experiment or by default, by group. read: the folders of YAML.
+    """
+    del read
+    _, usual = _composed(own, named)
+    for nested in (False, True):  # the places inside a choice are there once it is chosen
+        there = {*usual, "suite", "scorer"}
+        more = [
+            f"{key}={value}" for key, value in theirs if key in there and ("@" in key) <= nested and value != "None"
+        ]
+        cfg, usual = _composed([*own, *more], named)
     return cfg
+
+
+def _wrong_defaults(one: Override, available: Mapping[str, Sequence[str]], named: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with the `defaults` of a YAML file that an override chooses, of a plug-in or of a user."""
+    key = one.key_or_group
+    if key not in available or one.is_sweep_override():
+        return
+    value = one.value()
+    for choice in value if isinstance(value, list) else [value]:
+        for file in [place / key / f"{choice}.yaml" for place in folders(named)[1:]]:
+            if file.is_file():
+                yield from (f"{key}={choice}: {problem}" for problem in _wrong_entries(file, key, available))
+
+
+def _wrong_entries(file: Path, group: str, available: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    listed = OmegaConf.to_container(OmegaConf.load(file))
+    entries = listed.get("defaults", []) if isinstance(listed, dict) else []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        pairs = entry.items() if isinstance(entry, dict) else [(group, entry)]
+        for name, chosen in pairs:
+            words = str(name).split()
+            of = words[-1].partition("@")[0].lstrip("/")
+            if not isinstance(entry, dict) and str(entry).startswith("/"):
+                of, _, chosen = str(entry).lstrip("/").partition("/")
+            if entry == "_self_":
+                continue
+            if of not in available:
+                yield f"its defaults name the group {of}{near(of, list(available))} Allowed: {', '.join(available)}"
+                continue
+            for given in chosen if isinstance(chosen, list) else [] if chosen is None else [chosen]:
+                stem = str(given).partition("@")[0]
+                if stem not in available[of]:
+                    hint = near(stem, available[of])
+                    yield (f"its defaults name {of}={stem}: there is no such {of}{hint} "
+                           f"Allowed: {', '.join(available[of])}")  # fmt: skip
 
 
 def _named(parsed: Sequence[Override]) -> tuple[str, ...]:
@@ -145,17 +238,24 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
         yield f"{line}: nothing is taken away here; choose another, list what you want as in suite=[rtp], or set null"
     elif key.partition(".")[0].partition("/")[0] == "hydra" and key != NAMED:
         yield f"unknown key {key}. Of Hydra's own options {NAMED}=[FOLDER] alone is known here"
+    elif key.partition(".")[0] not in _top() and key != NAMED:
+        first = key.partition(".")[0]
+        yield f"unknown key {key}{near(first, _top())} Allowed: {', '.join(_top())}"
     elif key in available and not one.is_sweep_override():
         allowed, value = available[key], one.value()
         given = value if isinstance(value, list) else [value]
         unknown = [choice for choice in given if choice not in allowed]
         for choice in unknown:
-            shown, near = "null" if choice is None else choice, _near(str(choice), allowed)
-            yield f"{key}={shown}: there is no such {key}{near} Allowed: {', '.join(allowed)}"
+            hint = near(str(choice), allowed)
+            yield f"{key}={shown(choice)}: there is no such {key}{hint} Allowed: {', '.join(allowed)}"
         listed = isinstance(_defaults()[key], ListConfig)
         if not unknown and (not given or (isinstance(value, list) and not listed)):
             names = ",".join(map(str, given or allowed[:1]))
-            wanted = f"a list is wanted, {key}=[{names}]" if listed else f"one choice is wanted, {key}={given[0]}"
+            wanted = (
+                f"a list is wanted, {key}=[{names}]"
+                if listed
+                else f"one choice is wanted, {key}={names.partition(',')[0]}"
+            )
             yield f"{line}: {wanted}. Allowed: {', '.join(allowed)}"
 
 
@@ -165,6 +265,13 @@ def _defaults() -> dict[str, Any]:
     listed: Any = OmegaConf.load(folder() / "config.yaml")
     entries = [entry for entry in listed["defaults"] if isinstance(entry, DictConfig)]
     return {str(key): value for entry in entries for key, value in entry.items()}
+
+
+@functools.cache
+def _top() -> tuple[str, ...]:
+    """The keys of a whole config: groups, and options of every cell."""
+    listed: Any = OmegaConf.load(folder() / "config.yaml")
+    return (*groups(), *(str(key) for key in listed if key != "defaults"))
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
@@ -186,25 +293,80 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
         )
     if any(o.is_sweep_override() for o in own) and not multirun:
         swept = next(o.input_line for o in own if o.is_sweep_override())
-        raise SetupError(f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(arguments)}")
+        told = f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(arguments)}"
+        quoted = _quoted(str(swept))
+        raise SetupError(f"{told}. Where the comma is part of the value: {quoted}" if quoted else told)
     for one in own:
         if isinstance(one.value(), Glob | IntervalSweep):
             raise SetupError(f"{one.input_line!r} names no values; list them: -m {one.key_or_group}=a,b")
-    lines = compose(next(_product(own))).sweep
+    lines = _sweep(_compared(next(_product(own)))[0])  # each line chooses a method, whose keys are then checked
     result = []
     for line in lines or [""]:
         mine = {o.get_key_element() for o in own}  # what the command line says goes before the experiment's line
-        theirs = [o for o in _parse(str(line).split()) if o.get_key_element() not in mine]
+        theirs = [o for o in _parse_line(line) if o.get_key_element() not in mine]
         result += list(_product([*theirs, *own]))
     return [list(job) for job in dict.fromkeys(map(tuple, result))]
 
 
-def _parse(arguments: Sequence[str]) -> list[Override]:
+def _sweep(cfg: DictConfig) -> list[str]:
+    """The lines of an experiment's sweep. Raises SetupError for what is no list of text."""
     try:
-        return list(OverridesParser.create().parse_overrides(list(arguments)))
-    except HydraException as error:
-        first = str(error).splitlines()[0]
-        raise SetupError(f"{first}; write key=value, for example method=caa suite.rtp.k=5; see --help") from error
+        lines: Any = OmegaConf.to_container(OmegaConf.create({"lines": cfg.sweep}), resolve=True)
+    except OmegaConfBaseException as error:
+        raise SetupError(f"sweep does not resolve: {str(error).splitlines()[0]}") from error
+    if wrong := [told for _, told in mistakes("sweep", lines["lines"], Sequence[str])]:
+        raise SetupError("\n".join(f"{told}, such as 'method=caa strength=1,2'" for told in wrong))
+    return list(lines["lines"])
+
+
+def _parse_line(line: str) -> list[Override]:
+    """The overrides of a line of a sweep. Raises SetupError for one that a line cannot hold."""
+    found = _parse(line.split())
+    for one in found:
+        if one.key_or_group in ("experiment", NAMED):
+            raise SetupError(
+                f"{one.input_line} in a line of a sweep: an experiment's own file says what it is; remove it"
+            )
+        if isinstance(one.value(), Glob | IntervalSweep):
+            raise SetupError(
+                f"{one.input_line!r} in a line of a sweep names no values; list them: {one.key_or_group}=a,b"
+            )
+    return found
+
+
+def _parse(arguments: Sequence[str]) -> list[Override]:
+    """Raises SetupError for each argument that is no override, with the way to write it where there is one."""
+    found, problems = [], []
+    for argument in arguments:
+        try:
+            found += OverridesParser.create().parse_overrides([argument])
+            found[-1].value()  # what a word such as range(...) comes to
+        except (HydraException, ValueError, TypeError, AttributeError, RecursionError):
+            if quoted := _quoted(argument):
+                problems.append(f"{argument}: the value has characters that need quotes of their own; write {quoted}")
+            else:
+                problems.append(f"{argument}: cannot be read; write key=value, for example method=caa suite.rtp.k=5; "
+                                "see --help")  # fmt: skip
+    if problems:
+        raise SetupError("\n".join(problems))
+    return found
+
+
+def _quoted(argument: str) -> str | None:
+    """The argument with its value, or each item of its list, in quotes that Hydra and a shell understand."""
+    key, equals, value = argument.partition("=")
+    if not equals or not value:
+        return None
+    listed = value[0] == "[" and value[-1] == "]" and len(value) > 2
+    items = value[1:-1].split(",") if listed else [value]
+    texts = [one.strip().strip("'\"").replace('"', '\\"') for one in items]
+    inner = ",".join(f'"{one}"' for one in texts)
+    line = f"{key}=[{inner}]" if listed else f"{key}={inner}"
+    try:
+        OverridesParser.create().parse_overrides([line])
+    except (HydraException, ValueError):
+        return None
+    return shlex.quote(line)
 
 
 def _product(overrides: Sequence[Override]) -> Iterator[list[str]]:
@@ -223,160 +385,14 @@ def _product(overrides: Sequence[Override]) -> Iterator[list[str]]:
 def validate(overrides: Sequence[str]) -> DictConfig:
     """The config of one cell. Raises SetupError that lists everything wrong with it."""
     cfg = compose(overrides)
-    problems = list(_unknown(overrides))
-    for path in sorted(OmegaConf.missing_keys(cfg)):
-        asked = f" ({cfg.asks[path]})" if path in cfg.asks else ""
-        problems.append(f"{path} has no value; set {path}=...{asked}")
-    if not problems:
-        problems = [problem for check in CHECKS for problem in check(cfg)]
-    if problems:
+    if problems := config_checks.problems(cfg):
         raise SetupError("\n".join(problems))
     return cfg
 
 
-def _unknown(overrides: Sequence[str]) -> Iterator[str]:
-    """Keys that no YAML file lists: those of the config that the same choices without any `+key` do not have."""
-    added = [one for one in _parse(overrides) if one.is_add() or one.is_force_add()]
-    if not added:
-        return
-    reference = compose([one.input_line for one in _parse(overrides) if one not in added and one.input_line])
-    for one in added:
-        key = one.key_or_group
-        if one.package is not None:  # another choice of a group, where the YAML has a mapping for any number of them
-            parts = OmegaConf.select(reference, one.package.rpartition(".")[0] or key, default=None)
-            if not isinstance(parts, DictConfig) or one.package.count(".") < 2 or "_target_" in parts:
-                yield unknown_key(one.package, reference)
-        elif OmegaConf.select(reference, key, default=None) is None and key not in _paths(reference):
-            yield unknown_key(key, reference)
-
-
-def _paths(cfg: DictConfig, prefix: str = "") -> list[str]:
-    """Dotted names of everything in a config."""
-    names = []
-    for key in map(str, cfg):
-        names.append(f"{prefix}{key}")
-        node = cfg._get_node(key)
-        if isinstance(node, DictConfig) and not node._is_none() and not node._is_missing():
-            names += _paths(node, f"{prefix}{key}.")
-    return names
-
-
-def unknown_key(key: str, reference: DictConfig) -> str:
-    """What is wrong with a key that nobody lists, with its neighbours and the nearest name."""
-    parent, _, last = key.rpartition(".")
-    while parent and not isinstance(OmegaConf.select(reference, parent, default=None), DictConfig):
-        parent, _, last = parent.rpartition(".")
-    node = OmegaConf.select(reference, parent) if parent else reference
-    allowed = sorted(str(name) for name in node if name != "_target_")
-    prefix = f"{parent}." if parent else ""
-    hint = _near(f"{prefix}{last}", [prefix + name for name in allowed])
-    return f"unknown key {key}{hint} Allowed {'under ' + parent if parent else 'here'}: {', '.join(allowed)}"
-
-
-def _explain(error: Exception, overrides: Sequence[str]) -> str:
-    """Hydra's refusal in our words: what, got, allowed, next step."""
-    parsed = _parse(overrides)
-    top = [*groups(), *(key for key in OmegaConf.load(folder() / "config.yaml") if key != "defaults")]
-    for one in parsed:
-        first, dot, _ = one.key_or_group.partition(".")
-        if first not in top and one.key_or_group != NAMED:
-            return f"unknown key {one.key_or_group}{_near(first, top)} Allowed: {', '.join(map(str, top))}"
-        if dot and one.key_or_group in str(error):
-            return unknown_key(
-                one.key_or_group, compose([o.input_line for o in parsed if o is not one and o.input_line])
-            )
-    return str(error).splitlines()[0]
-
-
-def _near(name: str, allowed: Sequence[object]) -> str:
-    """The nearest allowed name as a question, between what is wrong and what is allowed."""
-    known, plain = [str(one) for one in allowed], name.rpartition("/")[2].strip().lower().removesuffix(".yaml")
-    near = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(plain, known, 1)
-    return f"; did you mean {near[0]}?" if near else "."
-
-
-# -- checks of values: each yields a problem as one line ----------------------------------------------------------
-
-
-def _sampling(cfg: DictConfig) -> Iterator[str]:
-    from bench.sampling import Sampling
-
-    try:
-        Sampling(**cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
-    except SetupError as error:
-        yield str(error)
-    except TypeError as error:
-        yield f"sampling: {error}; numbers are expected"
-
-
-def _strength(cfg: DictConfig) -> Iterator[str]:
-    if cfg.strength != "auto" and not isinstance(cfg.strength, int | float):
-        yield f"strength={cfg.strength}: a number in the method's unit, or auto"
-    if cfg.strength_unit not in ("method", "residual_norm"):
-        yield f"strength_unit={cfg.strength_unit}: allowed are method, residual_norm"
-
-
-def _tuning(cfg: DictConfig) -> Iterator[str]:
-    from bench.search import SEARCHES
-
-    node = cfg.tuning
-    if node.search not in SEARCHES:
-        yield f"tuning.search={node.search}: allowed are {', '.join(SEARCHES)}"
-    if node.trials is not None and (not isinstance(node.trials, int) or node.trials < 1):
-        yield f"tuning.trials={node.trials}: a whole number above 0, or null for each method's own grid"
-    if node.options and node.trials is None:
-        yield ("tuning.options needs tuning.trials=NUMBER: a method that has the option and one that has not are given "
-               "the same number of trials")  # fmt: skip
-    for name, values in (node.options or {}).items():
-        if not isinstance(values, ListConfig) or not values:
-            yield f"tuning.options.{name}={values}: a list of the values to try, such as [0.3, 0.45, 0.6]"
-    if cfg.strength != "auto" or not cfg.method.get("strengths"):
-        return
-    wanted = ["rtp", "fluency"] + ([] if node.capability_drop is None else ["capability"])
-    if not set(wanted) <= set(cfg.suite):
-        yield (f"strength=auto is chosen by the suites {' and '.join(wanted)}; add them to suite=[...], or set "
-               "strength=NUMBER")  # fmt: skip
-
-
-def _scorers(cfg: DictConfig) -> Iterator[str]:
-    for key in ("data.scorer", "tuning.scorer"):
-        name = OmegaConf.select(cfg, key)
-        if name not in cfg.scorer:
-            yield f"{key}={name} is not among the scorers in use ({', '.join(cfg.scorer)}); add it to scorer=[...]"
-
-
-def _model(cfg: DictConfig) -> Iterator[str]:
-    try:
-        models.check(cfg.model)
-    except SetupError as error:
-        yield str(error)
-    if cfg.model.dtype not in ("float32", "bfloat16", "float16"):
-        yield f"model.dtype={cfg.model.dtype}: allowed are float32, bfloat16, float16"
-    if cfg.model.bos not in ("tokenizer", "prepend", "none"):
-        yield f"model.bos={cfg.model.bos}: allowed are tokenizer, prepend, none"
-
-
-def _counts(cfg: DictConfig) -> Iterator[str]:
-    """Numbers of things are whole and positive."""
-    for suite, node in cfg.suite.items():
-        for key in ("k", "prompts", "dev_k", "dev_prompts"):
-            value = node.get(key)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                yield f"suite.{suite}.{key}={value}: a whole number above 0"
-
-
-def _threads(cfg: DictConfig) -> Iterator[str]:
-    threads = cfg.runtime.threads
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        yield f"runtime.threads={threads}: a whole number above 0, or null for as many as torch finds"
-
-
-def _results(cfg: DictConfig) -> Iterator[str]:
-    """The results folder can be written, tried where it, or the nearest folder above it, is."""
-    folder = Path(cfg.runtime.results).absolute()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        yield f"runtime.results={cfg.runtime.results}: {existing} cannot be written; choose another folder"
-
-
-CHECKS = (_sampling, _strength, _tuning, _scorers, _model, _counts, _threads, _results)
+def validate_all(jobs: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """The config of each cell of one command. Raises SetupError as `validate`, and for what no cell of them has."""
+    cells = [validate(job) for job in jobs]
+    if problems := list(dict.fromkeys(config_checks.of_command(cells))):
+        raise SetupError("\n".join(problems))
+    return cells

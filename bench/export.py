@@ -115,7 +115,7 @@ def _cell(overrides: Sequence[str]) -> "Cell":
         raise SetupError(
             f"this names {len(jobs)} cells; an export is of one method at one strength, so run it once for each"
         )
-    cfg = config.validate(jobs[0])
+    (cfg,) = config.validate_all(jobs)
     if not isinstance(cfg.strength, int | float) or cfg.strength == 0:
         raise SetupError(
             f"strength={cfg.strength}: an export needs a number other than 0 in the method's unit; the leaderboard "

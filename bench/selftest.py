@@ -135,7 +135,7 @@ def _run(given: Sequence[str]) -> int:
     jobs = config.jobs(given, multirun=True)
     if len(jobs) > 1:
         raise SetupError(f"this names {len(jobs)} cells; a self-test is of one, so run it once for each")
-    cfg = config.validate(jobs[0])
+    (cfg,) = config.validate_all(jobs)
     if cfg.strength == 0:
         raise SetupError("strength=0 is the unsteered model; give another number, or leave it away")
 

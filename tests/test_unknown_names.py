@@ -115,7 +115,7 @@ def test_a_list_where_one_is_wanted_and_the_other_way_round(group):
         (["hydra/launcher=x"], "unknown key hydra/launcher"),
         (["method/x=caa"], "unknown key method/x; did you mean method?"),
         (["runtime.threads=0"], "runtime.threads=0: a whole number above 0"),
-        (["runtime.threads=true"], "runtime.threads=True: a whole number above 0"),
+        (["runtime.threads=true"], "runtime.threads=true: a whole number above 0"),
         (["runtime.threads=1.5"], "runtime.threads=1.5: a whole number above 0"),
     ],
     ids=str,

@@ -1,0 +1,375 @@
+"""Keys and values of configs: every one is known and sound before anything is loaded, and each error names the key."""
+
+import copy
+import functools
+import shlex
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bench import config, config_checks
+from bench.__main__ import main
+from bench.values import fits, words
+from methods.errors import SetupError
+
+
+def refused(*overrides: str) -> str:
+    """The message that these overrides are refused with, "" where they are taken."""
+    try:
+        config.validate_all(config.jobs(overrides, multirun=True))
+    except SetupError as error:
+        return str(error)
+    return ""
+
+
+@pytest.fixture
+def own(tmp_path):
+    """Write YAML files into a folder that the command line names; gives the argument."""
+
+    def write(**files: str) -> str:
+        for name, text in files.items():
+            group, stem = name.split("__")
+            (tmp_path / group).mkdir(exist_ok=True)
+            head = "# @package _global_\n" if group == "experiment" else ""
+            (tmp_path / group / f"{stem}.yaml").write_text(head + text)
+        return f"hydra.searchpath=[{tmp_path}]"
+
+    return write
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "near"),
+    [
+        ("++seed={smaple:5}", "seed.smaple", "seed.sample"),
+        ("seed={smaple:5}", "seed.smaple", "seed.sample"),
+        ("{sample:7,smaple:5}", "seed.smaple", "seed.sample"),
+        ("suite.rtp={k:3,kk:4}", "suite.rtp.kk", "suite.rtp.k"),
+        ("suite={rtp:{kk:4}}", "", ""),
+        ("++suite.rtp={kk:4}", "suite.rtp.kk", "suite.rtp.k"),
+        ("++examples.parts={harmful:{cuont:4}}", "examples.parts.harmful.cuont", "examples.parts.harmful.count"),
+        ("+suite.rpt.k=4", "suite.rpt", "suite.rtp"),
+        ("++method.parts.first={lair:1}", "method.parts.first.lair", "method.parts.first.layer"),
+        ("method.at={frist:1}", "", ""),
+    ],
+)
+def test_a_mapping_holds_only_keys_that_the_yaml_lists(override, key, near):
+    message = refused("method=stack", "strength=1", override if "=" in override else f"seed={override}")
+    assert f"unknown key {key}; did you mean {near}?" in message if key else message
+
+
+def test_all_unknown_keys_are_told_at_once_and_none_is_proposed_to_itself():
+    message = refused("seed={smaple:5}", "suite.rtp={k:3,kk:4}", "model.dtyp=x", "seed.sample.deep=1")
+    assert len(message.splitlines()) == 4
+    for line in message.splitlines():
+        key = line.removeprefix("unknown key ").partition(";")[0]
+        assert f"did you mean {key}?" not in line
+
+
+EXPERIMENTS = {
+    "seed: {smaple: 3}": "unknown key seed.smaple; did you mean seed.sample?",
+    "sede: 3": "unknown key sede; did you mean seed?",
+    "suite: {rpt: {k: 1}}": "unknown key suite.rpt; did you mean suite.rtp?",
+    "suite: {rtp: {kk: 1}}": "unknown key suite.rtp.kk; did you mean suite.rtp.k?",
+    "scorer: {lexcon: {path: x}}": "unknown key scorer.lexcon; did you mean scorer.lexicon?",
+    "runtime: {thread: 1}": "unknown key runtime.thread; did you mean runtime.threads?",
+    "tuning: {trial: 3}": "unknown key tuning.trial; did you mean tuning.trials?",
+    "model: {dtyp: float16}": "unknown key model.dtyp; did you mean model.dtype?",
+    "sampling: {topp: 1}": "unknown key sampling.topp; did you mean sampling.top_p?",
+    "data: {prmpts: 3}": "unknown key data.prmpts; did you mean data.prompts?",
+    "examples: {parts: {harmful: {cuont: 3}}}": "did you mean examples.parts.harmful.count?",
+    "examples: {parts: {mine: {_target_: bench.data.examples.TaskAnswers, cuont: 3}}}": "examples.parts.mine.count?",
+    "sweep: ['method=caa method.lair=3']": "unknown key method.lair; did you mean method.layer?",
+    "sweep: ['experiment=ci']": "experiment=ci in a line of a sweep",
+    "sweep: method=caa": "sweep=method=caa: a list in brackets, each text",
+    "sweep: [{method: caa}]": 'sweep[0]={"method": "caa"}: text',
+    "defaults: [override /model: lama, _self_]": "its defaults name model=lama: there is no such model; did you mean",
+    "defaults: [override /suite: [rtp, rpt], _self_]": "suite=rpt: there is no such suite; did you mean rtp?",
+    "defaults: [override /modle: local, _self_]": "its defaults name the group modle; did you mean model?",
+    "defaults: [quickstrt, _self_]": "its defaults name experiment=quickstrt: there is no such experiment; did",
+    "suite: {capability: {documents: {piqqa: 3}}}": "piqqa is not among the tasks that are asked; did you mean piqa?",
+    "strength: strong": "strength=strong: a number in the method's unit, or auto",
+}
+
+
+@pytest.mark.parametrize("text", EXPERIMENTS)
+def test_the_yaml_of_an_experiment_is_held_to_the_same(own, text):
+    assert EXPERIMENTS[text] in refused(own(experiment__mine=text), "experiment=mine")
+
+
+def test_so_are_the_other_files_of_a_plugin(own):
+    named = own(
+        model__typo="defaults: [local, _self_]\ndtyp: float16\n",
+        model__less="name: x\npath: x\n",
+        method__typo="_target_: methods.caa.CAA\nlair: 3\n",
+        model__lost="defaults: [locl, _self_]\n",
+    )
+    assert "unknown key model.dtyp; did you mean model.dtype?" in refused(named, "model=typo", "model.path=x")
+    assert "model.bos is not there; its YAML file has to list it" in refused(named, "model=less")
+    assert "unknown key method.lair; did you mean method.layer?" in refused(named, "method=typo")
+    assert "model=lost: its defaults name model=locl: there is no such model; did you mean local?" in refused(
+        named, "model=lost"
+    )
+
+
+def test_what_yaml_files_leave_open_stays_open(own):
+    named = own(
+        experiment__mine="defaults:\n  - override /method: stack\n  - override /method@method.parts.second: act_add\n"
+        "  - override /suite: [rtp, capability]\n  - _self_\n"
+        "method: {parts: {second: {desired: x}, third: {_target_: methods.caa.CAA, layer: 3}},\n"
+        "  at: {first: 1, second: 1, third: 2}}\nasks: {data.path: yours}\nstrength: 1\n"
+        "suite: {capability: {tasks: [piqa], documents: {piqa: 3}, configs: {piqa: [a, b]}}, fluency: {k: 3},\n"
+        "  rtp: {decoding: {temperature: 0}}}\n",
+        experiment__later="sweep: [method=caa]\nmethod: {layer: 3}\nstrength: 1\n",
+    )
+    (cfg,) = config.validate_all(config.jobs([named, "experiment=mine"], multirun=False))
+    assert set(cfg.method.parts) == {"first", "second", "third"} and set(cfg.suite) == {"rtp", "capability"}
+    (cfg,) = config.validate_all(config.jobs([named, "experiment=later"], multirun=False))
+    assert cfg.method.layer == 3
+    assert not refused("tuning.trials=5", "tuning.options={layer:[0.3,0.5]}", "method=unsteered,caa")
+
+
+# -- options that are tuned --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("{lair:[1]}", "tuning.options.lair: no method of this command has it; did you mean layer?"),
+        ("{strengths:[1]}", "tuning.options.strengths: strengths are tuned anyway"),
+        ("{_partial_:[1]}", "_partial_: [1] is refused"),
+        ("{_x:[1]}", "tuning.options._x: no method of this command has it"),
+        ("{layer:[nan]}", "tuning.options.layer[0]=nan: a value without nan, inf"),
+        ("{layer:[0.3,deep]}", "tuning.options.layer[1]=deep: a number"),
+        ("{layer:[]}", "a list of the values to try"),
+        ("{layer:0.3}", "tuning.options.layer=0.3: a list in brackets"),
+        ("{rank:[0]}", "tuning.options.rank[0]=0: a whole number above 0"),
+    ],
+)
+def test_an_option_that_no_method_has_is_refused(options, message):
+    given = ("method=unsteered,caa,detox", "tuning.trials=4", f"tuning.options={options}")
+    assert message in refused(*given)
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+VALUES = {
+    "data.offline=flase": "data.offline=flase: true or false; did you mean false?",
+    "model.chat=maybe": "model.chat=maybe: true or false",
+    "suite.rtp.k=true": "suite.rtp.k=true: a whole number above 0",
+    "suite.rtp.k=1.5": "suite.rtp.k=1.5: a whole number above 0",
+    "suite.rtp.k=abc": "suite.rtp.k=abc: a whole number above 0",
+    "suite.rtp.k=null": "suite.rtp.k=null: a whole number above 0",
+    "suite.rtp.prompts=0": "suite.rtp.prompts=0: a whole number above 0, or null",
+    "data.prompts=-3": "data.prompts=-3: a whole number above 0",
+    "data.max_desired=1.5": "data.max_desired=1.5: a number from 0 to 1",
+    "data.max_desired=nan": "data.max_desired=nan: a number from 0 to 1; nan and inf are none",
+    "strength=nan": "strength=nan: a number in the method's unit, or auto; nan and inf are none",
+    "strength=inf": "strength=inf: a number",
+    "strength=true": "strength=true: a number",
+    "strength=null": "strength=null: a number",
+    "strength_unit=metod": "strength_unit=metod: allowed are method, residual_norm; did you mean method?",
+    "sampling.temperature=inf": "sampling.temperature=inf: a number; nan and inf are none",
+    "sampling.max_new_tokens=0": "sampling.max_new_tokens=0: a whole number above 0",
+    "sampling.stop=[a]": 'sampling.stop=["a"]: text, or null',
+    "method.layer=nan": "method.layer=nan: a number",
+    "method.layer=true": "method.layer=true: a number",
+    "method.boundary=1": "method.boundary=1: true or false",
+    "method.read=al": "method.read=al: allowed are all, continuation, last, letter; did you mean all?",
+    "method.strengths=[]": "method.strengths=[]: the list is empty",
+    "method.strengths=[1,x]": "method.strengths[1]=x: a number",
+    "suite.rtp.part=tset": "suite.rtp.part=tset: allowed are test, whole; did you mean test?",
+    "seed=5": "seed=5: a mapping of fit, sample is wanted",
+    "seed.sample=abc": "seed.sample=abc: a whole number from 0 to 4294967295",
+    "seed.sample=-1": "seed.sample=-1: a whole number from 0 to 4294967295",
+    "runtime.device=gpuu": "runtime.device=gpuu: there is no such device here",
+    "runtime.device=cuda:99": "runtime.device=cuda:99: there is no such device here",
+    "scorer.lexicon=5": "scorer.lexicon=5: a mapping is wanted",
+    "runtime.results=''": "runtime.results='': the text is empty",
+    "runtime.cache=''": "runtime.cache='': the text is empty; null for none",
+    "runtime.results=5": "runtime.results=5: text; a number is text in quotes of its own: 'runtime.results=\"5\"'",
+    f"runtime.results={'x' * 300}": "choose another folder",
+    "model.name=nan": "model.name=nan: text; a number is text",
+    "model.name=[a]": 'model.name=["a"]: text',
+    "model.dtype=float23": "model.dtype=float23: allowed are float32, bfloat16, float16; did you mean float32?",
+    "suite.capability.tasks=[]": "suite.capability.tasks=[]: the list is empty",
+    "suite.capability.tasks=piqa": "suite.capability.tasks=piqa: a list in brackets, each text",
+    "suite.capability.configs={piqqa:x}": "piqqa is not among the tasks that are asked; did you mean piqa?",
+    "suite.capability.fewshot={piqqa:1}": "piqqa is not among the tasks that are asked; did you mean piqa?",
+    "suite.capability.documents={piqa:0}": "suite.capability.documents.piqa=0: a whole number above 0, or null",
+    "suite.rtp.decoding=gredy": "suite.rtp.decoding=gredy: a mapping {name: value}, or null",
+    "suite.rtp.decoding={temprature:0}": "did you mean suite.rtp.decoding.temperature?",
+    "suite.rtp.decoding={temperature:inf}": "suite.rtp.decoding",
+    "tuning.residual_norms=[]": "tuning.residual_norms=[]: the list is empty",
+    "tuning.search=gird": "tuning.search=gird: allowed are grid, random, tpe; did you mean grid?",
+    "tuning.trials=1.5": "tuning.trials=1.5: a whole number above 0, or null",
+    "model.name=${nope}": "model.name=${nope}: it does not resolve",
+    "model.name=${oc.env:NOPE_AT_ALL}": "model.name=${oc.env:NOPE_AT_ALL}: it does not resolve",
+    "model.name=${model.name}": "model.name=${model.name}: it does not resolve",
+    "seed.fit=${seed}": "seed.fit=${seed}: it does not resolve",
+    "sweep=5": "sweep=5: a list in brackets, each text",
+}
+
+
+@pytest.mark.parametrize("override", VALUES)
+def test_a_value_of_another_type_or_outside_its_range_is_refused(override):
+    assert VALUES[override] in refused("method=caa", override)
+
+
+def test_all_wrong_values_are_told_at_once():
+    message = refused("method=caa", "method.layer=nan", "seed.sample=abc", "runtime.device=gpuu", "suite.rtp.part=tset",
+                      "model.chat=maybe", "model.path=x", "tuning.scorer=x", "sampling.top_p=2")  # fmt: skip
+    keys = {"method.layer", "seed.sample", "runtime.device", "suite.rtp.part", "model.chat", "tuning.scorer"}
+    assert {line.partition("=")[0] for line in message.splitlines()} == keys  # what reads seed and model waits for them
+
+
+def test_sound_values_are_taken_as_they_are():
+    given = ["method=caa", "strength=2", "method.layer=13", "method.norm=4", "suite.rtp.prompts=null", "seed.sample=42",
+             "suite.capability.documents=null", "model.name='5'", "sampling.stop='\\n'", "sampling.temperature=0",
+             "suite.rtp.decoding={temperature:0}", "data.limit=3"]  # fmt: skip
+    cfg = config.validate(given)
+    assert (cfg.model.name, cfg.method.layer, cfg.suite.rtp.prompts) == ("5", 13, None)
+
+
+def test_hints_in_words():
+    assert words(int | float | None) == "a number, or null" and fits(3, float) and not fits(True, float)
+    assert not fits(10**400, float) and not fits(2**63, int) and not fits("\ud800", str)
+
+
+# -- quoting -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value", ["/home/José/x=1", "/a=1", "/a(b)", "/a[b", "/a{b}c", "/naïve #1", "~/x(1)", 'a"b=1', "/大/x"]
+)
+def test_what_hydra_cannot_read_is_shown_with_the_quotes_that_work(value, capsys):
+    assert main([f"data.mirror={value}"]) == 2
+    told = capsys.readouterr().err
+    assert "data.mirror=" in told and "Exception" not in told and "extraneous" not in told
+    message = refused(f"data.mirror={value}")
+    (line,) = shlex.split(message.partition("; write ")[2])
+    assert config.compose([line]).data.mirror == value
+
+
+def test_a_list_is_quoted_item_by_item_and_a_comma_asks_whether_it_is_a_sweep():
+    assert """write 'hydra.searchpath=["/home/José/x"]'""" in refused("hydra.searchpath=[/home/José/x]")
+    with pytest.raises(SetupError, match="""part of the value: 'data.mirror="/a,b"'"""):
+        config.jobs(["data.mirror=/a,b"], multirun=False)
+    assert config.jobs(['data.mirror="/a,b"'], multirun=False)
+
+
+@pytest.mark.parametrize("argument", ["métod=caa", "=5", "--cfg", "method", "x='", "a=range(1)", "seed.fit=range(a,b)"])
+def test_what_is_no_override_is_one_line(argument):
+    message = refused(argument)
+    assert argument.partition("=")[0] in message and len(message.splitlines()) == 1 and "Exception" not in message
+
+
+# -- values of every type at every key ---------------------------------------------------------------------------------
+
+BASES = (
+    (),
+    ("method=caa", "data=on_policy_sampled"),
+    ("method=stack", "+method@method.parts.third=prompt", "++method.at={first:1,second:2,third:1}"),
+    ("method=security_vector", "strength=1", "harmful=on_policy_toxic"),
+    ("suite=[rtp,fluency,capability,math,jailbreak,sentiment,toxigen,ab,perplexity_profs,toxigen_classification]",
+     "scorer=[profanity_check,lexicon,detoxify,toxigen_roberta]"),
+)  # fmt: skip
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([10**400, 1e308])
+    | st.sampled_from(["", "auto", "nan", "???", "${seed}", "${seed.fit}", "${", "${oc.env:X}", "a\0", "\ud800"])
+)  # fmt: skip
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@functools.cache
+def base(number: int) -> tuple[DictConfig, list[str]]:
+    """A config and its keys, mappings included."""
+    cfg = config.compose(list(BASES[number]))
+    keys: list[str] = []
+
+    def walk(node: DictConfig, above: str) -> None:
+        for name in node:
+            keys.append(f"{above}{name}")
+            inner = node._get_node(name)
+            if isinstance(inner, DictConfig) and not inner._is_none():
+                walk(inner, f"{keys[-1]}.")
+
+    walk(cfg, "")
+    return cfg, [key for key in keys if not key.endswith("_target_")]
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> DictConfig:
+    """A base config with another value at one or two of its keys."""
+    cfg, keys = base(draw(st.integers(0, len(BASES) - 1)))
+    changed = copy.deepcopy(cfg)
+    for key in draw(st.lists(st.sampled_from(keys), min_size=1, max_size=2)):
+        try:
+            OmegaConf.update(changed, key, draw(ANYTHING), merge=draw(st.booleans()), force_add=True)
+        except (OmegaConfBaseException, ValueError, TypeError, AttributeError, AssertionError, RecursionError):
+            assume(False)  # OmegaConf itself does not hold it
+    return changed
+
+
+def holds(cfg: DictConfig) -> None:
+    reference = base(0)[0]
+    config_checks.unknown_keys(cfg, reference)
+    told = config_checks.problems(cfg)
+    assert all(isinstance(one, str) and one for one in told)
+
+
+QUIET = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
+@given(configs())
+def test_no_value_at_any_key_ends_in_another_error(cfg):
+    holds(cfg)
+
+
+@pytest.mark.slow
+@settings(max_examples=20_000, deadline=None, suppress_health_check=QUIET, database=None)
+@given(configs())
+def test_no_value_at_any_key_ends_in_another_error_at_length(cfg):
+    holds(cfg)
+
+
+def written(value: object) -> str:
+    """A value in Hydra's own words."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return f"[{','.join(map(written, value))}]"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return "null" if value is None else str(value).lower()
+
+
+@st.composite
+def overrides(draw: st.DrawFn) -> list[str]:
+    """An override of a key of the default config by a value of any type, or by any text."""
+    key = draw(st.sampled_from(base(0)[1]))
+    value = draw(ANYTHING.map(written) | st.text(max_size=12))
+    return [draw(st.sampled_from(["", "+", "++", "~"])) * draw(st.booleans()) + f"{key}={value}"]
+
+
+@settings(max_examples=20, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
+@given(overrides())
+def test_no_command_line_ends_in_another_error(given_line):
+    refused(*given_line)
+
+
+@pytest.mark.slow
+@settings(max_examples=4_000, deadline=None, suppress_health_check=QUIET, database=None)
+@given(overrides())
+def test_no_command_line_ends_in_another_error_at_length(given_line):
+    refused(*given_line)
