@@ -47,7 +47,10 @@ class Source:
     @functools.cached_property
     def records(self) -> list[Record]:
         """All records, or those of one model. Raises SetupError where there are none."""
-        records, _ = read_records(self.results / "runs")
+        records, skipped = read_records(self.results / "runs")
+        if self.found is None:  # else the tables' maker has told
+            for line in skipped:
+                print(visible(line), file=sys.stderr)
         if self.model is None:
             return records
         known = sorted({str(one.facts["model"]["name"]) for one in records})

@@ -58,9 +58,9 @@ def dumps(value: Any) -> str:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ValueError for one with NaN or infinity, or nested without end.
+    """A JSON object from a file. Raises ValueError for one with NaN or infinity, which `dumps` never writes.
 
-    `dumps` writes neither.
+    Raises NotWholeError, which is a ValueError, for one that is nested without end.
     """
 
     def refuse(name: str) -> None:
@@ -68,8 +68,9 @@ def load(path: Path) -> dict[str, Any]:
 
     try:
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        json.dumps(value)  # as deep as it can be written again
     except RecursionError as error:
-        raise ValueError(f"{path} is nested too deeply to be read") from error
+        raise NotWholeError(f"{path.name} is nested too deeply to be read; run its cell again") from error
     return value
 
 
@@ -126,7 +127,9 @@ def checked(path: Path) -> dict[str, Any]:
             and record.get("sha256") in (None, sealed(record)["sha256"])  # None: written by an older version
             and all(sha256(path / f"{name}.parquet") == record["files"][name] for name in TABLES)
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except NotWholeError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         raise NotWholeError("a file is missing or not what was written; run its cell again")

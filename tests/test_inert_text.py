@@ -490,7 +490,7 @@ def test_corrected_shares_are_told_by_their_names(tmp_path, capsys):
     assert "not measured on" in none.getvalue() and "Rogan" not in none.getvalue()
 
 
-def test_half_a_surrogate_and_a_folder_with_a_name_of_its_own(tmp_path):
+def test_half_a_surrogate_and_a_folder_with_a_name_of_its_own(tmp_path, capsys):
     for method in ("unsteered", "half \ud800 of one"):
         records.write(
             tmp_path, "rtp", method, {"s.expected_maximum_toxicity_k5": [0.4, 0.5]}, model={"name": "m\udcff"}
@@ -502,5 +502,8 @@ def test_half_a_surrogate_and_a_folder_with_a_name_of_its_own(tmp_path):
     leaderboard.show(found, Console(file=out, width=200))
     assert r"record \x1b[2J[red]x skipped" in out.getvalue() and "\x1b" not in out.getvalue()
     assert r"record \x1b[2J[red]x skipped" in report.rebuild(tmp_path).path.read_text()
+    assert plots.main(["tradeoff", "--results", str(tmp_path)]) == 2
+    told = capsys.readouterr().err
+    assert r"record \x1b[2J[red]x skipped: a file is missing" in told and "\x1b" not in told
     with pytest.warns(UserWarning, match=r"record \\x1b\[2J\[red\]x"):
         assert set(collect(tmp_path / "runs")["model"]) == {r"m\udcff"}
