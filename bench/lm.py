@@ -4,35 +4,32 @@ Nobody else calls the model: sampling and likelihood go through `LM.read`, which
 where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
 """
 
-import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
-from safetensors import safe_open
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.sampling import Continuation, Sampling, continuations
+from bench.text_rules import (
+    BOS,
+    check_template,
+    load_tokenizer,
+    rendered,
+    set_bos,
+    stop_tokens,
+    system_message,
+    user_message,
+)
 from bench.token_likelihood import Likelihood, Request, likelihoods
+from bench.weights import cannot_load, check_weights
 from methods import tokens
 from methods.base import Artefact, Method, Steering
-from methods.errors import SetupError, loading_failure
+from methods.errors import SetupError
 from methods.intervention import Positions, at
-
-BOS = Literal["tokenizer", "prepend", "none"]
-TEMPLATE = (
-    "set model.chat=false, or correct the template (chat_template.jinja, or chat_template in tokenizer_config.json)"
-)
-BLOCK = re.compile(r"\.\d+\.")  # in the name of a weight: it is of a numbered block
-TABLE = re.compile(
-    r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
-)  # old files keep masks and angles as well
 
 
 class NotFiniteError(SetupError):
@@ -119,7 +116,7 @@ class LM:
         """What the model reads before it writes: the prompt with the steering prefix, in the chat template."""
         if not self.chat:
             return self.steering.prefix + prompt
-        return rendered(self.tokenizer, [*_system(self.steering.prefix), _user(prompt)])
+        return rendered(self.tokenizer, [*system_message(self.steering.prefix), user_message(prompt)])
 
     @property
     def end_of_text(self) -> int:
@@ -214,7 +211,7 @@ class LM:
 
             steering = enter()
             if self.chat and steering.prefix:
-                check_template(self.tokenizer, [*_system(steering.prefix), _user("Hello")])
+                check_template(self.tokenizer, [*system_message(steering.prefix), user_message("Hello")])
             yield replace(
                 self,
                 steering=steering,
@@ -241,55 +238,6 @@ class LM:
 def _kept(keep: int | Tensor) -> slice | Tensor:
     """The columns that `LM.read` keeps."""
     return keep if isinstance(keep, Tensor) else slice(-keep, None)
-
-
-def stop_tokens(generation: int | list[int] | None, tokenizer: int | None) -> frozenset[int]:
-    """Tokens that end a text, of the model's generation config and of its tokenizer: those of either.
-
-    Raises SetupError for what is no token.
-    """
-    listed = generation if isinstance(generation, list) else [generation]
-    for token in listed:
-        if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
-            raise SetupError(
-                f"eos_token_id in the model's generation_config.json (or its config.json) is {generation!r}; a token's "
-                "number, or a list of numbers, is wanted; correct it there"
-            )
-    return frozenset(int(token) for token in (*listed, tokenizer) if token is not None)
-
-
-def _system(prefix: str) -> list[dict[str, str]]:
-    return [{"role": "system", "content": prefix}] if prefix else []
-
-
-def _user(prompt: str) -> dict[str, str]:
-    return {"role": "user", "content": prompt}
-
-
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
-    """Messages in the tokenizer's chat template, up to where the answer begins.
-
-    Raises SetupError where the template, which is a program of the model's author, fails.
-    """
-    try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    except Exception as error:
-        system = ", of a prompt with a system message" if len(messages) > 1 else ""
-        raise SetupError(
-            f"model.chat=true, but the chat template of {tokenizer.name_or_path!r} cannot be used{system}: "
-            f"{loading_failure(error)}; {TEMPLATE}"
-        ) from error
-
-
-def check_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> None:
-    """Raises SetupError where these messages cannot be worded in the chat template, or it leaves one out."""
-    text = rendered(tokenizer, messages)
-    for message in messages:
-        if message["content"].strip() not in text:
-            raise SetupError(
-                f"model.chat=true, but the chat template of {tokenizer.name_or_path!r} leaves out what a "
-                f"{message['role']} message says, so the model would never read it; {TEMPLATE}"
-            )
 
 
 def load_lm(
@@ -327,14 +275,14 @@ def load_lm(
             trust_remote_code=False,
         )
     except Exception as error:  # whatever damaged files make the libraries do
-        raise _cannot_load(path, error) from error
+        raise cannot_load(path, error) from error
     model, loading = loaded
     unexpected = check_weights(path, loading)
     resolved = set_bos(tokenizer, bos)
     if chat and not tokenizer.chat_template:
         raise SetupError(f"model.chat=true, but the tokenizer of {path!r} has no chat template; set model.chat=false")
     if chat:
-        check_template(tokenizer, [_user("Hello")])
+        check_template(tokenizer, [user_message("Hello")])
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # never read: padding is known by masks alone
     model.to(device).eval()
@@ -358,115 +306,3 @@ def load_lm(
     )
     _ = lm.stop_tokens  # raises where there is none that can be
     return lm
-
-
-def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or on the hub. Raises SetupError where there is none, or no sound config beside it."""
-    from transformers import AutoTokenizer
-
-    from bench.models import check_config
-
-    try:
-        check_config(path, revision=revision, local_files_only=offline)
-    except ValueError as error:
-        raise _cannot_load(path, error) from error
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            path, revision=revision, local_files_only=offline, trust_remote_code=False
-        )
-    except Exception as error:  # whatever damaged files make the libraries do
-        raise _cannot_load(path, error, "the tokenizer (tokenizer.json, tokenizer_config.json) of ") from error
-    return tokenizer
-
-
-def _cannot_load(path: str, error: Exception, what: str = "") -> SetupError:
-    return SetupError(
-        f"cannot load {what}a model from {path!r}: {loading_failure(error)}; give a folder with config.json, weights "
-        "and tokenizer (model.path=...), or a hub id that this machine can reach (model.id=...)"
-    )
-
-
-def check_weights(path: str, loading: dict[str, Any]) -> tuple[str, ...]:
-    """The names of weights that have no place in the model, of none of its blocks.
-
-    Raises SetupError for a weight that the model has and the files lack, or have in another shape: transformers would
-    draw it at random. And for one of a block that the model lacks: then it is another model than the one that the files
-    are of. And for quantised weights without a `quantization_config`, which would be taken for the numbers themselves.
-    """
-    missing = sorted(loading["missing_keys"])
-    unexpected = sorted(name for name in loading["unexpected_keys"] if not TABLE.search(name))
-    of_blocks = [name for name in unexpected if BLOCK.search(name)]
-    shapes = [
-        f"{name} ({tuple(ours)}, in the files {tuple(theirs)})"
-        for name, theirs, ours in sorted(loading["mismatched_keys"])
-    ]
-    for names, what in (
-        (missing, "files lack weights of the model"),
-        (of_blocks, "model lacks weights of the files"),
-        (shapes, "weights have other shapes than the model's"),
-        (_whole_numbers(path), "files hold weights as whole numbers, and config.json does not say how to read them"),
-    ):
-        if names:
-            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-            raise SetupError(
-                f"{path!r}: the {what}: {shown}; config.json and weights are of different models. Give a folder whose "
-                "files belong together"
-            )
-    return tuple(unexpected)
-
-
-def _whole_numbers(path: str) -> list[str]:
-    """Weights in a folder that are kept as integers although its config.json names no quantisation."""
-    files = sorted(Path(path).glob("*.safetensors")) if (Path(path) / "config.json").is_file() else []
-    if not files or "quantization_config" in json.loads((Path(path) / "config.json").read_text(encoding="utf-8")):
-        return []
-    found = []
-    for file in files:
-        with safe_open(file, "pt") as opened:  # type: ignore[no-untyped-call]
-            kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  # no mapping
-        found += [name for name, kind in kinds.items() if kind[0] in "IU" and name.endswith("weight")]
-    return sorted(found)
-
-
-def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:
-    """Make `tokenizer(text)` put BOS before the text once, or never, whatever it did before; "tokenizer": as it did.
-
-    Returns what a text begins with now, as it is hashed: "prepend", "none", or the ids of another beginning.
-
-    Raises SetupError where the tokenizer has no BOS token and is to prepend it, and where it is to do as it does and
-    puts tokens behind a text, which a model could not go on from.
-    """
-    if bos not in ("tokenizer", "prepend", "none"):
-        raise SetupError(f"model.bos={bos!r}: allowed are tokenizer, prepend, none")
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        raise SetupError(f"{type(tokenizer).__name__} has no fast tokenizer, which model.bos needs; convert it first")
-    resolved: str | list[int] = _beginning(tokenizer) if bos == "tokenizer" else bos
-    if resolved == "prepend" and tokenizer.bos_token is None:
-        raise SetupError("model.bos=prepend, but the tokenizer has no BOS token; set model.bos=none")
-    named: dict[str, list[int]] = {"none": [], "prepend": [tokenizer.bos_token_id]}
-    ids = named[resolved] if isinstance(resolved, str) else resolved
-    first = [str(token) for token in tokenizer.convert_ids_to_tokens(ids)]
-    special = sorted(set(zip(first, ids, strict=True)))
-    backend.post_processor = TemplateProcessing(
-        single=[*first, "$A"], pair=[*first, "$A", *first, "$B"], special_tokens=special
-    )
-    return resolved
-
-
-def _beginning(tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
-    """What the tokenizer itself puts before a text. Raises SetupError where it puts something behind it."""
-    names = map(str, tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), 300)))))
-    texts = ["a", *(name for name in names if name not in tokenizer.all_special_tokens)]
-    text = next((one for one in texts if tokenizer(one, add_special_tokens=False).input_ids), "")
-    plain, whole = (list(tokenizer(text, add_special_tokens=special).input_ids) for special in (False, True))
-    begin = next(i for i in range(len(whole) + 1) if whole[i : i + len(plain)] == plain)
-    if whole[begin + len(plain) :]:
-        behind = tokenizer.convert_ids_to_tokens(whole[begin + len(plain) :])
-        raise SetupError(
-            f"model.bos=tokenizer, but this tokenizer puts {behind} behind every text, so a prompt could not be "
-            "continued; set model.bos=none or model.bos=prepend"
-        )
-    if not whole[:begin]:
-        return "none"
-    return "prepend" if whole[:begin] == [tokenizer.bos_token_id] else whole[:begin]

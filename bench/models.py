@@ -248,7 +248,7 @@ def _text_rules(
     where: str, revision: str | None, bos: str, offline: bool, _files: tuple[str, ...]
 ) -> tuple[tuple[str, Any], ...]:
     """_files: what is in a folder, so that it is read anew when that changes."""
-    from bench.lm import load_tokenizer, set_bos, stop_tokens
+    from bench.text_rules import load_tokenizer, set_bos, stop_tokens
 
     tokenizer = load_tokenizer(where, revision, offline=offline)
     resolved = set_bos(tokenizer, bos)  # type: ignore[arg-type]

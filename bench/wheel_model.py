@@ -87,7 +87,7 @@ def _convert(source: Path, gguf: str, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from bench.lm import check_weights
+    from bench.weights import check_weights
 
     with zipfile.ZipFile(source) as archive:
         if gguf not in archive.namelist():

@@ -9,7 +9,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for folder in ("bench", "methods") for path in (ROOT / folder).rglob("*.py"))
 SHARED = {"methods.base", "methods.errors", "methods.anatomy", "methods.intervention", "methods.directions"}
 SHARED |= {"methods.fitting", "methods.tokens", "methods.training"}
-HYDRA = {"bench.__main__", "bench.config", "bench.runner", "bench.cell", "bench.models", "bench.plugins"}
+HYDRA = {"bench.__main__", "bench.config", "bench.config_checks", "bench.runner", "bench.cell", "bench.models"}
+HYDRA |= {"bench.plugins"}
 LM_EVAL = {"bench.likelihood", "bench.suites.tasks"}
 TOUCH_THE_MODEL = {"bench.lm", "bench.selftest", "bench.export"}  # may use methods.intervention and methods.anatomy
 

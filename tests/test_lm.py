@@ -3,8 +3,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from bench.lm import LM, load_lm, set_bos
+from bench.lm import LM, load_lm
 from bench.sampling import prefill
+from bench.text_rules import set_bos
 from methods import anatomy
 from methods.base import Steering
 from methods.errors import SetupError

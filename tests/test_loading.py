@@ -17,7 +17,8 @@ from bench import models
 from bench.cell import Cell, Session
 from bench.config import validate
 from bench.likelihood import SteeredLM
-from bench.lm import load_lm, set_bos
+from bench.lm import load_lm
+from bench.text_rules import set_bos
 from methods.errors import SetupError
 from methods.prompt import Prompt
 from tests.test_likelihood import asked

@@ -17,7 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bench.lm import LM, set_bos
+from bench.lm import LM
+from bench.text_rules import set_bos
 
 VOCABULARY = 300
 CORPUS = (
