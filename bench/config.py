@@ -29,6 +29,7 @@ from methods.errors import SetupError
 NAMED = "hydra.searchpath"
 """The override by which a command line names folders of YAML files; the config keeps them under FOLDERS."""
 FOLDERS = "searchpath"
+MOST = 10_000  # values that one argument sweeps over
 SPECIAL = re.compile(r"_\w+_")
 """Keys of the kind that Hydra gives a meaning of its own, of which only `_target_` is known here."""
 
@@ -374,7 +375,10 @@ def _product(overrides: Sequence[Override]) -> Iterator[list[str]]:
     choices = []
     for one in overrides:
         if one.is_sweep_override():
-            choices.append([f"{one.get_key_element()}={value}" for value in one.sweep_string_iterator()])
+            values = list(itertools.islice(one.sweep_string_iterator(), MOST + 1))
+            if len(values) > MOST:
+                raise SetupError(f"{one.input_line!r} sweeps over more than {MOST} values; name fewer")
+            choices.append([f"{one.get_key_element()}={value}" for value in values])
         else:
             assert one.input_line is not None
             choices.append([one.input_line])

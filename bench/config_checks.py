@@ -15,7 +15,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError, OmegaConfBaseException
 
 from bench import models
-from bench.values import ANY, Range, item, mapping, mistakes, near, options, shown, words
+from bench.values import ANY, Range, fits, item, mapping, mistakes, near, options, shown, words
 from methods.errors import SetupError
 
 TARGET = "_target_"
@@ -282,7 +282,7 @@ def _inside(value: DictConfig, hint: Any, key: str) -> Fields | None:
     """What a mapping may hold that is to be looked into; None for one that its hint describes as a whole."""
     if isinstance(hint, dict) or hint is Nodes:
         return fields_of(value, hint, key)
-    if TARGET in value:
+    if TARGET in value and fits({}, hint):
         return fields_of(value, Node, key)
     if hint is Node:
         return Fields({}, more=True)
