@@ -284,7 +284,7 @@ BASES = (
 )  # fmt: skip
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([10**400, 1e308])
-    | st.sampled_from(["", "auto", "nan", "???", "${seed}", "${seed.fit}", "${", "${oc.env:X}", "a\0", "\ud800"])
+    | st.sampled_from(["", "auto", "nan", "???", "${seed}", "${method}", "${seed.fit}", "${", "${oc.env:X}", "a\0", "\ud800"])
 )  # fmt: skip
 ANYTHING = st.recursive(
     SCALARS,
@@ -340,7 +340,7 @@ def test_no_value_at_any_key_ends_in_another_error(cfg):
 
 
 @pytest.mark.slow
-@settings(max_examples=2_000, deadline=None, suppress_health_check=QUIET, database=None)
+@settings(max_examples=1_000, deadline=None, suppress_health_check=QUIET, database=None)
 @given(configs())
 def test_no_value_at_any_key_ends_in_another_error_at_length(cfg):
     holds(cfg)
