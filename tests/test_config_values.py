@@ -283,8 +283,8 @@ BASES = (
      "scorer=[profanity_check,lexicon,detoxify,toxigen_roberta]"),
 )  # fmt: skip
 SCALARS = (
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([10**400, 1e308])
-    | st.sampled_from(["", "auto", "nan", "???", "${seed}", "${method}", "${seed.fit}", "${", "${oc.env:X}", "a\0", "\ud800"])
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([10**400, "\ud800"])
+    | st.sampled_from(["", "auto", "nan", "???", "${seed}", "${method}", "${seed.fit}", "${", "${oc.env:X}", "a\0"])
 )  # fmt: skip
 ANYTHING = st.recursive(
     SCALARS,
