@@ -125,7 +125,7 @@ def of_caa(results):
                 and record.load(path / "record.json")["suite"] == "rtp")  # fmt: skip
 
 
-@pytest.mark.parametrize("place", [
+PLACES = [
     *((name,) for name in FIELDS), ("model", "name"), ("method", "name"), ("method", "strength"), ("method", "version"),
     ("method", "parameters"), ("method", "family"), ("method", "strength_unit"), ("method", "class"), ("seed", "fit"),
     ("seed", "sample"), ("data", "pairs"), ("data", "sources"), ("data", "harmful"), ("fit", "seconds"), ("info", "k"),
@@ -137,7 +137,14 @@ def of_caa(results):
     ("metrics", "profanity_check.expected_maximum_toxicity_k5"), ("info", "prompts"), ("provenance", "packages"),
     *(("metrics", "profanity_check.expected_maximum_toxicity_k5", key) for key in
       ("value", "standard_error", "n", "unscored", "higher_is_better", "transform", "id", "feasible")),
-], ids=lambda place: ".".join(map(str, place)))  # fmt: skip
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "place",
+    [place if number % 12 == 0 else pytest.param(place, marks=pytest.mark.slow) for number, place in enumerate(PLACES)],
+    ids=lambda place: ".".join(map(str, place)),
+)
 def test_a_field_of_another_kind_is_named_or_does_no_harm(results, place):
     path = of_caa(results)
     before = (path / "record.json").read_bytes()
