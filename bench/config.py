@@ -169,13 +169,16 @@ def _reference(
     own: choices of the command line. theirs: of the experiment or by default, by group. read: the folders of YAML.
     """
     del read
-    _, usual = _composed(own, named)
+    cfg, usual = _composed(own, named)
+    usual |= {group: f"[{','.join(listed)}]" for group, listed in _defaults().items() if isinstance(listed, ListConfig)}
+    more: list[str] = []
     for nested in (False, True):  # the places inside a choice are there once it is chosen
-        there = {*usual, "suite", "scorer"}
-        more = [
-            f"{key}={value}" for key, value in theirs if key in there and ("@" in key) <= nested and value != "None"
-        ]
-        cfg, usual = _composed([*own, *more], named)
+        due = [(key, value) for key, value in theirs if key in usual and ("@" in key) <= nested and value != "None"]
+        due = [(key, value) for key, value in due if str(usual[key]) != value]
+        if due:
+            more += [f"{key}={value}" for key, value in due]
+            cfg, found = _composed([*own, *more], named)
+            usual |= found | dict(due)
     return cfg
 
 

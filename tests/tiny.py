@@ -51,10 +51,10 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 
 
 @functools.cache
-def _tokenizer() -> str:
-    """A byte-level BPE of VOCABULARY tokens, as JSON."""
+def _tokenizer(by_words: bool = True) -> str:
+    """A byte-level BPE of VOCABULARY tokens, as JSON; by_words: a token is of one word, else it may span any place."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=by_words)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
@@ -77,17 +77,8 @@ def tiny_tokenizer(bos: str = "prepend") -> PreTrainedTokenizerFast:
 
 def spanning_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE that does not part words before it merges, so a token may span any place of a text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=["<pad>", "<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([CORPUS], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    made = Tokenizer.from_str(_tokenizer(by_words=False))
+    return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
 
 
 def metaspace_tokenizer() -> PreTrainedTokenizerFast:
