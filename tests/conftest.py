@@ -2,6 +2,9 @@
 
 import gc
 import os
+from collections import Counter
+
+import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -11,3 +14,16 @@ def pytest_collection_finish() -> None:
     """What is imported stays: statsmodels collects garbage in every call, a tenth of a second with torch loaded."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)  # before the tests that are marked slow are left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `every(n)` each n-th case is run by default, and all of them with the slow tests."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        thinned = item.get_closest_marker("every")
+        if thinned is not None:
+            name = item.nodeid.partition("[")[0]
+            if seen[name] % thinned.args[0]:
+                item.add_marker(pytest.mark.slow)
+            seen[name] += 1

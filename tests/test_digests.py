@@ -82,6 +82,7 @@ def results(swept, tmp_path, monkeypatch):
     return tmp_path / "results"
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("file", "damage"),
     [
@@ -180,6 +181,7 @@ def test_a_converted_model_without_its_note_is_made_again(content, sealed, cache
     assert (folder / "model.safetensors").read_bytes() == good and not found
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("content", ["{x", "{}", "[]"])
 def test_an_unsealed_fit_that_cannot_be_read_is_made_again(content, results, world):  # noqa: F811
     before = contents(results)

@@ -46,6 +46,7 @@ def keys(job: list[str]) -> tuple[str, ...]:
     return tuple(one if one.startswith("method=") else one.partition("=")[0] for one in job)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_it_validates_in_full_and_each_published_figure_is_of_one_cell(experiment, monkeypatch):
     composed = functools.cache(config.compose)  # the comparison takes the cells that were validated

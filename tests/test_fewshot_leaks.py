@@ -115,6 +115,7 @@ TEST_ONLY = {
 }  # fmt: skip
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("task", TEST_ONLY)
 @pytest.mark.parametrize("shots", [2, 6, 7])
 def test_of_the_asked_split_every_other_document_may_be_an_example(tmp_path, task, shots):

@@ -51,6 +51,7 @@ def crowded(full):
     return pd.DataFrame(rows).astype({"feasible": "boolean"})
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("name", DRAW)
 def test_every_text_can_be_read(full, crowded, name, width):

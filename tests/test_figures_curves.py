@@ -165,6 +165,7 @@ def made(methods=("caa",), *, capability=True, family="activation", xs=(1.0, 2.0
     return pd.DataFrame(rows, columns=list(curves.COLUMNS)).astype({"chosen": "boolean"})
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("width", ["single", "double"])
 @pytest.mark.parametrize(("methods", "capability"), [(1, True), (2, False), (4, True), (9, False)])
 def test_every_text_can_be_read(width, methods, capability):

@@ -214,6 +214,7 @@ HOSTILE = {
 }  # fmt: skip
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_record_builds_nothing_that_is_not_ours(world, results, ran, name, capsys):  # noqa: F811
     path = edited(results, settings=HOSTILE[name](ran))

@@ -140,11 +140,8 @@ PLACES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "place",
-    [place if number % 30 == 0 else pytest.param(place, marks=pytest.mark.slow) for number, place in enumerate(PLACES)],
-    ids=lambda place: ".".join(map(str, place)),
-)
+@pytest.mark.every(40)
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
 def test_a_field_of_another_kind_is_named_or_does_no_harm(results, place):
     path = of_caa(results)
     before = (path / "record.json").read_bytes()
@@ -189,6 +186,7 @@ def test_the_field_is_told(tmp_path, place, value, told):
         record.write(tmp_path, record.load(tmp_path / ID / "record.json"), ITEMS, ITEMS)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("depth", [50, 800, 100_000])
 @pytest.mark.parametrize("key", ["x", "info", "model"])
 def test_a_record_nested_without_end_is_skipped(results, depth, key):

@@ -138,6 +138,7 @@ def quick(method: Method) -> Method:
 LEARNING = [name for name in NAMES if load(name).needs]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", LEARNING)
 def test_the_model_reads_whole_texts_in_every_fit(lm, name, kind):
     apart = [

@@ -245,7 +245,7 @@ def _questions(task: Any, document: dict[str, Any]) -> list[list[str]]:
     """What is asked, in two ways: as the document is, and with its own texts each on one line; [] where that fails."""
     try:
         on_one_line = _question(task, _plain(document))
-    except (UndefinedError, AttributeError, IndexError, KeyError, TypeError, ValueError):  # it looks for the line breaks
+    except (UndefinedError, LookupError, AttributeError, TypeError, ValueError):  # it may look for the line breaks
         on_one_line = []
     return [_question(task, document), on_one_line]
 
