@@ -23,6 +23,7 @@ def overrides(group, choice):
     return own
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: str(value))
 def test_every_yaml_composes_and_its_target_takes_every_key(group, choice):
     cfg = config.compose(overrides(group, choice))

@@ -131,6 +131,7 @@ QUICK = ("model_surgery_llama2_7b", "detox_gpt2_medium", "act_add_llama3_8b", "c
 MANY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEERED]
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("experiment", MANY)
 def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     composed = config.compose([f"experiment={experiment}"])

@@ -89,6 +89,7 @@ def test_markdown_shows_the_text_alone(text, frame):
     assert any(blank(one).removeprefix("line") == (blank(visible(text)) or "word") for one in texts)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("text", PAYLOADS)
 @pytest.mark.parametrize("frame", ["{}", "x {} y", "- ({})", "**{}**", "_{}_", "| head |\n| --- |\n| {} |"])
 def test_github_makes_no_link_of_the_text(text, frame):
@@ -286,6 +287,7 @@ def test_the_terminal_shows_the_leaderboard(built, width):
     assert r"\x1b[31m" in "".join(COLOURS.sub("", out.getvalue()).split()) and "[bold" in out.getvalue()
 
 
+@pytest.mark.slow
 def test_the_figures_are_drawn_and_can_be_read(hostile, built):
     with warnings.catch_warnings():
         warnings.filterwarnings(

@@ -47,6 +47,7 @@ def test_everything_that_the_records_allow_as_pdf_svg_and_png(full, files):
     assert b"<dc:date>" not in files["cost.svg"] and b"CreationDate" not in files["cost.pdf"]
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_files_in_another_process(full, files):
     results, _ = full
     for name in files:
