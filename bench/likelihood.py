@@ -36,6 +36,7 @@ from lm_eval.models.utils import (
 
 from bench.lm import LM
 from bench.sampling import draw, prefill, stream
+from bench.text_rules import instructed, rendered
 from bench.token_likelihood import BATCH_TOKENS, Request
 from methods import tokens
 from methods.fitting import advance
@@ -88,20 +89,10 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return bool(opening) and has_bos_prefix(string, opening)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The chat as text, with the steering prefix as, or before, its system message."""
+        """The chat as text, with the steering prefix as, or before, its system message (`text_rules.instructed`)."""
         prefix = self.lm.steering.prefix if self.lm.chat else ""
-        if prefix and chat_history and chat_history[0]["role"] == "system":
-            system = {"role": "system", "content": f"{prefix}\n\n{chat_history[0]['content']}"}
-            chat_history = [system, *chat_history[1:]]
-        elif prefix:
-            chat_history = [{"role": "system", "content": prefix}, *chat_history]
-        text = self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
-        )
-        return str(text)
+        messages = instructed(self.tokenizer, prefix, chat_history)
+        return rendered(self.tokenizer, messages, begun=not add_generation_prompt)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """(log p(continuation | prefix + context), is it the greedy one) of each request."""

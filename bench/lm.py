@@ -17,11 +17,12 @@ from bench.sampling import Continuation, Sampling, continuations
 from bench.text_rules import (
     BOS,
     check_template,
+    has_system_role,
+    instructed,
     load_tokenizer,
     rendered,
     set_bos,
     stop_tokens,
-    system_message,
     user_message,
 )
 from bench.token_likelihood import Likelihood, Request, likelihoods
@@ -116,7 +117,15 @@ class LM:
         """What the model reads before it writes: the prompt with the steering prefix, in the chat template."""
         if not self.chat:
             return self.steering.prefix + prompt
-        return rendered(self.tokenizer, [*system_message(self.steering.prefix), user_message(prompt)])
+        return rendered(self.tokenizer, instructed(self.tokenizer, self.steering.prefix, [user_message(prompt)]))
+
+    @property
+    def system_role(self) -> bool | None:
+        """Whether a system message is one in this model's chats; else it stands in the user's. None where none is led.
+
+        For the record.
+        """
+        return has_system_role(self.tokenizer) if self.chat else None
 
     @property
     def end_of_text(self) -> int:
@@ -211,7 +220,7 @@ class LM:
 
             steering = enter()
             if self.chat and steering.prefix:
-                check_template(self.tokenizer, [*system_message(steering.prefix), user_message("Hello")])
+                check_template(self.tokenizer, steering.prefix)
             yield replace(
                 self,
                 steering=steering,
@@ -282,7 +291,7 @@ def load_lm(
     if chat and not tokenizer.chat_template:
         raise SetupError(f"model.chat=true, but the tokenizer of {path!r} has no chat template; set model.chat=false")
     if chat:
-        check_template(tokenizer, [user_message("Hello")])
+        check_template(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # never read: padding is known by masks alone
     model.to(device).eval()

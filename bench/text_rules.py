@@ -1,5 +1,11 @@
-"""How a text begins and ends with a model, and how a chat is worded: the tokenizer's part of a language model."""
+"""How a text begins and ends with a model, and how a chat is worded: the tokenizer's part of a language model.
 
+An instruction is the chat's system message. Some templates know no such message: they refuse it, or leave out what it
+says. There an instruction stands before the text of the first user message, with a blank line between.
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from tokenizers.processors import TemplateProcessing
@@ -12,6 +18,8 @@ BOS = Literal["tokenizer", "prepend", "none"]
 TEMPLATE = (
     "set model.chat=false, or correct the template (chat_template.jinja, or chat_template in tokenizer_config.json)"
 )
+HELLO = "Hello"  # what a user says where a template is tried
+PROBE = "Speak of the weather alone."  # what a system message says there
 
 
 def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = False) -> PreTrainedTokenizerBase:
@@ -102,27 +110,69 @@ def user_message(prompt: str) -> dict[str, str]:
     return {"role": "user", "content": prompt}
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> str:
-    """Messages in the tokenizer's chat template, up to where the answer begins.
+def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template takes a system message and shows what it says; found out once for each template."""
+    return _shows_system(tokenizer, repr(tokenizer.chat_template))
+
+
+@functools.lru_cache(maxsize=8)
+def _shows_system(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    del template  # a part of the key: a tokenizer may be given another one
+    try:
+        return PROBE in rendered(tokenizer, [*system_message(PROBE), user_message(HELLO)])
+    except SetupError:
+        return False
+
+
+def instructed(
+    tokenizer: PreTrainedTokenizerBase, instruction: str, messages: Sequence[Mapping[str, str]]
+) -> list[dict[str, str]]:
+    """Messages with an instruction before whatever they say, none for an empty one, as the chat template takes them.
+
+    It is the system message, or the beginning of one that is there. Without a system role (`has_system_role`) what the
+    system message would say stands in the first user message; so does that of messages that bring one.
+    """
+    given = [dict(message) for message in messages]
+    own = given.pop(0) if given and given[0]["role"] == "system" else None
+    if own is not None and instruction:
+        own["content"] = f"{instruction}\n\n{own['content']}"
+    system = system_message(instruction) if own is None else [own]
+    if not system or has_system_role(tokenizer):
+        return [*system, *given]
+    said = system[0]["content"].rstrip()
+    user = next((message for message in given if message["role"] == "user"), None)
+    if user is None:
+        return [user_message(said), *given]
+    user["content"] = f"{said}\n\n{user['content']}" if said else user["content"]
+    return given
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], begun: bool = False) -> str:
+    """Messages in the tokenizer's chat template, up to where the answer begins; begun: the last one is its beginning.
 
     Raises SetupError where the template, which is a program of the model's author, fails.
     """
     try:
-        return str(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+        return str(
+            tokenizer.apply_chat_template(
+                messages, add_generation_prompt=not begun, continue_final_message=begun, tokenize=False
+            )
+        )
     except Exception as error:
-        system = ", of a prompt with a system message" if len(messages) > 1 else ""
+        system = ", of a prompt with a system message" if messages and messages[0]["role"] == "system" else ""
         raise SetupError(
             f"model.chat=true, but the chat template of {tokenizer.name_or_path!r} cannot be used{system}: "
             f"{loading_failure(error)}; {TEMPLATE}"
         ) from error
 
 
-def check_template(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> None:
-    """Raises SetupError where these messages cannot be worded in the chat template, or it leaves one out."""
-    text = rendered(tokenizer, messages)
-    for message in messages:
-        if message["content"].strip() not in text:
+def check_template(tokenizer: PreTrainedTokenizerBase, instruction: str = "") -> None:
+    """Raises SetupError where a chat cannot be worded in the template, or where that leaves out what is said in it."""
+    text = rendered(tokenizer, instructed(tokenizer, instruction, [user_message(HELLO)]))
+    for role, said in (("user", HELLO), ("system", instruction)):
+        if said.strip() not in text:
+            nowhere = "" if role == "user" or has_system_role(tokenizer) else ", also where it is put before the user's"
             raise SetupError(
                 f"model.chat=true, but the chat template of {tokenizer.name_or_path!r} leaves out what a "
-                f"{message['role']} message says, so the model would never read it; {TEMPLATE}"
+                f"{role} message says{nowhere}, so the model would never read it; {TEMPLATE}"
             )

@@ -412,18 +412,17 @@ def test_a_chat_template_that_fails_is_found_when_the_model_is_loaded(folder, te
 
 
 @pytest.mark.parametrize(
-    ("system", "message"),
+    "system",
     [
-        ("{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}", "no system role"),
-        ("{% set messages = messages[1:] if messages[0].role == 'system' else messages %}", "out what a system mess"),
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}",
+        "{% set messages = messages[1:] if messages[0].role == 'system' else messages %}",
     ],
 )
-def test_a_template_without_system_messages_is_found_before_a_prefix_steers(folder, system, message):
+def test_a_prefix_is_the_system_message_where_the_template_has_one_else_the_users(folder, system):
     edit(folder / "tokenizer_config.json", chat_template=system + PLAIN)
-    lm = load_lm(str(folder), chat=True)
     method = Prompt(prompts=["Be kind."], strengths=(1,))
-    with pytest.raises(SetupError, match=message), lm.steered(method, {}, 1.0):
-        pass
+    with load_lm(str(folder), chat=True).steered(method, {}, 1.0) as steered:
+        assert steered.tokenizer.decode(steered.encode("The")).endswith("[user] Be kind.\n\nThe")
     edit(folder / "tokenizer_config.json", chat_template=PLAIN)
     with load_lm(str(folder), chat=True).steered(method, {}, 1.0) as steered:
         assert steered.tokenizer.decode(steered.encode("The")).endswith("[system] Be kind.[user] The")
