@@ -1,7 +1,7 @@
 """`python -m bench`: run any cell or sweep. See `--help`.
 
 Every cell of a command is composed and checked before the first one runs. Exit code 0: all is well; 1: a cell failed;
-2: something the user must mend; 130: stopped by Ctrl-C.
+2: something the user must mend; 130: stopped by Ctrl-C; 143: by SIGTERM.
 """
 
 import sys
@@ -16,6 +16,7 @@ from bench.escape import terminal, visible
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from bench.cell import Session
     from bench.runner import Failure
 
 
@@ -26,8 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [argument for argument in given if argument not in ("-m", "--multirun")]
     if command.asks_help(given):
         return command.run(_help)
-    kept = "what is finished is kept, and the same command goes on from there"
-    return command.run(_run, overrides, multirun, stopped=kept)
+    sweep = Sweep()
+    return command.run(sweep.run, overrides, multirun, stopped=sweep.kept)
 
 
 def _help() -> None:
@@ -36,19 +37,59 @@ def _help() -> None:
     help.show(config.folder(), plugins.installed(config.folder()))
 
 
-def _run(overrides: Sequence[str], multirun: bool) -> int:
-    from bench import config
+class Sweep:
+    """One command: its cells run in one process, so that they share model, pairs and unsteered generations."""
 
-    cells = config.validate_all(config.jobs(overrides, multirun))
-    failures = _compute(cells)
-    code = 0
-    if failures:
-        tell(failures)
-        console.print(f"{len(failures)} of {len(cells)} cells failed; the same command computes only what is missing")
-        code = 2 if all(failure.setup for failure in failures) else 1
-    if len(failures) < len(cells):
-        _show(Path(cells[0].runtime.results))
-    return code
+    def __init__(self) -> None:
+        self.results: Path | None = None
+        self.session: Session | None = None
+
+    def kept(self) -> str:
+        """What is there of the work when the command is stopped."""
+        if self.results is None:
+            return "nothing was computed yet"
+        from bench import unfinished
+
+        return unfinished.told(self.results / "runs", self.session.written if self.session is not None else 0)
+
+    def run(self, overrides: Sequence[str], multirun: bool) -> int:
+        """Compose, check, compute, show; returns the exit code."""
+        from bench import config
+
+        configs = config.validate_all(config.jobs(overrides, multirun))
+        self.results = Path(configs[0].runtime.results)
+        failures = self.compute(configs)
+        code = 0
+        if failures:
+            tell(failures)
+            again = "the same command computes only what is missing"
+            console.print(f"{len(failures)} of {len(configs)} cells failed; {again}")
+            code = 2 if all(failure.setup for failure in failures) else 1
+        if len(failures) < len(configs):
+            _show(self.results)
+        return code
+
+    def compute(self, configs: Sequence["DictConfig"]) -> list["Failure"]:
+        """Prepare every cell, then run every one that can be; what stops a cell is told at once."""
+        from transformers.utils import logging
+
+        from bench.cell import Session
+        from bench.progress import Bar
+        from bench.runner import Failure, ready, run_cell, tidy
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
+        tidy(configs[0])
+        self.session = Session()
+        cells, failures = ready(configs, self.session)
+        planned = {key: tokens for _, stages in cells for key, tokens in stages.items()}
+        if failures and planned:
+            tell(failures)
+            console.print("the other cells go on")
+        if cells and not planned:
+            console.print(f"all {len(cells)} cells are known; nothing to compute")
+        with Bar(planned) as self.session.bar:
+            results = [run_cell(cell) for cell, _ in cells]
+        return failures + [result for result in results if isinstance(result, Failure)]
 
 
 def tell(failures: Sequence["Failure"]) -> None:
@@ -59,30 +100,6 @@ def tell(failures: Sequence["Failure"]) -> None:
         where = f"; traceback in {stopped[0].traceback}" if stopped[0].traceback else ""
         told = "\n  ".join(f"{names}: {message}{where}".split("\n"))  # no line of a message begins as ours do
         console.print(terminal("failed:", "bold red"), terminal(told, lines=True))
-
-
-def _compute(configs: Sequence["DictConfig"]) -> list["Failure"]:
-    """Run the cells in one process, so that they share model, pairs and unsteered generations."""
-    from transformers.utils import logging
-
-    from bench.cell import Cell, Session
-    from bench.progress import Bar
-    from bench.runner import Failure, plan, run_cell
-
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
-    session = Session()
-    cells = [Cell(cfg, session) for cfg in configs]
-    planned: dict[str, float] = {}
-    for cell in cells:
-        planned |= plan(cell)
-    if planned:
-        for cell in cells:
-            cell.fetch_model()  # prints what it fetches, so before the bar is up
-    else:
-        console.print(f"all {len(cells)} cells are known; nothing to compute")
-    with Bar(planned) as session.bar:
-        results = [run_cell(cell) for cell in cells]
-    return [result for result in results if isinstance(result, Failure)]
 
 
 def _show(results: Path) -> None:

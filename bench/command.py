@@ -1,12 +1,15 @@
 """What every command does alike: errors and Ctrl-C become one message and an exit code, never a traceback."""
 
 import argparse
+import errno
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from rich.console import Console
 
+from bench import stopping
 from bench.escape import terminal, visible
 from methods.errors import SetupError
 
@@ -14,6 +17,14 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 """For whatever is told beside the result itself."""
 OVERVIEW_WIDTH = 120
 """Columns of a help page that goes to a file or a pipe."""
+
+
+NEXT_STEP = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT), "free some space, or set runtime.results and runtime.cache elsewhere"
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "get the right to read and write it, or name another"),
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,20 +36,56 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {visible(message)}\n")
 
 
-def run(work: Callable[..., int | None], *arguments: Any, stopped: str = "nothing was written") -> int:
-    """The exit code: that of work(*arguments), 0 for none; 2: the user must mend something; 130: stopped by Ctrl-C.
+def run(
+    work: Callable[..., int | None], *arguments: Any, stopped: str | Callable[[], str] = "nothing was written"
+) -> int:
+    """The exit code: that of work(*arguments), 0 for none.
 
-    stopped: what that means for what was computed so far.
+    2: the user must mend something, be it a setting, a file or a full disk. 1: something called `sys.exit`. 130, 143:
+    stopped by Ctrl-C, by SIGTERM (`bench.stopping`). stopped: what that means for what was computed so far.
     """
-    try:
-        return work(*arguments) or 0
-    except SetupError as error:
-        for line in visible(error, lines=True).split("\n"):
-            console.print(terminal("error:", "bold red"), terminal(line))
-        return 2
-    except KeyboardInterrupt:
-        console.print(f"stopped; {stopped}")
-        return 130
+
+    def farewell(number: int | None) -> None:
+        by = f" by {stopping.name_of(number)}" if number else ""
+        console.show_cursor(True)  # a bar may have hidden it
+        console.print(terminal(f"stopped{by}; {stopped if isinstance(stopped, str) else stopped()}"))
+
+    with stopping.orderly(farewell):
+        try:
+            return work(*arguments) or 0
+        except SetupError as error:
+            complain(str(error))
+            return 2
+        except stopping.Stopped as signal:
+            farewell(signal.number)
+            return stopping.exit_code(signal.number)
+        except KeyboardInterrupt:
+            farewell(None)
+            return 130
+        except BrokenPipeError:  # whoever read what is printed has gone, as `head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except OSError as error:
+            if error.errno is None:
+                raise
+            complain(of_system(error))
+            return 2
+        except SystemExit as error:
+            complain(f"something that was called ended the program by sys.exit({error.code!r}); nothing more was done")
+            return 1
+
+
+def complain(message: str) -> None:
+    """Print an error, each line marked as one."""
+    for line in visible(message, lines=True).split("\n"):
+        console.print(terminal("error:", "bold red"), terminal(line))
+
+
+def of_system(error: OSError) -> str:
+    """What the system refused, on which file, and the next step."""
+    step = NEXT_STEP.get(error.errno or 0, "look whether the file can be read and written")
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}; {step}, and run the same command again"
 
 
 def asks_help(arguments: list[str]) -> bool:

@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
+from bench.atomic import write_whole
 from bench.data.wheels import file_sha256
 from bench.escape import visible
-from bench.record import dumps, sha256, write_whole
+from bench.record import dumps, sha256
 from methods.errors import SetupError
 
 SEAL = "sha256.json"

@@ -159,7 +159,7 @@ def check_target(target: Path, name: str, *, overwrite: bool) -> None:
 
 def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
     """Fit where that is to be done, measure, write; returns the facts."""
-    from bench import record
+    from bench import atomic, record
     from bench.cell import torch_threads
     from bench.exports.effect import Steered, measure
     from bench.progress import Bar
@@ -178,11 +178,11 @@ def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
     module = importlib.import_module(f"bench.exports.{name}")
     if FORMATS[name].suffix:
         facts = _facts(cell, name, module.write(target, steered))
-        record.write_whole(
+        atomic.write_whole(
             _facts_file(target, name), record.dumps(facts | {"use": _use(module, steered, target.name, _quoted)})
         )
         return facts
-    with record.whole_folder(target) as folder:
+    with atomic.whole_folder(target, replace=True) as folder:
         facts = _facts(cell, name, module.write(folder, steered))
         (folder / FACTS).write_text(record.dumps(facts), encoding="utf-8")
         (folder / "README.md").write_text(_readme(facts, _use(module, steered, target.name, literal)), encoding="utf-8")

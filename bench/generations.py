@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
-from bench import digests, identity
+from bench import atomic, digests, identity, unfinished
 from bench.lm import LM
-from bench.record import whole_folder
 from bench.sampling import VERSION, Continuation, Sampling, continuations
 from methods.errors import SetupError
 
@@ -68,13 +67,18 @@ class Generations:
                 raise digests.DamagedError(f"{target / FILE} lacks the sampled tokens, as an older version wrote it")
             except digests.DamagedError as error:
                 digests.set_aside(target, error)
-        rows = continuations(lm, prompts, num_samples, lm.sampling)
-        with whole_folder(target) as temporary:
+        with unfinished.keeping(self.folder.parent / "unfinished" / target.name):
+            rows = continuations(lm, prompts, num_samples, lm.sampling)
+            self._write(target, prompts, rows)
+        return _read(target, prompts, num_samples)
+
+    def _write(self, target: Path, prompts: Sequence[str], rows: Sequence[Sequence[Continuation]]) -> None:
+        """Write a set and its seal."""
+        with atomic.whole_folder(target, [FILE]) as temporary:
             with gzip.open(temporary / FILE, "wt", encoding="utf-8") as out:
                 for prompt, row in zip(prompts, rows, strict=True):
                     out.write(json.dumps({"prompt": prompt, "continuations": row}) + "\n")
             digests.seal(temporary, name=target.name)
-        return _read(target, prompts, num_samples)
 
     def stored(self, lm: Asker, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
         """The stored continuations. Raises SetupError where there are none, and where they are damaged."""

@@ -15,10 +15,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from bench import command, escape, latex, other_suites, readable
+from bench.atomic import write_whole
 from bench.collect import Record, collect, read_records
 from bench.comparable import BASELINE_FAMILY
 from bench.escape import terminal, visible
-from bench.record import write_whole
 from bench.tables import Table, tables
 from methods.errors import SetupError
 

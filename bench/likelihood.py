@@ -34,6 +34,7 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 
+from bench import unfinished
 from bench.lm import LM
 from bench.sampling import draw, prefill, stream
 from bench.text_rules import instructed, rendered
@@ -184,17 +185,20 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), contexts[i]))
         size = max(1, min(self.lm.sampling.batch_size, BATCH_TOKENS // (max(map(len, ids)) + new)))
         texts = [""] * len(ids)
-        for start in range(0, len(order), size):
-            batch = order[start : start + size]
-            decoded = self._decode(
-                [ids[i] for i in batch],
-                torch.stack([keys[i] for i in batch]).to(self.lm.device),
-                until,
-                temperature,
-                float(settings.get("top_p", 1.0)),
-            )
-            for i, text in zip(batch, decoded, strict=True):
-                texts[i] = text
+        top_p = float(settings.get("top_p", 1.0))
+
+        def what() -> Any:
+            lm, decoding = self.lm, [self.lm.sampling.seed, new, until, temperature, top_p]
+            return ["answers", lm.identity, lm.steering_identity, lm.steered_by, ids, contexts, decoding]
+
+        with unfinished.batches(what, size) as kept:
+            for start in range(0, len(order), kept.batch_size):
+                batch = order[start : start + kept.batch_size]
+                drawn = torch.stack([keys[i] for i in batch]).to(self.lm.device)
+                asked = [ids[i] for i in batch]
+                decode = functools.partial(self._decode, asked, drawn, until, temperature, top_p)
+                for i, text in zip(batch, kept.once(start, decode), strict=True):
+                    texts[i] = text
         return texts
 
     def _decode(

@@ -263,6 +263,32 @@ def _text_rules(
     return ("bos", resolved), ("stop_tokens", sorted(stops) if left_out else None)
 
 
+def skeleton(node: DictConfig, where: str, revision: str | None, offline: bool = False) -> Any:
+    """The model without its weights, on torch's meta device: its modules and shapes, read from its config alone.
+
+    Raises SetupError for a config that transformers cannot make a model of.
+    """
+    files = tuple(fingerprint(Path(where)).values()) if source(node) == "path" else ()
+    return _skeleton(where, revision, str(node.dtype), offline, files)
+
+
+@functools.lru_cache(maxsize=4)
+def _skeleton(where: str, revision: str | None, dtype: str, offline: bool, _files: tuple[str, ...]) -> Any:
+    """_files: what is in a folder, so that it is read anew when that changes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from bench.weights import cannot_load
+
+    try:
+        config = check_config(where, revision=revision, local_files_only=offline)
+        with torch.device("meta"):
+            auto: Any = AutoModelForCausalLM
+            return auto.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    except Exception as error:  # whatever its values make the architecture's own code do
+        raise cannot_load(where, error) from error
+
+
 def _ends(where: str, **named: Any) -> Any:
     """What generation_config.json, or config.json where there is none, says of the tokens that end a text."""
     from transformers import GenerationConfig

@@ -60,10 +60,21 @@ class Bar:
             spent += step
             self._move(self.done + step, label)
 
+        def skip(tokens: float) -> None:
+            nonlocal planned
+            step = min(tokens, planned - spent)
+            planned -= step
+            self._shrink(step)
+
         self._move(self.done, label)
-        with listening(advance):
+        with listening(advance, skip):
             yield
         self._move(self.done + planned - spent, label)
+
+    def _shrink(self, tokens: float) -> None:
+        """There is less to do than was planned: an earlier run has kept it."""
+        total = self.progress.tasks[self.task].total or 1
+        self.progress.update(self.task, total=max(total - tokens, 1))
 
     def _move(self, done: float, label: str) -> None:
         self.done = done

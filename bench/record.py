@@ -6,50 +6,19 @@ written to a temporary folder and renamed. record.json holds the sha256 of the t
 
 import hashlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from bench import shape
+from bench import atomic, shape
+from bench.atomic import write_whole
+from bench.escape import visible
 from bench.identity import ID, SCHEMA
 
 TABLES = ("items", "scores")
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    temporary.chmod(0o755)  # others may read results; mkdtemp thinks of secrets
-    try:
-        yield temporary
-        if target.is_symlink():  # what it points to is somebody else's
-            target.unlink()
-        if target.exists():  # broken or replaced: what counts as known was never overwritten
-            shutil.rmtree(target)
-        temporary.rename(target)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_whole(target: Path, content: str | bytes) -> None:
-    """Write a file by temporary file and rename; where that fails, nothing is left behind."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
-        Path(name).chmod(0o644)
-        Path(name).replace(target)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def dumps(value: Any) -> str:
@@ -83,6 +52,8 @@ def sha256(path: Path) -> str:
 def write(folder: Path, record: Mapping[str, Any], items: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
     """Write a record and its tables under `folder`/<id>; returns the record with the tables' hashes.
 
+    A record that another process wrote there in the meantime stays, and is returned: both have the same numbers.
+
     Raises ValueError for an id that is none (`identity.ID`), which could be a path out of the folder, and for a field
     that no reader would take (`bench.shape`).
     """
@@ -90,13 +61,28 @@ def write(folder: Path, record: Mapping[str, Any], items: pd.DataFrame, scores: 
         raise ValueError(f"{record['id']!r} is no id")
     if found := shape.wrong(json.loads(dumps(record))):
         raise ValueError(f"a record whose {found} is not written")
-    with whole_folder(folder / record["id"]) as temporary:
+    target = folder / record["id"]
+    _make_room(target)
+    with atomic.whole_folder(target) as temporary:
         for name, table in zip(TABLES, (items, scores), strict=True):
             table.to_parquet(temporary / f"{name}.parquet", index=False)
         files = {name: sha256(temporary / f"{name}.parquet") for name in TABLES}
-        full = sealed({**record, "schema": SCHEMA, "files": files})
-        (temporary / "record.json").write_text(dumps(full), encoding="utf-8")
-    return full
+        (temporary / "record.json").write_text(
+            dumps(sealed({**record, "schema": SCHEMA, "files": files})), encoding="utf-8"
+        )
+    return checked(target)
+
+
+def _make_room(target: Path) -> None:
+    """Set aside what is in the place of a record and is none, with a warning; nobody else's work is removed."""
+    if not target.exists() and not target.is_symlink():
+        return
+    try:
+        checked(target)
+    except NotWholeError as error:
+        if (moved := atomic.set_aside(target, target.parent.parent)) is not None:  # out of the folder of records
+            told = f"warning: record {target.name}: {str(error).partition(';')[0]}; it is set aside as {moved}"
+            print(visible(told), file=sys.stderr)
 
 
 class NotWholeError(ValueError):

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from bench import command, config, escape
+from bench.atomic import write_whole
 from bench.collect import Record, read_records
 from bench.escape import terminal
 from bench.identity import canonical
-from bench.record import write_whole
 from methods.errors import SetupError
 
 RUN, NOT_RUN, NOT_MEASURED, LOOK_UP = "run", "not run", "not measured", "look it up"

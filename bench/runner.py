@@ -5,16 +5,18 @@ record; model, data and fit are touched only when something is not.
 """
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
-from bench import digests, identity, record, search, tuning
-from bench.cell import Cell, torch_threads
+from bench import atomic, command, digests, identity, record, search, tuning, unfinished
+from bench.cell import Cell, Session, torch_threads
 from bench.collect import scorers_of, scorers_used
+from bench.data.sources import default_cache
+from bench.escape import terminal
 from bench.generations import decoding_identity
 from bench.provenance import provenance
 from bench.suites.base import Split, Suite
@@ -34,6 +36,7 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     return results
 
 
+Result = TypeVar("Result")
 Obtain = Callable[[Cell, Suite, Split, float], dict[str, Any]]
 """How a result is had: `result` computes what is missing, `stored` raises NotStored."""
 
@@ -91,20 +94,24 @@ def result(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str,
     if stored is not None:
         return stored
     label = f"{cell.label(strength)} · {suite.name}" + (" · tuning" if split == "dev" else "")
-    with cell.session.bar.stage(stage_key(cell, suite, split, strength), label), cell.steered(strength) as lm:
-        with digests.unverified() as unverified:
-            found = suite.run(lm, split)
-    about = describe(cell, suite, split, strength) | {
-        "metrics": {name: one._asdict() for name, one in found.metrics.items()},
-        "info": found.info,
-        "sources": found.info.get("sources", []),
-        "unverified": sorted(unverified.union(lm.unverified, cell.unverified(strength))),
-        "unexpected_weights": list(lm.unexpected_weights),
-    }
-    about["scorers"] = scorers_of(about)  # those that judged
-    if split == "test" and strength != 0:
-        about["cost"] = {"relative_speed": cell.speed(strength)}
-    return record.write(cell.records, about, found.items, found.scores)
+    place = cell.unfinished(cell.record_id(suite, split, strength))
+    with unfinished.keeping(place, suite, cell.method, *cell.scorers.values()):
+        with cell.session.bar.stage(stage_key(cell, suite, split, strength), label), cell.steered(strength) as lm:
+            with digests.unverified() as unverified:
+                found = suite.run(lm, split)
+        about = describe(cell, suite, split, strength) | {
+            "metrics": {name: one._asdict() for name, one in found.metrics.items()},
+            "info": found.info,
+            "sources": found.info.get("sources", []),
+            "unverified": sorted(unverified.union(lm.unverified, cell.unverified(strength))),
+            "unexpected_weights": list(lm.unexpected_weights),
+        }
+        about["scorers"] = scorers_of(about)  # those that judged
+        if split == "test" and strength != 0:
+            about["cost"] = {"relative_speed": cell.speed(strength)}
+        written = record.write(cell.records, about, found.items, found.scores)
+    cell.session.written += 1
+    return written
 
 
 def describe(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any]:
@@ -186,15 +193,92 @@ class Failure:
     setup: bool
 
 
-def run_cell(cell: Cell) -> list[dict[str, Any]] | Failure:
-    """Run one cell; the one place that may catch everything, so that the other cells go on."""
+def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result | Failure:
+    """What the work on one cell gives; the one place that may catch everything, so that the other cells go on.
+
+    Not caught is what stops the whole run: a signal (`bench.stopping`).
+    """
     try:
+        return work()
+    except SetupError as error:
+        return Failure(label, str(error), None, setup=True)
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except SystemExit as error:
+        return _failure(cfg, label, f"something that it calls ended the program by sys.exit({error.code!r})")
+    except BaseException as error:  # a panic of Rust code is no Exception
+        full = isinstance(error, OSError) and error.errno is not None
+        message = command.of_system(error) if full else f"{type(error).__name__}: {error}"  # type: ignore[arg-type]
+        return _failure(cfg, label, message)
+
+
+def _failure(cfg: DictConfig, label: str, message: str) -> Failure:
+    """A failure with its traceback in a file, or on the terminal where no file can be written."""
+    told = traceback.format_exc()
+    try:
+        settings = OmegaConf.to_yaml(cfg, resolve=True)
+        path = Path(cfg.runtime.results) / "runs" / "failures" / f"{identity.digest(settings)}.txt"
+        atomic.write_whole(path, f"{settings}\n{told}")
+    except Exception as error:  # a full disk, as a rule, which may be what the cell failed of
+        command.console.print(terminal(f"{told}{label}: its traceback could not be kept ({error})", lines=True))
+        return Failure(label, message, None, setup=False)
+    return Failure(label, message, path, setup=False)
+
+
+def prepare(cfg: DictConfig, session: Session) -> tuple[Cell, dict[str, float]] | Failure:
+    """The cell and what it has to compute, with what that takes fetched and its method held against the model."""
+    cell = bounded(cfg, str(cfg.method._target_).rpartition(".")[2], lambda: Cell(cfg, session))
+    if isinstance(cell, Failure):
+        return cell
+
+    def look() -> tuple[Cell, dict[str, float]]:
+        stages = plan(cell)
+        if stages:
+            cell.fetch_model()  # prints what it fetches, so before the bar is up
+            check_methods(cell)
+        return cell, stages
+
+    return bounded(cfg, cell.label(), look)
+
+
+def ready(configs: Sequence[DictConfig], session: Session) -> tuple[list[tuple[Cell, dict[str, float]]], list[Failure]]:
+    """The cells that can run, with what each has to compute, and those that cannot.
+
+    Raises SetupError where of cells that steer none is left: what the unsteered model takes would be for nothing.
+    """
+    prepared = [prepare(cfg, session) for cfg in configs]
+    failures = [one for one in prepared if isinstance(one, Failure)]
+    left = [one for one in prepared if not isinstance(one, Failure)]
+    if any(one.setup for one in failures) and left and not any(cell.method.strengths for cell, _ in left):
+        reasons = dict.fromkeys(f"{one.label}: {one.message}" for one in failures)
+        raise SetupError(
+            "\n".join([*reasons, "of what is left nothing steers, so nothing is computed; mend these first"])
+        )
+    return left, failures
+
+
+def check_methods(cell: Cell) -> None:
+    """Raises SetupError where the method, with any of the options that are tuned, does not suit the model."""
+    cell.check_method()
+    if cell.cfg.strength == "auto":
+        for option, values in search.space(cell.tuning, cell.method)[1].items():
+            for value in values:
+                cell.variant({option: value}).check_method()
+
+
+def tidy(cfg: DictConfig) -> None:
+    """Remove what processes that died left half-written in the folders of results and of the cache."""
+    results, cache = Path(cfg.runtime.results), Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+    runs = results / "runs"
+    inside = [path for folder in (runs, cache) if folder.is_dir() for path in folder.iterdir() if path.is_dir()]
+    atomic.sweep(results, runs, cache, *inside)
+
+
+def run_cell(cell: Cell) -> list[dict[str, Any]] | Failure:
+    """Run one cell, with the threads that it asks for."""
+
+    def work() -> list[dict[str, Any]]:
         with torch_threads(cell.threads):
             return run(cell)
-    except SetupError as error:
-        return Failure(cell.label(), str(error), None, setup=True)
-    except Exception as error:
-        settings = OmegaConf.to_yaml(cell.cfg, resolve=True)
-        path = cell.runs / "failures" / f"{identity.digest(settings)}.txt"
-        record.write_whole(path, f"{settings}\n{traceback.format_exc()}")
-        return Failure(cell.label(), f"{type(error).__name__}: {error}", path, setup=False)
+
+    return bounded(cell.cfg, cell.label(), work)

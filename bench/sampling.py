@@ -4,15 +4,17 @@ A text depends on its own stream and prompt alone, so neither the order of promp
 rows of a batch change it, but where floating point puts a draw on the other side of a boundary.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from bench import unfinished
 from methods.errors import SetupError
 from methods.fitting import advance
 
@@ -94,10 +96,17 @@ def continuations(lm: "LM", prompts: Sequence[str], num_samples: int, settings: 
     order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), prompts[i]))
     units = [_Unit(i, k) for i in order for k in range(num_samples)]
     texts: list[list[Continuation | None]] = [[None] * num_samples for _ in prompts]
-    for start in range(0, len(units), settings.batch_size):
-        batch = units[start : start + settings.batch_size]
-        for unit, tokens in zip(batch, _decode(lm, prompts, encoded, batch, settings), strict=True):
-            texts[unit.prompt][unit.sample] = _continuation(lm, encoded[unit.prompt], tokens, settings.stop)
+
+    def what() -> Any:
+        decoding = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
+        return ["texts", lm.identity, lm.steering_identity, lm.steered_by, list(prompts), num_samples, decoding]
+
+    with unfinished.batches(what, settings.batch_size) as kept:
+        for start in range(0, len(units), kept.batch_size):
+            batch = units[start : start + kept.batch_size]
+            decoded = kept.once(start, functools.partial(_decode, lm, prompts, encoded, batch, settings))
+            for unit, tokens in zip(batch, decoded, strict=True):
+                texts[unit.prompt][unit.sample] = _continuation(lm, encoded[unit.prompt], tokens, settings.stop)
     return [[text for text in row if text is not None] for row in texts]
 
 

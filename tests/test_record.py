@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import record, report, shape
+from bench import atomic, record, report, shape
 from bench.collect import collect, read_records
 from bench.leaderboard import rebuild
 from methods.errors import SetupError
@@ -39,7 +39,7 @@ def test_a_broken_record_is_not_known(tmp_path, name):
 
 
 def test_a_failure_leaves_nothing_behind(tmp_path):
-    with pytest.raises(RuntimeError), record.whole_folder(tmp_path / ID) as temporary:
+    with pytest.raises(RuntimeError), atomic.whole_folder(tmp_path / ID) as temporary:
         (temporary / "half").write_text("x")
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
@@ -100,7 +100,7 @@ def edited(path, *places_and_values) -> None:
         for key in place[:-1]:
             node = node[key]
         node[place[-1]] = value
-    record.write_whole(path / "record.json", json.dumps(record.sealed(facts)))
+    atomic.write_whole(path / "record.json", json.dumps(record.sealed(facts)))
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +195,7 @@ def test_a_record_nested_without_end_is_skipped(results, depth, key):
     (path / "record.json").write_text(f'{{"{key}": {"[" * depth}{"]" * depth}, ' + text.lstrip()[1:])
     if key == "x" and depth < 900:
         facts = record.load(path / "record.json")
-        record.write_whole(path / "record.json", json.dumps(record.sealed(facts)))
+        atomic.write_whole(path / "record.json", json.dumps(record.sealed(facts)))
     built = rebuild(results)
     if key == "x" or depth == 100_000:  # of a key that is there twice JSON takes the last one
         (line,) = built.skipped

@@ -1,14 +1,13 @@
 """What a method promises about `apply`: that it does something, what it does, and that all of it is undone."""
 
 import copy
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import psutil
 import torch
 from torch import Tensor
 
+from bench.atomic import temporary_folder
 from bench.checks.subject import (
     PROMPTS,
     STEPS,
@@ -142,8 +141,8 @@ def where(subject: Subject) -> str:
 
 def saved(subject: Subject) -> str:
     """Saved, loaded and given to a fresh object of the method, without its facts, it steers to the same bits."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "artefact.safetensors"
+    with temporary_folder() as folder:
+        path = folder / "artefact.safetensors"
         base.save(subject.fitted.artefact, path)
         loaded = {name: tensor for name, tensor in base.load(path).items() if not name.startswith(base.INFO)}
     with subject.steered() as lm:

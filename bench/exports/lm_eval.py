@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bench import record
+from bench import atomic
 from bench.exports.effect import Steered
 from methods import anatomy
 
@@ -36,4 +36,4 @@ def write(path: Path, steered: Steered) -> None:
     }
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    record.write_whole(path, buffer.getvalue())
+    atomic.write_whole(path, buffer.getvalue())

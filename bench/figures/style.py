@@ -24,9 +24,9 @@ from matplotlib.lines import Line2D
 from matplotlib.textpath import TextPath
 
 from bench import escape
+from bench.atomic import write_whole
 from bench.comparable import BASELINE_FAMILY, RANDOM
 from bench.readable import labels
-from bench.record import write_whole
 from methods.errors import SetupError
 
 Width = Literal["single", "double"]

@@ -12,9 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from bench import readable
+from bench.atomic import write_whole
 from bench.collect import read_records
 from bench.escape import visible
-from bench.record import write_whole
 from bench.report import columns, drawn, lines, texts
 from bench.tables import Table, tables
 from methods.errors import SetupError

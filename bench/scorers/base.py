@@ -1,10 +1,16 @@
 """What a scorer is, how many texts are scored at once, and what counts as a score."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any, Protocol
 
+from bench import unfinished
+from bench.identity import named
 from methods.errors import SetupError
+
+TEXTS = 256
+"""How many texts a scorer that does not say otherwise is given at a time."""
 
 
 class Scorer(Protocol):
@@ -12,6 +18,9 @@ class Scorer(Protocol):
 
     measures: "toxicity" (1 toxic), "sentiment" (1 positive, .5 neutral) or "refusal" (1 refused); a suite reads those
     that measure what it asks.
+
+    A scorer whose score of a text depends on the others of its batch, by the last bits, has a member `batches`: from
+    completions to lists of their numbers, each of them judged together.
     """
 
     @property
@@ -34,11 +43,30 @@ class Scorer(Protocol):
 
 
 def unique_scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-    """As `scores`, but each distinct (prompt, completion) is judged once."""
+    """As `scores`, but each distinct (prompt, completion) is judged once; finished batches are kept (`unfinished`)."""
     pairs = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(pairs))
-    judged = dict(zip(distinct, scores(scorer, [p for p, _ in distinct], [c for _, c in distinct]), strict=True))
+    plan = getattr(scorer, "batches", _in_turn)([completion for _, completion in distinct])
+    if sorted(row for rows in plan for row in rows) != list(range(len(distinct))):
+        raise SetupError(f"scorer {scorer.name}: its batches do not hold each of {len(distinct)} texts once; mend it")
+    judged: dict[tuple[str, str], float | None] = {}
+    with unfinished.batches(lambda: ["scores", named(scorer), distinct, plan], len(plan)) as kept:
+        for number, rows in enumerate(plan):
+            some = [distinct[row] for row in rows]
+            judge = functools.partial(scores, scorer, [prompt for prompt, _ in some], [text for _, text in some])
+            judged.update(zip(some, kept.once(number, judge), strict=True))
     return [judged[pair] for pair in pairs]
+
+
+def _in_turn(completions: Sequence[str]) -> list[list[int]]:
+    return [list(range(len(completions)))[start : start + TEXTS] for start in range(0, len(completions), TEXTS)]
+
+
+def by_length(completions: Sequence[str], batch_size: int) -> list[list[int]]:
+    """Batches for a model that pads: numbers of the blank texts together, then of the others, short ones first."""
+    blank = [i for i, text in enumerate(completions) if not text.strip()]
+    order = sorted((i for i, text in enumerate(completions) if text.strip()), key=lambda i: len(completions[i]))
+    return ([blank] if blank else []) + [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
 
 
 def scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:

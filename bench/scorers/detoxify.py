@@ -4,14 +4,15 @@ import functools
 import math
 import pickle
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bench.atomic import temporary_folder
 from bench.data.wheels import SHA256, file_sha256
+from bench.scorers.base import by_length
 from methods.errors import SetupError, loading_failure
 
 # The five variants and the model on the hub whose config and tokenizer each one needs besides its checkpoint.
@@ -88,6 +89,10 @@ class Detoxify:
             "device": self.device.partition(":")[0],
         }
 
+    def batches(self, completions: Sequence[str]) -> list[list[int]]:
+        """Texts of like length together; what pads them moves the last bits of a score."""
+        return by_length(completions, self.batch_size)
+
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         """One score per completion alone; blank ones score 0, a score that is no number is None."""
         del prompts
@@ -146,8 +151,8 @@ def _load(
                     f"{file} is refused: it names {name!r} of transformers, which no Detoxify model is made of"
                 )
         arguments["model_type"] = config_path or _base_files(arguments["model_type"], model_type, offline)
-        with tempfile.TemporaryDirectory() as folder:
-            copy = Path(folder) / file.name
+        with temporary_folder() as folder:
+            copy = folder / file.name
             torch.save({"config": content["config"], "state_dict": content["state_dict"]}, copy)
             model = Model(checkpoint=str(copy), device=device)
     except (KeyError, TypeError, RuntimeError) as error:

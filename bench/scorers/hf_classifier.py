@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bench import models
+from bench.scorers.base import by_length
 from methods.errors import SetupError, loading_failure
 
 BLANK = {"toxicity": 0.0, "refusal": 0.0, "sentiment": 0.5}
@@ -99,6 +100,10 @@ class HFClassifier:
             "measures": self.measures,
             "device": self.device.partition(":")[0],
         }
+
+    def batches(self, completions: Sequence[str]) -> list[list[int]]:
+        """Texts of like length together; what pads them moves the last bits of a score."""
+        return by_length(completions, self.batch_size)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         """One score per completion alone; None where the model gives no number."""

@@ -1,0 +1,126 @@
+"""How a command ends when it is told to: by Ctrl-C, by SIGTERM (Slurm, `kill`, a shut-down), by a closed terminal.
+
+Inside `orderly` each of these signals raises `Stopped` in the main thread, so that what is being written vanishes and
+what was computed is kept on the way out. One long call into a library cannot be left like that; a thread therefore ends
+the process after GRACE_SECONDS, and at once where a second signal comes.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any, NoReturn
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+GRACE_SECONDS = 7.0
+"""From the signal to the end of the process, where it does not end by itself. Slurm waits 30 s before it kills."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The process was told to end. number: of the signal."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name_of(number))
+        self.number = number
+
+
+_asked: list[int] = []
+"""Signals that came inside the running `orderly`."""
+
+
+def check() -> None:
+    """Raises Stopped where a signal has come and some library has caught what it raised."""
+    if _asked:
+        raise Stopped(_asked[0])
+
+
+def name_of(number: int) -> str:
+    """How a person calls the signal."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def exit_code(number: int) -> int:
+    """What a shell reports for a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number
+
+
+@contextmanager
+def orderly(farewell: Callable[[int], None]) -> Iterator[None]:
+    """Inside the block the signals end the process as the head of this file says.
+
+    farewell: tells the user, given the number of the signal; called by the thread, where the main one does not end.
+    Signals that were ignored (`nohup`) stay so. In another thread than the main one nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    read, write = os.pipe()
+    os.set_blocking(write, False)
+    _asked.clear()
+    before = {one: signal.getsignal(one) for one in SIGNALS}
+    wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+    for one, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(one, _raise)
+    ended = threading.Event()
+    watch = threading.Thread(target=_watch, args=(read, ended, farewell), daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(wakeup)
+        for one, handler in before.items():
+            signal.signal(one, signal.SIG_DFL if handler is None else handler)
+        os.close(write)  # which ends the thread
+        watch.join(1.0)
+        os.close(read)
+        _asked.clear()
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    del frame
+    _asked.append(number)
+    if len(_asked) == 1:
+        raise Stopped(number)
+
+
+def _watch(read: int, ended: threading.Event, farewell: Callable[[int], None]) -> None:
+    """Wait for a signal, then for the end of the block; the system writes each signal's number to the pipe."""
+    first = _next(read)
+    if first is None:
+        return
+    second = threading.Thread(target=lambda: _next(read) is not None and _leave(first, ended, farewell), daemon=True)
+    second.start()
+    if not ended.wait(GRACE_SECONDS):
+        _leave(first, ended, farewell)
+
+
+def _next(read: int) -> int | None:
+    """The next of SIGNALS; None when the pipe is closed."""
+    with suppress(OSError):
+        while number := os.read(read, 1):
+            if number[0] in SIGNALS:
+                return number[0]
+    return None
+
+
+def _leave(number: int, ended: threading.Event, farewell: Callable[[int], None]) -> NoReturn | None:
+    if ended.is_set():
+        return None
+    farewell(number)
+    os._exit(exit_code(number))
+
+
+def _in_child(*_: Any) -> None:
+    """A forked process has none of this: what is sent to it is not meant for its parent."""
+    if threading.current_thread() is threading.main_thread():
+        for one in SIGNALS:
+            if signal.getsignal(one) is _raise:
+                signal.set_wakeup_fd(-1)
+                signal.signal(one, signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_in_child)
