@@ -56,7 +56,11 @@ class Sweep:
         """Compose, check, compute, show; returns the exit code."""
         from bench import config
 
+        overrides, printed = config.without_cfg(overrides)
         configs = config.validate_all(config.jobs(overrides, multirun))
+        if printed:
+            print(config.as_yaml(configs), end="")
+            return 0
         self.results = Path(configs[0].runtime.results)
         failures = self.compute(configs)
         code = 0

@@ -17,12 +17,13 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bench import config_checks, plugins
+from bench.escape import HIDDEN
 from bench.values import mistakes, near, shown
 from methods.errors import SetupError
 
@@ -32,6 +33,21 @@ FOLDERS = "searchpath"
 MOST = 10_000  # values that one argument sweeps over
 SPECIAL = re.compile(r"_\w+_")
 """Keys of the kind that Hydra gives a meaning of its own, of which only `_target_` is known here."""
+WRITE = "write key=value, for example method=caa suite.rtp.k=5; see --help"
+FLAGS = {
+    ("--cfg", "-c"): "--cfg job behind python -m bench prints the config of every cell and runs nothing",
+    ("--resolve",): "it belongs to --cfg job, which resolves anyway; leave it out",
+    ("--package", "-p"): "a part of a config is not printed; --cfg job prints all of it",
+    ("--info", "-i"): "--help lists every option here, and --cfg job prints the config of every cell",
+    ("--hydra-help",): "Hydra's own options are not known here; --help lists those that are",
+    ("--version",): "the version is told by python -m pip show steerbench",
+    ("--run", "-r"): "a command runs anyway; leave it out",
+    ("--experimental-rerun",): "the same command again computes what is missing; leave it out",
+    ("--config-name", "-cn"): f"a config of your own is an experiment: {NAMED}=[FOLDER] experiment=NAME",
+    ("--config-path", "-cp", "--config-dir", "-cd"): f"write {NAMED}=[FOLDER], laid out as conf/ is",
+    ("--shell-completion", "-sc"): "there is none here; --help lists every option",
+}
+"""Options of Hydra's own launcher, by their names, and what there is in their place."""
 
 
 def folder() -> Path:
@@ -241,7 +257,7 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
     if one.is_delete():
         yield f"{line}: nothing is taken away here; choose another, list what you want as in suite=[rtp], or set null"
     elif key.partition(".")[0].partition("/")[0] == "hydra" and key != NAMED:
-        yield f"unknown key {key}. Of Hydra's own options {NAMED}=[FOLDER] alone is known here"
+        yield f"unknown key {key}. Of Hydra's own options {NAMED}=[FOLDER] alone is known here; leave it out"
     elif key.partition(".")[0] not in _top() and key != NAMED:
         first = key.partition(".")[0]
         yield f"unknown key {key}{near(first, _top())} Allowed: {', '.join(_top())}"
@@ -291,18 +307,20 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
     Raises SetupError for a sweep without `-m`, and for more than one experiment.
     """
     own = _parse(arguments)
+    for one in own:
+        if isinstance(one.value(), Glob | IntervalSweep):
+            raise SetupError(f"{one.input_line!r} names no values; list them: -m {one.key_or_group}=a,b")
     if any(o.key_or_group == "experiment" and o.is_sweep_override() for o in own):
         raise SetupError(
             "experiment=a,b is refused: each experiment brings a sweep of its own; run one after the other"
         )
     if any(o.is_sweep_override() for o in own) and not multirun:
         swept = next(o.input_line for o in own if o.is_sweep_override())
-        told = f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(arguments)}"
-        quoted = _quoted(str(swept))
+        told = (
+            f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(map(_typed, arguments))}"
+        )
+        quoted = None if re.search(r"=\w+\s*\(", str(swept)) else _quoted(str(swept))
         raise SetupError(f"{told}. Where the comma is part of the value: {quoted}" if quoted else told)
-    for one in own:
-        if isinstance(one.value(), Glob | IntervalSweep):
-            raise SetupError(f"{one.input_line!r} names no values; list them: -m {one.key_or_group}=a,b")
     lines = _sweep(_compared(next(_product(own)))[0])  # each line chooses a method, whose keys are then checked
     result = []
     for line in lines or [""]:
@@ -340,37 +358,103 @@ def _parse_line(line: str) -> list[Override]:
 
 def _parse(arguments: Sequence[str]) -> list[Override]:
     """Raises SetupError for each argument that is no override, with the way to write it where there is one."""
-    found, problems = [], []
-    for argument in arguments:
-        try:
-            found += OverridesParser.create().parse_overrides([argument])
-            found[-1].value()  # what a word such as range(...) comes to
-        except (HydraException, ValueError, TypeError, AttributeError, RecursionError):
-            if quoted := _quoted(argument):
-                problems.append(f"{argument}: the value has characters that need quotes of their own; write {quoted}")
-            else:
-                problems.append(f"{argument}: cannot be read; write key=value, for example method=caa suite.rtp.k=5; "
-                                "see --help")  # fmt: skip
+    found, problems, left = list[Override](), list[str](), list(arguments)
+    while left:
+        argument = left.pop(0)
+        if argument.startswith("-"):
+            word = bool(left) and bool(left[0]) and not left[0].startswith("-") and "=" not in left[0]
+            problems.append(_no_flag(argument, left.pop(0) if word else ""))
+        elif argument.lstrip("+~").startswith("="):
+            problems.append(f"{_told(argument)}: there is no key before the equals sign; {WRITE}")
+        else:
+            try:
+                found += OverridesParser.create().parse_overrides([argument])
+                found[-1].value()  # what a word such as range(...) comes to
+            except (HydraException, ValueError, TypeError, AttributeError, RecursionError):
+                problems.append(_unreadable(argument))
     if problems:
         raise SetupError("\n".join(problems))
     return found
 
 
+def _no_flag(flag: str, word: str) -> str:
+    """What to do instead of an argument that begins with a dash; word: what follows it and may belong to it."""
+    told = f"{_told(flag)}{f' {_told(word)}' if word else ''}"
+    name, _, value = flag.partition("=")
+    value = value or word or "VALUE"
+    if instead := next((text for names, text in FLAGS.items() if name in names), None):
+        return f"{told}: {instead}"
+    plain = name.lstrip("-")
+    if plain.partition(".")[0] in _top():
+        return f"{told}: a key has no dash before it; write {_typed(f'{plain}={value}')}"
+    hint = near(name, ["--multirun", "--help", "--cfg"])
+    return f"{told}: there is no such option{hint if hint != '.' else ''}; {WRITE}"
+
+
+def _unreadable(argument: str) -> str:
+    """What is wrong with an argument that Hydra cannot read."""
+    told, value = _told(argument), argument.partition("=")[2]
+    if not argument.strip():
+        return f"{argument!r}: an argument is empty, as a variable of the shell without a value is; leave it out"
+    if quoted := _quoted(argument):
+        return f"{told}: the value has characters that need quotes of their own; write {quoted}"
+    if "=" not in argument and argument.lstrip("+").partition(".")[0] in _top():
+        return f"{told}: it has no value; {WRITE}"
+    if value.startswith(("[", "{")):
+        return f'{told}: cannot be read; texts with characters of that kind are in quotes, as in key=["a=b",c]'
+    return f"{told}: cannot be read; {WRITE}"
+
+
+def _told(argument: str) -> str:
+    """An argument in one line of a message, cut where it is long."""
+    return shown(argument).replace("\n", "\\n")
+
+
+def _typed(argument: str) -> str:
+    """An argument as it is typed in a shell; what cannot be seen is escaped, for bash and zsh."""
+    if not HIDDEN.search(argument):
+        return shlex.quote(argument)
+    escaped = argument.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{HIDDEN.sub(_escape, escaped)}'"
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+ITEM = re.compile(r"""\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,]*?)\s*(?:,|$)""", re.DOTALL)
+
+
 def _quoted(argument: str) -> str | None:
-    """The argument with its value, or each item of its list, in quotes that Hydra and a shell understand."""
+    """The argument with its value, or items of its list that need them, in quotes that Hydra and a shell understand."""
     key, equals, value = argument.partition("=")
-    if not equals or not value:
+    if not equals or not value.strip() or (value[0] == "{" and value[-1] == "}"):
         return None
-    listed = value[0] == "[" and value[-1] == "]" and len(value) > 2
-    items = value[1:-1].split(",") if listed else [value]
-    texts = [one.strip().strip("'\"").replace('"', '\\"') for one in items]
-    inner = ",".join(f'"{one}"' for one in texts)
-    line = f"{key}=[{inner}]" if listed else f"{key}={inner}"
+    if listed := len(value) > 2 and value[0] == "[" and value[-1] == "]":
+        items = [one for one in ITEM.findall(value[1:-1]) if one]
+        if any(one.count(left) != one.count(right) for one in items for left, right in ("[]", "{}")):
+            return None  # lists in lists
+        text = "[" + ",".join(one if _is_read(one) else _in_quotes(one) for one in items) + "]"
+    else:
+        text = _in_quotes(value)
+    line = f"{key}={text}"
+    return _typed(line) if listed or _is_read(text) and _is_read(line, "") else None
+
+
+def _is_read(value: str, before: str = "key=") -> bool:
+    """Whether Hydra reads this value, or with nothing before it this argument, as one value."""
     try:
-        OverridesParser.create().parse_overrides([line])
+        (found,) = OverridesParser.create().parse_overrides([before + value])
     except (HydraException, ValueError):
-        return None
-    return shlex.quote(line)
+        return False
+    return not found.is_sweep_override()
+
+
+def _in_quotes(text: str) -> str:
+    """A text in Hydra's quotes; those that it has around it are not part of it."""
+    bare = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    return QuotedString(bare, Quote.double).with_quotes()
 
 
 def _product(overrides: Sequence[Override]) -> Iterator[list[str]]:
@@ -387,6 +471,27 @@ def _product(overrides: Sequence[Override]) -> Iterator[list[str]]:
             choices.append([one.input_line])
     for combination in itertools.product(*choices):
         yield list(combination)
+
+
+def without_cfg(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without `--cfg job`, and whether it was among them. Raises SetupError for another word than job."""
+    left, asked, rest = list[str](), False, iter(arguments)
+    for argument in rest:
+        name, equals, word = argument.partition("=")
+        if name not in ("--cfg", "-c"):
+            left.append(argument)
+            continue
+        word = word if equals else next(rest, "")
+        if word != "job":
+            got = f"{name}={_told(word)}" if equals else f"{name} {_told(word)}" if word and "=" not in word else name
+            raise SetupError(f"{got}: write {name} job, which prints the config of every cell and runs nothing")
+        asked = True
+    return [one for one in left if not (asked and one == "--resolve")], asked
+
+
+def as_yaml(cells: Sequence[DictConfig]) -> str:
+    """The configs as YAML, interpolations resolved."""
+    return "---\n".join(OmegaConf.to_yaml(cfg, resolve=True) for cfg in cells)
 
 
 def validate(overrides: Sequence[str]) -> DictConfig:

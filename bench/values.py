@@ -164,8 +164,11 @@ def mistakes(key: str, value: Any, hint: Any, within: Range = ANY) -> Iterator[t
     choices += ["true", "false"] if bool in options(hint) else []
     hint_at = near(value, choices) if isinstance(value, str) else "."
     told = f"{key}={shown(value)}: {words(hint, within)}{hint_at if hint_at != '.' else ''}"
-    if str in options(hint) and isinstance(value, int | float) and not isinstance(value, bool):
-        told += f"; a number is text in quotes of its own: '{key}=\"{shown(value)}\"'"
+    if str in options(hint) and (value is None or isinstance(value, int | float)):
+        kind_of = "this word" if value is None or isinstance(value, bool) else "a number"
+        told += f"; {kind_of} is text in quotes of its own: '{key}=\"{shown(value)}\"'"
+    if str in options(hint) and isinstance(value, dict | list) and "]" not in key:
+        told += f"; text in brackets is text in quotes of its own, as in '{key}=\"[x]\"'"
     if isinstance(value, float) and not _finite(value) and float in options(hint):
         told += "; nan and inf are none"
     if isinstance(value, str) and not _written(value):
