@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from methods.broken import reading
 from methods.errors import SetupError
 
 Artefact = dict[str, Tensor]
@@ -121,12 +121,11 @@ def load(path: Path) -> Artefact:
     The tensors are copied: as mapped from the file they lie at any address, and a matrix product rounds otherwise there
     than with the aligned tensors of a fresh fit, so a resumed run would not be bit-equal.
 
-    Raises SetupError for a file that is not safetensors (a pickle is never read), and for one with NaN or infinity.
+    Raises SetupError for a file that cannot be read or is not safetensors (a pickle is never read), and for one with
+    NaN or infinity.
     """
-    try:
+    with reading(lambda error: SetupError(f"{path} is no safetensors file ({error}); delete it and fit again")):
         artefact = {name: tensor.clone() for name, tensor in load_file(path).items()}
-    except SafetensorError as error:
-        raise SetupError(f"{path} is no safetensors file ({error}); delete it and fit again") from error
     for name, tensor in artefact.items():
         if not torch.isfinite(tensor).all():
             raise SetupError(f"{path}: {name} has entries that are not finite; delete it and fit again")

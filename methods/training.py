@@ -5,6 +5,7 @@ What is trained is restored by whoever called (`trainable` copies the saved byte
 
 import hashlib
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,13 +13,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import Artefact, Examples
+from methods.broken import reading
 from methods.errors import SetupError
 from methods.fitting import advance, checkpoint_folder
 from methods.intervention import edited
@@ -216,21 +218,15 @@ def digest(state: Mapping[str, Tensor]) -> str:
 def _resume(path: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> list[float]:
     """Put a kept state back; the losses of the steps it has behind it.
 
-    Raises SetupError for a file that is not what was kept here.
+    A file that is not what was kept here is set aside, with a warning, and the training begins anew: no losses.
     """
-    again = "delete it, and the training begins anew"
     try:
-        state = load_file(path)
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
-            told = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise SetupError(f"{path} is damaged ({error}); {again}") from error
-    if "sha256" not in told:
-        raise SetupError(f"{path} was kept by an older version, and nothing can be checked by it; {again}")
-    if told["sha256"] != digest(state):
-        raise SetupError(f"{path} is not what was kept (its sha256 differs); {again}")
-    if told["of"] != f"{path.parent.name} {path.name}":
-        raise SetupError(f"{path} is of another training, {told['of']}; {again}")
+        state = _kept(path, parameters)
+    except SetupError as error:
+        aside = _set_aside(path)
+        told = f"warning: {str(path)!r} {error}; it is set aside as {aside.name!r}, and the training begins anew"
+        print(told, file=sys.stderr)
+        return []
     with torch.no_grad():
         for number, parameter in enumerate(parameters):
             parameter.copy_(state[f"{number}.weight"])
@@ -239,3 +235,33 @@ def _resume(path: Path, parameters: Sequence[nn.Parameter], optimiser: torch.opt
             if own:
                 optimiser.state[parameter] = own
     return [float(loss) for loss in state["losses"]]
+
+
+def _kept(path: Path, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+    """The state in a file. Raises SetupError, which goes on from the file's name, for what was not kept here."""
+    with reading(lambda error: SetupError(f"cannot be read ({type(error).__name__})")):
+        state = load_file(path)
+        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+            told = file.metadata() or {}
+    if "sha256" not in told:
+        raise SetupError("was kept by an older version, and nothing can be checked by it")
+    if told["sha256"] != digest(state):
+        raise SetupError("is not what was kept (its sha256 differs)")
+    if told.get("of") != f"{path.parent.name} {path.name}":
+        raise SetupError(f"is of another training, {told.get('of')!r}")
+    shapes = {f"{number}.weight": parameter.shape for number, parameter in enumerate(parameters)}
+    if "losses" not in state or any(name not in state or state[name].shape != shapes[name] for name in shapes):
+        raise SetupError("is of a training of other weights")
+    return state
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a file to `.<name>.damaged`, with a number where that is taken. Raises SetupError where that fails."""
+    names = (f".{path.name}.damaged{'' if number == 1 else f'-{number}'}" for number in range(1, 1000))
+    aside = next((one for one in map(path.with_name, names) if not one.exists()), path)
+    try:
+        return path.rename(aside)
+    except OSError as error:
+        raise SetupError(
+            f"{path} is damaged and cannot be set aside ({error.strerror}); delete it, and the training begins anew"
+        ) from error

@@ -110,11 +110,9 @@ class StoppedError(Exception):
     """Ctrl-C at the worst moment."""
 
 
-@pytest.mark.parametrize("share", [0.3, 0.8])
-def test_a_stopped_training_goes_on_to_the_same_bits(lm, tmp_path, monkeypatch, share):
-    monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0.0)
-    data = fitting_data()
-    method = Finetune(learning_rate=3e-3, epochs=3, batch_size=2)
+def stopped(lm, folder, share):
+    """A training that was stopped at this share; what it comes to, how often it says how far it is, and its state."""
+    data, method = fitting_data(), Finetune(learning_rate=3e-3, epochs=3, batch_size=2)
     everything: list[float] = []
     with fitting.listening(everything.append):
         whole = method.fit(lm.model, lm.tokenizer, data)
@@ -126,27 +124,92 @@ def test_a_stopped_training_goes_on_to_the_same_bits(lm, tmp_path, monkeypatch, 
         if read > share * sum(everything):
             raise StoppedError
 
-    with pytest.raises(StoppedError), fitting.checkpointing(tmp_path), fitting.listening(stop):
+    with pytest.raises(StoppedError), fitting.checkpointing(folder), fitting.listening(stop):
         method.fit(lm.model, lm.tokenizer, data)
-    kept = tmp_path / "finetune.safetensors"
-    good = kept.read_bytes()
-    kept.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])  # one bit, in a file as readable as before
-    with pytest.raises(SetupError, match="is not what was kept.*delete it"), fitting.checkpointing(tmp_path):
-        method.fit(lm.model, lm.tokenizer, data)
-    other = tmp_path / "other" / kept.name  # of another fit, whole by itself
-    other.parent.mkdir()
-    other.write_bytes(good)
-    with pytest.raises(SetupError, match="is of another training"), fitting.checkpointing(other.parent):
-        method.fit(lm.model, lm.tokenizer, data)
-    save_file(load_file(other), kept)  # without digest
-    with pytest.raises(SetupError, match="was kept by an older version"), fitting.checkpointing(tmp_path):
-        method.fit(lm.model, lm.tokenizer, data)
-    kept.write_bytes(good)
-    steps = []
-    with fitting.checkpointing(tmp_path), fitting.listening(steps.append):
-        resumed = method.fit(lm.model, lm.tokenizer, data)
-    assert len(steps) < len(everything)
-    assert whole.keys() == resumed.keys() and all(torch.equal(whole[key], resumed[key]) for key in whole)
+    return method, whole, len(everything), folder / "finetune.safetensors"
+
+
+def goes_on(lm, method, folder):
+    """The artefact, and how often the training says how far it is."""
+    steps: list[float] = []
+    with fitting.checkpointing(folder), fitting.listening(steps.append):
+        artefact = method.fit(lm.model, lm.tokenizer, fitting_data())
+    return artefact, len(steps)
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.8])
+def test_a_stopped_training_goes_on_to_the_same_bits(lm, tmp_path, monkeypatch, share):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0.0)
+    method, whole, steps, _ = stopped(lm, tmp_path, share)
+    resumed, taken = goes_on(lm, method, tmp_path)
+    assert taken < steps and same(whole, resumed)
+
+
+def one_bit(path):
+    good = path.read_bytes()
+    path.write_bytes(good[:-9] + bytes([good[-9] ^ 1]) + good[-8:])  # in a file as readable as before
+
+
+def of_another_training(path):
+    """Whole by itself."""
+    state = load_file(path)
+    save_file(state, path, metadata={"sha256": training.digest(state), "of": "other finetune.safetensors"})
+
+
+def of_other_weights(path):
+    state = {"losses": torch.ones(3)}
+    of = f"{path.parent.name} {path.name}"
+    save_file(state, path, metadata={"sha256": training.digest(state), "of": of})
+
+
+def a_folder(path):
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (one_bit, "is not what was kept (its sha256 differs)"),
+        (of_another_training, "is of another training, 'other finetune.safetensors'"),
+        (of_other_weights, "is of a training of other weights"),
+        (lambda path: save_file(load_file(path), path), "was kept by an older version"),
+        (lambda path: path.write_bytes(b""), "cannot be read (SafetensorError)"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-100]), "cannot be read (SafetensorError)"),
+        (lambda path: path.write_bytes(b"\x80\x04}."), "cannot be read (SafetensorError)"),
+        (a_folder, "cannot be read"),
+    ],
+)
+def test_a_kept_state_that_is_damaged_is_set_aside_and_the_training_begins_anew(
+    lm, tmp_path, monkeypatch, capsys, damage, message
+):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0.0)
+    method, whole, steps, kept = stopped(lm, tmp_path, 0.5)
+    damage(kept)
+    found, taken = goes_on(lm, method, tmp_path)
+    assert taken == steps and same(whole, found)
+    told = capsys.readouterr().err
+    assert told.startswith(f"warning: '{kept}' ") and message in told and told.count("\n") == 1
+    assert "set aside as '.finetune.safetensors.damaged', and the training begins anew" in told
+    assert kept.with_name(".finetune.safetensors.damaged").exists()
+    assert goes_on(lm, method, tmp_path)[1] < steps  # what is kept now is read
+
+
+def test_a_kept_state_that_cannot_be_set_aside_is_named(lm, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0.0)
+    method, _, _, kept = stopped(lm, tmp_path, 0.5)
+    one_bit(kept)
+
+    def refuse(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.rename", refuse)
+    with pytest.raises(SetupError, match="cannot be set aside .Permission denied.; delete it, and"):
+        goes_on(lm, method, tmp_path)
 
 
 def fitting_data():

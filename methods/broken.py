@@ -1,0 +1,40 @@
+"""What reading a broken file raises, whichever library reads it: the one place that knows."""
+
+import csv
+import lzma
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pickle import UnpicklingError
+
+from safetensors import SafetensorError
+
+from methods.errors import SetupError
+
+BROKEN: tuple[type[Exception], ...] = (
+    OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError,
+    RuntimeError, struct.error, csv.Error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, UnpicklingError,
+    SafetensorError,
+)  # fmt: skip
+"""Unicode, JSON, Arrow and pandas raise ValueErrors, endless nesting RecursionError, which is a RuntimeError."""
+
+
+@contextmanager
+def reading(told: Callable[[BaseException], Exception], *more: type[Exception]) -> Iterator[None]:
+    """Inside the block a file is read; whatever a broken one makes the reader raise comes out as `told` makes it.
+
+    A SetupError passes as it is. more: what a reader raises besides BROKEN; `Exception` for a library of which nobody
+    knows. A panic of a library in Rust, which is no Exception, is one of them.
+    """
+    try:
+        yield
+    except SetupError:
+        raise
+    except (*BROKEN, *more) as error:
+        raise told(error) from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise told(error) from error
