@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from bench.data.wheels import file_sha256
 from bench.digests import DamagedError, note_unverified
+from methods.broken import reading
 from methods.errors import SetupError, loading_failure
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -92,7 +93,7 @@ def check_folder(path: str, option: str) -> None:
     folder = Path(path)
     if not (folder / "config.json").is_file():
         raise SetupError(f"{option}={path}: no config.json there; give a folder that save_pretrained wrote")
-    if not any(True for pattern in WEIGHTS for _ in folder.glob(pattern)):
+    if not any(not path.is_dir() for pattern in WEIGHTS for path in folder.glob(pattern)):
         raise SetupError(f"{option}={path}: no weights there ({', '.join(WEIGHTS)}); the download is cut short?")
     if (folder / "adapter_config.json").is_file():
         raise SetupError(
@@ -161,12 +162,12 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """
     _check_contents(folder)
     try:
-        return {path.relative_to(folder).as_posix(): file_sha256(path) for path in _read_of(folder)}
+        return {path.relative_to(folder).as_posix(): file_sha256(path) for path in read_of(folder)}
     except OSError as error:
         raise SetupError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
 
 
-def _read_of(folder: Path) -> list[Path]:
+def read_of(folder: Path) -> list[Path]:
     """The files that loading may read, links to nothing among them."""
     found = (path for pattern in (*READ, EXTRA_TEMPLATES) for path in folder.glob(pattern))
     return sorted(path for path in found if not path.is_dir())
@@ -178,16 +179,8 @@ def _check_contents(folder: Path) -> None:
     These are weights in another folder, or under a name that is not one of weights, and weights that are not there.
     """
     about = {name: read_object(folder / name) for name in OBJECTS if (folder / name).is_file()}
-    config = about.get("config.json", {})
-    known = {path.name for path in _read_of(folder) if path.parent == folder}
-    explicit = config.get("transformers_weights")
-    start = explicit or next((name for name in WEIGHTS_IN_ORDER if (folder / name).is_file()), None)
-    named = [("config.json", explicit)] if explicit else []
-    if start in known and str(start).endswith(".index.json"):
-        shards = read_object(folder / start).get("weight_map")
-        if not isinstance(shards, dict) or not shards:
-            raise SetupError(f"{folder / start} has no weight_map, which says what is in which file; {WHOLE}")
-        named += [(start, name) for name in dict.fromkeys(map(str, shards.values()))]
+    known = {path.name for path in read_of(folder) if path.parent == folder}
+    named = _weights_named(folder, about.get("config.json", {}), known)
     for file, key in (("config.json", "configuration_files"), ("tokenizer_config.json", "fast_tokenizer_files")):
         listed = about.get(file, {}).get(key) or []
         others = map(str, listed if isinstance(listed, list) else [listed])
@@ -199,6 +192,34 @@ def _check_contents(folder: Path) -> None:
                 "from; put every file of the model into that one folder, weights as *.safetensors or *.bin, and name "
                 "them without a folder"
             )
+
+
+def _weights_named(folder: Path, config: dict[str, Any], known: set[str]) -> list[tuple[str, Any]]:
+    """Files that hold weights, each with the file that names it: config.json, an index of shards.
+
+    known: the files in the folder. Raises SetupError for an index that names none.
+    """
+    explicit = config.get("transformers_weights")
+    start = explicit or next((name for name in WEIGHTS_IN_ORDER if (folder / name).is_file()), None)
+    named = [("config.json", explicit)] if explicit else []
+    if start in known and str(start).endswith(".index.json"):
+        shards = read_object(folder / start).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise SetupError(f"{folder / start} has no weight_map, which says what is in which file; {WHOLE}")
+        named += [(start, name) for name in dict.fromkeys(map(str, shards.values()))]
+    return named
+
+
+def read_from(folder: Path) -> list[Path]:
+    """The files that a model in this folder is loaded from: of those that hold weights the ones that are loaded."""
+    found = read_of(folder)
+    try:
+        named = _weights_named(folder, read_object(folder / "config.json"), {path.name for path in found})
+    except (SetupError, OSError):
+        named = []
+    first = next((name for name in WEIGHTS_IN_ORDER if (folder / name).is_file()), "")
+    loaded = {str(name) for _, name in named} or {first}
+    return [path for path in found if path.suffix not in (".safetensors", ".bin") or path.name in loaded]
 
 
 WHOLE = "take a whole copy of that file from where the model is from"
@@ -249,8 +270,12 @@ def _text_rules(
 ) -> tuple[tuple[str, Any], ...]:
     """_files: what is in a folder, so that it is read anew when that changes."""
     from bench.text_rules import load_tokenizer, set_bos, stop_tokens
+    from bench.weights import cannot_load, check_vocabulary
 
-    tokenizer = load_tokenizer(where, revision, offline=offline)
+    with reading(lambda error: cannot_load(where, error, "the tokenizer (tokenizer.json) of ")):
+        tokenizer = load_tokenizer(where, revision, offline=offline)
+    config = check_config(where, revision=revision, local_files_only=offline)
+    check_vocabulary(where, getattr(config.get_text_config(), "vocab_size", None), tokenizer)
     resolved = set_bos(tokenizer, bos)  # type: ignore[arg-type]
     try:
         ends = _ends(where, revision=revision, local_files_only=offline)
@@ -315,7 +340,7 @@ def check_unchanged(node: DictConfig, named: dict[str, Any]) -> None:
 def check_files(node: DictConfig, revision: str | None, cache: Path | None = None) -> None:
     """Raises DamagedError for a file of a hub model that is not what the hub calls it.
 
-    The client keeps each file under its sha256, small ones under git's sha1. cache: its folder; None: the usual one.
+    cache: the client's folder; None: the usual one.
     """
     if source(node) != "id":
         return
@@ -323,12 +348,22 @@ def check_files(node: DictConfig, revision: str | None, cache: Path | None = Non
 
     config = try_to_load_from_cache(node.id, "config.json", cache_dir=cache, revision=revision)
     for path in sorted(Path(config).parent.rglob("*")) if isinstance(config, str) else ():
-        blob = path.resolve()
         if path.is_file() and not path.is_symlink():  # a file system without links: nothing says what it should be
             note_unverified(Path(str(config)).parent)
-        digest = {64: file_sha256, 40: _git_sha1}.get(len(blob.name))
-        if path.is_symlink() and path.is_file() and digest is not None and digest(blob) != blob.name:
-            raise DamagedError(f"{path} is not the file that the hub has; delete {blob}, and it is fetched again")
+        if told := damaged_blob(path):
+            raise DamagedError(told)
+
+
+def damaged_blob(path: Path) -> str | None:
+    """What is wrong with a link to a file in the cache of the hub's client, and what to do; None: nothing.
+
+    The client keeps each file under its sha256, small ones under git's sha1.
+    """
+    blob = path.resolve()
+    digest = {64: file_sha256, 40: _git_sha1}.get(len(blob.name))
+    if not path.is_symlink() or not path.is_file() or digest is None or digest(blob) == blob.name:
+        return None
+    return f"{path} is not the file that the hub has; delete {blob}, and it is fetched again"
 
 
 def _git_sha1(path: Path) -> str:
