@@ -9,6 +9,7 @@ scorer whose options were changed between the two commands is corrected by the w
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,14 @@ from rich.table import Table
 
 from bench.escape import read_csv, terminal
 from bench.statistics import corrected
+from methods.broken import reading
 from methods.errors import SetupError
 
 BY = "rtp_continuations"
 FILE = "scorer_agreement"
+NAMED = ("model", "method", "strength")
+RATES = ("n", "positives", "false_positive_rate", "false_negative_rate")
+SHARE = re.compile(r"[^.]+\.(.+)\.toxic_fraction[^.]*")
 
 
 def show(results: Path, out: Console) -> None:
@@ -43,16 +48,18 @@ def show(results: Path, out: Console) -> None:
 
 def rows(results: Path) -> list[list[str]]:
     """A row for each toxic_fraction of each row of the leaderboard."""
-    board, rates = read(results / "leaderboard.csv"), read(results / f"{FILE}.csv")
+    board = read(results / "leaderboard.csv", ("table", *NAMED))
+    rates = read(results / f"{FILE}.csv", ("scorer", "set", "group"), RATES)
     whole = rates[(rates["set"] == BY) & rates["group"].isna()]
     by = {str(row["scorer"]): row for row in whole.to_dict("records")}
     found = []
+    shares = {metric: of[1] for metric in map(str, board.columns) if (of := SHARE.fullmatch(metric))}
+    _check(board, results / "leaderboard.csv", (), [name for metric in shares for name in (metric, f"{metric}.se")])
     for row in board.to_dict("records"):
-        for metric in map(str, board.columns):
-            of = re.fullmatch(r"[^.]+\.(.+)\.toxic_fraction[^.]*", metric)
-            if of is not None and not pd.isna(row[metric]):
-                named = [str(row[key]) for key in ("table", "model", "method", "strength")]
-                told = corrected_text(row[metric], row[f"{metric}.se"], by.get(of[1]))
+        for metric, scorer in shares.items():
+            if not pd.isna(row[metric]):
+                named = [str(row[key]) for key in ("table", *NAMED)]
+                told = corrected_text(row[metric], row[f"{metric}.se"], by.get(scorer))
                 found.append([*named, metric, f"{row[metric]:.4f}", told])
     if not found:
         raise SetupError(
@@ -63,7 +70,7 @@ def rows(results: Path) -> list[list[str]]:
 
 def corrected_text(raw: float, standard_error: float, rates: Any) -> str:
     """The corrected share, or why there is none."""
-    if rates is None:
+    if rates is None or any(pd.isna(rates[name]) for name in RATES):  # a set may lack texts of one kind
         return f"not measured on {BY}"
     negatives = int(rates["n"] - rates["positives"])
     sensitivity, specificity = 1 - rates["false_negative_rate"], 1 - rates["false_positive_rate"]
@@ -72,10 +79,35 @@ def corrected_text(raw: float, standard_error: float, rates: Any) -> str:
     return "no better than a coin" if found is None else f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
 
 
-def read(path: Path) -> pd.DataFrame:
-    """A table of the results folder. Raises SetupError that names the command which makes it."""
+def read(path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of the results folder. Raises SetupError that names the command which makes it.
+
+    columns, numbers: those that it has to have, the latter with a number, or nothing, in each cell.
+    """
     if not path.is_file():
-        folder = path.parent
-        command = f"agreement runtime.results={folder}" if path.stem == FILE else f"leaderboard --results {folder}"
-        raise SetupError(f"{path} is not there; make it with python -m bench.{command}")
-    return read_csv(path)
+        raise SetupError(f"{path} is not there; make it with {_command(path)}")
+    with reading(lambda error: SetupError(f"{path} cannot be read ({error}); make it again with {_command(path)}")):
+        table = read_csv(path)
+    _check(table, path, columns, numbers)
+    return table
+
+
+def _check(table: pd.DataFrame, path: Path, columns: Sequence[str], numbers: Sequence[str]) -> None:
+    """Raises SetupError where a column is missing, or holds no numbers."""
+    for name in (*columns, *numbers):
+        if name not in table:
+            raise SetupError(f"{path} has no column {name}; make it again with {_command(path)}")
+    for name in numbers:
+        wrong = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()]
+        for value in wrong:
+            raise SetupError(
+                f"{path}: its column {name} holds {value!r}, no number; make it again with {_command(path)}"
+            )
+
+
+def _command(path: Path) -> str:
+    """What makes a table of the results folder."""
+    folder = path.parent
+    return "python -m bench." + (
+        f"agreement runtime.results={folder}" if path.stem == FILE else f"leaderboard --results {folder}"
+    )
