@@ -119,4 +119,4 @@ def _show(results: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -278,4 +278,4 @@ def _run(overrides: Sequence[str], out: Console) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

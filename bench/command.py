@@ -1,6 +1,7 @@
 """What every command does alike: errors and Ctrl-C become one message and an exit code, never a traceback."""
 
 import argparse
+import atexit
 import errno
 import os
 import sys
@@ -73,6 +74,16 @@ def run(
         except SystemExit as error:
             complain(f"something that was called ended the program by sys.exit({error.code!r}); nothing more was done")
             return 1
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code, after a signal at once: threads of libraries may be in the middle of work."""
+    if code <= stopping.exit_code(0):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def complain(message: str) -> None:

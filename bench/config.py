@@ -8,6 +8,7 @@ import functools
 import itertools
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,11 @@ NAMED = "hydra.searchpath"
 """The override by which a command line names folders of YAML files; the config keeps them under FOLDERS."""
 FOLDERS = "searchpath"
 MOST = 10_000  # values that one argument sweeps over
+LONGEST = 500  # letters of an argument that is shown whole
 SPECIAL = re.compile(r"_\w+_")
 """Keys of the kind that Hydra gives a meaning of its own, of which only `_target_` is known here."""
+UNREADABLE = (HydraException, ValueError, TypeError, AttributeError, RecursionError)
+"""What Hydra's parser raises."""
 WRITE = "write key=value, for example method=caa suite.rtp.k=5; see --help"
 FLAGS = {
     ("--cfg", "-c"): "--cfg job behind python -m bench prints the config of every cell and runs nothing",
@@ -167,7 +171,7 @@ def _composed(own: Sequence[str], named: tuple[str, ...]) -> tuple[DictConfig, d
             cfg = hydra_compose("config", overrides=[*_search_path(named), *own], return_hydra_config=True)
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SetupError(str(error).splitlines()[0]) from error
+        raise SetupError(f"{str(error).splitlines()[0].rstrip('.')}; --help lists what can be set") from error
     except (AssertionError, ValueError, TypeError, AttributeError, RecursionError) as error:  # Hydra's own slips
         raise SetupError(f"{' '.join(own)}: Hydra cannot read this ({type(error).__name__}: {error})") from error
     with open_dict(cfg):
@@ -364,13 +368,13 @@ def _parse(arguments: Sequence[str]) -> list[Override]:
         if argument.startswith("-"):
             word = bool(left) and bool(left[0]) and not left[0].startswith("-") and "=" not in left[0]
             problems.append(_no_flag(argument, left.pop(0) if word else ""))
-        elif argument.lstrip("+~").startswith("="):
+        elif argument.lstrip("+~").startswith(("=", "@")):
             problems.append(f"{_told(argument)}: there is no key before the equals sign; {WRITE}")
         else:
             try:
                 found += OverridesParser.create().parse_overrides([argument])
                 found[-1].value()  # what a word such as range(...) comes to
-            except (HydraException, ValueError, TypeError, AttributeError, RecursionError):
+            except UNREADABLE:
                 problems.append(_unreadable(argument))
     if problems:
         raise SetupError("\n".join(problems))
@@ -388,18 +392,28 @@ def _no_flag(flag: str, word: str) -> str:
     if plain.partition(".")[0] in _top():
         return f"{told}: a key has no dash before it; write {_typed(f'{plain}={value}')}"
     hint = near(name, ["--multirun", "--help", "--cfg"])
-    return f"{told}: there is no such option{hint if hint != '.' else ''}; {WRITE}"
+    return f"{told}: there is no such option{f'; {WRITE}' if hint == '.' else hint}"
 
 
 def _unreadable(argument: str) -> str:
     """What is wrong with an argument that Hydra cannot read."""
-    told, value = _told(argument), argument.partition("=")[2]
+    key, equals, value = argument.partition("=")
+    told, key = _told(argument), key.lstrip("+~")
     if not argument.strip():
         return f"{argument!r}: an argument is empty, as a variable of the shell without a value is; leave it out"
-    if quoted := _quoted(argument):
-        return f"{told}: the value has characters that need quotes of their own; write {quoted}"
-    if "=" not in argument and argument.lstrip("+").partition(".")[0] in _top():
+    if any("\ud800" <= one <= "\udfff" for one in argument):
+        return f"{told}: it has bytes that are no UTF-8; give the file another name"
+    if not equals and key.partition(".")[0] in _top():
         return f"{told}: it has no value; {WRITE}"
+    several = re.split(r"[,\s]+(?=[+~]*[\w./@]+=)", argument)
+    if len(several) > 1 and all(re.split(r"[=./@]", one.lstrip("+~"))[0] in _top() for one in several):
+        return f"{told}: these are several arguments, with blanks between: {' '.join(map(_typed, several))}"
+    if key in groups():
+        names = "[NAME,NAME]" if isinstance(_defaults()[key], ListConfig) else "NAME"
+        return f"{told}: cannot be read; write {key}={names}, of the names that --help lists"
+    if quoted := _quoted(argument):
+        quoted = quoted if len(quoted) <= LONGEST else f"'{_told(key)}=\"...\"', in both kinds of quotes"
+        return f"{told}: the value has characters that need quotes of their own; write {quoted}"
     if value.startswith(("[", "{")):
         return f'{told}: cannot be read; texts with characters of that kind are in quotes, as in key=["a=b",c]'
     return f"{told}: cannot be read; {WRITE}"
@@ -431,22 +445,22 @@ def _quoted(argument: str) -> str | None:
     key, equals, value = argument.partition("=")
     if not equals or not value.strip() or (value[0] == "{" and value[-1] == "}"):
         return None
-    if listed := len(value) > 2 and value[0] == "[" and value[-1] == "]":
+    if len(value) > 2 and value[0] == "[" and value[-1] == "]":
         items = [one for one in ITEM.findall(value[1:-1]) if one]
         if any(one.count(left) != one.count(right) for one in items for left, right in ("[]", "{}")):
             return None  # lists in lists
-        text = "[" + ",".join(one if _is_read(one) else _in_quotes(one) for one in items) + "]"
+        text = "[" + ",".join(one if _is_read(f"key={one}") else _in_quotes(one) for one in items) + "]"
     else:
         text = _in_quotes(value)
     line = f"{key}={text}"
-    return _typed(line) if listed or _is_read(text) and _is_read(line, "") else None
+    return _typed(line) if _is_read(line) else None
 
 
-def _is_read(value: str, before: str = "key=") -> bool:
-    """Whether Hydra reads this value, or with nothing before it this argument, as one value."""
+def _is_read(argument: str) -> bool:
+    """Whether Hydra reads this argument, and as one value."""
     try:
-        (found,) = OverridesParser.create().parse_overrides([before + value])
-    except (HydraException, ValueError):
+        (found,) = OverridesParser.create().parse_overrides([argument])
+    except UNREADABLE:
         return False
     return not found.is_sweep_override()
 
@@ -490,8 +504,12 @@ def without_cfg(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def as_yaml(cells: Sequence[DictConfig]) -> str:
-    """The configs as YAML, interpolations resolved."""
-    return "---\n".join(OmegaConf.to_yaml(cfg, resolve=True) for cfg in cells)
+    """The configs as YAML, interpolations resolved; in ASCII where a text in them cannot be seen, or not be printed."""
+    text = "---\n".join(OmegaConf.to_yaml(cfg, resolve=True) for cfg in cells)
+    encoding = sys.stdout.encoding or "utf-8"
+    if not HIDDEN.search(text.replace("\n", "")) and text.encode(encoding, "replace").decode(encoding) == text:
+        return text
+    return "---\n".join(yaml.safe_dump(plain(cfg), sort_keys=False) for cfg in cells)
 
 
 def validate(overrides: Sequence[str]) -> DictConfig:

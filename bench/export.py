@@ -256,4 +256,4 @@ Strength {facts["strength"]:g} ({markdown(facts["strength_unit"])}), format {fac
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

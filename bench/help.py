@@ -43,6 +43,7 @@ def show(conf: Path, plugins: Sequence[Plugin] = ()) -> None:
     console.print(
         "\n  A key is a group below (method=caa), or an option in it (suite.rtp.k=5, method.layer=0.5). -m sweeps over"
         "\n  comma-separated values. What is known is not computed again; the leaderboard is rebuilt at the end."
+        "\n  --cfg job prints the config of every cell as YAML, and runs nothing."
         "\n  Then: python -m bench.leaderboard, bench.plots, bench.report, bench.reproduction (each with --help).\n"
     )
     console.print("[bold]options of every cell[/]")

@@ -208,4 +208,4 @@ def _run(source: Source, name: str | None, width: Width) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -272,4 +272,4 @@ def _run(named: Sequence[str], results: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -95,7 +95,7 @@ def telling(name: str) -> Iterator[list[str]]:
     told: list[str] = []
     try:
         yield told
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind = type(error).__name__
         told.append(str(error) if isinstance(error, SetupError) else f"its settings cannot be used ({kind}: {error})")
         console.print(terminal(f"record {name} skipped: {told[0]}", "yellow"))
@@ -207,7 +207,7 @@ class Rescored:
 
     def write(self) -> None:
         """Judge and write. Raises SetupError where the texts are gone."""
-        from bench import record
+        from bench import record, unfinished
         from bench.collect import scorers_used
         from bench.generations import Generations
         from bench.identity import comparison_id
@@ -217,7 +217,8 @@ class Rescored:
         decoding = {key: value for key, value in self.about["sampling"].items() if key != "version"}
         store = Generations(self.folder.parent / "generations")
         stored = Stored(self.model, self.steering, Sampling(**decoding), store)
-        found = self.suite.run(stored, "test")  # type: ignore[arg-type]  # of a model it samples only
+        with unfinished.keeping(self.folder.parent / "unfinished" / self.id, self.suite, *self.suite.judges):
+            found = self.suite.run(stored, "test")  # type: ignore[arg-type]  # of a model it samples only
         judged = {
             "id": self.id,
             "comparison": comparison_id(self.model, self.named, "test"),
@@ -231,4 +232,4 @@ class Rescored:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

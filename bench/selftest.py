@@ -260,4 +260,4 @@ def _told(results: Sequence[Result], cfg: Any, began: float, subject: "Subject |
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 GRACE_SECONDS = 7.0
@@ -114,13 +114,18 @@ def _leave(number: int, ended: threading.Event, farewell: Callable[[int], None])
     os._exit(exit_code(number))
 
 
-def _in_child(*_: Any) -> None:
+def _in_child() -> None:
     """A forked process has none of this: what is sent to it is not meant for its parent."""
-    if threading.current_thread() is threading.main_thread():
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _raise:
+        signal.set_wakeup_fd(-1)
         for one in SIGNALS:
             if signal.getsignal(one) is _raise:
-                signal.set_wakeup_fd(-1)
                 signal.signal(one, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(
+    before=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS),
+    after_in_parent=lambda: signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS),
+    after_in_child=_in_child,
+)

@@ -6,6 +6,7 @@ What is trained is restored by whoever called (`trainable` copies the saved byte
 import hashlib
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -194,16 +195,22 @@ def train(
 def _keep(
     path: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, losses: list[float]
 ) -> None:
-    """Write the state whole: to a file beside it, then renamed."""
+    """Write the state whole: to a file of its own beside it, then renamed; another process may do the same training."""
     state: dict[str, Tensor] = {"losses": torch.tensor(losses, dtype=torch.float64)}
     for number, parameter in enumerate(parameters):
         state[f"{number}.weight"] = parameter.detach()
         state |= {f"{number}.{name}": value for name, value in optimiser.state.get(parameter, {}).items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".writing")
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
-    save_file(whole, beside, metadata={"sha256": digest(whole), "of": f"{path.parent.name} {path.name}"})
-    beside.replace(path)
+    about = {"sha256": digest(whole), "of": f"{path.parent.name} {path.name}"}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+            save_file(whole, Path(folder) / path.name, metadata=about)
+            (Path(folder) / path.name).replace(path)
+    except FileNotFoundError:
+        if path.parent.is_dir():
+            raise
+        # another process has finished this very fit and removed the folder: there is nothing left to keep
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

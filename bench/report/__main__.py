@@ -45,4 +45,4 @@ def count(text: str) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

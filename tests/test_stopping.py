@@ -1,0 +1,158 @@
+"""Ctrl-C, SIGTERM and a closed terminal: a true sentence within seconds, the right exit code, and nothing lost."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bench import command, stopping
+from bench.__main__ import main
+from tests.test_smoke import arguments, contents, world
+
+__all__ = ["world"]  # a fixture
+
+UNHEEDED = """
+import sys, time, threading, hashlib
+from bench import command, stopping
+stopping.GRACE_SECONDS = 1.0
+def work():
+    print("ready", flush=True)
+    {work}
+sys.stderr.reconfigure(line_buffering=True)
+command.leave(command.run(work, stopped="a true sentence"))
+"""
+IN_A_LIBRARY = "hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2_000_000_000)"
+SWALLOWED = """
+    while True:
+        try:
+            time.sleep(0.1)
+        except BaseException:
+            pass
+"""
+RAISED = "time.sleep(100)"
+FORKS = """
+    import os
+    child = os.fork()
+    if child == 0:
+        time.sleep(100)
+    os.kill(child, 15)
+    _, status = os.waitpid(child, 0)
+    time.sleep(2)
+    print(os.waitstatus_to_exitcode(status))
+"""
+
+
+def started(work: str, *, ignored: bool = False) -> "subprocess.Popen[str]":
+    script = UNHEEDED.format(work=work)
+    if ignored:
+        script = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + script
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(("number", "name", "code"), [
+    (signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130), (signal.SIGHUP, "SIGHUP", 129),
+])  # fmt: skip
+@pytest.mark.parametrize("work", [RAISED, IN_A_LIBRARY, SWALLOWED], ids=["raised", "in a library", "swallowed"])
+def test_a_signal_ends_the_command_within_seconds(work, number, name, code):
+    process = started(work)
+    begin = time.monotonic()
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out, err) == (code, "", f"stopped by {name}; a true sentence\n")
+    assert time.monotonic() - begin < 5
+
+
+def test_a_second_signal_does_not_wait(monkeypatch):
+    process = started("stopping.GRACE_SECONDS = 60.0\n" + SWALLOWED)
+    begin = time.monotonic()
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert process.communicate(timeout=20)[1] == "stopped by Ctrl-C; a true sentence\n"
+    assert process.returncode == 130 and time.monotonic() - begin < 10
+
+
+def test_nohup_is_heeded():
+    process = started("time.sleep(1.5)", ignored=True)
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=20) == ("", "") and process.returncode == 0
+
+
+def test_a_signal_to_a_forked_child_is_not_the_parents():
+    process = started(FORKS)
+    assert process.communicate(timeout=20) == ("-15\n", "") and process.returncode == 0
+
+
+def test_handlers_are_as_before_when_the_command_ends():
+    before = {number: signal.getsignal(number) for number in stopping.SIGNALS}
+    inside = []
+    assert command.run(lambda: inside.extend(signal.getsignal(one) for one in stopping.SIGNALS)) == 0
+    assert {signal.getsignal(one) for one in stopping.SIGNALS} == set(before.values()) != set(inside)
+
+
+def test_whoever_reads_the_output_may_go(tmp_path):
+    script = "from bench import command\ncommand.leave(command.run(lambda: [print(i) for i in range(10**6)] and 0))"
+    done = subprocess.run(
+        f"{sys.executable} -c '{script}' | head -1", shell=True, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
+def test_what_the_system_refuses_has_a_next_step(tmp_path, capsys):
+    def full() -> None:
+        raise OSError(28, "No space left on device", "results/runs/x")
+
+    assert command.run(full) == 2
+    assert capsys.readouterr().err == (
+        "error: results/runs/x: No space left on device; free some space, or set runtime.results and runtime.cache "
+        "elsewhere, and run the same command again\n"
+    )
+    assert command.run(lambda: (tmp_path / "no/file").read_text() and 0) == 2
+    assert "No such file" in capsys.readouterr().err
+
+
+def test_what_calls_exit_does_not_end_well(capsys):
+    assert command.run(lambda: sys.exit(0)) == 1
+    assert "sys.exit(0)" in capsys.readouterr().err
+
+
+def run(given: list[str], log: Path) -> "subprocess.Popen[str]":
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "STEERBENCH_TEST_SLOW": "1"}
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bench", *given], stdout=file, stderr=subprocess.STDOUT, env=environment, text=True
+        )
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+@pytest.mark.slow
+def test_killed_again_and_again_it_comes_to_the_same_tables(world, tmp_path, number, code):
+    """At ten random moments; the resumed command goes on, and its records are those of a run that was never stopped."""
+    given = arguments(world, tmp_path / "whole", "method=unsteered,caa", "strength=2", "suite.rtp.k=8")
+    assert main(given) == 0
+    given = arguments(world, tmp_path / "killed", "method=unsteered,caa", "strength=2", "suite.rtp.k=8")
+    chance, codes = random.Random(int(number)), []
+    for _ in range(10):
+        process = run(given, tmp_path / "log")
+        try:
+            process.wait(chance.uniform(0.5, 12.0))
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+        begin = time.monotonic()
+        codes.append(process.wait(15))
+        assert time.monotonic() - begin < 10
+    assert set(codes) <= {code, 0, -15} and code in codes
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert main(given) == 0
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert not list((tmp_path / "killed/runs/unfinished").glob("*"))
+    assert not list((tmp_path / "killed").rglob("*.part"))
