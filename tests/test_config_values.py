@@ -3,6 +3,8 @@
 import copy
 import functools
 import shlex
+import subprocess
+import sys
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -12,8 +14,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench import config, config_checks
 from bench.__main__ import main
+from bench.escape import visible
 from bench.values import fits, words
 from methods.errors import SetupError
+
+QUIET = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 
 
 def refused(*overrides: str) -> str:
@@ -274,6 +279,188 @@ def test_what_is_no_override_is_one_line(argument):
     assert argument.partition("=")[0] in message and len(message.splitlines()) == 1 and "Exception" not in message
 
 
+def typed_in_bash(words: list[str]) -> list[str]:
+    """What a program gets of arguments that are typed so."""
+    line = f"printf '%s\\0' {' '.join(words)}"
+    run = subprocess.run(["bash", "-c", line], capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"})
+    return run.stdout.decode().split("\0")[:-1]
+
+
+def shown_quoting(argument: str) -> str:
+    """How to type the argument, as its message says; the message is as it is on a terminal."""
+    with pytest.raises(SetupError) as caught:
+        config.jobs([argument], multirun=False)
+    (line,) = visible(caught.value, lines=True).split("\n")
+    assert line.lstrip("'\"").startswith(argument[:9]) and "; write " in line or ": 'data.mirror" in line
+    return line.partition("; write ")[2] or line.partition("part of the value: ")[2]
+
+
+ODD = [
+    "/tmp/a=b,c[1]/ü.jsonl", "/a=b c/d", "/a'b=", '/a"b=', "/a'b\"c=", "/a\\'b", '/a\\"b', '/a\\\\"b', "/a=\\",
+    "/a=\\\\", "/(a)", "/{a}", "{a}/ü", "/[a]", "[a]/b", "/a;b&c", "/`a`", "/$(a)", "/#a", "/a!b", "/~", "~/a", "/a,b",
+    "/a, b", "/大/é", "/a\nb", "/a\rb", "/ü\t", "/\u202ea", "/a\x1b[31mb", "/\u2764\ufe0f.x", "/\u0085", "/\U000e0001",
+    "'/a", '"', "'", "/ü ", " /ü", "/<a>", "/a\u00a0b", "/\ufeffa", "ü", "/%PATH%=", "/$HOME=", "/a^b",
+]  # fmt: skip
+
+
+def test_the_quoting_that_is_shown_works_in_a_shell():
+    shown = [shown_quoting(f"data.mirror={path}") for path in ODD]
+    for path, line in zip(ODD, typed_in_bash(shown), strict=True):
+        assert config._parse([line])[0].value() == path
+    for number in range(0, len(ODD), 7):
+        assert config.compose(typed_in_bash(shown[number : number + 1])).data.mirror == ODD[number]
+
+
+LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from("\"'\\ =,[]{}()$`\n")
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
+@given(st.lists(st.text(LETTERS, min_size=1, max_size=8), min_size=20, max_size=20))
+def test_the_quoting_of_any_text_works_in_a_shell(texts):
+    quoted = {text: found for text in texts if (found := config._quoted(f"data.mirror={text}"))}
+    bare = {text: text[1:-1] if text[0] == text[-1] in "'\"" and len(text) > 1 else text for text in quoted}
+    for text, line in zip(quoted, typed_in_bash(list(quoted.values())), strict=True):
+        if not text.startswith("["):
+            assert line == f"data.mirror={line.partition('=')[2]}" and config._parse([line])[0].value() == bare[text]
+
+
+def test_the_command_that_is_shown_for_a_sweep_can_be_typed():
+    with pytest.raises(SetupError, match="add -m: (python -m bench .*)$") as caught:
+        config.jobs(["seed.fit=choice(1,2)", "suite=[rtp]", 'model.name="a b"'], multirun=False)
+    words = typed_in_bash([str(caught.value).partition("add -m: ")[2]])
+    assert words == ["python", "-m", "bench", "-m", "seed.fit=choice(1,2)", "suite=[rtp]", 'model.name="a b"']
+
+
+# -- options that are none ---------------------------------------------------------------------------------------------
+
+DASHES = {
+    "--info": "--info: --help lists every option here",
+    "--info all": "--info all: --help lists",
+    "-i": "-i: --help lists",
+    "--resolve": "--resolve: it belongs to --cfg job",
+    "--hydra-help": "--hydra-help: Hydra's own options are not known here; --help",
+    "--version": "--version: the version is told by python -m pip show steerbench",
+    "-p x": "-p x: a part of a config is not printed; --cfg job prints all of it",
+    "--package=x": "--package=x: a part",
+    "--config-name=x": "--config-name=x: a config of your own is an experiment: hydra.searchpath=[FOLDER] exper",
+    "-cn x": "-cn x: a config of your own",
+    "--config-dir /tmp": "--config-dir /tmp: write hydra.searchpath=[FOLDER]",
+    "--config-path=/tmp": "--config-path=/tmp: write hydra.searchpath=[FOLDER]",
+    "--run": "--run: a command runs anyway; leave it out",
+    "--shell-completion": "--shell-completion: there is none here",
+    "-sc install=bash": "-sc: there is none here",
+    "--experimental-rerun x": "--experimental-rerun x: the same command again",
+    "--cfg all": "--cfg all: --cfg job",
+    "--multi-run": "--multi-run: there is no such option; did you mean --multirun?",
+    "--nope": "--nope: there is no such option; write key=value",
+    "-x --": "-x: there is no such option; write key=value",
+    "-": "-: there is no such option; write key=value",
+    "--strength=3": "--strength=3: a key has no dash before it; write strength=3",
+    "--strength 3": "--strength 3: a key has no dash before it; write strength=3",
+    "--suite.rtp.k": "--suite.rtp.k: a key has no dash before it; write suite.rtp.k=VALUE",
+}
+
+
+@pytest.mark.parametrize("given_line", DASHES)
+def test_an_option_that_is_none_says_what_there_is_in_its_place(given_line):
+    message = refused(*given_line.split(), "method=caa")
+    assert message.startswith(DASHES[given_line])
+    assert len(message.splitlines()) == 1 + given_line.endswith(" --")
+
+
+NONE_GIVEN = {
+    "": "'': an argument is empty, as a variable of the shell",
+    " ": "' ': an argument is empty",
+    "=": "=: there is no key before the equals sign; write key=value",
+    "=3": "=3: there is no key",
+    "++=3": "++=3: there is no key",
+    "@x=3": "@x=3: there is no key",
+    "+": "+: cannot be read; write key=value",
+    "~": "~: nothing is taken away here",
+    "~suite": "~suite: nothing is taken away here; choose another",
+    "++a=1": "unknown key a. Allowed: ",
+    "suite": "suite: it has no value; write key=value",
+    "+suite": "+suite: it has no value; write key=value",
+    "glob(*)": "glob(*): cannot be read; write key=value",
+    "strength=glob(*)": "'strength=glob(*)' names no values; list them: -m strength=a,b",
+    "strength=interval(0,1)": "'strength=interval(0,1)' names no values",
+    "hydra/launcher=joblib": "unknown key hydra/launcher. Of Hydra's own options hydra.searchpath=[FOLDER] alone",
+    "hydra.sweeper=x": "unknown key hydra.sweeper. Of Hydra's own",
+    "method@x=caa": "Could not override 'method@x'; --help lists what can be set",
+    "suite=[rtp": "suite=[rtp: cannot be read; write suite=[NAME,NAME], of the names that --help lists",
+    "method=caa,": "method=caa,: cannot be read; write method=NAME",
+    "strength=1 method=caa": "these are several arguments, with blanks between: strength=1 method=caa",
+    "model=local,model.path=x": "these are several arguments, with blanks between: model=local model.path=x",
+    "tuning.options={layer:ü}": 'texts with characters of that kind are in quotes, as in key=["a=b",c]',
+    "tuning.options={a:[[ü]]}": "texts with characters of that kind are in quotes",
+    "data.mirror=\udcff": "it has bytes that are no UTF-8; give the file another name",
+    "model.name=[a]": "text in brackets is text in quotes of its own, as in 'model.name=\"[x]\"'",
+    "model.name=true": "text; this word is text in quotes of its own: 'model.name=\"true\"'",
+    "runtime.results=null": "'runtime.results=\"null\"'",
+    f"data.mirror={'é' * 5000}": "in both kinds of quotes",
+}
+
+
+@pytest.mark.parametrize("argument", NONE_GIVEN, ids=lambda argument: argument[:30])
+def test_an_argument_that_is_none_says_what_to_write(argument):
+    for more in ((), ("strength=1",)):
+        message = refused(argument, *more)
+        assert NONE_GIVEN[argument] in message and len(message.splitlines()) == 1 and len(message) < 600
+
+
+@pytest.mark.parametrize("word", ["choice(1,2)", "range(0,10)"])
+def test_a_sweep_by_a_function_is_no_text_with_a_comma(word):
+    with pytest.raises(SetupError, match=rf"is a sweep over several values; add -m: .*'seed.fit={word[:5]}.*'$"):
+        config.jobs([f"seed.fit={word}"], multirun=False)
+
+
+# -- --cfg job ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", ["--cfg job", "-c job", "--cfg=job", "--resolve --cfg job"])
+def test_the_config_of_a_cell_is_printed_and_nothing_is_run(asked, tmp_path, capsys):
+    line = ["method=caa", "strength=2", "seed.fit=7", f"runtime.results={tmp_path / 'results'}"]
+    assert main([line[0], *asked.split(), *line[1:]]) == 0
+    told = capsys.readouterr()
+    assert not told.err and list(tmp_path.iterdir()) == []
+    assert OmegaConf.create(told.out) == OmegaConf.to_container(config.validate(line), resolve=True)
+
+
+def test_of_a_sweep_every_config_is_printed(capsys):
+    assert main(["-m", "method=unsteered,prompt", "--cfg", "job", "strength=1,2"]) == 0
+    found = [OmegaConf.create(one) for one in capsys.readouterr().out.split("\n---\n")]
+    assert [one.method._target_.rpartition(".")[2] for one in found] == ["Unsteered"] * 2 + ["Prompt"] * 2
+    assert [one.strength for one in found] == [1, 2, 1, 2]
+
+
+def test_what_cannot_be_seen_is_printed_in_ascii(capsys):
+    assert main(["--cfg", "job", 'model.name="a\u202eb\x1b"', "method=unsteered"]) == 0
+    told = capsys.readouterr().out
+    assert told.isascii() and OmegaConf.create(told).model.name == "a\u202eb\x1b"
+
+
+@pytest.mark.parametrize("given_line", ["--cfg", "--cfg all", "-c=hydra", "--cfg method=caa"])
+def test_no_other_config_is_printed(given_line, capsys):
+    assert main(given_line.split()) == 2
+    told = capsys.readouterr()
+    assert "job, which prints the config of every cell and runs nothing" in told.err and not told.out
+
+
+def test_a_config_that_would_be_refused_is_refused(capsys):
+    assert main(["--cfg", "job", "method=cca", "--nope"]) == 2
+    told = capsys.readouterr()
+    assert "--nope: there is no such option" in told.err and not told.out
+
+
+@pytest.mark.slow
+def test_the_quoting_works_from_the_shell_to_the_config():
+    for path in ODD[::13]:
+        line = f"{sys.executable} -m bench --cfg job data=pairs {shown_quoting(f'data.mirror={path}')}"
+        line += " " + shown_quoting(f"data.mirror={path}").replace("data.mirror", "data.path", 1)
+        run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+        assert OmegaConf.create(run.stdout).data.path == path
+
+
 # -- values of every type at every key ---------------------------------------------------------------------------------
 
 BASES = (
@@ -330,9 +517,6 @@ def holds(cfg: DictConfig) -> None:
     config_checks.unknown_keys(cfg, reference)
     told = config_checks.problems(cfg)
     assert all(isinstance(one, str) and one for one in told)
-
-
-QUIET = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
