@@ -95,8 +95,13 @@ def class_of(path: str) -> type:
     """The class of this path. Raises SetupError where it cannot be imported, as from a package that is broken."""
     try:
         return get_class(path)
-    except (ImportError, ValueError) as error:
-        raise SetupError(f"_target_: {path} cannot be imported: {' '.join(str(error).split())}") from error
+    except KeyboardInterrupt:
+        raise
+    except SystemExit as error:
+        raise SetupError(f"_target_: {path} cannot be imported: its module calls sys.exit({error.code!r})") from error
+    except BaseException as error:  # whatever the module does
+        kind = "" if isinstance(error, ImportError | ValueError) else f"{type(error).__name__}: "
+        raise SetupError(f"_target_: {path} cannot be imported: {kind}{' '.join(str(error).split())}") from error
 
 
 GROUPS = {"pairs": "data", "examples": "examples", "harmful": "harmful", "background": "background"}
