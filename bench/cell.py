@@ -16,7 +16,7 @@ import torch
 from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
-from bench import atomic, config, cost, digests, identity, models, record, tuning, unfinished
+from bench import atomic, config, cost, digests, identity, models, record, shape, tuning, unfinished
 from bench.data.base import FitSource
 from bench.data.sources import Sources, default_cache
 from bench.generations import Generations, decoding_identity
@@ -26,6 +26,7 @@ from bench.sampling import Sampling
 from bench.scorers.base import Scorer
 from bench.suites.base import Split, Suite
 from methods.base import INFO, Artefact, FitData, Method, artefact_bytes, facts, load, save
+from methods.broken import BROKEN, reading
 from methods.errors import SetupError
 from methods.fitting import checkpointing
 
@@ -215,16 +216,17 @@ class Cell:
 
     def stored_fit(self) -> dict[str, Any] | None:
         """What fitting the stored artefact took; None where there is none, or a damaged one, which is set aside."""
-        if not self.is_fitted:
+        folder = self.artefact_folder
+        if not folder.is_dir():
             return None
         try:
-            verified = digests.verified(self.artefact_folder)
-            fit = record.load(self.artefact_folder / "fit.json")
-            if not isinstance(fit, dict) or not {"facts", "data"} <= set(fit):
-                raise ValueError("no facts in it")
-        except ValueError as error:
-            damaged = digests.DamagedError(f"{self.artefact_folder / 'fit.json'} cannot be read ({error})")
-            digests.set_aside(self.artefact_folder, error if isinstance(error, digests.DamagedError) else damaged)
+            verified = digests.verified(folder)
+            for name in ARTEFACT:
+                if not (folder / name).exists():
+                    raise digests.DamagedError(f"{folder / name} is missing")
+            fit = _fit_facts(folder / "fit.json", needs=bool(self.method.needs))
+        except digests.DamagedError as error:
+            digests.set_aside(folder, error)
             return None
         return fit if verified else fit | {"unverified": [f"artefacts/{self.fit_id}"]}
 
@@ -315,13 +317,39 @@ class Cell:
     @cached_property
     def fitted(self) -> tuple[Artefact, dict[str, Any]]:
         """The artefact and what fitting it took; from `artefacts/<fit_id>` where it is there."""
+        stored = self._stored()
+        if stored is None:
+            self._fit()
+            stored = self._stored()
+        assert stored is not None
+        return stored
+
+    def _stored(self) -> tuple[Artefact, dict[str, Any]] | None:
+        """The stored artefact and what fitting it took; None where there is none, or a damaged one, set aside."""
         fit = self.stored_fit()
         if fit is None:
-            self._fit()
-            fit = self.stored_fit()
-        assert fit is not None
-        artefact = load(self.artefact_folder / "artefact.safetensors")
-        return {name: t for name, t in artefact.items() if not name.startswith(INFO)}, fit
+            return None
+        try:
+            artefact = _artefact(self.artefact_folder / "artefact.safetensors", fit)
+            if "unverified" in fit:
+                self._try(artefact)
+        except digests.DamagedError as error:
+            digests.set_aside(self.artefact_folder, error)
+            return None
+        return artefact, fit
+
+    def _try(self, artefact: Artefact) -> None:
+        """Raises DamagedError for an artefact that the method cannot apply to its model.
+
+        Asked of what no digest vouches for: it may be whole and another model's, or another layer's.
+        """
+        model, strength = self.lm.model, next(iter(self.method.strengths), 1.0)
+        try:
+            with self.method.apply(model, artefact, strength):
+                pass
+        except BROKEN as error:
+            told = f"{self.artefact_folder} does not hold what {self.method.name} has fitted"
+            raise digests.DamagedError(f"{told} ({error})") from error
 
     def _fit(self) -> None:
         """Fit and store the artefact."""
@@ -397,3 +425,39 @@ class Cell:
             return "unsteered"
         seed = getattr(self.method, "seed", None)
         return self.method.name + (f" #{seed}" if seed else "") + (f" x{strength:g}" if strength is not None else "")
+
+
+FIT = shape.fields(
+    {
+        "facts": shape.MAPPING,
+        "data": shape.maybe(shape.fields(
+            others=shape.where_mapping(shape.fields(sources=shape.SOURCES)), sources=shape.SOURCES,
+            name=shape.maybe(shape.TEXT), pairs=shape.maybe(shape.COUNT), unverified=shape.each(shape.TEXT),
+        )),
+        "seconds": shape.NOT_NEGATIVE, "peak_memory_bytes": shape.maybe(shape.COUNT), "artefact_bytes": shape.COUNT,
+    },
+    unverified=lambda _, name: f"{name} was never written",
+)  # fmt: skip
+"""What a fit.json has to be, so that a record may be made of it (`bench.shape`)."""
+
+
+def _fit_facts(path: Path, *, needs: bool) -> dict[str, Any]:
+    """What fitting took, as `Cell._fit` wrote it. needs: the method learns from data. Raises DamagedError."""
+    with reading(lambda error: digests.DamagedError(f"{path} cannot be read ({error})")):
+        fit = record.load(path)
+    wrong = shape.unusual(fit, "") or FIT(fit, "")
+    if wrong or (needs and fit["data"] is None):
+        wrong = wrong or "data is null"
+        raise digests.DamagedError(f"{path} is not what was written: {wrong}")
+    return fit
+
+
+def _artefact(path: Path, fit: Mapping[str, Any]) -> Artefact:
+    """What `apply` needs. Raises DamagedError for a file that is none, and for another one than `fit` tells of."""
+    try:
+        artefact = load(path)
+    except SetupError as error:
+        raise digests.DamagedError(str(error)) from error
+    if facts(artefact) != fit["facts"] or artefact_bytes(artefact) != fit["artefact_bytes"]:
+        raise digests.DamagedError(f"{path} does not hold the tensors that its fit.json tells of")
+    return {name: tensor for name, tensor in artefact.items() if not name.startswith(INFO)}

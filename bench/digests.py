@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
+from typing import NamedTuple
 
+from bench import atomic
 from bench.atomic import write_whole
 from bench.data.wheels import file_sha256
 from bench.escape import visible
 from bench.record import dumps, sha256
+from methods.broken import reading
 from methods.errors import SetupError
 
 SEAL = "sha256.json"
@@ -44,27 +47,50 @@ def verified(folder: Path, *, always: bool = True) -> bool:
 
     Raises DamagedError where a file is missing or has other bytes than were written.
     """
-    if not (folder / SEAL).is_file():
+    with reading(lambda error: DamagedError(f"{folder} cannot be read ({error}); {_again(folder)}")):
+        return _noted(folder, _verified(folder, always))
+
+
+def _verified(folder: Path, always: bool) -> bool:
+    if not (folder / SEAL).exists() and not (folder / SEAL).is_symlink():
         with suppress(OSError):  # a folder that cannot be written is read all the same
             seal(folder, verified=False, name=folder.name)
         if not (folder / SEAL).is_file():
-            return _noted(folder, False)
-    try:
-        sealed = json.loads((folder / SEAL).read_text(encoding="utf-8"))
-        name, files, known = sealed.get("name"), dict(sealed["files"]), bool(sealed["verified"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(f"{folder / SEAL} cannot be read; {_again(folder)}") from error
-    if name not in (None, folder.name):
-        raise DamagedError(f"{folder} holds the files of {name}; {_again(folder)}")
-    for file in sorted(_names(folder) - set(files)):
+            return False
+    sealed = _sealed(folder)
+    if sealed.name not in (None, folder.name):
+        raise DamagedError(f"{folder} holds the files of {sealed.name}; {_again(folder)}")
+    for file in sorted(_names(folder) - set(sealed.files)):
         raise DamagedError(f"{folder / file} is not among the files that were written; {_again(folder)}")
-    for file, digest in files.items():
+    for file, digest in sealed.files.items():
         path = folder / file
         if not path.is_file():
             raise DamagedError(f"{path} is missing; {_again(folder)}")
-        if (sha256 if always else file_sha256)(path) != digest:
+        with reading(lambda error: DamagedError(f"{path} cannot be read ({error}); {_again(folder)}")):  # noqa: B023
+            found = (sha256 if always else file_sha256)(path)
+        if found != digest:
             raise DamagedError(f"{path} is not what was written (its sha256 differs); {_again(folder)}")
-    return _noted(folder, known)
+    return sealed.verified
+
+
+class Sealed(NamedTuple):
+    """What a seal says: the name of its folder, or None for any; sha256 by file; whether they vouch for anything."""
+
+    name: str | None
+    files: dict[str, str]
+    verified: bool
+
+
+def _sealed(folder: Path) -> Sealed:
+    """The seal of a folder. Raises DamagedError for one that cannot be read, or is none."""
+    path = folder / SEAL
+    with reading(lambda error: DamagedError(f"{path} cannot be read ({error}); {_again(folder)}")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        found = Sealed(told.get("name"), dict(told["files"]), told["verified"])
+    kinds = isinstance(found.name, str | None), isinstance(found.verified, bool)
+    if not all(kinds) or not all(isinstance(one, str) for pair in found.files.items() for one in pair):
+        raise DamagedError(f"{path} is no seal; {_again(folder)}")
+    return found
 
 
 @contextmanager
@@ -81,12 +107,17 @@ def unverified() -> Iterator[set[str]]:
 
 
 def set_aside(folder: Path, why: DamagedError) -> None:
-    """Rename a damaged folder to `.<name>.damaged`, with a warning, so that it can be made again in its place."""
-    names = (f".{folder.name}.damaged{'' if number == 1 else f'-{number}'}" for number in range(1, 1000))
-    target = next(path for path in map(folder.with_name, names) if not path.exists())
-    folder.rename(target)
-    told = f"warning: {str(why).partition(';')[0]}; it is set aside as {target.name} and made again"
-    print(visible(told), file=sys.stderr)
+    """Rename a damaged folder to `.<name>.damaged`, with a warning, so that it can be made again in its place.
+
+    Raises DamagedError where it cannot be renamed; where another process was faster, nothing is left to do.
+    """
+    try:
+        moved = atomic.set_aside(folder)
+    except OSError as error:
+        raise DamagedError(f"{why}; it could not be set aside ({error.strerror or error})") from error
+    if moved is not None:
+        told = f"warning: {str(why).partition(';')[0]}; it is set aside as {moved.name} and made again"
+        print(visible(told), file=sys.stderr)
     (_unverified.get() or set()).discard(_place(folder))  # what is made again can be vouched for
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import zlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Protocol
 from bench import atomic, digests, identity, unfinished
 from bench.lm import LM
 from bench.sampling import VERSION, Continuation, Sampling, continuations
+from methods.broken import reading
 from methods.errors import SetupError
 
 FILE = "samples.jsonl.gz"
@@ -91,18 +91,23 @@ class Generations:
 def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
     """The texts of a set. Raises DamagedError for a file that is not what was written, or not what is asked for."""
     digests.verified(folder)
-    try:
+    again = "delete the folder, and run its cell anew"
+    with reading(lambda error: digests.DamagedError(f"{folder / FILE} cannot be read ({error}); {again}")):
         with gzip.open(folder / FILE, "rt", encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
         found = [[Continuation(*one) for one in row["continuations"]] for row in rows]
         asked = [row["prompt"] for row in rows]
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
-        raise digests.DamagedError(
-            f"{folder / FILE} cannot be read; delete the folder and run its cell anew"
-        ) from error
     if asked != list(prompts) or any(len(row) != num_samples for row in found):
         raise digests.DamagedError(
-            f"{folder / FILE} does not hold {num_samples} texts of each of the {len(prompts)} prompts; delete the "
-            "folder, and run its cell anew"
+            f"{folder / FILE} does not hold {num_samples} texts of each of the {len(prompts)} prompts; {again}"
         )
+    if not all(_is_one(one) for row in found for one in row):
+        raise digests.DamagedError(f"{folder / FILE} holds texts or tokens that are none; {again}")
     return found
+
+
+def _is_one(one: Continuation) -> bool:
+    """Whether what was read is a text, with its tokens or, as older versions wrote it, without them."""
+    tokens: Any = one.tokens
+    numbers = tokens is None or isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
+    return isinstance(one.text, str) and isinstance(one.ended, bool) and numbers
