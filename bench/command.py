@@ -77,7 +77,7 @@ def run(
 
 
 def leave(code: int) -> NoReturn:
-    """End the process with this exit code, after a signal at once: threads of libraries may be in the middle of work."""
+    """End the process with this exit code; after a signal at once, since threads of libraries may be at work."""
     if code <= stopping.exit_code(0):
         sys.exit(code)
     atexit._run_exitfuncs()

@@ -55,7 +55,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         self.lm = lm
         self.tokenizer = lm.tokenizer
         self._device = lm.device
-        self._prefix = "" if lm.chat else lm.steering.prefix  # in a chat it is the system message
+        self._prefix = "" if lm.chat else lm.steering.prefix  # in a chat it is part of a message
 
     @property
     def eot_token_id(self) -> int:

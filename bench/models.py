@@ -247,7 +247,8 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
     """How a text begins and ends with this model, as its identity has it.
 
     bos: what `model.bos=tokenizer` comes to. stop_tokens: null, unless the generation config lists tokens without the
-    tokenizer's own end of text, which older versions did not stop at then.
+    tokenizer's own end of text, which older versions did not stop at then. system_role: False for a chat template that
+    loses system messages without a word, as older versions let it; now they stand in the user's turn.
 
     where: gives the folder or hub id to load from, where a file of the model has to be read.
     """
@@ -257,7 +258,7 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
     revision = commit(node.id, node.revision, offline) if kind == "id" else None
     files = tuple(fingerprint(Path(node.path).resolve()).values()) if kind == "path" else ()
     try:
-        return dict(_text_rules(where(), revision, node.bos, offline, files))
+        return dict(_text_rules(where(), revision, node.bos, bool(node.get("chat")), offline, files))
     except SetupError:
         if node.bos == "tokenizer" or kind != "id":
             raise
@@ -266,10 +267,10 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
 
 @functools.cache
 def _text_rules(
-    where: str, revision: str | None, bos: str, offline: bool, _files: tuple[str, ...]
+    where: str, revision: str | None, bos: str, chat: bool, offline: bool, _files: tuple[str, ...]
 ) -> tuple[tuple[str, Any], ...]:
     """_files: what is in a folder, so that it is read anew when that changes."""
-    from bench.text_rules import load_tokenizer, set_bos, stop_tokens
+    from bench.text_rules import load_tokenizer, loses_system, set_bos, stop_tokens
     from bench.weights import cannot_load, check_vocabulary
 
     with reading(lambda error: cannot_load(where, error, "the tokenizer (tokenizer.json) of ")):
@@ -285,7 +286,12 @@ def _text_rules(
     own = tokenizer.eos_token_id
     stops = stop_tokens(ends, own)
     left_out = isinstance(ends, list) and own is not None and own not in ends
-    return ("bos", resolved), ("stop_tokens", sorted(stops) if left_out else None)
+    loses = chat and bool(tokenizer.chat_template) and loses_system(tokenizer)
+    return (
+        ("bos", resolved),
+        ("stop_tokens", sorted(stops) if left_out else None),
+        ("system_role", False if loses else None),
+    )
 
 
 def skeleton(node: DictConfig, where: str, revision: str | None, offline: bool = False) -> Any:

@@ -105,6 +105,7 @@ def result(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str,
             "sources": found.info.get("sources", []),
             "unverified": sorted(unverified.union(lm.unverified, cell.unverified(strength))),
             "unexpected_weights": list(lm.unexpected_weights),
+            "system_role": lm.system_role,
         }
         about["scorers"] = scorers_of(about)  # those that judged
         if split == "test" and strength != 0:

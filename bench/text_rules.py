@@ -124,6 +124,14 @@ def _shows_system(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
         return False
 
 
+def loses_system(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the template takes a system message and shows nothing of it, rather than to refuse it."""
+    try:
+        return PROBE not in rendered(tokenizer, [*system_message(PROBE), user_message(HELLO)])
+    except SetupError:
+        return False
+
+
 def instructed(
     tokenizer: PreTrainedTokenizerBase, instruction: str, messages: Sequence[Mapping[str, str]]
 ) -> list[dict[str, str]]:

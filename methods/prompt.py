@@ -19,7 +19,8 @@ from methods.errors import SetupError
 class Prompt(Method):
     """Strength i puts the i-th prompt (counted from 1) before the text; 0 puts none.
 
-    The prefix is plain text before a base model's prompt, and the system message where a chat template is in use.
+    The prefix is plain text before a base model's prompt, and in a chat the system
+    message, or where the template has none, before the user's text.
     """
 
     name: ClassVar[str] = "prompt"
