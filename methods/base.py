@@ -53,7 +53,7 @@ class FitData(NamedTuple):
 class Steering(NamedTuple):
     """What whoever runs the model must do besides running it."""
 
-    prefix: str = ""  # text put before every prompt (in a chat the system message, or where the template has none, before the user's text)
+    prefix: str = ""  # put before every prompt; in a chat the system message, or before the user's text (no such role)
     next_logits: Callable[[Tensor], Tensor] | None = None  # (B, V) -> (B, V), decoding-time steering
 
 
