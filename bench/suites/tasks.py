@@ -11,8 +11,8 @@ import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,8 @@ import pandas as pd
 from jinja2 import UndefinedError
 
 from bench import metrics
-from bench.data.sources import Located, arrow_cache, check_text, readable, rows_at, splits_at
+from bench.data.sources import Located, arrow_cache, check_text, files_of, readable, rows_at, splits_at
+from methods.broken import reading
 from methods.errors import SetupError
 
 FIELD_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}  # lm-eval's names in words
@@ -161,25 +162,109 @@ def load_task(task: str, definition: Definition, where: Located, shots: int | No
     asked = "test_split" if "test_split" in named else "validation_split"
     kept = {asked, *(key for key, _ in _there(definition, where))} if with_examples else {asked}
     changed |= {key: None for key in named if key not in kept}
-    try:
+    with reading(lambda error: _cannot_ask(task, where, error), *OF_ROWS):
         with readable(where) if where.source != "hub" else nullcontext():
             loaded = _manager(definition.file.parent).load({"group": "local", "task": [changed]})["tasks"][task]
             for rows in loaded.dataset.values() if where.source != "hub" else ():
                 check_text(rows)
-    except SetupError:
-        raise
-    except (UndefinedError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise SetupError(
-            f"lm-eval's task {task} cannot ask the rows of {where} ({type(error).__name__}: {error}); the columns are "
-            f"{', '.join(rows_at(where).column_names)}: give a copy with the hub's"
-        ) from error
     if shots is not None:
         loaded.set_config(key="num_fewshot", value=shots)
     if with_examples:
         if not hasattr(loaded, "sampler"):
             raise SetupError(f"lm-eval's task {task} takes its examples in its own way, so it is asked with fewshot=0")
         loaded.sampler = Examples(loaded)
+    loaded.documents = Documents(loaded, where)
     return loaded
+
+
+OF_ROWS = (UndefinedError, SyntaxError)
+"""What lm-eval raises of rows that it cannot ask, besides what a broken file raises."""
+
+
+def _cannot_ask(task: str, where: Located, error: BaseException) -> SetupError:
+    """The error for rows that a task's definition cannot ask; it names a row that lacks something, if one does."""
+    rows = rows_at(where)
+    usual = {key for row in rows for key, value in row.items() if not _lacks(value)}
+    lacking = ((number, [key for key in usual if _lacks(row[key])]) for number, row in enumerate(rows))
+    told = next(
+        (f"row {number} lacks something in {', '.join(sorted(keys))}; " for number, keys in lacking if keys), ""
+    )
+    return SetupError(
+        f"lm-eval's task {task} cannot ask the rows of {where} ({type(error).__name__}: {error}); {told}the columns are "
+        f"{', '.join(rows.column_names)}: give a copy with the hub's of {files_of(where)}"
+    )
+
+
+def _lacks(value: Any) -> bool:
+    """Whether a column of a row has nothing in it, or in a part of it."""
+    if isinstance(value, dict | list):
+        return not value or any(map(_lacks, value.values() if isinstance(value, dict) else value))
+    return value is None or value == ""
+
+
+class Documents:
+    """Says which document it is that lm-eval cannot ask, or cannot judge: its number in the split, counted from 0.
+
+    lm-eval would stop with an IndexError or a KeyError of its own, or take a label that is none for a wrong answer.
+    """
+
+    def __init__(self, task: Any, where: Located) -> None:
+        self.task, self.where = task, where
+        self._documents, self._build = task.doc_iterator, task.construct_requests
+        self._numbers: dict[int, int] = {}  # by the document's id in memory
+        task.doc_iterator, task.construct_requests = self._iterated, self._constructed
+        for name in ("fewshot_context", "process_results"):
+            setattr(task, name, self._naming(getattr(task, name)))
+
+    def _iterated(self, **settings: Any) -> Iterator[tuple[int, Any]]:
+        self._numbers.clear()
+        for number, document in self._documents(**settings):
+            self._numbers[id(document)] = number
+            yield number, document
+
+    def _constructed(self, doc: dict[str, Any], ctx: Any, **settings: Any) -> Any:
+        with self.reading(self._numbers.get(id(doc))):
+            built = self._build(doc, ctx, **settings)
+            if problem := _problem(self.task, doc):
+                raise ValueError(problem)
+            return built
+
+    def _naming(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def named(doc: Any, *given: Any, **settings: Any) -> Any:
+            with self.reading(self._numbers.get(id(doc))):
+                return call(doc, *given, **settings)
+
+        return named
+
+    def reading(self, number: int | None) -> AbstractContextManager[None]:
+        """Inside the block the document of this number is read. Raises SetupError that names it where it fails."""
+        return reading(lambda error: self._told(number, error), *OF_ROWS)
+
+    def _told(self, number: int | None, error: BaseException) -> SetupError:
+        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        which = "a document" if number is None else f"document {number}"
+        examples = ", or an example before it," if self.task.config.num_fewshot else ""
+        return SetupError(
+            f"lm-eval's task {self.task.config.task}: {which} of {self.where}{examples} cannot be asked "
+            f"({kind}{error}); give a whole copy of {files_of(self.where)}"
+        )
+
+
+def _problem(task: Any, document: dict[str, Any]) -> str | None:
+    """What is wrong with a document's choices, right answer or text; None: nothing."""
+    if task.OUTPUT_TYPE == "loglikelihood_rolling" and not str(task.doc_to_target(document)).strip():
+        return "it has no text"
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    choices, gold = task.doc_to_choice(document), _gold(task, document)
+    if not all(isinstance(one, str) for one in choices):
+        return f"its choices are {choices!r}, and texts are wanted"
+    for one in gold:
+        if isinstance(one, str) and one not in choices:
+            return f"its right answer is {one!r}, which is none of {choices!r}"
+        if not isinstance(one, str) and not (isinstance(one, int | np.integer) and 0 <= one < len(choices)):
+            return f"its label is {one!r}, and there are {len(choices)} choices, 0 to {len(choices) - 1}"
+    return None if gold else "it has no right answer"
 
 
 class Examples:
@@ -292,7 +377,11 @@ def ranking(
     columns: the content that is hashed; (): all of it.
     """
     distinct: dict[str, tuple[str, int]] = {}
-    for number, document in enumerate(load_task(task, definition, where).eval_docs):
+    documents = load_task(task, definition, where).eval_docs
+    for column in columns:
+        if len(documents) and column not in documents[0]:
+            raise _cannot_ask(task, where, KeyError(column))
+    for number, document in enumerate(documents):
         named = {column: document[column] for column in columns or document}
         distinct.setdefault(_digest(document), (_digest(named, str(seed)), number))
     return sorted(distinct.values())
@@ -319,8 +408,11 @@ def questions(task: str, definition: Definition, where: Located) -> list[tuple[s
     for _, number in ranking(task, definition, where, 0):
         document = loaded.eval_docs[number]
         if is_for_fitting(document):
-            answer = loaded.doc_to_choice(document)[gold_answers(loaded, document)[0]]
-            found.append((loaded.doc_to_text(document), delimiter + answer))
+            with loaded.documents.reading(number):
+                if problem := _problem(loaded, document):
+                    raise ValueError(problem)
+                answer = loaded.doc_to_choice(document)[gold_answers(loaded, document)[0]]
+                found.append((loaded.doc_to_text(document), delimiter + answer))
     return found
 
 
@@ -359,9 +451,14 @@ def gold_answers(loaded: Any, document: dict[str, Any]) -> list[int]:
     """Which of the answers asked are right; where a task has several, the most probable one counts."""
     if loaded.OUTPUT_TYPE == "loglikelihood":
         return [0]
-    gold = loaded.doc_to_text(document) if loaded.multiple_input else loaded.doc_to_target(document)
-    several = gold if isinstance(gold, list) else [gold]
+    several = _gold(loaded, document)
     return [loaded.doc_to_choice(document).index(one) if isinstance(one, str) else int(one) for one in several]
+
+
+def _gold(loaded: Any, document: dict[str, Any]) -> list[Any]:
+    """The right answers as the document has them, a list of one where it has no several."""
+    gold = loaded.doc_to_text(document) if loaded.multiple_input else loaded.doc_to_target(document)
+    return gold if isinstance(gold, list) else [gold]
 
 
 def chance(loaded: Any, scores: pd.DataFrame) -> float | None:
