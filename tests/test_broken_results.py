@@ -79,7 +79,7 @@ def artefact(results) -> Path:
     return path
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(8)
 @pytest.mark.parametrize(
     ("name", "kind", "sealed"),
     [
@@ -104,7 +104,7 @@ def other_tensors(change):
     return rewrite
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -126,7 +126,7 @@ def test_tensors_that_were_not_fitted(change, message, artefact, world, results,
     assert message in made_again(world, results, session, capsys)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(8)
 @pytest.mark.parametrize(
     ("key", "value"),
     [
@@ -145,6 +145,7 @@ def test_facts_of_a_fit_that_were_not_written(key, value, artefact, world, resul
     made_again(world, results, session, capsys)
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("content", ["[" * 10**5 + "]" * 10**5, '{"seconds": NaN}', '{"seconds": 1'])
 def test_facts_of_a_fit_that_are_no_json(content, artefact, world, results, session, capsys):  # noqa: F811
     artefact.with_name("fit.json").write_text(content)
@@ -186,6 +187,7 @@ def test_what_cannot_be_set_aside_is_an_error_that_says_so(artefact, monkeypatch
 # -- seals -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     "change",
     [
@@ -214,6 +216,7 @@ def stored(results) -> tuple[Path, list[str], int]:
     return path, [row["prompt"] for row in rows], len(rows[0]["continuations"])
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_texts_that_cannot_be_read(kind, results):
     path, prompts, samples = stored(results)
@@ -235,6 +238,7 @@ def changed(place, value):
     return change
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize(
     "change",
     [
@@ -269,7 +273,7 @@ def test_texts_of_an_older_version_are_read(results):
     assert all(one.tokens is None for row in _read(path.parent, prompts, samples) for one in row)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(6)
 @pytest.mark.parametrize(
     ("place", "kind"),
     [
