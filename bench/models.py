@@ -164,7 +164,10 @@ def fingerprint(folder: Path) -> dict[str, str]:
     try:
         return {path.relative_to(folder).as_posix(): file_sha256(path) for path in read_of(folder)}
     except OSError as error:
-        raise SetupError(f"{error.filename or folder} cannot be read: {error.strerror or error}") from error
+        why = error.strerror or error
+        raise SetupError(
+            f"{error.filename or folder} cannot be read: {why}; get the right to read it, or {WHOLE}"
+        ) from error
 
 
 def read_of(folder: Path) -> list[Path]:
@@ -235,7 +238,11 @@ def read_object(path: Path) -> dict[str, Any]:
 def _parsed(path: Path, _size: int, _modified: int) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise SetupError(
+            f"{path} cannot be read: {error.strerror or error}; get the right to read it, or {WHOLE}"
+        ) from error
+    except (ValueError, RecursionError) as error:
         why = "brackets in brackets without end" if isinstance(error, RecursionError) else error
         raise SetupError(f"{path} is no JSON that can be read ({why}); {WHOLE}") from error
     if not isinstance(value, dict):

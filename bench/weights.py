@@ -64,6 +64,8 @@ def broken_file(path: str) -> str | None:
             with reading(lambda error: SetupError(f"it is cut short or damaged ({error})")):
                 _look(file)
         except SetupError as error:
+            if isinstance(error.__cause__, PermissionError):
+                return f"{file} cannot be read: {error.__cause__.strerror}; get the right to read it"
             return f"{file}: {_kind(file) or error}; take a whole copy of that file"
     return None
 

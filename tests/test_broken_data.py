@@ -6,10 +6,12 @@ import gzip
 import io
 import json
 import lzma
+import os
 import shutil
 import zipfile
 from pathlib import Path
 
+import datasets
 import pandas as pd
 import pytest
 
@@ -105,6 +107,34 @@ def test_a_table_that_is_cut_gives_no_labels(tmp_path, lm):
         SetupError, match=rf"document \d+ of baber/piqa.* \(its label is [\d.nanone]+,.*whole copy of {path}"
     ):
         asked(own, lm)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+@pytest.mark.parametrize("place", ["", "baber", "baber/piqa", "baber/piqa/README.md", "baber/piqa/validation.jsonl"])
+def test_what_may_not_be_read_is_named(tmp_path, place):
+    own, _ = piqa(tmp_path)
+    closed = tmp_path / "mirror" / place
+    closed.chmod(0)
+    try:
+        with pytest.raises(SetupError, match=f"{closed}.*cannot be read"):
+            own.load(PIQA, None, "validation")
+    finally:
+        closed.chmod(0o755)
+
+
+def test_what_is_kept_of_the_hub_is_named(tmp_path, monkeypatch):
+    """The hub is a stand-in here: what its client has got before is cut."""
+    path = tmp_path / "train.parquet"
+    path.write_bytes(packed("parquet")[:200])
+    load = datasets.load_dataset
+    monkeypatch.setattr(sources_module, "_hub_commit", lambda name: "c" * 40)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: load("parquet", data_files=str(path), split="train"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
+    sources_module._hub_rows.cache_clear()
+    with pytest.raises(
+        SetupError, match=r"(?s)hub: org/name from the hub cannot be read .*datasets--org--name and .*again"
+    ):
+        Sources(cache=tmp_path / "cache").locate("org/name")
 
 
 # -- rows that lm-eval's tasks ask -------------------------------------------------------------------------------------

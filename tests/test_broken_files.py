@@ -7,6 +7,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import pickle
 import random
 import shutil
@@ -178,6 +179,16 @@ def test_a_token_that_was_added_beyond_the_embeddings_is_read_unless_it_is_speci
         models.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_file_that_may_not_be_read_is_named(folder, name):
+    (folder / name).chmod(0)
+    with pytest.raises(
+        SetupError, match=f"{folder / name} cannot be read: Permission denied; get the right to read it"
+    ):
+        read_as_a_run_does(folder)
+
+
 # -- scorers -----------------------------------------------------------------------------------------------------------
 
 
@@ -253,7 +264,7 @@ def test_a_file_of_detoxifys_base_model_is_named(base, network, tmp_path, name):
     path = checkpoint(network, tmp_path / "tiny.ckpt")
     damage(base / name, "half")
     detoxify._load.cache_clear()
-    with pytest.raises(SetupError, match=f"config_path: {base / name}: it is cut short.*; take a whole copy"):
+    with pytest.raises(SetupError, match=f"base model {base / name}: it is cut short.*; take a whole copy"):
         Detoxify(checkpoint=path, config_path=str(base), offline=True)(["p"], ["text"])
 
 

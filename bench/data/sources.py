@@ -332,16 +332,17 @@ def _in_mirror(sources: Sources, name: str, config: str | None, split: str) -> L
     if sources.mirror is None:
         raise NotThereError("data.mirror is not set")
     root = Path(sources.mirror)
-    if not root.is_dir():
-        raise SetupError(f"data.mirror={sources.mirror}: no such folder; give one that holds ORG/NAME/README.md")
-    if not (root / name).is_dir():
-        held = sorted(path.relative_to(root).as_posix() for path in root.glob("[!.]*/[!.]*") if path.is_dir())
-        has = ", ".join(held[:12]) + (f" and {len(held) - 12} more" if len(held) > 12 else "")
-        raise NotThereError(f"no folder {name} in {root}, which has {has or 'no folder ORG/NAME'}")
     try:
+        if not root.is_dir():
+            raise SetupError(f"data.mirror={sources.mirror}: no such folder; give one that holds ORG/NAME/README.md")
+        if not (root / name).is_dir():
+            held = sorted(path.relative_to(root).as_posix() for path in root.glob("[!.]*/[!.]*") if path.is_dir())
+            has = ", ".join(held[:12]) + (f" and {len(held) - 12} more" if len(held) > 12 else "")
+            raise NotThereError(f"no folder {name} in {root}, which has {has or 'no folder ORG/NAME'}")
         return _local(root / name, "mirror", sources, name, config, split)
     except OSError as error:
-        raise SetupError(f"{root / name} cannot be read: {error.strerror or error}") from error
+        place = error.filename or root / name
+        raise SetupError(f"{place} cannot be read: {error.strerror or error}; set data.mirror=FOLDER") from error
 
 
 def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Located:
@@ -374,6 +375,8 @@ def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Loca
     try:
         revision = _hub_commit(name)
         rows = _hub_rows(name, config, split, revision)
+    except SetupError as error:
+        raise NotThereError(str(error)) from error
     except (OSError, ValueError, HTTPError) as error:
         raise NotThereError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else name}") from error
     return Located(name, "hub", name, config, split, revision, _rows_fingerprint(rows))
@@ -389,9 +392,21 @@ def _hub_commit(name: str) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _hub_rows(name: str, config: str | None, split: str, revision: str | None) -> "Dataset":
+    """Rows from the hub, or from what its clients have kept of it. Raises SetupError where that is broken."""
     import datasets
+    from datasets.exceptions import DatasetBuildError
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from pyarrow import ArrowException
 
-    return datasets.load_dataset(name, config, split=split, revision=revision)
+    try:
+        return datasets.load_dataset(name, config, split=split, revision=revision)
+    except (DatasetBuildError, ArrowException) as error:
+        kept = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
+        made = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
+        raise SetupError(
+            f"{name} from the hub cannot be read ({type(error).__name__}); delete {kept} and {made}, and it is fetched "
+            "again"
+        ) from error
 
 
 @functools.cache

@@ -148,8 +148,8 @@ def _load(
     content = _read(file, sha256)
 
     def told(error: BaseException) -> SetupError:
-        if config_path and (broken := broken_file(config_path)):
-            return SetupError(f"scorer.detoxify.config_path: {broken}")
+        if broken := broken_file(config_path or BASES[model_type]):
+            return SetupError(f"scorer.detoxify: of its base model {broken}")
         why = f"is no Detoxify checkpoint that fits its base model: {type(error).__name__}: {str(error)[:200]}"
         return SetupError(f"{file} {why}; give whole copies of both. {_help(model_type)}")
 
@@ -220,7 +220,8 @@ def _download(model_type: str, sha256: str, offline: bool) -> Path:
     if file.is_file() and file_sha256(file) == sha256:
         return file
     if offline:
-        raise SetupError(f"{file.name} is not in {file.parent}, and the network is off. {_help(model_type)}")
+        state = "has another sha256 than is asked for, in" if file.is_file() else "is not in"
+        raise SetupError(f"{file.name} {state} {file.parent}, and the network is off. {_help(model_type)}")
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         torch.hub.download_url_to_file(url, str(file), hash_prefix=sha256)

@@ -190,8 +190,8 @@ def _cannot_ask(task: str, where: Located, error: BaseException) -> SetupError:
         (f"row {number} lacks something in {', '.join(sorted(keys))}; " for number, keys in lacking if keys), ""
     )
     return SetupError(
-        f"lm-eval's task {task} cannot ask the rows of {where} ({type(error).__name__}: {error}); {told}the columns are "
-        f"{', '.join(rows.column_names)}: give a copy with the hub's of {files_of(where)}"
+        f"lm-eval's task {task} cannot ask the rows of {where} ({type(error).__name__}: {error}); {told}the columns "
+        f"are {', '.join(rows.column_names)}: give a copy with the hub's of {files_of(where)}"
     )
 
 
