@@ -4,6 +4,11 @@ Every cell of a command is composed and checked before the first one runs. Exit 
 2: something the user must mend; 130: stopped by Ctrl-C; 143: by SIGTERM.
 """
 
+from bench import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path

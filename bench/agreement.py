@@ -18,6 +18,11 @@ A scorer's error rates give a corrected share of toxic texts, by Rogan and Glade
 Exit code 0: done; 2: something the user must mend; 130: stopped by Ctrl-C.
 """
 
+from bench import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path

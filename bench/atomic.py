@@ -12,11 +12,14 @@ import os
 import platform
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from bench.escape import visible
 
 SUFFIX = ".part"
 NAME = "steerbench"
@@ -31,15 +34,27 @@ TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # somethin
 def temporary_folder(parent: Path | None = None, name: str = NAME) -> Iterator[Path]:
     """An empty folder in `parent` (None: the system's folder for temporary files), removed when the block ends."""
     parent = Path(tempfile.gettempdir()) if parent is None else parent
-    parent.mkdir(parents=True, exist_ok=True)
-    path = Path(tempfile.mkdtemp(prefix=f".{name}.{HOST}.", suffix=SUFFIX, dir=parent))
-    handle = os.open(path, os.O_RDONLY)
+    path, handle = _locked_folder(parent, name)
     try:
-        with suppress(OSError):  # a file system without locks: then `sweep` leaves the folder alone, too
-            fcntl.flock(handle, fcntl.LOCK_SH)
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+        os.close(handle)
+
+
+def _locked_folder(parent: Path, name: str) -> tuple[Path, int]:
+    """A new folder with a lock on it; another one where `sweep` was there before the lock."""
+    while True:
+        parent.mkdir(parents=True, exist_ok=True)
+        path = Path(tempfile.mkdtemp(prefix=f".{name}.{HOST}.", suffix=SUFFIX, dir=parent))
+        try:
+            handle = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
+        with suppress(OSError):  # a file system without locks: then `sweep` leaves the folder alone, too
+            fcntl.flock(handle, fcntl.LOCK_SH)
+        if path.exists():
+            return path, handle
         os.close(handle)
 
 
@@ -62,8 +77,9 @@ def whole_folder(target: Path, files: Sequence[str] = (), *, replace: bool = Fal
             if replace and not target.is_symlink():
                 with suppress(FileNotFoundError):
                     target.rename(outer / f"replaced-{len(list(outer.iterdir()))}")
-            else:
-                set_aside(target)
+            elif (moved := set_aside(target)) is not None:
+                told = f"warning: {target} is not whole; it is set aside as {moved.name} and made again"
+                print(visible(told), file=sys.stderr)
 
 
 def placed(temporary: Path, target: Path) -> bool:
@@ -107,17 +123,26 @@ def write_whole(target: Path, content: str | bytes) -> None:
 
 
 def _write(target: Path, content: str | bytes) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.{HOST}.", suffix=SUFFIX, dir=target.parent)
+    handle, name = _locked_file(target)
     try:
         with os.fdopen(handle, "wb") as file:
-            with suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
         Path(name).chmod(0o644)
         Path(name).replace(target)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def _locked_file(target: Path) -> tuple[int, str]:
+    """A new file beside the target, open and with a lock on it; another one where `sweep` was there before the lock."""
+    while True:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{target.name}.{HOST}.", suffix=SUFFIX, dir=target.parent)
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if Path(name).exists():
+            return handle, name
+        os.close(handle)
 
 
 def sweep(*folders: Path) -> list[Path]:
@@ -130,14 +155,16 @@ def sweep(*folders: Path) -> list[Path]:
     removed = []
     for folder, pattern in names:
         for path in sorted(folder.glob(pattern)):
-            if not path.is_symlink() and _is_left(path):
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+            if not path.is_symlink() and _removed(path):
                 removed.append(path)
     return removed
 
 
-def _is_left(path: Path) -> bool:
-    """Whether nobody holds the lock on it. False where it is somebody else's, or where there are no locks."""
+def _removed(path: Path) -> bool:
+    """Remove it unless somebody holds the lock on it, which nobody can take meanwhile; whether that was done.
+
+    What is somebody else's stays, and so does everything where there are no locks.
+    """
     try:
         old = time.time() - path.stat().st_mtime > STALE_SECONDS
         if path.name.endswith(SUFFIX) and f".{HOST}." not in path.name and not old:
@@ -147,6 +174,7 @@ def _is_left(path: Path) -> bool:
         return False
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
     except OSError:
         return False
     finally:

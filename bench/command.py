@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from rich.console import Console
@@ -22,7 +23,8 @@ OVERVIEW_WIDTH = 120
 
 NEXT_STEP = {
     **dict.fromkeys(
-        (errno.ENOSPC, errno.EDQUOT), "free some space, or set runtime.results and runtime.cache elsewhere"
+        (errno.ENOSPC, errno.EDQUOT),
+        "free some space there, or write elsewhere (runtime.results, runtime.cache, --results)",
     ),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "get the right to read and write it, or name another"),
 }
@@ -51,29 +53,42 @@ def run(
         console.show_cursor(True)  # a bar may have hidden it
         console.print(terminal(f"stopped{by}; {stopped if isinstance(stopped, str) else stopped()}"))
 
+    _standard_streams()
     with stopping.orderly(farewell):
         try:
             return work(*arguments) or 0
-        except SetupError as error:
-            complain(str(error))
-            return 2
-        except stopping.Stopped as signal:
-            farewell(signal.number)
-            return stopping.exit_code(signal.number)
-        except KeyboardInterrupt:
-            farewell(None)
-            return 130
-        except BrokenPipeError:  # whoever read what is printed has gone, as `head` does
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 1
-        except OSError as error:
-            if error.errno is None:
-                raise
-            complain(of_system(error))
-            return 2
-        except SystemExit as error:
-            complain(f"something that was called ended the program by sys.exit({error.code!r}); nothing more was done")
-            return 1
+        except BaseException as error:
+            if (number := stopping.asked()) is not None:  # whatever a library has made of it
+                farewell(number)
+                return stopping.exit_code(number)
+            if isinstance(error, KeyboardInterrupt):
+                farewell(None)
+                return 130
+            return _told(error)
+
+
+def _told(error: BaseException) -> int:
+    """Say what ended the work; returns the exit code. Raises the error again where it is a defect."""
+    if isinstance(error, SetupError):
+        complain(str(error))
+        return 2
+    if isinstance(error, BrokenPipeError):  # whoever read what is printed has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError) and error.errno is not None:
+        complain(of_system(error))
+        return 2
+    if isinstance(error, SystemExit):
+        complain(f"something that was called ended the program by sys.exit({error.code!r}); nothing more was done")
+        return 1
+    raise error
+
+
+def _standard_streams() -> None:
+    """Where one is closed, what is printed goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for the rest of the process
 
 
 def leave(code: int) -> NoReturn:
@@ -94,9 +109,13 @@ def complain(message: str) -> None:
 
 def of_system(error: OSError) -> str:
     """What the system refused, on which file, and the next step."""
+    return (f"{error.filename}: " if error.filename else "") + refused(error)
+
+
+def refused(error: OSError) -> str:
+    """Why the system refused something, and the next step."""
     step = NEXT_STEP.get(error.errno or 0, "look whether the file can be read and written")
-    where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}; {step}, and run the same command again"
+    return f"{error.strerror or error}; {step}, and run the same command again"
 
 
 def asks_help(arguments: list[str]) -> bool:

@@ -171,7 +171,9 @@ def _composed(own: Sequence[str], named: tuple[str, ...]) -> tuple[DictConfig, d
             cfg = hydra_compose("config", overrides=[*_search_path(named), *own], return_hydra_config=True)
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException) as error:
-        raise SetupError(f"{str(error).splitlines()[0].rstrip('.')}; --help lists what can be set") from error
+        raise SetupError(
+            f"{(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')}; --help lists what can be set"
+        ) from error
     except (AssertionError, ValueError, TypeError, AttributeError, RecursionError) as error:  # Hydra's own slips
         raise SetupError(f"{' '.join(own)}: Hydra cannot read this ({type(error).__name__}: {error})") from error
     with open_dict(cfg):

@@ -250,6 +250,9 @@ def _value(node: DictConfig, name: Any, key: str, fields: Fields, root: DictConf
         return
     try:
         value = node[name]
+        if isinstance(value, str) and value.startswith("~/"):
+            yield key, f"{key}={shown(value)}: ~ is not expanded here; write the whole path, {Path(value).expanduser()}"
+            return
         if isinstance(value, DictConfig) and (inside := _inside(value, hint, key)) is not None:
             yield from _walk(value, inside, root, key)
             return

@@ -3,6 +3,11 @@
 Exit code 0: written; 2: something the user must mend, or this method cannot be held by this format; 130: Ctrl-C.
 """
 
+from bench import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
 import difflib
 import importlib
 import re

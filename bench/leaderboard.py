@@ -3,6 +3,11 @@
 python -m bench.leaderboard [--results results] [--model M] [--suite S] [--family F] [--method X]
 """
 
+from bench import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -137,9 +142,7 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
         for kind, content in contents.items():
             write_whole(paths[kind], content)
     except OSError as error:
-        raise SetupError(
-            f"cannot write the leaderboard to {results}: {error.strerror}; make it writable, or give another --results"
-        ) from error
+        raise SetupError(f"cannot write the leaderboard to {results}: {command.refused(error)}") from error
     return Built(paths[".csv"], paths["_tidy.csv"], paths[".md"], paths[".tex"], found, skipped)
 
 

@@ -3,6 +3,11 @@
 python -m bench.plots [NAME] [--results results] [--width single|double] [--model MODEL]
 """
 
+from bench import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
 import argparse
 import functools
 import sys

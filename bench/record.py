@@ -19,6 +19,7 @@ from bench.escape import visible
 from bench.identity import ID, SCHEMA
 
 TABLES = ("items", "scores")
+VOLATILE = ("provenance", "cost", "fit", "tuning", "schema", "sha256")
 
 
 def dumps(value: Any) -> str:
@@ -52,7 +53,7 @@ def sha256(path: Path) -> str:
 def write(folder: Path, record: Mapping[str, Any], items: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
     """Write a record and its tables under `folder`/<id>; returns the record with the tables' hashes.
 
-    A record that another process wrote there in the meantime stays, and is returned: both have the same numbers.
+    The same result, as another process may have written it meanwhile, stays, and is returned; another one gives way.
 
     Raises ValueError for an id that is none (`identity.ID`), which could be a path out of the folder, and for a field
     that no reader would take (`bench.shape`).
@@ -62,27 +63,33 @@ def write(folder: Path, record: Mapping[str, Any], items: pd.DataFrame, scores: 
     if found := shape.wrong(json.loads(dumps(record))):
         raise ValueError(f"a record whose {found} is not written")
     target = folder / record["id"]
-    _make_room(target)
-    with atomic.whole_folder(target) as temporary:
-        for name, table in zip(TABLES, (items, scores), strict=True):
-            table.to_parquet(temporary / f"{name}.parquet", index=False)
-        files = {name: sha256(temporary / f"{name}.parquet") for name in TABLES}
-        (temporary / "record.json").write_text(
-            dumps(sealed({**record, "schema": SCHEMA, "files": files})), encoding="utf-8"
-        )
+    written = {name: table.to_parquet(index=False) for name, table in zip(TABLES, (items, scores), strict=True)}
+    files = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
+    full = json.loads(dumps(sealed({**record, "schema": SCHEMA, "files": files})))
+    there = _room(target)
+    with atomic.whole_folder(target, replace=there is not None and _result(there) != _result(full)) as temporary:
+        for name, content in written.items():
+            (temporary / f"{name}.parquet").write_bytes(content)
+        (temporary / "record.json").write_text(dumps(full), encoding="utf-8")
     return checked(target)
 
 
-def _make_room(target: Path) -> None:
-    """Set aside what is in the place of a record and is none, with a warning; nobody else's work is removed."""
+def _room(target: Path) -> dict[str, Any] | None:
+    """The record that is in this place; what is there and is none is set aside, with a warning."""
     if not target.exists() and not target.is_symlink():
-        return
+        return None
     try:
-        checked(target)
+        return checked(target)
     except NotWholeError as error:
         if (moved := atomic.set_aside(target, target.parent.parent)) is not None:  # out of the folder of records
             told = f"warning: record {target.name}: {str(error).partition(';')[0]}; it is set aside as {moved}"
             print(visible(told), file=sys.stderr)
+        return None
+
+
+def _result(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs of the same cell have alike, which is not when and how fast they ran."""
+    return {key: value for key, value in record.items() if key not in VOLATILE}
 
 
 class NotWholeError(ValueError):

@@ -4,6 +4,11 @@ Exit code 0: done; 1: some records could not be judged, each is named, the other
 the user must mend; 130: stopped by Ctrl-C, what is judged is kept.
 """
 
+from bench import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -4,6 +4,8 @@ A cell is one model, method and strength, seen by every suite that the config na
 record; model, data and fit are touched only when something is not.
 """
 
+import os
+import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
-from bench import atomic, command, digests, identity, record, search, tuning, unfinished
+from bench import atomic, command, digests, identity, record, search, stopping, tuning, unfinished
 from bench.cell import Cell, Session, torch_threads
 from bench.collect import scorers_of, scorers_used
 from bench.data.sources import default_cache
@@ -201,16 +203,25 @@ def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result |
     """
     try:
         return work()
-    except SetupError as error:
-        return Failure(label, str(error), None, setup=True)
-    except (KeyboardInterrupt, GeneratorExit):
+    except KeyboardInterrupt:
         raise
-    except SystemExit as error:
-        return _failure(cfg, label, f"something that it calls ended the program by sys.exit({error.code!r})")
     except BaseException as error:  # a panic of Rust code is no Exception
-        full = isinstance(error, OSError) and error.errno is not None
-        message = command.of_system(error) if full else f"{type(error).__name__}: {error}"  # type: ignore[arg-type]
-        return _failure(cfg, label, message)
+        stopping.check()  # a library may have made another error of a signal
+        if isinstance(error, SetupError):
+            return Failure(label, str(error), None, setup=True)
+        return _failure(cfg, label, _message(error))
+
+
+def _message(error: BaseException) -> str:
+    """What is said of an error that is nobody's setting."""
+    if isinstance(error, SystemExit):
+        return f"something that it calls ended the program by sys.exit({error.code!r})"
+    if isinstance(error, OSError) and error.errno is not None:
+        return command.of_system(error)
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as another:
+        return f"{type(error).__name__}, whose text cannot be shown ({type(another).__name__})"
 
 
 def _failure(cfg: DictConfig, label: str, message: str) -> Failure:
@@ -267,12 +278,26 @@ def check_methods(cell: Cell) -> None:
                 cell.variant({option: value}).check_method()
 
 
+FOLDERS = ("records", "generations", "artefacts", "unfinished", "failures")
+"""What is in runs/."""
+
+
 def tidy(cfg: DictConfig) -> None:
-    """Remove what processes that died left half-written in the folders of results and of the cache."""
+    """Remove what processes that died left half-written in the folders of results and of the cache.
+
+    Raises SetupError where something that is no folder is in the place of one.
+    """
+    for path in (Path(cfg.runtime.results) / "runs" / name for name in FOLDERS):
+        if path.is_symlink() or path.exists():
+            if not path.is_dir():
+                raise SetupError(f"{path} is no folder, and results are to be kept there; rename or delete it")
     results, cache = Path(cfg.runtime.results), Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
     runs = results / "runs"
-    inside = [path for folder in (runs, cache) if folder.is_dir() for path in folder.iterdir() if path.is_dir()]
-    atomic.sweep(results, runs, cache, *inside)
+    atomic.sweep(*(Path(folder) for place in (results, cache) for folder, _, _ in os.walk(place)))
+    whole = {"records": "record.json", "generations": "samples.jsonl.gz", "artefacts": "fit.json"}
+    for folder in (runs / "unfinished").glob("*"):  # what another process finished while this one was stopped
+        if any((runs / kind / folder.name / file).exists() for kind, file in whole.items()):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def run_cell(cell: Cell) -> list[dict[str, Any]] | Failure:

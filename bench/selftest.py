@@ -4,6 +4,11 @@ Exit code 0: every promise that could be checked is kept; 1: one is broken; 2: s
 130: Ctrl-C.
 """
 
+from bench import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
 import inspect
 import sys
 import time

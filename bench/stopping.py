@@ -28,12 +28,34 @@ class Stopped(KeyboardInterrupt):
 
 _asked: list[int] = []
 """Signals that came inside the running `orderly`."""
+_ran: list[bool] = []
+"""Not empty where an `orderly` has run in this process."""
+
+
+def asked() -> int | None:
+    """The signal that has come, also where some library has made another error of what it raised."""
+    return _asked[0] if _asked else None
 
 
 def check() -> None:
     """Raises Stopped where a signal has come and some library has caught what it raised."""
     if _asked:
         raise Stopped(_asked[0])
+
+
+def begin() -> None:
+    """For the first line of a command: until `orderly` begins, a signal ends the process at once, with a sentence."""
+    for one in SIGNALS:
+        if signal.getsignal(one) is not signal.SIG_IGN:
+            signal.signal(one, _at_once)
+
+
+def _at_once(number: int, frame: FrameType | None) -> NoReturn:
+    del frame
+    after = "" if _ran else "; nothing was begun"
+    with suppress(OSError):
+        os.write(2, f"stopped by {name_of(number)}{after}\n".encode())
+    os._exit(exit_code(number))
 
 
 def name_of(number: int) -> str:
@@ -59,6 +81,7 @@ def orderly(farewell: Callable[[int], None]) -> Iterator[None]:
     read, write = os.pipe()
     os.set_blocking(write, False)
     _asked.clear()
+    _ran.append(True)
     before = {one: signal.getsignal(one) for one in SIGNALS}
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     for one, handler in before.items():
@@ -108,9 +131,12 @@ def _next(read: int) -> int | None:
 
 
 def _leave(number: int, ended: threading.Event, farewell: Callable[[int], None]) -> NoReturn | None:
+    """End the process; what is said may wait for a terminal that nobody reads, and is not waited for."""
     if ended.is_set():
         return None
-    farewell(number)
+    saying = threading.Thread(target=farewell, args=(number,), daemon=True)
+    saying.start()
+    saying.join(1.0)
     os._exit(exit_code(number))
 
 

@@ -11,14 +11,15 @@ work at the same time; each writes chunks of its own.
 """
 
 import hashlib
-import inspect
 import json
+import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -41,6 +42,8 @@ class _Place(NamedTuple):
 
 
 _place: ContextVar[_Place | None] = ContextVar("place", default=None)
+_own: set[Path] = set()
+"""Folders of results that this process has begun and not finished."""
 
 
 @contextmanager
@@ -51,14 +54,17 @@ def keeping(folder: Path | None, *parts: Any) -> Iterator[None]:
     parts: objects whose classes' code has a say in the numbers, besides that of this project.
     """
     outer = _place.get()
-    files = frozenset(map(_module_file, parts)) | (outer.files if outer is not None else frozenset())
+    files = code_files(parts) | (outer.files if outer is not None else frozenset())
     token = _place.set(None if folder is None else _Place(folder, files))
+    if folder is not None:
+        _own.add(folder)
     try:
         yield
     finally:
         _place.reset(token)
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)
+        _own.discard(folder)
 
 
 class Batches:
@@ -121,7 +127,8 @@ def batches(what: Callable[[], Any], batch_size: int) -> Iterator[Batches]:
         return
     named = hashlib.sha256(json.dumps([_code(place.files), what()], sort_keys=True).encode()).hexdigest()[:16]
     own = place.folder / f"{named}-{batch_size}"
-    began = own if own.is_dir() else next(iter(sorted(place.folder.glob(f"{named}-*"))), own)
+    others = [path for path in sorted(place.folder.glob(f"{named}-*")) if re.fullmatch(r".*-[1-9]\d{0,8}", path.name)]
+    began = own if own.is_dir() or not others else others[0]
     work = Batches(int(began.name.rpartition("-")[2]), began)
     try:
         yield work
@@ -136,7 +143,9 @@ def told(runs: Path, written: int) -> str:
     """What a stopped run keeps, and how to go on. written: results that it computed."""
     whole = f"{written} finished {'result is' if written == 1 else 'results are'} kept" if written else ""
     begun = f"what was computed of an unfinished one until some seconds ago is kept in {runs / 'unfinished'}"
-    found = any((runs / "unfinished").glob("*/*"))
+    found = any(
+        path.is_file() for folder in _own if folder.parent == runs / "unfinished" for path in folder.rglob("[!.]*")
+    )
     kept = " and ".join([*([whole] if whole else []), *([begun] if found else [])])
     return f"{kept or 'nothing was computed yet'}; the same command goes on from there"
 
@@ -169,12 +178,43 @@ def _code(files: frozenset[str]) -> str:
     return identity.digest([digest.hexdigest(), version("torch"), version("transformers")])
 
 
-def _module_file(part: Any) -> str:
-    """The file of an object's class; "" for one that has none."""
-    try:
-        return inspect.getfile(type(part))
-    except (TypeError, OSError):
-        return ""
+def code_files(parts: Iterable[Any]) -> frozenset[str]:
+    """The Python files that the classes of these objects, and of what they are made of, may draw on.
+
+    Of a class in a package that is every file of the package; of one in a module by itself, every file beside it. What
+    belongs to Python and to this project is left out (`_code` has that).
+    """
+    files: set[str] = set()
+    for part in _inside(parts):
+        for kind in type(part).__mro__:
+            path = _source(kind)
+            if path is not None and (kind is type(part) or "site-packages" not in path.parts):
+                found = path.parent.rglob("*.py") if path.name == "__init__.py" else path.parent.glob("*.py")
+                files |= {str(one) for one in found}
+    return frozenset(files)
+
+
+def _source(kind: type) -> Path | None:
+    """The `__init__.py` of a class's package, or the file of its module; None for Python's and this project's."""
+    top = kind.__module__.partition(".")[0]
+    if top in {"bench", "methods", *sys.stdlib_module_names}:
+        return None
+    for name in (top, kind.__module__):
+        if file := getattr(sys.modules.get(name), "__file__", None):
+            return Path(file)
+    return None
+
+
+def _inside(parts: Iterable[Any]) -> Iterator[Any]:
+    """Objects with those that are in their fields, at any depth."""
+    for part in parts:
+        yield part
+        if isinstance(part, Mapping):
+            yield from _inside(part.values())
+        elif isinstance(part, list | tuple):
+            yield from _inside(part)
+        elif is_dataclass(part):
+            yield from _inside(getattr(part, one.name) for one in fields(part))
 
 
 def _warn(told: str) -> None:

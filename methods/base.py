@@ -4,12 +4,15 @@ Letters for shapes, used everywhere in this project:
 B batch, T tokens, D model width, M MLP width, V vocabulary, L layers, N prompts or pairs, K samples, R rank.
 """
 
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -112,7 +115,18 @@ def save(artefact: Artefact, path: Path) -> None:
     for name, tensor in artefact.items():
         if not torch.isfinite(tensor).all():
             raise ValueError(f"artefact {name} has entries that are not finite; the fit failed")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in artefact.items()}, path)
+    write({name: tensor.detach().cpu().contiguous() for name, tensor in artefact.items()}, path)
+
+
+def write(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors. Raises OSError, which names the file, where the system refuses that."""
+    try:
+        save_file(dict(tensors), path, metadata=about)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def load(path: Path) -> Artefact:

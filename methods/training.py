@@ -15,19 +15,20 @@ from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.base import Artefact, Examples
+from methods.base import Artefact, Examples, write
 from methods.broken import reading
 from methods.errors import SetupError
 from methods.fitting import advance, checkpoint_folder
 from methods.intervention import edited
 from methods.tokens import Text, encode
 
-CHECKPOINT_EVERY_SECONDS = 120.0
+CHECKPOINT_EVERY_SECONDS = 30.0
+CHECKPOINT_SHARE = 0.1  # of the time at most goes into keeping the state, which of a large model takes long
 STEP_COST = 3  # a training step next to a forward over the same tokens, roughly
 
 
@@ -164,32 +165,76 @@ def train(
 ) -> list[float]:
     """Minimise `completion_loss` (+ penalty of the step's number) over the parameters; the loss of each step.
 
-    Under `methods.fitting.checkpointing`, weights and optimiser are kept there as `stage` every two minutes, and the
-    training goes on from where they were left, to the same bits.
+    Under `methods.fitting.checkpointing`, weights and optimiser are kept there as `stage` every half minute, and when
+    the training is stopped; it goes on from where they were left, to the same bits.
     """
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
     batches = recipe.batches(len(texts))
     folder = checkpoint_folder()
     kept = folder / f"{stage}.safetensors" if folder is not None else None
     losses = _resume(kept, parameters, optimiser) if kept is not None and kept.exists() else []
-    saved = time.monotonic()
-    for step in range(len(losses), len(batches)):
-        for group in optimiser.param_groups:
-            group["lr"] = recipe.rate(step, len(batches))
-        loss = completion_loss(model, [texts[int(row)] for row in batches[step]])
-        total = loss if penalty is None else loss + penalty(step)
-        total.backward()  # type: ignore[no-untyped-call]
-        advance((STEP_COST - 1) * sum(len(texts[int(row)].tokens) for row in batches[step]))
-        optimiser.step()
-        optimiser.zero_grad()
-        losses.append(float(loss.detach()))
-        if not math.isfinite(losses[-1]):
-            raise SetupError(f"the loss is {losses[-1]} after {step + 1} steps of {stage}; lower the learning rate")
-        ended = step + 1 == len(batches)
-        if kept is not None and (ended or time.monotonic() - saved > CHECKPOINT_EVERY_SECONDS):
-            _keep(kept, parameters, optimiser, losses)
-            saved = time.monotonic()
+    state = _State(kept, parameters, optimiser, losses)
+    try:
+        for step in range(len(losses), len(batches)):
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.rate(step, len(batches))
+            loss = completion_loss(model, [texts[int(row)] for row in batches[step]])
+            total = loss if penalty is None else loss + penalty(step)
+            total.backward()  # type: ignore[no-untyped-call]
+            advance((STEP_COST - 1) * sum(len(texts[int(row)].tokens) for row in batches[step]))
+            with state.changing():
+                optimiser.step()
+                losses.append(float(loss.detach()))
+            optimiser.zero_grad()
+            if not math.isfinite(losses[-1]):
+                raise SetupError(f"the loss is {losses[-1]} after {step + 1} steps of {stage}; lower the learning rate")
+            if step + 1 == len(batches) or state.due:
+                state.keep()
+    except BaseException:  # a signal as well
+        state.keep()
+        raise
     return losses
+
+
+class _State:
+    """What a training has come to, kept in a file (None: nowhere) when it is due and when the training is stopped."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        parameters: Sequence[nn.Parameter],
+        optimiser: torch.optim.Optimizer,
+        losses: list[float],
+    ) -> None:
+        self.path, self.parameters, self.optimiser, self.losses = path, parameters, optimiser, losses
+        self.kept, self.whole = len(losses), True
+        self.next = time.monotonic() + CHECKPOINT_EVERY_SECONDS
+
+    @property
+    def due(self) -> bool:
+        """It is time to keep it."""
+        return time.monotonic() > self.next
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Inside the block weights and losses do not belong together."""
+        self.whole = False
+        yield
+        self.whole = True
+
+    def keep(self) -> None:
+        """Keep it, where there is something new and whole; a disk that refuses it does not stop the training."""
+        if self.path is None or not self.whole or len(self.losses) == self.kept or not math.isfinite(self.losses[-1]):
+            return
+        began = time.monotonic()
+        try:
+            _keep(self.path, self.parameters, self.optimiser, self.losses)
+        except OSError as error:
+            print(f"warning: the training's state cannot be kept ({error}); it goes on without that", file=sys.stderr)
+            self.path = None
+        self.kept = len(self.losses)
+        took = time.monotonic() - began
+        self.next = time.monotonic() + max(CHECKPOINT_EVERY_SECONDS, took / CHECKPOINT_SHARE)
 
 
 def _keep(
@@ -205,7 +250,7 @@ def _keep(
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-            save_file(whole, Path(folder) / path.name, metadata=about)
+            write(whole, Path(folder) / path.name, about)
             (Path(folder) / path.name).replace(path)
     except FileNotFoundError:
         if path.parent.is_dir():

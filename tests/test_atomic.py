@@ -99,8 +99,10 @@ def test_names_of_what_is_set_aside_do_not_clash(tmp_path):
 
 def test_a_record_that_is_there_stays_and_a_broken_one_is_set_aside(tmp_path):
     records = tmp_path / "records"
-    first = record.write(records, FACTS | {"x": 1}, ITEMS, ITEMS)
-    assert record.write(records, FACTS | {"x": 2}, ITEMS, ITEMS) == first  # as one of two processes
+    first = record.write(records, FACTS | {"cost": {"relative_speed": 1.0}}, ITEMS, ITEMS)
+    again = FACTS | {"cost": {"relative_speed": 0.9}}  # as the slower of two processes
+    assert record.write(records, again, ITEMS, ITEMS) == first
+    assert record.write(records, FACTS | {"x": 2}, ITEMS, ITEMS)["x"] == 2  # another result in its place
     (records / ID / "items.parquet").write_bytes(b"cut")
     third = record.write(records, FACTS | {"x": 3}, ITEMS, ITEMS)
     assert third["x"] == 3 and record.read(records / ID) == third

@@ -113,8 +113,8 @@ def test_what_the_system_refuses_has_a_next_step(tmp_path, capsys):
 
     assert command.run(full) == 2
     assert capsys.readouterr().err == (
-        "error: results/runs/x: No space left on device; free some space, or set runtime.results and runtime.cache "
-        "elsewhere, and run the same command again\n"
+        "error: results/runs/x: No space left on device; free some space there, or write elsewhere "
+        "(runtime.results, runtime.cache, --results), and run the same command again\n"
     )
     assert command.run(lambda: (tmp_path / "no/file").read_text() and 0) == 2
     assert "No such file" in capsys.readouterr().err

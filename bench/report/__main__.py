@@ -3,6 +3,11 @@
 python -m bench.report [--results results]
 """
 
+from bench import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
 import sys
 from collections.abc import Sequence
 from pathlib import Path

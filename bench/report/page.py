@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from bench import readable
+from bench import command, readable
 from bench.atomic import write_whole
 from bench.collect import read_records
 from bench.escape import visible
@@ -55,9 +55,7 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
     try:
         write_whole(path, html.encode())
     except OSError as error:
-        raise SetupError(
-            f"cannot write the report to {results}: {error.strerror}; make it writable, or give another --results"
-        ) from error
+        raise SetupError(f"cannot write the report to {results}: {command.refused(error)}") from error
     inside = sum(len(row) for one in shown for side in one["sides"] for own in side.written for row in own.texts)
     return Built(path, skipped, inside)
 
