@@ -127,8 +127,9 @@ def _write(target: Path, content: str | bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
-        Path(name).chmod(0o644)
-        Path(name).replace(target)
+            file.flush()
+            Path(name).chmod(0o644)
+            Path(name).replace(target)  # while the lock is held
     finally:
         Path(name).unlink(missing_ok=True)
 

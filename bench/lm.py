@@ -26,9 +26,10 @@ from bench.text_rules import (
     user_message,
 )
 from bench.token_likelihood import Likelihood, Request, likelihoods
-from bench.weights import cannot_load, check_weights
+from bench.weights import cannot_load, check_vocabulary, check_weights
 from methods import tokens
 from methods.base import Artefact, Method, Steering
+from methods.broken import reading
 from methods.errors import SetupError
 from methods.intervention import Positions, at
 
@@ -274,7 +275,7 @@ def load_lm(
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(path, revision)
-    try:
+    with reading(lambda error: cannot_load(path, error), Exception):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             revision=revision,
@@ -283,10 +284,9 @@ def load_lm(
             ignore_mismatched_sizes=True,  # so that they can be named
             trust_remote_code=False,
         )
-    except Exception as error:  # whatever damaged files make the libraries do
-        raise cannot_load(path, error) from error
     model, loading = loaded
     unexpected = check_weights(path, loading)
+    check_vocabulary(path, model.get_input_embeddings().weight.shape[0], tokenizer)
     resolved = set_bos(tokenizer, bos)
     if chat and not tokenizer.chat_template:
         raise SetupError(f"model.chat=true, but the tokenizer of {path!r} has no chat template; set model.chat=false")

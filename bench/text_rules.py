@@ -12,6 +12,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
 
 from bench.weights import cannot_load
+from methods.broken import reading
 from methods.errors import SetupError, loading_failure
 
 BOS = Literal["tokenizer", "prepend", "none"]
@@ -20,6 +21,9 @@ TEMPLATE = (
 )
 HELLO = "Hello"  # what a user says where a template is tried
 PROBE = "Speak of the weather alone."  # what a system message says there
+
+
+TOKENIZER = "the tokenizer (tokenizer.json, tokenizer_config.json) of "
 
 
 def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = False) -> PreTrainedTokenizerBase:
@@ -32,12 +36,10 @@ def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = Fa
         check_config(path, revision=revision, local_files_only=offline)
     except ValueError as error:
         raise cannot_load(path, error) from error
-    try:
+    with reading(lambda error: cannot_load(path, error, TOKENIZER), Exception):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             path, revision=revision, local_files_only=offline, trust_remote_code=False
         )
-    except Exception as error:  # whatever damaged files make the libraries do
-        raise cannot_load(path, error, "the tokenizer (tokenizer.json, tokenizer_config.json) of ") from error
     return tokenizer
 
 

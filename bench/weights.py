@@ -110,13 +110,14 @@ def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizer
     """Raises SetupError where the tokenizer has a token that the embedding matrix has no row for.
 
     Tokens that were added beside the vocabulary may lie beyond it, as some models publish theirs: no text has them
-    unless it spells their name out. Those that begin, end, pad or stand for unknown text may not.
+    unless it spells their name out. Those that begin or end a text, or stand for unknown text, may not; the one that
+    pads may, since it is never read.
     rows: of the matrix, None where it is not known.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if rows is None or backend is None:
         return
-    special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "unk")}
+    special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "unk")}
     last = max(backend.get_vocab(with_added_tokens=False).values(), default=-1)
     beyond = {f"the {name} token {token}" for name, token in special.items() if token is not None and token >= rows}
     if last >= rows:

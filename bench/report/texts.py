@@ -9,7 +9,7 @@ import gzip
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench import digests, identity
+from bench import record as records
 from bench.collect import Record
 from bench.comparable import RANDOM, Entry, Line, sample_seed
 from bench.escape import visible
+from methods.broken import reading
+from methods.errors import SetupError
 
 PROMPTS, SAMPLES = 40, 3  # of each suite and method, so that a page stays at some MB
 FILE = "samples.jsonl.gz"  # as bench.generations writes it, which needs torch
@@ -46,18 +49,13 @@ class Store:
         for path in sorted(self.folder.glob(f"[!.]*/{FILE}")):
             if not identity.ID.fullmatch(path.parent.name):  # set aside, or somebody else's
                 continue
+            told = f"{FILE} cannot be read"
             try:
                 digests.verified(path.parent)
-                rows = [(str(row["prompt"]), len(row["continuations"])) for row in lines(path)]
-                prompts, (samples, *others) = tuple(prompt for prompt, _ in rows), sorted({count for _, count in rows})
-            except digests.DamagedError as error:
+                with reading(lambda error: SetupError(f"{told} ({type(error).__name__})")):  # noqa: B023
+                    found[path.parent.name] = _asked(lines(path))
+            except SetupError as error:
                 skipped.append(f"texts {path.parent.name} skipped: {str(error).partition(';')[0]}")
-                continue
-            except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-                skipped.append(f"texts {path.parent.name} skipped: {FILE} cannot be read ({type(error).__name__})")
-                continue
-            if not others:
-                found[path.parent.name] = Asked(prompts, samples)
         return found, skipped
 
     @property
@@ -85,6 +83,18 @@ class Store:
         return found
 
 
+def _asked(rows: Iterable[dict[str, Any]]) -> Asked:
+    """What is in a set. Raises something where it is none: a text that is no text, other numbers of texts."""
+    prompts, counts = [], set()
+    for row in rows:
+        prompts.append(str(row["prompt"]))
+        counts.add(len(row["continuations"]))
+        if not all(isinstance(one[0], str) for one in row["continuations"]):
+            raise TypeError("a text is none")
+    (samples,) = counts
+    return Asked(tuple(prompts), samples)
+
+
 def lines(path: Path) -> Iterator[dict[str, Any]]:
     """A dictionary per prompt, in the order in which they were asked."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
@@ -93,8 +103,17 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_scores(runs: Path, record: Record) -> pd.DataFrame:
-    """A row per text: item, sample, and a column for each scorer; the record was found whole before."""
-    return pd.read_parquet(runs / "records" / record.facts["id"] / "scores.parquet")
+    """A row per text: item, sample, and a column for each scorer; the record was found whole before.
+
+    Raises NotWholeError for a table that cannot be read, and for scores that are no numbers.
+    """
+    scores = records.table(runs / "records" / record.facts["id"], "scores")
+    for name in record.facts["info"].get("scorers") or []:
+        if name in scores and (pd.to_numeric(scores[name], errors="coerce").isna() & scores[name].notna()).any():
+            raise records.NotWholeError(
+                f"scores.parquet holds scores of {name} that are no numbers; run its cell again"
+            )
+    return scores
 
 
 class Block(NamedTuple):
@@ -209,7 +228,11 @@ def side_by_side(named: Sequence[tuple[Line, str]], runs: Path, store: Store, pr
         for fit in line.fits:
             label = f"{row}, fit seed {fit.columns['fit_seed']}" if len(line.fits) > 1 else row
             for record in first_seeds(fit):
-                scores = read_scores(runs, record)
+                try:
+                    scores = read_scores(runs, record)
+                except records.NotWholeError as error:
+                    store.skipped.append(f"texts of record {record.facts['id']} skipped: {error}")
+                    continue
                 if found := blocks(store, record, scores):
                     key = (identity.digest(record.facts["sampling"]), *(block.asked for block in found))
                     together[key].append(_Look(row, label, control, record, found, prompts_of(scores), scores))
