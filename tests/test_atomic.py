@@ -172,3 +172,27 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(wheels.SetupError, match="pip could not download"):
         wheels.fetch("a==1", "a-1-py3-none-any.whl", "0" * 64, tmp_path)
     assert names(tmp_path / "wheels") == []
+
+
+def test_a_start_does_not_disturb_what_is_just_being_created(tmp_path):
+    """Between a thing's creation and its lock another process may sweep; the writer then takes another name."""
+    end = time.monotonic() + 2
+    script = "import sys, time\nfrom pathlib import Path\nfrom bench import atomic\nprint('ready', flush=True)\n"
+    script += "end = time.monotonic() + 3\nwhile time.monotonic() < end:\n    atomic.sweep(Path(sys.argv[1]))"
+    sweeper = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert sweeper.stdout is not None and sweeper.stdout.readline() == "ready\n"
+    rounds = 0
+    while time.monotonic() < end or rounds < 20:
+        with atomic.whole_folder(tmp_path / f"folder{rounds}") as folder:
+            (folder / "x").write_text("x")
+        atomic.write_whole(tmp_path / f"file{rounds}", "x")
+        rounds += 1
+    sweeper.wait()
+    assert all((tmp_path / f"folder{i}/x").is_file() and (tmp_path / f"file{i}").is_file() for i in range(rounds))
+
+
+def test_what_was_set_aside_is_told(tmp_path, capsys):
+    (tmp_path / "id").symlink_to("id")
+    with atomic.whole_folder(tmp_path / "id") as folder:
+        (folder / "file").touch()
+    assert f"warning: {tmp_path / 'id'} is not whole; it is set aside as .id.damaged" in capsys.readouterr().err

@@ -156,3 +156,94 @@ def test_killed_again_and_again_it_comes_to_the_same_tables(world, tmp_path, num
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
     assert not list((tmp_path / "killed/runs/unfinished").glob("*"))
     assert not list((tmp_path / "killed").rglob("*.part"))
+
+
+# -- what an attack found ----------------------------------------------------------------------------------------------
+
+
+CONVERTED = """
+    try:
+        time.sleep(100)
+    except BaseException:
+        raise ValueError("a library made this of it")
+"""
+SETUP = """
+    from methods.errors import SetupError
+    try:
+        time.sleep(100)
+    except BaseException:
+        raise SetupError("as a setting that cannot be read")
+"""
+
+
+@pytest.mark.parametrize("work", [CONVERTED, SETUP], ids=["defect", "setting"])
+def test_a_signal_that_a_library_made_another_error_of_is_a_signal(work):
+    process = started(work)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=20) == ("", "stopped by SIGTERM; a true sentence\n")
+    assert process.returncode == 143
+
+
+def test_a_terminal_that_nobody_reads_does_not_keep_the_process_alive():
+    """As after Ctrl-S, or where the connection is dead: what is printed waits for ever."""
+    waits = "sys.stderr.write('x' * 2_000_000)\n    sys.stderr.flush()"
+    process = started(waits)
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(10) == 143
+
+
+def test_a_signal_inside_a_cell_is_no_failure_of_the_cell(world, tmp_path, monkeypatch, capsys):
+    """A library inside may catch it and raise what it likes; the other cells are not begun."""
+    from methods.caa import CAA
+
+    def fit(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+        except BaseException:
+            raise ValueError("a library made this of it") from None
+
+    monkeypatch.setattr(CAA, "fit", fit)
+    assert main(arguments(world, tmp_path, "method=caa,random_direction", "strength=2", "suite=[rtp]")) == 143
+    told = capsys.readouterr().err
+    assert "stopped by SIGTERM" in told and "failed" not in told
+    assert not (tmp_path / "runs/failures").exists() and not list((tmp_path / "runs").glob("records/*"))
+
+
+@pytest.mark.parametrize("name", ["bench", "bench.selftest", "bench.plots", "bench.report", "bench.agreement"])
+def test_a_signal_while_libraries_are_imported(name):
+    """The first line of each command heeds it; torch and matplotlib take seconds to come."""
+    code = (
+        "import runpy, sys, os, signal, builtins\nreal = builtins.__import__\n"
+        "def late(name, *rest, **more):\n"
+        "    if name in ('numpy', 'pandas', 'torch', 'rich.console', 'rich.table', 'rich.text'):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    return real(name, *rest, **more)\n"
+        f"builtins.__import__ = late\nsys.argv = [{name!r}]\n"
+        f"runpy.run_module({name!r}, run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "stopped by SIGTERM; nothing was begun\n")
+
+
+def test_without_standard_output_the_work_is_done(world, tmp_path):
+    given = arguments(world, tmp_path, "method=unsteered", "suite=[rtp]", "suite.rtp.prompts=2")
+    done = subprocess.run(["bash", "-c", 'exec "$@" >&-', "bash", sys.executable, "-m", "bench", *given],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert (tmp_path / "leaderboard.csv").is_file()
+
+
+def test_a_path_with_a_tilde_is_no_folder_of_that_name(world, tmp_path, capsys):
+    given = [one for one in arguments(world, tmp_path, "method=unsteered") if not one.startswith("runtime.results=")]
+    assert main([*given, 'runtime.results="~/brk"']) == 2
+    assert f"write the whole path, {Path.home() / 'brk'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["records", "generations", "unfinished"])
+def test_a_file_in_the_place_of_a_folder_of_results(name, world, tmp_path, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / name).write_text("")
+    assert main(arguments(world, tmp_path, "method=unsteered", "suite=[rtp]")) == 2
+    assert f"{tmp_path / 'runs' / name} is no folder" in capsys.readouterr().err

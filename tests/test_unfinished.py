@@ -305,3 +305,40 @@ def test_what_a_stopped_run_says(tmp_path):
     with suppress(Power), unfinished.keeping(tmp_path / "unfinished/id"):
         raise Power
     assert "1 finished result is kept and what was computed of an unfinished one" in unfinished.told(tmp_path, 1)
+
+
+@pytest.mark.parametrize("name", ["5 (copy)", "0", "-3", "x", ""])
+def test_folders_of_other_names_are_left_alone(name, tmp_path, monkeypatch):
+    """As a program that syncs folders makes them."""
+    whole = texts()
+    with counted(monkeypatch, "texts", 2), suppress(Power), unfinished.keeping(tmp_path):
+        texts()
+    (work,) = tmp_path.iterdir()
+    work.rename(work.with_name(f"{work.name.removesuffix('-5')}-{name}"))
+    with unfinished.keeping(tmp_path):
+        assert texts() == whole
+
+
+def test_the_whole_package_of_a_plug_in_is_its_code(tmp_path, monkeypatch):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/__init__.py").write_text("")
+    (tmp_path / "mine/helper.py").write_text("a = 1")
+    (tmp_path / "mine/method.py").write_text(
+        "from dataclasses import dataclass\nfrom typing import Any\n\n@dataclass\nclass Inner:\n    part: Any = None\n"
+    )
+    (tmp_path / "alone.py").write_text("from mine.method import Inner\nclass Alone(Inner):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from alone import Alone
+    from mine.method import Inner
+
+    package = {str(path) for path in (tmp_path / "mine").glob("*.py")}
+    assert unfinished.code_files([Inner()]) == package
+    assert unfinished.code_files([Alone()]) == package | {str(tmp_path / "alone.py")}  # its base class as well
+
+    @dataclass(frozen=True)
+    class Stack:
+        parts: Any
+
+    Stack.__module__ = "methods.stack"
+    assert unfinished.code_files([Stack({"first": [Inner()]})]) == package
+    assert unfinished.code_files([Lengths(), object(), None, 3]) == unfinished.code_files([Lengths()])

@@ -5,6 +5,18 @@ lines.py the page of a method, texts.py the continuations, page.py puts them tog
 are what a browser gets.
 """
 
-from bench.report.page import Built, rebuild
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.report.page import Built, rebuild
 
 __all__ = ["Built", "rebuild"]
+
+
+def __getattr__(name: str) -> Any:
+    """What the page needs is imported when it is asked for, so that the command heeds a signal meanwhile."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from bench.report import page
+
+    return getattr(page, name)
