@@ -176,9 +176,9 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_start_does_not_disturb_what_is_just_being_created(tmp_path):
     """Between a thing's creation and its lock another process may sweep; the writer then takes another name."""
-    end = time.monotonic() + 2
+    end = time.monotonic() + 1
     script = "import sys, time\nfrom pathlib import Path\nfrom bench import atomic\nprint('ready', flush=True)\n"
-    script += "end = time.monotonic() + 3\nwhile time.monotonic() < end:\n    atomic.sweep(Path(sys.argv[1]))"
+    script += "end = time.monotonic() + 1.2\nwhile time.monotonic() < end:\n    atomic.sweep(Path(sys.argv[1]))"
     sweeper = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert sweeper.stdout is not None and sweeper.stdout.readline() == "ready\n"
     rounds = 0

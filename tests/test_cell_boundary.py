@@ -60,7 +60,7 @@ def sweep(world: Path, results: Path, *more: str) -> list[str]:
     return arguments(world, results, *given, *more)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(5)
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("place", ["fit", "plan", "cell", "check"])
 def test_the_other_cell_has_its_records(place, trouble, world, tmp_path, monkeypatch, capsys):

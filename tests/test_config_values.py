@@ -102,7 +102,7 @@ EXPERIMENTS = {
 }
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("text", EXPERIMENTS)
 def test_the_yaml_of_an_experiment_is_held_to_the_same(own, text):
     assert EXPERIMENTS[text] in refused(own(experiment__mine=text), "experiment=mine")
@@ -225,7 +225,7 @@ VALUES = {
 }
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("override", VALUES)
 def test_a_value_of_another_type_or_outside_its_range_is_refused(override):
     assert VALUES[override] in refused("method=caa", override)

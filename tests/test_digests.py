@@ -164,6 +164,7 @@ def test_the_converted_model(cache, capfd):  # noqa: F811
         assert f"{folder / name} is not what was written" in capfd.readouterr().err
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("sealed", [True, False])
 @pytest.mark.parametrize("content", [None, "{", "{}", "[]"])
 def test_a_converted_model_without_its_note_is_made_again(content, sealed, cache):  # noqa: F811

@@ -46,7 +46,7 @@ def keys(job: list[str]) -> tuple[str, ...]:
     return tuple(one if one.startswith("method=") else one.partition("=")[0] for one in job)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_it_validates_in_full_and_each_published_figure_is_of_one_cell(experiment, monkeypatch):
     composed = functools.cache(config.compose)  # the comparison takes the cells that were validated
@@ -131,7 +131,7 @@ QUICK = ("model_surgery_llama2_7b", "detox_gpt2_medium", "act_add_llama3_8b", "c
 MANY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEERED]
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(4)
 @pytest.mark.parametrize("experiment", MANY)
 def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     composed = config.compose([f"experiment={experiment}"])

@@ -56,6 +56,7 @@ def source(folder: Path, tmp_path: Path) -> Sources:
 # -- plain downloads -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("readme", [None, "# A set\n", "---\nlicense: mit\n---\n# A set\n"])
 @pytest.mark.parametrize(
     ("files", "config", "expected"),

@@ -118,6 +118,7 @@ OVERRIDES = [
 ]
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("override", OVERRIDES)
 def test_no_override_names_a_class_of_its_own(world, tmp_path, ran, override, capsys):  # noqa: F811
     more = ["method=caa", "strength=1", "tuning.trials=2", override.format(marker=ran)]

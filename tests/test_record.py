@@ -140,7 +140,7 @@ PLACES = [
 ]  # fmt: skip
 
 
-@pytest.mark.every(40)
+@pytest.mark.every(80)
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: ".".join(map(str, place)))
 def test_a_field_of_another_kind_is_named_or_does_no_harm(results, place):
     path = of_caa(results)
@@ -186,7 +186,7 @@ def test_the_field_is_told(tmp_path, place, value, told):
         record.write(tmp_path, record.load(tmp_path / ID / "record.json"), ITEMS, ITEMS)
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(9)
 @pytest.mark.parametrize("depth", [50, 800, 100_000])
 @pytest.mark.parametrize("key", ["x", "info", "model"])
 def test_a_record_nested_without_end_is_skipped(results, depth, key):

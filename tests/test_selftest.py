@@ -392,7 +392,7 @@ def two_blocks():
     return lm
 
 
-@pytest.mark.every(2)
+@pytest.mark.every(3)
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
 def test_a_broken_method_fails_where_it_is_broken(kind):
     """And nowhere else: the model is whole again for the next check."""
@@ -514,6 +514,7 @@ def test_a_yaml_that_does_not_fit_ends_with_1(folder, capsys, arguments, check, 
     assert re.search(f"{check} +FAIL +.*{reason}", " ".join(capsys.readouterr().out.split()))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

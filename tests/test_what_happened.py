@@ -132,6 +132,7 @@ def two(results, methods=("caa",), **options) -> None:
         cell(results, method, 1.0 - 0.5 * bool(i), 0.1 * i, 0.5 if i else 1.0, n=40, **options)
 
 
+@pytest.mark.slow
 def test_one_row_needs_no_correction(tmp_path):
     two(tmp_path)
     text, table = said(tmp_path), only(tmp_path)
@@ -143,6 +144,7 @@ def test_one_row_needs_no_correction(tmp_path):
     assert "p < 0.05" in shown
 
 
+@pytest.mark.slow
 def test_several_rows_are_corrected_and_said_to_be(tmp_path):
     two(tmp_path, ("caa", "detox"))
     text, table = said(tmp_path), only(tmp_path)
