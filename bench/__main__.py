@@ -43,7 +43,7 @@ def _help() -> None:
 
 
 class Sweep:
-    """One command: its cells run in one process, so that they share model, pairs and unsteered generations."""
+    """One command, which can tell at any time what there is of its work."""
 
     def __init__(self) -> None:
         self.results: Path | None = None
@@ -67,7 +67,10 @@ class Sweep:
             print(config.as_yaml(configs), end="")
             return 0
         self.results = Path(configs[0].runtime.results)
-        failures = self.compute(configs)
+        from bench.cell import Session
+
+        self.session = Session()
+        failures = _compute(configs, self.session)
         code = 0
         if failures:
             tell(failures)
@@ -78,27 +81,31 @@ class Sweep:
             _show(self.results)
         return code
 
-    def compute(self, configs: Sequence["DictConfig"]) -> list["Failure"]:
-        """Prepare every cell, then run every one that can be; what stops a cell is told at once."""
-        from transformers.utils import logging
 
-        from bench.cell import Session
-        from bench.progress import Bar
-        from bench.runner import Failure, ready, run_cell, tidy
+def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) -> list["Failure"]:
+    """Prepare every cell, then run every one that can be; what stops a cell is told at once.
 
-        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
-        tidy(configs[0])
-        self.session = Session()
-        cells, failures = ready(configs, self.session)
-        planned = {key: tokens for _, stages in cells for key, tokens in stages.items()}
-        if failures and planned:
-            tell(failures)
-            console.print("the other cells go on")
-        if cells and not planned:
-            console.print(f"all {len(cells)} cells are known; nothing to compute")
-        with Bar(planned) as self.session.bar:
-            results = [run_cell(cell) for cell, _ in cells]
-        return failures + [result for result in results if isinstance(result, Failure)]
+    They run in one process, so that they share model, pairs and unsteered generations.
+    """
+    from transformers.utils import logging
+
+    from bench.cell import Session
+    from bench.progress import Bar
+    from bench.runner import Failure, ready, run_cell, tidy
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
+    tidy(configs[0])
+    session = session or Session()
+    cells, failures = ready(configs, session)
+    planned = {key: tokens for _, stages in cells for key, tokens in stages.items()}
+    if failures and planned:
+        tell(failures)
+        console.print("the other cells go on")
+    if cells and not planned:
+        console.print(f"all {len(cells)} cells are known; nothing to compute")
+    with Bar(planned) as session.bar:
+        results = [run_cell(cell) for cell, _ in cells]
+    return failures + [result for result in results if isinstance(result, Failure)]
 
 
 def tell(failures: Sequence["Failure"]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from bench import atomic, shape
-from bench.atomic import write_whole
+from bench.atomic import whole_folder, write_whole
 from bench.escape import visible
 from bench.identity import ID, SCHEMA
 
@@ -67,7 +67,7 @@ def write(folder: Path, record: Mapping[str, Any], items: pd.DataFrame, scores: 
     files = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
     full = json.loads(dumps(sealed({**record, "schema": SCHEMA, "files": files})))
     there = _room(target)
-    with atomic.whole_folder(target, replace=there is not None and _result(there) != _result(full)) as temporary:
+    with whole_folder(target, replace=there is not None and _result(there) != _result(full)) as temporary:
         for name, content in written.items():
             (temporary / f"{name}.parquet").write_bytes(content)
         (temporary / "record.json").write_text(dumps(full), encoding="utf-8")

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, MistralConfig, OPTConfig
 
 from bench import config
-from bench.__main__ import Sweep
+from bench.__main__ import _compute
 from bench.collect import read_records
 from bench.reproduction import reproduction
 from methods import anatomy
@@ -154,7 +154,7 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     jobs = config.jobs(given, multirun=False)
     jobs = [[*job, *next((more for name, more in SHORTER.items() if f"method={name}" in job), [])] for job in jobs]
     cells = [config.validate(job) for job in jobs]
-    assert Sweep().compute(cells) == []
+    assert _compute(cells) == []
     found = [one.facts for one in read_records(tmp_path / "results/runs")[0]]
     found = [one for one in found if (one["split"], one["suite"]) == ("test", suites[-1])]
     assert len(found) == len(cells) > 1
