@@ -26,6 +26,7 @@ NAME = "steerbench"
 HOST = re.sub(r"[^A-Za-z0-9-]", "-", platform.node())[:40]
 LEFT_BEHIND = (f".*{SUFFIX}", ".convert-*", ".fetch-*")
 """Names of unfinished things; the last two are those of older versions."""
+OURS = re.compile(rf"\..+\.[A-Za-z0-9-]+\.[a-z0-9_]{{8}}{re.escape(SUFFIX)}", re.DOTALL)
 STALE_SECONDS = 86_400.0  # of another host, whose locks may not be seen from here
 TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # something else is in the place
 
@@ -168,7 +169,7 @@ def _removed(path: Path) -> bool:
     """
     try:
         old = time.time() - path.stat().st_mtime > STALE_SECONDS
-        if path.name.endswith(SUFFIX) and f".{HOST}." not in path.name and not old:
+        if path.name.endswith(SUFFIX) and not (OURS.fullmatch(path.name) and (f".{HOST}." in path.name or old)):
             return False
         handle = os.open(path, os.O_RDONLY)
     except OSError:

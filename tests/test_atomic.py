@@ -153,18 +153,19 @@ def test_what_a_killed_process_leaves_is_removed_and_what_a_running_one_writes_i
 
 
 def test_names_of_older_versions_and_files_are_removed_and_nothing_else(tmp_path):
-    for name in (".convert-abc", ".fetch-x1", "wheel", ".hidden", ".id.damaged"):
+    for name in (".convert-abc", ".fetch-x1", "wheel", ".hidden", ".id.damaged", ".film.mkv.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
-    (tmp_path / f".leaderboard.csv.{atomic.HOST}.abcd{atomic.SUFFIX}").touch()
-    (tmp_path / f".other.some-other-host.abcd{atomic.SUFFIX}").touch()  # whose locks cannot be seen from here
+    (tmp_path / f".leaderboard.csv.{atomic.HOST}.abcd0_12{atomic.SUFFIX}").touch()
+    (tmp_path / f".other.some-other-host.abcd0_12{atomic.SUFFIX}").touch()  # whose locks cannot be seen from here
     atomic.sweep(tmp_path)
     assert names(tmp_path) == [
-        ".hidden", ".id.damaged", ".other.some-other-host.abcd.part", "wheel",
+        ".film.mkv.part", ".hidden", ".id.damaged", ".other.some-other-host.abcd0_12.part", "wheel",
     ]  # fmt: skip
-    os.utime(tmp_path / ".other.some-other-host.abcd.part", (0, 0))
+    os.utime(tmp_path / ".film.mkv.part", (0, 0))
+    os.utime(tmp_path / ".other.some-other-host.abcd0_12.part", (0, 0))
     atomic.sweep(tmp_path)
-    assert ".other.some-other-host.abcd.part" not in names(tmp_path)
+    assert names(tmp_path) == [".film.mkv.part", ".hidden", ".id.damaged", "wheel"]
 
 
 def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch):
