@@ -26,6 +26,10 @@ def work():
 sys.stderr.reconfigure(line_buffering=True)
 command.leave(command.run(work, stopped="a true sentence"))
 """
+HEEDS = """import signal
+for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the tests may be run by nohup
+    signal.signal(one, signal.SIG_DFL)
+"""
 IN_A_LIBRARY = "hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2_000_000_000)"
 SWALLOWED = """
     while True:
@@ -48,9 +52,9 @@ FORKS = """
 
 
 def started(work: str, *, ignored: bool = False) -> "subprocess.Popen[str]":
-    script = UNHEEDED.format(work=work)
+    script = HEEDS + UNHEEDED.format(work=work)
     if ignored:
-        script = "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + script
+        script = script.replace(HEEDS, HEEDS + "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n")
     process = subprocess.Popen(
         [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
