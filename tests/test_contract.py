@@ -4,6 +4,7 @@ The promises are those of `python -m bench.selftest`; tests/test_selftest.py sho
 """
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,7 @@ SHORTER = {  # trainings, of which a few steps show as much here
 }
 
 
+@functools.cache
 def load(name: str) -> Method:
     """The method of a YAML, as the application composes it."""
     return build(compose([f"method={name}"]).method)
