@@ -349,6 +349,7 @@ def test_the_readable_tables_name_the_groups_and_how_many_texts_they_have():
     assert said[said.index("## set by group") + 4].startswith("| words | a | 10 | 50% | 0.50 (0.50 to 0.50) |")
 
 
+@pytest.mark.slow
 def test_the_figure_shows_every_number_within_its_panel(where, tmp_path):
     main(["scorer=[profanity_check,lexicon,vader]", *where])
     frame = pd.read_csv(tmp_path / "results" / "scorer_agreement.csv", keep_default_na=False)

@@ -47,7 +47,7 @@ def keys(job: list[str]) -> tuple[str, ...]:
 
 
 @pytest.mark.every(6)
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS][::-1])
 def test_it_validates_in_full_and_each_published_figure_is_of_one_cell(experiment, monkeypatch):
     composed = functools.cache(config.compose)  # the comparison takes the cells that were validated
     monkeypatch.setattr(config, "compose", lambda overrides: copy.deepcopy(composed(tuple(overrides))))

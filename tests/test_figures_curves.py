@@ -112,6 +112,7 @@ def sweep(results):
     return table(results)
 
 
+@pytest.mark.slow
 def test_sizes_and_layers_change_one_thing_alone(tmp_path):
     found = sweep(tmp_path)
     sizes = curves.sizes(found)

@@ -459,6 +459,7 @@ def test_filters(tmp_path, capsys):
     assert "no record has it; there are act_add, caa, detox" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_each_fit_by_itself(full, capsys):
     assert main(["--results", str(full.csv.parent), "--each-fit"]) == 0
     found = pd.read_csv(full.csv.parent / "selection.csv")

@@ -101,6 +101,7 @@ def test_help_has_a_line_for_each_figure(capsys):
     assert "invalid choice: 'nonsense'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_figures_of_one_model(tmp_path, png_alone, capsys):
     for name, toxic in (("small", 0.4), ("org/large", 0.9)):
         for method, factor in (("unsteered", 1.0), ("caa", toxic)):

@@ -77,6 +77,7 @@ def test_order_of_prompts_and_number_of_samples_change_no_text():
     assert len(set(there[1])) > 1  # samples of one prompt differ
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("letters", ["ab", pytest.param("abcdefgh", marks=pytest.mark.slow)])
 def test_batch_size_flips_not_one_text_of_a_thousand(letters):
     lm = tiny_lm()

@@ -46,7 +46,7 @@ FORKS = """
         time.sleep(100)
     os.kill(child, 15)
     _, status = os.waitpid(child, 0)
-    time.sleep(2)
+    time.sleep(1.3)
     print(os.waitstatus_to_exitcode(status))
 """
 
@@ -87,7 +87,7 @@ def test_a_second_signal_does_not_wait(monkeypatch):
 
 
 def test_nohup_is_heeded():
-    process = started("time.sleep(1.5)", ignored=True)
+    process = started("time.sleep(1.2)", ignored=True)
     process.send_signal(signal.SIGHUP)
     assert process.communicate(timeout=20) == ("", "") and process.returncode == 0
 

@@ -154,6 +154,7 @@ def test_several_rows_are_corrected_and_said_to_be(tmp_path):
     assert "p < 0.05 (Holm)" in [one.get_text() for one in capability(table.frame).legends[0].get_texts()]
 
 
+@pytest.mark.slow
 def test_rows_of_several_fits_alone_had_no_permutation_test(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=40)
     for seed in range(3):
@@ -205,6 +206,7 @@ def test_a_record_names_a_scorer_where_it_was_used(inputs, tmp_path, monkeypatch
     assert all("pairs" not in one["scorers"] for one in found)  # they are from a file
 
 
+@pytest.mark.slow
 def test_the_published_heading_was_true_and_stays():
     folder = Path(__file__).parent.parent / "results/published/quickstart/runs"
     heading = readable.heading(tables(read_records(folder)[0])[0])
