@@ -259,7 +259,7 @@ class Cell:
         return decoded(self.sampling) if suite.samples else None
 
     def record_id(self, suite: Suite, split: Split, strength: float) -> str:
-        """Of one result."""
+        """The id that a suite's result at this strength is stored under."""
         named = self.suite_identity(suite, split)
         return identity.record_id(self.model_identity, self.steering(strength), named, split)
 

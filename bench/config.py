@@ -36,7 +36,7 @@ LONGEST = 500  # letters of an argument that is shown whole
 SPECIAL = re.compile(r"_\w+_")
 """Keys of the kind that Hydra gives a meaning of its own, of which only `_target_` is known here."""
 UNREADABLE = (HydraException, ValueError, TypeError, AttributeError, RecursionError)
-"""What Hydra's parser raises."""
+"""Errors by which Hydra's parser refuses an argument."""
 WRITE = "write key=value, for example method=caa suite.rtp.k=5; see --help"
 FLAGS = {
     ("--cfg", "-c"): "--cfg job behind python -m bench prints the config of every cell and runs nothing",

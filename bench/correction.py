@@ -106,7 +106,7 @@ def _check(table: pd.DataFrame, path: Path, columns: Sequence[str], numbers: Seq
 
 
 def _command(path: Path) -> str:
-    """What makes a table of the results folder."""
+    """The command line that writes this table into the results folder."""
     folder = path.parent
     return "python -m bench." + (
         f"agreement runtime.results={folder}" if path.stem == FILE else f"leaderboard --results {folder}"

@@ -17,7 +17,7 @@ from bench.config import validate
 from bench.generations import FILE, _read
 from bench.sampling import Continuation
 from tests.test_broken_files import DAMAGE, damage
-from tests.test_smoke import arguments, contents, world  # noqa: F401  a fixture
+from tests.test_smoke import arguments, contents, finished, world  # noqa: F401  a fixture
 
 
 def command(world: Path, results: Path) -> list[str]:  # noqa: F811
@@ -27,9 +27,7 @@ def command(world: Path, results: Path) -> list[str]:  # noqa: F811
 @pytest.fixture(scope="module")
 def swept(world, tmp_path_factory):  # noqa: F811
     results = tmp_path_factory.mktemp("swept")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.plots.rebuild", lambda *_: [])
-        assert main(command(world, results)) == 0
+    finished(command(world, results))
     return results
 
 

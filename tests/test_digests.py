@@ -16,7 +16,7 @@ from bench.__main__ import main
 from bench.collect import read_records
 from bench.report import texts
 from bench.wheel_model import converted
-from tests.test_smoke import arguments, contents, without_figures, world  # noqa: F401  # fixtures
+from tests.test_smoke import arguments, contents, finished, without_figures, world  # noqa: F401  # fixtures
 from tests.test_wheel_model import MEMBER, REQUIREMENT, cache, sha256  # noqa: F401  # a fixture
 
 FLIPPED = 60  # bytes from the end of a file: inside a tensor, a text
@@ -65,9 +65,7 @@ def forget_records(results: Path) -> None:
 def swept(world, tmp_path_factory):  # noqa: F811
     """A finished sweep, to be copied and damaged."""
     results = tmp_path_factory.mktemp("swept")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.plots.rebuild", lambda *_: [])
-        assert main(command(world, results)) == 0
+    finished(command(world, results))
     return results
 
 

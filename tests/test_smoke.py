@@ -55,6 +55,13 @@ def arguments(world: Path, results: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
+def finished(given: list[str]) -> None:
+    """Run a sweep to its end without its figures, for a fixture that tests of one module share."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("bench.plots.rebuild", lambda *_: [])
+        assert main(given) == 0
+
+
 @pytest.fixture
 def without_figures(monkeypatch):
     """They take longer than the run of a tiny model; test_plots.py draws them."""

@@ -75,7 +75,7 @@ class Located(NamedTuple):
         return self.identity() if self.verified else self.identity() | {"verified": False}
 
     def __str__(self) -> str:
-        """As errors call it."""
+        """The name, config, split and source, as messages give them."""
         return f"{self.name}{f' ({self.config})' if self.config else ''}, split {self.split} from {self.source}"
 
 

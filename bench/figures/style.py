@@ -182,7 +182,7 @@ def star(ax: Axes, x: float, y: float) -> None:
 
 
 def key(look: Look, label: str, *, hollow: bool = False) -> Line2D:
-    """What the legend shows of a method."""
+    """The legend's entry for a method: its marker, filled or hollow, and its label."""
     return Line2D([], [], marker=look.marker, color=look.colour, markerfacecolor="white" if hollow else look.colour,
                   markersize=5.5, markeredgewidth=1.1, linestyle="none", label=label)  # fmt: skip
 
