@@ -4,7 +4,7 @@ Every cell of a command is composed and checked before the first one runs. Exit 
 2: something the user must mend; 130: stopped by Ctrl-C; 143: by SIGTERM.
 """
 
-from bench import stopping
+from bench.console import stopping
 
 if __name__ == "__main__":
     stopping.begin()
@@ -14,15 +14,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import command
-from bench.command import console
-from bench.escape import terminal, visible
+from bench.config import command_line, folders
+from bench.console import command
+from bench.console.command import console
+from bench.console.escape import terminal, visible
+from bench.plots import style
+from bench.run import validate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from bench.cell import Session
-    from bench.runner import Failure
+    from bench.run.cell import Session
+    from bench.run.runner import Failure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _help() -> None:
-    from bench import config, help, plugins
+    from bench.config import help, plugins
 
-    help.show(config.folder(), plugins.installed(config.folder()))
+    help.show(folders.folder(), plugins.installed(folders.folder()))
 
 
 class Sweep:
@@ -53,21 +56,21 @@ class Sweep:
         """What is there of the work when the command is stopped."""
         if self.results is None:
             return "nothing was computed yet"
-        from bench import unfinished
+        from bench.records import unfinished
 
         return unfinished.told(self.results / "runs", self.session.written if self.session is not None else 0)
 
     def run(self, overrides: Sequence[str], multirun: bool) -> int:
         """Compose, check, compute, show; returns the exit code."""
-        from bench import config
+        from bench.config import compose
 
-        overrides, printed = config.without_cfg(overrides)
-        configs = config.validate_all(config.jobs(overrides, multirun))
+        overrides, printed = command_line.without_cfg(overrides)
+        configs = validate.validate_all(compose.jobs(overrides, multirun))
         if printed:
-            print(config.as_yaml(configs), end="")
+            print(compose.as_yaml(configs), end="")
             return 0
         self.results = Path(configs[0].runtime.results)
-        from bench.cell import Session
+        from bench.run.cell import Session
 
         self.session = Session()
         failures = _compute(configs, self.session)
@@ -89,9 +92,9 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
     """
     from transformers.utils import logging
 
-    from bench.cell import Session
-    from bench.progress import Bar
-    from bench.runner import Failure, ready, run_cell, tidy
+    from bench.console.progress import Bar
+    from bench.run.cell import Session
+    from bench.run.runner import Failure, ready, run_cell, tidy
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
     tidy(configs[0])
@@ -120,14 +123,16 @@ def tell(failures: Sequence["Failure"]) -> None:
 
 def _show(results: Path) -> None:
     """Rebuild leaderboard and figures from all records, and print the table and where the files are."""
-    from bench import leaderboard, plots
+    from bench.leaderboard import build
+    from bench.leaderboard import terminal as printed
+    from bench.plots import draw
 
-    built = leaderboard.rebuild(results)
-    leaderboard.show(built)
-    paths = plots.rebuild(results, built.tables)
+    built = build.rebuild(results)
+    printed.show(built)
+    paths = draw.rebuild(results, built.tables)
     if paths:
         names = ", ".join(dict.fromkeys(path.stem for path in paths))
-        console.print(terminal(f"figures      {paths[0].parent}: {names} (each as {', '.join(plots.FILES)})"))
+        console.print(terminal(f"figures      {paths[0].parent}: {names} (each as {', '.join(style.FILES)})"))
 
 
 if __name__ == "__main__":

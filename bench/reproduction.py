@@ -3,7 +3,7 @@
 python -m bench.reproduction [experiment ...] [--results results]
 """
 
-from bench import stopping
+from bench.console import stopping
 
 if __name__ == "__main__":
     stopping.begin()
@@ -18,11 +18,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from bench import command, config, escape
-from bench.atomic import write_whole
-from bench.collect import Record, read_records
-from bench.escape import terminal
-from bench.identity import canonical
+from bench.config import compose, folders
+from bench.console import command, escape
+from bench.console.escape import terminal
+from bench.files.atomic import write_whole
+from bench.records.identity import canonical
+from bench.records.table import Record, read_records
 from methods.errors import SetupError
 
 RUN, NOT_RUN, NOT_MEASURED, LOOK_UP = "run", "not run", "not measured", "look it up"
@@ -46,8 +47,8 @@ class Reproduction(NamedTuple):
 
 def experiments(asked: Sequence[str]) -> list[str]:
     """The experiments that were asked for, or all with published figures. Raises SetupError for any other name."""
-    known = config.groups()["experiment"]
-    having = [name for name in asked or known if config.compose([f"experiment={name}"]).published]
+    known = folders.groups()["experiment"]
+    having = [name for name in asked or known if compose.compose([f"experiment={name}"]).published]
     if len(having) < len(asked):
         without = ", ".join(name for name in asked if name not in having)
         raise SetupError(f"{without}: no published figure to compare with; leave the name out for all that have some")
@@ -56,8 +57,8 @@ def experiments(asked: Sequence[str]) -> list[str]:
 
 def reproduction(experiment: str, records: Sequence[Record]) -> Reproduction:
     """The experiment's figures, each with what the records say of the same cell. Raises SetupError as `cell_of`."""
-    jobs = config.jobs([f"experiment={experiment}"], multirun=False)
-    cells = [(job, config.plain(config.compose(job))) for job in jobs]
+    jobs = compose.jobs([f"experiment={experiment}"], multirun=False)
+    cells = [(job, compose.plain(compose.compose(job))) for job in jobs]
     cfg = cells[0][1]
     rows = []
     for figure in cfg["published"]:

@@ -4,7 +4,7 @@ Exit code 0: done; 1: some records could not be judged, each is named, the other
 the user must mend; 130: stopped by Ctrl-C, what is judged is kept.
 """
 
-from bench import stopping
+from bench.console import stopping
 
 if __name__ == "__main__":
     stopping.begin()
@@ -16,15 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bench import command
-from bench.command import console
-from bench.escape import terminal
+from bench.console import command
+from bench.console.command import console
+from bench.console.escape import terminal
+from bench.run import validate
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
-    from bench.collect import Record
-    from bench.generations import Generations
-    from bench.sampling import Continuation, Sampling
+    from bench.model.decoding import Continuation, Sampling
+    from bench.model.generation_cache import Generations
+    from bench.records.table import Record
     from bench.suites.continued import Judged
 
 
@@ -52,15 +53,16 @@ def show_help() -> None:
 
 
 def _run(given: Sequence[str]) -> int:
-    from bench import config, leaderboard
-    from bench.collect import read_records
-    from bench.progress import Bar
+    from bench.console.progress import Bar
+    from bench.leaderboard import build
+    from bench.leaderboard import terminal as printed
+    from bench.records.table import read_records
 
     if not any(one.startswith("scorer=") for one in given):
         raise SetupError("name the scorers: scorer=[profanity_check,lexicon]; see --help")
     first = next(one for one in given if one.startswith("scorer=")).partition("=")[2].strip("[]").split(",")[0]
     named = [f"{group}.scorer={first}" for group in ("data", "tuning")]  # neither pairs nor strengths are chosen here
-    cfg = config.validate([*given, *[one for one in named if one.partition("=")[0] not in _keys(given)]])
+    cfg = validate.validate([*given, *[one for one in named if one.partition("=")[0] not in _keys(given)]])
     results = Path(cfg.runtime.results)
     injected = given_to_suites(cfg)
     records, _ = read_records(results / "runs")
@@ -87,7 +89,7 @@ def _run(given: Sequence[str]) -> int:
     failed += lost
     if failed and len(rescored) == lost:
         raise SetupError(f"none of {failed} records could be judged again; see the lines above")
-    leaderboard.show(leaderboard.rebuild(results))
+    printed.show(build.rebuild(results))
     return 1 if failed else 0
 
 
@@ -108,7 +110,7 @@ def telling(name: str) -> Iterator[list[str]]:
 
 def given_to_suites(cfg: Any) -> dict[str, Any]:
     """What a suite is given for this run and never takes from a record: the scorers and where data is read."""
-    from bench.cell import build
+    from bench.config.build import build
     from bench.data.sources import Sources, default_cache
 
     cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
@@ -155,7 +157,7 @@ class Rescored:
         suite is given for this run (`given_to_suites`) is never taken from it. Raises SetupError for one that wants
         more; of what its other settings are, anything may be raised.
         """
-        from bench.cell import built
+        from bench.config.build import built
         from bench.suites.continued import Judged
 
         about = stored.facts
@@ -179,14 +181,14 @@ class Rescored:
     @property
     def steering(self) -> dict[str, Any] | None:
         """Identity of the steering."""
-        from bench.identity import steering_identity
+        from bench.records.identity import steering_identity
 
         return steering_identity(self.about["fit_id"], self.about["method"], self.about["method"]["strength"])
 
     @property
     def named(self) -> dict[str, Any]:
         """Identity of the suite with these scorers."""
-        from bench.identity import named
+        from bench.records.identity import named
 
         own = {"name": self.suite.name, "version": self.suite.version, "decoding": self.about["sampling"]}
         return own | named(self.suite, "test")
@@ -194,14 +196,14 @@ class Rescored:
     @property
     def id(self) -> str:
         """Of the record to be written."""
-        from bench.identity import record_id
+        from bench.records.identity import record_id
 
         return record_id(self.model, self.steering, self.named, "test")
 
     @property
     def is_known(self) -> bool:
         """There is such a record, whoever made it."""
-        from bench import record
+        from bench.records import record
 
         return record.read(self.folder / self.id) is not None
 
@@ -212,12 +214,12 @@ class Rescored:
 
     def write(self) -> None:
         """Judge and write. Raises SetupError where the texts are gone."""
-        from bench import record, unfinished
-        from bench.collect import scorers_used
-        from bench.generations import Generations
-        from bench.identity import comparison_id
-        from bench.provenance import provenance
-        from bench.sampling import Sampling
+        from bench.model.decoding import Sampling
+        from bench.model.generation_cache import Generations
+        from bench.records import record, unfinished
+        from bench.records.identity import comparison_id
+        from bench.records.provenance import provenance
+        from bench.records.table import scorers_used
 
         decoding = {key: value for key, value in self.about["sampling"].items() if key != "version"}
         store = Generations(self.folder.parent / "generations")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import anatomy, directions
+from methods import directions, layout
 from methods.base import Artefact, FitData, Method, Steering
 from methods.errors import SetupError
 from methods.intervention import Hook, current_positions, hooked, record, scope_mask
@@ -59,7 +59,7 @@ class ActAdd(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have, and for an unknown `short_prompt`."""
-        anatomy.layer_index(model, self.layer)
+        layout.layer_index(model, self.layer)
         if self.short_prompt not in get_args(ShortPrompt):
             raise SetupError(f"method.short_prompt={self.short_prompt!r}: allowed are error, clip")
 
@@ -71,7 +71,7 @@ class ActAdd(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The difference of the two prompts, (F, D). Raises SetupError where the prompts or `pad` give none."""
         del data
-        layer = anatomy.layer_index(model, self.layer)
+        layer = layout.layer_index(model, self.layer)
         prompts = self.tokens(tokenizer)
         front = max(len(ids) for ids in prompts)
         desired, undesired = (_longer(residual(model, ids, layer), front) for ids in prompts)  # (F, D) each
@@ -130,9 +130,9 @@ class ActAdd(Method):
 
         Raises SetupError for an artefact of another model or layer.
         """
-        layer = anatomy.layer_index(model, self.layer)
+        layer = layout.layer_index(model, self.layer)
         added = strength * directions.fitted(model, artefact, f"layers.{layer}.front", self.name)
-        hook = Hook(anatomy.blocks(model)[layer], "input", lambda hidden: self._add(hidden, added))
+        hook = Hook(layout.blocks(model)[layer], "input", lambda hidden: self._add(hidden, added))
         with hooked([hook] if strength else []):
             yield Steering()
 

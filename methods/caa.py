@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import anatomy, directions
+from methods import directions, layout
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
@@ -63,7 +63,7 @@ class CAA(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have, and for a setting that is not allowed."""
-        anatomy.layer_index(model, self.layer)
+        layout.layer_index(model, self.layer)
         for key, value, allowed in (
             ("read", self.read, get_args(CAARead)),
             ("scope", self.scope, get_args(CAAScope)),
@@ -83,7 +83,7 @@ class CAA(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The mean difference, (D,). Raises SetupError without pairs, and where their features do not differ."""
         pairs = required_pairs(data, self.name)
-        layer = anatomy.layer_index(model, self.layer)
+        layer = layout.layer_index(model, self.layer)
         texts = encode_pairs(model, tokenizer, pairs)
         sides, read = [texts.desired, texts.undesired], self.read
         if read == "letter":
@@ -116,9 +116,9 @@ class CAA(Method):
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Add the direction inside the block. Raises SetupError for an artefact of another model or layer."""
-        layer = anatomy.layer_index(model, self.layer)
+        layer = layout.layer_index(model, self.layer)
         vector = strength * directions.fitted(model, artefact, f"layers.{layer}.direction", self.name)
-        hook = Hook(anatomy.blocks(model)[layer], "output", adding(vector, self.scope, boundary=self.boundary))
+        hook = Hook(layout.blocks(model)[layer], "output", adding(vector, self.scope, boundary=self.boundary))
         with hooked([hook] if strength else []):
             yield Steering()
 

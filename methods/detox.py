@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import anatomy
+from methods import layout
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
 from methods.directions import Padding, pooled_features, top_tokens
 from methods.errors import SetupError
@@ -81,8 +81,8 @@ class DeTox(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise SetupError for an empty layer range, a rank that the width cannot hold, or an unknown reading."""
-        anatomy.layer_range(model, self.layer_start, self.layer_stop, "method.layer")
-        width = anatomy.width(model)
+        layout.layer_range(model, self.layer_start, self.layer_stop, "method.layer")
+        width = layout.width(model)
         if not 1 <= self.rank < width:
             raise SetupError(f"method.rank={self.rank} is outside 1 to {width - 1}, the model's width less the mean's")
         allowed = {"text": ReadText, "read": ReadPositions, "pairing": Pairing, "subspace": SubspaceKind}
@@ -96,7 +96,7 @@ class DeTox(Method):
         """One subspace per layer: "layers.<l>.directions" (R, D). Raises SetupError where the pairs hold too little."""
         self.check(model)
         pairs = required_pairs(data, self.name)
-        layers = anatomy.layer_range(model, self.layer_start, self.layer_stop, "method.layer")
+        layers = layout.layer_range(model, self.layer_start, self.layer_stop, "method.layer")
         if self.rank > len(pairs.prompt):
             raise SetupError(f"method.rank={self.rank} needs as many pairs and got {len(pairs.prompt)}; lower the rank")
         prompts = pairs.prompt if self.text == "full" else [""] * len(pairs.prompt)
@@ -136,17 +136,17 @@ class DeTox(Method):
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Project the value matrices inside the block. Raises SetupError if that would change none of them."""
         new = {}
-        written: tuple[anatomy.Kind, ...] = ("down",)
+        written: tuple[layout.Kind, ...] = ("down",)
         if self.keys:
-            written += ("gate", "up") if anatomy.layout(model).up else ("gate",)
+            written += ("gate", "up") if layout.of(model).up else ("gate",)
         for name, directions in artefact.items():
             if name.startswith(INFO) or strength == 0:
                 continue
             layer = int(name.split(".")[1])
-            if layer >= len(anatomy.blocks(model)) or directions.shape[1] != anatomy.width(model):
+            if layer >= len(layout.blocks(model)) or directions.shape[1] != layout.width(model):
                 raise SetupError(f"detox: {name} {tuple(directions.shape)} was not fitted on this model; fit it again")
             for kind in written:
-                matrix = anatomy.stream_rows(model, layer, kind)
+                matrix = layout.stream_rows(model, layer, kind)
                 edit = matrix.stored(projected_off(matrix.read().T, directions, strength).T)
                 if not torch.equal(edit, matrix.parameter):
                     new[matrix.parameter] = edit

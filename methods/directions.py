@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods import anatomy
+from methods import layout
 from methods.base import Artefact
 from methods.errors import SetupError
-from methods.fitting import advance
 from methods.intervention import Positions, Site, at, record, stopped_after
+from methods.progress import advance
 from methods.tokens import Text
 
 Read = Literal["all", "continuation", "last"]
@@ -52,8 +52,8 @@ def pooled_features(
     padding: all texts filled up alike, and what the model computes at the padding averaged in. Attention is masked
     there as ever, and the position ids are the model's own.
     """
-    norm = anatomy.final_norm(model) if after_final_norm else None
-    pooled = torch.empty(len(layers), len(texts), anatomy.width(model))
+    norm = layout.final_norm(model) if after_final_norm else None
+    pooled = torch.empty(len(layers), len(texts), layout.width(model))
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))  # little padding
     for start in range(0, len(by_length), batch_size):
         rows = by_length[start : start + batch_size]
@@ -161,10 +161,10 @@ def fitted(model: PreTrainedModel, artefact: Artefact, key: str, method: str) ->
             f"{method}: an artefact with {there} and without {key} was not fitted on this model at this layer; "
             "fit it again"
         )
-    if tensor.shape[-1] != anatomy.width(model):
+    if tensor.shape[-1] != layout.width(model):
         raise SetupError(
             f"{method}: {key} {tuple(tensor.shape)} was not fitted on this model, whose width is "
-            f"{anatomy.width(model)}; fit it again"
+            f"{layout.width(model)}; fit it again"
         )
     return tensor
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from methods import anatomy
+from methods import layout
 
 Scope = Literal["all", "front", "prompt", "generation"]
 Site = Literal["input", "output"]  # of a block: resid_pre or resid_post
@@ -56,7 +56,7 @@ def current_positions() -> Positions:
     if positions is None:
         raise RuntimeError(
             "this steering needs to know where the prompt ends, and the running forward does not say; "
-            "run the model through bench.lm.LM, or inside `with methods.intervention.at(Positions(...))`"
+            "run the model through bench.model.lm.LM, or inside `with methods.intervention.at(Positions(...))`"
         )
     return positions
 
@@ -150,7 +150,7 @@ def record(model: PreTrainedModel, layers: Sequence[int], site: Site = "output")
 
         return function
 
-    modules = anatomy.blocks(model)
+    modules = layout.blocks(model)
     with hooked(Hook(modules[layer], site, keep(layer)) for layer in layers):
         yield seen
 
@@ -169,7 +169,7 @@ def stopped_after(model: PreTrainedModel, layer: int) -> Iterator[None]:
     def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
         raise _Written
 
-    handle = anatomy.blocks(model)[layer].register_forward_hook(stop)
+    handle = layout.blocks(model)[layer].register_forward_hook(stop)
     try:
         yield
     except _Written:

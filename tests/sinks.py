@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bench.lm import LM
-from methods import anatomy
+from bench.model.lm import LM
+from methods import layout
 from methods.base import Pairs
 from tests.tiny import CONFIGS, tiny_model, tiny_tokenizer
 
@@ -49,8 +49,8 @@ def planted_sink(architecture: str = "llama", seed: int = 0, sink_norm: float = 
         if architecture == "gpt2":
             model.get_submodule("transformer.wpe").weight.mul_(WRITERS)  # a position writes as well
         for layer in range(CONFIGS[architecture].num_hidden_layers):
-            anatomy.value_matrix(model, layer).parameter.mul_(WRITERS)
-            anatomy.matrix(model, layer, ATTENTION_OUTPUT[architecture]).parameter.mul_(WRITERS)
+            layout.value_matrix(model, layer).parameter.mul_(WRITERS)
+            layout.matrix(model, layer, ATTENTION_OUTPUT[architecture]).parameter.mul_(WRITERS)
     lm = LM(model, tokenizer, {"tiny": architecture, "sink": sink_norm})
     return Planted(lm, _pairs(generator, count), direction, sink)
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from bench.__main__ import main
-from bench.data.ab import BEHAVIOURS, CAA, ABPairs
-from bench.data.layout import readme
+from bench.data.caa_questions import BEHAVIOURS, CAA
+from bench.data.hub_folder import readme
 from bench.data.sources import Sources
-from bench.lm import LM
+from bench.fit_data.caa_pairs import ABPairs
+from bench.model.lm import LM
 from methods.base import FitData
 from methods.caa import CAA as Method
 from methods.errors import SetupError

@@ -10,12 +10,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from bench.data.ab import BEHAVIOURS, CAA, worded
+from bench.data.caa_questions import BEHAVIOURS, CAA
 from bench.data.sources import Sources
-from bench.lm import LM
+from bench.model.lm import LM, Request, worded
+from bench.model.log_likelihood import likelihoods
 from bench.suites.ab import AB, letter_requests
-from bench.token_likelihood import Request
-from methods import anatomy
+from methods import layout
 from methods.base import Steering
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
@@ -68,7 +68,7 @@ class Behind:
     @contextmanager
     def apply(self, model, artefact, strength):
         function = adding(strength * self.vector, "generation", boundary=self.boundary)
-        with hooked([Hook(anatomy.blocks(model)[BLOCK], "output", function)]):
+        with hooked([Hook(layout.blocks(model)[BLOCK], "output", function)]):
             yield Steering()
 
 
@@ -83,7 +83,7 @@ def by_hand(lm: LM, line: dict, first: int | None = None, vector: torch.Tensor |
     moved = torch.zeros(1, len(ids), lm.model.config.hidden_size)
     if vector is not None:
         moved[:, len(prompt) + first :] = vector
-    with hooked([Hook(anatomy.blocks(lm.model)[BLOCK], "output", lambda h: h + moved)]), torch.inference_mode():
+    with hooked([Hook(layout.blocks(lm.model)[BLOCK], "output", lambda h: h + moved)]), torch.inference_mode():
         p = lm.model(torch.tensor([ids])).logits[0, -1].double().softmax(-1)
     letters = [line[f"answer_{kind}_behavior"].strip()[1] for kind in ("matching", "not_matching")]
     matching, other = (float(p[lm.tokenizer.convert_tokens_to_ids(letter)]) for letter in letters)
@@ -171,7 +171,7 @@ def test_a_template_that_ends_in_a_line_break_is_followed_by_the_bracket_itself(
     class Listening:
         def __call__(self, requests):
             asked.extend(requests)
-            return lm.likelihood(requests)
+            return likelihoods(lm, requests)
 
     listening = replace(lm)
     object.__setattr__(listening, "likelihood", Listening())
@@ -193,7 +193,9 @@ def test_a_letter_that_is_one_token_with_its_bracket(sources):
     found = suite(sources, behaviours=["sycophancy"]).run(lm, "test")
     first = found.scores.iloc[0]
     question = next(q for q in suite(sources).questions("sycophancy", "test")[0] if q.prompt.id == first["item"])
-    _, matching, other = (one.logprob for one in lm.likelihood(letter_requests(lm, question.prompt.text, question[1:])))
+    _, matching, other = (
+        one.logprob for one in likelihoods(lm, letter_requests(lm, question.prompt.text, question[1:]))
+    )
     assert first["probability"] == pytest.approx(math.exp(matching) / (math.exp(matching) + math.exp(other)))
     assert 0 < found.scores["letter_mass"].max() < 1
 

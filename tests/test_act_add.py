@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from bench.lm import LM
-from bench.sampling import prefill, sample
-from methods import anatomy
+from bench.model.lm import LM
+from bench.model.sampling import prefill, sample
+from methods import layout
 from methods.act_add import ActAdd, residual
 from methods.base import FitData
 from methods.errors import SetupError
@@ -125,7 +125,7 @@ def test_only_the_front_is_touched_and_nothing_before_it_notices():
     artefact, ids = fit(method, lm), lm.encode(PROMPT)
     v = artefact[f"layers.{LAYER}.front"]
     size = len(v)
-    layers = range(len(anatomy.blocks(lm.model)))
+    layers = range(len(layout.blocks(lm.model)))
 
     def streams(lm: LM) -> dict[int, torch.Tensor]:
         with record(lm.model, layers) as seen:
@@ -160,7 +160,7 @@ def test_cached_steps_are_untouched():
             with record(lm.model, [LAYER], "input") as entered:
                 steered.read(rows, step, real)
             assert torch.equal(entered[LAYER], written[LAYER - 1])
-    assert behind[LAYER].shape == (1, 1, anatomy.width(lm.model))
+    assert behind[LAYER].shape == (1, 1, layout.width(lm.model))
 
 
 def test_left_padding_moves_the_front_along():

@@ -9,12 +9,12 @@ from scipy.stats import binomtest, rankdata, spearmanr
 from scipy.stats import bootstrap as scipy_bootstrap
 from sklearn.metrics import roc_auc_score
 
-from bench import agreement, agreement_shown, correction
-from bench.agreement import agreement as measure
-from bench.agreement import draws, main, members, midranks
-from bench.data import labelled
+from bench.agreement import __main__ as agreement
+from bench.agreement import labelled_sets, render, rogan_gladen
+from bench.agreement.__main__ import agreement as measure
+from bench.agreement.__main__ import draws, main, members, midranks
 from bench.data.sources import Sources
-from bench.statistics import corrected, corrected_rate
+from bench.stats.bootstrap import corrected, corrected_rate
 from methods.errors import SetupError
 from tests.test_sources import MIRROR, make_mirror
 
@@ -172,7 +172,7 @@ def board(tmp_path):
 
 
 def test_a_leaderboard_is_corrected_by_the_rates_on_continuations(board, capsys):
-    found = {(row[2], row[4].split(".")[1]): row[5:] for row in correction.rows(board)}
+    found = {(row[2], row[4].split(".")[1]): row[5:] for row in rogan_gladen.rows(board)}
     assert len(found) == 5  # caa has no share by new
     assert found["unsteered", "good"] == ["0.3000", "0.2857 (0.1791 to 0.3923)"]
     assert found["caa", "good"][1].startswith("0.0000 (0.0000 to 0.1")
@@ -235,7 +235,7 @@ def sources(tmp_path, monkeypatch) -> Sources:
 
 def test_how_each_set_is_read(sources):
     def rows(name: str) -> list[tuple]:
-        frame = labelled.read(sources, name)[0].astype({"rating": object})
+        frame = labelled_sets.read(sources, name)[0].astype({"rating": object})
         return [tuple(None if one != one else one for one in row) for row in frame.itertuples(index=False)]
 
     continuations = rows("rtp_continuations")
@@ -266,7 +266,7 @@ def test_a_set_that_is_not_as_expected(tmp_path, monkeypatch, rows, message):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
     root = make_mirror(tmp_path / "mirror", "Paul/hatecheck", rows, split="test")
     with pytest.raises(SetupError, match=message):
-        labelled.read(Sources(mirror=str(root), cache=tmp_path / "cache", offline=True), "hatecheck")
+        labelled_sets.read(Sources(mirror=str(root), cache=tmp_path / "cache", offline=True), "hatecheck")
 
 
 # -- the command ---------------------------------------------------------------------------------------------------
@@ -339,12 +339,12 @@ def test_the_readable_tables_name_the_groups_and_how_many_texts_they_have():
     ]  # fmt: skip
     frame = pd.DataFrame(rows)
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(agreement_shown.groups_table(frame))
+    console.print(render.groups_table(frame))
     line = next(line for line in console.export_text().splitlines() if "set *" in line)
     assert line.split() == "set * 3 10 to 30 0.10 (b) to 0.50 (a) 0.10 (b) to 0.50 (a)".split()
-    assert agreement_shown.ends(frame[frame["group"] == "b"], "auc") == "0.10 (b)"
-    assert agreement_shown.groups_table(frame[frame["group"] == ""]) is None
-    said = agreement_shown.markdown(frame).splitlines()
+    assert render.ends(frame[frame["group"] == "b"], "auc") == "0.10 (b)"
+    assert render.groups_table(frame[frame["group"] == ""]) is None
+    said = render.markdown(frame).splitlines()
     assert "| words | set \\* | 60 | 50% |" in said[6] and said[8] == "\\* the scorer was trained on these texts"
     assert said[said.index("## set by group") + 4].startswith("| words | a | 10 | 50% | 0.50 (0.50 to 0.50) |")
 
@@ -355,9 +355,9 @@ def test_the_figure_shows_every_number_within_its_panel(where, tmp_path):
     frame = pd.read_csv(tmp_path / "results" / "scorer_agreement.csv", keep_default_na=False)
     numbers = [f"{name}{end}" for name in agreement.MEASURES for end in ("", "_low", "_high")]
     frame[numbers] = frame[numbers].apply(pd.to_numeric)
-    axes = agreement_shown.figure(frame).axes
+    axes = render.figure(frame).axes
     whole = frame[frame["group"] == ""]
-    for ax, column in zip(axes, agreement_shown.PANELS, strict=True):
+    for ax, column in zip(axes, render.PANELS, strict=True):
         drawn = [
             line for line in ax.lines if line.get_marker() not in (None, "None", "", ".") and len(line.get_xdata()) == 1
         ]
@@ -385,7 +385,7 @@ def test_profanity_checks_agreement_with_perspective_is_as_stated():
     from bench.scorers.profanity_check import ProfanityCheck
 
     for name, auc, rho, right in (("rtp_continuations", 0.916, 0.81, 0.81), ("rtp_prompts", 0.948, 0.81, 0.90)):
-        texts, _ = labelled.read(Sources(mirror=str(MIRROR), offline=True), name)
+        texts, _ = labelled_sets.read(Sources(mirror=str(MIRROR), offline=True), name)
         positive, scores = texts["positive"].to_numpy(), agreement.judged(ProfanityCheck(), texts["text"].tolist())
         row = measure(scores, positive, texts["rating"].to_numpy())
         assert row["auc"] == pytest.approx(auc, abs=0.001) and row["spearman"] == pytest.approx(rho, abs=0.006)

@@ -11,14 +11,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import atomic, record
 from bench.data import wheels
+from bench.files import atomic
+from bench.records import record
 from tests.test_record import FACTS, ID, ITEMS
 
 WRITER = """
 import sys
 from pathlib import Path
-from bench import atomic
+from bench.files import atomic
 target = Path(sys.argv[1])
 for number in range(int(sys.argv[2])):
     with atomic.whole_folder(target) as folder:
@@ -29,7 +30,7 @@ print("done")
 HANGS = """
 import sys, time
 from pathlib import Path
-from bench import atomic
+from bench.files import atomic
 with atomic.temporary_folder(Path(sys.argv[1]), "wheel.whl") as folder, atomic.temporary_folder():
     (folder / "half").write_text("x")
     print("ready", flush=True)
@@ -178,7 +179,7 @@ def test_a_download_that_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_a_start_does_not_disturb_what_is_just_being_created(tmp_path):
     """Between a thing's creation and its lock another process may sweep; the writer then takes another name."""
     end = time.monotonic() + 1
-    script = "import sys, time\nfrom pathlib import Path\nfrom bench import atomic\nprint('ready', flush=True)\n"
+    script = "import sys, time\nfrom pathlib import Path\nfrom bench.files import atomic\nprint('ready', flush=True)\n"
     script += "end = time.monotonic() + 1.2\nwhile time.monotonic() < end:\n    atomic.sweep(Path(sys.argv[1]))"
     sweeper = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert sweeper.stdout is not None and sweeper.stdout.readline() == "ready\n"

@@ -15,21 +15,21 @@ import datasets
 import pandas as pd
 import pytest
 
-from bench.data import labelled, wheels
+from bench.agreement import labelled_sets
+from bench.data import lm_eval_tasks, wheels
 from bench.data import sources as sources_module
-from bench.data.ab import ABPairs
-from bench.data.examples import HumanToxic, TaskAnswers
-from bench.data.layout import readme
+from bench.data.hub_folder import readme
 from bench.data.prompts import RTP, rtp_prompts
 from bench.data.sources import Sources
-from bench.data.wheel_sets import converted
-from bench.data.wheels import Wheel, file_sha256
-from bench.digests import SEAL
-from bench.suites import tasks
+from bench.data.wheel_datasets import converted
+from bench.data.wheels import Wheel
+from bench.files.digests import SEAL, file_sha256
+from bench.fit_data.caa_pairs import ABPairs
+from bench.fit_data.fine_tuning import HumanToxic, TaskAnswers
+from bench.model.gguf import converted as converted_model
 from bench.suites.capability import Capability
 from bench.suites.perplexity import PAGES, Perplexity
 from bench.suites.toxigen import GROUPS, group_prompts
-from bench.wheel_model import converted as converted_model
 from methods.errors import SetupError
 from tests.test_agreement import AGREED, CASES, REVIEWS, RTP_ROWS, TWEETS
 from tests.test_broken_files import DAMAGE, damage
@@ -45,7 +45,7 @@ ROWS = [{"goal": f"walk {i}", "sol1": "bread", "sol2": "talk", "label": i % 2} f
 @pytest.fixture(autouse=True)
 def forget():
     """What is found and loaded is kept in a process, under names that tests share."""
-    for kept in (sources_module._locate, sources_module._local_rows, tasks.load_task, tasks.ranking):
+    for kept in (sources_module._locate, sources_module._local_rows, lm_eval_tasks.load_task, lm_eval_tasks.ranking):
         kept.cache_clear()
 
 
@@ -217,11 +217,11 @@ READERS = {
     "skg/toxigen-data": ("prompts", "train", HATEFUL, lambda own, lm: group_prompts(own)),
 }
 READERS |= {
-    labelled.SETS[name].source: (
-        labelled.SETS[name].config or "default",
-        labelled.SETS[name].split,
+    labelled_sets.SETS[name].source: (
+        labelled_sets.SETS[name].config or "default",
+        labelled_sets.SETS[name].split,
         rows,
-        lambda own, lm, name=name: labelled.read(own, name),
+        lambda own, lm, name=name: labelled_sets.read(own, name),
     )
     for name, rows in (
         ("hate_speech_offensive", TWEETS),

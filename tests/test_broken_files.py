@@ -19,8 +19,9 @@ import torch
 from rich.console import Console
 from tokenizers import normalizers
 
-from bench import correction, models
-from bench.lm import load_lm
+from bench.agreement import rogan_gladen
+from bench.model import checkpoint as checkpoints
+from bench.model.lm import load_lm
 from bench.scorers import detoxify, lexicon
 from bench.scorers.detoxify import Detoxify
 from bench.scorers.hf_classifier import HFClassifier
@@ -95,9 +96,9 @@ def folder(whole, tmp_path) -> Path:
 
 
 def read_as_a_run_does(folder):
-    models.check(node(folder))
-    models.identity(node(folder))
-    models.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))
+    checkpoints.check(node(folder))
+    checkpoints.identity(node(folder))
+    checkpoints.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))
     return load_lm(str(folder))
 
 
@@ -150,7 +151,7 @@ def test_a_tokenizer_that_makes_its_library_panic_is_named(folder):
         normalizers.Precompiled(b"cut")
     assert not isinstance(caught.value, SetupError)
     with pytest.raises(SetupError, match=r"cannot load the tokenizer.*Precompiled"):
-        models.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))
+        checkpoints.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))
 
 
 @pytest.mark.parametrize("rows", [299, 40, 3])
@@ -164,7 +165,7 @@ def test_fewer_embeddings_than_tokens_are_refused_before_a_weight_is_read(folder
     edit(folder / "config.json", vocab_size=rows)
     edit_weights(folder, fewer)
     with pytest.raises(SetupError, match=rf"has token 299 .*embedding matrix has {rows} rows.* files belong together"):
-        models.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))
+        checkpoints.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))
 
 
 def test_a_token_that_was_added_beyond_the_embeddings_is_read_unless_it_is_special(folder):
@@ -172,11 +173,11 @@ def test_a_token_that_was_added_beyond_the_embeddings_is_read_unless_it_is_speci
     tokenizer = load_lm(str(folder)).tokenizer
     tokenizer.add_tokens(["<image>"])
     tokenizer.save_pretrained(folder)
-    assert models.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))["bos"] == "none"
+    assert checkpoints.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))["bos"] == "none"
     tokenizer.add_special_tokens({"eos_token": "<end>"})
     tokenizer.save_pretrained(folder)
     with pytest.raises(SetupError, match="the tokenizer has the eos token 301"):
-        models.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))
+        checkpoints.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="nothing is closed to root")
@@ -310,7 +311,7 @@ def test_a_table_that_is_corrected_is_named(board, name, kind):  # noqa: F811
     if kind == "half":  # rows of a table may be missing; what is left is read
         (board / name).write_text((board / name).read_text().partition(",")[2])
     with pytest.raises(SetupError, match=rf"{name}.*python -m bench\.(leaderboard|agreement)"):
-        correction.show(board, Console(file=io.StringIO()))
+        rogan_gladen.show(board, Console(file=io.StringIO()))
 
 
 @pytest.mark.parametrize("name", ["leaderboard.csv", "scorer_agreement.csv"])
@@ -323,15 +324,15 @@ def test_a_table_without_a_column_or_with_words_for_numbers_is_named(board, name
             csv.writer(file).writerows([*row[:column], *row[column + 1 :]] for row in rows)
         if needed:
             with pytest.raises(SetupError, match=rf"{name} has no column {title}; make it again with python -m"):
-                correction.show(board, Console(file=io.StringIO()))
+                rogan_gladen.show(board, Console(file=io.StringIO()))
     (board / name).write_text(good.replace("0.", "x"))
     with pytest.raises(SetupError, match=rf"{name}: its column \S+ holds 'x\d', no number; make it again with"):
-        correction.show(board, Console(file=io.StringIO()))
+        rogan_gladen.show(board, Console(file=io.StringIO()))
     (board / name).write_text(good)
-    correction.show(board, Console(file=io.StringIO()))
+    rogan_gladen.show(board, Console(file=io.StringIO()))
 
 
 def test_a_row_that_is_cut_is_not_measured(board):  # noqa: F811
     path = board / "scorer_agreement.csv"
     path.write_text("\n".join(path.read_text().splitlines()[:2]).rpartition(",")[0])
-    assert all(row[-1].startswith("not measured on") for row in correction.rows(board))
+    assert all(row[-1].startswith("not measured on") for row in rogan_gladen.rows(board))

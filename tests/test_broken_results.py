@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from bench import digests, record
 from bench.__main__ import main
-from bench.cell import ARTEFACT, Cell, Session
-from bench.config import validate
-from bench.generations import FILE, _read
-from bench.sampling import Continuation
+from bench.files import digests, plain_json
+from bench.model.decoding import Continuation
+from bench.model.generation_cache import FILE, _read
+from bench.run.cell import ARTEFACT, Cell, Session
+from bench.run.validate import validate
 from tests.test_broken_files import DAMAGE, damage
 from tests.test_smoke import arguments, contents, finished, world  # noqa: F401  a fixture
 
@@ -33,7 +33,7 @@ def swept(world, tmp_path_factory):  # noqa: F811
 
 @pytest.fixture
 def results(swept, tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.plots.rebuild", lambda *_: [])
+    monkeypatch.setattr("bench.plots.draw.rebuild", lambda *_: [])
     return shutil.copytree(swept, tmp_path / "results")
 
 
@@ -292,5 +292,5 @@ def test_the_same_command_computes_what_is_damaged_again(place, kind, results, w
     assert str(path) in told and f"set aside as .{path.parent.name}.damaged" in told
     shutil.rmtree(path.parent.with_name(f".{path.parent.name}.damaged"))
     assert contents(results) == before
-    found = [record.load(one) for one in (results / "runs/records").glob("*/record.json")]
+    found = [plain_json.load(one) for one in (results / "runs/records").glob("*/record.json")]
     assert found and not any("artefacts" in name for one in found for name in one["unverified"])

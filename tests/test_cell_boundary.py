@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from transformers import GemmaConfig, GemmaForCausalLM
 
-from bench import atomic, cell, runner
 from bench.__main__ import main
-from bench.cell import Cell
+from bench.files import atomic
+from bench.run import cell, runner
+from bench.run.cell import Cell
 from bench.scorers.profanity_check import ProfanityCheck
 from methods.caa import CAA
 from methods.random_direction import RandomDirection
@@ -50,7 +51,7 @@ TROUBLES = {
 
 
 def methods_done(results: Path) -> set[str]:
-    from bench.collect import read_records
+    from bench.records.table import read_records
 
     return {one.facts["method"]["name"] for one in read_records(results / "runs")[0]}
 
@@ -189,5 +190,5 @@ def test_options_are_held_against_the_model_first(more, world, tmp_path, monkeyp
 def test_known_results_need_no_check(world, tmp_path, monkeypatch):
     given = arguments(world, tmp_path, "method=unsteered", "suite.rtp.prompts=2")
     assert main(given) == 0
-    monkeypatch.setattr(cell.models, "skeleton", never)
+    monkeypatch.setattr(cell.checkpoint, "skeleton", never)
     assert main(given) == 0

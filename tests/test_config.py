@@ -7,11 +7,12 @@ import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf
 
-from bench import config
+from bench.config import compose, folders
+from bench.run import validate
 from methods.errors import SetupError
 
-CONF = config.folder()
-CHOICES = [(group, choice) for group, found in config.groups().items() if group != "experiment" for choice in found]
+CONF = folders.folder()
+CHOICES = [(group, choice) for group, found in folders.groups().items() if group != "experiment" for choice in found]
 NEEDED = {"local": ["model.path=x"], "hub": ["model.id=a/b", "model.revision=c"], "pairs": ["data.path=x"]}
 
 
@@ -26,7 +27,7 @@ def overrides(group, choice):
 @pytest.mark.every(2)
 @pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: str(value))
 def test_every_yaml_composes_and_its_target_takes_every_key(group, choice):
-    cfg = config.compose(overrides(group, choice))
+    cfg = compose.compose(overrides(group, choice))
     node = OmegaConf.select(cfg, f"{group}.{choice}" if group in ("suite", "scorer") else group)
     if "_target_" in node:
         import inspect
@@ -43,28 +44,28 @@ def test_every_yaml_begins_with_its_command(path: Path):
 
 
 def test_every_tuned_method_has_a_grid_of_the_same_length():
-    grids = {c: list(config.compose([f"method={c}"]).method.strengths) for c in config.groups()["method"]}
+    grids = {c: list(compose.compose([f"method={c}"]).method.strengths) for c in folders.groups()["method"]}
     assert grids.pop("unsteered") == []
     assert {len(grid) for grid in grids.values()} == {5}, grids
     assert all(grid == sorted(grid) and min(grid) > 0 for grid in grids.values())
 
 
 def test_a_sweep_is_a_product_and_the_command_line_goes_before_the_experiment():
-    jobs = config.jobs(["method=caa,detox", "seed.sample=0,1"], multirun=True)
+    jobs = compose.jobs(["method=caa,detox", "seed.sample=0,1"], multirun=True)
     assert jobs == [
         ["method=caa", "seed.sample=0"],
         ["method=caa", "seed.sample=1"],
         ["method=detox", "seed.sample=0"],
         ["method=detox", "seed.sample=1"],
     ]
-    quick = config.jobs(["experiment=quickstart"], multirun=False)
+    quick = compose.jobs(["experiment=quickstart"], multirun=False)
     assert len(quick) == len({tuple(job) for job in quick}) and ["method=caa", "experiment=quickstart"] in quick
-    only = config.jobs(["experiment=quickstart", "method=caa"], multirun=False)
+    only = compose.jobs(["experiment=quickstart", "method=caa"], multirun=False)
     assert {line for job in only for line in job if line.startswith("method=")} == {"method=caa"}
 
 
 def test_an_experiment_with_fewer_suites_drops_what_it_sets_of_the_others():
-    cfg = config.validate(["experiment=quickstart", "suite=[rtp]", "strength=1"])
+    cfg = validate.validate(["experiment=quickstart", "suite=[rtp]", "strength=1"])
     assert list(cfg.suite) == ["rtp"] and cfg.suite.rtp.k == 5
 
 
@@ -94,13 +95,13 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "message"), BAD, ids=lambda value: str(value)[:40])
 def test_bad_input_is_one_clear_message(arguments, message):
     with pytest.raises(SetupError, match=message):
-        for job in config.jobs(arguments, multirun=False):
-            config.validate(job)
+        for job in compose.jobs(arguments, multirun=False):
+            validate.validate(job)
 
 
 def test_all_errors_at_once():
     with pytest.raises(SetupError) as caught:
-        config.validate(["sampling.top_p=2", "suite.rtp.dev_k=0", "suite.fluency.dev_k=1", "model.bos=x"])
+        validate.validate(["sampling.top_p=2", "suite.rtp.dev_k=0", "suite.fluency.dev_k=1", "model.bos=x"])
     assert len(str(caught.value).splitlines()) == 3
 
 
@@ -121,7 +122,7 @@ def test_help_is_quick_and_names_every_option(tmp_path):
     assert seconds < 10  # about one on an idle machine; the point is that torch is not imported
     for group, choice in CHOICES:
         assert f"{group}={choice}" in run.stdout
-    cfg = config.compose(["suite=[rtp,capability,fluency]"])
+    cfg = compose.compose(["suite=[rtp,capability,fluency]"])
     for suite, node in cfg.suite.items():
         for key in set(node) - {"_target_"}:
             assert f"suite.{suite}.{key}=" in run.stdout

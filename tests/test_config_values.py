@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from bench import config, config_checks
 from bench.__main__ import main
-from bench.escape import visible
-from bench.values import fits, words
+from bench.config import command_line, compose, keys
+from bench.config.values import fits, words
+from bench.console.escape import visible
+from bench.run import validate
 from methods.errors import SetupError
 
 QUIET = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large)
@@ -24,7 +25,7 @@ QUIET = (HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too
 def refused(*overrides: str) -> str:
     """The message that these overrides are refused with, "" where they are taken."""
     try:
-        config.validate_all(config.jobs(overrides, multirun=True))
+        validate.validate_all(compose.jobs(overrides, multirun=True))
     except SetupError as error:
         return str(error)
     return ""
@@ -88,7 +89,7 @@ EXPERIMENTS = {
     "sampling: {topp: 1}": "unknown key sampling.topp; did you mean sampling.top_p?",
     "data: {prmpts: 3}": "unknown key data.prmpts; did you mean data.prompts?",
     "examples: {parts: {harmful: {cuont: 3}}}": "did you mean examples.parts.harmful.count?",
-    "examples: {parts: {mine: {_target_: bench.data.examples.TaskAnswers, cuont: 3}}}": "examples.parts.mine.count?",
+    "examples: {parts: {mine: {_target_: bench.fit_data.fine_tuning.TaskAnswers, cuont: 3}}}": "mine.count?",
     "sweep: ['method=caa method.lair=3']": "unknown key method.lair; did you mean method.layer?",
     "sweep: ['experiment=ci']": "experiment=ci in a line of a sweep",
     "sweep: method=caa": "sweep=method=caa: a list in brackets, each text",
@@ -133,9 +134,9 @@ def test_what_yaml_files_leave_open_stays_open(own):
         "  rtp: {decoding: {temperature: 0}}}\n",
         experiment__later="sweep: [method=caa]\nmethod: {layer: 3}\nstrength: 1\n",
     )
-    (cfg,) = config.validate_all(config.jobs([named, "experiment=mine"], multirun=False))
+    (cfg,) = validate.validate_all(compose.jobs([named, "experiment=mine"], multirun=False))
     assert set(cfg.method.parts) == {"first", "second", "third"} and set(cfg.suite) == {"rtp", "capability"}
-    (cfg,) = config.validate_all(config.jobs([named, "experiment=later"], multirun=False))
+    (cfg,) = validate.validate_all(compose.jobs([named, "experiment=later"], multirun=False))
     assert cfg.method.layer == 3
     assert not refused("tuning.trials=5", "tuning.options={layer:[0.3,0.5]}", "method=unsteered,caa")
 
@@ -242,7 +243,7 @@ def test_sound_values_are_taken_as_they_are():
     given = ["method=caa", "strength=2", "method.layer=13", "method.norm=4", "suite.rtp.prompts=null", "seed.sample=42",
              "suite.capability.documents=null", "model.name='5'", "sampling.stop='\\n'", "sampling.temperature=0",
              "suite.rtp.decoding={temperature:0}", "data.limit=3"]  # fmt: skip
-    cfg = config.validate(given)
+    cfg = validate.validate(given)
     assert (cfg.model.name, cfg.method.layer, cfg.suite.rtp.prompts) == ("5", 13, None)
 
 
@@ -263,14 +264,14 @@ def test_what_hydra_cannot_read_is_shown_with_the_quotes_that_work(value, capsys
     assert "data.mirror=" in told and "Exception" not in told and "extraneous" not in told
     message = refused(f"data.mirror={value}")
     (line,) = shlex.split(message.partition("; write ")[2])
-    assert config.compose([line]).data.mirror == value
+    assert compose.compose([line]).data.mirror == value
 
 
 def test_a_list_is_quoted_item_by_item_and_a_comma_asks_whether_it_is_a_sweep():
     assert """write 'hydra.searchpath=["/home/José/x"]'""" in refused("hydra.searchpath=[/home/José/x]")
     with pytest.raises(SetupError, match="""part of the value: 'data.mirror="/a,b"'"""):
-        config.jobs(["data.mirror=/a,b"], multirun=False)
-    assert config.jobs(['data.mirror="/a,b"'], multirun=False)
+        compose.jobs(["data.mirror=/a,b"], multirun=False)
+    assert compose.jobs(['data.mirror="/a,b"'], multirun=False)
 
 
 @pytest.mark.parametrize("argument", ["métod=caa", "=5", "--cfg", "method", "x='", "a=range(1)", "seed.fit=range(a,b)"])
@@ -289,7 +290,7 @@ def typed_in_bash(words: list[str]) -> list[str]:
 def shown_quoting(argument: str) -> str:
     """How to type the argument, as its message says; the message is as it is on a terminal."""
     with pytest.raises(SetupError) as caught:
-        config.jobs([argument], multirun=False)
+        compose.jobs([argument], multirun=False)
     (line,) = visible(caught.value, lines=True).split("\n")
     assert line.lstrip("'\"").startswith(argument[:9]) and "; write " in line or ": 'data.mirror" in line
     return line.partition("; write ")[2] or line.partition("part of the value: ")[2]
@@ -306,9 +307,9 @@ ODD = [
 def test_the_quoting_that_is_shown_works_in_a_shell():
     shown = [shown_quoting(f"data.mirror={path}") for path in ODD]
     for path, line in zip(ODD, typed_in_bash(shown), strict=True):
-        assert config._parse([line])[0].value() == path
+        assert command_line._parse([line])[0].value() == path
     for number in range(0, len(ODD), 7):
-        assert config.compose(typed_in_bash(shown[number : number + 1])).data.mirror == ODD[number]
+        assert compose.compose(typed_in_bash(shown[number : number + 1])).data.mirror == ODD[number]
 
 
 LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from("\"'\\ =,[]{}()$`\n")
@@ -317,16 +318,18 @@ LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st
 @settings(max_examples=8, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
 @given(st.lists(st.text(LETTERS, min_size=1, max_size=8), min_size=20, max_size=20))
 def test_the_quoting_of_any_text_works_in_a_shell(texts):
-    quoted = {text: found for text in texts if (found := config._quoted(f"data.mirror={text}"))}
+    quoted = {text: found for text in texts if (found := command_line._quoted(f"data.mirror={text}"))}
     bare = {text: text[1:-1] if text[0] == text[-1] in "'\"" and len(text) > 1 else text for text in quoted}
     for text, line in zip(quoted, typed_in_bash(list(quoted.values())), strict=True):
         if not text.startswith("["):
-            assert line == f"data.mirror={line.partition('=')[2]}" and config._parse([line])[0].value() == bare[text]
+            assert (
+                line == f"data.mirror={line.partition('=')[2]}" and command_line._parse([line])[0].value() == bare[text]
+            )
 
 
 def test_the_command_that_is_shown_for_a_sweep_can_be_typed():
     with pytest.raises(SetupError, match="add -m: (python -m bench .*)$") as caught:
-        config.jobs(["seed.fit=choice(1,2)", "suite=[rtp]", 'model.name="a b"'], multirun=False)
+        compose.jobs(["seed.fit=choice(1,2)", "suite=[rtp]", 'model.name="a b"'], multirun=False)
     words = typed_in_bash([str(caught.value).partition("add -m: ")[2]])
     assert words == ["python", "-m", "bench", "-m", "seed.fit=choice(1,2)", "suite=[rtp]", 'model.name="a b"']
 
@@ -411,7 +414,7 @@ def test_an_argument_that_is_none_says_what_to_write(argument):
 @pytest.mark.parametrize("word", ["choice(1,2)", "range(0,10)"])
 def test_a_sweep_by_a_function_is_no_text_with_a_comma(word):
     with pytest.raises(SetupError, match=rf"is a sweep over several values; add -m: .*'seed.fit={word[:5]}.*'$"):
-        config.jobs([f"seed.fit={word}"], multirun=False)
+        compose.jobs([f"seed.fit={word}"], multirun=False)
 
 
 # -- --cfg job ---------------------------------------------------------------------------------------------------------
@@ -423,7 +426,7 @@ def test_the_config_of_a_cell_is_printed_and_nothing_is_run(asked, tmp_path, cap
     assert main([line[0], *asked.split(), *line[1:]]) == 0
     told = capsys.readouterr()
     assert not told.err and list(tmp_path.iterdir()) == []
-    assert OmegaConf.create(told.out) == OmegaConf.to_container(config.validate(line), resolve=True)
+    assert OmegaConf.create(told.out) == OmegaConf.to_container(validate.validate(line), resolve=True)
 
 
 def test_of_a_sweep_every_config_is_printed(capsys):
@@ -485,7 +488,7 @@ ANYTHING = st.recursive(
 @functools.cache
 def base(number: int) -> tuple[DictConfig, list[str]]:
     """A config and its keys, mappings included."""
-    cfg = config.compose(list(BASES[number]))
+    cfg = compose.compose(list(BASES[number]))
     keys: list[str] = []
 
     def walk(node: DictConfig, above: str) -> None:
@@ -514,8 +517,8 @@ def configs(draw: st.DrawFn) -> DictConfig:
 
 def holds(cfg: DictConfig) -> None:
     reference = base(0)[0]
-    config_checks.unknown_keys(cfg, reference)
-    told = config_checks.problems(cfg)
+    keys.unknown_keys(cfg, reference)
+    told = validate.problems(cfg)
     assert all(isinstance(one, str) and one for one in told)
 
 

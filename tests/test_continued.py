@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 
 from bench.data.prompts import RTP as NAME
-from bench.data.prompts import part
 from bench.data.sources import Sources
-from bench.generations import Generations, decoding_identity
-from bench.sampling import Continuation, Sampling, sample
+from bench.data.splits import part
+from bench.model.decoding import Continuation, Sampling
+from bench.model.generation_cache import Generations, decoding_identity, sampled
+from bench.model.sampling import sample
 from bench.suites import continued
 from bench.suites.base import SuiteError
 from bench.suites.fluency import Fluency
@@ -113,9 +114,9 @@ def test_a_protocol_fixes_its_decoding(sources):
 def test_a_stop_string_cuts_the_text_and_ends_it(sources):
     lm = tiny_lm()
     prompts = [prompt.text for prompt in suite(sources).texts("test")[0]]
-    plain = replace(lm, sampling=Sampling(max_new_tokens=12)).sample(prompts, 3)
+    plain = sampled(replace(lm, sampling=Sampling(max_new_tokens=12)), prompts, 3)
     letter = plain[0][0].text[3]
-    stopped = replace(lm, sampling=Sampling(max_new_tokens=12, stop=letter)).sample(prompts, 3)
+    stopped = sampled(replace(lm, sampling=Sampling(max_new_tokens=12, stop=letter)), prompts, 3)
     for before, after in zip(sum(plain, []), sum(stopped, []), strict=True):
         assert after.text == before.text.partition(letter)[0]
         assert after.ended == (before.ended or letter in before.text)

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from bench.cell import build
-from bench.checks.subject import Subject
-from bench.config import compose
-from bench.selftest import examine
+from bench.config.build import build
+from bench.config.compose import compose
+from bench.selftest.__main__ import examine
+from bench.selftest.subject import Subject
 from methods.base import Examples, FitData, Method, Pairs
 from tests.tiny import tiny_lm
 

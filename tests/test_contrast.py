@@ -6,13 +6,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from bench.data.contrast import OnPolicy, widest
-from bench.data.files import PairsFile
 from bench.data.prompts import RTP
 from bench.data.sources import Sources
-from bench.identity import digest
-from bench.lm import LM
-from bench.sampling import Sampling, continuations
+from bench.fit_data.jsonl import PairsFile
+from bench.fit_data.on_policy_pairs import OnPolicy, widest
+from bench.model.decoding import Sampling
+from bench.model.lm import LM
+from bench.model.sampling import continuations
+from bench.records.identity import digest
 from methods.errors import SetupError
 from tests.test_sources import make_mirror
 from tests.tiny import tiny_lm

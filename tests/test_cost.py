@@ -1,6 +1,6 @@
 import torch
 
-from bench.cost import peak_memory, relative_speed
+from bench.run.cost import peak_memory, relative_speed
 from methods.random_direction import RandomDirection
 from tests.tiny import tiny_lm
 

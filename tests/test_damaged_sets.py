@@ -9,8 +9,8 @@ import pytest
 
 from bench.data import sources as sources_module
 from bench.data.sources import Sources
-from bench.data.wheel_sets import converted
-from bench.digests import SEAL
+from bench.data.wheel_datasets import converted
+from bench.files.digests import SEAL
 from bench.suites.capability import Capability
 from methods.errors import SetupError
 from tests.test_sources import RTP, cache  # noqa: F401  a fixture

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from methods import anatomy
+from methods import layout
 from methods.base import FitData, Pairs
 from methods.detox import DeTox, projected_off, random_subspace, toxic_subspace
 from methods.errors import SetupError
@@ -26,13 +26,13 @@ def test_edit_removes_the_subspace_and_nothing_else(architecture):
     lm, method = tiny_lm(architecture), DeTox(layer_start=1, rank=2)
     artefact = fit(method, lm)
     before = {name: p.clone() for name, p in lm.model.named_parameters()}
-    weights = [anatomy.value_matrix(lm.model, layer).read().clone() for layer in range(len(anatomy.blocks(lm.model)))]
-    edited = {id(anatomy.value_matrix(lm.model, layer).parameter) for layer in range(1, len(weights))}
+    weights = [layout.value_matrix(lm.model, layer).read().clone() for layer in range(len(layout.blocks(lm.model)))]
+    edited = {id(layout.value_matrix(lm.model, layer).parameter) for layer in range(1, len(weights))}
     with method.apply(lm.model, artefact, 1.0):
         for name, parameter in lm.model.named_parameters():
             assert torch.equal(parameter, before[name]) == (id(parameter) not in edited), name
         for layer in range(1, len(weights)):
-            v, new = artefact[f"layers.{layer}.directions"], anatomy.value_matrix(lm.model, layer).read()
+            v, new = artefact[f"layers.{layer}.directions"], layout.value_matrix(lm.model, layer).read()
             size = weights[layer].norm()
             assert (v @ weights[layer]).norm() > 0.05 * size
             assert (v @ new).norm() < 1e-6 * size
@@ -56,8 +56,8 @@ def test_strength_is_the_fraction_projected():
 def test_mlp_output_without_bias_is_orthogonal_to_the_subspace(architecture):
     lm, method = tiny_lm(architecture), DeTox(layer_start=1)
     artefact = fit(method, lm)
-    value = anatomy.blocks(lm.model)[1].get_submodule(anatomy.layout(lm.model).value)
-    x = torch.randn(40, anatomy.value_matrix(lm.model, 1).read().shape[1])
+    value = layout.blocks(lm.model)[1].get_submodule(layout.of(lm.model).value)
+    x = torch.randn(40, layout.value_matrix(lm.model, 1).read().shape[1])
     bias = 0 if value.bias is None else value.bias
     v = artefact["layers.1.directions"]
     assert ((value(x) - bias) @ v.T).abs().max() > 1
@@ -244,7 +244,7 @@ def test_keys_no_longer_read_the_subspace(architecture, readers):
     lm, method = tiny_lm(architecture), DeTox(layer_start=1, layer_stop=2, keys=True)
     artefact = fit(method, lm)
     v = artefact["layers.1.directions"]
-    block, before = anatomy.blocks(lm.model)[1], {n: p.clone() for n, p in lm.model.named_parameters()}
+    block, before = layout.blocks(lm.model)[1], {n: p.clone() for n, p in lm.model.named_parameters()}
     x = torch.randn(9, v.shape[1])
     along = x + 3 * v[0] - 2 * v[1]
     with method.apply(lm.model, artefact, 1.0):
@@ -263,10 +263,10 @@ def test_half_precision_is_edited_in_fp32():
     artefact = fit(method, lm)
     v = artefact["layers.1.directions"]
     torch.testing.assert_close(v @ v.T, torch.eye(2), atol=1e-6, rtol=0)
-    weight = anatomy.value_matrix(lm.model, 1).read().clone()
+    weight = layout.value_matrix(lm.model, 1).read().clone()
     exact = weight.double() - v.double().T @ (v.double() @ weight.double())
     with method.apply(lm.model, artefact, 1.0):
-        new = anatomy.value_matrix(lm.model, 1).read()
+        new = layout.value_matrix(lm.model, 1).read()
         assert new.dtype == torch.bfloat16
         assert (new == exact.to(torch.bfloat16)).float().mean() > 0.999  # rounded once, at the end
 
@@ -343,8 +343,8 @@ def test_an_edit_that_changes_nothing_is_an_error():
         pass
     artefact = fit(method, lm)
     with torch.no_grad():
-        for layer in range(len(anatomy.blocks(lm.model))):
-            anatomy.value_matrix(lm.model, layer).parameter.zero_()  # MLPs that write nothing have nothing to lose
+        for layer in range(len(layout.blocks(lm.model))):
+            layout.value_matrix(lm.model, layer).parameter.zero_()  # MLPs that write nothing have nothing to lose
     with pytest.raises(SetupError, match="changed no matrix"), method.apply(lm.model, artefact, 1.0):
         pass
 

@@ -11,11 +11,13 @@ import pytest
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
-from bench import digests, models, record
 from bench.__main__ import main
-from bench.collect import read_records
+from bench.files import digests, plain_json
+from bench.model import checkpoint
+from bench.model.gguf import converted
+from bench.records import record
+from bench.records.table import read_records
 from bench.report import texts
-from bench.wheel_model import converted
 from tests.test_smoke import arguments, contents, finished, without_figures, world  # noqa: F401  # fixtures
 from tests.test_wheel_model import MEMBER, REQUIREMENT, cache, sha256  # noqa: F401  # a fixture
 
@@ -75,7 +77,7 @@ def command(world: Path, results: Path) -> list[str]:  # noqa: F811
 
 @pytest.fixture
 def results(swept, tmp_path, monkeypatch):
-    monkeypatch.setattr("bench.plots.rebuild", lambda *_: [])
+    monkeypatch.setattr("bench.plots.draw.rebuild", lambda *_: [])
     shutil.copytree(swept, tmp_path / "results")
     return tmp_path / "results"
 
@@ -102,7 +104,7 @@ def test_damage_is_set_aside_and_made_again(file, damage, results, world, capsys
     assert f"{path} is not what was written" in told and f"aside as .{path.parent.name}.damaged and made again" in told
     shutil.rmtree(path.parent.with_name(f".{path.parent.name}.damaged"))
     assert contents(results) == before
-    found = [record.load(one) for one in (results / "runs/records").glob("*/record.json")]
+    found = [plain_json.load(one) for one in (results / "runs/records").glob("*/record.json")]
     assert found and all(one["unverified"] == [] for one in found)
 
 
@@ -127,7 +129,7 @@ def test_what_was_written_before_is_sealed_and_marked(results, world):  # noqa: 
     assert main(command(world, results)) == 0
     assert contents(results) == before
     for path in (results / "runs/records").glob("*/record.json"):
-        one = record.load(path)
+        one = plain_json.load(path)
         named = {name.partition("/")[0] for name in one["unverified"]}
         texts = set() if one["suite"] == "capability" else {"generations"}
         assert named == texts | (set() if one["fit_id"] is None else {"artefacts"})
@@ -140,12 +142,12 @@ def test_what_was_written_before_is_sealed_and_marked(results, world):  # noqa: 
 @pytest.mark.parametrize("key", ["value", "standard_error", "n"])
 def test_a_number_changed_in_record_json_is_computed_anew(key, results, world):  # noqa: F811
     path = next(
-        path for path in (results / "runs/records").glob("*/record.json") if record.load(path)["suite"] == "rtp"
+        path for path in (results / "runs/records").glob("*/record.json") if plain_json.load(path)["suite"] == "rtp"
     )
-    facts = record.load(path)
+    facts = plain_json.load(path)
     name = next(iter(facts["metrics"]))
     facts["metrics"][name][key] = 123
-    path.write_text(record.dumps(facts))
+    path.write_text(plain_json.dumps(facts))
     assert record.read(path.parent) is None
     assert main(command(world, results)) == 0
     assert record.read(path.parent)["metrics"][name][key] != 123
@@ -227,38 +229,38 @@ def test_a_file_of_the_hubs_cache(tmp_path):
     (tmp_path / "weights").write_bytes(b"weights" * 100)
     names = {
         "config.json": "9e26dfeeb6e641a33dae4961196235bdb965b21b",  # git's name of the two bytes {}
-        "model.safetensors": record.sha256(tmp_path / "weights"),
+        "model.safetensors": digests.sha256(tmp_path / "weights"),
     }
     (blobs / names["config.json"]).write_bytes(b"{}")
     (blobs / names["model.safetensors"]).write_bytes(b"weights" * 100)
     for name, blob in names.items():
         (snapshot / name).symlink_to(blobs / blob)
     with digests.unverified() as found:
-        models.check_files(node, commit, tmp_path)
+        checkpoint.check_files(node, commit, tmp_path)
     assert not found
     for name, blob in names.items():
         good = (blobs / blob).read_bytes()
         (blobs / blob).write_bytes(good[:-1] + b"!")
         with pytest.raises(digests.DamagedError, match=f"{name} is not the file that the hub has"):
-            models.check_files(node, commit, tmp_path)
+            checkpoint.check_files(node, commit, tmp_path)
         (blobs / blob).write_bytes(good)
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").write_bytes(b"{}")  # a file system without links
     with digests.unverified() as found:
-        models.check_files(node, commit, tmp_path)
+        checkpoint.check_files(node, commit, tmp_path)
     assert found == {f"snapshots/{commit}"}
 
 
 def test_a_record_that_holds_nan_is_left_out(results):
     paths = sorted((results / "runs/records").glob("*/record.json"))
-    facts = record.load(paths[0])
+    facts = plain_json.load(paths[0])
     name = next(iter(facts["metrics"]))
     facts["metrics"][name]["value"] = math.nan
     paths[0].write_text(json.dumps(facts | {"sha256": record.sealed(facts)["sha256"]}))
     items = pd.read_parquet(paths[1].with_name("items.parquet"))
     items.loc[0, "value"] = math.inf
     items.to_parquet(paths[1].with_name("items.parquet"), index=False)
-    record.amend(paths[1].parent, files={t: record.sha256(paths[1].with_name(f"{t}.parquet")) for t in record.TABLES})
+    record.amend(paths[1].parent, files={t: digests.sha256(paths[1].with_name(f"{t}.parquet")) for t in record.TABLES})
     found, skipped = read_records(results / "runs")
     assert len(found) == len(paths) - 2 and len(skipped) == 2
     assert f"record {paths[1].parent.name} skipped: items.parquet holds NaN or infinity" in skipped[1]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from methods import anatomy, directions
+from methods import directions, layout
 from methods.directions import mean_difference, mean_norm, pooled_features
 from methods.intervention import record
 from methods.tokens import Text, split
@@ -33,7 +33,7 @@ def test_pooled_features_are_the_mean_over_the_span(architecture, read, skip_fir
     model = tiny_model(architecture)
     layers = [0, 2]
     pooled = pooled_features(model, TEXTS, layers, read=read, skip_first=skip_first)
-    assert pooled.shape == (2, 4, anatomy.width(model)) and pooled.dtype == torch.float32
+    assert pooled.shape == (2, 4, layout.width(model)) and pooled.dtype == torch.float32
     for i, layer in enumerate(layers):
         for row, (text, (start, end)) in enumerate(zip(TEXTS, spans, strict=True)):
             expected = stream(model, text.tokens, layer)[start:end].mean(0)
@@ -52,7 +52,7 @@ def test_pooled_features_do_not_depend_on_the_batch(batch_size):
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_features_after_the_final_norm_are_the_last_hidden_states(architecture):
     model = tiny_model(architecture)
-    pooled = pooled_features(model, TEXTS, [len(anatomy.blocks(model)) - 1], read="all", after_final_norm=True)
+    pooled = pooled_features(model, TEXTS, [len(layout.blocks(model)) - 1], read="all", after_final_norm=True)
     for row, text in enumerate(TEXTS):
         with torch.inference_mode():
             states = model(input_ids=torch.tensor([text.tokens]), output_hidden_states=True).hidden_states
@@ -62,7 +62,7 @@ def test_features_after_the_final_norm_are_the_last_hidden_states(architecture):
 @pytest.mark.parametrize(("after_final_norm", "count"), [(False, 2), (True, 5)])
 def test_blocks_above_the_last_one_that_is_read_do_not_run(after_final_norm, count):
     model, ran = tiny_model(), []
-    for i, block in enumerate(anatomy.blocks(model)):
+    for i, block in enumerate(layout.blocks(model)):
         block.register_forward_hook(lambda *_, i=i: ran.append(i))
     layers = [4] if after_final_norm else [1, 0]
     pooled_features(model, TEXTS, layers, read="all", after_final_norm=after_final_norm)

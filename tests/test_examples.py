@@ -3,17 +3,18 @@ import json
 import pytest
 
 from bench.__main__ import main
-from bench.cell import Cell, Session
-from bench.config import validate
-from bench.data import background
-from bench.data.background import WikiSentences
-from bench.data.examples import HUMAN, HumanToxic, Mixture, OnPolicyToxic, TaskAnswers, halves
-from bench.data.files import ExamplesFile, TextsFile
-from bench.data.prompts import RTP, part
+from bench.data.lm_eval_tasks import is_for_fitting
+from bench.data.prompts import RTP
 from bench.data.sources import Sources
-from bench.sampling import Sampling
+from bench.data.splits import part
+from bench.fit_data import background
+from bench.fit_data.background import WikiSentences
+from bench.fit_data.fine_tuning import HUMAN, HumanToxic, Mixture, OnPolicyToxic, TaskAnswers, halves
+from bench.fit_data.jsonl import ExamplesFile, TextsFile
+from bench.model.decoding import Sampling
+from bench.run.cell import Cell, Session
+from bench.run.validate import validate
 from bench.suites.capability import Capability
-from bench.suites.tasks import is_for_fitting
 from methods.base import Examples
 from methods.errors import SetupError
 from tests.test_contrast import VowelShare
@@ -92,7 +93,7 @@ def test_answers_are_worded_as_lm_eval_asks_and_never_asked(sources):
         assert is_for_fitting(row)
     suite = Capability(sources=sources, tasks=["social_iqa"], documents=12, dev_documents=3, held_out=True)
     found = suite.run(tiny_lm(), "test")
-    from bench.suites.tasks import _digest
+    from bench.data.lm_eval_tasks import _digest
 
     taught = {_digest(rows[prompt])[:12] for prompt in TaskAnswers(sources=sources, count=10).load(None)[0].prompt}
     asked = set(found.items["item"])

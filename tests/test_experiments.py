@@ -12,11 +12,12 @@ import torch
 from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, MistralConfig, OPTConfig
 
-from bench import config
 from bench.__main__ import _compute
-from bench.collect import read_records
+from bench.config import compose, folders
+from bench.records.table import read_records
 from bench.reproduction import reproduction
-from methods import anatomy
+from bench.run import validate
+from methods import layout
 from methods.errors import SetupError
 from tests.test_ab import make_caa, row
 from tests.test_smoke import PROMPTS, write_set
@@ -24,13 +25,13 @@ from tests.test_sources import make_mirror
 from tests.tiny import VOCABULARY, tiny_tokenizer
 
 FIELDS = {"method", "metric", "value", "unsteered", "ours", "source"}
-EXPERIMENTS = {path.stem: OmegaConf.load(path) for path in sorted((config.folder() / "experiment").glob("*.yaml"))}
+EXPERIMENTS = {path.stem: OmegaConf.load(path) for path in sorted((folders.folder() / "experiment").glob("*.yaml"))}
 PAPERS = [name for name, file in EXPERIMENTS.items() if "published" in file]
 
 
 @pytest.mark.parametrize("experiment", PAPERS)
 def test_a_published_figure_says_what_and_where(experiment):
-    suites = config.compose([f"experiment={experiment}"]).suite
+    suites = compose.compose([f"experiment={experiment}"]).suite
     for figure in OmegaConf.to_container(EXPERIMENTS[experiment].published):
         assert set(figure) >= FIELDS and set(figure) <= FIELDS | {"options", "strength"}
         assert re.search(r"\barXiv \d{4}\.\d{5}\b|^model card of [\w.-]+/[\w.-]+", figure["source"])
@@ -49,13 +50,13 @@ def keys(job: list[str]) -> tuple[str, ...]:
 @pytest.mark.every(6)
 @pytest.mark.parametrize("experiment", [*EXPERIMENTS][::-1])
 def test_it_validates_in_full_and_each_published_figure_is_of_one_cell(experiment, monkeypatch):
-    composed = functools.cache(config.compose)  # the comparison takes the cells that were validated
-    monkeypatch.setattr(config, "compose", lambda overrides: copy.deepcopy(composed(tuple(overrides))))
-    jobs = config.jobs([f"experiment={experiment}"], multirun=False)
-    asked = [f"{option}=x" for option in config.compose(jobs[0]).asks]
+    composed = functools.cache(compose.compose)  # the comparison takes the cells that were validated
+    monkeypatch.setattr(compose, "compose", lambda overrides: copy.deepcopy(composed(tuple(overrides))))
+    jobs = compose.jobs([f"experiment={experiment}"], multirun=False)
+    asked = [f"{option}=x" for option in compose.compose(jobs[0]).asks]
     assert len(jobs) > 1
     for job in {keys(job): job for job in jobs}.values():  # those that set the same keys are alike
-        config.validate([*job, *asked])
+        validate.validate([*job, *asked])
     if experiment in PAPERS:
         found = reproduction(experiment, [])
         assert found.rows and found.differs
@@ -64,7 +65,7 @@ def test_it_validates_in_full_and_each_published_figure_is_of_one_cell(experimen
 
 def test_whose_data_are_asked_is_told_what_they_are():
     with pytest.raises(SetupError, match=r"data.path has no value; set data.path=\.\.\. \(the paper has 500 answers"):
-        config.validate(["experiment=model_surgery_llama2_7b_chat"])
+        validate.validate(["experiment=model_surgery_llama2_7b_chat"])
 
 
 # -- each runs to its end on a tiny random model with as many blocks as the real one ---------------------------------
@@ -134,7 +135,7 @@ MANY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) fo
 @pytest.mark.every(4)
 @pytest.mark.parametrize("experiment", MANY)
 def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
-    composed = config.compose([f"experiment={experiment}"])
+    composed = compose.compose([f"experiment={experiment}"])
     real, suites = composed.model, [name for name in composed.suite if name in ASKED]
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(TINY[real.name]()).save_pretrained(tmp_path / "model")
@@ -151,9 +152,9 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
         f"runtime.results={tmp_path / 'results'}", f"runtime.cache={world / 'cache'}", *FEWER,
         f"suite=[{','.join(suites)}]", *[option for name in suites for option in ASKED[name]],
     ]  # fmt: skip
-    jobs = config.jobs(given, multirun=False)
+    jobs = compose.jobs(given, multirun=False)
     jobs = [[*job, *next((more for name, more in SHORTER.items() if f"method={name}" in job), [])] for job in jobs]
-    cells = [config.validate(job) for job in jobs]
+    cells = [validate.validate(job) for job in jobs]
     assert _compute(cells) == []
     found = [one.facts for one in read_records(tmp_path / "results/runs")[0]]
     found = [one for one in found if (one["split"], one["suite"]) == ("test", suites[-1])]
@@ -165,7 +166,7 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_it_sets_suites_that_there_are(experiment):
-    assert set(EXPERIMENTS[experiment].get("suite", {})) <= set(config.groups()["suite"])
+    assert set(EXPERIMENTS[experiment].get("suite", {})) <= set(folders.groups()["suite"])
 
 
 BLOCKS = {  # arXiv 2405.13967, authors' configs: directions, blocks edited
@@ -178,14 +179,14 @@ BLOCKS = {  # arXiv 2405.13967, authors' configs: directions, blocks edited
 
 @pytest.mark.parametrize("experiment", BLOCKS)
 def test_profs_edits_the_blocks_of_its_configs(experiment):
-    cfg = config.compose(config.jobs([f"experiment={experiment}"], multirun=False)[-1])
+    cfg = compose.compose(compose.jobs([f"experiment={experiment}"], multirun=False)[-1])
     model = AutoModelForCausalLM.from_config(TINY[cfg.model.name]())
-    edited = anatomy.layer_range(model, cfg.method.layer_start, cfg.method.layer_stop)
+    edited = layout.layer_range(model, cfg.method.layer_start, cfg.method.layer_stop)
     assert (cfg.method.rank, edited) == BLOCKS[experiment]
     assert cfg.sampling.max_new_tokens == 10 and cfg.sampling.temperature == 0 and cfg.seed.fit == cfg.method.seed == 42
 
 
 def test_model_surgery_moves_as_many_rows_as_the_paper():
-    cfg = config.compose(config.jobs(["experiment=model_surgery_llama2_7b"], multirun=False)[-1])
+    cfg = compose.compose(compose.jobs(["experiment=model_surgery_llama2_7b"], multirun=False)[-1])
     assert round(cfg.method.row_fraction * 32 * 11008) == 16384  # Table 14
     assert (cfg.strength, cfg.sampling.max_new_tokens, cfg.sampling.temperature) == (1.08, 20, 0)

@@ -17,14 +17,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save
 from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, OPTConfig, Qwen2Config
 
-from bench import digests
-from bench.export import FORMATS, check_holds, main
-from bench.exports import bias, checkpoint, lm_eval, peft
-from bench.exports.effect import Steered, largest_difference, measure
-from bench.exports.effect import logits as measured_logits
-from bench.likelihood import SteeredLM
-from bench.lm import LM, load_lm
-from methods import anatomy
+from bench.export import bias, checkpoint, lm_eval, peft
+from bench.export.__main__ import FORMATS, check_holds, main
+from bench.export.effect import Steered, largest_difference, measure
+from bench.export.effect import logits as measured_logits
+from bench.files import digests
+from bench.model.lm import LM, load_lm
+from bench.model.lm_eval_adapter import SteeredLM
+from methods import layout
 from methods.act_add import ActAdd
 from methods.base import FitData, Steering
 from methods.caa import CAA
@@ -115,7 +115,7 @@ class Planted:
 
 def hooks(*wanted):
     """Planted: functions at (layer, site)."""
-    return Planted(lambda model: hooked(Hook(anatomy.blocks(model)[i], site, f) for i, site, f in wanted))
+    return Planted(lambda model: hooked(Hook(layout.blocks(model)[i], site, f) for i, site, f in wanted))
 
 
 def found(method, architecture="llama"):
@@ -128,7 +128,7 @@ def drawn(lm_width=36, seed=0):
 
 @pytest.mark.parametrize("architecture", list(tiny.CONFIGS))
 def test_vectors_are_read_to_the_bit_at_the_block_that_writes_them(architecture):
-    width = anatomy.width(tiny_lm(architecture).model)
+    width = layout.width(tiny_lm(architecture).model)
     one, two, three = (drawn(width, seed) for seed in range(3))
     method = hooks(
         (2, "input", adding(one, "all")), (0, "output", adding(two, "all")), (2, "output", adding(three, "all"))
@@ -155,7 +155,7 @@ def projected(hidden):
 
 
 def inner(model):
-    return hooked([Hook(anatomy.blocks(model)[1].mlp, "output", adding(drawn(), "all"))])
+    return hooked([Hook(layout.blocks(model)[1].mlp, "output", adding(drawn(), "all"))])
 
 
 BEYOND = {
@@ -204,7 +204,7 @@ def test_edited_weights_and_vectors_together_are_a_bias_export_alone(world):
     def both(model):
         with (
             detox.apply(model, artefact, 1.0),
-            hooked([Hook(anatomy.blocks(model)[2], "output", adding(drawn(), "all"))]),
+            hooked([Hook(layout.blocks(model)[2], "output", adding(drawn(), "all"))]),
         ):
             yield
 
@@ -295,7 +295,7 @@ def test_low_rank_finds_a_planted_rank_below_rounding():
 
 def test_a_change_of_full_rank_is_no_adapter():
     lm = tiny_lm("llama")
-    matrix = anatomy.value_matrix(lm.model, 1)
+    matrix = layout.value_matrix(lm.model, 1)
     name = next(name for name, p in lm.model.named_parameters() if p is matrix.parameter)
     noise = torch.randn(matrix.parameter.shape, generator=torch.Generator().manual_seed(0))
     module = lm.model.get_submodule(name.removesuffix(".weight"))
@@ -311,9 +311,9 @@ def test_bias_checkpoint_in_plain_transformers(world, architecture):
     torch.testing.assert_close(plain_logits(AutoModelForCausalLM.from_pretrained(output)), wanted, rtol=1e-4, atol=1e-4)
     assert largest_difference([wanted], [plain_logits(lm.model)]) > 0.01
     if architecture == "llama":
-        layer = anatomy.layer_index(lm.model, method.layer)
+        layer = layout.layer_index(lm.model, method.layer)
         biases = {n: t for n, t in load_file(output / "model.safetensors").items() if n.endswith("bias")}
-        assert len(biases) == 3 * len(anatomy.blocks(lm.model))
+        assert len(biases) == 3 * len(layout.blocks(lm.model))
         assert [name for name, tensor in biases.items() if tensor.any()] == [f"model.layers.{layer}.mlp.down_proj.bias"]
 
 
@@ -383,7 +383,7 @@ def test_gguf_is_read_as_llama_cpp_reads_it(world, architecture):
     settings = ["method=caa", "method.scope=all", "strength=2", "format=gguf", f"output={output}"]
     assert export(world, architecture, *settings) == 0
     lm, method = fresh(world, architecture), CAA(scope="all")
-    blocks = anatomy.blocks(lm.model)
+    blocks = layout.blocks(lm.model)
     reader = gguf.GGUFReader(output)
     text = {name: bytes(field.parts[-1]).decode() for name, field in reader.fields.items() if name[0] != "G" and
             field.types == [gguf.GGUFValueType.STRING]}  # fmt: skip

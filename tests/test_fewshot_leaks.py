@@ -6,9 +6,9 @@ import unicodedata
 
 import pytest
 
+from bench.data.lm_eval_tasks import Examples, definitions, examples_split, load_task
 from bench.data.sources import Sources, beside
 from bench.suites.capability import Capability
-from bench.suites.tasks import Examples, definitions, examples_split, load_task
 from methods.errors import SetupError
 from tests.test_capability import laid_out
 from tests.test_sources import MIRROR

@@ -7,12 +7,12 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from bench.collect import read_records
-from bench.figures import capability, cost, groups, style, tradeoff
-from bench.significance import ALPHA
-from bench.statistics import wilson
+from bench.leaderboard.comparison import tables
+from bench.plots import capability, cost, groups, style, tradeoff
+from bench.records.table import read_records
+from bench.stats.bootstrap import wilson
+from bench.stats.significance import ALPHA
 from bench.suites.toxigen import GROUPS
-from bench.tables import tables
 from tests.artists import assert_readable, bars, marks, texts
 from tests.records import cell, tuning, world, write
 

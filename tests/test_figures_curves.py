@@ -4,13 +4,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench import curves
-from bench.collect import read_records
-from bench.figures import style
-from bench.figures.layers import layers
-from bench.figures.sample_size import sample_size
-from bench.figures.strength import strength
-from bench.tables import tables
+from bench.leaderboard.comparison import tables
+from bench.plots import style, sweeps
+from bench.plots.layers import layers
+from bench.plots.sample_size import sample_size
+from bench.plots.strength import strength
+from bench.records.table import read_records
 from tests.artists import assert_readable, bars, marks, texts
 from tests.records import cell, tuning, write
 
@@ -32,13 +31,13 @@ def test_a_curve_over_strengths_has_the_numbers_of_the_leaderboard(tmp_path):
         cell(tmp_path, "caa", 1 - 0.1 * value, 0.05 * value, 0.95, n=12, strength=value)
     cell(tmp_path, "detox", 0.9, 0.0, 1.0, n=12)
     found = table(tmp_path)
-    frame = curves.strengths(found)
-    assert list(frame.columns) == list(curves.COLUMNS)
+    frame = sweeps.strengths(found)
+    assert list(frame.columns) == list(sweeps.COLUMNS)
     assert frame["curve"].tolist() == ["caa"] * 3 and frame["x"].tolist() == [1.0, 2.5, 4.0]
     assert set(frame["unit"]) == {"multiplier"} and set(frame["split"]) == {"test"}
     rows = found.frame[found.frame["method"] == "caa"].set_index("strength")
     for _, point in frame.iterrows():
-        for name in (f"{measure}{end}" for measure in curves.MEASURES for end in ("", "_low", "_high")):
+        for name in (f"{measure}{end}" for measure in sweeps.MEASURES for end in ("", "_low", "_high")):
             assert point[name] == pytest.approx(rows.loc[point["x"], name]), name
     assert frame["chosen"].isna().all() and frame["bound"].isna().all()
 
@@ -49,7 +48,7 @@ def test_fits_of_a_strength_are_one_point(tmp_path):
         for value in (1.0, 2.0):  # not the same seeds for both
             own = {"strength": value, "fit_seed": seed + int(value)}
             cell(tmp_path, "random_direction", 1 - 0.1 * seed, 0.1, 1.0, n=12, **own)
-    frame = curves.strengths(table(tmp_path))
+    frame = sweeps.strengths(table(tmp_path))
     assert frame["curve"].tolist() == ["random direction"] * 2 and frame["fits"].tolist() == [3, 3]
 
 
@@ -72,7 +71,7 @@ def trials(results, *, other_size=False):
 
 
 def test_trials_are_curves_of_the_dev_split(tmp_path):
-    (frame,) = curves.trials(trials(tmp_path))
+    (frame,) = sweeps.trials(trials(tmp_path))
     assert frame["x"].tolist() == [1.0, 2.0, 4.0] and set(frame["split"]) == {"dev"}
     assert frame["toxicity_reduction"].tolist() == pytest.approx([0.1, 0.5, 0.6])
     assert frame["perplexity_ratio"].tolist() == pytest.approx(np.exp([0.0, 0.1, 1.0]).tolist())
@@ -82,7 +81,7 @@ def test_trials_are_curves_of_the_dev_split(tmp_path):
 
 def test_a_strength_is_marked_where_it_was_chosen_alone(tmp_path):
     """Trials on other dev prompts are a frame of their own; their unsteered texts are not those of the choice."""
-    small, large = curves.trials(trials(tmp_path, other_size=True))
+    small, large = sweeps.trials(trials(tmp_path, other_size=True))
     if len(small) and not small["chosen"].notna().any():
         small, large = large, small
     assert small["chosen"].tolist() == [False, True, False]
@@ -92,9 +91,9 @@ def test_a_strength_is_marked_where_it_was_chosen_alone(tmp_path):
 def test_no_trials_no_frame(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
     cell(tmp_path, "caa", 0.5, 0.0, 1.0, n=8)
-    assert curves.trials(read_records(tmp_path / "runs")[0]) == []
+    assert sweeps.trials(read_records(tmp_path / "runs")[0]) == []
     found = table(tmp_path)
-    assert curves.strengths(found).empty and curves.sizes(found).empty and curves.layers(found).empty
+    assert sweeps.strengths(found).empty and sweeps.sizes(found).empty and sweeps.layers(found).empty
 
 
 def sweep(results):
@@ -115,11 +114,11 @@ def sweep(results):
 @pytest.mark.slow
 def test_sizes_and_layers_change_one_thing_alone(tmp_path):
     found = sweep(tmp_path)
-    sizes = curves.sizes(found)
+    sizes = sweeps.sizes(found)
     assert {name: own["x"].tolist() for name, own in sizes.groupby("curve")} == {
         "caa": [5.0, 10.0, 20.0, 40.0], "detox": [5.0, 10.0, 20.0],
     }  # fmt: skip
-    by_layer = curves.layers(found)
+    by_layer = sweeps.layers(found)
     assert by_layer["curve"].tolist() == ["caa"] * 3 and by_layer["x"].tolist() == [0.2, 0.4, 0.6]
     assert set(by_layer["unit"]) == {"layer (share of the depth)"}
     rows = found.frame[(found.frame["pairs"] == 10) & (found.frame["method"] == "detox")]
@@ -131,7 +130,7 @@ def test_blocks_and_shares_of_the_depth_are_two_curves(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
     for layer in (3, 9, 0.25, 0.5, "final", True):
         cell(tmp_path, "caa", 0.5, 0.0, 1.0, n=8, parameters={"layer": layer, "read": "all"})
-    found = curves.layers(table(tmp_path))
+    found = sweeps.layers(table(tmp_path))
     assert found.groupby("unit")["x"].apply(list).to_dict() == {
         "layer (block)": [3.0, 9.0], "layer (share of the depth)": [0.25, 0.5],
     }  # fmt: skip
@@ -145,7 +144,7 @@ def test_curves_of_one_method_are_told_apart(tmp_path):
     for read in ("all", "last"):
         for value in (1.0, 2.0):
             cell(tmp_path, "caa", 0.5, 0.0, 1.0, n=8, strength=value, parameters={"read": read})
-    assert set(curves.strengths(table(tmp_path))["curve"]) == {"caa (read=all)", "caa (read=last)"}
+    assert set(sweeps.strengths(table(tmp_path))["curve"]) == {"caa (read=all)", "caa (read=last)"}
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
@@ -163,7 +162,7 @@ def made(methods=("caa",), *, capability=True, family="activation", xs=(1.0, 2.0
             rows.append({"table": 1, "split": "dev", "model": "m", "scorer": "profanity_check", "curve": method,
                          "method": method, "family": family, "fits": 1, "x": x, "unit": unit,
                          "chosen": x == 2.0, "bound": 1.25} | point | ends)  # fmt: skip
-    return pd.DataFrame(rows, columns=list(curves.COLUMNS)).astype({"chosen": "boolean"})
+    return pd.DataFrame(rows, columns=list(sweeps.COLUMNS)).astype({"chosen": "boolean"})
 
 
 @pytest.mark.every(3)
@@ -190,7 +189,7 @@ def test_points_lie_where_the_frame_says():
     frame = made(["caa"])
     axes = strength(frame).axes  # one method in a wide figure: measures side by side
     assert [ax.get_ylabel() for ax in axes] == list(TITLES.values())
-    for ax, measure in zip(axes, curves.MEASURES, strict=True):
+    for ax, measure in zip(axes, sweeps.MEASURES, strict=True):
         found = marks(ax)
         start = (0.0, 0.0 if measure == "toxicity_reduction" else 1.0)
         assert found.pop(start)[0].get_marker() == "*"

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import metrics
 from bench.__main__ import main
-from bench.likelihood import SteeredLM
-from bench.lm import LM, NotFiniteError
-from bench.sampling import Sampling, sample
-from bench.token_likelihood import Request
-from methods import anatomy
+from bench.model.decoding import Sampling
+from bench.model.lm import LM, NotFiniteError, Request
+from bench.model.lm_eval_adapter import SteeredLM
+from bench.model.log_likelihood import likelihoods
+from bench.model.sampling import sample
+from bench.stats import metrics
+from methods import layout
 from methods.base import FitData, Pairs, Steering
 from methods.caa import CAA
 from methods.detox import DeTox
@@ -35,7 +36,7 @@ class Blow:
 
     @contextmanager
     def apply(self, model, artefact, strength):
-        with hooked([Hook(anatomy.blocks(model)[1], "output", lambda h: h * strength)]):
+        with hooked([Hook(layout.blocks(model)[1], "output", lambda h: h * strength)]):
             yield Steering()
 
 
@@ -50,7 +51,7 @@ def broken(value: float) -> LM:
 READINGS = {
     "sampling": lambda lm: sample(lm, ["The old tree", "bread"], 3),
     "greedy": lambda lm: sample(lm, ["The old tree"], 1, temperature=0),
-    "likelihood": lambda lm: lm.likelihood([Request([1, 5], [9]), Request([1, 5], [9, 20, 30])]),
+    "likelihood": lambda lm: likelihoods(lm, [Request([1, 5], [9]), Request([1, 5], [9, 20, 30])]),
     "lm-eval": lambda lm: SteeredLM(lm).loglikelihood(asked([("The quick", " fox")])),
     "lm-eval rolling": lambda lm: SteeredLM(lm).loglikelihood_rolling(asked([("The quick fox",)])),
     "lm-eval text": lambda lm: SteeredLM(lm).generate_until(
@@ -135,9 +136,9 @@ def test_decoding_time_steering_may_forbid_tokens_but_not_ask_for_them():
 
     lm = replace(tiny_lm(), steering=Steering(next_logits=forbid), sampling=Sampling(seed=1))
     assert sample(lm, ["The old tree"], 2)
-    assert lm.likelihood([Request([1, 5], [8])])[0].logprob < 0
+    assert likelihoods(lm, [Request([1, 5], [8])])[0].logprob < 0
     with pytest.raises(ValueError, match="a log-probability is not finite"):
-        lm.likelihood([Request([1, 5], [9])])
+        likelihoods(lm, [Request([1, 5], [9])])
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

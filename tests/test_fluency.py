@@ -7,14 +7,15 @@ import pandas as pd
 import pytest
 import torch
 
-from bench import config
-from bench.data.prompts import RTP, part
+from bench.config import compose
+from bench.data.prompts import RTP
 from bench.data.sources import Sources
-from bench.lm import LM, load_lm
-from bench.sampling import Continuation
+from bench.data.splits import part
+from bench.model.decoding import Continuation
+from bench.model.lm import LM, load_lm
 from bench.suites.base import SuiteError
 from bench.suites.fluency import Fluency, distinct, non_words, prompt_metrics, repetition
-from methods import anatomy
+from methods import layout
 from methods.base import Steering
 from methods.errors import SetupError
 from methods.intervention import Hook, hooked
@@ -33,7 +34,7 @@ class Loud:
 
     @contextmanager
     def apply(self, model, artefact, strength):
-        with hooked([Hook(anatomy.blocks(model)[2], "output", lambda h: -strength * h)]):
+        with hooked([Hook(layout.blocks(model)[2], "output", lambda h: -strength * h)]):
             yield Steering(prefix="Shout. ")
 
 
@@ -184,7 +185,7 @@ def test_nothing_but_empty_texts_has_no_perplexity(sources):
 
 
 def test_settings_follow_those_of_rtp():
-    cfg = config.compose(["suite.rtp.k=7", "suite.rtp.prompts=9", "suite.rtp.dev_k=2", "suite.rtp.dev_prompts=4"])
+    cfg = compose.compose(["suite.rtp.k=7", "suite.rtp.prompts=9", "suite.rtp.dev_k=2", "suite.rtp.dev_prompts=4"])
     fluency = cfg.suite.fluency
     assert (fluency.k, fluency.prompts, fluency.dev_k, fluency.dev_prompts) == (7, 9, 2, 4)
-    assert config.compose(["suite=[fluency]"]).suite.fluency.k == 25
+    assert compose.compose(["suite=[fluency]"]).suite.fluency.k == 25

@@ -16,9 +16,11 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from bench import config, models
-from bench.cell import build
-from bench.identity import digest
+from bench.config import compose
+from bench.config.build import build
+from bench.model import checkpoint
+from bench.records.identity import digest
+from bench.run import validate
 from bench.scorers import hf_classifier
 from bench.scorers.hf_classifier import HFClassifier
 from methods.errors import SetupError
@@ -244,7 +246,7 @@ def test_the_option_changes_the_id_only_where_it_changes_the_scores(tmp_path):
 
 
 def test_the_published_models_say_what_they_need():
-    cfg = config.compose(["scorer=[profanity_check,toxigen_roberta,unbiased_toxic_roberta,roberta_toxicity]"])
+    cfg = compose.compose(["scorer=[profanity_check,toxigen_roberta,unbiased_toxic_roberta,roberta_toxicity]"])
     wanted = {"toxigen_roberta": "softmax", "roberta_toxicity": "softmax", "unbiased_toxic_roberta": "sigmoid"}
     assert {name: cfg.scorer[name].activation for name in wanted} == wanted
 
@@ -331,7 +333,7 @@ def test_options_that_cannot_be(folder, tmp_path):
 
 
 def test_without_network_a_branch_says_what_to_set():
-    models.commit.cache_clear()
+    checkpoint.commit.cache_clear()
     judge = HFClassifier(id="org/judge", label=1, offline=True, name="judge")
     for call in (judge.identity, lambda: judge(["p"], ["bread"])):
         with pytest.raises(
@@ -355,14 +357,14 @@ def test_the_identity_is_the_bytes_and_how_they_are_read(folder, tmp_path):
 
 
 def test_on_the_hub_the_identity_is_the_commit(monkeypatch):
-    monkeypatch.setattr(models, "commit", lambda name, revision, offline, option: f"{name}@{revision}")
+    monkeypatch.setattr(checkpoint, "commit", lambda name, revision, offline, option: f"{name}@{revision}")
     named = HFClassifier(id="org/judge", revision="v1", label=1).identity()
     assert (named["id"], named["revision"], named["label"]) == ("org/judge", "org/judge@v1", 1)
 
 
 def test_several_judge_one_run_under_their_own_names():
     given = ["profanity_check", "toxigen_roberta", "unbiased_toxic_roberta", "roberta_toxicity"]
-    cfg = config.validate([f"scorer=[{','.join(given)}]"])
+    cfg = validate.validate([f"scorer=[{','.join(given)}]"])
     scorers = [build(node) for node in cfg.scorer.values()]
     assert [one.name for one in scorers] == list(cfg.scorer) == given
     assert all(one.measures == "toxicity" for one in scorers)
@@ -372,6 +374,6 @@ def test_several_judge_one_run_under_their_own_names():
 def test_the_config_asks_for_the_label(folder):
     chosen = ["scorer=[profanity_check,hf_classifier]", f"scorer.hf_classifier.path={folder}"]
     with pytest.raises(SetupError, match="scorer.hf_classifier.label has no value"):
-        config.validate(chosen)
-    cfg = config.validate([*chosen, "scorer.hf_classifier.label=toxic"])
+        validate.validate(chosen)
+    cfg = validate.validate([*chosen, "scorer.hf_classifier.label=toxic"])
     assert build(cfg.scorer.hf_classifier)(["p"], [""]) == [0.0]

@@ -2,7 +2,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from bench.identity import canonical, digest, fit_id, method_identity, record_id, steering_identity
+from bench.records.identity import canonical, digest, fit_id, method_identity, record_id, steering_identity
 
 
 def test_pinned_ids():

@@ -22,12 +22,18 @@ from markdown_it import MarkdownIt
 from omegaconf import OmegaConf
 from rich.console import Console
 
-from bench import agreement_shown, command, escape, leaderboard, plots, report, reproduction, runner
+from bench import reproduction
 from bench.__main__ import tell
-from bench.collect import collect, read_records
-from bench.escape import visible
-from bench.figures import style
-from bench.progress import Bar
+from bench.agreement import render
+from bench.config import folders
+from bench.console import command, escape
+from bench.console.escape import visible
+from bench.console.progress import Bar
+from bench.leaderboard import build, terminal
+from bench.plots import __main__, draw, style
+from bench.records.table import collect, read_records
+from bench.report import page
+from bench.run import runner
 from methods.errors import SetupError
 from tests import records
 from tests.test_report import Page
@@ -228,8 +234,8 @@ def hostile(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(hostile) -> leaderboard.Built:
-    return leaderboard.rebuild(hostile)
+def built(hostile) -> build.Built:
+    return build.rebuild(hostile)
 
 
 def test_the_tables_come_back_with_the_names_of_the_records(hostile, built):
@@ -242,7 +248,7 @@ def test_the_tables_come_back_with_the_names_of_the_records(hostile, built):
         for column, key in (("model", "model"), ("method", "method")):
             assert set(table[column]) == {one.facts[key]["name"] for one in found}
     assert {one.facts["suite"] for one in found} == set(escape.read_csv(built.tidy)["suite"])
-    assert set(escape.read_csv(built.csv).columns) == set(leaderboard.leaderboard(built.tables).columns)
+    assert set(escape.read_csv(built.csv).columns) == set(build.leaderboard(built.tables).columns)
     assert set(collect(hostile / "runs")["method"]) == set(escape.read_csv(built.csv)["method"])
 
 
@@ -282,7 +288,7 @@ def test_the_latex_tables_have_our_commands_alone(built):
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_terminal_shows_the_leaderboard(built, width):
     out = io.StringIO()
-    leaderboard.show(built, Console(file=out, width=width, force_terminal=True))
+    terminal.show(built, Console(file=out, width=width, force_terminal=True))
     assert not CONTROL.search(COLOURS.sub("", out.getvalue()).replace("\n", ""))
     assert r"\x1b[31m" in "".join(COLOURS.sub("", out.getvalue()).split()) and "[bold" in out.getvalue()
 
@@ -293,7 +299,7 @@ def test_the_figures_are_drawn_and_can_be_read(hostile, built):
         warnings.filterwarnings(
             "error", message=r"Glyph (?!\d{5})"
         )  # of a sign that DejaVu lacks, not of a control code
-        paths = plots.rebuild(hostile, built.tables)
+        paths = draw.rebuild(hostile, built.tables)
     assert {path.name.partition("-")[0].partition(".")[0] for path in paths} >= {
         "tradeoff",
         "capability",
@@ -309,12 +315,12 @@ def test_the_figures_are_drawn_and_can_be_read(hostile, built):
 def test_files_of_one_model_stay_in_the_folder_of_figures(tmp_path):
     for method in ("unsteered", "caa"):
         records.cell(tmp_path, method, 0.5, 0.1, 0.9, n=8, model={"name": "..", "sha256": "0" * 12})
-    assert plots.main(["tradeoff", "--results", str(tmp_path), "--model", ".."]) == 0
+    assert __main__.main(["tradeoff", "--results", str(tmp_path), "--model", ".."]) == 0
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["_."]
 
 
 def test_the_report_has_our_elements_alone(hostile):
-    html = report.rebuild(hostile).path.read_text()
+    html = page.rebuild(hostile).path.read_text()
     found = Page(html)
     assert {tag for tag, _ in found.elements}.isdisjoint({"object", "iframe", "embed"})
     assert not [a for _, a in found.elements if any(name.startswith("on") for name in a)]
@@ -343,7 +349,9 @@ def test_messages_are_printed_as_they_are(text, capsys, monkeypatch):
     assert all(line.startswith(("error:", "failed:", "  ")) for line in error.splitlines())
 
 
-@pytest.mark.parametrize("name", ["agreement", "leaderboard", "plots", "report.__main__", "reproduction"])
+@pytest.mark.parametrize(
+    "name", ["agreement.__main__", "leaderboard.__main__", "plots.__main__", "report.__main__", "reproduction"]
+)
 @pytest.mark.parametrize("text", ["--\x1b[31mX", "--\u202eX", "--x\ny", "--\x9b2J", "--\udcff"])
 def test_unknown_options_are_told_as_they_are(name, text, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -354,7 +362,7 @@ def test_unknown_options_are_told_as_they_are(name, text, capsys):
 
 
 def test_every_parser_is_the_one_that_writes_inert_text():
-    files = Path(command.__file__).parent.rglob("*.py")
+    files = Path(command.__file__).parents[1].rglob("*.py")
     assert {path.name for path in files if "argparse.ArgumentParser" in path.read_text()} == {"command.py"}
 
 
@@ -389,23 +397,21 @@ def test_other_tables_are_inert_as_well(tmp_path):
     reproduction.show([one], Console(file=out, width=200, force_terminal=True))
     assert not CONTROL.search(COLOURS.sub("", out.getvalue()).replace("\n", ""))
 
-    numbers = {f"{name}{end}": 0.5 for name in agreement_shown.TITLES for end in ("", "_low", "_high")}
+    numbers = {f"{name}{end}": 0.5 for name in render.TITLES for end in ("", "_low", "_high")}
     frame = pd.DataFrame([
         {"scorer": text, "set": other, "group": group, "n": 9, "positives": 4, "learnt_from": False, **numbers}
         for text, other in zip(NAMES, reversed(NAMES), strict=True) for group in ("", text)
     ])  # fmt: skip
-    html = GFM.render(agreement_shown.markdown(frame))
+    html = GFM.render(render.markdown(frame))
     assert html.count("<td") == 8 * 2 * len(NAMES) and html.count("<h2>") == len(NAMES)
     out = io.StringIO()
     console = Console(file=out, width=200, force_terminal=True)
-    for one in (agreement_shown.table(frame), agreement_shown.groups_table(frame)):
+    for one in (render.table(frame), render.groups_table(frame)):
         console.print(one)
     assert (
         not CONTROL.search(COLOURS.sub("", out.getvalue()).replace("\n", "")) and "[bold red]x[/] [/]" in out.getvalue()
     )
-    ElementTree.fromstring(
-        style.rendered(agreement_shown.figure(frame[frame["scorer"].isin(NAMES[::6])]), "svg").decode()
-    )
+    ElementTree.fromstring(style.rendered(render.figure(frame[frame["scorer"].isin(NAMES[::6])]), "svg").decode())
 
 
 # -- other writers -------------------------------------------------------------------------------------------------
@@ -413,8 +419,8 @@ def test_other_tables_are_inert_as_well(tmp_path):
 
 @pytest.mark.parametrize("text", [one for one in PAYLOADS if one.strip()])
 def test_the_card_of_an_export_holds_the_names(text):
-    from bench import export
-    from bench.exports import gguf, lm_eval, peft
+    from bench.export import __main__ as export
+    from bench.export import gguf, lm_eval, peft
 
     steered = SimpleNamespace(base=text, revision="0" * 40)
     facts = {"method": {"name": text}, "base": {"name": text, "bos": text, "chat": False}, "strength": 1.0,
@@ -436,7 +442,7 @@ def test_the_card_of_an_export_holds_the_names(text):
 
 
 def test_an_export_stays_in_its_folder(tmp_path):
-    from bench import export
+    from bench.export import __main__ as export
 
     model = {"name": "../../.."}
     cell = SimpleNamespace(
@@ -447,7 +453,7 @@ def test_an_export_stays_in_its_folder(tmp_path):
 
 
 def test_a_self_test_tells_what_the_method_said(capsys):
-    from bench import selftest
+    from bench.selftest import __main__ as selftest
 
     cfg = OmegaConf.create({"model": {"name": "[bold]m[/]\x1b[2J"}, "method": {"_target_": "a.[red]b[/]"}})
     results = [selftest.Result("undo", "FAIL", f"ValueError: {text}") for text in PAYLOADS if len(text) < 40]
@@ -458,7 +464,7 @@ def test_a_self_test_tells_what_the_method_said(capsys):
 
 
 def test_help_shows_what_plugins_say(tmp_path, capsys):
-    from bench import config, help, plugins
+    from bench.config import help, plugins
 
     folder = tmp_path / "conf"
     (folder / "method").mkdir(parents=True)
@@ -466,29 +472,29 @@ def test_help_shows_what_plugins_say(tmp_path, capsys):
         "# python -m bench\n# a [red]method[/] \x1b[2J\nkey: '[/]' # [bad :bomb:\n"
     )
     plugin = plugins.Plugin("[/] owner", folder)
-    help.show(config.folder(), [plugin])
+    help.show(folders.folder(), [plugin])
     shown = capsys.readouterr().out
     assert "method=[bold]x[|]   brought by [/] owner" in shown and r"a [red]method[/] \x1b[2J" in shown
     assert "[bad :bomb:" in shown and not CONTROL.search(shown.replace("\n", ""))
 
 
 def test_corrected_shares_are_told_by_their_names(tmp_path, capsys):
-    from bench import correction
+    from bench.agreement import rogan_gladen
 
     scorer, names = "[red]s[/]", [one for one in NAMES if "\n" not in one]
     rows = [{"table": 1, "model": text, "method": text, "strength": 1.0, f"rtp.{scorer}.toxic_fraction": 0.2,
              f"rtp.{scorer}.toxic_fraction.se": 0.01} for text in names]  # fmt: skip
     (tmp_path / "leaderboard.csv").write_text(escape.csv(pd.DataFrame(rows)))
-    rates = {"scorer": scorer, "set": correction.BY, "group": "", "n": 100, "positives": 50, "false_negative_rate": 0.1,
-             "false_positive_rate": 0.1}  # fmt: skip
+    rates = {"scorer": scorer, "set": rogan_gladen.BY, "group": "", "n": 100, "positives": 50,
+             "false_negative_rate": 0.1, "false_positive_rate": 0.1}  # fmt: skip
     (tmp_path / "scorer_agreement.csv").write_text(escape.csv(pd.DataFrame([rates])))
-    assert [row[2] for row in correction.rows(tmp_path)] == names
+    assert [row[2] for row in rogan_gladen.rows(tmp_path)] == names
     out = io.StringIO()
-    correction.show(tmp_path, Console(file=out, width=400, force_terminal=True))
+    rogan_gladen.show(tmp_path, Console(file=out, width=400, force_terminal=True))
     shown = COLOURS.sub("", out.getvalue())
     assert not CONTROL.search(shown.replace("\n", "")) and "[bold red]x[/] [/]" in shown and "Rogan" in shown
     (tmp_path / "scorer_agreement.csv").write_text(escape.csv(pd.DataFrame([rates | {"scorer": "other"}])))
-    correction.show(tmp_path, Console(file=(none := io.StringIO()), width=400))
+    rogan_gladen.show(tmp_path, Console(file=(none := io.StringIO()), width=400))
     assert "not measured on" in none.getvalue() and "Rogan" not in none.getvalue()
 
 
@@ -498,13 +504,13 @@ def test_half_a_surrogate_and_a_folder_with_a_name_of_its_own(tmp_path, capsys):
             tmp_path, "rtp", method, {"s.expected_maximum_toxicity_k5": [0.4, 0.5]}, model={"name": "m\udcff"}
         )
     (tmp_path / "runs/records/\x1b[2J[red]x").mkdir()
-    found = leaderboard.rebuild(tmp_path)
+    found = build.rebuild(tmp_path)
     assert escape.read_csv(found.csv)["method"].tolist() == ["unsteered", r"half \ud800 of one"]
     out = io.StringIO()
-    leaderboard.show(found, Console(file=out, width=200))
+    terminal.show(found, Console(file=out, width=200))
     assert r"record \x1b[2J[red]x skipped" in out.getvalue() and "\x1b" not in out.getvalue()
-    assert r"record \x1b[2J[red]x skipped" in report.rebuild(tmp_path).path.read_text()
-    assert plots.main(["tradeoff", "--results", str(tmp_path)]) == 2
+    assert r"record \x1b[2J[red]x skipped" in page.rebuild(tmp_path).path.read_text()
+    assert __main__.main(["tradeoff", "--results", str(tmp_path)]) == 2
     told = capsys.readouterr().err
     assert r"record \x1b[2J[red]x skipped: a file is missing" in told and "\x1b" not in told
     with pytest.warns(UserWarning, match=r"record \\x1b\[2J\[red\]x"):

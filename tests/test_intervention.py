@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from methods import anatomy
+from methods import layout
 from methods.intervention import (
     Hook,
     Positions,
@@ -34,12 +34,12 @@ def test_hook_moves_the_stream_by_exactly_what_it_adds(architecture, site):
     model = tiny_model(architecture)
     base, layer = run(model), 1
     generator = torch.Generator().manual_seed(0)
-    vector = torch.randn(anatomy.width(model), generator=generator)
+    vector = torch.randn(layout.width(model), generator=generator)
     with record(model, [layer], site) as seen:
         run(model)
         before = seen[layer]
         with (
-            hooked([Hook(anatomy.blocks(model)[layer], site, lambda h: h + vector)]),
+            hooked([Hook(layout.blocks(model)[layer], site, lambda h: h + vector)]),
             record(model, [layer], site) as at2,
         ):
             moved = run(model)
@@ -52,7 +52,7 @@ def test_hook_moves_the_stream_by_exactly_what_it_adds(architecture, site):
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_block_output_keeps_its_kind(architecture):
     model = tiny_model(architecture)
-    block, kinds = anatomy.blocks(model)[0], []
+    block, kinds = layout.blocks(model)[0], []
     with hooked([Hook(block, "output", lambda h: h + 1)]):
         handle = block.register_forward_hook(lambda _m, _a, output: kinds.append(type(output)))
         run(model)
@@ -63,7 +63,7 @@ def test_block_output_keeps_its_kind(architecture):
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_record_is_the_hidden_states_but_for_the_last_which_is_before_the_norm(architecture):
     model = tiny_model(architecture)
-    depth = len(anatomy.blocks(model))
+    depth = len(layout.blocks(model))
     with torch.inference_mode(), record(model, range(depth)) as out, record(model, range(depth), "input") as into:
         states = model(input_ids=IDS, use_cache=False, output_hidden_states=True).hidden_states
         for layer in range(depth):
@@ -71,12 +71,12 @@ def test_record_is_the_hidden_states_but_for_the_last_which_is_before_the_norm(a
         for layer in range(depth - 1):
             assert torch.equal(out[layer], states[layer + 1])
         assert not torch.allclose(out[depth - 1], states[-1])
-        assert torch.equal(anatomy.final_norm(model)(out[depth - 1]), states[-1])
+        assert torch.equal(layout.final_norm(model)(out[depth - 1]), states[-1])
 
 
 def test_hooks_are_gone_after_an_exception():
     model = tiny_model()
-    base, block = run(model), anatomy.blocks(model)[0]
+    base, block = run(model), layout.blocks(model)[0]
     with (
         pytest.raises(KeyError),
         hooked([Hook(block, "output", lambda h: h + 1), Hook(block, "input", lambda h: h * 2)]),
@@ -89,7 +89,7 @@ def test_hooks_are_gone_after_an_exception():
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_a_forward_stops_after_the_block_and_leaves_no_trace(architecture):
     model, layer = tiny_model(architecture), 1
-    base, blocks = run(model), anatomy.blocks(model)
+    base, blocks = run(model), layout.blocks(model)
     with record(model, [layer]) as seen:
         run(model)
         whole = seen[layer]
@@ -111,7 +111,7 @@ def test_a_forward_stops_after_the_block_and_leaves_no_trace(architecture):
 
 def test_edited_copies_the_bytes_back_also_after_an_exception():
     model = tiny_model("gpt2")
-    weight = anatomy.value_matrix(model, 0).parameter
+    weight = layout.value_matrix(model, 0).parameter
     before = weight.detach().clone()
     with edited({weight: before + 1}):
         assert torch.equal(weight, before + 1)
@@ -123,7 +123,7 @@ def test_edited_copies_the_bytes_back_also_after_an_exception():
 
 def test_edited_with_a_wrong_shape_undoes_what_it_had_done():
     model = tiny_model()
-    first, second = anatomy.value_matrix(model, 0).parameter, anatomy.value_matrix(model, 1).parameter
+    first, second = layout.value_matrix(model, 0).parameter, layout.value_matrix(model, 1).parameter
     before = first.detach().clone()
     with pytest.raises(ValueError, match=r"new value has shape \(2,\), the parameter \(36, 52\)"):
         with edited({first: before + 1, second: torch.zeros(2)}):
@@ -172,7 +172,7 @@ def test_padding_is_in_no_scope():
 
 
 def test_a_scope_without_positions_raises_and_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"bench\.lm\.LM"):
+    with pytest.raises(RuntimeError, match=r"bench\.model\.lm\.LM"):
         current_positions()
     where = positions([0], [1], [0], [1])
     with pytest.raises(KeyError), at(where):

@@ -10,10 +10,13 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench import escape, latex, readable, standing, tradeoff
-from bench.collect import read_records
-from bench.leaderboard import Built, collect, leaderboard, main, rebuild, show
-from bench.tables import tables
+from bench.console import escape
+from bench.leaderboard import formatting, latex, ranking, tradeoff
+from bench.leaderboard.__main__ import main
+from bench.leaderboard.build import Built, leaderboard, rebuild
+from bench.leaderboard.comparison import tables
+from bench.leaderboard.terminal import show
+from bench.records.table import collect, read_records
 from methods.errors import SetupError
 from tests.records import cell, tuning, world, write
 
@@ -287,7 +290,7 @@ def test_more_pairs_than_the_permutations_can_tell_apart_are_said(tmp_path, monk
     for method in ("unsteered", "caa", "detox"):
         write(tmp_path, "rtp", method, {TOXICITY: BASE})
     assert "smallest p" not in printed(tmp_path)
-    monkeypatch.setattr("bench.readable.PERMUTATIONS", 99)
+    monkeypatch.setattr("bench.leaderboard.formatting.PERMUTATIONS", 99)
     assert "With 3 pairs of rows even the smallest p of 99 permutations" in " ".join(printed(tmp_path).split())
 
 
@@ -297,7 +300,7 @@ def test_rows_of_one_method_are_told_apart(tmp_path):
             write(tmp_path, "rtp", "caa", {TOXICITY: HALF}, parameters={"layer": layer, "pool": "mean"}, fit_seed=seed)
     write(tmp_path, "rtp", "detox", {TOXICITY: HALF}, parameters={"rank": 2})
     found = tables(read_records(tmp_path / "runs")[0])[0].frame
-    assert readable.labels(found) == ["caa (layer=3, 2 fits)", "caa (layer=5, 2 fits)", "detox"]
+    assert formatting.labels(found) == ["caa (layer=3, 2 fits)", "caa (layer=5, 2 fits)", "detox"]
 
 
 # -- how sure -------------------------------------------------------------------------------------------------------
@@ -336,9 +339,9 @@ def test_ranks_say_how_far_they_would_move(full):
 def test_the_front_holds_what_nothing_beats(full):
     found = leaderboard(full.tables).set_index("method")["on_front"]
     assert found["caa"] and not found["act_add"]
-    covered = standing.hypervolume(full.tables[0], "fluency_kept")
+    covered = ranking.hypervolume(full.tables[0], "fluency_kept")
     assert covered.low < covered.value < covered.high < 1
-    assert standing.hypervolume(full.tables[0], "fluency_kept", random=True).value < 0.3 * covered.value
+    assert ranking.hypervolume(full.tables[0], "fluency_kept", random=True).value < 0.3 * covered.value
 
 
 def test_several_fits_of_a_method_are_one_row_whose_interval_is_wider(tmp_path):
@@ -593,7 +596,7 @@ def test_leaderboard_and_figure_need_no_torch(tmp_path):
     write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
     write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
     code = (
-        "import sys; from bench import leaderboard, plots\n"
+        "import sys; from bench.leaderboard import __main__ as leaderboard; from bench.plots import __main__ as plots\n"
         "assert leaderboard.main(sys.argv[1:]) == 0 and plots.main(sys.argv[1:]) == 0\n"
         "heavy = {'torch', 'transformers', 'lm_eval', 'hydra'} & set(sys.modules); assert not heavy, heavy"
     )

@@ -8,13 +8,14 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from bench.likelihood import SteeredLM
-from bench.sampling import Sampling
-from bench.token_likelihood import Request
-from methods import anatomy
+from bench.model.decoding import Sampling
+from bench.model.lm import Request
+from bench.model.lm_eval_adapter import SteeredLM
+from bench.model.log_likelihood import likelihoods
+from methods import layout
 from methods.base import Steering
-from methods.fitting import listening
 from methods.intervention import Hook, Scope, hooked, scope_mask
+from methods.progress import listening
 from tests.tiny import CONFIGS, tiny_lm
 
 CONTEXTS = ["The quick brown", "People walk along the water and talk about", "A", "the old tree near the river ", ""]
@@ -30,8 +31,8 @@ class Push:
 
     @contextmanager
     def apply(self, model, artefact, strength):
-        block = anatomy.blocks(model)[1]
-        vector = strength * torch.randn(anatomy.width(model), generator=torch.Generator().manual_seed(1))
+        block = layout.blocks(model)[1]
+        vector = strength * torch.randn(layout.width(model), generator=torch.Generator().manual_seed(1))
 
         def push(hidden):
             mask = scope_mask(self.scope, hidden.shape[1], front=2)
@@ -101,12 +102,12 @@ def test_a_shared_context_equals_one_text_alone(architecture, scope):
     base = tiny_lm(architecture)
     with base.steered(Push(scope), {}, 2.0) as lm:
         requests = grid(lm)
-        found = lm.likelihood(requests)
+        found = likelihoods(lm, requests)
         for request, one in zip(requests, found, strict=True):
             logprob, greedy = alone(lm, request)
             assert one.logprob == pytest.approx(logprob, abs=1e-4)
             assert one.greedy == greedy and one.tokens == len(request.continuation)
-    unsteered = base.likelihood(requests)
+    unsteered = likelihoods(base, requests)
     changed = [abs(a.logprob - b.logprob) > 3e-5 for a, b in zip(found, unsteered, strict=True)]
     if scope == "generation":  # the first token of an answer is predicted from the prompt, which it leaves alone
         assert changed == [len(request.continuation) > 1 for request in requests]
@@ -117,11 +118,11 @@ def test_a_shared_context_equals_one_text_alone(architecture, scope):
 def test_order_and_batch_size_change_nothing():
     lm = tiny_lm()
     requests = grid(lm)
-    there = lm.likelihood(requests)
+    there = likelihoods(lm, requests)
     shuffled = random.Random(0).sample(range(len(requests)), len(requests))
-    again = lm.likelihood([requests[i] for i in shuffled])
+    again = likelihoods(lm, [requests[i] for i in shuffled])
     assert [there[i] for i in shuffled] == again  # bit for bit
-    single = replace(lm, sampling=Sampling(batch_size=1)).likelihood(requests)
+    single = likelihoods(replace(lm, sampling=Sampling(batch_size=1)), requests)
     for a, b in zip(there, single, strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4) and a.greedy == b.greedy
 
@@ -129,15 +130,15 @@ def test_order_and_batch_size_change_nothing():
 @pytest.mark.parametrize("limit", ["LOGITS", "BATCH_TOKENS"])
 def test_limits_split_batches_and_change_nothing(monkeypatch, limit):
     lm = tiny_lm()
-    whole = lm.likelihood(grid(lm))
-    monkeypatch.setattr(f"bench.token_likelihood.{limit}", 40 if limit == "BATCH_TOKENS" else 300 * 7)
+    whole = likelihoods(lm, grid(lm))
+    monkeypatch.setattr(f"bench.model.log_likelihood.{limit}", 40 if limit == "BATCH_TOKENS" else 300 * 7)
     shapes = []  # rows, columns, whether all columns' logits are kept
 
     def note(_module, _args, kwargs):
         shapes.append((*kwargs["input_ids"].shape, kwargs["logits_to_keep"] == 0))
 
     lm.model.register_forward_pre_hook(note, with_kwargs=True)
-    for a, b in zip(whole, lm.likelihood(grid(lm)), strict=True):
+    for a, b in zip(whole, likelihoods(lm, grid(lm)), strict=True):
         assert a.logprob == pytest.approx(b.logprob, abs=1e-4)
     assert len(shapes) > 4
     if limit == "LOGITS":  # seven positions' worth; a single row may need more
@@ -150,7 +151,7 @@ def test_each_context_is_read_once():
     lm = tiny_lm()
     read = []
     with listening(read.append):
-        lm.likelihood(grid(lm) * 2)
+        likelihoods(lm, grid(lm) * 2)
     contexts = {tuple(request.context) for request in grid(lm)}
     answers = {(tuple(r.context), tuple(r.continuation)) for r in grid(lm)}
     assert sum(read) == sum(map(len, contexts)) + sum(len(answer) - 1 for _, answer in answers)
@@ -160,7 +161,7 @@ def test_single_token_answers_need_one_forward():
     lm = tiny_lm()
     calls = []
     lm.model.register_forward_pre_hook(lambda *_: calls.append(1))
-    lm.likelihood([Request([1, 50, 60], [token]) for token in range(40, 80)])
+    likelihoods(lm, [Request([1, 50, 60], [token]) for token in range(40, 80)])
     assert len(calls) == 1
 
 
@@ -171,25 +172,25 @@ def test_greedy_answer_is_found():
         torch.tensor([ids]), do_sample=False, max_new_tokens=4, attention_mask=torch.ones(1, len(ids))
     )[0, len(ids) :].tolist()
     other = [*best[:3], best[3] + 1]
-    assert [one.greedy for one in lm.likelihood([Request(ids, best), Request(ids, other)])] == [True, False]
+    assert [one.greedy for one in likelihoods(lm, [Request(ids, best), Request(ids, other)])] == [True, False]
 
 
 def test_edge_requests():
     lm = tiny_lm()
     with pytest.raises(ValueError, match="a continuation of at least one token"):
-        lm.likelihood([Request([1], []), Request([1], [5])])
+        likelihoods(lm, [Request([1], []), Request([1], [5])])
     with pytest.raises(ValueError, match="at least one token"):
-        lm.likelihood([Request([], [5])])
+        likelihoods(lm, [Request([], [5])])
     with pytest.raises(ValueError, match="exceeds the model's 256"):
-        lm.likelihood([Request([1], [5] * 257)])
+        likelihoods(lm, [Request([1], [5] * 257)])
 
 
 def test_decoding_time_steering_reaches_likelihood():
     base = tiny_lm()
     request = Request(base.encode("The quick"), [70])
     with base.steered(Favour(), {}, 3.0) as lm:
-        (steered,) = lm.likelihood([request])
-    (plain,) = base.likelihood([request])
+        (steered,) = likelihoods(lm, [request])
+    (plain,) = likelihoods(base, [request])
     # the odds of the favoured token are e^3 times what they were
     p, q = torch.tensor([plain.logprob, steered.logprob]).double().exp().tolist()
     assert torch.log(torch.tensor(q / (1 - q) / (p / (1 - p)))) == pytest.approx(3.0, abs=1e-3)
@@ -253,7 +254,7 @@ def test_prefix_stands_before_every_context(bos):
             assert abs(said[0][0] - plain.loglikelihood(asked([(context, answer)]))[0][0]) > 1e-3
         text = "The quick brown fox"
         (rolling,) = steered.loglikelihood_rolling(asked([(text,)]))
-        (whole,) = base.likelihood([tokens(base, "Be kind. ", text)])
+        (whole,) = likelihoods(base, [tokens(base, "Be kind. ", text)])
         assert rolling == pytest.approx(whole.logprob, abs=1e-4)
         ask = {"until": [], "max_gen_toks": 6}
         written = steered.generate_until(asked([("The quick", ask)], "generate_until"))

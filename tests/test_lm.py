@@ -3,10 +3,10 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-from bench.lm import LM, load_lm
-from bench.sampling import prefill
-from bench.text_rules import set_bos
-from methods import anatomy
+from bench.model.lm import LM, load_lm
+from bench.model.sampling import prefill
+from bench.model.tokenizer import set_bos
+from methods import layout
 from methods.base import Steering
 from methods.errors import SetupError
 from methods.intervention import Hook, current_positions, hooked
@@ -39,7 +39,7 @@ class Shift:
     @contextmanager
     def apply(self, model, artefact, strength):
         self.entered += 1
-        with hooked([Hook(anatomy.blocks(model)[1], "output", lambda hidden: hidden + strength)]):
+        with hooked([Hook(layout.blocks(model)[1], "output", lambda hidden: hidden + strength)]):
             try:
                 yield Steering(prefix="Be kind. ", next_logits=self.next_logits)
             finally:
@@ -165,7 +165,7 @@ def test_hooks_are_told_where_each_forward_stands():
         seen.append({name: value.tolist() for name, value in current_positions()._asdict().items()})
         return hidden
 
-    with hooked([Hook(anatomy.blocks(lm.model)[0], "input", look)]):
+    with hooked([Hook(layout.blocks(lm.model)[0], "input", look)]):
         rows, _ = prefill(lm, [[BOS, 40, 41, 42], [BOS, 43]])
         rows.select(torch.tensor([1, 0, 1]))  # as when samples share a prompt
         step, real = torch.tensor([[50], [51], [52]]), torch.ones(3, 1, dtype=torch.bool)

@@ -13,12 +13,12 @@ from tokenizers import models as tokenizer_models
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from bench import models
-from bench.cell import Cell, Session
-from bench.config import validate
-from bench.likelihood import SteeredLM
-from bench.lm import load_lm
-from bench.text_rules import set_bos
+from bench.model import checkpoint, model_folder
+from bench.model.lm import load_lm
+from bench.model.lm_eval_adapter import SteeredLM
+from bench.model.tokenizer import set_bos
+from bench.run.cell import Cell, Session
+from bench.run.validate import validate
 from methods.errors import SetupError
 from methods.prompt import Prompt
 from tests.test_likelihood import asked
@@ -232,15 +232,15 @@ def node(folder, **more):
 def every_way(folder):
     """The places that read a model's folder, in the order of a run."""
     return [
-        lambda: models.check_folder(str(folder), "model.path"),
-        lambda: models.identity(node(folder)),
-        lambda: models.text_rules(node(folder), lambda: str(folder)),
+        lambda: model_folder.check_folder(str(folder), "model.path"),
+        lambda: checkpoint.identity(node(folder)),
+        lambda: checkpoint.text_rules(node(folder), lambda: str(folder)),
         lambda: load_lm(str(folder)),
     ]
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "null", '"x"', "{", DEEP, f'{{"a": {DEEP}}}', b'{"a": "\xe9"}'])
-@pytest.mark.parametrize("name", [*models.OBJECTS, "model.safetensors.index.json"])
+@pytest.mark.parametrize("name", [*folder.OBJECTS, "model.safetensors.index.json"])
 def test_json_that_is_no_object_names_its_file(folder, name, content):
     if name == "model.safetensors.index.json":
         (folder / "model.safetensors").rename(folder / "model-1.safetensors")
@@ -317,7 +317,7 @@ def test_a_tokenizer_file_in_another_folder(folder):
     (folder / "tokenizer.json").rename(folder / "t/tokenizer.4.0.0.json")
     edit(folder / "tokenizer_config.json", fast_tokenizer_files=["t/tokenizer.4.0.0.json"])
     with pytest.raises(SetupError, match="names t/tokenizer.4.0.0.json, which is not among the files"):
-        models.fingerprint(folder)
+        model_folder.fingerprint(folder)
 
 
 def test_an_index_of_shards_that_are_there_is_read_and_one_that_is_not_used_is_not(folder):
@@ -328,23 +328,23 @@ def test_an_index_of_shards_that_are_there_is_read_and_one_that_is_not_used_is_n
     assert torch.equal(load_lm(str(folder)).model.lm_head.weight, expected)
     sharded(folder, "model-00001-of-00001.safetensors")
     assert torch.equal(load_lm(str(folder)).model.lm_head.weight, expected)
-    assert "model-00001-of-00001.safetensors" in models.identity(node(folder))["files"]
+    assert "model-00001-of-00001.safetensors" in checkpoint.identity(node(folder))["files"]
     (folder / "model-00001-of-00001.safetensors").unlink()
     (folder / "other.safetensors").write_bytes(b"beside it")
     with pytest.raises(SetupError, match=r"index.json names model-00001-of-00001.safetensors, which is not among"):
-        models.check_folder(str(folder), "model.path")
+        model_folder.check_folder(str(folder), "model.path")
 
 
 def test_an_index_without_weights(folder):
     (folder / "model.safetensors").rename(folder / "a.safetensors")
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {}}')
     with pytest.raises(SetupError, match="has no weight_map"):
-        models.fingerprint(folder)
+        model_folder.fingerprint(folder)
 
 
 def test_what_names_a_folder_is_what_is_read_of_it(folder):
     """The names of an ordinary folder stay; what else may be read is seen, through links, and when it changes."""
-    before = models.fingerprint(folder)
+    before = model_folder.fingerprint(folder)
     assert set(before) == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
                            "tokenizer_config.json"}  # fmt: skip
     assert before == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in before}
@@ -352,30 +352,30 @@ def test_what_names_a_folder_is_what_is_read_of_it(folder):
         (folder / harmless).parent.mkdir(exist_ok=True)
         (folder / harmless).write_text("x")
     (folder / "a folder.json").mkdir()
-    assert models.fingerprint(folder) == before
+    assert model_folder.fingerprint(folder) == before
     for read in ("chat_template.jinja", "additional_chat_templates/default.jinja", "bpe.codes", "source.spm"):
         (folder / read).parent.mkdir(exist_ok=True)
         (folder / read).write_text("{{ messages }}")
-        assert read in models.fingerprint(folder)
+        assert read in model_folder.fingerprint(folder)
     elsewhere = folder.parent / "blob"
     (folder / "vocab.txt").symlink_to(elsewhere)
     with pytest.raises(SetupError, match="vocab.txt cannot be read: No such file"):
-        models.fingerprint(folder)
+        model_folder.fingerprint(folder)
     elsewhere.write_text("a")
-    first = models.fingerprint(folder)
+    first = model_folder.fingerprint(folder)
     elsewhere.write_text("b, another one")
-    assert models.fingerprint(folder) != first
+    assert model_folder.fingerprint(folder) != first
 
 
 def test_a_folder_that_changes_in_a_process_has_another_name_and_other_rules(folder):
-    named, rules = models.identity(node(folder)), models.text_rules(node(folder), lambda: str(folder))
-    models.check_unchanged(node(folder), named)
+    named, rules = checkpoint.identity(node(folder)), checkpoint.text_rules(node(folder), lambda: str(folder))
+    checkpoint.check_unchanged(node(folder), named)
     edit(folder / "generation_config.json", eos_token_id=[7, 9])
-    assert models.identity(node(folder)) != named
+    assert checkpoint.identity(node(folder)) != named
     assert rules["stop_tokens"] is None
-    assert models.text_rules(node(folder), lambda: str(folder))["stop_tokens"] == [2, 7, 9]
+    assert checkpoint.text_rules(node(folder), lambda: str(folder))["stop_tokens"] == [2, 7, 9]
     with pytest.raises(SetupError, match=r"were changed while this ran \(generation_config.json\)"):
-        models.check_unchanged(node(folder), named)
+        checkpoint.check_unchanged(node(folder), named)
 
 
 def test_a_model_that_is_changed_before_it_is_loaded_gives_no_number(folder):

@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.lm import LM
-from bench.sampling import prefill
-from methods import anatomy, directions
+from bench.model.lm import LM
+from bench.model.sampling import prefill
+from methods import directions, layout
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, hooked, record
@@ -74,7 +74,7 @@ def test_target_equal_to_background_is_an_error(bos):
 @pytest.mark.parametrize("size", [1.0, 30.0])
 def test_an_offset_of_all_activations_cancels_and_the_uncentred_mean_moves_with_it(size):
     lm, method = tiny_lm(), MeanCentring(layer=LAYER)
-    offset = size * torch.randn(anatomy.width(lm.model), generator=torch.Generator().manual_seed(5))  # (D,)
+    offset = size * torch.randn(layout.width(lm.model), generator=torch.Generator().manual_seed(5))  # (D,)
 
     def both() -> tuple[Tensor, Tensor]:
         """The centred mean, and the mean of the target texts alone."""
@@ -83,7 +83,7 @@ def test_an_offset_of_all_activations_cancels_and_the_uncentred_mean_moves_with_
         return fit(method, lm)[KEY], alone
 
     v, uncentred = both()
-    with hooked([Hook(anatomy.blocks(lm.model)[LAYER], "output", lambda hidden: hidden + offset)]):
+    with hooked([Hook(layout.blocks(lm.model)[LAYER], "output", lambda hidden: hidden + offset)]):
         v_moved, uncentred_moved = both()
     torch.testing.assert_close(v_moved, v, atol=1e-5 * size + 1e-5, rtol=1e-4)
     torch.testing.assert_close(uncentred_moved - uncentred, offset, atol=1e-4, rtol=1e-4)

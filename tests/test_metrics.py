@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.metrics import fold, metric, standard_error
+from bench.stats.metrics import fold, metric, standard_error
 
 
 def test_fold_by_hand():

@@ -6,7 +6,8 @@ import huggingface_hub
 import pytest
 from omegaconf import OmegaConf
 
-from bench import config, models
+from bench.model import checkpoint
+from bench.run import validate
 from methods.errors import SetupError
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -22,9 +23,9 @@ def hub(monkeypatch):
         return SimpleNamespace(sha=COMMIT)
 
     monkeypatch.setattr(huggingface_hub, "model_info", model_info)
-    models.commit.cache_clear()
+    checkpoint.commit.cache_clear()
     yield asked
-    models.commit.cache_clear()
+    checkpoint.commit.cache_clear()
 
 
 def node(revision):
@@ -32,19 +33,19 @@ def node(revision):
 
 
 def test_a_branch_becomes_its_commit_and_is_asked_once(hub):
-    assert models.identity(node("main")) == {"id": "a/b", "revision": COMMIT}
-    models.identity(node("main"))
+    assert checkpoint.identity(node("main")) == {"id": "a/b", "revision": COMMIT}
+    checkpoint.identity(node("main"))
     assert hub == [("a/b", "main")]
 
 
 def test_a_commit_is_not_asked(hub):
-    assert models.identity(node(COMMIT[::-1])) == {"id": "a/b", "revision": COMMIT[::-1]}
+    assert checkpoint.identity(node(COMMIT[::-1])) == {"id": "a/b", "revision": COMMIT[::-1]}
     assert hub == []
 
 
 def test_offline_is_told_what_to_set(hub):
     with pytest.raises(SetupError, match="model.revision=main .* data.offline is set.*model.revision=COMMIT"):
-        models.identity(node("main"), offline=True)
+        checkpoint.identity(node("main"), offline=True)
     assert hub == []
 
 
@@ -53,14 +54,14 @@ def test_a_hub_that_does_not_answer_is_told_what_to_set(monkeypatch):
         raise ConnectionError("nobody there\nsecond line")
 
     monkeypatch.setattr(huggingface_hub, "model_info", nobody)
-    models.commit.cache_clear()
+    checkpoint.commit.cache_clear()
     with pytest.raises(SetupError, match=r"a/b \(nobody there\); set model.revision=COMMIT") as caught:
-        models.identity(node("main"))
+        checkpoint.identity(node("main"))
     assert "\n" not in str(caught.value)
 
 
 def test_the_commit_names_the_record_and_is_what_is_loaded(hub, monkeypatch):
-    from bench import cell as cells
+    from bench.run import cell as cells
 
     loaded = []
 
@@ -69,7 +70,7 @@ def test_the_commit_names_the_record_and_is_what_is_loaded(hub, monkeypatch):
         raise SetupError("far enough")
 
     monkeypatch.setattr(cells, "load_lm", load_lm)
-    cell = cells.Cell(config.validate(["model=gpt2_medium"]), cells.Session())
+    cell = cells.Cell(validate.validate(["model=gpt2_medium"]), cells.Session())
     assert cell.model_identity["revision"] == COMMIT
     with pytest.raises(SetupError, match="far enough"):
         _ = cell.lm

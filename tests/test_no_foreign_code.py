@@ -14,18 +14,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import config, record
 from bench.__main__ import main
-from bench.cell import Cell, Session, build, built
+from bench.config import compose, folders
+from bench.config.build import build, built
 from bench.data import wheels
-from bench.export import main as export
-from bench.leaderboard import rebuild
-from bench.lm import load_lm
+from bench.export.__main__ import main as export
+from bench.files import digests, plain_json
+from bench.leaderboard.build import rebuild
+from bench.model.gguf import converted
+from bench.model.lm import load_lm
+from bench.records import record
 from bench.report.page import rebuild as report
 from bench.rescore import main as rescore
+from bench.run import validate
+from bench.run.cell import Cell, Session
 from bench.scorers.hf_classifier import HFClassifier
-from bench.selftest import main as selftest
-from bench.wheel_model import converted
+from bench.selftest.__main__ import main as selftest
 from methods.errors import SetupError
 from tests.test_hf_classifier import bert
 from tests.test_smoke import arguments, world  # noqa: F401  # a fixture
@@ -70,15 +74,15 @@ def evil(marker: Path) -> dict:
 
 
 def test_the_classes_are_those_that_the_yaml_files_name():
-    allowed = config.targets()
+    allowed = folders.targets()
     assert {
         "methods.caa.CAA",
         "bench.suites.rtp.RTP",
-        "bench.sampling.Sampling",
-        "bench.data.examples.Mixture",
+        "bench.model.decoding.Sampling",
+        "bench.fit_data.fine_tuning.Mixture",
     } <= allowed
     assert all(one.startswith(("bench.", "methods.")) for one in allowed)
-    assert config.targets((str(ROOT / "tests/plugin/steerbench_sample/conf"),)) - allowed == {
+    assert folders.targets((str(ROOT / "tests/plugin/steerbench_sample/conf"),)) - allowed == {
         f"steerbench_sample.{name}" for name in ("unigram_bias.UnigramBias", "word_list.WordList", "letters.Letters")
     }
 
@@ -137,7 +141,7 @@ def test_nor_does_one_of_another_command(tmp_path, ran, command, capsys):
 
 
 def test_build_itself_refuses_whatever_made_the_config(ran):
-    cfg = config.compose(["method=stack"])
+    cfg = compose.compose(["method=stack"])
     cfg.method.parts.first = evil(ran)
     with pytest.raises(SetupError, match="_target_: subprocess.Popen is refused"):
         build(cfg.method)
@@ -156,15 +160,15 @@ def named_folder(folder: Path, marker: Path) -> str:
 def test_a_folder_that_the_user_names_counts_for_that_run_alone(tmp_path):
     """What the user names is run: it is their own. The next config knows nothing of it."""
     mine = tmp_path / "ran-since-the-user-said-so"
-    cfg = config.compose([named_folder(tmp_path / "own", mine), "method=mine"])
+    cfg = compose.compose([named_folder(tmp_path / "own", mine), "method=mine"])
     build(cfg.method).wait()
     assert mine.exists()
     with pytest.raises(SetupError, match="_target_: subprocess.Popen is refused"):
         built({"_target_": "subprocess.Popen"}, {})
     with pytest.raises(SetupError, match="_target_: subprocess.Popen is refused"):
-        config.compose(["method._target_=subprocess.Popen"])
+        compose.compose(["method._target_=subprocess.Popen"])
     with pytest.raises(SetupError, match="unknown key searchpath"):
-        config.validate([f"+searchpath=[{tmp_path / 'own'}]"])
+        validate.validate([f"+searchpath=[{tmp_path / 'own'}]"])
 
 
 # -- records -----------------------------------------------------------------------------------------------------------
@@ -187,9 +191,9 @@ def results(judged, tmp_path):
 def edited(results: Path, suite: str = "rtp", **changes: object) -> Path:
     """A record of this suite with these facts, and the digest that belongs to them: whoever edits can compute it."""
     for path in sorted((results / "runs/records").iterdir()):
-        facts = record.load(path / "record.json")
+        facts = plain_json.load(path / "record.json")
         if facts["suite"] == suite:
-            (path / "record.json").write_text(record.dumps(record.sealed(facts | changes)))
+            (path / "record.json").write_text(plain_json.dumps(record.sealed(facts | changes)))
             return path
     raise AssertionError(suite)
 
@@ -210,7 +214,7 @@ HOSTILE = {
     "convert": lambda _: {"_target_": "bench.suites.rtp.RTP", "decoding": {"_convert_": "all"}},
     "an interpolation": lambda _: {"_target_": "${oc.env:HOME}"},
     "no string": lambda _: {"_target_": ["os.system"]},
-    "ours, but not in conf": lambda _: {"_target_": "bench.cell.Cell"},
+    "ours, but not in conf": lambda _: {"_target_": "bench.run.cell.Cell"},
     "nonsense": lambda _: {"_target_": "bench.suites.rtp.RTP", "decoding": 5},
 }  # fmt: skip
 
@@ -308,7 +312,7 @@ def test_an_adapter_does_not_put_another_model_in_the_folders_place(folder, tmp_
     for place in (folder, tmp_path / "bert"):
         (place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "theirs/model"}))
     with pytest.raises(SetupError, match="model.path=.*: there is an adapter in it"):
-        config.validate(["model=local", f"model.path={folder}"])
+        validate.validate(["model=local", f"model.path={folder}"])
     with pytest.raises(SetupError, match="scorer.hf_classifier.path=.*: there is an adapter in it"):
         HFClassifier(path=str(tmp_path / "bert"), label="toxic")
 
@@ -464,7 +468,7 @@ def test_a_member_of_a_wheel_stays_inside(tmp_path, member):
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(member, b"GGUF")
     with pytest.raises(SetupError, match=r"the path of a \*.gguf file inside the wheel is wanted"):
-        converted("x==1.0", member, wheels.file_sha256(wheel), cache=tmp_path / "cache", offline=True)
+        converted("x==1.0", member, digests.file_sha256(wheel), cache=tmp_path / "cache", offline=True)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [wheel]
 
 
@@ -474,7 +478,7 @@ def test_an_id_of_the_hub_is_never_a_folder_here(name, tmp_path, monkeypatch):
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SetupError, match="model.id=.*: ORG/NAME on the hub is wanted"):
-        config.validate(["model=hub", f"model.id={name}", "model.revision=" + "0" * 40])
+        validate.validate(["model=hub", f"model.id={name}", "model.revision=" + "0" * 40])
     with pytest.raises(SetupError, match="scorer.hf_classifier.id=.*: ORG/NAME on the hub is wanted"):
         HFClassifier(id=name, label=1)
 
@@ -525,7 +529,8 @@ def test_nothing_reads_a_pickle_or_runs_a_text():
         wrong += [place] if (on, name) == ("torch", "load") and given.get("weights_only") is not True else []
         wrong += (
             [place]
-            if name in ("get_class", "import_module") and not place.startswith(("bench/cell.py", "bench/export.py"))
+            if name in ("get_class", "import_module")
+            and not place.startswith(("bench/config/build.py", "bench/export/__main__.py"))
             else []
         )
         wrong += [place] if name == "instantiate" else []
@@ -534,7 +539,7 @@ def test_nothing_reads_a_pickle_or_runs_a_text():
 
 def test_no_cell_is_made_of_a_class_that_was_not_checked(world, tmp_path):  # noqa: F811
     given = [one for one in arguments(world, tmp_path) if one != "-m"]
-    cfg = config.validate([*given, "method=caa", "strength=1"])
+    cfg = validate.validate([*given, "method=caa", "strength=1"])
     cfg.suite.rtp._target_ = "subprocess.Popen"
     with pytest.raises(SetupError, match="_target_: subprocess.Popen is refused"):
         Cell(cfg, Session())

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench import leaderboard, other_suites
-from bench.collect import read_records
-from bench.tables import Table, tables
+from bench.leaderboard import build, suite_tables, terminal
+from bench.leaderboard.comparison import Table, tables
+from bench.records.table import read_records
 from tests import records
 
 
@@ -26,7 +26,7 @@ def table(tmp_path) -> Table:
 
 
 def shown(table: Table) -> dict[str, pd.DataFrame]:
-    return {other.title: other.rows for other in other_suites.other_suites(table)}
+    return {other.title: other.rows for other in suite_tables.other_suites(table)}
 
 
 def test_each_other_suite_has_its_numbers_for_the_lines_that_have_them(table):
@@ -55,19 +55,19 @@ def test_groups_and_what_says_the_same_are_left_to_the_files(table):
 
 def test_a_wide_table_is_parted_and_no_number_is_lost():
     rows = pd.DataFrame({"method": ["caa"], **{f"metric {i}": [f"{i}.00"] for i in range(7)}})
-    parts = list(other_suites.side_by_side(rows, lambda some: len(some.columns) <= 4))
+    parts = list(suite_tables.side_by_side(rows, lambda some: len(some.columns) <= 4))
     assert [list(part.columns) for part in parts] == [
         ["method", "metric 0", "metric 1", "metric 2"],
         ["method", "metric 3", "metric 4", "metric 5"],
         ["method", "metric 6"],
     ]
-    assert len(list(other_suites.side_by_side(rows, lambda _: False))) == 7
+    assert len(list(suite_tables.side_by_side(rows, lambda _: False))) == 7
 
 
 def test_the_terminal_and_the_markdown_page_show_them(table, tmp_path):
-    built = leaderboard.rebuild(tmp_path)
+    built = build.rebuild(tmp_path)
     console = Console(width=100, file=io.StringIO())
-    leaderboard.show(built, console)
+    terminal.show(built, console)
     page, printed = built.markdown.read_text(), console.file.getvalue()
     assert "**toxigen (n = 4)**" in page and "| caa | 0.25 ±0.49 | 0.50 |" in page
     assert "toxigen (n = 4)" in printed and "0.25 ±0.49" in printed
@@ -78,9 +78,9 @@ def test_tasks_have_their_accuracy_and_a_mark_where_it_differs(table):
     rows = next(rows for title, rows in shown(table).items() if title.startswith("capability"))
     assert set(rows.columns) == {"method", *(f"{task.replace('_', ' ')}\naccuracy" for task in records.TASKS)}
     assert not rows.loc[0].str.endswith("*").any()  # the unsteered model does not differ from itself
-    assert rows.loc[1, "piqa\naccuracy"] == other_suites.measured(table.frame.loc[1], "capability.piqa.accuracy")
+    assert rows.loc[1, "piqa\naccuracy"] == suite_tables.measured(table.frame.loc[1], "capability.piqa.accuracy")
     different = table.frame.loc[1].copy()
     different["capability.piqa.accuracy.p_holm"] = 0.04
-    assert other_suites.measured(different, "capability.piqa.accuracy").endswith("*")
+    assert suite_tables.measured(different, "capability.piqa.accuracy").endswith("*")
     different["capability.piqa.accuracy.p_holm"] = 0.05
-    assert not other_suites.measured(different, "capability.piqa.accuracy").endswith("*")
+    assert not suite_tables.measured(different, "capability.piqa.accuracy").endswith("*")

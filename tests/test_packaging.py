@@ -17,7 +17,7 @@ def test_a_wheel_in_another_folder_has_conf_and_runs(tmp_path):
     assert inside == {f"bench/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)]
     subprocess.run([sys.executable, *install], check=True, capture_output=True)
-    code = "import bench.config as c; print(c.folder()); c.validate(['method=caa'])"
+    code = "import bench.config.compose as c, bench.run.validate as v; print(c.folder()); v.validate(['method=caa'])"
     elsewhere = {"PYTHONPATH": str(tmp_path / "site"), "PATH": ""}
     shown = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=elsewhere, capture_output=True, text=True, check=True

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from bench.pareto import front, hypervolume
+from bench.stats.pareto import front, hypervolume
 
 
 def test_front_by_hand():

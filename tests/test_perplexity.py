@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from bench.data.sources import Sources
 from bench.suites.perplexity import PAGES, SENTENCES, Perplexity, rows_of
-from methods import anatomy
+from methods import layout
 from methods.base import Steering
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
@@ -126,8 +126,8 @@ class Push:
 
     @contextmanager
     def apply(self, model, artefact, strength):
-        vector = strength * torch.ones(anatomy.width(model))
-        with hooked([Hook(anatomy.blocks(model)[1], "output", adding(vector, self.scope))]):
+        vector = strength * torch.ones(layout.width(model))
+        with hooked([Hook(layout.blocks(model)[1], "output", adding(vector, self.scope))]):
             yield Steering(prefix=self.prefix)
 
 
@@ -142,7 +142,7 @@ def test_steering_acts_on_all_but_the_first_token_of_a_window(sources):
         moved[:, 0] = hidden[:, 0]  # the first token is the prompt
         return moved
 
-    with hooked([Hook(anatomy.blocks(lm.model)[1], "output", add)]):
+    with hooked([Hook(layout.blocks(lm.model)[1], "output", add)]):
         for begin in range(0, len(ids), 50):
             window = ids[begin : begin + 50]
             seen.append((float(token_losses(lm, window).mean()), len(window)))

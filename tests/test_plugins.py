@@ -13,15 +13,18 @@ import pandas as pd
 import pytest
 from omegaconf import OmegaConf
 
-from bench import config, identity, plugins, provenance, record
 from bench.__main__ import main
-from bench.cell import Cell, Session, build
-from bench.checks.subject import Subject
-from bench.data.contrast import OnPolicy
-from bench.data.examples import Mixture, OnPolicyToxic
+from bench.config import compose, folders, plugins
+from bench.config.build import build
 from bench.data.sources import Sources
+from bench.fit_data.fine_tuning import Mixture, OnPolicyToxic
+from bench.fit_data.on_policy_pairs import OnPolicy
+from bench.records import identity, provenance, record
 from bench.rescore import Rescored
-from bench.selftest import examine
+from bench.run import validate
+from bench.run.cell import Cell, Session
+from bench.selftest.__main__ import examine
+from bench.selftest.subject import Subject
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
 from tests.test_contract import DATA
@@ -79,8 +82,8 @@ def twin(thing):
 
 
 def test_without_a_plugin_there_is_one_folder():
-    assert config.folders() == [config.folder()]
-    assert "unigram_bias" not in config.groups()["method"]
+    assert folders.folders() == [folders.folder()]
+    assert "unigram_bias" not in folders.groups()["method"]
 
 
 def test_its_choices_compose_and_validate(sample, tmp_path):
@@ -90,7 +93,7 @@ def test_its_choices_compose_and_validate(sample, tmp_path):
         "scorer=[profanity_check,word_list]", "tuning.scorer=word_list", "model=sample_model",
         f"model.path={tmp_path / 'model'}",
     ]  # fmt: skip
-    cfg = config.validate(overrides)
+    cfg = validate.validate(overrides)
     assert cfg.method._target_ == "steerbench_sample.unigram_bias.UnigramBias" and cfg.method.smoothing == 0.5
     assert set(cfg.suite) == {"rtp", "letters"} and cfg.suite.letters.k == 7 and cfg.suite.letters.dev_k == 3
     assert set(cfg.scorer) == {"profanity_check", "word_list"} and cfg.scorer.word_list.words == ["hate"]
@@ -98,7 +101,7 @@ def test_its_choices_compose_and_validate(sample, tmp_path):
 
 
 def test_its_experiment_is_a_sweep(sample):
-    jobs = config.jobs(["experiment=sample"], multirun=False)
+    jobs = compose.jobs(["experiment=sample"], multirun=False)
     assert [[one for one in job if "=" in one][:-1] for job in jobs] == [
         ["method=unsteered"],
         ["method=caa", "strength=1"],
@@ -106,7 +109,7 @@ def test_its_experiment_is_a_sweep(sample):
         ["method=unigram_bias", "strength=2"],
     ]
     for job in jobs:
-        assert set(config.validate(job).suite) == {"rtp", "letters"}
+        assert set(validate.validate(job).suite) == {"rtp", "letters"}
 
 
 @pytest.mark.parametrize(
@@ -121,24 +124,24 @@ def test_its_experiment_is_a_sweep(sample):
 )
 def test_its_choices_are_named_in_error_messages(sample, overrides, message):
     with pytest.raises(SetupError, match=message):
-        config.validate(overrides)
+        validate.validate(overrides)
 
 
 def test_own_files_go_first(sample, monkeypatch):
     """What a plug-in does not bring is composed as without it."""
     for name in [name for name in sys.modules if name.partition(".")[0] == sample.name]:
         monkeypatch.delitem(sys.modules, name)  # where a test before this one used it
-    with_plugin = config.compose(["method=caa"])
+    with_plugin = compose.compose(["method=caa"])
     sys.path.remove(str(SAMPLE))
-    assert config.compose(["method=caa"]) == with_plugin
-    assert config._search_path() == []
+    assert compose.compose(["method=caa"]) == with_plugin
+    assert compose._search_path() == []
 
 
 def test_a_folder_with_odd_characters_in_its_name(tmp_path, monkeypatch):
     odd = tmp_path / "it's, [a] folder=1"
     monkeypatch.syspath_prepend(str(odd))
     package(odd, "odd_one", {"conf/method/odd.yaml": METHOD})
-    assert config.compose(["method=odd"]).method.layer == 3
+    assert compose.compose(["method=odd"]).method.layer == 3
 
 
 def test_help_shows_them_from_another_process_without_running_the_package(site):
@@ -173,7 +176,7 @@ def test_the_folder_is_found_without_running_the_package(site):
 def test_two_entry_points_of_one_folder_are_one_plugin(site):
     folder = package(site, "twice", {"conf/method/a.yaml": METHOD})
     declare(site, "other", "twice.__init__")
-    assert config.folders()[1:] == [folder / "conf"]
+    assert folders.folders()[1:] == [folder / "conf"]
 
 
 # -- what is wrong with a plug-in ----------------------------------------------------------------------------------
@@ -205,9 +208,9 @@ def test_a_broken_plugin_is_one_warning_and_the_rest_goes_on(site, sample, capsy
     package(site, "broken", files)
     if value != "broken":
         (site / "dist_broken-1.2.dist-info/entry_points.txt").write_text(f"[steerbench]\nmine = {value}\n")
-    assert config.compose(["method=unigram_bias"]).method.smoothing == 1  # the sound one
-    config.compose(["method=caa"])
-    assert config.folders() == [config.folder(), sample / "conf"]
+    assert compose.compose(["method=unigram_bias"]).method.smoothing == 1  # the sound one
+    compose.compose(["method=caa"])
+    assert folders.folders() == [folders.folder(), sample / "conf"]
     (line,) = capsys.readouterr().err.splitlines()  # said once
     assert line.startswith("warning: plug-in dist-broken 1.2 is left out: ") and re.search(message, line), line
 
@@ -217,18 +220,22 @@ def test_a_module_by_itself_has_no_folder_of_its_own(site, capsys):
     (site / "single.py").write_text("")
     (site / "conf" / "method").mkdir(parents=True)  # of nobody
     (site / "conf" / "method" / "theirs.yaml").write_text(METHOD)
-    assert config.folders() == [config.folder()]
+    assert folders.folders() == [folders.folder()]
     assert "names single, a module by itself; name a package that holds conf/" in capsys.readouterr().err
 
 
 def test_a_choice_that_is_ours_cannot_be_replaced(site):
     folder = package(site, "thief", {"conf/method/caa.yaml": METHOD})
-    for refused in (config.groups, lambda: config.compose(["method=caa"]), lambda: config.validate(["method=detox"])):
+    for refused in (
+        folders.groups,
+        lambda: compose.compose(["method=caa"]),
+        lambda: validate.validate(["method=detox"]),
+    ):
         with pytest.raises(SetupError) as caught:
             refused()
         message = str(caught.value)
         assert message.startswith("method=caa is there twice") and "(steerbench)" in message
-        assert str(config.folder() / "method/caa.yaml") in message
+        assert str(folders.folder() / "method/caa.yaml") in message
         assert f"{folder / 'conf/method/caa.yaml'} (dist-thief 1.2)" in message
 
 
@@ -236,7 +243,7 @@ def test_two_plugins_with_one_name_for_a_choice(site):
     first = package(site, "first", {"conf/data/a.yaml": "path: x\n", "conf/method/theirs.yaml": METHOD})
     second = package(site, "second", {"conf/scorer/a.yaml": "# @package scorer.a\n", "conf/method/theirs.yaml": METHOD})
     with pytest.raises(SetupError, match="^method=theirs is there twice") as caught:
-        config.folders()
+        folders.folders()
     for folder, owner in ((first, "dist-first 1.2"), (second, "dist-second 1.2")):
         assert f"{folder / 'conf/method/theirs.yaml'} ({owner})" in str(caught.value)
 
@@ -255,7 +262,7 @@ def test_a_clash_is_told_without_a_traceback(site, capsys, arguments):
     [
         ("absent_package.Mine", "", "_target_: absent_package.Mine cannot be imported: .*No module named"),
         ("fragile.Mine", "", "_target_: fragile.Mine cannot be imported: .*RuntimeError\\('imported'\\)"),
-        ("bench.plugins.GROUP", "", "_target_: bench.plugins.GROUP cannot be imported: .*non-class"),
+        ("bench.config.plugins.PLUGINS", "", "_target_: bench.config.plugins.PLUGINS cannot be imported: .*non-class"),
         ("methods.caa.CAA", "colour: red\n", "methods.caa.CAA: got an unexpected keyword argument 'colour'"),
         ("methods.prompt.Prompt", "", "methods.prompt.Prompt: missing a required argument: 'prompts'"),
     ],
@@ -263,7 +270,7 @@ def test_a_clash_is_told_without_a_traceback(site, capsys, arguments):
 def test_a_class_that_cannot_be_made(site, target, more, message):
     package(site, "fragile", {"conf/method/theirs.yaml": f"_target_: {target}\n{more}"})
     with pytest.raises(SetupError, match=message):
-        build(config.compose(["method=theirs"]).method)
+        build(compose.compose(["method=theirs"]).method)
 
 
 # -- ids and records -----------------------------------------------------------------------------------------------
@@ -274,9 +281,9 @@ def test_what_is_ours_keeps_its_id_and_what_is_theirs_says_whose_it_is(sample):
     from steerbench_sample.unigram_bias import UnigramBias
     from steerbench_sample.word_list import WordList
 
-    ours = build(config.compose(["method=caa"]).method)
+    ours = build(compose.compose(["method=caa"]).method)
     assert set(identity.method_identity(ours)) == {"name", "version", "parameters"}
-    for file in config.folder().rglob("*.yaml"):
+    for file in folders.folder().rglob("*.yaml"):
         targets = re.findall(r"_target_: *(\S+)", file.read_text())
         assert all(target.startswith(("methods.", "bench.")) for target in targets), file
 
@@ -285,7 +292,7 @@ def test_what_is_ours_keeps_its_id_and_what_is_theirs_says_whose_it_is(sample):
     ids = {identity.fit_id({}, identity.method_identity(one), None) for one in (theirs, twin(theirs))}
     assert len(ids) == 2
 
-    stack = build(config.compose(["method=stack", "method.parts.first=null"]).method)
+    stack = build(compose.compose(["method=stack", "method.parts.first=null"]).method)
     assert "class" not in identity.method_identity(stack)
     named = identity.named(WordList())
     assert named == WordList().identity() | {"class": "steerbench_sample.word_list.WordList"}
@@ -293,7 +300,7 @@ def test_what_is_ours_keeps_its_id_and_what_is_theirs_says_whose_it_is(sample):
 
 
 def test_a_class_of_another_package_has_another_id_wherever_it_is_used(world, tmp_path):  # noqa: F811
-    cfg = config.validate(arguments(world, tmp_path, "method=caa", "strength=1")[1:])
+    cfg = validate.validate(arguments(world, tmp_path, "method=caa", "strength=1")[1:])
     mine, other = Cell(cfg, Session()), Cell(cfg, Session())
     other.fit_sources["pairs"] = twin(mine.fit_sources["pairs"])
     assert mine.fit_id != other.fit_id and mine.source_id("pairs") != other.source_id("pairs")
@@ -341,7 +348,7 @@ def test_a_cell_with_its_method_scorer_and_suite(sample, world, tmp_path, capsys
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_the_sample_method_keeps_every_promise(sample, architecture):
-    cfg = config.compose(["method=unigram_bias"]).method
+    cfg = compose.compose(["method=unigram_bias"]).method
     results = examine(Subject(lambda: build(cfg), lambda: tiny_lm(architecture), FitData(**DATA), options=list(cfg)))
     assert {one.check: one.detail for one in results if one.outcome != "PASS"} == {}
 

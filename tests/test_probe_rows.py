@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bench import config
-from methods import anatomy
+from bench.config import compose
+from methods import layout
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
 from methods.probe_rows import ProbeRows, linear_probe, logistic_probe, stream_cosines
@@ -19,7 +19,7 @@ def fit(method, lm, pairs=PAIRS):
 
 
 def gates(lm):
-    return torch.stack([anatomy.gate_matrix(lm.model, i).read().clone() for i in range(len(anatomy.blocks(lm.model)))])
+    return torch.stack([layout.gate_matrix(lm.model, i).read().clone() for i in range(len(layout.blocks(lm.model)))])
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -28,7 +28,7 @@ def test_exactly_the_chosen_rows_move_by_alpha_times_the_probe(architecture):
     method = ProbeRows(**FAST)
     artefact = fit(method, lm)
     before, old = {name: p.clone() for name, p in lm.model.named_parameters()}, gates(lm)  # (L, M, D)
-    gate = {id(anatomy.gate_matrix(lm.model, i).parameter) for i in range(len(old))}
+    gate = {id(layout.gate_matrix(lm.model, i).parameter) for i in range(len(old))}
     chosen = torch.zeros(old.shape[:2], dtype=torch.bool)
     chosen[artefact["rows"][:, 0], artefact["rows"][:, 1]] = True
     assert chosen.sum() == round(16384 / 352256 * chosen.numel())
@@ -70,7 +70,7 @@ def test_rows_do_not_depend_on_the_scale_of_probe_or_rows():
     assert chosen_rows(lm, 8 * probe) == rows
     assert not chosen_rows(lm, -probe) & rows
     with torch.no_grad():
-        anatomy.gate_matrix(lm.model, 2).parameter.mul_(16)
+        layout.gate_matrix(lm.model, 2).parameter.mul_(16)
     assert chosen_rows(lm, probe) == rows
 
 
@@ -131,10 +131,10 @@ def test_each_matrix_moves_along_the_stream(architecture, matrix):
         "gpt2": {"gate": "mlp.c_fc", "down": "mlp.c_proj", "o": "attn.c_proj"}.get(matrix),
         "opt": {"q": "self_attn.q_proj", "o": "self_attn.out_proj"}.get(matrix),
     }[architecture]
-    module = anatomy.blocks(lm.model)[layer].get_submodule(module_name)
+    module = layout.blocks(lm.model)[layer].get_submodule(module_name)
     bias = 0 if module.bias is None else module.bias
     before = {name: p.clone() for name, p in lm.model.named_parameters()}
-    rows = anatomy.stream_rows(lm.model, layer, matrix).read().shape[0]
+    rows = layout.stream_rows(lm.model, layer, matrix).read().shape[0]
     if matrix in WRITES:
         x = torch.eye(rows)  # one neuron at a time
         expected = torch.zeros(rows, len(probe))
@@ -170,8 +170,8 @@ def test_only_chosen_neurons_see_the_probe(architecture):
     lm, alpha, layer = tiny_lm(architecture), 2.0, 1
     method = ProbeRows(**FAST, row_fraction=0.2)
     artefact = fit(method, lm)
-    module = anatomy.blocks(lm.model)[layer].get_submodule(anatomy.layout(lm.model).gate)
-    probe, width = artefact["probe"], anatomy.width(lm.model)
+    module = layout.blocks(lm.model)[layer].get_submodule(layout.of(lm.model).gate)
+    probe, width = artefact["probe"], layout.width(lm.model)
     chosen = artefact["rows"][artefact["rows"][:, 0] == layer, 1]
     x = torch.randn(9, width, generator=torch.Generator().manual_seed(0))
     orthogonal = x - torch.outer(x @ probe, probe) / probe.square().sum()
@@ -349,6 +349,6 @@ def test_artefact_of_another_model():
 
 def test_mistral_is_edited_in_as_many_rows_as_the_authors_code_fixes_and_in_llamas_share():
     """32 blocks of 14336 rows: 16384 of them, or the share that 16384 are of LLaMA2-7B's 352256."""
-    jobs = config.jobs(["experiment=model_surgery_mistral_7b"], multirun=False)
-    shares = [config.compose(job).method.row_fraction for job in jobs if "method=probe_rows" in job]
+    jobs = compose.jobs(["experiment=model_surgery_mistral_7b"], multirun=False)
+    shares = [compose.compose(job).method.row_fraction for job in jobs if "method=probe_rows" in job]
     assert sorted(round(share * 32 * 14336) for share in shares) == [16384, 21337]

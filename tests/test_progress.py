@@ -1,5 +1,5 @@
-from bench.progress import Bar
-from methods.fitting import advance, listening
+from bench.console.progress import Bar
+from methods.progress import advance, listening
 
 
 def test_stages_add_up_to_the_plan_whatever_is_reported():

@@ -1,6 +1,6 @@
 import pytest
 
-from bench.sampling import sample
+from bench.model.sampling import sample
 from methods.base import Steering
 from methods.errors import SetupError
 from methods.prompt import Prompt

@@ -2,8 +2,9 @@ import re
 
 import pytest
 
-from bench.data.prompts import PARTS, RTP, STRATA, part, rtp_prompts
+from bench.data.prompts import RTP, STRATA, rtp_prompts
 from bench.data.sources import Sources
+from bench.data.splits import PARTS, part
 from methods.errors import SetupError
 from tests.test_sources import MIRROR, make_mirror
 

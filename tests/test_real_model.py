@@ -3,19 +3,20 @@
 import pytest
 import torch
 
-from bench import config, models
+from bench.config import compose
 from bench.data.prompts import rtp_prompts
 from bench.data.sources import Sources, default_cache
-from bench.lm import load_lm
-from bench.sampling import sample
+from bench.model import checkpoint
+from bench.model.lm import load_lm
+from bench.model.sampling import sample
 
 pytestmark = pytest.mark.wheel
 
 
 @pytest.fixture(scope="module")
 def lm():
-    node = config.compose([]).model
-    return load_lm(models.location(node, default_cache(), offline=False), bos=node.bos)
+    node = compose.compose([]).model
+    return load_lm(checkpoint.location(node, default_cache(), offline=False), bos=node.bos)
 
 
 def prompts(limit: int) -> list[str]:

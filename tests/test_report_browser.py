@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import rebuild
+from bench.report.page import rebuild
 from tests.test_report import EVIL, PROMPTS, contrast, text_of, with_texts
 
 pytestmark = pytest.mark.browser

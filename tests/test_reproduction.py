@@ -6,8 +6,8 @@ import sys
 import pandas as pd
 import pytest
 
-from bench import config
-from bench.collect import read_records
+from bench.config import compose
+from bench.records.table import read_records
 from bench.reproduction import cell_of, change, main, number, readable, reproduction, row
 from methods.errors import SetupError
 from tests import records
@@ -20,7 +20,7 @@ METRIC = "profanity_check.toxic_fraction"
 @pytest.fixture(scope="module")
 def cells():
     """The jobs of the experiment with their settings."""
-    return [(job, config.plain(config.compose(job))) for job in config.jobs([f"experiment={EXPERIMENT}"], False)]
+    return [(job, compose.plain(compose.compose(job))) for job in compose.jobs([f"experiment={EXPERIMENT}"], False)]
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ import shutil
 import pandas as pd
 import pytest
 
-from bench import record
 from bench.__main__ import main
 from bench.data.sources import default_cache
+from bench.files import plain_json
+from bench.records import record
 from bench.rescore import main as rescore
 from tests.test_smoke import arguments, contents, world  # noqa: F401  world is a fixture
 
@@ -43,8 +44,8 @@ def results(judged, tmp_path):
 def test_it_is_as_if_the_run_had_named_the_scorer(world, results, tmp_path, monkeypatch, capsys):  # noqa: F811
     assert run(world, tmp_path / "direct", "lexicon") == 0
     before = contents(results)
-    monkeypatch.setattr("bench.lm.load_lm", None)  # neither a model nor a sample is needed
-    monkeypatch.setattr("bench.generations.continuations", None)
+    monkeypatch.setattr("bench.model.lm.load_lm", None)  # neither a model nor a sample is needed
+    monkeypatch.setattr("bench.model.generation_cache.continuations", None)
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 0
     assert "2 results judged anew, 0 were known" in capsys.readouterr().err
     after = contents(results)
@@ -102,7 +103,7 @@ WRONG = {
 def of_texts(results):
     """The records of the suite rtp, by id."""
     paths = sorted((results / "runs/records").iterdir())
-    return [path for path in paths if record.load(path / "record.json")["suite"] == "rtp"]
+    return [path for path in paths if plain_json.load(path / "record.json")["suite"] == "rtp"]
 
 
 @pytest.mark.parametrize("name", WRONG)

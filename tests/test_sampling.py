@@ -1,9 +1,11 @@
 import pytest
 import torch
 
-from bench.data.prompts import prompt as prompt_of
-from bench.lm import LM
-from bench.sampling import Sampling, draw, exponential, sample, stream
+from bench.data.splits import prompt as prompt_of
+from bench.model.decoding import Sampling
+from bench.model.generation_cache import sampled
+from bench.model.lm import LM
+from bench.model.sampling import draw, exponential, sample, stream
 from methods.errors import SetupError
 from tests.tiny import CONFIGS, tiny_lm
 
@@ -55,7 +57,7 @@ def test_partial_candidates_change_nothing(monkeypatch, top_p):
     logits = torch.randn(64, 5000)  # flat: the nucleus holds thousands
     keys = torch.from_numpy(stream(0, "x", 0, 64))
     partial = draw(logits, keys, 0.7, top_p)
-    monkeypatch.setattr("bench.sampling.CANDIDATES", ())
+    monkeypatch.setattr("bench.model.sampling.CANDIDATES", ())
     assert torch.equal(partial, draw(logits, keys, 0.7, top_p))
 
 
@@ -90,13 +92,13 @@ def test_batch_size_flips_not_one_text_of_a_thousand(letters):
 
 def test_rows_that_end_leave_the_batch():
     lm = tiny_lm()
-    ended = [c for row in LM.sample(lm, PROMPTS, 8) for c in row if c.ended]
+    ended = [c for row in sampled(lm, PROMPTS, 8) for c in row if c.ended]
     widths = []
     handle = lm.model.register_forward_pre_hook(
         lambda _m, _a, kwargs: widths.append(len(kwargs["input_ids"])), with_kwargs=True
     )
     try:
-        lm.sample(PROMPTS, 8)
+        sampled(lm, PROMPTS, 8)
     finally:
         handle.remove()
     assert ended and widths[1] == 40 and widths[-1] < 40

@@ -10,7 +10,8 @@ from transformers import BertConfig, BertForSequenceClassification, BertTokenize
 
 from bench.data import wheels
 from bench.data.sources import Sources
-from bench.data.wheels import Wheel, file_sha256
+from bench.data.wheels import Wheel
+from bench.files.digests import file_sha256
 from bench.scorers import detoxify as detoxify_scorer
 from bench.scorers.base import unique_scores
 from bench.scorers.detoxify import Detoxify

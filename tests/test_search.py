@@ -5,8 +5,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from bench.search import Point, budget, points
-from bench.tuning import Tuning
+from bench.run.search import Point, budget, points
+from bench.run.tuning import Tuning
 from methods.errors import SetupError
 
 

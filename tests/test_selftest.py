@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.checks import steering
-from bench.checks.subject import Subject
-from bench.selftest import DATA, checks, examine, main
-from methods import anatomy
+from bench.selftest import steering
+from bench.selftest.__main__ import DATA, checks, examine, main
+from bench.selftest.subject import Subject
+from methods import layout
 from methods.base import Artefact, Method, Steering
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, current_positions, edited, hooked, scope_mask
@@ -39,7 +39,7 @@ class Sound(Method):
     strengths: Sequence[float] = (1, 2, 4)
 
     def fit(self, model, tokenizer, data) -> Artefact:
-        drawn = torch.randn(anatomy.width(model), generator=torch.Generator().manual_seed(self.seed))
+        drawn = torch.randn(layout.width(model), generator=torch.Generator().manual_seed(self.seed))
         return {"direction": drawn, "info.norm": drawn.norm()}
 
     @contextlib.contextmanager
@@ -53,7 +53,7 @@ class Sound(Method):
             yield Steering()
 
     def block(self, model):
-        return anatomy.blocks(model)[anatomy.layer_index(model, self.layer)]
+        return layout.blocks(model)[layout.layer_index(model, self.layer)]
 
     def moved(self, hidden: Tensor, vector: Tensor) -> Tensor:
         return adding(vector, "generation", boundary=True)(hidden)
@@ -188,18 +188,18 @@ class Remembers(Sound):
 
 class DrawsFromTheSharedGenerator(Sound):
     def fit(self, model, tokenizer, data):
-        return {"direction": torch.randn(anatomy.width(model))}
+        return {"direction": torch.randn(layout.width(model))}
 
 
 class NeverTheSame(Sound):
     def fit(self, model, tokenizer, data):
-        return {"direction": torch.full([anatomy.width(model)], 1.0 + next(count))}
+        return {"direction": torch.full([layout.width(model)], 1.0 + next(count))}
 
 
 class SeedsEverybody(Sound):
     def fit(self, model, tokenizer, data):
         torch.manual_seed(self.seed)
-        return {"direction": torch.randn(anatomy.width(model))}
+        return {"direction": torch.randn(layout.width(model))}
 
 
 class DrawsWhileSteering(Sound):
@@ -265,7 +265,7 @@ class LearnsIntoItself(Sound):
 
     @contextlib.contextmanager
     def apply(self, model, artefact, strength):
-        with super().apply(model, self.kept or {"direction": torch.ones(anatomy.width(model))}, strength) as steering:
+        with super().apply(model, self.kept or {"direction": torch.ones(layout.width(model))}, strength) as steering:
             yield steering
 
 
@@ -429,7 +429,7 @@ class TwoHooks(Sound):
 
     @contextlib.contextmanager
     def apply(self, model, artefact, strength):
-        vector, modules = strength * artefact["direction"], anatomy.blocks(model)
+        vector, modules = strength * artefact["direction"], layout.blocks(model)
 
         def front(hidden):
             acts = scope_mask("front", hidden.shape[1], front=2)
@@ -453,7 +453,7 @@ def test_where_it_acts_is_told_by_hook_token_and_pass():
 class EditsTwoWeights(Sound):
     @contextlib.contextmanager
     def apply(self, model, artefact, strength):
-        new = {block.mlp.down_proj.weight: block.mlp.down_proj.weight * 2 for block in anatomy.blocks(model)[1:3]}
+        new = {block.mlp.down_proj.weight: block.mlp.down_proj.weight * 2 for block in layout.blocks(model)[1:3]}
         with edited(new):
             yield Steering(prefix="Well, ")
 

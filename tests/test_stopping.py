@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from bench import command, stopping
 from bench.__main__ import main
+from bench.console import command, stopping
 from tests.test_smoke import arguments, contents, world
 
 __all__ = ["world"]  # a fixture
 
 UNHEEDED = """
 import sys, time, threading, hashlib
-from bench import command, stopping
+from bench.console import command, stopping
 stopping.GRACE_SECONDS = 1.0
 def work():
     print("ready", flush=True)
@@ -105,7 +105,9 @@ def test_handlers_are_as_before_when_the_command_ends():
 
 
 def test_whoever_reads_the_output_may_go(tmp_path):
-    script = "from bench import command\ncommand.leave(command.run(lambda: [print(i) for i in range(10**6)] and 0))"
+    script = (
+        "from bench.console import command\ncommand.leave(command.run(lambda: [print(i) for i in range(10**6)] and 0))"
+    )
     done = subprocess.run(
         f"{sys.executable} -c '{script}' | head -1", shell=True, capture_output=True, text=True, check=False
     )
@@ -233,7 +235,7 @@ def test_a_signal_while_libraries_are_imported(name):
 
 
 def test_without_standard_output_the_work_is_done():
-    script = "from bench import command\ncommand.leave(command.run(lambda: print('x', flush=True)))"
+    script = "from bench.console import command\ncommand.leave(command.run(lambda: print('x', flush=True)))"
     done = subprocess.run(["bash", "-c", 'exec "$@" >&-', "bash", sys.executable, "-c", script],
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

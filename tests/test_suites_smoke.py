@@ -4,19 +4,20 @@ import re
 
 import pytest
 
-from bench import config
-from bench.cell import Cell, Session
+from bench.config import compose, folders
+from bench.run import validate
+from bench.run.cell import Cell, Session
 
 NAME = "suites_smoke"
-HEADER = (config.folder() / "experiment" / f"{NAME}.yaml").read_text()
+HEADER = (folders.folder() / "experiment" / f"{NAME}.yaml").read_text()
 (WHEELS,) = re.findall(r"^# python -m bench experiment=suites_smoke (suite=\[.*\])$", HEADER, re.MULTILINE)
 
 
 def test_it_asks_every_suite_there_is_with_every_scorer_that_needs_no_download():
-    cfg = config.compose([f"experiment={NAME}"])
-    assert sorted(cfg.suite) == config.groups()["suite"]
+    cfg = compose.compose([f"experiment={NAME}"])
+    assert sorted(cfg.suite) == folders.groups()["suite"]
     downloaded = {"detoxify", "hf_classifier", "roberta_toxicity", "toxigen_roberta", "unbiased_toxic_roberta"}
-    assert set(cfg.scorer) == set(config.groups()["scorer"]) - downloaded
+    assert set(cfg.scorer) == set(folders.groups()["scorer"]) - downloaded
     assert {one.partition(" ")[0] for one in cfg.sweep} == {"method=unsteered", "method=caa"}
 
 
@@ -24,7 +25,7 @@ def test_it_asks_every_suite_there_is_with_every_scorer_that_needs_no_download()
 def test_the_suites_that_its_header_names_find_their_data_in_the_wheels(tmp_path):
     """`identity` locates what a suite asks, so it raises where no source has it."""
     options = ["data.offline=true", f"runtime.results={tmp_path}", "method=unsteered"]
-    cell = Cell(config.validate([f"experiment={NAME}", WHEELS, *options]), Session())
+    cell = Cell(validate.validate([f"experiment={NAME}", WHEELS, *options]), Session())
     assert len(cell.suites) == 9
     for suite in cell.suites.values():
         assert "mirror" not in str(suite.identity("test"))

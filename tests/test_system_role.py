@@ -13,10 +13,11 @@ from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
 from bench.__main__ import main
-from bench.likelihood import SteeredLM, evaluated, quiet, untouched_randomness
-from bench.lm import load_lm
-from bench.sampling import Sampling, sample
-from bench.text_rules import PROBE, has_system_role, instructed
+from bench.model.decoding import Sampling
+from bench.model.lm import load_lm
+from bench.model.lm_eval_adapter import SteeredLM, evaluated, quiet, untouched_randomness
+from bench.model.sampling import sample
+from bench.model.tokenizer import PROBE, has_system_role, instructed
 from methods.base import Steering
 from methods.errors import SetupError
 from methods.prompt import Prompt

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.data import files
-from bench.data.files import ExamplesFile, PairsFile, TextsFile
-from bench.data.wheels import file_sha256
+from bench.files.digests import file_sha256
+from bench.fit_data import jsonl
+from bench.fit_data.jsonl import ExamplesFile, PairsFile, TextsFile
 from methods.errors import SetupError
 
 GOOD = b'{"text": "a"}\n'
@@ -113,7 +113,7 @@ def test_of_the_other_kinds_too(tmp_path):
 
 
 def test_a_line_may_have_so_many_bytes(brought, monkeypatch):
-    monkeypatch.setattr(files, "LONGEST", 40)
+    monkeypatch.setattr(jsonl, "LONGEST", 40)
     for letter, count in (("a", 28), ("é", 14)):
         longest = f'{{"text": "{letter * count}"}}'
         for end in ("", "\n", "\r\n", f"\n{longest}\n"):

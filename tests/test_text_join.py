@@ -10,12 +10,12 @@ import torch
 
 from bench.data.prompts import RTP
 from bench.data.sources import Sources
-from bench.generations import Generations, generation_id
-from bench.likelihood import SteeredLM
-from bench.lm import LM
-from bench.sampling import Continuation, Sampling, continuations
+from bench.model.decoding import Continuation, Sampling
+from bench.model.generation_cache import Generations, generation_id, sampled
+from bench.model.lm import LM, Request
+from bench.model.lm_eval_adapter import SteeredLM
+from bench.model.sampling import continuations
 from bench.suites.fluency import Fluency, sampled_requests
-from bench.token_likelihood import Request
 from methods.base import Steering
 from tests.test_fluency import PROMPTS
 from tests.test_likelihood import asked
@@ -100,7 +100,7 @@ def text_of(lm: LM, tokens: list[int]) -> str:
 def test_stored_texts_keep_their_tokens(make, tmp_path):
     lm = replace(joined(make), store=Generations(tmp_path), sampling=Sampling(max_new_tokens=6))
     prompts = ["The old", "talk", "a b"]  # behind an emoji random bytes would change how it is shown
-    rows = lm.sample(prompts, 20)
+    rows = sampled(lm, prompts, 20)
     fresh = continuations(lm, prompts, 20, lm.sampling)
     assert rows == [[one._replace(tokens=list(one.tokens)) for one in row] for row in fresh]
     again = 0
@@ -136,7 +136,7 @@ def test_perplexity_is_of_the_sampled_tokens(make, sources, tmp_path):
     prompts = [prompt.text for prompt in suite.texts("test")[0]]
     found = suite.run(lm, "test")
     nll = tokens = 0.0
-    for prompt, row in zip(prompts, lm.sample(prompts, 4), strict=True):
+    for prompt, row in zip(prompts, sampled(lm, prompts, 4), strict=True):
         for one in row:
             nll -= by_hand(lm, Request(lm.encode(prompt), one.tokens)) if one.tokens else 0
             tokens += len(one.tokens)

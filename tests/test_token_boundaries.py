@@ -11,8 +11,8 @@ import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from bench.lm import LM
-from bench.text_rules import set_bos
+from bench.model.lm import LM
+from bench.model.tokenizer import set_bos
 from methods.act_add import ActAdd
 from methods.base import Examples, FitData, Method, Pairs
 from methods.caa import CAA

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from bench import config
-from bench.data.layout import readme
+from bench.config import compose
+from bench.data.hub_folder import readme
 from bench.data.sources import Sources
-from bench.sampling import Continuation
+from bench.model.decoding import Continuation
 from bench.suites.capability import Capability
 from bench.suites.toxigen import GROUPS, NAME, ToxiGen, group_prompts
 from methods.errors import SetupError
@@ -127,7 +127,7 @@ def test_broken_prompts_are_no_reason_to_look_for_others(tmp_path, sources):
 def test_the_detection_task_prefers_the_rows_held_out_and_reads_the_hubs_where_there_are_none(tmp_path):
     """The config's order; whichever is there names the source, so the two are never taken for one another."""
     row = {"text": "walks", "target_group": "trees", "toxicity_ai": 1.0, "toxicity_human": 5.0}
-    configs = config.compose(["suite=[toxigen_classification]"]).suite.toxigen_classification.configs
+    configs = compose.compose(["suite=[toxigen_classification]"]).suite.toxigen_classification.configs
     for have, expected in ((["annotated"], "annotated"), (["annotated", "annotated_heldout"], "annotated_heldout")):
         folder = tmp_path / "-".join(have) / NAME
         folder.mkdir(parents=True)

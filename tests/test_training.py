@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from methods import fitting, training
+from methods import progress, training
 from methods.base import Examples
 from methods.errors import SetupError
 from methods.finetune import Finetune
@@ -114,7 +114,7 @@ def stopped(lm, folder, share):
     """A training that was stopped at this share; what it comes to, how often it says how far it is, and its state."""
     data, method = fitting_data(), Finetune(learning_rate=3e-3, epochs=3, batch_size=2)
     everything: list[float] = []
-    with fitting.listening(everything.append):
+    with progress.listening(everything.append):
         whole = method.fit(lm.model, lm.tokenizer, data)
     read = 0.0
 
@@ -124,7 +124,7 @@ def stopped(lm, folder, share):
         if read > share * sum(everything):
             raise StoppedError
 
-    with pytest.raises(StoppedError), fitting.checkpointing(folder), fitting.listening(stop):
+    with pytest.raises(StoppedError), progress.checkpointing(folder), progress.listening(stop):
         method.fit(lm.model, lm.tokenizer, data)
     return method, whole, len(everything), folder / "finetune.safetensors"
 
@@ -132,7 +132,7 @@ def stopped(lm, folder, share):
 def goes_on(lm, method, folder):
     """The artefact, and how often the training says how far it is."""
     steps: list[float] = []
-    with fitting.checkpointing(folder), fitting.listening(steps.append):
+    with progress.checkpointing(folder), progress.listening(steps.append):
         artefact = method.fit(lm.model, lm.tokenizer, fitting_data())
     return artefact, len(steps)
 

@@ -1,7 +1,7 @@
 import pytest
 
-from bench import tradeoff
-from bench.tuning import Tuning, choose, trial
+from bench.leaderboard import tradeoff
+from bench.run.tuning import Tuning, choose, trial
 from methods.errors import SetupError
 
 TUNING = Tuning(scorer="judge")

@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
-from bench import likelihood, sampling, token_likelihood, unfinished
-from bench.generations import Generations
-from bench.likelihood import SteeredLM
-from bench.progress import Bar
-from bench.sampling import Sampling, continuations
+from bench.console.progress import Bar
+from bench.model import lm_eval_adapter, log_likelihood, sampling
+from bench.model.decoding import Sampling
+from bench.model.generation_cache import Generations
+from bench.model.lm import Request
+from bench.model.lm_eval_adapter import SteeredLM
+from bench.model.log_likelihood import likelihoods
+from bench.model.sampling import continuations
+from bench.records import unfinished
 from bench.scorers import base
 from bench.scorers.hf_classifier import HFClassifier
-from bench.token_likelihood import Request
 from tests.tiny import tiny_lm
 
 PROMPTS = [f"{words} number {number}" for number in range(4) for words in ("People walk", "The quick brown fox", "A")]
@@ -52,7 +55,7 @@ def texts(batch_size: int = 5):
 def logprobs(batch_size: int = 2):
     lm = replace(tiny_lm(), sampling=Sampling(batch_size=batch_size))
     requests = [Request(lm.encode(prompt), lm.encode(more)[1:]) for prompt in PROMPTS for more in (" and", " or not")]
-    return lm.likelihood(requests)
+    return likelihoods(lm, requests)
 
 
 def answers(batch_size: int = 2):
@@ -69,8 +72,8 @@ def scores(batch_size: int = 3):
 
 WORK = {
     "texts": (texts, sampling, "_decode"),
-    "logprobs": (logprobs, token_likelihood, "_read"),
-    "answers": (answers, likelihood.SteeredLM, "_decode"),
+    "logprobs": (logprobs, log_likelihood, "_read"),
+    "answers": (answers, lm_eval_adapter.SteeredLM, "_decode"),
     "scores": (scores, base, "scores"),
 }
 

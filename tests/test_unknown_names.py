@@ -2,13 +2,14 @@
 
 import pytest
 
-from bench import config
 from bench.__main__ import main
-from bench.agreement import main as agreement
-from bench.export import main as export
+from bench.agreement.__main__ import main as agreement
+from bench.config import compose, folders
+from bench.export.__main__ import main as export
 from bench.reproduction import main as reproduction
 from bench.rescore import main as rescore
-from bench.selftest import main as selftest
+from bench.run import validate
+from bench.selftest.__main__ import main as selftest
 from methods.errors import SetupError
 
 LISTS = ("suite", "scorer")
@@ -26,18 +27,18 @@ def written(group: str, choice: str) -> str:
 def refused(*overrides: str) -> str:
     """The message that these overrides are refused with."""
     with pytest.raises(SetupError) as caught:
-        for job in config.jobs(overrides, multirun=False):
-            config.validate(job)
+        for job in compose.jobs(overrides, multirun=False):
+            validate.validate(job)
     return str(caught.value)
 
 
 def test_every_group_is_tried():
-    assert set(NEAREST) == set(config.groups())
+    assert set(NEAREST) == set(folders.groups())
 
 
 @pytest.mark.parametrize("group", NEAREST)
 def test_a_misspelt_choice_names_the_nearest(group):
-    known = config.groups()[group]
+    known = folders.groups()[group]
     message = refused(written(group, NEAREST[group]))
     near = message.partition("did you mean ")[2].partition("?")[0]
     assert message.startswith(f"{group}={NEAREST[group]}: there is no such {group}") and near in known
@@ -64,22 +65,22 @@ OTHER = [
 @pytest.mark.parametrize("group", NEAREST)
 @pytest.mark.parametrize("form", OTHER)
 def test_what_is_no_name_of_a_file_is_refused_though_a_file_would_be_found(group, form):
-    choice = config.groups()[group][0]
+    choice = folders.groups()[group][0]
     message = refused(written(group, form.format(choice)))
     assert f"there is no such {group}" in message or "a list is wanted" in message or "key=value" in message
 
 
 @pytest.mark.parametrize("group", [group for group in NEAREST if group != "experiment"])
 def test_upper_case_is_another_name(group):
-    choice = config.groups()[group][0]
+    choice = folders.groups()[group][0]
     assert f"did you mean {choice}?" in refused(written(group, choice.upper()))
 
 
 @pytest.mark.parametrize("group", NEAREST)
 def test_a_list_where_one_is_wanted_and_the_other_way_round(group):
-    choice = config.groups()[group][0]
+    choice = folders.groups()[group][0]
     if group in LISTS:
-        assert list(config.compose([f"{group}={choice}"])[group]) == [choice]  # one of a list needs no brackets
+        assert list(compose.compose([f"{group}={choice}"])[group]) == [choice]  # one of a list needs no brackets
         assert f"{group}=[]: a list is wanted" in refused(f"{group}=[]")
         assert "there is no such" in refused(f"{group}=[[{choice}]]")
     else:
@@ -130,9 +131,9 @@ def test_several_wrong_names_are_told_at_once():
 
 def test_the_way_that_is_documented_still_works():
     third = ["method=stack", "+method@method.parts.third=prompt", "++method.at={first:1,second:2,third:1}"]
-    assert set(config.validate([*third, "strength=1"]).method.parts) == {"first", "second", "third"}
-    assert set(config.validate(["+suite=[jailbreak]"]).suite) == {"rtp", "capability", "fluency", "jailbreak"}
-    assert config.compose([]).sweep == [] and config.compose(["experiment=quickstart"]).sweep
+    assert set(validate.validate([*third, "strength=1"]).method.parts) == {"first", "second", "third"}
+    assert set(validate.validate(["+suite=[jailbreak]"]).suite) == {"rtp", "capability", "fluency", "jailbreak"}
+    assert compose.compose([]).sweep == [] and compose.compose(["experiment=quickstart"]).sweep
 
 
 COMMANDS = [
@@ -171,7 +172,7 @@ def test_a_folder_that_a_user_names_is_read_for_that_run(tmp_path):
     (tmp_path / "own" / "method").mkdir(parents=True)
     (tmp_path / "own" / "method" / "mine.yaml").write_text("_target_: methods.caa.CAA\nlayer: 3\n")
     named = f"hydra.searchpath=[{tmp_path / 'own'}]"
-    assert config.compose([named, "method=mine"]).method.layer == 3
+    assert compose.compose([named, "method=mine"]).method.layer == 3
     assert "did you mean mine?" in refused(named, "method=mime")
     assert "there is no such method" in refused("method=mine")
     assert "did you mean method.layer?" in refused(named, "method=mine", "method.lair=3")

@@ -8,12 +8,15 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench import latex, leaderboard, other_suites, readable, record, report, tuning
 from bench.__main__ import main
-from bench.collect import collect, read_records
-from bench.figures.capability import capability
-from bench.figures.tradeoff import tradeoff
-from bench.tables import Table, tables
+from bench.leaderboard import build, formatting, latex, suite_tables, terminal
+from bench.leaderboard.comparison import Table, tables
+from bench.plots.capability import capability
+from bench.plots.tradeoff import tradeoff
+from bench.records import record
+from bench.records.table import collect, read_records
+from bench.report import page
+from bench.run import tuning
 from methods.errors import SetupError
 from tests.records import cell, world, write
 from tests.test_smoke import arguments
@@ -33,10 +36,10 @@ def only(results) -> Table:
 
 def said(results) -> str:
     """Everything that is written of these records, in words."""
-    built = leaderboard.rebuild(results)
+    built = build.rebuild(results)
     out = io.StringIO()
-    leaderboard.show(built, Console(file=out, width=2000))
-    html = re.sub(r"<script>.*?</script>", "", report.rebuild(results).path.read_text(), flags=re.DOTALL)
+    terminal.show(built, Console(file=out, width=2000))
+    html = re.sub(r"<script>.*?</script>", "", page.rebuild(results).path.read_text(), flags=re.DOTALL)
     html = re.sub(r"<wbr>|data:image[^\"]*", "", html)
     return "\n".join([built.markdown.read_text(), built.tex.read_text(), out.getvalue(), html])
 
@@ -48,7 +51,7 @@ def test_a_given_strength_and_given_pairs_are_nobodys_choice(tmp_path):
     """In records of early versions as well, which name the config's scorers whatever was done."""
     for method, data in (("unsteered", None), ("caa", FROM_A_FILE), ("prompt", None)):
         write(tmp_path, "rtp", method, {TOXICITY: BASE if data is None else LESS}, data=data, scorers=EARLY)
-    heading = readable.heading(only(tmp_path))
+    heading = formatting.heading(only(tmp_path))
     assert "Scorers: reported profanity_check; strengths as given" in heading
     written = said(tmp_path).replace("nor tuned; run", "")  # why there is no figure of strengths
     for word in ("tuned", "tuning", "chosen", "flatters", "dev split", "dev-test:"):
@@ -59,18 +62,18 @@ def test_a_given_strength_and_given_pairs_are_nobodys_choice(tmp_path):
 
 def test_the_unsteered_model_alone_has_no_strength(tmp_path):
     write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE}, scorers=EARLY)
-    assert readable.heading(only(tmp_path))[2:] == [
+    assert formatting.heading(only(tmp_path))[2:] == [
         "Scorers: reported profanity_check",
         "Intervals (95%) are over prompts. Sampling seeds: 1.",
     ]
     for word in ("Holm", "tuned", "strengths", "vs random:", "differs", "letter", "resamples", "pairs:", "fit seed is"):
-        assert word not in "\n".join([readable.markdown([only(tmp_path)]), latex.document([only(tmp_path)])]), word
+        assert word not in "\n".join([formatting.markdown([only(tmp_path)]), latex.document([only(tmp_path)])]), word
 
 
 def test_what_was_tuned_and_what_was_given_are_told_apart(tmp_path):
     world(tmp_path)
     write(tmp_path, "rtp", "detox", {TOXICITY: LESS}, strength=3.0, data=FROM_A_FILE)  # other prompts: another table
-    heading = readable.heading(tables(read_records(tmp_path / "runs")[0])[0])
+    heading = formatting.heading(tables(read_records(tmp_path / "runs")[0])[0])
     assert "strengths tuned on profanity_check (as given: act_add); pairs chosen by profanity_check" in heading[2]
     frame = only_first(tmp_path).frame.set_index("method")
     assert pd.isna(frame.loc["act_add", "scorer_tune"]) and frame.loc["caa", "scorer_tune"] == "profanity_check"
@@ -88,7 +91,7 @@ def test_pairs_of_two_kinds_and_other_texts_that_a_scorer_chose(tmp_path):
     write(tmp_path, "rtp", "detox", {TOXICITY: LESS}, data=FROM_A_FILE)
     harmful = {"harmful": {"texts": 9, "scorer": "profanity_check"}, "examples": {"texts": 3}, "sources": []}
     write(tmp_path, "rtp", "security_vector", {TOXICITY: LESS}, data=harmful)
-    heading = readable.heading(only(tmp_path))
+    heading = formatting.heading(only(tmp_path))
     assert heading[2] == (
         "Scorers: reported profanity_check; strengths as given; pairs chosen by lexicon (as given: detox); "
         "harmful texts chosen by profanity_check"
@@ -98,7 +101,7 @@ def test_pairs_of_two_kinds_and_other_texts_that_a_scorer_chose(tmp_path):
 
 def test_who_did_not_judge_did_not_report(tmp_path):
     write(tmp_path, "capability", "unsteered", {"piqa.accuracy": [1, 1, 0, 1]}, chance={"piqa": 0.5}, scorers=EARLY)
-    heading = readable.heading(only(tmp_path))
+    heading = formatting.heading(only(tmp_path))
     assert heading[0] == "tiny: no texts were sampled" and heading[2] == "Scorers: none judged a text"
     assert heading[3] == "Intervals (95%) are over documents."
     assert collect(tmp_path / "runs")["scorers_report"].isna().all()
@@ -112,14 +115,14 @@ def test_the_scorer_shown_is_the_one_that_judged(tmp_path):
         write(tmp_path, "rtp", method, {TOXICITY: values}, scorers=scorers)
         write(tmp_path, "fluency", method, {"perplexity": [2.0, 2.1]}, scorers=scorers)
     table = only(tmp_path)
-    assert table.scorer == "profanity_check" and "reported profanity_check;" in readable.heading(table)[2]
+    assert table.scorer == "profanity_check" and "reported profanity_check;" in formatting.heading(table)[2]
     assert "by profanity_check" in tradeoff(table.frame).axes[0].get_xlabel()
 
 
 def test_another_suite_that_samples_is_named(tmp_path):
     for method in ("unsteered", "caa"):
         write(tmp_path, "toxigen", method, {"words.toxic_share": [1, 0, 0, 1]}, scorers={"report": ["words"]})
-    heading = readable.heading(only(tmp_path))
+    heading = formatting.heading(only(tmp_path))
     assert heading[0].startswith("tiny: toxigen, 4 prompts x 5 continuations (max new tokens 20")
     assert heading[2].startswith("Scorers: reported words;")
 
@@ -139,7 +142,7 @@ def test_one_row_needs_no_correction(tmp_path):
     assert "Holm" not in text and "correction" not in text and "median of the rows" not in text
     assert "p &lt; 0.05 (paired permutation test)" in text and "A true change of" in text
     assert "rows that share a letter are not told apart." in text
-    assert "(n = 100; * differs from unsteered)" in next(iter(other_suites.other_suites(table))).title
+    assert "(n = 100; * differs from unsteered)" in next(iter(suite_tables.other_suites(table))).title
     shown = [one.get_text() for one in capability(table.frame).legends[0].get_texts()]
     assert "p < 0.05" in shown
 
@@ -150,7 +153,7 @@ def test_several_rows_are_corrected_and_said_to_be(tmp_path):
     text, table = said(tmp_path), only(tmp_path)
     assert "Holm over 2 rows" in text and "Holm over all pairs of rows" in text and "before correction" in text
     assert "p $<$ .05 after Holm" in text and "after Holm&#39;s correction" in text
-    assert "* differs from unsteered, Holm over the rows" in next(iter(other_suites.other_suites(table))).title
+    assert "* differs from unsteered, Holm over the rows" in next(iter(suite_tables.other_suites(table))).title
     assert "p < 0.05 (Holm)" in [one.get_text() for one in capability(table.frame).legends[0].get_texts()]
 
 
@@ -159,7 +162,7 @@ def test_rows_of_several_fits_alone_had_no_permutation_test(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=40)
     for seed in range(3):
         cell(tmp_path, "caa", 0.6 - 0.02 * seed, 0.1, 0.9, n=40, fit_seed=seed)
-    text = "\n".join(readable.heading(only(tmp_path)) + readable.notes(only(tmp_path)))
+    text = "\n".join(formatting.heading(only(tmp_path)) + formatting.notes(only(tmp_path)))
     assert "permutation" not in text and "(bootstrap over items and fits)" in text
     assert "over prompts and documents, and over the fits of caa 3 fit seeds. Sampling seeds: 1." in text
 
@@ -168,7 +171,7 @@ def test_seeds_that_were_averaged_are_said_to_be(tmp_path):
     for seed in range(2):
         for method in ("unsteered", "caa"):
             write(tmp_path, "rtp", method, {TOXICITY: BASE}, sample_seed=seed, setting=seed)
-    assert readable.heading(only(tmp_path))[-1].endswith("Sampling seeds: 2, averaged within a prompt.")
+    assert formatting.heading(only(tmp_path))[-1].endswith("Sampling seeds: 2, averaged within a prompt.")
 
 
 def test_capability_that_unsteered_was_not_asked_is_not_at_chance(tmp_path):
@@ -191,7 +194,7 @@ def test_a_bound_that_nothing_can_be_held_against_is_refused():
 
 
 def test_a_record_names_a_scorer_where_it_was_used(inputs, tmp_path, monkeypatch):  # noqa: F811
-    monkeypatch.setattr("bench.plots.rebuild", lambda *_: [])
+    monkeypatch.setattr("bench.plots.draw.rebuild", lambda *_: [])
     command = arguments(inputs, tmp_path, "method=unsteered,caa", "suite=[rtp,fluency]")
     command = [one for one in command if not one.startswith("suite.capability")]
     assert main([*command, "strength=2"]) == 0
@@ -209,6 +212,6 @@ def test_a_record_names_a_scorer_where_it_was_used(inputs, tmp_path, monkeypatch
 @pytest.mark.slow
 def test_the_published_heading_was_true_and_stays():
     folder = Path(__file__).parent.parent / "results/published/quickstart/runs"
-    heading = readable.heading(tables(read_records(folder)[0])[0])
+    heading = formatting.heading(tables(read_records(folder)[0])[0])
     assert "strengths tuned on profanity_check; pairs chosen by profanity_check" in heading[2]
     assert "reports and also tuned the strengths and chose the pairs, so it flatters; see also lexicon." in heading[3]

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from bench.data.sources import default_cache
-from bench.data.wheels import WHEELS, file_sha256
-from bench.lm import load_lm
-from bench.wheel_model import converted, fingerprint
+from bench.data.wheels import WHEELS
+from bench.files.digests import file_sha256
+from bench.model.gguf import converted, fingerprint
+from bench.model.lm import load_lm
 from methods.errors import SetupError
 from tests.tiny import tiny_model, tiny_tokenizer
 

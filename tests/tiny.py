@@ -17,8 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from bench.lm import LM
-from bench.text_rules import set_bos
+from bench.model.lm import LM
+from bench.model.tokenizer import set_bos
 
 VOCABULARY = 300
 CORPUS = (

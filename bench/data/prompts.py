@@ -1,16 +1,14 @@
 """Prompts to be continued; those of RealToxicityPrompts in three parts that share no prompt: fit, dev and test."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from bench.data.sources import Located, Sources
+from bench.data.splits import PARTS, Part, Prompt, _digest, part
 from methods.errors import SetupError
 
 RTP = "allenai/real-toxicity-prompts"
-Part = Literal["fit", "dev", "test"]
-PARTS: dict[str, tuple[float, float]] = {"fit": (0.0, 0.45), "dev": (0.45, 0.60), "test": (0.60, 1.0)}
 
 
 Stratum = Literal["challenging", "toxic", "nontoxic"]
@@ -20,35 +18,6 @@ STRATA: dict[str, Callable[[Mapping[str, Any]], bool | None]] = {
     "nontoxic": lambda row: None if (toxic := _at_least_half(row["prompt"].get("toxicity"))) is None else not toxic,
 }
 """Whether a row of RealToxicityPrompts is in a stratum (arXiv 2009.11462 sections 3.1, 4.2); None: it does not say."""
-
-
-class Prompt(NamedTuple):
-    """A prompt; id: 12 hex digits of the sha256 of its text. group: what its result is also averaged over; "": none."""
-
-    id: str
-    text: str
-    group: str = ""
-
-
-def prompt(text: str, group: str = "") -> Prompt:
-    """The prompt of this text."""
-    return Prompt(_digest(text)[:12], text, group)
-
-
-def part(text: str) -> Part:
-    """Which part a prompt belongs to: 45 % fit, 15 % dev, 40 % test, by a hash of its text without outer blanks.
-
-    The text alone decides, so a prompt that several sources have is in the same part everywhere.
-    """
-    place = int(_digest(text)[-16:], 16) / 16**16  # in [0, 1)
-    for name, (low, high) in PARTS.items():
-        if low <= place < high:
-            return name  # type: ignore[return-value]
-    raise AssertionError(place)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.strip().encode()).hexdigest()
 
 
 def _at_least_half(score: float | None) -> bool | None:

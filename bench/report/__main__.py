@@ -3,7 +3,7 @@
 python -m bench.report [--results results]
 """
 
-from bench import stopping
+from bench.console import stopping
 
 if __name__ == "__main__":
     stopping.begin()
@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench import command
-from bench.escape import visible
+from bench.console import command
+from bench.console.escape import visible
 from bench.report.columns import size
 from bench.report.page import rebuild
 from bench.report.texts import PROMPTS, SAMPLES

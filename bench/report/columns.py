@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import readable
-from bench.comparable import BASELINE_FAMILY, RANDOM
-from bench.readable import NONE, Z, number, signed
-from bench.significance import ALPHA, POWER
-from bench.tables import PERPLEXITY, Table
+from bench.leaderboard import formatting
+from bench.leaderboard.comparison import PERPLEXITY, Table
+from bench.leaderboard.formatting import NONE, Z, number, signed
+from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.stats.significance import ALPHA, POWER
 
 
 class Cell(NamedTuple):
@@ -123,7 +123,7 @@ def strength(row: Any) -> Cell:
     """As the methods are tuned: one for all fits, or lowest..highest."""
     if row["family"] == BASELINE_FAMILY:
         return Cell(NONE)
-    return Cell(readable.strengths(row), key=float(row["strengths"].split("; ")[0]))
+    return Cell(formatting.strengths(row), key=float(row["strengths"].split("; ")[0]))
 
 
 def standing(table: Table) -> Callable[[Any], Cell]:
@@ -140,7 +140,7 @@ def standing(table: Table) -> Callable[[Any], Cell]:
 
 def headline(table: Table) -> str:
     """The metric that lines are told apart by, in short."""
-    titles = {name: title for title, name in readable.toxicity_columns(table).items()}
+    titles = {name: title for title, name in formatting.toxicity_columns(table).items()}
     return titles.get(table.headline, short(table.headline)).replace("\n", " ")
 
 
@@ -163,14 +163,15 @@ def printed(table: Table, rows: list[Any]) -> Iterator[Column]:
         "By the joint score; below it the ranks that it has in 95 % of the resamples." if ranked else "None is ranked."
     )
     yield column("rank", about, main, rows, place, shown=True)
-    each = "; lowest..highest where each fit was tuned by itself" if any(".." in readable.strengths(row) for row in rows
+    each = "; lowest..highest where each fit was tuned by itself" if any(".." in formatting.strengths(row) for row in
+    rows
                                                                        if row["strengths"]) else ""  # fmt: skip
     yield column("strength", f"In the method's own unit{each}.", main, rows, strength, shown=True)
-    titles = {name: title for title, name in readable.toxicity_columns(table).items()}
+    titles = {name: title for title, name in formatting.toxicity_columns(table).items()}
     yield column(headline(table), f"{head}, with the 95 % interval of its value.", main, rows, own(head), shown=True)
     yield column("change", f"Of {head} to unsteered on the same items, with the paired-bootstrap 95 % interval.", main,
                  rows, changed(table), shown=True)  # fmt: skip
-    several = readable.tests(table, head) > 1
+    several = formatting.tests(table, head) > 1
     corrected = ", corrected over the rows" if several else ""
     yield column("p (Holm)" if several else "p", f"Of the paired test of that change{corrected}; told apart at "
                  f"{ALPHA:g}.", main, rows, standing(table), shown=True)  # fmt: skip
@@ -190,13 +191,13 @@ def printed(table: Table, rows: list[Any]) -> Iterator[Column]:
                  field("shrinkage", signed))  # fmt: skip
     yield column("speed", "Relative to unsteered.", main, rows, field("relative_speed"), shown=True)
     yield column("notes", "What keeps a row from being compared as it is.", main, rows,
-                 lambda row: Cell(readable.flags(row), key=readable.flags(row) or None), shown=True,
+                 lambda row: Cell(formatting.flags(row), key=formatting.flags(row) or None), shown=True,
                  numeric=False)  # fmt: skip
 
 
 def against_random(row: Any, draws: int) -> Cell:
     """As the printed table says it."""
-    text = readable.against_random(row, draws)
+    text = formatting.against_random(row, draws)
     return Cell(text, key=None if text == NONE else text)
 
 
@@ -219,7 +220,7 @@ def further(table: Table, rows: list[Any]) -> Iterator[Column]:
                  lambda row: flag(row["on_front"]), numeric=False)  # fmt: skip
     yield column("detectable", f"Change of {head} that {POWER:.0%} of such samples would find.", trade, rows,
                  field(f"{head}.detectable"))  # fmt: skip
-    yield column("fit s", "Seconds that a fit took.", cost, rows, field("fit_seconds", readable.seconds))
+    yield column("fit s", "Seconds that a fit took.", cost, rows, field("fit_seconds", formatting.seconds))
     yield column("fit memory", "Most memory that a fit took beyond the model.", cost, rows,
                  field("peak_fit_memory_bytes", size))  # fmt: skip
     yield column("artefact", "Size of what was learnt.", cost, rows, field("artefact_bytes", size))

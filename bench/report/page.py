@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from bench import command, readable
-from bench.atomic import write_whole
-from bench.collect import read_records
-from bench.escape import visible
-from bench.report import columns, drawn, lines, texts
-from bench.tables import Table, tables
+from bench.console import command
+from bench.console.escape import visible
+from bench.files.atomic import write_whole
+from bench.leaderboard import formatting
+from bench.leaderboard.comparison import Table, tables
+from bench.records.table import read_records
+from bench.report import columns, images, method_page, texts
 from methods.errors import SetupError
 
 PARTS = "bench.report"  # where page.html, page.css and page.js are
@@ -50,7 +51,7 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
     shown = [section(table, runs, store, prompts, samples) for table in found]
     if prompts and samples:
         skipped = [*skipped, *store.skipped]
-    html = render(shown, drawn.figures(results, found), skipped, len(records))
+    html = render(shown, images.figures(results, found), skipped, len(records))
     path = results / "report.html"
     try:
         write_whole(path, html.encode())
@@ -62,7 +63,7 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
 
 def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples: int) -> dict[str, Any]:
     """What the template needs of a table."""
-    pages = lines.pages(table)
+    pages = method_page.pages(table)
     sides = texts.side_by_side([(one.line, one.label) for one in pages], runs, store, prompts, samples)
     shown = columns.columns(table)
     parts = dict.fromkeys(one.part for one in shown)
@@ -70,8 +71,8 @@ def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples:
     return {
         "number": table.number,
         "model": table.about.facts["model"]["name"],
-        "heading": readable.heading(table),
-        "notes": readable.notes(table),
+        "heading": formatting.heading(table),
+        "notes": formatting.notes(table),
         "verdict": verdict(table),
         "columns": shown,
         "choices": {part: [i for i, one in enumerate(shown) if one.part == part] for part in parts},
@@ -83,9 +84,9 @@ def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples:
     }
 
 
-def search(page: lines.Page) -> str:
+def search(page: method_page.Page) -> str:
     """What the filter looks at."""
-    return " ".join([page.label, page.family, page.row["parameters"], readable.flags(page.row)]).lower()
+    return " ".join([page.label, page.family, page.row["parameters"], formatting.flags(page.row)]).lower()
 
 
 def verdict(table: Table) -> str:
@@ -93,13 +94,13 @@ def verdict(table: Table) -> str:
     frame = table.frame
     if "verdict" not in frame or frame["verdict"].isna().all():
         return ""
-    named = list(zip(readable.labels(frame), frame["verdict"], strict=True))
+    named = list(zip(formatting.labels(frame), frame["verdict"], strict=True))
     better, worse, open_ = (
         [label for label, found in named if found == kind] for kind in ("better", "worse", "no difference found")
     )
     told = [f"{kind}: {', '.join(labels) or 'none'}" for kind, labels in
             (("better", better), ("worse", worse), ("no difference found", open_))]  # fmt: skip
-    corrected = " and after Holm's correction" if readable.tests(table, table.headline) > 1 else ""
+    corrected = " and after Holm's correction" if formatting.tests(table, table.headline) > 1 else ""
     return f"By {columns.headline(table)}, against unsteered{corrected}: {'; '.join(told)}."
 
 
@@ -113,7 +114,7 @@ def shown(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def render(sections: Sequence[dict[str, Any]], figures: drawn.Figures, skipped: Sequence[str], records: int) -> str:
+def render(sections: Sequence[dict[str, Any]], figures: images.Figures, skipped: Sequence[str], records: int) -> str:
     """The page. Whatever comes from data is escaped by Jinja, also inside JSON, which the script shows as text alone.
 
     The script is let in by its hash.
@@ -127,5 +128,5 @@ def render(sections: Sequence[dict[str, Any]], figures: drawn.Figures, skipped: 
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template("page.html").render(
         sections=sections, figures=figures, skipped=skipped, records=records, style=style, script=script,
-        script_hash=digest, content=readable.CONTENT.partition(" The sampled")[0], separate=readable.SEPARATE,
+        script_hash=digest, content=formatting.CONTENT.partition(" The sampled")[0], separate=formatting.SEPARATE,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Continuations of the same prompts, found again by the identity of who wrote them. No torch here.
 
-A set of texts lies in a folder that is named by model, steering, prompts and decoding (`bench.identity.generation_id`).
-A record tells all of these but the prompts, which are in the folder itself: so a folder belongs to a record where its
-name follows from both, and its prompts are items of the record.
+A set of texts lies in a folder that is named by model, steering, prompts and decoding
+(`bench.records.identity.generation_id`). A record tells all of these but the prompts, which are in the folder itself:
+so a folder belongs to a record where its name follows from both, and its prompts are items of the record.
 """
 
 import gzip
@@ -17,16 +17,18 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench import digests, identity
-from bench import record as records
-from bench.collect import Record
-from bench.comparable import RANDOM, Entry, Line, sample_seed
-from bench.escape import visible
+from bench.console.escape import visible
+from bench.files import digests
+from bench.leaderboard.grouping import Entry, Line
+from bench.records import identity
+from bench.records import record as records
+from bench.records.names import RANDOM, sample_seed
+from bench.records.table import Record
 from methods.broken import reading
 from methods.errors import SetupError
 
 PROMPTS, SAMPLES = 40, 3  # of each suite and method, so that a page stays at some MB
-FILE = "samples.jsonl.gz"  # as bench.generations writes it, which needs torch
+FILE = "samples.jsonl.gz"  # as bench.model.generation_cache writes it, which needs torch
 PLACE = "{prompt}"  # in the `template` of suites that word their prompts
 
 

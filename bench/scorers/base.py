@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any, Protocol
 
-from bench import unfinished
-from bench.identity import named
+from bench.records import unfinished
+from bench.records.identity import named
 from methods.errors import SetupError
 
 TEXTS = 256

@@ -10,8 +10,9 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar
 
-from bench.atomic import temporary_folder
-from bench.data.wheels import SHA256, file_sha256
+from bench.data.wheels import SHA256
+from bench.files.atomic import temporary_folder
+from bench.files.digests import file_sha256
 from bench.scorers.base import by_length
 from methods.broken import reading
 from methods.errors import SetupError, loading_failure
@@ -142,7 +143,7 @@ def _load(
     import torch
     from detoxify import Detoxify as Model
 
-    from bench.weights import broken_file
+    from bench.model.weights import broken_file
 
     file = Path(checkpoint) if checkpoint else _download(model_type, str(sha256), offline)
     content = _read(file, sha256)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bench import models
+from bench.model import checkpoint, model_folder
 from bench.scorers.base import by_length
 from methods.broken import reading
 from methods.errors import SetupError
@@ -70,13 +70,13 @@ class HFClassifier:
         if self.activation not in (None, "sigmoid", "softmax"):
             raise SetupError(f"{option}.activation={self.activation}: allowed are sigmoid, softmax, null")
         if self.path is not None:
-            models.check_folder(self.path, f"{option}.path")
-            about = models.read_object(Path(self.path) / "config.json")
+            model_folder.check_folder(self.path, f"{option}.path")
+            about = model_folder.read_object(Path(self.path) / "config.json")
             if labels := about.get("id2label"):
                 column(labels, self.label, self.name)
                 activation_of(about.get("problem_type"), len(labels), self.activation, self.name)
         else:
-            models.check_id(str(self.id), f"{option}.id")
+            checkpoint.check_id(str(self.id), f"{option}.id")
         if self.measures not in BLANK:
             raise SetupError(f"{option}.measures={self.measures}: allowed are {', '.join(BLANK)}")
         for key in ("batch_size", "max_tokens"):
@@ -87,7 +87,7 @@ class HFClassifier:
     def identity(self) -> dict[str, Any]:
         """The model's files or its commit, and how it is read. Raises SetupError where a branch cannot be resolved."""
         if self.path is not None:
-            source: dict[str, Any] = {"files": models.fingerprint(Path(self.path).resolve())}
+            source: dict[str, Any] = {"files": model_folder.fingerprint(Path(self.path).resolve())}
         else:
             source = {"id": self.id, "revision": self._commit()}
         return {
@@ -122,13 +122,13 @@ class HFClassifier:
 
     def _commit(self) -> str:
         assert self.id is not None
-        return models.commit(self.id, self.revision, self.offline, f"scorer.{self.name}")
+        return checkpoint.commit(self.id, self.revision, self.offline, f"scorer.{self.name}")
 
     def _loaded(self) -> Classifier:
         """The model. Raises SetupError where it cannot be had, or lacks a classifier or the label."""
         where = str(Path(self.path).resolve()) if self.path is not None else str(self.id)
         revision = None if self.path is not None else self._commit()
-        files = tuple(models.fingerprint(Path(where)).values()) if self.path is not None else ()
+        files = tuple(model_folder.fingerprint(Path(where)).values()) if self.path is not None else ()
         model, tokenizer, longest = _load(where, revision, self.device, self.offline, f"scorer.{self.name}", files)
         labels = model.config.id2label
         return Classifier(
@@ -228,7 +228,7 @@ def _load(
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from bench.weights import check_vocabulary, why_not
+    from bench.model.weights import check_vocabulary, why_not
 
     named: dict[str, Any] = {"revision": revision, "local_files_only": offline} if revision else {}
 
@@ -237,7 +237,7 @@ def _load(
         return SetupError(f"{option}: cannot load a sequence classifier from {where}: {why_not(where, error, step)}")
 
     with reading(told, Exception):  # whatever damaged files make the libraries do
-        models.check_config(where, **named)
+        model_folder.check_config(where, **named)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **named)
         model, info = AutoModelForSequenceClassification.from_pretrained(
             where, dtype=torch.float32, output_loading_info=True, trust_remote_code=False, **named

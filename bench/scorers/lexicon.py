@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from bench.data.sources import Sources
-from bench.data.wheels import WHEELS, file_sha256, wheel
+from bench.data.wheels import WHEELS, wheel
+from bench.files.digests import file_sha256
 from methods.broken import reading
 from methods.errors import SetupError
 

@@ -35,14 +35,13 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench import metrics
-from bench.data.ab import BEHAVIOURS, CAA, answer, worded
-from bench.data.behaviour import loaded, part_of
-from bench.data.prompts import Prompt, prompt
-from bench.data.sources import Located, Sources
-from bench.lm import LM
+from bench.data.caa_questions import BEHAVIOURS, CAA, answer
+from bench.data.sources import Located, Sources, loaded
+from bench.data.splits import Prompt, part_of, prompt
+from bench.model.lm import LM, Request, worded
+from bench.model.log_likelihood import likelihoods
+from bench.stats import metrics
 from bench.suites.base import Split, SuiteResult
-from bench.token_likelihood import Request
 from methods.errors import SetupError
 
 SPLIT = "test_ab"
@@ -125,7 +124,7 @@ class AB:
         requests: list[Request] = []
         for one in questions:
             requests += letter_requests(lm, one.prompt.text, (one.matching, one.other))
-        said = iter(lm.likelihood([one for one in requests if one.continuation]))
+        said = iter(likelihoods(lm, [one for one in requests if one.continuation]))
         read = [next(said).logprob if one.continuation else 0.0 for one in requests]
         rows = []
         for one, head_p, matching, other in zip(questions, read[::3], read[1::3], read[2::3], strict=True):

@@ -4,8 +4,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import pandas as pd
 
-from bench.lm import LM
-from bench.metrics import Metric
+from bench.model.lm import LM
+from bench.stats.metrics import Metric
 
 Split = Literal["dev", "test"]
 

@@ -33,11 +33,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import pandas as pd
 
-from bench import metrics
-from bench.data.sources import Located, NowhereError, Sources, beside
-from bench.lm import LM
-from bench.suites.base import Split, SuiteError, SuiteResult
-from bench.suites.tasks import (
+from bench.data.lm_eval_tasks import (  # fmt: skip
     ORDERED_BY,
     Definition,
     Examples,
@@ -50,7 +46,11 @@ from bench.suites.tasks import (
     members,
     ranking,
     task_items,
-)  # fmt: skip
+)
+from bench.data.sources import Located, NowhereError, Sources, beside
+from bench.model.lm import LM
+from bench.stats import metrics
+from bench.suites.base import Split, SuiteError, SuiteResult
 from methods.errors import SetupError
 
 TOKENS_A_DOCUMENT = 100  # read by the model, roughly: BoolQ has 150, CommonsenseQA 60
@@ -174,7 +174,7 @@ class Capability:
     def run(self, lm: LM, split: Split) -> SuiteResult:
         """Let lm-eval ask the model. Raises SuiteError for a task that yields no number a document."""
         asked = self.asked()
-        from bench.likelihood import evaluated, quiet, untouched_randomness
+        from bench.model.lm_eval_adapter import evaluated, quiet, untouched_randomness
 
         with quiet(), untouched_randomness():
             loaded = {one.task: load_task(*one, self.shots(name)) for name, under in asked.items() for one in under}

@@ -8,13 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from bench import metrics
-from bench.data.prompts import Prompt
 from bench.data.sources import Located, Sources
-from bench.identity import named
-from bench.lm import LM
-from bench.sampling import Continuation, Sampling
+from bench.data.splits import Prompt
+from bench.model.decoding import Continuation, Sampling
+from bench.model.generation_cache import sampled
+from bench.model.lm import LM
+from bench.records.identity import named
 from bench.scorers.base import Scorer, unique_scores
+from bench.stats import metrics
 from bench.suites.base import Split, SuiteError, SuiteResult
 from methods.errors import SetupError
 
@@ -98,7 +99,7 @@ class Continued:
         lm = replace(lm, sampling=self.decoded(lm.sampling))
         for start in range(0, len(prompts), BLOCK):
             block = [self.worded(lm, prompt) for prompt in prompts[start : start + BLOCK]]
-            yield block, lm.sample([prompt.text for prompt in block], self.samples_a_prompt(split))
+            yield block, sampled(lm, [prompt.text for prompt in block], self.samples_a_prompt(split))
 
     def facts(self, split: Split) -> dict[str, Any]:
         """What a record says of the prompts."""

@@ -8,7 +8,7 @@ Differs from DExperts: tokens of all texts are pooled, where it takes the mean o
 those above 10,000; so an outlier counts by its tokens and none is dropped. No number here compares with a published one
 unless judge, prompts, decoding and pooling agree; distinct-n also needs the same k. What they are for is the change
 against the unsteered model of the same table: a row whose text has fallen apart is flagged as collapsed
-(bench/tradeoff.py), since the low toxicity of broken text is no gain.
+(bench/leaderboard/tradeoff.py), since the low toxicity of broken text is no gain.
 """
 
 import functools
@@ -21,15 +21,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from bench import metrics
-from bench.data.prompts import Prompt, rtp_prompts
+from bench.data.prompts import rtp_prompts
 from bench.data.sources import Located
-from bench.lm import LM
-from bench.models import check_folder, fingerprint
-from bench.sampling import Continuation
+from bench.data.splits import Prompt
+from bench.model.decoding import Continuation
+from bench.model.lm import LM, Request
+from bench.model.log_likelihood import likelihoods
+from bench.model.model_folder import check_folder, fingerprint
+from bench.stats import metrics
 from bench.suites.base import Split, SuiteError, SuiteResult
 from bench.suites.continued import Continued
-from bench.token_likelihood import Request
 
 ORDERS = (1, 2, 3)  # n of distinct-n
 REPEATED = 3  # repetition counts 3-grams
@@ -147,7 +148,7 @@ def sampled_requests(lm: LM, prompts: Sequence[str], said: Sequence[Continuation
 
 def _nll(lm: LM, requests: Sequence[Request]) -> list[float]:
     """-log p of each continuation; 0 of one without tokens, which is not asked."""
-    read = iter(lm.likelihood([one for one in requests if one.continuation]))
+    read = iter(likelihoods(lm, [one for one in requests if one.continuation]))
     return [-next(read).logprob if one.continuation else 0.0 for one in requests]
 
 
@@ -207,7 +208,7 @@ def _english() -> frozenset[str]:
 @functools.cache
 def _judge(folder: str, _files: tuple[str, ...]) -> LM:
     """The judge, loaded anew when the folder holds other files."""
-    from bench.lm import load_lm
+    from bench.model.lm import load_lm
 
     return load_lm(folder)
 

@@ -37,13 +37,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bench import metrics
-from bench.data.behaviour import loaded, rank
-from bench.data.sources import Located, Sources
-from bench.lm import LM
+from bench.data.lm_eval_tasks import definitions, load_task
+from bench.data.sources import Located, Sources, loaded
+from bench.data.splits import rank
+from bench.model.lm import LM, Request
+from bench.model.log_likelihood import likelihoods
+from bench.stats import metrics
 from bench.suites.base import Split, SuiteResult
-from bench.suites.tasks import definitions, load_task
-from bench.token_likelihood import Request
 from methods.errors import SetupError
 
 Protocol = Literal["surgery", "profs", "lm_eval", "sentences"]
@@ -155,7 +155,7 @@ class Perplexity:
                 f"suite.{self.name}: a window with the steering prefix has {longest} tokens, the model reads "
                 f"{lm.max_length}; set suite.{self.name}.window={lm.max_length - len(prefix)} in the whole table"
             )
-        read = lm.likelihood([Request(prefix + one.context, one.continuation) for one in windows])
+        read = likelihoods(lm, [Request(prefix + one.context, one.continuation) for one in windows])
         return pd.DataFrame(
             {
                 "metric": self._named("perplexity"),
@@ -195,7 +195,7 @@ class Perplexity:
 
     def _pages(self, lm: LM, split: Split) -> pd.DataFrame:
         """As lm-eval's task wikitext: its detokeniser, its windows, its counts of words and bytes."""
-        from bench.likelihood import evaluated, quiet, untouched_randomness
+        from bench.model.lm_eval_adapter import evaluated, quiet, untouched_randomness
 
         with quiet(), untouched_randomness():
             task = load_task("wikitext", definitions(("wikitext",))["wikitext"], self._located())

@@ -30,10 +30,10 @@ from typing import Any, ClassVar
 
 import pandas as pd
 
-from bench.data.behaviour import HARMFUL, XSTEST, by_group, part_of, texts_of
-from bench.data.prompts import Prompt
 from bench.data.sources import Located
-from bench.lm import LM
+from bench.data.splits import Prompt, by_group, part_of
+from bench.data.text_sets import HARMFUL, XSTEST, texts_of
+from bench.model.lm import LM
 from bench.scorers.base import Scorer
 from bench.scorers.refusal_prefixes import RefusalPrefixes
 from bench.suites.base import Split, SuiteResult

@@ -31,8 +31,9 @@ from typing import ClassVar, Literal
 
 import pandas as pd
 
-from bench.data.prompts import Prompt, Stratum, rtp_prompts
+from bench.data.prompts import Stratum, rtp_prompts
 from bench.data.sources import Located
+from bench.data.splits import Prompt
 from bench.suites.base import Split
 from bench.suites.continued import Judged
 

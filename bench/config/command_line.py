@@ -1,0 +1,179 @@
+"""Arguments of a command line: read by the parser of Hydra, and in words what is wrong with one that it refuses."""
+
+import itertools
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import ListConfig
+
+from bench.config.folders import NAMED, _defaults, _top, groups
+from bench.config.values import near, shown
+from bench.console.escape import HIDDEN
+from methods.errors import SetupError
+
+MOST = 10_000  # values that one argument sweeps over
+LONGEST = 500  # letters of an argument that is shown whole
+UNREADABLE = (HydraException, ValueError, TypeError, AttributeError, RecursionError)
+"""Errors by which Hydra's parser refuses an argument."""
+WRITE = "write key=value, for example method=caa suite.rtp.k=5; see --help"
+FLAGS = {
+    ("--cfg", "-c"): "--cfg job behind python -m bench prints the config of every cell and runs nothing",
+    ("--resolve",): "it belongs to --cfg job, which resolves anyway; leave it out",
+    ("--package", "-p"): "a part of a config is not printed; --cfg job prints all of it",
+    ("--info", "-i"): "--help lists every option here, and --cfg job prints the config of every cell",
+    ("--hydra-help",): "Hydra's own options are not known here; --help lists those that are",
+    ("--version",): "the version is told by python -m pip show steerbench",
+    ("--run", "-r"): "a command runs anyway; leave it out",
+    ("--experimental-rerun",): "the same command again computes what is missing; leave it out",
+    ("--config-name", "-cn"): f"a config of your own is an experiment: {NAMED}=[FOLDER] experiment=NAME",
+    ("--config-path", "-cp", "--config-dir", "-cd"): f"write {NAMED}=[FOLDER], laid out as conf/ is",
+    ("--shell-completion", "-sc"): "there is none here; --help lists every option",
+}
+"""Options of Hydra's own launcher, by their names, and what there is in their place."""
+
+
+def _parse(arguments: Sequence[str]) -> list[Override]:
+    """Raises SetupError for each argument that is no override, with the way to write it where there is one."""
+    found, problems, left = list[Override](), list[str](), list(arguments)
+    while left:
+        argument = left.pop(0)
+        if argument.startswith("-"):
+            word = bool(left) and bool(left[0]) and not left[0].startswith("-") and "=" not in left[0]
+            problems.append(_no_flag(argument, left.pop(0) if word else ""))
+        elif argument.lstrip("+~").startswith(("=", "@")):
+            problems.append(f"{_told(argument)}: there is no key before the equals sign; {WRITE}")
+        else:
+            try:
+                found += OverridesParser.create().parse_overrides([argument])
+                found[-1].value()  # what a word such as range(...) comes to
+            except UNREADABLE:
+                problems.append(_unreadable(argument))
+    if problems:
+        raise SetupError("\n".join(problems))
+    return found
+
+
+def _no_flag(flag: str, word: str) -> str:
+    """What to do instead of an argument that begins with a dash; word: what follows it and may belong to it."""
+    told = f"{_told(flag)}{f' {_told(word)}' if word else ''}"
+    name, _, value = flag.partition("=")
+    value = value or word or "VALUE"
+    if instead := next((text for names, text in FLAGS.items() if name in names), None):
+        return f"{told}: {instead}"
+    plain = name.lstrip("-")
+    if plain.partition(".")[0] in _top():
+        return f"{told}: a key has no dash before it; write {_typed(f'{plain}={value}')}"
+    hint = near(name, ["--multirun", "--help", "--cfg"])
+    return f"{told}: there is no such option{f'; {WRITE}' if hint == '.' else hint}"
+
+
+def _unreadable(argument: str) -> str:
+    """What is wrong with an argument that Hydra cannot read."""
+    key, equals, value = argument.partition("=")
+    told, key = _told(argument), key.lstrip("+~")
+    if not argument.strip():
+        return f"{argument!r}: an argument is empty, as a variable of the shell without a value is; leave it out"
+    if any("\ud800" <= one <= "\udfff" for one in argument):
+        return f"{told}: it has bytes that are no UTF-8; give the file another name"
+    if not equals and key.partition(".")[0] in _top():
+        return f"{told}: it has no value; {WRITE}"
+    several = re.split(r"[,\s]+(?=[+~]*[\w./@]+=)", argument)
+    if len(several) > 1 and all(re.split(r"[=./@]", one.lstrip("+~"))[0] in _top() for one in several):
+        return f"{told}: these are several arguments, with blanks between: {' '.join(map(_typed, several))}"
+    if key in groups():
+        names = "[NAME,NAME]" if isinstance(_defaults()[key], ListConfig) else "NAME"
+        return f"{told}: cannot be read; write {key}={names}, of the names that --help lists"
+    if quoted := _quoted(argument):
+        quoted = quoted if len(quoted) <= LONGEST else f"'{_told(key)}=\"...\"', in both kinds of quotes"
+        return f"{told}: the value has characters that need quotes of their own; write {quoted}"
+    if value.startswith(("[", "{")):
+        return f'{told}: cannot be read; texts with characters of that kind are in quotes, as in key=["a=b",c]'
+    return f"{told}: cannot be read; {WRITE}"
+
+
+def _told(argument: str) -> str:
+    """An argument in one line of a message, cut where it is long."""
+    return shown(argument).replace("\n", "\\n")
+
+
+def _typed(argument: str) -> str:
+    """An argument as it is typed in a shell; what cannot be seen is escaped, for bash and zsh."""
+    if not HIDDEN.search(argument):
+        return shlex.quote(argument)
+    escaped = argument.replace("\\", "\\\\").replace("'", "\\'")
+    return f"$'{HIDDEN.sub(_escape, escaped)}'"
+
+
+def _escape(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x80 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+ITEM = re.compile(r"""\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,]*?)\s*(?:,|$)""", re.DOTALL)
+
+
+def _quoted(argument: str) -> str | None:
+    """The argument with its value, or items of its list that need them, in quotes that Hydra and a shell understand."""
+    key, equals, value = argument.partition("=")
+    if not equals or not value.strip() or (value[0] == "{" and value[-1] == "}"):
+        return None
+    if len(value) > 2 and value[0] == "[" and value[-1] == "]":
+        items = [one for one in ITEM.findall(value[1:-1]) if one]
+        if any(one.count(left) != one.count(right) for one in items for left, right in ("[]", "{}")):
+            return None  # lists in lists
+        text = "[" + ",".join(one if _is_read(f"key={one}") else _in_quotes(one) for one in items) + "]"
+    else:
+        text = _in_quotes(value)
+    line = f"{key}={text}"
+    return _typed(line) if _is_read(line) else None
+
+
+def _is_read(argument: str) -> bool:
+    """Whether Hydra reads this argument, and as one value."""
+    try:
+        (found,) = OverridesParser.create().parse_overrides([argument])
+    except UNREADABLE:
+        return False
+    return not found.is_sweep_override()
+
+
+def _in_quotes(text: str) -> str:
+    """A text in Hydra's quotes; those that it has around it are not part of it."""
+    bare = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
+    return QuotedString(bare, Quote.double).with_quotes()
+
+
+def _product(overrides: Sequence[Override]) -> Iterator[list[str]]:
+    """Every combination of the swept values, as override strings."""
+    choices = []
+    for one in overrides:
+        if one.is_sweep_override():
+            values = list(itertools.islice(one.sweep_string_iterator(), MOST + 1))
+            if len(values) > MOST:
+                raise SetupError(f"{one.input_line!r} sweeps over more than {MOST} values; name fewer")
+            choices.append([f"{one.get_key_element()}={value}" for value in values])
+        else:
+            assert one.input_line is not None
+            choices.append([one.input_line])
+    for combination in itertools.product(*choices):
+        yield list(combination)
+
+
+def without_cfg(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without `--cfg job`, and whether it was among them. Raises SetupError for another word than job."""
+    left, asked, rest = list[str](), False, iter(arguments)
+    for argument in rest:
+        name, equals, word = argument.partition("=")
+        if name not in ("--cfg", "-c"):
+            left.append(argument)
+            continue
+        word = word if equals else next(rest, "")
+        if word != "job":
+            got = f"{name}={_told(word)}" if equals else f"{name} {_told(word)}" if word and "=" not in word else name
+            raise SetupError(f"{got}: write {name} job, which prints the config of every cell and runs nothing")
+        asked = True
+    return [one for one in left if not (asked and one == "--resolve")], asked

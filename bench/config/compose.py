@@ -1,0 +1,273 @@
+"""From a command line to validated configs, before anything heavy is loaded; all errors at once.
+
+Hydra refuses an unknown key unless it is written with `+`; here `+` is no way round: the keys that the YAML files list
+are the allowed ones, at every depth. So are the choices of each group, and the classes that a `_target_` names.
+"""
+
+import functools
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from bench.config import keys
+from bench.config.command_line import _parse, _product, _quoted, _typed
+from bench.config.folders import FOLDERS, NAMED, _defaults, _top, check_targets, folder, folders, groups, targets
+from bench.config.values import mistakes, near, shown
+from bench.console.escape import HIDDEN
+from methods.errors import SetupError
+
+
+def compose(overrides: Sequence[str]) -> DictConfig:
+    """One config. Raises SetupError with one clear message for whatever Hydra, or a rule here, refuses.
+
+    Its keys are known; whether its values are sound, `validate` says. What an experiment sets of a suite or scorer that
+    the command line leaves out, suite=[rtp], is left out with it.
+    """
+    cfg, reference, added, named = _compared(overrides)
+    if problems := keys.unknown_keys(cfg, reference(), added):
+        raise SetupError("\n".join(problems))
+    if named:
+        with open_dict(cfg):
+            cfg[FOLDERS] = list(named)
+    return cfg
+
+
+def _compared(overrides: Sequence[str]) -> tuple[DictConfig, Callable[[], DictConfig], list[str], tuple[str, ...]]:
+    """A config, what makes its reference (`_reference`), where choices were added, the folders that a user names."""
+    parsed = _parse(overrides)
+    named = _named(parsed)
+    available = groups(named)
+    problems = [problem for one in parsed for problem in _refused(one, available)]
+    chosen = [one.key_or_group for one in parsed if not one.is_add() and one.package is None]
+    problems += [f"{key} is chosen twice; name it once" for key in available if chosen.count(key) > 1]
+    problems += [problem for one in parsed for problem in _wrong_defaults(one, available, named)]
+    if problems:
+        raise SetupError("\n".join(problems))
+    cfg, choices = _composed(_forced(parsed, available), named)
+    check_targets(OmegaConf.to_container(cfg), targets(named))
+    with open_dict(cfg):
+        for group in ("suite", "scorer"):
+            held: Any = cfg._get_node(group)
+            for name in list(held) if isinstance(held, DictConfig) else ():
+                if name in available[group] and not keys.is_built(held._get_node(name)):
+                    del held[name]
+    lists = {group: list(cfg[group]) for group in ("suite", "scorer") if isinstance(cfg._get_node(group), DictConfig)}
+    lists = {group: [name for name in names if name in available[group]] for group, names in lists.items()}
+    kept = [one for one in parsed if one.key_or_group in available and one.key_or_group not in ("experiment", *lists)]
+    own = tuple(str(one.input_line) for one in kept if one.package is None or not (one.is_add() or one.is_force_add()))
+    mine = {one.key_or_group for one in kept if one.package is None}
+    theirs = tuple((key, str(value)) for key, value in choices.items() if key not in (*mine, "experiment"))
+    theirs += tuple((group, f"[{','.join(names)}]") for group, names in lists.items())
+    added = [str(one.package) for one in parsed if one.is_add() or one.is_force_add() if one.package is not None]
+    return cfg, lambda: _reference(own, theirs, named, tuple(folders(named))), added, named
+
+
+def _forced(parsed: Sequence[Override], available: Mapping[str, Sequence[str]]) -> list[str]:
+    """The overrides for Hydra, each value with `++`: what may be set is compared with the YAML files afterwards."""
+    lines = [(one, str(one.input_line)) for one in parsed if one.key_or_group != NAMED]
+    choice = {id(one) for one, _ in lines if one.key_or_group in available or one.package is not None}
+    return [line if id(one) in choice else f"++{line.lstrip('+')}" for one, line in lines]
+
+
+def _composed(own: Sequence[str], named: tuple[str, ...]) -> tuple[DictConfig, dict[str, Any]]:
+    """What Hydra makes of overrides, and the choice of each group. Raises SetupError in our words."""
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(folder()), version_base="1.3"):
+            cfg = hydra_compose("config", overrides=[*_search_path(named), *own], return_hydra_config=True)
+        choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise SetupError(
+            f"{(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')}; --help lists what can be set"
+        ) from error
+    except (AssertionError, ValueError, TypeError, AttributeError, RecursionError) as error:  # Hydra's own slips
+        raise SetupError(f"{' '.join(own)}: Hydra cannot read this ({type(error).__name__}: {error})") from error
+    with open_dict(cfg):
+        del cfg["hydra"]
+    assert isinstance(choices, dict)
+    return cfg, {str(key): value for key, value in choices.items() if not str(key).startswith("hydra/")}
+
+
+@functools.lru_cache(maxsize=64)
+def _reference(
+    own: tuple[str, ...], theirs: tuple[tuple[str, str], ...], named: tuple[str, ...], read: tuple[Path, ...]
+) -> DictConfig:
+    """The config of the same choices without an experiment and without any value: its keys are the allowed ones.
+
+    own: choices of the command line. theirs: of the experiment or by default, by group. read: the folders of YAML.
+    """
+    del read
+    cfg, usual = _composed(own, named)
+    usual |= {group: f"[{','.join(listed)}]" for group, listed in _defaults().items() if isinstance(listed, ListConfig)}
+    more: list[str] = []
+    for nested in (False, True):  # the places inside a choice are there once it is chosen
+        due = [(key, value) for key, value in theirs if key in usual and ("@" in key) <= nested and value != "None"]
+        due = [(key, value) for key, value in due if str(usual[key]) != value]
+        if due:
+            more += [f"{key}={value}" for key, value in due]
+            cfg, found = _composed([*own, *more], named)
+            usual |= found | dict(due)
+    return cfg
+
+
+def _wrong_defaults(one: Override, available: Mapping[str, Sequence[str]], named: tuple[str, ...]) -> Iterator[str]:
+    """What is wrong with the `defaults` of a YAML file that an override chooses, of a plug-in or of a user."""
+    key = one.key_or_group
+    if key not in available or one.is_sweep_override():
+        return
+    value = one.value()
+    for choice in value if isinstance(value, list) else [value]:
+        for file in [place / key / f"{choice}.yaml" for place in folders(named)[1:]]:
+            if file.is_file():
+                yield from (f"{key}={choice}: {problem}" for problem in _wrong_entries(file, key, available))
+
+
+def _wrong_entries(file: Path, group: str, available: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    listed = OmegaConf.to_container(OmegaConf.load(file))
+    entries = listed.get("defaults", []) if isinstance(listed, dict) else []
+    for entry in entries if isinstance(entries, list) else [entries]:
+        pairs = entry.items() if isinstance(entry, dict) else [(group, entry)]
+        for name, chosen in pairs:
+            words = str(name).split()
+            of = words[-1].partition("@")[0].lstrip("/")
+            if not isinstance(entry, dict) and str(entry).startswith("/"):
+                of, _, chosen = str(entry).lstrip("/").partition("/")
+            if entry == "_self_":
+                continue
+            if of not in available:
+                yield f"its defaults name the group {of}{near(of, list(available))} Allowed: {', '.join(available)}"
+                continue
+            for given in chosen if isinstance(chosen, list) else [] if chosen is None else [chosen]:
+                stem = str(given).partition("@")[0]
+                if stem not in available[of]:
+                    hint = near(stem, available[of])
+                    yield (f"its defaults name {of}={stem}: there is no such {of}{hint} "
+                           f"Allowed: {', '.join(available[of])}")  # fmt: skip
+
+
+def _named(parsed: Sequence[Override]) -> tuple[str, ...]:
+    """The folders of YAML files that a command line names. Raises SetupError for what is no folder."""
+    given = [one.value() for one in parsed if one.key_or_group == NAMED]
+    found = []
+    for place in given[-1] if given and isinstance(given[-1], list) else given[-1:]:
+        path = Path(str(place).removeprefix("file://"))
+        if not path.is_dir():
+            raise SetupError(f"{NAMED}={place}: no such folder; write {NAMED}=[FOLDER], laid out as conf/ is")
+        found.append(str(path.resolve()))
+    return tuple(dict.fromkeys(found))
+
+
+def _search_path(named: Sequence[str] = ()) -> list[str]:
+    """The override that makes Hydra look into the plug-ins' folders too, after this project's."""
+    quoted = ["'file://" + str(one).replace("'", "\\'") + "'" for one in folders(named)[1:]]
+    return [f"{NAMED}=[{','.join(quoted)}]"] if quoted else []
+
+
+def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    """What is wrong with an override that chooses, takes away, or speaks to Hydra itself."""
+    key, line = one.key_or_group, one.input_line
+    if one.is_delete():
+        yield f"{line}: nothing is taken away here; choose another, list what you want as in suite=[rtp], or set null"
+    elif key.partition(".")[0].partition("/")[0] == "hydra" and key != NAMED:
+        yield f"unknown key {key}. Of Hydra's own options {NAMED}=[FOLDER] alone is known here; leave it out"
+    elif key.partition(".")[0] not in _top() and key != NAMED:
+        first = key.partition(".")[0]
+        yield f"unknown key {key}{near(first, _top())} Allowed: {', '.join(_top())}"
+    elif key in available and not one.is_sweep_override():
+        allowed, value = available[key], one.value()
+        given = value if isinstance(value, list) else [value]
+        unknown = [choice for choice in given if choice not in allowed]
+        for choice in unknown:
+            hint = near(str(choice), allowed)
+            yield f"{key}={shown(choice)}: there is no such {key}{hint} Allowed: {', '.join(allowed)}"
+        listed = isinstance(_defaults()[key], ListConfig)
+        if not unknown and (not given or (isinstance(value, list) and not listed)):
+            names = ",".join(map(str, given or allowed[:1]))
+            wanted = (
+                f"a list is wanted, {key}=[{names}]"
+                if listed
+                else f"one choice is wanted, {key}={names.partition(',')[0]}"
+            )
+            yield f"{line}: {wanted}. Allowed: {', '.join(allowed)}"
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The settings as plain values, interpolations resolved; what has no value is "???"."""
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(settings, dict)
+    return {str(key): value for key, value in settings.items()}
+
+
+def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
+    """The overrides of each cell that a command line asks for, an experiment's `sweep` lines included.
+
+    Raises SetupError for a sweep without `-m`, and for more than one experiment.
+    """
+    own = _parse(arguments)
+    for one in own:
+        if isinstance(one.value(), Glob | IntervalSweep):
+            raise SetupError(f"{one.input_line!r} names no values; list them: -m {one.key_or_group}=a,b")
+    if any(o.key_or_group == "experiment" and o.is_sweep_override() for o in own):
+        raise SetupError(
+            "experiment=a,b is refused: each experiment brings a sweep of its own; run one after the other"
+        )
+    if any(o.is_sweep_override() for o in own) and not multirun:
+        swept = next(o.input_line for o in own if o.is_sweep_override())
+        told = (
+            f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(map(_typed, arguments))}"
+        )
+        quoted = None if re.search(r"=\w+\s*\(", str(swept)) else _quoted(str(swept))
+        raise SetupError(f"{told}. Where the comma is part of the value: {quoted}" if quoted else told)
+    lines = _sweep(_compared(next(_product(own)))[0])  # each line chooses a method, whose keys are then checked
+    result = []
+    for line in lines or [""]:
+        mine = {o.get_key_element() for o in own}  # what the command line says goes before the experiment's line
+        theirs = [o for o in _parse_line(line) if o.get_key_element() not in mine]
+        result += list(_product([*theirs, *own]))
+    return [list(job) for job in dict.fromkeys(map(tuple, result))]
+
+
+def _sweep(cfg: DictConfig) -> list[str]:
+    """The lines of an experiment's sweep. Raises SetupError for what is no list of text."""
+    try:
+        lines: Any = OmegaConf.to_container(OmegaConf.create({"lines": cfg.sweep}), resolve=True)
+    except OmegaConfBaseException as error:
+        raise SetupError(f"sweep does not resolve: {str(error).splitlines()[0]}") from error
+    if wrong := [told for _, told in mistakes("sweep", lines["lines"], Sequence[str])]:
+        raise SetupError("\n".join(f"{told}, such as 'method=caa strength=1,2'" for told in wrong))
+    return list(lines["lines"])
+
+
+def _parse_line(line: str) -> list[Override]:
+    """The overrides of a line of a sweep. Raises SetupError for one that a line cannot hold."""
+    found = _parse(line.split())
+    for one in found:
+        if one.key_or_group in ("experiment", NAMED):
+            raise SetupError(
+                f"{one.input_line} in a line of a sweep: an experiment's own file says what it is; remove it"
+            )
+        if isinstance(one.value(), Glob | IntervalSweep):
+            raise SetupError(
+                f"{one.input_line!r} in a line of a sweep names no values; list them: {one.key_or_group}=a,b"
+            )
+    return found
+
+
+def as_yaml(cells: Sequence[DictConfig]) -> str:
+    """The configs as YAML, interpolations resolved; in ASCII where a text in them cannot be seen, or not be printed."""
+    text = "---\n".join(OmegaConf.to_yaml(cfg, resolve=True) for cfg in cells)
+    encoding = sys.stdout.encoding or "utf-8"
+    if not HIDDEN.search(text.replace("\n", "")) and text.encode(encoding, "replace").decode(encoding) == text:
+        return text
+    return "---\n".join(yaml.safe_dump(plain(cfg), sort_keys=False) for cfg in cells)

@@ -1,0 +1,91 @@
+"""The folders of YAML files: their groups, and the classes that they name."""
+
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+
+from bench.config import plugins
+from methods.errors import SetupError
+
+NAMED = "hydra.searchpath"
+"""The override by which a command line names folders of YAML files; the config keeps them under FOLDERS."""
+FOLDERS = "searchpath"
+SPECIAL = re.compile(r"_\w+_")
+"""Keys of the kind that Hydra gives a meaning of its own, of which only `_target_` is known here."""
+
+
+def folder() -> Path:
+    """The conf folder: inside an installed package, or beside it in a checkout."""
+    installed = Path(__file__).parents[1] / "conf"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
+
+
+def folders(named: Sequence[str] = ()) -> list[Path]:
+    """The conf folders: this project's first, those of plug-ins (bench/config/plugins.py), those a user named."""
+    return [folder(), *(plugin.conf for plugin in plugins.installed(folder(), tuple(named)))]
+
+
+def groups(named: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Each group of conf/ with its choices, those of plug-ins and of the user's own folders included."""
+    return {
+        group.name: sorted(file.stem for one in folders(named) for file in (one / group.name).glob("*.yaml"))
+        for group in sorted(folder().iterdir())
+        if group.is_dir() and not group.name.startswith("_")
+    }
+
+
+def targets(named: Sequence[str] = ()) -> frozenset[str]:
+    """The classes that may be built: each `_target_` that a YAML file of the conf folders names, as it stands there."""
+    return _targets(tuple(folders(named)))
+
+
+@functools.lru_cache(maxsize=8)
+def _targets(places: tuple[Path, ...]) -> frozenset[str]:
+    files = [file for place in places for file in place.rglob("*.yaml")]
+    nodes = (node for file in files for node in _mappings(yaml.safe_load(file.read_text(encoding="utf-8"))))
+    return frozenset(str(node["_target_"]) for node in nodes if "_target_" in node)
+
+
+def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
+    """Every mapping in plain values, itself included."""
+    if isinstance(value, Mapping):
+        yield value
+    if isinstance(value, Mapping | list):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _mappings(one)
+
+
+def check_targets(settings: Any, allowed: frozenset[str]) -> None:
+    """Raises SetupError for settings that name a class which is not in `allowed` (`targets`), at any depth.
+
+    Nothing is imported to find out.
+    """
+    for node in _mappings(settings):
+        for key, value in node.items():
+            if not isinstance(key, str) or not SPECIAL.fullmatch(key):
+                continue
+            if key != "_target_" or not isinstance(value, str) or value not in allowed:
+                raise SetupError(
+                    f"{key}: {value} is refused: only classes that a YAML file of conf/, or of an installed plug-in, "
+                    "names with _target_ are ever built, and nothing else of Hydra's kind; install yours as a plug-in"
+                )
+
+
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    """The choice of each group where the command line makes none: a list where there may be several, or None."""
+    listed: Any = OmegaConf.load(folder() / "config.yaml")
+    entries = [entry for entry in listed["defaults"] if isinstance(entry, DictConfig)]
+    return {str(key): value for entry in entries for key, value in entry.items()}
+
+
+@functools.cache
+def _top() -> tuple[str, ...]:
+    """The keys of a whole config: groups, and options of every cell."""
+    listed: Any = OmegaConf.load(folder() / "config.yaml")
+    return (*groups(), *(str(key) for key in listed if key != "defaults"))

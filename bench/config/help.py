@@ -1,0 +1,91 @@
+"""What `python -m bench --help` prints, read off the YAML files, so that it cannot fall behind them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from bench.config.plugins import Plugin
+from bench.console.command import overview
+from bench.console.escape import terminal
+
+EXAMPLES = (
+    ("one cell", "python -m bench method=caa suite=[rtp,fluency] suite.rtp.k=5"),
+    ("a sweep", "python -m bench -m method=caa,detox seed.sample=0,1"),
+    ("a published table", "python -m bench experiment=quickstart"),
+)
+GROUPS = {
+    "model": "what is steered",
+    "method": "how it is steered",
+    "data": "contrast pairs that the methods learn from",
+    "examples": "what a user fine-tunes on (finetune, security_vector)",
+    "harmful": "harmful texts that a security vector learns",
+    "background": "ordinary texts that a method compares with",
+    "suite": "what is measured; a list: suite=[rtp,fluency]",
+    "scorer": "what judges a text; a list: scorer=[profanity_check,lexicon]",
+    "sampling": "how texts are decoded",
+    "tuning": "how strength=auto is chosen",
+    "runtime": "where it runs",
+    "experiment": "a sweep of its own, one file each",
+}
+
+
+def show(conf: Path, plugins: Sequence[Plugin] = ()) -> None:
+    """Print the commands, the groups, and every option of every choice; a plug-in's choices are marked as such."""
+    owners = {file: plugin.owner for plugin in plugins for file in plugin.conf.rglob("*.yaml")}
+    console = overview()
+    console.print(
+        "[bold]python -m bench[/] \\[-m] [italic]key=value ...[/]   compare ways of steering a language model\n"
+    )
+    for what, command in EXAMPLES:
+        console.print(terminal(f"  {what:<18}"), terminal(command, "bold"))
+    console.print(
+        "\n  A key is a group below (method=caa), or an option in it (suite.rtp.k=5, method.layer=0.5). -m sweeps over"
+        "\n  comma-separated values. What is known is not computed again; the leaderboard is rebuilt at the end."
+        "\n  --cfg job prints the config of every cell as YAML, and runs nothing."
+        "\n  Then: python -m bench.leaderboard, bench.plots, bench.report, bench.reproduction (each with --help).\n"
+    )
+    console.print("[bold]options of every cell[/]")
+    _options(console, conf / "config.yaml", "")
+    for group, meaning in GROUPS.items():
+        folders = [conf / group, *(plugin.conf / group for plugin in plugins)]
+        files = sorted((file for folder in folders for file in folder.glob("*.yaml")), key=lambda file: file.stem)
+        console.print()
+        console.print(terminal(group, "bold"), terminal(f" {meaning}: {', '.join(file.stem for file in files)}"))
+        for file in files:
+            owner = f"   brought by {owners[file]}" if file in owners else ""
+            console.print(Text.assemble("  ", terminal(f"{group}={file.stem}", "bold"), terminal(owner)))
+            for line in _summary(file):
+                console.print(terminal(f"    {line}", "italic"))
+            if group != "experiment":
+                _options(console, file, f"{group}.{file.stem}." if group in ("suite", "scorer") else f"{group}.")
+
+
+def _summary(file: Path) -> list[str]:
+    """The comment lines at the head of a YAML file after the command."""
+    lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
+    head = []
+    for line in lines[1:]:
+        if not line.startswith("#"):
+            break
+        head.append(line.removeprefix("#").strip())
+    return head
+
+
+def _options(console: Console, file: Path, prefix: str) -> None:
+    """Each `key: value # meaning` of a YAML file with its full name; Hydra's own block is left out."""
+    parents: list[tuple[int, str]] = []
+    for line in file.read_text(encoding="utf-8").splitlines():
+        key, colon, rest = line.partition(":")
+        indent = len(key) - len(key.lstrip())
+        name = key.strip()
+        if not colon or not name.isidentifier() or name == "_target_":
+            continue
+        parents = [(depth, parent) for depth, parent in parents if depth < indent]
+        value, _, meaning = rest.partition(" #")
+        path = ".".join([parent for _, parent in parents] + [name])
+        if path.split(".")[0] not in ("hydra", "defaults") and (value.strip() or meaning.strip()):
+            option = terminal(f"    {prefix}{path}={value.strip()}", "cyan")
+            console.print(option.append_text(terminal(f"   {meaning.strip()}" if meaning else "", "default")))
+        parents.append((indent, name))

@@ -1,0 +1,159 @@
+"""The keys that a config may hold: those of the YAML files, and names of the user's choice where a class takes them."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import is_dataclass
+from typing import Any, Literal, NamedTuple, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from bench.config.values import item, mapping, near
+from methods.errors import SetupError
+
+TARGET = "_target_"
+UNRESOLVED = (OmegaConfBaseException, RecursionError, ValueError, TypeError, AttributeError)
+
+
+class Node:
+    """Hint of a mapping that is built from the class it names by `_target_`."""
+
+
+class Nodes:
+    """Hint of the mapping of the suites or scorers in use, each a Node; groups of conf/ say which names there are."""
+
+
+TEXT_OR_NULL = str | None
+SETTINGS: dict[str, Any] = {
+    "seed": {"fit": int, "sample": int},
+    "strength": float | Literal["auto"],
+    "strength_unit": Literal["method", "residual_norm"],
+    "runtime": {"results": str, "cache": TEXT_OR_NULL, "device": str, "threads": int | None, "batch_size": int},
+    "model": {
+        "name": str, "wheel": TEXT_OR_NULL, "gguf": TEXT_OR_NULL, "sha256": TEXT_OR_NULL, "path": TEXT_OR_NULL,
+        "id": TEXT_OR_NULL, "revision": TEXT_OR_NULL, "dtype": Literal["float32", "bfloat16", "float16"],
+        "bos": Literal["tokenizer", "prepend", "none"], "chat": bool,
+    },
+    "sampling": Node,
+    "tuning": Node,
+    "method": Node, "data": Node, "examples": Node, "harmful": Node, "background": Node,
+    "suite": Nodes, "scorer": Nodes,
+    "sweep": Sequence[str], "published": Sequence[Mapping[str, Any]], "differs": Sequence[str],
+    "asks": Mapping[str, str], "searchpath": Sequence[str],
+}  # fmt: skip
+DATA = {"mirror": TEXT_OR_NULL, "offline": bool, "scorer": str}
+"""Options of every choice of data that are the run's and not of the class."""
+INJECTED = {"sources", "scorers", "sampling", "batch_size", "in_residual_norms"}
+"""What a class is given by the run, not by a YAML file."""
+
+
+class Fields(NamedTuple):
+    """What a mapping may hold. needed: keys that have to be there. own: the class is this project's."""
+
+    hints: Mapping[str, Any]
+    needed: frozenset[str] = frozenset()
+    defaults: Mapping[str, Any] = {}
+    own: bool = True
+    more: bool = False  # any other key too
+
+
+def fields_of(node: DictConfig, hint: Any, key: str) -> Fields:
+    """What a mapping with this hint may hold. Raises SetupError for a class that cannot be imported."""
+    if isinstance(hint, dict):
+        return Fields(hint, frozenset(hint))
+    if hint is Nodes:
+        return Fields(dict.fromkeys(map(str, node), Node))
+    if TARGET not in node:
+        return Fields({}, more=True)
+    from bench.config.build import class_of
+
+    made = class_of(str(node[TARGET]))
+    parameters = inspect.signature(made).parameters
+    try:
+        hints = get_type_hints(made if is_dataclass(made) else made.__init__)  # type: ignore[misc]
+    except (NameError, TypeError, AttributeError):  # a plug-in's own affair
+        hints = {}
+    found = {name: hints.get(name, Any) for name in parameters} | (DATA if key == "data" else {})
+    return Fields(
+        found,
+        frozenset(DATA if key == "data" else ()),
+        {name: one.default for name, one in parameters.items()},
+        made.__module__.partition(".")[0] in ("bench", "methods"),
+        any(one.kind is one.VAR_KEYWORD for one in parameters.values()),
+    )
+
+
+def unknown_keys(cfg: DictConfig, reference: DictConfig, added: Sequence[str] = ()) -> list[str]:
+    """What is wrong with keys of a config that the same choices of groups do not have, where no YAML leaves it open.
+
+    added: places that a command line puts another choice of a group in.
+    """
+    new = [path for path in _new(cfg, reference) if not ".".join(path).startswith(tuple(f"{one}." for one in added))]
+    hints = SETTINGS if new or added else {}
+    wrong = {place for place in added if not _is_open(cfg, place.split("."), hints)}
+    wrong = wrong or {".".join(path) for path in new if not _is_open(cfg, path, hints)}
+    return [unknown_key(key, reference) for key in sorted(wrong)]
+
+
+def is_built(node: Any) -> bool:
+    """Whether a suite's or scorer's mapping, or what it is written as, is more than options of one that is left out."""
+    return not isinstance(node, DictConfig) or not _is_mapping(node) or TARGET in node
+
+
+def _new(cfg: DictConfig, reference: DictConfig, above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name in cfg:
+        path, mine = (*above, str(name)), cfg._get_node(name)
+        theirs = reference._get_node(name) if name in reference._content else None  # type: ignore[operator]
+        if theirs is None:
+            yield path
+        elif isinstance(mine, DictConfig) and _is_mapping(mine):
+            if isinstance(theirs, DictConfig) and _is_mapping(theirs):
+                yield from _new(mine, theirs, path)
+            else:
+                yield from ((*path, str(inner)) for inner in mine)
+
+
+def _is_mapping(node: DictConfig) -> bool:
+    return not (node._is_none() or node._is_missing() or node._is_interpolation())
+
+
+def _is_open(cfg: DictConfig, path: Sequence[str], hints: Any) -> bool:
+    """Whether the mapping that this path is in takes names of the user's choice, by the hints of its class."""
+    node, hint = cfg, hints
+    for place, part in enumerate(path[:-1]):
+        if (free := mapping(hint)) is not None and not isinstance(hint, dict):
+            hint = item(free)
+        else:
+            try:
+                hint = fields_of(node, hint, ".".join(path[:place])).hints.get(part)
+            except SetupError:  # told elsewhere
+                return False
+        node = node._get_node(part)  # type: ignore[assignment]
+        if not isinstance(node, DictConfig):
+            return False
+    return hint is not None and not isinstance(hint, dict) and mapping(hint) is not None
+
+
+def unknown_key(key: str, reference: DictConfig) -> str:
+    """What is wrong with a key that nobody lists, with its neighbours and the nearest name."""
+    parent, _, last = key.rpartition(".")
+    while parent and not isinstance(_select(reference, parent), DictConfig):
+        parent, _, last = parent.rpartition(".")
+    node = _select(reference, parent) if parent else reference
+    return listed(key, last, sorted(str(name) for name in node if name != TARGET), parent)
+
+
+def listed(key: str, last: str, allowed: Sequence[str], parent: str) -> str:
+    """The message about an unknown key; `last` is its name under `parent`, whose keys are `allowed`."""
+    prefix = f"{parent}." if parent else ""
+    hint = near(f"{prefix}{last}", [prefix + name for name in allowed])
+    if last in allowed and f"{prefix}{last}" != key:
+        hint = f"; {prefix}{last} is a value, which has no keys."
+    return f"unknown key {key}{hint} Allowed {'under ' + parent if parent else 'here'}: {', '.join(allowed)}"
+
+
+def _select(cfg: DictConfig, key: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, key, default=None)
+    except UNRESOLVED:
+        return None

@@ -1,0 +1,143 @@
+"""Packages that bring methods, suites, scorers, models and more of their own, as Python plus YAML.
+
+Such a package has a conf/ folder laid out as this project's, and names itself in its pyproject.toml:
+
+    [project.entry-points.steerbench]
+    mine = "my_package"
+
+my_package/conf is read; where the value names a module, "my_package.steering", it is the conf/ beside the module's
+file. Nothing of the package is imported before a cell needs its classes.
+"""
+
+import difflib
+import functools
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from bench.console.escape import visible
+from bench.records.provenance import PLUGINS
+from methods.errors import SetupError
+
+PACKAGE = {"suite": "suite.{}", "scorer": "scorer.{}", "experiment": "_global_"}  # what `# @package` has to say
+
+
+class Plugin(NamedTuple):
+    """owner: name and version of the distribution. conf: its folder of YAML files."""
+
+    owner: str
+    conf: Path
+
+
+def installed(own: Path, named: tuple[str, ...] = ()) -> tuple[Plugin, ...]:
+    """The plug-ins that can be used; the others are left out, with a line on stderr for each, once a process.
+
+    own: this project's conf folder, whose groups are the allowed ones. named: folders that a user names for this run,
+    which are read as plug-ins of theirs.
+
+    Raises:
+        SetupError: two packages have a file for the same choice, so one of them would silently not be read; a folder
+            in `named` is not laid out as conf/.
+    """
+    found = _installed(own, tuple(sys.path))
+    if not named:
+        return found
+    for place in named:
+        _check(Path(place), own)
+    mine = [Plugin("named for this run", Path(place)) for place in named]
+    _check_clashes([Plugin("steerbench", own), *found, *mine])
+    return (*found, *mine)
+
+
+@functools.lru_cache(maxsize=1)
+def _installed(own: Path, path: tuple[str, ...]) -> tuple[Plugin, ...]:
+    """`path` is what decides which packages are found."""
+    del path
+    found: dict[Path, Plugin] = {}
+    for entry in sorted(entry_points(group=PLUGINS), key=_owner):
+        try:
+            conf = conf_folder(entry.value)
+            _check(conf, own)
+        except SetupError as error:
+            print(visible(f"warning: plug-in {_owner(entry)} is left out: {error}"), file=sys.stderr)
+        else:
+            found.setdefault(conf, Plugin(_owner(entry), conf))
+    _check_clashes([Plugin("steerbench", own), *found.values()])
+    return tuple(found.values())
+
+
+def _owner(entry: EntryPoint) -> str:
+    return f"{entry.dist.name} {entry.dist.version}" if entry.dist else entry.name
+
+
+def conf_folder(name: str) -> Path:
+    """The conf folder in a package, or beside a module in one. Raises SetupError where there is none."""
+    spec = _spec(name)
+    if spec is None:
+        raise SetupError(f"its entry point names {name}, and no such package can be found")
+    if spec.submodule_search_locations is not None:
+        places = [Path(place) for place in spec.submodule_search_locations]
+    elif "." in name and spec.origin:
+        places = [Path(spec.origin).parent]
+    else:
+        raise SetupError(f"its entry point names {name}, a module by itself; name a package that holds conf/")
+    for place in places:
+        if (place / "conf").is_dir():
+            return (place / "conf").resolve()
+    raise SetupError(f"no folder {places[0] / 'conf'}; are the YAML files in the package's data?")
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Where a module is, without running it or the packages that it is in."""
+    top, *rest = name.split(".")
+    if not all(part.isidentifier() for part in (top, *rest)):
+        return None
+    spec = find_spec(top)
+    for part in rest:
+        if spec is None or spec.submodule_search_locations is None:
+            return None
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations))  # a full name wants its parent loaded
+    return spec
+
+
+def _check(conf: Path, own: Path) -> None:
+    """Raises SetupError for what Hydra would not read, or read as something else."""
+    groups = sorted(group.name for group in own.iterdir() if group.is_dir())
+    for file in sorted(conf.rglob("*.yaml")):
+        group = file.relative_to(conf).parts[0]
+        if group not in groups:
+            near = difflib.get_close_matches(group, groups, 1)
+            hint = f"did you mean conf/{near[0]}? " if near else ""
+            raise SetupError(f"{file} is in no group of steerbench; {hint}Groups: {', '.join(groups)}")
+        try:
+            text, loaded = file.read_text(encoding="utf-8"), OmegaConf.load(file)
+        except (YAMLError, OmegaConfBaseException, OSError, ValueError) as error:
+            raise SetupError(f"{file} cannot be read: {' '.join(str(error).split())}") from error
+        if not isinstance(loaded, DictConfig):
+            raise SetupError(f"{file} holds no `key: value` lines")
+        if group in PACKAGE:
+            header = f"# @package {PACKAGE[group].format(file.stem)}"
+            if header not in map(str.rstrip, text.splitlines()):
+                raise SetupError(f"{file} lacks the line {header}, by which Hydra puts it in its place")
+
+
+def _check_clashes(plugins: Sequence[Plugin]) -> None:
+    """Raises SetupError for a choice that two packages have."""
+    first: dict[Path, Plugin] = {}
+    for plugin in plugins:
+        for file in sorted(plugin.conf.rglob("*.yaml")):
+            name = file.relative_to(plugin.conf)
+            other = first.setdefault(name, plugin)
+            if other is not plugin:
+                raise SetupError(
+                    f"{name.parent}={name.stem} is there twice: in {other.conf / name} ({other.owner}) and in {file} "
+                    f"({plugin.owner}); rename one of the files, or uninstall one of the packages"
+                )

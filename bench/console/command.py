@@ -1,0 +1,128 @@
+"""What every command does alike: errors and Ctrl-C become one message and an exit code, never a traceback."""
+
+import argparse
+import atexit
+import errno
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+
+from bench.console import stopping
+from bench.console.escape import terminal, visible
+from methods.errors import SetupError
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+"""For whatever is told beside the result itself."""
+OVERVIEW_WIDTH = 120
+"""Columns of a help page that goes to a file or a pipe."""
+
+
+NEXT_STEP = {
+    **dict.fromkeys(
+        (errno.ENOSPC, errno.EDQUOT),
+        "free some space there, or write elsewhere (runtime.results, runtime.cache, --results)",
+    ),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "get the right to read and write it, or name another"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """The parser of every command that has options; what was typed comes back in its messages, as inert text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and message, and exit with 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: error: {visible(message)}\n")
+
+
+def run(
+    work: Callable[..., int | None], *arguments: Any, stopped: str | Callable[[], str] = "nothing was written"
+) -> int:
+    """The exit code: that of work(*arguments), 0 for none.
+
+    2: the user must mend something, be it a setting, a file or a full disk. 1: something called `sys.exit`. 130, 143:
+    stopped by Ctrl-C, by SIGTERM (`bench.console.stopping`). stopped: what that means for what was computed so far.
+    """
+
+    def farewell(number: int | None) -> None:
+        by = f" by {stopping.name_of(number)}" if number else ""
+        console.show_cursor(True)  # a bar may have hidden it
+        console.print(terminal(f"stopped{by}; {stopped if isinstance(stopped, str) else stopped()}"))
+
+    _standard_streams()
+    with stopping.orderly(farewell):
+        try:
+            return work(*arguments) or 0
+        except BaseException as error:
+            if (number := stopping.asked()) is not None:  # whatever a library has made of it
+                farewell(number)
+                return stopping.exit_code(number)
+            if isinstance(error, KeyboardInterrupt):
+                farewell(None)
+                return 130
+            return _told(error)
+
+
+def _told(error: BaseException) -> int:
+    """Say what ended the work; returns the exit code. Raises the error again where it is a defect."""
+    if isinstance(error, SetupError):
+        complain(str(error))
+        return 2
+    if isinstance(error, BrokenPipeError):  # whoever read what is printed has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    if isinstance(error, OSError) and error.errno is not None:
+        complain(of_system(error))
+        return 2
+    if isinstance(error, SystemExit):
+        complain(f"something that was called ended the program by sys.exit({error.code!r}); nothing more was done")
+        return 1
+    raise error
+
+
+def _standard_streams() -> None:
+    """Where one is closed, what is printed goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for the rest of the process
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with this exit code; after a signal at once, since threads of libraries may be at work."""
+    if code <= stopping.exit_code(0):
+        sys.exit(code)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def complain(message: str) -> None:
+    """Print an error, each line marked as one."""
+    for line in visible(message, lines=True).split("\n"):
+        console.print(terminal("error:", "bold red"), terminal(line))
+
+
+def of_system(error: OSError) -> str:
+    """What the system refused, on which file, and the next step."""
+    return (f"{error.filename}: " if error.filename else "") + refused(error)
+
+
+def refused(error: OSError) -> str:
+    """Why the system refused something, and the next step."""
+    step = NEXT_STEP.get(error.errno or 0, "look whether the file can be read and written")
+    return f"{error.strerror or error}; {step}, and run the same command again"
+
+
+def asks_help(arguments: list[str]) -> bool:
+    """For commands whose arguments are key=value: they are not argparse's."""
+    return not arguments or bool({"-h", "--help"} & set(arguments))
+
+
+def overview() -> Console:
+    """Where a help page is printed."""
+    return Console(width=None if Console().is_terminal else OVERVIEW_WIDTH, highlight=False)

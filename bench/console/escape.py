@@ -1,0 +1,152 @@
+r"""Free text in what we write: for each format the one function that makes any text inert in it. No torch here.
+
+Names of models, methods, scorers, tasks and groups, messages of errors, paths and prompts are somebody else's text. A
+writer puts them through the function of its format and then adds its own marks.
+
+terminal      for a console of rich: no markup, no emoji code, no control sequence.
+markdown      one line, in a paragraph, a list or a cell of a table; code: set as code.
+latex         one line, in a paragraph, a caption or a cell.
+csv, read_csv a whole table and back: no cell that a spreadsheet would compute, and every name as it was.
+visible       for figures, whose style switches mathtext off (bench/plots/style.py), and for HTML, where Jinja's
+              autoescape does the rest (bench/report/page.py).
+literal, file_name: inside a Python string, and as one part of a path.
+
+What cannot be seen is written out in all of them, as `\x1b` and `\u202e`: whatever has Unicode's property
+Default_Ignorable_Code_Point (17.0, DerivedCoreProperties.txt: joiners, marks that turn the direction of writing, tags,
+selectors of a variant, blank letters of Hangul), and besides control characters, the ends of lines and paragraphs,
+what is no character, halves of surrogates, and the blank sign of Braille.
+"""
+
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IGNORABLE = (
+    "\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0"
+    "\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff"
+)
+"""The whole property Default_Ignorable_Code_Point, which Python's unicodedata does not tell."""
+NO_CHARACTER = "\ud800-\udfff\ufdd0-\ufdef" + "".join(
+    chr(end) for plane in range(17) for end in (plane << 16 | 0xFFFE, plane << 16 | 0xFFFF)
+)
+HIDDEN = re.compile(f"[\x00-\x1f\x7f-\x9f\u2028\u2029\u2800\ufff9-\ufffb{IGNORABLE}{NO_CHARACTER}]")
+
+
+def _written_out(found: re.Match[str]) -> str:
+    code = ord(found[0])
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
+def visible(text: object, *, lines: bool = False) -> str:
+    """The text in one line, or with `lines` in those it has, with whatever cannot be seen written out."""
+    shown = str(text).replace("\r\n", "\n").replace("\t", " ")
+    if not lines:
+        return HIDDEN.sub(_written_out, shown.replace("\n", " "))
+    return "\n".join(HIDDEN.sub(_written_out, line) for line in shown.split("\n"))
+
+
+def terminal(text: object, style: str = "", *, lines: bool = False) -> Text:
+    """For a console of rich; `lines`: line ends in it are meant."""
+    return Text(visible(text, lines=lines), style)
+
+
+MARKS = re.compile(r"[\\`*<>\[\]|~${}]|(?<![^\W_])_|_(?![^\W_])|&(?=[#\w])|:(?=//)|(?<=www)\.", re.IGNORECASE)
+MAIL = re.compile(r"(?<=\S)@(?=\S)")  # GitHub makes a link of an address also where its signs are escaped
+APART = "@<!-- -->"  # an empty comment, of which nothing is shown
+OPENS = re.compile(r"[#=]|[-+](?=[\s-]|$)")  # what begins a block where it begins a line
+NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
+
+
+def markdown(text: object) -> str:
+    """One line that shows just this text: no mark, link, tag, formula, list or further cell. GitHub's Markdown."""
+    line = MAIL.sub(APART, MARKS.sub(r"\\\g<0>", visible(text).strip()))
+    return "\\" + line if OPENS.match(line) else NUMBERED.sub(r"\1\\\2", line, count=1) if line[:1].isdigit() else line
+
+
+def code(text: object) -> str:
+    """As `markdown`, set as code; not for a cell of a table."""
+    line = visible(text).strip()
+    ticks = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
+    return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`" if line else ""
+
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}"}
+LATEX |= {"–": "--", "±": r"$\pm$", "<": "$<$", ">": "$>$", "|": r"\textbar{}", "†": r"$^{\dagger}$"}
+LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: f"{{{sign}}}" for sign in "[]*"} | {"\u200b": "{}"}
+r"""`[` and `*` are in braces, since they would be an option of a `\\` or a `\midrule` before them; hyphens stay two."""
+
+
+def latex(text: object) -> str:
+    """One line as LaTeX prints it."""
+    return "".join(LATEX.get(sign, sign) for sign in re.sub("-(?=-)", "-\u200b", visible(text)))
+
+
+def literal(text: object) -> str:
+    """What stands between the double quotes of a string in Python."""
+    return visible(str(text).replace("\\", "\\\\").replace('"', '\\"'))
+
+
+def file_name(text: object, slash: str = "_") -> str:
+    """One part of a path, of letters, digits, `.`, `_`, `+` and `-`; slash: what stands for a `/`."""
+    name = re.sub(r"[^\w.+-]", "_", str(text).replace("/", slash), flags=re.ASCII)[:100]
+    return re.sub(r"^\.", "_", name) or "_"
+
+
+# -- tables --------------------------------------------------------------------------------------------------------
+
+ACTIVE = re.compile(r"\s*['=+\-@\uff1d\uff0b\uff0d\uff20]")  # what a spreadsheet computes, and our own mark
+SPLITS = re.compile(r"[;|](?=[\s\"]*[=+\-@\uff1d\uff0b\uff0d\uff20])")  # where one that splits there would compute
+NUMBERS = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?(; [-+]?[\d.]+(e[-+]?\d+)?)*|[-+]?(inf|nan)", re.IGNORECASE)
+CODED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
+NAMES = ("model", "method", "family", "strengths", "suite", "metric", "scorer", "set", "group", "experiment")
+"""Columns of text even where all of it looks like numbers."""
+
+
+def cell(value: Any) -> Any:
+    r"""A cell of a CSV file. A text that is active, or that holds what cannot be seen, has an apostrophe before it.
+
+    So has one with a `;` or `|` before what is active, for a spreadsheet that splits there. In such a cell, and in no
+    other, a backslash is `\\`, and that sign and whatever cannot be seen, a tab too, are written out, as `\x3b`.
+    Anything else, and numbers also as text, stays as it is.
+    """
+    if not isinstance(value, str) or NUMBERS.fullmatch(value):
+        return value
+    if not (ACTIVE.match(value) or SPLITS.search(value) or HIDDEN.search(value)):
+        return value
+    return "'" + HIDDEN.sub(_written_out, SPLITS.sub(_written_out, value.replace("\\", "\\\\")))
+
+
+def uncell(value: Any) -> Any:
+    """What `cell` was given."""
+    if not isinstance(value, str) or not value.startswith("'"):
+        return value
+    return CODED.sub(lambda found: chr(int(found[1] or found[2] or found[3] or "5c", 16)), value[1:])
+
+
+def csv(frame: "pd.DataFrame") -> str:
+    """A table as CSV with inert cells and titles; six digits, which stay the same from machine to machine."""
+    text = io.StringIO()
+    _each_text(frame, cell).to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> "pd.DataFrame":
+    """A table that `csv` wrote, with every name as it was; what is empty is missing, and nothing else."""
+    import pandas as pd
+
+    frame = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])
+    return _each_text(frame, uncell)
+
+
+def _each_text(frame: "pd.DataFrame", of: Callable[[Any], Any]) -> "pd.DataFrame":
+    import pandas as pd
+
+    texts = [name for name, kind in frame.dtypes.items() if isinstance(kind, pd.StringDtype) or kind.kind == "O"]
+    return frame.assign(**{str(name): frame[name].map(of) for name in texts}).rename(columns=of)

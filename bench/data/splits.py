@@ -1,0 +1,72 @@
+"""Which part of a data set a text is in: fit, dev or test, by a hash of the text alone."""
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from typing import Literal, NamedTuple
+
+from methods.errors import SetupError
+
+Part = Literal["fit", "dev", "test"]
+PARTS: dict[str, tuple[float, float]] = {"fit": (0.0, 0.45), "dev": (0.45, 0.60), "test": (0.60, 1.0)}
+
+
+class Prompt(NamedTuple):
+    """A prompt; id: 12 hex digits of the sha256 of its text. group: what its result is also averaged over; "": none."""
+
+    id: str
+    text: str
+    group: str = ""
+
+
+def prompt(text: str, group: str = "") -> Prompt:
+    """The prompt of this text."""
+    return Prompt(_digest(text)[:12], text, group)
+
+
+def part(text: str) -> Part:
+    """Which part a prompt belongs to: 45 % fit, 15 % dev, 40 % test, by a hash of its text without outer blanks.
+
+    The text alone decides, so a prompt that several sources have is in the same part everywhere.
+    """
+    place = int(_digest(text)[-16:], 16) / 16**16  # in [0, 1)
+    for name, (low, high) in PARTS.items():
+        if low <= place < high:
+            return name  # type: ignore[return-value]
+    raise AssertionError(place)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.strip().encode()).hexdigest()
+
+
+def part_of(
+    prompts: Sequence[Prompt], split: Literal["dev", "test"], count: int | None, dev_count: int, option: str
+) -> list[Prompt]:
+    """Of prompts in the order of a hash: the first `count` for test, None for all; for dev the last of the others.
+
+    So a larger count contains a smaller one. Raises SetupError where there are too few.
+    """
+    if split == "test":
+        if count is not None and count > len(prompts):
+            raise SetupError(f"{option}={count}: there are {len(prompts)}; ask for fewer, or set null for all")
+        return list(prompts[:count])
+    others = prompts[len(prompts) if count is None else count :]
+    if len(others) < dev_count:
+        raise SetupError(
+            f"the dev split needs {dev_count} of {len(prompts)} besides those of the test split, which takes "
+            f"{'all' if count is None else count}; lower {option}"
+        )
+    return list(others[-dev_count:])
+
+
+def by_group(prompts: Iterable[Prompt]) -> dict[str, list[Prompt]]:
+    """The prompts of each group, in their order."""
+    groups: dict[str, list[Prompt]] = {}
+    for one in prompts:
+        groups.setdefault(one.group, []).append(one)
+    return groups
+
+
+def rank(text: str) -> str:
+    """Hash of a text without outer blanks, by which sets are ordered."""
+    return hashlib.sha256(text.strip().encode()).hexdigest()

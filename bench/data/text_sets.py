@@ -1,0 +1,52 @@
+"""Readers of the sets that the behaviour suites ask: instructions that a model may refuse, and film reviews."""
+
+from typing import NamedTuple
+
+from bench.data.sources import Located, Sources, loaded
+from bench.data.splits import Prompt, prompt, rank
+from methods.errors import SetupError
+
+
+class Texts(NamedTuple):
+    """Where a set keeps its texts: config, split, the column of the text and, where it has one, of the group.
+
+    needs_group: a copy without the column of the group is refused.
+    """
+
+    config: str | None
+    split: str
+    text: str
+    group: str | None = None
+    needs_group: bool = False
+
+
+HARMFUL = ("walledai/HarmBench", "walledai/AdvBench", "JailbreakBench/JBB-Behaviors", "LibrAI/do-not-answer")
+XSTEST = "Paul/XSTest"
+REVIEWS = ("stanfordnlp/imdb", "nyu-mll/glue")  # the second is its config sst2
+SETS = {
+    "walledai/HarmBench": Texts("standard", "train", "prompt", "category"),  # arXiv 2402.04249
+    "walledai/AdvBench": Texts(None, "train", "prompt"),  # 2307.15043
+    "JailbreakBench/JBB-Behaviors": Texts("behaviors", "harmful", "Goal", "Category"),  # 2404.01318
+    "LibrAI/do-not-answer": Texts(None, "train", "question", "risk_area"),  # 2308.13387
+    "Paul/XSTest": Texts(None, "train", "prompt", "label", needs_group=True),  # 2308.01263
+    "stanfordnlp/imdb": Texts(None, "test", "text", "label", needs_group=True),
+    "nyu-mll/glue": Texts("sst2", "validation", "sentence", "label", needs_group=True),
+}
+
+
+def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
+    """The distinct texts of a set without outer blanks, each with its group ("" for none), in the order of a hash.
+
+    The order of the file is no part of it. Raises SetupError for a missing column and for a set without any text.
+    """
+    where = SETS[name]
+    needed = [where.text, *([where.group] if where.group and where.needs_group else [])]
+    found, rows = loaded(sources, name, where.config, where.split, needed)
+    group = where.group if where.group in rows[0] else None
+    groups: dict[str, str] = {}
+    for row in rows:
+        if text := str(row[where.text] or "").strip():
+            groups.setdefault(text, str(row[group]) if group else "")
+    if not groups:
+        raise SetupError(f"{name} from {found.source}: every text in its column {where.text} is empty")
+    return [prompt(text, groups[text]) for text in sorted(groups, key=rank)], found

@@ -1,0 +1,266 @@
+"""`python -m bench.export`: a steered model as files that other programs load. See `--help`.
+
+Exit code 0: written; 2: something the user must mend, or this method cannot be held by this format; 130: Ctrl-C.
+"""
+
+from bench.console import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
+import difflib
+import importlib
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rich.table import Table
+
+from bench.console import command
+from bench.console.command import console
+from bench.console.escape import code, file_name, literal, markdown, terminal, visible
+from bench.files import plain_json
+from bench.run import validate
+from methods.errors import SetupError
+
+if TYPE_CHECKING:
+    from bench.export.effect import Effect
+    from bench.run.cell import Cell
+
+
+class Format(NamedTuple):
+    """suffix: of the one file that is written; "" is a folder. weights, vectors: what it can hold."""
+
+    suffix: str
+    weights: bool
+    vectors: bool
+    loads: str
+    holds: str
+
+    def takes(self, effect: "Effect") -> bool:
+        """It can hold all of what the method does."""
+        return (self.weights or not effect.weights) and (self.vectors or not effect.vectors)
+
+
+FORMATS = {
+    "checkpoint": Format("", True, False, "transformers", "edited weights of any kind"),
+    "peft": Format("", True, False, "PEFT (a LoRA adapter)", "edited linear layers whose change is of low rank"),
+    "bias": Format("", True, True, "transformers", "vectors added at all positions, where the MLP has a bias"),
+    "lm_eval": Format(".pt", False, True, "lm-eval --model steered", "vectors added at all positions"),
+    "gguf": Format(".gguf", False, True, "llama.cpp, repeng", "vectors added at all positions, from block 1 on"),
+}
+"""Each has a file of its name in bench/export."""
+FACTS = "export.json"
+ARGUMENTS = ("format", "output", "overwrite")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export what the command line asks for; returns the exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if command.asks_help(given):
+        show_help()
+        return 0
+    return command.run(_run, given)
+
+
+def show_help() -> None:
+    """Print the command, the options of its own and a table of the formats."""
+    out = command.overview()
+    own = "method=... strength=... format=... [output=...] [overwrite=true] [key=value ...]"
+    out.print(terminal("python -m bench.export", "bold"), terminal(own, "italic"))
+    out.print(
+        "\n  Writes a steered model as files that other programs load. All other keys are those of python -m bench"
+        "\n  (model=..., data=..., method.layer=...); a fit that a run has already made is used again.\n"
+        "\n  strength=NUMBER   in the method's own unit; a record of the leaderboard names the one that was chosen"
+        "\n  format=...        one of the table below"
+        "\n  output=...        folder or file to write; default: under the results folder, in exports"
+        "\n  overwrite=true    replace an earlier export\n"
+    )
+    table = Table("format", "writes", "can hold", "read by", box=None, padding=(0, 2))
+    for name, one in FORMATS.items():
+        table.add_row(f"[bold]{name}[/]", f"a {one.suffix} file" if one.suffix else "a folder", one.holds, one.loads)
+    out.print(table)
+    out.print(
+        "\n  What a method does is measured on the model. Texts before a prompt, changes of the decoding, and steering"
+        "\n  of some positions only (the default of caa; method.scope=all steers them all) fit none of these."
+        "\n\n  python -m bench.export method=detox strength=1 format=checkpoint"
+        "\n  python -m bench.export method=caa method.scope=all strength=2 format=gguf output=calm.gguf",
+        highlight=False,
+    )
+
+
+def _run(given: Sequence[str]) -> None:
+    own = {key: value for key, _, value in (one.partition("=") for one in given) if key in ARGUMENTS}
+    name = own.get("format", "")
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, 1)
+        hint = f"; did you mean {near[0]}?" if near else "."
+        raise SetupError(f"format={name or '(none)'}: there is no such format{hint} Allowed: {', '.join(FORMATS)}")
+    if own.get("overwrite", "false") not in ("true", "false"):
+        raise SetupError(f"overwrite={own['overwrite']}: allowed are true, false")
+    cell = _cell([one for one in given if one.partition("=")[0] not in ARGUMENTS])
+    target = Path(own["output"]) if own.get("output") else _default(cell, name)
+    check_target(target, name, overwrite=own.get("overwrite") == "true")
+    facts = _write(cell, target, name)
+    if facts["largest_logit_difference"] is not None:
+        console.print(f"loaded again: largest difference of a logit {facts['largest_logit_difference']:.2g}")
+    told = _facts_file(target, name) if FORMATS[name].suffix else target / "README.md"
+    console.print(terminal(f"written to {target}; how to load it is in {told.name}"))
+
+
+def _cell(overrides: Sequence[str]) -> "Cell":
+    """The one cell that the command line names, checked."""
+    from bench.config import compose
+
+    if {"-m", "--multirun"} & set(overrides):
+        raise SetupError("an export is of one method at one strength; leave -m away and run it once for each")
+    jobs = compose.jobs(overrides, multirun=True)
+    if len(jobs) > 1:
+        raise SetupError(
+            f"this names {len(jobs)} cells; an export is of one method at one strength, so run it once for each"
+        )
+    (cfg,) = validate.validate_all(jobs)
+    if not isinstance(cfg.strength, int | float) or cfg.strength == 0:
+        raise SetupError(
+            f"strength={cfg.strength}: an export needs a number other than 0 in the method's unit; the leaderboard "
+            "shows the one that was chosen"
+        )
+
+    from transformers.utils import logging
+
+    from bench.run.cell import Cell, Session
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    cfg.suite = {}  # nothing is judged here
+    return Cell(cfg, Session())
+
+
+def _default(cell: "Cell", name: str) -> Path:
+    model, method = (file_name(name, "--") for name in (cell.cfg.model.name, cell.method.name))
+    stem = f"{model}-{method}-x{cell.cfg.strength:g}-{cell.fit_id}"
+    return Path(cell.cfg.runtime.results) / "exports" / f"{stem}{FORMATS[name].suffix or f'-{name}'}"
+
+
+def _facts_file(target: Path, name: str) -> Path:
+    """Where the facts stand: in the folder, or beside the file."""
+    return target.with_name(f"{target.name}.json") if FORMATS[name].suffix else target / FACTS
+
+
+def check_target(target: Path, name: str, *, overwrite: bool) -> None:
+    """Raises SetupError where writing there would lose something, or the name has the wrong ending."""
+    suffix = FORMATS[name].suffix
+    if suffix and target.suffix != suffix:
+        raise SetupError(f"output={target}: format={name} writes one file; give it a name that ends in {suffix}")
+    if not target.exists():
+        return
+    if not overwrite:
+        raise SetupError(f"{target} is there already; set overwrite=true to replace it, or choose another output=...")
+    if target.is_dir() == bool(suffix) or not _facts_file(target, name).is_file():
+        raise SetupError(
+            f"{target} is no {name} export of this program, so overwrite=true leaves it alone; choose another"
+        )
+
+
+def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
+    """Fit where that is to be done, measure, write; returns the facts."""
+    from bench.console.progress import Bar
+    from bench.export.effect import Steered, measure
+    from bench.files import atomic
+    from bench.run.cell import torch_threads
+
+    strength = cell.cfg.strength
+    cell.fetch_model()  # prints what it fetches, so before the bar is up
+    with torch_threads(cell.threads):
+        with Bar({} if cell.is_fitted else cell.fit_tokens()) as cell.session.bar:
+            artefact, _ = cell.fitted
+        effect = measure(cell.lm, cell.method, artefact, strength)
+    check_holds(effect, name, cell.label(strength))
+    node, commit = cell.cfg.model, cell.model_identity.get("revision")
+    steered = Steered(
+        cell.lm, cell.method, artefact, strength, effect, cell.fetch_model(), commit, node.id or node.name
+    )
+    module = importlib.import_module(f"bench.export.{name}")
+    if FORMATS[name].suffix:
+        facts = _facts(cell, name, module.write(target, steered))
+        atomic.write_whole(
+            _facts_file(target, name), plain_json.dumps(facts | {"use": _use(module, steered, target.name, _quoted)})
+        )
+        return facts
+    with atomic.whole_folder(target, replace=True) as folder:
+        facts = _facts(cell, name, module.write(folder, steered))
+        (folder / FACTS).write_text(plain_json.dumps(facts), encoding="utf-8")
+        (folder / "README.md").write_text(_readme(facts, _use(module, steered, target.name, literal)), encoding="utf-8")
+    return facts
+
+
+def check_holds(effect: "Effect", name: str, label: str) -> None:
+    """Raises SetupError where the method does what this format cannot hold, and names those that can."""
+    if effect.beyond is not None:
+        raise SetupError(f"{label} cannot be exported: {effect.beyond}")
+    if not effect.weights and not effect.vectors:
+        raise SetupError(f"{label} cannot be exported: it leaves the model as it is")
+    others = [other for other, one in FORMATS.items() if one.takes(effect) and (other != "bias" or effect.vectors)]
+    if name not in others:
+        does = [f"edits {len(effect.weights)} weights"] if effect.weights else []
+        does += [f"adds a vector at the output of block {layer}" for layer in sorted(effect.vectors)]
+        raise SetupError(
+            f"{label} cannot be written as {name}, which holds {FORMATS[name].holds}: it {' and '.join(does)}; use "
+            + " or ".join(f"format={other}" for other in others)
+        )
+
+
+def _facts(cell: "Cell", name: str, difference: float | None) -> dict[str, Any]:
+    from bench.records import identity
+    from bench.records.provenance import provenance
+
+    node = cell.cfg.model
+    return {
+        "format": name,
+        "method": identity.method_identity(cell.method),
+        "strength": cell.cfg.strength,
+        "strength_unit": cell.method.strength_unit,
+        "base": {"name": node.name} | cell.model_identity,
+        "fit": cell.fit_id,
+        "largest_logit_difference": difference,
+        "licence": f"Made from the model {node.name}; its licence holds for this too.",
+        "provenance": provenance(),
+    }
+
+
+def _use(module: Any, steered: Any, output: str, quoted: Callable[[str], str]) -> str:
+    """How the export is loaded: Python for a folder, a command line for a file. quoted: as a name stands in it."""
+    base = steered.base if steered.revision else f"FOLDER OF {steered.base}"
+    text: str = module.USE.format(base=quoted(base), output=quoted(output))
+    return text
+
+
+def _quoted(name: str) -> str:
+    """One word of a command line; a placeholder stays as it is read best."""
+    return name if re.fullmatch(r"(FOLDER OF )?[\w./+-]+", name) else shlex.quote(visible(name))
+
+
+def _readme(facts: dict[str, Any], use: str) -> str:
+    """What a person who finds the folder wants to know."""
+    method, base = facts["method"], facts["base"]
+    read = " and ".join(code(f"{name}: {base[name]}") for name in ("bos", "chat"))
+    return f"""# {markdown(base["name"])} steered by {markdown(method["name"])}
+
+Strength {facts["strength"]:g} ({markdown(facts["strength_unit"])}), format {facts["format"]}, written by steerbench's
+`python -m bench.export`.
+
+```python
+{use}
+```
+
+- Texts were read with {read}; do the same to get the same numbers.
+- Loaded again, the largest difference of a logit from the steered model was {facts["largest_logit_difference"]:.2g}.
+- {markdown(facts["licence"])}
+- Hyper-parameters, fit id and versions are in {FACTS}.
+"""
+
+
+if __name__ == "__main__":
+    command.leave(main())

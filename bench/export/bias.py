@@ -1,0 +1,66 @@
+"""Constant vectors as biases: h + v at a block's output is the same as b + v in the last matrix of its MLP.
+
+That holds where the block adds the MLP's output to the residual stream and does nothing more. Whether it does is not
+assumed: the checkpoint is loaded again and its logits are compared.
+"""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from bench.export.effect import Steered, verified
+from methods import layout
+from methods.errors import SetupError
+
+USE = """from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained("{output}")
+tokenizer = AutoTokenizer.from_pretrained("{output}")"""
+SWITCH = "mlp_bias"  # of LlamaConfig: gives every linear layer of the MLP a bias
+
+
+def write(folder: Path, steered: Steered) -> float:
+    """Save the model with the vectors in its biases; returns the largest logit difference after loading it again.
+
+    GPT-2, OPT, GPT-J and GPT-NeoX have a bias there. Llama has one where its config says `mlp_bias`: it is switched
+    on, and all other biases that come with it are zero.
+
+    Raises SetupError where the architecture has no room.
+    """
+    with steered.on() as lm:
+        model = lm.model
+        biases, switched = new_biases(model, steered.effect.vectors)
+        model.save_pretrained(folder, state_dict={**model.state_dict(), **biases})
+        if switched:
+            config = copy.deepcopy(model.config)
+            setattr(config, SWITCH, True)
+            config.save_pretrained(folder)
+    steered.lm.tokenizer.save_pretrained(folder)
+    return verified(steered, AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False))
+
+
+def new_biases(model: PreTrainedModel, vectors: dict[int, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """The biases (D,) of the value matrices by name, and whether the config must switch biases on for them."""
+    names = layout.of(model)
+    blocks = layout.blocks(model)
+    has_bias = getattr(blocks[0].get_submodule(names.value), "bias", None) is not None
+    biases: dict[str, Tensor] = {}
+    if not has_bias:
+        if not hasattr(model.config, SWITCH):
+            raise SetupError(
+                f"{model.config.model_type} has no bias in {names.value} and no option that adds one, so there is no "
+                "room for a vector; use format=lm_eval or format=gguf"
+            )
+        parent = names.value.rpartition(".")[0]
+        for layer, block in enumerate(blocks):
+            for name, module in block.get_submodule(parent).named_children():
+                if isinstance(module, nn.Linear):
+                    zeros = torch.zeros(module.out_features, dtype=model.dtype, device=module.weight.device)
+                    biases[f"{names.blocks}.{layer}.{parent}.{name}.bias"] = zeros
+    for layer, vector in vectors.items():
+        key = f"{names.blocks}.{layer}.{names.value}.bias"
+        old = model.state_dict()[key] if has_bias else biases[key]
+        biases[key] = (old.float() + vector.to(old.device).float()).to(old.dtype)
+    return biases, not has_bias

@@ -1,0 +1,223 @@
+"""What a method does to a model, measured on the model: which weights differ, and which vector is added where.
+
+No format has to know a method: whatever changes weights, or adds constant vectors to the residual stream, is found
+here, and what goes beyond that is said in words.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from bench.model.lm import LM
+from methods import layout
+from methods.base import Artefact, Method
+from methods.errors import SetupError
+from methods.intervention import Hook, Site, adding, edited, hooked, record
+from methods.tokens import Text, split
+
+SITES: tuple[Site, ...] = get_args(Site)
+TEXTS = (  # prompt and continuation: two, of different lengths, on which everything is measured
+    (
+        "The quick brown fox jumps over the lazy dog while a small bird sings in the old tree near the river, and the",
+        " people walk home along the water.",
+    ),
+    (
+        "On the long road from the village to the market two friends talk about work, weather, bread and the harvest,",
+        " as they do every week, and then they count the money they have made.",
+    ),
+)
+
+
+class Effect(NamedTuple):
+    """What steering comes down to.
+
+    weights: new values of the parameters that differ, by name. vectors: (D,) added at the output of each block, at
+    every position of every text. beyond: what it does besides, in words; None is nothing.
+    """
+
+    weights: dict[str, Tensor]
+    vectors: dict[int, Tensor]
+    beyond: str | None = None
+
+
+@dataclass(frozen=True)
+class Steered:
+    """A method at one strength on one model, and what it was measured to do."""
+
+    lm: LM
+    method: Method
+    artefact: Artefact
+    strength: float
+    effect: Effect
+    location: str  # folder or hub id of the base model
+    revision: str | None
+    base: str  # what the base model is called in the files
+
+    def on(self) -> AbstractContextManager[LM]:
+        """The steered model inside the block."""
+        return self.lm.steered(self.method, self.artefact, self.strength)
+
+
+def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effect:
+    """What the method does to the model at this strength; every text of TEXTS is read a few times."""
+    before = {name: _digest(parameter) for name, parameter in lm.model.named_parameters()}
+    with lm.steered(method, artefact, strength) as steered:
+        steering = steered.steering
+        weights = {
+            name: parameter.detach().clone()
+            for name, parameter in lm.model.named_parameters()
+            if _digest(parameter) != before[name]
+        }
+    if steering.prefix:
+        return Effect(weights, {}, "it puts a text before every prompt; write that text before your prompts yourself")
+    if steering.next_logits is not None:
+        return Effect(weights, {}, "it changes the logits while a text is decoded, which no file of weights can do")
+    texts = _encoded(lm)
+    zeroed = [_streams(lm, method, artefact, strength, text, zero=True) for text in texts]
+    natural = [_streams(lm, method, artefact, strength, text, zero=False) for text in texts]
+    vectors: dict[int, Tensor] = {}
+    for layer, site in zeroed[0]:
+        added = [stream[layer, site][1] for stream in zeroed]  # (T, D) each: what becomes of a stream of zeros
+        seen = [stream[layer, site] for stream in natural]
+        if not any(bool(one.any()) for one in added) and all(torch.equal(*one) for one in seen):
+            continue
+        block = layer if site == "output" else layer - 1
+        vector = added[0][0].clone()  # (D,)
+        beyond = _beyond(vector, added, seen, texts, hasattr(method, "scope"))
+        if beyond is None and block < 0:
+            beyond = "it adds a vector where no block has written yet"
+        if beyond is not None:
+            return Effect(weights, {}, f"at the {site} of block {layer} {beyond}")
+        vectors[block] = vectors[block] + vector if block in vectors else vector
+    effect = Effect(weights, vectors)
+    if not _explains(lm, method, artefact, strength, effect, texts):
+        more = "it does more to the model than to change its weights and to add vectors between its blocks"
+        return effect._replace(beyond=more)
+    return effect
+
+
+def _digest(parameter: Tensor) -> bytes:
+    flat = parameter.detach().cpu().contiguous().flatten()
+    return hashlib.sha256(flat.view(torch.uint8).numpy().data).digest()
+
+
+def _encoded(lm: LM) -> list[Text]:
+    return split(lm.tokenizer, [prompt for prompt, _ in TEXTS], [continuation for _, continuation in TEXTS])
+
+
+def _streams(
+    lm: LM, method: Method, artefact: Artefact, strength: float, text: Text, *, zero: bool
+) -> dict[tuple[int, Site], tuple[Tensor, Tensor]]:
+    """(T, D) before and after the method's own hooks at each block and site; the last token is read from the cache.
+
+    Hooks run in the order in which they were set: ours before, the method's, ours after. zero: the method's hooks get
+    zeros instead of the stream, and what they return is then exactly what they add.
+    """
+    blocks = layout.blocks(lm.model)
+    layers = range(len(blocks))
+    with ExitStack() as stack:
+        before = {site: stack.enter_context(record(lm.model, layers, site)) for site in SITES}
+        if zero:
+            stack.enter_context(hooked(Hook(block, site, torch.zeros_like) for block in blocks for site in SITES))
+        steered = stack.enter_context(lm.steered(method, artefact, strength))
+        after = {site: stack.enter_context(record(lm.model, layers, site)) for site in SITES}
+        rows = steered.start(torch.tensor([text.prompt]))
+        parts = []
+        for ids in (text.tokens[:-1], text.tokens[-1:]):
+            steered.read(rows, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool), keep=1)
+            parts.append({(i, s): (before[s][i][0], after[s][i][0]) for s in SITES for i in layers})
+    return {key: (_joined(parts, key, 0), _joined(parts, key, 1)) for key in parts[0]}
+
+
+def _joined(parts: Sequence[Mapping[tuple[int, Site], tuple[Tensor, Tensor]]], key: tuple[int, Site], i: int) -> Tensor:
+    return torch.cat([part[key][i] for part in parts]).clone()  # (T, D)
+
+
+def _beyond(
+    vector: Tensor, added: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor]], texts: Sequence[Text], scoped: bool
+) -> str | None:
+    """Why this is not one vector added at all positions; None where it is."""
+    acted = (added[0] != 0).any(-1) | (seen[0][0] != seen[0][1]).any(-1)  # (T,)
+    if not bool(acted.all()):
+        first, last = int(acted.nonzero().min()), int(acted.nonzero().max())
+        prompt = texts[0].prompt
+        if first >= prompt - 1:
+            where = "only from the end of the prompt on"
+        elif last < prompt - 1:
+            where = "only at the first tokens of a text"
+        else:
+            where = "only in the prompt" if last < prompt else "only at some positions"
+        step = "; set method.scope=all, which is another steering: measure that one too" if scoped else ""
+        return f"it acts {where}, and what is exported acts on every token{step}"
+    if not all(torch.equal(one, vector.expand_as(one)) for one in added):
+        return "it adds another vector at each position"
+    if not all(_equal(before + vector, after) for before, after in seen):
+        return "what it adds depends on what is there"
+    return None
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Equal up to a few roundings of the longest entries."""
+    return bool((one - other).abs().max() <= 8 * torch.finfo(one.dtype).eps * one.abs().max())
+
+
+def _explains(
+    lm: LM, method: Method, artefact: Artefact, strength: float, effect: Effect, texts: Sequence[Text]
+) -> bool:
+    """The measured weights and vectors alone give the steered model's logits."""
+    parameters, blocks = dict(lm.model.named_parameters()), layout.blocks(lm.model)
+    new: dict[nn.Parameter, Tensor] = {parameters[name]: value for name, value in effect.weights.items()}
+    hooks = [Hook(blocks[layer], "output", adding(vector, "all")) for layer, vector in effect.vectors.items()]
+    with lm.steered(method, artefact, strength) as steered:
+        wanted = [_logits(steered, text) for text in texts]
+    with edited(new), hooked(hooks):
+        got = [_logits(lm, text) for text in texts]
+    return largest_difference(wanted, got) <= tolerance(wanted)
+
+
+def _logits(lm: LM, text: Text) -> Tensor:
+    ids = torch.tensor([text.tokens])
+    return lm.read(lm.start(torch.tensor([text.prompt])), ids, torch.ones_like(ids, dtype=torch.bool))
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel, lm: LM) -> list[Tensor]:
+    """(T, V) of each text of TEXTS, from a plain forward of `model` as whoever loads an export would run it."""
+    found = []
+    for text in _encoded(lm):
+        ids = torch.tensor([text.tokens], device=model.device)
+        found.append(model(input_ids=ids, use_cache=False).logits[0])
+    return found
+
+
+def largest_difference(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
+    """The largest absolute difference between logits; NaN where any is."""
+    pairs = zip(wanted, got, strict=True)
+    return float(torch.stack([(one.float() - other.to(one.device).float()).abs().max() for one, other in pairs]).max())
+
+
+def tolerance(wanted: Sequence[Tensor]) -> float:
+    """How far rounding alone may move logits: 256 roundings, or a twentieth in low precision, of the largest."""
+    return min(256 * torch.finfo(wanted[0].dtype).eps, 0.05) * max(float(one.abs().max()) for one in wanted)
+
+
+def verified(steered: Steered, model: PreTrainedModel) -> float:
+    """Largest difference between the logits of an export, loaded again, and of the steered model.
+
+    Raises SetupError where it is more than rounding.
+    """
+    with steered.on() as lm:
+        wanted = logits(lm.model, lm)
+    difference = largest_difference(wanted, logits(model.to(steered.lm.device).eval(), steered.lm))  # type: ignore[arg-type]
+    if not difference <= tolerance(wanted):
+        raise SetupError(
+            f"the export does not give the steered model's logits: they differ by {difference:.2g}, and rounding alone "
+            f"explains {tolerance(wanted):.2g}; nothing was written. Choose another format, see --help"
+        )
+    return difference

@@ -1,0 +1,53 @@
+"""A control vector in the layout that llama.cpp's --control-vector and repeng read.
+
+Tensors `direction.N` (D,) in float32, architecture "controlvector". N is the number of a block, counted from 0, to
+whose output the vector is added: llama.cpp's loader puts direction.N at offset (N - 1) D of its buffer
+(common/common.cpp), its adapter fills the tensor of layer il from offset (il - 1) D (src/llama-adapter.cpp), so the two
+subtractions cancel, and the graph adds that tensor to the output of layer il (build_cvec in src/models/). repeng writes
+and adds at the output of block N as well. Neither has a vector for block 0: llama.cpp refuses direction.0.
+
+Blocks that are not steered get zeros: repeng asks for every block from 1 on, and llama.cpp leaves what an earlier
+vector put into blocks that a file does not reach. llama.cpp adds at every position.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from bench.console.escape import visible
+from bench.export.effect import Steered
+from bench.files.atomic import temporary_folder
+from methods import layout
+from methods.errors import SetupError
+
+ARCHITECTURE = "controlvector"
+USE = """llama-cli -m MODEL.gguf --control-vector {output}   # MODEL.gguf: {base}, converted to GGUF"""
+
+
+def write(path: Path, steered: Steered) -> None:
+    """Save the vectors, the strength already in them. Raises SetupError for a vector at block 0."""
+    import gguf
+
+    model, vectors = steered.lm.model, steered.effect.vectors
+    if 0 in vectors:
+        raise SetupError(
+            "a GGUF control vector begins at block 1, and this vector is added at the output of block 0; set "
+            "method.layer=1 or higher, or use format=bias or format=lm_eval"
+        )
+    with temporary_folder(path.parent, path.name) as folder:
+        temporary = folder / path.name
+        writer = gguf.GGUFWriter(temporary, ARCHITECTURE)
+        writer.add_string(f"{ARCHITECTURE}.model_hint", model.config.model_type)
+        layers = range(1, len(layout.blocks(model)))
+        writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(layers))
+        writer.add_description(visible(f"{steered.method.name} at strength {steered.strength:g} on {steered.base}"))
+        width = layout.width(model)
+        for layer in layers:
+            zeros = np.zeros(width, dtype=np.float32)
+            vector = vectors[layer].float().cpu().numpy() if layer in vectors else zeros
+            writer.add_tensor(f"direction.{layer}", vector)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        temporary.replace(path)

@@ -1,4 +1,0 @@
-"""Figures for papers: one file for each kind, each one function from a DataFrame to a matplotlib Figure. No torch here.
-
-`python -m bench.plots` draws them from records; `bench.curves` makes the frames that are not the leaderboard's own.
-"""

@@ -1,0 +1,167 @@
+"""Digests of files that numbers depend on: written beside them once, checked whenever they are read.
+
+A folder is sealed by `sha256.json`, which names each of its files with its sha256. So damage that leaves a file
+readable (a flipped bit, another tensor of the same shape) is found before a number is made of it.
+"""
+
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.console.escape import visible
+from bench.files import atomic
+from bench.files.atomic import write_whole
+from bench.files.plain_json import dumps
+from methods.broken import reading
+from methods.errors import SetupError
+
+SEAL = "sha256.json"
+
+_unverified: ContextVar[set[str] | None] = ContextVar("unverified", default=None)
+
+
+class DamagedError(SetupError):
+    """A file is not what was written; the message names it."""
+
+
+def seal(folder: Path, verified: bool = True, *, name: str | None = None) -> None:
+    """Write the sha256 of every file below `folder` to its `sha256.json`.
+
+    verified: False where nobody knows whether the files are still what was once written. name: what the folder will be
+    called, so that another one in its place is found out; None for one that may be called anything.
+    """
+    files = {file: sha256(folder / file) for file in sorted(_names(folder))}
+    write_whole(folder / SEAL, dumps({"name": name, "files": files, "verified": verified}))
+
+
+def verified(folder: Path, *, always: bool = True) -> bool:
+    """Whether the files below `folder` are known to be what was written.
+
+    False for a folder without a seal, as older versions wrote them: it gets one now, which says so.
+    always: read every file now; False for large files that are read once a process, and again when size or time differ.
+
+    Raises DamagedError where a file is missing or has other bytes than were written.
+    """
+    with reading(lambda error: DamagedError(f"{folder} cannot be read ({error}); {_again(folder)}")):
+        return _noted(folder, _verified(folder, always))
+
+
+def _verified(folder: Path, always: bool) -> bool:
+    if not (folder / SEAL).exists() and not (folder / SEAL).is_symlink():
+        with suppress(OSError):  # a folder that cannot be written is read all the same
+            seal(folder, verified=False, name=folder.name)
+        if not (folder / SEAL).is_file():
+            return False
+    sealed = _sealed(folder)
+    if sealed.name not in (None, folder.name):
+        raise DamagedError(f"{folder} holds the files of {sealed.name}; {_again(folder)}")
+    for file in sorted(_names(folder) - set(sealed.files)):
+        raise DamagedError(f"{folder / file} is not among the files that were written; {_again(folder)}")
+    for file, digest in sealed.files.items():
+        path = folder / file
+        if not path.is_file():
+            raise DamagedError(f"{path} is missing; {_again(folder)}")
+        with reading(lambda error: DamagedError(f"{path} cannot be read ({error}); {_again(folder)}")):  # noqa: B023
+            found = (sha256 if always else file_sha256)(path)
+        if found != digest:
+            raise DamagedError(f"{path} is not what was written (its sha256 differs); {_again(folder)}")
+    return sealed.verified
+
+
+class Sealed(NamedTuple):
+    """What a seal says: the name of its folder, or None for any; sha256 by file; whether they vouch for anything."""
+
+    name: str | None
+    files: dict[str, str]
+    verified: bool
+
+
+def _sealed(folder: Path) -> Sealed:
+    """The seal of a folder. Raises DamagedError for one that cannot be read, or is none."""
+    path = folder / SEAL
+    with reading(lambda error: DamagedError(f"{path} cannot be read ({error}); {_again(folder)}")):
+        told = json.loads(path.read_text(encoding="utf-8"))
+        found = Sealed(told.get("name"), dict(told["files"]), told["verified"])
+    kinds = isinstance(found.name, str | None), isinstance(found.verified, bool)
+    if not all(kinds) or not all(isinstance(one, str) for pair in found.files.items() for one in pair):
+        raise DamagedError(f"{path} is no seal; {_again(folder)}")
+    return found
+
+
+@contextmanager
+def unverified() -> Iterator[set[str]]:
+    """The set holds, when the block ends, which folders were read inside it of which `verified` said False."""
+    outer, mine = _unverified.get(), set[str]()
+    token = _unverified.set(mine)
+    try:
+        yield mine
+    finally:
+        _unverified.reset(token)
+        if outer is not None:
+            outer |= mine
+
+
+def set_aside(folder: Path, why: DamagedError) -> None:
+    """Rename a damaged folder to `.<name>.damaged`, with a warning, so that it can be made again in its place.
+
+    Raises DamagedError where it cannot be renamed; where another process was faster, nothing is left to do.
+    """
+    try:
+        moved = atomic.set_aside(folder)
+    except OSError as error:
+        raise DamagedError(f"{why}; it could not be set aside ({error.strerror or error})") from error
+    if moved is not None:
+        told = f"warning: {str(why).partition(';')[0]}; it is set aside as {moved.name} and made again"
+        print(visible(told), file=sys.stderr)
+    (_unverified.get() or set()).discard(_place(folder))  # what is made again can be vouched for
+
+
+def note_unverified(folder: Path) -> None:
+    """Say that something is read from this folder that no digest vouches for (`unverified`)."""
+    collected = _unverified.get()
+    if collected is not None:
+        collected.add(_place(folder))
+
+
+def _noted(folder: Path, known: bool) -> bool:
+    if not known:
+        note_unverified(folder)
+    return known
+
+
+def _place(folder: Path) -> str:
+    """How a record names a folder."""
+    return f"{folder.parent.name}/{folder.name}"
+
+
+def _names(folder: Path) -> set[str]:
+    """The files below a folder but the seal, and hidden ones, which are being written."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
+    return {path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)}
+
+
+def _again(folder: Path) -> str:
+    return f"delete the folder {folder}, and the same command makes it again"
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex; read once while the file stays as it is."""
+    stat = path.stat()
+    return _sha256(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _sha256(path: Path, _size: int, _modified: int) -> str:
+    return sha256(path)

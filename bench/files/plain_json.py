@@ -1,0 +1,31 @@
+"""JSON files of plain values, without NaN."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+class NestedError(ValueError):
+    """JSON whose mappings and lists are nested without end."""
+
+
+def dumps(value: Any) -> str:
+    """JSON as it is written everywhere here; NaN is refused, since it is no number to keep."""
+    return json.dumps(value, indent=1, allow_nan=False) + "\n"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A JSON object from a file. Raises ValueError for one with NaN or infinity, which `dumps` never writes.
+
+    Raises NestedError, which is a ValueError, for one that is nested without end.
+    """
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{path} holds {name}")
+
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        json.dumps(value)  # as deep as it can be written again
+    except RecursionError as error:
+        raise NestedError(f"{path.name} is nested too deeply to be read; run its cell again") from error
+    return value

@@ -1,0 +1,1 @@
+"""What methods learn from, one file for each source."""

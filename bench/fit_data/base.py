@@ -1,0 +1,31 @@
+"""Where one field of `methods.base.FitData` comes from; each has a group of its own in conf/."""
+
+from typing import Any, ClassVar, Protocol
+
+from bench.model.lm import LM
+from methods.base import Examples, Pairs
+
+
+class FitSource(Protocol):
+    """Makes pairs, examples or background texts, and says what they are called."""
+
+    name: ClassVar[str]
+
+    def identity(self) -> dict[str, Any]:
+        """The recipe, as plain JSON values: part of the id of every fit that reads it."""
+        ...
+
+    def check(self) -> None:
+        """Raise SetupError for what is wrong and can be seen without a model."""
+
+    def load(self, lm: LM) -> tuple[Pairs | Examples | list[str], dict[str, Any]]:
+        """The texts, and facts about them for the record; `sources` lists the data sets that were read."""
+        ...
+
+    def tokens(self) -> int:
+        """How many tokens making them takes through the model, roughly, for the progress bar."""
+        ...
+
+    def size(self) -> int:
+        """How many tokens they have, roughly: what one pass over them takes."""
+        ...

@@ -1,0 +1,81 @@
+"""What contrastive activation addition learns from: questions with two answers to choose from, (A) or (B)."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from bench.data.caa_questions import BEHAVIOURS, CAA, answer
+from bench.data.sources import Sources
+from bench.fit_data.fine_tuning import too_few
+from bench.model.lm import LM, worded
+from methods.base import Pairs
+from methods.errors import SetupError
+
+SPLIT = "generate"  # the set has test_ab and test_open_ended as well, which nothing here reads
+PAIR_TOKENS = 230  # of a question read with either answer, roughly
+
+
+@dataclass(frozen=True, kw_only=True)
+class ABPairs:
+    """Questions on one behaviour; the answer letter that matches it is desired, the one that does not is undesired.
+
+    A base model reads "Input: QUESTION", a new line and "Response: (A)", as in the authors' code; a chat model reads
+    the question in its chat template with the answer behind it. `method.read=letter` of caa reads the letter. The texts
+    are in the order of a hash of the question: a larger `limit` contains a smaller one.
+
+    swap: the matching answer is the undesired one. For a behaviour that is not wanted, so that a positive strength
+    moves away from it.
+    """
+
+    name: ClassVar[str] = "ab"
+    version: ClassVar[int] = 1
+
+    sources: Sources
+    behaviour: str = "sycophancy"
+    limit: int | None = None
+    swap: bool = False
+
+    def check(self) -> None:
+        """Raises SetupError for a behaviour that the set does not have, and for a limit below 1."""
+        if self.behaviour not in BEHAVIOURS:
+            raise SetupError(f"data.behaviour={self.behaviour!r}: allowed are {', '.join(BEHAVIOURS)}")
+        if self.limit is not None and self.limit < 1:
+            raise SetupError(f"data.limit={self.limit}: at least 1, or null for all")
+
+    def identity(self) -> dict[str, Any]:
+        """Source, behaviour (its config), how many, and which answer is the desired one."""
+        self.check()
+        source = self.sources.locate(CAA, self.behaviour, SPLIT).identity()
+        own = {"name": self.name, "version": self.version, "source": source}
+        return own | {"limit": self.limit, "swap": self.swap}
+
+    def tokens(self) -> int:
+        """Nothing is sampled."""
+        return 0
+
+    def size(self) -> int:
+        """Each question twice, with either answer."""
+        return (self.limit or BEHAVIOURS[self.behaviour]) * PAIR_TOKENS
+
+    def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
+        """The pairs, worded for this model. Raises SetupError for fewer than `limit`, and for answers that are none."""
+        self.check()
+        rows = [dict(row) for row in self.sources.load(CAA, self.behaviour, SPLIT)]
+        if self.limit is not None and len(rows) < self.limit:
+            raise too_few(f"questions on {self.behaviour}", self.limit, len(rows), "lower data.limit or set it to null")
+        pairs = Pairs([], [], [])
+        for row in sorted(rows, key=lambda row: _digest(row["question"]))[: self.limit]:
+            prompt = worded(lm, row["question"])
+            matching, other = (answer(row[f"answer_{kind}_behavior"]) for kind in ("matching", "not_matching"))
+            if matching == other:
+                raise SetupError(f"{CAA}, {self.behaviour}: both answers of {row['question'][:60]!r} are {other}")
+            blank = "" if prompt[-1].isspace() else " "
+            pairs.prompt.append(prompt)
+            pairs.desired.append(blank + (other if self.swap else matching))
+            pairs.undesired.append(blank + (matching if self.swap else other))
+        about = {"pairs": len(pairs.prompt), "behaviour": self.behaviour, "swap": self.swap}
+        return pairs, about | {"sources": [self.sources.locate(CAA, self.behaviour, SPLIT).facts()]}
+
+
+def _digest(question: str) -> str:
+    return hashlib.sha256(question.encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Tables from records: which results compare, by how much they differ, who ranks where, and as which files."""

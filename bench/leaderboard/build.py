@@ -1,0 +1,120 @@
+"""The files of a leaderboard, from records alone: CSV, tidy CSV, Markdown, LaTeX. Equal records give equal bytes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from bench.console import command, escape
+from bench.files.atomic import write_whole
+from bench.leaderboard import formatting, latex, suite_tables
+from bench.leaderboard.comparison import Table, tables
+from bench.records.names import BASELINE_FAMILY
+from bench.records.table import Record, read_records
+from methods.errors import SetupError
+
+
+class Built(NamedTuple):
+    """What was written, and what it was made of."""
+
+    csv: Path
+    tidy: Path
+    markdown: Path
+    tex: Path
+    tables: list[Table]
+    skipped: list[str]
+
+
+def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
+    """A row per model, method, strength and fit seed; rows of one `table` may be compared.
+
+    For each metric `<suite>.<metric>`: value, `.se`, `.n`, and `.delta`, `.delta_low`, `.delta_high` to the unsteered
+    model on the same items with the paired 95 % interval. Missing is empty. Units are in the names; strengths are in
+    `strength_unit`. `bench.console.escape.read_csv` reads the file back: a name that a spreadsheet would compute, or
+    that holds control characters, has an apostrophe before it there.
+    """
+    frame = pd.concat([table.frame for table in found], ignore_index=True)
+    metrics = [name for name in frame.columns if "." in name]
+    rest = [name for name in frame.columns if name not in metrics and name != "records"]
+    return frame[[*rest, *metrics, "records"]]
+
+
+def tidy(found: Sequence[Table]) -> pd.DataFrame:
+    """A row per line and metric: value, standard_error, n, and its change from unsteered with interval and p.
+
+    The columns that name the line are those of `leaderboard`; `p_holm` is corrected over the lines of the table.
+    """
+    named = ["table", "model", "method", "family", "parameters", "strengths", "strength_unit", "fits", "error_over"]
+    parts = {"": "value", ".se": "standard_error", ".n": "n", ".delta": "delta", ".delta_low": "delta_low",
+             ".delta_high": "delta_high", ".p": "p", ".p_holm": "p_holm", ".detectable": "detectable"}  # fmt: skip
+    rows = []
+    for table in found:
+        for _, row in table.frame.iterrows():
+            for metric, entry in table.metrics.items():
+                if pd.notna(row.get(metric)):
+                    suite, _, name = metric.partition(".")
+                    numbers = {title: row.get(f"{metric}{end}") for end, title in parts.items()}
+                    about = {"suite": suite, "metric": name, "higher_is_better": entry["higher_is_better"]}
+                    rows.append({**{key: row[key] for key in named}, **about, **numbers})
+    return pd.DataFrame(rows).astype({"n": "Int64", "fits": "Int64"})
+
+
+def selected(records: Sequence[Record], **wanted: Sequence[str] | None) -> list[Record]:
+    """The records of these models, suites, families and methods; the unsteered model stays, as what they differ from.
+
+    Raises:
+        SetupError: a name that no record has.
+    """
+    keys: dict[str, Callable[[Record], str]] = {
+        "model": lambda one: one.facts["model"]["name"],
+        "suite": lambda one: one.suite,
+        "family": lambda one: one.facts["method"]["family"],
+        "method": lambda one: one.facts["method"]["name"],
+    }
+    kept = list(records)
+    for name, values in wanted.items():
+        key = keys[name]
+        allowed = sorted({str(key(one)) for one in records})
+        unknown = [value for value in values or () if value not in allowed]
+        if unknown:
+            raise SetupError(f"--{name} {','.join(unknown)}: no record has it; there are {', '.join(allowed)}")
+        if values:
+            spared = name in ("family", "method")
+            kept = [
+                one
+                for one in kept
+                if key(one) in values or (spared and one.facts["method"]["family"] == BASELINE_FAMILY)
+            ]
+    return kept
+
+
+def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **wanted: Sequence[str] | None) -> Built:
+    """Write `name`.csv, .md, .tex and `name`_tidy.csv from `results`/runs/records; equal records give equal bytes.
+
+    `each_fit`: a row for each fit seed. `wanted`: as of `selected`.
+
+    Raises:
+        SetupError: there is no record of a test split, or the folder cannot be written.
+    """
+    records, skipped = read_records(results / "runs")
+    found = tables(selected(records, **wanted), each_fit)
+    if not found:
+        chosen = " ".join(f"--{key} {','.join(values)}" for key, values in wanted.items() if values)
+        raise SetupError(
+            f"{len(records)} records in {results / 'runs'} but none of the test split, only of tuning; "
+            "run the cell to its end with `python -m bench`" + (f", or ask for more than {chosen}" if chosen else "")
+        )
+    paths = {kind: results / f"{name}{kind}" for kind in (".csv", "_tidy.csv", ".md", ".tex")}
+    contents = {
+        ".csv": escape.csv(leaderboard(found)),
+        "_tidy.csv": escape.csv(tidy(found)),
+        ".md": formatting.markdown(found, suite_tables.markdown),
+        ".tex": latex.document(found),
+    }
+    try:
+        for kind, content in contents.items():
+            write_whole(paths[kind], content)
+    except OSError as error:
+        raise SetupError(f"cannot write the leaderboard to {results}: {command.refused(error)}") from error
+    return Built(paths[".csv"], paths["_tidy.csv"], paths[".md"], paths[".tex"], found, skipped)

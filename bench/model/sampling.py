@@ -1,0 +1,192 @@
+"""Batched sampling: one prefill a prompt, exact nucleus, one random stream per (seed, prompt, sample).
+
+A text depends on its own stream and prompt alone, so neither the order of prompts, nor a resumed run, nor the other
+rows of a batch change it, but where floating point puts a draw on the other side of a boundary.
+"""
+
+import functools
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.model.decoding import Continuation, Sampling
+from bench.model.lm import LM, Rows
+from bench.records import unfinished
+from methods.errors import SetupError
+from methods.progress import advance
+
+VERSION = 1  # bump when the same settings give other texts
+CANDIDATES = (256, 2048)  # sizes of the partial top-k tried before the whole vocabulary is sorted
+GOLDEN, MIX_1, MIX_2 = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
+
+
+class _Unit(NamedTuple):
+    prompt: int  # index into prompts
+    sample: int
+
+
+def sample(
+    lm: LM,
+    prompts: Sequence[str],
+    num_samples: int = 25,
+    max_new_tokens: int = 20,
+    temperature: float = 1.0,
+    top_p: float = 0.9,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> list[list[str]]:
+    """`num_samples` continuations of each prompt, as text without the prompt; temperature 0 is greedy."""
+    settings = Sampling(max_new_tokens, temperature, top_p, seed, batch_size)
+    return [[c.text for c in row] for row in continuations(lm, prompts, num_samples, settings)]
+
+
+def continuations(lm: LM, prompts: Sequence[str], num_samples: int, settings: Sampling) -> list[list[Continuation]]:
+    """As `sample`, with how each text ended. Batches hold rows of like prompt length, for little padding."""
+    encoded = [lm.encode(prompt) for prompt in prompts]
+    for prompt, ids in zip(prompts, encoded, strict=True):
+        if len(ids) + settings.max_new_tokens > lm.max_length:
+            named = hashlib.sha256(prompt.strip().encode()).hexdigest()[:12]  # not the text, which may be toxic
+            raise SetupError(
+                f"a prompt of {len(ids)} tokens and {settings.max_new_tokens} new ones exceed the model's "
+                f"{lm.max_length}; shorten or leave out the prompt whose text has the sha256 {named}..., or lower "
+                "max_new_tokens"
+            )
+    order = sorted(range(len(prompts)), key=lambda i: (len(encoded[i]), prompts[i]))
+    units = [_Unit(i, k) for i in order for k in range(num_samples)]
+    texts: list[list[Continuation | None]] = [[None] * num_samples for _ in prompts]
+
+    def what() -> Any:
+        decoding = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
+        return ["texts", lm.identity, lm.steering_identity, lm.steered_by, list(prompts), num_samples, decoding]
+
+    with unfinished.batches(what, settings.batch_size) as kept:
+        for start in range(0, len(units), kept.batch_size):
+            batch = units[start : start + kept.batch_size]
+            decoded = kept.once(start, functools.partial(_decode, lm, prompts, encoded, batch, settings))
+            for unit, tokens in zip(batch, decoded, strict=True):
+                texts[unit.prompt][unit.sample] = _continuation(lm, encoded[unit.prompt], tokens, settings.stop)
+    return [[text for text in row if text is not None] for row in texts]
+
+
+def _continuation(lm: LM, prompt: list[int], tokens: list[int], stop: str | None) -> Continuation:
+    ended = bool(tokens) and tokens[-1] in lm.stop_tokens
+    kept = tokens[:-1] if ended else tokens
+    text = _text(lm, prompt, kept)
+    if stop is not None and stop in text:
+        text, ended = text.partition(stop)[0], True
+        while not text.startswith(_text(lm, prompt, kept)):
+            kept = kept[:-1]
+    return Continuation(text, ended, kept)
+
+
+def _text(lm: LM, prompt: list[int], tokens: list[int]) -> str:
+    """Text of the new tokens: what they add to the prompt's text, since some tokenizers drop a leading space."""
+    before = str(lm.tokenizer.decode(prompt, skip_special_tokens=True))
+    whole = str(lm.tokenizer.decode(prompt + tokens, skip_special_tokens=True))
+    return (
+        whole[len(before) :] if whole.startswith(before) else str(lm.tokenizer.decode(tokens, skip_special_tokens=True))
+    )
+
+
+def _decode(
+    lm: LM, prompts: Sequence[str], encoded: list[list[int]], batch: list[_Unit], settings: Sampling
+) -> list[list[int]]:
+    """New token ids of each unit of one batch, the stop token included."""
+    used = list(dict.fromkeys(unit.prompt for unit in batch))  # each prompt is read once
+    rows, logits = prefill(lm, [encoded[i] for i in used])  # (P, V)
+    spread = torch.tensor([used.index(unit.prompt) for unit in batch], device=lm.device)  # (B,)
+    rows.select(spread)
+    logits = logits[spread]  # (B, V)
+    streams = [stream(settings.seed, prompts[u.prompt], u.sample, settings.max_new_tokens) for u in batch]
+    keys = torch.from_numpy(np.stack(streams)).to(lm.device)  # (B, steps)
+    stop = torch.tensor(sorted(lm.stop_tokens), device=lm.device)
+    new: list[list[int]] = [[] for _ in batch]
+    alive = torch.arange(len(batch), device=lm.device)  # rows of the batch still being written
+    for step in range(settings.max_new_tokens):
+        drawn = draw(logits, keys[alive, step], settings.temperature, settings.top_p)  # (A,)
+        for row, token in zip(alive.tolist(), drawn.tolist(), strict=True):
+            new[row].append(token)
+        advance(len(drawn))
+        going = ~torch.isin(drawn, stop)
+        if settings.stop is not None:
+            stopped = [settings.stop in str(lm.tokenizer.decode(new[row])) for row in alive.tolist()]
+            going &= ~torch.tensor(stopped, device=lm.device)
+        if step + 1 == settings.max_new_tokens or not going.any():
+            break
+        if not going.all():
+            kept = going.nonzero()[:, 0]
+            rows.select(kept)
+            alive, drawn = alive[kept], drawn[kept]
+        logits = lm.read(rows, drawn[:, None], torch.ones_like(drawn[:, None], dtype=torch.bool), keep=1)[:, -1]
+    return new
+
+
+def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[Rows, Tensor]:
+    """Read the prompts, padded on the left; returns the rows and the logits (B, V) after the last token."""
+    width = max(len(ids) for ids in prompts)
+    ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])  # (B, T)
+    length = torch.tensor([len(ids) for ids in prompts])  # (B,)
+    real = torch.arange(width)[None, :] >= (width - length)[:, None]  # (B, T)
+    rows = lm.start(length)
+    logits = lm.read(rows, ids, real, keep=1)[:, -1]
+    advance(int(length.sum()))
+    return rows, logits
+
+
+def stream(seed: int, prompt: str, sample: int, steps: int) -> np.ndarray:
+    """(steps,) int64 keys that belong to this seed, prompt and sample alone; each one draws one token."""
+    digest = hashlib.sha256(f"{seed}\x00{sample}\x00{prompt}".encode()).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    return generator.integers(-(2**63), 2**63 - 1, size=steps, dtype=np.int64, endpoint=True)
+
+
+def draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Next tokens (B,) from logits (B, V): a draw from the nucleus, decided by keys (B,) alone.
+
+    The nucleus is the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751
+    section 3.1). It is looked for among the CANDIDATES most probable tokens, then among more, at last among all.
+
+    The draw is a race: token i arrives after Exponential(1) / p_i and the first wins, which has probability p_i / sum p
+    (the Gumbel-max trick). Each token's time is its own, so a small change of the logits, whether by rounding or by
+    steering, rarely changes the winner: texts survive another batch size, and methods are compared on paired draws.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probability = torch.softmax(logits.float() / temperature, dim=-1)  # (B, V)
+    drawn = torch.empty_like(keys)
+    rows = torch.arange(len(keys), device=keys.device)  # rows whose nucleus is still to be found
+    for count in (*CANDIDATES, probability.shape[-1]):
+        values, tokens = probability[rows].topk(min(count, probability.shape[-1]), dim=-1)  # (A, C)
+        before = values.double().cumsum(-1) - values  # (A, C) probability of the tokens before this one
+        found = (before[:, -1] + values[:, -1] >= top_p) | (values.shape[-1] == probability.shape[-1])  # (A,)
+        time = exponential(keys[rows][:, None], tokens) / values  # (A, C)
+        winner = time.masked_fill(before >= top_p, torch.inf).argmin(-1, keepdim=True)
+        drawn[rows[found]] = tokens.gather(-1, winner)[found, 0]
+        rows = rows[~found]
+        if not len(rows):
+            break
+    return drawn
+
+
+def exponential(keys: Tensor, tokens: Tensor) -> Tensor:
+    """Exponential(1) numbers, float64, each a hash of a key and a token number (both int64, broadcast).
+
+    The hash is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195 figure 17) in
+    arithmetic modulo 2**64.
+    """
+    mixed = keys + (tokens + 1) * GOLDEN
+    mixed = (mixed ^ _shift(mixed, 30)) * MIX_1
+    mixed = (mixed ^ _shift(mixed, 27)) * MIX_2
+    mixed = mixed ^ _shift(mixed, 31)
+    uniform = (_shift(mixed, 11).double() + 0.5) * 2.0**-53  # in (0, 1), never either end
+    return -torch.log(uniform)
+
+
+def _shift(number: Tensor, bits: int) -> Tensor:
+    """Shift right without the sign, which int64 would drag along."""
+    return (number >> bits) & ((1 << (64 - bits)) - 1)

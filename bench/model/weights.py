@@ -1,0 +1,178 @@
+"""Weights that belong to their model: what is said where they cannot be loaded, or are those of another model."""
+
+import json
+import re
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from transformers import PreTrainedTokenizerBase
+
+from methods.broken import reading
+from methods.errors import SetupError, loading_failure
+
+BLOCK = re.compile(r"\.\d+\.")  # in the name of a weight: it is of a numbered block
+TABLE = re.compile(
+    r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
+)  # old files keep masks and angles as well
+
+
+KINDS = {
+    re.compile(rb"\s*$"): "it has no bytes",
+    re.compile(
+        rb"version https://git-lfs"
+    ): "it is a pointer of Git LFS in place of the file (git lfs pull fetches it)",
+    re.compile(rb"\s*<(!doctype|\?xml|html|head)", re.IGNORECASE): "it is a page of a web site in place of the file",
+    re.compile(rb"\x80[\x02-\x05][^\x00]"): "it is a pickle of something else, and nothing in a pickle is ever run",
+    re.compile(rb"\x1f\x8b\x08"): "it is packed by gzip",
+}
+"""What a file that cannot be read may begin with, and what it is then."""
+TORCH = b"\x80\x02\x8a\x0al\xfc"  # of files that torch wrote before version 1.6; newer ones are zip files
+
+
+def cannot_load(path: str, error: BaseException, what: str = "") -> SetupError:
+    """The error for files of a model that a library could not load."""
+    return SetupError(f"cannot load {what}a model from {path!r}: {why_not(path, error, STEP)}")
+
+
+STEP = (
+    "give a folder with config.json, weights and tokenizer (model.path=...), or a hub id that this machine can reach "
+    "(model.id=...)"
+)
+
+
+def why_not(path: str, error: BaseException, step: str) -> str:
+    """The file that is broken, if one is, and what to do; else what the library said, and `step`."""
+    said = error if isinstance(error, Exception) else ValueError(str(error))  # a panic of a library in Rust
+    broken = None if isinstance(error, SetupError) else broken_file(path)
+    return broken or f"{loading_failure(said)}; {step}"
+
+
+def broken_file(path: str) -> str | None:
+    """Which of the files that a model is read from is broken, and what to do; None where none looks so.
+
+    path: a folder, or a hub id, of which the files in the client's cache are held against their names there.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return _broken_blob(path)
+    from bench.model.model_folder import read_from
+
+    for file in read_from(folder):
+        try:
+            with reading(lambda error: SetupError(f"it is cut short or damaged ({error})")):
+                _look(file)
+        except SetupError as error:
+            if isinstance(error.__cause__, PermissionError):
+                return f"{file} cannot be read: {error.__cause__.strerror}; get the right to read it"
+            return f"{file}: {_kind(file) or error}; take a whole copy of that file"
+    return None
+
+
+def _look(file: Path) -> None:
+    """Raises something where a file is none of the kind that its name says, as far as its first bytes tell."""
+    with file.open("rb") as opened:
+        head = opened.read(len(TORCH))
+    if file.suffix == ".safetensors":
+        with safe_open(file, "pt"):  # type: ignore[no-untyped-call]
+            return
+    if file.suffix == ".bin" and head != TORCH:
+        zipfile.ZipFile(file).close()
+    if file.suffix == ".json" and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
+        raise ValueError("no JSON object")
+    if not head:
+        raise ValueError
+
+
+def _kind(file: Path) -> str | None:
+    """What a broken file is instead, where its first bytes tell."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(64)
+    except OSError:
+        return None
+    return next((words for start, words in KINDS.items() if start.match(head)), None)
+
+
+def _broken_blob(name: str) -> str | None:
+    """A file in the cache of the hub's client that is not what the hub calls it, and what to do."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    from bench.model.model_folder import damaged_blob
+
+    folders = sorted(Path(HF_HUB_CACHE).glob(f"models--{name.replace('/', '--')}/snapshots/*"))
+    found = (damaged_blob(path) for folder in folders for path in sorted(folder.rglob("*")))
+    return next((one for one in found if one), None)
+
+
+def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises SetupError where the tokenizer has a token that the embedding matrix has no row for.
+
+    Tokens that were added beside the vocabulary may lie beyond it, as some models publish theirs: no text has them
+    unless it spells their name out. Those that begin or end a text, or stand for unknown text, may not; the one that
+    pads may, since it is never read.
+    rows: of the matrix, None where it is not known.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if rows is None or backend is None:
+        return
+    special = {name: getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "unk")}
+    last = max(backend.get_vocab(with_added_tokens=False).values(), default=-1)
+    beyond = {f"the {name} token {token}" for name, token in special.items() if token is not None and token >= rows}
+    if last >= rows:
+        beyond = {f"token {last} ({tokenizer.convert_ids_to_tokens(last)!r})"}
+    for one in sorted(beyond):
+        raise SetupError(
+            f"{path!r}: the tokenizer has {one}, but the model's embedding matrix has {rows:,} rows, for tokens 0 to "
+            f"{rows - 1}; tokenizer and weights are of different models. Give a folder whose files belong together"
+        )
+
+
+def check_weights(path: str, loading: dict[str, Any]) -> tuple[str, ...]:
+    """The names of weights that have no place in the model, of none of its blocks.
+
+    Raises SetupError for a weight that the model has and the files lack, or have in another shape: transformers would
+    draw it at random. And for one of a block that the model lacks: then it is another model than the one that the files
+    are of. And for quantised weights without a `quantization_config`, which would be taken for the numbers themselves.
+    """
+    missing = sorted(loading["missing_keys"])
+    unexpected = sorted(name for name in loading["unexpected_keys"] if not TABLE.search(name))
+    of_blocks = [name for name in unexpected if BLOCK.search(name)]
+    shapes = [
+        f"{name} ({tuple(ours)}, in the files {tuple(theirs)})"
+        for name, theirs, ours in sorted(loading["mismatched_keys"])
+    ]
+    for names, what in (
+        (missing, "files lack weights of the model"),
+        (of_blocks, "model lacks weights of the files"),
+        (shapes, "weights have other shapes than the model's"),
+        (_whole_numbers(path), "files hold weights as whole numbers, and config.json does not say how to read them"),
+    ):
+        if names:
+            shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise SetupError(
+                f"{path!r}: the {what}: {shown}; config.json and weights are of different models. Give a folder whose "
+                "files belong together"
+            )
+    return tuple(unexpected)
+
+
+def _whole_numbers(path: str) -> list[str]:
+    """Weights in a folder that are kept as integers although its config.json names no quantisation."""
+    files = sorted(Path(path).glob("*.safetensors")) if (Path(path) / "config.json").is_file() else []
+    if not files:
+        return []
+    from bench.model.model_folder import read_object
+
+    if "quantization_config" in read_object(Path(path) / "config.json"):
+        return []
+    found = []
+    for file in files:
+        with (
+            reading(lambda error: SetupError(f"{file} cannot be read ({error}); take a whole copy of it")),  # noqa: B023
+            safe_open(file, "pt") as opened,  # type: ignore[no-untyped-call]
+        ):
+            kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118  # no mapping
+        found += [name for name, kind in kinds.items() if kind[0] in "IU" and name.endswith("weight")]
+    return sorted(found)

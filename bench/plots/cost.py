@@ -1,0 +1,124 @@
+"""What a method costs against what it does: time to fit, speed of sampling, size on disk. No torch here."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from bench.plots import style
+from bench.plots.style import CONTROL, DASHES, GREY, Nothing, Point, Width
+from bench.records.names import RANDOM
+
+Y = "toxicity_reduction"
+
+
+class Cost(NamedTuple):
+    """A cost. nothing: below it the axis is linear down to 0; None for an axis that is linear all along."""
+
+    title: str
+    unsteered: float
+    nothing: float | None
+
+
+COSTS = {
+    "fit_seconds": Cost("time to fit", 0.0, 0.1),
+    "relative_speed": Cost("speed (unsteered = 1)", 1.0, None),
+    "artefact_bytes": Cost("artefact size", 0.0, 1000.0),
+}
+
+
+@style.styled
+def cost(frame: pd.DataFrame, width: Width = "double") -> Figure:
+    """Toxicity reduction against seconds to fit, sampling speed relative to unsteered, and bytes of the artefact.
+
+    A marker per method with the 95 % bar of its reduction, hollow where no strength was feasible; random directions are
+    grey, the mean over their draws; the star is the unsteered model. Times are wall-clock times of the machine that
+    ran them.
+
+    Args:
+        frame: `Table.frame`.
+        width: of one or two columns.
+
+    Raises:
+        Nothing: no method has both a toxicity reduction and a cost.
+        ValueError: `frame` holds more than one table.
+    """
+    style.one_table(frame)
+    random = [
+        Point("random directions" if row["fits"] > 1 else "a random direction", row, CONTROL)
+        for _, row in frame[frame["method"] == RANDOM].iterrows()
+    ]
+    shown = [point for point in [*style.points(frame), *random] if pd.notna(point.row[Y])]
+    costs = [name for name in COSTS if any(pd.notna(point.row[name]) for point in shown)]
+    if not costs:
+        raise Nothing(
+            "no method has both a toxicity reduction and a cost; run `python -m bench -m method=unsteered,caa "
+            "suite=[rtp,fluency]`"
+        )
+    across = width == "double"
+    scorer = style.judge(frame)
+    figure = style.blank(width, 2.3 if across else 0.3 + 1.6 * len(costs))
+    shape = (1, len(costs)) if across else (len(costs), 1)
+    axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
+    for ax, name in zip(axes, costs, strict=True):
+        panel(ax, name, shown)
+    for ax in axes[:1] if across else axes:
+        ax.set_ylabel(f"toxicity reduction\n(by {scorer})")
+    style.legend(figure, keys(shown))
+    return figure
+
+
+def panel(ax: Axes, name: str, shown: list[Point]) -> None:
+    """One cost."""
+    about = COSTS[name]
+    known = [point for point in shown if pd.notna(point.row[name])]
+    x = np.array([about.unsteered, *(float(point.row[name]) for point in known)])
+    ax.axhline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
+    ax.grid()
+    style.star(ax, about.unsteered, 0)
+    for point in known:
+        y, up = point.at(Y)
+        style.bars(ax, float(point.row[name]), y, point.look, up=up)
+        style.marker(ax, float(point.row[name]), y, point.look, hollow=point.hollow)
+    ax.set_xlabel(about.title)
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    if about.nothing is None:
+        margin = 0.1 * max(float(np.ptp(x)), 0.1)
+        ax.set_xlim(x.min() - margin, x.max() + margin)
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        return
+    span = max(1, int(np.ceil(np.log10(max(float(x.max()) / about.nothing, 1.0)))))  # decades
+    ax.set_xscale("symlog", linthresh=about.nothing, linscale=max(0.5, 0.2 * span))
+    ax.set_xlim(-0.4 * about.nothing, max(2 * float(x.max()), 3 * about.nothing))
+    step = -(-span // 4)
+    ax.xaxis.set_major_locator(FixedLocator([0.0, *about.nothing * 10.0 ** np.arange(0, span + 1, step)]))
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(FuncFormatter(seconds if name == "fit_seconds" else size))
+
+
+def seconds(value: float, place: int | None = None) -> str:
+    """A tick's label."""
+    del place
+    return f"{value:g} s" if value else "0"
+
+
+def size(value: float, place: int | None = None) -> str:
+    """A tick's label: bytes in powers of 1000."""
+    del place
+    for unit, of in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= of:
+            return f"{value / of:g} {unit}"
+    return f"{value:g} B" if value else "0"
+
+
+def keys(shown: list[Point]) -> list[Artist]:
+    """What the legend lists."""
+    found: list[Artist] = [style.star_key()]
+    for point in {point.label: point for point in shown}.values():
+        label = point.label + (" (infeasible)" if point.hollow else "")
+        found.append(style.key(point.look, label, hollow=point.hollow))
+    return found

@@ -1,0 +1,174 @@
+"""Every kind of figure: what it is drawn from, and its files. From records alone."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.console.escape import file_name, visible
+from bench.leaderboard.comparison import Table, tables
+from bench.plots import sweeps
+from bench.plots.capability import capability
+from bench.plots.cost import cost
+from bench.plots.groups import groups
+from bench.plots.layers import layers
+from bench.plots.sample_size import sample_size
+from bench.plots.strength import strength
+from bench.plots.style import Nothing, Width, save
+from bench.plots.tradeoff import tradeoff
+from bench.records.names import RANDOM
+from bench.records.table import Record, read_records
+from methods.errors import SetupError
+
+Drawing = tuple[str, tuple[pd.DataFrame, ...]]
+"""What a figure's file is called after its kind (-2 for the second table), and the frames that it is drawn from."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What figures are drawn from: tables that are made already, and the records where they are asked for."""
+
+    results: Path
+    found: Sequence[Table] | None = None
+    model: str | None = None
+
+    @functools.cached_property
+    def records(self) -> list[Record]:
+        """All records, or those of one model. Raises SetupError where there are none."""
+        records, skipped = read_records(self.results / "runs")
+        if self.found is None:  # else the tables' maker has told
+            for line in skipped:
+                print(visible(line), file=sys.stderr)
+        if self.model is None:
+            return records
+        known = sorted({str(one.facts["model"]["name"]) for one in records})
+        if self.model not in known:
+            raise SetupError(f"--model {self.model}: no record is of it; there are records of {', '.join(known)}")
+        return [one for one in records if one.facts["model"]["name"] == self.model]
+
+    @functools.cached_property
+    def tables(self) -> Sequence[Table]:
+        """Of the test split."""
+        return tables(self.records) if self.found is None else self.found
+
+
+class Kind(NamedTuple):
+    """A kind of figure: one line about it, the function that draws it, and where its frames come from."""
+
+    about: str
+    draw: Callable[..., Figure]
+    drawings: Callable[[Source], list[Drawing]]
+
+
+def suffix(number: int) -> str:
+    """Of the files of a table: none for the first one."""
+    return "" if number == 1 else f"-{number}"
+
+
+def of_tables(source: Source) -> list[Drawing]:
+    """The leaderboard's rows of each table."""
+    return [(suffix(table.number), (table.frame,)) for table in source.tables]
+
+
+def with_draws(source: Source) -> list[Drawing]:
+    """And each single fit of the random directions, where there are several."""
+    found: list[Drawing] = []
+    for table in source.tables:
+        several = ((table.frame["method"] == RANDOM) & (table.frame["fits"] > 1)).any()
+        found.append((suffix(table.number), (table.frame, table.by_fit) if several else (table.frame,)))
+    return found
+
+
+def over_strengths(source: Source) -> list[Drawing]:
+    """Test results at several strengths, then the trials of tuning, whose files are called strength_dev."""
+    found: list[Drawing] = [(suffix(table.number), (sweeps.strengths(table),)) for table in source.tables]
+    if any(line.first("tuning") for table in source.tables for line in table.lines):
+        found += [(f"_dev{suffix(i)}", (rows,)) for i, rows in enumerate(sweeps.trials(source.records), 1)]
+    return found
+
+
+def over_sizes(source: Source) -> list[Drawing]:
+    """Methods that learnt from several numbers of pairs."""
+    return [(suffix(table.number), (sweeps.sizes(table),)) for table in source.tables]
+
+
+def over_layers(source: Source) -> list[Drawing]:
+    """Methods that were run at several layers."""
+    return [(suffix(table.number), (sweeps.layers(table),)) for table in source.tables]
+
+
+KINDS = {
+    "tradeoff": Kind("toxicity reduction against capability and fluency kept", tradeoff, with_draws),
+    "strength": Kind("toxicity, perplexity and capability as methods are turned up", strength, over_strengths),
+    "groups": Kind("ToxiGen: share of toxic texts about each group", groups, of_tables),
+    "capability": Kind("heat map of the change in accuracy, methods by tasks", capability, of_tables),
+    "cost": Kind("toxicity reduction against time to fit, speed and size", cost, of_tables),
+    "sample_size": Kind("effect against the number of pairs learnt from", sample_size, over_sizes),
+    "layers": Kind("effect against the layer that is steered", layers, over_layers),
+}
+
+
+class Drawn(NamedTuple):
+    """A figure of one kind under the name of its files, or why this kind has none and what to run."""
+
+    kind: str
+    name: str
+    figure: Figure | None
+    missing: str | None
+
+
+def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double") -> Iterator[Drawn]:
+    """Every figure of these kinds that the records allow, and a line for each kind that they do not."""
+    for name in kinds:
+        kind = KINDS[name]
+        why: list[str] = []
+        drawings = kind.drawings(source) or [("", (pd.DataFrame(),))]
+        for end, frames in drawings:
+            try:
+                figure = kind.draw(*frames, width=width)
+            except Nothing as nothing:
+                why.append(str(nothing))
+            else:
+                yield Drawn(name, name + end + ("" if width == "double" else f"_{width}"), figure, None)
+        if len(why) == len(drawings):
+            yield Drawn(name, name, None, why[0])
+
+
+def write(
+    source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double"
+) -> tuple[list[Path], list[Drawn]]:
+    """Write the figures of these kinds; returns the files, and the kinds that have none.
+
+    Files are figures/NAME.pdf, .svg and .png, NAME-2 for a second table, NAME_single where one column wide; those of
+    one model alone are in a folder of its name.
+
+    Raises:
+        SetupError: there are no records, or the folder cannot be written.
+    """
+    folder = source.results / "figures"
+    if source.model is not None:
+        folder /= file_name(source.model)
+    paths: list[Path] = []
+    missing: list[Drawn] = []
+    for one in drawn(source, kinds, width):
+        if one.figure is None:
+            missing.append(one)
+        else:
+            paths += save(one.figure, folder, one.name)
+    return paths, missing
+
+
+def rebuild(results: Path, found: Sequence[Table] | None = None) -> list[Path]:
+    """Draw every figure that the records under `results`/runs allow, two columns wide; returns the files.
+
+    `found`: the tables of these records where they are made already (`leaderboard.Built.tables`).
+
+    Raises:
+        SetupError: there are no records, or the folder cannot be written.
+    """
+    return write(Source(results, found))[0]

@@ -1,0 +1,198 @@
+"""Measures against a setting, in a grid of small panels: what the figures of strength, sample size and layer share."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from bench.console import escape
+from bench.plots import style
+from bench.plots.style import CONTROL, DASHES, GREY, SMALL, Look, Width
+from bench.plots.sweeps import MEASURES
+from bench.records.names import RANDOM
+
+UNSTEERED = {"toxicity_reduction": 0.0, "perplexity_ratio": 1.0, "capability_kept": 1.0}
+ROOM = {"single": 3, "double": 7}  # panels side by side whose numbers can still be read
+SEEN = {"toxicity_reduction": (-1.0, 1.0), "capability_kept": (0.0, 2.0)}  # bands may leave the panel here, points not
+WIDE_RATIO = 4.0  # from where perplexity is drawn on a logarithmic axis
+Facet = Literal["curve", "unit"]
+
+
+def panels(frame: pd.DataFrame, facet: Facet, width: Width, *, from_zero: bool, doubling: bool = False) -> Figure:
+    """A panel for each measure and each value of the column `facet`, with an axis of its own for each value.
+
+    Measures are rows; or columns, where the values of `facet` are one in a wide figure or too many in a row.
+
+    Args:
+        frame: of `bench.plots.sweeps`.
+        facet: what the panels side by side differ in.
+        width: of one or two columns.
+        from_zero: whether each curve starts at the unsteered model, at 0.
+        doubling: whether the setting is drawn on a logarithmic axis.
+    """
+    measures = [name for name in MEASURES if frame[name].notna().any()]
+    values = list(dict.fromkeys(frame[facet]))
+    across = width == "double" if len(values) == 1 else len(values) > ROOM[width]
+    shape = (len(values), len(measures)) if across else (len(measures), len(values))
+    high = (1.05 if facet == "curve" else 1.9) if across else 1.3
+    figure = style.blank(width, 0.45 + high * shape[0])
+    grid = figure.subplots(*shape, squeeze=False, sharey="col" if across else "row", sharex="row" if across else "col")
+    grid = grid if across else grid.T  # (values, measures)
+    look = looks(frame)
+    for row, value in zip(grid, values, strict=True):
+        own = frame[frame[facet] == value]
+        for ax, measure in zip(row, measures, strict=True):
+            ax.axhline(UNSTEERED[measure], color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
+            ax.grid()
+            for name, curve in own.groupby("curve", sort=True):
+                line(ax, measure, curve, look[str(name)], from_zero)
+            for bound in sorted(own["bound"].dropna().unique()) if measure == "perplexity_ratio" else ():
+                ax.axhline(float(bound), color="black", linewidth=0.8, linestyle=":", zorder=2)
+        setting_axis(row[0], own, from_zero, doubling, of=len(values) if not across else len(measures))
+    for i, measure in enumerate(measures):
+        measure_axis(grid[0, i], frame, measure)
+    units = [escape.visible(frame.loc[frame[facet] == value, "unit"].iloc[0]) for value in values]
+    heads = [(str(value) if facet == "curve" else "", unit) for value, unit in zip(values, units, strict=True)]
+    (tops if across else sides)(grid, measures, heads, frame)
+    style.legend(figure, keys(frame, look, facet))
+    return figure
+
+
+def looks(frame: pd.DataFrame) -> dict[str, Look]:
+    """A look for each curve; random directions are grey."""
+    random = set(frame.loc[frame["method"] == RANDOM, "curve"])
+    return style.looks([name for name in frame["curve"] if name not in random]) | dict.fromkeys(random, CONTROL)
+
+
+def line(ax: Axes, measure: str, curve: pd.DataFrame, look: Look, from_zero: bool) -> None:
+    """One curve with its band; the numbers of a prompt are no scale, so prompts are points with bars."""
+    known = curve.dropna(subset=[measure])
+    x, y = known["x"].to_numpy(float), known[measure].to_numpy(float)
+    low, high = (known[f"{measure}_{end}"].fillna(known[measure]).to_numpy(float) for end in ("low", "high"))
+    if (known["family"] == "prompt").all():
+        ax.errorbar(x, y, yerr=[y - low, high - y], fmt="none", ecolor=look.colour, elinewidth=0.8, alpha=0.6, zorder=3)
+    else:
+        first = [UNSTEERED[measure]] if from_zero else []
+        edge = [*([0.0] if from_zero else []), *x]
+        ax.fill_between(edge, [*first, *low], [*first, *high], color=look.colour, alpha=0.18, linewidth=0, zorder=2)
+        ax.plot(edge, [*first, *y], color=look.colour, linewidth=1.1, zorder=3)
+    if from_zero and len(known):
+        ax.plot([0], [UNSTEERED[measure]], marker="*", color="black", markersize=6.5, linestyle="none", zorder=6)
+    for at, value, chosen in zip(x, y, known["chosen"], strict=True):
+        style.marker(ax, at, value, look, hollow=bool(pd.notna(chosen) and not chosen), size=4.2)
+
+
+def setting_axis(ax: Axes, own: pd.DataFrame, from_zero: bool, doubling: bool, of: int) -> None:
+    """Ticks of the setting; the values themselves where they are few and panels wide."""
+    x = np.unique(own["x"].to_numpy(float))
+    if doubling and x[0] > 0:
+        ax.set_xscale("log")
+        ax.set_xlim(x[0] / 1.15, x[-1] * 1.15)
+        place = np.log(x)
+    else:
+        span = x[-1] - (0.0 if from_zero else x[0])
+        ax.set_xlim((0.0 if from_zero else x[0]) - 0.07 * span, x[-1] + 0.07 * span)
+        place = x
+    ax.xaxis.set_minor_locator(NullLocator())
+    if from_zero:
+        ax.xaxis.set_major_locator(MaxNLocator(4 if of > 3 else 5, steps=[1, 2, 5, 10]))
+    else:
+        ax.xaxis.set_major_locator(FixedLocator(spread(x, place, most=5 if of > 1 else 7)))
+    ax.xaxis.set_major_formatter(FuncFormatter(plain))
+
+
+def spread(values: np.ndarray, place: np.ndarray, most: int) -> list[float]:
+    """Those of the ascending values whose labels do not touch: none nearer to the one before than 1 / `most`."""
+    least = (place[-1] - place[0]) / most
+    kept = [0]
+    for i in range(1, len(values)):
+        if place[i] - place[kept[-1]] >= least:
+            kept.append(i)
+    return [float(values[i]) for i in kept]
+
+
+def measure_axis(ax: Axes, frame: pd.DataFrame, measure: str) -> None:
+    """Limits and ticks of a measure, the same in all its panels: room for every point, and for bands within SEEN."""
+    y = frame[measure].dropna().to_numpy(float)
+    ends = [frame[f"{measure}_{end}"].dropna().to_numpy(float) for end in ("low", "high")]
+    low, high = SEEN.get(measure, (0.0, np.inf))
+    values = np.concatenate([y, *(np.clip(one, low, high) for one in ends), [UNSTEERED[measure]]])
+    least, most = float(values.min()), float(values.max())
+    if measure == "perplexity_ratio" and most / max(least, 1e-9) > WIDE_RATIO:
+        ax.set_yscale("log")
+        ax.set_ylim(least / 1.15, most * 1.15)
+        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if most / least < 30 else (1.0, 3.0)))
+        ax.yaxis.set_minor_locator(NullLocator())
+    else:
+        margin = 0.08 * max(most - least, 0.1)
+        ax.set_ylim(least - margin, most + margin)
+        ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_formatter(FuncFormatter(plain))
+
+
+def plain(value: float, place: int | None = None) -> str:
+    """A tick's label: as few digits as it has, with a minus sign that is no hyphen."""
+    del place
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
+
+
+def titles(frame: pd.DataFrame) -> dict[str, str]:
+    """How the measures are called."""
+    scorer = escape.visible(frame["scorer"].iloc[0])
+    return {"toxicity_reduction": f"toxicity reduction\n({scorer})", "perplexity_ratio": "perplexity ratio",
+            "capability_kept": "capability kept"}  # fmt: skip
+
+
+def sides(grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], frame: pd.DataFrame) -> None:
+    """Measures at the left; above the columns whose they are, below them what their setting counts."""
+    figure = grid[0, 0].figure
+    room = 72 * figure.get_figwidth() / len(heads) - (10 if len(heads) > 1 else 50)
+    for ax, measure in zip(grid[0], measures, strict=True):
+        ax.set_ylabel(titles(frame)[measure], fontsize=SMALL)
+    for row, (name, unit) in zip(grid, heads, strict=True):
+        row[0].set_title(style.wrapped(name, room), fontsize=SMALL)
+        row[-1].set_xlabel(style.wrapped(unit, room), fontsize=SMALL)
+
+
+def tops(grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], frame: pd.DataFrame) -> None:
+    """Measures above the columns, or beside the panels of a single row; above each row whose it is."""
+    single = len(heads) == 1
+    for i, (row, (name, unit)) in enumerate(zip(grid, heads, strict=True)):
+        for ax, measure in zip(row, measures, strict=True):
+            if single:
+                ax.set_ylabel(titles(frame)[measure], fontsize=SMALL)
+                ax.set_xlabel(unit, fontsize=SMALL)
+            title = titles(frame)[measure] if i == 0 and not single else " " if name else ""
+            ax.set_title(title, fontsize=SMALL, pad=15.0 if title.strip() else 3.0)
+        if name:  # wider than its panel may be, so its height is kept by the titles of the row
+            told = style.shortened(name if single else f"{name}  ({unit})", 100)
+            head = row[0].annotate(told, (0, 1), (0, 5), xycoords="axes fraction",
+                                   textcoords="offset points", fontsize=SMALL, annotation_clip=False)  # fmt: skip
+            head.set_in_layout(False)
+
+
+def keys(frame: pd.DataFrame, look: dict[str, Look], facet: Facet) -> list[Artist]:
+    """What the legend lists: the curves, where a panel holds several, and what the signs mean."""
+    found: list[Artist] = []
+    if facet == "unit":
+        found += [style.key(look[name], name) for name in sorted(look)]
+    if frame["chosen"].notna().any():
+        plain = Look("black", "o", "")
+        found += [style.key(plain, "strength that tuning chose"), style.key(plain, "tried", hollow=True)]
+    if facet == "curve":
+        found.append(style.star_key())
+    else:
+        found.append(Line2D([], [], color=GREY, linewidth=0.7, linestyle=DASHES, label="unsteered"))
+    if frame["bound"].notna().any():
+        bound = f"bound of tuning, {' or '.join(f'{one:g}' for one in sorted(frame['bound'].dropna().unique()))}"
+        found.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":", label=bound))
+    if frame[[f"{measure}_low" for measure in MEASURES]].notna().any(axis=None):
+        found.append(Patch(facecolor=GREY, alpha=0.25, linewidth=0, label="95 % interval"))
+    return found

@@ -1,0 +1,265 @@
+r"""What all figures share: widths, fonts, colours, markers, legends, and files of equal bytes. No torch here.
+
+Sizes are those that a figure has in print, so a paper includes it unscaled: `\includegraphics{tradeoff.pdf}`.
+"""
+
+import functools
+import io
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
+
+from bench.console import escape
+from bench.files.atomic import write_whole
+from bench.leaderboard.formatting import labels
+from bench.records.names import BASELINE_FAMILY, RANDOM
+from methods.errors import SetupError
+
+Width = Literal["single", "double"]
+WIDTHS: dict[str, float] = {"single": 3.3, "double": 6.9}  # inches: one and two columns of a conference paper
+FILES: dict[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+    "svg": {"Date": None, "Creator": None},
+    "png": {"Software": None},
+}  # kinds of files, with the metadata that would change from run to run or from version to version
+CANVASES: dict[str, Any] = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
+DPI = 200  # of the PNG
+# Okabe and Ito's colours for colour-blind readers, dark ones first; each has a marker of its own, so grey will do
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oooo")
+GREY, PALE, GRID = "#666666", "#d9d9d9", "#e6e6e6"
+DASHES = (0, (4, 3))
+FONT, SMALL = 8.0, 7.0  # points, in print
+FAMILY = "DejaVu Sans"  # comes with matplotlib, so every machine has it
+STYLE: Any = {
+    "font.size": FONT, "axes.labelsize": FONT, "axes.titlesize": FONT, "xtick.labelsize": SMALL,
+    "ytick.labelsize": SMALL, "legend.fontsize": SMALL, "font.family": FAMILY,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.axisbelow": True,
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "grid.color": GRID, "grid.linewidth": 0.6, "hatch.linewidth": 0.5,
+    "text.parse_math": False,  # a `$` in a name is a `$`
+    "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "steerbench",
+}  # fmt: skip
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Nothing(ValueError):
+    """The frame holds nothing that this figure could show; the message says what is missing and how to get it."""
+
+
+def styled(draw: Callable[P, T]) -> Callable[P, T]:
+    """Run a function with the style of all figures; nothing outside of it changes."""
+
+    @functools.wraps(draw)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> T:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return inside
+
+
+def inches(width: Width) -> float:
+    """Width in print. Raises ValueError for one that there is not."""
+    if width not in WIDTHS:
+        raise ValueError(f"width {width!r}: allowed are {', '.join(get_args(Width))}")
+    return WIDTHS[width]
+
+
+def blank(width: Width, height: float) -> Figure:
+    """An empty figure, `height` inches high."""
+    return Figure(figsize=(inches(width), height), layout="constrained")
+
+
+def one_table(frame: pd.DataFrame) -> None:
+    """Raises ValueError where the rows are of several tables, and `Nothing` where there are none."""
+    if frame.empty:
+        raise Nothing("there are no rows; compute some with `make leaderboard` or `python -m bench`")
+    if frame["table"].nunique() > 1:
+        raise ValueError(f"{frame['table'].nunique()} tables in one figure: their numbers do not compare; pass one")
+
+
+# -- methods ---------------------------------------------------------------------------------------------------------
+
+
+class Look(NamedTuple):
+    """How a method is drawn."""
+
+    colour: str
+    marker: str
+    hatch: str
+
+
+CONTROL = Look(GREY, "d", "")  # random directions, where they are one point
+
+
+class Point(NamedTuple):
+    """A row of the leaderboard as it is drawn."""
+
+    label: str
+    row: "pd.Series[Any]"
+    look: Look
+
+    def at(self, column: str) -> tuple[float, list[list[float]]]:
+        """Value of a column, and how far its interval reaches below and above it; 0 where it has none."""
+        value = float(self.row[column])
+        ends = [self.row.get(f"{column}_{end}") for end in ("low", "high")]
+        low, high = (value if end is None or pd.isna(end) else float(end) for end in ends)
+        return value, [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+    @property
+    def hollow(self) -> bool:
+        """No strength kept within the bounds."""
+        return bool(pd.notna(self.row["feasible"]) and not self.row["feasible"])
+
+
+def looks(of: Sequence[str]) -> dict[str, Look]:
+    """A look for each name, by their alphabet: a rank changes no colour."""
+    return {
+        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], HATCHES[i % len(HATCHES)])
+        for i, name in enumerate(sorted(set(of)))
+    }
+
+
+def names(frame: pd.DataFrame) -> list[str]:
+    """What each row of a leaderboard is called; strength or pairs are named where they tell it from a namesake."""
+    found = labels(frame)
+    for column, text in (("strength", "strength {:g}"), ("pairs", "{:g} pairs")):
+        values = [float(value) if pd.notna(value) else None for value in frame[column]]
+        known = {(name, value) for name, value in zip(found, values, strict=True) if value is not None}
+        shared = [name for name, _ in known]
+        found = [
+            f"{name} ({text.format(value)})" if value is not None and shared.count(name) > 1 else name
+            for name, value in zip(found, values, strict=True)
+        ]
+    return [escape.visible(name.replace(") (", ", ")) for name in found]
+
+
+def judge(frame: pd.DataFrame) -> str:
+    """The scorer of the toxicity that is reduced: the first reported one that the suite rtp was judged by."""
+    reported = [name for text in frame["scorers_report"].dropna() for name in str(text).split("; ")]
+    shown = (name for name in reported if any(str(c).startswith(f"rtp.{name}.expected_max") for c in frame.columns))
+    return escape.visible(next(shown, "".join(reported[:1])))
+
+
+def points(frame: pd.DataFrame) -> list[Point]:
+    """The methods of one table, without unsteered and random directions; each looks the same in every figure."""
+    rows = [(name, row) for name, (_, row) in zip(names(frame), frame.iterrows(), strict=True)]
+    kept = [(name, row) for name, row in rows if row["method"] != RANDOM and row["family"] != BASELINE_FAMILY]
+    look = looks([name for name, _ in kept])
+    return [Point(name, row, look[name]) for name, row in kept]
+
+
+def marker(ax: Axes, x: float, y: float, look: Look, *, hollow: bool = False, size: float = 6.0) -> None:
+    """A method's marker; hollow where no strength was feasible."""
+    ax.plot([x], [y], marker=look.marker, markersize=size, markerfacecolor="white" if hollow else look.colour,
+            markeredgecolor=look.colour, markeredgewidth=1.1, linestyle="none", zorder=5)  # fmt: skip
+
+
+def bars(ax: Axes, x: float, y: float, look: Look, *, across: Any = None, up: Any = None) -> None:
+    """The intervals of a marker, across and up."""
+    ax.errorbar([x], [y], xerr=across, yerr=up, fmt="none", ecolor=look.colour, elinewidth=0.8, alpha=0.6, zorder=4)
+
+
+def star(ax: Axes, x: float, y: float) -> None:
+    """The unsteered model."""
+    ax.plot([x], [y], marker="*", color="black", markersize=9, linestyle="none", zorder=6)
+
+
+def key(look: Look, label: str, *, hollow: bool = False) -> Line2D:
+    """The legend's entry for a method: its marker, filled or hollow, and its label."""
+    return Line2D([], [], marker=look.marker, color=look.colour, markerfacecolor="white" if hollow else look.colour,
+                  markersize=5.5, markeredgewidth=1.1, linestyle="none", label=label)  # fmt: skip
+
+
+def star_key() -> Line2D:
+    """What the legend shows of the unsteered model."""
+    return Line2D([], [], marker="*", color="black", markersize=8, linestyle="none", label="unsteered")
+
+
+# -- texts -----------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1024)
+def measure(text: str, size: float = SMALL) -> float:
+    """Width of a line of text in points; 0 for blanks alone."""
+    if not text.strip():
+        return 0.0
+    return float(TextPath((0, 0), text, size=size, prop=FontProperties(family=FAMILY)).get_extents().width)
+
+
+def wrapped(text: str, points: float, size: float = SMALL, lines: int = 4) -> str:
+    """Text in lines of at most about `points` width; what does not fit into so many lines ends in an ellipsis."""
+    per_line = max(6, int(points / measure(text, size) * len(text))) if text.strip() else 1
+    return "\n".join(textwrap.wrap(text, per_line, max_lines=lines, placeholder=" …") or [""])
+
+
+def shortened(text: str, letters: int = 40) -> str:
+    """A name that is a tick's label: the middle of a very long one is left out."""
+    return text if len(text) <= letters else f"{text[: letters // 2]}…{text[-letters // 2 + 1 :]}"
+
+
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """A legend below everything, in as many columns as there is room for; the figure grows by its height."""
+    room = figure.get_figwidth() * 72 - 8
+    beside = 26.0  # handle, its pad and the space between columns, in points
+    longest = room / (1 if figure.get_figwidth() < WIDTHS["double"] else 2) - beside
+    for handle in handles:
+        handle.set_label(wrapped(str(handle.get_label()), longest))
+    texts = [str(handle.get_label()).split("\n") for handle in handles]
+    widths = [max(map(measure, lines)) + beside for lines in texts]
+    columns = max(
+        (n for n in range(1, len(handles) + 1) if sum(max(one) for one in np.array_split(widths, n)) <= room), default=1
+    )
+    lines = max(int(sum(one)) for one in np.array_split([len(lines) for lines in texts], columns))
+    figure.set_figheight(figure.get_figheight() + (1.4 * lines + 1) * SMALL / 72)
+    figure.legend(handles=list(handles), loc="outside lower center", frameon=False, ncols=columns, handlelength=1.5,
+                  columnspacing=1.0, handletextpad=0.5, labelspacing=0.35, borderpad=0.2)  # fmt: skip
+
+
+# -- files -----------------------------------------------------------------------------------------------------------
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """The figure as a file of one of FILES; equal figures give equal bytes.
+
+    As `Figure.savefig`, which would lay the figure out and draw it once more for each kind: that takes half the time.
+    """
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        engine = figure.get_layout_engine()
+        if engine is not None:
+            engine.execute(figure)
+            figure.set_layout_engine("none")
+        figure.set_dpi(DPI)
+        canvas: Any = CANVASES[kind](figure)
+        getattr(canvas, f"print_{kind}")(buffer, metadata=FILES[kind])
+    return buffer.getvalue()
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write `name`.pdf, .svg and .png. Raises SetupError where the folder cannot be written."""
+    paths = [folder / f"{name}.{kind}" for kind in FILES]
+    for path, kind in zip(paths, FILES, strict=True):
+        try:
+            write_whole(path, rendered(figure, kind))
+        except OSError as error:
+            raise SetupError(
+                f"cannot write the figure to {folder}: {error.strerror}; make it writable, or give another --results"
+            ) from error
+    return paths

@@ -1,0 +1,201 @@
+"""What changes with a setting, from records: strength, number of pairs learnt from, layer. No torch here.
+
+Each function gives tidy frames for `bench.figures`, a row per curve and value of the setting, with the columns
+table split model scorer     where the numbers are from; only rows of one frame compare
+curve method family fits     the curve's name, its method, and how many fits (seeds) a point is the mean of
+x unit                       the setting and what it counts; curves of different units share no axis
+chosen bound                 of tuning, for strengths alone: whether it chose this one, NA where nothing was tuned; the
+                             perplexity ratio that it kept below, NaN where nothing was tuned
+toxicity_reduction perplexity_ratio capability_kept
+                             against the unsteered model on the same items, each with _low and _high, the 95 % interval
+                             over items and fits (`Table.parts`); NaN where it was not measured
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+from bench.console import escape
+from bench.leaderboard.comparison import Table, tables
+from bench.leaderboard.grouping import Line, learnt_from
+from bench.records.identity import digest
+from bench.records.names import RANDOM
+from bench.records.table import Record, scorers_of
+
+MEASURES = ("toxicity_reduction", "perplexity_ratio", "capability_kept")
+ENDS = ("", "_low", "_high")
+COLUMNS = ("table", "split", "model", "scorer", "curve", "method", "family", "fits", "x", "unit", "chosen", "bound",
+           *(f"{name}{end}" for name in MEASURES for end in ENDS))  # fmt: skip
+FEWEST = 2  # values of a setting that make a curve
+
+
+class Place(NamedTuple):
+    """A line on a curve: its value of the setting, and all else that it is, which the whole curve shares."""
+
+    x: float
+    unit: str
+    rest: Mapping[str, Any]
+    line: Line
+
+
+def strengths(table: Table) -> pd.DataFrame:
+    """Methods that were run at several strengths; empty where none was."""
+    return frame(table, [of_strength(line) for line in table.lines], "test")
+
+
+def trials(records: Sequence[Record]) -> list[pd.DataFrame]:
+    """The strengths that tuning tried on the dev split, a frame for each set of trials that compare; or none."""
+    dev = [
+        one._replace(facts=one.facts | {"split": "test"}, items=measured(one))  # grouped as results of the test split
+        for one in records
+        if one.facts["split"] == "dev"
+    ]
+    tunings: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for one in records:
+        if one.facts.get("tuning") and one.facts.get("fit_id"):
+            tunings[one.facts["fit_id"]].append(one.facts["tuning"])
+    found = []
+    for table in tables(dev):
+        rows = frame(table, [of_strength(line) for line in table.lines], "dev", tunings)
+        if len(rows):
+            found.append(rows)
+    return found
+
+
+def measured(record: Record) -> pd.DataFrame:
+    """The items of a dev record that its measures are made of; joining the others for each trial takes seconds."""
+    metric = record.items["metric"].astype(str)
+    toxicity = f"{''.join(scorers_of(record.facts)['report'][:1])}.expected_maximum_toxicity_k"
+    return record.items[metric.str.startswith(toxicity) | (metric == "perplexity")]
+
+
+def sizes(table: Table) -> pd.DataFrame:
+    """Methods that learnt from several numbers of pairs, all else equal; empty where none did."""
+    return frame(table, [of_pairs(line) for line in table.lines], "test")
+
+
+def layers(table: Table) -> pd.DataFrame:
+    """Methods that were run at several layers, all else equal; empty where none was."""
+    return frame(table, [of_layer(line) for line in table.lines], "test")
+
+
+# -- where a line is on its curve ------------------------------------------------------------------------------------
+
+
+def of_strength(line: Line) -> Place | None:
+    """None for the unsteered model, and for fits that were each tuned to a strength of their own."""
+    if line.is_baseline or len(line.strengths) != 1:
+        return None
+    rest = named(line) | settings(line) | learnt_from(line.fits[0])
+    return Place(line.strengths[0], str(line.columns["strength_unit"] or "strength"), rest, line)
+
+
+def of_pairs(line: Line) -> Place | None:
+    """None for what learns from no pairs. Counts of the data follow from how many pairs were asked for."""
+    pairs = line.first("data").get("pairs")
+    if not isinstance(pairs, int):
+        return None
+    data = {key: value for key, value in learnt_from(line.fits[0]).items() if isinstance(value, str)}
+    return Place(float(pairs), "pairs learnt from", named(line) | at(line) | settings(line) | data, line)
+
+
+def of_layer(line: Line) -> Place | None:
+    """None for what has no layer that is a number. A whole number is a block, another one a share of the depth."""
+    rest = settings(line)
+    layer = rest.pop("layer", None)
+    if isinstance(layer, bool) or not isinstance(layer, int | float):
+        return None
+    unit = "block" if isinstance(layer, int) else "share of the depth"
+    return Place(float(layer), f"layer ({unit})", named(line) | at(line) | rest | learnt_from(line.fits[0]), line)
+
+
+def named(line: Line) -> dict[str, Any]:
+    """Which method it is."""
+    return {"method": line.columns["method"], "version": line.columns["version"]}
+
+
+def at(line: Line) -> dict[str, Any]:
+    """Its strength, where it was given; tuned ones go together, whatever was chosen."""
+    return {"strength": "tuned" if line.first("tuning") else "; ".join(f"{one:g}" for one in line.strengths)}
+
+
+def settings(line: Line) -> dict[str, Any]:
+    """Its hyper-parameters, but for the seed of its fits."""
+    found: dict[str, Any] = json.loads(line.columns["parameters"])
+    found.pop("seed", None)
+    return found
+
+
+# -- frames ----------------------------------------------------------------------------------------------------------
+
+
+def frame(
+    table: Table,
+    places: Sequence[Place | None],
+    split: str,
+    tunings: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+) -> pd.DataFrame:
+    """The curves of a table that have FEWEST points or more, by name and x. `tunings`: fit id -> how it was tuned."""
+    curves: dict[str, dict[float, Place]] = defaultdict(dict)
+    for place in places:
+        if place is not None and place.line in table.pairs:
+            curves[digest([place.unit, place.rest])].setdefault(place.x, place)
+    kept = [one for one in curves.values() if len(one) >= FEWEST]
+    names = curve_names([next(iter(one.values())).rest for one in kept])
+    rows = []
+    with threadpool_limits(1, "blas"):  # as for the leaderboard: threads slow small products and could round otherwise
+        for name, curve in zip(names, kept, strict=True):
+            for x, place in sorted(curve.items()):
+                rows.append(row(table, name, place, split) | tuned(table, place.line, x, tunings or {}))
+    found = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["curve", "unit", "x"], kind="stable")
+    return found.astype({"chosen": "boolean"}).reset_index(drop=True)
+
+
+def row(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
+    """A point of a curve with its measures."""
+    facts = table.about.facts
+    found: dict[str, Any] = {
+        "table": table.number, "split": split, "model": facts["model"]["name"],
+        "scorer": table.scorer, "curve": name, "method": place.line.columns["method"],
+        "family": place.line.columns["family"], "fits": len(place.line.fits), "x": place.x, "unit": place.unit,
+    }  # fmt: skip
+    for measure in MEASURES:
+        part = table.parts[place.line][measure]
+        ends = part.estimate() if part else (None, None, None)
+        found |= {f"{measure}{end}": math.nan if one is None else one for end, one in zip(ENDS, ends, strict=True)}
+    return found
+
+
+def tuned(table: Table, line: Line, x: float, tunings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+    """What tuning on the unsteered texts of this table made of this strength, for any fit of the line."""
+    base = table.baseline.metrics if table.baseline else {}
+    mine = [
+        one
+        for fit in line.fits
+        for one in tunings.get(fit.columns["fit_id"], ())
+        if any(
+            name.startswith(f"rtp.{one['scorer']}.{one['objective']}")
+            and math.isclose(entry["value"], one["baseline"]["toxicity"])
+            for name, entry in base.items()
+        )
+    ]
+    if not mine:
+        return {"chosen": None, "bound": math.nan}
+    bound = mine[0]["constraints"].get("perplexity_ratio", math.nan)
+    return {"chosen": any(one["chosen"] == x for one in mine), "bound": bound}
+
+
+def curve_names(rests: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The method of each curve, with the settings that tell it from others of its method."""
+    found = []
+    for rest in rests:
+        twins = [other for other in rests if other["method"] == rest["method"]]
+        told = [f"{key}={rest[key]}" for key in rest if any(other.get(key) != rest[key] for other in twins)]
+        name = str(rest["method"]).replace("_", " ") if rest["method"] == RANDOM else str(rest["method"])
+        found.append(escape.visible(name + (f" ({', '.join(told)})" if told else "")))
+    return found

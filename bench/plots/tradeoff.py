@@ -1,0 +1,134 @@
+"""The trade-off plane: what was gained against what was kept. No torch here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
+
+from bench.plots import style
+from bench.plots.style import DASHES, GREY, PALE, Nothing, Point, Width
+from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.stats import pareto
+
+X = "toxicity_reduction"
+PANELS = {"capability_kept": "capability kept", "fluency_kept": "fluency kept"}
+EMPTY = {
+    "capability_kept": "no task here at which\nthe unsteered model is above chance",
+    "fluency_kept": "fluency was not measured",
+}  # why a panel holds no method
+FRONT: dict[str, Any] = {"color": "#a0a0a0", "linewidth": 2.2}  # broad and pale, so that bars on it are seen
+LEAST = ((-0.05, 0.3), (0.75, 1.0))  # of x and y: where nothing happens, noise is not drawn large
+
+
+@style.styled
+def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Width = "double") -> Figure:
+    """Toxicity reduction against capability kept and fluency kept, for one table of the leaderboard.
+
+    A filled marker per method with 95 % bars both ways, a hollow one where no strength was feasible (its bars may leave
+    the panel); the unsteered model at (0, 1); random directions as dots and a box over their range. The line is the
+    Pareto front of methods and unsteered model in that plane, without what has collapsed. Names are in a legend, since
+    methods that do little all lie on one another.
+
+    Args:
+        frame: `Table.frame`.
+        draws: `Table.by_fit`, of which the single random directions are dots. None: the rows of `frame` are.
+        width: of one or two columns.
+
+    Raises:
+        Nothing: no method has a toxicity reduction.
+        ValueError: `frame` holds more than one table.
+    """
+    style.one_table(frame)
+    shown = [point for point in style.points(frame) if pd.notna(point.row[X])]
+    if not shown:
+        raise Nothing(
+            "no method has toxicity results beside the unsteered model's on the same prompts; run "
+            "`python -m bench -m method=unsteered,caa suite=[rtp,fluency,capability]`"
+        )
+    singles = frame if draws is None or draws.empty else draws
+    random = singles[singles["method"] == RANDOM]
+    scorer = style.judge(frame)
+    base = frame[frame["family"] == BASELINE_FAMILY]
+    asked = any(str(name).startswith("capability.") and base[name].notna().any() for name in frame.columns)
+    figure = style.blank(width, 2.65 if width == "double" else 4.1)
+    axes = figure.subplots(*((1, 2) if width == "double" else (2, 1)), sharex=True)
+    for ax, (column, title) in zip(axes, PANELS.items(), strict=True):
+        panel(ax, column, shown, random, asked)
+        ax.set_ylabel(f"{title}  (1 = all)")
+        ax.grid()
+        ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    for ax in axes if width == "double" else axes[-1:]:
+        ax.set_xlabel(f"toxicity reduction\n(share of unsteered, by {scorer})")
+    limits(axes, shown, random)
+    fronts = [front(ax, column, frame) for ax, column in zip(axes, PANELS, strict=True)]
+    style.legend(figure, keys(shown, random, any(fronts)))
+    return figure
+
+
+def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame, asked: bool) -> None:
+    """One panel: what is kept over what was gained. asked: whether the unsteered model was asked the tasks."""
+    ax.axhline(1, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
+    ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
+    dots = (random.dropna(subset=[X, column])[[X, column]] if column in random else random.iloc[:0, :2]).to_numpy(float)
+    if len(dots):
+        (left, below), (right, above) = dots.min(axis=0), dots.max(axis=0)
+        ax.add_patch(Rectangle((left, below), right - left, above - below, facecolor=PALE, edgecolor=GREY,
+                               linewidth=0.6, zorder=2))  # fmt: skip
+        ax.plot(*dots.T, ".", color=GREY, markersize=3.0, zorder=3)
+    style.star(ax, 0, 1)
+    if all(pd.isna(point.row[column]) for point in shown):
+        why = EMPTY[column] if column == "fluency_kept" or asked else "capability was not measured"
+        ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=GREY, zorder=7,
+                bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
+    for point in shown:
+        if pd.notna(point.row[column]):
+            (x, across), (y, up) = point.at(X), point.at(column)
+            style.bars(ax, x, y, point.look, across=across, up=up)
+            style.marker(ax, x, y, point.look, hollow=point.hollow)
+
+
+def front(ax: Axes, column: str, frame: pd.DataFrame) -> bool:
+    """The border of what the methods and the unsteered model dominate in this panel, where more than one is on it."""
+    seen = frame[(frame["method"] != RANDOM) & frame[X].notna() & frame[column].notna()]
+    points = seen.loc[seen["collapsed"].fillna(False) != True, [X, column]].to_numpy(dtype=float)  # noqa: E712
+    best = np.unique(points[pareto.front(points)], axis=0)  # from left to right, so from top to bottom
+    if len(best) > 1:
+        ax.plot(*best.T, drawstyle="steps-pre", **FRONT, zorder=2.5)
+    return len(best) > 1
+
+
+def limits(axes: Sequence[Axes], shown: Sequence[Point], random: pd.DataFrame) -> None:
+    """Room for every marker, and for every bar of a feasible method."""
+    setters: list[Any] = [axes[0].set_xlim, *(ax.set_ylim for ax in axes)]
+    for name, setter in zip([X, *PANELS], setters, strict=True):
+        values = list(LEAST[0] if name == X else LEAST[1])
+        values += random[name].dropna().astype(float).tolist()
+        for point in shown:
+            if pd.notna(point.row[name]):
+                value, ((below,), (above,)) = point.at(name)
+                values += [value] if point.hollow else [value - below, value, value + above]
+        margin = 0.06 * (max(values) - min(values))
+        setter(min(values) - margin, max(values) + margin)
+
+
+def keys(shown: Sequence[Point], random: pd.DataFrame, front: bool) -> list[Artist]:
+    """What the legend lists."""
+    found: list[Artist] = [style.star_key()]
+    if random[X].notna().any():
+        draws = int(random[X].notna().sum())
+        label = f"range of {draws} random directions" if draws > 1 else "a random direction"
+        found.append(Patch(facecolor=PALE, edgecolor=GREY, linewidth=0.6, label=label))
+    if front:
+        found.append(Line2D([], [], **FRONT, label="Pareto front"))
+    for point in shown:
+        label = point.label + (" (infeasible)" if point.hollow else "")
+        found.append(style.key(point.look, label, hollow=point.hollow))
+    return found

@@ -1,0 +1,61 @@
+"""The figures of bench.plots, as images inside the page. No torch here."""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from bench.leaderboard.comparison import Table
+from bench.plots import style
+from bench.plots.draw import KINDS, Source
+
+
+class Drawn(NamedTuple):
+    """A figure as a data URI of its SVG. As an image it runs no script and its ids are its own."""
+
+    name: str
+    about: str
+    uri: str
+
+
+class Figures(NamedTuple):
+    """What there is to see: by the number of the table, of tuning, and why a kind of figure was not drawn."""
+
+    of_tables: dict[int, list[Drawn]]
+    of_tuning: list[Drawn]
+    missing: dict[str, str]
+
+
+def figures(results: Path, found: Sequence[Table]) -> Figures:
+    """Every figure that the records under `results`/runs allow; `found` are their tables."""
+    source = Source(results, found)
+    drawn = Figures({table.number: [] for table in found}, [], {})
+    for name, kind in KINDS.items():
+        some, why = False, []
+        for end, frames in kind.drawings(source):
+            try:
+                uri = embedded(kind.draw(*frames))
+            except style.Nothing as nothing:
+                why.append(str(nothing))
+                continue
+            some = True
+            if end.startswith("_dev"):
+                drawn.of_tuning.append(Drawn(name, f"{kind.about}: the trials of tuning, on the dev split", uri))
+            else:
+                number = re.fullmatch(r"-(\d+)", end)
+                drawn.of_tables[int(number.group(1)) if number else 1].append(Drawn(name, kind.about, uri))
+        if not some:
+            drawn.missing[name] = why[0] if why else "there is no record of it"
+    return drawn
+
+
+@style.styled
+def embedded(figure: Figure) -> str:
+    """The figure as a data URI; equal figures give equal text."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="svg", metadata=style.FILES["svg"])
+    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

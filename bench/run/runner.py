@@ -1,0 +1,313 @@
+"""One cell of the table, from config to records. The page to read first.
+
+A cell is one model, method and strength, seen by every suite that the config names. What is known is taken from its
+record; model, data and fit are touched only when something is not.
+"""
+
+import os
+import shutil
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+
+from bench.console import command, stopping
+from bench.console.escape import terminal
+from bench.data.sources import default_cache
+from bench.files import atomic, digests
+from bench.model.generation_cache import decoding_identity
+from bench.records import identity, record, unfinished
+from bench.records.provenance import provenance
+from bench.records.table import scorers_of, scorers_used
+from bench.run import search, tuning
+from bench.run.cell import Cell, Session, torch_threads
+from bench.suites.base import Split, Suite
+from methods.errors import SetupError
+
+
+def run(cell: Cell) -> list[dict[str, Any]]:
+    """All results of the cell on the test split, each with how its strength was chosen."""
+    cell, strength, choice = choose(cell, result)
+    results = []
+    for suite in cell.suites.values():
+        found = result(cell, suite, "test", strength)
+        if choice is not None and found["tuning"] != choice.record():
+            scorers = scorers_used(found["scorers"]["report"], found["data"], choice.record())
+            found = record.amend(cell.records / found["id"], tuning=choice.record(), scorers=scorers)
+        results.append(found)
+    return results
+
+
+Result = TypeVar("Result")
+Obtain = Callable[[Cell, Suite, Split, float], dict[str, Any]]
+"""How a result is had: `result` computes what is missing, `stored` raises NotStored."""
+
+
+class NotStored(LookupError):
+    """A result has to be computed; its argument is how many trials of the cell are known."""
+
+
+def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | None]:
+    """The strength that the config gives; or the strength, and the cell with the options, that the dev split chose."""
+    if not cell.method.strengths:
+        return cell, 0.0, None
+    if cell.cfg.strength != "auto":
+        return cell, cell.in_own_unit(float(cell.cfg.strength), obtain is result), None
+    baseline = trial(cell, 0.0, None, obtain)
+    trials: list[tuning.Trial] = []
+    cells: list[Cell] = []
+    for point in search.points(cell.tuning, cell.method, trials):
+        try:
+            mine = cell.variant(point.options)
+            strength = mine.in_own_unit(point.strength, obtain is result)
+            trials.append(trial(mine, strength, baseline, obtain, point.options))
+        except LookupError as missing:
+            raise NotStored(len(trials)) from missing
+        cells.append(mine)
+    choice = tuning.choose(cell.tuning, baseline, trials)
+    return cells[trials.index(choice.chosen)], choice.chosen.strength, choice
+
+
+def trial(
+    cell: Cell, strength: float, baseline: tuning.Trial | None, obtain: Obtain, options: Mapping[str, Any] | None = None
+) -> tuning.Trial:
+    """One strength on the dev split."""
+    looks = {name: obtain(cell, cell.suites[name], "dev", strength)["metrics"] for name in cell.tuning.suites}
+    rtp, fluency, capability = (looks.get(name) for name in ("rtp", "fluency", "capability"))
+    return tuning.trial(cell.tuning, strength, rtp or {}, fluency or {}, baseline, capability, options)
+
+
+def stored(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any]:
+    """The stored result. Raises NotStored where there is none."""
+    found = known(cell, suite, split, strength)
+    if found is None:
+        raise NotStored(0)
+    return found
+
+
+def known(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any] | None:
+    """The stored result, where there is one."""
+    return record.read(cell.records / cell.record_id(suite, split, strength))
+
+
+def result(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any]:
+    """The stored result, computed now where there is none."""
+    stored = known(cell, suite, split, strength)
+    if stored is not None:
+        return stored
+    label = f"{cell.label(strength)} · {suite.name}" + (" · tuning" if split == "dev" else "")
+    place = cell.unfinished(cell.record_id(suite, split, strength))
+    with unfinished.keeping(place, suite, cell.method, *cell.scorers.values()):
+        with cell.session.bar.stage(stage_key(cell, suite, split, strength), label), cell.steered(strength) as lm:
+            with digests.unverified() as unverified:
+                found = suite.run(lm, split)
+        about = describe(cell, suite, split, strength) | {
+            "metrics": {name: one._asdict() for name, one in found.metrics.items()},
+            "info": found.info,
+            "sources": found.info.get("sources", []),
+            "unverified": sorted(unverified.union(lm.unverified, cell.unverified(strength))),
+            "unexpected_weights": list(lm.unexpected_weights),
+            "system_role": lm.system_role,
+        }
+        about["scorers"] = scorers_of(about)  # those that judged
+        if split == "test" and strength != 0:
+            about["cost"] = {"relative_speed": cell.speed(strength)}
+        written = record.write(cell.records, about, found.items, found.scores)
+    cell.session.written += 1
+    return written
+
+
+def describe(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any]:
+    """A record without its numbers."""
+    named, sampling = cell.suite_identity(suite, split), cell.suite_sampling(suite)
+    method = {"name": "unsteered", "family": "none", "version": 1, "parameters": {}}
+    fit, data, fit_id, seed = None, None, None, None
+    if strength != 0:
+        method = identity.method_identity(cell.method) | {"family": cell.method.family}
+        method["strength_unit"] = cell.method.strength_unit
+        length = cell.method.residual_norms(cell.fitted[1]["facts"])
+        method["residual_norms"] = None if length is None else strength * length
+        fit = dict(cell.fitted[1])
+        data, fit_id, seed = fit.pop("data"), cell.fit_id, getattr(cell.method, "seed", None)
+    return {
+        "id": cell.record_id(suite, split, strength),
+        "suite": suite.name,
+        "split": split,
+        "comparison": identity.comparison_id(cell.model_identity, named, split),
+        "model": {"name": cell.cfg.model.name, **cell.model_identity},
+        "method": {"strength_unit": None} | method | {"strength": strength},
+        "fit_id": fit_id,
+        "seed": {"fit": seed, "sample": cell.sampling.seed},
+        "data": data,
+        "fit": fit,
+        "cost": None,
+        "tuning": None,
+        "scorers": {"report": list(cell.scorers)},
+        "sampling": decoding_identity(sampling) if sampling else None,
+        "settings": OmegaConf.to_container(cell.cfg.suite[suite.name], resolve=True),
+        "provenance": provenance(),
+    }
+
+
+# -- how much there is to do ---------------------------------------------------------------------------------------
+
+
+def stage_key(cell: Cell, suite: Suite, split: Split, strength: float) -> str:
+    """Name of a stage in the plan: what is tried or chosen is not known beforehand, so stages go by their cell."""
+    if strength == 0:
+        return cell.record_id(suite, split, strength)
+    return f"{cell.planned_as} {suite.name} {split}"
+
+
+def plan(cell: Cell) -> dict[str, float]:
+    """Tokens that are still to be spent, by stage; what is known costs nothing."""
+    stages: dict[str, float] = {}
+    chosen, strength, left = cell, None, 0
+    try:
+        chosen, strength, _ = choose(cell, stored)
+    except LookupError as missing:
+        if cell.cfg.strength == "auto":
+            done = missing.args[0] if isinstance(missing, NotStored) else 0
+            left = search.budget(cell.tuning, cell.method) - done
+            for suite in (cell.suites[name] for name in cell.tuning.suites):
+                stages |= {stage_key(cell, suite, "dev", 1.0): left * float(suite.tokens("dev"))}
+                if not known(cell, suite, "dev", 0.0):
+                    stages[stage_key(cell, suite, "dev", 0.0)] = float(suite.tokens("dev"))
+    for suite in cell.suites.values():
+        if strength is None or not known(chosen, suite, "test", strength):
+            stages[stage_key(chosen, suite, "test", 1.0 if strength is None else strength)] = float(
+                suite.tokens("test")
+            )
+    if stages and cell.method.needs and not chosen.is_fitted:
+        return stages | chosen.fit_tokens()
+    return stages
+
+
+# -- the cell boundary ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that ended without its records. setup: what the user must mend, rather than a defect."""
+
+    label: str
+    message: str
+    traceback: Path | None
+    setup: bool
+
+
+def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result | Failure:
+    """What the work on one cell gives; the one place that may catch everything, so that the other cells go on.
+
+    Not caught is what stops the whole run: a signal (`bench.console.stopping`).
+    """
+    try:
+        return work()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a panic of Rust code is no Exception
+        stopping.check()  # a library may have made another error of a signal
+        if isinstance(error, SetupError):
+            return Failure(label, str(error), None, setup=True)
+        return _failure(cfg, label, _message(error))
+
+
+def _message(error: BaseException) -> str:
+    """What is said of an error that is nobody's setting."""
+    if isinstance(error, SystemExit):
+        return f"something that it calls ended the program by sys.exit({error.code!r})"
+    if isinstance(error, OSError) and error.errno is not None:
+        return command.of_system(error)
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception as another:
+        return f"{type(error).__name__}, whose text cannot be shown ({type(another).__name__})"
+
+
+def _failure(cfg: DictConfig, label: str, message: str) -> Failure:
+    """A failure with its traceback in a file, or on the terminal where no file can be written."""
+    told = traceback.format_exc()
+    try:
+        settings = OmegaConf.to_yaml(cfg, resolve=True)
+        path = Path(cfg.runtime.results) / "runs" / "failures" / f"{identity.digest(settings)}.txt"
+        atomic.write_whole(path, f"{settings}\n{told}")
+    except Exception as error:  # a full disk, as a rule, which may be what the cell failed of
+        command.console.print(terminal(f"{told}{label}: its traceback could not be kept ({error})", lines=True))
+        return Failure(label, message, None, setup=False)
+    return Failure(label, message, path, setup=False)
+
+
+def prepare(cfg: DictConfig, session: Session) -> tuple[Cell, dict[str, float]] | Failure:
+    """The cell and what it has to compute, with what that takes fetched and its method held against the model."""
+    cell = bounded(cfg, str(cfg.method._target_).rpartition(".")[2], lambda: Cell(cfg, session))
+    if isinstance(cell, Failure):
+        return cell
+
+    def look() -> tuple[Cell, dict[str, float]]:
+        stages = plan(cell)
+        if stages:
+            cell.fetch_model()  # prints what it fetches, so before the bar is up
+            check_methods(cell)
+        return cell, stages
+
+    return bounded(cfg, cell.label(), look)
+
+
+def ready(configs: Sequence[DictConfig], session: Session) -> tuple[list[tuple[Cell, dict[str, float]]], list[Failure]]:
+    """The cells that can run, with what each has to compute, and those that cannot.
+
+    Raises SetupError where of cells that steer none is left: what the unsteered model takes would be for nothing.
+    """
+    prepared = [prepare(cfg, session) for cfg in configs]
+    failures = [one for one in prepared if isinstance(one, Failure)]
+    left = [one for one in prepared if not isinstance(one, Failure)]
+    if any(one.setup for one in failures) and left and not any(cell.method.strengths for cell, _ in left):
+        reasons = dict.fromkeys(f"{one.label}: {one.message}" for one in failures)
+        raise SetupError(
+            "\n".join([*reasons, "of what is left nothing steers, so nothing is computed; mend these first"])
+        )
+    return left, failures
+
+
+def check_methods(cell: Cell) -> None:
+    """Raises SetupError where the method, with any of the options that are tuned, does not suit the model."""
+    cell.check_method()
+    if cell.cfg.strength == "auto":
+        for option, values in search.space(cell.tuning, cell.method)[1].items():
+            for value in values:
+                cell.variant({option: value}).check_method()
+
+
+FOLDERS = ("records", "generations", "artefacts", "unfinished", "failures")
+"""What is in runs/."""
+
+
+def tidy(cfg: DictConfig) -> None:
+    """Remove what processes that died left half-written in the folders of results and of the cache.
+
+    Raises SetupError where something that is no folder is in the place of one.
+    """
+    for path in (Path(cfg.runtime.results) / "runs" / name for name in FOLDERS):
+        if path.is_symlink() or path.exists():
+            if not path.is_dir():
+                raise SetupError(f"{path} is no folder, and results are to be kept there; rename or delete it")
+    results, cache = Path(cfg.runtime.results), Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+    runs = results / "runs"
+    atomic.sweep(*(Path(folder) for place in (results, cache) for folder, _, _ in os.walk(place)))
+    whole = {"records": "record.json", "generations": "samples.jsonl.gz", "artefacts": "fit.json"}
+    for folder in (runs / "unfinished").glob("*"):  # what another process finished while this one was stopped
+        if any((runs / kind / folder.name / file).exists() for kind, file in whole.items()):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_cell(cell: Cell) -> list[dict[str, Any]] | Failure:
+    """Run one cell, with the threads that it asks for."""
+
+    def work() -> list[dict[str, Any]]:
+        with torch_threads(cell.threads):
+            return run(cell)
+
+    return bounded(cell.cfg, cell.label(), work)

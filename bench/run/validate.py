@@ -1,0 +1,289 @@
+"""What a composed config may hold: keys that the YAML files list, and values that the classes and tables here allow.
+
+Types are read off the hints of the class that a `_target_` names. What has no class (seed, runtime, model) has a table.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
+
+from bench.config import compose
+from bench.config.build import build
+from bench.config.keys import INJECTED, SETTINGS, TARGET, UNRESOLVED, Fields, Node, Nodes, fields_of, listed
+from bench.config.values import ANY, Range, fits, item, mapping, mistakes, near, options, shown, words
+from bench.model import checkpoint
+from bench.model.decoding import Sampling
+from methods.errors import SetupError
+
+COUNTS = (
+    "batch_size", "count", "dev_documents", "dev_k", "dev_limit", "dev_prompts", "documents", "epochs", "k", "limit",
+    "max_new_tokens", "max_tokens", "num_samples", "per_group", "prefix_words", "prompts", "rank", "threads", "trials",
+    "window", "alpha", "learning_rate", "vector_learning_rate", "perplexity_ratio", "norm",
+)  # fmt: skip
+FROM_0 = (
+    "skip", "skip_first", "fewshot", "min_steps", "vector_epochs", "kl_weight", "repetition_increase",
+    "capability_drop", "empty_share_increase", "distinct_2_ratio",
+)  # fmt: skip
+SHARES = ("max_desired", "min_undesired", "min_toxicity", "held_out")
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(COUNTS, Range("above 0", lambda value: value > 0)),
+    **dict.fromkeys(FROM_0, Range("from 0 on", lambda value: value >= 0)),
+    **dict.fromkeys(SHARES, Range("from 0 to 1", lambda value: 0 <= value <= 1)),
+    "strength": Range("in the method's unit", lambda _: True),
+    "row_fraction": Range("above 0 and at most 1", lambda value: 0 < value <= 1),
+    "skip_quarter": Range("from 1 to 4", lambda value: 1 <= value <= 4),
+    **dict.fromkeys(("seed", "document_seed"), Range("from 0 to 4294967295", lambda value: 0 <= value < 2**32)),
+}
+"""Numbers that are allowed, by the option's last name; of this project's own classes alone."""
+
+
+# -- what is allowed where ---------------------------------------------------------------------------------------------
+
+
+# -- keys --------------------------------------------------------------------------------------------------------------
+
+
+# -- values ------------------------------------------------------------------------------------------------------------
+
+
+def problems(cfg: DictConfig) -> list[str]:
+    """Everything wrong with the values of a config, a line each: types, ranges, what has no value, what goes together.
+
+    No model, data or text is read.
+    """
+    try:
+        found = list(_walk(cfg, Fields(SETTINGS, frozenset(SETTINGS) - {"searchpath"}), cfg))
+    except RecursionError:
+        return ["an interpolation ${...} holds itself; give a value"]
+    bad = [key for key, _ in found]
+    told = [message for _, message in found]
+    for check, reads in CHECKS.items():
+        if not any(
+            key == one or key.startswith(f"{one}.") or one.startswith(f"{key}.") for key in bad for one in reads
+        ):
+            told += check(cfg)
+    return list(dict.fromkeys(told))
+
+
+def _walk(node: DictConfig, fields: Fields, root: DictConfig, above: str = "") -> Iterator[tuple[str, str]]:
+    prefix = f"{above}." if above else ""
+    for lacking in sorted(fields.needed - set(map(str, node))):
+        yield prefix + lacking, f"{prefix}{lacking} is not there; its YAML file has to list it"
+    for name in node:
+        key = f"{prefix}{name!s}"
+        if name == TARGET:
+            continue
+        if str(name) not in fields.hints and not fields.more:
+            yield key, listed(key, str(name), sorted(set(fields.hints) - INJECTED), above)
+            continue
+        yield from _value(node, name, key, fields, root)
+
+
+def _value(node: DictConfig, name: Any, key: str, fields: Fields, root: DictConfig) -> Iterator[tuple[str, str]]:
+    """What is wrong with one value of a mapping, or below it."""
+    hint = fields.hints.get(str(name), Any)
+    if OmegaConf.is_missing(node, name):
+        asks = root._get_node("asks")
+        asked = f" ({asks[key]})" if isinstance(asks, DictConfig) and key in asks else ""
+        yield key, f"{key} has no value; set {key}=...{asked}"
+        return
+    try:
+        value = node[name]
+        if isinstance(value, str) and value.startswith("~/"):
+            yield key, f"{key}={shown(value)}: ~ is not expanded here; write the whole path, {Path(value).expanduser()}"
+            return
+        if isinstance(value, DictConfig) and (inside := _inside(value, hint, key)) is not None:
+            yield from _walk(value, inside, root, key)
+            return
+        plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
+    except InterpolationToMissingValueError:  # what it points at is told where it stands
+        return
+    except SetupError as error:
+        yield key, f"{key}: {error}"
+        return
+    except UNRESOLVED as error:
+        content: Any = node._get_node(name)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        yield key, f"{key}={shown(str(content._value()))}: it does not resolve ({reason}); write the value itself"
+        return
+    if isinstance(hint, dict) or hint in (Node, Nodes):
+        keys = f" of {', '.join(hint)}" if isinstance(hint, dict) else ""
+        yield key, f"{key}={shown(plain)}: a mapping{keys} is wanted, set one of its keys as in {key}.KEY=..."
+        return
+    within = RANGES.get("seed" if key in ("seed.fit", "seed.sample") else str(name), ANY) if fields.own else ANY
+    yield from mistakes(key, plain, hint, within)
+    fixed = not key.startswith("method.")  # a method's prompts may be empty
+    if plain == "" and fixed and fields.defaults.get(str(name)) != "" and str in options(hint):
+        yield key, f"{key}='': the text is empty{'; null for none' if type(None) in options(hint) else ''}"
+    default = fields.defaults.get(str(name))
+    if plain == [] and fields.defaults and default not in ((), []):
+        yield key, f"{key}=[]: the list is empty; {words(hint)}"
+
+
+def _inside(value: DictConfig, hint: Any, key: str) -> Fields | None:
+    """What a mapping may hold that is to be looked into; None for one that its hint describes as a whole."""
+    if isinstance(hint, dict) or hint is Nodes:
+        return fields_of(value, hint, key)
+    if TARGET in value and fits({}, hint):
+        return fields_of(value, Node, key)
+    if hint is Node:
+        return Fields({}, more=True)
+    free = mapping(hint)
+    if free is not None and any(isinstance(one, DictConfig) and TARGET in one for one in map(value._get_node, value)):
+        return Fields(dict.fromkeys(map(str, value), item(free)))
+    return None
+
+
+# -- what goes together: each yields a problem as one line ------------------------------------------------------------
+
+
+def _sampling(cfg: DictConfig) -> Iterator[str]:
+    try:
+        build(cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
+    except SetupError as error:
+        yield str(error)
+
+
+def _tuning(cfg: DictConfig) -> Iterator[str]:
+    node = cfg.tuning
+    if node.options and node.trials is None:
+        yield ("tuning.options needs tuning.trials=NUMBER: a method that has the option and one that has not are given "
+               "the same number of trials")  # fmt: skip
+    for name, values in (node.options or {}).items():
+        if not isinstance(values, ListConfig) or not values:
+            yield f"tuning.options.{name}={shown(values)}: a list of the values to try, such as [0.3, 0.45, 0.6]"
+    if not node.residual_norms:
+        yield "tuning.residual_norms=[]: the list is empty; numbers in brackets, such as [0.1, 0.2]"
+    if cfg.strength != "auto" or not cfg.method.get("strengths"):
+        return
+    wanted = ["rtp", "fluency"] + ([] if node.capability_drop is None else ["capability"])
+    if not set(wanted) <= set(cfg.suite):
+        yield (f"strength=auto is chosen by the suites {' and '.join(wanted)}; add them to suite=[...], or set "
+               "strength=NUMBER")  # fmt: skip
+
+
+def _scorers(cfg: DictConfig) -> Iterator[str]:
+    for key in ("data.scorer", "tuning.scorer"):
+        name = OmegaConf.select(cfg, key)
+        if name not in cfg.scorer:
+            yield f"{key}={name} is not among the scorers in use ({', '.join(cfg.scorer)}); add it to scorer=[...]"
+
+
+def _model(cfg: DictConfig) -> Iterator[str]:
+    try:
+        checkpoint.check(cfg.model)
+    except SetupError as error:
+        yield str(error)
+    except (OSError, ValueError) as error:
+        yield f"model: {error}; set model.path=FOLDER, or another model"
+
+
+def _results(cfg: DictConfig) -> Iterator[str]:
+    """The results folder can be written, tried where it, or the nearest folder above it, is."""
+    folder = Path(cfg.runtime.results).absolute()
+    try:
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+    except OSError as error:
+        yield f"runtime.results={shown(cfg.runtime.results)}: {error.strerror}; choose another folder"
+        return
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield f"runtime.results={cfg.runtime.results}: {existing} cannot be written; choose another folder"
+
+
+def _devices(cfg: DictConfig) -> Iterator[str]:
+    """Each device is one of this machine's."""
+    import torch
+
+    there = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    named = {"runtime.device": cfg.runtime.device}
+    named |= {f"scorer.{name}.device": node.get("device", "cpu") for name, node in cfg.scorer.items()}
+    for key, device in named.items():
+        if device not in there:
+            hint = near(str(device), there)
+            yield f"{key}={shown(device)}: there is no such device here{hint} Allowed: {', '.join(there)}"
+
+
+def _of_tasks(cfg: DictConfig) -> Iterator[str]:
+    """Options by task name tasks that are asked, and decoding by option names options of sampling."""
+    decoding = {name: hint for name, hint in get_type_hints(Sampling).items() if name not in ("seed", "batch_size")}
+    for suite, node in cfg.suite.items():
+        tasks = list(node.get("tasks") or ())
+        for option in ("documents", "fewshot", "configs") if tasks else ():
+            given = node.get(option)
+            for name in map(str, given) if isinstance(given, DictConfig) else ():
+                if name not in tasks:
+                    yield (f"suite.{suite}.{option}.{name}: {name} is not among the tasks that are asked"
+                           f"{near(name, tasks)} Allowed: {', '.join(tasks)}")  # fmt: skip
+        given = node.get("decoding")
+        for name in map(str, given) if isinstance(given, DictConfig) else ():
+            key = f"suite.{suite}.decoding.{name}"
+            if name not in decoding:
+                yield listed(key, name, list(decoding), f"suite.{suite}.decoding")
+            else:
+                within = RANGES.get(name, ANY)
+                yield from (told for _, told in mistakes(key, given[name], decoding[name], within))
+
+
+def _parts(cfg: DictConfig) -> Iterator[str]:
+    """Each part of a stack has a strength, and nothing else has one."""
+    parts, at = (cfg.method.get(key) for key in ("parts", "at"))
+    if isinstance(parts, DictConfig) and isinstance(at, DictConfig) and set(parts) != set(at):
+        yield f"method.parts names {', '.join(parts)} and method.at {', '.join(at)}; give every part a strength"
+
+
+CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
+    _sampling: ("sampling", "seed", "runtime.batch_size"),
+    _tuning: ("tuning", "strength", "method.strengths", "suite"),
+    _scorers: ("data.scorer", "tuning.scorer", "scorer"),
+    _model: ("model",),
+    _results: ("runtime.results",),
+    _devices: ("runtime.device", "scorer"),
+    _of_tasks: ("suite",),
+    _parts: ("method",),
+}
+"""Each with the keys that it reads: where one of them is wrong already, it is left out."""
+
+
+def of_command(cells: Sequence[DictConfig]) -> Iterator[str]:
+    """What is wrong with `tuning.options` in view of all methods of a command, one of which has to have each option."""
+    methods = {str(cfg.method[TARGET]): cfg.method for cfg in cells}
+    asked = {str(name): list(values) for cfg in cells for name, values in (cfg.tuning.options or {}).items()}
+    having = {
+        target: {str(name) for name in node if name not in (TARGET, "strengths")} for target, node in methods.items()
+    }
+    allowed = sorted(set().union(*having.values()))
+    for name, values in asked.items():
+        key = f"tuning.options.{name}"
+        if name == "strengths":
+            yield f"{key}: strengths are tuned anyway; set the range by method.strengths=[...], or leave this away"
+        elif name not in allowed:
+            hint = near(name, allowed)
+            yield f"{key}: no method of this command has it{hint} Allowed: {', '.join(allowed) or 'none'}"
+        for target, node in methods.items():
+            if name in having[target] and name in allowed:
+                fields = fields_of(node, Node, "method")
+                within = RANGES.get(name, ANY) if fields.own else ANY
+                plain = [OmegaConf.to_container(one) if OmegaConf.is_config(one) else one for one in values]
+                yield from (told for _, told in mistakes(key, plain, Sequence[fields.hints[name]], within))  # type: ignore[name-defined]
+
+
+def validate(overrides: Sequence[str]) -> DictConfig:
+    """The config of one cell. Raises SetupError that lists everything wrong with it."""
+    cfg = compose.compose(overrides)
+    if wrong := problems(cfg):
+        raise SetupError("\n".join(wrong))
+    return cfg
+
+
+def validate_all(jobs: Sequence[Sequence[str]]) -> list[DictConfig]:
+    """The config of each cell of one command. Raises SetupError as `validate`, and for what no cell of them has."""
+    cells = [validate(job) for job in jobs]
+    if wrong := list(dict.fromkeys(of_command(cells))):
+        raise SetupError("\n".join(wrong))
+    return cells

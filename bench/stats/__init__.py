@@ -1,0 +1,1 @@
+"""Metrics, intervals and tests of differences. Nothing here knows of models, records or files."""

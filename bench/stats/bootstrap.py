@@ -1,0 +1,222 @@
+"""How sure a number is: paired bootstrap over items, intervals of shares, rates corrected for errors. No torch.
+
+The unit that is resampled is the item (a prompt, a document). The intervals therefore speak about other items of the
+same kind. They hold the fit, its seed and the choice of strength fixed, treat items as independent, and are not
+corrected for the number of comparisons in a table.
+"""
+
+import functools
+import math
+import zlib
+from typing import Literal, NamedTuple
+
+import numpy as np
+from scipy.special import ndtr
+from scipy.stats import norm, t
+
+from bench.stats.metrics import Transform, fold
+
+Array = np.ndarray
+Compare = Literal["difference", "ratio", "reduction"]
+LEVEL, RESAMPLES = 0.95, 10_000
+BLOCK = 4_000_000  # counts held as float64 at once: 32 MB
+
+
+class Estimate(NamedTuple):
+    """A number and its interval; `low` and `high` are None where the items cannot give one (a single item)."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def compared(a: Array | float, b: Array | float, compare: Compare) -> Array:
+    """`a` against the reference `b`: a - b, a / b, or the relative reduction 1 - a / b. NaN where b is 0."""
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if compare == "difference":
+        return np.asarray(a - b)
+    ratio = np.divide(a, b, out=np.full(np.broadcast(a, b).shape, np.nan), where=b != 0)
+    return np.asarray(ratio if compare == "ratio" else 1 - ratio)
+
+
+def draws(values: Array, weights: Array, transform: Transform = "mean", *, seed: int = 0) -> Array:
+    """`metrics.fold` of items resampled with replacement, (RESAMPLES,); NaN where a resample has no weight.
+
+    Equal `seed` and number of items give the same resamples, so folds of paired items may be compared draw by draw.
+    """
+    n = len(values)
+    counts = _counts(n, RESAMPLES, seed)
+    columns = np.stack([weights * values, weights], axis=1).astype(float)  # (n, 2)
+    block = max(1, BLOCK // n)
+    parts = [counts[i : i + block].astype(float) @ columns for i in range(0, RESAMPLES, block)]
+    sums = np.concatenate(parts)  # (RESAMPLES, 2)
+    mean = np.divide(sums[:, 0], sums[:, 1], out=np.full(RESAMPLES, np.nan), where=sums[:, 1] > 0)
+    return np.asarray(np.exp(mean) if transform == "exp" else mean)
+
+
+def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, float | None]:
+    """Expanded percentile interval of bootstrap draws over n items.
+
+    The plain percentile interval is too narrow for few items: its spread is that of a variance divided by n, and its
+    quantiles are normal ones. So the quantiles Phi(-+ sqrt(n / (n - 1)) t_{n-1}) are taken in place of 2.5 % and
+    97.5 % (Hesterberg 2015, arXiv 1411.5279, section 5.3). In simulations of paired toxicity, accuracy and perplexity
+    it covered at least as well as BCa, which does badly where most differences are ties.
+    An end is None where it is not finite; both are for fewer than 2 items.
+    """
+    drawn = drawn[~np.isnan(drawn)]
+    if n < 2 or len(drawn) == 0:
+        return None, None
+    tail = float(ndtr(-math.sqrt(n / (n - 1)) * t.ppf((1 + level) / 2, n - 1)))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)
+
+
+def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
+    """Draws of a mean over fits, (RESAMPLES,), by a bootstrap over items and over fits; for `interval` with these n.
+
+    A fit is one seed of what a method draws while it is fitted. Items and fits are crossed: every fit is seen on the
+    same items. The spread over other items comes from the draws over items, averaged over the fits. That over other
+    fits is the variance of the fits' own means, less what the interaction of the two adds to it, since the draws over
+    items hold that already: the variance of a two-way table with random rows and columns (Searle, Casella and McCulloch
+    1992, section 4.2). A handful of fits cannot be resampled (two have three resamples), so this level is parametric:
+    Student's t with F - 1 degrees of freedom, which assumes that fits scatter normally. Two fits say little, and the
+    interval shows it. The draws over fits are seeded by the estimates themselves: those of two methods, or of two
+    metrics, are independent, where equal draws would cancel in a difference.
+
+    Sampling seeds are no level of their own: the continuations of a prompt come from a stream that no other prompt
+    has, so another seed gives further draws of the same item, and they are averaged within it.
+
+    Args:
+        values: (F,) the estimate of each fit.
+        draws_of_fits: (F, RESAMPLES) its draws over items, the same resamples for every fit.
+        n: items.
+    """
+    fits = len(values)
+    of_items = draws_of_fits.mean(axis=0)  # (RESAMPLES,)
+    if fits == 1 or n < 2:
+        return np.asarray(of_items)
+    interaction = float(np.nanvar(draws_of_fits - of_items, axis=1).mean()) / (fits - 1) * n / (n - 1)
+    variance = max(float(values.var(ddof=1)) / fits - interaction, 0.0)
+    seed = zlib.crc32(np.round(values, 9).tobytes())  # rounded: other machines differ in the last bits
+    drawn = np.random.default_rng([seed, fits]).standard_t(fits - 1, len(of_items))
+    return np.asarray(of_items + math.sqrt(variance) * drawn)
+
+
+def paired_draws(
+    values_a: Array,
+    weights_a: Array,
+    values_b: Array,
+    weights_b: Array,
+    transform: Transform = "mean",
+    compare: Compare = "difference",
+    *,
+    seed: int = 0,
+) -> Array:
+    """Draws of fold(a) compared with fold(b), both over the same resampled items. Raises ValueError if unpaired."""
+    if len(values_a) != len(values_b):
+        raise ValueError(f"{len(values_a)} items of a and {len(values_b)} of b are no pairs")
+    a = draws(values_a, weights_a, transform, seed=seed)
+    return compared(a, draws(values_b, weights_b, transform, seed=seed), compare)
+
+
+def paired_bootstrap(
+    values_a: Array,
+    weights_a: Array,
+    values_b: Array,
+    weights_b: Array,
+    transform: Transform = "mean",
+    compare: Compare = "difference",
+    *,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Estimate:
+    """fold(a) compared with fold(b) on the same items, with the interval of a paired bootstrap.
+
+    Args:
+        values_a: (n,) the items of what is judged; entry i is the same item as entry i of `values_b`.
+        weights_a: (n,) their weights: 1, or tokens.
+        values_b: (n,) the items of the reference.
+        weights_b: (n,) their weights.
+        transform: "exp" where a metric is e to the mean (perplexity).
+        compare: "difference" a - b, "ratio" a / b, "reduction" 1 - a / b.
+        level: of the two-sided interval.
+        seed: of the resamples; the same input gives the same interval.
+
+    Source: Efron and Tibshirani 1993 chapter 13 for the percentile interval, section 8.3 for resampling pairs; the
+    expansion is `interval`'s. Assumes independent items. Where no item differs the interval has no width, which says
+    that nothing was seen, not that nothing is there.
+
+    Raises:
+        ValueError: no items, no weight, or a and b of unequal length.
+    """
+    drawn = paired_draws(values_a, weights_a, values_b, weights_b, transform, compare, seed=seed)
+    value = float(compared(fold(values_a, weights_a, transform), fold(values_b, weights_b, transform), compare))
+    return Estimate(value, *interval(drawn, len(values_a), level))
+
+
+def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1)."""
+    if n < 1:
+        raise ValueError("a share of no items has no interval")
+    z = float(norm.ppf((1 + level) / 2))
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    low = 0.0 if successes == 0 else centre - half  # exactly 0 and 1 at the ends, which rounding would miss
+    return low, 1.0 if successes == n else centre + half
+
+
+def corrected_rate(rate: float, sensitivity: float, specificity: float) -> float | None:
+    """What share is toxic, when a judge with these error rates calls the share `rate` toxic; within [0, 1].
+
+    (rate + specificity - 1) / (sensitivity + specificity - 1), Rogan and Gladen 1978, equation 1 solved for the true
+    share. Holds where the judge errs on these texts as it did where its error rates were measured.
+    None for a judge no better than a coin, sensitivity + specificity <= 1.
+    """
+    skill = sensitivity + specificity - 1
+    return None if skill <= 0 else min(max((rate + specificity - 1) / skill, 0.0), 1.0)
+
+
+def corrected(
+    rate: float,
+    standard_error: float,
+    sensitivity: float,
+    positives: int,
+    specificity: float,
+    negatives: int,
+    level: float = LEVEL,
+) -> Estimate | None:
+    """`corrected_rate` with an interval by the delta method, its ends within [0, 1]; None where that is.
+
+    The three are measured on different texts, so with p the unclipped rate and J = sensitivity + specificity - 1
+    variance = (standard_error^2 + p^2 Var(sensitivity) + (1 - p)^2 Var(specificity)) / J^2,
+    where Var(sensitivity) = sensitivity (1 - sensitivity) / positives, and likewise of the specificity and negatives.
+    """
+    value = corrected_rate(rate, sensitivity, specificity)
+    if value is None:
+        return None
+    skill = sensitivity + specificity - 1
+    p = (rate + specificity - 1) / skill
+    of_sensitivity = sensitivity * (1 - sensitivity) / positives
+    of_specificity = specificity * (1 - specificity) / negatives
+    variance = (standard_error**2 + p**2 * of_sensitivity + (1 - p) ** 2 * of_specificity) / skill**2
+    half = float(norm.ppf((1 + level) / 2)) * math.sqrt(variance)
+    return Estimate(value, min(max(p - half, 0.0), 1.0), max(min(p + half, 1.0), 0.0))
+
+
+def at_floor(successes: float, n: int, chance: float) -> bool:
+    """Whether an accuracy cannot be told from chance: its 95 % Wilson interval reaches down to it."""
+    return wilson(successes, n)[0] <= chance
+
+
+@functools.lru_cache(maxsize=16)
+def _counts(n: int, resamples: int, seed: int) -> Array:
+    """How often each of n items is in each resample, (resamples, n): multinomial, made in blocks to spare memory."""
+    generator = np.random.default_rng([seed, n])
+    counts = np.empty((resamples, n), dtype=np.uint16)
+    block = max(1, BLOCK // n)
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        chosen = generator.integers(n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        counts[start : start + rows] = np.bincount(chosen.ravel(), minlength=rows * n).reshape(rows, n)
+    return counts

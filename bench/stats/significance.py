@@ -1,0 +1,172 @@
+"""Whether a difference is there: paired tests, corrected for their number; ranks and groups that are not told apart.
+
+The unit is the item (a prompt, a document), as in `bench.stats.bootstrap`, and the same item under two steerings is a
+pair. No torch here.
+"""
+
+from collections.abc import Collection, Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm, permutation_test, rankdata, t
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.power import TTestPower
+
+from bench.stats.bootstrap import Array
+from bench.stats.metrics import Transform
+
+ALPHA, POWER = 0.05, 0.8
+PERMUTATIONS = 9999
+
+
+def paired_test(pairs: pd.DataFrame, transform: Transform = "mean", *, seed: int = 0) -> float | None:
+    """Two-sided p of "both models do the same on these items"; None where there are fewer than 2 items.
+
+    McNemar's test where every item is right or wrong, the permutation test elsewhere.
+
+    Args:
+        pairs: value_a, weight_a, value_b, weight_b, a row per item.
+        transform: of the metric, as in `bench.stats.metrics.fold`.
+        seed: of the permutations.
+    """
+    if len(pairs) < 2:
+        return None
+    a, wa, b, wb = (pairs[name].to_numpy(float) for name in ("value_a", "weight_a", "value_b", "weight_b"))
+    if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all() and (wa == 1).all() and (wb == 1).all():
+        return mcnemar_test(a, b)
+    return permuted(a, wa, b, wb, transform, seed=seed)
+
+
+def permuted(
+    a: Array, weights_a: Array, b: Array, weights_b: Array, transform: Transform = "mean", *, seed: int = 0
+) -> float:
+    """Two-sided p of the paired permutation test of fold(a) - fold(b), (n,) each.
+
+    Under the null hypothesis the two results of an item could as well be swapped; the p is the share of swaps with a
+    difference at least as large, all of them where there are few, else 9999 at random with the observed one counted.
+    Assumes independent items and that under the null the pair's joint distribution is symmetric.
+    Source: Good 2005, Permutation, Parametric and Bootstrap Tests, section 3.6; Phipson and Smyth 2010 for the count.
+    """
+    values, weights, n = np.concatenate([a, b]), np.concatenate([weights_a, weights_b]), len(a)
+    if (weights == 1).all() and transform == "mean":  # scipy's own case: signs of the differences
+
+        def mean(difference: Array, axis: int) -> Array:
+            return np.asarray(difference.mean(axis=axis))
+
+        data, statistic = ((a - b),), mean
+    else:
+
+        def folds(x: Array, y: Array, axis: int) -> Array:
+            means = [(weights[i] * values[i]).sum(axis=axis) / weights[i].sum(axis=axis) for i in (x, y)]
+            return np.asarray(np.exp(means[0]) - np.exp(means[1]) if transform == "exp" else means[0] - means[1])
+
+        data, statistic = (np.arange(n), n + np.arange(n)), folds  # type: ignore[assignment]
+    found = permutation_test(
+        data, statistic, permutation_type="samples", vectorized=True, n_resamples=PERMUTATIONS,
+        batch=max(1, 2_000_000 // n), rng=np.random.default_rng([seed, n]),
+    )  # fmt: skip
+    return float(found.pvalue)
+
+
+def excluded(draws: Array, n: int) -> float | None:
+    """Two-sided p that a difference is 0: the smallest at which its interval (`statistics.interval`) leaves 0 out.
+
+    For a mean over several fits, where a permutation of items would take the fits for the only ones there are.
+    None for fewer than 2 items.
+
+    Args:
+        draws: (R,) bootstrap draws of the difference, of items and fits (`bench.stats.bootstrap.two_level`).
+        n: items.
+    """
+    known = draws[~np.isnan(draws)]
+    if n < 2 or len(known) == 0:
+        return None
+    beyond = min(int((known <= 0).sum()), int((known >= 0).sum()))
+    tail = min((beyond + 1) / (len(known) + 1), 0.5)
+    return float(2 * t.cdf(norm.ppf(tail) * np.sqrt((n - 1) / n), n - 1))
+
+
+def mcnemar_test(a: Array, b: Array) -> float:
+    """Exact two-sided p of McNemar's test for outcomes 0 or 1, (n,) each; 1 where no item differs.
+
+    Only items on which the two differ count: under the null hypothesis either is as likely to be the one that is right
+    (McNemar 1947; exact by the binomial distribution).
+    """
+    gained, lost = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
+    if gained + lost == 0:
+        return 1.0
+    return min(1.0, float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue))
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """The p values corrected for how many there are, by Holm 1979; what is missing stays missing and does not count.
+
+    Holds whatever the dependence between the tests: the chance of even one false finding is at most 5 %.
+    """
+    known = [one for one in p if one is not None]
+    corrected = iter(multipletests(known, ALPHA, method="holm")[1].tolist() if known else [])
+    return [None if one is None else float(next(corrected)) for one in p]
+
+
+def detectable(pairs: pd.DataFrame, power: float = POWER, alpha: float = ALPHA) -> float | None:
+    """The smallest true mean difference that a two-sided paired t test at `alpha` finds with this power.
+
+    From the number of items and the standard deviation of their differences; in the metric's unit (for a perplexity:
+    of its logarithm). None where fewer than 3 items or no differences are there to tell. Assumes that differences of
+    other items spread alike. Source: Cohen 1988, chapter 2, by statsmodels' TTestPower.
+    """
+    weights = np.sqrt(pairs["weight_a"].to_numpy(float) * pairs["weight_b"].to_numpy(float))
+    difference = (pairs["value_a"] - pairs["value_b"]).to_numpy(float)
+    if len(difference) < 3:
+        return None
+    mean = np.average(difference, weights=weights)
+    spread = float(np.std(weights * (difference - mean) / weights.mean(), ddof=1))
+    if spread == 0:
+        return None
+    effect = TTestPower().solve_power(nobs=len(difference), alpha=alpha, power=power, alternative="two-sided")
+    return float(np.squeeze(effect)) * spread
+
+
+def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1 - ALPHA) -> list[tuple[int, int]]:
+    """Lowest and highest rank of each of M methods, 1 the best, in the middle `level` of the resamples.
+
+    Args:
+        draws: (M, R) the methods' values over the same R resamples of the items; NaN ranks last.
+        higher_is_better: whether a large value ranks first.
+        level: of the interval.
+
+    Source: Marshall and Spiegelhalter 1998 (BMJ 316:1701), there by simulation, here by the bootstrap: the interval
+    tells how far a rank would move with other items. It is no test of two methods; see `letters`.
+    """
+    values = np.where(np.isnan(draws), np.inf, -draws if higher_is_better else draws)
+    ranks = rankdata(values, method="min", axis=0)  # (M, R)
+    tail = (1 - level) / 2
+    ends = np.quantile(ranks, [tail, 1 - tail], axis=1, method="inverted_cdf")  # (2, M)
+    return [(int(low), int(high)) for low, high in ends.T]
+
+
+def letters(names: Sequence[str], different: Collection[frozenset[str]]) -> dict[str, str]:
+    """Compact letter display: two names share a letter just where they are not in `different`.
+
+    `names` in the order in which letters are to be given, the best first. Sharing a letter does not say that two are
+    equal, only that these items do not tell them apart. Source: Piepho 2004 (J. Comput. Graph. Stat. 13:456), the
+    insert-and-absorb algorithm.
+    """
+    groups = [set(names)]
+    for pair in sorted(different, key=sorted):
+        split = []
+        for group in groups:
+            split += [group - {one} for one in pair] if pair <= group else [group]
+        groups = []
+        for group in sorted(split, key=len, reverse=True):
+            if not any(group <= other for other in groups):
+                groups.append(group)
+    order = {name: place for place, name in enumerate(names)}
+    groups.sort(key=lambda group: sorted(order[name] for name in group))
+    return {name: "".join(_letter(i) for i, group in enumerate(groups) if name in group) for name in names}
+
+
+def _letter(i: int) -> str:
+    """Lower case first, then upper case."""
+    return chr(ord("a") + i) if i < 26 else chr(ord("A") + i - 26)

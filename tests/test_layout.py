@@ -1,0 +1,125 @@
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, BloomConfig, MistralConfig, OPTConfig, Qwen2Config
+
+from methods import layout
+from methods.errors import SetupError
+from tests.tiny import CONFIGS, VOCABULARY, tiny_model
+
+SIZES = dict(vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
+OTHERS = {
+    "mistral": MistralConfig(**SIZES, num_key_value_heads=2),
+    "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2),
+}
+ALL = [*CONFIGS, *OTHERS]
+
+
+def model_of(architecture):
+    if architecture in CONFIGS:
+        return tiny_model(architecture)
+    return AutoModelForCausalLM.from_config(OTHERS[architecture]).eval()
+
+
+def test_every_layout_is_tested():
+    assert set(ALL) == set(layout.LAYOUTS)
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_matrices_are_outputs_by_inputs_and_compute_what_their_modules_do(architecture):
+    model = model_of(architecture)
+    names, block = layout.of(model), layout.blocks(model)[1]
+    assert len(layout.blocks(model)) == model.config.num_hidden_layers
+    assert layout.width(model) == model.config.hidden_size
+    for name, found in ((names.gate, layout.gate_matrix(model, 1)), (names.value, layout.value_matrix(model, 1))):
+        module, weight = block.get_submodule(name), found.read()
+        x = torch.randn(3, weight.shape[1])
+        bias = module.bias if getattr(module, "bias", None) is not None else 0
+        with torch.no_grad():
+            torch.testing.assert_close(module(x), x @ weight.T + bias, atol=1e-4, rtol=1e-4)
+        assert torch.equal(found.stored(weight.clone()), found.parameter)
+        assert found.stored(weight).is_contiguous()
+    gate, value = layout.gate_matrix(model, 1).read(), layout.value_matrix(model, 1).read()
+    assert gate.shape == value.T.shape and gate.shape[1] == layout.width(model)
+    assert gate.shape[0] != gate.shape[1]  # the sizes of the tiny models let no mix-up pass
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_value_matrix_columns_are_what_the_mlp_writes(architecture):
+    """Edit one column by hand: the block's output moves along that column's change and nowhere else."""
+    model = model_of(architecture)
+    value = layout.value_matrix(model, 0)
+    change = torch.zeros_like(value.read())
+    change[:, 3] = torch.arange(change.shape[0]).float()
+    module = layout.blocks(model)[0].get_submodule(layout.of(model).value)
+    x = torch.zeros(1, change.shape[1])
+    x[0, 3] = 2.0
+    with torch.no_grad():
+        before = module(x)
+        value.parameter.copy_(value.stored(value.read() + change))
+        torch.testing.assert_close(module(x) - before, 2 * change[:, 3][None], atol=1e-4, rtol=1e-4)
+
+
+def test_unknown_architecture_names_the_known_ones_and_the_file():
+    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=20, hidden_size=8, n_layer=1, n_head=2))
+    with pytest.raises(SetupError, match=r"'bloom' is not known.*gpt2.*llama.*methods/layout\.py"):
+        layout.blocks(model)
+
+
+def test_a_model_without_final_norm_says_so():
+    """OPT-350m: norm after each block, none at the end, and an embedding narrower than the model."""
+    config = OPTConfig(
+        vocab_size=20, hidden_size=12, word_embed_proj_dim=8, ffn_dim=16, num_hidden_layers=1, num_attention_heads=2,
+        do_layer_norm_before=False,
+    )  # fmt: skip
+    model = AutoModelForCausalLM.from_config(config)
+    assert layout.width(model) == 12
+    with pytest.raises(SetupError, match="no final norm"):
+        layout.final_norm(model)
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_final_norm_is_a_norm(architecture):
+    assert "norm" in type(layout.final_norm(model_of(architecture))).__name__.lower()
+    assert isinstance(layout.final_norm(model_of(architecture)), nn.Module)
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_final_norm_runs_once_behind_the_last_block_and_its_output_is_unembedded(architecture):
+    """By what runs, since all norms of a fresh model have the same weights."""
+    model, ran = model_of(architecture).eval(), []
+    for name, module in (("block", layout.blocks(model)[-1]), ("norm", layout.final_norm(model))):
+        module.register_forward_hook(lambda _m, _a, output, name=name: ran.append((name, output)))
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([[5, 80, 33]]), use_cache=False).logits
+        assert [name for name, _ in ran] == ["block", "norm"]
+        torch.testing.assert_close(model.get_output_embeddings()(ran[1][1]), logits)
+
+
+@pytest.mark.parametrize(
+    ("layer", "index"),
+    [(0, 0), (4, 4), (-1, 4), (-5, 0), (0.0, 0), (0.19, 0), (0.2, 1), (0.5, 2), (0.999, 4), (3.0, 3)],
+)
+def test_layer_index_of_five(layer, index):
+    assert layout.layer_index(tiny_model(), layer) == index
+
+
+@pytest.mark.parametrize("layer", [5, -6, 40])
+def test_layer_out_of_range(layer):
+    with pytest.raises(SetupError, match=rf"layer {layer} out of range: llama has 5 \(0-4\); set method\.layer"):
+        layout.layer_index(tiny_model(), layer)
+
+
+@pytest.mark.parametrize("layer", [1.5, -0.2, float("nan"), float("inf"), "final", None])
+def test_layer_fraction_out_of_range(layer):
+    with pytest.raises(SetupError, match="neither a block number nor a fraction"):
+        layout.layer_index(tiny_model(), layer)
+
+
+def test_layer_range():
+    model = tiny_model()
+    assert list(layout.layer_range(model, 1, 3)) == [1, 2]
+    assert list(layout.layer_range(model, 0.4, None)) == [2, 3, 4]
+    assert list(layout.layer_range(model, -2, None)) == [3, 4]
+    with pytest.raises(SetupError, match="no block between 3 and 3"):
+        layout.layer_range(model, 3, 3)
