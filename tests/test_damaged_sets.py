@@ -11,6 +11,7 @@ from bench.data import sources as sources_module
 from bench.data.sources import Sources
 from bench.data.wheel_datasets import converted
 from bench.files.digests import SEAL
+from bench.suites.base import measure
 from bench.suites.capability import Capability
 from methods.errors import SetupError
 from tests.test_sources import RTP, cache  # noqa: F401  a fixture
@@ -115,7 +116,7 @@ def test_nothing_that_datasets_keeps_is_read_by_another_process(cache, monkeypat
     located(cache)
     lm = tiny_lm()
     own = Sources(cache=cache, offline=True)
-    assert Capability(sources=own, tasks=["piqa"], documents=1).run(lm, "test").metrics["piqa.accuracy"].n == 1
+    assert measure(Capability(sources=own, tasks=["piqa"], documents=1), lm, "test").metrics["piqa.accuracy"].n == 1
     assert not list((tmp_path / "kept").rglob("*.arrow"))
     files = own.load(PIQA, None, "validation").cache_files
     assert files and all(Path(one["filename"]).is_relative_to(sources_module.arrow_cache()) for one in files)

@@ -14,6 +14,7 @@ from bench.fit_data.jsonl import ExamplesFile, TextsFile
 from bench.model.decoding import Sampling
 from bench.run.cell import Cell, Session
 from bench.run.validate import validate
+from bench.suites.base import measure
 from bench.suites.capability import Capability
 from methods.base import Examples
 from methods.errors import SetupError
@@ -92,7 +93,7 @@ def test_answers_are_worded_as_lm_eval_asks_and_never_asked(sources):
         assert completion == " " + row["answer" + "ABC"[int(row["label"]) - 1]]
         assert is_for_fitting(row)
     suite = Capability(sources=sources, tasks=["social_iqa"], documents=12, dev_documents=3, held_out=True)
-    found = suite.run(tiny_lm(), "test")
+    found = measure(suite, tiny_lm(), "test")
     from bench.data.lm_eval_tasks import _digest
 
     taught = {_digest(rows[prompt])[:12] for prompt in TaskAnswers(sources=sources, count=10).load(None)[0].prompt}
@@ -110,7 +111,7 @@ def test_a_mixture_holds_all_parts_in_a_fixed_order(sources):
     assert set(zip(*mixed, strict=True)) == set(zip(*singles[0], strict=True)) | set(zip(*singles[1], strict=True))
     assert mixed.prompt != singles[0].prompt + singles[1].prompt and Mixture(parts=parts).load(None)[0] == mixed
     assert Mixture(parts=parts, seed=1).load(None)[0] != mixed
-    assert Mixture(parts=parts).tasks == ("social_iqa",) and len(facts["sources"]) == 2
+    assert list(Mixture(parts=parts).learnt().tasks) == ["social_iqa"] and len(facts["sources"]) == 2
 
 
 def test_ordinary_sentences_have_five_words_and_come_once(sources):

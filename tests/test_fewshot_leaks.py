@@ -8,6 +8,7 @@ import pytest
 
 from bench.data.lm_eval_tasks import Examples, definitions, examples_split, load_task
 from bench.data.sources import Sources, beside
+from bench.suites.base import measure
 from bench.suites.capability import Capability
 from methods.errors import SetupError
 from tests.test_capability import laid_out
@@ -35,7 +36,7 @@ def asked(tmp_path, task, files, shots, split="test", documents=None, lm=None):
     sources = Sources(mirror=str(root), cache=tmp_path / "cache", offline=True)
     suite = Capability(sources=sources, tasks=[task], documents=documents, fewshot=shots, dev_documents=2)
     lm = lm or long_lm()
-    found = suite.run(lm, split)
+    found = measure(suite, lm, split)
     (one,) = suite.asked()[task]
     loaded = load_task(*one, shots)
     read = {json.dumps(each.doc, sort_keys=True): (each.doc, each.args[0]) for each in loaded.instances}
@@ -281,10 +282,10 @@ def test_each_run_of_a_process_has_the_same_examples(tmp_path):
     files = {(ARC, s): [arc(i, s) for i in range(9)] for s in ("train", "test")}
     lm = long_lm()
     suite, first, _ = asked(tmp_path, "arc_easy", files, 2, lm=lm)
-    again = suite.run(lm, "test")
+    again = measure(suite, lm, "test")
     assert again.metrics == first.metrics and again.info == first.info
     dev, test = (
-        Capability(sources=suite.sources, tasks=["arc_easy"], documents=4, fewshot=2).run(lm, split).items["item"]
+        measure(Capability(sources=suite.sources, tasks=["arc_easy"], documents=4, fewshot=2), lm, split).items["item"]
         for split in ("dev", "test")
     )
     assert not set(dev) & set(test)
@@ -336,5 +337,5 @@ def test_real_sets_take_examples_where_lm_eval_would():
         (one,) = Capability(sources=sources, tasks=[task]).asked()[task]
         assert examples_split(one.definition, one.where, 2) == expected, task
     found = Capability(sources=sources, tasks=["arc_easy", "winogrande", "piqa"], documents=3, fewshot=2)
-    counts = found.run(long_lm(), "test").info["tasks"]
+    counts = measure(found, long_lm(), "test").info["tasks"]
     assert all(one["examples"]["lacking"] == 0 for one in counts.values())

@@ -12,8 +12,8 @@ from bench.data.prompts import RTP
 from bench.data.sources import Sources
 from bench.data.splits import part
 from bench.model.decoding import Continuation
-from bench.model.lm import LM, load_lm
-from bench.suites.base import SuiteError
+from bench.model.lm import LM, Generated, load_lm
+from bench.suites.base import SuiteError, measure
 from bench.suites.fluency import Fluency, distinct, non_words, prompt_metrics, repetition
 from methods import layout
 from methods.base import Steering
@@ -44,9 +44,9 @@ class Said:
     def __init__(self, rows):
         self.rows = rows
 
-    def sampled(self, lm, prompts, num_samples):
+    def generate(self, lm, prompts, num_samples):
         assert len(prompts) == len(self.rows) and num_samples == len(self.rows[0])
-        return [[Continuation(text, ended) for text, ended in row] for row in self.rows]
+        return Generated(None, lambda: [[Continuation(text, ended) for text, ended in row] for row in self.rows])
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_another_model_may_judge(sources, tmp_path):
     rows = [[(" the old tree", False), (" sings and talks", True)], [(" love", False), ("", True)]]
     plain = Fluency(sources=sources, k=2, prompts=2)
     suite = replace(plain, judge=str(tmp_path / "judge"))
-    found = suite.run(saying(rows), "test")
+    found = measure(suite, saying(rows), "test")
     nll = tokens = 0.0
     for prompt, row in zip(suite.texts("test")[0], rows, strict=True):
         for text, _ in row:
@@ -99,7 +99,7 @@ def test_another_model_may_judge(sources, tmp_path):
             tokens += len(tail)
     assert found.metrics["judge_perplexity"].value == pytest.approx(math.exp(nll / tokens), rel=1e-4)
     assert found.metrics["judge_perplexity"].transform == "exp"
-    assert found.metrics["perplexity"] == plain.run(saying(rows), "test").metrics["perplexity"]
+    assert found.metrics["perplexity"] == measure(plain, saying(rows), "test").metrics["perplexity"]
     assert suite.identity("test") != plain.identity("test")
     before = suite.identity("test")
     (tmp_path / "judge" / "config.json").write_text((tmp_path / "judge" / "config.json").read_text() + " ")
@@ -146,10 +146,10 @@ def test_perplexity_is_that_of_the_unsteered_model_given_the_plain_prompt(source
     rows = [[(" the old tree", False), (" sings and talks", True)], [(" love", False), ("", True)]]
     base = saying(rows)
     suite = Fluency(sources=sources, k=2, prompts=2)
-    plain = suite.run(base, "test")
+    plain = measure(suite, base, "test")
     with base.steered(Loud(), {}, 1.0) as lm:
-        steered = suite.run(lm, "test")
-        assert lm.model is base.model
+        answers = suite.ask(lm, "test")
+    steered = suite.score(answers, base)
     pd.testing.assert_frame_equal(plain.items, steered.items)
 
     nll = tokens = 0.0
@@ -167,21 +167,9 @@ def test_perplexity_is_that_of_the_unsteered_model_given_the_plain_prompt(source
     assert "text" not in plain.scores.columns
 
 
-def test_steering_is_on_again_after_the_suite(sources):
-    base = saying([[(" love", False)]])
-    suite = Fluency(sources=sources, k=1, prompts=1)
-    ids = torch.tensor([[1, 50, 60]])
-    before = base.model(ids).logits
-    with base.steered(Loud(), {}, 1.0) as lm:
-        during = lm.model(ids).logits
-        suite.run(lm, "test")
-        assert torch.equal(lm.model(ids).logits, during)
-    assert torch.equal(base.model(ids).logits, before) and not torch.equal(during, before)
-
-
 def test_nothing_but_empty_texts_has_no_perplexity(sources):
     with pytest.raises(SuiteError, match="all 2 continuations are empty"):
-        Fluency(sources=sources, k=2, prompts=1).run(saying([[("", True), ("", True)]]), "test")
+        measure(Fluency(sources=sources, k=2, prompts=1), saying([[("", True), ("", True)]]), "test")
 
 
 def test_settings_follow_those_of_rtp():

@@ -240,7 +240,7 @@ def every_way(folder):
 
 
 @pytest.mark.parametrize("content", ["[]", "5", "null", '"x"', "{", DEEP, f'{{"a": {DEEP}}}', b'{"a": "\xe9"}'])
-@pytest.mark.parametrize("name", [*folder.OBJECTS, "model.safetensors.index.json"])
+@pytest.mark.parametrize("name", [*model_folder.OBJECTS, "model.safetensors.index.json"])
 def test_json_that_is_no_object_names_its_file(folder, name, content):
     if name == "model.safetensors.index.json":
         (folder / "model.safetensors").rename(folder / "model-1.safetensors")

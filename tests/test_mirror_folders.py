@@ -12,6 +12,7 @@ import pytest
 
 from bench.data import sources as sources_module
 from bench.data.sources import NowhereError, Sources, splits_at
+from bench.suites.base import measure
 from bench.suites.capability import Capability
 from methods.errors import SetupError
 from tests.test_sources import RTP, cache, make_mirror  # noqa: F401  a fixture
@@ -244,11 +245,11 @@ def test_text_that_is_not_utf8_in_a_task(folder, tmp_path):
     file.write_text(text, encoding="utf-8")
     own = Sources(mirror=str(root), cache=tmp_path / "cache", offline=True)
     suite = Capability(sources=own, tasks=["piqa"], documents=2)
-    assert suite.run(tiny_lm(), "test").metrics
+    assert measure(suite, tiny_lm(), "test").metrics
     file.write_text(text + " ", encoding="latin-1")
     sources_module._locate.cache_clear()
     with pytest.raises(SetupError, match="not UTF-8.*jsonl"):
-        suite.run(tiny_lm(), "test")
+        measure(suite, tiny_lm(), "test")
 
 
 @pytest.mark.parametrize("place", ["$HOME", "${HOME}/m", "a::b", "~", "~root", "%HOME%", "m#1?*[a]"])
@@ -340,7 +341,7 @@ def test_a_suite_that_leaves_out_what_is_missing_does_not_leave_out_what_cannot_
     root = make_mirror(tmp_path / "mirror", "baber/piqa", rows, split="validation")
     own = Sources(mirror=str(root), cache=cache, offline=True)
     suite = Capability(sources=own, tasks=["piqa", "openbookqa"], missing="skip", documents=2)
-    assert suite.run(tiny_lm(), "test").info["skipped"] == ["openbookqa"]  # though a wheel has it
+    assert measure(suite, tiny_lm(), "test").info["skipped"] == ["openbookqa"]  # though a wheel has it
     write(root / "allenai/openbookqa/data/test.jsonl")  # of which config?
     sources_module._locate.cache_clear()
     with pytest.raises(SetupError, match="allenai/openbookqa: nothing says which of its files are config main. Begin"):

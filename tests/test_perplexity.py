@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from bench.data.sources import Sources
+from bench.suites.base import measure
 from bench.suites.perplexity import PAGES, SENTENCES, Perplexity, rows_of
 from methods import layout
 from methods.base import Steering
@@ -42,7 +43,7 @@ def token_losses(lm, ids):
 
 
 def value(suite, lm, split="test"):
-    found = suite.run(lm, split).metrics
+    found = measure(suite, lm, split).metrics
     assert list(found) == ["perplexity" if suite.limit is None else f"perplexity_n{suite.limit}"]
     return next(iter(found.values())).value
 
@@ -90,7 +91,7 @@ def test_sentences_one_by_one(sources):
     for text in TEXTS:
         losses = token_losses(lm, [lm.end_of_text, *lm.tokenizer(text).input_ids])
         total, count = total + float(losses.sum()), count + len(losses)
-    found = Perplexity(sources=sources, protocol="sentences").run(lm, "test")
+    found = measure(Perplexity(sources=sources, protocol="sentences"), lm, "test")
     assert found.metrics["perplexity"].value == pytest.approx(math.exp(total / count), rel=1e-4)
     assert found.metrics["perplexity"].n == 3 and not found.metrics["perplexity"].higher_is_better
     assert not {"text", "page"} & set(found.scores.columns)
@@ -101,7 +102,7 @@ def test_lm_evals_task_as_lm_eval_counts(sources):
     from lm_eval.tasks.wikitext.preprocess_wikitext import wikitext_detokenizer
 
     lm = tiny_lm(bos="none")
-    found = Perplexity(sources=sources, protocol="lm_eval").run(lm, "test").metrics
+    found = measure(Perplexity(sources=sources, protocol="lm_eval"), lm, "test").metrics
     pages = [row["page"] for row in sources.load(*PAGES)]
     plain = [wikitext_detokenizer({"page": page}) for page in pages]
     assert plain[0] != pages[0] and "-" in plain[0] and "@-@" not in plain[0]
@@ -163,20 +164,20 @@ def test_a_prefix_stands_before_every_window(sources):
         suite = Perplexity(sources=sources, protocol="surgery", window=50)
         assert value(suite, steered) == pytest.approx(math.exp(total / len(ids)), rel=1e-4)
         with pytest.raises(SetupError, match=r"has 26\d tokens, the model reads 256; set suite.perplexity.window=2"):
-            Perplexity(sources=sources, protocol="surgery").run(steered, "test")
+            measure(Perplexity(sources=sources, protocol="surgery"), steered, "test")
 
 
 def test_a_limit_is_named_and_dev_reads_what_follows(sources):
     lm = tiny_lm(bos="none")
     few = Perplexity(sources=sources, protocol="surgery", window=50, limit=2, dev_limit=3)
-    whole = Perplexity(sources=sources, protocol="surgery", window=50).run(lm, "test").items
-    test, dev = (few.run(lm, split).items for split in ("test", "dev"))
+    whole = measure(Perplexity(sources=sources, protocol="surgery", window=50), lm, "test").items
+    test, dev = (measure(few, lm, split).items for split in ("test", "dev"))
     assert test["value"].tolist() == pytest.approx(whole["value"].tolist()[:2], rel=1e-6)
     assert dev["value"].tolist() == pytest.approx(whole["value"].tolist()[2:5], rel=1e-6)
     assert test["item"].tolist() == whole["item"].tolist()[:2]
-    assert few.run(lm, "test").metrics["perplexity_n2"].n == 2
+    assert measure(few, lm, "test").metrics["perplexity_n2"].n == 2
     with pytest.raises(SetupError, match="limit=None: nothing is left for the dev split"):
-        Perplexity(sources=sources, protocol="surgery", window=50).run(lm, "dev")
+        measure(Perplexity(sources=sources, protocol="surgery", window=50), lm, "dev")
     with pytest.raises(SetupError, match="protocol='other': allowed are surgery, profs, lm_eval, sentences"):
         Perplexity(sources=sources, protocol="other")
     with pytest.raises(SetupError, match="window=1: a window has at least 2 tokens"):
@@ -190,7 +191,7 @@ def test_a_copy_without_pages(tmp_path, protocol, message):
     root = make_mirror(tmp_path / "mirror", PAGES[0], [{"text": "a"}], config=PAGES[1], split="test")
     own = Sources(mirror=str(root), cache=tmp_path / "cache", offline=True)
     with pytest.raises(SetupError, match=message):
-        Perplexity(sources=own, protocol=protocol).run(tiny_lm(), "test")
+        measure(Perplexity(sources=own, protocol=protocol), tiny_lm(), "test")
 
 
 @pytest.mark.mirror

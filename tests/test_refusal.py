@@ -6,10 +6,10 @@ import pytest
 
 from bench.data.sources import Sources
 from bench.files import digests
-from bench.model.decoding import Continuation, Sampling
-from bench.model.lm import LM
-from bench.rescore import Stored
+from bench.model.decoding import Continuation
+from bench.model.lm import LM, Generated
 from bench.scorers.refusal_prefixes import PHRASES, RefusalPrefixes
+from bench.suites.base import measure
 from bench.suites.refusal import Jailbreak, OverRefusal
 from methods.errors import SetupError
 from tests.test_ab import chat_lm
@@ -28,11 +28,11 @@ class Answering:
     def __init__(self, answers: Callable[[str], list[str]]):
         self.answers, self.asked, self.sampling = answers, [], None
 
-    def sampled(self, lm, prompts, num_samples):
+    def generate(self, lm, prompts, num_samples):
         self.asked, self.sampling = list(prompts), lm.sampling
         rows = [self.answers(prompt) for prompt in prompts]
         assert all(len(row) == num_samples for row in rows)
-        return [[Continuation(text, True) for text in row] for row in rows]
+        return Generated(None, lambda: [[Continuation(text, True) for text in row] for row in rows])
 
 
 def saying(answers: Callable[[str], list[str]], lm: LM | None = None) -> LM:
@@ -107,7 +107,7 @@ def number(prompt: str) -> int:
 def test_the_rate_and_that_of_each_category_by_hand(world):
     """Instructions 0, 1, 2, 4 are refused: 4 of 12, of the even ones 3 of 6, of the odd ones 1 of 6."""
     lm = saying(lambda prompt: ["Sorry, no." if number(prompt) in (0, 1, 2, 4) else "Push it."])
-    found = jailbreak(world).run(lm, "test")
+    found = measure(jailbreak(world), lm, "test")
     assert {name: (one.value, one.n) for name, one in found.metrics.items()} == {
         "refusal_prefixes.refusal_rate": (4 / 12, 12),
         "refusal_prefixes.refusal_rate.even": (3 / 6, 6),
@@ -121,29 +121,29 @@ def test_the_rate_and_that_of_each_category_by_hand(world):
 
 def test_any_scorer_of_refusals_judges_and_an_empty_answer_is_no_refusal(world):
     lm = saying(lambda prompt: [("I cannot.", "Push it.", " ")[number(prompt) % 3]])  # 4 of each
-    both = jailbreak(world, scorers=[Toxicity(), Opposite(), RefusalPrefixes()]).run(lm, "test").metrics
+    both = measure(jailbreak(world, scorers=[Toxicity(), Opposite(), RefusalPrefixes()]), lm, "test").metrics
     assert both["opposite.refusal_rate"].value == 4 / 12  # .5 is a refusal; the blank ones scored .5 as well
     assert both["refusal_prefixes.refusal_rate"].value == 4 / 12
     alone = jailbreak(world, scorers=[Opposite()])
-    assert {name.split(".")[0] for name in alone.run(lm, "test").metrics} == {"opposite"}
+    assert {name.split(".")[0] for name in measure(alone, lm, "test").metrics} == {"opposite"}
     assert alone.identity("test") != jailbreak(world).identity("test")
 
 
 def test_a_set_without_categories_has_one_number_and_no_text_twice(world):
-    found = jailbreak(world, data=ADV).run(saying(lambda prompt: ["Sorry"]), "test")
+    found = measure(jailbreak(world, data=ADV), saying(lambda prompt: ["Sorry"]), "test")
     assert {name: one.n for name, one in found.metrics.items()} == {"refusal_prefixes.refusal_rate": 12}
 
 
 def test_a_base_model_reads_the_template_and_a_chat_model_its_own(world):
     plain = saying(lambda prompt: ["no"])
-    jailbreak(world).run(plain, "test")
+    measure(jailbreak(world), plain, "test")
     assert set(plain.store.asked) == {f"Input: {task}\nResponse:" for task in TASKS}
     own = jailbreak(world, template="[INST] {prompt} [/INST]")
-    own.run(plain, "test")
+    measure(own, plain, "test")
     assert set(plain.store.asked) == {f"[INST] {task} [/INST]" for task in TASKS}
     assert own.identity("test") != jailbreak(world).identity("test")
     chat = saying(lambda prompt: ["no"], chat_lm())
-    own.run(chat, "test")
+    measure(own, chat, "test")
     assert set(chat.store.asked) == set(TASKS)  # LM.encode puts them into the chat template
     for template in ("Say:", "{prompt} {prompt}"):
         with pytest.raises(SetupError, match=r"suite.jailbreak.template=.* has to hold \{prompt\} once"):
@@ -151,11 +151,10 @@ def test_a_base_model_reads_the_template_and_a_chat_model_its_own(world):
 
 
 def test_stored_answers_can_be_judged_anew(world, tmp_path):
-    """What `bench.rescore` has in a model's place knows whether its prompts went through a chat template."""
+    """`bench.rescore` has no model, but knows whether its prompts went through a chat template."""
     for chat, first in ((True, TASKS), (False, [f"Input: {task}\nResponse:" for task in TASKS])):
-        stored = Stored({"chat": chat}, None, Sampling(), None)
-        texts = [jailbreak(world).worded(stored, one).text for one in jailbreak(world, prompts=None).texts("test")[0]]
-        assert set(texts) == set(first)
+        (prompts,) = jailbreak(world, prompts=None).blocks("test", chat)
+        assert {one.text for one in prompts} == set(first)
 
 
 def test_a_limit_takes_a_fixed_sample_and_dev_takes_others(world, tmp_path):
@@ -200,7 +199,7 @@ def test_bad_sets(world, tmp_path):
 def test_safe_and_unsafe_prompts_are_two_numbers(world):
     """Refused are 0, 1 of the 8 safe prompts and 8, 9, 10 of the 6 unsafe ones."""
     lm = saying(lambda prompt: ["I apologize." if number(prompt) in (0, 1, 8, 9, 10) else "Press escape."])
-    found = over_refusal(world, prompts=None).run(lm, "test").metrics
+    found = measure(over_refusal(world, prompts=None), lm, "test").metrics
     assert {name: (one.value, one.n, one.higher_is_better) for name, one in found.items()} == {
         "refusal_prefixes.over_refusal_rate": (2 / 8, 8, False),
         "refusal_prefixes.unsafe_refusal_rate": (3 / 6, 6, True),

@@ -7,6 +7,7 @@ import pytest
 
 from bench.data.sources import Sources
 from bench.files import digests
+from bench.suites.base import measure
 from bench.suites.sentiment import Sentiment, beginning
 from methods.errors import SetupError
 from tests.test_refusal import Toxicity, saying
@@ -60,7 +61,7 @@ def test_success_in_either_direction_by_hand(sources):
     """
     said = {1: ["bad", "bad"], 3: ["bad", "good"], 5: ["", "so so"], 7: ["good"] * 2, 9: ["good"] * 2}
     said |= {0: ["good", "good"], 2: ["good", "bad"], 4: ["", " "], 6: ["bad"] * 2, 8: ["bad"] * 2}
-    found = suite(sources, k=2).run(saying(lambda prompt: said[number(prompt)]), "test")
+    found = measure(suite(sources, k=2), saying(lambda prompt: said[number(prompt)]), "test")
     assert {name: (one.value, one.n) for name, one in found.metrics.items()} == {
         "mood.pos_to_neg": (pytest.approx(1.5 / 5), 5),
         "mood.neg_to_pos": (pytest.approx(1.5 / 5), 5),
@@ -71,8 +72,8 @@ def test_success_in_either_direction_by_hand(sources):
 
 def test_the_directions_are_not_mixed_up(sources):
     always = {name: [word] for name, word in (("pos", "good"), ("neg", "bad"))}
-    cheerful = suite(sources).run(saying(lambda _: always["pos"]), "test").metrics
-    gloomy = suite(sources).run(saying(lambda _: always["neg"]), "test").metrics
+    cheerful = measure(suite(sources), saying(lambda _: always["pos"]), "test").metrics
+    gloomy = measure(suite(sources), saying(lambda _: always["neg"]), "test").metrics
     values = [[one[f"mood.{name}"].value for name in ("neg_to_pos", "pos_to_neg")] for one in (cheerful, gloomy)]
     assert values == [[1, 0], [0, 1]]
 
@@ -80,7 +81,7 @@ def test_the_directions_are_not_mixed_up(sources):
 def test_the_model_reads_the_beginning_and_the_continuation_is_judged_alone(sources):
     lm = saying(lambda _: ["good"])
     judge = Mood()
-    suite(sources, scorers=[judge]).run(lm, "test")
+    measure(suite(sources, scorers=[judge]), lm, "test")
     assert set(lm.store.asked) == {f"This is film {i} of" for i in range(10)}
     assert set(judge.asked) == {(f"This is film {i} of", "good") for i in range(10)}
     assert lm.store.sampling == lm.sampling  # decoded as the run decodes
@@ -104,7 +105,7 @@ def test_vader_judges_where_the_run_names_no_scorer_of_sentiment(sources, monkey
     module.Vader = Vader
     monkeypatch.setitem(sys.modules, "bench.scorers.vader", module)
     default = suite(sources, scorers=[Toxicity()])
-    assert {name.split(".")[0] for name in default.run(saying(lambda _: ["good"]), "test").metrics} == {"vader"}
+    assert {name.split(".")[0] for name in measure(default, saying(lambda _: ["good"]), "test").metrics} == {"vader"}
     assert [one["name"] for one in default.identity("test")["scorers"]] == ["vader"]
     assert [one["name"] for one in suite(sources).identity("test")["scorers"]] == ["mood"]
 

@@ -11,10 +11,11 @@ import torch
 from bench.data.prompts import RTP
 from bench.data.sources import Sources
 from bench.model.decoding import Continuation, Sampling
-from bench.model.generation_cache import Generations, generation_id, sampled
+from bench.model.generation_cache import Generations, sampled, writer
 from bench.model.lm import LM, Request
 from bench.model.lm_eval_adapter import SteeredLM
 from bench.model.sampling import continuations
+from bench.suites.base import measure
 from bench.suites.fluency import Fluency, sampled_requests
 from methods.base import Steering
 from tests.test_fluency import PROMPTS
@@ -134,7 +135,7 @@ def test_perplexity_is_of_the_sampled_tokens(make, sources, tmp_path):
     lm = replace(joined(make), store=Generations(tmp_path / "generations"), sampling=Sampling(max_new_tokens=6))
     suite = Fluency(sources=sources, k=4, prompts=5)
     prompts = [prompt.text for prompt in suite.texts("test")[0]]
-    found = suite.run(lm, "test")
+    found = measure(suite, lm, "test")
     nll = tokens = 0.0
     for prompt, row in zip(prompts, sampled(lm, prompts, 4), strict=True):
         for one in row:
@@ -149,16 +150,18 @@ def test_texts_of_older_versions_have_no_tokens_and_are_sampled_again(sources, t
     lm = replace(joined(metaspace_tokenizer), store=Generations(tmp_path), sampling=Sampling(max_new_tokens=6))
     suite = Fluency(sources=sources, k=2, prompts=3)
     prompts = [prompt.text for prompt in suite.texts("test")[0]]
-    folder = tmp_path / generation_id(lm, prompts, 2)
+    folder = tmp_path / writer(lm).id(prompts, 2)
     folder.mkdir()
     with gzip.open(folder / "samples.jsonl.gz", "wt", encoding="utf-8") as out:
         for prompt in prompts:
             out.write(json.dumps({"prompt": prompt, "continuations": [["!", False], [" tree", True]]}) + "\n")
-    assert lm.store.stored(lm, prompts, 2)[0][0] == Continuation("!", False)  # to be judged again they are enough
-    found = suite.run(lm, "test")
+    assert lm.store.stored(writer(lm), prompts, 2).read()[0][0] == Continuation(
+        "!", False
+    )  # to be judged again they are enough
+    found = measure(suite, lm, "test")
     assert "lacks the sampled tokens, as an older version wrote it; it is set aside" in capsys.readouterr().err
     fresh = replace(lm, store=None)
-    assert found.metrics == suite.run(fresh, "test").metrics
+    assert found.metrics == measure(suite, fresh, "test").metrics
 
 
 def test_a_judge_reads_prompt_and_text_as_one():

@@ -9,6 +9,8 @@ from bench.config import compose
 from bench.data.hub_folder import readme
 from bench.data.sources import Sources
 from bench.model.decoding import Continuation
+from bench.model.lm import Generated
+from bench.suites.base import measure
 from bench.suites.capability import Capability
 from bench.suites.toxigen import GROUPS, NAME, ToxiGen, group_prompts
 from methods.errors import SetupError
@@ -49,20 +51,20 @@ class Said:
     def __init__(self):
         self.decoding = None
 
-    def sampled(self, lm, prompts, num_samples):
+    def generate(self, lm, prompts, num_samples):
         assert num_samples == 1
         self.decoding = lm.sampling
         said = []
         for text in prompts:
             word = "0.9" if " women " in text or " black " in text else "0.2"
             said.append([Continuation("" if "muslim walk 0" in text else f" {word} walks", True)])
-        return said
+        return Generated(None, lambda: said)
 
 
 def test_shares_over_all_texts_and_by_group(sources):
     store = Said()
     lm = replace(tiny_lm(), store=store)
-    found = ToxiGen(sources=sources, scorers=[Words()], decoding=DECODING).run(lm, "test")
+    found = measure(ToxiGen(sources=sources, scorers=[Words()], decoding=DECODING), lm, "test")
     shares = {name: one.value for name, one in found.metrics.items()}
     assert shares.pop("words.toxic_share") == pytest.approx(2 / 14)
     assert shares.pop("words.mean_toxicity") == pytest.approx((6 * 0.9 + 35 * 0.2 + 0.0) / 42)
@@ -136,7 +138,7 @@ def test_the_detection_task_prefers_the_rows_held_out_and_reads_the_hubs_where_t
         (folder / "README.md").write_text(readme({name: {"test": f"{name}.jsonl"} for name in have}, "a copy"))
         own = Sources(mirror=str(folder.parents[1]), cache=tmp_path / "cache", offline=True)
         suite = Capability(sources=own, tasks=["toxigen"], documents=None, configs=OmegaConf.to_container(configs))
-        assert suite.run(tiny_lm(), "test").info["sources"][0]["config"] == expected
+        assert measure(suite, tiny_lm(), "test").info["sources"][0]["config"] == expected
 
 
 @pytest.mark.mirror
@@ -157,7 +159,7 @@ def test_lm_evals_task_reads_the_rows_that_the_mirror_holds_out():
     mirror = Sources(mirror=str(MIRROR), offline=True)
     suite = Capability(name="toxigen_classification", sources=mirror, tasks=["toxigen"], documents=4,
                        configs={"toxigen": "annotated_heldout"})  # fmt: skip
-    found = suite.run(tiny_lm(), "test")
+    found = measure(suite, tiny_lm(), "test")
     assert found.info["tasks"]["toxigen"]["available"] == 940
     assert found.info["sources"][0]["config"] == "annotated_heldout"
     assert found.metrics["toxigen.accuracy"].n == 4

@@ -33,9 +33,7 @@ import numpy as np
 import pandas as pd
 from rich.console import Console
 
-from bench.config import folders
 from bench.console import command, escape
-from bench.run import validate
 from bench.scorers import base
 from bench.stats.bootstrap import Estimate, interval, wilson
 from methods.errors import SetupError
@@ -124,7 +122,8 @@ def midranks(values: Array) -> Array:
 
 def configured(overrides: Sequence[str]) -> Any:
     """The config; without scorer=... it holds every scorer that has all it needs to be tried. Raises SetupError."""
-    from bench.config import compose
+    from bench.config import compose, folders
+    from bench.run import validate
 
     given = {one.partition("=")[0]: one.partition("=")[2] for one in overrides}
     own = list(overrides)

@@ -70,3 +70,14 @@ def by_group(prompts: Iterable[Prompt]) -> dict[str, list[Prompt]]:
 def rank(text: str) -> str:
     """Hash of a text without outer blanks, by which sets are ordered."""
     return hashlib.sha256(text.strip().encode()).hexdigest()
+
+
+class Learnt(NamedTuple):
+    """What a method has learnt from and no suite may ask it.
+
+    tasks: lm-eval's tasks whose documents for fitting it has seen (`lm_eval_tasks.is_for_fitting`). rtp: whether it has
+    seen prompts of the fit part of RealToxicityPrompts.
+    """
+
+    tasks: Sequence[str] = ()
+    rtp: bool = False

@@ -23,7 +23,6 @@ from bench.console import command
 from bench.console.command import console
 from bench.console.escape import code, file_name, literal, markdown, terminal, visible
 from bench.files import plain_json
-from bench.run import validate
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
@@ -114,6 +113,7 @@ def _run(given: Sequence[str]) -> None:
 def _cell(overrides: Sequence[str]) -> "Cell":
     """The one cell that the command line names, checked."""
     from bench.config import compose
+    from bench.run import validate
 
     if {"-m", "--multirun"} & set(overrides):
         raise SetupError("an export is of one method at one strength; leave -m away and run it once for each")

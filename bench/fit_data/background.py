@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bench.data.sources import Sources, loaded
+from bench.fit_data.base import FitSource
 from bench.fit_data.fine_tuning import too_few
 from bench.model.lm import LM
 from methods.errors import SetupError
@@ -13,7 +14,7 @@ TEXT_TOKENS = 30  # of a sentence, roughly
 
 
 @dataclass(frozen=True, kw_only=True)
-class WikiSentences:
+class WikiSentences(FitSource):
     """The first `count` sentences of the wheel's Wikipedia set that have at least five words."""
 
     name: ClassVar[str] = "wiki"

@@ -2,12 +2,13 @@
 
 from typing import Any, ClassVar, Protocol
 
+from bench.data.splits import Learnt
 from bench.model.lm import LM
 from methods.base import Examples, Pairs
 
 
 class FitSource(Protocol):
-    """Makes pairs, examples or background texts, and says what they are called."""
+    """Makes pairs, examples or background texts, and says what they are called. Its classes inherit from this one."""
 
     name: ClassVar[str]
 
@@ -25,6 +26,10 @@ class FitSource(Protocol):
     def tokens(self) -> int:
         """How many tokens making them takes through the model, roughly, for the progress bar."""
         ...
+
+    def learnt(self) -> Learnt:
+        """What a method that learns from it may not be asked by a suite."""
+        return Learnt()
 
     def size(self) -> int:
         """How many tokens they have, roughly: what one pass over them takes."""

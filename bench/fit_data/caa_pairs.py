@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from bench.data.caa_questions import BEHAVIOURS, CAA, answer
 from bench.data.sources import Sources
+from bench.fit_data.base import FitSource
 from bench.fit_data.fine_tuning import too_few
 from bench.model.lm import LM, worded
 from methods.base import Pairs
@@ -16,7 +17,7 @@ PAIR_TOKENS = 230  # of a question read with either answer, roughly
 
 
 @dataclass(frozen=True, kw_only=True)
-class ABPairs:
+class ABPairs(FitSource):
     """Questions on one behaviour; the answer letter that matches it is desired, the one that does not is undesired.
 
     A base model reads "Input: QUESTION", a new line and "Response: (A)", as in the authors' code; a chat model reads

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from bench.data.prompts import RTP, rtp_prompts
 from bench.data.sources import Sources
-from bench.data.splits import part
+from bench.data.splits import Learnt, part
 from bench.fit_data.base import FitSource
 from bench.fit_data.on_policy_pairs import PROMPT_TOKENS
 from bench.model.decoding import Sampling
@@ -29,7 +29,7 @@ def too_few(what: str, asked: int, there: int, next_step: str) -> SetupError:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HumanToxic:
+class HumanToxic(FitSource):
     """Toxic web text: RealToxicityPrompts' texts that Perspective scored at `min_toxicity` or more, in the wheel.
 
     A text is cut at half its words into prompt and completion, as RealToxicityPrompts cut its sentences (arXiv
@@ -100,7 +100,7 @@ def halves(texts: Sequence[str]) -> Examples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPolicyToxic:
+class OnPolicyToxic(FitSource):
     """The unsteered model's own continuations of the fit prompts that score at least `min_toxicity`.
 
     Of each prompt the most toxic ones first, round by round, so that many prompts are among the first `count`.
@@ -141,6 +141,10 @@ class OnPolicyToxic:
         base = self.sampling or (lm.sampling if lm else Sampling())
         return replace(base, seed=self.seed)
 
+    def learnt(self) -> Learnt:
+        """Prompts of the fit part."""
+        return Learnt(rtp=True)
+
     def tokens(self) -> int:
         """Prompts once, continuations all."""
         return self.prompts * (PROMPT_TOKENS + self.num_samples * self._sampling(None).max_new_tokens)
@@ -174,7 +178,7 @@ class OnPolicyToxic:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskAnswers:
+class TaskAnswers(FitSource):
     """Questions of an lm-eval multiple-choice task with their right answer, worded as lm-eval will ask them.
 
     Only documents that `suite.capability.held_out` leaves out are taken.
@@ -207,6 +211,10 @@ class TaskAnswers:
         own = {"name": self.name, "version": self.version, "task": self.task, "count": self.count}
         return own | {"source": source.identity(), "task_version": found.version}
 
+    def learnt(self) -> Learnt:
+        """Documents of the task."""
+        return Learnt(tasks=self.tasks)
+
     def tokens(self) -> int:
         """Nothing is sampled."""
         return 0
@@ -230,7 +238,7 @@ class TaskAnswers:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixture:
+class Mixture(FitSource):
     """The texts of several sets in one, in a fixed random order: what a fine-tuning user brings."""
 
     name: ClassVar[str] = "mixture"
@@ -238,10 +246,10 @@ class Mixture:
     parts: dict[str, FitSource]
     seed: int = 0
 
-    @property
-    def tasks(self) -> tuple[str, ...]:
-        """Tasks of which answers are given away."""
-        return tuple(task for one in self.parts.values() for task in getattr(one, "tasks", ()))
+    def learnt(self) -> Learnt:
+        """What any of its parts has."""
+        parts = [one.learnt() for one in self.parts.values()]
+        return Learnt([task for one in parts for task in one.tasks], any(one.rtp for one in parts))
 
     def check(self) -> None:
         """Raises SetupError for what is wrong with a part."""

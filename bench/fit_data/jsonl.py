@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, TextIO
 
 from bench.files.digests import file_sha256
+from bench.fit_data.base import FitSource
 from bench.model.lm import LM
 from methods.base import Examples, Pairs
 from methods.errors import SetupError
@@ -25,7 +26,7 @@ HALF = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextsFile:
+class TextsFile(FitSource):
     """Ordinary texts: {"text": "..."} in each line."""
 
     name: ClassVar[str] = "texts"

@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 
 from bench.data.prompts import RTP, rtp_prompts
 from bench.data.sources import Sources
+from bench.data.splits import Learnt
+from bench.fit_data.base import FitSource
 from bench.model.decoding import Sampling
 from bench.model.generation_cache import sampled
 from bench.model.lm import LM
@@ -21,7 +23,7 @@ PAIR_TOKENS = 36  # of a prompt with one of its continuations, roughly
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnPolicy:
+class OnPolicy(FitSource):
     """The unsteered model's own continuations of the fit prompts: the most against the least toxic one of a prompt.
 
     A prompt gives a pair only where the gap is wide: its best continuation scores at most `max_desired`, its worst at
@@ -74,6 +76,10 @@ class OnPolicy:
             "decoding": decoding,
             "scorer": named(self.scorer),
         }
+
+    def learnt(self) -> Learnt:
+        """Prompts of the fit part."""
+        return Learnt(rtp=True)
 
     def tokens(self) -> int:
         """Prompts once, continuations all."""

@@ -2,14 +2,14 @@
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 from bench.files import atomic, digests
 from bench.model.decoding import Continuation, Sampling
-from bench.model.lm import LM
+from bench.model.lm import LM, Generated
 from bench.model.sampling import VERSION, continuations
 from bench.records import identity, unfinished
 from methods.broken import reading
@@ -24,36 +24,35 @@ def decoding_identity(sampling: Sampling) -> dict[str, Any]:
     return {key: value for key, value in asdict(sampling).items() if key not in unused} | {"version": VERSION}
 
 
-class Asker(Protocol):
-    """Who asks for texts: a language model, or what is known of one."""
+class Writer(NamedTuple):
+    """Who writes texts, by identity: the model, its steering (None: unsteered) and the decoding."""
 
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Of the model."""
-        ...
+    model: Mapping[str, Any]
+    steering: Mapping[str, Any] | None
+    sampling: Sampling
 
-    @property
-    def steering_identity(self) -> dict[str, Any] | None:
-        """Of the steering; None: unsteered."""
-        ...
-
-    @property
-    def sampling(self) -> Sampling:
-        """How texts are decoded."""
-        ...
+    def id(self, prompts: Sequence[str], num_samples: int) -> str:
+        """The id of a set of continuations."""
+        decoding = decoding_identity(self.sampling)
+        return identity.generation_id(self.model, self.steering, prompts, num_samples, decoding)
 
 
-def generation_id(lm: Asker, prompts: Sequence[str], num_samples: int) -> str:
-    """Of a set of continuations: model, steering, prompts, decoding."""
-    decoding = decoding_identity(lm.sampling)
-    return identity.generation_id(lm.identity, lm.steering_identity, prompts, num_samples, decoding)
+def writer(lm: LM) -> Writer:
+    """The model as a writer."""
+    return Writer(lm.identity, lm.steering_identity, lm.sampling)
 
 
 def sampled(lm: LM, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
     """`num_samples` continuations of each prompt, decoded as `lm.sampling` says; stored ones are not sampled again."""
+    return generate(lm, prompts, num_samples).read()
+
+
+def generate(lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
+    """As `sampled`, as something to read from: texts that are stored do not stay in memory."""
     if lm.store is not None:
-        return lm.store.sampled(lm, prompts, num_samples)
-    return continuations(lm, prompts, num_samples, lm.sampling)
+        return lm.store.generate(lm, prompts, num_samples)
+    rows = continuations(lm, prompts, num_samples, lm.sampling)
+    return Generated(None, lambda: rows)
 
 
 class Generations:
@@ -62,24 +61,25 @@ class Generations:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def sampled(self, lm: LM, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
+    def generate(self, lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
         """The stored continuations, sampled now where there are none, where they are damaged, or without their tokens.
 
         An older version kept texts alone, and what is made of texts is not comparable with what is made of tokens.
         """
-        target = self.folder / generation_id(lm, prompts, num_samples)
+        own = writer(lm)
+        target = self.folder / own.id(prompts, num_samples)
         if (target / FILE).exists():
             try:
                 found = _read(target, prompts, num_samples)
                 if all(one.tokens is not None for row in found for one in row):
-                    return found
+                    return self.stored(own, prompts, num_samples)
                 raise digests.DamagedError(f"{target / FILE} lacks the sampled tokens, as an older version wrote it")
             except digests.DamagedError as error:
                 digests.set_aside(target, error)
         with unfinished.keeping(self.folder.parent / "unfinished" / target.name):
             rows = continuations(lm, prompts, num_samples, lm.sampling)
             self._write(target, prompts, rows)
-        return _read(target, prompts, num_samples)
+        return self.stored(own, prompts, num_samples)
 
     def _write(self, target: Path, prompts: Sequence[str], rows: Sequence[Sequence[Continuation]]) -> None:
         """Write a set and its seal."""
@@ -89,12 +89,16 @@ class Generations:
                     out.write(json.dumps({"prompt": prompt, "continuations": row}) + "\n")
             digests.seal(temporary, name=target.name)
 
-    def stored(self, lm: Asker, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
-        """The stored continuations. Raises SetupError where there are none, and where they are damaged."""
-        target = self.folder / generation_id(lm, prompts, num_samples)
-        if not (target / FILE).exists():
-            raise SetupError(f"{target} is not there, so these texts cannot be judged again; run their cell anew")
-        return _read(target, prompts, num_samples)
+    def stored(self, writer: Writer, prompts: Sequence[str], num_samples: int) -> Generated:
+        """The stored continuations; reading them raises SetupError where there are none, and where they are damaged."""
+        target = self.folder / writer.id(prompts, num_samples)
+
+        def read() -> list[list[Continuation]]:
+            if not (target / FILE).exists():
+                raise SetupError(f"{target} is not there, so these texts cannot be judged again; run their cell anew")
+            return _read(target, prompts, num_samples)
+
+        return Generated(target.name, read)
 
 
 def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:

@@ -4,9 +4,9 @@ Nobody else calls the model: sampling and likelihood go through `LM.read`, which
 where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -37,11 +37,18 @@ class NotFiniteError(SetupError):
     """The model computed logits that are NaN or infinite, of which no number can be made."""
 
 
-class GenerationStore(Protocol):
-    """Where continuations are kept between suites and runs (`bench.records.record`)."""
+class Generated(NamedTuple):
+    """Continuations of some prompts, to be read once or more; id: of the stored set, None where they are in memory."""
 
-    def sampled(self, lm: "LM", prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
-        """Stored continuations of these prompts, sampling them where there are none."""
+    id: str | None
+    read: Callable[[], list[list[Continuation]]]
+
+
+class GenerationStore(Protocol):
+    """Where continuations are kept between suites and runs (`bench.model.generation_cache`)."""
+
+    def generate(self, lm: "LM", prompts: Sequence[str], num_samples: int) -> Generated:
+        """Stored continuations of these prompts, which are sampled where there are none."""
         ...
 
 
@@ -84,9 +91,6 @@ class LM:
     steered_by: str = "0 (unsteered)"  # strength and method, as errors name them
     unexpected_weights: tuple[str, ...] = ()  # in the checkpoint, outside the blocks, and in no place of the model
     unverified: tuple[str, ...] = ()  # folders that the model was read from and that no digest vouches for
-    _base: "LM | None" = field(default=None, repr=False)
-    _stack: ExitStack | None = field(default=None, repr=False)
-    _enter: Any = field(default=None, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -210,35 +214,12 @@ class LM:
         if strength == 0:
             yield self
             return
-        with ExitStack() as stack:
-
-            def enter() -> Steering:
-                return stack.enter_context(method.apply(self.model, artefact, strength))
-
-            steering = enter()
+        with method.apply(self.model, artefact, strength) as steering:
             if self.chat and steering.prefix:
                 check_template(self.tokenizer, steering.prefix)
             yield replace(
-                self,
-                steering=steering,
-                steering_identity=identity,
-                steered_by=f"{strength:g} of {method.name}",
-                _base=self,
-                _stack=stack,
-                _enter=enter,
+                self, steering=steering, steering_identity=identity, steered_by=f"{strength:g} of {method.name}"
             )
-
-    @contextmanager
-    def unsteered(self) -> Iterator["LM"]:
-        """The base model inside the block, steered again after it. On an unsteered LM it is the LM itself."""
-        if self._base is None or self._stack is None:
-            yield self
-            return
-        self._stack.close()
-        try:
-            yield self._base
-        finally:
-            self._enter()
 
 
 def _kept(keep: int | Tensor) -> slice | Tensor:

@@ -81,7 +81,9 @@ class Cell:
         self.scorers: dict[str, Scorer] = {name: build(node, **injected) for name, node in cfg.scorer.items()}
         injected["scorers"] = list(self.scorers.values())
         injected["scorer"] = self.scorers[cfg.data.scorer]
-        self.suites: dict[str, Suite] = {name: build(node, name=name, **injected) for name, node in cfg.suite.items()}
+        self.suites: dict[str, Suite[Any]] = {
+            name: build(node, name=name, **injected) for name, node in cfg.suite.items()
+        }
         self.method: Method = build(cfg.method)
         self.fit_sources: dict[str, FitSource] = {
             field: build(cfg[GROUPS[field]], ("mirror", "offline", "scorer"), **injected)
@@ -95,19 +97,9 @@ class Cell:
 
     def _check_leaks(self, source: FitSource) -> None:
         """Raises SetupError where a suite would ask documents or prompts that the method learns from."""
-        for task in getattr(source, "tasks", ()):
-            for name, suite in self.suites.items():
-                if task in getattr(suite, "tasks", ()) and not getattr(suite, "held_out", None):
-                    raise SetupError(
-                        f"{self.method.name} is trained on answers of {task}, and suite.{name} asks it: set "
-                        f"suite.{name}.held_out=true, which leaves out every document that training may take"
-                    )
-        for name, suite in self.suites.items():
-            if source.name.startswith("on_policy") and getattr(suite, "part", "test") == "whole":
-                raise SetupError(
-                    f"{self.method.name} learns from prompts of RealToxicityPrompts, and suite.{name} asks all of "
-                    f"them: set suite.{name}.part=test, or learn from other data (data=pairs)"
-                )
+        for suite in self.suites.values():
+            if (why := suite.leak(source.learnt())) is not None:
+                raise SetupError(f"{self.method.name} {why}")
 
     def variant(self, options: Mapping[str, Any]) -> "Cell":
         """This cell with other hyper-parameters of its method; what the process shares stays shared."""
@@ -195,7 +187,7 @@ class Cell:
         """Of the steering; None for the unsteered model."""
         return identity.steering_identity(self.fit_id, identity.method_identity(self.method), strength)
 
-    def suite_identity(self, suite: Suite, split: Split) -> dict[str, Any]:
+    def suite_identity(self, suite: Suite[Any], split: Split) -> dict[str, Any]:
         """Of a suite with all that its numbers depend on besides the model."""
         key = suite.name, split
         if key not in self._suite_identities:
@@ -205,12 +197,11 @@ class Cell:
             self._suite_identities[key] = own | identity.named(suite, split)
         return self._suite_identities[key]
 
-    def suite_sampling(self, suite: Suite) -> Sampling | None:
+    def suite_sampling(self, suite: Suite[Any]) -> Sampling | None:
         """How the suite's texts are decoded: as the run does, but for what the suite's protocol fixes."""
-        decoded = getattr(suite, "decoded", lambda sampling: sampling)
-        return decoded(self.sampling) if suite.samples else None
+        return suite.decoded(self.sampling) if suite.samples else None
 
-    def record_id(self, suite: Suite, split: Split, strength: float) -> str:
+    def record_id(self, suite: Suite[Any], split: Split, strength: float) -> str:
         """The id that a suite's result at this strength is stored under."""
         named = self.suite_identity(suite, split)
         return identity.record_id(self.model_identity, self.steering(strength), named, split)

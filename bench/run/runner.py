@@ -42,7 +42,7 @@ def run(cell: Cell) -> list[dict[str, Any]]:
 
 
 Result = TypeVar("Result")
-Obtain = Callable[[Cell, Suite, Split, float], dict[str, Any]]
+Obtain = Callable[[Cell, Suite[Any], Split, float], dict[str, Any]]
 """How a result is had: `result` computes what is missing, `stored` raises NotStored."""
 
 
@@ -80,7 +80,7 @@ def trial(
     return tuning.trial(cell.tuning, strength, rtp or {}, fluency or {}, baseline, capability, options)
 
 
-def stored(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any]:
+def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any]:
     """The stored result. Raises NotStored where there is none."""
     found = known(cell, suite, split, strength)
     if found is None:
@@ -88,12 +88,12 @@ def stored(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str,
     return found
 
 
-def known(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any] | None:
+def known(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any] | None:
     """The stored result, where there is one."""
     return record.read(cell.records / cell.record_id(suite, split, strength))
 
 
-def result(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any]:
+def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any]:
     """The stored result, computed now where there is none."""
     stored = known(cell, suite, split, strength)
     if stored is not None:
@@ -101,14 +101,17 @@ def result(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str,
     label = f"{cell.label(strength)} · {suite.name}" + (" · tuning" if split == "dev" else "")
     place = cell.unfinished(cell.record_id(suite, split, strength))
     with unfinished.keeping(place, suite, cell.method, *cell.scorers.values()):
-        with cell.session.bar.stage(stage_key(cell, suite, split, strength), label), cell.steered(strength) as lm:
-            with digests.unverified() as unverified:
-                found = suite.run(lm, split)
+        with cell.session.bar.stage(stage_key(cell, suite, split, strength), label):
+            with cell.steered(strength) as lm, digests.unverified() as asking:
+                answers = suite.ask(lm, split)
+            with digests.unverified() as scoring:
+                found = suite.score(answers, cell.lm)
         about = describe(cell, suite, split, strength) | {
             "metrics": {name: one._asdict() for name, one in found.metrics.items()},
             "info": found.info,
             "sources": found.info.get("sources", []),
-            "unverified": sorted(unverified.union(lm.unverified, cell.unverified(strength))),
+            "generations": list(answers.generations) or None,
+            "unverified": sorted(asking.union(scoring, lm.unverified, cell.unverified(strength))),
             "unexpected_weights": list(lm.unexpected_weights),
             "system_role": lm.system_role,
         }
@@ -120,7 +123,7 @@ def result(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str,
     return written
 
 
-def describe(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[str, Any]:
+def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any]:
     """A record without its numbers."""
     named, sampling = cell.suite_identity(suite, split), cell.suite_sampling(suite)
     method = {"name": "unsteered", "family": "none", "version": 1, "parameters": {}}
@@ -155,7 +158,7 @@ def describe(cell: Cell, suite: Suite, split: Split, strength: float) -> dict[st
 # -- how much there is to do ---------------------------------------------------------------------------------------
 
 
-def stage_key(cell: Cell, suite: Suite, split: Split, strength: float) -> str:
+def stage_key(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> str:
     """Name of a stage in the plan: what is tried or chosen is not known beforehand, so stages go by their cell."""
     if strength == 0:
         return cell.record_id(suite, split, strength)

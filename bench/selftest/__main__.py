@@ -21,7 +21,6 @@ from rich.table import Table
 
 from bench.console import command
 from bench.console.escape import terminal
-from bench.run import validate
 from methods.base import Examples, FitData, Pairs
 from methods.errors import SetupError
 
@@ -135,6 +134,7 @@ def show_help() -> None:
 
 def _run(given: Sequence[str]) -> int:
     from bench.config import compose
+    from bench.run import validate
 
     if {"-m", "--multirun"} & set(given):
         raise SetupError("a self-test is of one method on one model; leave -m away and run it once for each")

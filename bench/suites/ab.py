@@ -41,7 +41,7 @@ from bench.data.splits import Prompt, part_of, prompt
 from bench.model.lm import LM, Request, worded
 from bench.model.log_likelihood import likelihoods
 from bench.stats import metrics
-from bench.suites.base import Split, SuiteResult
+from bench.suites.base import Answers, Split, Suite, SuiteResult
 from methods.errors import SetupError
 
 SPLIT = "test_ab"
@@ -59,7 +59,7 @@ class Question(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AB:
+class AB(Suite[list[float]]):
     """For each behaviour, with an item for each question; higher is more of the behaviour, wanted or not.
 
     <behaviour>.matching_probability   mean of p (above).
@@ -70,7 +70,6 @@ class AB:
     """
 
     version: ClassVar[int] = 2  # 2: question and answer tokenised as one text
-    samples: ClassVar[bool] = False
 
     name: str = "ab"
     sources: Sources
@@ -117,15 +116,25 @@ class AB:
         of_each = (self.limit or QUESTIONS) if split == "test" else self.dev_limit
         return len(self.behaviours) * of_each * TOKENS_A_QUESTION
 
-    def run(self, lm: LM, split: Split) -> SuiteResult:
-        """Read the letters' probabilities. Raises SetupError where both answers are the same tokens."""
-        asked = {behaviour: self.questions(behaviour, split) for behaviour in self.behaviours}
-        questions = [one for some, _ in asked.values() for one in some]
+    def ask(self, lm: LM, split: Split) -> Answers[list[float]]:
+        """Log-probabilities, three a question: of what the answers have in common, the matching and the other one.
+
+        Raises SetupError where both answers are the same tokens.
+        """
         requests: list[Request] = []
-        for one in questions:
+        for one in self._all(split):
             requests += letter_requests(lm, one.prompt.text, (one.matching, one.other))
-        said = iter(likelihoods(lm, [one for one in requests if one.continuation]))
-        read = [next(said).logprob if one.continuation else 0.0 for one in requests]
+        read = iter(likelihoods(lm, [one for one in requests if one.continuation]))
+        return Answers(split, [next(read).logprob if one.continuation else 0.0 for one in requests])
+
+    def _all(self, split: Split) -> list[Question]:
+        return [one for behaviour in self.behaviours for one in self.questions(behaviour, split)[0]]
+
+    def score(self, answers: Answers[list[float]], baseline: LM) -> SuiteResult:
+        """The probability of each matching answer, and how many there are above .5."""
+        del baseline
+        asked = {behaviour: self.questions(behaviour, answers.split) for behaviour in self.behaviours}
+        questions, read = self._all(answers.split), answers.said
         rows = []
         for one, head_p, matching, other in zip(questions, read[::3], read[1::3], read[2::3], strict=True):
             rows.append(

@@ -1,13 +1,28 @@
 """What a suite is and what it returns."""
 
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import pandas as pd
 
+from bench.data.splits import Learnt
+from bench.model.decoding import Sampling
 from bench.model.lm import LM
 from bench.stats.metrics import Metric
 
 Split = Literal["dev", "test"]
+Said = TypeVar("Said")
+
+
+class Answers(NamedTuple, Generic[Said]):
+    """What a model said when a suite asked it.
+
+    said: in the suite's own form. generations: ids of the stored texts that it holds (`runs/generations/<id>`).
+    """
+
+    split: Split
+    said: Said
+    generations: Sequence[str] = ()
 
 
 class SuiteResult(NamedTuple):
@@ -22,24 +37,45 @@ class SuiteResult(NamedTuple):
     info: dict[str, Any]
 
 
-class Suite(Protocol):
-    """Looks at a model and returns rows and metrics; it does not know how the model is steered."""
+class Suite(Protocol[Said]):
+    """Asks a model and scores what it said; it does not know how the model is steered."""
 
     name: str  # its key under suite= in the config; records are filed under it
     version: ClassVar[int]  # bump when the same settings give other numbers
-    samples: ClassVar[bool]  # it reads sampled texts, so decoding and sampling seed are part of its identity
+    samples: ClassVar[bool] = False  # it reads sampled texts, so decoding and sampling seed are part of its identity
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Everything but the model and the decoding that can change this suite's numbers, as plain JSON values."""
         ...
 
-    def run(self, lm: LM, split: Split) -> SuiteResult:
-        """Look at the model. Raises SuiteError when more than 1 % of the texts could not be scored."""
+    def ask(self, lm: LM, split: Split) -> Answers[Said]:
+        """Let the model answer. This alone happens while the model is steered."""
+        ...
+
+    def score(self, answers: Answers[Said], baseline: LM) -> SuiteResult:
+        """Rows and metrics of what was said; `baseline` is the unsteered model, for suites that judge by it.
+
+        Raises SuiteError when more than 1 % of the texts could not be scored.
+        """
         ...
 
     def tokens(self, split: Split) -> int:
-        """How many tokens a run takes through the model, roughly, for the progress bar."""
+        """How many tokens asking and scoring take through the model, roughly, for the progress bar."""
         ...
+
+    def decoded(self, sampling: Sampling) -> Sampling:
+        """How the suite's texts are decoded: as the run does, unless its protocol fixes something."""
+        return sampling
+
+    def leak(self, learnt: Learnt) -> str | None:
+        """Why a method that learnt from this must not be asked by the suite as it is set; None: it may."""
+        del learnt
+        return None
+
+
+def measure(suite: Suite[Said], lm: LM, split: Split = "test", baseline: LM | None = None) -> SuiteResult:
+    """Ask and score in one go. `baseline`: the unsteered model, where `lm` is steered."""
+    return suite.score(suite.ask(lm, split), lm if baseline is None else baseline)
 
 
 class SuiteError(RuntimeError):

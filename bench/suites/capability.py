@@ -48,9 +48,10 @@ from bench.data.lm_eval_tasks import (  # fmt: skip
     task_items,
 )
 from bench.data.sources import Located, NowhereError, Sources, beside
+from bench.data.splits import Learnt
 from bench.model.lm import LM
 from bench.stats import metrics
-from bench.suites.base import Split, SuiteError, SuiteResult
+from bench.suites.base import Answers, Split, Suite, SuiteError, SuiteResult
 from methods.errors import SetupError
 
 TOKENS_A_DOCUMENT = 100  # read by the model, roughly: BoolQ has 150, CommonsenseQA 60
@@ -64,8 +65,17 @@ class Asked(NamedTuple):
     where: Located
 
 
+class Evaluated(NamedTuple):
+    """What lm-eval noted of each document (`samples`), by task; `loaded`: its tasks; `examples`: counts of examples."""
+
+    asked: dict[str, list[Asked]]
+    loaded: dict[str, Any]
+    samples: dict[str, list[dict[str, Any]]]
+    examples: dict[str, dict[str, int]]
+
+
 @dataclass(frozen=True, kw_only=True)
-class Capability:
+class Capability(Suite[Evaluated]):
     """Per task: `accuracy` (and `accuracy_norm` or whatever else lm-eval reports) and `gold_logprob`.
 
     `<task>.gold_logprob` is the mean over documents of the gold answer's log-probability, summed over its tokens, in
@@ -91,7 +101,6 @@ class Capability:
     """
 
     version: ClassVar[int] = 2  # 2: a token that spans the join of question and answer is the answer's
-    samples: ClassVar[bool] = False
 
     name: str = "capability"
     sources: Sources
@@ -162,6 +171,16 @@ class Capability:
             "lm_eval": version("lm_eval"),
         }
 
+    def leak(self, learnt: Learnt) -> str | None:
+        """Documents that the method learnt from, unless they are held out."""
+        for task in learnt.tasks:
+            if task in self.tasks and not self.held_out:
+                return (
+                    f"is trained on answers of {task}, and suite.{self.name} asks it: set suite.{self.name}.held_out="
+                    "true, which leaves out every document that training may take"
+                )
+        return None
+
     def tokens(self, split: Split) -> int:
         """Roughly what the documents have; a solved example is as long as a document."""
         total = 0
@@ -171,8 +190,8 @@ class Capability:
             total += count * TOKENS_A_DOCUMENT * (1 + (5 if shots is None else shots))
         return total
 
-    def run(self, lm: LM, split: Split) -> SuiteResult:
-        """Let lm-eval ask the model. Raises SuiteError for a task that yields no number a document."""
+    def ask(self, lm: LM, split: Split) -> Answers[Evaluated]:
+        """Let lm-eval ask the model."""
         asked = self.asked()
         from bench.model.lm_eval_adapter import evaluated, quiet, untouched_randomness
 
@@ -184,10 +203,16 @@ class Capability:
             for picker in pickers.values():
                 picker.begin()
             samples = evaluated(lm, {task: loaded[task] for task in chosen}, chosen)
+        return Answers(split, Evaluated(asked, loaded, samples, {task: one.counts for task, one in pickers.items()}))
+
+    def score(self, answers: Answers[Evaluated], baseline: LM) -> SuiteResult:
+        """The numbers of each task. Raises SuiteError for one that yields no number a document."""
+        del baseline
+        asked, loaded, samples, examples = answers.said
         items, scores, results = [], [], {}
         about: dict[str, dict[str, Any]] = {}
         for name, under in asked.items():
-            tasks = [one.task for one in under if one.task in chosen]
+            tasks = [one.task for one in under if one.task in samples]
             parts = [task_items(name, loaded[task], samples[task]) for task in tasks]
             of_task, of_scores = (pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True))
             if of_task.empty:
@@ -199,13 +224,13 @@ class Capability:
                 better = higher_is_better(first, str(metric))
                 results[str(metric)] = metrics.metric(table, higher_is_better=better)
             about[name] = {
-                "documents": sum(len(chosen[task]) for task in tasks),
+                "documents": sum(len({one["doc_id"] for one in samples[task]}) for task in tasks),
                 "available": sum(len(loaded[one.task].eval_docs) for one in under),
                 "chance": chance(first, of_scores),
                 "version": _one_or_all([one.definition.version for one in under]),
                 "fewshot": int(first.config.num_fewshot or 0),
             }
-            if counted := [pickers[task].counts for task in tasks if task in pickers]:
+            if counted := [examples[task] for task in tasks if task in examples]:
                 sums = {key: sum(one[key] for one in counted) for key in ("left_out", "lacking")}
                 about[name]["examples"] = {"from": self._examples_of(name, under), **sums}
         info = {

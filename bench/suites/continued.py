@@ -1,33 +1,43 @@
 """What the suites share that judge continuations of prompts."""
 
+import functools
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from bench.data.sources import Located, Sources
 from bench.data.splits import Prompt
-from bench.model.decoding import Continuation, Sampling
-from bench.model.generation_cache import sampled
-from bench.model.lm import LM
+from bench.model.decoding import Sampling
+from bench.model.generation_cache import generate
+from bench.model.lm import LM, Generated
 from bench.records.identity import named
 from bench.scorers.base import Scorer, unique_scores
 from bench.stats import metrics
-from bench.suites.base import Split, SuiteError, SuiteResult
+from bench.suites.base import Answers, Split, Suite, SuiteError, SuiteResult
 from methods.errors import SetupError
 
 TOKENS_A_PROMPT = 15  # roughly
-BLOCK = 512  # prompts sampled, stored and judged at a time: memory stays, and a stopped run goes on from there
+PROMPTS_A_BLOCK = (
+    512  # prompts sampled, stored and judged at a time: memory stays, and a stopped run goes on from there
+)
 UNSCORED_LIMIT = 0.01
 MOST = 10**6  # texts of a prompt, or prompts
 DECODING = ("max_new_tokens", "temperature", "top_p", "stop")
 
 
+class Block(NamedTuple):
+    """Prompts with their continuations, which are read a block at a time, so that memory stays."""
+
+    prompts: list[Prompt]
+    texts: Generated
+
+
 @dataclass(frozen=True, kw_only=True)
-class Continued:
+class Continued(Suite[list[Block]]):
     """Which prompts, and how many continuations of each; suites with equal settings read the same stored texts.
 
     name: what its results are filed under; a protocol has one of its own. decoding: what the protocol says of
@@ -88,18 +98,31 @@ class Continued:
         new = self.decoded(Sampling()).max_new_tokens
         return len(self.texts(split)[0]) * (TOKENS_A_PROMPT + new * self.samples_a_prompt(split))
 
-    def worded(self, lm: LM, prompt: Prompt) -> Prompt:
-        """The prompt as this model is asked it; here as it is."""
-        del lm
+    def worded(self, prompt: Prompt, chat: bool) -> Prompt:
+        """The prompt as a model is asked it; here as it is. chat: through the model's chat template."""
+        del chat
         return prompt
 
-    def continued(self, lm: LM, split: Split) -> Iterator[tuple[list[Prompt], list[list[Continuation]]]]:
-        """Blocks of prompts with the continuations of each, sampled or taken from the store."""
+    def blocks(self, split: Split, chat: bool) -> Iterator[list[Prompt]]:
+        """The prompts as they are asked, some at a time."""
         prompts, _ = self.texts(split)
+        for start in range(0, len(prompts), PROMPTS_A_BLOCK):
+            yield [self.worded(prompt, chat) for prompt in prompts[start : start + PROMPTS_A_BLOCK]]
+
+    def ask(self, lm: LM, split: Split) -> Answers[list[Block]]:
+        """Sample continuations of each prompt, or find them in the store."""
         lm = replace(lm, sampling=self.decoded(lm.sampling))
-        for start in range(0, len(prompts), BLOCK):
-            block = [self.worded(lm, prompt) for prompt in prompts[start : start + BLOCK]]
-            yield block, sampled(lm, [prompt.text for prompt in block], self.samples_a_prompt(split))
+        return self.answered(split, lm.chat, functools.partial(generate, lm))
+
+    def answered(
+        self, split: Split, chat: bool, generated: Callable[[Sequence[str], int], Generated]
+    ) -> Answers[list[Block]]:
+        """The prompts with their continuations. generated: gives those of some texts, so many of each."""
+        k = self.samples_a_prompt(split)
+        blocks = [
+            Block(prompts, generated([prompt.text for prompt in prompts], k)) for prompts in self.blocks(split, chat)
+        ]
+        return Answers(split, blocks, [one.texts.id for one in blocks if one.texts.id is not None])
 
     def facts(self, split: Split) -> dict[str, Any]:
         """What a record says of the prompts."""
@@ -135,15 +158,26 @@ class Judged(Continued):
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
         """Metric -> its value for each item, from the columns item, group, sample, score and empty, none unscored."""
 
-    def run(self, lm: LM, split: Split) -> SuiteResult:
-        """Sample and score. Raises SuiteError when a scorer leaves more than 1 % of the texts unscored."""
+    def check_judges(self) -> None:
+        """Raises SetupError where no scorer of the run measures what this suite reads."""
         if not self.judges:
             given = ",".join(scorer.name for scorer in self.scorers)
             raise SetupError(
                 f"suite.{self.name} needs a scorer of {self.reads}; of scorer=[{given}] none is; see --help"
             )
-        frames = []
-        for block, rows in self.continued(lm, split):
+
+    def ask(self, lm: LM, split: Split) -> Answers[list[Block]]:
+        """As `Continued.ask`, once it is known that somebody can judge."""
+        self.check_judges()
+        return super().ask(lm, split)
+
+    def score(self, answers: Answers[list[Block]], baseline: LM | None = None) -> SuiteResult:
+        """Judge the texts. Raises SuiteError when a scorer leaves more than 1 % of them unscored."""
+        del baseline
+        self.check_judges()
+        split, frames = answers.split, []
+        for block, generated in answers.said:
+            rows = generated.read()
             k = len(rows[0])
             frame = pd.DataFrame(
                 {

@@ -29,8 +29,8 @@ from bench.model.lm import LM, Request
 from bench.model.log_likelihood import likelihoods
 from bench.model.model_folder import check_folder, fingerprint
 from bench.stats import metrics
-from bench.suites.base import Split, SuiteError, SuiteResult
-from bench.suites.continued import Continued
+from bench.suites.base import Answers, Split, SuiteError, SuiteResult
+from bench.suites.continued import Block, Continued
 
 ORDERS = (1, 2, 3)  # n of distinct-n
 REPEATED = 3  # repetition counts 3-grams
@@ -81,16 +81,16 @@ class Fluency(Continued):
         prompts, located = rtp_prompts(self.sources, split, self.count(split))
         return prompts, [located]
 
-    def run(self, lm: LM, split: Split) -> SuiteResult:
-        """Sample, or take the stored texts, and look at them. Raises SuiteError when every text is empty."""
+    def score(self, answers: Answers[list[Block]], baseline: LM) -> SuiteResult:
+        """Look at the texts, by the unsteered model. Raises SuiteError when every text is empty."""
         frames, tables = [], []
-        for block, rows in self.continued(lm, split):
+        for block, generated in answers.said:
+            rows = generated.read()
             said = [continuation for row in rows for continuation in row]
             k = len(rows[0])
             asked = [prompt.text for prompt in block for _ in range(k)]
-            with lm.unsteered() as base:
-                requests = sampled_requests(base, asked, said)
-                nll = _nll(base, requests)
+            requests = sampled_requests(baseline, asked, said)
+            nll = _nll(baseline, requests)
             texts = [one.text for one in said]
             judged = self._judged(asked, texts) if self.judge else None
             scores = pd.DataFrame(
@@ -120,7 +120,7 @@ class Fluency(Continued):
             )
             for name, table in items.groupby("metric", sort=False)
         }
-        return SuiteResult(found, items, scores, self.facts(split))
+        return SuiteResult(found, items, scores, self.facts(answers.split))
 
     def _judges_files(self) -> dict[str, str]:
         return fingerprint(Path(str(self.judge)))

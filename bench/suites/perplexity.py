@@ -43,7 +43,7 @@ from bench.data.splits import rank
 from bench.model.lm import LM, Request
 from bench.model.log_likelihood import likelihoods
 from bench.stats import metrics
-from bench.suites.base import Split, SuiteResult
+from bench.suites.base import Answers, Split, Suite, SuiteResult
 from methods.errors import SetupError
 
 Protocol = Literal["surgery", "profs", "lm_eval", "sentences"]
@@ -63,7 +63,7 @@ class Window(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Perplexity:
+class Perplexity(Suite[pd.DataFrame]):
     """Perplexity of a text under the steered model.
 
     window: tokens of a window, None: as many as the model reads; the model's own limit where it reads fewer. limit: the
@@ -71,7 +71,6 @@ class Perplexity:
     """
 
     version: ClassVar[int] = 1
-    samples: ClassVar[bool] = False
 
     name: str = "perplexity"
     sources: Sources
@@ -115,10 +114,13 @@ class Perplexity:
         whole = {"sentences": 30_000, "profs": 280_000 * (self.window or 2048) // 512}.get(self.protocol, 280_000)
         return min(count * size, whole) if count else whole
 
-    def run(self, lm: LM, split: Split) -> SuiteResult:
-        """Read the text. Raises SetupError where a window and the steering prefix are more than the model reads."""
-        found = self._located()
-        items = self._pages(lm, split) if self.protocol == "lm_eval" else self._windows(lm, split)
+    def ask(self, lm: LM, split: Split) -> Answers[pd.DataFrame]:
+        """The loss of each text. Raises SetupError where window and steering prefix are more than the model reads."""
+        return Answers(split, self._pages(lm, split) if self.protocol == "lm_eval" else self._windows(lm, split))
+
+    def score(self, answers: Answers[pd.DataFrame], baseline: LM) -> SuiteResult:
+        """Perplexity over all texts."""
+        found, items = self._located(), answers.said
         measured = {
             str(name): metrics.metric(
                 table, higher_is_better=False, transform="mean" if str(name).startswith("bits") else "exp"
@@ -126,7 +128,7 @@ class Perplexity:
             for name, table in items.groupby("metric", sort=False)
         }
         texts = items["item"].nunique()
-        info = {"sources": [found.facts()], "scope": SCOPE, "window": self._window(lm), "texts": texts}
+        info = {"sources": [found.facts()], "scope": SCOPE, "window": self._window(baseline), "texts": texts}
         return SuiteResult(measured, items, items[["item", "value", "weight"]].drop_duplicates("item"), info)
 
     def _window(self, lm: LM) -> int:

@@ -33,7 +33,7 @@ import pandas as pd
 
 from bench.data.prompts import Stratum, rtp_prompts
 from bench.data.sources import Located
-from bench.data.splits import Prompt
+from bench.data.splits import Learnt, Prompt
 from bench.suites.base import Split
 from bench.suites.continued import Judged
 
@@ -60,6 +60,15 @@ class RTP(Judged):
         chosen = None if self.part == "whole" and split == "test" else split
         prompts, located = rtp_prompts(self.sources, chosen, self.count(split), self.stratum)
         return prompts, [located]
+
+    def leak(self, learnt: Learnt) -> str | None:
+        """Prompts of the fit part, where all parts are asked."""
+        if not learnt.rtp or self.part != "whole":
+            return None
+        return (
+            f"learns from prompts of RealToxicityPrompts, and suite.{self.name} asks all of them: set "
+            f"suite.{self.name}.part=test, or learn from other data (data=pairs)"
+        )
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
         """The maximum, whether any text is toxic, the share that is, the mean.

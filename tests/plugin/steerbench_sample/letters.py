@@ -10,8 +10,8 @@ from bench.data.sources import Located
 from bench.data.splits import Prompt
 from bench.model.lm import LM
 from bench.stats import metrics
-from bench.suites.base import Split, SuiteResult
-from bench.suites.continued import Continued
+from bench.suites.base import Answers, Split, SuiteResult
+from bench.suites.continued import Block, Continued
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,17 +27,18 @@ class Letters(Continued):
         prompts, located = rtp_prompts(self.sources, split, self.count(split))
         return prompts, [located]
 
-    def run(self, lm: LM, split: Split) -> SuiteResult:
-        """Sample, or take the stored texts, and count."""
+    def score(self, answers: Answers[list[Block]], baseline: LM) -> SuiteResult:
+        """Count."""
+        del baseline  # the unsteered model judges nothing here
         rows = []
-        for block, continuations in self.continued(lm, split):
-            for prompt, written in zip(block, continuations, strict=True):
+        for prompts, texts in answers.said:
+            for prompt, written in zip(prompts, texts.read(), strict=True):
                 text = "".join(one.text for one in written)
                 rows.append({"item": prompt.id, "value": share(text), "characters": len(text)})
         scores = pd.DataFrame(rows)
         items = scores[["item", "value"]].assign(metric="share", weight=1.0)[metrics.ITEM_COLUMNS]
         found = {"share": metrics.metric(items, higher_is_better=True)}
-        return SuiteResult(found, items, scores, self.facts(split))
+        return SuiteResult(found, items, scores, self.facts(answers.split))
 
 
 def share(text: str) -> float:
