@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench.run.search import Point, budget, points
-from bench.run.tuning import Tuning
+from bench.run.tuning import Objective, Tuning
 from methods.errors import SetupError
 
 
@@ -32,8 +32,11 @@ class Numbered:
     strengths: tuple[float, ...] = (1, 2, 3, 4, 5)
 
 
+OBJECTIVE = Objective(suite="rtp", metric="mean_toxicity", direction="minimize")
+
+
 def asked(method, **options):
-    return list(points(Tuning(scorer="judge", **options), method, []))
+    return list(points(Tuning(objective=OBJECTIVE, **options), method, []))
 
 
 def test_by_default_the_methods_own_grid_as_it_is():
@@ -79,7 +82,7 @@ def test_what_is_numbered_is_never_asked_between_its_numbers():
 
 def test_a_grid_that_does_not_divide():
     with pytest.raises(SetupError, match="2 combinations of layer, so give a multiple of 2"):
-        budget(Tuning(scorer="judge", trials=7, options={"layer": [0.3, 0.6]}), Layered())
+        budget(Tuning(objective=OBJECTIVE, trials=7, options={"layer": [0.3, 0.6]}), Layered())
 
 
 def test_strengths_in_residual_norms_are_one_grid_for_all():
@@ -91,10 +94,10 @@ def test_strengths_in_residual_norms_are_one_grid_for_all():
 def follow(method, best=0.7, allowed=1.0, **options):
     """The points of a search that is told of each: the reduction is largest near `best`, the bound above `allowed`."""
     history, asked_for = [], []
-    for point in points(Tuning(scorer="judge", **options), method, history):
+    for point in points(Tuning(objective=OBJECTIVE, **options), method, history):
         asked_for.append(point)
         reduction = 1 - abs(point.strength - best)
-        history.append(SimpleNamespace(reduction=reduction, violation=max(0.0, point.strength - allowed)))
+        history.append(SimpleNamespace(gain=reduction, violation=max(0.0, point.strength - allowed)))
     return asked_for, history
 
 

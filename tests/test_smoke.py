@@ -131,7 +131,7 @@ def test_every_trial_is_a_record_and_the_test_split_is_opened_once(world, tmp_pa
         "tuning.trials=6",
         "tuning.options={layer:[0.3,0.7]}",
         "tuning.search=random",
-        "tuning.capability_drop=0.5",
+        "tuning.constraints.capability_drop.at_most=0.5",
     ]
     command = arguments(world, tmp_path, "method=caa,prompt", *options)
     assert main(command) == 0

@@ -183,11 +183,11 @@ def test_capability_that_unsteered_was_not_asked_is_not_at_chance(tmp_path):
 
 
 def test_a_bound_that_nothing_can_be_held_against_is_refused():
-    dev = {"profanity_check.expected_maximum_toxicity_k2": {"value": 0.5}}
-    fluency = {name: {"value": 1.0} for name in ("perplexity", "distinct_2", "repetition", "empty_share")}
-    own = tuning.Tuning(scorer="profanity_check", capability_drop=0.05)
-    with pytest.raises(SetupError, match=r"tuning.capability_drop=0.05: .* give no accuracy"):
-        tuning.trial(own, 0.0, dev, fluency, None, {"asdiv.exact_match": {"value": 0.1}})
+    objective = tuning.Objective(suite="rtp", metric="mean_toxicity", direction="minimize")
+    drop = tuning.Constraint(suite="capability", metric="*.accuracy", compare="drop", at_most=0.05)
+    own = tuning.Tuning(objective=objective, constraints={"capability_drop": drop})
+    with pytest.raises(SetupError, match=r"capability gives no \*\.accuracy .* it gives asdiv.exact_match"):
+        tuning.trial(own, 0.0, {"rtp": {"mean_toxicity": 0.5}, "capability": {"asdiv.exact_match": 0.1}})
 
 
 # -- what a run writes -----------------------------------------------------------------------------------------------

@@ -76,8 +76,8 @@ def trial(
 ) -> tuning.Trial:
     """One strength on the dev split."""
     looks = {name: obtain(cell, cell.suites[name], "dev", strength)["metrics"] for name in cell.tuning.suites}
-    rtp, fluency, capability = (looks.get(name) for name in ("rtp", "fluency", "capability"))
-    return tuning.trial(cell.tuning, strength, rtp or {}, fluency or {}, baseline, capability, options)
+    values = {suite: {name: one["value"] for name, one in metrics.items()} for suite, metrics in looks.items()}
+    return tuning.trial(cell.tuning, strength, values, baseline, options)
 
 
 def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any]:

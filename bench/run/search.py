@@ -143,4 +143,4 @@ def _tpe(tuning: Tuning, method: Method, trials: int, history: Sequence[Trial]) 
         yield Point(strength, chosen)
         found = history[number]
         asked.set_user_attr("violation", found.violation)
-        study.tell(asked, found.reduction)
+        study.tell(asked, found.gain)

@@ -1,34 +1,111 @@
-"""How a strength is chosen on the dev split: the largest reduction of toxicity whose text stays whole.
+"""How a strength is chosen on the dev split: the largest gain in an objective among the trials that keep the bounds.
 
-Every method has the same number of trials on the same prompts (bench/run/search.py says which), so the same budget.
+Objective and bounds are data (conf/tuning): each names a suite and a metric of it. Every method has the same number of
+trials on the same items (bench/run/search.py says which), so the same budget.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from methods.errors import SetupError
 
+Metrics = Mapping[str, Mapping[str, float]]
+"""Suite -> metric -> its value on the dev split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What tuning looks for.
+
+    metric: of the suite, without its scorer where it has one (`Tuning.scorer`); a suffix that says how many texts there
+    are (_k3) may be left out. gain: relative to the unsteered value, or the difference from it.
+    """
+
+    suite: str
+    metric: str
+    direction: Literal["minimize", "maximize"]
+    gain: Literal["relative", "difference"] = "relative"
+
+    def gained(self, value: float, unsteered: float) -> float:
+        """How much better a value is than that of the unsteered model."""
+        if self.gain == "difference":
+            return unsteered - value if self.direction == "minimize" else value - unsteered
+        if not unsteered:
+            return 0.0
+        return 1 - value / unsteered if self.direction == "minimize" else value / unsteered - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constraint:
+    """A bound on a metric of a suite, against the unsteered model on the same items.
+
+    metric: a name or, with *, a pattern; of several metrics the mean counts. compare: the ratio to unsteered, the
+    increase over it, or the drop below it. at_most, at_least: the bound; where neither is set, nothing is looked at.
+    """
+
+    suite: str
+    metric: str
+    compare: Literal["ratio", "increase", "drop"]
+    at_most: float | None = None
+    at_least: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises SetupError for two bounds, and for a least increase or drop."""
+        if self.at_least is not None and (self.at_most is not None or self.compare != "ratio"):
+            raise SetupError(
+                f"tuning.constraints: {self.suite}.{self.metric} has one bound: at_most, or of a ratio at_least"
+            )
+
+    @property
+    def bound(self) -> float | None:
+        """Whichever bound is set."""
+        return self.at_most if self.at_least is None else self.at_least
+
+    @property
+    def name(self) -> str:
+        """What the value is called in a record."""
+        return self.metric.rpartition(".")[2]
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """The value among the suite's metrics. Raises SetupError where there is none."""
+        found = [value for name, value in metrics.items() if fnmatchcase(name, self.metric)]
+        if not found:
+            raise SetupError(
+                f"tuning.constraints: the suite {self.suite} gives no {self.metric} on its dev split to hold against "
+                f"the bound; it gives {', '.join(metrics) or 'nothing'}. Name another metric, or set the bound to null"
+            )
+        return sum(found) / len(found) if len(found) > 1 else found[0]
+
+    def passed(self, value: float, unsteered: float) -> float:
+        """By how much a value passes the bound; negative or 0 where it keeps it."""
+        assert self.bound is not None
+        if self.compare == "increase":
+            return value - unsteered - self.bound
+        if self.compare == "drop":
+            over = unsteered - value - self.bound
+            return 0.0 if math.isclose(over, 0, abs_tol=1e-9) else over  # shares of documents: the bound is within
+        if self.at_least is None:
+            return value / unsteered / self.bound - 1
+        return self.bound - value / unsteered if unsteered else 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class Tuning:
-    """Objective, bounds and budget. Each bound is against the unsteered model on the same dev prompts.
+    """Objective, bounds and budget.
 
-    capability_drop: of the mean accuracy over the dev documents of the suite capability; None: not looked at.
+    scorer: whose metric of the objective's suite counts; None for a suite whose metrics have no scorer.
     trials: for each method; None: its own grid, times the values of `options`. options: hyper-parameters that are tuned
     besides the strength, each with its values. in_residual_norms: strengths are tried from `residual_norms`, in units
     of the residual stream's mean length where the method adds to it, rather than from the method's own grid.
     seed: of random search and of Optuna.
     """
 
-    scorer: str
-    objective: str = "expected_maximum_toxicity"
-    perplexity_ratio: float = 1.25
-    distinct_2_ratio: float = 0.9
-    repetition_increase: float = 0.05
-    empty_share_increase: float = 0.05
-    capability_drop: float | None = None
+    objective: Objective
+    scorer: str | None = None
+    constraints: Mapping[str, Constraint | None] = field(default_factory=dict)
     trials: int | None = None
     search: Literal["grid", "random", "tpe"] = "grid"
     options: Mapping[str, Sequence[Any]] | None = None
@@ -36,35 +113,54 @@ class Tuning:
     in_residual_norms: bool = False
     seed: int = 0
 
-    def bounds(self) -> dict[str, float]:
-        """The constraints by name, for the record."""
-        names = ("perplexity_ratio", "distinct_2_ratio", "repetition_increase", "empty_share_increase")
-        asked = () if self.capability_drop is None else ("capability_drop",)
-        return {key: getattr(self, key) for key in (*names, *asked)}
+    def __post_init__(self) -> None:
+        """Raises SetupError for a constraint of the user's own that lacks something, or says too much."""
+        own: dict[str, Constraint | None] = {}
+        for name, one in self.constraints.items():
+            try:
+                own[name] = Constraint(**one) if isinstance(one, Mapping) else one
+            except TypeError as error:
+                raise SetupError(
+                    f"tuning.constraints.{name}={one}: suite, metric, compare and at_most or at_least are wanted"
+                ) from error
+        object.__setattr__(self, "constraints", own)
+
+    @property
+    def active(self) -> dict[str, Constraint]:
+        """The constraints that have a bound, by name."""
+        return {name: one for name, one in self.constraints.items() if one is not None and one.bound is not None}
 
     @property
     def suites(self) -> tuple[str, ...]:
         """Suites whose dev results decide."""
-        return ("rtp", "fluency") if self.capability_drop is None else ("rtp", "fluency", "capability")
+        return tuple(dict.fromkeys([self.objective.suite, *(one.suite for one in self.active.values())]))
+
+    def value(self, metrics: Mapping[str, float]) -> float:
+        """The objective among its suite's metrics. Raises SetupError where there is none, or where several fit."""
+        wanted = f"{self.scorer}.{self.objective.metric}" if self.scorer else self.objective.metric
+        names = [name for name in metrics if name == wanted or name.startswith(f"{wanted}_k")]
+        if len(names) != 1:
+            raise SetupError(
+                f"tuning.objective: {wanted!r} names no metric of the suite {self.objective.suite}; it gives "
+                f"{', '.join(metrics) or 'nothing'}"
+            )
+        return metrics[names[0]]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One look at the dev split. violation: by how much the worst bound is passed, 0 where all hold.
+    """One look at the dev split.
 
-    accuracy: mean over the dev documents' tasks, None where it was not looked at. options: that differ from the cell.s.
+    value: of the objective. gain: over unsteered. values: of each constraint's metric, by constraint. violation: by how
+    much the worst bound is passed, 0 where all hold. options: that differ from the cell's.
     """
 
     strength: float
-    toxicity: float
-    reduction: float  # relative to unsteered
-    perplexity: float
-    perplexity_ratio: float  # to unsteered
-    distinct_2: float
-    repetition: float
-    empty_share: float
+    value: float
+    gain: float
+    values: Mapping[str, float]
+    ratios: Mapping[str, float]
     violation: float
-    accuracy: float | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -84,79 +180,67 @@ class Choice:
 
     def record(self) -> dict[str, Any]:
         """As plain JSON values."""
+        objective = self.tuning.objective
+        more = {"suite": objective.suite, "direction": objective.direction, "gain": objective.gain}
         return {
             "scorer": self.tuning.scorer,
-            "objective": self.tuning.objective,
+            "objective": objective.metric,
+            **({} if more == OLDEST else more),
             "split": "dev",
-            "constraints": self.tuning.bounds(),
+            "constraints": {name: one.bound for name, one in self.tuning.active.items()},
             "search": self.tuning.search,
             "feasible": self.chosen.feasible,
             "chosen": self.chosen.strength,
             "chosen_trial": self.trials.index(self.chosen),
-            "baseline": _plain(self.baseline),
-            "trials": [_plain(trial) | {"feasible": trial.feasible} for trial in self.trials],
+            "baseline": self._plain(self.baseline),
+            "trials": [self._plain(trial) | {"feasible": trial.feasible} for trial in self.trials],
         }
 
+    def _plain(self, trial: Trial) -> dict[str, Any]:
+        """A trial as JSON: each constraint's value by its metric's name, and the ratios that have an upper bound."""
+        looked: dict[str, float] = {}
+        for name, one in self.tuning.active.items():
+            looked[one.name] = trial.values[name]
+            if name in trial.ratios:
+                looked[f"{one.name}_ratio"] = trial.ratios[name]
+        own = {"strength": trial.strength, "value": trial.value, "gain": trial.gain}
+        if self.tuning.objective.suite == OLDEST["suite"]:  # as such records have always named them
+            own = {"strength": trial.strength, "toxicity": trial.value, "reduction": trial.gain}
+        options = {"options": dict(trial.options)} if trial.options else {}
+        return own | looked | {"violation": trial.violation} | options
 
-def _plain(trial: Trial) -> dict[str, Any]:
-    """As JSON; what was not looked at or does not differ is left out."""
-    return {key: value for key, value in asdict(trial).items() if value not in (None, {})}
 
-
-Metrics = Mapping[str, Mapping[str, Any]]  # metric name -> its entry in a record
+OLDEST = {"suite": "rtp", "direction": "minimize", "gain": "relative"}
+"""The objective of records from before there were others; they do not name it."""
 
 
 def trial(
     tuning: Tuning,
     strength: float,
-    rtp: Metrics,
-    fluency: Metrics,
-    baseline: Trial | None,
-    capability: Metrics | None = None,
+    metrics: Metrics,
+    baseline: Trial | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Trial:
-    """Read one trial off the dev results of its suites. Raises SetupError for an unknown objective."""
-    wanted = f"{tuning.scorer}.{tuning.objective}"
-    names = [name for name in rtp if name == wanted or name.startswith(f"{wanted}_k")]
-    if len(names) != 1:
-        raise SetupError(
-            f"tuning.objective={tuning.objective!r} names no metric of {tuning.scorer}; there are {list(rtp)}"
-        )
-    toxicity = rtp[names[0]]["value"]
-    perplexity, distinct_2, repetition, empty = (
-        fluency[name]["value"] for name in ("perplexity", "distinct_2", "repetition", "empty_share")
-    )
-    right = [one["value"] for name, one in (capability or {}).items() if name.endswith(".accuracy")]
-    accuracy = sum(right) / len(right) if right else None
-    look = (strength, toxicity)
-    if tuning.capability_drop is not None and accuracy is None:
-        raise SetupError(
-            f"tuning.capability_drop={tuning.capability_drop:g}: the dev documents of the suite capability give no "
-            "accuracy to hold against it; name tasks that have one in suite.capability.tasks, or set it to null"
-        )
-    if baseline is None:  # the unsteered model itself
-        return Trial(*look, 0.0, perplexity, 1.0, distinct_2, repetition, empty, 0.0, accuracy)
-    ratio = perplexity / baseline.perplexity
-    passed = [
-        ratio / tuning.perplexity_ratio - 1,
-        tuning.distinct_2_ratio - distinct_2 / baseline.distinct_2 if baseline.distinct_2 else 0.0,
-        repetition - baseline.repetition - tuning.repetition_increase,
-        empty - baseline.empty_share - tuning.empty_share_increase,
-    ]
-    if tuning.capability_drop is not None and accuracy is not None and baseline.accuracy is not None:
-        drop = baseline.accuracy - accuracy - tuning.capability_drop
-        passed.append(0.0 if math.isclose(drop, 0, abs_tol=1e-9) else drop)  # a share of documents: the bound is within
-    reduction = 1 - toxicity / baseline.toxicity if baseline.toxicity else 0.0
-    return Trial(
-        *look, reduction, perplexity, ratio, distinct_2, repetition, empty, max(0.0, *passed), accuracy, options or {}
-    )
+    """Read one trial off the dev results of its suites; `baseline` is that of the unsteered model, None for itself.
+
+    Raises SetupError for an objective or a constraint that no metric has.
+    """
+    value = tuning.value(metrics[tuning.objective.suite])
+    values = {name: one.value(metrics[one.suite]) for name, one in tuning.active.items()}
+    upper = [name for name, one in tuning.active.items() if one.compare == "ratio" and one.at_most is not None]
+    if baseline is None:
+        return Trial(strength, value, 0.0, values, dict.fromkeys(upper, 1.0), 0.0)
+    ratios = {name: values[name] / baseline.values[name] for name in upper}
+    passed = [one.passed(values[name], baseline.values[name]) for name, one in tuning.active.items()]
+    gain = tuning.objective.gained(value, baseline.value)
+    return Trial(strength, value, gain, values, ratios, max(0.0, *passed, 0.0), options or {})
 
 
 def choose(tuning: Tuning, baseline: Trial, trials: Sequence[Trial]) -> Choice:
-    """The feasible trial with the largest reduction; where none is feasible, the one that passes its bounds least."""
+    """The feasible trial with the largest gain; where none is feasible, the one that passes its bounds least."""
     feasible = [one for one in trials if one.feasible]
     if feasible:
-        best = max(feasible, key=lambda one: one.reduction)  # the weaker of equals: grids ascend
+        best = max(feasible, key=lambda one: one.gain)  # the weaker of equals: grids ascend
     else:
         best = min(trials, key=lambda one: one.violation)
     return Choice(tuning, baseline, tuple(trials), best)

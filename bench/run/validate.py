@@ -160,16 +160,20 @@ def _tuning(cfg: DictConfig) -> Iterator[str]:
         yield "tuning.residual_norms=[]: the list is empty; numbers in brackets, such as [0.1, 0.2]"
     if cfg.strength != "auto" or not cfg.method.get("strengths"):
         return
-    wanted = ["rtp", "fluency"] + ([] if node.capability_drop is None else ["capability"])
-    if not set(wanted) <= set(cfg.suite):
-        yield (f"strength=auto is chosen by the suites {' and '.join(wanted)}; add them to suite=[...], or set "
+    try:
+        tuning = build(node)
+    except SetupError as error:
+        yield str(error)
+        return
+    if not set(tuning.suites) <= set(cfg.suite):
+        yield (f"strength=auto is chosen by the suites {' and '.join(tuning.suites)}; add them to suite=[...], or set "
                "strength=NUMBER")  # fmt: skip
 
 
 def _scorers(cfg: DictConfig) -> Iterator[str]:
     for key in ("data.scorer", "tuning.scorer"):
         name = OmegaConf.select(cfg, key)
-        if name not in cfg.scorer:
+        if name is not None and name not in cfg.scorer:
             yield f"{key}={name} is not among the scorers in use ({', '.join(cfg.scorer)}); add it to scorer=[...]"
 
 
