@@ -139,7 +139,9 @@ class Capability:
                 if self.missing == "error":
                     raise
         if not found:
-            raise SetupError(f"suite.{self.name}: no source has any of {', '.join(self.tasks)}; set data.mirror=FOLDER")
+            raise SetupError(
+                f"suite.{self.name}: no source has any of {', '.join(self.tasks)}; set runtime.mirror=FOLDER"
+            )
         return found
 
     def identity(self, split: Split) -> dict[str, Any]:
