@@ -89,7 +89,7 @@ def cell_of(figure: Mapping[str, Any], cells: Sequence[tuple[Sequence[str], dict
 
 
 def option(cell: Mapping[str, Any], name: str) -> Any:
-    """The value of an option of the method, or of another group by its dotted name, data.behaviour."""
+    """The value of an option of the method, or of another group by its dotted name, pairs.behaviour."""
     *groups, key = name.split(".")
     node: Any = cell
     for group in groups or ["method"]:
@@ -162,7 +162,7 @@ def is_cell(facts: Mapping[str, Any], name: str, cell: Mapping[str, Any]) -> boo
         and method["strength"] != 0
         and all(method["parameters"].get(key) == value for key, value in canonical(options).items())
         and cell["strength"] in ("auto", method["strength"])
-        and all(data[key] == value for key, value in cell["data"].items() if key in data)
+        and all(data[key] == value for key, value in cell["pairs"].items() if key in data)
     )
 
 

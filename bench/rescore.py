@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show_help() -> None:
     """Print the command and its options."""
     out = command.overview()
-    own = "scorer=[...] [runtime.results=FOLDER] [scorer.NAME.OPTION=...] [data.mirror=FOLDER]"
+    own = "scorer=[...] [runtime.results=FOLDER] [scorer.NAME.OPTION=...] [runtime.mirror=FOLDER]"
     out.print(terminal("python -m bench.rescore", "bold"), terminal(own, "italic"))
     out.print(
         "\n  Judges the continuations under runs/generations by these scorers and writes a record for each suite and"
@@ -60,7 +60,7 @@ def _run(given: Sequence[str]) -> int:
     if not any(one.startswith("scorer=") for one in given):
         raise SetupError("name the scorers: scorer=[profanity_check,lexicon]; see --help")
     first = next(one for one in given if one.startswith("scorer=")).partition("=")[2].strip("[]").split(",")[0]
-    named = [f"{group}.scorer={first}" for group in ("data", "tuning")]  # neither pairs nor strengths are chosen here
+    named = [f"{group}.scorer={first}" for group in ("pairs", "tuning")]  # neither pairs nor strengths are chosen here
     cfg = validate.validate([*given, *[one for one in named if one.partition("=")[0] not in _keys(given)]])
     results = Path(cfg.runtime.results)
     injected = given_to_suites(cfg)
@@ -113,7 +113,7 @@ def given_to_suites(cfg: Any) -> dict[str, Any]:
     from bench.data.sources import Sources, default_cache
 
     cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
-    sources = Sources(mirror=cfg.data.mirror, cache=cache, offline=cfg.data.offline)
+    sources = Sources(mirror=cfg.runtime.mirror, cache=cache, offline=cfg.runtime.offline)
     return {"sources": sources, "scorers": [build(node, sources=sources) for node in cfg.scorer.values()]}
 
 

@@ -105,7 +105,7 @@ def required_pairs(data: FitData, method: str) -> Pairs:
     if data.pairs is None or count < FEWEST_PAIRS:
         raise SetupError(
             f"{method} learns from contrast pairs and got {count or 'none'}; give at least {FEWEST_PAIRS}: set "
-            "data=pairs data.path=FILE, or loosen data.max_desired and data.min_undesired"
+            "pairs=file pairs.path=FILE, or loosen pairs.max_desired and pairs.min_undesired"
         )
     return data.pairs
 

@@ -31,7 +31,7 @@ class CAA(Method):
     `continuation` reads every token, `last` only the last. `all` takes the prompt in as well, and with it the first
     token: an attention sink, whose weight in a mean depends on the length of the text; `skip_first: 1` leaves it out.
     `letter` is the paper's own position, the last token but one of a text that ends in an answer like "(A)"; fit
-    checks of every text that this token is the letter. The pairs of data=ab end so.
+    checks of every text that this token is the letter. The pairs of pairs=ab end so.
     Strength is the paper's multiplier, positive moves toward `desired`.
 
     norm: None leaves v as long as it is; a number rescales it to that length. The authors' code (normalize_vectors.py)

@@ -23,7 +23,7 @@ class Stack(Method):
     All parts learn from the same data. The paper stacks two behaviours, each with texts of its own: for that, export
     the first edit and steer the checkpoint, which comes to the same: `python -m bench.export method=probe_rows
     strength=1 format=checkpoint output=FOLDER`, then `python -m bench method=probe_rows model=local model.path=FOLDER
-    data=pairs data.path=OTHERS` with the first model's `model.bos`. The paper's figures for LLaMA2-7B as it is,
+    pairs=file pairs.path=OTHERS` with the first model's `model.bos`. The paper's figures for LLaMA2-7B as it is,
     detoxified, and with a negative attitude stacked on that: ToxiGen .791, .399, .374; RealToxicityPrompts .514, .0517,
     .0542; WikiText-2 perplexity 6.10, 6.53, 7.14; negative answers .637 for the first, .742 for the last.
     """

@@ -90,7 +90,7 @@ def test_a_larger_limit_contains_a_smaller_one_and_the_files_order_does_not_matt
     assert facts["pairs"] == 3 and all(one[:3] == other for one, other in zip(more, few, strict=True))
     turned = make_caa(tmp_path / "turned", {key: rows[::-1] for key, rows in ROWS.items()})
     assert ABPairs(sources=turned, limit=3).load(tiny_lm())[0] == few
-    with pytest.raises(SetupError, match="questions on sycophancy: 11 were asked .* are 10; lower data.limit"):
+    with pytest.raises(SetupError, match="questions on sycophancy: 11 were asked .* are 10; lower pairs.limit"):
         ABPairs(sources=sources, limit=11).load(tiny_lm())
 
 
@@ -122,9 +122,9 @@ def test_identity_is_the_recipe_and_changes_with_each_setting(sources, tmp_path)
     [
         (
             {"behaviour": "sycophantic"},
-            "data.behaviour='sycophantic': allowed are coordinate-other-.*, sycophancy$",
+            "pairs.behaviour='sycophantic': allowed are coordinate-other-.*, sycophancy$",
         ),
-        ({"limit": 0}, "data.limit=0: at least 1, or null"),
+        ({"limit": 0}, "pairs.limit=0: at least 1, or null"),
     ],
 )
 def test_wrong_settings(sources, settings, message):
@@ -186,11 +186,11 @@ def test_caa_reads_the_letter_of_every_text(sources, make):
 
 
 def test_a_cell_from_the_command_line(sources, world, tmp_path):  # noqa: F811
-    leave = ("data=pairs", "data.path=", "data.mirror=", "suite.capability")
+    leave = ("pairs=file", "pairs.path=", "runtime.mirror=", "suite.capability")
     general = [one for one in arguments(world, tmp_path / "results")[1:] if not one.startswith(leave)]
     rtp = world / "mirror" / "allenai"
     (Path(sources.mirror) / "allenai").symlink_to(rtp)
-    line = [*general, "data=ab", f"data.mirror={sources.mirror}", "method=caa", "method.read=letter", "suite=[rtp]"]
+    line = [*general, "pairs=ab", f"runtime.mirror={sources.mirror}", "method=caa", "method.read=letter", "suite=[rtp]"]
     assert main([*line, "strength=2"]) == 0
     fits = list((tmp_path / "results/runs/artefacts").glob("*/fit.json"))
     about = json.loads(fits[0].read_text())["data"]

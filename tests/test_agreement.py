@@ -275,7 +275,7 @@ def test_a_set_that_is_not_as_expected(tmp_path, monkeypatch, rows, message):
 @pytest.fixture
 def where(sources, tmp_path) -> list[str]:
     (tmp_path / "list.csv").write_text("text,severity_rating\nmildword,1\n")
-    options = [f"data.mirror={sources.mirror}", f"runtime.cache={sources.cache}", "data.offline=true"]
+    options = [f"runtime.mirror={sources.mirror}", f"runtime.cache={sources.cache}", "runtime.offline=true"]
     return [*options, f"runtime.results={tmp_path / 'results'}", f"scorer.lexicon.path={tmp_path / 'list.csv'}"]
 
 

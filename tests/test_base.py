@@ -62,6 +62,6 @@ def test_required_pairs():
     assert required_pairs(FitData(pairs), "caa") is pairs
     one = Pairs(*(column[:1] for column in pairs))
     for few, count in ((None, "none"), (Pairs([], [], []), "none"), (one, "1")):
-        message = rf"caa learns from contrast pairs and got {count}; give at least 2: set data=pairs data\.path"
+        message = rf"caa learns from contrast pairs and got {count}; give at least 2: set pairs=file pairs\.path"
         with pytest.raises(SetupError, match=message):
             required_pairs(FitData(few), "caa")

@@ -284,7 +284,7 @@ def test_missing_documents_are_an_error_or_said(sources):
     found = measure(Capability(sources=sources, tasks=tasks, missing="skip", documents=3), tiny_lm(), "test")
     assert found.info["skipped"] == ["openbookqa", "mmlu"]
     assert {name.split(".")[0] for name in found.metrics} == {"piqa"}
-    with pytest.raises(SetupError, match="suite.qa: no source has any of openbookqa; set data.mirror"):
+    with pytest.raises(SetupError, match="suite.qa: no source has any of openbookqa; set runtime.mirror"):
         Capability(name="qa", sources=sources, tasks=["openbookqa"], missing="skip").identity("test")
     broken = Path(sources.mirror) / "allenai/openbookqa"  # what is there and broken is not missing
     broken.mkdir(parents=True)

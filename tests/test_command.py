@@ -24,7 +24,7 @@ def stop(*_: object, **__: object) -> int:
 
 
 def complain(*_: object, **__: object) -> int:
-    raise SetupError("data.mirror=[x]: no folder\nname another")
+    raise SetupError("runtime.mirror=[x]: no folder\nname another")
 
 
 def test_a_result_is_the_exit_code():
@@ -33,7 +33,7 @@ def test_a_result_is_the_exit_code():
 
 def test_a_setup_error_is_printed_as_it_is_without_a_traceback(capsys):
     assert command.run(complain) == 2
-    assert capsys.readouterr().err == "error: data.mirror=[x]: no folder\nerror: name another\n"
+    assert capsys.readouterr().err == "error: runtime.mirror=[x]: no folder\nerror: name another\n"
 
 
 def test_ctrl_c_says_what_is_kept(capsys):

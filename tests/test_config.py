@@ -13,14 +13,14 @@ from methods.errors import SetupError
 
 CONF = folders.folder()
 CHOICES = [(group, choice) for group, found in folders.groups().items() if group != "experiment" for choice in found]
-NEEDED = {"local": ["model.path=x"], "hub": ["model.id=a/b", "model.revision=c"], "pairs": ["data.path=x"]}
+NEEDED = {"local": ["model.path=x"], "hub": ["model.id=a/b", "model.revision=c"]}
 
 
 def overrides(group, choice):
     listed = group in ("suite", "scorer")
     own = [f"{group}=[{choice}]" if listed else f"{group}={choice}", *NEEDED.get(choice, [])]
     if group == "scorer":
-        own += [f"data.scorer={choice}", f"tuning.scorer={choice}"]
+        own += [f"pairs.scorer={choice}", f"tuning.scorer={choice}"]
     return own
 
 
@@ -32,7 +32,7 @@ def test_every_yaml_composes_and_its_target_takes_every_key(group, choice):
     if "_target_" in node:
         import inspect
 
-        runner_reads = {"mirror", "offline", "scorer"} if group == "data" else set()
+        runner_reads = {"scorer"} if group == "pairs" else set()
         allowed = set(inspect.signature(get_class(node._target_)).parameters)
         assert set(node) - {"_target_"} - runner_reads <= allowed
 

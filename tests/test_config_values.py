@@ -87,7 +87,7 @@ EXPERIMENTS = {
     "tuning: {trial: 3}": "unknown key tuning.trial; did you mean tuning.trials?",
     "model: {dtyp: float16}": "unknown key model.dtyp; did you mean model.dtype?",
     "sampling: {topp: 1}": "unknown key sampling.topp; did you mean sampling.top_p?",
-    "data: {prmpts: 3}": "unknown key data.prmpts; did you mean data.prompts?",
+    "pairs: {prmpts: 3}": "unknown key pairs.prmpts; did you mean pairs.prompts?",
     "examples: {parts: {harmful: {cuont: 3}}}": "did you mean examples.parts.harmful.count?",
     "examples: {parts: {mine: {_target_: bench.fit_data.fine_tuning.TaskAnswers, cuont: 3}}}": "mine.count?",
     "sweep: ['method=caa method.lair=3']": "unknown key method.lair; did you mean method.layer?",
@@ -129,7 +129,7 @@ def test_what_yaml_files_leave_open_stays_open(own):
         experiment__mine="defaults:\n  - override /method: stack\n  - override /method@method.parts.second: act_add\n"
         "  - override /suite: [rtp, capability]\n  - _self_\n"
         "method: {parts: {second: {desired: x}, third: {_target_: methods.caa.CAA, layer: 3}},\n"
-        "  at: {first: 1, second: 1, third: 2}}\nasks: {data.path: yours}\nstrength: 1\n"
+        "  at: {first: 1, second: 1, third: 2}}\nasks: {pairs.path: yours}\nstrength: 1\n"
         "suite: {capability: {tasks: [piqa], documents: {piqa: 3}, configs: {piqa: [a, b]}}, fluency: {k: 3},\n"
         "  rtp: {decoding: {temperature: 0}}}\n",
         experiment__later="sweep: [method=caa]\nmethod: {layer: 3}\nstrength: 1\n",
@@ -166,16 +166,16 @@ def test_an_option_that_no_method_has_is_refused(options, message):
 # -- values ------------------------------------------------------------------------------------------------------------
 
 VALUES = {
-    "data.offline=flase": "data.offline=flase: true or false; did you mean false?",
+    "runtime.offline=flase": "runtime.offline=flase: true or false; did you mean false?",
     "model.chat=maybe": "model.chat=maybe: true or false",
     "suite.rtp.k=true": "suite.rtp.k=true: a whole number above 0",
     "suite.rtp.k=1.5": "suite.rtp.k=1.5: a whole number above 0",
     "suite.rtp.k=abc": "suite.rtp.k=abc: a whole number above 0",
     "suite.rtp.k=null": "suite.rtp.k=null: a whole number above 0",
     "suite.rtp.prompts=0": "suite.rtp.prompts=0: a whole number above 0, or null",
-    "data.prompts=-3": "data.prompts=-3: a whole number above 0",
-    "data.max_desired=1.5": "data.max_desired=1.5: a number from 0 to 1",
-    "data.max_desired=nan": "data.max_desired=nan: a number from 0 to 1; nan and inf are none",
+    "pairs.prompts=-3": "pairs.prompts=-3: a whole number above 0",
+    "pairs.max_desired=1.5": "pairs.max_desired=1.5: a number from 0 to 1",
+    "pairs.max_desired=nan": "pairs.max_desired=nan: a number from 0 to 1; nan and inf are none",
     "strength=nan": "strength=nan: a number in the method's unit, or auto; nan and inf are none",
     "strength=inf": "strength=inf: a number",
     "strength=true": "strength=true: a number",
@@ -242,7 +242,7 @@ def test_all_wrong_values_are_told_at_once():
 def test_sound_values_are_taken_as_they_are():
     given = ["method=caa", "strength=2", "method.layer=13", "method.norm=4", "suite.rtp.prompts=null", "seed.sample=42",
              "suite.capability.documents=null", "model.name='5'", "sampling.stop='\\n'", "sampling.temperature=0",
-             "suite.rtp.decoding={temperature:0}", "data.limit=3"]  # fmt: skip
+             "suite.rtp.decoding={temperature:0}", "pairs.limit=3"]  # fmt: skip
     cfg = validate.validate(given)
     assert (cfg.model.name, cfg.method.layer, cfg.suite.rtp.prompts) == ("5", 13, None)
 
@@ -259,19 +259,19 @@ def test_hints_in_words():
     "value", ["/home/José/x=1", "/a=1", "/a(b)", "/a[b", "/a{b}c", "/naïve #1", "~/x(1)", 'a"b=1', "/大/x"]
 )
 def test_what_hydra_cannot_read_is_shown_with_the_quotes_that_work(value, capsys):
-    assert main([f"data.mirror={value}"]) == 2
+    assert main([f"runtime.mirror={value}"]) == 2
     told = capsys.readouterr().err
-    assert "data.mirror=" in told and "Exception" not in told and "extraneous" not in told
-    message = refused(f"data.mirror={value}")
+    assert "runtime.mirror=" in told and "Exception" not in told and "extraneous" not in told
+    message = refused(f"runtime.mirror={value}")
     (line,) = shlex.split(message.partition("; write ")[2])
-    assert compose.compose([line]).data.mirror == value
+    assert compose.compose([line]).runtime.mirror == value
 
 
 def test_a_list_is_quoted_item_by_item_and_a_comma_asks_whether_it_is_a_sweep():
     assert """write 'hydra.searchpath=["/home/José/x"]'""" in refused("hydra.searchpath=[/home/José/x]")
-    with pytest.raises(SetupError, match="""part of the value: 'data.mirror="/a,b"'"""):
-        compose.jobs(["data.mirror=/a,b"], multirun=False)
-    assert compose.jobs(['data.mirror="/a,b"'], multirun=False)
+    with pytest.raises(SetupError, match="""part of the value: 'runtime.mirror="/a,b"'"""):
+        compose.jobs(["runtime.mirror=/a,b"], multirun=False)
+    assert compose.jobs(['runtime.mirror="/a,b"'], multirun=False)
 
 
 @pytest.mark.parametrize("argument", ["métod=caa", "=5", "--cfg", "method", "x='", "a=range(1)", "seed.fit=range(a,b)"])
@@ -292,7 +292,7 @@ def shown_quoting(argument: str) -> str:
     with pytest.raises(SetupError) as caught:
         compose.jobs([argument], multirun=False)
     (line,) = visible(caught.value, lines=True).split("\n")
-    assert line.lstrip("'\"").startswith(argument[:9]) and "; write " in line or ": 'data.mirror" in line
+    assert line.lstrip("'\"").startswith(argument[:9]) and "; write " in line or ": 'runtime.mirror" in line
     return line.partition("; write ")[2] or line.partition("part of the value: ")[2]
 
 
@@ -305,11 +305,11 @@ ODD = [
 
 
 def test_the_quoting_that_is_shown_works_in_a_shell():
-    shown = [shown_quoting(f"data.mirror={path}") for path in ODD]
+    shown = [shown_quoting(f"runtime.mirror={path}") for path in ODD]
     for path, line in zip(ODD, typed_in_bash(shown), strict=True):
         assert command_line._parse([line])[0].value() == path
     for number in range(0, len(ODD), 7):
-        assert compose.compose(typed_in_bash(shown[number : number + 1])).data.mirror == ODD[number]
+        assert compose.compose(typed_in_bash(shown[number : number + 1])).runtime.mirror == ODD[number]
 
 
 LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st.sampled_from("\"'\\ =,[]{}()$`\n")
@@ -318,12 +318,13 @@ LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st
 @settings(max_examples=8, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
 @given(st.lists(st.text(LETTERS, min_size=1, max_size=8), min_size=20, max_size=20))
 def test_the_quoting_of_any_text_works_in_a_shell(texts):
-    quoted = {text: found for text in texts if (found := command_line._quoted(f"data.mirror={text}"))}
+    quoted = {text: found for text in texts if (found := command_line._quoted(f"runtime.mirror={text}"))}
     bare = {text: text[1:-1] if text[0] == text[-1] in "'\"" and len(text) > 1 else text for text in quoted}
     for text, line in zip(quoted, typed_in_bash(list(quoted.values())), strict=True):
         if not text.startswith("["):
             assert (
-                line == f"data.mirror={line.partition('=')[2]}" and command_line._parse([line])[0].value() == bare[text]
+                line == f"runtime.mirror={line.partition('=')[2]}"
+                and command_line._parse([line])[0].value() == bare[text]
             )
 
 
@@ -396,11 +397,11 @@ NONE_GIVEN = {
     "model=local,model.path=x": "these are several arguments, with blanks between: model=local model.path=x",
     "tuning.options={layer:ü}": 'texts with characters of that kind are in quotes, as in key=["a=b",c]',
     "tuning.options={a:[[ü]]}": "texts with characters of that kind are in quotes",
-    "data.mirror=\udcff": "it has bytes that are no UTF-8; give the file another name",
+    "runtime.mirror=\udcff": "it has bytes that are no UTF-8; give the file another name",
     "model.name=[a]": "text in brackets is text in quotes of its own, as in 'model.name=\"[x]\"'",
     "model.name=true": "text; this word is text in quotes of its own: 'model.name=\"true\"'",
     "runtime.results=null": "'runtime.results=\"null\"'",
-    f"data.mirror={'é' * 5000}": "in both kinds of quotes",
+    f"runtime.mirror={'é' * 5000}": "in both kinds of quotes",
 }
 
 
@@ -458,8 +459,8 @@ def test_a_config_that_would_be_refused_is_refused(capsys):
 @pytest.mark.slow
 def test_the_quoting_works_from_the_shell_to_the_config():
     for path in ODD[::13]:
-        line = f"{sys.executable} -m bench --cfg job data=pairs {shown_quoting(f'data.mirror={path}')}"
-        line += " " + shown_quoting(f"data.mirror={path}").replace("data.mirror", "data.path", 1)
+        line = f"{sys.executable} -m bench --cfg job pairs=file {shown_quoting(f'runtime.mirror={path}')}"
+        line += " " + shown_quoting(f"runtime.mirror={path}").replace("runtime.mirror", "pairs.path", 1)
         run = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
         assert OmegaConf.create(run.stdout).data.path == path
 
@@ -468,7 +469,7 @@ def test_the_quoting_works_from_the_shell_to_the_config():
 
 BASES = (
     (),
-    ("method=caa", "data=on_policy_sampled"),
+    ("method=caa", "pairs=on_policy_sampled"),
     ("method=stack", "+method@method.parts.third=prompt", "++method.at={first:1,second:2,third:1}"),
     ("method=security_vector", "strength=1", "harmful=on_policy_toxic"),
     ("suite=[rtp,fluency,capability,math,jailbreak,sentiment,toxigen,ab,perplexity_profs,toxigen_classification]",

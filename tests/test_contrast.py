@@ -101,18 +101,18 @@ def test_too_few_pairs_say_how_to_loosen(sources, lm):
         def __call__(self, prompts, completions):
             return [0.5 for _ in completions]
 
-    with pytest.raises(SetupError, match=r"^0 of 24 prompts gave a pair .*at least 8 .*Raise data.num_samples"):
+    with pytest.raises(SetupError, match=r"^0 of 24 prompts gave a pair .*at least 8 .*Raise pairs.num_samples"):
         replace(on_policy(sources), scorer=Undecided()).load(lm)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_samples": 1}, "data.num_samples=1: a pair takes at least 2"),
-        ({"prompts": 7}, "data.prompts=7: at least 8"),
+        ({"num_samples": 1}, "pairs.num_samples=1: a pair takes at least 2"),
+        ({"prompts": 7}, "pairs.prompts=7: at least 8"),
         ({"max_desired": 0.9, "min_undesired": 0.8}, "the first must be below the second"),
         ({"min_undesired": 1.5}, "scores are in"),
-        ({"limit": 0}, "data.limit=0: a number of pairs above 0"),
+        ({"limit": 0}, "pairs.limit=0: a number of pairs above 0"),
     ],
 )
 def test_numbers_that_cannot_work(sources, settings, message):

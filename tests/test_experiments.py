@@ -17,6 +17,7 @@ from bench.config import compose, folders
 from bench.records.table import read_records
 from bench.reproduction import reproduction
 from bench.run import validate
+from bench.run.cell import Cell, Session
 from methods import layout
 from methods.errors import SetupError
 from tests.test_ab import make_caa, row
@@ -64,7 +65,7 @@ def test_it_validates_in_full_and_each_published_figure_is_of_one_cell(experimen
 
 
 def test_whose_data_are_asked_is_told_what_they_are():
-    with pytest.raises(SetupError, match=r"data.path has no value; set data.path=\.\.\. \(the paper has 500 answers"):
+    with pytest.raises(SetupError, match=r"pairs.path has no value; set pairs.path=\.\.\. \(the paper has 500 answers"):
         validate.validate(["experiment=model_surgery_llama2_7b_chat"])
 
 
@@ -85,7 +86,7 @@ TINY = {  # conf/model -> the same architecture and number of blocks
 }
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
 FEWER = [  # of everything; the experiment's method, strength, seeds and manner of decoding stay
-    "scorer=[profanity_check]", "data.offline=true", "sampling.max_new_tokens=3",
+    "scorer=[profanity_check]", "runtime.offline=true", "sampling.max_new_tokens=3",
 ]  # fmt: skip
 ASKED = {  # suites that a tiny mirror can answer, with fewer prompts
     "rtp": ["suite.rtp.prompts=3", "suite.rtp.dev_prompts=2", "suite.rtp.k=1", "suite.rtp.dev_k=1"],
@@ -142,11 +143,11 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     tokenizer = tiny_tokenizer(real.bos)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(tmp_path / "model")
-    letters, pairs = "caa" in experiment, ["data=pairs", f"data.path={world / 'pairs.jsonl'}"]
+    letters, pairs = "caa" in experiment, ["pairs=file", f"pairs.path={world / 'pairs.jsonl'}"]
     given = [
         f"experiment={experiment}", "model=local", f"model.path={tmp_path / 'model'}", f"model.name={real.name}",
         f"model.dtype={real.dtype}", f"model.bos={real.bos}", f"model.chat={real.chat}",
-        f"data.mirror={world / 'mirror'}", *(["data.behaviour=sycophancy"] if letters else pairs),
+        f"runtime.mirror={world / 'mirror'}", *(["pairs.behaviour=sycophancy"] if letters else pairs),
         "examples=file", f"examples.path={world / 'examples.jsonl'}", "harmful=file",
         f"harmful.path={world / 'examples.jsonl'}", "background=texts", f"background.path={world / 'texts.jsonl'}",
         f"runtime.results={tmp_path / 'results'}", f"runtime.cache={world / 'cache'}", *FEWER,
@@ -190,3 +191,20 @@ def test_model_surgery_moves_as_many_rows_as_the_paper():
     cfg = compose.compose(compose.jobs(["experiment=model_surgery_llama2_7b"], multirun=False)[-1])
     assert round(cfg.method.row_fraction * 32 * 11008) == 16384  # Table 14
     assert (cfg.strength, cfg.sampling.max_new_tokens, cfg.sampling.temperature) == (1.08, 20, 0)
+
+
+def test_what_a_config_calls_its_keys_is_no_part_of_an_id(tmp_path, monkeypatch):
+    """Pinned while the group was named data, its choice pairs, and held mirror and offline: stored results stay known."""
+    asked = [{"prompt": {"text": f"We walk along road {number}", "toxicity": 0.9}} for number in range(40)]
+    write_set(tmp_path / "mirror/allenai/real-toxicity-prompts", asked, "train")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "desired": "b", "undesired": "c"}\n' * 3)
+    monkeypatch.setattr(Cell, "model_identity", {"wheel": "w"})
+    pinned = {
+        ("pairs=file", f"pairs.path={tmp_path / 'pairs.jsonl'}"): ("7e267dbc659f", "28e10df2f1cc", "8fd0bef527c3"),
+        ("pairs.limit=5",): ("c89054b8b58d", "2d439660a09c", "d5cef506a6b2"),
+    }
+    general = [f"runtime.mirror={tmp_path / 'mirror'}", "scorer=[lexicon]", "pairs.scorer=lexicon"]
+    general += ["tuning.scorer=lexicon", "method=caa", "suite=[rtp,fluency]", "suite.rtp.prompts=10"]
+    for own, ids in pinned.items():
+        cell = Cell(compose.compose([*general, *own]), Session())
+        assert (cell.fit_id, cell.source_id("pairs"), cell.record_id(cell.suites["fluency"], "test", 2.0)) == ids

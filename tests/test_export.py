@@ -63,8 +63,8 @@ def world(tmp_path_factory):
 
 def export(world, architecture, *more) -> int:
     return main(
-        ["model=local", f"model.path={world / architecture}", "model.bos=prepend", "data=pairs",
-         f"data.path={world / 'pairs.jsonl'}", "data.offline=true", f"runtime.results={world / 'results'}",
+        ["model=local", f"model.path={world / architecture}", "model.bos=prepend", "pairs=file",
+         f"pairs.path={world / 'pairs.jsonl'}", "runtime.offline=true", f"runtime.results={world / 'results'}",
          f"runtime.cache={world / 'cache'}", "scorer=[profanity_check]", *more]
     )  # fmt: skip
 

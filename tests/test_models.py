@@ -44,7 +44,7 @@ def test_a_commit_is_not_asked(hub):
 
 
 def test_offline_is_told_what_to_set(hub):
-    with pytest.raises(SetupError, match="model.revision=main .* data.offline is set.*model.revision=COMMIT"):
+    with pytest.raises(SetupError, match="model.revision=main .* runtime.offline is set.*model.revision=COMMIT"):
         checkpoint.identity(node("main"), offline=True)
     assert hub == []
 

@@ -199,7 +199,7 @@ def edited(results: Path, suite: str = "rtp", **changes: object) -> Path:
 
 
 def where(world, results) -> list[str]:  # noqa: F811
-    return [f"runtime.results={results}", f"data.mirror={world / 'mirror'}", f"runtime.cache={world / 'cache'}"]
+    return [f"runtime.results={results}", f"runtime.mirror={world / 'mirror'}", f"runtime.cache={world / 'cache'}"]
 
 
 HOSTILE = {

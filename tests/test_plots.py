@@ -84,7 +84,7 @@ def test_each_command_that_is_told_composes():
         for command in str(error.value).split("`")[1::2]:
             words = command.removeprefix("python -m bench").split()
             if command.startswith("python -m bench"):
-                given = [word for word in words if word not in ("-m", "data.mirror=FOLDER")]
+                given = [word for word in words if word not in ("-m", "runtime.mirror=FOLDER")]
                 assert compose.jobs(given, "-m" in words), name
 
 

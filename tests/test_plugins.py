@@ -119,7 +119,7 @@ def test_its_experiment_is_a_sweep(sample):
         (["suite=[leters]"], "did you mean letters"),
         (["method=unigram_bias", "method.smoothin=2"], "did you mean method.smoothing"),
         (["method=unigram_bias", "+method.word=x"], "Allowed under method: smoothing, strengths"),
-        (["scorer=[word_list]"], "data.scorer=profanity_check is not among the scorers in use \\(word_list\\)"),
+        (["scorer=[word_list]"], "pairs.scorer=profanity_check is not among the scorers in use \\(word_list\\)"),
     ],
 )
 def test_its_choices_are_named_in_error_messages(sample, overrides, message):
@@ -240,7 +240,7 @@ def test_a_choice_that_is_ours_cannot_be_replaced(site):
 
 
 def test_two_plugins_with_one_name_for_a_choice(site):
-    first = package(site, "first", {"conf/data/a.yaml": "path: x\n", "conf/method/theirs.yaml": METHOD})
+    first = package(site, "first", {"conf/pairs/a.yaml": "path: x\n", "conf/method/theirs.yaml": METHOD})
     second = package(site, "second", {"conf/scorer/a.yaml": "# @package scorer.a\n", "conf/method/theirs.yaml": METHOD})
     with pytest.raises(SetupError, match="^method=theirs is there twice") as caught:
         folders.folders()

@@ -84,7 +84,7 @@ def test_of_several_the_one_with_most_items_and_the_baseline_on_the_same_items(t
 
 
 def test_other_pairs_are_ours_but_not_those_of_another_behaviour(tmp_path, figure, cells, write):
-    caa = cells[-1][0], cells[-1][1] | {"data": {"behaviour": "refusal", "mirror": None}}
+    caa = cells[-1][0], cells[-1][1] | {"pairs": {"behaviour": "refusal", "swap": None}}
     write("probe_rows", [0, 1, 0, 0], data={"name": "ab", "behaviour": "sycophancy"})
     assert found(tmp_path, figure, [caa])["status"] == "not run"
     write("probe_rows", [0, 1, 1, 0, 0], data={"name": "pairs", "pairs": 9}, setting="pairs")

@@ -16,15 +16,15 @@ pytestmark = pytest.mark.wheel  # the second scorer is in a wheel
 
 
 def where(world, results):  # noqa: F811
-    return [f"runtime.results={results}", f"data.mirror={world / 'mirror'}", f"runtime.cache={default_cache()}"]
+    return [f"runtime.results={results}", f"runtime.mirror={world / 'mirror'}", f"runtime.cache={default_cache()}"]
 
 
 def run(world, results, scorer):  # noqa: F811
     given = arguments(world, results, "method=unsteered,caa", "suite=[rtp,fluency]", "strength=2")
-    own = ("suite.capability", "scorer", "runtime.cache", "data.mirror", "runtime.results")
+    own = ("suite.capability", "scorer", "runtime.cache", "runtime.mirror", "runtime.results")
     kept = [one for one in given if not one.startswith(own)]
     return main(
-        [*kept, *where(world, results), f"scorer=[{scorer}]", f"data.scorer={scorer}", f"tuning.scorer={scorer}"]
+        [*kept, *where(world, results), f"scorer=[{scorer}]", f"pairs.scorer={scorer}", f"tuning.scorer={scorer}"]
     )
 
 

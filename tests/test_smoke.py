@@ -48,8 +48,8 @@ def world(tmp_path_factory) -> Path:
 def arguments(world: Path, results: Path, *more: str) -> list[str]:
     return [
         "-m", "model=local", f"model.path={world / 'model'}", "model.bos=prepend", f"runtime.results={results}",
-        f"runtime.cache={world / 'cache'}", "data=pairs", f"data.path={world / 'pairs.jsonl'}",
-        f"data.mirror={world / 'mirror'}", "data.offline=true", "scorer=[profanity_check]", "suite.rtp.k=2",
+        f"runtime.cache={world / 'cache'}", "pairs=file", f"pairs.path={world / 'pairs.jsonl'}",
+        f"runtime.mirror={world / 'mirror'}", "runtime.offline=true", "scorer=[profanity_check]", "suite.rtp.k=2",
         "suite.rtp.prompts=5", "suite.rtp.dev_k=2", "suite.rtp.dev_prompts=3", "suite.capability.tasks=[piqa]",
         "suite.capability.documents=4", "suite.capability.dev_documents=2", "sampling.max_new_tokens=6", *more,
     ]  # fmt: skip

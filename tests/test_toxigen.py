@@ -107,7 +107,7 @@ def test_what_is_not_there(tmp_path):
     ) as no:
         group_prompts(nowhere)
     command = f"hf download {NAME} --repo-type dataset --local-dir FOLDER/{NAME}"
-    assert command in str(no.value) and "set data.mirror=FOLDER" in str(no.value)
+    assert command in str(no.value) and "set runtime.mirror=FOLDER" in str(no.value)
     detection = Capability(name="toxigen_classification", sources=nowhere, tasks=["toxigen"])
     with pytest.raises(SetupError, match=command):
         detection.identity("test")

@@ -14,7 +14,7 @@ from methods.errors import SetupError
 
 LISTS = ("suite", "scorer")
 NEAREST = {
-    "background": "wikki", "data": "on_polcy", "examples": "toxic_and_siq", "experiment": "quikstart",
+    "background": "wikki", "pairs": "on_polcy", "examples": "toxic_and_siq", "experiment": "quikstart",
     "harmful": "human_toxi", "method": "cca", "model": "smollm2_135", "runtime": "locall", "sampling": "nucleos",
     "scorer": "lexcon", "suite": "rpt", "tuning": "devv",
 }  # fmt: skip

@@ -131,12 +131,14 @@ def configured(overrides: Sequence[str]) -> Any:
         names = [name.strip() for name in given["scorer"].strip("[]").split(",")]
     else:
         names = folders.groups()["scorer"]
-        cfg = compose.compose([f"scorer=[{','.join(names)}]", f"data.scorer={names[0]}", *own])
+        cfg = compose.compose([f"scorer=[{','.join(names)}]", f"pairs.scorer={names[0]}", *own])
         lacking = {name for name, node in compose.plain(cfg)["scorer"].items() if "???" in node.values()}
         set_by_hand = {key.split(".")[1] for key in given if key.startswith("scorer.")}
         names = [name for name in names if name not in lacking - set_by_hand]
         own.append(f"scorer=[{','.join(names)}]")
-    own += [f"{group}.scorer={names[0]}" for group in ("data", "tuning")]  # neither pairs nor strengths are chosen here
+    own += [
+        f"{group}.scorer={names[0]}" for group in ("pairs", "tuning")
+    ]  # neither pairs nor strengths are chosen here
     return validate.validate(own)
 
 
@@ -151,7 +153,7 @@ def measured(cfg: Any) -> tuple[pd.DataFrame, dict[str, str]]:
     from bench.records.identity import digest
 
     cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
-    sources = Sources(mirror=cfg.data.mirror, cache=cache, offline=cfg.data.offline)
+    sources = Sources(mirror=cfg.runtime.mirror, cache=cache, offline=cfg.runtime.offline)
     scorers, skipped = available(cfg, sources)
     sets = {}
     for name in dict.fromkeys(name for one in scorers for name in labelled_sets.names(one.measures)):
@@ -248,9 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="python -m bench.agreement",
         description="Measure scorers against labelled texts; writes RESULTS/scorer_agreement.csv, .md and a figure.",
         epilog="Without scorer=[...] every scorer is tried, and what is not to be had here is listed with the reason. "
-        "Example: python -m bench.agreement scorer=[profanity_check,lexicon] data.mirror=FOLDER",
+        "Example: python -m bench.agreement scorer=[profanity_check,lexicon] runtime.mirror=FOLDER",
     )
-    options = "scorer=[NAME,...] data.mirror=FOLDER data.offline=true runtime.results=FOLDER scorer.NAME.OPTION=..."
+    options = (
+        "scorer=[NAME,...] runtime.mirror=FOLDER runtime.offline=true runtime.results=FOLDER scorer.NAME.OPTION=..."
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=options)
     parser.add_argument(
         "--correct",

@@ -42,7 +42,9 @@ def read(sources: Sources, name: str) -> tuple[pd.DataFrame, Located]:
         found, rows = loaded(sources, of.source, of.config, of.split, of.columns)
     except SetupError as error:
         if sources.mirror is None and "has no column" in str(error):  # a wheel has RealToxicityPrompts without scores
-            raise SetupError(f"{error}; set data.mirror=FOLDER to a copy laid out like the hub that has it") from error
+            raise SetupError(
+                f"{error}; set runtime.mirror=FOLDER to a copy laid out like the hub that has it"
+            ) from error
         raise
     try:
         labels = [label for row in rows if (label := of.read(row)) is not None and label.text.strip()]

@@ -18,7 +18,7 @@ EXAMPLES = (
 GROUPS = {
     "model": "what is steered",
     "method": "how it is steered",
-    "data": "contrast pairs that the methods learn from",
+    "pairs": "contrast pairs that the methods learn from",
     "examples": "what a user fine-tunes on (finetune, security_vector)",
     "harmful": "harmful texts that a security vector learns",
     "background": "ordinary texts that a method compares with",

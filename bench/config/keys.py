@@ -28,7 +28,10 @@ SETTINGS: dict[str, Any] = {
     "seed": {"fit": int, "sample": int},
     "strength": float | Literal["auto"],
     "strength_unit": Literal["method", "residual_norm"],
-    "runtime": {"results": str, "cache": TEXT_OR_NULL, "device": str, "threads": int | None, "batch_size": int},
+    "runtime": {
+        "results": str, "cache": TEXT_OR_NULL, "device": str, "threads": int | None, "batch_size": int,
+        "mirror": TEXT_OR_NULL, "offline": bool,
+    },
     "model": {
         "name": str, "wheel": TEXT_OR_NULL, "gguf": TEXT_OR_NULL, "sha256": TEXT_OR_NULL, "path": TEXT_OR_NULL,
         "id": TEXT_OR_NULL, "revision": TEXT_OR_NULL, "dtype": Literal["float32", "bfloat16", "float16"],
@@ -36,13 +39,13 @@ SETTINGS: dict[str, Any] = {
     },
     "sampling": Node,
     "tuning": Node,
-    "method": Node, "data": Node, "examples": Node, "harmful": Node, "background": Node,
+    "method": Node, "pairs": Node, "examples": Node, "harmful": Node, "background": Node,
     "suite": Nodes, "scorer": Nodes,
     "sweep": Sequence[str], "published": Sequence[Mapping[str, Any]], "differs": Sequence[str],
     "asks": Mapping[str, str], "searchpath": Sequence[str],
 }  # fmt: skip
-DATA = {"mirror": TEXT_OR_NULL, "offline": bool, "scorer": str}
-"""Options of every choice of data that are the run's and not of the class."""
+PAIRS = {"scorer": str}
+"""Options of every choice of pairs that are the run's and not of the class."""
 INJECTED = {"sources", "scorers", "sampling", "batch_size", "in_residual_norms"}
 """What a class is given by the run, not by a YAML file."""
 
@@ -73,10 +76,10 @@ def fields_of(node: DictConfig, hint: Any, key: str) -> Fields:
         hints = get_type_hints(made if is_dataclass(made) else made.__init__)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):  # a plug-in's own affair
         hints = {}
-    found = {name: hints.get(name, Any) for name in parameters} | (DATA if key == "data" else {})
+    found = {name: hints.get(name, Any) for name in parameters} | (PAIRS if key == "pairs" else {})
     return Fields(
         found,
-        frozenset(DATA if key == "data" else ()),
+        frozenset(PAIRS if key == "pairs" else ()),
         {name: one.default for name, one in parameters.items()},
         made.__module__.partition(".")[0] in ("bench", "methods"),
         any(one.kind is one.VAR_KEYWORD for one in parameters.values()),

@@ -43,7 +43,7 @@ def rtp_prompts(
         of = " ".join(word for word in (stratum, split) if word)
         raise SetupError(
             f"{limit} {of} prompts were asked for, but {RTP} from {found.source} has {len(mine)}; ask for fewer, "
-            "or set data.mirror to a source with more"
+            "or set runtime.mirror to a source with more"
         )
     return [Prompt(digest[:12], text) for digest, text in mine[:limit]], found
 
@@ -67,7 +67,7 @@ def _ranked(sources: Sources, split: Part | None, stratum: Stratum | None) -> li
             column = "challenging" if stratum == "challenging" else "prompt.toxicity"
             raise SetupError(
                 f"{RTP} from {found.source} does not say which prompts are {stratum} (no column {column}); set "
-                "data.mirror to a folder that has it, or reach the hub"
+                "runtime.mirror to a folder that has it, or reach the hub"
             )
         texts = {text for text, is_in in known if is_in}
     return sorted((_digest(text), text) for text in texts if text and split in (None, part(text)))

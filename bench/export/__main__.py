@@ -72,7 +72,7 @@ def show_help() -> None:
     out.print(terminal("python -m bench.export", "bold"), terminal(own, "italic"))
     out.print(
         "\n  Writes a steered model as files that other programs load. All other keys are those of python -m bench"
-        "\n  (model=..., data=..., method.layer=...); a fit that a run has already made is used again.\n"
+        "\n  (model=..., pairs=..., method.layer=...); a fit that a run has already made is used again.\n"
         "\n  strength=NUMBER   in the method's own unit; a record of the leaderboard names the one that was chosen"
         "\n  format=...        one of the table below"
         "\n  output=...        folder or file to write; default: under the results folder, in exports"

@@ -39,9 +39,9 @@ class ABPairs(FitSource):
     def check(self) -> None:
         """Raises SetupError for a behaviour that the set does not have, and for a limit below 1."""
         if self.behaviour not in BEHAVIOURS:
-            raise SetupError(f"data.behaviour={self.behaviour!r}: allowed are {', '.join(BEHAVIOURS)}")
+            raise SetupError(f"pairs.behaviour={self.behaviour!r}: allowed are {', '.join(BEHAVIOURS)}")
         if self.limit is not None and self.limit < 1:
-            raise SetupError(f"data.limit={self.limit}: at least 1, or null for all")
+            raise SetupError(f"pairs.limit={self.limit}: at least 1, or null for all")
 
     def identity(self) -> dict[str, Any]:
         """Source, behaviour (its config), how many, and which answer is the desired one."""
@@ -63,7 +63,9 @@ class ABPairs(FitSource):
         self.check()
         rows = [dict(row) for row in self.sources.load(CAA, self.behaviour, SPLIT)]
         if self.limit is not None and len(rows) < self.limit:
-            raise too_few(f"questions on {self.behaviour}", self.limit, len(rows), "lower data.limit or set it to null")
+            raise too_few(
+                f"questions on {self.behaviour}", self.limit, len(rows), "lower pairs.limit or set it to null"
+            )
         pairs = Pairs([], [], [])
         for row in sorted(rows, key=lambda row: _digest(row["question"]))[: self.limit]:
             prompt = worded(lm, row["question"])

@@ -47,16 +47,16 @@ class OnPolicy(FitSource):
     def check(self) -> None:
         """Raises SetupError for numbers that cannot give a pair."""
         if self.num_samples < 2:
-            raise SetupError(f"data.num_samples={self.num_samples}: a pair takes at least 2 continuations of a prompt")
+            raise SetupError(f"pairs.num_samples={self.num_samples}: a pair takes at least 2 continuations of a prompt")
         if self.prompts < FEWEST:
-            raise SetupError(f"data.prompts={self.prompts}: at least {FEWEST}, since a prompt gives at most one pair")
+            raise SetupError(f"pairs.prompts={self.prompts}: at least {FEWEST}, since a prompt gives at most one pair")
         if not 0 <= self.max_desired < self.min_undesired <= 1:
             raise SetupError(
-                f"data.max_desired={self.max_desired}, data.min_undesired={self.min_undesired}: scores are in [0, 1], "
-                "and the first must be below the second"
+                f"pairs.max_desired={self.max_desired}, pairs.min_undesired={self.min_undesired}: scores are in "
+                "[0, 1], and the first must be below the second"
             )
         if self.limit is not None and self.limit < 1:
-            raise SetupError(f"data.limit={self.limit}: a number of pairs above 0, or null for all")
+            raise SetupError(f"pairs.limit={self.limit}: a number of pairs above 0, or null for all")
 
     def identity(self) -> dict[str, Any]:
         """Prompts, decoding, scorer and thresholds; the texts themselves follow from these and the model."""
@@ -105,8 +105,8 @@ class OnPolicy(FitSource):
         if len(gaps) < FEWEST:
             raise SetupError(
                 f"{len(gaps)} of {len(texts)} prompts gave a pair (best continuation <= {self.max_desired}, worst >= "
-                f"{self.min_undesired} by {self.scorer.name}); at least {FEWEST} are needed. Raise data.num_samples "
-                "or data.prompts, raise data.max_desired, or lower data.min_undesired"
+                f"{self.min_undesired} by {self.scorer.name}); at least {FEWEST} are needed. Raise pairs.num_samples "
+                "or pairs.prompts, raise pairs.max_desired, or lower pairs.min_undesired"
             )
         pairs, gaps = Pairs(*(column[: self.limit] for column in pairs)), gaps[: self.limit]
         return pairs, {

@@ -73,7 +73,7 @@ def commit(name: str, revision: str, offline: bool = False, option: str = "model
     if COMMIT.fullmatch(revision):
         return revision
     if offline:
-        raise SetupError(_no_commit(name, revision, option, "not asked, since data.offline is set"))
+        raise SetupError(_no_commit(name, revision, option, "not asked, since runtime.offline is set"))
     import huggingface_hub
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
 

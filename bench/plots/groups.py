@@ -53,7 +53,7 @@ def groups(frame: pd.DataFrame, width: Width = "double") -> Figure:
     if rows.empty:
         raise Nothing(
             "ToxiGen was not asked; run `python -m bench -m method=unsteered,caa strength=3 suite=[toxigen] "
-            "data.mirror=FOLDER` with a mirror of the hub's data, or where the hub can be reached"
+            "runtime.mirror=FOLDER` with a mirror of the hub's data, or where the hub can be reached"
         )
     bars = drawn(rows)
     first = next((row for _, row, _ in bars if row["family"] == BASELINE_FAMILY), bars[0][1])

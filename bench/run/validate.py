@@ -171,7 +171,7 @@ def _tuning(cfg: DictConfig) -> Iterator[str]:
 
 
 def _scorers(cfg: DictConfig) -> Iterator[str]:
-    for key in ("data.scorer", "tuning.scorer"):
+    for key in ("pairs.scorer", "tuning.scorer"):
         name = OmegaConf.select(cfg, key)
         if name is not None and name not in cfg.scorer:
             yield f"{key}={name} is not among the scorers in use ({', '.join(cfg.scorer)}); add it to scorer=[...]"
@@ -244,7 +244,7 @@ def _parts(cfg: DictConfig) -> Iterator[str]:
 CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
     _sampling: ("sampling", "seed", "runtime.batch_size"),
     _tuning: ("tuning", "strength", "method.strengths", "suite"),
-    _scorers: ("data.scorer", "tuning.scorer", "scorer"),
+    _scorers: ("pairs.scorer", "tuning.scorer", "scorer"),
     _model: ("model",),
     _results: ("runtime.results",),
     _devices: ("runtime.device", "scorer"),

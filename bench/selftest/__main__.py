@@ -182,7 +182,7 @@ def _load(cfg: Any) -> "LM":
 
     node, cache = cfg.model, Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
     return load_lm(
-        checkpoint.location(node, cache, cfg.data.offline),
+        checkpoint.location(node, cache, cfg.runtime.offline),
         revision=node.revision,
         dtype=node.dtype,
         device=cfg.runtime.device,

@@ -148,7 +148,9 @@ class Capability(Suite[Evaluated]):
                 if self.missing == "error":
                     raise
         if not found:
-            raise SetupError(f"suite.{self.name}: no source has any of {', '.join(self.tasks)}; set data.mirror=FOLDER")
+            raise SetupError(
+                f"suite.{self.name}: no source has any of {', '.join(self.tasks)}; set runtime.mirror=FOLDER"
+            )
         return found
 
     def identity(self, split: Split) -> dict[str, Any]:

@@ -67,7 +67,7 @@ class RTP(Judged):
             return None
         return (
             f"learns from prompts of RealToxicityPrompts, and suite.{self.name} asks all of them: set "
-            f"suite.{self.name}.part=test, or learn from other data (data=pairs)"
+            f"suite.{self.name}.part=test, or learn from other data (pairs=file)"
         )
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
