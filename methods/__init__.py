@@ -1,1 +1,70 @@
-"""Steering methods: a small library that works in a notebook without `bench` or Hydra."""
+"""Steering methods: a small library that works in a notebook without `bench` or Hydra.
+
+A method is a frozen dataclass of hyper-parameters with two verbs:
+
+    method = CAA(layer=0.45)
+    artefact = method.fit(model, tokenizer, FitData(pairs=Pairs(prompts, desired, undesired)))
+    with method.apply(model, artefact, 2.0), generating(model):
+        model.generate(...)
+
+model and tokenizer are transformers' own; `fit` and `apply` leave the model bit-equal to what it was. Whoever runs the
+model otherwise than by `model.generate` says where each forward stands with `methods.intervention.at`. `save` and
+`load` keep an artefact as safetensors. Every name is loaded when it is first asked for: `import methods` alone imports
+neither torch nor transformers.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from methods.act_add import ActAdd as ActAdd
+    from methods.base import Artefact as Artefact
+    from methods.base import Examples as Examples
+    from methods.base import FitData as FitData
+    from methods.base import Method as Method
+    from methods.base import Pairs as Pairs
+    from methods.base import Steering as Steering
+    from methods.base import load as load
+    from methods.base import save as save
+    from methods.caa import CAA as CAA
+    from methods.caa import matched_norms as matched_norms
+    from methods.detox import DeTox as DeTox
+    from methods.errors import SetupError as SetupError
+    from methods.finetune import Finetune as Finetune
+    from methods.intervention import generating as generating
+    from methods.mean_centring import MeanCentring as MeanCentring
+    from methods.probe_rows import ProbeRows as ProbeRows
+    from methods.prompt import Prompt as Prompt
+    from methods.random_direction import RandomDirection as RandomDirection
+    from methods.security_vector import SecurityVector as SecurityVector
+    from methods.stack import Stack as Stack
+    from methods.unsteered import Unsteered as Unsteered
+
+_MODULES = {
+    "act_add": ["ActAdd"],
+    "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
+    "caa": ["CAA", "matched_norms"],
+    "detox": ["DeTox"],
+    "errors": ["SetupError"],
+    "finetune": ["Finetune"],
+    "intervention": ["generating"],
+    "mean_centring": ["MeanCentring"],
+    "probe_rows": ["ProbeRows"],
+    "prompt": ["Prompt"],
+    "random_direction": ["RandomDirection"],
+    "security_vector": ["SecurityVector"],
+    "stack": ["Stack"],
+    "unsteered": ["Unsteered"],
+}
+_WHERE = {name: module for module, names in _MODULES.items() for name in names}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -44,6 +44,8 @@ class ActAdd(Method):
     """
 
     name: ClassVar[str] = "act_add"
+    title: ClassVar[str] = "ActAdd"
+    cite: ClassVar[str] = "2308.10248"
     family: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[str]] = frozenset()
     version: ClassVar[int] = 2  # start, prompt and pad tokenised as one text

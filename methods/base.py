@@ -65,14 +65,19 @@ class Method(Protocol):
     """One way of steering. Subclasses are frozen dataclasses of hyper-parameters, one per file.
 
     The unit of `strength` is the method's published one (alpha, coefficient, multiplier), named in `strength_unit`.
+    Only the fields of the dataclass are hyper-parameters, so `title` and `cite` change no id of a result. Members with
+    a value here are optional.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str] = ""  # as a paper's table prints it; "" stands for the name, see `title`
+    cite: ClassVar[str] = ""  # arXiv id of the paper that proposes it, as "2312.06681"; "" where there is none
     family: ClassVar[str]  # none | prompt | weights | activation | adapter | decoding | stack
     needs: ClassVar[frozenset[str]]  # fields of FitData that `fit` reads
     version: ClassVar[int]  # bump when the same hyper-parameters give other numbers
     strength_unit: ClassVar[str]
     discrete: ClassVar[bool] = False  # only the strengths of the grid exist, none between them
+    seed: int | None = None  # a field of methods that draw something in `fit`; None: two fits are equal
     strengths: Sequence[float]  # the grid that tuning tries; the same length for every method
 
     def passes(self) -> float:
@@ -97,6 +102,11 @@ class Method(Protocol):
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> AbstractContextManager[Steering]:
         """Steer the model inside the block and leave it bit-equal behind; strength 0 is the base model exactly."""
         ...
+
+
+def title(method: Method) -> str:
+    """What a table in a paper calls the method: its title, or its name where it has none."""
+    return method.title or method.name
 
 
 def required_pairs(data: FitData, method: str) -> Pairs:

@@ -48,6 +48,8 @@ class CAA(Method):
     """
 
     name: ClassVar[str] = "caa"
+    title: ClassVar[str] = "CAA"
+    cite: ClassVar[str] = "2312.06681"
     family: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt

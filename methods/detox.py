@@ -59,6 +59,8 @@ class DeTox(Method):
     """
 
     name: ClassVar[str] = "detox"
+    title: ClassVar[str] = "DeTox (ProFS)"
+    cite: ClassVar[str] = "2405.13967"
     family: ClassVar[str] = "weights"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left; padding read as the authors do

@@ -94,11 +94,6 @@ def width(model: PreTrainedModel) -> int:
     return value_matrix(model, 0).read().shape[0]
 
 
-def gate_matrix(model: PreTrainedModel, layer: int) -> Matrix:
-    """(M, D): row i is the input direction of MLP neuron i of block `layer`."""
-    return matrix(model, layer, of(model).gate)
-
-
 def value_matrix(model: PreTrainedModel, layer: int) -> Matrix:
     """(D, M): column i is the output direction of MLP neuron i of block `layer`."""
     return matrix(model, layer, of(model).value)

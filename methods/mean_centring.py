@@ -41,6 +41,8 @@ class MeanCentring(Method):
     """
 
     name: ClassVar[str] = "mean_centring"
+    title: ClassVar[str] = "Mean-centring"
+    cite: ClassVar[str] = "2312.03813"
     family: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs", "background"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt

@@ -63,6 +63,8 @@ class ProbeRows(Method):
     """
 
     name: ClassVar[str] = "probe_rows"
+    title: ClassVar[str] = "Model Surgery"
+    cite: ClassVar[str] = "2407.08770"
     family: ClassVar[str] = "weights"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt

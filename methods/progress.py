@@ -1,6 +1,6 @@
-"""What whoever calls `fit` may give it without a method having to ask: an ear for its progress, a place to resume from.
+"""What surrounds a fit without being one of its arguments: who counts its tokens, and where a training is kept.
 
-Outside `listening` and `checkpointing` a fit runs all the same, silently and from its beginning.
+Outside `listening` and `checkpointing` a fit runs as well: it reports to nobody and begins at its first step.
 """
 
 from collections.abc import Callable, Iterator

@@ -24,6 +24,7 @@ class Prompt(Method):
     """
 
     name: ClassVar[str] = "prompt"
+    title: ClassVar[str] = "Prompt"
     family: ClassVar[str] = "prompt"
     needs: ClassVar[frozenset[str]] = frozenset()
     version: ClassVar[int] = 1

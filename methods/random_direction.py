@@ -28,6 +28,7 @@ class RandomDirection(Method):
     """
 
     name: ClassVar[str] = "random_direction"
+    title: ClassVar[str] = "Random direction"
     family: ClassVar[str] = "activation"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt

@@ -33,7 +33,7 @@ from methods.training import (
 if TYPE_CHECKING:
     from peft import PeftModel
 
-MEASURED = 32  # texts of which losses, gradients and drifts are measured
+DIAGNOSTIC_TEXTS = 32  # on so many of each kind gradients and drift are measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,8 @@ class SecurityVector(Method):
     """
 
     name: ClassVar[str] = "security_vector"
+    title: ClassVar[str] = "Security vector"
+    cite: ClassVar[str] = "2311.02105"
     family: ClassVar[str] = "adapter"
     needs: ClassVar[frozenset[str]] = frozenset({"examples", "harmful", "background"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
@@ -113,15 +115,15 @@ class SecurityVector(Method):
             weights = list(parameters.values())
             with trainable(weights):
                 facts |= {
-                    "gradient_ratio_harmful": gradient_ratio(model, lora, weights, harmful[:MEASURED]),
-                    "gradient_ratio_background": gradient_ratio(model, lora, weights, background[:MEASURED]),
+                    "gradient_ratio_harmful": gradient_ratio(model, lora, weights, harmful[:DIAGNOSTIC_TEXTS]),
+                    "gradient_ratio_background": gradient_ratio(model, lora, weights, background[:DIAGNOSTIC_TEXTS]),
                 }
                 train(model, weights, user, self.recipe, stage="examples")
                 artefact = change(parameters, before)
                 with lora.disable_adapter():
                     facts["harmful_loss_after"] = mean_loss(model, harmful)
             vector = {f"adapter.{name}": p.detach().clone() for name, p in lora_parameters(model).items()}
-        facts["drift"] = self._drift(model, artefact, background[:MEASURED])
+        facts["drift"] = self._drift(model, artefact, background[:DIAGNOSTIC_TEXTS])
         return artefact | vector | {f"info.{name}": torch.tensor(value) for name, value in facts.items()}
 
     def _learn_the_harm(

@@ -29,6 +29,7 @@ class Stack(Method):
     """
 
     name: ClassVar[str] = "stack"
+    title: ClassVar[str] = "Stack"
     family: ClassVar[str] = "stack"
     version: ClassVar[int] = 1
     strength_unit: ClassVar[str] = "share of each part's own strength"

@@ -15,6 +15,7 @@ class Unsteered(Method):
     """Leaves the model as it is, at any strength."""
 
     name: ClassVar[str] = "unsteered"
+    title: ClassVar[str] = "Unsteered"
     family: ClassVar[str] = "none"
     needs: ClassVar[frozenset[str]] = frozenset()
     version: ClassVar[int] = 1

@@ -5,6 +5,7 @@ The promises are those of `python -m bench.selftest`; tests/test_selftest.py sho
 
 import dataclasses
 import functools
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from bench.config.build import build
 from bench.config.compose import compose
 from bench.selftest.__main__ import examine
 from bench.selftest.subject import Subject
-from methods.base import Examples, FitData, Method, Pairs
+from methods.base import Examples, FitData, Method, Pairs, title
 from tests.tiny import tiny_lm
 
 CONF = Path(__file__).parents[1] / "conf" / "method"
@@ -68,6 +69,23 @@ def test_named_and_tuned_like_the_others(name):
     method = load(name)
     assert method.name == name
     assert len(method.strengths) == (0 if method.family == "none" else 5)
+
+
+def test_every_method_says_what_papers_call_it_and_where_it_is_from():
+    titles = {name: load(name).title for name in NAMES}
+    assert all(titles.values()) and len(set(titles.values())) == len(NAMES)
+    cited = {name for name in NAMES if re.fullmatch(r"\d{4}\.\d{5}", load(name).cite)}
+    assert set(NAMES) - cited == {"unsteered", "prompt", "random_direction", "finetune", "stack"}
+    for name in cited:
+        assert load(name).cite in (CONF / f"{name}.yaml").read_text(), "as the head of its YAML has it"
+
+
+def test_a_method_without_a_title_goes_by_its_name():
+    class Plain(Method):
+        name = "plain"
+
+    assert (Plain.title, Plain.cite, Plain.seed) == ("", "", None)
+    assert title(Plain()) == "plain"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,8 +1,27 @@
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from bench.config.build import build
+from bench.config.compose import compose
 from bench.records.identity import canonical, digest, fit_id, method_identity, record_id, steering_identity
+
+CONF = Path(__file__).parents[1] / "conf" / "method"
+METHODS = {
+    "act_add": "9ba436c6f7d3",
+    "caa": "ed41442bbf7b",
+    "detox": "cf62ceef8364",
+    "finetune": "96ac572b28dc",
+    "mean_centring": "facc4dfed42a",
+    "probe_rows": "18014c6485b0",
+    "prompt": "870bf5cb0139",
+    "random_direction": "cbf454972574",
+    "security_vector": "fad35979cfb4",
+    "stack": "8480e4996802",
+    "unsteered": "1e26c64bccf3",
+}
+"""Of every YAML with its defaults: what fits and results on disk are called by."""
 
 
 def test_pinned_ids():
@@ -12,6 +31,13 @@ def test_pinned_ids():
     assert fit == "8310aca39b63"
     steering = steering_identity(fit, method, 4.0)
     assert record_id({"wheel": "w"}, steering, {"name": "rtp", "k": 5}, "test") == "085e36d34aa2"
+
+
+def test_pinned_ids_of_methods():
+    """Made before methods had a title: neither title nor cite is a hyper-parameter."""
+    found = {path.stem: digest(method_identity(build(compose([f"method={path.stem}"]).method)))
+             for path in CONF.glob("*.yaml")}  # fmt: skip
+    assert found == METHODS
 
 
 def test_what_does_not_change_an_id():

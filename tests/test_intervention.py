@@ -172,7 +172,7 @@ def test_padding_is_in_no_scope():
 
 
 def test_a_scope_without_positions_raises_and_says_what_to_do():
-    with pytest.raises(RuntimeError, match=r"bench\.model\.lm\.LM"):
+    with pytest.raises(RuntimeError, match=r"bench\.load_lm"):
         current_positions()
     where = positions([0], [1], [0], [1])
     with pytest.raises(KeyError), at(where):

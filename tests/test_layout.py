@@ -31,7 +31,10 @@ def test_matrices_are_outputs_by_inputs_and_compute_what_their_modules_do(archit
     names, block = layout.of(model), layout.blocks(model)[1]
     assert len(layout.blocks(model)) == model.config.num_hidden_layers
     assert layout.width(model) == model.config.hidden_size
-    for name, found in ((names.gate, layout.gate_matrix(model, 1)), (names.value, layout.value_matrix(model, 1))):
+    for name, found in (
+        (names.gate, layout.stream_rows(model, 1, "gate")),
+        (names.value, layout.value_matrix(model, 1)),
+    ):
         module, weight = block.get_submodule(name), found.read()
         x = torch.randn(3, weight.shape[1])
         bias = module.bias if getattr(module, "bias", None) is not None else 0
@@ -39,7 +42,7 @@ def test_matrices_are_outputs_by_inputs_and_compute_what_their_modules_do(archit
             torch.testing.assert_close(module(x), x @ weight.T + bias, atol=1e-4, rtol=1e-4)
         assert torch.equal(found.stored(weight.clone()), found.parameter)
         assert found.stored(weight).is_contiguous()
-    gate, value = layout.gate_matrix(model, 1).read(), layout.value_matrix(model, 1).read()
+    gate, value = layout.stream_rows(model, 1, "gate").read(), layout.value_matrix(model, 1).read()
     assert gate.shape == value.T.shape and gate.shape[1] == layout.width(model)
     assert gate.shape[0] != gate.shape[1]  # the sizes of the tiny models let no mix-up pass
 

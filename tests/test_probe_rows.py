@@ -19,7 +19,9 @@ def fit(method, lm, pairs=PAIRS):
 
 
 def gates(lm):
-    return torch.stack([layout.gate_matrix(lm.model, i).read().clone() for i in range(len(layout.blocks(lm.model)))])
+    return torch.stack(
+        [layout.stream_rows(lm.model, i, "gate").read().clone() for i in range(len(layout.blocks(lm.model)))]
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -28,7 +30,7 @@ def test_exactly_the_chosen_rows_move_by_alpha_times_the_probe(architecture):
     method = ProbeRows(**FAST)
     artefact = fit(method, lm)
     before, old = {name: p.clone() for name, p in lm.model.named_parameters()}, gates(lm)  # (L, M, D)
-    gate = {id(layout.gate_matrix(lm.model, i).parameter) for i in range(len(old))}
+    gate = {id(layout.stream_rows(lm.model, i, "gate").parameter) for i in range(len(old))}
     chosen = torch.zeros(old.shape[:2], dtype=torch.bool)
     chosen[artefact["rows"][:, 0], artefact["rows"][:, 1]] = True
     assert chosen.sum() == round(16384 / 352256 * chosen.numel())
@@ -70,7 +72,7 @@ def test_rows_do_not_depend_on_the_scale_of_probe_or_rows():
     assert chosen_rows(lm, 8 * probe) == rows
     assert not chosen_rows(lm, -probe) & rows
     with torch.no_grad():
-        layout.gate_matrix(lm.model, 2).parameter.mul_(16)
+        layout.stream_rows(lm.model, 2, "gate").parameter.mul_(16)
     assert chosen_rows(lm, probe) == rows
 
 

@@ -78,7 +78,20 @@ class Rows:
 
 @dataclass(frozen=True)
 class LM:
-    """What suites see: a language model, steered or not."""
+    """What suites see: a language model, steered or not.
+
+    `load_lm` makes one; `steered` gives it steered inside a block.
+
+    Example:
+        >>> from bench import sample
+        >>> from methods import ActAdd, FitData
+        >>> method = ActAdd(desired=" love", undesired=" hate", pad=None)
+        >>> artefact = method.fit(lm.model, lm.tokenizer, FitData())
+        >>> with lm.steered(method, artefact, 4.0) as steered:
+        ...     texts = sample(steered, ["The quick brown fox jumps over"], num_samples=2)
+        >>> len(texts[0])
+        2
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -248,6 +261,12 @@ def load_lm(
     Raises SetupError where files are missing or damaged, where the model has weights that the files lack, or they have
     weights of its blocks that it does not, and where the tokenizer lacks what `bos` or `chat` asks for. A chat template
     is tried once.
+
+    Example:
+        >>> from bench import load_lm
+        >>> lm = load_lm(folder)  # or a hub id with revision=COMMIT
+        >>> lm.max_length
+        256
     """
     from transformers import AutoModelForCausalLM
 

@@ -40,6 +40,34 @@ class Likelihood(NamedTuple):
 _Row = tuple[tuple[int, ...], tuple[int, ...]]  # context, continuation
 
 
+def log_likelihood(lm: LM, prompts: Sequence[str], continuations: Sequence[str]) -> list[Likelihood]:
+    """How probable the model finds each continuation after its prompt: sum_t log p(token_t | prompt, tokens before t).
+
+    Prompt and continuation are tokenised as one text; a token that spans the join belongs to the continuation. A text
+    that is longer than the model reads loses tokens of its prompt from the left.
+
+    Args:
+        lm: the model, steered where it stands inside `lm.steered`.
+        prompts: N texts, worded as in sampling: with the steering prefix, BOS and, in a chat, the template.
+        continuations: N texts; entry i comes after prompt i.
+
+    Returns:
+        For each the log-probability in nats, whether every token is the model's first choice, and how many tokens the
+        continuation has.
+
+    Raises:
+        ValueError: the lists differ in length, or a continuation alone is longer than the model reads.
+        NotFiniteError: the model computes NaN or infinity.
+
+    Example:
+        >>> from bench import log_likelihood
+        >>> fox, dog = log_likelihood(lm, ["The quick brown", "The quick brown"], [" fox", " dog"])
+        >>> fox.logprob < 0, fox.tokens > 0
+        (True, True)
+    """
+    return likelihoods(lm, lm.encode_pairs(prompts, continuations))
+
+
 def likelihoods(lm: LM, requests: Sequence[Request]) -> list[Likelihood]:
     """sum_t log p(continuation_t | context, continuation_<t) of each request.
 

@@ -40,7 +40,32 @@ def sample(
     seed: int = 0,
     batch_size: int = 256,
 ) -> list[list[str]]:
-    """`num_samples` continuations of each prompt, as text without the prompt; temperature 0 is greedy."""
+    """What the model writes after each prompt.
+
+    The same seed and prompt give the same texts, whatever the other prompts and the batch size.
+
+    Args:
+        lm: the model, steered where it stands inside `lm.steered`.
+        prompts: N texts.
+        num_samples: K continuations of each.
+        max_new_tokens: at most so many tokens a continuation.
+        temperature: the logits are divided by it; 0 is greedy.
+        top_p: probability of the nucleus that is drawn from, in (0, 1].
+        seed: of the draws.
+        batch_size: rows that are decoded at once.
+
+    Returns:
+        (N, K) texts, without the prompt.
+
+    Raises:
+        SetupError: a setting is out of its range, or a prompt is too long for the model.
+
+    Example:
+        >>> from bench import sample
+        >>> texts = sample(lm, ["The quick brown", "People walk along"], num_samples=3, max_new_tokens=5)
+        >>> len(texts), len(texts[0])
+        (2, 3)
+    """
     settings = Sampling(max_new_tokens, temperature, top_p, seed, batch_size)
     return [[c.text for c in row] for row in continuations(lm, prompts, num_samples, settings)]
 

@@ -45,7 +45,8 @@ def protocol(subject: Subject) -> str:
         raise Failure(f"strengths={grid}: distinct numbers other than 0")
     if bool(grid) == (method.family == "none"):
         raise Failure(f"family={method.family!r} with {len(grid)} strengths: only family 'none' has none")
-    return f"{method.name} version {method.version}, {method.family}, {len(grid)} strengths in {method.strength_unit}"
+    called = f"{base.title(method)} ({method.name})"
+    return f"{called} version {method.version}, {method.family}, {len(grid)} strengths in {method.strength_unit}"
 
 
 def yaml(subject: Subject) -> str:

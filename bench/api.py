@@ -1,0 +1,145 @@
+"""Tables of results for a notebook, as data frames: no torch, no config, and nothing is written unless asked for.
+
+`results` is a folder that holds runs/, as a run's `runtime.results` and the folders of results/published do.
+"""
+
+import difflib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from bench.leaderboard import build
+from bench.leaderboard.comparison import tables
+from bench.records import table
+from bench.records.names import BASELINE_FAMILY
+from methods.errors import SetupError
+
+ROW = ["table", "model", "method", "family", "strengths", "strength_unit", "fits"]
+CHANGE = ["delta", "delta_low", "delta_high", "p", "p_holm", "detectable"]
+
+
+def collect(results: str | Path) -> pd.DataFrame:
+    """Every number of every record, of tuning (split "dev") as well as of the test: a row per record and metric.
+
+    Columns: `id` of the record; `suite`, `split`, `metric`, and `comparison`, which records share that saw the same
+    items of the same model; model, method and strength; `value`, `standard_error`, `n` (items), `unscored` (items left
+    out), `higher_is_better`; where the data came from. Warns of each record that is damaged, and leaves it out.
+
+    Args:
+        results: the folder that holds runs/, or runs/ itself.
+
+    Raises:
+        SetupError: there is no whole record.
+
+    Example:
+        >>> from bench import collect
+        >>> frame = collect("results/published/quickstart")
+        >>> sorted(frame["suite"].unique())
+        ['capability', 'fluency', 'rtp']
+        >>> frame[(frame["method"] == "caa") & (frame["split"] == "test")]["strength"].unique().tolist()
+        [3.0]
+    """
+    folder = Path(results)
+    return table.collect(folder / "runs" if (folder / "runs").is_dir() else folder)
+
+
+def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd.DataFrame:
+    """How far each method moves one metric away from the unsteered model, on the same items: a row per method.
+
+    Columns: what names the row, as in `build_leaderboard`; `metric`, `value`; `delta`, the paired
+    difference, in the metric's own unit, with its 95 % interval `delta_low` to `delta_high` (bootstrap over items, and
+    over fits where there are several); `p`, the paired test that nothing changed, and `p_holm`, corrected over all
+    methods of the table, shown or not; `detectable`, the smallest difference that the sample would show in 4 of 5
+    cases. Missing is NaN: of metrics that the leaderboard does not test there is no p.
+
+    Args:
+        results: the folder that holds runs/.
+        *methods: only these, by their names; none: all but the unsteered model.
+        metric: `<suite>.<metric>`; None: the one that each table is ranked by.
+
+    Raises:
+        SetupError: there is no record of the test split, or none of such a method or metric.
+
+    Example:
+        >>> from bench import compare
+        >>> row = compare("results/published/quickstart", "caa").iloc[0]
+        >>> row["metric"]
+        'rtp.profanity_check.expected_maximum_toxicity_k5_n40'
+        >>> print(f"{row['delta']:.2f} [{row['delta_low']:.2f}, {row['delta_high']:.2f}] p={row['p_holm']:.4f}")
+        -0.19 [-0.29, -0.08] p=0.0048
+        >>> compare("results/published/quickstart", metric="capability.piqa.accuracy")["method"].tolist()
+        ['random_direction', 'caa', 'act_add', 'probe_rows', 'prompt', 'detox']
+    """
+    records, _ = table.read_records(Path(results) / "runs")
+    found = tables(records)
+    _known("metric", [metric] if metric else [], [name for one in found for name in one.metrics])
+    _known("method", methods, [one.facts["method"]["name"] for one in records])
+    chosen = [(one.frame, metric or one.headline) for one in found if metric is None or metric in one.metrics]
+    if not chosen:
+        raise SetupError(f"no record of the test split in {results}, only of tuning; run the cell to its end")
+    rows = pd.concat([_changes(frame, name) for frame, name in chosen], ignore_index=True)
+    return rows[rows["method"].isin(methods)].reset_index(drop=True) if methods else rows
+
+
+def _changes(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """The rows of one table, but for the unsteered model, with one metric and its change."""
+    numbers = {"value": frame[metric]} | {name: frame.get(f"{metric}.{name}", math.nan) for name in CHANGE}
+    return frame[ROW].assign(metric=metric, **numbers)[frame["family"] != BASELINE_FAMILY]
+
+
+def build_leaderboard(
+    results: str | Path,
+    *,
+    model: str | None = None,
+    suite: str | Sequence[str] | None = None,
+    family: str | Sequence[str] | None = None,
+    method: str | Sequence[str] | None = None,
+    each_fit: bool = False,
+    write: bool = False,
+) -> pd.DataFrame:
+    """The leaderboard of all test records: a row per model, method and strength, best first, controls on top.
+
+    Rows with the same `table` were measured alike and may be compared. Columns: what names the row; the trade-off
+    (`toxicity_reduction`, `capability_kept`, ...), each with its interval as `_low` and `_high`; costs, with units in
+    the names; and of every metric `<suite>.<metric>` the value, `.se`, `.n`, and `.delta`, `.delta_low`, `.delta_high`,
+    the paired change from the unsteered model. What is missing is NaN.
+
+    Args:
+        results: the folder that holds runs/.
+        model: only this model.
+        suite: only these suites.
+        family: only these families; the unsteered model stays, also where methods are named.
+        method: only these methods.
+        each_fit: a row for each fit seed, instead of one for all seeds of a method.
+        write: write what `python -m bench.leaderboard` writes too, under `results`: leaderboard.csv and the like, or
+            selection.csv where the rows are a selection.
+
+    Raises:
+        SetupError: there is no record of the test split, or none of such a model, suite, family or method.
+
+    Example:
+        >>> from bench import build_leaderboard
+        >>> frame = build_leaderboard("results/published/quickstart", method=["caa", "prompt"])
+        >>> frame[["method", "strengths"]].values.tolist()
+        [['unsteered', '0'], ['caa', '3'], ['prompt', '1']]
+    """
+    given = {"model": model, "suite": suite, "family": family, "method": method}
+    wanted = {name: [value] if isinstance(value, str) else value for name, value in given.items()}
+    if write:
+        name = "selection" if each_fit or any(wanted.values()) else "leaderboard"
+        return build.leaderboard(build.rebuild(Path(results), name, each_fit, **wanted).tables)
+    records, _ = table.read_records(Path(results) / "runs")
+    found = tables(build.selected(records, **wanted), each_fit)
+    if not found:
+        raise SetupError(f"no record of the test split in {results}, only of tuning; run the cell to its end")
+    return build.leaderboard(found)
+
+
+def _known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1, cutoff=0.3)
+            meant = f"; did you mean {near[0]}?" if near else ""
+            raise SetupError(f"{what} {name!r}: no record has it{meant}")

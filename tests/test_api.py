@@ -1,0 +1,209 @@
+"""What a notebook user types: the names of `methods` and `bench`, what importing them costs, and README's example."""
+
+import ast
+import doctest
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import bench
+import methods
+from bench import build_leaderboard, collect, compare, log_likelihood, sample
+from bench.console import escape
+from bench.model.log_likelihood import Likelihood, likelihoods
+from methods import layout
+from methods.errors import SetupError
+from tests.tiny import tiny_lm
+
+ROOT = Path(__file__).parents[1]
+QUICKSTART = ROOT / "results" / "published" / "quickstart"
+TOXICITY = "rtp.profanity_check.expected_maximum_toxicity_k5_n40"
+HEAVY = ("torch", "transformers", "hydra", "omegaconf", "lm_eval", "pandas", "matplotlib")
+PAIRS = methods.Pairs(["The quick brown", "People walk"], [" fox jumps", " and talk"], [" dog is lazy", " in hate"])
+
+
+def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+def loaded_by(code: str) -> set[str]:
+    """Which of HEAVY this code imports."""
+    told = python(f"{code}\nimport sys; print(*[name for name in {HEAVY} if name in sys.modules])")
+    assert told.returncode == 0, told.stderr
+    return set(told.stdout.split())
+
+
+def lazy_names(package) -> tuple[set[str], set[str]]:
+    """The names that type checkers see, and those that the package gives."""
+    (block,) = (one for one in ast.parse(Path(package.__file__).read_text()).body if isinstance(one, ast.If))
+    return {alias.asname for node in block.body for alias in node.names}, set(package.__all__)
+
+
+def test_importing_the_methods_costs_nothing():
+    assert loaded_by("import methods; dir(methods); methods.SetupError") == set()
+
+
+@pytest.mark.parametrize("package", [methods, bench])
+def test_every_public_name_is_there_and_explained(package):
+    seen, given = lazy_names(package)
+    assert seen == given <= set(dir(package))
+    for name in given - {"Artefact"}:  # a type, explained beside it
+        assert getattr(package, name).__doc__, name
+    with pytest.raises(AttributeError, match=f"module '{package.__name__}' has no attribute 'CAAA'"):
+        getattr(package, "CAAA")  # noqa: B009
+
+
+def test_every_method_is_public():
+    classes = {getattr(methods, name) for name in methods.__all__ if isinstance(getattr(methods, name), type)}
+    names = {one.name for one in classes if hasattr(one, "name")}
+    assert names == {path.stem for path in (ROOT / "conf" / "method").glob("*.yaml")}
+
+
+def test_the_example_in_the_readme_runs_without_bench_and_hydra(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lm = tiny_lm()
+    lm.model.save_pretrained(tmp_path)
+    lm.tokenizer.save_pretrained(tmp_path)
+    after = "import sys; assert not {'bench', 'hydra'} & set(sys.modules)"
+    ran = python(f"{code.replace('FOLDER', str(tmp_path))}\n{after}")
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.startswith("<s>The weather today is") and len(ran.stdout) > 40
+
+
+@pytest.mark.parametrize("scope", ["generation", "prompt", "all"])
+def test_generate_is_steered_as_our_own_sampling_is(scope):
+    """A batch with padding on the left, greedy, against bench.sample at temperature 0."""
+    lm = tiny_lm()
+    method = methods.CAA(layer=2, scope=scope)
+    artefact = method.fit(lm.model, lm.tokenizer, methods.FitData(pairs=PAIRS))
+    prompts = ["The old tree near the river", "We"]
+    lm.tokenizer.padding_side = "left"
+    inputs = lm.tokenizer(prompts, return_tensors="pt", padding=True)
+    texts = {}
+    for strength in (0.0, 8.0):
+        with method.apply(lm.model, artefact, strength), methods.generating(lm.model):
+            ids = lm.model.generate(**inputs, max_new_tokens=12, do_sample=False, eos_token_id=2, pad_token_id=0)
+        texts[strength] = [lm.tokenizer.decode(row, skip_special_tokens=True) for row in ids]
+        with lm.steered(method, artefact, strength) as steered:
+            wanted = sample(steered, prompts, num_samples=1, max_new_tokens=12, temperature=0)
+        assert texts[strength] == [prompt + text for prompt, (text,) in zip(prompts, wanted, strict=True)]
+    assert texts[0.0] != texts[8.0]
+    assert not lm.model._forward_pre_hooks
+
+
+def test_steering_that_needs_positions_says_how_to_give_them():
+    lm = tiny_lm()
+    method = methods.CAA()
+    artefact = method.fit(lm.model, lm.tokenizer, methods.FitData(pairs=PAIRS))
+    with (
+        method.apply(lm.model, artefact, 1.0),
+        pytest.raises(RuntimeError, match=r"inside `with methods\.generating\(model\)`"),
+    ):
+        lm.model(input_ids=torch.tensor([[1, 5]]))
+    assert not any(block._forward_hooks for block in layout.blocks(lm.model))
+
+
+# -- bench ---------------------------------------------------------------------------------------------------------
+
+
+def test_tables_need_no_torch_no_model_and_no_config():
+    assert loaded_by("import bench") == set()
+    frames = f"""
+from bench import build_leaderboard, collect, compare
+collect({str(QUICKSTART)!r})
+compare({str(QUICKSTART)!r})
+build_leaderboard({str(QUICKSTART)!r})"""
+    assert loaded_by(frames) <= {"pandas", "matplotlib"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    lm, path = tiny_lm(), tmp_path_factory.mktemp("model")
+    lm.model.save_pretrained(path)
+    lm.tokenizer.save_pretrained(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", bench.__all__)
+def test_the_example_of_each_name_runs(name, folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    found = getattr(bench, name)
+    tests = doctest.DocTestFinder(recurse=False).find(
+        found, name, module=importlib.import_module(found.__module__), extraglobs={"lm": tiny_lm(), "folder": folder}
+    )
+    told: list[str] = []
+    outcome = doctest.DocTestRunner().run(tests[0], out=told.append)
+    assert outcome.attempted >= 2, f"{name} has no example"
+    assert outcome.failed == 0, "".join(told)
+
+
+def test_log_likelihood_is_that_of_the_worded_texts():
+    lm = tiny_lm()
+    prompts, ends = ["The quick brown", "", "We talk"], [" fox", " dog and", ""]
+    found = log_likelihood(lm, prompts, ends)
+    assert found == likelihoods(lm, lm.encode_pairs(prompts, ends))
+    assert all(isinstance(one, Likelihood) for one in found)
+    ids = torch.tensor([lm.encode("The quick brown fox")])
+    said = lm.model(input_ids=ids).logits[0].double().log_softmax(-1)  # (T, V)
+    count = found[0].tokens
+    wanted = sum(said[i - 1, ids[0, i]] for i in range(ids.shape[1] - count, ids.shape[1]))
+    assert found[0].logprob == pytest.approx(float(wanted), abs=1e-4)
+    with pytest.raises(ValueError, match="zip"):
+        log_likelihood(lm, ["a", "b"], ["c"])
+
+
+def test_collect_takes_the_folder_of_the_results_or_its_runs():
+    frame = collect(QUICKSTART)
+    assert frame.equals(collect(QUICKSTART / "runs"))
+    assert len(frame["id"].unique()) == len(list((QUICKSTART / "runs" / "records").iterdir()))
+    with pytest.raises(SetupError, match="no records"):
+        collect(ROOT / "tests")
+
+
+def test_the_leaderboard_of_a_notebook_is_that_of_the_file(tmp_path):
+    table = build_leaderboard(QUICKSTART)
+    (tmp_path / "here.csv").write_text(escape.csv(table))
+    assert (tmp_path / "here.csv").read_bytes() == (QUICKSTART / "leaderboard.csv").read_bytes()
+
+
+def test_the_leaderboard_is_written_where_that_is_asked_for(tmp_path):
+    (tmp_path / "runs").symlink_to(QUICKSTART / "runs")
+    one = build_leaderboard(tmp_path, method="caa", suite=["rtp"])
+    assert one["method"].tolist() == ["unsteered", "caa"]
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"], "nothing is written"
+    again = build_leaderboard(tmp_path, method="caa", suite=["rtp"], write=True)
+    assert one.equals(again)
+    assert {path.name for path in tmp_path.glob("*.csv")} == {"selection.csv", "selection_tidy.csv"}
+    with pytest.raises(SetupError, match="caaa"):
+        build_leaderboard(tmp_path, method="caaa")
+
+
+def test_compare_says_what_the_leaderboard_says():
+    whole, rows = build_leaderboard(QUICKSTART).set_index("method"), compare(QUICKSTART)
+    assert set(rows["method"]) == set(whole.index) - {"unsteered"}
+    assert set(rows["metric"]) == {TOXICITY}
+    for _, row in rows.iterrows():
+        wanted = whole.loc[row["method"]]
+        assert row["value"] == wanted[TOXICITY]
+        for name in ("delta", "delta_low", "delta_high", "p", "p_holm", "detectable"):
+            assert row[name] == wanted[f"{TOXICITY}.{name}"], name
+
+
+def test_compare_picks_methods_and_metric_without_another_correction():
+    every, some = compare(QUICKSTART), compare(QUICKSTART, "caa", "detox")
+    assert some["method"].tolist() == ["caa", "detox"]
+    assert some.equals(every[every["method"].isin(["caa", "detox"])].reset_index(drop=True))
+    untested = compare(QUICKSTART, "caa", metric="fluency.distinct_2").iloc[0]
+    assert untested["delta_low"] <= untested["delta"] <= untested["delta_high"]
+    assert untested["p"] != untested["p"], "NaN"
+    with pytest.raises(
+        SetupError, match=r"metric 'fluency.distinct': no record has it; did you mean fluency.distinct_"
+    ):
+        compare(QUICKSTART, metric="fluency.distinct")
+    with pytest.raises(SetupError, match="method 'cca': no record has it; did you mean caa?"):
+        compare(QUICKSTART, "cca")
