@@ -14,7 +14,8 @@ from bench.__main__ import main
 from bench.files import digests, plain_json
 from bench.model.decoding import Continuation
 from bench.model.generation_cache import FILE, _read
-from bench.run.cell import ARTEFACT, Cell, Session
+from bench.run.cell import Cell, Session
+from bench.run.fit_store import ARTEFACT
 from bench.run.validate import validate
 from tests.test_broken_files import DAMAGE, damage
 from tests.test_smoke import arguments, contents, finished, world  # noqa: F401  a fixture

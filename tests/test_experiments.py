@@ -18,6 +18,7 @@ from bench.records.table import read_records
 from bench.reproduction import reproduction
 from bench.run import validate
 from bench.run.cell import Cell, Session
+from bench.run.names import Names
 from methods import layout
 from methods.errors import SetupError
 from tests.test_ab import make_caa, row
@@ -198,7 +199,7 @@ def test_what_a_config_calls_its_keys_is_no_part_of_an_id(tmp_path, monkeypatch)
     asked = [{"prompt": {"text": f"We walk along road {number}", "toxicity": 0.9}} for number in range(40)]
     write_set(tmp_path / "mirror/allenai/real-toxicity-prompts", asked, "train")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "desired": "b", "undesired": "c"}\n' * 3)
-    monkeypatch.setattr(Cell, "model_identity", {"wheel": "w"})
+    monkeypatch.setattr(Names, "model", {"wheel": "w"})
     pinned = {
         ("pairs=file", f"pairs.path={tmp_path / 'pairs.jsonl'}"): ("7e267dbc659f", "28e10df2f1cc", "8fd0bef527c3"),
         ("pairs.limit=5",): ("c89054b8b58d", "2d439660a09c", "d5cef506a6b2"),
@@ -207,4 +208,8 @@ def test_what_a_config_calls_its_keys_is_no_part_of_an_id(tmp_path, monkeypatch)
     general += ["tuning.scorer=lexicon", "method=caa", "suite=[rtp,fluency]", "suite.rtp.prompts=10"]
     for own, ids in pinned.items():
         cell = Cell(compose.compose([*general, *own]), Session())
-        assert (cell.fit_id, cell.source_id("pairs"), cell.record_id(cell.suites["fluency"], "test", 2.0)) == ids
+        assert (
+            cell.names.fit_id,
+            cell.names.source_id("pairs"),
+            cell.names.record_id(cell.parts.suites["fluency"], "test", 2.0),
+        ) == ids

@@ -151,8 +151,8 @@ def test_a_text_begins_as_the_tokenizer_does_it(own, tmp_path):
     assert lm.identity["bos"] == own
     assert lm.encode("The old") == tiny_tokenizer(own)("The old").input_ids
     auto, given = cell(folder), cell(folder, f"model.bos={own}")
-    assert auto.cfg.model.bos == "tokenizer" and auto.model_identity["bos"] == own
-    assert auto.model_identity == given.model_identity  # so results that are stored keep their ids
+    assert auto.cfg.model.bos == "tokenizer" and auto.names.model["bos"] == own
+    assert auto.names.model == given.names.model  # so results that are stored keep their ids
     other = "none" if own == "prepend" else "prepend"
     assert load_lm(str(folder), bos=other).encode("The old") != lm.encode("The old")
 
@@ -165,7 +165,7 @@ def test_another_beginning_is_named_by_its_ids(tmp_path):
     folder = saved(tmp_path, tokenizer=tokenizer)
     lm = load_lm(str(folder))
     assert lm.identity["bos"] == [1, 0] and lm.encode("The")[:2] == [1, 0]
-    assert cell(folder).model_identity["bos"] == [1, 0]
+    assert cell(folder).names.model["bos"] == [1, 0]
 
 
 def letters(*names, **special):
@@ -210,14 +210,14 @@ def test_a_tokenizer_that_ends_every_text_is_refused(tmp_path):
 def test_a_text_ends_at_every_token_that_ends_one(folder, ends, expected, named):
     edit(folder / "generation_config.json", eos_token_id=ends)
     assert load_lm(str(folder)).stop_tokens == expected
-    assert cell(folder).model_identity["stop_tokens"] == named  # only where an older version went on
+    assert cell(folder).names.model["stop_tokens"] == named  # only where an older version went on
 
 
 def test_without_a_generation_config_the_models_own_counts(folder):
     (folder / "generation_config.json").unlink()
     edit(folder / "config.json", eos_token_id=[7, 9])
     assert load_lm(str(folder)).stop_tokens == {2, 7, 9}
-    assert cell(folder).model_identity["stop_tokens"] == [2, 7, 9]
+    assert cell(folder).names.model["stop_tokens"] == [2, 7, 9]
 
 
 # -- files that are not what they should be ----------------------------------------------------------------------------
@@ -380,7 +380,7 @@ def test_a_folder_that_changes_in_a_process_has_another_name_and_other_rules(fol
 
 def test_a_model_that_is_changed_before_it_is_loaded_gives_no_number(folder):
     one = cell(folder)
-    _ = one.model_identity
+    _ = one.names.model
     edit_weights(folder, lambda weights: weights["lm_head.weight"].mul_(2))
     with pytest.raises(SetupError, match=r"were changed while this ran \(model.safetensors\)"):
         _ = one.lm

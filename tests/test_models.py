@@ -71,7 +71,7 @@ def test_the_commit_names_the_record_and_is_what_is_loaded(hub, monkeypatch):
 
     monkeypatch.setattr(cells, "load_lm", load_lm)
     cell = cells.Cell(validate.validate(["model=gpt2_medium"]), cells.Session())
-    assert cell.model_identity["revision"] == COMMIT
+    assert cell.names.model["revision"] == COMMIT
     with pytest.raises(SetupError, match="far enough"):
         _ = cell.lm
     assert loaded == [("openai-community/gpt2-medium", COMMIT)]

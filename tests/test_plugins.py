@@ -302,13 +302,13 @@ def test_what_is_ours_keeps_its_id_and_what_is_theirs_says_whose_it_is(sample):
 def test_a_class_of_another_package_has_another_id_wherever_it_is_used(world, tmp_path):  # noqa: F811
     cfg = validate.validate(arguments(world, tmp_path, "method=caa", "strength=1")[1:])
     mine, other = Cell(cfg, Session()), Cell(cfg, Session())
-    other.fit_sources["pairs"] = twin(mine.fit_sources["pairs"])
-    assert mine.fit_id != other.fit_id and mine.source_id("pairs") != other.source_id("pairs")
+    other.parts.fit_sources["pairs"] = twin(mine.parts.fit_sources["pairs"])
+    assert mine.names.fit_id != other.names.fit_id and mine.names.source_id("pairs") != other.names.source_id("pairs")
 
-    rtp, scorer = mine.suites["rtp"], mine.scorers["profanity_check"]
-    of_suite = mine.suite_identity(rtp, "test")
+    rtp, scorer = mine.parts.suites["rtp"], mine.parts.scorers["profanity_check"]
+    of_suite = mine.names.suite(rtp, "test")
     assert replace(rtp, scorers=[twin(scorer)]).identity("test") != rtp.identity("test")
-    assert (foreign := other.suite_identity(twin(rtp), "test")) != of_suite
+    assert (foreign := other.names.suite(twin(rtp), "test")) != of_suite
     judged = Rescored({"sampling": of_suite["decoding"]}, twin(rtp), tmp_path)
     assert judged.named == foreign  # a result judged anew has the id that a run would give it
 
@@ -316,7 +316,7 @@ def test_a_class_of_another_package_has_another_id_wherever_it_is_used(world, tm
     for kind in (OnPolicy, OnPolicyToxic):
         one = kind(scorer=scorer, sources=sources)
         assert replace(one, scorer=twin(scorer)).identity() != one.identity()
-    part = mine.fit_sources["pairs"]
+    part = mine.parts.fit_sources["pairs"]
     assert Mixture(parts={"a": twin(part)}).identity() != Mixture(parts={"a": part}).identity()
 
 

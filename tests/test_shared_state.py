@@ -21,13 +21,13 @@ from tests.test_smoke import arguments, without_figures, world  # noqa: F401  # 
 def computed_with(monkeypatch) -> list[tuple[int, int]]:
     """For each look at a model: the threads that torch had, and those in the model's identity."""
     seen = []
-    run = RTP.run
+    ask = RTP.ask
 
     def noted(self, lm, split):
         seen.append((torch.get_num_threads(), lm.identity["threads"]))
-        return run(self, lm, split)
+        return ask(self, lm, split)
 
-    monkeypatch.setattr(RTP, "run", noted)
+    monkeypatch.setattr(RTP, "ask", noted)
     return seen
 
 
@@ -55,7 +55,7 @@ def test_a_constructor_sets_nothing_and_what_was_planned_is_what_runs(world, tmp
     sweep = cells(world, tmp_path, 3, "null", 2)
     assert torch.get_num_threads() == found
     planned = [plan(cell) for cell in sweep]
-    ids = [cell.record_id(cell.suites["rtp"], "test", 0.0) for cell in sweep]
+    ids = [cell.names.record_id(cell.parts.suites["rtp"], "test", 0.0) for cell in sweep]
     assert len(set(ids)) == 3 and [list(one) for one in planned] == [[one] for one in ids]
     results = [run_cell(cell)[0] for cell in sweep]
     assert [one["id"] for one in results] == ids and [one for one, _ in computed_with] == [3, found, 2]

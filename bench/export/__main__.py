@@ -140,7 +140,7 @@ def _cell(overrides: Sequence[str]) -> "Cell":
 
 def _default(cell: "Cell", name: str) -> Path:
     model, method = (file_name(name, "--") for name in (cell.cfg.model.name, cell.method.name))
-    stem = f"{model}-{method}-x{cell.cfg.strength:g}-{cell.fit_id}"
+    stem = f"{model}-{method}-x{cell.cfg.strength:g}-{cell.names.fit_id}"
     return Path(cell.cfg.runtime.results) / "exports" / f"{stem}{FORMATS[name].suffix or f'-{name}'}"
 
 
@@ -174,11 +174,11 @@ def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
     strength = cell.cfg.strength
     cell.fetch_model()  # prints what it fetches, so before the bar is up
     with torch_threads(cell.threads):
-        with Bar({} if cell.is_fitted else cell.fit_tokens()) as cell.session.bar:
+        with Bar({} if cell.fits.is_stored else cell.fit_tokens()) as cell.session.bar:
             artefact, _ = cell.fitted
         effect = measure(cell.lm, cell.method, artefact, strength)
     check_holds(effect, name, cell.label(strength))
-    node, commit = cell.cfg.model, cell.model_identity.get("revision")
+    node, commit = cell.cfg.model, cell.names.model.get("revision")
     steered = Steered(
         cell.lm, cell.method, artefact, strength, effect, cell.fetch_model(), commit, node.id or node.name
     )
@@ -222,8 +222,8 @@ def _facts(cell: "Cell", name: str, difference: float | None) -> dict[str, Any]:
         "method": identity.method_identity(cell.method),
         "strength": cell.cfg.strength,
         "strength_unit": cell.method.strength_unit,
-        "base": {"name": node.name} | cell.model_identity,
-        "fit": cell.fit_id,
+        "base": {"name": node.name} | cell.names.model,
+        "fit": cell.names.fit_id,
         "largest_logit_difference": difference,
         "licence": f"Made from the model {node.name}; its licence holds for this too.",
         "provenance": provenance(),

@@ -18,7 +18,6 @@ from bench.console import command, stopping
 from bench.console.escape import terminal
 from bench.data.sources import default_cache
 from bench.files import atomic, digests
-from bench.model.generation_cache import decoding_identity
 from bench.records import identity, record, unfinished
 from bench.records.provenance import provenance
 from bench.records.table import scorers_of, scorers_used
@@ -32,7 +31,7 @@ def run(cell: Cell) -> list[dict[str, Any]]:
     """All results of the cell on the test split, each with how its strength was chosen."""
     cell, strength, choice = choose(cell, result)
     results = []
-    for suite in cell.suites.values():
+    for suite in cell.parts.suites.values():
         found = result(cell, suite, "test", strength)
         if choice is not None and found["tuning"] != choice.record():
             scorers = scorers_used(found["scorers"]["report"], found["data"], choice.record())
@@ -59,7 +58,7 @@ def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | Non
     baseline = trial(cell, 0.0, None, obtain)
     trials: list[tuning.Trial] = []
     cells: list[Cell] = []
-    for point in search.points(cell.tuning, cell.method, trials):
+    for point in search.points(cell.parts.tuning, cell.method, trials):
         try:
             mine = cell.variant(point.options)
             strength = mine.in_own_unit(point.strength, obtain is result)
@@ -67,7 +66,7 @@ def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | Non
         except LookupError as missing:
             raise NotStored(len(trials)) from missing
         cells.append(mine)
-    choice = tuning.choose(cell.tuning, baseline, trials)
+    choice = tuning.choose(cell.parts.tuning, baseline, trials)
     return cells[trials.index(choice.chosen)], choice.chosen.strength, choice
 
 
@@ -75,9 +74,11 @@ def trial(
     cell: Cell, strength: float, baseline: tuning.Trial | None, obtain: Obtain, options: Mapping[str, Any] | None = None
 ) -> tuning.Trial:
     """One strength on the dev split."""
-    looks = {name: obtain(cell, cell.suites[name], "dev", strength)["metrics"] for name in cell.tuning.suites}
+    looks = {
+        name: obtain(cell, cell.parts.suites[name], "dev", strength)["metrics"] for name in cell.parts.tuning.suites
+    }
     values = {suite: {name: one["value"] for name, one in metrics.items()} for suite, metrics in looks.items()}
-    return tuning.trial(cell.tuning, strength, values, baseline, options)
+    return tuning.trial(cell.parts.tuning, strength, values, baseline, options)
 
 
 def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any]:
@@ -90,7 +91,7 @@ def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict
 
 def known(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any] | None:
     """The stored result, where there is one."""
-    return record.read(cell.records / cell.record_id(suite, split, strength))
+    return record.read(cell.records / cell.names.record_id(suite, split, strength))
 
 
 def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any]:
@@ -99,8 +100,8 @@ def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict
     if stored is not None:
         return stored
     label = f"{cell.label(strength)} · {suite.name}" + (" · tuning" if split == "dev" else "")
-    place = cell.unfinished(cell.record_id(suite, split, strength))
-    with unfinished.keeping(place, suite, cell.method, *cell.scorers.values()):
+    place = cell.unfinished(cell.names.record_id(suite, split, strength))
+    with unfinished.keeping(place, suite, cell.method, *cell.parts.scorers.values()):
         with cell.session.bar.stage(stage_key(cell, suite, split, strength), label):
             with cell.steered(strength) as lm, digests.unverified() as asking:
                 answers = suite.ask(lm, split)
@@ -125,7 +126,6 @@ def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict
 
 def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any]:
     """A record without its numbers."""
-    named, sampling = cell.suite_identity(suite, split), cell.suite_sampling(suite)
     method = {"name": "unsteered", "family": "none", "version": 1, "parameters": {}}
     fit, data, fit_id, seed = None, None, None, None
     if strength != 0:
@@ -134,22 +134,22 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> di
         length = cell.method.residual_norms(cell.fitted[1]["facts"])
         method["residual_norms"] = None if length is None else strength * length
         fit = dict(cell.fitted[1])
-        data, fit_id, seed = fit.pop("data"), cell.fit_id, getattr(cell.method, "seed", None)
+        data, fit_id, seed = fit.pop("data"), cell.names.fit_id, cell.method.seed
     return {
-        "id": cell.record_id(suite, split, strength),
+        "id": cell.names.record_id(suite, split, strength),
         "suite": suite.name,
         "split": split,
-        "comparison": identity.comparison_id(cell.model_identity, named, split),
-        "model": {"name": cell.cfg.model.name, **cell.model_identity},
+        "comparison": cell.names.comparison_id(suite, split),
+        "model": {"name": cell.cfg.model.name, **cell.names.model},
         "method": {"strength_unit": None} | method | {"strength": strength},
         "fit_id": fit_id,
-        "seed": {"fit": seed, "sample": cell.sampling.seed},
+        "seed": {"fit": seed, "sample": cell.parts.sampling.seed},
         "data": data,
         "fit": fit,
         "cost": None,
         "tuning": None,
-        "scorers": {"report": list(cell.scorers)},
-        "sampling": decoding_identity(sampling) if sampling else None,
+        "scorers": {"report": list(cell.parts.scorers)},
+        "sampling": cell.names.decoding(suite),
         "settings": OmegaConf.to_container(cell.cfg.suite[suite.name], resolve=True),
         "provenance": provenance(),
     }
@@ -161,8 +161,8 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> di
 def stage_key(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> str:
     """Name of a stage in the plan: what is tried or chosen is not known beforehand, so stages go by their cell."""
     if strength == 0:
-        return cell.record_id(suite, split, strength)
-    return f"{cell.planned_as} {suite.name} {split}"
+        return cell.names.record_id(suite, split, strength)
+    return f"{cell.plan_key} {suite.name} {split}"
 
 
 def plan(cell: Cell) -> dict[str, float]:
@@ -174,17 +174,17 @@ def plan(cell: Cell) -> dict[str, float]:
     except LookupError as missing:
         if cell.cfg.strength == "auto":
             done = missing.args[0] if isinstance(missing, NotStored) else 0
-            left = search.budget(cell.tuning, cell.method) - done
-            for suite in (cell.suites[name] for name in cell.tuning.suites):
+            left = search.budget(cell.parts.tuning, cell.method) - done
+            for suite in (cell.parts.suites[name] for name in cell.parts.tuning.suites):
                 stages |= {stage_key(cell, suite, "dev", 1.0): left * float(suite.tokens("dev"))}
                 if not known(cell, suite, "dev", 0.0):
                     stages[stage_key(cell, suite, "dev", 0.0)] = float(suite.tokens("dev"))
-    for suite in cell.suites.values():
+    for suite in cell.parts.suites.values():
         if strength is None or not known(chosen, suite, "test", strength):
             stages[stage_key(chosen, suite, "test", 1.0 if strength is None else strength)] = float(
                 suite.tokens("test")
             )
-    if stages and cell.method.needs and not chosen.is_fitted:
+    if stages and cell.method.needs and not chosen.fits.is_stored:
         return stages | chosen.fit_tokens()
     return stages
 
@@ -279,7 +279,7 @@ def check_methods(cell: Cell) -> None:
     """Raises SetupError where the method, with any of the options that are tuned, does not suit the model."""
     cell.check_method()
     if cell.cfg.strength == "auto":
-        for option, values in search.space(cell.tuning, cell.method)[1].items():
+        for option, values in search.space(cell.parts.tuning, cell.method)[1].items():
             for value in values:
                 cell.variant({option: value}).check_method()
 

@@ -1,0 +1,84 @@
+"""What a cell's fit and results are called: identities of its model, method, data and suites, and ids made of them."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from bench.model import checkpoint
+from bench.model.generation_cache import decoding_identity
+from bench.records import identity
+from bench.run.parts import Parts
+from bench.suites.base import Split, Suite
+
+
+class Names:
+    """Identities and ids of one cell; each is worked out when it is first asked for.
+
+    threads: CPU threads that the model computes with. location: gives the folder or hub id of the model, for what only
+    its files say.
+    """
+
+    def __init__(self, cfg: DictConfig, parts: Parts, threads: int, location: Callable[[], str]) -> None:
+        self._cfg, self._parts, self._threads, self._location = cfg, parts, threads, location
+        self._suites: dict[tuple[str, Split], dict[str, Any]] = {}
+
+    @cached_property
+    def model(self) -> dict[str, Any]:
+        """Everything about the model that can change a number."""
+        node, offline = self._cfg.model, self._cfg.runtime.offline
+        device = torch.device(self._cfg.runtime.device).type
+        return checkpoint.identity(node, offline) | {
+            "dtype": node.dtype,
+            **checkpoint.text_rules(node, self._location, offline),
+            "chat": node.chat,
+            "device": device,
+            "threads": self._threads if device == "cpu" else None,
+        }
+
+    @cached_property
+    def method(self) -> dict[str, Any]:
+        """The method with its hyper-parameters."""
+        return identity.method_identity(self._parts.method)
+
+    @cached_property
+    def fit_id(self) -> str:
+        """The id of the artefact; what the method does not need is no part of it."""
+        named = {field: identity.named(source) for field, source in self._parts.fit_sources.items()}
+        data = named.pop("pairs", {}) | named  # pairs came first and stand at the top
+        return identity.fit_id(self.model, self.method, data or None)
+
+    def source_id(self, field: str) -> str:
+        """The id of what the method learns from: the model that may have written it, and the recipe."""
+        return identity.digest([self.model, identity.named(self._parts.fit_sources[field])])
+
+    def steering(self, strength: float) -> dict[str, Any] | None:
+        """The identity of the steering; None for the unsteered model."""
+        return identity.steering_identity(self.fit_id, self.method, strength)
+
+    def decoding(self, suite: Suite[Any]) -> dict[str, Any] | None:
+        """How the suite's texts are decoded; None where it reads none."""
+        return decoding_identity(suite.decoded(self._parts.sampling)) if suite.samples else None
+
+    def suite(self, suite: Suite[Any], split: Split) -> dict[str, Any]:
+        """A suite with all that its numbers depend on besides the model."""
+        key = suite.name, split
+        if key not in self._suites:
+            own = {"name": suite.name, "version": suite.version, "decoding": self.decoding(suite)}
+            self._suites[key] = own | identity.named(suite, split)
+        return self._suites[key]
+
+    def record_id(self, suite: Suite[Any], split: Split, strength: float) -> str:
+        """The id that a suite's result at this strength is stored under."""
+        return identity.record_id(self.model, self.steering(strength), self.suite(suite, split), split)
+
+    def comparison_id(self, suite: Suite[Any], split: Split) -> str:
+        """The id that results share which differ in their steering alone."""
+        return identity.comparison_id(self.model, self.suite(suite, split), split)
+
+
+def model_key(model: Mapping[str, Any], device: str) -> str:
+    """The id of a loaded model, which cells that differ in threads share."""
+    return identity.digest(dict(model) | {"threads": None, "device": device})

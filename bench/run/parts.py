@@ -1,0 +1,53 @@
+"""What a cell is made of, built from its config. Nothing here loads a model or reads a text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from bench.config.build import build
+from bench.data.sources import Sources, default_cache
+from bench.fit_data.base import FitSource
+from bench.model.decoding import Sampling
+from bench.run.tuning import Tuning
+from bench.scorers.base import Scorer
+from bench.suites.base import Suite
+from methods.base import Method
+from methods.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The objects that a config names; suites, scorers and what is learnt from by their names in the config.
+
+    fit_sources: by the fields of `methods.base.FitData` that the method needs.
+    """
+
+    cache: Path
+    sampling: Sampling
+    scorers: dict[str, Scorer]
+    suites: dict[str, Suite[Any]]
+    method: Method
+    fit_sources: dict[str, FitSource]
+    tuning: Tuning
+
+
+def parts(cfg: DictConfig) -> Parts:
+    """Build them. Raises SetupError for settings that a class refuses, and for data that would leak into a suite."""
+    cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+    sampling = build(cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
+    sources = Sources(mirror=cfg.runtime.mirror, cache=cache, offline=cfg.runtime.offline)
+    given: dict[str, Any] = {"sources": sources, "sampling": sampling}
+    scorers = {str(name): build(node, **given) for name, node in cfg.scorer.items()}
+    given |= {"scorers": list(scorers.values()), "scorer": scorers[cfg.pairs.scorer]}
+    suites = {str(name): build(node, name=name, **given) for name, node in cfg.suite.items()}
+    method = build(cfg.method)
+    fit_sources = {field: build(cfg[field], ("scorer",), **given) for field in sorted(method.needs)}
+    for source in fit_sources.values():
+        source.check()
+        for suite in suites.values():
+            if (why := suite.leak(source.learnt())) is not None:
+                raise SetupError(f"{method.name} {why}")
+    tuning = build(cfg.tuning, in_residual_norms=cfg.strength_unit == "residual_norm")
+    return Parts(cache, sampling, scorers, suites, method, fit_sources, tuning)
