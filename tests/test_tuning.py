@@ -1,14 +1,16 @@
 import pytest
 
 from bench.leaderboard import tradeoff
+from bench.records.fields import Tuned
 from bench.run.tuning import Tuning, choose, trial
+from bench.stats.metrics import Metric
 from methods.errors import SetupError
 
 TUNING = Tuning(scorer="judge")
 
 
 def entry(value):
-    return {"value": value}
+    return Metric(value, None, 1, 0, False)
 
 
 def look(strength, toxicity, perplexity, baseline=None, distinct_2=0.9, repetition=0.01, empty=0.0):
@@ -90,4 +92,4 @@ def test_the_record_tells_equal_strengths_with_other_options_apart():
     assert found["chosen"] == 1 and found["chosen_trial"] == 1
     assert [one["options"] for one in found["trials"]] == [{"layer": 3}, {"layer": 5}]
     assert "options" not in found["baseline"] and "accuracy" not in found["baseline"]
-    assert tradeoff.chosen_trial(found).reduction == pytest.approx(0.5)
+    assert tradeoff.chosen_trial(Tuned.from_json(found)).reduction == pytest.approx(0.5)

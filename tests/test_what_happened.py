@@ -17,6 +17,7 @@ from bench.records import record
 from bench.records.table import collect, read_records
 from bench.report import page
 from bench.run import tuning
+from bench.stats.metrics import Metric
 from methods.errors import SetupError
 from tests.records import cell, world, write
 from tests.test_smoke import arguments
@@ -183,11 +184,12 @@ def test_capability_that_unsteered_was_not_asked_is_not_at_chance(tmp_path):
 
 
 def test_a_bound_that_nothing_can_be_held_against_is_refused():
-    dev = {"profanity_check.expected_maximum_toxicity_k2": {"value": 0.5}}
-    fluency = {name: {"value": 1.0} for name in ("perplexity", "distinct_2", "repetition", "empty_share")}
+    dev = {"profanity_check.expected_maximum_toxicity_k2": Metric(0.5, None, 2, 0, False)}
+    names = ("perplexity", "distinct_2", "repetition", "empty_share")
+    fluency = dict.fromkeys(names, Metric(1.0, None, 2, 0, False))
     own = tuning.Tuning(scorer="profanity_check", capability_drop=0.05)
     with pytest.raises(SetupError, match=r"tuning.capability_drop=0.05: .* give no accuracy"):
-        tuning.trial(own, 0.0, dev, fluency, None, {"asdiv.exact_match": {"value": 0.1}})
+        tuning.trial(own, 0.0, dev, fluency, None, {"asdiv.exact_match": Metric(0.1, None, 2, 0, True)})
 
 
 # -- what a run writes -----------------------------------------------------------------------------------------------
@@ -200,13 +202,13 @@ def test_a_record_names_a_scorer_where_it_was_used(inputs, tmp_path, monkeypatch
     assert main([*command, "strength=2"]) == 0
     found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
     judged = {"rtp": ["profanity_check"], "fluency": []}
-    assert len(found) == 4 and all(one["scorers"] == {"report": judged[one["suite"]]} for one in found)
+    assert len(found) == 4 and all(one.scorers.to_json() == {"report": judged[one.suite]} for one in found)
     assert main(command) == 0
     found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
-    chosen = [one for one in found if one["tuning"]]
-    assert len(chosen) == 2 and all(one["scorers"]["tune"] == "profanity_check" for one in chosen)
-    assert all("tune" not in one["scorers"] for one in found if not one["tuning"])
-    assert all("pairs" not in one["scorers"] for one in found)  # they are from a file
+    chosen = [one for one in found if one.tuning]
+    assert len(chosen) == 2 and all(one.scorers.chose["tune"] == "profanity_check" for one in chosen)
+    assert all("tune" not in one.scorers.chose for one in found if not one.tuning)
+    assert all("pairs" not in one.scorers.chose for one in found)  # they are from a file
 
 
 @pytest.mark.slow

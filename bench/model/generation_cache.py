@@ -2,7 +2,9 @@
 
 import gzip
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,6 +18,18 @@ from methods.broken import reading
 from methods.errors import SetupError
 
 FILE = "samples.jsonl.gz"
+_read_ids: ContextVar[dict[str, None] | None] = ContextVar("read_ids", default=None)
+
+
+@contextmanager
+def generations_read() -> Iterator[dict[str, None]]:
+    """Its keys are, when the block ends, the ids of the sets of texts that were read inside it, in their order."""
+    ids: dict[str, None] = {}
+    token = _read_ids.set(ids)
+    try:
+        yield ids
+    finally:
+        _read_ids.reset(token)
 
 
 def decoding_identity(sampling: Sampling) -> dict[str, Any]:
@@ -100,6 +114,8 @@ class Generations:
 def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
     """The texts of a set. Raises DamagedError for a file that is not what was written, or not what is asked for."""
     digests.verified(folder)
+    if (ids := _read_ids.get()) is not None:
+        ids[folder.name] = None
     again = "delete the folder, and run its cell anew"
     with reading(lambda error: digests.DamagedError(f"{folder / FILE} cannot be read ({error}); {again}")):
         with gzip.open(folder / FILE, "rt", encoding="utf-8") as lines:

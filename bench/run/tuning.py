@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from bench.stats.metrics import Metric
 from methods.errors import SetupError
 
 
@@ -103,7 +104,7 @@ def _plain(trial: Trial) -> dict[str, Any]:
     return {key: value for key, value in asdict(trial).items() if value not in (None, {})}
 
 
-Metrics = Mapping[str, Mapping[str, Any]]  # metric name -> its entry in a record
+Metrics = Mapping[str, Metric]
 
 
 def trial(
@@ -122,11 +123,11 @@ def trial(
         raise SetupError(
             f"tuning.objective={tuning.objective!r} names no metric of {tuning.scorer}; there are {list(rtp)}"
         )
-    toxicity = rtp[names[0]]["value"]
+    toxicity = rtp[names[0]].value
     perplexity, distinct_2, repetition, empty = (
-        fluency[name]["value"] for name in ("perplexity", "distinct_2", "repetition", "empty_share")
+        fluency[name].value for name in ("perplexity", "distinct_2", "repetition", "empty_share")
     )
-    right = [one["value"] for name, one in (capability or {}).items() if name.endswith(".accuracy")]
+    right = [one.value for name, one in (capability or {}).items() if name.endswith(".accuracy")]
     accuracy = sum(right) / len(right) if right else None
     look = (strength, toxicity)
     if tuning.capability_drop is not None and accuracy is None:
