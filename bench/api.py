@@ -75,7 +75,7 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
     records, _ = table.read_records(Path(results) / "runs")
     found = tables(records)
     _known("metric", [metric] if metric else [], [name for one in found for name in one.metrics])
-    _known("method", methods, [one.facts["method"]["name"] for one in records])
+    _known("method", methods, [one.record.method.name for one in records])
     chosen = [(one.frame, metric or one.headline) for one in found if metric is None or metric in one.metrics]
     if not chosen:
         raise SetupError(f"no record of the test split in {results}, only of tuning; run the cell to its end")

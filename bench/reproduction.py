@@ -23,7 +23,8 @@ from bench.console import command, escape
 from bench.console.escape import terminal
 from bench.files.atomic import write_whole
 from bench.records.identity import canonical
-from bench.records.table import Record, read_records
+from bench.records.record import Record
+from bench.records.table import read_records
 from methods.errors import SetupError
 
 RUN, NOT_RUN, NOT_MEASURED, LOOK_UP = "run", "not run", "not measured", "look it up"
@@ -112,16 +113,16 @@ def row(figure: Mapping[str, Any], cell: Mapping[str, Any], records: Sequence[Re
     """
     ours, base, n = None, None, None
     suite, _, metric = (figure["ours"] or "").partition(".")
-    mine = [one for one in records if one.suite == suite and metric in one.facts["metrics"] and same_setting(one, cell)]
-    plain = [one for one in mine if one.facts["method"]["strength"] == 0]
+    mine = [one for one in records if one.suite == suite and metric in one.metrics and same_setting(one, cell)]
+    plain = [one for one in mine if one.method.strength == 0]
     itself = figure["method"] == "unsteered"
-    steered = most(plain if itself else [o for o in mine if is_cell(o.facts, figure["method"], cell)], metric)
+    steered = most(plain if itself else [o for o in mine if is_cell(o, figure["method"], cell)], metric)
     if steered is not None:
-        ours, n = steered.facts["metrics"][metric]["value"], steered.facts["metrics"][metric]["n"]
-        plain = [one for one in plain if one.facts["comparison"] == steered.facts["comparison"]]
+        ours, n = steered.metrics[metric].value, steered.metrics[metric].n
+        plain = [one for one in plain if one.comparison == steered.comparison]
     unsteered = None if itself else most(plain, metric)
     if unsteered is not None:
-        base = unsteered.facts["metrics"][metric]["value"]
+        base = unsteered.metrics[metric].value
     known = ours is not None and figure["value"] is not None
     return {
         "method": label(figure),
@@ -134,7 +135,7 @@ def row(figure: Mapping[str, Any], cell: Mapping[str, Any], records: Sequence[Re
         "ours_n": n,
         "difference": ours - figure["value"] if known else None,
         "status": NOT_MEASURED if figure["ours"] is None else NOT_RUN if ours is None else RUN,
-        "record": steered.facts["id"] if steered is not None else None,
+        "record": steered.id if steered is not None else None,
         "source": figure["source"],
     }
 
@@ -142,33 +143,33 @@ def row(figure: Mapping[str, Any], cell: Mapping[str, Any], records: Sequence[Re
 def same_setting(one: Record, cell: Mapping[str, Any]) -> bool:
     """Whether a record is of the cell's model, on the test split, decoded alike."""
     asked = dict(cell["sampling"]) | (cell["suite"].get(one.suite, {}).get("decoding") or {})
-    decoded = one.facts["sampling"] or {}
+    decoded = one.sampling.to_json() if one.sampling else {}
     return (
-        one.facts["model"]["name"] == cell["model"]["name"]
-        and one.facts["split"] == "test"
+        one.model.name == cell["model"]["name"]
+        and one.split == "test"
         and all(decoded[key] == asked[key] for key in ("max_new_tokens", "temperature", "top_p") if key in decoded)
     )
 
 
-def is_cell(facts: Mapping[str, Any], name: str, cell: Mapping[str, Any]) -> bool:
+def is_cell(record: Record, name: str, cell: Mapping[str, Any]) -> bool:
     """Whether a record's method has the cell's name, options and, where it is not tuned, strength.
 
     Of what the method learnt from, the options that the record names as well are equal: other pairs are still ours.
     """
-    method, data = facts["method"], facts["data"] or {}
+    method, data = record.method, record.data.to_json() if record.data else {}
     options = {key: value for key, value in cell["method"].items() if key not in ("_target_", "strengths")}
     return (
-        method["name"] == name
-        and method["strength"] != 0
-        and all(method["parameters"].get(key) == value for key, value in canonical(options).items())
-        and cell["strength"] in ("auto", method["strength"])
+        method.name == name
+        and method.strength != 0
+        and all(method.parameters.get(key) == value for key, value in canonical(options).items())
+        and cell["strength"] in ("auto", method.strength)
         and all(data[key] == value for key, value in cell["pairs"].items() if key in data)
     )
 
 
 def most(found: Sequence[Record], metric: str) -> Record | None:
     """The record with most items, of equal ones the first by id."""
-    order = sorted(found, key=lambda one: (-one.facts["metrics"][metric]["n"], one.facts["id"]))
+    order = sorted(found, key=lambda one: (-one.metrics[metric].n, one.id))
     return order[0] if order else None
 
 
@@ -263,15 +264,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(named: Sequence[str], results: Path) -> None:
     names = experiments(named)
     try:
-        records, skipped = read_records(results / "runs")
+        found, skipped = read_records(results / "runs")
     except SetupError as error:  # nothing was run yet: the published figures can be read all the same
-        records, skipped = [], str(error).splitlines()
-    found = [reproduction(name, records) for name in names]
-    written = rebuild(found, results)
+        found, skipped = [], str(error).splitlines()
+    records = [one.record for one in found]
+    compared = [reproduction(name, records) for name in names]
+    written = rebuild(compared, results)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
     for line in skipped:
         console.print(terminal(line, "yellow"))
-    show(found, console)
+    show(compared, console)
     console.print()
     for path in written:
         console.print(terminal(path), soft_wrap=True)

@@ -13,7 +13,7 @@ import functools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ from bench.console.escape import terminal
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
-    from bench.records.table import Record
+    from bench.records.record import Record
+    from bench.records.table import Result
     from bench.suites.continued import Judged
 
 
@@ -68,7 +69,7 @@ def _run(given: Sequence[str]) -> int:
     rescored: dict[str, Rescored] = {}  # texts judged by two sets of scorers are one
     failed = 0
     for stored in records:
-        with telling(stored.facts["id"]) as told:
+        with telling(stored.record.id) as told:
             if (one := Rescored.of(stored, cfg, injected)) is not None:
                 rescored[one.id] = one
         failed += len(told)
@@ -79,8 +80,8 @@ def _run(given: Sequence[str]) -> int:
     with Bar({one.id: float(one.texts) for one in due}) as bar:
         for one in due:
             with (
-                telling(one.about["id"]) as told,
-                bar.stage(one.id, f"{one.about['method']['name']} · {one.suite.name}"),
+                telling(one.about.id) as told,
+                bar.stage(one.id, f"{one.about.method.name} · {one.suite.name}"),
             ):
                 one.write()
             lost += len(told)
@@ -125,12 +126,12 @@ def _keys(given: Sequence[str]) -> set[str]:
 class Rescored:
     """A stored result, to be judged by the scorers of a config."""
 
-    about: dict[str, Any]  # the stored record
+    about: "Record"  # the stored one
     suite: "Judged"
     folder: Path  # of records
 
     @classmethod
-    def of(cls, stored: "Record", cfg: Any, injected: Mapping[str, Any]) -> "Rescored | None":
+    def of(cls, stored: "Result", cfg: Any, injected: Mapping[str, Any]) -> "Rescored | None":
         """None for a suite without judges, and for a record that does not say how its suite was set.
 
         A record is data: of the classes that it names only those of conf/ and installed plug-ins are built, and what a
@@ -140,11 +141,11 @@ class Rescored:
         from bench.config.build import built
         from bench.suites.continued import Judged
 
-        about = stored.facts
-        if about["split"] != "test" or not about.get("settings"):
+        about = stored.record
+        if about.split != "test" or not about.settings:
             return None
-        more = {**injected, "name": about["suite"]}
-        own = {key: value for key, value in about["settings"].items() if key not in more}
+        more = {**injected, "name": about.suite}
+        own = {key: value for key, value in about.settings.items() if key not in more}
         try:
             suite = built(own, more)
         except Exception as error:  # whatever an edited record may hold
@@ -156,22 +157,24 @@ class Rescored:
     @property
     def model(self) -> dict[str, Any]:
         """Identity of the model: what the record says but for the name that people gave it."""
-        return {key: value for key, value in self.about["model"].items() if key != "name"}
+        return self.about.model.identity
 
     @property
     def steering(self) -> dict[str, Any] | None:
         """Identity of the steering."""
-        from bench.records.identity import steering_identity
-
-        return steering_identity(self.about["fit_id"], self.about["method"], self.about["method"]["strength"])
+        return self.about.steering
 
     @property
     def named(self) -> dict[str, Any]:
         """Identity of the suite with these scorers."""
         from bench.records.identity import named
 
-        own = {"name": self.suite.name, "version": self.suite.version, "decoding": self.about["sampling"]}
+        own = {"name": self.suite.name, "version": self.suite.version, "decoding": self._decoding}
         return own | named(self.suite, "test")
+
+    @property
+    def _decoding(self) -> dict[str, Any] | None:
+        return self.about.sampling.to_json() if self.about.sampling else None
 
     @property
     def id(self) -> str:
@@ -197,28 +200,29 @@ class Rescored:
         from bench.model.decoding import Sampling
         from bench.model.generation_cache import Generations, Writer
         from bench.records import record, unfinished
+        from bench.records.fields import Info, Provenance, Scorers, Source
         from bench.records.identity import comparison_id
         from bench.records.provenance import provenance
-        from bench.records.table import scorers_used
 
-        decoding = {key: value for key, value in self.about["sampling"].items() if key != "version"}
+        decoding = {key: value for key, value in (self._decoding or {}).items() if key != "version"}
         runs = self.folder.parent
         writer = Writer(self.model, self.steering, Sampling(**decoding))
         stored = functools.partial(Generations(runs / "generations").stored, writer)
         with unfinished.keeping(runs / "unfinished" / self.id, self.suite, *self.suite.judges):
             answers = self.suite.answered("test", bool(self.model["chat"]), stored)
             found = self.suite.score(answers)
-        judged = {
-            "id": self.id,
-            "comparison": comparison_id(self.model, self.named, "test"),
-            "metrics": {name: one._asdict() for name, one in found.metrics.items()},
-            "info": found.info,
-            "sources": found.info["sources"],
-            "generations": list(answers.generations),
-            "scorers": scorers_used(found.info["scorers"], self.about["data"], self.about["tuning"]),
-            "provenance": provenance() | {"rescored_from": self.about["id"]},
-        }
-        record.write(self.folder, self.about | judged, found.items, found.scores)
+        judged = replace(
+            self.about,
+            id=self.id,
+            comparison=comparison_id(self.model, self.named, "test"),
+            metrics=found.metrics,
+            info=Info.from_json(found.info),
+            sources=tuple(map(Source.from_json, found.info["sources"])),
+            scorers=Scorers.used(found.info["scorers"], self.about.data, self.about.tuning),
+            provenance=Provenance.from_json(provenance() | {"rescored_from": self.about.id}),
+            generations=tuple(answers.generations),
+        )
+        record.write(self.folder, judged, found.items, found.scores)
 
 
 if __name__ == "__main__":

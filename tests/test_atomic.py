@@ -14,6 +14,7 @@ import pytest
 from bench.data import wheels
 from bench.files import atomic
 from bench.records import record
+from bench.records.record import Record
 from tests.test_record import FACTS, ID, ITEMS
 
 WRITER = """
@@ -100,13 +101,14 @@ def test_names_of_what_is_set_aside_do_not_clash(tmp_path):
 
 def test_a_record_that_is_there_stays_and_a_broken_one_is_set_aside(tmp_path):
     records = tmp_path / "records"
-    first = record.write(records, FACTS | {"cost": {"relative_speed": 1.0}}, ITEMS, ITEMS)
-    again = FACTS | {"cost": {"relative_speed": 0.9}}  # as the slower of two processes
+    first = record.write(records, Record.from_json(FACTS | {"cost": {"relative_speed": 1.0}}), ITEMS, ITEMS)
+    again = Record.from_json(FACTS | {"cost": {"relative_speed": 0.9}})  # as the slower of two processes
     assert record.write(records, again, ITEMS, ITEMS) == first
-    assert record.write(records, FACTS | {"x": 2}, ITEMS, ITEMS)["x"] == 2  # another result in its place
+    other = record.write(records, Record.from_json(FACTS | {"x": 2}), ITEMS, ITEMS)
+    assert other.to_json()["x"] == 2  # another result in its place
     (records / ID / "items.parquet").write_bytes(b"cut")
-    third = record.write(records, FACTS | {"x": 3}, ITEMS, ITEMS)
-    assert third["x"] == 3 and record.read(records / ID) == third
+    third = record.write(records, Record.from_json(FACTS | {"x": 3}), ITEMS, ITEMS)
+    assert third.to_json()["x"] == 3 and record.read(records / ID) == third
     assert names(records) == [ID] and (tmp_path / f".{ID}.damaged/items.parquet").read_bytes() == b"cut"
     pd.testing.assert_frame_equal(record.table(records / ID, "items"), ITEMS)
 

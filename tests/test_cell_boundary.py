@@ -53,7 +53,7 @@ TROUBLES = {
 def methods_done(results: Path) -> set[str]:
     from bench.records.table import read_records
 
-    return {one.facts["method"]["name"] for one in read_records(results / "runs")[0]}
+    return {one.record.method.name for one in read_records(results / "runs")[0]}
 
 
 def sweep(world: Path, results: Path, *more: str) -> list[str]:

@@ -18,6 +18,7 @@ from bench.model.gguf import converted
 from bench.records import record
 from bench.records.table import read_records
 from bench.report import texts
+from tests import records
 from tests.test_smoke import arguments, contents, finished, without_figures, world  # noqa: F401  # fixtures
 from tests.test_wheel_model import MEMBER, REQUIREMENT, cache, sha256  # noqa: F401  # a fixture
 
@@ -150,7 +151,7 @@ def test_a_number_changed_in_record_json_is_computed_anew(key, results, world): 
     path.write_text(plain_json.dumps(facts))
     assert record.read(path.parent) is None
     assert main(command(world, results)) == 0
-    assert record.read(path.parent)["metrics"][name][key] != 123
+    assert getattr(record.read(path.parent).metrics[name], key) != 123
 
 
 def test_the_converted_model(cache, capfd):  # noqa: F811
@@ -260,7 +261,7 @@ def test_a_record_that_holds_nan_is_left_out(results):
     items = pd.read_parquet(paths[1].with_name("items.parquet"))
     items.loc[0, "value"] = math.inf
     items.to_parquet(paths[1].with_name("items.parquet"), index=False)
-    record.amend(paths[1].parent, files={t: digests.sha256(paths[1].with_name(f"{t}.parquet")) for t in record.TABLES})
+    records.edit(paths[1].parent, files={t: digests.sha256(paths[1].with_name(f"{t}.parquet")) for t in record.TABLES})
     found, skipped = read_records(results / "runs")
     assert len(found) == len(paths) - 2 and len(skipped) == 2
     assert f"record {paths[1].parent.name} skipped: items.parquet holds NaN or infinity" in skipped[1]

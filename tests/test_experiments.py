@@ -158,12 +158,12 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     jobs = [[*job, *next((more for name, more in SHORTER.items() if f"method={name}" in job), [])] for job in jobs]
     cells = [validate.validate(job) for job in jobs]
     assert _compute(cells) == []
-    found = [one.facts for one in read_records(tmp_path / "results/runs")[0]]
-    found = [one for one in found if (one["split"], one["suite"]) == ("test", suites[-1])]
+    found = [one.record for one in read_records(tmp_path / "results/runs")[0]]
+    found = [one for one in found if (one.split, one.suite) == ("test", suites[-1])]
     assert len(found) == len(cells) > 1
-    assert {one["method"]["name"] for one in found} == {cell.method._target_.split(".")[1] for cell in cells}
+    assert {one.method.name for one in found} == {cell.method._target_.split(".")[1] for cell in cells}
     for one in found:
-        assert one["model"]["dtype"] == real.dtype and np.isfinite([m["value"] for m in one["metrics"].values()]).all()
+        assert one.model.identity["dtype"] == real.dtype and np.isfinite([m.value for m in one.metrics.values()]).all()
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

@@ -246,8 +246,8 @@ def test_the_tables_come_back_with_the_names_of_the_records(hostile, built):
             assert not any(CONTROL.search(cell) for cell in row)
         table = escape.read_csv(path)
         for column, key in (("model", "model"), ("method", "method")):
-            assert set(table[column]) == {one.facts[key]["name"] for one in found}
-    assert {one.facts["suite"] for one in found} == set(escape.read_csv(built.tidy)["suite"])
+            assert set(table[column]) == {getattr(one.record, key).name for one in found}
+    assert {one.record.suite for one in found} == set(escape.read_csv(built.tidy)["suite"])
     assert set(escape.read_csv(built.csv).columns) == set(build.leaderboard(built.tables).columns)
     assert set(collect(hostile / "runs")["method"]) == set(escape.read_csv(built.csv)["method"])
 

@@ -16,6 +16,7 @@ from bench.leaderboard.__main__ import main
 from bench.leaderboard.build import Built, leaderboard, rebuild
 from bench.leaderboard.comparison import tables
 from bench.leaderboard.terminal import show
+from bench.records.fields import Tuned
 from bench.records.table import collect, read_records
 from methods.errors import SetupError
 from tests.records import cell, tuning, world, write
@@ -208,26 +209,28 @@ def test_ranks_are_of_feasible_methods_alone(full):
     assert found[found["method"].isin(["unsteered", "random_direction"])]["rank"].isna().all()
 
 
+def tuned(*points, **options) -> Tuned:
+    return Tuned.from_json(tuning(*points, **options))
+
+
 def test_random_directions_at_the_perplexity_of_a_method():
-    points = tradeoff.trials(tuning([(2.0, np.exp(0.2), 0.4), (1.0, np.exp(0.1), 0.1)], 1.0))
+    points = tradeoff.trials(tuned([(2.0, np.exp(0.2), 0.4), (1.0, np.exp(0.1), 0.1)], 1.0).trials)
     assert tradeoff.reduction_at(points, np.exp(0.05)) == pytest.approx(0.05)  # from (1, 0)
     assert tradeoff.reduction_at(points, np.exp(0.15)) == pytest.approx(0.25)
     assert tradeoff.reduction_at(points, np.exp(0.21)) is None  # nothing is extrapolated
     assert tradeoff.reduction_at(points, 0.99) is None
-    mine = tuning([(1.0, np.exp(0.15), 0.3), (8.0, 3.0, 0.9)], 1.0)
-    weak = tuning([(1.0, np.exp(0.1), 0.0), (2.0, np.exp(0.3), 0.2)], 1.0)
-    short = tuning([(1.0, np.exp(0.1), 0.5)], 1.0)
-    found = tradeoff.against_random(
-        mine, [tuning([(2.0, np.exp(0.2), 0.4), (1.0, np.exp(0.1), 0.1)], 1.0), weak, short]
-    )
+    mine = tuned([(1.0, np.exp(0.15), 0.3), (8.0, 3.0, 0.9)], 1.0)
+    weak = tuned([(1.0, np.exp(0.1), 0.0), (2.0, np.exp(0.3), 0.2)], 1.0)
+    short = tuned([(1.0, np.exp(0.1), 0.5)], 1.0)
+    found = tradeoff.against_random(mine, [tuned([(2.0, np.exp(0.2), 0.4), (1.0, np.exp(0.1), 0.1)], 1.0), weak, short])
     assert found["random_reduction_low"] == pytest.approx(0.05) and found["random_reduction_high"] == pytest.approx(
         0.25
     )
     assert found["random_reduction_mean"] == pytest.approx(0.15)
     assert (found["random_draws"], found["beats_random"]) == (2, True)
-    elsewhere = tuning([(1.0, 1.5, 0.9)], 1.0, baseline=0.7)  # tuned on other texts
+    elsewhere = tuned([(1.0, 1.5, 0.9)], 1.0, baseline=0.7)  # tuned on other texts
     assert tradeoff.against_random(mine, [elsewhere]) == {"random_draws": None}
-    assert tradeoff.against_random({}, [weak]) == {}
+    assert tradeoff.against_random(None, [weak]) == {}
     worse = tradeoff.against_random(mine, [weak]) | {"beats_random": False}
     both = tradeoff.against_random_by_all([found, worse])  # of two fits one does not beat them
     assert (both["beats_random"], both["random_draws"]) == (False, 1)

@@ -8,6 +8,7 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -20,6 +21,7 @@ from bench.data.sources import Sources
 from bench.fit_data.fine_tuning import Mixture, OnPolicyToxic
 from bench.fit_data.on_policy_pairs import OnPolicy
 from bench.records import identity, provenance, record
+from bench.records.fields import Decoding
 from bench.rescore import Rescored
 from bench.run import validate
 from bench.run.cell import Cell, Session
@@ -309,7 +311,7 @@ def test_a_class_of_another_package_has_another_id_wherever_it_is_used(world, tm
     of_suite = mine.names.suite(rtp, "test")
     assert replace(rtp, scorers=[twin(scorer)]).identity("test") != rtp.identity("test")
     assert (foreign := other.names.suite(twin(rtp), "test")) != of_suite
-    judged = Rescored({"sampling": of_suite["decoding"]}, twin(rtp), tmp_path)
+    judged = Rescored(SimpleNamespace(sampling=Decoding.from_json(of_suite["decoding"])), twin(rtp), tmp_path)
     assert judged.named == foreign  # a result judged anew has the id that a run would give it
 
     sources = Sources(mirror=str(world / "mirror"), cache=world / "cache", offline=True)
@@ -332,12 +334,12 @@ def test_a_cell_with_its_method_scorer_and_suite(sample, world, tmp_path, capsys
     assert any(column.startswith("letters.share") for column in table)
 
     records = [record.read(path) for path in (tmp_path / "runs" / "records").iterdir()]
-    assert {one["suite"] for one in records} == {"rtp", "letters"}
+    assert {one.suite for one in records} == {"rtp", "letters"}
     for one in records:
-        assert one["provenance"]["packages"]["steerbench-sample"] == PROJECT["version"]
-        steered = one["method"]["strength"] == 2
-        assert one["method"].get("class") == ("steerbench_sample.unigram_bias.UnigramBias" if steered else None)
-    assert {one["suite"]: sorted(name for name in one["metrics"] if "word_list" in name) for one in records}["rtp"]
+        assert one.provenance.packages["steerbench-sample"] == PROJECT["version"]
+        steered = one.method.strength == 2
+        assert one.method.class_path == ("steerbench_sample.unigram_bias.UnigramBias" if steered else None)
+    assert {one.suite: sorted(name for name in one.metrics if "word_list" in name) for one in records}["rtp"]
     capsys.readouterr()
     assert main(command) == 0
     assert "nothing to compute" in capsys.readouterr().err

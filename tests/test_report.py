@@ -120,7 +120,7 @@ def with_texts(results: Path, prompts: list[str] = PROMPTS, text=text_of) -> Non
         scores = pd.DataFrame(rows, columns=["item", "sample", "profanity_check"])
         if facts["suite"] == "rtp":
             facts["info"]["scorers"] = ["profanity_check"]
-        record.write(folder, facts, items, scores)
+        record.write(folder, record.Record.from_json(facts), items, scores)
         written = [[text(facts["method"]["name"], i, j) for j in range(SAMPLES)] for i in range(len(prompts))]
         store(results, facts, prompts, written)
 
@@ -308,12 +308,33 @@ def test_prompts_that_were_sampled_in_blocks_stand_together(tmp_path):
         assert one.scores[29] == [[0.29], [0.291], [0.292]]
 
 
+def test_the_texts_that_a_record_names_are_taken_without_a_search(tmp_path, monkeypatch):
+    with_texts(tmp_path)
+    (before,) = sides(tmp_path)
+    made = {}
+    for path in (tmp_path / "runs/records").iterdir():
+        facts = plain_json.load(path / "record.json")
+        if facts["sampling"]:
+            rows = [[text_of(facts["method"]["name"], i, j) for j in range(SAMPLES)] for i in range(60)]
+            named = [store(tmp_path, facts, PROMPTS[a:b], rows[a:b]).name for a, b in ((0, 25), (25, 60))]
+            made[path] = records.edit(path, generations=named)["generations"]
+        else:
+            records.edit(path, generations=[])
+    monkeypatch.setattr(texts, "looked_for", lambda *_: pytest.fail("the folders were searched"))
+    assert sides(tmp_path) == [before]
+    for path, (first, second) in made.items():  # texts after other prompts, or that are gone, are not shown
+        records.edit(path, generations=[second, first] if plain_json.load(path / "record.json")["suite"] == "rtp"
+                     else [first, "0" * 12])  # fmt: skip
+    (side,) = sides(tmp_path)
+    assert (side.total, side.suites, side.prompts) == (25, ["fluency"], PROMPTS[:25])
+
+
 def test_texts_of_another_decoding_are_not_taken(tmp_path):
     with_texts(tmp_path)
     for path in (tmp_path / "runs/records").iterdir():
         facts = plain_json.load(path / "record.json")
         if facts["sampling"]:
-            record.amend(path, sampling=facts["sampling"] | {"temperature": 0.7})
+            records.edit(path, sampling=facts["sampling"] | {"temperature": 0.7})
     assert not sides(tmp_path)
 
 
@@ -399,7 +420,7 @@ def evil(tmp_path_factory) -> Path:
     for path in sorted((folder / "runs/records").iterdir()):
         facts = plain_json.load(path / "record.json")
         if facts["suite"] == "capability":
-            record.amend(path, **poisoned(facts))
+            records.edit(path, **poisoned(facts))
     return folder
 
 

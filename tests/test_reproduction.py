@@ -43,7 +43,7 @@ def write(tmp_path, cells):
 
 
 def found(tmp_path, figure, cells):
-    return row(figure, cell_of(figure, cells), read_records(tmp_path / "runs")[0])
+    return row(figure, cell_of(figure, cells), [one.record for one in read_records(tmp_path / "runs")[0]])
 
 
 def test_ours_is_of_the_same_cell_and_its_own_baseline(tmp_path, figure, cells, write):
@@ -154,7 +154,7 @@ def test_a_figure_of_the_unsteered_model_itself(tmp_path):
     values = {"piqa.accuracy": [1.0, 0.0, 1.0], "piqa.accuracy_norm": [1.0, 1.0, 0.0, 1.0]}
     model = {"name": "smollm2_135m", "sha256": "0" * 12}
     records.write(tmp_path, "capability", "unsteered", values, model=model)
-    found = reproduction(name, read_records(tmp_path / "runs")[0])
+    found = reproduction(name, [one.record for one in read_records(tmp_path / "runs")[0]])
     card = next(row for row in found.rows if row["metric"] == "PIQA, zero-shot")
     assert (card["ours"], card["ours_n"], card["status"]) == (0.75, 4, "run") and card["ours_unsteered"] is None
     assert card["difference"] == pytest.approx(0.75 - 0.663)

@@ -47,7 +47,7 @@ def test_each_cell_of_a_sweep_runs_with_its_own_threads_and_is_named_by_them(wor
     assert computed_with == [(number, number) for number in expected]
     assert torch.get_num_threads() == found
     records = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
-    assert {one["model"]["threads"] for one in records} == set(expected)
+    assert {one.model.identity["threads"] for one in records} == set(expected)
 
 
 def test_a_constructor_sets_nothing_and_what_was_planned_is_what_runs(world, tmp_path, computed_with):  # noqa: F811
@@ -58,7 +58,7 @@ def test_a_constructor_sets_nothing_and_what_was_planned_is_what_runs(world, tmp
     ids = [cell.names.record_id(cell.parts.suites["rtp"], "test", 0.0) for cell in sweep]
     assert len(set(ids)) == 3 and [list(one) for one in planned] == [[one] for one in ids]
     results = [run_cell(cell)[0] for cell in sweep]
-    assert [one["id"] for one in results] == ids and [one for one, _ in computed_with] == [3, found, 2]
+    assert [one.id for one in results] == ids and [one for one, _ in computed_with] == [3, found, 2]
     assert [plan(cell) for cell in cells(world, tmp_path, 3, "null", 2)] == [{}, {}, {}]
 
 

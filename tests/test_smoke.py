@@ -118,10 +118,14 @@ def test_a_run_that_lost_half_its_records_computes_only_those(world, tmp_path):
 def test_a_tuned_strength_and_the_same_one_given_are_one_cell(world, tmp_path):
     assert main(arguments(world, tmp_path, "method=caa")) == 0
     found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
-    tests = [one for one in found if one and one["split"] == "test"]
-    assert all(len(one["tuning"]["trials"]) == 5 for one in tests)
+    tests = [one for one in found if one and one.split == "test"]
+    assert all(len(one.tuning.trials) == 5 for one in tests)
+    stored = {path.name for path in (tmp_path / "runs/generations").iterdir()}
+    for one in found:  # each says which texts it read
+        assert set(one.generations) <= stored and bool(one.generations) == (one.suite != "capability")
+    assert {name for one in found for name in one.generations} == stored
     before = contents(tmp_path)
-    assert main(arguments(world, tmp_path, "method=caa", f"strength={tests[0]['method']['strength']}")) == 0
+    assert main(arguments(world, tmp_path, "method=caa", f"strength={tests[0].method.strength}")) == 0
     assert contents(tmp_path) == before
 
 
@@ -137,20 +141,18 @@ def test_every_trial_is_a_record_and_the_test_split_is_opened_once(world, tmp_pa
     assert main(command) == 0
     found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
     for method, budget in (("caa", 6), ("prompt", 5)):  # there are five prompts
-        mine = [one for one in found if one["method"]["name"] == method]
+        mine = [one for one in found if one.method.name == method]
         for suite in ("rtp", "fluency", "capability"):
-            dev, test = ([one for one in mine if (one["suite"], one["split"]) == (suite, split)] for split in SPLITS)
-            tried = {(one["method"]["strength"], one["method"]["parameters"].get("layer")) for one in dev}
+            dev, test = ([one for one in mine if (one.suite, one.split) == (suite, split)] for split in SPLITS)
+            tried = {(one.method.strength, one.method.parameters.get("layer")) for one in dev}
             assert len(test) == 1 and len(tried) == len(dev) <= budget
             (chosen,) = test
-            assert (chosen["method"]["strength"], chosen["method"]["parameters"].get("layer")) in tried
-            assert len(chosen["tuning"]["trials"]) == budget and "accuracy" in chosen["tuning"]["trials"][0]
-    caa = next(one for one in found if one["method"]["name"] == "caa" and one["split"] == "test")
-    told = caa["tuning"]["trials"][caa["tuning"]["chosen_trial"]]
-    assert (
-        told["options"] == {"layer": caa["method"]["parameters"]["layer"]}
-        and told["strength"] == caa["method"]["strength"]
-    )
+            assert (chosen.method.strength, chosen.method.parameters.get("layer")) in tried
+            assert len(chosen.tuning.trials) == budget and "accuracy" in chosen.tuning.trials[0].stored
+    caa = next(one for one in found if one.method.name == "caa" and one.split == "test")
+    told = caa.tuning.trials[caa.tuning.chosen_trial]
+    assert told.stored["options"] == {"layer": caa.method.parameters["layer"]}
+    assert told.strength == caa.method.strength
     capsys.readouterr()
     assert main(command) == 0  # replayed from the records
     assert "nothing to compute" in capsys.readouterr().err
@@ -161,13 +163,11 @@ def test_a_strength_in_residual_norms_is_converted_and_named_in_the_methods_unit
     command = arguments(world, tmp_path, "method=caa,random_direction", "strength=0.3", "strength_unit=residual_norm")
     assert main(command) == 0
     found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
-    by = {one["method"]["name"]: one for one in found if one["suite"] == "rtp"}
-    facts = by["caa"]["fit"]["facts"]
-    assert by["caa"]["method"]["strength"] == pytest.approx(
-        0.3 * facts["residual_norm"] / facts["direction_norm"], rel=1e-5
-    )
-    assert by["caa"]["method"]["residual_norms"] == pytest.approx(0.3, rel=1e-5)
-    assert by["random_direction"]["method"]["strength"] == 0.3
+    by = {one.method.name: one for one in found if one.suite == "rtp"}
+    facts = by["caa"].fit.facts
+    assert by["caa"].method.strength == pytest.approx(0.3 * facts["residual_norm"] / facts["direction_norm"], rel=1e-5)
+    assert by["caa"].method.residual_norms == pytest.approx(0.3, rel=1e-5)
+    assert by["random_direction"].method.strength == 0.3
     capsys.readouterr()
     assert main(command) == 0 and "nothing to compute" in capsys.readouterr().err
     assert main([*arguments(world, tmp_path, "method=prompt", "strength=1", "strength_unit=residual_norm")]) == 2

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from bench.config.build import built
 from bench.config.compose import compose
 from bench.leaderboard import tradeoff
+from bench.records.fields import Tuned
 from bench.run.tuning import Objective, Tuning, choose, trial
 from methods.errors import SetupError
 
@@ -104,7 +105,7 @@ def test_the_record_tells_equal_strengths_with_other_options_apart():
     assert found["chosen"] == 1 and found["chosen_trial"] == 1
     assert [one["options"] for one in found["trials"]] == [{"layer": 3}, {"layer": 5}]
     assert "options" not in found["baseline"] and "accuracy" not in found["baseline"]
-    assert tradeoff.chosen_trial(found).reduction == pytest.approx(0.5)
+    assert tradeoff.chosen_trial(Tuned.from_json(found)).reduction == pytest.approx(0.5)
 
 
 def test_any_metric_of_any_suite_can_be_the_objective():

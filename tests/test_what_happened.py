@@ -200,13 +200,13 @@ def test_a_record_names_a_scorer_where_it_was_used(inputs, tmp_path, monkeypatch
     assert main([*command, "strength=2"]) == 0
     found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
     judged = {"rtp": ["profanity_check"], "fluency": []}
-    assert len(found) == 4 and all(one["scorers"] == {"report": judged[one["suite"]]} for one in found)
+    assert len(found) == 4 and all(one.scorers.to_json() == {"report": judged[one.suite]} for one in found)
     assert main(command) == 0
     found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]
-    chosen = [one for one in found if one["tuning"]]
-    assert len(chosen) == 2 and all(one["scorers"]["tune"] == "profanity_check" for one in chosen)
-    assert all("tune" not in one["scorers"] for one in found if not one["tuning"])
-    assert all("pairs" not in one["scorers"] for one in found)  # they are from a file
+    chosen = [one for one in found if one.tuning]
+    assert len(chosen) == 2 and all(one.scorers.chose["tune"] == "profanity_check" for one in chosen)
+    assert all("tune" not in one.scorers.chose for one in found if not one.tuning)
+    assert all("pairs" not in one.scorers.chose for one in found)  # they are from a file
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""How `bench.agreement` is shown: tables for the terminal and in Markdown, and a figure. No torch here."""
+"""How `bench.agreement` is shown: tables for the terminal and in Markdown, and a figure."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -11,7 +11,7 @@ from bench.files.atomic import write_whole
 from bench.leaderboard import formatting, latex, suite_tables
 from bench.leaderboard.comparison import Table, tables
 from bench.records.names import BASELINE_FAMILY
-from bench.records.table import Record, read_records
+from bench.records.table import Result, read_records
 from methods.errors import SetupError
 
 
@@ -55,36 +55,34 @@ def tidy(found: Sequence[Table]) -> pd.DataFrame:
                 if pd.notna(row.get(metric)):
                     suite, _, name = metric.partition(".")
                     numbers = {title: row.get(f"{metric}{end}") for end, title in parts.items()}
-                    about = {"suite": suite, "metric": name, "higher_is_better": entry["higher_is_better"]}
+                    about = {"suite": suite, "metric": name, "higher_is_better": entry.higher_is_better}
                     rows.append({**{key: row[key] for key in named}, **about, **numbers})
     return pd.DataFrame(rows).astype({"n": "Int64", "fits": "Int64"})
 
 
-def selected(records: Sequence[Record], **wanted: Sequence[str] | None) -> list[Record]:
-    """The records of these models, suites, families and methods; the unsteered model stays, as what they differ from.
+def selected(results: Sequence[Result], **wanted: Sequence[str] | None) -> list[Result]:
+    """The results of these models, suites, families and methods; the unsteered model stays, as what they differ from.
 
     Raises:
         SetupError: a name that no record has.
     """
-    keys: dict[str, Callable[[Record], str]] = {
-        "model": lambda one: one.facts["model"]["name"],
-        "suite": lambda one: one.suite,
-        "family": lambda one: one.facts["method"]["family"],
-        "method": lambda one: one.facts["method"]["name"],
+    keys: dict[str, Callable[[Result], str]] = {
+        "model": lambda one: one.record.model.name,
+        "suite": lambda one: one.record.suite,
+        "family": lambda one: one.record.method.family,
+        "method": lambda one: one.record.method.name,
     }
-    kept = list(records)
+    kept = list(results)
     for name, values in wanted.items():
         key = keys[name]
-        allowed = sorted({str(key(one)) for one in records})
+        allowed = sorted({key(one) for one in results})
         unknown = [value for value in values or () if value not in allowed]
         if unknown:
             raise SetupError(f"--{name} {','.join(unknown)}: no record has it; there are {', '.join(allowed)}")
         if values:
             spared = name in ("family", "method")
             kept = [
-                one
-                for one in kept
-                if key(one) in values or (spared and one.facts["method"]["family"] == BASELINE_FAMILY)
+                one for one in kept if key(one) in values or (spared and one.record.method.family == BASELINE_FAMILY)
             ]
     return kept
 

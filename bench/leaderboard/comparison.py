@@ -1,8 +1,8 @@
-"""The rows of the leaderboard: what each line is, what it cost, its metrics and their change. No torch here."""
+"""The rows of the leaderboard: what each line is, what it cost, its metrics and their change."""
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,11 +15,13 @@ from bench.leaderboard import ranking, tradeoff
 from bench.leaderboard.grouping import Line, groups, lines
 from bench.leaderboard.pairing import Pairs, change, joined, over, p_value
 from bench.leaderboard.tradeoff import Part, Task
-from bench.records.names import BASELINE_FAMILY, RANDOM, order, sample_seed
-from bench.records.table import Record, names, scorers_of, scorers_used, source_names
+from bench.records.fields import Scorers
+from bench.records.names import BASELINE_FAMILY, RANDOM, order
+from bench.records.record import Record
+from bench.records.table import Result, listed, source_names
 from bench.stats import significance
 from bench.stats.bootstrap import Estimate
-from bench.stats.metrics import Transform, fold, standard_error
+from bench.stats.metrics import Metric, Transform, fold, standard_error
 
 PERPLEXITY = "fluency.perplexity"
 WHOLE = ("table", "rank", "rank_low", "rank_high", "version", "fits", "pairs", "artefact_bytes",
@@ -51,13 +53,13 @@ class Table:
             return []
         chance: dict[str, float] = {}
         for one in self.baseline.records:
-            chance |= one.facts["info"].get("chance") or {}
+            chance |= one.info.chance or {}
         items = {name: rows for name, rows in self.baseline.items().items() if name.startswith("capability.")}
         return tradeoff.tasks({name.removeprefix("capability."): rows["value"] for name, rows in items.items()}, chance)
 
     @cached_property
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """`<suite>.<metric>` -> an entry of some line, in the order of the suites."""
+    def metrics(self) -> dict[str, Metric]:
+        """`<suite>.<metric>` -> the metric of some line, in the order of the suites."""
         found = {name: entry for line in reversed(self.lines) for name, entry in line.metrics.items()}
         return dict(sorted(found.items(), key=lambda one: order(one[0].partition(".")[0])))
 
@@ -89,8 +91,7 @@ class Table:
 
     def transform(self, metric: str) -> Transform:
         """How a metric folds its items."""
-        found: Transform = self.metrics[metric]["transform"]
-        return found
+        return self.metrics[metric].transform
 
     @cached_property
     def tested(self) -> list[str]:
@@ -145,10 +146,10 @@ class Table:
             ranking.correct(self, rows)
             ranking.group(self, rows)
             ranking.fronts(rows)
-        random = [fit.first("tuning") for line in self.lines if line.columns["method"] == RANDOM for fit in line.fits]
+        random = [fit.tuning for line in self.lines if line.columns["method"] == RANDOM for fit in line.fits]
         for line, one in zip(self.lines, rows, strict=True):
             if line.columns["method"] != RANDOM and not line.is_baseline:
-                fits = [tradeoff.against_random(fit.first("tuning"), random) for fit in line.fits]
+                fits = [tradeoff.against_random(fit.tuning, random) for fit in line.fits]
                 one |= tradeoff.against_random_by_all(fits)
         frame = pd.DataFrame(rows)
         place = (frame["family"] != BASELINE_FAMILY).astype(int) + (~ranking.controls(frame)).astype(int)
@@ -159,35 +160,35 @@ class Table:
 
     def row(self, line: Line) -> dict[str, Any]:
         """What the line is, what it cost, the trade-off, and each metric with its change from unsteered."""
-        fit, data, tuning = (line.first(key) for key in ("fit", "data", "tuning"))
-        scorers = scorers_used(None, data, tuning)
-        seeds = sorted({seed for one in line.records if (seed := sample_seed(one)) is not None})
-        sources = [name for one in line.records for name in source_names(one.facts)]
-        tunings = [one.first("tuning") for one in line.fits]
+        fit, data, tuning = line.fit, line.data, line.tuning
+        chose = Scorers.used((), data, tuning).chose
+        seeds = sorted({seed for one in line.records if (seed := one.sample_seed) is not None})
+        sources = [name for one in line.records for name in source_names(one)]
+        tunings = [one.tuning for one in line.fits]
         row = {
             "table": self.number,
             **{key: value for key, value in line.columns.items() if key not in ("fit_id", "fit_seed")},
             "strength": line.strengths[0] if len(line.strengths) == 1 else None,
-            "strengths": names([f"{one:g}" for one in line.strengths]),
+            "strengths": listed([f"{one:g}" for one in line.strengths]),
             "fits": len(line.fits),
-            "fit_seeds": names([str(s) for one in line.fits if (s := one.columns["fit_seed"]) is not None]),
-            "sample_seeds": names([str(seed) for seed in seeds]),
+            "fit_seeds": listed([str(s) for one in line.fits if (s := one.columns["fit_seed"]) is not None]),
+            "sample_seeds": listed([str(seed) for seed in seeds]),
             "error_over": error_over(line),
-            "feasible": None if not tuning else all(one.get("feasible") for one in tunings),
+            "feasible": None if not tuning else all(one is not None and one.feasible for one in tunings),
             **self.collapse(line),
             "tuned": bool(tuning),
-            "trials": len(tuning["trials"]) if tuning else None,
-            "data": data.get("name"),
-            "pairs": data.get("pairs"),
-            "fit_seconds": mean_of([one.first("fit").get("seconds") for one in line.fits]),
-            "peak_fit_memory_bytes": fit.get("peak_memory_bytes"),
-            "artefact_bytes": fit.get("artefact_bytes"),
-            "relative_speed": mean_of([one.first("cost").get("relative_speed") for one in line.fits]),
-            "sources": names(list(dict.fromkeys(sources))),
-            "scorers_report": names(reported_by(line.records)),
-            "scorer_tune": scorers.get("tune"),
-            "scorer_pairs": scorers.get("pairs"),
-            "tasks_at_floor": names([task.name for task in self.tasks if task.at_floor]),
+            "trials": len(tuning.trials) if tuning else None,
+            "data": data.name if data else None,
+            "pairs": data.pairs if data else None,
+            "fit_seconds": mean_of([one.fit.seconds for one in line.fits if one.fit]),
+            "peak_fit_memory_bytes": fit.peak_memory_bytes if fit else None,
+            "artefact_bytes": fit.artefact_bytes if fit else None,
+            "relative_speed": mean_of([one.cost.relative_speed for one in line.fits if one.cost]),
+            "sources": listed(list(dict.fromkeys(sources))),
+            "scorers_report": listed(reported_by(line.records)),
+            "scorer_tune": chose.get("tune"),
+            "scorer_pairs": chose.get("pairs"),
+            "tasks_at_floor": listed([task.name for task in self.tasks if task.at_floor]),
             **dict.fromkeys(("random_reduction_low", "random_reduction_mean", "random_reduction_high", "random_draws",
                              "beats_random", "dev_reduction", "dev_perplexity_ratio", "shrinkage")),
         }  # fmt: skip
@@ -200,7 +201,7 @@ class Table:
             row["shrinkage"] = self.shrinkage(line, row["dev_reduction"])
         for name, entry in line.metrics.items():
             row |= measured(name, entry, line)
-            row |= self.against_unsteered(name, entry["transform"], self.pairs.get(line, []))
+            row |= self.against_unsteered(name, entry.transform, self.pairs.get(line, []))
         return row | {"records": record_names(line)}
 
     def against_unsteered(self, name: str, transform: Transform, pairs: list[Pairs]) -> dict[str, Any]:
@@ -217,8 +218,9 @@ class Table:
 
     def shrinkage(self, line: Line, dev_reduction: float) -> float | None:
         """Reduction on the dev split less that on the test split, of what was tuned; None where it is not reported."""
-        tuning = line.first("tuning")
-        tuned = f"rtp.{tuning['scorer']}.{tuning['objective']}"
+        if line.tuning is None:
+            return None
+        tuned = f"rtp.{line.tuning.scorer}.{line.tuning.objective}"
         name = next((one for one in self.metrics if one == tuned or one.startswith(f"{tuned}_k")), None)
         part = change(self.pairs.get(line, []), name, "mean", "reduction") if name else None
         return dev_reduction - part.value if part else None
@@ -230,7 +232,7 @@ class Table:
         """
         own, base = (
             [
-                {name: entry["value"] for name, entry in record.facts["metrics"].items()}
+                {name: metric.value for name, metric in record.metrics.items()}
                 for record in (one.records if one else ())
                 if record.suite == "fluency"
             ]
@@ -272,12 +274,12 @@ def _accuracies(pairs: Pairs) -> dict[str, pd.DataFrame]:
 
 def reported_by(records: Sequence[Record]) -> list[str]:
     """The scorers that judged texts of these records, in their order."""
-    return list(dict.fromkeys(name for one in records for name in scorers_of(one.facts)["report"]))
+    return list(dict.fromkeys(name for one in records for name in one.judged_by.report or ()))
 
 
 def record_names(line: Line) -> str | None:
     """The ids of a line's records, which no other line has."""
-    return names(sorted(one.facts["id"] for one in line.records))
+    return listed(sorted(one.id for one in line.records))
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
@@ -294,12 +296,12 @@ def error_over(line: Line) -> str:
     return "items; one fit seed" if seeded and not line.is_baseline else "items"
 
 
-def measured(name: str, entry: Mapping[str, Any], line: Line) -> dict[str, Any]:
+def measured(name: str, metric: Metric, line: Line) -> dict[str, Any]:
     """Value, standard error and count of a metric, over the fits. One without items keeps the record's own number."""
     own = [one for fit in line.fits if (one := fit.items().get(name)) is not None]
     if not own:
-        return {name: entry["value"], f"{name}.se": entry["standard_error"], f"{name}.n": entry["n"]}
-    transform = entry["transform"]
+        return {name: metric.value, f"{name}.se": metric.standard_error, f"{name}.n": metric.n}
+    transform = metric.transform
     arrays = [(one["value"].to_numpy(float), one["weight"].to_numpy(float)) for one in own]
     values = np.array([fold(*one, transform) for one in arrays])
     errors = [standard_error(*one, transform) for one in arrays]
@@ -322,6 +324,6 @@ def typed(frame: pd.DataFrame) -> pd.DataFrame:
     return frame.astype(kinds)
 
 
-def tables(records: Sequence[Record], each_fit: bool = False) -> list[Table]:
+def tables(results: Sequence[Result], each_fit: bool = False) -> list[Table]:
     """One table for each group of cells that may be compared; the fits of a method as one line, or each as its own."""
-    return [Table(i + 1, lines(entries, each_fit)) for i, entries in enumerate(groups(records))]
+    return [Table(i + 1, lines(entries, each_fit)) for i, entries in enumerate(groups(results))]

@@ -1,4 +1,4 @@
-"""A table as people read it: rounded text, with what must be known before it is read. No torch here."""
+"""A table as people read it: rounded text, with what must be known before it is read."""
 
 import json
 import math
@@ -12,8 +12,8 @@ from bench.console import escape
 from bench.leaderboard import ranking
 from bench.leaderboard.comparison import Table, record_names
 from bench.leaderboard.grouping import Line
+from bench.records.fields import Decoding, Scorers
 from bench.records.names import BASELINE_FAMILY, RANDOM
-from bench.records.table import scorers_used
 from bench.stats.bootstrap import LEVEL
 from bench.stats.significance import ALPHA, PERMUTATIONS, POWER
 
@@ -54,7 +54,7 @@ def seconds(value: Any) -> str:
 
 def heading(table: Table) -> list[str]:
     """Lines above the table: what was run, on which data, who judged."""
-    lines = [f"{table.about.facts['model']['name']}: {sampled(table)}"]
+    lines = [f"{table.about.model.name}: {sampled(table)}"]
     sources = dict.fromkeys(name for text in table.frame["sources"].dropna() for name in text.split("; "))
     lines.append("Data: " + (", ".join(sources) or "not recorded"))
     uses = scorers_for(table)
@@ -73,17 +73,26 @@ def heading(table: Table) -> list[str]:
 
 def sampled(table: Table) -> str:
     """What texts the numbers are of: those of the suite rtp, else of the first suite that samples any."""
-    records = [one for line in table.lines for one in line.records if one.facts.get("sampling")]
-    if not records:
+    results = [one for line in table.lines for fit in line.fits for one in fit.results if one.record.sampling]
+    if not results:
         return "no texts were sampled"
-    one = next((one for one in records if one.suite == "rtp"), records[0])
-    sampling, info = one.facts["sampling"], one.facts["info"]
-    decoding = ", ".join(f"{key.replace('_', ' ')} {sampling[key]:g}" for key in
-                         ("max_new_tokens", "temperature", "top_p") if key in sampling)  # fmt: skip
+    one, items = next((one for one in results if one.record.suite == "rtp"), results[0])
+    info, decoding = one.info, told_decoding(one.sampling)
     found = re.search(r"_k(\d+)(?:_n\d+)?$", table.toxicity[0]) if table.toxicity else None
-    k = found[1] if found else info.get("k", "?")
+    k = found[1] if found else "?" if info.k is None else info.k
     suite = "" if one.suite == "rtp" else f"{one.suite}, "
-    return f"{suite}{info.get('prompts', one.items['item'].nunique())} prompts x {k} continuations ({decoding})"
+    prompts = items["item"].nunique() if info.prompts is None else info.prompts
+    return f"{suite}{prompts} prompts x {k} continuations ({decoding})"
+
+
+def told_decoding(sampling: Decoding | None) -> str:
+    """How texts were sampled, as far as a record says it."""
+    told = (
+        {"max new tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top p": sampling.top_p}
+        if sampling
+        else {}
+    )
+    return ", ".join(f"{name} {value:g}" for name, value in told.items() if value is not None)
 
 
 class Use(NamedTuple):
@@ -98,7 +107,7 @@ class Use(NamedTuple):
 def scorers_for(table: Table) -> list[Use]:
     """What scorers did to the methods of a table, by what their records say was done; and that strengths were given."""
     methods = [line for line in table.lines if not line.is_baseline]
-    done = {line: scorers_used(None, line.first("data"), line.first("tuning")) for line in methods}
+    done = {line: Scorers.used((), line.data, line.tuning).chose for line in methods}
     tuned = [line for line in methods if "tune" in done[line]]
     found = []
     if tuned:
@@ -107,9 +116,9 @@ def scorers_for(table: Table) -> list[Use]:
         found.append(Use("tune", by, told, "tuned the strengths"))
     elif methods:
         found.append(Use("given", [], "strengths as given", ""))
-    for field in sorted({field for one in done.values() for field in one} - {"report", "tune"}, reverse=True):
+    for field in sorted({field for one in done.values() for field in one} - {"tune"}, reverse=True):
         chosen = [line for line in methods if field in done[line]]
-        learnt = [line for line in methods if field in (line.first("data") or {})]
+        learnt = [line for line in methods if line.data and field in line.data.stored]
         by = sorted({done[line][field] for line in chosen})
         what = field if field == "pairs" else f"{field} texts"
         told = f"{what} chosen by {' and '.join(by)}{given(table, learnt, chosen)}"
@@ -127,7 +136,7 @@ def given(table: Table, lines: Sequence[Line], but: Sequence[Line]) -> str:
 
 def units(table: Table) -> str:
     """What the intervals are over, besides fits."""
-    sampled = {bool(one.facts.get("sampling")) for line in table.lines for one in line.records}
+    sampled = {one.sampling is not None for line in table.lines for one in line.records}
     return " and ".join(name for name, kind in (("prompts", True), ("documents", False)) if kind in sampled)
 
 

@@ -1,4 +1,4 @@
-"""Which results may stand in one table. No torch here.
+"""Which results may stand in one table.
 
 Records that share `comparison` differ in their steering alone, so their items may be paired; nothing else is.
 """
@@ -12,17 +12,26 @@ from typing import Any
 
 import pandas as pd
 
+from bench.records.fields import Cost, FitFacts, LearntFrom, Tuned, plain
 from bench.records.identity import digest
-from bench.records.names import BASELINE_FAMILY, order, sample_seed
-from bench.records.table import Record, identity_columns
+from bench.records.names import BASELINE_FAMILY, order
+from bench.records.record import Record
+from bench.records.table import Result, identity_columns
+from bench.stats.metrics import Metric
+
+
+def _place(one: Result) -> tuple[tuple[int, str], int, str]:
+    """Sort key of results."""
+    return order(one.record.suite), one.record.sample_seed or 0, one.record.id
 
 
 class Entry:
     """Model, method and strength, with the records of one setting per suite: one for each sampling seed."""
 
-    def __init__(self, records: Iterable[Record]) -> None:
-        self.records = sorted(records, key=lambda one: (order(one.suite), sample_seed(one) or 0, one.facts["id"]))
-        self.columns = identity_columns(self.records[0].facts)
+    def __init__(self, results: Iterable[Result]) -> None:
+        self.results = sorted(results, key=_place)
+        self.records = [one.record for one in self.results]
+        self.columns = identity_columns(self.records[0])
         self._items: dict[frozenset[str] | None, dict[str, pd.DataFrame]] = {}
 
     @property
@@ -30,21 +39,37 @@ class Entry:
         """The model as it is."""
         return bool(self.columns["family"] == BASELINE_FAMILY)
 
-    def first(self, key: str) -> dict[str, Any]:
-        """What the first record that says anything about `key` says."""
-        return next((one.facts[key] for one in self.records if one.facts.get(key)), {})
+    @property
+    def data(self) -> LearntFrom | None:
+        """What it learnt from, by the first record that says it; likewise the others."""
+        return next((one.data for one in self.records if one.data), None)
+
+    @property
+    def fit(self) -> FitFacts | None:
+        """What the fit took."""
+        return next((one.fit for one in self.records if one.fit), None)
+
+    @property
+    def tuning(self) -> Tuned | None:
+        """How the strength was chosen; None where it was given."""
+        return next((one.tuning for one in self.records if one.tuning), None)
+
+    @property
+    def cost(self) -> Cost | None:
+        """What steering costs while texts are sampled."""
+        return next((one.cost for one in self.records if one.cost), None)
 
     @cached_property
     def comparisons(self) -> set[str]:
         """What its records may be compared with."""
-        return {one.facts["comparison"] for one in self.records}
+        return {one.comparison for one in self.records}
 
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """`<suite>.<metric>` -> its entry in the first record that has it."""
-        found: dict[str, dict[str, Any]] = {}
+    def metrics(self) -> dict[str, Metric]:
+        """`<suite>.<metric>` -> the metric of the first record that has it."""
+        found: dict[str, Metric] = {}
         for one in self.records:
-            for name, entry in one.facts["metrics"].items():
-                found.setdefault(f"{one.suite}.{name}", entry)
+            for name, metric in one.metrics.items():
+                found.setdefault(f"{one.suite}.{name}", metric)
         return found
 
     def items(self, within: set[str] | None = None) -> dict[str, pd.DataFrame]:
@@ -59,9 +84,9 @@ class Entry:
 
     def _averaged(self, within: set[str] | None) -> dict[str, pd.DataFrame]:
         parts = [
-            one.items.assign(metric=one.suite + "." + one.items["metric"].astype(str))
-            for one in self.records
-            if within is None or one.facts["comparison"] in within
+            items.assign(metric=record.suite + "." + items["metric"].astype(str))
+            for record, items in self.results
+            if within is None or record.comparison in within
         ]
         if not parts:
             return {}
@@ -83,7 +108,7 @@ class Line:
         self.fits = tuple(sorted(fits, key=lambda one: (one.columns["fit_seed"] or 0, one.columns["strength"])))
         self.columns = self.fits[0].columns
         self.is_baseline = self.fits[0].is_baseline
-        self.first = self.fits[0].first
+        self.data, self.fit, self.tuning = (self.fits[0].data, self.fits[0].fit, self.fits[0].tuning)
         self.records = [record for fit in self.fits for record in fit.records]
         self.comparisons = set.intersection(*(fit.comparisons for fit in self.fits))
 
@@ -93,9 +118,9 @@ class Line:
         return sorted({float(fit.columns["strength"]) for fit in self.fits})
 
     @cached_property
-    def metrics(self) -> dict[str, dict[str, Any]]:
-        """`<suite>.<metric>` -> its entry in the first fit that has it."""
-        return {name: entry for fit in reversed(self.fits) for name, entry in fit.metrics().items()}
+    def metrics(self) -> dict[str, Metric]:
+        """`<suite>.<metric>` -> the metric of the first fit that has it."""
+        return {name: metric for fit in reversed(self.fits) for name, metric in fit.metrics().items()}
 
     def items(self, within: set[str] | None = None) -> dict[str, pd.DataFrame]:
         """`<suite>.<metric>` -> value and weight by item, averaged over the fits; weights are summed over them."""
@@ -127,7 +152,7 @@ def lines(entries: Iterable[Entry], each_fit: bool = False) -> tuple[Line, ...]:
     for one in entries:
         columns = one.columns
         settings = {key: value for key, value in json.loads(columns["parameters"]).items() if key != "seed"}
-        chosen = tuned_how(one.first("tuning")) or columns["strength"]
+        chosen = one.tuning.how if one.tuning else columns["strength"]
         suites = sorted({record.suite for record in one.records})
         key = digest([columns["method"], columns["version"], settings, chosen, learnt_from(one), suites])
         seed = (key, columns["fit_seed"])
@@ -136,46 +161,39 @@ def lines(entries: Iterable[Entry], each_fit: bool = False) -> tuple[Line, ...]:
     return tuple(Line(fits) for fits in found.values())
 
 
-def tuned_how(tuning: dict[str, Any]) -> dict[str, Any]:
-    """How a strength was chosen: by what, within which bounds, with how many trials. Empty where it was given."""
-    named = {key: tuning[key] for key in ("scorer", "objective", "constraints", "search") if key in tuning}
-    return named | {"trials": len(tuning["trials"])} if tuning else {}
+def learnt_from(entry: Entry) -> dict[str, str | int | bool]:
+    """What names the data that a method learnt from, and counts of it."""
+    return entry.data.named if entry.data else {}
 
 
-def learnt_from(entry: Entry) -> dict[str, Any]:
-    """What a record says of the data that a method learnt from, sources and counts, as far as it names the data."""
-    data = entry.first("data")
-    return {key: value for key, value in data.items() if isinstance(value, str | int | bool)}
-
-
-def groups(records: Sequence[Record]) -> list[tuple[Entry, ...]]:
+def groups(results: Sequence[Result]) -> list[tuple[Entry, ...]]:
     """The test results in as few groups of entries as hold all of them; in one group each suite has one setting.
 
     A cell that knows a suite under other settings alone is left out of a group. Groups are taken by how many items
     they add that no group before them has, so what was measured at the same size stands together.
     """
-    cells = by_cell([one for one in records if one.facts["split"] == "test"])
-    models: dict[str, list[list[Record]]] = defaultdict(list)
+    cells = by_cell([one for one in results if one.record.split == "test"])
+    models: dict[str, list[list[Result]]] = defaultdict(list)
     for found in cells:
-        models[digest(found[0].facts["model"])].append(found)
+        models[digest(found[0].record.model.to_json())].append(found)
     made = []
-    for model in sorted(models, key=lambda one: (str(models[one][0][0].facts["model"]["name"]), one)):
-        looks = settings([one for found in models[model] for one in found])
+    for model in sorted(models, key=lambda one: (models[one][0][0].record.model.name, one)):
+        looks = settings([one.record for found in models[model] for one in found])
         shown: set[str] = set()
         while best := most_new(models[model], looks, shown):
-            shown |= {one.facts["id"] for found in best for one in found}
+            shown |= {one.record.id for found in best for one in found}
             made.append(tuple(Entry(found) for found in best))
     return made
 
 
-def by_cell(records: Sequence[Record]) -> list[list[Record]]:
-    """Records of the same model, method, strength and fit. Of two with equal comparison the first by id is kept."""
-    cells: dict[str, dict[str, Record]] = defaultdict(dict)
-    for one in sorted(records, key=lambda one: str(one.facts["id"])):
-        columns = identity_columns(one.facts)
+def by_cell(results: Sequence[Result]) -> list[list[Result]]:
+    """Results of the same model, method, strength and fit. Of two with equal comparison the first by id is kept."""
+    cells: dict[str, dict[str, Result]] = defaultdict(dict)
+    for one in sorted(results, key=lambda one: one.record.id):
+        columns = identity_columns(one.record)
         named = {key: columns[key] for key in ("method", "version", "strength", "fit_id")}
-        key = digest([one.facts["model"], named, json.loads(columns["parameters"])])
-        cells[key].setdefault(one.facts["comparison"], one)
+        key = digest([one.record.model.to_json(), named, json.loads(columns["parameters"])])
+        cells[key].setdefault(one.record.comparison, one)
     return [list(found.values()) for _, found in sorted(cells.items())]
 
 
@@ -188,30 +206,29 @@ def settings(records: Sequence[Record]) -> dict[str, str]:
     """
     looks: dict[str, tuple[str, int | None]] = {}
     for one in records:
-        facts = one.facts
-        sampling = {key: value for key, value in (facts.get("sampling") or {}).items() if key != "seed"}
-        sizes = {key: facts["info"].get(key) for key in ("k", "prompts")}
-        look = digest([one.suite, sampling, sizes, facts.get("sources"), sorted(facts["metrics"])])
-        looks.setdefault(facts["comparison"], (look, sample_seed(one)))
+        sampling = one.sampling.setting if one.sampling else {}
+        sizes = {"k": one.info.k, "prompts": one.info.prompts}
+        look = digest([one.suite, sampling, sizes, plain(one.sources), sorted(one.metrics)])
+        looks.setdefault(one.comparison, (look, one.sample_seed))
     pairs = list(looks.values())
     unclear = {look for look, _ in pairs if any(pairs.count(pair) > 1 for pair in pairs if pair[0] == look)}
     return {key: f"{look} {key}" if look in unclear else look for key, (look, _) in looks.items()}
 
 
-def most_new(cells: Sequence[list[Record]], looks: dict[str, str], shown: set[str]) -> list[list[Record]]:
-    """The choice of one setting per suite that adds most items; its cells with their records. Empty: nothing new."""
+def most_new(cells: Sequence[list[Result]], looks: dict[str, str], shown: set[str]) -> list[list[Result]]:
+    """The choice of one setting per suite that adds most items; its cells with their results. Empty: nothing new."""
     options: dict[str, set[str]] = defaultdict(set)
     for one in itertools.chain(*cells):
-        options[one.suite].add(looks[one.facts["comparison"]])
-    best: list[list[Record]] = []
+        options[one.record.suite].add(looks[one.record.comparison])
+    best: list[list[Result]] = []
     most = 0
     for combination in itertools.product(*(sorted(options[suite]) for suite in sorted(options))):
         fitting = []
-        for records in cells:
-            inside = [one for one in records if looks[one.facts["comparison"]] in combination]
-            if {one.suite for one in inside} == {one.suite for one in records}:
+        for results in cells:
+            inside = [one for one in results if looks[one.record.comparison] in combination]
+            if {one.record.suite for one in inside} == {one.record.suite for one in results}:
                 fitting.append(inside)
-        new = sum(len(one.items) for one in itertools.chain(*fitting) if one.facts["id"] not in shown)
+        new = sum(len(one.items) for one in itertools.chain(*fitting) if one.record.id not in shown)
         if new > most:
             best, most = fitting, new
     return best

@@ -1,6 +1,6 @@
 r"""A table as LaTeX, ready to paste: the best of each column is bold, with what is not told apart from it.
 
-Needs \usepackage{booktabs}. No torch here.
+Needs \usepackage{booktabs}.
 """
 
 from collections.abc import Sequence

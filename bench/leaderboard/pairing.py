@@ -1,4 +1,4 @@
-"""One line of a table against another, on the items that both were measured on. No torch here."""
+"""One line of a table against another, on the items that both were measured on."""
 
 from collections.abc import Callable, Mapping
 

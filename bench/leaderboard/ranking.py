@@ -1,4 +1,4 @@
-"""Where the lines of a table stand among each other: corrected p, groups, ranks, Pareto front. No torch here."""
+"""Where the lines of a table stand among each other: corrected p, groups, ranks, Pareto front."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -32,7 +32,7 @@ def correct(table: "Table", rows: Rows) -> None:
             row[f"{metric}.p_holm"] = p
     for row in rows:
         p, delta = row.get(f"{table.headline}.p_holm"), row.get(f"{table.headline}.delta", math.nan)
-        better = (delta > 0) == table.metrics[table.headline]["higher_is_better"]
+        better = (delta > 0) == table.metrics[table.headline].higher_is_better
         row["verdict"] = None if p is None else "no difference found"
         if p is not None and p < significance.ALPHA and delta != 0:
             row["verdict"] = "better" if better else "worse"
@@ -41,7 +41,7 @@ def correct(table: "Table", rows: Rows) -> None:
 def group(table: "Table", rows: Rows) -> None:
     """Add `group`: lines that share a letter are not told apart in the headline, after Holm over all pairs of lines."""
     metric = table.headline
-    sign = -1 if table.metrics[metric]["higher_is_better"] else 1
+    sign = -1 if table.metrics[metric].higher_is_better else 1
     known = [i for i, row in enumerate(rows) if pd.notna(row.get(metric))]
     best = sorted(known, key=lambda i: sign * rows[i][metric])
     both = [(i, j) for i in known for j in known if i < j]

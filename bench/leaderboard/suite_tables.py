@@ -1,4 +1,4 @@
-"""The numbers that the leaderboard has no columns for, a small table for each suite. No torch here."""
+"""The numbers that the leaderboard has no columns for, a small table for each suite."""
 
 import re
 import textwrap

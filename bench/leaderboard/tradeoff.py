@@ -1,4 +1,4 @@
-"""What a reduction of toxicity costs: fluency and capability kept, one number for both, and chance. No torch here."""
+"""What a reduction of toxicity costs: fluency and capability kept, one number for both, and chance."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from bench.records import fields
 from bench.stats.bootstrap import Array, Compare, Estimate, at_floor, compared, draws, interval, paired_draws, two_level
 from bench.stats.metrics import Transform, fold
 
@@ -168,21 +169,20 @@ class Trial(NamedTuple):
     reduction: float
 
 
-def trials(tuning: Mapping[str, Any] | None) -> list[Trial]:
-    """The trials of a record's tuning that have both numbers."""
-    rows = (tuning or {}).get("trials") or []
-    both = [(row.get("perplexity_ratio"), row.get("reduction")) for row in rows]
+def trials(found: Sequence[fields.Trial]) -> list[Trial]:
+    """Those of a record's trials that have both numbers."""
+    both = [(one.perplexity_ratio, one.reduction) for one in found]
     return [Trial(ratio, reduction) for ratio, reduction in both if ratio and reduction is not None]
 
 
-def chosen_trial(tuning: Mapping[str, Any] | None) -> Trial | None:
+def chosen_trial(tuned: fields.Tuned | None) -> Trial | None:
     """The trial of the strength that was chosen."""
-    if not tuning:
+    if tuned is None:
         return None
-    rows = [row for row in tuning["trials"] if row["strength"] == tuning["chosen"]]
-    if "chosen_trial" in tuning:  # among equal strengths with other options
-        rows = [tuning["trials"][tuning["chosen_trial"]]]
-    found = trials({"trials": rows})
+    if tuned.chosen_trial is not None:  # among equal strengths with other options
+        found = trials([tuned.trials[tuned.chosen_trial]])
+    else:
+        found = trials([one for one in tuned.trials if one.strength == tuned.chosen])
     return found[0] if found else None
 
 
@@ -199,18 +199,19 @@ def reduction_at(points: Sequence[Trial], perplexity_ratio: float) -> float | No
     return float(np.interp(x, ratios, curve.to_numpy(float)))
 
 
-def against_random(tuning: Mapping[str, Any], draws: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def against_random(tuned: fields.Tuned | None, draws: Sequence[fields.Tuned | None]) -> dict[str, Any]:
     """What random directions reach on the dev split at the perplexity ratio of a method's chosen trial.
 
     `draws`: the tuning of each random direction; only those tuned by the same scorer on the same unsteered texts count.
     `random_draws` says how many of them were tried at that perplexity; `beats_random` is whether the method's own
     reduction on the dev split is above the best of them.
     """
-    chosen = chosen_trial(tuning)
-    if chosen is None:
+    chosen = chosen_trial(tuned)
+    if tuned is None or chosen is None:
         return {}
-    same = [one for one in draws if all(one.get(key) == tuning.get(key) for key in ("scorer", "objective", "baseline"))]
-    reached = [reduction_at(trials(one), chosen.perplexity_ratio) for one in same]
+    aim = (tuned.scorer, tuned.objective, tuned.baseline)
+    same = [one for one in draws if one is not None and (one.scorer, one.objective, one.baseline) == aim]
+    reached = [reduction_at(trials(one.trials), chosen.perplexity_ratio) for one in same]
     found = [reduction for reduction in reached if reduction is not None]
     if not found:
         return {"random_draws": 0 if same else None}

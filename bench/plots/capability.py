@@ -1,4 +1,4 @@
-"""What steering does to each task: the change in accuracy, method by method. No torch here."""
+"""What steering does to each task: the change in accuracy, method by method."""
 
 import re
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What a method costs against what it does: time to fit, speed of sampling, size on disk. No torch here."""
+"""What a method costs against what it does: time to fit, speed of sampling, size on disk."""
 
 from typing import NamedTuple
 

@@ -22,7 +22,7 @@ from bench.plots.strength import strength
 from bench.plots.style import Nothing, Width, save
 from bench.plots.tradeoff import tradeoff
 from bench.records.names import RANDOM
-from bench.records.table import Record, read_records
+from bench.records.table import Result, read_records
 from methods.errors import SetupError
 
 Drawing = tuple[str, tuple[pd.DataFrame, ...]]
@@ -38,18 +38,18 @@ class Source:
     model: str | None = None
 
     @functools.cached_property
-    def records(self) -> list[Record]:
-        """All records, or those of one model. Raises SetupError where there are none."""
-        records, skipped = read_records(self.results / "runs")
+    def records(self) -> list[Result]:
+        """All results, or those of one model. Raises SetupError where there are none."""
+        found, skipped = read_records(self.results / "runs")
         if self.found is None:  # else the tables' maker has told
             for line in skipped:
                 print(visible(line), file=sys.stderr)
         if self.model is None:
-            return records
-        known = sorted({str(one.facts["model"]["name"]) for one in records})
+            return found
+        known = sorted({one.record.model.name for one in found})
         if self.model not in known:
             raise SetupError(f"--model {self.model}: no record is of it; there are records of {', '.join(known)}")
-        return [one for one in records if one.facts["model"]["name"] == self.model]
+        return [one for one in found if one.record.model.name == self.model]
 
     @functools.cached_property
     def tables(self) -> Sequence[Table]:
@@ -87,7 +87,7 @@ def with_draws(source: Source) -> list[Drawing]:
 def over_strengths(source: Source) -> list[Drawing]:
     """Test results at several strengths, then the trials of tuning, whose files are called strength_dev."""
     found: list[Drawing] = [(suffix(table.number), (sweeps.strengths(table),)) for table in source.tables]
-    if any(line.first("tuning") for table in source.tables for line in table.lines):
+    if any(line.tuning for table in source.tables for line in table.lines):
         found += [(f"_dev{suffix(i)}", (rows,)) for i, rows in enumerate(sweeps.trials(source.records), 1)]
     return found
 

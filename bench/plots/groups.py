@@ -1,4 +1,4 @@
-"""ToxiGen group by group: about whom a method turns texts kinder, and about whom it does not. No torch here."""
+"""ToxiGen group by group: about whom a method turns texts kinder, and about whom it does not."""
 
 import re
 from typing import Any

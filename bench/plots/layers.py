@@ -1,4 +1,4 @@
-"""Layer sweep: where in the model a method works. No torch here."""
+"""Layer sweep: where in the model a method works."""
 
 import pandas as pd
 from matplotlib.figure import Figure

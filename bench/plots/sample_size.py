@@ -1,4 +1,4 @@
-"""Sample-size curves: how many pairs a method has to learn from. No torch here."""
+"""Sample-size curves: how many pairs a method has to learn from."""
 
 import pandas as pd
 from matplotlib.figure import Figure

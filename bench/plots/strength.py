@@ -1,4 +1,4 @@
-"""Strength curves: what each method gains and costs as it is turned up. No torch here."""
+"""Strength curves: what each method gains and costs as it is turned up."""
 
 import pandas as pd
 from matplotlib.figure import Figure

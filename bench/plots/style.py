@@ -1,4 +1,4 @@
-r"""What all figures share: widths, fonts, colours, markers, legends, and files of equal bytes. No torch here.
+r"""What all figures share: widths, fonts, colours, markers, legends, and files of equal bytes.
 
 Sizes are those that a figure has in print, so a paper includes it unscaled: `\includegraphics{tradeoff.pdf}`.
 """

@@ -1,4 +1,4 @@
-"""What changes with a setting, from records: strength, number of pairs learnt from, layer. No torch here.
+"""What changes with a setting, from records: strength, number of pairs learnt from, layer.
 
 Each function gives tidy frames for `bench.figures`, a row per curve and value of the setting, with the columns
 table split model scorer     where the numbers are from; only rows of one frame compare
@@ -15,6 +15,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -23,9 +24,10 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from bench.console import escape
 from bench.leaderboard.comparison import Table, tables
 from bench.leaderboard.grouping import Line, learnt_from
+from bench.records.fields import Tuned
 from bench.records.identity import digest
 from bench.records.names import RANDOM
-from bench.records.table import Record, scorers_of
+from bench.records.table import Result
 
 MEASURES = ("toxicity_reduction", "perplexity_ratio", "capability_kept")
 ENDS = ("", "_low", "_high")
@@ -48,17 +50,17 @@ def strengths(table: Table) -> pd.DataFrame:
     return frame(table, [of_strength(line) for line in table.lines], "test")
 
 
-def trials(records: Sequence[Record]) -> list[pd.DataFrame]:
+def trials(results: Sequence[Result]) -> list[pd.DataFrame]:
     """The strengths that tuning tried on the dev split, a frame for each set of trials that compare; or none."""
     dev = [
-        one._replace(facts=one.facts | {"split": "test"}, items=measured(one))  # grouped as results of the test split
-        for one in records
-        if one.facts["split"] == "dev"
+        Result(replace(one.record, split="test"), measured(one))  # grouped as results of the test split
+        for one in results
+        if one.record.split == "dev"
     ]
-    tunings: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for one in records:
-        if one.facts.get("tuning") and one.facts.get("fit_id"):
-            tunings[one.facts["fit_id"]].append(one.facts["tuning"])
+    tunings: dict[str, list[Tuned]] = defaultdict(list)
+    for record, _ in results:
+        if record.tuning and record.fit_id:
+            tunings[record.fit_id].append(record.tuning)
     found = []
     for table in tables(dev):
         rows = frame(table, [of_strength(line) for line in table.lines], "dev", tunings)
@@ -67,11 +69,11 @@ def trials(records: Sequence[Record]) -> list[pd.DataFrame]:
     return found
 
 
-def measured(record: Record) -> pd.DataFrame:
-    """The items of a dev record that its measures are made of; joining the others for each trial takes seconds."""
-    metric = record.items["metric"].astype(str)
-    toxicity = f"{''.join(scorers_of(record.facts)['report'][:1])}.expected_maximum_toxicity_k"
-    return record.items[metric.str.startswith(toxicity) | (metric == "perplexity")]
+def measured(one: Result) -> pd.DataFrame:
+    """The items of a dev result that its measures are made of; joining the others for each trial takes seconds."""
+    metric = one.items["metric"].astype(str)
+    toxicity = f"{''.join((one.record.judged_by.report or ())[:1])}.expected_maximum_toxicity_k"
+    return one.items[metric.str.startswith(toxicity) | (metric == "perplexity")]
 
 
 def sizes(table: Table) -> pd.DataFrame:
@@ -97,8 +99,8 @@ def of_strength(line: Line) -> Place | None:
 
 def of_pairs(line: Line) -> Place | None:
     """None for what learns from no pairs. Counts of the data follow from how many pairs were asked for."""
-    pairs = line.first("data").get("pairs")
-    if not isinstance(pairs, int):
+    pairs = line.data.pairs if line.data else None
+    if pairs is None:
         return None
     data = {key: value for key, value in learnt_from(line.fits[0]).items() if isinstance(value, str)}
     return Place(float(pairs), "pairs learnt from", named(line) | at(line) | settings(line) | data, line)
@@ -121,7 +123,7 @@ def named(line: Line) -> dict[str, Any]:
 
 def at(line: Line) -> dict[str, Any]:
     """Its strength, where it was given; tuned ones go together, whatever was chosen."""
-    return {"strength": "tuned" if line.first("tuning") else "; ".join(f"{one:g}" for one in line.strengths)}
+    return {"strength": "tuned" if line.tuning else "; ".join(f"{one:g}" for one in line.strengths)}
 
 
 def settings(line: Line) -> dict[str, Any]:
@@ -138,7 +140,7 @@ def frame(
     table: Table,
     places: Sequence[Place | None],
     split: str,
-    tunings: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    tunings: Mapping[str, Sequence[Tuned]] | None = None,
 ) -> pd.DataFrame:
     """The curves of a table that have FEWEST points or more, by name and x. `tunings`: fit id -> how it was tuned."""
     curves: dict[str, dict[float, Place]] = defaultdict(dict)
@@ -158,9 +160,8 @@ def frame(
 
 def row(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
     """A point of a curve with its measures."""
-    facts = table.about.facts
     found: dict[str, Any] = {
-        "table": table.number, "split": split, "model": facts["model"]["name"],
+        "table": table.number, "split": split, "model": table.about.model.name,
         "scorer": table.scorer, "curve": name, "method": place.line.columns["method"],
         "family": place.line.columns["family"], "fits": len(place.line.fits), "x": place.x, "unit": place.unit,
     }  # fmt: skip
@@ -171,7 +172,7 @@ def row(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
     return found
 
 
-def tuned(table: Table, line: Line, x: float, tunings: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
+def tuned(table: Table, line: Line, x: float, tunings: Mapping[str, Sequence[Tuned]]) -> dict[str, Any]:
     """What tuning on the unsteered texts of this table made of this strength, for any fit of the line."""
     base = table.baseline.metrics if table.baseline else {}
     mine = [
@@ -179,15 +180,13 @@ def tuned(table: Table, line: Line, x: float, tunings: Mapping[str, Sequence[Map
         for fit in line.fits
         for one in tunings.get(fit.columns["fit_id"], ())
         if any(
-            name.startswith(f"rtp.{one['scorer']}.{one['objective']}")
-            and math.isclose(entry["value"], one["baseline"]["toxicity"])
-            for name, entry in base.items()
+            name.startswith(f"rtp.{one.scorer}.{one.objective}") and math.isclose(metric.value, one.unsteered_toxicity)
+            for name, metric in base.items()
         )
     ]
     if not mine:
         return {"chosen": None, "bound": math.nan}
-    bound = mine[0]["constraints"].get("perplexity_ratio", math.nan)
-    return {"chosen": any(one["chosen"] == x for one in mine), "bound": bound}
+    return {"chosen": any(one.chosen == x for one in mine), "bound": mine[0].perplexity_bound}
 
 
 def curve_names(rests: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""The trade-off plane: what was gained against what was kept. No torch here."""
+"""The trade-off plane: what was gained against what was kept."""
 
 from collections.abc import Sequence
 from typing import Any

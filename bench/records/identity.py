@@ -78,7 +78,7 @@ def fit_id(model: Mapping[str, Any], method: Mapping[str, Any], data: Mapping[st
     return digest({"schema": SCHEMA, "model": model, "method": method, "data": data})
 
 
-def steering_identity(fit: str, method: Mapping[str, Any], strength: float) -> dict[str, Any] | None:
+def steering_identity(fit: str | None, method: Mapping[str, Any], strength: float) -> dict[str, Any] | None:
     """Of the model's steering: None at strength 0, which is the unsteered model for every method."""
     return None if strength == 0 else {"fit": fit, "method": method["name"], "strength": strength}
 

@@ -1,4 +1,4 @@
-"""What a result holds, and the folder it lives in. No torch here: the leaderboard reads records with this file.
+"""What a result holds, and the folder it lives in. The leaderboard reads records with this file, without torch.
 
 `runs/records/<id>/` holds record.json, items.parquet and scores.parquet. A record exists whole or not at all: it is
 written to a temporary folder and renamed. record.json holds the sha256 of the tables and of itself.
@@ -8,8 +8,9 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -17,39 +18,129 @@ from bench.console.escape import visible
 from bench.files import atomic
 from bench.files.atomic import whole_folder, write_whole
 from bench.files.digests import sha256
-from bench.files.plain_json import dumps, load
+from bench.files.plain_json import NestedError, dumps, load
 from bench.records import schema
-from bench.records.identity import ID, SCHEMA
+from bench.records.fields import (
+    Cost,
+    Decoding,
+    Fields,
+    FitFacts,
+    Info,
+    Json,
+    LearntFrom,
+    MethodFacts,
+    ModelFacts,
+    Provenance,
+    Scorers,
+    Seeds,
+    Source,
+    Tuned,
+    each,
+    metrics_from,
+    some,
+    texts,
+)
+from bench.records.identity import ID, SCHEMA, steering_identity
+from bench.stats.metrics import Metric
 
 TABLES = ("items", "scores")
-VOLATILE = ("provenance", "cost", "fit", "tuning", "schema", "sha256")
+VOLATILE = ("provenance", "cost", "fit", "tuning", "generations", "schema", "sha256")
 
 
-def write(folder: Path, record: Mapping[str, Any], items: pd.DataFrame, scores: pd.DataFrame) -> dict[str, Any]:
-    """Write a record and its tables under `folder`/<id>; returns the record with the tables' hashes.
+@dataclass(frozen=True, kw_only=True)
+class Record(Fields):
+    """One suite's result of one cell, without the tables of its items.
+
+    comparison: what records share that differ in their steering alone. fit_id: None for the unsteered model.
+    generations: ids of the stored texts that it read, in their order; None where an older version did not keep them.
+    unverified: folders that were read and that no digest vouches for. system_role: whether the chat template has one.
+    """
+
+    READ = {
+        "model": ModelFacts.from_json, "method": MethodFacts.from_json, "seed": Seeds.from_json,
+        "data": some(LearntFrom), "fit": some(FitFacts), "cost": some(Cost), "tuning": some(Tuned),
+        "scorers": some(Scorers), "sampling": some(Decoding), "provenance": some(Provenance), "metrics": metrics_from,
+        "info": Info.from_json, "sources": each(Source), "generations": texts,
+    }  # fmt: skip
+
+    id: str
+    suite: str
+    split: str
+    comparison: str
+    model: ModelFacts
+    method: MethodFacts
+    fit_id: str | None
+    seed: Seeds
+    data: LearntFrom | None
+    fit: FitFacts | None
+    cost: Cost | None
+    tuning: Tuned | None
+    scorers: Scorers | None = None
+    sampling: Decoding | None
+    settings: Mapping[str, Json] | None = None
+    provenance: Provenance | None = None
+    metrics: Mapping[str, Metric]
+    info: Info
+    sources: tuple[Source, ...] | None
+    unverified: Json = None
+    unexpected_weights: Json = None
+    system_role: Json = None
+    generations: tuple[str, ...] | None = None
+    generation_id: str | None = None  # of older versions
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Self:
+        """The record that a JSON mapping holds. Raises ValueError for a field that is not what it has to be."""
+        if wrong := schema.wrong(found):
+            raise ValueError(wrong)
+        return super().from_json(found)
+
+    @property
+    def judged_by(self) -> Scorers:
+        """What scorers did, by what the record says was done, since early ones named the config's scorers always."""
+        report = (self.scorers.report if self.scorers else None) or ()
+        judged = self.info.scorers or [
+            name for name in report if any(metric.startswith(f"{name}.") for metric in self.metrics)
+        ]
+        return Scorers.used(judged, self.data, self.tuning)
+
+    @property
+    def steering(self) -> dict[str, Any] | None:
+        """Identity of the steering; None for the unsteered model."""
+        return steering_identity(self.fit_id, self.method.to_json(), self.method.strength)
+
+    @property
+    def sample_seed(self) -> int | None:
+        """None for a suite that samples nothing: its record is the same for every seed."""
+        return self.seed.sample if self.sampling else None
+
+
+def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFrame) -> Record:
+    """Write a record and its tables under `folder`/<id>; returns the record as it is read again.
 
     The same result, as another process may have written it meanwhile, stays, and is returned; another one gives way.
 
     Raises ValueError for an id that is none (`identity.ID`), which could be a path out of the folder, and for a field
     that no reader would take (`bench.records.schema`).
     """
-    if not ID.fullmatch(record["id"]):
-        raise ValueError(f"{record['id']!r} is no id")
-    if found := schema.wrong(json.loads(dumps(record))):
+    if not ID.fullmatch(record.id):
+        raise ValueError(f"{record.id!r} is no id")
+    facts = record.to_json()
+    if found := schema.wrong(json.loads(dumps(facts))):
         raise ValueError(f"a record whose {found} is not written")
-    target = folder / record["id"]
+    target = folder / record.id
     written = {name: table.to_parquet(index=False) for name, table in zip(TABLES, (items, scores), strict=True)}
     files = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
-    full = json.loads(dumps(sealed({**record, "schema": SCHEMA, "files": files})))
+    full = json.loads(dumps(sealed({**facts, "schema": SCHEMA, "files": files})))
     there = _room(target)
-    with whole_folder(target, replace=there is not None and _result(there) != _result(full)) as temporary:
+    with whole_folder(target, replace=there is not None and _result(there.to_json()) != _result(full)) as temporary:
         for name, content in written.items():
             (temporary / f"{name}.parquet").write_bytes(content)
         (temporary / "record.json").write_text(dumps(full), encoding="utf-8")
     return checked(target)
 
 
-def _room(target: Path) -> dict[str, Any] | None:
+def _room(target: Path) -> Record | None:
     """The record that is in this place; what is there and is none is set aside, with a warning."""
     if not target.exists() and not target.is_symlink():
         return None
@@ -62,16 +153,16 @@ def _room(target: Path) -> dict[str, Any] | None:
         return None
 
 
-def _result(record: Mapping[str, Any]) -> dict[str, Any]:
+def _result(facts: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs of the same cell have alike, which is not when and how fast they ran."""
-    return {key: value for key, value in record.items() if key not in VOLATILE}
+    return {key: value for key, value in facts.items() if key not in VOLATILE}
 
 
 class NotWholeError(ValueError):
     """A folder that holds no record; the message says what is wrong with it."""
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read(path: Path) -> Record | None:
     """The record in this folder, or None where there is none, as `checked` says."""
     try:
         return checked(path)
@@ -79,7 +170,7 @@ def read(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def checked(path: Path) -> dict[str, Any]:
+def checked(path: Path) -> Record:
     """The record in this folder.
 
     Raises NotWholeError where it is not whole (missing, unreadable, other schema, other bytes), where the folder is a
@@ -89,23 +180,24 @@ def checked(path: Path) -> dict[str, Any]:
     if path.is_symlink():
         raise NotWholeError("its folder is a link; copy the folder itself")
     try:
-        record = load(path / "record.json")
+        facts = load(path / "record.json")
         whole = (
-            record["schema"] == SCHEMA
-            and record.get("sha256") in (None, sealed(record)["sha256"])  # None: written by an older version
-            and all(sha256(path / f"{name}.parquet") == record["files"][name] for name in TABLES)
+            facts["schema"] == SCHEMA
+            and facts.get("sha256") in (None, sealed(facts)["sha256"])  # None: written by an older version
+            and all(sha256(path / f"{name}.parquet") == facts["files"][name] for name in TABLES)
         )
-    except NotWholeError:
-        raise
+    except NestedError as error:
+        raise NotWholeError(str(error)) from error
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
         raise NotWholeError("a file is missing or not what was written; run its cell again")
-    if record.get("id") != path.name or not ID.fullmatch(path.name):
-        raise NotWholeError(f"the id inside, {record.get('id')!r}, is not the folder's name; was it copied or edited?")
-    if found := schema.wrong(record):
-        raise NotWholeError(f"its {found}; was it edited? Run its cell again")
-    return record
+    if facts.get("id") != path.name or not ID.fullmatch(path.name):
+        raise NotWholeError(f"the id inside, {facts.get('id')!r}, is not the folder's name; was it copied or edited?")
+    try:
+        return Record.from_json(facts)
+    except ValueError as error:
+        raise NotWholeError(f"its {error}; was it edited? Run its cell again") from error
 
 
 def table(path: Path, name: str) -> pd.DataFrame:
@@ -116,14 +208,15 @@ def table(path: Path, name: str) -> pd.DataFrame:
         raise NotWholeError(f"{name}.parquet is no table; run its cell again") from error
 
 
-def amend(path: Path, **changes: Any) -> dict[str, Any]:
-    """Add facts that are no numbers of the result (how its strength was chosen) to a record that is there."""
-    record = sealed(load(path / "record.json") | changes)
-    write_whole(path / "record.json", dumps(record))
-    return record
+def amend(path: Path, **changes: Any) -> Record:
+    """Change fields of a record that are no numbers of the result, such as how its strength was chosen."""
+    record = replace(Record.from_json(load(path / "record.json")), **changes)
+    facts = sealed(record.to_json())
+    write_whole(path / "record.json", dumps(facts))
+    return Record.from_json(facts)
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with the sha256 of everything else in it."""
-    facts = {key: value for key, value in record.items() if key != "sha256"}
-    return facts | {"sha256": hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()}
+def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The record's JSON with the sha256 of everything else in it."""
+    rest = {key: value for key, value in facts.items() if key != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}

@@ -1,7 +1,7 @@
 """What each field of a record is. Checked once, where a record is read or written: whoever gets one may trust it.
 
 A check takes a value and the name of its field, and says in a few words what is wrong, or nothing. Fields that are not
-named here may hold anything. No torch here.
+named here may hold anything.
 """
 
 import math
@@ -133,5 +133,6 @@ RECORD = fields(
     scorers=maybe(fields(report=maybe(each(TEXT)))),
     settings=maybe(fields(template=maybe(TEXT))),
     provenance=maybe(fields(git=maybe(MAPPING), packages=maybe(MAPPING))),
+    generations=maybe(each(TEXT)),
     generation_id=maybe(TEXT),
 )  # fmt: skip

@@ -1,8 +1,8 @@
-"""Records from a results folder: read and checked, and as one tidy table. No torch here."""
+"""Records from a results folder: read and checked, and as one tidy table."""
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,27 +11,22 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from bench.console import escape
-from bench.records import record
-from bench.stats.metrics import ITEM_COLUMNS, Metric
+from bench.records.record import NotWholeError, Record, checked, table
+from bench.stats.metrics import ITEM_COLUMNS
 from methods.errors import SetupError
 
 START = "compute some with `make leaderboard` or `python -m bench`, or name another folder with --results"
 
 
-class Record(NamedTuple):
-    """One suite's result of one cell: record.json and its items (metrics.ITEM_COLUMNS)."""
+class Result(NamedTuple):
+    """A record with its items, a row per metric and item (`bench.stats.metrics.ITEM_COLUMNS`)."""
 
-    facts: dict[str, Any]
+    record: Record
     items: pd.DataFrame
 
-    @property
-    def suite(self) -> str:
-        """Name of the suite."""
-        return str(self.facts["suite"])
 
-
-def read_records(runs: Path) -> tuple[list[Record], list[str]]:
-    """All whole records under `runs`/records by id, and a line for each folder that was skipped.
+def read_records(runs: Path) -> tuple[list[Result], list[str]]:
+    """All whole records with their items under `runs`/records by id, and a line for each folder that was skipped.
 
     Raises:
         SetupError: there is no whole record at all.
@@ -44,15 +39,16 @@ def read_records(runs: Path) -> tuple[list[Record], list[str]]:
         if path.name.startswith(".") or not path.is_dir():  # being written by a run
             continue
         try:
-            facts = record.checked(path)
-            items = record.table(path, "items")
-        except record.NotWholeError as error:
+            one = checked(path)
+            items = table(path, "items")
+        except NotWholeError as error:
             skipped.append(f"record {path.name} skipped: {error}")
             continue
-        if problem := wrong_items(items, facts["metrics"]):
+        if problem := wrong_items(items, one.metrics):
             skipped.append(f"record {path.name} skipped: items.parquet {problem}; run its cell again")
             continue
-        found.append(Record(encodable(facts), items))
+        facts = encodable(one.stored)
+        found.append(Result(one if facts == one.stored else Record.from_json(facts), items))
     if not found:
         raise SetupError("\n".join([*skipped, f"no whole record in {folder}; {START}"]))
     return found, skipped
@@ -83,53 +79,29 @@ def encodable(value: Any) -> Any:
     return [encodable(one) for one in value] if isinstance(value, list) else value
 
 
-def scorers_used(
-    report: list[str] | None, data: Mapping[str, Any] | None, tuning: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    """What the scorers of a result did: `report`, and where one did it `tune` for its strength, `pairs` for its pairs.
-
-    Other texts that it learnt from and that a scorer chose go by their field of FitData, `harmful`.
-
-    data: what the record says of the data that was learnt from. tuning: how its strength was chosen.
-    """
-    used = {"tune": tuning, "pairs": data} | {key: one for key, one in (data or {}).items() if isinstance(one, Mapping)}
-    named = {use: (about or {}).get("scorer") for use, about in used.items()}
-    return {"report": report or []} | {use: name for use, name in named.items() if isinstance(name, str)}
-
-
-def scorers_of(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """As `scorers_used`, of a record: by what it says was done, since early ones named the config's scorers always."""
-    report = (facts.get("scorers") or {}).get("report") or []
-    judged = (facts.get("info") or {}).get("scorers") or [
-        name for name in report if any(metric.startswith(f"{name}.") for metric in facts["metrics"])
-    ]
-    return scorers_used(judged, facts.get("data"), facts.get("tuning"))
-
-
-def names(values: list[str] | None) -> str | None:
-    """A list as one field of a table."""
+def listed(values: Sequence[str] | None) -> str | None:
+    """Texts as one field of a table; None where there are none."""
     return "; ".join(values) if values else None
 
 
-def source_names(facts: dict[str, Any]) -> list[str]:
+def source_names(record: Record) -> list[str]:
     """The sources of a record's data, as `name (where from)`."""
-    sources = facts.get("sources") or []
-    return list(dict.fromkeys(f"{source['name']} ({source['source']})" for source in sources))
+    return list(dict.fromkeys(f"{source.name} ({source.source})" for source in record.sources or ()))
 
 
-def identity_columns(facts: dict[str, Any]) -> dict[str, Any]:
+def identity_columns(record: Record) -> dict[str, Any]:
     """What names a record's cell, as columns."""
-    method = facts["method"]
+    method = record.method
     return {
-        "model": facts["model"]["name"],
-        "method": method["name"],
-        "family": method["family"],
-        "version": method["version"],
-        "parameters": json.dumps(method["parameters"], sort_keys=True),
-        "strength": method["strength"],
-        "strength_unit": method.get("strength_unit"),
-        "fit_id": facts.get("fit_id"),
-        "fit_seed": facts["seed"].get("fit"),
+        "model": record.model.name,
+        "method": method.name,
+        "family": method.family,
+        "version": method.version,
+        "parameters": json.dumps(method.parameters, sort_keys=True),
+        "strength": method.strength,
+        "strength_unit": method.strength_unit,
+        "fit_id": record.fit_id,
+        "fit_seed": record.seed.fit,
     }
 
 
@@ -145,28 +117,25 @@ def collect(runs: Path) -> pd.DataFrame:
     for line in skipped:
         warnings.warn(escape.visible(line), stacklevel=2)
     rows = []
-    for facts, _ in records:
-        data, scorers = facts.get("data") or {}, scorers_of(facts)
+    for one, _ in records:
+        scorers = one.judged_by
         common = {
-            "id": facts["id"],
-            "suite": facts["suite"],
-            "split": facts["split"],
-            "comparison": facts["comparison"],
-            **identity_columns(facts),
-            "generation_id": facts.get("generation_id"),
-            "sample_seed": facts["seed"].get("sample"),
-            "data": data.get("name"),
-            "pairs": data.get("pairs"),
-            "feasible": (facts.get("tuning") or {}).get("feasible"),
-            "scorers_report": names(scorers.get("report")),
-            "scorer_tune": scorers.get("tune"),
-            "scorer_pairs": scorers.get("pairs"),
-            "sources": names(source_names(facts)),
+            "id": one.id,
+            "suite": one.suite,
+            "split": one.split,
+            "comparison": one.comparison,
+            **identity_columns(one),
+            "generation_id": one.generation_id if one.generations is None else listed(one.generations),
+            "sample_seed": one.seed.sample,
+            "data": one.data.name if one.data else None,
+            "pairs": one.data.pairs if one.data else None,
+            "feasible": one.tuning.feasible if one.tuning else None,
+            "scorers_report": listed(scorers.report),
+            "scorer_tune": scorers.chose.get("tune"),
+            "scorer_pairs": scorers.chose.get("pairs"),
+            "sources": listed(source_names(one)),
         }
-        rows += [
-            {**common, "metric": name, **{key: metric.get(key) for key in Metric._fields}}
-            for name, metric in facts["metrics"].items()
-        ]
+        rows += [{**common, "metric": name, **metric._asdict()} for name, metric in one.metrics.items()]
     frame = pd.DataFrame(rows)
     whole = {name: "Int64" for name in ("version", "fit_seed", "sample_seed", "pairs", "n", "unscored")}
     return frame.astype({**whole, "feasible": "boolean", "value": float, "standard_error": float})

@@ -1,4 +1,4 @@
-"""The figures of bench.plots, as images inside the page. No torch here."""
+"""The figures of bench.plots, as images inside the page."""
 
 import base64
 import io

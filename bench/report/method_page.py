@@ -11,7 +11,8 @@ from bench.leaderboard.comparison import DERIVED, Table, record_names
 from bench.leaderboard.formatting import NONE, labels, number, seconds, signed, tests
 from bench.leaderboard.grouping import Entry, Line
 from bench.records import identity
-from bench.records.table import Record
+from bench.records.fields import Git, Provenance
+from bench.records.record import Record
 from bench.report.columns import headline, probability, size, whole
 from bench.stats.bootstrap import LEVEL
 
@@ -145,16 +146,16 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str
 
 def settings(line: Line) -> Facts:
     """What the method is and how it was set."""
-    columns, method = line.columns, line.records[0].facts["method"]
+    columns, method = line.columns, line.records[0].method
     unit = f" ({columns['strength_unit']})" if columns["strength_unit"] else ""
     rows = [("method", f"{columns['method']}, version {columns['version']}"), ("family", str(columns["family"]))]
-    rows += [("class", method["class"])] if "class" in method else []
+    rows += [("class", method.class_path)] if method.class_path else []
     if not line.is_baseline:
         rows.append(("strength", ", ".join(f"{one:g}" for one in line.strengths) + unit))
-    own = {key: value for key, value in method["parameters"].items() if len(line.fits) == 1 or key != "seed"}
+    own = {key: value for key, value in method.parameters.items() if len(line.fits) == 1 or key != "seed"}
     rows += flat(own)
     seeds = [str(fit.columns["fit_seed"]) for fit in line.fits if fit.columns["fit_seed"] is not None]
-    sampled = sorted({one.facts["seed"]["sample"] for one in line.records if one.facts.get("sampling")})
+    sampled = sorted({one.seed.sample for one in line.records if one.sampling})
     rows.append(("fit seeds", ", ".join(seeds) or NONE))
     rows.append(("sampling seeds", ", ".join(map(str, sampled)) or NONE))
     return Facts("Method and seeds", rows)
@@ -186,7 +187,7 @@ def metrics(table: Table, line: Line, row: "pd.Series[Any]") -> Grid:
         ends = NONE if pd.isna(low) or pd.isna(high) else f"{signed(low, 3)} to {signed(high, 3)}"
         rows.append([
             name, f"{row[name]:.{DIGITS}g}", number(row.get(f"{name}.se"), 3), whole(row.get(f"{name}.n")),
-            whole(line.metrics[name].get("unscored")), signed(row.get(f"{name}.delta"), 3), ends,
+            whole(line.metrics[name].unscored), signed(row.get(f"{name}.delta"), 3), ends,
             probability(row.get(f"{name}.p")), probability(row.get(f"{name}.p_holm")),
             number(row.get(f"{name}.detectable"), 3),
         ])  # fmt: skip
@@ -213,22 +214,20 @@ def draws(table: Table, line: Line) -> Grid | None:
 
 def trials(fit: Entry, several: bool) -> Grid | None:
     """What was tried on the dev split, and what was chosen."""
-    tuning = fit.first("tuning")
+    tuning = fit.tuning
     if not tuning:
         return None
-    same = (i for i, trial in enumerate(tuning["trials"]) if trial.get("strength") == tuning.get("chosen"))
-    index = tuning.get("chosen_trial", next(same, None))  # among equal strengths with other options
-    tried = [{"trial": "unsteered"} | dict(flat(tuning.get("baseline") or {}))]
-    for i, trial in enumerate(tuning["trials"]):
-        tried.append({"trial": f"{i + 1}, chosen" if i == index else str(i + 1)} | dict(flat(trial)))
+    index = tuning.place
+    tried = [{"trial": "unsteered"} | dict(flat(tuning.baseline or {}))]
+    for i, trial in enumerate(tuning.trials):
+        tried.append({"trial": f"{i + 1}, chosen" if i == index else str(i + 1)} | dict(flat(trial.to_json())))
     header = list(dict.fromkeys(key for trial in tried for key in trial))
     chosen = frozenset() if index is None else frozenset({index + 1})  # the unsteered model is row 0
-    bounds = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in flat(tuning.get("constraints") or {}))
-    kept = "the best within the bounds" if tuning.get("feasible") else "the nearest to the bounds, which none keeps"
-    note = (f"Least {str(tuning.get('objective')).replace('_', ' ')} by {tuning.get('scorer')} on the "
-            f"{tuning.get('split', 'dev')} split, subject to: {bounds or 'nothing'}. Search: "
-            f"{tuning.get('search', 'not recorded')}. Chosen: strength {told(tuning.get('chosen'))}, "
-            f"{kept}.")  # fmt: skip
+    bounds = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in flat(tuning.constraints or {}))
+    kept = "the best within the bounds" if tuning.feasible else "the nearest to the bounds, which none keeps"
+    note = (f"Least {tuning.objective.replace('_', ' ')} by {tuning.scorer} on the {tuning.split or 'dev'} split, "
+            f"subject to: {bounds or 'nothing'}. Search: {tuning.search or 'not recorded'}. Chosen: strength "
+            f"{told(tuning.chosen)}, {kept}.")  # fmt: skip
     title = "Tuning trials" + (f", fit seed {fit.columns['fit_seed']}" if several else "")
     return Grid(title, [key.replace("_", " ") for key in header],
                 [[trial.get(key, NONE) for key in header] for trial in tried], note, chosen)  # fmt: skip
@@ -249,10 +248,10 @@ def cost(row: "pd.Series[Any]") -> Facts:
 
 def learnt(line: Line) -> list[Facts]:
     """What the method learnt from, and what it found out while it did."""
-    data, fit = dict(line.first("data")), line.first("fit")
+    data = line.data.to_json() if line.data else {}
     data.pop("sources", None)  # among the sources
     note = "of the first fit" if len(line.fits) > 1 else ""
-    found_out = list(flat(fit.get("facts") or {}))
+    found_out = list(flat((line.fit.facts if line.fit else None) or {}))
     return [Facts("Learnt from", list(flat(data)), note), Facts("Found in the fit", found_out, note)]
 
 
@@ -263,9 +262,8 @@ def suites(line: Line) -> list[Facts]:
         first.setdefault(one.suite, one)
     found = []
     for suite, record in first.items():
-        facts, info = record.facts, record.facts["info"]
-        own = facts.get("settings") or {"k": info.get("k"), "prompts": info.get("prompts")}
-        decoding = {key: value for key, value in (facts.get("sampling") or {}).items() if key != "seed"}
+        own = record.settings or {"k": record.info.k, "prompts": record.info.prompts}
+        decoding = record.sampling.setting if record.sampling else {}
         rows = [*flat(own), *flat(decoding, "decoding.")]
         found.append(Facts(f"Suite {suite}", [row for row in rows if row[1] != NONE]))
     return found
@@ -273,19 +271,17 @@ def suites(line: Line) -> list[Facts]:
 
 def model(line: Line) -> Facts:
     """The model, as its identity says."""
-    return Facts("Model", [one for one in flat(line.records[0].facts["model"]) if one[1] != NONE])
+    return Facts("Model", [one for one in flat(line.records[0].model.to_json()) if one[1] != NONE])
 
 
 def sources(line: Line) -> Grid:
     """Every data set, and where it was read."""
     keys = ("name", "source", "config", "split", "revision", "fingerprint")
-    found = [source | {"for": one.suite} for one in line.records for source in one.facts.get("sources") or []]
-    data = line.first("data")
-    inside = [data, *(value for value in data.values() if isinstance(value, Mapping))]
-    found += [source | {"for": "fit"} for one in inside for source in one.get("sources") or []]
+    found = [(source, one.suite) for one in line.records for source in one.sources or ()]
+    found += [(source, "fit") for source in line.data.all_sources] if line.data else []
     rows: dict[tuple[str, ...], list[str]] = {}
-    for source in found:
-        rows.setdefault(tuple(told(source.get(key)) for key in keys), []).append(source["for"])
+    for source, use in found:
+        rows.setdefault(tuple(told(getattr(source, key)) for key in keys), []).append(use)
     return Grid("Sources", [*keys, "for"], [[*row, ", ".join(dict.fromkeys(uses))] for row, uses in rows.items()])
 
 
@@ -293,11 +289,11 @@ def records(line: Line) -> Grid:
     """The records behind the line; each is a folder under runs/records."""
     rows = []
     for one in line.records:
-        facts, origin = one.facts, one.facts.get("provenance") or {}
-        git = origin.get("git") or {}
-        commit = str(git["commit"])[:10] + (" with changes" if git.get("dirty") else "") if git.get("commit") else NONE
-        rows.append([facts["id"], one.suite, told(facts["seed"]["fit"]), told(facts["seed"]["sample"]),
-                     told(origin.get("time")), commit, told(origin.get("rescored_from"))])  # fmt: skip
+        origin = one.provenance or Provenance()
+        git = origin.git or Git()
+        commit = str(git.commit)[:10] + (" with changes" if git.dirty else "") if git.commit else NONE
+        rows.append([one.id, one.suite, told(one.seed.fit), told(one.seed.sample), told(origin.time), commit,
+                     told(origin.rescored_from)])  # fmt: skip
     header = ["record", "suite", "fit seed", "sampling seed", "written", "git commit", "rescored from"]
     return Grid("Records", header, rows)
 
@@ -306,12 +302,9 @@ def versions(line: Line) -> list[Facts]:
     """Packages and hardware; more than one where its records were made on several machines or versions."""
     made: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for one in line.records:
-        origin = one.facts.get("provenance") or {}
-        steady = {
-            key: value for key, value in origin.items() if key not in ("time", "git", "rescored_from", "packages")
-        }
-        rows = tuple([*flat(steady), *flat(origin.get("packages") or {})])
-        made.setdefault(rows, []).append(one.facts["id"])
+        origin = one.provenance or Provenance()
+        rows = tuple([*flat(origin.machine), *flat(origin.packages or {})])
+        made.setdefault(rows, []).append(one.id)
     several = len(made) > 1
     return [
         Facts("Versions and hardware", [row for row in rows if row[1] != NONE],

@@ -70,7 +70,7 @@ def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples:
     there = {name for side in sides for name in side.labels}
     return {
         "number": table.number,
-        "model": table.about.facts["model"]["name"],
+        "model": table.about.model.name,
         "heading": formatting.heading(table),
         "notes": formatting.notes(table),
         "verdict": verdict(table),

@@ -1,15 +1,16 @@
-"""Continuations of the same prompts, found again by the identity of who wrote them. No torch here.
+"""Continuations of the same prompts, found again by what their records say.
 
 A set of texts lies in a folder that is named by model, steering, prompts and decoding
-(`bench.records.identity.generation_id`). A record tells all of these but the prompts, which are in the folder itself:
-so a folder belongs to a record where its name follows from both, and its prompts are items of the record.
+(`bench.records.identity.generation_id`). A record holds the names of those that it read. One of an older version tells
+all but the prompts, which are in the folder itself: so a folder belongs to it where its name follows from both, and its
+prompts are items of the record.
 """
 
 import gzip
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +23,9 @@ from bench.files import digests
 from bench.leaderboard.grouping import Entry, Line
 from bench.records import identity
 from bench.records import record as records
-from bench.records.names import RANDOM, sample_seed
-from bench.records.table import Record
+from bench.records.fields import plain
+from bench.records.names import RANDOM
+from bench.records.record import Record
 from methods.broken import reading
 from methods.errors import SetupError
 
@@ -70,11 +72,6 @@ class Store:
         """A line for each set that cannot be read."""
         return self._read[1]
 
-    @cached_property
-    def distinct(self) -> list[Asked]:
-        """Each list of prompts once; the methods of a table share it."""
-        return list(dict.fromkeys(self.asked.values()))
-
     def texts(self, name: str, prompts: int, samples: int) -> list[list[str]]:
         """The first texts of the first prompts of a set."""
         found: list[list[str]] = []
@@ -109,8 +106,8 @@ def read_scores(runs: Path, record: Record) -> pd.DataFrame:
 
     Raises NotWholeError for a table that cannot be read, and for scores that are no numbers.
     """
-    scores = records.table(runs / "records" / record.facts["id"], "scores")
-    for name in record.facts["info"].get("scorers") or []:
+    scores = records.table(runs / "records" / record.id, "scores")
+    for name in record.info.scorers or ():
         if name in scores and (pd.to_numeric(scores[name], errors="coerce").isna() & scores[name].notna()).any():
             raise records.NotWholeError(
                 f"scores.parquet holds scores of {name} that are no numbers; run its cell again"
@@ -127,23 +124,40 @@ class Block(NamedTuple):
 
 
 def blocks(store: Store, record: Record, scores: pd.DataFrame) -> list[Block]:
-    """The stored sets that a record looked at, one behind the other from its first prompt on.
+    """The stored sets that a record read, one behind the other from its first prompt on.
 
-    A run of fewer prompts may have left a set that begins the same way, so the longest one is taken at each place.
     scores: of the record, a row per text.
     """
-    facts, items = record.facts, prompts_of(scores)
-    if not facts.get("sampling") or not items:
+    items = prompts_of(scores)
+    if not record.sampling or not items:
         return []
-    model = {key: value for key, value in facts["model"].items() if key != "name"}
-    steering = identity.steering_identity(facts["fit_id"], facts["method"], facts["method"]["strength"])
-    template = (facts.get("settings") or {}).get("template") or PLACE
+    template = str((record.settings or {}).get("template") or PLACE)
+    fitting = {name: one for name, one in store.asked.items() if one.samples == scores["sample"].nunique()}
+    if record.generations is None:
+        return looked_for(fitting, record, items, template)
+    found: list[Block] = []
+    at = 0
+    for name in record.generations:
+        if name not in fitting or place(fitting[name].prompts, items[at:], template) != 0:
+            break  # what follows is after other prompts
+        found.append(Block(at, name, fitting[name]))
+        at += len(fitting[name].prompts)
+    return found
+
+
+def looked_for(
+    stored: Mapping[str, Asked], record: Record, items: Sequence[tuple[str, str]], template: str
+) -> list[Block]:
+    """The same of a record of an older version, which does not say what it read: by the names of the folders.
+
+    A run of fewer prompts may have left a set that begins the same way, so the longest one is taken at each place.
+    """
     longest: dict[int, Block] = {}
-    for asked in store.distinct:
-        if asked.samples != scores["sample"].nunique():
-            continue
-        name = identity.generation_id(model, steering, asked.prompts, asked.samples, facts["sampling"])
-        if name in store.asked and (start := place(asked.prompts, items, template)) is not None:
+    for asked in dict.fromkeys(stored.values()):  # the methods of a table share their prompts
+        name = identity.generation_id(
+            record.model.identity, record.steering, asked.prompts, asked.samples, plain(record.sampling)
+        )
+        if name in stored and (start := place(asked.prompts, items, template)) is not None:
             known = longest.get(start)
             if known is None or len(known.asked.prompts) < len(asked.prompts):
                 longest[start] = Block(start, name, asked)
@@ -233,10 +247,10 @@ def side_by_side(named: Sequence[tuple[Line, str]], runs: Path, store: Store, pr
                 try:
                     scores = read_scores(runs, record)
                 except records.NotWholeError as error:
-                    store.skipped.append(f"texts of record {record.facts['id']} skipped: {error}")
+                    store.skipped.append(f"texts of record {record.id} skipped: {error}")
                     continue
                 if found := blocks(store, record, scores):
-                    key = (identity.digest(record.facts["sampling"]), *(block.asked for block in found))
+                    key = (identity.digest(plain(record.sampling)), *(block.asked for block in found))
                     together[key].append(_Look(row, label, control, record, found, prompts_of(scores), scores))
     return [side(store, looks, prompts, samples) for looks in together.values()]
 
@@ -245,7 +259,7 @@ def first_seeds(fit: Entry) -> list[Record]:
     """A record per suite that samples."""
     found: dict[str, Record] = {}
     for record in fit.records:
-        if sample_seed(record) is not None:
+        if record.sample_seed is not None:
             found.setdefault(record.suite, record)
     return list(found.values())
 
@@ -261,7 +275,7 @@ def prompts_of(scores: pd.DataFrame) -> list[tuple[str, str]]:
 def side(store: Store, looks: Sequence[_Look], prompts: int, samples: int) -> Side:
     """The looks of all suites and fits at one set of prompts; one per fit, with the scores of all its suites."""
     suites = list(dict.fromkeys(look.record.suite for look in looks))
-    scorers = list(dict.fromkeys(name for look in looks for name in look.record.facts["info"].get("scorers") or []))
+    scorers = list(dict.fromkeys(name for look in looks for name in look.record.info.scorers or ()))
     by_label: dict[str, list[_Look]] = defaultdict(list)
     for look in looks:
         by_label[look.label].append(look)

@@ -8,7 +8,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,29 +19,43 @@ from bench.console.escape import terminal
 from bench.data.sources import default_cache
 from bench.files import atomic, digests
 from bench.records import identity, record, unfinished
+from bench.records.fields import (
+    Cost,
+    Decoding,
+    FitFacts,
+    Info,
+    LearntFrom,
+    MethodFacts,
+    ModelFacts,
+    Provenance,
+    Scorers,
+    Seeds,
+    Source,
+    Tuned,
+)
 from bench.records.provenance import provenance
-from bench.records.table import scorers_of, scorers_used
+from bench.records.record import Record
 from bench.run import search, tuning
 from bench.run.cell import Cell, Session, torch_threads
 from bench.suites.base import Split, Suite
 from methods.errors import SetupError
 
 
-def run(cell: Cell) -> list[dict[str, Any]]:
+def run(cell: Cell) -> list[Record]:
     """All results of the cell on the test split, each with how its strength was chosen."""
     cell, strength, choice = choose(cell, result)
     results = []
     for suite in cell.parts.suites.values():
         found = result(cell, suite, "test", strength)
-        if choice is not None and found["tuning"] != choice.record():
-            scorers = scorers_used(found["scorers"]["report"], found["data"], choice.record())
-            found = record.amend(cell.records / found["id"], tuning=choice.record(), scorers=scorers)
+        if choice is not None and found.tuning != (tuned := Tuned.from_json(choice.record())):
+            scorers = Scorers.used(found.judged_by.report or (), found.data, tuned)
+            found = record.amend(cell.records / found.id, tuning=tuned, scorers=scorers)
         results.append(found)
     return results
 
 
 Result = TypeVar("Result")
-Obtain = Callable[[Cell, Suite[Any], Split, float], dict[str, Any]]
+Obtain = Callable[[Cell, Suite[Any], Split, float], Record]
 """How a result is had: `result` computes what is missing, `stored` raises NotStored."""
 
 
@@ -74,14 +88,12 @@ def trial(
     cell: Cell, strength: float, baseline: tuning.Trial | None, obtain: Obtain, options: Mapping[str, Any] | None = None
 ) -> tuning.Trial:
     """One strength on the dev split."""
-    looks = {
-        name: obtain(cell, cell.parts.suites[name], "dev", strength)["metrics"] for name in cell.parts.tuning.suites
-    }
-    values = {suite: {name: one["value"] for name, one in metrics.items()} for suite, metrics in looks.items()}
+    looks = {name: obtain(cell, cell.parts.suites[name], "dev", strength).metrics for name in cell.parts.tuning.suites}
+    values = {suite: {name: one.value for name, one in metrics.items()} for suite, metrics in looks.items()}
     return tuning.trial(cell.parts.tuning, strength, values, baseline, options)
 
 
-def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any]:
+def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record:
     """The stored result. Raises NotStored where there is none."""
     found = known(cell, suite, split, strength)
     if found is None:
@@ -89,12 +101,12 @@ def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict
     return found
 
 
-def known(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any] | None:
+def known(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record | None:
     """The stored result, where there is one."""
     return record.read(cell.records / cell.names.record_id(suite, split, strength))
 
 
-def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any]:
+def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record:
     """The stored result, computed now where there is none."""
     stored = known(cell, suite, split, strength)
     if stored is not None:
@@ -107,27 +119,29 @@ def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict
                 answers = suite.ask(lm, split)
             with digests.unverified() as scoring:
                 found = suite.score(answers, cell.lm)
-        about = describe(cell, suite, split, strength) | {
-            "metrics": {name: one._asdict() for name, one in found.metrics.items()},
-            "info": found.info,
-            "sources": found.info.get("sources", []),
-            "generations": list(answers.generations) or None,
-            "unverified": sorted(asking.union(scoring, lm.unverified, cell.unverified(strength))),
-            "unexpected_weights": list(lm.unexpected_weights),
-            "system_role": lm.system_role,
-        }
-        about["scorers"] = scorers_of(about)  # those that judged
+        about = replace(
+            describe(cell, suite, split, strength),
+            metrics=found.metrics,
+            info=Info.from_json(found.info),
+            sources=tuple(map(Source.from_json, found.info.get("sources", []))),
+            generations=tuple(answers.generations),
+            unverified=sorted(asking.union(scoring, lm.unverified, cell.unverified(strength))),
+            unexpected_weights=list(lm.unexpected_weights),
+            system_role=lm.system_role,
+        )
+        about = replace(about, scorers=about.judged_by)  # those that judged
         if split == "test" and strength != 0:
-            about["cost"] = {"relative_speed": cell.speed(strength)}
+            about = replace(about, cost=Cost(relative_speed=cell.speed(strength)))
         written = record.write(cell.records, about, found.items, found.scores)
     cell.session.written += 1
     return written
 
 
-def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> dict[str, Any]:
+def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record:
     """A record without its numbers."""
     method = {"name": "unsteered", "family": "none", "version": 1, "parameters": {}}
     fit, data, fit_id, seed = None, None, None, None
+    settings: Any = OmegaConf.to_container(cell.cfg.suite[suite.name], resolve=True)
     if strength != 0:
         method = identity.method_identity(cell.method) | {"family": cell.method.family}
         method["strength_unit"] = cell.method.strength_unit
@@ -135,24 +149,28 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> di
         method["residual_norms"] = None if length is None else strength * length
         fit = dict(cell.fitted[1])
         data, fit_id, seed = fit.pop("data"), cell.names.fit_id, cell.method.seed
-    return {
-        "id": cell.names.record_id(suite, split, strength),
-        "suite": suite.name,
-        "split": split,
-        "comparison": cell.names.comparison_id(suite, split),
-        "model": {"name": cell.cfg.model.name, **cell.names.model},
-        "method": {"strength_unit": None} | method | {"strength": strength},
-        "fit_id": fit_id,
-        "seed": {"fit": seed, "sample": cell.parts.sampling.seed},
-        "data": data,
-        "fit": fit,
-        "cost": None,
-        "tuning": None,
-        "scorers": {"report": list(cell.parts.scorers)},
-        "sampling": cell.names.decoding(suite),
-        "settings": OmegaConf.to_container(cell.cfg.suite[suite.name], resolve=True),
-        "provenance": provenance(),
-    }
+    decoding = cell.names.decoding(suite)
+    return Record(
+        id=cell.names.record_id(suite, split, strength),
+        suite=suite.name,
+        split=split,
+        comparison=cell.names.comparison_id(suite, split),
+        model=ModelFacts.from_json({"name": cell.cfg.model.name, **cell.names.model}),
+        method=MethodFacts.from_json({"strength_unit": None} | method | {"strength": strength}),
+        fit_id=fit_id,
+        seed=Seeds(fit=seed, sample=cell.parts.sampling.seed),
+        data=None if data is None else LearntFrom.from_json(data),
+        fit=None if fit is None else FitFacts.from_json(fit),
+        cost=None,
+        tuning=None,
+        scorers=Scorers(report=tuple(cell.parts.scorers)),
+        sampling=None if decoding is None else Decoding.from_json(decoding),
+        settings=settings,
+        provenance=Provenance.from_json(provenance()),
+        metrics={},
+        info=Info(),
+        sources=(),
+    )
 
 
 # -- how much there is to do ---------------------------------------------------------------------------------------
@@ -306,10 +324,10 @@ def tidy(cfg: DictConfig) -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def run_cell(cell: Cell) -> list[dict[str, Any]] | Failure:
+def run_cell(cell: Cell) -> list[Record] | Failure:
     """Run one cell, with the threads that it asks for."""
 
-    def work() -> list[dict[str, Any]]:
+    def work() -> list[Record]:
         with torch_threads(cell.threads):
             return run(cell)
 

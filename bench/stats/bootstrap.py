@@ -1,4 +1,4 @@
-"""How sure a number is: paired bootstrap over items, intervals of shares, rates corrected for errors. No torch.
+"""How sure a number is: paired bootstrap over items, intervals of shares, rates corrected for errors.
 
 The unit that is resampled is the item (a prompt, a document). The intervals therefore speak about other items of the
 same kind. They hold the fit, its seed and the choice of strength fixed, treat items as independent, and are not

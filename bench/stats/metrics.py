@@ -1,7 +1,7 @@
 """A metric folds per-item values into a number, with its uncertainty, its count and which way is better.
 
 Items are a table with one row per (metric, item): `value`, and `weight` where items do not count alike (tokens in a
-perplexity). A metric's value is the weighted mean of its items, or e to that mean. No torch here.
+perplexity). A metric's value is the weighted mean of its items, or e to that mean.
 """
 
 import math
@@ -16,12 +16,15 @@ Transform = Literal["mean", "exp"]
 
 
 class Metric(NamedTuple):
-    """One number of a result. unscored: texts or documents that could not be judged; they are not in `n`."""
+    """One number of a result.
+
+    unscored: texts or documents that could not be judged, which are not in `n`; None where an old record does not say.
+    """
 
     value: float
     standard_error: float | None  # over items; None for a single item
     n: int
-    unscored: int
+    unscored: int | None
     higher_is_better: bool
     transform: Transform = "mean"
 

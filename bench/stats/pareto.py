@@ -1,4 +1,4 @@
-"""The Pareto front of a trade-off, and how much of the plane it covers. No torch here."""
+"""The Pareto front of a trade-off, and how much of the plane it covers."""
 
 import numpy as np
 

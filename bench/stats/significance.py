@@ -1,7 +1,7 @@
 """Whether a difference is there: paired tests, corrected for their number; ranks and groups that are not told apart.
 
 The unit is the item (a prompt, a document), as in `bench.stats.bootstrap`, and the same item under two steerings is a
-pair. No torch here.
+pair.
 """
 
 from collections.abc import Collection, Sequence

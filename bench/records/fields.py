@@ -1,0 +1,319 @@
+"""The parts of a record with typed fields: model, method, data, fit, cost, tuning, decoding, scorers, provenance.
+
+Each part is made from a JSON mapping and written as one. A mapping may hold more than a part has fields for, since
+older and newer versions, plug-ins and data sets add their own: that is kept, in its order, and written again.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, Self, TypeAlias
+
+from bench.stats.metrics import Metric
+
+Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """A JSON mapping with typed fields. A field with a default may be missing, and None of it is not written.
+
+    stored: the mapping that it was made from, with what has no field.
+    """
+
+    stored: Mapping[str, Json] = field(default_factory=dict, repr=False)
+
+    READ: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
+    """Field -> how its value is made from JSON; any other field holds the JSON value itself."""
+    KEYS: ClassVar[Mapping[str, str]] = {}
+    """Field -> its key in JSON, where that is no name in Python."""
+
+    @classmethod
+    def from_json(cls, found: Mapping[str, Any]) -> Self:
+        """The part that a mapping holds; the schema says what its values are (`bench.records.schema`)."""
+        values = {name: cls._read(name, found[key]) for name, key in cls._keys().items() if key in found}
+        return cls(stored=found, **values)
+
+    def to_json(self) -> dict[str, Any]:
+        """The mapping to write: what was read, with the fields that differ from it."""
+        written: dict[str, Any] = dict(self.stored)
+        optional = {one.name for one in fields(self) if one.default is not MISSING}
+        for name, key in self._keys().items():
+            value = getattr(self, name)
+            if key in self.stored:
+                if self._read(name, self.stored[key]) != value:
+                    written[key] = plain(value)
+            elif value is not None or (not self.stored and name not in optional):
+                written[key] = plain(value)
+        return written
+
+    @classmethod
+    def _read(cls, name: str, value: Any) -> Any:
+        return cls.READ[name](value) if name in cls.READ else value
+
+    @classmethod
+    def _keys(cls) -> dict[str, str]:
+        return {one.name: cls.KEYS.get(one.name, one.name) for one in fields(cls) if one.name != "stored"}
+
+
+def plain(value: Any) -> Any:
+    """A value of a field as JSON."""
+    if isinstance(value, Fields):
+        return value.to_json()
+    if isinstance(value, Metric):
+        return value._asdict()
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    return [plain(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def some(kind: type[Fields]) -> Callable[[Any], Any]:
+    """A part that may be null or empty, which both say nothing: None."""
+    return lambda value: kind.from_json(value) if value else None
+
+
+def each(kind: type[Fields]) -> Callable[[Any], Any]:
+    """A list of parts, or null."""
+    return lambda value: None if value is None else tuple(map(kind.from_json, value))
+
+
+def texts(value: Any) -> tuple[str, ...] | None:
+    """A list of texts, or null."""
+    return None if value is None else tuple(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts(Fields):
+    """The model: the name that the config has for it, and everything about it that can change a number."""
+
+    name: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All but the name, which changes no number."""
+        return {key: value for key, value in self.to_json().items() if key != "name"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodFacts(Fields):
+    """The method, its hyper-parameters and its strength. class_path: of a method that a plug-in brings."""
+
+    KEYS = {"class_path": "class"}
+
+    strength_unit: str | None = None
+    name: str
+    family: str
+    version: int
+    parameters: Mapping[str, Json]
+    class_path: str | None = None
+    residual_norms: Json = None  # the strength in mean lengths of the residual stream, where it adds to that
+    strength: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seeds(Fields):
+    """fit: None where nothing is drawn in a fit."""
+
+    fit: int | None
+    sample: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Fields):
+    """A data set, and where it was read."""
+
+    name: str
+    source: str
+    config: Json = None
+    split: Json = None
+    revision: Json = None
+    fingerprint: Json = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearntFrom(Fields):
+    """The data that a method learnt from. pairs: how many contrast pairs; further texts are in fields of their own."""
+
+    READ = {"sources": each(Source)}
+
+    name: str | None = None
+    pairs: int | None = None
+    sources: tuple[Source, ...] | None = None
+
+    @property
+    def scorers(self) -> dict[str, str]:
+        """The scorers that chose the data: `pairs`, and any other texts by their field of FitData, `harmful`."""
+        used = {"pairs": self.stored} | {key: one for key, one in self.stored.items() if isinstance(one, Mapping)}
+        named = {use: about.get("scorer") for use, about in used.items()}
+        return {use: name for use, name in named.items() if isinstance(name, str)}
+
+    @property
+    def all_sources(self) -> list[Source]:
+        """Of the pairs, then of each of the other texts."""
+        others = [each(Source)(one.get("sources")) for one in self.stored.values() if isinstance(one, Mapping)]
+        return [source for found in (self.sources, *others) for source in found or ()]
+
+    @property
+    def named(self) -> dict[str, str | int | bool]:
+        """What names the data, and counts of it."""
+        return {key: value for key, value in self.to_json().items() if isinstance(value, str | int | bool)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitFacts(Fields):
+    """What a fit took, and what the method found out in it."""
+
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    artefact_bytes: int | None = None
+    facts: Mapping[str, Json] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost(Fields):
+    """relative_speed: sampled tokens a second over those of the unsteered model."""
+
+    relative_speed: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(Fields):
+    """One strength on the dev split. Both measures are relative to the unsteered model."""
+
+    strength: float
+    perplexity_ratio: float | None = None
+    reduction: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuned(Fields):
+    """How a strength was chosen: by which scorer, least of what, within which bounds, from which trials.
+
+    chosen_trial: its place among the trials; None in records of older versions, which tuned nothing but strengths.
+    """
+
+    READ = {"trials": each(Trial)}
+
+    scorer: str
+    objective: str
+    split: Json = None
+    constraints: Mapping[str, Json] | None = None
+    search: Json = None
+    feasible: bool | None = None
+    chosen: float
+    chosen_trial: int | None = None
+    baseline: Mapping[str, Json] | None = None
+    trials: tuple[Trial, ...]
+
+    @property
+    def place(self) -> int | None:
+        """Where among the trials the chosen one is; None where none has the chosen strength."""
+        same = (i for i, trial in enumerate(self.trials) if trial.strength == self.chosen)
+        return next(same, None) if self.chosen_trial is None else self.chosen_trial
+
+    @property
+    def unsteered_toxicity(self) -> float:
+        """The objective of the unsteered model on the dev split; NaN where the record does not say."""
+        return _number((self.baseline or {}).get("toxicity"))
+
+    @property
+    def perplexity_bound(self) -> float:
+        """The largest perplexity ratio that was allowed; NaN where there was no bound."""
+        return _number((self.constraints or {}).get("perplexity_ratio"))
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What two tunings have alike that chose in the same way."""
+        kept = ("scorer", "objective", "constraints", "search")
+        named = {key: value for key, value in self.to_json().items() if key in kept}
+        return named | {"trials": len(self.trials)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding(Fields):
+    """How texts were sampled; only what can change a text."""
+
+    max_new_tokens: float | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: Json = None
+
+    @property
+    def setting(self) -> dict[str, Any]:
+        """All but the seed."""
+        return {key: value for key, value in self.to_json().items() if key != "seed"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scorers(Fields):
+    """What the scorers of a result did. report: those that judged its texts."""
+
+    READ = {"report": texts}
+
+    report: tuple[str, ...] | None = None
+
+    @classmethod
+    def used(cls, report: Sequence[str], data: LearntFrom | None, tuning: Tuned | None) -> Self:
+        """Those that report, and where one did it `tune` for the strength, `pairs` for the contrast pairs."""
+        tune = {} if tuning is None else {"tune": tuning.scorer}
+        return cls.from_json({"report": list(report)} | tune | ({} if data is None else data.scorers))
+
+    @property
+    def chose(self) -> dict[str, str]:
+        """What was chosen by a scorer -> the scorer: `tune` is the strength, other keys are texts learnt from."""
+        return {use: name for use, name in self.stored.items() if use != "report" and isinstance(name, str)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Info(Fields):
+    """What a suite says of its result: k continuations of each of so many prompts, or tasks with their chance."""
+
+    READ = {"scorers": texts}
+
+    k: Json = None
+    prompts: Json = None
+    scorers: tuple[str, ...] | None = None
+    chance: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Git(Fields):
+    """The commit that computed a result. dirty: with changes."""
+
+    commit: Json = None
+    dirty: Json = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance(Fields):
+    """When, by which code and on which machine a result was computed; none of it is part of an id."""
+
+    READ = {"git": some(Git)}
+
+    time: Json = None
+    git: Git | None = None
+    packages: Mapping[str, Json] | None = None
+    rescored_from: Json = None
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """The machine and its Python: what results of one installation have alike, but for the packages."""
+        own = {"time", "git", "packages", "rescored_from"}
+        return {key: value for key, value in self.to_json().items() if key not in own}
+
+
+def _number(value: Json) -> float:
+    return value if isinstance(value, int | float) else math.nan
+
+
+def metrics_from(value: Mapping[str, Any]) -> dict[str, Metric]:
+    """Metric name -> the metric."""
+    return {name: metric_from(one) for name, one in value.items()}
+
+
+def metric_from(found: Mapping[str, Any]) -> Metric:
+    """A metric; records of older versions may lack its error and the count of what was not judged."""
+    return Metric(
+        found["value"], found.get("standard_error"), found["n"], found.get("unscored"), found["higher_is_better"],
+        found["transform"],
+    )  # fmt: skip
