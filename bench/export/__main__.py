@@ -68,11 +68,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_help() -> None:
     """Print the command, the options of its own and a table of the formats."""
-    out = command.overview()
+    out, prog, run = command.overview(), command.called("export"), command.called("run")
     own = "method=... strength=... format=... [output=...] [overwrite=true] [key=value ...]"
-    out.print(terminal("python -m bench.export", "bold"), terminal(own, "italic"))
+    out.print(terminal(prog, "bold"), terminal(own, "italic"))
     out.print(
-        "\n  Writes a steered model as files that other programs load. All other keys are those of python -m bench"
+        f"\n  Writes a steered model as files that other programs load. All other keys are those of {run}"
         "\n  (model=..., data=..., method.layer=...); a fit that a run has already made is used again.\n"
         "\n  strength=NUMBER   in the method's own unit; a record of the leaderboard names the one that was chosen"
         "\n  format=...        one of the table below"
@@ -86,8 +86,8 @@ def show_help() -> None:
     out.print(
         "\n  What a method does is measured on the model. Texts before a prompt, changes of the decoding, and steering"
         "\n  of some positions only (the default of caa; method.scope=all steers them all) fit none of these."
-        "\n\n  python -m bench.export method=detox strength=1 format=checkpoint"
-        "\n  python -m bench.export method=caa method.scope=all strength=2 format=gguf output=calm.gguf",
+        f"\n\n  {prog} method=detox strength=1 format=checkpoint"
+        f"\n  {prog} method=caa method.scope=all strength=2 format=gguf output=calm.gguf",
         highlight=False,
     )
 

@@ -162,6 +162,7 @@ def collect(runs: Path) -> pd.DataFrame:
             "scorer_tune": scorers.get("tune"),
             "scorer_pairs": scorers.get("pairs"),
             "sources": names(source_names(facts)),
+            "computed": (facts.get("provenance") or {}).get("time"),
         }
         rows += [
             {**common, "metric": name, **{key: metric.get(key) for key in Metric._fields}}
