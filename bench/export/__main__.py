@@ -24,7 +24,7 @@ from bench.console.command import console
 from bench.console.escape import code, file_name, literal, markdown, terminal, visible
 from bench.files import plain_json
 from bench.run import validate
-from methods.errors import SetupError
+from methods.errors import SetupError, require
 
 if TYPE_CHECKING:
     from bench.export.effect import Effect
@@ -99,6 +99,8 @@ def _run(given: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, FORMATS, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise SetupError(f"format={name or '(none)'}: there is no such format{hint} Allowed: {', '.join(FORMATS)}")
+    if name == "peft":
+        require("peft", "format=peft", "export")
     if own.get("overwrite", "false") not in ("true", "false"):
         raise SetupError(f"overwrite={own['overwrite']}: allowed are true, false")
     cell = _cell([one for one in given if one.partition("=")[0] not in ARGUMENTS])
