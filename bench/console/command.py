@@ -115,7 +115,8 @@ def _told(error: BaseException) -> int:
     if isinstance(error, SetupError):
         complain(str(error))
         return 2
-    if isinstance(error, BrokenPipeError):  # whoever read what is printed has gone, as `head` does
+    pipe = error.__context__ if isinstance(error, SystemExit) else error  # rich makes a SystemExit of it
+    if isinstance(pipe, BrokenPipeError):  # whoever read what is printed has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, OSError) and error.errno is not None:
