@@ -74,11 +74,11 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
     """
     records, _ = table.read_records(Path(results) / "runs")
     found = tables(records)
-    _known("metric", [metric] if metric else [], [name for one in found for name in one.metrics])
-    _known("method", methods, [one.record.method.name for one in records])
-    chosen = [(one.frame, metric or one.headline) for one in found if metric is None or metric in one.metrics]
-    if not chosen:
+    if not found:
         raise SetupError(f"no record of the test split in {results}, only of tuning; run the cell to its end")
+    _known("metric", [metric] if metric else [], [name for one in found for name in one.metrics])
+    _known("method", methods, [name for one in found for name in one.frame["method"]])
+    chosen = [(one.frame, metric or one.headline) for one in found if metric is None or metric in one.metrics]
     rows = pd.concat([_changes(frame, name) for frame, name in chosen], ignore_index=True)
     return rows[rows["method"].isin(methods)].reset_index(drop=True) if methods else rows
 
@@ -142,4 +142,4 @@ def _known(what: str, names: Sequence[str], known: Sequence[str]) -> None:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1, cutoff=0.3)
             meant = f"; did you mean {near[0]}?" if near else ""
-            raise SetupError(f"{what} {name!r}: no record has it{meant}")
+            raise SetupError(f"{what} {name!r}: no record of the test split has it{meant}")

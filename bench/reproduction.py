@@ -249,14 +249,12 @@ def rebuild(found: Sequence[Reproduction], results: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare and print; returns the exit code."""
-    parser = command.Parser(
-        prog="python -m bench.reproduction",
-        description="The papers' figures beside ours, and how the protocols differ. Writes reproduction.csv and .md.",
+    parser = command.parser(
+        "reproduction",
+        "The papers' figures beside ours, and how the protocols differ. Writes reproduction.csv and .md.",
+        parents=[command.shared()],
     )
     parser.add_argument("experiment", nargs="*", help="names of conf/experiment (default: all with published figures)")
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder that holds runs/ (default: %(default)s)"
-    )
     given = parser.parse_args(arguments)
     return command.run(_run, given.experiment, given.results)
 

@@ -39,14 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_help() -> None:
     """Print the command and its options."""
-    out = command.overview()
+    out, prog = command.overview(), command.called("rescore")
     own = "scorer=[...] [runtime.results=FOLDER] [scorer.NAME.OPTION=...] [runtime.mirror=FOLDER]"
-    out.print(terminal("python -m bench.rescore", "bold"), terminal(own, "italic"))
+    out.print(terminal(prog, "bold"), terminal(own, "italic"))
     out.print(
         "\n  Judges the continuations under runs/generations by these scorers and writes a record for each suite and"
         "\n  cell, as if the run had named them; the records that are there stay. Then the leaderboard is rebuilt."
         "\n  Suites that do not judge continuations are left alone.\n"
-        "\n  python -m bench.rescore scorer=[profanity_check,lexicon,detoxify]",
+        f"\n  {prog} scorer=[profanity_check,lexicon,detoxify]",
+        markup=False,  # the list of scorers is in brackets
         highlight=False,
     )
 

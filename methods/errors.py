@@ -1,5 +1,6 @@
-"""The one error that a user, not a developer, has to mend."""
+"""The one error that a user, not a developer, has to mend, and what is said for whole kinds of them."""
 
+import importlib.util
 from pickle import UnpicklingError
 
 
@@ -8,6 +9,12 @@ class SetupError(ValueError):
 
     The message says what is wrong, what was got, what is allowed, and the next step.
     """
+
+
+def require(package: str, feature: str, extra: str) -> None:
+    """Raises SetupError where a package is missing that this feature alone needs; it names the extra that brings it."""
+    if importlib.util.find_spec(package) is None:
+        raise SetupError(f"{feature} needs {package}; run: pip install 'steerbench[{extra}]'")
 
 
 def loading_failure(error: Exception) -> str:

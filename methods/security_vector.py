@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from methods.base import Artefact, Examples, FitData, Method, Steering
-from methods.errors import SetupError
+from methods.errors import SetupError, require
 from methods.tokens import Text
 from methods.training import (
     STEP_COST,
@@ -87,8 +87,9 @@ class SecurityVector(Method):
         return STEP_COST * self.epochs + 3
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a recipe that trains nothing, a rank below 1 or a negative weight."""
+        """Raises SetupError for a recipe that trains nothing, a rank below 1, a negative weight, and without peft."""
         del model
+        _require_peft()
         check_recipe(self.recipe)
         if self.vector_epochs:
             check_recipe(self.vector_recipe)
@@ -189,6 +190,7 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
 
     Its parameters want no gradient: whoever trains them says so.
     """
+    _require_peft()
     from peft import LoraConfig, get_peft_model
 
     training, own, wanted = model.training, set(vars(model)), [p.requires_grad for p in model.parameters()]
@@ -216,3 +218,7 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
         for parameter, want in zip(model.parameters(), wanted, strict=True):
             parameter.requires_grad_(want)
         model.train(training)
+
+
+def _require_peft() -> None:
+    require("peft", "method=security_vector", "security_vector")

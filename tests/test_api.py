@@ -202,8 +202,9 @@ def test_compare_picks_methods_and_metric_without_another_correction():
     assert untested["delta_low"] <= untested["delta"] <= untested["delta_high"]
     assert untested["p"] != untested["p"], "NaN"
     with pytest.raises(
-        SetupError, match=r"metric 'fluency.distinct': no record has it; did you mean fluency.distinct_"
+        SetupError,
+        match=r"metric 'fluency.distinct': no record of the test split has it; did you mean fluency.distinct_",
     ):
         compare(QUICKSTART, metric="fluency.distinct")
-    with pytest.raises(SetupError, match="method 'cca': no record has it; did you mean caa?"):
+    with pytest.raises(SetupError, match="method 'cca': no record of the test split has it; did you mean caa?"):
         compare(QUICKSTART, "cca")

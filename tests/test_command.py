@@ -11,6 +11,7 @@ COMMANDS = (
     "agreement.__main__",
     "export.__main__",
     "leaderboard.__main__",
+    "ls",
     "plots.__main__",
     "report.__main__",
     "reproduction",

@@ -17,7 +17,9 @@ model leaderboard
 config scorers plots
 suites fit_data report
 run
-selftest export agreement rescore reproduction api __main__
+selftest export agreement rescore reproduction api
+__main__ ls
+steerbench
 """
 """Folders of bench/, and methods, from the bottom to the top: each imports from the lines above its own, and itself."""
 
@@ -28,7 +30,19 @@ SHARED = ("base broken directions errors intervention layout progress tokens tra
 """Modules of methods/ that its methods may import; the others are methods."""
 INSIDES = {"methods.intervention", "methods.layout"}
 TOUCH_THE_MODEL = {"model.lm", "selftest", "export"}
-NO_TORCH = {"stats", "console", "files", "records", "leaderboard", "plots", "report", "reproduction", "api"}
+NO_TORCH = {
+    "stats",
+    "console",
+    "files",
+    "records",
+    "leaderboard",
+    "plots",
+    "report",
+    "reproduction",
+    "api",
+    "ls",
+    "steerbench",
+}
 
 
 def module_name(path: Path) -> str:

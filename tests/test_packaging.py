@@ -1,11 +1,107 @@
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+OPTIONAL = {"peft", "vaderSentiment", "optuna"}
+"""Packages, by the names that are imported, that an installation without extras has not."""
+HIDE = f"""
+import sys
+HIDDEN = {sorted(OPTIONAL)}
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in HIDDEN else self.finder.find_spec(name, path, target)
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+"""
+
+
+def without_extras(code: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", HIDE + code], cwd=ROOT, capture_output=True, text=True)
+
+
+def plain(requirement: str) -> str:
+    return re.split(r"[\[<>=!~; ]", requirement)[0].lower()
+
+
+def test_an_extra_is_what_nothing_else_needs():
+    mandatory = {plain(one) for one in PROJECT["dependencies"]}
+    extras = {plain(one) for name, own in EXTRAS.items() if name not in ("all", "dev") for one in own}
+    assert extras == {name.lower() for name in OPTIONAL} and not extras & mandatory
+    (every,) = EXTRAS["all"]
+    assert set(re.findall(r"\w+", every)) - {"steerbench"} == set(EXTRAS) - {"all", "dev"}
+    assert "steerbench[all]" in EXTRAS["dev"], "make installs .[dev]"
+    pinned = {plain(line) for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    assert {name.replace("_", "-") for name in extras | mandatory} - {"pip"} <= {
+        one.replace("_", "-") for one in pinned
+    }
+
+
+def test_every_extra_that_a_message_names_is_there():
+    named = set()
+    for path in [*(ROOT / "bench").rglob("*.py"), *(ROOT / "methods").glob("*.py")]:
+        text = path.read_text()
+        named |= set(re.findall(r"steerbench\[(\w+)\]", text)) | set(re.findall(r'require\(.*"(\w+)"\)', text))
+    assert named == set(EXTRAS) - {"all", "dev"}
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "from bench.export.__main__ import main; sys.exit(main(['method=caa', 'strength=1', 'format=peft']))",
+            "format=peft needs peft; run: pip install 'steerbench[export]'",
+        ),
+        (
+            "from methods import SecurityVector; SecurityVector().check(None)",
+            "method=security_vector needs peft; run: pip install 'steerbench[security_vector]'",
+        ),
+        (
+            "from bench.scorers.vader import Vader; Vader()",
+            "scorer=vader needs vaderSentiment; run: pip install 'steerbench[sentiment]'",
+        ),
+        (
+            "import tests.test_search as t; t.asked(t.Plain(), search='tpe', trials=5)",
+            "tuning.search=tpe needs Optuna; run: pip install 'steerbench[tpe]', or set tuning.search=random",
+        ),
+    ],
+    ids=["export", "security_vector", "sentiment", "tpe"],
+)
+def test_what_needs_an_extra_says_which(code, message):
+    ran = without_extras(code)
+    assert ran.returncode != 0
+    assert message in ran.stderr.replace("error: ", "")
+
+
+def test_everything_else_is_imported_without_the_extras():
+    """And what is hidden is hidden."""
+    modules = [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for folder in ("bench", "methods")
+        for path in sorted((ROOT / folder).rglob("*.py"))
+    ]
+    code = f"""
+import importlib
+for name in {modules}:
+    importlib.import_module(name)
+for name in HIDDEN:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        continue
+    sys.exit(f"{{name}} is there")"""
+    ran = without_extras(code)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.slow
@@ -15,6 +111,9 @@ def test_a_wheel_in_another_folder_has_conf_and_runs(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".yaml")}
     assert inside == {f"bench/conf/{path.relative_to(ROOT / 'conf')}" for path in (ROOT / "conf").rglob("*.yaml")}
+    with zipfile.ZipFile(wheel) as archive:
+        (entries,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "steerbench = bench.steerbench:script" in archive.read(entries).decode()
     install = ["-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path / "site"), str(wheel)]
     subprocess.run([sys.executable, *install], check=True, capture_output=True)
     code = "import bench.config.compose as c, bench.run.validate as v; print(c.folder()); v.validate(['method=caa'])"

@@ -114,6 +114,18 @@ def test_whoever_reads_the_output_may_go(tmp_path):
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
+def test_whoever_reads_a_table_of_rich_may_go_as_well():
+    """`bench --help | head` told that something had called sys.exit."""
+    script = (
+        "from bench.console import command\nout = command.overview()\n"
+        "command.leave(command.run(lambda: [out.print(i) for i in range(10**5)] and 0))"
+    )
+    done = subprocess.run(
+        f"{sys.executable} -c '{script}' | head -1", shell=True, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_what_the_system_refuses_has_a_next_step(tmp_path, capsys):
     def full() -> None:
         raise OSError(28, "No space left on device", "results/runs/x")

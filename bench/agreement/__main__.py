@@ -246,11 +246,11 @@ def write(frame: pd.DataFrame, results: Path) -> list[Path]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, or correct, and print; returns the exit code."""
-    parser = command.Parser(
-        prog="python -m bench.agreement",
-        description="Measure scorers against labelled texts; writes RESULTS/scorer_agreement.csv, .md and a figure.",
+    parser = command.parser(
+        "agreement",
+        "Measure scorers against labelled texts; writes RESULTS/scorer_agreement.csv, .md and a figure.",
         epilog="Without scorer=[...] every scorer is tried, and what is not to be had here is listed with the reason. "
-        "Example: python -m bench.agreement scorer=[profanity_check,lexicon] runtime.mirror=FOLDER",
+        "Example: {prog} scorer=[profanity_check,lexicon] runtime.mirror=FOLDER",
     )
     options = (
         "scorer=[NAME,...] runtime.mirror=FOLDER runtime.offline=true runtime.results=FOLDER scorer.NAME.OPTION=..."

@@ -7,13 +7,13 @@ from rich.console import Console
 from rich.text import Text
 
 from bench.config.plugins import Plugin
-from bench.console.command import overview
+from bench.console.command import called, overview
 from bench.console.escape import terminal
 
 EXAMPLES = (
-    ("one cell", "python -m bench method=caa suite=[rtp,fluency] suite.rtp.k=5"),
-    ("a sweep", "python -m bench -m method=caa,detox seed.sample=0,1"),
-    ("a published table", "python -m bench experiment=quickstart"),
+    ("one cell", "{run} method=caa suite=[rtp,fluency] suite.rtp.k=5"),
+    ("a sweep", "{run} -m method=caa,detox seed.sample=0,1"),
+    ("a published table", "{run} experiment=quickstart"),
 )
 GROUPS = {
     "model": "what is steered",
@@ -34,17 +34,16 @@ GROUPS = {
 def show(conf: Path, plugins: Sequence[Plugin] = ()) -> None:
     """Print the commands, the groups, and every option of every choice; a plug-in's choices are marked as such."""
     owners = {file: plugin.owner for plugin in plugins for file in plugin.conf.rglob("*.yaml")}
-    console = overview()
-    console.print(
-        "[bold]python -m bench[/] \\[-m] [italic]key=value ...[/]   compare ways of steering a language model\n"
-    )
+    console, run = overview(), called("run")
+    console.print(f"[bold]{run}[/] \\[-m] [italic]key=value ...[/]   compare ways of steering a language model\n")
     for what, command in EXAMPLES:
-        console.print(terminal(f"  {what:<18}"), terminal(command, "bold"))
+        console.print(terminal(f"  {what:<18}"), terminal(command.format(run=run), "bold"))
     console.print(
         "\n  A key is a group below (method=caa), or an option in it (suite.rtp.k=5, method.layer=0.5). -m sweeps over"
         "\n  comma-separated values. What is known is not computed again; the leaderboard is rebuilt at the end."
         "\n  --cfg job prints the config of every cell as YAML, and runs nothing."
-        "\n  Then: python -m bench.leaderboard, bench.plots, bench.report, bench.reproduction (each with --help).\n"
+        f"\n  Then: {', '.join(called(name) for name in ('leaderboard', 'plots', 'report'))} (each with --help);"
+        "\n  `steerbench` lists all commands.\n"
     )
     console.print("[bold]options of every cell[/]")
     _options(console, conf / "config.yaml", "")

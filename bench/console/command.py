@@ -5,7 +5,7 @@ import atexit
 import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,6 +37,49 @@ class Parser(argparse.ArgumentParser):
         """Print usage and message, and exit with 2."""
         self.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {visible(message)}\n")
+
+
+FILTERS = ("model", "suite", "family", "method")
+"""What records can be selected by, each an option that takes several names with commas."""
+
+
+def shared(*filters: str, stays: Sequence[str] = (), note: str = "") -> argparse.ArgumentParser:
+    """The options that several commands have, for `parents` of a parser: --results, and these of FILTERS.
+
+    stays: filters that leave the unsteered model in. note: what else the help of a filter says.
+    """
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--results", type=Path, default=Path("results"), help="folder that holds runs/ (default: %(default)s)"
+    )
+    for name in filters:
+        kept = "; the unsteered model stays" if name in stays else ""
+        text = f"only this {name}, or several with commas{kept}{note}"
+        parser.add_argument(f"--{name}", type=lambda given: given.split(","), metavar=name.upper(), help=text)
+    return parser
+
+
+def parser(
+    name: str, description: str, *, epilog: str = "", parents: Sequence[argparse.ArgumentParser] = (), raw: bool = False
+) -> Parser:
+    """The parser of the command `name`. "{prog}" in the epilog stands for how it was called.
+
+    raw: the epilog has lines of its own.
+    """
+    kind = argparse.RawDescriptionHelpFormatter if raw else argparse.HelpFormatter
+    prog = called(name)
+    told = epilog.replace("{prog}", prog)
+    return Parser(prog=prog, description=description, epilog=told, parents=list(parents), formatter_class=kind)
+
+
+def called(name: str) -> str:
+    """How a user calls the command `name`, in the way in which this process was called.
+
+    `steerbench plots` or `python -m bench.plots`; `steerbench run` or `python -m bench`.
+    """
+    if Path(sys.argv[0]).stem == "steerbench":
+        return f"steerbench {name}"
+    return "python -m bench" if name == "run" else f"python -m bench.{name}"
 
 
 def run(
@@ -72,7 +115,8 @@ def _told(error: BaseException) -> int:
     if isinstance(error, SetupError):
         complain(str(error))
         return 2
-    if isinstance(error, BrokenPipeError):  # whoever read what is printed has gone, as `head` does
+    pipe = error.__context__ if isinstance(error, SystemExit) else error  # rich makes a SystemExit of it
+    if isinstance(pipe, BrokenPipeError):  # whoever read what is printed has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     if isinstance(error, OSError) and error.errno is not None:

@@ -23,7 +23,7 @@ from bench.console import command
 from bench.console.command import console
 from bench.console.escape import code, file_name, literal, markdown, terminal, visible
 from bench.files import plain_json
-from methods.errors import SetupError
+from methods.errors import SetupError, require
 
 if TYPE_CHECKING:
     from bench.export.effect import Effect
@@ -67,11 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_help() -> None:
     """Print the command, the options of its own and a table of the formats."""
-    out = command.overview()
+    out, prog, run = command.overview(), command.called("export"), command.called("run")
     own = "method=... strength=... format=... [output=...] [overwrite=true] [key=value ...]"
-    out.print(terminal("python -m bench.export", "bold"), terminal(own, "italic"))
+    out.print(terminal(prog, "bold"), terminal(own, "italic"))
     out.print(
-        "\n  Writes a steered model as files that other programs load. All other keys are those of python -m bench"
+        f"\n  Writes a steered model as files that other programs load. All other keys are those of {run}"
         "\n  (model=..., pairs=..., method.layer=...); a fit that a run has already made is used again.\n"
         "\n  strength=NUMBER   in the method's own unit; a record of the leaderboard names the one that was chosen"
         "\n  format=...        one of the table below"
@@ -85,8 +85,8 @@ def show_help() -> None:
     out.print(
         "\n  What a method does is measured on the model. Texts before a prompt, changes of the decoding, and steering"
         "\n  of some positions only (the default of caa; method.scope=all steers them all) fit none of these."
-        "\n\n  python -m bench.export method=detox strength=1 format=checkpoint"
-        "\n  python -m bench.export method=caa method.scope=all strength=2 format=gguf output=calm.gguf",
+        f"\n\n  {prog} method=detox strength=1 format=checkpoint"
+        f"\n  {prog} method=caa method.scope=all strength=2 format=gguf output=calm.gguf",
         highlight=False,
     )
 
@@ -98,6 +98,8 @@ def _run(given: Sequence[str]) -> None:
         near = difflib.get_close_matches(name, FORMATS, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise SetupError(f"format={name or '(none)'}: there is no such format{hint} Allowed: {', '.join(FORMATS)}")
+    if name == "peft":
+        require("peft", "format=peft", "export")
     if own.get("overwrite", "false") not in ("true", "false"):
         raise SetupError(f"overwrite={own['overwrite']}: allowed are true, false")
     cell = _cell([one for one in given if one.partition("=")[0] not in ARGUMENTS])

@@ -9,7 +9,6 @@ if __name__ == "__main__":
     stopping.begin()
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.console import command
 from bench.leaderboard.build import rebuild
@@ -18,19 +17,19 @@ from bench.leaderboard.terminal import show
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Rebuild and print; returns the exit code."""
-    parser = command.Parser(
-        prog="python -m bench.leaderboard",
-        description="Rebuild leaderboard.csv (a row per method), leaderboard_tidy.csv (a row per method and metric), "
+    parser = command.parser(
+        "leaderboard",
+        "Rebuild leaderboard.csv (a row per method), leaderboard_tidy.csv (a row per method and metric), "
         "leaderboard.md and leaderboard.tex from the records.",
-        epilog="Example: python -m bench.leaderboard --family weights,prompt --suite rtp,fluency",
+        epilog="Example: {prog} --family weights,prompt --suite rtp,fluency",
+        parents=[
+            command.shared(
+                *command.FILTERS,
+                stays=("family", "method"),
+                note="; written as selection.*, so leaderboard.* stays whole",
+            )
+        ],
     )
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder that holds runs/ (default: %(default)s)"
-    )
-    for name in ("model", "suite", "family", "method"):
-        stays = "; the unsteered model stays" if name in ("family", "method") else ""
-        text = f"only this {name}, or several with commas{stays}; written as selection.*, so leaderboard.* stays whole"
-        parser.add_argument(f"--{name}", type=lambda given: given.split(","), metavar=name.upper(), help=text)
     parser.add_argument("--each-fit", action="store_true", help="a row for each fit seed; written as selection.* too")
     given = vars(parser.parse_args(arguments))
     results = given.pop("results")

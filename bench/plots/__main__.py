@@ -8,10 +8,8 @@ from bench.console import stopping
 if __name__ == "__main__":
     stopping.begin()
 
-import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from bench.console import command
 from bench.console.escape import visible
@@ -22,14 +20,14 @@ from bench.plots.style import WIDTHS, Width
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw and say where, and what is missing; returns the exit code: 2 where a figure that was named has no data."""
     longest = max(map(len, KINDS))
-    parser = command.Parser(
-        prog="python -m bench.plots",
-        description="Draw figures from records, as PDF, SVG and PNG: one, or all that the records allow.",
+    parser = command.parser(
+        "plots",
+        "Draw figures from records, as PDF, SVG and PNG: one, or all that the records allow.",
         epilog="figures:\n" + "\n".join(f"  {name:{longest}}  {kind.about}" for name, kind in KINDS.items()),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[command.shared()],
+        raw=True,
     )
     parser.add_argument("name", nargs="?", metavar="NAME", choices=KINDS, help="one of the figures below; none: all")
-    parser.add_argument("--results", type=Path, default="results", help="folder with runs/ (default: %(default)s)")
     parser.add_argument("--width", choices=WIDTHS, default="double", help="columns of a paper (default: %(default)s)")
     parser.add_argument("--model", help="only records of this model; files go to figures/MODEL")
     given = parser.parse_args(arguments)

@@ -134,6 +134,7 @@ def collect(runs: Path) -> pd.DataFrame:
             "scorer_tune": scorers.chose.get("tune"),
             "scorer_pairs": scorers.chose.get("pairs"),
             "sources": listed(source_names(one)),
+            "computed": one.provenance.time if one.provenance else None,
         }
         rows += [{**common, "metric": name, **metric._asdict()} for name, metric in one.metrics.items()]
     frame = pd.DataFrame(rows)

@@ -21,13 +21,13 @@ from bench.report.texts import PROMPTS, SAMPLES
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and say where; returns the exit code."""
-    parser = command.Parser(
-        prog="python -m bench.report",
-        description="Write report.html from records: leaderboards, figures, a page per method, texts side by side. "
+    parser = command.parser(
+        "report",
+        "Write report.html from records: leaderboards, figures, a page per method, texts side by side. "
         "It opens from disk and asks no network. It holds sampled texts where they are stored; --prompts 0 leaves "
         "them out.",
+        parents=[command.shared()],
     )
-    parser.add_argument("--results", type=Path, default="results", help="folder with runs/ (default: %(default)s)")
     parser.add_argument("--prompts", type=count, default=PROMPTS, help="prompts with texts, per suite (%(default)s)")
     parser.add_argument("--samples", type=count, default=SAMPLES, help="texts of each prompt (default: %(default)s)")
     given = parser.parse_args(arguments)

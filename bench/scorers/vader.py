@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any, ClassVar
 
+from methods.errors import require
+
 
 @dataclass(frozen=True)
 class Vader:
@@ -21,6 +23,10 @@ class Vader:
 
     name: ClassVar[str] = "vader"
     measures: ClassVar[str] = "sentiment"
+
+    def __post_init__(self) -> None:
+        """Raises SetupError without the package."""
+        require("vaderSentiment", "scorer=vader", "sentiment")
 
     def identity(self) -> dict[str, Any]:
         """The lexicon and the rules come with the package."""

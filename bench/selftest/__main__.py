@@ -111,13 +111,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def show_help() -> None:
     """Print the command, its option and a line for each check."""
-    out = command.overview()
-    out.print(
-        terminal("python -m bench.selftest", "bold"), terminal("method=... [model=...] [key=value ...]", "italic")
-    )
+    out, prog, run = command.overview(), command.called("selftest"), command.called("run")
+    out.print(terminal(prog, "bold"), terminal("method=... [model=...] [key=value ...]", "italic"))
     out.print(
         "\n  Holds a method on a model against what every method promises. It learns from a few neutral sentences that"
-        "\n  come with the program, so no data is fetched. Keys are those of python -m bench (method.layer=...).\n"
+        f"\n  come with the program, so no data is fetched. Keys are those of {run} (method.layer=...).\n"
         "\n  strength=NUMBER   that the checks steer with; default: the strongest of the method's grid\n"
     )
     table = Table("check", "what is promised", box=None, padding=(0, 2))
@@ -126,8 +124,8 @@ def show_help() -> None:
     out.print(table)
     out.print(
         "\n  Exit code 0: no check failed; 1: one did; 2: the command line or the options do not fit."
-        "\n\n  python -m bench.selftest method=caa"
-        "\n  python -m bench.selftest method=mine model=local model.path=FOLDER method.layer=3 strength=2",
+        f"\n\n  {prog} method=caa"
+        f"\n  {prog} method=mine model=local model.path=FOLDER method.layer=3 strength=2",
         highlight=False,
     )
 

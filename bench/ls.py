@@ -1,0 +1,71 @@
+"""`python -m bench.ls`: what a results folder holds, one line per cell, without torch."""
+
+from bench.console import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from rich.cells import cell_len
+
+from bench.api import collect
+from bench.console import command
+from bench.console.escape import visible
+from methods.errors import SetupError
+
+CELL = ["model", "method", "version", "strength", "fit_seed", "fit_id", "parameters"]
+TITLES = ("model", "method", "strength", "fit seed", "fit", "test", "dev", "computed")
+NONE = "-"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a line per cell; returns the exit code."""
+    parser = command.parser(
+        "ls",
+        "List what was computed: a line per cell, with its suites by split and when the last of them was done (UTC).",
+        epilog="Strengths that a tuning tried have suites of the dev split alone. `fit` is the folder of the artefact. "
+        "Example: {prog} --method caa,detox --suite rtp",
+        parents=[command.shared(*command.FILTERS)],
+    )
+    given = vars(parser.parse_args(arguments))
+    return command.run(_run, given.pop("results"), given)
+
+
+def _run(results: Path, wanted: Mapping[str, Sequence[str] | None]) -> None:
+    for line in aligned([TITLES, *cells(_selected(collect(results), wanted))]):
+        print(line)
+
+
+def _selected(frame: pd.DataFrame, wanted: Mapping[str, Sequence[str] | None]) -> pd.DataFrame:
+    """The rows with one of the wanted values. Raises SetupError for a value that no record has."""
+    allowed = {name: sorted(frame[name].astype(str).unique()) for name in wanted}
+    for name, values in wanted.items():
+        if unknown := [value for value in values or () if value not in allowed[name]]:
+            raise SetupError(f"--{name} {','.join(unknown)}: no record has it; there are {', '.join(allowed[name])}")
+        frame = frame[frame[name].isin(values)] if values else frame
+    return frame
+
+
+def cells(frame: pd.DataFrame) -> Iterator[tuple[str, ...]]:
+    """TITLES of each cell, in the order of CELL."""
+    for _, rows in frame.groupby(CELL, dropna=False):
+        first = rows.iloc[0].astype(object)
+        suites = [" ".join(sorted(rows.loc[rows["split"] == split, "suite"].unique())) for split in ("test", "dev")]
+        when = pd.to_datetime(rows["computed"], utc=True, errors="coerce").max()
+        told = [first["model"], first["method"], f"{first['strength']:g}", first["fit_seed"], first["fit_id"], *suites]
+        told.append(None if pd.isna(when) else f"{when:%Y-%m-%d %H:%M}")
+        yield tuple(NONE if pd.isna(one) or one == "" else visible(one) for one in told)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines of columns that begin below each other; the last column is not filled up."""
+    widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()
+
+
+if __name__ == "__main__":
+    command.leave(main())

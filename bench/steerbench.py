@@ -1,0 +1,81 @@
+"""`steerbench COMMAND ...`: every command of the project under one name. `steerbench run ...` is `python -m bench ...`.
+
+Exit code: the command's own; 2 for a command that there is not.
+"""
+
+from bench.console import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple, NoReturn
+
+
+class Command(NamedTuple):
+    """The module whose `main` takes the arguments and gives the exit code, and what it does in one line."""
+
+    module: str
+    about: str
+
+
+COMMANDS = {
+    "run": Command("__main__", "compute a cell or a sweep, then rebuild leaderboard and figures"),
+    "leaderboard": Command("leaderboard.__main__", "rebuild the tables from the records, whole or a selection"),
+    "plots": Command("plots.__main__", "draw the figures for papers from the records"),
+    "report": Command("report.__main__", "write one page: tables, figures, methods, texts side by side"),
+    "export": Command("export.__main__", "write a steered model as files that other programs load"),
+    "selftest": Command("selftest.__main__", "hold a method and a model against what every method promises"),
+    "rescore": Command("rescore", "judge stored texts by other scorers, without sampling"),
+    "agreement": Command("agreement.__main__", "measure how well each scorer agrees with people's labels"),
+    "reproduction": Command("reproduction", "the papers' figures beside ours, and what differs"),
+    "ls": Command("ls", "list what was computed, one line per cell"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the first argument names; returns its exit code."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        show_help()
+        return 0
+    if given[0] not in COMMANDS:
+        return _unknown(given[0])
+    module = importlib.import_module(f"bench.{COMMANDS[given[0]].module}")
+    return int(module.main(given[1:]))
+
+
+def script() -> NoReturn:
+    """What the installed program calls."""
+    stopping.begin()
+    from bench.console import command
+
+    command.leave(main())
+
+
+def show_help() -> None:
+    """Print a line for each command."""
+    longest = max(map(len, COMMANDS))
+    print("steerbench COMMAND ...   compare ways of steering a language model\n")
+    for name, one in COMMANDS.items():
+        print(f"  {name:{longest}}  {one.about}")
+    print("\n`steerbench COMMAND --help` has the options of each.")
+
+
+def _unknown(name: str) -> int:
+    import difflib
+
+    from bench.console.escape import visible
+
+    near = difflib.get_close_matches(name, COMMANDS, 1)
+    hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(COMMANDS)}"
+    if "=" in name:
+        hint = "; to compute a cell, begin with `steerbench run`"
+    print(f"steerbench: error: no command {visible(name)!r}{hint}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    script()
