@@ -18,8 +18,6 @@ from bench.config import command_line, folders
 from bench.console import command
 from bench.console.command import console
 from bench.console.escape import terminal, visible
-from bench.plots import style
-from bench.run import validate
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -63,6 +61,7 @@ class Sweep:
     def run(self, overrides: Sequence[str], multirun: bool) -> int:
         """Compose, check, compute, show; returns the exit code."""
         from bench.config import compose
+        from bench.run import validate
 
         overrides, printed = command_line.without_cfg(overrides)
         configs = validate.validate_all(compose.jobs(overrides, multirun))
@@ -125,7 +124,7 @@ def _show(results: Path) -> None:
     """Rebuild leaderboard and figures from all records, and print the table and where the files are."""
     from bench.leaderboard import build
     from bench.leaderboard import terminal as printed
-    from bench.plots import draw
+    from bench.plots import draw, style
 
     built = build.rebuild(results)
     printed.show(built)

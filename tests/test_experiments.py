@@ -194,7 +194,7 @@ def test_model_surgery_moves_as_many_rows_as_the_paper():
 
 
 def test_what_a_config_calls_its_keys_is_no_part_of_an_id(tmp_path, monkeypatch):
-    """Pinned while the group was named data, its choice pairs, and held mirror and offline: stored results stay known."""
+    """Pinned while the group was named data and held mirror and offline: stored results stay known."""
     asked = [{"prompt": {"text": f"We walk along road {number}", "toxicity": 0.9}} for number in range(40)]
     write_set(tmp_path / "mirror/allenai/real-toxicity-prompts", asked, "train")
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "desired": "b", "undesired": "c"}\n' * 3)
