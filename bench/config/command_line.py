@@ -10,6 +10,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import ListConfig
 
+from bench.config import old_spellings
 from bench.config.folders import NAMED, _defaults, _top, groups
 from bench.config.values import near, shown
 from bench.console.escape import HIDDEN
@@ -38,7 +39,7 @@ FLAGS = {
 
 def _parse(arguments: Sequence[str]) -> list[Override]:
     """Raises SetupError for each argument that is no override, with the way to write it where there is one."""
-    found, problems, left = list[Override](), list[str](), list(arguments)
+    found, problems, left = list[Override](), list[str](), old_spellings.arguments(arguments)
     while left:
         argument = left.pop(0)
         if argument.startswith("-"):

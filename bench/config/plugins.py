@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from bench.config import old_spellings
 from bench.console.escape import visible
 from bench.records.provenance import PLUGINS
 from methods.errors import SetupError
@@ -50,9 +51,9 @@ def installed(own: Path, named: tuple[str, ...] = ()) -> tuple[Plugin, ...]:
     found = _installed(own, tuple(sys.path))
     if not named:
         return found
-    for place in named:
-        _check(Path(place), own)
-    mine = [Plugin("named for this run", Path(place)) for place in named]
+    mine = [Plugin("named for this run", old_spellings.folder(Path(place))) for place in named]
+    for plugin in mine:
+        _check(plugin.conf, own)
     _check_clashes([Plugin("steerbench", own), *found, *mine])
     return (*found, *mine)
 
@@ -64,7 +65,7 @@ def _installed(own: Path, path: tuple[str, ...]) -> tuple[Plugin, ...]:
     found: dict[Path, Plugin] = {}
     for entry in sorted(entry_points(group=PLUGINS), key=_owner):
         try:
-            conf = conf_folder(entry.value)
+            conf = old_spellings.folder(conf_folder(entry.value))
             _check(conf, own)
         except SetupError as error:
             print(visible(f"warning: plug-in {_owner(entry)} is left out: {error}"), file=sys.stderr)
