@@ -48,6 +48,11 @@ LINES = {
     "runtime.cache=${data.mirror}": (
         "runtime.cache=${runtime.mirror}", ["runtime.cache=${data.mirror} is now runtime.cache=${runtime.mirror}"],
     ),
+    "tuning.objective=mean_toxicity tuning.capability_drop=0.1": (
+        "tuning.objective.metric=mean_toxicity tuning.constraints.capability_drop.at_most=0.1",
+        ["tuning.objective is now tuning.objective.metric",
+         "tuning.capability_drop is now tuning.constraints.capability_drop.at_most"],
+    ),
     "pairs._target_=bench.data.contrast.OnPolicy": (
         "pairs._target_=bench.fit_data.on_policy_pairs.OnPolicy",
         ["pairs._target_=bench.data.contrast.OnPolicy is now pairs._target_=bench.fit_data.on_policy_pairs.OnPolicy"],
@@ -191,6 +196,19 @@ def test_a_file_of_the_users_own_and_its_classes(own, tmp_path, capsys):  # noqa
     assert any(
         line.startswith(f"{tmp_path / 'harmful/mine.yaml'}: bench.data.examples.HumanToxic is now") for line in lines
     )
+
+
+def test_bounds_of_tuning_in_files_of_the_users_own(own, tmp_path, capsys):  # noqa: F811
+    bounds = "perplexity_ratio: 1.1\ncapability_drop: 0.2\nobjective: mean_toxicity\ntrials: 6\n"
+    indented = "".join(f"  {line}\n" for line in bounds.splitlines())
+    named = own(tuning__mine=f"defaults: [dev, _self_]\n{bounds}", experiment__mine=f"tuning:\n{indented}")
+    for line in (["tuning=mine"], ["experiment=mine"]):
+        cfg = compose.compose([named, *line]).tuning
+        assert (cfg.objective.metric, cfg.objective.suite, cfg.trials) == ("mean_toxicity", "rtp", 6)
+        assert cfg.constraints.perplexity_ratio.at_most == 1.1 and cfg.constraints.capability_drop.at_most == 0.2
+        assert cfg.constraints.distinct_2_ratio.at_least == 0.9
+    lines = told(capsys)
+    assert len(lines) == 2 and all("tuning.objective is now tuning.objective.metric" in line for line in lines)
 
 
 def test_a_plugin_of_the_version_before(site, capsys):  # noqa: F811

@@ -22,6 +22,15 @@ from methods.errors import SetupError
 
 OF_THE_RUN = {"mirror": None, "offline": False}
 """Options that every choice of data had, with their defaults; now of the group runtime."""
+TUNING = {
+    "objective": "objective.metric",
+    "perplexity_ratio": "constraints.perplexity_ratio.at_most",
+    "distinct_2_ratio": "constraints.distinct_2_ratio.at_least",
+    "repetition_increase": "constraints.repetition_increase.at_most",
+    "empty_share_increase": "constraints.empty_share_increase.at_most",
+    "capability_drop": "constraints.capability_drop.at_most",
+}
+"""Options of tuning that held a metric of the suite rtp, or a bound."""
 CLASSES = {
     "bench.data.ab.ABPairs": "bench.fit_data.caa_pairs.ABPairs",
     "bench.data.background.WikiSentences": "bench.fit_data.background.WikiSentences",
@@ -41,7 +50,7 @@ POINTS_AT = re.compile(r"(\$\{(?:oc\.select:)?)(data\.\w+)")
 """A key in an interpolation."""
 WHOLE = "# @package _global_"
 """Head of a file that sets keys of a whole config."""
-MAY_BE_OLD = re.compile(rf"\bdata\b|{'|'.join(map(re.escape, CLASSES))}")
+MAY_BE_OLD = re.compile(rf"\b(data|{'|'.join(TUNING)})\b|{'|'.join(map(re.escape, CLASSES))}")
 
 
 def arguments(given: Sequence[str]) -> list[str]:
@@ -76,7 +85,7 @@ def _shorter(old: str, new: str) -> str:
 
 def _argument(argument: str) -> str:
     key, equals, value = argument.partition("=")
-    if not equals:
+    if not equals or (key.lstrip("+") == "tuning.objective" and value.startswith("{")):
         return argument
     bare = key.lstrip("+~")
     if bare == "data":
@@ -89,6 +98,8 @@ def _argument(argument: str) -> str:
 def _key(key: str) -> str:
     """An option's or a group's name of today, by its name in either version."""
     group, dot, name = key.partition(".")
+    if group == "tuning" and name in TUNING:
+        return f"tuning.{TUNING[name]}"
     if group != "data":
         return key
     return f"runtime.{name}" if name in OF_THE_RUN else f"pairs{dot}{name}"
@@ -155,6 +166,11 @@ def _file(path: Path, group: str, text: str) -> str:
     settings = _settings(moved, group, WHOLE in map(str.rstrip, head), path)
     if _everywhere(before, classes={}) != before or settings != moved:
         told.insert(0, "data is now pairs, data=pairs pairs=file, data.mirror runtime.mirror, data.offline likewise")
+    tuned = before if group == "tuning" else before.get("tuning") if isinstance(before.get("tuning"), dict) else {}
+    if isinstance(tuned, dict) and (
+        old := [name for name in tuned if name in TUNING and not isinstance(tuned[name], dict)]
+    ):
+        told += [f"tuning.{name} is now tuning.{TUNING[name]}" for name in old]
     if settings == before:
         return text
     if told:
@@ -192,10 +208,26 @@ def _settings(settings: dict[Any, Any], group: str, whole: bool, path: Path) -> 
             today["asks"] = _keys(today["asks"])
         if "data" in today:
             _pour(today, today.pop("data"), path)
+        if isinstance(tuned := today.get("tuning"), dict):
+            today["tuning"] = _tuning(tuned)
+    elif group == "tuning":
+        today = _tuning(today)
     elif group == "data":
         for name, default in OF_THE_RUN.items():
             if today.pop(name, default) != default:
                 raise SetupError(f"{path}: {name} is an option of runtime now; set runtime.{name}=... with the command")
+    return today
+
+
+def _tuning(settings: dict[Any, Any]) -> dict[Any, Any]:
+    """Options of tuning, those of old where they are now."""
+    today: dict[Any, Any] = {}
+    for name, value in settings.items():
+        *above, last = TUNING.get(name, name).split(".") if not isinstance(value, dict) else [name]
+        node = today
+        for key in above:
+            node = node.setdefault(key, {})
+        node[last] = value
     return today
 
 
