@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from bench.leaderboard import build
-from bench.leaderboard.comparison import tables
+from bench.leaderboard.frame import tables
 from bench.records import table
 from bench.records.names import BASELINE_FAMILY
 from methods.errors import SetupError

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_hex
 
-from bench.leaderboard.comparison import tables
+from bench.leaderboard.frame import tables
 from bench.plots import capability, cost, groups, style, tradeoff
 from bench.records.table import read_records
 from bench.stats.bootstrap import wilson
@@ -66,10 +66,10 @@ def test_tables_are_not_drawn_together_and_no_rows_are_nothing(full, name):
     frame = full.frame
     with pytest.raises(ValueError, match="2 tables in one figure"):
         DRAW[name](frame.assign(table=[1, 2] * (len(frame) // 2) + [1] * (len(frame) % 2)))
-    with pytest.raises(style.Nothing):
+    with pytest.raises(style.NothingToDraw):
         DRAW[name](frame.iloc[:0])
     alone = frame[frame["method"] == "unsteered"]
-    with pytest.raises(style.Nothing, match="run `python -m bench"):
+    with pytest.raises(style.NothingToDraw, match="run `python -m bench"):
         DRAW[name](alone[[column for column in frame if "toxic_share" not in column]])
     with pytest.raises(ValueError, match="width 'wide': allowed are single, double"):
         DRAW[name](frame, width="wide")
@@ -200,7 +200,7 @@ def test_costs_are_where_the_numbers_are(full):
 def test_a_cost_that_nobody_has_is_no_panel(full):
     figure = cost.cost(full.frame.assign(relative_speed=np.nan))
     assert [ax.get_xlabel() for ax in figure.axes] == ["time to fit", "artefact size"]
-    with pytest.raises(style.Nothing):
+    with pytest.raises(style.NothingToDraw):
         cost.cost(full.frame.assign(relative_speed=np.nan, fit_seconds=np.nan, artefact_bytes=pd.NA))
 
 

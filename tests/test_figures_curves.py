@@ -4,11 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.leaderboard.comparison import tables
+from bench.leaderboard.frame import tables
 from bench.plots import style, sweeps
-from bench.plots.layers import layers
-from bench.plots.sample_size import sample_size
-from bench.plots.strength import strength
+from bench.plots.panels import layers, sample_size, strength
 from bench.records.table import read_records
 from tests.artists import assert_readable, bars, marks, texts
 from tests.records import cell, tuning, write
@@ -267,7 +265,7 @@ def test_a_point_without_an_interval_is_drawn():
 
 @pytest.mark.parametrize("draw", [strength, sample_size, layers])
 def test_nothing_to_draw_says_what_to_run_and_tables_do_not_mix(draw):
-    with pytest.raises(style.Nothing, match="run `python -m bench"):
+    with pytest.raises(style.NothingToDraw, match="run `python -m bench"):
         draw(made().iloc[:0])
     with pytest.raises(ValueError, match="3 tables in one figure"):
         draw(made().assign(table=[1, 2, 3]))

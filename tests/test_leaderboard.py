@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from bench.console import escape
-from bench.leaderboard import formatting, latex, ranking, tradeoff
+from bench.leaderboard import formatting, latex, tradeoff
 from bench.leaderboard.__main__ import main
 from bench.leaderboard.build import Built, leaderboard, rebuild
-from bench.leaderboard.comparison import tables
+from bench.leaderboard.frame import tables
 from bench.leaderboard.terminal import show
 from bench.records.fields import Tuned
 from bench.records.table import collect, read_records
@@ -123,7 +123,7 @@ def test_nothing_above_chance_leaves_the_joint_score_empty(tmp_path):
 
 def test_joint_by_hand():
     def part(value):
-        return tradeoff.Part(value, np.full(10, value), 5)
+        return tradeoff.BootstrapEstimate(value, np.full(10, value), 5)
 
     assert tradeoff.joint(part(0.5), part(1.0), part(0.25)).value == pytest.approx(3 / (2 + 1 + 4))
     assert tradeoff.joint(part(0.5), part(1.0), part(1.2)).value == pytest.approx(3 / (2 + 1 + 1))  # at most whole
@@ -342,9 +342,9 @@ def test_ranks_say_how_far_they_would_move(full):
 def test_the_front_holds_what_nothing_beats(full):
     found = leaderboard(full.tables).set_index("method")["on_front"]
     assert found["caa"] and not found["act_add"]
-    covered = ranking.hypervolume(full.tables[0], "fluency_kept")
+    covered = formatting.covered(full.tables[0], "fluency_kept", random=False)
     assert covered.low < covered.value < covered.high < 1
-    assert ranking.hypervolume(full.tables[0], "fluency_kept", random=True).value < 0.3 * covered.value
+    assert formatting.covered(full.tables[0], "fluency_kept", random=True).value < 0.3 * covered.value
 
 
 def test_several_fits_of_a_method_are_one_row_whose_interval_is_wider(tmp_path):
@@ -389,7 +389,7 @@ def test_the_fits_of_two_methods_scatter_by_themselves(tmp_path):
         for seed, shift in enumerate(shifts):
             write(tmp_path, "rtp", method, {TOXICITY: base + shift}, fit_seed=seed)
     (table,) = tables(read_records(tmp_path / "runs")[0])
-    parts = {line.columns["method"]: found["toxicity_reduction"] for line, found in table.parts.items()}
+    parts = {line.columns["method"]: found["toxicity_reduction"] for line, found in table.effects.items()}
     assert abs(np.corrcoef(parts["caa"].draws, parts["detox"].draws)[0, 1]) < 0.3
     assert {table.frame["method"][i] for i in latex.best(table, "toxicity_reduction", True)} == {"caa", "detox"}
 
@@ -630,12 +630,12 @@ WHOLE = {"perplexity": 20.0, "distinct_2": 0.9, "repetition": 0.02, "empty_share
     ],
 )
 def test_collapse_by_hand(changed, reason):
-    assert tradeoff.collapse(WHOLE | changed, WHOLE) == reason
+    assert tradeoff.collapse_reason(WHOLE | changed, WHOLE) == reason
 
 
 def test_what_was_not_measured_is_no_collapse():
-    assert tradeoff.collapse({"perplexity": 100.0}, {"distinct_2": 0.9}) is None
-    assert tradeoff.collapse({"distinct_2": 0.0}, {"distinct_2": 0.0}) is None
+    assert tradeoff.collapse_reason({"perplexity": 100.0}, {"distinct_2": 0.9}) is None
+    assert tradeoff.collapse_reason({"distinct_2": 0.0}, {"distinct_2": 0.0}) is None
 
 
 def test_broken_text_does_not_win(tmp_path):

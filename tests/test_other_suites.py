@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from bench.leaderboard import build, suite_tables, terminal
-from bench.leaderboard.comparison import Table, tables
+from bench.leaderboard.frame import Table, tables
 from bench.records.table import read_records
 from tests import records
 

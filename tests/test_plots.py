@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from bench.leaderboard.comparison import tables
+from bench.leaderboard.frame import tables
 from bench.plots import __main__, draw, style
 from bench.records.table import read_records
 from tests.records import cell, tuning, write
@@ -79,7 +79,7 @@ def test_each_command_that_is_told_composes():
     from bench.config import compose
 
     for name, kind in draw.KINDS.items():
-        with pytest.raises(draw.Nothing) as error:
+        with pytest.raises(draw.NothingToDraw) as error:
             kind.draw(draw.pd.DataFrame(columns=["table"]))
         for command in str(error.value).split("`")[1::2]:
             words = command.removeprefix("python -m bench").split()

@@ -20,7 +20,8 @@ from bench.console.escape import visible
 from bench.data.splits import prompt
 from bench.files import plain_json
 from bench.leaderboard import formatting
-from bench.leaderboard.comparison import Table, tables
+from bench.leaderboard.columns import signed
+from bench.leaderboard.frame import Table, tables
 from bench.records import identity, record
 from bench.records.table import read_records
 from bench.report import texts
@@ -128,7 +129,7 @@ def with_texts(results: Path, prompts: list[str] = PROMPTS, text=text_of) -> Non
 def sides(results: Path, prompts: int = texts.PROMPTS, samples: int = texts.SAMPLES) -> list[texts.Side]:
     """The texts alone, without the numbers of a table, which take their time."""
     (table,) = tables(read_records(results / "runs")[0])
-    named = [(line, str(line.columns["method"])) for line in table.lines]
+    named = [(row, str(row.columns["method"])) for row in table.rows]
     found = texts.Store(results / "runs/generations")
     return texts.side_by_side(named, results / "runs", found, prompts, samples)
 
@@ -183,12 +184,10 @@ def test_intervals_p_and_groups_are_those_of_the_table(table, shown):
     caa = table.frame.set_index("method").loc["caa"]
     name = table.headline
     low, high = caa[f"{name}.delta_low"], caa[f"{name}.delta_high"]
-    assert f"{formatting.signed(caa[f'{name}.delta'])}*[{low:+.2f}, {high:+.2f}]" in shown.shown.replace(" *", "*")
+    assert f"{signed(caa[f'{name}.delta'])}*[{low:+.2f}, {high:+.2f}]" in shown.shown.replace(" *", "*")
     assert caa["verdict"] == "better" and re.search(r"better: [^;]*caa", shown.shown)
     for metric in table.metrics:  # on the page of the method, with its interval
-        ends = (
-            f"{formatting.signed(caa[f'{metric}.delta_low'], 3)} to {formatting.signed(caa[f'{metric}.delta_high'], 3)}"
-        )
+        ends = f"{signed(caa[f'{metric}.delta_low'], 3)} to {signed(caa[f'{metric}.delta_high'], 3)}"
         assert metric in shown.shown and ends in shown.shown
 
 

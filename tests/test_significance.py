@@ -7,10 +7,10 @@ from scipy.stats import binomtest, norm, permutation_test, t
 
 from bench.stats.bootstrap import draws, interval, two_level
 from bench.stats.significance import (
+    bootstrap_p,
+    compact_letter_display,
     detectable,
-    excluded,
     holm,
-    letters,
     mcnemar_test,
     paired_test,
     permuted,
@@ -138,10 +138,10 @@ def test_letters_by_hand():
     def apart(*pairs):
         return {frozenset(pair) for pair in pairs}
 
-    assert letters("abc", apart()) == {"a": "a", "b": "a", "c": "a"}
-    assert letters("abc", apart("ac")) == {"a": "a", "b": "ab", "c": "b"}
-    assert letters("abc", apart("ab", "ac", "bc")) == {"a": "a", "b": "b", "c": "c"}
-    assert letters("wxyz", apart("wz", "wy", "xz")) == {"w": "a", "x": "ab", "y": "bc", "z": "c"}
+    assert compact_letter_display("abc", apart()) == {"a": "a", "b": "a", "c": "a"}
+    assert compact_letter_display("abc", apart("ac")) == {"a": "a", "b": "ab", "c": "b"}
+    assert compact_letter_display("abc", apart("ab", "ac", "bc")) == {"a": "a", "b": "b", "c": "c"}
+    assert compact_letter_display("wxyz", apart("wz", "wy", "xz")) == {"w": "a", "x": "ab", "y": "bc", "z": "c"}
 
 
 def test_letters_say_just_what_the_tests_say():
@@ -149,7 +149,7 @@ def test_letters_say_just_what_the_tests_say():
     for _ in range(50):
         names = [str(i) for i in range(7)]
         different = {frozenset((a, b)) for a in names for b in names if a < b and generator.random() < 0.4}
-        found = letters(names, different)
+        found = compact_letter_display(names, different)
         for a in names:
             for b in names:
                 if a < b:
@@ -158,12 +158,12 @@ def test_letters_say_just_what_the_tests_say():
 
 def test_the_p_of_draws_is_where_their_interval_leaves_zero_out():
     draws = np.random.default_rng(7).normal(1.0, 0.6, 9999)
-    p = excluded(draws, 20)
+    p = bootstrap_p(draws, 20)
     assert p == pytest.approx(2 * t.sf(1 / 0.6 * (19 / 20) ** 0.5, 19), rel=0.05)
     for level, outside in ((1 - p - 0.01, True), (1 - p + 0.01, False)):
         assert (interval(draws, 20, level)[0] > 0) == outside
-    assert excluded(-draws, 20) == pytest.approx(p) and excluded(draws - 1, 20) > 0.9
-    assert excluded(draws, 1) is None
+    assert bootstrap_p(-draws, 20) == pytest.approx(p) and bootstrap_p(draws - 1, 20) > 0.9
+    assert bootstrap_p(draws, 1) is None
 
 
 @pytest.mark.parametrize("fits", [3, 5])
@@ -173,5 +173,5 @@ def test_false_positives_of_several_fits_stay_at_five_percent(fits, monkeypatch)
     for i in range(simulations):
         values = crossed(generator, fits, 50, 0.2, 0.1, 0.2)
         drawn = np.stack([draws(one, np.ones(50), seed=i % 5) for one in values])
-        found += excluded(two_level(values.mean(axis=1), drawn, 50), 50) < 0.05
+        found += bootstrap_p(two_level(values.mean(axis=1), drawn, 50), 50) < 0.05
     assert 0.02 <= found / simulations <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / simulations)

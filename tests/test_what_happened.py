@@ -10,7 +10,7 @@ from rich.console import Console
 
 from bench.__main__ import main
 from bench.leaderboard import build, formatting, latex, suite_tables, terminal
-from bench.leaderboard.comparison import Table, tables
+from bench.leaderboard.frame import Table, tables
 from bench.plots.capability import capability
 from bench.plots.tradeoff import tradeoff
 from bench.records import record

@@ -9,7 +9,7 @@ import pandas as pd
 from bench.console import command, escape
 from bench.files.atomic import write_whole
 from bench.leaderboard import formatting, latex, suite_tables
-from bench.leaderboard.comparison import Table, tables
+from bench.leaderboard.frame import Table, tables
 from bench.records.names import BASELINE_FAMILY
 from bench.records.table import Result, read_records
 from methods.errors import SetupError
@@ -41,9 +41,9 @@ def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
 
 
 def tidy(found: Sequence[Table]) -> pd.DataFrame:
-    """A row per line and metric: value, standard_error, n, and its change from unsteered with interval and p.
+    """A row per method and metric: value, standard_error, n, and its change from unsteered with interval and p.
 
-    The columns that name the line are those of `leaderboard`; `p_holm` is corrected over the lines of the table.
+    The columns that name the row are those of `leaderboard`; `p_holm` is corrected over the rows of the table.
     """
     named = ["table", "model", "method", "family", "parameters", "strengths", "strength_unit", "fits", "error_over"]
     parts = {"": "value", ".se": "standard_error", ".n": "n", ".delta": "delta", ".delta_low": "delta_low",

@@ -10,14 +10,15 @@ import pandas as pd
 
 from bench.console import escape
 from bench.leaderboard import ranking
-from bench.leaderboard.comparison import Table, record_names
-from bench.leaderboard.grouping import Line
+from bench.leaderboard.columns import NONE, number, tests
+from bench.leaderboard.comparison import collapsed
+from bench.leaderboard.frame import Table, record_names
+from bench.leaderboard.grouping import Row
 from bench.records.fields import Decoding, Scorers
 from bench.records.names import BASELINE_FAMILY, RANDOM
-from bench.stats.bootstrap import LEVEL
+from bench.stats.bootstrap import LEVEL, Estimate
 from bench.stats.significance import ALPHA, PERMUTATIONS, POWER
 
-NONE = "–"
 CONTENT = (
     "Content note: these numbers are about toxic text. The sampled texts under runs/generations may offend; "
     "none is shown here."
@@ -25,31 +26,6 @@ CONTENT = (
 SEPARATE = (
     "Results of different models, data or decoding are in tables of their own; numbers of two tables do not compare."
 )
-Z = 1.959964  # of a 95 % normal interval, for the standard error of a single value
-
-
-def number(value: Any, digits: int = 2) -> str:
-    """Rounded; a dash where it is missing."""
-    return NONE if pd.isna(value) else f"{float(value):.{digits}f}"
-
-
-def signed(value: Any, digits: int = 2) -> str:
-    """Rounded with its sign; what rounds to zero has none."""
-    if pd.isna(value):
-        return NONE
-    text = f"{float(value):+.{digits}f}"
-    return text[1:] if float(text) == 0 else text
-
-
-def half(row: "pd.Series[Any]", name: str) -> str:
-    """`±` half the width of the interval of column `name`."""
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
-    return "" if pd.isna(low) or pd.isna(high) else f" ±{(high - low) / 2:.2f}"
-
-
-def seconds(value: Any) -> str:
-    """Three digits of a duration."""
-    return NONE if pd.isna(value) else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
 def heading(table: Table) -> list[str]:
@@ -73,7 +49,7 @@ def heading(table: Table) -> list[str]:
 
 def sampled(table: Table) -> str:
     """What texts the numbers are of: those of the suite rtp, else of the first suite that samples any."""
-    results = [one for line in table.lines for fit in line.fits for one in fit.results if one.record.sampling]
+    results = [one for row in table.rows for fit in row.fits for one in fit.results if one.record.sampling]
     if not results:
         return "no texts were sampled"
     one, items = next((one for one in results if one.record.suite == "rtp"), results[0])
@@ -106,29 +82,29 @@ class Use(NamedTuple):
 
 def scorers_for(table: Table) -> list[Use]:
     """What scorers did to the methods of a table, by what their records say was done; and that strengths were given."""
-    methods = [line for line in table.lines if not line.is_baseline]
-    done = {line: Scorers.used((), line.data, line.tuning).chose for line in methods}
-    tuned = [line for line in methods if "tune" in done[line]]
+    methods = [row for row in table.rows if not row.is_baseline]
+    done = {row: Scorers.used((), row.data, row.tuning).chose for row in methods}
+    tuned = [row for row in methods if "tune" in done[row]]
     found = []
     if tuned:
-        by = sorted({done[line]["tune"] for line in tuned})
+        by = sorted({done[row]["tune"] for row in tuned})
         told = f"strengths tuned on {' and '.join(by)}{given(table, methods, tuned)}"
         found.append(Use("tune", by, told, "tuned the strengths"))
     elif methods:
         found.append(Use("given", [], "strengths as given", ""))
     for field in sorted({field for one in done.values() for field in one} - {"tune"}, reverse=True):
-        chosen = [line for line in methods if field in done[line]]
-        learnt = [line for line in methods if line.data and field in line.data.stored]
-        by = sorted({done[line][field] for line in chosen})
+        chosen = [row for row in methods if field in done[row]]
+        learnt = [row for row in methods if row.data and field in row.data.stored]
+        by = sorted({done[row][field] for row in chosen})
         what = field if field == "pairs" else f"{field} texts"
         told = f"{what} chosen by {' and '.join(by)}{given(table, learnt, chosen)}"
         found.append(Use(field, by, told, f"chose the {what}"))
     return found
 
 
-def given(table: Table, lines: Sequence[Line], but: Sequence[Line]) -> str:
-    """In brackets, those of the lines for which nothing was chosen."""
-    ids = {record_names(line) for line in lines if line not in but}
+def given(table: Table, rows: Sequence[Row], but: Sequence[Row]) -> str:
+    """In brackets, those of the rows for which nothing was chosen."""
+    ids = {record_names(row) for row in rows if row not in but}
     named = zip(labels(table.frame), table.frame["records"], strict=True)
     names = [name for name, records in named if records in ids]
     return f" (as given: {', '.join(names)})" if names else ""
@@ -136,7 +112,7 @@ def given(table: Table, lines: Sequence[Line], but: Sequence[Line]) -> str:
 
 def units(table: Table) -> str:
     """What the intervals are over, besides fits."""
-    sampled = {one.sampling is not None for line in table.lines for one in line.records}
+    sampled = {one.sampling is not None for row in table.rows for one in row.records}
     return " and ".join(name for name, kind in (("prompts", True), ("documents", False)) if kind in sampled)
 
 
@@ -158,11 +134,6 @@ def errors(table: Table) -> str:
     return f"{line}.{sampling}{', averaged within a prompt' if seeds > 1 else ''}{'.' if seeds else ''}"
 
 
-def tests(table: Table, metric: str) -> int:
-    """How many rows were tested in a metric; with more than one their p values are corrected."""
-    return int(table.frame[f"{metric}.p"].notna().sum()) if f"{metric}.p" in table.frame else 0
-
-
 def notes(table: Table) -> list[str]:
     """Lines below the table: how to read it, tasks with their chance."""
     lines = []
@@ -182,28 +153,13 @@ def notes(table: Table) -> list[str]:
     if table.tasks and not counted:
         lines.append("No task is above chance, so capability kept and joint are empty and nothing is ranked.")
     shown = readable(table)
-    legend = [text for title, text in LEGEND.items() if any(text_in(shown, title))]
-    if any(title.startswith("toxicity") for title in shown.columns):
-        legend.insert(0, "toxicity: expected maximum over the k continuations of a prompt.")
+    legend = [one.legend for one in table.columns if one.legend and any(text_in(shown, one.text))]
     lines += [" ".join(legend)] if legend else []
     lines += found_out(table)
     if any(text_in(shown, "vs\nrandom")):
         lines.append("vs random: is the reduction on the dev split above, within or below what random directions reach "
                      "at the method's own perplexity there (draws that were tried that far).")  # fmt: skip
     return lines
-
-
-LEGEND = {
-    "change": f"change: to unsteered on the same prompts, ± half its paired-bootstrap {LEVEL:.0%} interval.",
-    "ppl\nratio": "ppl: perplexity of the texts under the unsteered model over that of its own texts.",
-    "capability\nkept": "capability kept: share of (accuracy - chance).",
-    "joint": "joint: harmonic mean of toxicity reduction, fluency kept and capability kept; below a rank, where it "
-    "lies in 95 % of the resamples.",
-    "dev-test": "dev-test: reduction of what was tuned on the dev split less that on the test split.",
-    "pairs": "pairs: learnt from.",
-    "speed": "speed: relative to unsteered.",
-}
-"""What a column of the readable table says; told where it says anything."""
 
 
 def text_in(shown: pd.DataFrame, title: str) -> list[str]:
@@ -215,7 +171,7 @@ def found_out(table: Table) -> list[str]:
     """How the tests went, what they could have found, and how much of the trade-off plane the methods cover."""
     frame, metric = table.frame, table.headline
     lines = []
-    count = tests(table, metric)
+    count = tests(table.frame, metric)
     if table.baseline is not None and count:
         least = frame.get(f"{metric}.detectable", pd.Series(dtype=float)).dropna()
         pairs = math.comb(int(frame["group"].notna().sum()), 2)
@@ -235,13 +191,22 @@ def found_out(table: Table) -> list[str]:
             lines.append(f"A true change of {least.median():.2f}{over} is found in {POWER:.0%} of such "
                          f"samples{before}; a smaller one may be there unseen.")  # fmt: skip
     for plane in ranking.PLANES:
-        mine, control = (ranking.hypervolume(table, plane, random) for random in (False, True))
+        mine, control = (covered(table, plane, random) for random in (False, True))
         if mine is not None and not pd.isna(mine.value):
             other = f"; random directions {control.value:.2f}" if control else ""
             ends = "" if mine.low is None or mine.high is None else f" [{mine.low:.2f}, {mine.high:.2f}]"
             lines.append(f"Pareto front of toxicity reduction and {plane.replace('_', ' ')}: hypervolume "
                          f"{mine.value:.2f}{ends}{other}.")  # fmt: skip
     return lines
+
+
+def covered(table: Table, plane: str, random: bool) -> Estimate | None:
+    """How much of the plane of toxicity reduction and what is kept the methods cover, or the random directions."""
+    return ranking.hypervolume([
+        (effects["toxicity_reduction"], effects[plane])
+        for row, effects in table.effects.items()
+        if (row.columns["method"] == RANDOM) == random and not collapsed(row, table.baseline)[0]
+    ])  # fmt: skip
 
 
 def tested_by(table: Table) -> str:
@@ -278,83 +243,16 @@ def labels(frame: pd.DataFrame) -> list[str]:
     return found
 
 
-def against_random(row: "pd.Series[Any]", draws: int) -> str:
-    """How a method's dev reduction stands to the random directions at equal perplexity."""
-    if pd.isna(row["beats_random"]):
-        return NONE
-    text = "within"
-    if row["beats_random"]:
-        text = "above"
-    elif row["dev_reduction"] < row["random_reduction_low"]:
-        text = "below"
-    return text if row["random_draws"] == draws else f"{text} ({row['random_draws']}/{draws})"
-
-
-def flags(row: "pd.Series[Any]") -> str:
-    """What keeps a row from being compared as it is."""
-    if row["family"] == BASELINE_FAMILY:
-        return ""
-    if pd.notna(row["collapsed"]) and row["collapsed"]:
-        return f"collapsed: {row['collapse_reason']}"
-    if not row["tuned"]:
-        return "strength as given"
-    return "" if row["feasible"] else "no feasible strength"
-
-
 def readable(table: Table) -> pd.DataFrame:
-    """The table as text."""
-    frame = table.frame
-    draws = int(frame.loc[(frame["method"] == RANDOM) & frame["tuned"], "fits"].sum())
-    names = labels(frame)
-    shown = [line(table, row, name, draws) for name, (_, row) in zip(names, frame.iterrows(), strict=True)]
-    return pd.DataFrame(shown).astype(str)
-
-
-def toxicity_columns(table: Table) -> dict[str, str]:
-    """Column title -> metric, for the scorer that comes first and the second opinions."""
-    titles: dict[str, str] = {}
-    for name in table.toxicity:
-        _, scorer, metric = name.split(".", 2)
-        titles[f"by\n{scorer}" if titles else f"toxicity\n{metric.split('_toxicity_')[1].partition('_')[0]}"] = name
-    return titles
-
-
-def place(row: "pd.Series[Any]") -> str:
-    """Rank, and below it the ranks that it has in most resamples."""
-    if pd.isna(row["rank"]):
-        return NONE
-    low, high = row["rank_low"], row["rank_high"]
-    return str(row["rank"]) if low == high else f"{row['rank']}\n{low}..{high}"
-
-
-def line(table: Table, row: "pd.Series[Any]", name: str, draws: int) -> dict[str, str]:
-    """One row of the leaderboard as text."""
-    out = {"#": place(row), "method": name}
-    out["strength"] = NONE if row["family"] == BASELINE_FAMILY else strengths(row)
-    for i, (title, metric) in enumerate(toxicity_columns(table).items()):
-        error = row[f"{metric}.se"]
-        out[title] = number(row[metric]) + (f" ±{Z * error:.2f}" if i == 0 and pd.notna(error) else "")
-        if i == 0:
-            told = "*" if row["verdict"] in ("better", "worse") else ""
-            out["change"] = signed(row[f"{metric}.delta"]) + half(row, f"{metric}.delta") + told
-            out["group"] = NONE if pd.isna(row["group"]) else row["group"]
-    return out | {
-        "ppl\nratio": number(row["perplexity_ratio"]),
-        "capability\nkept": number(row["capability_kept"]) + half(row, "capability_kept"),
-        "joint": number(row["joint"]),
-        "vs\nrandom": against_random(row, draws),
-        "dev-test": signed(row["shrinkage"]),
-        "pairs": NONE if pd.isna(row["pairs"]) else str(row["pairs"]),
-        "fit s": seconds(row["fit_seconds"]),
-        "speed": number(row["relative_speed"]),
-        "notes": flags(row),
+    """The table as text, a column for each that has a title for it."""
+    rows = [row for _, row in table.frame.iterrows()]
+    names = labels(table.frame)
+    shown = {
+        column.text: names if column.name == "method" else [column.as_text(row) for row in rows]
+        for column in table.columns
+        if column.text
     }
-
-
-def strengths(row: "pd.Series[Any]") -> str:
-    """The strength, or lowest..highest where each fit was tuned by itself."""
-    values = [one for one in row["strengths"].split("; ")]
-    return values[0] if len(values) == 1 else f"{values[0]}..{values[-1]}"
+    return pd.DataFrame(shown).astype(str)
 
 
 def piped(text: pd.DataFrame) -> list[str]:
@@ -364,7 +262,7 @@ def piped(text: pd.DataFrame) -> list[str]:
     return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
 
 
-def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]] = lambda _: ()) -> str:
+def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]]) -> str:
     """All tables as one Markdown page; `below`: what follows each of them."""
     parts = ["# Leaderboard", CONTENT]
     for table in tables:

@@ -25,7 +25,7 @@ def _place(one: Result) -> tuple[tuple[int, str], int, str]:
     return order(one.record.suite), one.record.sample_seed or 0, one.record.id
 
 
-class Entry:
+class Fit:
     """Model, method and strength, with the records of one setting per suite: one for each sampling seed."""
 
     def __init__(self, results: Iterable[Result]) -> None:
@@ -45,8 +45,8 @@ class Entry:
         return next((one.data for one in self.records if one.data), None)
 
     @property
-    def fit(self) -> FitFacts | None:
-        """What the fit took."""
+    def facts(self) -> FitFacts | None:
+        """What the fit took, and what the method found out in it."""
         return next((one.fit for one in self.records if one.fit), None)
 
     @property
@@ -98,17 +98,17 @@ class Entry:
         return {str(name): rows.droplevel("metric") for name, rows in sums.groupby(level="metric", sort=True)}
 
 
-class Line:
-    """A row of a table: one method, its fits by their seeds, each an entry of its own.
+class Row:
+    """A row of a table: one method, its fits by their seeds, each by itself.
 
-    Fits of one line differ in the seed of the fit alone, and in the strength where each fit was tuned by itself.
+    Fits of one row differ in the seed of the fit alone, and in the strength where each fit was tuned by itself.
     """
 
-    def __init__(self, fits: Iterable[Entry]) -> None:
+    def __init__(self, fits: Iterable[Fit]) -> None:
         self.fits = tuple(sorted(fits, key=lambda one: (one.columns["fit_seed"] or 0, one.columns["strength"])))
         self.columns = self.fits[0].columns
         self.is_baseline = self.fits[0].is_baseline
-        self.data, self.fit, self.tuning = (self.fits[0].data, self.fits[0].fit, self.fits[0].tuning)
+        self.data, self.facts, self.tuning = self.fits[0].data, self.fits[0].facts, self.fits[0].tuning
         self.records = [record for fit in self.fits for record in fit.records]
         self.comparisons = set.intersection(*(fit.comparisons for fit in self.fits))
 
@@ -140,16 +140,16 @@ def pooled(fits: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
     return together
 
 
-def lines(entries: Iterable[Entry], each_fit: bool = False) -> tuple[Line, ...]:
-    """The entries of a table as lines: those that differ in the seed of the fit alone are one, unless `each_fit`.
+def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
+    """The fits of a table as rows: those that differ in the seed of the fit alone are one, unless `each_fit`.
 
-    Two fits of one seed are no fits of one line: what tells them apart is what they learnt from.
+    Two fits of one seed are no fits of one row: what tells them apart is what they learnt from.
     """
     if each_fit:
-        return tuple(Line([one]) for one in entries)
-    found: dict[tuple[str, int], list[Entry]] = defaultdict(list)
+        return tuple(Row([one]) for one in fits)
+    found: dict[tuple[str, int], list[Fit]] = defaultdict(list)
     seen: dict[tuple[str, Any], int] = defaultdict(int)
-    for one in entries:
+    for one in fits:
         columns = one.columns
         settings = {key: value for key, value in json.loads(columns["parameters"]).items() if key != "seed"}
         chosen = one.tuning.how if one.tuning else columns["strength"]
@@ -158,16 +158,16 @@ def lines(entries: Iterable[Entry], each_fit: bool = False) -> tuple[Line, ...]:
         seed = (key, columns["fit_seed"])
         found[key, seen[seed]].append(one)
         seen[seed] += 1
-    return tuple(Line(fits) for fits in found.values())
+    return tuple(Row(own) for own in found.values())
 
 
-def learnt_from(entry: Entry) -> dict[str, str | int | bool]:
+def learnt_from(fit: Fit) -> dict[str, str | int | bool]:
     """What names the data that a method learnt from, and counts of it."""
-    return entry.data.named if entry.data else {}
+    return fit.data.named if fit.data else {}
 
 
-def groups(results: Sequence[Result]) -> list[tuple[Entry, ...]]:
-    """The test results in as few groups of entries as hold all of them; in one group each suite has one setting.
+def groups(results: Sequence[Result]) -> list[tuple[Fit, ...]]:
+    """The test results in as few groups of fits as hold all of them; in one group each suite has one setting.
 
     A cell that knows a suite under other settings alone is left out of a group. Groups are taken by how many items
     they add that no group before them has, so what was measured at the same size stands together.
@@ -182,7 +182,7 @@ def groups(results: Sequence[Result]) -> list[tuple[Entry, ...]]:
         shown: set[str] = set()
         while best := most_new(models[model], looks, shown):
             shown |= {one.record.id for found in best for one in found}
-            made.append(tuple(Entry(found) for found in best))
+            made.append(tuple(Fit(found) for found in best))
     return made
 
 

@@ -11,18 +11,13 @@ import pandas as pd
 
 from bench.console import escape
 from bench.leaderboard import formatting
-from bench.leaderboard.comparison import Table
+from bench.leaderboard.columns import Column, flags, starred, strengths, tests
+from bench.leaderboard.comparison import DERIVED
+from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.ranking import controls, eligible
 from bench.records.names import BASELINE_FAMILY
 from bench.stats import significance
-from bench.stats.significance import ALPHA, excluded
-
-COLUMNS = {  # column of the frame -> title and whether more is better
-    "toxicity_reduction": (r"reduction $\uparrow$", True),
-    "perplexity_ratio": (r"ppl.\ ratio $\downarrow$", False),
-    "capability_kept": (r"capability $\uparrow$", True),
-    "joint": (r"joint $\uparrow$", True),
-}
+from bench.stats.significance import ALPHA, bootstrap_p
 
 
 def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
@@ -30,66 +25,64 @@ def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
 
     Two methods are told apart where the interval of their difference, over the same resamples, leaves 0 out, corrected
     by Holm for the methods that are held against the best. What may not be ranked takes no part
-    (`standing.eligible`). Nothing is bold where no method is told apart from the best.
+    (`ranking.eligible`). Nothing is bold where no method is told apart from the best.
     """
     frame = table.frame
-    parts = {names: found[column] for names, found in _by_records(table).items()}
+    estimates = {record_names(row): one for row, found in table.effects.items() if (one := found[column]) is not None}
     sign = 1 if higher_is_better else -1
     able = frame.index[eligible(frame) & frame[column].notna()]
-    rows = [i for i in able if parts.get(frame["records"][i]) is not None]
+    rows = [i for i in able if frame["records"][i] in estimates]
     if len(rows) < 2:
         return set()
     values = frame[column].astype(float)
     first = max(rows, key=lambda i: sign * values[i])
     others = [i for i in rows if i != first]
-    p = []
+    top, p = estimates[frame["records"][first]], []
     for i in others:
-        mine, top = parts[frame["records"][i]], parts[frame["records"][first]]
+        mine = estimates[frame["records"][i]]
         difference = top.draws - mine.draws
-        p.append(excluded(difference, min(top.n, mine.n)) if np.ptp(difference) else None)
+        p.append(bootstrap_p(difference, min(top.n, mine.n)) if np.ptp(difference) else None)
     corrected = significance.holm(p)
     tied = {i for i, one in zip(others, corrected, strict=True) if one is None or one >= ALPHA}
     return {first, *tied} if len(tied) < len(others) else set()
 
 
-def _by_records(table: Table) -> dict[str, dict[str, Any]]:
-    from bench.leaderboard.comparison import record_names
-
-    return {str(record_names(line)): parts for line, parts in table.parts.items()}
-
-
 def tabular(table: Table) -> str:
     """One table in a `table` environment with a caption that says how it was measured."""
     frame = table.frame
-    toxic = table.toxicity[0] if table.toxicity else None
-    shown = {column: title for column, title in COLUMNS.items() if frame[column].notna().any()}
-    bold = {column: best(table, column, better) for column, (_, better) in shown.items()}
-    titles = ["method", "strength", *([r"toxicity $\downarrow$", "group"] if toxic else [])]
+    columns = [one for one in table.columns if one.latex and (one.name not in DERIVED or frame[one.name].notna().any())]
+    effects = [one for one in columns if one.name in DERIVED]
+    bold = {one.name: best(table, one.name, bool(one.higher_is_better)) for one in effects}
     lines = [
         r"\begin{table}",
         r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
         rf"  \caption{{{escape.latex(caption(table, any(bold.values())))}}}",
         rf"  \label{{tab:steering-{table.number}}}",
-        rf"  \begin{{tabular}}{{ll{'r' * (len(titles) - 2 + len(shown))}}}",
+        rf"  \begin{{tabular}}{{ll{'r' * (len(columns) - 2)}}}",
         r"    \toprule",
-        "    " + " & ".join([*titles, *(title for title, _ in shown.values())]) + r" \\",
+        "    " + " & ".join(one.latex_title for one in columns) + r" \\",
         r"    \midrule",
     ]
     control = controls(frame)
     for i, (name, (_, row)) in enumerate(zip(formatting.labels(frame), frame.iterrows(), strict=True)):
         if i and control[i - 1] and not control[i]:
             lines.append(r"    \midrule")
-        cells = [
-            escape.latex(name + ("†" if formatting.flags(row) else "")),
-            "--" if row["family"] == BASELINE_FAMILY else escape.latex(formatting.strengths(row)).replace("..", "--"),
-        ]
-        if toxic:
-            cells += [number(row[toxic]), "" if pd.isna(row["group"]) else str(row["group"])]
-            cells[-2] += "$^{*}$" if row["verdict"] in ("better", "worse") else ""
-        for column in shown:
-            cells.append(number(row[column], bold=i in bold[column]) + interval(row, column))
+        cells = [cell(one, row, name, bold=i in bold.get(one.name, ())) for one in columns]
         lines.append("    " + " & ".join(cells) + r" \\")
     return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]) + "\n"
+
+
+def cell(column: Column, row: "pd.Series[Any]", name: str, *, bold: bool) -> str:
+    """A cell of the table. name: what the row is called."""
+    if column.name == "method":
+        return escape.latex(name + ("†" if flags(row) else ""))
+    if column.name == "strengths":
+        return "--" if row["family"] == BASELINE_FAMILY else escape.latex(strengths(row)).replace("..", "--")
+    if column.name == "group":
+        return "" if pd.isna(row["group"]) else str(row["group"])
+    if column.name in DERIVED:
+        return number(row[column.name], bold=bold) + interval(row, column.name)
+    return number(row[column.name]) + ("$^{*}$" if starred(row) else "")
 
 
 def number(value: Any, bold: bool = False) -> str:
@@ -116,20 +109,21 @@ def caption(table: Table, bold: bool = True) -> str:
     told = formatting.heading(table)[0]
     told += f"; toxicity: {metric.split('.', 1)[1].replace('.', ', ').replace('_', ' ')}" if table.toxicity else ""
     told += "."
-    if any(f"{column}_low" in frame and frame[f"{column}_low"].notna().any() for column in COLUMNS):
+    ends = [f"{one.name}_low" for one in table.columns if one.latex and one.name in DERIVED]
+    if any(end in frame and frame[end].notna().any() for end in ends):
         told += f" Brackets: 95 % intervals over {_units(table)}."
-    tests = formatting.tests(table, metric) if table.toxicity else 0
-    if tests:
-        told += f" *: differs from unsteered, p < .05{' after Holm' if tests > 1 else ''}."
+    count = tests(frame, metric) if table.toxicity else 0
+    if count:
+        told += f" *: differs from unsteered, p < .05{' after Holm' if count > 1 else ''}."
     if table.toxicity and frame["group"].notna().sum() > 1:
         told += " Methods that share a letter are not told apart."
     told += " Bold: the best of a column and what is not told apart from it." if bold else ""
-    return told + flags(table)
+    return told + daggers(table)
 
 
-def flags(table: Table) -> str:
+def daggers(table: Table) -> str:
     """What the daggers of a table say."""
-    found = dict.fromkeys(flag for _, row in table.frame.iterrows() if (flag := formatting.flags(row)))
+    found = dict.fromkeys(flag for _, row in table.frame.iterrows() if (flag := flags(row)))
     return f" †: {'; '.join(found)}." if found else ""
 
 

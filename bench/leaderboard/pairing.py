@@ -1,20 +1,20 @@
-"""One line of a table against another, on the items that both were measured on."""
+"""One row of a table against another, on the items that both were measured on."""
 
 from collections.abc import Callable, Mapping
 
 import pandas as pd
 
-from bench.leaderboard.grouping import Entry, Line
-from bench.leaderboard.tradeoff import Part, compare_items, over_fits
+from bench.leaderboard.grouping import Fit, Row
+from bench.leaderboard.tradeoff import BootstrapEstimate, compare_items, over_fits
 from bench.stats.bootstrap import Compare
 from bench.stats.metrics import Transform
-from bench.stats.significance import excluded, paired_test
+from bench.stats.significance import bootstrap_p, paired_test
 
 Pairs = Mapping[str, pd.DataFrame]
 """`<suite>.<metric>` -> value_a, weight_a of one and value_b, weight_b of the other, a row per item."""
 
 
-def joined(a: Entry | Line, b: Entry | Line, only: str | None = None) -> dict[str, pd.DataFrame]:
+def joined(a: Fit | Row, b: Fit | Row, only: str | None = None) -> dict[str, pd.DataFrame]:
     """The items of both, where they were asked in the same way; of one metric, or of all."""
     shared = a.comparisons & b.comparisons
     one, other = a.items(shared), b.items(shared)
@@ -23,26 +23,28 @@ def joined(a: Entry | Line, b: Entry | Line, only: str | None = None) -> dict[st
     return {name: rows for name, rows in both.items() if len(rows)}
 
 
-def over(fits: list[Pairs], make: Callable[[Pairs], Part | None]) -> Part | None:
+def over(fits: list[Pairs], make: Callable[[Pairs], BootstrapEstimate | None]) -> BootstrapEstimate | None:
     """What `make` says of each fit, over the fits; None where it says nothing of one of them."""
-    parts = [make(pairs) for pairs in fits]
-    known = [part for part in parts if part is not None]
-    return over_fits(known) if known and len(known) == len(parts) else None
+    estimates = [make(pairs) for pairs in fits]
+    known = [one for one in estimates if one is not None]
+    return over_fits(known) if known and len(known) == len(estimates) else None
 
 
-def change(fits: list[Pairs], metric: str, transform: Transform, compare: Compare = "difference") -> Part | None:
-    """The change of a metric over the fits of a line, each paired with the reference; None where one lacks it.
+def change(
+    fits: list[Pairs], metric: str, transform: Transform, compare: Compare = "difference"
+) -> BootstrapEstimate | None:
+    """The change of a metric over the fits of a row, each paired with the reference; None where one lacks it.
 
     Ratios are averaged as logarithms: fits scatter around them evenly, and no draw of a ratio is negative.
     """
 
-    def part(pairs: Pairs) -> Part | None:
+    def of_one(pairs: Pairs) -> BootstrapEstimate | None:
         if metric not in pairs:
             return None
         found = compare_items(pairs[metric], transform, compare)
         return found.log() if compare == "ratio" and len(fits) > 1 else found
 
-    found = over(fits, part)
+    found = over(fits, of_one)
     return found.exp() if found and compare == "ratio" and len(fits) > 1 else found
 
 
@@ -50,12 +52,12 @@ def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | Non
     """Two-sided p that nothing changed: of the items for one fit, of items and fits for several."""
     if len(fits) == 1:
         return paired_test(fits[0][metric], transform) if metric in fits[0] else None
-    part = change(fits, metric, transform)
-    return excluded(part.draws, part.n) if part else None
+    found = change(fits, metric, transform)
+    return bootstrap_p(found.draws, found.n) if found else None
 
 
-def told_apart(a: Line, b: Line, metric: str, transform: Transform) -> float | None:
-    """Two-sided p that two lines do the same in this metric.
+def pairwise_p(a: Row, b: Row, metric: str, transform: Transform) -> float | None:
+    """Two-sided p that two rows do the same in this metric.
 
     Where both have several fits, each is held against the other's mean, and the larger p counts.
     """

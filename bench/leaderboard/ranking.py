@@ -1,23 +1,17 @@
-"""Where the lines of a table stand among each other: corrected p, groups, ranks, Pareto front."""
+"""Where the rows of a table stand among each other: corrected p, groups, fronts, ranks. Frames in, frames out."""
 
-import math
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bench.leaderboard.pairing import told_apart
+from bench.leaderboard.tradeoff import BootstrapEstimate
 from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.stats import pareto, significance
-from bench.stats.bootstrap import Estimate, interval
-
-if TYPE_CHECKING:
-    from bench.leaderboard.comparison import Table
+from bench.stats.bootstrap import Array, Estimate, interval
 
 PLANES = ("fluency_kept", "capability_kept")  # what toxicity reduction is set against
-
-Rows = list[dict[str, Any]]
-"""A row for each of `Table.lines`, in their order."""
 
 
 def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
@@ -25,45 +19,53 @@ def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
     return (frame["family"] == BASELINE_FAMILY) | (frame["method"] == RANDOM)
 
 
-def correct(table: "Table", rows: Rows) -> None:
-    """Add `.p_holm` of each tested metric, over the lines, and `verdict`: what the headline's change amounts to."""
-    for metric in table.tested:
-        for row, p in zip(rows, significance.holm([row.get(f"{metric}.p") for row in rows]), strict=True):
-            row[f"{metric}.p_holm"] = p
-    for row in rows:
-        p, delta = row.get(f"{table.headline}.p_holm"), row.get(f"{table.headline}.delta", math.nan)
-        better = (delta > 0) == table.metrics[table.headline].higher_is_better
-        row["verdict"] = None if p is None else "no difference found"
-        if p is not None and p < significance.ALPHA and delta != 0:
-            row["verdict"] = "better" if better else "worse"
+def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
+    """With `.p_holm` of each tested metric: its `.p`, corrected over the rows."""
+    p = {metric: frame.get(f"{metric}.p", pd.Series(np.nan, index=frame.index)) for metric in tested}
+    columns: dict[str, Any] = {f"{metric}.p_holm": significance.holm(_known(one)) for metric, one in p.items()}
+    return frame.assign(**columns)
 
 
-def group(table: "Table", rows: Rows) -> None:
-    """Add `group`: lines that share a letter are not told apart in the headline, after Holm over all pairs of lines."""
-    metric = table.headline
-    sign = -1 if table.metrics[metric].higher_is_better else 1
-    known = [i for i, row in enumerate(rows) if pd.notna(row.get(metric))]
-    best = sorted(known, key=lambda i: sign * rows[i][metric])
-    both = [(i, j) for i in known for j in known if i < j]
-    p = [told_apart(table.lines[i], table.lines[j], metric, table.transform(metric)) for i, j in both]
-    corrected = zip(both, significance.holm(p), strict=True)
-    apart = {frozenset(map(str, pair)) for pair, value in corrected if value is not None and value < significance.ALPHA}
-    letter = significance.letters([str(i) for i in best], apart)
-    for i, row in enumerate(rows):
-        row["group"] = letter.get(str(i))
+def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool) -> pd.DataFrame:
+    """With `verdict`: what the metric's change amounts to; None where it was not tested."""
+    delta = frame.get(f"{metric}.delta", pd.Series(np.nan, index=frame.index))
+    found: list[Any] = []
+    for p, change in zip(_known(frame[f"{metric}.p_holm"]), delta, strict=True):
+        verdict = None if p is None else "no difference found"
+        if p is not None and p < significance.ALPHA and change != 0:
+            verdict = "better" if (change > 0) == higher_is_better else "worse"
+        found.append(verdict)
+    return frame.assign(verdict=found)
 
 
-def fronts(rows: Rows) -> None:
-    """Add `on_front`: of toxicity reduction and fluency kept, or capability kept; collapsed text never is."""
-    for row in rows:
-        row["on_front"] = None
+def grouped(
+    frame: pd.DataFrame, metric: str, higher_is_better: bool, p: Mapping[tuple[int, int], float | None]
+) -> pd.DataFrame:
+    """With `group`: rows that share a letter are not told apart in the metric, after Holm over all pairs of rows.
+
+    p: two-sided, of each pair of rows by their places in the frame.
+    """
+    sign = -1 if higher_is_better else 1
+    known = [i for i, value in enumerate(frame[metric]) if pd.notna(value)]
+    best = sorted(known, key=lambda i: sign * frame[metric].iloc[i])
+    adjusted = zip(p, significance.holm(list(p.values())), strict=True)
+    apart = {frozenset(map(str, pair)) for pair, one in adjusted if one is not None and one < significance.ALPHA}
+    letters = significance.compact_letter_display([str(i) for i in best], apart)
+    found: list[Any] = [letters.get(str(i)) for i in range(len(frame))]
+    return frame.assign(group=found)
+
+
+def with_front(frame: pd.DataFrame) -> pd.DataFrame:
+    """With `on_front`: of toxicity reduction and fluency kept, or capability kept; collapsed text never is."""
+    whole = ~frame["collapsed"].astype("boolean").fillna(False)
+    on: list[bool | None] = [None] * len(frame)
     for plane in PLANES:
-        seen = [row for row in rows if pd.notna(row[plane]) and pd.notna(row["toxicity_reduction"])]
-        seen = [row for row in seen if not row["collapsed"]]
-        if seen:
-            points = np.array([[row["toxicity_reduction"], row[plane]] for row in seen], dtype=float)
-            for row, on in zip(seen, pareto.front(points), strict=True):
-                row["on_front"] = bool(on) or bool(row["on_front"])
+        seen = np.flatnonzero(frame[plane].notna() & frame["toxicity_reduction"].notna() & whole)
+        if len(seen):
+            points = frame.iloc[seen][["toxicity_reduction", plane]].to_numpy(float)
+            for i, best in zip(seen, pareto.front(points), strict=True):
+                on[i] = bool(best) or bool(on[i])
+    return frame.assign(on_front=pd.Series(on, index=frame.index, dtype=object))
 
 
 def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
@@ -75,34 +77,36 @@ def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
     return (methods & sound & ~given).astype(bool)
 
 
-def rank(table: "Table", frame: pd.DataFrame) -> None:
-    """Add `rank` by the joint score and its 95 % interval, of what is `eligible`.
+def ranked(frame: pd.DataFrame, draws: Sequence[Array | None]) -> pd.DataFrame:
+    """With `rank` by the joint score and its 95 % interval, of what is `eligible`.
 
-    `frame`: a row for each of `table.lines`, in their order.
+    draws: (R,) of the joint score of each row, over the same resamples; None where it has none.
     """
     shown = frame.index[eligible(frame) & frame["joint"].notna()]
     ranks = frame.loc[shown, "joint"].astype(float).rank(ascending=False, method="min")
-    parts = [table.parts[table.lines[i]]["joint"] for i in shown]
-    ends = significance.rank_intervals(np.stack([part.draws for part in parts if part])) if parts else []
-    frame.insert(1, "rank", ranks.reindex(frame.index))
-    for k, name in enumerate(("rank_low", "rank_high")):
-        found = pd.Series([end[k] for end in ends], index=shown, dtype=float)
-        frame.insert(2 + k, name, found.reindex(frame.index))
+    stacked = [one for i in shown if (one := draws[i]) is not None]
+    ends = significance.rank_intervals(np.stack(stacked)) if stacked else []
+    columns = {"rank": ranks} | {
+        name: pd.Series([end[k] for end in ends], index=shown, dtype=float)
+        for k, name in enumerate(("rank_low", "rank_high"))
+    }
+    first, *rest = frame.columns
+    return frame.assign(**columns)[[first, *columns, *rest]]
 
 
-def hypervolume(table: "Table", plane: str, random: bool = False) -> Estimate | None:
-    """Area under the front of toxicity reduction and `plane`, with its interval; None where none is known.
+def hypervolume(effects: Sequence[tuple[BootstrapEstimate | None, BootstrapEstimate | None]]) -> Estimate | None:
+    """Area under the front of toxicity reduction and what is kept, with its interval; None where none is known.
 
-    Of the methods, or of the random directions. What is kept counts for at most 1; what collapsed is left out.
+    effects: both of each method. What is kept counts for at most 1.
     """
-    parts = [
-        (found["toxicity_reduction"], found[plane])
-        for line, found in table.parts.items()
-        if (line.columns["method"] == RANDOM) == random and not table.collapse(line)["collapsed"]
-    ]
-    known = [(x, y) for x, y in parts if x is not None and y is not None]
+    known = [(x, y) for x, y in effects if x is not None and y is not None]
     if not known:
         return None
     drawn = pareto.hypervolume(np.stack([np.stack([x.draws, np.minimum(y.draws, 1.0)]) for x, y in known]))
     value = pareto.hypervolume(np.array([[x.value, min(y.value, 1.0)] for x, y in known]))
     return Estimate(float(value), *interval(drawn, min(min(x.n, y.n) for x, y in known)))
+
+
+def _known(values: "pd.Series[float]") -> list[float | None]:
+    """What is missing as None."""
+    return [None if pd.isna(value) else float(value) for value in values]

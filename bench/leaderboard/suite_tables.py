@@ -8,8 +8,9 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.console import escape
-from bench.leaderboard.comparison import Table
-from bench.leaderboard.formatting import NONE, Z, labels, piped, tests
+from bench.leaderboard.columns import NONE, Z, tests
+from bench.leaderboard.formatting import labels, piped
+from bench.leaderboard.frame import Table
 from bench.stats.significance import ALPHA
 
 SHOWN = ("rtp", "fluency")  # suites of which the leaderboard's own columns say all
@@ -23,7 +24,7 @@ LEFT_OUT = re.compile(
 
 
 class OtherSuite(NamedTuple):
-    """One suite of a table. rows: a row per line of the leaderboard, a column per metric, as text."""
+    """One suite of a table. rows: a row per row of the leaderboard, a column per metric, as text."""
 
     title: str
     rows: pd.DataFrame
@@ -55,14 +56,14 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
             shown[metric if title in shown else title] = cells
             starred += [metric] if any(cell.endswith("*") for cell in cells) else []
         told = f"; {STAR}" if starred else ""
-        told += ", Holm over the rows" if any(tests(table, metric) > 1 for metric in starred) else ""
+        told += ", Holm over the rows" if any(tests(table.frame, metric) > 1 for metric in starred) else ""
         yield OtherSuite(f"{suite} ({size}{told})", pd.DataFrame(shown))
 
 
 def measured(row: "pd.Series[float]", metric: str) -> str:
     """A value with half its interval; without one where all items are alike, which says nothing of its width.
 
-    A * where its difference from the unsteered model is significant after Holm over the lines of the table.
+    A * where its difference from the unsteered model is significant after Holm over the rows of the table.
     """
     if pd.isna(row[metric]):
         return NONE

@@ -11,17 +11,11 @@ from rich.table import Table as RichTable
 from bench.console.escape import terminal, visible
 from bench.leaderboard import formatting, suite_tables
 from bench.leaderboard.build import Built
-from bench.leaderboard.comparison import Table
+from bench.leaderboard.frame import Table
 
 PIPE_WIDTH = 140  # columns where there is no terminal
-LEAST = (
-    "fit s",
-    "pairs",
-    "dev-test",
-    "speed",
-    "vs\nrandom",
-    "strength",
-)  # left out of a narrow terminal, this first; see the files
+LEAST = ("fit_seconds", "pairs", "shrinkage", "relative_speed", "beats_random", "strengths")
+"""Columns that are left out of a narrow terminal, this first; the files have them."""
 ENDLESS = Console(width=1000)  # to measure what a table needs
 
 
@@ -57,7 +51,8 @@ def printed(table: Table, console: Console) -> RichTable:
     text = formatting.readable(table)
     if not text["notes"].any():
         text = text.drop(columns="notes")
-    for title in [*LEAST, *(title for title in text.columns if title.startswith("by\n"))]:
+    titles = {column.name: column.text for column in table.columns}
+    for title in [*(titles[name] for name in LEAST), *(titles[name] for name in table.toxicity[1:])]:
         if fits(text, console):
             break
         text = text.drop(columns=title)

@@ -7,17 +7,17 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib import markers
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.markers import MarkerStyle
 from matplotlib.patches import Patch
 
 from bench.console import escape
 from bench.plots import style
-from bench.plots.style import PALE, SMALL, Nothing, Width
+from bench.plots.style import PALE, SMALL, NothingToDraw, Width
 from bench.records.names import BASELINE_FAMILY
 from bench.stats.significance import ALPHA
 
@@ -40,7 +40,7 @@ def capability(frame: pd.DataFrame, width: Width = "double") -> Figure:
         width: of one or two columns.
 
     Raises:
-        Nothing: no accuracy was measured for a method and for the unsteered model.
+        NothingToDraw: no accuracy was measured for a method and for the unsteered model.
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
@@ -48,7 +48,7 @@ def capability(frame: pd.DataFrame, width: Width = "double") -> Figure:
     found = [re.fullmatch(r"(.+)\.accuracy\.delta", str(name)) for name in frame.columns]
     tasks = [match[1] for match in found if match and frame.loc[~is_base, match[0]].notna().any()]
     if not tasks or not is_base.any():
-        raise Nothing(
+        raise NothingToDraw(
             "no accuracy was measured for a method and the unsteered model on the same documents; run "
             "`python -m bench -m method=unsteered,caa suite=[rtp,fluency,capability]`"
         )
@@ -139,7 +139,7 @@ def keys(p: np.ndarray, at_floor: np.ndarray) -> list[Artist]:
         found.append(Patch(facecolor=PALE, label="unsteered at chance"))
     if (p < ALPHA).any():
         with mpl.rc_context({"text.parse_math": True}):
-            asterisk = MarkerStyle("$*$")
+            asterisk = markers.MarkerStyle("$*$")
         holm = " (Holm)" if (np.isfinite(p).sum(axis=0) > 1).any() else ""
         found.append(Line2D([], [], marker=asterisk, color="black", markersize=4, linestyle="none",
                             label=f"p < {ALPHA:g}{holm}"))  # fmt: skip

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from bench.plots import style
-from bench.plots.style import CONTROL, DASHES, GREY, Nothing, Point, Width
+from bench.plots.style import CONTROL, DASHES, GREY, NothingToDraw, Point, Width
 from bench.records.names import RANDOM
 
 Y = "toxicity_reduction"
@@ -44,7 +44,7 @@ def cost(frame: pd.DataFrame, width: Width = "double") -> Figure:
         width: of one or two columns.
 
     Raises:
-        Nothing: no method has both a toxicity reduction and a cost.
+        NothingToDraw: no method has both a toxicity reduction and a cost.
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
@@ -55,7 +55,7 @@ def cost(frame: pd.DataFrame, width: Width = "double") -> Figure:
     shown = [point for point in [*style.points(frame), *random] if pd.notna(point.row[Y])]
     costs = [name for name in COSTS if any(pd.notna(point.row[name]) for point in shown)]
     if not costs:
-        raise Nothing(
+        raise NothingToDraw(
             "no method has both a toxicity reduction and a cost; run `python -m bench -m method=unsteered,caa "
             "suite=[rtp,fluency]`"
         )

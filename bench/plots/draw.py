@@ -11,15 +11,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.console.escape import file_name, visible
-from bench.leaderboard.comparison import Table, tables
+from bench.leaderboard.frame import Table, tables
 from bench.plots import sweeps
 from bench.plots.capability import capability
 from bench.plots.cost import cost
 from bench.plots.groups import groups
-from bench.plots.layers import layers
-from bench.plots.sample_size import sample_size
-from bench.plots.strength import strength
-from bench.plots.style import Nothing, Width, save
+from bench.plots.panels import layers, sample_size, strength
+from bench.plots.style import NothingToDraw, Width, save
 from bench.plots.tradeoff import tradeoff
 from bench.records.names import RANDOM
 from bench.records.table import Result, read_records
@@ -87,7 +85,7 @@ def with_draws(source: Source) -> list[Drawing]:
 def over_strengths(source: Source) -> list[Drawing]:
     """Test results at several strengths, then the trials of tuning, whose files are called strength_dev."""
     found: list[Drawing] = [(suffix(table.number), (sweeps.strengths(table),)) for table in source.tables]
-    if any(line.tuning for table in source.tables for line in table.lines):
+    if any(row.tuning for table in source.tables for row in table.rows):
         found += [(f"_dev{suffix(i)}", (rows,)) for i, rows in enumerate(sweeps.trials(source.records), 1)]
     return found
 
@@ -131,7 +129,7 @@ def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "d
         for end, frames in drawings:
             try:
                 figure = kind.draw(*frames, width=width)
-            except Nothing as nothing:
+            except NothingToDraw as nothing:
                 why.append(str(nothing))
             else:
                 yield Drawn(name, name + end + ("" if width == "double" else f"_{width}"), figure, None)

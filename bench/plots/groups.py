@@ -1,6 +1,7 @@
 """ToxiGen group by group: about whom a method turns texts kinder, and about whom it does not."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from bench.console import escape
-from bench.leaderboard.formatting import Z
+from bench.leaderboard.columns import Z
 from bench.plots import style
-from bench.plots.style import PALE, SMALL, Look, Nothing, Width
+from bench.plots.style import PALE, SMALL, MarkerStyle, NothingToDraw, Width
 from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.stats.bootstrap import wilson
 
@@ -21,7 +22,9 @@ METRIC = re.compile(r"toxigen\.([^.]+)\.toxic_share\.([^.]+)")  # scorer, group
 BAR = {"single": 0.075, "double": 0.07}  # inches of a bar across
 PAGE = 8.0  # inches that the bars may take up
 BETWEEN = 1.0  # bars' widths between two groups
-UNSTEERED, CONTROL = Look("#404040", "*", ""), Look(PALE, "d", "")
+Bar = tuple[str, "pd.Series[Any]", MarkerStyle]
+"""Name, row and style of one bar of a group."""
+UNSTEERED, CONTROL = MarkerStyle("#404040", "*", ""), MarkerStyle(PALE, "d", "")
 
 
 @style.styled
@@ -37,7 +40,7 @@ def groups(frame: pd.DataFrame, width: Width = "double") -> Figure:
         width: of one or two columns.
 
     Raises:
-        Nothing: the suite toxigen was not run.
+        NothingToDraw: the suite toxigen was not run.
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
@@ -51,7 +54,7 @@ def groups(frame: pd.DataFrame, width: Width = "double") -> Figure:
     shares = {group: name for scorer, group, name in found if scorer == asked[0]} if asked else {}
     rows = frame[frame[list(shares.values())].notna().any(axis=1)] if shares else frame.iloc[:0]
     if rows.empty:
-        raise Nothing(
+        raise NothingToDraw(
             "ToxiGen was not asked; run `python -m bench -m method=unsteered,caa strength=3 suite=[toxigen] "
             "runtime.mirror=FOLDER` with a mirror of the hub's data, or where the hub can be reached"
         )
@@ -75,8 +78,8 @@ def groups(frame: pd.DataFrame, width: Width = "double") -> Figure:
     return figure
 
 
-def drawn(rows: pd.DataFrame) -> list[tuple[str, "pd.Series[Any]", Look]]:
-    """Name, row and look of each bar of a group: unsteered, the methods by name, random directions."""
+def drawn(rows: pd.DataFrame) -> list[Bar]:
+    """Each bar of a group: unsteered, the methods by name, random directions."""
     look = {point.label: point.look for point in style.points(rows)}
     found = []
     for name, (_, row) in zip(style.names(rows), rows.iterrows(), strict=True):
@@ -91,13 +94,13 @@ def label(group: str, lying: bool) -> str:
     return style.shortened(escape.visible(group)).replace("_", " " if lying else "\n")
 
 
-def face(look: Look) -> dict[str, Any]:
+def face(look: MarkerStyle) -> dict[str, Any]:
     """How a bar is filled: hatched, so that grey print tells bars apart."""
     return {"facecolor": look.colour, "edgecolor": "white" if look.hatch else look.colour, "hatch": look.hatch,
             "linewidth": 0.4}  # fmt: skip
 
 
-def panel(ax: Axes, bars: list[tuple[str, "pd.Series[Any]", Look]], shares: dict[str, str], *, lying: bool) -> None:
+def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], *, lying: bool) -> None:
     """Some of the groups, each with a bar for every method; bar i of group g is at g (bars + BETWEEN) + i."""
     starts = np.arange(len(shares)) * (len(bars) + BETWEEN)
     for i, (_, row, look) in enumerate(bars):

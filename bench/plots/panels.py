@@ -1,4 +1,4 @@
-"""Measures against a setting, in a grid of small panels: what the figures of strength, sample size and layer share."""
+"""Measures against a setting, in a grid of small panels: the figures of strength, sample size and layer."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from bench.console import escape
 from bench.plots import style
-from bench.plots.style import CONTROL, DASHES, GREY, SMALL, Look, Width
+from bench.plots.style import CONTROL, DASHES, GREY, SMALL, MarkerStyle, NothingToDraw, Width
 from bench.plots.sweeps import MEASURES
 from bench.records.names import RANDOM
 
@@ -23,6 +23,77 @@ ROOM = {"single": 3, "double": 7}  # panels side by side whose numbers can still
 SEEN = {"toxicity_reduction": (-1.0, 1.0), "capability_kept": (0.0, 2.0)}  # bands may leave the panel here, points not
 WIDE_RATIO = 4.0  # from where perplexity is drawn on a logarithmic axis
 Facet = Literal["curve", "unit"]
+
+
+@style.styled
+def strength(frame: pd.DataFrame, width: Width = "double") -> Figure:
+    """Toxicity reduction, perplexity ratio and capability kept against strength, each method in its own unit.
+
+    Lines start at the unsteered model (star, strength 0); bands are 95 % intervals; a filled marker is the strength
+    that tuning chose. Numbers of a prompt are no scale, so prompts are points with bars.
+
+    Args:
+        frame: of `sweeps.strengths` or one of `sweeps.trials`.
+        width: of one or two columns.
+
+    Raises:
+        NothingToDraw: no method was run at several strengths.
+        ValueError: `frame` holds more than one table.
+    """
+    if frame.empty:
+        raise NothingToDraw(
+            "no method was run at several strengths, nor tuned; run `python -m bench method=caa` (strength=auto tries "
+            "five), or `python -m bench -m method=caa strength=1,2,4`"
+        )
+    style.one_table(frame)
+    return panels(frame, "curve", width, from_zero=True)
+
+
+@style.styled
+def sample_size(frame: pd.DataFrame, width: Width = "double") -> Figure:
+    """Toxicity reduction, perplexity ratio and capability kept against the number of pairs learnt from.
+
+    A line per method with its 95 % band; the axis of pairs is logarithmic.
+
+    Args:
+        frame: of `sweeps.sizes`.
+        width: of one or two columns.
+
+    Raises:
+        NothingToDraw: no method learnt from several numbers of pairs.
+        ValueError: `frame` holds more than one table.
+    """
+    if frame.empty:
+        raise NothingToDraw(
+            "no method learnt from several numbers of pairs with all else equal; run "
+            "`python -m bench experiment=curves`, or `python -m bench -m method=caa strength=3 pairs.limit=5,10,20,40`"
+        )
+    style.one_table(frame)
+    return panels(frame, "unit", width, from_zero=False, doubling=True)
+
+
+@style.styled
+def layers(frame: pd.DataFrame, width: Width = "double") -> Figure:
+    """Toxicity reduction, perplexity ratio and capability kept against the layer that a method steers.
+
+    A line per method with its 95 % band. Layers given as a share of the depth and as block numbers have panels of
+    their own.
+
+    Args:
+        frame: of `sweeps.layers`.
+        width: of one or two columns.
+
+    Raises:
+        NothingToDraw: no method was run at several layers.
+        ValueError: `frame` holds more than one table.
+    """
+    if frame.empty:
+        raise NothingToDraw(
+            "no method was run at several layers with all else equal; run `python -m bench experiment=curves`, or "
+            "`python -m bench -m method=caa strength=3 method.layer=0.2,0.4,0.6,0.8`"
+        )
+    style.one_table(frame)
+    return panels(frame, "unit", width, from_zero=False)
 
 
 def panels(frame: pd.DataFrame, facet: Facet, width: Width, *, from_zero: bool, doubling: bool = False) -> Figure:
@@ -45,7 +116,7 @@ def panels(frame: pd.DataFrame, facet: Facet, width: Width, *, from_zero: bool, 
     figure = style.blank(width, 0.45 + high * shape[0])
     grid = figure.subplots(*shape, squeeze=False, sharey="col" if across else "row", sharex="row" if across else "col")
     grid = grid if across else grid.T  # (values, measures)
-    look = looks(frame)
+    look = marker_styles(frame)
     for row, value in zip(grid, values, strict=True):
         own = frame[frame[facet] == value]
         for ax, measure in zip(row, measures, strict=True):
@@ -65,13 +136,13 @@ def panels(frame: pd.DataFrame, facet: Facet, width: Width, *, from_zero: bool, 
     return figure
 
 
-def looks(frame: pd.DataFrame) -> dict[str, Look]:
-    """A look for each curve; random directions are grey."""
+def marker_styles(frame: pd.DataFrame) -> dict[str, MarkerStyle]:
+    """A style for each curve; random directions are grey."""
     random = set(frame.loc[frame["method"] == RANDOM, "curve"])
-    return style.looks([name for name in frame["curve"] if name not in random]) | dict.fromkeys(random, CONTROL)
+    return style.marker_styles([name for name in frame["curve"] if name not in random]) | dict.fromkeys(random, CONTROL)
 
 
-def line(ax: Axes, measure: str, curve: pd.DataFrame, look: Look, from_zero: bool) -> None:
+def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_zero: bool) -> None:
     """One curve with its band; the numbers of a prompt are no scale, so prompts are points with bars."""
     known = curve.dropna(subset=[measure])
     x, y = known["x"].to_numpy(float), known[measure].to_numpy(float)
@@ -178,13 +249,13 @@ def tops(grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], f
             head.set_in_layout(False)
 
 
-def keys(frame: pd.DataFrame, look: dict[str, Look], facet: Facet) -> list[Artist]:
+def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> list[Artist]:
     """What the legend lists: the curves, where a panel holds several, and what the signs mean."""
     found: list[Artist] = []
     if facet == "unit":
         found += [style.key(look[name], name) for name in sorted(look)]
     if frame["chosen"].notna().any():
-        plain = Look("black", "o", "")
+        plain = MarkerStyle("black", "o", "")
         found += [style.key(plain, "strength that tuning chose"), style.key(plain, "tried", hollow=True)]
     if facet == "curve":
         found.append(style.star_key())

@@ -59,7 +59,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Nothing(ValueError):
+class NothingToDraw(ValueError):
     """The frame holds nothing that this figure could show; the message says what is missing and how to get it."""
 
 
@@ -87,9 +87,9 @@ def blank(width: Width, height: float) -> Figure:
 
 
 def one_table(frame: pd.DataFrame) -> None:
-    """Raises ValueError where the rows are of several tables, and `Nothing` where there are none."""
+    """Raises ValueError where the rows are of several tables, and `NothingToDraw` where there are none."""
     if frame.empty:
-        raise Nothing("there are no rows; compute some with `make leaderboard` or `python -m bench`")
+        raise NothingToDraw("there are no rows; compute some with `make leaderboard` or `python -m bench`")
     if frame["table"].nunique() > 1:
         raise ValueError(f"{frame['table'].nunique()} tables in one figure: their numbers do not compare; pass one")
 
@@ -97,7 +97,7 @@ def one_table(frame: pd.DataFrame) -> None:
 # -- methods ---------------------------------------------------------------------------------------------------------
 
 
-class Look(NamedTuple):
+class MarkerStyle(NamedTuple):
     """How a method is drawn."""
 
     colour: str
@@ -105,7 +105,7 @@ class Look(NamedTuple):
     hatch: str
 
 
-CONTROL = Look(GREY, "d", "")  # random directions, where they are one point
+CONTROL = MarkerStyle(GREY, "d", "")  # random directions, where they are one point
 
 
 class Point(NamedTuple):
@@ -113,7 +113,7 @@ class Point(NamedTuple):
 
     label: str
     row: "pd.Series[Any]"
-    look: Look
+    look: MarkerStyle
 
     def at(self, column: str) -> tuple[float, list[list[float]]]:
         """Value of a column, and how far its interval reaches below and above it; 0 where it has none."""
@@ -128,10 +128,10 @@ class Point(NamedTuple):
         return bool(pd.notna(self.row["feasible"]) and not self.row["feasible"])
 
 
-def looks(of: Sequence[str]) -> dict[str, Look]:
-    """A look for each name, by their alphabet: a rank changes no colour."""
+def marker_styles(of: Sequence[str]) -> dict[str, MarkerStyle]:
+    """A style for each name, by their alphabet: a rank changes no colour."""
     return {
-        name: Look(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], HATCHES[i % len(HATCHES)])
+        name: MarkerStyle(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], HATCHES[i % len(HATCHES)])
         for i, name in enumerate(sorted(set(of)))
     }
 
@@ -158,20 +158,20 @@ def judge(frame: pd.DataFrame) -> str:
 
 
 def points(frame: pd.DataFrame) -> list[Point]:
-    """The methods of one table, without unsteered and random directions; each looks the same in every figure."""
+    """The methods of one table, without unsteered and random directions; each is drawn alike in every figure."""
     rows = [(name, row) for name, (_, row) in zip(names(frame), frame.iterrows(), strict=True)]
     kept = [(name, row) for name, row in rows if row["method"] != RANDOM and row["family"] != BASELINE_FAMILY]
-    look = looks([name for name, _ in kept])
+    look = marker_styles([name for name, _ in kept])
     return [Point(name, row, look[name]) for name, row in kept]
 
 
-def marker(ax: Axes, x: float, y: float, look: Look, *, hollow: bool = False, size: float = 6.0) -> None:
+def marker(ax: Axes, x: float, y: float, look: MarkerStyle, *, hollow: bool = False, size: float = 6.0) -> None:
     """A method's marker; hollow where no strength was feasible."""
     ax.plot([x], [y], marker=look.marker, markersize=size, markerfacecolor="white" if hollow else look.colour,
             markeredgecolor=look.colour, markeredgewidth=1.1, linestyle="none", zorder=5)  # fmt: skip
 
 
-def bars(ax: Axes, x: float, y: float, look: Look, *, across: Any = None, up: Any = None) -> None:
+def bars(ax: Axes, x: float, y: float, look: MarkerStyle, *, across: Any = None, up: Any = None) -> None:
     """The intervals of a marker, across and up."""
     ax.errorbar([x], [y], xerr=across, yerr=up, fmt="none", ecolor=look.colour, elinewidth=0.8, alpha=0.6, zorder=4)
 
@@ -181,7 +181,7 @@ def star(ax: Axes, x: float, y: float) -> None:
     ax.plot([x], [y], marker="*", color="black", markersize=9, linestyle="none", zorder=6)
 
 
-def key(look: Look, label: str, *, hollow: bool = False) -> Line2D:
+def key(look: MarkerStyle, label: str, *, hollow: bool = False) -> Line2D:
     """The legend's entry for a method: its marker, filled or hollow, and its label."""
     return Line2D([], [], marker=look.marker, color=look.colour, markerfacecolor="white" if hollow else look.colour,
                   markersize=5.5, markeredgewidth=1.1, linestyle="none", label=label)  # fmt: skip

@@ -1,6 +1,6 @@
 """What changes with a setting, from records: strength, number of pairs learnt from, layer.
 
-Each function gives tidy frames for `bench.figures`, a row per curve and value of the setting, with the columns
+Each function gives tidy frames for `bench.plots`, a row per curve and value of the setting, with the columns
 table split model scorer     where the numbers are from; only rows of one frame compare
 curve method family fits     the curve's name, its method, and how many fits (seeds) a point is the mean of
 x unit                       the setting and what it counts; curves of different units share no axis
@@ -8,7 +8,7 @@ chosen bound                 of tuning, for strengths alone: whether it chose th
                              perplexity ratio that it kept below, NaN where nothing was tuned
 toxicity_reduction perplexity_ratio capability_kept
                              against the unsteered model on the same items, each with _low and _high, the 95 % interval
-                             over items and fits (`Table.parts`); NaN where it was not measured
+                             over items and fits (`Comparison.effects`); NaN where it was not measured
 """
 
 import json
@@ -22,8 +22,8 @@ import pandas as pd
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from bench.console import escape
-from bench.leaderboard.comparison import Table, tables
-from bench.leaderboard.grouping import Line, learnt_from
+from bench.leaderboard.frame import Table, tables
+from bench.leaderboard.grouping import Row, learnt_from
 from bench.records.fields import Tuned
 from bench.records.identity import digest
 from bench.records.names import RANDOM
@@ -37,17 +37,17 @@ FEWEST = 2  # values of a setting that make a curve
 
 
 class Place(NamedTuple):
-    """A line on a curve: its value of the setting, and all else that it is, which the whole curve shares."""
+    """A row on a curve: its value of the setting, and all else that it is, which the whole curve shares."""
 
     x: float
     unit: str
     rest: Mapping[str, Any]
-    line: Line
+    row: Row
 
 
 def strengths(table: Table) -> pd.DataFrame:
     """Methods that were run at several strengths; empty where none was."""
-    return frame(table, [of_strength(line) for line in table.lines], "test")
+    return frame(table, [of_strength(row) for row in table.rows], "test")
 
 
 def trials(results: Sequence[Result]) -> list[pd.DataFrame]:
@@ -63,7 +63,7 @@ def trials(results: Sequence[Result]) -> list[pd.DataFrame]:
             tunings[record.fit_id].append(record.tuning)
     found = []
     for table in tables(dev):
-        rows = frame(table, [of_strength(line) for line in table.lines], "dev", tunings)
+        rows = frame(table, [of_strength(row) for row in table.rows], "dev", tunings)
         if len(rows):
             found.append(rows)
     return found
@@ -78,57 +78,57 @@ def measured(one: Result) -> pd.DataFrame:
 
 def sizes(table: Table) -> pd.DataFrame:
     """Methods that learnt from several numbers of pairs, all else equal; empty where none did."""
-    return frame(table, [of_pairs(line) for line in table.lines], "test")
+    return frame(table, [of_pairs(row) for row in table.rows], "test")
 
 
 def layers(table: Table) -> pd.DataFrame:
     """Methods that were run at several layers, all else equal; empty where none was."""
-    return frame(table, [of_layer(line) for line in table.lines], "test")
+    return frame(table, [of_layer(row) for row in table.rows], "test")
 
 
-# -- where a line is on its curve ------------------------------------------------------------------------------------
+# -- where a row is on its curve ------------------------------------------------------------------------------------
 
 
-def of_strength(line: Line) -> Place | None:
+def of_strength(row: Row) -> Place | None:
     """None for the unsteered model, and for fits that were each tuned to a strength of their own."""
-    if line.is_baseline or len(line.strengths) != 1:
+    if row.is_baseline or len(row.strengths) != 1:
         return None
-    rest = named(line) | settings(line) | learnt_from(line.fits[0])
-    return Place(line.strengths[0], str(line.columns["strength_unit"] or "strength"), rest, line)
+    rest = named(row) | settings(row) | learnt_from(row.fits[0])
+    return Place(row.strengths[0], str(row.columns["strength_unit"] or "strength"), rest, row)
 
 
-def of_pairs(line: Line) -> Place | None:
+def of_pairs(row: Row) -> Place | None:
     """None for what learns from no pairs. Counts of the data follow from how many pairs were asked for."""
-    pairs = line.data.pairs if line.data else None
+    pairs = row.data.pairs if row.data else None
     if pairs is None:
         return None
-    data = {key: value for key, value in learnt_from(line.fits[0]).items() if isinstance(value, str)}
-    return Place(float(pairs), "pairs learnt from", named(line) | at(line) | settings(line) | data, line)
+    data = {key: value for key, value in learnt_from(row.fits[0]).items() if isinstance(value, str)}
+    return Place(float(pairs), "pairs learnt from", named(row) | at(row) | settings(row) | data, row)
 
 
-def of_layer(line: Line) -> Place | None:
+def of_layer(row: Row) -> Place | None:
     """None for what has no layer that is a number. A whole number is a block, another one a share of the depth."""
-    rest = settings(line)
+    rest = settings(row)
     layer = rest.pop("layer", None)
     if isinstance(layer, bool) or not isinstance(layer, int | float):
         return None
     unit = "block" if isinstance(layer, int) else "share of the depth"
-    return Place(float(layer), f"layer ({unit})", named(line) | at(line) | rest | learnt_from(line.fits[0]), line)
+    return Place(float(layer), f"layer ({unit})", named(row) | at(row) | rest | learnt_from(row.fits[0]), row)
 
 
-def named(line: Line) -> dict[str, Any]:
+def named(row: Row) -> dict[str, Any]:
     """Which method it is."""
-    return {"method": line.columns["method"], "version": line.columns["version"]}
+    return {"method": row.columns["method"], "version": row.columns["version"]}
 
 
-def at(line: Line) -> dict[str, Any]:
+def at(row: Row) -> dict[str, Any]:
     """Its strength, where it was given; tuned ones go together, whatever was chosen."""
-    return {"strength": "tuned" if line.tuning else "; ".join(f"{one:g}" for one in line.strengths)}
+    return {"strength": "tuned" if row.tuning else "; ".join(f"{one:g}" for one in row.strengths)}
 
 
-def settings(line: Line) -> dict[str, Any]:
+def settings(row: Row) -> dict[str, Any]:
     """Its hyper-parameters, but for the seed of its fits."""
-    found: dict[str, Any] = json.loads(line.columns["parameters"])
+    found: dict[str, Any] = json.loads(row.columns["parameters"])
     found.pop("seed", None)
     return found
 
@@ -145,7 +145,7 @@ def frame(
     """The curves of a table that have FEWEST points or more, by name and x. `tunings`: fit id -> how it was tuned."""
     curves: dict[str, dict[float, Place]] = defaultdict(dict)
     for place in places:
-        if place is not None and place.line in table.pairs:
+        if place is not None and place.row in table.pairs:
             curves[digest([place.unit, place.rest])].setdefault(place.x, place)
     kept = [one for one in curves.values() if len(one) >= FEWEST]
     names = curve_names([next(iter(one.values())).rest for one in kept])
@@ -153,34 +153,34 @@ def frame(
     with threadpool_limits(1, "blas"):  # as for the leaderboard: threads slow small products and could round otherwise
         for name, curve in zip(names, kept, strict=True):
             for x, place in sorted(curve.items()):
-                rows.append(row(table, name, place, split) | tuned(table, place.line, x, tunings or {}))
+                rows.append(point(table, name, place, split) | tuned(table, place.row, x, tunings or {}))
     found = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["curve", "unit", "x"], kind="stable")
     return found.astype({"chosen": "boolean"}).reset_index(drop=True)
 
 
-def row(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
+def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
     """A point of a curve with its measures."""
     found: dict[str, Any] = {
         "table": table.number, "split": split, "model": table.about.model.name,
-        "scorer": table.scorer, "curve": name, "method": place.line.columns["method"],
-        "family": place.line.columns["family"], "fits": len(place.line.fits), "x": place.x, "unit": place.unit,
+        "scorer": table.scorer, "curve": name, "method": place.row.columns["method"],
+        "family": place.row.columns["family"], "fits": len(place.row.fits), "x": place.x, "unit": place.unit,
     }  # fmt: skip
     for measure in MEASURES:
-        part = table.parts[place.line][measure]
-        ends = part.estimate() if part else (None, None, None)
+        effect = table.effects[place.row][measure]
+        ends = effect.estimate() if effect else (None, None, None)
         found |= {f"{measure}{end}": math.nan if one is None else one for end, one in zip(ENDS, ends, strict=True)}
     return found
 
 
-def tuned(table: Table, line: Line, x: float, tunings: Mapping[str, Sequence[Tuned]]) -> dict[str, Any]:
-    """What tuning on the unsteered texts of this table made of this strength, for any fit of the line."""
+def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned]]) -> dict[str, Any]:
+    """What tuning on the unsteered texts of this table made of this strength, for any fit of the row."""
     base = table.baseline.metrics if table.baseline else {}
     mine = [
         one
-        for fit in line.fits
+        for fit in row.fits
         for one in tunings.get(fit.columns["fit_id"], ())
         if any(
-            name.startswith(f"rtp.{one.scorer}.{one.objective}") and math.isclose(metric.value, one.unsteered_toxicity)
+            name.startswith(one.metric) and math.isclose(metric.value, one.unsteered_value)
             for name, metric in base.items()
         )
     ]

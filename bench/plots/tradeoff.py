@@ -13,7 +13,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from bench.plots import style
-from bench.plots.style import DASHES, GREY, PALE, Nothing, Point, Width
+from bench.plots.style import DASHES, GREY, PALE, NothingToDraw, Point, Width
 from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.stats import pareto
 
@@ -42,13 +42,13 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
         width: of one or two columns.
 
     Raises:
-        Nothing: no method has a toxicity reduction.
+        NothingToDraw: no method has a toxicity reduction.
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
     shown = [point for point in style.points(frame) if pd.notna(point.row[X])]
     if not shown:
-        raise Nothing(
+        raise NothingToDraw(
             "no method has toxicity results beside the unsteered model's on the same prompts; run "
             "`python -m bench -m method=unsteered,caa suite=[rtp,fluency,capability]`"
         )

@@ -178,24 +178,33 @@ class Cost(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(Fields):
-    """One strength on the dev split. Both measures are relative to the unsteered model."""
+    """One strength on the dev split. Both ratios are relative to the unsteered model.
+
+    reduction: of the toxicity, where that was the objective; gain: in any other objective.
+    """
 
     strength: float
     perplexity_ratio: float | None = None
     reduction: float | None = None
+    gain: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned(Fields):
-    """How a strength was chosen: by which scorer, least of what, within which bounds, from which trials.
+    """How a strength was chosen: by which scorer, least or most of what, within which bounds, from which trials.
 
-    chosen_trial: its place among the trials; None in records of older versions, which tuned nothing but strengths.
+    suite, direction, gain: of the objective; None where it is the least toxicity of the suite rtp, as it always was in
+    records of older versions. scorer: None for a suite whose metrics have none. chosen_trial: its place among the
+    trials; None in records of older versions, which tuned nothing but strengths.
     """
 
     READ = {"trials": each(Trial)}
 
-    scorer: str
+    scorer: str | None
     objective: str
+    suite: str | None = None
+    direction: str | None = None
+    gain: str | None = None
     split: Json = None
     constraints: Mapping[str, Json] | None = None
     search: Json = None
@@ -212,9 +221,16 @@ class Tuned(Fields):
         return next(same, None) if self.chosen_trial is None else self.chosen_trial
 
     @property
-    def unsteered_toxicity(self) -> float:
+    def metric(self) -> str:
+        """The metric that was looked at, as a table names it but for a suffix with the number of texts."""
+        scorer = f"{self.scorer}." if self.scorer else ""
+        return f"{self.suite or 'rtp'}.{scorer}{self.objective}"
+
+    @property
+    def unsteered_value(self) -> float:
         """The objective of the unsteered model on the dev split; NaN where the record does not say."""
-        return _number((self.baseline or {}).get("toxicity"))
+        found = self.baseline or {}
+        return _number(found.get("toxicity", found.get("value")))
 
     @property
     def perplexity_bound(self) -> float:

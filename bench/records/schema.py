@@ -107,10 +107,10 @@ METRIC = fields(
     {"value": NUMBER, "n": COUNT, "higher_is_better": FLAG, "transform": FOLD},
     standard_error=maybe(NOT_NEGATIVE), unscored=maybe(COUNT),
 )  # fmt: skip
-TRIAL = fields({"strength": NUMBER}, perplexity_ratio=maybe(NOT_NEGATIVE), reduction=maybe(NUMBER))
+TRIAL = fields({"strength": NUMBER}, perplexity_ratio=maybe(NOT_NEGATIVE), reduction=maybe(NUMBER), gain=maybe(NUMBER))
 TUNING = fields(
-    {"scorer": TEXT, "objective": TEXT, "chosen": NUMBER, "trials": each(TRIAL)},
-    chosen_trial=COUNT, feasible=maybe(FLAG), baseline=maybe(MAPPING), constraints=maybe(MAPPING),
+    {"scorer": maybe(TEXT), "objective": TEXT, "chosen": NUMBER, "trials": each(TRIAL)},
+    suite=maybe(TEXT), direction=maybe(TEXT), gain=maybe(TEXT), chosen_trial=COUNT, feasible=maybe(FLAG), baseline=maybe(MAPPING), constraints=maybe(MAPPING),
 )  # fmt: skip
 RECORD = fields(
     {

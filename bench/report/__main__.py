@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bench.console import command
 from bench.console.escape import visible
-from bench.report.columns import size
+from bench.leaderboard.columns import size
 from bench.report.page import rebuild
 from bench.report.texts import PROMPTS, SAMPLES
 

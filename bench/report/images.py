@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from bench.leaderboard.comparison import Table
+from bench.leaderboard.frame import Table
 from bench.plots import style
 from bench.plots.draw import KINDS, Source
 
@@ -39,7 +39,7 @@ def figures(results: Path, found: Sequence[Table]) -> Figures:
         for end, frames in kind.drawings(source):
             try:
                 uri = embedded(kind.draw(*frames))
-            except style.Nothing as nothing:
+            except style.NothingToDraw as nothing:
                 why.append(str(nothing))
                 continue
             some = True

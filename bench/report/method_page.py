@@ -1,4 +1,4 @@
-"""The page of one line of a table: settings, where its numbers are from, what it cost, trials, every metric."""
+"""The page of one row of a table: settings, where its numbers are from, what it cost, trials, every metric."""
 
 import json
 import re
@@ -7,13 +7,14 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.leaderboard.comparison import DERIVED, Table, record_names
-from bench.leaderboard.formatting import NONE, labels, number, seconds, signed, tests
-from bench.leaderboard.grouping import Entry, Line
+from bench.leaderboard.columns import NONE, headline_title, number, probability, seconds, signed, size, tests, whole
+from bench.leaderboard.comparison import DERIVED
+from bench.leaderboard.formatting import labels
+from bench.leaderboard.frame import Table, record_names
+from bench.leaderboard.grouping import Fit, Row
 from bench.records import identity
 from bench.records.fields import Git, Provenance
 from bench.records.record import Record
-from bench.report.columns import headline, probability, size, whole
 from bench.stats.bootstrap import LEVEL
 
 DIGITS = 4  # significant ones of a fact
@@ -45,10 +46,10 @@ class Grid(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What is told of a line. row: its row of the frame; summary: in a sentence or two, before anything else."""
+    """What is told of a row. numbers: its row of the frame; summary: in a sentence or two, before anything else."""
 
-    line: Line
-    row: "pd.Series[Any]"
+    row: Row
+    numbers: "pd.Series[Any]"
     label: str
     anchor: str
     summary: str
@@ -57,71 +58,72 @@ class Page(NamedTuple):
     @property
     def family(self) -> str:
         """Of the method."""
-        return str(self.line.columns["family"])
+        return str(self.row.columns["family"])
 
 
 def pages(table: Table) -> list[Page]:
-    """The page of every line, in the order of the leaderboard."""
-    by_records = {record_names(line): line for line in table.lines}
+    """The page of every row, in the order of the leaderboard."""
+    by_records = {record_names(row): row for row in table.rows}
     named = zip(labels(table.frame), table.frame.iterrows(), strict=True)
-    return [page(table, by_records[row["records"]], row, label) for label, (_, row) in named]
+    return [page(table, by_records[numbers["records"]], numbers, label) for label, (_, numbers) in named]
 
 
-def anchor(line: Line) -> str:
+def anchor(row: Row) -> str:
     """Where the page is; the same for the same records, whatever else is in the table."""
-    slug = re.sub(r"[^a-z0-9]+", "-", str(line.columns["method"]).lower()).strip("-")
-    return f"{slug or 'line'}-{identity.digest(record_names(line))[:8]}"
+    slug = re.sub(r"[^a-z0-9]+", "-", str(row.columns["method"]).lower()).strip("-")
+    return f"{slug or 'row'}-{identity.digest(record_names(row))[:8]}"
 
 
-def page(table: Table, line: Line, row: "pd.Series[Any]", label: str) -> Page:
-    """The page of a line, which is a row of the frame and has a name there."""
+def page(table: Table, row: Row, numbers: "pd.Series[Any]", label: str) -> Page:
+    """The page of a row. numbers: its row of the frame; label: its name in the table."""
     parts: list[Facts | Grid | None] = [
-        settings(line),
-        tradeoff(row),
-        cost(row),
-        metrics(table, line, row),
-        draws(table, line),
-        *(trials(fit, len(line.fits) > 1) for fit in line.fits),
-        *learnt(line),
-        *suites(line),
-        model(line),
-        *versions(line),
-        sources(line),
-        records(line),
+        settings(row),
+        tradeoff(numbers),
+        cost(numbers),
+        metrics(table, row, numbers),
+        draws(table, row),
+        *(trials(fit, len(row.fits) > 1) for fit in row.fits),
+        *learnt(row),
+        *suites(row),
+        model(row),
+        *versions(row),
+        sources(row),
+        records(row),
     ]
     told = [one for one in parts if one and one.rows]
-    return Page(line, row, label, anchor(line), summary(table, line, row), told)
+    return Page(row, numbers, label, anchor(row), summary(table, row, numbers), told)
 
 
-def summary(table: Table, line: Line, row: "pd.Series[Any]") -> str:
-    """Where the line stands."""
-    if line.is_baseline:
+def summary(table: Table, row: Row, numbers: "pd.Series[Any]") -> str:
+    """Where the row stands."""
+    if row.is_baseline:
         return "The model as it is: what every other row is compared with."
     told = []
-    if pd.notna(row["rank"]):
-        ends = [whole(end) for end in (row["rank_low"], row["rank_high"])]
+    if pd.notna(numbers["rank"]):
+        ends = [whole(end) for end in (numbers["rank_low"], numbers["rank_high"])]
         where = " to ".join(dict.fromkeys(ends))
-        told.append(f"Rank {whole(row['rank'])} by the joint score ({where} in {LEVEL:.0%} of the resamples).")
-    name, verdict = table.headline, row.get("verdict")
+        told.append(f"Rank {whole(numbers['rank'])} by the joint score ({where} in {LEVEL:.0%} of the resamples).")
+    name, verdict = table.headline, numbers.get("verdict")
     if pd.notna(verdict):
-        p = probability(row.get(f"{name}.p_holm"))
-        change = interval(row, f"{name}.delta", sign=True)
+        p = probability(numbers.get(f"{name}.p_holm"))
+        change = interval(numbers, f"{name}.delta", sign=True)
         p = p if p.startswith("<") else f"= {p}"
-        holm = " (Holm)" if tests(table, name) > 1 else ""
-        told.append(f"By {headline(table)} against unsteered: {change}; {verdict}, p {p}{holm}.")
-    if pd.notna(row["collapsed"]) and row["collapsed"]:
-        told.append(f"Its text has collapsed: {row['collapse_reason']}.")
-    elif pd.notna(row["feasible"]) and not row["feasible"]:
+        holm = " (Holm)" if tests(table.frame, name) > 1 else ""
+        title = headline_title(name, table.toxicity)
+        told.append(f"By {title} against unsteered: {change}; {verdict}, p {p}{holm}.")
+    if pd.notna(numbers["collapsed"]) and numbers["collapsed"]:
+        told.append(f"Its text has collapsed: {numbers['collapse_reason']}.")
+    elif pd.notna(numbers["feasible"]) and not numbers["feasible"]:
         told.append("No strength kept its text within the bounds.")
     return " ".join(told)
 
 
-def interval(row: "pd.Series[Any]", name: str, digits: int = 3, *, sign: bool = False) -> str:
+def interval(numbers: "pd.Series[Any]", name: str, digits: int = 3, *, sign: bool = False) -> str:
     """A value with its interval, as one text."""
     text = signed if sign else number
-    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
     ends = "" if pd.isna(low) or pd.isna(high) else f" [{text(low, digits)}, {text(high, digits)}]"
-    return text(row.get(name), digits) + ends
+    return text(numbers.get(name), digits) + ends
 
 
 def told(value: Any) -> str:
@@ -144,54 +146,54 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str
             yield f"{prefix}{key}", told(value)
 
 
-def settings(line: Line) -> Facts:
+def settings(row: Row) -> Facts:
     """What the method is and how it was set."""
-    columns, method = line.columns, line.records[0].method
+    columns, method = row.columns, row.records[0].method
     unit = f" ({columns['strength_unit']})" if columns["strength_unit"] else ""
     rows = [("method", f"{columns['method']}, version {columns['version']}"), ("family", str(columns["family"]))]
     rows += [("class", method.class_path)] if method.class_path else []
-    if not line.is_baseline:
-        rows.append(("strength", ", ".join(f"{one:g}" for one in line.strengths) + unit))
-    own = {key: value for key, value in method.parameters.items() if len(line.fits) == 1 or key != "seed"}
+    if not row.is_baseline:
+        rows.append(("strength", ", ".join(f"{one:g}" for one in row.strengths) + unit))
+    own = {key: value for key, value in method.parameters.items() if len(row.fits) == 1 or key != "seed"}
     rows += flat(own)
-    seeds = [str(fit.columns["fit_seed"]) for fit in line.fits if fit.columns["fit_seed"] is not None]
-    sampled = sorted({one.seed.sample for one in line.records if one.sampling})
+    seeds = [str(fit.columns["fit_seed"]) for fit in row.fits if fit.columns["fit_seed"] is not None]
+    sampled = sorted({one.seed.sample for one in row.records if one.sampling})
     rows.append(("fit seeds", ", ".join(seeds) or NONE))
     rows.append(("sampling seeds", ", ".join(map(str, sampled)) or NONE))
     return Facts("Method and seeds", rows)
 
 
-def tradeoff(row: "pd.Series[Any]") -> Facts:
+def tradeoff(numbers: "pd.Series[Any]") -> Facts:
     """What was gained and what was kept."""
-    rows = [(name.replace("_", " "), interval(row, name)) for name in DERIVED if pd.notna(row.get(name))]
-    if pd.notna(row.get("on_front")):
-        rows.append(("on a Pareto front", told(bool(row["on_front"]))))
-    if pd.notna(row.get("shrinkage")):
-        rows.append(("reduction of what was tuned, on dev less that on test", signed(row["shrinkage"], 3)))
-    if pd.notna(row.get("random_reduction_low")):
-        low, high = number(row["random_reduction_low"], 3), number(row["random_reduction_high"], 3)
-        rows.append(("dev reduction", number(row["dev_reduction"], 3)))
-        rows.append(("dev reduction of random directions", f"{low} to {high} ({whole(row['random_draws'])} draws)"))
-    return Facts("Trade-off against unsteered", rows, f"[ ]: {LEVEL:.0%} interval, over {row['error_over']}.")
+    rows = [(name.replace("_", " "), interval(numbers, name)) for name in DERIVED if pd.notna(numbers.get(name))]
+    if pd.notna(numbers.get("on_front")):
+        rows.append(("on a Pareto front", told(bool(numbers["on_front"]))))
+    if pd.notna(numbers.get("shrinkage")):
+        rows.append(("reduction of what was tuned, on dev less that on test", signed(numbers["shrinkage"], 3)))
+    if pd.notna(numbers.get("random_reduction_low")):
+        low, high = number(numbers["random_reduction_low"], 3), number(numbers["random_reduction_high"], 3)
+        rows.append(("dev reduction", number(numbers["dev_reduction"], 3)))
+        rows.append(("dev reduction of random directions", f"{low} to {high} ({whole(numbers['random_draws'])} draws)"))
+    return Facts("Trade-off against unsteered", rows, f"[ ]: {LEVEL:.0%} interval, over {numbers['error_over']}.")
 
 
-def metrics(table: Table, line: Line, row: "pd.Series[Any]") -> Grid:
+def metrics(table: Table, row: Row, numbers: "pd.Series[Any]") -> Grid:
     """Every metric with its error, its change, the interval and, where it is tested, p."""
     header = ["metric", "value", "s.e.", "n", "unscored", "change", f"{LEVEL:.0%} interval", "p", "p (Holm)",
               "detectable"]  # fmt: skip
     rows = []
     for name in table.metrics:
-        if pd.isna(row.get(name)):
+        if pd.isna(numbers.get(name)):
             continue
-        low, high = row.get(f"{name}.delta_low"), row.get(f"{name}.delta_high")
+        low, high = numbers.get(f"{name}.delta_low"), numbers.get(f"{name}.delta_high")
         ends = NONE if pd.isna(low) or pd.isna(high) else f"{signed(low, 3)} to {signed(high, 3)}"
         rows.append([
-            name, f"{row[name]:.{DIGITS}g}", number(row.get(f"{name}.se"), 3), whole(row.get(f"{name}.n")),
-            whole(line.metrics[name].unscored), signed(row.get(f"{name}.delta"), 3), ends,
-            probability(row.get(f"{name}.p")), probability(row.get(f"{name}.p_holm")),
-            number(row.get(f"{name}.detectable"), 3),
+            name, f"{numbers[name]:.{DIGITS}g}", number(numbers.get(f"{name}.se"), 3), whole(numbers.get(f"{name}.n")),
+            whole(row.metrics[name].unscored), signed(numbers.get(f"{name}.delta"), 3), ends,
+            probability(numbers.get(f"{name}.p")), probability(numbers.get(f"{name}.p_holm")),
+            number(numbers.get(f"{name}.detectable"), 3),
         ])  # fmt: skip
-    corrected = any(tests(table, name) > 1 for name in table.metrics)
+    corrected = any(tests(table.frame, name) > 1 for name in table.metrics)
     kept = [i for i, title in enumerate(header)
             if (i == 0 or any(cells[i] != NONE for cells in rows)) and (corrected or title != "p (Holm)")]  # fmt: skip
     told = {"change": "Change: to unsteered on the same items.", "p": "p only for the metrics that are tested."}
@@ -199,20 +201,20 @@ def metrics(table: Table, line: Line, row: "pd.Series[Any]") -> Grid:
     return Grid("Every metric", [header[i] for i in kept], [[cells[i] for i in kept] for cells in rows], note)
 
 
-def draws(table: Table, line: Line) -> Grid | None:
+def draws(table: Table, row: Row) -> Grid | None:
     """Each fit by itself, where there are several."""
-    if len(line.fits) == 1:
+    if len(row.fits) == 1:
         return None
     rows = []
     frame = table.by_fit
-    own = frame[frame["method"] == line.columns["method"]] if len(frame) else frame
-    seeds = [fit.columns["fit_seed"] for fit in line.fits]
-    for _, row in own[own["fit_seed"].isin(seeds)].iterrows() if len(own) else ():
-        rows.append([told(row["fit_seed"]), f"{row['strength']:g}", *(number(row[name], 3) for name in DERIVED)])
+    own = frame[frame["method"] == row.columns["method"]] if len(frame) else frame
+    seeds = [fit.columns["fit_seed"] for fit in row.fits]
+    for _, fit in own[own["fit_seed"].isin(seeds)].iterrows() if len(own) else ():
+        rows.append([told(fit["fit_seed"]), f"{fit['strength']:g}", *(number(fit[name], 3) for name in DERIVED)])
     return Grid("Each fit by itself", ["fit seed", "strength", *(name.replace("_", " ") for name in DERIVED)], rows)
 
 
-def trials(fit: Entry, several: bool) -> Grid | None:
+def trials(fit: Fit, several: bool) -> Grid | None:
     """What was tried on the dev split, and what was chosen."""
     tuning = fit.tuning
     if not tuning:
@@ -225,7 +227,9 @@ def trials(fit: Entry, several: bool) -> Grid | None:
     chosen = frozenset() if index is None else frozenset({index + 1})  # the unsteered model is row 0
     bounds = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in flat(tuning.constraints or {}))
     kept = "the best within the bounds" if tuning.feasible else "the nearest to the bounds, which none keeps"
-    note = (f"Least {tuning.objective.replace('_', ' ')} by {tuning.scorer} on the {tuning.split or 'dev'} split, "
+    judge = f" by {tuning.scorer}" if tuning.scorer else ""
+    aim = f"{'Most' if tuning.direction == 'maximize' else 'Least'} {tuning.objective.replace('_', ' ')}{judge}"
+    note = (f"{aim} on the {tuning.split or 'dev'} split, "
             f"subject to: {bounds or 'nothing'}. Search: {tuning.search or 'not recorded'}. Chosen: strength "
             f"{told(tuning.chosen)}, {kept}.")  # fmt: skip
     title = "Tuning trials" + (f", fit seed {fit.columns['fit_seed']}" if several else "")
@@ -233,32 +237,32 @@ def trials(fit: Entry, several: bool) -> Grid | None:
                 [[trial.get(key, NONE) for key in header] for trial in tried], note, chosen)  # fmt: skip
 
 
-def cost(row: "pd.Series[Any]") -> Facts:
+def cost(numbers: "pd.Series[Any]") -> Facts:
     """What it takes."""
     rows = [
-        ("seconds of a fit", seconds(row["fit_seconds"])),
-        ("peak memory of a fit, beyond the model", size(row["peak_fit_memory_bytes"])),
-        ("size of what was learnt", size(row["artefact_bytes"])),
-        ("speed relative to unsteered", number(row["relative_speed"])),
-        ("tuning trials", whole(row["trials"])),
-        ("contrast pairs", whole(row["pairs"])),
+        ("seconds of a fit", seconds(numbers["fit_seconds"])),
+        ("peak memory of a fit, beyond the model", size(numbers["peak_fit_memory_bytes"])),
+        ("size of what was learnt", size(numbers["artefact_bytes"])),
+        ("speed relative to unsteered", number(numbers["relative_speed"])),
+        ("tuning trials", whole(numbers["trials"])),
+        ("contrast pairs", whole(numbers["pairs"])),
     ]
     return Facts("Cost", [one for one in rows if one[1] != NONE])
 
 
-def learnt(line: Line) -> list[Facts]:
+def learnt(row: Row) -> list[Facts]:
     """What the method learnt from, and what it found out while it did."""
-    data = line.data.to_json() if line.data else {}
+    data = row.data.to_json() if row.data else {}
     data.pop("sources", None)  # among the sources
-    note = "of the first fit" if len(line.fits) > 1 else ""
-    found_out = list(flat((line.fit.facts if line.fit else None) or {}))
+    note = "of the first fit" if len(row.fits) > 1 else ""
+    found_out = list(flat((row.facts.facts if row.facts else None) or {}))
     return [Facts("Learnt from", list(flat(data)), note), Facts("Found in the fit", found_out, note)]
 
 
-def suites(line: Line) -> list[Facts]:
+def suites(row: Row) -> list[Facts]:
     """How each suite was set, and how texts were decoded."""
     first: dict[str, Record] = {}
-    for one in line.records:
+    for one in row.records:
         first.setdefault(one.suite, one)
     found = []
     for suite, record in first.items():
@@ -269,26 +273,26 @@ def suites(line: Line) -> list[Facts]:
     return found
 
 
-def model(line: Line) -> Facts:
+def model(row: Row) -> Facts:
     """The model, as its identity says."""
-    return Facts("Model", [one for one in flat(line.records[0].model.to_json()) if one[1] != NONE])
+    return Facts("Model", [one for one in flat(row.records[0].model.to_json()) if one[1] != NONE])
 
 
-def sources(line: Line) -> Grid:
+def sources(row: Row) -> Grid:
     """Every data set, and where it was read."""
     keys = ("name", "source", "config", "split", "revision", "fingerprint")
-    found = [(source, one.suite) for one in line.records for source in one.sources or ()]
-    found += [(source, "fit") for source in line.data.all_sources] if line.data else []
+    found = [(source, one.suite) for one in row.records for source in one.sources or ()]
+    found += [(source, "fit") for source in row.data.all_sources] if row.data else []
     rows: dict[tuple[str, ...], list[str]] = {}
     for source, use in found:
         rows.setdefault(tuple(told(getattr(source, key)) for key in keys), []).append(use)
-    return Grid("Sources", [*keys, "for"], [[*row, ", ".join(dict.fromkeys(uses))] for row, uses in rows.items()])
+    return Grid("Sources", [*keys, "for"], [[*where, ", ".join(dict.fromkeys(uses))] for where, uses in rows.items()])
 
 
-def records(line: Line) -> Grid:
-    """The records behind the line; each is a folder under runs/records."""
+def records(row: Row) -> Grid:
+    """The records behind the row; each is a folder under runs/records."""
     rows = []
-    for one in line.records:
+    for one in row.records:
         origin = one.provenance or Provenance()
         git = origin.git or Git()
         commit = str(git.commit)[:10] + (" with changes" if git.dirty else "") if git.commit else NONE
@@ -298,10 +302,10 @@ def records(line: Line) -> Grid:
     return Grid("Records", header, rows)
 
 
-def versions(line: Line) -> list[Facts]:
+def versions(row: Row) -> list[Facts]:
     """Packages and hardware; more than one where its records were made on several machines or versions."""
     made: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for one in line.records:
+    for one in row.records:
         origin = one.provenance or Provenance()
         rows = tuple([*flat(origin.machine), *flat(origin.packages or {})])
         made.setdefault(rows, []).append(one.id)

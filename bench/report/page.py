@@ -15,7 +15,8 @@ from bench.console import command
 from bench.console.escape import visible
 from bench.files.atomic import write_whole
 from bench.leaderboard import formatting
-from bench.leaderboard.comparison import Table, tables
+from bench.leaderboard.columns import flags, headline_title, tests
+from bench.leaderboard.frame import Table, tables
 from bench.records.table import read_records
 from bench.report import columns, images, method_page, texts
 from methods.errors import SetupError
@@ -64,7 +65,7 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
 def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples: int) -> dict[str, Any]:
     """What the template needs of a table."""
     pages = method_page.pages(table)
-    sides = texts.side_by_side([(one.line, one.label) for one in pages], runs, store, prompts, samples)
+    sides = texts.side_by_side([(one.row, one.label) for one in pages], runs, store, prompts, samples)
     shown = columns.columns(table)
     parts = dict.fromkeys(one.part for one in shown)
     there = {name for side in sides for name in side.labels}
@@ -86,7 +87,7 @@ def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples:
 
 def search(page: method_page.Page) -> str:
     """What the filter looks at."""
-    return " ".join([page.label, page.family, page.row["parameters"], formatting.flags(page.row)]).lower()
+    return " ".join([page.label, page.family, page.numbers["parameters"], flags(page.numbers)]).lower()
 
 
 def verdict(table: Table) -> str:
@@ -100,8 +101,8 @@ def verdict(table: Table) -> str:
     )
     told = [f"{kind}: {', '.join(labels) or 'none'}" for kind, labels in
             (("better", better), ("worse", worse), ("no difference found", open_))]  # fmt: skip
-    corrected = " and after Holm's correction" if formatting.tests(table, table.headline) > 1 else ""
-    return f"By {columns.headline(table)}, against unsteered{corrected}: {'; '.join(told)}."
+    corrected = " and after Holm's correction" if tests(table.frame, table.headline) > 1 else ""
+    return f"By {headline_title(table.headline, table.toxicity)}, against unsteered{corrected}: {'; '.join(told)}."
 
 
 def breaking(text: str) -> Markup:

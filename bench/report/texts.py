@@ -20,7 +20,7 @@ import pandas as pd
 
 from bench.console.escape import visible
 from bench.files import digests
-from bench.leaderboard.grouping import Entry, Line
+from bench.leaderboard.grouping import Fit, Row
 from bench.records import identity
 from bench.records import record as records
 from bench.records.fields import plain
@@ -217,7 +217,7 @@ class Side(NamedTuple):
         return self._asdict() | named | {"written": written}
 
 
-class _Look(NamedTuple):
+class _Sampled(NamedTuple):
     """A record of one fit with its stored sets, its prompts and its scores. row: of the leaderboard."""
 
     row: str
@@ -229,20 +229,20 @@ class _Look(NamedTuple):
     scores: pd.DataFrame
 
 
-def side_by_side(named: Sequence[tuple[Line, str]], runs: Path, store: Store, prompts: int, samples: int) -> list[Side]:
-    """The stored texts of lines, each with its name, for each set of prompts that the suites asked.
+def side_by_side(named: Sequence[tuple[Row, str]], runs: Path, store: Store, prompts: int, samples: int) -> list[Side]:
+    """The stored texts of rows, each with its name, for each set of prompts that the suites asked.
 
     Of the first sampling seed. prompts, samples: at most so many of each, the first ones, which is a fixed
     pseudo-random sample where the suite orders its prompts by a hash. Two methods come up first: the unsteered model
-    and the first line that is no control.
+    and the first row that is no control.
     """
     if not prompts or not samples or not store.asked:
         return []
-    together: dict[tuple[Any, ...], list[_Look]] = defaultdict(list)
-    for line, row in named:
-        control = line.is_baseline or line.columns["method"] == RANDOM
-        for fit in line.fits:
-            label = f"{row}, fit seed {fit.columns['fit_seed']}" if len(line.fits) > 1 else row
+    together: dict[tuple[Any, ...], list[_Sampled]] = defaultdict(list)
+    for row, name in named:
+        control = row.is_baseline or row.columns["method"] == RANDOM
+        for fit in row.fits:
+            label = f"{name}, fit seed {fit.columns['fit_seed']}" if len(row.fits) > 1 else name
             for record in first_seeds(fit):
                 try:
                     scores = read_scores(runs, record)
@@ -251,11 +251,11 @@ def side_by_side(named: Sequence[tuple[Line, str]], runs: Path, store: Store, pr
                     continue
                 if found := blocks(store, record, scores):
                     key = (identity.digest(plain(record.sampling)), *(block.asked for block in found))
-                    together[key].append(_Look(row, label, control, record, found, prompts_of(scores), scores))
-    return [side(store, looks, prompts, samples) for looks in together.values()]
+                    together[key].append(_Sampled(name, label, control, record, found, prompts_of(scores), scores))
+    return [side(store, sampled, prompts, samples) for sampled in together.values()]
 
 
-def first_seeds(fit: Entry) -> list[Record]:
+def first_seeds(fit: Fit) -> list[Record]:
     """A record per suite that samples."""
     found: dict[str, Record] = {}
     for record in fit.records:
@@ -272,14 +272,14 @@ def prompts_of(scores: pd.DataFrame) -> list[tuple[str, str]]:
     return list(dict.fromkeys(zip(scores["item"].astype(str), groups.astype(str), strict=True)))
 
 
-def side(store: Store, looks: Sequence[_Look], prompts: int, samples: int) -> Side:
-    """The looks of all suites and fits at one set of prompts; one per fit, with the scores of all its suites."""
-    suites = list(dict.fromkeys(look.record.suite for look in looks))
-    scorers = list(dict.fromkeys(name for look in looks for name in look.record.info.scorers or ()))
-    by_label: dict[str, list[_Look]] = defaultdict(list)
-    for look in looks:
-        by_label[look.label].append(look)
-    stored = [block.asked for block in looks[0].blocks]
+def side(store: Store, sampled: Sequence[_Sampled], prompts: int, samples: int) -> Side:
+    """What all suites and fits made of one set of prompts; one per fit, with the scores of all its suites."""
+    suites = list(dict.fromkeys(one.record.suite for one in sampled))
+    scorers = list(dict.fromkeys(name for one in sampled for name in one.record.info.scorers or ()))
+    by_label: dict[str, list[_Sampled]] = defaultdict(list)
+    for one in sampled:
+        by_label[one.label].append(one)
+    stored = [block.asked for block in sampled[0].blocks]
     asked = [prompt for one in stored for prompt in one.prompts]
     written = []
     for label, own in by_label.items():
@@ -289,16 +289,18 @@ def side(store: Store, looks: Sequence[_Look], prompts: int, samples: int) -> Si
         written.append(Written(label, texts, scores_of(own, scorers, texts)))
     methods = [i for i, own in enumerate(by_label.values()) if not own[0].control]
     right = methods[0] if methods else len(written) - 1
-    rows = list(dict.fromkeys(look.row for look in looks))
+    rows = list(dict.fromkeys(one.row for one in sampled))
     return Side(suites, asked[:prompts], len(asked), stored[0].samples, scorers, written, rows, 0, right)
 
 
-def scores_of(looks: Sequence[_Look], scorers: Sequence[str], texts: list[list[str]]) -> list[list[list[float | None]]]:
+def scores_of(
+    sampled: Sequence[_Sampled], scorers: Sequence[str], texts: list[list[str]]
+) -> list[list[list[float | None]]]:
     """For each text what each scorer gave it; None where it was not judged."""
     found: list[list[list[float | None]]] = [[[] for _ in row] for row in texts]
     for scorer in scorers:
         values: dict[tuple[str, int], float] = {}
-        judged = next((look for look in looks if scorer in look.scores), looks[0])
+        judged = next((one for one in sampled if scorer in one.scores), sampled[0])
         start = judged.blocks[0].start
         items = [item for item, _ in judged.items[start : start + len(texts)]]
         if scorer in judged.scores:

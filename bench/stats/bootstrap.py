@@ -14,7 +14,7 @@ import numpy as np
 from scipy.special import ndtr
 from scipy.stats import norm, t
 
-from bench.stats.metrics import Transform, fold
+from bench.stats.metrics import Transform
 
 Array = np.ndarray
 Compare = Literal["difference", "ratio", "reduction"]
@@ -117,41 +117,6 @@ def paired_draws(
         raise ValueError(f"{len(values_a)} items of a and {len(values_b)} of b are no pairs")
     a = draws(values_a, weights_a, transform, seed=seed)
     return compared(a, draws(values_b, weights_b, transform, seed=seed), compare)
-
-
-def paired_bootstrap(
-    values_a: Array,
-    weights_a: Array,
-    values_b: Array,
-    weights_b: Array,
-    transform: Transform = "mean",
-    compare: Compare = "difference",
-    *,
-    level: float = LEVEL,
-    seed: int = 0,
-) -> Estimate:
-    """fold(a) compared with fold(b) on the same items, with the interval of a paired bootstrap.
-
-    Args:
-        values_a: (n,) the items of what is judged; entry i is the same item as entry i of `values_b`.
-        weights_a: (n,) their weights: 1, or tokens.
-        values_b: (n,) the items of the reference.
-        weights_b: (n,) their weights.
-        transform: "exp" where a metric is e to the mean (perplexity).
-        compare: "difference" a - b, "ratio" a / b, "reduction" 1 - a / b.
-        level: of the two-sided interval.
-        seed: of the resamples; the same input gives the same interval.
-
-    Source: Efron and Tibshirani 1993 chapter 13 for the percentile interval, section 8.3 for resampling pairs; the
-    expansion is `interval`'s. Assumes independent items. Where no item differs the interval has no width, which says
-    that nothing was seen, not that nothing is there.
-
-    Raises:
-        ValueError: no items, no weight, or a and b of unequal length.
-    """
-    drawn = paired_draws(values_a, weights_a, values_b, weights_b, transform, compare, seed=seed)
-    value = float(compared(fold(values_a, weights_a, transform), fold(values_b, weights_b, transform), compare))
-    return Estimate(value, *interval(drawn, len(values_a), level))
 
 
 def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:

@@ -69,8 +69,8 @@ def permuted(
     return float(found.pvalue)
 
 
-def excluded(draws: Array, n: int) -> float | None:
-    """Two-sided p that a difference is 0: the smallest at which its interval (`statistics.interval`) leaves 0 out.
+def bootstrap_p(draws: Array, n: int) -> float | None:
+    """Two-sided p that a difference is 0: the smallest at which its interval (`bootstrap.interval`) leaves 0 out.
 
     For a mean over several fits, where a permutation of items would take the fits for the only ones there are.
     None for fewer than 2 items.
@@ -137,7 +137,7 @@ def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1
         level: of the interval.
 
     Source: Marshall and Spiegelhalter 1998 (BMJ 316:1701), there by simulation, here by the bootstrap: the interval
-    tells how far a rank would move with other items. It is no test of two methods; see `letters`.
+    tells how far a rank would move with other items. It is no test of two methods; see `compact_letter_display`.
     """
     values = np.where(np.isnan(draws), np.inf, -draws if higher_is_better else draws)
     ranks = rankdata(values, method="min", axis=0)  # (M, R)
@@ -146,7 +146,7 @@ def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1
     return [(int(low), int(high)) for low, high in ends.T]
 
 
-def letters(names: Sequence[str], different: Collection[frozenset[str]]) -> dict[str, str]:
+def compact_letter_display(names: Sequence[str], different: Collection[frozenset[str]]) -> dict[str, str]:
     """Compact letter display: two names share a letter just where they are not in `different`.
 
     `names` in the order in which letters are to be given, the best first. Sharing a letter does not say that two are

@@ -1,0 +1,439 @@
+"""The columns of a leaderboard: what each is called and how it is written, for every file and page that shows it.
+
+`COLUMNS` are those that every leaderboard has; `of_table` puts those of a table's own metrics among them. The CSV file
+holds all by their names, in full precision; the readable table, LaTeX and the page of the report take those that have a
+title for them, in this order.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.stats.bootstrap import LEVEL
+from bench.stats.significance import ALPHA, POWER
+
+NONE = "–"
+Z = 1.959964  # of a 95 % normal interval, for the standard error of a single value
+MAIN, WHAT, TRADE, COST, METRICS = "Main", "What it is", "Trade-off", "Cost", "Every metric"
+PARTS = (MAIN, WHAT, TRADE, COST, METRICS)
+"""Where the page's chooser lists a column, in this order."""
+
+# -- how a value is written ------------------------------------------------------------------------------------------
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """Rounded; a dash where it is missing."""
+    return NONE if pd.isna(value) else f"{float(value):.{digits}f}"
+
+
+def signed(value: Any, digits: int = 2) -> str:
+    """Rounded with its sign; what rounds to zero has none."""
+    if pd.isna(value):
+        return NONE
+    text = f"{float(value):+.{digits}f}"
+    return text[1:] if float(text) == 0 else text
+
+
+def seconds(value: Any) -> str:
+    """Three digits of a duration."""
+    return NONE if pd.isna(value) else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
+
+
+def probability(value: Any) -> str:
+    """A p value; never as 0."""
+    return NONE if pd.isna(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def size(value: Any) -> str:
+    """Bytes with a unit."""
+    if pd.isna(value):
+        return NONE
+    amount = float(value)
+    for unit in ("B", "kB", "MB"):
+        if amount < 999.5:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.3g} GB"
+
+
+def whole(value: Any) -> str:
+    """A count."""
+    return NONE if pd.isna(value) else f"{int(value)}"
+
+
+def yes(value: Any) -> str:
+    """A flag."""
+    return NONE if pd.isna(value) else "yes" if value else "no"
+
+
+def half(row: "pd.Series[Any]", name: str) -> str:
+    """`±` half the width of the interval of a column."""
+    low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+    return "" if pd.isna(low) or pd.isna(high) else f" ±{(high - low) / 2:.2f}"
+
+
+# -- what a row says -------------------------------------------------------------------------------------------------
+
+
+def place(row: "pd.Series[Any]") -> str:
+    """The rank, and below it the ranks that it has in most resamples."""
+    if pd.isna(row["rank"]):
+        return NONE
+    low, high = row["rank_low"], row["rank_high"]
+    return str(row["rank"]) + ("" if pd.isna(low) or low == high else f"\n{low}..{high}")
+
+
+def strengths(row: "pd.Series[Any]") -> str:
+    """The strength, or lowest..highest where each fit was tuned by itself."""
+    values = row["strengths"].split("; ")
+    return str(values[0]) if len(values) == 1 else f"{values[0]}..{values[-1]}"
+
+
+def against_random(row: "pd.Series[Any]", draws: int) -> str:
+    """How a method's dev reduction compares to that of random directions at equal perplexity."""
+    if pd.isna(row["beats_random"]):
+        return NONE
+    text = "within"
+    if row["beats_random"]:
+        text = "above"
+    elif row["dev_reduction"] < row["random_reduction_low"]:
+        text = "below"
+    return text if row["random_draws"] == draws else f"{text} ({row['random_draws']}/{draws})"
+
+
+def flags(row: "pd.Series[Any]") -> str:
+    """What keeps a row from being compared as it is."""
+    if row["family"] == BASELINE_FAMILY:
+        return ""
+    if pd.notna(row["collapsed"]) and row["collapsed"]:
+        return f"collapsed: {row['collapse_reason']}"
+    if not row["tuned"]:
+        return "strength as given"
+    return "" if row["feasible"] else "no feasible strength"
+
+
+def starred(row: "pd.Series[Any]") -> str:
+    """A star where the headline's change is told apart from none."""
+    return "*" if row.get("verdict") in ("better", "worse") else ""
+
+
+# -- a column --------------------------------------------------------------------------------------------------------
+
+
+class Cell(NamedTuple):
+    """A cell of the page: text, the smaller line below it, and what it is sorted by; None: missing, so last."""
+
+    text: str
+    below: str = ""
+    key: float | str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One column for all who show it; an empty title says that one does not.
+
+    name: of the frame and of leaderboard.csv, where `name_low` and `name_high` are the ends of its interval.
+    unit: of its numbers; "" for a plain number. dtype: in the frame, where counts and flags may be missing.
+    text: title in the terminal and in Markdown; told: the cell there, where it is not the value with its format;
+    with_half: whether ± half the interval is behind the value; legend: what is said below that table.
+    latex: title in LaTeX, where an arrow shows which way is better.
+    page: title in the report; cell: the cell there; part, shown, numeric: where its chooser lists it, whether it is
+    shown at first, whether it is set to the right.
+    """
+
+    name: str
+    about: str
+    unit: str = ""
+    dtype: str = ""
+    higher_is_better: bool | None = None
+    format: Callable[[Any], str] = number
+    text: str = ""
+    told: Callable[["pd.Series[Any]"], str] | None = None
+    legend: str = ""
+    with_half: bool = False
+    latex: str = ""
+    page: str = ""
+    cell: Callable[["pd.Series[Any]"], Cell] | None = None
+    part: str = MAIN
+    shown: bool = False
+    numeric: bool = True
+
+    def as_text(self, row: "pd.Series[Any]") -> str:
+        """The cell of the readable table."""
+        if self.told is not None:
+            return self.told(row)
+        return self.format(row[self.name]) + (half(row, self.name) if self.with_half else "")
+
+    def as_cell(self, row: "pd.Series[Any]") -> Cell:
+        """The cell of the page."""
+        if self.cell is not None:
+            return self.cell(row)
+        return measured(row.get(self.name), row.get(f"{self.name}_low"), row.get(f"{self.name}_high"), self.format)
+
+    @property
+    def latex_title(self) -> str:
+        """With the arrow of the better direction."""
+        arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
+        return self.latex + arrow[self.higher_is_better]
+
+
+def measured(value: Any, low: Any = None, high: Any = None, text: Callable[[Any], str] = number) -> Cell:
+    """A number with its interval."""
+    if pd.isna(value):
+        return Cell(NONE)
+    ends = "" if pd.isna(low) or pd.isna(high) else f"[{text(low)}, {text(high)}]"
+    return Cell(text(value), ends, float(value))
+
+
+def words(name: str) -> Callable[["pd.Series[Any]"], Cell]:
+    """The cell of a column of texts."""
+    return lambda row: Cell(NONE) if pd.isna(row.get(name)) else Cell(str(row[name]), key=str(row[name]))
+
+
+def _place(row: "pd.Series[Any]") -> Cell:
+    rank, _, ends = place(row).partition("\n")
+    return Cell(NONE) if pd.isna(row["rank"]) else Cell(rank, ends, float(rank))
+
+
+def _strength(row: "pd.Series[Any]") -> Cell:
+    if row["family"] == BASELINE_FAMILY:
+        return Cell(NONE)
+    return Cell(strengths(row), key=float(row["strengths"].split("; ")[0]))
+
+
+def _flag(name: str) -> Callable[["pd.Series[Any]"], Cell]:
+    """Yes is sorted before no."""
+    return lambda row: Cell(yes(row[name]), key=None if pd.isna(row[name]) else "0" if row[name] else "1")
+
+
+def _flags(row: "pd.Series[Any]") -> Cell:
+    return Cell(flags(row), key=flags(row) or None)
+
+
+COLUMNS: tuple[Column, ...] = (
+    Column(name="table", about="Rows of one table may be compared.", dtype="Int64"),
+    Column(name="rank", about="By the joint score; below it the ranks that it has in 95 % of the resamples.",
+           dtype="Int64", text="#", told=place, page="rank", cell=_place, shown=True),
+    Column(name="rank_low", about="Best rank in 95 % of the resamples.", dtype="Int64"),
+    Column(name="rank_high", about="Worst rank in 95 % of the resamples.", dtype="Int64"),
+    Column(name="model", about="The model's name in the config."),
+    Column(name="method", about="The method's name.", text="method", latex="method"),
+    Column(name="family", about="Of the method.", page="family", cell=words("family"), part=WHAT, numeric=False),
+    Column(name="version", about="Of the method.", dtype="Int64"),
+    Column(name="parameters", about="Hyper-parameters.", page="parameters", cell=words("parameters"), part=WHAT,
+           numeric=False),
+    Column(name="strength", about="In the method's own unit; empty where the fits have several."),
+    Column(name="strength_unit", about="What one unit of strength is.", page="strength unit",
+           cell=words("strength_unit"), part=WHAT, numeric=False),
+    Column(name="strengths", about="In the method's own unit.", text="strength",
+           told=lambda row: NONE if row["family"] == BASELINE_FAMILY else strengths(row), latex="strength",
+           page="strength", cell=_strength, shown=True),
+    Column(name="fits", about="Fit seeds in this row.", dtype="Int64", format=whole, page="fits", part=WHAT),
+    Column(name="fit_seeds", about="The seeds of the fits."),
+    Column(name="sample_seeds", about="The seeds that texts were sampled with."),
+    Column(name="error_over", about="What the intervals speak about.", page="error over", cell=words("error_over"),
+           part=WHAT, numeric=False),
+    Column(name="feasible", about="Whether a strength kept within the bounds of tuning.", dtype="boolean"),
+    Column(name="collapsed", about="Whether the text has collapsed, so that its toxicity says nothing.",
+           dtype="boolean"),
+    Column(name="collapse_reason", about="Why the text counts as collapsed."),
+    Column(name="tuned", about="Whether the strength was tuned on the dev split."),
+    Column(name="trials", about="Strengths tried on the dev split.", dtype="Int64", format=whole, page="trials",
+           part=WHAT),
+    Column(name="data", about="The data that it learnt from."),
+    Column(name="sources", about="The data sets, and where they were read."),
+    Column(name="scorers_report", about="The scorers that judged its texts."),
+    Column(name="scorer_tune", about="The scorer that tuned its strength."),
+    Column(name="scorer_pairs", about="The scorer that chose its contrast pairs."),
+    Column(name="tasks_at_floor", about="Tasks at which the unsteered model is at chance."),
+    Column(name="toxicity_reduction", about="Share of the unsteered model's toxicity.", higher_is_better=True,
+           latex="reduction", page="toxicity reduction", part=TRADE),
+    Column(name="perplexity_ratio", about="fluency.perplexity over that of the unsteered model's own texts.",
+           higher_is_better=False, text="ppl\nratio", latex=r"ppl.\ ratio", page="ppl ratio", shown=True,
+           legend="ppl: perplexity of the texts under the unsteered model over that of its own texts."),
+    Column(name="fluency_kept", about="1 / perplexity ratio, at most 1.", higher_is_better=True, page="fluency kept",
+           part=TRADE),
+    Column(name="capability_kept", about="Share of (accuracy - chance) over the tasks above chance.",
+           higher_is_better=True, text="capability\nkept", with_half=True, latex="capability", page="capability kept",
+           shown=True, legend="capability kept: share of (accuracy - chance)."),
+    Column(name="joint", about="Harmonic mean of toxicity reduction, fluency kept and capability kept.",
+           higher_is_better=True, text="joint", latex="joint", page="joint", shown=True,
+           legend="joint: harmonic mean of toxicity reduction, fluency kept and capability kept; below a rank, where "
+                  "it lies in 95 % of the resamples."),
+    Column(name="gold_logprob_change", about="Change of the log-probability of right answers, in nats.", unit="nats",
+           higher_is_better=True, format=signed, page="gold log p", part=TRADE),
+    Column(name="beats_random", about="The dev reduction against random directions at equal perplexity.",
+           dtype="boolean", text="vs\nrandom", page="vs random", shown=True, numeric=False),
+    Column(name="random_reduction_low", about="Least dev reduction of a random direction at equal perplexity."),
+    Column(name="random_reduction_mean", about="Mean dev reduction of random directions at equal perplexity."),
+    Column(name="random_reduction_high", about="Largest dev reduction of a random direction at equal perplexity."),
+    Column(name="random_draws", about="Random directions that were tried at that perplexity.", dtype="Int64"),
+    Column(name="dev_reduction", about="Reduction of the chosen trial on the dev split."),
+    Column(name="dev_perplexity_ratio", about="Perplexity ratio of the chosen trial on the dev split."),
+    Column(name="shrinkage", about="Reduction of what was tuned on the dev split less that on the test split.",
+           format=signed, text="dev-test", page="dev−test",
+           legend="dev-test: reduction of what was tuned on the dev split less that on the test split."),
+    Column(name="pairs", about="Contrast pairs learnt from.", dtype="Int64", format=whole, text="pairs", page="pairs",
+           part=WHAT, legend="pairs: learnt from."),
+    Column(name="fit_seconds", about="Seconds that a fit took.", unit="s", higher_is_better=False, format=seconds,
+           text="fit s", page="fit s", part=COST),
+    Column(name="peak_fit_memory_bytes", about="Most memory that a fit took beyond the model.", unit="bytes",
+           dtype="Int64", higher_is_better=False, format=size, page="fit memory", part=COST),
+    Column(name="artefact_bytes", about="Size of what was learnt.", unit="bytes", dtype="Int64",
+           higher_is_better=False, format=size, page="artefact", part=COST),
+    Column(name="relative_speed", about="Relative to unsteered.", unit="of unsteered", higher_is_better=True,
+           text="speed", page="speed", shown=True, legend="speed: relative to unsteered."),
+    Column(name="verdict", about="What the headline's change amounts to."),
+    Column(name="group", about="Rows that share a letter are not told apart."),
+    Column(name="on_front", about="On a Pareto front of reduction and what is kept.", dtype="boolean", page="on front",
+           cell=_flag("on_front"), part=TRADE, numeric=False),
+    Column(name="notes", about="What keeps a row from being compared as it is.", text="notes", told=flags,
+           page="notes", cell=_flags, shown=True, numeric=False),
+    Column(name="records", about="The ids of its records."),
+)  # fmt: skip
+"""In the order in which they are shown; the readable table's come one behind the other, the page's by their part."""
+
+DTYPES = {column.name: column.dtype for column in COLUMNS if column.dtype}
+
+# -- the columns of a table ------------------------------------------------------------------------------------------
+
+
+def of_table(
+    frame: pd.DataFrame, headline: str, toxicity: Sequence[str], metrics: Sequence[str], tested: Sequence[str]
+) -> list[Column]:
+    """All columns of a table, with those of its own metrics.
+
+    Args:
+        frame: its rows (`bench.leaderboard.frame`).
+        headline: the metric that rows are told apart by.
+        toxicity: the toxicity by each scorer that reports; the first one is the headline.
+        metrics: all of the table, as `<suite>.<metric>`.
+        tested: those of which there are p values.
+    """
+    found: list[Column] = []
+    for column in COLUMNS:
+        if column.name == "strengths":
+            found += [_strengths(column, frame), *_headline(frame, headline, toxicity), *map(_opinion, toxicity[1:])]
+        elif column.name == "rank" and frame["rank"].isna().all():
+            found.append(replace(column, about="None is ranked."))
+        elif column.name == "beats_random":
+            found.append(_beats_random(column, frame))
+        elif column.name != "group":
+            found.append(column)
+    found.append(Column(name=f"{headline}.detectable", page="detectable", part=TRADE,
+                        about=f"Change of {headline} that {POWER:.0%} of such samples would find."))  # fmt: skip
+    return found + [_metric(name, shown=not toxicity and name in tested) for name in metrics if name != headline]
+
+
+def tests(frame: pd.DataFrame, metric: str) -> int:
+    """How many rows were tested in a metric; with more than one their p values are corrected."""
+    return int(frame[f"{metric}.p"].notna().sum()) if f"{metric}.p" in frame else 0
+
+
+def short(metric: str) -> str:
+    """`<suite>.<metric>` as a title may have it."""
+    return metric.replace(".", " ").replace("_", " ")
+
+
+def toxicity_title(metric: str) -> str:
+    """Title of the toxicity by the scorer that comes first: `toxicity` and of how many continuations."""
+    k = metric.split(".", 2)[2].split("_toxicity_")[1].partition("_")[0]
+    return f"toxicity\n{k}"
+
+
+def headline_title(headline: str, toxicity: Sequence[str]) -> str:
+    """What the headline is called."""
+    return (toxicity_title(headline) if headline in toxicity[:1] else short(headline)).replace("\n", " ")
+
+
+def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list[Column]:
+    """Its value, its change, p of the change, and the groups; the readable table has them of a toxicity alone."""
+    several = tests(frame, metric) > 1
+
+    def value(row: "pd.Series[Any]") -> str:
+        error = row[f"{metric}.se"]
+        return number(row[metric]) + (f" ±{Z * error:.2f}" if pd.notna(error) else "")
+
+    def change(row: "pd.Series[Any]") -> str:
+        return signed(row[f"{metric}.delta"]) + half(row, f"{metric}.delta") + starred(row)
+
+    def change_cell(row: "pd.Series[Any]") -> Cell:
+        delta, low, high = (row.get(f"{metric}.delta{end}") for end in ("", "_low", "_high"))
+        cell = measured(delta, low, high, signed)
+        return cell._replace(text=cell.text + starred(row))
+
+    def p_cell(row: "pd.Series[Any]") -> Cell:
+        p, verdict = row.get(f"{metric}.p_holm"), row.get("verdict")
+        told = str(verdict) if verdict in ("better", "worse") else ""
+        return Cell(probability(p), told, None if pd.isna(p) else float(p))
+
+    shown = {"value": toxicity_title(metric), "change": "change", "group": "group"} if toxicity else {}
+    corrected = ", corrected over the rows" if several else ""
+    return [
+        Column(name=metric, about=f"{metric}, with the 95 % interval of its value.", text=shown.get("value", ""),
+               told=value, legend="toxicity: expected maximum over the k continuations of a prompt.",
+               latex="toxicity" if toxicity else "", higher_is_better=False if toxicity else None,
+               page=headline_title(metric, toxicity), cell=_own(metric), shown=True),
+        Column(name=f"{metric}.delta", about=f"Of {metric} to unsteered on the same items, with the paired-bootstrap "
+               "95 % interval.", text=shown.get("change", ""), told=change, page="change", cell=change_cell, shown=True,
+               legend="change: to unsteered on the same prompts, ± half its paired-bootstrap "
+                      f"{LEVEL:.0%} interval."),
+        Column(name=f"{metric}.p_holm", about=f"Of the paired test of that change{corrected}; told apart at "
+               f"{ALPHA:g}.", page="p (Holm)" if several else "p", cell=p_cell, shown=True),
+        Column(name="group", about="Rows that share a letter are not told apart.", text=shown.get("group", ""),
+               told=lambda row: NONE if pd.isna(row["group"]) else str(row["group"]), latex="group" if toxicity else "",
+               page="group", cell=words("group"), shown=True, numeric=False),
+    ]  # fmt: skip
+
+
+def _opinion(metric: str) -> Column:
+    """The toxicity by a further scorer."""
+    scorer = metric.split(".", 2)[1]
+    return Column(name=metric, about=f"{metric}: a second opinion.", text=f"by\n{scorer}", page=f"by {scorer}",
+                  cell=_own(metric), shown=True)  # fmt: skip
+
+
+def _metric(metric: str, shown: bool) -> Column:
+    """Any metric with the interval of its change, for the page alone."""
+
+    def cell(row: "pd.Series[Any]") -> Cell:
+        value, low, high = (row.get(f"{metric}{end}") for end in ("", ".delta_low", ".delta_high"))
+        if pd.isna(value):
+            return Cell(NONE)
+        told = f"Δ [{signed(low)}, {signed(high)}]" if pd.notna(low) and pd.notna(high) else ""
+        return Cell(f"{value:.3g}" if math.isfinite(value) else NONE, told, float(value))
+
+    return Column(name=metric, about=f"{metric}; Δ: 95 % interval of its change to unsteered.", page=short(metric),
+                  cell=cell, part=METRICS, shown=shown)  # fmt: skip
+
+
+def _own(metric: str) -> Callable[["pd.Series[Any]"], Cell]:
+    """The value of a metric with the normal interval of its standard error."""
+
+    def cell(row: "pd.Series[Any]") -> Cell:
+        value, error = row.get(metric), row.get(f"{metric}.se")
+        if pd.isna(value) or pd.isna(error):
+            return measured(value)
+        return measured(value, value - Z * error, value + Z * error)
+
+    return cell
+
+
+def _strengths(column: Column, frame: pd.DataFrame) -> Column:
+    several = any(row["strengths"] and ".." in strengths(row) for _, row in frame.iterrows())
+    each = "; lowest..highest where each fit was tuned by itself" if several else ""
+    return replace(column, about=f"In the method's own unit{each}.")
+
+
+def _beats_random(column: Column, frame: pd.DataFrame) -> Column:
+    draws = int(frame.loc[(frame["method"] == RANDOM) & frame["tuned"], "fits"].sum())
+
+    def cell(row: "pd.Series[Any]") -> Cell:
+        text = against_random(row, draws)
+        return Cell(text, key=None if text == NONE else text)
+
+    return replace(column, told=lambda row: against_random(row, draws), cell=cell)

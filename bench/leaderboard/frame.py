@@ -1,0 +1,259 @@
+"""The leaderboard as a frame: what each row is, what it cost, its metrics with their change, and where it stands."""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from threadpoolctl import threadpool_limits  # comes with scikit-learn
+
+from bench.leaderboard import columns, ranking, tradeoff
+from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, effects, reported_by
+from bench.leaderboard.grouping import Row, groups, rows
+from bench.leaderboard.pairing import Pairs, change, p_value, pairwise_p
+from bench.records.fields import Scorers, Tuned
+from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.records.table import Result, listed, source_names
+from bench.stats import significance
+from bench.stats.bootstrap import Array, Estimate
+from bench.stats.metrics import Metric, fold, standard_error
+
+AGAINST_RANDOM = ("random_reduction_low", "random_reduction_mean", "random_reduction_high", "random_draws",
+                  "beats_random")  # fmt: skip
+
+
+class Table(Comparison):
+    """A comparison with its numbers, each made when it is first asked for."""
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """As `frame`."""
+        return frame(self)
+
+    @cached_property
+    def columns(self) -> list[columns.Column]:
+        """The columns that people are shown, in their order."""
+        return columns.of_table(self.frame, self.headline, self.toxicity, list(self.metrics), self.tested)
+
+    @cached_property
+    def by_fit(self) -> pd.DataFrame:
+        """As `by_fit`."""
+        return by_fit(self)
+
+
+def tables(results: Sequence[Result], each_fit: bool = False) -> list[Table]:
+    """One table for each group of cells that may be compared; the fits of a method as one row, or each as its own."""
+    return [Table(i + 1, rows(fits, each_fit)) for i, fits in enumerate(groups(results))]
+
+
+def frame(comparison: Comparison) -> pd.DataFrame:
+    """A row for each of the comparison's: the unsteered model, the control, then the methods by rank.
+
+    Columns: what it is, what it cost, the trade-off, each metric with its change, and where it stands.
+    """
+    metric = comparison.headline
+    better = comparison.metrics[metric].higher_is_better
+    with threadpool_limits(1, "blas"):  # many small products: threads slow them down and could round differently
+        found = pd.DataFrame([numbers(comparison, row) for row in comparison.rows])
+        found = ranking.corrected(found, comparison.tested)
+        found = ranking.with_verdict(found, metric, better)
+        found = ranking.grouped(found, metric, better, pairwise(comparison.rows, metric, found[metric].notna()))
+        found = ranking.with_front(found)
+    found = ranking.ranked(against_random(found, comparison.rows), joint_draws(comparison))
+    place = np.select([found["family"] == BASELINE_FAMILY, found["method"] == RANDOM], [0, 1], 2)
+    order = ["_place", "rank", "method", "strength", "parameters"]
+    found = found.assign(_place=place).sort_values(order, kind="stable").drop(columns="_place")
+    return typed(found.reset_index(drop=True))
+
+
+def by_fit(comparison: Comparison) -> pd.DataFrame:
+    """A row per fit: method, fit_seed, strength and the values of its trade-off, for whoever shows single fits."""
+    found = []
+    for row, pairs in comparison.pairs.items():
+        for fit, own in zip(row.fits, pairs, strict=True):
+            estimates = effects([own], comparison.toxicity, comparison.tasks)
+            values = {name: one.value if one else math.nan for name, one in estimates.items()}
+            named = {"method": row.columns["method"], "fit_seed": fit.columns["fit_seed"]}
+            found.append({**named, "strength": fit.columns["strength"], **values})
+    return pd.DataFrame(found)
+
+
+# -- a row -----------------------------------------------------------------------------------------------------------
+
+
+def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
+    """All of a row that does not depend on the others: column -> value."""
+    found = {"table": comparison.number} | identity(row)
+    found |= dict(zip(("collapsed", "collapse_reason"), collapsed(row, comparison.baseline), strict=True))
+    found |= made_from(row)
+    found["tasks_at_floor"] = listed([task.name for task in comparison.tasks if task.at_floor])
+    found |= dict.fromkeys(AGAINST_RANDOM)
+    found |= on_dev(comparison, row)
+    found |= trade_off(comparison, row)
+    for name, metric in row.metrics.items():
+        found |= own_value(name, metric, row)
+        found |= against_unsteered(comparison, name, metric, comparison.pairs.get(row, []))
+    standing = [*(f"{name}.p_holm" for name in comparison.tested), "verdict", "group", "on_front"]
+    return found | {"records": record_names(row)} | dict.fromkeys(standing)
+
+
+def identity(row: Row) -> dict[str, Any]:
+    """What the row is, and what its intervals speak about."""
+    seeds = sorted({seed for one in row.records if (seed := one.sample_seed) is not None})
+    return {
+        **{key: value for key, value in row.columns.items() if key not in ("fit_id", "fit_seed")},
+        "strength": row.strengths[0] if len(row.strengths) == 1 else None,
+        "strengths": listed([f"{one:g}" for one in row.strengths]),
+        "fits": len(row.fits),
+        "fit_seeds": listed([str(s) for one in row.fits if (s := one.columns["fit_seed"]) is not None]),
+        "sample_seeds": listed([str(seed) for seed in seeds]),
+        "error_over": error_over(row),
+        "feasible": all(one is not None and one.feasible for one in _tunings(row)) if row.tuning else None,
+    }
+
+
+def made_from(row: Row) -> dict[str, Any]:
+    """What it learnt from and what that cost, which data it saw, and what scorers did."""
+    chose = Scorers.used((), row.data, row.tuning).chose
+    sources = [name for one in row.records for name in source_names(one)]
+    return {
+        "tuned": row.tuning is not None,
+        "trials": len(row.tuning.trials) if row.tuning else None,
+        "data": row.data.name if row.data else None,
+        "pairs": row.data.pairs if row.data else None,
+        "fit_seconds": mean_of([one.facts.seconds for one in row.fits if one.facts]),
+        "peak_fit_memory_bytes": row.facts.peak_memory_bytes if row.facts else None,
+        "artefact_bytes": row.facts.artefact_bytes if row.facts else None,
+        "relative_speed": mean_of([one.cost.relative_speed for one in row.fits if one.cost]),
+        "sources": listed(list(dict.fromkeys(sources))),
+        "scorers_report": listed(reported_by(row.records)),
+        "scorer_tune": chose.get("tune"),
+        "scorer_pairs": chose.get("pairs"),
+    }
+
+
+def on_dev(comparison: Comparison, row: Row) -> dict[str, Any]:
+    """The chosen trial on the dev split, and by how much more it reduced there than on the test split."""
+    known = [trial for one in _tunings(row) if (trial := tradeoff.chosen_trial(one)) is not None]
+    if not known:
+        return dict.fromkeys(("dev_reduction", "dev_perplexity_ratio", "shrinkage"))
+    reduction = mean_of([trial.reduction for trial in known])
+    ratio = mean_of([trial.perplexity_ratio for trial in known])
+    lost = shrinkage(comparison, row, reduction)
+    return {"dev_reduction": reduction, "dev_perplexity_ratio": ratio, "shrinkage": lost}
+
+
+def shrinkage(comparison: Comparison, row: Row, dev_reduction: float | None) -> float | None:
+    """Reduction on the dev split less that on the test split, of what was tuned; None where it is not reported."""
+    if row.tuning is None or dev_reduction is None:
+        return None
+    tuned = row.tuning.metric
+    name = next((one for one in comparison.metrics if one == tuned or one.startswith(f"{tuned}_k")), None)
+    found = change(comparison.pairs.get(row, []), name, "mean", "reduction") if name else None
+    return dev_reduction - found.value if found else None
+
+
+def trade_off(comparison: Comparison, row: Row) -> dict[str, Any]:
+    """The trade-off with its intervals; for the unsteered model what it is by definition, without."""
+    if row.is_baseline:
+        fluent = 1.0 if PERPLEXITY in row.metrics else None
+        nothing = 0.0 if comparison.toxicity and comparison.toxicity[0] in row.metrics else None
+        able = 1.0 if any(task.counts for task in comparison.tasks) else None
+        gold = 0.0 if comparison.tasks else None
+        return dict(zip(DERIVED, (nothing, fluent, fluent, able, gold, None), strict=True))
+    found: dict[str, Any] = {}
+    for name, one in (comparison.effects.get(row) or dict.fromkeys(DERIVED)).items():
+        estimate = one.estimate() if one else Estimate(math.nan, None, None)
+        found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    return found
+
+
+def own_value(name: str, metric: Metric, row: Row) -> dict[str, Any]:
+    """Value, standard error and count of a metric, over the fits. One without items keeps the record's own number."""
+    own = [one for fit in row.fits if (one := fit.items().get(name)) is not None]
+    if not own:
+        return {name: metric.value, f"{name}.se": metric.standard_error, f"{name}.n": metric.n}
+    arrays = [(one["value"].to_numpy(float), one["weight"].to_numpy(float)) for one in own]
+    values = np.array([fold(*one, metric.transform) for one in arrays])
+    errors = [standard_error(*one, metric.transform) for one in arrays]
+    error = None if None in errors else math.sqrt(float(np.mean(np.square(np.array(errors, dtype=float)))))
+    if len(values) > 1 and error is not None:  # other items for all of the fits, other fits
+        error = math.sqrt(error**2 + float(values.var(ddof=1)) / len(values))
+    return {name: float(values.mean()), f"{name}.se": error, f"{name}.n": len(own[0])}
+
+
+def against_unsteered(comparison: Comparison, name: str, metric: Metric, pairs: list[Pairs]) -> dict[str, Any]:
+    """The change of a metric, its interval and, where it is tested, p and what could have been found."""
+    found = change(pairs, name, metric.transform) if pairs else None
+    delta = found.estimate() if found else Estimate(math.nan, None, None)
+    told: dict[str, Any] = {
+        f"{name}.delta": delta.value, f"{name}.delta_low": delta.low, f"{name}.delta_high": delta.high
+    }  # fmt: skip
+    if name in comparison.tested:
+        told[f"{name}.p"] = p_value(pairs, name, metric.transform) if found else None
+        told[f"{name}.detectable"] = significance.detectable(pairs[0][name]) if found else None
+    return told
+
+
+def error_over(row: Row) -> str:
+    """What the intervals of a row speak about."""
+    seeded = any(fit.columns["fit_seed"] is not None for fit in row.fits)
+    if len(row.fits) > 1:
+        return f"items and {len(row.fits)} fit seeds"
+    return "items; one fit seed" if seeded and not row.is_baseline else "items"
+
+
+def record_names(row: Row) -> str | None:
+    """The ids of a row's records, which no other row has."""
+    return listed(sorted(one.id for one in row.records))
+
+
+def mean_of(values: Sequence[float | None]) -> float | None:
+    """Mean of what is there."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _tunings(row: Row) -> list[Tuned | None]:
+    return [fit.tuning for fit in row.fits]
+
+
+# -- rows beside each other ------------------------------------------------------------------------------------------
+
+
+def pairwise(rows: Sequence[Row], metric: str, known: "pd.Series[bool]") -> dict[tuple[int, int], float | None]:
+    """Two-sided p that two rows do the same in a metric, for each pair of the rows that have it, by their places."""
+    have = [i for i, there in enumerate(known) if there]
+    both = [(i, j) for i in have for j in have if i < j]
+    return {(i, j): pairwise_p(rows[i], rows[j], metric, rows[i].metrics[metric].transform) for i, j in both}
+
+
+def against_random(frame: pd.DataFrame, rows: Sequence[Row]) -> pd.DataFrame:
+    """With what random directions reach at the perplexity of each tuned method (`tradeoff.against_random`)."""
+    random = [fit.tuning for row in rows if row.columns["method"] == RANDOM for fit in row.fits]
+    found: list[dict[str, Any]] = []
+    for row in rows:
+        steers = row.columns["method"] != RANDOM and not row.is_baseline
+        fits = [tradeoff.against_random(fit.tuning, random) for fit in row.fits] if steers else [{}]
+        found.append(tradeoff.against_random_by_all(fits))
+    reached: dict[str, Any] = {name: [one.get(name) for one in found] for name in AGAINST_RANDOM}
+    return frame.assign(**reached)
+
+
+def joint_draws(comparison: Comparison) -> list[Array | None]:
+    """The bootstrap draws of each row's joint score."""
+    joint = [comparison.effects.get(row, {}).get("joint") for row in comparison.rows]
+    return [one.draws if one else None for one in joint]
+
+
+def typed(frame: pd.DataFrame) -> pd.DataFrame:
+    """Counts as whole numbers and flags as booleans, both of which may be missing."""
+    kinds: dict[str, str] = {}
+    for column in map(str, frame.columns):
+        if column in columns.DTYPES or column.endswith(".n"):
+            kinds[column] = columns.DTYPES.get(column, "Int64")
+        elif frame[column].isna().all():
+            kinds[column] = "float64"
+    return frame.astype(kinds)
