@@ -110,7 +110,8 @@ METRIC = fields(
 TRIAL = fields({"strength": NUMBER}, perplexity_ratio=maybe(NOT_NEGATIVE), reduction=maybe(NUMBER), gain=maybe(NUMBER))
 TUNING = fields(
     {"scorer": maybe(TEXT), "objective": TEXT, "chosen": NUMBER, "trials": each(TRIAL)},
-    suite=maybe(TEXT), direction=maybe(TEXT), gain=maybe(TEXT), chosen_trial=COUNT, feasible=maybe(FLAG), baseline=maybe(MAPPING), constraints=maybe(MAPPING),
+    suite=maybe(TEXT), direction=maybe(TEXT), gain=maybe(TEXT), chosen_trial=COUNT, feasible=maybe(FLAG),
+    baseline=maybe(MAPPING), constraints=maybe(MAPPING),
 )  # fmt: skip
 RECORD = fields(
     {
