@@ -345,3 +345,10 @@ def test_the_whole_package_of_a_plug_in_is_its_code(tmp_path, monkeypatch):
     Stack.__module__ = "methods.stack"
     assert unfinished.code_files([Stack({"first": [Inner()]})]) == package
     assert unfinished.code_files([Lengths(), object(), None, 3]) == unfinished.code_files([Lengths()])
+
+
+def test_the_code_of_the_whole_project_names_what_is_kept():
+    import bench.suites.rtp as suite
+    import methods.caa as method
+
+    assert {suite.__file__, method.__file__, unfinished.__file__} < unfinished.project_files()

@@ -172,12 +172,16 @@ def _read(folder: Path) -> dict[int, tuple[Any, float]]:
 @cache
 def _code(files: frozenset[str]) -> str:
     """What names the code that computes: every file of bench and methods, these files, and versions of libraries."""
-    own = Path(__file__).parents[1]
-    paths = {str(path) for package in ("bench", "methods") for path in (own / package).rglob("*.py")}
     digest = hashlib.sha256()
-    for path in sorted((paths | files) - {""}):
+    for path in sorted((project_files() | files) - {""}):
         digest.update(Path(path).read_bytes())
     return identity.digest([digest.hexdigest(), version("torch"), version("transformers")])
+
+
+def project_files() -> frozenset[str]:
+    """Every Python file of bench and methods, which lie side by side."""
+    own = Path(__file__).parents[2]
+    return frozenset(str(path) for package in ("bench", "methods") for path in (own / package).rglob("*.py"))
 
 
 def code_files(parts: Iterable[Any]) -> frozenset[str]:
