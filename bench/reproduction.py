@@ -49,7 +49,7 @@ class Reproduction(NamedTuple):
 def experiments(asked: Sequence[str]) -> list[str]:
     """The experiments that were asked for, or all with published figures. Raises SetupError for any other name."""
     known = folders.groups()["experiment"]
-    having = [name for name in asked or known if compose.compose([f"experiment={name}"]).published]
+    having = [name for name in asked or known if compose.cell([f"experiment={name}"])[1].published]
     if len(having) < len(asked):
         without = ", ".join(name for name in asked if name not in having)
         raise SetupError(f"{without}: no published figure to compare with; leave the name out for all that have some")
@@ -59,13 +59,13 @@ def experiments(asked: Sequence[str]) -> list[str]:
 def reproduction(experiment: str, records: Sequence[Record]) -> Reproduction:
     """The experiment's figures, each with what the records say of the same cell. Raises SetupError as `cell_of`."""
     jobs = compose.jobs([f"experiment={experiment}"], multirun=False)
+    about = compose.cell(jobs[0])[1]
     cells = [(job, compose.plain(compose.compose(job))) for job in jobs]
-    cfg = cells[0][1]
     rows = []
-    for figure in cfg["published"]:
+    for figure in about.published:
         cell = cell_of(figure, cells)
         rows.append({"experiment": experiment, "model": cell["model"]["name"]} | row(figure, cell, records))
-    return Reproduction(experiment, f"python -m bench experiment={experiment}", rows, list(cfg["differs"]))
+    return Reproduction(experiment, f"python -m bench experiment={experiment}", rows, list(about.differs))
 
 
 def cell_of(figure: Mapping[str, Any], cells: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> dict[str, Any]:

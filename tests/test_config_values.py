@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench.__main__ import main
 from bench.config import command_line, compose, keys
+from bench.config.experiment import Experiment
 from bench.config.values import fits, words
 from bench.console.escape import visible
 from bench.run import validate
@@ -93,10 +94,14 @@ EXPERIMENTS = {
     "sweep: ['method=caa method.lair=3']": "unknown key method.lair; did you mean method.layer?",
     "sweep: ['experiment=ci']": "experiment=ci in a line of a sweep",
     "sweep: method=caa": "sweep=method=caa: a list in brackets, each text",
+    "swep: [method=caa]": "unknown key swep; did you mean sweep?",
+    "asks: [pairs.path]": 'asks=["pairs.path"]: a mapping {name: value}, each value text',
+    "differs: ['${nothing}']": "differs does not resolve: Interpolation key 'nothing' not found",
     "sweep: [{method: caa}]": 'sweep[0]={"method": "caa"}: text',
     "defaults: [override /model: lama, _self_]": "its defaults name model=lama: there is no such model; did you mean",
     "defaults: [override /suite: [rtp, rpt], _self_]": "suite=rpt: there is no such suite; did you mean rtp?",
     "defaults: [override /modle: local, _self_]": "its defaults name the group modle; did you mean model?",
+    "tuning: null": "tuning=null: a mapping is wanted",
     "defaults: [quickstrt, _self_]": "its defaults name experiment=quickstrt: there is no such experiment; did",
     "suite: {capability: {documents: {piqqa: 3}}}": "piqqa is not among the tasks that are asked; did you mean piqa?",
     "strength: strong": "strength=strong: a number in the method's unit, or auto",
@@ -115,7 +120,9 @@ def test_so_are_the_other_files_of_a_plugin(own):
         model__less="name: x\npath: x\n",
         method__typo="_target_: methods.caa.CAA\nlair: 3\n",
         model__lost="defaults: [locl, _self_]\n",
+        method__nameless="layer: 3\n",
     )
+    assert refused(named, "method=nameless", "strength=1") == "method names no class by _target_; its YAML file has to"
     assert "unknown key model.dtyp; did you mean model.dtype?" in refused(named, "model=typo", "model.path=x")
     assert "model.bos is not there; its YAML file has to list it" in refused(named, "model=less")
     assert "unknown key method.lair; did you mean method.layer?" in refused(named, "method=typo")
@@ -222,7 +229,8 @@ VALUES = {
     "sampling.top_p=${method}": "sampling.top_p=",
     "runtime.results=${method}": "runtime.results=",
     "seed.fit=range(1000000000)": "sweeps over more than 10000 values",
-    "sweep=5": "sweep=5: a list in brackets, each text",
+    "sweep=5": "sweep=5: sweep says what an experiment is; write it in a YAML file",
+    "+asks.x=5": "+asks.x=5: asks says what an experiment is",
 }
 
 
@@ -428,6 +436,19 @@ def test_the_config_of_a_cell_is_printed_and_nothing_is_run(asked, tmp_path, cap
     told = capsys.readouterr()
     assert not told.err and list(tmp_path.iterdir()) == []
     assert OmegaConf.create(told.out) == OmegaConf.to_container(validate.validate(line), resolve=True)
+
+
+def test_what_an_experiment_says_of_itself_is_in_no_config_of_its_cells(own, capsys):
+    text = (
+        "sweep: [method=unsteered, method=caa]\nasks: {pairs.path: yours}\ndiffers: [x]\npublished: [{method: caa}]\n"
+    )
+    named = own(experiment__mine=text + "strength: 1\n")
+    assert main([named, "--cfg", "job", "experiment=mine"]) == 0
+    cells = [OmegaConf.create(one) for one in capsys.readouterr().out.split("\n---\n")]
+    plain = OmegaConf.to_container(validate.validate(["method=caa", "strength=1"]), resolve=True)
+    assert len(cells) == 2 and set(cells[1]) == set(plain) | {"searchpath"}
+    _, about = compose.cell([named, "experiment=mine"])
+    assert about == Experiment(["method=unsteered", "method=caa"], [{"method": "caa"}], ["x"], {"pairs.path": "yours"})
 
 
 def test_of_a_sweep_every_config_is_printed(capsys):

@@ -52,10 +52,10 @@ def keys(job: list[str]) -> tuple[str, ...]:
 @pytest.mark.every(6)
 @pytest.mark.parametrize("experiment", [*EXPERIMENTS][::-1])
 def test_it_validates_in_full_and_each_published_figure_is_of_one_cell(experiment, monkeypatch):
-    composed = functools.cache(compose.compose)  # the comparison takes the cells that were validated
-    monkeypatch.setattr(compose, "compose", lambda overrides: copy.deepcopy(composed(tuple(overrides))))
+    composed = functools.cache(compose.cell)  # the comparison takes the cells that were validated
+    monkeypatch.setattr(compose, "cell", lambda overrides: copy.deepcopy(composed(tuple(overrides))))
     jobs = compose.jobs([f"experiment={experiment}"], multirun=False)
-    asked = [f"{option}=x" for option in compose.compose(jobs[0]).asks]
+    asked = [f"{option}=x" for option in compose.cell(jobs[0])[1].asks]
     assert len(jobs) > 1
     for job in {keys(job): job for job in jobs}.values():  # those that set the same keys are alike
         validate.validate([*job, *asked])

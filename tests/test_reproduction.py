@@ -25,7 +25,7 @@ def cells():
 
 @pytest.fixture(scope="module")
 def figure(cells):
-    return cells[0][1]["published"][0]
+    return compose.cell(cells[0][0])[1].published[0]
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_other_pairs_are_ours_but_not_those_of_another_behaviour(tmp_path, figur
 
 def test_what_no_suite_measures_says_so(tmp_path, cells, write):
     write("unsteered", [1, 0])
-    mean = next(one for one in cells[0][1]["published"] if "mean of GSM8K" in one["metric"])
+    mean = next(one for one in compose.cell(cells[0][0])[1].published if "mean of GSM8K" in one["metric"])
     assert found(tmp_path, mean, cells)["status"] == "not measured"
 
 

@@ -14,11 +14,11 @@ HEADER = (folders.folder() / "experiment" / f"{NAME}.yaml").read_text()
 
 
 def test_it_asks_every_suite_there_is_with_every_scorer_that_needs_no_download():
-    cfg = compose.compose([f"experiment={NAME}"])
+    cfg, about = compose.cell([f"experiment={NAME}"])
     assert sorted(cfg.suite) == folders.groups()["suite"]
     downloaded = {"detoxify", "hf_classifier", "roberta_toxicity", "toxigen_roberta", "unbiased_toxic_roberta"}
     assert set(cfg.scorer) == set(folders.groups()["scorer"]) - downloaded
-    assert {one.partition(" ")[0] for one in cfg.sweep} == {"method=unsteered", "method=caa"}
+    assert {one.partition(" ")[0] for one in about.sweep} == {"method=unsteered", "method=caa"}
 
 
 @pytest.mark.wheel

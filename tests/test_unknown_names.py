@@ -133,7 +133,7 @@ def test_the_way_that_is_documented_still_works():
     third = ["method=stack", "+method@method.parts.third=prompt", "++method.at={first:1,second:2,third:1}"]
     assert set(validate.validate([*third, "strength=1"]).method.parts) == {"first", "second", "third"}
     assert set(validate.validate(["+suite=[jailbreak]"]).suite) == {"rtp", "capability", "fluency", "jailbreak"}
-    assert compose.compose([]).sweep == [] and compose.compose(["experiment=quickstart"]).sweep
+    assert not compose.cell([])[1].sweep and compose.cell(["experiment=quickstart"])[1].sweep
 
 
 COMMANDS = [

@@ -9,7 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from hydra import compose as hydra_compose
@@ -22,8 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from bench.config import keys
 from bench.config.command_line import _parse, _product, _quoted, _typed
+from bench.config.experiment import KEYS, Experiment, taken_out
 from bench.config.folders import FOLDERS, NAMED, _defaults, _top, check_targets, folder, folders, groups, targets
-from bench.config.values import mistakes, near, shown
+from bench.config.values import near, shown
 from bench.console.escape import HIDDEN
 from methods.errors import SetupError
 
@@ -34,17 +35,35 @@ def compose(overrides: Sequence[str]) -> DictConfig:
     Its keys are known; whether its values are sound, `validate` says. What an experiment sets of a suite or scorer that
     the command line leaves out, suite=[rtp], is left out with it.
     """
-    cfg, reference, added, named = _compared(overrides)
+    return cell(overrides)[0]
+
+
+def cell(overrides: Sequence[str]) -> tuple[DictConfig, Experiment]:
+    """As `compose`, with what the YAML of the config's experiment says of the experiment itself."""
+    cfg, experiment, reference, added, named = _compared(overrides)
     if problems := keys.unknown_keys(cfg, reference(), added):
         raise SetupError("\n".join(problems))
     if named:
         with open_dict(cfg):
             cfg[FOLDERS] = list(named)
-    return cfg
+    return cfg, experiment
 
 
-def _compared(overrides: Sequence[str]) -> tuple[DictConfig, Callable[[], DictConfig], list[str], tuple[str, ...]]:
-    """A config, what makes its reference (`_reference`), where choices were added, the folders that a user names."""
+class _Compared(NamedTuple):
+    """reference: makes the config to compare with (`_reference`). added: where choices were added.
+
+    named: the folders that a user names.
+    """
+
+    cfg: DictConfig
+    experiment: Experiment
+    reference: Callable[[], DictConfig]
+    added: list[str]
+    named: tuple[str, ...]
+
+
+def _compared(overrides: Sequence[str]) -> _Compared:
+    """A config whose keys are not checked yet, and what that takes."""
     parsed = _parse(overrides)
     named = _named(parsed)
     available = groups(named)
@@ -55,6 +74,7 @@ def _compared(overrides: Sequence[str]) -> tuple[DictConfig, Callable[[], DictCo
     if problems:
         raise SetupError("\n".join(problems))
     cfg, choices = _composed(_forced(parsed, available), named)
+    experiment = taken_out(cfg)
     check_targets(OmegaConf.to_container(cfg), targets(named))
     with open_dict(cfg):
         for group in ("suite", "scorer"):
@@ -70,7 +90,7 @@ def _compared(overrides: Sequence[str]) -> tuple[DictConfig, Callable[[], DictCo
     theirs = tuple((key, str(value)) for key, value in choices.items() if key not in (*mine, "experiment"))
     theirs += tuple((group, f"[{','.join(names)}]") for group, names in lists.items())
     added = [str(one.package) for one in parsed if one.is_add() or one.is_force_add() if one.package is not None]
-    return cfg, lambda: _reference(own, theirs, named, tuple(folders(named))), added, named
+    return _Compared(cfg, experiment, lambda: _reference(own, theirs, named, tuple(folders(named))), added, named)
 
 
 def _forced(parsed: Sequence[Override], available: Mapping[str, Sequence[str]]) -> list[str]:
@@ -181,8 +201,9 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
         yield f"{line}: nothing is taken away here; choose another, list what you want as in suite=[rtp], or set null"
     elif key.partition(".")[0].partition("/")[0] == "hydra" and key != NAMED:
         yield f"unknown key {key}. Of Hydra's own options {NAMED}=[FOLDER] alone is known here; leave it out"
-    elif key.partition(".")[0] not in _top() and key != NAMED:
-        first = key.partition(".")[0]
+    elif (first := key.partition(".")[0]) in KEYS:
+        yield f"{line}: {first} says what an experiment is; write it in a YAML file, conf/experiment/NAME.yaml"
+    elif first not in _top() and key != NAMED:
         yield f"unknown key {key}{near(first, _top())} Allowed: {', '.join(_top())}"
     elif key in available and not one.is_sweep_override():
         allowed, value = available[key], one.value()
@@ -229,24 +250,13 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
         )
         quoted = None if re.search(r"=\w+\s*\(", str(swept)) else _quoted(str(swept))
         raise SetupError(f"{told}. Where the comma is part of the value: {quoted}" if quoted else told)
-    lines = _sweep(_compared(next(_product(own)))[0])  # each line chooses a method, whose keys are then checked
+    lines = _compared(next(_product(own))).experiment.sweep  # each line chooses a method, whose keys are then checked
     result = []
     for line in lines or [""]:
         mine = {o.get_key_element() for o in own}  # what the command line says goes before the experiment's line
         theirs = [o for o in _parse_line(line) if o.get_key_element() not in mine]
         result += list(_product([*theirs, *own]))
     return [list(job) for job in dict.fromkeys(map(tuple, result))]
-
-
-def _sweep(cfg: DictConfig) -> list[str]:
-    """The lines of an experiment's sweep. Raises SetupError for what is no list of text."""
-    try:
-        lines: Any = OmegaConf.to_container(OmegaConf.create({"lines": cfg.sweep}), resolve=True)
-    except OmegaConfBaseException as error:
-        raise SetupError(f"sweep does not resolve: {str(error).splitlines()[0]}") from error
-    if wrong := [told for _, told in mistakes("sweep", lines["lines"], Sequence[str])]:
-        raise SetupError("\n".join(f"{told}, such as 'method=caa strength=1,2'" for told in wrong))
-    return list(lines["lines"])
 
 
 def _parse_line(line: str) -> list[Override]:

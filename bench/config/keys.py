@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from bench.config.experiment import KEYS
 from bench.config.values import item, mapping, near
 from methods.errors import SetupError
 
@@ -41,8 +42,7 @@ SETTINGS: dict[str, Any] = {
     "tuning": Node,
     "method": Node, "pairs": Node, "examples": Node, "harmful": Node, "background": Node,
     "suite": Nodes, "scorer": Nodes,
-    "sweep": Sequence[str], "published": Sequence[Mapping[str, Any]], "differs": Sequence[str],
-    "asks": Mapping[str, str], "searchpath": Sequence[str],
+    "searchpath": Sequence[str],
 }  # fmt: skip
 PAIRS = {"scorer": str}
 """Options of every choice of pairs that are the run's and not of the class."""
@@ -143,7 +143,8 @@ def unknown_key(key: str, reference: DictConfig) -> str:
     while parent and not isinstance(_select(reference, parent), DictConfig):
         parent, _, last = parent.rpartition(".")
     node = _select(reference, parent) if parent else reference
-    return listed(key, last, sorted(str(name) for name in node if name != TARGET), parent)
+    allowed = [str(name) for name in node if name != TARGET] + ([] if parent else [*KEYS])
+    return listed(key, last, sorted(allowed), parent)
 
 
 def listed(key: str, last: str, allowed: Sequence[str], parent: str) -> str:

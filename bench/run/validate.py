@@ -4,7 +4,7 @@ Types are read off the hints of the class that a `_target_` names. What has no c
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -50,17 +50,18 @@ RANGES: dict[str, Range] = {
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
-def problems(cfg: DictConfig) -> list[str]:
+def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str]:
     """Everything wrong with the values of a config, a line each: types, ranges, what has no value, what goes together.
 
-    No model, data or text is read.
+    asks: what an experiment says of options that only the user has. No model, data or text is read.
     """
     try:
-        found = list(_walk(cfg, Fields(SETTINGS, frozenset(SETTINGS) - {"searchpath"}), cfg))
+        found = list(_walk(cfg, Fields(SETTINGS, frozenset(SETTINGS) - {"searchpath"})))
     except RecursionError:
         return ["an interpolation ${...} holds itself; give a value"]
     bad = [key for key, _ in found]
-    told = [message for _, message in found]
+    asked = {f"{key} has no value; set {key}=...": words for key, words in (asks or {}).items()}
+    told = [f"{message} ({asked[message]})" if message in asked else message for _, message in found]
     for check, reads in CHECKS.items():
         if not any(
             key == one or key.startswith(f"{one}.") or one.startswith(f"{key}.") for key in bad for one in reads
@@ -69,7 +70,7 @@ def problems(cfg: DictConfig) -> list[str]:
     return list(dict.fromkeys(told))
 
 
-def _walk(node: DictConfig, fields: Fields, root: DictConfig, above: str = "") -> Iterator[tuple[str, str]]:
+def _walk(node: DictConfig, fields: Fields, above: str = "") -> Iterator[tuple[str, str]]:
     prefix = f"{above}." if above else ""
     for lacking in sorted(fields.needed - set(map(str, node))):
         yield prefix + lacking, f"{prefix}{lacking} is not there; its YAML file has to list it"
@@ -80,24 +81,25 @@ def _walk(node: DictConfig, fields: Fields, root: DictConfig, above: str = "") -
         if str(name) not in fields.hints and not fields.more:
             yield key, listed(key, str(name), sorted(set(fields.hints) - INJECTED), above)
             continue
-        yield from _value(node, name, key, fields, root)
+        yield from _value(node, name, key, fields)
 
 
-def _value(node: DictConfig, name: Any, key: str, fields: Fields, root: DictConfig) -> Iterator[tuple[str, str]]:
+def _value(node: DictConfig, name: Any, key: str, fields: Fields) -> Iterator[tuple[str, str]]:
     """What is wrong with one value of a mapping, or below it."""
     hint = fields.hints.get(str(name), Any)
     if OmegaConf.is_missing(node, name):
-        asks = root._get_node("asks")
-        asked = f" ({asks[key]})" if isinstance(asks, DictConfig) and key in asks else ""
-        yield key, f"{key} has no value; set {key}=...{asked}"
+        yield key, f"{key} has no value; set {key}=..."
         return
     try:
         value = node[name]
         if isinstance(value, str) and value.startswith("~/"):
             yield key, f"{key}={shown(value)}: ~ is not expanded here; write the whole path, {Path(value).expanduser()}"
             return
+        if isinstance(value, DictConfig) and hint is Node and TARGET not in value:
+            yield key, f"{key} names no class by {TARGET}; its YAML file has to"
+            return
         if isinstance(value, DictConfig) and (inside := _inside(value, hint, key)) is not None:
-            yield from _walk(value, inside, root, key)
+            yield from _walk(value, inside, key)
             return
         plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
     except InterpolationToMissingValueError:  # what it points at is told where it stands
@@ -279,8 +281,8 @@ def of_command(cells: Sequence[DictConfig]) -> Iterator[str]:
 
 def validate(overrides: Sequence[str]) -> DictConfig:
     """The config of one cell. Raises SetupError that lists everything wrong with it."""
-    cfg = compose.compose(overrides)
-    if wrong := problems(cfg):
+    cfg, experiment = compose.cell(overrides)
+    if wrong := problems(cfg, experiment.asks):
         raise SetupError("\n".join(wrong))
     return cfg
 

@@ -1,0 +1,48 @@
+"""What an experiment's YAML says of the experiment as a whole, which is no setting of any cell."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from bench.config.values import mistakes
+from methods.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What an experiment asks, compares with and cannot follow.
+
+    sweep: its cells; each line holds overrides, and a comma in one sweeps over values.
+    published: its figures in its paper, one entry each; `python -m bench.reproduction` prints them beside ours.
+    differs: where it cannot follow the paper's protocol, one line each; printed below the figures.
+    asks: what a value is that only the user has, by the option's name; the error about a lacking value repeats it.
+    """
+
+    sweep: Sequence[str] = ()
+    published: Sequence[Mapping[str, Any]] = ()
+    differs: Sequence[str] = ()
+    asks: Mapping[str, str] = field(default_factory=dict)
+
+
+KEYS = tuple(one.name for one in fields(Experiment))
+
+
+def taken_out(cfg: DictConfig) -> Experiment:
+    """What a composed config holds of this, which it no longer holds then. Raises SetupError for what is none."""
+    hints, found, wrong = get_type_hints(Experiment), dict[str, Any](), list[str]()
+    with open_dict(cfg):
+        for key in [key for key in KEYS if key in cfg]:
+            node: Any = cfg._get_node(key)
+            del cfg[key]
+            try:
+                found |= OmegaConf.to_container(OmegaConf.create({key: node}), resolve=True)  # type: ignore[arg-type]
+            except OmegaConfBaseException as error:
+                wrong.append(f"{key} does not resolve: {str(error).splitlines()[0]}")
+            else:
+                wrong += [told for _, told in mistakes(key, found[key], hints[key])]
+    if wrong:
+        raise SetupError("\n".join(wrong))
+    return Experiment(**found)
