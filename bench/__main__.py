@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from bench.run.runner import Failure
 
 
+ALL_KNOWN = "all {} cells are known; nothing to compute"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -60,9 +63,14 @@ class Sweep:
     def run(self, overrides: Sequence[str], multirun: bool) -> int:
         """Compose, check, compute, show; returns the exit code."""
         from bench.config import command_line, compose
-        from bench.run import validate
+        from bench.run import finished, validate
 
         overrides, printed = command_line.without_cfg(overrides)
+        if not printed and (known := finished.known(overrides, multirun)) is not None:
+            self.results, cells = known
+            console.print(ALL_KNOWN.format(cells))
+            _show(self.results)
+            return 0
         configs = validate.validate_all(compose.jobs(overrides, multirun))
         if printed:
             print(compose.as_yaml(configs), end="")
@@ -78,6 +86,8 @@ class Sweep:
             again = "the same command computes only what is missing"
             console.print(f"{len(failures)} of {len(configs)} cells failed; {again}")
             code = 2 if all(failure.setup for failure in failures) else 1
+        else:
+            finished.note(overrides, multirun, [compose.plain(cfg) for cfg in configs])
         if len(failures) < len(configs):
             _show(self.results)
         return code
@@ -103,7 +113,7 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
         tell(failures)
         console.print("the other cells go on")
     if cells and not planned:
-        console.print(f"all {len(cells)} cells are known; nothing to compute")
+        console.print(ALL_KNOWN.format(len(cells)))
     with Bar(planned) as session.bar:
         results = [run_cell(cell) for cell, _ in cells]
     return failures + [result for result in results if isinstance(result, Failure)]

@@ -447,7 +447,7 @@ def test_an_export_stays_in_its_folder(tmp_path):
     model = {"name": "../../.."}
     cell = SimpleNamespace(
         cfg=OmegaConf.create({"model": model, "strength": 1.0, "runtime": {"results": str(tmp_path)}}),
-        method=SimpleNamespace(name="/etc/x\n[y]"), fit_id="0" * 12,
+        method=SimpleNamespace(name="/etc/x\n[y]"), names=SimpleNamespace(fit_id="0" * 12),
     )  # fmt: skip
     assert export._default(cell, "gguf") == tmp_path / "exports" / f"_.--..--..---etc--x__y_-x1-{'0' * 12}.gguf"
 
