@@ -130,17 +130,27 @@ def tell(failures: Sequence["Failure"]) -> None:
 
 
 def _show(results: Path) -> None:
-    """Rebuild leaderboard and figures from all records, and print the table and where the files are."""
-    from bench.leaderboard import build
+    """Print the table and where the files are; table and figures are rebuilt where the records are others."""
+    from bench.leaderboard import kept
     from bench.leaderboard import terminal as printed
-    from bench.plots import draw, style
 
-    built = build.rebuild(results)
-    printed.show(built)
-    paths = draw.rebuild(results, built.tables)
-    if paths:
-        names = ", ".join(dict.fromkeys(path.stem for path in paths))
-        console.print(terminal(f"figures      {paths[0].parent}: {names} (each as {', '.join(style.FILES)})"))
+    found = kept.read(results)
+    if found is not None:
+        shown, figures = found
+        printed.show(shown)
+    else:
+        from bench.leaderboard import build
+        from bench.plots import draw
+
+        built = build.rebuild(results)
+        printed.show(shown := printed.shown(built))
+        figures = draw.rebuild(results, built.tables)
+        kept.write(results, shown, figures)
+    if figures:
+        names, kinds = (
+            ", ".join(dict.fromkeys(part)) for part in zip(*((p.stem, p.suffix[1:]) for p in figures), strict=True)
+        )
+        console.print(terminal(f"figures      {figures[0].parent}: {names} (each as {kinds})"))
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def _run(given: Sequence[str]) -> int:
     failed += lost
     if failed and len(rescored) == lost:
         raise SetupError(f"none of {failed} records could be judged again; see the lines above")
-    printed.show(build.rebuild(results))
+    printed.show(printed.shown(build.rebuild(results)))
     return 1 if failed else 0
 
 

@@ -288,7 +288,7 @@ def test_the_latex_tables_have_our_commands_alone(built):
 @pytest.mark.parametrize("width", [80, 140])
 def test_the_terminal_shows_the_leaderboard(built, width):
     out = io.StringIO()
-    terminal.show(built, Console(file=out, width=width, force_terminal=True))
+    terminal.show(terminal.shown(built), Console(file=out, width=width, force_terminal=True))
     assert not CONTROL.search(COLOURS.sub("", out.getvalue()).replace("\n", ""))
     assert r"\x1b[31m" in "".join(COLOURS.sub("", out.getvalue()).split()) and "[bold" in out.getvalue()
 
@@ -507,7 +507,7 @@ def test_half_a_surrogate_and_a_folder_with_a_name_of_its_own(tmp_path, capsys):
     found = build.rebuild(tmp_path)
     assert escape.read_csv(found.csv)["method"].tolist() == ["unsteered", r"half \ud800 of one"]
     out = io.StringIO()
-    terminal.show(found, Console(file=out, width=200))
+    terminal.show(terminal.shown(found), Console(file=out, width=200))
     assert r"record \x1b[2J[red]x skipped" in out.getvalue() and "\x1b" not in out.getvalue()
     assert r"record \x1b[2J[red]x skipped" in page.rebuild(tmp_path).path.read_text()
     assert __main__.main(["tradeoff", "--results", str(tmp_path)]) == 2

@@ -67,7 +67,7 @@ def test_a_wide_table_is_parted_and_no_number_is_lost():
 def test_the_terminal_and_the_markdown_page_show_them(table, tmp_path):
     built = build.rebuild(tmp_path)
     console = Console(width=100, file=io.StringIO())
-    terminal.show(built, console)
+    terminal.show(terminal.shown(built), console)
     page, printed = built.markdown.read_text(), console.file.getvalue()
     assert "**toxigen (n = 4)**" in page and "| caa | 0.25 ±0.49 | 0.50 |" in page
     assert "toxigen (n = 4)" in printed and "0.25 ±0.49" in printed

@@ -38,7 +38,7 @@ def said(results) -> str:
     """Everything that is written of these records, in words."""
     built = build.rebuild(results)
     out = io.StringIO()
-    terminal.show(built, Console(file=out, width=2000))
+    terminal.show(terminal.shown(built), Console(file=out, width=2000))
     html = re.sub(r"<script>.*?</script>", "", page.rebuild(results).path.read_text(), flags=re.DOTALL)
     html = re.sub(r"<wbr>|data:image[^\"]*", "", html)
     return "\n".join([built.markdown.read_text(), built.tex.read_text(), out.getvalue(), html])

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from bench.console import command
 from bench.leaderboard.build import rebuild
-from bench.leaderboard.terminal import show
+from bench.leaderboard.terminal import show, shown
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = vars(parser.parse_args(arguments))
     results = given.pop("results")
     name = "selection" if any(given.values()) else "leaderboard"
-    return command.run(lambda: show(rebuild(results, name, **given)))
+    return command.run(lambda: show(shown(rebuild(results, name, **given))))
 
 
 if __name__ == "__main__":

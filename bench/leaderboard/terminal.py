@@ -1,6 +1,8 @@
 """A leaderboard on the terminal, as wide as the terminal is."""
 
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 from rich import box
@@ -19,44 +21,81 @@ LEAST = ("fit_seconds", "pairs", "shrinkage", "relative_speed", "beats_random", 
 ENDLESS = Console(width=1000)  # to measure what a table needs
 
 
-def show(built: Built, console: Console | None = None) -> None:
+class Page(NamedTuple):
+    """What the terminal shows of one table, as texts.
+
+    spare: titles of columns that are left out of a narrow terminal, this first. suites: a small table for each suite
+    that the leaderboard has no column for, with its title.
+    """
+
+    heading: list[str]
+    rows: pd.DataFrame
+    spare: list[str]
+    notes: list[str]
+    suites: list[tuple[str, pd.DataFrame]]
+
+
+class Shown(NamedTuple):
+    """Everything that the terminal shows of the records. files: what they are -> where."""
+
+    pages: list[Page]
+    skipped: list[str]
+    files: dict[str, Path]
+
+
+def shown(built: Built) -> Shown:
+    """What there is to show of a leaderboard that was built."""
+    files = {"table": built.csv, "tidy": built.tidy, "readable": built.markdown, "LaTeX": built.tex}
+    return Shown([page(table) for table in built.tables], built.skipped, files)
+
+
+def page(table: Table) -> Page:
+    """The readable table with all that stands around it."""
+    rows = formatting.readable(table)
+    titles = {column.name: column.text for column in table.columns}
+    return Page(
+        formatting.heading(table),
+        rows if rows["notes"].any() else rows.drop(columns="notes"),
+        [*(titles[name] for name in LEAST), *(titles[name] for name in table.toxicity[1:])],
+        formatting.notes(table),
+        [(one.title, one.rows) for one in suite_tables.other_suites(table)],
+    )
+
+
+def show(found: Shown, console: Console | None = None) -> None:
     """Print the tables and where the files are."""
     if console is None:
         console = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    for line in built.skipped:
+    for line in found.skipped:
         console.print(terminal(line, "yellow"))
     console.print(terminal(formatting.CONTENT, "dim"))
-    if len(built.tables) > 1:
+    if len(found.pages) > 1:
         console.print(terminal(formatting.SEPARATE, "yellow"))
-    for table in built.tables:
+    for one in found.pages:
         console.print()
-        for line in formatting.heading(table):
+        for line in one.heading:
             console.print(terminal(line, "yellow" if line.startswith("Warning") else ""))
-        console.print(printed(table, console))
-        for line in formatting.notes(table):
+        console.print(drawn(fitted(one, console)))
+        for line in one.notes:
             console.print(terminal(line, "dim"))
-        for other in suite_tables.other_suites(table):
+        for title, rows in one.suites:
             console.print()
-            console.print(terminal(other.title))
-            for part in suite_tables.side_by_side(other.rows, lambda rows: fits(rows, console)):
+            console.print(terminal(title))
+            for part in suite_tables.side_by_side(rows, lambda part: fits(part, console)):
                 console.print(drawn(part))
     console.print()
-    files = {"table": built.csv, "tidy": built.tidy, "readable": built.markdown, "LaTeX": built.tex}
-    for title, path in files.items():
+    for title, path in found.files.items():
         console.print(terminal(f"{title:12} {path}"), soft_wrap=True)
 
 
-def printed(table: Table, console: Console) -> RichTable:
-    """The readable table, with fewer columns where the console has no room for all."""
-    text = formatting.readable(table)
-    if not text["notes"].any():
-        text = text.drop(columns="notes")
-    titles = {column.name: column.text for column in table.columns}
-    for title in [*(titles[name] for name in LEAST), *(titles[name] for name in table.toxicity[1:])]:
-        if fits(text, console):
+def fitted(one: Page, console: Console) -> pd.DataFrame:
+    """The rows of a table, with fewer columns where the console has no room for all."""
+    rows = one.rows
+    for title in one.spare:
+        if fits(rows, console):
             break
-        text = text.drop(columns=title)
-    return drawn(text)
+        rows = rows.drop(columns=title)
+    return rows
 
 
 def fits(text: pd.DataFrame, console: Console) -> bool:

@@ -1,0 +1,82 @@
+"""What was built of the records last, so that it is not built again while they stay as they are.
+
+`runs/built.json` holds what the terminal shows, the sha256 of each file that was written, and a digest of all that they
+were made of: the files of the records, the code, and the versions of the libraries that draw and compute.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bench.files import atomic
+from bench.files.digests import sha256
+from bench.leaderboard.terminal import Page, Shown
+from bench.records import unfinished
+from bench.records.identity import digest
+
+FILE = "built.json"
+VERSIONS = ("numpy", "pandas", "scipy", "statsmodels", "matplotlib", "rich")
+
+
+def read(results: Path) -> tuple[Shown, list[Path]] | None:
+    """What is shown, and the figures; None where records, code or a file that was written are others by now."""
+    try:
+        kept = json.loads((results / "runs" / FILE).read_text(encoding="utf-8"))
+        if kept["made_of"] != made_of(results):
+            return None
+        if any(sha256(results / name) != expected for name, expected in kept["written"].items()):
+            return None
+        shown = Shown(
+            [_page(one) for one in kept["pages"]],
+            [],
+            {title: results / name for title, name in kept["files"].items()},
+        )
+        return shown, [results / name for name in kept["figures"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(results: Path, shown: Shown, figures: Sequence[Path]) -> None:
+    """Keep what was built; where a record was skipped nothing is kept, so that it is told again."""
+    if shown.skipped:
+        return
+    kept = {
+        "made_of": made_of(results),
+        "written": {_name(results, path): sha256(path) for path in (*shown.files.values(), *figures)},
+        "pages": [_plain(one) for one in shown.pages],
+        "files": {title: _name(results, path) for title, path in shown.files.items()},
+        "figures": [_name(results, path) for path in figures],
+    }
+    atomic.write_whole(results / "runs" / FILE, json.dumps(kept, indent=1) + "\n")
+
+
+def made_of(results: Path) -> str:
+    """The digest of all that tables and figures are made of."""
+    records = results / "runs" / "records"
+    files = [path for path in sorted(records.rglob("*")) if path.is_file() and not path.parent.name.startswith(".")]
+    names = {path.relative_to(records).as_posix(): sha256(path) for path in files}
+    code = {str(number): sha256(Path(path)) for number, path in enumerate(sorted(unfinished.project_files()))}
+    return digest([names, code, {name: version(name) for name in VERSIONS}])
+
+
+def _name(results: Path, path: Path) -> str:
+    return path.relative_to(results).as_posix()
+
+
+def _plain(page: Page) -> dict[str, Any]:
+    """A page as JSON values."""
+    rows = {"rows": page.rows.to_dict("split"), "suites": [[title, one.to_dict("split")] for title, one in page.suites]}
+    return page._asdict() | rows
+
+
+def _page(plain: dict[str, Any]) -> Page:
+    suites = [(title, _frame(one)) for title, one in plain["suites"]]
+    return Page(**plain | {"rows": _frame(plain["rows"]), "suites": suites})
+
+
+def _frame(plain: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(plain["data"], columns=plain["columns"], index=plain["index"])
