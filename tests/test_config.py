@@ -1,3 +1,4 @@
+import io
 import subprocess
 import sys
 import time
@@ -6,8 +7,9 @@ from pathlib import Path
 import pytest
 from hydra.utils import get_class
 from omegaconf import OmegaConf
+from rich.console import Console
 
-from bench.config import compose, folders
+from bench.config import compose, folders, help
 from bench.run import validate
 from methods.errors import SetupError
 
@@ -129,3 +131,35 @@ def test_help_is_quick_and_names_every_option(tmp_path):
         for key in set(node) - {"_target_"}:
             assert f"suite.{suite}.{key}=" in run.stdout
     assert run.stdout.count("python -m bench ") >= 3
+
+
+OPTIONS = """\
+# python -m bench method=mine
+defaults: [caa, _self_]
+_target_: methods.caa.CAA
+text: "a # b: c" # in quotes
+size: 3  # a number: whole
+documents: {gsm8k: 50, asdiv: null} # by task
+names: # in lines
+  - one
+  - "two # three"
+decoding: # greedy
+  temperature: 0
+  deep: {a: 1}
+bare:
+"""
+
+
+def test_help_shows_each_value_as_it_is_written_and_the_comment_behind_it(tmp_path):
+    (tmp_path / "mine.yaml").write_text(OPTIONS)
+    out = Console(width=100, file=io.StringIO())
+    help._options(out, tmp_path / "mine.yaml", "method.")
+    assert [line.strip() for line in out.file.getvalue().splitlines()] == [
+        'method.text="a # b: c"   in quotes',
+        "method.size=3   a number: whole",
+        "method.documents={gsm8k: 50, asdiv: null}   by task",
+        "method.names=[one, two # three]   in lines",
+        "method.decoding=   greedy",
+        "method.decoding.temperature=0",
+        "method.decoding.deep={a: 1}",
+    ]

@@ -315,7 +315,7 @@ ODD = [
 def test_the_quoting_that_is_shown_works_in_a_shell():
     shown = [shown_quoting(f"runtime.mirror={path}") for path in ODD]
     for path, line in zip(ODD, typed_in_bash(shown), strict=True):
-        assert command_line._parse([line])[0].value() == path
+        assert command_line.parse([line])[0].value() == path
     for number in range(0, len(ODD), 7):
         assert compose.compose(typed_in_bash(shown[number : number + 1])).runtime.mirror == ODD[number]
 
@@ -326,13 +326,13 @@ LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters="\0") | st
 @settings(max_examples=8, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
 @given(st.lists(st.text(LETTERS, min_size=1, max_size=8), min_size=20, max_size=20))
 def test_the_quoting_of_any_text_works_in_a_shell(texts):
-    quoted = {text: found for text in texts if (found := command_line._quoted(f"runtime.mirror={text}"))}
+    quoted = {text: found for text in texts if (found := command_line.quoted(f"runtime.mirror={text}"))}
     bare = {text: text[1:-1] if text[0] == text[-1] in "'\"" and len(text) > 1 else text for text in quoted}
     for text, line in zip(quoted, typed_in_bash(list(quoted.values())), strict=True):
         if not text.startswith("["):
             assert (
                 line == f"runtime.mirror={line.partition('=')[2]}"
-                and command_line._parse([line])[0].value() == bare[text]
+                and command_line.parse([line])[0].value() == bare[text]
             )
 
 

@@ -469,12 +469,14 @@ def test_help_shows_what_plugins_say(tmp_path, capsys):
     folder = tmp_path / "conf"
     (folder / "method").mkdir(parents=True)
     (folder / "method/[bold]x[|].yaml").write_text(
-        "# python -m bench\n# a [red]method[/] \x1b[2J\nkey: '[/]' # [bad :bomb:\n"
+        "# python -m bench\n# a [red]method[/] \u202e[2J\nkey: '[/]' # [bad :bomb: \u2028\n"
     )
     plugin = plugins.Plugin("[/] owner", folder)
     help.show(folders.folder(), [plugin])
     shown = capsys.readouterr().out
-    assert "method=[bold]x[|]   brought by [/] owner" in shown and r"a [red]method[/] \x1b[2J" in shown
+    assert (
+        "method=[bold]x[|]   brought by [/] owner" in shown and r"a [red]method[/]" in shown and r"\u202e[2J" in shown
+    )
     assert "[bad :bomb:" in shown and not CONTROL.search(shown.replace("\n", ""))
 
 

@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import ListConfig
 
 from bench.config import old_spellings
-from bench.config.folders import NAMED, _defaults, _top, groups
+from bench.config.folders import NAMED, defaults, groups, top_keys
 from bench.config.values import near, shown
 from bench.console.escape import HIDDEN
 from methods.errors import SetupError
@@ -37,7 +37,7 @@ FLAGS = {
 """Options of Hydra's own launcher, by their names, and what there is in their place."""
 
 
-def _parse(arguments: Sequence[str]) -> list[Override]:
+def parse(arguments: Sequence[str]) -> list[Override]:
     """Raises SetupError for each argument that is no override, with the way to write it where there is one."""
     found, problems, left = list[Override](), list[str](), old_spellings.arguments(arguments)
     while left:
@@ -66,8 +66,8 @@ def _no_flag(flag: str, word: str) -> str:
     if instead := next((text for names, text in FLAGS.items() if name in names), None):
         return f"{told}: {instead}"
     plain = name.lstrip("-")
-    if plain.partition(".")[0] in _top():
-        return f"{told}: a key has no dash before it; write {_typed(f'{plain}={value}')}"
+    if plain.partition(".")[0] in top_keys():
+        return f"{told}: a key has no dash before it; write {typed(f'{plain}={value}')}"
     hint = near(name, ["--multirun", "--help", "--cfg"])
     return f"{told}: there is no such option{f'; {WRITE}' if hint == '.' else hint}"
 
@@ -80,17 +80,17 @@ def _unreadable(argument: str) -> str:
         return f"{argument!r}: an argument is empty, as a variable of the shell without a value is; leave it out"
     if any("\ud800" <= one <= "\udfff" for one in argument):
         return f"{told}: it has bytes that are no UTF-8; give the file another name"
-    if not equals and key.partition(".")[0] in _top():
+    if not equals and key.partition(".")[0] in top_keys():
         return f"{told}: it has no value; {WRITE}"
     several = re.split(r"[,\s]+(?=[+~]*[\w./@]+=)", argument)
-    if len(several) > 1 and all(re.split(r"[=./@]", one.lstrip("+~"))[0] in _top() for one in several):
-        return f"{told}: these are several arguments, with blanks between: {' '.join(map(_typed, several))}"
+    if len(several) > 1 and all(re.split(r"[=./@]", one.lstrip("+~"))[0] in top_keys() for one in several):
+        return f"{told}: these are several arguments, with blanks between: {' '.join(map(typed, several))}"
     if key in groups():
-        names = "[NAME,NAME]" if isinstance(_defaults()[key], ListConfig) else "NAME"
+        names = "[NAME,NAME]" if isinstance(defaults()[key], ListConfig) else "NAME"
         return f"{told}: cannot be read; write {key}={names}, of the names that --help lists"
-    if quoted := _quoted(argument):
-        quoted = quoted if len(quoted) <= LONGEST else f"'{_told(key)}=\"...\"', in both kinds of quotes"
-        return f"{told}: the value has characters that need quotes of their own; write {quoted}"
+    if shell := quoted(argument):
+        shell = shell if len(shell) <= LONGEST else f"'{_told(key)}=\"...\"', in both kinds of quotes"
+        return f"{told}: the value has characters that need quotes of their own; write {shell}"
     if value.startswith(("[", "{")):
         return f'{told}: cannot be read; texts with characters of that kind are in quotes, as in key=["a=b",c]'
     return f"{told}: cannot be read; {WRITE}"
@@ -101,7 +101,7 @@ def _told(argument: str) -> str:
     return shown(argument).replace("\n", "\\n")
 
 
-def _typed(argument: str) -> str:
+def typed(argument: str) -> str:
     """An argument as it is typed in a shell; what cannot be seen is escaped, for bash and zsh."""
     if not HIDDEN.search(argument):
         return shlex.quote(argument)
@@ -117,7 +117,7 @@ def _escape(found: re.Match[str]) -> str:
 ITEM = re.compile(r"""\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,]*?)\s*(?:,|$)""", re.DOTALL)
 
 
-def _quoted(argument: str) -> str | None:
+def quoted(argument: str) -> str | None:
     """The argument with its value, or items of its list that need them, in quotes that Hydra and a shell understand."""
     key, equals, value = argument.partition("=")
     if not equals or not value.strip() or (value[0] == "{" and value[-1] == "}"):
@@ -130,7 +130,7 @@ def _quoted(argument: str) -> str | None:
     else:
         text = _in_quotes(value)
     line = f"{key}={text}"
-    return _typed(line) if _is_read(line) else None
+    return typed(line) if _is_read(line) else None
 
 
 def _is_read(argument: str) -> bool:
@@ -148,7 +148,7 @@ def _in_quotes(text: str) -> str:
     return QuotedString(bare, Quote.double).with_quotes()
 
 
-def _product(overrides: Sequence[Override]) -> Iterator[list[str]]:
+def product(overrides: Sequence[Override]) -> Iterator[list[str]]:
     """Every combination of the swept values, as override strings."""
     choices = []
     for one in overrides:

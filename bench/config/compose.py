@@ -15,15 +15,15 @@ import yaml
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Glob, IntervalSweep, Override
+from hydra.core.override_parser.types import Glob, IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bench.config import keys
-from bench.config.command_line import _parse, _product, _quoted, _typed
+from bench.config.command_line import parse, product, quoted, typed
 from bench.config.experiment import KEYS, Experiment, taken_out
-from bench.config.folders import FOLDERS, NAMED, _defaults, _top, check_targets, folder, folders, groups, targets
+from bench.config.folders import FOLDERS, NAMED, check_targets, defaults, folder, folders, groups, targets, top_keys
 from bench.config.values import near, shown
 from bench.console.escape import HIDDEN
 from methods.errors import SetupError
@@ -64,7 +64,7 @@ class _Compared(NamedTuple):
 
 def _compared(overrides: Sequence[str]) -> _Compared:
     """A config whose keys are not checked yet, and what that takes."""
-    parsed = _parse(overrides)
+    parsed = parse(overrides)
     named = _named(parsed)
     available = groups(named)
     problems = [problem for one in parsed for problem in _refused(one, available)]
@@ -129,7 +129,7 @@ def _reference(
     """
     del read
     cfg, usual = _composed(own, named)
-    usual |= {group: f"[{','.join(listed)}]" for group, listed in _defaults().items() if isinstance(listed, ListConfig)}
+    usual |= {group: f"[{','.join(listed)}]" for group, listed in defaults().items() if isinstance(listed, ListConfig)}
     more: list[str] = []
     for nested in (False, True):  # the places inside a choice are there once it is chosen
         due = [(key, value) for key, value in theirs if key in usual and ("@" in key) <= nested and value != "None"]
@@ -190,8 +190,8 @@ def _named(parsed: Sequence[Override]) -> tuple[str, ...]:
 
 def _search_path(named: Sequence[str] = ()) -> list[str]:
     """The override that makes Hydra look into the plug-ins' folders too, after this project's."""
-    quoted = ["'file://" + str(one).replace("'", "\\'") + "'" for one in folders(named)[1:]]
-    return [f"{NAMED}=[{','.join(quoted)}]"] if quoted else []
+    places = [QuotedString(f"file://{one}", Quote.single).with_quotes() for one in folders(named)[1:]]
+    return [f"{NAMED}=[{','.join(places)}]"] if places else []
 
 
 def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[str]:
@@ -203,8 +203,8 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
         yield f"unknown key {key}. Of Hydra's own options {NAMED}=[FOLDER] alone is known here; leave it out"
     elif (first := key.partition(".")[0]) in KEYS:
         yield f"{line}: {first} says what an experiment is; write it in a YAML file, conf/experiment/NAME.yaml"
-    elif first not in _top() and key != NAMED:
-        yield f"unknown key {key}{near(first, _top())} Allowed: {', '.join(_top())}"
+    elif first not in top_keys() and key != NAMED:
+        yield f"unknown key {key}{near(first, top_keys())} Allowed: {', '.join(top_keys())}"
     elif key in available and not one.is_sweep_override():
         allowed, value = available[key], one.value()
         given = value if isinstance(value, list) else [value]
@@ -212,7 +212,7 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
         for choice in unknown:
             hint = near(str(choice), allowed)
             yield f"{key}={shown(choice)}: there is no such {key}{hint} Allowed: {', '.join(allowed)}"
-        listed = isinstance(_defaults()[key], ListConfig)
+        listed = isinstance(defaults()[key], ListConfig)
         if not unknown and (not given or (isinstance(value, list) and not listed)):
             names = ",".join(map(str, given or allowed[:1]))
             wanted = (
@@ -235,7 +235,7 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
 
     Raises SetupError for a sweep without `-m`, and for more than one experiment.
     """
-    own = _parse(arguments)
+    own = parse(arguments)
     for one in own:
         if isinstance(one.value(), Glob | IntervalSweep):
             raise SetupError(f"{one.input_line!r} names no values; list them: -m {one.key_or_group}=a,b")
@@ -245,23 +245,21 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
         )
     if any(o.is_sweep_override() for o in own) and not multirun:
         swept = next(o.input_line for o in own if o.is_sweep_override())
-        told = (
-            f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(map(_typed, arguments))}"
-        )
-        quoted = None if re.search(r"=\w+\s*\(", str(swept)) else _quoted(str(swept))
-        raise SetupError(f"{told}. Where the comma is part of the value: {quoted}" if quoted else told)
-    lines = _compared(next(_product(own))).experiment.sweep  # each line chooses a method, whose keys are then checked
+        told = f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(map(typed, arguments))}"
+        shell = None if re.search(r"=\w+\s*\(", str(swept)) else quoted(str(swept))
+        raise SetupError(f"{told}. Where the comma is part of the value: {shell}" if shell else told)
+    lines = _compared(next(product(own))).experiment.sweep  # each line chooses a method, whose keys are then checked
     result = []
     for line in lines or [""]:
         mine = {o.get_key_element() for o in own}  # what the command line says goes before the experiment's line
         theirs = [o for o in _parse_line(line) if o.get_key_element() not in mine]
-        result += list(_product([*theirs, *own]))
+        result += list(product([*theirs, *own]))
     return [list(job) for job in dict.fromkeys(map(tuple, result))]
 
 
 def _parse_line(line: str) -> list[Override]:
     """The overrides of a line of a sweep. Raises SetupError for one that a line cannot hold."""
-    found = _parse(line.split())
+    found = parse(line.split())
     for one in found:
         if one.key_or_group in ("experiment", NAMED):
             raise SetupError(

@@ -77,7 +77,7 @@ def check_targets(settings: Any, allowed: frozenset[str]) -> None:
 
 
 @functools.cache
-def _defaults() -> dict[str, Any]:
+def defaults() -> dict[str, Any]:
     """The choice of each group where the command line makes none: a list where there may be several, or None."""
     listed: Any = OmegaConf.load(folder() / "config.yaml")
     entries = [entry for entry in listed["defaults"] if isinstance(entry, DictConfig)]
@@ -85,7 +85,7 @@ def _defaults() -> dict[str, Any]:
 
 
 @functools.cache
-def _top() -> tuple[str, ...]:
+def top_keys() -> tuple[str, ...]:
     """The keys of a whole config: groups, and options of every cell."""
     listed: Any = OmegaConf.load(folder() / "config.yaml")
     return (*groups(), *(str(key) for key in listed if key != "defaults"))

@@ -1,12 +1,15 @@
 """What `python -m bench --help` prints, read off the YAML files, so that it cannot fall behind them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 from rich.text import Text
+from yaml.nodes import MappingNode, Node, SequenceNode
 
 from bench.config.plugins import Plugin
+from bench.config.values import shown
 from bench.console.command import called, overview
 from bench.console.escape import terminal
 
@@ -73,18 +76,24 @@ def _summary(file: Path) -> list[str]:
 
 
 def _options(console: Console, file: Path, prefix: str) -> None:
-    """Each `key: value # meaning` of a YAML file with its full name; Hydra's own block is left out."""
-    parents: list[tuple[int, str]] = []
-    for line in file.read_text(encoding="utf-8").splitlines():
-        key, colon, rest = line.partition(":")
-        indent = len(key) - len(key.lstrip())
-        name = key.strip()
-        if not colon or not name.isidentifier() or name == "_target_":
-            continue
-        parents = [(depth, parent) for depth, parent in parents if depth < indent]
-        value, _, meaning = rest.partition(" #")
-        path = ".".join([parent for _, parent in parents] + [name])
-        if path.split(".")[0] not in ("hydra", "defaults") and (value.strip() or meaning.strip()):
-            option = terminal(f"    {prefix}{path}={value.strip()}", "cyan")
-            console.print(option.append_text(terminal(f"   {meaning.strip()}" if meaning else "", "default")))
-        parents.append((indent, name))
+    """Each option of a YAML file with its full name, its value as it is written and the comment behind it."""
+    text = file.read_text(encoding="utf-8")
+    for name, key, value in _nodes(yaml.compose(text, Loader=yaml.SafeLoader), prefix):
+        in_line = key.start_mark.line == value.start_mark.line
+        written = text[value.start_mark.index : value.end_mark.index] if in_line else ""
+        if not in_line and isinstance(value, SequenceNode):
+            written = shown(f"[{', '.join(one.value.strip() for one in value.value)}]")
+        end = value.end_mark if in_line else key.end_mark
+        meaning = "".join(text[end.index :].splitlines()[:1]).partition("#")[2].strip()
+        if written or meaning:
+            option = terminal(f"    {name}={written}", "cyan")
+            console.print(option.append_text(terminal(f"   {meaning}" if meaning else "", "default")))
+
+
+def _nodes(node: Node | None, above: str) -> Iterator[tuple[str, Node, Node]]:
+    """Full name, key and value of each option, mappings of further options included; without what is Hydra's."""
+    if isinstance(node, MappingNode) and not node.flow_style:
+        for key, value in node.value:
+            if key.value not in ("_target_", "defaults"):
+                yield f"{above}{key.value}", key, value
+                yield from _nodes(value, f"{above}{key.value}.")
