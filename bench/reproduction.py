@@ -210,9 +210,7 @@ def markdown(found: Sequence[Reproduction]) -> str:
     lines = ["# Published and ours", "", HOW]
     for one in found:
         lines += ["", f"## {escape.markdown(one.experiment)}", "", escape.code(one.command), ""]
-        lines += ["| " + " | ".join(SHOWN) + " |", "|" + " --- |" * len(SHOWN)]
-        cells = ([escape.markdown(readable(figure)[key]) for key in SHOWN] for figure in one.rows)
-        lines += [f"| {' | '.join(row)} |" for row in cells]
+        lines += escape.markdown_table(SHOWN, ([readable(figure)[key] for key in SHOWN] for figure in one.rows))
         if one.differs:
             lines += ["", "Not as in the paper:", "", *(f"- {escape.markdown(line)}" for line in one.differs)]
     return "\n".join(lines) + "\n"

@@ -129,6 +129,12 @@ def test_a_spreadsheet_that_splits_elsewhere_computes_nothing(text, cell):
         assert not any(re.match(r"[\s\"]*[=+@]", part) for part in escape.cell(text).split(sign))
 
 
+def test_a_markdown_table_is_escaped_and_numbers_may_be_set_to_the_right():
+    rows = [["a|b", 1], ["*c*", 2]]
+    assert escape.markdown_table(["x", "n"], rows) == ["| x | n |", "| --- | --- |", r"| a\|b | 1 |", r"| \*c\* | 2 |"]
+    assert escape.markdown_table(["x", "n"], [], left=1) == ["| x | n |", "| --- | ---: |"]
+
+
 @pytest.mark.parametrize("text", PAYLOADS)
 def test_code_in_markdown_is_one_piece_of_code(text):
     tokens = GFM.parse(f"before {escape.code(text)} behind")

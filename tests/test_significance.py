@@ -4,6 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.stats import binomtest, norm, permutation_test, t
+from statsmodels.stats.multitest import multipletests
 
 from bench.stats.bootstrap import draws, interval, two_level
 from bench.stats.significance import (
@@ -175,3 +176,12 @@ def test_false_positives_of_several_fits_stay_at_five_percent(fits, monkeypatch)
         drawn = np.stack([draws(one, np.ones(50), seed=i % 5) for one in values])
         found += bootstrap_p(two_level(values.mean(axis=1), drawn, 50), 50) < 0.05
     assert 0.02 <= found / simulations <= 0.05 + 2.6 * math.sqrt(0.05 * 0.95 / simulations)
+
+
+def test_holm_gives_the_bits_of_statsmodels():
+    generator = np.random.default_rng(8)
+    for n in (1, 2, 7, 40):
+        p = generator.random(n) ** 3
+        p[: n // 3] = p[0]  # some are equal
+        assert holm(p.tolist()) == multipletests(p, method="holm")[1].tolist()
+    assert holm([None, 0.01, None, 0.5, 0.03]) == [None, 0.03, None, 0.5, 0.06] and holm([None]) == [None]

@@ -67,7 +67,9 @@ def test_the_unsteered_model_alone_has_no_strength(tmp_path):
         "Intervals (95%) are over prompts. Sampling seeds: 1.",
     ]
     for word in ("Holm", "tuned", "strengths", "vs random:", "differs", "letter", "resamples", "pairs:", "fit seed is"):
-        assert word not in "\n".join([formatting.markdown([only(tmp_path)]), latex.document([only(tmp_path)])]), word
+        assert word not in "\n".join(
+            [formatting.markdown([only(tmp_path)], suite_tables.markdown), latex.document([only(tmp_path)])]
+        ), word
 
 
 def test_what_was_tuned_and_what_was_given_are_told_apart(tmp_path):

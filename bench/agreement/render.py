@@ -1,6 +1,5 @@
 """How `bench.agreement` is shown: tables for the terminal and in Markdown, and a figure."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
@@ -77,20 +76,15 @@ def markdown(frame: pd.DataFrame) -> str:
     heads = ["scorer", "texts", "n", "labelled", *TITLES.values()]
     lines = ["# Agreement of the scorers with labelled texts", "", COLUMNS, ""]
     whole, of_groups = frame[frame["group"] == ""], frame[frame["group"] != ""]
-    lines += piped(heads, [[str(row["scorer"]), *cells(row)] for row in whole.to_dict("records")])
+    rows = [[str(row["scorer"]), *cells(row)] for row in whole.to_dict("records")]
+    lines += escape.markdown_table(heads, rows, left=2)
     if frame["learnt_from"].any():
         lines += ["", escape.markdown(LEARNT)]
-    for name, rows in of_groups.groupby("set", sort=False):
-        body = [[str(row["scorer"]), str(row["group"]), *cells(row)[1:]] for row in rows.to_dict("records")]
-        lines += ["", f"## {escape.markdown(name)} by group", "", *piped(["scorer", "group", *heads[2:]], body)]
+    for name, of_set in of_groups.groupby("set", sort=False):
+        rows = [[str(row["scorer"]), str(row["group"]), *cells(row)[1:]] for row in of_set.to_dict("records")]
+        lines += ["", f"## {escape.markdown(name)} by group", ""]
+        lines += escape.markdown_table(["scorer", "group", *heads[2:]], rows, left=2)
     return "\n".join(lines) + "\n"
-
-
-def piped(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table; numbers to the right."""
-    rule = ["---" if number < 2 else "---:" for number in range(len(heads))]
-    texts = [[escape.markdown(one) for one in row] for row in (heads, *rows)]
-    return [f"| {' | '.join(row)} |" for row in (texts[0], rule, *texts[1:])]
 
 
 def cells(row: Any) -> list[str]:

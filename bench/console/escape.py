@@ -19,7 +19,7 @@ what is no character, halves of surrogates, and the blank sign of Braille.
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,13 @@ def markdown(text: object) -> str:
     """One line that shows just this text: no mark, link, tag, formula, list or further cell. GitHub's Markdown."""
     line = MAIL.sub(APART, MARKS.sub(r"\\\g<0>", visible(text).strip()))
     return "\\" + line if OPENS.match(line) else NUMBERED.sub(r"\1\\\2", line, count=1) if line[:1].isdigit() else line
+
+
+def markdown_table(heads: Sequence[object], rows: Iterable[Sequence[object]], left: int | None = None) -> list[str]:
+    """The lines of a table; the columns behind the first `left` ones are set to the right, where that is given."""
+    rule = ["---" if left is None or number < left else "---:" for number in range(len(heads))]
+    texts = [[markdown(one) for one in row] for row in (heads, *rows)]
+    return [f"| {' | '.join(row)} |" for row in (texts[0], rule, *texts[1:])]
 
 
 def code(text: object) -> str:

@@ -255,13 +255,6 @@ def readable(table: Table) -> pd.DataFrame:
     return pd.DataFrame(shown).astype(str)
 
 
-def piped(text: pd.DataFrame) -> list[str]:
-    """The lines of a Markdown table."""
-    cells = [list(text.columns), *text.to_numpy().tolist()]
-    rows = [[escape.markdown(cell) for cell in row] for row in cells]
-    return ["| " + " | ".join(row) + " |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
-
-
 def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]]) -> str:
     """All tables as one Markdown page; `below`: what follows each of them."""
     parts = ["# Leaderboard", CONTENT]
@@ -269,7 +262,7 @@ def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]]) -
         text = readable(table)
         parts += [] if len(tables) == 1 else [f"## Table {table.number}"]
         parts.append("  \n".join(map(escape.markdown, heading(table))))
-        parts.append("\n".join(piped(text)))
+        parts.append("\n".join(escape.markdown_table(list(text.columns), text.to_numpy().tolist())))
         parts += ["\n".join(f"- {escape.markdown(note)}" for note in notes(table)), *below(table)]
     if len(tables) > 1:
         parts.insert(2, SEPARATE)

@@ -73,7 +73,8 @@ def by_fit(comparison: Comparison) -> pd.DataFrame:
     found = []
     for row, pairs in comparison.pairs.items():
         for fit, own in zip(row.fits, pairs, strict=True):
-            estimates = effects([own], comparison.toxicity, comparison.tasks)
+            alone = len(row.fits) == 1
+            estimates = comparison.effects[row] if alone else effects([own], comparison.toxicity, comparison.tasks)
             values = {name: one.value if one else math.nan for name, one in estimates.items()}
             named = {"method": row.columns["method"], "fit_seed": fit.columns["fit_seed"]}
             found.append({**named, "strength": fit.columns["strength"], **values})

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from bench.records.fields import Cost, FitFacts, LearntFrom, Tuned, plain
@@ -77,25 +78,27 @@ class Fit:
 
         Sampling seeds are further draws of the same item, since no two prompts share a random stream.
         """
-        key = None if within is None else frozenset(within)
+        key = None if within is None or self.comparisons <= within else frozenset(within)
         if key not in self._items:
-            self._items[key] = self._averaged(within)
+            self._items[key] = averaged([one for one in self.results if key is None or one.record.comparison in key])
         return self._items[key]
 
-    def _averaged(self, within: set[str] | None) -> dict[str, pd.DataFrame]:
-        parts = [
-            items.assign(metric=record.suite + "." + items["metric"].astype(str))
-            for record, items in self.results
-            if within is None or record.comparison in within
-        ]
-        if not parts:
-            return {}
-        whole = pd.concat(parts, ignore_index=True)
-        whole = whole[whole["weight"] > 0]
-        whole["value"] *= whole["weight"]
-        sums = whole.groupby(["metric", "item"], sort=True)[["value", "weight"]].sum()
-        sums["value"] /= sums["weight"]
-        return {str(name): rows.droplevel("metric") for name, rows in sums.groupby(level="metric", sort=True)}
+
+def averaged(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
+    """`<suite>.<metric>` -> value and weight by item over these results, the values weighted; both in their order."""
+    if not results:
+        return {}
+    named = [items.assign(metric=record.suite + "." + items["metric"].astype(str)) for record, items in results]
+    whole = pd.concat(named, ignore_index=True)
+    whole = whole[whole["weight"] > 0]
+    whole["value"] *= whole["weight"]
+    sums = whole.groupby(["metric", "item"], sort=True)[["value", "weight"]].sum()
+    sums["value"] /= sums["weight"]
+    metrics = sums.index.get_level_values("metric")
+    sums.index = sums.index.get_level_values("item")
+    counts = metrics.value_counts(sort=False)  # sorted, as the rows are
+    ends = np.cumsum(counts.to_numpy())
+    return {str(name): sums.iloc[end - n : end] for name, n, end in zip(counts.index, counts, ends, strict=True)}
 
 
 class Row:

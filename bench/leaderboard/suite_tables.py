@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.console import escape
 from bench.leaderboard.columns import NONE, Z, tests
-from bench.leaderboard.formatting import labels, piped
+from bench.leaderboard.formatting import labels
 from bench.leaderboard.frame import Table
 from bench.stats.significance import ALPHA
 
@@ -89,5 +89,6 @@ def markdown(table: Table) -> list[str]:
     """Each suite's table as Markdown, under its title."""
     parts = []
     for other in other_suites(table):
-        parts.append(f"**{escape.markdown(other.title)}**\n\n" + "\n".join(piped(other.rows)))
+        lines = escape.markdown_table(list(other.rows.columns), other.rows.to_numpy().tolist())
+        parts.append(f"**{escape.markdown(other.title)}**\n\n" + "\n".join(lines))
     return parts

@@ -47,8 +47,7 @@ def read_records(runs: Path) -> tuple[list[Result], list[str]]:
         if problem := wrong_items(items, one.metrics):
             skipped.append(f"record {path.name} skipped: items.parquet {problem}; run its cell again")
             continue
-        facts = encodable(one.stored)
-        found.append(Result(one if facts == one.stored else Record.from_json(facts), items))
+        found.append(Result(one if is_encodable(one.stored) else Record.from_json(encodable(one.stored)), items))
     if not found:
         raise SetupError("\n".join([*skipped, f"no whole record in {folder}; {START}"]))
     return found, skipped
@@ -58,7 +57,7 @@ def wrong_items(items: pd.DataFrame, metrics: Mapping[str, Any]) -> str | None:
     """What is wrong with a record's items, in words; None: nothing."""
     if list(items.columns) != ITEM_COLUMNS or not all(is_numeric_dtype(items[name]) for name in ("value", "weight")):
         return f"has not the columns {', '.join(ITEM_COLUMNS)}, of which the last two are numbers"
-    if not all(isinstance(one, str) for name in ("metric", "item") for one in items[name]):
+    if not all(_texts(items[name]) for name in ("metric", "item")):
         return "holds names that are no texts"
     if items.duplicated(["metric", "item"]).any():
         return "is no table of one row per metric and item"
@@ -68,6 +67,22 @@ def wrong_items(items: pd.DataFrame, metrics: Mapping[str, Any]) -> str | None:
         return "holds a negative weight"
     unknown = sorted(set(items["metric"]) - set(metrics))
     return f"holds the metric {unknown[0]!r}, of which record.json says nothing" if unknown else None
+
+
+def _texts(values: "pd.Series[Any]") -> bool:
+    """Whether all are texts."""
+    if isinstance(values.dtype, pd.StringDtype):
+        return not values.isna().any()
+    return all(isinstance(one, str) for one in values)
+
+
+def is_encodable(facts: Mapping[str, Any]) -> bool:
+    """Whether a file can hold all texts of a record: none has half of a surrogate pair."""
+    try:
+        json.dumps(facts, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def encodable(value: Any) -> Any:
