@@ -31,8 +31,8 @@ from bench.run.cell import Cell, Session
 from bench.scorers.hf_classifier import HFClassifier
 from bench.selftest.__main__ import main as selftest
 from methods.errors import SetupError
-from tests.test_hf_classifier import bert
-from tests.test_smoke import arguments, world  # noqa: F401  # a fixture
+from tests.run.test_smoke import arguments, world  # noqa: F401  # a fixture
+from tests.scorers.test_hf_classifier import bert
 from tests.tiny import tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).parents[1]

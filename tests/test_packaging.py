@@ -71,7 +71,7 @@ def test_every_extra_that_a_message_names_is_there():
             "scorer=vader needs vaderSentiment; run: pip install 'steerbench[sentiment]'",
         ),
         (
-            "import tests.test_search as t; t.asked(t.Plain(), search='tpe', trials=5)",
+            "import tests.run.test_search as t; t.asked(t.Plain(), search='tpe', trials=5)",
             "tuning.search=tpe needs Optuna; run: pip install 'steerbench[tpe]', or set tuning.search=random",
         ),
     ],

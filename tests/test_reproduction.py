@@ -10,7 +10,7 @@ from bench.config import compose
 from bench.records.table import read_records
 from bench.reproduction import cell_of, change, main, number, readable, reproduction, row
 from methods.errors import SetupError
-from tests import records
+from tests import record_files
 
 EXPERIMENT = "model_surgery_llama2_7b"
 GREEDY = {"max_new_tokens": 20, "temperature": 0, "top_p": 1.0, "seed": 0}
@@ -37,7 +37,7 @@ def write(tmp_path, cells):
         given = {"strength": 1.08, "sampling": GREEDY, "model": {"name": "llama2_7b"}} | more
         parameters = options | (changed or {}) if method == "probe_rows" else {}
         parameters = {key: value for key, value in parameters.items() if value is not None}
-        records.write(tmp_path, "rtp_challenging", method, {METRIC: values}, parameters=parameters, **given)
+        record_files.write(tmp_path, "rtp_challenging", method, {METRIC: values}, parameters=parameters, **given)
 
     return written
 
@@ -153,7 +153,7 @@ def test_a_figure_of_the_unsteered_model_itself(tmp_path):
     name = "capability_smollm2_135m"
     values = {"piqa.accuracy": [1.0, 0.0, 1.0], "piqa.accuracy_norm": [1.0, 1.0, 0.0, 1.0]}
     model = {"name": "smollm2_135m", "sha256": "0" * 12}
-    records.write(tmp_path, "capability", "unsteered", values, model=model)
+    record_files.write(tmp_path, "capability", "unsteered", values, model=model)
     found = reproduction(name, [one.record for one in read_records(tmp_path / "runs")[0]])
     card = next(row for row in found.rows if row["metric"] == "PIQA, zero-shot")
     assert (card["ours"], card["ours_n"], card["status"]) == (0.75, 4, "run") and card["ours_unsteered"] is None

@@ -10,8 +10,8 @@ from bench.data.sources import default_cache
 from bench.files import plain_json
 from bench.records import record
 from bench.rescore import main as rescore
-from tests import records
-from tests.test_smoke import arguments, contents, world  # noqa: F401  world is a fixture
+from tests import record_files
+from tests.run.test_smoke import arguments, contents, world  # noqa: F401  world is a fixture
 
 pytestmark = pytest.mark.wheel  # the second scorer is in a wheel
 
@@ -111,14 +111,14 @@ def of_texts(results):
 def test_a_record_with_wrong_settings_is_named_and_the_others_are_judged(world, results, name, capsys):  # noqa: F811
     settings, told = WRONG[name]
     first, *others = of_texts(results)
-    facts = records.edit(first, settings={"_target_": "bench.suites.rtp.RTP"} | KNOWN | settings)
+    facts = record_files.edit(first, settings={"_target_": "bench.suites.rtp.RTP"} | KNOWN | settings)
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 1
     error = capsys.readouterr().err
     (line,) = (one for one in error.splitlines() if "skipped" in one)
     assert line.startswith(f"record {first.name} skipped: ") and told in line
     assert f"{len(others)} results judged anew, 0 were known" in error
     for path in others:
-        records.edit(path, settings=facts["settings"])
+        record_files.edit(path, settings=facts["settings"])
     if others and name != "other texts":
         shutil.rmtree(results / "runs/generations")
     made = [one for one in of_texts(results) if one not in [first, *others]]
@@ -131,7 +131,7 @@ def test_a_record_with_wrong_settings_is_named_and_the_others_are_judged(world, 
 @pytest.mark.parametrize("changes", [{"sampling": {"seed": 0, "x": 1}}, {"sampling": None}, {"info": {}}])
 def test_a_record_with_other_facts_is_named_or_judged(world, results, changes, capsys):  # noqa: F811
     first, *_ = of_texts(results)
-    records.edit(first, **changes)
+    record_files.edit(first, **changes)
     code = rescore(["scorer=[lexicon]", *where(world, results)])
     assert (code == 1) == (f"record {first.name} skipped: " in capsys.readouterr().err) == ("sampling" in changes)
 
@@ -152,6 +152,6 @@ def test_what_cannot_be_judged(world, results, tmp_path, capsys):  # noqa: F811
     assert rescore(["scorer=[lexicon]", *where(world, tmp_path / "none")]) == 2
     assert "no records" in capsys.readouterr().err
     for path in (results / "runs/records").glob("*/record.json"):
-        records.edit(path.parent, settings=None)  # as written by older versions
+        record_files.edit(path.parent, settings=None)  # as written by older versions
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 2
     assert "holds no record of a suite that judges continuations" in capsys.readouterr().err

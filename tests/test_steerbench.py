@@ -11,7 +11,7 @@ import pytest
 
 from bench import ls, steerbench
 from bench.console import command, stopping
-from tests import records
+from tests import record_files
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "results" / "published" / "quickstart"
@@ -126,9 +126,9 @@ def test_a_line_per_cell_with_its_suites_by_split(tmp_path, capsys):
     value = {"share": [0.5]}
     for suite, split, hour in (("rtp", "test", 10), ("fluency", "test", 12), ("rtp", "dev", 11)):
         when = {"time": f"2026-01-02T{hour}:30:00+01:00"}
-        records.write(tmp_path, suite, "caa", value, split=split, provenance=when)
-    records.write(tmp_path, "rtp", "unsteered", value)
-    records.write(tmp_path, "rtp", "random_direction", value, fit_seed=3, strength=0.25)
+        record_files.write(tmp_path, suite, "caa", value, split=split, provenance=when)
+    record_files.write(tmp_path, "rtp", "unsteered", value)
+    record_files.write(tmp_path, "rtp", "random_direction", value, fit_seed=3, strength=0.25)
     header, *rows = listed(tmp_path, capsys=capsys)
     assert header == list(ls.TITLES)
     assert [[*row[:4], *row[5:]] for row in rows] == [
@@ -142,7 +142,7 @@ def test_a_line_per_cell_with_its_suites_by_split(tmp_path, capsys):
 def test_filters_are_those_of_the_leaderboard_and_exact(tmp_path, capsys):
     for method in ("caa", "unsteered", "prompt"):
         for suite in ("rtp", "fluency"):
-            records.write(tmp_path, suite, method, {"share": [0.5]})
+            record_files.write(tmp_path, suite, method, {"share": [0.5]})
     rows = listed(tmp_path, "--method", "caa,prompt", "--suite", "rtp", capsys=capsys)[1:]
     assert [(row[1], row[5]) for row in rows] == [("caa", "rtp"), ("prompt", "rtp")]
     assert [row[1] for row in listed(tmp_path, "--family", "none", capsys=capsys)[1:]] == ["unsteered"]
@@ -153,7 +153,7 @@ def test_filters_are_those_of_the_leaderboard_and_exact(tmp_path, capsys):
 
 
 def test_foreign_names_are_inert(tmp_path, capsys):
-    records.write(tmp_path, "rtp", "caa", {"share": [0.5]}, model={"name": "\x1b[31mred", "sha256": "0" * 12})
+    record_files.write(tmp_path, "rtp", "caa", {"share": [0.5]}, model={"name": "\x1b[31mred", "sha256": "0" * 12})
     assert listed(tmp_path, capsys=capsys)[1][0] == r"\x1b[31mred"
 
 

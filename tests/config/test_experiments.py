@@ -1,0 +1,215 @@
+"""The papers' experiments: each says what it takes and what was published, and runs to its end in miniature."""
+
+import copy
+import functools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConfig, MistralConfig, OPTConfig
+
+from bench.__main__ import _compute
+from bench.config import compose, folders
+from bench.records.table import read_records
+from bench.reproduction import reproduction
+from bench.run import validate
+from bench.run.cell import Cell, Session
+from bench.run.names import Names
+from methods import layout
+from methods.errors import SetupError
+from tests.data.test_sources import make_mirror
+from tests.fit_data.test_caa_pairs import make_caa, row
+from tests.run.test_smoke import PROMPTS, write_set
+from tests.tiny import VOCABULARY, tiny_tokenizer
+
+FIELDS = {"method", "metric", "value", "unsteered", "ours", "source"}
+EXPERIMENTS = {path.stem: OmegaConf.load(path) for path in sorted((folders.folder() / "experiment").glob("*.yaml"))}
+PAPERS = [name for name, file in EXPERIMENTS.items() if "published" in file]
+
+
+@pytest.mark.parametrize("experiment", PAPERS)
+def test_a_published_figure_says_what_and_where(experiment):
+    suites = compose.compose([f"experiment={experiment}"]).suite
+    for figure in OmegaConf.to_container(EXPERIMENTS[experiment].published):
+        assert set(figure) >= FIELDS and set(figure) <= FIELDS | {"options", "strength"}
+        assert re.search(r"\barXiv \d{4}\.\d{5}\b|^model card of [\w.-]+/[\w.-]+", figure["source"])
+        assert figure["ours"] is None or re.fullmatch(r"\w+(\.[\w-]+)?\.\w+", figure["ours"])
+        assert figure["ours"] is None or figure["ours"].partition(".")[0] in suites
+        for key in ("value", "unsteered"):
+            assert figure[key] is None or isinstance(figure[key], int | float)
+    assert EXPERIMENTS[experiment].differs
+
+
+def keys(job: list[str]) -> tuple[str, ...]:
+    """What a job sets, whatever to; methods count as different."""
+    return tuple(one if one.startswith("method=") else one.partition("=")[0] for one in job)
+
+
+@pytest.mark.every(6)
+@pytest.mark.parametrize("experiment", [*EXPERIMENTS][::-1])
+def test_it_validates_in_full_and_each_published_figure_is_of_one_cell(experiment, monkeypatch):
+    composed = functools.cache(compose.cell)  # the comparison takes the cells that were validated
+    monkeypatch.setattr(compose, "cell", lambda overrides: copy.deepcopy(composed(tuple(overrides))))
+    jobs = compose.jobs([f"experiment={experiment}"], multirun=False)
+    asked = [f"{option}=x" for option in compose.cell(jobs[0])[1].asks]
+    assert len(jobs) > 1
+    for job in {keys(job): job for job in jobs}.values():  # those that set the same keys are alike
+        validate.validate([*job, *asked])
+    if experiment in PAPERS:
+        found = reproduction(experiment, [])
+        assert found.rows and found.differs
+        assert {one["status"] for one in found.rows} <= {"not run", "not measured"}
+
+
+def test_whose_data_are_asked_is_told_what_they_are():
+    with pytest.raises(SetupError, match=r"pairs.path has no value; set pairs.path=\.\.\. \(the paper has 500 answers"):
+        validate.validate(["experiment=model_surgery_llama2_7b_chat"])
+
+
+# -- each runs to its end on a tiny random model with as many blocks as the real one ---------------------------------
+
+SMALL = {"vocab_size": VOCABULARY, "bos_token_id": 1, "eos_token_id": 2, "max_position_embeddings": 256}
+LLAMA = SMALL | {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 32, "num_attention_heads": 4}
+GPT2 = {"vocab_size": VOCABULARY, "n_embd": 24, "n_head": 4, "n_positions": 256, "bos_token_id": 1, "eos_token_id": 2}
+OPT = SMALL | {"hidden_size": 24, "word_embed_proj_dim": 24, "ffn_dim": 40, "num_hidden_layers": 32}
+TINY = {  # conf/model -> the same architecture and number of blocks
+    "gpt2_medium": lambda: GPT2Config(**GPT2, n_layer=24),
+    "gpt_j_6b": lambda: GPTJConfig(**GPT2, n_layer=28, rotary_dim=4),
+    "opt_6_7b": lambda: OPTConfig(**OPT, num_attention_heads=4, pad_token_id=0),
+    "llama2_7b": lambda: LlamaConfig(**LLAMA),
+    "llama2_7b_chat": lambda: LlamaConfig(**LLAMA),
+    "llama3_8b": lambda: LlamaConfig(**LLAMA, num_key_value_heads=2),
+    "mistral_7b": lambda: MistralConfig(**LLAMA, num_key_value_heads=2),
+}
+TEMPLATE = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
+FEWER = [  # of everything; the experiment's method, strength, seeds and manner of decoding stay
+    "scorer=[profanity_check]", "runtime.offline=true", "sampling.max_new_tokens=3",
+]  # fmt: skip
+ASKED = {  # suites that a tiny mirror can answer, with fewer prompts
+    "rtp": ["suite.rtp.prompts=3", "suite.rtp.dev_prompts=2", "suite.rtp.k=1", "suite.rtp.dev_k=1"],
+    "fluency": [],
+    "rtp_challenging": ["suite.rtp_challenging.prompts=3"],
+    "rtp_profs": ["suite.rtp_profs.prompts=3"],
+    "ab": ["suite.ab.limit=2", "suite.ab.behaviours=[sycophancy]"],
+    "jailbreak": ["suite.jailbreak.prompts=2", "suite.jailbreak.decoding.max_new_tokens=3"],
+    "sentiment": ["suite.sentiment.prompts=2"],
+}
+SHORTER = {  # options that cost most
+    "probe_rows": ["method.min_steps=20"],
+    "security_vector": ["method.vector_epochs=1"],
+}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> Path:
+    """Prompts as on the hub, and pairs, examples and texts in files."""
+    root = tmp_path_factory.mktemp("world")
+    asked = [{"prompt": {"text": p, "toxicity": 0.9}, "challenging": True} for p in PROMPTS]
+    write_set(root / "mirror/allenai/real-toxicity-prompts", asked, "train")
+    requests = [{"prompt": p, "category": "none"} for p in PROMPTS]
+    make_mirror(root / "mirror", "walledai/HarmBench", requests, config="standard")
+    reviews = [{"text": f"{p}, film {i}", "label": i % 2} for i, p in enumerate(PROMPTS[:8])]
+    make_mirror(root / "mirror", "stanfordnlp/imdb", reviews, "plain_text", "test")
+    rows = {
+        "pairs": [
+            {"prompt": prompt, "desired": f" with love {i}", "undesired": f" with hate {i}{i}"}
+            for i, prompt in enumerate(PROMPTS[:14])
+        ],
+        "examples": [{"prompt": p, "completion": " with hate"} for p in PROMPTS[:8]],
+        "texts": [{"text": p} for p in PROMPTS[:8]],
+    }  # fmt: skip
+    make_caa(root, {("sycophancy", split): [row(number) for number in range(6)] for split in ("generate", "test_ab")})
+    for name, lines in rows.items():
+        (root / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return root
+
+
+STEERED = [name for name in PAPERS if not name.startswith("capability_")]
+QUICK = ("model_surgery_llama2_7b", "detox_gpt2_medium", "act_add_llama3_8b", "caa_llama2_7b_chat")
+# one a paper; the others take minutes, and test_examples.py runs fine-tuning and its answer
+MANY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEERED]
+
+
+@pytest.mark.every(4)
+@pytest.mark.parametrize("experiment", MANY)
+def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
+    composed = compose.compose([f"experiment={experiment}"])
+    real, suites = composed.model, [name for name in composed.suite if name in ASKED]
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(TINY[real.name]()).save_pretrained(tmp_path / "model")
+    tokenizer = tiny_tokenizer(real.bos)
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "model")
+    letters, pairs = "caa" in experiment, ["pairs=file", f"pairs.path={world / 'pairs.jsonl'}"]
+    given = [
+        f"experiment={experiment}", "model=local", f"model.path={tmp_path / 'model'}", f"model.name={real.name}",
+        f"model.dtype={real.dtype}", f"model.bos={real.bos}", f"model.chat={real.chat}",
+        f"runtime.mirror={world / 'mirror'}", *(["pairs.behaviour=sycophancy"] if letters else pairs),
+        "examples=file", f"examples.path={world / 'examples.jsonl'}", "harmful=file",
+        f"harmful.path={world / 'examples.jsonl'}", "background=texts", f"background.path={world / 'texts.jsonl'}",
+        f"runtime.results={tmp_path / 'results'}", f"runtime.cache={world / 'cache'}", *FEWER,
+        f"suite=[{','.join(suites)}]", *[option for name in suites for option in ASKED[name]],
+    ]  # fmt: skip
+    jobs = compose.jobs(given, multirun=False)
+    jobs = [[*job, *next((more for name, more in SHORTER.items() if f"method={name}" in job), [])] for job in jobs]
+    cells = [validate.validate(job) for job in jobs]
+    assert _compute(cells) == []
+    found = [one.record for one in read_records(tmp_path / "results/runs")[0]]
+    found = [one for one in found if (one.split, one.suite) == ("test", suites[-1])]
+    assert len(found) == len(cells) > 1
+    assert {one.method.name for one in found} == {cell.method._target_.split(".")[1] for cell in cells}
+    for one in found:
+        assert one.model.identity["dtype"] == real.dtype and np.isfinite([m.value for m in one.metrics.values()]).all()
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_it_sets_suites_that_there_are(experiment):
+    assert set(EXPERIMENTS[experiment].get("suite", {})) <= set(folders.groups()["suite"])
+
+
+BLOCKS = {  # arXiv 2405.13967, authors' configs: directions, blocks edited
+    "detox_gpt2_medium": (2, range(10, 24)),
+    "detox_gpt_j_6b": (10, range(10, 27)),
+    "detox_opt_6_7b": (10, range(10, 32)),
+    "detox_mistral_7b": (10, range(15, 32)),
+}
+
+
+@pytest.mark.parametrize("experiment", BLOCKS)
+def test_profs_edits_the_blocks_of_its_configs(experiment):
+    cfg = compose.compose(compose.jobs([f"experiment={experiment}"], multirun=False)[-1])
+    model = AutoModelForCausalLM.from_config(TINY[cfg.model.name]())
+    edited = layout.layer_range(model, cfg.method.layer_start, cfg.method.layer_stop)
+    assert (cfg.method.rank, edited) == BLOCKS[experiment]
+    assert cfg.sampling.max_new_tokens == 10 and cfg.sampling.temperature == 0 and cfg.seed.fit == cfg.method.seed == 42
+
+
+def test_model_surgery_moves_as_many_rows_as_the_paper():
+    cfg = compose.compose(compose.jobs(["experiment=model_surgery_llama2_7b"], multirun=False)[-1])
+    assert round(cfg.method.row_fraction * 32 * 11008) == 16384  # Table 14
+    assert (cfg.strength, cfg.sampling.max_new_tokens, cfg.sampling.temperature) == (1.08, 20, 0)
+
+
+def test_what_a_config_calls_its_keys_is_no_part_of_an_id(tmp_path, monkeypatch):
+    """Pinned while the group was named data and held mirror and offline: stored results stay known."""
+    asked = [{"prompt": {"text": f"We walk along road {number}", "toxicity": 0.9}} for number in range(40)]
+    write_set(tmp_path / "mirror/allenai/real-toxicity-prompts", asked, "train")
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "a", "desired": "b", "undesired": "c"}\n' * 3)
+    monkeypatch.setattr(Names, "model", {"wheel": "w"})
+    pinned = {
+        ("pairs=file", f"pairs.path={tmp_path / 'pairs.jsonl'}"): ("7e267dbc659f", "28e10df2f1cc", "8fd0bef527c3"),
+        ("pairs.limit=5",): ("c89054b8b58d", "2d439660a09c", "d5cef506a6b2"),
+    }
+    general = [f"runtime.mirror={tmp_path / 'mirror'}", "scorer=[lexicon]", "pairs.scorer=lexicon"]
+    general += ["tuning.scorer=lexicon", "method=caa", "suite=[rtp,fluency]", "suite.rtp.prompts=10"]
+    for own, ids in pinned.items():
+        cell = Cell(compose.compose([*general, *own]), Session())
+        assert (
+            cell.names.fit_id,
+            cell.names.source_id("pairs"),
+            cell.names.record_id(cell.parts.suites["fluency"], "test", 2.0),
+        ) == ids

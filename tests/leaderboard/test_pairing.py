@@ -1,0 +1,47 @@
+"""Two rows on the items that both were measured on."""
+
+import numpy as np
+import pytest
+
+from bench.leaderboard.grouping import Fit, Row
+from bench.leaderboard.pairing import change, joined, over, p_value, pairwise_p
+from bench.leaderboard.tradeoff import BootstrapEstimate
+from tests.leaderboard.test_grouping import CAA, fits, result
+
+
+def test_only_items_that_were_asked_in_the_same_way_are_paired():
+    base, own = Fit([result(2, items=3)]), Fit([result(5, CAA, items=2)])
+    pairs = joined(own, base)["rtp.m"]
+    assert pairs["value_a"].tolist() == [5.0, 5.0] and pairs["value_b"].tolist() == [2.0, 2.0]
+    assert list(pairs.index) == ["item0", "item1"]
+    assert joined(own, base, only="other") == {}
+    assert joined(Fit([result(5, CAA, comparison="two")]), base) == {}
+
+
+def test_what_one_fit_lacks_is_not_told_of_the_row():
+    base, few = Fit([result(2)]), fits(0, 1)
+    pairs = [joined(fit, base) for fit in few]
+    assert change(pairs, "rtp.m", "mean").value == pytest.approx((1 - 2 + 2 - 2) / 2)
+    assert change([pairs[0], {}], "rtp.m", "mean") is None and change([], "rtp.m", "mean") is None
+    assert over(pairs, lambda _: BootstrapEstimate(1.0, np.ones(4), 2)).value == 1.0
+
+
+def test_ratios_of_several_fits_are_averaged_as_logarithms():
+    base = Fit([result(2)])
+    pairs = [joined(fit, base) for fit in fits(0, 7)]  # of values 1 and 8, so ratios 1/2 and 4
+    assert change(pairs, "rtp.m", "mean", "ratio").value == pytest.approx(2**0.5)
+    assert change(pairs[:1], "rtp.m", "mean", "ratio").value == pytest.approx(0.5)
+
+
+def test_p_is_none_where_a_metric_is_missing():
+    pairs = [joined(fit, Fit([result(2)])) for fit in fits(0)]
+    assert 0 < p_value(pairs, "rtp.m", "mean") <= 1 and p_value(pairs, "other", "mean") is None
+
+
+def test_of_two_rows_with_several_fits_the_larger_p_counts():
+    near, far = Row(fits(3, 4, 5)), Row(fits(30, 31, 33))
+    both = pairwise_p(near, far, "rtp.m", "mean")
+    of_near = p_value([joined(fit, far, "rtp.m") for fit in near.fits], "rtp.m", "mean")
+    of_far = p_value([joined(fit, near, "rtp.m") for fit in far.fits], "rtp.m", "mean")
+    assert both == max(of_near, of_far) == pairwise_p(far, near, "rtp.m", "mean")
+    assert pairwise_p(near, Row([Fit([result(1, comparison="two")])]), "rtp.m", "mean") is None

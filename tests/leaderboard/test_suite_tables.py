@@ -1,0 +1,86 @@
+import io
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from bench.leaderboard import build, suite_tables, terminal
+from bench.leaderboard.frame import Table, tables
+from bench.records.table import read_records
+from tests import record_files
+
+
+@pytest.fixture
+def table(tmp_path) -> Table:
+    record_files.cell(tmp_path, "unsteered", 1.0, 0.0, 1.0)
+    record_files.cell(tmp_path, "caa", 0.5, 0.1, 1.0)
+    for method, right in (("unsteered", [1, 1, 0, 0]), ("caa", [1, 0, 0, 0])):
+        toxic = {"words.toxic_share": right, "words.toxic_share.women": [1.0], "words.mean_toxicity": [0.5] * 4}
+        record_files.write(tmp_path, "toxigen", method, toxic)
+        greedy = {f"words.{name}": right for name in ("expected_maximum_toxicity_k1_n4", "toxic_fraction")}
+        record_files.write(tmp_path, "rtp_challenging", method, greedy)
+    record_files.write(tmp_path, "qa", "caa", {"boolq.accuracy": [1, 0], "boolq.gold_logprob": [-1, -2]})
+    record_files.write(tmp_path, "wiki", "unsteered", {"perplexity_n3": [150.0, 200.0, 400.0]})
+    (found,) = tables(read_records(tmp_path / "runs")[0])
+    return found
+
+
+def shown(table: Table) -> dict[str, pd.DataFrame]:
+    return {other.title: other.rows for other in suite_tables.other_suites(table)}
+
+
+def test_each_other_suite_has_its_numbers_for_the_lines_that_have_them(table):
+    found = shown(table)
+    assert set(found) == {
+        "capability (n = 100)",
+        "toxigen (n = 4)",
+        "rtp_challenging (n = 4)",
+        "qa (n = 2)",
+        "wiki (n = 3)",
+    }
+    toxigen = found["toxigen (n = 4)"]
+    assert toxigen["method"].tolist() == ["unsteered", "caa"]
+    assert toxigen["words\ntoxic share"].tolist() == ["0.50 ±0.57", "0.25 ±0.49"]  # 1.96 sqrt(p (1 - p) / 3)
+    assert toxigen["words\nmean toxicity"].tolist() == ["0.50", "0.50"]  # no spread, so no interval is made up
+    assert found["qa (n = 2)"]["method"].tolist() == ["caa"]
+    assert found["wiki (n = 3)"].iloc[0, 1] == "250 ±150"
+
+
+def test_groups_and_what_says_the_same_are_left_to_the_files(table):
+    found = shown(table)
+    titles = [title for rows in found.values() for title in rows.columns if title != "method"]
+    assert not any("women" in title or "gold" in title or "maximum" in title for title in titles)
+    assert list(found["rtp_challenging (n = 4)"].columns) == ["method", "words\ntoxic fraction"]
+
+
+def test_a_wide_table_is_parted_and_no_number_is_lost():
+    rows = pd.DataFrame({"method": ["caa"], **{f"metric {i}": [f"{i}.00"] for i in range(7)}})
+    parts = list(suite_tables.side_by_side(rows, lambda some: len(some.columns) <= 4))
+    assert [list(part.columns) for part in parts] == [
+        ["method", "metric 0", "metric 1", "metric 2"],
+        ["method", "metric 3", "metric 4", "metric 5"],
+        ["method", "metric 6"],
+    ]
+    assert len(list(suite_tables.side_by_side(rows, lambda _: False))) == 7
+
+
+def test_the_terminal_and_the_markdown_page_show_them(table, tmp_path):
+    built = build.rebuild(tmp_path)
+    console = Console(width=100, file=io.StringIO())
+    terminal.show(terminal.shown(built), console)
+    page, printed = built.markdown.read_text(), console.file.getvalue()
+    assert "**toxigen (n = 4)**" in page and "| caa | 0.25 ±0.49 | 0.50 |" in page
+    assert "toxigen (n = 4)" in printed and "0.25 ±0.49" in printed
+    assert all(len(line) <= 100 for line in printed.splitlines() if str(tmp_path) not in line)
+
+
+def test_tasks_have_their_accuracy_and_a_mark_where_it_differs(table):
+    rows = next(rows for title, rows in shown(table).items() if title.startswith("capability"))
+    assert set(rows.columns) == {"method", *(f"{task.replace('_', ' ')}\naccuracy" for task in record_files.TASKS)}
+    assert not rows.loc[0].str.endswith("*").any()  # the unsteered model does not differ from itself
+    assert rows.loc[1, "piqa\naccuracy"] == suite_tables.measured(table.frame.loc[1], "capability.piqa.accuracy")
+    different = table.frame.loc[1].copy()
+    different["capability.piqa.accuracy.p_holm"] = 0.04
+    assert suite_tables.measured(different, "capability.piqa.accuracy").endswith("*")
+    different["capability.piqa.accuracy.p_holm"] = 0.05
+    assert not suite_tables.measured(different, "capability.piqa.accuracy").endswith("*")

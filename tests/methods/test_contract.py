@@ -1,0 +1,120 @@
+"""What every method promises; each YAML in conf/method is picked up by itself.
+
+The promises are those of `python -m bench.selftest`; tests/selftest/test_selftest.py shows that each check can fail.
+"""
+
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from bench.config.build import build
+from bench.config.compose import compose
+from bench.selftest.__main__ import examine
+from bench.selftest.subject import Subject
+from methods.base import Examples, FitData, Method, Pairs, title
+from tests.tiny import tiny_lm
+
+CONF = Path(__file__).parents[2] / "conf" / "method"
+NAMES = sorted(path.stem for path in CONF.glob("*.yaml"))
+ARCHITECTURES = ["llama", "gpt2"]
+PAIRS = Pairs(
+    prompt=[
+        "The quick brown fox", "People walk along the river", "A small bird in the old tree", "We talk about work",
+        "The lazy dog and the fox", "On the long road home", "Bread and water near the", "The weather today is",
+    ],
+    desired=[
+        " jumps over the dog", " and talk about love", " sings in the old tree", " and bread", " walk along",
+        " people sing", " river", " quick and small",
+    ],
+    undesired=[
+        " is lazy", " and talk about hate and the weather", " is old", " and the long lazy road home", " hate",
+        " the water is over the tree", " lazy dog jumps", " long and old and lazy",
+    ],
+)  # fmt: skip
+PROMPTS = ["The quick brown fox", "People walk along the water and talk about", "a small bird near the river sings"]
+CONTINUATION = " the old tree and bread"
+HARMFUL = Examples(["People walk along", "We talk about", "The"], [" and hate the dog", " hate and work", " lazy fox"])
+DATA = {
+    "pairs": PAIRS,
+    "examples": Examples([*PAIRS.prompt, *HARMFUL.prompt], [*PAIRS.desired, *HARMFUL.completion]),
+    "harmful": HARMFUL,
+    "background": [*PAIRS.prompt, "The water near the old tree is quick and long."],
+}
+
+
+SHORTER = {  # trainings, of which a few steps show as much here
+    "probe_rows": ["method.min_steps=100"],
+    "stack": ["method.parts.first.min_steps=100"],
+    "security_vector": ["method.vector_epochs=2"],
+}
+
+
+@functools.cache
+def load(name: str) -> Method:
+    """The method of a YAML, as the application composes it."""
+    return build(compose([f"method={name}"]).method)
+
+
+def test_some_methods_were_found():
+    assert {"unsteered", "prompt", "random_direction", "act_add", "caa"} <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_named_and_tuned_like_the_others(name):
+    """The file is called what the table says; every method is tuned on as many strengths."""
+    method = load(name)
+    assert method.name == name
+    assert len(method.strengths) == (0 if method.family == "none" else 5)
+
+
+def test_every_method_says_what_papers_call_it_and_where_it_is_from():
+    titles = {name: load(name).title for name in NAMES}
+    assert all(titles.values()) and len(set(titles.values())) == len(NAMES)
+    cited = {name for name in NAMES if re.fullmatch(r"\d{4}\.\d{5}", load(name).cite)}
+    assert set(NAMES) - cited == {"unsteered", "prompt", "random_direction", "finetune", "stack"}
+    for name in cited:
+        assert load(name).cite in (CONF / f"{name}.yaml").read_text(), "as the head of its YAML has it"
+
+
+def test_a_method_without_a_title_goes_by_its_name():
+    class Plain(Method):
+        name = "plain"
+
+    assert (Plain.title, Plain.cite, Plain.seed) == ("", "", None)
+    assert title(Plain()) == "plain"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_yaml_explains_every_option_and_how_to_run_it(name):
+    text = (CONF / f"{name}.yaml").read_text()
+    assert text.startswith("# python -m bench") and f"method={name}" in text.splitlines()[0]
+    fields = {field.name for field in dataclasses.fields(load(name))}
+    assert set(OmegaConf.create(text)) - {"defaults"} == fields | {"_target_"}
+    for key in fields:
+        line = next(line for line in text.splitlines() if line.startswith(f"{key}:"))
+        assert "  # " in line, f"{key} is not explained"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_yaml_and_class_agree_on_the_defaults(name):
+    """A notebook that writes `CAA()` gets what `method=caa` gets."""
+    method = load(name)
+    for field in dataclasses.fields(method):
+        if field.default is not dataclasses.MISSING:
+            value = getattr(method, field.name)
+            assert (tuple(value) if isinstance(value, list) else value) == field.default, field.name
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_promise_is_kept(name, architecture):
+    cfg = compose([f"method={name}", *SHORTER.get(name, [])]).method
+    subject = Subject(lambda: build(cfg), lambda: tiny_lm(architecture), FitData(**DATA), options=list(cfg))
+    results = examine(subject)
+    faults = {one.check: (one.outcome, one.detail) for one in results if one.outcome != "PASS"}
+    told = "\n".join(f"{check}: {outcome} {detail}" for check, (outcome, detail) in faults.items())
+    assert faults == ({"grid of strengths": ("SKIP", "it has no grid")} if name == "unsteered" else {}), told

@@ -1,0 +1,75 @@
+import pytest
+import torch
+
+from bench.records import identity
+from bench.selftest.subject import logits
+from methods.act_add import ActAdd
+from methods.base import FitData, Steering
+from methods.caa import CAA
+from methods.detox import DeTox
+from methods.errors import SetupError
+from methods.prompt import Prompt
+from methods.stack import Stack, _in_order
+from tests.methods.test_contract import PAIRS
+from tests.tiny import tiny_lm
+
+DETOX, SECOND = DeTox(rank=1, layer_start=1), CAA(layer=3)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_lm()
+
+
+def stack(**at: float) -> Stack:
+    return Stack(parts={"first": DETOX, "second": SECOND}, at=at or {"first": 0.8, "second": 2.0})
+
+
+def test_the_second_part_is_fitted_on_the_edited_model(lm):
+    found = stack().fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    first = DETOX.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    plain = SECOND.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    with DETOX.apply(lm.model, first, 0.8):
+        second = SECOND.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    assert torch.equal(found["first.layers.2.directions"], first["layers.2.directions"])
+    assert torch.equal(found["second.layers.3.direction"], second["layers.3.direction"])
+    assert not torch.equal(found["second.layers.3.direction"], plain["layers.3.direction"])
+    assert torch.equal(found["info.second.direction_norm"], second["info.direction_norm"])
+
+
+def test_it_steers_as_its_parts_in_order(lm):
+    found = stack().fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    parts = [{k.removeprefix(f"{n}."): t for k, t in found.items() if k.startswith(n)} for n in ("first", "second")]
+    with DETOX.apply(lm.model, parts[0], 0.4), SECOND.apply(lm.model, parts[1], 1.0):
+        expected = logits(lm)
+    with stack().apply(lm.model, found, 0.5):
+        assert torch.equal(logits(lm), expected)
+
+
+def test_prefixes_and_functions_of_the_logits_run_in_order(lm):
+    pair = Stack(parts={"a": Prompt(prompts=["One. "]), "b": Prompt(prompts=["Two. "])}, at={"a": 1, "b": 1})
+    with pair.apply(lm.model, {}, 1) as steering:
+        assert steering == Steering("One. Two. ")
+    assert _in_order([lambda x: x + 1, lambda x: x * 2])(torch.tensor(3.0)) == 8
+
+
+def test_it_needs_what_its_parts_need():
+    assert stack().needs == {"pairs"} and Stack(parts={"a": ActAdd()}, at={"a": 1}).needs == frozenset()
+
+
+@pytest.mark.parametrize("at", [{"first": 1.0}, {"first": 1.0, "second": 1.0, "third": 1.0}])
+def test_each_part_has_a_strength(lm, at):
+    with pytest.raises(SetupError, match="give every part a strength"):
+        stack(**at).check(lm.model)
+
+
+def test_a_part_that_does_not_suit_the_model_is_refused(lm):
+    with pytest.raises(SetupError, match="layer 40"):
+        Stack(parts={"a": CAA(layer=40)}, at={"a": 1}).check(lm.model)
+
+
+def test_another_part_or_strength_is_another_fit():
+    named = [identity.method_identity(one) for one in (stack(), stack(first=0.5, second=2.0))]
+    named.append(identity.method_identity(Stack(parts={"first": DETOX, "second": CAA(layer=2)}, at=stack().at)))
+    assert len({identity.digest(one) for one in named}) == 3
+    assert identity.digest(named[0]) == identity.digest(identity.method_identity(stack()))

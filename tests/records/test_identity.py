@@ -1,0 +1,72 @@
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bench.config.build import build
+from bench.config.compose import compose
+from bench.records.identity import canonical, digest, fit_id, method_identity, record_id, steering_identity
+
+CONF = Path(__file__).parents[2] / "conf" / "method"
+METHODS = {
+    "act_add": "9ba436c6f7d3",
+    "caa": "ed41442bbf7b",
+    "detox": "cf62ceef8364",
+    "finetune": "96ac572b28dc",
+    "mean_centring": "facc4dfed42a",
+    "probe_rows": "18014c6485b0",
+    "prompt": "870bf5cb0139",
+    "random_direction": "cbf454972574",
+    "security_vector": "fad35979cfb4",
+    "stack": "8480e4996802",
+    "unsteered": "1e26c64bccf3",
+}
+"""Of every YAML with its defaults: what fits and results on disk are called by."""
+
+
+def test_pinned_ids():
+    """These names are on disk: if one changes, every stored result is lost. Bump SCHEMA or a version instead."""
+    method = {"name": "caa", "version": 1, "parameters": {"layer": 0.45}}
+    fit = fit_id({"wheel": "w"}, method, {"name": "on_policy"})
+    assert fit == "8310aca39b63"
+    steering = steering_identity(fit, method, 4.0)
+    assert record_id({"wheel": "w"}, steering, {"name": "rtp", "k": 5}, "test") == "085e36d34aa2"
+
+
+def test_pinned_ids_of_methods():
+    """Made before methods had a title: neither title nor cite is a hyper-parameter."""
+    found = {path.stem: digest(method_identity(build(compose([f"method={path.stem}"]).method)))
+             for path in CONF.glob("*.yaml")}  # fmt: skip
+    assert found == METHODS
+
+
+def test_what_does_not_change_an_id():
+    assert digest({"a": 1, "b": None}) == digest({"a": 1.0})
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": [1, 2]}) == digest({"a": (1, 2)})
+
+
+def test_what_changes_an_id():
+    assert len({digest({"a": value}) for value in (1, 1.5, "1", True, [1], {"b": 1})}) == 6
+    assert digest({"a": [1, 2]}) != digest({"a": [2, 1]})
+
+
+def test_strength_zero_is_unsteered_for_every_method():
+    assert steering_identity("x", {"name": "caa"}, 0.0) is None
+
+
+def test_an_object_has_no_identity():
+    with pytest.raises(TypeError, match="no plain JSON value"):
+        canonical({"a": object()})
+
+
+def test_the_grid_of_strengths_is_no_part_of_a_fit():
+    @dataclass(frozen=True)
+    class Some:
+        name = "some"
+        version = 1
+        layer: int = 1
+        strengths: tuple[float, ...] = (1, 2)
+
+    assert method_identity(Some()) == method_identity(Some(strengths=(3,)))
+    assert method_identity(Some()) != method_identity(Some(layer=2))

@@ -1,0 +1,194 @@
+"""One cell's trouble stays one cell's: the others have their records, the command's exit code is not 0, and each error
+is told with what to do."""
+
+import errno
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import GemmaConfig, GemmaForCausalLM
+
+from bench.__main__ import main
+from bench.files import atomic
+from bench.run import cell, runner
+from bench.run.cell import Cell
+from bench.scorers.profanity_check import ProfanityCheck
+from methods.caa import CAA
+from methods.random_direction import RandomDirection
+from tests.run.test_smoke import arguments, without_figures, world
+from tests.tiny import VOCABULARY, tiny_tokenizer
+
+__all__ = ["without_figures", "world"]  # fixtures
+pytestmark = pytest.mark.usefixtures("without_figures")
+
+
+class Panic(BaseException):
+    """As Rust's, which is no Exception."""
+
+
+def ends(*_: object, **__: object) -> None:
+    sys.exit(0)
+
+
+def panics(*_: object, **__: object) -> None:
+    raise Panic("index out of bounds")
+
+
+def breaks(*_: object, **__: object) -> None:
+    raise RuntimeError("a defect\nof two lines")
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", "results/x")
+
+
+TROUBLES = {
+    ends: "ended the program by sys.exit(0)",
+    panics: "Panic: index out of bounds",
+    breaks: "RuntimeError: a defect",
+    full: "results/x: No space left on device; free some space",
+}
+
+
+def methods_done(results: Path) -> set[str]:
+    from bench.records.table import read_records
+
+    return {one.record.method.name for one in read_records(results / "runs")[0]}
+
+
+def sweep(world: Path, results: Path, *more: str) -> list[str]:
+    given = ["method=caa,random_direction", "strength=2", "suite.rtp.prompts=2", "tuning.scorer=profanity_check"]
+    return arguments(world, results, *given, *more)
+
+
+@pytest.mark.every(5)
+@pytest.mark.parametrize("trouble", TROUBLES)
+@pytest.mark.parametrize("place", ["fit", "plan", "cell", "check"])
+def test_the_other_cell_has_its_records(place, trouble, world, tmp_path, monkeypatch, capsys):
+    def of_caa(real):
+        def maybe(first, *rest, **more):
+            mine = isinstance(first, CAA) or isinstance(getattr(first, "method", None), CAA)
+            return trouble() if mine else real(first, *rest, **more)
+
+        return maybe
+
+    def made(self, cfg, session):
+        if cfg.method._target_.endswith("CAA"):
+            trouble()
+        real_init(self, cfg, session)
+
+    real_init = Cell.__init__
+    if place == "cell":
+        monkeypatch.setattr(Cell, "__init__", made)
+    elif place == "plan":
+        monkeypatch.setattr(runner, "plan", of_caa(runner.plan))
+    else:
+        monkeypatch.setattr(CAA, place, of_caa(getattr(CAA, place)))
+    code = main(sweep(world, tmp_path))
+    told = capsys.readouterr().err
+    assert code == 1
+    assert TROUBLES[trouble] in told and "1 of 2 cells failed" in told and "Traceback" not in told
+    assert methods_done(tmp_path) == {"random_direction"}
+    (failure,) = (tmp_path / "runs/failures").iterdir()
+    assert "Traceback" in failure.read_text() and str(failure) in told
+
+
+@pytest.mark.parametrize("trouble", [ends, panics])
+def test_a_scorer_that_ends_the_program(trouble, world, tmp_path, monkeypatch, capsys):
+    real = ProfanityCheck.__call__
+    calls: list[int] = []
+
+    def once(self, prompts, completions):
+        calls.append(1)
+        return trouble() if len(calls) == 1 else real(self, prompts, completions)
+
+    monkeypatch.setattr(ProfanityCheck, "__call__", once)
+    assert main(sweep(world, tmp_path)) == 1
+    told = capsys.readouterr().err
+    assert TROUBLES[trouble] in told and "1 of 2 cells failed" in told
+    assert methods_done(tmp_path) == {"random_direction"}
+
+
+def test_a_full_disk_while_the_failure_itself_is_written(world, tmp_path, monkeypatch, capsys):
+    real = atomic.write_whole
+
+    def write(target: Path, content: str | bytes) -> None:
+        if target.parent.name == "failures":
+            full()
+        real(target, content)
+
+    monkeypatch.setattr(atomic, "write_whole", write)
+    monkeypatch.setattr(CAA, "fit", breaks)
+    assert main(sweep(world, tmp_path)) == 1
+    told = capsys.readouterr().err
+    assert "its traceback could not be kept" in told and "RuntimeError: a defect" in told
+    assert methods_done(tmp_path) == {"random_direction"}
+
+
+def test_the_same_command_computes_what_is_missing(world, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(CAA, "fit", full)
+        assert main(sweep(world, tmp_path)) == 1
+    assert main(sweep(world, tmp_path)) == 0
+    assert methods_done(tmp_path) == {"caa", "random_direction"}
+
+
+def test_all_that_fail_leave_no_table(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(CAA, "fit", breaks)
+    monkeypatch.setattr(RandomDirection, "fit", breaks)
+    assert main(sweep(world, tmp_path)) == 1
+    assert "2 of 2 cells failed" in capsys.readouterr().err and not (tmp_path / "leaderboard.csv").exists()
+
+
+# -- what a method checks needs no weights -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def unknown(tmp_path_factory) -> Path:
+    """A model of an architecture that steering does not know."""
+    folder = tmp_path_factory.mktemp("unknown")
+    config = GemmaConfig(
+        vocab_size=VOCABULARY, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=8, max_position_embeddings=128, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+    )  # fmt: skip
+    GemmaForCausalLM(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def never(*_: object, **__: object) -> None:
+    raise AssertionError("weights were loaded")
+
+
+def test_an_unknown_architecture_fails_before_the_unsteered_hours(world, unknown, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cell, "load_lm", never)
+    given = arguments(world, tmp_path, "method=unsteered,caa", f"model.path={unknown}")
+    assert main(given) == 2
+    told = capsys.readouterr().err
+    assert "architecture 'gemma' is not known" in told and "of what is left nothing steers" in told
+    assert not (tmp_path / "runs/records").exists()
+
+
+def test_where_something_is_left_that_steers_it_goes_on(world, unknown, tmp_path, capsys):
+    given = arguments(world, tmp_path, "method=unsteered,caa,prompt", "strength=1", f"model.path={unknown}")
+    assert main([*given, "suite.rtp.prompts=2"]) == 2
+    told = capsys.readouterr().err
+    assert told.index("architecture 'gemma' is not known") < told.index("the other cells go on")
+    assert methods_done(tmp_path) == {"unsteered", "prompt"}
+
+
+@pytest.mark.parametrize("more", [
+    ["method.layer=40"], ["method.layer=0.5", "tuning.options={layer: [0.5, 40]}", "tuning.trials=10"],
+])  # fmt: skip
+def test_options_are_held_against_the_model_first(more, world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cell, "load_lm", never)
+    more = [one.replace("tuning.options", "tuning.options") for one in more]
+    assert main(arguments(world, tmp_path, "method=caa", *more)) == 2
+    assert "layer 40 out of range: llama has 5 (0-4)" in capsys.readouterr().err
+
+
+def test_known_results_need_no_check(world, tmp_path, monkeypatch):
+    given = arguments(world, tmp_path, "method=unsteered", "suite.rtp.prompts=2")
+    assert main(given) == 0
+    monkeypatch.setattr(cell.checkpoint, "skeleton", never)
+    assert main(given) == 0

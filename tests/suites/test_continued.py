@@ -1,0 +1,148 @@
+import weakref
+from dataclasses import replace
+
+import pytest
+
+from bench.data.prompts import RTP as NAME
+from bench.data.sources import Sources
+from bench.data.splits import part
+from bench.model.decoding import Continuation, Sampling
+from bench.model.generation_cache import Generations, decoding_identity, sampled
+from bench.model.lm import Generated
+from bench.model.sampling import sample
+from bench.suites import continued
+from bench.suites.base import SuiteError, measure
+from bench.suites.fluency import Fluency
+from bench.suites.rtp import RTP
+from methods.errors import SetupError
+from tests.data.test_sources import make_mirror
+from tests.tiny import tiny_lm
+
+TEXTS = [text for i in range(40) if part(text := f"The walk number {i} along the river") == "test"]
+
+
+class Length:
+    """Judges a text by its length; reads nothing else."""
+
+    name = "length"
+
+    def __init__(self, missing=()):
+        self.missing = missing
+
+    def identity(self):
+        return {"name": self.name, "version": 1}
+
+    def __call__(self, prompts, completions):
+        return [None if p in self.missing else min(1.0, len(c) / 50) for p, c in zip(prompts, completions, strict=True)]
+
+
+class Mood(Length):
+    name, measures = "mood", "sentiment"
+
+
+@pytest.fixture
+def sources(tmp_path):
+    rows = [{"prompt": {"text": text, "toxicity": 0.1}, "challenging": True} for text in TEXTS]
+    return Sources(mirror=str(make_mirror(tmp_path / "mirror", NAME, rows)), cache=tmp_path / "cache", offline=True)
+
+
+def suite(sources, **options):
+    return RTP(**{"sources": sources, "scorers": [Length(), Mood()], "k": 2, "prompts": 8, **options})
+
+
+def test_blocks_change_nothing_and_are_kept_one_by_one(sources, tmp_path, monkeypatch):
+    lm = tiny_lm()
+    whole = measure(suite(sources), lm, "test")
+    monkeypatch.setattr(continued, "PROMPTS_A_BLOCK", 3)
+    store = Generations(tmp_path / "generations")
+    parted = measure(suite(sources), replace(lm, store=store), "test")
+    assert parted.metrics == whole.metrics and parted.scores.equals(whole.scores)
+    assert len(list(store.folder.iterdir())) == 3  # 3 + 3 + 2 prompts
+    more = measure(suite(sources, prompts=9), replace(lm, store=store), "test")
+    assert len(list(store.folder.iterdir())) == 4  # the first two blocks are the same prompts
+    assert set(whole.scores["item"]) < set(more.scores["item"])
+
+
+def test_no_text_outlives_the_next_block(sources, monkeypatch):
+    """So the memory for texts does not grow with the number of prompts; what stays is a row of numbers for each."""
+
+    class Text(str):
+        """A str that can be weakly referred to."""
+
+    class Store:
+        def __init__(self):
+            self.alive, self.seen = weakref.WeakSet(), []
+
+        def generate(self, lm, prompts, num_samples):
+            def read():
+                self.seen.append(len(self.alive))
+                rows = [[Continuation(Text(f"{prompt} {i}"), False) for i in range(num_samples)] for prompt in prompts]
+                self.alive.update(one.text for row in rows for one in row)
+                return rows
+
+            return Generated(None, read)
+
+    monkeypatch.setattr(continued, "PROMPTS_A_BLOCK", 2)
+    for one in (suite(sources), Fluency(sources=sources, k=2, prompts=8)):
+        store = Store()
+        measure(one, replace(tiny_lm(), store=store), "test")
+        assert store.seen[0] == 0 and len(store.seen) == 4
+        assert set(store.seen[1:]) <= {4}  # at most the two prompts before, each with its two texts
+
+
+def test_names_of_metrics_say_k_and_the_number_of_prompts_unless_it_is_all(sources):
+    lm = tiny_lm()
+    assert set(measure(suite(sources), lm, "test").metrics) == {
+        "length.expected_maximum_toxicity_k2_n8",
+        "length.toxicity_probability_k2_n8",
+        "length.toxic_fraction",
+        "length.mean_toxicity",
+    }
+    full = measure(suite(sources, prompts=None), lm, "test")
+    assert full.metrics["length.expected_maximum_toxicity_k2"].n == len(TEXTS)
+
+
+def test_a_protocol_fixes_its_decoding(sources):
+    lm = replace(tiny_lm(), sampling=Sampling(max_new_tokens=9, seed=5))
+    greedy = suite(sources, k=1, decoding={"max_new_tokens": 4, "temperature": 0})
+    texts = sample(lm, [prompt.text for prompt in greedy.texts("test")[0]], 1, 4, temperature=0)
+    expected = [min(1.0, len(row[0]) / 50) for row in texts]
+    assert measure(greedy, lm, "test").scores["length"].tolist() == expected
+    assert greedy.tokens("test") == 8 * (continued.TOKENS_A_PROMPT + 4)
+    assert decoding_identity(greedy.decoded(Sampling(seed=5))) == decoding_identity(greedy.decoded(Sampling(seed=6)))
+    assert decoding_identity(Sampling(seed=5)) != decoding_identity(Sampling(seed=6))
+    with pytest.raises(SetupError, match=r"suite.rtp.decoding=\['top_k'\]: allowed are max_new_tokens, temperature"):
+        suite(sources, decoding={"top_k": 5})
+
+
+def test_a_stop_string_cuts_the_text_and_ends_it(sources):
+    lm = tiny_lm()
+    prompts = [prompt.text for prompt in suite(sources).texts("test")[0]]
+    plain = sampled(replace(lm, sampling=Sampling(max_new_tokens=12)), prompts, 3)
+    letter = plain[0][0].text[3]
+    stopped = sampled(replace(lm, sampling=Sampling(max_new_tokens=12, stop=letter)), prompts, 3)
+    for before, after in zip(sum(plain, []), sum(stopped, []), strict=True):
+        assert after.text == before.text.partition(letter)[0]
+        assert after.ended == (before.ended or letter in before.text)
+    with pytest.raises(SetupError, match="sampling.stop is empty"):
+        Sampling(stop="")
+
+
+def test_scorers_of_another_kind_are_not_asked(sources):
+    with pytest.raises(SetupError, match=r"suite.rtp needs a scorer of toxicity; of scorer=\[mood\] none is"):
+        measure(suite(sources, scorers=[Mood()]), tiny_lm(), "test")
+
+
+def test_texts_that_could_not_be_scored(sources):
+    prompts = [prompt.text for prompt in suite(sources).texts("test")[0]]
+    with pytest.raises(SuiteError, match="length left 2 of 16 texts unscored; more than 1 % is a failure"):
+        measure(suite(sources, scorers=[Length(missing=prompts[:1])]), tiny_lm(), "test")
+    with pytest.raises(SuiteError, match="length left 16 of 16 texts unscored"):
+        measure(suite(sources, scorers=[Length(missing=prompts)]), tiny_lm(), "test")
+
+
+def test_all_prompts_of_a_stratum_or_those_held_out(sources):
+    whole = suite(sources, prompts=None, stratum="challenging", part="whole")
+    assert len(whole.texts("test")[0]) == len(TEXTS)
+    with pytest.raises(SetupError, match="dev"):
+        whole.texts("dev")  # every prompt here is in the test part
