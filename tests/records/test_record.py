@@ -186,7 +186,11 @@ def test_a_field_of_another_kind_is_named_or_does_no_harm(results, place):
     (("method", "strength"), True, "method.strength is 'True', not a number"),
     (("metrics", "m"), 5, "metrics.m is the number '5', not a mapping"),
     (("sources",), [{"name": "x"}], "sources[0].source is missing"),
-    (("tuning",), record_files.tuning([(1.0, 1.0, 0.0)], 1.0) | {"chosen_trial": 1}, "tuning.chosen_trial is 1 of 1 trials"),
+    (
+        ("tuning",),
+        record_files.tuning([(1.0, 1.0, 0.0)], 1.0) | {"chosen_trial": 1},
+        "tuning.chosen_trial is 1 of 1 trials",
+    ),
     (("seed", "fit"), 2**63, "seed.fit is the number '9223372036854775808', which is infinite or too large"),
     (("data",), {"harmful": {"sources": [5]}}, "data.harmful.sources[0] is the number '5', not a mapping"),
     (("info",), {"chance": {"piqa": "a"}}, "info.chance.piqa is the text 'a', not a number"),
