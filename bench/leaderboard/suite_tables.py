@@ -52,7 +52,7 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
         for metric in metrics:
             words = metric.partition(".")[2].replace("_", " ").split(".")
             title = "\n".join(line for word in words for line in textwrap.wrap(word, TITLE, break_long_words=False))
-            cells = [measured(row, metric) for _, row in table.frame[own].iterrows()]
+            cells = [value_with_error(row, metric) for _, row in table.frame[own].iterrows()]
             shown[metric if title in shown else title] = cells
             starred += [metric] if any(cell.endswith("*") for cell in cells) else []
         told = f"; {STAR}" if starred else ""
@@ -60,7 +60,7 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
         yield OtherSuite(f"{suite} ({size}{told})", pd.DataFrame(shown))
 
 
-def measured(row: "pd.Series[float]", metric: str) -> str:
+def value_with_error(row: "pd.Series[float]", metric: str) -> str:
     """A value with half its interval; without one where all items are alike, which says nothing of its width.
 
     A * where its difference from the unsteered model is significant after Holm over the rows of the table.

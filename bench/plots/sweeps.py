@@ -53,7 +53,7 @@ def strengths(table: Table) -> pd.DataFrame:
 def trials(results: Sequence[Result]) -> list[pd.DataFrame]:
     """The strengths that tuning tried on the dev split, a frame for each set of trials that compare; or none."""
     dev = [
-        Result(replace(one.record, split="test"), measured(one))  # grouped as results of the test split
+        Result(replace(one.record, split="test"), items_shown(one))  # grouped as results of the test split
         for one in results
         if one.record.split == "dev"
     ]
@@ -69,7 +69,7 @@ def trials(results: Sequence[Result]) -> list[pd.DataFrame]:
     return found
 
 
-def measured(one: Result) -> pd.DataFrame:
+def items_shown(one: Result) -> pd.DataFrame:
     """The items of a dev result that its measures are made of; joining the others for each trial takes seconds."""
     metric = one.items["metric"].astype(str)
     toxicity = f"{''.join((one.record.judged_by.report or ())[:1])}.expected_maximum_toxicity_k"

@@ -78,9 +78,11 @@ def test_tasks_have_their_accuracy_and_a_mark_where_it_differs(table):
     rows = next(rows for title, rows in shown(table).items() if title.startswith("capability"))
     assert set(rows.columns) == {"method", *(f"{task.replace('_', ' ')}\naccuracy" for task in record_files.TASKS)}
     assert not rows.loc[0].str.endswith("*").any()  # the unsteered model does not differ from itself
-    assert rows.loc[1, "piqa\naccuracy"] == suite_tables.measured(table.frame.loc[1], "capability.piqa.accuracy")
+    assert rows.loc[1, "piqa\naccuracy"] == suite_tables.value_with_error(
+        table.frame.loc[1], "capability.piqa.accuracy"
+    )
     different = table.frame.loc[1].copy()
     different["capability.piqa.accuracy.p_holm"] = 0.04
-    assert suite_tables.measured(different, "capability.piqa.accuracy").endswith("*")
+    assert suite_tables.value_with_error(different, "capability.piqa.accuracy").endswith("*")
     different["capability.piqa.accuracy.p_holm"] = 0.05
-    assert not suite_tables.measured(different, "capability.piqa.accuracy").endswith("*")
+    assert not suite_tables.value_with_error(different, "capability.piqa.accuracy").endswith("*")
