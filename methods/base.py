@@ -77,6 +77,7 @@ class Method(Protocol):
     version: ClassVar[int]  # bump when the same hyper-parameters give other numbers
     strength_unit: ClassVar[str]
     discrete: ClassVar[bool] = False  # only the strengths of the grid exist, none between them
+    scope: str | None = None  # a field of methods that can steer all tokens or some; None: they have no such choice
     seed: int | None = None  # a field of methods that draw something in `fit`; None: two fits are equal
     strengths: Sequence[float]  # the grid that tuning tries; the same length for every method
 

@@ -162,7 +162,7 @@ def test_collect_takes_the_folder_of_the_results_or_its_runs():
     assert frame.equals(collect(QUICKSTART / "runs"))
     assert len(frame["id"].unique()) == len(list((QUICKSTART / "runs" / "records").iterdir()))
     with pytest.raises(SetupError, match="no records"):
-        collect(ROOT / "tests")
+        collect(ROOT / "methods")
 
 
 def test_the_leaderboard_of_a_notebook_is_that_of_the_file(tmp_path):

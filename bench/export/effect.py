@@ -89,7 +89,7 @@ def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effe
             continue
         block = layer if site == "output" else layer - 1
         vector = added[0][0].clone()  # (D,)
-        beyond = _beyond(vector, added, seen, texts, hasattr(method, "scope"))
+        beyond = _beyond(vector, added, seen, texts, method.scope is not None)
         if beyond is None and block < 0:
             beyond = "it adds a vector where no block has written yet"
         if beyond is not None:

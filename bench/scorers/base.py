@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Iterable, Sequence
 from numbers import Real
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from bench.records import unfinished
 from bench.records.identity import named
@@ -19,8 +19,7 @@ class Scorer(Protocol):
     measures: "toxicity" (1 toxic), "sentiment" (1 positive, .5 neutral) or "refusal" (1 refused); a suite reads those
     that measure what it asks.
 
-    A scorer whose score of a text depends on the others of its batch, by the last bits, has a member `batches`: from
-    completions to lists of their numbers, each of them judged together.
+    One whose score of a text depends on the others of its batch, by the last bits, is `Batched` as well.
     """
 
     @property
@@ -42,11 +41,21 @@ class Scorer(Protocol):
         ...
 
 
+@runtime_checkable
+class Batched(Protocol):
+    """A scorer that says which texts it judges together."""
+
+    def batches(self, completions: Sequence[str]) -> list[list[int]]:
+        """The numbers of the completions that are judged together, each in one list."""
+        ...
+
+
 def unique_scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
     """As `scores`, but each distinct (prompt, completion) is judged once; finished batches are kept (`unfinished`)."""
     pairs = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(pairs))
-    plan = getattr(scorer, "batches", _in_turn)([completion for _, completion in distinct])
+    batches = scorer.batches if isinstance(scorer, Batched) else _in_turn
+    plan = batches([completion for _, completion in distinct])
     if sorted(row for rows in plan for row in rows) != list(range(len(distinct))):
         raise SetupError(f"scorer {scorer.name}: its batches do not hold each of {len(distinct)} texts once; mend it")
     judged: dict[tuple[str, str], float | None] = {}

@@ -148,7 +148,7 @@ class Judged(Continued):
     @property
     def judges(self) -> list[Scorer]:
         """The run's scorers that measure what this suite reads."""
-        return [scorer for scorer in self.scorers if getattr(scorer, "measures", "toxicity") == self.reads]
+        return [scorer for scorer in self.scorers if scorer.measures == self.reads]
 
     def identity(self, split: Split) -> dict[str, Any]:
         """Prompts, k and scorers."""

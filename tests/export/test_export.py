@@ -101,6 +101,7 @@ class Planted:
     enter: object
     steering: Steering = Steering()
     name: ClassVar[str] = "planted"
+    scope: ClassVar[None] = None
     needs: ClassVar[frozenset[str]] = frozenset()
     strengths: ClassVar[tuple[float, ...]] = (1,)
 

@@ -24,7 +24,7 @@ TEXTS = [text for i in range(40) if part(text := f"The walk number {i} along the
 class Length:
     """Judges a text by its length; reads nothing else."""
 
-    name = "length"
+    name, measures = "length", "toxicity"
 
     def __init__(self, missing=()):
         self.missing = missing

@@ -23,7 +23,7 @@ DECODING = {"max_new_tokens": 128, "temperature": 0, "stop": "\n"}
 class Words:
     """Scores a text by its first word, a number."""
 
-    name = "words"
+    name, measures = "words", "toxicity"
 
     def identity(self):
         return {"name": self.name, "version": 1}
