@@ -15,7 +15,7 @@ from bench.leaderboard import formatting, latex, tradeoff
 from bench.leaderboard.__main__ import main
 from bench.leaderboard.build import Built, leaderboard, rebuild
 from bench.leaderboard.frame import tables
-from bench.leaderboard.terminal import show
+from bench.leaderboard.terminal import show, shown
 from bench.records.fields import Tuned
 from bench.records.table import collect, read_records
 from methods.errors import SetupError
@@ -38,7 +38,7 @@ def row(results: Path, method: str) -> pd.Series:
 
 def shown(built: Built, width: int = 140) -> str:
     out = io.StringIO()
-    show(built, Console(file=out, width=width))
+    show(shown(built), Console(file=out, width=width))
     return out.getvalue()
 
 
