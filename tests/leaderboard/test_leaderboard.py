@@ -11,11 +11,10 @@ import pytest
 from rich.console import Console
 
 from bench.console import escape
-from bench.leaderboard import formatting, latex, tradeoff
+from bench.leaderboard import formatting, latex, terminal, tradeoff
 from bench.leaderboard.__main__ import main
 from bench.leaderboard.build import Built, leaderboard, rebuild
 from bench.leaderboard.frame import tables
-from bench.leaderboard.terminal import show, shown
 from bench.records.fields import Tuned
 from bench.records.table import collect, read_records
 from methods.errors import SetupError
@@ -38,7 +37,7 @@ def row(results: Path, method: str) -> pd.Series:
 
 def shown(built: Built, width: int = 140) -> str:
     out = io.StringIO()
-    show(shown(built), Console(file=out, width=width))
+    terminal.show(terminal.shown(built), Console(file=out, width=width))
     return out.getvalue()
 
 
