@@ -38,12 +38,13 @@ def wrong_figures(experiment: str) -> Iterator[str]:
     if not about.differs:
         yield f"{experiment} says nowhere how it differs from the paper"
     for figure in about.published:
+        ours, numbers = figure.get("ours"), (figure.get("value"), figure.get("unsteered"))
         found = {
             "other fields": FIELDS <= set(figure) <= FIELDS | {"options", "strength"},
-            "source": re.search(r"\barXiv \d{4}\.\d{5}\b|^model card of [\w.-]+/[\w.-]+", figure["source"]),
-            "ours": figure["ours"] is None or re.fullmatch(r"\w+(\.[\w-]+)?\.\w+", figure["ours"]),
-            "suite": figure["ours"] is None or figure["ours"].partition(".")[0] in cfg.suite,
-            "number": all(isinstance(figure[key], int | float | None) for key in ("value", "unsteered")),
+            "source": re.search(r"\barXiv \d{4}\.\d{5}\b|^model card of [\w.-]+/[\w.-]+", str(figure.get("source"))),
+            "ours": ours is None or re.fullmatch(r"\w+(\.[\w-]+)?\.\w+", ours),
+            "suite": ours is None or ours.partition(".")[0] in cfg.suite,
+            "number": all(isinstance(number, int | float | None) for number in numbers),
         }
         yield from (f"{experiment}: {what} of {figure}" for what, sound in found.items() if not sound)
 
