@@ -1,12 +1,11 @@
+import inspect
 import io
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from hydra.utils import get_class
-from omegaconf import OmegaConf
 from rich.console import Console
 
 from bench.config import compose, folders, help
@@ -15,34 +14,46 @@ from methods.errors import SetupError
 
 CONF = folders.folder()
 CHOICES = [(group, choice) for group, found in folders.groups().items() if group != "experiment" for choice in found]
-NEEDED = {"local": ["model.path=x"], "hub": ["model.id=a/b", "model.revision=c"]}
+LISTS = ("suite", "scorer")
+RUNS = {"pairs": {"scorer"}}
+"""Options of a group that the run reads and the class does not."""
 
 
-def overrides(group, choice):
-    listed = group in ("suite", "scorer")
-    own = [f"{group}=[{choice}]" if listed else f"{group}={choice}", *NEEDED.get(choice, [])]
-    if group == "scorer":
-        own += [f"pairs.scorer={choice}", f"tuning.scorer={choice}"]
-    return own
+def rounds() -> list[dict[str, str]]:
+    """Choices of every group, so that each is in one of them; all suites and scorers in the first."""
+    single = {group: found for group, found in folders.groups().items() if group not in (*LISTS, "experiment")}
+    turns = [
+        {group: found[turn % len(found)] for group, found in single.items()}
+        for turn in range(max(map(len, single.values())))
+    ]
+    listed = {group: f"[{','.join(folders.groups()[group])}]" for group in LISTS}
+    return [turns[0] | listed, *turns[1:]]
 
 
-@pytest.mark.every(2)
-@pytest.mark.parametrize(("group", "choice"), CHOICES, ids=lambda value: str(value))
-def test_every_yaml_composes_and_its_target_takes_every_key(group, choice):
-    cfg = compose.compose(overrides(group, choice))
-    node = OmegaConf.select(cfg, f"{group}.{choice}" if group in ("suite", "scorer") else group)
-    if "_target_" in node:
-        import inspect
+def test_every_yaml_composes_and_its_target_takes_every_key():
+    seen, wrong = set(), []
+    for chosen in rounds():
+        try:
+            cfg = compose.compose([f"{group}={choice}" for group, choice in chosen.items()])
+        except SetupError as error:
+            wrong.append(f"{chosen}: {error}")
+            continue
+        nodes = {(group, choice): cfg[group] for group, choice in chosen.items() if group not in LISTS}
+        nodes |= {(group, name): node for group in LISTS if group in chosen for name, node in cfg[group].items()}
+        for (group, choice), node in nodes.items():
+            takes = set(inspect.signature(get_class(node._target_)).parameters) if "_target_" in node else set(node)
+            wrong += [f"{group}={choice}: {key}" for key in set(node) - takes - {"_target_"} - RUNS.get(group, set())]
+        seen |= set(nodes)
+    assert wrong == [] and seen == set(CHOICES)
 
-        runner_reads = {"scorer"} if group == "pairs" else set()
-        allowed = set(inspect.signature(get_class(node._target_)).parameters)
-        assert set(node) - {"_target_"} - runner_reads <= allowed
 
-
-@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.stem)
-def test_every_yaml_begins_with_its_command(path: Path):
-    lines = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
-    assert lines[0].startswith(("# python -m bench", "# make "))
+def test_every_yaml_begins_with_its_command():
+    heads = {
+        path: next(line for line in path.read_text().splitlines() if not line.startswith("# @package"))
+        for path in sorted(CONF.rglob("*.yaml"))
+    }
+    wrong = {path.name: head for path, head in heads.items() if not head.startswith(("# python -m bench", "# make "))}
+    assert wrong == {} and len(heads) > 80
 
 
 def test_every_tuned_method_has_a_grid_of_the_same_length():
