@@ -42,7 +42,7 @@ def collect(results: str | Path) -> pd.DataFrame:
         [3.0]
     """
     folder = Path(results)
-    return table.collect(folder / "runs" if (folder / "runs").is_dir() else folder)
+    return table.collect(folder if (folder / "records").is_dir() else folder / "runs")
 
 
 def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd.DataFrame:
@@ -76,7 +76,9 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
     found = tables(records)
     if not found:
         raise SetupError(f"no record of the test split in {results}, only of tuning; run the cell to its end")
-    _known("metric", [metric] if metric else [], [name for one in found for name in one.metrics])
+    if any(not isinstance(name, str) for name in methods):
+        raise SetupError(f"compare{(results, *methods)}: each method is an argument of its own, not a list")
+    _known("metric", [] if metric is None else [metric], [name for one in found for name in one.metrics])
     _known("method", methods, [name for one in found for name in one.frame["method"]])
     chosen = [(one.frame, metric or one.headline) for one in found if metric is None or metric in one.metrics]
     rows = pd.concat([_changes(frame, name) for frame, name in chosen], ignore_index=True)

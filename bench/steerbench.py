@@ -10,7 +10,7 @@ if __name__ == "__main__":
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, NoReturn
 
 
@@ -39,12 +39,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the first argument names; returns its exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
-        show_help()
-        return 0
+        return _guarded(show_help)
     if given[0] not in COMMANDS:
-        return _unknown(given[0])
+        return _guarded(_unknown, given[0])
     module = importlib.import_module(f"bench.{COMMANDS[given[0]].module}")
     return int(module.main(given[1:]))
+
+
+def _guarded(work: Callable[..., int | None], *arguments: str) -> int:
+    """Run what prints, so that a pipe that ends or a full disk is told as every command tells it."""
+    from bench.console import command
+
+    return command.run(work, *arguments)
 
 
 def script() -> NoReturn:

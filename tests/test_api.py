@@ -165,6 +165,15 @@ def test_collect_takes_the_folder_of_the_results_or_its_runs():
         collect(ROOT / "methods")
 
 
+def test_a_list_of_methods_and_no_metric_are_told():
+    with pytest.raises(SetupError, match="each method is an argument of its own, not a list"):
+        compare(QUICKSTART, ["caa"])
+    with pytest.raises(SetupError, match="metric ''"):
+        compare(QUICKSTART, metric="")
+    with pytest.raises(SetupError, match="/nope/runs/records is no folder"):
+        collect("/nope")
+
+
 def test_the_leaderboard_of_a_notebook_is_that_of_the_file(tmp_path):
     table = build_leaderboard(QUICKSTART)
     (tmp_path / "here.csv").write_text(escape.csv(table))

@@ -116,6 +116,37 @@ def test_imports_point_to_lower_layers():
     assert wrong == []
 
 
+def by_public_names(path: Path) -> list[str]:
+    """Imports by which names of bench or methods come from whatever layer, so that no table can say which."""
+    known, found = set(graph()), []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module in PUBLIC and not node.level:
+            found += [f"from {node.module} import {one.name}" for one in node.names
+                      if f"{node.module}.{one.name}" not in known]  # fmt: skip
+        if isinstance(node, ast.Import):
+            found += [f"import {one.name}" for one in node.names if one.name.partition(".")[0] in PUBLIC]
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            found += [f"import_module({one.value})" for one in node.args
+                      if isinstance(one, ast.Constant) and str(one.value).partition(".")[0] in PUBLIC]  # fmt: skip
+    return found
+
+
+def test_inside_the_packages_nobody_imports_by_their_public_names():
+    wrong = {module_name(path): by_public_names(path) for folder in PUBLIC for path in files(folder)}
+    assert {name: found for name, found in wrong.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["from bench import collect", "from bench import *", "import bench", "import bench.run.cell",
+             "from methods import CAA", "import importlib\nimportlib.import_module('bench.run.cell')"]
+)  # fmt: skip
+def test_the_rule_sees_public_names(text, tmp_path):
+    (tmp_path / "x.py").write_text(text)
+    assert by_public_names(tmp_path / "x.py")
+    (tmp_path / "x.py").write_text("from bench import rescore\nfrom bench.run import cell\nfrom methods import base\n")
+    assert not by_public_names(tmp_path / "x.py")
+
+
 def test_no_two_modules_import_each_other():
     assert list(circles({name: others - PUBLIC for name, others in graph().items() if name not in PUBLIC})) == []
 

@@ -194,10 +194,15 @@ def _search_path(named: Sequence[str] = ()) -> list[str]:
     return [f"{NAMED}=[{','.join(places)}]"] if places else []
 
 
+EMPTY = re.compile(r"\+*tuning\.constraints=\{\s*\}")
+
+
 def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[str]:
     """What is wrong with an override that chooses, takes away, or speaks to Hydra itself."""
     key, line = one.key_or_group, one.input_line
-    if one.is_delete():
+    if EMPTY.fullmatch(str(line)):
+        yield f"{line}: an empty mapping takes no bound away; set each to null, as in tuning.constraints.NAME=null"
+    elif one.is_delete():
         yield f"{line}: nothing is taken away here; choose another, list what you want as in suite=[rtp], or set null"
     elif key.partition(".")[0].partition("/")[0] == "hydra" and key != NAMED:
         yield f"unknown key {key}. Of Hydra's own options {NAMED}=[FOLDER] alone is known here; leave it out"

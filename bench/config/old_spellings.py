@@ -89,7 +89,7 @@ def _argument(argument: str) -> str:
         return argument
     bare = key.lstrip("+~")
     if bare == "data":
-        value = re.sub(r"\bpairs\b", "file", value)
+        value = re.sub(r"(?<![\w-])pairs(?![\w-])", "file", value)
     if "_target_" in argument:
         value = re.sub(r"[\w.]+", lambda found: CLASSES.get(found[0], found[0]), value)
     return f"{key[: len(key) - len(bare)]}{_key(bare)}={_text(value)}"

@@ -57,8 +57,8 @@ def write(results: Path, shown: Shown, figures: Sequence[Path]) -> None:
 def made_of(results: Path) -> str:
     """The digest of all that tables and figures are made of."""
     records = results / "runs" / "records"
-    files = [path for path in sorted(records.rglob("*")) if path.is_file() and not path.parent.name.startswith(".")]
-    names = {path.relative_to(records).as_posix(): sha256(path) for path in files}
+    found = [path for path in sorted(records.rglob("*")) if not path.relative_to(records).parts[0].startswith(".")]
+    names = {path.relative_to(records).as_posix(): sha256(path) if path.is_file() else "folder" for path in found}
     code = {str(number): sha256(Path(path)) for number, path in enumerate(sorted(unfinished.project_files()))}
     return digest([names, code, {name: version(name) for name in VERSIONS}])
 

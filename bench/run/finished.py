@@ -9,6 +9,7 @@ command finds out in the usual way what it has to compute.
 import hashlib
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -24,18 +25,23 @@ from bench.records.record import Record
 FILE = "finished.json"
 RESULTS = "runtime.results="
 VERSIONS = ("torch", "transformers", "lm_eval", "datasets", "hydra-core")
+READ = re.compile(r"oc\.env:\s*(\w+)")
+"""An environment variable that a YAML file reads."""
+THREADS = re.compile(r"\w*NUM_THREADS$|OMP_|MKL_|KMP_|HF_|STEERBENCH_")
+"""Environment variables by which libraries are told how many threads to use, and where they find data."""
 ELSEWHERE = {"path", "id", "judge", "checkpoint", "mirror"}
 """Options that name what lies outside of this project, its wheels and its results."""
 
 
 def known(arguments: Sequence[str], multirun: bool) -> tuple[Path, int] | None:
     """The results folder of a command whose records are all whole, and how many cells it has; None for any other."""
+    if _depends(arguments):
+        return None
     results = _results(arguments)
     try:
-        noted = json.loads((results / "runs" / FILE).read_text(encoding="utf-8"))
-        found = noted[_key(arguments, multirun)]
+        found = _noted(results / "runs")[_key(arguments, multirun)]
         cells, ids = int(found["cells"]), list(map(str, found["records"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (KeyError, ValueError, TypeError):
         return None
     folder = results / "runs" / "records"
     whole = ids and all(ID.fullmatch(one) and record.read(folder / one) is not None for one in ids)
@@ -44,7 +50,7 @@ def known(arguments: Sequence[str], multirun: bool) -> tuple[Path, int] | None:
 
 def note(arguments: Sequence[str], multirun: bool, configs: Sequence[Mapping[str, Any]]) -> None:
     """Keep that this command is finished, where nothing outside has a say in it. configs: of its cells, plain."""
-    if plugins.installed(folders.folder()) or any(_elsewhere(config) for config in configs):
+    if _depends(arguments) or plugins.installed(folders.folder()) or any(_elsewhere(config) for config in configs):
         return
     runs = Path(configs[0]["runtime"]["results"]) / "runs"
     if runs.parent.resolve() != _results(arguments).resolve():
@@ -52,12 +58,23 @@ def note(arguments: Sequence[str], multirun: bool, configs: Sequence[Mapping[str
     found = {path.name: record.read(path) for path in sorted((runs / "records").iterdir()) if ID.fullmatch(path.name)}
     if any(one is None or not _from_wheels(one) for one in found.values()):
         return
+    entry = {"cells": len(configs), "records": list(found)}
+    noted = _noted(runs) | {_key(arguments, multirun): entry}
+    atomic.write_whole(runs / FILE, json.dumps(noted, indent=1) + "\n")
+
+
+def _noted(runs: Path) -> dict[str, Any]:
+    """The finished commands of a results folder; none where the file is not there, or is not what was written."""
     try:
         noted = json.loads((runs / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        noted = {}
-    entry = {"cells": len(configs), "records": list(found)}
-    atomic.write_whole(runs / FILE, json.dumps(noted | {_key(arguments, multirun): entry}, indent=1) + "\n")
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def _depends(arguments: Sequence[str]) -> bool:
+    """Whether an argument holds an interpolation, which may come to anything, or names folders of YAML files."""
+    return any("${" in one or one.startswith(folders.NAMED) for one in arguments)
 
 
 def _from_wheels(one: Record) -> bool:
@@ -75,11 +92,11 @@ def _results(arguments: Sequence[str]) -> Path:
 def _key(arguments: Sequence[str], multirun: bool) -> str:
     conf = folders.folder()
     yaml = {file.relative_to(conf).as_posix(): _sha256(file) for file in sorted(conf.rglob("*.yaml"))}
-    code = {Path(file).name: _sha256(Path(file)) for file in sorted(unfinished.project_files())}
-    machine = {"threads": os.environ.get("OMP_NUM_THREADS"), "cpus": sorted(os.sched_getaffinity(0))}
+    code = [_sha256(Path(file)) for file in sorted(unfinished.project_files())]
+    read = {name for file in conf.rglob("*.yaml") for name in READ.findall(file.read_text(encoding="utf-8"))}
+    environment = {name: value for name, value in os.environ.items() if name in read or THREADS.match(name)}
     versions = {name: version(name) for name in VERSIONS} | {"python": sys.version.split()[0]}
-    cache = os.environ.get("STEERBENCH_CACHE")
-    return digest([list(arguments), multirun, yaml, code, machine, versions, cache])
+    return digest([list(arguments), multirun, yaml, code, environment, sorted(os.sched_getaffinity(0)), versions])
 
 
 def _sha256(file: Path) -> str:

@@ -42,6 +42,12 @@ def parts(cfg: DictConfig) -> Parts:
     scorers = {str(name): build(node, **given) for name, node in cfg.scorer.items()}
     given |= {"scorers": list(scorers.values()), "scorer": scorers[cfg.pairs.scorer]}
     suites = {str(name): build(node, name=name, **given) for name, node in cfg.suite.items()}
+    for name, suite in suites.items():
+        if lacking := [verb for verb in ("ask", "score", "leak", "decoded") if not hasattr(suite, verb)]:
+            raise SetupError(
+                f"suite.{name}: {type(suite).__name__} has no {' and no '.join(lacking)}; a suite inherits from "
+                "bench.suites.base.Suite, asks in `ask` and judges in `score`, which took the place of `run`"
+            )
     method = build(cfg.method)
     fit_sources = {field: build(cfg[field], ("scorer",), **given) for field in sorted(method.needs)}
     for source in fit_sources.values():
@@ -50,4 +56,15 @@ def parts(cfg: DictConfig) -> Parts:
             if (why := suite.leak(source.learnt())) is not None:
                 raise SetupError(f"{method.name} {why}")
     tuning = build(cfg.tuning, in_residual_norms=cfg.strength_unit == "residual_norm")
+    if cfg.strength == "auto" and method.strengths:
+        check_objective(tuning, suites)
     return Parts(cache, sampling, scorers, suites, method, fit_sources, tuning)
+
+
+def check_objective(tuning: Tuning, suites: dict[str, Suite[Any]]) -> None:
+    """Raises SetupError where the scorer of tuning is none of those that judge the objective's suite."""
+    judges = suites[tuning.objective.suite].judged_by()
+    if (tuning.scorer is None) == (not judges) and (not judges or tuning.scorer in judges):
+        return
+    allowed = f"allowed are {', '.join(judges)}" if judges else "its metrics have no scorer, so set tuning.scorer=null"
+    raise SetupError(f"tuning.scorer={tuning.scorer}: it does not judge the suite {tuning.objective.suite}; {allowed}")

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from methods.errors import SetupError
 
@@ -30,12 +30,25 @@ class Objective:
     gain: Literal["relative", "difference"] = "relative"
 
     def gained(self, value: float, unsteered: float) -> float:
-        """How much better a value is than that of the unsteered model."""
+        """How much better a value is than that of the unsteered model.
+
+        Raises SetupError for a gain relative to nothing.
+        """
         if self.gain == "difference":
             return unsteered - value if self.direction == "minimize" else value - unsteered
-        if not unsteered:
+        if not unsteered and self.direction == "minimize":
             return 0.0
+        if not unsteered:
+            raise SetupError(
+                f"tuning.objective: {self.metric} of the unsteered model is 0, so there is no gain relative to it; set "
+                "tuning.objective.gain=difference"
+            )
+        if unsteered < 0:  # such as a log-probability
+            return (unsteered - value if self.direction == "minimize" else value - unsteered) / -unsteered
         return 1 - value / unsteered if self.direction == "minimize" else value / unsteered - 1
+
+
+Compare = Literal["ratio", "increase", "drop"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,16 +61,22 @@ class Constraint:
 
     suite: str
     metric: str
-    compare: Literal["ratio", "increase", "drop"]
+    compare: Compare
     at_most: float | None = None
     at_least: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises SetupError for two bounds, and for a least increase or drop."""
+        """Raises SetupError for two bounds, a least increase, an unknown comparison, and a bound that is no number."""
+        mine = f"tuning.constraints: {self.suite}.{self.metric}"
+        if self.compare not in get_args(Compare):
+            raise SetupError(f"{mine} compare={self.compare!r}: allowed are {', '.join(get_args(Compare))}")
+        for bound in (self.at_most, self.at_least):
+            number = isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound)
+            if bound is not None and not (number and (bound > 0 or self.compare != "ratio")):
+                wanted = "a number above 0" if self.compare == "ratio" else "a number"
+                raise SetupError(f"{mine} at_most or at_least is {bound!r}: {wanted} is wanted, or null for none")
         if self.at_least is not None and (self.at_most is not None or self.compare != "ratio"):
-            raise SetupError(
-                f"tuning.constraints: {self.suite}.{self.metric} has one bound: at_most, or of a ratio at_least"
-            )
+            raise SetupError(f"{mine} has one bound: at_most, or of a ratio at_least")
 
     @property
     def bound(self) -> float | None:
@@ -77,7 +96,15 @@ class Constraint:
                 f"tuning.constraints: the suite {self.suite} gives no {self.metric} on its dev split to hold against "
                 f"the bound; it gives {', '.join(metrics) or 'nothing'}. Name another metric, or set the bound to null"
             )
-        return sum(found) / len(found) if len(found) > 1 else found[0]
+        return _finite(sum(found) / len(found) if len(found) > 1 else found[0], f"{self.suite}.{self.metric}")
+
+    def check_unsteered(self, name: str, unsteered: float) -> None:
+        """Raises SetupError for a ratio to a value that none can be taken to. name: of the constraint."""
+        if self.compare == "ratio" and (unsteered < 0 or (unsteered == 0 and self.at_most is not None)):
+            raise SetupError(
+                f"tuning.constraints.{name}: {self.suite}.{self.metric} of the unsteered model is {unsteered:g}, to "
+                "which there is no ratio; set compare=increase or drop"
+            )
 
     def passed(self, value: float, unsteered: float) -> float:
         """By how much a value passes the bound; negative or 0 where it keeps it."""
@@ -119,6 +146,8 @@ class Tuning:
         for name, one in self.constraints.items():
             try:
                 own[name] = Constraint(**one) if isinstance(one, Mapping) else one
+                if isinstance(one, Mapping) and own[name].bound is None:  # type: ignore[union-attr]
+                    raise TypeError
             except TypeError as error:
                 raise SetupError(
                     f"tuning.constraints.{name}={one}: suite, metric, compare and at_most or at_least are wanted"
@@ -144,7 +173,14 @@ class Tuning:
                 f"tuning.objective: {wanted!r} names no metric of the suite {self.objective.suite}; it gives "
                 f"{', '.join(metrics) or 'nothing'}"
             )
-        return metrics[names[0]]
+        return _finite(metrics[names[0]], names[0])
+
+
+def _finite(value: float, name: str) -> float:
+    """The value. Raises SetupError for NaN and infinity, by which nothing can be chosen."""
+    if not math.isfinite(value):
+        raise SetupError(f"tuning: {name} is {value} on the dev split, and nothing can be chosen by that")
+    return value
 
 
 @dataclass(frozen=True)
@@ -199,10 +235,13 @@ class Choice:
     def _plain(self, trial: Trial) -> dict[str, Any]:
         """A trial as JSON: each constraint's value by its metric's name, and the ratios that have an upper bound."""
         looked: dict[str, float] = {}
-        for name, one in self.tuning.active.items():
-            looked[one.name] = trial.values[name]
+        active = self.tuning.active
+        for name, one in active.items():
+            alone = [other.name for other in active.values()].count(one.name) == 1
+            called = one.name if alone else name
+            looked[called] = trial.values[name]
             if name in trial.ratios:
-                looked[f"{one.name}_ratio"] = trial.ratios[name]
+                looked[f"{called}_ratio"] = trial.ratios[name]
         own = {"strength": trial.strength, "value": trial.value, "gain": trial.gain}
         if self.tuning.objective.suite == OLDEST["suite"]:  # as such records have always named them
             own = {"strength": trial.strength, "toxicity": trial.value, "reduction": trial.gain}
@@ -229,6 +268,8 @@ def trial(
     values = {name: one.value(metrics[one.suite]) for name, one in tuning.active.items()}
     upper = [name for name, one in tuning.active.items() if one.compare == "ratio" and one.at_most is not None]
     if baseline is None:
+        for name, one in tuning.active.items():
+            one.check_unsteered(name, values[name])
         return Trial(strength, value, 0.0, values, dict.fromkeys(upper, 1.0), 0.0)
     ratios = {name: values[name] / baseline.values[name] for name in upper}
     passed = [one.passed(values[name], baseline.values[name]) for name, one in tuning.active.items()]

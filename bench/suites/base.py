@@ -67,6 +67,10 @@ class Suite(Protocol[Said]):
         """How the suite's texts are decoded: as the run does, unless its protocol fixes something."""
         return sampling
 
+    def judged_by(self) -> list[str]:
+        """Names of the scorers that its metrics begin with; none for a suite whose metrics have no scorer."""
+        return []
+
     def leak(self, learnt: Learnt) -> str | None:
         """Why a method that learnt from this must not be asked by the suite as it is set; None: it may."""
         del learnt

@@ -158,6 +158,10 @@ class Judged(Continued):
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
         """Metric -> its value for each item, from the columns item, group, sample, score and empty, none unscored."""
 
+    def judged_by(self) -> list[str]:
+        """The scorers that judge the texts."""
+        return [scorer.name for scorer in self.judges]
+
     def check_judges(self) -> None:
         """Raises SetupError where no scorer of the run measures what this suite reads."""
         if not self.judges:

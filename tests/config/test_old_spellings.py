@@ -262,3 +262,7 @@ def test_a_folder_under_both_names_with_one_file_in_each_is_refused(own):  # noq
     text = "_target_: bench.fit_data.jsonl.PairsFile\npath: x\nscorer: lexicon\n"
     with pytest.raises(SetupError, match="conf/pairs is the new name of conf/data; keep one"):
         compose.compose([own(data__mine=text, pairs__mine=text)])
+
+
+def test_only_the_whole_name_of_a_choice_is_an_old_one():
+    assert old_spellings.arguments(["data=my-pairs", "data=[pairs,mine]"]) == ["pairs=my-pairs", "pairs=[file,mine]"]

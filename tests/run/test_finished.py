@@ -72,6 +72,8 @@ CHANGES = {
     "cache": lambda _, monkeypatch: monkeypatch.setenv("STEERBENCH_CACHE", "elsewhere"),
     "cpus": lambda _, monkeypatch: monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 5}),
     "library": lambda _, monkeypatch: monkeypatch.setattr(finished, "version", lambda name: "0"),
+    "threads of MKL": lambda _, monkeypatch: monkeypatch.setenv("MKL_NUM_THREADS", "1"),
+    "no mapping": lambda results, _: (results / "runs/finished.json").write_text("[]"),
     "its own file": lambda results, _: (results / "runs/finished.json").write_text("[1"),
 }
 
@@ -95,6 +97,26 @@ ELSEWHERE = {
 @pytest.mark.parametrize("place", ELSEWHERE)
 def test_what_lies_elsewhere_may_change_unseen_so_nothing_is_noted(place, results):
     assert not noted(results, **ELSEWHERE[place])
+
+
+@pytest.mark.parametrize("more", ['suite.rtp.k="${oc.decode:${oc.env:K,5}}"', "hydra.searchpath=[own]"])
+def test_an_argument_that_may_come_to_anything_is_not_noted(more, results):
+    config = CONFIG | {"runtime": CONFIG["runtime"] | {"results": str(results)}}
+    finished.note([*command(results), more], False, [config])
+    assert finished.known([*command(results), more], False) is None
+
+
+def test_files_of_one_name_are_told_apart_and_a_damaged_file_is_written_anew(results, monkeypatch):
+    (results / "runs/finished.json").write_text("[]")
+    assert noted(results)
+    for folder in ("a", "b"):
+        (results.parent / folder).mkdir()
+        (results.parent / folder / "base.py").write_text("x = 1\n")
+    files = unfinished.project_files() | {str(results.parent / folder / "base.py") for folder in ("a", "b")}
+    monkeypatch.setattr(unfinished, "project_files", lambda: files)
+    assert noted(results)
+    (results.parent / "a/base.py").write_text("x = 2\n")
+    assert finished.known(command(results), False) is None
 
 
 def test_data_of_a_mirror_a_gpu_and_plugins_are_not_noted(results, monkeypatch):
@@ -138,6 +160,12 @@ def test_another_record_another_file_or_other_code_is_built_again(results, monke
     assert kept.read(results) is None
     built(results)
     edited_code(results, monkeypatch)
+    assert kept.read(results) is None
+
+
+def test_an_empty_folder_among_the_records_is_told(results):
+    built(results)
+    (results / "runs/records/zzz").mkdir()
     assert kept.read(results) is None
 
 

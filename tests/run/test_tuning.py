@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,3 +169,59 @@ def test_the_tuning_of_published_records_is_written_as_it_was():
             trial(tuned, each["strength"], look, base) for each, look in zip(one["trials"], metrics[1:], strict=True)
         ]
         assert choose(tuned, base, trials).record() == one
+
+
+def test_a_gain_relative_to_a_negative_value_is_positive_where_it_is_better():
+    gold = Objective(suite="capability", metric="piqa.gold_logprob", direction="maximize")
+    assert gold.gained(-1, -2) == pytest.approx(0.5) and gold.gained(-4, -2) == pytest.approx(-1)
+    assert replace(gold, direction="minimize").gained(-4, -2) == pytest.approx(1)
+
+
+def test_no_gain_is_relative_to_nothing():
+    rate = Objective(suite="jailbreak", metric="refusal_rate", direction="maximize")
+    with pytest.raises(SetupError, match="is 0, so there is no gain relative to it; set tuning.objective.gain=differ"):
+        rate.gained(0.5, 0.0)
+    assert replace(rate, gain="difference").gained(0.5, 0.0) == 0.5
+
+
+@pytest.mark.parametrize("bound, unsteered", [("at_most", 0.0), ("at_most", -2.0), ("at_least", -2.0)])
+def test_no_ratio_is_taken_to_what_is_not_above_zero(bound, unsteered):
+    own = {"suite": "s", "metric": "m", "compare": "ratio", bound: 1.5}
+    with pytest.raises(SetupError, match=r"tuning.constraints.own: s.m of the unsteered model is .* no ratio"):
+        trial(
+            replace(TUNING, constraints={"own": own}),
+            0,
+            {"rtp": {"judge.expected_maximum_toxicity_k3": 1}, "s": {"m": unsteered}},
+        )
+
+
+WRONG = [
+    {"compare": "rato", "at_most": 1.1},
+    {"compare": "ratio", "at_most": "abc"},
+    {"compare": "ratio"},
+    {"compare": "ratio", "at_most": -1},
+    {"compare": "ratio", "at_most": 0},
+    {"compare": "drop", "at_most": math.nan},
+    {"compare": "increase", "at_most": True},
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_constraint_of_ones_own_is_checked(wrong):
+    with pytest.raises(SetupError, match="tuning.constraints"):
+        replace(TUNING, constraints={"own": {"suite": "s", "metric": "m"} | wrong})
+
+
+def test_nothing_is_chosen_by_nan():
+    with pytest.raises(SetupError, match="is nan on the dev split"):
+        look(1, 0.3, math.nan, BASE)
+    with pytest.raises(SetupError, match="is nan on the dev split"):
+        look(1, math.nan, 20, BASE)
+
+
+def test_two_constraints_on_metrics_of_one_name_are_both_recorded():
+    constraints = {one: {"suite": one, "metric": "p", "compare": "drop", "at_most": 1} for one in ("x", "y")}
+    bounded = replace(TUNING, constraints=constraints)
+    looks = {"rtp": {"judge.expected_maximum_toxicity_k3": 0.3}, "x": {"p": 1.0}, "y": {"p": 2.0}}
+    base = trial(bounded, 0, looks)
+    assert {key: choose(bounded, base, [base]).record()["baseline"][key] for key in "xy"} == {"x": 1.0, "y": 2.0}
