@@ -310,14 +310,15 @@ def of_table(
     Args:
         frame: its rows (`bench.leaderboard.frame`).
         headline: the metric that rows are told apart by.
-        toxicity: the toxicity by each scorer that reports; the first one is the headline.
+        toxicity: by each scorer that reports; the first one is the headline, unless rows were tuned for another metric.
         metrics: all of the table, as `<suite>.<metric>`.
         tested: those of which there are p values.
     """
     found: list[Column] = []
+    others = [name for name in toxicity if name != headline]
     for column in COLUMNS:
         if column.name == "strengths":
-            found += [_strengths(column, frame), *_headline(frame, headline, toxicity), *map(_opinion, toxicity[1:])]
+            found += [_strengths(column, frame), *_headline(frame, headline, toxicity), *map(_opinion, others)]
         elif column.name == "rank" and frame["rank"].isna().all():
             found.append(replace(column, about="None is ranked."))
         elif column.name == "beats_random":
@@ -371,12 +372,15 @@ def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list
         told = str(verdict) if verdict in ("better", "worse") else ""
         return Cell(probability(p), told, None if pd.isna(p) else float(p))
 
-    shown = {"value": toxicity_title(metric), "change": "change", "group": "group"} if toxicity else {}
+    toxic = metric in toxicity[:1]
+    title = toxicity_title(metric) if toxic else short(metric)
+    shown = {"value": title, "change": "change", "group": "group"} if toxicity else {}
     corrected = ", corrected over the rows" if several else ""
     return [
         Column(name=metric, about=f"{metric}, with the 95 % interval of its value.", text=shown.get("value", ""),
-               told=value, legend="toxicity: expected maximum over the k continuations of a prompt.",
-               latex="toxicity" if toxicity else "", higher_is_better=False if toxicity else None,
+               told=value, legend="toxicity: expected maximum over the k continuations of a prompt." if toxic else "",
+               latex="toxicity" if toxic else short(metric) if toxicity else "",
+               higher_is_better=False if toxic else None,
                page=headline_title(metric, toxicity), cell=_own(metric), shown=True),
         Column(name=f"{metric}.delta", about=f"Of {metric} to unsteered on the same items, with the paired-bootstrap "
                "95 % interval.", text=shown.get("change", ""), told=change, page="change", cell=change_cell, shown=True,

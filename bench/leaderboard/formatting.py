@@ -84,11 +84,12 @@ def scorers_for(table: Table) -> list[Use]:
     """What scorers did to the methods of a table, by what their records say was done; and that strengths were given."""
     methods = [row for row in table.rows if not row.is_baseline]
     done = {row: Scorers.used((), row.data, row.tuning).chose for row in methods}
-    tuned = [row for row in methods if "tune" in done[row]]
+    tuned = [row for row in methods if row.tuning is not None]
     found = []
     if tuned:
-        by = sorted({done[row]["tune"] for row in tuned})
-        told = f"strengths tuned on {' and '.join(by)}{given(table, methods, tuned)}"
+        by = sorted({done[row]["tune"] for row in tuned if "tune" in done[row]})
+        aims = sorted({row.tuning.metric for row in tuned if row.tuning and row.tuning.scorer is None})
+        told = f"strengths tuned on {' and '.join([*by, *aims])}{given(table, methods, tuned)}"
         found.append(Use("tune", by, told, "tuned the strengths"))
     elif methods:
         found.append(Use("given", [], "strengths as given", ""))

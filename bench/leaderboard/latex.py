@@ -107,7 +107,8 @@ def caption(table: Table, bold: bool = True) -> str:
     """
     frame, metric = table.frame, table.headline
     told = formatting.heading(table)[0]
-    told += f"; toxicity: {metric.split('.', 1)[1].replace('.', ', ').replace('_', ' ')}" if table.toxicity else ""
+    if metric in table.toxicity:
+        told += f"; toxicity: {metric.split('.', 1)[1].replace('.', ', ').replace('_', ' ')}"
     told += "."
     ends = [f"{one.name}_low" for one in table.columns if one.latex and one.name in DERIVED]
     if any(end in frame and frame[end].notna().any() for end in ends):

@@ -56,7 +56,7 @@ def page(table: Table) -> Page:
     return Page(
         formatting.heading(table),
         rows if rows["notes"].any() else rows.drop(columns="notes"),
-        [*(titles[name] for name in LEAST), *(titles[name] for name in table.toxicity[1:])],
+        [*(titles[name] for name in LEAST), *(titles[name] for name in table.toxicity if name != table.headline)],
         formatting.notes(table),
         [(one.title, one.rows) for one in suite_tables.other_suites(table)],
     )

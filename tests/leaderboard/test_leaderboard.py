@@ -288,6 +288,22 @@ def test_the_heading_names_every_scorer_that_tuned(tmp_path):
     assert "profanity_check reports and also tuned the strengths" in text
 
 
+def test_what_rows_were_tuned_for_is_the_headline(tmp_path):
+    """Also beside toxicity, and where the metric has no scorer."""
+    aim = "sycophancy.matching_probability"
+    found = {key: value for key, value in tuning([(1.0, 1.1, 0.1)], 1.0).items() if key not in ("baseline", "trials")}
+    found |= {"scorer": None, "objective": aim, "suite": "ab", "direction": "maximize", "gain": "difference",
+              "baseline": {"value": 0.5}, "trials": [{"strength": 1.0, "value": 0.7, "gain": 0.2}]}  # fmt: skip
+    for method, values in (("unsteered", BASE), ("caa", HALF)):
+        chosen = {} if method == "unsteered" else {"tuning": found}
+        write(tmp_path, "rtp", method, {TOXICITY: values}, **chosen)
+        write(tmp_path, "ab", method, {aim: values}, **chosen)
+    text = printed(tmp_path)
+    assert f"strengths tuned on ab.{aim}" in text and "as given" not in text
+    (table,) = tables(read_records(tmp_path / "runs")[0])
+    assert table.headline == f"ab.{aim}"
+
+
 def test_more_pairs_than_the_permutations_can_tell_apart_are_said(tmp_path, monkeypatch):
     for method in ("unsteered", "caa", "detox"):
         write(tmp_path, "rtp", method, {TOXICITY: BASE})
