@@ -71,6 +71,7 @@ class Sweep:
             console.print(ALL_KNOWN.format(cells))
             _show(self.results)
             return 0
+        named = finished.key(overrides, multirun)
         configs = validate.validate_all(compose.jobs(overrides, multirun))
         if printed:
             print(compose.as_yaml(configs), end="")
@@ -87,7 +88,7 @@ class Sweep:
             console.print(f"{len(failures)} of {len(configs)} cells failed; {again}")
             code = 2 if all(failure.setup for failure in failures) else 1
         else:
-            finished.note(overrides, multirun, [compose.plain(cfg) for cfg in configs])
+            finished.note(overrides, named, [compose.plain(cfg) for cfg in configs])
         if len(failures) < len(configs):
             _show(self.results)
         return code

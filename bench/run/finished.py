@@ -39,7 +39,7 @@ def known(arguments: Sequence[str], multirun: bool) -> tuple[Path, int] | None:
         return None
     results = _results(arguments)
     try:
-        found = _noted(results / "runs")[_key(arguments, multirun)]
+        found = _noted(results / "runs")[key(arguments, multirun)]
         cells, ids = int(found["cells"]), list(map(str, found["records"]))
     except (KeyError, ValueError, TypeError):
         return None
@@ -48,8 +48,11 @@ def known(arguments: Sequence[str], multirun: bool) -> tuple[Path, int] | None:
     return (results, cells) if whole else None
 
 
-def note(arguments: Sequence[str], multirun: bool, configs: Sequence[Mapping[str, Any]]) -> None:
-    """Keep that this command is finished, where nothing outside has a say in it. configs: of its cells, plain."""
+def note(arguments: Sequence[str], named: str, configs: Sequence[Mapping[str, Any]]) -> None:
+    """Keep that this command is finished, where nothing outside has a say in it.
+
+    named: its `key` from before it ran, since libraries set environment variables. configs: of its cells, plain.
+    """
     if _depends(arguments) or plugins.installed(folders.folder()) or any(_elsewhere(config) for config in configs):
         return
     runs = Path(configs[0]["runtime"]["results"]) / "runs"
@@ -59,7 +62,7 @@ def note(arguments: Sequence[str], multirun: bool, configs: Sequence[Mapping[str
     if any(one is None or not _from_wheels(one) for one in found.values()):
         return
     entry = {"cells": len(configs), "records": list(found)}
-    noted = _noted(runs) | {_key(arguments, multirun): entry}
+    noted = _noted(runs) | {named: entry}
     atomic.write_whole(runs / FILE, json.dumps(noted, indent=1) + "\n")
 
 
@@ -89,7 +92,8 @@ def _results(arguments: Sequence[str]) -> Path:
     return Path(named[-1] if named else "results")
 
 
-def _key(arguments: Sequence[str], multirun: bool) -> str:
+def key(arguments: Sequence[str], multirun: bool) -> str:
+    """What names a command with everything that has a say in its results."""
     conf = folders.folder()
     yaml = {file.relative_to(conf).as_posix(): _sha256(file) for file in sorted(conf.rglob("*.yaml"))}
     code = [_sha256(Path(file)) for file in sorted(unfinished.project_files())]

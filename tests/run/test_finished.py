@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,7 +35,7 @@ def command(results: Path) -> list[str]:
 
 def noted(results: Path, **changes) -> bool:
     config = CONFIG | {"runtime": CONFIG["runtime"] | {"results": str(results)}} | changes
-    finished.note(command(results), False, [config] * 11)
+    finished.note(command(results), finished.key(command(results), False), [config] * 11)
     return finished.known(command(results), False) == (results, 11)
 
 
@@ -102,7 +104,7 @@ def test_what_lies_elsewhere_may_change_unseen_so_nothing_is_noted(place, result
 @pytest.mark.parametrize("more", ['suite.rtp.k="${oc.decode:${oc.env:K,5}}"', "hydra.searchpath=[own]"])
 def test_an_argument_that_may_come_to_anything_is_not_noted(more, results):
     config = CONFIG | {"runtime": CONFIG["runtime"] | {"results": str(results)}}
-    finished.note([*command(results), more], False, [config])
+    finished.note([*command(results), more], "0" * 12, [config])
     assert finished.known([*command(results), more], False) is None
 
 
@@ -125,6 +127,16 @@ def test_data_of_a_mirror_a_gpu_and_plugins_are_not_noted(results, monkeypatch):
     assert not noted(results, runtime=runtime | {"device": "cuda"})
     monkeypatch.setattr(finished.plugins, "installed", lambda _: ("one",))
     assert not noted(results)
+
+
+@pytest.mark.slow  # it loads torch and composes the quickstart
+def test_a_command_that_ran_is_known_to_the_next_process(tmp_path):
+    """Libraries set environment variables that are part of the key, so it is taken before they are imported."""
+    shutil.copytree(PUBLISHED.parent, tmp_path / "runs")
+    given = [sys.executable, "-m", "bench", *command(tmp_path)]
+    subprocess.run(given, check=True, capture_output=True)
+    code = f"import sys; from bench.run import finished; sys.exit(finished.known({command(tmp_path)!r}, False) is None)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 # -- what was built of the records -------------------------------------------------------------------------------------
