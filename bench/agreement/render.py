@@ -174,7 +174,7 @@ def sizes(whole: pd.DataFrame, sets: list[str]) -> list[tuple[str, int]]:
 
 
 def keys(frame: pd.DataFrame, scorers: list[str]) -> list[Line2D]:
-    """What the legend lists."""
+    """Handles of the legend, one for each scorer that is drawn."""
     found = []
     for number, name in enumerate(scorers):
         colour, marker, face = look(number, False)

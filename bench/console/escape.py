@@ -131,7 +131,7 @@ def cell(value: Any) -> Any:
 
 
 def uncell(value: Any) -> Any:
-    """What `cell` was given."""
+    """Undo `cell`: return the text that it was given."""
     if not isinstance(value, str) or not value.startswith("'"):
         return value
     return CODED.sub(lambda found: chr(int(found[1] or found[2] or found[3] or "5c", 16)), value[1:])

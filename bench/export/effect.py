@@ -35,7 +35,7 @@ TEXTS = (  # prompt and continuation: two, of different lengths, on which everyt
 
 
 class Effect(NamedTuple):
-    """What steering comes down to.
+    """The weights and vectors that a steering comes down to.
 
     weights: new values of the parameters that differ, by name. vectors: (D,) added at the output of each block, at
     every position of every text. beyond: what it does besides, in words; None is nothing.

@@ -150,7 +150,7 @@ class OnPolicyToxic(FitSource):
         return self.prompts * (PROMPT_TOKENS + self.num_samples * self._sampling(None).max_new_tokens)
 
     def size(self) -> int:
-        """As short as they were sampled."""
+        """Each example has the few tokens that were sampled."""
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:
@@ -247,7 +247,7 @@ class Mixture(FitSource):
     seed: int = 0
 
     def learnt(self) -> Learnt:
-        """What any of its parts has."""
+        """A method has learnt from whatever any part has read."""
         parts = [one.learnt() for one in self.parts.values()]
         return Learnt([task for one in parts for task in one.tasks], any(one.rtp for one in parts))
 
@@ -264,7 +264,7 @@ class Mixture(FitSource):
         return {"name": self.name, "parts": parts, "seed": self.seed}
 
     def tokens(self) -> int:
-        """Of all parts."""
+        """Making all parts takes so many tokens together."""
         return sum(one.tokens() for one in self.parts.values())
 
     def size(self) -> int:
