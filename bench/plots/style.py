@@ -21,7 +21,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
-from matplotlib.textpath import TextPath
+from matplotlib.textpath import text_to_path
 
 from bench.console import escape
 from bench.files.atomic import write_whole
@@ -200,7 +200,8 @@ def measure(text: str, size: float = SMALL) -> float:
     """Width of a line of text in points; 0 for blanks alone."""
     if not text.strip():
         return 0.0
-    return float(TextPath((0, 0), text, size=size, prop=FontProperties(family=FAMILY)).get_extents().width)
+    font = FontProperties(family=FAMILY, size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
 
 
 def wrapped(text: str, points: float, size: float = SMALL, lines: int = 4) -> str:
