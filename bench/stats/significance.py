@@ -6,8 +6,7 @@ pair.
 
 import functools
 import itertools
-import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 import pandas as pd
@@ -52,7 +51,7 @@ def permuted(
     """
     sums = np.array([[(weights * values).sum(), weights.sum()] for values, weights in ((a, weights_a), (b, weights_b))])
     moved = np.stack([weights_b * b - weights_a * a, weights_b - weights_a], axis=1)  # to a, when an item is swapped
-    shifts = np.concatenate([part @ moved for part in _swaps(len(a), seed)])
+    shifts = np.concatenate([part @ moved for part in _swaps(len(a), seed, PERMUTATIONS)])
 
     def folds(of_a: Array, of_b: Array) -> Array:
         means = [sums[..., 0] / sums[..., 1] for sums in (of_a, of_b)]
@@ -61,22 +60,33 @@ def permuted(
     observed = float(folds(sums[0], sums[1]))
     null = folds(sums[0] + shifts, sums[1] - shifts)
     tie = 100 * np.finfo(float).eps * max(abs(observed), float(np.abs(null).max()))
-    counted = 0 if len(null) < PERMUTATIONS else 1
+    counted = 0 if 2 ** len(a) <= PERMUTATIONS else 1
     tails = [np.count_nonzero(null <= observed + tie), np.count_nonzero(null >= observed - tie)]
     return float(min(1.0, 2 * (min(tails) + counted) / (len(null) + counted)))
 
 
-@functools.lru_cache(maxsize=8)
-def _swaps(n: int, seed: int) -> list[Array]:
-    """Which of n items are swapped, (R, n) of 0 or 1 in parts of some megabytes: all ways where there are few.
+def _swaps(n: int, seed: int, most: int) -> Iterable[Array]:
+    """Which of n items are swapped, (R, n) of 0 or 1 in parts of some megabytes: all ways where at most `most` exist.
 
     As scipy's permutation_test draws them, which takes 15 times as long since it does not keep them.
     """
-    if 2**n <= PERMUTATIONS:
-        return [np.array(list(itertools.product((0, 1), repeat=n)), dtype=np.int8)]
-    pairs = np.tile(np.arange(2, dtype=np.int8), (PERMUTATIONS, n, 1))
-    drawn = np.random.default_rng([seed, n]).permuted(pairs, axis=-1)[..., 0]
-    return np.array_split(drawn, math.ceil(n / 200))
+    return _kept(n, seed, most) if n <= 2000 else _drawn(n, seed, most)
+
+
+@functools.lru_cache(maxsize=8)
+def _kept(n: int, seed: int, most: int) -> list[Array]:
+    return list(_drawn(n, seed, most))
+
+
+def _drawn(n: int, seed: int, most: int) -> Iterator[Array]:
+    if 2**n <= most:
+        yield np.array(list(itertools.product((0, 1), repeat=n)), dtype=np.int8)
+        return
+    generator = np.random.default_rng([seed, n])
+    rows = max(1, 2_000_000 // n)
+    for first in range(0, most, rows):
+        pairs = np.tile(np.arange(2, dtype=np.int8), (min(rows, most - first), n, 1))
+        yield generator.permuted(pairs, axis=-1)[..., 0]
 
 
 def bootstrap_p(draws: Array, n: int) -> float | None:

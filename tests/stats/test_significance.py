@@ -8,6 +8,7 @@ from statsmodels.stats.multitest import multipletests
 
 from bench.stats.bootstrap import draws, interval, two_level
 from bench.stats.significance import (
+    PERMUTATIONS,
     bootstrap_p,
     compact_letter_display,
     detectable,
@@ -185,3 +186,21 @@ def test_holm_gives_the_bits_of_statsmodels():
         p[: n // 3] = p[0]  # some are equal
         assert holm(p.tolist()) == multipletests(p, method="holm")[1].tolist()
     assert holm([None, 0.01, None, 0.5, 0.03]) == [None, 0.03, None, 0.5, 0.06] and holm([None]) == [None]
+
+
+@pytest.mark.parametrize("n", [3, 13, 14, 170, 600])
+@pytest.mark.parametrize("heavy", [False, True])
+def test_swaps_are_drawn_as_scipy_draws_them(n, heavy):
+    generator = np.random.default_rng(n)
+    a, b = generator.normal(size=n), generator.normal(0.1, size=n)
+    weights = [generator.integers(1, 9, n).astype(float) if heavy else ONES(n) for _ in "ab"]
+    values, both = np.concatenate([a, b]), np.concatenate(weights)
+
+    def folds(x, y, axis):
+        return np.subtract(*((both[i] * values[i]).sum(axis=axis) / both[i].sum(axis=axis) for i in (x, y)))
+
+    other = permutation_test(
+        (np.arange(n), n + np.arange(n)), folds, permutation_type="samples", n_resamples=PERMUTATIONS,
+        batch=1000, rng=np.random.default_rng([0, n]),
+    ).pvalue  # fmt: skip
+    assert permuted(a, weights[0], b, weights[1]) == other
