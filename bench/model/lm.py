@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from bench.model import kv_cache
 from bench.model.decoding import Continuation, Sampling
 from bench.model.tokenizer import (
     BOS,
@@ -70,9 +71,9 @@ class Rows:
     seen: Tensor
     cache: Cache
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be named several times."""
-        self.cache.batch_select_indices(rows)
+    def select(self, rows: Tensor, room: int | None = None) -> None:
+        """Keep these rows, in this order; one may be named several times. room: tokens that each will read further."""
+        kv_cache.select(self.cache, rows, room)
         self.prompt, self.seen = self.prompt[rows], self.seen[rows]
 
 
@@ -174,7 +175,7 @@ class LM:
     def start(self, prompts: Tensor) -> Rows:
         """Rows of which nothing has been read; prompts (B,) are the prompt lengths in tokens."""
         seen = torch.zeros(len(prompts), 0, dtype=torch.bool, device=self.device)
-        return Rows(prompts.to(self.device), seen, DynamicCache(config=self.model.config))
+        return Rows(prompts.to(self.device), seen, kv_cache.empty(self.model.config))
 
     @torch.inference_mode()
     def read(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor = 0) -> Tensor:

@@ -125,7 +125,7 @@ def _decode(
     used = list(dict.fromkeys(unit.prompt for unit in batch))  # each prompt is read once
     rows, logits = prefill(lm, [encoded[i] for i in used])  # (P, V)
     spread = torch.tensor([used.index(unit.prompt) for unit in batch], device=lm.device)  # (B,)
-    rows.select(spread)
+    rows.select(spread, settings.max_new_tokens)
     logits = logits[spread]  # (B, V)
     streams = [stream(settings.seed, prompts[u.prompt], u.sample, settings.max_new_tokens) for u in batch]
     keys = torch.from_numpy(np.stack(streams)).to(lm.device)  # (B, steps)
