@@ -4,6 +4,7 @@ Nobody else calls the model: sampling and likelihood go through `LM.read`, which
 where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -75,6 +76,14 @@ class Rows:
         """Keep these rows, in this order; one may be named several times. room: tokens that each will read further."""
         kv_cache.select(self.cache, rows, room)
         self.prompt, self.seen = self.prompt[rows], self.seen[rows]
+
+    def branch(self, rows: Tensor, room: int) -> "Rows":
+        """As `select`, of a copy: these rows stay as they are, and what is returned is read further."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        found = replace(self, cache=cache)
+        found.select(rows, room)
+        return found
 
 
 @dataclass(frozen=True)
