@@ -22,6 +22,7 @@ from methods.progress import advance
 
 VERSION = 1  # bump when the same settings give other texts
 CANDIDATES = (256, 2048)  # sizes of the partial top-k tried before the whole vocabulary is sorted
+ROWS = 32  # of a CPU whose next tokens are drawn together: their probabilities fit into its caches
 GOLDEN, MIX_1, MIX_2 = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
@@ -189,13 +190,22 @@ def draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tens
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probability = torch.softmax(logits.float() / temperature, dim=-1)  # (B, V)
+    rows = ROWS if logits.device.type == "cpu" else max(1, len(logits))
+    parts = zip(torch.split(logits, rows), torch.split(keys, rows), strict=True)  # type: ignore[no-untyped-call]
+    return torch.cat([_draw(part, own, temperature, top_p) for part, own in parts])
+
+
+def _draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tensor:
+    """As `draw`, for a temperature above 0."""
+    logits = logits.float()
+    probability = torch.softmax(logits if temperature == 1 else logits / temperature, dim=-1)  # (B, V)
     drawn = torch.empty_like(keys)
     rows = torch.arange(len(keys), device=keys.device)  # rows whose nucleus is still to be found
     for count in (*CANDIDATES, probability.shape[-1]):
-        values, tokens = probability[rows].topk(min(count, probability.shape[-1]), dim=-1)  # (A, C)
+        left = probability if len(rows) == len(keys) else probability[rows]
+        values, tokens = left.topk(min(count, left.shape[-1]), dim=-1)  # (A, C)
         before = values.double().cumsum(-1) - values  # (A, C) probability of the tokens before this one
-        found = (before[:, -1] + values[:, -1] >= top_p) | (values.shape[-1] == probability.shape[-1])  # (A,)
+        found = (before[:, -1] + values[:, -1] >= top_p) | (values.shape[-1] == left.shape[-1])  # (A,)
         time = exponential(keys[rows][:, None], tokens) / values  # (A, C)
         winner = time.masked_fill(before >= top_p, torch.inf).argmin(-1, keepdim=True)
         drawn[rows[found]] = tokens.gather(-1, winner)[found, 0]
