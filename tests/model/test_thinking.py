@@ -16,7 +16,7 @@ from bench.config.compose import jobs
 from bench.fit_data.caa_pairs import worded
 from bench.model import sampling as sampling_module
 from bench.model.decoding import Answer, Continuation, Sampling
-from bench.model.generation_cache import Generations, sampled, writer
+from bench.model.generation_cache import Generations, Writer, sampled, writer
 from bench.model.lm import load_lm
 from bench.model.lm_eval_adapter import SteeredLM
 from bench.model.sampling import _continuation, continuations
@@ -26,7 +26,7 @@ from bench.suites.base import SuiteError, measure
 from bench.suites.fluency import Fluency, sampled_requests
 from methods.errors import SetupError
 from tests.run.test_smoke import arguments, without_figures, world  # noqa: F401
-from tests.suites.test_continued import TEXTS, sources, suite  # noqa: F401
+from tests.suites.test_continued import sources, suite  # noqa: F401
 from tests.tiny import tiny_lm, tiny_model, tiny_tokenizer
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
@@ -108,8 +108,8 @@ def test_who_passes_the_variable_has_the_last_word(folder):
     settings = {"add_generation_prompt": True, "tokenize": False}
     assert tokenizer.apply_chat_template(message, enable_thinking=True, **settings) == HI
     assert tokenizer.apply_chat_template(message, **settings).endswith("</think>\n\n")
-    set_thinking(tokenizer, "strip", True)  # once more, with a template that is set already
-    assert tokenizer.apply_chat_template(message, **settings) == f"{HI}<think>\n\n</think>\n\n"
+    _, hashed = set_thinking(tokenizer, "strip", True)  # an exported checkpoint, loaded to think
+    assert tokenizer.apply_chat_template(message, **settings) == HI and hashed["thinking"] == "on"
 
 
 def test_templates_by_name():
@@ -364,4 +364,15 @@ def test_a_cell_that_thinks(folder, world, without_figures, tmp_path):  # noqa: 
     assert set(rtp) == {"off", "judge", "strip"} and len({one["id"] for one in rtp.values()}) == 3
     assert rtp["strip"]["generations"] == rtp["judge"]["generations"] != rtp["off"]["generations"]
     assert rtp["strip"]["info"]["without_thinking"] > 0 and "without_thinking" not in rtp["off"]["info"]
-    assert TEXTS
+    assert all(one["model"].get("judged") == ("answer" if mode == "strip" else None) for mode, one in rtp.items())
+
+
+def test_who_judges_stored_texts_again_needs_no_model(folder, tmp_path, monkeypatch):
+    store = Generations(tmp_path / "generations")
+    sampling = Sampling(temperature=0, max_new_tokens=60)
+    lm = load_lm(folder(SWITCHED), chat=True, thinking="strip")
+    saying(monkeypatch, lm, "<think>dog</think>The fox")
+    sampled(replace(lm, store=store, sampling=sampling), ["Hi"], 1)
+    of_record = json.loads(json.dumps(lm.identity))
+    ((one,),) = store.stored(Writer(of_record, None, sampling), ["Hi"], 1).read()
+    assert one.text == "The fox"
