@@ -77,7 +77,7 @@ class Evaluated(NamedTuple):
     asked: dict[str, list[Asked]]
     loaded: dict[str, Any]
     samples: dict[str, list[dict[str, Any]]]
-    examples: dict[str, dict[str, int]]
+    examples: Mapping[str, Mapping[str, int]]
     unanswered: Mapping[str, int] = {}
 
 
@@ -213,7 +213,7 @@ class Capability(Suite[Evaluated]):
                 picker.begin()
             unanswered: Counter[str] = Counter()
             samples = evaluated(lm, {task: loaded[task] for task in chosen}, chosen, unanswered)
-        examples: dict[str, dict[str, int]] = {task: dict(one.counts) for task, one in pickers.items()}
+        examples = {task: one.counts for task, one in pickers.items()}
         return Answers(split, Evaluated(asked, loaded, samples, examples, unanswered))
 
     def score(self, answers: Answers[Evaluated], baseline: LM) -> SuiteResult:
