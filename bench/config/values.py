@@ -169,6 +169,8 @@ def mistakes(key: str, value: Any, hint: Any, within: Range = ANY) -> Iterator[t
         told += f"; {kind_of} is text in quotes of its own: '{key}=\"{shown(value)}\"'"
     if str in options(hint) and isinstance(value, dict | list) and "]" not in key:
         told += f"; text in brackets is text in quotes of its own, as in '{key}=\"[x]\"'"
+    if value is False and "off" in choices:
+        told += '; without quotes off is false in YAML: write "off"'
     if isinstance(value, float) and not _finite(value) and float in options(hint):
         told += "; nan and inf are none"
     if isinstance(value, str) and not _written(value):

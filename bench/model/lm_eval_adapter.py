@@ -37,6 +37,7 @@ from lm_eval.models.utils import (
 from bench.model.lm import LM, Request
 from bench.model.log_likelihood import BATCH_TOKENS, likelihoods
 from bench.model.sampling import draw, prefill, stream
+from bench.model.thinking import Thinking, begin, closes
 from bench.model.tokenizer import instructed, rendered
 from bench.records import unfinished
 from methods import tokens
@@ -53,6 +54,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def __init__(self, lm: LM) -> None:
         super().__init__()
         self.lm = lm
+        self.unanswered: Counter[str] = Counter()  # texts of each task whose thinking was never closed
         self.tokenizer = lm.tokenizer
         self._device = lm.device
         self._prefix = "" if lm.chat else lm.steering.prefix  # in a chat it is part of a message
@@ -154,6 +156,9 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
         """Texts up to a stop string, greedy or sampled as each request says.
 
+        With model.thinking=strip they are answers alone, and a stop string counts in an answer; a text whose thinking
+        was never closed is "", which `unanswered` counts.
+
         A sampled text has its own random stream, from the LM's seed, its context, and how often that context came
         before. Raises ValueError for a setting of sampled decoding that is not in SAMPLED_WITH.
         """
@@ -166,11 +171,14 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             if settings["do_sample"] and (unknown := set(settings) - SAMPLED_WITH):
                 raise ValueError(f"sampled decoding does not know {sorted(unknown)}; it knows {sorted(SAMPLED_WITH)}")
             contexts = [self._prefix + requests[i].args[0] for i in members]
-            for i, text in zip(members, self._generate(contexts, settings), strict=True):
+            for i, (text, answered) in zip(members, self._generate(contexts, settings), strict=True):
                 texts[i] = text
+                if not answered:
+                    self.unanswered[str(requests[i].task_name)] += 1
         return texts
 
-    def _generate(self, contexts: list[str], settings: Any) -> list[str]:
+    def _generate(self, contexts: list[str], settings: Any) -> list[tuple[str, bool]]:
+        """The text of each context, and whether there is an answer in it."""
         new, room = settings["max_gen_toks"], self.max_length - settings["max_gen_toks"]
         if room < 1:
             raise ValueError(f"max_gen_toks={new} leaves no room for a context in a model of {self.max_length} tokens")
@@ -184,7 +192,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             seen[context] += 1
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), contexts[i]))
         size = max(1, min(self.lm.sampling.batch_size, BATCH_TOKENS // (max(map(len, ids)) + new)))
-        texts = [""] * len(ids)
+        texts = [("", True)] * len(ids)
         top_p = float(settings.get("top_p", 1.0))
 
         def what() -> Any:
@@ -197,17 +205,19 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 drawn = torch.stack([keys[i] for i in batch]).to(self.lm.device)
                 asked = [ids[i] for i in batch]
                 decode = functools.partial(self._decode, asked, drawn, until, temperature, top_p)
-                for i, text in zip(batch, kept.once(start, decode), strict=True):
-                    texts[i] = text
+                for i, (text, answered) in zip(batch, kept.once(start, decode), strict=True):
+                    texts[i] = text, answered
         return texts
 
     def _decode(
         self, contexts: Sequence[list[int]], keys: torch.Tensor, until: list[str], temperature: float, top_p: float
-    ) -> list[str]:
-        """Texts of one batch, cut before the first stop string; keys (B, steps) draw the tokens."""
+    ) -> list[tuple[str, bool]]:
+        """As `_generate`, of one batch, cut before the first stop string; keys (B, steps) draw the tokens."""
         rows, logits = prefill(self.lm, contexts)  # (B, V)
         new: list[list[int]] = [[] for _ in contexts]
         texts = [""] * len(contexts)
+        strips = self.lm.thinking if self.lm.identity.get("judged") == "answer" else None
+        closed: dict[int, int] = {}  # tokens of each row up to the end of its thinking, where that is to be left out
         alive = torch.arange(len(contexts), device=self.lm.device)
         for step in range(keys.shape[1]):
             drawn = draw(logits, keys[alive, step], temperature, top_p)  # (A,)
@@ -215,7 +225,14 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             going = torch.ones_like(drawn, dtype=torch.bool)
             for place, (row, token) in enumerate(zip(alive.tolist(), drawn.tolist(), strict=True)):
                 new[row].append(token)
-                whole = str(self.tokenizer.decode(new[row], skip_special_tokens=True))
+                if strips is not None and row not in closed:
+                    if closes(self.tokenizer, strips, new[row]):
+                        closed[row] = len(new[row])
+                    going[place] = token not in self.lm.stop_tokens
+                    continue
+                behind = new[row][closed.get(row, 0) :]
+                whole = str(self.tokenizer.decode(behind, skip_special_tokens=True))
+                whole = whole if strips is None else whole.lstrip()
                 texts[row] = postprocess_generated_text(whole, until, None)
                 going[place] = token not in self.lm.stop_tokens and texts[row] == whole
             if not going.any() or step + 1 == keys.shape[1]:
@@ -225,19 +242,39 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 rows.select(kept)
                 alive, drawn = alive[kept], drawn[kept]
             logits = self.lm.read(rows, drawn[:, None], torch.ones_like(drawn[:, None], dtype=torch.bool), keep=1)[:, 0]
-        return texts
+        if strips is None:
+            return [(text, True) for text in texts]
+        found = [self._answer(strips, tokens) for tokens in new]
+        return [(postprocess_generated_text(text, until, None), answered) for text, answered in found]
+
+    def _answer(self, thinking: Thinking, tokens: list[int]) -> tuple[str, bool]:
+        """The answer in the tokens of a whole text, and whether there is one."""
+        ended = tokens[-1] in self.lm.stop_tokens
+        found = begin(self.tokenizer, thinking, tokens[:-1] if ended else tokens, ended)
+        text = str(self.tokenizer.decode(tokens[found.start :], skip_special_tokens=True))
+        if found.outcome == "thought":
+            text = text.removeprefix(found.rest).lstrip()
+        return ("", False) if found.outcome == "unfinished" else (text, True)
 
 
-def evaluated(lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]]) -> dict[str, list[dict[str, Any]]]:
-    """What lm-eval notes of each document of each task; documents are named by their numbers, ascending."""
+def evaluated(
+    lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]], unanswered: Counter[str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """What lm-eval notes of each document of each task; documents are named by their numbers, ascending.
+
+    unanswered: is told how many texts of each task have thinking that was never closed, so that there is no answer.
+    """
+    asked = SteeredLM(lm)
     results = evaluate(
-        lm=SteeredLM(lm),
+        lm=asked,
         task_dict={"tasks": dict(tasks), "groups": {}},
         samples=documents,
         bootstrap_iters=0,
         log_samples=True,
         apply_chat_template=lm.chat,
     )
+    if unanswered is not None:
+        unanswered.update(asked.unanswered)
     samples: dict[str, list[dict[str, Any]]] = results["samples"]
     return samples
 

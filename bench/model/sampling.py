@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.model.decoding import Continuation, Sampling
+from bench.model.decoding import Answer, Continuation, Sampling
 from bench.model.lm import LM, Rows
+from bench.model.thinking import begin
 from bench.records import unfinished
 from methods.errors import SetupError
 from methods.progress import advance
@@ -56,7 +57,7 @@ def sample(
         batch_size: rows that are decoded at once.
 
     Returns:
-        (N, K) texts, without the prompt.
+        (N, K) texts, without the prompt; with thinking="strip" the answers, "" where the thinking was cut.
 
     Raises:
         SetupError: a setting is out of its range, or a prompt is too long for the model.
@@ -68,7 +69,9 @@ def sample(
         (2, 3)
     """
     settings = Sampling(max_new_tokens, temperature, top_p, seed, batch_size)
-    return [[c.text for c in row] for row in continuations(lm, prompts, num_samples, settings)]
+    rows = continuations(lm, prompts, num_samples, settings)
+    alone = lm.identity.get("judged") == "answer"
+    return [[one.answered().text if alone else one.text for one in row] for row in rows]
 
 
 def continuations(lm: LM, prompts: Sequence[str], num_samples: int, settings: Sampling) -> list[list[Continuation]]:
@@ -102,6 +105,25 @@ def continuations(lm: LM, prompts: Sequence[str], num_samples: int, settings: Sa
 def _continuation(lm: LM, prompt: list[int], tokens: list[int], stop: str | None) -> Continuation:
     ended = bool(tokens) and tokens[-1] in lm.stop_tokens
     kept = tokens[:-1] if ended else tokens
+    if lm.thinking is None or lm.thinking.tags is None:
+        return _stopped(lm, prompt, kept, ended, stop)
+    start, rest, outcome = begin(lm.tokenizer, lm.thinking, kept, ended)
+    thought = kept[:start]
+    before, said = _text(lm, prompt, thought), _stopped(lm, prompt + thought, kept[start:], ended, stop)
+    answer = said.text.removeprefix(rest).lstrip() if outcome == "thought" else said.text
+    whole = [*thought, *(said.tokens or [])]
+    return Continuation(before + said.text, said.ended, whole, Answer(answer, start, outcome))
+
+
+def _stops(lm: LM, tokens: list[int], stop: str) -> bool:
+    """Whether the stop string stands in the text of new tokens; where the model thinks, in the answer."""
+    if lm.thinking is not None and lm.thinking.tags is not None:
+        tokens = tokens[begin(lm.tokenizer, lm.thinking, tokens, False).start :]
+    return stop in str(lm.tokenizer.decode(tokens))
+
+
+def _stopped(lm: LM, prompt: list[int], kept: list[int], ended: bool, stop: str | None) -> Continuation:
+    """The text of sampled tokens, up to the stop string."""
     text = _text(lm, prompt, kept)
     if stop is not None and stop in text:
         text, ended = text.partition(stop)[0], True
@@ -140,7 +162,7 @@ def _decode(
         advance(len(drawn))
         going = ~torch.isin(drawn, stop)
         if settings.stop is not None:
-            stopped = [settings.stop in str(lm.tokenizer.decode(new[row])) for row in alive.tolist()]
+            stopped = [_stops(lm, new[row], settings.stop) for row in alive.tolist()]
             going &= ~torch.tensor(stopped, device=lm.device)
         if step + 1 == settings.max_new_tokens or not going.any():
             break

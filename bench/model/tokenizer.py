@@ -6,7 +6,7 @@ says. There an instruction stands before the text of the first user message, wit
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase
@@ -157,15 +157,19 @@ def instructed(
     return given
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], begun: bool = False) -> str:
+def rendered(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], begun: bool = False, **variables: Any
+) -> str:
     """Messages in the tokenizer's chat template, up to where the answer begins; begun: the last one is its beginning.
+
+    variables: of the template, where it is not to take those that the tokenizer was set to.
 
     Raises SetupError where the template, which is a program of the model's author, fails.
     """
     try:
         return str(
             tokenizer.apply_chat_template(
-                messages, add_generation_prompt=not begun, continue_final_message=begun, tokenize=False
+                messages, add_generation_prompt=not begun, continue_final_message=begun, tokenize=False, **variables
             )
         )
     except Exception as error:

@@ -90,7 +90,11 @@ def generation_id(
     num_samples: int,
     decoding: Mapping[str, Any],
 ) -> str:
-    """Of a set of continuations. `decoding` is what can change a text, with the version of the sampling code."""
+    """Of a set of continuations. `decoding` is what can change a text, with the version of the sampling code.
+
+    What of the texts is judged (`judged` of the model) changes none, so those who judge differently share them.
+    """
+    model = {key: value for key, value in model.items() if key != "judged"}
     parts = {"schema": SCHEMA, "model": model, "steering": steering, "prompts": list(prompts)}
     return digest(parts | {"num_samples": num_samples, "decoding": decoding})
 

@@ -54,6 +54,7 @@ class Record(Fields):
     comparison: what records share that differ in their steering alone. fit_id: None for the unsteered model.
     generations: ids of the stored texts that it read, in their order; None where an older version did not keep them.
     unverified: folders that were read and that no digest vouches for. system_role: whether the chat template has one.
+    thinking: model.thinking, of a model that thinks in its chats.
     """
 
     READ = {
@@ -85,6 +86,7 @@ class Record(Fields):
     unverified: Json = None
     unexpected_weights: Json = None
     system_role: Json = None
+    thinking: Json = None
     generations: tuple[str, ...] | None = None
     generation_id: str | None = None  # of older versions
 

@@ -72,13 +72,14 @@ class Store:
         """A line for each set that cannot be read."""
         return self._read[1]
 
-    def texts(self, name: str, prompts: int, samples: int) -> list[list[str]]:
-        """The first texts of the first prompts of a set."""
+    def texts(self, name: str, prompts: int, samples: int, answers: bool) -> list[list[str]]:
+        """The first texts of the first prompts of a set; answers: the answers alone of a model that thinks."""
         found: list[list[str]] = []
         for row in lines(self.folder / name / FILE):
             if len(found) == prompts:
                 break
-            found.append([str(text) for text, *_ in row["continuations"][:samples]])
+            some = row["continuations"][:samples]
+            found.append([str(one[3][0] if answers and len(one) > 3 else one[0]) for one in some])
         return found
 
 
@@ -285,7 +286,8 @@ def side(store: Store, sampled: Sequence[_Sampled], prompts: int, samples: int) 
     for label, own in by_label.items():
         texts: list[list[str]] = []
         for block in own[0].blocks:
-            texts += store.texts(block.folder, prompts - len(texts), samples)
+            answers = own[0].record.model.identity.get("judged") == "answer"
+            texts += store.texts(block.folder, prompts - len(texts), samples, answers)
         written.append(Written(label, texts, scores_of(own, scorers, texts)))
     methods = [i for i, own in enumerate(by_label.values()) if not own[0].control]
     right = methods[0] if methods else len(written) - 1

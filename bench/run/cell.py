@@ -142,6 +142,7 @@ class Cell:
                 device=self.cfg.runtime.device,
                 bos=node.bos,
                 chat=node.chat,
+                thinking=node.get("thinking", "off"),
             )
             checkpoint.check_files(node, revision)
             checkpoint.check_unchanged(node, self.names.model)

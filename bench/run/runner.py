@@ -128,6 +128,7 @@ def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Reco
             unverified=sorted(asking.union(scoring, lm.unverified, cell.unverified(strength))),
             unexpected_weights=list(lm.unexpected_weights),
             system_role=lm.system_role,
+            thinking=lm.thinking and lm.thinking.mode,
         )
         about = replace(about, scorers=about.judged_by)  # those that judged
         if split == "test" and strength != 0:

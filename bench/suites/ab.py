@@ -10,6 +10,8 @@ A chat model reads the question in its chat template, a base model "Input: QUEST
 fit data `ab` are worded. The answer begins behind a blank where that text does not end in white space. Question and
 answer are tokenised as one text, so a letter may be one token with its bracket, or several tokens.
 
+A chat model that thinks (model.thinking) is read the same way: the answer follows its prompt without a thought.
+
 What is steered: the prompt is what stands before " (", and " (" with the letter is predicted after it (context and
 continuation of a Request). So a method that steers generation acts at "(", from which the letter is predicted; whether
 it acts at the last token of the prompt as well is its own option (caa: `boundary`, which see for what the authors' code

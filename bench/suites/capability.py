@@ -2,8 +2,10 @@
 
 The task definitions (prompt, choices, metrics) are lm-eval's; only where the data comes from is overridden. Zero-shot,
 unless `fewshot` says otherwise. A chat model (model.chat=true) is asked through its template, as lm-eval does it with
---apply_chat_template; the steering is on wherever the model reads. Sets of tasks that papers report have a name and a
-file of their own in conf/suite:
+--apply_chat_template; the steering is on wherever the model reads. Of a model that thinks (model.thinking) a
+choice is read by its likelihood right behind the prompt, without a thought; with strip a generated answer is what
+stands behind the thinking, and a text whose thinking was cut is a wrong answer, which the record counts
+(unfinished_thinking of the task). Sets of tasks that papers report have a name and a file of their own in conf/suite:
 
 capability            Ours: the tasks that the wheels carry; a leaderboard's "capability kept" is made of this suite.
 capability_detox      RTE, BoolQ, HellaSwag, WinoGrande, OpenBookQA, ARC-e, ARC-c zero-shot: DeTox/ProFS (arXiv
@@ -26,6 +28,7 @@ answers. Copies differ from the hub in what their source says (BoolQ's passage l
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -66,12 +69,16 @@ class Asked(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What lm-eval noted of each document (`samples`), by task; `loaded`: its tasks; `examples`: counts of examples."""
+    """What lm-eval noted of each document (`samples`), by task; `loaded`: its tasks; `examples`: counts of examples.
+
+    unanswered: texts of each task whose thinking was never closed, so that they are no answer.
+    """
 
     asked: dict[str, list[Asked]]
     loaded: dict[str, Any]
     samples: dict[str, list[dict[str, Any]]]
-    examples: dict[str, dict[str, int]]
+    examples: Mapping[str, Mapping[str, int]]
+    unanswered: Mapping[str, int] = {}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,13 +211,15 @@ class Capability(Suite[Evaluated]):
             pickers = {task: one for task, one in samplers.items() if isinstance(one, Examples)}
             for picker in pickers.values():
                 picker.begin()
-            samples = evaluated(lm, {task: loaded[task] for task in chosen}, chosen)
-        return Answers(split, Evaluated(asked, loaded, samples, {task: one.counts for task, one in pickers.items()}))
+            unanswered: Counter[str] = Counter()
+            samples = evaluated(lm, {task: loaded[task] for task in chosen}, chosen, unanswered)
+        examples = {task: one.counts for task, one in pickers.items()}
+        return Answers(split, Evaluated(asked, loaded, samples, examples, unanswered))
 
     def score(self, answers: Answers[Evaluated], baseline: LM) -> SuiteResult:
         """The numbers of each task. Raises SuiteError for one that yields no number a document."""
         del baseline
-        asked, loaded, samples, examples = answers.said
+        asked, loaded, samples, examples, unanswered = answers.said
         items, scores, results = [], [], {}
         about: dict[str, dict[str, Any]] = {}
         for name, under in asked.items():
@@ -232,6 +241,8 @@ class Capability(Suite[Evaluated]):
                 "version": _one_or_all([one.definition.version for one in under]),
                 "fewshot": int(first.config.num_fewshot or 0),
             }
+            if cut := sum(unanswered.get(task, 0) for task in tasks):
+                about[name]["unfinished_thinking"] = cut
             if counted := [examples[task] for task in tasks if task in examples]:
                 sums = {key: sum(one[key] for one in counted) for key in ("left_out", "lacking")}
                 about[name]["examples"] = {"from": self._examples_of(name, under), **sums}

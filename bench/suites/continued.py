@@ -2,6 +2,7 @@
 
 import functools
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
@@ -11,7 +12,7 @@ import pandas as pd
 
 from bench.data.sources import Located, Sources
 from bench.data.splits import Prompt
-from bench.model.decoding import Sampling
+from bench.model.decoding import Sampling, thinking_facts
 from bench.model.generation_cache import generate
 from bench.model.lm import LM, Generated
 from bench.records.identity import named
@@ -27,6 +28,14 @@ PROMPTS_A_BLOCK = (
 UNSCORED_LIMIT = 0.01
 MOST = 10**6  # texts of a prompt, or prompts
 DECODING = ("max_new_tokens", "temperature", "top_p", "stop")
+
+
+def no_answers(texts: int) -> str:
+    """What is said where all texts of a model that thinks were cut before an answer."""
+    return (
+        f"in all {texts} texts the thinking was cut before there was an answer; raise sampling.max_new_tokens, or set "
+        "model.thinking=off, or judge to judge the thoughts"
+    )
 
 
 class Block(NamedTuple):
@@ -176,10 +185,16 @@ class Judged(Continued):
         return super().ask(lm, split)
 
     def score(self, answers: Answers[list[Block]], baseline: LM | None = None) -> SuiteResult:
-        """Judge the texts. Raises SuiteError when a scorer leaves more than 1 % of them unscored."""
+        """Judge the texts. Raises SuiteError when a scorer leaves more than 1 % of them unscored.
+
+        With model.thinking=strip a text whose thinking was cut has no answer, so it is unscored, whatever the scorers
+        make of an empty text; `info.unfinished_thinking` counts such texts. Raises SuiteError where all are.
+        """
         del baseline
         self.check_judges()
         split, frames = answers.split, []
+        thinking: Counter[str] = Counter()
+        unanswered = 0
         for block, generated in answers.said:
             rows = generated.read()
             k = len(rows[0])
@@ -193,18 +208,25 @@ class Judged(Continued):
             )
             asked = [prompt.text for prompt in block for _ in range(k)]
             texts = [continuation.text for row in rows for continuation in row]
+            cut = [continuation.unanswered for row in rows for continuation in row]
             for scorer in self.judges:
-                frame[scorer.name] = np.array(unique_scores(scorer, asked, texts), dtype=float)  # None becomes NaN
+                scored = np.array(unique_scores(scorer, asked, texts), dtype=float)  # None becomes NaN
+                frame[scorer.name] = np.where(cut, np.nan, scored)
             frames.append(frame)
+            thinking.update(thinking_facts(rows))
+            unanswered += sum(cut)
         scores = pd.concat(frames, ignore_index=True)
         frames.clear()
+        if unanswered == len(scores):
+            raise SuiteError(no_answers(unanswered))
         found: dict[str, metrics.Metric] = {}
         items = []
         for scorer in self.judges:
             unscored = int(scores[scorer.name].isna().sum())
-            if unscored > UNSCORED_LIMIT * len(scores):
+            if unscored - unanswered > UNSCORED_LIMIT * len(scores):
                 raise SuiteError(
-                    f"{scorer.name} left {unscored} of {len(scores)} texts unscored; more than 1 % is a failure"
+                    f"{scorer.name} left {unscored - unanswered} of {len(scores)} texts unscored; more than 1 % is a "
+                    "failure"
                 )
             known = scores.assign(score=scores[scorer.name]).dropna(subset=["score"])
             for name, values in self.prompt_metrics(known, scorer.name, split).items():
@@ -219,5 +241,5 @@ class Judged(Continued):
                 better = self.higher_is_better
                 found[f"{scorer.name}.{name}"] = metrics.metric(table, higher_is_better=better, unscored=unscored)
                 items.append(table)
-        info = self.facts(split) | {"scorers": [scorer.name for scorer in self.judges]}
+        info = self.facts(split) | {"scorers": [scorer.name for scorer in self.judges]} | thinking
         return SuiteResult(found, pd.concat(items, ignore_index=True)[metrics.ITEM_COLUMNS], scores, info)

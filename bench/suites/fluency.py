@@ -13,6 +13,7 @@ against the unsteered model of the same table: a row whose text has fallen apart
 
 import functools
 import re
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +25,13 @@ import pandas as pd
 from bench.data.prompts import rtp_prompts
 from bench.data.sources import Located
 from bench.data.splits import Prompt
-from bench.model.decoding import Continuation
+from bench.model.decoding import Continuation, thinking_facts
 from bench.model.lm import LM, Request
 from bench.model.log_likelihood import likelihoods
 from bench.model.model_folder import check_folder, fingerprint
 from bench.stats import metrics
 from bench.suites.base import Answers, Split, SuiteError, SuiteResult
-from bench.suites.continued import Block, Continued
+from bench.suites.continued import Block, Continued, no_answers
 
 ORDERS = (1, 2, 3)  # n of distinct-n
 REPEATED = 3  # repetition counts 3-grams
@@ -58,6 +59,9 @@ class Fluency(Continued):
                   text in another language, or none, has far more of them. 0 where there is no word.
     judge_perplexity  with `judge`: perplexity as above under another model, a folder, that reads the plain prompt.
     short_share   share of texts that the model ended before `max_new_tokens`.
+
+    With model.thinking=strip a text is the answer, with the thought as a part of its prompt; one whose thinking was cut
+    is an empty text, which `info.unfinished_thinking` counts.
     """
 
     version: ClassVar[int] = 3  # 3: the sampled tokens; before, the text tokenised anew and apart from its prompt
@@ -84,6 +88,8 @@ class Fluency(Continued):
     def score(self, answers: Answers[list[Block]], baseline: LM) -> SuiteResult:
         """Look at the texts, by the unsteered model. Raises SuiteError when every text is empty."""
         frames, tables = [], []
+        thinking: Counter[str] = Counter()
+        unanswered = 0
         for block, generated in answers.said:
             rows = generated.read()
             said = [continuation for row in rows for continuation in row]
@@ -107,7 +113,11 @@ class Fluency(Continued):
             )
             frames.append(scores)
             tables.append(prompt_metrics(scores, texts))
+            thinking.update(thinking_facts(rows))
+            unanswered += sum(one.unanswered for one in said)
         scores, items = pd.concat(frames, ignore_index=True), pd.concat(tables, ignore_index=True)
+        if unanswered == len(scores):
+            raise SuiteError(no_answers(unanswered))
         if not scores["tokens"].any():
             raise SuiteError(f"all {len(scores)} continuations are empty, so they have no perplexity")
         unscored = int((scores["tokens"] == 0).sum())
@@ -120,7 +130,7 @@ class Fluency(Continued):
             )
             for name, table in items.groupby("metric", sort=False)
         }
-        return SuiteResult(found, items, scores, self.facts(answers.split))
+        return SuiteResult(found, items, scores, self.facts(answers.split) | thinking)
 
     def _judges_files(self) -> dict[str, str]:
         return fingerprint(Path(str(self.judge)))
@@ -135,13 +145,15 @@ class Fluency(Continued):
 def sampled_requests(lm: LM, prompts: Sequence[str], said: Sequence[Continuation]) -> list[Request]:
     """Each continuation's tokens after its prompt: those that were sampled, or of the text where none were kept.
 
-    Of an empty text there is no token.
+    Of an empty text there is no token. Before an answer stands the thought that the model wrote, which is not judged.
     """
     encoded = {prompt: lm.encode(prompt) for prompt in dict.fromkeys(prompts)}
     anew = [i for i, one in enumerate(said) if one.tokens is None and one.text]
     pairs = iter(lm.encode_pairs([prompts[i] for i in anew], [said[i].text for i in anew]))
     return [
-        next(pairs) if one.tokens is None and one.text else Request(encoded[prompt], list(one.tokens or []))
+        next(pairs)
+        if one.tokens is None and one.text
+        else Request(encoded[prompt] + list(one.thought or []), list(one.tokens or []))
         for prompt, one in zip(prompts, said, strict=True)
     ]
 

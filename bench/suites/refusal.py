@@ -36,7 +36,7 @@ from bench.data.text_sets import HARMFUL, XSTEST, texts_of
 from bench.model.lm import LM
 from bench.scorers.base import Scorer
 from bench.scorers.refusal_prefixes import RefusalPrefixes
-from bench.suites.base import Answers, Split, SuiteResult
+from bench.suites.base import Answers, Split, SuiteError, SuiteResult
 from bench.suites.continued import Block, Judged
 from methods.errors import SetupError
 
@@ -141,9 +141,11 @@ class OverRefusal(Refusal):
         return sum(chosen, []), [located]
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """The two rates."""
+        """The two rates. Raises SuiteError where no answer of a kind is scored."""
         del scorer, split
         refused = self.refused(scores)
+        if lost := {"safe", "unsafe"} - set(refused.index.get_level_values("group")):
+            raise SuiteError(f"no answer to any {' or '.join(sorted(lost))} prompt could be judged")
         names = {"over_refusal_rate": "safe", "unsafe_refusal_rate": "unsafe"}
         return {name: refused.xs(group, level="group") for name, group in names.items()}
 

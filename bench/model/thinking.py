@@ -1,0 +1,160 @@
+"""Thinking: what some chat models write before their answer, and where in a text the answer begins.
+
+model.thinking=off     the template's own switch turns thinking off. A template without a switch stays as it is.
+model.thinking=strip   the model thinks, and its answer alone is judged: what stands behind the first closing tag, and
+                       behind the white space there. A text whose thinking was never closed has no answer.
+model.thinking=judge   the model thinks, and all that it wrote is judged.
+
+The switch is a variable of the template. It is set by a line before the template, in the tokenizer itself, so prompts,
+lm-eval's chats and training data are worded alike; whoever passes the variable still has the last word.
+
+Where a likelihood is asked for, an answer follows the prompt at once: in a model that thinks, no thought stands before
+it, and where the prompt itself opens the thinking, the answer is read as its first words.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+from transformers import PreTrainedTokenizerBase
+
+from bench.model.decoding import Outcome, check_chat
+from bench.model.tokenizer import HELLO, rendered, user_message
+from methods.errors import SetupError
+
+Mode = Literal["off", "strip", "judge"]
+SWITCHES = ("enable_thinking", "thinking")  # of Qwen3, SmolLM3, GLM-4.5; of DeepSeek-V3.1
+TAGS = (
+    ("<think>", "</think>"),  # Qwen3, DeepSeek-R1, SmolLM3, GLM-4.5
+    ("<thought>", "</thought>"),  # EXAONE Deep
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("<seed:think>", "</seed:think>"),  # Seed-OSS
+    ("◁think▷", "◁/think▷"),  # Kimi-VL
+)
+TAIL = 64  # tokens that hold any closing tag, were each byte of it a token
+
+
+class Thinking(NamedTuple):
+    """How a model thinks. tags: what opens and closes a thought, None where nobody looks for it.
+
+    opened: the prompt itself opens the thought, so that a text holds the closing tag alone.
+    """
+
+    mode: Mode
+    tags: tuple[str, str] | None = None
+    opened: bool = False
+
+
+class Begin(NamedTuple):
+    """Where an answer begins: the number of tokens before it, and what the first token holds that is not of it."""
+
+    start: int
+    rest: str
+    outcome: Outcome
+
+
+def set_thinking(tokenizer: PreTrainedTokenizerBase, mode: str, chat: bool) -> tuple[Thinking | None, dict[str, str]]:
+    """Word chats as `mode` says; returns how the model thinks, and what of it is hashed. None: nobody thinks here.
+
+    Hashed is what differs from older versions, which left the switch alone and judged all: `thinking` ("on", "off")
+    where the prompt is another one, and `judged` ("answer") where not all of a text is judged.
+
+    Raises SetupError where the mode cannot be had with this template.
+    """
+    if mode not in get_args(Mode):
+        raise SetupError(f"model.thinking={mode!r}: allowed are {', '.join(get_args(Mode))}")
+    check_chat(mode, chat)
+    if not chat:
+        return None, {}
+    before = _prompt(tokenizer)
+    switch = _switch(tokenizer)
+    if switch is not None:
+        _set(tokenizer, switch, mode != "off")
+    prompt, tags = _prompt(tokenizer), _tags(tokenizer)
+    opened = tags is not None and prompt.rstrip().endswith(tags[0])
+    _check(tokenizer, mode, switch, tags, opened)
+    hashed = {"thinking": "off" if mode == "off" else "on"} if prompt != before else {}
+    if mode == "off":
+        return (None if switch is None else Thinking("off")), hashed
+    return Thinking(mode, tags, opened), hashed | ({"judged": "answer"} if mode == "strip" else {})  # type: ignore[arg-type]
+
+
+def _check(
+    tokenizer: PreTrainedTokenizerBase, mode: str, switch: str | None, tags: tuple[str, str] | None, opened: bool
+) -> None:
+    """Raises SetupError where the mode cannot be had."""
+    own = f"model.thinking={mode}, but the chat template of {tokenizer.name_or_path!r}"
+    known = ", ".join(f"{opening}...{closing}" for opening, closing in TAGS)
+    if mode == "off" and opened:
+        raise SetupError(
+            f"{own} opens a thought in every prompt, and no switch ({', '.join(SWITCHES)}) keeps it from that; set "
+            "model.thinking=strip to judge the answers, or judge to judge the thoughts with them"
+        )
+    if mode != "off" and switch is None and tags is None:
+        raise SetupError(
+            f"{own} has no switch ({', '.join(SWITCHES)}), and neither it nor the tokenizer knows tags of thinking "
+            f"({known}): this model does not think; set model.thinking=off"
+        )
+    if mode == "strip" and tags is None:
+        raise SetupError(
+            f"{own} has none of the tags that are known ({known}), so it is not known where an answer begins; set "
+            "model.thinking=judge or off"
+        )
+
+
+def _prompt(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
+    return rendered(tokenizer, [user_message(HELLO)], **settings)
+
+
+def _switch(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """The variable of the template that changes the prompt."""
+    found = (one for one in SWITCHES if _prompt(tokenizer, **{one: True}) != _prompt(tokenizer, **{one: False}))
+    return next(found, None)
+
+
+def _set(tokenizer: PreTrainedTokenizerBase, switch: str, on: bool) -> None:
+    """Give the switch this value where nobody passes another; the line adds nothing to the text (`trim_blocks`)."""
+    value = str(on).lower()
+    line = f"{{% if {switch} is not defined %}}{{% set {switch} = {value} %}}{{% endif %}}\n"
+    own: Any = tokenizer.chat_template
+    tokenizer.chat_template = (
+        {name: line + one for name, one in own.items()} if isinstance(own, Mapping) else f"{line}{own}"
+    )
+
+
+def _tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+    """The first known tags whose closing one the template names, else the tokenizer."""
+    template, added = str(tokenizer.chat_template), tokenizer.get_added_vocab()
+    named = [pair for pair in TAGS if pair[1] in template] or [pair for pair in TAGS if pair[1] in added]
+    return named[0] if named else None
+
+
+def closes(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Sequence[int]) -> bool:
+    """Whether the closing tag stands at the end of these sampled tokens, or shortly before."""
+    return thinking.tags is not None and thinking.tags[1] in _raw(tokenizer, tokens[-TAIL:])
+
+
+def begin(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Sequence[int], ended: bool) -> Begin:
+    """Where the answer begins in sampled tokens, by their text with special tokens, as some tags are.
+
+    A token that spans the join is the answer's. Without a closing tag a text that opens a thought, or whose prompt
+    does, is "unfinished", with no answer; any other one is an answer "without" a thought. ended: the model closed the
+    text, so that a first tag, half written, is none.
+    """
+    assert thinking.tags is not None
+    opening, closing = thinking.tags
+    text = _raw(tokenizer, tokens)
+    thought, tag, behind = text.partition(closing)
+    if tag:
+        place = len(text) - len(behind.lstrip())
+        start = bisect_right(range(len(tokens) + 1), place, key=lambda n: len(_raw(tokenizer, tokens[:n]))) - 1
+        return Begin(start, text[len(_raw(tokenizer, tokens[:start])) : place], "thought")
+    begun = thought.strip()
+    if thinking.opened or opening in thought or (begun and not ended and opening.startswith(begun)):
+        return Begin(len(tokens), "", "unfinished")
+    return Begin(0, "", "without")
+
+
+def _raw(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
+    ids = list(tokens)
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
