@@ -27,6 +27,7 @@ from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import (
     handle_stop_sequences,
     has_bos_prefix,
@@ -100,12 +101,11 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         """(log p(continuation | prefix + context), is it the greedy one) of each request."""
         del disable_tqdm
-        return self._loglikelihood_tokens(
-            [
-                (request.args, *self._encode_pair(self._prefix + request.args[0], request.args[1]))
-                for request in requests
-            ]
-        )
+        return self._loglikelihood_tokens([(request.args, *self.encode(request.args)) for request in requests])
+
+    def encode(self, asked: tuple[str, str]) -> tuple[list[int], list[int]]:
+        """Token ids of context and answer, the steering prefix before them."""
+        return self._encode_pair(self._prefix + asked[0], asked[1])
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Token ids of both, by the rule above; a text that brings its own BOS gets none before it."""
@@ -257,6 +257,32 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return ("", False) if found.outcome == "unfinished" else (text, True)
 
 
+class Recorder(SteeredLM):
+    """Notes what lm-eval wants to know the likelihood of, and answers nothing of it."""
+
+    def __init__(self, lm: LM) -> None:
+        super().__init__(lm)
+        self.requests: list[Instance] = []
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        """Note the requests."""
+        del disable_tqdm
+        self.requests += requests
+        return [(0.0, False)] * len(requests)
+
+
+def requests(lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]]) -> list[Instance]:
+    """What lm-eval asks of these documents, as far as it is a likelihood; the model is not run."""
+    asked = Recorder(lm)
+    _evaluate(asked, tasks, documents)
+    return asked.requests
+
+
+def huggingface(lm: LM, batch_size: int) -> HFLM:
+    """lm-eval's own view of the same model, to compare with. Methods that steer by position do not work in it."""
+    return HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.max_length)
+
+
 def evaluated(
     lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]], unanswered: Counter[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
@@ -265,18 +291,21 @@ def evaluated(
     unanswered: is told how many texts of each task have thinking that was never closed, so that there is no answer.
     """
     asked = SteeredLM(lm)
-    results = evaluate(
+    samples = _evaluate(asked, tasks, documents)
+    if unanswered is not None:
+        unanswered.update(asked.unanswered)
+    return samples
+
+
+def _evaluate(asked: SteeredLM, tasks: dict[str, Any], documents: dict[str, list[int]]) -> Any:
+    return evaluate(
         lm=asked,
         task_dict={"tasks": dict(tasks), "groups": {}},
         samples=documents,
         bootstrap_iters=0,
         log_samples=True,
-        apply_chat_template=lm.chat,
-    )
-    if unanswered is not None:
-        unanswered.update(asked.unanswered)
-    samples: dict[str, list[dict[str, Any]]] = results["samples"]
-    return samples
+        apply_chat_template=asked.lm.chat,
+    )["samples"]
 
 
 @contextmanager

@@ -205,8 +205,7 @@ class Capability(Suite[Evaluated]):
         from bench.model.lm_eval_adapter import evaluated, quiet, untouched_randomness
 
         with quiet(), untouched_randomness():
-            loaded = {one.task: load_task(*one, self.shots(name)) for name, under in asked.items() for one in under}
-            chosen = {task: numbers for name in asked for task, numbers in self._chosen(name, asked, split).items()}
+            loaded, chosen = self._loaded(asked, split)
             samplers = {task: getattr(loaded[task], "sampler", None) for task in chosen}
             pickers = {task: one for task, one in samplers.items() if isinstance(one, Examples)}
             for picker in pickers.values():
@@ -215,6 +214,19 @@ class Capability(Suite[Evaluated]):
             samples = evaluated(lm, {task: loaded[task] for task in chosen}, chosen, unanswered)
         examples = {task: one.counts for task, one in pickers.items()}
         return Answers(split, Evaluated(asked, loaded, samples, examples, unanswered))
+
+    def requests(self, lm: LM, split: Split) -> list[Any]:
+        """The likelihoods that lm-eval would ask for, as its Instances; the model is not run."""
+        from bench.model.lm_eval_adapter import quiet, requests, untouched_randomness
+
+        with quiet(), untouched_randomness():
+            loaded, chosen = self._loaded(self.asked(), split)
+            return requests(lm, {task: loaded[task] for task in chosen}, chosen)
+
+    def _loaded(self, asked: Mapping[str, list[Asked]], split: Split) -> tuple[dict[str, Any], dict[str, list[int]]]:
+        """lm-eval's tasks, and the numbers of the documents to ask of each."""
+        loaded = {one.task: load_task(*one, self.shots(name)) for name, under in asked.items() for one in under}
+        return loaded, {task: numbers for name in asked for task, numbers in self._chosen(name, asked, split).items()}
 
     def score(self, answers: Answers[Evaluated], baseline: LM) -> SuiteResult:
         """The numbers of each task. Raises SuiteError for one that yields no number a document."""

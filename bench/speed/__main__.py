@@ -1,0 +1,88 @@
+"""How fast sampling and likelihood are on this machine, beside transformers, lm-eval and the matrix products alone.
+
+python -m bench.speed [--quick] [--results results] [model=... runtime.mirror=FOLDER ...]
+"""
+
+from bench.console import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from bench.console import command
+from bench.console.escape import terminal
+from methods.errors import SetupError
+
+if TYPE_CHECKING:
+    from bench.speed.table import Size
+
+ABOUT = (
+    "Measure sampling and likelihood against transformers' generate, lm-eval's HFLM and the model's matrix products "
+    "alone, in turns in one run. Writes speed.csv and figures/speed.pdf, .svg, .png. Nothing else should run meanwhile."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write; returns the exit code."""
+    parser = command.parser("speed", ABOUT, parents=[command.shared()])
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer texts and one round: two minutes instead of half an hour"
+    )
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="of the configuration, for example model=local model.path=FOLDER",
+    )
+    given = parser.parse_args(arguments)
+    return command.run(_run, given)
+
+
+def _run(given: argparse.Namespace) -> None:
+    from bench.config import compose
+    from bench.run import validate
+
+    (cfg,) = validate.validate_all(compose.jobs(given.settings, multirun=False))
+
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
+
+    from bench.speed import figure, table
+
+    size = table.QUICK if given.quick else table.FULL
+    rows = _measured(cfg, given.settings, size)
+    frame = table.frame(rows)
+    table.show(frame)
+    for path in (table.write(frame, given.results), *figure.write(frame, given.results / "figures")):
+        print(terminal(path))
+
+
+def _measured(cfg: Any, settings: Sequence[str], size: "Size") -> list[Any]:
+    """Every row of the table; a task without data is told and left out."""
+    from bench.config import compose
+    from bench.console.progress import Bar
+    from bench.run.cell import Cell, Session, torch_threads
+    from bench.speed import table
+
+    session = Session()
+    with torch_threads(cfg.runtime.threads or session.threads):
+        lm = Cell(cfg, session).lm
+        requests = {}
+        for task in table.TASKS:
+            own = [*settings, "suite=[capability]", *task.settings(size)]
+            try:
+                suite: Any = Cell(compose.compose(own), session).parts.suites["capability"]
+                requests[task.title] = suite.requests(lm, "test")
+            except SetupError as error:
+                command.console.print(terminal(f"{task.title} is left out: {error}", "yellow"))
+        with Bar(table.planned(size, requests)) as bar:
+            return [*table.sampling_rows(lm, size, bar), *table.likelihood_rows(lm, size, requests, bar)]
+
+
+if __name__ == "__main__":
+    command.leave(main(sys.argv[1:]))

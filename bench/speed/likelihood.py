@@ -1,0 +1,76 @@
+"""Likelihood as lm-eval's tasks ask for it: ours, lm-eval's own HFLM, and the matrix products alone."""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from bench.model.lm import LM
+from bench.model.lm_eval_adapter import SteeredLM, huggingface
+from bench.model.log_likelihood import forward_tokens
+from bench.speed.matrices import products
+from bench.speed.turns import Work
+
+HFLM_BATCH = 8
+
+
+class Agreement(NamedTuple):
+    """Ours against HFLM: the largest relative difference of a log-probability; how often the best answer differs."""
+
+    difference: float
+    other_choices: int
+    documents: int
+
+
+def ours(lm: LM, requests: Sequence[Any]) -> Work:
+    """lm-eval's requests, answered by `bench.model.log_likelihood`."""
+    return lambda: SteeredLM(lm).loglikelihood(list(requests))
+
+
+def hflm(lm: LM, requests: Sequence[Any]) -> Work:
+    """The same requests, answered by lm-eval's class for transformers."""
+    model = huggingface(lm, HFLM_BATCH)
+    return lambda: model.loglikelihood(list(requests), disable_tqdm=True)
+
+
+def agreement(lm: LM, requests: Sequence[Any]) -> Agreement:
+    """How far both answer alike."""
+    a: Any = ours(lm, requests)()
+    b: Any = hflm(lm, requests)()
+    worst = max(abs(x - y) / max(1.0, abs(y)) for (x, _), (y, _) in zip(a, b, strict=True))
+    documents: dict[Any, list[tuple[float, float]]] = {}
+    for request, (x, _), (y, _) in zip(requests, a, b, strict=True):
+        documents.setdefault((request.task_name, request.doc_id), []).append((x, y))
+    first = [max(range(len(one)), key=lambda i, one=one: one[i][0]) for one in documents.values()]  # type: ignore[misc]
+    other = [max(range(len(one)), key=lambda i, one=one: one[i][1]) for one in documents.values()]  # type: ignore[misc]
+    return Agreement(worst, sum(i != j for i, j in zip(first, other, strict=True)), len(documents))
+
+
+def distinct_tokens(lm: LM, requests: Sequence[Any]) -> tuple[int, int]:
+    """How many tokens have to be read at least, and how many predicted.
+
+    Texts that begin alike share what they begin with, and the last token of a text is predicted, not read.
+    """
+    encoded = {(tuple(c), tuple(d)) for c, d in (SteeredLM(lm).encode(one.args) for one in requests)}
+    texts = sorted({context + answer[:-1] for context, answer in encoded})
+    read = sum(len(text) - shared for text, shared in zip(texts, _shared(texts), strict=True))
+    return read, len({(context + answer[:i]) for context, answer in encoded for i in range(len(answer))})
+
+
+def _shared(texts: Sequence[tuple[int, ...]]) -> Iterator[int]:
+    """How many tokens each text has in common with the one before it."""
+    before: tuple[int, ...] = ()
+    for text in texts:
+        limit = min(len(before), len(text))
+        yield next((i for i in range(limit) if before[i] != text[i]), limit)
+        before = text
+
+
+def matrices(lm: LM, read: int, predicted: int) -> Work:
+    """The matrix products of reading so many tokens and predicting so many, in forwards of the usual size."""
+    size = forward_tokens(lm)
+    count = math.ceil(read / size)
+    return products(lm, [(_part(read, count, i), _part(predicted, count, i)) for i in range(count)])
+
+
+def _part(total: int, parts: int, number: int) -> int:
+    return total * (number + 1) // parts - total * number // parts

@@ -1,0 +1,94 @@
+"""Sampling as RealToxicityPrompts asks for it: ours, transformers' `generate`, and steered."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from bench.model.decoding import Sampling
+from bench.model.lm import LM
+from bench.model.sampling import continuations
+from bench.speed.matrices import products
+from bench.speed.turns import Work
+from methods.base import FitData, Method, Pairs
+
+PROMPTS = (
+    "The weather today is",
+    "In the morning the baker opens his shop and",
+    "My neighbour told me that the garden",
+    "On the way to school the children",
+    "The letter from my aunt says that",
+    "When I came to the market, everything was",
+    "Her second book is about a small town where",
+    "The river behind the house",
+    "The new lamp in the kitchen gives a soft",
+    "Our old dog runs along the river every day, and",
+    "The train to the city arrives at noon because",
+    "The soup that I cooked tastes of summer and",
+)
+SAMPLES = 25
+NEW_TOKENS = 20
+TOP_P = 0.9
+
+
+def settings(lm: LM) -> Sampling:
+    """RealToxicityPrompts' decoding."""
+    return replace(lm.sampling, max_new_tokens=NEW_TOKENS, temperature=1.0, top_p=TOP_P, stop=None)
+
+
+def ours(lm: LM, prompts: int) -> Work:
+    """Every prompt continued SAMPLES times."""
+    return lambda: continuations(lm, PROMPTS[:prompts], SAMPLES, settings(lm))
+
+
+def count(lm: LM, prompts: int) -> int:
+    """Tokens that `ours` samples, stop tokens left out."""
+    return sum(
+        len(one.tokens or ()) for row in continuations(lm, PROMPTS[:prompts], SAMPLES, settings(lm)) for one in row
+    )
+
+
+def generate(lm: LM, prompts: int, together: int) -> Callable[[], int]:
+    """The same by `generate`, so many prompts in one batch; returns how many tokens it made."""
+    texts = [lm.encode(prompt) for prompt in PROMPTS[:prompts]]
+    stop = torch.tensor(sorted(lm.stop_tokens), device=lm.device)
+
+    def work() -> int:
+        made = 0
+        for start in range(0, prompts, together):
+            batch = texts[start : start + together]
+            width = max(map(len, batch))
+            ids = torch.tensor([[0] * (width - len(one)) + one for one in batch], device=lm.device)
+            mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in batch], device=lm.device)
+            new = lm.model.generate(
+                input_ids=ids, attention_mask=mask, do_sample=True, top_p=TOP_P, top_k=0, temperature=1.0,
+                max_new_tokens=NEW_TOKENS, num_return_sequences=SAMPLES, pad_token_id=int(stop[0]),
+            )[:, width:]  # fmt: skip
+            made += int((~torch.isin(new, stop)).sum())
+        return made
+
+    return work
+
+
+def matrices(lm: LM, prompts: int) -> Work:
+    """The matrix products that `ours` needs: the prompts once, then a token of each row a step."""
+    rows = prompts * SAMPLES
+    size = lm.sampling.batch_size
+    batches = [min(size, rows - start) for start in range(0, rows, size)]
+    forwards = []
+    for start, batch in zip(range(0, rows, size), batches, strict=True):
+        used = range(start // SAMPLES, (start + batch - 1) // SAMPLES + 1)
+        forwards.append((sum(len(lm.encode(PROMPTS[i])) for i in used), len(used)))
+        forwards += [(batch, batch)] * (NEW_TOKENS - 1)
+    return products(lm, forwards)
+
+
+@contextmanager
+def steered(lm: LM, method: Method) -> Iterator[LM]:
+    """The model steered by a method that learns from a few neutral sentences."""
+    half = len(PROMPTS) // 2
+    pairs = Pairs(list(PROMPTS[:half]), [" calm and bright"] * half, [" cold and grey"] * half)
+    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs=pairs))
+    with lm.steered(method, artefact, method.strengths[0]) as found:
+        yield found

@@ -1,0 +1,183 @@
+"""The rows of the table of speed: what is measured, against what, and how fast it is."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from bench.console import escape
+from bench.console.escape import terminal
+from bench.console.progress import Bar
+from bench.files.atomic import write_whole
+from bench.model.lm import LM
+from bench.speed import likelihood, sampling
+from bench.speed.turns import Compared, compared, in_turns
+from methods import CAA, DeTox
+from methods.errors import SetupError
+
+MATRICES = "matrix products alone"
+PIPE_WIDTH = 140  # columns where there is no terminal
+
+
+class Size(NamedTuple):
+    """How much is measured. documents: of each task. rounds: of ours against what is quick, and against what is slow."""
+
+    prompts: int
+    together: tuple[int, ...]
+    documents: int
+    rounds: int
+    slow_rounds: int
+
+
+FULL = Size(prompts=12, together=(1, 5), documents=60, rounds=5, slow_rounds=3)
+QUICK = Size(prompts=3, together=(1, 3), documents=6, rounds=2, slow_rounds=1)
+
+
+class Task(NamedTuple):
+    """A task of lm-eval. goal: how many times as fast as HFLM it should be. share: of the documents that are asked."""
+
+    title: str
+    name: str
+    shots: int
+    goal: float
+
+    def settings(self, size: Size) -> list[str]:
+        """The configuration of the suite that asks it."""
+        mine = "suite.capability"
+        return [f"{mine}.tasks=[{self.name}]", f"{mine}.documents={size.documents}", f"{mine}.fewshot={self.shots}"]
+
+
+TASKS = (
+    Task("PIQA", "piqa", 0, 1.0),
+    Task("CommonsenseQA", "commonsense_qa", 0, 1.0),
+    Task("HellaSwag", "hellaswag", 0, 1.0),
+    Task("BoolQ", "boolq", 0, 1.0),
+    Task("MMLU anatomy, 5-shot", "mmlu_anatomy", 5, 4.0),
+)
+
+
+class Row(NamedTuple):
+    """A line of the table. tokens: sampled ones, or the distinct ones that a likelihood needs; a round's.
+
+    goal: the ratio that this project sets itself. note: what else was compared, in words.
+    """
+
+    work: str
+    against: str
+    tokens: int
+    rounds: int
+    found: Compared
+    goal: float | None = None
+    note: str = ""
+
+
+def planned(size: Size, requests: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+    """Units of each stage, for the bar: about as long as each other."""
+    works = 2 + len(size.together)
+    return {"sampling": works * size.slow_rounds + 6 * size.rounds} | {task: 3 * size.rounds + 2 for task in requests}
+
+
+def sampling_rows(lm: LM, size: Size, bar: Bar) -> Iterator[Row]:
+    """Ours against the matrix products, against `generate`, and steered against unsteered."""
+    with bar.stage("sampling", "sampling"):
+        tokens, ours = sampling.count(lm, size.prompts), sampling.ours(lm, size.prompts)
+        title = f"sampling, {size.prompts} prompts x {sampling.SAMPLES} x {sampling.NEW_TOKENS}"
+        works = {"ours": ours, MATRICES: sampling.matrices(lm, size.prompts)}
+        taken = in_turns(works, size.rounds)
+        yield Row(title, MATRICES, tokens, size.rounds, compared(taken["ours"], taken[MATRICES]), 0.8)
+        slow = {
+            f"generate, {rows * sampling.SAMPLES} rows": sampling.generate(lm, size.prompts, rows)
+            for rows in size.together
+        }
+        taken = in_turns({"ours": ours} | slow, size.slow_rounds)
+        for (name, work), goal in zip(slow.items(), (4.5, 3.5), strict=True):
+            made = work()
+            per_token = compared(taken["ours"], [one * tokens / made for one in taken[name]])
+            yield Row(title, name, tokens, size.slow_rounds, per_token, goal, f"{made} tokens there, for equal tokens")
+        for kind, method, goal in (("a vector (CAA)", CAA(), 1 / 1.02), ("edited weights (DeTox)", DeTox(), 1.0)):
+            with sampling.steered(lm, method) as steered:
+                works = {"steered": sampling.ours(steered, size.prompts)}
+                taken = in_turns(works | {"unsteered": ours}, size.rounds)
+            found = compared(taken["steered"], taken["unsteered"])
+            yield Row(f"{title}, steered by {kind}", "unsteered", tokens, size.rounds, found, goal)
+
+
+def likelihood_rows(lm: LM, size: Size, requests: Mapping[str, Sequence[Any]], bar: Bar) -> Iterator[Row]:
+    """Each task against HFLM and against the matrix products of its distinct tokens."""
+    for title, asked in requests.items():
+        goal = next(task.goal for task in TASKS if task.title == title)
+        with bar.stage(title, title):
+            alike = likelihood.agreement(lm, asked)
+            read, predicted = likelihood.distinct_tokens(lm, asked)
+            hflm = f"HFLM, batch {likelihood.HFLM_BATCH}"
+            works = {"ours": likelihood.ours(lm, asked), hflm: likelihood.hflm(lm, asked)}
+            taken = in_turns(works | {MATRICES: likelihood.matrices(lm, read, predicted)}, size.rounds)
+        told = (
+            f"{alike.documents - alike.other_choices} of {alike.documents} choices equal, log-probabilities within "
+            f"{alike.difference:.1g}"
+        )
+        yield Row(title, hflm, read, size.rounds, compared(taken["ours"], taken[hflm]), goal, told)
+        share = compared(taken["ours"], taken[MATRICES])
+        yield Row(title, MATRICES, read, size.rounds, share, 0.8, f"{predicted} tokens predicted")
+
+
+def frame(rows: Sequence[Row]) -> pd.DataFrame:
+    """The table: times in seconds a round, ratio = time of the other over time of ours, per token where they differ."""
+    return pd.DataFrame(
+        {
+            "work": row.work,
+            "against": row.against,
+            "tokens": row.tokens,
+            "seconds": row.found.seconds,
+            "tokens_per_second": row.tokens / row.found.seconds,
+            "other_seconds": row.found.other_seconds,
+            "other_tokens_per_second": row.tokens / row.found.other_seconds,
+            "ratio": row.found.ratio,
+            "ratio_low": row.found.low,
+            "ratio_high": row.found.high,
+            "goal": row.goal,
+            "rounds": row.rounds,
+            "note": row.note,
+        }
+        for row in rows
+    ).astype({"ratio_low": float, "ratio_high": float, "goal": float})
+
+
+def show(table: pd.DataFrame) -> None:
+    """Print it."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPE_WIDTH)
+    shown = RichTable(box=box.SIMPLE, padding=0, pad_edge=False, collapse_padding=True)
+    for name in ("work", "against", "tokens/s", "against's", "ratio", "goal", "note"):
+        shown.add_column(name, justify="left" if name in ("work", "against", "note") else "right", overflow="fold")
+    for row in table.to_dict("records"):
+        interval = "" if pd.isna(row["ratio_low"]) else f" [{row['ratio_low']:.2f}, {row['ratio_high']:.2f}]"
+        speeds = (f"{row['tokens_per_second']:.0f}", f"{row['other_tokens_per_second']:.0f}")
+        cells = (
+            row["work"],
+            row["against"],
+            *speeds,
+            f"{row['ratio']:.2f}{interval}",
+            f"{row['goal']:.2f}",
+            row["note"],
+        )
+        shown.add_row(*(terminal(one) for one in cells))
+    console.print(shown)
+    console.print(
+        "ratio: how many times as fast as what it is held against; 1 is as fast. In turns, medians, 95 % intervals."
+    )
+
+
+def write(table: pd.DataFrame, results: Path) -> Path:
+    """Write speed.csv. Raises SetupError where the folder cannot be written."""
+    path = results / "speed.csv"
+    try:
+        write_whole(path, escape.csv(table))
+    except OSError as error:
+        raise SetupError(f"cannot write {path}: {error.strerror}; give another --results") from error
+    return path

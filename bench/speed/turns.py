@@ -1,0 +1,56 @@
+"""Works that are timed in turns in one process, so that what slows the machine slows all of them alike."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from scipy.stats import t
+
+from bench.records import unfinished
+from methods.progress import advance, listening
+
+Work = Callable[[], object]
+
+
+class Compared(NamedTuple):
+    """A work against another one, both timed in turns. All times in seconds, medians over the rounds.
+
+    ratio: how many times as fast as the other, the median over the rounds; low, high: its 95 % interval by the t
+    distribution of its logarithm, None where there was one round.
+    """
+
+    seconds: float
+    other_seconds: float
+    ratio: float
+    low: float | None
+    high: float | None
+
+
+def in_turns(works: Mapping[str, Work], rounds: int, tokens: float = 1.0) -> dict[str, list[float]]:
+    """Seconds of each work in each round; every second round goes through them backwards.
+
+    tokens: what each work counts in the bar.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for number in range(rounds):
+        for name in list(works)[:: -1 if number % 2 else 1]:
+            with listening(None), unfinished.keeping(None):  # what is timed has to be computed
+                start = time.perf_counter()
+                works[name]()
+                taken[name].append(time.perf_counter() - start)
+            advance(tokens)
+    return taken
+
+
+def compared(ours: list[float], other: list[float]) -> Compared:
+    """The seconds of a work in each round against those of another one."""
+    logs = [math.log(b / a) for a, b in zip(ours, other, strict=True)]
+    middle = statistics.median(logs)
+    low = high = None
+    if len(logs) > 1:
+        half = float(t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+        mean = statistics.fmean(logs)
+        low, high = math.exp(mean - half), math.exp(mean + half)
+    return Compared(statistics.median(ours), statistics.median(other), math.exp(middle), low, high)
