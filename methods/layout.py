@@ -22,6 +22,7 @@ WRITERS: tuple[Kind, ...] = ("down", "o")
 ROLES: dict[Kind, str] = {kind: "value" if kind == "down" else kind for kind in get_args(Kind)}
 """Field of `Layout` that names the matrix of each kind."""
 
+_orders: "weakref.WeakKeyDictionary[PreTrainedModel, Fused | None]" = weakref.WeakKeyDictionary()
 _layouts: "weakref.WeakKeyDictionary[PreTrainedModel, Layout]" = weakref.WeakKeyDictionary()
 
 
@@ -70,7 +71,7 @@ class Matrices(NamedTuple):
     def put(self, new: dict[nn.Parameter, Tensor], weight: Tensor) -> None:
         """Add what the parameters have to become so that `read` gives `weight` to `new`, for `intervention.edited`."""
         sizes = [len(part.read()) for part in self.parts]
-        for part, own in zip(self.parts, weight.split(sizes), strict=True):
+        for part, own in zip(self.parts, torch.split(weight, sizes), strict=True):
             new[part.parameter] = part.stored(own, new.get(part.parameter))
 
 
@@ -88,6 +89,7 @@ def declare(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
     Raises SetupError for an unknown field and for a name that the model, or every one of its blocks, lacks.
     """
     _layouts.pop(model, None)
+    _orders.pop(model, None)
     if parts is None:
         return
     unknown = sorted(set(parts) - set(Layout._fields))
@@ -97,6 +99,8 @@ def declare(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
     if given.get("fused") not in (None, *get_args(Fused)):
         raise SetupError(f"model.layout.fused={given['fused']!r}: allowed are {', '.join(get_args(Fused))}, null")
     _layouts[model] = _declared(model, given)
+    if "fused" in given:
+        _orders[model] = given["fused"]
 
 
 def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
@@ -107,18 +111,20 @@ def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
     if "norm" in given:
         _submodule(model, "norm", given["norm"])
     norm = given.get("norm", layout_search.final_norm(model, name))
-    found = layout_search.of_blocks(name, norm, listed, width(model))
+    found = layout_search.of_blocks(name, norm, listed, width(model))._asdict()
     for field in Layout._fields[2:]:
         if field not in given:
             continue
         value = given[field]
-        names = value if field == "fused" else (value,) if isinstance(value, str) else tuple(value)
-        found = found._replace(**{field: names})
-        for one in names if field != "fused" else ():
+        if field == "fused":
+            found[field] = value
+            continue
+        found[field] = (value,) if isinstance(value, str) else tuple(value)
+        for one in found[field]:
             if not any(_resolved(block, one) for block in listed):
                 there = ", ".join(each.name for each in layout_search.projections(listed[0]))
                 raise SetupError(f"model.layout.{field}={one}: no block has a matrix of that name; block 0 has {there}")
-    return found
+    return Layout(**found)
 
 
 def _submodule(model: PreTrainedModel, field: str, name: str) -> nn.Module:
@@ -212,8 +218,17 @@ def _rows(
         return slice(0, outputs // 2) if kind == "gate" else slice(outputs // 2, None)
     if kind in ("q", "k", "v") and all(name in names for names in (own.q, own.k, own.v)):
         inputs = stream_rows(model, layer, "o").parts[0].read().shape[0]
-        return layout_search.head_rows(own, model, kind, outputs, inputs)
+        return layout_search.head_rows(own._replace(fused=_order(model)), model, kind, outputs, inputs)
     return None
+
+
+def _order(model: PreTrainedModel) -> Fused | None:
+    """How q, k and v lie in one matrix: as declared, else as one forward shows, else (no weights) as the name says."""
+    if model.device.type == "meta":
+        return of(model).fused
+    if model not in _orders:
+        _orders[model] = layout_search.order_of(model, of(model))
+    return _orders[model]
 
 
 def _resolved(block: nn.Module, name: str) -> list[tuple[nn.Module, nn.Parameter]]:

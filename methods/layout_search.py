@@ -8,11 +8,11 @@ empty; whoever needs it is told to name it in `model.layout`.
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from methods.errors import SetupError
@@ -118,12 +118,14 @@ def of_blocks(name: str, norm: str | None, listed: nn.ModuleList, width: int) ->
 def block_list(model: PreTrainedModel) -> str:
     """Name of the list of blocks of the language model. Raises SetupError where none, or more than one, can be it."""
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and module}
+    lists: dict[str, nn.ModuleList] = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and module
+    }
     like = [name for name, listed in lists.items() if _like_blocks(listed)]
     like = [name for name in like if not any(name.startswith(f"{other}.") for other in like)]  # experts of a block
-    fitting = [name for name in like if depth is None or len(lists[name]) == depth]
+    fitting: list[str] = [name for name in like if depth is None or len(lists[name]) == depth]
     if len(fitting) > 1:
-        decoder = model.get_decoder()  # type: ignore[no-untyped-call]
+        decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
         inside = {module for module in decoder.modules()}
         fitting = [name for name in fitting if lists[name] in inside] if decoder is not model else fitting
     if len(fitting) == 1:
@@ -157,7 +159,7 @@ def projections(block: nn.Module) -> list[Projection]:
 
 def starred(name: str) -> str:
     """A dotted name with "*" for every number."""
-    return NUMBER.sub(".*", f".{name}")[1:]
+    return str(NUMBER.sub(".*", f".{name}"))[1:]
 
 
 def _attention(
@@ -234,11 +236,43 @@ def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, i
         )
     number = torch.arange(outputs)
     if layout.fused == "stacked":
-        parts = number.split([inputs, key_heads * size, key_heads * size])
+        parts: list[Tensor] = list(torch.split(number, [inputs, key_heads * size, key_heads * size]))
         return parts["qkv".index(kind)]
     grouped = number.view(key_heads, heads // key_heads + 2, size)
     part = {"q": grouped[:, :-2], "k": grouped[:, -2], "v": grouped[:, -1]}[kind]
     return part.flatten()
+
+
+@torch.inference_mode()
+def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
+    """How q, k and v lie in one matrix, by reading one token: what block 0 caches as values is what its rows v give.
+
+    None where no order gives that. Where the matrix has a single key head both orders are one.
+    """
+    cache, seen = DynamicCache(config=model.config), dict[str, Tensor]()
+    block = model.get_submodule(layout.blocks).get_submodule("0")
+
+    def keep(_module: nn.Module, _args: object, output: Tensor) -> None:
+        seen["output"] = output[0, -1]
+
+    handle = block.get_submodule(layout.v[0]).register_forward_hook(keep)
+    try:
+        ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
+        model(input_ids=ids, past_key_values=cache, use_cache=True)
+    finally:
+        handle.remove()
+    held = cast(Any, cache.layers[0]).values[0, :, -1]  # (H, head size)
+    for order in get_args(Fused):
+        rows = head_rows(layout._replace(fused=order), model, "v", len(seen["output"]), _written(block, layout))
+        found = seen["output"][rows].view(-1, held.shape[-1])
+        if len(held) % len(found) == 0 and torch.equal(found.repeat_interleave(len(held) // len(found), 0), held):
+            return cast(Fused, order)
+    return None
+
+
+def _written(block: nn.Module, layout: Layout) -> int:
+    """Entries that all query heads write together: the inputs of the matrix that attention writes by."""
+    return next(one.inputs for one in projections(block) if one.name == layout.o[0])
 
 
 @torch.inference_mode()

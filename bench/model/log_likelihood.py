@@ -134,7 +134,7 @@ def _packed(lengths: Sequence[int], fits: Callable[[int, int], bool], enough: fl
 def _context_batches(lm: LM, contexts: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
     """Contexts, short ones first."""
     contexts = sorted(contexts, key=lambda c: (len(c), c))
-    most = max(1, min(lm.sampling.batch_size, LOGITS // lm.model.config.vocab_size))
+    most = max(1, min(lm.sampling.batch_size, LOGITS // lm.model.config.get_text_config().vocab_size))
 
     def fits(rows: int, width: int) -> bool:
         return rows <= most and rows * width <= forward_tokens(lm)
@@ -174,7 +174,7 @@ def _row_batches(lm: LM, rows: list[tuple[int, tuple[int, ...]]], context: int) 
             count <= lm.sampling.batch_size
             and count * width <= forward_tokens(lm)
             and count * (context + width) <= BATCH_TOKENS
-            and count * width * lm.model.config.vocab_size <= LOGITS
+            and count * width * lm.model.config.get_text_config().vocab_size <= LOGITS
         )
 
     for batch in _packed(widths[single:], fits, ENOUGH * forward_tokens(lm)):

@@ -142,6 +142,7 @@ class Cell:
                 device=self.cfg.runtime.device,
                 bos=node.bos,
                 chat=node.chat,
+                parts=checkpoint.parts(node),
             )
             checkpoint.check_files(node, revision)
             checkpoint.check_unchanged(node, self.names.model)

@@ -186,6 +186,7 @@ def _load(cfg: Any) -> "LM":
         device=cfg.runtime.device,
         bos=node.bos,
         chat=node.chat,
+        parts=checkpoint.parts(node),
     )
 
 

@@ -153,9 +153,11 @@ def test_each_matrix_moves_along_the_stream(architecture, matrix):
 
 
 def test_matrices_that_an_architecture_does_not_have():
-    for architecture, matrix, there in (("gpt2", "q", "gate, down, o"), ("opt", "up", "gate, down, q, k, v, o")):
-        with pytest.raises(SetupError, match=f"{architecture} has no {matrix} matrix of its own .* it has {there}"):
-            ProbeRows(matrix=matrix).check(tiny_lm(architecture).model)
+    for architecture in ("gpt2", "opt"):
+        with pytest.raises(
+            SetupError, match=f"{architecture} has no up matrix of its own .* has gate, down, q, k, v, o,"
+        ):
+            ProbeRows(matrix="up").check(tiny_lm(architecture).model)
 
 
 def test_a_negative_strength_moves_the_other_way():
