@@ -204,7 +204,7 @@ def _mlp(group: Sequence[Projection], width: int) -> Iterator[tuple[str, Names]]
         yield from (("gate", both), ("up", both))
     elif gate and up:
         yield from (("gate", gate), ("up", up))
-    elif (first and not gate) or len(group) == 2:
+    elif len(group) == 2:  # with a third, unknown one, either could be the gate
         yield "gate", gate or first
 
 

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -6,6 +8,7 @@ from transformers.pytorch_utils import Conv1D
 
 from methods import layout
 from methods.errors import SetupError
+from tests import architectures
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model
 
 SIZES = dict(vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
@@ -157,3 +160,97 @@ def test_layer_range():
     assert list(layout.layer_range(model, -2, None)) == [3, 4]
     with pytest.raises(SetupError, match="no block between 3 and 3"):
         layout.layer_range(model, 3, 3)
+
+
+# -- what the tree does not tell -----------------------------------------------------------------------------------
+
+
+def renamed(old, new, under):
+    """A Llama whose blocks call a module of theirs something else; its forward is not used."""
+    model = tiny_model()
+    for block in layout.blocks(model):
+        inside = block.get_submodule(under)
+        inside.add_module(new, inside._modules.pop(old))
+    layout.declare(model, None)
+    return model
+
+
+def test_an_unknown_name_is_asked_for_and_then_used():
+    model = renamed("gate_proj", "frobnicate", "mlp")
+    with pytest.raises(SetupError, match=r"no gate matrix.*mlp\.frobnicate.*model\.layout=\{gate: NAME\}"):
+        layout.stream_rows(model, 1, "gate")
+    assert len(layout.stream_rows(model, 1, "down").read()) == 52  # the others are known as before
+    layout.declare(model, {"gate": "mlp.frobnicate"})
+    assert layout.stream_rows(model, 1, "gate").parts[0].parameter is layout.blocks(model)[1].mlp.frobnicate.weight
+    layout.declare(model, None)
+    assert layout.of(model).gate == ()
+
+
+def test_an_mlp_of_two_matrices_is_told_by_its_shapes():
+    model = tiny_model("gptj")
+    for block in layout.blocks(model):
+        block.mlp.alpha, block.mlp.beta = block.mlp._modules.pop("fc_in"), block.mlp._modules.pop("fc_out")
+    layout.declare(model, None)
+    assert (layout.of(model).gate, layout.of(model).value) == (("mlp.alpha",), ("mlp.beta",))
+
+
+def test_a_declared_order_of_q_k_and_v_is_taken_as_it_is():
+    model = tiny_model("gpt_neox")
+    rows = layout.stream_rows(model, 0, "v").read()
+    layout.declare(model, {"fused": "stacked"})
+    assert not torch.equal(layout.stream_rows(model, 0, "v").read(), rows)
+    layout.declare(model, None)
+    assert torch.equal(layout.stream_rows(model, 0, "v").read(), rows)
+
+
+def test_two_lists_of_like_blocks_are_not_guessed_between():
+    model = tiny_model()
+    model.model.second = nn.ModuleList(copy.deepcopy(block) for block in layout.blocks(model))
+    layout.declare(model, None)
+    with pytest.raises(
+        SetupError, match=r"several lists.*model\.layers \(5 of LlamaDecoderLayer\), model\.second.*NAME"
+    ):
+        layout.blocks(model)
+    layout.declare(model, {"blocks": "model.second"})
+    assert layout.blocks(model) is model.model.second
+
+
+def test_a_depth_that_no_list_has_is_refused_with_what_is_there():
+    model = tiny_model()
+    model.config.num_hidden_layers = 7
+    layout.declare(model, None)
+    with pytest.raises(SetupError, match=r"no list of 7 like blocks was found, only model\.layers \(5 of"):
+        layout.blocks(model)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (
+            {"gates": "mlp.gate_proj"},
+            r"unknown part gates; allowed are blocks, norm, gate, up, value, q, k, v, o, fused",
+        ),
+        (
+            {"gate": "mlp.gate"},
+            r"model\.layout\.gate=mlp\.gate: no block has a matrix of that name; block 0 has .*mlp\.",
+        ),
+        ({"blocks": "model.norm"}, r"model\.layout\.blocks=model\.norm: a LlamaRMSNorm, and a ModuleList"),
+        ({"norm": "model.nrm"}, r"model\.layout\.norm=model\.nrm: LlamaForCausalLM has no such module"),
+        ({"fused": "striped"}, r"model\.layout\.fused='striped': allowed are stacked, groups, null"),
+    ],
+)
+def test_a_declaration_that_fits_nothing_is_refused(parts, told):
+    with pytest.raises(SetupError, match=told):
+        layout.declare(tiny_model(), parts)
+
+
+def test_a_part_of_a_parameter_is_written_whole_in_one_edit():
+    """Rows of gate and up in one matrix, one after the other: nothing that was written first is lost."""
+    model = architectures.model_of("phi3")
+    gate, up = layout.stream_rows(model, 0, "gate"), layout.stream_rows(model, 0, "up")
+    new = {}
+    gate.put(new, gate.read() + 1)
+    up.put(new, up.read() - 1)
+    (parameter,) = new
+    assert torch.equal(new[parameter], torch.cat([gate.read() + 1, up.read() - 1]))
+    assert gate.parts[0].parameter is up.parts[0].parameter is parameter
