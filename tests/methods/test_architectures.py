@@ -6,6 +6,7 @@
 import contextlib
 import functools
 import hashlib
+from typing import get_args
 
 import pytest
 import torch
@@ -179,6 +180,20 @@ def test_a_forward_and_the_name_tell_the_same_order_of_a_fused_matrix(architectu
     assert (own.fused is not None) == (own.q == own.k == own.v)
     if own.fused is not None and architecture != "falcon_multi_query":  # with one key head both orders are one
         assert layout_search.order_of(model, own) == own.fused
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_a_model_without_weights_has_the_same_matrices(architecture):
+    """As a cell is checked before anything is loaded."""
+    real = shared(architecture).model
+    with torch.device("meta"):
+        made = type(real)(CONFIGS[architecture]())
+    assert layout.of(made) == layout.of(real)
+    for kind in get_args(layout.Kind):
+        if getattr(layout.of(real), layout.ROLES[kind]):
+            assert layout.stream_rows(made, 1, kind).read().shape == layout.stream_rows(real, 1, kind).read().shape
+    for name in NAMES:
+        method_of(name).check(made)
 
 
 @pytest.mark.parametrize("kind", ["q", "k"])
