@@ -61,6 +61,8 @@ SUFFIXES: dict[str, Names] = {
     "o": ("o_proj", "out_proj", "dense", "c_proj", "wo", "out_lin", "proj"),
 }
 """Last parts of names, by what they are for; c_proj and wo mean one thing in attention and another in an MLP."""
+OF_ATTENTION: Names = (*SUFFIXES["q"], *SUFFIXES["qkv"], "o_proj", "out_proj", "out_lin")
+"""Last parts of names that no MLP has."""
 GROUPED: Names = (
     "query_key_value",
 )  # of GPT-NeoX, Bloom, Falcon and Persimmon; the others put q, k and v one behind another
@@ -74,6 +76,7 @@ class Projection(NamedTuple):
     name: str
     outputs: int
     inputs: int
+    experts: bool = False
 
     @property
     def group(self) -> str:
@@ -100,17 +103,23 @@ def width(model: PreTrainedModel) -> int:
 
 
 def of_blocks(name: str, norm: str | None, listed: nn.ModuleList, width: int) -> Layout:
-    """The layout of these blocks; what differs between blocks (some are a mixture of experts) is listed together."""
+    """The layout of these blocks; what differs between blocks (some are a mixture of experts) is listed together.
+
+    A role of the MLP that one MLP of a block leaves open is left open for all: a method that edits the others alone
+    would be another method.
+    """
     found: dict[str, list[str]] = {role: [] for role in Layout._fields[2:9]}
     orders: list[Fused | None] = []
+    lacking: set[str] = set()
     for block in listed:
         there = projections(block)
-        attention = {one.group for one in there if one.suffix in (*SUFFIXES["q"], *SUFFIXES["qkv"])}
-        for role, names in [
-            *_attention(there, attention, orders),
-            *(pair for group in _mlp_groups(there, attention) for pair in _mlp(group, width)),
-        ]:
+        attention = {one.group for one in there if one.suffix in OF_ATTENTION}
+        mlps = _mlps(there, attention, width)
+        lacking |= {role for one in mlps for role in ("gate", "value") if role not in one}
+        for role, names in [*_attention(there, attention, orders), *(pair for one in mlps for pair in one.items())]:
             found[role] += [one for one in names if one not in found[role]]
+    for role in lacking | ({"up"} if "gate" in lacking else set()):
+        found[role] = []
     order = orders[0] if len(set(orders)) == 1 else None
     return Layout(name, norm, **{role: tuple(names) for role, names in found.items()}, fused=order)
 
@@ -153,7 +162,7 @@ def projections(block: nn.Module) -> list[Projection]:
         for own, parameter in module.named_parameters(recurse=False):
             if parameter.dim() == 3:  # (E, outputs, inputs), a mixture of experts
                 whole = starred(f"{name}.{own}" if name else own)
-                found.setdefault(whole, Projection(whole, *parameter.shape[1:]))
+                found.setdefault(whole, Projection(whole, parameter.shape[1], parameter.shape[2], experts=True))
     return list(found.values())
 
 
@@ -177,35 +186,52 @@ def _attention(
             yield from ((role, (one.name,)) for role in "qkv")
 
 
-def _mlp_groups(there: Sequence[Projection], attention: set[str]) -> list[list[Projection]]:
-    """The projections beside attention, by the module that they are in."""
-    names = dict.fromkeys(one.group for one in there if one.group not in attention)
-    return [[one for one in there if one.group == name] for name in names]
+def _mlps(there: Sequence[Projection], attention: set[str], width: int) -> list[dict[str, Names]]:
+    """What is known of each MLP of a block: of each module beside attention that reads the stream and writes to it.
+
+    One whose names tell nothing is told by its shapes where the block has no other.
+    """
+    groups = [
+        [one for one in there if one.group == name]
+        for name in dict.fromkeys(one.group for one in there if one.group not in attention)
+    ]
+    groups = [group for group in groups if len(group) > 1 and _reads_and_writes(group, width)]
+    named = [_by_name(group) for group in groups]
+    return [_by_shape(groups[0], width)] if len(named) == 1 and not named[0] else named
 
 
-def _mlp(group: Sequence[Projection], width: int) -> Iterator[tuple[str, Names]]:
-    """Gate, up and value of one MLP, as role and names; nothing where it is none, or where it stays open."""
+def _reads_and_writes(group: Sequence[Projection], width: int) -> bool:
+    """Whether the two sides of the stream are among the sizes; how experts are stored is not known here."""
+    if all(one.experts for one in group):
+        return all(width in (one.outputs, one.inputs) for one in group)
+    return any(one.inputs == width for one in group) and any(one.outputs == width for one in group)
+
+
+def _by_name(group: Sequence[Projection]) -> dict[str, Names]:
+    """Gate, up and value of one MLP, as far as its names tell them."""
     by_suffix = {one.suffix: one.name for one in group}
 
     def named(role: str) -> Names:
         return tuple(by_suffix[suffix] for suffix in SUFFIXES[role] if suffix in by_suffix)[:1]
 
     gate, up, both, first, value = (named(role) for role in ("gate", "up", "both", "first", "value"))
-    if not value and len(group) == 2:  # the only two of a module: one widens the stream, one goes back
-        reads = [one for one in group if one.inputs == width != one.outputs]
-        if len(reads) == 1:
-            writes = group[1 - group.index(reads[0])]
-            if (writes.outputs, writes.inputs) == (width, reads[0].outputs):
-                first, value = (reads[0].name,), (writes.name,)
-    if not value:
-        return
-    yield "value", value
+    found = {"value": value} if value else {}
     if both:
-        yield from (("gate", both), ("up", both))
-    elif gate and up:
-        yield from (("gate", gate), ("up", up))
-    elif len(group) == 2:  # with a third, unknown one, either could be the gate
-        yield "gate", gate or first
+        return found | {"gate": both, "up": both}
+    if gate and up:
+        return found | {"gate": gate, "up": up}
+    if len(group) == 2 and (gate or first):  # with a third, unknown one, either could be the gate
+        return found | {"gate": gate or first}
+    return found
+
+
+def _by_shape(group: Sequence[Projection], width: int) -> dict[str, Names]:
+    """Gate and value of an MLP of two matrices: one takes the stream to another width, the other takes that back."""
+    reads = [one for one in group if one.inputs == width != one.outputs]
+    writes = [one for one in group if one.outputs == width and [one.inputs] == [each.outputs for each in reads]]
+    if len(group) != 2 or not writes:
+        return {}
+    return {"gate": (reads[0].name,), "value": (writes[0].name,)}
 
 
 def final_norm(model: PreTrainedModel, blocks: str) -> str | None:

@@ -69,10 +69,13 @@ CONFIGS: dict[str, Callable[[], hf.PreTrainedConfig]] = {
 """The last is a mixture of experts of which one block has an ordinary MLP; Falcon stands there in its three builds."""
 
 
-def model_of(architecture: str, seed: int = 0) -> PreTrainedModel:
-    """A fresh model with random weights, none of them zero or one."""
+def model_of(architecture: str, seed: int = 0, attention: str | None = None) -> PreTrainedModel:
+    """A fresh model with random weights, none of them zero or one.
+
+    attention: eager or sdpa; None is what the model has when it is loaded.
+    """
     config = CONFIGS[architecture]()
-    config._attn_implementation = "eager"
+    config._attn_implementation = attention
     made = (
         hf.Gemma3ForConditionalGeneration if architecture == "gemma3_multimodal" else AutoModelForCausalLM.from_config
     )

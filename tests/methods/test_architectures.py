@@ -19,7 +19,7 @@ from methods import layout, layout_search
 from methods.base import INFO, FitData
 from methods.errors import SetupError
 from methods.intervention import edited
-from tests.architectures import CONFIGS, lm_of
+from tests.architectures import CONFIGS, lm_of, model_of
 from tests.methods.test_contract import DATA, NAMES, PROMPTS
 
 QUICK = {
@@ -201,7 +201,7 @@ def test_a_model_without_weights_has_the_same_matrices(architecture):
 def test_rows_of_a_head_turn_the_attention_of_that_head_alone(architecture, kind):
     if architecture in ("olmo2", "olmo3"):
         pytest.skip("a norm over all heads of q and of k stands behind them, so one head moves the others")
-    model = shared(architecture).model
+    model = model_of(architecture, attention="eager")
     heads = model.config.get_text_config().num_attention_heads
 
     def attention():

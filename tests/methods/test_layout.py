@@ -194,6 +194,22 @@ def test_an_mlp_of_two_matrices_is_told_by_its_shapes():
     assert (layout.of(model).gate, layout.of(model).value) == (("mlp.alpha",), ("mlp.beta",))
 
 
+def test_what_one_of_several_mlps_leaves_open_is_open_for_all():
+    """Else a method would edit an expert that is always on, and not the others, without a word."""
+    model = tiny_model()
+    for block in layout.blocks(model):
+        block.mlp.shared = copy.deepcopy(block.mlp)
+    layout.declare(model, None)
+    assert layout.of(model).value == ("mlp.down_proj", "mlp.shared.down_proj")
+    assert len(layout.stream_rows(model, 0, "down").parts) == 2
+    shared = layout.blocks(model)[3].mlp.shared
+    shared.out = shared._modules.pop("down_proj")
+    layout.declare(model, None)
+    assert layout.of(model).value == () and len(layout.of(model).gate) == 2
+    with pytest.raises(SetupError, match="no down matrix of its own in block 3 .*mlp.shared.out;"):
+        layout.stream_rows(model, 3, "down")
+
+
 def test_a_declared_order_of_q_k_and_v_is_taken_as_it_is():
     model = tiny_model("gpt_neox")
     rows = layout.stream_rows(model, 0, "v").read()
