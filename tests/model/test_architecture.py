@@ -5,10 +5,12 @@ from transformers import AutoModelForCausalLM
 
 from bench.model.architecture import NO_LIMIT, check_cache, max_length
 from bench.model.lm import load_lm
+from bench.run.cell import Cell, Session
+from bench.run.validate import validate
 from methods import layout
 from methods.errors import SetupError
 from tests.architectures import CONFIGS, model_of
-from tests.tiny import VOCABULARY, tiny_tokenizer
+from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 SMALL = dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
 ATTENTION = SMALL | dict(num_attention_heads=4, num_key_value_heads=2, intermediate_size=44)
@@ -70,3 +72,46 @@ def test_where_the_longest_text_is_read():
     tokenizer.model_max_length = 1024
     assert max_length(bloom, tokenizer) == 1024
     assert max_length(CONFIGS["gpt2"](), tokenizer) == 256
+
+
+def cell(folder, *more) -> Cell:
+    return Cell(validate(["model=local", f"model.path={folder}", "strength=1", "method=probe_rows", *more]), Session())
+
+
+def test_a_layout_of_null_is_in_no_id_and_one_that_is_set_is(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    tiny_tokenizer("none").save_pretrained(tmp_path)
+    plain, empty = cell(tmp_path), cell(tmp_path, "model.layout={gate:null}")
+    assert plain.cfg.model.layout is None and "layout" not in plain.names.model | load_lm(str(tmp_path)).identity
+    assert empty.names.fit_id == plain.names.fit_id
+    other = cell(tmp_path, "model.layout={gate:mlp.up_proj,up:[mlp.gate_proj]}")
+    assert other.names.model == plain.names.model | {"layout": {"gate": "mlp.up_proj", "up": ["mlp.gate_proj"]}}
+    assert other.names.fit_id != plain.names.fit_id
+    other.check_method()
+    for one, gate in (
+        (other, "up_proj"),
+        (plain, "gate_proj"),
+        (cell(tmp_path, "model.layout.gate=mlp.up_proj"), "up_proj"),
+    ):
+        block = layout.blocks(one.lm.model)[0]
+        assert layout.stream_rows(one.lm.model, 0, "gate").parts[0].parameter is block.mlp.get_submodule(gate).weight
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ("model.layout={gates:mlp.up_proj}", "unknown part gates; allowed are blocks, norm, gate"),
+        ("model.layout={gate:mlp.w1}", "no block has a matrix of that name; block 0 has .*mlp.up_proj"),
+    ],
+)
+def test_a_layout_that_the_model_does_not_have_is_refused_before_a_weight_is_read(option, told, tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    tiny_tokenizer("none").save_pretrained(tmp_path)
+    with pytest.raises(SetupError, match=told):
+        cell(tmp_path, option).check_method()
+
+
+def test_a_layout_is_a_mapping_of_text():
+    for option in ("model.layout=mlp", "model.layout={gate:3}"):
+        with pytest.raises(SetupError, match=r"model\.layout.*: .*(mapping|text)"):
+            validate(["model=local", "model.path=x", option])
