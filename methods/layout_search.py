@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from methods.errors import SetupError
+from methods.positions import Positions, at
 
 Fused = Literal["stacked", "groups"]
 Names = tuple[str, ...]
@@ -283,8 +284,7 @@ def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
 
     handle = block.get_submodule(layout.v[0]).register_forward_hook(keep)
     try:
-        ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
-        model(input_ids=ids, past_key_values=cache, use_cache=True)
+        _read_one_token(model, past_key_values=cache, use_cache=True)
     finally:
         handle.remove()
     held = cast(Any, cache.layers[0]).values[0, :, -1]  # (H, head size)
@@ -294,6 +294,13 @@ def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
         if len(held) % len(found) == 0 and torch.equal(found.repeat_interleave(len(held) // len(found), 0), held):
             return cast(Fused, order)
     return None
+
+
+def _read_one_token(model: PreTrainedModel, **settings: Any) -> None:
+    """A forward of one token, a prompt by itself for hooks that steer by position (of a method that came before)."""
+    none, one = torch.zeros(1, dtype=torch.long, device=model.device), torch.ones(1, device=model.device).long()
+    with at(Positions(none, one, none, one)):
+        model(input_ids=none[None], **settings)
 
 
 def _written(block: nn.Module, layout: Layout) -> int:
@@ -330,7 +337,7 @@ def mlp_output_is_normed(model: PreTrainedModel, layout: Layout) -> bool:
         elif "norm" in type(module).__name__.lower():
             handles.append(module.register_forward_pre_hook(reads))
     try:
-        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=model.device), use_cache=False)
+        _read_one_token(model, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

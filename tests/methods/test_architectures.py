@@ -117,6 +117,16 @@ def test_the_record_of_detox_says_where_a_norm_stands_behind_the_mlp(architectur
     assert (INFO + "mlp_output_is_normed" in artefact) == (architecture in NORMED)
 
 
+def test_a_model_that_is_steered_by_position_can_be_looked_at():
+    """As the second method of a stack finds it."""
+    lm, caa = lm_of("gpt_neox"), method_of("caa")
+    assert caa.scope == "generation"
+    with caa.apply(lm.model, caa.fit(lm.model, lm.tokenizer, FitData(**DATA)), 2.0):
+        assert not layout.mlp_output_is_normed(lm.model)
+        assert layout_search.order_of(lm.model, layout.of(lm.model)) == "groups"
+        method_of("detox").fit(lm.model, lm.tokenizer, FitData(**DATA))
+
+
 @pytest.mark.parametrize("architecture", sorted(EXPERTS))
 def test_every_expert_is_edited(architecture):
     """DeTox at 1: no expert of an edited block writes along the directions. Probe rows: rows of all experts move."""
