@@ -4,6 +4,7 @@ Nobody else calls the model: sampling and likelihood go through `LM.read`, which
 where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
 """
 
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,8 +12,9 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
+from bench.model import kv_cache
 from bench.model.architecture import check_cache, max_length
 from bench.model.decoding import Continuation, Sampling
 from bench.model.tokenizer import (
@@ -71,10 +73,18 @@ class Rows:
     seen: Tensor
     cache: Cache
 
-    def select(self, rows: Tensor) -> None:
-        """Keep these rows, in this order; a row may be named several times."""
-        self.cache.batch_select_indices(rows)
+    def select(self, rows: Tensor, room: int | None = None) -> None:
+        """Keep these rows, in this order; one may be named several times. room: tokens that each will read further."""
+        kv_cache.select(self.cache, rows, room)
         self.prompt, self.seen = self.prompt[rows], self.seen[rows]
+
+    def branch(self, rows: Tensor, room: int) -> "Rows":
+        """As `select`, of a copy: these rows stay as they are, and what is returned is read further."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        found = replace(self, cache=cache)
+        found.select(rows, room)
+        return found
 
 
 @dataclass(frozen=True)
@@ -175,7 +185,7 @@ class LM:
     def start(self, prompts: Tensor) -> Rows:
         """Rows of which nothing has been read; prompts (B,) are the prompt lengths in tokens."""
         seen = torch.zeros(len(prompts), 0, dtype=torch.bool, device=self.device)
-        return Rows(prompts.to(self.device), seen, DynamicCache(config=self.model.config))
+        return Rows(prompts.to(self.device), seen, kv_cache.empty(self.model.config))
 
     @torch.inference_mode()
     def read(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor = 0) -> Tensor:

@@ -1,12 +1,13 @@
 """Log-probabilities of continuations, given as token ids: each distinct context is read once, then shared.
 
+What many contexts begin with, as the few-shot examples of a task, is read once as well.
+
 A batch holds contexts of like length, padded on the left; the continuations run off copies of their context's KV
 cache, padded on the right. So a hook sees where the context ends and where padding is, as in sampling: a position
 scope steers a likelihood as it steers a sampled text. Which rows share a batch follows from the set of requests and
 the constants here, not from the order of the requests.
 """
 
-import copy
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from bench.model.lm import LM, Request, Rows
 from bench.model.sampling import prefill
+from bench.model.shared_prefix import alike
 from bench.records import unfinished
 from methods.progress import advance
 
@@ -88,9 +90,9 @@ def likelihoods(lm: LM, requests: Sequence[Request]) -> list[Likelihood]:
 
     with unfinished.batches(what, lm.sampling.batch_size) as kept:
         lm = lm if kept.batch_size == lm.sampling.batch_size else _with_batch_size(lm, kept.batch_size)
-        for number, contexts in enumerate(_context_batches(lm, list(by_context))):
+        for number, (beginning, contexts) in enumerate(_context_batches(lm, list(by_context))):
             batch = [(context, sorted(by_context[context], key=lambda c: (len(c), c))) for context in contexts]
-            read = kept.once(number, functools.partial(_read, lm, batch))
+            read = kept.once(number, functools.partial(_read, lm, beginning, batch))
             asked_of_it = [(context, continuation) for context, several in batch for continuation in several]
             found.update(zip(asked_of_it, (Likelihood(*one) for one in read), strict=True))
     return [found[row] for row in rows]
@@ -131,21 +133,47 @@ def _packed(lengths: Sequence[int], fits: Callable[[int, int], bool], enough: fl
         yield range(start, len(lengths))
 
 
-def _context_batches(lm: LM, contexts: list[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
-    """Contexts, short ones first."""
-    contexts = sorted(contexts, key=lambda c: (len(c), c))
+class _Beginning:
+    """What some contexts begin with, as token ids; it is read when it is first asked for.
+
+    shortest: length of the shortest of these contexts. To the hooks of a steering method it is the prompt's.
+    """
+
+    def __init__(self, lm: LM, tokens: tuple[int, ...], shortest: int) -> None:
+        self.lm, self.tokens, self.shortest = lm, tokens, shortest
+
+    @functools.cached_property
+    def rows(self) -> Rows | None:
+        """The one row that was read; None where the contexts have nothing in common."""
+        if not self.tokens:
+            return None
+        rows = self.lm.start(torch.tensor([self.shortest]))
+        ids = torch.tensor([self.tokens])
+        self.lm.read(rows, ids, torch.ones_like(ids, dtype=torch.bool), keep=1)
+        advance(len(self.tokens))
+        return rows
+
+
+def _context_batches(lm: LM, contexts: list[tuple[int, ...]]) -> Iterator[tuple[_Beginning, list[tuple[int, ...]]]]:
+    """Contexts that begin alike, short ones first."""
     most = max(1, min(lm.sampling.batch_size, LOGITS // lm.model.config.get_text_config().vocab_size))
+    for group in alike(contexts):
+        ordered = sorted(group.contexts, key=lambda c: (len(c), c))
+        beginning = _Beginning(lm, ordered[0][: group.shared], len(ordered[0]))
 
-    def fits(rows: int, width: int) -> bool:
-        return rows <= most and rows * width <= forward_tokens(lm)
+        def fits(rows: int, width: int, shared: int = group.shared) -> bool:
+            return rows <= most and rows * width <= forward_tokens(lm) and rows * (shared + width) <= BATCH_TOKENS
 
-    for batch in _packed([len(context) for context in contexts], fits):
-        yield [contexts[i] for i in batch]
+        for batch in _packed([len(context) - group.shared for context in ordered], fits):
+            yield beginning, [ordered[i] for i in batch]
 
 
-def _read(lm: LM, batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]) -> list[Likelihood]:
+def _read(
+    lm: LM, beginning: _Beginning, batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]
+) -> list[Likelihood]:
     """Likelihoods of all continuations of these contexts, in their order."""
-    read, logits = prefill(lm, [list(context) for context, _ in batch])  # (P, V)
+    shared = len(beginning.tokens)
+    read, logits = prefill(lm, [list(context[shared:]) for context, _ in batch], beginning.rows)  # (P, V)
     rows = [(i, continuation) for i, (_, continuations) in enumerate(batch) for continuation in continuations]
     rows.sort(key=lambda row: len(row[1]))
     start = torch.tensor([i for i, _ in rows], device=lm.device)  # (R,) context of each row
@@ -188,7 +216,7 @@ def _further(lm: LM, read: Rows, rows: list[tuple[int, tuple[int, ...]]]) -> tup
     targets = torch.tensor([[*c[1:], *[0] * (width - len(c) + 1)] for _, c in rows], device=lm.device)  # (B, T)
     length = torch.tensor([len(c) - 1 for _, c in rows], device=lm.device)  # (B,)
     real = torch.arange(width, device=lm.device)[None, :] < length[:, None]  # (B, T)
-    branch = _branch(read, torch.tensor([i for i, _ in rows], device=lm.device))
+    branch = read.branch(torch.tensor([i for i, _ in rows], device=lm.device), width)
     logits = lm.read(branch, ids, real)  # (B, T, V)
     advance(int(length.sum()))
     used = real.flatten().nonzero()[:, 0]  # positions that are no padding
@@ -196,16 +224,6 @@ def _further(lm: LM, read: Rows, rows: list[tuple[int, tuple[int, ...]]]) -> tup
     greedy = torch.ones_like(real)
     logprob[real], greedy[real] = _token_logprobs(logits.flatten(0, 1), targets.flatten()[used], used)
     return logprob.sum(-1).tolist(), greedy.all(-1).tolist()
-
-
-def _branch(rows: Rows, index: Tensor) -> Rows:
-    """Rows `index` of what has been read, free to be read further; `rows` itself stays as it is."""
-    cache = copy.copy(rows.cache)
-    cache.layers = [copy.copy(layer) for layer in rows.cache.layers]
-    branch = copy.copy(rows)
-    branch.cache = cache
-    branch.select(index)
-    return branch
 
 
 def _token_logprobs(logits: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -125,7 +125,7 @@ def _decode(
     used = list(dict.fromkeys(unit.prompt for unit in batch))  # each prompt is read once
     rows, logits = prefill(lm, [encoded[i] for i in used])  # (P, V)
     spread = torch.tensor([used.index(unit.prompt) for unit in batch], device=lm.device)  # (B,)
-    rows.select(spread)
+    rows.select(spread, settings.max_new_tokens)
     logits = logits[spread]  # (B, V)
     streams = [stream(settings.seed, prompts[u.prompt], u.sample, settings.max_new_tokens) for u in batch]
     keys = torch.from_numpy(np.stack(streams)).to(lm.device)  # (B, steps)
@@ -151,13 +151,20 @@ def _decode(
     return new
 
 
-def prefill(lm: LM, prompts: Sequence[list[int]]) -> tuple[Rows, Tensor]:
-    """Read the prompts, padded on the left; returns the rows and the logits (B, V) after the last token."""
+def prefill(lm: LM, prompts: Sequence[list[int]], beginning: Rows | None = None) -> tuple[Rows, Tensor]:
+    """Read the prompts, padded on the left; returns the rows and the logits (B, V) after the last token.
+
+    beginning: one row, what all of them begin with and what is read already; `prompts` are then what comes after it.
+    """
     width = max(len(ids) for ids in prompts)
     ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])  # (B, T)
     length = torch.tensor([len(ids) for ids in prompts])  # (B,)
     real = torch.arange(width)[None, :] >= (width - length)[:, None]  # (B, T)
-    rows = lm.start(length)
+    if beginning is None:
+        rows = lm.start(length)
+    else:
+        rows = beginning.branch(torch.zeros(len(prompts), dtype=torch.long, device=lm.device), width)
+        rows.prompt = rows.seen.sum(-1) + length.to(lm.device)
     logits = lm.read(rows, ids, real, keep=1)[:, -1]
     advance(int(length.sum()))
     return rows, logits

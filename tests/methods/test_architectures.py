@@ -21,6 +21,7 @@ from methods.errors import SetupError
 from methods.intervention import edited
 from tests.architectures import CONFIGS, lm_of, model_of
 from tests.methods.test_contract import DATA, NAMES, PROMPTS
+from tests.tiny import CORPUS
 
 QUICK = {
     "probe_rows": ["method.min_steps=1", "method.epochs=1"],
@@ -99,9 +100,12 @@ def test_greedy_texts_are_those_of_generate(architecture):
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_likelihoods_are_those_of_a_plain_forward(architecture):
+    """Also of contexts that begin alike, for longer than a sliding window is."""
     lm, ends = shared(architecture), [" the old tree and bread", " hate", " love and the river sings"]
-    found = log_likelihood(lm, PROMPTS, ends)
-    for request, ours in zip(lm.encode_pairs(PROMPTS, ends), found, strict=True):
+    alike = [f"{CORPUS[:150]}{prompt}" for prompt in PROMPTS]
+    prompts, ends = [*PROMPTS, *alike], [*ends, *ends]
+    found = log_likelihood(lm, prompts, ends)
+    for request, ours in zip(lm.encode_pairs(prompts, ends), found, strict=True):
         ids = torch.tensor([request.context + request.continuation])
         with torch.no_grad():
             probabilities = lm.model(input_ids=ids, use_cache=False).logits[0].double().log_softmax(-1)
