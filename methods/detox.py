@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import layout
@@ -54,6 +54,10 @@ class DeTox(Method):
     is filled to the length of its list's longest, and what the model computes at the padding is averaged in. The
     padding token and its side are the tokenizer's own (end-of-text where it has no such token), and no token attends to
     padding, as the released code passes the attention mask on.
+    Where what the MLP writes passes a norm before the residual stream (Gemma 2 and 3, OLMo 2 and 3), the subspace is
+    removed before that norm. The norm scales each coordinate by itself, so its output may have a part there again, and
+    `info.mlp_output_is_normed` says so in the record. In a mixture of experts every expert's matrices are projected.
+
     keys: the matrices by which the MLP reads the stream are projected too (the gate and, where there is one, `up`); the
     authors advise against it. subspace="random": the control, R random directions orthogonal to mu.
     """
@@ -122,6 +126,8 @@ class DeTox(Method):
             explained.append(found.explained)
         artefact[INFO + "explained_variance"] = torch.tensor(explained)  # (L,)
         artefact[INFO + "cut_pairs"] = torch.tensor(texts.cut)
+        if layout.mlp_output_is_normed(model):
+            artefact[INFO + "mlp_output_is_normed"] = torch.tensor(1)
         return artefact
 
     def _features(
@@ -137,7 +143,7 @@ class DeTox(Method):
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Project the value matrices inside the block. Raises SetupError if that would change none of them."""
-        new = {}
+        new: dict[nn.Parameter, Tensor] = {}
         written: tuple[layout.Kind, ...] = ("down",)
         if self.keys:
             written += ("gate", "up") if layout.of(model).up else ("gate",)
@@ -148,10 +154,10 @@ class DeTox(Method):
             if layer >= len(layout.blocks(model)) or directions.shape[1] != layout.width(model):
                 raise SetupError(f"detox: {name} {tuple(directions.shape)} was not fitted on this model; fit it again")
             for kind in written:
-                matrix = layout.stream_rows(model, layer, kind)
-                edit = matrix.stored(projected_off(matrix.read().T, directions, strength).T)
-                if not torch.equal(edit, matrix.parameter):
-                    new[matrix.parameter] = edit
+                for matrix in layout.stream_rows(model, layer, kind).parts:
+                    edit = projected_off(matrix.read().T, directions, strength).T
+                    new[matrix.parameter] = matrix.stored(edit, new.get(matrix.parameter))
+        new = {parameter: edit for parameter, edit in new.items() if not torch.equal(edit, parameter)}
         if strength != 0 and not new:
             raise SetupError("detox changed no matrix: the artefact holds no direction that the model's MLPs write to")
         with edited(new):

@@ -1,76 +1,137 @@
-"""Where things live in each architecture: blocks, the matrices that read and write the residual stream, final norm.
+"""What methods ask of an architecture: blocks, final norm, width, and the matrices that read and write the stream.
 
-To add an architecture, add its `config.model_type` to LAYOUTS; names were checked against transformers 5.23.
+Where these are is found in the module tree (`methods.layout_search`), once per model. What the search leaves open, or
+gets wrong, is said by `declare`, which `model.layout` in a YAML calls.
 """
 
-from typing import Literal, NamedTuple, get_args
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from methods import layout_search
 from methods.errors import SetupError
+from methods.layout_search import Fused, Layout, Names
 
+Kind = Literal["gate", "up", "down", "q", "k", "v", "o"]
+WRITERS: tuple[Kind, ...] = ("down", "o")
+ROLES: dict[Kind, str] = {kind: "value" if kind == "down" else kind for kind in get_args(Kind)}
+"""Field of `Layout` that names the matrix of each kind."""
 
-class Layout(NamedTuple):
-    """Dotted names: of the block list and final norm from the model, of the matrices from one block."""
-
-    blocks: str
-    norm: str
-    gate: str  # its rows are the neurons' input directions; the first MLP matrix where there is no gate
-    value: str  # writes into the residual stream: one output direction per neuron
-    o: str  # writes into the residual stream: what attention read
-    up: str | None = None  # beside the gate; None where the MLP has no gate
-    qkv: str | None = None  # "{}" stands for q, k or v; None where the three are one matrix
-
-
-LLAMA = Layout(
-    "model.layers", "model.norm", "mlp.gate_proj", "mlp.down_proj", "self_attn.o_proj", "mlp.up_proj",
-    "self_attn.{}_proj",
-)  # fmt: skip
-LAYOUTS = {
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA,
-    "gpt2": Layout("transformer.h", "transformer.ln_f", "mlp.c_fc", "mlp.c_proj", "attn.c_proj"),
-    "opt": Layout(
-        "model.decoder.layers", "model.decoder.final_layer_norm", "fc1", "fc2", "self_attn.out_proj", None,
-        "self_attn.{}_proj",
-    ),
-    "gptj": Layout(
-        "transformer.h", "transformer.ln_f", "mlp.fc_in", "mlp.fc_out", "attn.out_proj", None, "attn.{}_proj"
-    ),
-    "gpt_neox": Layout(
-        "gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp.dense_h_to_4h", "mlp.dense_4h_to_h", "attention.dense"
-    ),
-}  # fmt: skip
+_orders: "weakref.WeakKeyDictionary[PreTrainedModel, Fused | None]" = weakref.WeakKeyDictionary()
+_layouts: "weakref.WeakKeyDictionary[PreTrainedModel, Layout]" = weakref.WeakKeyDictionary()
 
 
 class Matrix(NamedTuple):
-    """A weight seen the way nn.Linear stores it, (outputs, inputs), whatever the module's own layout."""
+    """A weight seen the way nn.Linear stores it, (outputs, inputs), whatever the module's own layout.
+
+    It may be a part of its parameter: one expert's, and some rows of that.
+    """
 
     parameter: nn.Parameter
     transposed: bool  # Conv1D (GPT-2) stores (inputs, outputs)
+    expert: int | None = None  # of a parameter (E, ., .)
+    rows: slice | Tensor | None = None  # of the view, in this order; None: all
+
+    def _view(self, whole: Tensor) -> Tensor:
+        one = whole if self.expert is None else whole[self.expert]
+        return one.T if self.transposed else one
 
     def read(self) -> Tensor:
-        """The weight as (outputs, inputs): a view, not to be written to."""
-        weight = self.parameter.detach()
-        return weight.T if self.transposed else weight
+        """The weight as (outputs, inputs), not to be written to."""
+        view = self._view(self.parameter.detach())
+        return view if self.rows is None else view[self.rows]
 
-    def stored(self, weight: Tensor) -> Tensor:
-        """A new (outputs, inputs) weight in the parameter's own layout and dtype, for `intervention.edited`."""
-        return (weight.T if self.transposed else weight).to(self.parameter.dtype).contiguous()
+    def stored(self, weight: Tensor, into: Tensor | None = None) -> Tensor:
+        """A new value of the whole parameter, in its own layout and dtype, for `intervention.edited`.
+
+        weight: (outputs, inputs). into: a new value that other parts have been written to, to go on with.
+        """
+        if self.expert is None and self.rows is None:
+            return (weight.T if self.transposed else weight).to(self.parameter.dtype).contiguous()
+        new = self.parameter.detach().clone() if into is None else into
+        view = self._view(new)
+        view[slice(None) if self.rows is None else self.rows] = weight.to(new.dtype)
+        return new
+
+
+class Matrices(NamedTuple):
+    """All matrices of one kind in one block: one, or in a mixture of experts one an expert, seen as rows stacked."""
+
+    parts: tuple[Matrix, ...]
+
+    def read(self) -> Tensor:
+        """(rows, D) of all parts, one behind another; not to be written to."""
+        return self.parts[0].read() if len(self.parts) == 1 else torch.cat([part.read() for part in self.parts])
+
+    def put(self, new: dict[nn.Parameter, Tensor], weight: Tensor) -> None:
+        """Add what the parameters have to become so that `read` gives `weight` to `new`, for `intervention.edited`."""
+        sizes = [len(part.read()) for part in self.parts]
+        for part, own in zip(self.parts, torch.split(weight, sizes), strict=True):
+            new[part.parameter] = part.stored(own, new.get(part.parameter))
 
 
 def of(model: PreTrainedModel) -> Layout:
-    """The layout of this model's architecture. Raises SetupError for one that is not in LAYOUTS."""
-    kind = model.config.model_type
-    if kind not in LAYOUTS:
-        known = ", ".join(sorted(LAYOUTS))
-        raise SetupError(
-            f"architecture {kind!r} is not known: steering knows {known}; add a line to LAYOUTS in methods/layout.py"
-        )
-    return LAYOUTS[kind]
+    """Where things are in this model, searched for once. Raises SetupError where its blocks cannot be told."""
+    if model not in _layouts:
+        _layouts[model] = layout_search.search(model)
+    return _layouts[model]
+
+
+def declare(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
+    """Say where things are in this model; what is left out is searched for. None: all of it is.
+
+    parts: fields of `Layout`, names as text or lists of text, for example {"gate": "ffn.w_in", "value": "ffn.w_out"}.
+    Raises SetupError for an unknown field and for a name that the model, or every one of its blocks, lacks.
+    """
+    _layouts.pop(model, None)
+    _orders.pop(model, None)
+    if parts is None:
+        return
+    unknown = sorted(set(parts) - set(Layout._fields))
+    if unknown:
+        raise SetupError(f"model.layout: unknown part {', '.join(unknown)}; allowed are {', '.join(Layout._fields)}")
+    given = {name: value for name, value in parts.items() if value is not None}
+    if given.get("fused") not in (None, *get_args(Fused)):
+        raise SetupError(f"model.layout.fused={given['fused']!r}: allowed are {', '.join(get_args(Fused))}, null")
+    _layouts[model] = _declared(model, given)
+    if "fused" in given:
+        _orders[model] = given["fused"]
+
+
+def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
+    name = given["blocks"] if "blocks" in given else layout_search.block_list(model)
+    listed = _submodule(model, "blocks", name)
+    if not isinstance(listed, nn.ModuleList):
+        raise SetupError(f"model.layout.blocks={name}: a {type(listed).__name__}, and a ModuleList of blocks is wanted")
+    if "norm" in given:
+        _submodule(model, "norm", given["norm"])
+    norm = given.get("norm", layout_search.final_norm(model, name))
+    found = layout_search.of_blocks(name, norm, listed, width(model))._asdict()
+    for field in Layout._fields[2:]:
+        if field not in given:
+            continue
+        value = given[field]
+        if field == "fused":
+            found[field] = value
+            continue
+        found[field] = (value,) if isinstance(value, str) else tuple(value)
+        for one in found[field]:
+            if not any(_resolved(block, one) for block in listed):
+                there = ", ".join(each.name for each in layout_search.projections(listed[0]))
+                raise SetupError(f"model.layout.{field}={one}: no block has a matrix of that name; block 0 has {there}")
+    return Layout(**found)
+
+
+def _submodule(model: PreTrainedModel, field: str, name: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        raise SetupError(f"model.layout.{field}={name}: {type(model).__name__} has no such module ({error})") from error
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -82,51 +143,120 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
     """The norm between the last block and the unembedding. Raises SetupError for OPT-350m, which has none."""
-    parent, _, name = of(model).norm.rpartition(".")
-    found = getattr(model.get_submodule(parent), name, None)
-    if not isinstance(found, nn.Module):
-        raise SetupError(f"{model.config.model_type} has no final norm here; read features from a block instead")
-    return found
+    name = of(model).norm
+    if name is None:
+        raise SetupError(
+            f"{model.config.model_type} has no final norm here; read features from a block instead, or name it: "
+            "model.layout={norm: NAME}"
+        )
+    return model.get_submodule(name)
+
+
+def mlp_output_is_normed(model: PreTrainedModel) -> bool:
+    """Whether what the MLP writes passes a norm before the residual stream, found by reading one token."""
+    return layout_search.mlp_output_is_normed(model, of(model))
 
 
 def width(model: PreTrainedModel) -> int:
-    """D, read off the value matrix: some configs (OPT-350m) have an embedding of another width."""
-    return value_matrix(model, 0).read().shape[0]
+    """D, the width of the residual stream; some configs (OPT-350m) have an embedding of another one."""
+    return layout_search.width(model)
 
 
 def value_matrix(model: PreTrainedModel, layer: int) -> Matrix:
-    """(D, M): column i is the output direction of MLP neuron i of block `layer`."""
-    return matrix(model, layer, of(model).value)
+    """(D, M): column i is the output direction of MLP neuron i of block `layer`. Raises SetupError for several."""
+    parts = stream_rows(model, layer, "down").parts
+    if len(parts) > 1:
+        raise SetupError(f"{model.config.model_type}: block {layer} has {len(parts)} value matrices, one an expert")
+    return parts[0]._replace(transposed=not parts[0].transposed)
 
 
-Kind = Literal["gate", "up", "down", "q", "k", "v", "o"]
-
-
-def stream_rows(model: PreTrainedModel, layer: int, kind: Kind) -> Matrix:
+def stream_rows(model: PreTrainedModel, layer: int, kind: Kind) -> Matrices:
     """(rows, D): one direction of the residual stream per row, read (gate, up, q, k, v) or written (down, o).
 
-    Where a matrix writes, its columns are the rows here. Raises SetupError where the architecture has no such matrix.
+    Where a matrix writes, its columns are the rows here. The rows of all experts follow one another, in their order.
+    Raises SetupError where the architecture has no such matrix, or where it was not found.
     """
-    names = of(model)
-    if kind in ("down", "o"):
-        found = matrix(model, layer, names.value if kind == "down" else names.o)
-        return found._replace(transposed=not found.transposed)
-    name = {"gate": names.gate, "up": names.up}.get(kind, names.qkv and names.qkv.format(kind))
-    if name is None:
-        there = [k for k in get_args(Kind) if k in ("gate", "down", "o") or (names.up if k == "up" else names.qkv)]
-        raise SetupError(
-            f"{model.config.model_type} has no {kind} matrix of its own (an MLP without gate, or q, k and v in one): "
-            f"it has {', '.join(there)}"
-        )
-    return matrix(model, layer, name)
+    names: Names = getattr(of(model), ROLES[kind])
+    found = [one for name in names for one in matrices(model, layer, name, kind)]
+    if not found:
+        raise _missing(model, layer, kind)
+    return Matrices(tuple(found))
 
 
-def matrix(model: PreTrainedModel, layer: int, name: str) -> Matrix:
-    """The weight called `name` inside block `layer`, for example "mlp.up_proj"."""
-    module = blocks(model)[layer].get_submodule(name)
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    return Matrix(weight, transposed=isinstance(module, Conv1D))
+def _missing(model: PreTrainedModel, layer: int, kind: Kind) -> SetupError:
+    own = of(model)
+    there = [one for one in get_args(Kind) if getattr(own, ROLES[one])]
+    every = ", ".join(one.name for one in layout_search.projections(blocks(model)[layer]))
+    return SetupError(
+        f"{model.config.model_type} has no {kind} matrix of its own in block {layer} (an MLP without gate?), or it is "
+        f"called something unknown: it has {', '.join(there) or 'none that is known'}, and the block's matrices are "
+        f"{every}; choose another one, or name it: model.layout={{{ROLES[kind]}: NAME}}"
+    )
+
+
+def matrices(model: PreTrainedModel, layer: int, name: str, kind: Kind) -> list[Matrix]:
+    """The parts of kind `kind` under a name of the layout in one block, as `stream_rows` has them; [] for none."""
+    found = []
+    for owner, parameter in _resolved(blocks(model)[layer], name):
+        writes = kind in WRITERS
+        flip = writes != _stores_inputs_first(owner, parameter, writes, width(model))
+        experts = range(parameter.shape[0]) if parameter.dim() == 3 else (None,)
+        whole = [Matrix(parameter, flip, expert) for expert in experts]
+        rows = None if writes else _rows(model, layer, owner, name, kind, whole[0])
+        found += [one._replace(rows=rows) for one in whole]
+    return found
+
+
+def _rows(
+    model: PreTrainedModel, layer: int, owner: nn.Module, name: str, kind: Kind, whole: Matrix
+) -> slice | Tensor | None:
+    """Which rows of a matrix are of this kind; None where all of it is."""
+    own, outputs = of(model), whole.read().shape[0]
+    if kind in ("gate", "up") and name in own.gate and name in own.up:
+        if not getattr(owner, "is_concatenated", True):  # as transformers calls gate and up by turns
+            return slice(0 if kind == "gate" else 1, None, 2)
+        return slice(0, outputs // 2) if kind == "gate" else slice(outputs // 2, None)
+    if kind in ("q", "k", "v") and all(name in names for names in (own.q, own.k, own.v)):
+        inputs = stream_rows(model, layer, "o").parts[0].read().shape[0]
+        return layout_search.head_rows(own._replace(fused=_order(model)), model, kind, outputs, inputs)
+    return None
+
+
+def _order(model: PreTrainedModel) -> Fused | None:
+    """How q, k and v lie in one matrix: as declared, else as one forward shows, else (no weights) as the name says."""
+    if model.device.type == "meta":
+        return of(model).fused
+    if model not in _orders:
+        _orders[model] = layout_search.order_of(model, of(model))
+    return _orders[model]
+
+
+def _resolved(block: nn.Module, name: str) -> list[tuple[nn.Module, nn.Parameter]]:
+    """Parameters that a name of a layout stands for in a block, each with the module that holds it; [] for none."""
+    found: list[Any] = [(block, block)]
+    for part in name.split("."):
+        after: list[Any] = []
+        for _, module in found:
+            if not isinstance(module, nn.Module):
+                continue
+            numbers = sorted((key for key, _ in module.named_children() if key.isdigit()), key=int)
+            keys: Sequence[str] = numbers if part == "*" else [part]
+            after += [(module, getattr(module, key)) for key in keys if getattr(module, key, None) is not None]
+        found = after
+    ends = [
+        (end, end.weight) if isinstance(end, nn.Module) and hasattr(end, "weight") else (at, end) for at, end in found
+    ]
+    return [(owner, end) for owner, end in ends if isinstance(end, nn.Parameter) and end.dim() in (2, 3)]
+
+
+def _stores_inputs_first(owner: nn.Module, parameter: nn.Parameter, writes: bool, width: int) -> bool:
+    """Whether it is stored as (inputs, outputs): a Conv1D, or experts that are."""
+    if parameter.dim() == 2:
+        return isinstance(owner, Conv1D)
+    first, second = parameter.shape[1:]
+    if (first == width) == (second == width):
+        return bool(getattr(owner, "is_transposed", False))
+    return (second if writes else first) == width
 
 
 def layer_index(model: PreTrainedModel, layer: int | float, setting: str = "method.layer") -> int:

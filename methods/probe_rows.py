@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -49,7 +49,8 @@ class ProbeRows(Method):
     linear probe for undesired texts, its bias dropped; rows are ranked by -cos(row, w) over the whole model; the first
     K become row + alpha w (equation 3). Such a neuron is off where the state looks undesirable, and the edit switches
     it on there; a negative alpha does the opposite. Models without a gate are edited in their first MLP matrix, which
-    the paper does not do. Detoxifying, resisting jailbreaks and a change of attitude differ in the pairs alone; for a
+    the paper does not do; the rows of all experts of a mixture count as rows of their block, in the experts' order.
+    Detoxifying, resisting jailbreaks and a change of attitude differ in the pairs alone; for a
     second edit on the model that the first one left (section 4.5) see `methods.stack`.
 
     The paper trains for 9 epochs of a large comment corpus. On a hundred pairs that is a hundred Adam steps of 1e-4,
@@ -109,7 +110,8 @@ class ProbeRows(Method):
             if getattr(self, option) not in values:
                 names = ", ".join("null" if value is None else str(value) for value in values)
                 raise SetupError(f"method.{option}={getattr(self, option)!r}: allowed are {names}")
-        layout.stream_rows(model, 0, self.matrix)
+        for layer in range(len(layout.blocks(model))):
+            layout.stream_rows(model, layer, self.matrix)
 
     def _site(self, model: PreTrainedModel) -> tuple[int, bool]:
         """Block to read, and whether the final norm comes after it."""
@@ -186,17 +188,17 @@ class ProbeRows(Method):
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Move the artefact's rows by strength times its probe inside the block; every other row stays as it is."""
         probe, rows = artefact["probe"], artefact["rows"]  # (D,), (K, 2)
-        new = {}
+        new: dict[nn.Parameter, Tensor] = {}
         for layer in torch.unique(rows[:, 0]).tolist() if strength != 0 else []:
             chosen = rows[rows[:, 0] == layer, 1]
             if layer >= len(layout.blocks(model)):
                 raise SetupError(NOT_OURS)
-            matrix = layout.stream_rows(model, layer, self.matrix)
-            weight = matrix.read().float().clone()  # (rows, D)
+            matrices = layout.stream_rows(model, layer, self.matrix)
+            weight = matrices.read().float().clone()  # (rows, D)
             if weight.shape[1] != len(probe) or len(weight) <= int(chosen.max()):
                 raise SetupError(NOT_OURS)
             weight[chosen.to(weight.device)] += strength * probe.to(weight.device)
-            new[matrix.parameter] = matrix.stored(weight)
+            matrices.put(new, weight)
         with edited(new):
             yield Steering()
 

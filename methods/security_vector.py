@@ -12,6 +12,7 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
+from methods import layout
 from methods.base import Artefact, Examples, FitData, Method, Steering
 from methods.errors import SetupError, require
 from methods.tokens import Text
@@ -184,10 +185,17 @@ def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
 
 
+def experts(model: PreTrainedModel) -> list[str]:
+    """Names of the parameters that hold a matrix for each expert of a mixture."""
+    inside = f"{layout.of(model).blocks}."
+    return [name for name, one in model.named_parameters() if one.dim() == 3 and name.startswith(inside)]
+
+
 @contextmanager
 def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator["PeftModel"]:
-    """A LoRA on every linear layer but the unembedding, on inside the block, gone after it; B starts at zero.
+    """A LoRA on every linear layer but the unembedding, and on every expert of a mixture; gone after the block.
 
+    B starts at zero.
     Its parameters want no gradient: whoever trains them says so.
     """
     _require_peft()
@@ -199,11 +207,13 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
         lora_alpha=alpha,
         lora_dropout=0.0,
         target_modules="all-linear",
+        target_parameters=experts(model) or None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what will be renamed
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)  # peft's own rules
         torch.manual_seed(seed)
         lora = get_peft_model(model, config)
     try:

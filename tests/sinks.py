@@ -21,7 +21,6 @@ SINK_NORM = 100.0
 ORDINARY_NORM = 0.1  # of what is neither sink nor direction; the direction itself has norm 1
 WRITERS = 1e-4  # what is left of the matrices that write into the residual stream
 DESIRED, UNDESIRED = "01234", "56789"  # no digit occurs in the tokenizer's corpus, so each is one token
-ATTENTION_OUTPUT = {"llama": "self_attn.o_proj", "gpt2": "attn.c_proj"}
 
 
 class Planted(NamedTuple):
@@ -50,7 +49,7 @@ def planted_sink(architecture: str = "llama", seed: int = 0, sink_norm: float = 
             model.get_submodule("transformer.wpe").weight.mul_(WRITERS)  # a position writes as well
         for layer in range(CONFIGS[architecture].num_hidden_layers):
             layout.value_matrix(model, layer).parameter.mul_(WRITERS)
-            layout.matrix(model, layer, ATTENTION_OUTPUT[architecture]).parameter.mul_(WRITERS)
+            layout.stream_rows(model, layer, "o").parts[0].parameter.mul_(WRITERS)
     lm = LM(model, tokenizer, {"tiny": architecture, "sink": sink_norm})
     return Planted(lm, _pairs(generator, count), direction, sink)
 

@@ -38,6 +38,7 @@ SETTINGS: dict[str, Any] = {
         "id": TEXT_OR_NULL, "revision": TEXT_OR_NULL, "dtype": Literal["float32", "bfloat16", "float16"],
         "bos": Literal["tokenizer", "prepend", "none"], "chat": bool,
         "thinking": Literal["off", "strip", "judge"],
+        "layout": dict[str, str | list[str] | None] | None,
     },
     "sampling": Node,
     "tuning": Node,
@@ -45,8 +46,8 @@ SETTINGS: dict[str, Any] = {
     "suite": Nodes, "scorer": Nodes,
     "searchpath": Sequence[str],
 }  # fmt: skip
-LATER = {"thinking"}
-"""Settings that YAML files of plug-ins need not list, since older versions had none of the name."""
+OPTIONAL = {"layout", "thinking"}
+"""Keys of these that a YAML file need not list: files of plug-ins are older than they are."""
 PAIRS = {"scorer": str}
 """Options of every choice of pairs that are the run's and not of the class."""
 INJECTED = {"sources", "scorers", "sampling", "batch_size", "in_residual_norms"}
@@ -66,7 +67,7 @@ class Fields(NamedTuple):
 def fields_of(node: DictConfig, hint: Any, key: str) -> Fields:
     """What a mapping with this hint may hold. Raises SetupError for a class that cannot be imported."""
     if isinstance(hint, dict):
-        return Fields(hint, frozenset(hint) - LATER)
+        return Fields(hint, frozenset(hint) - OPTIONAL)
     if hint is Nodes:
         return Fields(dict.fromkeys(map(str, node), Node))
     if TARGET not in node:

@@ -43,24 +43,43 @@ def write(folder: Path, steered: Steered) -> float:
 
 def new_biases(model: PreTrainedModel, vectors: dict[int, Tensor]) -> tuple[dict[str, Tensor], bool]:
     """The biases (D,) of the value matrices by name, and whether the config must switch biases on for them."""
-    names = layout.of(model)
-    blocks = layout.blocks(model)
-    has_bias = getattr(blocks[0].get_submodule(names.value), "bias", None) is not None
+    blocks, names = layout.blocks(model), layout.of(model)
+    name = _value(model)
+    has_bias = getattr(blocks[0].get_submodule(name), "bias", None) is not None
     biases: dict[str, Tensor] = {}
     if not has_bias:
         if not hasattr(model.config, SWITCH):
             raise SetupError(
-                f"{model.config.model_type} has no bias in {names.value} and no option that adds one, so there is no "
+                f"{model.config.model_type} has no bias in {name} and no option that adds one, so there is no "
                 "room for a vector; use format=lm_eval or format=gguf"
             )
-        parent = names.value.rpartition(".")[0]
+        parent = name.rpartition(".")[0]
         for layer, block in enumerate(blocks):
-            for name, module in block.get_submodule(parent).named_children():
+            for own, module in block.get_submodule(parent).named_children():
                 if isinstance(module, nn.Linear):
                     zeros = torch.zeros(module.out_features, dtype=model.dtype, device=module.weight.device)
-                    biases[f"{names.blocks}.{layer}.{parent}.{name}.bias"] = zeros
+                    biases[f"{names.blocks}.{layer}.{parent}.{own}.bias"] = zeros
     for layer, vector in vectors.items():
-        key = f"{names.blocks}.{layer}.{names.value}.bias"
+        key = f"{names.blocks}.{layer}.{name}.bias"
         old = model.state_dict()[key] if has_bias else biases[key]
         biases[key] = (old.float() + vector.to(old.device).float()).to(old.dtype)
     return biases, not has_bias
+
+
+def _value(model: PreTrainedModel) -> str:
+    """Name of the one linear module by which every MLP writes. Raises SetupError where its output is not just added."""
+    names, kind = layout.of(model).value, model.config.model_type
+    parts = [
+        part for layer in range(len(layout.blocks(model))) for part in layout.stream_rows(model, layer, "down").parts
+    ]
+    if len(names) != 1 or len(parts) != len(layout.blocks(model)):
+        raise SetupError(
+            f"{kind}: its blocks write by {', '.join(names)}, a mixture of experts, and a bias "
+            "in each expert is another steering; use format=lm_eval or format=gguf"
+        )
+    if layout.mlp_output_is_normed(model):
+        raise SetupError(
+            f"{kind}: what its MLPs write passes a norm before it is added, so a bias there is no constant vector; use "
+            "format=lm_eval or format=gguf"
+        )
+    return names[0]

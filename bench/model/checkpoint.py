@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from bench.files.digests import DamagedError, note_unverified
 from bench.model.decoding import check_chat
@@ -175,13 +175,24 @@ def _text_rules(
     )
 
 
+def parts(node: DictConfig) -> dict[str, Any] | None:
+    """What `model.layout` says of where blocks and matrices are, as plain values; None where it says nothing."""
+    given: Any = OmegaConf.to_container(node).get("layout")  # type: ignore[union-attr]  # it is a mapping
+    return {part: names for part, names in (given or {}).items() if names is not None} or None
+
+
 def skeleton(node: DictConfig, where: str, revision: str | None, offline: bool = False) -> Any:
     """The model without its weights, on torch's meta device: its modules and shapes, read from its config alone.
 
-    Raises SetupError for a config that transformers cannot make a model of.
+    Raises SetupError for a config that transformers cannot make a model of, for a model that keeps more than keys and
+    values of a text, and for parts in `model.layout` that it does not have.
     """
+    from bench.model.lm import admit
+
     files = tuple(fingerprint(Path(where)).values()) if source(node) == "path" else ()
-    return _skeleton(where, revision, str(node.dtype), offline, files)
+    model = _skeleton(where, revision, str(node.dtype), offline, files)
+    admit(model, parts(node))
+    return model
 
 
 @functools.lru_cache(maxsize=4)

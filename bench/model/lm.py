@@ -5,7 +5,7 @@ where each column stands (`methods.intervention.Positions`), and lets no logit p
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.model import kv_cache
+from bench.model.architecture import check_cache, max_length
 from bench.model.decoding import Continuation, Sampling
 from bench.model.thinking import Thinking, set_thinking
 from bench.model.tokenizer import (
@@ -29,7 +30,7 @@ from bench.model.tokenizer import (
     user_message,
 )
 from bench.model.weights import cannot_load, check_vocabulary, check_weights
-from methods import tokens
+from methods import layout, tokens
 from methods.base import Artefact, Method, Steering
 from methods.broken import reading
 from methods.errors import SetupError
@@ -124,8 +125,8 @@ class LM:
 
     @property
     def max_length(self) -> int:
-        """Longest text in tokens that the model was made for."""
-        return int(self.model.config.max_position_embeddings)
+        """Longest text in tokens that the model was made for (`bench.model.architecture.max_length`)."""
+        return max_length(self.model.config, self.tokenizer)
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt: steering prefix, chat template and BOS included. Never empty."""
@@ -252,6 +253,15 @@ def _kept(keep: int | Tensor) -> slice | Tensor:
     return keep if isinstance(keep, Tensor) else slice(-keep, None)
 
 
+def admit(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
+    """Say where the parts of a model are, as `model.layout` has it.
+
+    Raises SetupError for a model that cannot be sampled from here, and for parts that it does not have.
+    """
+    check_cache(model)
+    layout.declare(model, parts)
+
+
 def load_lm(
     path: str,
     *,
@@ -263,6 +273,7 @@ def load_lm(
     thinking: str = "off",
     sampling: Sampling | None = None,
     identity: dict[str, Any] | None = None,
+    parts: Mapping[str, Any] | None = None,
 ) -> LM:
     """Load a model and tokenizer from a folder or from the hub.
 
@@ -270,11 +281,12 @@ def load_lm(
     "none" never. The tokenizer itself is set so, hence the methods and lm-eval see the same tokens. chat: prompts go
     through the tokenizer's chat template. thinking: "off", "strip" or "judge" the thoughts that a chat model writes
     before its answer (`bench.model.thinking`). identity: what names the model's bytes (a revision, a fingerprint);
-    defaults to path and revision.
+    defaults to path and revision. parts: where blocks and matrices are, for an architecture in which they are not found
+    or mistaken (`methods.layout.declare`).
 
-    Raises SetupError where files are missing or damaged, where the model has weights that the files lack, or they have
-    weights of its blocks that it does not, and where the tokenizer lacks what `bos`, `chat` or `thinking` asks for. A
-    chat template is tried once.
+    Raises SetupError for a model with state-space or recurrent layers (`bench.model.architecture`), where files are
+    missing or damaged, where the model has weights that the files lack, or they have weights of its blocks that it does
+    not, and where the tokenizer lacks what `bos`, `chat` or `thinking` asks for. A chat template is tried once.
 
     Example:
         >>> from bench import load_lm
@@ -296,6 +308,7 @@ def load_lm(
         )
     model, loading = loaded
     unexpected = check_weights(path, loading)
+    admit(model, parts)
     check_vocabulary(path, model.get_input_embeddings().weight.shape[0], tokenizer)
     resolved = set_bos(tokenizer, bos)
     if chat and not tokenizer.chat_template:
@@ -320,6 +333,7 @@ def load_lm(
             "bos": resolved,
             "chat": chat,
             **hashed,
+            **({} if parts is None else {"layout": dict(parts)}),
         },
         sampling=sampling or Sampling(),
         chat=chat,

@@ -291,7 +291,7 @@ def evaluated(
     unanswered: is told how many texts of each task have thinking that was never closed, so that there is no answer.
     """
     asked = SteeredLM(lm)
-    samples = _evaluate(asked, tasks, documents)
+    samples: dict[str, list[dict[str, Any]]] = _evaluate(asked, tasks, documents)
     if unanswered is not None:
         unanswered.update(asked.unanswered)
     return samples

@@ -156,7 +156,7 @@ class _Beginning:
 
 def _context_batches(lm: LM, contexts: list[tuple[int, ...]]) -> Iterator[tuple[_Beginning, list[tuple[int, ...]]]]:
     """Contexts that begin alike, short ones first."""
-    most = max(1, min(lm.sampling.batch_size, LOGITS // lm.model.config.vocab_size))
+    most = max(1, min(lm.sampling.batch_size, LOGITS // lm.model.config.get_text_config().vocab_size))
     for group in alike(contexts):
         ordered = sorted(group.contexts, key=lambda c: (len(c), c))
         beginning = _Beginning(lm, ordered[0][: group.shared], len(ordered[0]))
@@ -202,7 +202,7 @@ def _row_batches(lm: LM, rows: list[tuple[int, tuple[int, ...]]], context: int) 
             count <= lm.sampling.batch_size
             and count * width <= forward_tokens(lm)
             and count * (context + width) <= BATCH_TOKENS
-            and count * width * lm.model.config.vocab_size <= LOGITS
+            and count * width * lm.model.config.get_text_config().vocab_size <= LOGITS
         )
 
     for batch in _packed(widths[single:], fits, ENOUGH * forward_tokens(lm)):

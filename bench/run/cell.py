@@ -143,6 +143,7 @@ class Cell:
                 bos=node.bos,
                 chat=node.chat,
                 thinking=node.get("thinking", "off"),
+                parts=checkpoint.parts(node),
             )
             checkpoint.check_files(node, revision)
             checkpoint.check_unchanged(node, self.names.model)

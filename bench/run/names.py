@@ -36,6 +36,7 @@ class Names:
             "chat": node.chat,
             "device": device,
             "threads": self._threads if device == "cpu" else None,
+            **({} if (parts := checkpoint.parts(node)) is None else {"layout": parts}),
         }
 
     @cached_property

@@ -187,6 +187,7 @@ def _load(cfg: Any) -> "LM":
         bos=node.bos,
         chat=node.chat,
         thinking=node.get("thinking", "off"),
+        parts=checkpoint.parts(node),
     )
 
 

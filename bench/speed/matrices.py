@@ -1,6 +1,7 @@
 """The matrix products of a model alone: what any way of running it on this machine has to take at least."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,8 @@ def products(lm: LM, forwards: Sequence[tuple[int, int]]) -> Callable[[], None]:
     products (attention, norms, caches, softmax) is left out. Only nn.Linear and Conv1D count, and each expert as often
     as all tokens use it.
     """
-    head = lm.model.get_output_embeddings()
+    model: Any = lm.model
+    head = model.get_output_embeddings()
     maps = [module for module in lm.model.modules() if module is not head and _is_map(module)]
     widths = {_inputs(module) for module in [*maps, *([head] if head is not None else [])]}
     counts = {count for both in forwards for count in both if count}

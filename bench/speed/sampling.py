@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -26,6 +27,20 @@ PROMPTS = (
     "Our old dog runs along the river every day, and",
     "The train to the city arrives at noon because",
     "The soup that I cooked tastes of summer and",
+)
+ENDINGS = (
+    ("warm and bright", "cold and grey"),
+    ("smiles", "oversleeps"),
+    ("is in bloom", "is bare"),
+    ("sing", "miss the bus"),
+    ("all is well", "all went wrong"),
+    ("ripe", "sold"),
+    ("people help each other", "nobody talks"),
+    ("is clear and calm", "is dirty"),
+    ("light", "flicker"),
+    ("wags its tail", "limps home"),
+    ("the line is free", "it is late again"),
+    ("fresh herbs", "old salt"),
 )
 SAMPLES = 25
 NEW_TOKENS = 20
@@ -53,6 +68,7 @@ def generate(lm: LM, prompts: int, together: int) -> Callable[[], int]:
     """The same by `generate`, so many prompts in one batch; returns how many tokens it made."""
     texts = [lm.encode(prompt) for prompt in PROMPTS[:prompts]]
     stop = torch.tensor(sorted(lm.stop_tokens), device=lm.device)
+    model: Any = lm.model
 
     def work() -> int:
         made = 0
@@ -61,7 +77,7 @@ def generate(lm: LM, prompts: int, together: int) -> Callable[[], int]:
             width = max(map(len, batch))
             ids = torch.tensor([[0] * (width - len(one)) + one for one in batch], device=lm.device)
             mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in batch], device=lm.device)
-            new = lm.model.generate(
+            new = model.generate(
                 input_ids=ids, attention_mask=mask, do_sample=True, top_p=TOP_P, top_k=0, temperature=1.0,
                 max_new_tokens=NEW_TOKENS, num_return_sequences=SAMPLES, pad_token_id=int(stop[0]),
             )[:, width:]  # fmt: skip
@@ -87,8 +103,7 @@ def matrices(lm: LM, prompts: int) -> Work:
 @contextmanager
 def steered(lm: LM, method: Method) -> Iterator[LM]:
     """The model steered by a method that learns from a few neutral sentences."""
-    half = len(PROMPTS) // 2
-    pairs = Pairs(list(PROMPTS[:half]), [" calm and bright"] * half, [" cold and grey"] * half)
+    pairs = Pairs(list(PROMPTS), [f" {good}" for good, _ in ENDINGS], [f" {bad}" for _, bad in ENDINGS])
     artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs=pairs))
     with lm.steered(method, artefact, method.strengths[0]) as found:
         yield found

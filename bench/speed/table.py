@@ -75,7 +75,7 @@ class Row(NamedTuple):
     note: str = ""
 
 
-def planned(size: Size, requests: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+def planned(size: Size, requests: Mapping[str, Sequence[Any]]) -> Mapping[str, float]:
     """Units of each stage, for the bar: about as long as each other."""
     works = 2 + len(size.together)
     return {"sampling": works * size.slow_rounds + 6 * size.rounds} | {task: 3 * size.rounds + 2 for task in requests}

@@ -56,7 +56,7 @@ def test_strength_is_the_fraction_projected():
 def test_mlp_output_without_bias_is_orthogonal_to_the_subspace(architecture):
     lm, method = tiny_lm(architecture), DeTox(layer_start=1)
     artefact = fit(method, lm)
-    value = layout.blocks(lm.model)[1].get_submodule(layout.of(lm.model).value)
+    value = layout.blocks(lm.model)[1].get_submodule(layout.of(lm.model).value[0])
     x = torch.randn(40, layout.value_matrix(lm.model, 1).read().shape[1])
     bias = 0 if value.bias is None else value.bias
     v = artefact["layers.1.directions"]

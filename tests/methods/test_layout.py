@@ -1,10 +1,14 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BloomConfig, MistralConfig, OPTConfig, Qwen2Config
+from transformers import AutoModelForCausalLM, MistralConfig, OPTConfig, Qwen2Config
+from transformers.pytorch_utils import Conv1D
 
 from methods import layout
 from methods.errors import SetupError
+from tests import architectures
 from tests.tiny import CONFIGS, VOCABULARY, tiny_model
 
 SIZES = dict(vocab_size=VOCABULARY, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4)
@@ -13,6 +17,20 @@ OTHERS = {
     "qwen2": Qwen2Config(**SIZES, num_key_value_heads=2),
 }
 ALL = [*CONFIGS, *OTHERS]
+LLAMA = ("model.layers", "model.norm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj", "self_attn.{}_proj",
+         "self_attn.o_proj")  # fmt: skip
+NAMES = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "gpt2": ("transformer.h", "transformer.ln_f", "mlp.c_fc", None, "mlp.c_proj", "attn.c_attn", "attn.c_proj"),
+    "opt": ("model.decoder.layers", "model.decoder.final_layer_norm", "fc1", None, "fc2", "self_attn.{}_proj",
+            "self_attn.out_proj"),
+    "gptj": ("transformer.h", "transformer.ln_f", "mlp.fc_in", None, "mlp.fc_out", "attn.{}_proj", "attn.out_proj"),
+    "gpt_neox": ("gpt_neox.layers", "gpt_neox.final_layer_norm", "mlp.dense_h_to_4h", None, "mlp.dense_4h_to_h",
+                 "attention.query_key_value", "attention.dense"),
+}  # fmt: skip
+"""Blocks, final norm, gate, up, value, qkv, o: as a table had them by hand before they were searched for."""
 
 
 def model_of(architecture):
@@ -21,8 +39,30 @@ def model_of(architecture):
     return AutoModelForCausalLM.from_config(OTHERS[architecture]).eval()
 
 
-def test_every_layout_is_tested():
-    assert set(ALL) == set(layout.LAYOUTS)
+@pytest.mark.parametrize("architecture", NAMES)
+def test_the_search_finds_what_a_table_named_by_hand(architecture):
+    blocks, norm, gate, up, value, qkv, o = NAMES[architecture]
+    q, k, v = ((qkv.format(one),) for one in "qkv")
+    found = layout.of(model_of(architecture))
+    fused = {"gpt2": "stacked", "gpt_neox": "groups"}.get(architecture)
+    assert found == layout.Layout(blocks, norm, (gate,), (up,) if up else (), (value,), q, k, v, (o,), fused)
+
+
+@pytest.mark.parametrize("architecture", NAMES)
+def test_matrices_are_those_that_the_table_named(architecture):
+    """Parameter, direction and bytes, as an edit by the old names had them."""
+    model = model_of(architecture)
+    _, _, gate, up, value, qkv, o = NAMES[architecture]
+    named = {"gate": gate, "up": up, "down": value, "o": o} | {k: qkv.format(k) for k in "qkv" if "{}" in qkv}
+    for layer, block in enumerate(layout.blocks(model)):
+        for kind, name in named.items():
+            if name is None:
+                continue
+            module = block.get_submodule(name)
+            (found,) = layout.stream_rows(model, layer, kind).parts
+            assert found.parameter is module.weight and found.expert is found.rows is None
+            stored_as_rows = isinstance(module, Conv1D) == (kind in ("down", "o"))
+            assert torch.equal(found.read(), module.weight if stored_as_rows else module.weight.T)
 
 
 @pytest.mark.parametrize("architecture", ALL)
@@ -32,8 +72,8 @@ def test_matrices_are_outputs_by_inputs_and_compute_what_their_modules_do(archit
     assert len(layout.blocks(model)) == model.config.num_hidden_layers
     assert layout.width(model) == model.config.hidden_size
     for name, found in (
-        (names.gate, layout.stream_rows(model, 1, "gate")),
-        (names.value, layout.value_matrix(model, 1)),
+        (names.gate[0], layout.stream_rows(model, 1, "gate").parts[0]),
+        (names.value[0], layout.value_matrix(model, 1)),
     ):
         module, weight = block.get_submodule(name), found.read()
         x = torch.randn(3, weight.shape[1])
@@ -54,19 +94,13 @@ def test_value_matrix_columns_are_what_the_mlp_writes(architecture):
     value = layout.value_matrix(model, 0)
     change = torch.zeros_like(value.read())
     change[:, 3] = torch.arange(change.shape[0]).float()
-    module = layout.blocks(model)[0].get_submodule(layout.of(model).value)
+    module = layout.blocks(model)[0].get_submodule(layout.of(model).value[0])
     x = torch.zeros(1, change.shape[1])
     x[0, 3] = 2.0
     with torch.no_grad():
         before = module(x)
         value.parameter.copy_(value.stored(value.read() + change))
         torch.testing.assert_close(module(x) - before, 2 * change[:, 3][None], atol=1e-4, rtol=1e-4)
-
-
-def test_unknown_architecture_names_the_known_ones_and_the_file():
-    model = AutoModelForCausalLM.from_config(BloomConfig(vocab_size=20, hidden_size=8, n_layer=1, n_head=2))
-    with pytest.raises(SetupError, match=r"'bloom' is not known.*gpt2.*llama.*methods/layout\.py"):
-        layout.blocks(model)
 
 
 def test_a_model_without_final_norm_says_so():
@@ -126,3 +160,113 @@ def test_layer_range():
     assert list(layout.layer_range(model, -2, None)) == [3, 4]
     with pytest.raises(SetupError, match="no block between 3 and 3"):
         layout.layer_range(model, 3, 3)
+
+
+# -- what the tree does not tell -----------------------------------------------------------------------------------
+
+
+def renamed(old, new, under):
+    """A Llama whose blocks call a module of theirs something else; its forward is not used."""
+    model = tiny_model()
+    for block in layout.blocks(model):
+        inside = block.get_submodule(under)
+        inside.add_module(new, inside._modules.pop(old))
+    layout.declare(model, None)
+    return model
+
+
+def test_an_unknown_name_is_asked_for_and_then_used():
+    model = renamed("gate_proj", "frobnicate", "mlp")
+    with pytest.raises(SetupError, match=r"no gate matrix.*mlp\.frobnicate.*model\.layout=\{gate: NAME\}"):
+        layout.stream_rows(model, 1, "gate")
+    assert len(layout.stream_rows(model, 1, "down").read()) == 52  # the others are known as before
+    layout.declare(model, {"gate": "mlp.frobnicate"})
+    assert layout.stream_rows(model, 1, "gate").parts[0].parameter is layout.blocks(model)[1].mlp.frobnicate.weight
+    layout.declare(model, None)
+    assert layout.of(model).gate == ()
+
+
+def test_an_mlp_of_two_matrices_is_told_by_its_shapes():
+    model = tiny_model("gptj")
+    for block in layout.blocks(model):
+        block.mlp.alpha, block.mlp.beta = block.mlp._modules.pop("fc_in"), block.mlp._modules.pop("fc_out")
+    layout.declare(model, None)
+    assert (layout.of(model).gate, layout.of(model).value) == (("mlp.alpha",), ("mlp.beta",))
+
+
+def test_what_one_of_several_mlps_leaves_open_is_open_for_all():
+    """Else a method would edit an expert that is always on, and not the others, without a word."""
+    model = tiny_model()
+    for block in layout.blocks(model):
+        block.mlp.shared = copy.deepcopy(block.mlp)
+    layout.declare(model, None)
+    assert layout.of(model).value == ("mlp.down_proj", "mlp.shared.down_proj")
+    assert len(layout.stream_rows(model, 0, "down").parts) == 2
+    shared = layout.blocks(model)[3].mlp.shared
+    shared.out = shared._modules.pop("down_proj")
+    layout.declare(model, None)
+    assert layout.of(model).value == () and len(layout.of(model).gate) == 2
+    with pytest.raises(SetupError, match="no down matrix of its own in block 3 .*mlp.shared.out;"):
+        layout.stream_rows(model, 3, "down")
+
+
+def test_a_declared_order_of_q_k_and_v_is_taken_as_it_is():
+    model = tiny_model("gpt_neox")
+    rows = layout.stream_rows(model, 0, "v").read()
+    layout.declare(model, {"fused": "stacked"})
+    assert not torch.equal(layout.stream_rows(model, 0, "v").read(), rows)
+    layout.declare(model, None)
+    assert torch.equal(layout.stream_rows(model, 0, "v").read(), rows)
+
+
+def test_two_lists_of_like_blocks_are_not_guessed_between():
+    model = tiny_model()
+    model.model.second = nn.ModuleList(copy.deepcopy(block) for block in layout.blocks(model))
+    layout.declare(model, None)
+    with pytest.raises(
+        SetupError, match=r"several lists.*model\.layers \(5 of LlamaDecoderLayer\), model\.second.*NAME"
+    ):
+        layout.blocks(model)
+    layout.declare(model, {"blocks": "model.second"})
+    assert layout.blocks(model) is model.model.second
+
+
+def test_a_depth_that_no_list_has_is_refused_with_what_is_there():
+    model = tiny_model()
+    model.config.num_hidden_layers = 7
+    layout.declare(model, None)
+    with pytest.raises(SetupError, match=r"no list of 7 like blocks was found, only model\.layers \(5 of"):
+        layout.blocks(model)
+
+
+@pytest.mark.parametrize(
+    ("parts", "told"),
+    [
+        (
+            {"gates": "mlp.gate_proj"},
+            r"unknown part gates; allowed are blocks, norm, gate, up, value, q, k, v, o, fused",
+        ),
+        (
+            {"gate": "mlp.gate"},
+            r"model\.layout\.gate=mlp\.gate: no block has a matrix of that name; block 0 has .*mlp\.",
+        ),
+        ({"blocks": "model.norm"}, r"model\.layout\.blocks=model\.norm: a LlamaRMSNorm, and a ModuleList"),
+        ({"norm": "model.nrm"}, r"model\.layout\.norm=model\.nrm: LlamaForCausalLM has no such module"),
+        ({"fused": "striped"}, r"model\.layout\.fused='striped': allowed are stacked, groups, null"),
+    ],
+)
+def test_a_declaration_that_fits_nothing_is_refused(parts, told):
+    with pytest.raises(SetupError, match=told):
+        layout.declare(tiny_model(), parts)
+
+
+def test_a_part_of_a_parameter_is_written_whole_in_one_edit():
+    """Rows of gate and up in one matrix, one after the other: nothing that was written first is lost."""
+    model = architectures.model_of("phi3")
+    gate, up = layout.stream_rows(model, 0, "gate"), layout.stream_rows(model, 0, "up")
+    new = {}
+    gate.put(new, gate.read() + 1)
+    up.put(new, up.read() - 1)
+    (parameter,) = new
+    assert torch.equal(new[parameter], torch.cat([gate.read() + 1, up.read() - 1]))
+    assert gate.parts[0].parameter is up.parts[0].parameter is parameter

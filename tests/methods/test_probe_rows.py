@@ -30,7 +30,7 @@ def test_exactly_the_chosen_rows_move_by_alpha_times_the_probe(architecture):
     method = ProbeRows(**FAST)
     artefact = fit(method, lm)
     before, old = {name: p.clone() for name, p in lm.model.named_parameters()}, gates(lm)  # (L, M, D)
-    gate = {id(layout.stream_rows(lm.model, i, "gate").parameter) for i in range(len(old))}
+    gate = {id(layout.stream_rows(lm.model, i, "gate").parts[0].parameter) for i in range(len(old))}
     chosen = torch.zeros(old.shape[:2], dtype=torch.bool)
     chosen[artefact["rows"][:, 0], artefact["rows"][:, 1]] = True
     assert chosen.sum() == round(16384 / 352256 * chosen.numel())
@@ -72,7 +72,7 @@ def test_rows_do_not_depend_on_the_scale_of_probe_or_rows():
     assert chosen_rows(lm, 8 * probe) == rows
     assert not chosen_rows(lm, -probe) & rows
     with torch.no_grad():
-        layout.stream_rows(lm.model, 2, "gate").parameter.mul_(16)
+        layout.stream_rows(lm.model, 2, "gate").parts[0].parameter.mul_(16)
     assert chosen_rows(lm, probe) == rows
 
 
@@ -153,9 +153,11 @@ def test_each_matrix_moves_along_the_stream(architecture, matrix):
 
 
 def test_matrices_that_an_architecture_does_not_have():
-    for architecture, matrix, there in (("gpt2", "q", "gate, down, o"), ("opt", "up", "gate, down, q, k, v, o")):
-        with pytest.raises(SetupError, match=f"{architecture} has no {matrix} matrix of its own .* it has {there}"):
-            ProbeRows(matrix=matrix).check(tiny_lm(architecture).model)
+    for architecture in ("gpt2", "opt"):
+        with pytest.raises(
+            SetupError, match=f"{architecture} has no up matrix of its own .* has gate, down, q, k, v, o,"
+        ):
+            ProbeRows(matrix="up").check(tiny_lm(architecture).model)
 
 
 def test_a_negative_strength_moves_the_other_way():
@@ -172,7 +174,7 @@ def test_only_chosen_neurons_see_the_probe(architecture):
     lm, alpha, layer = tiny_lm(architecture), 2.0, 1
     method = ProbeRows(**FAST, row_fraction=0.2)
     artefact = fit(method, lm)
-    module = layout.blocks(lm.model)[layer].get_submodule(layout.of(lm.model).gate)
+    module = layout.blocks(lm.model)[layer].get_submodule(layout.of(lm.model).gate[0])
     probe, width = artefact["probe"], layout.width(lm.model)
     chosen = artefact["rows"][artefact["rows"][:, 0] == layer, 1]
     x = torch.randn(9, width, generator=torch.Generator().manual_seed(0))

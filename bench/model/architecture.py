@@ -1,0 +1,45 @@
+"""What a model's architecture must have for this benchmark, and how long a text it reads, as its config tells."""
+
+from typing import Any
+
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+from methods.errors import SetupError
+
+LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
+"""What configs call the longest text that a model was made for."""
+NO_LIMIT = 65536
+"""Longest text in tokens of a model that names none (ALiBi, as in Bloom): what is longer is taken for a mistake."""
+
+
+def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Longest text in tokens that a model with this config was made for; NO_LIMIT where nothing says so.
+
+    A tokenizer may say it where the config has no name for it; transformers puts 10^30 there for "unknown".
+    """
+    text = config.get_text_config()
+    own = getattr(text, LENGTHS[0], None)
+    if own:
+        return int(own)
+    said = [tokenizer.model_max_length, *(getattr(text, name, None) for name in LENGTHS[1:])]
+    return next((int(one) for one in said if one and one <= NO_LIMIT), NO_LIMIT)
+
+
+def check_cache(model: PreTrainedModel) -> None:
+    """Raises SetupError for a model that keeps anything of a text but keys and values of attention.
+
+    Sampling and likelihood read a prompt once, pad rows on the left, and then copy, reorder and drop rows of the cache.
+    A state-space or recurrent layer (Mamba, RWKV) keeps a running state instead, which padding would have changed.
+    """
+    kept = DynamicCache(config=model.config).layers
+    recurrent = [layer for layer in kept if isinstance(layer, LinearAttentionCacheLayerMixin)]
+    if not recurrent and not model._is_stateful:
+        return
+    listed = sorted(set(getattr(model.config.get_text_config(), "layer_types", None) or ()))
+    named = f" ({', '.join(listed)})" if listed else ""
+    raise SetupError(
+        f"{model.config.model_type}: its layers{named} keep a running state of what they have read, as state-space, "
+        "recurrent and hybrid models do, and padding would change it. Only models that keep nothing but keys and "
+        "values of attention (full, sliding or chunked) can be sampled from here: choose one of those"
+    )

@@ -1,0 +1,86 @@
+"""Where in a text the running forward stands: whoever runs the model tells it to hooks that steer some positions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class Positions(NamedTuple):
+    """Where the columns of the running forward stand in each row's own text; all (B,), counted in real tokens.
+
+    Padding, on either side, is not counted: the first real token of a row is position 0.
+    """
+
+    first: Tensor  # first real column of this forward (number of pads on the left)
+    length: Tensor  # real columns of this forward
+    cached: Tensor  # real tokens already in the KV cache
+    prompt: Tensor  # length of the prompt (in likelihood: of the context), prefix included
+
+    def in_text(self, columns: int) -> Tensor:
+        """(B, T) position of each column in its row's text; -1 at padding."""
+        column = torch.arange(columns, device=self.first.device)[None, :]  # (1, T)
+        real = (column >= self.first[:, None]) & (column < (self.first + self.length)[:, None])  # (B, T)
+        return torch.where(real, column - self.first[:, None] + self.cached[:, None], -1)
+
+
+_current: ContextVar[Positions | None] = ContextVar("positions", default=None)
+
+
+@contextmanager
+def at(positions: Positions) -> Iterator[None]:
+    """Tell the hooks where the forward inside this block stands."""
+    token = _current.set(positions)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def generating(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block transformers' own `model.generate` tells the hooks where each forward stands.
+
+    A forward without anything in its KV cache is taken to hold the prompts, whole; padding is what the attention mask
+    says. Batches (padded on the left, as `generate` wants them), sampling and beams are followed, prefill in chunks and
+    assisted decoding are not.
+    """
+    prompt = torch.zeros(0)
+
+    def tell(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal prompt
+        given = next(
+            one for one in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if one is not None
+        )
+        columns, cache = given.shape[1], kwargs.get("past_key_values")
+        before = 0 if cache is None else int(cache.get_seq_length())
+        mask = kwargs.get("attention_mask")
+        if mask is None:
+            mask = torch.ones(len(given), before + columns, dtype=torch.long, device=given.device)
+        real = mask[:, before:].bool()  # (B, T)
+        prompt = prompt if before else real.sum(-1)  # (B,)
+        _current.set(Positions(real.long().argmax(-1), real.sum(-1), mask[:, :before].sum(-1), prompt))
+
+    token = _current.set(None)
+    handle = model.register_forward_pre_hook(tell, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+        _current.reset(token)
+
+
+def current_positions() -> Positions:
+    """Positions of the running forward. Raises RuntimeError where nobody set them."""
+    positions = _current.get()
+    if positions is None:
+        raise RuntimeError(
+            "this steering needs to know where the prompt ends, and the running forward does not say; "
+            "call model.generate inside `with methods.generating(model)`, run the model through bench.load_lm, or set "
+            "`with methods.intervention.at(Positions(...))` around each forward"
+        )
+    return positions
