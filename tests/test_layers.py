@@ -17,7 +17,7 @@ model leaderboard
 config scorers plots
 suites fit_data report
 run
-selftest export agreement rescore reproduction api
+selftest export agreement rescore reproduction speed api
 __main__ ls
 steerbench
 """

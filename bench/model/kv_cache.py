@@ -75,6 +75,11 @@ def empty(config: PreTrainedConfig) -> Cache:
     return cache
 
 
+def keeps_all(cache: Cache) -> bool:
+    """Whether every layer keeps all columns; one with a sliding window counts columns, padding among them."""
+    return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
+
+
 def select(cache: Cache, rows: Tensor, room: int | None = None) -> None:
     """Keep these rows of a cache, in this order; `room`: columns that will be appended, None for as many as before."""
     layers: list[Any] = cache.layers

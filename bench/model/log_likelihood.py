@@ -9,6 +9,7 @@ the constants here, not from the order of the requests.
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from bench.model import kv_cache
 from bench.model.lm import LM, Request, Rows
 from bench.model.sampling import prefill
 from bench.model.shared_prefix import alike
@@ -164,8 +166,16 @@ def _context_batches(lm: LM, contexts: list[tuple[int, ...]]) -> Iterator[tuple[
         def fits(rows: int, width: int, shared: int = group.shared) -> bool:
             return rows <= most and rows * width <= forward_tokens(lm) and rows * (shared + width) <= BATCH_TOKENS
 
-        for batch in _packed([len(context) - group.shared for context in ordered], fits):
-            yield beginning, [ordered[i] for i in batch]
+        even = group.shared and not kv_cache.keeps_all(
+            kv_cache.empty(lm.model.config)
+        )  # a window counts padding between as text
+        for several in _of_equal_length(ordered) if even else [ordered]:
+            for batch in _packed([len(context) - group.shared for context in several], fits):
+                yield beginning, [several[i] for i in batch]
+
+
+def _of_equal_length(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+    return [list(several) for _, several in itertools.groupby(ordered, key=len)]
 
 
 def _read(

@@ -16,7 +16,8 @@ from bench.files.atomic import write_whole
 from bench.model.lm import LM
 from bench.speed import likelihood, sampling
 from bench.speed.turns import Compared, compared, in_turns
-from methods import CAA, DeTox
+from methods.caa import CAA
+from methods.detox import DeTox
 from methods.errors import SetupError
 
 MATRICES = "matrix products alone"
@@ -24,7 +25,7 @@ PIPE_WIDTH = 140  # columns where there is no terminal
 
 
 class Size(NamedTuple):
-    """How much is measured. documents: of each task. rounds: of ours against what is quick, and against what is slow."""
+    """How much is measured. documents: of each task. slow_rounds: of what is held against `generate`."""
 
     prompts: int
     together: tuple[int, ...]
@@ -76,7 +77,7 @@ class Row(NamedTuple):
 
 
 def planned(size: Size, requests: Mapping[str, Sequence[Any]]) -> Mapping[str, float]:
-    """Units of each stage, for the bar: about as long as each other."""
+    """Units of each stage, for the bar."""
     works = 2 + len(size.together)
     return {"sampling": works * size.slow_rounds + 6 * size.rounds} | {task: 3 * size.rounds + 2 for task in requests}
 

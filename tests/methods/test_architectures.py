@@ -35,7 +35,6 @@ SMALL = {
     "background": DATA["background"][:4],
 }
 NORMED = {"gemma2", "gemma3", "gemma3_multimodal", "olmo2", "olmo3"}
-WINDOWED_IN_PART = {"gemma2", "gemma3", "gemma3_multimodal", "olmo3"}
 EXPERTS = {"mixtral", "qwen3_moe", "qwen3_moe_mixed"}
 
 
@@ -105,11 +104,8 @@ def test_likelihoods_are_those_of_a_plain_forward(architecture):
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_so_are_those_of_contexts_that_begin_alike(architecture, request):
+def test_so_are_those_of_contexts_that_begin_alike(architecture):
     """For longer than a sliding window is; the beginning is read once."""
-    if architecture in WINDOWED_IN_PART:
-        reason = "b0e1608 reads them otherwise where sliding and full attention are mixed and contexts differ in length"
-        request.applymarker(pytest.mark.xfail(strict=True, raises=AssertionError, reason=reason))
     compare_likelihoods(shared(architecture), [f"{CORPUS}{prompt}" for prompt in PROMPTS])
 
 
