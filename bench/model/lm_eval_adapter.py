@@ -37,7 +37,8 @@ from lm_eval.models.utils import (
 
 from bench.model.lm import LM, Request
 from bench.model.log_likelihood import BATCH_TOKENS, likelihoods
-from bench.model.sampling import draw, prefill, stream
+from bench.model.nucleus import draw
+from bench.model.sampling import prefill, stream
 from bench.model.thinking import Thinking, begin, closes
 from bench.model.tokenizer import instructed, rendered
 from bench.records import unfinished

@@ -16,15 +16,13 @@ from torch import Tensor
 
 from bench.model.decoding import Answer, Continuation, Sampling
 from bench.model.lm import LM, Rows
+from bench.model.nucleus import draw
 from bench.model.thinking import begin
 from bench.records import unfinished
 from methods.errors import SetupError
 from methods.progress import advance
 
 VERSION = 1  # bump when the same settings give other texts
-CANDIDATES = (256, 2048)  # sizes of the partial top-k tried before the whole vocabulary is sorted
-ROWS = 32  # of a CPU whose next tokens are drawn together: their probabilities fit into its caches
-GOLDEN, MIX_1, MIX_2 = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
 
 
 class _Unit(NamedTuple):
@@ -198,59 +196,3 @@ def stream(seed: int, prompt: str, sample: int, steps: int) -> np.ndarray:
     digest = hashlib.sha256(f"{seed}\x00{sample}\x00{prompt}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
     return generator.integers(-(2**63), 2**63 - 1, size=steps, dtype=np.int64, endpoint=True)
-
-
-def draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Next tokens (B,) from logits (B, V): a draw from the nucleus, decided by keys (B,) alone.
-
-    The nucleus is the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751
-    section 3.1). It is looked for among the CANDIDATES most probable tokens, then among more, at last among all.
-
-    The draw is a race: token i arrives after Exponential(1) / p_i and the first wins, which has probability p_i / sum p
-    (the Gumbel-max trick). Each token's time is its own, so a small change of the logits, whether by rounding or by
-    steering, rarely changes the winner: texts survive another batch size, and methods are compared on paired draws.
-    """
-    if temperature == 0:
-        return logits.argmax(-1)
-    rows = ROWS if logits.device.type == "cpu" else max(1, len(logits))
-    parts = zip(torch.split(logits, rows), torch.split(keys, rows), strict=True)  # type: ignore[no-untyped-call]
-    return torch.cat([_draw(part, own, temperature, top_p) for part, own in parts])
-
-
-def _draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tensor:
-    """As `draw`, for a temperature above 0."""
-    logits = logits.float()
-    probability = torch.softmax(logits if temperature == 1 else logits / temperature, dim=-1)  # (B, V)
-    drawn = torch.empty_like(keys)
-    rows = torch.arange(len(keys), device=keys.device)  # rows whose nucleus is still to be found
-    for count in (*CANDIDATES, probability.shape[-1]):
-        left = probability if len(rows) == len(keys) else probability[rows]
-        values, tokens = left.topk(min(count, left.shape[-1]), dim=-1)  # (A, C)
-        before = values.double().cumsum(-1) - values  # (A, C) probability of the tokens before this one
-        found = (before[:, -1] + values[:, -1] >= top_p) | (values.shape[-1] == left.shape[-1])  # (A,)
-        time = exponential(keys[rows][:, None], tokens) / values  # (A, C)
-        winner = time.masked_fill(before >= top_p, torch.inf).argmin(-1, keepdim=True)
-        drawn[rows[found]] = tokens.gather(-1, winner)[found, 0]
-        rows = rows[~found]
-        if not len(rows):
-            break
-    return drawn
-
-
-def exponential(keys: Tensor, tokens: Tensor) -> Tensor:
-    """Exponential(1) numbers, float64, each a hash of a key and a token number (both int64, broadcast).
-
-    The hash is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195 figure 17) in
-    arithmetic modulo 2**64.
-    """
-    mixed = keys + (tokens + 1) * GOLDEN
-    mixed = (mixed ^ _shift(mixed, 30)) * MIX_1
-    mixed = (mixed ^ _shift(mixed, 27)) * MIX_2
-    mixed = mixed ^ _shift(mixed, 31)
-    uniform = (_shift(mixed, 11).double() + 0.5) * 2.0**-53  # in (0, 1), never either end
-    return -torch.log(uniform)
-
-
-def _shift(number: Tensor, bits: int) -> Tensor:
-    """Shift right without the sign, which int64 would drag along."""
-    return (number >> bits) & ((1 << (64 - bits)) - 1)

@@ -5,7 +5,8 @@ from bench.data.splits import prompt as prompt_of
 from bench.model.decoding import Sampling
 from bench.model.generation_cache import sampled
 from bench.model.lm import LM
-from bench.model.sampling import draw, exponential, sample, stream
+from bench.model.nucleus import draw, exponential
+from bench.model.sampling import sample, stream
 from methods.errors import SetupError
 from tests.tiny import CONFIGS, tiny_lm
 
@@ -57,7 +58,8 @@ def test_partial_candidates_change_nothing(monkeypatch, top_p):
     logits = torch.randn(64, 5000)  # flat: the nucleus holds thousands
     keys = torch.from_numpy(stream(0, "x", 0, 64))
     partial = draw(logits, keys, 0.7, top_p)
-    monkeypatch.setattr("bench.model.sampling.CANDIDATES", ())
+    monkeypatch.setattr("bench.model.nucleus.CANDIDATES", ())
+    monkeypatch.setattr("bench.model.nucleus.FLOORS", ())
     assert torch.equal(partial, draw(logits, keys, 0.7, top_p))
 
 
