@@ -31,7 +31,7 @@ COMMANDS = {
     "rescore": Command("rescore", "judge stored texts by other scorers, without sampling"),
     "agreement": Command("agreement.__main__", "measure how well each scorer agrees with people's labels"),
     "reproduction": Command("reproduction", "the papers' figures beside ours, and what differs"),
-    "speed": Command("speed.__main__", "measure sampling and likelihood against transformers and lm-eval"),
+    "speed": Command("speed.__main__", "measure speed beside transformers and lm-eval"),
     "ls": Command("ls", "list what was computed, one line per cell"),
 }
 

@@ -166,9 +166,8 @@ def _context_batches(lm: LM, contexts: list[tuple[int, ...]]) -> Iterator[tuple[
         def fits(rows: int, width: int, shared: int = group.shared) -> bool:
             return rows <= most and rows * width <= forward_tokens(lm) and rows * (shared + width) <= BATCH_TOKENS
 
-        even = group.shared and not kv_cache.keeps_all(
-            kv_cache.empty(lm.model.config)
-        )  # a window counts padding between as text
+        windowed = not kv_cache.keeps_all(kv_cache.empty(lm.model.config))
+        even = group.shared and windowed  # a window counts what pads between beginning and text as text
         for several in _of_equal_length(ordered) if even else [ordered]:
             for batch in _packed([len(context) - group.shared for context in several], fits):
                 yield beginning, [several[i] for i in batch]

@@ -1,12 +1,14 @@
 """Which contexts begin alike for long, so that what they share is read once: the few-shot examples of a task."""
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
 Tokens = tuple[int, ...]
 
 WORTH = 64  # tokens that must be saved before a beginning is read by itself, which costs a forward
 LEFT = 32  # tokens at the end of each context that are never shared: steering may look so far back from where it ends
+LEVELS = 30  # of beginnings within beginnings that are looked at
 
 
 class Alike(NamedTuple):
@@ -22,14 +24,10 @@ class Alike(NamedTuple):
 
 
 def alike(contexts: Sequence[Tokens]) -> list[Alike]:
-    """The contexts in groups that share a long beginning; those that share none are one group, the first.
-
-    Sorted contexts are gone through once: a group takes the next one where that saves no fewer tokens than the group
-    does without it.
-    """
+    """The contexts in the groups that save most tokens; those that share no long beginning are one group, the first."""
     alone: list[Tokens] = []
     groups = []
-    for group in _runs(sorted(contexts)):
+    for group in _best(sorted(contexts), LEVELS) if contexts else []:
         if group.saved >= WORTH:
             groups.append(group)
         else:
@@ -37,24 +35,22 @@ def alike(contexts: Sequence[Tokens]) -> list[Alike]:
     return [Alike(0, alone), *groups] if alone else groups
 
 
-def _runs(contexts: list[Tokens]) -> Iterator[Alike]:
-    group: list[Tokens] = []
-    depth = 0  # tokens that all of the group share
-    for context in contexts:
-        common = min(depth, _common(group[-1], context)) if group else 0
-        if group and len(group) * common < max(1, (len(group) - 1) * depth):
-            yield _alike(depth, group)
-            group = []
-        depth = common if group else len(context)
-        group.append(context)
-    if group:
-        yield _alike(depth, group)
+def _best(contexts: list[Tokens], levels: int) -> list[Alike]:
+    """The split of these contexts, in ascending order, that saves most: all as one group, or each branch by itself."""
+    depth = _common(contexts[0], contexts[-1])  # of the first and last of sorted ones, hence of all
+    whole = Alike(max(0, min(depth, min(map(len, contexts)) - LEFT)), contexts)
+    if len(contexts) == 1 or not levels:
+        return [whole]
+    parts = [group for branch in _branches(contexts, depth) for group in _best(branch, levels - 1)]
+    return parts if sum(group.saved for group in parts) > whole.saved else [whole]
 
 
-def _alike(depth: int, contexts: list[Tokens]) -> Alike:
-    return Alike(max(0, min(depth, min(map(len, contexts)) - LEFT)), contexts)
+def _branches(contexts: list[Tokens], depth: int) -> list[list[Tokens]]:
+    """The contexts by the token that follows the first `depth`; one that ends there is a branch of its own."""
+    return [list(branch) for _, branch in itertools.groupby(contexts, key=lambda one: one[depth : depth + 1])]
 
 
 def _common(one: Tokens, other: Tokens) -> int:
     """How many tokens both begin with."""
-    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))  # noqa: B905
+    length = min(len(one), len(other))
+    return next((i for i in range(length) if one[i] != other[i]), length)

@@ -65,6 +65,7 @@ def _run(given: argparse.Namespace) -> None:
 def _measured(cfg: Any, settings: Sequence[str], size: "Size") -> list[Any]:
     """Every row of the table; a task without data is told and left out."""
     from bench.config import compose
+    from bench.config.build import build
     from bench.console.progress import Bar
     from bench.run.cell import Cell, Session, torch_threads
     from bench.speed import table
@@ -81,7 +82,8 @@ def _measured(cfg: Any, settings: Sequence[str], size: "Size") -> list[Any]:
             except SetupError as error:
                 command.console.print(terminal(f"{task.title} is left out: {error}", "yellow"))
         with Bar(table.planned(size, requests)) as bar:
-            return [*table.sampling_rows(lm, size, bar), *table.likelihood_rows(lm, size, requests, bar)]
+            methods = [build(compose.compose([*settings, f"method={name}"]).method) for name in table.METHODS]
+            return [*table.sampling_rows(lm, size, methods, bar), *table.likelihood_rows(lm, size, requests, bar)]
 
 
 if __name__ == "__main__":

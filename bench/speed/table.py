@@ -16,11 +16,11 @@ from bench.files.atomic import write_whole
 from bench.model.lm import LM
 from bench.speed import likelihood, sampling
 from bench.speed.turns import Compared, compared, in_turns
-from methods.caa import CAA
-from methods.detox import DeTox
+from methods.base import Method
 from methods.errors import SetupError
 
 MATRICES = "matrix products alone"
+METHODS = ("caa", "detox")  # a vector that is added, and edited weights
 PIPE_WIDTH = 140  # columns where there is no terminal
 
 
@@ -82,8 +82,8 @@ def planned(size: Size, requests: Mapping[str, Sequence[Any]]) -> Mapping[str, f
     return {"sampling": works * size.slow_rounds + 6 * size.rounds} | {task: 3 * size.rounds + 2 for task in requests}
 
 
-def sampling_rows(lm: LM, size: Size, bar: Bar) -> Iterator[Row]:
-    """Ours against the matrix products, against `generate`, and steered against unsteered."""
+def sampling_rows(lm: LM, size: Size, methods: Sequence[Method], bar: Bar) -> Iterator[Row]:
+    """Ours against the matrix products, against `generate`, and steered by these methods against unsteered."""
     with bar.stage("sampling", "sampling"):
         tokens, ours = sampling.count(lm, size.prompts), sampling.ours(lm, size.prompts)
         title = f"sampling, {size.prompts} prompts x {sampling.SAMPLES} x {sampling.NEW_TOKENS}"
@@ -99,12 +99,13 @@ def sampling_rows(lm: LM, size: Size, bar: Bar) -> Iterator[Row]:
             made = work()
             per_token = compared(taken["ours"], [one * tokens / made for one in taken[name]])
             yield Row(title, name, tokens, size.slow_rounds, per_token, goal, f"{made} tokens there, for equal tokens")
-        for kind, method, goal in (("a vector (CAA)", CAA(), 1 / 1.02), ("edited weights (DeTox)", DeTox(), 1.0)):
+        for method in methods:
             with sampling.steered(lm, method) as steered:
                 works = {"steered": sampling.ours(steered, size.prompts)}
                 taken = in_turns(works | {"unsteered": ours}, size.rounds)
             found = compared(taken["steered"], taken["unsteered"])
-            yield Row(f"{title}, steered by {kind}", "unsteered", tokens, size.rounds, found, goal)
+            goal = 1.0 if method.family == "weights" else 1 / 1.02
+            yield Row(f"{title}, steered by {method.name}", "unsteered", tokens, size.rounds, found, goal)
 
 
 def likelihood_rows(lm: LM, size: Size, requests: Mapping[str, Sequence[Any]], bar: Bar) -> Iterator[Row]:
