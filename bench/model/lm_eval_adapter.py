@@ -281,7 +281,13 @@ def requests(lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]]) -> 
 
 def huggingface(lm: LM, batch_size: int) -> HFLM:
     """lm-eval's own view of the same model, to compare with. Methods that steer by position do not work in it."""
-    return HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=batch_size, max_length=lm.max_length)
+    return HFLM(
+        pretrained=lm.model,
+        tokenizer=lm.tokenizer,
+        batch_size=batch_size,
+        max_length=lm.max_length,
+        trust_remote_code=False,
+    )
 
 
 def evaluated(

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bench.model.lm import LM
 from bench.model.tokenizer import set_bos
+from methods import layout
 from methods.act_add import ActAdd
 from methods.base import Examples, FitData, Method, Pairs
 from methods.caa import CAA
@@ -99,6 +100,7 @@ def prompt_size(lm: LM, prompt: str, ids: list[int]) -> int:
 
 def seen(lm: LM, fit) -> set[tuple[int, ...]]:
     """The texts that the model was given during a fit, padding taken off."""
+    layout.mlp_output_is_normed(lm.model)  # looks at the model once, by a forward of one token
     texts = set()
 
     def look(_module, args, kwargs):
