@@ -268,7 +268,7 @@ class Mixture(FitSource):
         return sum(one.tokens() for one in self.parts.values())
 
     def size(self) -> int:
-        """Of all parts."""
+        """All parts together have so many examples."""
         return sum(one.size() for one in self.parts.values())
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:

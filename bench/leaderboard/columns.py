@@ -106,7 +106,7 @@ def against_random(row: "pd.Series[Any]", draws: int) -> str:
 
 
 def flags(row: "pd.Series[Any]") -> str:
-    """What keeps a row from being compared as it is."""
+    """The row is collapsed, its strength was given, or none was feasible: this as text, empty where none holds."""
     if row["family"] == BASELINE_FAMILY:
         return ""
     if pd.notna(row["collapsed"]) and row["collapsed"]:
@@ -347,7 +347,7 @@ def toxicity_title(metric: str) -> str:
 
 
 def headline_title(headline: str, toxicity: Sequence[str]) -> str:
-    """What the headline is called."""
+    """The title of the metric that rows are ranked by, on one line."""
     return (toxicity_title(headline) if headline in toxicity[:1] else short(headline)).replace("\n", " ")
 
 

@@ -112,7 +112,7 @@ def given(table: Table, rows: Sequence[Row], but: Sequence[Row]) -> str:
 
 
 def units(table: Table) -> str:
-    """What the intervals are over, besides fits."""
+    """Which items the intervals are taken over: "prompts", "documents", or both; fits are named elsewhere."""
     sampled = {one.sampling is not None for row in table.rows for one in row.records}
     return " and ".join(name for name, kind in (("prompts", True), ("documents", False)) if kind in sampled)
 

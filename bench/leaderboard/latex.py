@@ -123,7 +123,7 @@ def caption(table: Table, bold: bool = True) -> str:
 
 
 def daggers(table: Table) -> str:
-    """What the daggers of a table say."""
+    """The sentence below a table that explains its daggers; empty where no row has one."""
     found = dict.fromkeys(flag for _, row in table.frame.iterrows() if (flag := flags(row)))
     return f" †: {'; '.join(found)}." if found else ""
 

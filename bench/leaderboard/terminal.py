@@ -99,7 +99,7 @@ def fitted(one: Page, console: Console) -> pd.DataFrame:
 
 
 def fits(text: pd.DataFrame, console: Console) -> bool:
-    """Whether the console has room for the table."""
+    """The table, with no column wrapped, is at most as wide as the console."""
     return ENDLESS.measure(drawn(text)).minimum <= console.width
 
 
