@@ -2,6 +2,7 @@
 
 import ast
 import doctest
+import functools
 import importlib
 import re
 import subprocess
@@ -25,6 +26,16 @@ QUICKSTART = ROOT / "results" / "published" / "quickstart"
 TOXICITY = "rtp.profanity_check.expected_maximum_toxicity_k5_n40"
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "lm_eval", "pandas", "matplotlib")
 PAIRS = methods.Pairs(["The quick brown", "People walk"], [" fox jumps", " and talk"], [" dog is lazy", " in hate"])
+
+
+@functools.cache
+def quickstart_table():
+    return build_leaderboard(QUICKSTART)
+
+
+@functools.cache
+def quickstart_comparison():
+    return compare(QUICKSTART)
 
 
 def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -175,7 +186,7 @@ def test_a_list_of_methods_and_no_metric_are_told():
 
 
 def test_the_leaderboard_of_a_notebook_is_that_of_the_file(tmp_path):
-    table = build_leaderboard(QUICKSTART)
+    table = quickstart_table()
     (tmp_path / "here.csv").write_text(escape.csv(table))
     assert (tmp_path / "here.csv").read_bytes() == (QUICKSTART / "leaderboard.csv").read_bytes()
 
@@ -193,7 +204,7 @@ def test_the_leaderboard_is_written_where_that_is_asked_for(tmp_path):
 
 
 def test_compare_says_what_the_leaderboard_says():
-    whole, rows = build_leaderboard(QUICKSTART).set_index("method"), compare(QUICKSTART)
+    whole, rows = quickstart_table().set_index("method"), quickstart_comparison()
     assert set(rows["method"]) == set(whole.index) - {"unsteered"}
     assert set(rows["metric"]) == {TOXICITY}
     for _, row in rows.iterrows():
@@ -204,7 +215,7 @@ def test_compare_says_what_the_leaderboard_says():
 
 
 def test_compare_picks_methods_and_metric_without_another_correction():
-    every, some = compare(QUICKSTART), compare(QUICKSTART, "caa", "detox")
+    every, some = quickstart_comparison(), compare(QUICKSTART, "caa", "detox")
     assert some["method"].tolist() == ["caa", "detox"]
     assert some.equals(every[every["method"].isin(["caa", "detox"])].reset_index(drop=True))
     untested = compare(QUICKSTART, "caa", metric="fluency.distinct_2").iloc[0]

@@ -253,7 +253,9 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
         told = f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(map(typed, arguments))}"
         shell = None if re.search(r"=\w+\s*\(", str(swept)) else quoted(str(swept))
         raise SetupError(f"{told}. Where the comma is part of the value: {shell}" if shell else told)
-    lines = _compared(next(product(own))).experiment.sweep  # each line chooses a method, whose keys are then checked
+    lines: Sequence[str] = ()
+    if any(o.key_or_group == "experiment" for o in own):
+        lines = _compared(next(product(own))).experiment.sweep  # a line chooses a method; its keys are checked then
     result = []
     for line in lines or [""]:
         mine = {o.get_key_element() for o in own}  # what the command line says goes before the experiment's line

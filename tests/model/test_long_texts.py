@@ -4,15 +4,18 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
+from hydra.utils import get_class
+from omegaconf import OmegaConf
 
 from methods.base import Examples, FitData, Pairs
 from methods.errors import SetupError
 from methods.tokens import encode, encode_pairs
-from tests.methods.test_contract import NAMES, load
+from tests.methods.test_contract import CONF, NAMES, load
 from tests.tiny import tiny_lm
 
-LEARNING = [name for name in NAMES if load(name).needs]
-CONTRASTING = [name for name in LEARNING if "pairs" in load(name).needs and name not in ("mean_centring", "stack")]
+NEEDS = {name: get_class(OmegaConf.load(CONF / f"{name}.yaml")._target_).needs for name in NAMES}  # of stack a property
+LEARNING = [name for name in NAMES if NEEDS[name]]
+CONTRASTING = [name for name in LEARNING if name not in ("mean_centring", "stack") and "pairs" in NEEDS[name]]
 LIMIT = 40  # of the method where it has an option, else of the model
 SHORT = Pairs(["The fox", "We talk", "People walk"], [" sings", " on", " home"], [" is old", " of hate", " over"])
 WORD = " the"  # one token, so that a prompt can be cut by hand
