@@ -4,6 +4,8 @@ Layers of another kind than full attention (a sliding window keeps its last colu
 them.
 """
 
+import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -50,21 +52,41 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if self.is_initialized:
             self.select(indices, self.buffers[0].shape[-2] - self.keys.shape[-2])
 
+    def branch(self, parts: Sequence[tuple["RoomyLayer", Tensor]], room: int) -> "RoomyLayer":
+        """A layer with copies of these rows of other ones, and space for `room` further columns."""
+        found = copy.copy(self)
+        found._hold([(one.keys, rows) for one, rows in parts], [(one.values, rows) for one, rows in parts], room)
+        return found
+
     def _fill(self, keys: Tensor, values: Tensor, room: int, rows: Tensor | None = None) -> None:
         """Take these rows (None: all) over into new buffers, with space for `room` further columns."""
-        self.buffers = _with_room(keys, room, rows), _with_room(values, room, rows)
-        self.keys, self.values = (one[..., : keys.shape[-2], :] for one in self.buffers)
+        self._hold([(keys, rows)], [(values, rows)], room)
+
+    def _hold(self, keys: "_Parts", values: "_Parts", room: int) -> None:
+        self.buffers = _with_room(keys, room), _with_room(values, room)
+        self.keys, self.values = (one[..., : one.shape[-2] - room, :] for one in self.buffers)
 
 
-def _with_room(states: Tensor, room: int, rows: Tensor | None) -> Tensor:
-    """A copy of these rows of the states (B, H, C, D) in a buffer (R, H, C + room, D)."""
-    _, heads, columns, size = states.shape
-    buffer = states.new_empty(len(states) if rows is None else len(rows), heads, columns + room, size)
-    begin = buffer[..., :columns, :]
-    if rows is None:
-        begin.copy_(states)
-    else:
-        torch.index_select(states, 0, rows, out=begin)  # six times as fast as states[rows]
+_Parts = Sequence[tuple[Tensor, Tensor | None]]  # states (B, H, C, D), and which of their rows; None: all
+
+
+def _with_room(parts: _Parts, room: int) -> Tensor:
+    """A copy of all parts' rows, one after the other, in a buffer (R, H, C + room, D).
+
+    C: the most columns of a part; those of one with fewer begin with zeros.
+    """
+    columns = max(states.shape[-2] for states, _ in parts)
+    counts = [len(states if rows is None else rows) for states, rows in parts]
+    first, _ = parts[0]
+    buffer = first.new_empty(sum(counts), first.shape[1], columns + room, first.shape[-1])
+    for (states, rows), place in zip(parts, torch.split(buffer, counts), strict=True):
+        missing = columns - states.shape[-2]
+        place[..., :missing, :] = 0
+        begin = place[..., missing:columns, :]
+        if rows is None:
+            begin.copy_(states)
+        else:
+            torch.index_select(states, 0, rows, out=begin)  # six times as fast as states[rows]
     return buffer
 
 
@@ -88,3 +110,21 @@ def select(cache: Cache, rows: Tensor, room: int | None = None) -> None:
             layer.select(rows, room)
         else:
             layer.batch_select_indices(rows)
+
+
+def branch(parts: Sequence[tuple[Cache, Tensor]], room: int) -> Cache:
+    """A copy of these rows of caches, as one cache, to which `room` columns will be appended.
+
+    Of several caches all layers have to keep all columns (`keeps_all`): the shorter ones are padded on the left.
+    """
+    found = copy.copy(parts[0][0])
+    found.layers = [copy.copy(layer) for layer in found.layers]
+    if len(parts) == 1:
+        select(found, parts[0][1], room)
+        return found
+    layers: list[Any] = found.layers
+    found.layers = [
+        layer.branch([(cache.layers[number], rows) for cache, rows in parts], room)
+        for number, layer in enumerate(layers)
+    ]
+    return found

@@ -4,7 +4,6 @@ Nobody else calls the model: sampling and likelihood go through `LM.read`, which
 where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.model import kv_cache
@@ -79,13 +79,18 @@ class Rows:
         kv_cache.select(self.cache, rows, room)
         self.prompt, self.seen = self.prompt[rows], self.seen[rows]
 
-    def branch(self, rows: Tensor, room: int) -> "Rows":
-        """As `select`, of a copy: these rows stay as they are, and what is returned is read further."""
-        cache = copy.copy(self.cache)
-        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
-        found = replace(self, cache=cache)
-        found.select(rows, room)
-        return found
+
+def branch(parts: Sequence[tuple[Rows, Tensor]], room: int) -> Rows:
+    """A copy of these rows, one part after the other, of which each will read `room` tokens further.
+
+    Several parts may differ in columns if their cache keeps them all (`bench.model.kv_cache.keeps_all`).
+    """
+    columns = max(rows.seen.shape[1] for rows, _ in parts)
+    return Rows(
+        torch.cat([rows.prompt[of_it] for rows, of_it in parts]),
+        torch.cat([pad(rows.seen[of_it], (columns - rows.seen.shape[1], 0)) for rows, of_it in parts]),
+        kv_cache.branch([(rows.cache, of_it) for rows, of_it in parts], room),
+    )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ the constants here, not from the order of the requests.
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from bench.model import kv_cache
-from bench.model.lm import LM, Request, Rows
+from bench.model.lm import LM, Request, Rows, branch
 from bench.model.sampling import prefill
 from bench.model.shared_prefix import alike
 from bench.records import unfinished
@@ -28,7 +28,8 @@ from methods.progress import advance
 BATCH_TOKENS = 8192  # columns of a batch, cache included: bounds the memory of the KV cache
 CPU_TOKENS = 1024  # columns of one forward on a CPU, which gains nothing from more
 ENOUGH = 1 / 8  # of such a forward is worth being one, rather than padding more
-PADDING = 0.1  # share of padding from which a batch of continuations with ENOUGH tokens is closed
+PADDING = 0.1  # share of padding from which a batch with ENOUGH tokens is closed
+CHUNK_FORWARDS = 2  # full forwards of contexts, whose continuations share batches; not more than `batch_size` contexts
 LOGITS = 2**26  # logits held at a time: 256 MiB in fp32
 CHUNK = 2**24  # logits normalised at a time
 
@@ -41,7 +42,16 @@ class Likelihood(NamedTuple):
     tokens: int
 
 
-_Row = tuple[tuple[int, ...], tuple[int, ...]]  # context, continuation
+_Tokens = tuple[int, ...]
+_Row = tuple[_Tokens, _Tokens]  # context, continuation
+
+
+class _Place(NamedTuple):
+    """A continuation, and the context that it follows: the number of its batch, and its row there."""
+
+    part: int
+    context: int
+    continuation: _Tokens
 
 
 def log_likelihood(lm: LM, prompts: Sequence[str], continuations: Sequence[str]) -> list[Likelihood]:
@@ -82,7 +92,7 @@ def likelihoods(lm: LM, requests: Sequence[Request]) -> list[Likelihood]:
     """
     rows = [_fitted(request, lm.max_length) for request in requests]
     found: dict[_Row, Likelihood] = {}
-    by_context: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    by_context: dict[_Tokens, set[_Tokens]] = {}
     for context, continuation in rows:
         by_context.setdefault(context, set()).add(continuation)
 
@@ -92,10 +102,10 @@ def likelihoods(lm: LM, requests: Sequence[Request]) -> list[Likelihood]:
 
     with unfinished.batches(what, lm.sampling.batch_size) as kept:
         lm = lm if kept.batch_size == lm.sampling.batch_size else _with_batch_size(lm, kept.batch_size)
-        for number, (beginning, contexts) in enumerate(_context_batches(lm, list(by_context))):
-            batch = [(context, sorted(by_context[context], key=lambda c: (len(c), c))) for context in contexts]
-            read = kept.once(number, functools.partial(_read, lm, beginning, batch))
-            asked_of_it = [(context, continuation) for context, several in batch for continuation in several]
+        for number, (beginning, chunk) in enumerate(_chunks(lm, list(by_context))):
+            batches = [[(context, _ordered(by_context[context])) for context in batch] for batch in chunk]
+            read = kept.once(number, functools.partial(_read, lm, beginning, batches))
+            asked_of_it = [(context, one) for batch in batches for context, several in batch for one in several]
             found.update(zip(asked_of_it, (Likelihood(*one) for one in read), strict=True))
     return [found[row] for row in rows]
 
@@ -141,7 +151,7 @@ class _Beginning:
     shortest: length of the shortest of these contexts. To the hooks of a steering method it is the prompt's.
     """
 
-    def __init__(self, lm: LM, tokens: tuple[int, ...], shortest: int) -> None:
+    def __init__(self, lm: LM, tokens: _Tokens, shortest: int) -> None:
         self.lm, self.tokens, self.shortest = lm, tokens, shortest
 
     @functools.cached_property
@@ -156,54 +166,76 @@ class _Beginning:
         return rows
 
 
-def _context_batches(lm: LM, contexts: list[tuple[int, ...]]) -> Iterator[tuple[_Beginning, list[tuple[int, ...]]]]:
-    """Contexts that begin alike, short ones first."""
+def _chunks(lm: LM, contexts: list[_Tokens]) -> Iterator[tuple[_Beginning, list[list[_Tokens]]]]:
+    """Batches of contexts that begin alike, short ones first, as many as share batches of their continuations."""
     most = max(1, min(lm.sampling.batch_size, LOGITS // lm.model.config.get_text_config().vocab_size))
+    windowed = not kv_cache.keeps_all(kv_cache.empty(lm.model.config))
+    limit = 0 if windowed else min(CHUNK_FORWARDS * forward_tokens(lm), BATCH_TOKENS)
     for group in alike(contexts):
-        ordered = sorted(group.contexts, key=lambda c: (len(c), c))
+        ordered = _ordered(group.contexts)
         beginning = _Beginning(lm, ordered[0][: group.shared], len(ordered[0]))
 
-        def fits(rows: int, width: int, shared: int = group.shared) -> bool:
-            return rows <= most and rows * width <= forward_tokens(lm) and rows * (shared + width) <= BATCH_TOKENS
+        def fits(count: int, width: int, shared: int = group.shared) -> bool:
+            return count <= most and count * width <= forward_tokens(lm) and count * (shared + width) <= BATCH_TOKENS
 
-        windowed = not kv_cache.keeps_all(kv_cache.empty(lm.model.config))
+        chunk: list[list[_Tokens]] = []
+        rows = columns = 0
         even = group.shared and windowed  # a window counts what pads between beginning and text as text
         for several in _of_equal_length(ordered) if even else [ordered]:
-            for batch in _packed([len(context) - group.shared for context in several], fits):
-                yield beginning, [several[i] for i in batch]
+            lengths = [len(context) for context in several]
+            for batch in _packed([length - group.shared for length in lengths], fits, ENOUGH * forward_tokens(lm)):
+                more = len(batch) * lengths[batch[-1]]
+                if chunk and (columns + more > limit or rows + len(batch) > lm.sampling.batch_size):
+                    yield beginning, chunk
+                    chunk, rows, columns = [], 0, 0
+                chunk.append([several[i] for i in batch])
+                rows, columns = rows + len(batch), columns + more
+        yield beginning, chunk
 
 
-def _of_equal_length(ordered: list[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
+def _ordered(several: Iterable[_Tokens]) -> list[_Tokens]:
+    return sorted(several, key=lambda one: (len(one), one))
+
+
+def _of_equal_length(ordered: list[_Tokens]) -> list[list[_Tokens]]:
     return [list(several) for _, several in itertools.groupby(ordered, key=len)]
 
 
-def _read(
-    lm: LM, beginning: _Beginning, batch: list[tuple[tuple[int, ...], list[tuple[int, ...]]]]
-) -> list[Likelihood]:
+def _read(lm: LM, beginning: _Beginning, batches: list[list[tuple[_Tokens, list[_Tokens]]]]) -> list[Likelihood]:
     """Likelihoods of all continuations of these contexts, in their order."""
     shared = len(beginning.tokens)
-    read, logits = prefill(lm, [list(context[shared:]) for context, _ in batch], beginning.rows)  # (P, V)
-    rows = [(i, continuation) for i, (_, continuations) in enumerate(batch) for continuation in continuations]
-    rows.sort(key=lambda row: len(row[1]))
-    start = torch.tensor([i for i, _ in rows], device=lm.device)  # (R,) context of each row
-    first = torch.tensor([continuation[0] for _, continuation in rows], device=lm.device)  # (R,)
-    logprob, greedy = _token_logprobs(logits, first, start)
-    sums, all_greedy = logprob.tolist(), greedy.tolist()
-    del logits
-    for some in _row_batches(lm, rows, read.seen.shape[1]):
-        further, further_greedy = _further(lm, read, [rows[r] for r in some])
+    parts: list[Rows] = []
+    rows: list[_Place] = []
+    sums: list[float] = []
+    all_greedy: list[bool] = []
+    for batch in batches:
+        read, logits = prefill(lm, [list(context[shared:]) for context, _ in batch], beginning.rows)  # (P, V)
+        own = [_Place(len(parts), i, one) for i, (_, continuations) in enumerate(batch) for one in continuations]
+        start = torch.tensor([row.context for row in own], device=lm.device)  # (R,) context of each row
+        first = torch.tensor([row.continuation[0] for row in own], device=lm.device)  # (R,)
+        logprob, greedy = _token_logprobs(logits, first, start)
+        parts.append(read)
+        rows += own
+        sums += logprob.tolist()
+        all_greedy += greedy.tolist()
+    order = sorted(range(len(rows)), key=lambda r: len(rows[r].continuation))
+    columns = max(read.seen.shape[1] for read in parts)
+    for batch_of in _row_batches(lm, [len(rows[r].continuation) - 1 for r in order], columns):
+        some = sorted((order[i] for i in batch_of), key=lambda r: rows[r].part)
+        further, further_greedy = _further(lm, parts, [rows[r] for r in some])
         for r, value, chosen in zip(some, further, further_greedy, strict=True):
             sums[r] += value
             all_greedy[r] = all_greedy[r] and chosen
     if not all(map(math.isfinite, sums)):
         raise ValueError(f"a log-probability is not finite at strength {lm.steered_by}; no sum can be made with it")
-    read_of = {row: Likelihood(sums[r], all_greedy[r], len(row[1])) for r, row in enumerate(rows)}
-    return [read_of[i, continuation] for i, (_, several) in enumerate(batch) for continuation in several]
+    return [
+        Likelihood(value, chosen, len(row.continuation))
+        for value, chosen, row in zip(sums, all_greedy, rows, strict=True)
+    ]
 
 
-def _row_batches(lm: LM, rows: list[tuple[int, tuple[int, ...]]], context: int) -> Iterator[range]:
-    """Numbers of the rows (sorted by length) that need a second forward; `context` columns are in the cache."""
-    widths = [len(continuation) - 1 for _, continuation in rows]
+def _row_batches(lm: LM, widths: list[int], context: int) -> Iterator[range]:
+    """Numbers of the rows, of ascending width, that need a second forward; `context` columns are in the cache."""
     single = widths.count(0)  # tokens that the first forward has answered
 
     def fits(count: int, width: int) -> bool:
@@ -218,15 +250,20 @@ def _row_batches(lm: LM, rows: list[tuple[int, tuple[int, ...]]], context: int) 
         yield range(single + batch.start, single + batch.stop)
 
 
-def _further(lm: LM, read: Rows, rows: list[tuple[int, tuple[int, ...]]]) -> tuple[list[float], list[bool]]:
-    """Log-probability of each row's tokens after the first, summed, and whether all are the model's first choice."""
-    width = max(len(continuation) for _, continuation in rows) - 1
-    ids = torch.tensor([[*c[:-1], *[0] * (width - len(c) + 1)] for _, c in rows], device=lm.device)  # (B, T)
-    targets = torch.tensor([[*c[1:], *[0] * (width - len(c) + 1)] for _, c in rows], device=lm.device)  # (B, T)
-    length = torch.tensor([len(c) - 1 for _, c in rows], device=lm.device)  # (B,)
+def _further(lm: LM, parts: list[Rows], rows: list[_Place]) -> tuple[list[float], list[bool]]:
+    """Log-probability of each row's tokens after the first, summed, and whether all are the model's first choice.
+
+    The rows are in the order of their parts.
+    """
+    tokens = [row.continuation for row in rows]
+    width = max(map(len, tokens)) - 1
+    ids = torch.tensor([[*c[:-1], *[0] * (width - len(c) + 1)] for c in tokens], device=lm.device)  # (B, T)
+    targets = torch.tensor([[*c[1:], *[0] * (width - len(c) + 1)] for c in tokens], device=lm.device)  # (B, T)
+    length = torch.tensor([len(c) - 1 for c in tokens], device=lm.device)  # (B,)
     real = torch.arange(width, device=lm.device)[None, :] < length[:, None]  # (B, T)
-    branch = read.branch(torch.tensor([i for i, _ in rows], device=lm.device), width)
-    logits = lm.read(branch, ids, real)  # (B, T, V)
+    of_part = itertools.groupby(rows, key=lambda row: row.part)
+    read = [(parts[part], torch.tensor([one.context for one in own], device=lm.device)) for part, own in of_part]
+    logits = lm.read(branch(read, width), ids, real)  # (B, T, V)
     advance(int(length.sum()))
     used = real.flatten().nonzero()[:, 0]  # positions that are no padding
     logprob = torch.zeros(real.shape, dtype=torch.double, device=lm.device)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bench.model.decoding import Answer, Continuation, Sampling
-from bench.model.lm import LM, Rows
+from bench.model.lm import LM, Rows, branch
 from bench.model.nucleus import draw
 from bench.model.thinking import begin
 from bench.records import unfinished
@@ -184,7 +184,7 @@ def prefill(lm: LM, prompts: Sequence[list[int]], beginning: Rows | None = None)
     if beginning is None:
         rows = lm.start(length)
     else:
-        rows = beginning.branch(torch.zeros(len(prompts), dtype=torch.long, device=lm.device), width)
+        rows = branch([(beginning, torch.zeros(len(prompts), dtype=torch.long, device=lm.device))], width)
         rows.prompt = rows.seen.sum(-1) + length.to(lm.device)
     logits = lm.read(rows, ids, real, keep=1)[:, -1]
     advance(int(length.sum()))

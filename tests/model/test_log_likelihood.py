@@ -98,7 +98,9 @@ def hflm(lm, **kwargs):
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("scope", ["all", "front", "prompt", "generation"])
-def test_a_shared_context_equals_one_text_alone(architecture, scope):
+@pytest.mark.parametrize("enough", [1 / 8, 0])  # 0: contexts of unlike length are batches of their own
+def test_a_shared_context_equals_one_text_alone(architecture, scope, enough, monkeypatch):
+    monkeypatch.setattr("bench.model.log_likelihood.ENOUGH", enough)
     base = tiny_lm(architecture)
     with base.steered(Push(scope), {}, 2.0) as lm:
         requests = grid(lm)
@@ -155,6 +157,18 @@ def test_each_context_is_read_once():
     contexts = {tuple(request.context) for request in grid(lm)}
     answers = {(tuple(r.context), tuple(r.continuation)) for r in grid(lm)}
     assert sum(read) == sum(map(len, contexts)) + sum(len(answer) - 1 for _, answer in answers)
+
+
+def test_continuations_of_several_batches_of_contexts_share_a_forward(monkeypatch):
+    monkeypatch.setattr("bench.model.log_likelihood.ENOUGH", 0)
+    lm = tiny_lm()
+    shapes = []
+    lm.model.register_forward_pre_hook(
+        lambda _module, _args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    lengths = (4, 6, 9)
+    likelihoods(lm, [Request([1, *range(40, 40 + n)], [50, 51, 52, token]) for n in lengths for token in (60, 61)])
+    assert shapes == [(1, 5), (1, 7), (1, 10), (6, 3)]
 
 
 def test_single_token_answers_need_one_forward():
