@@ -32,6 +32,7 @@ PADDING = 0.1  # share of padding from which a batch with ENOUGH tokens is close
 CHUNK_FORWARDS = 2  # full forwards of contexts, whose continuations share batches; not more than `batch_size` contexts
 LOGITS = 2**26  # logits held at a time: 256 MiB in fp32
 CHUNK = 2**24  # logits normalised at a time
+CPU_CHUNK = 2**20  # the same on a CPU, where they should fit into its cache
 
 
 class Likelihood(NamedTuple):
@@ -209,7 +210,9 @@ def _read(lm: LM, beginning: _Beginning, batches: list[list[tuple[_Tokens, list[
     sums: list[float] = []
     all_greedy: list[bool] = []
     for batch in batches:
-        read, logits = prefill(lm, [list(context[shared:]) for context, _ in batch], beginning.rows)  # (P, V)
+        prompts = [list(context[shared:]) for context, _ in batch]
+        last = torch.tensor([max(map(len, prompts)) - 1])  # named by number: a slice of all would multiply row by row
+        read, logits = prefill(lm, prompts, beginning.rows, last)  # (P, V)
         own = [_Place(len(parts), i, one) for i, (_, continuations) in enumerate(batch) for one in continuations]
         start = torch.tensor([row.context for row in own], device=lm.device)  # (R,) context of each row
         first = torch.tensor([row.continuation[0] for row in own], device=lm.device)  # (R,)
@@ -275,7 +278,7 @@ def _further(lm: LM, parts: list[Rows], rows: list[_Place]) -> tuple[list[float]
 def _token_logprobs(logits: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Log softmax(logits[rows])[tokens] in float64, and whether the token is the argmax; (P, V), (N,), (N,) -> (N,)."""
     logprob, greedy = [], []
-    step = max(1, CHUNK // logits.shape[-1])
+    step = max(1, (CPU_CHUNK if logits.device.type == "cpu" else CHUNK) // logits.shape[-1])
     for start in range(0, len(tokens), step):
         token = tokens[start : start + step]
         scores = logits[rows[start : start + step]].float()  # (C, V)

@@ -172,10 +172,13 @@ def _decode(
     return new
 
 
-def prefill(lm: LM, prompts: Sequence[list[int]], beginning: Rows | None = None) -> tuple[Rows, Tensor]:
+def prefill(
+    lm: LM, prompts: Sequence[list[int]], beginning: Rows | None = None, keep: int | Tensor = 1
+) -> tuple[Rows, Tensor]:
     """Read the prompts, padded on the left; returns the rows and the logits (B, V) after the last token.
 
     beginning: one row, what all of them begin with and what is read already; `prompts` are then what comes after it.
+    keep: the last column, as `LM.read` has it.
     """
     width = max(len(ids) for ids in prompts)
     ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])  # (B, T)
@@ -186,7 +189,7 @@ def prefill(lm: LM, prompts: Sequence[list[int]], beginning: Rows | None = None)
     else:
         rows = branch([(beginning, torch.zeros(len(prompts), dtype=torch.long, device=lm.device))], width)
         rows.prompt = rows.seen.sum(-1) + length.to(lm.device)
-    logits = lm.read(rows, ids, real, keep=1)[:, -1]
+    logits = lm.read(rows, ids, real, keep)[:, -1]
     advance(int(length.sum()))
     return rows, logits
 
