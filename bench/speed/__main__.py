@@ -11,6 +11,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 from collections.abc import Sequence
+from logging import ERROR, getLogger
 from typing import TYPE_CHECKING, Any
 
 from bench.console import command
@@ -29,9 +30,7 @@ ABOUT = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print and write; returns the exit code."""
     parser = command.parser("speed", ABOUT, parents=[command.shared()])
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer texts and one round: two minutes instead of half an hour"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer texts and rounds: two minutes instead of twenty")
     parser.add_argument(
         "settings",
         nargs="*",
@@ -51,6 +50,7 @@ def _run(given: argparse.Namespace) -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
+    getLogger("lm_eval").setLevel(ERROR)  # it warns of a model that is loaded already, as is meant here
 
     from bench.speed import figure, table
 

@@ -32,10 +32,8 @@ def hflm(lm: LM, requests: Sequence[Any]) -> Work:
     return lambda: model.loglikelihood(list(requests), disable_tqdm=True)
 
 
-def agreement(lm: LM, requests: Sequence[Any]) -> Agreement:
-    """How far both answer alike."""
-    a: Any = ours(lm, requests)()
-    b: Any = hflm(lm, requests)()
+def agreement(requests: Sequence[Any], a: Any, b: Any) -> Agreement:
+    """How far two answers (log-probability, greedy) to the same requests are alike."""
     worst = max(abs(x - y) / max(1.0, abs(y)) for (x, _), (y, _) in zip(a, b, strict=True))
     documents: dict[Any, list[tuple[float, float]]] = {}
     for request, (x, _), (y, _) in zip(requests, a, b, strict=True):

@@ -1,6 +1,6 @@
 """Sampling as RealToxicityPrompts asks for it: ours, transformers' `generate`, and steered."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -64,27 +64,33 @@ def count(lm: LM, prompts: int) -> int:
     )
 
 
-def generate(lm: LM, prompts: int, together: int) -> Callable[[], int]:
-    """The same by `generate`, so many prompts in one batch; returns how many tokens it made."""
-    texts = [lm.encode(prompt) for prompt in PROMPTS[:prompts]]
-    stop = torch.tensor(sorted(lm.stop_tokens), device=lm.device)
-    model: Any = lm.model
+class Generate:
+    """The same by transformers' `generate`, so many prompts in one batch.
 
-    def work() -> int:
+    made: how many tokens it made, call by call; a stop token ends a text earlier or later each time.
+    """
+
+    def __init__(self, lm: LM, prompts: int, together: int) -> None:
+        self.lm, self.together = lm, together
+        self.texts = [lm.encode(prompt) for prompt in PROMPTS[:prompts]]
+        self.made: list[int] = []
+
+    def __call__(self) -> None:
+        """Sample all of it once."""
+        model: Any = self.lm.model
+        stop = torch.tensor(sorted(self.lm.stop_tokens), device=self.lm.device)
         made = 0
-        for start in range(0, prompts, together):
-            batch = texts[start : start + together]
+        for start in range(0, len(self.texts), self.together):
+            batch = self.texts[start : start + self.together]
             width = max(map(len, batch))
-            ids = torch.tensor([[0] * (width - len(one)) + one for one in batch], device=lm.device)
-            mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in batch], device=lm.device)
+            ids = torch.tensor([[0] * (width - len(one)) + one for one in batch], device=self.lm.device)
+            mask = torch.tensor([[0] * (width - len(one)) + [1] * len(one) for one in batch], device=self.lm.device)
             new = model.generate(
                 input_ids=ids, attention_mask=mask, do_sample=True, top_p=TOP_P, top_k=0, temperature=1.0,
                 max_new_tokens=NEW_TOKENS, num_return_sequences=SAMPLES, pad_token_id=int(stop[0]),
             )[:, width:]  # fmt: skip
             made += int((~torch.isin(new, stop)).sum())
-        return made
-
-    return work
+        self.made.append(made)
 
 
 def matrices(lm: LM, prompts: int) -> Work:

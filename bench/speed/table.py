@@ -34,8 +34,8 @@ class Size(NamedTuple):
     slow_rounds: int
 
 
-FULL = Size(prompts=12, together=(1, 5), documents=60, rounds=5, slow_rounds=3)
-QUICK = Size(prompts=3, together=(1, 3), documents=6, rounds=2, slow_rounds=1)
+FULL = Size(prompts=12, together=(1, 5), documents=40, rounds=4, slow_rounds=2)
+QUICK = Size(prompts=3, together=(1, 3), documents=3, rounds=2, slow_rounds=1)
 
 
 class Task(NamedTuple):
@@ -91,14 +91,14 @@ def sampling_rows(lm: LM, size: Size, methods: Sequence[Method], bar: Bar) -> It
         taken = in_turns(works, size.rounds)
         yield Row(title, MATRICES, tokens, size.rounds, compared(taken["ours"], taken[MATRICES]), 0.8)
         slow = {
-            f"generate, {rows * sampling.SAMPLES} rows": sampling.generate(lm, size.prompts, rows)
+            f"generate, {rows * sampling.SAMPLES} rows": sampling.Generate(lm, size.prompts, rows)
             for rows in size.together
         }
         taken = in_turns({"ours": ours} | slow, size.slow_rounds)
         for (name, work), goal in zip(slow.items(), (4.5, 3.5), strict=True):
-            made = work()
-            per_token = compared(taken["ours"], [one * tokens / made for one in taken[name]])
-            yield Row(title, name, tokens, size.slow_rounds, per_token, goal, f"{made} tokens there, for equal tokens")
+            equal = [seconds * tokens / made for seconds, made in zip(taken[name], work.made, strict=True)]
+            told = f"{work.made[0]} tokens there, for equal tokens"
+            yield Row(title, name, tokens, size.slow_rounds, compared(taken["ours"], equal), goal, told)
         for method in methods:
             with sampling.steered(lm, method) as steered:
                 works = {"steered": sampling.ours(steered, size.prompts)}
@@ -113,10 +113,10 @@ def likelihood_rows(lm: LM, size: Size, requests: Mapping[str, Sequence[Any]], b
     for title, asked in requests.items():
         goal = next(task.goal for task in TASKS if task.title == title)
         with bar.stage(title, title):
-            alike = likelihood.agreement(lm, asked)
             read, predicted = likelihood.distinct_tokens(lm, asked)
             hflm = f"HFLM, batch {likelihood.HFLM_BATCH}"
             works = {"ours": likelihood.ours(lm, asked), hflm: likelihood.hflm(lm, asked)}
+            alike = likelihood.agreement(asked, works["ours"](), works[hflm]())
             taken = in_turns(works | {MATRICES: likelihood.matrices(lm, read, predicted)}, size.rounds)
         told = (
             f"{alike.documents - alike.other_choices} of {alike.documents} choices equal, log-probabilities within "

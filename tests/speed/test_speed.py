@@ -44,7 +44,8 @@ def test_distinct_tokens_are_those_of_a_prefix_tree():
 
 
 def test_ours_and_hflm_agree():
-    found = likelihood.agreement(tiny_lm(), ASKED)
+    lm = tiny_lm()
+    found = likelihood.agreement(ASKED, likelihood.ours(lm, ASKED)(), likelihood.hflm(lm, ASKED)())
     assert found.documents == 2 and found.other_choices == 0 and 0 <= found.difference < 1e-4
 
 
