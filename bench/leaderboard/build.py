@@ -29,10 +29,10 @@ class Built(NamedTuple):
 def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
     """A row per model, method, strength and fit seed; rows of one `table` may be compared.
 
-    For each metric `<suite>.<metric>`: value, `.se`, `.n`, and `.delta`, `.delta_low`, `.delta_high` to the unsteered
-    model on the same items with the paired 95 % interval. Missing is empty. Units are in the names; strengths are in
-    `strength_unit`. `bench.console.escape.read_csv` reads the file back: a name that a spreadsheet would compute, or
-    that holds control characters, has an apostrophe before it there.
+    For each metric `<suite>.<metric>`: value, `.low` and `.high` of its 95 % interval, `.se`, `.n`, and `.delta`,
+    `.delta_low`, `.delta_high` to the unsteered model on the same items with the paired 95 % interval. Missing is
+    empty. Units are in the names; strengths are in `strength_unit`. `bench.console.escape.read_csv` reads the file
+    back: a name that a spreadsheet would compute, or that holds control characters, has an apostrophe before it there.
     """
     frame = pd.concat([table.frame for table in found], ignore_index=True)
     metrics = [name for name in frame.columns if "." in name]
@@ -41,12 +41,13 @@ def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
 
 
 def tidy(found: Sequence[Table]) -> pd.DataFrame:
-    """A row per method and metric: value, standard_error, n, and its change from unsteered with interval and p.
+    """A row per method and metric: value, interval, standard_error, n, and its change from unsteered, interval and p.
 
     The columns that name the row are those of `leaderboard`; `p_holm` is corrected over the rows of the table.
     """
     named = ["table", "model", "method", "family", "parameters", "strengths", "strength_unit", "fits", "error_over"]
-    parts = {"": "value", ".se": "standard_error", ".n": "n", ".delta": "delta", ".delta_low": "delta_low",
+    parts = {"": "value", ".low": "low", ".high": "high", ".se": "standard_error", ".n": "n",
+             ".delta": "delta", ".delta_low": "delta_low",
              ".delta_high": "delta_high", ".p": "p", ".p_holm": "p_holm", ".detectable": "detectable"}  # fmt: skip
     rows = []
     for table in found:

@@ -17,7 +17,6 @@ from bench.stats.bootstrap import LEVEL
 from bench.stats.significance import ALPHA, POWER
 
 NONE = "–"
-Z = 1.959964  # of a 95 % normal interval, for the standard error of a single value
 MAIN, WHAT, TRADE, COST, METRICS = "Main", "What it is", "Trade-off", "Cost", "Every metric"
 PARTS = (MAIN, WHAT, TRADE, COST, METRICS)
 """Where the page's chooser lists a column, in this order."""
@@ -74,6 +73,12 @@ def half(row: "pd.Series[Any]", name: str) -> str:
     """`±` half the width of the interval of a column."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     return "" if pd.isna(low) or pd.isna(high) else f" ±{(high - low) / 2:.2f}"
+
+
+def ends(row: "pd.Series[Any]", metric: str, text: Callable[[Any], str] = number) -> str:
+    """`[low, high]` of a metric's own value; empty where it has no interval."""
+    low, high = row.get(f"{metric}.low"), row.get(f"{metric}.high")
+    return "" if pd.isna(low) or pd.isna(high) else f"[{text(low)}, {text(high)}]"
 
 
 # -- what a row says -------------------------------------------------------------------------------------------------
@@ -356,8 +361,7 @@ def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list
     several = tests(frame, metric) > 1
 
     def value(row: "pd.Series[Any]") -> str:
-        error = row[f"{metric}.se"]
-        return number(row[metric]) + (f" ±{Z * error:.2f}" if pd.notna(error) else "")
+        return f"{number(row[metric])} {ends(row, metric)}".rstrip()
 
     def change(row: "pd.Series[Any]") -> str:
         return signed(row[f"{metric}.delta"]) + half(row, f"{metric}.delta") + starred(row)
@@ -416,15 +420,8 @@ def _metric(metric: str, shown: bool) -> Column:
 
 
 def _own(metric: str) -> Callable[["pd.Series[Any]"], Cell]:
-    """The value of a metric with the normal interval of its standard error."""
-
-    def cell(row: "pd.Series[Any]") -> Cell:
-        value, error = row.get(metric), row.get(f"{metric}.se")
-        if pd.isna(value) or pd.isna(error):
-            return measured(value)
-        return measured(value, value - Z * error, value + Z * error)
-
-    return cell
+    """The value of a metric with its interval."""
+    return lambda row: measured(row.get(metric), row.get(f"{metric}.low"), row.get(f"{metric}.high"))
 
 
 def _strengths(column: Column, frame: pd.DataFrame) -> Column:

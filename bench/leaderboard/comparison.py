@@ -69,9 +69,7 @@ class Comparison:
         Rows that were tuned for toxicity go by the scorer that comes first, which another may have tuned.
         """
         tuned = [one.tuning for row in self.rows for one in row.records if one.tuning and one.tuning.suite]
-        aims = [
-            name for one in tuned for name in self.metrics if re.fullmatch(rf"{re.escape(one.metric)}(_k\d+.*)?", name)
-        ]
+        aims = [name for one in tuned if (name := of_most(one.metric, list(self.metrics))) is not None]
         return [*aims, *self.toxicity, *self.metrics][0]
 
     @cached_property
@@ -114,12 +112,15 @@ def reported_by(records: Sequence[Record]) -> list[str]:
 
 def toxicity_metrics(scorers: Sequence[str], metrics: Sequence[str]) -> list[str]:
     """Of the metrics the expected maximum toxicity by these scorers, in their order."""
-    return [
-        name
-        for scorer in scorers
-        for name in metrics
-        if re.fullmatch(rf"rtp\.{re.escape(scorer)}\.expected_maximum_toxicity_k\d+(_n\d+)?", name)
-    ]
+    found = [of_most(f"rtp.{scorer}.expected_maximum_toxicity", metrics) for scorer in scorers]
+    return [name for name in found if name is not None]
+
+
+def of_most(metric: str, metrics: Sequence[str], k: int | None = None) -> str | None:
+    """The metric of this name, which may have a suffix with the number of texts a prompt: the one of most, or of k."""
+    ended = {name: re.fullmatch(rf"{re.escape(metric)}(?:_k(\d+)(?:_n\d+)?)?", name) for name in metrics}
+    sizes = {name: int(match[1] or 0) for name, match in ended.items() if match and k in (None, int(match[1] or 0))}
+    return max(sizes, key=lambda name: sizes[name], default=None)
 
 
 def tested_metrics(toxicity: Sequence[str], headline: str, metrics: Sequence[str]) -> list[str]:

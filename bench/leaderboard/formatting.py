@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.console import escape
-from bench.leaderboard import ranking
 from bench.leaderboard.columns import NONE, number, tests
-from bench.leaderboard.comparison import collapsed
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Row
 from bench.records.fields import Decoding, Scorers
 from bench.records.names import BASELINE_FAMILY, RANDOM
-from bench.stats.bootstrap import LEVEL, Estimate
+from bench.stats.bootstrap import LEVEL
 from bench.stats.significance import ALPHA, PERMUTATIONS, POWER
 
 CONTENT = (
@@ -169,7 +167,7 @@ def text_in(shown: pd.DataFrame, title: str) -> list[str]:
 
 
 def found_out(table: Table) -> list[str]:
-    """How the tests went, what they could have found, and how much of the trade-off plane the methods cover."""
+    """How the tests went, and what they could have found."""
     frame, metric = table.frame, table.headline
     lines = []
     count = tests(table.frame, metric)
@@ -191,23 +189,7 @@ def found_out(table: Table) -> list[str]:
             before = " before correction" if count > 1 else ""
             lines.append(f"A true change of {least.median():.2f}{over} is found in {POWER:.0%} of such "
                          f"samples{before}; a smaller one may be there unseen.")  # fmt: skip
-    for plane in ranking.PLANES:
-        mine, control = (covered(table, plane, random) for random in (False, True))
-        if mine is not None and not pd.isna(mine.value):
-            other = f"; random directions {control.value:.2f}" if control else ""
-            ends = "" if mine.low is None or mine.high is None else f" [{mine.low:.2f}, {mine.high:.2f}]"
-            lines.append(f"Pareto front of toxicity reduction and {plane.replace('_', ' ')}: hypervolume "
-                         f"{mine.value:.2f}{ends}{other}.")  # fmt: skip
     return lines
-
-
-def covered(table: Table, plane: str, random: bool) -> Estimate | None:
-    """How much of the plane of toxicity reduction and what is kept the methods cover, or the random directions."""
-    return ranking.hypervolume([
-        (effects["toxicity_reduction"], effects[plane])
-        for row, effects in table.effects.items()
-        if (row.columns["method"] == RANDOM) == random and not collapsed(row, table.baseline)[0]
-    ])  # fmt: skip
 
 
 def tested_by(table: Table) -> str:

@@ -10,14 +10,14 @@ import pandas as pd
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from bench.leaderboard import columns, ranking, tradeoff
-from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, effects, reported_by
+from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, effects, of_most, reported_by
 from bench.leaderboard.grouping import Row, groups, rows
 from bench.leaderboard.pairing import Pairs, change, p_value, pairwise_p
 from bench.records.fields import Scorers, Tuned
 from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.records.table import Result, listed, source_names
 from bench.stats import significance
-from bench.stats.bootstrap import Array, Estimate
+from bench.stats.bootstrap import Array, Estimate, value_interval
 from bench.stats.metrics import Metric, fold, standard_error
 
 AGAINST_RANDOM = ("random_reduction_low", "random_reduction_mean", "random_reduction_high", "random_draws",
@@ -147,11 +147,16 @@ def on_dev(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def shrinkage(comparison: Comparison, row: Row, dev_reduction: float | None) -> float | None:
-    """Reduction on the dev split less that on the test split, of what was tuned; None where it is not reported."""
+    """Reduction on the dev split less that on the test split, of what was tuned and of as many texts a prompt.
+
+    None where the test split has no such metric.
+    """
     if row.tuning is None or dev_reduction is None:
         return None
     tuned = row.tuning.metric
-    name = next((one for one in comparison.metrics if one == tuned or one.startswith(f"{tuned}_k")), None)
+    k = next((one.dev_k for one in row.records if one.suite == tuned.partition(".")[0]), None)
+    several = any(name.startswith(f"{tuned}_k") for name in comparison.metrics)
+    name = of_most(tuned, list(comparison.metrics), k if several else None)
     found = change(comparison.pairs.get(row, []), name, "mean", "reduction") if name else None
     return dev_reduction - found.value if found else None
 
@@ -172,17 +177,24 @@ def trade_off(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def own_value(name: str, metric: Metric, row: Row) -> dict[str, Any]:
-    """Value, standard error and count of a metric, over the fits. One without items keeps the record's own number."""
+    """Value, standard error, interval and count of a metric, over the fits.
+
+    One without items keeps the record's own number.
+    """
     own = [one for fit in row.fits if (one := fit.items().get(name)) is not None]
     if not own:
-        return {name: metric.value, f"{name}.se": metric.standard_error, f"{name}.n": metric.n}
-    arrays = [(one["value"].to_numpy(float), one["weight"].to_numpy(float)) for one in own]
-    values = np.array([fold(*one, metric.transform) for one in arrays])
-    errors = [standard_error(*one, metric.transform) for one in arrays]
-    error = None if None in errors else math.sqrt(float(np.mean(np.square(np.array(errors, dtype=float)))))
-    if len(values) > 1 and error is not None:  # other items for all of the fits, other fits
-        error = math.sqrt(error**2 + float(values.var(ddof=1)) / len(values))
-    return {name: float(values.mean()), f"{name}.se": error, f"{name}.n": len(own[0])}
+        value, error, n, share = metric.value, metric.standard_error, metric.n, False
+    else:
+        arrays = [(one["value"].to_numpy(float), one["weight"].to_numpy(float)) for one in own]
+        values = np.array([fold(*one, metric.transform) for one in arrays])
+        errors = [standard_error(*one, metric.transform) for one in arrays]
+        value, n = float(values.mean()), len(own[0])
+        share = metric.transform == "mean" and all(((one >= 0) & (one <= 1)).all() for one, _ in arrays)
+        error = None if None in errors else math.sqrt(float(np.mean(np.square(np.array(errors, dtype=float)))))
+        if len(values) > 1 and error is not None:  # other items for all of the fits, other fits
+            error = math.sqrt(error**2 + float(values.var(ddof=1)) / len(values))
+    low, high = value_interval(value, error, n, metric.transform, share=share)
+    return {name: value, f"{name}.low": low, f"{name}.high": high, f"{name}.se": error, f"{name}.n": n}
 
 
 def against_unsteered(comparison: Comparison, name: str, metric: Metric, pairs: list[Pairs]) -> dict[str, Any]:

@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bench.leaderboard.tradeoff import BootstrapEstimate
 from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.stats import pareto, significance
-from bench.stats.bootstrap import Array, Estimate, interval
+from bench.stats.bootstrap import Array
 
 PLANES = ("fluency_kept", "capability_kept")  # what toxicity reduction is set against
 
@@ -92,19 +91,6 @@ def ranked(frame: pd.DataFrame, draws: Sequence[Array | None]) -> pd.DataFrame:
     }
     first, *rest = frame.columns
     return frame.assign(**columns)[[first, *columns, *rest]]
-
-
-def hypervolume(effects: Sequence[tuple[BootstrapEstimate | None, BootstrapEstimate | None]]) -> Estimate | None:
-    """Area under the front of toxicity reduction and what is kept, with its interval; None where none is known.
-
-    effects: both of each method. What is kept counts for at most 1.
-    """
-    known = [(x, y) for x, y in effects if x is not None and y is not None]
-    if not known:
-        return None
-    drawn = pareto.hypervolume(np.stack([np.stack([x.draws, np.minimum(y.draws, 1.0)]) for x, y in known]))
-    value = pareto.hypervolume(np.array([[x.value, min(y.value, 1.0)] for x, y in known]))
-    return Estimate(float(value), *interval(drawn, min(min(x.n, y.n) for x, y in known)))
 
 
 def _known(values: "pd.Series[float]") -> list[float | None]:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from bench.console import escape
-from bench.leaderboard.columns import NONE, Z, tests
+from bench.leaderboard import columns
+from bench.leaderboard.columns import NONE, tests
 from bench.leaderboard.formatting import labels
 from bench.leaderboard.frame import Table
 from bench.stats.significance import ALPHA
@@ -33,8 +34,8 @@ class OtherSuite(NamedTuple):
 def other_suites(table: Table) -> Iterator[OtherSuite]:
     """Each suite that `SHOWN` does not name, in the order of the table's metrics.
 
-    A value has half its 95 % interval behind it, from the standard error over its items, and a * where it differs from
-    the unsteered model's on the same items. Numbers of single groups of texts, and those that repeat another one, are
+    A value has its 95 % interval behind it (`bench.stats.bootstrap.value_interval`), and a * where it differs from the
+    unsteered model's on the same items. Numbers of single groups of texts, and those that repeat another one, are
     left out: the CSV files have them.
     """
     found: dict[str, list[str]] = {}
@@ -52,7 +53,7 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
         for metric in metrics:
             words = metric.partition(".")[2].replace("_", " ").split(".")
             title = "\n".join(line for word in words for line in textwrap.wrap(word, TITLE, break_long_words=False))
-            cells = [value_with_error(row, metric) for _, row in table.frame[own].iterrows()]
+            cells = [value_with_interval(row, metric) for _, row in table.frame[own].iterrows()]
             shown[metric if title in shown else title] = cells
             starred += [metric] if any(cell.endswith("*") for cell in cells) else []
         told = f"; {STAR}" if starred else ""
@@ -60,17 +61,17 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
         yield OtherSuite(f"{suite} ({size}{told})", pd.DataFrame(shown))
 
 
-def value_with_error(row: "pd.Series[float]", metric: str) -> str:
-    """A value with half its interval; without one where all items are alike, which says nothing of its width.
+def value_with_interval(row: "pd.Series[float]", metric: str) -> str:
+    """A value and its interval; without one where all items are alike, which says nothing of its width.
 
     A * where its difference from the unsteered model is significant after Holm over the rows of the table.
     """
     if pd.isna(row[metric]):
         return NONE
-    error, p = row[f"{metric}.se"], row.get(f"{metric}.p_holm")
+    p = row.get(f"{metric}.p_holm")
     digits = 2 if abs(row[metric]) < 100 else 0
-    interval = f" ±{Z * error:.{digits}f}" if pd.notna(error) and error > 0 else ""
-    return f"{row[metric]:.{digits}f}{interval}" + ("*" if pd.notna(p) and p < ALPHA else "")
+    ends = columns.ends(row, metric, lambda one: f"{one:.{digits}f}")
+    return f"{row[metric]:.{digits}f}{ends and ' '}{ends}" + ("*" if pd.notna(p) and p < ALPHA else "")
 
 
 def side_by_side(rows: pd.DataFrame, fits: Callable[[pd.DataFrame], bool]) -> Iterator[pd.DataFrame]:

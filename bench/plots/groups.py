@@ -12,11 +12,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from bench.console import escape
-from bench.leaderboard.columns import Z
 from bench.plots import style
 from bench.plots.style import PALE, SMALL, MarkerStyle, NothingToDraw, Width
 from bench.records.names import BASELINE_FAMILY, RANDOM
-from bench.stats.bootstrap import wilson
 
 METRIC = re.compile(r"toxigen\.([^.]+)\.toxic_share\.([^.]+)")  # scorer, group
 BAR = {"single": 0.075, "double": 0.07}  # inches of a bar across
@@ -137,11 +135,6 @@ def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], *, lying: bool)
 
 
 def interval(row: "pd.Series[Any]", name: str) -> tuple[float, float, float]:
-    """A share with the ends of its 95 % interval, within [0, 1]."""
-    share, error, n = float(row[name]), row[f"{name}.se"], int(row[f"{name}.n"])
-    if row["fits"] == 1:
-        low, high = wilson(share * n, n)
-    else:
-        half = 0.0 if pd.isna(error) else Z * float(error)
-        low, high = max(0.0, share - half), min(1.0, share + half)
-    return share, min(low, share), max(high, share)
+    """A share with the ends of its 95 % interval, both at the share where it has none."""
+    share, low, high = float(row[name]), row[f"{name}.low"], row[f"{name}.high"]
+    return share, share if pd.isna(low) else float(low), share if pd.isna(high) else float(high)

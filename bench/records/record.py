@@ -112,6 +112,12 @@ class Record(Fields):
         return steering_identity(self.fit_id, self.method.to_json(), self.method.strength)
 
     @property
+    def dev_k(self) -> int | None:
+        """How many texts of a prompt its suite samples on the dev split; None where it samples none."""
+        k = (self.settings or {}).get("dev_k")
+        return k if isinstance(k, int) else None
+
+    @property
     def sample_seed(self) -> int | None:
         """None for a suite that samples nothing: its record is the same for every seed."""
         return self.seed.sample if self.sampling else None

@@ -7,7 +7,18 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.leaderboard.columns import NONE, headline_title, number, probability, seconds, signed, size, tests, whole
+from bench.leaderboard import columns
+from bench.leaderboard.columns import (
+    NONE,
+    headline_title,
+    number,
+    probability,
+    seconds,
+    signed,
+    size,
+    tests,
+    whole,
+)
 from bench.leaderboard.comparison import DERIVED
 from bench.leaderboard.formatting import labels
 from bench.leaderboard.frame import Table, record_names
@@ -178,18 +189,19 @@ def tradeoff(numbers: "pd.Series[Any]") -> Facts:
 
 
 def metrics(table: Table, row: Row, numbers: "pd.Series[Any]") -> Grid:
-    """Every metric with its error, its change, the interval and, where it is tested, p."""
-    header = ["metric", "value", "s.e.", "n", "unscored", "change", f"{LEVEL:.0%} interval", "p", "p (Holm)",
+    """Every metric with its interval, its change and that one's interval and, where it is tested, p."""
+    header = ["metric", "value", f"{LEVEL:.0%} interval", "n", "unscored", "change", "its interval", "p", "p (Holm)",
               "detectable"]  # fmt: skip
     rows = []
     for name in table.metrics:
         if pd.isna(numbers.get(name)):
             continue
         low, high = numbers.get(f"{name}.delta_low"), numbers.get(f"{name}.delta_high")
-        ends = NONE if pd.isna(low) or pd.isna(high) else f"{signed(low, 3)} to {signed(high, 3)}"
+        own = columns.ends(numbers, name, lambda one: number(one, 3))
+        of_change = NONE if pd.isna(low) or pd.isna(high) else f"[{signed(low, 3)}, {signed(high, 3)}]"
         rows.append([
-            name, f"{numbers[name]:.{DIGITS}g}", number(numbers.get(f"{name}.se"), 3), whole(numbers.get(f"{name}.n")),
-            whole(row.metrics[name].unscored), signed(numbers.get(f"{name}.delta"), 3), ends,
+            name, f"{numbers[name]:.{DIGITS}g}", own or NONE, whole(numbers.get(f"{name}.n")),
+            whole(row.metrics[name].unscored), signed(numbers.get(f"{name}.delta"), 3), of_change,
             probability(numbers.get(f"{name}.p")), probability(numbers.get(f"{name}.p_holm")),
             number(numbers.get(f"{name}.detectable"), 3),
         ])  # fmt: skip

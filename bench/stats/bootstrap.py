@@ -119,9 +119,9 @@ def paired_draws(
     return compared(a, draws(values_b, weights_b, transform, seed=seed), compare)
 
 
-def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
     """Wilson's score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1)."""
-    if n < 1:
+    if n <= 0:
         raise ValueError("a share of no items has no interval")
     z = float(norm.ppf((1 + level) / 2))
     share = successes / n
@@ -129,6 +129,29 @@ def wilson(successes: float, n: int, level: float = LEVEL) -> tuple[float, float
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
     low = 0.0 if successes == 0 else centre - half  # exactly 0 and 1 at the ends, which rounding would miss
     return low, 1.0 if successes == n else centre + half
+
+
+def value_interval(
+    value: float, error: float | None, n: int, transform: Transform = "mean", *, share: bool = False
+) -> tuple[float | None, float | None]:
+    """The 95 % interval of a metric's own value over n items, which never leaves the metric's range.
+
+    share: every item is from 0 to 1. Then it is Wilson's interval of as many yes-or-no items as have this standard
+    error; where the items are 0 and 1 those are the n items. An exponential has it on the scale of its logarithm.
+    Any other mean has the normal interval. Both ends are None where the items say nothing of the width: there is one,
+    or all are alike, but for a share of 0 or 1.
+    """
+    if share and value in (0.0, 1.0):
+        return wilson(value * n, n)
+    if not error:
+        return None, None
+    if share:
+        items = value * (1 - value) / error**2 * n / (n - 1)
+        return wilson(value * items, items)
+    z = float(norm.ppf((1 + LEVEL) / 2))
+    if transform == "exp":
+        return value * math.exp(-z * error / value), value * math.exp(z * error / value)
+    return value - z * error, value + z * error
 
 
 def corrected_rate(rate: float, sensitivity: float, specificity: float) -> float | None:

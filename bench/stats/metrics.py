@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import comb
 
 ITEM_COLUMNS = ["metric", "item", "value", "weight"]
 Transform = Literal["mean", "exp"]
@@ -68,3 +69,16 @@ def metric(items: pd.DataFrame, *, higher_is_better: bool, unscored: int = 0, tr
         higher_is_better,
         transform,
     )
+
+
+def expected_maximum(values: np.ndarray, k: int) -> float:
+    """Mean of the largest value over all subsets of k of these K values, without bias for k fresh ones.
+
+    The i-th smallest is the largest of comb(i - 1, k - 1) subsets, hence sum_i comb(i - 1, k - 1) x_(i) / comb(K, k): a
+    U-statistic (Hoeffding 1948, section 3), of less variance than the maximum of k values alone. NaN where K < k.
+    """
+    if len(values) < k:
+        return math.nan
+    rank = np.arange(1, len(values) + 1)
+    share = comb(rank - 1, k - 1) / comb(len(values), k)  # (K,) sums to 1
+    return float(share @ np.sort(values))

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from bench.leaderboard import ranking
-from bench.leaderboard.tradeoff import BootstrapEstimate
 
 
 def frame(**columns) -> pd.DataFrame:
@@ -64,12 +63,3 @@ def test_ranks_by_the_joint_score_with_their_interval():
     assert found["rank"].tolist()[::2] == [1.0, 2.0] and pd.isna(found["rank"][1]) and found["rank"][3] == 3
     assert found[["rank_low", "rank_high"]].loc[[0, 2, 3]].to_numpy().tolist() == [[1, 2], [1, 2], [3, 3]]
     assert list(rows.columns) == ["table", "joint", *frame(x=[1]).columns[:-1]]  # the frame given is left as it is
-
-
-def test_the_hypervolume_of_two_methods_by_hand():
-    def exactly(value: float) -> BootstrapEstimate:
-        return BootstrapEstimate(value, np.full(8, value), 5)
-
-    found = ranking.hypervolume([(exactly(0.5), exactly(1.4)), (exactly(0.8), exactly(0.25)), (None, exactly(1.0))])
-    assert found.value == pytest.approx(0.5 + 0.3 * 0.25) and found.low == pytest.approx(found.value)
-    assert ranking.hypervolume([(None, None)]) is None

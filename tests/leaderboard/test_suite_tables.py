@@ -40,7 +40,7 @@ def test_each_other_suite_has_its_numbers_for_the_lines_that_have_them(table):
     }
     toxigen = found["toxigen (n = 4)"]
     assert toxigen["method"].tolist() == ["unsteered", "caa"]
-    assert toxigen["words\ntoxic share"].tolist() == ["0.50 ±0.57", "0.25 ±0.49"]  # 1.96 sqrt(p (1 - p) / 3)
+    assert toxigen["words\ntoxic share"].tolist() == ["0.50 [0.15, 0.85]", "0.25 [0.05, 0.70]"]  # Wilson's
     assert toxigen["words\nmean toxicity"].tolist() == ["0.50", "0.50"]  # no spread, so no interval is made up
     assert found["qa (n = 2)"]["method"].tolist() == ["caa"]
     assert found["wiki (n = 3)"].iloc[0, 1] == "250 ±150"
@@ -69,8 +69,8 @@ def test_the_terminal_and_the_markdown_page_show_them(table, tmp_path):
     console = Console(width=100, file=io.StringIO())
     terminal.show(terminal.shown(built), console)
     page, printed = built.markdown.read_text(), console.file.getvalue()
-    assert "**toxigen (n = 4)**" in page and "| caa | 0.25 ±0.49 | 0.50 |" in page
-    assert "toxigen (n = 4)" in printed and "0.25 ±0.49" in printed
+    assert "**toxigen (n = 4)**" in page and "| caa | 0.25 [0.05, 0.70] | 0.50 |" in page
+    assert "toxigen (n = 4)" in printed and "0.25 [0.05, 0.70]" in printed
     assert all(len(line) <= 100 for line in printed.splitlines() if str(tmp_path) not in line)
 
 
@@ -78,11 +78,11 @@ def test_tasks_have_their_accuracy_and_a_mark_where_it_differs(table):
     rows = next(rows for title, rows in shown(table).items() if title.startswith("capability"))
     assert set(rows.columns) == {"method", *(f"{task.replace('_', ' ')}\naccuracy" for task in record_files.TASKS)}
     assert not rows.loc[0].str.endswith("*").any()  # the unsteered model does not differ from itself
-    assert rows.loc[1, "piqa\naccuracy"] == suite_tables.value_with_error(
+    assert rows.loc[1, "piqa\naccuracy"] == suite_tables.value_with_interval(
         table.frame.loc[1], "capability.piqa.accuracy"
     )
     different = table.frame.loc[1].copy()
     different["capability.piqa.accuracy.p_holm"] = 0.04
-    assert suite_tables.value_with_error(different, "capability.piqa.accuracy").endswith("*")
+    assert suite_tables.value_with_interval(different, "capability.piqa.accuracy").endswith("*")
     different["capability.piqa.accuracy.p_holm"] = 0.05
-    assert not suite_tables.value_with_error(different, "capability.piqa.accuracy").endswith("*")
+    assert not suite_tables.value_with_interval(different, "capability.piqa.accuracy").endswith("*")

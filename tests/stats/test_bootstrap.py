@@ -6,7 +6,17 @@ import pytest
 from scipy.stats import bootstrap
 
 from bench.leaderboard.tradeoff import compare_items
-from bench.stats.bootstrap import Estimate, at_floor, compared, draws, interval, paired_draws, two_level, wilson
+from bench.stats.bootstrap import (
+    Estimate,
+    at_floor,
+    compared,
+    draws,
+    interval,
+    paired_draws,
+    two_level,
+    value_interval,
+    wilson,
+)
 
 
 def paired_bootstrap(a, weights_a, b, weights_b, transform="mean", compare="difference") -> Estimate:
@@ -103,6 +113,20 @@ def test_wilson_by_hand():
         assert wilson(successes, n) == pytest.approx(expected, abs=5e-5)
     with pytest.raises(ValueError):
         wilson(0, 0)
+
+
+def test_the_interval_of_a_value_stays_in_its_range():
+    assert value_interval(0.25, np.sqrt(0.25 * 0.75 / 3), 4, share=True) == pytest.approx(wilson(1, 4))
+    assert value_interval(0.0, 0.0, 20, share=True) == wilson(0, 20)
+    assert value_interval(1.0, None, 1, share=True)[1] == 1
+    for value, error, n in ((0.02, 0.03, 40), (0.97, 0.05, 12), (0.5, 0.4, 3)):
+        low, high = value_interval(value, error, n, share=True)
+        assert 0 < low < value < high < 1
+    low, high = value_interval(20.0, 15.0, 9, "exp")
+    assert low > 0 and low * high == pytest.approx(400)
+    assert value_interval(-3.0, 0.5, 9) == pytest.approx((-3.98, -2.02), abs=1e-3)
+    for alike in ((0.3, 0.0), (0.3, None)):
+        assert value_interval(*alike, 5, share=True) == value_interval(*alike, 5) == (None, None)
 
 
 def test_at_floor():

@@ -1,10 +1,11 @@
+import itertools
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from bench.stats.metrics import fold, metric, standard_error
+from bench.stats.metrics import expected_maximum, fold, metric, standard_error
 
 
 def test_fold_by_hand():
@@ -47,3 +48,20 @@ def test_a_metric_keeps_what_could_not_be_judged_out_of_its_count():
     found = metric(items, higher_is_better=True, unscored=2)
     assert (found.value, found.n, found.unscored, found.higher_is_better) == (pytest.approx(2 / 3), 3, 2, True)
     assert found.standard_error == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("k", range(1, 7))
+def test_an_expected_maximum_is_the_mean_over_all_subsets(k):
+    values = np.array([0.3, 0.9, 0.1, 0.3, 0.7])
+    subsets = [max(some) for some in itertools.combinations(values, k)]
+    assert expected_maximum(values, k) == pytest.approx(np.mean(subsets) if subsets else math.nan, nan_ok=True)
+    assert expected_maximum(values, 5) == 0.9 and expected_maximum(values, 1) == pytest.approx(values.mean())
+
+
+def test_an_expected_maximum_of_few_values_is_without_bias_and_scatters_less():
+    generator = np.random.default_rng(0)
+    drawn = generator.random((4000, 8)) ** 3
+    found = np.array([expected_maximum(row, 3) for row in drawn])
+    of_three = drawn[:, :3].max(1)
+    assert found.mean() == pytest.approx(of_three.mean(), abs=4 * of_three.std() / np.sqrt(4000))
+    assert found.std() < 0.8 * of_three.std()
