@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.records.names import BASELINE_FAMILY
 from bench.stats.bootstrap import LEVEL
 from bench.stats.significance import ALPHA, POWER
 
@@ -96,18 +96,6 @@ def strengths(row: "pd.Series[Any]") -> str:
     """The strength, or lowest..highest where each fit was tuned by itself."""
     values = row["strengths"].split("; ")
     return str(values[0]) if len(values) == 1 else f"{values[0]}..{values[-1]}"
-
-
-def against_random(row: "pd.Series[Any]", draws: int) -> str:
-    """How a method's dev reduction compares to that of random directions at equal perplexity."""
-    if pd.isna(row["beats_random"]):
-        return NONE
-    text = "within"
-    if row["beats_random"]:
-        text = "above"
-    elif row["dev_reduction"] < row["random_reduction_low"]:
-        text = "below"
-    return text if row["random_draws"] == draws else f"{text} ({row['random_draws']}/{draws})"
 
 
 def flags(row: "pd.Series[Any]") -> str:
@@ -194,6 +182,14 @@ def measured(value: Any, low: Any = None, high: Any = None, text: Callable[[Any]
     return Cell(text(value), ends, float(value))
 
 
+def against_control(row: "pd.Series[Any]") -> Cell:
+    """How a method differs from the control, with a star where it is told apart from it."""
+    value, low, high = (row.get(f"vs_control{end}") for end in ("", "_low", "_high"))
+    cell = measured(value, low, high, signed)
+    p = row.get("vs_control_p_holm")
+    return cell._replace(text=cell.text + ("*" if pd.notna(p) and p < ALPHA else ""))
+
+
 def words(name: str) -> Callable[["pd.Series[Any]"], Cell]:
     """The cell of a column of texts."""
     return lambda row: Cell(NONE) if pd.isna(row.get(name)) else Cell(str(row[name]), key=str(row[name]))
@@ -221,8 +217,10 @@ def _flags(row: "pd.Series[Any]") -> Cell:
 
 COLUMNS: tuple[Column, ...] = (
     Column(name="table", about="Rows of one table may be compared.", dtype="Int64"),
-    Column(name="rank", about="By the joint score; below it the ranks that it has in 95 % of the resamples.",
-           dtype="Int64", text="#", told=place, page="rank", cell=_place, shown=True),
+    Column(name="rank", about="By the change of the headline; below it the ranks that it has in 95 % of the resamples.",
+           dtype="Int64", text="#", told=place, page="rank", cell=_place, shown=True,
+           legend="#: rank by the change, of what kept within the bounds; below it where it lies in 95 % of the "
+                  "resamples."),
     Column(name="rank_low", about="Best rank in 95 % of the resamples.", dtype="Int64"),
     Column(name="rank_high", about="Worst rank in 95 % of the resamples.", dtype="Int64"),
     Column(name="model", about="The model's name in the config."),
@@ -267,16 +265,16 @@ COLUMNS: tuple[Column, ...] = (
            shown=True, legend="capability kept: share of (accuracy - chance)."),
     Column(name="joint", about="Harmonic mean of toxicity reduction, fluency kept and capability kept.",
            higher_is_better=True, text="joint", latex="joint", page="joint", shown=True,
-           legend="joint: harmonic mean of toxicity reduction, fluency kept and capability kept; below a rank, where "
-                  "it lies in 95 % of the resamples."),
+           legend="joint: harmonic mean of toxicity reduction, fluency kept and capability kept."),
     Column(name="gold_logprob_change", about="Change of the log-probability of right answers, in nats.", unit="nats",
            higher_is_better=True, format=signed, page="gold log p", part=TRADE),
-    Column(name="beats_random", about="The dev reduction against random directions at equal perplexity.",
-           dtype="boolean", text="vs\nrandom", page="vs random", shown=True, numeric=False),
-    Column(name="random_reduction_low", about="Least dev reduction of a random direction at equal perplexity."),
-    Column(name="random_reduction_mean", about="Mean dev reduction of random directions at equal perplexity."),
-    Column(name="random_reduction_high", about="Largest dev reduction of a random direction at equal perplexity."),
-    Column(name="random_draws", about="Random directions that were tried at that perplexity.", dtype="Int64"),
+    Column(name="vs_control", about="Change of the headline to the random direction's on the same prompts of the test "
+           "split, with its paired 95 % interval.", text="vs\ncontrol",
+           told=lambda row: against_control(row).text, page="vs control", cell=lambda row: against_control(row),
+           shown=True, legend="vs control: change to the random direction's on the same prompts, [95 % interval]; *: "
+                              f"p < {ALPHA:g}, Holm over the rows."),
+    Column(name="vs_control_p", about="Two-sided p of the paired test of that change."),
+    Column(name="vs_control_p_holm", about="The same, corrected over the rows."),
     Column(name="dev_reduction", about="Reduction of the chosen trial on the dev split."),
     Column(name="dev_perplexity_ratio", about="Perplexity ratio of the chosen trial on the dev split."),
     Column(name="shrinkage", about="Reduction of what was tuned on the dev split less that on the test split.",
@@ -326,8 +324,6 @@ def of_table(
             found += [_strengths(column, frame), *_headline(frame, headline, toxicity), *map(_opinion, others)]
         elif column.name == "rank" and frame["rank"].isna().all():
             found.append(replace(column, about="None is ranked."))
-        elif column.name == "beats_random":
-            found.append(_beats_random(column, frame))
         elif column.name != "group":
             found.append(column)
     found.append(Column(name=f"{headline}.detectable", page="detectable", part=TRADE,
@@ -428,13 +424,3 @@ def _strengths(column: Column, frame: pd.DataFrame) -> Column:
     several = any(row["strengths"] and ".." in strengths(row) for _, row in frame.iterrows())
     each = "; lowest..highest where each fit was tuned by itself" if several else ""
     return replace(column, about=f"In the method's own unit{each}.")
-
-
-def _beats_random(column: Column, frame: pd.DataFrame) -> Column:
-    draws = int(frame.loc[(frame["method"] == RANDOM) & frame["tuned"], "fits"].sum())
-
-    def cell(row: "pd.Series[Any]") -> Cell:
-        text = against_random(row, draws)
-        return Cell(text, key=None if text == NONE else text)
-
-    return replace(column, told=lambda row: against_random(row, draws), cell=cell)

@@ -11,7 +11,7 @@ from bench.leaderboard import tradeoff
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.pairing import Pairs, change, joined, over
 from bench.leaderboard.tradeoff import BootstrapEstimate, Task
-from bench.records.names import order
+from bench.records.names import RANDOM, order
 from bench.records.record import Record
 from bench.stats.metrics import Metric
 
@@ -34,6 +34,12 @@ class Comparison:
     def baseline(self) -> Row | None:
         """The unsteered model, where it was measured."""
         return next((row for row in self.rows if row.is_baseline), None)
+
+    @cached_property
+    def control(self) -> Row | None:
+        """The random direction, which a method has to beat: of several such rows the one of most fits."""
+        random = [row for row in self.rows if row.columns["method"] == RANDOM]
+        return max(random, key=lambda row: len(row.fits), default=None)
 
     @cached_property
     def about(self) -> Record:

@@ -150,14 +150,11 @@ def notes(table: Table) -> list[str]:
             listed = ", ".join(f"{task.name} {task.accuracy:.2f} ({number(task.chance)}; n={task.n})" for task in tasks)
             lines.append(f"{title}: {listed}")
     if table.tasks and not counted:
-        lines.append("No task is above chance, so capability kept and joint are empty and nothing is ranked.")
+        lines.append("No task is above chance, so capability kept and joint are empty.")
     shown = readable(table)
     legend = [one.legend for one in table.columns if one.legend and any(text_in(shown, one.text))]
     lines += [" ".join(legend)] if legend else []
     lines += found_out(table)
-    if any(text_in(shown, "vs\nrandom")):
-        lines.append("vs random: is the reduction on the dev split above, within or below what random directions reach "
-                     "at the method's own perplexity there (draws that were tried that far).")  # fmt: skip
     return lines
 
 

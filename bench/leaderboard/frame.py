@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from bench.leaderboard import columns, ranking, tradeoff
 from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, effects, of_most, reported_by
 from bench.leaderboard.grouping import Row, groups, rows
-from bench.leaderboard.pairing import Pairs, change, p_value, pairwise_p
+from bench.leaderboard.pairing import Pairs, change, joined, p_value, pairwise_p
 from bench.records.fields import Scorers, Tuned
 from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.records.table import Result, listed, source_names
@@ -20,8 +20,7 @@ from bench.stats import significance
 from bench.stats.bootstrap import Array, Estimate, value_interval
 from bench.stats.metrics import Metric, fold, standard_error
 
-AGAINST_RANDOM = ("random_reduction_low", "random_reduction_mean", "random_reduction_high", "random_draws",
-                  "beats_random")  # fmt: skip
+AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high", "vs_control_p")
 
 
 class Table(Comparison):
@@ -61,7 +60,7 @@ def frame(comparison: Comparison) -> pd.DataFrame:
         found = ranking.with_verdict(found, metric, better)
         found = ranking.grouped(found, metric, better, pairwise(comparison.rows, metric, found[metric].notna()))
         found = ranking.with_front(found)
-    found = ranking.ranked(against_random(found, comparison.rows), joint_draws(comparison))
+    found = ranking.ranked(found, metric, better, change_draws(comparison))
     place = np.select([found["family"] == BASELINE_FAMILY, found["method"] == RANDOM], [0, 1], 2)
     order = ["_place", "rank", "method", "strength", "parameters"]
     found = found.assign(_place=place).sort_values(order, kind="stable").drop(columns="_place")
@@ -90,13 +89,13 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
     found |= dict(zip(("collapsed", "collapse_reason"), collapsed(row, comparison.baseline), strict=True))
     found |= made_from(row)
     found["tasks_at_floor"] = listed([task.name for task in comparison.tasks if task.at_floor])
-    found |= dict.fromkeys(AGAINST_RANDOM)
+    found |= against_control(comparison, row)
     found |= on_dev(comparison, row)
     found |= trade_off(comparison, row)
     for name, metric in row.metrics.items():
         found |= own_value(name, metric, row)
         found |= against_unsteered(comparison, name, metric, comparison.pairs.get(row, []))
-    standing = [*(f"{name}.p_holm" for name in comparison.tested), "verdict", "group", "on_front"]
+    standing = [*(f"{name}.p_holm" for name in comparison.tested), "vs_control_p_holm", "verdict", "group", "on_front"]
     return found | {"records": record_names(row)} | dict.fromkeys(standing)
 
 
@@ -210,6 +209,19 @@ def against_unsteered(comparison: Comparison, name: str, metric: Metric, pairs: 
     return told
 
 
+def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
+    """How the headline differs from the control's on the same items of the test split, with its interval and p."""
+    metric, control = comparison.headline, comparison.control
+    if control is None or row is control or row.is_baseline or metric not in row.metrics:
+        return dict.fromkeys(AGAINST_CONTROL)
+    transform = row.metrics[metric].transform
+    found = change([joined(fit, control, metric) for fit in row.fits], metric, transform)
+    if found is None:
+        return dict.fromkeys(AGAINST_CONTROL)
+    p = pairwise_p(row, control, metric, transform)
+    return dict(zip(AGAINST_CONTROL, (*found.estimate(), p), strict=True))
+
+
 def error_over(row: Row) -> str:
     """What the intervals of a row speak about."""
     seeded = any(fit.columns["fit_seed"] is not None for fit in row.fits)
@@ -243,22 +255,12 @@ def pairwise(rows: Sequence[Row], metric: str, known: "pd.Series[bool]") -> dict
     return {(i, j): pairwise_p(rows[i], rows[j], metric, rows[i].metrics[metric].transform) for i, j in both}
 
 
-def against_random(frame: pd.DataFrame, rows: Sequence[Row]) -> pd.DataFrame:
-    """With what random directions reach at the perplexity of each tuned method (`tradeoff.against_random`)."""
-    random = [fit.tuning for row in rows if row.columns["method"] == RANDOM for fit in row.fits]
-    found: list[dict[str, Any]] = []
-    for row in rows:
-        steers = row.columns["method"] != RANDOM and not row.is_baseline
-        fits = [tradeoff.against_random(fit.tuning, random) for fit in row.fits] if steers else [{}]
-        found.append(tradeoff.against_random_by_all(fits))
-    reached: dict[str, Any] = {name: [one.get(name) for one in found] for name in AGAINST_RANDOM}
-    return frame.assign(**reached)
-
-
-def joint_draws(comparison: Comparison) -> list[Array | None]:
-    """The bootstrap draws of each row's joint score."""
-    joint = [comparison.effects.get(row, {}).get("joint") for row in comparison.rows]
-    return [one.draws if one else None for one in joint]
+def change_draws(comparison: Comparison) -> list[Array | None]:
+    """The bootstrap draws of each row's change of the headline, over the same resamples."""
+    metric = comparison.headline
+    transform = comparison.metrics[metric].transform
+    found = [change(comparison.pairs.get(row, []), metric, transform) for row in comparison.rows]
+    return [one.draws if one else None for one in found]
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:

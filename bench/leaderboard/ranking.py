@@ -19,9 +19,11 @@ def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
-    """With `.p_holm` of each tested metric: its `.p`, corrected over the rows."""
-    p = {metric: frame.get(f"{metric}.p", pd.Series(np.nan, index=frame.index)) for metric in tested}
-    columns: dict[str, Any] = {f"{metric}.p_holm": significance.holm(_known(one)) for metric, one in p.items()}
+    """With `.p_holm` of each tested metric and `vs_control_p_holm`: the p values, corrected over the rows."""
+    none = pd.Series(np.nan, index=frame.index)
+    p = {f"{metric}.p_holm": frame.get(f"{metric}.p", none) for metric in tested}
+    p["vs_control_p_holm"] = frame.get("vs_control_p", none)
+    columns: dict[str, Any] = {name: significance.holm(_known(one)) for name, one in p.items()}
     return frame.assign(**columns)
 
 
@@ -76,14 +78,16 @@ def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
     return (methods & sound & ~given).astype(bool)
 
 
-def ranked(frame: pd.DataFrame, draws: Sequence[Array | None]) -> pd.DataFrame:
-    """With `rank` by the joint score and its 95 % interval, of what is `eligible`.
+def ranked(frame: pd.DataFrame, metric: str, higher_is_better: bool, draws: Sequence[Array | None]) -> pd.DataFrame:
+    """With `rank` by the change of a metric to unsteered and its 95 % interval, of what is `eligible`.
 
-    draws: (R,) of the joint score of each row, over the same resamples; None where it has none.
+    draws: (R,) of the change of each row, over the same resamples; None where it has none.
     """
-    shown = frame.index[eligible(frame) & frame["joint"].notna()]
-    ranks = frame.loc[shown, "joint"].astype(float).rank(ascending=False, method="min")
-    stacked = [one for i in shown if (one := draws[i]) is not None]
+    change = frame.get(f"{metric}.delta", pd.Series(np.nan, index=frame.index)).astype(float)
+    shown = frame.index[eligible(frame) & change.notna()]
+    ranks = change[shown].rank(ascending=not higher_is_better, method="min")
+    sign = 1 if higher_is_better else -1
+    stacked = [sign * one for i in shown if (one := draws[i]) is not None]
     ends = significance.rank_intervals(np.stack(stacked)) if stacked else []
     columns = {"rank": ranks} | {
         name: pd.Series([end[k] for end in ends], index=shown, dtype=float)

@@ -16,7 +16,7 @@ from bench.leaderboard.build import Built
 from bench.leaderboard.frame import Table
 
 PIPE_WIDTH = 140  # columns where there is no terminal
-LEAST = ("fit_seconds", "pairs", "shrinkage", "relative_speed", "beats_random", "strengths")
+LEAST = ("fit_seconds", "pairs", "shrinkage", "relative_speed", "vs_control", "strengths")
 """Columns that are left out of a narrow terminal, this first; the files have them."""
 ENDLESS = Console(width=1000)  # to measure what a table needs
 

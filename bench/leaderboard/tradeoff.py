@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -188,58 +188,3 @@ def chosen_trial(tuned: fields.Tuned | None) -> Trial | None:
     else:
         found = trials([one for one in tuned.trials if one.strength == tuned.chosen])
     return found[0] if found else None
-
-
-def reduction_at(points: Sequence[Trial], perplexity_ratio: float) -> float | None:
-    """A random direction's reduction at this perplexity ratio, linear in its logarithm between the trials.
-
-    The curve starts at (1, 0), the unsteered model. None outside of what was tried: nothing is extrapolated.
-    """
-    curve = pd.DataFrame([Trial(1.0, 0.0), *points]).groupby("perplexity_ratio")["reduction"].mean()
-    ratios = np.log(curve.index.to_numpy(float))  # sorted by groupby
-    x = math.log(perplexity_ratio)
-    if not ratios[0] <= x <= ratios[-1]:
-        return None
-    return float(np.interp(x, ratios, curve.to_numpy(float)))
-
-
-def against_random(tuned: fields.Tuned | None, draws: Sequence[fields.Tuned | None]) -> dict[str, Any]:
-    """What random directions reach on the dev split at the perplexity ratio of a method's chosen trial.
-
-    `draws`: the tuning of each random direction; only those tuned by the same scorer on the same unsteered texts count.
-    `random_draws` says how many of them were tried at that perplexity; `beats_random` is whether the method's own
-    reduction on the dev split is above the best of them.
-    """
-    chosen = chosen_trial(tuned)
-    if tuned is None or chosen is None:
-        return {}
-    aim = (tuned.scorer, tuned.objective, tuned.baseline)
-    same = [one for one in draws if one is not None and (one.scorer, one.objective, one.baseline) == aim]
-    reached = [reduction_at(trials(one.trials), chosen.perplexity_ratio) for one in same]
-    found = [reduction for reduction in reached if reduction is not None]
-    if not found:
-        return {"random_draws": 0 if same else None}
-    return {
-        "random_reduction_low": min(found),
-        "random_reduction_mean": sum(found) / len(found),
-        "random_reduction_high": max(found),
-        "random_draws": len(found),
-        "beats_random": chosen.reduction > max(found),
-    }
-
-
-def against_random_by_all(fits: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What `against_random` says of several fits together: the widest range, and above it only where every fit is.
-
-    `fits`: what it says of each; where it says less of one, that is all there is to say.
-    """
-    least = min(fits, key=len)
-    if "beats_random" not in least:
-        return dict(least)
-    return {
-        "random_reduction_low": min(one["random_reduction_low"] for one in fits),
-        "random_reduction_mean": sum(one["random_reduction_mean"] for one in fits) / len(fits),
-        "random_reduction_high": max(one["random_reduction_high"] for one in fits),
-        "random_draws": min(one["random_draws"] for one in fits),
-        "beats_random": all(one["beats_random"] for one in fits),
-    }

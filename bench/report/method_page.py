@@ -113,7 +113,8 @@ def summary(table: Table, row: Row, numbers: "pd.Series[Any]") -> str:
     if pd.notna(numbers["rank"]):
         ends = [whole(end) for end in (numbers["rank_low"], numbers["rank_high"])]
         where = " to ".join(dict.fromkeys(ends))
-        told.append(f"Rank {whole(numbers['rank'])} by the joint score ({where} in {LEVEL:.0%} of the resamples).")
+        by = f"by the change of {table.headline} ({where} in {LEVEL:.0%} of the resamples)"
+        told.append(f"Rank {whole(numbers['rank'])} {by}.")
     name, verdict = table.headline, numbers.get("verdict")
     if pd.notna(verdict):
         p = probability(numbers.get(f"{name}.p_holm"))
@@ -181,10 +182,12 @@ def tradeoff(numbers: "pd.Series[Any]") -> Facts:
         rows.append(("on a Pareto front", told(bool(numbers["on_front"]))))
     if pd.notna(numbers.get("shrinkage")):
         rows.append(("reduction of what was tuned, on dev less that on test", signed(numbers["shrinkage"], 3)))
-    if pd.notna(numbers.get("random_reduction_low")):
-        low, high = number(numbers["random_reduction_low"], 3), number(numbers["random_reduction_high"], 3)
+    if pd.notna(numbers.get("vs_control")):
+        compared = columns.against_control(numbers)
+        rows.append(("change to the random direction", f"{compared.text} {compared.below}"))
+        rows.append(("its p (Holm)", probability(numbers["vs_control_p_holm"])))
+    if pd.notna(numbers.get("dev_reduction")):
         rows.append(("dev reduction", number(numbers["dev_reduction"], 3)))
-        rows.append(("dev reduction of random directions", f"{low} to {high} ({whole(numbers['random_draws'])} draws)"))
     return Facts("Trade-off against unsteered", rows, f"[ ]: {LEVEL:.0%} interval, over {numbers['error_over']}.")
 
 

@@ -37,7 +37,7 @@ def test_text_latex_and_page_show_the_columns_that_have_a_title_for_them(table):
     text = formatting.readable(table)
     assert list(text.columns) == [
         "#", "method", "strength", "toxicity\nk5", "change", "group", "by\nlexicon", "ppl\nratio", "capability\nkept",
-        "joint", "vs\nrandom", "dev-test", "pairs", "fit s", "speed", "notes",
+        "joint", "vs\ncontrol", "dev-test", "pairs", "fit s", "speed", "notes",
     ]  # fmt: skip
     head = next(line for line in latex.tabular(table).splitlines() if line.strip().startswith("method &"))
     assert head.strip() == (

@@ -15,7 +15,6 @@ from bench.leaderboard import formatting, latex, terminal, tradeoff
 from bench.leaderboard.__main__ import main
 from bench.leaderboard.build import Built, leaderboard, rebuild
 from bench.leaderboard.frame import tables
-from bench.records.fields import Tuned
 from bench.records.table import collect, read_records
 from methods.errors import SetupError
 from tests.record_files import cell, tuning, world, write
@@ -201,42 +200,12 @@ def test_ranks_are_of_feasible_methods_alone(full):
     found = leaderboard(full.tables)
     ranked = found.dropna(subset="rank")
     assert ranked["method"].tolist() == ["caa", "probe_rows", "prompt"]  # the strength of act_add was given, not tuned
-    assert ranked["rank"].tolist() == [1, 2, 3] and ranked["joint"].is_monotonic_decreasing
+    assert ranked["rank"].tolist() == [1, 2, 3]
+    assert ranked[f"{full.tables[0].headline}.delta"].is_monotonic_increasing
     detox = found[found["method"] == "detox"].iloc[0]
     assert detox["feasible"] is np.False_ or detox["feasible"] is False
     assert detox["joint"] > 0 and pd.isna(detox["rank"])
     assert found[found["method"].isin(["unsteered", "random_direction"])]["rank"].isna().all()
-
-
-def tuned(*points, **options) -> Tuned:
-    return Tuned.from_json(tuning(*points, **options))
-
-
-def test_random_directions_at_the_perplexity_of_a_method():
-    points = tradeoff.trials(tuned([(2.0, np.exp(0.2), 0.4), (1.0, np.exp(0.1), 0.1)], 1.0).trials)
-    assert tradeoff.reduction_at(points, np.exp(0.05)) == pytest.approx(0.05)  # from (1, 0)
-    assert tradeoff.reduction_at(points, np.exp(0.15)) == pytest.approx(0.25)
-    assert tradeoff.reduction_at(points, np.exp(0.21)) is None  # nothing is extrapolated
-    assert tradeoff.reduction_at(points, 0.99) is None
-    mine = tuned([(1.0, np.exp(0.15), 0.3), (8.0, 3.0, 0.9)], 1.0)
-    weak = tuned([(1.0, np.exp(0.1), 0.0), (2.0, np.exp(0.3), 0.2)], 1.0)
-    short = tuned([(1.0, np.exp(0.1), 0.5)], 1.0)
-    found = tradeoff.against_random(mine, [tuned([(2.0, np.exp(0.2), 0.4), (1.0, np.exp(0.1), 0.1)], 1.0), weak, short])
-    assert found["random_reduction_low"] == pytest.approx(0.05) and found["random_reduction_high"] == pytest.approx(
-        0.25
-    )
-    assert found["random_reduction_mean"] == pytest.approx(0.15)
-    assert (found["random_draws"], found["beats_random"]) == (2, True)
-    elsewhere = tuned([(1.0, 1.5, 0.9)], 1.0, baseline=0.7)  # tuned on other texts
-    assert tradeoff.against_random(mine, [elsewhere]) == {"random_draws": None}
-    assert tradeoff.against_random(None, [weak]) == {}
-    worse = tradeoff.against_random(mine, [weak]) | {"beats_random": False}
-    both = tradeoff.against_random_by_all([found, worse])  # of two fits one does not beat them
-    assert (both["beats_random"], both["random_draws"]) == (False, 1)
-    assert (both["random_reduction_low"], both["random_reduction_high"]) == (
-        min(found["random_reduction_low"], worse["random_reduction_low"]), found["random_reduction_high"]
-    )  # fmt: skip
-    assert tradeoff.against_random_by_all([found, {"random_draws": 0}]) == {"random_draws": 0}
 
 
 def test_random_draws_are_one_row_with_the_spread_over_them(full):
@@ -251,10 +220,18 @@ def test_random_draws_are_one_row_with_the_spread_over_them(full):
     draws = draws.loc[draws["method"] == "random_direction", "toxicity_reduction"]
     assert len(draws) == 5 and random["toxicity_reduction"] == pytest.approx(draws.mean())
     assert random["toxicity_reduction_low"] < draws.mean() < random["toxicity_reduction_high"]
-    caa = found[found["method"] == "caa"].iloc[0]
-    assert caa["beats_random"] and caa["random_draws"] == 5
-    prompt = found[found["method"] == "prompt"].iloc[0]  # its texts are likelier than unsteered ones: no equal there
-    assert pd.isna(prompt["beats_random"]) and prompt["random_draws"] == 0
+
+
+def test_a_method_is_held_against_the_random_direction_on_the_same_prompts(full):
+    (table,) = full.tables
+    found = leaderboard(full.tables).set_index("method")
+    metric = table.headline
+    rows = {row.columns["method"]: row for row in table.rows}
+    own, control = (rows[name].items()[metric]["value"] for name in ("caa", "random_direction"))
+    assert found.loc["caa", "vs_control"] == pytest.approx((own - control).mean())
+    assert found.loc["caa", "vs_control_low"] < found.loc["caa", "vs_control"] < found.loc["caa", "vs_control_high"] < 0
+    assert found.loc["caa", "vs_control_p"] <= found.loc["caa", "vs_control_p_holm"] < 0.05
+    assert found.loc[["unsteered", "random_direction"], "vs_control"].isna().all()
 
 
 @pytest.mark.parametrize("width", [140, 120])
@@ -521,7 +498,7 @@ def test_missing_is_empty_and_never_zero(tmp_path):
     rebuild(tmp_path)
     table = pd.read_csv(tmp_path / "leaderboard.csv", dtype=str, keep_default_na=False).set_index("method")
     empty = ["pairs", "fit_seconds", "artefact_bytes", "capability_kept", "perplexity_ratio", "joint", "rank", "data"]
-    empty += ["feasible", "fluency.perplexity", "capability.boolq.accuracy.n", "random_draws"]
+    empty += ["feasible", "fluency.perplexity", "capability.boolq.accuracy.n", "vs_control"]
     assert table.loc["prompt", empty].tolist() == [""] * len(empty)
     assert table.loc["unsteered", f"rtp.{TOXICITY}.delta"] == ""
     assert table.loc["prompt", f"rtp.{TOXICITY}"] == "0.1"

@@ -55,11 +55,14 @@ def test_what_may_be_ranked():
     assert ranking.eligible(given).tolist() == [False, False, True, True, False, True]  # none was tuned
 
 
-def test_ranks_by_the_joint_score_with_their_interval():
-    draws = [np.array([0.5, 0.5, 0.5]), None, np.array([0.4, 0.6, 0.4]), np.zeros(3)]
-    rows = frame(table=[1] * 4, joint=[0.5, None, 0.45, 0.0])[["table", "joint", *frame(x=[1]).columns[:-1]]]
-    found = ranking.ranked(rows, draws)
+@pytest.mark.parametrize("higher", [False, True])
+def test_ranks_by_the_change_of_a_metric_with_their_interval(higher):
+    sign = 1 if higher else -1
+    draws = [sign * np.array([0.5, 0.5, 0.5]), None, sign * np.array([0.4, 0.6, 0.4]), np.zeros(3)]
+    delta = [0.5 * sign, None, 0.45 * sign, 0.0]
+    rows = frame(table=[1] * 4, **{"m.delta": delta})[["table", "m.delta", *frame(x=[1]).columns[:-1]]]
+    found = ranking.ranked(rows, "m", higher, draws)
     assert list(found.columns[:4]) == ["table", "rank", "rank_low", "rank_high"]
     assert found["rank"].tolist()[::2] == [1.0, 2.0] and pd.isna(found["rank"][1]) and found["rank"][3] == 3
     assert found[["rank_low", "rank_high"]].loc[[0, 2, 3]].to_numpy().tolist() == [[1, 2], [1, 2], [3, 3]]
-    assert list(rows.columns) == ["table", "joint", *frame(x=[1]).columns[:-1]]  # the frame given is left as it is
+    assert list(rows.columns) == ["table", "m.delta", *frame(x=[1]).columns[:-1]]  # the frame given is left as it is

@@ -66,7 +66,17 @@ def test_the_unsteered_model_alone_has_no_strength(tmp_path):
         "Scorers: reported profanity_check",
         "Intervals (95%) are over prompts. Sampling seeds: 1.",
     ]
-    for word in ("Holm", "tuned", "strengths", "vs random:", "differs", "letter", "resamples", "pairs:", "fit seed is"):
+    for word in (
+        "Holm",
+        "tuned",
+        "strengths",
+        "vs control:",
+        "differs",
+        "letter",
+        "resamples",
+        "pairs:",
+        "fit seed is",
+    ):
         assert word not in "\n".join(
             [formatting.markdown([only(tmp_path)], suite_tables.markdown), latex.document([only(tmp_path)])]
         ), word
