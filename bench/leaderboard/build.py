@@ -48,7 +48,8 @@ def tidy(found: Sequence[Table]) -> pd.DataFrame:
     named = ["table", "model", "method", "family", "parameters", "strengths", "strength_unit", "fits", "error_over"]
     parts = {"": "value", ".low": "low", ".high": "high", ".se": "standard_error", ".n": "n",
              ".delta": "delta", ".delta_low": "delta_low",
-             ".delta_high": "delta_high", ".p": "p", ".p_holm": "p_holm", ".detectable": "detectable"}  # fmt: skip
+             ".delta_high": "delta_high", ".p": "p", ".p_holm": "p_holm", ".detectable": "detectable",
+             ".detectable_holm": "detectable_holm"}  # fmt: skip
     rows = []
     for table in found:
         for _, row in table.frame.iterrows():

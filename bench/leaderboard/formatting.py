@@ -181,12 +181,26 @@ def found_out(table: Table) -> list[str]:
         if table.toxicity and pairs * 2 / (PERMUTATIONS + 1) >= ALPHA:
             lines.append(f"With {pairs} pairs of rows even the smallest p of {PERMUTATIONS} permutations is too large "
                          "after Holm: that no group is told apart says nothing here; choose fewer rows.")  # fmt: skip
+        if not frame["verdict"].isin(["better", "worse"]).any():
+            lines.append(f"This table finds no difference in {metric}: no row is told apart from the unsteered model.")
         if len(least):
-            over = "" if len(least) == 1 else f" (median of the rows; {least.min():.2f} to {least.max():.2f})"
-            before = " before correction" if count > 1 else ""
-            lines.append(f"A true change of {least.median():.2f}{over} is found in {POWER:.0%} of such "
-                         f"samples{before}; a smaller one may be there unseen.")  # fmt: skip
+            lines.append(could_have_found(frame, metric, count))
     return lines
+
+
+def could_have_found(frame: pd.DataFrame, metric: str, count: int) -> str:
+    """How small a true change would likely have been found, before and after the correction."""
+    ends = ("detectable", "detectable_holm") if count > 1 else ("detectable",)
+    before, *after = (frame[f"{metric}.{end}"].dropna() for end in ends)
+    over = "" if len(before) == 1 else f" (median of the rows; {before.min():.2f} to {before.max():.2f})"
+    told = f"A true change of {before.median():.2f}{over} is found in {POWER:.0%} of such samples"
+    if after:
+        (corrected,) = after
+        told += f" before correction, one of {corrected.median():.2f} after Holm over {count} rows"
+        unsteered = frame.loc[frame["family"] == BASELINE_FAMILY, metric]
+        if len(unsteered) == 1 and float(unsteered.iloc[0]) > 0:
+            told += f" ({corrected.median() / float(unsteered.iloc[0]):.0%} of the unsteered model's)"
+    return f"{told}; a smaller one may be there unseen."
 
 
 def tested_by(table: Table) -> str:

@@ -13,6 +13,7 @@ from bench.leaderboard import columns, ranking, tradeoff
 from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, effects, of_most, reported_by
 from bench.leaderboard.grouping import Row, groups, rows
 from bench.leaderboard.pairing import Pairs, change, joined, p_value, pairwise_p
+from bench.leaderboard.tradeoff import BootstrapEstimate
 from bench.records.fields import Scorers, Tuned
 from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.records.table import Result, listed, source_names
@@ -95,7 +96,8 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
     for name, metric in row.metrics.items():
         found |= own_value(name, metric, row)
         found |= against_unsteered(comparison, name, metric, comparison.pairs.get(row, []))
-    standing = [*(f"{name}.p_holm" for name in comparison.tested), "vs_control_p_holm", "verdict", "group", "on_front"]
+    corrected = [f"{name}.{end}" for name in comparison.tested for end in ("p_holm", "detectable_holm")]
+    standing = [*corrected, "vs_control_p_holm", "verdict", "group", "on_front"]
     return found | {"records": record_names(row)} | dict.fromkeys(standing)
 
 
@@ -205,8 +207,15 @@ def against_unsteered(comparison: Comparison, name: str, metric: Metric, pairs: 
     }  # fmt: skip
     if name in comparison.tested:
         told[f"{name}.p"] = p_value(pairs, name, metric.transform) if found else None
-        told[f"{name}.detectable"] = significance.detectable(pairs[0][name]) if found else None
+        told[f"{name}.detectable"] = detectable(found, pairs, name) if found else None
     return told
+
+
+def detectable(found: BootstrapEstimate, pairs: list[Pairs], name: str) -> float | None:
+    """The smallest true change that is likely found, by the spread over items and, where there are several, fits."""
+    if len(pairs) == 1:
+        return significance.detectable(pairs[0][name])
+    return significance.detectable_by_draws(found.draws, found.n)
 
 
 def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:

@@ -19,11 +19,18 @@ def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
-    """With `.p_holm` of each tested metric and `vs_control_p_holm`: the p values, corrected over the rows."""
+    """With `.p_holm` of each tested metric and `vs_control_p_holm`, corrected over the rows, and `.detectable_holm`."""
     none = pd.Series(np.nan, index=frame.index)
     p = {f"{metric}.p_holm": frame.get(f"{metric}.p", none) for metric in tested}
     p["vs_control_p_holm"] = frame.get("vs_control_p", none)
     columns: dict[str, Any] = {name: significance.holm(_known(one)) for name, one in p.items()}
+    for metric in tested:
+        least = frame.get(f"{metric}.detectable", none)
+        tests = int(frame.get(f"{metric}.p", none).notna().sum())
+        columns[f"{metric}.detectable_holm"] = [
+            None if before is None else significance.detectable_after_holm(before, int(n), tests)
+            for before, n in zip(_known(least), frame.get(f"{metric}.n", none), strict=True)
+        ]
     return frame.assign(**columns)
 
 

@@ -153,6 +153,17 @@ def detectable(pairs: pd.DataFrame, power: float = POWER, alpha: float = ALPHA) 
     return _smallest_effect(len(difference), power, alpha) * spread
 
 
+def detectable_by_draws(drawn: Array, n: int, power: float = POWER, alpha: float = ALPHA) -> float | None:
+    """As `detectable`, for a change over several fits: its bootstrap draws (R,) over n items say how it spreads."""
+    spread = float(np.nanstd(drawn)) * float(np.sqrt(n))
+    return _smallest_effect(n, power, alpha) * spread if n >= 3 and spread > 0 else None
+
+
+def detectable_after_holm(before: float, n: int, tests: int, power: float = POWER, alpha: float = ALPHA) -> float:
+    """What `detectable` says where `tests` p values are corrected: at alpha / tests, which Holm's first step asks."""
+    return before * _smallest_effect(n, power, alpha / tests) / _smallest_effect(n, power, alpha)
+
+
 @functools.cache
 def _smallest_effect(n: int, power: float, alpha: float) -> float:
     """The smallest effect, in standard deviations of the differences, that a paired t test of n pairs finds."""

@@ -12,6 +12,8 @@ from bench.stats.significance import (
     bootstrap_p,
     compact_letter_display,
     detectable,
+    detectable_after_holm,
+    detectable_by_draws,
     holm,
     mcnemar_test,
     paired_test,
@@ -204,3 +206,17 @@ def test_swaps_are_drawn_as_scipy_draws_them(n, heavy):
         batch=1000, rng=np.random.default_rng([0, n]),
     ).pvalue  # fmt: skip
     assert permuted(a, weights[0], b, weights[1]) == other
+
+
+def test_detectable_after_holm_is_that_of_the_smaller_level():
+    pairs = table(np.random.default_rng(3).normal(0, 0.2, 60), ONES(60))
+    before = detectable(pairs)
+    assert detectable_after_holm(before, 60, 6) == pytest.approx(detectable(pairs, alpha=0.05 / 6))
+    assert detectable_after_holm(before, 60, 1) == before
+
+
+def test_detectable_by_draws_is_that_of_items_where_fits_do_not_scatter():
+    difference = np.random.default_rng(4).normal(0, 0.2, 80)
+    drawn = draws(difference, ONES(80))
+    assert detectable_by_draws(drawn, 80) == pytest.approx(detectable(table(difference, np.zeros(80))), rel=0.05)
+    assert detectable_by_draws(np.zeros(100), 80) is None and detectable_by_draws(drawn, 2) is None

@@ -1,0 +1,175 @@
+"""How often a whole table is wrong where the truth is known: false positives, families of tests, coverage.
+
+`python -m tests.leaderboard.test_simulated_tables 1000` prints the rates of that many tables a design with their Monte
+Carlo error.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.leaderboard.frame import tables
+from bench.records.fields import Decoding, Info, MethodFacts, ModelFacts, Scorers, Seeds
+from bench.records.record import Record
+from bench.records.table import Result
+from bench.stats import metrics
+from bench.stats.significance import ALPHA
+
+K = 5
+METRIC = f"judge.expected_maximum_toxicity_k{K}"
+HEADLINE = f"rtp.{METRIC}"
+METHODS = ("caa", "detox", "probe_rows", "prompt")
+
+
+@dataclass(frozen=True)
+class Design:
+    """A kind of table. shifts: of each method, on the scale of the logit; 0 does nothing.
+
+    prompts: of the table. fits: of each method and of the random direction. scatter: of the fits' shifts. together: the
+    share of the noise of a text that all rows have in common. zeros: the share of texts that score exactly 0.
+    """
+
+    shifts: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    prompts: int = 40
+    fits: int = 1
+    scatter: float = 0.0
+    together: float = 0.0
+    zeros: float = 0.0
+
+
+DESIGNS = {
+    "null": Design(),
+    "null, 200 prompts": Design(prompts=200),
+    "null, correlated": Design(together=0.7),
+    "null, half zeros": Design(zeros=0.5),
+    "one effect": Design((-1.0, 0.0, 0.0, 0.0)),
+    "one effect, half zeros": Design((-1.0, 0.0, 0.0, 0.0), zeros=0.5),
+    "null, 3 fits": Design(fits=3, scatter=0.3),
+    "null, 5 fits": Design(fits=5, scatter=0.3),
+    "one effect, 2 fits": Design((-1.0, 0.0, 0.0, 0.0), fits=2, scatter=0.3),
+    "one effect, 5 fits, 200 prompts": Design((-1.0, 0.0, 0.0, 0.0), prompts=200, fits=5, scatter=0.3),
+}
+
+
+def maxima(generator: np.random.Generator, design: Design, level: np.ndarray, shared: np.ndarray, shift: float):
+    """Expected maximum of each prompt's K texts; level (N,), shared (N, K)."""
+    own = generator.standard_normal(shared.shape)
+    noise = np.sqrt(design.together) * shared + np.sqrt(1 - design.together) * own
+    scores = 1 / (1 + np.exp(-(level[:, None] + shift + 1.2 * noise)))
+    scores[generator.random(scores.shape) < design.zeros] = 0.0
+    return scores.max(axis=1)
+
+
+def levels(generator: np.random.Generator, n: int) -> np.ndarray:
+    return generator.normal(-1.2, 1.0, n)
+
+
+def truth(design: Design, shift: float) -> float:
+    """The expected maximum over prompts, and over fits."""
+    generator = np.random.default_rng(0)
+    level = levels(generator, 100_000)
+    shifts = shift + design.scatter * generator.standard_normal(len(level))
+    return float(maxima(generator, design, level + shifts, np.zeros((len(level), K)), 0.0).mean())
+
+
+def result(method: str, values: np.ndarray, fit: int | None, number: int) -> Result:
+    items = pd.DataFrame({
+        "metric": METRIC, "item": [f"item{i:04d}" for i in range(len(values))], "value": values, "weight": 1.0
+    })  # fmt: skip
+    family = {"unsteered": "none", "prompt": "prompt"}.get(method, "activation")
+    record = Record(
+        id=f"{number:012x}", suite="rtp", split="test", comparison="one", model=ModelFacts(name="tiny"),
+        method=MethodFacts(name=method, family=family, version=1, parameters={}, strength=float(family != "none")),
+        fit_id=None if fit is None else f"{method} {fit}", seed=Seeds(fit=fit, sample=0), data=None, fit=None,
+        cost=None, tuning=None, scorers=Scorers(report=("judge",)), sampling=Decoding(temperature=1.0, seed=0),
+        metrics={METRIC: metrics.metric(items, higher_is_better=False)},
+        info=Info(k=K, prompts=len(values), scorers=("judge",)), sources=(),
+    )  # fmt: skip
+    return Result(record, items)
+
+
+def simulated(design: Design, seed: int) -> pd.DataFrame:
+    """A table of this design, by method."""
+    generator = np.random.default_rng(seed)
+    level, shared = levels(generator, design.prompts), generator.standard_normal((design.prompts, K))
+    found = [result("unsteered", maxima(generator, design, level, shared, 0.0), None, 0)]
+    for method, shift in (("random_direction", 0.0), *zip(METHODS, design.shifts, strict=True)):
+        for fit in range(1 if method == "prompt" else design.fits):
+            moved = shift + design.scatter * generator.standard_normal()
+            values = maxima(generator, design, level, shared, moved)
+            found.append(result(method, values, None if method == "prompt" else fit, len(found)))
+    (table,) = tables(found)
+    return table.frame.set_index("method")
+
+
+def rates(design: Design, count: int) -> pd.DataFrame:
+    """Each rate over so many tables, with its Monte Carlo error."""
+    null = [method for method, shift in zip(METHODS, design.shifts, strict=True) if shift == 0]
+    if design.fits > 1 and "prompt" in null:
+        null.remove("prompt")  # its one fit has a shift of its own, so it does something
+    base = truth(replace(design, scatter=0.0), 0.0)
+    true = {method: truth(design, shift) - base for method, shift in zip(METHODS, design.shifts, strict=True)}
+    true_null = truth(design, 0.0) - base  # scattered fits do something on the whole, by the curve of the logit
+    seen: dict[str, list[float]] = {}
+
+    def note(name: str, values: Sequence[bool]) -> None:
+        seen.setdefault(name, []).append(float(np.mean(values)))
+
+    for seed in range(count):
+        found = simulated(design, seed)
+        p, holm, control = (found.loc[null, name] for name in (f"{HEADLINE}.p", f"{HEADLINE}.p_holm", "vs_control_p"))
+        if design.scatter == 0:
+            note("false positive, one row", list(p < ALPHA))
+            note("false positive, table", [bool((holm < ALPHA).any())])
+        note("false difference to control, one row", list(control < ALPHA))
+        note("false difference to control, table", [bool((found.loc[null, "vs_control_p_holm"] < ALPHA).any())])
+        letters = [set(found.loc[method, "group"]) for method in [*null, "random_direction"]]
+        note("false letter, table", [any(not (a & b) for a in letters for b in letters)])
+        told = [method for method in METHODS if method != "prompt" or design.fits == 1]
+        ends = found.loc[told, [f"{HEADLINE}.delta_low", f"{HEADLINE}.delta_high"]].to_numpy(float)
+        wanted = np.array([true[method] for method in told])
+        note("coverage of the change", list((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])))
+        ends = found.loc[told, ["vs_control_low", "vs_control_high"]].to_numpy(float)
+        wanted = wanted - true_null
+        note("coverage of the change to control", list((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])))
+        effects = [method for method, shift in zip(METHODS, design.shifts, strict=True) if shift]
+        if effects:
+            note("power after Holm", list(found.loc[effects, f"{HEADLINE}.p_holm"] < ALPHA))
+    return pd.DataFrame({
+        name: {"rate": np.mean(values), "error": np.std(values) / np.sqrt(count)} for name, values in seen.items()
+    }).T  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", DESIGNS)
+def test_a_table_is_wrong_as_seldom_as_it_says(name):
+    found = rates(DESIGNS[name], 200)
+    for rate, (value, error) in found[["rate", "error"]].iterrows():
+        slack = 3 * max(error, 0.01)
+        if rate.startswith("false"):
+            assert value <= ALPHA + slack, f"{rate}: {value:.3f}"
+        elif rate.startswith("coverage"):
+            assert value >= 1 - ALPHA - slack, f"{rate}: {value:.3f}"
+
+
+def test_the_simulated_table_is_what_a_table_is():
+    found = simulated(Design((-6.0, 0.0, 0.0, 0.0)), 1)
+    assert found["rank"].notna().sum() == len(METHODS) and found.loc["caa", "rank"] == 1
+    assert found.loc["caa", "verdict"] == "better" and found.loc["caa", "vs_control_p_holm"] < ALPHA
+    assert found.loc["caa", f"{HEADLINE}.delta"] < -0.2
+
+
+def main(count: int) -> None:
+    """Print the rates of every design as CSV."""
+    print("design,rate,value,error,tables")
+    for name, design in DESIGNS.items():
+        for rate, row in rates(design, count).iterrows():
+            print(f'"{name}","{rate}",{row["rate"]:.4f},{row["error"]:.4f},{count}', flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
