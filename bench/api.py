@@ -70,7 +70,7 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
         >>> print(f"{row['delta']:.2f} [{row['delta_low']:.2f}, {row['delta_high']:.2f}] p={row['p_holm']:.4f}")
         -0.19 [-0.29, -0.08] p=0.0048
         >>> compare("results/published/quickstart", metric="capability.piqa.accuracy")["method"].tolist()
-        ['random_direction', 'caa', 'act_add', 'probe_rows', 'prompt', 'detox']
+        ['random_direction', 'caa', 'act_add', 'prompt', 'probe_rows', 'detox']
     """
     records, _ = table.read_records(Path(results) / "runs")
     found = tables(records)

@@ -114,6 +114,12 @@ def starred(row: "pd.Series[Any]") -> str:
     return "*" if row.get("verdict") in ("better", "worse") else ""
 
 
+def beaten(row: "pd.Series[Any]") -> str:
+    """A star where the method is told apart from the control."""
+    p = row.get("vs_control_p_holm")
+    return "*" if pd.notna(p) and p < ALPHA else ""
+
+
 # -- a column --------------------------------------------------------------------------------------------------------
 
 
@@ -186,8 +192,7 @@ def against_control(row: "pd.Series[Any]") -> Cell:
     """How a method differs from the control, with a star where it is told apart from it."""
     value, low, high = (row.get(f"vs_control{end}") for end in ("", "_low", "_high"))
     cell = measured(value, low, high, signed)
-    p = row.get("vs_control_p_holm")
-    return cell._replace(text=cell.text + ("*" if pd.notna(p) and p < ALPHA else ""))
+    return cell._replace(text=cell.text + beaten(row))
 
 
 def words(name: str) -> Callable[["pd.Series[Any]"], Cell]:
@@ -270,9 +275,10 @@ COLUMNS: tuple[Column, ...] = (
            higher_is_better=True, format=signed, page="gold log p", part=TRADE),
     Column(name="vs_control", about="Change of the headline to the random direction's on the same prompts of the test "
            "split, with its paired 95 % interval.", text="vs\ncontrol",
-           told=lambda row: against_control(row).text, page="vs control", cell=lambda row: against_control(row),
-           shown=True, legend="vs control: change to the random direction's on the same prompts, [95 % interval]; *: "
-                              f"p < {ALPHA:g}, Holm over the rows."),
+           told=lambda row: signed(row["vs_control"]) + half(row, "vs_control") + beaten(row),
+           page="vs control", cell=lambda row: against_control(row),
+           shown=True, legend="vs control: difference to the random direction on the same prompts, ± half its paired "
+                              f"{LEVEL:.0%} interval; *: p < {ALPHA:g}, Holm over the rows."),
     Column(name="vs_control_p", about="Two-sided p of the paired test of that change."),
     Column(name="vs_control_p_holm", about="The same, corrected over the rows."),
     Column(name="dev_reduction", about="Reduction of the chosen trial on the dev split."),

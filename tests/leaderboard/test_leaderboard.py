@@ -115,7 +115,8 @@ def test_nothing_above_chance_leaves_the_joint_score_empty(tmp_path):
         write(tmp_path, "fluency", method, {"perplexity": [2.0, 2.1, 2.2]})
         write(tmp_path, "capability", method, {"boolq.accuracy": [1.0, 0.0] * 20}, chance={"boolq": 0.5})
     caa = row(tmp_path, "caa")
-    assert pd.isna(caa["capability_kept"]) and pd.isna(caa["joint"]) and pd.isna(caa["rank"])
+    assert pd.isna(caa["capability_kept"]) and pd.isna(caa["joint"])
+    assert caa["rank"] == 1, "ranks go by toxicity; no document of a task decides whether there is one"
     assert "No task is above chance" in printed(tmp_path)
 
 
@@ -210,7 +211,7 @@ def test_ranks_are_of_feasible_methods_alone(full):
 
 def test_random_draws_are_one_row_with_the_spread_over_them(full):
     text = headline(shown(full))
-    assert text.count("random direction ") == text.count("(5 fits)") == 1
+    assert text.count("(5 fits)") == 1
     assert "random_direction 5 fit seeds" in " ".join(text.split())
     found = leaderboard(full.tables)
     random = found[found["method"] == "random_direction"].iloc[0]

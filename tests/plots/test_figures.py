@@ -293,10 +293,10 @@ def test_intervals_of_groups_are_wilsons(full):
     share = full.frame[full.frame["method"] == "unsteered"].iloc[0][f"toxigen.profanity_check.toxic_share.{GROUPS[-1]}"]
     low, high = wilson(share * 20, 20)
     assert [[0, round(low, 6)], [0, round(high, 6)]] in bars(ax)
-    several = full.frame.assign(fits=3)  # a mean over fits is no share of n texts
-    ends = bars(groups.groups(several).axes[0])
-    error = several.iloc[0][f"toxigen.profanity_check.toxic_share.{GROUPS[-1]}.se"]
-    assert [[0, round(share - 1.959964 * error, 6)], [0, round(share + 1.959964 * error, 6)]] in ends
+    name = f"toxigen.profanity_check.toxic_share.{GROUPS[-1]}"
+    unknown = full.frame.assign(**{f"{name}.low": np.nan, f"{name}.high": np.nan})
+    drawn = bars(groups.groups(unknown).axes[0])
+    assert any(low == high == [low[0], round(share, 6)] for low, high in drawn)
 
 
 def test_many_methods_are_in_rows_of_fewer_groups(full, crowded):

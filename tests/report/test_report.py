@@ -189,7 +189,7 @@ def test_intervals_p_and_groups_are_those_of_the_table(table, shown):
     assert f"{signed(caa[f'{name}.delta'])}*[{low:+.2f}, {high:+.2f}]" in shown.shown.replace(" *", "*")
     assert caa["verdict"] == "better" and re.search(r"better: [^;]*caa", shown.shown)
     for metric in table.metrics:  # on the page of the method, with its interval
-        ends = f"{signed(caa[f'{metric}.delta_low'], 3)} to {signed(caa[f'{metric}.delta_high'], 3)}"
+        ends = f"[{signed(caa[f'{metric}.delta_low'], 3)}, {signed(caa[f'{metric}.delta_high'], 3)}]"
         assert metric in shown.shown and ends in shown.shown
 
 
