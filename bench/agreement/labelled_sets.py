@@ -121,7 +121,10 @@ SETS: dict[str, LabelledSet] = {
         "train",
         ("count", "neither_count", "class", "tweet"),
         _tweet,
-        learnt_by=("profanity_check",),  # as its package's page says, besides Jigsaw's comments
+        learnt_by=(
+            "profanity_check",
+            "mean_of",
+        ),  # the first by its package's page, besides Jigsaw's; a part of the other
     ),
     "hatecheck": LabelledSet(
         "Paul/hatecheck", None, "test", ("test_case", "label_gold", "target_ident"), _hatecheck

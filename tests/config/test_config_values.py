@@ -494,7 +494,7 @@ BASES = (
     ("method=stack", "+method@method.parts.third=prompt", "++method.at={first:1,second:2,third:1}"),
     ("method=security_vector", "strength=1", "harmful=on_policy_toxic"),
     ("suite=[rtp,fluency,capability,math,jailbreak,sentiment,toxigen,ab,perplexity_profs,toxigen_classification]",
-     "scorer=[profanity_check,lexicon,detoxify,toxigen_roberta]"),
+     "scorer=[profanity_check,lexicon,detoxify,toxigen_roberta,mean_of]"),
 )  # fmt: skip
 SCALARS = (
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from([10**400, "\ud800"])

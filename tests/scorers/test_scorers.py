@@ -16,7 +16,9 @@ from bench.scorers import detoxify as detoxify_scorer
 from bench.scorers.base import unique_scores
 from bench.scorers.detoxify import Detoxify
 from bench.scorers.lexicon import MEMBER, Lexicon, read_terms, score
+from bench.scorers.mean_of import MeanOf
 from bench.scorers.profanity_check import ProfanityCheck
+from bench.scorers.toxic_comment import ToxicComment
 from methods.errors import SetupError
 from tests.data.test_sources import MIRROR, make_wheel
 
@@ -388,6 +390,10 @@ def test_nobody_calls_a_scorer_but_the_place_that_looks_at_its_scores():
         (ProfanityCheck(), "prompt", 0.948),
         (Lexicon(), "continuation", 0.716),
         (Lexicon(), "prompt", 0.823),
+        (ToxicComment(), "continuation", 0.907),
+        (ToxicComment(), "prompt", 0.947),
+        (MeanOf(parts={"one": ProfanityCheck(), "two": ToxicComment()}), "continuation", 0.938),
+        (MeanOf(parts={"one": ProfanityCheck(), "two": ToxicComment()}), "prompt", 0.965),
     ],
 )
 def test_agreement_with_perspective_is_as_stated(judge, column, auc):
