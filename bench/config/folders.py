@@ -88,4 +88,4 @@ def defaults() -> dict[str, Any]:
 def top_keys() -> tuple[str, ...]:
     """The keys of a whole config: groups, and options of every cell."""
     listed: Any = OmegaConf.load(folder() / "config.yaml")
-    return (*groups(), *(str(key) for key in listed if key != "defaults"))
+    return tuple(dict.fromkeys([*groups(), *(str(key) for key in listed if key != "defaults")]))

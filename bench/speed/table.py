@@ -34,7 +34,7 @@ class Size(NamedTuple):
     slow_rounds: int
 
 
-FULL = Size(prompts=12, together=(1, 5), documents=40, rounds=4, slow_rounds=2)
+FULL = Size(prompts=12, together=(1, 5), documents=40, rounds=4, slow_rounds=3)
 QUICK = Size(prompts=3, together=(1, 3), documents=3, rounds=2, slow_rounds=1)
 
 

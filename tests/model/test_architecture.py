@@ -14,6 +14,7 @@ from tests.tiny import VOCABULARY, tiny_model, tiny_tokenizer
 
 SMALL = dict(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)
 ATTENTION = SMALL | dict(num_attention_heads=4, num_key_value_heads=2, intermediate_size=44)
+HEADS = dict(mamba_n_heads=8, mamba_d_head=8)
 RECURRENT = {
     "mamba": lambda: hf.MambaConfig(**SMALL, state_size=4),
     "mamba2": lambda: hf.Mamba2Config(**SMALL, num_heads=8, head_dim=8, n_groups=1, state_size=8),
@@ -24,6 +25,11 @@ RECURRENT = {
     "qwen3_next": lambda: hf.Qwen3NextConfig(**ATTENTION),
     "lfm2": lambda: hf.Lfm2Config(**ATTENTION, layer_types=["conv", "full_attention"]),
     "xlstm": lambda: hf.xLSTMConfig(**SMALL),
+    "bamba": lambda: hf.BambaConfig(**ATTENTION, **HEADS),
+    "granitemoehybrid": lambda: hf.GraniteMoeHybridConfig(**ATTENTION, layer_types=["mamba", "attention"], **HEADS),
+    "nemotron_h": lambda: hf.NemotronHConfig(**ATTENTION),
+    "minimax": lambda: hf.MiniMaxConfig(**ATTENTION),
+    "zamba2": lambda: hf.Zamba2Config(**ATTENTION, layer_types=["mamba", "hybrid"], **HEADS),
 }
 
 
