@@ -281,6 +281,8 @@ COLUMNS: tuple[Column, ...] = (
                               f"{LEVEL:.0%} interval; *: p < {ALPHA:g}, Holm over the rows."),
     Column(name="vs_control_p", about="Two-sided p of the paired test of that change."),
     Column(name="vs_control_p_holm", about="The same, corrected over the rows."),
+    Column(name="made_worse", about="Share of prompts or documents whose headline got worse than unsteered; texts "
+           "are drawn anew, so it is near one half where a method does nothing.", page="made worse", part=TRADE),
     Column(name="dev_reduction", about="Reduction of the chosen trial on the dev split."),
     Column(name="dev_perplexity_ratio", about="Perplexity ratio of the chosen trial on the dev split."),
     Column(name="shrinkage", about="Reduction of what was tuned on the dev split less that on the test split.",

