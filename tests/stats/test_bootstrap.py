@@ -33,7 +33,7 @@ def paired(generator: np.random.Generator, n: int, shift: float) -> tuple[np.nda
 
 @pytest.mark.parametrize("shift", [0.0, -0.1])
 def test_the_interval_covers_and_a_null_difference_is_rarely_flagged(shift):
-    generator, simulations, ones = np.random.default_rng(1), 1500, np.ones(60)
+    generator, simulations, ones = np.random.default_rng(1), 800, np.ones(60)
     inside = 0
     for _ in range(simulations):
         a, b = paired(generator, 60, shift)
