@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from bench.leaderboard import columns, ranking, tradeoff
 from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, effects, of_most, reported_by
 from bench.leaderboard.grouping import Row, groups, rows
-from bench.leaderboard.pairing import Pairs, change, joined, p_value, pairwise_p
+from bench.leaderboard.pairing import Pairs, change, difference, p_value, pairwise_p
 from bench.leaderboard.tradeoff import BootstrapEstimate
 from bench.records.fields import Scorers, Tuned
 from bench.records.names import BASELINE_FAMILY, RANDOM
@@ -225,7 +225,7 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
     if control is None or row is control or row.is_baseline or metric not in row.metrics:
         return dict.fromkeys(AGAINST_CONTROL)
     transform = row.metrics[metric].transform
-    found = change([joined(fit, control, metric) for fit in row.fits], metric, transform)
+    found = difference(row, control, metric, transform)
     if found is None:
         return dict.fromkeys(AGAINST_CONTROL)
     p = pairwise_p(row, control, metric, transform)

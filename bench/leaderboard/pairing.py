@@ -57,6 +57,22 @@ def change(
     return found.exp() if found and compare == "ratio" and len(fits) > 1 else found
 
 
+def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEstimate | None:
+    """How far row a is from row b, over the fits of both; None where a fit of either lacks the metric.
+
+    The change of a's fits to b's mean has the spread over items and over a's fits; that of b's fits to a's mean the
+    spread over items and over b's. Together they hold the items twice, so what they spread by themselves is taken off.
+    """
+    found = change([joined(fit, b, metric) for fit in a.fits], metric, transform)
+    if found is None or len(b.fits) == 1:
+        return found
+    back = change([joined(fit, a, metric) for fit in b.fits], metric, transform)
+    items = change([joined(a, b, metric)], metric, transform)
+    if back is None or items is None:
+        return None
+    return BootstrapEstimate(found.value, found.draws - back.draws - items.draws, found.n)
+
+
 def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | None:
     """Two-sided p that nothing changed: of the items for one fit, of items and fits for several."""
     if len(fits) == 1:

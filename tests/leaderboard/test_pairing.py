@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.leaderboard.grouping import Fit, Row
-from bench.leaderboard.pairing import change, joined, over, p_value, pairwise_p
+from bench.leaderboard.pairing import change, difference, joined, over, p_value, pairwise_p
 from bench.leaderboard.tradeoff import BootstrapEstimate
 from tests.leaderboard.test_grouping import CAA, fits, result
 
@@ -45,3 +45,14 @@ def test_of_two_rows_with_several_fits_the_larger_p_counts():
     of_far = p_value([joined(fit, near, "rtp.m") for fit in far.fits], "rtp.m", "mean")
     assert both == max(of_near, of_far) == pairwise_p(far, near, "rtp.m", "mean")
     assert pairwise_p(near, Row([Fit([result(1, comparison="two")])]), "rtp.m", "mean") is None
+
+
+def test_a_difference_of_two_rows_has_the_spread_of_the_fits_of_both():
+    one, few = Row(fits(3)), Row(fits(0, 4, 8))
+    change_to_mean = change([joined(one.fits[0], few, "rtp.m")], "rtp.m", "mean")
+    found, back = difference(one, few, "rtp.m", "mean"), difference(few, one, "rtp.m", "mean")
+    assert found.value == change_to_mean.value == pytest.approx(-back.value)
+    assert change_to_mean.draws.std() == 0, "all items are alike, and the fits are held fixed"
+    assert found.draws.std() == pytest.approx(back.draws.std(), rel=0.1) and found.draws.std() > 1
+    assert difference(one, Row(fits(5)), "rtp.m", "mean").draws.std() == 0
+    assert difference(one, few, "other", "mean") is None
