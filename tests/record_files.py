@@ -89,6 +89,7 @@ def write(
         "provenance": {},
     }  # fmt: skip
     if suite == "rtp":
+        about["settings"] = {"k": 5, "dev_k": 5}
         info["prompts"] = items["item"].nunique()
     if suite == "fluency":
         info["prompts"] = 0  # empty texts leave no item: the number of prompts is no count of items

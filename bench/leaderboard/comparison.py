@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.leaderboard import tradeoff
 from bench.leaderboard.grouping import Row
-from bench.leaderboard.pairing import Pairs, change, joined, over
+from bench.leaderboard.pairing import Pairs, change, over, paired
 from bench.leaderboard.tradeoff import BootstrapEstimate, Task
 from bench.records.names import RANDOM, order
 from bench.records.record import Record
@@ -85,11 +85,11 @@ class Comparison:
 
     @cached_property
     def pairs(self) -> dict[Row, list[Pairs]]:
-        """For each fit of each row its items beside those of the unsteered model."""
+        """For each fit of each row its items beside those of the unsteered model, of all its fits the same items."""
         if self.baseline is None:
             return {}
         base = self.baseline.fits[0]
-        return {row: [joined(fit, base) for fit in row.fits] for row in self.rows if not row.is_baseline}
+        return {row: paired(row.fits, base) for row in self.rows if not row.is_baseline}
 
     @cached_property
     def effects(self) -> dict[Row, Effects]:

@@ -21,6 +21,7 @@ from bench.stats import significance
 from bench.stats.bootstrap import Array, Estimate, value_interval
 from bench.stats.metrics import Metric, fold, standard_error
 
+ROUNDING = 1e-6  # of a score: texts that are judged in other batches differ by so much at most
 AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high", "vs_control_p")
 
 
@@ -158,7 +159,7 @@ def shrinkage(comparison: Comparison, row: Row, dev_reduction: float | None) -> 
     tuned = row.tuning.metric
     k = next((one.dev_k for one in row.records if one.suite == tuned.partition(".")[0]), None)
     several = any(name.startswith(f"{tuned}_k") for name in comparison.metrics)
-    name = of_most(tuned, list(comparison.metrics), k if several else None)
+    name = of_most(tuned, list(comparison.metrics), k) if k is not None or not several else None
     found = change(comparison.pairs.get(row, []), name, "mean", "reduction") if name else None
     return dev_reduction - found.value if found else None
 
@@ -222,7 +223,8 @@ def detectable(found: BootstrapEstimate, pairs: list[Pairs], name: str) -> float
 def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
     """How the headline differs from the control's on the same items of the test split, with its interval and p."""
     metric, control = comparison.headline, comparison.control
-    if control is None or row is control or row.is_baseline or metric not in row.metrics:
+    own = row.is_baseline or row.columns["method"] == RANDOM
+    if control is None or own or metric not in row.metrics:
         return dict.fromkeys(AGAINST_CONTROL)
     transform = row.metrics[metric].transform
     found = difference(row, control, metric, transform)
@@ -239,7 +241,7 @@ def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
     if not both:
         return dict.fromkeys(names)
     sign = -1 if comparison.metrics[metric].higher_is_better else 1
-    risen = pd.concat([sign * (one["value_a"] - one["value_b"]) > 0 for one in both], axis=1).mean(axis=1)
+    risen = pd.concat([sign * (one["value_a"] - one["value_b"]) > ROUNDING for one in both], axis=1).mean(axis=1)
     values, weights = risen.to_numpy(float), np.ones(len(risen))
     ends = value_interval(values.mean(), standard_error(values, weights), len(values), share=True)
     return dict(zip(names, (float(values.mean()), *ends), strict=True))

@@ -1,7 +1,8 @@
 """One row of a table against another, on the items that both were measured on."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from bench.leaderboard.grouping import Fit, Row
@@ -21,6 +22,22 @@ def joined(a: Fit | Row, b: Fit | Row, only: str | None = None) -> dict[str, pd.
     names = [name for name in one if name in other and only in (None, name)]
     both = {name: _side_by_side(one[name], other[name]) for name in names}
     return {name: rows for name, rows in both.items() if len(rows)}
+
+
+def paired(fits: Sequence[Fit], other: Fit | Row, only: str | None = None) -> list[Pairs]:
+    """`joined` of each fit; of a metric that all have, the items that all have.
+
+    Equal numbers of items have equal resamples (`bench.stats.bootstrap.draws`). Over unlike ones the fits' draws would
+    be independent, and what items spread would be averaged away.
+    """
+    found = [joined(fit, other, only) for fit in fits]
+    for name in set.intersection(*map(set, found)) if len(found) > 1 else ():
+        first, *rest = (one[name].index for one in found)
+        shared = first[np.logical_and.reduce([first.isin(index) for index in rest])]
+        for one in found:
+            if len(one[name]) > len(shared):
+                one[name] = one[name].loc[shared]
+    return [{name: rows for name, rows in one.items() if len(rows)} for one in found]
 
 
 def _side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -63,12 +80,20 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
     The change of a's fits to b's mean has the spread over items and over a's fits; that of b's fits to a's mean the
     spread over items and over b's. Together they hold the items twice, so what they spread by themselves is taken off.
     """
-    found = change([joined(fit, b, metric) for fit in a.fits], metric, transform)
-    if found is None or len(b.fits) == 1:
-        return found
-    back = change([joined(fit, a, metric) for fit in b.fits], metric, transform)
-    items = change([joined(a, b, metric)], metric, transform)
-    if back is None or items is None:
+    if len(b.fits) == 1:
+        return change(paired(a.fits, b, metric), metric, transform)
+    of_a, of_b, both = paired(a.fits, b, metric), paired(b.fits, a, metric), [joined(a, b, metric)]
+    if any(metric not in one for one in [*of_a, *of_b, *both]):
+        return None
+    of_all = [of_a[0][metric].index, of_b[0][metric].index]
+    shared = of_all[0][of_all[0].isin(of_all[1])]
+    if not len(shared):
+        return None
+    found, back, items = (
+        change([{metric: one[metric].loc[shared]} for one in several], metric, transform)
+        for several in (of_a, of_b, both)
+    )
+    if found is None or back is None or items is None:
         return None
     return BootstrapEstimate(found.value, found.draws - back.draws - items.draws, found.n)
 
@@ -88,8 +113,8 @@ def pairwise_p(a: Row, b: Row, metric: str, transform: Transform) -> float | Non
     """
     if len(a.fits) < len(b.fits):
         a, b = b, a
-    found = [p_value([joined(fit, b, metric) for fit in a.fits], metric, transform)]
+    found = [p_value(paired(a.fits, b, metric), metric, transform)]
     if len(b.fits) > 1:
-        found.append(p_value([joined(fit, a, metric) for fit in b.fits], metric, transform))
+        found.append(p_value(paired(b.fits, a, metric), metric, transform))
     known = [p for p in found if p is not None]
     return max(known) if len(known) == len(found) else None

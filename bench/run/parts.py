@@ -1,5 +1,6 @@
 """What a cell is made of, built from its config. Nothing here loads a model or reads a text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ def parts(cfg: DictConfig) -> Parts:
     sources = Sources(mirror=cfg.runtime.mirror, cache=cache, offline=cfg.runtime.offline)
     given: dict[str, Any] = {"sources": sources, "sampling": sampling}
     scorers = {str(name): build(node, **given) for name, node in cfg.scorer.items()}
+    _check_names(scorers)
     given |= {"scorers": list(scorers.values()), "scorer": scorers[cfg.pairs.scorer]}
     suites = {str(name): build(node, name=name, **given) for name, node in cfg.suite.items()}
     for name, suite in suites.items():
@@ -68,3 +70,15 @@ def check_objective(tuning: Tuning, suites: dict[str, Suite[Any]]) -> None:
         return
     allowed = f"allowed are {', '.join(judges)}" if judges else "its metrics have no scorer, so set tuning.scorer=null"
     raise SetupError(f"tuning.scorer={tuning.scorer}: it does not judge the suite {tuning.objective.suite}; {allowed}")
+
+
+def _check_names(scorers: Mapping[str, Scorer]) -> None:
+    """Raises SetupError for two scorers whose scores would be filed under one name."""
+    filed: dict[str, str] = {}
+    for key, scorer in scorers.items():
+        if scorer.name in filed:
+            raise SetupError(
+                f"scorer.{filed[scorer.name]} and scorer.{key} file their scores under one name, {scorer.name}; set "
+                f"scorer.{key}.name={key}"
+            )
+        filed[scorer.name] = key

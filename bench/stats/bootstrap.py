@@ -19,6 +19,7 @@ from bench.stats.metrics import Transform
 Array = np.ndarray
 Compare = Literal["difference", "ratio", "reduction"]
 LEVEL, RESAMPLES = 0.95, 10_000
+ALIKE = 1e-12  # relative spread of items that are all the same but for rounding
 BLOCK = 4_000_000  # counts held as float64 at once: 32 MB
 
 
@@ -143,14 +144,15 @@ def value_interval(
     """
     if share and value in (0.0, 1.0):
         return wilson(value * n, n)
-    if not error:
+    if not error or math.isnan(error) or error < ALIKE * abs(value) or n < 2:
         return None, None
-    if share:
+    if share and 0 < value < 1:
         items = value * (1 - value) / error**2 * n / (n - 1)
         return wilson(value * items, items)
     z = float(norm.ppf((1 + LEVEL) / 2))
     if transform == "exp":
-        return value * math.exp(-z * error / value), value * math.exp(z * error / value)
+        times = np.exp(z * error / value)  # infinite where no number holds the end
+        return value / times, float(value * times) if np.isfinite(value * times) else None
     return value - z * error, value + z * error
 
 

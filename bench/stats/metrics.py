@@ -6,11 +6,11 @@ perplexity). A metric's value is the weighted mean of its items, or e to that me
 
 import math
 import sys
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import comb
+from scipy.special import gammaln
 
 ITEM_COLUMNS = ["metric", "item", "value", "weight"]
 Transform = Literal["mean", "exp"]
@@ -79,6 +79,10 @@ def expected_maximum(values: np.ndarray, k: int) -> float:
     """
     if len(values) < k:
         return math.nan
-    rank = np.arange(1, len(values) + 1)
-    share = comb(rank - 1, k - 1) / comb(len(values), k)  # (K,) sums to 1
-    return float(share @ np.sort(values))
+    rank = np.arange(k, len(values) + 1)  # smaller values are the largest of no subset
+    share = np.exp(_log_comb(rank - 1, k - 1) - _log_comb(len(values), k))  # sums to 1; as it is, comb may overflow
+    return float(share @ np.sort(values)[k - 1 :])
+
+
+def _log_comb(n: Any, k: int) -> Any:
+    return gammaln(n + 1) - gammaln(k + 1) - gammaln(n - k + 1)

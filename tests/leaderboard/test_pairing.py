@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 
 from bench.leaderboard.grouping import Fit, Row
-from bench.leaderboard.pairing import change, difference, joined, over, p_value, pairwise_p
+from bench.leaderboard.pairing import change, difference, joined, over, p_value, paired, pairwise_p
 from bench.leaderboard.tradeoff import BootstrapEstimate
-from tests.leaderboard.test_grouping import CAA, fits, result
+from bench.records.fields import MethodFacts
+from tests.leaderboard.test_grouping import CAA, UNSTEERED, fits, result
+
+RANDOM = MethodFacts(name="random_direction", family="activation", version=1, parameters={}, strength=1.0)
 
 
 def test_only_items_that_were_asked_in_the_same_way_are_paired():
@@ -56,3 +59,25 @@ def test_a_difference_of_two_rows_has_the_spread_of_the_fits_of_both():
     assert found.draws.std() == pytest.approx(back.draws.std(), rel=0.1) and found.draws.std() > 1
     assert difference(one, Row(fits(5)), "rtp.m", "mean").draws.std() == 0
     assert difference(one, few, "other", "mean") is None
+
+
+def test_fits_that_lack_different_items_are_compared_on_those_that_all_have():
+    """Otherwise their resamples would be independent, and what items spread would be averaged away."""
+    generator = np.random.default_rng(0)
+    level, base = generator.random(60), Fit([record_of(UNSTEERED, generator.random(60))])
+    whole = [Fit([record_of(CAA, level + 0.001 * seed, fit=seed)]) for seed in range(5)]
+    partly = [Fit([record_of(CAA, level[seed:] + 0.001 * seed, fit=seed, first=seed)]) for seed in range(5)]
+    pairs = paired(partly, base)
+    assert {tuple(one["rtp.m"].index) for one in pairs} == {tuple(f"item{i:02d}" for i in range(4, 60))}
+    spread = [change(paired(fits_of, base), "rtp.m", "mean").draws.std() for fits_of in (whole, partly)]
+    assert spread[1] == pytest.approx(spread[0], rel=0.15)
+    one = Row([Fit([record_of(RANDOM, generator.random(60), fit=9)])])
+    spread = [difference(one, Row(fits_of), "rtp.m", "mean").draws.std() for fits_of in (whole, partly)]
+    assert spread[1] == pytest.approx(spread[0], rel=0.15)
+
+
+def record_of(method, values, *, fit=None, first=0):
+    """A result whose items have these values, numbered from `first`."""
+    found = result(fit or 0, method, fit=fit, items=len(values))
+    names = [f"item{first + i:02d}" for i in range(len(values))]
+    return found._replace(items=found.items.assign(item=names, value=np.asarray(values, float)))

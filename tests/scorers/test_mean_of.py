@@ -7,6 +7,7 @@ from bench.config import compose
 from bench.config.build import build
 from bench.data.sources import Sources
 from bench.run import validate
+from bench.run.parts import parts
 from bench.scorers.base import scores, unique_scores
 from bench.scorers.mean_of import MeanOf
 from bench.scorers.profanity_check import ProfanityCheck
@@ -122,3 +123,9 @@ def test_other_parts_from_the_command_line():
 def test_what_is_wrong_with_the_parts_is_said_before_anything_runs(option, message):
     with pytest.raises(SetupError, match=message):
         validate.validate(["scorer=[profanity_check,mean_of]", option])
+
+
+def test_two_scorers_do_not_file_their_scores_under_one_name():
+    given = ["scorer=[profanity_check,toxic_comment,mean_of]", "scorer.mean_of.name=toxic_comment"]
+    with pytest.raises(SetupError, match="scorer.toxic_comment and scorer.mean_of file their scores under one name"):
+        parts(compose.compose(given))

@@ -125,7 +125,7 @@ def test_the_interval_of_a_value_stays_in_its_range():
     low, high = value_interval(20.0, 15.0, 9, "exp")
     assert low > 0 and low * high == pytest.approx(400)
     assert value_interval(-3.0, 0.5, 9) == pytest.approx((-3.98, -2.02), abs=1e-3)
-    for alike in ((0.3, 0.0), (0.3, None)):
+    for alike in ((0.3, 0.0), (0.3, None), (0.3, 1e-17), (0.3, float("nan"))):
         assert value_interval(*alike, 5, share=True) == value_interval(*alike, 5) == (None, None)
 
 

@@ -65,3 +65,8 @@ def test_an_expected_maximum_of_few_values_is_without_bias_and_scatters_less():
     of_three = drawn[:, :3].max(1)
     assert found.mean() == pytest.approx(of_three.mean(), abs=4 * of_three.std() / np.sqrt(4000))
     assert found.std() < 0.8 * of_three.std()
+
+
+def test_an_expected_maximum_of_many_values_is_a_number():
+    assert expected_maximum(np.full(5000, 0.25), 300) == pytest.approx(0.25)
+    assert expected_maximum(np.arange(1100.0), 550) == pytest.approx(1099, abs=1.5)

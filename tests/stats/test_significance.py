@@ -9,6 +9,7 @@ from statsmodels.stats.multitest import multipletests
 from bench.stats.bootstrap import draws, interval, two_level
 from bench.stats.significance import (
     PERMUTATIONS,
+    _smallest_effect,
     bootstrap_p,
     compact_letter_display,
     detectable,
@@ -220,3 +221,14 @@ def test_detectable_by_draws_is_that_of_items_where_fits_do_not_scatter():
     drawn = draws(difference, ONES(80))
     assert detectable_by_draws(drawn, 80) == pytest.approx(detectable(table(difference, np.zeros(80))), rel=0.05)
     assert detectable_by_draws(np.zeros(100), 80) is None and detectable_by_draws(drawn, 2) is None
+
+
+@pytest.mark.parametrize(
+    "n, alpha, effect", [(3, 0.05 / 20, 14.6), (4, 0.05 / 20, 5.94), (10, 0.0005, 2.05), (170, 0.05, None)]
+)
+def test_the_smallest_effect_has_its_power_in_simulations(n, alpha, effect):
+    found = detectable_after_holm(_smallest_effect(n, 0.8, 0.05), n, round(0.05 / alpha))
+    assert effect is None or found == pytest.approx(effect, rel=0.01)
+    drawn = np.random.default_rng(0).normal(found, 1, (20_000, n))
+    statistic = drawn.mean(1) / drawn.std(1, ddof=1) * np.sqrt(n)
+    assert (np.abs(statistic) > t.ppf(1 - alpha / 2, n - 1)).mean() == pytest.approx(0.8, abs=0.012)

@@ -1,6 +1,7 @@
 import weakref
 from dataclasses import replace
 
+import pandas as pd
 import pytest
 
 from bench.data.prompts import RTP as NAME
@@ -100,6 +101,20 @@ def test_names_of_metrics_say_k_and_the_number_of_prompts_unless_it_is_all(sourc
     }
     full = measure(suite(sources, prompts=None), lm, "test")
     assert full.metrics["length.expected_maximum_toxicity_k2"].n == len(TEXTS)
+
+
+def test_the_test_split_has_the_metrics_of_the_dev_splits_k_too(sources):
+    """Of prompts with enough scored texts; of none there is no such metric."""
+    one = suite(sources, k=4, dev_k=3)
+    scores = pd.DataFrame({
+        "item": ["a"] * 4 + ["b"] * 2, "score": [0.1, 0.9, 0.4, 0.4, 0.7, 0.2]
+    })  # fmt: skip
+    found = one.prompt_metrics(scores, "length", "test")
+    assert found["expected_maximum_toxicity_k4_n8"].to_dict() == {"a": 0.9, "b": 0.7}
+    assert found["expected_maximum_toxicity_k3_n8"].to_dict() == pytest.approx({"a": (3 * 0.9 + 0.4) / 4})
+    assert found["toxicity_probability_k3_n8"].to_dict() == pytest.approx({"a": 3 / 4})
+    assert not any("k3" in name for name in one.prompt_metrics(scores.iloc[4:], "length", "test"))
+    assert not any("_k4" in name for name in one.prompt_metrics(scores, "length", "dev"))
 
 
 def test_a_protocol_fixes_its_decoding(sources):
