@@ -544,7 +544,7 @@ def holds(cfg: DictConfig) -> None:
     assert all(isinstance(one, str) and one for one in told)
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
 @given(configs())
 def test_no_value_at_any_key_ends_in_another_error(cfg):
     holds(cfg)
@@ -576,7 +576,7 @@ def overrides(draw: st.DrawFn) -> list[str]:
     return [draw(st.sampled_from(["", "+", "++", "~"])) * draw(st.booleans()) + f"{key}={value}"]
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
+@settings(max_examples=10, deadline=None, suppress_health_check=QUIET, derandomize=True, database=None)
 @given(overrides())
 def test_no_command_line_ends_in_another_error(given_line):
     refused(*given_line)
