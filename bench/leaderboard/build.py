@@ -16,7 +16,7 @@ from methods.errors import SetupError
 
 
 class Built(NamedTuple):
-    """What was written, and what it was made of."""
+    """The files of a leaderboard that were written, its tables, and a line for each record that was skipped."""
 
     csv: Path
     tidy: Path

@@ -1,7 +1,7 @@
 """The leaderboard as a frame: what each row is, what it cost, its metrics with their change, and where it stands."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -22,7 +22,7 @@ from bench.stats.bootstrap import Array, Estimate, value_interval
 from bench.stats.metrics import Metric, fold, standard_error
 
 ROUNDING = 1e-6  # of a score: texts that are judged in other batches differ by so much at most
-AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high", "vs_control_p")
+AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high")
 
 
 class Table(Comparison):
@@ -30,7 +30,7 @@ class Table(Comparison):
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """As `frame`."""
+        """A row for each row of the comparison, with its numbers and where it stands."""
         return frame(self)
 
     @cached_property
@@ -40,7 +40,7 @@ class Table(Comparison):
 
     @cached_property
     def by_fit(self) -> pd.DataFrame:
-        """As `by_fit`."""
+        """A row for each fit, with the values of its trade-off."""
         return by_fit(self)
 
 
@@ -58,9 +58,12 @@ def frame(comparison: Comparison) -> pd.DataFrame:
     better = comparison.metrics[metric].higher_is_better
     with threadpool_limits(1, "blas"):  # many small products: threads slow them down and could round differently
         found = pd.DataFrame([numbers(comparison, row) for row in comparison.rows])
+        p = pairwise(comparison.rows, metric, found[metric].notna())
+        to_control: Any = p_to_control(comparison, found["vs_control"], p)
+        found = found.assign(vs_control_p=to_control)
         found = ranking.corrected(found, comparison.tested)
         found = ranking.with_verdict(found, metric, better)
-        found = ranking.grouped(found, metric, better, pairwise(comparison.rows, metric, found[metric].notna()))
+        found = ranking.grouped(found, metric, better, p)
         found = ranking.with_front(found)
     found = ranking.ranked(found, metric, better, change_draws(comparison))
     place = np.select([found["family"] == BASELINE_FAMILY, found["method"] == RANDOM], [0, 1], 2)
@@ -221,7 +224,7 @@ def detectable(found: BootstrapEstimate, pairs: list[Pairs], name: str) -> float
 
 
 def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """How the headline differs from the control's on the same items of the test split, with its interval and p."""
+    """How the headline differs from the control's on the same items of the test split, with its interval."""
     metric, control = comparison.headline, comparison.control
     own = row.is_baseline or row.columns["method"] == RANDOM
     if control is None or own or metric not in row.metrics:
@@ -230,8 +233,7 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
     found = difference(row, control, metric, transform)
     if found is None:
         return dict.fromkeys(AGAINST_CONTROL)
-    p = pairwise_p(row, control, metric, transform)
-    return dict(zip(AGAINST_CONTROL, (*found.estimate(), p), strict=True))
+    return dict(zip(AGAINST_CONTROL, found.estimate(), strict=True))
 
 
 def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
@@ -278,6 +280,17 @@ def pairwise(rows: Sequence[Row], metric: str, known: "pd.Series[bool]") -> dict
     have = [i for i, there in enumerate(known) if there]
     both = [(i, j) for i in have for j in have if i < j]
     return {(i, j): pairwise_p(rows[i], rows[j], metric, rows[i].metrics[metric].transform) for i, j in both}
+
+
+def p_to_control(
+    comparison: Comparison, change: "pd.Series[float]", p: Mapping[tuple[int, int], float | None]
+) -> list[float | None]:
+    """Of `pairwise` p values those of each row and the control; None where the row has no change to it."""
+    if comparison.control is None:
+        return [None] * len(change)
+    at = comparison.rows.index(comparison.control)
+    places = [(min(i, at), max(i, at)) for i in range(len(change))]
+    return [p.get(place) if pd.notna(one) else None for place, one in zip(places, change, strict=True)]
 
 
 def change_draws(comparison: Comparison) -> list[Array | None]:
