@@ -114,6 +114,7 @@ class Row:
         self.data, self.facts, self.tuning = self.fits[0].data, self.fits[0].facts, self.fits[0].tuning
         self.records = [record for fit in self.fits for record in fit.records]
         self.comparisons = set.intersection(*(fit.comparisons for fit in self.fits))
+        self._items: dict[frozenset[str] | None, dict[str, pd.DataFrame]] = {}
 
     @cached_property
     def strengths(self) -> list[float]:
@@ -127,7 +128,10 @@ class Row:
 
     def items(self, within: set[str] | None = None) -> dict[str, pd.DataFrame]:
         """`<suite>.<metric>` -> value and weight by item, averaged over the fits; weights are summed over them."""
-        return pooled([fit.items(within) for fit in self.fits])
+        key = None if within is None else frozenset(within)
+        if key not in self._items:
+            self._items[key] = pooled([fit.items(within) for fit in self.fits])
+        return self._items[key]
 
 
 def pooled(fits: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:

@@ -19,7 +19,7 @@ from bench.records import unfinished
 from bench.records.identity import digest
 
 FILE = "built.json"
-VERSIONS = ("numpy", "pandas", "scipy", "statsmodels", "matplotlib", "rich")
+VERSIONS = ("numpy", "pandas", "scipy", "matplotlib", "rich")
 
 
 def read(results: Path) -> tuple[Shown, list[Path]] | None:

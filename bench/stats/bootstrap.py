@@ -11,8 +11,7 @@ import zlib
 from typing import Literal, NamedTuple
 
 import numpy as np
-from scipy.special import ndtr
-from scipy.stats import norm, t
+from scipy.special import ndtr, ndtri, stdtrit  # scipy.stats takes .5 s to import
 
 from bench.stats.metrics import Transform
 
@@ -67,7 +66,7 @@ def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, 
     drawn = drawn[~np.isnan(drawn)]
     if n < 2 or len(drawn) == 0:
         return None, None
-    tail = float(ndtr(-math.sqrt(n / (n - 1)) * t.ppf((1 + level) / 2, n - 1)))
+    tail = float(ndtr(-math.sqrt(n / (n - 1)) * stdtrit(n - 1, (1 + level) / 2)))
     low, high = np.quantile(drawn, [tail, 1 - tail])
     return (float(low) if np.isfinite(low) else None), (float(high) if np.isfinite(high) else None)
 
@@ -124,7 +123,7 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
     """Wilson's score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1)."""
     if n <= 0:
         raise ValueError("a share of no items has no interval")
-    z = float(norm.ppf((1 + level) / 2))
+    z = float(ndtri((1 + level) / 2))
     share = successes / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
@@ -149,7 +148,7 @@ def value_interval(
     if share and 0 < value < 1:
         items = value * (1 - value) / error**2 * n / (n - 1)
         return wilson(value * items, items)
-    z = float(norm.ppf((1 + LEVEL) / 2))
+    z = float(ndtri((1 + LEVEL) / 2))
     if transform == "exp":
         times = np.exp(z * error / value)  # infinite where no number holds the end
         return value / times, float(value * times) if np.isfinite(value * times) else None
@@ -190,7 +189,7 @@ def corrected(
     of_sensitivity = sensitivity * (1 - sensitivity) / positives
     of_specificity = specificity * (1 - specificity) / negatives
     variance = (standard_error**2 + p**2 * of_sensitivity + (1 - p) ** 2 * of_specificity) / skill**2
-    half = float(norm.ppf((1 + level) / 2)) * math.sqrt(variance)
+    half = float(ndtri((1 + level) / 2)) * math.sqrt(variance)
     return Estimate(value, min(max(p - half, 0.0), 1.0), max(min(p + half, 1.0), 0.0))
 
 
