@@ -105,7 +105,7 @@ def build_leaderboard(
     """The leaderboard of all test records: a row per model, method and strength, best first, controls on top.
 
     Rows with the same `table` were measured alike and may be compared. Columns: what names the row; the trade-off
-    (`toxicity_reduction`, `capability_kept`, ...), each with its interval as `_low` and `_high`; costs, with units in
+    (`toxicity_reduction`, `accuracy_change`, ...), each with its interval as `_low` and `_high`; costs, with units in
     the names; and of every metric `<suite>.<metric>` the value, `.se`, `.n`, and `.delta`, `.delta_low`, `.delta_high`,
     the paired change from the unsteered model. What is missing is NaN.
 

@@ -441,7 +441,11 @@ def task_items(name: str, loaded: Any, samples: Sequence[dict[str, Any]]) -> tup
             continue
         gold = gold_answers(loaded, sample["doc"])
         answers = [response[0] for response in sample["resps"]]
-        items.append((f"{name}.gold_logprob", item, max(answers[i][0] for i in gold), 1.0))
+        best = max(answers[i][0] for i in gold)
+        items.append((f"{name}.gold_logprob", item, best, 1.0))
+        if len(answers) > 1:
+            every = float(np.logaddexp.reduce([logprob for logprob, *_ in answers]))
+            items.append((f"{name}.gold_choice_logprob", item, best - every, 1.0))
         scores += [(name, item, i, logprob, bool(greedy), i in gold) for i, (logprob, greedy, *_) in enumerate(answers)]
     columns = ["task", "item", "answer", "logprob", "greedy", "gold"]
     return pd.DataFrame(items, columns=metrics.ITEM_COLUMNS), pd.DataFrame(scores, columns=columns)

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from bench.leaderboard.bounds import OPEN, VIOLATED
 from bench.records.names import BASELINE_FAMILY
-from bench.stats.bootstrap import LEVEL
+from bench.stats.bootstrap import LEVEL, RESAMPLES
 from bench.stats.significance import ALPHA, POWER
 
 NONE = "–"
@@ -99,14 +100,21 @@ def strengths(row: "pd.Series[Any]") -> str:
 
 
 def flags(row: "pd.Series[Any]") -> str:
-    """The row is collapsed, its strength was given, or none was feasible: this as text, empty where none holds."""
+    """What keeps a row from being compared as it is: collapsed, strength given, bounds; empty where nothing does."""
     if row["family"] == BASELINE_FAMILY:
         return ""
     if pd.notna(row["collapsed"]) and row["collapsed"]:
         return f"collapsed: {row['collapse_reason']}"
     if not row["tuned"]:
         return "strength as given"
-    return "" if row["feasible"] else "no feasible strength"
+    told = [] if row["feasible"] else ["no feasible strength on dev"]
+    if row["bounds"] in (VIOLATED, OPEN):
+        told.append(f"{row['bounds_decided_by'].replace('_', ' ')}: bound {row['bounds']}")
+    told += [f"{row['undefined_resamples']:.0f} of {RESAMPLES:,} resamples have no value"] * bool(
+        row["undefined_resamples"]
+    )
+    told += ["two fits: intervals cover about 93 %"] if row["fits"] == 2 else []
+    return "; ".join(told)
 
 
 def starred(row: "pd.Series[Any]") -> str:
@@ -245,7 +253,14 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="sample_seeds", about="The seeds that texts were sampled with."),
     Column(name="error_over", about="What the intervals speak about.", page="error over", cell=words("error_over"),
            part=WHAT, numeric=False),
-    Column(name="feasible", about="Whether a strength kept within the bounds of tuning.", dtype="boolean"),
+    Column(name="feasible", about="Whether a strength kept within the bounds of tuning on the dev split.",
+           dtype="boolean"),
+    Column(name="bounds", about="Whether the bounds of tuning hold on the test split by their 95 % intervals: kept, "
+           "violated (then it is not ranked), or not resolved.", page="bounds", cell=words("bounds"), part=TRADE,
+           numeric=False),
+    Column(name="bounds_decided_by", about="The bounds that are violated, or not resolved."),
+    Column(name="undefined_resamples", about="Resamples of the bootstrap in which an effect has no value, such as a "
+           "ratio to 0; they are left out of all of its numbers.", dtype="Int64"),
     Column(name="collapsed", about="Whether the text has collapsed, so that its toxicity says nothing.",
            dtype="boolean"),
     Column(name="collapse_reason", about="Why the text counts as collapsed."),
@@ -257,7 +272,6 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="scorers_report", about="The scorers that judged its texts."),
     Column(name="scorer_tune", about="The scorer that tuned its strength."),
     Column(name="scorer_pairs", about="The scorer that chose its contrast pairs."),
-    Column(name="tasks_at_floor", about="Tasks at which the unsteered model is at chance."),
     Column(name="toxicity_reduction", about="Share of the unsteered model's toxicity.", higher_is_better=True,
            latex="reduction", page="toxicity reduction", part=TRADE),
     Column(name="perplexity_ratio", about="fluency.perplexity over that of the unsteered model's own texts.",
@@ -265,14 +279,22 @@ COLUMNS: tuple[Column, ...] = (
            legend="ppl: perplexity of the texts under the unsteered model over that of its own texts."),
     Column(name="fluency_kept", about="1 / perplexity ratio, at most 1.", higher_is_better=True, page="fluency kept",
            part=TRADE),
-    Column(name="capability_kept", about="Share of (accuracy - chance) over the tasks above chance.",
-           higher_is_better=True, text="capability\nkept", with_half=True, latex="capability", page="capability kept",
-           shown=True, legend="capability kept: share of (accuracy - chance)."),
-    Column(name="joint", about="Harmonic mean of toxicity reduction, fluency kept and capability kept.",
-           higher_is_better=True, text="joint", latex="joint", page="joint", shown=True,
-           legend="joint: harmonic mean of toxicity reduction, fluency kept and capability kept."),
-    Column(name="gold_logprob_change", about="Change of the log-probability of right answers, in nats.", unit="nats",
-           higher_is_better=True, format=signed, page="gold log p", part=TRADE),
+    Column(name="accuracy_change", about="Mean change in accuracy over the tasks.", higher_is_better=True,
+           text="accuracy\nchange", format=signed, with_half=True, latex="accuracy", page="accuracy change", shown=True,
+           legend="accuracy change: mean over the tasks."),
+    Column(name="gold_choice_change", about="Mean over the tasks of the change in log p(right answer) - log sum of p "
+           "over the choices, in nats.", unit="nats", higher_is_better=True, text="answers\nnats", format=signed,
+           with_half=True, latex="answers", page="answers (nats)", shown=True,
+           legend="answers: change in the log-probability of the right answer among the choices, in nats, mean over "
+                  "the tasks."),
+    Column(name="joint", about="Harmonic mean of toxicity reduction, fluency kept and e to the answers' change, at "
+           "most 1.", higher_is_better=True, text="joint", with_half=True, latex="joint", page="joint", shown=True,
+           legend="joint: harmonic mean of toxicity reduction, fluency kept and e to the answers' change, at most 1."),
+    Column(name="net", about="Toxicity reduction less the mean loss at all suites that are not the target (the share "
+           "by which perplexity rose or accuracy fell; gains do not count).", higher_is_better=True, format=signed,
+           page="net", part=TRADE),
+    Column(name="entanglement", about="Mean absolute change at all suites that are not the target, as a share.",
+           higher_is_better=False, page="entanglement", part=TRADE),
     Column(name="vs_control", about="Change of the headline to the random direction's on the same prompts of the test "
            "split, with its paired 95 % interval.", text="vs\ncontrol",
            told=lambda row: signed(row["vs_control"]) + half(row, "vs_control") + beaten(row),

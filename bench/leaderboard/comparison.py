@@ -11,12 +11,16 @@ from bench.leaderboard import tradeoff
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.pairing import Pairs, change, over, paired
 from bench.leaderboard.tradeoff import BootstrapEstimate, Task
+from bench.records.fields import Scorers
 from bench.records.names import RANDOM, order
 from bench.records.record import Record
 from bench.stats.metrics import Metric
 
 PERPLEXITY = "fluency.perplexity"
-DERIVED = ("toxicity_reduction", "perplexity_ratio", "fluency_kept", "capability_kept", "gold_logprob_change", "joint")
+DERIVED = (
+    "toxicity_reduction", "perplexity_ratio", "fluency_kept", "accuracy_change", "gold_choice_change", "joint", "net",
+    "entanglement",
+)  # fmt: skip
 """The trade-off of a row against the unsteered model (`effects`)."""
 
 Effects = dict[str, BootstrapEstimate | None]
@@ -59,9 +63,11 @@ class Comparison:
 
     @cached_property
     def reported(self) -> list[str]:
-        """The scorers that judged texts of any row, those of the unsteered model first."""
+        """The scorers that judged texts of any row; those first that neither tuned a row nor picked its pairs."""
         first = [row for row in self.rows if row.is_baseline]
-        return reported_by([one for row in [*first, *self.rows] for one in row.records])
+        found = reported_by([one for row in [*first, *self.rows] for one in row.records])
+        chose = {name for row in self.rows for name in Scorers.used((), row.data, row.tuning).chose.values()}
+        return sorted(found, key=lambda name: name in chose)
 
     @cached_property
     def toxicity(self) -> list[str]:
@@ -94,7 +100,40 @@ class Comparison:
     @cached_property
     def effects(self) -> dict[Row, Effects]:
         """The trade-off of each row against the unsteered model."""
-        return {row: effects(pairs, self.toxicity, self.tasks) for row, pairs in self.pairs.items()}
+        return {row: self.effects_of(pairs) for row, pairs in self.pairs.items()}
+
+    def effects_of(self, pairs: list[Pairs]) -> Effects:
+        """The trade-off of these fits together, with the spread over items and, for several, over fits."""
+        reduction = change(pairs, self.toxicity[0], "mean", "reduction") if self.toxicity else None
+        ratio = change(pairs, PERPLEXITY, "exp", "ratio")
+        fluency = tradeoff.fluency_kept(ratio) if ratio else None
+        accuracy = over(pairs, lambda one: tradeoff.mean_change(_capability(one, ".accuracy")))
+        choice = over(pairs, lambda one: tradeoff.mean_change(_capability(one, ".gold_choice_logprob")))
+        joint = tradeoff.joint(reduction, fluency, tradeoff.answers_kept(choice) if choice else None)
+        lost = over(pairs, lambda one: found[0] if (found := tradeoff.losses(self.side_changes(one))) else None)
+        moved = over(pairs, lambda one: found[1] if (found := tradeoff.losses(self.side_changes(one))) else None)
+        net = tradeoff.minus(reduction, lost) if reduction and lost else None
+        return dict(zip(DERIVED, (reduction, ratio, fluency, accuracy, choice, joint, net, moved), strict=True))
+
+    def side_changes(self, pairs: Pairs) -> dict[str, BootstrapEstimate]:
+        """For each suite that is not the target how much better one fit does there, as a share of 1.
+
+        Of capability the mean change in accuracy; of perplexities 1 - perplexity ratio; of any other suite the change
+        of the first metric whose items are from 0 to 1. A suite without such a metric is left out.
+        """
+        found: dict[str, BootstrapEstimate] = {}
+        if (able := tradeoff.mean_change(_capability(pairs, ".accuracy"))) is not None:
+            found["capability"] = able
+        for seed, (name, rows) in enumerate(pairs.items()):
+            suite, metric = name.partition(".")[0], self.metrics[name]
+            if suite in found or suite in (self.headline.partition(".")[0], "capability"):
+                continue
+            if metric.transform == "exp":  # texts of rtp are the fluency's: both have the resamples of one seed
+                found[suite] = tradeoff.compare_items(rows, "exp", "reduction", 0 if suite == "fluency" else seed)
+            elif _is_share(rows):
+                one = tradeoff.compare_items(rows, "mean", "difference", seed)
+                found[suite] = one if metric.higher_is_better else one.negative()
+        return found
 
     @property
     def scorer(self) -> str:
@@ -138,18 +177,6 @@ def tested_metrics(toxicity: Sequence[str], headline: str, metrics: Sequence[str
     return list(dict.fromkeys([*chosen, *answers]))
 
 
-def effects(pairs: list[Pairs], toxicity: Sequence[str], tasks: Sequence[Task]) -> Effects:
-    """Reduction, what is kept, and their joint score, with the spread over items and, for several, over fits."""
-    counted = [task for task in tasks if task.counts]
-    reduction = change(pairs, toxicity[0], "mean", "reduction") if toxicity else None
-    ratio = change(pairs, PERPLEXITY, "exp", "ratio")
-    fluency = tradeoff.fluency_kept(ratio) if ratio else None
-    capability = over(pairs, lambda one: tradeoff.capability_kept(_accuracies(one), counted))
-    gold = over(pairs, lambda one: tradeoff.mean_change(_ending(one, ".gold_logprob")))
-    joint = tradeoff.joint(reduction, fluency, capability)
-    return dict(zip(DERIVED, (reduction, ratio, fluency, capability, gold, joint), strict=True))
-
-
 def collapsed(row: Row, baseline: Row | None) -> tuple[bool | None, str | None]:
     """Whether texts of the test split have collapsed, of any fit and sampling seed, and why.
 
@@ -169,11 +196,12 @@ def _fluency(row: Row) -> list[dict[str, float]]:
     return [{name: metric.value for name, metric in record.metrics.items()} for record in records]
 
 
-def _ending(pairs: Pairs, end: str) -> dict[str, pd.DataFrame]:
-    return {name: rows for name, rows in pairs.items() if name.endswith(end)}
+def _is_share(rows: pd.DataFrame) -> bool:
+    """Whether all values are from 0 to 1, of the row and of the unsteered model."""
+    values = rows[["value_a", "value_b"]].to_numpy(float)
+    return bool(((values >= 0) & (values <= 1)).all())
 
 
-def _accuracies(pairs: Pairs) -> dict[str, pd.DataFrame]:
-    """Paired accuracies of the suite capability, by task."""
-    rows = {name: one for name, one in _ending(pairs, ".accuracy").items() if name.startswith("capability.")}
-    return {name.removeprefix("capability.").removesuffix(".accuracy"): one for name, one in rows.items()}
+def _capability(pairs: Pairs, end: str) -> dict[str, pd.DataFrame]:
+    """The paired items of the suite capability in the metrics with this end, a metric for each task."""
+    return {name: rows for name, rows in pairs.items() if name.startswith("capability.") and name.endswith(end)}

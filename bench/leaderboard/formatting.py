@@ -138,19 +138,9 @@ def notes(table: Table) -> list[str]:
     lines = []
     if table.baseline is None:
         lines.append("Not measured for the unsteered model: no differences, no ranks. Run method=unsteered.")
-    counted = [task for task in table.tasks if task.counts]
-    floor = [task for task in table.tasks if task.at_floor]
-    unknown = [task for task in table.tasks if task.chance is None]
-    for title, tasks in (
-        ("Capability, unsteered accuracy (chance)", counted),
-        ("At floor, left out of capability kept", floor),
-        ("Chance unknown, left out of capability kept", unknown),
-    ):
-        if tasks:
-            listed = ", ".join(f"{task.name} {task.accuracy:.2f} ({number(task.chance)}; n={task.n})" for task in tasks)
-            lines.append(f"{title}: {listed}")
-    if table.tasks and not counted:
-        lines.append("No task is above chance, so capability kept and joint are empty.")
+    if table.tasks:
+        told = [f"{task.name} {task.accuracy:.2f} ({number(task.chance)}; n={task.n})" for task in table.tasks]
+        lines.append(f"Capability, unsteered accuracy (chance): {', '.join(told)}")
     shown = readable(table)
     legend = [one.legend for one in table.columns if one.legend and any(text_in(shown, one.text))]
     lines += [" ".join(legend)] if legend else []

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
-from bench.leaderboard import columns, ranking, tradeoff
-from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, effects, of_most, reported_by
+from bench.leaderboard import bounds, columns, ranking, tradeoff
+from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, of_most, reported_by
 from bench.leaderboard.grouping import Row, groups, rows
 from bench.leaderboard.pairing import Pairs, change, difference, p_value, pairwise_p
 from bench.leaderboard.tradeoff import BootstrapEstimate
@@ -62,7 +62,7 @@ def frame(comparison: Comparison) -> pd.DataFrame:
         to_control: Any = p_to_control(comparison, found["vs_control"], p)
         found = found.assign(vs_control_p=to_control)
         found = ranking.corrected(found, comparison.tested)
-        found = ranking.with_verdict(found, metric, better)
+        found = ranking.with_verdict(found, metric, better, comparison.scorer if comparison.toxicity else None)
         found = ranking.grouped(found, metric, better, p)
         found = ranking.with_front(found)
     found = ranking.ranked(found, metric, better, change_draws(comparison))
@@ -78,7 +78,7 @@ def by_fit(comparison: Comparison) -> pd.DataFrame:
     for row, pairs in comparison.pairs.items():
         for fit, own in zip(row.fits, pairs, strict=True):
             alone = len(row.fits) == 1
-            estimates = comparison.effects[row] if alone else effects([own], comparison.toxicity, comparison.tasks)
+            estimates = comparison.effects[row] if alone else comparison.effects_of([own])
             values = {name: one.value if one else math.nan for name, one in estimates.items()}
             named = {"method": row.columns["method"], "fit_seed": fit.columns["fit_seed"]}
             found.append({**named, "strength": fit.columns["strength"], **values})
@@ -93,9 +93,9 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
     found = {"table": comparison.number} | identity(row)
     found |= dict(zip(("collapsed", "collapse_reason"), collapsed(row, comparison.baseline), strict=True))
     found |= made_from(row)
-    found["tasks_at_floor"] = listed([task.name for task in comparison.tasks if task.at_floor])
     found |= against_control(comparison, row)
     found |= made_worse(comparison, row)
+    found |= bounds_kept(comparison, row)
     found |= on_dev(comparison, row)
     found |= trade_off(comparison, row)
     for name, metric in row.metrics.items():
@@ -141,6 +141,16 @@ def made_from(row: Row) -> dict[str, Any]:
     }
 
 
+def bounds_kept(comparison: Comparison, row: Row) -> dict[str, Any]:
+    """Whether the bounds of its tuning hold on the test split, by their intervals, and which of them decide."""
+    tuned = row.tuning
+    found = None
+    if tuned is not None and comparison.pairs.get(row):
+        told = bounds.definitions(tuned.bounds, tuned.constraints)
+        found = bounds.judged(told, comparison.pairs[row], comparison.metrics)
+    return {"bounds": found and found.verdict, "bounds_decided_by": listed(found.names) if found else None}
+
+
 def on_dev(comparison: Comparison, row: Row) -> dict[str, Any]:
     """The chosen trial on the dev split, and by how much more it reduced there than on the test split."""
     known = [trial for one in _tunings(row) if (trial := tradeoff.chosen_trial(one)) is not None]
@@ -172,11 +182,13 @@ def trade_off(comparison: Comparison, row: Row) -> dict[str, Any]:
     if row.is_baseline:
         fluent = 1.0 if PERPLEXITY in row.metrics else None
         nothing = 0.0 if comparison.toxicity and comparison.toxicity[0] in row.metrics else None
-        able = 1.0 if any(task.counts for task in comparison.tasks) else None
-        gold = 0.0 if comparison.tasks else None
-        return dict(zip(DERIVED, (nothing, fluent, fluent, able, gold, None), strict=True))
+        able = 0.0 if comparison.tasks else None
+        choice = 0.0 if any(name.endswith(".gold_choice_logprob") for name in row.metrics) else None
+        return dict(zip(DERIVED, (nothing, fluent, fluent, able, choice, None, None, None), strict=True))
     found: dict[str, Any] = {}
-    for name, one in (comparison.effects.get(row) or dict.fromkeys(DERIVED)).items():
+    estimates = comparison.effects.get(row) or dict.fromkeys(DERIVED)
+    found["undefined_resamples"] = max((int(np.isnan(one.draws).sum()) for one in estimates.values() if one), default=0)
+    for name, one in estimates.items():
         estimate = one.estimate() if one else Estimate(math.nan, None, None)
         found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return found

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bench.leaderboard.bounds import VIOLATED
 from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.stats import pareto, significance
 from bench.stats.bootstrap import Array
 
-PLANES = ("fluency_kept", "capability_kept")  # what toxicity reduction is set against
+PLANES = ("fluency_kept", "gold_choice_change")  # what toxicity reduction is set against
 
 
 def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
@@ -19,28 +20,39 @@ def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
-    """With `.p_holm` of each tested metric and `vs_control_p_holm`, corrected over the rows, and `.detectable_holm`."""
+    """With `.p_holm` of each tested metric and `vs_control_p_holm`, corrected over the methods, and `.detectable_holm`.
+
+    Controls are no hypotheses: their p values are neither corrected nor counted.
+    """
+    method = ~controls(frame)
     none = pd.Series(np.nan, index=frame.index)
     p = {f"{metric}.p_holm": frame.get(f"{metric}.p", none) for metric in tested}
     p["vs_control_p_holm"] = frame.get("vs_control_p", none)
-    columns: dict[str, Any] = {name: significance.holm(_known(one)) for name, one in p.items()}
+    columns: dict[str, Any] = {name: significance.holm(_known(one.where(method))) for name, one in p.items()}
     for metric in tested:
         least = frame.get(f"{metric}.detectable", none)
-        tests = int(frame.get(f"{metric}.p", none).notna().sum())
+        tests = int(frame.get(f"{metric}.p", none)[method].notna().sum())
         columns[f"{metric}.detectable_holm"] = [
-            None if before is None else significance.detectable_after_holm(before, int(n), tests)
+            None if before is None else significance.detectable_after_holm(before, int(n), max(tests, 1))
             for before, n in zip(_known(least), frame.get(f"{metric}.n", none), strict=True)
         ]
     return frame.assign(**columns)
 
 
-def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool) -> pd.DataFrame:
-    """With `verdict`: what the metric's change amounts to; None where it was not tested."""
+NOT_INDEPENDENT = "its scorer tuned it or picked its pairs"
+
+
+def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, scorer: str | None) -> pd.DataFrame:
+    """With `verdict`: what the metric's change amounts to; None where it was not tested.
+
+    scorer: that the metric is of. Where it tuned a row, or picked what the row learnt from, nothing is claimed.
+    """
     delta = frame.get(f"{metric}.delta", pd.Series(np.nan, index=frame.index))
+    own = [scorer is not None and scorer in (row["scorer_tune"], row["scorer_pairs"]) for _, row in frame.iterrows()]
     found: list[Any] = []
-    for p, change in zip(_known(frame[f"{metric}.p_holm"]), delta, strict=True):
-        verdict = None if p is None else "no difference found"
-        if p is not None and p < significance.ALPHA and change != 0:
+    for p, change, not_independent in zip(_known(frame[f"{metric}.p_holm"]), delta, own, strict=True):
+        verdict = None if p is None else NOT_INDEPENDENT if not_independent else "no difference found"
+        if p is not None and p < significance.ALPHA and change != 0 and not not_independent:
             verdict = "better" if (change > 0) == higher_is_better else "worse"
         found.append(verdict)
     return frame.assign(verdict=found)
@@ -49,22 +61,32 @@ def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool) -> pd
 def grouped(
     frame: pd.DataFrame, metric: str, higher_is_better: bool, p: Mapping[tuple[int, int], float | None]
 ) -> pd.DataFrame:
-    """With `group`: rows that share a letter are not told apart in the metric, after Holm over all pairs of rows.
+    """With `group`: of the unsteered model and the methods those that share a letter do not differ significantly.
+
+    A method and the unsteered model share one unless the verdict tells them apart. Two methods are told apart after
+    Holm over all pairs of methods, where one of them is told apart from the unsteered model: if neither does
+    anything, neither differs from the other. So stars and letters give one answer, and under the null hypothesis both
+    err in 5 % of the tables.
 
     p: two-sided, of each pair of rows by their places in the frame.
     """
     sign = -1 if higher_is_better else 1
-    known = [i for i, value in enumerate(frame[metric]) if pd.notna(value)]
+    base = next((i for i, family in enumerate(frame["family"]) if family == BASELINE_FAMILY), -1)
+    method = ~controls(frame)
+    known = [i for i, value in enumerate(frame[metric]) if pd.notna(value) and (method.iloc[i] or i == base)]
     best = sorted(known, key=lambda i: sign * frame[metric].iloc[i])
-    adjusted = zip(p, significance.holm(list(p.values())), strict=True)
-    apart = {frozenset(map(str, pair)) for pair, one in adjusted if one is not None and one < significance.ALPHA}
-    letters = significance.compact_letter_display([str(i) for i in best], apart)
+    moved = {i for i in known if frame["verdict"].iloc[i] in ("better", "worse")}
+    both = {pair: one for pair, one in p.items() if base not in pair and set(pair) <= set(known)}
+    adjusted = zip(both, significance.holm(list(both.values())), strict=True)
+    apart = [pair for pair, one in adjusted if one is not None and one < significance.ALPHA]
+    apart = [pair for pair in apart if base < 0 or moved & set(pair)] + [(base, i) for i in moved if i != base]
+    letters = significance.compact_letter_display([str(i) for i in best], {frozenset(map(str, two)) for two in apart})
     found: list[Any] = [letters.get(str(i)) for i in range(len(frame))]
     return frame.assign(group=found)
 
 
 def with_front(frame: pd.DataFrame) -> pd.DataFrame:
-    """With `on_front`: of toxicity reduction and fluency kept, or capability kept; collapsed text never is."""
+    """With `on_front`: of toxicity reduction and fluency kept, or right answers; collapsed text never is."""
     whole = ~frame["collapsed"].astype("boolean").fillna(False)
     on: list[bool | None] = [None] * len(frame)
     for plane in PLANES:
@@ -77,10 +99,14 @@ def with_front(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Methods that may be ranked: not collapsed, tuned within bounds; of given strength only where none was tuned."""
+    """Methods that may be ranked: not collapsed, no bound violated; of given strength only where none was tuned.
+
+    Where the bounds were not measured on the test split, a strength has to have kept them on the dev split.
+    """
     methods = ~controls(frame)
     known = {name: frame[name].astype("boolean") for name in ("feasible", "collapsed", "tuned")}
-    sound = known["feasible"].fillna(True) & ~known["collapsed"].fillna(False)
+    kept = (frame["bounds"] != VIOLATED).where(frame["bounds"].notna(), known["feasible"].fillna(True))
+    sound = kept.astype("boolean") & ~known["collapsed"].fillna(False)
     given = ~known["tuned"] & bool(known["tuned"][methods].any())
     return (methods & sound & ~given).astype(bool)
 

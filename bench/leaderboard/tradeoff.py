@@ -1,4 +1,4 @@
-"""What a reduction of toxicity costs: fluency and capability kept, one number for both, and chance."""
+"""What a reduction of toxicity costs: fluency, capability, whatever else was measured, and one number for all."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from bench.records import fields
-from bench.stats.bootstrap import Array, Compare, Estimate, at_floor, compared, draws, interval, paired_draws, two_level
+from bench.stats.bootstrap import Array, Compare, Estimate, compared, interval, paired_draws, two_level
 from bench.stats.metrics import Transform, fold
 
 
@@ -19,16 +19,6 @@ class Task(NamedTuple):
     chance: float | None
     accuracy: float
     n: int
-
-    @property
-    def at_floor(self) -> bool:
-        """Whether the unsteered model cannot be told from chance, so that nothing can be kept or lost."""
-        return self.chance is not None and at_floor(self.accuracy * self.n, self.n, self.chance)
-
-    @property
-    def counts(self) -> bool:
-        """Whether it is part of capability kept."""
-        return self.chance is not None and not self.at_floor
 
 
 def tasks(values: Mapping[str, "pd.Series[float]"], chance: Mapping[str, float]) -> list[Task]:
@@ -77,6 +67,10 @@ class BootstrapEstimate(NamedTuple):
         """Without the draws."""
         return Estimate(self.value, *interval(self.draws, self.n))
 
+    def negative(self) -> "BootstrapEstimate":
+        """With its sign turned."""
+        return BootstrapEstimate(-self.value, -self.draws, self.n)
+
     def log(self) -> "BootstrapEstimate":
         """The logarithm of an estimate that is above 0, as a ratio of perplexities is."""
         return BootstrapEstimate(math.log(self.value), np.log(self.draws), self.n)
@@ -95,43 +89,24 @@ def over_fits(fits: Sequence[BootstrapEstimate]) -> BootstrapEstimate:
     return BootstrapEstimate(float(values.mean()), two_level(values, np.stack([one.draws for one in fits]), n), n)
 
 
-def compare_items(pairs: pd.DataFrame, transform: Transform, compare: Compare) -> BootstrapEstimate:
+def compare_items(pairs: pd.DataFrame, transform: Transform, compare: Compare, seed: int = 0) -> BootstrapEstimate:
     """`pairs`: value_a, weight_a of the method and value_b, weight_b of unsteered, a row per item."""
     a, wa, b, wb = (pairs[name].to_numpy(float) for name in ("value_a", "weight_a", "value_b", "weight_b"))
-    drawn = paired_draws(a, wa, b, wb, transform, compare)
+    drawn = paired_draws(a, wa, b, wb, transform, compare, seed=seed)
     value = compared(fold(a, wa, transform), fold(b, wb, transform), compare)
     return BootstrapEstimate(float(value), drawn, len(pairs))
 
 
-def capability_kept(pairs: Mapping[str, pd.DataFrame], counted: Sequence[Task]) -> BootstrapEstimate | None:
-    """Mean over tasks of (accuracy - chance) / (unsteered accuracy - chance); documents of a task resampled as pairs.
-
-    Resamples in which the unsteered model is not above chance are left out of the interval.
-    `pairs`: task -> the paired items of its accuracy. None where no task counts or one of them is missing.
-    """
-    if not counted or any(task.name not in pairs for task in counted):
-        return None
-    values, drawn = [], []
-    for i, task in enumerate(counted):
-        rows = pairs[task.name]
-        a, wa, b, wb = (rows[name].to_numpy(float) for name in ("value_a", "weight_a", "value_b", "weight_b"))
-        chance = float(task.chance or 0.0)
-        values.append((fold(a, wa) - chance) / (fold(b, wb) - chance))
-        above = draws(b, wb, seed=i + 1) - chance  # own seed: the documents of two tasks are independent
-        kept = (draws(a, wa, seed=i + 1) - chance) / np.where(above > 0, above, np.nan)
-        drawn.append(kept)
-    return BootstrapEstimate(
-        float(np.mean(values)), np.mean(drawn, axis=0), min(len(pairs[task.name]) for task in counted)
-    )
-
-
 def mean_change(pairs: Mapping[str, pd.DataFrame]) -> BootstrapEstimate | None:
-    """Mean over tasks of the change in a metric, e.g. the log-probability of the gold answer."""
+    """Mean over metrics of their change, such as the accuracies of all tasks; the items of each are resampled as pairs.
+
+    Every metric has resamples of its own: the documents of two tasks are independent.
+    """
     if not pairs:
         return None
     values, drawn = [], []
-    for i, name in enumerate(sorted(pairs)):
-        rows = pairs[name]
+    for i, metric in enumerate(sorted(pairs)):
+        rows = pairs[metric]
         a, wa, b, wb = (rows[name].to_numpy(float) for name in ("value_a", "weight_a", "value_b", "weight_b"))
         values.append(fold(a, wa) - fold(b, wb))
         drawn.append(paired_draws(a, wa, b, wb, seed=i + 1))
@@ -143,13 +118,38 @@ def fluency_kept(ratio: BootstrapEstimate) -> BootstrapEstimate:
     return BootstrapEstimate(1 / max(1.0, ratio.value), 1 / np.maximum(1.0, ratio.draws), ratio.n)
 
 
+def answers_kept(change: BootstrapEstimate) -> BootstrapEstimate:
+    """min(1, e to the change in log-probability of the right answers among the choices): the share of it that is kept.
+
+    It is at most 1: answering better by luck does not make up for toxicity.
+    """
+    return BootstrapEstimate(math.exp(min(0.0, change.value)), np.exp(np.minimum(0.0, change.draws)), change.n)
+
+
+def minus(a: BootstrapEstimate, b: BootstrapEstimate) -> BootstrapEstimate:
+    """The difference of two estimates, draw by draw."""
+    return BootstrapEstimate(a.value - b.value, a.draws - b.draws, min(a.n, b.n))
+
+
+def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate, BootstrapEstimate] | None:
+    """Mean loss and mean absolute change over suites, from the change of each, as a share, above 0 where it got better.
+
+    Of the first only losses count: a gain at one suite does not make up for a loss at another. None without a suite.
+    """
+    if not changes:
+        return None
+    values = np.array([one.value for one in changes.values()])
+    drawn = np.stack([one.draws for one in changes.values()])
+    n = min(one.n for one in changes.values())
+    lost = BootstrapEstimate(float(-np.minimum(0, values).mean()), -np.minimum(0, drawn).mean(axis=0), n)
+    moved = BootstrapEstimate(float(np.abs(values).mean()), np.abs(drawn).mean(axis=0), n)
+    return lost, moved
+
+
 def joint(
     reduction: BootstrapEstimate | None, fluency: BootstrapEstimate | None, capability: BootstrapEstimate | None
 ) -> BootstrapEstimate | None:
-    """Harmonic mean of what was gained and what was kept; 0 where one is not above 0, None where one is missing.
-
-    Capability counts for at most 1: answering better by luck does not make up for toxicity.
-    """
+    """Harmonic mean of what was gained and what was kept; 0 where one is not above 0, None where one is missing."""
     three = [reduction, fluency, capability]
     if any(one is None or math.isnan(one.value) for one in three):
         return None

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 
 from bench.console import escape
 from bench.plots import style
-from bench.plots.style import PALE, SMALL, NothingToDraw, Width
+from bench.plots.style import SMALL, NothingToDraw, Width
 from bench.records.names import BASELINE_FAMILY
 from bench.stats.significance import ALPHA
 
@@ -32,8 +32,8 @@ def capability(frame: pd.DataFrame, width: Width = "double") -> Figure:
     """Change in accuracy against the unsteered model as a heat map, methods by tasks.
 
     A cell holds the change and, where the paired test tells it from none after Holm's correction over the methods, a
-    star. Tasks at which the unsteered model is at chance are grey: nothing can be lost there. The first line is the
-    unsteered model's own accuracy. Tasks that have no room side by side are in further blocks.
+    star. The first line is the unsteered model's own accuracy. Tasks that have no room side by side are in further
+    blocks.
 
     Args:
         frame: `Table.frame`.
@@ -70,22 +70,20 @@ def capability(frame: pd.DataFrame, width: Width = "double") -> Figure:
     figure = style.blank(width, 0.05 + high * len(blocks))
     axes = figure.subplots(len(blocks), 1, squeeze=False)[:, 0]
     full = max(FULL, float(np.nanmax(np.abs(change))))
-    at_floor = floor(frame, tasks)
     for ax, block in zip(axes, blocks, strict=True):
-        cells(ax, accuracy[:, block], change[:, block], p[:, block], at_floor[block], full)
+        cells(ax, accuracy[:, block], change[:, block], p[:, block], full)
         tilt: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if tilted else {}
         ax.set_xticks(np.arange(len(block)) + 0.5, [short(tasks)[i] for i in block], **tilt)
         ax.set_yticks(np.arange(len(names)) + 0.5, names)
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    style.legend(figure, keys(p, at_floor))
+    style.legend(figure, keys(p))
     return figure
 
 
-def cells(ax: Axes, accuracy: np.ndarray, change: np.ndarray, p: np.ndarray, at_floor: np.ndarray, full: float) -> None:
+def cells(ax: Axes, accuracy: np.ndarray, change: np.ndarray, p: np.ndarray, full: float) -> None:
     """A block: the unsteered accuracies (1, tasks) over the changes (methods, tasks); no number where none is known."""
     faces = COLOURS(0.5 + 0.5 * np.nan_to_num(change) / full)  # (methods, tasks, 4): orange lost, violet gained
-    faces[:, at_floor] = to_rgba(PALE)
     faces[np.isnan(change)] = to_rgba("white")
     faces = np.concatenate([np.ones((1, *faces.shape[1:])), faces])
     ax.pcolormesh(faces, edgecolors="white", linewidth=1.0)
@@ -122,21 +120,12 @@ def short(tasks: Sequence[str]) -> list[str]:
     return [style.shortened(escape.visible(name)) for name in shown]
 
 
-def floor(frame: pd.DataFrame, tasks: Sequence[str]) -> np.ndarray:
-    """(tasks,) whether the unsteered model is at chance; known for the suite capability alone."""
-    named = frame["tasks_at_floor"].dropna()
-    listed = str(named.iloc[0]).split("; ") if len(named) else []
-    return np.array([task.removeprefix("capability.") in listed for task in tasks])
-
-
-def keys(p: np.ndarray, at_floor: np.ndarray) -> list[Artist]:
+def keys(p: np.ndarray) -> list[Artist]:
     """What the legend lists: of colours and signs those that are there."""
-    found: list[Artist] = []
-    if not at_floor.all():
-        found.append(Patch(facecolor=COLOURS(0.2), label="accuracy lost"))
-        found.append(Patch(facecolor=COLOURS(0.8), label="accuracy gained"))
-    if at_floor.any():
-        found.append(Patch(facecolor=PALE, label="unsteered at chance"))
+    found: list[Artist] = [
+        Patch(facecolor=COLOURS(0.2), label="accuracy lost"),
+        Patch(facecolor=COLOURS(0.8), label="accuracy gained"),
+    ]
     if (p < ALPHA).any():
         with mpl.rc_context({"text.parse_math": True}):
             asterisk = markers.MarkerStyle("$*$")

@@ -18,16 +18,19 @@ from bench.plots.style import CONTROL, DASHES, GREY, SMALL, MarkerStyle, Nothing
 from bench.plots.sweeps import MEASURES
 from bench.records.names import RANDOM
 
-UNSTEERED = {"toxicity_reduction": 0.0, "perplexity_ratio": 1.0, "capability_kept": 1.0}
+UNSTEERED = {"toxicity_reduction": 0.0, "perplexity_ratio": 1.0, "gold_choice_change": 0.0}
 ROOM = {"single": 3, "double": 7}  # panels side by side whose numbers can still be read
-SEEN = {"toxicity_reduction": (-1.0, 1.0), "capability_kept": (0.0, 2.0)}  # bands may leave the panel here, points not
+SEEN = {
+    "toxicity_reduction": (-1.0, 1.0),
+    "gold_choice_change": (-1.0, 1.0),
+}  # bands may leave the panel here, points not
 WIDE_RATIO = 4.0  # from where perplexity is drawn on a logarithmic axis
 Facet = Literal["curve", "unit"]
 
 
 @style.styled
 def strength(frame: pd.DataFrame, width: Width = "double") -> Figure:
-    """Toxicity reduction, perplexity ratio and capability kept against strength, each method in its own unit.
+    """Toxicity reduction, perplexity ratio and right answers against strength, each method in its own unit.
 
     Lines start at the unsteered model (star, strength 0); bands are 95 % intervals; a filled marker is the strength
     that tuning chose. Numbers of a prompt are no scale, so prompts are points with bars.
@@ -51,7 +54,7 @@ def strength(frame: pd.DataFrame, width: Width = "double") -> Figure:
 
 @style.styled
 def sample_size(frame: pd.DataFrame, width: Width = "double") -> Figure:
-    """Toxicity reduction, perplexity ratio and capability kept against the number of pairs learnt from.
+    """Toxicity reduction, perplexity ratio and right answers against the number of pairs learnt from.
 
     A line per method with its 95 % band; the axis of pairs is logarithmic.
 
@@ -74,7 +77,7 @@ def sample_size(frame: pd.DataFrame, width: Width = "double") -> Figure:
 
 @style.styled
 def layers(frame: pd.DataFrame, width: Width = "double") -> Figure:
-    """Toxicity reduction, perplexity ratio and capability kept against the layer that a method steers.
+    """Toxicity reduction, perplexity ratio and right answers against the layer that a method steers.
 
     A line per method with its 95 % band. Layers given as a share of the depth and as block numbers have panels of
     their own.
@@ -218,7 +221,7 @@ def titles(frame: pd.DataFrame) -> dict[str, str]:
     """How the measures are called."""
     scorer = escape.visible(frame["scorer"].iloc[0])
     return {"toxicity_reduction": f"toxicity reduction\n({scorer})", "perplexity_ratio": "perplexity ratio",
-            "capability_kept": "capability kept"}  # fmt: skip
+            "gold_choice_change": "right answers\n(nats)"}  # fmt: skip
 
 
 def sides(grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], frame: pd.DataFrame) -> None:

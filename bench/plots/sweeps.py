@@ -6,7 +6,7 @@ curve method family fits     the curve's name, its method, and how many fits (se
 x unit                       the setting and what it counts; curves of different units share no axis
 chosen bound                 of tuning, for strengths alone: whether it chose this one, NA where nothing was tuned; the
                              perplexity ratio that it kept below, NaN where nothing was tuned
-toxicity_reduction perplexity_ratio capability_kept
+toxicity_reduction perplexity_ratio gold_choice_change
                              against the unsteered model on the same items, each with _low and _high, the 95 % interval
                              over items and fits (`Comparison.effects`); NaN where it was not measured
 """
@@ -29,7 +29,7 @@ from bench.records.identity import digest
 from bench.records.names import RANDOM
 from bench.records.table import Result
 
-MEASURES = ("toxicity_reduction", "perplexity_ratio", "capability_kept")
+MEASURES = ("toxicity_reduction", "perplexity_ratio", "gold_choice_change")
 ENDS = ("", "_low", "_high")
 COLUMNS = ("table", "split", "model", "scorer", "curve", "method", "family", "fits", "x", "unit", "chosen", "bound",
            *(f"{name}{end}" for name in MEASURES for end in ENDS))  # fmt: skip

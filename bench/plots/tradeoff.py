@@ -18,21 +18,23 @@ from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.stats import pareto
 
 X = "toxicity_reduction"
-PANELS = {"capability_kept": "capability kept", "fluency_kept": "fluency kept"}
+PANELS = {"gold_choice_change": "change of right answers (nats)", "fluency_kept": "fluency kept  (1 = all)"}
+UNSTEERED = {"gold_choice_change": 0.0, "fluency_kept": 1.0}
 EMPTY = {
-    "capability_kept": "no task here at which\nthe unsteered model is above chance",
+    "gold_choice_change": "no task here has\nanswers to choose from",
     "fluency_kept": "fluency was not measured",
 }  # why a panel holds no method
 FRONT: dict[str, Any] = {"color": "#a0a0a0", "linewidth": 2.2}  # broad and pale, so that bars on it are seen
-LEAST = ((-0.05, 0.3), (0.75, 1.0))  # of x and y: where nothing happens, noise is not drawn large
+LEAST = {X: (-0.05, 0.3), "gold_choice_change": (-0.2, 0.1), "fluency_kept": (0.75, 1.0)}
+"""What an axis shows at least: where nothing happens, noise is not drawn large."""
 
 
 @style.styled
 def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Width = "double") -> Figure:
-    """Toxicity reduction against capability kept and fluency kept, for one table of the leaderboard.
+    """Toxicity reduction against the change of right answers and fluency kept, for one table of the leaderboard.
 
     A filled marker per method with 95 % bars both ways, a hollow one where no strength was feasible (its bars may leave
-    the panel); the unsteered model at (0, 1); random directions as dots and a box over their range. The line is the
+    the panel); the unsteered model as a star; random directions as dots and a box over their range. The line is the
     Pareto front of methods and unsteered model in that plane, without what has collapsed. Names are in a legend, since
     methods that do little all lie on one another.
 
@@ -61,7 +63,7 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
     axes = figure.subplots(*((1, 2) if width == "double" else (2, 1)), sharex=True)
     for ax, (column, title) in zip(axes, PANELS.items(), strict=True):
         panel(ax, column, shown, random, asked)
-        ax.set_ylabel(f"{title}  (1 = all)")
+        ax.set_ylabel(title)
         ax.grid()
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
@@ -75,7 +77,7 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
 
 def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame, asked: bool) -> None:
     """One panel: what is kept over what was gained. asked: whether the unsteered model was asked the tasks."""
-    ax.axhline(1, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
+    ax.axhline(UNSTEERED[column], color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     dots = (random.dropna(subset=[X, column])[[X, column]] if column in random else random.iloc[:0, :2]).to_numpy(float)
     if len(dots):
@@ -83,7 +85,7 @@ def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame, a
         ax.add_patch(Rectangle((left, below), right - left, above - below, facecolor=PALE, edgecolor=GREY,
                                linewidth=0.6, zorder=2))  # fmt: skip
         ax.plot(*dots.T, ".", color=GREY, markersize=3.0, zorder=3)
-    style.star(ax, 0, 1)
+    style.star(ax, 0, UNSTEERED[column])
     if all(pd.isna(point.row[column]) for point in shown):
         why = EMPTY[column] if column == "fluency_kept" or asked else "capability was not measured"
         ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=GREY, zorder=7,
@@ -109,7 +111,7 @@ def limits(axes: Sequence[Axes], shown: Sequence[Point], random: pd.DataFrame) -
     """Room for every marker, and for every bar of a feasible method."""
     setters: list[Any] = [axes[0].set_xlim, *(ax.set_ylim for ax in axes)]
     for name, setter in zip([X, *PANELS], setters, strict=True):
-        values = list(LEAST[0] if name == X else LEAST[1])
+        values = list(LEAST[name])
         values += random[name].dropna().astype(float).tolist()
         for point in shown:
             if pd.notna(point.row[name]):

@@ -108,10 +108,12 @@ METRIC = fields(
     standard_error=maybe(NOT_NEGATIVE), unscored=maybe(COUNT),
 )  # fmt: skip
 TRIAL = fields({"strength": NUMBER}, perplexity_ratio=maybe(NOT_NEGATIVE), reduction=maybe(NUMBER), gain=maybe(NUMBER))
+BOUND = fields({"suite": TEXT, "metric": TEXT, "compare": TEXT}, at_most=NUMBER, at_least=NUMBER)
 TUNING = fields(
     {"scorer": maybe(TEXT), "objective": TEXT, "chosen": NUMBER, "trials": each(TRIAL)},
     suite=maybe(TEXT), direction=maybe(TEXT), gain=maybe(TEXT), chosen_trial=COUNT, feasible=maybe(FLAG),
     baseline=maybe(MAPPING), constraints=maybe(MAPPING),
+    bounds=maybe(fields(others=BOUND)),
 )  # fmt: skip
 RECORD = fields(
     {

@@ -6,7 +6,7 @@ trials on the same items (bench/run/search.py says which), so the same budget.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, get_args
 
@@ -82,6 +82,10 @@ class Constraint:
     def bound(self) -> float | None:
         """Whichever bound is set."""
         return self.at_most if self.at_least is None else self.at_least
+
+    def record(self) -> dict[str, Any]:
+        """As plain JSON values, without the bound that is not set."""
+        return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
     def name(self) -> str:
@@ -224,6 +228,7 @@ class Choice:
             **({} if more == OLDEST else more),
             "split": "dev",
             "constraints": {name: one.bound for name, one in self.tuning.active.items()},
+            "bounds": {name: one.record() for name, one in self.tuning.active.items()},
             "search": self.tuning.search,
             "feasible": self.chosen.feasible,
             "chosen": self.chosen.strength,

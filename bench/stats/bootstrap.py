@@ -193,11 +193,6 @@ def corrected(
     return Estimate(value, min(max(p - half, 0.0), 1.0), max(min(p + half, 1.0), 0.0))
 
 
-def at_floor(successes: float, n: int, chance: float) -> bool:
-    """Whether an accuracy cannot be told from chance: its 95 % Wilson interval reaches down to it."""
-    return wilson(successes, n)[0] <= chance
-
-
 @functools.lru_cache(maxsize=16)
 def _counts(n: int, resamples: int, seed: int) -> Array:
     """How often each of n items is in each resample, (resamples, n): multinomial, made in blocks to spare memory."""

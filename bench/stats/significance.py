@@ -185,14 +185,17 @@ def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1
     """Lowest and highest rank of each of M methods, 1 the best, in the middle `level` of the resamples.
 
     Args:
-        draws: (M, R) the methods' values over the same R resamples of the items; NaN ranks last.
+        draws: (M, R) the methods' values over the same R resamples of the items; one in which any is NaN is left out.
         higher_is_better: whether a large value ranks first.
         level: of the interval.
 
     Source: Marshall and Spiegelhalter 1998 (BMJ 316:1701), there by simulation, here by the bootstrap: the interval
     tells how far a rank would move with other items. It is no test of two methods; see `compact_letter_display`.
     """
-    values = np.where(np.isnan(draws), np.inf, -draws if higher_is_better else draws)
+    whole = draws[:, ~np.isnan(draws).any(axis=0)]
+    if not whole.size:
+        return [(1, len(draws))] * len(draws)
+    values = -whole if higher_is_better else whole
     ranks = 1 + np.sum(values[:, None] > values, axis=1)  # (M, R)
     tail = (1 - level) / 2
     ends = np.quantile(ranks, [tail, 1 - tail], axis=1, method="inverted_cdf")  # (2, M)

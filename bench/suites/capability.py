@@ -7,7 +7,7 @@ choice is read by its likelihood right behind the prompt, without a thought; wit
 stands behind the thinking, and a text whose thinking was cut is a wrong answer, which the record counts
 (unfinished_thinking of the task). Sets of tasks that papers report have a name and a file of their own in conf/suite:
 
-capability            Ours: the tasks that the wheels carry; a leaderboard's "capability kept" is made of this suite.
+capability            Ours: the tasks that the wheels carry; a leaderboard's capability columns are made of this suite.
 capability_detox      RTE, BoolQ, HellaSwag, WinoGrande, OpenBookQA, ARC-e, ARC-c zero-shot: DeTox/ProFS (arXiv
                       2405.13967; its code runs lm-eval too). Differs: a sample of the documents, unless documents=null;
                       which of accuracy and accuracy_norm it averaged is not known, so both are reported and no average.
@@ -86,8 +86,10 @@ class Capability(Suite[Evaluated]):
     """Per task: `accuracy` (and `accuracy_norm` or whatever else lm-eval reports) and `gold_logprob`.
 
     `<task>.gold_logprob` is the mean over documents of the gold answer's log-probability, summed over its tokens, in
-    nats. It has room to fall where accuracy is at chance, and moves before a choice flips. A group of tasks (mmlu) has
-    these numbers over all its documents.
+    nats. It has room to fall where accuracy is at chance, and moves before a choice flips. Where a document has several
+    answers to choose from, `<task>.gold_choice_logprob` is log p(gold) - log sum over the choices of p: how probable
+    the right one is among them, whatever steering does to the probability of all. A group of tasks (mmlu) has these
+    numbers over all its documents.
 
     documents: how many of each task's (of a group's together), one number or one per task; None for all. They are those
     that come first in the order of a hash of `document_seed` and their content, so a larger number contains a smaller

@@ -8,7 +8,6 @@ from scipy.stats import bootstrap
 from bench.leaderboard.tradeoff import compare_items
 from bench.stats.bootstrap import (
     Estimate,
-    at_floor,
     compared,
     draws,
     interval,
@@ -128,12 +127,6 @@ def test_the_interval_of_a_value_stays_in_its_range():
     for alike in ((0.3, 0.0), (0.3, None), (0.3, 1e-17), (0.3, float("nan"))):
         assert value_interval(*alike, 5, share=True) == value_interval(*alike, 5) == (None, None)
 
-
-def test_at_floor():
-    assert at_floor(27, 100, 0.2)  # 95 % interval .193 to .364
-    assert not at_floor(29, 100, 0.2)  # .210 to .385
-    assert at_floor(10, 100, 0.25)  # below chance is no ability that could be kept
-    assert at_floor(0, 50, 0.0) and not at_floor(1, 50, 0.0)
 
 
 def test_two_hundred_comparisons_in_seconds():

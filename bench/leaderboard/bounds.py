@@ -1,0 +1,81 @@
+"""Whether a tuned row keeps the bounds of its tuning on the test split, by the interval of each.
+
+The dev split chooses by the value alone, which is noisy; whether a bound holds is a claim, and the interval on the test
+split says whether it can be made.
+"""
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any, NamedTuple
+
+from bench.leaderboard import tradeoff
+from bench.leaderboard.pairing import Pairs, change, over
+from bench.leaderboard.tradeoff import BootstrapEstimate
+from bench.stats.metrics import Metric
+
+KEPT, VIOLATED, OPEN = "kept", "violated", "not resolved"
+
+OLDEST: Mapping[str, Mapping[str, str]] = {
+    "perplexity_ratio": {"suite": "fluency", "metric": "perplexity", "compare": "ratio", "end": "at_most"},
+    "distinct_2_ratio": {"suite": "fluency", "metric": "distinct_2", "compare": "ratio", "end": "at_least"},
+    "repetition_increase": {"suite": "fluency", "metric": "repetition", "compare": "increase", "end": "at_most"},
+    "empty_share_increase": {"suite": "fluency", "metric": "empty_share", "compare": "increase", "end": "at_most"},
+    "capability_drop": {"suite": "capability", "metric": "*.accuracy", "compare": "drop", "end": "at_most"},
+}
+"""What the bounds of records mean that hold no more than name and number."""
+
+
+class Judged(NamedTuple):
+    """What became of all bounds together, and the names of those that decide it."""
+
+    verdict: str
+    names: tuple[str, ...]
+
+
+def judged(bounds: Mapping[str, Mapping[str, Any]], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> Judged | None:
+    """All bounds of a row: violated where one is, kept where all are; None where none was measured.
+
+    Args:
+        bounds: by name: suite, metric, compare, and at_most or at_least.
+        pairs: for each fit its items beside the unsteered model's.
+        metrics: of the table.
+    """
+    found = {name: verdict for name, one in bounds.items() if (verdict := _one(one, pairs, metrics)) is not None}
+    for verdict in (VIOLATED, OPEN):
+        if names := tuple(name for name, one in found.items() if one == verdict):
+            return Judged(verdict, names)
+    return Judged(KEPT, ()) if found else None
+
+
+def definitions(stored: Mapping[str, Any] | None, values: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    """The bounds of a tuning, by name. stored: as newer records have them; values: name -> number, as all have."""
+    if stored is not None:
+        return {name: dict(one) for name, one in stored.items()}
+    known = {name: dict(OLDEST[name]) for name in values or {} if name in OLDEST}
+    return {name: one | {one.pop("end"): (values or {})[name]} for name, one in known.items()}
+
+
+def _one(bound: Mapping[str, Any], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> str | None:
+    """Whether the interval lies within the bound, beyond it, or on both sides; None without an interval."""
+    wanted = f"{bound['suite']}.{bound['metric']}"
+    names = [name for name in metrics if fnmatchcase(name, wanted)]
+    estimate = _compared(bound["compare"], names, pairs, metrics) if names and pairs else None
+    low, high = (None, None) if estimate is None else estimate.estimate()[1:]
+    if low is None or high is None:
+        return None
+    if (most := bound.get("at_most")) is not None:
+        return KEPT if high <= most else VIOLATED if low > most else OPEN
+    if (least := bound.get("at_least")) is None:
+        return None
+    return KEPT if low >= least else VIOLATED if high < least else OPEN
+
+
+def _compared(
+    compare: str, names: list[str], pairs: list[Pairs], metrics: Mapping[str, Metric]
+) -> BootstrapEstimate | None:
+    if compare == "ratio":
+        return change(pairs, names[0], metrics[names[0]].transform, "ratio") if len(names) == 1 else None
+    if any(name not in one for one in pairs for name in names):
+        return None
+    found = over(pairs, lambda one: tradeoff.mean_change({name: one[name] for name in names}))
+    return found.negative() if found and compare == "drop" else found
