@@ -174,6 +174,11 @@ class Rescored:
         return own | named(self.suite, "test")
 
     @property
+    def unsteered(self) -> bool:
+        """Whether nothing steered the model that wrote the texts."""
+        return self.steering is None
+
+    @property
     def _decoding(self) -> dict[str, Any] | None:
         return self.about.sampling.to_json() if self.about.sampling else None
 
@@ -182,7 +187,8 @@ class Rescored:
         """Of the record to be written."""
         from bench.records.identity import record_id
 
-        return record_id(self.model, self.steering, self.named, "test")
+        own = self.suite.unsteered_only("test") if self.unsteered else {}
+        return record_id(self.model, self.steering, self.named | own, "test")
 
     @property
     def is_known(self) -> bool:
@@ -210,7 +216,7 @@ class Rescored:
         writer = Writer(self.model, self.steering, Sampling(**decoding))
         stored = functools.partial(Generations(runs / "generations").stored, writer)
         with unfinished.keeping(runs / "unfinished" / self.id, self.suite, *self.suite.judges):
-            answers = self.suite.answered("test", bool(self.model["chat"]), stored)
+            answers = self.suite.answered("test", bool(self.model["chat"]), self.unsteered, stored)
             found = self.suite.score(answers)
         judged = replace(
             self.about,

@@ -69,6 +69,7 @@ class DeTox(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left; padding read as the authors do
     strength_unit: ClassVar[str] = "fraction projected"
+    reads_labels: ClassVar[bool] = False  # T^T T has no sign; mu alone is of the desired texts
 
     rank: int = 2
     layer_start: int | float = 0.42

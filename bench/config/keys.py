@@ -29,6 +29,7 @@ SETTINGS: dict[str, Any] = {
     "seed": {"fit": int, "sample": int},
     "strength": float | Literal["auto"],
     "strength_unit": Literal["method", "residual_norm"],
+    "control": int | None,
     "runtime": {
         "results": str, "cache": TEXT_OR_NULL, "device": str, "threads": int | None, "batch_size": int,
         "mirror": TEXT_OR_NULL, "offline": bool,
@@ -48,7 +49,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 OPTIONAL = {"layout", "thinking"}
 """Keys of these that a YAML file need not list: files of plug-ins are older than they are."""
-PAIRS = {"scorer": str}
+PAIRS = {"scorer": str, "flip": float, "flip_seed": int}
 """Options of every choice of pairs that are the run's and not of the class."""
 INJECTED = {"sources", "scorers", "sampling", "batch_size", "in_residual_norms"}
 """What a class is given by the run, not by a YAML file."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.leaderboard.bounds import OPEN, VIOLATED
-from bench.records.names import BASELINE_FAMILY
+from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY
 from bench.stats.bootstrap import LEVEL, RESAMPLES
 from bench.stats.significance import ALPHA, POWER
 
@@ -101,7 +101,7 @@ def strengths(row: "pd.Series[Any]") -> str:
 
 def flags(row: "pd.Series[Any]") -> str:
     """What keeps a row from being compared as it is: collapsed, strength given, bounds; empty where nothing does."""
-    if row["family"] == BASELINE_FAMILY:
+    if row["family"] in (BASELINE_FAMILY, CONTROL_FAMILY):
         return ""
     if pd.notna(row["collapsed"]) and row["collapsed"]:
         return f"collapsed: {row['collapse_reason']}"
@@ -295,12 +295,14 @@ COLUMNS: tuple[Column, ...] = (
            page="net", part=TRADE),
     Column(name="entanglement", about="Mean absolute change at all suites that are not the target, as a share.",
            higher_is_better=False, page="entanglement", part=TRADE),
-    Column(name="vs_control", about="Change of the headline to the random direction's on the same prompts of the test "
-           "split, with its paired 95 % interval.", text="vs\ncontrol",
+    Column(name="vs_control", about="Change of the headline to the method's own control, or to the random "
+           "direction, on the same prompts of the test split, with its paired 95 % interval.", text="vs\ncontrol",
            told=lambda row: signed(row["vs_control"]) + half(row, "vs_control") + beaten(row),
            page="vs control", cell=lambda row: against_control(row),
-           shown=True, legend="vs control: difference to the random direction on the same prompts, ± half its paired "
-                              f"{LEVEL:.0%} interval; *: p < {ALPHA:g}, Holm over the rows."),
+           shown=True, legend="vs control: difference on the same prompts to the method's own control (the method at "
+                              "equal size, learnt from pairs with swapped labels, or turned at random), or where there "
+                              f"is none to the random direction, ± half its paired {LEVEL:.0%} interval; *: p < "
+                              f"{ALPHA:g}, Holm over the rows."),
     Column(name="vs_control_p", about="Two-sided p of the paired test of that change."),
     Column(name="vs_control_p_holm", about="The same, corrected over the rows."),
     Column(name="made_worse", about="Share of prompts or documents whose headline got worse than unsteered; texts "

@@ -39,11 +39,16 @@ class Comparison:
         """The unsteered model, where it was measured."""
         return next((row for row in self.rows if row.is_baseline), None)
 
-    @cached_property
-    def control(self) -> Row | None:
-        """The random direction, which a method has to beat: of several such rows the one of most fits."""
-        random = [row for row in self.rows if row.columns["method"] == RANDOM]
-        return max(random, key=lambda row: len(row.fits), default=None)
+    def control(self, row: Row) -> Row | None:
+        """What a method has to beat: its own control of equal settings, else the random direction; of most fits.
+
+        None for the unsteered model, for controls, and where there is neither.
+        """
+        if row.is_baseline or row.is_control:
+            return None
+        own = [one for one in self.rows if one.controls(row)]
+        random = [one for one in self.rows if one.columns["method"] == RANDOM]
+        return max(own or random, key=lambda one: len(one.fits), default=None)
 
     @cached_property
     def about(self) -> Record:

@@ -1,7 +1,7 @@
 """The leaderboard as a frame: what each row is, what it cost, its metrics with their change, and where it stands."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,7 @@ from bench.leaderboard.grouping import Row, groups, rows
 from bench.leaderboard.pairing import Pairs, change, difference, p_value, pairwise_p
 from bench.leaderboard.tradeoff import BootstrapEstimate
 from bench.records.fields import Scorers, Tuned
-from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.records.names import BASELINE_FAMILY
 from bench.records.table import Result, listed, source_names
 from bench.stats import significance
 from bench.stats.bootstrap import Array, Estimate, value_interval
@@ -50,7 +50,7 @@ def tables(results: Sequence[Result], each_fit: bool = False) -> list[Table]:
 
 
 def frame(comparison: Comparison) -> pd.DataFrame:
-    """A row for each of the comparison's: the unsteered model, the control, then the methods by rank.
+    """A row for each of the comparison's: the unsteered model, the controls, then the methods by rank.
 
     Columns: what it is, what it cost, the trade-off, each metric with its change, and where it stands.
     """
@@ -58,15 +58,15 @@ def frame(comparison: Comparison) -> pd.DataFrame:
     better = comparison.metrics[metric].higher_is_better
     with threadpool_limits(1, "blas"):  # many small products: threads slow them down and could round differently
         found = pd.DataFrame([numbers(comparison, row) for row in comparison.rows])
-        p = pairwise(comparison.rows, metric, found[metric].notna())
-        to_control: Any = p_to_control(comparison, found["vs_control"], p)
+        p = pairwise(comparison, metric, found[metric].notna())
+        to_control: Any = p_to_control(comparison, found["vs_control"], metric)
         found = found.assign(vs_control_p=to_control)
         found = ranking.corrected(found, comparison.tested)
         found = ranking.with_verdict(found, metric, better, comparison.scorer if comparison.toxicity else None)
         found = ranking.grouped(found, metric, better, p)
         found = ranking.with_front(found)
     found = ranking.ranked(found, metric, better, change_draws(comparison))
-    place = np.select([found["family"] == BASELINE_FAMILY, found["method"] == RANDOM], [0, 1], 2)
+    place = np.select([found["family"] == BASELINE_FAMILY, ranking.controls(found)], [0, 1], 2)
     order = ["_place", "rank", "method", "strength", "parameters"]
     found = found.assign(_place=place).sort_values(order, kind="stable").drop(columns="_place")
     return typed(found.reset_index(drop=True))
@@ -236,10 +236,9 @@ def detectable(found: BootstrapEstimate, pairs: list[Pairs], name: str) -> float
 
 
 def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """How the headline differs from the control's on the same items of the test split, with its interval."""
-    metric, control = comparison.headline, comparison.control
-    own = row.is_baseline or row.columns["method"] == RANDOM
-    if control is None or own or metric not in row.metrics:
+    """How the headline differs from that of its control on the same items of the test split, with its interval."""
+    metric, control = comparison.headline, comparison.control(row)
+    if control is None or metric not in row.metrics:
         return dict.fromkeys(AGAINST_CONTROL)
     transform = row.metrics[metric].transform
     found = difference(row, control, metric, transform)
@@ -287,22 +286,21 @@ def _tunings(row: Row) -> list[Tuned | None]:
 # -- rows beside each other ------------------------------------------------------------------------------------------
 
 
-def pairwise(rows: Sequence[Row], metric: str, known: "pd.Series[bool]") -> dict[tuple[int, int], float | None]:
-    """Two-sided p that two rows do the same in a metric, for each pair of the rows that have it, by their places."""
-    have = [i for i, there in enumerate(known) if there]
+def pairwise(comparison: Comparison, metric: str, known: "pd.Series[bool]") -> dict[tuple[int, int], float | None]:
+    """Two-sided p that two methods do the same in a metric, for each pair of those that have it, by their places."""
+    rows = comparison.rows
+    have = [i for i, there in enumerate(known) if there and not rows[i].is_baseline and not rows[i].is_control]
     both = [(i, j) for i in have for j in have if i < j]
     return {(i, j): pairwise_p(rows[i], rows[j], metric, rows[i].metrics[metric].transform) for i, j in both}
 
 
-def p_to_control(
-    comparison: Comparison, change: "pd.Series[float]", p: Mapping[tuple[int, int], float | None]
-) -> list[float | None]:
-    """Of `pairwise` p values those of each row and the control; None where the row has no change to it."""
-    if comparison.control is None:
-        return [None] * len(change)
-    at = comparison.rows.index(comparison.control)
-    places = [(min(i, at), max(i, at)) for i in range(len(change))]
-    return [p.get(place) if pd.notna(one) else None for place, one in zip(places, change, strict=True)]
+def p_to_control(comparison: Comparison, change: "pd.Series[float]", metric: str) -> list[float | None]:
+    """Two-sided p that a row and its control do the same; None where the row has no change to it."""
+    found: list[float | None] = []
+    for row, one in zip(comparison.rows, change, strict=True):
+        control = comparison.control(row) if pd.notna(one) else None
+        found.append(pairwise_p(row, control, metric, row.metrics[metric].transform) if control else None)
+    return found
 
 
 def change_draws(comparison: Comparison) -> list[Array | None]:

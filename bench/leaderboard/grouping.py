@@ -15,10 +15,10 @@ import pandas as pd
 
 from bench.records.fields import Cost, FitFacts, LearntFrom, Tuned, plain
 from bench.records.identity import digest
-from bench.records.names import BASELINE_FAMILY, order
+from bench.records.names import BASELINE_FAMILY, CONTROL, is_control, order
 from bench.records.record import Record
 from bench.records.table import Result, identity_columns
-from bench.stats.metrics import Metric
+from bench.stats.metrics import FIRST, Metric
 
 
 def _place(one: Result) -> tuple[tuple[int, str], int, str]:
@@ -116,6 +116,22 @@ class Row:
         self.comparisons = set.intersection(*(fit.comparisons for fit in self.fits))
         self._items: dict[frozenset[str] | None, dict[str, pd.DataFrame]] = {}
 
+    @property
+    def is_control(self) -> bool:
+        """No method but what methods are compared with."""
+        return is_control(self.columns["method"], self.columns["family"])
+
+    def controls(self, other: "Row") -> bool:
+        """Whether this is the control of another row: of the same method, hyper-parameters and strength."""
+        about = self.records[0].method.control
+        same = ("version", "parameters")
+        return (
+            about is not None
+            and self.columns["method"] == other.columns["method"] + CONTROL
+            and all(self.columns[name] == other.columns[name] for name in same)
+            and about.get("of_strength") in other.strengths
+        )
+
     @cached_property
     def strengths(self) -> list[float]:
         """The strengths of its fits, ascending."""
@@ -123,8 +139,9 @@ class Row:
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        """`<suite>.<metric>` -> the metric of the first fit that has it."""
-        return {name: metric for fit in reversed(self.fits) for name, metric in fit.metrics().items()}
+        """`<suite>.<metric>` -> the metric of the first fit that has it, without those of the first k texts alone."""
+        every = {name: metric for fit in reversed(self.fits) for name, metric in fit.metrics().items()}
+        return {name: metric for name, metric in every.items() if not name.endswith(FIRST)}
 
     def items(self, within: set[str] | None = None) -> dict[str, pd.DataFrame]:
         """`<suite>.<metric>` -> value and weight by item, averaged over the fits; weights are summed over them."""
@@ -159,7 +176,9 @@ def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
     for one in fits:
         columns = one.columns
         settings = {key: value for key, value in json.loads(columns["parameters"]).items() if key != "seed"}
-        chosen = one.tuning.how if one.tuning else columns["strength"]
+        about = one.records[0].method.control
+        given = columns["strength"] if about is None else dict(about)  # draws of a control differ in their own
+        chosen = one.tuning.how if one.tuning else given
         suites = sorted({record.suite for record in one.records})
         key = digest([columns["method"], columns["version"], settings, chosen, learnt_from(one), suites])
         seed = (key, columns["fit_seed"])

@@ -8,7 +8,7 @@ import pandas as pd
 from bench.leaderboard.grouping import Fit, Row
 from bench.leaderboard.tradeoff import BootstrapEstimate, compare_items, over_fits
 from bench.stats.bootstrap import Compare
-from bench.stats.metrics import Transform
+from bench.stats.metrics import FIRST, Transform
 from bench.stats.significance import bootstrap_p, paired_test
 
 Pairs = Mapping[str, pd.DataFrame]
@@ -19,8 +19,8 @@ def joined(a: Fit | Row, b: Fit | Row, only: str | None = None) -> dict[str, pd.
     """The items of both, where they were asked in the same way; of one metric, or of all."""
     shared = a.comparisons & b.comparisons
     one, other = a.items(shared), b.items(shared)
-    names = [name for name in one if name in other and only in (None, name)]
-    both = {name: _side_by_side(one[name], other[name]) for name in names}
+    names = [name for name in one if name in other and only in (None, name) and not name.endswith(FIRST)]
+    both = {name: _closest(one[name], other[name], other.get(name + FIRST)) for name in names}
     return {name: rows for name, rows in both.items() if len(rows)}
 
 
@@ -38,6 +38,23 @@ def paired(fits: Sequence[Fit], other: Fit | Row, only: str | None = None) -> li
             if len(one[name]) > len(shared):
                 one[name] = one[name].loc[shared]
     return [{name: rows for name, rows in one.items() if len(rows)} for one in found]
+
+
+def _closest(a: pd.DataFrame, b: pd.DataFrame, first: pd.DataFrame | None) -> pd.DataFrame:
+    """The items side by side; of `b` those of all its texts or of the first k, whichever scatter less around `a`.
+
+    More texts have less noise, and the first k share their random streams with those of `a`: a model that is steered
+    by nothing writes the same, so the difference is exactly 0.
+    """
+    both = _side_by_side(a, b)
+    if first is None:
+        return both
+    paired = _side_by_side(a, first)
+    return paired if len(paired) == len(both) and _scatter(paired) <= _scatter(both) else both
+
+
+def _scatter(rows: pd.DataFrame) -> float:
+    return float(np.var((rows["value_a"] - rows["value_b"]).to_numpy(float))) if len(rows) else 0.0
 
 
 def _side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from bench.leaderboard.bounds import VIOLATED
-from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY, RANDOM
 from bench.stats import pareto, significance
 from bench.stats.bootstrap import Array
 
@@ -15,8 +15,8 @@ PLANES = ("fluency_kept", "gold_choice_change")  # what toxicity reduction is se
 
 
 def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Rows that are no method: unsteered, random directions."""
-    return (frame["family"] == BASELINE_FAMILY) | (frame["method"] == RANDOM)
+    """Rows that are no method: unsteered, random directions, methods' own controls."""
+    return frame["family"].isin([BASELINE_FAMILY, CONTROL_FAMILY]) | (frame["method"] == RANDOM)
 
 
 def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 from bench.console import escape
 from bench.plots import style
 from bench.plots.style import PALE, SMALL, MarkerStyle, NothingToDraw, Width
-from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.records.names import BASELINE_FAMILY, is_control
 
 METRIC = re.compile(r"toxigen\.([^.]+)\.toxic_share\.([^.]+)")  # scorer, group
 BAR = {"single": 0.075, "double": 0.07}  # inches of a bar across
@@ -82,7 +82,7 @@ def drawn(rows: pd.DataFrame) -> list[Bar]:
     found = []
     for name, (_, row) in zip(style.names(rows), rows.iterrows(), strict=True):
         control = UNSTEERED if row["family"] == BASELINE_FAMILY else CONTROL
-        place = 0 if row["family"] == BASELINE_FAMILY else 2 if row["method"] == RANDOM else 1
+        place = 0 if row["family"] == BASELINE_FAMILY else 2 if is_control(row["method"], row["family"]) else 1
         found.append((place, name, row, look.get(name, control)))
     return [one[1:] for one in sorted(found, key=lambda one: one[:2])]
 

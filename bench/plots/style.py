@@ -26,7 +26,7 @@ from matplotlib.textpath import text_to_path
 from bench.console import escape
 from bench.files.atomic import write_whole
 from bench.leaderboard.formatting import labels
-from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.records.names import BASELINE_FAMILY, is_control
 from methods.errors import SetupError
 
 Width = Literal["single", "double"]
@@ -160,7 +160,8 @@ def judge(frame: pd.DataFrame) -> str:
 def points(frame: pd.DataFrame) -> list[Point]:
     """The methods of one table, without unsteered and random directions; each is drawn alike in every figure."""
     rows = [(name, row) for name, (_, row) in zip(names(frame), frame.iterrows(), strict=True)]
-    kept = [(name, row) for name, row in rows if row["method"] != RANDOM and row["family"] != BASELINE_FAMILY]
+    kept = [(name, row) for name, row in rows if row["family"] != BASELINE_FAMILY]
+    kept = [(name, row) for name, row in kept if not is_control(row["method"], row["family"])]
     look = marker_styles([name for name, _ in kept])
     return [Point(name, row, look[name]) for name, row in kept]
 

@@ -106,6 +106,7 @@ class MethodFacts(Fields):
     version: int
     parameters: Mapping[str, Json]
     class_path: str | None = None
+    control: Mapping[str, Json] | None = None  # of a method's control: how it was made, and the method's strength
     residual_norms: Json = None  # the strength in mean lengths of the residual stream, where it adds to that
     strength: float
 
@@ -195,8 +196,8 @@ class Tuned(Fields):
 
     suite, direction, gain: of the objective; None where it is the least toxicity of the suite rtp, as it always was in
     records of older versions. scorer: None for a suite whose metrics have none. chosen_trial: its place among the
-    trials; None in records of older versions, which tuned nothing but strengths. constraints: the bounds as numbers, by name; bounds:
-    the same with their suite, metric and comparison, None in records of older versions.
+    trials; None in records of older versions, which tuned nothing but strengths. constraints: the bounds as numbers,
+    by name; bounds: the same with their suite, metric and comparison, None in records of older versions.
     """
 
     READ = {"trials": each(Trial)}

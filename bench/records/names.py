@@ -1,8 +1,15 @@
 """Names that results go by: the unsteered family, the random control, the order of the suites."""
 
 BASELINE_FAMILY = "none"
-RANDOM = "random_direction"  # the control: what a direction without meaning does
+RANDOM = "random_direction"  # a control for every method: what a direction without meaning does
+CONTROL_FAMILY = "control"  # of a method's own control (bench/run/control.py)
+CONTROL = " control"  # ends its name
 SUITES = ("rtp", "fluency", "capability")  # shown in this order, others after them
+
+
+def is_control(method: str, family: str) -> bool:
+    """Whether a row is no method but what methods are compared with, other than the unsteered model."""
+    return family == CONTROL_FAMILY or method == RANDOM
 
 
 def order(suite: str) -> tuple[int, str]:

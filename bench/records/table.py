@@ -11,6 +11,7 @@ import pandas as pd
 from pandas.api.types import is_numeric_dtype
 
 from bench.console import escape
+from bench.records.names import CONTROL, CONTROL_FAMILY
 from bench.records.record import NotWholeError, Record, checked, table
 from bench.stats.metrics import ITEM_COLUMNS
 from methods.errors import SetupError
@@ -109,7 +110,7 @@ def identity_columns(record: Record) -> dict[str, Any]:
     method = record.method
     return {
         "model": record.model.name,
-        "method": method.name,
+        "method": method.name + (CONTROL if method.family == CONTROL_FAMILY else ""),
         "family": method.family,
         "version": method.version,
         "parameters": json.dumps(method.parameters, sort_keys=True),

@@ -24,7 +24,6 @@ from bench.leaderboard.grouping import Fit, Row
 from bench.records import identity
 from bench.records import record as records
 from bench.records.fields import plain
-from bench.records.names import RANDOM
 from bench.records.record import Record
 from methods.broken import reading
 from methods.errors import SetupError
@@ -241,7 +240,7 @@ def side_by_side(named: Sequence[tuple[Row, str]], runs: Path, store: Store, pro
         return []
     together: dict[tuple[Any, ...], list[_Sampled]] = defaultdict(list)
     for row, name in named:
-        control = row.is_baseline or row.columns["method"] == RANDOM
+        control = row.is_baseline or row.is_control
         for fit in row.fits:
             label = f"{name}, fit seed {fit.columns['fit_seed']}" if len(row.fits) > 1 else name
             for record in first_seeds(fit):

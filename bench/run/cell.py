@@ -20,11 +20,12 @@ from bench.model import checkpoint
 from bench.model.generation_cache import Generations
 from bench.model.lm import LM, load_lm
 from bench.records import identity, unfinished
-from bench.run import cost
+from bench.run import control, cost
 from bench.run.fit_store import FitStore
 from bench.run.names import Names, model_key
 from bench.run.parts import parts
-from methods.base import Artefact, FitData
+from bench.suites.base import Suite
+from methods.base import INFO, Artefact, FitData
 from methods.errors import SetupError
 from methods.progress import checkpointing
 
@@ -81,6 +82,7 @@ class Cell:
     def plan_key(self) -> str:
         """Its name in a plan; a variant has that of the cell that it is a variant of."""
         own = f"{self.names.fit_id} {self.cfg.strength} {self.cfg.strength_unit} {self.cfg.seed.sample}"
+        own += "" if self.cfg.control is None else f" control {self.cfg.control}"
         return self._plan_key or own
 
     @cached_property
@@ -96,8 +98,16 @@ class Cell:
         """How the cell is called on the terminal."""
         if strength == 0 or not self.method.strengths:
             return "unsteered"
-        seed = self.method.seed
-        return self.method.name + (f" #{seed}" if seed else "") + (f" x{strength:g}" if strength is not None else "")
+        seed = self.method.seed if self.cfg.control is None else self.cfg.control
+        name = self.method.name + ("" if self.cfg.control is None else " control")
+        return name + (f" #{seed}" if seed else "") + (f" x{strength:g}" if strength is not None else "")
+
+    @cached_property
+    def controlled(self) -> "Cell":
+        """Of a control the cell of the method itself."""
+        cfg = self.cfg.copy()
+        cfg.control = None
+        return Cell(cfg, self.session, self.plan_key)
 
     def variant(self, options: Mapping[str, Any]) -> "Cell":
         """This cell with other hyper-parameters of its method; what the process shares stays shared."""
@@ -109,6 +119,21 @@ class Cell:
             cfg.method = OmegaConf.merge(cfg.method, dict(options))
             self._variants[key] = Cell(cfg, self.session, self.plan_key)
         return self._variants[key]
+
+    @property
+    def suites(self) -> list[Suite[Any]]:
+        """The suites that it is seen by; of a control the one that its method is tuned for alone."""
+        every = self.parts.suites
+        aim = self.parts.tuning.objective.suite
+        return list(every.values()) if self.cfg.control is None or aim not in every else [every[aim]]
+
+    def of_same_options(self, other: "Cell") -> "Cell":
+        """This cell with the hyper-parameters of another one's method, as a variant may have."""
+        if other.cfg.method == self.cfg.method:
+            return self
+        cfg = self.cfg.copy()
+        cfg.method = other.cfg.method.copy()
+        return Cell(cfg, self.session, self.plan_key)
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
@@ -188,6 +213,12 @@ class Cell:
 
     def _fit(self, place: Path) -> None:
         """Fit and store the artefact."""
+        if self.cfg.control is not None and control.how(self.method) == "random rotation":
+            artefact, fit = self.controlled.fitted
+            info = {f"{INFO}{name}": torch.tensor(fact) for name, fact in fit["facts"].items()}
+            turned = control.rotated(artefact, int(self.cfg.control)) | info
+            self.fits.write(turned, 0.0, None, fit["data"])
+            return
         lm, (data, about) = self.lm, self.learn_from()
         with self.session.bar.stage(self.names.fit_id, f"{self.label()} · fit"), checkpointing(place):
             with cost.peak_memory(lm.device) as peak:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from bench.model import checkpoint
 from bench.model.generation_cache import decoding_identity
 from bench.records import identity
+from bench.run import control
 from bench.run.parts import Parts
 from bench.suites.base import Split, Suite
 
@@ -41,8 +42,10 @@ class Names:
 
     @cached_property
     def method(self) -> dict[str, Any]:
-        """The method with its hyper-parameters."""
-        return identity.method_identity(self._parts.method)
+        """The method with its hyper-parameters; of a control that is no matter of the pairs, its draw too."""
+        own = identity.method_identity(self._parts.method)
+        drawn = self._cfg.control is not None and control.how(self._parts.method) == "random rotation"
+        return own | ({"rotation_seed": int(self._cfg.control)} if drawn else {})
 
     @cached_property
     def fit_id(self) -> str:
@@ -73,7 +76,8 @@ class Names:
 
     def record_id(self, suite: Suite[Any], split: Split, strength: float) -> str:
         """The id that a suite's result at this strength is stored under."""
-        return identity.record_id(self.model, self.steering(strength), self.suite(suite, split), split)
+        own = suite.unsteered_only(split) if strength == 0 else {}
+        return identity.record_id(self.model, self.steering(strength), self.suite(suite, split) | own, split)
 
     def comparison_id(self, suite: Suite[Any], split: Split) -> str:
         """The id that results share which differ in their steering alone."""

@@ -8,9 +8,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from bench.config.build import build
+from bench.config.keys import PAIRS
 from bench.data.sources import Sources, default_cache
 from bench.fit_data.base import FitSource
+from bench.fit_data.flipped import Flipped
 from bench.model.decoding import Sampling
+from bench.run import control
 from bench.run.tuning import Tuning
 from bench.scorers.base import Scorer
 from bench.suites.base import Suite
@@ -51,7 +54,9 @@ def parts(cfg: DictConfig) -> Parts:
                 "bench.suites.base.Suite, asks in `ask` and judges in `score`, which took the place of `run`"
             )
     method = build(cfg.method)
-    fit_sources = {field: build(cfg[field], ("scorer",), **given) for field in sorted(method.needs)}
+    fit_sources = {field: build(cfg[field], tuple(PAIRS), **given) for field in sorted(method.needs)}
+    if "pairs" in fit_sources and (coin := _coin(cfg, method)) is not None:
+        fit_sources["pairs"] = Flipped(fit_sources["pairs"], *coin)
     for source in fit_sources.values():
         source.check()
         for suite in suites.values():
@@ -61,6 +66,14 @@ def parts(cfg: DictConfig) -> Parts:
     if cfg.strength == "auto" and method.strengths:
         check_objective(tuning, suites)
     return Parts(cache, sampling, scorers, suites, method, fit_sources, tuning)
+
+
+def _coin(cfg: DictConfig, method: Method) -> tuple[float, int] | None:
+    """The share of the pairs whose labels are swapped, and the seed; None where none are."""
+    if cfg.control is not None and control.how(method) == "flipped pairs":
+        return control.FLIP, int(cfg.control)
+    flip = float(cfg.pairs.get("flip", 0))
+    return (flip, int(cfg.pairs.flip_seed)) if flip else None
 
 
 def check_objective(tuning: Tuning, suites: dict[str, Suite[Any]]) -> None:

@@ -33,9 +33,10 @@ from bench.records.fields import (
     Source,
     Tuned,
 )
+from bench.records.names import CONTROL_FAMILY
 from bench.records.provenance import provenance
 from bench.records.record import Record
-from bench.run import search, tuning
+from bench.run import control, search, tuning
 from bench.run.cell import Cell, Session, torch_threads
 from bench.suites.base import Split, Suite
 from methods.errors import SetupError
@@ -45,7 +46,7 @@ def run(cell: Cell) -> list[Record]:
     """All results of the cell on the test split, each with how its strength was chosen."""
     cell, strength, choice = choose(cell, result)
     results = []
-    for suite in cell.parts.suites.values():
+    for suite in cell.suites:
         found = result(cell, suite, "test", strength)
         if choice is not None and found.tuning != (tuned := Tuned.from_json(choice.record())):
             scorers = Scorers.used(found.judged_by.report or (), found.data, tuned)
@@ -67,6 +68,8 @@ def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | Non
     """The strength that the config gives; or the strength, and the cell with the options, that the dev split chose."""
     if not cell.method.strengths:
         return cell, 0.0, None
+    if cell.cfg.control is not None:
+        return as_method(cell, obtain)
     if cell.cfg.strength != "auto":
         return cell, cell.in_own_unit(float(cell.cfg.strength), obtain is result), None
     baseline = trial(cell, 0.0, None, obtain)
@@ -82,6 +85,15 @@ def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | Non
         cells.append(mine)
     choice = tuning.choose(cell.parts.tuning, baseline, trials)
     return cells[trials.index(choice.chosen)], choice.chosen.strength, choice
+
+
+def as_method(cell: Cell, obtain: Obtain) -> tuple[Cell, float, None]:
+    """A control with the options of its method, and the strength at which it is as large as that at its own."""
+    real, strength, _ = choose(cell.controlled, obtain)
+    mine = cell.of_same_options(real)
+    if obtain is not result and not (real.fits.is_stored and mine.fits.is_stored):
+        raise NotStored(0)
+    return mine, control.strength(strength, real.fitted[0], mine.fitted[0]), None
 
 
 def trial(
@@ -131,7 +143,7 @@ def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Reco
             thinking=lm.thinking and lm.thinking.mode,
         )
         about = replace(about, scorers=about.judged_by)  # those that judged
-        if split == "test" and strength != 0:
+        if split == "test" and strength != 0 and cell.cfg.control is None:
             about = replace(about, cost=Cost(relative_speed=cell.speed(strength)))
         written = record.write(cell.records, about, found.items, found.scores)
     cell.session.written += 1
@@ -150,6 +162,11 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
         method["residual_norms"] = None if length is None else strength * length
         fit = dict(cell.fitted[1])
         data, fit_id, seed = fit.pop("data"), cell.names.fit_id, cell.method.seed
+        if cell.cfg.control is not None:
+            seed = int(cell.cfg.control)
+            of = choose(cell.controlled, stored)[1]
+            about = {"how": control.how(cell.method), "of_strength": of}
+            method |= {"family": CONTROL_FAMILY, "control": about}
     decoding = cell.names.decoding(suite)
     return Record(
         id=cell.names.record_id(suite, split, strength),
@@ -191,18 +208,17 @@ def plan(cell: Cell) -> dict[str, float]:
     try:
         chosen, strength, _ = choose(cell, stored)
     except LookupError as missing:
-        if cell.cfg.strength == "auto":
+        if cell.cfg.strength == "auto" and cell.cfg.control is None:
             done = missing.args[0] if isinstance(missing, NotStored) else 0
             left = search.budget(cell.parts.tuning, cell.method) - done
             for suite in (cell.parts.suites[name] for name in cell.parts.tuning.suites):
                 stages |= {stage_key(cell, suite, "dev", 1.0): left * float(suite.tokens("dev"))}
                 if not known(cell, suite, "dev", 0.0):
                     stages[stage_key(cell, suite, "dev", 0.0)] = float(suite.tokens("dev"))
-    for suite in cell.parts.suites.values():
+    for suite in cell.suites:
         if strength is None or not known(chosen, suite, "test", strength):
-            stages[stage_key(chosen, suite, "test", 1.0 if strength is None else strength)] = float(
-                suite.tokens("test")
-            )
+            stage = stage_key(chosen, suite, "test", 1.0 if strength is None else strength)
+            stages[stage] = float(suite.unsteered_tokens("test") if strength == 0 else suite.tokens("test"))
     if stages and cell.method.needs and not chosen.fits.is_stored:
         return stages | chosen.fit_tokens()
     return stages

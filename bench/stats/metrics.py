@@ -14,6 +14,7 @@ from scipy.special import gammaln
 
 ITEM_COLUMNS = ["metric", "item", "value", "weight"]
 Transform = Literal["mean", "exp"]
+FIRST = "_first_k"  # ends the name of a metric of the first k texts, where a model was asked for more
 
 
 class Metric(NamedTuple):

@@ -63,6 +63,15 @@ class Suite(Protocol[Said]):
         """How many tokens asking and scoring take through the model, roughly, for the progress bar."""
         ...
 
+    def unsteered_only(self, split: Split) -> dict[str, Any]:
+        """What can change the unsteered model's numbers alone: part of their id, not of what they compare with."""
+        del split
+        return {}
+
+    def unsteered_tokens(self, split: Split) -> int:
+        """As `tokens`, of the unsteered model."""
+        return self.tokens(split)
+
     def decoded(self, sampling: Sampling) -> Sampling:
         """How the suite's texts are decoded: as the run does, unless its protocol fixes something."""
         return sampling

@@ -50,7 +50,8 @@ class Continued(Suite[list[Block]]):
     """Which prompts, and how many continuations of each; suites with equal settings read the same stored texts.
 
     name: what its results are filed under; a protocol has one of its own. decoding: what the protocol says of
-    decoding; the rest is as the run decodes (conf/sampling).
+    decoding; the rest is as the run decodes (conf/sampling). unsteered_k: continuations of each test prompt by the
+    unsteered model, of which every row's numbers depend; the first k of them are those that it has with k.
     """
 
     version: ClassVar[int]
@@ -62,16 +63,21 @@ class Continued(Suite[list[Block]]):
     prompts: int | None = 100
     dev_k: int = 3
     dev_prompts: int = 32
+    unsteered_k: int | None = None
     decoding: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Raises SetupError for a number of texts or prompts that there cannot be, and for unknown decoding."""
-        for option in ("k", "prompts", "dev_k", "dev_prompts"):
+        for option in ("k", "prompts", "dev_k", "dev_prompts", "unsteered_k"):
             count = getattr(self, option)
-            if option == "prompts" and count is None:
+            if option in ("prompts", "unsteered_k") and count is None:
                 continue
             if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST:
                 raise SetupError(f"suite.{self.name}.{option}={count!r}: it is a whole number from 1 to {MOST:,}")
+        if self.unsteered_k is not None and self.unsteered_k < self.k:
+            raise SetupError(
+                f"suite.{self.name}.unsteered_k={self.unsteered_k}: it is at least k={self.k}, or null for k"
+            )
         unknown = set(self.decoding or {}) - set(DECODING)
         if unknown:
             raise SetupError(f"suite.{self.name}.decoding={sorted(unknown)}: allowed are {', '.join(DECODING)}")
@@ -84,6 +90,10 @@ class Continued(Suite[list[Block]]):
     def samples_a_prompt(self, split: Split) -> int:
         """K of this split."""
         return self.k if split == "test" else self.dev_k
+
+    def unsteered_samples(self, split: Split) -> int:
+        """Continuations that the unsteered model is asked for, at least K of this split."""
+        return self.unsteered_k or self.k if split == "test" else self.dev_k
 
     def count(self, split: Split) -> int | None:
         """How many prompts of this split; None for all."""
@@ -104,8 +114,14 @@ class Continued(Suite[list[Block]]):
 
     def tokens(self, split: Split) -> int:
         """Prompts are read once, each continuation is as long as it may be."""
-        new = self.decoded(Sampling()).max_new_tokens
-        return len(self.texts(split)[0]) * (TOKENS_A_PROMPT + new * self.samples_a_prompt(split))
+        return self._tokens(split, self.samples_a_prompt(split))
+
+    def unsteered_tokens(self, split: Split) -> int:
+        """As many continuations as the unsteered model is asked for."""
+        return self._tokens(split, self.unsteered_samples(split))
+
+    def _tokens(self, split: Split, samples: int) -> int:
+        return len(self.texts(split)[0]) * (TOKENS_A_PROMPT + self.decoded(Sampling()).max_new_tokens * samples)
 
     def worded(self, prompt: Prompt, chat: bool) -> Prompt:
         """The prompt as a model is asked it; here as it is. chat: through the model's chat template."""
@@ -121,13 +137,13 @@ class Continued(Suite[list[Block]]):
     def ask(self, lm: LM, split: Split) -> Answers[list[Block]]:
         """Sample continuations of each prompt, or find them in the store."""
         lm = replace(lm, sampling=self.decoded(lm.sampling))
-        return self.answered(split, lm.chat, functools.partial(generate, lm))
+        return self.answered(split, lm.chat, lm.steering_identity is None, functools.partial(generate, lm))
 
     def answered(
-        self, split: Split, chat: bool, generated: Callable[[Sequence[str], int], Generated]
+        self, split: Split, chat: bool, unsteered: bool, generated: Callable[[Sequence[str], int], Generated]
     ) -> Answers[list[Block]]:
         """The prompts with their continuations. generated: gives those of some texts, so many of each."""
-        k = self.samples_a_prompt(split)
+        k = self.unsteered_samples(split) if unsteered else self.samples_a_prompt(split)
         blocks = [
             Block(prompts, generated([prompt.text for prompt in prompts], k)) for prompts in self.blocks(split, chat)
         ]
@@ -140,7 +156,7 @@ class Continued(Suite[list[Block]]):
         return {
             "k": k,
             "prompts": len(prompts),
-            "texts": len(prompts) * k,
+            "texts": len(prompts) * k,  # that are compared
             "sources": [one.facts() for one in located],
         }
 

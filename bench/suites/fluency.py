@@ -91,7 +91,7 @@ class Fluency(Continued):
         thinking: Counter[str] = Counter()
         unanswered = 0
         for block, generated in answers.said:
-            rows = generated.read()
+            rows = [row[: self.samples_a_prompt(answers.split)] for row in generated.read()]
             said = [continuation for row in rows for continuation in row]
             k = len(rows[0])
             asked = [prompt.text for prompt in block for _ in range(k)]

@@ -1,0 +1,69 @@
+"""Pairs whose labels are partly wrong: for label noise, and as a control that learns from the same texts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.data.splits import Learnt
+from bench.fit_data.base import FitSource
+from bench.model.lm import LM
+from bench.records.identity import named
+from methods.base import Pairs
+from methods.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Flipped(FitSource):
+    """The pairs of another source, each with its two texts swapped with probability `share`, by a coin of `seed`.
+
+    With share .5 the labels say nothing: what a method still does with such pairs, it does without them.
+    """
+
+    source: FitSource
+    share: float
+    seed: int
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # that of the pairs
+        """As the pairs are called."""
+        return self.source.name
+
+    def identity(self) -> dict[str, Any]:
+        """The recipe of the pairs, with the coin."""
+        return named(self.source) | {"flip": self.share, "flip_seed": self.seed}
+
+    def check(self) -> None:
+        """Raises SetupError for a share that is none, and as the source."""
+        if not 0 <= self.share <= 1:
+            raise SetupError(f"pairs.flip={self.share}: a share of the pairs, from 0 to 1")
+        self.source.check()
+
+    def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
+        """The pairs, some of them swapped, and how many were."""
+        pairs, about = self.source.load(lm)
+        assert isinstance(pairs, Pairs)
+        flipped, count = swapped(pairs, self.share, self.seed)
+        return flipped, about | {"flip": f"{self.share:g}", "flipping": {"seed": self.seed, "flipped": count}}
+
+    def tokens(self) -> int:
+        """As the source."""
+        return self.source.tokens()
+
+    def learnt(self) -> Learnt:
+        """As the source."""
+        return self.source.learnt()
+
+    def size(self) -> int:
+        """As the source."""
+        return self.source.size()
+
+
+def swapped(pairs: Pairs, share: float, seed: int) -> tuple[Pairs, int]:
+    """The pairs with the two texts of some exchanged, and of how many."""
+    coins = np.random.default_rng([seed, len(pairs.prompt)]).random(len(pairs.prompt)) < share
+    both = [
+        (undesired, desired) if coin else (desired, undesired)
+        for desired, undesired, coin in zip(pairs.desired, pairs.undesired, coins, strict=True)
+    ]
+    return Pairs(pairs.prompt, [one for one, _ in both], [other for _, other in both]), int(coins.sum())

@@ -1,0 +1,55 @@
+"""A method's control: the same method at the same size, without what it claims to have learnt.
+
+A method that reads pairs learns from the same pairs with their labels swapped by a coin (`pairs.flip=0.5`). One that
+reads none, or does not look at which text of a pair is the desired one, has its vectors turned by a random rotation:
+they keep their lengths and their angles to each other. Both act at the method's own place and chosen strength, times
+how much larger the method's vectors are, since a mean over swapped pairs is short.
+"""
+
+import math
+from typing import Literal
+
+import torch
+
+from methods.base import INFO, Artefact, Method
+from methods.errors import SetupError
+
+How = Literal["flipped pairs", "random rotation"]
+FLIP = 0.5  # so that the labels say nothing
+
+
+def how(method: Method) -> How:
+    """How the method's control is made. Raises SetupError for a method that learns no vector."""
+    if method.family in ("none", "prompt", "decoding"):
+        raise SetupError(f"control: {method.name} learns no vector that could be replaced; leave control=null")
+    return "flipped pairs" if "pairs" in method.needs and method.reads_labels else "random rotation"
+
+
+def rotated(artefact: Artefact, seed: int) -> Artefact:
+    """An artefact whose vectors, the rows of each tensor of floats, are turned at random; their Gram matrix stays."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: _turned(one, generator) if _is_vectors(name, one) else one for name, one in artefact.items()}
+
+
+def _is_vectors(name: str, tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.dim() > 0 and not name.startswith(INFO)
+
+
+def _turned(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    rows = tensor.double().reshape(-1, tensor.shape[-1])  # (R, D)
+    triangle = torch.linalg.qr(rows.T).R  # (min(R, D), R): rows = triangle.T @ an orthonormal frame
+    drawn = torch.randn(rows.shape[1], len(triangle), generator=generator, dtype=torch.float64)
+    frame = torch.linalg.qr(drawn).Q.T  # (min(R, D), D)
+    turned: torch.Tensor = (triangle.T @ frame).reshape(tensor.shape).to(tensor.dtype)
+    return turned
+
+
+def size(artefact: Artefact) -> float:
+    """Length of all its vectors together: of a vector its norm, of rows that are moved alike in proportion to it."""
+    squares = [float(one.double().square().sum()) for name, one in artefact.items() if _is_vectors(name, one)]
+    return math.sqrt(sum(squares))
+
+
+def strength(of_method: float, method: Artefact, control: Artefact) -> float:
+    """At which the control is as large as the method; exact to 6 digits, so that it is the same on every machine."""
+    return float(f"{of_method * size(method) / size(control):.6g}")
