@@ -427,10 +427,16 @@ def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list
 
 
 def _opinion(metric: str) -> Column:
-    """The toxicity by a further scorer."""
+    """What a further scorer says: of the unsteered model its value, of the others their change."""
     scorer = metric.split(".", 2)[1]
-    return Column(name=metric, about=f"{metric}: a second opinion.", text=f"by\n{scorer}", page=f"by {scorer}",
-                  cell=_own(metric), shown=True)  # fmt: skip
+
+    def told(row: "pd.Series[Any]") -> str:
+        if row["family"] == BASELINE_FAMILY:
+            return number(row.get(metric))
+        return signed(row.get(f"{metric}.delta")) + half(row, f"{metric}.delta")
+
+    return Column(name=metric, about=f"{metric}: a second opinion; its change to unsteered in the readable table.",
+                  text=f"by\n{scorer}", told=told, page=f"by {scorer}", cell=_own(metric), shown=True)  # fmt: skip
 
 
 def _metric(metric: str, shown: bool) -> Column:

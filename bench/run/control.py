@@ -39,7 +39,8 @@ def _turned(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     rows = tensor.double().reshape(-1, tensor.shape[-1])  # (R, D)
     triangle = torch.linalg.qr(rows.T).R  # (min(R, D), R): rows = triangle.T @ an orthonormal frame
     drawn = torch.randn(rows.shape[1], len(triangle), generator=generator, dtype=torch.float64)
-    frame = torch.linalg.qr(drawn).Q.T  # (min(R, D), D)
+    frame, own = torch.linalg.qr(drawn)
+    frame = (frame * own.diagonal().sign()).T  # (min(R, D), D); without the signs LAPACK prefers one side
     turned: torch.Tensor = (triangle.T @ frame).reshape(tensor.shape).to(tensor.dtype)
     return turned
 

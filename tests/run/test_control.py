@@ -1,0 +1,139 @@
+"""Controls built like the method: through the command line on a tiny model, and by their parts."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from bench.__main__ import main
+from bench.leaderboard.frame import tables
+from bench.records.table import read_records
+from bench.run import control
+from methods import DeTox, ProbeRows, Prompt
+from methods.caa import CAA
+from methods.errors import SetupError
+from tests.run.test_smoke import arguments, finished, world  # noqa: F401
+
+
+def test_a_rotation_keeps_lengths_and_angles_and_turns_the_rest():
+    directions = torch.linalg.qr(torch.randn(20, 2)).Q.T.contiguous()
+    artefact = {"v": torch.randn(7), "layers.1.directions": directions, "rows": torch.tensor([[1, 2]]),
+                "info.norm": torch.tensor([2.0, 3.0])}  # fmt: skip
+    turned = control.rotated(artefact, 5)
+    for name in ("v", "layers.1.directions"):
+        before, after = (one[name].reshape(-1, one[name].shape[-1]) for one in (artefact, turned))
+        torch.testing.assert_close(after @ after.T, before @ before.T)
+        assert (after - before).abs().max() > 0.1 and turned[name].shape == artefact[name].shape
+    assert torch.equal(turned["rows"], artefact["rows"]) and torch.equal(turned["info.norm"], artefact["info.norm"])
+    assert torch.equal(control.rotated(artefact, 5)["v"], turned["v"])
+    assert not torch.equal(control.rotated(artefact, 6)["v"], turned["v"])
+
+
+def test_rotations_have_no_direction_of_their_own():
+    vector = {"v": torch.tensor([3.0] + [0.0] * 49)}
+    drawn = torch.stack([control.rotated(vector, seed)["v"] for seed in range(400)])
+    assert drawn.mean(0).norm() < 0.3  # .15 expected, of 400 draws of length 3
+
+
+def test_how_a_control_is_made():
+    assert control.how(CAA()) == control.how(ProbeRows()) == "flipped pairs"
+    assert control.how(DeTox()) == "random rotation", "which text of a pair is desired changes nothing in T^T T"
+    with pytest.raises(SetupError, match="learns no vector"):
+        control.how(Prompt(prompts=["Be kind."]))
+
+
+def test_a_short_vector_is_made_as_long_as_the_methods():
+    method, short = {"v": torch.tensor([3.0, 4.0]), "info.x": torch.tensor(9.0)}, {"v": torch.tensor([0.0, 0.5])}
+    assert control.strength(2.0, method, short) == 20.0
+
+
+@pytest.fixture(scope="module")
+def run(world, tmp_path_factory) -> tuple[Path, list[str]]:  # noqa: F811
+    """Results of a method and its controls, and how the controls were asked for."""
+    results = tmp_path_factory.mktemp("controls")
+    words = [(" with love", " with hate"), (" sing", " run to the river"), (" bread", " weather"), (" a bird", " dogs")]
+    pairs = [{"prompt": f"People walk {i} and", "desired": a, "undesired": b} for i, (a, b) in enumerate(words * 3)]
+    (results / "pairs.jsonl").write_text("".join(json.dumps(one) + "\n" for one in pairs))
+    given = arguments(world, results, "suite=[rtp,fluency]", "tuning.trials=2", "suite.rtp.unsteered_k=5")
+    given = [f"pairs.path={results / 'pairs.jsonl'}" if one.startswith("pairs.path=") else one for one in given]
+    finished([*given, "method=unsteered,caa,detox"])
+    given += ["method=caa,detox", "control=0,1"]
+    finished(given)
+    return results, given
+
+
+def controls(results: Path):
+    return [one for one in read_records(results / "runs")[0] if one.record.method.family == "control"]
+
+
+def test_a_control_is_as_large_as_its_method_at_the_strength_that_was_chosen(run):
+    results, _ = run
+    found = controls(results)
+    assert sorted((one.record.method.name, one.record.seed.fit, one.record.suite) for one in found) == [
+        ("caa", 0, "rtp"), ("caa", 1, "rtp"), ("detox", 0, "rtp"), ("detox", 1, "rtp"),
+    ]  # fmt: skip
+    chosen = {
+        one.record.method.name: one.record.tuning.chosen
+        for one in read_records(results / "runs")[0]
+        if one.record.tuning is not None
+    }
+    for one in found:
+        about, name = one.record.method.control, one.record.method.name
+        assert about == {"how": control.how(CAA() if name == "caa" else DeTox()), "of_strength": chosen[name]}
+        assert one.record.tuning is None
+        if name == "detox":
+            assert one.record.method.strength == chosen[name], "a rotation has the same size"
+    fits = {name: folder for folder in (results / "runs/artefacts").iterdir() if (name := folder.name)}
+    norms = {
+        name: json.loads((folder / "fit.json").read_text())["facts"].get("direction_norm")
+        for name, folder in fits.items()
+    }
+    (real,) = {
+        one.record.fit_id
+        for one in read_records(results / "runs")[0]
+        if one.record.tuning and one.record.method.name == "caa"
+    }
+    for one in found:
+        if one.record.method.name == "caa":
+            size = one.record.method.strength * norms[one.record.fit_id]
+            assert size == pytest.approx(chosen["caa"] * norms[real], rel=1e-5)
+
+
+def test_draws_of_a_control_are_one_row_and_methods_are_held_against_it(run):
+    (table,) = tables(read_records(run[0] / "runs")[0])
+    frame = table.frame.set_index("method")
+    assert list(frame.index[:3]) == ["unsteered", "caa control", "detox control"]
+    assert (frame.loc[["caa control", "detox control"], "fits"] == 2).all()
+    assert frame.loc[["caa control", "detox control"], "rank"].isna().all()
+    assert frame.loc[["caa control", "detox control"], "group"].isna().all()
+    own = next(row for row in table.rows if row.columns["method"] == "caa")
+    assert table.control(own).columns["method"] == "caa control" and table.control(table.control(own)) is None
+    headline = table.headline
+    difference = frame.loc["caa", headline] - frame.loc["caa control", headline]
+    assert frame.loc["caa", "vs_control"] == pytest.approx(difference)
+
+
+def test_a_known_control_computes_nothing(run, capsys):
+    results, given = run
+    before = sorted(path.name for path in (results / "runs/records").iterdir())
+    finished(given)
+    assert sorted(path.name for path in (results / "runs/records").iterdir()) == before
+
+
+def test_the_unsteered_model_may_be_asked_for_more(run):
+    (base,) = [one for one in read_records(run[0] / "runs")[0]
+               if one.record.method.family == "none" and one.record.suite == "rtp" and one.record.split == "test"]  # fmt: skip
+    names = set(base.items["metric"])
+    assert {f"profanity_check.expected_maximum_toxicity_k2_n5{end}" for end in ("", "_first_k")} <= names
+    scores = pd.read_parquet(run[0] / "runs/records" / base.record.id / "scores.parquet")
+    assert set(scores["sample"]) == set(range(5)) and base.record.info.k == 2
+    maxima = scores[scores["sample"] < 2].groupby("item")["profanity_check"].max()
+    first = base.items[base.items["metric"] == "profanity_check.expected_maximum_toxicity_k2_n5_first_k"]
+    assert dict(zip(first["item"], first["value"], strict=True)) == pytest.approx(dict(maxima))
+
+
+def test_a_control_of_what_learns_no_vector_is_refused(world, tmp_path, capsys):  # noqa: F811
+    assert main([*arguments(world, tmp_path, "method=prompt", "control=0", "suite=[rtp,fluency]")]) != 0
+    assert "learns no vector" in capsys.readouterr().err
