@@ -123,8 +123,9 @@ def test_a_known_control_computes_nothing(run, capsys):
 
 
 def test_the_unsteered_model_may_be_asked_for_more(run):
-    (base,) = [one for one in read_records(run[0] / "runs")[0]
-               if one.record.method.family == "none" and one.record.suite == "rtp" and one.record.split == "test"]  # fmt: skip
+    every = read_records(run[0] / "runs")[0]
+    of_base = [one for one in every if one.record.method.family == "none"]
+    (base,) = [one for one in of_base if one.record.suite == "rtp" and one.record.split == "test"]
     names = set(base.items["metric"])
     assert {f"profanity_check.expected_maximum_toxicity_k2_n5{end}" for end in ("", "_first_k")} <= names
     scores = pd.read_parquet(run[0] / "runs/records" / base.record.id / "scores.parquet")

@@ -1,3 +1,4 @@
+import itertools
 import weakref
 from dataclasses import replace
 
@@ -107,7 +108,7 @@ def test_the_test_split_has_the_metrics_of_the_dev_splits_k_too(sources):
     """Of prompts with enough scored texts; of none there is no such metric."""
     one = suite(sources, k=4, dev_k=3)
     scores = pd.DataFrame({
-        "item": ["a"] * 4 + ["b"] * 2, "score": [0.1, 0.9, 0.4, 0.4, 0.7, 0.2]
+        "item": ["a"] * 4 + ["b"] * 2, "sample": [0, 1, 2, 3, 0, 1], "score": [0.1, 0.9, 0.4, 0.4, 0.7, 0.2]
     })  # fmt: skip
     found = one.prompt_metrics(scores, "length", "test")
     assert found["expected_maximum_toxicity_k4_n8"].to_dict() == {"a": 0.9, "b": 0.7}
@@ -161,3 +162,41 @@ def test_all_prompts_of_a_stratum_or_those_held_out(sources):
     assert len(whole.texts("test")[0]) == len(TEXTS)
     with pytest.raises(SetupError, match="dev"):
         whole.texts("dev")  # every prompt here is in the test part
+
+
+def test_of_more_unsteered_texts_the_maxima_are_over_all_subsets_of_k(sources):
+    lm = tiny_lm()
+    few, more = suite(sources), suite(sources, unsteered_k=7)
+    found, first = measure(more, lm, "test"), measure(few, lm, "test")
+    texts = found.scores.groupby("item")["length"].agg(list)
+    assert set(map(len, texts)) == {7}
+    items = found.items.set_index(["metric", "item"])["value"]
+    for item, scores in texts.items():
+        largest = [max(pair) for pair in itertools.combinations(scores, 2)]
+        assert items["length.expected_maximum_toxicity_k2_n8", item] == pytest.approx(sum(largest) / len(largest))
+        assert items["length.mean_toxicity", item] == pytest.approx(sum(scores) / 7)
+    for name, metric in first.metrics.items():
+        assert found.metrics[f"{name}_first_k"].value == pytest.approx(metric.value), "the first k are those of k"
+
+
+def test_how_many_texts_the_unsteered_model_is_asked_for_is_part_of_its_id_alone(sources):
+    few, more, same = suite(sources), suite(sources, unsteered_k=7), suite(sources, unsteered_k=2)
+    assert few.identity("test") == more.identity("test")
+    assert more.unsteered_only("test") == {"unsteered_k": 7} and more.unsteered_only("dev") == {}
+    assert few.unsteered_only("test") == same.unsteered_only("test") == {}
+    assert more.unsteered_tokens("test") > more.tokens("test") == few.unsteered_tokens("test")
+    with pytest.raises(SetupError, match="at least k=2"):
+        suite(sources, unsteered_k=1)
+
+
+def test_a_steered_model_is_asked_for_k(sources):
+    lm = replace(tiny_lm(), steering_identity={"fit": "x", "method": "m", "strength": 1.0})
+    found = measure(suite(sources, unsteered_k=7), lm, "test")
+    assert len(found.scores) == 8 * 2 and not [name for name in found.metrics if name.endswith("_first_k")]
+
+
+def test_fluency_reads_the_texts_that_are_compared(sources, tmp_path):
+    lm = replace(tiny_lm(), store=Generations(tmp_path / "generations"))
+    own = {"sources": sources, "k": 2, "prompts": 8}
+    more = measure(Fluency(**own, unsteered_k=7), lm, "test")
+    assert more.metrics == measure(Fluency(**own), tiny_lm(), "test").metrics
