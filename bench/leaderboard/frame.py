@@ -43,6 +43,11 @@ class Table(Comparison):
         """A row for each fit, with the values of its trade-off."""
         return by_fit(self)
 
+    @cached_property
+    def by_item(self) -> pd.DataFrame:
+        """The change of the headline of each item: records, item, metric, change."""
+        return by_item(self)
+
 
 def tables(results: Sequence[Result], each_fit: bool = False) -> list[Table]:
     """One table for each group of cells that may be compared; the fits of a method as one row, or each as its own."""
@@ -83,6 +88,19 @@ def by_fit(comparison: Comparison) -> pd.DataFrame:
             named = {"method": row.columns["method"], "fit_seed": fit.columns["fit_seed"]}
             found.append({**named, "strength": fit.columns["strength"], **values})
     return pd.DataFrame(found)
+
+
+def by_item(comparison: Comparison) -> pd.DataFrame:
+    """A row per method's row and item: the ids of its records, the item, the headline and its change, over the fits."""
+    metric = comparison.headline
+    found = [pd.DataFrame({"records": [], "item": [], "metric": [], "change": []})]
+    for row, pairs in comparison.pairs.items():
+        both = [one[metric] for one in pairs if metric in one]
+        if both:
+            change = pd.concat([one["value_a"] - one["value_b"] for one in both], axis=1).mean(axis=1)
+            about = {"records": record_names(row), "item": change.index, "metric": metric, "change": change.to_numpy()}
+            found.append(pd.DataFrame(about))
+    return pd.concat(found[1:] or found, ignore_index=True)
 
 
 # -- a row -----------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from bench.console.escape import file_name, visible
 from bench.leaderboard.frame import Table, tables
 from bench.plots import sweeps
 from bench.plots.capability import capability
+from bench.plots.changes import changes
 from bench.plots.cost import cost
 from bench.plots.groups import groups
 from bench.plots.panels import layers, sample_size, strength
@@ -100,9 +101,15 @@ def over_layers(source: Source) -> list[Drawing]:
     return [(suffix(table.number), (sweeps.layers(table),)) for table in source.tables]
 
 
+def of_items(source: Source) -> list[Drawing]:
+    """The rows of each table with the changes of their items."""
+    return [(suffix(table.number), (table.frame, table.by_item)) for table in source.tables]
+
+
 KINDS = {
     "tradeoff": Kind("toxicity reduction against capability and fluency kept", tradeoff, with_draws),
     "strength": Kind("toxicity, perplexity and capability as methods are turned up", strength, over_strengths),
+    "changes": Kind("change of single prompts, and the share made worse", changes, of_items),
     "groups": Kind("ToxiGen: share of toxic texts about each group", groups, of_tables),
     "capability": Kind("heat map of the change in accuracy, methods by tasks", capability, of_tables),
     "cost": Kind("toxicity reduction against time to fit, speed and size", cost, of_tables),

@@ -1,0 +1,81 @@
+"""How the change of single prompts is distributed: a mean hides what got worse."""
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from bench.console import escape
+from bench.leaderboard.columns import short
+from bench.plots import style
+from bench.plots.style import DASHES, GREY, SMALL, NothingToDraw, Point, Width
+
+ROW = 0.3  # inches of a method
+NAMES = 0.3  # of the width that the methods' names may take
+
+
+@style.styled
+def changes(frame: pd.DataFrame, items: pd.DataFrame, width: Width = "double") -> Figure:
+    """Change of each prompt's headline to the unsteered model, a line per method.
+
+    A box over the middle half of the prompts with the median, whiskers over the middle 90 %, a marker at the mean, and
+    at the right the share of prompts that got worse. Texts are drawn anew, so that about half of the prompts get worse
+    under a method that does nothing.
+
+    Args:
+        frame: `Table.frame`.
+        items: `Table.by_item`.
+        width: of one or two columns.
+
+    Raises:
+        NothingToDraw: no method was measured on the prompts of the unsteered model.
+        ValueError: `frame` holds more than one table.
+    """
+    style.one_table(frame)
+    own = {str(records): rows["change"].to_numpy(float) for records, rows in items.groupby("records")}
+    shown = [point for point in style.points(frame) if str(point.row["records"]) in own]
+    if not shown:
+        raise NothingToDraw(
+            "no method was measured on the prompts of the unsteered model; run `python -m bench -m "
+            "method=unsteered,caa suite=[rtp,fluency]`"
+        )
+    figure = style.blank(width, 0.55 + ROW * len(shown))
+    ax = figure.subplots()
+    ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
+    for place, point in enumerate(shown):
+        line(ax, place, point, own[str(point.row["records"])])
+    points = NAMES * 72 * style.inches(width)
+    ax.set_yticks(range(len(shown)), [style.wrapped(point.label, points, lines=2) for point in shown])
+    ax.set_ylim(len(shown) - 0.5, -0.5)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
+    ax.set_xlabel(f"change of {escape.visible(short(str(items['metric'].iloc[0])))}, a prompt at a time")
+    style.legend(figure, keys())
+    return figure
+
+
+def line(ax: Axes, place: int, point: Point, values: np.ndarray) -> None:
+    """One method: whiskers, box, median, mean, and the share that got worse."""
+    least, low, middle, high, most = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
+    colour = point.look.colour
+    ax.plot([least, most], [place, place], color=colour, linewidth=0.9, zorder=2)
+    ax.barh(place, high - low, left=low, height=0.5, facecolor="white", edgecolor=colour, linewidth=0.9, zorder=3)
+    ax.plot([middle, middle], [place - 0.25, place + 0.25], color=colour, linewidth=1.6, zorder=4)
+    style.marker(ax, float(values.mean()), place, point.look, hollow=point.hollow, size=5.0)
+    worse = point.row.get("made_worse")
+    if pd.notna(worse):
+        ax.annotate(f"{worse:.0%} worse", (1.01, place), xycoords=("axes fraction", "data"), va="center",
+                    fontsize=SMALL)  # fmt: skip
+
+
+def keys() -> list[Patch | Line2D]:
+    """What the legend lists."""
+    return [
+        Patch(facecolor="white", edgecolor="black", linewidth=0.9, label="middle half of the prompts, median"),
+        Line2D([], [], color="black", linewidth=0.9, label="middle 90 %"),
+        Line2D([], [], color="black", marker="o", markersize=5, linestyle="none", label="mean"),
+    ]

@@ -1,0 +1,41 @@
+"""The distribution of single prompts' changes."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.leaderboard.frame import tables
+from bench.plots.changes import changes
+from bench.plots.style import NothingToDraw
+from tests.leaderboard.test_grouping import CAA, UNSTEERED, result
+
+
+def with_items(number, method, values):
+    one = result(number, method, items=len(values))
+    return one._replace(items=one.items.assign(value=values))
+
+
+def test_each_method_has_its_quantiles_mean_and_share_made_worse():
+    base, own = np.zeros(101), np.linspace(-0.6, 0.4, 101)
+    (table,) = tables([with_items(1, UNSTEERED, base), with_items(2, CAA, own)])
+    assert table.by_item["change"].to_numpy() == pytest.approx(own)
+    figure = changes(table.frame, table.by_item)
+    (ax,) = figure.axes
+    whiskers = next(
+        one for one in ax.lines if len(one.get_xdata()) == 2 and one.get_ydata()[0] == one.get_ydata()[1] == 0
+    )
+    assert list(whiskers.get_xdata()) == pytest.approx([-0.55, 0.35])
+    (box,) = ax.patches
+    assert (box.get_x(), box.get_width()) == (pytest.approx(-0.35), pytest.approx(0.5))
+    means = [one for one in ax.lines if one.get_marker() not in ("None", None, "")]
+    assert means[0].get_xdata()[0] == pytest.approx(-0.1)
+    worse = table.frame.set_index("method").loc["caa", "made_worse"]
+    assert [one.get_text() for one in ax.texts] == [f"{worse:.0%} worse"]
+    assert worse == pytest.approx(np.mean(own < 0)), "this metric is better high"
+
+
+def test_without_the_unsteered_model_there_is_nothing_to_draw():
+    (table,) = tables([with_items(2, CAA, np.ones(3))])
+    with pytest.raises(NothingToDraw, match="no method was measured"):
+        changes(table.frame, table.by_item)
+    assert isinstance(table.by_item, pd.DataFrame)
