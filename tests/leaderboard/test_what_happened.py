@@ -117,7 +117,7 @@ def test_who_did_not_judge_did_not_report(tmp_path):
     assert heading[0] == "tiny: no texts were sampled" and heading[2] == "Scorers: none judged a text"
     assert heading[3] == "Intervals (95%) are over documents."
     assert collect(tmp_path / "runs")["scorers_report"].isna().all()
-    assert "capability kept" in said(tmp_path) and "toxicity:" not in said(tmp_path)
+    assert "accuracy change" in said(tmp_path) and "toxicity:" not in said(tmp_path)
 
 
 def test_the_scorer_shown_is_the_one_that_judged(tmp_path):
