@@ -42,9 +42,7 @@ def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
 NOT_INDEPENDENT = "its scorer tuned it or picked its pairs"
 
 
-def with_verdict(
-    frame: pd.DataFrame, metric: str, higher_is_better: bool, independent: Sequence[bool]
-) -> pd.DataFrame:
+def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, independent: Sequence[bool]) -> pd.DataFrame:
     """With `verdict`: what the metric's change amounts to; None where it was not tested.
 
     independent: of each row, whether the metric's scorer neither tuned it nor picked what it learnt from. Elsewhere

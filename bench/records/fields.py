@@ -195,8 +195,8 @@ class Tuned(Fields):
 
     suite, direction, gain: of the objective; None where it is the least toxicity of the suite rtp, as it always was in
     records of older versions. scorer: None for a suite whose metrics have none. chosen_trial: its place among the
-    trials; None in records of older versions, which tuned nothing but strengths. constraints: the bounds as numbers, by name; bounds:
-    the same with their suite, metric and comparison, None in records of older versions.
+    trials; None in records of older versions, which tuned nothing but strengths. constraints: the bounds as numbers, by
+    name; bounds: the same with their suite, metric and comparison, None in records of older versions.
     """
 
     READ = {"trials": each(Trial)}

@@ -107,7 +107,11 @@ def test_of_several_tasks_the_mean_drop_counts():
 
 def test_one_violated_bound_decides_and_then_one_that_is_open():
     whole = {"ppl": PERPLEXITY, "variety": LEAST, "rise": RISE}
-    fit = {"fluency.perplexity": pairs(LOSSES, LOSSES), "fluency.distinct_2": pairs(0.5), "fluency.repetition": pairs(0.5)}
+    fit = {
+        "fluency.perplexity": pairs(LOSSES, LOSSES),
+        "fluency.distinct_2": pairs(0.5),
+        "fluency.repetition": pairs(0.5),
+    }
     assert bounds.judged(whole, [fit], METRICS) == Judged(KEPT, ())
     fit["fluency.repetition"] = pairs(0.55 + 0.1 * NOISE)
     assert bounds.judged(whole, [fit], METRICS) == Judged(OPEN, ("rise",))
@@ -170,7 +174,9 @@ def test_a_row_that_violates_a_bound_is_not_ranked_and_flagged(tmp_path):
     assert frame["bounds"].reindex(["caa", "detox", "act_add", "prompt"]).tolist() == [KEPT, OPEN, VIOLATED, KEPT]
     assert pd.isna(frame.loc["unsteered", "bounds"]) and pd.isna(frame.loc["caa", "bounds_decided_by"])
     assert frame.loc[["detox", "act_add"], "bounds_decided_by"].tolist() == ["perplexity_ratio"] * 2
-    assert frame["rank"].reindex(["detox", "caa", "prompt"]).tolist() == [1, 2, 3] and pd.isna(frame.loc["act_add", "rank"])
+    assert frame["rank"].reindex(["detox", "caa", "prompt"]).tolist() == [1, 2, 3] and pd.isna(
+        frame.loc["act_add", "rank"]
+    )
     told = {method: columns.flags(row) for method, row in frame.iterrows()}
     assert told == {
         "unsteered": "", "caa": "", "detox": "perplexity ratio: bound not resolved",
@@ -220,7 +226,9 @@ def test_resamples_without_a_value_are_counted_and_said(tmp_path):
     write(tmp_path, "rtp", "detox", {TOXICITY: [0.4, 0.1, 0.0, 0.0]})
     frame = only(tmp_path).frame.set_index("method")
     undefined = frame.loc["caa", "undefined_resamples"]
-    assert undefined == pytest.approx(RESAMPLES * 0.75**4, rel=0.05) and pd.isna(frame.loc["unsteered", "undefined_resamples"])
+    assert undefined == pytest.approx(RESAMPLES * 0.75**4, rel=0.05) and pd.isna(
+        frame.loc["unsteered", "undefined_resamples"]
+    )
     assert frame.loc["caa", "toxicity_reduction"] == 0.5
     assert frame.loc["caa", ["toxicity_reduction_low", "toxicity_reduction_high"]].tolist() == pytest.approx([0.5, 0.5])
     assert columns.flags(frame.loc["caa"]) == f"{undefined} of 10,000 resamples have no value"

@@ -72,7 +72,9 @@ def test_where_every_row_was_chosen_by_the_scorer_there_is_no_finding_and_no_fin
     assert table.frame["group"].tolist() == ["a"] * 3
     notes = " ".join(formatting.notes(table))
     assert "Of caa, detox" in notes and "This table finds no difference" not in notes
-    assert "Warning: lexicon reports and also tuned the strengths, so it flatters" in " ".join(formatting.heading(table))
+    assert "Warning: lexicon reports and also tuned the strengths, so it flatters" in " ".join(
+        formatting.heading(table)
+    )
 
 
 @pytest.mark.parametrize(

@@ -601,7 +601,15 @@ def test_missing_is_empty_and_never_zero(tmp_path):
     write(tmp_path, "rtp", "prompt", {TOXICITY: [0.1] * 10})
     rebuild(tmp_path)
     table = pd.read_csv(tmp_path / "leaderboard.csv", dtype=str, keep_default_na=False).set_index("method")
-    empty = ["pairs", "fit_seconds", "artefact_bytes", "accuracy_change", "gold_choice_change", "perplexity_ratio", "joint"]
+    empty = [
+        "pairs",
+        "fit_seconds",
+        "artefact_bytes",
+        "accuracy_change",
+        "gold_choice_change",
+        "perplexity_ratio",
+        "joint",
+    ]
     empty += ["rank", "data", "net", "entanglement", "bounds", "bounds_decided_by", "feasible"]
     empty += ["fluency.perplexity", "capability.boolq.accuracy.n", "vs_control"]
     assert table.loc["prompt", empty].tolist() == [""] * len(empty)

@@ -15,8 +15,8 @@ from bench.stats import significance
 
 def frame(**columns) -> pd.DataFrame:
     n = len(next(iter(columns.values())))
-    whole = {"family": ["activation"] * n, "method": list("abcdefgh"[:n]), "collapsed": [False] * n, "tuned": [True] * n,
-             "feasible": [True] * n, "bounds": [None] * n, "verdict": [None] * n}  # fmt: skip
+    whole = {"family": ["activation"] * n, "method": list("abcdefgh"[:n]), "collapsed": [False] * n,
+             "tuned": [True] * n, "feasible": [True] * n, "bounds": [None] * n, "verdict": [None] * n}  # fmt: skip
     return pd.DataFrame(whole | columns)
 
 
@@ -127,7 +127,9 @@ def test_stars_and_letters_never_contradict_each_other(made):
     rows, p = made
     found = ranking.grouped(rows, "m", False, p)
     shared = [set(one) if isinstance(one, str) else None for one in found["group"]]
-    assert all(one is None for one, control in zip(shared, found["method"] == "random_direction", strict=True) if control)
+    assert all(
+        one is None for one, control in zip(shared, found["method"] == "random_direction", strict=True) if control
+    )
     if found["family"][0] != "none" or shared[0] is None:
         return
     starred = found["verdict"].isin(["better", "worse"]).tolist()

@@ -161,9 +161,9 @@ def test_one_row_needs_no_correction(tmp_path):
 
 @pytest.mark.slow
 def test_several_rows_are_corrected_and_said_to_be(tmp_path):
-    two(tmp_path, ("caa", "detox"))
+    two(tmp_path, ("caa", "detox", "prompt"))
     text, table = said(tmp_path), only(tmp_path)
-    assert "Holm over 2 rows" in text and "Holm over all pairs of rows" in text and "before correction" in text
+    assert "Holm over 3 rows" in text and "Holm over all pairs of methods" in text and "before correction" in text
     assert "p $<$ .05 after Holm" in text and "after Holm&#39;s correction" in text
     assert "* differs from unsteered, Holm over the rows" in next(iter(suite_tables.other_suites(table))).title
     assert "p < 0.05 (Holm)" in [one.get_text() for one in capability(table.frame).legends[0].get_texts()]

@@ -84,8 +84,9 @@ def test_trials_are_shown_by_whichever_scorer_comes_first(tmp_path, judged):
         own = {"lexicon": kept, "profanity_check": 1.0}
         scores = {f"{name}.expected_maximum_toxicity_k3": [own[name] * one for one in (0.2, 0.5, 0.6)]
                   for name in judged}  # fmt: skip
-        write(tmp_path, "rtp", "caa" if value else "unsteered", scores, strength=value, split="dev",
-              scorers={"report": list(judged)}, data={"pairs": 9, "scorer": "profanity_check"} if value else None)  # fmt: skip
+        learnt = {"pairs": 9, "scorer": "profanity_check"} if value else None
+        write(tmp_path, "rtp", "caa" if value else "unsteered", scores, strength=value, split="dev", data=learnt,
+              scorers={"report": list(judged)})  # fmt: skip
     (frame,) = sweeps.trials(read_records(tmp_path / "runs")[0])
     assert set(frame["scorer"]) == {"lexicon"}
     assert frame["toxicity_reduction"].tolist() == pytest.approx([0.2, 0.6])
