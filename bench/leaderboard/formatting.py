@@ -171,8 +171,10 @@ def found_out(table: Table) -> list[str]:
                 told += ", Holm over all pairs of methods." if pairs > 1 else "."
             lines.append(told)
         if table.toxicity and pairs * 2 / (PERMUTATIONS + 1) >= ALPHA:
-            lines.append(f"With {pairs} pairs of methods even the smallest p of {PERMUTATIONS} permutations is too "
-                         "large after Holm: that no group is told apart says nothing here; choose fewer rows.")  # fmt: skip
+            lines.append(
+                f"With {pairs} pairs of methods even the smallest p of {PERMUTATIONS} permutations is too large after "
+                "Holm: that no group is told apart says nothing here; choose fewer rows."
+            )
         own = frame["verdict"] == NOT_INDEPENDENT
         if own.any():
             names = ", ".join(name for name, one in zip(labels(frame), own, strict=True) if one)
