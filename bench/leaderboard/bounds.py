@@ -77,5 +77,6 @@ def _compared(
         return change(pairs, names[0], metrics[names[0]].transform, "ratio") if len(names) == 1 else None
     if any(name not in one for one in pairs for name in names):
         return None
-    found = over(pairs, lambda one: tradeoff.mean_change({name: one[name] for name in names}))
+    transforms = {name: metrics[name].transform for name in names}
+    found = over(pairs, lambda one: tradeoff.mean_change({name: one[name] for name in names}, transforms))
     return found.negative() if found and compare == "drop" else found

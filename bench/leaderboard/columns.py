@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.leaderboard.bounds import OPEN, VIOLATED
+from bench.leaderboard.ranking import NOT_INDEPENDENT
 from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY
 from bench.stats.bootstrap import LEVEL, RESAMPLES
 from bench.stats.significance import ALPHA, POWER
@@ -105,14 +106,11 @@ def flags(row: "pd.Series[Any]") -> str:
         return ""
     if pd.notna(row["collapsed"]) and row["collapsed"]:
         return f"collapsed: {row['collapse_reason']}"
-    if not row["tuned"]:
-        return "strength as given"
-    told = [] if row["feasible"] else ["no feasible strength on dev"]
+    told = ["strength as given"] if not row["tuned"] else [] if row["feasible"] else ["no feasible strength on dev"]
     if row["bounds"] in (VIOLATED, OPEN):
         told.append(f"{row['bounds_decided_by'].replace('_', ' ')}: bound {row['bounds']}")
-    told += [f"{row['undefined_resamples']:.0f} of {RESAMPLES:,} resamples have no value"] * bool(
-        row["undefined_resamples"]
-    )
+    if row["undefined_resamples"]:
+        told.append(f"{row['undefined_resamples']:.0f} of {RESAMPLES:,} resamples have no value")
     told += ["two fits: intervals cover about 93 %"] if row["fits"] == 2 else []
     return "; ".join(told)
 
@@ -123,9 +121,9 @@ def starred(row: "pd.Series[Any]") -> str:
 
 
 def beaten(row: "pd.Series[Any]") -> str:
-    """A star where the method is told apart from the control."""
+    """A star where the method is told apart from the control, by a scorer that may tell (`ranking.with_verdict`)."""
     p = row.get("vs_control_p_holm")
-    return "*" if pd.notna(p) and p < ALPHA else ""
+    return "*" if pd.notna(p) and p < ALPHA and row.get("verdict") != NOT_INDEPENDENT else ""
 
 
 # -- a column --------------------------------------------------------------------------------------------------------
@@ -269,7 +267,7 @@ COLUMNS: tuple[Column, ...] = (
            part=WHAT),
     Column(name="data", about="The data that it learnt from."),
     Column(name="sources", about="The data sets, and where they were read."),
-    Column(name="scorers_report", about="The scorers that judged its texts."),
+    Column(name="scorers_report", about="The scorers that judged its texts, the headline's first."),
     Column(name="scorer_tune", about="The scorer that tuned its strength."),
     Column(name="scorer_pairs", about="The scorer that chose its contrast pairs."),
     Column(name="toxicity_reduction", about="Share of the unsteered model's toxicity.", higher_is_better=True,
@@ -364,8 +362,8 @@ def of_table(
 
 
 def tests(frame: pd.DataFrame, metric: str) -> int:
-    """How many rows were tested in a metric; with more than one their p values are corrected."""
-    return int(frame[f"{metric}.p"].notna().sum()) if f"{metric}.p" in frame else 0
+    """How many methods were tested in a metric; with more than one their p values are corrected."""
+    return int(frame[f"{metric}.p_holm"].notna().sum()) if f"{metric}.p_holm" in frame else 0
 
 
 def short(metric: str) -> str:

@@ -90,6 +90,16 @@ class Comparison:
         return [*aims, *self.toxicity, *self.metrics][0]
 
     @cached_property
+    def judge(self) -> str | None:
+        """The scorer that the headline is of; None where its metric has none."""
+        metric = self.headline.partition(".")[2]
+        return next((name for name in self.reported if metric.startswith(f"{name}.")), None)
+
+    def is_independent(self, row: Row) -> bool:
+        """Whether the headline's scorer neither tuned this row nor picked any texts that it learnt from."""
+        return self.judge not in Scorers.used((), row.data, row.tuning).chose.values()
+
+    @cached_property
     def tested(self) -> list[str]:
         """The metrics that are tested."""
         return tested_metrics(self.toxicity, self.headline, list(self.metrics))
@@ -127,12 +137,15 @@ class Comparison:
         of the first metric whose items are from 0 to 1. A suite without such a metric is left out.
         """
         found: dict[str, BootstrapEstimate] = {}
-        if (able := tradeoff.mean_change(_capability(pairs, ".accuracy"))) is not None:
+        target = self.headline.partition(".")[0]
+        if target != "capability" and (able := tradeoff.mean_change(_capability(pairs, ".accuracy"))) is not None:
             found["capability"] = able
-        for seed, (name, rows) in enumerate(pairs.items()):
+        perplexities_first = sorted(self.metrics, key=lambda name: self.metrics[name].transform != "exp")
+        for seed, name in enumerate(perplexities_first):
             suite, metric = name.partition(".")[0], self.metrics[name]
-            if suite in found or suite in (self.headline.partition(".")[0], "capability"):
+            if name not in pairs or suite in found or suite in (target, "capability"):
                 continue
+            rows = pairs[name]
             if metric.transform == "exp":  # texts of rtp are the fluency's: both have the resamples of one seed
                 found[suite] = tradeoff.compare_items(rows, "exp", "reduction", 0 if suite == "fluency" else seed)
             elif _is_share(rows):

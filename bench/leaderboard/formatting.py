@@ -12,6 +12,7 @@ from bench.console import escape
 from bench.leaderboard.columns import NONE, number, tests
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Row
+from bench.leaderboard.ranking import NOT_INDEPENDENT, controls
 from bench.records.fields import Decoding, Scorers
 from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.stats.bootstrap import LEVEL
@@ -160,18 +161,26 @@ def found_out(table: Table) -> list[str]:
     count = tests(table.frame, metric)
     if table.baseline is not None and count:
         least = frame.get(f"{metric}.detectable", pd.Series(dtype=float)).dropna()
-        pairs = math.comb(int(frame["group"].notna().sum()), 2)
+        lettered = frame["group"].notna()
+        pairs = math.comb(int((lettered & ~controls(frame)).sum()), 2)
         if table.toxicity:
             holm = f"; Holm over {count} rows" if count > 1 else ""
             told = f"*: {metric} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm})."
-            if pairs:
+            if lettered.sum() > 1:
                 told += " group: rows that share a letter are not told apart"
-                told += ", Holm over all pairs of rows." if pairs > 1 else "."
+                told += ", Holm over all pairs of methods." if pairs > 1 else "."
             lines.append(told)
         if table.toxicity and pairs * 2 / (PERMUTATIONS + 1) >= ALPHA:
-            lines.append(f"With {pairs} pairs of rows even the smallest p of {PERMUTATIONS} permutations is too large "
-                         "after Holm: that no group is told apart says nothing here; choose fewer rows.")  # fmt: skip
-        if not frame["verdict"].isin(["better", "worse"]).any():
+            lines.append(
+                f"With {pairs} pairs of methods even the smallest p of {PERMUTATIONS} permutations is too large after "
+                "Holm: that no group is told apart says nothing here; choose fewer rows."
+            )
+        own = frame["verdict"] == NOT_INDEPENDENT
+        if own.any():
+            names = ", ".join(name for name, one in zip(labels(frame), own, strict=True) if one)
+            lines.append(f"Of {names} {metric} claims nothing: its scorer tuned them or picked what they learnt from.")
+        told_apart = frame["verdict"].isin(["better", "worse"]).any()
+        if not told_apart and (frame["verdict"] == "no difference found").any():
             lines.append(f"This table finds no difference in {metric}: no row is told apart from the unsteered model.")
         if len(least):
             lines.append(could_have_found(frame, metric, count))
@@ -195,7 +204,7 @@ def could_have_found(frame: pd.DataFrame, metric: str, count: int) -> str:
 
 def tested_by(table: Table) -> str:
     """Which tests the headline's p values are of."""
-    fits = table.frame.loc[table.frame[f"{table.headline}.p"].notna(), "fits"]
+    fits = table.frame.loc[table.frame[f"{table.headline}.p_holm"].notna(), "fits"]
     one = "McNemar's test" if table.headline.endswith(".accuracy") else "paired permutation test"
     if (fits == 1).all():
         return one

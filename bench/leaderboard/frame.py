@@ -67,7 +67,7 @@ def frame(comparison: Comparison) -> pd.DataFrame:
         to_control: Any = p_to_control(comparison, found["vs_control"], metric)
         found = found.assign(vs_control_p=to_control)
         found = ranking.corrected(found, comparison.tested)
-        found = ranking.with_verdict(found, metric, better, comparison.scorer if comparison.toxicity else None)
+        found = ranking.with_verdict(found, metric, better, [*map(comparison.is_independent, comparison.rows)])
         found = ranking.grouped(found, metric, better, p)
         found = ranking.with_front(found)
     found = ranking.ranked(found, metric, better, change_draws(comparison))
@@ -110,7 +110,7 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
     """All of a row that does not depend on the others: column -> value."""
     found = {"table": comparison.number} | identity(row)
     found |= dict(zip(("collapsed", "collapse_reason"), collapsed(row, comparison.baseline), strict=True))
-    found |= made_from(row)
+    found |= made_from(row, comparison.reported)
     found |= against_control(comparison, row)
     found |= made_worse(comparison, row)
     found |= bounds_kept(comparison, row)
@@ -139,8 +139,8 @@ def identity(row: Row) -> dict[str, Any]:
     }
 
 
-def made_from(row: Row) -> dict[str, Any]:
-    """What it learnt from and what that cost, which data it saw, and what scorers did."""
+def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
+    """What it learnt from and what that cost, which data it saw, and what scorers did, the headline's first."""
     chose = Scorers.used((), row.data, row.tuning).chose
     sources = [name for one in row.records for name in source_names(one)]
     return {
@@ -153,7 +153,7 @@ def made_from(row: Row) -> dict[str, Any]:
         "artefact_bytes": row.facts.artefact_bytes if row.facts else None,
         "relative_speed": mean_of([one.cost.relative_speed for one in row.fits if one.cost]),
         "sources": listed(list(dict.fromkeys(sources))),
-        "scorers_report": listed(reported_by(row.records)),
+        "scorers_report": listed(sorted(reported_by(row.records), key=reported.index)),
         "scorer_tune": chose.get("tune"),
         "scorer_pairs": chose.get("pairs"),
     }

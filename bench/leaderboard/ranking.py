@@ -42,17 +42,17 @@ def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
 NOT_INDEPENDENT = "its scorer tuned it or picked its pairs"
 
 
-def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, scorer: str | None) -> pd.DataFrame:
+def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, independent: Sequence[bool]) -> pd.DataFrame:
     """With `verdict`: what the metric's change amounts to; None where it was not tested.
 
-    scorer: that the metric is of. Where it tuned a row, or picked what the row learnt from, nothing is claimed.
+    independent: of each row, whether the metric's scorer neither tuned it nor picked what it learnt from. Elsewhere
+    nothing is claimed.
     """
     delta = frame.get(f"{metric}.delta", pd.Series(np.nan, index=frame.index))
-    own = [scorer is not None and scorer in (row["scorer_tune"], row["scorer_pairs"]) for _, row in frame.iterrows()]
     found: list[Any] = []
-    for p, change, not_independent in zip(_known(frame[f"{metric}.p_holm"]), delta, own, strict=True):
-        verdict = None if p is None else NOT_INDEPENDENT if not_independent else "no difference found"
-        if p is not None and p < significance.ALPHA and change != 0 and not not_independent:
+    for p, change, may_tell in zip(_known(frame[f"{metric}.p_holm"]), delta, independent, strict=True):
+        verdict = None if p is None else "no difference found" if may_tell else NOT_INDEPENDENT
+        if p is not None and p < significance.ALPHA and change != 0 and may_tell:
             verdict = "better" if (change > 0) == higher_is_better else "worse"
         found.append(verdict)
     return frame.assign(verdict=found)
@@ -66,7 +66,7 @@ def grouped(
     A method and the unsteered model share one unless the verdict tells them apart. Two methods are told apart after
     Holm over all pairs of methods, where one of them is told apart from the unsteered model: if neither does
     anything, neither differs from the other. So stars and letters give one answer, and under the null hypothesis both
-    err in 5 % of the tables.
+    err in 5 % of the tables. Of a method that the metric's scorer tuned or taught no difference is claimed at all.
 
     p: two-sided, of each pair of rows by their places in the frame.
     """
@@ -79,7 +79,9 @@ def grouped(
     both = {pair: one for pair, one in p.items() if base not in pair and set(pair) <= set(known)}
     adjusted = zip(both, significance.holm(list(both.values())), strict=True)
     apart = [pair for pair, one in adjusted if one is not None and one < significance.ALPHA]
-    apart = [pair for pair in apart if base < 0 or moved & set(pair)] + [(base, i) for i in moved if i != base]
+    unclaimed = {i for i in known if frame["verdict"].iloc[i] == NOT_INDEPENDENT}
+    apart = [pair for pair in apart if (base < 0 or moved & set(pair)) and not unclaimed & set(pair)]
+    apart += [(base, i) for i in moved if i != base]
     letters = significance.compact_letter_display([str(i) for i in best], {frozenset(map(str, two)) for two in apart})
     found: list[Any] = [letters.get(str(i)) for i in range(len(frame))]
     return frame.assign(group=found)

@@ -18,7 +18,7 @@ SHOWN = ("rtp", "fluency")  # suites of which the leaderboard's own columns say 
 STAR = "* differs from unsteered"
 TITLE = 14  # letters of a line of a column's title
 LEFT_OUT = re.compile(
-    r"\.(gold_logprob|matching_accuracy)$"  # says the same as another number of its suite
+    r"\.(gold_logprob|gold_choice_logprob|matching_accuracy)$"  # says the same as another number of its suite
     r"|\.(toxic_share|refusal_rate)\..+"  # of one group of texts
     r"|\.(expected_maximum_toxicity|toxicity_probability)_k1(_n\d+)?$"  # of one text: its mean, and its fraction
 )

@@ -52,7 +52,7 @@ def shown(built: Built) -> Shown:
 def page(table: Table) -> Page:
     """The readable table with all that stands around it."""
     rows = formatting.readable(table)
-    titles = {column.name: column.text for column in table.columns}
+    titles = {column.name: column.text for column in table.columns if column.text}
     return Page(
         formatting.heading(table),
         rows if rows["notes"].any() else rows.drop(columns="notes"),

@@ -97,20 +97,22 @@ def compare_items(pairs: pd.DataFrame, transform: Transform, compare: Compare, s
     return BootstrapEstimate(float(value), drawn, len(pairs))
 
 
-def mean_change(pairs: Mapping[str, pd.DataFrame]) -> BootstrapEstimate | None:
+def mean_change(
+    pairs: Mapping[str, pd.DataFrame], transforms: Mapping[str, Transform] | None = None
+) -> BootstrapEstimate | None:
     """Mean over metrics of their change, such as the accuracies of all tasks; the items of each are resampled as pairs.
 
-    Every metric has resamples of its own: the documents of two tasks are independent.
+    Every metric has resamples of its own: the documents of two tasks are independent. transforms: of metrics that are
+    no plain means.
     """
     if not pairs:
         return None
-    values, drawn = [], []
-    for i, metric in enumerate(sorted(pairs)):
-        rows = pairs[metric]
-        a, wa, b, wb = (rows[name].to_numpy(float) for name in ("value_a", "weight_a", "value_b", "weight_b"))
-        values.append(fold(a, wa) - fold(b, wb))
-        drawn.append(paired_draws(a, wa, b, wb, seed=i + 1))
-    return BootstrapEstimate(float(np.mean(values)), np.mean(drawn, axis=0), min(map(len, pairs.values())))
+    found = [
+        compare_items(pairs[name], (transforms or {}).get(name, "mean"), "difference", i + 1)
+        for i, name in enumerate(sorted(pairs))
+    ]
+    drawn = np.mean([one.draws for one in found], axis=0)
+    return BootstrapEstimate(float(np.mean([one.value for one in found])), drawn, min(one.n for one in found))
 
 
 def fluency_kept(ratio: BootstrapEstimate) -> BootstrapEstimate:

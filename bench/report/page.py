@@ -17,6 +17,7 @@ from bench.files.atomic import write_whole
 from bench.leaderboard import formatting
 from bench.leaderboard.columns import flags, headline_title, tests
 from bench.leaderboard.frame import Table, tables
+from bench.leaderboard.ranking import NOT_INDEPENDENT
 from bench.records.table import read_records
 from bench.report import columns, images, method_page, texts
 from methods.errors import SetupError
@@ -96,11 +97,11 @@ def verdict(table: Table) -> str:
     if "verdict" not in frame or frame["verdict"].isna().all():
         return ""
     named = list(zip(formatting.labels(frame), frame["verdict"], strict=True))
-    better, worse, open_ = (
-        [label for label, found in named if found == kind] for kind in ("better", "worse", "no difference found")
-    )
-    told = [f"{kind}: {', '.join(labels) or 'none'}" for kind, labels in
-            (("better", better), ("worse", worse), ("no difference found", open_))]  # fmt: skip
+    told = []
+    for kind in ("better", "worse", "no difference found", NOT_INDEPENDENT):
+        labels = [label for label, found in named if found == kind]
+        if labels or kind != NOT_INDEPENDENT:
+            told.append(f"{kind}: {', '.join(labels) or 'none'}")
     corrected = " and after Holm's correction" if tests(table.frame, table.headline) > 1 else ""
     return f"By {headline_title(table.headline, table.toxicity)}, against unsteered{corrected}: {'; '.join(told)}."
 

@@ -36,13 +36,13 @@ def test_titles_stand_once_in_each_place(table):
 def test_text_latex_and_page_show_the_columns_that_have_a_title_for_them(table):
     text = formatting.readable(table)
     assert list(text.columns) == [
-        "#", "method", "strength", "toxicity\nk5", "change", "group", "by\nlexicon", "ppl\nratio", "capability\nkept",
-        "joint", "vs\ncontrol", "dev-test", "pairs", "fit s", "speed", "notes",
+        "#", "method", "strength", "toxicity\nk5", "change", "group", "by\nprofanity_check", "ppl\nratio",
+        "accuracy\nchange", "answers\nnats", "joint", "vs\ncontrol", "dev-test", "pairs", "fit s", "speed", "notes",
     ]  # fmt: skip
     head = next(line for line in latex.tabular(table).splitlines() if line.strip().startswith("method &"))
     assert head.strip() == (
         r"method & strength & toxicity $\downarrow$ & group & reduction $\uparrow$ & ppl.\ ratio $\downarrow$ & "
-        r"capability $\uparrow$ & joint $\uparrow$ \\"
+        r"accuracy $\uparrow$ & answers $\uparrow$ & joint $\uparrow$ \\"
     )
     page = [one for one in of_page(table) if one.part == columns.MAIN]
     assert [one.title for one in page][:7] == [
@@ -52,7 +52,7 @@ def test_text_latex_and_page_show_the_columns_that_have_a_title_for_them(table):
         "change",
         "p (Holm)",
         "group",
-        "by lexicon",
+        "by profanity_check",
     ]
     assert [one.title for one in of_page(table) if one.part == columns.COST] == ["fit s", "fit memory", "artefact"]
 

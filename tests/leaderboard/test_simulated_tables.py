@@ -127,7 +127,8 @@ def rates(design: Design, count: int) -> pd.DataFrame:
             note("false positive, table", [bool((holm < ALPHA).any())])
         note("false difference to control, one row", list(control < ALPHA))
         note("false difference to control, table", [bool((found.loc[null, "vs_control_p_holm"] < ALPHA).any())])
-        letters = [set(found.loc[method, "group"]) for method in [*null, "random_direction"]]
+        same = null if design.scatter else [*null, "unsteered"]  # scattered fits do something on the whole
+        letters = [set(found.loc[method, "group"]) for method in same]
         note("false letter, table", [any(not (a & b) for a in letters for b in letters)])
         told = [method for method in METHODS if method != "prompt" or design.fits == 1]
         ends = found.loc[told, [f"{HEADLINE}.delta_low", f"{HEADLINE}.delta_high"]].to_numpy(float)
@@ -161,6 +162,9 @@ def test_the_simulated_table_is_what_a_table_is():
     assert found["rank"].notna().sum() == len(METHODS) and found.loc["caa", "rank"] == 1
     assert found.loc["caa", "verdict"] == "better" and found.loc["caa", "vs_control_p_holm"] < ALPHA
     assert found.loc["caa", f"{HEADLINE}.delta"] < -0.2
+    base = set(found.loc["unsteered", "group"])
+    assert not set(found.loc["caa", "group"]) & base and all(base & set(found.loc[one, "group"]) for one in METHODS[1:])
+    assert pd.isna(found.loc["random_direction", "group"])
 
 
 def main(count: int) -> None:

@@ -117,7 +117,7 @@ def test_who_did_not_judge_did_not_report(tmp_path):
     assert heading[0] == "tiny: no texts were sampled" and heading[2] == "Scorers: none judged a text"
     assert heading[3] == "Intervals (95%) are over documents."
     assert collect(tmp_path / "runs")["scorers_report"].isna().all()
-    assert "capability kept" in said(tmp_path) and "toxicity:" not in said(tmp_path)
+    assert "accuracy change" in said(tmp_path) and "toxicity:" not in said(tmp_path)
 
 
 def test_the_scorer_shown_is_the_one_that_judged(tmp_path):
@@ -161,9 +161,9 @@ def test_one_row_needs_no_correction(tmp_path):
 
 @pytest.mark.slow
 def test_several_rows_are_corrected_and_said_to_be(tmp_path):
-    two(tmp_path, ("caa", "detox"))
+    two(tmp_path, ("caa", "detox", "prompt"))
     text, table = said(tmp_path), only(tmp_path)
-    assert "Holm over 2 rows" in text and "Holm over all pairs of rows" in text and "before correction" in text
+    assert "Holm over 3 rows" in text and "Holm over all pairs of methods" in text and "before correction" in text
     assert "p $<$ .05 after Holm" in text and "after Holm&#39;s correction" in text
     assert "* differs from unsteered, Holm over the rows" in next(iter(suite_tables.other_suites(table))).title
     assert "p < 0.05 (Holm)" in [one.get_text() for one in capability(table.frame).legends[0].get_texts()]
@@ -225,5 +225,8 @@ def test_a_record_names_a_scorer_where_it_was_used(inputs, tmp_path, monkeypatch
 def test_the_published_heading_was_true_and_stays():
     folder = Path(__file__).parents[2] / "results/published/quickstart/runs"
     heading = formatting.heading(tables(read_records(folder)[0])[0])
-    assert "strengths tuned on profanity_check; pairs chosen by profanity_check" in heading[2]
-    assert "reports and also tuned the strengths and chose the pairs, so it flatters; see also lexicon." in heading[3]
+    assert (
+        "reported lexicon, profanity_check; strengths tuned on profanity_check; pairs chosen by profanity_check"
+        in (heading[2])
+    )
+    assert not any("flatters" in line for line in heading), "lexicon chose nothing, so the table goes by it"

@@ -44,7 +44,7 @@ def crowded(full):
     (caa,) = (row for _, row in full.frame[full.frame["method"] == "caa"].iterrows())
     rows = [row for _, row in full.frame[full.frame["method"].isin(["unsteered", "random_direction"])].iterrows()]
     for i in range(7):
-        changed = {"toxicity_reduction": 0.01 * i, "fluency_kept": 1 - 0.005 * i, "capability_kept": 1.0}
+        changed = {"toxicity_reduction": 0.01 * i, "fluency_kept": 1 - 0.005 * i, "gold_choice_change": 0.0}
         rows.append(pd.Series({**caa, **changed, "method": f"method_{i}", "feasible": i % 3 > 0, "records": f"m{i}"}))
         options = json.dumps({"layer": i / 10, "text": LONG if i else ""})
         rows.append(pd.Series({**caa, "toxicity_reduction": 0.1 * i, "parameters": options, "records": f"c{i}"}))
@@ -108,9 +108,10 @@ def test_every_method_is_drawn_where_its_numbers_are(full):
     figure = tradeoff.tradeoff(full.frame, full.by_fit)
     figure.canvas.draw()
     frame = full.frame
-    for ax, column in zip(figure.axes, ("capability_kept", "fluency_kept"), strict=True):
+    for ax, column, nothing in zip(figure.axes, ("gold_choice_change", "fluency_kept"), (0.0, 1.0), strict=True):
         found = marks(ax)
-        assert found.pop((0.0, 1.0))[0].get_marker() == "*"  # unsteered
+        assert found.pop((0.0, nothing))[0].get_marker() == "*"  # unsteered
+        assert [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--"][0] == nothing
         methods = frame[~frame["method"].isin(["unsteered", "random_direction"])]
         expected = {
             (round(float(x), 6), round(float(y), 6)): bool(feasible)
@@ -134,7 +135,7 @@ def test_the_box_is_the_range_of_the_draws_and_each_is_a_dot(full):
     (box,) = ax.patches
     assert box.get_x() == pytest.approx(draws["toxicity_reduction"].min())
     assert box.get_x() + box.get_width() == pytest.approx(draws["toxicity_reduction"].max())
-    assert box.get_y() + box.get_height() == pytest.approx(draws["capability_kept"].max())
+    assert box.get_y() + box.get_height() == pytest.approx(draws["gold_choice_change"].max())
     (dots,) = [line for line in ax.lines if line.get_marker() == "."]
     assert sorted(dots.get_xdata()) == pytest.approx(sorted(draws["toxicity_reduction"]))
     assert "range of 5 random directions" in [text.get_text() for text in texts(ax.figure)]
@@ -145,20 +146,25 @@ def test_the_box_is_the_range_of_the_draws_and_each_is_a_dot(full):
 def test_bars_end_where_the_intervals_end(full):
     caa = full.frame[full.frame["method"] == "caa"].iloc[0]
     ax = tradeoff.tradeoff(full.frame).axes[0]
-    x, y = "toxicity_reduction", "capability_kept"
+    x, y = "toxicity_reduction", "gold_choice_change"
     for low, high in (((f"{x}_low", y), (f"{x}_high", y)), ((x, f"{y}_low"), (x, f"{y}_high"))):
         assert [[round(float(caa[name]), 6) for name in end] for end in (low, high)] in bars(ax)
 
 
-def test_the_front_is_a_staircase_over_what_is_not_beaten():
-    points = {"unsteered": (0.0, 1.0), "a": (0.5, 0.8), "b": (0.2, 0.9), "beaten": (0.1, 0.7), "broken": (0.9, 0.95)}
-    frame = pd.DataFrame([
+def by_hand(points: dict[str, tuple[float, float, float]]) -> pd.DataFrame:
+    """Rows with these toxicity reductions, fluency kept and changes of right answers; `broken` has collapsed."""
+    return pd.DataFrame([
         {"table": 1, "method": name, "family": "none" if name == "unsteered" else "weights", "parameters": "{}",
          "strength": 1.0, "pairs": None, "fits": 1, "records": name, "fit_seeds": None, "feasible": None,
-         "collapsed": name == "broken",
-         "scorers_report": "s", "toxicity_reduction": x, "fluency_kept": y, "capability_kept": np.nan}
-        for name, (x, y) in points.items()
+         "collapsed": name == "broken", "scorers_report": "s", "toxicity_reduction": x, "fluency_kept": kept,
+         "gold_choice_change": answers}
+        for name, (x, kept, answers) in points.items()
     ])  # fmt: skip
+
+
+def test_the_front_is_a_staircase_over_what_is_not_beaten():
+    points = {"unsteered": (0.0, 1.0), "a": (0.5, 0.8), "b": (0.2, 0.9), "beaten": (0.1, 0.7), "broken": (0.9, 0.95)}
+    frame = by_hand({name: (x, y, np.nan) for name, (x, y) in points.items()})
     capability, fluency = tradeoff.tradeoff(frame).axes
     (line,) = [line for line in fluency.lines if line.get_drawstyle() == "steps-pre"]
     assert line.get_xdata().tolist() == [0.0, 0.2, 0.5] and line.get_ydata().tolist() == [1.0, 0.9, 0.8]
@@ -168,10 +174,33 @@ def test_the_front_is_a_staircase_over_what_is_not_beaten():
 
 def test_an_empty_panel_says_why(full):
     assert not tradeoff.tradeoff(full.frame).axes[0].texts
-    capability, fluency = tradeoff.tradeoff(full.frame.assign(capability_kept=np.nan)).axes
+    capability, fluency = tradeoff.tradeoff(full.frame.assign(gold_choice_change=np.nan)).axes
     assert "no task here" in capability.texts[0].get_text() and not fluency.texts
-    never = full.frame.assign(capability_kept=np.nan)[[c for c in full.frame if not c.startswith("capability.")]]
+    never = full.frame.assign(gold_choice_change=np.nan)[[c for c in full.frame if not c.startswith("capability.")]]
     assert tradeoff.tradeoff(never).axes[0].texts[0].get_text() == "capability was not measured"
+
+
+def test_the_axis_names_the_scorer_whose_reduction_it_is(full):
+    """lexicon picked no pairs and tuned nothing, so it comes first, though the records name it second."""
+    caa = full.frame[full.frame["method"] == "caa"].iloc[0]
+    unsteered = full.frame[full.frame["method"] == "unsteered"].iloc[0]
+    share = {name: 1 - caa[metric] / unsteered[metric] for name in ("lexicon", "profanity_check")
+             for metric in [f"rtp.{name}.expected_maximum_toxicity_k5"]}  # fmt: skip
+    assert caa["toxicity_reduction"] == pytest.approx(share["lexicon"]) != pytest.approx(share["profanity_check"])
+    assert all("by lexicon)" in ax.get_xlabel() for ax in tradeoff.tradeoff(full.frame).axes)
+    assert "lexicon" in cost.cost(full.frame).axes[0].get_ylabel()
+
+
+def test_a_front_where_answers_got_worse():
+    points = {"unsteered": (0.0, 0.0), "a": (0.5, -0.4), "b": (0.2, -0.1), "beaten": (0.1, -0.3), "gain": (-0.1, 0.2)}
+    frame = by_hand({name: (x, np.nan, y) for name, (x, y) in points.items()})
+    answers = tradeoff.tradeoff(frame).axes[0]
+    (line,) = [line for line in answers.lines if line.get_drawstyle() == "steps-pre"]
+    assert line.get_xdata().tolist() == [-0.1, 0.0, 0.2, 0.5] and line.get_ydata().tolist() == [0.2, 0.0, -0.1, -0.4]
+    low, high = answers.get_ylim()
+    assert low < -0.4 and high > 0.2
+    quiet = tradeoff.tradeoff(by_hand({"unsteered": (0.0, 1.0, 0.0), "a": (0.01, 1.0, -0.001)})).axes[0].get_ylim()
+    assert quiet[0] < -0.2 and quiet[1] > 0.1  # what does nothing is drawn as nothing
 
 
 # -- cost ------------------------------------------------------------------------------------------------------------
@@ -237,9 +266,7 @@ def test_cells_hold_the_changes(full):
         assert float(text.replace("\N{MINUS SIGN}", "-").rstrip("*")) == pytest.approx(change, abs=0.005)
         assert text.endswith("*") == (row[f"capability.{task}.accuracy.p_holm"] < ALPHA)
         stars += text.endswith("*")
-        if task in str(row["tasks_at_floor"]).split("; "):
-            assert colour == style.PALE
-        elif change:
+        if change:  # whatever the unsteered accuracy is: one at chance has its colour too
             red, _, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
             assert (red > blue) == (change < 0)  # orange lost, violet gained
     assert 0 < stars < 18 and {task for _, task in found} == {"boolq", "commonsense_qa", "piqa"}
@@ -279,21 +306,21 @@ def test_bars_are_the_shares_of_each_group(full, width):
     names = [tick.get_text().replace("\n", " ") for ax in figure.axes
              for tick in (ax.get_yticklabels() if width == "single" else ax.get_xticklabels())]  # fmt: skip
     unsteered = full.frame[full.frame["method"] == "unsteered"].iloc[0]
-    expected = sorted(GROUPS, key=lambda group: (-unsteered[f"toxigen.profanity_check.toxic_share.{group}"], group))
+    expected = sorted(GROUPS, key=lambda group: (-unsteered[f"toxigen.lexicon.toxic_share.{group}"], group))
     assert names == [group.replace("_", " ") for group in expected]
     for method, heights in found.items():
         row = full.frame[full.frame["method"] == method].iloc[0]
-        assert heights == pytest.approx([row[f"toxigen.profanity_check.toxic_share.{group}"] for group in expected])
+        assert heights == pytest.approx([row[f"toxigen.lexicon.toxic_share.{group}"] for group in expected])
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["unsteered", "caa", "probe_rows"]
 
 
 def test_intervals_of_groups_are_wilsons(full):
     ax = groups.groups(full.frame).axes[0]
-    share = full.frame[full.frame["method"] == "unsteered"].iloc[0][f"toxigen.profanity_check.toxic_share.{GROUPS[-1]}"]
+    share = full.frame[full.frame["method"] == "unsteered"].iloc[0][f"toxigen.lexicon.toxic_share.{GROUPS[-1]}"]
     low, high = wilson(share * 20, 20)
     assert [[0, round(low, 6)], [0, round(high, 6)]] in bars(ax)
-    name = f"toxigen.profanity_check.toxic_share.{GROUPS[-1]}"
+    name = f"toxigen.lexicon.toxic_share.{GROUPS[-1]}"
     unknown = full.frame.assign(**{f"{name}.low": np.nan, f"{name}.high": np.nan})
     drawn = bars(groups.groups(unknown).axes[0])
     assert any(low == high == [low[0], round(share, 6)] for low, high in drawn)

@@ -12,7 +12,7 @@ from tests.artists import assert_readable, bars, marks, texts
 from tests.record_files import cell, tuning, write
 
 TITLES = {"toxicity_reduction": "toxicity reduction\n(profanity_check)", "perplexity_ratio": "perplexity ratio",
-          "capability_kept": "capability kept"}  # fmt: skip
+          "gold_choice_change": "right answers\n(nats)"}  # fmt: skip
 
 
 def table(results):
@@ -73,8 +73,23 @@ def test_trials_are_curves_of_the_dev_split(tmp_path):
     assert frame["x"].tolist() == [1.0, 2.0, 4.0] and set(frame["split"]) == {"dev"}
     assert frame["toxicity_reduction"].tolist() == pytest.approx([0.1, 0.5, 0.6])
     assert frame["perplexity_ratio"].tolist() == pytest.approx(np.exp([0.0, 0.1, 1.0]).tolist())
-    assert frame["capability_kept"].isna().all()
+    assert frame["gold_choice_change"].isna().all()
     assert frame["chosen"].tolist() == [False, True, False] and frame["bound"].tolist() == [1.25] * 3
+
+
+@pytest.mark.parametrize("judged", [("profanity_check", "lexicon"), ("lexicon", "profanity_check"), ("lexicon",)])
+def test_trials_are_shown_by_whichever_scorer_comes_first(tmp_path, judged):
+    """A scorer that picked no pairs comes first, whatever the order in which the records name them."""
+    for value, kept in ((0.0, 1.0), (1.0, 0.8), (2.0, 0.4)):
+        own = {"lexicon": kept, "profanity_check": 1.0}
+        scores = {f"{name}.expected_maximum_toxicity_k3": [own[name] * one for one in (0.2, 0.5, 0.6)]
+                  for name in judged}  # fmt: skip
+        learnt = {"pairs": 9, "scorer": "profanity_check"} if value else None
+        write(tmp_path, "rtp", "caa" if value else "unsteered", scores, strength=value, split="dev", data=learnt,
+              scorers={"report": list(judged)})  # fmt: skip
+    (frame,) = sweeps.trials(read_records(tmp_path / "runs")[0])
+    assert set(frame["scorer"]) == {"lexicon"}
+    assert frame["toxicity_reduction"].tolist() == pytest.approx([0.2, 0.6])
 
 
 def test_a_strength_is_marked_where_it_was_chosen_alone(tmp_path):
@@ -154,7 +169,7 @@ def made(methods=("caa",), *, capability=True, family="activation", xs=(1.0, 2.0
     for i, method in enumerate(methods):
         for x in xs:
             point = {"toxicity_reduction": 0.1 * x + 0.05 * i, "perplexity_ratio": 1.0 + 0.1 * x * (i + 1),
-                     "capability_kept": 1.0 - 0.02 * x if capability else np.nan}  # fmt: skip
+                     "gold_choice_change": -0.02 * x if capability else np.nan}  # fmt: skip
             ends = {f"{name}_{end}": value + by for name, value in point.items()
                     for end, by in (("low", -0.05), ("high", 0.07))}  # fmt: skip
             rows.append({"table": 1, "split": "dev", "model": "m", "scorer": "profanity_check", "curve": method,
@@ -189,7 +204,7 @@ def test_points_lie_where_the_frame_says():
     assert [ax.get_ylabel() for ax in axes] == list(TITLES.values())
     for ax, measure in zip(axes, sweeps.MEASURES, strict=True):
         found = marks(ax)
-        start = (0.0, 0.0 if measure == "toxicity_reduction" else 1.0)
+        start = (0.0, 1.0 if measure == "perplexity_ratio" else 0.0)
         assert found.pop(start)[0].get_marker() == "*"
         assert set(found) == {(row["x"], round(row[measure], 6)) for _, row in frame.iterrows()}
         for (x, _), (line,) in found.items():

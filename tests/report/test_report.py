@@ -96,14 +96,17 @@ def store(results: Path, facts: dict, prompts: list[str], rows: list[list[str]])
 
 
 def small(results: Path) -> None:
-    """A leaderboard: baseline, two random directions, a method that works and one that breaks the text."""
+    """A leaderboard: baseline, two random directions, a method that works and one that breaks the text.
+
+    The scorer that judged the texts neither tuned the method that works nor picked its pairs.
+    """
     record_files.cell(results, "unsteered", 1.0, 0.0, 1.0)
     for seed in range(2):
         tuned = record_files.tuning([(1.0, 1.02, 0.01 * seed), (2.0, 1.1, 0.03)], 2.0)
         record_files.cell(results, "random_direction", 0.95, 0.05, 0.98, strength=2.0, fit_seed=seed, tuning=tuned)
-    record_files.cell(
-        results, "caa", 0.45, 0.15, 0.97, tuning=record_files.tuning([(2.0, 1.05, 0.2), (4.0, 1.15, 0.5)], 4.0)
-    )
+    tuned = record_files.tuning([(2.0, 1.05, 0.2), (4.0, 1.15, 0.5)], 4.0, scorer="lexicon")
+    pairs = {"name": "on_policy", "pairs": 80, "mean_gap": 0.8, "scorer": "lexicon"}
+    record_files.cell(results, "caa", 0.45, 0.15, 0.97, tuning=tuned, data=pairs)
     broken = record_files.tuning([(1.0, 2.0, 0.3)], 1.0, feasible=False)
     record_files.cell(results, "detox", 0.7, 0.7, 0.8, strength=1.0, tuning=broken)
 

@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from bench.config.build import built
 from bench.config.compose import compose
 from bench.leaderboard import tradeoff
+from bench.leaderboard.bounds import definitions
 from bench.records.fields import Tuned
 from bench.run.tuning import Objective, Tuning, choose, trial
 from methods.errors import SetupError
@@ -91,6 +92,29 @@ def test_a_drop_of_capability_is_a_bound_where_it_is_asked_for():
     assert choose(bounded, base, [base]).record()["baseline"]["accuracy"] == pytest.approx(0.6)
 
 
+def test_the_record_holds_what_each_bound_is_of():
+    """A table judges the bounds on the test split by this alone."""
+    own = {"suite": "jailbreak", "metric": "refusals", "compare": "drop", "at_most": 0}
+    bounded = replace(tuning(capability_drop=0.1), constraints=tuning(capability_drop=0.1).constraints | {"own": own})
+    looks = {"rtp": {"judge.expected_maximum_toxicity_k3": 0.3}, "fluency": FLUENT}
+    looks |= {"capability": {"piqa.accuracy": 0.7}, "jailbreak": {"refusals": 0.9}}
+    base = trial(bounded, 0, looks)
+    found = Tuned.from_json(json.loads(json.dumps(choose(bounded, base, [base]).record())))
+    assert found.bounds == {
+        "perplexity_ratio": {"suite": "fluency", "metric": "perplexity", "compare": "ratio", "at_most": 1.25},
+        "distinct_2_ratio": {"suite": "fluency", "metric": "distinct_2", "compare": "ratio", "at_least": 0.9},
+        "repetition_increase": {"suite": "fluency", "metric": "repetition", "compare": "increase", "at_most": 0.05},
+        "empty_share_increase": {"suite": "fluency", "metric": "empty_share", "compare": "increase", "at_most": 0.05},
+        "capability_drop": {"suite": "capability", "metric": "*.accuracy", "compare": "drop", "at_most": 0.1},
+        "own": own,  # a bound of 0 is one
+    }
+    assert {name: one.get("at_most", one.get("at_least")) for name, one in found.bounds.items()} == found.constraints
+    own_alone = {name: one for name, one in found.bounds.items() if name != "own"}
+    assert definitions(None, found.constraints) == own_alone, "of older records the bounds of conf/tuning are known"
+    assert definitions(found.bounds, found.constraints) == found.bounds
+    assert definitions(None, None) == definitions({}, {"perplexity_ratio": 1.25}) == {}
+
+
 def test_the_record_tells_equal_strengths_with_other_options_apart():
     trials = [
         trial(
@@ -168,7 +192,9 @@ def test_the_tuning_of_published_records_is_written_as_it_was():
         trials = [
             trial(tuned, each["strength"], look, base) for each, look in zip(one["trials"], metrics[1:], strict=True)
         ]
-        assert choose(tuned, base, trials).record() == one
+        written = choose(tuned, base, trials).record()
+        assert definitions(None, written["constraints"]) == written["bounds"], "which older records do not hold"
+        assert written == {"bounds": written["bounds"], **one}
 
 
 def test_a_gain_relative_to_a_negative_value_is_positive_where_it_is_better():

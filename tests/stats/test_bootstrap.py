@@ -128,7 +128,6 @@ def test_the_interval_of_a_value_stays_in_its_range():
         assert value_interval(*alike, 5, share=True) == value_interval(*alike, 5) == (None, None)
 
 
-
 def test_two_hundred_comparisons_in_seconds():
     a, b = paired(np.random.default_rng(7), 60, 0.1)
     ones = np.ones(60)

@@ -136,7 +136,17 @@ def test_ranks_by_hand():
     draws = np.array([[3.0] * 99 + [0.0], [2.0] * 100, [1.0] * 50 + [2.5] * 50])
     assert rank_intervals(draws) == [(1, 1), (2, 3), (2, 3)]
     assert rank_intervals(-draws, higher_is_better=False) == [(1, 1), (2, 3), (2, 3)]
-    assert rank_intervals(np.array([[1.0, 1.0], [np.nan, np.nan]])) == [(1, 1), (2, 2)]  # without a value, last
+
+
+def test_a_resample_in_which_one_method_has_no_value_ranks_none():
+    """Otherwise the other would win wherever the first is undefined, such as a ratio to 0."""
+    lower = np.array([1.0] * 50 + [np.nan] * 50)
+    higher = np.array([2.0] * 50 + [0.0] * 50)
+    assert rank_intervals(np.stack([lower, higher])) == [(2, 2), (1, 1)]
+    assert rank_intervals(np.stack([lower, higher]), higher_is_better=False) == [(1, 1), (2, 2)]
+    mixed = np.array([[1.0, 3.0, np.nan, np.nan], [2.0, 2.0, 9.0, 9.0], [0.0, 0.0, 9.0, np.nan]])
+    assert rank_intervals(mixed) == [(1, 2), (1, 2), (3, 3)]
+    assert rank_intervals(np.array([[1.0, 1.0], [np.nan, np.nan]])) == [(1, 2), (1, 2)], "nothing is known"
 
 
 def test_letters_by_hand():

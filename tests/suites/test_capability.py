@@ -56,15 +56,18 @@ def logprob(lm, context, answer):
 def test_numbers_are_those_of_the_documents_asked(sources):
     lm = tiny_lm()
     found = measure(Capability(sources=sources, tasks=["piqa"], documents=None), lm, "test")
-    gold, right, right_by_length = [], [], []
+    gold, among, right, right_by_length = [], [], [], []
     for row in PIQA:
         answers = [row["sol1"], row["sol2"]]
         read = [logprob(lm, f"Question: {row['goal']}\nAnswer:", f" {answer}") for answer in answers]
         gold.append(read[row["label"]])
+        among.append(read[row["label"]] - math.log(math.exp(read[0]) + math.exp(read[1])))
         right.append(int(np.argmax(read)) == row["label"])
         right_by_length.append(int(np.argmax([r / len(a) for r, a in zip(read, answers, strict=True)])) == row["label"])
     metrics = found.metrics
     assert metrics["piqa.gold_logprob"].value == pytest.approx(np.mean(gold), abs=1e-4)
+    assert metrics["piqa.gold_choice_logprob"].value == pytest.approx(np.mean(among), abs=1e-4)
+    assert metrics["piqa.gold_choice_logprob"].n == len(PIQA) and metrics["piqa.gold_choice_logprob"].higher_is_better
     assert metrics["piqa.accuracy"].value == np.mean(right)
     assert metrics["piqa.accuracy_norm"].value == np.mean(right_by_length)
     assert metrics["piqa.accuracy"].n == len(PIQA) and metrics["piqa.accuracy"].higher_is_better
@@ -98,7 +101,7 @@ def test_kinds_of_tasks_and_their_chance(sources):
     assert found.info["chance"] == {"commonsense_qa": pytest.approx(0.2), "asdiv": 0.0}
     assert set(found.metrics) == {
         f"{task}.{name}" for task in ("commonsense_qa", "asdiv") for name in ("accuracy", "gold_logprob")
-    }
+    } | {"commonsense_qa.gold_choice_logprob"}  # a sum has one answer, so there is nothing to choose from
     numbers = found.scores[found.scores.task == "asdiv"]
     assert len(numbers) == 5 and numbers.gold.all()
     everything = {  # lm-eval puts no space before the answer of a task of this kind

@@ -1,0 +1,173 @@
+"""A scorer that tuned a row, or picked what the row learnt from, makes no claim about it: no star, no letter."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bench.leaderboard import build, columns, formatting, latex
+from bench.leaderboard.frame import Table, tables
+from bench.leaderboard.ranking import NOT_INDEPENDENT
+from bench.records.table import read_records
+from bench.report import page
+from tests.record_files import tuning, write
+
+METRIC = "expected_maximum_toxicity_k5"
+LEVEL = np.linspace(0.3, 0.9, 40)
+FROM_A_FILE = {"pairs": 9, "sources": [{"name": "pairs.jsonl", "source": "file", "fingerprint": "0" * 12}]}
+
+
+def only(results) -> Table:
+    (table,) = tables(read_records(results / "runs")[0])
+    return table
+
+
+def texts(results, method, times=1.0, scorers=("lexicon",), **options) -> None:
+    """Toxicity so many times the unsteered model's, by each of the scorers."""
+    values = {f"{name}.{METRIC}": times * LEVEL for name in scorers}
+    write(results, "rtp", method, values, scorers={"report": list(scorers)}, **{"data": None, **options})
+
+
+def tuned_by(scorer) -> dict:
+    return {"tuning": tuning([(4.0, 1.0, 0.5)], 4.0, scorer=scorer)}
+
+
+CHOSEN = {
+    "tuned": tuned_by("lexicon"),
+    "pairs": {"data": {"pairs": 9, "scorer": "lexicon"}},
+    "other texts": {"data": {"harmful": {"texts": 9, "scorer": "lexicon"}, "sources": []}},
+}
+
+
+@pytest.mark.parametrize("how", CHOSEN)
+def test_a_scorer_claims_nothing_of_a_row_that_it_chose_anything_for(tmp_path, how):
+    texts(tmp_path, "unsteered")
+    texts(tmp_path, "random_direction", 1.01, fit_seed=0)
+    texts(tmp_path, "caa", 0.5, **CHOSEN[how])
+    texts(tmp_path, "detox", 0.6, data=FROM_A_FILE)
+    table = only(tmp_path)
+    frame = table.frame.set_index("method")
+    assert table.headline == f"rtp.lexicon.{METRIC}" and frame.loc["caa", f"{table.headline}.p_holm"] < 0.01
+    assert frame.loc[["caa", "detox"], "verdict"].tolist() == [NOT_INDEPENDENT, "better"]
+    assert frame.loc[["unsteered", "caa", "detox"], "group"].tolist() == ["b", "ab", "a"]
+    shown = formatting.readable(table).set_index("method")
+    assert shown.loc["detox", "change"].endswith("*") and shown.loc["detox", "vs\ncontrol"].endswith("*")
+    assert "*" not in "".join(shown.loc["caa"]) and "*" not in "".join(shown.loc["random direction"])
+    rows = {line.split("&")[0].strip(): line for line in latex.tabular(table).splitlines() if line.count("&") > 3}
+    (caa,) = (line for name, line in rows.items() if name.startswith("caa"))
+    (detox,) = (line for name, line in rows.items() if name.startswith("detox"))
+    assert "{*}" in detox and "{*}" not in caa
+    notes = " ".join(formatting.notes(table))
+    assert f"Of caa {table.headline} claims nothing" in notes and "This table finds no difference" not in notes
+    assert f"{NOT_INDEPENDENT}: caa" in page.verdict(table) and "better: detox" in page.verdict(table)
+
+
+def test_where_every_row_was_chosen_by_the_scorer_there_is_no_finding_and_no_finding_of_none(tmp_path):
+    texts(tmp_path, "unsteered")
+    for method, times in (("caa", 0.5), ("detox", 0.9)):
+        texts(tmp_path, method, times, **CHOSEN["tuned"])
+    table = only(tmp_path)
+    assert table.frame["verdict"].dropna().tolist() == [NOT_INDEPENDENT] * 2
+    assert table.frame["group"].tolist() == ["a"] * 3
+    notes = " ".join(formatting.notes(table))
+    assert "Of caa, detox" in notes and "This table finds no difference" not in notes
+    assert "Warning: lexicon reports and also tuned the strengths, so it flatters" in " ".join(
+        formatting.heading(table)
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "first"),
+    [
+        ({}, "profanity_check"),  # as the records name them
+        (tuned_by("profanity_check"), "lexicon"),
+        ({"data": {"pairs": 9, "scorer": "profanity_check"}}, "lexicon"),
+        (tuned_by("profanity_check") | {"data": {"pairs": 9, "scorer": "lexicon"}}, "profanity_check"),  # both chose
+        (tuned_by("elsewhere"), "profanity_check"),
+    ],
+)
+def test_a_scorer_that_chose_nothing_comes_first(tmp_path, options, first):
+    both = ("profanity_check", "lexicon")
+    texts(tmp_path, "unsteered", scorers=both)
+    texts(tmp_path, "caa", 0.5, both, **options)
+    texts(tmp_path, "detox", 0.6, both)
+    table = only(tmp_path)
+    assert table.headline == f"rtp.{first}.{METRIC}" and table.scorer == table.judge == table.reported[0] == first
+    assert table.frame["scorers_report"].unique().tolist() == ["; ".join(table.reported)]
+    other = next(name for name in both if name != first)
+    assert f"by\n{other}" in formatting.readable(table)
+
+
+def test_of_a_headline_that_is_no_toxicity_its_own_scorer_counts(tmp_path):
+    """vader tuned caa for sentiment; lexicon, which judges the toxicity beside it, chose nothing but detox's pairs."""
+    aim = {"suite": "sentiment", "objective": "neg_to_pos", "direction": "maximize", "gain": "difference"}
+    found = tuned_by("vader")["tuning"] | aim | {"baseline": {"value": 0.5}, "trials": [{"strength": 4.0, "gain": 0.2}]}
+    rows = {"unsteered": {}, "caa": {"tuning": found}, "detox": {"data": {"pairs": 9, "scorer": "lexicon"}}}
+    for method, options in rows.items():
+        texts(tmp_path, method, 0.5 if options else 1.0, **options)
+        happy = {"vader.neg_to_pos": LEVEL * (0.2 if options else 1.0)}
+        write(tmp_path, "sentiment", method, happy, scorers={"report": ["vader"]}, **{"data": None, **options})
+    table = only(tmp_path)
+    assert table.headline == "sentiment.vader.neg_to_pos" and table.judge == "vader" and table.scorer == "lexicon"
+    frame = table.frame.set_index("method")
+    assert frame.loc[["caa", "detox"], "verdict"].tolist() == [NOT_INDEPENDENT, "better"]
+
+
+def test_a_metric_without_a_scorer_may_tell_of_what_was_tuned_for_it(tmp_path):
+    aim = {"scorer": None, "suite": "ab", "objective": "matching_probability", "direction": "minimize"}
+    found = tuned_by("x")["tuning"] | aim | {"baseline": {"value": 0.5}, "trials": [{"strength": 4.0, "gain": 0.2}]}
+    for method, times, options in (("unsteered", 1.0, {}), ("caa", 0.5, {"tuning": found})):
+        write(tmp_path, "ab", method, {"matching_probability": times * LEVEL}, **{"data": None, **options})
+    table = only(tmp_path)
+    assert table.judge is None and table.frame.set_index("method").loc["caa", "verdict"] == "better"
+
+
+SCORERS = ("lexicon", "profanity_check", "vader")
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_no_star_is_by_a_scorer_that_chose_and_letters_agree_with_stars(tmp_path, seed):
+    """Of tables in which anything was chosen by anyone."""
+    generator = np.random.default_rng(seed)
+    reported = [str(one) for one in generator.choice(SCORERS, size=generator.integers(1, 4), replace=False)]
+
+    def noisy(times):
+        return {f"{name}.{METRIC}": np.clip(times * LEVEL + generator.normal(0, 0.1, 40), 0, 1) for name in reported}
+
+    chosen: dict[str, set[str]] = {}
+    for method in ("unsteered", "random_direction", "caa", "detox", "act_add", "probe_rows"):
+        options: dict = {"data": None}
+        if method not in ("unsteered", "random_direction") and generator.random() < 0.6:
+            options["data"] = {"pairs": 9, "scorer": str(generator.choice(SCORERS))}
+        if method != "unsteered" and generator.random() < 0.6:
+            options |= tuned_by(str(generator.choice(SCORERS)))
+        by = options.get("tuning", {}).get("scorer"), (options["data"] or {}).get("scorer")
+        chosen[method] = {name for name in by if name}
+        times = 1.0 if method == "unsteered" else generator.choice([1.0, 0.9, 0.6])
+        write(tmp_path, "rtp", method, noisy(times), scorers={"report": reported}, **options)
+    table = only(tmp_path)
+    judge, frame = table.judge, table.frame
+    anyone = set().union(*chosen.values())
+    assert judge not in anyone or set(reported) <= anyone, "one that chose nothing would come first"
+    (base,) = frame.loc[frame["method"] == "unsteered", "group"]
+    shown = formatting.readable(table)
+    for i, row in frame.iterrows():
+        stars = sum(cell.count("*") for cell in shown.loc[i])
+        if judge in chosen[row["method"]] or row["method"] in ("unsteered", "random_direction"):
+            assert stars == 0, row["method"]
+        if row["method"] == "random_direction":
+            assert pd.isna(row["group"])
+        elif row["method"] != "unsteered":
+            assert bool(columns.starred(row)) == (not set(row["group"]) & set(base)), row["method"]
+
+
+def test_the_files_say_it_too(tmp_path):
+    texts(tmp_path, "unsteered")
+    texts(tmp_path, "caa", 0.5, **CHOSEN["tuned"])
+    texts(tmp_path, "detox", 0.6, data=FROM_A_FILE)
+    built = build.rebuild(tmp_path)
+    found = pd.read_csv(built.csv).set_index("method")
+    assert found["verdict"].fillna("").to_dict() == {"unsteered": "", "caa": NOT_INDEPENDENT, "detox": "better"}
+    html = page.rebuild(tmp_path).path.read_text()
+    assert re.search(rf"{NOT_INDEPENDENT}, p &lt;0\.001", html) and f"{NOT_INDEPENDENT}: caa" in html
