@@ -18,7 +18,10 @@ last token of the prompt on also the first prediction, and act_add, which steers
 Prefix and sentence are tokenised apart, since both models have to read the same tokens of it. A chat model reads plain
 text as well.
 
-Numbers compare with those of the same texts and the same tokenizer alone.
+Numbers compare with those of the same texts and the same tokenizer alone. The sentences have some 14 tokens, so kl_95
+is near the largest of a text. A prefix shows most where a text begins, of which the model knows nothing else: the first
+prompt of the method prompt on SmolLM2-135M moves the first token by 7.3 nats and those from the tenth on by 0.3;
+last_token_kl is what is left of it.
 
 The steered model's logits wait for the unsteered ones in a temporary file without a name: the unsteered model cannot be
 asked inside the steered block, and a choice of tokens would not be exact. The file has the model's dtype, 0.3 GB for
