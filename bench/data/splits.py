@@ -76,8 +76,10 @@ class Learnt(NamedTuple):
     """What a method has learnt from and no suite may ask it.
 
     tasks: lm-eval's tasks whose documents for fitting it has seen (`lm_eval_tasks.is_for_fitting`). rtp: whether it has
-    seen prompts of the fit part of RealToxicityPrompts.
+    seen prompts of the fit part of RealToxicityPrompts. wiki: how many sentences of Wikipedia it has seen, the first of
+    `text_sets.wiki_sentences`.
     """
 
     tasks: Sequence[str] = ()
     rtp: bool = False
+    wiki: int = 0

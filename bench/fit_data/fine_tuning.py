@@ -249,7 +249,11 @@ class Mixture(FitSource):
     def learnt(self) -> Learnt:
         """A method has learnt from whatever any part has read."""
         parts = [one.learnt() for one in self.parts.values()]
-        return Learnt([task for one in parts for task in one.tasks], any(one.rtp for one in parts))
+        return Learnt(
+            [task for one in parts for task in one.tasks],
+            any(one.rtp for one in parts),
+            max((one.wiki for one in parts), default=0),
+        )
 
     def check(self) -> None:
         """Raises SetupError for what is wrong with a part."""

@@ -356,6 +356,11 @@ def of_table(
             found.append(replace(column, about="None is ranked."))
         elif column.name != "group":
             found.append(column)
+        if column.name == "perplexity_ratio" and "kl.mean_kl" in metrics:
+            found.append(Column(name="kl.mean_kl", about="KL(unsteered || steered) of the next token on ordinary "
+                                "sentences.", unit="nats", higher_is_better=False, text="KL",
+                                format=lambda value: number(value, 3),
+                                legend="KL: to the unsteered model on ordinary sentences, nats a token."))  # fmt: skip
     found.append(Column(name=f"{headline}.detectable", page="detectable", part=TRADE,
                         about=f"Change of {headline} that {POWER:.0%} of such samples would find."))  # fmt: skip
     return found + [_metric(name, shown=not toxicity and name in tested) for name in metrics if name != headline]

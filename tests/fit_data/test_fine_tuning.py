@@ -7,7 +7,7 @@ from bench.data.lm_eval_tasks import is_for_fitting
 from bench.data.prompts import RTP
 from bench.data.sources import Sources
 from bench.data.splits import part
-from bench.fit_data import background
+from bench.data.text_sets import WIKI
 from bench.fit_data.background import WikiSentences
 from bench.fit_data.fine_tuning import HUMAN, HumanToxic, Mixture, OnPolicyToxic, TaskAnswers, halves
 from bench.fit_data.jsonl import ExamplesFile, TextsFile
@@ -37,7 +37,7 @@ def sources(tmp_path) -> Sources:
     make_mirror(root, HUMAN, [{"text": t, "toxicity": i % 10 / 10} for i, t in enumerate(TEXTS)], split="test")
     make_mirror(root, RTP, [{"prompt": {"text": t}} for t in TEXTS])
     make_mirror(root, "lighteval/siqa", QUESTIONS, split="validation")
-    make_mirror(root, background.WIKI, [{"text": t} for t in ["Two words", *TEXTS, TEXTS[0]]], split="test")
+    make_mirror(root, WIKI, [{"text": t} for t in ["Two words", *TEXTS, TEXTS[0]]], split="test")
     return Sources(mirror=str(root), cache=tmp_path / "cache", offline=True)
 
 

@@ -82,3 +82,13 @@ def test_the_arrow_in_latex_shows_which_way_is_better(better, title):
 def test_a_rank_with_the_ranks_of_most_resamples(low, high, told):
     row = pd.Series({"rank": 1, "rank_low": low, "rank_high": high}, dtype=object)
     assert columns.place(row) == told
+
+
+def test_the_divergence_stands_behind_the_perplexity_where_it_was_measured(table):
+    assert "KL" not in [one.text for one in table.columns]
+    found = columns.of_table(table.frame, table.headline, table.toxicity, ["kl.mean_kl", *table.metrics], table.tested)
+    titles = [one.text for one in found if one.text]
+    assert titles[titles.index("ppl\nratio") + 1] == "KL"
+    (shown,) = (one for one in found if one.text == "KL")
+    assert shown.as_text(pd.Series({"kl.mean_kl": 0.0836})) == "0.084"
+    assert [one.page for one in found].count("kl mean kl") == 1
