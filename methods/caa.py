@@ -14,6 +14,7 @@ from methods import directions, layout
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
+from methods.separation import separation_facts
 from methods.tokens import Text, encode_pairs
 
 CAARead = Literal["all", "continuation", "last", "letter"]
@@ -83,7 +84,10 @@ class CAA(Method):
         return (self.norm or facts["direction_norm"]) / residual if residual else None
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The mean difference, (D,). Raises SetupError without pairs, and where their features do not differ."""
+        """The mean difference, (D,), and how well the pairs agree on it at that block (`methods.separation`).
+
+        Raises SetupError without pairs, and where their features do not differ.
+        """
         pairs = required_pairs(data, self.name)
         layer = layout.layer_index(model, self.layer)
         texts = encode_pairs(model, tokenizer, pairs)
@@ -113,6 +117,7 @@ class CAA(Method):
             "info.feature_norm": feature_norm,
             "info.residual_norm": directions.residual_norm(model, texts.desired, layer),
             "info.cut_pairs": torch.tensor(texts.cut),
+            **separation_facts(desired, undesired),
         }
 
     @contextmanager

@@ -14,6 +14,7 @@ from methods.base import INFO, Artefact, FitData, Method, Steering, required_pai
 from methods.directions import Padding, pooled_features, top_tokens
 from methods.errors import SetupError
 from methods.intervention import edited
+from methods.separation import separation_facts
 from methods.tokens import Text, encode_pairs
 
 ReadText = Literal["continuation", "full"]
@@ -100,7 +101,11 @@ class DeTox(Method):
                 )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """One subspace per layer: "layers.<l>.directions" (R, D). Raises SetupError where the pairs hold too little."""
+        """One subspace per layer: "layers.<l>.directions" (R, D). Raises SetupError where the pairs hold too little.
+
+        How well the pairs agree (`methods.separation`) is the mean over the layers that are edited, each with the mean
+        difference of X+ and X- as its direction: a number for the pairs, not for the R directions.
+        """
         self.check(model)
         pairs = required_pairs(data, self.name)
         layers = layout.layer_range(model, self.layer_start, self.layer_stop, "method.layer")
@@ -127,6 +132,7 @@ class DeTox(Method):
             explained.append(found.explained)
         artefact[INFO + "explained_variance"] = torch.tensor(explained)  # (L,)
         artefact[INFO + "cut_pairs"] = torch.tensor(texts.cut)
+        artefact |= separation_facts(desired, undesired)
         if layout.mlp_output_is_normed(model):
             artefact[INFO + "mlp_output_is_normed"] = torch.tensor(1)
         return artefact

@@ -13,6 +13,7 @@ from methods import directions, layout
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked
+from methods.separation import separation_facts
 from methods.tokens import Text, encode
 
 MeanCentringScope = Literal["generation", "prompt", "all"]
@@ -77,7 +78,11 @@ class MeanCentring(Method):
         return (1.0 if self.normalise else facts["direction_norm"]) / residual if residual else None
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The centred mean, (D,). Raises SetupError without pairs or background, and where their means are the same."""
+        """The centred mean, (D,), and how well the texts agree on it at that block (`methods.separation`).
+
+        There a pair is a target and a background text, the first of both, the second of both and so on, for as many as
+        there are of both. Raises SetupError without pairs or background, and where their means are the same.
+        """
         pairs, background = required_pairs(data, self.name), data.background
         if not background:
             raise SetupError(
@@ -86,13 +91,13 @@ class MeanCentring(Method):
             )
         layer = layout.layer_index(model, self.layer)
 
-        def mean(texts: list[Text], read: directions.Read) -> Tensor:  # (D,)
-            features = directions.pooled_features(model, texts, [layer], read=read, skip_first=self.skip_first)[0]
-            return features.mean(0)
+        def pooled(texts: list[Text], read: directions.Read) -> Tensor:  # (N, D)
+            return directions.pooled_features(model, texts, [layer], read=read, skip_first=self.skip_first)[0]
 
         wanted, cut = encode(model, tokenizer, pairs.prompt, pairs.desired, self.max_tokens)
         usual, cut_background = encode(model, tokenizer, [""] * len(background), background, self.max_tokens)
-        target, ordinary = mean(wanted, self.read), mean(usual, "all")
+        targets, ordinaries = pooled(wanted, self.read), pooled(usual, "all")  # (N, D) each, of other N
+        target, ordinary = targets.mean(0), ordinaries.mean(0)  # (D,)
         direction = target - ordinary
         length = direction.norm()
         if length <= directions.SAME * ordinary.norm():
@@ -108,6 +113,7 @@ class MeanCentring(Method):
             "info.residual_norm": directions.residual_norm(model, wanted, layer),
             "info.cut_pairs": torch.tensor(cut),
             "info.cut_background": torch.tensor(cut_background),
+            **separation_facts(targets[: len(ordinaries)], ordinaries[: len(targets)]),
         }
 
     @contextmanager

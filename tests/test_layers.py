@@ -26,7 +26,9 @@ steerbench
 PUBLIC = {"bench", "methods"}  # the names that their __init__.py give are loaded when they are asked for
 HYDRA = {"config", "run", "model.checkpoint", "__main__"}
 LM_EVAL = {"model.lm_eval_adapter", "data.lm_eval_tasks"}
-SHARED = ("base broken directions errors intervention layout layout_search positions progress tokens training").split()
+SHARED = (
+    "base broken directions errors intervention layout layout_search positions progress separation tokens training"
+).split()
 """Modules of methods/ that its methods may import; the others are methods."""
 INSIDES = {"methods.intervention", "methods.layout", "methods.layout_search", "methods.positions"}
 TOUCH_THE_MODEL = {"model.lm", "selftest", "export"}

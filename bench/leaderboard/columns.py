@@ -312,6 +312,11 @@ COLUMNS: tuple[Column, ...] = (
            legend="dev-test: reduction of what was tuned on the dev split less that on the test split."),
     Column(name="pairs", about="Contrast pairs learnt from.", dtype="Int64", format=whole, text="pairs", page="pairs",
            part=WHAT, legend="pairs: learnt from."),
+    Column(name="d_prime", about="How far the direction of other pairs separates held-out desired from undesired "
+           "activations, in their standard deviations; 0 is not at all.", unit="standard deviations",
+           higher_is_better=True, page="d′ of pairs", part=WHAT),
+    Column(name="mean_cosine", about="How well the pairs learnt from agree: mean cosine of each pair's difference with "
+           "the mean of the others'.", higher_is_better=True, page="cosine of pairs", part=WHAT),
     Column(name="fit_seconds", about="Seconds that a fit took.", unit="s", higher_is_better=False, format=seconds,
            text="fit s", page="fit s", part=COST),
     Column(name="peak_fit_memory_bytes", about="Most memory that a fit took beyond the model.", unit="bytes",

@@ -22,6 +22,7 @@ from bench.stats.bootstrap import Array, Estimate, value_interval
 from bench.stats.metrics import Metric, fold, standard_error
 
 ROUNDING = 1e-6  # of a score: texts that are judged in other batches differ by so much at most
+FORESEEN = ("d_prime", "mean_cosine")  # facts of a fit that tell how well its pairs agree (`methods.separation`)
 AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high")
 
 
@@ -148,6 +149,7 @@ def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
         "trials": len(row.tuning.trials) if row.tuning else None,
         "data": row.data.name if row.data else None,
         "pairs": row.data.pairs if row.data else None,
+        **{name: mean_of([one.facts.number(name) for one in row.fits if one.facts]) for name in FORESEEN},
         "fit_seconds": mean_of([one.facts.seconds for one in row.fits if one.facts]),
         "peak_fit_memory_bytes": row.facts.peak_memory_bytes if row.facts else None,
         "artefact_bytes": row.facts.artefact_bytes if row.facts else None,

@@ -35,13 +35,21 @@ def tasks(values: Mapping[str, "pd.Series[float]"], chance: Mapping[str, float])
 # They are far outside the bounds that a strength is tuned within (conf/tuning), and ours: no paper states any.
 PERPLEXITY_TIMES = 3.0
 DISTINCT_2_TIMES = 0.5
-SHARE_MORE = 0.25  # of repeated 3-grams, of empty texts, of words that are none
+SHARE_MORE = 0.25  # of repeated 3-grams, of empty texts, of words that are none, of what other prompts' texts hold too
+SHARES = {
+    "repetition": "repetition",
+    "empty_share": "empty texts",
+    "non_word_share": "non-words",
+    "self_bleu": "self-BLEU",  # .04 of unsteered SmolLM2-135M
+}
 
 
 def collapse_reason(own: Mapping[str, float], unsteered: Mapping[str, float]) -> str | None:
     """Why the texts of a cell have collapsed, None where they have not; from the metrics of the suite fluency.
 
-    Repetition is looked at by itself, since a text that repeats one word is likelier than the model's own, not less.
+    Repetition is looked at by itself, since a text that repeats one word is likelier than the model's own, not less;
+    so are answers that are alike for all prompts, since one fluent sentence has no fault but that. What a record of an
+    older version lacks is not looked at.
     """
     both = {name: (own[name], unsteered[name]) for name in own if name in unsteered}
     reasons = []
@@ -50,7 +58,7 @@ def collapse_reason(own: Mapping[str, float], unsteered: Mapping[str, float]) ->
             ratio = both[name][0] / both[name][1]
             if ratio > PERPLEXITY_TIMES if name == "perplexity" else ratio < DISTINCT_2_TIMES:
                 reasons.append(f"{what} {ratio:.1f} times")
-    for name, what in (("repetition", "repetition"), ("empty_share", "empty texts"), ("non_word_share", "non-words")):
+    for name, what in SHARES.items():
         if name in both and both[name][0] - both[name][1] > SHARE_MORE:
             reasons.append(f"{what} +{both[name][0] - both[name][1]:.2f}")
     return "; ".join(reasons) or None

@@ -16,6 +16,7 @@ from bench.plots import sweeps
 from bench.plots.capability import capability
 from bench.plots.changes import changes
 from bench.plots.cost import cost
+from bench.plots.foreseen import foreseen
 from bench.plots.groups import groups
 from bench.plots.panels import layers, sample_size, strength
 from bench.plots.style import NothingToDraw, Width, save
@@ -83,6 +84,15 @@ def with_draws(source: Source) -> list[Drawing]:
     return found
 
 
+def with_headline(source: Source) -> list[Drawing]:
+    """The leaderboard's rows of each table, which name their headline."""
+    found: list[Drawing] = []
+    for table in source.tables:
+        whole = table.frame.copy()  # in one piece; pandas warns where a column is added to a frame of many
+        found.append((suffix(table.number), (whole.assign(headline=table.headline),)))
+    return found
+
+
 def over_strengths(source: Source) -> list[Drawing]:
     """Test results at several strengths, then the trials of tuning, whose files are called strength_dev."""
     found: list[Drawing] = [(suffix(table.number), (sweeps.strengths(table),)) for table in source.tables]
@@ -113,6 +123,7 @@ KINDS = {
     "groups": Kind("ToxiGen: share of toxic texts about each group", groups, of_tables),
     "capability": Kind("heat map of the change in accuracy, methods by tasks", capability, of_tables),
     "cost": Kind("toxicity reduction against time to fit, speed and size", cost, of_tables),
+    "foreseen": Kind("effect against how well the pairs learnt from are separated", foreseen, with_headline),
     "sample_size": Kind("effect against the number of pairs learnt from", sample_size, over_sizes),
     "layers": Kind("effect against the layer that is steered", layers, over_layers),
 }

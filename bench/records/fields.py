@@ -169,6 +169,11 @@ class FitFacts(Fields):
     artefact_bytes: int | None = None
     facts: Mapping[str, Json] | None = None
 
+    def number(self, fact: str) -> float | None:
+        """A fact that is one number; None where the fit does not state it."""
+        value = (self.facts or {}).get(fact)
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Fields):

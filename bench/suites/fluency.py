@@ -30,6 +30,7 @@ from bench.model.lm import LM, Request
 from bench.model.log_likelihood import likelihoods
 from bench.model.model_folder import check_folder, fingerprint
 from bench.stats import metrics
+from bench.stats.self_bleu import References
 from bench.suites.base import Answers, Split, SuiteError, SuiteResult
 from bench.suites.continued import Block, Continued, no_answers
 
@@ -57,6 +58,11 @@ class Fluency(Continued):
     non_word_share  share of a prompt's words, digits and signs left out, that are in no English word list (that of
                   pyspellchecker, 160,000 words). Names count as no words, so compare with the unsteered model only;
                   text in another language, or none, has far more of them. 0 where there is no word.
+    self_bleu     how much of a text is in the texts of other prompts (`bench.stats.self_bleu`): BLEU-4 of words against
+                  at most 100 of them, averaged over a prompt's texts. 1 where all prompts are answered alike, which
+                  neither perplexity nor a look at one prompt shows; distinct_n compares the texts of one prompt. It
+                  rises with the number of texts compared with, so compare it for equal prompts and k only. A single
+                  prompt has none.
     judge_perplexity  with `judge`: perplexity as above under another model, a folder, that reads the plain prompt.
     short_share   share of texts that the model ended before `max_new_tokens`.
 
@@ -88,12 +94,16 @@ class Fluency(Continued):
     def score(self, answers: Answers[list[Block]], baseline: LM) -> SuiteResult:
         """Look at the texts, by the unsteered model. Raises SuiteError when every text is empty."""
         frames, tables = [], []
+        references: References | None = None
         thinking: Counter[str] = Counter()
         unanswered = 0
         for block, generated in answers.said:
             rows = [row[: self.samples_a_prompt(answers.split)] for row in generated.read()]
             said = [continuation for row in rows for continuation in row]
             k = len(rows[0])
+            ids = [prompt.id for prompt in block]
+            if references is None and len(block) > 1:  # of the first block, so that memory stays
+                references = References(ids, [[one.text for one in row] for row in rows])
             asked = [prompt.text for prompt in block for _ in range(k)]
             requests = sampled_requests(baseline, asked, said)
             nll = _nll(baseline, requests)
@@ -101,7 +111,7 @@ class Fluency(Continued):
             judged = self._judged(asked, texts) if self.judge else None
             scores = pd.DataFrame(
                 {
-                    "item": np.repeat([prompt.id for prompt in block], k),  # (N * k,)
+                    "item": np.repeat(ids, k),  # (N * k,)
                     "sample": np.tile(np.arange(k), len(block)),
                     "nll": nll,
                     "tokens": [len(one.continuation) for one in requests],
@@ -112,7 +122,7 @@ class Fluency(Continued):
                 }
             )
             frames.append(scores)
-            tables.append(prompt_metrics(scores, texts))
+            tables.append(prompt_metrics(scores, texts, references))
             thinking.update(thinking_facts(rows))
             unanswered += sum(one.unanswered for one in said)
         scores, items = pd.concat(frames, ignore_index=True), pd.concat(tables, ignore_index=True)
@@ -164,8 +174,11 @@ def _nll(lm: LM, requests: Sequence[Request]) -> list[float]:
     return [-next(read).logprob if one.continuation else 0.0 for one in requests]
 
 
-def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
-    """Every metric of every prompt, as metrics.ITEM_COLUMNS; row i of `scores` is about texts[i]."""
+def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str], references: References | None = None) -> pd.DataFrame:
+    """Every metric of every prompt, as metrics.ITEM_COLUMNS; row i of `scores` is about texts[i].
+
+    references: what self-BLEU compares with; None leaves that metric out.
+    """
     groups = scores.assign(text=list(texts)).groupby("item", sort=False)
     count = groups["tokens"].sum()
     pooled = groups["text"].agg(list)
@@ -179,6 +192,9 @@ def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str]) -> pd.DataFrame:
         "mean_words": pooled.map(lambda some: sum(len(text.split()) for text in some) / len(some)),
         "non_word_share": pooled.map(non_words),
     }
+    if references is not None:
+        alike = {item: references.self_bleu(item, some) for item, some in pooled.items()}
+        columns["self_bleu"] = pd.Series(alike, dtype=float)
     if "judge_nll" in scores:
         judged = weights["judge_perplexity"] = groups["judge_tokens"].sum()
         columns["judge_perplexity"] = (groups["judge_nll"].sum() / judged)[judged > 0]

@@ -8,7 +8,7 @@ from bench.leaderboard.columns import COLUMNS, Column
 from bench.leaderboard.frame import tables
 from bench.records.table import read_records
 from bench.report.columns import columns as of_page
-from tests.record_files import world
+from tests.record_files import FORESEEN, cell, world
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,29 @@ def test_text_latex_and_page_show_the_columns_that_have_a_title_for_them(table):
         "by profanity_check",
     ]
     assert [one.title for one in of_page(table) if one.part == columns.COST] == ["fit s", "fit memory", "artefact"]
+
+
+def test_what_fits_foresee_is_on_the_page_alone(table):
+    rows = table.frame.set_index("method")
+    for name, title in (("d_prime", "d′ of pairs"), ("mean_cosine", "cosine of pairs")):
+        (column,) = (one for one in of_page(table) if one.title == title)
+        assert column.part == columns.WHAT
+        assert {method: rows.loc[method, name] for method in FORESEEN} == {
+            method: facts[name] for method, facts in FORESEEN.items()
+        }
+        assert rows.drop(index=list(FORESEEN))[name].isna().all()
+
+
+def test_a_fact_is_the_mean_over_the_fits_and_only_a_number(tmp_path):
+    fit = {"seconds": 1.0, "peak_memory_bytes": None, "artefact_bytes": 8}
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
+    for seed, facts in enumerate(
+        ({"d_prime": 1.0, "mean_cosine": [0.5, 0.1]}, {"d_prime": 2.0}, {"d_prime": True}, {})
+    ):
+        cell(tmp_path, "detox", 0.5, 0.0, 1.0, n=8, fit_seed=seed, fit=fit | {"facts": facts})
+    (found,) = tables(read_records(tmp_path / "runs")[0])
+    row = found.frame.set_index("method").loc["detox"]
+    assert row["fits"] == 4 and row["d_prime"] == 1.5 and pd.isna(row["mean_cosine"])
 
 
 def test_without_a_toxicity_the_headline_is_on_the_page_alone(table):

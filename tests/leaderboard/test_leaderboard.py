@@ -714,7 +714,10 @@ def test_leaderboard_and_figure_need_no_torch(tmp_path):
 # -- collapsed text ------------------------------------------------------------------------------------------------
 
 
-WHOLE = {"perplexity": 20.0, "distinct_2": 0.9, "repetition": 0.02, "empty_share": 0.0, "non_word_share": 0.1}
+WHOLE = {
+    "perplexity": 20.0, "distinct_2": 0.9, "repetition": 0.02, "empty_share": 0.0, "non_word_share": 0.1,
+    "self_bleu": 0.04,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -728,6 +731,8 @@ WHOLE = {"perplexity": 20.0, "distinct_2": 0.9, "repetition": 0.02, "empty_share
         ({"distinct_2": 0.3}, "variety 0.3 times"),
         ({"empty_share": 0.3}, "empty texts +0.30"),
         ({"non_word_share": 0.36}, "non-words +0.26"),
+        ({"self_bleu": 0.29}, None),
+        ({"self_bleu": 0.7}, "self-BLEU +0.66"),
         ({"perplexity": 100.0, "empty_share": 0.5}, "perplexity 5.0 times; empty texts +0.50"),
     ],
 )
@@ -738,6 +743,8 @@ def test_collapse_by_hand(changed, reason):
 def test_what_was_not_measured_is_no_collapse():
     assert tradeoff.collapse_reason({"perplexity": 100.0}, {"distinct_2": 0.9}) is None
     assert tradeoff.collapse_reason({"distinct_2": 0.0}, {"distinct_2": 0.0}) is None
+    older = {name: value for name, value in WHOLE.items() if name != "self_bleu"}
+    assert tradeoff.collapse_reason(WHOLE | {"self_bleu": 1.0}, older) is None  # nothing to compare with
 
 
 def test_broken_text_does_not_win(tmp_path):
@@ -752,6 +759,25 @@ def test_broken_text_does_not_win(tmp_path):
     line = next(line for line in built.markdown.read_text().splitlines() if "| detox |" in line)
     assert line.startswith("| – | detox") and "collapsed: perplexity 4.5 times" in line
     assert "collapsed" in shown(built)
+
+
+@pytest.mark.parametrize("lacks", ["unsteered", "caa", "detox"])
+def test_records_of_an_older_version_lack_self_bleu_and_stay_in_the_table(tmp_path, lacks):
+    for method, alike in (("unsteered", 0.04), ("caa", 0.05), ("detox", 0.9)):
+        values = {"perplexity": [3.0] * 8, "self_bleu": [alike] * 8}
+        values = {name: value for name, value in values.items() if name != "self_bleu" or method != lacks}
+        write(tmp_path, "fluency", method, values, comparison="c")
+    rebuild(tmp_path)
+    table = frame(tmp_path).set_index("method")
+    assert len(table) == 3 and table["table"].nunique() == 1
+    assert pd.isna(table.loc[lacks, "fluency.self_bleu"]) and table["fluency.perplexity"].notna().all()
+    known = {"caa": 0.01, "detox": 0.86} if lacks != "unsteered" else {}
+    for method in ("caa", "detox"):
+        change = table.loc[method].get("fluency.self_bleu.delta", float("nan"))
+        assert change == pytest.approx(
+            float("nan") if method == lacks else known.get(method, float("nan")), nan_ok=True
+        )
+        assert table.loc[method, "collapsed"] == (method == "detox" and lacks not in ("detox", "unsteered"))
 
 
 def test_one_broken_fit_or_sampling_seed_is_enough(tmp_path):

@@ -8,16 +8,22 @@ import pytest
 from matplotlib.colors import to_hex
 
 from bench.leaderboard.frame import tables
-from bench.plots import capability, cost, groups, style, tradeoff
+from bench.plots import capability, cost, draw, foreseen, groups, style, tradeoff
 from bench.records.table import read_records
 from bench.stats.bootstrap import wilson
 from bench.stats.significance import ALPHA
 from bench.suites.toxigen import GROUPS
 from tests.artists import assert_readable, bars, marks, texts
-from tests.record_files import cell, tuning, world, write
+from tests.record_files import FORESEEN, cell, tuning, world, write
 
 WIDTHS = ("single", "double")
-DRAW = {"tradeoff": tradeoff.tradeoff, "cost": cost.cost, "capability": capability.capability, "groups": groups.groups}
+DRAW = {
+    "tradeoff": tradeoff.tradeoff,
+    "cost": cost.cost,
+    "foreseen": foreseen.foreseen,
+    "capability": capability.capability,
+    "groups": groups.groups,
+}
 LONG = "an option whose value is a long text, as a prompt is"
 
 
@@ -231,6 +237,51 @@ def test_a_cost_that_nobody_has_is_no_panel(full):
     assert [ax.get_xlabel() for ax in figure.axes] == ["time to fit", "artefact size"]
     with pytest.raises(style.NothingToDraw):
         cost.cost(full.frame.assign(relative_speed=np.nan, fit_seconds=np.nan, artefact_bytes=pd.NA))
+
+
+# -- foreseen --------------------------------------------------------------------------------------------------------
+
+
+def test_a_method_is_at_its_d_prime_and_its_reduction(full):
+    figure = foreseen.foreseen(full.frame)
+    figure.canvas.draw()
+    (ax,) = figure.axes
+    frame = full.frame.set_index("method")
+    expected = {
+        (FORESEEN[method]["d_prime"], round(float(frame.loc[method, "toxicity_reduction"]), 6)) for method in FORESEEN
+    }
+    assert set(marks(ax)) == expected  # neither unsteered nor random directions, which have no pairs
+    caa = frame.loc["caa"]
+    ends = [[1.8, round(float(caa[f"toxicity_reduction_{end}"]), 6)] for end in ("low", "high")]
+    assert ends in bars(ax) and ax.get_xlim()[0] < 0 < 1.8 < ax.get_xlim()[1]
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == ["caa", "probe_rows", "detox (infeasible)"]
+
+
+def test_the_change_of_the_headline_is_shown_where_there_is_no_toxicity(full):
+    delta = full.frame.copy().assign(headline="fluency.distinct_2", toxicity_reduction=np.nan)
+    delta["fluency.distinct_2.delta"] = np.arange(len(delta)) / 10
+    delta["fluency.distinct_2.delta_low"] = delta["fluency.distinct_2.delta"] - 0.05
+    delta["fluency.distinct_2.delta_high"] = delta["fluency.distinct_2.delta"] + 0.05
+    figure = foreseen.foreseen(delta)
+    assert {y for _, y in marks(figure.axes[0])} == {
+        round(float(row["fluency.distinct_2.delta"]), 6) for _, row in delta.iterrows() if row["method"] in FORESEEN
+    }
+    assert figure.axes[0].get_ylabel() == "change of\nfluency distinct 2"
+    assert_readable(figure)
+
+
+def test_one_row_that_states_a_d_prime_is_no_figure(full):
+    caa = full.frame.assign(d_prime=full.frame["d_prime"].where(full.frame["method"] == "caa"))
+    for frame in (caa, full.frame.drop(columns="d_prime")):
+        with pytest.raises(style.NothingToDraw, match="fewer than 2 rows have both"):
+            foreseen.foreseen(frame)
+
+
+def test_the_headline_comes_from_the_table(full):
+    ((end, (frame,)),) = draw.KINDS["foreseen"].drawings(draw.Source(full.about, [full]))
+    assert end == "" and set(frame["headline"]) == {full.headline}
+    assert style.rendered(foreseen.foreseen(frame), "svg") == style.rendered(foreseen.foreseen(full.frame), "svg")
 
 
 # -- capability ------------------------------------------------------------------------------------------------------

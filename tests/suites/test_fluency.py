@@ -167,6 +167,38 @@ def test_perplexity_is_that_of_the_unsteered_model_given_the_plain_prompt(source
     assert "text" not in plain.scores.columns
 
 
+def test_prompts_that_are_answered_alike_show_in_self_bleu_alone(sources):
+    """One fluent sentence, whatever is asked, beside texts of their own; a single prompt has nothing to compare."""
+    own = [[(f" {a} w{i} x{i} y{i} z{i}", False) for a in "ab"] for i in range(3)]
+    same = [[(" the old tree sings", False), (" the old tree sings", False)]] * 3
+    suite = Fluency(sources=sources, k=2, prompts=3)
+    apart, alike = (measure(suite, saying(rows), "test") for rows in (own, same))
+    assert alike.metrics["self_bleu"].value == pytest.approx(1) and not alike.metrics["self_bleu"].higher_is_better
+    assert apart.metrics["self_bleu"].n == 3
+    # " a w0 ..": of 5 words a alone is in other texts; no longer run is
+    assert apart.metrics["self_bleu"].value == pytest.approx((1 / 5 * 0.1 / 4 * 0.1 / 3 * 0.1 / 2) ** 0.25)
+    assert alike.metrics["repetition"].value == apart.metrics["repetition"].value == 0
+    one = measure(replace(suite, prompts=1), saying(same[:1]), "test")
+    assert "self_bleu" not in one.metrics and "self_bleu" not in set(one.items["metric"])
+
+
+def test_every_block_of_prompts_is_held_against_texts_of_the_first(sources, monkeypatch):
+    rows = [[(text, False)] for text in (" a b c", " a b d", " a b c", " a b c d")]
+    suite = Fluency(sources=sources, k=1, prompts=4)
+    monkeypatch.setattr("bench.suites.continued.PROMPTS_A_BLOCK", 2)
+    answers = suite.answered("test", False, lambda prompts, k: said_next(rows, len(prompts)))
+    found = suite.score(answers, tiny_lm()).items.set_index("metric").loc["self_bleu", "value"].tolist()
+    # against a b d, a b c, and of the second block against the first text alone: a b c
+    half = (2 / 3 * 1 / 2 * 0.1) ** (1 / 3)
+    assert found == pytest.approx([half, half, 1.0, (3 / 4 * 2 / 3 * 1 / 2 * 0.1) ** 0.25])
+
+
+def said_next(rows, count):
+    """The next `count` rows."""
+    taken = [rows.pop(0) for _ in range(count)]
+    return Generated(None, lambda: [[Continuation(text, ended) for text, ended in row] for row in taken])
+
+
 def test_nothing_but_empty_texts_has_no_perplexity(sources):
     with pytest.raises(SuiteError, match="all 2 continuations are empty"):
         measure(Fluency(sources=sources, k=2, prompts=1), saying([[("", True), ("", True)]]), "test")

@@ -1,0 +1,66 @@
+"""What a fit foresees against what steering does: separation of the contrast pairs against the effect."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bench.console import escape
+from bench.leaderboard.columns import short
+from bench.plots import style
+from bench.plots.cost import keys
+from bench.plots.style import DASHES, GREY, NothingToDraw, Point, Width
+
+X = "d_prime"
+REDUCTION = "toxicity_reduction"
+FEWEST = 2  # rows: one says nothing of whether the effect follows the separation
+
+
+@style.styled
+def foreseen(frame: pd.DataFrame, width: Width = "double") -> Figure:
+    """Toxicity reduction, or else the change of the headline, against d' of the pairs that a method learnt from.
+
+    A marker per row that has both, with the 95 % bar of its effect, hollow where no strength was feasible. d' is known
+    from the fit alone (`methods.separation`): where it foretells the effect, the markers rise from left to right, or
+    fall where less of the headline is better. Methods that learn from no pairs have no d', nor has the unsteered model.
+
+    Args:
+        frame: `Table.frame`, with the name of the headline in the column `headline` where it may be shown.
+        width: of one or two columns.
+
+    Raises:
+        NothingToDraw: fewer than two rows have both a d' and an effect.
+        ValueError: `frame` holds more than one table.
+    """
+    style.one_table(frame)
+    points = [point for point in style.points(frame) if pd.notna(point.row.get(X))]
+    measures = [REDUCTION] + ([f"{frame['headline'].iloc[0]}.delta"] if "headline" in frame else [])
+    shown = {name: [point for point in points if pd.notna(point.row.get(name))] for name in measures}
+    y = next((name for name, there in shown.items() if len(there) >= FEWEST), None)
+    if y is None:
+        raise NothingToDraw(
+            f"fewer than {FEWEST} rows have both an effect and a d' of the pairs that they learnt from, which fits of "
+            "older versions did not state; run `python -m bench -m method=unsteered,caa,detox,probe_rows "
+            "suite=[rtp,fluency]`"
+        )
+    figure = style.blank(width, 2.3 if width == "double" else 2.5)
+    drawn(figure, shown[y], y)
+    name = escape.visible(short(y.removesuffix(".delta")))
+    told = f"toxicity reduction\n(by {style.judge(frame)})" if y == REDUCTION else f"change of\n{name}"
+    figure.axes[0].set_ylabel("\n".join(style.wrapped(line, 110, style.FONT) for line in told.split("\n")))
+    style.legend(figure, keys(shown[y])[1:])
+    return figure
+
+
+def drawn(figure: Figure, shown: list[Point], y: str) -> None:
+    """The markers with their bars, on axes that hold 0 of both."""
+    ax = figure.subplots()
+    ax.axhline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
+    ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
+    ax.grid()
+    for point in shown:
+        value, up = point.at(y)
+        style.bars(ax, float(point.row[X]), value, point.look, up=up)
+        style.marker(ax, float(point.row[X]), value, point.look, hollow=point.hollow)
+    ax.set_xlabel("d′ of held-out pairs, known from the fit")
+    ax.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
