@@ -15,8 +15,9 @@ def mean(values):
 def task(kind="multiple_choice", **fields):
     """As much of an lm-eval task as is read; `gold` of a document numbers the right answer, or several."""
     return SimpleNamespace(
-        OUTPUT_TYPE=kind, multiple_input=False, aggregation=lambda: {"acc": mean}, doc_to_target=lambda doc: doc["gold"],
-        doc_to_choice=lambda doc: doc.get("choices"), higher_is_better=lambda: {"acc": True}, **fields,
+        OUTPUT_TYPE=kind, multiple_input=False, aggregation=lambda: {"acc": mean},
+        doc_to_target=lambda doc: doc["gold"], doc_to_choice=lambda doc: doc.get("choices"),
+        higher_is_better=lambda: {"acc": True}, **fields,
     )  # fmt: skip
 
 
