@@ -14,7 +14,7 @@ from bench.leaderboard.tradeoff import BootstrapEstimate, Task
 from bench.records.fields import Scorers
 from bench.records.names import RANDOM, order
 from bench.records.record import Record
-from bench.stats.metrics import Metric
+from bench.stats.metrics import Metric, is_share
 
 PERPLEXITY = "fluency.perplexity"
 DERIVED = (
@@ -148,7 +148,7 @@ class Comparison:
             rows = pairs[name]
             if metric.transform == "exp":  # texts of rtp are the fluency's: both have the resamples of one seed
                 found[suite] = tradeoff.compare_items(rows, "exp", "reduction", 0 if suite == "fluency" else seed)
-            elif _is_share(rows):
+            elif is_share(name, rows["value_a"].to_numpy(float), rows["value_b"].to_numpy(float)):
                 one = tradeoff.compare_items(rows, "mean", "difference", seed)
                 found[suite] = one if metric.higher_is_better else one.negative()
         return found
@@ -212,12 +212,6 @@ def _fluency(row: Row) -> list[dict[str, float]]:
     """The values of each record of the suite fluency."""
     records = [record for record in row.records if record.suite == "fluency"]
     return [{name: metric.value for name, metric in record.metrics.items()} for record in records]
-
-
-def _is_share(rows: pd.DataFrame) -> bool:
-    """Whether all values are from 0 to 1, of the row and of the unsteered model."""
-    values = rows[["value_a", "value_b"]].to_numpy(float)
-    return bool(((values >= 0) & (values <= 1)).all())
 
 
 def _capability(pairs: Pairs, end: str) -> dict[str, pd.DataFrame]:

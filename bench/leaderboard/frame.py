@@ -19,7 +19,7 @@ from bench.records.names import BASELINE_FAMILY
 from bench.records.table import Result, listed, source_names
 from bench.stats import significance
 from bench.stats.bootstrap import Array, Estimate, value_interval
-from bench.stats.metrics import Metric, fold, standard_error
+from bench.stats.metrics import Metric, fold, is_share, standard_error
 
 ROUNDING = 1e-6  # of a score: texts that are judged in other batches differ by so much at most
 FORESEEN = ("d_prime", "mean_cosine")  # facts of a fit that tell how well its pairs agree (`methods.separation`)
@@ -227,7 +227,7 @@ def own_value(name: str, metric: Metric, row: Row) -> dict[str, Any]:
         values = np.array([fold(*one, metric.transform) for one in arrays])
         errors = [standard_error(*one, metric.transform) for one in arrays]
         value, n = float(values.mean()), len(own[0])
-        share = metric.transform == "mean" and all(((one >= 0) & (one <= 1)).all() for one, _ in arrays)
+        share = metric.transform == "mean" and is_share(name, *(one for one, _ in arrays))
         error = None if None in errors else math.sqrt(float(np.mean(np.square(np.array(errors, dtype=float)))))
         if len(values) > 1 and error is not None:  # other items for all of the fits, other fits
             error = math.sqrt(error**2 + float(values.var(ddof=1)) / len(values))

@@ -129,7 +129,7 @@ class Row:
             about is not None
             and self.columns["method"] == other.columns["method"] + CONTROL
             and all(self.columns[name] == other.columns[name] for name in same)
-            and about.get("of_strength") in other.strengths
+            and about.of_strength in other.strengths
         )
 
     @cached_property
@@ -177,7 +177,7 @@ def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
         columns = one.columns
         settings = {key: value for key, value in json.loads(columns["parameters"]).items() if key != "seed"}
         about = one.records[0].method.control
-        given = columns["strength"] if about is None else dict(about)  # draws of a control differ in their own
+        given = columns["strength"] if about is None else about.to_json()  # draws of a control differ in their own
         chosen = one.tuning.how if one.tuning else given
         suites = sorted({record.suite for record in one.records})
         key = digest([columns["method"], columns["version"], settings, chosen, learnt_from(one), suites])

@@ -18,7 +18,7 @@ NAMES = 0.3  # of the width that the methods' names may take
 
 
 @style.styled
-def changes(frame: pd.DataFrame, items: pd.DataFrame, width: Width = "double") -> Figure:
+def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width = "double") -> Figure:
     """Change of each prompt's headline to the unsteered model, a line per method.
 
     A box over the middle half of the prompts with the median, whiskers over the middle 90 %, a marker at the mean, and
@@ -27,7 +27,7 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame, width: Width = "double") -
 
     Args:
         frame: `Table.frame`.
-        items: `Table.by_item`.
+        items: `Table.by_item`; None: of no method.
         width: of one or two columns.
 
     Raises:
@@ -35,6 +35,7 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame, width: Width = "double") -
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
+    items = pd.DataFrame(columns=["records", "metric", "change"]) if items is None else items
     own = {str(records): rows["change"].to_numpy(float) for records, rows in items.groupby("records")}
     shown = [point for point in style.points(frame) if str(point.row["records"]) in own]
     if not shown:

@@ -25,6 +25,7 @@ from matplotlib.textpath import text_to_path
 
 from bench.console import escape
 from bench.files.atomic import write_whole
+from bench.leaderboard.bounds import VIOLATED
 from bench.leaderboard.formatting import labels
 from bench.records.names import BASELINE_FAMILY, is_control
 from methods.errors import SetupError
@@ -124,7 +125,9 @@ class Point(NamedTuple):
 
     @property
     def hollow(self) -> bool:
-        """No strength kept within the bounds."""
+        """A bound is violated on the test split; where none was measured there, no strength kept them on dev."""
+        if pd.notna(self.row.get("bounds")):
+            return bool(self.row["bounds"] == VIOLATED)
         return bool(pd.notna(self.row["feasible"]) and not self.row["feasible"])
 
 

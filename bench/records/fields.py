@@ -95,10 +95,19 @@ class ModelFacts(Fields):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ControlFacts(Fields):
+    """How a method's control was made (`bench.run.control`), and the strength of the method that it was made for."""
+
+    how: str
+    of_strength: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodFacts(Fields):
     """The method, its hyper-parameters and its strength. class_path: of a method that a plug-in brings."""
 
     KEYS = {"class_path": "class"}
+    READ = {"control": some(ControlFacts)}
 
     strength_unit: str | None = None
     name: str
@@ -106,7 +115,7 @@ class MethodFacts(Fields):
     version: int
     parameters: Mapping[str, Json]
     class_path: str | None = None
-    control: Mapping[str, Json] | None = None  # of a method's control: how it was made, and the method's strength
+    control: ControlFacts | None = None  # of a method's control
     residual_norms: Json = None  # the strength in mean lengths of the residual stream, where it adds to that
     strength: float
 

@@ -17,6 +17,15 @@ Transform = Literal["mean", "exp"]
 FIRST = "_first_k"  # ends the name of a metric of the first k texts, where a model was asked for more
 
 
+IN_NATS = ("mean_kl", "kl_95", "last_token_kl")
+"""Ends of the names of metrics that are no shares, though their items may all happen to lie between 0 and 1."""
+
+
+def is_share(name: str, *values: np.ndarray) -> bool:
+    """Whether a metric's items are shares: all of these values are from 0 to 1, and its name is none in nats."""
+    return not name.endswith(IN_NATS) and all(((one >= 0) & (one <= 1)).all() for one in values)
+
+
 class Metric(NamedTuple):
     """One number of a result.
 

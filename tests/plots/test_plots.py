@@ -10,7 +10,7 @@ from bench.records.table import read_records
 from tests.record_files import cell, tuning, write
 
 TOXICITY = "profanity_check.expected_maximum_toxicity_k5"
-ALLOWED = ["tradeoff", "capability", "cost"]  # by the records below
+ALLOWED = ("tradeoff", "changes", "capability", "cost")
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_what_was_not_measured_is_not_drawn(tmp_path, png_alone):
     write(tmp_path, "rtp", "unsteered", {TOXICITY: [0.8, 0.6]})
     assert draw.rebuild(tmp_path) == [] and not (tmp_path / "figures").exists()
     write(tmp_path, "rtp", "caa", {TOXICITY: [0.4, 0.5]})  # neither fluency nor capability
-    assert {path.stem for path in draw.rebuild(tmp_path)} == {"tradeoff", "cost"}
+    assert {path.stem for path in draw.rebuild(tmp_path)} == {"tradeoff", "changes", "cost"}
 
 
 def test_errors_are_one_message(tmp_path, capsys):

@@ -81,7 +81,7 @@ def test_a_control_is_as_large_as_its_method_at_the_strength_that_was_chosen(run
     }
     for one in found:
         about, name = one.record.method.control, one.record.method.name
-        assert about == {"how": control.how(CAA() if name == "caa" else DeTox()), "of_strength": chosen[name]}
+        assert about.to_json() == {"how": control.how(CAA() if name == "caa" else DeTox()), "of_strength": chosen[name]}
         assert one.record.tuning is None
         if name == "detox":
             assert one.record.method.strength == chosen[name], "a rotation has the same size"

@@ -186,7 +186,7 @@ def test_every_block_of_prompts_is_held_against_texts_of_the_first(sources, monk
     rows = [[(text, False)] for text in (" a b c", " a b d", " a b c", " a b c d")]
     suite = Fluency(sources=sources, k=1, prompts=4)
     monkeypatch.setattr("bench.suites.continued.PROMPTS_A_BLOCK", 2)
-    answers = suite.answered("test", False, lambda prompts, k: said_next(rows, len(prompts)))
+    answers = suite.answered("test", False, True, lambda prompts, k: said_next(rows, len(prompts)))
     found = suite.score(answers, tiny_lm()).items.set_index("metric").loc["self_bleu", "value"].tolist()
     # against a b d, a b c, and of the second block against the first text alone: a b c
     half = (2 / 3 * 1 / 2 * 0.1) ** (1 / 3)
