@@ -64,14 +64,16 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
 def value_with_interval(row: "pd.Series[float]", metric: str) -> str:
     """A value and its interval; without one where all items are alike, which says nothing of its width.
 
-    A * where its difference from the unsteered model is significant after Holm over the rows of the table.
+    A * where its difference from the unsteered model is significant after Holm over the rows of the table, by a scorer
+    that neither tuned the row nor picked what it learnt from.
     """
     if pd.isna(row[metric]):
         return NONE
-    p = row.get(f"{metric}.p_holm")
+    p, scorer = row.get(f"{metric}.p_holm"), metric.split(".")[1]
+    told_apart = pd.notna(p) and p < ALPHA and scorer not in (row.get("scorer_tune"), row.get("scorer_pairs"))
     digits = 2 if abs(row[metric]) < 100 else 0
     ends = columns.ends(row, metric, lambda one: f"{one:.{digits}f}")
-    return f"{row[metric]:.{digits}f}{ends and ' '}{ends}" + ("*" if pd.notna(p) and p < ALPHA else "")
+    return f"{row[metric]:.{digits}f}{ends and ' '}{ends}" + ("*" if told_apart else "")
 
 
 def side_by_side(rows: pd.DataFrame, fits: Callable[[pd.DataFrame], bool]) -> Iterator[pd.DataFrame]:
