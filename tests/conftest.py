@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 def pytest_collection_finish() -> None:
     """What is imported stays: statsmodels collects garbage in every call, a tenth of a second with torch loaded.
 
-    Configs are full of cycles, so Python looks for garbage after every 700 objects: a tenth of all time was spent on it.
+    Python looks for garbage after every 700 new objects, which took a tenth of all time: configs are made of cycles.
     """
     gc.collect()
     gc.freeze()
