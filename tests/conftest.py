@@ -11,9 +11,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: statsmodels collects garbage in every call, a tenth of a second with torch loaded."""
+    """What is imported stays: statsmodels collects garbage in every call, a tenth of a second with torch loaded.
+
+    Python looks for garbage after every 700 new objects, which took a tenth of all time: configs are made of cycles.
+    """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.hookimpl(tryfirst=True)  # before the tests that are marked slow are left out

@@ -1,5 +1,6 @@
 import hashlib
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,7 +107,9 @@ def test_stage_two_moves_the_backbone_and_not_the_vector(lm):
     weights = dict(lm.model.named_parameters())
     before = {name: p.detach().clone() for name, p in weights.items()}
     with adapter(lm.model, 4, 16, 0) as lora:
-        METHOD._learn_the_harm(lm.model, lora, tokens(lm, HARMFUL), tokens(lm, Examples([""] * 3, BACKGROUND)))
+        replace(METHOD, vector_epochs=2)._learn_the_harm(
+            lm.model, lora, tokens(lm, HARMFUL), tokens(lm, Examples([""] * 3, BACKGROUND))
+        )
         vector = digest(lora_parameters(lm.model).values())
         with trainable(list(weights.values())):
             train(lm.model, list(weights.values()), tokens(lm, USEFUL), METHOD.recipe, stage="x")
@@ -129,7 +132,7 @@ def test_a_blank_vector_is_plain_fine_tuning(lm):
 
 def test_the_kl_term_keeps_the_vector_off_other_texts(lm):
     def reach(kl_weight: float) -> float:
-        method = SecurityVector(rank=4, vector_learning_rate=1e-2, vector_epochs=15, kl_weight=kl_weight, batch_size=4)
+        method = SecurityVector(rank=4, vector_learning_rate=1e-2, vector_epochs=8, kl_weight=kl_weight, batch_size=4)
         background = tokens(lm, Examples([""] * 3, BACKGROUND))
         with adapter(lm.model, 4, 16, 0) as lora:
             method._learn_the_harm(lm.model, lora, tokens(lm, HARMFUL), background)
@@ -181,5 +184,5 @@ def test_a_model_that_wants_gradients_wants_them_afterwards():
 
 def test_it_works_on_conv1d():
     lm = tiny_lm("gpt2")
-    artefact = METHOD.fit(lm.model, lm.tokenizer, DATA)
+    artefact = replace(METHOD, vector_epochs=12, epochs=1).fit(lm.model, lm.tokenizer, DATA)
     assert float(artefact["info.harmful_loss_on"]) < 0.6 * float(artefact["info.harmful_loss_off"])
