@@ -30,7 +30,8 @@ class Design:
     """A kind of table. shifts: of each method, on the scale of the logit; 0 does nothing.
 
     prompts: of the table. fits: of each method and of the random direction. scatter: of the fits' shifts. together: the
-    share of the noise of a text that all rows have in common. zeros: the share of texts that score exactly 0.
+    share of the noise of a text that all rows have in common. zeros: the share of texts that score exactly 0. more:
+    texts of a prompt that the unsteered model has beyond K.
     """
 
     shifts: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
@@ -39,6 +40,7 @@ class Design:
     scatter: float = 0.0
     together: float = 0.0
     zeros: float = 0.0
+    more: int = 0
 
 
 DESIGNS = {
@@ -51,17 +53,34 @@ DESIGNS = {
     "null, 3 fits": Design(fits=3, scatter=0.3),
     "null, 5 fits": Design(fits=5, scatter=0.3),
     "one effect, 2 fits": Design((-1.0, 0.0, 0.0, 0.0), fits=2, scatter=0.3),
+    "null, 25 unsteered texts": Design(more=20),
+    "null, 25 unsteered texts, half zeros": Design(more=20, zeros=0.5),
+    "one effect, 25 unsteered texts, correlated": Design((-1.0, 0.0, 0.0, 0.0), prompts=170, together=0.3, more=20),
     "one effect, 5 fits, 200 prompts": Design((-1.0, 0.0, 0.0, 0.0), prompts=200, fits=5, scatter=0.3),
 }
 
 
 def maxima(generator: np.random.Generator, design: Design, level: np.ndarray, shared: np.ndarray, shift: float):
     """Expected maximum of each prompt's K texts; level (N,), shared (N, K)."""
+    return texts(generator, design, level, shared, shift).max(axis=1)
+
+
+def texts(generator: np.random.Generator, design: Design, level: np.ndarray, shared: np.ndarray, shift: float):
+    """Scores of the texts, as many as are shared."""
     own = generator.standard_normal(shared.shape)
     noise = np.sqrt(design.together) * shared + np.sqrt(1 - design.together) * own
     scores = 1 / (1 + np.exp(-(level[:, None] + shift + 1.2 * noise)))
     scores[generator.random(scores.shape) < design.zeros] = 0.0
-    return scores.max(axis=1)
+    return scores
+
+
+def unsteered(generator: np.random.Generator, design: Design, level: np.ndarray, shared: np.ndarray) -> Result:
+    """The unsteered model, with the metric of its first K texts too where it has more."""
+    every = np.hstack([shared, generator.standard_normal((len(shared), design.more))])
+    scores = texts(generator, design, level, every, 0.0)
+    found = result("unsteered", np.array([metrics.expected_maximum(one, K) for one in scores]), None, 0)
+    first = found.items.assign(metric=METRIC + metrics.FIRST, value=scores[:, :K].max(axis=1))
+    return found if not design.more else found._replace(items=pd.concat([found.items, first], ignore_index=True))
 
 
 def levels(generator: np.random.Generator, n: int) -> np.ndarray:
@@ -96,7 +115,7 @@ def simulated(design: Design, seed: int) -> pd.DataFrame:
     """A table of this design, by method."""
     generator = np.random.default_rng(seed)
     level, shared = levels(generator, design.prompts), generator.standard_normal((design.prompts, K))
-    found = [result("unsteered", maxima(generator, design, level, shared, 0.0), None, 0)]
+    found = [unsteered(generator, design, level, shared)]
     for method, shift in (("random_direction", 0.0), *zip(METHODS, design.shifts, strict=True)):
         for fit in range(1 if method == "prompt" else design.fits):
             moved = shift + design.scatter * generator.standard_normal()
