@@ -3,7 +3,7 @@
 import re
 import textwrap
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 
@@ -61,7 +61,7 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
         yield OtherSuite(f"{suite} ({size}{told})", pd.DataFrame(shown))
 
 
-def value_with_interval(row: "pd.Series[float]", metric: str) -> str:
+def value_with_interval(row: "pd.Series[Any]", metric: str) -> str:
     """A value and its interval; without one where all items are alike, which says nothing of its width.
 
     A * where its difference from the unsteered model is significant after Holm over the rows of the table, by a scorer
