@@ -1,7 +1,7 @@
 """`python -m bench`: run any cell or sweep. See `--help`.
 
 Every cell of a command is composed and checked before the first one runs. Exit code 0: all is well; 1: a cell failed;
-2: something the user must mend; 130: stopped by Ctrl-C; 143: by SIGTERM.
+2: something the user must fix; 130: stopped by Ctrl-C; 143: by SIGTERM.
 """
 
 from bench.console import stopping
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
     from bench.run.runner import Failure
 
 
-ALL_KNOWN = "all {} cells are known; nothing to compute"
+def all_cached(cells: int) -> str:
+    """What is said where nothing is left to compute."""
+    return f"{cells} cell{'s' if cells != 1 else ''} cached; nothing to run"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +70,7 @@ class Sweep:
         overrides, printed = command_line.without_cfg(overrides)
         if not printed and (known := finished.known(overrides, multirun)) is not None:
             self.results, cells = known
-            console.print(ALL_KNOWN.format(cells))
+            console.print(all_cached(cells))
             _show(self.results)
             return 0
         named = finished.key(overrides, multirun)
@@ -114,7 +116,7 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
         tell(failures)
         console.print("the other cells go on")
     if cells and not planned:
-        console.print(ALL_KNOWN.format(len(cells)))
+        console.print(all_cached(len(cells)))
     with Bar(planned) as session.bar:
         results = [run_cell(cell) for cell, _ in cells]
     return failures + [result for result in results if isinstance(result, Failure)]

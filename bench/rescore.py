@@ -1,7 +1,7 @@
 """`python -m bench.rescore`: judge stored continuations by other scorers; nothing is sampled, no model is loaded.
 
 Exit code 0: done; 1: some records could not be judged, each is named, the others are; 2: none could, or something else
-the user must mend; 130: stopped by Ctrl-C, what is judged is kept.
+the user must fix; 130: stopped by Ctrl-C, what is judged is kept.
 """
 
 from bench.console import stopping
@@ -184,7 +184,7 @@ class Rescored:
 
     @property
     def id(self) -> str:
-        """Of the record to be written."""
+        """The id of the record to be written."""
         from bench.records.identity import record_id
 
         own = self.suite.unsteered_only("test") if self.unsteered else {}

@@ -55,7 +55,7 @@ class ProbeRows(Method):
     second edit on the model that the first one left (section 4.5) see `methods.stack`.
 
     The paper trains for 9 epochs of a large comment corpus. On a hundred pairs that is a hundred Adam steps of 1e-4,
-    after which the probe is still its random draw: `min_steps` makes a small set go round until the probe is trained.
+    after which the probe is still at its random initialisation: `min_steps` makes a small set go round until the probe is trained.
 
     The paper's ablations are options. probe="random": the rows are those of the trained probe, what is added is a
     random vector of its length. rows: "random" ones, or "aligned", which the paper edits with a negative alpha.
@@ -251,7 +251,7 @@ def logistic_probe(features: Tensor, labels: Tensor) -> Probe:
 
 
 def stream_cosines(model: PreTrainedModel, vector: Tensor, kind: layout.Kind) -> tuple[Tensor, Tensor]:
-    """Of every row of that matrix, over all blocks: block and row, (L rows, 2), and its cosine to `vector` (D,)."""
+    """Block and row of every row of that matrix, (L rows, 2), and the cosine of each to `vector` (D,), (L rows,)."""
     cosines = []
     for layer in range(len(layout.blocks(model))):
         weight = layout.stream_rows(model, layer, kind).read().float()  # (rows, D)

@@ -75,12 +75,12 @@ class SecurityVector(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """Of stage 2: the same as plain fine-tuning's."""
+        """How stage 2 trains, which is as plain fine-tuning does."""
         return Recipe(self.learning_rate, self.epochs, self.batch_size, self.seed)
 
     @property
     def vector_recipe(self) -> Recipe:
-        """Of stage 1."""
+        """How stage 1 trains the vector."""
         return Recipe(self.vector_learning_rate, self.vector_epochs, self.batch_size, self.seed)
 
     def passes(self) -> float:

@@ -16,7 +16,7 @@ word. So it describes a scorer on such texts. Labels are no truth either: Perspe
 A scorer's error rates give a corrected share of toxic texts, by Rogan and Gladen 1978 (`bench.stats.bootstrap`):
 `python -m bench.agreement --correct RESULTS` prints it beside the raw one (`bench.agreement.rogan_gladen`).
 
-Exit code 0: done; 2: something the user must mend; 130: stopped by Ctrl-C.
+Exit code 0: done; 2: something the user must fix; 130: stopped by Ctrl-C.
 """
 
 from bench.console import stopping

@@ -87,7 +87,7 @@ def run(
 ) -> int:
     """The exit code: that of work(*arguments), 0 for none.
 
-    2: the user must mend something, be it a setting, a file or a full disk. 1: something called `sys.exit`. 130, 143:
+    2: the user must fix something, be it a setting, a file or a full disk. 1: something called `sys.exit`. 130, 143:
     stopped by Ctrl-C, by SIGTERM (`bench.console.stopping`). stopped: what that means for what was computed so far.
     """
 

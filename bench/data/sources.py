@@ -284,7 +284,7 @@ def files_of(found: Located) -> str:
 
 
 def _config_files(found: Located) -> list[Path]:
-    """Of all splits, the located one first: `datasets` reads every one, whichever is wanted."""
+    """The files of all splits, the located one first: `datasets` reads every one, whichever is wanted."""
     folder = Path(found.path)
     splits = sorted(hub_folder.split_names(folder, found.config), key=lambda split: split != found.split)
     return [file for split in splits for file in hub_folder.split_files(folder, found.config, split)]

@@ -1,6 +1,6 @@
 """`python -m bench.export`: a steered model as files that other programs load. See `--help`.
 
-Exit code 0: written; 2: something the user must mend, or this method cannot be held by this format; 130: Ctrl-C.
+Exit code 0: written; 2: something the user must fix, or this method cannot be held by this format; 130: Ctrl-C.
 """
 
 from bench.console import stopping

@@ -263,7 +263,7 @@ class Mixture(FitSource):
             one.check()
 
     def identity(self) -> dict[str, Any]:
-        """The parts' and the order."""
+        """The recipes of the parts, and how they are put in order."""
         parts = {name: named(one) for name, one in self.parts.items()}
         return {"name": self.name, "parts": parts, "seed": self.seed}
 

@@ -26,7 +26,7 @@ class Flipped(FitSource):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # that of the pairs
-        """As the pairs are called."""
+        """The name of the pairs, which swapping does not change."""
         return self.source.name
 
     def identity(self) -> dict[str, Any]:
@@ -47,15 +47,15 @@ class Flipped(FitSource):
         return flipped, about | {"flip": f"{self.share:g}", "flipping": {"seed": self.seed, "flipped": count}}
 
     def tokens(self) -> int:
-        """As the source."""
+        """Making them takes as much as the source does."""
         return self.source.tokens()
 
     def learnt(self) -> Learnt:
-        """As the source."""
+        """What may not be asked is what the source says."""
         return self.source.learnt()
 
     def size(self) -> int:
-        """As the source."""
+        """Swapped pairs are as long as the source's."""
         return self.source.size()
 
 

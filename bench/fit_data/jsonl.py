@@ -180,7 +180,7 @@ def _bytes(line: str) -> int:
 
 
 def _no_text(line: str) -> str:
-    """Of a line with a NUL byte, or with one that is no UTF-8."""
+    """What is wrong with a line that holds a NUL byte, or a byte that is no UTF-8."""
     if line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         return "the file is in UTF-16 or UTF-32; save it in UTF-8"
     place = next(place for place, sign in enumerate(line) if sign == "\0" or NO_UTF8.match(sign))

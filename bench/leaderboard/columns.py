@@ -181,7 +181,7 @@ class Column:
 
     @property
     def latex_title(self) -> str:
-        """With the arrow of the better direction."""
+        """The title with an arrow that shows which way is better."""
         arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
         return self.latex + arrow[self.higher_is_better]
 
@@ -236,8 +236,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="rank_high", about="Worst rank in 95 % of the resamples.", dtype="Int64"),
     Column(name="model", about="The model's name in the config."),
     Column(name="method", about="The method's name.", text="method", latex="method"),
-    Column(name="family", about="Of the method.", page="family", cell=words("family"), part=WHAT, numeric=False),
-    Column(name="version", about="Of the method.", dtype="Int64"),
+    Column(name="family", about="Kind of the method: weights, activation, prompt, adapter, ...", page="family", cell=words("family"), part=WHAT, numeric=False),
+    Column(name="version", about="Kind of the method: weights, activation, prompt, adapter, ...", dtype="Int64"),
     Column(name="parameters", about="Hyper-parameters.", page="parameters", cell=words("parameters"), part=WHAT,
            numeric=False),
     Column(name="strength", about="In the method's own unit; empty where the fits have several."),
@@ -326,7 +326,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="relative_speed", about="Relative to unsteered.", unit="of unsteered", higher_is_better=True,
            text="speed", page="speed", shown=True, legend="speed: relative to unsteered."),
     Column(name="verdict", about="What the headline's change amounts to."),
-    Column(name="group", about="Rows that share a letter are not told apart."),
+    Column(name="group", about="Rows that share a letter do not differ significantly."),
     Column(name="on_front", about="On a Pareto front of reduction and what is kept.", dtype="boolean", page="on front",
            cell=_flag("on_front"), part=TRADE, numeric=False),
     Column(name="notes", about="What keeps a row from being compared as it is.", text="notes", told=flags,
@@ -426,9 +426,9 @@ def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list
                "95 % interval.", text=shown.get("change", ""), told=change, page="change", cell=change_cell, shown=True,
                legend="change: to unsteered on the same prompts, ± half its paired-bootstrap "
                       f"{LEVEL:.0%} interval."),
-        Column(name=f"{metric}.p_holm", about=f"Of the paired test of that change{corrected}; told apart at "
+        Column(name=f"{metric}.p_holm", about=f"Of the paired test of that change{corrected}; significant below "
                f"{ALPHA:g}.", page="p (Holm)" if several else "p", cell=p_cell, shown=True),
-        Column(name="group", about="Rows that share a letter are not told apart.", text=shown.get("group", ""),
+        Column(name="group", about="Rows that share a letter do not differ significantly.", text=shown.get("group", ""),
                told=lambda row: NONE if pd.isna(row["group"]) else str(row["group"]), latex="group" if toxicity else "",
                page="group", cell=words("group"), shown=True, numeric=False),
     ]  # fmt: skip

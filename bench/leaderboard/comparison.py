@@ -174,7 +174,7 @@ def reported_by(records: Sequence[Record]) -> list[str]:
 
 
 def toxicity_metrics(scorers: Sequence[str], metrics: Sequence[str]) -> list[str]:
-    """Of the metrics the expected maximum toxicity by these scorers, in their order."""
+    """The metrics that are the expected maximum toxicity by these scorers, in the order of the scorers."""
     found = [of_most(f"rtp.{scorer}.expected_maximum_toxicity", metrics) for scorer in scorers]
     return [name for name in found if name is not None]
 

@@ -167,13 +167,13 @@ def found_out(table: Table) -> list[str]:
             holm = f"; Holm over {count} rows" if count > 1 else ""
             told = f"*: {metric} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm})."
             if lettered.sum() > 1:
-                told += " group: rows that share a letter are not told apart"
+                told += " group: rows that share a letter do not differ significantly"
                 told += ", Holm over all pairs of methods." if pairs > 1 else "."
             lines.append(told)
         if table.toxicity and pairs * 2 / (PERMUTATIONS + 1) >= ALPHA:
             lines.append(
                 f"With {pairs} pairs of methods even the smallest p of {PERMUTATIONS} permutations is too large after "
-                "Holm: that no group is told apart says nothing here; choose fewer rows."
+                "Holm: that no rows differ significantly says nothing here; choose fewer rows."
             )
         own = frame["verdict"] == NOT_INDEPENDENT
         if own.any():
@@ -181,7 +181,7 @@ def found_out(table: Table) -> list[str]:
             lines.append(f"Of {names} {metric} claims nothing: its scorer tuned them or picked what they learnt from.")
         told_apart = frame["verdict"].isin(["better", "worse"]).any()
         if not told_apart and (frame["verdict"] == "no difference found").any():
-            lines.append(f"This table finds no difference in {metric}: no row is told apart from the unsteered model.")
+            lines.append(f"This table finds no difference in {metric}: no row differs significantly from the unsteered model.")
         if len(least):
             lines.append(could_have_found(frame, metric, count))
     return lines

@@ -1,4 +1,4 @@
-r"""A table as LaTeX, ready to paste: the best of each column is bold, with what is not told apart from it.
+r"""A table as LaTeX, ready to paste: the best of each column is bold, with what does not differ significantly from it.
 
 Needs \usepackage{booktabs}.
 """
@@ -21,11 +21,11 @@ from bench.stats.significance import ALPHA, bootstrap_p
 
 
 def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
-    """Rows of `table.frame` to set bold: the best method of a column and those not told apart from it.
+    """Rows of `table.frame` to set bold: the best method of a column and those that do not differ significantly from it.
 
     Two methods are told apart where the interval of their difference, over the same resamples, leaves 0 out, corrected
     by Holm for the methods that are held against the best. What may not be ranked takes no part
-    (`ranking.eligible`). Nothing is bold where no method is told apart from the best.
+    (`ranking.eligible`). Nothing is bold where no method differs significantly from the best.
     """
     frame = table.frame
     estimates = {record_names(row): one for row, found in table.effects.items() if (one := found[column]) is not None}
@@ -117,8 +117,8 @@ def caption(table: Table, bold: bool = True) -> str:
     if count:
         told += f" *: differs from unsteered, p < .05{' after Holm' if count > 1 else ''}."
     if table.toxicity and frame["group"].notna().sum() > 1:
-        told += " Methods that share a letter are not told apart."
-    told += " Bold: the best of a column and what is not told apart from it." if bold else ""
+        told += " Methods that share a letter do not differ significantly."
+    told += " Bold: the best of a column and what does not differ significantly from it." if bold else ""
     return told + daggers(table)
 
 

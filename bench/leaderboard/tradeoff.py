@@ -72,11 +72,11 @@ class BootstrapEstimate(NamedTuple):
     n: int  # items
 
     def estimate(self) -> Estimate:
-        """Without the draws."""
+        """The value with its interval, without the draws."""
         return Estimate(self.value, *interval(self.draws, self.n))
 
     def negative(self) -> "BootstrapEstimate":
-        """With its sign turned."""
+        """The same estimate with its sign turned."""
         return BootstrapEstimate(-self.value, -self.draws, self.n)
 
     def log(self) -> "BootstrapEstimate":

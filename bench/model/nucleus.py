@@ -47,7 +47,7 @@ def _split(rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def _probability(logits: Tensor, temperature: float) -> Tensor:
-    """Of each token (B, V)."""
+    """The probability of each token, (B, V), at this temperature."""
     logits = logits.float()
     return torch.softmax(logits if temperature == 1 else logits / temperature, dim=-1)
 

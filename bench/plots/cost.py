@@ -73,7 +73,7 @@ def cost(frame: pd.DataFrame, width: Width = "double") -> Figure:
 
 
 def panel(ax: Axes, name: str, shown: list[Point]) -> None:
-    """One cost."""
+    """Draw the panel of one cost."""
     about = COSTS[name]
     known = [point for point in shown if pd.notna(point.row[name])]
     x = np.array([about.unsteered, *(float(point.row[name]) for point in known)])
@@ -101,7 +101,7 @@ def panel(ax: Axes, name: str, shown: list[Point]) -> None:
 
 
 def seconds(value: float, place: int | None = None) -> str:
-    """A tick's label."""
+    """The label of a tick, in seconds."""
     del place
     return f"{value:g} s" if value else "0"
 

@@ -53,7 +53,7 @@ class Source:
 
     @functools.cached_property
     def tables(self) -> Sequence[Table]:
-        """Of the test split."""
+        """The tables of the test split."""
         return tables(self.records) if self.found is None else self.found
 
 
@@ -66,12 +66,12 @@ class Kind(NamedTuple):
 
 
 def suffix(number: int) -> str:
-    """Of the files of a table: none for the first one."""
+    """What ends the file names of a table's figures; the first table has nothing there."""
     return "" if number == 1 else f"-{number}"
 
 
 def of_tables(source: Source) -> list[Drawing]:
-    """The leaderboard's rows of each table."""
+    """Each table's rows are drawn."""
     return [(suffix(table.number), (table.frame,)) for table in source.tables]
 
 
@@ -102,12 +102,12 @@ def over_strengths(source: Source) -> list[Drawing]:
 
 
 def over_sizes(source: Source) -> list[Drawing]:
-    """Methods that learnt from several numbers of pairs."""
+    """Curves over the number of pairs that methods learnt from are drawn."""
     return [(suffix(table.number), (sweeps.sizes(table),)) for table in source.tables]
 
 
 def over_layers(source: Source) -> list[Drawing]:
-    """Methods that were run at several layers."""
+    """Curves over the layers that methods steered are drawn."""
     return [(suffix(table.number), (sweeps.layers(table),)) for table in source.tables]
 
 

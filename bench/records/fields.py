@@ -116,13 +116,13 @@ class MethodFacts(Fields):
     parameters: Mapping[str, Json]
     class_path: str | None = None
     control: ControlFacts | None = None  # of a method's control
-    residual_norms: Json = None  # the strength in mean lengths of the residual stream, where it adds to that
+    residual_norms: Json = None  # the strength in mean residual-stream norms, where it adds to that
     strength: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seeds(Fields):
-    """fit: None where nothing is drawn in a fit."""
+    """The seeds of a result. fit: None where the method draws nothing in its fit."""
 
     fit: int | None
     sample: int
@@ -159,7 +159,7 @@ class LearntFrom(Fields):
 
     @property
     def all_sources(self) -> list[Source]:
-        """Of the pairs, then of each of the other texts."""
+        """The sources of the pairs, then those of each of the other texts."""
         others = [each(Source)(one.get("sources")) for one in self.stored.values() if isinstance(one, Mapping)]
         return [source for found in (self.sources, *others) for source in found or ()]
 

@@ -70,7 +70,7 @@ def _plain(value: Any) -> Any:
 
 
 def fit_id(model: Mapping[str, Any], method: Mapping[str, Any], data: Mapping[str, Any] | None) -> str:
-    """Of an artefact. `data` is the recipe of what the method learnt from, None where it needs nothing.
+    """The id of an artefact. `data` is the recipe of what the method learnt from, None where it needs nothing.
 
     A fit seed is a hyper-parameter of the methods that have one (`seed: ${seed.fit}`), so a method without randomness
     is not fitted anew for every seed.
@@ -79,7 +79,7 @@ def fit_id(model: Mapping[str, Any], method: Mapping[str, Any], data: Mapping[st
 
 
 def steering_identity(fit: str | None, method: Mapping[str, Any], strength: float) -> dict[str, Any] | None:
-    """Of the model's steering: None at strength 0, which is the unsteered model for every method."""
+    """The identity of the steering; None at strength 0, which is the unsteered model for every method."""
     return None if strength == 0 else {"fit": fit, "method": method["name"], "strength": strength}
 
 
@@ -90,7 +90,7 @@ def generation_id(
     num_samples: int,
     decoding: Mapping[str, Any],
 ) -> str:
-    """Of a set of continuations. `decoding` is what can change a text, with the version of the sampling code.
+    """The id of a set of continuations. `decoding` is what can change a text, with the version of the sampling code.
 
     What of the texts is judged (`judged` of the model) changes none, so those who judge differently share them.
     """
@@ -102,7 +102,7 @@ def generation_id(
 def record_id(
     model: Mapping[str, Any], steering: Mapping[str, Any] | None, suite: Mapping[str, Any], split: str
 ) -> str:
-    """Of a suite's result. `suite` holds its name, version, settings and, where it samples, the decoding."""
+    """The id of a suite's result. `suite` holds its name, version, settings and, where it samples, the decoding."""
     return digest({"schema": SCHEMA, "model": model, "steering": steering, "suite": suite, "split": split})
 
 

@@ -68,7 +68,7 @@ class Page(NamedTuple):
 
     @property
     def family(self) -> str:
-        """Of the method."""
+        """The family that the method belongs to."""
         return str(self.row.columns["family"])
 
 

@@ -104,7 +104,7 @@ class Cell:
 
     @cached_property
     def controlled(self) -> "Cell":
-        """Of a control the cell of the method itself."""
+        """The cell of the method that this control is made for."""
         cfg = self.cfg.copy()
         cfg.control = None
         return Cell(cfg, self.session, self.plan_key)

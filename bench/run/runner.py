@@ -229,7 +229,7 @@ def plan(cell: Cell) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that ended without its records. setup: what the user must mend, rather than a defect."""
+    """A cell that ended without its records. setup: what the user must fix, rather than a defect."""
 
     label: str
     message: str

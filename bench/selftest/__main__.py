@@ -1,6 +1,6 @@
 """`python -m bench.selftest`: hold a method of your own, on a model of your own, against the contract. See `--help`.
 
-Exit code 0: every promise that could be checked is kept; 1: one is broken; 2: something the user must mend;
+Exit code 0: every promise that could be checked is kept; 1: one is broken; 2: something the user must fix;
 130: Ctrl-C.
 """
 

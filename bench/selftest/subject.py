@@ -169,7 +169,7 @@ def logits(lm: LM, prompt: str = PROMPTS[0], continuation: str = CONTINUATION) -
 
 
 def tokens(lm: LM, text: str = CONTINUATION) -> list[int]:
-    """Of a continuation."""
+    """The token ids of a continuation, without special tokens."""
     return list(lm.tokenizer(text, add_special_tokens=False).input_ids)
 
 

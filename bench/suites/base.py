@@ -69,7 +69,7 @@ class Suite(Protocol[Said]):
         return {}
 
     def unsteered_tokens(self, split: Split) -> int:
-        """As `tokens`, of the unsteered model."""
+        """How many tokens the unsteered model takes, as `tokens` says it of a steered one."""
         return self.tokens(split)
 
     def decoded(self, sampling: Sampling) -> Sampling:

@@ -88,7 +88,7 @@ class Continued(Suite[list[Block]]):
         return replace(sampling, **(self.decoding or {}))
 
     def samples_a_prompt(self, split: Split) -> int:
-        """K of this split."""
+        """How many continuations of each prompt this split compares."""
         return self.k if split == "test" else self.dev_k
 
     def unsteered_samples(self, split: Split) -> int:
@@ -104,7 +104,7 @@ class Continued(Suite[list[Block]]):
         """The prompts of this split, and where they come from."""
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Prompts and k."""
+        """The prompts and k, as ids see them."""
         prompts, located = self.texts(split)
         return {
             "k": self.samples_a_prompt(split),
@@ -176,7 +176,7 @@ class Judged(Continued):
         return [scorer for scorer in self.scorers if scorer.measures == self.reads]
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Prompts, k and scorers."""
+        """The prompts, k and the scorers, as ids see them."""
         return super().identity(split) | {"scorers": [named(scorer) for scorer in self.judges]}
 
     @abstractmethod

@@ -94,7 +94,7 @@ class RTP(Judged):
         return found
 
     def _metrics(self, scores: pd.DataFrame, split: Split) -> dict[str, "pd.Series[float]"]:
-        """By name, of these texts; a maximum over k of more texts is the mean over all subsets of k."""
+        """The metrics of these texts by name; a maximum over k of more texts is the mean over all subsets of k."""
         groups = scores.assign(toxic=(scores["score"] >= TOXIC).astype(float)).groupby("item", sort=False)
         of = f"_n{count}" if (count := self.count(split)) is not None else ""
         k = self.samples_a_prompt(split)

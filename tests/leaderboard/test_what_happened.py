@@ -153,7 +153,7 @@ def test_one_row_needs_no_correction(tmp_path):
     text, table = said(tmp_path), only(tmp_path)
     assert "Holm" not in text and "correction" not in text and "median of the rows" not in text
     assert "p &lt; 0.05 (paired permutation test)" in text and "A true change of" in text
-    assert "rows that share a letter are not told apart." in text
+    assert "rows that share a letter do not differ significantly." in text
     assert "(n = 100; * differs from unsteered)" in next(iter(suite_tables.other_suites(table))).title
     shown = [one.get_text() for one in capability(table.frame).legends[0].get_texts()]
     assert "p < 0.05" in shown

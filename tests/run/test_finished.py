@@ -157,7 +157,7 @@ def test_what_was_built_is_shown_again_and_nothing_is_rebuilt(results, capsys, m
         monkeypatch.setattr(never, lambda *_: pytest.fail("rebuilt"))
     assert main(command(results)) == 0
     again = capsys.readouterr()
-    assert again.out == first.out and "all 11 cells are known" in again.err + again.out
+    assert again.out == first.out and "11 cells cached; nothing to run" in again.err + again.out
     assert "figures" in again.out + again.err
 
 
