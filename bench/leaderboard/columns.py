@@ -237,7 +237,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="model", about="The model's name in the config."),
     Column(name="method", about="The method's name.", text="method", latex="method"),
     Column(name="family", about="Kind of the method: weights, activation, prompt, adapter, ...", page="family", cell=words("family"), part=WHAT, numeric=False),
-    Column(name="version", about="Kind of the method: weights, activation, prompt, adapter, ...", dtype="Int64"),
+    Column(name="version", about="Version of the method's code; another one gives other numbers.", dtype="Int64"),
     Column(name="parameters", about="Hyper-parameters.", page="parameters", cell=words("parameters"), part=WHAT,
            numeric=False),
     Column(name="strength", about="In the method's own unit; empty where the fits have several."),
