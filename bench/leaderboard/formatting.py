@@ -12,9 +12,10 @@ from bench.console import escape
 from bench.leaderboard.columns import NONE, number, tests
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Row
+from bench.leaderboard.ranking import controls
 from bench.leaderboard.ranking import NOT_INDEPENDENT, controls
 from bench.records.fields import Decoding, Scorers
-from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY, RANDOM
 from bench.stats.bootstrap import LEVEL
 from bench.stats.significance import ALPHA, PERMUTATIONS, POWER
 
@@ -81,7 +82,7 @@ class Use(NamedTuple):
 
 def scorers_for(table: Table) -> list[Use]:
     """What scorers did to the methods of a table, by what their records say was done; and that strengths were given."""
-    methods = [row for row in table.rows if not row.is_baseline]
+    methods = [row for row in table.rows if not row.is_baseline and not row.is_control]
     done = {row: Scorers.used((), row.data, row.tuning).chose for row in methods}
     tuned = [row for row in methods if row.tuning is not None]
     found = []
@@ -121,7 +122,10 @@ def errors(table: Table) -> str:
     frame = table.frame
     methods = frame[frame["family"] != BASELINE_FAMILY]
     several, single = methods[methods["fits"] > 1], methods[methods["fits"] == 1]
-    told = [f"{name} {fits} fit seeds" for name, fits in zip(several["method"], several["fits"], strict=True)]
+    own = several["family"] == CONTROL_FAMILY
+    draws = sorted(set(several.loc[own, "fits"]))
+    told = [f"{name} {n} fit seeds" for name, n in zip(several["method"][~own], several["fits"][~own], strict=True)]
+    told += [f"the controls, {' or '.join(map(str, draws))} draws each"] if draws else []
     held = ["fit seed"] if single["fit_seeds"].notna().any() else []
     held += ["chosen strength"] if single["tuned"].any() else []
     line = f"Intervals ({LEVEL:.0%}) are over {units(table)}"
@@ -190,7 +194,8 @@ def found_out(table: Table) -> list[str]:
 def could_have_found(frame: pd.DataFrame, metric: str, count: int) -> str:
     """How small a true change would likely have been found, before and after the correction."""
     ends = ("detectable", "detectable_holm") if count > 1 else ("detectable",)
-    before, *after = (frame[f"{metric}.{end}"].dropna() for end in ends)
+    methods = frame[~controls(frame)]
+    before, *after = (methods[f"{metric}.{end}"].dropna() for end in ends)
     over = "" if len(before) == 1 else f" (median of the rows; {before.min():.2f} to {before.max():.2f})"
     told = f"A true change of {before.median():.2f}{over} is found in {POWER:.0%} of such samples"
     if after:
