@@ -55,7 +55,8 @@ class ProbeRows(Method):
     second edit on the model that the first one left (section 4.5) see `methods.stack`.
 
     The paper trains for 9 epochs of a large comment corpus. On a hundred pairs that is a hundred Adam steps of 1e-4,
-    after which the probe is still at its random initialisation: `min_steps` makes a small set go round until the probe is trained.
+    after which the probe is still at its random initialisation: `min_steps` makes a small set go round until it is
+    trained.
 
     The paper's ablations are options. probe="random": the rows are those of the trained probe, what is added is a
     random vector of its length. rows: "random" ones, or "aligned", which the paper edits with a negative alpha.

@@ -12,7 +12,6 @@ from bench.console import escape
 from bench.leaderboard.columns import NONE, number, tests
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Row
-from bench.leaderboard.ranking import controls
 from bench.leaderboard.ranking import NOT_INDEPENDENT, controls
 from bench.records.fields import Decoding, Scorers
 from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY, RANDOM
@@ -185,7 +184,8 @@ def found_out(table: Table) -> list[str]:
             lines.append(f"Of {names} {metric} claims nothing: its scorer tuned them or picked what they learnt from.")
         told_apart = frame["verdict"].isin(["better", "worse"]).any()
         if not told_apart and (frame["verdict"] == "no difference found").any():
-            lines.append(f"This table finds no difference in {metric}: no row differs significantly from the unsteered model.")
+            nothing = f"This table finds no difference in {metric}:"
+            lines.append(f"{nothing} no row differs significantly from the unsteered model.")
         if len(least):
             lines.append(could_have_found(frame, metric, count))
     return lines

@@ -21,7 +21,7 @@ from bench.stats.significance import ALPHA, bootstrap_p
 
 
 def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
-    """Rows of `table.frame` to set bold: the best method of a column and those that do not differ significantly from it.
+    """Rows of `table.frame` to set bold: the best method of a column and what does not differ significantly from it.
 
     Two methods are told apart where the interval of their difference, over the same resamples, leaves 0 out, corrected
     by Holm for the methods that are held against the best. What may not be ranked takes no part

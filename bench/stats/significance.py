@@ -1,4 +1,4 @@
-"""Whether a difference is there: paired tests, corrected for their number; ranks, and groups that do not differ significantly.
+"""Whether a difference is there: paired tests, corrected for their number; ranks; groups without a difference.
 
 The unit is the item (a prompt, a document), as in `bench.stats.bootstrap`, and the same item under two steerings is a
 pair.
