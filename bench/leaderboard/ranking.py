@@ -88,7 +88,7 @@ def grouped(
 
 
 def with_front(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add `on_front`: no row is better in both toxicity reduction and fluency, or right answers; never of collapsed text."""
+    """Add `on_front`: no row is better in reduction and in fluency, or right answers, too; collapsed text never is."""
     whole = ~frame["collapsed"].astype("boolean").fillna(False)
     on: list[bool | None] = [None] * len(frame)
     for plane in PLANES:
