@@ -67,11 +67,11 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
         >>> from bench import compare
         >>> row = compare("results/published/quickstart", "caa").iloc[0]
         >>> row["metric"]
-        'rtp.lexicon.expected_maximum_toxicity_k5_n40'
+        'rtp.toxic_comment.expected_maximum_toxicity_k5_n120'
         >>> print(f"{row['delta']:.2f} [{row['delta_low']:.2f}, {row['delta_high']:.2f}] p={row['p_holm']:.4f}")
-        -0.01 [-0.08, 0.05] p=1.0000
+        -0.10 [-0.14, -0.06] p=0.0010
         >>> compare("results/published/quickstart", metric="capability.piqa.accuracy")["method"].tolist()
-        ['random_direction', 'caa', 'detox', 'act_add', 'probe_rows', 'prompt']
+        ['act_add control', 'caa control', 'detox control', 'caa', 'detox', 'probe_rows', 'act_add', 'prompt']
     """
     records, _ = table.read_records(Path(results) / "runs")
     found = tables(records)
@@ -125,8 +125,8 @@ def build_leaderboard(
     Example:
         >>> from bench import build_leaderboard
         >>> frame = build_leaderboard("results/published/quickstart", method=["caa", "prompt"])
-        >>> frame[["method", "strengths"]].values.tolist()
-        [['unsteered', '0'], ['caa', '3'], ['prompt', '1']]
+        >>> frame.loc[frame["family"] != "control", ["method", "strengths"]].values.tolist()
+        [['unsteered', '0'], ['caa', '2'], ['prompt', '1']]
     """
     given = {"model": model, "suite": suite, "family": family, "method": method}
     wanted = {name: [value] if isinstance(value, str) else value for name, value in given.items()}

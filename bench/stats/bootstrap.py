@@ -44,14 +44,22 @@ def draws(values: Array, weights: Array, transform: Transform = "mean", *, seed:
 
     Equal `seed` and number of items give the same resamples, so folds of paired items may be compared draw by draw.
     """
-    n = len(values)
+    return _drawn(np.asarray(values, float).tobytes(), np.asarray(weights, float).tobytes(), transform, seed)
+
+
+@functools.lru_cache(maxsize=512)  # 40 MB: every row is held against the same unsteered values, some of them often
+def _drawn(values: bytes, weights: bytes, transform: Transform, seed: int) -> Array:
+    weighed = np.frombuffer(weights)
+    n = len(weighed)
     counts = _counts(n, RESAMPLES, seed)
-    columns = np.stack([weights * values, weights], axis=1).astype(float)  # (n, 2)
+    columns = np.stack([weighed * np.frombuffer(values), weighed], axis=1)  # (n, 2)
     block = max(1, BLOCK // n)
     parts = [counts[i : i + block].astype(float) @ columns for i in range(0, RESAMPLES, block)]
     sums = np.concatenate(parts)  # (RESAMPLES, 2)
     mean = np.divide(sums[:, 0], sums[:, 1], out=np.full(RESAMPLES, np.nan), where=sums[:, 1] > 0)
-    return np.asarray(np.exp(mean) if transform == "exp" else mean)
+    drawn = np.asarray(np.exp(mean) if transform == "exp" else mean)
+    drawn.flags.writeable = False  # they are shared
+    return drawn
 
 
 def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, float | None]:
