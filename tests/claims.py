@@ -1,0 +1,350 @@
+"""Where each number of the READMEs comes from: a published record or table, or a setting of the protocol.
+
+`python -m tests.claims` prints a line for each: the file, the number as it stands there, its value and its source. A
+claim quotes the words around its numbers, with {} in their places; what stands there has to be the value, rounded to as
+many digits. tests/test_claims.py also asks that each number with a decimal point or a percent sign has such a source.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import yaml
+
+from bench.leaderboard.frame import tables
+from bench.records.names import CONTROL_FAMILY
+from bench.records.table import Result, read_records
+from bench.stats import significance
+from bench.stats.bootstrap import LEVEL
+
+ROOT = Path(__file__).parent.parent
+PUBLISHED = ROOT / "results" / "published"
+README, BENCH, RESULTS = "README.md", "bench/README.md", "results/published/README.md"
+FILES = (README, BENCH, RESULTS)
+TABLE = re.compile(r"<!-- table -->(.*)<!-- /table -->", re.DOTALL)
+"""What README.md shows of results/published/quickstart/leaderboard.md."""
+
+NUMBER = r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?"
+EXACT = re.compile(rf"(?<![\w.\-])(?!\d{{4}}\.\d{{5}})(?:[+-]?\d+\.\d+|{NUMBER}(?=\s?%))")
+"""A number with a decimal point or before a percent sign, no version behind a hyphen and no arXiv id."""
+NO_PROSE = re.compile(r"```.*?```|`[^`]*`|\]\([^)]*\)|<!-- table -->.*?<!-- /table -->", re.DOTALL)
+
+
+class Claim(NamedTuple):
+    """words: as they stand in the file on one line, {} for each number. values: one for each, worked out when asked."""
+
+    file: str
+    words: str
+    source: str
+    values: Callable[[], Sequence[float]]
+
+
+class Found(NamedTuple):
+    """A number in a file. place: where it begins and ends in the file's text on one line."""
+
+    claim: Claim
+    shown: str
+    value: float
+    place: tuple[int, int]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the value is what stands there, to as many digits."""
+        digits = len(self.shown.partition(".")[2])
+        return f"{self.value:.{digits}f}" == self.shown.replace(",", "").removeprefix("+")
+
+
+# -- what is published -------------------------------------------------------------------------------------------------
+
+
+@cache
+def results(folder: str) -> list[Result]:
+    """The records of a published folder."""
+    return read_records(PUBLISHED / folder / "runs")[0]
+
+
+def chosen(folder: str, method: str, suite: str, split: str = "test") -> list[Result]:
+    """A method's results by one suite, those of the smallest strength first; its controls are left out."""
+    found = [
+        one
+        for one in results(folder)
+        if (one.record.method.name, one.record.suite, one.record.split) == (method, suite, split)
+        and one.record.method.family != CONTROL_FAMILY
+    ]
+    return sorted(found, key=lambda one: one.record.method.strength)
+
+
+def value(folder: str, method: str, metric: str, split: str = "test") -> float:
+    """`<suite>.<metric>` of a method at its largest strength; the name may go on, as with the number of texts."""
+    suite, _, name = metric.partition(".")
+    metrics = chosen(folder, method, suite, split)[-1].record.metrics
+    return next(one.value for own, one in metrics.items() if own == name or own.startswith(f"{name}_k"))
+
+
+def over_unsteered(folder: str, method: str, metric: str, split: str = "test") -> float:
+    """The ratio of a method's value to the unsteered model's."""
+    return value(folder, method, metric, split) / value(folder, "unsteered", metric, split)
+
+
+def right(folder: str, method: str) -> "pd.Series[float]":
+    """Whether each question of Social IQa was answered right."""
+    items = chosen(folder, method, "capability")[-1].items
+    return items[items["metric"] == "social_iqa.accuracy"].set_index("item")["value"]
+
+
+def questions(folder: str) -> tuple[int, int]:
+    """How many questions the vector has right that plain fine-tuning has wrong, and the other way."""
+    change = right(folder, "security_vector") - right(folder, "finetune")
+    return int((change > 0).sum()), int((change < 0).sum())
+
+
+def mcnemar(folder: str) -> float:
+    """The p of that difference."""
+    without = right(folder, "finetune")
+    return significance.mcnemar_test(right(folder, "security_vector")[without.index].to_numpy(), without.to_numpy())
+
+
+def kept(folder: str) -> float:
+    """The share of fine-tuning's gain in Social IQa that is there with the vector."""
+    unsteered, without, with_vector = (
+        value(folder, method, SOCIAL) for method in ("unsteered", "finetune", "security_vector")
+    )
+    return (with_vector - unsteered) / (without - unsteered)
+
+
+def fact(folder: str, method: str, name: str) -> Sequence[float]:
+    """What a fit has found out, one number or several."""
+    stored = chosen(folder, method, "rtp")[-1].record.fit
+    assert stored is not None and stored.facts is not None
+    told = stored.facts[name]
+    return told if isinstance(told, list) else [told]  # type: ignore[list-item,return-value]
+
+
+@cache
+def csv(name: str) -> pd.DataFrame:
+    """A published table."""
+    return pd.read_csv(PUBLISHED / name)
+
+
+def simulated(rate: str, design: str = "") -> "pd.Series[float]":
+    """A rate in all designs whose name begins so."""
+    rows = csv("simulated_tables.csv")
+    return rows.loc[(rows["rate"] == rate) & rows["design"].str.startswith(design), "value"]
+
+
+def auc(scorer: str, texts: str) -> float:
+    """How well a scorer orders a whole set of texts."""
+    rows = csv("scorer_agreement/scorer_agreement.csv")
+    (found,) = rows.loc[(rows["scorer"] == scorer) & (rows["set"] == texts) & rows["group"].isna(), "auc"]
+    return float(found)
+
+
+def ratio(work: str, against: str) -> float:
+    """How many times as fast as something else."""
+    rows = csv("speed/speed.csv")
+    (found,) = rows.loc[(rows["work"] == work) & rows["against"].str.startswith(against), "ratio"]
+    return float(found)
+
+
+def beside_published(column: str, quantity: str = "") -> "pd.Series[float]":
+    """A column of the reproduction of what was run, of all quantities whose name begins so."""
+    rows = csv("capability_smollm2_135m/reproduction.csv")
+    of_this_model = ~rows["metric"].str.contains("base model")
+    return rows.loc[(rows["status"] == "run") & of_this_model & rows["metric"].str.startswith(quantity), column]
+
+
+@cache
+def random_directions() -> pd.DataFrame:
+    """A row for each random direction of false_alarms: toxicity of the unsteered model, p, and what would be found."""
+    table = tables(results("false_alarms"), each_fit=True)[-1]
+    frame, found = table.frame, []
+    for scorer, metric in zip(table.reported, table.toxicity, strict=True):
+        own = frame[frame["method"] == "random_direction"]
+        base = float(frame.loc[frame["family"] == "none", metric].iloc[0])
+        n = int(own[f"{metric}.n"].iloc[0])
+        p = own[f"{metric}.p"].to_numpy(float)
+        least = own[f"{metric}.detectable"].to_numpy(float)
+        corrected = [significance.detectable_after_holm(float(one), n, len(own)) for one in least]
+        rows = {"p": p, "p_holm": significance.holm(p.tolist()), "detectable": least, "detectable_holm": corrected}
+        found.append(pd.DataFrame(rows).assign(scorer=scorer, unsteered=base, change=own[f"{metric}.delta"].to_numpy()))
+    return pd.concat(found, ignore_index=True)
+
+
+def directions(scorer: str) -> pd.DataFrame:
+    """The random directions as one scorer judges them."""
+    found = random_directions()
+    return found[found["scorer"] == scorer]
+
+
+@cache
+def bound(name: str) -> float:
+    """A bound of tuning on the dev split, as conf/tuning/dev.yaml has it."""
+    one = yaml.safe_load((ROOT / "conf" / "tuning" / "dev.yaml").read_text())["constraints"][name]
+    return float(one["at_least"] if one["at_most"] is None else one["at_most"])
+
+
+# -- what is claimed ---------------------------------------------------------------------------------------------------
+
+SETTINGS: dict[str, tuple[float, str]] = {
+    f"{LEVEL:.0%}": (100 * LEVEL, "bench.stats.bootstrap.LEVEL"),
+    f"{significance.POWER:.0%}": (100 * significance.POWER, "bench.stats.significance.POWER"),
+    f"{significance.ALPHA:g}": (significance.ALPHA, "bench.stats.significance.ALPHA"),
+    "3.11": (3.11, "requires-python in pyproject.toml"),
+}
+"""Numbers of the protocol that any text may name."""
+
+SAME, OTHER = "security_vectors", "security_vectors_transfer"
+TOXICITY, LEXICON = "rtp.profanity_check.expected_maximum_toxicity", "rtp.lexicon.expected_maximum_toxicity"
+PERPLEXITY, SOCIAL = "fluency.perplexity", "capability.social_iqa.accuracy"
+
+
+def row(name: str, folder: str, method: str) -> Claim:
+    """A row of the table of security vectors."""
+    words = f"| {name} | {{}} | {{}} | {{}} | {{}} |"
+
+    def values() -> list[float]:
+        own = [value(folder, method, metric) for metric in (TOXICITY, LEXICON)]
+        return [*own, over_unsteered(folder, method, PERPLEXITY), value(folder, method, SOCIAL)]
+
+    return Claim(RESULTS, words, f"records of {folder}: {method}", values)
+
+
+CLAIMS = [
+    Claim(BENCH, "perplexity at most {} times the unsteered model's, distinct-2 at least {} times, repetition and "
+                 "empty texts at most {} above", "conf/tuning/dev.yaml",
+          lambda: [bound("perplexity_ratio"), bound("distinct_2_ratio"), bound("empty_share_increase")]),
+    Claim(RESULTS, "position 0 has a residual norm of {} where", "records of quickstart: fit of act_add, desired_norm",
+          lambda: fact("quickstart", "act_add", "desired_norm")[:1]),
+    Claim(RESULTS, "its norm is {}, that of the token beside it {}.",
+          "records of quickstart: fit of act_add, desired_norm and undesired_norm",
+          lambda: [fact("quickstart", "act_add", f"{side}_norm")[1] for side in ("desired", "undesired")]),
+    Claim(RESULTS, "the perplexity of its dev texts is {} times", "records of quickstart: dev split of detox",
+          lambda: [over_unsteered("quickstart", "detox", PERPLEXITY, "dev")]),
+    Claim(RESULTS, "There are few pairs ({})", "records of quickstart: data of detox",
+          lambda: [float(next(one.record.data.pairs for one in chosen("quickstart", "detox", "rtp")))]),
+    Claim(RESULTS, "(accuracy {} on {} held-out texts)", "records of quickstart: fit of probe_rows",
+          lambda: [*fact("quickstart", "probe_rows", "probe_accuracy"),
+                   *fact("quickstart", "probe_rows", "probe_held_out_texts")]),
+    row("unsteered", SAME, "unsteered"),
+    row("fine-tuned", SAME, "finetune"),
+    row("with a vector, same kind of texts", SAME, "security_vector"),
+    row("with a vector, another kind", OTHER, "security_vector"),
+    Claim(RESULTS, "With the vector of the same kind {} questions are answered right that plain fine-tuning got wrong, "
+                   "and {} the other way", f"items of {SAME}", lambda: questions(SAME)),
+    Claim(RESULTS, "(McNemar's test: p = {})", f"items of {SAME}",
+          lambda: [mcnemar(SAME)]),
+    Claim(RESULTS, "about half of the gain is kept ({})", f"records of {SAME}", lambda: [kept(SAME)]),
+    Claim(RESULTS, "kind it is {} and {}, and a fifth is kept ({})", f"items and records of {OTHER}",
+          lambda: [*questions(OTHER), kept(OTHER)]),
+    Claim(RESULTS, "By `profanity_check` {} of them differs at", "items of false_alarms",
+          lambda: [float((directions("profanity_check")["p"] < significance.ALPHA).sum())]),
+    Claim(RESULTS, "(smallest p: {}). By `lexicon` {} differ", "items of false_alarms",
+          lambda: [directions("profanity_check")["p_holm"].min(),
+                   float((directions("lexicon")["p"] < significance.ALPHA).sum())]),
+    Claim(RESULTS, "has to change a toxicity of {} by {} to be", "items of false_alarms, median direction",
+          lambda: [directions("profanity_check")[name].median() for name in ("unsteered", "detectable")]),
+    Claim(RESULTS, "of them, and by {} after the correction", "items of false_alarms, median direction",
+          lambda: [directions("profanity_check")["detectable_holm"].median()]),
+    Claim(RESULTS, "a table calls one better or worse in at most {} of the cases",
+          "simulated_tables.csv: false positive, table", lambda: [simulated("false positive, table", "null").max()]),
+    Claim(RESULTS, "letters set two rows apart in at most {};", "simulated_tables.csv: false letter, table",
+          lambda: [simulated("false letter, table", "null").max()]),
+    Claim(RESULTS, "cover the true one in {} to {} of the cases", "simulated_tables.csv: coverage of the change",
+          lambda: [simulated("coverage of the change").min(), simulated("coverage of the change").max()]),
+    Claim(RESULTS, "a real effect is found in about a third of the tables ({})",
+          "simulated_tables.csv: one effect, 2 fits",
+          lambda: [simulated("power after Holm", "one effect, 2 fits").item()]),
+    Claim(RESULTS, "Perspective's labels do (AUC {}), `lexicon` less well ({})", "scorer_agreement.csv",
+          lambda: [auc("profanity_check", "rtp_continuations"), auc("lexicon", "rtp_continuations")]),
+    Claim(RESULTS, "on HateCheck ({}, {}) and on ToxiGen's sentences ({}, {})", "scorer_agreement.csv",
+          lambda: [auc(scorer, texts) for texts in ("hatecheck", "toxigen_annotated")
+                   for scorer in ("profanity_check", "lexicon")]),
+    Claim(RESULTS, "accuracy lies {} to {} below the published figures", "capability_smollm2_135m/reproduction.csv",
+          lambda: [-beside_published("difference").max(), -beside_published("difference").min()]),
+    Claim(RESULTS, "(PIQA {} against {})", "capability_smollm2_135m/reproduction.csv",
+          lambda: [beside_published("ours", "PIQA, zero").item(), beside_published("published", "PIQA, zero").item()]),
+    Claim(RESULTS, "Sampling is {} times as fast as transformers' `generate` with 125 rows", "speed.csv",
+          lambda: [ratio("sampling, 12 prompts x 25 x 20", "generate, 125 rows")]),
+    Claim(RESULTS, "likelihood is {} to {} times as fast as lm-eval's HFLM zero-shot, and {} times with five shots",
+          "speed.csv",
+          lambda: [ratio("PIQA", "HFLM"), ratio("HellaSwag", "HFLM"), ratio("MMLU anatomy, 5-shot", "HFLM")]),
+]  # fmt: skip
+
+
+# -- what stands there -------------------------------------------------------------------------------------------------
+
+
+@cache
+def on_one_line(file: str) -> str:
+    """A file's text with every run of white space as one blank."""
+    return " ".join((ROOT / file).read_text(encoding="utf-8").split())
+
+
+def found(claim: Claim, text: str) -> Iterator[Found]:
+    """The numbers of a claim. Raises ValueError where its words do not stand there once, or it has other numbers."""
+    pattern = re.escape(claim.words).replace(re.escape("{}"), f"({NUMBER})")
+    matches = list(re.finditer(pattern, text))
+    values = [float(one) for one in claim.values()]
+    if len(matches) != 1 or len(values) != claim.words.count("{}"):
+        told = f"{len(matches)} times in {claim.file}, with values {values}"
+        raise ValueError(f"claim {claim.words!r} is found {told}; change it with the text")
+    (match,) = matches
+    for i, one in enumerate(values, 1):
+        yield Found(claim, match[i], one, match.span(i))
+
+
+def without_source(file: str, known: Sequence[Found], text: str) -> list[str]:
+    """The numbers of a text's prose, with what stands before them, that neither a claim nor a setting explains."""
+    prose = NO_PROSE.sub(lambda match: " " * len(match[0]), text)
+    places = [one.place for one in known if one.claim.file == file]
+    left = []
+    for match in EXACT.finditer(prose):
+        shown = match[0] + ("%" if prose[match.end() :].lstrip().startswith("%") else "")
+        inside = any(start <= match.start() and match.end() <= end for start, end in places)
+        if not inside and shown not in SETTINGS:
+            left.append(prose[max(0, match.start() - 40) : match.end() + 2])
+    return left
+
+
+def all_found() -> list[Found]:
+    """The numbers of all claims."""
+    return [one for claim in CLAIMS for one in found(claim, on_one_line(claim.file))]
+
+
+# -- the table of README.md --------------------------------------------------------------------------------------------
+
+
+def markdown_rows(text: str) -> list[dict[str, str]]:
+    """The first table of a Markdown text that has a column `method`: a mapping for each row, titles and cells plain."""
+    lines = [[cell.strip().replace("\\", "") for cell in line.strip("|").split("|")]
+             for line in text.splitlines() if line.startswith("|")]  # fmt: skip
+    start = next(i for i, cells in enumerate(lines) if "method" in cells)
+    titles, rows = lines[start], []
+    for cells in lines[start + 2 :]:
+        if len(cells) != len(titles):
+            break
+        rows.append(dict(zip(titles, cells, strict=True)))
+    return rows
+
+
+def main() -> int:
+    """Print each number with its source; returns 1 where one is not what its source says, or has none."""
+    known = all_found()
+    width = max(len(one.claim.file) for one in known)
+    for one in known:
+        told = f"{one.claim.file:{width}}  {one.shown:>7} = {one.value:<9.5g} {one.claim.source}"
+        print(told if one.holds else f"{told}   WRONG")
+    for name, (number, source) in SETTINGS.items():
+        print(f"{'any':{width}}  {name:>7} = {number:<9.5g} {source}")
+    print(f"{README:{width}}  {'table':>7} = cells     results/published/quickstart/leaderboard.md")
+    left = [f"{file}: no source: {one}" for file in FILES for one in without_source(file, known, on_one_line(file))]
+    print(*left, sep="\n", end="\n" if left else "")
+    return int(bool(left) or not all(one.holds for one in known))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
