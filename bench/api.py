@@ -39,7 +39,7 @@ def collect(results: str | Path) -> pd.DataFrame:
         >>> sorted(frame["suite"].unique())
         ['capability', 'fluency', 'rtp']
         >>> frame[(frame["method"] == "caa") & (frame["split"] == "test")]["strength"].unique().tolist()
-        [3.0]
+        [2.0]
     """
     folder = Path(results)
     return table.collect(folder if (folder / "records").is_dir() else folder / "runs")

@@ -25,7 +25,7 @@ from tests.tiny import tiny_lm
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "results" / "published" / "quickstart"
-TOXICITY = "rtp.lexicon.expected_maximum_toxicity_k5_n40"  # profanity_check tuned, and picked the pairs
+TOXICITY = "rtp.toxic_comment.expected_maximum_toxicity_k5_n120"
 HEAVY = ("torch", "transformers", "hydra", "omegaconf", "lm_eval", "pandas", "matplotlib")
 PAIRS = methods.Pairs(["The quick brown", "People walk"], [" fox jumps", " and talk"], [" dog is lazy", " in hate"])
 
@@ -207,7 +207,7 @@ def test_the_leaderboard_of_a_notebook_is_that_of_the_file(tmp_path):
 def test_the_leaderboard_is_written_where_that_is_asked_for(some_methods, tmp_path):
     (tmp_path / "runs").symlink_to(some_methods / "runs")
     one = build_leaderboard(tmp_path, method="caa", suite=["rtp"])
-    assert one["method"].tolist() == ["unsteered", "caa"]
+    assert one["method"].tolist() == ["unsteered", "caa control", "caa"]
     assert [path.name for path in tmp_path.iterdir()] == ["runs"], "nothing is written"
     again = build_leaderboard(tmp_path, method="caa", suite=["rtp"], write=True)
     assert one.equals(again)
@@ -226,7 +226,7 @@ def test_compare_says_what_the_leaderboard_says():
         for name in ("delta", "delta_low", "delta_high", "p", "p_holm", "detectable", "detectable_holm"):
             assert row[name] == pytest.approx(wanted[f"{TOXICITY}.{name}"], rel=0, abs=0, nan_ok=True), name
     assert rows.set_index("method")["p_holm"].isna().to_dict() == {
-        name: name == "random_direction" for name in rows["method"]
+        name: name.endswith(" control") for name in rows["method"]
     }, "the control is no hypothesis"
 
 
