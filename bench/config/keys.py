@@ -47,7 +47,7 @@ SETTINGS: dict[str, Any] = {
     "suite": Nodes, "scorer": Nodes,
     "searchpath": Sequence[str],
 }  # fmt: skip
-OPTIONAL = {"layout", "thinking"}
+OPTIONAL = {"layout", "thinking", "flip", "flip_seed"}
 """Keys of these that a YAML file need not list: files of plug-ins are older than they are."""
 PAIRS = {"scorer": str, "flip": float, "flip_seed": int}
 """Options of every choice of pairs that are the run's and not of the class."""
@@ -84,7 +84,7 @@ def fields_of(node: DictConfig, hint: Any, key: str) -> Fields:
     found = {name: hints.get(name, Any) for name in parameters} | (PAIRS if key == "pairs" else {})
     return Fields(
         found,
-        frozenset(PAIRS if key == "pairs" else ()),
+        frozenset(set(PAIRS) - OPTIONAL if key == "pairs" else ()),
         {name: one.default for name, one in parameters.items()},
         made.__module__.partition(".")[0] in ("bench", "methods"),
         any(one.kind is one.VAR_KEYWORD for one in parameters.values()),

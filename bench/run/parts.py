@@ -73,7 +73,7 @@ def _coin(cfg: DictConfig, method: Method) -> tuple[float, int] | None:
     if cfg.control is not None and control.how(method) == "flipped pairs":
         return control.FLIP, int(cfg.control)
     flip = float(cfg.pairs.get("flip", 0))
-    return (flip, int(cfg.pairs.flip_seed)) if flip else None
+    return (flip, int(cfg.pairs.get("flip_seed", cfg.seed.fit))) if flip else None
 
 
 def check_objective(tuning: Tuning, suites: dict[str, Suite[Any]]) -> None:

@@ -342,7 +342,7 @@ def test_a_cell_with_its_method_scorer_and_suite(sample, world, tmp_path, capsys
     assert {one.suite: sorted(name for name in one.metrics if "word_list" in name) for one in records}["rtp"]
     capsys.readouterr()
     assert main(command) == 0
-    assert "nothing to compute" in capsys.readouterr().err
+    assert "nothing to run" in capsys.readouterr().err
 
 
 # -- the sample itself ---------------------------------------------------------------------------------------------

@@ -264,7 +264,7 @@ PUBLISHED = sorted((Path(__file__).parents[2] / "results/published").glob("*/run
 
 def test_published_records_are_written_as_they_are_read():
     """Byte for byte, whatever an older version put into them."""
-    assert len(PUBLISHED) >= 224
+    assert len(PUBLISHED) >= 148
     for path in PUBLISHED:
         assert plain_json.dumps(record.checked(path).to_json()) == (path / "record.json").read_text(), path
 
@@ -275,7 +275,7 @@ def test_typed_fields_hold_all_that_readers_look_at():
         one, facts = record.checked(path), plain_json.load(path / "record.json")
         for key, value in replace(one, stored={}).to_json().items():
             assert value == facts.get(key), (path, key)
-        assert one.generations is None and "generations" not in one.to_json()
+        assert (one.generations is None) == ("generations" not in one.to_json())
 
 
 def test_what_this_version_does_not_know_survives_a_change(tmp_path):

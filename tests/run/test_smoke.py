@@ -92,7 +92,7 @@ def test_a_sweep_twice_and_in_another_order(world, tmp_path, capsys, monkeypatch
 
     monkeypatch.setattr("bench.plots.draw.rebuild", lambda *_: [])  # drawn once, above
     assert main(arguments(world, tmp_path / "a", f"method={methods}")) == 0  # known: computes nothing
-    assert "nothing to compute" in capsys.readouterr().err
+    assert "nothing to run" in capsys.readouterr().err
     assert stamps == {path: path.stat().st_mtime_ns for path in (tmp_path / "a/runs").rglob("*") if path.is_file()}
 
     backwards = ",".join(reversed(methods.split(",")))  # bit-equal, whatever came before
@@ -155,7 +155,7 @@ def test_every_trial_is_a_record_and_the_test_split_is_opened_once(world, tmp_pa
     assert told.strength == caa.method.strength
     capsys.readouterr()
     assert main(command) == 0  # replayed from the records
-    assert "nothing to compute" in capsys.readouterr().err
+    assert "nothing to run" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -169,7 +169,7 @@ def test_a_strength_in_residual_norms_is_converted_and_named_in_the_methods_unit
     assert by["caa"].method.residual_norms == pytest.approx(0.3, rel=1e-5)
     assert by["random_direction"].method.strength == 0.3
     capsys.readouterr()
-    assert main(command) == 0 and "nothing to compute" in capsys.readouterr().err
+    assert main(command) == 0 and "nothing to run" in capsys.readouterr().err
     assert main([*arguments(world, tmp_path, "method=prompt", "strength=1", "strength_unit=residual_norm")]) == 2
     assert "prompt adds no vector to the residual stream" in capsys.readouterr().err
 

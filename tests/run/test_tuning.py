@@ -179,7 +179,7 @@ def test_the_tuning_of_published_records_is_written_as_it_was():
     found = [json.loads(path.read_text())["tuning"] for path in folder.glob("*/record.json")]
     found = [one for one in found if one is not None]
     tuned = built(OmegaConf.to_container(compose(["experiment=quickstart"]).tuning, resolve=True), {})
-    assert len(found) == 30
+    assert len(found) == 15
     for one in found:
         metrics = [
             {
