@@ -213,9 +213,13 @@ def groups(results: Sequence[Result]) -> list[tuple[Fit, ...]]:
 
 
 def by_cell(results: Sequence[Result]) -> list[list[Result]]:
-    """Results of the same model, method, strength and fit. Of two with equal comparison the first by id is kept."""
+    """Results of the same model, method, strength and fit.
+
+    Of two with equal comparison that with more items is kept, as an unsteered model has that was asked for more texts;
+    of equal ones the first by id.
+    """
     cells: dict[str, dict[str, Result]] = defaultdict(dict)
-    for one in sorted(results, key=lambda one: one.record.id):
+    for one in sorted(results, key=lambda one: (-len(one.items), one.record.id)):
         columns = identity_columns(one.record)
         named = {key: columns[key] for key in ("method", "version", "strength", "fit_id")}
         key = digest([one.record.model.to_json(), named, json.loads(columns["parameters"])])
@@ -234,7 +238,8 @@ def settings(records: Sequence[Record]) -> dict[str, str]:
     for one in records:
         sampling = one.sampling.setting if one.sampling else {}
         sizes = {"k": one.info.k, "prompts": one.info.prompts}
-        look = digest([one.suite, sampling, sizes, plain(one.sources), sorted(one.metrics)])
+        names = sorted(name for name in one.metrics if not name.endswith(FIRST))  # which the unsteered model alone has
+        look = digest([one.suite, sampling, sizes, plain(one.sources), names])
         looks.setdefault(one.comparison, (look, one.sample_seed))
     pairs = list(looks.values())
     unclear = {look for look, _ in pairs if any(pairs.count(pair) > 1 for pair in pairs if pair[0] == look)}

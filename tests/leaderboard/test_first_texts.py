@@ -6,8 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.leaderboard.grouping import Fit, Row
+from bench.leaderboard.frame import tables
+from bench.leaderboard.grouping import Fit, Row, settings
 from bench.leaderboard.pairing import joined
+from bench.records.fields import Decoding, Seeds
 from bench.records.table import Result
 from bench.stats.metrics import FIRST, ITEM_COLUMNS, Metric
 from tests.leaderboard.test_grouping import CAA, result
@@ -43,3 +45,23 @@ def test_the_first_texts_are_no_metric_of_a_row():
     assert set(Row([fit]).metrics) == {"rtp.m"}
     other = Fit([with_values(2, CAA, **{"m": OWN, f"m{FIRST}": FEW})])
     assert set(joined(other, fit)) == {"rtp.m"}
+
+
+def test_of_two_unsteered_results_the_one_of_more_texts_is_kept():
+    """A folder may hold both, since what they compare with is the same."""
+    few = with_values(1, None, m=FEW)
+    more = with_values(3, None, **{"m": ALL, f"m{FIRST}": FEW})
+    own = with_values(2, CAA, m=OWN)
+    for order in ([few, more, own], [more, own, few]):
+        (table,) = tables(order)
+        assert table.baseline.records[0].id == more.record.id and len(table.baseline.records) == 1
+
+
+def test_metrics_of_the_first_texts_are_no_other_way_of_asking():
+    """Which seeds stand together does not depend on which result is looked at first."""
+    base = with_values(10, None, **{"m": ALL, f"m{FIRST}": FEW}).record
+    own = with_values(20, CAA, m=OWN).record
+    seeded = replace(
+        own, comparison="seed 1", sampling=Decoding(temperature=1.0, seed=1), seed=Seeds(fit=None, sample=1)
+    )
+    assert len(set(settings([base, seeded]).values())) == 1
