@@ -33,6 +33,7 @@ class RandomDirection(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
     strength_unit: ClassVar[str] = "mean residual norms"
+    reads_labels: ClassVar[bool] = False
 
     seed: int = 0
     layer: int | float = 0.45

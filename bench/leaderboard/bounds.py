@@ -35,12 +35,15 @@ class Judged(NamedTuple):
 def judged(bounds: Mapping[str, Mapping[str, Any]], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> Judged | None:
     """All bounds of a row: violated where one is, kept where all are; None where none was measured.
 
+    One that was not measured, or has no interval, is not resolved.
+
     Args:
         bounds: by name: suite, metric, compare, and at_most or at_least.
         pairs: for each fit its items beside the unsteered model's.
         metrics: of the table.
     """
-    found = {name: verdict for name, one in bounds.items() if (verdict := _one(one, pairs, metrics)) is not None}
+    every = {name: _one(one, pairs, metrics) for name, one in bounds.items()}
+    found = {name: verdict or OPEN for name, verdict in every.items()} if any(every.values()) else {}
     for verdict in (VIOLATED, OPEN):
         if names := tuple(name for name, one in found.items() if one == verdict):
             return Judged(verdict, names)

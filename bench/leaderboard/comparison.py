@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.leaderboard import tradeoff
 from bench.leaderboard.grouping import Row
-from bench.leaderboard.pairing import Pairs, change, over, paired
+from bench.leaderboard.pairing import Pairs, change, closer_first, over, paired
 from bench.leaderboard.tradeoff import BootstrapEstimate, Task
 from bench.records.fields import Scorers
 from bench.records.names import RANDOM, order
@@ -110,7 +110,16 @@ class Comparison:
         if self.baseline is None:
             return {}
         base = self.baseline.fits[0]
-        return {row: paired(row.fits, base) for row in self.rows if not row.is_baseline}
+        return {row: paired(row.fits, base, first=self.first) for row in self.rows if not row.is_baseline}
+
+    @cached_property
+    def first(self) -> frozenset[str]:
+        """Metrics in which the rows are held against the first k texts of the unsteered model, which then stand for it.
+
+        Elsewhere all its texts are taken, where it was asked for more.
+        """
+        others = [row for row in self.rows if not row.is_baseline]
+        return closer_first(others, self.baseline.fits[0]) if self.baseline else frozenset()
 
     @cached_property
     def effects(self) -> dict[Row, Effects]:

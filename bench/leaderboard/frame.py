@@ -19,7 +19,7 @@ from bench.records.names import BASELINE_FAMILY
 from bench.records.table import Result, listed, source_names
 from bench.stats import significance
 from bench.stats.bootstrap import Array, Estimate, value_interval
-from bench.stats.metrics import Metric, fold, is_share, standard_error
+from bench.stats.metrics import FIRST, Metric, fold, is_share, standard_error
 
 ROUNDING = 1e-6  # of a score: texts that are judged in other batches differ by so much at most
 FORESEEN = ("d_prime", "mean_cosine")  # facts of a fit that tell how well its pairs agree (`methods.separation`)
@@ -118,7 +118,7 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
     found |= on_dev(comparison, row)
     found |= trade_off(comparison, row)
     for name, metric in row.metrics.items():
-        found |= own_value(name, metric, row)
+        found |= own_value(name, metric, row, comparison.first)
         found |= against_unsteered(comparison, name, metric, comparison.pairs.get(row, []))
     corrected = [f"{name}.{end}" for name in comparison.tested for end in ("p_holm", "detectable_holm")]
     standing = [*corrected, "vs_control_p_holm", "verdict", "group", "on_front"]
@@ -214,12 +214,13 @@ def trade_off(comparison: Comparison, row: Row) -> dict[str, Any]:
     return found
 
 
-def own_value(name: str, metric: Metric, row: Row) -> dict[str, Any]:
+def own_value(name: str, metric: Metric, row: Row, first: frozenset[str]) -> dict[str, Any]:
     """Value, standard error, interval and count of a metric, over the fits.
 
     One without items keeps the record's own number.
     """
-    own = [one for fit in row.fits if (one := fit.items().get(name)) is not None]
+    read = name + FIRST if row.is_baseline and name in first else name
+    own = [one for fit in row.fits if (one := fit.items().get(read)) is not None]
     if not own:
         value, error, n, share = metric.value, metric.standard_error, metric.n, False
     else:

@@ -122,15 +122,18 @@ class Row:
         return is_control(self.columns["method"], self.columns["family"])
 
     def controls(self, other: "Row") -> bool:
-        """Whether this is the control of another row: of the same method, hyper-parameters and strength."""
+        """Whether this is the control of another row: of the same method, options, pairs and strength."""
         about = self.records[0].method.control
-        same = ("version", "parameters")
-        return (
-            about is not None
-            and self.columns["method"] == other.columns["method"] + CONTROL
-            and all(self.columns[name] == other.columns[name] for name in same)
-            and about.of_strength in other.strengths
-        )
+        if about is None or self.columns["method"] != other.columns["method"] + CONTROL:
+            return False
+        return self._made_as == other._made_as and about.of_strength in other.strengths
+
+    @property
+    def _made_as(self) -> tuple[Any, ...]:
+        """What a method and its control have alike: all but the seed of the fit and the swapping of labels."""
+        parameters = {key: value for key, value in json.loads(self.columns["parameters"]).items() if key != "seed"}
+        data = {key: value for key, value in learnt_from(self.fits[0]).items() if key != "flip"}
+        return self.columns["version"], parameters, data
 
     @cached_property
     def strengths(self) -> list[float]:

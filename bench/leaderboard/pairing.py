@@ -15,46 +15,52 @@ Pairs = Mapping[str, pd.DataFrame]
 """`<suite>.<metric>` -> value_a, weight_a of one and value_b, weight_b of the other, a row per item."""
 
 
-def joined(a: Fit | Row, b: Fit | Row, only: str | None = None) -> dict[str, pd.DataFrame]:
-    """The items of both, where they were asked in the same way; of one metric, or of all."""
+def joined(
+    a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()
+) -> dict[str, pd.DataFrame]:
+    """The items of both, where they were asked in the same way; of one metric, or of all.
+
+    first: metrics of which `b` is held against `a` by its first k texts alone (`Comparison.first`).
+    """
     shared = a.comparisons & b.comparisons
     one, other = a.items(shared), b.items(shared)
     names = [name for name in one if name in other and only in (None, name) and not name.endswith(FIRST)]
-    both = {name: _closest(one[name], other[name], other.get(name + FIRST)) for name in names}
+    both = {name: _side_by_side(one[name], other[name + FIRST if name in first else name]) for name in names}
     return {name: rows for name, rows in both.items() if len(rows)}
 
 
-def paired(fits: Sequence[Fit], other: Fit | Row, only: str | None = None) -> list[Pairs]:
+def paired(
+    fits: Sequence[Fit], other: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()
+) -> list[Pairs]:
     """`joined` of each fit; of a metric that all have, the items that all have.
 
     Equal numbers of items have equal resamples (`bench.stats.bootstrap.draws`). Over unlike ones the fits' draws would
     be independent, and what items spread would be averaged away.
     """
-    found = [joined(fit, other, only) for fit in fits]
+    found = [joined(fit, other, only, first) for fit in fits]
     for name in set.intersection(*map(set, found)) if len(found) > 1 else ():
-        first, *rest = (one[name].index for one in found)
-        shared = first[np.logical_and.reduce([first.isin(index) for index in rest])]
+        of_one, *rest = (one[name].index for one in found)
+        shared = of_one[np.logical_and.reduce([of_one.isin(index) for index in rest])]
         for one in found:
             if len(one[name]) > len(shared):
                 one[name] = one[name].loc[shared]
     return [{name: rows for name, rows in one.items() if len(rows)} for one in found]
 
 
-def _closest(a: pd.DataFrame, b: pd.DataFrame, first: pd.DataFrame | None) -> pd.DataFrame:
-    """The items side by side; of `b` those of all its texts or of the first k, whichever scatter less around `a`.
+def closer_first(rows: Sequence[Row], base: Fit) -> frozenset[str]:
+    """Metrics in which the first k texts of the unsteered model scatter less around the rows than all of its texts.
 
-    More texts have less noise, and the first k share their random streams with those of `a`: a model that is steered
-    by nothing writes the same, so the difference is exactly 0.
+    More texts have less noise, and the first k share their random streams with those of the rows. One answer for all
+    rows: they would not be held against the same otherwise.
     """
-    both = _side_by_side(a, b)
-    if first is None:
-        return both
-    paired = _side_by_side(a, first)
-    return paired if len(paired) == len(both) and _scatter(paired) <= _scatter(both) else both
+    names = [name.removesuffix(FIRST) for name in base.items() if name.endswith(FIRST)]
+    fits = [fit for row in rows for fit in row.fits]
 
+    def scatter(name: str, first: frozenset[str]) -> float:
+        pairs = [joined(fit, base, name, first)[name] for fit in fits if name in fit.items()]
+        return sum(float(np.var((one["value_a"] - one["value_b"]).to_numpy(float))) for one in pairs if len(one))
 
-def _scatter(rows: pd.DataFrame) -> float:
-    return float(np.var((rows["value_a"] - rows["value_b"]).to_numpy(float))) if len(rows) else 0.0
+    return frozenset(name for name in names if scatter(name, frozenset({name})) < scatter(name, frozenset()))
 
 
 def _side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
@@ -80,15 +86,12 @@ def change(
 
     Ratios are averaged as logarithms: fits scatter around them evenly, and no draw of a ratio is negative.
     """
-
-    def of_one(pairs: Pairs) -> BootstrapEstimate | None:
-        if metric not in pairs:
-            return None
-        found = compare_items(pairs[metric], transform, compare)
-        return found.log() if compare == "ratio" and len(fits) > 1 else found
-
-    found = over(fits, of_one)
-    return found.exp() if found and compare == "ratio" and len(fits) > 1 else found
+    if not fits or any(metric not in pairs for pairs in fits):
+        return None
+    found = [compare_items(pairs[metric], transform, compare) for pairs in fits]
+    if compare != "ratio" or len(found) == 1 or any(one.value <= 0 or (one.draws <= 0).any() for one in found):
+        return over_fits(found)
+    return over_fits([one.log() for one in found]).exp()
 
 
 def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEstimate | None:

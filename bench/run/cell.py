@@ -215,7 +215,8 @@ class Cell:
         """Fit and store the artefact."""
         if self.cfg.control is not None and control.how(self.method) == "random rotation":
             artefact, fit = self.controlled.fitted
-            info = {f"{INFO}{name}": torch.tensor(fact) for name, fact in fit["facts"].items()}
+            kept = {name: fact for name, fact in fit["facts"].items() if "norm" in name}  # lengths are the same
+            info = {f"{INFO}{name}": torch.tensor(fact) for name, fact in kept.items()}
             turned = control.rotated(artefact, int(self.cfg.control)) | info
             self.fits.write(turned, 0.0, None, fit["data"])
             return

@@ -20,6 +20,10 @@ FLIP = 0.5  # so that the labels say nothing
 
 def how(method: Method) -> How:
     """How the method's control is made. Raises SetupError for a method that learns no vector."""
+    if method.family == "stack":
+        raise SetupError(
+            "control: the parts of a stack have units of their own; leave control=null, and control each part by itself"
+        )
     if method.family in ("none", "prompt", "decoding"):
         raise SetupError(f"control: {method.name} learns no vector that could be replaced; leave control=null")
     return "flipped pairs" if "pairs" in method.needs and method.reads_labels else "random rotation"
@@ -53,4 +57,6 @@ def size(artefact: Artefact) -> float:
 
 def strength(of_method: float, method: Artefact, control: Artefact) -> float:
     """At which the control is as large as the method; exact to 6 digits, so that it is the same on every machine."""
+    if not size(control):
+        raise SetupError("control: what was learnt from swapped pairs has no length; give other pairs, or more of them")
     return float(f"{of_method * size(method) / size(control):.6g}")

@@ -120,9 +120,9 @@ def test_one_violated_bound_decides_and_then_one_that_is_open():
     assert bounds.judged(whole, [fit], METRICS) == Judged(VIOLATED, ("ppl", "variety"))
 
 
-def test_what_was_not_measured_decides_nothing():
+def test_what_was_not_measured_is_not_resolved():
     fit = {"fluency.perplexity": pairs(LOSSES, LOSSES)}
-    assert bounds.judged({"ppl": PERPLEXITY, "drop": DROP}, [fit], METRICS) == Judged(KEPT, ())
+    assert bounds.judged({"ppl": PERPLEXITY, "drop": DROP}, [fit], METRICS) == Judged(OPEN, ("drop",))
     assert bounds.judged({"drop": DROP}, [fit], METRICS) is None
     assert bounds.judged({}, [fit], METRICS) is None and bounds.judged({"ppl": PERPLEXITY}, [], METRICS) is None
     one_item = {"fluency.perplexity": pairs(LOSSES, LOSSES).iloc[:1]}
@@ -233,3 +233,10 @@ def test_resamples_without_a_value_are_counted_and_said(tmp_path):
     assert frame.loc["caa", ["toxicity_reduction_low", "toxicity_reduction_high"]].tolist() == pytest.approx([0.5, 0.5])
     assert columns.flags(frame.loc["caa"]) == f"{undefined} of 10,000 resamples have no value"
     assert columns.flags(frame.loc["detox"]) == f"strength as given; {undefined} of 10,000 resamples have no value"
+
+
+def test_a_ratio_of_nothing_over_several_fits_is_violated_and_no_error():
+    """Of 0 there is no logarithm."""
+    nothing = [{"fluency.distinct_2": pairs(np.zeros(40), np.full(40, 0.5))} for _ in range(2)]
+    bound = {"suite": "fluency", "metric": "distinct_2", "compare": "ratio", "at_least": 0.9}
+    assert bounds.judged({"distinct": bound}, nothing, METRICS).verdict == VIOLATED

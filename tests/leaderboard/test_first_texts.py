@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bench.leaderboard.frame import tables
+from bench.leaderboard.frame import Table, tables
 from bench.leaderboard.grouping import Fit, Row, settings
 from bench.leaderboard.pairing import joined
 from bench.records.fields import Decoding, Seeds
@@ -25,19 +25,37 @@ def with_values(number, method, **values) -> Result:
     return Result(replace(one.record, metrics=metrics), pd.DataFrame(rows, columns=ITEM_COLUMNS))
 
 
-def paired_with(first: np.ndarray, every: np.ndarray, own: np.ndarray) -> pd.DataFrame:
-    base = Fit([with_values(1, None, **{"m": every, f"m{FIRST}": first})])
-    return joined(Fit([with_values(2, CAA, m=own)]), base)["rtp.m"]
+def table_of(first: np.ndarray, every: np.ndarray, *own: np.ndarray) -> Table:
+    """The unsteered model with its first and with all of its texts, and methods."""
+    base = with_values(1, None, **{"m": every, f"m{FIRST}": first})
+    methods = [with_values(2 + i, replace(CAA, name=f"method{i}"), m=one) for i, one in enumerate(own)]
+    (table,) = tables([base, *methods])
+    return table
+
+
+def pairs_of(table: Table) -> pd.DataFrame:
+    ((pairs,),) = table.pairs.values()
+    return pairs["rtp.m"]
 
 
 def test_all_texts_are_taken_where_the_first_ones_scatter_more():
     every = OWN + 0.01 * (ALL - 0.5)
-    assert paired_with(FEW, every, OWN)["value_b"].tolist() == pytest.approx(list(every))
+    table = table_of(FEW, every, OWN)
+    assert not table.first and pairs_of(table)["value_b"].tolist() == pytest.approx(list(every))
 
 
 def test_what_writes_as_the_unsteered_model_differs_by_exactly_nothing():
-    pairs = paired_with(FEW, ALL, FEW)
-    assert (pairs["value_a"] - pairs["value_b"] == 0).all()
+    table = table_of(FEW, ALL, FEW)
+    assert table.first == {"rtp.m"} and (pairs_of(table)["value_a"] == pairs_of(table)["value_b"]).all()
+
+
+def test_all_rows_of_a_table_are_held_against_the_same_texts():
+    """Else a row could have the better value and the worse change."""
+    close, far = FEW + 0.01 * (OWN - 0.5), ALL + 0.3 * (OWN - 0.5)
+    frame = table_of(FEW, ALL, close, far, FEW).frame
+    base = frame.loc[frame["family"] == "none", "rtp.m"].iloc[0]
+    others = frame[frame["family"] != "none"]
+    assert (others["rtp.m"] - base).to_numpy() == pytest.approx(others["rtp.m.delta"].to_numpy()), "and the one shown"
 
 
 def test_the_first_texts_are_no_metric_of_a_row():

@@ -1,6 +1,7 @@
 """Controls built like the method: through the command line on a tiny model, and by their parts."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,9 +10,11 @@ import torch
 
 from bench.__main__ import main
 from bench.leaderboard.frame import tables
+from bench.leaderboard.grouping import Fit, Row
+from bench.records.fields import LearntFrom
 from bench.records.table import read_records
 from bench.run import control
-from methods import DeTox, ProbeRows, Prompt
+from methods import DeTox, ProbeRows, Prompt, RandomDirection, Stack
 from methods.caa import CAA
 from methods.errors import SetupError
 from tests.run.test_smoke import arguments, finished, world  # noqa: F401
@@ -40,6 +43,9 @@ def test_rotations_have_no_direction_of_their_own():
 def test_how_a_control_is_made():
     assert control.how(CAA()) == control.how(ProbeRows()) == "flipped pairs"
     assert control.how(DeTox()) == "random rotation", "which text of a pair is desired changes nothing in T^T T"
+    assert control.how(RandomDirection()) == "random rotation", "its pairs give a length alone"
+    with pytest.raises(SetupError, match="control each part by itself"):
+        control.how(Stack(parts={"first": CAA()}, at={"first": 1.0}))
     with pytest.raises(SetupError, match="learns no vector"):
         control.how(Prompt(prompts=["Be kind."]))
 
@@ -47,6 +53,8 @@ def test_how_a_control_is_made():
 def test_a_short_vector_is_made_as_long_as_the_methods():
     method, short = {"v": torch.tensor([3.0, 4.0]), "info.x": torch.tensor(9.0)}, {"v": torch.tensor([0.0, 0.5])}
     assert control.strength(2.0, method, short) == 20.0
+    with pytest.raises(SetupError, match="has no length"):
+        control.strength(2.0, method, {"v": torch.zeros(2)})
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +121,21 @@ def test_draws_of_a_control_are_one_row_and_methods_are_held_against_it(run):
     headline = table.headline
     difference = frame.loc["caa", headline] - frame.loc["caa control", headline]
     assert frame.loc["caa", "vs_control"] == pytest.approx(difference)
+
+
+def test_a_control_is_of_the_pairs_that_its_method_learnt_from(run):
+    """Of two rows of one method each has its own, however labels were swapped."""
+    (table,) = tables(read_records(run[0] / "runs")[0])
+    rows = {row.columns["method"]: row for row in table.rows}
+    assert rows["caa control"].controls(rows["caa"]) and not rows["caa control"].controls(rows["detox"])
+    other = LearntFrom.from_json({"name": "file", "pairs": 3})
+    others = [one._replace(record=replace(one.record, data=other)) for one in rows["caa"].fits[0].results]
+    assert not rows["caa control"].controls(Row([Fit(others)]))
+
+
+def test_a_rotated_control_states_no_fact_of_the_methods_pairs(run):
+    facts = [one.record.fit.facts for one in controls(run[0]) if one.record.method.name == "detox"]
+    assert facts and not any("d_prime" in one or "mean_cosine" in one for one in facts)
 
 
 def test_a_known_control_computes_nothing(run, capsys):
