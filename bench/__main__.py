@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def all_cached(cells: int) -> str:
-    """What is said where nothing is left to compute."""
+    """The line that a command prints where the results of all its cells are stored."""
     return f"{cells} cell{'s' if cells != 1 else ''} cached; nothing to run"
 
 

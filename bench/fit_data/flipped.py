@@ -51,7 +51,7 @@ class Flipped(FitSource):
         return self.source.tokens()
 
     def learnt(self) -> Learnt:
-        """What may not be asked is what the source says."""
+        """A suite may not ask what the source was made from, swapped or not."""
         return self.source.learnt()
 
     def size(self) -> int:

@@ -282,7 +282,7 @@ def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def error_over(row: Row) -> str:
-    """What the intervals of a row speak about."""
+    """The sources of variance that a row's intervals cover: items alone, or items and fit seeds."""
     seeded = any(fit.columns["fit_seed"] is not None for fit in row.fits)
     if len(row.fits) > 1:
         return f"items and {len(row.fits)} fit seeds"

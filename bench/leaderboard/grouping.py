@@ -57,12 +57,12 @@ class Fit:
 
     @property
     def cost(self) -> Cost | None:
-        """What steering costs while texts are sampled."""
+        """The sampling speed of the steered model, by the first record that states it; None where none does."""
         return next((one.cost for one in self.records if one.cost), None)
 
     @cached_property
     def comparisons(self) -> set[str]:
-        """What its records may be compared with."""
+        """The comparison ids of its records; items of two fits may be paired where they share one."""
         return {one.comparison for one in self.records}
 
     def metrics(self) -> dict[str, Metric]:

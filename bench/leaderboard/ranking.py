@@ -133,5 +133,5 @@ def ranked(frame: pd.DataFrame, metric: str, higher_is_better: bool, draws: Sequ
 
 
 def _known(values: "pd.Series[float]") -> list[float | None]:
-    """What is missing as None."""
+    """The values as a list, with None in place of NaN."""
     return [None if pd.isna(value) else float(value) for value in values]

@@ -161,3 +161,9 @@ def test_the_unsteered_model_may_be_asked_for_more(run):
 def test_a_control_of_what_learns_no_vector_is_refused(world, tmp_path, capsys):  # noqa: F811
     assert main([*arguments(world, tmp_path, "method=prompt", "control=0", "suite=[rtp,fluency]")]) != 0
     assert "learns no vector" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", ["control=-1", "pairs.flip_seed=-1", "pairs.flip=1.5"])
+def test_a_draw_or_share_that_there_is_not_is_refused_before_anything_runs(wrong, capsys):
+    assert main(["method=caa", wrong]) == 2
+    assert wrong.partition("=")[0] in capsys.readouterr().err
