@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from bench.leaderboard.bounds import KEPT
 from bench.plots import style
 from bench.plots.style import DASHES, GREY, PALE, NothingToDraw, Point, Width
 from bench.records.names import RANDOM
@@ -29,11 +30,11 @@ LEAST = {X: (-0.05, 0.3), "gold_choice_change": (-0.2, 0.1), "fluency_kept": (0.
 def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction against the change of right answers and fluency kept, for one table of the leaderboard.
 
-    A filled marker per method with 95 % bars both ways, a hollow one where no strength was feasible (its bars may leave
-    the panel); the unsteered model as a star; random directions as dots and a box over their range. The line is the
-    Pareto front of methods and unsteered model in that plane, without what has collapsed. Names are in a legend, since
-    methods that do little all lie on one another; a page names MOST methods, and the others are crosses there. What
-    no method was measured in has no panel.
+    A filled marker per method with 95 % bars both ways, a hollow one where no strength was feasible or a bound is
+    violated (its bars may leave the panel unless the test split shows that its bounds are kept); the unsteered model as
+    a star; random directions as dots and a box over their range. The line is the Pareto front of methods and unsteered
+    model in that plane, without what has collapsed. Names are in a legend, since methods that do little all lie on one
+    another; a page names MOST methods, and the others are crosses there. What no method was measured in has no panel.
 
     Args:
         frame: `Table.frame`.
@@ -106,7 +107,7 @@ def front(ax: Axes, column: str, frame: pd.DataFrame) -> bool:
 
 
 def limits(axes: Sequence[Axes], panels: Sequence[str], shown: Sequence[Point], random: pd.DataFrame) -> None:
-    """Room for every marker, and for every bar of a feasible method; alike on all pages."""
+    """Room for every marker, and for every bar of a method within its bounds; alike on all pages."""
     setters: list[Any] = [axes[0].set_xlim, *(ax.set_ylim for ax in axes)]
     for name, setter in zip([X, *panels], setters, strict=True):
         values = list(LEAST[name])
@@ -114,7 +115,8 @@ def limits(axes: Sequence[Axes], panels: Sequence[str], shown: Sequence[Point], 
         for point in shown:
             if pd.notna(point.row[name]):
                 value, ((below,), (above,)) = point.at(name)
-                values += [value] if point.hollow else [value - below, value, value + above]
+                whole = not point.hollow or point.row.get("bounds") == KEPT
+                values += [value - below, value, value + above] if whole else [value]
         margin = 0.06 * (max(values) - min(values))
         setter(min(values) - margin, max(values) + margin)
 
