@@ -1,49 +1,55 @@
 """What steering does to each task: the change in accuracy, method by method."""
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib import markers
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from bench.console import escape
 from bench.plots import style
-from bench.plots.style import SMALL, NothingToDraw, Width
-from bench.records.names import BASELINE_FAMILY
+from bench.plots.style import PAGE, SMALL, NoSuchPage, NothingToDraw, Width
+from bench.records.names import BASELINE_FAMILY, is_control
 from bench.stats.significance import ALPHA
 
 COLOURS = mpl.colormaps["PuOr"]  # of ColorBrewer, told apart by colour-blind readers; pale where nothing changed
 FULL = 0.1  # change in accuracy that has full colour, or the largest there is: noise is not drawn large
-CELL, ROW = 0.33, 0.21  # inches that a number takes across and up
-NAMES = 0.42  # of the width that the methods' names may take
+CELL = {"single": 0.42, "double": 0.66}  # inches of a cell across, with change and interval below or beside each other
+ROW = {"single": 0.31, "double": 0.21}  # inches of a cell up
+APART = {"single": "\n", "double": " "}  # between change and interval
+NAMES = 0.36  # of the width that the methods' names may take
+LINE = 1.3 * SMALL / 72  # inches of a line of text
+TILT = 40  # degrees of tasks' names that have no room
+ROOM = PAGE - 0.7  # inches for the blocks of a page, above the legend
 
 
 @style.styled
-def capability(frame: pd.DataFrame, width: Width = "double") -> Figure:
+def capability(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Change in accuracy against the unsteered model as a heat map, methods by tasks.
 
-    A cell holds the change and, where the paired test tells it from none after Holm's correction over the methods, a
-    star. The first line is the unsteered model's own accuracy. Tasks that have no room side by side are in further
-    blocks.
+    A cell holds the change, half of its 95 % interval and, where the paired test tells it from none after Holm's
+    correction over the methods, a star. The first line is the unsteered model's own accuracy; below each task is the
+    number of its documents. Controls that were asked no task are left out. Tasks, and then methods, that have no room
+    are in further blocks, and those on further pages.
 
     Args:
         frame: `Table.frame`.
         width: of one or two columns.
+        page: which of the pages.
 
     Raises:
         NothingToDraw: no accuracy was measured for a method and for the unsteered model.
+        NoSuchPage: there are fewer pages.
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
+    style.inches(width)
     is_base = (frame["family"] == BASELINE_FAMILY).to_numpy()
     found = [re.fullmatch(r"(.+)\.accuracy\.delta", str(name)) for name in frame.columns]
     tasks = [match[1] for match in found if match and frame.loc[~is_base, match[0]].notna().any()]
@@ -52,52 +58,141 @@ def capability(frame: pd.DataFrame, width: Width = "double") -> Figure:
             "no accuracy was measured for a method and the unsteered model on the same documents; run "
             "`python -m bench -m method=unsteered,caa suite=[rtp,fluency,capability]`"
         )
-    accuracy = frame.loc[is_base, [f"{task}.accuracy" for task in tasks]].to_numpy(float)[:1]  # (1, tasks)
-    change = frame.loc[~is_base, [f"{task}.accuracy.delta" for task in tasks]].to_numpy(float)  # (methods, tasks)
-    p = frame.reindex(columns=[f"{task}.accuracy.p_holm" for task in tasks])[~is_base].to_numpy(float)
-    wide = style.inches(width)
-    names = ["unsteered"] + [
-        style.wrapped(name, NAMES * wide * 72, lines=2)
-        for name, base in zip(style.names(frame), is_base, strict=True)
-        if not base
-    ]
-    beside = max(style.measure(line) for name in names for line in name.split("\n")) / 72 + 0.25
-    blocks = np.array_split(np.arange(len(tasks)), -(-len(tasks) // max(1, int((wide - beside) / CELL))))
-    cell = (wide - beside) / len(blocks[0])
-    tilted = max(map(style.measure, short(tasks))) / 72 + 0.05 > cell
-    row = ROW * (1.4 if any("\n" in name for name in names) else 1)
-    high = row * len(names) + (0.65 if tilted else 0.25)
-    figure = style.blank(width, 0.05 + high * len(blocks))
-    axes = figure.subplots(len(blocks), 1, squeeze=False)[:, 0]
-    full = max(FULL, float(np.nanmax(np.abs(change))))
+    asked = frame[[f"{task}.accuracy.delta" for task in tasks]].notna().any(axis=1).to_numpy()
+    control = [is_control(*one) for one in zip(frame["method"], frame["family"], strict=True)]
+    kept = ~is_base & (asked | ~np.array(control))
+    base, methods = frame[is_base].iloc[:1], frame[kept]
+    change, p = (values(methods, tasks, f"accuracy.{end}") for end in ("delta", "p_holm"))
+    texts = np.concatenate([written(base, tasks, width), changed(methods, tasks, p, width)])
+    names = ["unsteered", *np.array(style.names(frame))[kept]]
+    plans = [plan(names, short(tasks), counts(base, tasks), width, turned) for turned in (False, True)]
+    best = min(plans, key=lambda one: len(one.pages))
+    if not 1 <= page <= len(best.pages):
+        raise NoSuchPage(f"page {page}: the figure has {len(best.pages)}")
+    blocks, colours = best.pages[page - 1], faces(change)
+    if best.turned:
+        texts, colours = texts.T, colours.swapaxes(0, 1)
+    figure = style.blank(width, 0.05 + sum(block.high for block in blocks))
+    axes = figure.subplots(len(blocks), 1, squeeze=False, height_ratios=[one.high for one in blocks])[:, 0]
     for ax, block in zip(axes, blocks, strict=True):
-        cells(ax, accuracy[:, block], change[:, block], p[:, block], full)
-        tilt: dict[str, Any] = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"} if tilted else {}
-        ax.set_xticks(np.arange(len(block)) + 0.5, [short(tasks)[i] for i in block], **tilt)
-        ax.set_yticks(np.arange(len(names)) + 0.5, names)
+        own = np.ix_(block.down, block.across)
+        cells(ax, texts[own], colours[own])
+        tilt: dict[str, Any] = {"rotation": TILT, "ha": "right", "rotation_mode": "anchor"} if best.tilted else {}
+        ax.set_xticks(np.arange(len(block.across)) + 0.5, [best.across[i] for i in block.across], **tilt)
+        ax.set_yticks(np.arange(len(block.down)) + 0.5, [best.down[i] for i in block.down])
         ax.tick_params(length=0)
         ax.spines[:].set_visible(False)
-    style.legend(figure, keys(p))
+    style.legend(figure, keys(change, p))
     return figure
 
 
-def cells(ax: Axes, accuracy: np.ndarray, change: np.ndarray, p: np.ndarray, full: float) -> None:
-    """A block: the unsteered accuracies (1, tasks) over the changes (methods, tasks); no number where none is known."""
-    faces = COLOURS(0.5 + 0.5 * np.nan_to_num(change) / full)  # (methods, tasks, 4): orange lost, violet gained
-    faces[np.isnan(change)] = to_rgba("white")
-    faces = np.concatenate([np.ones((1, *faces.shape[1:])), faces])
+# -- what fits -------------------------------------------------------------------------------------------------------
+
+
+class Block(NamedTuple):
+    """Some of the lines by some of the columns, as places of both, and how high it is in inches."""
+
+    down: np.ndarray
+    across: np.ndarray
+    high: float
+
+
+class Plan(NamedTuple):
+    """The blocks of each page; turned: tasks are lines. down, across: what all lines and columns are called."""
+
+    pages: list[list[Block]]
+    turned: bool
+    down: list[str]
+    across: list[str]
+    tilted: bool
+
+
+def plan(methods: Sequence[str], tasks: Sequence[str], counts: Sequence[str], width: Width, turned: bool) -> Plan:
+    """Methods (the unsteered model first) by tasks in blocks, or tasks by methods; pages as full as they go."""
+    beside = [f"{name} ({n})" if n else name for name, n in zip(tasks, counts, strict=True)]
+    below = [f"{name}\n{n}".rstrip() for name, n in zip(tasks, counts, strict=True)]
+    down = [style.wrapped(name, NAMES * style.inches(width) * 72, lines=2) for name in (beside if turned else methods)]
+    across = list(methods) if turned else below
+    room = style.inches(width) - longest(down) - 0.25
+    columns = chunks(len(across), max(2, int(room / CELL[width])), turned)
+    tilted = longest(across) + 0.06 > room / max(map(len, columns))
+    if tilted and not turned:
+        across = beside
+    high = 0.1 + LINE * (1 if turned else 2)
+    if tilted:
+        high = 0.1 + LINE + float(np.sin(np.radians(TILT))) * longest(across)
+    row = max(ROW[width], 2 * LINE if any("\n" in name for name in down) else 0)
+    lines = chunks(len(down), max(2, int((ROOM - high) / row)), not turned)
+    pages: list[list[Block]] = [[]]
+    for block in [Block(i, j, high + row * len(i)) for i in lines for j in columns]:
+        if pages[-1] and sum(one.high for one in pages[-1]) + block.high > ROOM:
+            pages.append([])
+        pages[-1].append(block)
+    return Plan(pages, turned, down, across, tilted)
+
+
+def longest(names: Sequence[str]) -> float:
+    """Inches of the longest line of these names."""
+    return max(style.measure(line) for name in names for line in name.split("\n")) / 72
+
+
+def chunks(count: int, most: int, first: bool) -> list[np.ndarray]:
+    """Places in parts of at most `most`; with `first`, each part begins with place 0, which is the unsteered model."""
+    places = np.arange(int(first), count)
+    parts = np.array_split(places, -(-len(places) // (most - int(first))))
+    return [np.concatenate([[0], part]) if first else part for part in parts]
+
+
+def cells(ax: Axes, texts: np.ndarray, faces: np.ndarray) -> None:
+    """A block, the unsteered model first: texts (lines, tasks) on colours (lines, tasks, 4)."""
     ax.pcolormesh(faces, edgecolors="white", linewidth=1.0)
     ax.invert_yaxis()
-    texts = [[plain(one) for one in accuracy[0]]]
-    texts += [
-        [signed(c) + ("*" if q < ALPHA else "") for c, q in zip(*both, strict=True)]
-        for both in zip(change, p, strict=True)
-    ]
-    for i, line in enumerate(texts):
-        for j, text in enumerate(line):
-            dark = np.dot(faces[i, j, :3], (0.299, 0.587, 0.114)) < 0.5
-            ax.text(j + 0.5, i + 0.5, text, ha="center", va="center_baseline", fontsize=SMALL,
-                    color="white" if dark else "black")  # fmt: skip
+    for (i, j), text in np.ndenumerate(texts):
+        dark = np.dot(faces[i, j, :3], (0.299, 0.587, 0.114)) < 0.5
+        ax.text(j + 0.5, i + 0.5, text, ha="center", va="center" if "\n" in text else "center_baseline",
+                fontsize=SMALL, color="white" if dark else "black", linespacing=1.1)  # fmt: skip
+
+
+def faces(change: np.ndarray) -> np.ndarray:
+    """A colour for each change (methods, tasks), below those of the unsteered model: (1 + methods, tasks, 4)."""
+    full = max(FULL, float(np.nanmax(np.abs(change))))
+    found = COLOURS(0.5 + 0.5 * np.nan_to_num(change) / full)  # orange lost, violet gained
+    found[np.isnan(change)] = to_rgba("white")
+    return np.concatenate([np.ones((1, *found.shape[1:])), found])
+
+
+# -- numbers and texts -----------------------------------------------------------------------------------------------
+
+
+def values(rows: pd.DataFrame, tasks: Sequence[str], name: str) -> np.ndarray:
+    """What the column of this name of each task holds: (rows, tasks)."""
+    return rows.reindex(columns=[f"{task}.{name}" for task in tasks]).to_numpy(float)
+
+
+def written(base: pd.DataFrame, tasks: Sequence[str], width: Width) -> np.ndarray:
+    """The unsteered model's accuracies with their intervals: (1, tasks)."""
+    low, high = (values(base, tasks, f"accuracy.{end}") for end in ("low", "high"))
+    return each(plain, APART[width], values(base, tasks, "accuracy"), np.full_like(low, "", object), low, high)
+
+
+def changed(rows: pd.DataFrame, tasks: Sequence[str], p: np.ndarray, width: Width) -> np.ndarray:
+    """The methods' changes, a star where they are told from none, and their intervals: (methods, tasks)."""
+    change, low, high = (values(rows, tasks, f"accuracy.delta{end}") for end in ("", "_low", "_high"))
+    return each(signed, APART[width], change, np.where(p < ALPHA, "*", ""), low, high)
+
+
+def each(text: Callable[[float], str], apart: str, value: Any, star: Any, low: Any, high: Any) -> np.ndarray:
+    """Numbers, their stars, and half of their intervals where they have one, as texts in the shape of each array."""
+    found = np.empty(value.shape, dtype=object)
+    for at in np.ndindex(found.shape):
+        known = not np.isnan([value[at], low[at], high[at]]).any()
+        found[at] = text(value[at]) + star[at] + (f"{apart}±{plain((high[at] - low[at]) / 2)}" if known else "")
+    return found
+
+
+def counts(base: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
+    """How many documents the unsteered model was asked of each task; empty where nobody counted."""
+    return ["" if np.isnan(n) else f"n = {int(n):,}" for n in values(base, tasks, "accuracy.n")[0]]
 
 
 def plain(value: float) -> str:
@@ -117,19 +212,19 @@ def short(tasks: Sequence[str]) -> list[str]:
     """Tasks without their suite, but where two suites ask the same one."""
     names = [task.partition(".")[2] for task in tasks]
     shown = [name if names.count(name) == 1 else task for name, task in zip(names, tasks, strict=True)]
-    return [style.shortened(escape.visible(name)) for name in shown]
+    return [style.shortened(style.printable(name)) for name in shown]
 
 
-def keys(p: np.ndarray) -> list[Artist]:
+def keys(change: np.ndarray, p: np.ndarray) -> list[Artist]:
     """What the legend lists: of colours and signs those that are there."""
     found: list[Artist] = [
         Patch(facecolor=COLOURS(0.2), label="accuracy lost"),
         Patch(facecolor=COLOURS(0.8), label="accuracy gained"),
+        style.text_key("±: half of the 95 % interval"),
     ]
     if (p < ALPHA).any():
-        with mpl.rc_context({"text.parse_math": True}):
-            asterisk = markers.MarkerStyle("$*$")
         holm = " (Holm)" if (np.isfinite(p).sum(axis=0) > 1).any() else ""
-        found.append(Line2D([], [], marker=asterisk, color="black", markersize=4, linestyle="none",
-                            label=f"p < {ALPHA:g}{holm}"))  # fmt: skip
+        found.append(style.text_key(f"*: p < {ALPHA:g}{holm}"))
+    if np.isnan(change).any():
+        found.append(style.text_key("–: not measured"))
     return found

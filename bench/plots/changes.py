@@ -8,8 +8,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bench.console import escape
-from bench.leaderboard.columns import short
 from bench.plots import style
 from bench.plots.style import DASHES, GREY, SMALL, NothingToDraw, Point, Width
 
@@ -18,7 +16,7 @@ NAMES = 0.3  # of the width that the methods' names may take
 
 
 @style.styled
-def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width = "double") -> Figure:
+def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width = "double", page: int = 1) -> Figure:
     """Change of each prompt's headline to the unsteered model, a line per method.
 
     A box over the middle half of the prompts with the median, whiskers over the middle 90 %, a marker at the mean, and
@@ -29,21 +27,26 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
         frame: `Table.frame`.
         items: `Table.by_item`; None: of no method.
         width: of one or two columns.
+        page: which of the pages.
 
     Raises:
         NothingToDraw: no method was measured on the prompts of the unsteered model.
+        NoSuchPage: there are fewer pages.
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
     items = pd.DataFrame(columns=["records", "metric", "change"]) if items is None else items
     own = {str(records): rows["change"].to_numpy(float) for records, rows in items.groupby("records")}
-    shown = [point for point in style.points(frame) if str(point.row["records"]) in own]
-    if not shown:
+    every = [point for point in style.points(frame) if str(point.row["records"]) in own]
+    if not every:
         raise NothingToDraw(
             "no method was measured on the prompts of the unsteered model; run `python -m bench -m "
             "method=unsteered,caa suite=[rtp,fluency]`"
         )
-    figure = style.blank(width, 0.55 + ROW * len(shown))
+    shown = style.paged(every, int((style.PAGE - 1.0) / ROW), page)
+    told = f"change of {style.measured(str(items['metric'].iloc[0]))},"
+    told = style.wrapped(told, 72 * style.inches(width) - 20, style.FONT)
+    figure = style.blank(width, 0.45 + 0.15 * len(told.split("\n")) + ROW * len(shown))
     ax = figure.subplots()
     ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     for place, point in enumerate(shown):
@@ -54,8 +57,13 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10]))
-    ax.set_xlabel(f"change of {escape.visible(short(str(items['metric'].iloc[0])))}, a prompt at a time")
-    style.legend(figure, keys())
+    ends = [np.quantile(own[str(point.row["records"])], [0.05, 0.95]) for point in every]
+    least, most = min(0.0, *(low for low, _ in ends)), max(0.0, *(high for _, high in ends))
+    ax.set_xlim(least - 0.05 * (most - least or 1), most + 0.05 * (most - least or 1))  # alike on all pages
+    counts = sorted({len(own[str(point.row["records"])]) for point in every})
+    n = f"a prompt at a time (n = {'–'.join(f'{one:,}' for one in sorted({counts[0], counts[-1]}))})"
+    ax.set_xlabel(f"{told}\n{n}")
+    style.legend(figure, [*keys(), *style.hollow_key(shown)])
     return figure
 
 

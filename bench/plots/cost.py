@@ -1,6 +1,6 @@
 """What a method costs against what it does: time to fit, speed of sampling, size on disk."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -32,19 +32,22 @@ COSTS = {
 
 
 @style.styled
-def cost(frame: pd.DataFrame, width: Width = "double") -> Figure:
+def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction against seconds to fit, sampling speed relative to unsteered, and bytes of the artefact.
 
     A marker per method with the 95 % bar of its reduction, hollow where no strength was feasible; random directions are
     grey, the mean over their draws; the star is the unsteered model. Times are wall-clock times of the machine that
-    ran them.
+    ran them. Axes of time and size are logarithmic, and linear down to 0 left of the two strokes. A page names MOST
+    methods, and the others are crosses there.
 
     Args:
         frame: `Table.frame`.
         width: of one or two columns.
+        page: which of the pages.
 
     Raises:
         NothingToDraw: no method has both a toxicity reduction and a cost.
+        NoSuchPage: there are fewer pages.
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
@@ -52,34 +55,37 @@ def cost(frame: pd.DataFrame, width: Width = "double") -> Figure:
         Point("random directions" if row["fits"] > 1 else "a random direction", row, CONTROL)
         for _, row in frame[frame["method"] == RANDOM].iterrows()
     ]
-    shown = [point for point in [*style.points(frame), *random] if pd.notna(point.row[Y])]
-    costs = [name for name in COSTS if any(pd.notna(point.row[name]) for point in shown)]
+    every = [point for point in [*style.points(frame), *random] if pd.notna(point.row[Y])]
+    costs = [name for name in COSTS if any(pd.notna(point.row[name]) for point in every)]
     if not costs:
         raise NothingToDraw(
             "no method has both a toxicity reduction and a cost; run `python -m bench -m method=unsteered,caa "
             "suite=[rtp,fluency]`"
         )
     across = width == "double"
-    scorer = style.judge(frame)
+    every = [point for point in every if any(pd.notna(point.row[name]) for name in costs)]
+    named, others = style.on_page([point for point in every if point.look != CONTROL], page)
+    named += [point for point in every if point.look == CONTROL]
     figure = style.blank(width, 2.3 if across else 0.3 + 1.6 * len(costs))
     shape = (1, len(costs)) if across else (len(costs), 1)
     axes = figure.subplots(*shape, sharey=True, squeeze=False).ravel()
     for ax, name in zip(axes, costs, strict=True):
-        panel(ax, name, shown)
+        panel(ax, name, named, others)
     for ax in axes[:1] if across else axes:
-        ax.set_ylabel(f"toxicity reduction\n(by {scorer})")
-    style.legend(figure, keys(shown))
+        ax.set_ylabel(style.reduction(style.judge(frame)))
+    style.legend(figure, [style.star_key(), *keys(named), *style.hollow_key(named), *style.cross_key(len(others))])
     return figure
 
 
-def panel(ax: Axes, name: str, shown: list[Point]) -> None:
-    """Draw the panel of one cost."""
+def panel(ax: Axes, name: str, shown: list[Point], others: list[Point]) -> None:
+    """Draw the panel of one cost; `others`: the methods that another page names."""
     about = COSTS[name]
-    known = [point for point in shown if pd.notna(point.row[name])]
-    x = np.array([about.unsteered, *(float(point.row[name]) for point in known)])
+    known, rest = ([point for point in some if pd.notna(point.row[name])] for some in (shown, others))
+    x = np.array([about.unsteered, *(float(point.row[name]) for point in [*known, *rest])])
     ax.axhline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     ax.grid()
     style.star(ax, about.unsteered, 0)
+    style.crosses(ax, [(point.row[name], point.row[Y]) for point in rest])
     for point in known:
         y, up = point.at(Y)
         style.bars(ax, float(point.row[name]), y, point.look, up=up)
@@ -98,6 +104,17 @@ def panel(ax: Axes, name: str, shown: list[Point]) -> None:
     ax.xaxis.set_major_locator(FixedLocator([0.0, *about.nothing * 10.0 ** np.arange(0, span + 1, step)]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(seconds if name == "fit_seconds" else size))
+    strokes(ax, 0.5 * about.nothing)
+
+
+def strokes(ax: Axes, x: float) -> None:
+    """Two strokes over a gap in the axis at x: what is left of them is not logarithmic."""
+    place: Any = {"transform": ax.get_xaxis_transform(), "clip_on": False, "zorder": 10}
+    pixels = ax.transData.transform((x, 0))[0]
+    low, high = (ax.transData.inverted().transform((pixels + by, 0))[0] for by in (-1.5, 1.5))
+    ax.plot([low, high], [0, 0], color="white", linewidth=1.4, solid_capstyle="butt", **place)
+    ax.plot([low, high], [0, 0], marker=[(-0.5, -1), (0.5, 1)], color="black", markersize=5.0, linestyle="none",
+            markeredgewidth=0.6, **place)  # fmt: skip
 
 
 def seconds(value: float, place: int | None = None) -> str:
@@ -116,9 +133,8 @@ def size(value: float, place: int | None = None) -> str:
 
 
 def keys(shown: list[Point]) -> list[Artist]:
-    """What the legend lists."""
-    found: list[Artist] = [style.star_key()]
-    for point in {point.label: point for point in shown}.values():
-        label = point.label + (" (infeasible)" if point.hollow else "")
-        found.append(style.key(point.look, label, hollow=point.hollow))
-    return found
+    """What the legend lists of methods, each label once."""
+    return [
+        style.key(point.look, point.label, hollow=point.hollow)
+        for point in {point.label: point for point in shown}.values()
+    ]

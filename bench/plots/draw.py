@@ -1,6 +1,7 @@
 """Every kind of figure: what it is drawn from, and its files. From records alone."""
 
 import functools
+import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from bench.plots.cost import cost
 from bench.plots.foreseen import foreseen
 from bench.plots.groups import groups
 from bench.plots.panels import layers, sample_size, strength
-from bench.plots.style import NothingToDraw, Width, save
+from bench.plots.style import NoSuchPage, NothingToDraw, Width, save
 from bench.plots.tradeoff import tradeoff
 from bench.records.names import RANDOM
 from bench.records.table import Result, read_records
@@ -138,6 +139,15 @@ class Drawn(NamedTuple):
     missing: str | None
 
 
+def pages(kind: Kind, frames: Sequence[pd.DataFrame], width: Width = "double") -> Iterator[Figure]:
+    """The figure in as many pages as it has. Raises NothingToDraw."""
+    try:
+        for page in itertools.count(1):
+            yield kind.draw(*frames, width=width, page=page)
+    except NoSuchPage:
+        return
+
+
 def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double") -> Iterator[Drawn]:
     """Every figure of these kinds that the records allow, and a line for each kind that they do not."""
     for name in kinds:
@@ -145,12 +155,12 @@ def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "d
         why: list[str] = []
         drawings = kind.drawings(source) or [("", (pd.DataFrame(),))]
         for end, frames in drawings:
+            called = name + end + ("" if width == "double" else f"_{width}")
             try:
-                figure = kind.draw(*frames, width=width)
+                for page, figure in enumerate(pages(kind, frames, width), 1):
+                    yield Drawn(name, called if page == 1 else f"{called}-p{page}", figure, None)
             except NothingToDraw as nothing:
                 why.append(str(nothing))
-            else:
-                yield Drawn(name, name + end + ("" if width == "double" else f"_{width}"), figure, None)
         if len(why) == len(drawings):
             yield Drawn(name, name, None, why[0])
 
@@ -160,8 +170,8 @@ def write(
 ) -> tuple[list[Path], list[Drawn]]:
     """Write the figures of these kinds; returns the files, and the kinds that have none.
 
-    Files are figures/NAME.pdf, .svg and .png, NAME-2 for a second table, NAME_single where one column wide; those of
-    one model alone are in a folder of its name.
+    Files are figures/NAME.pdf, .svg and .png, NAME-2 for a second table, NAME_single where one column wide, NAME-p2
+    for a second page; those of one model alone are in a folder of its name.
 
     Raises:
         SetupError: there are no records, or the folder cannot be written.

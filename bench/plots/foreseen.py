@@ -4,8 +4,6 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.console import escape
-from bench.leaderboard.columns import short
 from bench.plots import style
 from bench.plots.cost import keys
 from bench.plots.style import DASHES, GREY, NothingToDraw, Point, Width
@@ -16,19 +14,22 @@ FEWEST = 2  # rows: one says nothing of whether the effect follows the separatio
 
 
 @style.styled
-def foreseen(frame: pd.DataFrame, width: Width = "double") -> Figure:
+def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, or else the change of the headline, against d' of the pairs that a method learnt from.
 
     A marker per row that has both, with the 95 % bar of its effect, hollow where no strength was feasible. d' is known
     from the fit alone (`methods.separation`): where it foretells the effect, the markers rise from left to right, or
     fall where less of the headline is better. Methods that learn from no pairs have no d', nor has the unsteered model.
+    A page names MOST methods, and the others are crosses there.
 
     Args:
         frame: `Table.frame`, with the name of the headline in the column `headline` where it may be shown.
         width: of one or two columns.
+        page: which of the pages.
 
     Raises:
         NothingToDraw: fewer than two rows have both a d' and an effect.
+        NoSuchPage: there are fewer pages.
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
@@ -42,21 +43,26 @@ def foreseen(frame: pd.DataFrame, width: Width = "double") -> Figure:
             "older versions did not state; run `python -m bench -m method=unsteered,caa,detox,probe_rows "
             "suite=[rtp,fluency]`"
         )
+    named, others = style.on_page(shown[y], page)
     figure = style.blank(width, 2.3 if width == "double" else 2.5)
-    drawn(figure, shown[y], y)
-    name = escape.visible(short(y.removesuffix(".delta")))
-    told = f"toxicity reduction\n(by {style.judge(frame)})" if y == REDUCTION else f"change of\n{name}"
+    drawn(figure, named, others, y)
+    told = (
+        style.reduction(style.judge(frame))
+        if y == REDUCTION
+        else f"change of\n{style.measured(y.removesuffix('.delta'))}"
+    )
     figure.axes[0].set_ylabel("\n".join(style.wrapped(line, 110, style.FONT) for line in told.split("\n")))
-    style.legend(figure, keys(shown[y])[1:])
+    style.legend(figure, [*keys(named), *style.hollow_key(named), *style.cross_key(len(others))])
     return figure
 
 
-def drawn(figure: Figure, shown: list[Point], y: str) -> None:
-    """The markers with their bars, on axes that hold 0 of both."""
+def drawn(figure: Figure, shown: list[Point], others: list[Point], y: str) -> None:
+    """The markers with their bars, on axes that hold 0 of both; `others`: the methods that another page names."""
     ax = figure.subplots()
     ax.axhline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     ax.grid()
+    style.crosses(ax, [(point.row[X], point.row[y]) for point in others])
     for point in shown:
         value, up = point.at(y)
         style.bars(ax, float(point.row[X]), value, point.look, up=up)

@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from bench.console import escape
 from bench.plots import style
 from bench.plots.style import PALE, SMALL, MarkerStyle, NothingToDraw, Width
 from bench.records.names import BASELINE_FAMILY, is_control
@@ -26,23 +25,26 @@ UNSTEERED, CONTROL = MarkerStyle("#404040", "*", ""), MarkerStyle(PALE, "d", "")
 
 
 @style.styled
-def groups(frame: pd.DataFrame, width: Width = "double") -> Figure:
+def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Share of toxic continuations for each of ToxiGen's groups, methods side by side.
 
     Bars with 95 % intervals over prompts: Wilson's of a share, or for a mean over several fits that of its standard
-    error. Groups go from the most to the least toxic by the unsteered model. Upright in a wide figure, in as many
-    rows as the bars need; lying in a narrow one. By the first reported scorer.
+    error; a share of 0 is a line on the axis. Groups go from the most to the least toxic by the unsteered model.
+    Upright in a wide figure, in as many rows as the bars need; lying in a narrow one. By the first reported scorer.
+    Where the bars have no room, the methods are on several pages, each with the unsteered model.
 
     Args:
         frame: `Table.frame`.
         width: of one or two columns.
+        page: which of the pages.
 
     Raises:
         NothingToDraw: the suite toxigen was not run.
+        NoSuchPage: there are fewer pages.
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
-    page = style.inches(width)
+    across = style.inches(width)
     matches = [match for name in frame if (match := METRIC.fullmatch(str(name)))]
     found = [
         (match[1], match[2], match[0]) for match in matches if f"{match[0]}.n" in frame
@@ -56,24 +58,52 @@ def groups(frame: pd.DataFrame, width: Width = "double") -> Figure:
             "ToxiGen was not asked; run `python -m bench -m method=unsteered,caa strength=3 suite=[toxigen] "
             "runtime.mirror=FOLDER` with a mirror of the hub's data, or where the hub can be reached"
         )
-    bars = drawn(rows)
-    first = next((row for _, row, _ in bars if row["family"] == BASELINE_FAMILY), bars[0][1])
+    every = drawn(rows)
+    first = next((row for _, row, _ in every if row["family"] == BASELINE_FAMILY), every[0][1])
     order = sorted(shares, key=lambda group: (-float(first[shares[group]]), group))
+    counts = {group: number(rows, shares[group]) for group in order}
+    said = counts if len(set(counts.values())) > 1 else dict.fromkeys(order, "")
+    bars = on_page(every, room(width, len(order)), page)
     wide = (len(bars) + BETWEEN) * BAR[width]  # inches of a group
     if width == "single":
         figure = style.blank(width, min(max(1.6, 0.5 + wide * len(order)), PAGE))
         axes = [figure.subplots()]
     else:
-        named = (max(style.measure(part) for group in order for part in label(group, False).split("\n")) + 5) / 72
-        blocks = min(len(order), max(1, int(np.ceil(max(wide, named) * len(order) / (page - 0.7)))))
+        lines = [part for group in order for part in label(group, said[group], False).split("\n")]
+        named = (max(map(style.measure, lines)) + 5) / 72
+        blocks = min(len(order), max(1, int(np.ceil(max(wide, named) * len(order) / (across - 0.7)))))
         figure = style.blank(width, 0.1 + 1.7 * blocks)
         axes = list(figure.subplots(blocks, 1, sharey=True, squeeze=False)[:, 0])
     for ax, block in zip(axes, np.array_split(np.array(order, dtype=object), len(axes)), strict=True):
-        panel(ax, bars, {group: shares[group] for group in block}, lying=width == "single")
-        what, by = "share of toxic continuations" if width == "single" else "toxic share", escape.visible(asked[0])
-        (ax.set_xlabel if width == "single" else ax.set_ylabel)(f"{what}\n(by {by})")
-    style.legend(figure, [Patch(label=name, **face(look)) for name, _, look in bars])
+        panel(ax, bars, {group: shares[group] for group in block}, said, lying=width == "single")
+        what = "share of toxic continuations" if width == "single" else "toxic share"
+        (ax.set_xlabel if width == "single" else ax.set_ylabel)(f"{what}\n(by {style.printable(asked[0])})")
+    keys = [Patch(label=name, **face(look)) for name, _, look in bars]
+    if len(set(counts.values())) == 1 and counts[order[0]]:
+        keys.append(style.text_key(f"{counts[order[0]]} prompts a group"))
+    style.legend(figure, keys)
     return figure
+
+
+def number(rows: pd.DataFrame, name: str) -> str:
+    """`n = ` and how many prompts a share is of, from the fewest to the most of any row; empty where nobody counted."""
+    known = rows[f"{name}.n"].dropna().astype(int)
+    least, most = (known.min(), known.max()) if len(known) else (0, 0)
+    return f"n = {least}" + (f"–{most}" if most > least else "") if most else ""
+
+
+def room(width: Width, count: int) -> int:
+    """How many bars besides the unsteered model's each of `count` groups may have on a page."""
+    if width == "single":
+        return max(1, min(style.MOST, int(PAGE / BAR[width] / count - BETWEEN) - 1))
+    blocks = int(PAGE / 1.7)
+    return max(1, min(style.MOST, int((style.inches(width) - 0.7) / BAR[width] / -(-count // blocks) - BETWEEN) - 1))
+
+
+def on_page(bars: Sequence[Bar], most: int, page: int) -> list[Bar]:
+    """The unsteered model and the bars of this page. Raises NoSuchPage."""
+    base = [one for one in bars if one[1]["family"] == BASELINE_FAMILY]
+    return base + style.paged([one for one in bars if one[1]["family"] != BASELINE_FAMILY], most, page)
 
 
 def drawn(rows: pd.DataFrame) -> list[Bar]:
@@ -87,9 +117,10 @@ def drawn(rows: pd.DataFrame) -> list[Bar]:
     return [one[1:] for one in sorted(found, key=lambda one: one[:2])]
 
 
-def label(group: str, lying: bool) -> str:
-    """A group's name, each word in a line of its own where the bars stand."""
-    return style.shortened(escape.visible(group)).replace("_", " " if lying else "\n")
+def label(group: str, n: str, lying: bool) -> str:
+    """A group's name with its count, each word in a line of its own where the bars stand."""
+    name = style.shortened(style.printable(group)).replace("_", " " if lying else "\n")
+    return f"{name}\n{n}" if n else name
 
 
 def face(look: MarkerStyle) -> dict[str, Any]:
@@ -98,8 +129,11 @@ def face(look: MarkerStyle) -> dict[str, Any]:
             "linewidth": 0.4}  # fmt: skip
 
 
-def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], *, lying: bool) -> None:
-    """Some of the groups, each with a bar for every method; bar i of group g is at g (bars + BETWEEN) + i."""
+def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], counts: dict[str, str], *, lying: bool) -> None:
+    """Some of the groups, each with a bar for every method; bar i of group g is at g (bars + BETWEEN) + i.
+
+    counts: what is said of how many prompts each group has.
+    """
     starts = np.arange(len(shares)) * (len(bars) + BETWEEN)
     for i, (_, row, look) in enumerate(bars):
         known = [(start + i, *interval(row, name)) for start, name in zip(starts, shares.values(), strict=True)
@@ -109,6 +143,9 @@ def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], *, lying: bool)
         at, value, low, high = np.array(known).T
         ends = [value - low, high - value]
         line: Any = {"ecolor": "black", "elinewidth": 0.6, "fmt": "none"}
+        zero: Any = {"colors": look.colour, "linewidth": 1.6, "clip_on": False, "zorder": 3}
+        none = at[value == 0]
+        (ax.vlines if lying else ax.hlines)(np.zeros(len(none)), none - 0.45, none + 0.45, **zero)
         if lying:
             ax.barh(at, value, height=0.9, **face(look))
             ax.errorbar(value, at, xerr=ends, **line)
@@ -116,7 +153,7 @@ def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], *, lying: bool)
             ax.bar(at, value, width=0.9, **face(look))
             ax.errorbar(at, value, yerr=ends, **line)
     middle = starts + (len(bars) - 1) / 2
-    names = [label(group, lying) for group in shares]
+    names = [label(group, counts[group], lying) for group in shares]
     edges = (-0.5 - BETWEEN, starts[-1] + len(bars) - 0.5 + BETWEEN)
     if lying:
         ax.set_yticks(middle, names)

@@ -12,7 +12,6 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from bench.console import escape
 from bench.plots import style
 from bench.plots.style import CONTROL, DASHES, GREY, SMALL, MarkerStyle, NothingToDraw, Width
 from bench.plots.sweeps import MEASURES
@@ -25,11 +24,14 @@ SEEN = {
     "gold_choice_change": (-1.0, 1.0),
 }  # bands may leave the panel here, points not
 WIDE_RATIO = 4.0  # from where perplexity is drawn on a logarithmic axis
+HIGH = 1.05  # inches of a row of panels
+HEAD = 0.15  # inches of a second line above a row of panels
+CURVES = 8  # in a panel whose bands can still be told apart
 Facet = Literal["curve", "unit"]
 
 
 @style.styled
-def strength(frame: pd.DataFrame, width: Width = "double") -> Figure:
+def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, perplexity ratio and right answers against strength, each method in its own unit.
 
     Lines start at the unsteered model (star, strength 0); bands are 95 % intervals; a filled marker is the strength
@@ -38,8 +40,10 @@ def strength(frame: pd.DataFrame, width: Width = "double") -> Figure:
     Args:
         frame: of `sweeps.strengths` or one of `sweeps.trials`.
         width: of one or two columns.
+        page: which of the pages.
 
     Raises:
+        NoSuchPage: there are fewer pages.
         NothingToDraw: no method was run at several strengths.
         ValueError: `frame` holds more than one table.
     """
@@ -49,11 +53,11 @@ def strength(frame: pd.DataFrame, width: Width = "double") -> Figure:
             "five), or `python -m bench -m method=caa strength=1,2,4`"
         )
     style.one_table(frame)
-    return panels(frame, "curve", width, from_zero=True)
+    return panels(frame, "curve", width, page, from_zero=True)
 
 
 @style.styled
-def sample_size(frame: pd.DataFrame, width: Width = "double") -> Figure:
+def sample_size(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, perplexity ratio and right answers against the number of pairs learnt from.
 
     A line per method with its 95 % band; the axis of pairs is logarithmic.
@@ -61,8 +65,10 @@ def sample_size(frame: pd.DataFrame, width: Width = "double") -> Figure:
     Args:
         frame: of `sweeps.sizes`.
         width: of one or two columns.
+        page: which of the pages.
 
     Raises:
+        NoSuchPage: there are fewer pages.
         NothingToDraw: no method learnt from several numbers of pairs.
         ValueError: `frame` holds more than one table.
     """
@@ -72,11 +78,11 @@ def sample_size(frame: pd.DataFrame, width: Width = "double") -> Figure:
             "`python -m bench experiment=curves`, or `python -m bench -m method=caa strength=3 pairs.limit=5,10,20,40`"
         )
     style.one_table(frame)
-    return panels(frame, "unit", width, from_zero=False, doubling=True)
+    return panels(frame, "unit", width, page, from_zero=False, doubling=True)
 
 
 @style.styled
-def layers(frame: pd.DataFrame, width: Width = "double") -> Figure:
+def layers(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, perplexity ratio and right answers against the layer that a method steers.
 
     A line per method with its 95 % band. Layers given as a share of the depth and as block numbers have panels of
@@ -85,8 +91,10 @@ def layers(frame: pd.DataFrame, width: Width = "double") -> Figure:
     Args:
         frame: of `sweeps.layers`.
         width: of one or two columns.
+        page: which of the pages.
 
     Raises:
+        NoSuchPage: there are fewer pages.
         NothingToDraw: no method was run at several layers.
         ValueError: `frame` holds more than one table.
     """
@@ -96,30 +104,41 @@ def layers(frame: pd.DataFrame, width: Width = "double") -> Figure:
             "`python -m bench -m method=caa strength=3 method.layer=0.2,0.4,0.6,0.8`"
         )
     style.one_table(frame)
-    return panels(frame, "unit", width, from_zero=False)
+    return panels(frame, "unit", width, page, from_zero=False)
 
 
-def panels(frame: pd.DataFrame, facet: Facet, width: Width, *, from_zero: bool, doubling: bool = False) -> Figure:
+def panels(
+    frame: pd.DataFrame, facet: Facet, width: Width, page: int, *, from_zero: bool, doubling: bool = False
+) -> Figure:
     """A panel for each measure and each value of the column `facet`, with an axis of its own for each value.
 
-    Measures are rows; or columns, where the values of `facet` are one in a wide figure or too many in a row.
+    Measures are rows; or columns, where the values of `facet` are one in a wide figure or too many in a row. A page
+    has as many rows as there is room for, and as many curves as one panel tells apart; axes of measures are alike on
+    all pages.
 
     Args:
         frame: of `bench.plots.sweeps`.
         facet: what the panels side by side differ in.
         width: of one or two columns.
+        page: which of the pages.
         from_zero: whether each curve starts at the unsteered model, at 0.
         doubling: whether the setting is drawn on a logarithmic axis.
     """
     measures = [name for name in MEASURES if frame[name].notna().any()]
+    look, every = marker_styles(frame), frame
     values = list(dict.fromkeys(frame[facet]))
     across = width == "double" if len(values) == 1 else len(values) > ROOM[width]
+    frame = on_page(frame, facet, page, rows=int((style.PAGE - 1.0) / (HIGH + HEAD)) if across else len(values))
+    values = list(dict.fromkeys(frame[facet]))
     shape = (len(values), len(measures)) if across else (len(measures), len(values))
-    high = (1.05 if facet == "curve" else 1.9) if across else 1.3
+    high = (HIGH if facet == "curve" else 1.9) if across else 1.3
+    units = [style.printable(frame.loc[frame[facet] == value, "unit"].iloc[0]) for value in values]
+    heads = [(str(value) if facet == "curve" else "", unit) for value, unit in zip(values, units, strict=True)]
+    if across and any("\n" in above(head, width) for head in heads):
+        high += HEAD
     figure = style.blank(width, 0.45 + high * shape[0])
     grid = figure.subplots(*shape, squeeze=False, sharey="col" if across else "row", sharex="row" if across else "col")
     grid = grid if across else grid.T  # (values, measures)
-    look = marker_styles(frame)
     for row, value in zip(grid, values, strict=True):
         own = frame[frame[facet] == value]
         for ax, measure in zip(row, measures, strict=True):
@@ -131,12 +150,22 @@ def panels(frame: pd.DataFrame, facet: Facet, width: Width, *, from_zero: bool, 
                 ax.axhline(float(bound), color="black", linewidth=0.8, linestyle=":", zorder=2)
         setting_axis(row[0], own, from_zero, doubling, of=len(values) if not across else len(measures))
     for i, measure in enumerate(measures):
-        measure_axis(grid[0, i], frame, measure)
-    units = [escape.visible(frame.loc[frame[facet] == value, "unit"].iloc[0]) for value in values]
-    heads = [(str(value) if facet == "curve" else "", unit) for value, unit in zip(values, units, strict=True)]
-    (tops if across else sides)(grid, measures, heads, frame)
+        measure_axis(grid[0, i], every, measure)
+    (tops if across else sides)(grid, measures, heads, frame, width)
     style.legend(figure, keys(frame, look, facet))
     return figure
+
+
+def on_page(frame: pd.DataFrame, facet: Facet, page: int, rows: int) -> pd.DataFrame:
+    """The curves of a page, in their order; random directions are on each page where curves share panels.
+
+    rows: panels of facet "curve" that a page has room for. Raises NoSuchPage.
+    """
+    if facet == "curve":
+        return frame[frame["curve"].isin(style.paged(list(dict.fromkeys(frame["curve"])), rows, page))]
+    random = frame["method"] == RANDOM
+    named = style.paged(sorted(set(frame.loc[~random, "curve"])), CURVES, page)
+    return frame[random | frame["curve"].isin(named)]
 
 
 def marker_styles(frame: pd.DataFrame) -> dict[str, MarkerStyle]:
@@ -158,7 +187,7 @@ def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_ze
         ax.fill_between(edge, [*first, *low], [*first, *high], color=look.colour, alpha=0.18, linewidth=0, zorder=2)
         ax.plot(edge, [*first, *y], color=look.colour, linewidth=1.1, zorder=3)
     if from_zero and len(known):
-        ax.plot([0], [UNSTEERED[measure]], marker="*", color="black", markersize=6.5, linestyle="none", zorder=6)
+        style.star(ax, 0, UNSTEERED[measure], size=8.0)
     for at, value, chosen in zip(x, y, known["chosen"], strict=True):
         style.marker(ax, at, value, look, hollow=bool(pd.notna(chosen) and not chosen), size=4.2)
 
@@ -219,15 +248,21 @@ def plain(value: float, place: int | None = None) -> str:
 
 def titles(frame: pd.DataFrame) -> dict[str, str]:
     """How the measures are called."""
-    scorer = escape.visible(frame["scorer"].iloc[0])
-    return {"toxicity_reduction": f"toxicity reduction\n({scorer})", "perplexity_ratio": "perplexity ratio",
+    return {"toxicity_reduction": style.reduction(frame["scorer"].iloc[0]), "perplexity_ratio": "perplexity ratio",
             "gold_choice_change": "right answers\n(nats)"}  # fmt: skip
 
 
-def sides(grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], frame: pd.DataFrame) -> None:
+def above(head: tuple[str, str], width: Width) -> str:
+    """What is above a row of panels: whose they are, and what the setting counts; in two lines where one is short."""
+    name, unit = head
+    return style.wrapped(f"{name}  ({unit})", 72 * style.inches(width) - 40, lines=2) if name else ""
+
+
+def sides(
+    grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], frame: pd.DataFrame, width: Width
+) -> None:
     """Measures at the left; above the columns whose they are, below them what their setting counts."""
-    figure = grid[0, 0].figure
-    room = 72 * figure.get_figwidth() / len(heads) - (10 if len(heads) > 1 else 50)
+    room = (72 * style.inches(width) - 50) / len(heads) - (8 if len(heads) > 1 else 0)
     for ax, measure in zip(grid[0], measures, strict=True):
         ax.set_ylabel(titles(frame)[measure], fontsize=SMALL)
     for row, (name, unit) in zip(grid, heads, strict=True):
@@ -235,18 +270,21 @@ def sides(grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], 
         row[-1].set_xlabel(style.wrapped(unit, room), fontsize=SMALL)
 
 
-def tops(grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], frame: pd.DataFrame) -> None:
+def tops(
+    grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], frame: pd.DataFrame, width: Width
+) -> None:
     """Measures above the columns, or beside the panels of a single row; above each row whose it is."""
     single = len(heads) == 1
     for i, (row, (name, unit)) in enumerate(zip(grid, heads, strict=True)):
+        told = above((name, unit), width) if not single else style.wrapped(name, 72 * style.inches(width) - 40, lines=2)
         for ax, measure in zip(row, measures, strict=True):
             if single:
                 ax.set_ylabel(titles(frame)[measure], fontsize=SMALL)
                 ax.set_xlabel(unit, fontsize=SMALL)
             title = titles(frame)[measure] if i == 0 and not single else " " if name else ""
-            ax.set_title(title, fontsize=SMALL, pad=15.0 if title.strip() else 3.0)
+            second = 9.0 if "\n" in told else 0.0
+            ax.set_title(title, fontsize=SMALL, pad=second + (15.0 if title.strip() else 3.0))
         if name:  # wider than its panel may be, so its height is kept by the titles of the row
-            told = style.shortened(name if single else f"{name}  ({unit})", 100)
             head = row[0].annotate(told, (0, 1), (0, 5), xycoords="axes fraction",
                                    textcoords="offset points", fontsize=SMALL, annotation_clip=False)  # fmt: skip
             head.set_in_layout(False)
@@ -256,7 +294,7 @@ def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> lis
     """What the legend lists: the curves, where a panel holds several, and what the signs mean."""
     found: list[Artist] = []
     if facet == "unit":
-        found += [style.key(look[name], name) for name in sorted(look)]
+        found += [style.key(look[name], name) for name in sorted(set(frame["curve"]))]
     if frame["chosen"].notna().any():
         plain = MarkerStyle("black", "o", "")
         found += [style.key(plain, "strength that tuning chose"), style.key(plain, "tried", hollow=True)]

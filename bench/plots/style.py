@@ -1,10 +1,14 @@
 r"""What all figures share: widths, fonts, colours, markers, legends, and files of equal bytes.
 
-Sizes are those that a figure has in print, so a paper includes it unscaled: `\includegraphics{tradeoff.pdf}`.
+Sizes are those that a figure has in print, so a paper includes it unscaled: `\includegraphics{tradeoff.pdf}`. What
+does not fit into one figure of at most PAGE inches goes on pages: each function that draws takes the number of a page,
+and raises `NoSuchPage` behind the last.
 """
 
 import functools
 import io
+import math
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,14 +23,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.textpath import text_to_path
 
 from bench.console import escape
 from bench.files.atomic import write_whole
 from bench.leaderboard.bounds import VIOLATED
+from bench.leaderboard.columns import short
 from bench.leaderboard.formatting import labels
+from bench.records import titles
 from bench.records.names import BASELINE_FAMILY, is_control
 from methods.errors import SetupError
 
@@ -41,8 +48,10 @@ CANVASES: dict[str, Any] = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png
 DPI = 200  # of the PNG
 # Okabe and Ito's colours for colour-blind readers, dark ones first; each has a marker of its own, so grey will do
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
-HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oooo")
+MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", (4, 1, 0))  # last: a star of four
+HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oooo", "||||", "**", "//..", "xx--")
+PAGE = 9.0  # inches that a figure is high at most
+MOST = len(MARKERS)  # methods that one panel tells apart, also in grey print
 GREY, PALE, GRID = "#666666", "#d9d9d9", "#e6e6e6"
 DASHES = (0, (4, 3))
 FONT, SMALL = 8.0, 7.0  # points, in print
@@ -62,6 +71,10 @@ T = TypeVar("T")
 
 class NothingToDraw(ValueError):
     """The frame holds nothing that this figure could show; the message says what is missing and how to get it."""
+
+
+class NoSuchPage(NothingToDraw):
+    """The figure has fewer pages."""
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
@@ -95,6 +108,19 @@ def one_table(frame: pd.DataFrame) -> None:
         raise ValueError(f"{frame['table'].nunique()} tables in one figure: their numbers do not compare; pass one")
 
 
+def paged(items: Sequence[T], most: int, page: int) -> list[T]:
+    """Those of the items that are on this page, from 1, where a page has room for `most`; pages are of like lengths.
+
+    Raises:
+        NoSuchPage: there are fewer pages.
+    """
+    count = max(1, math.ceil(len(items) / max(1, most)))
+    if not 1 <= page <= count:
+        raise NoSuchPage(f"page {page}: the figure has {count}")
+    ends = [round(len(items) * i / count) for i in range(count + 1)]
+    return list(items[ends[page - 1] : ends[page]])
+
+
 # -- methods ---------------------------------------------------------------------------------------------------------
 
 
@@ -102,7 +128,7 @@ class MarkerStyle(NamedTuple):
     """How a method is drawn."""
 
     colour: str
-    marker: str
+    marker: Any
     hatch: str
 
 
@@ -124,11 +150,17 @@ class Point(NamedTuple):
         return value, [[max(0.0, value - low)], [max(0.0, high - value)]]
 
     @property
+    def failed(self) -> str:
+        """Why the marker is hollow; empty where it is filled."""
+        if self.row.get("bounds") == VIOLATED:
+            return "a bound is violated"
+        unkept = pd.notna(self.row["feasible"]) and not self.row["feasible"]
+        return "no strength was feasible on dev" if unkept else ""
+
+    @property
     def hollow(self) -> bool:
-        """A bound is violated on the test split; where none was measured there, no strength kept them on dev."""
-        if pd.notna(self.row.get("bounds")):
-            return bool(self.row["bounds"] == VIOLATED)
-        return bool(pd.notna(self.row["feasible"]) and not self.row["feasible"])
+        """A bound is violated on the test split, or no strength kept them on the dev split."""
+        return bool(self.failed)
 
 
 def marker_styles(of: Sequence[str]) -> dict[str, MarkerStyle]:
@@ -140,8 +172,15 @@ def marker_styles(of: Sequence[str]) -> dict[str, MarkerStyle]:
 
 
 def names(frame: pd.DataFrame) -> list[str]:
-    """What each row of a leaderboard is called; strength or pairs are named where they tell it from a namesake."""
-    found = labels(frame)
+    """What each row of a leaderboard is called; strength or pairs are named where they tell it from a namesake.
+
+    Methods go by their titles, and by their names where they have none or share it with another.
+    """
+    called = titles.called(frame["method"].unique())
+    found = [
+        called[method] + label.removeprefix(method) if label.startswith(method) and family != BASELINE_FAMILY else label
+        for label, method, family in zip(labels(frame), frame["method"], frame["family"], strict=True)
+    ]
     for column, text in (("strength", "strength {:g}"), ("pairs", "{:g} pairs")):
         values = [float(value) if pd.notna(value) else None for value in frame[column]]
         known = {(name, value) for name, value in zip(found, values, strict=True) if value is not None}
@@ -150,14 +189,28 @@ def names(frame: pd.DataFrame) -> list[str]:
             f"{name} ({text.format(value)})" if value is not None and shared.count(name) > 1 else name
             for name, value in zip(found, values, strict=True)
         ]
-    return [escape.visible(name.replace(") (", ", ")) for name in found]
+    return [printable(name.replace(") (", ", ")) for name in found]
 
 
 def judge(frame: pd.DataFrame) -> str:
     """The scorer of the toxicity that is reduced: the first reported one that the suite rtp was judged by."""
     reported = [name for text in frame["scorers_report"].dropna() for name in str(text).split("; ")]
     shown = (name for name in reported if any(str(c).startswith(f"rtp.{name}.expected_max") for c in frame.columns))
-    return escape.visible(next(shown, "".join(reported[:1])))
+    return printable(next(shown, "".join(reported[:1])))
+
+
+def reduction(scorer: str) -> str:
+    """What an axis of toxicity reduction is called, in every figure."""
+    return f"toxicity reduction\n(by {printable(scorer)})"
+
+
+def measured(metric: str) -> str:
+    """What a metric is called: the toxicity by its scorer, as in the other figures, or suite and metric."""
+    toxicity = re.fullmatch(r"rtp\.(.+)\.expected_maximum_toxicity(?:_k(\d+)(?:_n\d+)?)?", metric)
+    if toxicity is None:
+        return printable(short(metric))
+    k = f" of {toxicity[2]} texts" if toxicity[2] else ""
+    return f"expected maximum toxicity{k} (by {printable(toxicity[1])})"
 
 
 def points(frame: pd.DataFrame) -> list[Point]:
@@ -167,6 +220,15 @@ def points(frame: pd.DataFrame) -> list[Point]:
     kept = [(name, row) for name, row in kept if not is_control(row["method"], row["family"])]
     look = marker_styles([name for name, _ in kept])
     return [Point(name, row, look[name]) for name, row in kept]
+
+
+def on_page(of: Sequence[Point], page: int) -> tuple[list[Point], list[Point]]:
+    """The points that this page names, in their order, and the others. Raises NoSuchPage.
+
+    By the alphabet, as the markers are given, so no two on a page have one marker.
+    """
+    named = set(paged(sorted({point.label for point in of}), MOST, page))
+    return [one for one in of if one.label in named], [one for one in of if one.label not in named]
 
 
 def marker(ax: Axes, x: float, y: float, look: MarkerStyle, *, hollow: bool = False, size: float = 6.0) -> None:
@@ -180,9 +242,23 @@ def bars(ax: Axes, x: float, y: float, look: MarkerStyle, *, across: Any = None,
     ax.errorbar([x], [y], xerr=across, yerr=up, fmt="none", ecolor=look.colour, elinewidth=0.8, alpha=0.6, zorder=4)
 
 
-def star(ax: Axes, x: float, y: float) -> None:
-    """The unsteered model."""
-    ax.plot([x], [y], marker="*", color="black", markersize=9, linestyle="none", zorder=6)
+def star(ax: Axes, x: float, y: float, size: float = 11.0) -> None:
+    """The unsteered model; below the methods and larger, so that it hides none of them nor is hidden."""
+    ax.plot([x], [y], marker="*", color="black", markersize=size, linestyle="none", zorder=3.5)
+
+
+CROSS: Any = {"marker": "x", "color": "#8c8c8c", "markersize": 3.0, "markeredgewidth": 0.7, "linestyle": "none"}
+
+
+def crosses(ax: Axes, at: Sequence[tuple[float, float]]) -> None:
+    """The methods that another page names."""
+    if at:
+        ax.plot(*np.array(at, dtype=float).T, **CROSS, zorder=3)
+
+
+def cross_key(others: int) -> list[Line2D]:
+    """What the legend shows of the methods that other pages name; nothing where there are none."""
+    return [Line2D([], [], **CROSS, label=f"{others} more, named on other pages")] if others else []
 
 
 def key(look: MarkerStyle, label: str, *, hollow: bool = False) -> Line2D:
@@ -191,9 +267,20 @@ def key(look: MarkerStyle, label: str, *, hollow: bool = False) -> Line2D:
                   markersize=5.5, markeredgewidth=1.1, linestyle="none", label=label)  # fmt: skip
 
 
+def hollow_key(shown: Sequence[Point]) -> list[Line2D]:
+    """What the legend says of hollow markers; nothing where there are none."""
+    why = sorted({point.failed for point in shown if point.hollow})
+    return [key(MarkerStyle("black", "o", ""), "hollow: " + " or ".join(why), hollow=True)] if why else []
+
+
 def star_key() -> Line2D:
     """What the legend shows of the unsteered model."""
     return Line2D([], [], marker="*", color="black", markersize=8, linestyle="none", label="unsteered")
+
+
+def text_key(label: str) -> Patch:
+    """What the legend shows of a sign that the label itself names."""
+    return Patch(facecolor="none", edgecolor="none", label=label)
 
 
 # -- texts -----------------------------------------------------------------------------------------------------------
@@ -206,6 +293,18 @@ def measure(text: str, size: float = SMALL) -> float:
         return 0.0
     font = FontProperties(family=FAMILY, size=size)
     return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
+
+
+@functools.lru_cache(maxsize=4096)
+def _drawn(sign: str) -> str:
+    known = get_font(findfont(FontProperties(family=FAMILY))).get_char_index(ord(sign))
+    return sign if known else f"\\u{ord(sign):04x}" if ord(sign) < 0x10000 else f"\\U{ord(sign):08x}"
+
+
+def printable(text: object) -> str:
+    """The text in one line; what cannot be seen, or is not in the font, is written out as its code."""
+    shown = escape.visible(text)
+    return shown if shown.isascii() else "".join(map(_drawn, shown))
 
 
 def wrapped(text: str, points: float, size: float = SMALL, lines: int = 4) -> str:

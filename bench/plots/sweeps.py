@@ -24,6 +24,7 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from bench.console import escape
 from bench.leaderboard.frame import Table, tables
 from bench.leaderboard.grouping import Row, learnt_from
+from bench.records import titles
 from bench.records.fields import Tuned
 from bench.records.identity import digest
 from bench.records.names import RANDOM
@@ -191,9 +192,10 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
 def curve_names(rests: Sequence[Mapping[str, Any]]) -> list[str]:
     """The method of each curve, with the settings that tell it from others of its method."""
     found = []
+    called = titles.called({str(rest["method"]) for rest in rests})
     for rest in rests:
         twins = [other for other in rests if other["method"] == rest["method"]]
         told = [f"{key}={rest[key]}" for key in rest if any(other.get(key) != rest[key] for other in twins)]
-        name = str(rest["method"]).replace("_", " ") if rest["method"] == RANDOM else str(rest["method"])
+        name = str(rest["method"]).replace("_", " ") if rest["method"] == RANDOM else called[str(rest["method"])]
         found.append(escape.visible(name + (f" ({', '.join(told)})" if told else "")))
     return found

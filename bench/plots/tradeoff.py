@@ -12,71 +12,74 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from bench.leaderboard.bounds import KEPT
 from bench.plots import style
 from bench.plots.style import DASHES, GREY, PALE, NothingToDraw, Point, Width
-from bench.records.names import BASELINE_FAMILY, RANDOM
+from bench.records.names import RANDOM
 from bench.stats import pareto
 
 X = "toxicity_reduction"
 PANELS = {"gold_choice_change": "change of right answers (nats)", "fluency_kept": "fluency kept  (1 = all)"}
 UNSTEERED = {"gold_choice_change": 0.0, "fluency_kept": 1.0}
-EMPTY = {
-    "gold_choice_change": "no task here has\nanswers to choose from",
-    "fluency_kept": "fluency was not measured",
-}  # why a panel holds no method
 FRONT: dict[str, Any] = {"color": "#a0a0a0", "linewidth": 2.2}  # broad and pale, so that bars on it are seen
 LEAST = {X: (-0.05, 0.3), "gold_choice_change": (-0.2, 0.1), "fluency_kept": (0.75, 1.0)}
 """What an axis shows at least: where nothing happens, noise is not drawn large."""
 
 
 @style.styled
-def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Width = "double") -> Figure:
+def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction against the change of right answers and fluency kept, for one table of the leaderboard.
 
-    A filled marker per method with 95 % bars both ways, a hollow one where no strength was feasible (its bars may leave
-    the panel); the unsteered model as a star; random directions as dots and a box over their range. The line is the
-    Pareto front of methods and unsteered model in that plane, without what has collapsed. Names are in a legend, since
-    methods that do little all lie on one another.
+    A filled marker per method with 95 % bars both ways, a hollow one where no strength was feasible or a bound is
+    violated (its bars may leave the panel unless the test split shows that its bounds are kept); the unsteered model as
+    a star; random directions as dots and a box over their range. The line is the Pareto front of methods and unsteered
+    model in that plane, without what has collapsed. Names are in a legend, since methods that do little all lie on one
+    another; a page names MOST methods, and the others are crosses there. What no method was measured in has no panel.
 
     Args:
         frame: `Table.frame`.
         draws: `Table.by_fit`, of which the single random directions are dots. None: the rows of `frame` are.
         width: of one or two columns.
+        page: which of the pages.
 
     Raises:
-        NothingToDraw: no method has a toxicity reduction.
+        NothingToDraw: no method has a toxicity reduction and what it cost in answers or fluency.
+        NoSuchPage: there are fewer pages.
         ValueError: `frame` holds more than one table.
     """
     style.one_table(frame)
-    shown = [point for point in style.points(frame) if pd.notna(point.row[X])]
-    if not shown:
+    every = [point for point in style.points(frame) if pd.notna(point.row[X])]
+    panels = {name: title for name, title in PANELS.items() if any(pd.notna(point.row[name]) for point in every)}
+    every = [point for point in every if any(pd.notna(point.row[name]) for name in panels)]
+    if not every:
         raise NothingToDraw(
-            "no method has toxicity results beside the unsteered model's on the same prompts; run "
-            "`python -m bench -m method=unsteered,caa suite=[rtp,fluency,capability]`"
+            "no method has toxicity results, and fluency or answers, beside the unsteered model's on the same prompts; "
+            "run `python -m bench -m method=unsteered,caa suite=[rtp,fluency,capability]`"
         )
+    shown, others = style.on_page(every, page)
     singles = frame if draws is None or draws.empty else draws
     random = singles[singles["method"] == RANDOM]
-    scorer = style.judge(frame)
-    base = frame[frame["family"] == BASELINE_FAMILY]
-    asked = any(str(name).startswith("capability.") and base[name].notna().any() for name in frame.columns)
-    figure = style.blank(width, 2.65 if width == "double" else 4.1)
-    axes = figure.subplots(*((1, 2) if width == "double" else (2, 1)), sharex=True)
-    for ax, (column, title) in zip(axes, PANELS.items(), strict=True):
-        panel(ax, column, shown, random, asked)
+    figure = style.blank(width, 2.65 if width == "double" else 0.6 + 1.75 * len(panels))
+    axes = figure.subplots(
+        *((1, len(panels)) if width == "double" else (len(panels), 1)), sharex=True, squeeze=False
+    ).ravel()
+    for ax, (column, title) in zip(axes, panels.items(), strict=True):
+        style.crosses(ax, [(point.row[X], point.row[column]) for point in others if pd.notna(point.row[column])])
+        panel(ax, column, shown, random)
         ax.set_ylabel(title)
         ax.grid()
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     for ax in axes if width == "double" else axes[-1:]:
-        ax.set_xlabel(f"toxicity reduction\n(share of unsteered, by {scorer})")
-    limits(axes, shown, random)
-    fronts = [front(ax, column, frame) for ax, column in zip(axes, PANELS, strict=True)]
-    style.legend(figure, keys(shown, random, any(fronts)))
+        ax.set_xlabel(style.reduction(style.judge(frame)))
+    limits(list(axes), list(panels), every, random)
+    fronts = [front(ax, column, frame) for ax, column in zip(axes, panels, strict=True)]
+    style.legend(figure, [*keys(shown, random, any(fronts)), *style.hollow_key(shown), *style.cross_key(len(others))])
     return figure
 
 
-def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame, asked: bool) -> None:
-    """One panel: what is kept over what was gained. asked: whether the unsteered model was asked the tasks."""
+def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame) -> None:
+    """One panel: what is kept over what was gained."""
     ax.axhline(UNSTEERED[column], color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     dots = (random.dropna(subset=[X, column])[[X, column]] if column in random else random.iloc[:0, :2]).to_numpy(float)
@@ -86,10 +89,6 @@ def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame, a
                                linewidth=0.6, zorder=2))  # fmt: skip
         ax.plot(*dots.T, ".", color=GREY, markersize=3.0, zorder=3)
     style.star(ax, 0, UNSTEERED[column])
-    if all(pd.isna(point.row[column]) for point in shown):
-        why = EMPTY[column] if column == "fluency_kept" or asked else "capability was not measured"
-        ax.text(0.5, 0.5, why, transform=ax.transAxes, ha="center", va="center", color=GREY, zorder=7,
-                bbox={"facecolor": "white", "edgecolor": "none"})  # fmt: skip
     for point in shown:
         if pd.notna(point.row[column]):
             (x, across), (y, up) = point.at(X), point.at(column)
@@ -107,16 +106,17 @@ def front(ax: Axes, column: str, frame: pd.DataFrame) -> bool:
     return len(best) > 1
 
 
-def limits(axes: Sequence[Axes], shown: Sequence[Point], random: pd.DataFrame) -> None:
-    """Room for every marker, and for every bar of a feasible method."""
+def limits(axes: Sequence[Axes], panels: Sequence[str], shown: Sequence[Point], random: pd.DataFrame) -> None:
+    """Room for every marker, and for every bar of a method within its bounds; alike on all pages."""
     setters: list[Any] = [axes[0].set_xlim, *(ax.set_ylim for ax in axes)]
-    for name, setter in zip([X, *PANELS], setters, strict=True):
+    for name, setter in zip([X, *panels], setters, strict=True):
         values = list(LEAST[name])
         values += random[name].dropna().astype(float).tolist()
         for point in shown:
             if pd.notna(point.row[name]):
                 value, ((below,), (above,)) = point.at(name)
-                values += [value] if point.hollow else [value - below, value, value + above]
+                whole = not point.hollow or point.row.get("bounds") == KEPT
+                values += [value - below, value, value + above] if whole else [value]
         margin = 0.06 * (max(values) - min(values))
         setter(min(values) - margin, max(values) + margin)
 
@@ -131,6 +131,5 @@ def keys(shown: Sequence[Point], random: pd.DataFrame, front: bool) -> list[Arti
     if front:
         found.append(Line2D([], [], **FRONT, label="Pareto front"))
     for point in shown:
-        label = point.label + (" (infeasible)" if point.hollow else "")
-        found.append(style.key(point.look, label, hollow=point.hollow))
+        found.append(style.key(point.look, point.label, hollow=point.hollow))
     return found

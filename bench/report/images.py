@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from bench.leaderboard.frame import Table
 from bench.plots import style
-from bench.plots.draw import KINDS, Source
+from bench.plots.draw import KINDS, Source, pages
 
 
 class Drawn(NamedTuple):
@@ -38,16 +38,18 @@ def figures(results: Path, found: Sequence[Table]) -> Figures:
         some, why = False, []
         for end, frames in kind.drawings(source):
             try:
-                uri = embedded(kind.draw(*frames))
+                uris = [embedded(page) for page in pages(kind, frames)]
             except style.NothingToDraw as nothing:
                 why.append(str(nothing))
                 continue
             some = True
             if end.startswith("_dev"):
-                drawn.of_tuning.append(Drawn(name, f"{kind.about}: the trials of tuning, on the dev split", uri))
+                about = f"{kind.about}: the trials of tuning, on the dev split"
+                drawn.of_tuning.extend(Drawn(name, about, uri) for uri in uris)
             else:
                 number = re.fullmatch(r"-(\d+)", end)
-                drawn.of_tables[int(number.group(1)) if number else 1].append(Drawn(name, kind.about, uri))
+                of_table = drawn.of_tables[int(number.group(1)) if number else 1]
+                of_table.extend(Drawn(name, kind.about, uri) for uri in uris)
         if not some:
             drawn.missing[name] = why[0] if why else "there is no record of it"
     return drawn

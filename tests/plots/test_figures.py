@@ -1,6 +1,8 @@
 """The figures that are drawn from the leaderboard's own rows: is what is drawn what the frame says?"""
 
+import itertools
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -24,6 +26,13 @@ DRAW = {
     "capability": capability.capability,
     "groups": groups.groups,
 }
+
+
+def legend(figure):
+    """What the legend says, each entry in one line."""
+    return [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
+
+
 LONG = "an option whose value is a long text, as a prompt is"
 
 
@@ -103,7 +112,7 @@ def test_rows_of_one_name_are_told_apart(tmp_path):
         cell(tmp_path, "detox", 0.5, 0.0, 1.0, n=8, strength=1.0, data={"pairs": pairs}, fit_id=f"{pairs}")
     (table,) = tables(read_records(tmp_path / "runs")[0])
     assert sorted(style.names(table.frame)) == [
-        "caa (strength 1)", "caa (strength 2.5)", "detox (10 pairs)", "detox (20 pairs)",
+        "CAA (strength 1)", "CAA (strength 2.5)", "DeTox (ProFS, 10 pairs)", "DeTox (ProFS, 20 pairs)",
     ]  # fmt: skip
 
 
@@ -171,19 +180,83 @@ def by_hand(points: dict[str, tuple[float, float, float]]) -> pd.DataFrame:
 def test_the_front_is_a_staircase_over_what_is_not_beaten():
     points = {"unsteered": (0.0, 1.0), "a": (0.5, 0.8), "b": (0.2, 0.9), "beaten": (0.1, 0.7), "broken": (0.9, 0.95)}
     frame = by_hand({name: (x, y, np.nan) for name, (x, y) in points.items()})
-    capability, fluency = tradeoff.tradeoff(frame).axes
+    (fluency,) = tradeoff.tradeoff(frame).axes  # what nobody was asked has no panel
     (line,) = [line for line in fluency.lines if line.get_drawstyle() == "steps-pre"]
     assert line.get_xdata().tolist() == [0.0, 0.2, 0.5] and line.get_ydata().tolist() == [1.0, 0.9, 0.8]
-    assert not [line for line in capability.lines if line.get_drawstyle() == "steps-pre"]
     assert (0.9, 0.95) in marks(fluency)  # what has collapsed is shown all the same
 
 
-def test_an_empty_panel_says_why(full):
-    assert not tradeoff.tradeoff(full.frame).axes[0].texts
-    capability, fluency = tradeoff.tradeoff(full.frame.assign(gold_choice_change=np.nan)).axes
-    assert "no task here" in capability.texts[0].get_text() and not fluency.texts
-    never = full.frame.assign(gold_choice_change=np.nan)[[c for c in full.frame if not c.startswith("capability.")]]
-    assert tradeoff.tradeoff(never).axes[0].texts[0].get_text() == "capability was not measured"
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_no_method_was_measured_in_has_no_panel(full, width):
+    assert len(tradeoff.tradeoff(full.frame, width=width).axes) == 2
+    (fluency,) = tradeoff.tradeoff(full.frame.assign(gold_choice_change=np.nan), width=width).axes
+    assert fluency.get_ylabel().startswith("fluency kept")
+    with pytest.raises(style.NothingToDraw, match="fluency or answers"):
+        tradeoff.tradeoff(full.frame.assign(gold_choice_change=np.nan, fluency_kept=np.nan))
+
+
+def test_methods_go_by_their_titles_where_these_tell_them_apart(full, monkeypatch):
+    assert {"CAA", "Model Surgery", "DeTox (ProFS)", "ActAdd", "Prompt"} <= set(style.names(full.frame))
+    monkeypatch.setattr("bench.records.titles.titles", lambda: {"caa": "Same", "detox": "Same", "prompt": "Other"})
+    assert {"caa", "detox", "Other", "act_add"} <= set(style.names(full.frame))
+
+
+def test_a_hollow_marker_is_explained(full):
+    frame = full.frame.assign(bounds=None)
+    assert "hollow: no strength was feasible on dev" in legend(tradeoff.tradeoff(frame))
+    frame.loc[frame["method"] == "caa", "bounds"] = "violated"
+    said = "hollow: a bound is violated or no strength was feasible on dev"
+    for draw_it in (tradeoff.tradeoff, cost.cost, foreseen.foreseen):
+        assert said in legend(draw_it(frame))
+    fine = frame.assign(bounds="kept", feasible=True)
+    assert not any("hollow" in text for text in legend(tradeoff.tradeoff(fine)))
+
+
+def test_the_star_is_below_the_methods(full):
+    for figure in (tradeoff.tradeoff(full.frame), cost.cost(full.frame)):
+        for ax in figure.axes:
+            lines = [line for line in ax.lines if line.get_zorder() == 5 and len(line.get_xdata()) == 1]
+            (star,) = [line for line in ax.lines if line.get_marker() == "*"]
+            assert lines and star.get_zorder() < 5 and star.get_markersize() > lines[0].get_markersize()
+
+
+def many(full, count):
+    """Rows of `full` under other names, of 30 letters."""
+    (caa,) = (row for _, row in full.frame[full.frame["method"] == "caa"].iterrows())
+    rows = [row for _, row in full.frame[full.frame["method"] == "unsteered"].iterrows()]
+    for i in range(count):
+        rows.append(pd.Series({**caa, "method": f"method_of_thirty_letters_{i:02}_abc", "records": f"m{i}"}))
+    return pd.DataFrame(rows).astype({"feasible": "boolean"})
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", DRAW)
+def test_35_methods_are_on_pages_and_none_is_lost(full, name):
+    frame, labels = many(full, 35), set()
+    found = list(draw.pages(draw.KINDS[name], (frame,)))
+    for figure in found:
+        style.rendered(figure, "svg")
+        assert figure.get_figheight() <= style.PAGE
+        labels |= {text.get_text().replace("\n", "") for text in texts(figure)}
+    assert len(found) > 1 or name == "capability"
+    assert all(any(row["method"][:20] in text and row["method"][-6:] in text for text in labels)
+               for _, row in frame.iloc[1:].iterrows())  # fmt: skip
+    with pytest.raises(style.NoSuchPage):
+        DRAW[name](frame, page=len(found) + 1)
+
+
+def test_a_page_has_one_marker_a_method_and_the_others_as_crosses(full):
+    first = tradeoff.tradeoff(many(full, 35)).axes[0]
+    named = [line for line in first.lines if line.get_zorder() == 5]
+    assert len(named) == len({str(line.get_marker()) for line in named}) == style.MOST
+    (crosses,) = [line for line in first.lines if line.get_marker() == "x"]
+    assert len(crosses.get_xdata()) == 35 - style.MOST
+    assert f"{35 - style.MOST} more, named on other pages" in legend(first.figure)
+
+
+def test_signs_that_the_font_lacks_are_written_out(full):
+    frame = full.frame.assign(method=full.frame["method"].replace("caa", "\u6a21 \u00fc"))
+    assert "\\u6a21 \u00fc" in style.names(frame)
 
 
 def test_the_axis_names_the_scorer_whose_reduction_it_is(full):
@@ -228,6 +301,8 @@ def test_costs_are_where_the_numbers_are(full):
             assert low < place[0] < high and bottom < place[1] < top
         ends = [[round(float(caa[c]), 6) for c in (column, f"toxicity_reduction_{end}")] for end in ("low", "high")]
         assert ends in bars(ax)
+    broken = [[line for line in ax.lines if isinstance(line.get_marker(), list)] for ax in figure.axes]
+    assert [len(strokes) for strokes in broken] == [1, 0, 1]  # where an axis goes on linearly to 0
     labels = [[tick.get_text() for tick in ax.get_xticklabels()] for ax in figure.axes]
     assert labels[0][:2] == ["0", "0.1 s"] and labels[2][:2] == ["0", "1 kB"] and "1 MB" in labels[2]
 
@@ -254,8 +329,7 @@ def test_a_method_is_at_its_d_prime_and_its_reduction(full):
     caa = frame.loc["caa"]
     ends = [[1.8, round(float(caa[f"toxicity_reduction_{end}"]), 6)] for end in ("low", "high")]
     assert ends in bars(ax) and ax.get_xlim()[0] < 0 < 1.8 < ax.get_xlim()[1]
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["caa", "probe_rows", "detox (infeasible)"]
+    assert legend(figure) == ["CAA", "Model Surgery", "DeTox (ProFS)", "hollow: a bound is violated"]
 
 
 def test_the_change_of_the_headline_is_shown_where_there_is_no_toxicity(full):
@@ -288,35 +362,41 @@ def test_the_headline_comes_from_the_table(full):
 
 
 def shown(figure):
-    """Row and task -> text and colour of every cell."""
+    """Method and task -> text and colour of every cell, whichever of the two are lines."""
     found = {}
     for ax in figure.axes:
-        tasks = [tick.get_text() for tick in ax.get_xticklabels()]
-        rows = [tick.get_text().replace("\n", " ") for tick in ax.get_yticklabels()]
+        across = [tick.get_text() for tick in ax.get_xticklabels()]
+        down = [tick.get_text() for tick in ax.get_yticklabels()]
         (mesh,) = ax.collections
         colours = np.asarray(mesh.get_array() if mesh.get_array() is not None else mesh.get_facecolors())
-        colours = colours.reshape(len(rows), len(tasks), -1)
+        colours = colours.reshape(len(down), len(across), -1)
         for text in ax.texts:
             x, y = (int(one) for one in text.get_position())
-            found[rows[y], tasks[x]] = (text.get_text(), to_hex(colours[y, x]))
+            names = [down[y], across[x]] if "unsteered" in down else [across[x], down[y]]
+            method, task = (name.replace("\n", " ") for name in names)
+            found[method, re.sub(r" \(?n = .*", "", task)] = (text.get_text(), to_hex(colours[y, x]))
     return found
 
 
-def test_cells_hold_the_changes(full):
+def test_cells_hold_the_changes_and_their_intervals(full):
     frame = full.frame
     found = shown(capability.capability(frame))
     names = dict(zip(style.names(frame), frame.to_dict("records"), strict=True))
     assert len(found) == len(names) * 3
     stars = 0
     for (name, task), (text, colour) in found.items():
-        row = names[name]
+        row, metric = names[name], f"capability.{task}.accuracy"
+        value, half = text.split(" ±")
+        ends = [row[f"{metric}{end}"] for end in ((".low", ".high") if name == "unsteered" else
+                                                  (".delta_low", ".delta_high"))]  # fmt: skip
+        assert float(half) == pytest.approx((ends[1] - ends[0]) / 2, abs=0.0051)
         if name == "unsteered":
-            assert float(text) == pytest.approx(row[f"capability.{task}.accuracy"], abs=0.005) and colour == "#ffffff"
+            assert float(value) == pytest.approx(row[metric], abs=0.005) and colour == "#ffffff"
             continue
-        change = row[f"capability.{task}.accuracy.delta"]
-        assert float(text.replace("\N{MINUS SIGN}", "-").rstrip("*")) == pytest.approx(change, abs=0.005)
-        assert text.endswith("*") == (row[f"capability.{task}.accuracy.p_holm"] < ALPHA)
-        stars += text.endswith("*")
+        change = row[f"{metric}.delta"]
+        assert float(value.replace("\N{MINUS SIGN}", "-").rstrip("*")) == pytest.approx(change, abs=0.005)
+        assert value.endswith("*") == (row[f"{metric}.p_holm"] < ALPHA)
+        stars += value.endswith("*")
         if change:  # whatever the unsteered accuracy is: one at chance has its colour too
             red, _, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
             assert (red > blue) == (change < 0)  # orange lost, violet gained
@@ -324,23 +404,54 @@ def test_cells_hold_the_changes(full):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-def test_many_tasks_are_in_several_blocks(full, width):
+def test_below_each_task_is_the_number_of_its_documents(full, width):
     frame = full.frame.copy()
-    for i in range(20):
-        for end in ("", ".delta", ".p_holm"):
-            frame[f"qa.task_{i}.accuracy{end}"] = 0.25
-        frame[f"qa.piqa.accuracy{'.delta' if i % 2 else ''}"] = 0.25
-    figure = capability.capability(frame, width)
-    assert_readable(figure)
-    tasks = {task for _, task in shown(figure)}
-    assert len(tasks) == 24 and {"capability.piqa", "qa.piqa", "task_19"} <= tasks and len(figure.axes) > 1
-    assert figure.get_figheight() < 12
+    frame["capability.piqa.accuracy.n"] = 1
+    said = [text.get_text() for text in texts(capability.capability(frame, width))]
+    assert any(text in ("piqa\nn = 1", "piqa (n = 1)") for text in said)
+    assert any(text in ("boolq\nn = 100", "boolq (n = 100)") for text in said)
+
+
+def with_tasks(frame, count):
+    """30 letters a task; piqa is asked by two suites."""
+    own = {}
+    for i in range(count):
+        own |= {f"qa.task_with_a_name_of_letters_{i:02}.accuracy{end}": 0.25 for end in ("", ".delta", ".p_holm")}
+    own |= {f"qa.piqa.accuracy{end}": 0.25 for end in ("", ".delta")}
+    return pd.concat([frame, pd.DataFrame(own, index=frame.index)], axis=1)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("count", "methods"), [(26, 2), (26, 12), (2, 35)])
+@pytest.mark.parametrize("width", WIDTHS)
+def test_many_tasks_are_in_several_blocks(full, width, count, methods):
+    found, tasks, names = {}, set(), set()
+    for figure in draw.pages(draw.KINDS["capability"], (with_tasks(many(full, methods), count),), width):
+        assert_readable(figure)
+        boxes = [ax.get_window_extent() for ax in figure.axes]
+        assert all(box.height > 10 and box.width > 10 for box in boxes)
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+        assert figure.get_figheight() <= style.PAGE
+        found |= shown(figure)
+    names, tasks = ({pair[i] for pair in found} for i in (0, 1))
+    assert len(tasks) == count + 4 and {"capability.piqa", "qa.piqa"} <= tasks
+    assert len(names) == methods + 1 and len(found) == len(names) * len(tasks)
 
 
 def test_a_missing_cell_is_a_dash(full):
     frame = full.frame.copy()
     frame.loc[frame["method"] == "caa", "capability.piqa.accuracy.delta"] = np.nan
-    assert shown(capability.capability(frame))["caa", "piqa"] == ("–", "#ffffff")
+    figure = capability.capability(frame)
+    assert shown(figure)["CAA", "piqa"] == ("–", "#ffffff")
+    assert "–: not measured" in legend(figure)
+
+
+def test_a_control_that_was_asked_no_task_has_no_line(full):
+    frame = full.frame.copy()
+    deltas = [name for name in frame if name.endswith(".accuracy.delta")]
+    frame.loc[frame["method"].isin(["caa", "random_direction"]), deltas] = np.nan
+    names = {name for name, _ in shown(capability.capability(frame))}
+    assert "CAA" in names and not any("random" in name for name in names)
 
 
 # -- groups ----------------------------------------------------------------------------------------------------------
@@ -362,8 +473,7 @@ def test_bars_are_the_shares_of_each_group(full, width):
     for method, heights in found.items():
         row = full.frame[full.frame["method"] == method].iloc[0]
         assert heights == pytest.approx([row[f"toxigen.lexicon.toxic_share.{group}"] for group in expected])
-    legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["unsteered", "caa", "probe_rows"]
+    assert legend(figure) == ["unsteered", "CAA", "Model Surgery", "n = 20 prompts a group"]
 
 
 def test_intervals_of_groups_are_wilsons(full):
@@ -379,4 +489,20 @@ def test_intervals_of_groups_are_wilsons(full):
 
 def test_many_methods_are_in_rows_of_fewer_groups(full, crowded):
     one, several = (groups.groups(frame) for frame in (full.frame, crowded))
-    assert len(one.axes) == 2 and len(several.axes) > 2
+    assert len(one.axes) == len(several.axes) == 2
+    bars = [sum(len(part) for part in figure.axes[0].containers[::2]) for figure in (one, several)]
+    assert bars[0] < bars[1]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_share_of_0_is_seen_and_a_group_of_1_says_so(full, width):
+    zero, one = (f"toxigen.lexicon.toxic_share.{GROUPS[i]}" for i in (0, 1))
+    frame = full.frame.assign(**{zero: 0.0, f"{zero}.low": 0.0, f"{one}.n": 1})
+    figure = groups.groups(frame, width)
+    assert_readable(figure)
+    value = 0 if width == "single" else 1  # which coordinate is the share
+    lines = [(low, high) for ax in figure.axes for low, high in bars(ax) if low[value] == high[value] == 0]
+    assert sum(low[1 - value] != high[1 - value] for low, high in lines) >= 3  # one for each method
+    said = [text.get_text() for text in texts(figure)]
+    assert sum(text.endswith("\nn = 1") for text in said) == 1
+    assert sum(text.endswith("\nn = 20") for text in said) == len(GROUPS) - 1

@@ -140,8 +140,8 @@ def test_trials_of_tuning_have_a_name_of_their_own(tmp_path, png_alone):
 def test_what_was_not_measured_is_not_drawn(tmp_path, png_alone):
     write(tmp_path, "rtp", "unsteered", {TOXICITY: [0.8, 0.6]})
     assert draw.rebuild(tmp_path) == [] and not (tmp_path / "figures").exists()
-    write(tmp_path, "rtp", "caa", {TOXICITY: [0.4, 0.5]})  # neither fluency nor capability
-    assert {path.stem for path in draw.rebuild(tmp_path)} == {"tradeoff", "changes", "cost"}
+    write(tmp_path, "rtp", "caa", {TOXICITY: [0.4, 0.5]})  # neither fluency nor capability: no trade-off
+    assert {path.stem for path in draw.rebuild(tmp_path)} == {"changes", "cost"}
 
 
 def test_errors_are_one_message(tmp_path, capsys):
@@ -152,3 +152,25 @@ def test_errors_are_one_message(tmp_path, capsys):
     (tmp_path / "figures").write_text("in the way")
     assert __main__.main(["--results", str(tmp_path)]) == 2
     assert "cannot write the figure to" in capsys.readouterr().err
+
+
+def test_further_pages_are_files_of_their_own(full, png_alone):
+    (caa,) = (row for _, row in full[1][0].frame.iterrows() if row["method"] == "caa")
+    rows = [caa.copy() for _ in range(14)]
+    for i, row in enumerate(rows):
+        row["method"] = f"method_{i}"
+    frame = draw.pd.DataFrame([full[1][0].frame.iloc[0], *rows])
+    kind = draw.KINDS["cost"]._replace(drawings=lambda _: [("", (frame,))])
+    found = [one.name for one in draw.drawn(draw.Source(*full), ["cost"]) if one.figure]
+    assert found == ["cost"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(draw.KINDS, "cost", kind)
+        found = [one.name for one in draw.drawn(draw.Source(*full), ["cost"], "single") if one.figure]
+    assert found == ["cost_single", "cost_single-p2"]
+
+
+@pytest.mark.slow
+def test_no_warning_reaches_the_terminal(full):
+    command = [sys.executable, "-W", "error", "-m", "bench.plots", "--results", str(full[0])]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert told.stderr == ""

@@ -11,7 +11,7 @@ from bench.records.table import read_records
 from tests.artists import assert_readable, bars, marks, texts
 from tests.record_files import cell, tuning, write
 
-TITLES = {"toxicity_reduction": "toxicity reduction\n(profanity_check)", "perplexity_ratio": "perplexity ratio",
+TITLES = {"toxicity_reduction": "toxicity reduction\n(by profanity_check)", "perplexity_ratio": "perplexity ratio",
           "gold_choice_change": "right answers\n(nats)"}  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def test_a_curve_over_strengths_has_the_numbers_of_the_leaderboard(tmp_path):
     found = table(tmp_path)
     frame = sweeps.strengths(found)
     assert list(frame.columns) == list(sweeps.COLUMNS)
-    assert frame["curve"].tolist() == ["caa"] * 3 and frame["x"].tolist() == [1.0, 2.5, 4.0]
+    assert frame["curve"].tolist() == ["CAA"] * 3 and frame["x"].tolist() == [1.0, 2.5, 4.0]
     assert set(frame["unit"]) == {"multiplier"} and set(frame["split"]) == {"test"}
     rows = found.frame[found.frame["method"] == "caa"].set_index("strength")
     for _, point in frame.iterrows():
@@ -129,13 +129,13 @@ def test_sizes_and_layers_change_one_thing_alone(tmp_path):
     found = sweep(tmp_path)
     sizes = sweeps.sizes(found)
     assert {name: own["x"].tolist() for name, own in sizes.groupby("curve")} == {
-        "caa": [5.0, 10.0, 20.0, 40.0], "detox": [5.0, 10.0, 20.0],
+        "CAA": [5.0, 10.0, 20.0, 40.0], "DeTox (ProFS)": [5.0, 10.0, 20.0],
     }  # fmt: skip
     by_layer = sweeps.layers(found)
-    assert by_layer["curve"].tolist() == ["caa"] * 3 and by_layer["x"].tolist() == [0.2, 0.4, 0.6]
+    assert by_layer["curve"].tolist() == ["CAA"] * 3 and by_layer["x"].tolist() == [0.2, 0.4, 0.6]
     assert set(by_layer["unit"]) == {"layer (share of the depth)"}
     rows = found.frame[(found.frame["pairs"] == 10) & (found.frame["method"] == "detox")]
-    point = sizes[(sizes["curve"] == "detox") & (sizes["x"] == 10)]
+    point = sizes[(sizes["method"] == "detox") & (sizes["x"] == 10)]
     assert point["toxicity_reduction_high"].item() == pytest.approx(rows["toxicity_reduction_high"].item())
 
 
@@ -157,7 +157,7 @@ def test_curves_of_one_method_are_told_apart(tmp_path):
     for read in ("all", "last"):
         for value in (1.0, 2.0):
             cell(tmp_path, "caa", 0.5, 0.0, 1.0, n=8, strength=value, parameters={"read": read})
-    assert set(sweeps.strengths(table(tmp_path))["curve"]) == {"caa (read=all)", "caa (read=last)"}
+    assert set(sweeps.strengths(table(tmp_path))["curve"]) == {"CAA (read=all)", "CAA (read=last)"}
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
@@ -291,3 +291,25 @@ def test_nothing_to_draw_says_what_to_run_and_tables_do_not_mix(draw):
 @pytest.mark.parametrize("draw", [strength, sample_size, layers])
 def test_equal_frames_give_equal_bytes(draw):
     assert style.rendered(draw(made()), "svg") == style.rendered(draw(made()), "svg")
+
+
+def test_many_methods_are_on_pages_with_equal_axes():
+    frame = made([f"method_{i:02}" for i in range(12)])
+    for draw in (strength, layers):
+        first, second = (draw(frame, "double", page) for page in (1, 2))
+        with pytest.raises(style.NoSuchPage):
+            draw(frame, "double", 3)
+        said = [[text.get_text() for text in texts(figure)] for figure in (first, second)]
+        for i in range(12):
+            assert sum(any(text.startswith(f"method_{i:02}") for text in page) for page in said) == 1
+        assert first.axes[0].get_ylim() == second.axes[0].get_ylim()
+        assert max(first.get_figheight(), second.get_figheight()) <= style.PAGE
+
+
+@pytest.mark.parametrize("width", ["single", "double"])
+def test_long_heads_stay_inside_the_figure(width):
+    frame = made([f"a method whose name is {i:02} long" for i in range(8)], unit="multiplier of the mean difference")
+    figure = strength(frame, width)
+    assert_readable(figure)
+    heads = [text.get_text() for text in texts(figure) if "multiplier" in text.get_text()]
+    assert len(heads) >= 4 and not any("…" in head for head in heads)
