@@ -59,7 +59,7 @@ def test_a_scorer_claims_nothing_of_a_row_that_it_chose_anything_for(tmp_path, h
     (detox,) = (line for name, line in rows.items() if name.startswith("detox"))
     assert "{*}" in detox and "{*}" not in caa
     notes = " ".join(formatting.notes(table))
-    assert f"Of caa {table.headline} claims nothing" in notes and "This table finds no difference" not in notes
+    assert f"{table.headline} supports no claim about caa:" in notes and "No row differs" not in notes
     assert f"{NOT_INDEPENDENT}: caa" in page.verdict(table) and "better: detox" in page.verdict(table)
 
 
@@ -71,8 +71,8 @@ def test_where_every_row_was_chosen_by_the_scorer_there_is_no_finding_and_no_fin
     assert table.frame["verdict"].dropna().tolist() == [NOT_INDEPENDENT] * 2
     assert table.frame["group"].tolist() == ["a"] * 3
     notes = " ".join(formatting.notes(table))
-    assert "Of caa, detox" in notes and "This table finds no difference" not in notes
-    assert "Warning: lexicon reports and also tuned the strengths, so it flatters" in " ".join(
+    assert "no claim about caa, detox:" in notes and "No row differs" not in notes
+    assert "Warning: lexicon reports and also tuned the strengths, so its numbers are optimistic" in " ".join(
         formatting.heading(table)
     )
 
