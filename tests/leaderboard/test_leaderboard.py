@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -343,6 +344,23 @@ def test_the_printed_table_is_whole_at_its_width(full, width):
     assert "Warning" not in text, "the scorer that comes first neither tuned nor picked pairs"
     (detox,) = (line for line in headline(shown(full, width)).splitlines() if " detox " in line)
     assert " – detox" in detox and "no feasible" in detox and "±" in detox
+
+
+def test_a_narrow_terminal_names_the_columns_that_it_leaves_out(full):
+    lines = shown(full, 100).splitlines()
+    (told,) = (line for line in lines if line.startswith("Too narrow for "))
+    assert "fit s" in told and "leaderboard.md" in " ".join(lines)
+    assert not any(line.startswith("fit s:") for line in lines), "what is not shown is not explained"
+    assert "Too narrow" not in shown(full, 250) and "fit s: seconds" in shown(full, 250)
+
+
+def test_long_names_are_folded_and_not_cut(tmp_path):
+    name = "a_method_with_a_name_of_30_signs"
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", name, {TOXICITY: HALF})
+    text = printed(tmp_path)
+    pieces = re.findall(r"[a-z0-9_]+", text[text.index("a_method") :])
+    assert "…" not in text and name.startswith(pieces[0]) and name.removeprefix(pieces[0]) in pieces
 
 
 def test_no_warning_where_another_scorer_tuned(tmp_path):
