@@ -99,7 +99,7 @@ def show(found: Shown, console: Console | None = None) -> None:
 def below(one: Page, rows: pd.DataFrame) -> list[str]:
     """Lines below a table: which columns had no room, what those shown mean, and how the tests went."""
     hidden = [title.replace("\n", " ") for title in one.rows.columns if title not in rows.columns]
-    told = [f"Too narrow for {', '.join(hidden)}: leaderboard.md shows all columns."] if hidden else []
+    told = [f"Too narrow for {', '.join(hidden)}: the Markdown file shows all columns."] if hidden else []
     shown = [(title, meaning) for title, meaning in one.meanings if title in rows.columns]
     return [*told, *one.before, *formatting.legend(shown), *one.notes]
 
