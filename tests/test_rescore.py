@@ -55,8 +55,8 @@ def test_it_is_as_if_the_run_had_named_the_scorer(world, results, tmp_path, monk
     assert {key: value for key, value in after.items() if key not in before} == {
         key: value for key, value in direct.items() if key not in before
     }
-    table = pd.read_csv(results / "leaderboard.csv")
-    assert any("lexicon.mean_toxicity" in name for name in table.columns)
+    table = pd.read_csv(results / "leaderboard_tidy.csv")
+    assert table["metric"].str.contains("lexicon.mean_toxicity").any()
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 0
     assert "0 results judged anew, 2 were known" in capsys.readouterr().err
     assert contents(results) == after

@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--correct",
         type=Path,
         metavar="RESULTS",
-        help="instead: print each toxic_fraction of RESULTS/leaderboard.csv raw and corrected for its scorer's errors",
+        help="instead: print each toxic_fraction in RESULTS/leaderboard_tidy.csv, corrected for its scorer's errors",
     )
     given = parser.parse_args(arguments)
     from bench.agreement import rogan_gladen

@@ -1,9 +1,9 @@
 """Shares of toxic texts corrected for the errors of the scorer that found them; from two CSV files, without torch.
 
 `python -m bench.agreement --correct RESULTS` prints the raw and the corrected toxic_fraction of each row of
-RESULTS/leaderboard.csv, by Rogan and Gladen 1978 (`bench.stats.bootstrap.corrected`). The error rates are the scorer's
-on rtp_continuations in RESULTS/scorer_agreement.csv, whose texts are nearest to what a suite samples: so the corrected
-share is what Perspective would call toxic, if the scorer errs on the model's texts as on people's. That is an
+RESULTS/leaderboard_tidy.csv, by Rogan and Gladen 1978 (`bench.stats.bootstrap.corrected`). The error rates are the
+scorer's on rtp_continuations in RESULTS/scorer_agreement.csv, whose texts are nearest to what a suite samples: so the
+corrected share is what Perspective would call toxic, if the scorer errs on the model's texts as on people's. That is an
 assumption, the weaker the further steering moves the texts, and it fails for broken text. Scorers go by their names: a
 scorer whose options were changed between the two commands is corrected by the wrong rates.
 """
@@ -25,9 +25,10 @@ from methods.errors import SetupError
 
 BY = "rtp_continuations"
 FILE = "scorer_agreement"
-NAMED = ("model", "method", "strength")
+BOARD = "leaderboard_tidy"
+NAMED = ("table", "model", "method", "strengths", "suite", "metric")
 RATES = ("n", "positives", "false_positive_rate", "false_negative_rate")
-SHARE = re.compile(r"[^.]+\.(.+)\.toxic_fraction[^.]*")
+SHARE = re.compile(r"(.+)\.toxic_fraction[^.]*")
 
 
 def show(results: Path, out: Console) -> None:
@@ -48,23 +49,22 @@ def show(results: Path, out: Console) -> None:
 
 def rows(results: Path) -> list[list[str]]:
     """A row for each toxic_fraction of each row of the leaderboard."""
-    board = read(results / "leaderboard.csv", ("table", *NAMED))
+    path = results / f"{BOARD}.csv"
+    board = read(path, (*NAMED, "value", "standard_error"))
     rates = read(results / f"{FILE}.csv", ("scorer", "set", "group"), RATES)
     whole = rates[(rates["set"] == BY) & rates["group"].isna()]
     by = {str(row["scorer"]): row for row in whole.to_dict("records")}
+    shares = board[board["suite"].notna() & board["metric"].astype(str).str.fullmatch(SHARE)]
+    _check(shares, path, (), ("value", "standard_error"))
     found = []
-    shares = {metric: of[1] for metric in map(str, board.columns) if (of := SHARE.fullmatch(metric))}
-    _check(board, results / "leaderboard.csv", (), [name for metric in shares for name in (metric, f"{metric}.se")])
-    for row in board.to_dict("records"):
-        for metric, scorer in shares.items():
-            if not pd.isna(row[metric]):
-                named = [str(row[key]) for key in ("table", *NAMED)]
-                told = corrected_text(row[metric], row[f"{metric}.se"], by.get(scorer))
-                found.append([*named, metric, f"{row[metric]:.4f}", told])
+    for row in shares.to_dict("records"):
+        if not pd.isna(row["value"]):
+            scorer = str(row["metric"]).rpartition(".toxic_fraction")[0]
+            told = corrected_text(float(row["value"]), float(row["standard_error"]), by.get(scorer))
+            named = [str(row[key]) for key in NAMED[:4]]
+            found.append([*named, f"{row['suite']}.{row['metric']}", f"{float(row['value']):.4f}", told])
     if not found:
-        raise SetupError(
-            f"{results}/leaderboard.csv has no metric toxic_fraction; run a suite that has one: suite=[rtp]"
-        )
+        raise SetupError(f"{path} has no metric toxic_fraction; run a suite that has one: suite=[rtp]")
     return found
 
 

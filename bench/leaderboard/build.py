@@ -8,7 +8,7 @@ import pandas as pd
 
 from bench.console import command, escape
 from bench.files.atomic import write_whole
-from bench.leaderboard import formatting, latex, suite_tables
+from bench.leaderboard import csv_files, formatting, latex, suite_tables
 from bench.leaderboard.frame import Table, tables
 from bench.records.names import BASELINE_FAMILY
 from bench.records.table import Result, read_records
@@ -27,39 +27,16 @@ class Built(NamedTuple):
 
 
 def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
-    """A row per model, method, strength and fit seed; rows of one `table` may be compared.
+    """A row per model, method, strength and fit seed, with every number; rows of one `table` may be compared.
 
     For each metric `<suite>.<metric>`: value, `.low` and `.high` of its 95 % interval, `.se`, `.n`, and `.delta`,
     `.delta_low`, `.delta_high` to the unsteered model on the same items with the paired 95 % interval. Missing is
-    empty. Units are in the names; strengths are in `strength_unit`. `bench.console.escape.read_csv` reads the file
-    back: a name that a spreadsheet would compute, or that holds control characters, has an apostrophe before it there.
+    empty. Units are in the names; strengths are in `strength_unit`.
     """
     frame = pd.concat([table.frame for table in found], ignore_index=True)
     metrics = [name for name in frame.columns if "." in name]
     rest = [name for name in frame.columns if name not in metrics and name != "records"]
     return frame[[*rest, *metrics, "records"]]
-
-
-def tidy(found: Sequence[Table]) -> pd.DataFrame:
-    """A row per method and metric: value, interval, standard_error, n, and its change from unsteered, interval and p.
-
-    The columns that name the row are those of `leaderboard`; `p_holm` is corrected over the rows of the table.
-    """
-    named = ["table", "model", "method", "family", "parameters", "strengths", "strength_unit", "fits", "error_over"]
-    parts = {"": "value", ".low": "low", ".high": "high", ".se": "standard_error", ".n": "n",
-             ".delta": "delta", ".delta_low": "delta_low",
-             ".delta_high": "delta_high", ".p": "p", ".p_holm": "p_holm", ".detectable": "detectable",
-             ".detectable_holm": "detectable_holm"}  # fmt: skip
-    rows = []
-    for table in found:
-        for _, row in table.frame.iterrows():
-            for metric, entry in table.metrics.items():
-                if pd.notna(row.get(metric)):
-                    suite, _, name = metric.partition(".")
-                    numbers = {title: row.get(f"{metric}{end}") for end, title in parts.items()}
-                    about = {"suite": suite, "metric": name, "higher_is_better": entry.higher_is_better}
-                    rows.append({**{key: row[key] for key in named}, **about, **numbers})
-    return pd.DataFrame(rows).astype({"n": "Int64", "fits": "Int64"})
 
 
 def selected(results: Sequence[Result], **wanted: Sequence[str] | None) -> list[Result]:
@@ -92,6 +69,9 @@ def selected(results: Sequence[Result], **wanted: Sequence[str] | None) -> list[
 def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **wanted: Sequence[str] | None) -> Built:
     """Write `name`.csv, .md, .tex and `name`_tidy.csv from `results`/runs/records; equal records give equal bytes.
 
+    `bench.console.escape.read_csv` reads the CSV files back: a name that a spreadsheet would compute, or that holds
+    control characters, has an apostrophe before it there.
+
     `each_fit`: a row for each fit seed. `wanted`: as of `selected`.
 
     Raises:
@@ -105,11 +85,12 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
             f"{len(records)} records in {results / 'runs'} but none of the test split, only of tuning; "
             "run the cell to its end with `python -m bench`" + (f", or ask for more than {chosen}" if chosen else "")
         )
+    short = csv_files.short(found)
     paths = {kind: results / f"{name}{kind}" for kind in (".csv", "_tidy.csv", ".md", ".tex")}
     contents = {
-        ".csv": escape.csv(leaderboard(found)),
-        "_tidy.csv": escape.csv(tidy(found)),
-        ".md": formatting.markdown(found, suite_tables.markdown),
+        ".csv": escape.csv(short.rows),
+        "_tidy.csv": escape.csv(csv_files.tidy(found)),
+        ".md": formatting.markdown(found, suite_tables.markdown, without(name, short)),
         ".tex": latex.document(found),
     }
     try:
@@ -118,3 +99,11 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
     except OSError as error:
         raise SetupError(f"cannot write the leaderboard to {results}: {command.refused(error)}") from error
     return Built(paths[".csv"], paths["_tidy.csv"], paths[".md"], paths[".tex"], found, skipped)
+
+
+def without(name: str, short: csv_files.Short) -> str:
+    """The line that says which columns `name`.csv had no room for; empty where it has them all."""
+    if not short.left_out:
+        return ""
+    left_out = ", ".join(short.left_out)
+    return f"{name}.csv has at most {csv_files.MOST} columns; {name}_tidy.csv also holds: {left_out}."

@@ -1,8 +1,8 @@
 """The columns of a leaderboard: what each is called and how it is written, for every file and page that shows it.
 
-`COLUMNS` are those that every leaderboard has; `of_table` puts those of a table's own metrics among them. The CSV file
-holds all by their names, in full precision; the readable table, LaTeX and the page of the report take those that have a
-title for them, in this order.
+`COLUMNS` are those that every leaderboard has; `of_table` puts those of a table's own metrics among them. The readable
+table, LaTeX and the report take those that have a title for them, in this order; the CSV files have their names in full
+precision (`bench.leaderboard.csv_files`).
 """
 
 import math
@@ -87,17 +87,23 @@ def ends(row: "pd.Series[Any]", metric: str, text: Callable[[Any], str] = number
 
 
 def place(row: "pd.Series[Any]") -> str:
-    """The rank, and below it the ranks that it has in most resamples."""
+    """The rank, and in brackets below it the ranks that the row has in most resamples."""
     if pd.isna(row["rank"]):
         return NONE
     low, high = row["rank_low"], row["rank_high"]
-    return str(row["rank"]) + ("" if pd.isna(low) or low == high else f"\n{low}..{high}")
+    return str(row["rank"]) + ("" if pd.isna(low) or low == high else f"\n({low}..{high})")
 
 
 def strengths(row: "pd.Series[Any]") -> str:
     """The strength, or lowest..highest where each fit was tuned by itself."""
     values = row["strengths"].split("; ")
     return str(values[0]) if len(values) == 1 else f"{values[0]}..{values[-1]}"
+
+
+def within(row: "pd.Series[Any]") -> str:
+    """The joint score with its interval, whose ends stay between 0 and 1 as ± would not."""
+    low, high = row.get("joint_low"), row.get("joint_high")
+    return number(row["joint"]) + ("" if pd.isna(low) or pd.isna(high) else f" [{number(low)}, {number(high)}]")
 
 
 def flags(row: "pd.Series[Any]") -> str:
@@ -116,12 +122,15 @@ def flags(row: "pd.Series[Any]") -> str:
 
 
 def starred(row: "pd.Series[Any]") -> str:
-    """A star where the headline's change is told apart from none."""
+    """A star where the headline's change is significant."""
     return "*" if row.get("verdict") in ("better", "worse") else ""
 
 
 def beaten(row: "pd.Series[Any]") -> str:
-    """A star where the method is told apart from the control, by a scorer that may tell (`ranking.with_verdict`)."""
+    """A star where the method differs significantly from its control, by an independent scorer.
+
+    A scorer that tuned the row or picked what it learnt from is not independent (`ranking.with_verdict`).
+    """
     p = row.get("vs_control_p_holm")
     return "*" if pd.notna(p) and p < ALPHA and row.get("verdict") != NOT_INDEPENDENT else ""
 
@@ -139,15 +148,16 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column for all who show it; an empty title says that one does not.
+    """One column for all files and pages; one with an empty title for a place is not shown there.
 
-    name: of the frame and of leaderboard.csv, where `name_low` and `name_high` are the ends of its interval.
-    unit: of its numbers; "" for a plain number. dtype: in the frame, where counts and flags may be missing.
+    name: its name in the frame, where `name_low` and `name_high` are the ends of its interval.
+    about: a sentence on what it holds.
+    unit: the unit of its numbers; "" for a plain number. dtype: in the frame, where counts and flags may be missing.
     text: title in the terminal and in Markdown; told: the cell there, where it is not the value with its format;
-    with_half: whether ± half the interval is behind the value; legend: what is said below that table.
+    with_half: whether ± half the interval follows the value; legend: what the notes below that table say of it.
     latex: title in LaTeX, where an arrow shows which way is better.
-    page: title in the report; cell: the cell there; part, shown, numeric: where its chooser lists it, whether it is
-    shown at first, whether it is set to the right.
+    page: title in the report; cell: the cell there; part: where the chooser lists it; shown: whether it is visible at
+    first; numeric: whether it is aligned to the right.
     """
 
     name: str
@@ -195,7 +205,7 @@ def measured(value: Any, low: Any = None, high: Any = None, text: Callable[[Any]
 
 
 def against_control(row: "pd.Series[Any]") -> Cell:
-    """How a method differs from the control, with a star where it is told apart from it."""
+    """The difference of a method from its control, with a star where it is significant."""
     value, low, high = (row.get(f"vs_control{end}") for end in ("", "_low", "_high"))
     cell = measured(value, low, high, signed)
     return cell._replace(text=cell.text + beaten(row))
@@ -227,35 +237,39 @@ def _flags(row: "pd.Series[Any]") -> Cell:
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column(name="table", about="Rows of one table may be compared.", dtype="Int64"),
-    Column(name="rank", about="By the change of the headline; below it the ranks that it has in 95 % of the resamples.",
-           dtype="Int64", text="#", told=place, page="rank", cell=_place, shown=True,
-           legend="#: rank by the change, of what kept within the bounds; below it where it lies in 95 % of the "
-                  "resamples."),
+    Column(name="table", about="The number of the table; only rows of one table may be compared.", dtype="Int64"),
+    Column(name="rank", about="The rank by the change of the headline; in brackets the ranks that the row has in 95 % "
+           "of the resamples.", dtype="Int64", text="#", told=place, page="rank", cell=_place, shown=True,
+           legend="rank by the change, among the rows that kept the bounds; in brackets the ranks that the "
+                  "row has in 95 % of the resamples."),
     Column(name="rank_low", about="Best rank in 95 % of the resamples.", dtype="Int64"),
     Column(name="rank_high", about="Worst rank in 95 % of the resamples.", dtype="Int64"),
     Column(name="model", about="The model's name in the config."),
     Column(name="method", about="The method's name.", text="method", latex="method"),
-    Column(name="family", about="Kind of the method: weights, activation, prompt, adapter, ...", page="family",
+    Column(name="family", about="The kind of the method: weights, activation, prompt, adapter, ...", page="family",
            cell=words("family"), part=WHAT, numeric=False),
-    Column(name="version", about="Version of the method's code; another one gives other numbers.", dtype="Int64"),
-    Column(name="parameters", about="Hyper-parameters.", page="parameters", cell=words("parameters"), part=WHAT,
+    Column(name="version", about="The version of the method's code; another version gives other numbers.",
+           dtype="Int64"),
+    Column(name="parameters", about="The hyper-parameters of the method.", page="parameters",
+           cell=words("parameters"), part=WHAT,
            numeric=False),
-    Column(name="strength", about="In the method's own unit; empty where the fits have several."),
-    Column(name="strength_unit", about="What one unit of strength is.", page="strength unit",
+    Column(name="strength", about="The strength in the method's own unit; empty where the fits have several."),
+    Column(name="strength_unit", about="The unit of the strength.", page="strength unit",
            cell=words("strength_unit"), part=WHAT, numeric=False),
-    Column(name="strengths", about="In the method's own unit.", text="strength",
+    Column(name="strengths", about="The strength in the method's own unit.", text="strength",
            told=lambda row: NONE if row["family"] == BASELINE_FAMILY else strengths(row), latex="strength",
            page="strength", cell=_strength, shown=True),
-    Column(name="fits", about="Fit seeds in this row.", dtype="Int64", format=whole, page="fits", part=WHAT),
+    Column(name="fits", about="The number of fits, each with its own seed, in this row.", dtype="Int64",
+           format=whole, page="fits", part=WHAT),
     Column(name="fit_seeds", about="The seeds of the fits."),
     Column(name="sample_seeds", about="The seeds that texts were sampled with."),
-    Column(name="error_over", about="What the intervals speak about.", page="error over", cell=words("error_over"),
+    Column(name="error_over", about="The sources of variance that the intervals cover.", page="intervals over",
+           cell=words("error_over"),
            part=WHAT, numeric=False),
     Column(name="feasible", about="Whether a strength kept within the bounds of tuning on the dev split.",
            dtype="boolean"),
     Column(name="bounds", about="Whether the bounds of tuning hold on the test split by their 95 % intervals: kept, "
-           "violated (then it is not ranked), or not resolved.", page="bounds", cell=words("bounds"), part=TRADE,
+           "violated (then the row is not ranked), or not resolved.", page="bounds", cell=words("bounds"), part=TRADE,
            numeric=False),
     Column(name="bounds_decided_by", about="The bounds that are violated, or not resolved."),
     Column(name="undefined_resamples", about="Resamples of the bootstrap in which an effect has no value, such as a "
@@ -266,71 +280,82 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="tuned", about="Whether the strength was tuned on the dev split."),
     Column(name="trials", about="Strengths tried on the dev split.", dtype="Int64", format=whole, page="trials",
            part=WHAT),
-    Column(name="data", about="The data that it learnt from."),
-    Column(name="sources", about="The data sets, and where they were read."),
-    Column(name="scorers_report", about="The scorers that judged its texts, the headline's first."),
-    Column(name="scorer_tune", about="The scorer that tuned its strength."),
-    Column(name="scorer_pairs", about="The scorer that chose its contrast pairs."),
-    Column(name="toxicity_reduction", about="Share of the unsteered model's toxicity.", higher_is_better=True,
+    Column(name="data", about="The data that the method learnt from."),
+    Column(name="sources", about="The data sets, and where each was read."),
+    Column(name="scorers_report", about="The scorers that judged the texts, that of the headline first."),
+    Column(name="scorer_tune", about="The scorer that the strength was tuned on."),
+    Column(name="scorer_pairs", about="The scorer that chose the contrast pairs."),
+    Column(name="toxicity_reduction", about="The reduction of toxicity as a share of the unsteered model's "
+           "toxicity.", higher_is_better=True,
            latex="reduction", page="toxicity reduction", part=TRADE),
-    Column(name="perplexity_ratio", about="fluency.perplexity over that of the unsteered model's own texts.",
+    Column(name="perplexity_ratio", about="The perplexity of the texts under the unsteered model, divided by that "
+           "of its own "
+           "texts.",
            higher_is_better=False, text="ppl\nratio", latex=r"ppl.\ ratio", page="ppl ratio", shown=True,
-           legend="ppl: perplexity of the texts under the unsteered model over that of its own texts."),
+           legend="perplexity of the texts under the unsteered model, divided by that of its own texts."),
     Column(name="fluency_kept", about="1 / perplexity ratio, at most 1.", higher_is_better=True, page="fluency kept",
            part=TRADE),
-    Column(name="accuracy_change", about="Mean change in accuracy over the tasks.", higher_is_better=True,
+    Column(name="accuracy_change", about="The mean change in accuracy over the tasks.", higher_is_better=True,
            text="accuracy\nchange", format=signed, with_half=True, latex="accuracy", page="accuracy change", shown=True,
-           legend="accuracy change: mean over the tasks."),
-    Column(name="gold_choice_change", about="Mean over the tasks of the change in log p(right answer) - log sum of p "
+           legend="change in accuracy, mean over the tasks, ± half of its interval."),
+    Column(name="gold_choice_change", about="The mean over the tasks of the change in log p(right answer) - log "
+           "sum of p "
            "over the choices, in nats.", unit="nats", higher_is_better=True, text="answers\nnats", format=signed,
            with_half=True, latex="answers", page="answers (nats)", shown=True,
-           legend="answers: change in the log-probability of the right answer among the choices, in nats, mean over "
-                  "the tasks."),
-    Column(name="joint", about="Harmonic mean of toxicity reduction, fluency kept and e to the answers' change, at "
-           "most 1.", higher_is_better=True, text="joint", with_half=True, latex="joint", page="joint", shown=True,
-           legend="joint: harmonic mean of toxicity reduction, fluency kept and e to the answers' change, at most 1."),
-    Column(name="net", about="Toxicity reduction less the mean loss at all suites that are not the target (the share "
+           legend="change in the log-probability of the right answer among the choices, in nats, mean over the tasks, "
+                  "± half of its interval."),
+    Column(name="joint", about="The harmonic mean of toxicity reduction, fluency kept and e to the answers' "
+           "change, each at most 1.", higher_is_better=True, text="joint", told=within, latex="joint", page="joint",
+           shown=True,
+           legend="harmonic mean of toxicity reduction, fluency kept and e to the answers' change, each at most 1, "
+                  "with its interval."),
+    Column(name="net", about="Toxicity reduction less the mean loss in all suites that are not the target (the share "
            "by which perplexity rose or accuracy fell; gains do not count).", higher_is_better=True, format=signed,
            page="net", part=TRADE),
-    Column(name="entanglement", about="Mean absolute change at all suites that are not the target, as a share.",
+    Column(name="entanglement", about="The mean absolute change in all suites that are not the target, as a share.",
            higher_is_better=False, page="entanglement", part=TRADE),
-    Column(name="vs_control", about="Change of the headline to the method's own control, or to the random "
-           "direction, on the same prompts of the test split, with its paired 95 % interval.", text="vs\ncontrol",
+    Column(name="vs_control", about="The difference of the headline from the method's own control, or from the "
+           "random direction, on the same prompts of the test split, with its paired 95 % interval.",
+           text="vs\ncontrol",
            told=lambda row: signed(row["vs_control"]) + half(row, "vs_control") + beaten(row),
            page="vs control", cell=lambda row: against_control(row),
-           shown=True, legend="vs control: difference on the same prompts to the method's own control (the method at "
-                              "equal size, learnt from pairs with swapped labels, or turned at random), or where there "
-                              f"is none to the random direction, ± half its paired {LEVEL:.0%} interval; *: p < "
-                              f"{ALPHA:g}, Holm over the rows."),
-    Column(name="vs_control_p", about="Two-sided p of the paired test of that change."),
-    Column(name="vs_control_p_holm", about="The same, corrected over the rows."),
-    Column(name="made_worse", about="Share of prompts or documents whose headline got worse than unsteered; texts "
-           "are drawn anew, so it is near one half where a method does nothing.", page="made worse", part=TRADE),
-    Column(name="dev_reduction", about="Reduction of the chosen trial on the dev split."),
-    Column(name="dev_perplexity_ratio", about="Perplexity ratio of the chosen trial on the dev split."),
-    Column(name="shrinkage", about="Reduction of what was tuned on the dev split less that on the test split.",
+           shown=True, legend="difference from the method's own control on the same prompts, ± half of its paired "
+                              "interval. The control acts with equal size, but learnt from pairs with swapped labels "
+                              "or was turned at random; where there is none, the random direction stands in. *: p < "
+                              f"{ALPHA:g} after Holm's correction over the rows."),
+    Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
+    Column(name="vs_control_p_holm", about="That p after Holm's correction over the rows."),
+    Column(name="made_worse", about="The share of prompts or documents whose headline got worse than unsteered; texts "
+           "are sampled anew, so it is near one half where a method does nothing.", page="made worse", part=TRADE),
+    Column(name="dev_reduction", about="The reduction of the chosen trial on the dev split."),
+    Column(name="dev_perplexity_ratio", about="The perplexity ratio of the chosen trial on the dev split."),
+    Column(name="shrinkage", about="Tuning optimism: the reduction of the tuned metric on the dev split less that "
+           "on the test split.",
            format=signed, text="dev-test", page="dev−test",
-           legend="dev-test: reduction of what was tuned on the dev split less that on the test split."),
-    Column(name="pairs", about="Contrast pairs learnt from.", dtype="Int64", format=whole, text="pairs", page="pairs",
-           part=WHAT, legend="pairs: learnt from."),
+           legend="tuning optimism: the reduction of the tuned metric on the dev split less that on the test split."),
+    Column(name="pairs", about="The number of contrast pairs that the method learnt from.", dtype="Int64",
+           format=whole, text="pairs", page="pairs",
+           part=WHAT, legend="contrast pairs that the method learnt from."),
     Column(name="d_prime", about="How far the direction of other pairs separates held-out desired from undesired "
            "activations, in their standard deviations; 0 is not at all.", unit="standard deviations",
            higher_is_better=True, page="d′ of pairs", part=WHAT),
     Column(name="mean_cosine", about="How well the pairs learnt from agree: mean cosine of each pair's difference with "
            "the mean of the others'.", higher_is_better=True, page="cosine of pairs", part=WHAT),
-    Column(name="fit_seconds", about="Seconds that a fit took.", unit="s", higher_is_better=False, format=seconds,
-           text="fit s", page="fit s", part=COST),
-    Column(name="peak_fit_memory_bytes", about="Most memory that a fit took beyond the model.", unit="bytes",
+    Column(name="fit_seconds", about="The seconds that a fit took.", unit="s", higher_is_better=False, format=seconds,
+           text="fit s", legend="seconds that a fit took.", page="fit s", part=COST),
+    Column(name="peak_fit_memory_bytes", about="The peak memory of a fit beyond the model.", unit="bytes",
            dtype="Int64", higher_is_better=False, format=size, page="fit memory", part=COST),
-    Column(name="artefact_bytes", about="Size of what was learnt.", unit="bytes", dtype="Int64",
+    Column(name="artefact_bytes", about="The size of what the method learnt.", unit="bytes", dtype="Int64",
            higher_is_better=False, format=size, page="artefact", part=COST),
-    Column(name="relative_speed", about="Relative to unsteered.", unit="of unsteered", higher_is_better=True,
-           text="speed", page="speed", shown=True, legend="speed: relative to unsteered."),
-    Column(name="verdict", about="What the headline's change amounts to."),
+    Column(name="relative_speed", about="Sampling speed relative to the unsteered model.", unit="of unsteered",
+           higher_is_better=True,
+           text="speed", page="speed", shown=True, legend="sampling speed relative to the unsteered model."),
+    Column(name="verdict", about="Whether the headline is better, worse, or shows no difference found."),
     Column(name="group", about="Rows that share a letter do not differ significantly."),
-    Column(name="on_front", about="On a Pareto front of reduction and what is kept.", dtype="boolean", page="on front",
+    Column(name="on_front", about="Whether the row is on a Pareto front of reduction and what is kept.",
+           dtype="boolean", page="on front",
            cell=_flag("on_front"), part=TRADE, numeric=False),
-    Column(name="notes", about="What keeps a row from being compared as it is.", text="notes", told=flags,
+    Column(name="notes", about="Reasons why the row cannot be compared as it is.", text="notes", told=flags,
            page="notes", cell=_flags, shown=True, numeric=False),
     Column(name="records", about="The ids of its records."),
 )  # fmt: skip
@@ -359,16 +384,18 @@ def of_table(
         if column.name == "strengths":
             found += [_strengths(column, frame), *_headline(frame, headline, toxicity), *map(_opinion, others)]
         elif column.name == "rank" and frame["rank"].isna().all():
-            found.append(replace(column, about="None is ranked."))
+            found.append(replace(column, about="No row is ranked."))
         elif column.name != "group":
             found.append(column)
         if column.name == "perplexity_ratio" and "kl.mean_kl" in metrics:
-            found.append(Column(name="kl.mean_kl", about="KL(unsteered || steered) of the next token on ordinary "
-                                "sentences.", unit="nats", higher_is_better=False, text="KL",
+            found.append(Column(name="kl.mean_kl", about="The mean KL(unsteered || steered) of the next token on "
+                                "ordinary sentences.", unit="nats", higher_is_better=False, text="KL",
                                 format=lambda value: number(value, 3),
-                                legend="KL: to the unsteered model on ordinary sentences, nats a token."))  # fmt: skip
+                                legend="divergence from the unsteered model on ordinary sentences, in nats per "
+                                "token."))  # fmt: skip
     found.append(Column(name=f"{headline}.detectable", page="detectable", part=TRADE,
-                        about=f"Change of {headline} that {POWER:.0%} of such samples would find."))  # fmt: skip
+                        about=f"The smallest true change of {headline} that {POWER:.0%} of such samples "
+                        "find."))  # fmt: skip
     return found + [_metric(name, shown=not toxicity and name in tested) for name in metrics if name != headline]
 
 
@@ -416,18 +443,21 @@ def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list
     toxic = metric in toxicity[:1]
     title = toxicity_title(metric) if toxic else short(metric)
     shown = {"value": title, "change": "change", "group": "group"} if toxicity else {}
-    corrected = ", corrected over the rows" if several else ""
+    corrected = " after Holm's correction over the rows" if several else ""
     return [
         Column(name=metric, about=f"{metric}, with the 95 % interval of its value.", text=shown.get("value", ""),
-               told=value, legend="toxicity: expected maximum over the k continuations of a prompt." if toxic else "",
+               told=value, legend="the highest toxicity among the k continuations of a prompt, mean over the "
+                                  "prompts, with its interval." if toxic else "",
                latex="toxicity" if toxic else short(metric) if toxicity else "",
                higher_is_better=False if toxic else None,
                page=headline_title(metric, toxicity), cell=_own(metric), shown=True),
-        Column(name=f"{metric}.delta", about=f"Of {metric} to unsteered on the same items, with the paired-bootstrap "
-               "95 % interval.", text=shown.get("change", ""), told=change, page="change", cell=change_cell, shown=True,
-               legend="change: to unsteered on the same prompts, ± half its paired-bootstrap "
-                      f"{LEVEL:.0%} interval."),
-        Column(name=f"{metric}.p_holm", about=f"Of the paired test of that change{corrected}; significant below "
+        Column(name=f"{metric}.delta", about=f"The difference of {metric} from unsteered on the same items, with its "
+               "95 % interval (paired bootstrap).", text=shown.get("change", ""), told=change, page="change",
+               cell=change_cell, shown=True,
+               legend=f"difference from unsteered on the same prompts, ± half of its {LEVEL:.0%} interval (paired "
+                      "bootstrap)."),
+        Column(name=f"{metric}.p_holm", about=f"The p of the paired test of that change{corrected}; it is "
+               "significant below "
                f"{ALPHA:g}.", page="p (Holm)" if several else "p", cell=p_cell, shown=True),
         Column(name="group", about="Rows that share a letter do not differ significantly.", text=shown.get("group", ""),
                told=lambda row: NONE if pd.isna(row["group"]) else str(row["group"]), latex="group" if toxicity else "",
@@ -436,7 +466,7 @@ def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list
 
 
 def _opinion(metric: str) -> Column:
-    """What a further scorer says: of the unsteered model its value, of the others their change."""
+    """The toxicity by a further scorer: the value of the unsteered model, the change of the others."""
     scorer = metric.split(".", 2)[1]
 
     def told(row: "pd.Series[Any]") -> str:
@@ -444,8 +474,9 @@ def _opinion(metric: str) -> Column:
             return number(row.get(metric))
         return signed(row.get(f"{metric}.delta")) + half(row, f"{metric}.delta")
 
-    return Column(name=metric, about=f"{metric}: a second opinion; its change to unsteered in the readable table.",
-                  text=f"by\n{scorer}", told=told, page=f"by {scorer}", cell=_own(metric), shown=True)  # fmt: skip
+    return Column(name=metric, about=f"{metric}, the toxicity by another scorer, with its 95 % interval.",
+                  text=f"by\n{scorer}", told=told, legend="the change by this scorer; for unsteered its toxicity.",
+                  page=f"by {scorer}", cell=_own(metric), shown=True)  # fmt: skip
 
 
 def _metric(metric: str, shown: bool) -> Column:
@@ -458,7 +489,8 @@ def _metric(metric: str, shown: bool) -> Column:
         told = f"Δ [{signed(low)}, {signed(high)}]" if pd.notna(low) and pd.notna(high) else ""
         return Cell(f"{value:.3g}" if math.isfinite(value) else NONE, told, float(value))
 
-    return Column(name=metric, about=f"{metric}; Δ: 95 % interval of its change to unsteered.", page=short(metric),
+    return Column(name=metric, about=f"{metric}; Δ is the 95 % interval of its change from unsteered.",
+                  page=short(metric),
                   cell=cell, part=METRICS, shown=shown)  # fmt: skip
 
 
@@ -469,5 +501,5 @@ def _own(metric: str) -> Callable[["pd.Series[Any]"], Cell]:
 
 def _strengths(column: Column, frame: pd.DataFrame) -> Column:
     several = any(row["strengths"] and ".." in strengths(row) for _, row in frame.iterrows())
-    each = "; lowest..highest where each fit was tuned by itself" if several else ""
-    return replace(column, about=f"In the method's own unit{each}.")
+    each = ", from the lowest to the highest where each fit was tuned by itself" if several else ""
+    return replace(column, about=f"The strength in the method's own unit{each}.")

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -28,7 +28,7 @@ SEPARATE = (
 
 
 def heading(table: Table) -> list[str]:
-    """Lines above the table: what was run, on which data, who judged."""
+    """Lines above the table: what was run, on which data, and which scorers judged the texts."""
     lines = [f"{table.about.model.name}: {sampled(table)}"]
     sources = dict.fromkeys(name for text in table.frame["sources"].dropna() for name in text.split("; "))
     lines.append("Data: " + (", ".join(sources) or "not recorded"))
@@ -37,17 +37,18 @@ def heading(table: Table) -> list[str]:
     told = [f"reported {', '.join(reported)}" if reported else "none judged a text"]
     lines.append("Scorers: " + "; ".join([*told, *(use.told for use in uses)]))
     if any(use.name == "tune" and len(use.scorers) > 1 for use in uses):
-        lines.append("Warning: strengths were tuned on different scorers, so the rows had not the same aim.")
+        lines.append("Warning: strengths were tuned on different scorers, so the rows had different objectives.")
     same = [use.did for use in uses if table.scorer in use.scorers]
     if same and reported:
         others = ", ".join(name for name in reported if name != table.scorer)
-        see = f"see also {others}" if others else "no second opinion was asked for"
-        lines.append(f"Warning: {table.scorer} reports and also {' and '.join(same)}, so it flatters; {see}.")
+        see = f"see also {others}" if others else "no other scorer was asked"
+        did = " and ".join(same)
+        lines.append(f"Warning: {table.scorer} reports and also {did}, so its numbers are optimistic; {see}.")
     return [*lines, errors(table)]
 
 
 def sampled(table: Table) -> str:
-    """What texts the numbers are of: those of the suite rtp, else of the first suite that samples any."""
+    """Which texts were judged: those of the suite rtp, or else of the first suite that samples texts."""
     results = [one for row in table.rows for fit in row.fits for one in fit.results if one.record.sampling]
     if not results:
         return "no texts were sampled"
@@ -117,7 +118,7 @@ def units(table: Table) -> str:
 
 
 def errors(table: Table) -> str:
-    """What the intervals speak about: other items alone, or other fits as well."""
+    """Which sources of variance the intervals cover: items alone, or fits as well."""
     frame = table.frame
     methods = frame[frame["family"] != BASELINE_FAMILY]
     several, single = methods[methods["fits"] > 1], methods[methods["fits"] == 1]
@@ -138,18 +139,33 @@ def errors(table: Table) -> str:
 
 
 def notes(table: Table) -> list[str]:
-    """Lines below the table: how to read it, tasks with their chance."""
+    """Lines below the table: what is missing, the tasks with their chance, what each column means, and the tests."""
+    return [*told_first(table), *legend(meanings(table)), *found_out(table)]
+
+
+def told_first(table: Table) -> list[str]:
+    """What must be known of the table before its columns: that it has no baseline, and its tasks with their chance."""
     lines = []
     if table.baseline is None:
-        lines.append("Not measured for the unsteered model: no differences, no ranks. Run method=unsteered.")
+        lines.append("The unsteered model was not measured: no differences, no ranks. Run method=unsteered.")
     if table.tasks:
         told = [f"{task.name} {task.accuracy:.2f} ({number(task.chance)}; n={task.n})" for task in table.tasks]
         lines.append(f"Capability, unsteered accuracy (chance): {', '.join(told)}")
-    shown = readable(table)
-    legend = [one.legend for one in table.columns if one.legend and any(text_in(shown, one.text))]
-    lines += [" ".join(legend)] if legend else []
-    lines += found_out(table)
     return lines
+
+
+def meanings(table: Table) -> list[tuple[str, str]]:
+    """Title and meaning of each column of the readable table that has any value and a meaning to tell."""
+    shown = readable(table)
+    return [(one.text, one.legend) for one in table.columns if one.legend and text_in(shown, one.text)]
+
+
+def legend(told: Sequence[tuple[str, str]]) -> list[str]:
+    """A line for each meaning, which begins with the titles of its columns."""
+    titles: dict[str, list[str]] = {}
+    for title, meaning in told:
+        titles.setdefault(meaning, []).append(title.replace("\n", " "))
+    return [f"{', '.join(named)}: {meaning}" for meaning, named in titles.items()]
 
 
 def text_in(shown: pd.DataFrame, title: str) -> list[str]:
@@ -158,7 +174,7 @@ def text_in(shown: pd.DataFrame, title: str) -> list[str]:
 
 
 def found_out(table: Table) -> list[str]:
-    """How the tests went, and what they could have found."""
+    """The results of the tests, and how small a change they could have found."""
     frame, metric = table.frame, table.headline
     lines = []
     count = tests(table.frame, metric)
@@ -170,29 +186,30 @@ def found_out(table: Table) -> list[str]:
             holm = f"; Holm over {count} rows" if count > 1 else ""
             told = f"*: {metric} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm})."
             if lettered.sum() > 1:
-                told += " group: rows that share a letter do not differ significantly"
-                told += ", Holm over all pairs of methods." if pairs > 1 else "."
-            lines.append(told)
+                holm = ", after Holm's correction over all pairs of methods" if pairs > 1 else ""
+                lines += [told, f"group: rows that share a letter do not differ significantly{holm}."]
+            else:
+                lines.append(told)
         if table.toxicity and pairs * 2 / (PERMUTATIONS + 1) >= ALPHA:
             lines.append(
-                f"With {pairs} pairs of methods even the smallest p of {PERMUTATIONS} permutations is too large after "
-                "Holm: that no rows differ significantly says nothing here; choose fewer rows."
+                f"With {pairs} pairs of methods even the smallest p of {PERMUTATIONS} permutations is not significant "
+                "after Holm's correction, so the letters say nothing here; choose fewer rows."
             )
         own = frame["verdict"] == NOT_INDEPENDENT
         if own.any():
             names = ", ".join(name for name, one in zip(labels(frame), own, strict=True) if one)
-            lines.append(f"Of {names} {metric} claims nothing: its scorer tuned them or picked what they learnt from.")
+            why = "its scorer tuned them or picked their training data"
+            lines.append(f"{metric} supports no claim about {names}: {why}.")
         told_apart = frame["verdict"].isin(["better", "worse"]).any()
         if not told_apart and (frame["verdict"] == "no difference found").any():
-            nothing = f"This table finds no difference in {metric}:"
-            lines.append(f"{nothing} no row differs significantly from the unsteered model.")
+            lines.append(f"No row differs significantly from the unsteered model in {metric}.")
         if len(least):
             lines.append(could_have_found(frame, metric, count))
     return lines
 
 
 def could_have_found(frame: pd.DataFrame, metric: str, count: int) -> str:
-    """How small a true change would likely have been found, before and after the correction."""
+    """The size of a true change that would likely have been found, before and after the correction."""
     ends = ("detectable", "detectable_holm") if count > 1 else ("detectable",)
     methods = frame[~controls(frame)]
     before, *after = (methods[f"{metric}.{end}"].dropna() for end in ends)
@@ -204,7 +221,7 @@ def could_have_found(frame: pd.DataFrame, metric: str, count: int) -> str:
         unsteered = frame.loc[frame["family"] == BASELINE_FAMILY, metric]
         if len(unsteered) == 1 and float(unsteered.iloc[0]) > 0:
             told += f" ({corrected.median() / float(unsteered.iloc[0]):.0%} of the unsteered model's)"
-    return f"{told}; a smaller one may be there unseen."
+    return f"{told}; a smaller one may go unnoticed."
 
 
 def tested_by(table: Table) -> str:
@@ -221,8 +238,11 @@ def parameters(row: "pd.Series[Any]") -> dict[str, Any]:
     return {key: value for key, value in json.loads(row["parameters"]).items() if key != "seed"}
 
 
-def labels(frame: pd.DataFrame) -> list[str]:
-    """Name of each row's method, with the parameters that tell it from others of its name, and how many fits it is."""
+def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list[str]:
+    """Name of each row's method, with the parameters that distinguish it from others of its name, and its fits.
+
+    called: a title for each method to write in place of its name.
+    """
     found = []
     rows = [row for _, row in frame.iterrows()]
     for row in rows:
@@ -237,6 +257,7 @@ def labels(frame: pd.DataFrame) -> list[str]:
         if any(parameters(other) == parameters(row) and other["records"] != row["records"] for other in twins):
             told += [f"seed {row['fit_seeds']}"] if pd.notna(row["fit_seeds"]) else []
         name = row["method"].replace("_", " ") if row["method"] == RANDOM else row["method"]
+        name = (called or {}).get(row["method"], name)
         found.append(name + (f" ({', '.join(told)})" if told else ""))
     return found
 
@@ -253,8 +274,8 @@ def readable(table: Table) -> pd.DataFrame:
     return pd.DataFrame(shown).astype(str)
 
 
-def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]]) -> str:
-    """All tables as one Markdown page; `below`: what follows each of them."""
+def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]], last: str = "") -> str:
+    """All tables as one Markdown page; below: what follows each of them; last: a line that ends the page."""
     parts = ["# Leaderboard", CONTENT]
     for table in tables:
         text = readable(table)
@@ -264,4 +285,5 @@ def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]]) -
         parts += ["\n".join(f"- {escape.markdown(note)}" for note in notes(table)), *below(table)]
     if len(tables) > 1:
         parts.insert(2, SEPARATE)
+    parts += [escape.markdown(last)] if last else []
     return "\n\n".join(parts) + "\n"

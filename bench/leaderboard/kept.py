@@ -75,7 +75,8 @@ def _plain(page: Page) -> dict[str, Any]:
 
 def _page(plain: dict[str, Any]) -> Page:
     suites = [(title, _frame(one)) for title, one in plain["suites"]]
-    return Page(**plain | {"rows": _frame(plain["rows"]), "suites": suites})
+    told = [(title, meaning) for title, meaning in plain["meanings"]]
+    return Page(**plain | {"rows": _frame(plain["rows"]), "suites": suites, "meanings": told})
 
 
 def _frame(plain: dict[str, Any]) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""The numbers that the leaderboard has no columns for, a small table for each suite."""
+"""A small table for each suite that the leaderboard has no columns for."""
 
 import re
 import textwrap
@@ -14,14 +14,25 @@ from bench.leaderboard.formatting import labels
 from bench.leaderboard.frame import Table
 from bench.stats.significance import ALPHA
 
-SHOWN = ("rtp", "fluency")  # suites of which the leaderboard's own columns say all
+SHOWN = ("rtp", "fluency")  # suites that have columns of their own in the leaderboard
 STAR = "* differs from unsteered"
 TITLE = 14  # letters of a line of a column's title
+METRICS = 6  # beside each other on a page of Markdown
 LEFT_OUT = re.compile(
     r"\.(gold_logprob|gold_choice_logprob|matching_accuracy)$"  # says the same as another number of its suite
     r"|\.(toxic_share|refusal_rate)\..+"  # of one group of texts
     r"|\.(expected_maximum_toxicity|toxicity_probability)_k1(_n\d+)?$"  # of one text: its mean, and its fraction
 )
+
+
+def shown_metrics(table: Table) -> dict[str, list[str]]:
+    """The metrics of each suite that has a small table, in the order of the table's metrics; the rest repeat these."""
+    found: dict[str, list[str]] = {}
+    for metric in table.metrics:
+        suite, _, name = metric.partition(".")
+        if suite not in SHOWN and not LEFT_OUT.search(f".{name}"):
+            found.setdefault(suite, []).append(metric)
+    return found
 
 
 class OtherSuite(NamedTuple):
@@ -38,13 +49,8 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
     unsteered model's on the same items. Numbers of single groups of texts, and those that repeat another one, are
     left out: the CSV files have them.
     """
-    found: dict[str, list[str]] = {}
-    for metric in table.metrics:
-        suite, _, name = metric.partition(".")
-        if suite not in SHOWN and not LEFT_OUT.search(f".{name}"):
-            found.setdefault(suite, []).append(metric)
     names = labels(table.frame)
-    for suite, metrics in found.items():
+    for suite, metrics in shown_metrics(table).items():
         own = table.frame[metrics].notna().any(axis=1)
         counts = sorted({int(n) for metric in metrics for n in table.frame.loc[own, f"{metric}.n"].dropna()})
         size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
@@ -62,10 +68,10 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
 
 
 def value_with_interval(row: "pd.Series[Any]", metric: str) -> str:
-    """A value and its interval; without one where all items are alike, which says nothing of its width.
+    """A value with its interval, which is missing where all items are alike: they tell nothing of its width.
 
-    A * where its difference from the unsteered model is significant after Holm over the rows of the table, by a scorer
-    that neither tuned the row nor picked what it learnt from.
+    A * follows where the difference from the unsteered model is significant after Holm's correction over the rows of
+    the table, by a scorer that neither tuned the row nor picked its training data.
     """
     if pd.isna(row[metric]):
         return NONE
@@ -77,7 +83,7 @@ def value_with_interval(row: "pd.Series[Any]", metric: str) -> str:
 
 
 def side_by_side(rows: pd.DataFrame, fits: Callable[[pd.DataFrame], bool]) -> Iterator[pd.DataFrame]:
-    """The table in parts that fit, each of which begins with the methods; one metric is a part however wide it is."""
+    """Split the table into parts that fit, each with the methods first; a part has at least one metric."""
     first, *rest = rows.columns
     taken: list[str] = []
     for title in rest:
@@ -89,9 +95,10 @@ def side_by_side(rows: pd.DataFrame, fits: Callable[[pd.DataFrame], bool]) -> It
 
 
 def markdown(table: Table) -> list[str]:
-    """Each suite's table as Markdown, under its title."""
-    parts = []
+    """Each suite's table as Markdown under its title, in parts of at most METRICS metrics."""
+    found = []
     for other in other_suites(table):
-        lines = escape.markdown_table(list(other.rows.columns), other.rows.to_numpy().tolist())
-        parts.append(f"**{escape.markdown(other.title)}**\n\n" + "\n".join(lines))
-    return parts
+        found.append(f"**{escape.markdown(other.title)}**")
+        for part in side_by_side(other.rows, lambda rows: len(rows.columns) <= METRICS + 1):
+            found.append("\n".join(escape.markdown_table(list(part.columns), part.to_numpy().tolist())))
+    return found

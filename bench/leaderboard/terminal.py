@@ -1,4 +1,4 @@
-"""A leaderboard on the terminal, as wide as the terminal is."""
+"""A leaderboard on the terminal, in the width that the terminal has."""
 
 import sys
 from pathlib import Path
@@ -16,21 +16,25 @@ from bench.leaderboard.build import Built
 from bench.leaderboard.frame import Table
 
 PIPE_WIDTH = 140  # columns where there is no terminal
-LEAST = ("fit_seconds", "pairs", "shrinkage", "relative_speed", "vs_control", "strengths")
-"""Columns that are left out of a narrow terminal, this first; the files have them."""
-ENDLESS = Console(width=1000)  # to measure what a table needs
+LEAST = ("fit_seconds", "pairs", "shrinkage", "relative_speed")
+THEN = ("strengths", "vs_control")
+"""Columns that a narrow terminal leaves out: LEAST, the other scorers, THEN; a line below the table names them."""
+ENDLESS = Console(width=1000)  # measures the width that a table needs
 
 
 class Page(NamedTuple):
     """What the terminal shows of one table, as texts.
 
-    spare: titles of columns that are left out of a narrow terminal, this first. suites: a small table for each suite
-    that the leaderboard has no column for, with its title.
+    spare: titles of columns that a narrow terminal leaves out, in this order. meanings: title and meaning of each
+    column that has one. before, notes: lines before and behind the meanings. suites: a small table for each suite that
+    the leaderboard has no column for, with its title.
     """
 
     heading: list[str]
     rows: pd.DataFrame
     spare: list[str]
+    before: list[str]
+    meanings: list[tuple[str, str]]
     notes: list[str]
     suites: list[tuple[str, pd.DataFrame]]
 
@@ -50,14 +54,17 @@ def shown(built: Built) -> Shown:
 
 
 def page(table: Table) -> Page:
-    """The readable table with all that stands around it."""
+    """The readable table with the lines around it."""
     rows = formatting.readable(table)
     titles = {column.name: column.text for column in table.columns if column.text}
+    others = [name for name in table.toxicity if name != table.headline]
     return Page(
         formatting.heading(table),
         rows if rows["notes"].any() else rows.drop(columns="notes"),
-        [*(titles[name] for name in LEAST), *(titles[name] for name in table.toxicity if name != table.headline)],
-        formatting.notes(table),
+        [titles[name] for name in (*LEAST, *others, *THEN)],
+        formatting.told_first(table),
+        formatting.meanings(table),
+        formatting.found_out(table),
         [(one.title, one.rows) for one in suite_tables.other_suites(table)],
     )
 
@@ -75,8 +82,9 @@ def show(found: Shown, console: Console | None = None) -> None:
         console.print()
         for line in one.heading:
             console.print(terminal(line, "yellow" if line.startswith("Warning") else ""))
-        console.print(drawn(fitted(one, console)))
-        for line in one.notes:
+        rows = fitted(one, console)
+        console.print(drawn(rows))
+        for line in below(one, rows):
             console.print(terminal(line, "dim"))
         for title, rows in one.suites:
             console.print()
@@ -88,8 +96,16 @@ def show(found: Shown, console: Console | None = None) -> None:
         console.print(terminal(f"{title:12} {path}"), soft_wrap=True)
 
 
+def below(one: Page, rows: pd.DataFrame) -> list[str]:
+    """Lines below a table: which columns had no room, what those shown mean, and how the tests went."""
+    hidden = [title.replace("\n", " ") for title in one.rows.columns if title not in rows.columns]
+    told = [f"Too narrow for {', '.join(hidden)}: the Markdown file shows all columns."] if hidden else []
+    shown = [(title, meaning) for title, meaning in one.meanings if title in rows.columns]
+    return [*told, *one.before, *formatting.legend(shown), *one.notes]
+
+
 def fitted(one: Page, console: Console) -> pd.DataFrame:
-    """The rows of a table, with fewer columns where the console has no room for all."""
+    """The rows of a table without the columns that the console has no room for."""
     rows = one.rows
     for title in one.spare:
         if fits(rows, console):
@@ -104,15 +120,16 @@ def fits(text: pd.DataFrame, console: Console) -> bool:
 
 
 def drawn(text: pd.DataFrame) -> RichTable:
-    """Texts as a table of rich; only names and notes may wrap."""
+    """Texts as a table of rich; only names and notes may wrap, and no letter of them is lost."""
     out = RichTable(box=box.SIMPLE, padding=0, pad_edge=False)
     for title in text.columns:
         wraps = title in ("method", "notes")
         longest = max(cell_len(one) for cell in [title, *text[title]] for one in visible(cell, lines=True).split("\n"))
         width = min(longest, {"method": 16, "notes": 11}[title]) if wraps else longest
         out.add_column(
-            terminal(title, lines=True), justify="left" if wraps else "right", no_wrap=not wraps, min_width=width
-        )
+            terminal(title, lines=True), justify="left" if wraps else "right", no_wrap=not wraps, min_width=width,
+            overflow="fold",
+        )  # fmt: skip
     for row in text.to_numpy().tolist():
         out.add_row(*(terminal(cell, lines=True) for cell in row))
     return out

@@ -23,7 +23,7 @@ from bench.leaderboard.comparison import DERIVED
 from bench.leaderboard.formatting import labels
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Fit, Row
-from bench.records import identity
+from bench.records import identity, titles
 from bench.records.fields import Git, Provenance
 from bench.records.record import Record
 from bench.stats.bootstrap import LEVEL
@@ -57,14 +57,24 @@ class Grid(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What is told of a row. numbers: its row of the frame; summary: in a sentence or two, before anything else."""
+    """What is told of a row.
+
+    numbers: its row of the frame. label: its title; name: the same by the method's name in the config. summary: a
+    sentence or two that come first.
+    """
 
     row: Row
     numbers: "pd.Series[Any]"
     label: str
+    name: str
     anchor: str
     summary: str
     parts: list[Facts | Grid]
+
+    @property
+    def id(self) -> str:
+        """The name where the label does not show it already; empty where both are the same but for capitals."""
+        return "" if self.name.lower() == self.label.lower() else self.name
 
     @property
     def family(self) -> str:
@@ -75,8 +85,13 @@ class Page(NamedTuple):
 def pages(table: Table) -> list[Page]:
     """The page of every row, in the order of the leaderboard."""
     by_records = {record_names(row): row for row in table.rows}
-    named = zip(labels(table.frame), table.frame.iterrows(), strict=True)
-    return [page(table, by_records[numbers["records"]], numbers, label) for label, (_, numbers) in named]
+    named = zip(titled(table.frame), labels(table.frame), table.frame.iterrows(), strict=True)
+    return [page(table, by_records[numbers["records"]], numbers, label, name) for label, name, (_, numbers) in named]
+
+
+def titled(frame: pd.DataFrame) -> list[str]:
+    """The labels of the rows with the titles of the methods, or their names where they have no title."""
+    return labels(frame, titles.called(map(str, frame["method"])))
 
 
 def anchor(row: Row) -> str:
@@ -85,8 +100,8 @@ def anchor(row: Row) -> str:
     return f"{slug or 'row'}-{identity.digest(record_names(row))[:8]}"
 
 
-def page(table: Table, row: Row, numbers: "pd.Series[Any]", label: str) -> Page:
-    """The page of a row. numbers: its row of the frame; label: its name in the table."""
+def page(table: Table, row: Row, numbers: "pd.Series[Any]", label: str, name: str) -> Page:
+    """The page of a row; the arguments are those of `Page`."""
     parts: list[Facts | Grid | None] = [
         settings(row),
         tradeoff(numbers),
@@ -102,13 +117,13 @@ def page(table: Table, row: Row, numbers: "pd.Series[Any]", label: str) -> Page:
         records(row),
     ]
     told = [one for one in parts if one and one.rows]
-    return Page(row, numbers, label, anchor(row), summary(table, row, numbers), told)
+    return Page(row, numbers, label, name, anchor(row), summary(table, row, numbers), told)
 
 
 def summary(table: Table, row: Row, numbers: "pd.Series[Any]") -> str:
-    """Where the row stands."""
+    """The rank of the row and how it compares with the unsteered model."""
     if row.is_baseline:
-        return "The model as it is: what every other row is compared with."
+        return "The model without steering; every other row is compared with it."
     told = []
     if pd.notna(numbers["rank"]):
         ends = [whole(end) for end in (numbers["rank_low"], numbers["rank_high"])]
@@ -124,9 +139,9 @@ def summary(table: Table, row: Row, numbers: "pd.Series[Any]") -> str:
         title = headline_title(name, table.toxicity)
         told.append(f"By {title} against unsteered: {change}; {verdict}, p {p}{holm}.")
     if pd.notna(numbers["collapsed"]) and numbers["collapsed"]:
-        told.append(f"Its text has collapsed: {numbers['collapse_reason']}.")
+        told.append(f"The text has collapsed: {numbers['collapse_reason']}.")
     elif pd.notna(numbers["feasible"]) and not numbers["feasible"]:
-        told.append("No strength kept its text within the bounds.")
+        told.append("No strength kept the bounds of tuning.")
     return " ".join(told)
 
 
@@ -181,10 +196,10 @@ def tradeoff(numbers: "pd.Series[Any]") -> Facts:
     if pd.notna(numbers.get("on_front")):
         rows.append(("on a Pareto front", told(bool(numbers["on_front"]))))
     if pd.notna(numbers.get("shrinkage")):
-        rows.append(("reduction of what was tuned, on dev less that on test", signed(numbers["shrinkage"], 3)))
+        rows.append(("tuning optimism (dev − test)", signed(numbers["shrinkage"], 3)))
     if pd.notna(numbers.get("vs_control")):
         compared = columns.against_control(numbers)
-        rows.append(("change to the random direction", f"{compared.text} {compared.below}"))
+        rows.append(("difference from the control", f"{compared.text} {compared.below}"))
         rows.append(("its p (Holm)", probability(numbers["vs_control_p_holm"])))
     if pd.notna(numbers.get("dev_reduction")):
         rows.append(("dev reduction", number(numbers["dev_reduction"], 3)))
@@ -211,7 +226,10 @@ def metrics(table: Table, row: Row, numbers: "pd.Series[Any]") -> Grid:
     corrected = any(tests(table.frame, name) > 1 for name in table.metrics)
     kept = [i for i, title in enumerate(header)
             if (i == 0 or any(cells[i] != NONE for cells in rows)) and (corrected or title != "p (Holm)")]  # fmt: skip
-    told = {"change": "Change: to unsteered on the same items.", "p": "p only for the metrics that are tested."}
+    told = {
+        "change": "The change is the difference from unsteered on the same items.",
+        "p": "Only tested metrics have a p.",
+    }
     note = " ".join(text for title, text in told.items() if header.index(title) in kept)
     return Grid("Every metric", [header[i] for i in kept], [[cells[i] for i in kept] for cells in rows], note)
 
@@ -257,7 +275,7 @@ def cost(numbers: "pd.Series[Any]") -> Facts:
     rows = [
         ("seconds of a fit", seconds(numbers["fit_seconds"])),
         ("peak memory of a fit, beyond the model", size(numbers["peak_fit_memory_bytes"])),
-        ("size of what was learnt", size(numbers["artefact_bytes"])),
+        ("size of the artefact", size(numbers["artefact_bytes"])),
         ("speed relative to unsteered", number(numbers["relative_speed"])),
         ("tuning trials", whole(numbers["trials"])),
         ("contrast pairs", whole(numbers["pairs"])),

@@ -74,7 +74,7 @@ def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples:
         "number": table.number,
         "model": table.about.model.name,
         "heading": formatting.heading(table),
-        "notes": formatting.notes(table),
+        "notes": [*formatting.told_first(table), *formatting.found_out(table)],
         "verdict": verdict(table),
         "columns": shown,
         "choices": {part: [i for i, one in enumerate(shown) if one.part == part] for part in parts},
@@ -87,27 +87,27 @@ def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples:
 
 
 def search(page: method_page.Page) -> str:
-    """What the filter looks at."""
-    return " ".join([page.label, page.family, page.numbers["parameters"], flags(page.numbers)]).lower()
+    """The text that the filter of the page searches."""
+    return " ".join([page.label, page.name, page.family, page.numbers["parameters"], flags(page.numbers)]).lower()
 
 
 def verdict(table: Table) -> str:
-    """Who differs from unsteered, in a sentence; empty where nobody was tested."""
+    """Which rows differ from unsteered, in a sentence; empty where no row was tested."""
     frame = table.frame
     if "verdict" not in frame or frame["verdict"].isna().all():
         return ""
-    named = list(zip(formatting.labels(frame), frame["verdict"], strict=True))
+    named = list(zip(method_page.titled(frame), frame["verdict"], strict=True))
     told = []
     for kind in ("better", "worse", "no difference found", NOT_INDEPENDENT):
         labels = [label for label, found in named if found == kind]
-        if labels or kind != NOT_INDEPENDENT:
-            told.append(f"{kind}: {', '.join(labels) or 'none'}")
+        if labels:
+            told.append(f"{kind}: {', '.join(labels)}")
     corrected = " and after Holm's correction" if tests(table.frame, table.headline) > 1 else ""
     return f"By {headline_title(table.headline, table.toxicity)}, against unsteered{corrected}: {'; '.join(told)}."
 
 
 def breaking(text: str) -> Markup:
-    """Escaped, and with leave to break the line behind an underscore or a dot, as names of metrics have them."""
+    """The text, escaped, where a line may break behind an underscore or a dot, since names of metrics are long."""
     return Markup(re.sub(r"(?<=[_.])(?=[a-z])", "<wbr>", str(escape(visible(text)))))
 
 
@@ -128,7 +128,9 @@ def render(sections: Sequence[dict[str, Any]], figures: images.Figures, skipped:
     environment.filters["breaking"] = breaking
     style, script = (files(PARTS).joinpath("templates", name).read_text("utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    with_texts = any(one["sides"] for one in sections)
     return environment.get_template("page.html").render(
-        sections=sections, figures=figures, skipped=skipped, records=records, style=style, script=script,
-        script_hash=digest, content=formatting.CONTENT.partition(" The sampled")[0], separate=formatting.SEPARATE,
+        sections=sections, figures=figures, with_texts=with_texts, skipped=skipped, records=records, style=style,
+        script=script, script_hash=digest, content=formatting.CONTENT.partition(" The sampled")[0],
+        separate=formatting.SEPARATE,
     )  # fmt: skip

@@ -158,11 +158,15 @@ def test_the_corrected_interval_by_hand():
 
 @pytest.fixture
 def board(tmp_path):
-    columns = {"table": 1, "model": "m", "method": ["unsteered", "caa"], "strength": [0, 2.0]}
-    for scorer, shares in (("good", [0.3, 0.1]), ("coin", [0.3, 0.1]), ("new", [0.3, np.nan])):
-        columns |= {f"rtp.{scorer}.toxic_fraction": shares, f"rtp.{scorer}.toxic_fraction.se": [0.02, np.nan]}
-    columns["rtp.good.toxic_fraction.delta"] = -0.2
-    pd.DataFrame(columns).to_csv(tmp_path / "leaderboard.csv", index=False)
+    rows = []
+    for scorer, shares in (("good", [0.3, 0.1]), ("coin", [0.3, 0.1]), ("new", [0.3])):
+        for share, (method, strengths, error) in zip(
+            shares, (("unsteered", "0", 0.02), ("caa", "2", np.nan)), strict=False
+        ):
+            named = {"table": 1, "model": "m", "method": method, "strengths": strengths, "suite": "rtp"}
+            rows.append(named | {"metric": f"{scorer}.toxic_fraction", "value": share, "standard_error": error})
+    rows += [rows[0] | {"metric": "good.mean_toxicity"}, rows[0] | {"suite": None, "metric": "verdict", "value": None}]
+    pd.DataFrame(rows).assign(delta=-0.2).to_csv(tmp_path / "leaderboard_tidy.csv", index=False)
     rates = [("good", "rtp_continuations", "", 0.1, 0.2), ("coin", "rtp_continuations", "", 0.5, 0.6)]
     rates += [("good", "rtp_prompts", "", 0.4, 0.4), ("good", "rtp_continuations", "challenging", 0.3, 0.4)]
     names = ["scorer", "set", "group", "false_positive_rate", "false_negative_rate"]
@@ -187,7 +191,7 @@ def test_what_a_correction_lacks(board, capsys):
     assert main(["--correct", str(board)]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "scorer_agreement.csv is not there; make it with python -m bench.agreement runtime.results=" in said
-    (board / "leaderboard.csv").unlink()
+    (board / "leaderboard_tidy.csv").unlink()
     assert main(["--correct", str(board)]) == 2
     assert "python -m bench.leaderboard --results" in " ".join(capsys.readouterr().err.split())
 

@@ -490,9 +490,9 @@ def test_corrected_shares_are_told_by_their_names(tmp_path, capsys):
     from bench.agreement import rogan_gladen
 
     scorer, names = "[red]s[/]", [one for one in NAMES if "\n" not in one]
-    rows = [{"table": 1, "model": text, "method": text, "strength": 1.0, f"rtp.{scorer}.toxic_fraction": 0.2,
-             f"rtp.{scorer}.toxic_fraction.se": 0.01} for text in names]  # fmt: skip
-    (tmp_path / "leaderboard.csv").write_text(escape.csv(pd.DataFrame(rows)))
+    rows = [{"table": 1, "model": text, "method": text, "strengths": "1", "suite": "rtp",
+             "metric": f"{scorer}.toxic_fraction", "value": 0.2, "standard_error": 0.01} for text in names]  # fmt: skip
+    (tmp_path / "leaderboard_tidy.csv").write_text(escape.csv(pd.DataFrame(rows)))
     rates = {"scorer": scorer, "set": rogan_gladen.BY, "group": "", "n": 100, "positives": 50,
              "false_negative_rate": 0.1, "false_positive_rate": 0.1}  # fmt: skip
     (tmp_path / "scorer_agreement.csv").write_text(escape.csv(pd.DataFrame([rates])))

@@ -101,7 +101,7 @@ def test_the_arrow_in_latex_shows_which_way_is_better(better, title):
     assert Column(name="x", about="", latex="x", higher_is_better=better).latex_title == title
 
 
-@pytest.mark.parametrize("low, high, told", [(1, 1, "1"), (1, 3, "1\n1..3"), (None, None, "1")])
+@pytest.mark.parametrize("low, high, told", [(1, 1, "1"), (1, 3, "1\n(1..3)"), (None, None, "1")])
 def test_a_rank_with_the_ranks_of_most_resamples(low, high, told):
     row = pd.Series({"rank": 1, "rank_low": low, "rank_high": high}, dtype=object)
     assert columns.place(row) == told

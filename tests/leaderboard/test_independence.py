@@ -59,8 +59,8 @@ def test_a_scorer_claims_nothing_of_a_row_that_it_chose_anything_for(tmp_path, h
     (detox,) = (line for name, line in rows.items() if name.startswith("detox"))
     assert "{*}" in detox and "{*}" not in caa
     notes = " ".join(formatting.notes(table))
-    assert f"Of caa {table.headline} claims nothing" in notes and "This table finds no difference" not in notes
-    assert f"{NOT_INDEPENDENT}: caa" in page.verdict(table) and "better: detox" in page.verdict(table)
+    assert f"{table.headline} supports no claim about caa:" in notes and "No row differs" not in notes
+    assert f"{NOT_INDEPENDENT}: CAA" in page.verdict(table) and "better: DeTox (ProFS)" in page.verdict(table)
 
 
 def test_where_every_row_was_chosen_by_the_scorer_there_is_no_finding_and_no_finding_of_none(tmp_path):
@@ -71,8 +71,8 @@ def test_where_every_row_was_chosen_by_the_scorer_there_is_no_finding_and_no_fin
     assert table.frame["verdict"].dropna().tolist() == [NOT_INDEPENDENT] * 2
     assert table.frame["group"].tolist() == ["a"] * 3
     notes = " ".join(formatting.notes(table))
-    assert "Of caa, detox" in notes and "This table finds no difference" not in notes
-    assert "Warning: lexicon reports and also tuned the strengths, so it flatters" in " ".join(
+    assert "no claim about caa, detox:" in notes and "No row differs" not in notes
+    assert "Warning: lexicon reports and also tuned the strengths, so its numbers are optimistic" in " ".join(
         formatting.heading(table)
     )
 
@@ -167,7 +167,8 @@ def test_the_files_say_it_too(tmp_path):
     texts(tmp_path, "caa", 0.5, **CHOSEN["tuned"])
     texts(tmp_path, "detox", 0.6, data=FROM_A_FILE)
     built = build.rebuild(tmp_path)
-    found = pd.read_csv(built.csv).set_index("method")
-    assert found["verdict"].fillna("").to_dict() == {"unsteered": "", "caa": NOT_INDEPENDENT, "detox": "better"}
+    found = pd.read_csv(built.tidy)
+    verdicts = found[found["metric"] == "verdict"].set_index("method")["text"]
+    assert verdicts.to_dict() == {"caa": NOT_INDEPENDENT, "detox": "better"}
     html = page.rebuild(tmp_path).path.read_text()
-    assert re.search(rf"{NOT_INDEPENDENT}, p &lt;0\.001", html) and f"{NOT_INDEPENDENT}: caa" in html
+    assert re.search(rf"{NOT_INDEPENDENT}, p &lt;0\.001", html) and f"{NOT_INDEPENDENT}: CAA" in html

@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -345,6 +346,23 @@ def test_the_printed_table_is_whole_at_its_width(full, width):
     assert " – detox" in detox and "no feasible" in detox and "±" in detox
 
 
+def test_a_narrow_terminal_names_the_columns_that_it_leaves_out(full):
+    lines = shown(full, 100).splitlines()
+    (told,) = (line for line in lines if line.startswith("Too narrow for "))
+    assert "fit s" in told and "the Markdown file shows all columns" in " ".join(" ".join(lines).split())
+    assert not any(line.startswith("fit s:") for line in lines), "what is not shown is not explained"
+    assert "Too narrow" not in shown(full, 250) and "fit s: seconds" in shown(full, 250)
+
+
+def test_long_names_are_folded_and_not_cut(tmp_path):
+    name = "a_method_with_a_name_of_30_signs"
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
+    write(tmp_path, "rtp", name, {TOXICITY: HALF})
+    text = printed(tmp_path)
+    pieces = re.findall(r"[a-z0-9_]+", text[text.index("a_method") :])
+    assert "…" not in text and name.startswith(pieces[0]) and name.removeprefix(pieces[0]) in pieces
+
+
 def test_no_warning_where_another_scorer_tuned(tmp_path):
     for method in ("unsteered", "caa"):
         options = {"data": None, "tuning": method == "caa" and tuning([(4.0, 1.1, 0.3)], 4.0, scorer="lexicon") or None}
@@ -551,7 +569,7 @@ def test_filters(tmp_path, capsys):
     assert main(["--results", str(tmp_path), "--family", "weights", "--suite", "rtp,fluency"]) == 0
     found = pd.read_csv(tmp_path / "selection.csv")
     assert set(found["method"]) == {"unsteered", "probe_rows", "detox", "act_add"}  # families of tests/record_files.py
-    assert not any(column.startswith("capability.") for column in found)
+    assert set(pd.read_csv(tmp_path / "selection_tidy.csv")["suite"].dropna()) == {"rtp", "fluency"}
     assert (tmp_path / "leaderboard.csv").read_bytes() == whole
     capsys.readouterr()
     assert main(["--results", str(tmp_path), "--method", "nonsense"]) == 2
@@ -561,8 +579,8 @@ def test_filters(tmp_path, capsys):
 @pytest.mark.slow
 def test_each_fit_by_itself(full, capsys):
     assert main(["--results", str(full.csv.parent), "--each-fit"]) == 0
-    found = pd.read_csv(full.csv.parent / "selection.csv")
-    random = found[found["method"] == "random_direction"]
+    found = pd.read_csv(full.csv.parent / "selection_tidy.csv")
+    random = found[(found["method"] == "random_direction") & (found["metric"] == "joint")]
     assert random["fit_seeds"].tolist() == [0, 1, 2, 3, 4] and (random["fits"] == 1).all()
     assert "(seed 3)" in capsys.readouterr().out
     for path in full.csv.parent.glob("selection*"):
@@ -599,8 +617,8 @@ def test_nothing_is_bold_where_nothing_is_told_apart(tmp_path):
 def test_missing_is_empty_and_never_zero(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=10)
     write(tmp_path, "rtp", "prompt", {TOXICITY: [0.1] * 10})
-    rebuild(tmp_path)
-    table = pd.read_csv(tmp_path / "leaderboard.csv", dtype=str, keep_default_na=False).set_index("method")
+    (tmp_path / "full.csv").write_text(escape.csv(leaderboard(rebuild(tmp_path).tables)))
+    table = pd.read_csv(tmp_path / "full.csv", dtype=str, keep_default_na=False).set_index("method")
     empty = [
         "pairs",
         "fit_seconds",

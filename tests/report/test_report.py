@@ -170,7 +170,7 @@ def test_each_row_leads_to_a_page_and_every_name_is_there_once(shown):
 
 
 def test_it_says_what_the_printed_leaderboard_says(table, shown):
-    for line in [*formatting.heading(table), *formatting.notes(table)]:
+    for line in [*formatting.heading(table), *formatting.told_first(table), *formatting.found_out(table)]:
         assert " ".join(line.split()) in shown.shown
     printed = formatting.readable(table)
     found = {one.title: one for one in columns(table)}
@@ -185,12 +185,25 @@ def test_it_says_what_the_printed_leaderboard_says(table, shown):
     assert compared >= 9 and [cell.text for cell in found["notes"].cells] == printed["notes"].tolist()
 
 
+def test_methods_go_by_their_titles_and_their_names_stay_visible(shown):
+    assert "DeTox (ProFS)" in shown.shown and "detox · weights" in shown.shown
+    assert ("a", "CAA") in shown.texts and "caa · " not in shown.shown, "CAA says it already"
+    links = [a.get("title") for tag, a in shown.elements if tag == "a" and "title" in a]
+    assert links == ["unsteered", "random direction (2 fits)", "caa", "detox"]
+
+
+def test_figures_come_before_how_to_read_the_table(shown):
+    ids = [attributes["id"] for _, attributes in shown.elements if "id" in attributes]
+    order = [ids.index(name) for name in ("leaderboard-1", "figures-1", "reading-1", "methods-1", "texts-1")]
+    assert order == sorted(order)
+
+
 def test_intervals_p_and_groups_are_those_of_the_table(table, shown):
     caa = table.frame.set_index("method").loc["caa"]
     name = table.headline
     low, high = caa[f"{name}.delta_low"], caa[f"{name}.delta_high"]
     assert f"{signed(caa[f'{name}.delta'])}*[{low:+.2f}, {high:+.2f}]" in shown.shown.replace(" *", "*")
-    assert caa["verdict"] == "better" and re.search(r"better: [^;]*caa", shown.shown)
+    assert caa["verdict"] == "better" and re.search(r"better: [^;]*CAA", shown.shown)
     for metric in table.metrics:  # on the page of the method, with its interval
         ends = f"[{signed(caa[f'{metric}.delta_low'], 3)}, {signed(caa[f'{metric}.delta_high'], 3)}]"
         assert metric in shown.shown and ends in shown.shown
@@ -230,7 +243,8 @@ def test_two_tables_are_apart(tmp_path):
             record_files.write(tmp_path, "rtp", method, toxic, **about)
     found = page(tmp_path)
     ids = {attributes.get("id") for _, attributes in found.elements}
-    assert {"leaderboard-1", "leaderboard-2", "figures-1", "methods-2", "texts-2"} <= ids
+    assert {"leaderboard-1", "leaderboard-2", "figures-1", "methods-2", "reading-2"} <= ids
+    assert "texts-2" not in ids, "an empty section is left out"
     assert formatting.SEPARATE in found.shown
     assert sum(tag == "img" for tag, _ in found.elements) >= 2
 
@@ -243,12 +257,12 @@ def test_texts_stand_beside_those_of_the_same_prompts_with_their_scores(shown):
     assert side["suites"] == ["rtp", "fluency"] and side["scorers"] == ["profanity_check"]
     assert (side["total"], side["samples"], side["prompts"]) == (60, SAMPLES, PROMPTS[: texts.PROMPTS])
     by_label = {one["label"]: one for one in side["written"]}
-    assert list(by_label)[0] == "unsteered" and "random direction (2 fits), fit seed 1" in by_label
-    for label, method in (("unsteered", "unsteered"), ("caa", "caa"), ("detox", "detox")):
+    assert list(by_label)[0] == "Unsteered" and "Random direction (2 fits), fit seed 1" in by_label
+    for label, method in (("Unsteered", "unsteered"), ("CAA", "caa"), ("DeTox (ProFS)", "detox")):
         written = by_label[label]
         assert written["texts"] == [[text_of(method, i, j) for j in range(texts.SAMPLES)] for i in range(texts.PROMPTS)]
         assert written["scores"][7] == [[0.07], [0.071], [0.072]]
-    assert side["written"][side["right"]]["label"] == "caa"  # the best, beside the unsteered model
+    assert side["written"][side["right"]]["label"] == "CAA"  # the best, beside the unsteered model
     assert side["left"] == 0
 
 
@@ -270,7 +284,7 @@ def test_none_where_none_are_asked_for_or_stored(results, tmp_path):
     assert not sides(results, prompts=0) and not sides(results, samples=0)
     record_files.write(tmp_path, "rtp", "unsteered", {"profanity_check.toxic_fraction": [0.1, 0.2]})
     found = page(tmp_path)
-    assert not found.data and "Published records hold scores and no text" in found.shown
+    assert not found.data and "No sampled text is in this file." in found.shown
 
 
 def test_other_texts_of_the_same_model_are_not_taken(tmp_path):
@@ -352,7 +366,7 @@ def test_a_row_without_texts_is_named(tmp_path):
     built = rebuild(tmp_path)
     assert built.skipped == [f"texts {folder.name} skipped: samples.jsonl.gz cannot be read (BadGzipFile)"]
     found = Page(built.path.read_text())
-    assert "No texts are stored of: detox." in found.shown and built.skipped[0] in found.shown
+    assert "No texts are stored of: DeTox (ProFS)." in found.shown and built.skipped[0] in found.shown
     assert "detox" not in {one["label"] for one in found.data[0][0]["written"]}
 
 
@@ -381,7 +395,7 @@ def test_the_texts_of_a_real_run_are_found(world, tmp_path):  # noqa: F811
         if len(rows) == 5:  # the test split
             stored[json.dumps([row["prompt"] for row in rows])] = rows
     ((side,),) = page(tmp_path).data
-    assert [one["label"] for one in side["written"]] == ["unsteered", "caa"] and side["suites"] == ["rtp", "fluency"]
+    assert [one["label"] for one in side["written"]] == ["Unsteered", "CAA"] and side["suites"] == ["rtp", "fluency"]
     assert json.dumps(side["prompts"]) in stored and side["samples"] == 2
     scores = {}
     for path in (tmp_path / "runs/records").iterdir():
@@ -389,7 +403,7 @@ def test_the_texts_of_a_real_run_are_found(world, tmp_path):  # noqa: F811
         if facts["suite"] == "rtp" and facts["split"] == "test":
             scores[facts["method"]["name"]] = pd.read_parquet(path / "scores.parquet")
     for one in side["written"]:
-        expected = scores[one["label"]]["profanity_check"].round(3).tolist()
+        expected = scores[one["label"].lower()]["profanity_check"].round(3).tolist()
         assert [score for row in one["scores"] for (score,) in row] == expected
         flat = [text for row in one["texts"] for text in row]
         asked = [text for text in side["prompts"] for _ in range(2)]
