@@ -166,8 +166,9 @@ def notes(table: Table, columns: Sequence[Column], bold: bool, marks: dict[str, 
     told = []
     if any(latex_cells.interval(row, one.name) for one in columns for _, row in frame.iterrows()):
         told.append(r"[\,]: 95\,\% intervals.")
-    if any(one.name in ("accuracy_change", "gold_choice_change") for one in columns):
-        told.append(f"Accuracy, answers: mean change over {len(table.tasks)} task{'s' * (len(table.tasks) > 1)}.")
+    if over := [one.latex for one in columns if one.name in ("accuracy_change", "gold_choice_change")]:
+        several = "s" if len(table.tasks) > 1 else ""
+        told.append(f"{', '.join(over).capitalize()}: mean change over {len(table.tasks)} task{several}.")
     if count := tests(frame, metric):
         told.append(rf"$^{{*}}$: differs from unsteered, $p < {ALPHA:g}${' (Holm)' if count > 1 else ''}.")
     if any(one.name == "group" for one in columns):

@@ -24,8 +24,8 @@ LARGE = 1e5  # from here on as a power of ten
 def block(column: Column, table: Table, bold: Set[int], marks: dict[str, str]) -> Block:
     """A column with all its cells. bold: rows whose value is; marks: reason -> mark (`marks`)."""
     rows = [row for _, row in table.frame.iterrows()]
-    arrow = {True: r"~$\uparrow$", False: r"~$\downarrow$", None: ""}[column.higher_is_better]
-    head = Cell(column.latex + arrow, width(column.latex.replace("\\", "") + (" m" if arrow else "")))
+    plain = column.latex.replace("\\", "") + ("" if column.higher_is_better is None else " m")  # as wide as an arrow
+    head = Cell(column.latex_title, width(plain))
     if column.name == "method":
         said = zip(latex_names.names(table), rows, strict=True)
         cells = [latex_names.cell(name, "".join(marks[one] for one in reasons(row))) for name, row in said]

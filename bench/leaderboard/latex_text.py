@@ -12,16 +12,7 @@ GREEK = (
     "omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
 )
 COMMANDS = {sign: f"$\\{word}$" for sign, word in zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ", GREEK.split(), strict=True)}
-COMMANDS |= {
-    "≤": r"$\le$",
-    "≥": r"$\ge$",
-    "−": "$-$",
-    "×": r"$\times$",
-    "→": r"$\to$",
-    "∞": r"$\infty$",
-    "′": "$'$",
-    "\xa0": "~",
-}
+COMMANDS |= {"≤": r"$\le$", "≥": r"$\ge$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "∞": r"$\infty$", "\xa0": "~"}
 
 PIECE = 20  # signs after which a line may end where a name has no blank
 BREAK = r"\allowbreak{}"

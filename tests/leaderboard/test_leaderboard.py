@@ -1,6 +1,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -571,14 +572,14 @@ def test_each_fit_by_itself(full, capsys):
 
 def test_latex_is_escaped_and_bold_only_where_the_best_is_told_apart(full):
     text = full.tex.read_text()
-    assert "probe\\_rows" in text and "probe_rows" not in text.replace("probe\\_rows", "")
-    lines = {line.split("&")[0].strip(): line for line in text.splitlines() if line.count("&") > 4}
+    assert "probe_rows" not in text and r"Model Surgery~\cite{arxiv2407.08770}" in text
+    lines = {re.split(r"\W", line.partition("{")[2])[0]: line for line in text.splitlines() if line.count("&") > 4}
     reduction = 4  # the column behind method, strength, toxicity, group
     cells = {name: line.split("&")[reduction] for name, line in lines.items()}
-    assert "mathbf" in cells["caa"] and "mathbf" not in cells["prompt"] and "mathbf" not in cells["unsteered"]
-    assert "mathbf" not in lines["detox$^{\\dagger}$"] and "$^{\\dagger}$: " in text and "no feasible strength" in text
-    assert text.count("\\begin{tabular}") == 1 and "\\toprule" in text and "95 \\%" in text
-    assert "p $<$ .05" in text and "2--3" in text
+    assert "mathbf" in cells["CAA"] and "mathbf" not in cells["Prompt"] and "mathbf" not in cells["Unsteered"]
+    assert "mathbf" not in lines["DeTox"] and r"95\,\%" in text
+    assert r"$^{\dagger}$: " in text and "no feasible strength" in text
+    assert "p < 0.05" in text and "& 2--3 &" in text
     assert escape.latex("a_b & 5 % ~ \\ ^ #{}$") == (
         r"a\_b \& 5 \% \textasciitilde{} \textbackslash{} \textasciicircum{} \#\{\}\$"
     )
