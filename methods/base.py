@@ -72,6 +72,7 @@ class Method(Protocol):
     name: ClassVar[str]
     title: ClassVar[str] = ""  # as a paper's table prints it; "" stands for the name, see `title`
     cite: ClassVar[str] = ""  # arXiv id of the paper that proposes it, as "2312.06681"; "" where there is none
+    attack: ClassVar[bool] = False  # True: it does harm on purpose, so no table calls it the best
     family: ClassVar[str]  # none | prompt | weights | activation | adapter | decoding | stack
     needs: ClassVar[frozenset[str]]  # fields of FitData that `fit` reads
     version: ClassVar[int]  # bump when the same hyper-parameters give other numbers

@@ -22,6 +22,7 @@ class Finetune(Method):
 
     name: ClassVar[str] = "finetune"
     title: ClassVar[str] = "Fine-tuning"
+    attack: ClassVar[bool] = True  # the examples are harmful where security vectors are tried
     family: ClassVar[str] = "weights"
     needs: ClassVar[frozenset[str]] = frozenset({"examples"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt

@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser(
         "leaderboard",
         "Rebuild leaderboard.csv (a row per method), leaderboard_tidy.csv (a row per method and metric), "
-        "leaderboard.md and leaderboard.tex from the records.",
+        "leaderboard.md, leaderboard.tex and methods.bib from the records.",
         epilog="Example: {prog} --family weights,prompt --suite rtp,fluency",
         parents=[
             command.shared(

@@ -1,4 +1,4 @@
-"""The files of a leaderboard, from records alone: CSV, tidy CSV, Markdown, LaTeX. Equal records give equal bytes."""
+"""The files of a leaderboard, from records alone: CSV, tidy CSV, Markdown, LaTeX and BibTeX."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ import pandas as pd
 
 from bench.console import command, escape
 from bench.files.atomic import write_whole
-from bench.leaderboard import csv_files, formatting, latex, suite_tables
+from bench.leaderboard import bibliography, csv_files, formatting, latex, suite_tables
 from bench.leaderboard.frame import Table, tables
 from bench.records.names import BASELINE_FAMILY
 from bench.records.table import Result, read_records
@@ -22,6 +22,7 @@ class Built(NamedTuple):
     tidy: Path
     markdown: Path
     tex: Path
+    bib: Path
     tables: list[Table]
     skipped: list[str]
 
@@ -67,8 +68,9 @@ def selected(results: Sequence[Result], **wanted: Sequence[str] | None) -> list[
 
 
 def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **wanted: Sequence[str] | None) -> Built:
-    """Write `name`.csv, .md, .tex and `name`_tidy.csv from `results`/runs/records; equal records give equal bytes.
+    """Write `name`.csv, .md, .tex, `name`_tidy.csv and methods.bib from `results`/runs/records.
 
+    Equal records give equal bytes. methods.bib has the papers of all records, whatever is wanted.
     `bench.console.escape.read_csv` reads the CSV files back: a name that a spreadsheet would compute, or that holds
     control characters, has an apostrophe before it there.
 
@@ -87,18 +89,20 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
         )
     short = csv_files.short(found)
     paths = {kind: results / f"{name}{kind}" for kind in (".csv", "_tidy.csv", ".md", ".tex")}
+    paths[".bib"] = results / bibliography.FILE
     contents = {
         ".csv": escape.csv(short.rows),
         "_tidy.csv": escape.csv(csv_files.tidy(found)),
         ".md": formatting.markdown(found, suite_tables.markdown, without(name, short)),
         ".tex": latex.document(found),
+        ".bib": bibliography.document(one.record.method for one in records),
     }
     try:
         for kind, content in contents.items():
             write_whole(paths[kind], content)
     except OSError as error:
         raise SetupError(f"cannot write the leaderboard to {results}: {command.refused(error)}") from error
-    return Built(paths[".csv"], paths["_tidy.csv"], paths[".md"], paths[".tex"], found, skipped)
+    return Built(paths[".csv"], paths["_tidy.csv"], paths[".md"], paths[".tex"], paths[".bib"], found, skipped)
 
 
 def without(name: str, short: csv_files.Short) -> str:

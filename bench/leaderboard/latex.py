@@ -1,23 +1,40 @@
-r"""A table as LaTeX, ready to paste: the best of each column is bold, with what does not differ significantly from it.
+r"""The leaderboard as LaTeX that fits a two-column paper: `\input{leaderboard}` with `\usepackage{booktabs}`.
 
-Needs \usepackage{booktabs}.
+A table is a `table` where it fits the narrowest column of the field's styles, else a `table*`; what is too wide or too
+long for a page comes in parts. Methods have the titles that papers know them by, with a `\cite` of methods.bib.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 
 from bench.console import escape
-from bench.leaderboard import formatting
-from bench.leaderboard.columns import Column, flags, starred, strengths, tests
+from bench.leaderboard import formatting, latex_cells, latex_names
+from bench.leaderboard.columns import Column, flags, short, tests
 from bench.leaderboard.comparison import DERIVED
 from bench.leaderboard.frame import Table, record_names
+from bench.leaderboard.latex_layout import ONE_COLUMN, Block, Part, parts
+from bench.leaderboard.latex_text import written
 from bench.leaderboard.ranking import controls, eligible
-from bench.records.names import BASELINE_FAMILY
+from bench.leaderboard.suite_tables import SHOWN
+from bench.records import titles
+from bench.records.table import source_names
 from bench.stats import significance
 from bench.stats.significance import ALPHA, bootstrap_p
+
+HEAD = "% Made by python -m bench.leaderboard. Needs \\usepackage{booktabs} and \\bibliography{methods}.\n"
+BEGIN = r"""  \vskip4pt\centering\fontsize{8}{9.6}\selectfont\setlength{\tabcolsep}{2.5pt}%
+  \providecommand{\steername}[1]{\raggedright\let\\\tabularnewline\hangindent=6pt\hangafter=1 #1}%
+  \providecommand{\steerinterval}[2]{\begin{tabular}[t]{@{}r@{}}#1\\[-1.5pt]\fontsize{7}{8}\selectfont#2\end{tabular}}%
+  \setbox0\hbox{%
+"""
+END = r"}\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\leavevmode\box0\fi"
+r"""A table brings its commands, so that it can be pasted alone: a name in a narrow column, a value above its interval.
+
+On a page that is narrower than those of `latex_layout` it is shrunk, for which \usepackage{graphicx} is needed.
+"""
 
 
 def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
@@ -25,12 +42,14 @@ def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
 
     Two methods are told apart where the interval of their difference, over the same resamples, leaves 0 out, corrected
     by Holm for the methods that are held against the best. What may not be ranked takes no part
-    (`ranking.eligible`). Nothing is bold where no method differs significantly from the best.
+    (`ranking.eligible`), and neither does an attack. Nothing is bold where no method differs significantly from the
+    best.
     """
     frame = table.frame
     estimates = {record_names(row): one for row, found in table.effects.items() if (one := found[column]) is not None}
+    attacks = {name for name, one in latex_names.methods(table).items() if titles.of_method(one).attack}
     sign = 1 if higher_is_better else -1
-    able = frame.index[eligible(frame) & frame[column].notna()]
+    able = frame.index[eligible(frame) & frame[column].notna() & ~frame["records"].isin(attacks)]
     rows = [i for i in able if frame["records"][i] in estimates]
     if len(rows) < 2:
         return set()
@@ -47,95 +66,127 @@ def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
     return {first, *tied} if len(tied) < len(others) else set()
 
 
-def tabular(table: Table) -> str:
-    """One table in a `table` environment with a caption that says how it was measured."""
-    frame = table.frame
-    columns = [one for one in table.columns if one.latex and (one.name not in DERIVED or frame[one.name].notna().any())]
-    effects = [one for one in columns if one.name in DERIVED]
-    bold = {one.name: best(table, one.name, bool(one.higher_is_better)) for one in effects}
-    lines = [
-        r"\begin{table}",
-        r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
-        rf"  \caption{{{escape.latex(caption(table, any(bold.values())))}}}",
-        rf"  \label{{tab:steering-{table.number}}}",
-        rf"  \begin{{tabular}}{{ll{'r' * (len(columns) - 2)}}}",
-        r"    \toprule",
-        "    " + " & ".join(one.latex_title for one in columns) + r" \\",
-        r"    \midrule",
-    ]
-    control = controls(frame)
-    for i, (name, (_, row)) in enumerate(zip(formatting.labels(frame), frame.iterrows(), strict=True)):
-        if i and control[i - 1] and not control[i]:
-            lines.append(r"    \midrule")
-        cells = [cell(one, row, name, bold=i in bold.get(one.name, ())) for one in columns]
-        lines.append("    " + " & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"    \bottomrule", r"  \end{tabular}", r"\end{table}"]) + "\n"
-
-
-def cell(column: Column, row: "pd.Series[Any]", name: str, *, bold: bool) -> str:
-    """A cell of the table. name: what the row is called."""
-    if column.name == "method":
-        return escape.latex(name + ("†" if flags(row) else ""))
-    if column.name == "strengths":
-        return "--" if row["family"] == BASELINE_FAMILY else escape.latex(strengths(row)).replace("..", "--")
-    if column.name == "group":
-        return "" if pd.isna(row["group"]) else str(row["group"])
-    if column.name in DERIVED:
-        return number(row[column.name], bold=bold) + interval(row, column.name)
-    return number(row[column.name]) + ("$^{*}$" if starred(row) else "")
-
-
-def number(value: Any, bold: bool = False) -> str:
-    """Rounded to two digits; a dash where it is missing."""
-    if pd.isna(value):
-        return "--"
-    return rf"$\mathbf{{{float(value):.2f}}}$" if bold else f"${float(value):.2f}$"
-
-
-def interval(row: "pd.Series[Any]", column: str) -> str:
-    """The interval in small brackets behind a value, where there is one."""
-    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
-    if pd.isna(low) or pd.isna(high):
-        return ""
-    return rf" {{\scriptsize $[{float(low):.2f}, {float(high):.2f}]$}}"
-
-
-def caption(table: Table, bold: bool = True) -> str:
-    """How the numbers were made, as a sentence or two; of what the table does not hold it says nothing.
-
-    bold: whether any number of it is.
-    """
-    frame, metric = table.frame, table.headline
-    told = formatting.heading(table)[0]
-    if metric in table.toxicity:
-        told += f"; toxicity: {metric.split('.', 1)[1].replace('.', ', ').replace('_', ' ')}"
-    told += "."
-    ends = [f"{one.name}_low" for one in table.columns if one.latex and one.name in DERIVED]
-    if any(end in frame and frame[end].notna().any() for end in ends):
-        told += f" Brackets: 95 % intervals over {_units(table)}."
-    count = tests(frame, metric) if table.toxicity else 0
-    if count:
-        told += f" *: differs from unsteered, p < .05{' after Holm' if count > 1 else ''}."
-    if table.toxicity and frame["group"].notna().sum() > 1:
-        told += " Methods that share a letter do not differ significantly."
-    told += " Bold: the best of a column and what does not differ significantly from it." if bold else ""
-    return told + daggers(table)
-
-
-def daggers(table: Table) -> str:
-    """The sentence below a table that explains its daggers; empty where no row has one."""
-    found = dict.fromkeys(flag for _, row in table.frame.iterrows() if (flag := flags(row)))
-    return f" †: {'; '.join(found)}." if found else ""
-
-
-def _units(table: Table) -> str:
-    several = (table.frame["fits"] > 1).any()
-    return formatting.units(table) + (", and over fit seeds where there are several" if several else "")
-
-
 def document(tables: Sequence[Table]) -> str:
-    """All tables, one below the other, with a comment that says what they need."""
-    head = (
-        "% Made by python -m bench.leaderboard. Needs \\usepackage{booktabs}; numbers of two tables do not compare.\n"
-    )
-    return head + "\n".join(map(tabular, tables))
+    """All tables, one below the other, with comments that say what they need and what they do not show."""
+    separate = f"% {formatting.SEPARATE}\n" if len(tables) > 1 else ""
+    return HEAD + separate + "\n" + "\n".join(map(tabular, tables))
+
+
+def tabular(table: Table) -> str:
+    """One leaderboard in as many `table` or `table*` environments as it needs, below comments that explain it."""
+    columns = shown(table)
+    bold = {one.name: best(table, one.name, bool(one.higher_is_better)) for one in columns if one.name in DERIVED}
+    marks = latex_cells.marks(table.frame)
+    blocks = [latex_cells.block(one, table, bold.get(one.name, set()), marks) for one in columns]
+    names = [one for one, column in zip(blocks, columns, strict=True) if column.name in ("method", "strengths")]
+    numbers = [one for one in blocks if one not in names]
+    found = parts(names, numbers)
+    below = notes(table, columns, any(bold.values()), marks)
+    return "".join([comments(table, columns), *(environment(table, found, i, below) for i in range(len(found)))])
+
+
+def shown(table: Table) -> list[Column]:
+    """The columns of the table that LaTeX has, but for those without any value; the headline is always among them."""
+    frame, found = table.frame, []
+    for one in table.columns:
+        if one.name == table.headline and not one.latex:
+            one = replace(one, latex=written(short(one.name)))
+        empty = {
+            "group": lambda: frame["group"].notna().sum() < 2,
+            "strengths": lambda: not latex_cells.has_strength(frame).any(),
+        }.get(one.name, lambda one=one: one.name in DERIVED and frame[one.name].isna().all())
+        found += [one] if one.latex and not empty() else []
+    return found
+
+
+def environment(table: Table, found: Sequence[Part], number: int, below: Sequence[str]) -> str:
+    """One part as an environment of its own."""
+    part = found[number]
+    wide = "*" if part.width > ONE_COLUMN else ""
+    several = f" (part {number + 1} of {len(found)})" if len(found) > 1 else ""
+    label = f"tab:steering-{table.number}" + (f"-{number + 1}" if number else "")
+    lines = [
+        rf"\begin{{table{wide}}}",
+        rf"  \caption{{{caption(table)}{several}.}}",
+        rf"  \label{{{label}}}",
+        BEGIN + rf"  \begin{{tabular}}{{@{{}}{''.join(one.declared for one in part.columns)}@{{}}}}",
+        r"    \toprule",
+        "    " + " & ".join(one.head.latex for one in part.columns) + r" \\",
+        r"    \midrule",
+        *rows(table.frame, part.columns, part.rows),
+        r"    \bottomrule",
+        r"  \end{tabular}" + END,
+        *foot(below),
+        rf"\end{{table{wide}}}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def rows(frame: pd.DataFrame, columns: Sequence[Block], chosen: range) -> list[str]:
+    """The lines of these rows, with a rule between the controls and the methods."""
+    control, lines = controls(frame), []
+    for i in chosen:
+        if i > chosen[0] and control[i - 1] and not control[i]:
+            lines.append(r"    \midrule")
+        lines.append("    " + " & ".join(one.cells[i].latex for one in columns) + r" \\")
+    return lines
+
+
+def foot(notes: Sequence[str]) -> list[str]:
+    """The note below a table, as wide as a column or the page."""
+    if not notes:
+        return []
+    text = " ".join(notes)
+    return [r"  \par\smallskip", rf"  \parbox{{\linewidth}}{{\fontsize{{7}}{{8.4}}\selectfont {text}}}"]
+
+
+def caption(table: Table) -> str:
+    """What is shown, of which model, on which data, of how many items, and how texts were sampled."""
+    suite, _, name = table.headline.partition(".")
+    records = [one for row in table.rows for one in row.records if one.suite == suite]
+    data = list(dict.fromkeys(_data(source) for one in records for source in source_names(one)))
+    if table.headline in table.toxicity:
+        what, size = f"Expected maximum toxicity ({table.scorer})", formatting.sampled(table).replace(" x ", " × ")
+    else:
+        n = int(table.frame[f"{table.headline}.n"].max())
+        decoding = formatting.told_decoding(next((one.sampling for one in records if one.sampling), None))
+        what, size = short(table.headline), f"n = {n}" + (f" ({decoding})" if decoding else "")
+        what = what[:1].upper() + what[1:]
+    listed = ", ".join(data) if len(data) <= 3 else f"{len(data)} data sets"
+    return written("; ".join(one for one in (what, table.about.model.name, listed, size) if one))
+
+
+def _data(source: str) -> str:
+    """The name of a data set without its owner and where it was read."""
+    return source.partition(" (")[0].rpartition("/")[2]
+
+
+def notes(table: Table, columns: Sequence[Column], bold: bool, marks: dict[str, str]) -> list[str]:
+    """The legend of the marks that the table has, each a short phrase."""
+    frame, metric = table.frame, table.headline
+    told = []
+    if any(latex_cells.interval(row, one.name) for one in columns for _, row in frame.iterrows()):
+        told.append(r"[\,]: 95\,\% intervals.")
+    if over := [one.latex for one in columns if one.name in ("accuracy_change", "gold_choice_change")]:
+        several = "s" if len(table.tasks) > 1 else ""
+        told.append(f"{', '.join(over).capitalize()}: mean change over {len(table.tasks)} task{several}.")
+    if count := tests(frame, metric):
+        told.append(rf"$^{{*}}$: differs from unsteered, $p < {ALPHA:g}${' (Holm)' if count > 1 else ''}.")
+    if any(one.name == "group" for one in columns):
+        told.append("A common letter: no significant difference.")
+    if bold:
+        told.append("Bold: the best and what does not differ significantly from it.")
+    return told + [f"{mark}: {written(reason)}." for reason, mark in marks.items()]
+
+
+def comments(table: Table, columns: Sequence[Column]) -> str:
+    """How the table was made, what its columns mean, and which suites are in the CSV file alone."""
+    lines = [f"Table {table.number}. {formatting.heading(table)[0]}", *formatting.heading(table)[1:]]
+    lines += [f"{one.latex}: {one.about}" for one in columns if one.name in DERIVED]
+    lines += [f"tasks: {', '.join(task.name for task in table.tasks)}"] if table.tasks else []
+    others = dict.fromkeys(name.partition(".")[0] for name in table.metrics if name != table.headline)
+    missing = [suite for suite in others if suite not in (*SHOWN, "capability", table.headline.partition(".")[0])]
+    lines += [f"not here but in leaderboard_tidy.csv: the suites {', '.join(missing)}"] if missing else []
+    reasons = zip(latex_names.names(table), table.frame.iterrows(), strict=True)
+    lines += [f"{''.join(one.text for one in name)}: {flags(row)}" for name, (_, row) in reasons if flags(row)]
+    return "".join(f"% {escape.visible(line)}\n" for line in lines)

@@ -49,7 +49,13 @@ class Shown(NamedTuple):
 
 def shown(built: Built) -> Shown:
     """What there is to show of a leaderboard that was built."""
-    files = {"table": built.csv, "tidy": built.tidy, "readable": built.markdown, "LaTeX": built.tex}
+    files = {
+        "table": built.csv,
+        "tidy": built.tidy,
+        "readable": built.markdown,
+        "LaTeX": built.tex,
+        "BibTeX": built.bib,
+    }
     return Shown([page(table) for table in built.tables], built.skipped, files)
 
 

@@ -589,14 +589,14 @@ def test_each_fit_by_itself(full, capsys):
 
 def test_latex_is_escaped_and_bold_only_where_the_best_is_told_apart(full):
     text = full.tex.read_text()
-    assert "probe\\_rows" in text and "probe_rows" not in text.replace("probe\\_rows", "")
-    lines = {line.split("&")[0].strip(): line for line in text.splitlines() if line.count("&") > 4}
+    assert "probe_rows" not in text and r"Model Surgery~\cite{arxiv2407.08770}" in text
+    lines = {re.split(r"\W", line.partition("{")[2])[0]: line for line in text.splitlines() if line.count("&") > 4}
     reduction = 4  # the column behind method, strength, toxicity, group
     cells = {name: line.split("&")[reduction] for name, line in lines.items()}
-    assert "mathbf" in cells["caa"] and "mathbf" not in cells["prompt"] and "mathbf" not in cells["unsteered"]
-    assert "mathbf" not in lines["detox$^{\\dagger}$"] and "$^{\\dagger}$: " in text and "no feasible strength" in text
-    assert text.count("\\begin{tabular}") == 1 and "\\toprule" in text and "95 \\%" in text
-    assert "p $<$ .05" in text and "2--3" in text
+    assert "mathbf" in cells["CAA"] and "mathbf" not in cells["Prompt"] and "mathbf" not in cells["Unsteered"]
+    assert "mathbf" not in lines["DeTox"] and r"95\,\%" in text
+    assert r"$^{\dagger}$: " in text and "no feasible strength" in text
+    assert "p < 0.05" in text and "& 2--3 &" in text
     assert escape.latex("a_b & 5 % ~ \\ ^ #{}$") == (
         r"a\_b \& 5 \% \textasciitilde{} \textbackslash{} \textasciicircum{} \#\{\}\$"
     )
@@ -689,7 +689,7 @@ def test_the_same_records_give_the_same_bytes(full, capsys):
     assert main(["--results", str(full.csv.parent)]) == 0
     assert [path.read_bytes() for path in files] == first
     assert "leaderboard.csv" in capsys.readouterr().out and b"| 1 | caa | 4 |" in first[1]
-    written = ["leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard_tidy.csv"]
+    written = ["leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard_tidy.csv", "methods.bib"]
     assert sorted(path.name for path in full.csv.parent.iterdir()) == [*written, "runs"]
 
 
@@ -726,7 +726,7 @@ def test_leaderboard_and_figure_need_no_torch(tmp_path):
     command = [sys.executable, "-c", code, "--results", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "figures/tradeoff.svg").is_file()
+    assert (tmp_path / "figures/changes.svg").is_file()
 
 
 # -- collapsed text ------------------------------------------------------------------------------------------------

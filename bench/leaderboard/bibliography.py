@@ -1,0 +1,50 @@
+"""methods.bib: an entry for each paper that proposes a method of the records."""
+
+from collections.abc import Iterable
+
+from bench.leaderboard.latex_text import written
+from bench.records import titles
+from bench.records.fields import MethodFacts
+from methods.papers import PAPERS
+
+FILE = "methods.bib"
+
+
+def key(cite: str) -> str:
+    r"""The key of a paper, for `\cite`; of letters and digits, whatever the method says."""
+    return "arxiv" + "".join(sign for sign in cite if sign.isascii() and (sign.isalnum() or sign in "./-"))
+
+
+def cited(method: MethodFacts) -> list[str]:
+    """The arXiv ids of a method and of the methods that it is made of."""
+    parts = [titles.by_name(*one) for one in made_of(method)]
+    return list(dict.fromkeys(one.cite for one in (titles.of_method(method), *parts) if one.cite))
+
+
+def made_of(method: MethodFacts) -> list[tuple[str, str | None]]:
+    """Name and class path of each method among the hyper-parameters, as a stack has them."""
+    found: list[tuple[str, str | None]] = []
+    for value in method.parameters.values():
+        inside = [value, *value.values()] if isinstance(value, dict) else []
+        parts = [one for one in inside if isinstance(one, dict) and {"name", "version", "parameters"} <= set(one)]
+        found += [(str(one["name"]), str(one["class"]) if "class" in one else None) for one in parts]
+    return found
+
+
+def document(methods: Iterable[MethodFacts]) -> str:
+    """The file, sorted by arXiv id."""
+    ids = sorted({cite for method in methods for cite in cited(method)})
+    head = "% Made by python -m bench.leaderboard: the papers of the methods in leaderboard.tex.\n"
+    return "\n".join([head, *map(entry, ids)])
+
+
+def entry(cite: str) -> str:
+    """One paper; of one that only a plug-in knows no more than its arXiv id, which then sorts it."""
+    paper = PAPERS.get(cite)
+    about = f"arXiv:{written(cite)}"
+    fields = {"key": about}
+    if paper:
+        authors = " and ".join(map(written, paper.authors))
+        fields = {"author": authors, "title": f"{{{written(paper.title)}}}", "year": str(paper.year)}
+    fields |= {"eprint": written(cite), "archiveprefix": "arXiv", "howpublished": about}
+    return f"@misc{{{key(cite)},\n" + "".join(f"  {name} = {{{text}}},\n" for name, text in fields.items()) + "}\n"

@@ -1,0 +1,126 @@
+"""The cells of a LaTeX table: values above their intervals, names, strengths, letters, marks."""
+
+import math
+from collections.abc import Set
+from typing import Any
+
+import pandas as pd
+
+from bench.leaderboard import latex_names
+from bench.leaderboard.bounds import OPEN, VIOLATED
+from bench.leaderboard.columns import Column, starred
+from bench.leaderboard.comparison import DERIVED
+from bench.leaderboard.frame import Table
+from bench.leaderboard.latex_layout import LINE, WITH_INTERVAL, Block, Cell
+from bench.leaderboard.latex_text import breakable, pieces, width
+from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY
+
+NONE = Cell("--", width("--"))
+SYMBOLS = (r"\dagger", r"\ddagger", r"\S", r"\P", r"\|", r"\dagger\dagger", r"\ddagger\ddagger")
+LETTERS = 44.0  # points of the column of letters; what is longer takes a second line
+LARGE = 1e5  # from here on as a power of ten
+
+
+def block(column: Column, table: Table, bold: Set[int], marks: dict[str, str]) -> Block:
+    """A column with all its cells. bold: rows whose value is; marks: reason -> mark (`marks`)."""
+    rows = [row for _, row in table.frame.iterrows()]
+    plain = column.latex.replace("\\", "") + ("" if column.higher_is_better is None else " m")  # as wide as an arrow
+    head = Cell(column.latex_title, width(plain))
+    if column.name == "method":
+        said = zip(latex_names.names(table), rows, strict=True)
+        cells = [latex_names.cell(name, "".join(marks[one] for one in reasons(row))) for name, row in said]
+        return Block(head, [one._replace(latex=rf"\steername{{{one.latex}}}") for one in cells], "")
+    if column.name == "strengths":
+        return Block(head, [strength(row) for row in rows], "l")
+    if column.name == "group":
+        return Block(head, [letters(row["group"]) for row in rows], "")
+    if column.name in DERIVED:
+        return Block(head, [with_interval(row, column.name, bold=i in bold) for i, row in enumerate(rows)])
+    return Block(head, [star(number(row[column.name]), row) for row in rows])
+
+
+def has_strength(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """The rows that are steered at all."""
+    return frame["family"] != BASELINE_FAMILY
+
+
+def strength(row: "pd.Series[Any]") -> Cell:
+    """The strength in three digits; of fits that were tuned by themselves the least and the largest."""
+    if row["family"] == BASELINE_FAMILY:
+        return NONE
+    ends = [float(one) for one in row["strengths"].split("; ")]
+    told = [f"{one:.3g}" for one in dict.fromkeys((ends[0], ends[-1]))]
+    if not any("e" in one for one in told):
+        places = max(len(one.partition(".")[2]) for one in told)
+        told = [f"{float(one):.{places}f}" for one in told]
+    return Cell("--".join(told), width("--".join(told)))
+
+
+def letters(group: Any) -> Cell:
+    """The letters of a row, in a paragraph."""
+    text = "" if pd.isna(group) else str(group)
+    points = min(width(text), LETTERS) if text else 0.0
+    least = max(map(width, pieces(text)), default=0.0)
+    points = max(points, min(least, LETTERS))
+    lines = latex_names.lines(text, points) if text else 1
+    return Cell(rf"\steername{{{breakable(text)}}}" if text else "", points, LINE * lines)
+
+
+def number(value: Any, bold: bool = False) -> Cell:
+    """Rounded to two digits, to whole ones where it is large; a dash where it is missing."""
+    if pd.isna(value):
+        return NONE
+    text = digits(float(value))
+    plain = text.replace(r"\cdot10^{", "e1").replace("}", "").replace(r"\infty", "m")
+    return Cell(rf"$\mathbf{{{text}}}$" if bold else f"${text}$", width(plain.replace("-", "−"), bold=bold))
+
+
+def digits(value: float) -> str:
+    """A number in math."""
+    if math.isinf(value):
+        return r"\infty" if value > 0 else r"-\infty"
+    if abs(value) >= LARGE:
+        mantissa, _, power = f"{value:.1e}".partition("e")
+        return rf"{mantissa}\cdot10^{{{int(power)}}}"
+    text = f"{value:.2f}" if abs(value) < 999.5 else f"{value:.0f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def star(value: Cell, row: "pd.Series[Any]") -> Cell:
+    """With a star where the headline differs significantly from the unsteered model's."""
+    return Cell(value.latex + "$^{*}$", value.width + 4) if starred(row) else value
+
+
+def with_interval(row: "pd.Series[Any]", column: str, bold: bool) -> Cell:
+    """A value above its interval, where it has one."""
+    value, ends = number(row[column], bold), interval(row, column)
+    if not ends:
+        return value
+    low, high = (number(row[f"{column}_{end}"]).latex.strip("$") for end in ("low", "high"))
+    small = width(f"[{low}, {high}]".replace("-", "−").replace(r"\cdot10^{", "e1"), size=7)
+    return Cell(rf"\steerinterval{{{value.latex}}}{{{ends}}}", max(value.width, small), WITH_INTERVAL)
+
+
+def interval(row: "pd.Series[Any]", column: str) -> str:
+    """`[low, high]` in math; empty where a value has no interval."""
+    low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
+    return "" if pd.isna(low) or pd.isna(high) else f"$[{digits(float(low))}, {digits(float(high))}]$"
+
+
+def reasons(row: "pd.Series[Any]") -> list[str]:
+    """What keeps a row from being compared as it is, each in few words; the comments above the table say more."""
+    if row["family"] in (BASELINE_FAMILY, CONTROL_FAMILY):
+        return []
+    if pd.notna(row["collapsed"]) and row["collapsed"]:
+        return ["text collapsed"]
+    told = [] if row["tuned"] else ["strength as given"]
+    told += ["no feasible strength on dev"] if row["tuned"] and not row["feasible"] else []
+    told += {VIOLATED: ["a bound is violated"], OPEN: ["a bound is not resolved"]}.get(row["bounds"], [])
+    told += ["no value in some resamples"] if row["undefined_resamples"] else []
+    return told + (["two fits: intervals cover about 93 %"] if row["fits"] == 2 else [])
+
+
+def marks(frame: pd.DataFrame) -> dict[str, str]:
+    """Reason -> the raised mark of the rows that it is true of, in the order in which they come."""
+    found = dict.fromkeys(reason for _, row in frame.iterrows() for reason in reasons(row))
+    return {reason: f"$^{{{mark}}}$" for reason, mark in zip(found, SYMBOLS, strict=False)}

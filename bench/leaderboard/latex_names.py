@@ -1,0 +1,125 @@
+"""What the rows of a LaTeX table are called: titles with citations, and whatever tells rows of one title apart."""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from bench.leaderboard import bibliography
+from bench.leaderboard.columns import strengths
+from bench.leaderboard.formatting import parameters
+from bench.leaderboard.frame import Table, record_names
+from bench.leaderboard.latex_layout import LINE, Cell
+from bench.leaderboard.latex_text import breakable, pieces, width
+from bench.records import titles
+from bench.records.fields import MethodFacts
+from methods.papers import PAPERS
+
+WIDEST = 92.0  # points of the column of names; what is longer takes a second line
+TELLING = ("pairs", "data", "fit_seeds", "version", "trials", "scorer_tune", "scorer_pairs", "sources")
+"""Columns that tell rows apart of equal method, parameters and strength, in the order in which they are tried."""
+
+
+class Said(NamedTuple):
+    """A piece of a name, and the arXiv id of what is cited behind it."""
+
+    text: str
+    cite: str = ""
+
+
+def methods(table: Table) -> dict[str | None, MethodFacts]:
+    """The method of each row, by the row's `records`."""
+    return {record_names(row): row.records[0].method for row in table.rows}
+
+
+def names(table: Table) -> list[list[Said]]:
+    """The name of each row of the table's frame; no two rows of equal strength have the same."""
+    facts = methods(table)
+    rows = [row for _, row in table.frame.iterrows()]
+    entitled = [title(facts[row["records"]]) for row in rows]
+    told = qualifiers(table.frame)
+    plain = ["".join(one.text for one in said) for said in entitled]
+    same: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for i, row in enumerate(rows):
+        same[plain[i], *told[i], strengths(row)].append(i)
+    for group in same.values():
+        for i, one in zip(group, apart([rows[i] for i in group]), strict=True):
+            told[i] += one
+    return [
+        [*said, Said(f" ({', '.join(mine)})")] if mine else list(said)
+        for said, mine in zip(entitled, told, strict=True)
+    ]
+
+
+def title(method: MethodFacts) -> list[Said]:
+    """Title and citation; of a control no citation, of a method made of others those of its parts."""
+    one = titles.of_method(method)
+    if method.control:
+        return [Said(f"{one.title} control")]
+    parts = [titles.by_name(*part) for part in bibliography.made_of(method)]
+    said = [Said(one.title, one.cite)]
+    for i, part in enumerate(parts):
+        said += [Said((" + " if i else ": ") + part.title, part.cite)]
+    return said
+
+
+def qualifiers(frame: pd.DataFrame) -> list[list[str]]:
+    """Of each row the parameters that tell it from others of its method, and the number of its fits."""
+    rows = [row for _, row in frame.iterrows()]
+    known = [parameters(row) for row in rows]
+    found = []
+    for i, row in enumerate(rows):
+        twins = [known[j] for j, other in enumerate(rows) if other["method"] == row["method"]]
+        differing = [key for key in known[i] if any(twin.get(key) != known[i][key] for twin in twins)]
+        told = [f"{key}={_value(known[i][key])}" for key in differing if not isinstance(known[i][key], Mapping)]
+        found.append(told + ([f"{row['fits']}\xa0fits"] if row["fits"] > 1 else []))
+    return found
+
+
+def _value(value: Any) -> str:
+    return " ".join(map(_value, value)) if isinstance(value, list) else str(value)
+
+
+def apart(rows: list["pd.Series[Any]"]) -> list[list[str]]:
+    """Of rows that have one name and strength, what differs; numbers where nothing that is known does."""
+    if len(rows) == 1:
+        return [[]]
+    told: list[list[str]] = [[] for _ in rows]
+    for column in TELLING:
+        values = [None if pd.isna(row[column]) else str(row[column]) for row in rows]
+        if len(set(values)) > 1:
+            word = column.replace("_", " ")
+            for mine, value in zip(told, values, strict=True):
+                mine.append(f"{word}={value}" if value is not None else f"no {word}")
+        if len(set(map(tuple, told))) == len(rows):
+            return told
+    again = Counter(map(tuple, told))
+    return [[*mine, f"no.\xa0{i + 1}"] if again[tuple(mine)] > 1 else mine for i, mine in enumerate(told)]
+
+
+def cell(name: list[Said], marks: str) -> Cell:
+    """The name in a paragraph, with what is cited and with marks; high enough where citations name the authors."""
+    latex, plain, least = "", "", 0.0
+    for i, one in enumerate(name):
+        latex += breakable(one.text) + (marks if i == 0 else "")
+        plain += one.text + ("+" if marks and i == 0 else "")
+        least = max(least, *map(width, pieces(one.text) or [""]))
+        if one.cite:
+            latex += rf"~\cite{{{bibliography.key(one.cite)}}}"
+            by = f" ({author(one.cite)}"
+            plain += f"{by} et al., 2026)"
+            least = max(least, width(one.text.split()[-1] + by))
+    wanted = max(least, min(width(plain), WIDEST))
+    return Cell(latex, wanted, LINE * lines(plain, wanted))
+
+
+def author(cite: str) -> str:
+    """The family name of a paper's first author."""
+    return PAPERS[cite].authors[0].partition(",")[0] if cite in PAPERS else f"arXiv:{cite}"
+
+
+def lines(plain: str, points: float, measured: Callable[[str], float] = width) -> int:
+    """How many lines a paragraph of this width takes at most, with ragged ends."""
+    return 1 if measured(plain) <= points else math.ceil(measured(plain) / (0.8 * points))
