@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "control": int | None,
     "runtime": {
         "results": str, "cache": TEXT_OR_NULL, "device": str, "threads": int | None, "batch_size": int,
-        "max_memory": Any, "mirror": TEXT_OR_NULL, "offline": bool,
+        "max_memory": dict[str, str] | None, "mirror": TEXT_OR_NULL, "offline": bool,
     },
     "model": {
         "name": str, "wheel": TEXT_OR_NULL, "gguf": TEXT_OR_NULL, "sha256": TEXT_OR_NULL, "path": TEXT_OR_NULL,

@@ -10,6 +10,7 @@ from bench.model import devices
 from bench.model.lm import LM, load_lm
 from bench.model.log_likelihood import log_likelihood
 from bench.model.sampling import sample
+from bench.run.validate import validate
 from methods import CAA, ActAdd, DeTox, FitData, Pairs, ProbeRows, layout, placement
 from methods.base import Examples
 from methods.errors import SetupError
@@ -177,3 +178,12 @@ def test_limits_that_mean_nothing_are_refused(limits, device, said):
 def test_limits_as_accelerate_wants_them():
     assert devices.max_memory({"0": "1GiB", 1: "2GiB", "cpu": "3GiB"}) == {0: "1GiB", 1: "2GiB", "cpu": "3GiB"}
     assert devices.max_memory(None) is None
+
+
+def test_limits_come_from_the_command_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    given = ["method=caa", "strength=1", "runtime.device=auto", f"runtime.results={tmp_path}"]
+    cfg = validate([*given, "runtime.max_memory={0: 20GiB, cpu: 60GiB}"])
+    assert devices.max_memory(cfg.runtime.max_memory) == {0: "20GiB", "cpu": "60GiB"}
+    with pytest.raises(SetupError, match="max_memory.cpu=much: no size"):
+        validate([*given, "runtime.max_memory={cpu: much}"])
