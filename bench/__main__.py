@@ -105,7 +105,7 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
 
     from bench.console.progress import Bar
     from bench.run.cell import Session
-    from bench.run.runner import Failure, ready, run_cell, tidy
+    from bench.run.runner import Failure, by_model, ready, run_cell, tidy
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
     tidy(configs[0])
@@ -118,7 +118,7 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
     if cells and not planned:
         console.print(all_cached(len(cells)))
     with Bar(planned) as session.bar:
-        results = [run_cell(cell) for cell, _ in cells]
+        results = [run_cell(cell) for cell in by_model([cell for cell, _ in cells])]
     return failures + [result for result in results if isinstance(result, Failure)]
 
 

@@ -116,7 +116,8 @@ def given_to_suites(cfg: Any) -> dict[str, Any]:
 
     cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
     sources = Sources(mirror=cfg.runtime.mirror, cache=cache, offline=cfg.runtime.offline)
-    return {"sources": sources, "scorers": [build(node, sources=sources) for node in cfg.scorer.values()]}
+    given: dict[str, Any] = {"sources": sources, "runtime_device": cfg.runtime.device}
+    return {"sources": sources, "scorers": [build(node, **given) for node in cfg.scorer.values()]}
 
 
 def _keys(given: Sequence[str]) -> set[str]:

@@ -13,6 +13,7 @@ from methods import directions, layout
 from methods.base import Artefact, FitData, Method, Steering
 from methods.errors import SetupError
 from methods.intervention import Hook, current_positions, hooked, record, scope_mask
+from methods.placement import input_device
 
 ShortPrompt = Literal["error", "clip"]
 
@@ -134,7 +135,13 @@ class ActAdd(Method):
         """
         layer = layout.layer_index(model, self.layer)
         added = strength * directions.fitted(model, artefact, f"layers.{layer}.front", self.name)
-        hook = Hook(layout.blocks(model)[layer], "input", lambda hidden: self._add(hidden, added))
+
+        def add(hidden: Tensor) -> Tensor:
+            nonlocal added
+            added = added.to(hidden)  # moved once for all forwards
+            return self._add(hidden, added)
+
+        hook = Hook(layout.blocks(model)[layer], "input", add)
         with hooked([hook] if strength else []):
             yield Steering()
 
@@ -152,7 +159,7 @@ class ActAdd(Method):
         assert in_front is not None and in_prompt is not None
         here = (in_front & in_prompt)[..., None].to(hidden.device)  # (B, T, 1)
         row = positions.in_text(columns).clamp(0, front - 1).to(hidden.device)  # (B, T)
-        return torch.where(here, hidden + added.to(hidden)[row], hidden)
+        return torch.where(here, hidden + added[row], hidden)
 
 
 def _longer(hidden: Tensor, front: int) -> Tensor:
@@ -167,5 +174,5 @@ def residual(model: PreTrainedModel, ids: Sequence[int], layer: int) -> Tensor:
     One text at a time, so that equal beginnings give equal bits.
     """
     with record(model, [layer], "input") as seen:
-        model(input_ids=torch.tensor([list(ids)], device=model.device), use_cache=False, logits_to_keep=1)
+        model(input_ids=torch.tensor([list(ids)], device=input_device(model)), use_cache=False, logits_to_keep=1)
     return seen[layer][0].float().cpu()

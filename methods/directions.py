@@ -16,6 +16,7 @@ from methods import layout
 from methods.base import Artefact
 from methods.errors import SetupError
 from methods.intervention import Positions, Site, at, record, stopped_after
+from methods.placement import input_device
 from methods.progress import advance
 from methods.tokens import Text
 
@@ -60,10 +61,10 @@ def pooled_features(
         batch = [texts[i] for i in rows]
         with record(model, layers, site) as seen:
             _forward(model, batch, max(layers), padding)
-        weights = _weights(batch, read, skip_first, padding).to(model.device)  # (B, T)
+        weights = _weights(batch, read, skip_first, padding)  # (B, T)
         for i, layer in enumerate(layers):
             hidden = norm(seen[layer]) if norm is not None else seen[layer]  # (B, T, D)
-            pooled[i, rows] = torch.einsum("bt,btd->bd", weights, hidden.float()).cpu()
+            pooled[i, rows] = torch.einsum("bt,btd->bd", weights.to(hidden.device), hidden.float()).cpu()
     _check_finite(pooled)
     return pooled
 
@@ -124,12 +125,13 @@ def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: 
     ids = torch.full(mask.shape, token)
     ids[mask.bool()] = torch.tensor([token for text in batch for token in text.tokens])
     positions = Positions(first, length, torch.zeros_like(length), torch.tensor([text.prompt for text in batch]))
-    positions = Positions(*(value.to(model.device) for value in positions))
-    in_text = (mask.cumsum(-1) - 1).clamp(min=0).to(model.device)  # (B, T)
+    device = input_device(model)
+    positions = Positions(*(value.to(device) for value in positions))
+    in_text = (mask.cumsum(-1) - 1).clamp(min=0).to(device)  # (B, T)
     with at(positions), stopped_after(model, last):
         model(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
             position_ids=in_text if padding is None else None,
             use_cache=False,
         )
@@ -177,10 +179,11 @@ def mean_difference(desired: Tensor, undesired: Tensor) -> Tensor:
 def top_tokens(model: PreTrainedModel, directions: Tensor, count: int = 10) -> Tensor:
     """(R, count) ids of the tokens whose logits each direction (R, D) of the residual stream raises most.
 
-    The final norm is left out. Without result, (R, 0), where the unembedding is of another width than the stream.
+    The final norm is left out. Without result, (R, 0), where the unembedding is of another width than the stream, or
+    not in memory (`methods.placement`).
     """
     weight: Tensor = model.get_output_embeddings().weight.detach()  # type: ignore[no-untyped-call]  # (V, D)
-    if weight.shape[1] != directions.shape[1]:
+    if weight.shape[1] != directions.shape[1] or weight.is_meta:
         return torch.empty(len(directions), 0, dtype=torch.long)
     logits = directions.to(weight.device).float() @ weight.float().T  # (R, V)
     return logits.topk(min(count, len(weight)), dim=-1).indices.cpu()

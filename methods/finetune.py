@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import Artefact, FitData, Method, Steering
+from methods.placement import check_materialised
 from methods.training import STEP_COST, Recipe, change, changed, check_recipe, encoded, mean_loss, train, trainable
 
 
@@ -53,6 +54,7 @@ class Finetune(Method):
         """The change of every weight. Raises SetupError without examples, and where the loss is no longer finite."""
         texts, cut = encoded(model, tokenizer, data.examples, "examples", self.max_tokens)
         parameters = dict(model.named_parameters())
+        check_materialised(model, parameters.values())
         with trainable(list(parameters.values())):
             before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
             loss_before = mean_loss(model, texts)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from methods import layout
+from methods.errors import SetupError
+from methods.placement import REMEDY
 from methods.positions import Positions as Positions
 from methods.positions import at as at
 from methods.positions import current_positions as current_positions
@@ -45,11 +47,13 @@ def scope_mask(scope: Scope, columns: int, *, front: int = 0, boundary: bool = F
 def adding(vector: Tensor, scope: Scope, *, boundary: bool = False) -> Callable[[Tensor], Tensor]:
     """The function h -> h + vector where a hook of this scope acts (`scope_mask`); elsewhere h bit for bit.
 
-    vector: (D,), cast to the dtype and device of h.
+    vector: (D,), cast to the dtype and device of h, once for all forwards.
     """
 
     def function(hidden: Tensor) -> Tensor:
-        moved = hidden + vector.to(hidden)  # (B, T, D)
+        nonlocal vector
+        vector = vector.to(hidden)
+        moved = hidden + vector  # (B, T, D)
         mask = scope_mask(scope, hidden.shape[1], boundary=boundary)
         return moved if mask is None else torch.where(mask[..., None].to(hidden.device), moved, hidden)
 
@@ -141,9 +145,14 @@ def stopped_after(model: PreTrainedModel, layer: int) -> Iterator[None]:
 
 @contextmanager
 def edited(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Give parameters new values inside the block; afterwards the saved bytes are copied back."""
+    """Give parameters new values inside the block; afterwards the saved bytes are copied back.
+
+    Raises SetupError for a parameter that is not in memory (`methods.placement`), to which nothing can be written.
+    """
     with ExitStack() as stack:
         for parameter, value in new.items():
+            if parameter.is_meta:
+                raise SetupError(f"a weight of shape {tuple(parameter.shape)} is not in memory; {REMEDY}")
             if value.shape != parameter.shape:
                 raise ValueError(f"new value has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
             stack.callback(_write, parameter, parameter.detach().clone())

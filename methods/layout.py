@@ -16,6 +16,7 @@ from transformers.pytorch_utils import Conv1D
 from methods import layout_search
 from methods.errors import SetupError
 from methods.layout_search import Fused, Layout, Names
+from methods.placement import check_materialised, input_device
 
 Kind = Literal["gate", "up", "down", "q", "k", "v", "o"]
 WRITERS: tuple[Kind, ...] = ("down", "o")
@@ -195,9 +196,13 @@ def _missing(model: PreTrainedModel, layer: int, kind: Kind) -> SetupError:
 
 
 def matrices(model: PreTrainedModel, layer: int, name: str, kind: Kind) -> list[Matrix]:
-    """The parts of kind `kind` under a name of the layout in one block, as `stream_rows` has them; [] for none."""
+    """The parts of kind `kind` under a name of the layout in one block, as `stream_rows` has them; [] for none.
+
+    Raises SetupError for one that is not in memory.
+    """
     found = []
     for owner, parameter in _resolved(blocks(model)[layer], name):
+        check_materialised(model, [parameter])
         writes = kind in WRITERS
         flip = writes != _stores_inputs_first(owner, parameter, writes, width(model))
         experts = range(parameter.shape[0]) if parameter.dim() == 3 else (None,)
@@ -224,7 +229,7 @@ def _rows(
 
 def _order(model: PreTrainedModel) -> Fused | None:
     """How q, k and v lie in one matrix: as declared, else as one forward shows, else (no weights) as the name says."""
-    if model.device.type == "meta":
+    if input_device(model).type == "meta":
         return of(model).fused
     if model not in _orders:
         _orders[model] = layout_search.order_of(model, of(model))

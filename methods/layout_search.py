@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from methods.errors import SetupError
+from methods.placement import input_device
 from methods.positions import Positions, at
 
 Fused = Literal["stacked", "groups"]
@@ -298,7 +299,8 @@ def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
 
 def _read_one_token(model: PreTrainedModel, **settings: Any) -> None:
     """A forward of one token, a prompt by itself for hooks that steer by position (of a method that came before)."""
-    none, one = torch.zeros(1, dtype=torch.long, device=model.device), torch.ones(1, device=model.device).long()
+    device = input_device(model)
+    none, one = torch.zeros(1, dtype=torch.long, device=device), torch.ones(1, device=device).long()
     with at(Positions(none, one, none, one)):
         model(input_ids=none[None], **settings)
 

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from methods import layout
 from methods.base import Artefact, Examples, FitData, Method, Steering
 from methods.errors import SetupError, require
+from methods.placement import check_materialised
 from methods.tokens import Text
 from methods.training import (
     STEP_COST,
@@ -108,6 +109,7 @@ class SecurityVector(Method):
         found = {name: encoded(model, tokenizer, *one, self.max_tokens) for name, one in read.items()}
         user, harmful, background = (texts for texts, _ in found.values())
         parameters = dict(model.named_parameters())  # before the adapter is there
+        check_materialised(model, parameters.values())
         before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
         facts: dict[str, float] = {f"cut_{name}": cut for name, (_, cut) in found.items()}
         facts["harmful_loss_off"] = mean_loss(model, harmful)

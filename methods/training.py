@@ -24,6 +24,7 @@ from methods.base import Artefact, Examples, write
 from methods.broken import reading
 from methods.errors import SetupError
 from methods.intervention import edited
+from methods.placement import check_materialised, input_device
 from methods.progress import advance, checkpoint_folder
 from methods.tokens import Text, encode
 
@@ -79,11 +80,11 @@ def encoded(
 
 def logits_and_targets(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
     """Logits (C, V) where a completion's token comes next, and those tokens (C,), over all C of the batch."""
-    width = max(len(text.tokens) for text in texts)
-    ids = torch.tensor([text.tokens + [0] * (width - len(text.tokens)) for text in texts], device=model.device)
-    column = torch.arange(width, device=model.device)[None, :]  # (1, T)
-    length = torch.tensor([len(text.tokens) for text in texts], device=model.device)[:, None]  # (B, 1)
-    prompt = torch.tensor([text.prompt for text in texts], device=model.device)[:, None]
+    width, device = max(len(text.tokens) for text in texts), input_device(model)
+    ids = torch.tensor([text.tokens + [0] * (width - len(text.tokens)) for text in texts], device=device)
+    column = torch.arange(width, device=device)[None, :]  # (1, T)
+    length = torch.tensor([len(text.tokens) for text in texts], device=device)[:, None]  # (B, 1)
+    prompt = torch.tensor([text.prompt for text in texts], device=device)[:, None]
     advance(float(length.sum()))
     logits = model(input_ids=ids, attention_mask=(column < length).long(), use_cache=False).logits  # (B, T, V)
     said = ((column >= prompt) & (column < length))[:, 1:]  # (B, T - 1) columns that are to be told
@@ -149,6 +150,7 @@ def changed(model: PreTrainedModel, artefact: Artefact, strength: float, method:
         parameter = parameters.get(name.removeprefix("change."))
         if parameter is None or parameter.shape != added.shape:
             raise SetupError(f"{method}: {name} {tuple(added.shape)} was not fitted on this model; fit it again")
+        check_materialised(model, [parameter])
         new[parameter] = parameter.detach() + strength * added.to(parameter)
     with edited(new):
         yield

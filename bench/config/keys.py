@@ -32,7 +32,7 @@ SETTINGS: dict[str, Any] = {
     "control": int | None,
     "runtime": {
         "results": str, "cache": TEXT_OR_NULL, "device": str, "threads": int | None, "batch_size": int,
-        "mirror": TEXT_OR_NULL, "offline": bool,
+        "max_memory": dict[str, str] | None, "mirror": TEXT_OR_NULL, "offline": bool,
     },
     "model": {
         "name": str, "wheel": TEXT_OR_NULL, "gguf": TEXT_OR_NULL, "sha256": TEXT_OR_NULL, "path": TEXT_OR_NULL,
@@ -47,11 +47,11 @@ SETTINGS: dict[str, Any] = {
     "suite": Nodes, "scorer": Nodes,
     "searchpath": Sequence[str],
 }  # fmt: skip
-OPTIONAL = {"layout", "thinking", "flip", "flip_seed"}
+OPTIONAL = {"layout", "thinking", "flip", "flip_seed", "max_memory"}
 """Keys of these that a YAML file need not list: files of plug-ins are older than they are."""
 PAIRS = {"scorer": str, "flip": float, "flip_seed": int}
 """Options of every choice of pairs that are the run's and not of the class."""
-INJECTED = {"sources", "scorers", "sampling", "batch_size", "in_residual_norms"}
+INJECTED = {"sources", "scorers", "sampling", "batch_size", "in_residual_norms", "runtime_device"}
 """What a class is given by the run, not by a YAML file."""
 
 

@@ -79,7 +79,7 @@ def _fits(value: Any, hint: Any, within: Range) -> bool:
     if asked is list:
         return isinstance(value, list) and all(fits(one, item(hint), within) for one in value)
     if asked is dict:
-        named = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+        named = isinstance(value, dict) and all(isinstance(key, str | int) for key in value)  # 0: a card
         return named and all(fits(one, item(hint), within) for one in value.values())
     if asked is int:
         return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST and within.holds(value)

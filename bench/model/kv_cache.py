@@ -45,7 +45,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def select(self, rows: Tensor, room: int) -> None:
         """Keep these rows, in this order, with space for `room` further columns."""
         if self.is_initialized:
-            self._fill(self.keys, self.values, room, rows)
+            self._fill(self.keys, self.values, room, rows.to(self.keys.device))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """As `select`, with as much room as there was."""
@@ -86,7 +86,7 @@ def _with_room(parts: _Parts, room: int) -> Tensor:
         if rows is None:
             begin.copy_(states)
         else:
-            torch.index_select(states, 0, rows, out=begin)  # six times as fast as states[rows]
+            torch.index_select(states, 0, rows.to(states.device), out=begin)  # six times as fast as states[rows]
     return buffer
 
 
@@ -108,8 +108,8 @@ def select(cache: Cache, rows: Tensor, room: int | None = None) -> None:
     for layer in layers:
         if room is not None and isinstance(layer, RoomyLayer):
             layer.select(rows, room)
-        else:
-            layer.batch_select_indices(rows)
+        elif layer.is_initialized:
+            layer.batch_select_indices(rows.to(layer.keys.device))
 
 
 def branch(parts: Sequence[tuple[Cache, Tensor]], room: int) -> Cache:

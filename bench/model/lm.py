@@ -4,9 +4,12 @@ Nobody else calls the model: sampling and likelihood go through `LM.read`, which
 where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
 """
 
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -14,9 +17,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
-from bench.model import kv_cache
+from bench.data.sources import default_cache
+from bench.model import devices, kv_cache
 from bench.model.architecture import check_cache, max_length
 from bench.model.decoding import Continuation, Sampling
+from bench.model.memory import Memory
 from bench.model.thinking import Thinking, set_thinking
 from bench.model.tokenizer import (
     BOS,
@@ -30,7 +35,7 @@ from bench.model.tokenizer import (
     user_message,
 )
 from bench.model.weights import cannot_load, check_vocabulary, check_weights
-from methods import layout, tokens
+from methods import layout, placement, tokens
 from methods.base import Artefact, Method, Steering
 from methods.broken import reading
 from methods.errors import SetupError
@@ -122,11 +127,12 @@ class LM:
     steered_by: str = "0 (unsteered)"  # strength and method, as errors name them
     unexpected_weights: tuple[str, ...] = ()  # in the checkpoint, outside the blocks, and in no place of the model
     unverified: tuple[str, ...] = ()  # folders that the model was read from and that no digest vouches for
+    memory: Memory = field(default_factory=Memory, compare=False, repr=False)  # what its batches have shown to take
 
     @property
     def device(self) -> torch.device:
         """Device that the model's inputs go to."""
-        return self.model.device
+        return placement.input_device(self.model)
 
     @property
     def max_length(self) -> int:
@@ -224,7 +230,7 @@ class LM:
 
     def _check_finite(self, logits: Tensor, real: Tensor) -> None:
         """Raises NotFiniteError unless the logits (B, T, V) are finite wherever `real` (B, T) is true."""
-        if all(bound.isfinite() for bound in logits.aminmax()):  # one pass, where isfinite would make a copy
+        if torch.stack(logits.aminmax()).isfinite().all():  # one pass, where isfinite would make a copy; one answer
             return
         broken = ~logits[real].isfinite()  # (N, V)
         if broken.any():
@@ -273,6 +279,8 @@ def load_lm(
     revision: str | None = None,
     dtype: str = "float32",
     device: str = "cpu",
+    max_memory: Mapping[Any, str] | None = None,
+    offload: Path | None = None,
     bos: BOS = "tokenizer",
     chat: bool = False,
     thinking: str = "off",
@@ -282,6 +290,9 @@ def load_lm(
 ) -> LM:
     """Load a model and tokenizer from a folder or from the hub.
 
+    device: "cpu", "cuda", "cuda:0", or "auto": accelerate spreads the model over all cards, then the CPU, then the
+    disk. max_memory: with "auto" the most of it that each may hold, as {0: "20GiB", "cpu": "60GiB"}. offload: folder
+    for what goes to the disk; default: in the cache. Weights there, and on the CPU beside a card, cannot be edited.
     bos: "tokenizer" begins a text as the tokenizer itself does; "prepend" puts the BOS token before every text (once),
     "none" never. The tokenizer itself is set so, hence the methods and lm-eval see the same tokens. chat: prompts go
     through the tokenizer's chat template. thinking: "off", "strip" or "judge" the thoughts that a chat model writes
@@ -289,9 +300,10 @@ def load_lm(
     defaults to path and revision. parts: where blocks and matrices are, for an architecture in which they are not found
     or mistaken (`methods.layout.declare`).
 
-    Raises SetupError for a model with state-space or recurrent layers (`bench.model.architecture`), where files are
-    missing or damaged, where the model has weights that the files lack, or they have weights of its blocks that it does
-    not, and where the tokenizer lacks what `bos`, `chat` or `thinking` asks for. A chat template is tried once.
+    Raises SetupError for a device that is not here, for a model with state-space or recurrent layers
+    (`bench.model.architecture`), where files are missing or damaged, where the model has weights that the files lack,
+    or they have weights of its blocks that it does not, and where the tokenizer lacks what `bos`, `chat` or `thinking`
+    asks for. A chat template is tried once.
 
     Example:
         >>> from bench import load_lm
@@ -301,7 +313,10 @@ def load_lm(
     """
     from transformers import AutoModelForCausalLM
 
+    devices.check(device)
+    devices.check_max_memory(max_memory, device)
     tokenizer = load_tokenizer(path, revision)
+    spread, folder = _spread(max_memory, offload) if device == devices.AUTO else ({}, None)
     with reading(lambda error: cannot_load(path, error), Exception):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -310,8 +325,11 @@ def load_lm(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they can be named
             trust_remote_code=False,
+            **spread,
         )
     model, loading = loaded
+    if folder is not None:
+        weakref.finalize(model, folder.cleanup)
     unexpected = check_weights(path, loading)
     admit(model, parts)
     check_vocabulary(path, model.get_input_embeddings().weight.shape[0], tokenizer)
@@ -323,7 +341,10 @@ def load_lm(
         check_template(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token  # never read: padding is known by masks alone
-    model.to(device).eval()
+    if device != devices.AUTO:
+        model.to(device)
+    model.eval()
+    own = placement.input_device(model)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     named = identity or {"path": path, "revision": revision}
@@ -333,8 +354,8 @@ def load_lm(
         identity={
             **named,
             "dtype": dtype,
-            "device": model.device.type,
-            "threads": torch.get_num_threads() if model.device.type == "cpu" else None,
+            "device": own.type,
+            "threads": torch.get_num_threads() if own.type == "cpu" else None,
             "bos": resolved,
             "chat": chat,
             **hashed,
@@ -347,6 +368,17 @@ def load_lm(
     )
     _ = lm.stop_tokens  # raises where there is none that can be
     return lm
+
+
+def _spread(
+    max_memory: Mapping[Any, str] | None, offload: Path | None
+) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str]]:
+    """How transformers is told to spread a model, and the folder of its own for what goes to the disk."""
+    parent = offload or default_cache() / "offload"
+    parent.mkdir(parents=True, exist_ok=True)
+    folder = tempfile.TemporaryDirectory(dir=parent)
+    limits = devices.max_memory(max_memory)
+    return {"device_map": "auto", "max_memory": limits, "offload_folder": folder.name}, folder
 
 
 def worded(lm: LM, question: str) -> str:

@@ -35,8 +35,9 @@ from lm_eval.models.utils import (
     postprocess_generated_text,
 )
 
+from bench.model import batches, kv_cache, memory
 from bench.model.lm import LM, Request
-from bench.model.log_likelihood import BATCH_TOKENS, likelihoods
+from bench.model.log_likelihood import likelihoods
 from bench.model.nucleus import draw
 from bench.model.sampling import prefill, stream
 from bench.model.thinking import Thinking, begin, closes
@@ -192,7 +193,11 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             keys.append(torch.from_numpy(stream(self.lm.sampling.seed, context, seen[context], new)))
             seen[context] += 1
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), contexts[i]))
-        size = max(1, min(self.lm.sampling.batch_size, BATCH_TOKENS // (max(map(len, ids)) + new)))
+
+        def size(batch: list[int]) -> memory.Estimate:
+            width = max(len(ids[i]) for i in batch)
+            return memory.estimate(self.lm.model, len(batch), len(batch), width, new + kv_cache.ROOM)
+
         texts = [("", True)] * len(ids)
         top_p = float(settings.get("top_p", 1.0))
 
@@ -200,12 +205,14 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
             lm, decoding = self.lm, [self.lm.sampling.seed, new, until, temperature, top_p]
             return ["answers", lm.identity, lm.steering_identity, lm.steered_by, ids, contexts, decoding]
 
-        with unfinished.batches(what, size) as kept:
-            for start in range(0, len(order), kept.batch_size):
-                batch = order[start : start + kept.batch_size]
-                drawn = torch.stack([keys[i] for i in batch]).to(self.lm.device)
-                asked = [ids[i] for i in batch]
-                decode = functools.partial(self._decode, asked, drawn, until, temperature, top_p)
+        def compute(batch: list[int]) -> list[tuple[str, bool]]:
+            drawn = torch.stack([keys[i] for i in batch]).to(self.lm.device)
+            return self._decode([ids[i] for i in batch], drawn, until, temperature, top_p)
+
+        with unfinished.batches(what, self.lm.sampling.batch_size) as kept:
+            for start, rows in batches.planned(self.lm, order, kept, size):
+                batch = order[start : start + rows]
+                decode = functools.partial(batches.in_halves, self.lm, batch, size, batches.halved, compute)
                 for i, (text, answered) in zip(batch, kept.once(start, decode), strict=True):
                     texts[i] = text, answered
         return texts
@@ -219,12 +226,12 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         texts = [""] * len(contexts)
         strips = self.lm.thinking if self.lm.identity.get("judged") == "answer" else None
         closed: dict[int, int] = {}  # tokens of each row up to the end of its thinking, where that is to be left out
-        alive = torch.arange(len(contexts), device=self.lm.device)
+        alive = list(range(len(contexts)))
         for step in range(keys.shape[1]):
-            drawn = draw(logits, keys[alive, step], temperature, top_p)  # (A,)
+            drawn = draw(logits, keys[:, step], temperature, top_p)  # (A,)
             advance(len(drawn))
-            going = torch.ones_like(drawn, dtype=torch.bool)
-            for place, (row, token) in enumerate(zip(alive.tolist(), drawn.tolist(), strict=True)):
+            going = [True] * len(alive)
+            for place, (row, token) in enumerate(zip(alive, drawn.tolist(), strict=True)):
                 new[row].append(token)
                 if strips is not None and row not in closed:
                     if closes(self.tokenizer, strips, new[row]):
@@ -236,12 +243,13 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
                 whole = whole if strips is None else whole.lstrip()
                 texts[row] = postprocess_generated_text(whole, until, None)
                 going[place] = token not in self.lm.stop_tokens and texts[row] == whole
-            if not going.any() or step + 1 == keys.shape[1]:
+            if not any(going) or step + 1 == keys.shape[1]:
                 break
-            if not going.all():
-                kept = going.nonzero()[:, 0]
+            if not all(going):
+                left = [place for place, goes in enumerate(going) if goes]
+                kept = torch.tensor(left, device=self.lm.device)
                 rows.select(kept)
-                alive, drawn = alive[kept], drawn[kept]
+                alive, drawn, keys = [alive[place] for place in left], drawn[kept], keys[kept]
             logits = self.lm.read(rows, drawn[:, None], torch.ones_like(drawn[:, None], dtype=torch.bool), keep=1)[:, 0]
         if strips is None:
             return [(text, True) for text in texts]

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bench.model import kv_cache
+from bench.model import batches as in_batches
+from bench.model import devices, kv_cache, memory
 from bench.model.lm import LM, Request, Rows, branch
 from bench.model.sampling import prefill
 from bench.model.shared_prefix import alike
@@ -41,6 +42,14 @@ class Likelihood(NamedTuple):
     logprob: float
     greedy: bool
     tokens: int
+
+
+class Limits(NamedTuple):
+    """The most that a batch holds: columns, cache included, columns of one forward, and logits."""
+
+    columns: int
+    tokens: int
+    logits: int
 
 
 _Tokens = tuple[int, ...]
@@ -99,13 +108,15 @@ def likelihoods(lm: LM, requests: Sequence[Request]) -> list[Likelihood]:
 
     def what() -> Any:
         asked = [[context, sorted(by_context[context])] for context in sorted(by_context)]
-        return ["log-probabilities", lm.identity, lm.steering_identity, lm.steered_by, asked]
+        halved = [lm.memory.halvings] if lm.memory.halvings else []  # another plan, so other batches
+        return ["log-probabilities", lm.identity, lm.steering_identity, lm.steered_by, asked, *halved]
 
+    limits = limits_of(lm)
     with unfinished.batches(what, lm.sampling.batch_size) as kept:
         lm = lm if kept.batch_size == lm.sampling.batch_size else _with_batch_size(lm, kept.batch_size)
-        for number, (beginning, chunk) in enumerate(_chunks(lm, list(by_context))):
+        for number, (beginning, chunk) in enumerate(_chunks(lm, list(by_context), limits)):
             batches = [[(context, _ordered(by_context[context])) for context in batch] for batch in chunk]
-            read = kept.once(number, functools.partial(_read, lm, beginning, batches))
+            read = kept.once(number, functools.partial(_read_in_halves, lm, beginning, batches))
             asked_of_it = [(context, one) for batch in batches for context, several in batch for one in several]
             found.update(zip(asked_of_it, (Likelihood(*one) for one in read), strict=True))
     return [found[row] for row in rows]
@@ -115,9 +126,41 @@ def _with_batch_size(lm: LM, batch_size: int) -> LM:
     return replace(lm, sampling=replace(lm.sampling, batch_size=batch_size))
 
 
-def forward_tokens(lm: LM) -> int:
-    """Columns of one forward, padding included."""
-    return min(CPU_TOKENS, BATCH_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
+def limits_of(lm: LM) -> Limits:
+    """What the constants here allow, or where memory is scarce a half of it, a quarter, ...
+
+    What was halved once stays so, so that the same requests share batches, whatever is free when they come again.
+    """
+    free = devices.free_for(lm.model)
+    while (found := _halved(lm, lm.memory.halvings)).columns > 1:
+        if _most(lm, found).total <= min(free, lm.memory.ceiling):
+            break
+        lm.memory.halvings += 1
+    if lm.memory.halvings:
+        lm.memory.tell(
+            ("columns", lm.memory.halvings), f"likelihoods are read in batches of {found.columns} columns, not "
+            f"{BATCH_TOKENS}, since {free / memory.GIB:.3g} GiB may be used"
+        )  # fmt: skip
+    return found
+
+
+def _halved(lm: LM, halvings: int) -> Limits:
+    tokens = min(CPU_TOKENS, BATCH_TOKENS) if lm.device.type == "cpu" else BATCH_TOKENS
+    columns = max(1, BATCH_TOKENS >> halvings)
+    return Limits(columns, min(tokens, columns), max(1, LOGITS >> halvings))
+
+
+def _most(lm: LM, limits: Limits) -> memory.Estimate:
+    """What contexts and continuations take at most; both have a cache."""
+    columns = limits.columns + min(CHUNK_FORWARDS * limits.tokens, limits.columns)
+    cache = columns * memory.cache_bytes(lm.model.config, lm.model.dtype.itemsize)
+    held = min(limits.logits, limits.tokens * lm.model.config.get_text_config().vocab_size)
+    logits = held * lm.model.dtype.itemsize + min(held, _chunk(lm.device)) * memory.LOGIT_BYTES
+    return memory.Estimate(cache, logits, memory.estimate(lm.model, 0, 1, limits.tokens, 0).further)
+
+
+def _chunk(device: torch.device) -> int:
+    return CPU_CHUNK if device.type == "cpu" else CHUNK
 
 
 def _fitted(request: Request, max_length: int) -> _Row:
@@ -167,24 +210,24 @@ class _Beginning:
         return rows
 
 
-def _chunks(lm: LM, contexts: list[_Tokens]) -> Iterator[tuple[_Beginning, list[list[_Tokens]]]]:
+def _chunks(lm: LM, contexts: list[_Tokens], limits: Limits) -> Iterator[tuple[_Beginning, list[list[_Tokens]]]]:
     """Batches of contexts that begin alike, short ones first, as many as share batches of their continuations."""
-    most = max(1, min(lm.sampling.batch_size, LOGITS // lm.model.config.get_text_config().vocab_size))
+    most = max(1, min(lm.sampling.batch_size, limits.logits // lm.model.config.get_text_config().vocab_size))
     windowed = not kv_cache.keeps_all(kv_cache.empty(lm.model.config))
-    limit = 0 if windowed else min(CHUNK_FORWARDS * forward_tokens(lm), BATCH_TOKENS)
+    limit = 0 if windowed else min(CHUNK_FORWARDS * limits.tokens, limits.columns)
     for group in alike(contexts):
         ordered = _ordered(group.contexts)
         beginning = _Beginning(lm, ordered[0][: group.shared], len(ordered[0]))
 
         def fits(count: int, width: int, shared: int = group.shared) -> bool:
-            return count <= most and count * width <= forward_tokens(lm) and count * (shared + width) <= BATCH_TOKENS
+            return count <= most and count * width <= limits.tokens and count * (shared + width) <= limits.columns
 
         chunk: list[list[_Tokens]] = []
         rows = columns = 0
         even = group.shared and windowed  # a window counts what pads between beginning and text as text
         for several in _of_equal_length(ordered) if even else [ordered]:
             lengths = [len(context) for context in several]
-            for batch in _packed([length - group.shared for length in lengths], fits, ENOUGH * forward_tokens(lm)):
+            for batch in _packed([length - group.shared for length in lengths], fits, ENOUGH * limits.tokens):
                 more = len(batch) * lengths[batch[-1]]
                 if chunk and (columns + more > limit or rows + len(batch) > lm.sampling.batch_size):
                     yield beginning, chunk
@@ -202,7 +245,31 @@ def _of_equal_length(ordered: list[_Tokens]) -> list[list[_Tokens]]:
     return [list(several) for _, several in itertools.groupby(ordered, key=len)]
 
 
-def _read(lm: LM, beginning: _Beginning, batches: list[list[tuple[_Tokens, list[_Tokens]]]]) -> list[Likelihood]:
+_Asked = list[tuple[_Tokens, list[_Tokens]]]  # contexts with their continuations, which are read together
+
+
+def _read_in_halves(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> list[Likelihood]:
+    """As `_read`; where memory does not hold all of it, of one half after the other."""
+
+    def size(part: list[_Asked]) -> memory.Estimate:
+        widths = [len(context) + len(one) for batch in part for context, several in batch for one in several]
+        return memory.estimate(lm.model, len(widths), sum(map(len, part)), max(widths), 0)
+
+    return in_batches.in_halves(lm, batches, size, _halves, functools.partial(_read, lm, beginning))
+
+
+def _halves(batches: list[_Asked]) -> list[list[_Asked]]:
+    """The batches in two, or both halves of the one, or of the continuations of its one context."""
+    if len(batches) > 1:
+        return [list(half) for half in in_batches.halved(batches)]
+    (batch,) = batches
+    if len(batch) > 1:
+        return [[list(half)] for half in in_batches.halved(batch)]
+    ((context, several),) = batch
+    return [[[(context, list(half))]] for half in in_batches.halved(several)]
+
+
+def _read(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> list[Likelihood]:
     """Likelihoods of all continuations of these contexts, in their order."""
     shared = len(beginning.tokens)
     parts: list[Rows] = []
@@ -239,17 +306,18 @@ def _read(lm: LM, beginning: _Beginning, batches: list[list[tuple[_Tokens, list[
 
 def _row_batches(lm: LM, widths: list[int], context: int) -> Iterator[range]:
     """Numbers of the rows, of ascending width, that need a second forward; `context` columns are in the cache."""
+    limits = _halved(lm, lm.memory.halvings)
     single = widths.count(0)  # tokens that the first forward has answered
 
     def fits(count: int, width: int) -> bool:
         return (
             count <= lm.sampling.batch_size
-            and count * width <= forward_tokens(lm)
-            and count * (context + width) <= BATCH_TOKENS
-            and count * width * lm.model.config.get_text_config().vocab_size <= LOGITS
+            and count * width <= limits.tokens
+            and count * (context + width) <= limits.columns
+            and count * width * lm.model.config.get_text_config().vocab_size <= limits.logits
         )
 
-    for batch in _packed(widths[single:], fits, ENOUGH * forward_tokens(lm)):
+    for batch in _packed(widths[single:], fits, ENOUGH * limits.tokens):
         yield range(single + batch.start, single + batch.stop)
 
 
@@ -278,7 +346,7 @@ def _further(lm: LM, parts: list[Rows], rows: list[_Place]) -> tuple[list[float]
 def _token_logprobs(logits: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Log softmax(logits[rows])[tokens] in float64, and whether the token is the argmax; (P, V), (N,), (N,) -> (N,)."""
     logprob, greedy = [], []
-    step = max(1, (CPU_CHUNK if logits.device.type == "cpu" else CHUNK) // logits.shape[-1])
+    step = max(1, _chunk(logits.device) // logits.shape[-1])
     for start in range(0, len(tokens), step):
         token = tokens[start : start + step]
         scores = logits[rows[start : start + step]].float()  # (C, V)

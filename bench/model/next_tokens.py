@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from bench.console import stopping
+from bench.model import batches, memory
 from bench.model.lm import LM, Request
-from bench.model.log_likelihood import LOGITS, forward_tokens
+from bench.model.log_likelihood import limits_of
 from bench.model.sampling import prefill
 from methods.progress import advance
 
@@ -29,20 +30,45 @@ def next_token_logits(lm: LM, requests: Sequence[Request]) -> Iterator[tuple[int
     order = sorted(range(len(requests)), key=lambda number: (len(requests[number].continuation), number))
     for batch in _batches(lm, requests, order):
         stopping.check()
-        some = [requests[number] for number in batch]
-        length = torch.tensor([len(one.continuation) for one in some])  # (B,)
-        width = int(length.max())
-        ids = torch.tensor([one.continuation + [0] * (width - len(one.continuation)) for one in some])  # (B, T)
-        rows, first = prefill(lm, [one.context for one in some])  # (B, V)
-        further = lm.read(rows, ids, torch.arange(width)[None, :] < length[:, None])  # (B, T, V)
-        advance(int(length.sum()))
-        for row, number in enumerate(batch):
-            yield number, torch.cat([first[row, None], further[row, : length[row]]])  # (T + 1, V)
+        for some, first, further in _read_in_halves(lm, requests, batch):
+            for row, number in enumerate(some):
+                told = further[row, : len(requests[number].continuation)]
+                yield number, torch.cat([first[row, None], told])  # (T + 1, V)
+
+
+_Read = tuple[list[int], Tensor, Tensor]
+"""Numbers of requests with their logits (B, V) after the context and (B, T, V) after each token of the continuation."""
+
+
+def _read_in_halves(lm: LM, requests: Sequence[Request], batch: list[int]) -> list[_Read]:
+    """The batch read as one, or where memory does not hold that in halves."""
+
+    def size(part: list[int]) -> memory.Estimate:
+        contexts, texts = ([len(requests[number][field]) for number in part] for field in (0, 1))
+        found = memory.estimate(lm.model, len(part), len(part), max(contexts), max(texts))
+        return found._replace(logits=found.logits * max(texts))
+
+    def halves(part: list[int]) -> list[list[int]]:
+        return [list(half) for half in batches.halved(part)]
+
+    return batches.in_halves(lm, batch, size, halves, lambda part: [_read(lm, requests, part)])
+
+
+def _read(lm: LM, requests: Sequence[Request], batch: list[int]) -> _Read:
+    some = [requests[number] for number in batch]
+    length = torch.tensor([len(one.continuation) for one in some])  # (B,)
+    width = int(length.max())
+    ids = torch.tensor([one.continuation + [0] * (width - len(one.continuation)) for one in some])  # (B, T)
+    rows, first = prefill(lm, [one.context for one in some])  # (B, V)
+    further = lm.read(rows, ids, torch.arange(width)[None, :] < length[:, None])  # (B, T, V)
+    advance(int(length.sum()))
+    return batch, first, further
 
 
 def _batches(lm: LM, requests: Sequence[Request], order: Sequence[int]) -> Iterator[list[int]]:
     """Numbers of requests that are read together; they come with ascending continuations."""
-    columns = min(forward_tokens(lm), LOGITS // lm.model.config.get_text_config().vocab_size)
+    limits = limits_of(lm)
+    columns = min(limits.tokens, limits.logits // lm.model.config.get_text_config().vocab_size)
     batch: list[int] = []
     longest = 0  # context of the batch
     for number in order:

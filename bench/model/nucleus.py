@@ -8,6 +8,8 @@ from torch import Tensor
 
 CANDIDATES = (256, 2048)  # sizes of the partial top-k tried before the whole vocabulary is sorted
 ROWS = 32  # of a CPU, whose probabilities together fit into its caches
+ROWS_ELSEWHERE = 512  # of a card, so that what sorting them takes is bounded
+BYTES = 80  # of each logit of those rows, at most, when a nucleus holds nearly all tokens and all are sorted
 FLOORS = (
     1e-2,
     3e-3,
@@ -32,8 +34,9 @@ def draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tens
     if temperature == 0:
         return logits.argmax(-1)
     if logits.device.type != "cpu":
-        return _by_sorting(_probability(logits, temperature), keys, top_p)
-    parts = list(zip(_split(logits), _split(keys), strict=True))
+        several = zip(_split(logits, ROWS_ELSEWHERE), _split(keys, ROWS_ELSEWHERE), strict=True)
+        return torch.cat([_by_sorting(_probability(part, temperature), own, top_p) for part, own in several])
+    parts = list(zip(_split(logits, ROWS), _split(keys, ROWS), strict=True))
     drawn, known = _by_floors([_probable(part, temperature, top_p) for part, _ in parts], keys, top_p)
     for i, (part, own) in enumerate(parts):
         left = (~known[i * ROWS : (i + 1) * ROWS]).nonzero()[:, 0]
@@ -42,8 +45,13 @@ def draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tens
     return drawn
 
 
-def _split(rows: Tensor) -> tuple[Tensor, ...]:
-    return tuple(torch.split(rows, ROWS))  # type: ignore[no-untyped-call]
+def drawing_bytes(rows: int, vocabulary: int, device: torch.device) -> int:
+    """Memory that a draw takes at most, besides the logits."""
+    return min(rows, ROWS if device.type == "cpu" else ROWS_ELSEWHERE) * vocabulary * BYTES
+
+
+def _split(rows: Tensor, count: int) -> tuple[Tensor, ...]:
+    return tuple(torch.split(rows, count))  # type: ignore[no-untyped-call]
 
 
 def _probability(logits: Tensor, temperature: float) -> Tensor:

@@ -6,7 +6,7 @@ rows of a batch change it, but where floating point puts a draw on the other sid
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bench.model import batches, memory
 from bench.model.decoding import Answer, Continuation, Sampling
 from bench.model.lm import LM, Rows, branch
 from bench.model.nucleus import draw
@@ -52,7 +53,7 @@ def sample(
         temperature: the logits are divided by it; 0 is greedy.
         top_p: probability of the nucleus that is drawn from, in (0, 1].
         seed: of the draws.
-        batch_size: rows that are decoded at once.
+        batch_size: the most rows that are decoded at once; fewer where memory is scarce.
 
     Returns:
         (N, K) texts, without the prompt; with thinking="strip" the answers, "" where the thinking was cut.
@@ -91,10 +92,16 @@ def continuations(lm: LM, prompts: Sequence[str], num_samples: int, settings: Sa
         decoding = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
         return ["texts", lm.identity, lm.steering_identity, lm.steered_by, list(prompts), num_samples, decoding]
 
+    def size(batch: list[_Unit]) -> memory.Estimate:
+        texts = {unit.prompt for unit in batch}
+        return memory.estimate(
+            lm.model, len(batch), len(texts), len(encoded[batch[-1].prompt]), settings.max_new_tokens
+        )
+
     with unfinished.batches(what, settings.batch_size) as kept:
-        for start in range(0, len(units), kept.batch_size):
-            batch = units[start : start + kept.batch_size]
-            decoded = kept.once(start, functools.partial(_decode, lm, prompts, encoded, batch, settings))
+        for start, rows in batches.planned(lm, units, kept, size):
+            batch = units[start : start + rows]
+            decoded = kept.once(start, functools.partial(_decoded, lm, prompts, encoded, batch, settings, size))
             for unit, tokens in zip(batch, decoded, strict=True):
                 texts[unit.prompt][unit.sample] = _continuation(lm, encoded[unit.prompt], tokens, settings.stop)
     return [[text for text in row if text is not None] for row in texts]
@@ -139,10 +146,38 @@ def _text(lm: LM, prompt: list[int], tokens: list[int]) -> str:
     )
 
 
-def _decode(
-    lm: LM, prompts: Sequence[str], encoded: list[list[int]], batch: list[_Unit], settings: Sampling
+def _decoded(
+    lm: LM,
+    prompts: Sequence[str],
+    encoded: list[list[int]],
+    batch: list[_Unit],
+    settings: Sampling,
+    size: Callable[[list[_Unit]], memory.Estimate],
 ) -> list[list[int]]:
-    """New token ids of each unit of one batch, the stop token included."""
+    """New token ids of each unit of one batch; where memory does not hold it, of one half after the other."""
+    found: dict[_Unit, list[int]] = {}
+
+    def halves(units: list[_Unit]) -> list[list[_Unit]]:
+        left = [unit for unit in units if unit not in found]
+        return batches.halved(left) or ([left] if 0 < len(left) < len(units) else [])
+
+    def compute(units: list[_Unit]) -> list[None]:
+        _decode(lm, prompts, encoded, units, settings, found)
+        return []
+
+    batches.in_halves(lm, batch, size, halves, compute)
+    return [found[unit] for unit in batch]
+
+
+def _decode(
+    lm: LM,
+    prompts: Sequence[str],
+    encoded: list[list[int]],
+    batch: list[_Unit],
+    settings: Sampling,
+    found: dict[_Unit, list[int]],
+) -> None:
+    """Put the new token ids of each unit into `found` when its text has ended; the stop token is one of them."""
     used = list(dict.fromkeys(unit.prompt for unit in batch))  # each prompt is read once
     rows, logits = prefill(lm, [encoded[i] for i in used])  # (P, V)
     spread = torch.tensor([used.index(unit.prompt) for unit in batch], device=lm.device)  # (B,)
@@ -150,26 +185,27 @@ def _decode(
     logits = logits[spread]  # (B, V)
     streams = [stream(settings.seed, prompts[u.prompt], u.sample, settings.max_new_tokens) for u in batch]
     keys = torch.from_numpy(np.stack(streams)).to(lm.device)  # (B, steps)
-    stop = torch.tensor(sorted(lm.stop_tokens), device=lm.device)
+    stop = lm.stop_tokens
     new: list[list[int]] = [[] for _ in batch]
-    alive = torch.arange(len(batch), device=lm.device)  # rows of the batch still being written
+    alive = list(range(len(batch)))  # rows of the batch still being written
     for step in range(settings.max_new_tokens):
-        drawn = draw(logits, keys[alive, step], settings.temperature, settings.top_p)  # (A,)
-        for row, token in zip(alive.tolist(), drawn.tolist(), strict=True):
+        drawn = draw(logits, keys[:, step], settings.temperature, settings.top_p)  # (A,)
+        tokens = drawn.tolist()  # the one wait for the device in a step, besides that for the check of the logits
+        for row, token in zip(alive, tokens, strict=True):
             new[row].append(token)
-        advance(len(drawn))
-        going = ~torch.isin(drawn, stop)
+        advance(len(tokens))
+        last = step + 1 == settings.max_new_tokens
+        going = [place for place, token in enumerate(tokens) if token not in stop and not last]
         if settings.stop is not None:
-            stopped = [_stops(lm, new[row], settings.stop) for row in alive.tolist()]
-            going &= ~torch.tensor(stopped, device=lm.device)
-        if step + 1 == settings.max_new_tokens or not going.any():
+            going = [place for place in going if not _stops(lm, new[alive[place]], settings.stop)]
+        found.update((batch[alive[place]], new[alive[place]]) for place in set(range(len(alive))).difference(going))
+        if not going:
             break
-        if not going.all():
-            kept = going.nonzero()[:, 0]
+        if len(going) < len(alive):
+            kept = torch.tensor(going, device=lm.device)
             rows.select(kept)
-            alive, drawn = alive[kept], drawn[kept]
+            alive, drawn, keys = [alive[place] for place in going], drawn[kept], keys[kept]
         logits = lm.read(rows, drawn[:, None], torch.ones_like(drawn[:, None], dtype=torch.bool), keep=1)[:, -1]
-    return new
 
 
 def prefill(

@@ -94,6 +94,16 @@ class Batches:
                 self.keep()
         return computed
 
+    def rows(self, start: int, planned: int) -> int:
+        """How many rows the batch has that begins with row `start`, for batches that are numbered by their first rows.
+
+        One that an earlier run kept is as it was, with more or less memory free then; a new one ends before the next.
+        """
+        if start in self._found:
+            return len(self._found[start][0])
+        following = min((number for number in self._found if number > start), default=start + planned)
+        return min(planned, following - start)
+
     def keep(self) -> None:
         """Write a chunk of what was computed since the last one."""
         fresh, self._fresh, self._kept_at = self._fresh, {}, time.monotonic()

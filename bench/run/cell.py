@@ -4,6 +4,7 @@ Everything heavy is made when it is first asked for, so a cell whose results are
 """
 
 import time
+import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,10 +14,11 @@ from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
+from transformers import PreTrainedModel
 
 from bench.console.progress import Bar
 from bench.files import digests
-from bench.model import checkpoint
+from bench.model import checkpoint, memory
 from bench.model.generation_cache import Generations
 from bench.model.lm import LM, load_lm
 from bench.records import identity, unfinished
@@ -34,7 +36,8 @@ from methods.progress import checkpointing
 class Session:
     """What the cells of one process share: loaded models, what methods learn from, the bar.
 
-    threads: of torch, as it was found before any cell was made. written: how many results were computed.
+    threads: of torch, as it was found before any cell was made. models: the one that was asked for last, so that the
+    weights of two never share the memory. written: how many results were computed.
     """
 
     bar: Bar = field(default_factory=lambda: Bar({}))
@@ -72,6 +75,7 @@ class Cell:
         self._plan_key = plan_key
         self._variants: dict[str, Cell] = {}
         self._speed: float | None = None
+        self._suits: weakref.ref[PreTrainedModel] | None = None  # the model that the method was held against
 
     @property
     def threads(self) -> int:
@@ -146,14 +150,26 @@ class Cell:
         revision = self.names.model.get("revision")
         self.method.check(checkpoint.skeleton(self.cfg.model, self.fetch_model(), revision, self.cfg.runtime.offline))
 
-    @cached_property
+    @property
+    def model_key(self) -> str:
+        """The id of its loaded model."""
+        return model_key(self.names.model, self.cfg.runtime.device)
+
+    @property
     def lm(self) -> LM:
-        """The loaded model, shared by the cells of a process that differ in threads or method alone."""
-        key = model_key(self.names.model, self.cfg.runtime.device)
-        if key not in self.session.models:
-            self.session.models[key] = self._load()
-        lm = self.session.models[key]
-        self.method.check(lm.model)
+        """The loaded model, shared by the cells of a process that differ in threads or method alone.
+
+        It is loaded again where another one took its place in between, so nobody keeps it from stage to stage.
+        """
+        models = self.session.models
+        if self.model_key not in models:
+            while models:
+                memory.release(models.popitem()[1].device)
+            models[self.model_key] = self._load()
+        lm = models[self.model_key]
+        if self._suits is None or self._suits() is not lm.model:
+            self.method.check(lm.model)
+            self._suits = weakref.ref(lm.model)
         store = Generations(self.runs / "generations")
         return replace(lm, identity=self.names.model, sampling=self.parts.sampling, store=store)
 
@@ -165,6 +181,8 @@ class Cell:
                 revision=revision,
                 dtype=node.dtype,
                 device=self.cfg.runtime.device,
+                max_memory=self.cfg.runtime.get("max_memory"),
+                offload=self.parts.cache / "offload",
                 bos=node.bos,
                 chat=node.chat,
                 thinking=node.get("thinking", "off"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from bench.model import checkpoint
+from bench.model import checkpoint, devices
 from bench.model.generation_cache import decoding_identity
 from bench.records import identity
 from bench.run import control
@@ -30,7 +30,7 @@ class Names:
     def model(self) -> dict[str, Any]:
         """Everything about the model that can change a number."""
         node, offline = self._cfg.model, self._cfg.runtime.offline
-        device = torch.device(self._cfg.runtime.device).type
+        device = torch.device(devices.single(self._cfg.runtime.device)).type
         return checkpoint.identity(node, offline) | {
             "dtype": node.dtype,
             **checkpoint.text_rules(node, self._location, offline),

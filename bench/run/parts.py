@@ -42,7 +42,7 @@ def parts(cfg: DictConfig) -> Parts:
     cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
     sampling = build(cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
     sources = Sources(mirror=cfg.runtime.mirror, cache=cache, offline=cfg.runtime.offline)
-    given: dict[str, Any] = {"sources": sources, "sampling": sampling}
+    given: dict[str, Any] = {"sources": sources, "sampling": sampling, "runtime_device": cfg.runtime.device}
     scorers = {str(name): build(node, **given) for name, node in cfg.scorer.items()}
     _check_names(scorers)
     given |= {"scorers": list(scorers.values()), "scorer": scorers[cfg.pairs.scorer]}

@@ -310,6 +310,12 @@ def ready(configs: Sequence[DictConfig], session: Session) -> tuple[list[tuple[C
     return left, failures
 
 
+def by_model(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells in their order, but all of one model together: the memory holds one model at a time."""
+    first = {cell.model_key: number for number, cell in reversed(list(enumerate(cells)))}
+    return sorted(cells, key=lambda cell: first[cell.model_key])
+
+
 def check_methods(cell: Cell) -> None:
     """Raises SetupError where the method, with any of the options that are tuned, does not suit the model."""
     cell.check_method()

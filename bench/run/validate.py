@@ -199,17 +199,22 @@ def _results(cfg: DictConfig) -> Iterator[str]:
 
 def _devices(cfg: DictConfig) -> Iterator[str]:
     """Each device is one of this machine's."""
-    import torch
+    from bench.model import devices
 
-    there = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
-    if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+    there = devices.available()
     named = {"runtime.device": cfg.runtime.device}
-    named |= {f"scorer.{name}.device": node.get("device", "cpu") for name, node in cfg.scorer.items()}
+    named |= {f"scorer.{name}.device": node.get("device") or "cpu" for name, node in cfg.scorer.items()}
     for key, device in named.items():
-        if device not in there:
-            hint = near(str(device), there)
-            yield f"{key}={shown(device)}: there is no such device here{hint} Allowed: {', '.join(there)}"
+        allowed = [*there, devices.AUTO] if key == "runtime.device" else there
+        if device not in allowed:
+            hint = near(str(device), allowed)
+            yield f"{key}={shown(device)}: there is no such device here{hint} Allowed: {', '.join(allowed)}"
+    try:
+        limits = cfg.runtime.get("max_memory")
+        plain = OmegaConf.to_container(limits) if OmegaConf.is_config(limits) else limits
+        devices.check_max_memory(plain, str(cfg.runtime.device))
+    except SetupError as error:
+        yield str(error)
 
 
 def _of_tasks(cfg: DictConfig) -> Iterator[str]:
@@ -246,7 +251,7 @@ CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
     _scorers: ("pairs.scorer", "tuning.scorer", "scorer"),
     _model: ("model",),
     _results: ("runtime.results",),
-    _devices: ("runtime.device", "scorer"),
+    _devices: ("runtime.device", "runtime.max_memory", "scorer"),
     _of_tasks: ("suite",),
     _parts: ("method",),
 }

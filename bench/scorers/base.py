@@ -67,6 +67,13 @@ def unique_scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[
     return [judged[pair] for pair in pairs]
 
 
+def judging_device(device: str | None, runtime_device: str) -> str:
+    """The device of a scorer that is a model: its own, or that of the run; all of it is on one."""
+    from bench.model import devices
+
+    return device or devices.single(runtime_device)
+
+
 def _in_turn(completions: Sequence[str]) -> list[list[int]]:
     return [list(range(len(completions)))[start : start + TEXTS] for start in range(0, len(completions), TEXTS)]
 

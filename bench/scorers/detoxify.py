@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from bench.data.wheels import SHA256
 from bench.files.atomic import temporary_folder
 from bench.files.digests import file_sha256
-from bench.scorers.base import by_length
+from bench.scorers.base import by_length, judging_device
 from methods.broken import reading
 from methods.errors import SetupError, loading_failure
 
@@ -37,7 +37,7 @@ class Detoxify:
     Weights are read from `checkpoint`, with config and tokenizer of the base model in `config_path` for machines
     without network; or else downloaded once, which wants their whole `sha256`: the name of a published file carries 8
     digits of it, which another file can be made to have. Nothing in a checkpoint is ever run: it is read as tensors and
-    plain values, or refused.
+    plain values, or refused. device: None is the run's (`runtime_device`).
     """
 
     name: ClassVar[str] = "detoxify"
@@ -47,9 +47,10 @@ class Detoxify:
     checkpoint: str | None = None
     sha256: str | None = None
     config_path: str | None = None
-    device: str = "cpu"
+    device: str | None = None
     batch_size: int = 64
     offline: bool = False
+    runtime_device: str = "cpu"
 
     def __post_init__(self) -> None:
         """Raises SetupError for a variant or file that does not exist, and for a download without its sha256."""
@@ -88,8 +89,13 @@ class Detoxify:
             "detoxify": version("detoxify"),
             "model_type": self.model_type,
             "weights": weights,
-            "device": self.device.partition(":")[0],
+            "device": (self.device or "cpu").partition(":")[0],
         }
+
+    @property
+    def _where(self) -> str:
+        """The device that judges."""
+        return judging_device(self.device, self.runtime_device)
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
         """Texts of like length together; what pads them moves the last bits of a score."""
@@ -102,7 +108,7 @@ class Detoxify:
         order = sorted((i for i, text in enumerate(completions) if text.strip()), key=lambda i: len(completions[i]))
         if not order:
             return scores
-        model = _load(self.model_type, self.checkpoint, self.sha256, self.config_path, self.device, self.offline)
+        model = _load(self.model_type, self.checkpoint, self.sha256, self.config_path, self._where, self.offline)
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
             judged = model.predict([completions[i] for i in batch])[LABEL]

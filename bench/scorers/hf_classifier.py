@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from bench.model import checkpoint, model_folder
-from bench.scorers.base import by_length
+from bench.scorers.base import by_length, judging_device
 from methods.broken import reading
 from methods.errors import SetupError
 
@@ -43,8 +43,8 @@ class HFClassifier:
     sentiment is measured (BLANK).
 
     Exactly one of path and id is given. label: the label's name, or its place in the model's output. max_tokens: longer
-    texts are cut at the end; None is the model's own limit. name: what its scores are filed under, so that several of
-    them can judge one run; as its key in conf/scorer.
+    texts are cut at the end; None is the model's own limit. device: None is the run's (`runtime_device`). name: what
+    its scores are filed under, so that several of them can judge one run; as its key in conf/scorer.
     """
 
     label: str | int
@@ -55,8 +55,9 @@ class HFClassifier:
     max_tokens: int | None = None
     measures: Literal["toxicity", "sentiment", "refusal"] = "toxicity"
     batch_size: int = 64
-    device: str = "cpu"
+    device: str | None = None
     offline: bool = False
+    runtime_device: str = "cpu"
     name: str = "hf_classifier"
 
     def __post_init__(self) -> None:
@@ -99,8 +100,13 @@ class HFClassifier:
             "activation": None if self.activation == "softmax" else self.activation,
             "max_tokens": self.max_tokens,
             "measures": self.measures,
-            "device": self.device.partition(":")[0],
+            "device": (self.device or "cpu").partition(":")[0],
         }
+
+    @property
+    def _where(self) -> str:
+        """The device that judges."""
+        return judging_device(self.device, self.runtime_device)
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
         """Texts of like length together; what pads them moves the last bits of a score."""
@@ -116,7 +122,7 @@ class HFClassifier:
         loaded = self._loaded()
         for start in range(0, len(order), self.batch_size):
             batch = order[start : start + self.batch_size]
-            for i, score in zip(batch, _judged(loaded, [completions[i] for i in batch], self.device), strict=True):
+            for i, score in zip(batch, _judged(loaded, [completions[i] for i in batch], self._where), strict=True):
                 scores[i] = None if math.isnan(score) else score
         return scores
 
@@ -129,7 +135,7 @@ class HFClassifier:
         where = str(Path(self.path).resolve()) if self.path is not None else str(self.id)
         revision = None if self.path is not None else self._commit()
         files = tuple(model_folder.fingerprint(Path(where)).values()) if self.path is not None else ()
-        model, tokenizer, longest = _load(where, revision, self.device, self.offline, f"scorer.{self.name}", files)
+        model, tokenizer, longest = _load(where, revision, self._where, self.offline, f"scorer.{self.name}", files)
         labels = model.config.id2label
         return Classifier(
             model,

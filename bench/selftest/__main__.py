@@ -95,6 +95,7 @@ def checks() -> list[Check]:
         Check("left padding", reading.left_padding),
         Check("right padding", reading.right_padding),
         Check("order of prompts", reading.order),
+        Check("batch size", reading.batch_size),
         Check("save and load", steering.saved),
         Check("bfloat16", steering.dtype),
     ]
@@ -184,6 +185,8 @@ def _load(cfg: Any) -> "LM":
         revision=node.revision,
         dtype=node.dtype,
         device=cfg.runtime.device,
+        max_memory=cfg.runtime.get("max_memory"),
+        offload=cache / "offload",
         bos=node.bos,
         chat=node.chat,
         thinking=node.get("thinking", "off"),

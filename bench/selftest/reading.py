@@ -5,6 +5,9 @@ import torch
 from bench.model.sampling import prefill, sample
 from bench.selftest.subject import PROMPTS, STEPS, Failure, Skipped, Subject, demand_equal, stepwise, tokens, whole
 
+SAMPLES, BATCHES = 8, (4, 16)  # texts of each prompt, and the rows of a batch, that are compared
+FLIPS = 0.05  # share of texts from which on rounding in float32 is no explanation; it flips fewer than 1 of 1,000
+
 
 def cached(subject: Subject) -> str:
     """Token by token from the cache gives what the text read at once, or afresh for each token, gives."""
@@ -56,6 +59,18 @@ def right_padding(subject: Subject) -> str:
             mine = row[len(head) - 1 : len(head + tail)]
             worst = max(worst, demand_equal(lm, what, whole(lm, head, tail), mine))
     return f"logits differ by {worst:.2g} of their spread"
+
+
+def batch_size(subject: Subject) -> str:
+    """Texts sampled in batches of 4 and of 16 rows are the same; in half precision those that are not are counted."""
+    with subject.steered() as lm:
+        small, large = (sample(lm, PROMPTS, SAMPLES, 4 * STEPS, batch_size=rows) for rows in BATCHES)
+    pairs = [pair for texts in zip(small, large, strict=True) for pair in zip(*texts, strict=True)]
+    flipped, kind = sum(one != other for one, other in pairs), str(lm.model.dtype).removeprefix("torch.")
+    told = f"{flipped} of {len(pairs)} texts differ between batches of {BATCHES[0]} and {BATCHES[1]} rows in {kind}"
+    if kind == "float32" and flipped > FLIPS * len(pairs):
+        raise Failure(f"{told}; rounding explains one of a thousand")
+    return told
 
 
 def order(subject: Subject) -> str:

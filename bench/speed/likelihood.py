@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from bench.model.lm import LM
 from bench.model.lm_eval_adapter import SteeredLM, huggingface
-from bench.model.log_likelihood import forward_tokens
+from bench.model.log_likelihood import limits_of
 from bench.speed.matrices import products
 from bench.speed.turns import Work
 
@@ -65,7 +65,7 @@ def _shared(texts: Sequence[tuple[int, ...]]) -> Iterator[int]:
 
 def matrices(lm: LM, read: int, predicted: int) -> Work:
     """The matrix products of reading so many tokens and predicting so many, in forwards of the usual size."""
-    size = forward_tokens(lm)
+    size = limits_of(lm).tokens
     count = math.ceil(read / size)
     return products(lm, [(_part(read, count, i), _part(predicted, count, i)) for i in range(count)])
 

@@ -1,5 +1,7 @@
 """What one cell of a sweep sets is no other cell's: threads, decoding, the loaded model."""
 
+import weakref
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ from bench.model.decoding import Sampling
 from bench.records import identity, record
 from bench.run import validate
 from bench.run.cell import Cell, Session, torch_threads
-from bench.run.runner import plan, run_cell
+from bench.run.runner import by_model, plan, run_cell
 from bench.scorers.profanity_check import ProfanityCheck
 from bench.suites.rtp import RTP
 from tests.run.test_smoke import arguments, without_figures, world  # noqa: F401  # fixtures
@@ -66,6 +68,34 @@ def test_the_model_is_loaded_once_and_named_anew_for_each(world, tmp_path):  # n
     two, three = cells(world, tmp_path, 2, 3)
     assert two.lm.model is three.lm.model
     assert (two.lm.identity["threads"], three.lm.identity["threads"]) == (2, 3)
+
+
+def of_types(world, results, *types):  # noqa: F811
+    session = Session()
+    given = [one for one in arguments(world, results, "suite=[rtp]") if not one.startswith(("-m", "suite.capability"))]
+    return [Cell(validate.validate([*given, f"model.dtype={one}"]), session) for one in types]
+
+
+def test_the_weights_of_a_model_are_gone_before_the_next_one_is_loaded(world, tmp_path, monkeypatch):  # noqa: F811
+    first, second = of_types(world, tmp_path, "float32", "bfloat16")
+    load, alive = Cell._load, []
+
+    def noted(cell):
+        alive.append([one for one in held if one() is not None])
+        lm = load(cell)
+        held.append(weakref.ref(lm.model))
+        return lm
+
+    held: list[weakref.ref] = []
+    monkeypatch.setattr(Cell, "_load", noted)
+    assert run_cell(first)[0].metrics and run_cell(second)[0].metrics
+    assert alive == [[], []] and held[0]() is None and len(second.session.models) == 1
+    assert first.lm.model.dtype == torch.float32 and len(held) == 3  # whoever needs it again loads it again
+
+
+def test_cells_of_one_model_run_together_in_their_order(world, tmp_path):  # noqa: F811
+    sweep = of_types(world, tmp_path, "float32", "bfloat16", "float32", "float16", "bfloat16")
+    assert [sweep.index(cell) for cell in by_model(sweep)] == [0, 2, 1, 4, 3]
 
 
 def test_threads_are_as_before_also_after_a_failure():

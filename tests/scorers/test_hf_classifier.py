@@ -377,3 +377,16 @@ def test_the_config_asks_for_the_label(folder):
         validate.validate(chosen)
     cfg = validate.validate([*chosen, "scorer.hf_classifier.label=toxic"])
     assert build(cfg.scorer.hf_classifier)(["p"], [""]) == [0.0]
+
+
+def test_it_judges_where_the_run_computes_and_keeps_its_identity(tmp_path, monkeypatch):
+    """Scores of a card are those of the CPU but for rounding; only a device of the scorer's own is in its identity."""
+    judge = HFClassifier(path=str(bert(tmp_path / "bert")), label="toxic")
+    here = replace(judge, runtime_device="cuda:1")
+    assert here.identity() == judge.identity() and judge.identity()["device"] == "cpu"
+    assert replace(judge, device="cuda:0").identity()["device"] == "cuda"
+    assert [one._where for one in (judge, here, replace(here, device="cpu"))] == ["cpu", "cuda:1", "cpu"]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert replace(judge, runtime_device="auto")._where == "cuda"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert replace(judge, runtime_device="auto")._where == "cpu"

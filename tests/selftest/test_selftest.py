@@ -5,15 +5,16 @@ import itertools
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from bench.selftest import steering
+from bench.selftest import reading, steering
 from bench.selftest.__main__ import DATA, checks, examine, main
-from bench.selftest.subject import Subject
+from bench.selftest.subject import Failure, Subject
 from methods import layout
 from methods.base import Artefact, Method, Steering
 from methods.errors import SetupError
@@ -370,13 +371,13 @@ BROKEN = {
     PrefixAtZero: {"strength 0"},
     DoesNothing: {"effect", "grid of strengths"},
     IgnoresItsStrength: {"grid of strengths"},
-    FirstColumnsOfTheBatch: {WHERE, "left padding"},
+    FirstColumnsOfTheBatch: {WHERE, "left padding", "batch size"},
     PoolsThePadding: {WHERE, CACHE} | PADDING,
     OnlyWithoutCache: {WHERE, CACHE},
     OnlyWithCache: {WHERE, CACHE, "effect", "grid of strengths"},
     ForgetsWhatIsCached: {WHERE, CACHE},
     LastColumnOnly: {WHERE, CACHE, "right padding"},
-    Remembers: {"order of prompts", CACHE, "left padding"},
+    Remembers: {"order of prompts", CACHE, "left padding", "batch size"},
     NeedsItsFacts: {"save and load"},
     LearnsIntoItself: {"save and load"},
     Float32Only: {"bfloat16"},
@@ -400,7 +401,7 @@ def test_a_broken_method_fails_where_it_is_broken(kind):
     assert [one.check for one in results] == NAMES
     assert {one.check for one in results if one.outcome == "FAIL"} == BROKEN[kind], results
     skipped = {one.check for one in results if one.outcome == "SKIP"}
-    assert skipped == ({"YAML"} if kind not in (FitFails, UnknownNeeds) else {"YAML", *NAMES[4:17]})
+    assert skipped == ({"YAML"} if kind not in (FitFails, UnknownNeeds) else {"YAML", *NAMES[4:18]})
 
 
 def test_every_check_can_fail():
@@ -546,3 +547,19 @@ def test_help_names_every_check(capsys):
     assert main(["--help"]) == 0
     out = capsys.readouterr().out
     assert all(name in out for name in NAMES) and "strength=NUMBER" in out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_texts_that_flip_between_batch_sizes_are_counted(dtype, monkeypatch):
+    lm = tiny_lm()
+    lm.model.to(dtype)
+    subject = SimpleNamespace(steered=lambda: contextlib.nullcontext(lm))
+    told = reading.batch_size(subject)
+    assert re.fullmatch(rf"\d+ of \d+ texts differ between batches of 4 and 16 rows in {str(dtype)[6:]}", told)
+    other = {4: "a", 16: "b"}
+    monkeypatch.setattr(reading, "sample", lambda lm, prompts, k, new, batch_size: [[other[batch_size]] * k])
+    if dtype == torch.bfloat16:
+        assert reading.batch_size(subject).startswith("8 of 8 texts differ")
+    else:
+        with pytest.raises(Failure, match="8 of 8 texts differ .* one of a thousand"):
+            reading.batch_size(subject)

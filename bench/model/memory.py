@@ -1,0 +1,114 @@
+"""How much memory a batch takes, by an estimate, and what a model has shown of it.
+
+A batch takes the keys and values of all its columns, the logits of its rows, and what a forward computes on the way.
+"""
+
+import gc
+import math
+import sys
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from bench.console.escape import visible
+from bench.model import kv_cache
+from bench.model.nucleus import drawing_bytes
+from methods import placement
+
+GIB = 2**30
+WORTH_TELLING = GIB  # bytes of a batch from which its estimate is told
+LOGIT_BYTES = 8  # of each logit in fp32 while it is normalised: the logit and its exponential
+WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "moe_intermediate_size")
+"""What configs call the width of the MLP; 4 D where they do not say."""
+
+
+class Estimate(NamedTuple):
+    """Bytes that a batch takes at its peak. further: what the forwards compute on the way."""
+
+    cache: int
+    logits: int
+    further: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum(self)
+
+
+@dataclass
+class Memory:
+    """What a loaded model has shown of its memory; the steered and the unsteered one share it.
+
+    ceiling: estimate of the largest batch that may still be tried. halvings: of the batches of a likelihood.
+    """
+
+    ceiling: float = math.inf
+    halvings: int = 0
+    told: set[Any] = field(default_factory=set)
+
+    def tell(self, key: Any, line: str) -> None:
+        """Say something once."""
+        if key not in self.told:
+            self.told.add(key)
+            print(visible(f"memory: {line}"), file=sys.stderr)
+
+
+def cache_bytes(config: PreTrainedConfig, itemsize: int) -> int:
+    """Bytes of one column of one row in the KV cache; a sliding window counts as full attention."""
+    text: Any = config.get_text_config()
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):  # as Falcon has it
+        heads = 1
+    keys = values = _head_size(text)
+    if getattr(text, "qk_nope_head_dim", None):  # DeepSeek's latent attention, which is cached unfolded
+        keys, values = text.qk_nope_head_dim + text.qk_rope_head_dim, text.v_head_dim
+    return int(text.num_hidden_layers * heads * (keys + values) * itemsize)
+
+
+def _head_size(text: Any) -> int:
+    return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
+
+
+def estimate(model: PreTrainedModel, rows: int, texts: int, width: int, new: int) -> Estimate:
+    """What a batch takes: `rows` texts of at most `width` read tokens, of which `texts` are read by themselves.
+
+    new: columns that are made for what comes after. All rows share the texts' caches, copied.
+    """
+    read = max(texts * (width + kv_cache.ROOM), rows * (width + new))
+    config: Any = model.config.get_text_config()
+    itemsize, columns = model.dtype.itemsize, read // max(rows, 1)
+    cache = read * cache_bytes(model.config, itemsize)
+    logits = 2 * rows * config.vocab_size * itemsize  # of this step and the one before
+    copied = rows * columns * 2 * config.num_attention_heads * _head_size(config) * itemsize  # of a block, per head
+    moved = cache // config.num_hidden_layers  # of a block, while rows are taken over
+    drawn = drawing_bytes(rows, config.vocab_size, placement.input_device(model))
+    return Estimate(cache, logits, max(_forward_bytes(model, texts, width), copied, drawn) + moved)
+
+
+def _forward_bytes(model: PreTrainedModel, rows: int, width: int) -> int:
+    """What one forward of (rows, width) tokens computes on the way, in the block that takes most."""
+    config: Any = model.config.get_text_config()
+    itemsize, heads = model.dtype.itemsize, config.num_attention_heads
+    mlp = max([getattr(config, name, None) or 0 for name in WIDTHS]) or 4 * config.hidden_size
+    experts = getattr(config, "num_experts_per_tok", None) or 1
+    a_token = 6 * config.hidden_size + 4 * heads * _head_size(config) + 3 * mlp * experts
+    eager = getattr(config, "_attn_implementation", None) == "eager"
+    a_pair = 2 * heads * max(4, itemsize) if eager else 1 + itemsize  # scores and weights, or the mask alone
+    return int(rows * width * (a_token * itemsize + width * a_pair))
+
+
+def ran_out(error: BaseException) -> bool:
+    """Whether an error says that no memory is left, on a card or on the CPU."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    signs = ("can't allocate memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def release(device: torch.device) -> None:
+    """Give back what nobody uses any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
