@@ -23,6 +23,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("__main__", "compute a cell or a sweep, then rebuild leaderboard and figures"),
+    "prefetch": Command("prefetch.__main__", "fetch all that a command needs, for a machine without network"),
     "leaderboard": Command("leaderboard.__main__", "rebuild the tables from the records, whole or a selection"),
     "plots": Command("plots.__main__", "draw the figures for papers from the records"),
     "report": Command("report.__main__", "write one page: tables, figures, methods, texts side by side"),

@@ -29,7 +29,7 @@ from bench.model.tokenizer import (
     stop_tokens,
     user_message,
 )
-from bench.model.weights import cannot_load, check_vocabulary, check_weights
+from bench.model.weights import cannot_load, check_kind, check_vocabulary, check_weights
 from methods import layout, tokens
 from methods.base import Artefact, Method, Steering
 from methods.broken import reading
@@ -279,6 +279,7 @@ def load_lm(
     sampling: Sampling | None = None,
     identity: dict[str, Any] | None = None,
     parts: Mapping[str, Any] | None = None,
+    offline: bool = False,
 ) -> LM:
     """Load a model and tokenizer from a folder or from the hub.
 
@@ -287,7 +288,7 @@ def load_lm(
     through the tokenizer's chat template. thinking: "off", "strip" or "judge" the thoughts that a chat model writes
     before its answer (`bench.model.thinking`). identity: what names the model's bytes (a revision, a fingerprint);
     defaults to path and revision. parts: where blocks and matrices are, for an architecture in which they are not found
-    or mistaken (`methods.layout.declare`).
+    or mistaken (`methods.layout.declare`). offline: of a model on the hub read what is in the cache alone.
 
     Raises SetupError for a model with state-space or recurrent layers (`bench.model.architecture`), where files are
     missing or damaged, where the model has weights that the files lack, or they have weights of its blocks that it does
@@ -301,7 +302,8 @@ def load_lm(
     """
     from transformers import AutoModelForCausalLM
 
-    tokenizer = load_tokenizer(path, revision)
+    tokenizer = load_tokenizer(path, revision, offline=offline)
+    check_kind(path, revision, offline=offline)
     with reading(lambda error: cannot_load(path, error), Exception):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -310,6 +312,7 @@ def load_lm(
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # so that they can be named
             trust_remote_code=False,
+            local_files_only=offline,
         )
     model, loading = loaded
     unexpected = check_weights(path, loading)

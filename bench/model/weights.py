@@ -99,11 +99,39 @@ def _broken_blob(name: str) -> str | None:
     """A file in the cache of the hub's client that is not what the hub calls it, and what to do."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    from bench.model.model_folder import damaged_blob
+    from bench.hub.download import damaged
 
     folders = sorted(Path(HF_HUB_CACHE).glob(f"models--{name.replace('/', '--')}/snapshots/*"))
-    found = (damaged_blob(path) for folder in folders for path in sorted(folder.rglob("*")))
+    found = (damaged(path) for folder in folders for path in sorted(folder.rglob("*")))
     return next((one for one in found if one), None)
+
+
+def check_kind(path: str, revision: str | None = None, *, offline: bool = False) -> None:
+    """Raises SetupError for a model that does not write on from a text: an encoder, or one that translates a text."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    from bench.model.model_folder import check_config
+
+    with reading(lambda error: cannot_load(path, error)):
+        config = check_config(path, revision=revision, local_files_only=offline)
+    kinds: Any = MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    causal, masked = (type(config) in kind for kind in kinds)
+    if getattr(config, "is_encoder_decoder", False):
+        what = "an encoder with a decoder, which answers a whole text in place of going on from it"
+    elif masked and not getattr(config, "is_decoder", False):
+        what = "an encoder, which fills gaps in a text or judges one, and cannot go on from it"
+    elif not causal:
+        what = "no language model that writes on from a text"
+    else:
+        return
+    raise SetupError(
+        f"{path!r} is {what} ({type(config).__name__.removesuffix('Config')}); give a causal language model "
+        "(AutoModelForCausalLM), such as GPT-2, LLaMA or Qwen"
+    )
+
+
+FEWEST_TOKENS = 0.9
+"""Share of the embedding's rows that the tokenizer has tokens for; models pad their matrices to a round number."""
 
 
 def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -122,6 +150,12 @@ def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizer
     beyond = {f"the {name} token {token}" for name, token in special.items() if token is not None and token >= rows}
     if last >= rows:
         beyond = {f"token {last} ({tokenizer.convert_ids_to_tokens(last)!r})"}
+    if not beyond and len(tokenizer) < FEWEST_TOKENS * rows:
+        raise SetupError(
+            f"{path!r}: the tokenizer has {len(tokenizer):,} tokens, but the model gives logits for {rows:,}, so it "
+            "would write tokens that stand for no text; tokenizer and weights are of different models. Give a folder "
+            "whose files belong together"
+        )
     for one in sorted(beyond):
         raise SetupError(
             f"{path!r}: the tokenizer has {one}, but the model's embedding matrix has {rows:,} rows, for tokens 0 to "
