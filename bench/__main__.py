@@ -65,6 +65,7 @@ class Sweep:
     def run(self, overrides: Sequence[str], multirun: bool) -> int:
         """Compose, check, compute, show; returns the exit code."""
         from bench.config import command_line, compose
+        from bench.hub import network
         from bench.run import finished, validate
 
         overrides, printed = command_line.without_cfg(overrides)
@@ -79,6 +80,8 @@ class Sweep:
             print(compose.as_yaml(configs), end="")
             return 0
         self.results = Path(configs[0].runtime.results)
+        if all(cfg.runtime.offline for cfg in configs):
+            network.forbid()
         from bench.run.cell import Session
 
         self.session = Session()

@@ -23,7 +23,6 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "run": Command("__main__", "compute a cell or a sweep, then rebuild leaderboard and figures"),
-    "prefetch": Command("prefetch.__main__", "fetch all that a command needs, for a machine without network"),
     "leaderboard": Command("leaderboard.__main__", "rebuild the tables from the records, whole or a selection"),
     "plots": Command("plots.__main__", "draw the figures for papers from the records"),
     "report": Command("report.__main__", "write one page: tables, figures, methods, texts side by side"),
@@ -33,6 +32,7 @@ COMMANDS = {
     "agreement": Command("agreement.__main__", "measure how well each scorer agrees with people's labels"),
     "reproduction": Command("reproduction", "the papers' figures beside ours, and what differs"),
     "speed": Command("speed.__main__", "measure speed beside transformers and lm-eval"),
+    "prefetch": Command("prefetch.__main__", "fetch all that a command needs, for a machine without network"),
     "ls": Command("ls", "list what was computed, one line per cell"),
 }
 

@@ -249,13 +249,16 @@ def _skeleton(where: str, revision: str | None, dtype: str, offline: bool, _file
     import torch
     from transformers import AutoModelForCausalLM
 
-    from bench.model.weights import cannot_load
+    from bench.model.weights import cannot_load, check_kind
 
     try:
         config = check_config(where, revision=revision, local_files_only=offline)
+        check_kind(where, config)
         with torch.device("meta"):
             auto: Any = AutoModelForCausalLM
             return auto.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    except SetupError:
+        raise
     except Exception as error:  # whatever its values make the architecture's own code do
         raise cannot_load(where, error) from error
 

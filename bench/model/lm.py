@@ -17,6 +17,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 from bench.model import kv_cache
 from bench.model.architecture import check_cache, max_length
 from bench.model.decoding import Continuation, Sampling
+from bench.model.model_folder import check_config
 from bench.model.thinking import Thinking, set_thinking
 from bench.model.tokenizer import (
     BOS,
@@ -303,7 +304,8 @@ def load_lm(
     from transformers import AutoModelForCausalLM
 
     tokenizer = load_tokenizer(path, revision, offline=offline)
-    check_kind(path, revision, offline=offline)
+    with reading(lambda error: cannot_load(path, error)):
+        check_kind(path, check_config(path, revision=revision, local_files_only=offline))
     with reading(lambda error: cannot_load(path, error), Exception):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,

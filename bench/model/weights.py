@@ -55,11 +55,11 @@ def broken_file(path: str) -> str | None:
     path: a folder, or a hub id, of which the files in the client's cache are held against their names there.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        return _broken_blob(path)
+    if not folder.is_dir() and (told := _broken_blob(path)):
+        return told
     from bench.model.model_folder import read_from
 
-    for file in read_from(folder):
+    for file in (file for place in ([folder] if folder.is_dir() else _kept(path)) for file in read_from(place)):
         try:
             with reading(lambda error: SetupError(f"it is cut short or damaged ({error})")):
                 _look(file)
@@ -97,23 +97,24 @@ def _kind(file: Path) -> str | None:
 
 def _broken_blob(name: str) -> str | None:
     """A file in the cache of the hub's client that is not what the hub calls it, and what to do."""
-    from huggingface_hub.constants import HF_HUB_CACHE
-
     from bench.hub.download import damaged
 
-    folders = sorted(Path(HF_HUB_CACHE).glob(f"models--{name.replace('/', '--')}/snapshots/*"))
-    found = (damaged(path) for folder in folders for path in sorted(folder.rglob("*")))
+    found = (damaged(path) for folder in _kept(name) for path in sorted(folder.rglob("*")))
     return next((one for one in found if one), None)
 
 
-def check_kind(path: str, revision: str | None = None, *, offline: bool = False) -> None:
+def _kept(name: str) -> list[Path]:
+    """The folders in the cache of the hub's client that hold a model, one for each commit."""
+    from bench.hub.failures import Repo
+    from bench.hub.listing import storage
+
+    return sorted((storage(Repo("model", name, "model")) / "snapshots").glob("*"))
+
+
+def check_kind(path: str, config: Any) -> None:
     """Raises SetupError for a model that does not write on from a text: an encoder, or one that translates a text."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
-    from bench.model.model_folder import check_config
-
-    with reading(lambda error: cannot_load(path, error)):
-        config = check_config(path, revision=revision, local_files_only=offline)
     kinds: Any = MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
     causal, masked = (type(config) in kind for kind in kinds)
     if getattr(config, "is_encoder_decoder", False):

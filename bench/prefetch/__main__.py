@@ -57,6 +57,7 @@ def _help() -> None:
 
 def _run(given: Sequence[str]) -> int:
     from bench.config import compose
+    from bench.hub import network
     from bench.prefetch import fetching
     from bench.run import validate
 
@@ -64,6 +65,8 @@ def _run(given: Sequence[str]) -> int:
     multirun = bool({"-m", "--multirun"} & set(overrides))
     overrides = [one for one in overrides if one not in ("-m", "--multirun")]
     configs = validate.validate_all(compose.jobs(overrides, multirun))
+    if all(cfg.runtime.offline for cfg in configs):
+        network.forbid()
     began = time.monotonic()
     todo = fetching.steps(configs)
 

