@@ -107,6 +107,7 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
     from transformers.utils import logging
 
     from bench.console.progress import Bar
+    from bench.run import other_threads
     from bench.run.cell import Session
     from bench.run.runner import Failure, ready, run_cell, tidy
 
@@ -120,6 +121,8 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
         console.print("the other cells go on")
     if cells and not planned:
         console.print(all_cached(len(cells)))
+    elif line := other_threads.told([cell for cell, stages in cells if stages]):
+        console.print(line)
     with Bar(planned) as session.bar:
         results = [run_cell(cell) for cell, _ in cells]
     return failures + [result for result in results if isinstance(result, Failure)]

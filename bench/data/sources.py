@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import lzma
-import os
 import re
 import zipfile
 import zlib
@@ -15,12 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import platformdirs
-
 from bench.data import hub_folder, hub_sets, wheel_datasets
 from bench.data.hub_folder import NotThereError
 from bench.data.wheels import WHEELS
 from bench.files.atomic import temporary_folder
+from bench.files.kept_digests import default_cache as default_cache
 from bench.hub.failures import MissingError, UnreachableError
 from bench.hub.listing import NotKeptError
 from methods.broken import reading
@@ -83,11 +81,6 @@ class Located(NamedTuple):
     def __str__(self) -> str:
         """The name, config, split and source, as messages give them."""
         return f"{self.name}{f' ({self.config})' if self.config else ''}, split {self.split} from {self.source}"
-
-
-def default_cache() -> Path:
-    """Folder for wheels and what is made of them: STEERBENCH_CACHE, or the platform's own."""
-    return Path(os.environ.get("STEERBENCH_CACHE") or platformdirs.user_cache_dir("steerbench"))
 
 
 @dataclass(frozen=True)

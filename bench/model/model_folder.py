@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bench.files.digests import file_sha256
+from bench.files.kept_digests import kept_sha256
 from methods.errors import SetupError, loading_failure
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -68,7 +68,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """
     _check_contents(folder)
     try:
-        return {path.relative_to(folder).as_posix(): file_sha256(path) for path in read_of(folder)}
+        return {path.relative_to(folder).as_posix(): kept_sha256(path) for path in read_of(folder)}
     except OSError as error:
         why = error.strerror or error
         raise SetupError(

@@ -305,6 +305,7 @@ class Info(Fields):
 
     k: Json = None
     prompts: Json = None
+    population: Json = None  # prompts that the source has
     scorers: tuple[str, ...] | None = None
     chance: Mapping[str, float] | None = None
 
