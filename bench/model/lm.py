@@ -22,6 +22,7 @@ from bench.model import devices, kv_cache
 from bench.model.architecture import check_cache, max_length
 from bench.model.decoding import Continuation, Sampling
 from bench.model.memory import Memory
+from bench.model.model_folder import check_config
 from bench.model.thinking import Thinking, set_thinking
 from bench.model.tokenizer import (
     BOS,
@@ -34,7 +35,7 @@ from bench.model.tokenizer import (
     stop_tokens,
     user_message,
 )
-from bench.model.weights import cannot_load, check_vocabulary, check_weights
+from bench.model.weights import cannot_load, check_kind, check_vocabulary, check_weights
 from methods import layout, placement, tokens
 from methods.base import Artefact, Method, Steering
 from methods.broken import reading
@@ -287,6 +288,7 @@ def load_lm(
     sampling: Sampling | None = None,
     identity: dict[str, Any] | None = None,
     parts: Mapping[str, Any] | None = None,
+    offline: bool = False,
 ) -> LM:
     """Load a model and tokenizer from a folder or from the hub.
 
@@ -298,7 +300,7 @@ def load_lm(
     through the tokenizer's chat template. thinking: "off", "strip" or "judge" the thoughts that a chat model writes
     before its answer (`bench.model.thinking`). identity: what names the model's bytes (a revision, a fingerprint);
     defaults to path and revision. parts: where blocks and matrices are, for an architecture in which they are not found
-    or mistaken (`methods.layout.declare`).
+    or mistaken (`methods.layout.declare`). offline: of a model on the hub read what is in the cache alone.
 
     Raises SetupError for a device that is not here, for a model with state-space or recurrent layers
     (`bench.model.architecture`), where files are missing or damaged, where the model has weights that the files lack,
@@ -315,7 +317,9 @@ def load_lm(
 
     devices.check(device)
     devices.check_max_memory(max_memory, device)
-    tokenizer = load_tokenizer(path, revision)
+    tokenizer = load_tokenizer(path, revision, offline=offline)
+    with reading(lambda error: cannot_load(path, error)):
+        check_kind(path, check_config(path, revision=revision, local_files_only=offline))
     spread, folder = _spread(max_memory, offload) if device == devices.AUTO else ({}, None)
     with reading(lambda error: cannot_load(path, error), Exception):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -326,6 +330,7 @@ def load_lm(
             ignore_mismatched_sizes=True,  # so that they can be named
             trust_remote_code=False,
             **spread,
+            local_files_only=offline,
         )
     model, loading = loaded
     if folder is not None:

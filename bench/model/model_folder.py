@@ -1,12 +1,11 @@
 """The files of a model in a folder: which of them loading reads, and whether they can be what they should."""
 
 import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
-from bench.files.digests import file_sha256
+from bench.files.kept_digests import kept_sha256
 from methods.errors import SetupError, loading_failure
 
 WEIGHTS = ("*.safetensors", "*.bin")
@@ -69,7 +68,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """
     _check_contents(folder)
     try:
-        return {path.relative_to(folder).as_posix(): file_sha256(path) for path in read_of(folder)}
+        return {path.relative_to(folder).as_posix(): kept_sha256(path) for path in read_of(folder)}
     except OSError as error:
         why = error.strerror or error
         raise SetupError(
@@ -107,10 +106,12 @@ def _check_contents(folder: Path) -> None:
 def _weights_named(folder: Path, config: dict[str, Any], known: set[str]) -> list[tuple[str, Any]]:
     """Files that hold weights, each with the file that names it: config.json, an index of shards.
 
-    known: the files in the folder. Raises SetupError for an index that names none.
+    known: the files of the model, of which all but the weights are in the folder.
+
+    Raises SetupError for an index that names none.
     """
     explicit = config.get("transformers_weights")
-    start = explicit or next((name for name in WEIGHTS_IN_ORDER if (folder / name).is_file()), None)
+    start = explicit or next((name for name in WEIGHTS_IN_ORDER if name in known), None)
     named = [("config.json", explicit)] if explicit else []
     if start in known and str(start).endswith(".index.json"):
         shards = read_object(folder / start).get("weight_map")
@@ -124,12 +125,20 @@ def read_from(folder: Path) -> list[Path]:
     """The files that a model in this folder is loaded from: of those that hold weights the ones that are loaded."""
     found = read_of(folder)
     try:
-        named = _weights_named(folder, read_object(folder / "config.json"), {path.name for path in found})
+        loaded = weights_loaded(folder, {path.name for path in found})
     except (SetupError, OSError):
-        named = []
-    first = next((name for name in WEIGHTS_IN_ORDER if (folder / name).is_file()), "")
-    loaded = {str(name) for _, name in named} or {first}
+        loaded = [name for name in WEIGHTS_IN_ORDER if (folder / name).is_file()][:1]
     return [path for path in found if path.suffix not in (".safetensors", ".bin") or path.name in loaded]
+
+
+def weights_loaded(folder: Path, known: set[str]) -> list[str]:
+    """Names of the files that the weights of a model are loaded from; none where it has none.
+
+    known: the files of the model, of which all but the weights are in the folder. Raises SetupError for an index that
+    names none.
+    """
+    named = [str(name) for _, name in _weights_named(folder, read_object(folder / "config.json"), known)]
+    return sorted(set(named)) or [name for name in WEIGHTS_IN_ORDER if name in known][:1]
 
 
 WHOLE = "take a whole copy of that file from where the model is from"
@@ -155,21 +164,3 @@ def _parsed(path: Path, _size: int, _modified: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise SetupError(f"{path} holds a JSON {type(value).__name__}, and an object is wanted, {{...}}; {WHOLE}")
     return value
-
-
-def damaged_blob(path: Path) -> str | None:
-    """What is wrong with a link to a file in the cache of the hub's client, and what to do; None: nothing.
-
-    The client keeps each file under its sha256, small ones under git's sha1.
-    """
-    blob = path.resolve()
-    digest = {64: file_sha256, 40: _git_sha1}.get(len(blob.name))
-    if not path.is_symlink() or not path.is_file() or digest is None or digest(blob) == blob.name:
-        return None
-    return f"{path} is not the file that the hub has; delete {blob}, and it is fetched again"
-
-
-def _git_sha1(path: Path) -> str:
-    """Name of a file's content in git."""
-    content = path.read_bytes()
-    return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

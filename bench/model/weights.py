@@ -55,11 +55,11 @@ def broken_file(path: str) -> str | None:
     path: a folder, or a hub id, of which the files in the client's cache are held against their names there.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        return _broken_blob(path)
+    if not folder.is_dir() and (told := _broken_blob(path)):
+        return told
     from bench.model.model_folder import read_from
 
-    for file in read_from(folder):
+    for file in (file for place in ([folder] if folder.is_dir() else _kept(path)) for file in read_from(place)):
         try:
             with reading(lambda error: SetupError(f"it is cut short or damaged ({error})")):
                 _look(file)
@@ -97,13 +97,42 @@ def _kind(file: Path) -> str | None:
 
 def _broken_blob(name: str) -> str | None:
     """A file in the cache of the hub's client that is not what the hub calls it, and what to do."""
-    from huggingface_hub.constants import HF_HUB_CACHE
+    from bench.hub.download import damaged
 
-    from bench.model.model_folder import damaged_blob
-
-    folders = sorted(Path(HF_HUB_CACHE).glob(f"models--{name.replace('/', '--')}/snapshots/*"))
-    found = (damaged_blob(path) for folder in folders for path in sorted(folder.rglob("*")))
+    found = (damaged(path) for folder in _kept(name) for path in sorted(folder.rglob("*")))
     return next((one for one in found if one), None)
+
+
+def _kept(name: str) -> list[Path]:
+    """The folders in the cache of the hub's client that hold a model, one for each commit."""
+    from bench.hub.failures import Repo
+    from bench.hub.listing import storage
+
+    return sorted((storage(Repo("model", name, "model")) / "snapshots").glob("*"))
+
+
+def check_kind(path: str, config: Any) -> None:
+    """Raises SetupError for a model that does not write on from a text: an encoder, or one that translates a text."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
+    kinds: Any = MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    causal, masked = (type(config) in kind for kind in kinds)
+    if getattr(config, "is_encoder_decoder", False):
+        what = "an encoder with a decoder, which answers a whole text in place of going on from it"
+    elif masked and not getattr(config, "is_decoder", False):
+        what = "an encoder, which fills gaps in a text or judges one, and cannot go on from it"
+    elif not causal:
+        what = "no language model that writes on from a text"
+    else:
+        return
+    raise SetupError(
+        f"{path!r} is {what} ({type(config).__name__.removesuffix('Config')}); give a causal language model "
+        "(AutoModelForCausalLM), such as GPT-2, LLaMA or Qwen"
+    )
+
+
+FEWEST_TOKENS = 0.9
+"""Share of the embedding's rows that the tokenizer has tokens for; models pad their matrices to a round number."""
 
 
 def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -122,6 +151,12 @@ def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizer
     beyond = {f"the {name} token {token}" for name, token in special.items() if token is not None and token >= rows}
     if last >= rows:
         beyond = {f"token {last} ({tokenizer.convert_ids_to_tokens(last)!r})"}
+    if not beyond and len(tokenizer) < FEWEST_TOKENS * rows:
+        raise SetupError(
+            f"{path!r}: the tokenizer has {len(tokenizer):,} tokens, but the model gives logits for {rows:,}, so it "
+            "would write tokens that stand for no text; tokenizer and weights are of different models. Give a folder "
+            "whose files belong together"
+        )
     for one in sorted(beyond):
         raise SetupError(
             f"{path!r}: the tokenizer has {one}, but the model's embedding matrix has {rows:,} rows, for tokens 0 to "

@@ -305,6 +305,7 @@ class Info(Fields):
 
     k: Json = None
     prompts: Json = None
+    population: Json = None  # prompts that the source has
     scorers: tuple[str, ...] | None = None
     chance: Mapping[str, float] | None = None
 
@@ -326,12 +327,14 @@ class Provenance(Fields):
     time: Json = None
     git: Git | None = None
     packages: Mapping[str, Json] | None = None
+    gpu: Json = None  # its name, of what a GPU computed
+    hub: Mapping[str, Json] | None = None  # id and commit of a model that is from there
     rescored_from: Json = None
 
     @property
     def machine(self) -> dict[str, Any]:
         """The machine and its Python: what results of one installation have alike, but for the packages."""
-        own = {"time", "git", "packages", "rescored_from"}
+        own = {"time", "git", "packages", "hub", "rescored_from"}
         return {key: value for key, value in self.to_json().items() if key not in own}
 
 

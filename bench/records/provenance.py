@@ -4,6 +4,7 @@ import functools
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
@@ -14,9 +15,14 @@ PLUGINS = "steerbench"
 PACKAGES = ("steerbench", "torch", "transformers", "lm_eval", "datasets", "tokenizers", "numpy", "scikit-learn")
 
 
-def provenance() -> dict[str, Any]:
-    """Time, git commit, package versions and machine, as plain JSON values without a path or host name."""
-    return {"time": datetime.now(UTC).isoformat(timespec="seconds"), **_steady()}
+def provenance(card: str | None = None, hub: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Time, git commit, package versions and machine, as plain JSON values without a path or host name.
+
+    card: the name of the GPU that computed it. hub: id and commit of a model that is from there.
+    """
+    further = {"gpu": card, "hub": dict(hub) if hub is not None else None}
+    told = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **_steady()}
+    return told | {key: value for key, value in further.items() if value is not None}
 
 
 @functools.cache

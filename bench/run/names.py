@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from omegaconf import DictConfig
 from bench.model import checkpoint, devices
 from bench.model.generation_cache import decoding_identity
 from bench.records import identity
+from bench.records.models import has_model
 from bench.run import control
 from bench.run.parts import Parts
 from bench.suites.base import Split, Suite
@@ -31,7 +33,7 @@ class Names:
         """Everything about the model that can change a number."""
         node, offline = self._cfg.model, self._cfg.runtime.offline
         device = torch.device(devices.single(self._cfg.runtime.device)).type
-        return checkpoint.identity(node, offline) | {
+        return self._bytes() | {
             "dtype": node.dtype,
             **checkpoint.text_rules(node, self._location, offline),
             "chat": node.chat,
@@ -39,6 +41,17 @@ class Names:
             "threads": self._threads if device == "cpu" else None,
             **({} if (parts := checkpoint.parts(node)) is None else {"layout": parts}),
         }
+
+    def _bytes(self) -> dict[str, Any]:
+        """What names the model's files: as older versions did in a results folder that has results of it by that name.
+
+        So these are found, and what is computed beside them may be paired with them.
+        """
+        node, offline = self._cfg.model, self._cfg.runtime.offline
+        former = checkpoint.former_identity(node, offline)
+        if former is not None and has_model(Path(self._cfg.runtime.results) / "runs" / "records", former):
+            return former
+        return checkpoint.identity(node, offline)
 
     @cached_property
     def method(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from bench.console import command, stopping
 from bench.console.escape import terminal
 from bench.data.sources import default_cache
 from bench.files import atomic, digests
+from bench.model import checkpoint
 from bench.records import identity, record, unfinished
 from bench.records.fields import (
     Cost,
@@ -167,7 +168,7 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
             of = choose(cell.controlled, stored)[1]
             about = {"how": control.how(cell.method), "of_strength": of}
             method |= {"family": CONTROL_FAMILY, "control": about}
-    decoding = cell.names.decoding(suite)
+    decoding, offline = cell.names.decoding(suite), cell.cfg.runtime.offline
     return Record(
         id=cell.names.record_id(suite, split, strength),
         suite=suite.name,
@@ -184,7 +185,7 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
         scorers=Scorers(report=tuple(cell.parts.scorers)),
         sampling=None if decoding is None else Decoding.from_json(decoding),
         settings=settings,
-        provenance=Provenance.from_json(provenance()),
+        provenance=Provenance.from_json(provenance(cell.card, checkpoint.published(cell.cfg.model, offline))),
         metrics={},
         info=Info(),
         sources=(),
@@ -287,8 +288,8 @@ def prepare(cfg: DictConfig, session: Session) -> tuple[Cell, dict[str, float]] 
     def look() -> tuple[Cell, dict[str, float]]:
         stages = plan(cell)
         if stages:
-            cell.fetch_model()  # prints what it fetches, so before the bar is up
             check_methods(cell)
+            cell.fetch_weights()  # prints what it fetches, so before the bar is up
         return cell, stages
 
     return bounded(cfg, cell.label(), look)

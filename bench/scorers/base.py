@@ -50,6 +50,15 @@ class Batched(Protocol):
         ...
 
 
+@runtime_checkable
+class Fetched(Protocol):
+    """A scorer that is judged by files which may have to be fetched (`python -m bench.prefetch`)."""
+
+    def fetch(self) -> None:
+        """Bring them here. Raises SetupError where they cannot be had."""
+        ...
+
+
 def unique_scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
     """As `scores`, but each distinct (prompt, completion) is judged once; finished batches are kept (`unfinished`)."""
     pairs = list(zip(prompts, completions, strict=True))

@@ -97,6 +97,13 @@ class Detoxify:
         """The device that judges."""
         return judging_device(self.device, self.runtime_device)
 
+    def fetch(self) -> None:
+        """Bring checkpoint and base model here. Raises SetupError where they cannot be had."""
+        if self.checkpoint is None:
+            _download(self.model_type, str(self.sha256), self.offline)
+        if self.config_path is None:
+            _base_files(BASES[self.model_type], self.model_type, self.offline)
+
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
         """Texts of like length together; what pads them moves the last bits of a score."""
         return by_length(completions, self.batch_size)
@@ -222,19 +229,17 @@ def _download(model_type: str, sha256: str, offline: bool) -> Path:
     """The published checkpoint in torch's own cache, its hash checked."""
     import torch
 
+    from bench.hub import download, manifest
+
     url, _ = _published(model_type)
     file = Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
     if file.is_file() and file_sha256(file) == sha256:
+        manifest.note(file.name, file.name, url, None, file, new=False)
         return file
     if offline:
         state = "has another sha256 than is asked for, in" if file.is_file() else "is not in"
         raise SetupError(f"{file.name} {state} {file.parent}, and the network is off. {_help(model_type)}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=sha256)
-    except (OSError, RuntimeError) as error:
-        raise SetupError(f"cannot download {url}: {error}. {_help(model_type)}") from error
-    return file
+    return download.fetch_url(url, file, sha256, _help(model_type))
 
 
 def _base_files(base: str, model_type: str, offline: bool) -> str:
@@ -244,10 +249,14 @@ def _base_files(base: str, model_type: str, offline: bool) -> str:
             f"the checkpoint's base model is {base!r}; allowed are {', '.join(sorted(set(BASES.values())))}; for "
             "another set scorer.detoxify.config_path=FOLDER"
         )
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
+    from bench.hub import download
+    from bench.hub.failures import Repo
+    from bench.hub.listing import listing
 
+    repo = Repo("model", base, "scorer.detoxify")
     try:
-        return snapshot_download(base, allow_patterns=["*.json", "*.txt", "*.model"], local_files_only=offline)
-    except (OSError, ValueError, HTTPError) as error:
+        found = listing(repo, "main", offline)
+        names = [name for name in found.files if name.endswith((".json", ".txt", ".model")) and "/" not in name]
+        return str(download.fetch(repo, found, names, offline))
+    except SetupError as error:
         raise SetupError(f"cannot get config and tokenizer of {base}: {error}. {_help(model_type)}") from error

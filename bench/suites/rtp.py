@@ -65,6 +65,11 @@ class RTP(Judged):
         prompts, located = rtp_prompts(self.sources, chosen, self.count(split), self.stratum)
         return prompts, [located]
 
+    def facts(self, split: Split) -> dict[str, Any]:
+        """As every suite of continuations, and how many prompts the source has, of which these are a part."""
+        whole, _ = rtp_prompts(self.sources, None, None)
+        return super().facts(split) | {"population": len(whole)}
+
     def leak(self, learnt: Learnt) -> str | None:
         """Prompts of the fit part, where all parts are asked."""
         if not learnt.rtp or self.part != "whole":

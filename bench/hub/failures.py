@@ -1,0 +1,68 @@
+"""What is said where the hub cannot give something, and whether it is missing or only cannot be had now."""
+
+from typing import Literal, NamedTuple
+
+from methods.errors import SetupError
+
+
+class Repo(NamedTuple):
+    """A repository of the hub. option: how the user named it, as messages call it (model, scorer.NAME)."""
+
+    kind: Literal["model", "dataset"]
+    name: str
+    option: str
+
+    @property
+    def page(self) -> str:
+        """Its address for people."""
+        return f"https://huggingface.co/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
+
+    def __str__(self) -> str:
+        """Its kind and name."""
+        return f"the {'data set' if self.kind == 'dataset' else self.kind} {self.name}"
+
+
+class MissingError(SetupError):
+    """The hub was asked and does not have the repository, revision or file."""
+
+
+class UnreachableError(SetupError):
+    """The hub did not answer as it should, which says nothing about what it has."""
+
+
+def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
+    """The error for what the hub's client raised; a MissingError only where the hub itself said that it has no such.
+
+    wanted: the file or revision that was asked for.
+    """
+    from huggingface_hub import errors
+
+    while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
+        error = error.__cause__  # the client says "not in the cache" of whatever kept it from asking
+    why = " ".join((str(error).strip() or type(error).__name__).split("\n\n")[0].split())[:300]
+    if isinstance(error, errors.GatedRepoError):
+        return SetupError(
+            f"{repo} is gated: its authors ask you to accept their terms first. Open {repo.page}, log in and accept "
+            "them; then run `hf auth login` here, or set HF_TOKEN to a token of your account, and run the same command "
+            "again"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        set_it = "" if repo.kind == "dataset" else f"; set {repo.option}.revision=COMMIT, as {repo.page}/commits has it"
+        return MissingError(f"the hub has no revision {wanted or 'of that name'} of {repo}{set_it}")
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return MissingError(
+            f"the hub shows no {repo.kind} {repo.name}: is the name right ({repo.page})? A private one is shown after "
+            "`hf auth login`"
+        )
+    if isinstance(error, errors.RemoteEntryNotFoundError):
+        return MissingError(f"{repo} has no file {wanted} on the hub")
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        return UnreachableError(f"{repo}: the hub was not asked, since HF_HUB_OFFLINE is set; unset it, or prefetch")
+    if isinstance(error, errors.HFValidationError):
+        return SetupError(f"{repo}: {why}; ORG/NAME is wanted")
+    what = f"{wanted} of {repo}" if wanted else str(repo)
+    return UnreachableError(
+        f"the hub could not be asked for {what}, which says nothing about whether it is there ({type(error).__name__}: "
+        f"{why}); run the same command again in a while, what was fetched is kept, or set runtime.offline=true to use "
+        "that alone"
+    )

@@ -1,0 +1,108 @@
+"""The files of a repository at one commit, with their sizes and hashes, asked of the hub once and kept."""
+
+import json
+import re
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.files.atomic import write_whole
+from bench.hub.failures import Repo, failure
+from methods.errors import SetupError
+
+COMMIT = re.compile(r"[0-9a-f]{40}")
+SECONDS = 15.0
+"""How long the hub may take to answer, before it counts as not reached."""
+
+
+class File(NamedTuple):
+    """Size in bytes, and sha256 of a large file; of a small one the hub knows git's own hash alone."""
+
+    size: int
+    sha256: str | None
+
+
+class Listing(NamedTuple):
+    """A repository at one commit: its files by their path."""
+
+    commit: str
+    files: dict[str, File]
+
+
+class NotKeptError(SetupError):
+    """Nothing is kept of a repository at this revision, and the hub may not be asked."""
+
+
+def storage(repo: Repo) -> Path:
+    """The folder of a repository in the cache of the hub's client."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"{repo.kind}s--{repo.name.replace('/', '--')}"
+
+
+def listing(repo: Repo, revision: str, offline: bool = False) -> Listing:
+    """The files of a repository at a commit, or at what a branch or tag is now.
+
+    A commit never changes, so it is asked once. A branch is asked each time, and which commit it was is kept: without
+    network it is that one.
+
+    Raises MissingError for what the hub does not have; SetupError where it cannot be asked; NotKeptError when `offline`
+    and nothing is kept.
+    """
+    if COMMIT.fullmatch(revision) or offline:
+        if (kept := _kept(repo, revision)) is not None:
+            return kept
+    if offline:
+        raise NotKeptError(
+            f"{repo} at {revision} was not fetched yet, and runtime.offline is set; fetch it on a machine with network "
+            "by `python -m bench.prefetch` with the same arguments"
+        )
+    found = _asked(repo, revision)
+    _keep(repo, revision, found)
+    return found
+
+
+def _asked(repo: Repo, revision: str) -> Listing:
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # the base of all its network errors
+
+    info: Any
+    try:
+        info = HfApi().repo_info(
+            repo.name, repo_type=repo.kind, revision=revision, timeout=SECONDS, files_metadata=True
+        )
+    except (OSError, ValueError, HTTPError) as error:
+        raise failure(repo, error, revision) from error
+    files = {}
+    for one in info.siblings or ():
+        sha256 = one.lfs.sha256 if one.lfs is not None else None
+        files[one.rfilename] = File(int(one.size or 0), sha256)
+    return Listing(str(info.sha), files)
+
+
+def _place(repo: Repo, commit: str) -> Path:
+    return storage(repo) / "steerbench" / f"{commit}.json"
+
+
+def _keep(repo: Repo, revision: str, found: Listing) -> None:
+    """Keep the list, and which commit the revision is, as the hub's client keeps it. A cache may be read-only."""
+    with suppress(OSError):
+        place = _place(repo, found.commit)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(place, json.dumps({name: list(file) for name, file in found.files.items()}, indent=1) + "\n")
+        if revision != found.commit:
+            ref = storage(repo) / "refs" / revision
+            ref.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(ref, found.commit)
+
+
+def _kept(repo: Repo, revision: str) -> Listing | None:
+    """What was kept; None where nothing was, or it cannot be read."""
+    try:
+        commit = revision
+        if not COMMIT.fullmatch(revision):
+            commit = (storage(repo) / "refs" / revision).read_text(encoding="utf-8").strip()
+        read = json.loads(_place(repo, commit).read_text(encoding="utf-8"))
+        return Listing(commit, {name: File(int(size), sha256) for name, (size, sha256) in read.items()})
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None

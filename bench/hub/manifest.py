@@ -1,0 +1,42 @@
+"""What was fetched, or found to be there, while a block ran: for the manifest of `python -m bench.prefetch`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Entry(NamedTuple):
+    """A file that a run reads.
+
+    commit: on the hub, None elsewhere. path: on this machine, never written down. new: it was fetched just now.
+    """
+
+    what: str
+    file: str
+    source: str
+    commit: str | None
+    path: Path
+    new: bool
+
+
+_noted: ContextVar[dict[tuple[str, str], Entry] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noting() -> Iterator[dict[tuple[str, str], Entry]]:
+    """The mapping holds, when the block ends, each file that was fetched or found inside it, once."""
+    mine: dict[tuple[str, str], Entry] = {}
+    token = _noted.set(mine)
+    try:
+        yield mine
+    finally:
+        _noted.reset(token)
+
+
+def note(what: str, file: str, source: str, commit: str | None, path: Path, *, new: bool) -> None:
+    """Say that a file is there, and whether it was fetched for that."""
+    noted = _noted.get()
+    if noted is not None:
+        noted.setdefault((f"{source} {commit}", file), Entry(what, file, source, commit, path, new))

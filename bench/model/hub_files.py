@@ -1,0 +1,70 @@
+"""The files of a model on the hub that are its own: those that name it, and those that are loaded."""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+from bench.files.digests import file_sha256
+from bench.hub import download
+from bench.hub.failures import Repo
+from bench.hub.listing import Listing, listing
+from bench.model.model_folder import EXTRA_TEMPLATES, READ, WEIGHTS, weights_loaded
+from methods.errors import SetupError
+
+
+def about(repo: Repo, revision: str, offline: bool = False) -> tuple[Listing, Path]:
+    """The files of a model, and the folder that holds all of them but the weights, which are small.
+
+    Raises SetupError for what is no language model of transformers, and where the files cannot be had.
+    """
+    found = listing(repo, revision, offline)
+    if "config.json" not in found.files:
+        raise SetupError(f"{repo} has no config.json, so it is no model that transformers loads; give another one")
+    if "adapter_config.json" in found.files:
+        raise SetupError(
+            f"{repo} is an adapter (adapter_config.json), which another model is needed for; give the whole model, the "
+            "adapter merged into it"
+        )
+    return found, download.fetch(repo, found, _small(found), offline)
+
+
+def identity(repo: Repo, revision: str, offline: bool = False) -> dict[str, str]:
+    """sha256 of each file that loading reads, as a folder with the same files is named.
+
+    That of the weights is what the hub says; they are not read, and need not be here.
+    """
+    found, folder = about(repo, revision, offline)
+    files = {name: found.files[name].sha256 or file_sha256(folder / name) for name in _small(found)}
+    for name in _weights(repo, found, folder):
+        digest = found.files[name].sha256
+        if digest is None:  # a small model's, kept in git itself
+            digest = file_sha256(download.fetch(repo, found, [name], offline) / name)
+        files[name] = digest
+    return dict(sorted(files.items()))
+
+
+def fetch(repo: Repo, revision: str, offline: bool = False) -> None:
+    """Bring every file here that loading reads. Raises SetupError where one cannot be had."""
+    found, folder = about(repo, revision, offline)
+    download.fetch(repo, found, _weights(repo, found, folder), offline)
+
+
+def _small(found: Listing) -> list[str]:
+    """All that loading reads but the weights, of the patterns that a folder's files are found by."""
+    top = [name for name in found.files if "/" not in name and any(fnmatch(name, one) for one in READ)]
+    templates = [name for name in found.files if fnmatch(name, EXTRA_TEMPLATES) and name.count("/") == 1]
+    return sorted(name for name in (*top, *templates) if not _is_weights(name))
+
+
+def _is_weights(name: str) -> bool:
+    return any(fnmatch(name, one) for one in WEIGHTS)
+
+
+def _weights(repo: Repo, found: Listing, folder: Path) -> list[str]:
+    """The files that the weights are loaded from. Raises SetupError where there are none, or one is lacking."""
+    known = {name for name in found.files if "/" not in name}
+    names = weights_loaded(folder, known)
+    if not names:
+        raise SetupError(f"{repo} has no weights that are read here ({', '.join(WEIGHTS)}); give another one")
+    if lacking := [name for name in names if name not in known]:
+        raise SetupError(f"{repo} lacks a part of its weights there: {', '.join(lacking[:3])}; give another commit")
+    return names

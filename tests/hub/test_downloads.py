@@ -1,0 +1,170 @@
+"""Downloads that are cut, that are refused, that do not fit on the disk."""
+
+import errno
+import os
+
+import pytest
+
+from bench.files.digests import DamagedError
+from bench.hub import download
+from bench.hub.failures import MissingError, Repo, UnreachableError
+from bench.hub.listing import listing
+from bench.model import checkpoint
+from methods.errors import SetupError
+from tests.hub.test_models import NAME, node
+from tests.hub_server import TOKEN
+
+MODEL = Repo("model", NAME, "model")
+WEIGHTS = os.urandom(300_000)
+FILES = {"config.json": b"{}", "model.safetensors": WEIGHTS}
+
+
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
+
+
+def fetched(offline=False):
+    found = listing(MODEL, "main", offline)
+    return (download.fetch(MODEL, found, found.files, offline) / "model.safetensors").read_bytes()
+
+
+def test_a_download_that_is_cut_goes_on_at_once(hub):
+    hub.add("models", NAME, FILES)
+    hub.fails("/large/", cut=100_000, times=2)
+    assert fetched() == WEIGHTS
+    assert len(hub.ranges) == 2 and sum(hub.bytes_sent[path] for path in hub.bytes_sent if "large" in path) < 301_000
+
+
+def test_a_download_that_was_given_up_goes_on_in_the_next_command(hub):
+    hub.add("models", NAME, FILES)
+    fault = hub.fails("/large/", cut=40_000)
+    blocked = hub.fails("/resolve/.*safetensors", status=500)
+    hub.faults.remove(blocked)
+    fault.times = 1
+    hub.faults.append(blocked)
+    blocked.pattern = "/large/"  # after the cut nothing comes any more
+    with pytest.raises(UnreachableError, match="model.safetensors of the model org/tiny.*what was fetched is kept"):
+        fetched()
+    hub.faults.clear()
+    before = sum(hub.bytes_sent.values())
+    assert fetched() == WEIGHTS
+    assert hub.ranges == ["bytes=40000-"] or hub.ranges[-1] == "bytes=40000-"
+    assert sum(hub.bytes_sent.values()) - before < 265_000
+    assert fetched(offline=True) == WEIGHTS
+
+
+def test_what_arrives_with_other_bytes_is_thrown_away(hub):
+    commit = hub.add("models", NAME, FILES)
+    found = listing(MODEL, "main")
+    wrong = found._replace(files=found.files | {"model.safetensors": found.files["model.safetensors"]._replace(
+        sha256="0" * 64)})  # fmt: skip
+    with pytest.raises(SetupError, match="model.safetensors of the model org/tiny arrived with other bytes"):
+        download.fetch(MODEL, wrong, wrong.files)
+    assert fetched() == WEIGHTS and found.commit == commit
+
+
+def test_a_byte_that_flips_in_the_cache_is_found(hub):
+    hub.add("models", NAME, FILES)
+    fetched()
+    found = listing(MODEL, "main")
+    blob = (download.fetch(MODEL, found, found.files) / "model.safetensors").resolve()
+    blob.write_bytes(WEIGHTS[:-1] + bytes([WEIGHTS[-1] ^ 1]))
+    with pytest.raises(DamagedError, match="is not the file that the hub has; delete .*, and it is fetched again"):
+        fetched(offline=True)
+
+
+def test_a_full_disk_says_what_is_full_and_how_to_move_the_cache(hub, monkeypatch, tmp_path):
+    hub.add("models", NAME, FILES)
+    real = download.Path.open
+
+    class Full:
+        """A file of a disk that has room for 30,000 bytes."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def tell(self):
+            return self.file.tell()
+
+        def write(self, content):
+            if self.file.tell() + len(content) > 30_000:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self.file.write(content)
+
+    monkeypatch.setattr(download.Path, "open", lambda self, mode="r", *more, **named: (
+        Full(real(self, mode)) if self.suffix == ".part" and "a" in mode else real(self, mode, *more, **named)
+    ))  # fmt: skip
+    with pytest.raises(SetupError, match=rf"the disk of {tmp_path / 'hub'} is full \(.* GB are free\)") as caught:
+        fetched()
+    assert "model.safetensors of the model org/tiny (0.00 GB)" in str(caught.value)
+    assert "HF_HUB_CACHE=FOLDER" in str(caught.value) and "what has arrived is kept" in str(caught.value)
+    monkeypatch.setattr(download.Path, "open", real)
+    assert fetched() == WEIGHTS and hub.ranges == ["bytes=30000-"]
+
+
+# -- what the hub says -----------------------------------------------------------------------------------------------
+
+
+def test_a_gated_model_without_a_login_says_how_to_log_in(hub, monkeypatch):
+    hub.add("models", NAME, FILES, gated=True)
+    with pytest.raises(SetupError, match="the model org/tiny is gated.*hf auth login.*HF_TOKEN") as caught:
+        checkpoint.identity(node(id=NAME))
+    assert "https://huggingface.co/org/tiny" in str(caught.value) and "\n" not in str(caught.value)
+    monkeypatch.setenv("HF_TOKEN", "hf_of_somebody_else")
+    with pytest.raises(SetupError, match="is gated"):
+        checkpoint.identity(node(id=NAME))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    assert fetched() == WEIGHTS
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+@pytest.mark.parametrize("pattern", ["/api/models", "config.json", "model.safetensors"])
+def test_an_error_of_the_hub_is_never_a_missing_file(hub, pattern, status):
+    hub.add("models", NAME, FILES)
+    hub.fails(pattern, status=status)
+    with pytest.raises(SetupError, match="says nothing about whether it is there.*same command again") as caught:
+        fetched()
+    assert not isinstance(caught.value, MissingError) and str(status) in str(caught.value)
+    hub.faults.clear()
+    assert fetched() == WEIGHTS
+
+
+def test_a_hub_that_is_not_reached_is_not_one_that_lacks_it(hub, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(UnreachableError, match="could not be asked for main of the model org/tiny"):
+        listing(MODEL, "main")
+    with pytest.raises(SetupError, match="model.revision=main is no commit, and the hub did not say.*COMMIT") as caught:
+        checkpoint.identity(node(id=NAME))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_not_there_is_named(hub):
+    with pytest.raises(MissingError, match="the hub shows no model org/tiny: is the name right"):
+        checkpoint.identity(node(id=NAME))
+    hub.add("models", NAME, {"model.safetensors": WEIGHTS})
+    with pytest.raises(MissingError, match="no revision v9 of the model org/tiny; set model.revision=COMMIT"):
+        checkpoint.identity(node(id=NAME, revision="v9"))
+    with pytest.raises(SetupError, match="has no config.json"):
+        checkpoint.identity(node(id=NAME))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"config.json": b"{}", "adapter_config.json": b"{}"}, "is an adapter"),
+        ({"config.json": b"{}", "model.gguf": b"x"}, "has no weights that are read here"),
+        ({"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {"a": "model-1.safetensors"}}'},
+         "names model-1.safetensors|lacks a part of its weights there: model-1.safetensors"),
+    ],
+)  # fmt: skip
+def test_repositories_that_are_no_whole_model(hub, files, message):
+    hub.add("models", NAME, files)
+    with pytest.raises(SetupError, match=message):
+        checkpoint.identity(node(id=NAME))
