@@ -64,25 +64,31 @@ class Sweep:
 
     def run(self, overrides: Sequence[str], multirun: bool) -> int:
         """Compose, check, compute, show; returns the exit code."""
-        from bench.config import command_line, compose
+        from bench.config import command_line, compose, launch_arguments
         from bench.run import finished, validate
 
+        typed = [*(["-m"] if multirun else []), *overrides]
         overrides, printed = command_line.without_cfg(overrides)
+        overrides, launcher = launch_arguments.split(overrides)
         if not printed and (known := finished.known(overrides, multirun)) is not None:
             self.results, cells = known
             console.print(all_cached(cells))
             _show(self.results)
             return 0
         named = finished.key(overrides, multirun)
-        configs = validate.validate_all(compose.jobs(overrides, multirun))
+        jobs = compose.jobs(overrides, multirun)
+        configs = validate.validate_all(jobs)
         if printed:
             print(compose.as_yaml(configs), end="")
             return 0
         self.results = Path(configs[0].runtime.results)
-        from bench.run.cell import Session
+        if launcher:
+            failures = _launch(jobs, configs, launcher, typed)
+        else:
+            from bench.run.cell import Session
 
-        self.session = Session()
-        failures = _compute(configs, self.session)
+            self.session = Session()
+            failures = _compute(configs, self.session, typed)
         code = 0
         if failures:
             tell(failures)
@@ -96,7 +102,19 @@ class Sweep:
         return code
 
 
-def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) -> list["Failure"]:
+def _launch(
+    jobs: Sequence[Sequence[str]], configs: Sequence["DictConfig"], launcher: Sequence[str], typed: Sequence[str]
+) -> list["Failure"]:
+    """Have the cells run by a launcher."""
+    from bench.run import launch, runner
+
+    runner.tidy(configs[0])
+    return launch.run(jobs, configs, launcher, typed)
+
+
+def _compute(
+    configs: Sequence["DictConfig"], session: "Session | None" = None, typed: Sequence[str] = ()
+) -> list["Failure"]:
     """Prepare every cell, then run every one that can be; what stops a cell is told at once.
 
     They run in one process, so that they share model, pairs and unsteered generations.
@@ -104,6 +122,7 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
     from transformers.utils import logging
 
     from bench.console.progress import Bar
+    from bench.records.sweep_state import Log
     from bench.run.cell import Session
     from bench.run.runner import Failure, ready, run_cell, tidy
 
@@ -115,10 +134,17 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
     if failures and planned:
         tell(failures)
         console.print("the other cells go on")
-    if cells and not planned:
-        console.print(all_cached(len(cells)))
+    if not planned:
+        if cells:
+            console.print(all_cached(len(cells)))
+        return failures
+    log = Log.begin(cells[0][0].runs, typed, [(cell.label(), not stages) for cell, stages in cells], None)
+    results = []
     with Bar(planned) as session.bar:
-        results = [run_cell(cell) for cell, _ in cells]
+        for number, (cell, _) in enumerate(cells):
+            with log.working(number):
+                results.append(found := run_cell(cell))
+                log.ended(number, found.message if isinstance(found, Failure) else None)
     return failures + [result for result in results if isinstance(result, Failure)]
 
 
