@@ -64,28 +64,34 @@ class Sweep:
 
     def run(self, overrides: Sequence[str], multirun: bool) -> int:
         """Compose, check, compute, show; returns the exit code."""
-        from bench.config import command_line, compose
+        from bench.config import command_line, compose, launch_arguments
         from bench.hub import network
         from bench.run import finished, validate
 
+        typed = [*(["-m"] if multirun else []), *overrides]
         overrides, printed = command_line.without_cfg(overrides)
+        overrides, launcher = launch_arguments.split(overrides)
         if not printed and (known := finished.known(overrides, multirun)) is not None:
             self.results, cells = known
             console.print(all_cached(cells))
             _show(self.results)
             return 0
         named = finished.key(overrides, multirun)
-        configs = validate.validate_all(compose.jobs(overrides, multirun))
+        jobs = compose.jobs(overrides, multirun)
+        configs = validate.validate_all(jobs)
         if printed:
             print(compose.as_yaml(configs), end="")
             return 0
         self.results = Path(configs[0].runtime.results)
         if all(cfg.runtime.offline for cfg in configs):
             network.forbid()
-        from bench.run.cell import Session
+        if launcher:
+            failures = _launch(jobs, configs, launcher, typed)
+        else:
+            from bench.run.cell import Session
 
-        self.session = Session()
-        failures = _compute(configs, self.session)
+            self.session = Session()
+            failures = _compute(configs, self.session, typed)
         code = 0
         if failures:
             tell(failures)
@@ -99,7 +105,19 @@ class Sweep:
         return code
 
 
-def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) -> list["Failure"]:
+def _launch(
+    jobs: Sequence[Sequence[str]], configs: Sequence["DictConfig"], launcher: Sequence[str], typed: Sequence[str]
+) -> list["Failure"]:
+    """Have the cells run by a launcher."""
+    from bench.run import launch, runner
+
+    runner.tidy(configs[0])
+    return launch.run(jobs, configs, launcher, typed)
+
+
+def _compute(
+    configs: Sequence["DictConfig"], session: "Session | None" = None, typed: Sequence[str] = ()
+) -> list["Failure"]:
     """Prepare every cell, then run every one that can be; what stops a cell is told at once.
 
     They run in one process, so that they share model, pairs and unsteered generations.
@@ -107,6 +125,7 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
     from transformers.utils import logging
 
     from bench.console.progress import Bar
+    from bench.records.sweep_state import Log
     from bench.run import other_threads
     from bench.run.cell import Session
     from bench.run.runner import Failure, by_model, ready, run_cell, tidy
@@ -119,12 +138,21 @@ def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) 
     if failures and planned:
         tell(failures)
         console.print("the other cells go on")
-    if cells and not planned:
-        console.print(all_cached(len(cells)))
-    elif line := other_threads.told([cell for cell, stages in cells if stages]):
+    if not planned:
+        if cells:
+            console.print(all_cached(len(cells)))
+        return failures
+    if line := other_threads.told([cell for cell, stages in cells if stages]):
         console.print(line)
+    in_order = by_model([cell for cell, _ in cells])
+    stages = {id(cell): own for cell, own in cells}
+    log = Log.begin(in_order[0].runs, typed, [(one.label(), not stages[id(one)]) for one in in_order], None)
+    results = []
     with Bar(planned) as session.bar:
-        results = [run_cell(cell) for cell in by_model([cell for cell, _ in cells])]
+        for number, cell in enumerate(in_order):
+            with log.working(number):
+                results.append(found := run_cell(cell))
+                log.ended(number, found.message if isinstance(found, Failure) else None)
     return failures + [result for result in results if isinstance(result, Failure)]
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "reproduction": Command("reproduction", "the papers' figures beside ours, and what differs"),
     "speed": Command("speed.__main__", "measure speed beside transformers and lm-eval"),
     "prefetch": Command("prefetch.__main__", "fetch all that a command needs, for a machine without network"),
+    "status": Command("status", "how far a running or stopped sweep is"),
     "ls": Command("ls", "list what was computed, one line per cell"),
 }
 

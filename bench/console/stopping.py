@@ -8,7 +8,7 @@ the process after GRACE_SECONDS, and at once where a second signal comes.
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import NoReturn
@@ -69,10 +69,11 @@ def exit_code(number: int) -> int:
 
 
 @contextmanager
-def orderly(farewell: Callable[[int], None]) -> Iterator[None]:
+def orderly(farewell: Callable[[int], None], more: Sequence[int] = ()) -> Iterator[None]:
     """Inside the block the signals end the process as the head of this file says.
 
     farewell: tells the user, given the number of the signal; called by the thread, where the main one does not end.
+    more: further signals that end the process so.
     Signals that were ignored (`nohup`) stay so. In another thread than the main one nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -82,13 +83,13 @@ def orderly(farewell: Callable[[int], None]) -> Iterator[None]:
     os.set_blocking(write, False)
     _asked.clear()
     _ran.append(True)
-    before = {one: signal.getsignal(one) for one in SIGNALS}
+    before = {one: signal.getsignal(one) for one in (*SIGNALS, *more)}
     wakeup = signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     for one, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(one, _raise)
     ended = threading.Event()
-    watch = threading.Thread(target=_watch, args=(read, ended, farewell), daemon=True)
+    watch = threading.Thread(target=_watch, args=(read, ended, farewell, (*SIGNALS, *more)), daemon=True)
     watch.start()
     try:
         yield
@@ -110,22 +111,22 @@ def _raise(number: int, frame: FrameType | None) -> None:
         raise Stopped(number)
 
 
-def _watch(read: int, ended: threading.Event, farewell: Callable[[int], None]) -> None:
+def _watch(read: int, ended: threading.Event, farewell: Callable[[int], None], signals: Sequence[int]) -> None:
     """Wait for a signal, then for the end of the block; the system writes each signal's number to the pipe."""
-    first = _next(read)
+    first = _next(read, signals)
     if first is None:
         return
-    second = threading.Thread(target=lambda: _next(read) is not None and _leave(first, ended, farewell), daemon=True)
-    second.start()
+    again = lambda: _next(read, signals) is not None and _leave(first, ended, farewell)  # noqa: E731
+    threading.Thread(target=again, daemon=True).start()
     if not ended.wait(GRACE_SECONDS):
         _leave(first, ended, farewell)
 
 
-def _next(read: int) -> int | None:
-    """The next of SIGNALS; None when the pipe is closed."""
+def _next(read: int, signals: Sequence[int]) -> int | None:
+    """The next of these signals; None when the pipe is closed."""
     with suppress(OSError):
         while number := os.read(read, 1):
-            if number[0] in SIGNALS:
+            if number[0] in signals:
                 return number[0]
     return None
 

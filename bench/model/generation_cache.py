@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from bench.files import atomic, digests
+from bench.files import atomic, digests, locks
 from bench.model.decoding import Continuation, Outcome, Sampling
 from bench.model.lm import LM, Generated
 from bench.model.sampling import VERSION, continuations
@@ -73,20 +73,13 @@ class Generations:
         did it look for the answers of a model that thinks.
         """
         own = writer(lm)
-        target = self.folder / own.id(prompts, num_samples)
-        if (target / FILE).exists():
-            try:
-                found = _read(target, prompts, num_samples)
-                thinks = lm.thinking is not None and lm.thinking.tags is not None
-                if all(one.tokens is not None and (one.answer or not thinks) for row in found for one in row):
-                    return self.stored(own, prompts, num_samples)
-                what = "answers" if thinks else "sampled tokens"
-                raise digests.DamagedError(f"{target / FILE} lacks the {what}, as an older version wrote it")
-            except digests.DamagedError as error:
-                digests.set_aside(target, error)
-        with unfinished.keeping(self.folder.parent / "unfinished" / target.name):
-            rows = continuations(lm, prompts, num_samples, lm.sampling)
-            self._write(target, prompts, rows)
+        target, runs = self.folder / own.id(prompts, num_samples), self.folder.parent
+        if not _is_whole(target, lm, prompts, num_samples):
+            with locks.alone(runs / "locks" / f"{target.name}.lock", f"{num_samples * len(prompts)} texts"):
+                if not _is_whole(target, lm, prompts, num_samples):
+                    with unfinished.keeping(runs / "unfinished" / target.name):
+                        rows = continuations(lm, prompts, num_samples, lm.sampling)
+                        self._write(target, prompts, rows)
         return self.stored(own, prompts, num_samples)
 
     def _write(self, target: Path, prompts: Sequence[str], rows: Sequence[Sequence[Continuation]]) -> None:
@@ -107,6 +100,22 @@ class Generations:
             return judged(writer.model, _read(target, prompts, num_samples))
 
         return Generated(target.name, read)
+
+
+def _is_whole(folder: Path, lm: LM, prompts: Sequence[str], num_samples: int) -> bool:
+    """Whether these continuations are stored; what is there and is not them is set aside."""
+    if not (folder / FILE).exists():
+        return False
+    try:
+        found = _read(folder, prompts, num_samples)
+        thinks = lm.thinking is not None and lm.thinking.tags is not None
+        if all(one.tokens is not None and (one.answer or not thinks) for row in found for one in row):
+            return True
+        what = "answers" if thinks else "sampled tokens"
+        raise digests.DamagedError(f"{folder / FILE} lacks the {what}, as an older version wrote it")
+    except digests.DamagedError as error:
+        digests.set_aside(folder, error)
+        return False
 
 
 def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:

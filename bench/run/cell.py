@@ -6,7 +6,7 @@ Everything heavy is made when it is first asked for, so a cell whose results are
 import time
 import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedModel
 
 from bench.console.progress import Bar
-from bench.files import digests
+from bench.files import digests, locks
 from bench.model import checkpoint, memory
 from bench.model.generation_cache import Generations
 from bench.model.lm import LM, load_lm
@@ -97,6 +97,10 @@ class Cell:
     def unfinished(self, name: str) -> Path:
         """Where a result or a fit of this id keeps what it has done until it is there (`bench.records.unfinished`)."""
         return self.runs / "unfinished" / name
+
+    def alone(self, name: str, what: str) -> AbstractContextManager[None]:
+        """Inside the block no other process computes the result or fit of this id; look again whether it is there."""
+        return locks.alone(self.runs / "locks" / f"{name}.lock", what)
 
     def label(self, strength: float | None = None) -> str:
         """How the cell is called on the terminal."""
@@ -239,14 +243,20 @@ class Cell:
         """The artefact and what fitting it took; from `artefacts/<fit_id>` where it is there."""
         stored = self.fits.read(lambda: self.lm.model)
         if stored is None:
-            place, parts = self.unfinished(self.names.fit_id), self.parts
-            with unfinished.keeping(place, self.method, *parts.fit_sources.values(), *parts.scorers.values()):
-                self._fit(place)
-            stored = self.fits.read(lambda: self.lm.model)
+            with self.alone(self.names.fit_id, f"{self.label()} · fit"):
+                stored = self.fits.read(lambda: self.lm.model) or self._fit()
+        return stored
+
+    def _fit(self) -> tuple[Artefact, dict[str, Any]]:
+        """The artefact, made now and stored."""
+        place, parts = self.unfinished(self.names.fit_id), self.parts
+        with unfinished.keeping(place, self.method, *parts.fit_sources.values(), *parts.scorers.values()):
+            self._make(place)
+        stored = self.fits.read(lambda: self.lm.model)
         assert stored is not None
         return stored
 
-    def _fit(self, place: Path) -> None:
+    def _make(self, place: Path) -> None:
         """Fit and store the artefact."""
         if self.cfg.control is not None and control.how(self.method) == "random rotation":
             artefact, fit = self.controlled.fitted

@@ -125,6 +125,12 @@ def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Reco
     if stored is not None:
         return stored
     label = f"{cell.label(strength)} · {suite.name}" + (" · tuning" if split == "dev" else "")
+    with cell.alone(cell.names.record_id(suite, split, strength), label):
+        return known(cell, suite, split, strength) or _computed(cell, suite, split, strength, label)
+
+
+def _computed(cell: Cell, suite: Suite[Any], split: Split, strength: float, label: str) -> Record:
+    """A result that is not stored, computed and stored."""
     place = cell.unfinished(cell.names.record_id(suite, split, strength))
     with unfinished.keeping(place, suite, cell.method, *cell.parts.scorers.values()):
         with cell.session.bar.stage(stage_key(cell, suite, split, strength), label):
@@ -326,7 +332,7 @@ def check_methods(cell: Cell) -> None:
                 cell.variant({option: value}).check_method()
 
 
-FOLDERS = ("records", "generations", "artefacts", "unfinished", "failures")
+FOLDERS = ("records", "generations", "artefacts", "unfinished", "failures", "locks", "sweeps", "launched")
 """What is in runs/."""
 
 

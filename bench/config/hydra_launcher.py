@@ -1,0 +1,111 @@
+"""One of Hydra's launcher plug-ins, ready to launch; the only place that knows how Hydra makes one."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from bench.config.command_line import parse
+from bench.config.folders import folder
+from methods.errors import SetupError
+
+PACKAGES = {
+    "joblib": "hydra-joblib-launcher", "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher", "slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher",
+}  # fmt: skip
+"""What to install for a launcher, by its name among Hydra's launchers or in conf/launcher."""
+LAUNCHER = re.compile(r"\+*hydra[./]launcher\b")
+QUIET = ("hydra.mode=MULTIRUN", "hydra/hydra_logging=none", "hydra/job_logging=none")
+ON_ONE_MACHINE = ("joblib", "submitit_local", "ray")
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """launch: runs one job for each list of overrides, waits for all, and returns what each returned."""
+
+    name: str
+    launch: Callable[[Sequence[Sequence[str]]], list[Any]]
+
+    @property
+    def shares_a_machine(self) -> bool:
+        """Whether its jobs run beside each other on this machine."""
+        return self.name in ON_ONE_MACHINE
+
+
+@contextmanager
+def launcher_of(
+    hydra: Sequence[str], settings: Sequence[str], task: Callable[[DictConfig], Any], place: Path
+) -> Iterator[Launcher]:
+    """The launcher that these arguments name, for the time of the block.
+
+    settings: overrides that options of the launcher refer to. task: what a job does. place: where job folders go, each
+    launch in one of its own, if hydra.sweep.dir does not say so. Raises SetupError where it is not installed, and for
+    an option that it does not have.
+    """
+    named = next(one for one in parse(hydra) if one.key_or_group in ("launcher", "hydra/launcher"))
+    name = str(named.value())
+    own = [] if any(one.key_or_group == "hydra.sweep.dir" for one in parse(hydra)) else [_sweep_dir(place)]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder()), version_base="1.3", job_name="steerbench"):
+        try:
+            cfg = compose("config", overrides=[*own, *QUIET, *hydra, *settings], return_hydra_config=True)
+            context = HydraContext(config_loader=GlobalHydra.instance().config_loader(), callbacks=_no_callbacks())
+            with open_dict(cfg):  # a job launches nothing itself
+                of_jobs = [one for one in cfg.hydra.overrides.hydra if not LAUNCHER.match(one)]
+                cfg.hydra.overrides.hydra = of_jobs
+            HydraConfig.instance().set_config(cfg)
+            made = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _told(name, error) from error
+        first = [0]
+
+        def launch(jobs: Sequence[Sequence[str]]) -> list[Any]:
+            returned = made.launch(jobs, initial_job_idx=first[0])
+            first[0] += len(jobs)
+            return [one.return_value for one in returned]
+
+        try:
+            yield Launcher(_kind(cfg), launch)
+        finally:
+            HydraConfig.instance().cfg = None
+            GlobalHydra.instance().clear()
+
+
+def _sweep_dir(place: Path) -> str:
+    return f"hydra.sweep.dir='{place}/{datetime.now():%Y%m%d-%H%M%S}'"
+
+
+def _no_callbacks() -> Any:
+    from hydra._internal.callbacks import Callbacks
+
+    return Callbacks()
+
+
+def _kind(cfg: DictConfig) -> str:
+    """The name of the plug-in, whichever preset it was named by."""
+    return str(OmegaConf.select(cfg, "hydra.runtime.choices.hydra/launcher"))
+
+
+def _told(name: str, error: Exception) -> SetupError:
+    """Why there is no such launcher."""
+    package = PACKAGES.get(name)
+    if package is not None:
+        try:
+            version(package)
+        except PackageNotFoundError:
+            return SetupError(f"launcher {name}: {package} is not installed; python -m pip install {package}")
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return SetupError(f"launcher {name}: {first.rstrip('.')}; known are {', '.join(PACKAGES)}")

@@ -1,0 +1,49 @@
+"""Arguments for a launcher of Hydra, told from those that describe cells."""
+
+from collections.abc import Sequence
+
+from hydra.core.override_parser.types import Override
+
+from bench.config.command_line import parse
+from bench.config.folders import NAMED
+from methods.errors import SetupError
+
+HONOURED = ("hydra/launcher", "hydra.launcher", "hydra.sweep.dir", "hydra.sweep.subdir", "hydra.job.env_set")
+SWEEPER = (
+    "hydra/sweeper is not honoured: a sweep is expanded and checked here as a whole, and strengths are chosen at equal "
+    "budgets for every method; leave it out, and write tuning.search=tpe, which asks optuna"
+)
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments that describe cells, and those for a launcher, none where this process is to run the cells.
+
+    Raises SetupError for what is Hydra's and is not honoured here.
+    """
+    parsed = [(argument, one) for argument in arguments for one in _hydras(argument)]
+    own = [argument for argument in arguments if not list(_hydras(argument))]
+    for _, one in parsed:
+        key = one.key_or_group
+        if key == "hydra/sweeper" and one.value() != "basic":
+            raise SetupError(SWEEPER)
+        if key not in ("launcher", "hydra/sweeper") and not any(key == k or key.startswith(f"{k}.") for k in HONOURED):
+            raise SetupError(f"{one.input_line}: of Hydra's options {', '.join((NAMED, *HONOURED))} are honoured here")
+        if one.is_sweep_override():
+            raise SetupError(f"{one.input_line}: one launcher runs the whole sweep; name one")
+    named = [one for _, one in parsed if one.key_or_group in ("launcher", "hydra/launcher")]
+    if len(named) > 1:
+        raise SetupError(f"two launchers are named, {named[0].input_line} and {named[1].input_line}; name one")
+    if named and named[0].value() not in (None, "basic"):
+        return own, [argument for argument, one in parsed if one.key_or_group != "hydra/sweeper"]
+    for argument, one in parsed:
+        if one.key_or_group.startswith("hydra."):
+            raise SetupError(f"{argument} is for a launcher, and none is named; add launcher=joblib, or leave it out")
+    return own, []
+
+
+def _hydras(argument: str) -> list[Override]:
+    """The argument as an override, where it speaks to Hydra or names a launcher."""
+    key = argument.lstrip("+").partition("=")[0]
+    if key != "launcher" and not (key.startswith(("hydra/", "hydra.")) and key != NAMED):
+        return []
+    return parse([argument])

@@ -1,0 +1,109 @@
+"""Work that one process does while the others wait for it, on one machine or on several that share a folder.
+
+A lock is a file that the working process holds; the system takes it back when the process ends, however it ends, so no
+lock is ever stale. The file says who holds it. Locks are `filelock`'s (flock), which a shared file system of today
+passes on to its server. Where there are none, everybody works, which costs time and changes no number.
+"""
+
+import errno
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+from bench.console.escape import visible
+from methods.errors import SetupError
+
+POLL_SECONDS = 0.2
+TOLD_AFTER_SECONDS = 20.0
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+LONGEST_SECONDS = 24 * 3600.0
+"""How long somebody else may be at the same work before it is told as an error."""
+
+
+class Holder(NamedTuple):
+    """The process that holds a lock, and since when, in seconds since 1970."""
+
+    host: str
+    pid: int
+    since: float
+
+    def __str__(self) -> str:
+        minutes = max(0.0, time.time() - self.since) / 60
+        return f"{self.host}, process {self.pid}, for {minutes:.0f} min"
+
+
+@contextmanager
+def alone(path: Path, what: str, longest: float = LONGEST_SECONDS) -> Iterator[None]:
+    """Inside the block no other process is inside a block of the same path.
+
+    Whoever enters has to look again whether the work is done. what: the work, as messages name it. Raises SetupError
+    where another process has been at it for `longest` seconds.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, began, told = FileLock(path), time.monotonic(), False
+    while True:
+        try:
+            lock.acquire(timeout=min(TOLD_AFTER_SECONDS, longest), poll_interval=POLL_SECONDS)
+            break
+        except Timeout:
+            by = holder(path) or "another process"
+            if time.monotonic() - began > longest:
+                raise SetupError(
+                    f"{what} has been computed elsewhere for too long ({by}); end that process, or wait, and run the "
+                    "same command again"
+                ) from None
+            if not told:
+                print(visible(f"waiting for {what}, which is being computed: {by}"), file=sys.stderr)
+                told = True
+        except (NotImplementedError, OSError) as error:
+            if not isinstance(error, NotImplementedError) and error.errno not in NO_LOCKS:
+                raise
+            yield  # a file system without locks
+            return
+    try:
+        with suppress(OSError):  # a full disk: then nobody knows who it is
+            path.write_text(json.dumps(Holder(platform.node(), os.getpid(), time.time())), encoding="utf-8")
+        yield
+    finally:
+        lock.release()
+
+
+def holder(path: Path) -> Holder | None:
+    """Who held the lock last, and holds it if `is_held`; None where nobody is known."""
+    try:
+        host, pid, since = json.loads(path.read_text(encoding="utf-8"))
+        return Holder(str(host), int(pid), float(since))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process is inside the block of this lock; not where the file system has no locks."""
+    if not path.exists():
+        return False
+    try:
+        lock = try_to_hold(path)
+    except (NotImplementedError, OSError):
+        return False
+    if lock is not None:
+        lock.release()
+    return lock is None
+
+
+def try_to_hold(path: Path) -> BaseFileLock | None:
+    """The lock, held until it is released or the process ends; None where another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock

@@ -1,0 +1,162 @@
+"""What one job of a launched sweep does, in a process of its own: some cells, one after the other.
+
+A job gives back what failed and raises nothing, since a launcher ends the whole sweep at the first error.
+"""
+
+import os
+import shlex
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import DictConfig
+
+from bench.console import stopping
+from bench.console.progress import Bar
+from bench.files import locks
+from bench.hub import network
+from bench.records import unfinished
+from bench.records.sweep_state import Log
+from bench.run import runner, validate
+from bench.run.cell import Cell, Session, torch_threads
+from bench.run.runner import Failure
+
+Stage = Literal["shared", "fits", "cells"]
+"""What is done for each cell: what cells share (unsteered dev results, pairs), its fit, or all of it."""
+REQUEUE = signal.SIGUSR2
+"""By this signal Slurm, as submitit asks it to, says that time is nearly over or that another job goes first."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """numbers: of the cells in their sweep. cells: the overrides of each. log: the sweep's folder.
+
+    gpus: names of the GPUs among which the processes of one machine choose; none: the launcher sees to it.
+    """
+
+    stage: Stage
+    log: str
+    numbers: list[int]
+    cells: list[list[str]]
+    gpus: list[str]
+
+    def override(self) -> str:
+        """The job as one argument that Hydra reads; it stands in the job's `.hydra/overrides.yaml`."""
+        cells = ",".join(_quoted(shlex.join(one)) for one in self.cells)
+        gpus = ",".join(map(_quoted, self.gpus))
+        numbers = ",".join(map(str, self.numbers))
+        return f"+job={{stage:{self.stage},log:{_quoted(self.log)},numbers:[{numbers}],cells:[{cells}],gpus:[{gpus}]}}"
+
+    @classmethod
+    def read(cls, node: Any) -> "Job":
+        """The job that `override` wrote."""
+        assert node.stage in get_args(Stage)
+        cells = [shlex.split(one) for one in node.cells]
+        return cls(node.stage, str(node.log), list(node.numbers), cells, list(map(str, node.gpus)))
+
+
+def _quoted(text: str) -> str:
+    return str(QuotedString(text, Quote.single).with_quotes())
+
+
+def run(cfg: DictConfig) -> list[dict[str, Any]]:
+    """Do the job that `cfg.job` holds; returns what failed, each as the arguments of a `Failure`."""
+    job = Job.read(cfg.job)
+    with _signals(Path(job.log).parents[1]):
+        _choose_gpu(job.gpus)
+        return [vars(one) | {"traceback": one.traceback and str(one.traceback)} for one in work(job)]
+
+
+def work(job: Job) -> list[Failure]:
+    """Do it; returns what failed."""
+    session, log, failures = _session(), Log(Path(job.log)), list[Failure]()
+    configs = validate.validate_all(job.cells)
+    if all(cfg.runtime.offline for cfg in configs):
+        network.forbid()
+    prepared = [runner.prepare(cfg, session) for cfg in configs]
+    planned = {key: tokens for one in prepared if not isinstance(one, Failure) for key, tokens in one[1].items()}
+    session.bar = Bar(planned)
+    for number, one in zip(job.numbers, prepared, strict=True):
+        found: Failure | object
+        if job.stage != "cells":
+            found = one if isinstance(one, Failure) else _ahead(one[0], job.stage)
+        else:
+            with log.working(number):
+                found = one if isinstance(one, Failure) else runner.run_cell(one[0])
+                log.ended(number, found.message if isinstance(found, Failure) else None)
+        failures += [found] if isinstance(found, Failure) else []
+    return failures
+
+
+def _ahead(cell: Cell, stage: Stage) -> Failure | None:
+    """Compute what several cells need, so that none of them waits for another one."""
+
+    def shared() -> None:
+        with torch_threads(cell.threads):
+            if cell.cfg.strength == "auto" and cell.cfg.control is None:
+                for name in cell.parts.tuning.suites:
+                    runner.result(cell, cell.parts.suites[name], "dev", 0.0)
+            cell.learn_from()
+
+    def fit() -> None:
+        with torch_threads(cell.threads):
+            _ = cell.fitted
+
+    work: dict[Stage, Callable[[], None]] = {"shared": shared, "fits": fit}
+    return runner.bounded(cell.cfg, cell.label(), work[stage])
+
+
+_sessions: list[Session] = []
+
+
+def _session() -> Session:
+    """One a process: a process that is given several jobs keeps the model that it has loaded."""
+    if not _sessions:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        _sessions.append(Session())
+    return _sessions[0]
+
+
+@contextmanager
+def _signals(runs: Path) -> Iterator[None]:
+    """Inside the block a signal ends the work in order; a requeue is then asked for in the way of the launcher."""
+    again = signal.getsignal(REQUEUE)
+    more = (REQUEUE,) if callable(again) and again is not signal.default_int_handler else ()
+
+    def farewell(number: int | None) -> None:
+        by = f" by {stopping.name_of(number)}" if number else ""
+        print(f"stopped{by}; {unfinished.told(runs, 0)}", flush=True)
+
+    try:
+        with stopping.orderly(farewell, more):
+            yield
+    except stopping.Stopped as stopped:
+        farewell(stopped.number)
+        if stopped.number == REQUEUE and callable(again):
+            again(stopped.number, None)  # submitit's: it asks Slurm for another turn and leaves
+        raise SystemExit(stopping.exit_code(stopped.number)) from None
+
+
+_gpu: list[Any] = []
+"""The lock of the GPU that this process has, which it keeps to its end."""
+
+
+def _choose_gpu(names: Sequence[str]) -> None:
+    """Take a GPU that no other process of this machine has; where all are taken, they are shared in turn."""
+    if not names or _gpu:
+        return
+    from bench.data.sources import default_cache
+
+    for name in names:
+        lock = locks.try_to_hold(default_cache() / "locks" / f"gpu-{name}.lock")
+        if lock is not None:
+            _gpu.append(lock)
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+            return
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[os.getpid() % len(names)]

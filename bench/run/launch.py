@@ -1,0 +1,200 @@
+"""Cells handed to a launcher of Hydra: processes of this machine, or jobs of a cluster.
+
+Every cell is composed and checked here, and Hydra's own launcher plug-in runs those that have something to compute, in
+waves: what cells share, then one job a fit, then the cells, then the controls, which need what their methods chose.
+Results are files, so a job gives back nothing but what failed, and the same command goes on where a sweep stopped.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from bench.config.hydra_launcher import launcher_of
+from bench.console import stopping
+from bench.console.command import console
+from bench.console.escape import terminal
+from bench.records import sweep_state
+from bench.records.sweep_state import Log
+from bench.run import job
+from bench.run.cell import Cell, Session
+from bench.run.job import Job, Stage
+from bench.run.runner import Failure, ready
+from methods.errors import SetupError
+
+TOLD_EVERY_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A cell of the sweep. stages: what it has to compute, in tokens; nothing where its results are stored."""
+
+    number: int
+    overrides: list[str]
+    cell: Cell
+    stages: dict[str, float]
+
+
+def run(
+    jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig], hydra: Sequence[str], command: Sequence[str]
+) -> list[Failure]:
+    """Launch what has to be computed, and wait for it; returns what failed.
+
+    jobs: the overrides of each cell. hydra: the launcher and its options. command: what was typed, for the log.
+    """
+    threads = _threads(configs)
+    results = Path(configs[0].runtime.results).resolve()
+    overrides = {id(cfg): _absolute(one, results) for one, cfg in zip(jobs, configs, strict=True)}
+    cells, failures = ready(configs, Session())
+    asked = [Asked(place, overrides[id(one.cfg)], one, stages) for place, (one, stages) in enumerate(cells)]
+    todo = [one for one in asked if one.stages]
+    if not todo:
+        return failures
+    size = int(configs[0].runtime.cells_per_job)
+    settings = [f"runtime.threads={threads}"] if threads else []
+    with launcher_of(hydra, settings, job.run, results / "runs" / "launched") as launcher:
+        labels = [(one.cell.label(), not one.stages) for one in asked]
+        log = Log.begin(results / "runs", command, labels, launcher.name)
+        gpus = _gpus(configs) if launcher.shares_a_machine else []
+        for stage, wave in waves(todo):
+            chunks = [wave[i : i + size] for i in range(0, len(wave), size if stage == "cells" else 1)]
+            made = [
+                Job(stage, str(log.folder), [one.number for one in chunk], [one.overrides for one in chunk], gpus)
+                for chunk in (chunks if stage == "cells" else [[one] for one in wave])
+            ]
+            told = f"{launcher.name}: {len(made)} jobs, {WAVES[stage]}"
+            console.print(terminal(told.replace("1 jobs", "1 job")))
+            with _watching(log):
+                failures += _launched(launcher.launch, made)
+    return failures
+
+
+WAVES: dict[Stage, str] = {"shared": "what cells share", "fits": "a fit each", "cells": "cells"}
+
+
+def waves(todo: Sequence[Asked]) -> Iterator[tuple[Stage, list[Asked]]]:
+    """The jobs in an order in which none waits for another: no wave is empty, and a lone cell is one job."""
+    if len(todo) > 1:
+        yield from (("shared", wave) for wave in [_first_with(todo, _shared)] if wave)
+        yield from (("fits", wave) for wave in [_first_with(todo, _fit)] if wave)
+    for controls in (False, True):
+        wave = [one for one in todo if (one.cell.cfg.control is not None) == controls]
+        if wave:
+            yield "cells", wave
+
+
+def _first_with(todo: Sequence[Asked], work: Any) -> list[Asked]:
+    """The first cells that together have all of this work to do, but for work that one cell alone has."""
+    keys = {one.number: work(one) for one in todo}
+    every = [key for found in keys.values() for key in found]
+    seen, wave = set[str](), list[Asked]()
+    for one in todo:
+        new = {key for key in keys[one.number] if every.count(key) > 1} - seen
+        if new:
+            wave.append(one)
+            seen |= new
+    return wave
+
+
+def _shared(one: Asked) -> set[str]:
+    """What a cell that steers has to compute and others may need too: unsteered dev results, what is learnt from."""
+    cell = one.cell
+    if not cell.method.strengths:
+        return set()
+    sources = {cell.names.source_id(field) for field in cell.parts.fit_sources}
+    tuned = cell.cfg.strength == "auto" and cell.cfg.control is None
+    dev = {cell.names.record_id(cell.parts.suites[name], "dev", 0.0) for name in cell.parts.tuning.suites if tuned}
+    return (sources | dev) & set(one.stages)
+
+
+def _fit(one: Asked) -> set[str]:
+    """The fit that it needs, where that is not a control's, which may need what its method chose."""
+    needed = one.cell.method.strengths and one.cell.cfg.control is None and not one.cell.fits.is_stored
+    return {one.cell.names.fit_id} if needed else set()
+
+
+def _launched(launch: Any, jobs: Sequence[Job]) -> list[Failure]:
+    """What failed in these jobs. One whose process was ended is told as a failure of the launcher's."""
+    try:
+        returned = launch([[one.override()] for one in jobs])
+        return [Failure(**{**failure, "traceback": failure["traceback"] and Path(failure["traceback"])})
+                for one in returned for failure in one]  # fmt: skip
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # each launcher has errors of its own
+        stopping.check()
+        if isinstance(error, SetupError):
+            raise
+        reason = str(error).strip().splitlines()
+        told = f"a job ended before it could say how ({type(error).__name__}: {reason[-1] if reason else 'no reason'})"
+        return [
+            Failure("launcher", f"{told}; others may still be at work, `steerbench status` tells", None, setup=False)
+        ]
+
+
+@contextmanager
+def _watching(log: Log) -> Iterator[None]:
+    """Inside the block a thread prints now and then how far the sweep is."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(TOLD_EVERY_SECONDS):
+            found = sweep_state.read(log.folder)
+            if found is not None:
+                console.print(terminal(progress(found)))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(1.0)
+
+
+def progress(found: sweep_state.Sweep) -> str:
+    """A line about a sweep that runs."""
+    done = found.count("done", "known")
+    parts = [f"{done} of {len(found.cells)} cells done", f"{found.count('running')} running"]
+    parts += [f"{found.count('failed')} failed"] if found.count("failed") else []
+    left = found.seconds_left
+    parts += [f"{(time.time() - found.began) / 60:.1f} min", *([f"about {left / 60:.0f} min left"] if left else [])]
+    return ", ".join(parts)
+
+
+def _threads(configs: Sequence[DictConfig]) -> int | None:
+    """Threads of torch in each job; None where a GPU computes. Raises SetupError where the CPU does and none are said.
+
+    The number is part of a result's id, and a worker would find another one than this process does.
+    """
+    on_cpu = [cfg for cfg in configs if str(cfg.runtime.device) == "cpu"]
+    if any(cfg.runtime.threads is None for cfg in on_cpu):
+        raise SetupError(
+            "a launcher needs runtime.threads=NUMBER: it is part of what names a result, and each job would find "
+            "another number for itself; 1 makes the most of a machine that runs several jobs"
+        )
+    return max((int(cfg.runtime.threads) for cfg in on_cpu), default=None)
+
+
+def _absolute(overrides: Sequence[str], results: Path) -> list[str]:
+    """The overrides of a cell, with the results folder as every process names it."""
+    kept = [one for one in overrides if not one.lstrip("+").startswith("runtime.results=")]
+    return [*kept, f"runtime.results='{results}'"]
+
+
+def _gpus(configs: Sequence[DictConfig]) -> list[str]:
+    """The GPUs among which jobs of one machine choose; none where the config names one, or where there is one alone."""
+    import os
+
+    import torch
+
+    if any(str(cfg.runtime.device) != "cuda" for cfg in configs):
+        return []
+    visible = [one for one in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if one]
+    visible = visible or [str(number) for number in range(torch.cuda.device_count())]
+    return visible if len(visible) > 1 else []

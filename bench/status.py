@@ -1,0 +1,93 @@
+"""`python -m bench.status`: how far a sweep is, whether it runs or was stopped; from files alone.
+
+Exit code 0, also where cells failed; 2 where there is no sweep.
+"""
+
+from bench.console import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
+import json
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from bench.console import command
+from bench.console.escape import terminal, visible
+from bench.records import sweep_state
+from bench.records.sweep_state import CellState, Sweep
+
+SHOWN = 40  # cells that are listed without --all; finished ones are left out first
+COLOURS = {"done": "green", "known": "green", "running": "cyan", "failed": "red", "stopped": "yellow", "waiting": ""}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print it; returns the exit code."""
+    parser = command.parser("status", "Tell how far a sweep is: the latest one, or each.", parents=[command.shared()])
+    parser.add_argument("--all", action="store_true", help="every cell of every sweep that is kept")
+    parser.add_argument("--json", action="store_true", help="as JSON, for scripts")
+    given = parser.parse_args(arguments)
+    return command.run(_run, given.results, given.all, given.json)
+
+
+def _run(results: Path, every: bool, as_json: bool) -> int:
+    folders = sweep_state.folders(results / "runs")
+    found = [sweep for folder in folders[: None if every else 1] if (sweep := sweep_state.read(folder)) is not None]
+    if as_json:
+        print(json.dumps([sweep_state.as_json(one) for one in found], indent=1))
+        return 0 if found else 2
+    if not found:
+        command.complain(f"no sweep is kept under {results / 'runs'}; name its folder with --results")
+        return 2
+    for sweep in found:
+        show(sweep, every)
+    return 0
+
+
+def show(sweep: Sweep, every: bool) -> None:
+    """Print a sweep: what was typed, a line of counts, and its cells."""
+    console = command.overview()
+    began = time.strftime("%Y-%m-%d %H:%M", time.localtime(sweep.began))
+    console.print(terminal(f"{shlex.join(['python', '-m', 'bench', *sweep.command])}", "bold"))
+    console.print(terminal(f"begun {began}, {sweep.launcher or 'in one process'}: {summary(sweep)}"))
+    listed = [
+        one
+        for one in enumerate(sweep.cells)
+        if every or len(sweep.cells) <= SHOWN or one[1].state not in ("done", "known")
+    ]
+    table = Table(box=None, pad_edge=False)
+    for name in ("cell", "", "state", "where", "time", "why"):
+        table.add_column(name, overflow="fold")
+    for number, one in listed[: None if every else SHOWN]:
+        state = terminal(one.state, COLOURS[one.state])
+        where = "" if one.host is None else visible(f"{one.host}, process {one.pid}")
+        table.add_row(str(number), visible(one.label), state, where, took(one), visible(one.message or ""))
+    console.print(table)
+    if not every and len(listed) > SHOWN:
+        console.print(f"and {len(listed) - SHOWN} more; --all lists them")
+
+
+def summary(sweep: Sweep) -> str:
+    """How many cells are in which state, and the time left."""
+    states: list[sweep_state.State] = ["known", "done", "running", "stopped", "failed", "waiting"]
+    counts = [f"{sweep.count(one)} {one}" for one in states if sweep.count(one)]
+    left = sweep.seconds_left
+    parts = [*counts, *([f"about {left / 60:.0f} min left"] if left is not None else [])]
+    ended = sweep.count("running") == 0 and sweep.count("waiting", "stopped")
+    return ", ".join(parts) + ("; nothing runs: the same command goes on" if ended else "")
+
+
+def took(one: CellState) -> str:
+    """How long a cell took, or has taken so far."""
+    if one.since is None:
+        return ""
+    seconds = (one.until or time.time()) - one.since
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
+
+
+if __name__ == "__main__":
+    command.leave(main())

@@ -1,0 +1,208 @@
+"""Sweeps that Hydra's launchers run: what is theirs, in which order, and that no number differs."""
+
+import json
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from bench.__main__ import main
+from bench.config.hydra_launcher import launcher_of
+from bench.config.launch_arguments import split
+from bench.records import sweep_state
+from bench.records.sweep_state import Log
+from bench.run import launch
+from bench.run.job import Job
+from methods.errors import SetupError
+from tests.run.test_smoke import arguments, contents, without_figures, world  # noqa: F401
+
+
+def test_what_is_for_a_launcher_is_told_from_what_describes_cells():
+    given = ["method=caa", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=/x", "seed.fit=0,1"]
+    assert split(given) == (["method=caa", "seed.fit=0,1"], given[1:4])
+    assert split(["launcher=slurm", "hydra.searchpath=[/y]"]) == (["hydra.searchpath=[/y]"], ["launcher=slurm"])
+    for one_process in ([], ["launcher=null"], ["hydra/launcher=basic"], ["hydra/sweeper=basic"]):
+        assert split(["method=caa", *one_process]) == (["method=caa"], [])
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["hydra/sweeper=optuna"], "tuning.search=tpe"),
+        (["hydra.launcher.n_jobs=2"], "none is named"),
+        (["hydra.sweep.dir=/x"], "none is named"),
+        (["hydra/launcher=joblib", "hydra.run.dir=/x"], "hydra.sweep.dir"),
+        (["hydra/launcher=joblib", "hydra/job_logging=none"], "honoured"),
+        (["hydra/launcher=joblib,ray"], "name one"),
+        (["hydra/launcher=joblib", "launcher=slurm"], "two launchers"),
+    ],
+)
+def test_what_cannot_be_honoured_is_refused(given, told):
+    with pytest.raises(SetupError, match=told.replace(".", r"\.")):
+        split(given)
+
+
+def nothing(_):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["launcher=nobody"], "known are joblib"),
+        (["hydra/launcher=ray_on_mars"], "known are joblib"),
+        (["launcher=joblib", "hydra.launcher.processes=2"], "processes"),
+    ],
+)
+def test_a_launcher_or_option_that_there_is_not(given, told, tmp_path):
+    with pytest.raises(SetupError, match=told), launcher_of(given, [], nothing, tmp_path):
+        pytest.fail("it was launched")
+
+
+def test_a_launcher_that_is_not_installed_is_one_sentence_with_the_command(tmp_path, monkeypatch):
+    from importlib.metadata import PackageNotFoundError
+
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("bench.config.hydra_launcher.version", missing)
+    with pytest.raises(SetupError, match="pip install hydra-ray-launcher"):
+        with launcher_of(["hydra/launcher=ray", "hydra.launcher.nonsense=1"], [], nothing, tmp_path):
+            pytest.fail("it was launched")
+
+
+def test_a_job_is_read_as_it_was_written():
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    cells = [["method=caa", "strength=2"], ["model.path=/a b/'c'", 'pairs.path="x,y"', "suite=[rtp,fluency]"]]
+    job = Job("cells", "/results/it's/runs", [0, 7], cells, ["0", "GPU-1f"])
+    (read,) = OverridesParser.create().parse_overrides([job.override()])
+    assert Job.read(SimpleNamespace(**read.value())) == job
+
+
+def test_a_launcher_needs_the_threads(world, tmp_path, capsys):  # noqa: F811
+    given = arguments(world, tmp_path, "method=unsteered,caa", "strength=2", "launcher=joblib")
+    assert main(given) == 2
+    assert "runtime.threads=NUMBER" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "records").exists()
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """Waves of jobs that run in this process: what a launcher would do, without its processes."""
+    waves = []
+
+    class Here:
+        name, shares_a_machine = "here", True
+
+        @staticmethod
+        def launch(jobs):
+            from hydra.core.override_parser.overrides_parser import OverridesParser
+
+            from bench.run.job import run
+
+            read = [OverridesParser.create().parse_overrides(one)[0].value() for one in jobs]
+            waves.append([(one["stage"], one["numbers"]) for one in read])
+            return [run(SimpleNamespace(job=SimpleNamespace(**one))) for one in read]
+
+    class Context:
+        def __init__(self, *_):
+            pass
+
+        def __enter__(self):
+            return Here
+
+        def __exit__(self, *_):
+            return None
+
+    monkeypatch.setattr(launch, "launcher_of", Context)
+    return waves
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_waves_compute_what_is_shared_once_and_the_same_numbers(world, tmp_path, launched, capsys):  # noqa: F811
+    asked = ("method=unsteered,caa,random_direction", "strength=1,2", "runtime.threads=1")
+    assert main(arguments(world, tmp_path / "a", *asked)) == 0
+    assert main(arguments(world, tmp_path / "b", *asked, "launcher=joblib", "runtime.cells_per_job=2")) == 0
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    stages = [[stage for stage, _ in wave] for wave in launched]
+    assert stages[-1] == ["cells"] * len(stages[-1]) and ["fits"] * 2 in stages
+    assert sorted(number for _, numbers in launched[-1] for number in numbers) == list(range(6))
+    (sweep,) = [sweep_state.read(folder) for folder in sweep_state.folders(tmp_path / "b" / "runs")]
+    assert sweep is not None and sweep.launcher == "here" and sweep.count("done") == 6
+    capsys.readouterr()
+    assert main(arguments(world, tmp_path / "b", *asked, "launcher=joblib")) == 0
+    assert len(launched) == len(stages)  # nothing is launched where all is known
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_a_failing_cell_is_told_and_the_others_go_on(world, tmp_path, launched, monkeypatch, capsys):  # noqa: F811
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("methods.random_direction.RandomDirection.fit", full)
+    asked = ("method=unsteered,caa,random_direction", "strength=2", "runtime.threads=1", "launcher=joblib")
+    assert main(arguments(world, tmp_path, *asked)) == 1
+    assert "No space left" in capsys.readouterr().err
+    (sweep,) = [sweep_state.read(folder) for folder in sweep_state.folders(tmp_path / "runs")]
+    assert sweep is not None and [one.state for one in sweep.cells] == ["done", "done", "failed"]
+
+
+def test_a_launcher_that_loses_a_worker_says_so():
+    def lost(_):
+        raise RuntimeError("a worker was killed")
+
+    (failure,) = launch._launched(lost, [Job("cells", "/x", [0], [["method=caa"]], [])])
+    assert "a worker was killed" in failure.message and "steerbench status" in failure.message
+
+
+# -- how far a sweep is ------------------------------------------------------------------------------------------------
+
+DIES = """
+import os, sys
+from pathlib import Path
+from bench.records.sweep_state import Log
+with Log(Path(sys.argv[1])).working(1):
+    os._exit(9)
+"""
+
+
+def test_each_state_of_a_cell_is_told(tmp_path):
+    labels = [("unsteered", True), ("caa", False), ("detox", False), ("act_add", False), ("prompt", False)]
+    log = Log.begin(tmp_path, ["-m", "method=caa"], labels, "joblib")
+    subprocess.run([sys.executable, "-c", DIES, str(log.folder)], check=False)
+    with log.working(2):
+        log.ended(2)
+    with log.working(3):
+        log.ended(3, "strength 3: logits are not finite")
+    with log.working(4):
+        found = sweep_state.read(sweep_state.folders(tmp_path)[0])
+        assert found is not None
+        assert [one.state for one in found.cells] == ["known", "stopped", "done", "failed", "running"]
+        assert found.cells[3].message == "strength 3: logits are not finite" and found.seconds_left is not None
+    assert json.loads(json.dumps(sweep_state.as_json(found)))["cells"][2]["state"] == "done"
+
+
+def test_status_prints_the_latest_sweep(tmp_path, capsys):
+    from bench import status
+
+    assert status.main(["--results", str(tmp_path)]) == 2
+    assert "no sweep" in capsys.readouterr().err
+    log = Log.begin(tmp_path / "runs", ["method=caa"], [("caa x3", False), ("a|b", False)], None)
+    with log.working(0):
+        log.ended(0, "no such layer")
+    assert status.main(["--results", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert "1 failed, 1 waiting" in shown and "no such layer" in shown and "the same command goes on" in shown
+
+
+def test_a_damaged_state_and_old_sweeps_are_no_obstacle(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_state, "KEPT", 2)
+    for day in range(4):
+        monkeypatch.setattr(time, "strftime", lambda *_, day=day: f"2026010{day}-000000")
+        log = Log.begin(tmp_path, [], [("caa", False)], None)
+    assert len(sweep_state.folders(tmp_path)) == 3  # two, and the new one
+    (log.folder / "sweep.json").write_text("{")
+    assert sweep_state.read(log.folder) is None
