@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -104,6 +105,17 @@ class Method(Protocol):
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> AbstractContextManager[Steering]:
         """Steer the model inside the block and leave it bit-equal behind; strength 0 is the base model exactly."""
         ...
+
+
+LATER = "later"
+
+
+def later(default: Any) -> Any:
+    """Default of a hyper-parameter that came when results were stored already: at its default it is in no id.
+
+    So those results, which were made without the option, are found under the ids that they have.
+    """
+    return field(default=default, metadata={LATER: True})
 
 
 def title(method: Method) -> str:
