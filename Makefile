@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: leaderboard test check clean
+.PHONY: leaderboard test gpu-test check clean
 
 leaderboard: $(VENV)/installed
 	$(BIN)/python -m bench experiment=quickstart
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+gpu-test: $(VENV)/installed
+	$(BIN)/python -m pytest -m gpu
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

@@ -76,6 +76,7 @@ class Method(Protocol):
     family: ClassVar[str]  # none | prompt | weights | activation | adapter | decoding | stack
     needs: ClassVar[frozenset[str]]  # fields of FitData that `fit` reads
     version: ClassVar[int]  # bump when the same hyper-parameters give other numbers
+    half_version: ClassVar[int] = 0  # bump when they give other numbers on models of 16 bits alone
     strength_unit: ClassVar[str]
     discrete: ClassVar[bool] = False  # only the strengths of the grid exist, none between them
     scope: str | None = None  # a field of methods that can steer all tokens or some; None: they have no such choice

@@ -40,6 +40,7 @@ class Finetune(Method):
     family: ClassVar[str] = "weights"
     needs: ClassVar[frozenset[str]] = frozenset({"examples"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
+    half_version: ClassVar[int] = 1  # fp32 masters and moments
     strength_unit: ClassVar[str] = "share of the change"
 
     learning_rate: float = 3e-5

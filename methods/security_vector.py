@@ -64,6 +64,7 @@ class SecurityVector(Method):
     family: ClassVar[str] = "adapter"
     needs: ClassVar[frozenset[str]] = frozenset({"examples", "harmful", "background"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
+    half_version: ClassVar[int] = 1  # fp32 masters and moments
     strength_unit: ClassVar[str] = "share of the change"
 
     rank: int = 8

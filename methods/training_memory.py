@@ -20,7 +20,7 @@ from methods.optimiser import HALF, OptimizerName, moment_bytes
 from methods.recompute import recomputed
 
 LENGTHS = (16, 32)  # tokens of the two forwards that are measured; both end before any sliding window does
-STEP_COPIES = {"adamw": 1, "adafactor": 4}  # fp32 tensors of the largest weight's size that one step makes
+STEP_COPIES = {"adamw": 0, "adafactor": 2}  # fp32 tensors of the largest weight's size that one step makes
 
 
 class TrainingMemory(NamedTuple):
@@ -78,7 +78,7 @@ def training_memory(
         gradients=sum(one.nbytes for one in trained),
         moments=sum(moment_bytes(optimizer, one.shape) for one in trained),
         activations=sum(activation_bytes(model, *batch, gradient_checkpointing) for batch in batches),
-        step=4 * STEP_COPIES[optimizer] * largest,
+        step=4 * (STEP_COPIES[optimizer] + bool(half)) * largest,  # of a master the gradient in fp32 as well
         host=2 * sum(one.nbytes for one in trained),
     )
 
