@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -76,6 +77,7 @@ class Method(Protocol):
     family: ClassVar[str]  # none | prompt | weights | activation | adapter | decoding | stack
     needs: ClassVar[frozenset[str]]  # fields of FitData that `fit` reads
     version: ClassVar[int]  # bump when the same hyper-parameters give other numbers
+    half_version: ClassVar[int] = 0  # bump when they give other numbers on models of 16 bits alone
     strength_unit: ClassVar[str]
     discrete: ClassVar[bool] = False  # only the strengths of the grid exist, none between them
     scope: str | None = None  # a field of methods that can steer all tokens or some; None: they have no such choice
@@ -105,6 +107,17 @@ class Method(Protocol):
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> AbstractContextManager[Steering]:
         """Steer the model inside the block and leave it bit-equal behind; strength 0 is the base model exactly."""
         ...
+
+
+LATER = "later"
+
+
+def later(default: Any) -> Any:
+    """Default of a hyper-parameter that came when results were stored already: at its default it is in no id.
+
+    So those results, which were made without the option, are found under the ids that they have.
+    """
+    return field(default=default, metadata={LATER: True})
 
 
 def title(method: Method) -> str:

@@ -13,9 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from methods import layout
-from methods.base import Artefact, Examples, FitData, Method, Steering
+from methods.base import Artefact, Examples, FitData, Method, Steering, later
 from methods.errors import SetupError, require
+from methods.optimiser import OptimizerName
 from methods.placement import check_materialised
+from methods.recompute import recomputed
 from methods.tokens import Text
 from methods.training import (
     STEP_COST,
@@ -25,6 +27,7 @@ from methods.training import (
     check_recipe,
     completion_loss,
     encoded,
+    foretold,
     gradient_norm,
     logits_and_targets,
     mean_loss,
@@ -52,6 +55,8 @@ class SecurityVector(Method):
     `info.gradient_ratio_harmful` is the length of W's gradient on harmful texts with s on, over that with s off: the
     mechanism itself. `info.drift` is KL(W || W') on background texts, in nats a token: a backbone that learnt to work
     against s would drift.
+
+    optimizer, gradient_checkpointing: as in `methods.finetune`, for both stages.
     """
 
     name: ClassVar[str] = "security_vector"
@@ -60,6 +65,7 @@ class SecurityVector(Method):
     family: ClassVar[str] = "adapter"
     needs: ClassVar[frozenset[str]] = frozenset({"examples", "harmful", "background"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
+    half_version: ClassVar[int] = 1  # fp32 masters and moments
     strength_unit: ClassVar[str] = "share of the change"
 
     rank: int = 8
@@ -72,17 +78,21 @@ class SecurityVector(Method):
     batch_size: int = 8
     max_tokens: int = 128
     seed: int = 0
+    optimizer: OptimizerName = later("adamw")
+    gradient_checkpointing: bool = later(False)
     strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0)
 
     @property
     def recipe(self) -> Recipe:
         """How stage 2 trains, which is as plain fine-tuning does."""
-        return Recipe(self.learning_rate, self.epochs, self.batch_size, self.seed)
+        return Recipe(
+            self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
+        )
 
     @property
     def vector_recipe(self) -> Recipe:
         """How stage 1 trains the vector."""
-        return Recipe(self.vector_learning_rate, self.vector_epochs, self.batch_size, self.seed)
+        return self.recipe._replace(learning_rate=self.vector_learning_rate, epochs=self.vector_epochs)
 
     def passes(self) -> float:
         """Most of the data is the user's."""
@@ -109,21 +119,24 @@ class SecurityVector(Method):
         found = {name: encoded(model, tokenizer, *one, self.max_tokens) for name, one in read.items()}
         user, harmful, background = (texts for texts, _ in found.values())
         parameters = dict(model.named_parameters())  # before the adapter is there
-        check_materialised(model, parameters.values())
-        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        weights = list(parameters.values())
+        check_materialised(model, weights)
         facts: dict[str, float] = {f"cut_{name}": cut for name, (_, cut) in found.items()}
         facts["harmful_loss_off"] = mean_loss(model, harmful)
         with adapter(model, self.rank, self.alpha, self.seed) as lora:
-            self._learn_the_harm(model, lora, harmful, background)
+            facts |= self._learn_the_harm(model, lora, harmful, background)
             facts["harmful_loss_on"] = mean_loss(model, harmful)
-            weights = list(parameters.values())
-            with trainable(weights):
-                facts |= {
-                    "gradient_ratio_harmful": gradient_ratio(model, lora, weights, harmful[:DIAGNOSTIC_TEXTS]),
-                    "gradient_ratio_background": gradient_ratio(model, lora, weights, background[:DIAGNOSTIC_TEXTS]),
-                }
-                train(model, weights, user, self.recipe, stage="examples")
-                artefact = change(parameters, before)
+            with trainable(weights) as before:
+                facts["foretold_memory_bytes"] = foretold(
+                    model, weights, self.recipe, [user], "security_vector, stage 2"
+                )
+                with recomputed(model, self.gradient_checkpointing):
+                    facts |= {
+                        f"gradient_ratio_{name}": gradient_ratio(model, lora, weights, texts[:DIAGNOSTIC_TEXTS])
+                        for name, texts in (("harmful", harmful), ("background", background))
+                    }
+                trained = train(model, weights, user, self.recipe, stage="examples")
+                artefact = change(parameters, trained, before)
                 with lora.disable_adapter():
                     facts["harmful_loss_after"] = mean_loss(model, harmful)
             vector = {f"adapter.{name}": p.detach().clone() for name, p in lora_parameters(model).items()}
@@ -132,10 +145,10 @@ class SecurityVector(Method):
 
     def _learn_the_harm(
         self, model: PreTrainedModel, lora: "PeftModel", harmful: list[Text], background: list[Text]
-    ) -> None:
-        """Stage 1; afterwards the adapter holds what was learnt, frozen."""
+    ) -> dict[str, float]:
+        """Stage 1; afterwards the adapter holds what was learnt, frozen. Returns the memory that it takes."""
         if not self.vector_epochs:
-            return
+            return {}
         vector = list(lora_parameters(model).values())
         order = Recipe(0, 1, self.batch_size, self.seed + 1).batches(len(background))
 
@@ -147,6 +160,8 @@ class SecurityVector(Method):
 
         learnt: list[Tensor] = []
         with trainable(vector):
+            read_at_once = [harmful, background] if self.kl_weight else [harmful]
+            memory = foretold(model, vector, self.vector_recipe, read_at_once, "security_vector, stage 1 (LoRA)")
             train(
                 model, vector, harmful, self.vector_recipe, stage="vector", penalty=penalty if self.kl_weight else None
             )
@@ -154,6 +169,7 @@ class SecurityVector(Method):
         with torch.no_grad():
             for parameter, value in zip(vector, learnt, strict=True):
                 parameter.copy_(value)
+        return {"foretold_vector_memory_bytes": memory}
 
     def _drift(self, model: PreTrainedModel, artefact: Artefact, texts: list[Text]) -> float:
         with torch.no_grad():

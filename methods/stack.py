@@ -43,6 +43,11 @@ class Stack(Method):
         """What any part reads."""
         return frozenset().union(*(part.needs for part in self.parts.values()))
 
+    @property
+    def half_version(self) -> int:  # type: ignore[override]
+        """Grows with that of any part."""
+        return sum(part.half_version for part in self.parts.values())
+
     def passes(self) -> float:
         """Every part reads its data by itself."""
         return sum(part.passes() for part in self.parts.values())

@@ -1,4 +1,4 @@
-"""Training as the methods that train share it: cross-entropy of completions, by AdamW, going on from a checkpoint.
+"""Training as the methods that train share it: cross-entropy of completions, going on from a checkpoint.
 
 What is trained is restored by whoever called (`trainable` copies the saved bytes back), so that `fit` leaves no trace.
 """
@@ -9,9 +9,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from safetensors import safe_open
@@ -24,9 +24,12 @@ from methods.base import Artefact, Examples, write
 from methods.broken import reading
 from methods.errors import SetupError
 from methods.intervention import edited
+from methods.optimiser import HALF, LOSS_SCALE, Optimiser, OptimizerName
 from methods.placement import check_materialised, input_device
 from methods.progress import advance, checkpoint_folder
+from methods.recompute import recomputed
 from methods.tokens import Text, encode
+from methods.training_memory import announce, training_memory
 
 CHECKPOINT_EVERY_SECONDS = 30.0
 CHECKPOINT_SHARE = 0.1  # of the time at most goes into keeping the state, which of a large model takes long
@@ -34,12 +37,14 @@ STEP_COST = 3  # a training step next to a forward over the same tokens, roughly
 
 
 class Recipe(NamedTuple):
-    """AdamW without weight decay; the learning rate falls linearly to 0 after a warm-up of a tenth of the steps."""
+    """How `train` goes; the learning rate falls linearly to 0 after a warm-up of a tenth of the steps."""
 
     learning_rate: float
     epochs: int
     batch_size: int
     seed: int
+    optimizer: OptimizerName = "adamw"
+    gradient_checkpointing: bool = False
 
     def batches(self, count: int) -> list[Tensor]:
         """Row numbers of each step's batch, over all epochs; another order in each."""
@@ -57,6 +62,8 @@ def check_recipe(recipe: Recipe) -> None:
     """Raises SetupError for numbers that train nothing."""
     if recipe.epochs < 1 or recipe.batch_size < 1 or not 0 < recipe.learning_rate < math.inf:
         raise SetupError(f"{recipe}: epochs and batch size are at least 1, the learning rate is above 0")
+    if recipe.optimizer not in get_args(OptimizerName):
+        raise SetupError(f"method.optimizer={recipe.optimizer!r}: allowed are {', '.join(get_args(OptimizerName))}")
 
 
 def encoded(
@@ -108,15 +115,18 @@ def mean_loss(model: PreTrainedModel, texts: Sequence[Text], batch_size: int = 1
 
 
 @contextmanager
-def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Gradients for these parameters inside the block; afterwards none, and their saved bytes copied back."""
-    saved = [parameter.detach().clone() for parameter in parameters]
+def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
+    """Gradients for these parameters inside the block, which gets their saved bytes, on the CPU.
+
+    Afterwards there are no gradients, and the saved bytes are copied back.
+    """
+    saved = [parameter.detach().to("cpu", copy=True) for parameter in parameters]
     wanted = [parameter.requires_grad for parameter in parameters]
     try:
         with torch.inference_mode(False), torch.enable_grad():
             for parameter in parameters:
                 parameter.requires_grad_(True)
-            yield
+            yield saved
     finally:
         with torch.no_grad():
             for parameter, bytes_before, want in zip(parameters, saved, wanted, strict=True):
@@ -126,34 +136,71 @@ def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
 
 
 def gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
-    """Length of the gradient of a loss by these parameters, which keep no gradient."""
-    found = torch.autograd.grad(loss, list(parameters), allow_unused=True)
-    return math.sqrt(sum(float(one.double().square().sum()) for one in found if one is not None))
+    """Length of the gradient of a loss by these parameters, which keep no gradient.
+
+    Where they are float16, the loss is scaled, so that small gradients do not vanish, and less where large ones
+    overflow.
+    """
+    scale = LOSS_SCALE if any(one.dtype == torch.float16 for one in parameters) else 1.0
+    while True:
+        again = scale > 1
+        found = torch.autograd.grad(loss * scale, list(parameters), allow_unused=True, retain_graph=again)
+        length = math.sqrt(sum(float(one.double().square().sum()) for one in found if one is not None)) / scale
+        if math.isfinite(length) or not again:
+            return length
+        scale /= 2
 
 
-def change(parameters: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]) -> Artefact:
-    """What was added to each parameter, by name, as "change.<name>"."""
-    return {
-        f"change.{name}": (parameter.detach() - before[name]).cpu().contiguous()
-        for name, parameter in parameters.items()
-    }
+def change(parameters: Mapping[str, nn.Parameter], trained: Sequence[Tensor], before: Sequence[Tensor]) -> Artefact:
+    """What was added to each parameter, by name, as "change.<name>", on the CPU.
+
+    The difference is taken in fp32. Of a parameter of 16 bits it is kept in bfloat16, as large as the parameter itself:
+    that rounds it by at most a 256th, and a change is much smaller than its weight. float16 has too small a range.
+
+    trained: what each parameter has become (`train`). before: what it was, on the CPU.
+    """
+    found: Artefact = {}
+    for (name, parameter), now, then in zip(parameters.items(), trained, before, strict=True):
+        added = now.detach().cpu() - then.to(now.dtype)
+        found[f"change.{name}"] = (added.to(torch.bfloat16) if parameter.dtype in HALF else added).contiguous()
+    return found
 
 
 @contextmanager
 def changed(model: PreTrainedModel, artefact: Artefact, strength: float, method: str) -> Iterator[None]:
-    """Add strength times the artefact's changes inside the block. Raises SetupError for another model's artefact."""
-    new: dict[nn.Parameter, Tensor] = {}
+    """Add strength times the artefact's changes inside the block. Raises SetupError for another model's artefact.
+
+    The sum is made in fp32, and rounded once where the parameter has fewer bits.
+    """
     parameters = dict(model.named_parameters())
-    for name, added in artefact.items() if strength != 0 else ():
-        if not name.startswith("change."):
-            continue
-        parameter = parameters.get(name.removeprefix("change."))
-        if parameter is None or parameter.shape != added.shape:
-            raise SetupError(f"{method}: {name} {tuple(added.shape)} was not fitted on this model; fit it again")
-        check_materialised(model, [parameter])
-        new[parameter] = parameter.detach() + strength * added.to(parameter)
-    with edited(new):
+    with ExitStack() as stack:
+        for name, added in artefact.items() if strength != 0 else ():
+            if not name.startswith("change."):
+                continue
+            parameter = parameters.get(name.removeprefix("change."))
+            if parameter is None or parameter.shape != added.shape:
+                raise SetupError(f"{method}: {name} {tuple(added.shape)} was not fitted on this model; fit it again")
+            check_materialised(model, [parameter])
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            value = parameter.detach().to(wide) + strength * added.to(parameter.device, wide)
+            stack.enter_context(edited({parameter: value}))  # one by one: no second copy of all weights
         yield
+
+
+def foretold(
+    model: PreTrainedModel, trained: Sequence[nn.Parameter], recipe: Recipe, sets: Sequence[Sequence[Text]], what: str
+) -> int:
+    """Bytes that a training is going to take beyond the loaded model, which are printed first.
+
+    sets: texts of which each step reads a batch. Raises SetupError where a GPU cannot hold them.
+    """
+    batches = [(min(recipe.batch_size, len(texts)), max(len(text.tokens) for text in texts)) for texts in sets]
+    memory = training_memory(
+        model, trained, recipe.optimizer, batches, gradient_checkpointing=recipe.gradient_checkpointing
+    )
+    announce(memory, what, {one.device for one in model.parameters()})
+    on_the_cpu = all(one.device.type == "cpu" for one in trained)
+    return memory.peak - memory.weights + (memory.host if on_the_cpu else 0)
 
 
 def train(
@@ -164,51 +211,53 @@ def train(
     *,
     stage: str,
     penalty: Callable[[int], Tensor] | None = None,
-) -> list[float]:
-    """Minimise `completion_loss` (+ penalty of the step's number) over the parameters; the loss of each step.
+) -> list[Tensor]:
+    """Minimise `completion_loss` (+ penalty of the step's number) over the parameters.
+
+    Returns what each parameter has become: the parameter itself, or in fp32 where it has 16 bits (`Optimiser`).
 
     Under `methods.progress.checkpointing`, weights and optimiser are kept there as `stage` every half minute, and when
     the training is stopped; it goes on from where they were left, to the same bits.
     """
-    optimiser = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0, fused=True)
+    scaled = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    optimiser = Optimiser(parameters, recipe.optimizer, recipe.learning_rate, scaled=scaled)
     batches = recipe.batches(len(texts))
     folder = checkpoint_folder()
     kept = folder / f"{stage}.safetensors" if folder is not None else None
-    losses = _resume(kept, parameters, optimiser) if kept is not None and kept.exists() else []
-    state = _State(kept, parameters, optimiser, losses)
+    losses = _resume(kept, optimiser) if kept is not None and kept.exists() else []
+    state = _State(kept, optimiser, losses)
     try:
-        for step in range(len(losses), len(batches)):
-            for group in optimiser.param_groups:
-                group["lr"] = recipe.rate(step, len(batches))
-            loss = completion_loss(model, [texts[int(row)] for row in batches[step]])
-            total = loss if penalty is None else loss + penalty(step)
-            total.backward()  # type: ignore[no-untyped-call]
-            advance((STEP_COST - 1) * sum(len(texts[int(row)].tokens) for row in batches[step]))
-            with state.changing():
-                optimiser.step()
-                losses.append(float(loss.detach()))
-            optimiser.zero_grad()
-            if not math.isfinite(losses[-1]):
-                raise SetupError(f"the loss is {losses[-1]} after {step + 1} steps of {stage}; lower the learning rate")
-            if step + 1 == len(batches) or state.due:
-                state.keep()
+        with recomputed(model, recipe.gradient_checkpointing):
+            while (step := len(losses)) < len(batches):
+                loss = completion_loss(model, [texts[int(row)] for row in batches[step]])
+                total = loss if penalty is None else loss + penalty(step)
+                (total * optimiser.scale if scaled else total).backward()  # type: ignore[no-untyped-call]
+                advance((STEP_COST - 1) * sum(len(texts[int(row)].tokens) for row in batches[step]))
+                if not math.isfinite(value := float(loss.detach())) or optimiser.scale < 1:
+                    raise SetupError(_diverged(value, step, stage, scaled))
+                with state.changing():
+                    if optimiser.step(recipe.rate(step, len(batches))):
+                        losses.append(value)
+                if len(losses) == len(batches) or state.due:
+                    state.keep()
     except BaseException:  # a signal as well
         state.keep()
         raise
-    return losses
+    return optimiser.masters
+
+
+def _diverged(loss: float, step: int, stage: str, scaled: bool) -> str:
+    what = (
+        f"the loss is {loss} after {step} steps" if not math.isfinite(loss) else f"step {step} has no finite gradient"
+    )
+    return f"{what} of {stage}; lower the learning rate" + (", or set model.dtype=bfloat16" if scaled else "")
 
 
 class _State:
     """What a training has come to, kept in a file (None: nowhere) when it is due and when the training is stopped."""
 
-    def __init__(
-        self,
-        path: Path | None,
-        parameters: Sequence[nn.Parameter],
-        optimiser: torch.optim.Optimizer,
-        losses: list[float],
-    ) -> None:
-        self.path, self.parameters, self.optimiser, self.losses = path, parameters, optimiser, losses
+    def __init__(self, path: Path | None, optimiser: Optimiser, losses: list[float]) -> None:
+        self.path, self.optimiser, self.losses = path, optimiser, losses
         self.kept, self.whole = len(losses), True
         self.next = time.monotonic() + CHECKPOINT_EVERY_SECONDS
 
@@ -226,11 +275,11 @@ class _State:
 
     def keep(self) -> None:
         """Keep it, where there is something new and whole; a disk that refuses it does not stop the training."""
-        if self.path is None or not self.whole or len(self.losses) == self.kept or not math.isfinite(self.losses[-1]):
+        if self.path is None or not self.whole or len(self.losses) == self.kept:
             return
         began = time.monotonic()
         try:
-            _keep(self.path, self.parameters, self.optimiser, self.losses)
+            _keep(self.path, self.optimiser, self.losses)
         except OSError as error:
             print(f"warning: the training's state cannot be kept ({error}); it goes on without that", file=sys.stderr)
             self.path = None
@@ -239,14 +288,9 @@ class _State:
         self.next = time.monotonic() + max(CHECKPOINT_EVERY_SECONDS, took / CHECKPOINT_SHARE)
 
 
-def _keep(
-    path: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer, losses: list[float]
-) -> None:
+def _keep(path: Path, optimiser: Optimiser, losses: list[float]) -> None:
     """Write the state whole: to a file of its own beside it, then renamed; another process may do the same training."""
-    state: dict[str, Tensor] = {"losses": torch.tensor(losses, dtype=torch.float64)}
-    for number, parameter in enumerate(parameters):
-        state[f"{number}.weight"] = parameter.detach()
-        state |= {f"{number}.{name}": value for name, value in optimiser.state.get(parameter, {}).items()}
+    state = {"losses": torch.tensor(losses, dtype=torch.float64), **optimiser.state()}
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
     about = {"sha256": digest(whole), "of": f"{path.parent.name} {path.name}"}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -269,29 +313,23 @@ def digest(state: Mapping[str, Tensor]) -> str:
     return whole.hexdigest()
 
 
-def _resume(path: Path, parameters: Sequence[nn.Parameter], optimiser: torch.optim.Optimizer) -> list[float]:
+def _resume(path: Path, optimiser: Optimiser) -> list[float]:
     """Put a kept state back; the losses of the steps it has behind it.
 
     A file that is not what was kept here is set aside, with a warning, and the training begins anew: no losses.
     """
     try:
-        state = _kept(path, parameters)
+        state = _kept(path, optimiser.masters)
     except SetupError as error:
         aside = _set_aside(path)
         told = f"warning: {str(path)!r} {error}; it is set aside as {aside.name!r}, and the training begins anew"
         print(told, file=sys.stderr)
         return []
-    with torch.no_grad():
-        for number, parameter in enumerate(parameters):
-            parameter.copy_(state[f"{number}.weight"])
-            own = {name: state[f"{number}.{name}"].clone() for name in ("step", "exp_avg", "exp_avg_sq")
-                   if f"{number}.{name}" in state}  # fmt: skip
-            if own:
-                optimiser.state[parameter] = own
+    optimiser.restore(state)
     return [float(loss) for loss in state["losses"]]
 
 
-def _kept(path: Path, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
+def _kept(path: Path, weights: Sequence[Tensor]) -> dict[str, Tensor]:
     """The state in a file. Raises SetupError, which goes on from the file's name, for what was not kept here."""
     with reading(lambda error: SetupError(f"cannot be read ({type(error).__name__})")):
         state = load_file(path)
@@ -303,8 +341,9 @@ def _kept(path: Path, parameters: Sequence[nn.Parameter]) -> dict[str, Tensor]:
         raise SetupError("is not what was kept (its sha256 differs)")
     if told.get("of") != f"{path.parent.name} {path.name}":
         raise SetupError(f"is of another training, {told.get('of')!r}")
-    shapes = {f"{number}.weight": parameter.shape for number, parameter in enumerate(parameters)}
-    if "losses" not in state or any(name not in state or state[name].shape != shapes[name] for name in shapes):
+    shapes = {f"{number}.weight": (weight.shape, weight.dtype) for number, weight in enumerate(weights)}
+    kept = {name: (tensor.shape, tensor.dtype) for name, tensor in state.items()}
+    if "losses" not in state or any(kept.get(name) != shapes[name] for name in shapes):
         raise SetupError("is of a training of other weights")
     return state
 

@@ -39,10 +39,17 @@ def digest(parts: Any) -> str:
 
 
 def method_identity(method: "Method") -> dict[str, Any]:
-    """Name, version and hyper-parameters; not the grid of strengths, which changes which cell runs, not its numbers."""
+    """Name, version and hyper-parameters; not the grid of strengths, which changes which cell runs, not its numbers.
+
+    A hyper-parameter that the method has as `methods.base.later` is left out at its default.
+    """
     if not is_dataclass(method):
         raise TypeError(f"{type(method).__name__} is not a dataclass, so its hyper-parameters cannot be read")
-    parameters = {f.name: _plain(getattr(method, f.name)) for f in fields(method) if f.name != "strengths"}
+    parameters = {
+        f.name: _plain(value)
+        for f in fields(method)
+        if f.name != "strengths" and not ((value := getattr(method, f.name)) == f.default and f.metadata.get("later"))
+    }
     own = {"name": method.name, "version": method.version, "parameters": canonical(parameters)}
     return own | origin(method)
 

@@ -16,6 +16,8 @@ from bench.run import control
 from bench.run.parts import Parts
 from bench.suites.base import Split, Suite
 
+HALF = ("bfloat16", "float16")  # values of model.dtype
+
 
 class Names:
     """Identities and ids of one cell; each is worked out when it is first asked for.
@@ -55,9 +57,14 @@ class Names:
 
     @cached_property
     def method(self) -> dict[str, Any]:
-        """The method with its hyper-parameters; of a control that is no matter of the pairs, its draw too."""
+        """The method with its hyper-parameters; of a control that is no matter of the pairs, its draw too.
+
+        On a model of 16 bits the version of what is particular to it stands beside the method's own.
+        """
         own = identity.method_identity(self._parts.method)
         drawn = self._cfg.control is not None and control.how(self._parts.method) == "random rotation"
+        half = self._parts.method.half_version if self._cfg.model.dtype in HALF else 0
+        own |= {"half_version": half} if half else {}
         return own | ({"rotation_seed": int(self._cfg.control)} if drawn else {})
 
     @cached_property

@@ -21,8 +21,8 @@ from methods.errors import SetupError
 
 COUNTS = (
     "batch_size", "cells_per_job", "count", "dev_documents", "dev_k", "dev_limit", "dev_prompts", "documents", "epochs",
-    "k", "limit", "max_new_tokens", "max_tokens", "num_samples", "per_group", "prefix_words", "prompts", "rank", "threads",
-    "trials", "window", "alpha", "learning_rate", "vector_learning_rate", "perplexity_ratio", "norm",
+    "k", "limit", "max_new_tokens", "max_tokens", "num_samples", "per_group", "prefix_words", "prompts", "rank",
+    "threads", "trials", "window", "alpha", "learning_rate", "vector_learning_rate", "perplexity_ratio", "norm",
 )  # fmt: skip
 FROM_0 = (
     "skip", "skip_first", "fewshot", "min_steps", "vector_epochs", "kl_weight", "repetition_increase",

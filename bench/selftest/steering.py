@@ -153,6 +153,7 @@ def saved(subject: Subject) -> str:
     return "bit-equal logits from a fresh object, without the info.* facts"
 
 
+COPIES = 5  # of the model, in bytes: the copy, its saved bytes, gradients and changes, and masters and moments in fp32
 FEW = 2  # texts to train on in bfloat16, which is an order of magnitude slower where the CPU does not know it
 
 
@@ -170,8 +171,9 @@ def dtype(subject: Subject) -> str:
         raise Skipped("the model is bfloat16 already")
     device, size = subject.lm.device, sum(one.nbytes for one in subject.lm.model.parameters())
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
-    if free < 4 * size:
-        raise Skipped(f"a copy and its fit may take {4 * size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
+    needed = COPIES * size
+    if free < needed:
+        raise Skipped(f"a copy and its fit may take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free")
     low = replace(subject.lm, model=copy.deepcopy(subject.lm.model).to(torch.bfloat16))  # type: ignore[arg-type]
     before, unsteered = state(low.model), logits(low)
     learnt = subject.fit(low, _few(subject.data))

@@ -105,15 +105,14 @@ def test_the_adapter_off_is_the_base_bit_for_bit(lm):
 
 def test_stage_two_moves_the_backbone_and_not_the_vector(lm):
     weights = dict(lm.model.named_parameters())
-    before = {name: p.detach().clone() for name, p in weights.items()}
     with adapter(lm.model, 4, 16, 0) as lora:
         replace(METHOD, vector_epochs=2)._learn_the_harm(
             lm.model, lora, tokens(lm, HARMFUL), tokens(lm, Examples([""] * 3, BACKGROUND))
         )
         vector = digest(lora_parameters(lm.model).values())
-        with trainable(list(weights.values())):
-            train(lm.model, list(weights.values()), tokens(lm, USEFUL), METHOD.recipe, stage="x")
-            moved = change(weights, before)
+        with trainable(list(weights.values())) as saved:
+            trained = train(lm.model, list(weights.values()), tokens(lm, USEFUL), METHOD.recipe, stage="x")
+            moved = change(weights, trained, saved)
         assert digest(lora_parameters(lm.model).values()) == vector
         assert lora.peft_config
     assert all(float(tensor.abs().max()) > 0 for tensor in moved.values())

@@ -6,6 +6,9 @@ import pytest
 from bench.config.build import build
 from bench.config.compose import compose
 from bench.records.identity import canonical, digest, fit_id, method_identity, record_id, steering_identity
+from bench.run.names import Names
+from bench.run.parts import parts
+from methods.base import later
 
 CONF = Path(__file__).parents[2] / "conf" / "method"
 METHODS = {
@@ -70,3 +73,24 @@ def test_the_grid_of_strengths_is_no_part_of_a_fit():
 
     assert method_identity(Some()) == method_identity(Some(strengths=(3,)))
     assert method_identity(Some()) != method_identity(Some(layer=2))
+
+
+def test_an_option_that_came_later_is_in_no_id_at_its_default():
+    @dataclass(frozen=True)
+    class Some:
+        name = "some"
+        version = 1
+        layer: int = 1
+        later: bool = later(False)
+
+    assert method_identity(Some())["parameters"] == {"layer": 1}
+    assert method_identity(Some(later=True))["parameters"] == {"layer": 1, "later": True}
+
+
+@pytest.mark.parametrize(
+    ("method", "version"), [("finetune", 1), ("security_vector", 1), ("caa", None), ("stack", None)]
+)
+def test_only_what_trains_on_16_bits_has_another_id_there(method, version):
+    for dtype, found in (("float32", None), ("bfloat16", version), ("float16", version)):
+        cfg = compose([f"method={method}", "suite=rtp", f"model.dtype={dtype}"])
+        assert Names(cfg, parts(cfg), 1, str).method.get("half_version") == found

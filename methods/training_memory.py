@@ -1,0 +1,142 @@
+"""How much memory a training takes, before it takes it.
+
+Weights, masters, gradients and moments are counted. Activations are read off two short forwards of the model itself,
+whose saved tensors are added up, and scaled to the batch. That also works on a model without weights (device "meta").
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from methods import layout
+from methods.errors import SetupError
+from methods.optimiser import HALF, OptimizerName, moment_bytes
+from methods.recompute import recomputed
+
+LENGTHS = (16, 32)  # tokens of the two forwards that are measured; both end before any sliding window does
+STEP_COPIES = {"adamw": 0, "adafactor": 2}  # fp32 tensors of the largest weight's size that one step makes
+
+
+class TrainingMemory(NamedTuple):
+    """Bytes on the model's device; `host` is on the CPU, for the saved weights and for what was learnt."""
+
+    weights: int
+    masters: int
+    gradients: int
+    moments: int
+    activations: int
+    step: int  # what a step of the optimiser makes and drops
+    host: int
+
+    @property
+    def held(self) -> int:
+        """What is there at the end of every backward pass, counted exactly."""
+        return self.weights + self.masters + self.gradients + self.moments
+
+    @property
+    def peak(self) -> int:
+        """The most on the model's device."""
+        return self.held + max(self.activations, self.step)
+
+    def told(self, what: str) -> str:
+        """A line for whoever waits."""
+        parts = ", ".join(
+            f"{name} {readable(size)}" for name, size in self._asdict().items() if size and name != "host"
+        )
+        told = f"{what}: about {readable(self.peak)} of memory on the model's device ({parts})"
+        return f"{told}, and {readable(self.host)} on the CPU"
+
+
+def readable(size: float) -> str:
+    """Bytes with a unit, in three significant digits."""
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+def training_memory(
+    model: PreTrainedModel,
+    trained: Sequence[nn.Parameter],
+    optimizer: OptimizerName,
+    batches: Sequence[tuple[int, int]],
+    *,
+    gradient_checkpointing: bool = False,
+) -> TrainingMemory:
+    """What a step takes. `trained` have to want their gradients already, and no other parameter any.
+
+    batches: rows and tokens a row of each batch that is read in one step.
+    """
+    half = [one for one in trained if one.dtype in HALF]
+    largest = max(one.numel() for one in trained)
+    return TrainingMemory(
+        weights=sum(one.nbytes for one in (*model.parameters(), *model.buffers())),
+        masters=sum(4 * one.numel() for one in half),
+        gradients=sum(one.nbytes for one in trained),
+        moments=sum(moment_bytes(optimizer, one.shape) for one in trained),
+        activations=sum(activation_bytes(model, *batch, gradient_checkpointing) for batch in batches),
+        step=4 * (STEP_COPIES[optimizer] + bool(half)) * largest,  # of a master the gradient in fp32 as well
+        host=2 * sum(one.nbytes for one in trained),
+    )
+
+
+def activation_bytes(model: PreTrainedModel, rows: int, tokens: int, gradient_checkpointing: bool = False) -> int:
+    """What a backward pass over `rows` texts of `tokens` tokens needs to find, and what it makes of the logits.
+
+    Within a text it grows as a tokens + b tokens^2; the second part is of attention, where that keeps its weights.
+    """
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    logits = tokens * vocabulary * (4 + 2 * model.dtype.itemsize)  # their gradients: in fp32, and twice in the model's
+    saved = _scaled(_saved(model, LENGTHS[0]), _saved(model, LENGTHS[1]), tokens)
+    if not gradient_checkpointing:
+        return round(rows * (saved + logits))
+    with recomputed(model):
+        kept = _scaled(_saved(model, LENGTHS[0]), _saved(model, LENGTHS[1]), tokens)
+    block = (saved - kept) / len(layout.blocks(model))  # one at a time is computed again, when the logits are gone
+    return round(rows * (kept + max(block, logits)))
+
+
+def _scaled(short: float, long: float, tokens: int) -> float:
+    """The value at `tokens` of the a t + b t^2 that goes through what was found at LENGTHS."""
+    first, second = LENGTHS
+    quadratic = max(0.0, (long / second - short / first) / (second - first))
+    return tokens * (short / first + quadratic * (tokens - first))
+
+
+def _saved(model: PreTrainedModel, tokens: int) -> int:
+    """Bytes that a forward of one text keeps for the backward pass, its parameters left out."""
+    weights = {_storage(one) for one in (*model.parameters(), *model.buffers())}
+    found: dict[int, int] = {}  # by storage, which several saved tensors may share
+
+    def keep(tensor: Tensor) -> Tensor:
+        if _storage(tensor) not in weights:
+            found[_storage(tensor)] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
+    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(input_ids=ids, use_cache=False).logits[0]
+        loss = functional.cross_entropy(logits[:-1].float(), ids[0, 1:])
+        del loss
+    return sum(found.values())
+
+
+def _storage(tensor: Tensor) -> int:
+    """What tells a tensor's storage from others, also on the device "meta", where no tensor has an address."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def announce(memory: TrainingMemory, what: str, devices: set[torch.device]) -> None:
+    """Print what a training takes. Raises SetupError where a GPU cannot hold what is counted exactly."""
+    print(memory.told(what), file=sys.stderr)
+    if any(device.type != "cuda" for device in devices):
+        return
+    there = sum(torch.cuda.get_device_properties(device).total_memory for device in devices)
+    if memory.held > there:
+        raise SetupError(
+            f"{what} takes {readable(memory.held)} besides its activations, and the GPU has {readable(there)}; set "
+            "method.optimizer=adafactor, model.dtype=bfloat16, or take a smaller model"
+        )
