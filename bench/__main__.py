@@ -33,18 +33,22 @@ def all_cached(cells: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if command.asks_help(given):
+        return command.run(_help, given)
+    if "--version" in given:
+        return command.run(command.show_versions)
     multirun = bool({"-m", "--multirun"} & set(given))
     overrides = [argument for argument in given if argument not in ("-m", "--multirun")]
-    if command.asks_help(given):
-        return command.run(_help)
     sweep = Sweep()
     return command.run(sweep.run, overrides, multirun, stopped=sweep.kept)
 
 
-def _help() -> None:
+def _help(given: Sequence[str]) -> None:
+    """Print the page that `--help [all|GROUP]` asks for."""
     from bench.config import folders, help, plugins
 
-    help.show(folders.folder(), plugins.installed(folders.folder()))
+    words = [one for one in given if not one.startswith("-") and "=" not in one]
+    help.show(folders.folder(), plugins.installed(folders.folder()), words[0] if words else None)
 
 
 class Sweep:
@@ -67,7 +71,7 @@ class Sweep:
         from bench.config import command_line, compose
         from bench.run import finished, validate
 
-        overrides, printed = command_line.without_cfg(overrides)
+        overrides, printed = command_line.without_cfg(command_line.with_results(overrides))
         if not printed and (known := finished.known(overrides, multirun)) is not None:
             self.results, cells = known
             console.print(all_cached(cells))

@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show_help() -> None:
     """Print the command and its options."""
     out, prog = command.overview(), command.called("rescore")
-    own = "scorer=[...] [runtime.results=FOLDER] [scorer.NAME.OPTION=...] [runtime.mirror=FOLDER]"
+    own = "scorer=[...] [--results FOLDER] [scorer.NAME.OPTION=...] [runtime.mirror=FOLDER]"
     out.print(terminal(prog, "bold"), terminal(own, "italic"))
     out.print(
         "\n  Judges the continuations under runs/generations by these scorers and writes a record for each suite and"
         "\n  cell, as if the run had named them; the records that are there stay. Then the leaderboard is rebuilt."
-        "\n  Suites that do not judge continuations are left alone.\n"
+        "\n  Suites that do not judge continuations are left alone. --results FOLDER is runtime.results=FOLDER.\n"
         f"\n  {prog} scorer=[profanity_check,lexicon,detoxify]",
         markup=False,  # the list of scorers is in brackets
         highlight=False,
@@ -53,12 +53,14 @@ def show_help() -> None:
 
 
 def _run(given: Sequence[str]) -> int:
+    from bench.config import command_line
     from bench.console.progress import Bar
     from bench.leaderboard import build
     from bench.leaderboard import terminal as printed
     from bench.records.table import read_records
     from bench.run import validate
 
+    given = command_line.with_results(given)
     if not any(one.startswith("scorer=") for one in given):
         raise SetupError("name the scorers: scorer=[profanity_check,lexicon]; see --help")
     first = next(one for one in given if one.startswith("scorer=")).partition("=")[2].strip("[]").split(",")[0]

@@ -41,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         return _guarded(show_help)
+    if given[0] == "--version":
+        return _guarded(_show_versions)
     if given[0] not in COMMANDS:
         return _guarded(_unknown, given[0])
     module = importlib.import_module(f"bench.{COMMANDS[given[0]].module}")
@@ -68,7 +70,13 @@ def show_help() -> None:
     print("steerbench COMMAND ...   compare ways of steering a language model\n")
     for name, one in COMMANDS.items():
         print(f"  {name:{longest}}  {one.about}")
-    print("\n`steerbench COMMAND --help` has the options of each.")
+    print("\n`steerbench COMMAND --help` has the options of each; `steerbench --version` has the versions.")
+
+
+def _show_versions() -> None:
+    from bench.console import command
+
+    command.show_versions()
 
 
 def _unknown(name: str) -> int:

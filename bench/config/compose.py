@@ -108,7 +108,7 @@ def _set(cfg: DictConfig, one: Override) -> None:
     try:
         OmegaConf.update(cfg, one.key_or_group, one.value(), merge=True, force_add=True)
     except OmegaConfBaseException as error:
-        raise SetupError(f"Error merging override {one.input_line}; --help lists what can be set") from error
+        raise SetupError(f"Error merging override {one.input_line}; --help all lists what can be set") from error
     except SLIPS as error:
         raise SetupError(f"{one.input_line}: Hydra cannot read this ({type(error).__name__}: {error})") from error
 
@@ -142,7 +142,7 @@ def _composed_once(
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise SetupError(
-            f"{(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')}; --help lists what can be set"
+            f"{(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')}; --help all lists what can be set"
         ) from error
     except SLIPS as error:
         raise SetupError(f"{' '.join(own)}: Hydra cannot read this ({type(error).__name__}: {error})") from error

@@ -76,7 +76,8 @@ def show_help() -> None:
         "\n  strength=NUMBER   in the method's own unit; a record of the leaderboard names the one that was chosen"
         "\n  format=...        one of the table below"
         "\n  output=...        folder or file to write; default: under the results folder, in exports"
-        "\n  overwrite=true    replace an earlier export\n"
+        "\n  overwrite=true    replace an earlier export"
+        "\n  --results FOLDER  the results folder, as runtime.results=FOLDER\n"
     )
     table = Table("format", "writes", "can hold", "read by", box=None, padding=(0, 2))
     for name, one in FORMATS.items():
@@ -114,12 +115,12 @@ def _run(given: Sequence[str]) -> None:
 
 def _cell(overrides: Sequence[str]) -> "Cell":
     """The one cell that the command line names, checked."""
-    from bench.config import compose
+    from bench.config import command_line, compose
     from bench.run import validate
 
     if {"-m", "--multirun"} & set(overrides):
         raise SetupError("an export is of one method at one strength; leave -m away and run it once for each")
-    jobs = compose.jobs(overrides, multirun=True)
+    jobs = compose.jobs(command_line.with_results(overrides), multirun=True)
     if len(jobs) > 1:
         raise SetupError(
             f"this names {len(jobs)} cells; an export is of one method at one strength, so run it once for each"

@@ -116,7 +116,8 @@ def show_help() -> None:
     out.print(
         "\n  Holds a method on a model against what every method promises. It learns from a few neutral sentences that"
         f"\n  come with the program, so no data is fetched. Keys are those of {run} (method.layer=...).\n"
-        "\n  strength=NUMBER   that the checks steer with; default: the strongest of the method's grid\n"
+        "\n  strength=NUMBER   that the checks steer with; default: the strongest of the method's grid"
+        "\n  --results FOLDER  the results folder, as runtime.results=FOLDER; nothing is written there\n"
     )
     table = Table("check", "what is promised", box=None, padding=(0, 2))
     for check in checks():
@@ -131,12 +132,12 @@ def show_help() -> None:
 
 
 def _run(given: Sequence[str]) -> int:
-    from bench.config import compose
+    from bench.config import command_line, compose
     from bench.run import validate
 
     if {"-m", "--multirun"} & set(given):
         raise SetupError("a self-test is of one method on one model; leave -m away and run it once for each")
-    jobs = compose.jobs(given, multirun=True)
+    jobs = compose.jobs(command_line.with_results(given), multirun=True)
     if len(jobs) > 1:
         raise SetupError(f"this names {len(jobs)} cells; a self-test is of one, so run it once for each")
     (cfg,) = validate.validate_all(jobs)

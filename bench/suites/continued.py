@@ -192,7 +192,7 @@ class Judged(Continued):
         if not self.judges:
             given = ",".join(scorer.name for scorer in self.scorers)
             raise SetupError(
-                f"suite.{self.name} needs a scorer of {self.reads}; of scorer=[{given}] none is; see --help"
+                f"suite.{self.name} needs a scorer of {self.reads}; of scorer=[{given}] none is; see --help scorer"
             )
 
     def ask(self, lm: LM, split: Split) -> Answers[list[Block]]:
