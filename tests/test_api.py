@@ -230,7 +230,7 @@ def test_compare_says_what_the_leaderboard_says():
     }, "the control is no hypothesis"
 
 
-def test_compare_picks_methods_and_metric_without_another_correction(some_methods):
+def test_compare_picks_rows_without_another_correction(some_methods):
     every, some = compare(some_methods), compare(some_methods, "caa", "detox")
     assert some["method"].tolist() == ["caa", "detox"]
     assert some.equals(every[every["method"].isin(["caa", "detox"])].reset_index(drop=True))

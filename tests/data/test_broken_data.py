@@ -343,7 +343,7 @@ def test_a_broken_copy_is_set_aside_and_made_again(cache, kind, sealed, capfd): 
 
 @pytest.mark.every(6)
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_broken_copy_without_seal_and_wheel_is_set_aside_and_named(cache, kind, capfd):  # noqa: F811
+def test_a_broken_copy_without_seal_or_wheel_is_set_aside(cache, kind, capfd):  # noqa: F811
     made = converted(PIQA, cache, offline=True)[0]
     (made / SEAL).unlink()
     shutil.rmtree(cache / "wheels")

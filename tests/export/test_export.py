@@ -128,7 +128,7 @@ def drawn(lm_width=36, seed=0):
 
 
 @pytest.mark.parametrize("architecture", list(tiny.CONFIGS))
-def test_vectors_are_read_to_the_bit_at_the_block_that_writes_them(architecture):
+def test_vectors_are_bit_equal_at_the_block_that_writes_them(architecture):
     width = layout.width(tiny_lm(architecture).model)
     one, two, three = (drawn(width, seed) for seed in range(3))
     method = hooks(
@@ -179,7 +179,7 @@ BEYOND = {
 
 
 @pytest.mark.parametrize("case", list(BEYOND))
-def test_what_no_file_can_hold_is_refused_by_every_format_with_its_reason(case):
+def test_what_no_file_can_hold_is_refused_with_its_reason(case):
     method, reason = BEYOND[case]
     effect = found(method)
     assert effect.beyond is not None and reason in effect.beyond
@@ -196,7 +196,7 @@ def test_measuring_leaves_no_trace():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
 
 
-def test_edited_weights_and_vectors_together_are_a_bias_export_alone(world):
+def test_weights_and_vectors_together_need_a_bias_export(world):
     lm = fresh(world, "llama")
     detox = DeTox()
     artefact = detox.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS))
@@ -328,7 +328,7 @@ def test_no_room_for_a_bias_names_other_formats(config):
         bias.new_biases(model, {1: torch.zeros(16)})
 
 
-def test_a_block_that_ends_with_a_norm_is_found_out_and_nothing_written(world, tmp_path, capsys):
+def test_a_block_that_ends_with_a_norm_is_not_exported(world, tmp_path, capsys):
     config = copy.deepcopy(tiny.CONFIGS["opt"])
     assert isinstance(config, OPTConfig)
     config.do_layer_norm_before = False  # as OPT-350m: the norm comes after the MLP has written
@@ -479,7 +479,7 @@ def test_our_own_methods_that_no_format_holds(case, architecture):
             check_holds(effect, name, case)
 
 
-def test_an_export_is_not_replaced_unless_told_and_nothing_else_ever(world, tmp_path, capsys):
+def test_only_an_export_is_replaced_and_only_if_asked(world, tmp_path, capsys):
     output = tmp_path / "out"
     settings = ["method=detox", "strength=1", "format=checkpoint", f"output={output}"]
     assert export(world, "llama", *settings) == 0

@@ -130,7 +130,7 @@ def test_padding_may_be_anything():
     handle.remove()
 
 
-def test_decoding_time_steering_may_forbid_tokens_but_not_ask_for_them():
+def test_decoding_steering_may_forbid_tokens_not_force_them():
     def forbid(logits):
         return logits.index_fill(-1, torch.tensor([9]), -math.inf)
 

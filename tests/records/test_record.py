@@ -296,7 +296,7 @@ def test_what_this_version_does_not_know_survives_a_change(tmp_path):
     assert faster.to_json()["cost"] == {"relative_speed": 2, "watts": 5}
 
 
-def test_a_fresh_record_says_null_where_a_field_must_be_and_nothing_where_it_may():
+def test_a_fresh_record_writes_null_for_required_fields_only():
     one = of(FACTS)
     fresh = replace(one, stored={}, seed=Seeds(fit=None, sample=1), method=replace(one.method, stored={}))
     written = fresh.to_json()

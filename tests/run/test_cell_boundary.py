@@ -153,7 +153,7 @@ def never(*_: object, **__: object) -> None:
     raise AssertionError("weights were loaded")
 
 
-def test_an_unknown_architecture_fails_before_the_unsteered_hours(world, unknown, tmp_path, monkeypatch, capsys):
+def test_an_unknown_architecture_fails_before_any_cell_runs(world, unknown, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cell, "load_lm", never)
     given = arguments(world, tmp_path, "method=unsteered,caa")
     assert main(given) == 2

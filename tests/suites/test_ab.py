@@ -162,7 +162,7 @@ def test_a_prefix_stands_before_every_question(sources):
     assert any(one == pytest.approx(a / (a + b), abs=1e-5) for one in found.scores["probability"])
 
 
-def test_a_template_that_ends_in_a_line_break_is_followed_by_the_bracket_itself(sources, monkeypatch):
+def test_the_bracket_follows_a_template_with_a_line_break(sources, monkeypatch):
     lm = chat_lm(
         template="{% for m in messages %}{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '\\n>\\n' }}{% endif %}"
