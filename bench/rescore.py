@@ -80,18 +80,18 @@ def _run(given: Sequence[str]) -> int:
         raise SetupError(f"{results}/runs holds no record of a suite that judges continuations; compute some first")
     due = [one for one in rescored.values() if not one.is_known]
     lost = 0
-    with Bar({one.id: float(one.texts) for one in due}) as bar:
+    with Bar({f"{one.suite.name} {one.id}": float(one.texts) for one in due}) as bar:
         for one in due:
             with (
                 telling(one.about.id) as told,
-                bar.stage(one.id, f"{one.about.method.name} · {one.suite.name}"),
+                bar.stage(f"{one.suite.name} {one.id}", f"{one.about.method.name} · {one.suite.name}"),
             ):
                 one.write()
             lost += len(told)
-    console.print(f"{len(due) - lost} results judged anew, {len(rescored) - len(due)} were known")
+    console.print(f"{len(due) - lost} results judged, {len(rescored) - len(due)} were judged already")
     failed += lost
     if failed and len(rescored) == lost:
-        raise SetupError(f"none of {failed} records could be judged again; see the lines above")
+        raise SetupError(f"none of {failed} records could be judged; see the lines above")
     printed.show(printed.shown(build.rebuild(results)))
     return 1 if failed else 0
 
@@ -194,14 +194,14 @@ class Rescored:
 
     @property
     def is_known(self) -> bool:
-        """There is such a record, whoever made it."""
+        """Whether such a record is stored already."""
         from bench.records import record
 
         return record.read(self.folder / self.id) is not None
 
     @property
     def texts(self) -> int:
-        """How many are judged."""
+        """The number of texts to judge."""
         return int(self.suite.facts("test")["texts"])
 
     def write(self) -> None:

@@ -56,7 +56,7 @@ def test_constructors_set_nothing_and_the_plan_is_what_runs(world, tmp_path, com
     assert torch.get_num_threads() == found
     planned = [plan(cell) for cell in sweep]
     ids = [cell.names.record_id(cell.parts.suites["rtp"], "test", 0.0) for cell in sweep]
-    assert len(set(ids)) == 3 and [list(one) for one in planned] == [[one] for one in ids]
+    assert len(set(ids)) == 3 and [list(one) for one in planned] == [[f"rtp {one}"] for one in ids]
     results = [run_cell(cell)[0] for cell in sweep]
     assert [one.id for one in results] == ids and [one for one, _ in computed_with] == [3, found, 2]
     assert [plan(cell) for cell in cells(world, tmp_path, 3, "null", 2)] == [{}, {}, {}]
