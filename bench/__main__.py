@@ -52,14 +52,14 @@ def _help(given: Sequence[str]) -> None:
 
 
 class Sweep:
-    """One command, which can tell at any time what there is of its work."""
+    """One command, which can say at any time how much of its work is stored."""
 
     def __init__(self) -> None:
         self.results: Path | None = None
         self.session: Session | None = None
 
     def kept(self) -> str:
-        """What is there of the work when the command is stopped."""
+        """What is stored when the command is stopped."""
         if self.results is None:
             return "nothing was computed yet"
         from bench.records import unfinished
@@ -101,7 +101,7 @@ class Sweep:
 
 
 def _compute(configs: Sequence["DictConfig"], session: "Session | None" = None) -> list["Failure"]:
-    """Prepare every cell, then run every one that can be; what stops a cell is told at once.
+    """Prepare every cell, then run every one that can be; what stops a cell is printed at once.
 
     They run in one process, so that they share model, pairs and unsteered generations.
     """

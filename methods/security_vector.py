@@ -84,7 +84,7 @@ class SecurityVector(Method):
         return Recipe(self.vector_learning_rate, self.vector_epochs, self.batch_size, self.seed)
 
     def passes(self) -> float:
-        """Most of the data is the user's."""
+        """The passes of stage 2, since most of the data is the user's."""
         return STEP_COST * self.epochs + 3
 
     def check(self, model: PreTrainedModel) -> None:

@@ -194,7 +194,7 @@ def test_a_list_of_methods_and_no_metric_are_told(some_methods):
         compare(some_methods, ["caa"])
     with pytest.raises(SetupError, match="metric ''"):
         compare(some_methods, metric="")
-    with pytest.raises(SetupError, match="/nope/runs/records is no folder"):
+    with pytest.raises(SetupError, match="/nope/runs/records is not a folder"):
         collect("/nope")
 
 

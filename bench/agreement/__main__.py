@@ -121,7 +121,7 @@ def midranks(values: Array) -> Array:
 
 
 def configured(overrides: Sequence[str]) -> Any:
-    """The config; without scorer=... it holds every scorer that has all it needs to be tried. Raises SetupError."""
+    """The config; without scorer=... it has every scorer whose requirements are installed. Raises SetupError."""
     from bench.config import compose, folders
     from bench.run import validate
 
@@ -208,7 +208,7 @@ def brief(error: SetupError) -> str:
 
 
 def judged(scorer: "Scorer", texts: Sequence[str]) -> Array:
-    """(N,) scores, NaN where unscored."""
+    """The scores (N,), NaN where unscored."""
     from methods.progress import advance
 
     found: list[float | None] = []

@@ -27,7 +27,7 @@ FLAGS = {
     ("--package", "-p"): "a part of a config is not printed; --cfg job prints all of it",
     ("--info", "-i"): "--help all lists every option here, and --cfg job prints the config of every cell",
     ("--hydra-help",): "Hydra's own options are not known here; --help all lists those that are",
-    ("--version",): "the versions are told by steerbench --version or python -m bench --version",
+    ("--version",): "steerbench --version or python -m bench --version prints the versions",
     ("--run", "-r"): "a command runs anyway; leave it out",
     ("--experimental-rerun",): "the same command again computes what is missing; leave it out",
     ("--config-name", "-cn"): f"a config of your own is an experiment: {NAMED}=[FOLDER] experiment=NAME",
@@ -38,7 +38,7 @@ FLAGS = {
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
-    """Raises SetupError for each argument that is no override, with the way to write it where there is one."""
+    """Raises SetupError for each argument that is not an override, with the way to write it where there is one."""
     found, problems, left = list[Override](), list[str](), old_spellings.arguments(arguments)
     while left:
         argument = left.pop(0)
@@ -79,7 +79,7 @@ def _unreadable(argument: str) -> str:
     if not argument.strip():
         return f"{argument!r}: an argument is empty, as a variable of the shell without a value is; leave it out"
     if any("\ud800" <= one <= "\udfff" for one in argument):
-        return f"{told}: it has bytes that are no UTF-8; give the file another name"
+        return f"{told}: it has bytes that are not UTF-8; give the file another name"
     if not equals and key.partition(".")[0] in top_keys():
         return f"{told}: it has no value; {WRITE}"
     several = re.split(r"[,\s]+(?=[+~]*[\w./@]+=)", argument)

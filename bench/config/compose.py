@@ -40,7 +40,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def cell(overrides: Sequence[str]) -> tuple[DictConfig, Experiment]:
-    """As `compose`, with what the YAML of the config's experiment says of the experiment itself."""
+    """The config as `compose` gives it, and what the experiment's YAML says of the experiment as a whole."""
     cfg, experiment, reference, added, named = _compared(overrides)
     if problems := keys.unknown_keys(cfg, reference(), added):
         raise SetupError("\n".join(problems))
@@ -126,7 +126,7 @@ def _composed(own: Sequence[str], named: tuple[str, ...]) -> tuple[DictConfig, d
 
 
 SLIPS = (AssertionError, ValueError, TypeError, AttributeError, RecursionError)
-"""What Hydra and OmegaConf stumble over in place of an error of theirs."""
+"""Errors that Hydra and OmegaConf raise by accident, besides their own."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -210,7 +210,7 @@ def _wrong_entries(file: Path, group: str, available: Mapping[str, Sequence[str]
 
 
 def _named(parsed: Sequence[Override]) -> tuple[str, ...]:
-    """The folders of YAML files that a command line names. Raises SetupError for what is no folder."""
+    """The folders of YAML files that a command line names. Raises SetupError for what is not a folder."""
     given = [one.value() for one in parsed if one.key_or_group == NAMED]
     found = []
     for place in given[-1] if given and isinstance(given[-1], list) else given[-1:]:

@@ -1,4 +1,4 @@
-"""What every command does alike: errors and Ctrl-C become one message and an exit code, never a traceback."""
+"""What all commands share: parsers, and errors and Ctrl-C that become a message and an exit code, not a traceback."""
 
 import argparse
 import atexit
@@ -17,7 +17,7 @@ from bench.console.escape import terminal, visible
 from methods.errors import SetupError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-"""For whatever is told beside the result itself."""
+"""Prints messages to stderr, so that stdout holds the result alone."""
 OVERVIEW_WIDTH = 120
 """Columns of a help page that goes to a file or a pipe."""
 
@@ -127,7 +127,7 @@ def run(
 
 
 def _told(error: BaseException) -> int:
-    """Say what ended the work; returns the exit code. Raises the error again where it is a defect."""
+    """Print what ended the work and return the exit code. Re-raises an error that is a defect of the program."""
     if isinstance(error, SetupError):
         complain(str(error))
         return 2
@@ -145,7 +145,7 @@ def _told(error: BaseException) -> int:
 
 
 def _standard_streams() -> None:
-    """Where one is closed, what is printed goes nowhere."""
+    """Replace a closed stream by one that discards what is printed."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for the rest of the process
@@ -179,7 +179,7 @@ def refused(error: OSError) -> str:
 
 
 def asks_help(arguments: list[str]) -> bool:
-    """For commands whose arguments are key=value: they are not argparse's."""
+    """Whether a command whose arguments are key=value, without argparse, should print its help."""
     return not arguments or bool({"-h", "--help"} & set(arguments))
 
 
@@ -195,5 +195,5 @@ def show_versions() -> None:
 
 
 def overview() -> Console:
-    """Where a help page is printed."""
+    """The console that help pages are printed to."""
     return Console(width=None if Console().is_terminal else OVERVIEW_WIDTH, highlight=False)

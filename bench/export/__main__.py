@@ -40,7 +40,7 @@ class Format(NamedTuple):
     holds: str
 
     def takes(self, effect: "Effect") -> bool:
-        """It can hold all of what the method does."""
+        """Whether this format can hold all that the method does."""
         return (self.weights or not effect.weights) and (self.vectors or not effect.vectors)
 
 
@@ -119,11 +119,11 @@ def _cell(overrides: Sequence[str]) -> "Cell":
     from bench.run import validate
 
     if {"-m", "--multirun"} & set(overrides):
-        raise SetupError("an export is of one method at one strength; leave -m away and run it once for each")
+        raise SetupError("an export holds one method at one strength; leave out -m and run it once for each")
     jobs = compose.jobs(command_line.with_results(overrides), multirun=True)
     if len(jobs) > 1:
         raise SetupError(
-            f"this names {len(jobs)} cells; an export is of one method at one strength, so run it once for each"
+            f"this names {len(jobs)} cells; an export holds one method at one strength, so run it once for each"
         )
     (cfg,) = validate.validate_all(jobs)
     if not isinstance(cfg.strength, int | float) or cfg.strength == 0:
@@ -148,7 +148,7 @@ def _default(cell: "Cell", name: str) -> Path:
 
 
 def _facts_file(target: Path, name: str) -> Path:
-    """Where the facts stand: in the folder, or beside the file."""
+    """The path of the facts: in the folder, or beside the file."""
     return target.with_name(f"{target.name}.json") if FORMATS[name].suffix else target / FACTS
 
 
@@ -162,13 +162,11 @@ def check_target(target: Path, name: str, *, overwrite: bool) -> None:
     if not overwrite:
         raise SetupError(f"{target} is there already; set overwrite=true to replace it, or choose another output=...")
     if target.is_dir() == bool(suffix) or not _facts_file(target, name).is_file():
-        raise SetupError(
-            f"{target} is no {name} export of this program, so overwrite=true leaves it alone; choose another"
-        )
+        raise SetupError(f"{target} is not a {name} export of this program, so overwrite=true keeps it; choose another")
 
 
 def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
-    """Fit where that is to be done, measure, write; returns the facts."""
+    """Fit if needed, measure the effect, and write the export; returns the facts."""
     from bench.console.progress import Bar
     from bench.export.effect import Steered, measure
     from bench.files import atomic
@@ -246,7 +244,7 @@ def _quoted(name: str) -> str:
 
 
 def _readme(facts: dict[str, Any], use: str) -> str:
-    """What a person who finds the folder wants to know."""
+    """The README of an exported folder."""
     method, base = facts["method"], facts["base"]
     read = " and ".join(code(f"{name}: {base[name]}") for name in ("bos", "chat"))
     return f"""# {markdown(base["name"])} steered by {markdown(method["name"])}

@@ -308,7 +308,7 @@ def test_scorers_that_are_not_to_be_had_are_named(where, tmp_path, capsys, monke
     assert scorers == {"profanity_check", "lexicon", "vader"}
     for name, why in (
         ("detoxify", "scorer.detoxify.sha256 has no value"),
-        ("toxigen_roberta", "revision=main is no commit"),
+        ("toxigen_roberta", "revision=main is not a commit"),
         ("refusal_prefixes", "no set of labelled texts for refusal"),
     ):
         assert f"skipped {name}: " in shown and why in shown

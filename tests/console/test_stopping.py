@@ -264,4 +264,4 @@ def test_a_file_in_the_place_of_a_folder_of_results(name, world, tmp_path, capsy
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / name).write_text("")
     assert main(arguments(world, tmp_path, "method=unsteered", "suite=[rtp]")) == 2
-    assert f"{tmp_path / 'runs' / name} is no folder" in capsys.readouterr().err
+    assert f"{tmp_path / 'runs' / name} is not a folder" in capsys.readouterr().err

@@ -314,7 +314,7 @@ def test_a_file_in_the_place_of_a_folder_of_views_is_set_aside(tmp_path, capsys,
     place.write_text("x")
     sources_module._locate.cache_clear()
     assert len(own.load(PIQA, None, "validation")) == len(ROWS)
-    assert f"{place} is no folder; it is set aside as" in capsys.readouterr().err
+    assert f"{place} is not a folder; it is set aside as" in capsys.readouterr().err
     assert place.with_name(f".{place.name}.damaged").read_text() == "x"
 
 

@@ -308,7 +308,7 @@ def test_ids_name_the_examples_and_zero_shot_ids_stay(tmp_path):
     assert {key for key, value in zero.items() if value is not None} == {
         "version", "source", "documents", "ordered_by",
     }  # fmt: skip
-    assert zero == tasks("b", ("validation", "test"), 0)  # which examples there would be is no part of it
+    assert zero == tasks("b", ("validation", "test"), 0)  # which examples there would be is not part of it
     few = [tasks(f"few {i}", there, 1) for i, there in enumerate((("train", "test"), ("validation", "test")))]
     few.append(tasks("few 2", ("train", "test"), 1, train="elsewhere"))
     assert len({one["examples"] for one in few}) == 3

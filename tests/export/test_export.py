@@ -415,7 +415,7 @@ def test_gguf_has_no_block_0(world, tmp_path, capsys):
         (["method=caa", "format=gguf"], "strength=auto: an export needs a number other than 0"),
         (["method=caa", "strength=0", "format=gguf"], "strength=0: an export needs a number other than 0"),
         (["method=caa", "strength=2", "format=gguf", "overwrite=yes"], "overwrite=yes: allowed are true, false"),
-        (["-m", "method=caa", "strength=1,2", "format=gguf"], "leave -m away"),
+        (["-m", "method=caa", "strength=1,2", "format=gguf"], "leave out -m"),
         (["method=caa", "strength=1,2", "format=gguf"], "this names 2 cells"),
         (["method=caa", "strength=2", "format=gguf", "output=v.bin"], "a name that ends in .gguf"),
         (["method=caa", "strength=2", "format=gguf"], "only from the end of the prompt on, and what is exported acts "
@@ -446,7 +446,7 @@ def test_a_spoilt_artefact_is_set_aside_and_fitted_again(world, tmp_path, capsys
     torch.save(good, pickled)
     spoilt = {
         f"{key} has entries that are not finite": save({key: vector * torch.nan}),
-        "is no safetensors file": pickled.getvalue(),
+        "is not a safetensors file": pickled.getvalue(),
         "does not hold the tensors that its fit.json tells of": save({key: vector[:32].clone(), **facts}),
         f"an artefact with layers.9.direction and without {key} was not": save({"layers.9.direction": vector, **facts}),
     }
@@ -493,7 +493,7 @@ def test_only_an_export_is_replaced_and_only_if_asked(world, tmp_path, capsys):
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     elsewhere = [*settings[:-1], f"output={tmp_path / 'mine'}", "overwrite=true"]
     assert export(world, "llama", *elsewhere) == 2
-    assert "is no checkpoint export" in capsys.readouterr().err
+    assert "is not a checkpoint export" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 

@@ -111,7 +111,7 @@ def test_identity_is_the_recipe_and_changes_with_each_setting(sources, tmp_path)
     seen.append(ABPairs(sources=make_caa(tmp_path / "changed", changed)).identity())
     texts = [json.dumps(one, sort_keys=True) for one in seen]
     assert len(set(texts)) == 5 and str(tmp_path) not in "".join(texts)
-    other = {**ROWS, ("sycophancy", "test_ab"): []}  # what is not read is no part of it
+    other = {**ROWS, ("sycophancy", "test_ab"): []}  # what is not read is not part of it
     assert ABPairs(sources=make_caa(tmp_path / "other", other)).identity() == plain.identity()
     assert ABPairs(sources=sources, limit=3).size() * 10 == ABPairs(sources=sources, limit=30).size()
     assert plain.tokens() == 0 and plain.size() > 1000

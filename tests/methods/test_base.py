@@ -34,7 +34,7 @@ def test_an_artefact_that_is_not_finite_is_not_saved(tmp_path, bad):
 
 def test_a_pickle_is_not_read(tmp_path):
     torch.save({"layers.3.direction": torch.ones(4)}, tmp_path / "artefact.safetensors")
-    with pytest.raises(SetupError, match=r"artefact.safetensors is no safetensors file .* delete it and fit again"):
+    with pytest.raises(SetupError, match=r"artefact.safetensors is not a safetensors file .* delete it and fit again"):
         load(tmp_path / "artefact.safetensors")
 
 

@@ -192,7 +192,7 @@ def test_training_restarts_from_a_damaged_checkpoint(lm, tmp_path, monkeypatch, 
     assert taken == steps and same(whole, found)
     told = capsys.readouterr().err
     assert told.startswith(f"warning: '{kept}' ") and message in told and told.count("\n") == 1
-    assert "set aside as '.finetune.safetensors.damaged', and the training begins anew" in told
+    assert "set aside as '.finetune.safetensors.damaged', and the training begins again" in told
     assert kept.with_name(".finetune.safetensors.damaged").exists()
     assert goes_on(lm, method, tmp_path)[1] < steps  # what is kept now is read
 

@@ -245,9 +245,12 @@ def without_half_its_weights(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (of_another_kind, "is no Detoxify checkpoint that fits"),
-        (lambda content: {"config": content["config"]}, "is no Detoxify checkpoint that fits.*KeyError: 'state_dict'"),
-        (lambda content: content | {"state_dict": [1]}, "is no Detoxify checkpoint that fits"),
+        (of_another_kind, "is not a Detoxify checkpoint that fits"),
+        (
+            lambda content: {"config": content["config"]},
+            "is not a Detoxify checkpoint that fits.*KeyError: 'state_dict'",
+        ),
+        (lambda content: content | {"state_dict": [1]}, "is not a Detoxify checkpoint that fits"),
         (without_half_its_weights, "lacks weights of its model: bert.encoder"),
     ],
 )

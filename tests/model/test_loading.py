@@ -246,7 +246,7 @@ def test_json_that_is_no_object_names_its_file(folder, name, content):
         (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     for call in every_way(folder):
-        with pytest.raises(SetupError, match=rf"{name} (is no JSON that can be read|holds a JSON \w+).*whole copy"):
+        with pytest.raises(SetupError, match=rf"{name} (is not valid JSON|holds a JSON \w+).*whole copy"):
             call()
 
 

@@ -72,7 +72,7 @@ def test_a_mean_is_of_two_or_more(parts, named):
 
 
 def test_a_part_is_a_scorer():
-    with pytest.raises(SetupError, match="scorer.mean_of.parts.y is no scorer"):
+    with pytest.raises(SetupError, match="scorer.mean_of.parts.y is not a scorer"):
         MeanOf(parts={"x": FIRST, "y": {"_target": "bench.scorers.lexicon.Lexicon"}})
 
 

@@ -98,7 +98,7 @@ def test_large_sets_are_resampled_in_blocks_to_the_same_draws(monkeypatch):
 def test_what_has_no_interval():
     one = np.ones(1)
     assert paired_bootstrap(one, one, 2 * one, one) == (-1.0, None, None)
-    with pytest.raises(ValueError, match="2 items of a and 1 of b are no pairs"):
+    with pytest.raises(ValueError, match="2 items of a and 1 of b are not pairs"):
         paired_draws(np.ones(2), np.ones(2), one, one)
     with pytest.raises(ValueError, match="no items to average"):
         paired_bootstrap(one, 0 * one, one, one)

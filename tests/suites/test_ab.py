@@ -203,7 +203,7 @@ def test_answers_of_the_same_tokens_are_refused():
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "Input:": 3}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    with pytest.raises(SetupError, match=r"the same tokens of the answers \['A', 'B'\]"):
+    with pytest.raises(SetupError, match=r"the same tokens for the answers \['A', 'B'\]"):
         letter_requests(replace(tiny_lm(), tokenizer=tokenizer), "Is it?", ("A", "B"))
 
 

@@ -187,7 +187,7 @@ def test_identity_follows_what_changes_a_number(sources, tmp_path):
         identity(where=Sources(mirror=str(changed), cache=tmp_path / "cache", offline=True)),
     ]
     assert all(other != identity() for other in others)
-    assert identity(dev_documents=7) == identity()  # the dev split is no part of the test's
+    assert identity(dev_documents=7) == identity()  # the dev split is not part of the test's
 
 
 def test_random_state_and_output_are_left_alone(sources, capfd):
