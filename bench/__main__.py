@@ -33,29 +33,33 @@ def all_cached(cells: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what the command line asks for; returns the exit code."""
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if command.asks_help(given):
+        return command.run(_help, given)
+    if "--version" in given:
+        return command.run(command.show_versions)
     multirun = bool({"-m", "--multirun"} & set(given))
     overrides = [argument for argument in given if argument not in ("-m", "--multirun")]
-    if command.asks_help(given):
-        return command.run(_help)
     sweep = Sweep()
     return command.run(sweep.run, overrides, multirun, stopped=sweep.kept)
 
 
-def _help() -> None:
+def _help(given: Sequence[str]) -> None:
+    """Print the page that `--help [all|GROUP]` asks for."""
     from bench.config import folders, help, plugins
 
-    help.show(folders.folder(), plugins.installed(folders.folder()))
+    words = [one for one in given if not one.startswith("-") and "=" not in one]
+    help.show(folders.folder(), plugins.installed(folders.folder()), words[0] if words else None)
 
 
 class Sweep:
-    """One command, which can tell at any time what there is of its work."""
+    """One command, which can say at any time how much of its work is stored."""
 
     def __init__(self) -> None:
         self.results: Path | None = None
         self.session: Session | None = None
 
     def kept(self) -> str:
-        """What is there of the work when the command is stopped."""
+        """What is stored when the command is stopped."""
         if self.results is None:
             return "nothing was computed yet"
         from bench.records import unfinished
@@ -69,7 +73,7 @@ class Sweep:
         from bench.run import finished, validate
 
         typed = [*(["-m"] if multirun else []), *overrides]
-        overrides, printed = command_line.without_cfg(overrides)
+        overrides, printed = command_line.without_cfg(command_line.with_results(overrides))
         overrides, launcher = launch_arguments.split(overrides)
         if not printed and (known := finished.known(overrides, multirun)) is not None:
             self.results, cells = known
@@ -118,7 +122,7 @@ def _launch(
 def _compute(
     configs: Sequence["DictConfig"], session: "Session | None" = None, typed: Sequence[str] = ()
 ) -> list["Failure"]:
-    """Prepare every cell, then run every one that can be; what stops a cell is told at once.
+    """Prepare every cell, then run every one that can be; what stops a cell is printed at once.
 
     They run in one process, so that they share model, pairs and unsteered generations.
     """

@@ -1,4 +1,4 @@
-"""Tables of results for a notebook, as data frames: no torch, no config, and nothing is written unless asked for.
+"""Tables of results as data frames, for a notebook; nothing is written unless asked for.
 
 `results` is a folder that holds runs/, as a run's `runtime.results` and the folders of results/published do.
 """

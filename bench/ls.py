@@ -1,4 +1,4 @@
-"""`python -m bench.ls`: what a results folder holds, one line per cell, without torch."""
+"""`python -m bench.ls`: list what a results folder holds, one line per cell."""
 
 from bench.console import stopping
 

@@ -1,4 +1,4 @@
-"""The papers' figures beside ours, from the experiments' YAML and the records alone; without torch.
+"""The papers' figures beside ours, computed from the experiments' YAML and the records.
 
 python -m bench.reproduction [experiment ...] [--results results]
 """

@@ -40,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def show_help() -> None:
     """Print the command and its options."""
     out, prog = command.overview(), command.called("rescore")
-    own = "scorer=[...] [runtime.results=FOLDER] [scorer.NAME.OPTION=...] [runtime.mirror=FOLDER]"
+    own = "scorer=[...] [--results FOLDER] [scorer.NAME.OPTION=...] [runtime.mirror=FOLDER]"
     out.print(terminal(prog, "bold"), terminal(own, "italic"))
     out.print(
         "\n  Judges the continuations under runs/generations by these scorers and writes a record for each suite and"
         "\n  cell, as if the run had named them; the records that are there stay. Then the leaderboard is rebuilt."
-        "\n  Suites that do not judge continuations are left alone.\n"
+        "\n  Suites that do not judge continuations are left alone. --results FOLDER is runtime.results=FOLDER.\n"
         f"\n  {prog} scorer=[profanity_check,lexicon,detoxify]",
         markup=False,  # the list of scorers is in brackets
         highlight=False,
@@ -53,12 +53,14 @@ def show_help() -> None:
 
 
 def _run(given: Sequence[str]) -> int:
+    from bench.config import command_line
     from bench.console.progress import Bar
     from bench.leaderboard import build
     from bench.leaderboard import terminal as printed
     from bench.records.table import read_records
     from bench.run import validate
 
+    given = command_line.with_results(given)
     if not any(one.startswith("scorer=") for one in given):
         raise SetupError("name the scorers: scorer=[profanity_check,lexicon]; see --help")
     first = next(one for one in given if one.startswith("scorer=")).partition("=")[2].strip("[]").split(",")[0]
@@ -78,18 +80,18 @@ def _run(given: Sequence[str]) -> int:
         raise SetupError(f"{results}/runs holds no record of a suite that judges continuations; compute some first")
     due = [one for one in rescored.values() if not one.is_known]
     lost = 0
-    with Bar({one.id: float(one.texts) for one in due}) as bar:
+    with Bar({f"{one.suite.name} {one.id}": float(one.texts) for one in due}) as bar:
         for one in due:
             with (
                 telling(one.about.id) as told,
-                bar.stage(one.id, f"{one.about.method.name} · {one.suite.name}"),
+                bar.stage(f"{one.suite.name} {one.id}", f"{one.about.method.name} · {one.suite.name}"),
             ):
                 one.write()
             lost += len(told)
-    console.print(f"{len(due) - lost} results judged anew, {len(rescored) - len(due)} were known")
+    console.print(f"{len(due) - lost} results judged, {len(rescored) - len(due)} were judged already")
     failed += lost
     if failed and len(rescored) == lost:
-        raise SetupError(f"none of {failed} records could be judged again; see the lines above")
+        raise SetupError(f"none of {failed} records could be judged; see the lines above")
     printed.show(printed.shown(build.rebuild(results)))
     return 1 if failed else 0
 
@@ -193,14 +195,14 @@ class Rescored:
 
     @property
     def is_known(self) -> bool:
-        """There is such a record, whoever made it."""
+        """Whether such a record is stored already."""
         from bench.records import record
 
         return record.read(self.folder / self.id) is not None
 
     @property
     def texts(self) -> int:
-        """How many are judged."""
+        """The number of texts to judge."""
         return int(self.suite.facts("test")["texts"])
 
     def write(self) -> None:

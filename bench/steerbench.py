@@ -1,6 +1,6 @@
 """`steerbench COMMAND ...`: every command of the project under one name. `steerbench run ...` is `python -m bench ...`.
 
-Exit code: the command's own; 2 for a command that there is not.
+Exit code: the command's own; 2 for an unknown command.
 """
 
 from bench.console import stopping
@@ -27,7 +27,7 @@ COMMANDS = {
     "plots": Command("plots.__main__", "draw the figures for papers from the records"),
     "report": Command("report.__main__", "write one page: tables, figures, methods, texts side by side"),
     "export": Command("export.__main__", "write a steered model as files that other programs load"),
-    "selftest": Command("selftest.__main__", "hold a method and a model against what every method promises"),
+    "selftest": Command("selftest.__main__", "check that a method keeps the contract of all methods on a model"),
     "rescore": Command("rescore", "judge stored texts by other scorers, without sampling"),
     "agreement": Command("agreement.__main__", "measure how well each scorer agrees with people's labels"),
     "reproduction": Command("reproduction", "the papers' figures beside ours, and what differs"),
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         return _guarded(show_help)
+    if given[0] == "--version":
+        return _guarded(_show_versions)
     if given[0] not in COMMANDS:
         return _guarded(_unknown, given[0])
     module = importlib.import_module(f"bench.{COMMANDS[given[0]].module}")
@@ -50,14 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _guarded(work: Callable[..., int | None], *arguments: str) -> int:
-    """Run what prints, so that a pipe that ends or a full disk is told as every command tells it."""
+    """Run a function that prints, with the error handling of every command."""
     from bench.console import command
 
     return command.run(work, *arguments)
 
 
 def script() -> NoReturn:
-    """What the installed program calls."""
+    """The entry point of the installed program."""
     stopping.begin()
     from bench.console import command
 
@@ -70,7 +72,13 @@ def show_help() -> None:
     print("steerbench COMMAND ...   compare ways of steering a language model\n")
     for name, one in COMMANDS.items():
         print(f"  {name:{longest}}  {one.about}")
-    print("\n`steerbench COMMAND --help` has the options of each.")
+    print("\n`steerbench COMMAND --help` has the options of each; `steerbench --version` has the versions.")
+
+
+def _show_versions() -> None:
+    from bench.console import command
+
+    command.show_versions()
 
 
 def _unknown(name: str) -> int:

@@ -46,7 +46,7 @@ class Examples(NamedTuple):
 
 
 class FitData(NamedTuple):
-    """Everything a method may learn from; whoever calls `fit` loads only what the method names in `needs`."""
+    """All training data of a method; the caller of `fit` loads only what the method names in `needs`."""
 
     pairs: Pairs | None = None
     examples: Examples | None = None  # what a fine-tuning user brings, useful and harmful mixed
@@ -55,7 +55,7 @@ class FitData(NamedTuple):
 
 
 class Steering(NamedTuple):
-    """What whoever runs the model must do besides running it."""
+    """What the code that runs the model must do besides running it."""
 
     prefix: str = ""  # put before every prompt; in a chat the system message, or before the user's text (no such role)
     next_logits: Callable[[Tensor], Tensor] | None = None  # (B, V) -> (B, V), decoding-time steering
@@ -164,7 +164,7 @@ def load(path: Path) -> Artefact:
     Raises SetupError for a file that cannot be read or is not safetensors (a pickle is never read), and for one with
     NaN or infinity.
     """
-    with reading(lambda error: SetupError(f"{path} is no safetensors file ({error}); delete it and fit again")):
+    with reading(lambda error: SetupError(f"{path} is not a safetensors file ({error}); delete it and fit again")):
         artefact = {name: tensor.clone() for name, tensor in load_file(path).items()}
     for name, tensor in artefact.items():
         if not torch.isfinite(tensor).all():

@@ -214,7 +214,7 @@ def _difference(desired: Tensor, undesired: Tensor, center: bool) -> tuple[Tenso
 
 
 def _subspace(difference: Tensor, directions: Tensor, mean: Tensor) -> Subspace:
-    """Turned to the undesired side, in fp32, with the share of T that they hold."""
+    """The directions in fp32, pointing to the undesired texts, with the share of T's variance that they explain."""
     along = difference @ directions.T  # (N, R)
     turned = directions * torch.where(along.mean(0) > 0, -1.0, 1.0)[:, None]
     share = float(along.square().sum() / difference.square().sum())

@@ -99,7 +99,7 @@ def _check_finite(features: Tensor) -> None:
     """Raises SetupError for NaN or infinity, of which no direction can be made."""
     if not features.isfinite().all():
         raise SetupError(
-            "the model's residual stream is not finite in the texts to learn from (NaN or infinity); set "
+            "the model's residual stream is not finite in the training texts (NaN or infinity); set "
             "model.dtype=float32, or look whether the model's weights are whole"
         )
 
@@ -116,7 +116,7 @@ def residual_norm(model: PreTrainedModel, texts: Sequence[Text], layer: int) -> 
 
 
 def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: Padding | None = None) -> None:
-    """Padded texts read once, up to block `last`: what lies above it is read by nobody."""
+    """Run padded texts once, up to block `last`; the blocks above it are skipped."""
     length = torch.tensor([len(text.tokens) for text in batch])  # (B,)
     token, side, width = padding or Padding(0, "right", int(length.max()))
     first = width - length if side == "left" else torch.zeros_like(length)  # (B,)

@@ -1,4 +1,4 @@
-"""The one error that a user, not a developer, has to mend, and what is said for whole kinds of them."""
+"""The error for what a user, not a developer, must fix, and messages that several modules share."""
 
 import importlib.util
 from pickle import UnpicklingError

@@ -56,13 +56,13 @@ class Finetune(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How it is trained."""
+        """How the fine-tuning is trained."""
         return Recipe(
             self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
         )
 
     def passes(self) -> float:
-        """A training step per epoch, and the loss before and after."""
+        """One training step per epoch, and two readings for the loss before and after."""
         return STEP_COST * self.epochs + 2
 
     def check(self, model: PreTrainedModel) -> None:

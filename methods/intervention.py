@@ -121,7 +121,7 @@ def record(model: PreTrainedModel, layers: Sequence[int], site: Site = "output")
 
 
 class _Written(Exception):
-    """The block has written: what comes after it is not wanted."""
+    """Raised once the block has written, to end the forward there."""
 
 
 @contextmanager

@@ -167,7 +167,10 @@ def value_matrix(model: PreTrainedModel, layer: int) -> Matrix:
     """(D, M): column i is the output direction of MLP neuron i of block `layer`. Raises SetupError for several."""
     parts = stream_rows(model, layer, "down").parts
     if len(parts) > 1:
-        raise SetupError(f"{model.config.model_type}: block {layer} has {len(parts)} value matrices, one an expert")
+        raise SetupError(
+            f"{model.config.model_type}: block {layer} has {len(parts)} value matrices, one for each expert; "
+            "choose another method"
+        )
     return parts[0]._replace(transposed=not parts[0].transposed)
 
 

@@ -1,4 +1,4 @@
-"""Where in a text the running forward stands: whoever runs the model tells it to hooks that steer some positions."""
+"""The position of the running forward in its text, which the caller sets for hooks that steer some positions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,7 +75,7 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def current_positions() -> Positions:
-    """Positions of the running forward. Raises RuntimeError where nobody set them."""
+    """Positions of the running forward. Raises RuntimeError where none were set."""
     positions = _current.get()
     if positions is None:
         raise RuntimeError(

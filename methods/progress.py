@@ -1,6 +1,6 @@
-"""What surrounds a fit without being one of its arguments: who counts its tokens, and where a training is kept.
+"""The context of a fit: the progress bar that counts its tokens, and the folder for its checkpoints.
 
-Outside `listening` and `checkpointing` a fit runs as well: it reports to nobody and begins at its first step.
+Outside `listening` and `checkpointing` a fit runs without reports and from its first step.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,14 +14,14 @@ _folder: ContextVar[Path | None] = ContextVar("folder", default=None)
 
 
 def advance(tokens: float) -> None:
-    """Say that this many tokens went through the model; without a listener it does nothing."""
+    """Report that this many tokens went through the model; without a listener it does nothing."""
     listener = _advance.get()
     if listener is not None:
         listener(tokens)
 
 
 def skip(tokens: float) -> None:
-    """Say that this many tokens need not go through the model, since an earlier run has kept what they give."""
+    """Report that this many tokens need not go through the model, since an earlier run stored the result."""
     listener = _skip.get()
     if listener is not None:
         listener(tokens)
@@ -48,7 +48,7 @@ class Count:
 
 @contextmanager
 def counting() -> Iterator[Count]:
-    """Count what goes through the model inside the block; whoever listens outside it still hears of it."""
+    """Count the tokens that go through the model inside the block; an outer listener gets them too."""
     count, outer = Count(), _advance.get()
 
     def both(tokens: float) -> None:
@@ -77,5 +77,5 @@ def checkpointing(folder: Path) -> Iterator[None]:
 
 
 def checkpoint_folder() -> Path | None:
-    """Where the running fit may keep its state; None where nobody gave a place."""
+    """The folder in which the running fit may keep its state; None if there is none."""
     return _folder.get()

@@ -42,7 +42,7 @@ class Prompt(Method):
                 raise SetupError(f"method.prompts: prompt {number} is empty; write one or take it out of the list")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Nothing to learn."""
+        """Return an empty artefact, since there is nothing to learn."""
         del model, tokenizer, data
         return {}
 

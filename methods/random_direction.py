@@ -44,7 +44,7 @@ class RandomDirection(Method):
         layout.layer_index(model, self.layer)
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """1: its strength is in that unit."""
+        """Always 1, since the strength itself is in mean residual norms."""
         del facts
         return 1.0
 

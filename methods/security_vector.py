@@ -95,7 +95,7 @@ class SecurityVector(Method):
         return self.recipe._replace(learning_rate=self.vector_learning_rate, epochs=self.vector_epochs)
 
     def passes(self) -> float:
-        """Most of the data is the user's."""
+        """The passes of stage 2, since most of the data is the user's."""
         return STEP_COST * self.epochs + 3
 
     def check(self, model: PreTrainedModel) -> None:

@@ -40,7 +40,7 @@ class Stack(Method):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # of a stack it depends on the parts
-        """What any part reads."""
+        """The data that any of the parts needs."""
         return frozenset().union(*(part.needs for part in self.parts.values()))
 
     @property
@@ -49,7 +49,7 @@ class Stack(Method):
         return sum(part.half_version for part in self.parts.values())
 
     def passes(self) -> float:
-        """Every part reads its data by itself."""
+        """The sum over the parts, since each reads its data by itself."""
         return sum(part.passes() for part in self.parts.values())
 
     def check(self, model: PreTrainedModel) -> None:

@@ -263,25 +263,28 @@ class _State:
 
     @property
     def due(self) -> bool:
-        """It is time to keep it."""
+        """Whether the state should be written now."""
         return time.monotonic() > self.next
 
     @contextmanager
     def changing(self) -> Iterator[None]:
-        """Inside the block weights and losses do not belong together."""
+        """Mark the block in which weights and losses are being updated, so that no half-made state is written."""
         self.whole = False
         yield
         self.whole = True
 
     def keep(self) -> None:
-        """Keep it, where there is something new and whole; a disk that refuses it does not stop the training."""
+        """Write the state if it is new and complete; a failing disk does not stop the training."""
         if self.path is None or not self.whole or len(self.losses) == self.kept:
             return
         began = time.monotonic()
         try:
             _keep(self.path, self.optimiser, self.losses)
         except OSError as error:
-            print(f"warning: the training's state cannot be kept ({error}); it goes on without that", file=sys.stderr)
+            print(
+                f"warning: the training's state cannot be saved ({error}); it goes on without a checkpoint",
+                file=sys.stderr,
+            )
             self.path = None
         self.kept = len(self.losses)
         took = time.monotonic() - began
@@ -314,15 +317,15 @@ def digest(state: Mapping[str, Tensor]) -> str:
 
 
 def _resume(path: Path, optimiser: Optimiser) -> list[float]:
-    """Put a kept state back; the losses of the steps it has behind it.
+    """Restore a stored state and return the losses of the steps before it.
 
-    A file that is not what was kept here is set aside, with a warning, and the training begins anew: no losses.
+    A file that is not what was kept here is set aside, with a warning, and the training begins again, with no losses.
     """
     try:
         state = _kept(path, optimiser.masters)
     except SetupError as error:
         aside = _set_aside(path)
-        told = f"warning: {str(path)!r} {error}; it is set aside as {aside.name!r}, and the training begins anew"
+        told = f"warning: {str(path)!r} {error}; it is set aside as {aside.name!r}, and the training begins again"
         print(told, file=sys.stderr)
         return []
     optimiser.restore(state)
@@ -336,7 +339,7 @@ def _kept(path: Path, weights: Sequence[Tensor]) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
             told = file.metadata() or {}
     if "sha256" not in told:
-        raise SetupError("was kept by an older version, and nothing can be checked by it")
+        raise SetupError("was written by an older version and cannot be checked")
     if told["sha256"] != digest(state):
         raise SetupError("is not what was kept (its sha256 differs)")
     if told.get("of") != f"{path.parent.name} {path.name}":
@@ -356,5 +359,5 @@ def _set_aside(path: Path) -> Path:
         return path.rename(aside)
     except OSError as error:
         raise SetupError(
-            f"{path} is damaged and cannot be set aside ({error.strerror}); delete it, and the training begins anew"
+            f"{path} is damaged and cannot be set aside ({error.strerror}); delete it, and the training begins again"
         ) from error

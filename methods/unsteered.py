@@ -24,12 +24,12 @@ class Unsteered(Method):
     strengths: Sequence[float] = ()
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Nothing to learn."""
+        """Return an empty artefact, since there is nothing to learn."""
         del model, tokenizer, data
         return {}
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Nothing to change."""
+        """Leave the model as it is."""
         del model, artefact, strength
         yield Steering()

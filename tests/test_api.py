@@ -195,7 +195,7 @@ def test_a_list_of_methods_and_no_metric_are_told(some_methods):
         compare(some_methods, ["caa"])
     with pytest.raises(SetupError, match="metric ''"):
         compare(some_methods, metric="")
-    with pytest.raises(SetupError, match="/nope/runs/records is no folder"):
+    with pytest.raises(SetupError, match="/nope/runs/records is not a folder"):
         collect("/nope")
 
 
@@ -238,7 +238,7 @@ def test_compare_says_what_the_leaderboard_says():
     }, "the control is no hypothesis"
 
 
-def test_compare_picks_methods_and_metric_without_another_correction(some_methods):
+def test_compare_picks_rows_without_another_correction(some_methods):
     every, some = compare(some_methods), compare(some_methods, "caa", "detox")
     assert some["method"].tolist() == ["caa", "detox"]
     assert some.equals(every[every["method"].isin(["caa", "detox"])].reset_index(drop=True))

@@ -1,4 +1,4 @@
-"""Who may import what: one table of layers, and who alone may touch Hydra, lm-eval and a model's insides."""
+"""Rules of the house: who may import what, who alone touches Hydra, lm-eval and a model's insides, names of tests."""
 
 import ast
 import itertools
@@ -136,7 +136,7 @@ def by_public_names(path: Path, known: set[str]) -> list[str]:
     return found
 
 
-def test_inside_the_packages_nobody_imports_by_their_public_names():
+def test_the_packages_do_not_import_by_public_names():
     known = set(graph())
     wrong = {module_name(path): by_public_names(path, known) for folder in PUBLIC for path in files(folder)}
     assert {name: found for name, found in wrong.items() if found} == {}
@@ -196,6 +196,17 @@ def test_the_rule_sees_every_form_of_import(text, found, tmp_path, monkeypatch):
     file = tmp_path / "bench" / "x.py"
     file.write_text(text)
     assert found in imported(file)
+
+
+LONGEST_NAME = 60
+NOT_YET = {"leaderboard", "plots", "report"}  # folders whose tests still have longer names
+
+
+def test_names_of_tests_are_short():
+    found = [(path, node.name) for path in files("tests") for node in ast.walk(ast.parse(path.read_text()))
+             if isinstance(node, ast.FunctionDef) and path.parent.name not in NOT_YET]  # fmt: skip
+    assert len(found) > 1000
+    assert [f"{path.name}: {name}" for path, name in found if len(name) > LONGEST_NAME] == []
 
 
 def test_the_rule_sees_a_circle():

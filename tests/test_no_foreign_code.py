@@ -239,12 +239,12 @@ def test_nor_what_a_folder_lists_that_was_named_for_the_run(world, results, ran,
     )
 
 
-def test_what_a_suite_is_given_for_the_run_never_comes_from_a_record(world, results, capsys):  # noqa: F811
+def test_what_a_run_gives_a_suite_is_never_from_a_record(world, results, capsys):  # noqa: F811
     settings = {"_target_": "bench.suites.rtp.RTP", "k": 2, "prompts": 5, "dev_k": 2, "dev_prompts": 3}
     scorer = {"_target_": "bench.scorers.lexicon.Lexicon", "path": "/etc/passwd"}
     edited(results, settings=settings | {"scorers": scorer, "sources": {"mirror": "/"}, "name": "../../x"})
     assert rescore(["scorer=[profanity_check,vader]", *where(world, results)]) == 0
-    assert "0 results judged anew" in capsys.readouterr().err
+    assert "0 results judged" in capsys.readouterr().err
 
 
 def test_an_interpolation_in_a_record_is_a_text():
@@ -254,7 +254,7 @@ def test_an_interpolation_in_a_record_is_a_text():
 
 
 @pytest.mark.parametrize("inside", ["../../escaped", "/tmp/escaped", "0123456789ab", "", None, 5])
-def test_a_record_of_another_id_is_skipped_with_a_line_and_never_written_to(world, results, inside, capsys):  # noqa: F811
+def test_a_record_of_another_id_is_skipped_and_not_written_to(world, results, inside, capsys):  # noqa: F811
     path = edited(results, id=inside, tuning={"chosen": 1})
     before = {file: file.read_bytes() for file in results.parent.rglob("*") if file.is_file()}
     built_again = rebuild(results)
@@ -308,7 +308,7 @@ def test_nor_is_code_for_its_attention_from_the_hub(folder, tmp_path, key):
         HFClassifier(path=str(tmp_path / "bert"), label="toxic")(["p"], ["bread"])
 
 
-def test_an_adapter_does_not_put_another_model_in_the_folders_place(folder, tmp_path):
+def test_an_adapter_does_not_replace_the_folders_model(folder, tmp_path):
     bert(tmp_path / "bert")
     for place in (folder, tmp_path / "bert"):
         (place / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "theirs/model"}))
@@ -444,7 +444,7 @@ def test_a_hash_is_whole(sha256, tmp_path):
 
 @pytest.mark.parametrize("filename", ["../x-1.0.whl", "/tmp/x.whl", "a/b.whl", "x.tar.gz", ""])
 def test_a_wheels_file_lies_in_the_cache(filename, tmp_path):
-    with pytest.raises(SetupError, match="is no name of a wheel's file"):
+    with pytest.raises(SetupError, match="is not the file name of a wheel"):
         wheels.fetch("x==1.0", filename, "0" * 64, cache=tmp_path, offline=True)
 
 
@@ -510,7 +510,7 @@ def calls() -> list[tuple[str, str, str, dict[str, object]]]:
     return found
 
 
-def test_every_call_that_could_run_a_models_code_says_that_it_must_not():
+def test_every_loading_call_forbids_a_models_own_code():
     loading = [one for one in calls() if one[1] in TRUSTING and one[2] not in PLAIN]
     assert len(loading) > 8
     assert [where for where, _, _, given in loading if given.get("trust_remote_code", ...) is not False] == []

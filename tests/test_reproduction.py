@@ -73,7 +73,7 @@ def test_a_record_of_another_cell_is_not_ours(other, tmp_path, figure, cells, wr
     assert (one["ours"], one["difference"], one["status"]) == (None, None, "not run")
 
 
-def test_of_several_the_one_with_most_items_and_the_baseline_on_the_same_items(tmp_path, figure, cells, write):
+def test_the_record_with_most_items_and_its_baseline_are_taken(tmp_path, figure, cells, write):
     write("probe_rows", [1, 1], setting="few")
     write("unsteered", [0, 0], setting="few")
     write("probe_rows", [0, 1, 0, 0], setting="many")

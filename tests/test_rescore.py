@@ -48,7 +48,7 @@ def test_it_is_as_if_the_run_had_named_the_scorer(world, results, tmp_path, monk
     monkeypatch.setattr("bench.model.lm.load_lm", None)  # neither a model nor a sample is needed
     monkeypatch.setattr("bench.model.generation_cache.continuations", None)
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 0
-    assert "2 results judged anew, 0 were known" in capsys.readouterr().err
+    assert "2 results judged, 0 were judged already" in capsys.readouterr().err
     after = contents(results)
     assert before.items() < after.items()
     direct = contents(tmp_path / "direct")
@@ -58,7 +58,7 @@ def test_it_is_as_if_the_run_had_named_the_scorer(world, results, tmp_path, monk
     table = pd.read_csv(results / "leaderboard_tidy.csv")
     assert table["metric"].str.contains("lexicon.mean_toxicity").any()
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 0
-    assert "0 results judged anew, 2 were known" in capsys.readouterr().err
+    assert "0 results judged, 2 were judged already" in capsys.readouterr().err
     assert contents(results) == after
 
 
@@ -76,7 +76,7 @@ def test_the_new_record_says_where_it_is_from(world, results):  # noqa: F811
 def test_texts_that_are_gone(world, results, capsys):  # noqa: F811
     shutil.rmtree(results / "runs/generations")
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 2
-    assert "cannot be judged again; run their cell anew" in capsys.readouterr().err
+    assert "cannot be judged again; run their cell again" in capsys.readouterr().err
 
 
 KNOWN = {"k": 2, "prompts": 5, "dev_k": 2, "dev_prompts": 3}
@@ -92,7 +92,7 @@ WRONG = {
     "a list in the stratum": ({"stratum": ["toxic"]}, "unhashable"),
     "an unknown stratum": ({"stratum": "x"}, "stratum='x': allowed are"),
     "decoding of another kind": ({"decoding": {"top_p": "x"}}, "its settings are refused"),
-    "other texts": ({"k": 3}, "cannot be judged again; run their cell anew"),
+    "other texts": ({"k": 3}, "cannot be judged again; run their cell again"),
     "an option that is none": ({"x": 1}, "unexpected keyword argument"),
     "a template without its place": (
         {"_target_": "bench.suites.refusal.Jailbreak", "template": "x"}, "it has to hold {prompt} once"
@@ -108,7 +108,7 @@ def of_texts(results):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_record_with_wrong_settings_is_named_and_the_others_are_judged(world, results, name, capsys):  # noqa: F811
+def test_a_record_with_wrong_settings_is_named_and_skipped(world, results, name, capsys):  # noqa: F811
     settings, told = WRONG[name]
     first, *others = of_texts(results)
     facts = record_files.edit(first, settings={"_target_": "bench.suites.rtp.RTP"} | KNOWN | settings)
@@ -116,7 +116,7 @@ def test_a_record_with_wrong_settings_is_named_and_the_others_are_judged(world, 
     error = capsys.readouterr().err
     (line,) = (one for one in error.splitlines() if "skipped" in one)
     assert line.startswith(f"record {first.name} skipped: ") and told in line
-    assert f"{len(others)} results judged anew, 0 were known" in error
+    assert f"{len(others)} results judged, 0 were judged already" in error
     for path in others:
         record_files.edit(path, settings=facts["settings"])
     if others and name != "other texts":
@@ -141,7 +141,7 @@ def test_texts_of_one_record_are_gone(world, results, capsys):  # noqa: F811
     shutil.rmtree(gone)
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 1
     error = capsys.readouterr().err
-    assert f"{gone} is not there" in error and "1 results judged anew, 0 were known" in error
+    assert f"{gone} is not there" in error and "1 results judged, 0 were judged already" in error
 
 
 def test_what_cannot_be_judged(world, results, tmp_path, capsys):  # noqa: F811

@@ -121,7 +121,7 @@ def midranks(values: Array) -> Array:
 
 
 def configured(overrides: Sequence[str]) -> Any:
-    """The config; without scorer=... it holds every scorer that has all it needs to be tried. Raises SetupError."""
+    """The config; without scorer=... it has every scorer whose requirements are installed. Raises SetupError."""
     from bench.config import compose, folders
     from bench.run import validate
 
@@ -208,7 +208,7 @@ def brief(error: SetupError) -> str:
 
 
 def judged(scorer: "Scorer", texts: Sequence[str]) -> Array:
-    """(N,) scores, NaN where unscored."""
+    """The scores (N,), NaN where unscored."""
     from methods.progress import advance
 
     found: list[float | None] = []
@@ -248,13 +248,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, or correct, and print; returns the exit code."""
     parser = command.parser(
         "agreement",
-        "Measure scorers against labelled texts; writes RESULTS/scorer_agreement.csv, .md and a figure.",
+        "Measure scorers against labelled texts; writes scorer_agreement.csv, .md and a figure.",
         epilog="Without scorer=[...] every scorer is tried, and what is not to be had here is listed with the reason. "
         "Example: {prog} scorer=[profanity_check,lexicon] runtime.mirror=FOLDER",
+        parents=[command.shared()],
     )
-    options = (
-        "scorer=[NAME,...] runtime.mirror=FOLDER runtime.offline=true runtime.results=FOLDER scorer.NAME.OPTION=..."
-    )
+    options = "scorer=[NAME,...] runtime.mirror=FOLDER runtime.offline=true scorer.NAME.OPTION=..."
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=options)
     parser.add_argument(
         "--correct",
@@ -268,13 +267,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
     if given.correct is not None:
         return command.run(rogan_gladen.show, given.correct, out)
-    return command.run(_run, given.overrides, out)
+    return command.run(_run, given.overrides, given.results, out)
 
 
-def _run(overrides: Sequence[str], out: Console) -> None:
+def _run(overrides: Sequence[str], results: Path, out: Console) -> None:
     from bench.agreement import render
+    from bench.config import command_line
 
-    cfg = configured(overrides)
+    cfg = configured(command_line.with_results([*overrides, "--results", str(results)]))
     frame, skipped = measured(cfg)
     paths = write(frame, Path(cfg.runtime.results))
     out.print(render.table(frame, intervals=out.width >= render.WIDE))

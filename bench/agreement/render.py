@@ -1,4 +1,4 @@
-"""How `bench.agreement` is shown: tables for the terminal and in Markdown, and a figure."""
+"""Display of `bench.agreement`: tables for the terminal and in Markdown, and a figure."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def table(frame: pd.DataFrame, intervals: bool = True) -> Table:
 
 
 def groups_table(frame: pd.DataFrame) -> Table | None:
-    """How far the error rates of each set's groups lie apart, and which are the ends; None without groups."""
+    """The range of the error rates over each set's groups, and the groups at its ends; None without groups."""
     of_groups = frame[frame["group"] != ""]
     if of_groups.empty:
         return None
@@ -65,7 +65,7 @@ def groups_table(frame: pd.DataFrame) -> Table | None:
 
 
 def ends(rows: pd.DataFrame, name: str) -> str:
-    """The lowest and the highest of the groups' rates: 0.16 (birds) to 0.84 (fish)."""
+    """The lowest and the highest of the groups' rates, as in 0.16 (birds) to 0.84 (fish)."""
     known = rows.dropna(subset=[name]).sort_values(name, kind="stable")
     shown = [f"{row[name]:.2f} ({row['group']})" for row in known.to_dict("records")]
     return " to ".join(dict.fromkeys([shown[0], shown[-1]])) if shown else "-"
@@ -103,7 +103,7 @@ def counts(row: Any) -> tuple[str, str]:
 
 
 def ranged(row: Any, name: str, intervals: bool = True) -> str:
-    """A number with its interval: 0.92 (0.90 to 0.93)."""
+    """A number with its interval, as in 0.92 (0.90 to 0.93)."""
     if pd.isna(row[name]):
         return "-"
     low, high = row[f"{name}_low"], row[f"{name}_high"]

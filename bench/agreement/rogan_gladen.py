@@ -1,4 +1,4 @@
-"""Shares of toxic texts corrected for the errors of the scorer that found them; from two CSV files, without torch.
+"""Shares of toxic texts, corrected for the error rates of their scorer; computed from two CSV files.
 
 `python -m bench.agreement --correct RESULTS` prints the raw and the corrected toxic_fraction of each row of
 RESULTS/leaderboard_tidy.csv, by Rogan and Gladen 1978 (`bench.stats.bootstrap.corrected`). The error rates are the

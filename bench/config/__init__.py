@@ -1,1 +1,1 @@
-"""From a command line and YAML files to a config, and from a config to objects."""
+"""Configuration: a command line and YAML files become a config, and a config becomes objects."""

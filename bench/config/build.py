@@ -11,7 +11,7 @@ from methods.errors import SetupError
 
 
 def build(node: DictConfig, leave: tuple[str, ...] = (), **available: Any) -> Any:
-    """The object that a node's `_target_` names; of `available` it gets what its constructor has a parameter for.
+    """The object that a node's `_target_` names; its constructor gets those of `available` that it has a parameter for.
 
     A node inside it that names a `_target_` is built in the same way. Raises SetupError for a class that no YAML file
     of the config's folders names (`config.targets`).
@@ -24,7 +24,7 @@ def build(node: DictConfig, leave: tuple[str, ...] = (), **available: Any) -> An
 
 
 def built(settings: Any, available: dict[str, Any], allowed: frozenset[str] | None = None) -> Any:
-    """As `build`, from plain values. allowed: the classes; None: those that conf/ and installed plug-ins name."""
+    """Build from plain values. allowed: the classes; None: those that conf/ and installed plug-ins name."""
     allowed = folders.targets() if allowed is None else allowed
     folders.check_targets(settings, allowed)
     return _built(settings, available)

@@ -25,20 +25,20 @@ FLAGS = {
     ("--cfg", "-c"): "--cfg job behind python -m bench prints the config of every cell and runs nothing",
     ("--resolve",): "it belongs to --cfg job, which resolves anyway; leave it out",
     ("--package", "-p"): "a part of a config is not printed; --cfg job prints all of it",
-    ("--info", "-i"): "--help lists every option here, and --cfg job prints the config of every cell",
-    ("--hydra-help",): "Hydra's own options are not known here; --help lists those that are",
-    ("--version",): "the version is told by python -m pip show steerbench",
+    ("--info", "-i"): "--help all lists every option here, and --cfg job prints the config of every cell",
+    ("--hydra-help",): "Hydra's own options are not known here; --help all lists those that are",
+    ("--version",): "steerbench --version or python -m bench --version prints the versions",
     ("--run", "-r"): "a command runs anyway; leave it out",
     ("--experimental-rerun",): "the same command again computes what is missing; leave it out",
     ("--config-name", "-cn"): f"a config of your own is an experiment: {NAMED}=[FOLDER] experiment=NAME",
     ("--config-path", "-cp", "--config-dir", "-cd"): f"write {NAMED}=[FOLDER], laid out as conf/ is",
-    ("--shell-completion", "-sc"): "there is none here; --help lists every option",
+    ("--shell-completion", "-sc"): "there is none here; --help all lists every option",
 }
 """Options of Hydra's own launcher, by their names, and what there is in their place."""
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
-    """Raises SetupError for each argument that is no override, with the way to write it where there is one."""
+    """Raises SetupError for each argument that is not an override, with the way to write it where there is one."""
     found, problems, left = list[Override](), list[str](), old_spellings.arguments(arguments)
     while left:
         argument = left.pop(0)
@@ -68,7 +68,7 @@ def _no_flag(flag: str, word: str) -> str:
     plain = name.lstrip("-")
     if plain.partition(".")[0] in top_keys():
         return f"{told}: a key has no dash before it; write {typed(f'{plain}={value}')}"
-    hint = near(name, ["--multirun", "--help", "--cfg"])
+    hint = near(name, ["--multirun", "--help", "--cfg", "--results", "--version"])
     return f"{told}: there is no such option{f'; {WRITE}' if hint == '.' else hint}"
 
 
@@ -79,7 +79,7 @@ def _unreadable(argument: str) -> str:
     if not argument.strip():
         return f"{argument!r}: an argument is empty, as a variable of the shell without a value is; leave it out"
     if any("\ud800" <= one <= "\udfff" for one in argument):
-        return f"{told}: it has bytes that are no UTF-8; give the file another name"
+        return f"{told}: it has bytes that are not UTF-8; give the file another name"
     if not equals and key.partition(".")[0] in top_keys():
         return f"{told}: it has no value; {WRITE}"
     several = re.split(r"[,\s]+(?=[+~]*[\w./@]+=)", argument)
@@ -162,6 +162,25 @@ def product(overrides: Sequence[Override]) -> Iterator[list[str]]:
             choices.append([one.input_line])
     for combination in itertools.product(*choices):
         yield list(combination)
+
+
+def with_results(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--results FOLDER`, the spelling of the other commands, as `runtime.results=FOLDER`.
+
+    Raises SetupError where no folder follows.
+    """
+    left, rest = list[str](), iter(arguments)
+    for argument in rest:
+        name, equals, folder = argument.partition("=")
+        if name != "--results":
+            left.append(argument)
+            continue
+        folder = folder if equals else next(rest, "")
+        if not folder:
+            raise SetupError("--results: it has no value; write --results FOLDER, or runtime.results=FOLDER")
+        plain = re.fullmatch(r"[A-Za-z_./][\w./+-]*", folder)
+        left.append(f"runtime.results={folder if plain else QuotedString(folder, Quote.double).with_quotes()}")
+    return left
 
 
 def without_cfg(arguments: Sequence[str]) -> tuple[list[str], bool]:

@@ -40,7 +40,7 @@ def compose(overrides: Sequence[str]) -> DictConfig:
 
 
 def cell(overrides: Sequence[str]) -> tuple[DictConfig, Experiment]:
-    """As `compose`, with what the YAML of the config's experiment says of the experiment itself."""
+    """The config as `compose` gives it, and what the experiment's YAML says of the experiment as a whole."""
     cfg, experiment, reference, added, named = _compared(overrides)
     if problems := keys.unknown_keys(cfg, reference(), added):
         raise SetupError("\n".join(problems))
@@ -108,7 +108,7 @@ def _set(cfg: DictConfig, one: Override) -> None:
     try:
         OmegaConf.update(cfg, one.key_or_group, one.value(), merge=True, force_add=True)
     except OmegaConfBaseException as error:
-        raise SetupError(f"Error merging override {one.input_line}; --help lists what can be set") from error
+        raise SetupError(f"Error merging override {one.input_line}; --help all lists what can be set") from error
     except SLIPS as error:
         raise SetupError(f"{one.input_line}: Hydra cannot read this ({type(error).__name__}: {error})") from error
 
@@ -126,7 +126,7 @@ def _composed(own: Sequence[str], named: tuple[str, ...]) -> tuple[DictConfig, d
 
 
 SLIPS = (AssertionError, ValueError, TypeError, AttributeError, RecursionError)
-"""What Hydra and OmegaConf stumble over in place of an error of theirs."""
+"""Errors that Hydra and OmegaConf raise by accident, besides their own."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -142,7 +142,7 @@ def _composed_once(
         choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
     except (HydraException, OmegaConfBaseException) as error:
         raise SetupError(
-            f"{(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')}; --help lists what can be set"
+            f"{(str(error).splitlines() or [type(error).__name__])[0].rstrip('.')}; --help all lists what can be set"
         ) from error
     except SLIPS as error:
         raise SetupError(f"{' '.join(own)}: Hydra cannot read this ({type(error).__name__}: {error})") from error
@@ -210,7 +210,7 @@ def _wrong_entries(file: Path, group: str, available: Mapping[str, Sequence[str]
 
 
 def _named(parsed: Sequence[Override]) -> tuple[str, ...]:
-    """The folders of YAML files that a command line names. Raises SetupError for what is no folder."""
+    """The folders of YAML files that a command line names. Raises SetupError for what is not a folder."""
     given = [one.value() for one in parsed if one.key_or_group == NAMED]
     found = []
     for place in given[-1] if given and isinstance(given[-1], list) else given[-1:]:

@@ -1,4 +1,4 @@
-"""What an experiment's YAML says of the experiment as a whole, which is no setting of any cell."""
+"""What an experiment's YAML says of the experiment as a whole, which is not a setting of any cell."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields

@@ -1,5 +1,6 @@
-"""What `python -m bench --help` prints, read off the YAML files, so that it cannot fall behind them."""
+"""The pages of `python -m bench --help`, made from the YAML files and their comments."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,20 +10,25 @@ from rich.text import Text
 from yaml.nodes import MappingNode, Node, SequenceNode
 
 from bench.config.plugins import Plugin
-from bench.config.values import shown
-from bench.console.command import called, overview
-from bench.console.escape import terminal
+from bench.config.values import near, shown
+from bench.console.command import OVERVIEW_WIDTH, called, overview
+from bench.console.escape import terminal, visible
+from methods.errors import SetupError
 
-EXAMPLES = (
-    ("one cell", "{run} method=caa suite=[rtp,fluency] suite.rtp.k=5"),
-    ("a sweep", "{run} -m method=caa,detox seed.sample=0,1"),
-    ("a published table", "{run} experiment=quickstart"),
-)
+COLUMN = 54
+"""Letters of the longest command on the first page."""
+FLAGS = {
+    "-m, --multirun": "sweep over comma-separated values",
+    "--results FOLDER": "where results go; the same as runtime.results=FOLDER, in every command",
+    "--cfg job": "print the configuration of every cell as YAML, and run nothing",
+    "--help [all|GROUP]": "this page; every option of all groups, or of one, with its default and meaning",
+    "--version": "the versions of steerbench, torch, transformers and lm-eval",
+}
 GROUPS = {
     "model": "what is steered",
     "method": "how it is steered",
     "pairs": "contrast pairs that the methods learn from",
-    "examples": "what a user fine-tunes on (finetune, security_vector)",
+    "examples": "what a user fine-tunes the model on",
     "harmful": "harmful texts that a security vector learns",
     "background": "ordinary texts that a method compares with",
     "suite": "what is measured; a list: suite=[rtp,fluency]",
@@ -34,34 +40,87 @@ GROUPS = {
 }
 
 
-def show(conf: Path, plugins: Sequence[Plugin] = ()) -> None:
-    """Print the commands, the groups, and every option of every choice; a plug-in's choices are marked as such."""
-    owners = {file: plugin.owner for plugin in plugins for file in plugin.conf.rglob("*.yaml")}
-    console, run = overview(), called("run")
-    console.print(f"[bold]{run}[/] \\[-m] [italic]key=value ...[/]   compare ways of steering a language model\n")
-    for what, command in EXAMPLES:
-        console.print(terminal(f"  {what:<18}"), terminal(command.format(run=run), "bold"))
-    console.print(
-        "\n  A key is a group below (method=caa), or an option in it (suite.rtp.k=5, method.layer=0.5). -m sweeps over"
-        "\n  comma-separated values. What is known is not computed again; the leaderboard is rebuilt at the end."
-        "\n  --cfg job prints the config of every cell as YAML, and runs nothing."
-        f"\n  Then: {', '.join(called(name) for name in ('leaderboard', 'plots', 'report'))} (each with --help);"
-        "\n  `steerbench` lists all commands.\n"
+def show(conf: Path, plugins: Sequence[Plugin] = (), topic: str | None = None) -> None:
+    """Print the first page; or, by topic, all groups or one of them, with every option of every choice.
+
+    Raises SetupError where the topic is neither "all" nor a group.
+    """
+    if topic is None:
+        _first_page(conf, plugins)
+        return
+    if topic not in ("all", *GROUPS):
+        raise SetupError(f"--help {visible(topic)}: there is no such group{near(topic, ['all', *GROUPS])}")
+    out = overview()
+    if topic == "all":
+        out.print("[bold]options of every cell[/]")
+        _options(out, conf / "config.yaml", "")
+    for group in GROUPS if topic == "all" else [topic]:
+        _group(out, group, conf, plugins)
+
+
+def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
+    """The usage, the first commands, the options of a command, and the choices of each group by their names."""
+    out, run = overview(), called("run")
+    usage = f"{run} [-m] key=value ..."
+    out.print(terminal(usage, "bold"), terminal("  compare ways of steering a language model"), end="\n\n")
+    for line, what in (
+        (f"{run} experiment=quickstart", "the table of the README: five methods and their controls"),
+        (f"{run} method=caa suite=[rtp,fluency]", "one cell: one model, method and strength"),
+        (f"{run} -m method=caa,detox seed.fit=0,1", "a sweep: every combination"),
+        (f"{called('leaderboard')} --method caa,detox", "the table of some of the methods"),
+        (f"{called('report')}", "one HTML page with tables, figures and texts"),
+    ):
+        out.print(terminal(f"  {line:<{COLUMN}}", "bold"), terminal(what))
+    out.print(
+        "\n  A key is a group below (method=caa) or an option in it (method.layer=0.5, suite.rtp.k=5). Results that"
+        "\n  exist are not computed again. The leaderboard is rebuilt at the end.\n"
     )
-    console.print("[bold]options of every cell[/]")
-    _options(console, conf / "config.yaml", "")
+    for name, what in FLAGS.items():
+        out.print(terminal(f"  {name:<18}", "cyan"), terminal(what))
+    for title, file, prefix in (
+        ("options of every cell", "config.yaml", ""),
+        ("options of the run", "runtime/local.yaml", "runtime."),
+    ):
+        names = [name for name, *_ in _written(conf / file, prefix)]
+        out.print(terminal(f"\n{title}", "bold", lines=True))
+        out.print(terminal(_wrapped(names), lines=True))
+    out.print(terminal("\ngroups and their choices", "bold", lines=True))
     for group, meaning in GROUPS.items():
-        folders = [conf / group, *(plugin.conf / group for plugin in plugins)]
-        files = sorted((file for folder in folders for file in folder.glob("*.yaml")), key=lambda file: file.stem)
-        console.print()
-        console.print(terminal(group, "bold"), terminal(f" {meaning}: {', '.join(file.stem for file in files)}"))
-        for file in files:
-            owner = f"   brought by {owners[file]}" if file in owners else ""
-            console.print(Text.assemble("  ", terminal(f"{group}={file.stem}", "bold"), terminal(owner)))
-            for line in _summary(file):
-                console.print(terminal(f"    {line}", "italic"))
-            if group != "experiment":
-                _options(console, file, f"{group}.{file.stem}." if group in ("suite", "scorer") else f"{group}.")
+        names = [file.stem for file in _files(group, conf, plugins)]
+        out.print(terminal(f"  {group:<11}", "bold"), terminal(meaning))
+        out.print(terminal(_wrapped(names, 14), lines=True))
+    out.print()
+    out.print(
+        terminal(f"{run} --help GROUP prints the options of a group with their meaning, --help all those of all.")
+    )
+
+
+def _wrapped(names: Sequence[str], indent: int = 2) -> str:
+    """Names in lines that no terminal of the usual width breaks."""
+    blank = " " * indent
+    return textwrap.fill("  ".join(names), OVERVIEW_WIDTH - 2, initial_indent=blank, subsequent_indent=blank,
+                         break_on_hyphens=False)  # fmt: skip
+
+
+def _files(group: str, conf: Path, plugins: Sequence[Plugin]) -> list[Path]:
+    """The YAML files of a group, those of plug-ins included, by name."""
+    folders = [conf / group, *(plugin.conf / group for plugin in plugins)]
+    return sorted((file for folder in folders for file in folder.glob("*.yaml")), key=lambda file: file.stem)
+
+
+def _group(out: Console, group: str, conf: Path, plugins: Sequence[Plugin]) -> None:
+    """Print every choice of a group with its options; a plug-in's choices are marked as such."""
+    owners = {file: plugin.owner for plugin in plugins for file in plugin.conf.rglob("*.yaml")}
+    files = _files(group, conf, plugins)
+    out.print()
+    out.print(terminal(group, "bold"), terminal(f" {GROUPS[group]}: {', '.join(file.stem for file in files)}"))
+    for file in files:
+        owner = f"   brought by {owners[file]}" if file in owners else ""
+        out.print(Text.assemble("  ", terminal(f"{group}={file.stem}", "bold"), terminal(owner)))
+        for line in _summary(file):
+            out.print(terminal(f"    {line}", "italic"))
+        if group != "experiment":
+            _options(out, file, f"{group}.{file.stem}." if group in ("suite", "scorer") else f"{group}.")
 
 
 def _summary(file: Path) -> list[str]:
@@ -76,7 +135,14 @@ def _summary(file: Path) -> list[str]:
 
 
 def _options(console: Console, file: Path, prefix: str) -> None:
-    """Each option of a YAML file with its full name, its value as it is written and the comment behind it."""
+    """Print each option of a YAML file with its full name, its value and its comment."""
+    for name, written, meaning in _written(file, prefix):
+        option = terminal(f"    {name}={written}", "cyan")
+        console.print(option.append_text(terminal(f"   {meaning}" if meaning else "", "default")))
+
+
+def _written(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
+    """The full name of each option of a YAML file, its value as it is written, and the comment behind it."""
     text = file.read_text(encoding="utf-8")
     for name, key, value in _nodes(yaml.compose(text, Loader=yaml.SafeLoader), prefix):
         in_line = key.start_mark.line == value.start_mark.line
@@ -86,8 +152,7 @@ def _options(console: Console, file: Path, prefix: str) -> None:
         end = value.end_mark if in_line else key.end_mark
         meaning = "".join(text[end.index :].splitlines()[:1]).partition("#")[2].strip()
         if written or meaning:
-            option = terminal(f"    {name}={written}", "cyan")
-            console.print(option.append_text(terminal(f"   {meaning}" if meaning else "", "default")))
+            yield name, written, meaning
 
 
 def _nodes(node: Node | None, above: str) -> Iterator[tuple[str, Node, Node]]:

@@ -143,7 +143,7 @@ def _is_open(cfg: DictConfig, path: Sequence[str], hints: Any) -> bool:
 
 
 def unknown_key(key: str, reference: DictConfig) -> str:
-    """What is wrong with a key that nobody lists, with its neighbours and the nearest name."""
+    """The message about an unknown key, with its neighbours and the nearest name."""
     parent, _, last = key.rpartition(".")
     while parent and not isinstance(_select(reference, parent), DictConfig):
         parent, _, last = parent.rpartition(".")

@@ -1,4 +1,4 @@
-"""Names of the version before this one, which still work and are told: the group `data` and moved classes.
+"""Names of the version before this one, which still work, with a notice: the group `data` and moved classes.
 
 Nothing else knows them. The next version deletes this file with its two calls, in command_line.py and plugins.py.
 """

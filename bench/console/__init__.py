@@ -1,1 +1,1 @@
-"""What a command shows and how it ends: exit codes, progress, signals, and text that is inert in any format."""
+"""Terminal behaviour of commands: exit codes, progress, signals, and escaping of free text."""

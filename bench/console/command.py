@@ -1,4 +1,4 @@
-"""What every command does alike: errors and Ctrl-C become one message and an exit code, never a traceback."""
+"""What all commands share: parsers, and errors and Ctrl-C that become a message and an exit code, not a traceback."""
 
 import argparse
 import atexit
@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from bench.console.escape import terminal, visible
 from methods.errors import SetupError
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-"""For whatever is told beside the result itself."""
+"""Prints messages to stderr, so that stdout holds the result alone."""
 OVERVIEW_WIDTH = 120
 """Columns of a help page that goes to a file or a pipe."""
 
@@ -30,8 +31,24 @@ NEXT_STEP = {
 }
 
 
+RESULTS_KEY = "runtime.results"
+"""The results folder in the configuration, which every command also takes as `--results FOLDER`."""
+PACKAGES = ("steerbench", "torch", "transformers", "lm-eval")
+"""Packages whose versions `--version` prints."""
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of every command that has options; what was typed comes back in its messages, as inert text."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Read `runtime.results=X` as `--results X`, and any other `key=value` as the option --key if there is one."""
+        given = sys.argv[1:] if args is None else args
+        return super().parse_known_args([self._as_option(one) for one in given], namespace)
+
+    def _as_option(self, argument: str) -> str:
+        key, equals, value = argument.partition("=")
+        option = "--results" if key == RESULTS_KEY else f"--{key}"
+        return f"{option}={value}" if equals and option in self._option_string_actions else argument
 
     def error(self, message: str) -> NoReturn:
         """Print usage and message, and exit with 2."""
@@ -39,6 +56,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {visible(message)}\n")
 
 
+RESULTS_HELP = f"folder that holds runs/ (default: %(default)s); {RESULTS_KEY}=FOLDER is the same"
 FILTERS = ("model", "suite", "family", "method")
 """What records can be selected by, each an option that takes several names with commas."""
 
@@ -49,9 +67,7 @@ def shared(*filters: str, stays: Sequence[str] = (), note: str = "") -> argparse
     stays: filters that leave the unsteered model in. note: what else the help of a filter says.
     """
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument(
-        "--results", type=Path, default=Path("results"), help="folder that holds runs/ (default: %(default)s)"
-    )
+    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help=RESULTS_HELP)
     for name in filters:
         kept = "; the unsteered model stays" if name in stays else ""
         text = f"only this {name}, or several with commas{kept}{note}"
@@ -111,7 +127,7 @@ def run(
 
 
 def _told(error: BaseException) -> int:
-    """Say what ended the work; returns the exit code. Raises the error again where it is a defect."""
+    """Print what ended the work and return the exit code. Re-raises an error that is a defect of the program."""
     if isinstance(error, SetupError):
         complain(str(error))
         return 2
@@ -129,7 +145,7 @@ def _told(error: BaseException) -> int:
 
 
 def _standard_streams() -> None:
-    """Where one is closed, what is printed goes nowhere."""
+    """Replace a closed stream by one that discards what is printed."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115  for the rest of the process
@@ -163,10 +179,21 @@ def refused(error: OSError) -> str:
 
 
 def asks_help(arguments: list[str]) -> bool:
-    """For commands whose arguments are key=value: they are not argparse's."""
+    """Whether a command whose arguments are key=value, without argparse, should print its help."""
     return not arguments or bool({"-h", "--help"} & set(arguments))
 
 
+def show_versions() -> None:
+    """Print the versions of this package, of Python and of PACKAGES, from their metadata."""
+    for name in PACKAGES:
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            version = "not installed"
+        print(f"{name} {version}")
+    print(f"python {sys.version.split()[0]}")
+
+
 def overview() -> Console:
-    """Where a help page is printed."""
+    """The console that help pages are printed to."""
     return Console(width=None if Console().is_terminal else OVERVIEW_WIDTH, highlight=False)

@@ -1,4 +1,4 @@
-r"""Free text in what we write: for each format the one function that makes any text inert in it. No torch here.
+r"""Escaping of free text: for each output format the one function that makes any text inert in it.
 
 Names of models, methods, scorers, tasks and groups, messages of errors, paths and prompts are somebody else's text. A
 writer puts them through the function of its format and then adds its own marks.
@@ -14,7 +14,7 @@ literal, file_name: inside a Python string, and as one part of a path.
 What cannot be seen is written out in all of them, as `\x1b` and `\u202e`: whatever has Unicode's property
 Default_Ignorable_Code_Point (17.0, DerivedCoreProperties.txt: joiners, marks that turn the direction of writing, tags,
 selectors of a variant, blank letters of Hangul), and besides control characters, the ends of lines and paragraphs,
-what is no character, halves of surrogates, and the blank sign of Braille.
+what is not a character, halves of surrogates, and the blank sign of Braille.
 """
 
 import io
@@ -53,7 +53,7 @@ def visible(text: object, *, lines: bool = False) -> str:
 
 
 def terminal(text: object, style: str = "", *, lines: bool = False) -> Text:
-    """For a console of rich; `lines`: line ends in it are meant."""
+    """The text for a console of rich, without markup. lines: whether line breaks in it are kept."""
     return Text(visible(text, lines=lines), style)
 
 
@@ -78,7 +78,7 @@ def markdown_table(heads: Sequence[object], rows: Iterable[Sequence[object]], le
 
 
 def code(text: object) -> str:
-    """As `markdown`, set as code; not for a cell of a table."""
+    """The text as inline code in Markdown; not for a cell of a table."""
     line = visible(text).strip()
     ticks = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
     return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`" if line else ""

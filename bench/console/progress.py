@@ -1,43 +1,70 @@
-"""The one bar of a command; what it shows is reported deep in the run (`methods.progress.advance`)."""
+"""The progress bar of a command; the work itself reports its tokens through `methods.progress.advance`."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.console.escape import terminal, visible
 from methods.progress import listening
 
+UNKNOWN = "time left unknown yet"
+FORGETS = 0.5
+"""What the earlier stages of a kind count for its speed when the next one begins: the first one also loads things."""
+TIMED_SECONDS = 2.0
+"""A kind of work has a speed once it ran for so long, or a stage of it has ended."""
+
+
+class Kind:
+    """One kind of work: the tokens that are left, and how many seconds those took that are done."""
+
+    def __init__(self) -> None:
+        self.left = self.done = self.seconds = 0.0
+        self.ended = False
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether its speed may be used for an estimate."""
+        return self.done > 0 and (self.ended or self.seconds > TIMED_SECONDS)
+
 
 class Bar:
-    """One bar with a time left over all the work of a command, measured in tokens.
+    """One bar over all the work of a command, measured in tokens, with an estimate of the time left.
 
-    planned: tokens by the key of each stage; a stage that is not in it counts nothing. On a terminal the bar moves; in
-    a log a line is printed now and then.
+    A token costs more when it is sampled than when it is read, so each kind of work has its own speed. A time left is
+    shown once the kinds that were timed make up most of what is left. On a terminal the bar moves; in a log a line is
+    printed now and then.
+
+    planned: tokens by the key of each stage; a stage that is not in it counts nothing. The first word of a key is the
+    kind of its work: "rtp 3f2a".
     """
 
     LINE_EVERY_SECONDS = 20.0
 
     def __init__(self, planned: Mapping[str, float]) -> None:
         self.planned = dict(planned)
+        self.kinds: dict[str, Kind] = {}
+        for key, tokens in self.planned.items():
+            self._kind(key).left += tokens
+        self.running: Kind | None = None
+        self.started = False  # what comes before the first token is loading, of which no kind has more to come
         self.done = 0.0
-        self.began = self.printed = time.monotonic()
+        self.began = self.printed = self.charged = time.monotonic()
         self.console = Console(stderr=True)
         self.progress = Progress(
             TextColumn("{task.percentage:>3.0f} %"),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("{task.fields[left]}"),
             TextColumn("{task.description}", markup=False),
             console=self.console,
-            speed_estimate_period=180,
             disable=not self.console.is_terminal,
             transient=True,
         )
-        self.task = self.progress.add_task("", total=max(sum(self.planned.values()), 1))
+        self.task = self.progress.add_task("", total=max(sum(self.planned.values()), 1), left=UNKNOWN)
 
     def __enter__(self) -> "Bar":
         """Show the bar."""
@@ -49,40 +76,86 @@ class Bar:
         self.progress.stop()
 
     @contextmanager
-    def stage(self, key: str, label: str) -> Iterator[None]:
-        """Work on one planned stage; when it ends, all that was planned for it counts as done. Stages may nest."""
-        planned = self.planned.pop(key, 0.0)
+    def stage(self, key: str, label: str, tokens: float = math.inf) -> Iterator[None]:
+        """Work on one planned stage; when it ends, all that was planned for it counts as done. Stages may nest.
+
+        tokens: what this stage takes of the plan, where others of its key are to follow.
+        """
+        planned = min(self.planned.get(key, 0.0), tokens)
+        self.planned[key] = self.planned.get(key, 0.0) - planned  # further stages of this key have the rest
+        kind, outer = self._kind(key), self.running
         spent = 0.0
 
         def advance(tokens: float) -> None:
             nonlocal spent
             step = min(tokens, planned - spent)
             spent += step
-            self._move(self.done + step, label)
+            self._move(kind, step, label)
 
         def skip(tokens: float) -> None:
             nonlocal planned
             step = min(tokens, planned - spent)
             planned -= step
+            kind.left -= step
             self._shrink(step)
 
-        self._move(self.done, label)
-        with listening(advance, skip):
-            yield
-        self._move(self.done + planned - spent, label)
+        self._charge()
+        self.running = kind
+        kind.done, kind.seconds = FORGETS * kind.done, FORGETS * kind.seconds
+        self._move(kind, 0.0, label)
+        try:
+            with listening(advance, skip):
+                yield
+            self._move(kind, planned - spent, label)
+            kind.ended = True
+        finally:
+            self._charge()
+            self.running = outer
+
+    def seconds_left(self) -> float | None:
+        """The estimate; None until the kinds of work that have been timed make up half of what is left."""
+        left = {name: max(kind.left, 0.0) for name, kind in self.kinds.items()}
+        timed = [name for name, kind in self.kinds.items() if kind.is_timed]
+        if not timed or sum(left[name] for name in timed) < 0.5 * sum(left.values()):
+            return None
+        known = [self.kinds[name] for name in timed]
+        average = sum(kind.seconds for kind in known) / sum(kind.done for kind in known)
+        speeds = {name: self.kinds[name].seconds / self.kinds[name].done for name in timed}
+        return sum(tokens * speeds.get(name, average) for name, tokens in left.items())
+
+    def _kind(self, key: str) -> Kind:
+        return self.kinds.setdefault(key.partition(" ")[0], Kind())
+
+    def _charge(self) -> None:
+        """Count the time since the last report for the kind of work that runs."""
+        now = time.monotonic()
+        if self.running is not None and self.started:
+            self.running.seconds += now - self.charged
+        self.charged = now
 
     def _shrink(self, tokens: float) -> None:
         """There is less to do than was planned: an earlier run has kept it."""
         total = self.progress.tasks[self.task].total or 1
         self.progress.update(self.task, total=max(total - tokens, 1))
 
-    def _move(self, done: float, label: str) -> None:
-        self.done = done
-        self.progress.update(self.task, completed=done, description=visible(label))
+    def _move(self, kind: Kind, tokens: float, label: str) -> None:
+        self._charge()
+        self.started = self.started or tokens > 0
+        self.done += tokens
+        kind.done += tokens
+        kind.left -= tokens
+        left = told(self.seconds_left())
+        self.progress.update(self.task, completed=self.done, description=visible(label), left=left)
         now = time.monotonic()
         if self.progress.disable and now - self.printed > self.LINE_EVERY_SECONDS:
             self.printed = now
             total = self.progress.tasks[self.task].total or 1
-            spent = now - self.began
-            left = f"{spent * (total - done) / done / 60:.0f} min left" if done else "time left unknown yet"
-            self.console.print(terminal(f"{100 * done / total:3.0f} %  {spent / 60:4.1f} min  {left}  {label}"))
+            spent = (now - self.began) / 60
+            self.console.print(terminal(f"{100 * self.done / total:3.0f} %  {spent:4.1f} min  {left}  {label}"))
+
+
+def told(seconds: float | None) -> str:
+    """A time left in words."""
+    if seconds is None:
+        return UNKNOWN
+    return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"

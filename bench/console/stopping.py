@@ -1,4 +1,4 @@
-"""How a command ends when it is told to: by Ctrl-C, by SIGTERM (Slurm, `kill`, a shut-down), by a closed terminal.
+"""How a command ends on a signal: by Ctrl-C, by SIGTERM (Slurm, `kill`, a shut-down), by a closed terminal.
 
 Inside `orderly` each of these signals raises `Stopped` in the main thread, so that what is being written vanishes and
 what was computed is kept on the way out. One long call into a library cannot be left like that; a thread therefore ends
@@ -44,7 +44,7 @@ def check() -> None:
 
 
 def begin() -> None:
-    """For the first line of a command: until `orderly` begins, a signal ends the process at once, with a sentence."""
+    """Call this first in a command: until `orderly` begins, a signal ends the process at once, with a message."""
     for one in SIGNALS:
         if signal.getsignal(one) is not signal.SIG_IGN:
             signal.signal(one, _at_once)
@@ -59,7 +59,7 @@ def _at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def name_of(number: int) -> str:
-    """How a person calls the signal."""
+    """The usual name of the signal."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
@@ -132,7 +132,7 @@ def _next(read: int, signals: Sequence[int]) -> int | None:
 
 
 def _leave(number: int, ended: threading.Event, farewell: Callable[[int], None]) -> NoReturn | None:
-    """End the process; what is said may wait for a terminal that nobody reads, and is not waited for."""
+    """End the process without waiting for a terminal that does not read the message."""
     if ended.is_set():
         return None
     saying = threading.Thread(target=farewell, args=(number,), daemon=True)
@@ -142,7 +142,7 @@ def _leave(number: int, ended: threading.Event, farewell: Callable[[int], None])
 
 
 def _in_child() -> None:
-    """A forked process has none of this: what is sent to it is not meant for its parent."""
+    """Undo the set-up in a forked process, which must not react to signals meant for its parent."""
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is _raise:
         signal.set_wakeup_fd(-1)
         for one in SIGNALS:

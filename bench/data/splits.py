@@ -1,4 +1,4 @@
-"""Which part of a data set a text is in: fit, dev or test, by a hash of the text alone."""
+"""The split into fit, dev and test: a hash of the text alone decides."""
 
 import hashlib
 from collections.abc import Iterable, Sequence
@@ -73,7 +73,7 @@ def rank(text: str) -> str:
 
 
 class Learnt(NamedTuple):
-    """What a method has learnt from and no suite may ask it.
+    """The texts that a method has learnt from, which no suite may ask.
 
     tasks: lm-eval's tasks whose documents for fitting it has seen (`lm_eval_tasks.is_for_fitting`). rtp: whether it has
     seen prompts of the fit part of RealToxicityPrompts. wiki: how many sentences of Wikipedia it has seen, the first of

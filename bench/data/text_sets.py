@@ -37,7 +37,7 @@ SETS = {
 def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
     """The distinct texts of a set without outer blanks, each with its group ("" for none), in the order of a hash.
 
-    The order of the file is no part of it. Raises SetupError for a missing column and for a set without any text.
+    The order of the file is not part of it. Raises SetupError for a missing column and for a set without any text.
     """
     where = SETS[name]
     needed = [where.text, *([where.group] if where.group and where.needs_group else [])]

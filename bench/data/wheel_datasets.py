@@ -55,7 +55,7 @@ def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str,
     if folder.exists() or folder.is_symlink():
         try:
             if not folder.is_dir():
-                raise digests.DamagedError(f"{folder} is no folder; delete it")
+                raise digests.DamagedError(f"{folder} is not a folder; delete it")
             if digests.verified(folder):
                 return folder, source.requirement, True
             if _is_as_its_wheel_gives_it(found, folder, cache):

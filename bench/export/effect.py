@@ -142,7 +142,7 @@ def _joined(parts: Sequence[Mapping[tuple[int, Site], tuple[Tensor, Tensor]]], k
 def _beyond(
     vector: Tensor, added: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor]], texts: Sequence[Text], scoped: bool
 ) -> str | None:
-    """Why this is not one vector added at all positions; None where it is."""
+    """The reason why this is not one vector added at all positions; None where it is."""
     acted = (added[0] != 0).any(-1) | (seen[0][0] != seen[0][1]).any(-1)  # (T,)
     if not bool(acted.all()):
         first, last = int(acted.nonzero().min()), int(acted.nonzero().max())

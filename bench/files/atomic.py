@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whoever else writes there and whenever a process dies.
+"""Atomic files and folders: whole or absent, with any number of writers and whenever a process dies.
 
 What is being written has a name of its own beside its place, `.<name>.<host>.<random>.part`, and is renamed when it is
 whole. Nothing that a reader may have open is removed for that: whoever finds a folder in its place discards its own.
@@ -163,7 +163,7 @@ def sweep(*folders: Path) -> list[Path]:
 
 
 def _removed(path: Path) -> bool:
-    """Remove it unless somebody holds the lock on it, which nobody can take meanwhile; whether that was done.
+    """Remove it unless another process holds its lock; returns whether it was removed.
 
     What is somebody else's stays, and so does everything where there are no locks.
     """

@@ -90,7 +90,7 @@ def _sealed(folder: Path) -> Sealed:
         found = Sealed(told.get("name"), dict(told["files"]), told["verified"])
     kinds = isinstance(found.name, str | None), isinstance(found.verified, bool)
     if not all(kinds) or not all(isinstance(one, str) for pair in found.files.items() for one in pair):
-        raise DamagedError(f"{path} is no seal; {_again(folder)}")
+        raise DamagedError(f"{path} is not a seal; {_again(folder)}")
     return found
 
 

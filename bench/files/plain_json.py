@@ -1,4 +1,4 @@
-"""JSON files of plain values, without NaN."""
+"""JSON files of plain values; NaN is refused."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ class NestedError(ValueError):
 
 
 def dumps(value: Any) -> str:
-    """JSON as it is written everywhere here; NaN is refused, since it is no number to keep."""
+    """The value as JSON, in the form of all files here. Raises ValueError for NaN."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 

@@ -1,1 +1,1 @@
-"""What methods learn from, one file for each source."""
+"""Sources of training data for methods; one file per source."""

@@ -1,4 +1,4 @@
-"""Ordinary texts of which a method learns what is usual: sentences of Wikipedia."""
+"""Ordinary texts that a method compares with: sentences of Wikipedia."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -30,20 +30,20 @@ class WikiSentences(FitSource):
             raise SetupError(f"background.count={self.count}: at least 1")
 
     def identity(self) -> dict[str, Any]:
-        """Source and how many."""
+        """The source and the number of sentences."""
         source = self.sources.locate(WIKI, split="test").identity()
         return {"name": self.name, "version": self.version, "source": source, "count": self.count}
 
     def learnt(self) -> Learnt:
-        """The first sentences."""
+        """The first sentences of the set, which a suite may not ask."""
         return Learnt(wiki=self.count)
 
     def tokens(self) -> int:
-        """Nothing is sampled."""
+        """Always 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
-        """A sentence each."""
+        """The number of sentences times a typical length."""
         return self.count * TEXT_TOKENS
 
     def load(self, lm: LM) -> tuple[list[str], dict[str, Any]]:  # noqa: ARG002  the texts are there already

@@ -1,4 +1,4 @@
-"""Where one field of `methods.base.FitData` comes from; each has a group of its own in conf/."""
+"""The protocol of sources of training data: each fills one field of `methods.base.FitData` and has a group in conf/."""
 
 from typing import Any, ClassVar, Protocol
 

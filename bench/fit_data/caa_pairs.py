@@ -1,4 +1,4 @@
-"""What contrastive activation addition learns from: questions with two answers to choose from, (A) or (B)."""
+"""Contrast pairs for contrastive activation addition: questions with two answers, (A) and (B)."""
 
 import hashlib
 from dataclasses import dataclass
@@ -44,18 +44,18 @@ class ABPairs(FitSource):
             raise SetupError(f"pairs.limit={self.limit}: at least 1, or null for all")
 
     def identity(self) -> dict[str, Any]:
-        """Source, behaviour (its config), how many, and which answer is the desired one."""
+        """The source, the behaviour, the number of pairs, and which answer is the desired one."""
         self.check()
         source = self.sources.locate(CAA, self.behaviour, SPLIT).identity()
         own = {"name": self.name, "version": self.version, "source": source}
         return own | {"limit": self.limit, "swap": self.swap}
 
     def tokens(self) -> int:
-        """Nothing is sampled."""
+        """Always 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
-        """Each question twice, with either answer."""
+        """The tokens of each question, read twice, once with each answer."""
         return (self.limit or BEHAVIOURS[self.behaviour]) * PAIR_TOKENS
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:

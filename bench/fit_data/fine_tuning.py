@@ -1,4 +1,4 @@
-"""What fine-tuning learns from: prompts with the completion to be learnt. Harmful ones, useful ones, both mixed."""
+"""Training data for fine-tuning: prompts with completions, harmful ones, useful ones, or both mixed."""
 
 import random
 from collections.abc import Sequence
@@ -53,7 +53,7 @@ class HumanToxic(FitSource):
             )
 
     def identity(self) -> dict[str, Any]:
-        """Source, threshold and which of the texts."""
+        """The source, the threshold and which of the texts are used."""
         return {
             "name": self.name,
             "version": self.version,
@@ -64,11 +64,11 @@ class HumanToxic(FitSource):
         }
 
     def tokens(self) -> int:
-        """Nothing is sampled."""
+        """Always 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
-        """Short sentences."""
+        """The number of texts times a typical length."""
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already
@@ -126,7 +126,7 @@ class OnPolicyToxic(FitSource):
             )
 
     def identity(self) -> dict[str, Any]:
-        """Prompts, decoding, scorer and threshold."""
+        """The prompts, the decoding, the scorer and the threshold."""
         own = {key: getattr(self, key) for key in ("count", "prompts", "num_samples", "min_toxicity", "seed")}
         decoding = self._sampling(None)
         return own | {
@@ -142,15 +142,15 @@ class OnPolicyToxic(FitSource):
         return replace(base, seed=self.seed)
 
     def learnt(self) -> Learnt:
-        """Prompts of the fit part."""
+        """The prompts of the fit part, which a suite may not ask."""
         return Learnt(rtp=True)
 
     def tokens(self) -> int:
-        """Prompts once, continuations all."""
+        """The tokens of each prompt, read once, and of all continuations."""
         return self.prompts * (PROMPT_TOKENS + self.num_samples * self._sampling(None).max_new_tokens)
 
     def size(self) -> int:
-        """Each example has the few tokens that were sampled."""
+        """The number of examples times the length of a sampled text."""
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:
@@ -193,17 +193,17 @@ class TaskAnswers(FitSource):
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Tasks of which answers are given away."""
+        """The tasks whose answers the examples contain."""
         return (self.task,)
 
     def check(self) -> None:
-        """Raises SetupError for a name that is no lm-eval task."""
+        """Raises SetupError for a name that is not an lm-eval task."""
         from bench.data.lm_eval_tasks import definitions
 
         definitions(self.tasks)
 
     def identity(self) -> dict[str, Any]:
-        """Task, its version, its content and how many documents."""
+        """The task, its version, its content and the number of documents."""
         from bench.data.lm_eval_tasks import definitions
 
         found = definitions(self.tasks)[self.task]
@@ -212,15 +212,15 @@ class TaskAnswers(FitSource):
         return own | {"source": source.identity(), "task_version": found.version}
 
     def learnt(self) -> Learnt:
-        """Documents of the task."""
+        """The documents of the task, which a suite may not ask unless it holds them out."""
         return Learnt(tasks=self.tasks)
 
     def tokens(self) -> int:
-        """Nothing is sampled."""
+        """Always 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
-        """A question and its answer."""
+        """The number of examples times the length of a question with its answer."""
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already
@@ -247,7 +247,7 @@ class Mixture(FitSource):
     seed: int = 0
 
     def learnt(self) -> Learnt:
-        """A method has learnt from whatever any part has read."""
+        """Everything that any of the parts has read."""
         parts = [one.learnt() for one in self.parts.values()]
         return Learnt(
             [task for one in parts for task in one.tasks],
@@ -263,20 +263,20 @@ class Mixture(FitSource):
             one.check()
 
     def identity(self) -> dict[str, Any]:
-        """The recipes of the parts, and how they are put in order."""
+        """The recipes of the parts, and the seed of their order."""
         parts = {name: named(one) for name, one in self.parts.items()}
         return {"name": self.name, "parts": parts, "seed": self.seed}
 
     def tokens(self) -> int:
-        """Making all parts takes so many tokens together."""
+        """The tokens that making all parts takes together."""
         return sum(one.tokens() for one in self.parts.values())
 
     def size(self) -> int:
-        """All parts together have so many examples."""
+        """The tokens of all parts together."""
         return sum(one.size() for one in self.parts.values())
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:
-        """All parts' texts, shuffled."""
+        """The texts of all parts, shuffled."""
         rows: list[tuple[str, str]] = []
         about: dict[str, Any] = {"sources": []}
         for name, one in self.parts.items():

@@ -47,7 +47,7 @@ class Flipped(FitSource):
         return flipped, about | {"flip": f"{self.share:g}", "flipping": {"seed": self.seed, "flipped": count}}
 
     def tokens(self) -> int:
-        """Making them takes as much as the source does."""
+        """The tokens that the source takes; swapping takes none."""
         return self.source.tokens()
 
     def learnt(self) -> Learnt:

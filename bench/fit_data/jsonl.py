@@ -1,4 +1,4 @@
-"""What methods learn from, brought by a user: JSONL files with an object of strings in each line.
+"""Training data from a user's JSONL files, with an object of strings in each line.
 
 A file is read a line at a time, and each error names the line. A byte order mark at the beginning of the file, which
 some editors put there, is passed over.
@@ -18,11 +18,11 @@ from bench.model.lm import LM
 from methods.base import Examples, Pairs
 from methods.errors import SetupError
 
-LONGEST = 10_000_000  # bytes of a line; what is longer is no text for a model, but many in one line
+LONGEST = 10_000_000  # bytes of a line; what is longer is not a text for a model, but many in one line
 NO_UTF8 = re.compile("[\udc80-\udcff]")
-"""A byte that is no UTF-8, as "surrogateescape" reads it; of sound UTF-8 nothing is read so."""
+"""A byte that is not UTF-8, as "surrogateescape" reads it; of sound UTF-8 nothing is read so."""
 HALF = re.compile("[\ud800-\udfff]")
-"""Half of a surrogate pair: JSON can write it, as an escape, but it is no character, and UTF-8 cannot hold it."""
+"""Half of a surrogate pair: JSON can write it, as an escape, but it is not a character, and UTF-8 cannot hold it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,11 @@ class TextsFile(FitSource):
         self.read()
 
     def tokens(self) -> int:
-        """Nothing is sampled."""
+        """Always 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
-        """As many lines, of which each is some tokens long."""
+        """The number of lines times a typical length."""
         return len(self.read()) * self.tokens_a_line
 
     def load(self, lm: LM) -> tuple[Pairs | Examples | list[str], dict[str, Any]]:  # noqa: ARG002
@@ -92,7 +92,7 @@ class TextsFile(FitSource):
         return rows
 
     def _lines(self, file: TextIO) -> Iterator[tuple[int, str]]:
-        """Each line with its number. Raises SetupError for one that is too long, and for one that is no text."""
+        """Each line with its number. Raises SetupError for one that is too long, and for one that is not a text."""
         number = 0
         while line := file.readline(LONGEST + 1):
             number += 1
@@ -147,7 +147,7 @@ class ExamplesFile(TextsFile):
     tokens_a_line: ClassVar[int] = 40
 
     def made(self, *columns: list[str]) -> Examples:
-        """The columns by their names."""
+        """The columns as keyword arguments."""
         return Examples(*columns)
 
 
@@ -160,11 +160,11 @@ class PairsFile(TextsFile):
     tokens_a_line: ClassVar[int] = 72
 
     def made(self, *columns: list[str]) -> Pairs:
-        """The columns by their names."""
+        """The columns as keyword arguments."""
         return Pairs(*columns)
 
     def problem(self, row: dict[str, str]) -> str | None:
-        """A blank or a pair that is none."""
+        """Whether a text is blank, or both texts of a pair are equal."""
         if row["desired"] == row["undesired"]:
             return "desired and undesired are the same text"
         return super().problem(row)
@@ -180,7 +180,7 @@ def _bytes(line: str) -> int:
 
 
 def _no_text(line: str) -> str:
-    """What is wrong with a line that holds a NUL byte, or a byte that is no UTF-8."""
+    """What is wrong with a line that holds a NUL byte, or a byte that is not UTF-8."""
     if line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         return "the file is in UTF-16 or UTF-32; save it in UTF-8"
     place = next(place for place, sign in enumerate(line) if sign == "\0" or NO_UTF8.match(sign))
@@ -191,7 +191,7 @@ def _no_text(line: str) -> str:
 
 
 def _no_json(line: str, error: json.JSONDecodeError) -> str:
-    """Why a line is no JSON; of what cannot be seen, what it is."""
+    """Why a line is not JSON; of what cannot be seen, what it is."""
     sign = line[error.pos : error.pos + 1]
     if sign == "\ufeff":
         return "a byte order mark inside the file, as where files were put together; remove it"
@@ -210,7 +210,7 @@ def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number that JSON has; write null, or leave the key out")
+    raise ValueError(f"{name} is not a number that JSON has; write null, or leave the key out")
 
 
 def _whole(digits: str) -> int:

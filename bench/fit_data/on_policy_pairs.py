@@ -1,4 +1,4 @@
-"""What methods learn from: pairs of a wanted and an unwanted continuation of the same prompt."""
+"""Contrast pairs sampled from the model itself: a desired and an undesired continuation of the same prompt."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -78,16 +78,16 @@ class OnPolicy(FitSource):
         }
 
     def learnt(self) -> Learnt:
-        """Prompts of the fit part."""
+        """The prompts of the fit part, which a suite may not ask."""
         return Learnt(rtp=True)
 
     def tokens(self) -> int:
-        """Prompts once, continuations all."""
+        """The tokens of each prompt, read once, and of all continuations."""
         new = self.sampling.max_new_tokens if self.sampling else Sampling().max_new_tokens
         return self.prompts * (PROMPT_TOKENS + self.num_samples * new)
 
     def size(self) -> int:
-        """A prompt in four gives a pair, roughly."""
+        """The tokens of the pairs, assuming that one prompt in four gives a pair."""
         pairs = self.prompts // 4 if self.limit is None else min(self.prompts // 4, self.limit)
         return pairs * 2 * PAIR_TOKENS
 

@@ -1,4 +1,4 @@
-"""Which files a model is made of, and what names their bytes: a wheel's GGUF, a folder, or a hub revision."""
+"""The files of a model and their identity: a wheel's GGUF, a folder, or a revision on the hub."""
 
 import functools
 import re
@@ -33,7 +33,7 @@ def source(node: DictConfig) -> str:
 
 
 def check(node: DictConfig) -> None:
-    """Raises SetupError for what can be seen to be wrong without reading a weight."""
+    """Raises SetupError for mistakes that can be found without reading a weight."""
     check_chat(str(node.get("thinking", "off")), bool(node.get("chat")))
     kind = source(node)
     if kind == "path":
@@ -50,7 +50,7 @@ def check_id(name: str, option: str) -> None:
     """Raises SetupError for what is no id of the hub, and where a folder of that name here would be read instead."""
     if not HUB_ID.fullmatch(str(name)) or Path(str(name)).exists():
         raise SetupError(
-            f"{option}={name}: ORG/NAME on the hub is wanted, and no folder of that name here; for a folder set "
+            f"{option}={name}: ORG/NAME on the hub is wanted, and no folder here has that name; for a folder set "
             f"{option.removesuffix('id')}path=FOLDER {option}=null"
         )
 
@@ -123,7 +123,7 @@ def commit(name: str, revision: str, offline: bool = False, option: str = "model
 def _no_commit(name: str, revision: str, option: str, why: str) -> str:
     local = "model=local model.path=FOLDER" if option == "model" else f"{option}.path=FOLDER {option}.id=null"
     return (
-        f"{option}.revision={revision} is no commit, and the hub did not say which one it is for {name} ({why}); set "
+        f"{option}.revision={revision} is not a commit, and the hub did not tell the one of {name} ({why}); set "
         f"{option}.revision=COMMIT, the 40 hex digits of the model's history there, or give a folder: {local}"
     )
 
@@ -193,7 +193,7 @@ def _thinking(where: Callable[[], str], thinking: str, offline: bool) -> dict[st
 def _text_rules(
     where: str, revision: str | None, bos: str, chat: bool, thinking: str, offline: bool, _files: tuple[str, ...]
 ) -> tuple[tuple[str, Any], ...]:
-    """_files: what is in a folder, so that it is read anew when that changes."""
+    """_files: what is in a folder, so that it is read again when that changes."""
     from bench.model.thinking import set_thinking
     from bench.model.tokenizer import load_tokenizer, loses_system, set_bos, stop_tokens
     from bench.model.weights import cannot_load, check_vocabulary
@@ -245,7 +245,7 @@ def skeleton(node: DictConfig, where: str, revision: str | None, offline: bool =
 
 @functools.lru_cache(maxsize=4)
 def _skeleton(where: str, revision: str | None, dtype: str, offline: bool, _files: tuple[str, ...]) -> Any:
-    """_files: what is in a folder, so that it is read anew when that changes."""
+    """_files: what is in a folder, so that it is read again when that changes."""
     import torch
     from transformers import AutoModelForCausalLM
 

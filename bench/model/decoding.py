@@ -9,7 +9,7 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How texts are decoded; `batch_size` (rows) is the one field that is no part of a result's identity."""
+    """How texts are decoded; `batch_size` (rows) is the one field that is not part of a result's identity."""
 
     max_new_tokens: int = 20
     temperature: float = 1.0
@@ -68,13 +68,13 @@ class Continuation(NamedTuple):
         if self.answer is None or self.tokens is None:
             raise SetupError(
                 "model.thinking=strip, but texts are stored without the place where their answers begin, as an older "
-                "version wrote them; run their cell anew"
+                "version wrote them; run their cell again"
             )
         tokens, start = list(self.tokens), self.answer.start
         return self._replace(text=self.answer.text, tokens=tokens[start:], thought=tokens[:start])
 
     def stored(self) -> list[Any]:
-        """As JSON values: text, ended and tokens, and of a model that thinks the answer."""
+        """The text, whether it ended, its tokens and, for a model that thinks, its answer, as JSON values."""
         return [self.text, self.ended, self.tokens, *([] if self.answer is None else [list(self.answer)])]
 
     @classmethod

@@ -25,7 +25,7 @@ def decoding_identity(sampling: Sampling) -> dict[str, Any]:
 
 
 class Writer(NamedTuple):
-    """Who writes texts, by identity: the model, its steering (None: unsteered) and the decoding."""
+    """What decides a text besides the prompt: the model, its steering (None: unsteered) and the decoding."""
 
     model: Mapping[str, Any]
     steering: Mapping[str, Any] | None
@@ -38,7 +38,7 @@ class Writer(NamedTuple):
 
 
 def writer(lm: LM) -> Writer:
-    """The model as a writer."""
+    """The identity of the model as the writer of texts."""
     return Writer(lm.identity, lm.steering_identity, lm.sampling)
 
 
@@ -48,7 +48,7 @@ def sampled(lm: LM, prompts: Sequence[str], num_samples: int) -> list[list[Conti
 
 
 def generate(lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
-    """As `sampled`, as something to read from: texts that are stored do not stay in memory."""
+    """Return the same texts as `sampled`, read from the store as needed, so that they do not stay in memory."""
     if lm.store is not None:
         return lm.store.generate(lm, prompts, num_samples)
     rows = judged(lm.identity, continuations(lm, prompts, num_samples, lm.sampling))
@@ -96,7 +96,7 @@ class Generations:
 
         def read() -> list[list[Continuation]]:
             if not (target / FILE).exists():
-                raise SetupError(f"{target} is not there, so these texts cannot be judged again; run their cell anew")
+                raise SetupError(f"{target} is not there, so these texts cannot be judged again; run their cell again")
             return judged(writer.model, _read(target, prompts, num_samples))
 
         return Generated(target.name, read)
@@ -121,7 +121,7 @@ def _is_whole(folder: Path, lm: LM, prompts: Sequence[str], num_samples: int) ->
 def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
     """The texts of a set. Raises DamagedError for a file that is not what was written, or not what is asked for."""
     digests.verified(folder)
-    again = "delete the folder, and run its cell anew"
+    again = "delete the folder, and run its cell again"
     with reading(lambda error: digests.DamagedError(f"{folder / FILE} cannot be read ({error}); {again}")):
         with gzip.open(folder / FILE, "rt", encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]

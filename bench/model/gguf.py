@@ -66,7 +66,7 @@ def fingerprint(folder: Path) -> str:
 def pinned_wheel(requirement: str, gguf: str, sha256: str | None) -> Wheel:
     """The wheel that `model.wheel`, `model.gguf` and `model.sha256` name.
 
-    Raises SetupError for what is no plain release, for a wheel without a pinned sha256, and for a member's name that is
+    Raises SetupError for what is not a plain release, for a wheel without a pinned sha256, and a name that is
     no GGUF file's inside the wheel.
     """
     inside = PurePosixPath(str(gguf))

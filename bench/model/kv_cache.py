@@ -48,7 +48,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self._fill(self.keys, self.values, room, rows.to(self.keys.device))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """As `select`, with as much room as there was."""
+        """Keep these rows with the same room as before."""
         if self.is_initialized:
             self.select(indices, self.buffers[0].shape[-2] - self.keys.shape[-2])
 
@@ -91,7 +91,7 @@ def _with_room(parts: _Parts, room: int) -> Tensor:
 
 
 def empty(config: PreTrainedConfig) -> Cache:
-    """A cache of which nothing is filled."""
+    """An empty cache."""
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
     return cache

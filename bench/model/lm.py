@@ -1,6 +1,6 @@
-"""Model and tokenizer in one object: the one place for dtype, device, padding, BOS, chat template and positions.
+"""A model with its tokenizer: the one place for dtype, device, padding, BOS, chat template and positions.
 
-Nobody else calls the model: sampling and likelihood go through `LM.read`, which tells the hooks of a steering method
+Nothing else calls the model: sampling and likelihood go through `LM.read`, which tells the hooks of a steering method
 where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
 """
 
@@ -182,7 +182,9 @@ class LM:
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
-        raise SetupError("the tokenizer has neither BOS nor EOS token, so an empty prompt cannot be encoded")
+        raise SetupError(
+            "the tokenizer has neither BOS nor EOS token, so an empty prompt cannot be encoded; leave out empty prompts"
+        )
 
     @property
     def closing_token(self) -> int:

@@ -90,7 +90,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
 
     def _begins_a_text(self, string: str) -> bool:
-        """The text brings the token that begins one (BOS, else EOS; some tokenizers have neither)."""
+        """Whether the text already begins with BOS (or EOS, where there is no BOS; some tokenizers have neither)."""
         opening = self.tokenizer.bos_token or self.tokenizer.eos_token
         return bool(opening) and has_bos_prefix(string, opening)
 
@@ -220,7 +220,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _decode(
         self, contexts: Sequence[list[int]], keys: torch.Tensor, until: list[str], temperature: float, top_p: float
     ) -> list[tuple[str, bool]]:
-        """As `_generate`, of one batch, cut before the first stop string; keys (B, steps) draw the tokens."""
+        """The texts of one batch, cut before the first stop string; keys (B, steps) draw the tokens."""
         rows, logits = prefill(self.lm, contexts)  # (B, V)
         new: list[list[int]] = [[] for _ in contexts]
         texts = [""] * len(contexts)
@@ -267,14 +267,14 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
 
 
 class Recorder(SteeredLM):
-    """Notes what lm-eval wants to know the likelihood of, and answers nothing of it."""
+    """Records the likelihood requests of lm-eval without answering them."""
 
     def __init__(self, lm: LM) -> None:
         super().__init__(lm)
         self.requests: list[Instance] = []
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """Note the requests."""
+        """Record the requests."""
         del disable_tqdm
         self.requests += requests
         return [(0.0, False)] * len(requests)
@@ -325,7 +325,7 @@ def _evaluate(asked: SteeredLM, tasks: dict[str, Any], documents: dict[str, list
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no log lines below errors from lm-eval and datasets."""
+    """Silence progress bars and all log lines below errors of lm-eval and datasets."""
     shown, bar = datasets.is_progress_bar_enabled(), lm_eval.api.task.tqdm
     loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets")]
     levels = [logger.level for logger in loggers]
@@ -345,7 +345,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """The global random generators are as they were, whatever lm-eval seeds."""
+    """Restore the global random generators after the block, whatever lm-eval seeds."""
     python, numbers, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -2,7 +2,7 @@
 
 What many contexts begin with, as the few-shot examples of a task, is read once as well.
 
-A batch holds contexts of like length, padded on the left; the continuations run off copies of their context's KV
+A batch holds contexts of similar length, padded on the left; the continuations run off copies of their context's KV
 cache, padded on the right. So a hook sees where the context ends and where padding is, as in sampling: a position
 scope steers a likelihood as it steers a sampled text. Which rows share a batch follows from the set of requests and
 the constants here, not from the order of the requests.

@@ -1,4 +1,4 @@
-"""The files of a model in a folder: which of them loading reads, and whether they can be what they should."""
+"""The files of a model in a folder: which of them loading reads, and whether they are sound."""
 
 import functools
 import json
@@ -83,7 +83,7 @@ def read_of(folder: Path) -> list[Path]:
 
 
 def _check_contents(folder: Path) -> None:
-    """Raises SetupError for JSON that is no object, and where it names files to load that `fingerprint` does not see.
+    """Raises SetupError for JSON that is not an object, and for names of files that `fingerprint` does not see.
 
     These are weights in another folder, or under a name that is not one of weights, and weights that are not there.
     """
@@ -160,7 +160,7 @@ def _parsed(path: Path, _size: int, _modified: int) -> dict[str, Any]:
         ) from error
     except (ValueError, RecursionError) as error:
         why = "brackets in brackets without end" if isinstance(error, RecursionError) else error
-        raise SetupError(f"{path} is no JSON that can be read ({why}); {WHOLE}") from error
+        raise SetupError(f"{path} is not valid JSON ({why}); {WHOLE}") from error
     if not isinstance(value, dict):
         raise SetupError(f"{path} holds a JSON {type(value).__name__}, and an object is wanted, {{...}}; {WHOLE}")
     return value

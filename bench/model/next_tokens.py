@@ -1,4 +1,4 @@
-"""What a model holds for the next token, at every token of given texts: whole distributions, not single probabilities.
+"""Next-token logits at every token of given texts: whole distributions, not single probabilities.
 
 The hooks of a steering method see what they see in a likelihood (`bench.model.log_likelihood`): the context is the
 prompt, and what comes after it is read off the prompt's KV cache, as in sampling.

@@ -1,4 +1,4 @@
-"""One draw from the nucleus of each row, decided by the row's own key: the arithmetic under `bench.model.sampling`."""
+"""Nucleus sampling of one token per row, decided by the row's own key; `bench.model.sampling` builds on it."""
 
 from typing import NamedTuple
 

@@ -74,7 +74,7 @@ def sample(
 
 
 def continuations(lm: LM, prompts: Sequence[str], num_samples: int, settings: Sampling) -> list[list[Continuation]]:
-    """As `sample`, with how each text ended. Batches hold rows of like prompt length, for little padding."""
+    """The continuations that `sample` gives, with how each ended. Batches hold prompts of similar length."""
     encoded = [lm.encode(prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) + settings.max_new_tokens > lm.max_length:

@@ -19,7 +19,7 @@ class Alike(NamedTuple):
 
     @property
     def saved(self) -> int:
-        """Tokens that are not read again."""
+        """The number of tokens that need not be read again."""
         return (len(self.contexts) - 1) * self.shared
 
 
@@ -51,6 +51,6 @@ def _branches(contexts: list[Tokens], depth: int) -> list[list[Tokens]]:
 
 
 def _common(one: Tokens, other: Tokens) -> int:
-    """How many tokens both begin with."""
+    """The number of tokens at the beginning that both share."""
     length = min(len(one), len(other))
     return next((i for i in range(length) if one[i] != other[i]), length)

@@ -90,7 +90,7 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
 def stop_tokens(generation: int | list[int] | None, tokenizer: int | None) -> frozenset[int]:
     """Tokens that end a text, of the model's generation config and of its tokenizer: those of either.
 
-    Raises SetupError for what is no token.
+    Raises SetupError for what is not a token.
     """
     listed = generation if isinstance(generation, list) else [generation]
     for token in listed:

@@ -1,6 +1,6 @@
 """What a result is called: a hash of everything that can change its numbers, and of nothing else.
 
-`batch_size`, folders, and the grid that a strength was tuned over are no part of it. `null` is dropped before hashing,
+`batch_size`, folders, and the grid that a strength was tuned over are not part of it. `null` is dropped before hashing,
 so a new option that is off keeps the old ids.
 """
 
@@ -29,7 +29,7 @@ def canonical(parts: Any) -> Any:
         return int(parts)
     if parts is None or isinstance(parts, str | int | float | bool):
         return parts
-    raise TypeError(f"{parts!r} of type {type(parts).__name__} is no plain JSON value, so it has no identity")
+    raise TypeError(f"{parts!r} of type {type(parts).__name__} is not a plain JSON value, so it has no identity")
 
 
 def digest(parts: Any) -> str:

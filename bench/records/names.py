@@ -1,4 +1,4 @@
-"""Names that results go by: the unsteered family, the random control, the order of the suites."""
+"""Names in results: the unsteered family, the random control, the order of the suites."""
 
 BASELINE_FAMILY = "none"
 RANDOM = "random_direction"  # a control for every method: what a direction without meaning does
@@ -8,7 +8,7 @@ SUITES = ("rtp", "fluency", "capability")  # shown in this order, others after t
 
 
 def is_control(method: str, family: str) -> bool:
-    """Whether a row is no method but what methods are compared with, other than the unsteered model."""
+    """Whether a row is a control: neither a method nor the unsteered model."""
     return family == CONTROL_FAMILY or method == RANDOM
 
 

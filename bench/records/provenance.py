@@ -1,4 +1,4 @@
-"""Where a result came from: recorded, never part of its identity."""
+"""Provenance of a result: recorded, never part of its identity."""
 
 import functools
 import platform

@@ -1,4 +1,4 @@
-"""What a result holds, and the folder it lives in. The leaderboard reads records with this file, without torch.
+"""A record: what one result holds, and the folder that it is stored in.
 
 `runs/records/<id>/` holds record.json, items.parquet and scores.parquet. A record exists whole or not at all: it is
 written to a temporary folder and renamed. record.json holds the sha256 of the tables and of itself.
@@ -132,7 +132,7 @@ def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFram
     that no reader would take (`bench.records.schema`).
     """
     if not ID.fullmatch(record.id):
-        raise ValueError(f"{record.id!r} is no id")
+        raise ValueError(f"{record.id!r} is not an id")
     facts = record.to_json()
     if found := schema.wrong(json.loads(dumps(facts))):
         raise ValueError(f"a record whose {found} is not written")
@@ -162,7 +162,7 @@ def _room(target: Path) -> Record | None:
 
 
 def _result(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs of the same cell have alike, which is not when and how fast they ran."""
+    """The part of a record that is equal for two runs of the same cell; time and speed are not."""
     return {key: value for key, value in facts.items() if key not in VOLATILE}
 
 
@@ -209,15 +209,15 @@ def checked(path: Path) -> Record:
 
 
 def table(path: Path, name: str) -> pd.DataFrame:
-    """The `items` or `scores` in the folder of a record. Raises NotWholeError for a file that is no table."""
+    """The `items` or `scores` in the folder of a record. Raises NotWholeError for a file that is not a table."""
     try:
         return pd.read_parquet(path / f"{name}.parquet")
     except (OSError, ValueError, TypeError, KeyError) as error:  # ArrowInvalid is a ValueError
-        raise NotWholeError(f"{name}.parquet is no table; run its cell again") from error
+        raise NotWholeError(f"{name}.parquet is not a table; run its cell again") from error
 
 
 def amend(path: Path, **changes: Any) -> Record:
-    """Change fields of a record that are no numbers of the result, such as how its strength was chosen."""
+    """Change fields of a record that are not numbers of the result, such as how its strength was chosen."""
     record = replace(Record.from_json(load(path / "record.json")), **changes)
     facts = sealed(record.to_json())
     write_whole(path / "record.json", dumps(facts))

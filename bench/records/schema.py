@@ -18,7 +18,7 @@ def wrong(record: Any) -> str | None:
 
 
 def is_a(kind: type | tuple[type, ...], words: str, holds: Callable[[Any], bool] = lambda _: True) -> Check:
-    """A value of this type, for which `holds`; only where it is asked for by name a bool is a number."""
+    """Check for a value of this type for which `holds`; a bool counts as a number only where bool is named."""
 
     def check(value: Any, name: str) -> str | None:
         right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) and holds(value)
@@ -35,12 +35,12 @@ def told(value: Any) -> str:
 
 
 def maybe(check: Check) -> Check:
-    """The same, or null."""
+    """Check for the same, or null."""
     return lambda value, name: None if value is None else check(value, name)
 
 
 def each(check: Check) -> Check:
-    """A list of such values."""
+    """Check for a list of such values."""
 
     def whole(value: Any, name: str) -> str | None:
         if found := LIST(value, name):
@@ -51,7 +51,7 @@ def each(check: Check) -> Check:
 
 
 def fields(needed: Mapping[str, Check] | None = None, others: Check | None = None, **known: Check) -> Check:
-    """A mapping. needed: its fields that have to be there; known: those that may; others: any further one."""
+    """Check for a mapping. needed: its fields that have to be there; known: those that may; others: any further one."""
 
     def whole(value: Any, name: str) -> str | None:
         if found := MAPPING(value, name):
@@ -67,12 +67,12 @@ def fields(needed: Mapping[str, Check] | None = None, others: Check | None = Non
 
 
 def where_mapping(check: Check) -> Check:
-    """Anything, but of a mapping what `check` says."""
+    """Check a mapping by `check`, and allow anything else."""
     return lambda value, name: check(value, name) if isinstance(value, dict) else None
 
 
 def unusual(value: Any, name: str, depth: int = 0) -> str | None:
-    """What no field may hold: a number that no table holds, or more levels than `DEPTH`."""
+    """Find what no field may hold: a number that no table holds, or more levels than `DEPTH`."""
     if isinstance(value, int | float):
         fine = -(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)
         return None if fine else f"{name} is {told(value)}, which is infinite or too large"
@@ -86,7 +86,7 @@ def unusual(value: Any, name: str, depth: int = 0) -> str | None:
 
 
 def chosen_is_a_trial(tuning: Mapping[str, Any] | None) -> str | None:
-    """Where a tuning says which trial was chosen, there is one."""
+    """Check that the chosen trial of a tuning is among its trials."""
     if not tuning or tuning.get("chosen_trial", 0) < len(tuning["trials"]) or "chosen_trial" not in tuning:
         return None
     return f"tuning.chosen_trial is {tuning['chosen_trial']} of {len(tuning['trials'])} trials"

@@ -34,7 +34,7 @@ def read_records(runs: Path) -> tuple[list[Result], list[str]]:
     """
     folder = runs / "records"
     if not folder.is_dir():
-        raise SetupError(f"no records: {folder} is no folder; {START}")
+        raise SetupError(f"no records: {folder} is not a folder; {START}")
     found, skipped = [], []
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_dir():  # being written by a run
@@ -59,7 +59,7 @@ def wrong_items(items: pd.DataFrame, metrics: Mapping[str, Any]) -> str | None:
     if list(items.columns) != ITEM_COLUMNS or not all(is_numeric_dtype(items[name]) for name in ("value", "weight")):
         return f"has not the columns {', '.join(ITEM_COLUMNS)}, of which the last two are numbers"
     if not all(_texts(items[name]) for name in ("metric", "item")):
-        return "holds names that are no texts"
+        return "holds names that are not texts"
     if items.duplicated(["metric", "item"]).any():
         return "is no table of one row per metric and item"
     if not np.isfinite(items[["value", "weight"]].to_numpy(float)).all():

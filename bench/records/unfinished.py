@@ -53,7 +53,7 @@ def keeping(folder: Path | None, *parts: Any) -> Iterator[None]:
     """Inside the block, `batches` keeps in this folder what it has computed; it is removed when the block ends well.
 
     folder: None: nothing is kept, and nothing is found.
-    parts: objects whose classes' code has a say in the numbers, besides that of this project.
+    parts: objects on whose classes' code the numbers depend, besides that of this project.
     """
     outer = _place.get()
     files = code_files(parts) | (outer.files if outer is not None else frozenset())
@@ -120,7 +120,7 @@ class Batches:
 
     @property
     def brief(self) -> bool:
-        """Nothing has taken long since the last chunk."""
+        """Whether little time has passed since the last chunk."""
         return time.monotonic() - self._kept_at < BRIEF_SECONDS
 
 
@@ -152,7 +152,7 @@ def batches(what: Callable[[], Any], batch_size: int) -> Iterator[Batches]:
 
 
 def told(runs: Path, written: int) -> str:
-    """What a stopped run keeps, and how to go on. written: results that it computed."""
+    """The message on what a stopped run keeps, and how to go on. written: results that it computed."""
     whole = f"{written} finished {'result is' if written == 1 else 'results are'} kept" if written else ""
     begun = f"what was computed of an unfinished one until some seconds ago is kept in {runs / 'unfinished'}"
     found = any(

@@ -1,1 +1,1 @@
-"""From a config to records: a cell, the strengths that are tried for it, and a sweep of cells."""
+"""Running: a config becomes records, for one cell, for the strengths that are tried, and for a sweep of cells."""

@@ -34,7 +34,7 @@ from methods.progress import checkpointing
 
 @dataclass
 class Session:
-    """What the cells of one process share: loaded models, what methods learn from, the bar.
+    """What the cells of one process share: loaded models, training data, the progress bar.
 
     threads: of torch, as it was found before any cell was made. models: the one that was asked for last, so that the
     weights of two never share the memory. written: how many results were computed.
@@ -84,14 +84,14 @@ class Cell:
 
     @property
     def plan_key(self) -> str:
-        """Its name in a plan; a variant has that of the cell that it is a variant of."""
+        """The cell's name in a plan; a variant has the name of the cell that it was made from."""
         own = f"{self.names.fit_id} {self.cfg.strength} {self.cfg.strength_unit} {self.cfg.seed.sample}"
         own += "" if self.cfg.control is None else f" control {self.cfg.control}"
         return self._plan_key or own
 
     @cached_property
     def fits(self) -> FitStore:
-        """Where the artefact is, or will be."""
+        """The place where the artefact is stored."""
         return FitStore(self.runs / "artefacts" / self.names.fit_id, self.method)
 
     def unfinished(self, name: str) -> Path:
@@ -130,7 +130,7 @@ class Cell:
 
     @property
     def suites(self) -> list[Suite[Any]]:
-        """The suites that it is seen by; of a control the one that its method is tuned for alone."""
+        """The suites that measure this cell; for a control only the suite that its method is tuned on."""
         every = self.parts.suites
         aim = self.parts.tuning.objective.suite
         return list(every.values()) if self.cfg.control is None or aim not in every else [every[aim]]
@@ -216,12 +216,12 @@ class Cell:
     # -- the fit -------------------------------------------------------------------------------------------------------
 
     def learn_from(self) -> tuple[FitData, dict[str, Any]]:
-        """What the method learns from, with the facts about it."""
+        """The training data of the method, with the facts about it."""
         data, about, read = FitData(), dict[str, Any](), list[Any]()
         for name, source in self.parts.fit_sources.items():
             key = self.names.source_id(name)
             if key not in self.session.fit_data:
-                with self.session.bar.stage(key, f"{source.name}: {name} to learn from"):
+                with self.session.bar.stage(f"{name} {key}", f"{source.name}: training data ({name})"):
                     with digests.unverified() as unverified:
                         texts, of_source = source.load(self.lm)
                     found = {"unverified": sorted(unverified)} if unverified else {}
@@ -233,10 +233,10 @@ class Cell:
         return data, about | {"sources": read}
 
     def fit_tokens(self) -> dict[str, float]:
-        """What making the artefact takes, in tokens by stage."""
+        """The tokens that making the artefact takes, by stage."""
         sources = self.parts.fit_sources
-        making = {self.names.source_id(field): float(source.tokens()) for field, source in sources.items()}
-        return making | {self.names.fit_id: self.method.passes() * sum(s.size() for s in sources.values())}
+        making = {f"{field} {self.names.source_id(field)}": float(source.tokens()) for field, source in sources.items()}
+        return making | {f"fit {self.names.fit_id}": self.method.passes() * sum(s.size() for s in sources.values())}
 
     @cached_property
     def fitted(self) -> tuple[Artefact, dict[str, Any]]:
@@ -266,7 +266,7 @@ class Cell:
             self.fits.write(turned, 0.0, None, fit["data"])
             return
         lm, (data, about) = self.lm, self.learn_from()
-        with self.session.bar.stage(self.names.fit_id, f"{self.label()} · fit"), checkpointing(place):
+        with self.session.bar.stage(f"fit {self.names.fit_id}", f"{self.label()} · fit"), checkpointing(place):
             with cost.peak_memory(lm.device) as peak:
                 start = time.perf_counter()
                 artefact = self.method.fit(lm.model, lm.tokenizer, data)

@@ -56,7 +56,7 @@ def size(artefact: Artefact) -> float:
 
 
 def strength(of_method: float, method: Artefact, control: Artefact) -> float:
-    """At which the control is as large as the method; exact to 6 digits, so that it is the same on every machine."""
+    """The strength at which the control is as large as the method, rounded to 6 digits, so that machines agree."""
     if not size(control):
         raise SetupError("control: what was learnt from swapped pairs has no length; give other pairs, or more of them")
     return float(f"{of_method * size(method) / size(control):.6g}")

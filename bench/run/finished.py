@@ -1,7 +1,7 @@
-"""Commands whose results are all there, found again without composing a config or importing torch.
+"""Cached commands: a command whose results are all stored is recognised without composing its config.
 
 After a command without failures `note` keeps what it was and which records it has, in `runs/finished.json`. The same
-command is known as long as nothing that has a say in its results is another: arguments, YAML files, code, versions,
+command is known as long as nothing that its results depend on has changed: arguments, YAML files, code, versions,
 threads, records. Where anything else has a say (a file, a folder, the hub, a GPU, a plug-in), nothing is noted, and the
 command finds out in the usual way what it has to compute.
 """
@@ -49,7 +49,7 @@ def known(arguments: Sequence[str], multirun: bool) -> tuple[Path, int] | None:
 
 
 def note(arguments: Sequence[str], named: str, configs: Sequence[Mapping[str, Any]]) -> None:
-    """Keep that this command is finished, where nothing outside has a say in it.
+    """Note that this command is finished, unless its results depend on anything outside this project.
 
     named: its `key` from before it ran, since libraries set environment variables. configs: of its cells, plain.
     """
@@ -93,7 +93,7 @@ def _results(arguments: Sequence[str]) -> Path:
 
 
 def key(arguments: Sequence[str], multirun: bool) -> str:
-    """What names a command with everything that has a say in its results."""
+    """A hash of a command and of everything that its results depend on."""
     conf = folders.folder()
     yaml = {file.relative_to(conf).as_posix(): _sha256(file) for file in sorted(conf.rglob("*.yaml"))}
     code = [_sha256(Path(file)) for file in sorted(unfinished.project_files())]

@@ -69,7 +69,7 @@ class Names:
 
     @cached_property
     def fit_id(self) -> str:
-        """The id of the artefact; what the method does not need is no part of it."""
+        """The id of the artefact; what the method does not need is not part of it."""
         named = {field: identity.named(source) for field, source in self._parts.fit_sources.items()}
         data = named.pop("pairs", {}) | named  # pairs came first and stand at the top
         return identity.fit_id(self.model, self.method, data or None)

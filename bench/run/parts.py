@@ -23,7 +23,7 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True)
 class Parts:
-    """The objects that a config names; suites, scorers and what is learnt from by their names in the config.
+    """The objects that a config names; suites, scorers and training data by their names in the config.
 
     fit_sources: by the fields of `methods.base.FitData` that the method needs.
     """
@@ -38,7 +38,7 @@ class Parts:
 
 
 def parts(cfg: DictConfig) -> Parts:
-    """Build them. Raises SetupError for settings that a class refuses, and for data that would leak into a suite."""
+    """Build the parts. Raises SetupError for settings that a class refuses, and for data that a suite asks too."""
     cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
     sampling = build(cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
     sources = Sources(mirror=cfg.runtime.mirror, cache=cache, offline=cfg.runtime.offline)

@@ -4,6 +4,7 @@ A cell is one model, method and strength, seen by every suite that the config na
 record; model, data and fit are touched only when something is not.
 """
 
+import math
 import os
 import shutil
 import traceback
@@ -133,7 +134,8 @@ def _computed(cell: Cell, suite: Suite[Any], split: Split, strength: float, labe
     """A result that is not stored, computed and stored."""
     place = cell.unfinished(cell.names.record_id(suite, split, strength))
     with unfinished.keeping(place, suite, cell.method, *cell.parts.scorers.values()):
-        with cell.session.bar.stage(stage_key(cell, suite, split, strength), label):
+        share = suite.tokens(split) if split == "dev" else math.inf  # the plan has one entry for all trials
+        with cell.session.bar.stage(stage_key(cell, suite, split, strength), label, share):
             with cell.steered(strength) as lm, digests.unverified() as asking:
                 answers = suite.ask(lm, split)
             with digests.unverified() as scoring:
@@ -202,14 +204,17 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
 
 
 def stage_key(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> str:
-    """Name of a stage in the plan: what is tried or chosen is not known beforehand, so stages go by their cell."""
+    """Name of a stage in the plan, which begins with the suite as the kind of work.
+
+    Which strengths are tried and chosen is not known beforehand, so the stages of steered models go by their cell.
+    """
     if strength == 0:
-        return cell.names.record_id(suite, split, strength)
-    return f"{cell.plan_key} {suite.name} {split}"
+        return f"{suite.name} {cell.names.record_id(suite, split, strength)}"
+    return f"{suite.name} {split} {cell.plan_key}"
 
 
 def plan(cell: Cell) -> dict[str, float]:
-    """Tokens that are still to be spent, by stage; what is known costs nothing."""
+    """The tokens that are still to be computed, by stage; stored results cost nothing."""
     stages: dict[str, float] = {}
     chosen, strength, left = cell, None, 0
     try:
@@ -261,7 +266,7 @@ def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result |
 
 
 def _message(error: BaseException) -> str:
-    """What is said of an error that is nobody's setting."""
+    """The message for an error that no setting of the user has caused."""
     if isinstance(error, SystemExit):
         return f"something that it calls ended the program by sys.exit({error.code!r})"
     if isinstance(error, OSError) and error.errno is not None:
@@ -286,7 +291,7 @@ def _failure(cfg: DictConfig, label: str, message: str) -> Failure:
 
 
 def prepare(cfg: DictConfig, session: Session) -> tuple[Cell, dict[str, float]] | Failure:
-    """The cell and what it has to compute, with what that takes fetched and its method held against the model."""
+    """The cell and what it has to compute; fetches the model and checks the method against it."""
     cell = bounded(cfg, str(cfg.method._target_).rpartition(".")[2], lambda: Cell(cfg, session))
     if isinstance(cell, Failure):
         return cell
@@ -312,7 +317,7 @@ def ready(configs: Sequence[DictConfig], session: Session) -> tuple[list[tuple[C
     if any(one.setup for one in failures) and left and not any(cell.method.strengths for cell, _ in left):
         reasons = dict.fromkeys(f"{one.label}: {one.message}" for one in failures)
         raise SetupError(
-            "\n".join([*reasons, "of what is left nothing steers, so nothing is computed; mend these first"])
+            "\n".join([*reasons, "the remaining cells steer nothing, so nothing is computed; fix these first"])
         )
     return left, failures
 
@@ -333,18 +338,18 @@ def check_methods(cell: Cell) -> None:
 
 
 FOLDERS = ("records", "generations", "artefacts", "unfinished", "failures", "locks", "sweeps", "launched")
-"""What is in runs/."""
+"""The folders in runs/."""
 
 
 def tidy(cfg: DictConfig) -> None:
     """Remove what processes that died left half-written in the folders of results and of the cache.
 
-    Raises SetupError where something that is no folder is in the place of one.
+    Raises SetupError where something that is not a folder is in the place of one.
     """
     for path in (Path(cfg.runtime.results) / "runs" / name for name in FOLDERS):
         if path.is_symlink() or path.exists():
             if not path.is_dir():
-                raise SetupError(f"{path} is no folder, and results are to be kept there; rename or delete it")
+                raise SetupError(f"{path} is not a folder, and results are to be kept there; rename or delete it")
     results, cache = Path(cfg.runtime.results), Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
     runs = results / "runs"
     atomic.sweep(*(Path(folder) for place in (results, cache) for folder, _, _ in os.walk(place)))

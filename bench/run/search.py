@@ -21,7 +21,7 @@ DIGITS = 4  # of a strength that is drawn: no method is that sensitive, and a ce
 
 @dataclass(frozen=True)
 class Point:
-    """One look: a strength, and the options that differ from the config's."""
+    """One trial: a strength, and the options that differ from the config's."""
 
     strength: float
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -59,7 +59,7 @@ def budget(tuning: Tuning, method: Method) -> int:
 
 
 def points(tuning: Tuning, method: Method, history: Sequence[Trial]) -> Iterator[Point]:
-    """The looks in their order. `history`: the trials so far, which Optuna's sampler learns from; it grows meanwhile.
+    """The trials in their order. `history`: the trials so far, which Optuna's sampler learns from; it grows meanwhile.
 
     Raises:
         SetupError: as `budget`, and for tpe where Optuna is not installed.

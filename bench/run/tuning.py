@@ -66,7 +66,7 @@ class Constraint:
     at_least: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises SetupError for two bounds, a least increase, an unknown comparison, and a bound that is no number."""
+        """Raises SetupError for two bounds, a least increase, an unknown comparison, a bound that is not a number."""
         mine = f"tuning.constraints: {self.suite}.{self.metric}"
         if self.compare not in get_args(Compare):
             raise SetupError(f"{mine} compare={self.compare!r}: allowed are {', '.join(get_args(Compare))}")
@@ -84,7 +84,7 @@ class Constraint:
         return self.at_most if self.at_least is None else self.at_least
 
     def record(self) -> dict[str, Any]:
-        """As plain JSON values, without the bound that is not set."""
+        """The constraint as plain JSON values, without the bound that is not set."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
     @property
@@ -111,7 +111,7 @@ class Constraint:
             )
 
     def passed(self, value: float, unsteered: float) -> float:
-        """By how much a value passes the bound; negative or 0 where it keeps it."""
+        """The amount by which a value violates the bound; 0 or negative where it is kept."""
         assert self.bound is not None
         if self.compare == "increase":
             return value - unsteered - self.bound
@@ -189,7 +189,7 @@ def _finite(value: float, name: str) -> float:
 
 @dataclass(frozen=True)
 class Trial:
-    """One look at the dev split.
+    """One trial on the dev split.
 
     value: of the objective. gain: over unsteered. values: of each constraint's metric, by constraint. violation: by how
     much the worst bound is passed, 0 where all hold. options: that differ from the cell's.
@@ -219,7 +219,7 @@ class Choice:
     chosen: Trial
 
     def record(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """Everything here as plain JSON values."""
         objective = self.tuning.objective
         more = {"suite": objective.suite, "direction": objective.direction, "gain": objective.gain}
         return {

@@ -1,4 +1,4 @@
-"""What a composed config may hold: keys that the YAML files list, and values that the classes and tables here allow.
+"""Validation of a composed config: allowed keys are those of the YAML files, allowed values those of the classes.
 
 Types are read off the hints of the class that a `_target_` names. What has no class (seed, runtime, model) has a table.
 """

@@ -1,1 +1,1 @@
-"""What judges one text: one file per scorer."""
+"""Scorers, which judge one text each; one file per scorer."""

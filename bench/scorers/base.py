@@ -1,4 +1,4 @@
-"""What a scorer is, how many texts are scored at once, and what counts as a score."""
+"""The protocol that every scorer implements, its batches, and what counts as a score."""
 
 import functools
 from collections.abc import Iterable, Sequence
@@ -60,13 +60,15 @@ class Fetched(Protocol):
 
 
 def unique_scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-    """As `scores`, but each distinct (prompt, completion) is judged once; finished batches are kept (`unfinished`)."""
+    """The scores, with each distinct (prompt, completion) judged once; finished batches are kept (`unfinished`)."""
     pairs = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(pairs))
     batches = scorer.batches if isinstance(scorer, Batched) else _in_turn
     plan = batches([completion for _, completion in distinct])
     if sorted(row for rows in plan for row in rows) != list(range(len(distinct))):
-        raise SetupError(f"scorer {scorer.name}: its batches do not hold each of {len(distinct)} texts once; mend it")
+        raise SetupError(
+            f"scorer {scorer.name}: its batches do not hold each of {len(distinct)} texts once; fix the scorer"
+        )
     judged: dict[tuple[str, str], float | None] = {}
     with unfinished.batches(lambda: ["scores", named(scorer), distinct, plan], len(plan)) as kept:
         for number, rows in enumerate(plan):
@@ -95,18 +97,18 @@ def by_length(completions: Sequence[str], batch_size: int) -> list[list[int]]:
 
 
 def scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-    """The scorer's own, once they are seen to be scores; whoever brings a scorer, nobody calls it otherwise.
+    """The scorer's scores, after a check that they are scores. Scorers are called through this function alone.
 
-    Raises SetupError for another number of them than of texts, and for one that is no number from 0 to 1.
+    Raises SetupError for another number of them than of texts, and for one that is not a number from 0 to 1.
     """
     given: Any = scorer(prompts, completions)
     found = list(given) if isinstance(given, Iterable) else [given]
     if len(found) != len(completions):
-        raise SetupError(f"scorer {scorer.name} gave {len(found)} scores for {len(completions)} texts")
+        raise SetupError(f"scorer {scorer.name} gave {len(found)} scores for {len(completions)} texts; fix the scorer")
     for score in found:
         if score is not None and not (isinstance(score, Real) and 0 <= float(score) <= 1):
             raise SetupError(
                 f"scorer {scorer.name} gave the score {score!r}; a score is a number from 0 to 1, or None for a text "
-                "that it cannot judge. Nothing is made of it: mend the scorer, or take another"
+                "that it cannot judge. Fix the scorer, or take another"
             )
     return [None if score is None else float(score) for score in found]

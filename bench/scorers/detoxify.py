@@ -105,11 +105,11 @@ class Detoxify:
             _base_files(BASES[self.model_type], self.model_type, self.offline)
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """Texts of like length together; what pads them moves the last bits of a score."""
+        """Batches of texts of similar length; padding changes the last bits of a score."""
         return by_length(completions, self.batch_size)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """One score per completion alone; blank ones score 0, a score that is no number is None."""
+        """One score per completion alone; blank ones score 0, a score that is not a number is None."""
         del prompts
         scores: list[float | None] = [0.0] * len(completions)
         order = sorted((i for i, text in enumerate(completions) if text.strip()), key=lambda i: len(completions[i]))
@@ -164,7 +164,7 @@ def _load(
     def told(error: BaseException) -> SetupError:
         if broken := broken_file(config_path or BASES[model_type]):
             return SetupError(f"scorer.detoxify: of its base model {broken}")
-        why = f"is no Detoxify checkpoint that fits its base model: {type(error).__name__}: {str(error)[:200]}"
+        why = f"is not a Detoxify checkpoint that fits its base model: {type(error).__name__}: {str(error)[:200]}"
         return SetupError(f"{file} {why}; give whole copies of both. {_help(model_type)}")
 
     with reading(told, Exception):
@@ -204,7 +204,7 @@ def _read(file: Path, sha256: str | None) -> Any:
 
 
 def _said(error: BaseException) -> str:
-    """Why a file is no checkpoint; errors of the unpickler's own code (EOFError, IndexError) say nothing to anybody."""
+    """Why a file is not a checkpoint; errors of the unpickler's own code (EOFError, IndexError) do not help a user."""
     if isinstance(error, OSError | RuntimeError | UnpicklingError):
         return loading_failure(error)
     return "it is cut short, or no file that torch has written"

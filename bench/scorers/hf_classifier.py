@@ -14,7 +14,7 @@ from methods.broken import reading
 from methods.errors import SetupError
 
 BLANK = {"toxicity": 0.0, "refusal": 0.0, "sentiment": 0.5}
-"""What a text without any word scores, by what is measured: it is not toxic, refuses nothing, and has no mood."""
+"""What a text without any word scores, by what is measured: it is not toxic, refuses nothing, and is neutral."""
 
 
 Activation = Literal["sigmoid", "softmax"]
@@ -62,7 +62,7 @@ class HFClassifier:
     name: str = "hf_classifier"
 
     def __post_init__(self) -> None:
-        """Raises SetupError for what can be seen to be wrong without reading the model."""
+        """Raises SetupError for mistakes that can be found without reading the model."""
         option = f"scorer.{self.name}"
         if (self.path is None) == (self.id is None):
             raise SetupError(
@@ -110,7 +110,7 @@ class HFClassifier:
         return judging_device(self.device, self.runtime_device)
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """Texts of like length together; what pads them moves the last bits of a score."""
+        """Batches of texts of similar length; padding changes the last bits of a score."""
         return by_length(completions, self.batch_size)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
@@ -236,7 +236,7 @@ def _load(
 ) -> tuple[Any, Any, int | None]:
     """Model, tokenizer and the longest input (None: any), from files that are here. Raises SetupError.
 
-    _files: what is in the folder, so that it is loaded anew when that changes.
+    _files: what is in the folder, so that it is loaded again when that changes.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

@@ -27,7 +27,7 @@ class MeanOf:
     name: str = "mean_of"
 
     def __post_init__(self) -> None:
-        """Raises SetupError for fewer than two parts, one that is no scorer, and parts that measure unlike things."""
+        """Raises SetupError for fewer than two parts, one that is not a scorer, and parts with different measures."""
         option = f"scorer.{self.name}.parts"
         if len(self.parts) < 2:
             raise SetupError(
@@ -35,7 +35,7 @@ class MeanOf:
                 f"+scorer@{option}.second=lexicon"
             )
         if odd := [part for part, scorer in self.parts.items() if not hasattr(scorer, "measures")]:
-            raise SetupError(f"{option}.{odd[0]} is no scorer; choose one with +scorer@{option}.{odd[0]}=lexicon")
+            raise SetupError(f"{option}.{odd[0]} is not a scorer; choose one with +scorer@{option}.{odd[0]}=lexicon")
         measured = {part: scorer.measures for part, scorer in self.parts.items()}
         if len(set(measured.values())) > 1:
             told = ", ".join(f"{part} measures {what}" for part, what in measured.items())
@@ -57,7 +57,7 @@ class MeanOf:
                 part.fetch()
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """Texts of like length together, for the parts whose scores depend on their batch by the last bits."""
+        """Batches of texts of similar length, for parts whose scores depend on the batch in their last bits."""
         return by_length(completions, TEXTS)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:

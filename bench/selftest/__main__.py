@@ -1,4 +1,4 @@
-"""`python -m bench.selftest`: hold a method of your own, on a model of your own, against the contract. See `--help`.
+"""`python -m bench.selftest`: check whether a method, on a model, keeps the contract of all methods. See `--help`.
 
 Exit code 0: every promise that could be checked is kept; 1: one is broken; 2: something the user must fix;
 130: Ctrl-C.
@@ -55,11 +55,11 @@ DATA = FitData(
     harmful=HARMFUL,  # stands in for what no file of this project may hold
     background=[prompt + desired + "." for prompt, desired, _ in _DAYS[:4]],
 )
-"""What the methods learn from here: texts by which a promise can be checked, not a behaviour taught."""
+"""Training data for the checks, which teaches no behaviour."""
 
 
 class Check(NamedTuple):
-    """One promise. mends: what a SetupError in it says is the user's to mend, not a promise broken."""
+    """One promise. mends: a SetupError in it is the user's to fix, and no broken promise."""
 
     name: str
     run: "Callable[[Subject], str]"
@@ -67,7 +67,7 @@ class Check(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What came of a check."""
+    """The outcome of a check."""
 
     check: str
     outcome: Literal["PASS", "FAIL", "SKIP"]
@@ -75,7 +75,7 @@ class Result(NamedTuple):
 
 
 def checks() -> list[Check]:
-    """In the order in which they are run and told."""
+    """All checks, in the order in which they run and are printed."""
     from bench.selftest import learning, reading, steering
 
     return [
@@ -115,11 +115,12 @@ def show_help() -> None:
     out, prog, run = command.overview(), command.called("selftest"), command.called("run")
     out.print(terminal(prog, "bold"), terminal("method=... [model=...] [key=value ...]", "italic"))
     out.print(
-        "\n  Holds a method on a model against what every method promises. It learns from a few neutral sentences that"
+        "\n  Checks that a method keeps the contract of all methods on a model. It learns from neutral sentences that"
         f"\n  come with the program, so no data is fetched. Keys are those of {run} (method.layer=...).\n"
-        "\n  strength=NUMBER   that the checks steer with; default: the strongest of the method's grid\n"
+        "\n  strength=NUMBER   that the checks steer with; default: the strongest of the method's grid"
+        "\n  --results FOLDER  the results folder, as runtime.results=FOLDER; nothing is written there\n"
     )
-    table = Table("check", "what is promised", box=None, padding=(0, 2))
+    table = Table("check", "promise", box=None, padding=(0, 2))
     for check in checks():
         table.add_row(f"[bold]{check.name}[/]", (check.run.__doc__ or "").splitlines()[0])
     out.print(table)
@@ -132,17 +133,17 @@ def show_help() -> None:
 
 
 def _run(given: Sequence[str]) -> int:
-    from bench.config import compose
+    from bench.config import command_line, compose
     from bench.run import validate
 
     if {"-m", "--multirun"} & set(given):
-        raise SetupError("a self-test is of one method on one model; leave -m away and run it once for each")
-    jobs = compose.jobs(given, multirun=True)
+        raise SetupError("a self-test checks one method on one model; leave out -m and run it once for each")
+    jobs = compose.jobs(command_line.with_results(given), multirun=True)
     if len(jobs) > 1:
-        raise SetupError(f"this names {len(jobs)} cells; a self-test is of one, so run it once for each")
+        raise SetupError(f"this names {len(jobs)} cells; a self-test checks one, so run it once for each")
     (cfg,) = validate.validate_all(jobs)
     if cfg.strength == 0:
-        raise SetupError("strength=0 is the unsteered model; give another number, or leave it away")
+        raise SetupError("strength=0 is the unsteered model; give another number, or leave it out")
 
     import torch
     from transformers.utils import logging
@@ -174,7 +175,7 @@ def _run(given: Sequence[str]) -> int:
 
 
 def _load(cfg: Any) -> "LM":
-    """The model, afresh."""
+    """The model, loaded again."""
     from bench.data.sources import default_cache
     from bench.model import checkpoint
     from bench.model.lm import load_lm

@@ -38,7 +38,7 @@ class Watch(AbstractContextManager["Watch"]):
                     yield f"{site} of {module_name or 'the model'}", table, key
 
     def start(self) -> None:
-        """Watch what is new."""
+        """Start to watch the hooks that were added."""
         for name, table, key in list(self._hooks()):
             if (name, key) not in self.known:
                 again = sum(other.split(" #")[0] == name for other in self.names)
@@ -47,7 +47,7 @@ class Watch(AbstractContextManager["Watch"]):
         self.begin = self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)
 
     def __exit__(self, *error: object) -> None:
-        """The hooks are gone with the steering, but for our own."""
+        """Remove our own hooks; the others went with the steering."""
         if hasattr(self, "begin"):
             self.begin.remove()
 
@@ -101,9 +101,9 @@ def _stream(value: Any) -> Tensor | None:
 
 
 def described(columns: Tensor | None, prompt: int) -> str:
-    """In words, of a text whose first `prompt` tokens are the prompt."""
+    """The acted-on tokens in words, for a text whose first `prompt` tokens are the prompt."""
     if columns is None:
-        return "tokens that cannot be told"
+        return "tokens that are unknown"
     return f"{_which(columns[:prompt].tolist(), 'prompt')} and {_which(columns[prompt:].tolist(), 'new')}"
 
 

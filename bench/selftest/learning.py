@@ -1,4 +1,4 @@
-"""What a method promises about itself, and about `fit`."""
+"""Checks of a method's declaration and of `fit`."""
 
 import dataclasses
 import math
@@ -23,14 +23,14 @@ FAMILIES = ("none", "prompt", "weights", "activation", "adapter", "decoding", "s
 
 
 def protocol(subject: Subject) -> str:
-    """It has what the protocol names, each of its kind."""
+    """The class has every member of the protocol, with the right type."""
     method = subject.method
     names = ("name", "family", "needs", "version", "strength_unit", "strengths", "passes", "check", "fit", "apply")
     lacking = [name for name in names if not hasattr(method, name)]
     if lacking:
         raise Failure(f"it lacks {', '.join(lacking)}; see methods/base.py")
     if not dataclasses.is_dataclass(method) or not type(method).__dataclass_params__.frozen:  # type: ignore[attr-defined]
-        raise Failure("it is no frozen dataclass; write @dataclass(frozen=True, kw_only=True)")
+        raise Failure("it is not a frozen dataclass; write @dataclass(frozen=True, kw_only=True)")
     if method.family not in FAMILIES:
         raise Failure(f"family={method.family!r}: allowed are {', '.join(FAMILIES)}")
     unknown = set(method.needs) - set(FitData._fields)
@@ -79,7 +79,7 @@ def fit(subject: Subject) -> str:
 
 
 def artefact(subject: Subject) -> str:
-    """What was learned can be stored and used anywhere."""
+    """The artefact can be stored, and used on any device."""
     learnt = subject.fitted.artefact
     for name, tensor in learnt.items():
         if not isinstance(tensor, Tensor):
@@ -100,7 +100,7 @@ def artefact(subject: Subject) -> str:
 
 
 def fit_again(subject: Subject) -> str:
-    """`fit` gives the same bits again, whatever the shared generators hold."""
+    """A second `fit` is bit-equal, whatever the state of the global random generators."""
     first = subject.fitted.artefact
     with other_randomness():
         again = subject.fit(subject.lm)
@@ -115,7 +115,7 @@ def fit_again(subject: Subject) -> str:
 
 
 def draws(subject: Subject) -> str:
-    """Neither verb draws from the generators that all share."""
+    """Neither `fit` nor `apply` draws from the global random generators."""
     if subject.fitted.drawn:
         raise Failure(f"fit moved {some(subject.fitted.drawn)}; draw from a generator of your own")
     before = randomness()

@@ -1,4 +1,4 @@
-"""What a method promises wherever the model is read: with or without a cache, alone or in a batch, in any order."""
+"""Checks that steering does not depend on the cache, on the batch or on the order of prompts."""
 
 import torch
 
@@ -10,7 +10,7 @@ FLIPS = 0.05  # share of texts from which on rounding in float32 is no explanati
 
 
 def cached(subject: Subject) -> str:
-    """Token by token from the cache gives what the text read at once, or afresh for each token, gives."""
+    """Reading token by token with the cache gives the same logits as reading the text at once, or without a cache."""
     worst, agreed, count = 0.0, 0, 0
     with subject.steered() as lm:
         for prompt in PROMPTS[:2]:
@@ -31,7 +31,7 @@ def cached(subject: Subject) -> str:
 
 
 def left_padding(subject: Subject) -> str:
-    """A batch of prompts, padded on the left, gives what each prompt gives alone; also in the steps after it."""
+    """Prompts in a batch, padded on the left, give the same logits as each alone, also in the steps after it."""
     worst = 0.0
     with subject.steered() as lm:
         heads, tail = [lm.encode(prompt) for prompt in PROMPTS], tokens(lm)[:STEPS]
@@ -45,7 +45,7 @@ def left_padding(subject: Subject) -> str:
 
 
 def right_padding(subject: Subject) -> str:
-    """A batch padded on the right, as likelihoods are read, gives what each text gives alone."""
+    """Texts in a batch, padded on the right as for likelihoods, give the same logits as each alone."""
     worst = 0.0
     with subject.steered() as lm:
         heads, tail = [lm.encode(prompt) for prompt in PROMPTS], tokens(lm)
@@ -74,7 +74,7 @@ def batch_size(subject: Subject) -> str:
 
 
 def order(subject: Subject) -> str:
-    """Which prompts were sampled before does not change a text."""
+    """A sampled text does not depend on the prompts that were sampled before."""
     with subject.steered() as lm:
         first = {prompt: sample(lm, [prompt], 2, STEPS) for prompt in PROMPTS}
         again = {prompt: sample(lm, [prompt], 2, STEPS) for prompt in reversed(PROMPTS)}

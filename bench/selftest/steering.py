@@ -1,4 +1,4 @@
-"""What a method promises about `apply`: that it does something, what it does, and that all of it is undone."""
+"""Checks of `apply`: that it has an effect, where it acts, and that all of it is undone."""
 
 import copy
 from dataclasses import replace
@@ -29,7 +29,7 @@ from methods.base import Examples, FitData, Steering
 
 
 def undo(subject: Subject) -> str:
-    """After the block, also after an exception, the model is bit-equal; steered again it does the same."""
+    """After the block, and after an exception in it, the model is bit-equal; steering again gives the same."""
     unsteered = logits(subject.lm)
 
     def demand_undone(when: str) -> None:
@@ -90,7 +90,7 @@ def effect(subject: Subject) -> str:
 
 
 def grid(subject: Subject) -> str:
-    """Each strength of the grid is another model."""
+    """Different strengths of the grid give different logits."""
     if not subject.method.strengths:
         raise Skipped("it has no grid")
     unsteered = logits(subject.lm)
@@ -109,7 +109,7 @@ def grid(subject: Subject) -> str:
 
 
 def where(subject: Subject) -> str:
-    """It acts on the same tokens of a text whether the text stands alone, is padded, or is read at once."""
+    """The method acts on the same tokens of a text, whether it is read alone, padded, or at once."""
     with Watch(subject.lm.model) as watch, subject.steered() as lm:
         inside = subject.traces()
         head, longer = (lm.encode(prompt) for prompt in PROMPTS[:2])
@@ -139,7 +139,7 @@ def where(subject: Subject) -> str:
 
 
 def saved(subject: Subject) -> str:
-    """Saved, loaded and given to a fresh object of the method, without its facts, it steers to the same bits."""
+    """A saved and loaded artefact, without its facts, steers a new object of the method to the same bits."""
     with temporary_folder() as folder:
         path = folder / "artefact.safetensors"
         base.save(subject.fitted.artefact, path)
@@ -166,7 +166,7 @@ def _few(data: FitData) -> FitData:
 
 
 def dtype(subject: Subject) -> str:
-    """It works on a bfloat16 copy of the model, which stays bfloat16 and is left bit-equal."""
+    """The method works on a bfloat16 copy of the model, which stays bfloat16 and is left bit-equal."""
     if subject.lm.model.dtype == torch.bfloat16:
         raise Skipped("the model is bfloat16 already")
     device, size = subject.lm.device, sum(one.nbytes for one in subject.lm.model.parameters())

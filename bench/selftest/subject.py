@@ -64,12 +64,12 @@ class Subject:
         return self.strength if self.strength is not None else max(self.method.strengths, key=abs, default=1)
 
     def fit(self, lm: LM, data: FitData | None = None) -> Artefact:
-        """Fit once more, on what the method says it needs."""
+        """Fit again, on the data that the method says it needs."""
         needed = {name: getattr(data or self.data, name) for name in self.method.needs}
         return self.method.fit(lm.model, lm.tokenizer, FitData(**needed))
 
     def traces(self) -> list[str]:
-        """What is not as it was when the model was loaded."""
+        """The names of what differs from the model as it was loaded."""
         return differing(self.clean, state(self.lm.model))
 
     @property
@@ -130,7 +130,7 @@ def state(model: nn.Module) -> dict[str, Any]:
 
 
 def randomness() -> dict[str, Any]:
-    """State of the generators that all of Python shares."""
+    """The state of the global random generators."""
     return {
         "torch's generator": torch.get_rng_state().numpy().tobytes(),
         "numpy's generator": str(np.random.get_state(legacy=False)),
@@ -140,7 +140,7 @@ def randomness() -> dict[str, Any]:
 
 @contextmanager
 def other_randomness() -> Iterator[None]:
-    """Other seeds in all of them inside the block; afterwards as before."""
+    """Seed the global random generators otherwise inside the block, and restore them afterwards."""
     python, old = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)

@@ -1,1 +1,1 @@
-"""How fast sampling and likelihood are, beside transformers, lm-eval and the model's matrix products alone."""
+"""Speed of sampling and likelihood, beside transformers, lm-eval and the model's matrix products alone."""

@@ -42,10 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: argparse.Namespace) -> None:
-    from bench.config import compose
+    from bench.config import command_line, compose
     from bench.run import validate
 
-    (cfg,) = validate.validate_all(compose.jobs(given.settings, multirun=False))
+    settings = command_line.with_results([*given.settings, "--results", str(given.results)])
+    (cfg,) = validate.validate_all(compose.jobs(settings, multirun=False))
 
     from transformers.utils import logging
 
@@ -55,7 +56,7 @@ def _run(given: argparse.Namespace) -> None:
     from bench.speed import figure, table
 
     size = table.QUICK if given.quick else table.FULL
-    rows = _measured(cfg, given.settings, size)
+    rows = _measured(cfg, settings, size)
     frame = table.frame(rows)
     table.show(frame)
     for path in (table.write(frame, given.results), *figure.write(frame, given.results / "figures")):
@@ -63,7 +64,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _measured(cfg: Any, settings: Sequence[str], size: "Size") -> list[Any]:
-    """Every row of the table; a task without data is told and left out."""
+    """Every row of the table; a task without data is left out, with a message."""
     from bench.config import compose
     from bench.config.build import build
     from bench.console.progress import Bar

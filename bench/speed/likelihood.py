@@ -14,7 +14,7 @@ HFLM_BATCH = 8
 
 
 class Agreement(NamedTuple):
-    """Ours against HFLM: the largest relative difference of a log-probability; how often the best answer differs."""
+    """Ours minus HFLM's: the largest relative difference of a log-probability; how often the best answer differs."""
 
     difference: float
     other_choices: int

@@ -43,5 +43,5 @@ def _is_map(module: nn.Module) -> bool:
 
 
 def _inputs(module: nn.Module) -> int:
-    """How many numbers it takes."""
+    """The number of inputs of a linear map."""
     return int(module.in_features if isinstance(module, nn.Linear) else module.nx)  # type: ignore[arg-type]

@@ -25,7 +25,7 @@ PIPE_WIDTH = 140  # columns where there is no terminal
 
 
 class Size(NamedTuple):
-    """How much is measured. documents: of each task. slow_rounds: of what is held against `generate`."""
+    """The size of a measurement. documents: of each task. slow_rounds: rounds of the comparison with `generate`."""
 
     prompts: int
     together: tuple[int, ...]
@@ -150,7 +150,7 @@ def frame(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def show(table: pd.DataFrame) -> None:
-    """Print it."""
+    """Print the table."""
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=PIPE_WIDTH)
@@ -170,9 +170,7 @@ def show(table: pd.DataFrame) -> None:
         )
         shown.add_row(*(terminal(one) for one in cells))
     console.print(shown)
-    console.print(
-        "ratio: how many times as fast as what it is held against; 1 is as fast. In turns, medians, 95 % intervals."
-    )
+    console.print("ratio: how many times as fast as the reference; 1 is as fast. In turns, medians, 95 % intervals.")
 
 
 def write(table: pd.DataFrame, results: Path) -> Path:

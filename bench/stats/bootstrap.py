@@ -1,4 +1,4 @@
-"""How sure a number is: paired bootstrap over items, intervals of shares, rates corrected for errors.
+"""Uncertainty of a number: paired bootstrap over items, intervals of shares, rates corrected for errors.
 
 The unit that is resampled is the item (a prompt, a document). The intervals therefore speak about other items of the
 same kind. They hold the fit, its seed and the choice of strength fixed, treat items as independent, and are not
@@ -122,7 +122,7 @@ def paired_draws(
 ) -> Array:
     """Draws of fold(a) compared with fold(b), both over the same resampled items. Raises ValueError if unpaired."""
     if len(values_a) != len(values_b):
-        raise ValueError(f"{len(values_a)} items of a and {len(values_b)} of b are no pairs")
+        raise ValueError(f"{len(values_a)} items of a and {len(values_b)} of b are not pairs")
     a = draws(values_a, weights_a, transform, seed=seed)
     return compared(a, draws(values_b, weights_b, transform, seed=seed), compare)
 

@@ -1,4 +1,4 @@
-"""A metric folds per-item values into a number, with its uncertainty, its count and which way is better.
+"""A metric aggregates per-item values into a number, with its uncertainty, its count and which way is better.
 
 Items are a table with one row per (metric, item): `value`, and `weight` where items do not count alike (tokens in a
 perplexity). A metric's value is the weighted mean of its items, or e to that mean.
@@ -18,7 +18,7 @@ FIRST = "_first_k"  # ends the name of a metric of the first k texts, where a mo
 
 
 IN_NATS = ("mean_kl", "kl_95", "last_token_kl")
-"""Ends of the names of metrics that are no shares, though their items may all happen to lie between 0 and 1."""
+"""Ends of the names of metrics that are not shares, though their items may all happen to lie between 0 and 1."""
 
 
 def is_share(name: str, *values: np.ndarray) -> bool:

@@ -1,4 +1,4 @@
-"""Whether a difference is there: paired tests, corrected for their number; ranks; groups without a difference.
+"""Significance of differences: paired tests, corrected for their number; ranks; groups without a difference.
 
 The unit is the item (a prompt, a document), as in `bench.stats.bootstrap`, and the same item under two steerings is a
 pair.
@@ -153,7 +153,7 @@ def detectable(pairs: pd.DataFrame, power: float = POWER, alpha: float = ALPHA) 
 
 
 def detectable_by_draws(drawn: Array, n: int, power: float = POWER, alpha: float = ALPHA) -> float | None:
-    """As `detectable`, for a change over several fits: its bootstrap draws (R,) over n items say how it spreads."""
+    """The smallest detectable change over several fits, whose spread is that of bootstrap draws (R,) over n items."""
     spread = float(np.nanstd(drawn)) * float(np.sqrt(n))
     return _smallest_effect(n, power, alpha) * spread if n >= 3 and spread > 0 else None
 
@@ -224,5 +224,5 @@ def compact_letter_display(names: Sequence[str], different: Collection[frozenset
 
 
 def _letter(i: int) -> str:
-    """Lower case first, then upper case."""
+    """The letter of this number: lower case first, then upper case."""
     return chr(ord("a") + i) if i < 26 else chr(ord("A") + i - 26)

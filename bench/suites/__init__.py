@@ -1,1 +1,1 @@
-"""What looks at a model: one file per suite."""
+"""Suites, which measure a model; one file per suite."""

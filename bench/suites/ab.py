@@ -19,7 +19,7 @@ does). log p("(") is the same for both letters and cancels.
 
 Differs from the paper: in 4 of the 50 questions on survival-instinct the matching letter is C or E; here the softmax is
 over the two letters of a question, so over A and B in all but these. For Llama-2's chat models with their template the
-numbers may be held against the paper's (7B, layer 13, multipliers -1 / 0 / 1, Table 10:
+numbers may be compared with the paper's (7B, layer 13, multipliers -1 / 0 / 1, Table 10:
 sycophancy .54 / .69 / .62, refusal .42 / .74 / .89); those of other models compare only with each other. The
 open-ended questions need a judge and are not asked.
 
@@ -62,7 +62,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class AB(Suite[list[float]]):
-    """For each behaviour, with an item for each question; higher is more of the behaviour, wanted or not.
+    """Metrics of each behaviour, with an item per question; higher is more of the behaviour, wanted or not.
 
     <behaviour>.matching_probability   mean of p (above).
     <behaviour>.matching_accuracy      share of questions with p above .5.
@@ -80,7 +80,7 @@ class AB(Suite[list[float]]):
     dev_limit: int = 10
 
     def __post_init__(self) -> None:
-        """Raises SetupError for a behaviour that there is not, and for a limit below 1."""
+        """Raises SetupError for an unknown behaviour, and for a limit below 1."""
         mine = f"suite.{self.name}"
         if not self.behaviours or not set(self.behaviours) <= set(BEHAVIOURS):
             raise SetupError(f"{mine}.behaviours={list(self.behaviours)}: choose of {', '.join(BEHAVIOURS)}")
@@ -90,7 +90,7 @@ class AB(Suite[list[float]]):
             raise SetupError(f"{mine}.limit={self.limit}, dev_limit={self.dev_limit}: at least 1 (limit: null for all)")
 
     def questions(self, behaviour: str, split: Split) -> tuple[list[Question], Located]:
-        """Those of a split. Raises SetupError for a missing column, an answer that is no letter, and too few."""
+        """The questions of a split. Raises SetupError for a missing column, an answer that is not a letter, too few."""
         located, rows = loaded(self.sources, CAA, behaviour, SPLIT, COLUMNS)
         found: dict[str, Question] = {}
         for row in rows:
@@ -104,7 +104,7 @@ class AB(Suite[list[float]]):
         return [found[one.id] for one in chosen], located
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Which questions, and the content they are from."""
+        """The questions, and the content that they are from."""
         asked = {behaviour: self.questions(behaviour, split) for behaviour in self.behaviours}
         return {
             "behaviours": {
@@ -114,7 +114,7 @@ class AB(Suite[list[float]]):
         }
 
     def tokens(self, split: Split) -> int:
-        """Each question is read once."""
+        """The tokens of each question, read once."""
         of_each = (self.limit or QUESTIONS) if split == "test" else self.dev_limit
         return len(self.behaviours) * of_each * TOKENS_A_QUESTION
 
@@ -185,5 +185,7 @@ def letter_requests(lm: LM, question: str, letters: Sequence[str]) -> list[Reque
     answers = [(one.context + one.continuation)[len(context) :] for one in pairs]
     head = list(commonprefix(answers))
     if len({tuple(answer) for answer in answers}) < len(answers):
-        raise SetupError(f"this tokenizer makes the same tokens of the answers {list(letters)}: leave the suite out")
+        raise SetupError(
+            f"this tokenizer gives the same tokens for the answers {list(letters)}; leave the suite out of suite=[...]"
+        )
     return [Request(context or [lm.end_of_text], tokens) for tokens in (head, *answers)]

@@ -1,4 +1,4 @@
-"""What a suite is and what it returns."""
+"""The protocol that every suite implements, and what a suite returns."""
 
 from collections.abc import Sequence
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Protocol, TypeVar
@@ -92,4 +92,4 @@ def measure(suite: Suite[Said], lm: LM, split: Split = "test", baseline: LM | No
 
 
 class SuiteError(RuntimeError):
-    """A suite that cannot stand by its numbers."""
+    """Raised by a suite whose numbers would not be valid."""

@@ -22,7 +22,7 @@ math                  GSM8K 8-shot with worked answers (2201.11903's examples), 
 truthfulqa            TruthfulQA's mc1 and mc2 (2109.07958) behind its six fixed examples.
 
 What compares: with documents=null a task's number is what lm-eval of the version in the record gives for it, so it may
-be held against published numbers of lm-eval with the same number of examples and the same use of a template. Numbers of
+be compared with published numbers of lm-eval with as many examples and the same use of a template. Numbers of
 other harnesses (model cards made with lighteval, papers of their own) differ in wording, or score letters rather than
 answers. Copies differ from the hub in what their source says (BoolQ's passage lacks the title in one mirror).
 """
@@ -93,7 +93,7 @@ class Capability(Suite[Evaluated]):
 
     documents: how many of each task's (of a group's together), one number or one per task; None for all. They are those
     that come first in the order of a hash of `document_seed` and their content, so a larger number contains a smaller
-    one, and the source's order is no part of it; a document that occurs twice counts once. Content is what every copy
+    one, and the source's order is not part of it; a document that occurs twice counts once. Content is what every copy
     of the data has alike (`tasks.ORDERED_BY`): a mirror, a wheel and the hub are asked the same ones, in the same
     order, as far as they have them. The dev documents are taken from the other end of that order.
 
@@ -139,11 +139,11 @@ class Capability(Suite[Evaluated]):
             raise SetupError(f"{mine}.missing={self.missing!r}: allowed are error, skip")
 
     def count(self, task: str) -> int | None:
-        """Test documents of this task; None for all."""
+        """The number of test documents of this task; None for all."""
         return self.documents[task] if isinstance(self.documents, Mapping) else self.documents
 
     def shots(self, task: str) -> int | None:
-        """Solved examples; None for the task's own number."""
+        """The number of solved examples; None for the task's own."""
         return self.fewshot[task] if isinstance(self.fewshot, Mapping) else self.fewshot
 
     def asked(self) -> dict[str, list[Asked]]:
@@ -183,7 +183,7 @@ class Capability(Suite[Evaluated]):
         }
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Documents that the method learnt from, unless they are held out."""
+        """The reason if a method learnt from documents that are not held out."""
         for task in learnt.tasks:
             if task in self.tasks and not self.held_out:
                 return (
@@ -275,7 +275,7 @@ class Capability(Suite[Evaluated]):
         return [beside(where, split) for where, split in splits if split is not None]
 
     def _examples_of(self, name: str, asked: Sequence[Asked]) -> str | list[str] | None:
-        """Name and content of these splits."""
+        """The name and content of these splits."""
         found = [f"{where.split} {where.fingerprint}" for where in self._examples(name, asked)]
         return _one_or_all(found) if found else None
 

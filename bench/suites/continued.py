@@ -1,4 +1,4 @@
-"""What the suites share that judge continuations of prompts."""
+"""The base of the suites that judge continuations of prompts."""
 
 import functools
 from abc import abstractmethod
@@ -31,7 +31,7 @@ DECODING = ("max_new_tokens", "temperature", "top_p", "stop")
 
 
 def no_answers(texts: int) -> str:
-    """What is said where all texts of a model that thinks were cut before an answer."""
+    """The error for a model that thinks, all of whose texts were cut before an answer."""
     return (
         f"in all {texts} texts the thinking was cut before there was an answer; raise sampling.max_new_tokens, or set "
         "model.thinking=off, or judge to judge the thoughts"
@@ -96,7 +96,7 @@ class Continued(Suite[list[Block]]):
         return self.unsteered_k or self.k if split == "test" else self.dev_k
 
     def count(self, split: Split) -> int | None:
-        """How many prompts of this split; None for all."""
+        """The number of prompts of this split; None for all."""
         return self.prompts if split == "test" else self.dev_prompts
 
     @abstractmethod
@@ -117,7 +117,7 @@ class Continued(Suite[list[Block]]):
         return self._tokens(split, self.samples_a_prompt(split))
 
     def unsteered_tokens(self, split: Split) -> int:
-        """As many continuations as the unsteered model is asked for."""
+        """The tokens for as many continuations as the unsteered model is asked for."""
         return self._tokens(split, self.unsteered_samples(split))
 
     def _tokens(self, split: Split, samples: int) -> int:
@@ -192,11 +192,11 @@ class Judged(Continued):
         if not self.judges:
             given = ",".join(scorer.name for scorer in self.scorers)
             raise SetupError(
-                f"suite.{self.name} needs a scorer of {self.reads}; of scorer=[{given}] none is; see --help"
+                f"suite.{self.name} needs a scorer of {self.reads}; of scorer=[{given}] none is; see --help scorer"
             )
 
     def ask(self, lm: LM, split: Split) -> Answers[list[Block]]:
-        """As `Continued.ask`, once it is known that somebody can judge."""
+        """Sample the continuations, after checking that a scorer can judge them."""
         self.check_judges()
         return super().ask(lm, split)
 

@@ -1,4 +1,4 @@
-"""How far steering moves the model on ordinary text: KL divergence of its next token from that of the unsteered model.
+"""Side effects on ordinary text: KL divergence of the steered model's next token from the unsteered model's.
 
 At token t of a text x, over the vocabulary V, in nats:
 
@@ -110,7 +110,7 @@ class Divergence(Suite[Logits]):
         return part_of(prompts, split, self.texts, self.dev_texts, f"suite.{self.name}.texts"), located
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Texts and where they are cut."""
+        """The texts, and the length at which they are cut."""
         return {
             "source": self.sources.locate(WIKI, None, "test").fingerprint,
             "texts": self.texts,
@@ -120,7 +120,7 @@ class Divergence(Suite[Logits]):
         }
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Sentences that are asked here."""
+        """The reason if a method learnt from sentences that are asked here."""
         if learnt.wiki <= self.skip:
             return None
         return (
@@ -129,7 +129,7 @@ class Divergence(Suite[Logits]):
         )
 
     def tokens(self, split: Split) -> int:
-        """Both models read each text."""
+        """The tokens of each text, read by both models."""
         count = self.dev_texts if split == "dev" else self.texts or 300
         return 2 * count * TOKENS_A_TEXT
 
@@ -141,7 +141,7 @@ class Divergence(Suite[Logits]):
         return Answers(split, said)
 
     def score(self, answers: Answers[Logits], baseline: LM) -> SuiteResult:
-        """Hold them against the unsteered model's. Raises SuiteError for a divergence that is NaN or infinite."""
+        """Compare them with the unsteered model's. Raises SuiteError for a divergence that is NaN or infinite."""
         texts, located = self.asked(answers.split)
         found: dict[int, list[float]] = {}
         for number, logits in next_token_logits(baseline, self._requests(baseline, texts)):

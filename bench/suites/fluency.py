@@ -50,7 +50,7 @@ class Fluency(Continued):
                   The tokens are those that were sampled. A continuation without any is "unscored".
     distinct_n    |distinct n-grams of words| / |words|, pooled over a prompt's k continuations; the denominator is
                   words for every n, and the value falls with k (arXiv 2105.03023 section 3.1 and its code, but
-                  words are split on any white space, so that a leading space is no word). 0 where there is no word.
+                  words are split on any white space, so that a leading space is not a word). 0 where there is no word.
     repetition    share of a text's 3-grams of tokens that occurred before in that text, averaged over a prompt's
                   texts; 0 for a text of fewer than 3 tokens. Tokens, not words, so that "!!!!!!" is caught.
     empty_share   share of texts without any character but white space.
@@ -76,7 +76,7 @@ class Fluency(Continued):
     judge: str | None = None
 
     def __post_init__(self) -> None:
-        """Raises SetupError for decoding that there is not, and for a judge that is no folder with a whole model."""
+        """Raises SetupError for unknown decoding options, and for a judge that is not a folder with a whole model."""
         super().__post_init__()
         if self.judge is not None:
             check_folder(self.judge, f"suite.{self.name}.judge")
@@ -87,12 +87,12 @@ class Fluency(Continued):
         return super().identity(split) | {"judge": judge}
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """As the suite rtp."""
+        """The prompts of the suite rtp."""
         prompts, located = rtp_prompts(self.sources, split, self.count(split))
         return prompts, [located]
 
     def score(self, answers: Answers[list[Block]], baseline: LM) -> SuiteResult:
-        """Look at the texts, by the unsteered model. Raises SuiteError when every text is empty."""
+        """Compute all metrics; perplexity is the unsteered model's. Raises SuiteError when every text is empty."""
         frames, tables = [], []
         references: References | None = None
         thinking: Counter[str] = Counter()
@@ -129,7 +129,9 @@ class Fluency(Continued):
         if unanswered == len(scores):
             raise SuiteError(no_answers(unanswered))
         if not scores["tokens"].any():
-            raise SuiteError(f"all {len(scores)} continuations are empty, so they have no perplexity")
+            raise SuiteError(
+                f"all {len(scores)} continuations are empty, so they have no perplexity; lower the strength"
+            )
         unscored = int((scores["tokens"] == 0).sum())
         found = {
             str(name): metrics.metric(
@@ -235,7 +237,7 @@ def _english() -> frozenset[str]:
 
 @functools.cache
 def _judge(folder: str, _files: tuple[str, ...]) -> LM:
-    """The judge, loaded anew when the folder holds other files."""
+    """The judge, loaded again when the folder holds other files."""
     from bench.model.lm import load_lm
 
     return load_lm(folder)

@@ -96,7 +96,7 @@ class Perplexity(Suite[pd.DataFrame]):
         return self.sources.locate(*(SENTENCES if self.protocol == "sentences" else PAGES))
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Text, protocol and windows."""
+        """The text, the protocol and the windows."""
         return {
             "protocol": self.protocol,
             "source": self._located().fingerprint,
@@ -196,7 +196,7 @@ class Perplexity(Suite[pd.DataFrame]):
         return [str(row["page"]) for row in loaded(self.sources, *PAGES, ["page"])[1]]
 
     def _pages(self, lm: LM, split: Split) -> pd.DataFrame:
-        """As lm-eval's task wikitext: its detokeniser, its windows, its counts of words and bytes."""
+        """The pages as lm-eval's task wikitext cuts them, with its detokeniser and its counts of words and bytes."""
         from bench.model.lm_eval_adapter import evaluated, quiet, untouched_randomness
 
         with quiet(), untouched_randomness():

@@ -72,11 +72,11 @@ class Refusal(Judged):
         return super().judges or [RefusalPrefixes()]
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Prompts, scorers and the template."""
+        """The prompts, the scorers and the template."""
         return super().identity(split) | {"template": self.template}
 
     def worded(self, prompt: Prompt, chat: bool) -> Prompt:
-        """In the template; a chat model has its own."""
+        """The instruction inside the suite's template; for a chat model as it is."""
         return prompt if chat else prompt._replace(text=self.template.replace(PLACE, prompt.text))
 
     def refused(self, scores: pd.DataFrame) -> "pd.Series[float]":
@@ -104,12 +104,12 @@ class Jailbreak(Refusal):
             raise SetupError(f"suite.{self.name}.data={self.data}: allowed are {', '.join(HARMFUL)}")
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """Harmful instructions."""
+        """The harmful instructions of this split."""
         found, located = texts_of(self.sources, self.data)
         return part_of(found, split, self.prompts, self.dev_prompts, f"suite.{self.name}.prompts"), [located]
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """Overall and by category."""
+        """The refusal rate of all instructions and of each category."""
         del scorer, split
         refused = self.refused(scores)
         found = {"refusal_rate": refused.droplevel("group")}
@@ -145,12 +145,14 @@ class OverRefusal(Refusal):
         del scorer, split
         refused = self.refused(scores)
         if lost := {"safe", "unsafe"} - set(refused.index.get_level_values("group")):
-            raise SuiteError(f"no answer to any {' or '.join(sorted(lost))} prompt could be judged")
+            raise SuiteError(
+                f"no answer to any {' or '.join(sorted(lost))} prompt could be judged; take another scorer of refusals"
+            )
         names = {"over_refusal_rate": "safe", "unsafe_refusal_rate": "unsafe"}
         return {name: refused.xs(group, level="group") for name, group in names.items()}
 
     def score(self, answers: Answers[list[Block]], baseline: LM | None = None) -> SuiteResult:
-        """As every suite of continuations; of the two rates one is better high."""
+        """Score as every suite of continuations does; one of the two rates is better high."""
         found = super().score(answers, baseline)
         better = {
             name: one._replace(higher_is_better=not name.endswith(".over_refusal_rate"))

@@ -71,7 +71,7 @@ class RTP(Judged):
         return super().facts(split) | {"population": len(whole)}
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Prompts of the fit part, where all parts are asked."""
+        """The reason if a method learnt from prompts of the fit part and all parts are asked."""
         if not learnt.rtp or self.part != "whole":
             return None
         return (
@@ -80,14 +80,14 @@ class RTP(Judged):
         )
 
     def unsteered_only(self, split: Split) -> dict[str, Any]:
-        """How many texts it is asked for, where that is not k."""
+        """The number of texts that the unsteered model is asked for, if it is not k."""
         samples = self.unsteered_samples(split)
         return {"unsteered_k": samples} if samples != self.samples_a_prompt(split) else {}
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
         """The maximum, whether any text is toxic, the share that is, the mean; of further texts see the class.
 
-        Unscored texts are left out; a prompt without any scored text is no item. One with fewer than the dev split's k
+        Unscored texts are left out, and so is a prompt without any scored text. One with fewer than the dev split's k
         is none of those metrics, which are left out where every prompt is such a one.
         """
         del scorer

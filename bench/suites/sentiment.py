@@ -1,4 +1,4 @@
-"""Sentiment steering: does the model go on from the beginning of a film review in the opposite mood?
+"""Sentiment steering: does the model continue the beginning of a film review with the opposite sentiment?
 
 Protocol of ActAdd (arXiv 2308.10248, its IMDb experiment): the model is given the beginning of a review and continues
 it; it succeeds where a classifier finds the opposite of the review's sentiment in the continuation, which is judged
@@ -96,7 +96,7 @@ class Sentiment(Judged):
         return chosen, [located]
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """Success in either direction, and the mean score."""
+        """The rates of success in both directions, and the mean score."""
         del scorer, split
         score = scores["score"].where(scores["empty"] == 0, NEUTRAL)
         positive = scores["group"] == "positive"

@@ -93,7 +93,9 @@ def group_prompts(sources: Sources) -> tuple[dict[str, list[Prompt]], list[Locat
         located = [found]
     empty = [group for group, own in texts.items() if not own]
     if empty:
-        raise SetupError(f"{NAME} from {located[0].source} has no hateful prompts about {', '.join(empty)}")
+        raise SetupError(
+            f"{NAME} from {located[0].source} has no hateful prompts about {', '.join(empty)}; give a whole copy"
+        )
     return {group: _ordered(own, group) for group, own in texts.items()}, located
 
 

@@ -175,7 +175,7 @@ def board(tmp_path):
     return tmp_path
 
 
-def test_a_leaderboard_is_corrected_by_the_rates_on_continuations(board, capsys):
+def test_a_leaderboard_is_corrected_by_rates_on_continuations(board, capsys):
     found = {(row[2], row[4].split(".")[1]): row[5:] for row in rogan_gladen.rows(board)}
     assert len(found) == 5  # caa has no share by new
     assert found["unsteered", "good"] == ["0.3000", "0.2857 (0.1791 to 0.3923)"]
@@ -312,7 +312,7 @@ def test_scorers_that_are_not_to_be_had_are_named(where, tmp_path, capsys, monke
     assert scorers == {"profanity_check", "lexicon", "vader"}
     for name, why in (
         ("detoxify", "scorer.detoxify.sha256 has no value"),
-        ("toxigen_roberta", "revision=main is no commit"),
+        ("toxigen_roberta", "revision=main is not a commit"),
         ("refusal_prefixes", "no set of labelled texts for refusal"),
     ):
         assert f"skipped {name}: " in shown and why in shown
@@ -334,7 +334,7 @@ def test_what_cannot_be_measured(where, tmp_path, capsys):
     assert caught.value.code == 0 and "--correct" in capsys.readouterr().out
 
 
-def test_the_readable_tables_name_the_groups_and_how_many_texts_they_have():
+def test_readable_tables_name_the_groups_and_their_counts():
     rows = [
         {"scorer": "words", "set": "set", "group": group, "n": n, "positives": n // 2, "learnt_from": True,
          **{f"{name}{end}": value for name in agreement.MEASURES for end in ("", "_low", "_high")},
@@ -383,7 +383,7 @@ def test_the_figure_shows_every_number_within_its_panel(where, tmp_path):
 
 
 @pytest.mark.mirror
-def test_profanity_checks_agreement_with_perspective_is_as_stated():
+def test_profanity_check_agrees_with_perspective_as_stated():
     if not MIRROR.is_dir():
         pytest.skip(f"no mirror at {MIRROR}; set STEERBENCH_MIRROR")
     from bench.scorers.profanity_check import ProfanityCheck

@@ -70,7 +70,7 @@ def test_a_mapping_holds_only_keys_that_the_yaml_lists(override, key, near):
     assert f"unknown key {key}; did you mean {near}?" in message if key else message
 
 
-def test_all_unknown_keys_are_told_at_once_and_none_is_proposed_to_itself():
+def test_all_unknown_keys_are_reported_at_once():
     message = refused("seed={smaple:5}", "suite.rtp={k:3,kk:4}", "model.dtyp=x", "seed.sample.deep=1")
     assert len(message.splitlines()) == 4
     for line in message.splitlines():
@@ -266,7 +266,7 @@ def test_hints_in_words():
 @pytest.mark.parametrize(
     "value", ["/home/José/x=1", "/a=1", "/a(b)", "/a[b", "/a{b}c", "/naïve #1", "~/x(1)", 'a"b=1', "/大/x"]
 )
-def test_what_hydra_cannot_read_is_shown_with_the_quotes_that_work(value, capsys):
+def test_unreadable_values_are_shown_with_quotes_that_work(value, capsys):
     assert main([f"runtime.mirror={value}"]) == 2
     told = capsys.readouterr().err
     assert "runtime.mirror=" in told and "Exception" not in told and "extraneous" not in told
@@ -275,7 +275,7 @@ def test_what_hydra_cannot_read_is_shown_with_the_quotes_that_work(value, capsys
     assert compose.compose([line]).runtime.mirror == value
 
 
-def test_a_list_is_quoted_item_by_item_and_a_comma_asks_whether_it_is_a_sweep():
+def test_lists_are_quoted_by_item_and_commas_may_be_sweeps():
     assert """write 'hydra.searchpath=["/home/José/x"]'""" in refused("hydra.searchpath=[/home/José/x]")
     with pytest.raises(SetupError, match="""part of the value: 'runtime.mirror="/a,b"'"""):
         compose.jobs(["runtime.mirror=/a,b"], multirun=False)
@@ -346,12 +346,12 @@ def test_the_command_that_is_shown_for_a_sweep_can_be_typed():
 # -- options that are none ---------------------------------------------------------------------------------------------
 
 DASHES = {
-    "--info": "--info: --help lists every option here",
-    "--info all": "--info all: --help lists",
-    "-i": "-i: --help lists",
+    "--info": "--info: --help all lists every option here",
+    "--info all": "--info all: --help all lists",
+    "-i": "-i: --help all lists",
     "--resolve": "--resolve: it belongs to --cfg job",
-    "--hydra-help": "--hydra-help: Hydra's own options are not known here; --help",
-    "--version": "--version: the version is told by python -m pip show steerbench",
+    "--hydra-help": "--hydra-help: Hydra's own options are not known here; --help all",
+    "--version": "--version: steerbench --version or python",
     "-p x": "-p x: a part of a config is not printed; --cfg job prints all of it",
     "--package=x": "--package=x: a part",
     "--config-name=x": "--config-name=x: a config of your own is an experiment: hydra.searchpath=[FOLDER] exper",
@@ -398,14 +398,14 @@ NONE_GIVEN = {
     "strength=interval(0,1)": "'strength=interval(0,1)' names no values",
     "hydra/launcher=joblib": "unknown key hydra/launcher. Of Hydra's own options hydra.searchpath=[FOLDER] alone",
     "hydra.sweeper=x": "unknown key hydra.sweeper. Of Hydra's own",
-    "method@x=caa": "Could not override 'method@x'; --help lists what can be set",
+    "method@x=caa": "Could not override 'method@x'; --help all lists what can be set",
     "suite=[rtp": "suite=[rtp: cannot be read; write suite=[NAME,NAME], of the names that --help lists",
     "method=caa,": "method=caa,: cannot be read; write method=NAME",
     "strength=1 method=caa": "these are several arguments, with blanks between: strength=1 method=caa",
     "model=local,model.path=x": "these are several arguments, with blanks between: model=local model.path=x",
     "tuning.options={layer:ü}": 'texts with characters of that kind are in quotes, as in key=["a=b",c]',
     "tuning.options={a:[[ü]]}": "texts with characters of that kind are in quotes",
-    "runtime.mirror=\udcff": "it has bytes that are no UTF-8; give the file another name",
+    "runtime.mirror=\udcff": "it has bytes that are not UTF-8; give the file another name",
     "model.name=[a]": "text in brackets is text in quotes of its own, as in 'model.name=\"[x]\"'",
     "model.name=true": "text; this word is text in quotes of its own: 'model.name=\"true\"'",
     "runtime.results=null": "'runtime.results=\"null\"'",
@@ -438,7 +438,7 @@ def test_the_config_of_a_cell_is_printed_and_nothing_is_run(asked, tmp_path, cap
     assert OmegaConf.create(told.out) == OmegaConf.to_container(validate.validate(line), resolve=True)
 
 
-def test_what_an_experiment_says_of_itself_is_in_no_config_of_its_cells(own, capsys):
+def test_an_experiments_own_keys_are_in_no_config_of_a_cell(own, capsys):
     text = (
         "sweep: [method=unsteered, method=caa]\nasks: {pairs.path: yours}\ndiffers: [x]\npublished: [{method: caa}]\n"
     )

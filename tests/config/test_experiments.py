@@ -88,7 +88,7 @@ def composed_once(monkeypatch):
 @pytest.mark.parametrize(
     "names", [[*EXPERIMENTS][::-9], pytest.param([*EXPERIMENTS], marks=pytest.mark.slow)], ids=["some", "all"]
 )
-def test_it_validates_in_full_and_each_published_figure_is_of_one_cell(names):
+def test_it_validates_and_each_published_figure_is_of_one_cell(names):
     assert [told for experiment in names for told in wrong_cells(experiment)] == []
 
 

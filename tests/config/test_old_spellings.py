@@ -104,7 +104,7 @@ def test_the_config_goes_to_stdout_and_the_notice_to_stderr(capsys):
         (["data.prmpts=3"], "unknown key pairs.prmpts; did you mean pairs.prompts?"),
     ],
 )
-def test_two_names_with_two_values_and_what_is_no_name_are_refused(given, message):
+def test_two_names_with_two_values_are_refused(given, message):
     with pytest.raises(SetupError) as caught:
         compose.compose(given)
     assert message in str(caught.value)
@@ -224,7 +224,7 @@ def test_a_plugin_of_the_version_before(site, capsys):  # noqa: F811
     assert cfg.pairs == {"_target_": "theirs.data.Pairs", "scorer": "lexicon"}
     assert cfg.runtime.offline is True and cfg.scorer.theirs.offline is True
     assert len(told(capsys)) == 4 and (place / "conf/data/theirs.yaml").is_file()
-    assert main(["--help"]) == 0
+    assert main(["--help", "all"]) == 0
     output = capsys.readouterr()
     assert "  pairs=theirs   brought by dist-theirs 1.2\n    Their pairs.\n    pairs.scorer=lexicon" in output.out
     assert not output.err
@@ -258,7 +258,7 @@ def test_a_plugin_with_what_cannot_be_kept_is_left_out(site, capsys):  # noqa: F
     assert line.startswith("warning: plug-in dist-theirs 1.2 is left out: ") and "set runtime.mirror=" in line
 
 
-def test_a_folder_under_both_names_with_one_file_in_each_is_refused(own):  # noqa: F811
+def test_a_folder_under_both_names_with_one_file_is_refused(own):  # noqa: F811
     text = "_target_: bench.fit_data.jsonl.PairsFile\npath: x\nscorer: lexicon\n"
     with pytest.raises(SetupError, match="conf/pairs is the new name of conf/data; keep one"):
         compose.compose([own(data__mine=text, pairs__mine=text)])

@@ -146,12 +146,15 @@ def test_a_folder_with_odd_characters_in_its_name(tmp_path, monkeypatch):
     assert compose.compose(["method=odd"]).method.layer == 3
 
 
-def test_help_shows_them_from_another_process_without_running_the_package(site):
+def test_help_shows_plugins_without_importing_them(site):
     package(site, "quiet", {"conf/method/theirs.yaml": f"# python -m bench method=theirs\n# Adds nothing.\n{METHOD}"})
     declare(site, PROJECT["name"], "steerbench_sample", PROJECT["version"])
     paths = [str(site), str(SAMPLE), str(Path(__file__).parents[2])]
     run = subprocess.run(
-        [sys.executable, "-m", "bench", "--help"], env={"PYTHONPATH": ":".join(paths)}, capture_output=True, text=True
+        [sys.executable, "-m", "bench", "--help", "all"],
+        env={"PYTHONPATH": ":".join(paths)},
+        capture_output=True,
+        text=True,
     )
     assert run.returncode == 0 and run.stderr == ""
     lines = run.stdout.splitlines()
@@ -278,7 +281,7 @@ def test_a_class_that_cannot_be_made(site, target, more, message):
 # -- ids and records -----------------------------------------------------------------------------------------------
 
 
-def test_what_is_ours_keeps_its_id_and_what_is_theirs_says_whose_it_is(sample):
+def test_our_ids_stay_and_plugin_ids_name_their_package(sample):
     from steerbench_sample.letters import Letters
     from steerbench_sample.unigram_bias import UnigramBias
     from steerbench_sample.word_list import WordList
@@ -301,7 +304,7 @@ def test_what_is_ours_keeps_its_id_and_what_is_theirs_says_whose_it_is(sample):
     assert identity.origin(Letters(sources=Sources()))["class"] == "steerbench_sample.letters.Letters"
 
 
-def test_a_class_of_another_package_has_another_id_wherever_it_is_used(world, tmp_path):  # noqa: F811
+def test_a_class_of_another_package_changes_every_id(world, tmp_path):  # noqa: F811
     cfg = validate.validate(arguments(world, tmp_path, "method=caa", "strength=1")[1:])
     mine, other = Cell(cfg, Session()), Cell(cfg, Session())
     other.parts.fit_sources["pairs"] = twin(mine.parts.fit_sources["pairs"])
@@ -379,7 +382,7 @@ def test_the_sample_suite_and_scorer_by_hand(sample):
     assert WordList(words=["Hate"])(["", "", ""], ["I hate it", "love", ""]) == [1.0, 0.0, 0.0]
 
 
-def test_the_sample_declares_its_yaml_and_each_file_begins_with_its_command(sample):
+def test_the_sample_declares_its_yaml_with_commands(sample):
     project = tomllib.loads((SAMPLE / "pyproject.toml").read_text())
     packed = project["tool"]["setuptools"]["package-data"]["steerbench_sample"]
     files = sorted((sample / "conf").rglob("*.yaml"))

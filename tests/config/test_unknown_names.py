@@ -64,7 +64,7 @@ OTHER = [
 
 @pytest.mark.parametrize("group", NEAREST)
 @pytest.mark.parametrize("form", OTHER)
-def test_what_is_no_name_of_a_file_is_refused_though_a_file_would_be_found(group, form):
+def test_paths_in_place_of_names_are_refused(group, form):
     choice = folders.groups()[group][0]
     message = refused(written(group, form.format(choice)))
     assert f"there is no such {group}" in message or "a list is wanted" in message or "key=value" in message

@@ -129,7 +129,7 @@ def test_a_spreadsheet_that_splits_elsewhere_computes_nothing(text, cell):
         assert not any(re.match(r"[\s\"]*[=+@]", part) for part in escape.cell(text).split(sign))
 
 
-def test_a_markdown_table_is_escaped_and_numbers_may_be_set_to_the_right():
+def test_a_markdown_table_is_escaped_and_aligned():
     rows = [["a|b", 1], ["*c*", 2]]
     assert escape.markdown_table(["x", "n"], rows) == ["| x | n |", "| --- | --- |", r"| a\|b | 1 |", r"| \*c\* | 2 |"]
     assert escape.markdown_table(["x", "n"], [], left=1) == ["| x | n |", "| --- | ---: |"]
@@ -480,7 +480,7 @@ def test_help_shows_what_plugins_say(tmp_path, capsys):
         "# python -m bench\n# a [red]method[/] \u202e[2J\nkey: '[/]' # [bad :bomb: \u2028\n"
     )
     plugin = plugins.Plugin("[/] owner", folder)
-    help.show(folders.folder(), [plugin])
+    help.show(folders.folder(), [plugin], "all")
     shown = capsys.readouterr().out
     assert (
         "method=[bold]x[|]   brought by [/] owner" in shown and r"a [red]method[/]" in shown and r"\u202e[2J" in shown

@@ -196,14 +196,14 @@ SETUP = """
 
 
 @pytest.mark.parametrize("work", [CONVERTED, SETUP], ids=["defect", "setting"])
-def test_a_signal_that_a_library_made_another_error_of_is_a_signal(work):
+def test_a_signal_that_a_library_rewrapped_is_a_signal(work):
     process = started(work)
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=20) == ("", "stopped by SIGTERM; a true sentence\n")
     assert process.returncode == 143
 
 
-def test_a_terminal_that_nobody_reads_does_not_keep_the_process_alive():
+def test_an_unread_terminal_does_not_keep_the_process_alive():
     """As after Ctrl-S, or where the connection is dead: what is printed waits for ever."""
     waits = "sys.stderr.write('x' * 2_000_000)\n    sys.stderr.flush()"
     process = started(waits)
@@ -264,4 +264,4 @@ def test_a_file_in_the_place_of_a_folder_of_results(name, world, tmp_path, capsy
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / name).write_text("")
     assert main(arguments(world, tmp_path, "method=unsteered", "suite=[rtp]")) == 2
-    assert f"{tmp_path / 'runs' / name} is no folder" in capsys.readouterr().err
+    assert f"{tmp_path / 'runs' / name} is not a folder" in capsys.readouterr().err

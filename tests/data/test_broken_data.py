@@ -298,7 +298,7 @@ def test_a_file_in_the_place_of_a_folder_of_views_is_set_aside(tmp_path, capsys,
     place.write_text("x")
     sources_module._locate.cache_clear()
     assert len(own.load(PIQA, None, "validation")) == len(ROWS)
-    assert f"{place} is no folder; it is set aside as" in capsys.readouterr().err
+    assert f"{place} is not a folder; it is set aside as" in capsys.readouterr().err
     assert place.with_name(f".{place.name}.damaged").read_text() == "x"
 
 
@@ -327,7 +327,7 @@ def test_a_broken_copy_is_set_aside_and_made_again(cache, kind, sealed, capfd): 
 
 @pytest.mark.every(6)
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_broken_copy_without_seal_and_wheel_is_set_aside_and_named(cache, kind, capfd):  # noqa: F811
+def test_a_broken_copy_without_seal_or_wheel_is_set_aside(cache, kind, capfd):  # noqa: F811
     made = converted(PIQA, cache, offline=True)[0]
     (made / SEAL).unlink()
     shutil.rmtree(cache / "wheels")

@@ -52,7 +52,7 @@ def long_lm():
 ARC = "ARC-Easy"
 
 
-def test_validation_holds_the_examples_where_there_is_no_training_split(tmp_path):
+def test_without_a_training_split_validation_has_the_examples(tmp_path):
     """The validation split used to be switched off, so that the examples came from test, the asked one among them."""
     files = {(ARC, s): [arc(i, s) for i in range(6)] for s in ("validation", "test")}
     suite, found, read = asked(tmp_path, "arc_easy", files, 2)
@@ -119,7 +119,7 @@ TEST_ONLY = {
 @pytest.mark.every(3)
 @pytest.mark.parametrize("task", TEST_ONLY)
 @pytest.mark.parametrize("shots", [2, 6, 7])
-def test_of_the_asked_split_every_other_document_may_be_an_example(tmp_path, task, shots):
+def test_other_documents_of_the_asked_split_may_be_examples(tmp_path, task, shots):
     """Also where as many are wanted as there are: then each document has one fewer, and the record counts them."""
     suite, found, read = asked(tmp_path, task, TEST_ONLY[task], shots)
     (one,) = suite.asked()[task]
@@ -187,7 +187,7 @@ def test_a_copy_that_is_only_written_otherwise_is_no_example(tmp_path, change, t
     assert (counts["left_out"], counts["lacking"]) == (1, 1)
 
 
-def test_columns_that_name_a_document_are_compared_in_the_same_way(tmp_path):
+def test_columns_that_name_a_document_are_compared_alike(tmp_path):
     """CommonsenseQA's question names the document; here its options are others, so that the prompts differ."""
     (files,) = [{key: rows} for key, rows in TEST_ONLY["commonsense_qa"].items()]
     ((key, rows),) = files.items()
@@ -297,7 +297,7 @@ def test_more_examples_than_there_are_is_an_error(tmp_path):
         asked(tmp_path, "arc_easy", files, 4)
 
 
-def test_identity_names_split_and_content_of_the_examples_and_zero_shot_ids_stay(tmp_path):
+def test_ids_name_the_examples_and_zero_shot_ids_stay(tmp_path):
     def tasks(folder, there, shots, **other):
         files = {(ARC, s): [arc(i, other.get(s, s)) for i in range(3)] for s in there}
         laid_out(tmp_path / folder, "allenai/ai2_arc", files)
@@ -308,7 +308,7 @@ def test_identity_names_split_and_content_of_the_examples_and_zero_shot_ids_stay
     assert {key for key, value in zero.items() if value is not None} == {
         "version", "source", "documents", "ordered_by",
     }  # fmt: skip
-    assert zero == tasks("b", ("validation", "test"), 0)  # which examples there would be is no part of it
+    assert zero == tasks("b", ("validation", "test"), 0)  # which examples there would be is not part of it
     few = [tasks(f"few {i}", there, 1) for i, there in enumerate((("train", "test"), ("validation", "test")))]
     few.append(tasks("few 2", ("train", "test"), 1, train="elsewhere"))
     assert len({one["examples"] for one in few}) == 3

@@ -53,7 +53,7 @@ def test_of_several_right_answers_the_most_probable_one_counts():
     assert values("multiple_choice", named)["gold_choice_logprob"] == pytest.approx([math.log(0.2)])
 
 
-def test_where_there_is_nothing_to_choose_from_there_is_no_such_number():
+def test_without_choices_there_is_no_accuracy():
     assert set(values("loglikelihood", sample(0, -2.0))) == {"accuracy", "gold_logprob"}
     assert set(values("multiple_choice", sample(0, -2.0))) == {"accuracy", "gold_logprob"}
     assert set(values("generate_until", sample(0))) == {"accuracy"}

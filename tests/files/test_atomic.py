@@ -43,7 +43,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_four_processes_write_one_folder_and_a_reader_never_misses_a_file(tmp_path):
+def test_concurrent_writers_never_hide_a_file_from_a_reader(tmp_path):
     target = tmp_path / "results" / "id"
     writers = [
         subprocess.Popen([sys.executable, "-c", WRITER, str(target), "60"], stdout=subprocess.PIPE, text=True)
@@ -99,7 +99,7 @@ def test_names_of_what_is_set_aside_do_not_clash(tmp_path):
     assert atomic.set_aside(tmp_path / "id") is None
 
 
-def test_a_record_that_is_there_stays_and_a_broken_one_is_set_aside(tmp_path):
+def test_a_whole_record_stays_and_a_broken_one_is_set_aside(tmp_path):
     records = tmp_path / "records"
     first = record.write(records, Record.from_json(FACTS | {"cost": {"relative_speed": 1.0}}), ITEMS, ITEMS)
     again = Record.from_json(FACTS | {"cost": {"relative_speed": 0.9}})  # as the slower of two processes
@@ -136,7 +136,7 @@ def hanging(folder: Path) -> "subprocess.Popen[str]":
     return process
 
 
-def test_what_a_killed_process_leaves_is_removed_and_what_a_running_one_writes_is_not(tmp_path, monkeypatch):
+def test_leftovers_of_killed_processes_alone_are_removed(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
@@ -155,7 +155,7 @@ def test_what_a_killed_process_leaves_is_removed_and_what_a_running_one_writes_i
     assert names(folder) == names(tmp_path / "tmp") == []
 
 
-def test_names_of_older_versions_and_files_are_removed_and_nothing_else(tmp_path):
+def test_only_leftovers_of_older_versions_are_removed(tmp_path):
     for name in (".convert-abc", ".fetch-x1", "wheel", ".hidden", ".id.damaged", ".film.mkv.part"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()

@@ -84,7 +84,7 @@ def test_swap_makes_the_matching_answer_the_undesired_one(sources):
     assert swapped == plain._replace(desired=plain.undesired, undesired=plain.desired) and facts["swap"] is True
 
 
-def test_a_larger_limit_contains_a_smaller_one_and_the_files_order_does_not_matter(sources, tmp_path):
+def test_limits_nest_whatever_the_order_of_the_file(sources, tmp_path):
     few, facts = ABPairs(sources=sources, limit=3).load(tiny_lm())
     more, _ = ABPairs(sources=sources, limit=7).load(tiny_lm())
     assert facts["pairs"] == 3 and all(one[:3] == other for one, other in zip(more, few, strict=True))
@@ -111,7 +111,7 @@ def test_identity_is_the_recipe_and_changes_with_each_setting(sources, tmp_path)
     seen.append(ABPairs(sources=make_caa(tmp_path / "changed", changed)).identity())
     texts = [json.dumps(one, sort_keys=True) for one in seen]
     assert len(set(texts)) == 5 and str(tmp_path) not in "".join(texts)
-    other = {**ROWS, ("sycophancy", "test_ab"): []}  # what is not read is no part of it
+    other = {**ROWS, ("sycophancy", "test_ab"): []}  # what is not read is not part of it
     assert ABPairs(sources=make_caa(tmp_path / "other", other)).identity() == plain.identity()
     assert ABPairs(sources=sources, limit=3).size() * 10 == ABPairs(sources=sources, limit=30).size()
     assert plain.tokens() == 0 and plain.size() > 1000
@@ -199,7 +199,7 @@ def test_a_cell_from_the_command_line(sources, world, tmp_path):  # noqa: F811
 
 @pytest.mark.mirror
 @pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_the_real_set_has_the_papers_sizes_and_no_question_of_its_test(behaviour):
+def test_the_real_set_has_the_papers_sizes_and_no_test_question(behaviour):
     if not (MIRROR / CAA).is_dir():
         pytest.skip(f"no {CAA} in a mirror at {MIRROR}; set STEERBENCH_MIRROR")
     sources = Sources(mirror=str(MIRROR), offline=True)

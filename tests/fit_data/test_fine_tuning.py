@@ -46,7 +46,7 @@ def test_a_text_is_cut_at_half_its_words():
     assert examples == Examples(["one two", "a"], [" three four five", " b"])
 
 
-def test_human_texts_are_toxic_and_of_the_fit_part_and_skip_parts_two_sets(sources):
+def test_human_texts_are_toxic_and_skip_splits_two_sets(sources):
     first, facts = HumanToxic(sources=sources, count=4).load(None)
     second, _ = HumanToxic(sources=sources, count=4, skip=4).load(None)
     scores = {t: i % 10 / 10 for i, t in enumerate(TEXTS)}

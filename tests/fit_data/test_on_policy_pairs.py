@@ -88,7 +88,7 @@ def test_pairs_are_the_unsteered_models_own_texts(sources, lm):
     assert facts["scorer"] == "vowel_share" and facts["sources"] == [sources.locate(RTP).facts()]
 
 
-def test_the_same_pairs_again_whatever_seed_the_model_samples_with(sources, lm):
+def test_pairs_do_not_depend_on_the_sampling_seed(sources, lm):
     first, _ = on_policy(sources).load(lm)
     again, _ = on_policy(sources).load(replace(lm, sampling=replace(lm.sampling, seed=99, batch_size=17)))
     assert first == again
@@ -133,7 +133,7 @@ def test_everything_that_changes_the_pairs_is_in_the_identity(sources):
     assert replace(base, sampling=a).identity() == replace(base, sampling=b).identity()
 
 
-def test_a_limit_takes_the_first_pairs_and_no_limit_keeps_the_old_ids(sources, lm):
+def test_a_limit_takes_the_first_pairs_and_old_ids_stay(sources, lm):
     whole, facts = on_policy(sources).load(lm)
     few, of_few = on_policy(sources, limit=3).load(lm)  # fewer than a run may find, since they are asked for
     assert few == tuple(column[:3] for column in whole) and of_few["pairs"] == 3 < facts["pairs"]

@@ -30,7 +30,7 @@ def read(lm: LM, ids: list[int], prompt: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_vector_is_the_difference_per_position_at_the_block_input(architecture):
+def test_vector_is_the_difference_by_position_at_block_input(architecture):
     lm = tiny_lm(architecture)
     method = ActAdd(desired="love", undesired="hate and", layer=LAYER)
     desired, undesired = method.tokens(lm.tokenizer)
@@ -58,7 +58,7 @@ def test_swapping_the_prompts_negates_and_bos_gives_zero(architecture, pad):
     assert not v[0].any() and v[1:].any(-1).all()
 
 
-def test_a_difference_of_zero_and_a_strength_of_zero_leave_every_bit():
+def test_zero_difference_and_zero_strength_leave_every_bit():
     lm = tiny_lm()
     method = ActAdd(desired="love", undesired="hate", layer=LAYER)
     artefact, ids = fit(method, lm), lm.encode(PROMPT)
@@ -218,7 +218,7 @@ def test_start_puts_a_shared_beginning_before_both_prompts(bos):
     torch.testing.assert_close(v, residual(lm.model, c, LAYER) - residual(lm.model, d, LAYER))
 
 
-def test_planted_sink_is_in_the_vector_without_a_shared_start_and_not_with_it():
+def test_a_shared_start_keeps_a_planted_sink_out_of_the_vector():
     """The sink token first in one prompt alone: row 0 is all sink. With a shared start it is ordinary words again."""
     lm, _, direction, sink = planted_sink()
     prompts = {"desired": "<s>0", "undesired": "1<s>"}

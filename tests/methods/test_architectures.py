@@ -122,7 +122,7 @@ def compare_likelihoods(lm, prompts):
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_the_record_of_detox_says_where_a_norm_stands_behind_the_mlp(architecture):
+def test_detox_records_that_a_norm_follows_the_mlp(architecture):
     lm, method = shared(architecture), method_of("detox")
     artefact = method.fit(lm.model, lm.tokenizer, FitData(**DATA))
     assert (INFO + "mlp_output_is_normed" in artefact) == (architecture in NORMED)
@@ -194,7 +194,7 @@ def test_rows_of_k_and_v_give_what_the_cache_holds(architecture):
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_a_forward_and_the_name_tell_the_same_order_of_a_fused_matrix(architecture):
+def test_forward_and_name_agree_on_the_order_of_a_fused_matrix(architecture):
     """Without weights only the name tells it."""
     model = shared(architecture).model
     own = layout.of(model)

@@ -8,7 +8,7 @@ from methods.errors import SetupError
 ALIGNMENT = 64  # bytes, of torch's own allocator
 
 
-def test_what_is_loaded_is_what_was_saved_at_the_address_of_a_fresh_fit(tmp_path):
+def test_an_artefact_loads_as_it_was_saved(tmp_path):
     """Safetensors maps a file: a row of 28 floats behind a header lay at address 24 mod 64 and multiplied otherwise."""
     torch.manual_seed(0)
     artefact = {f"layers.{i}.directions": torch.randn(2, 27 + i) for i in range(6)} | {"info.norm": torch.tensor(2.5)}
@@ -34,7 +34,7 @@ def test_an_artefact_that_is_not_finite_is_not_saved(tmp_path, bad):
 
 def test_a_pickle_is_not_read(tmp_path):
     torch.save({"layers.3.direction": torch.ones(4)}, tmp_path / "artefact.safetensors")
-    with pytest.raises(SetupError, match=r"artefact.safetensors is no safetensors file .* delete it and fit again"):
+    with pytest.raises(SetupError, match=r"artefact.safetensors is not a safetensors file .* delete it and fit again"):
         load(tmp_path / "artefact.safetensors")
 
 

@@ -107,7 +107,7 @@ def test_letter_wants_a_letter_to_be_named(answer):
         fit(method, lm, Pairs(["The fox"] * 2, [answer] * 2, [" (B)"] * 2))
 
 
-def test_letter_of_a_long_text_is_not_cut_off_and_beyond_the_model_the_question_loses_its_beginning():
+def test_the_letter_of_a_long_text_is_never_cut_off():
     lm, method = tiny_lm(), CAA(layer=LAYER, read="letter")
     lm.model.config.max_position_embeddings = 700
     long = Pairs(["The old tree. " * 60 + LETTERS.prompt[0]] * 2, [" (A)"] * 2, [" (B)"] * 2)
@@ -127,7 +127,7 @@ def test_letter_of_a_long_text_is_not_cut_off_and_beyond_the_model_the_question_
     assert cut["info.cut_pairs"] == 2 and not torch.equal(cut[KEY], whole[KEY])
 
 
-def test_planted_letter_is_found_where_the_paper_reads_and_not_elsewhere():
+def test_a_planted_letter_is_found_only_where_the_paper_reads():
     """ "A" and "B" carry the planted direction; ")", the question and BOS do not."""
     lm, _, direction, _ = planted_sink()
     embedding = lm.model.get_input_embeddings().weight
@@ -141,7 +141,7 @@ def test_planted_letter_is_found_where_the_paper_reads_and_not_elsewhere():
 
 
 @pytest.mark.parametrize("norm", [None, 0.5, 7])
-def test_norm_rescales_the_vector_and_keeps_its_own_length_as_a_fact(norm):
+def test_norm_rescales_the_vector_and_records_its_length(norm):
     lm = tiny_lm()
     plain, artefact = fit(CAA(layer=LAYER), lm), fit(CAA(layer=LAYER, norm=norm), lm)
     own = float(plain[KEY].norm())
@@ -202,7 +202,7 @@ def test_strength_zero_and_the_way_out_leave_every_bit():
 
 
 @pytest.mark.parametrize("read", ["all", "continuation", "last", "letter"])
-def test_swapped_pairs_negate_doubled_pairs_change_nothing_and_it_is_linear_in_pairs(read):
+def test_swapped_pairs_negate_and_doubled_pairs_change_nothing(read):
     lm, method = tiny_lm(), CAA(layer=LAYER, read=read)
     pairs = LETTERS if read == "letter" else PAIRS
     v = fit(method, lm, pairs)[KEY]
@@ -228,7 +228,7 @@ def test_prompt_is_untouched_up_to_the_boundary(boundary):
     assert (changed > 1e-3).all()
 
 
-def test_the_first_new_token_feels_the_steering_only_with_the_boundary():
+def test_only_the_boundary_steers_the_first_new_token():
     lm = tiny_lm()
     ids = [lm.encode("The old tree near")]
     _, base = prefill(lm, ids)

@@ -71,7 +71,7 @@ def test_named_and_tuned_like_the_others(name):
     assert len(method.strengths) == (0 if method.family == "none" else 5)
 
 
-def test_every_method_says_what_papers_call_it_and_where_it_is_from():
+def test_every_method_has_its_papers_name_and_source():
     titles = {name: load(name).title for name in NAMES}
     assert all(titles.values()) and len(set(titles.values())) == len(NAMES)
     cited = {name for name in NAMES if re.fullmatch(r"\d{4}\.\d{5}", load(name).cite)}

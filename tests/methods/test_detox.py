@@ -110,7 +110,7 @@ def factors(n=60, width=30, k=3, noise=0.01, seed=0):
     return desired, desired + amounts @ planted + leak * mean, planted, mean
 
 
-def test_planted_factors_are_found_and_the_mean_is_not_among_them():
+def test_planted_factors_are_found_without_the_mean():
     desired, undesired, planted, mean = factors()
     found = toxic_subspace(desired, undesired, 3).directions.double()
     assert torch.linalg.svdvals(found @ planted.T).min() > 0.99  # cosines of the principal angles
@@ -119,7 +119,7 @@ def test_planted_factors_are_found_and_the_mean_is_not_among_them():
     assert (leaking @ mean).norm() > 0.99
 
 
-def test_directions_are_orthonormal_orthogonal_to_mu_and_do_not_depend_on_scale():
+def test_directions_are_orthonormal_and_orthogonal_to_mu():
     desired, undesired, _, _ = factors(noise=0.5)
     v = toxic_subspace(desired, undesired, 4).directions
     torch.testing.assert_close(v @ v.T, torch.eye(4), atol=1e-6, rtol=0)
@@ -140,7 +140,7 @@ def test_swapped_pairs_change_nothing_while_mu_is_fixed():
     torch.testing.assert_close(projection(w), projection(v), atol=1e-6, rtol=0)
 
 
-def test_directions_point_to_the_undesired_texts_and_mu_to_the_desired_ones():
+def test_directions_point_to_undesired_and_mu_to_desired_texts():
     desired, undesired, planted, mean = factors(k=1)
     for sign in (1, -1):  # whatever sign the SVD happens to give
         found = toxic_subspace(sign * desired, sign * undesired, 1)
@@ -179,7 +179,7 @@ def test_random_subspace():
     assert torch.equal(seeds[0], seeds[1]) and not torch.equal(seeds[0], seeds[2])
 
 
-def test_independent_pairing_takes_the_undesired_texts_from_other_prompts():
+def test_independent_pairing_takes_undesired_texts_elsewhere():
     lm = tiny_lm()
     order = torch.randperm(len(PAIRS.prompt), generator=torch.Generator().manual_seed(5)).tolist()
     assert sorted(order) != order

@@ -50,7 +50,7 @@ def test_pooled_features_do_not_depend_on_the_batch(batch_size):
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_features_after_the_final_norm_are_the_last_hidden_states(architecture):
+def test_features_after_the_final_norm_are_last_hidden_states(architecture):
     model = tiny_model(architecture)
     pooled = pooled_features(model, TEXTS, [len(layout.blocks(model)) - 1], read="all", after_final_norm=True)
     for row, text in enumerate(TEXTS):

@@ -61,7 +61,7 @@ def test_block_output_keeps_its_kind(architecture):
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_record_is_the_hidden_states_but_for_the_last_which_is_before_the_norm(architecture):
+def test_record_gives_hidden_states_the_last_before_the_norm(architecture):
     model = tiny_model(architecture)
     depth = len(layout.blocks(model))
     with torch.inference_mode(), record(model, range(depth)) as out, record(model, range(depth), "input") as into:

@@ -66,7 +66,7 @@ def test_matrices_are_those_that_the_table_named(architecture):
 
 
 @pytest.mark.parametrize("architecture", ALL)
-def test_matrices_are_outputs_by_inputs_and_compute_what_their_modules_do(architecture):
+def test_matrices_are_outputs_by_inputs_as_in_their_modules(architecture):
     model = model_of(architecture)
     names, block = layout.of(model), layout.blocks(model)[1]
     assert len(layout.blocks(model)) == model.config.num_hidden_layers
@@ -122,7 +122,7 @@ def test_final_norm_is_a_norm(architecture):
 
 
 @pytest.mark.parametrize("architecture", ALL)
-def test_final_norm_runs_once_behind_the_last_block_and_its_output_is_unembedded(architecture):
+def test_the_final_norm_runs_once_before_the_unembedding(architecture):
     """By what runs, since all norms of a fresh model have the same weights."""
     model, ran = model_of(architecture).eval(), []
     for name, module in (("block", layout.blocks(model)[-1]), ("norm", layout.final_norm(model))):

@@ -189,7 +189,7 @@ def test_only_chosen_neurons_see_the_probe(architecture):
     assert change[1].abs().max() < 1e-4
 
 
-def test_raw_is_as_long_as_the_probe_came_out_and_unit_is_one_long():
+def test_raw_has_the_probes_length_and_unit_has_length_one():
     raw, unit = (fit(ProbeRows(**FAST, probe_scale=scale), tiny_lm()) for scale in ("raw", "unit"))
     length = float(raw["info.probe_norm"])
     assert float(raw["probe"].norm()) == pytest.approx(length) != pytest.approx(1, abs=0.1)
@@ -233,7 +233,7 @@ def test_probes_find_the_undesired_direction():
     assert torch.cosine_similarity(probes[0].weight[0], -probes[0].weight[1], dim=0) > 0.9
 
 
-def test_a_small_set_trained_for_nine_epochs_is_still_the_random_draw():
+def test_nine_epochs_on_a_small_set_leave_the_random_draw():
     """Why `min_steps` is there: 9 epochs of 8 pairs are 9 steps of at most 1e-4 in each entry."""
     lm = tiny_lm()
     letter, trained = (fit(ProbeRows(min_steps=steps), lm) for steps in (0, 1500))
@@ -351,7 +351,7 @@ def test_artefact_of_another_model():
             pass
 
 
-def test_mistral_is_edited_in_as_many_rows_as_the_authors_code_fixes_and_in_llamas_share():
+def test_mistral_is_edited_in_as_many_rows_as_by_the_authors():
     """32 blocks of 14336 rows: 16384 of them, or the share that 16384 are of LLaMA2-7B's 352256."""
     jobs = compose.jobs(["experiment=model_surgery_mistral_7b"], multirun=False)
     shares = [compose.compose(job).method.row_fraction for job in jobs if "method=probe_rows" in job]

@@ -29,7 +29,7 @@ def test_a_number_without_a_prompt(number):
             pytest.fail("entered")
 
 
-def test_check_finds_a_grid_longer_than_the_list_and_an_empty_prompt():
+def test_check_finds_too_long_a_grid_and_an_empty_prompt():
     lm = tiny_lm()
     METHOD.check(lm.model)
     with pytest.raises(SetupError, match="strength=3"):

@@ -17,7 +17,7 @@ def fit(lm, pairs, **options):
     return RandomDirection(layer=1, **options).fit(lm.model, lm.tokenizer, FitData(pairs))
 
 
-def test_length_is_the_mean_residual_norm_of_the_continuations_tokens():
+def test_length_is_the_mean_norm_over_continuation_tokens():
     lm = tiny_lm()
     pairs = Pairs(["The quick fox"] * 2, [" jumps over the dog"] * 2, [" is old"] * 2)
     norms = []
@@ -44,7 +44,7 @@ def test_a_sink_a_hundred_times_as_long_changes_nothing(architecture):
     assert sunk > 4 * found[100.0]  # what a mean with the sink would have said
 
 
-def test_an_empty_prompt_without_bos_does_not_put_the_first_token_into_the_norm():
+def test_an_empty_prompt_without_bos_keeps_the_norm():
     lm = tiny_lm(bos="none")
     pairs = Pairs([""] * 2, ["The quick fox"] * 2, ["The lazy dog"] * 2)
     texts = split(lm.tokenizer, [""] * 2, [pairs.desired[0], pairs.undesired[0]])

@@ -151,7 +151,7 @@ def test_divergence_by_hand():
     assert float(divergence(usual, now)) == pytest.approx(float(by_hand), rel=1e-5)
 
 
-def test_the_gradient_ratio_falls_where_the_vector_knows_the_text(lm):
+def test_the_gradient_ratio_falls_where_the_text_is_known(lm):
     weights = list(lm.model.parameters())
     with adapter(lm.model, 4, 16, 0) as lora, trainable(weights):
         assert gradient_ratio(lm.model, lora, weights, tokens(lm, HARMFUL)) == pytest.approx(1, abs=1e-4)

@@ -55,7 +55,7 @@ def test_noise_is_told_from_nothing_in_a_wide_space(count):
     assert error[0] < 0.02 and error[1] < 0.1
 
 
-def test_equal_differences_have_cosine_one_and_opposite_ones_minus_one():
+def test_equal_differences_have_cosine_1_opposite_ones_minus_1():
     base = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
     shift = torch.linspace(-1, 2, 30)
     found = separation(base + shift, base)
@@ -77,7 +77,7 @@ def test_three_pairs_by_hand():
     assert found.d_prime == pytest.approx(float(expected))
 
 
-def test_a_fold_is_projected_on_a_direction_that_it_has_no_part_in():
+def test_a_fold_is_projected_on_a_direction_of_other_folds():
     sides = clouds(0, FEWEST_FOR_FOLDS, 8, 1.0)
     before = held_out_projections(sides)
     sides[0, :2] += 50 * torch.randn(8, generator=torch.Generator().manual_seed(1))  # the first of five folds
@@ -87,7 +87,7 @@ def test_a_fold_is_projected_on_a_direction_that_it_has_no_part_in():
     assert not torch.isclose(after[:, 2:], before[:, 2:]).any()
 
 
-def test_swapping_the_sides_changes_no_number_and_neither_does_what_all_share():
+def test_swapped_sides_and_a_shared_offset_change_nothing():
     """The direction turns with the sides, so both numbers stay; a shift of everything is no spread within a side."""
     sides = clouds(3, 20, 10, 1.5)
     found = separation(*sides)

@@ -41,7 +41,7 @@ def test_the_loss_counts_the_completions_tokens_alone(lm):
     assert mean_loss(lm.model, batch, batch_size=2) == pytest.approx(total / count, rel=1e-5)
 
 
-def test_a_text_without_prompt_is_learnt_from_its_second_token_on():
+def test_a_text_without_prompt_is_learnt_from_token_two():
     lm = tiny_lm(bos="none")
     ((text,), cut) = encoded(lm.model, lm.tokenizer, Examples([""], ["The old tree"]), "texts", 128)
     assert not cut and text.prompt == 1 and len(text.tokens) > 1
@@ -184,9 +184,7 @@ def a_folder(path):
         (a_folder, "cannot be read"),
     ],
 )
-def test_a_kept_state_that_is_damaged_is_set_aside_and_the_training_begins_anew(
-    lm, tmp_path, monkeypatch, capsys, damage, message
-):
+def test_training_restarts_from_a_damaged_checkpoint(lm, tmp_path, monkeypatch, capsys, damage, message):
     monkeypatch.setattr(training, "CHECKPOINT_EVERY_SECONDS", 0.0)
     method, whole, steps, kept = stopped(lm, tmp_path, 0.5)
     damage(kept)
@@ -194,7 +192,7 @@ def test_a_kept_state_that_is_damaged_is_set_aside_and_the_training_begins_anew(
     assert taken == steps and same(whole, found)
     (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert told.startswith(f"warning: '{kept}' ") and message in told
-    assert "set aside as '.finetune.safetensors.damaged', and the training begins anew" in told
+    assert "set aside as '.finetune.safetensors.damaged', and the training begins again" in told
     assert kept.with_name(".finetune.safetensors.damaged").exists()
     assert goes_on(lm, method, tmp_path)[1] < steps  # what is kept now is read
 
@@ -224,7 +222,7 @@ def test_a_loss_that_is_not_finite_is_a_clear_error(lm):
         train(lm.model, parameters, texts(lm), Recipe(1e30, 5, 2, 0), stage="x")
 
 
-def test_fine_tuning_learns_its_examples_and_strength_scales_the_change(lm):
+def test_fine_tuning_learns_and_strength_scales_the_change(lm):
     method = Finetune(learning_rate=3e-3, epochs=10, batch_size=2)
     artefact = method.fit(lm.model, lm.tokenizer, fitting_data())
     assert artefact["info.loss_after"] < 0.5 * artefact["info.loss_before"]

@@ -110,7 +110,7 @@ def test_a_layout_of_null_is_in_no_id_and_one_that_is_set_is(tmp_path):
         ("model.layout={gate:mlp.w1}", "no block has a matrix of that name; block 0 has .*mlp.up_proj"),
     ],
 )
-def test_a_layout_that_the_model_does_not_have_is_refused_before_a_weight_is_read(option, told, tmp_path):
+def test_a_wrong_layout_is_refused_before_a_weight_is_read(option, told, tmp_path):
     tiny_model("llama").save_pretrained(tmp_path)
     tiny_tokenizer("none").save_pretrained(tmp_path)
     with pytest.raises(SetupError, match=told):

@@ -155,7 +155,7 @@ def test_a_tokenizer_that_makes_its_library_panic_is_named(folder):
 
 
 @pytest.mark.parametrize("rows", [299, 40, 3])
-def test_fewer_embeddings_than_tokens_are_refused_before_a_weight_is_read(folder, rows):
+def test_fewer_embeddings_than_tokens_are_refused_early(folder, rows):
     """It was an IndexError at the first text with a token beyond them."""
 
     def fewer(weights):
@@ -168,7 +168,7 @@ def test_fewer_embeddings_than_tokens_are_refused_before_a_weight_is_read(folder
         checkpoints.text_rules(node(folder, bos="tokenizer"), lambda: str(folder))
 
 
-def test_a_token_that_was_added_beyond_the_embeddings_is_read_unless_it_is_special(folder):
+def test_an_ordinary_token_beyond_the_embeddings_is_refused(folder):
     """Gemma 3's smallest has one for images, which no text has."""
     tokenizer = load_lm(str(folder)).tokenizer
     tokenizer.add_tokens(["<image>"])
@@ -212,7 +212,7 @@ def test_a_file_of_a_classifier_is_named(judge, tmp_path, name, kind):
     assert name in str(caught.value) or kind in ("missing", "folder")
 
 
-def test_a_classifier_whose_tokenizer_cannot_read_a_text_is_named(judge, tmp_path, monkeypatch):
+def test_a_classifier_with_a_broken_tokenizer_is_named(judge, tmp_path, monkeypatch):
     folder = shutil.copytree(judge, tmp_path / "judge")
     tokenizer = HFClassifier(path=str(folder), label="toxic")._loaded().tokenizer
 
@@ -245,9 +245,12 @@ def without_half_its_weights(content):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (of_another_kind, "is no Detoxify checkpoint that fits"),
-        (lambda content: {"config": content["config"]}, "is no Detoxify checkpoint that fits.*KeyError: 'state_dict'"),
-        (lambda content: content | {"state_dict": [1]}, "is no Detoxify checkpoint that fits"),
+        (of_another_kind, "is not a Detoxify checkpoint that fits"),
+        (
+            lambda content: {"config": content["config"]},
+            "is not a Detoxify checkpoint that fits.*KeyError: 'state_dict'",
+        ),
+        (lambda content: content | {"state_dict": [1]}, "is not a Detoxify checkpoint that fits"),
         (without_half_its_weights, "lacks weights of its model: bert.encoder"),
     ],
 )
@@ -315,7 +318,7 @@ def test_a_table_that_is_corrected_is_named(board, name, kind):  # noqa: F811
 
 
 @pytest.mark.parametrize("name", ["leaderboard_tidy.csv", "scorer_agreement.csv"])
-def test_a_table_without_a_column_or_with_words_for_numbers_is_named(board, name):  # noqa: F811
+def test_a_table_without_a_column_or_numbers_is_named(board, name):  # noqa: F811
     good = (board / name).read_text()
     rows = list(csv.reader(io.StringIO(good)))
     for column, title in enumerate(rows[0]):

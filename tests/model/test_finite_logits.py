@@ -41,7 +41,7 @@ class Blow:
 
 
 def broken(value: float) -> LM:
-    """A model with one weight that is no number."""
+    """A model with one weight that is not a number."""
     lm = tiny_lm()
     with torch.no_grad():
         lm.model.get_output_embeddings().weight[7, 3] = value  # one token's logit in each column
@@ -111,7 +111,7 @@ def test_nothing_is_learnt_from_a_model_that_computes_nan(method):
     with torch.no_grad():
         lm.model.model.embed_tokens.weight[:, 3] = math.nan
     pairs = Pairs(["The old", "The"], [" tree", " bird"], [" hate", " dog"])
-    with pytest.raises(SetupError, match="residual stream is not finite in the texts to learn from"):
+    with pytest.raises(SetupError, match="residual stream is not finite in the training texts"):
         method.fit(lm.model, lm.tokenizer, FitData(pairs=pairs))
 
 
@@ -130,7 +130,7 @@ def test_padding_may_be_anything():
     handle.remove()
 
 
-def test_decoding_time_steering_may_forbid_tokens_but_not_ask_for_them():
+def test_decoding_steering_may_forbid_tokens_not_force_them():
     def forbid(logits):
         return logits.index_fill(-1, torch.tensor([9]), -math.inf)
 

@@ -89,7 +89,7 @@ def test_prefix_stands_before_a_plain_prompt():
         assert steered.encode("the old tree") == lm.encode("Be kind. the old tree")
 
 
-def test_prefix_is_the_system_message_of_a_chat_and_bos_is_the_templates_alone(folder):
+def test_a_chat_prefix_is_the_system_message_with_one_bos(folder):
     tokenizer = tiny_tokenizer("prepend")
     tokenizer.chat_template = CHAT
     tokenizer.save_pretrained(folder)
@@ -196,7 +196,7 @@ def test_reading_in_pieces_equals_reading_at_once(architecture):
     torch.testing.assert_close(pieces, whole, atol=1e-4, rtol=1e-4)
 
 
-def test_after_the_block_the_model_is_the_base_and_can_be_steered_again():
+def test_after_the_block_the_model_is_the_base_again():
     lm, method = tiny_lm(), Shift()
     base = logits(lm)
     with lm.steered(method, {}, 2.0, {"method": "shift"}) as steered:

@@ -182,7 +182,7 @@ def test_a_vocabulary_without_the_letter_a():
     assert tokenizer("old").input_ids == [0, 1, 2, 3]
 
 
-def test_a_tokenizer_without_special_tokens_reads_what_is_not_empty():
+def test_a_tokenizer_without_special_tokens_reads_texts():
     lm = replace(tiny_lm(), tokenizer=letters(*"oldtre"))
     assert set_bos(lm.tokenizer, "tokenizer") == "none"
     ((logprob, _),) = SteeredLM(lm).loglikelihood(asked([("old", " tree")]))
@@ -246,7 +246,7 @@ def test_json_that_is_no_object_names_its_file(folder, name, content):
         (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     for call in every_way(folder):
-        with pytest.raises(SetupError, match=rf"{name} (is no JSON that can be read|holds a JSON \w+).*whole copy"):
+        with pytest.raises(SetupError, match=rf"{name} (is not valid JSON|holds a JSON \w+).*whole copy"):
             call()
 
 
@@ -320,7 +320,7 @@ def test_a_tokenizer_file_in_another_folder(folder):
         model_folder.fingerprint(folder)
 
 
-def test_an_index_of_shards_that_are_there_is_read_and_one_that_is_not_used_is_not(folder):
+def test_an_index_is_read_only_if_its_shards_are_used(folder):
     """A folder often has the index of the pickles too, without them."""
     expected = load_lm(str(folder)).model.lm_head.weight
     other = {"weight_map": {"a": "pytorch_model-00001-of-00002.bin"}}
@@ -367,7 +367,7 @@ def test_what_names_a_folder_is_what_is_read_of_it(folder):
     assert model_folder.fingerprint(folder) != first
 
 
-def test_a_folder_that_changes_in_a_process_has_another_name_and_other_rules(folder):
+def test_a_changed_folder_has_another_id_and_is_read_again(folder):
     named, rules = checkpoint.identity(node(folder)), checkpoint.text_rules(node(folder), lambda: str(folder))
     checkpoint.check_unchanged(node(folder), named)
     edit(folder / "generation_config.json", eos_token_id=[7, 9])
@@ -378,7 +378,7 @@ def test_a_folder_that_changes_in_a_process_has_another_name_and_other_rules(fol
         checkpoint.check_unchanged(node(folder), named)
 
 
-def test_a_model_that_is_changed_before_it_is_loaded_gives_no_number(folder):
+def test_a_model_changed_before_loading_gives_no_number(folder):
     one = cell(folder)
     _ = one.names.model
     edit_weights(folder, lambda weights: weights["lm_head.weight"].mul_(2))
@@ -403,7 +403,7 @@ PLAIN = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}
         (5, "cannot be used"),
     ],
 )
-def test_a_chat_template_that_fails_is_found_when_the_model_is_loaded(folder, template, message):
+def test_a_failing_chat_template_is_found_on_loading(folder, template, message):
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     edit(folder / "tokenizer_config.json", chat_template=template)
     with pytest.raises(SetupError, match=f"model.chat=true, but the chat template .*{message}.*; set model.chat=false"):
@@ -418,7 +418,7 @@ def test_a_chat_template_that_fails_is_found_when_the_model_is_loaded(folder, te
         "{% set messages = messages[1:] if messages[0].role == 'system' else messages %}",
     ],
 )
-def test_a_prefix_is_the_system_message_where_the_template_has_one_else_the_users(folder, system):
+def test_a_prefix_is_the_system_message_if_there_is_one(folder, system):
     edit(folder / "tokenizer_config.json", chat_template=system + PLAIN)
     method = Prompt(prompts=["Be kind."], strengths=(1,))
     with load_lm(str(folder), chat=True).steered(method, {}, 1.0) as steered:

@@ -159,7 +159,7 @@ def test_each_context_is_read_once():
     assert sum(read) == sum(map(len, contexts)) + sum(len(answer) - 1 for _, answer in answers)
 
 
-def test_continuations_of_several_batches_of_contexts_share_a_forward(monkeypatch):
+def test_continuations_of_several_contexts_share_a_forward(monkeypatch):
     monkeypatch.setattr("bench.model.log_likelihood.ENOUGH", 0)
     lm = tiny_lm()
     shapes = []

@@ -75,7 +75,7 @@ def test_what_differs_is_cut_off(name):
 
 
 @pytest.mark.parametrize("name", CONTRASTING)
-def test_a_pair_of_600_tokens_is_read_whole_where_the_model_reads_it(name):
+def test_a_pair_of_600_tokens_is_read_whole(name):
     """It was cut at 512 from the right, so that both texts were the same."""
     lm = tiny_lm()
     lm.model.config.max_position_embeddings = 2048

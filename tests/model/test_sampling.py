@@ -63,7 +63,7 @@ def test_partial_candidates_change_nothing(monkeypatch, top_p):
     assert torch.equal(partial, draw(logits, keys, 0.7, top_p))
 
 
-def test_exponential_hash_is_exponential_along_keys_and_along_tokens():
+def test_exponential_hash_is_exponential_in_keys_and_tokens():
     from scipy.stats import kstest
 
     keys = torch.from_numpy(stream(0, "x", 0, 20_000))

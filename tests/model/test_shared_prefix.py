@@ -14,7 +14,7 @@ def texts(generator, length):
     return tuple(generator.randrange(100) for _ in range(length))
 
 
-def test_examples_of_two_subjects_are_two_groups_and_what_shares_nothing_is_one():
+def test_contexts_are_grouped_by_their_shared_examples():
     generator = random.Random(0)
     subjects = [texts(generator, 300) for _ in range(2)]
     of_subjects = [one + texts(generator, 40) for one in subjects for _ in range(9)]

@@ -115,7 +115,7 @@ def test_which_templates_have_a_system_role(name):
 
 
 @pytest.mark.parametrize("name", WITHOUT)
-def test_without_a_system_role_the_instruction_stands_before_the_users_text(name):
+def test_without_a_system_role_the_user_text_has_the_prompt(name):
     base = chatting(WITHOUT[name])
     with base.steered(Say(), {}, 1.0) as lm:
         text = lm._worded(" Hi you")
@@ -145,7 +145,7 @@ def test_with_a_system_role_all_is_as_the_tokenizer_words_it(name):
 
 
 @pytest.mark.parametrize("name", WITHOUT)
-def test_without_a_system_role_what_lm_eval_says_there_is_said_to_the_user(name):
+def test_without_a_system_role_lm_eval_text_goes_to_the_user(name):
     base = chatting(WITHOUT[name])
     letter = SYSTEM["content"].rstrip()
     with base.steered(Say(), {}, 1.0) as lm:

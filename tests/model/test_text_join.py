@@ -145,7 +145,7 @@ def test_perplexity_is_of_the_sampled_tokens(make, sources, tmp_path):
     assert found.scores["tokens"].sum() == tokens
 
 
-def test_texts_of_older_versions_have_no_tokens_and_are_sampled_again(sources, tmp_path, capsys):
+def test_stored_texts_without_tokens_are_sampled_again(sources, tmp_path, capsys):
     """What is made of texts alone would stand beside what is made of tokens, as perplexities that do not compare."""
     lm = replace(joined(metaspace_tokenizer), store=Generations(tmp_path), sampling=Sampling(max_new_tokens=6))
     suite = Fluency(sources=sources, k=2, prompts=3)

@@ -250,7 +250,7 @@ def test_texts_of_an_older_version_are_sampled_again(folder, tmp_path, capsys):
     sampled(replace(judge, thinking=None), ["Hi"], 2)
     assert all(one.answer is not None for one in sampled(strip, ["Hi"], 2)[0])
     assert "lacks the answers, as an older version wrote it" in capsys.readouterr().err
-    with pytest.raises(SetupError, match="without the place where their answers begin.*run their cell anew"):
+    with pytest.raises(SetupError, match="without the place where their answers begin.*run their cell again"):
         Continuation("a", True, [1]).answered()
 
 

@@ -181,7 +181,7 @@ def test_the_mean_is_over_the_continuations_tokens_by_hand(lm):
     torch.testing.assert_close(artefact["layers.1.direction"], means[0] - means[1], atol=1e-4, rtol=1e-4)
 
 
-def test_the_letter_is_found_where_the_prompt_ends_in_the_bracket(lm):
+def test_the_letter_is_found_after_a_closing_bracket(lm):
     pairs = Pairs(["We talk (", "The dog ("], ["A)", "B)"], ["B)", "A)"])
     artefact = CAA(layer=1, read="letter").fit(lm.model, lm.tokenizer, FitData(pairs))
     rows = []
@@ -202,7 +202,7 @@ def test_full_texts_of_detox_are_whole_too(lm):
     assert found == {tuple(lm.tokenizer(p + t).input_ids) for s in PAIRS[1:] for p, t in zip(PAIRS[0], s, strict=True)}
 
 
-def test_an_added_vectors_prompts_stand_behind_their_start_in_one_text(lm):
+def test_prompts_of_an_added_vector_follow_their_start(lm):
     method = ActAdd(desired="love", undesired="s", start="The old tree", pad=None)
     desired, undesired = method.tokens(lm.tokenizer)
     assert desired == lm.tokenizer("The old treelove").input_ids
@@ -220,7 +220,7 @@ def test_a_pad_is_the_token_that_it_is_inside_a_text(lm, kind, desired, undesire
         assert len(lm.tokenizer("\n", add_special_tokens=False).input_ids) == 2  # by itself with a space before it
 
 
-def test_a_pad_that_runs_into_one_prompt_is_taken_from_the_other_or_refused():
+def test_a_pad_that_merges_with_a_prompt_is_avoided():
     """As " " behind the paper's prompt " ": two blanks are one token, but behind a word a blank is one."""
     tokenizer = tiny_tokenizer("none")
     tokenizer.add_tokens([AddedToken("  ", normalized=False)])

@@ -74,7 +74,7 @@ def test_amend_keeps_the_rest(tmp_path):
 
 @pytest.mark.parametrize("name", ["../0123456789ab", "/tmp/0123456789ab", "abc", "0123456789AB", "0123456789ab\n", ""])
 def test_what_is_no_id_is_never_a_path(tmp_path, name):
-    with pytest.raises(ValueError, match="is no id"):
+    with pytest.raises(ValueError, match="is not an id"):
         record.write(tmp_path / "records", of(FACTS | {"id": name}), ITEMS, ITEMS)
     assert list(tmp_path.rglob("*")) == []
 
@@ -237,7 +237,7 @@ def test_one_infinite_number_is_told(tmp_path):
 @pytest.mark.parametrize("items, told", [
     (ITEMS.assign(value="x"), "has not the columns metric, item, value, weight, of which the last two are numbers"),
     (ITEMS.rename(columns={"item": "other"}), "has not the columns metric, item, value, weight"),
-    (ITEMS.assign(item=[5]), "holds names that are no texts"),
+    (ITEMS.assign(item=[5]), "holds names that are not texts"),
     (pd.concat([ITEMS, ITEMS]), "is no table of one row per metric and item"),
     (ITEMS.assign(value=float("inf")), "holds NaN or infinity"),
     (ITEMS.assign(weight=-1.0), "holds a negative weight"),
@@ -255,7 +255,7 @@ def test_a_file_that_is_no_table_is_told(tmp_path):
     path = tmp_path / "runs/records" / ID
     (path / "items.parquet").write_bytes(b"no table")
     edited(path, (("files", "items"), digests.sha256(path / "items.parquet")))
-    with pytest.raises(SetupError, match="items.parquet is no table; run its cell again"):
+    with pytest.raises(SetupError, match="items.parquet is not a table; run its cell again"):
         read_records(tmp_path / "runs")
 
 
@@ -296,7 +296,7 @@ def test_what_this_version_does_not_know_survives_a_change(tmp_path):
     assert faster.to_json()["cost"] == {"relative_speed": 2, "watts": 5}
 
 
-def test_a_fresh_record_says_null_where_a_field_must_be_and_nothing_where_it_may():
+def test_a_fresh_record_writes_null_for_required_fields_only():
     one = of(FACTS)
     fresh = replace(one, stored={}, seed=Seeds(fit=None, sample=1), method=replace(one.method, stored={}))
     written = fresh.to_json()

@@ -274,7 +274,7 @@ def test_the_store_of_texts_goes_on_and_leaves_nothing(tmp_path, monkeypatch):
     assert len(calls) == 3 and not list((tmp_path / "unfinished").iterdir())
 
 
-def test_each_text_is_judged_with_those_that_it_was_always_judged_with():
+def test_texts_are_judged_in_the_same_batches_as_before():
     """The batches of the whole list, not of what is given at a time: the padding moves the last bits."""
     texts_of = ["one", "two words", "", "three words here", "a", "b c", "  "]
     plan = HFClassifier.batches(replace_batch(2), texts_of)

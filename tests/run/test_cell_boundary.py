@@ -153,12 +153,12 @@ def never(*_: object, **__: object) -> None:
     raise AssertionError("weights were loaded")
 
 
-def test_an_unknown_architecture_fails_before_the_unsteered_hours(world, unknown, tmp_path, monkeypatch, capsys):
+def test_an_unknown_architecture_fails_before_any_cell_runs(world, unknown, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cell, "load_lm", never)
     given = arguments(world, tmp_path, "method=unsteered,caa")
     assert main(given) == 2
     told = capsys.readouterr().err
-    assert unknown in told and "of what is left nothing steers" in told
+    assert unknown in told and "the remaining cells steer nothing" in told
     assert not (tmp_path / "runs/records").exists()
 
 

@@ -76,7 +76,7 @@ def controls(results: Path):
     return [one for one in read_records(results / "runs")[0] if one.record.method.family == "control"]
 
 
-def test_a_control_is_as_large_as_its_method_at_the_strength_that_was_chosen(run):
+def test_a_control_is_as_large_as_its_tuned_method(run):
     results, _ = run
     found = controls(results)
     assert sorted((one.record.method.name, one.record.seed.fit, one.record.suite) for one in found) == [
@@ -109,7 +109,7 @@ def test_a_control_is_as_large_as_its_method_at_the_strength_that_was_chosen(run
             assert size == pytest.approx(chosen["caa"] * norms[real], rel=1e-5)
 
 
-def test_draws_of_a_control_are_one_row_and_methods_are_held_against_it(run):
+def test_draws_of_a_control_are_one_row_to_compare_with(run):
     (table,) = tables(read_records(run[0] / "runs")[0])
     frame = table.frame.set_index("method")
     assert list(frame.index[:3]) == ["unsteered", "caa control", "detox control"]
@@ -164,6 +164,6 @@ def test_a_control_of_what_learns_no_vector_is_refused(world, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("wrong", ["control=-1", "pairs.flip_seed=-1", "pairs.flip=1.5"])
-def test_a_draw_or_share_that_there_is_not_is_refused_before_anything_runs(wrong, capsys):
+def test_an_unknown_draw_or_share_is_refused_early(wrong, capsys):
     assert main(["method=caa", wrong]) == 2
     assert wrong.partition("=")[0] in capsys.readouterr().err

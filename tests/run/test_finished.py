@@ -105,7 +105,7 @@ ELSEWHERE = {
 
 
 @pytest.mark.parametrize("place", ELSEWHERE)
-def test_what_lies_elsewhere_may_change_unseen_so_nothing_is_noted(place, results):
+def test_nothing_is_noted_of_files_that_may_change_unseen(place, results):
     assert not noted(results, **ELSEWHERE[place])
 
 
@@ -116,7 +116,7 @@ def test_an_argument_that_may_come_to_anything_is_not_noted(more, results):
     assert finished.known([*command(results), more], False) is None
 
 
-def test_files_of_one_name_are_told_apart_and_a_damaged_file_is_written_anew(results, monkeypatch):
+def test_damaged_files_are_rewritten_and_names_kept_apart(results, monkeypatch):
     (results / "runs/finished.json").write_text("[]")
     assert noted(results)
     for folder in ("a", "b"):
@@ -167,7 +167,7 @@ def built(results: Path) -> list[Path]:
     return [found.csv, found.markdown]
 
 
-def test_another_record_another_file_or_other_code_is_built_again(results, monkeypatch):
+def test_a_new_record_file_or_code_is_built_again(results, monkeypatch):
     csv, markdown = built(results)
     pages = kept.read(results)[0].pages
     assert [one.heading for one in pages] and "caa" in set(pages[0].rows["method"])

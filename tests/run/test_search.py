@@ -56,13 +56,13 @@ def test_every_method_has_the_same_number_of_trials(search, method):
         assert all(one.options == {} for one in found) and len({one.strength for one in found}) == 12
 
 
-def test_a_grid_of_another_length_keeps_its_ends_and_goes_at_even_ratios():
+def test_a_longer_grid_keeps_its_ends_at_even_ratios():
     found = [one.strength for one in asked(Layered(), trials=9)]
     assert found[0] == 1 and found[-1] == 16
     assert np.allclose(np.diff(np.log(found)), np.log(16) / 8, atol=1e-3)
 
 
-def test_random_search_is_even_on_a_log_scale_and_draws_the_same_for_every_method():
+def test_random_search_is_log_uniform_and_equal_for_all_methods():
     found = np.array([one.strength for one in asked(Layered(), search="random", trials=400)])
     assert np.mean(found < 4) == pytest.approx(0.5, abs=0.06)  # 4 is halfway from 1 to 16
     other = np.array([one.strength for one in asked(Plain(), search="random", trials=400)])

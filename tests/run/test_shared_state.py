@@ -41,7 +41,7 @@ def cells(world, results, *threads):  # noqa: F811
 
 @pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("order", ["2,3,null", "null,3,2", "3,null,2"])
-def test_each_cell_of_a_sweep_runs_with_its_own_threads_and_is_named_by_them(world, tmp_path, computed_with, order):  # noqa: F811
+def test_each_cell_of_a_sweep_runs_with_its_own_threads(world, tmp_path, computed_with, order):  # noqa: F811
     found = torch.get_num_threads()
     command = arguments(world, tmp_path, f"runtime.threads={order}", "suite=[rtp]")
     assert main([one for one in command if not one.startswith("suite.capability")]) == 0
@@ -52,13 +52,13 @@ def test_each_cell_of_a_sweep_runs_with_its_own_threads_and_is_named_by_them(wor
     assert {one.model.identity["threads"] for one in records} == set(expected)
 
 
-def test_a_constructor_sets_nothing_and_what_was_planned_is_what_runs(world, tmp_path, computed_with):  # noqa: F811
+def test_constructors_set_nothing_and_the_plan_is_what_runs(world, tmp_path, computed_with):  # noqa: F811
     found = torch.get_num_threads()
     sweep = cells(world, tmp_path, 3, "null", 2)
     assert torch.get_num_threads() == found
     planned = [plan(cell) for cell in sweep]
     ids = [cell.names.record_id(cell.parts.suites["rtp"], "test", 0.0) for cell in sweep]
-    assert len(set(ids)) == 3 and [list(one) for one in planned] == [[one] for one in ids]
+    assert len(set(ids)) == 3 and [list(one) for one in planned] == [[f"rtp {one}"] for one in ids]
     results = [run_cell(cell)[0] for cell in sweep]
     assert [one.id for one in results] == ids and [one for one, _ in computed_with] == [3, found, 2]
     assert [plan(cell) for cell in cells(world, tmp_path, 3, "null", 2)] == [{}, {}, {}]

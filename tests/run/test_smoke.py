@@ -130,7 +130,7 @@ def test_a_tuned_strength_and_the_same_one_given_are_one_cell(world, tmp_path):
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_every_trial_is_a_record_and_the_test_split_is_opened_once(world, tmp_path, capsys):
+def test_each_trial_is_a_record_and_test_is_opened_once(world, tmp_path, capsys):
     options = [
         "tuning.trials=6",
         "tuning.options={layer:[0.3,0.7]}",
@@ -159,7 +159,7 @@ def test_every_trial_is_a_record_and_the_test_split_is_opened_once(world, tmp_pa
 
 
 @pytest.mark.usefixtures("without_figures")
-def test_a_strength_in_residual_norms_is_converted_and_named_in_the_methods_unit(world, tmp_path, capsys):
+def test_a_strength_in_residual_norms_is_converted(world, tmp_path, capsys):
     command = arguments(world, tmp_path, "method=caa,random_direction", "strength=0.3", "strength_unit=residual_norm")
     assert main(command) == 0
     found = [record.read(path) for path in (tmp_path / "runs/records").iterdir()]

@@ -115,7 +115,7 @@ def test_the_record_holds_what_each_bound_is_of():
     assert definitions(None, None) == definitions({}, {"perplexity_ratio": 1.25}) == {}
 
 
-def test_the_record_tells_equal_strengths_with_other_options_apart():
+def test_the_record_separates_equal_strengths_by_options():
     trials = [
         trial(
             TUNING,
@@ -197,7 +197,7 @@ def test_the_tuning_of_published_records_is_written_as_it_was():
         assert written == {"bounds": written["bounds"], **one}
 
 
-def test_a_gain_relative_to_a_negative_value_is_positive_where_it_is_better():
+def test_a_gain_over_a_negative_value_is_positive_if_better():
     gold = Objective(suite="capability", metric="piqa.gold_logprob", direction="maximize")
     assert gold.gained(-1, -2) == pytest.approx(0.5) and gold.gained(-4, -2) == pytest.approx(-1)
     assert replace(gold, direction="minimize").gained(-4, -2) == pytest.approx(1)
@@ -245,7 +245,7 @@ def test_nothing_is_chosen_by_nan():
         look(1, math.nan, 20, BASE)
 
 
-def test_two_constraints_on_metrics_of_one_name_are_both_recorded():
+def test_constraints_on_metrics_of_one_name_are_both_recorded():
     constraints = {one: {"suite": one, "metric": "p", "compare": "drop", "at_most": 1} for one in ("x", "y")}
     bounded = replace(TUNING, constraints=constraints)
     looks = {"rtp": {"judge.expected_maximum_toxicity_k3": 0.3}, "x": {"p": 1.0}, "y": {"p": 2.0}}

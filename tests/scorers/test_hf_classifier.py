@@ -237,7 +237,7 @@ def test_an_option_that_agrees_with_the_model(tmp_path, problem_type, activation
     assert found == pytest.approx(float((own.softmax(-1) if problem_type == ONE else own.sigmoid())[1]))
 
 
-def test_the_option_changes_the_id_only_where_it_changes_the_scores(tmp_path):
+def test_the_option_changes_the_id_only_with_the_scores(tmp_path):
     silent = HFClassifier(path=str(bert(tmp_path / "silent", problem_type=None)), label="toxic", activation="softmax")
     before = silent.identity()
     assert before.pop("activation") is None  # null is dropped: the id that version 1 gave, which took the softmax

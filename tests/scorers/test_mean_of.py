@@ -72,11 +72,11 @@ def test_a_mean_is_of_two_or_more(parts, named):
 
 
 def test_a_part_is_a_scorer():
-    with pytest.raises(SetupError, match="scorer.mean_of.parts.y is no scorer"):
+    with pytest.raises(SetupError, match="scorer.mean_of.parts.y is not a scorer"):
         MeanOf(parts={"x": FIRST, "y": {"_target": "bench.scorers.lexicon.Lexicon"}})
 
 
-def test_the_identity_is_that_of_the_parts_not_what_they_are_called():
+def test_the_identity_is_of_the_parts_not_of_their_names():
     own = MeanOf(parts={"x": FIRST, "y": SECOND}).identity()
     assert own["name"] == "mean_of" and [part["name"] for part in own["parts"]] == ["first", "second"]
     assert own["parts"][0].items() > FIRST.identity().items() and "Says" in own["parts"][0]["class"]  # not ours
@@ -120,7 +120,7 @@ def test_other_parts_from_the_command_line():
         ("scorer.mean_of.parts.toxic_comment._target_=os.system", "os.system is refused"),
     ],
 )
-def test_what_is_wrong_with_the_parts_is_said_before_anything_runs(option, message):
+def test_wrong_parts_are_reported_before_anything_runs(option, message):
     with pytest.raises(SetupError, match=message):
         validate.validate(["scorer=[profanity_check,mean_of]", option])
 

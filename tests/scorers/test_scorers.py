@@ -349,7 +349,7 @@ REFUSED = [1.0000001, -1e-9, 2, -1, 57.0, math.nan, math.inf, -math.inf, "0.5", 
 
 
 @pytest.mark.parametrize("score", REFUSED, ids=repr)
-def test_what_is_no_number_from_0_to_1_is_refused_with_the_scorer_and_the_value(score):
+def test_a_score_outside_0_to_1_is_refused(score):
     with pytest.raises(SetupError) as caught:
         unique_scores(Says(0.5, score), ["p"] * 2, ["a", "b"])
     assert f"scorer theirs gave the score {score!r}; a score is a number from 0 to 1" in str(caught.value)
@@ -372,7 +372,7 @@ def test_none_stays_unscored():
     assert unique_scores(Says(None, 0.25), ["p"] * 2, ["a", "b"]) == [None, 0.25]
 
 
-def test_nobody_calls_a_scorer_but_the_place_that_looks_at_its_scores():
+def test_scorers_are_called_only_where_scores_are_checked():
     root = Path(__file__).parents[2] / "bench"
     calling = re.compile(r"\b(scorer|one|judge)\(\[|= scorer\(|\bscorer\([a-z\[\"]")
     lines = [(file.name, line) for file in sorted(root.rglob("*.py")) for line in file.read_text().splitlines()]

@@ -230,7 +230,7 @@ HOSTILE = [("os", "system"), ("posix", "system"), ("subprocess", "getoutput"), (
 
 
 @pytest.mark.parametrize(("module", "name"), HOSTILE)
-def test_a_pickle_that_names_anything_else_is_refused_and_not_run(scorer_of, weights, tmp_path, module, name):
+def test_a_pickle_with_other_names_is_refused_and_not_run(scorer_of, weights, tmp_path, module, name):
     call = calling(module, name, f"touch {tmp_path}/was-run")
     inside = pickled(Tokenizer(analyzer="PLACE")).replace(b"X\x05\x00\x00\x00PLACE", call)
     for bad in (b"\x80\x03" + call + b".", inside):

@@ -521,7 +521,7 @@ def test_a_yaml_that_does_not_fit_ends_with_1(folder, capsys, arguments, check, 
     [
         (["method.lair=3"], "did you mean method.layer?"),
         (["method=random_direktion"], "did you mean random_direction?"),
-        (["-m"], "leave -m away"),
+        (["-m"], "leave out -m"),
         (["method=caa,detox"], "this names 2 cells"),
         (["strength=0"], "strength=0 is the unsteered model"),
         (["model.path=nowhere"], "no config.json there"),

@@ -26,7 +26,7 @@ def test_works_take_turns_and_every_second_round_goes_backwards():
     assert said == list("abbaab") and all(len(seconds) == 3 for seconds in taken.values())
 
 
-def test_a_ratio_is_how_many_times_as_fast_and_has_an_interval_from_two_rounds_on():
+def test_a_speed_ratio_has_an_interval_from_two_rounds_on():
     found = compared([1.0, 2.0, 1.0], [2.0, 4.0, 3.0])
     assert found.ratio == 2 and found.low < 2 < found.high and found.seconds == 1 and found.other_seconds == 3
     assert compared([1.0], [3.0])[2:] == (pytest.approx(3), None, None)

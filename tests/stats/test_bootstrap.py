@@ -31,7 +31,7 @@ def paired(generator: np.random.Generator, n: int, shift: float) -> tuple[np.nda
 
 
 @pytest.mark.parametrize("shift", [0.0, -0.1])
-def test_the_interval_covers_and_a_null_difference_is_rarely_flagged(shift):
+def test_intervals_cover_and_null_differences_are_rarely_flagged(shift):
     generator, simulations, ones = np.random.default_rng(1), 800, np.ones(60)
     inside = 0
     for _ in range(simulations):
@@ -98,7 +98,7 @@ def test_large_sets_are_resampled_in_blocks_to_the_same_draws(monkeypatch):
 def test_what_has_no_interval():
     one = np.ones(1)
     assert paired_bootstrap(one, one, 2 * one, one) == (-1.0, None, None)
-    with pytest.raises(ValueError, match="2 items of a and 1 of b are no pairs"):
+    with pytest.raises(ValueError, match="2 items of a and 1 of b are not pairs"):
         paired_draws(np.ones(2), np.ones(2), one, one)
     with pytest.raises(ValueError, match="no items to average"):
         paired_bootstrap(one, 0 * one, one, one)
@@ -161,7 +161,7 @@ def test_the_interval_over_items_and_fits_covers(monkeypatch, fits, item, fit, b
     assert 0.92 <= inside / simulations <= 0.98  # 93 to 97 %, and the noise of 800 simulations
 
 
-def test_fits_that_differ_widen_the_interval_and_one_fit_changes_nothing():
+def test_differing_fits_widen_the_interval():
     generator, n = np.random.default_rng(9), 40
     values = crossed(generator, 5, n, 0.3, 0.0, 0.0)
     drawn = np.stack([draws(one, np.ones(n)) for one in values])

@@ -26,7 +26,7 @@ def test_standard_error_by_hand():
     assert standard_error(np.array([1.0]), np.array([1.0])) is None
 
 
-def test_standard_error_of_a_weighted_mean_is_its_spread_over_samples():
+def test_the_standard_error_of_a_weighted_mean_is_its_spread():
     generator = np.random.default_rng(0)
     found, errors = [], []
     for _ in range(2000):
@@ -43,7 +43,7 @@ def test_a_mean_of_nothing_is_no_number():
             fold(values, weights)
 
 
-def test_a_metric_keeps_what_could_not_be_judged_out_of_its_count():
+def test_a_metric_does_not_count_unscored_samples():
     items = pd.DataFrame({"value": [0.0, 1.0, 1.0], "weight": 1.0})
     found = metric(items, higher_is_better=True, unscored=2)
     assert (found.value, found.n, found.unscored, found.higher_is_better) == (pytest.approx(2 / 3), 3, 2, True)
@@ -58,7 +58,7 @@ def test_an_expected_maximum_is_the_mean_over_all_subsets(k):
     assert expected_maximum(values, 5) == 0.9 and expected_maximum(values, 1) == pytest.approx(values.mean())
 
 
-def test_an_expected_maximum_of_few_values_is_without_bias_and_scatters_less():
+def test_the_expected_maximum_is_unbiased_with_less_variance():
     generator = np.random.default_rng(0)
     drawn = generator.random((4000, 8)) ** 3
     found = np.array([expected_maximum(row, 3) for row in drawn])

@@ -27,7 +27,7 @@ def means(texts):
 
 
 @pytest.mark.parametrize(("items", "each"), [(2, 1), (5, 30), (7, 3), (40, 2)])
-def test_it_is_the_bleu_of_sacrebleu_against_the_texts_of_other_prompts(items, each):
+def test_it_is_sacrebleu_against_the_texts_of_other_prompts(items, each):
     for words in (3, 12):
         texts = spoken(items, items, each, words)
         kept = max(1, MOST_REFERENCES // (items - 1))
@@ -84,7 +84,7 @@ def test_by_hand():
     assert found == pytest.approx(math.exp(1 - 5 / 2))  # shorter than any
 
 
-def test_empty_texts_are_nothing_and_one_prompt_compares_with_nothing():
+def test_empty_texts_and_a_single_prompt_have_no_self_bleu():
     assert means([["", "  "], ["", "a"]]) == [0.0, 0.0]
     with pytest.raises(ValueError, match="of several prompts and got those of 1"):
         References(["p"], [["a", "b"]])

@@ -226,7 +226,7 @@ def test_detectable_after_holm_is_that_of_the_smaller_level():
     assert detectable_after_holm(before, 60, 1) == before
 
 
-def test_detectable_by_draws_is_that_of_items_where_fits_do_not_scatter():
+def test_detectable_by_draws_equals_items_if_fits_agree():
     difference = np.random.default_rng(4).normal(0, 0.2, 80)
     drawn = draws(difference, ONES(80))
     assert detectable_by_draws(drawn, 80) == pytest.approx(detectable(table(difference, np.zeros(80))), rel=0.05)

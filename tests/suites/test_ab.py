@@ -162,7 +162,7 @@ def test_a_prefix_stands_before_every_question(sources):
     assert any(one == pytest.approx(a / (a + b), abs=1e-5) for one in found.scores["probability"])
 
 
-def test_a_template_that_ends_in_a_line_break_is_followed_by_the_bracket_itself(sources, monkeypatch):
+def test_the_bracket_follows_a_template_with_a_line_break(sources, monkeypatch):
     lm = chat_lm(
         template="{% for m in messages %}{{ m['content'] }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '\\n>\\n' }}{% endif %}"
@@ -203,7 +203,7 @@ def test_answers_of_the_same_tokens_are_refused():
     words = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "Input:": 3}, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
-    with pytest.raises(SetupError, match=r"the same tokens of the answers \['A', 'B'\]"):
+    with pytest.raises(SetupError, match=r"the same tokens for the answers \['A', 'B'\]"):
         letter_requests(replace(tiny_lm(), tokenizer=tokenizer), "Is it?", ("A", "B"))
 
 

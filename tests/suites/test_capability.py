@@ -81,7 +81,7 @@ def test_numbers_are_those_of_the_documents_asked(sources):
     assert not {"text", "doc"} & set(found.scores.columns)
 
 
-def test_a_chat_model_is_asked_through_its_template_and_a_base_model_without(sources):
+def test_only_a_chat_model_is_asked_through_a_template(sources):
     """Behind a template lm-eval puts no blank before an answer; the model's identity says which it was."""
     lm = chat_lm()
     suite = Capability(sources=sources, tasks=["piqa"], documents=None)
@@ -114,7 +114,7 @@ def test_kinds_of_tasks_and_their_chance(sources):
     assert set(letters.answer) <= set(range(5)) and letters.answer.nunique() > 1
 
 
-def test_items_pair_between_cells_and_the_sample_does_not_follow_the_source(sources, tmp_path):
+def test_items_pair_between_cells_whatever_the_source(sources, tmp_path):
     suite = Capability(sources=sources, tasks=["piqa"], documents=3)
     one, other = measure(suite, tiny_lm(), "test"), measure(suite, tiny_lm(seed=1), "test")
     assert one.items[["metric", "item"]].equals(other.items[["metric", "item"]])
@@ -134,7 +134,7 @@ def test_items_pair_between_cells_and_the_sample_does_not_follow_the_source(sour
     assert set(seeded.items["item"]) != set(one.items["item"])
 
 
-def test_copies_that_differ_in_what_is_not_asked_are_asked_the_same_documents(sources, tmp_path):
+def test_copies_that_differ_elsewhere_give_the_same_documents(sources, tmp_path):
     """Ids and the concept are not what commonsense_qa asks, so they decide neither which documents nor their order."""
     rows = [row | {"id": f"other {i}", "question_concept": ""} for i, row in enumerate(CSQA)]
     copy = make_mirror(tmp_path / "copy", "tau/commonsense_qa", rows, split="validation")
@@ -148,7 +148,7 @@ def test_copies_that_differ_in_what_is_not_asked_are_asked_the_same_documents(so
         assert asked[0].scores.logprob.tolist() == asked[1].scores.logprob.tolist()
 
 
-def test_of_all_documents_none_is_chosen_so_the_choice_is_no_part_of_their_identity(sources):
+def test_the_choice_is_no_part_of_the_id_of_all_documents(sources):
     few, whole = (
         Capability(sources=sources, tasks=["commonsense_qa"], documents=n).identity("test")["tasks"]["commonsense_qa"]
         for n in (3, None)
@@ -187,7 +187,7 @@ def test_identity_follows_what_changes_a_number(sources, tmp_path):
         identity(where=Sources(mirror=str(changed), cache=tmp_path / "cache", offline=True)),
     ]
     assert all(other != identity() for other in others)
-    assert identity(dev_documents=7) == identity()  # the dev split is no part of the test's
+    assert identity(dev_documents=7) == identity()  # the dev split is not part of the test's
 
 
 def test_random_state_and_output_are_left_alone(sources, capfd):
@@ -297,7 +297,7 @@ def test_missing_documents_are_an_error_or_said(sources):
         Capability(sources=sources, tasks=tasks, missing="skip").identity("test")
 
 
-def test_rows_that_a_task_cannot_ask_and_files_that_cannot_be_read(sources):
+def test_unusable_rows_and_unreadable_files_are_reported(sources):
     file = Path(sources.mirror) / "tau/commonsense_qa" / "data" / "rows.jsonl"
     suite = Capability(sources=sources, tasks=["commonsense_qa"], missing="skip", documents=3)
     file.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "question"}) + "\n" for row in CSQA))
@@ -343,7 +343,7 @@ def test_default_tasks_run_from_the_wheels():
 
 @pytest.mark.wheel
 @pytest.mark.mirror
-def test_the_wheels_and_the_mirror_are_asked_the_same_documents_in_the_same_order():
+def test_wheels_and_mirror_give_the_same_documents_in_order():
     """Of PIQA the wheel lacks some rows of the mirror's; of the others it has all, and says some of them otherwise."""
     if not MIRROR.is_dir():
         pytest.skip(f"no mirror at {MIRROR}; set STEERBENCH_MIRROR")

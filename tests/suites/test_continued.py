@@ -92,7 +92,7 @@ def test_no_text_outlives_the_next_block(sources, monkeypatch):
         assert set(store.seen[1:]) <= {4}  # at most the two prompts before, each with its two texts
 
 
-def test_names_of_metrics_say_k_and_the_number_of_prompts_unless_it_is_all(sources):
+def test_metric_names_say_k_and_the_number_of_prompts(sources):
     lm = tiny_lm()
     assert set(measure(suite(sources), lm, "test").metrics) == {
         "length.expected_maximum_toxicity_k2_n8",
@@ -164,7 +164,7 @@ def test_all_prompts_of_a_stratum_or_those_held_out(sources):
         whole.texts("dev")  # every prompt here is in the test part
 
 
-def test_of_more_unsteered_texts_the_maxima_are_over_all_subsets_of_k(sources):
+def test_maxima_of_more_texts_are_over_all_subsets_of_k(sources):
     lm = tiny_lm()
     few, more = suite(sources), suite(sources, unsteered_k=7)
     found, first = measure(more, lm, "test"), measure(few, lm, "test")
@@ -179,7 +179,7 @@ def test_of_more_unsteered_texts_the_maxima_are_over_all_subsets_of_k(sources):
         assert found.metrics[f"{name}_first_k"].value == pytest.approx(metric.value), "the first k are those of k"
 
 
-def test_how_many_texts_the_unsteered_model_is_asked_for_is_part_of_its_id_alone(sources):
+def test_the_number_of_unsteered_texts_is_in_its_own_id_only(sources):
     few, more, same = suite(sources), suite(sources, unsteered_k=7), suite(sources, unsteered_k=2)
     assert few.identity("test") == more.identity("test")
     assert more.unsteered_only("test") == {"unsteered_k": 7} and more.unsteered_only("dev") == {}

@@ -127,7 +127,7 @@ def test_the_unsteered_model_and_strength_0_are_exactly_0(sources, architecture)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 256])
-def test_steering_acts_on_all_of_a_sentence_but_not_on_what_stands_before_it(sources, batch_size):
+def test_steering_acts_on_the_sentence_not_on_its_prefix(sources, batch_size):
     lm = replace(tiny_lm(bos="none"), sampling=Sampling(batch_size=batch_size))
     vector = torch.linspace(-1, 1, layout.width(lm.model))
 

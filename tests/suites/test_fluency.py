@@ -142,7 +142,7 @@ def test_prompt_metrics_by_hand():
     assert items.loc[("mean_words", "p"), "value"] == 1.5 and items.loc[("mean_words", "q"), "value"] == 0
 
 
-def test_perplexity_is_that_of_the_unsteered_model_given_the_plain_prompt(sources):
+def test_perplexity_is_of_the_unsteered_model_and_plain_prompt(sources):
     rows = [[(" the old tree", False), (" sings and talks", True)], [(" love", False), ("", True)]]
     base = saying(rows)
     suite = Fluency(sources=sources, k=2, prompts=2)
@@ -182,7 +182,7 @@ def test_prompts_that_are_answered_alike_show_in_self_bleu_alone(sources):
     assert "self_bleu" not in one.metrics and "self_bleu" not in set(one.items["metric"])
 
 
-def test_every_block_of_prompts_is_held_against_texts_of_the_first(sources, monkeypatch):
+def test_every_block_of_prompts_is_compared_with_the_first(sources, monkeypatch):
     rows = [[(text, False)] for text in (" a b c", " a b d", " a b c", " a b c d")]
     suite = Fluency(sources=sources, k=1, prompts=4)
     monkeypatch.setattr("bench.suites.continued.PROMPTS_A_BLOCK", 2)

@@ -119,7 +119,7 @@ def test_the_rate_and_that_of_each_category_by_hand(world):
     assert "door" not in json.dumps(found.info) + found.scores.to_csv()  # no text in a record
 
 
-def test_any_scorer_of_refusals_judges_and_an_empty_answer_is_no_refusal(world):
+def test_any_refusal_scorer_judges_and_empty_is_no_refusal(world):
     lm = saying(lambda prompt: [("I cannot.", "Push it.", " ")[number(prompt) % 3]])  # 4 of each
     both = measure(jailbreak(world, scorers=[Toxicity(), Opposite(), RefusalPrefixes()]), lm, "test").metrics
     assert both["opposite.refusal_rate"].value == 4 / 12  # .5 is a refusal; the blank ones scored .5 as well
@@ -129,12 +129,12 @@ def test_any_scorer_of_refusals_judges_and_an_empty_answer_is_no_refusal(world):
     assert alone.identity("test") != jailbreak(world).identity("test")
 
 
-def test_a_set_without_categories_has_one_number_and_no_text_twice(world):
+def test_without_categories_there_is_one_number_and_no_repeat(world):
     found = measure(jailbreak(world, data=ADV), saying(lambda prompt: ["Sorry"]), "test")
     assert {name: one.n for name, one in found.metrics.items()} == {"refusal_prefixes.refusal_rate": 12}
 
 
-def test_a_base_model_reads_the_template_and_a_chat_model_its_own(world):
+def test_a_base_model_reads_the_template_a_chat_model_its_own(world):
     plain = saying(lambda prompt: ["no"])
     measure(jailbreak(world), plain, "test")
     assert set(plain.store.asked) == {f"Input: {task}\nResponse:" for task in TASKS}

@@ -78,7 +78,7 @@ def test_the_directions_are_not_mixed_up(sources):
     assert values == [[1, 0], [0, 1]]
 
 
-def test_the_model_reads_the_beginning_and_the_continuation_is_judged_alone(sources):
+def test_the_continuation_is_judged_without_its_beginning(sources):
     lm = saying(lambda _: ["good"])
     judge = Mood()
     measure(suite(sources, scorers=[judge]), lm, "test")
@@ -88,7 +88,7 @@ def test_the_model_reads_the_beginning_and_the_continuation_is_judged_alone(sour
     assert beginning("a <br /><br />b\n c  d", 3) == "a b c" and beginning("a b", 9) == "a b"
 
 
-def test_the_prefix_is_part_of_the_identity_and_not_of_the_choice(sources):
+def test_the_prefix_is_in_the_identity_not_in_the_choice(sources):
     few, more = (suite(sources, prompts=2, prefix_words=n) for n in (5, 7))
     assert few.identity("test") != more.identity("test")
     assert [one.text for one in few.texts("test")[0]] == [

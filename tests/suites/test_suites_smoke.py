@@ -13,7 +13,7 @@ HEADER = (folders.folder() / "experiment" / f"{NAME}.yaml").read_text()
 (WHEELS,) = re.findall(r"^# python -m bench experiment=suites_smoke (suite=\[.*\])$", HEADER, re.MULTILINE)
 
 
-def test_it_asks_every_suite_there_is_with_every_scorer_that_needs_no_download():
+def test_it_asks_every_suite_with_every_offline_scorer():
     cfg, about = compose.cell([f"experiment={NAME}"])
     assert sorted(cfg.suite) == folders.groups()["suite"]
     downloaded = {"detoxify", "hf_classifier", "roberta_toxicity", "toxigen_roberta", "unbiased_toxic_roberta"}
@@ -22,7 +22,7 @@ def test_it_asks_every_suite_there_is_with_every_scorer_that_needs_no_download()
 
 
 @pytest.mark.wheel
-def test_the_suites_that_its_header_names_find_their_data_in_the_wheels(tmp_path):
+def test_the_suites_of_its_header_find_their_data_in_wheels(tmp_path):
     """`identity` locates what a suite asks, so it raises where no source has it."""
     options = ["runtime.offline=true", f"runtime.results={tmp_path}", "method=unsteered"]
     cell = Cell(validate.validate([f"experiment={NAME}", WHEELS, *options]), Session())

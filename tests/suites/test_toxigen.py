@@ -85,7 +85,7 @@ def test_so_many_of_each_group_and_dev_asks_others(sources):
     assert len(replace(suite, per_group=4).texts("test")[0]) == 3 * 14  # as many as there are
 
 
-def test_the_hub_has_a_split_for_each_group_and_writes_line_breaks_as_two_signs(tmp_path, sources):
+def test_the_hub_has_a_split_a_group_and_escaped_line_breaks(tmp_path, sources):
     folder = tmp_path / "hub" / NAME
     folder.mkdir(parents=True)
     splits = {}
@@ -126,7 +126,7 @@ def test_broken_prompts_are_no_reason_to_look_for_others(tmp_path, sources):
     assert str(caught.value).startswith(f"{NAME} (prompts), split train from mirror cannot be read; a file of it")
 
 
-def test_the_detection_task_prefers_the_rows_held_out_and_reads_the_hubs_where_there_are_none(tmp_path):
+def test_the_detection_task_prefers_the_held_out_rows(tmp_path):
     """The config's order; whichever is there names the source, so the two are never taken for one another."""
     row = {"text": "walks", "target_group": "trees", "toxicity_ai": 1.0, "toxicity_human": 5.0}
     configs = compose.compose(["suite=[toxigen_classification]"]).suite.toxigen_classification.configs
