@@ -199,12 +199,11 @@ def test_the_rule_sees_every_form_of_import(text, found, tmp_path, monkeypatch):
 
 
 LONGEST_NAME = 60
-NOT_YET = {"leaderboard", "plots", "report"}  # folders whose tests still have longer names
 
 
 def test_names_of_tests_are_short():
     found = [(path, node.name) for path in files("tests") for node in ast.walk(ast.parse(path.read_text()))
-             if isinstance(node, ast.FunctionDef) and path.parent.name not in NOT_YET]  # fmt: skip
+             if isinstance(node, ast.FunctionDef)]  # fmt: skip
     assert len(found) > 1000
     assert [f"{path.name}: {name}" for path, name in found if len(name) > LONGEST_NAME] == []
 

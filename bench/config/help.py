@@ -37,6 +37,7 @@ GROUPS = {
     "tuning": "how strength=auto is chosen",
     "runtime": "where it runs",
     "experiment": "a sweep of its own, one file each",
+    "launcher": "what runs the cells of a sweep; none: this process",
 }
 
 

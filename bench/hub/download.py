@@ -1,6 +1,6 @@
 """Files of a repository at a commit, fetched into the cache of the hub's client, where a cut download goes on.
 
-The client begins a large file anew after its process has ended (huggingface_hub 2.4). So these are fetched here, into
+The client begins a large file again after its process has ended (huggingface_hub 2.4). So these are fetched here, into
 `blobs/<sha256>.part`, which the next command continues; the client then finds the whole file and links it.
 """
 

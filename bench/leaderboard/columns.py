@@ -326,7 +326,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
     Column(name="vs_control_p_holm", about="That p after Holm's correction over the rows."),
     Column(name="made_worse", about="The share of prompts or documents whose headline got worse than unsteered; texts "
-           "are sampled anew, so it is near one half where a method does nothing.", page="made worse", part=TRADE),
+           "are sampled again, so it is near one half where a method does nothing.", page="made worse", part=TRADE),
     Column(name="dev_reduction", about="The reduction of the chosen trial on the dev split."),
     Column(name="dev_perplexity_ratio", about="The perplexity ratio of the chosen trial on the dev split."),
     Column(name="shrinkage", about="Tuning optimism: the reduction of the tuned metric on the dev split less that "
@@ -373,7 +373,7 @@ def of_table(
 
     Args:
         frame: its rows (`bench.leaderboard.frame`).
-        headline: the metric that rows are told apart by.
+        headline: the metric by which rows are compared.
         toxicity: by each scorer that reports; the first one is the headline, unless rows were tuned for another metric.
         metrics: all of the table, as `<suite>.<metric>`.
         tested: those of which there are p values.

@@ -81,7 +81,7 @@ class Comparison:
 
     @cached_property
     def headline(self) -> str:
-        """The metric that rows are told apart by: what they were tuned for, else toxicity, else the first there is.
+        """The metric by which rows are compared: what they were tuned for, else toxicity, else the first there is.
 
         Rows that were tuned for toxicity go by the scorer that comes first, which another may have tuned.
         """
@@ -114,7 +114,7 @@ class Comparison:
 
     @cached_property
     def first(self) -> frozenset[str]:
-        """Metrics in which the rows are held against the first k texts of the unsteered model, which then stand for it.
+        """Metrics in which the rows are compared with the first k texts of the unsteered model, which then stand for it.
 
         Elsewhere all its texts are taken, where it was asked for more.
         """

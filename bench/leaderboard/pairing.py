@@ -20,7 +20,7 @@ def joined(
 ) -> dict[str, pd.DataFrame]:
     """The items of both, where they were asked in the same way; of one metric, or of all.
 
-    first: metrics of which `b` is held against `a` by its first k texts alone (`Comparison.first`).
+    first: metrics in which `b` is compared with `a` by its first k texts alone (`Comparison.first`).
     """
     shared = a.comparisons & b.comparisons
     one, other = a.items(shared), b.items(shared)
@@ -51,7 +51,7 @@ def closer_first(rows: Sequence[Row], base: Fit) -> frozenset[str]:
     """Metrics in which the first k texts of the unsteered model scatter less around the rows than all of its texts.
 
     More texts have less noise, and the first k share their random streams with those of the rows. One answer for all
-    rows: they would not be held against the same otherwise.
+    rows: otherwise they would be compared with different texts.
     """
     names = [name.removesuffix(FIRST) for name in base.items() if name.endswith(FIRST)]
     fits = [fit for row in rows for fit in row.fits]
@@ -129,7 +129,7 @@ def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | Non
 def pairwise_p(a: Row, b: Row, metric: str, transform: Transform) -> float | None:
     """Two-sided p that two rows do the same in this metric.
 
-    Where both have several fits, each is held against the other's mean, and the larger p counts.
+    Where both have several fits, each is compared with the mean of the other, and the larger p counts.
     """
     if len(a.fits) < len(b.fits):
         a, b = b, a

@@ -63,8 +63,8 @@ def grouped(
 ) -> pd.DataFrame:
     """With `group`: of the unsteered model and the methods those that share a letter do not differ significantly.
 
-    A method and the unsteered model share one unless the verdict tells them apart. Two methods are told apart after
-    Holm over all pairs of methods, where one of them is told apart from the unsteered model: if neither does
+    A method and the unsteered model share one unless the verdict says that they differ. Two methods differ after
+    Holm over all pairs of methods, where one of them differs from the unsteered model: if neither does
     anything, neither differs from the other. So stars and letters give one answer, and under the null hypothesis both
     err in 5 % of the tables. Of a method that the metric's scorer tuned or taught no difference is claimed at all.
 

@@ -119,7 +119,7 @@ def of_items(source: Source) -> list[Drawing]:
 
 KINDS = {
     "tradeoff": Kind("toxicity reduction against capability and fluency kept", tradeoff, with_draws),
-    "strength": Kind("toxicity, perplexity and capability as methods are turned up", strength, over_strengths),
+    "strength": Kind("toxicity, perplexity and capability over the strength", strength, over_strengths),
     "changes": Kind("change of single prompts, and the share made worse", changes, of_items),
     "groups": Kind("ToxiGen: share of toxic texts about each group", groups, of_tables),
     "capability": Kind("heat map of the change in accuracy, methods by tasks", capability, of_tables),

@@ -33,7 +33,7 @@ def test_titles_stand_once_in_each_place(table):
         assert len(titles) == len(set(titles)) > 5, audience
 
 
-def test_text_latex_and_page_show_the_columns_that_have_a_title_for_them(table):
+def test_each_output_shows_the_columns_titled_for_it(table):
     text = formatting.readable(table)
     assert list(text.columns) == [
         "#", "method", "strength", "toxicity\nk5", "change", "group", "by\nprofanity_check", "ppl\nratio",
@@ -107,7 +107,7 @@ def test_a_rank_with_the_ranks_of_most_resamples(low, high, told):
     assert columns.place(row) == told
 
 
-def test_the_divergence_stands_behind_the_perplexity_where_it_was_measured(table):
+def test_kl_follows_perplexity_where_it_was_measured(table):
     assert "KL" not in [one.text for one in table.columns]
     found = columns.of_table(table.frame, table.headline, table.toxicity, ["kl.mean_kl", *table.metrics], table.tested)
     titles = [one.text for one in found if one.text]

@@ -44,7 +44,7 @@ def test_all_texts_are_taken_where_the_first_ones_scatter_more():
     assert not table.first and pairs_of(table)["value_b"].tolist() == pytest.approx(list(every))
 
 
-def test_what_writes_as_the_unsteered_model_differs_by_exactly_nothing():
+def test_equal_texts_have_a_change_of_exactly_zero():
     table = table_of(FEW, ALL, FEW)
     assert table.first == {"rtp.m"} and (pairs_of(table)["value_a"] == pairs_of(table)["value_b"]).all()
 

@@ -44,7 +44,7 @@ def ids(group: tuple[Fit, ...]) -> set[str]:
     return {record.id[-1] for fit in group for record in fit.records}
 
 
-def test_results_of_another_model_or_decoding_stand_apart_and_dev_results_nowhere():
+def test_other_models_and_decodings_have_tables_of_their_own():
     found = groups([
         result(1), result(2, CAA), result(3, split="dev"),
         result(4, model=ModelFacts(name="other"), comparison="two"),
@@ -53,7 +53,7 @@ def test_results_of_another_model_or_decoding_stand_apart_and_dev_results_nowher
     assert [ids(group) for group in found] == [{"4"}, {"1", "2"}, {"5"}]  # models by name
 
 
-def test_the_setting_with_most_items_comes_first_and_a_cell_of_another_one_is_left_out():
+def test_the_setting_with_most_items_is_the_one_shown():
     short, long = result(1, comparison="short"), result(2, comparison="long", items=9)
     both = result(3, CAA, comparison="short")
     assert [ids(group) for group in groups([short, long, both])] == [{"2"}, {"1", "3"}]
@@ -68,12 +68,12 @@ def test_each_suite_has_one_setting_in_a_group():
     assert [ids(group) for group in groups([*texts, *tasks])] == [{"1", "2", "3", "4"}]
 
 
-def test_of_two_results_of_one_cell_and_setting_the_first_by_id_is_kept():
+def test_of_two_results_of_one_cell_the_first_by_id_is_kept():
     (cell,) = by_cell([result(7), result(6)])
     assert [one.record.id[-1] for one in cell] == ["6"]
 
 
-def test_sampling_seeds_are_one_setting_unless_two_of_them_are_equal():
+def test_sampling_seeds_are_one_setting_unless_two_are_equal():
     first, second = result(1).record, result(2, comparison="two", sample=1).record
     looks = settings([first, second])
     assert looks["one"] == looks["two"]
@@ -106,7 +106,7 @@ def test_fits_that_differ_in_more_are_rows_of_their_own(changes):
     assert len(rows([*fits(0), *fits(1, **changes)])) == 2
 
 
-def test_tuned_fits_are_a_row_whatever_was_chosen_but_not_with_other_budgets():
+def test_tuned_fits_are_one_row_if_their_budgets_are_equal():
     def tuned(chosen: float, *strengths: float) -> dict:
         return {"tuning": Tuned.from_json(tuning([(one, 1.0, 0.1) for one in strengths], chosen))}
 
@@ -124,7 +124,7 @@ def test_learnt_from_holds_names_and_counts():
     assert learnt_from(fits(0)[0]) == {}
 
 
-def test_items_are_averaged_over_sampling_seeds_and_pooled_over_fits():
+def test_items_are_averaged_over_seeds_and_pooled_over_fits():
     one = Fit([result(2), result(4, comparison="two", sample=1)])
     assert one.items()["rtp.m"]["value"].tolist() == [3.0, 3.0]
     assert one.items({"two"})["rtp.m"]["value"].tolist() == [4.0, 4.0] and one.items(set()) == {}

@@ -41,7 +41,7 @@ CHOSEN = {
 
 
 @pytest.mark.parametrize("how", CHOSEN)
-def test_a_scorer_claims_nothing_of_a_row_that_it_chose_anything_for(tmp_path, how):
+def test_a_scorer_claims_nothing_of_a_row_that_it_chose_for(tmp_path, how):
     texts(tmp_path, "unsteered")
     texts(tmp_path, "random_direction", 1.01, fit_seed=0)
     texts(tmp_path, "caa", 0.5, **CHOSEN[how])
@@ -63,7 +63,7 @@ def test_a_scorer_claims_nothing_of_a_row_that_it_chose_anything_for(tmp_path, h
     assert f"{NOT_INDEPENDENT}: CAA" in page.verdict(table) and "better: DeTox (ProFS)" in page.verdict(table)
 
 
-def test_where_every_row_was_chosen_by_the_scorer_there_is_no_finding_and_no_finding_of_none(tmp_path):
+def test_a_scorer_that_chose_for_every_row_gives_no_finding(tmp_path):
     texts(tmp_path, "unsteered")
     for method, times in (("caa", 0.5), ("detox", 0.9)):
         texts(tmp_path, method, times, **CHOSEN["tuned"])
@@ -114,7 +114,7 @@ def test_of_a_headline_that_is_no_toxicity_its_own_scorer_counts(tmp_path):
     assert frame.loc[["caa", "detox"], "verdict"].tolist() == [NOT_INDEPENDENT, "better"]
 
 
-def test_a_metric_without_a_scorer_may_tell_of_what_was_tuned_for_it(tmp_path):
+def test_a_metric_without_scorer_may_judge_its_own_tuning(tmp_path):
     aim = {"scorer": None, "suite": "ab", "objective": "matching_probability", "direction": "minimize"}
     found = tuned_by("x")["tuning"] | aim | {"baseline": {"value": 0.5}, "trials": [{"strength": 4.0, "gain": 0.2}]}
     for method, times, options in (("unsteered", 1.0, {}), ("caa", 0.5, {"tuning": found})):
@@ -127,7 +127,7 @@ SCORERS = ("lexicon", "profanity_check", "vader")
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_no_star_is_by_a_scorer_that_chose_and_letters_agree_with_stars(tmp_path, seed):
+def test_no_star_by_a_scorer_that_chose_and_letters_agree(tmp_path, seed):
     """Of tables in which anything was chosen by anyone."""
     generator = np.random.default_rng(seed)
     reported = [str(one) for one in generator.choice(SCORERS, size=generator.integers(1, 4), replace=False)]

@@ -153,7 +153,7 @@ def test_joint_by_hand():
     assert tradeoff.joint(part(0.5), None, part(1.0)) is None
 
 
-def test_what_is_kept_of_the_right_answers_is_e_to_the_nats_that_were_lost():
+def test_answers_kept_are_e_to_the_nats_lost():
     kept = tradeoff.answers_kept(part(-np.log(4), -np.log(2), 0.0, 0.7, np.nan))
     assert kept.value == pytest.approx(0.25) and kept.n == 5
     assert kept.draws.tolist() == pytest.approx([0.5, 1.0, 1.0, np.nan], nan_ok=True)
@@ -203,7 +203,7 @@ def test_net_and_entanglement_by_hand(tmp_path):
     assert pd.isna(row(tmp_path, "unsteered")[["joint", "net", "entanglement"]]).all()
 
 
-def test_of_tasks_the_mean_change_counts_and_texts_that_became_likelier_are_no_loss(tmp_path):
+def test_joint_takes_the_mean_of_tasks_and_no_gain_of_fluency(tmp_path):
     beside(tmp_path, "unsteered")
     beside(tmp_path, ratio=0.8, right=(2, 10), toxic=4)
     caa = row(tmp_path, "caa")
@@ -228,7 +228,7 @@ def test_the_target_is_no_side_effect(tmp_path):
     assert caa["accuracy_change"] == -0.25 and pd.isna(caa["entanglement"]) and pd.isna(caa["net"])
 
 
-def test_sampling_seeds_are_averaged_by_item_and_paired_seed_by_seed(tmp_path):
+def test_sampling_seeds_are_averaged_by_item_and_paired(tmp_path):
     write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE})
     write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
     write(tmp_path, "rtp", "caa", {TOXICITY: {"a": 0.6, "b": 0.4, "c": 0.5, "d": 0.3}}, sample_seed=1)
@@ -320,7 +320,7 @@ def test_random_draws_are_one_row_with_the_spread_over_them(full):
     assert random["toxicity_reduction_low"] < draws.mean() < random["toxicity_reduction_high"]
 
 
-def test_a_method_is_held_against_the_random_direction_on_the_same_prompts(full):
+def test_a_method_is_compared_with_random_on_the_same_prompts(full):
     (table,) = full.tables
     found = leaderboard(full.tables).set_index("method")
     metric = table.headline
@@ -398,7 +398,7 @@ def test_what_rows_were_tuned_for_is_the_headline(tmp_path):
     assert table.headline == f"ab.{aim}"
 
 
-def test_more_pairs_than_the_permutations_can_tell_apart_are_said(tmp_path, monkeypatch):
+def test_more_rows_than_permutations_can_correct_are_reported(tmp_path, monkeypatch):
     for method in ("unsteered", "random_direction", "caa", "detox", "act_add"):
         write(tmp_path, "rtp", method, {TOXICITY: BASE})
     assert "smallest p" not in printed(tmp_path)
@@ -457,7 +457,7 @@ def test_the_front_holds_what_nothing_beats(full):
     assert found["caa"] and not found["act_add"]
 
 
-def test_several_fits_of_a_method_are_one_row_whose_interval_is_wider(tmp_path):
+def test_several_fits_are_one_row_with_a_wider_interval(tmp_path):
     base = np.linspace(0.2, 0.8, 40)
     write(tmp_path, "rtp", "unsteered", {TOXICITY: base})
     wobble = np.random.default_rng(0).normal(0, 0.05, 40)
@@ -539,7 +539,7 @@ def test_dev_to_test_shrinkage(full):
     assert caa["shrinkage"] == pytest.approx(0.5 - (1 - caa[tuned] / unsteered[tuned]))
 
 
-def test_shrinkage_is_of_what_was_tuned_whatever_is_reported_first(tmp_path):
+def test_shrinkage_is_of_the_metric_that_was_tuned(tmp_path):
     other = TOXICITY.replace("profanity_check", "lexicon")
     write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE, other: BASE})
     tuned = {scorer: tuning([(4.0, 1.0, 0.7)], 4.0, scorer=scorer) for scorer in ("lexicon", "elsewhere")}
@@ -588,7 +588,7 @@ def test_each_fit_by_itself(full, capsys):
         path.unlink()
 
 
-def test_latex_is_escaped_and_bold_only_where_the_best_is_told_apart(full):
+def test_latex_is_escaped_and_bold_only_for_a_significant_best(full):
     text = full.tex.read_text()
     assert "probe_rows" not in text and r"Model Surgery~\cite{arxiv2407.08770}" in text
     lines = {re.split(r"\W", line.partition("{")[2])[0]: line for line in text.splitlines() if line.count("&") > 4}
@@ -636,7 +636,7 @@ def test_missing_is_empty_and_never_zero(tmp_path):
     assert table.loc["prompt", f"rtp.{TOXICITY}"] == "0.1"
 
 
-def test_without_the_unsteered_model_there_are_numbers_but_no_differences(tmp_path):
+def test_without_unsteered_there_are_numbers_but_no_differences(tmp_path):
     write(tmp_path, "rtp", "caa", {TOXICITY: HALF})
     caa = row(tmp_path, "caa")
     assert caa[f"rtp.{TOXICITY}"] == pytest.approx(0.25) and pd.isna(caa[f"rtp.{TOXICITY}.delta"])
@@ -781,7 +781,7 @@ def test_broken_text_does_not_win(tmp_path):
 
 
 @pytest.mark.parametrize("lacks", ["unsteered", "caa", "detox"])
-def test_records_of_an_older_version_lack_self_bleu_and_stay_in_the_table(tmp_path, lacks):
+def test_old_records_without_self_bleu_stay_in_the_table(tmp_path, lacks):
     for method, alike in (("unsteered", 0.04), ("caa", 0.05), ("detox", 0.9)):
         values = {"perplexity": [3.0] * 8, "self_bleu": [alike] * 8}
         values = {name: value for name, value in values.items() if name != "self_bleu" or method != lacks}

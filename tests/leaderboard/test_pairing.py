@@ -50,7 +50,7 @@ def test_of_two_rows_with_several_fits_the_larger_p_counts():
     assert pairwise_p(near, Row([Fit([result(1, comparison="two")])]), "rtp.m", "mean") is None
 
 
-def test_a_difference_of_two_rows_has_the_spread_of_the_fits_of_both():
+def test_a_difference_of_rows_has_the_spread_of_both_fits():
     one, few = Row(fits(3)), Row(fits(0, 4, 8))
     change_to_mean = change([joined(one.fits[0], few, "rtp.m")], "rtp.m", "mean")
     found, back = difference(one, few, "rtp.m", "mean"), difference(few, one, "rtp.m", "mean")
@@ -61,7 +61,7 @@ def test_a_difference_of_two_rows_has_the_spread_of_the_fits_of_both():
     assert difference(one, few, "other", "mean") is None
 
 
-def test_fits_that_lack_different_items_are_compared_on_those_that_all_have():
+def test_fits_are_compared_on_the_items_that_all_have():
     """Otherwise their resamples would be independent, and what items spread would be averaged away."""
     generator = np.random.default_rng(0)
     level, base = generator.random(60), Fit([record_of(UNSTEERED, generator.random(60))])

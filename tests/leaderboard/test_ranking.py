@@ -27,7 +27,7 @@ def with_controls(**columns) -> pd.DataFrame:
     return frame(family=["none"] + ["activation"] * (n - 1), method=names, **columns)
 
 
-def test_p_is_corrected_over_the_rows_and_a_missing_one_does_not_count():
+def test_p_is_corrected_over_rows_that_have_one():
     found = ranking.corrected(frame(**{"m.p": [0.01, None, 0.04]}), ["m", "other"])
     assert found["m.p_holm"].tolist()[::2] == [0.02, 0.04] and pd.isna(found["m.p_holm"][1])
     assert found["other.p_holm"].isna().all()
@@ -50,7 +50,7 @@ def test_a_verdict_follows_the_better_direction(higher, words):
     assert found == [*words, "no difference found", "", "no difference found"]
 
 
-def test_a_scorer_that_tuned_a_row_or_picked_its_pairs_claims_nothing_of_it():
+def test_no_claim_by_a_scorer_that_tuned_or_picked_pairs():
     rows = frame(**{"m.p_holm": [0.01, 0.01, 0.3, None], "m.delta": [-1.0, -1.0, -1.0, -1.0]})
     found = ranking.with_verdict(rows, "m", False, [True, False, False, False])["verdict"].fillna("").tolist()
     assert found == ["better", ranking.NOT_INDEPENDENT, ranking.NOT_INDEPENDENT, ""]
@@ -63,7 +63,7 @@ def letters(rows: pd.DataFrame, p: dict, higher: bool = False) -> list[str]:
     return ranking.grouped(rows, "m", higher, p)["group"].fillna("").tolist()
 
 
-def test_without_an_unsteered_model_methods_that_are_not_told_apart_share_a_letter():
+def test_without_unsteered_equal_methods_share_a_letter():
     rows = frame(m=[0.3, 0.1, None, 0.2])
     p = {(0, 1): 0.001, (0, 3): 0.5, (1, 3): 0.5}
     assert letters(rows, p) == ["b", "a", "", "ab"]
@@ -71,7 +71,7 @@ def test_without_an_unsteered_model_methods_that_are_not_told_apart_share_a_lett
     assert letters(rows, dict.fromkeys(p), True) == ["a", "a", "", "a"]
 
 
-def test_a_method_and_the_unsteered_model_share_a_letter_unless_the_verdict_tells_them_apart():
+def test_a_method_shares_unsteereds_letter_unless_it_differs():
     """Whatever the p of that pair is: the verdict has it corrected over the methods. A random direction has none."""
     rows = with_controls(m=[0.5, 0.5, 0.2, 0.4], verdict=[None, None, "better", "no difference found"])
     p = {(0, 2): 0.9, (0, 3): 0.0001, (2, 3): 0.9, (0, 1): 0.0001, (1, 2): 0.0001, (1, 3): 0.0001}
@@ -165,7 +165,7 @@ def test_what_may_be_ranked():
     assert ranking.eligible(given).tolist() == [False, False, True, True, False, True]  # none was tuned
 
 
-def test_the_test_split_decides_whether_the_bounds_are_kept_where_it_can():
+def test_the_test_split_decides_on_the_bounds_where_it_can():
     """feasible: on the dev split, which decides where no bound was measured on the test split."""
     rows = frame(bounds=[KEPT, OPEN, VIOLATED, None, KEPT, None],
                  feasible=[True, True, True, True, False, False])  # fmt: skip

@@ -29,7 +29,7 @@ def shown(table: Table) -> dict[str, pd.DataFrame]:
     return {other.title: other.rows for other in suite_tables.other_suites(table)}
 
 
-def test_each_other_suite_has_its_numbers_for_the_lines_that_have_them(table):
+def test_each_other_suite_has_the_numbers_that_rows_have(table):
     found = shown(table)
     assert set(found) == {
         "capability (n = 100)",

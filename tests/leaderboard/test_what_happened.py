@@ -189,7 +189,7 @@ def test_seeds_that_were_averaged_are_said_to_be(tmp_path):
     assert formatting.heading(only(tmp_path))[-1].endswith("Sampling seeds: 2, averaged within a prompt.")
 
 
-def test_capability_that_unsteered_was_not_asked_is_not_at_chance(tmp_path):
+def test_tasks_that_unsteered_was_not_asked_have_no_chance(tmp_path):
     for method in ("unsteered", "caa"):
         write(tmp_path, "rtp", method, {TOXICITY: BASE if method == "unsteered" else LESS})
     write(tmp_path, "capability", "caa", {"piqa.accuracy": [1, 0, 1]}, chance={"piqa": 0.5})

@@ -245,7 +245,7 @@ def test_35_methods_are_on_pages_and_none_is_lost(full, name):
         DRAW[name](frame, page=len(found) + 1)
 
 
-def test_a_page_has_one_marker_a_method_and_the_others_as_crosses(full):
+def test_a_page_has_a_marker_per_method_and_crosses_for_others(full):
     first = tradeoff.tradeoff(many(full, 35)).axes[0]
     named = [line for line in first.lines if line.get_zorder() == 5]
     assert len(named) == len({str(line.get_marker()) for line in named}) == style.MOST
@@ -332,7 +332,7 @@ def test_a_method_is_at_its_d_prime_and_its_reduction(full):
     assert legend(figure) == ["CAA", "Model Surgery", "DeTox (ProFS)", "hollow: a bound is violated"]
 
 
-def test_the_change_of_the_headline_is_shown_where_there_is_no_toxicity(full):
+def test_without_toxicity_the_headline_is_shown(full):
     delta = full.frame.copy().assign(headline="fluency.distinct_2", toxicity_reduction=np.nan)
     delta["fluency.distinct_2.delta"] = np.arange(len(delta)) / 10
     delta["fluency.distinct_2.delta_low"] = delta["fluency.distinct_2.delta"] - 0.05

@@ -23,7 +23,7 @@ def table(results):
 # -- frames ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_curve_over_strengths_has_the_numbers_of_the_leaderboard(tmp_path):
+def test_a_curve_over_strengths_has_the_leaderboards_numbers(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=12)
     for value in (4.0, 1.0, 2.5):
         cell(tmp_path, "caa", 1 - 0.1 * value, 0.05 * value, 0.95, n=12, strength=value)
@@ -219,7 +219,7 @@ def test_points_lie_where_the_frame_says():
             assert (row["x"], round(row[f"{measure}_high"], 6)) in edges
 
 
-def test_the_bound_of_tuning_is_a_line_in_the_panel_of_perplexity():
+def test_the_bound_of_tuning_is_a_line_in_its_panel():
     axes = strength(made()).axes
     dotted = [[line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == ":"] for ax in axes]
     assert dotted == [[], [1.25], []]

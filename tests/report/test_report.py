@@ -252,7 +252,7 @@ def test_two_tables_are_apart(tmp_path):
 # -- texts -----------------------------------------------------------------------------------------------------------
 
 
-def test_texts_stand_beside_those_of_the_same_prompts_with_their_scores(shown):
+def test_texts_of_one_prompt_stand_side_by_side_with_scores(shown):
     ((side,),) = shown.data
     assert side["suites"] == ["rtp", "fluency"] and side["scorers"] == ["profanity_check"]
     assert (side["total"], side["samples"], side["prompts"]) == (60, SAMPLES, PROMPTS[: texts.PROMPTS])
@@ -297,7 +297,7 @@ def test_other_texts_of_the_same_model_are_not_taken(tmp_path):
     assert [side.prompts for side in sides(tmp_path)] == [PROMPTS[: texts.PROMPTS]]
 
 
-def test_a_shorter_run_of_the_same_prompts_is_not_taken_for_this_one(tmp_path):
+def test_a_shorter_run_of_the_same_prompts_is_not_mixed_in(tmp_path):
     with_texts(tmp_path)
     for path in (tmp_path / "runs/records").iterdir():
         facts = plain_json.load(path / "record.json")
@@ -326,7 +326,7 @@ def test_prompts_that_were_sampled_in_blocks_stand_together(tmp_path):
         assert one.scores[29] == [[0.29], [0.291], [0.292]]
 
 
-def test_the_texts_that_a_record_names_are_taken_without_a_search(tmp_path, monkeypatch):
+def test_texts_that_a_record_names_need_no_search(tmp_path, monkeypatch):
     with_texts(tmp_path)
     (before,) = sides(tmp_path)
     made = {}
