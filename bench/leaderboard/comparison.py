@@ -114,9 +114,9 @@ class Comparison:
 
     @cached_property
     def first(self) -> frozenset[str]:
-        """Metrics in which the rows are compared with the first k texts of the unsteered model, which then stand for it.
+        """Metrics in which the rows are compared with the first k texts of the unsteered model alone.
 
-        Elsewhere all its texts are taken, where it was asked for more.
+        These then stand for it. Elsewhere all its texts are taken, where it was asked for more.
         """
         others = [row for row in self.rows if not row.is_baseline]
         return closer_first(others, self.baseline.fits[0]) if self.baseline else frozenset()

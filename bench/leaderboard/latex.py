@@ -40,8 +40,8 @@ On a page that is narrower than those of `latex_layout` it is shrunk, for which 
 def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
     """Rows of `table.frame` to set bold: the best method of a column and what does not differ significantly from it.
 
-    Two methods differ significantly where the interval of their difference, over the same resamples, leaves 0 out, corrected
-    by Holm for the methods that are compared with the best. What may not be ranked takes no part
+    Two methods differ significantly where the interval of their difference, over the same resamples, leaves 0 out,
+    corrected by Holm for the methods that are compared with the best. What may not be ranked takes no part
     (`ranking.eligible`), and neither does an attack. Nothing is bold where no method differs significantly from the
     best.
     """

@@ -20,8 +20,8 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
     """Change of each prompt's headline to the unsteered model, a line per method.
 
     A box over the middle half of the prompts with the median, whiskers over the middle 90 %, a marker at the mean, and
-    at the right the share of prompts that got worse. Texts are sampled again, so that about half of the prompts get worse
-    under a method that does nothing.
+    at the right the share of prompts that got worse. Texts are sampled again, so that about half of the prompts get
+    worse under a method that does nothing.
 
     Args:
         frame: `Table.frame`.
