@@ -279,7 +279,7 @@ def _resume(path: Path, parameters: Sequence[nn.Parameter], optimiser: torch.opt
         state = _kept(path, parameters)
     except SetupError as error:
         aside = _set_aside(path)
-        told = f"warning: {str(path)!r} {error}; it is set aside as {aside.name!r}, and the training begins anew"
+        told = f"warning: {str(path)!r} {error}; it is set aside as {aside.name!r}, and the training begins again"
         print(told, file=sys.stderr)
         return []
     with torch.no_grad():
