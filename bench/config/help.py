@@ -88,7 +88,11 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
     out.print(terminal("\ngroups and their choices", "bold", lines=True))
     for group, meaning in GROUPS.items():
         names = [file.stem for file in _files(group, conf, plugins)]
-        out.print(terminal(f"  {group:<11}", "bold"), terminal(meaning))
+        title = terminal(f"  {group:<11}", "bold")
+        if len(names) == 1:
+            out.print(title, terminal(f"{meaning}:  {names[0]}"))
+            continue
+        out.print(title, terminal(meaning))
         out.print(terminal(_wrapped(names, 14), lines=True))
     out.print()
     out.print(
