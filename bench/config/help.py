@@ -89,8 +89,8 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
     for group, meaning in GROUPS.items():
         names = [file.stem for file in _files(group, conf, plugins)]
         title = terminal(f"  {group:<11}", "bold")
-        if len(names) == 1:
-            out.print(title, terminal(f"{meaning}:  {names[0]}"))
+        if len(names) <= 2:
+            out.print(title, terminal(f"{meaning}:  {'  '.join(names)}"))
             continue
         out.print(title, terminal(meaning))
         out.print(terminal(_wrapped(names, 14), lines=True))
