@@ -51,10 +51,10 @@ def disturbed(root: Path, results: Path, log: Path, kills: int, terms: int, seed
         process = run(command(root, results, *WORKERS), log)
         told["commands"] += 1
         while process.poll() is None:
-            time.sleep(chance.uniform(0.5, 6.0))
+            time.sleep(chance.uniform(2.0, 15.0))
             there = victims(process.pid)
             if signals and there:
-                one, number = chance.choice(there), signals.pop()
+                one, number = chance.choice(there[1:] or there), signals.pop()
                 try:
                     one.send_signal(number)
                     told[
