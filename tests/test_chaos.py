@@ -53,7 +53,7 @@ def disturbed(root: Path, results: Path, log: Path, kills: int, terms: int, seed
         while process.poll() is None:
             time.sleep(chance.uniform(2.0, 15.0))
             there = victims(process.pid)
-            if signals and there:
+            if signals and there and (len(there) > 1 or chance.random() < 0.1):
                 one, number = chance.choice(there[1:] or there), signals.pop()
                 try:
                     one.send_signal(number)
