@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench.console.command import FILTERS
 from methods.errors import SetupError
 
 SCRIPTS = {
-    "bash": """# steerbench: completion for bash; put this line into ~/.bashrc: eval "$(steerbench --shell-completion bash)"
+    "bash": """# Completion for bash; put this line into ~/.bashrc: eval "$(steerbench --shell-completion bash)"
 _steerbench() {
     local line="${COMP_LINE:0:COMP_POINT}" IFS=$'\\n' word cut=""
     word="${line##* }"
@@ -25,7 +26,7 @@ _steerbench() {
 complete -o nospace -F _steerbench steerbench
 """,
     "zsh": """#compdef steerbench
-# steerbench: completion for zsh; put this line into ~/.zshrc, below compinit: eval "$(steerbench --shell-completion zsh)"
+# Completion for zsh; put this line into ~/.zshrc, below compinit: eval "$(steerbench --shell-completion zsh)"
 _steerbench() {
     local -a found
     found=("${(@f)$(steerbench --complete "$LBUFFER" 2>/dev/null)}")
@@ -33,24 +34,15 @@ _steerbench() {
 }
 compdef _steerbench steerbench
 """,
-    "fish": """# steerbench: completion for fish; put this line into config.fish: steerbench --shell-completion fish | source
+    "fish": """# Completion for fish; put this line into config.fish: steerbench --shell-completion fish | source
 complete -c steerbench -f -a '(steerbench --complete (commandline -cp) 2>/dev/null)'
 """,
 }
 CONFIGURED = ("run", "prefetch", "export", "selftest", "rescore", "agreement", "speed")
 """Commands that take key=value."""
 OF_RUN = (
-    "-m",
-    "--multirun",
-    "--cfg",
-    "--resolve",
-    "--config-dir",
-    "--results",
-    "--help",
-    "--version",
-    "add=[",
-    "sweep=null",
-)
+    "-m", "--multirun", "--cfg", "--resolve", "--config-dir", "--results", "--help", "--version", "add=[", "sweep=null",
+)  # fmt: skip
 
 
 def script(shell: str) -> str:
@@ -113,26 +105,20 @@ def _keys(before: Sequence[str], last: str) -> Iterator[str]:
     key, equals, value = last.partition("=")
     if equals:
         if key.lstrip("+") in groups:
-            yield from _choices(
-                key, value, groups[key.lstrip("+")], isinstance(listed[key.lstrip("+")], list | _List())
-            )
+            several = not isinstance(listed[key.lstrip("+")], str | None)
+            yield from _choices(key, value, groups[key.lstrip("+")], several)
         return
     if "." in key:
         group = key.partition(".")[0]
         for name in _chosen(before, group, groups, listed):
             prefix = f"{group}.{name}." if group in ("suite", "scorer") else f"{group}."
-            yield from (f"{option}=" for option in _written(folders.folder() / group / f"{name}.yaml", prefix))
+            for place in folders.folders():
+                yield from (f"{option}=" for option in _written(place / group / f"{name}.yaml", prefix))
         return
     for name in groups:
         yield f"{name}="
         yield f"{name}."
     yield from (f"{option}=" for option in _written(folders.folder() / "config.yaml", ""))
-
-
-def _List() -> type:
-    from omegaconf import ListConfig
-
-    return ListConfig
 
 
 def _choices(key: str, value: str, names: Sequence[str], several: bool) -> Iterator[str]:
@@ -170,9 +156,11 @@ def _options_of(module: str) -> list[str]:
     found = ["--help"]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         name = getattr(node.func, "attr", getattr(node.func, "id", "")) if isinstance(node, ast.Call) else ""
-        texts = [one.value for one in getattr(node, "args", []) if isinstance(one, ast.Constant)] if name else []
+        arguments = node.args if isinstance(node, ast.Call) else []
+        texts = [one.value for one in arguments if isinstance(one, ast.Constant) and isinstance(one.value, str)]
         if name == "add_argument":
-            found += [text for text in texts if isinstance(text, str) and text.startswith("--")]
+            found += [text for text in texts if text.startswith("--")]
         elif name == "shared":
-            found += ["--results", *(f"--{text}" for text in texts)]
+            every = FILTERS if any(isinstance(one, ast.Starred) for one in arguments) else ()
+            found += ["--results", *(f"--{text}" for text in (*texts, *every))]
     return list(dict.fromkeys(found))
