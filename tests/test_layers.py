@@ -19,7 +19,7 @@ config scorers plots
 suites fit_data report
 run
 selftest export prefetch agreement rescore reproduction speed api
-__main__ ls
+__main__ ls status
 steerbench
 """
 """Folders of bench/, and methods, from the bottom to the top: each imports from the lines above its own, and itself."""
@@ -46,6 +46,7 @@ NO_TORCH = {
     "reproduction",
     "api",
     "ls",
+    "status",
     "steerbench",
 }
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
-OPTIONAL = {"peft", "vaderSentiment", "optuna"}
+OPTIONAL = {"peft", "vaderSentiment", "optuna", "hydra_plugins", "ray"}
 """Packages, by the names that are imported, that an installation without extras has not."""
 HIDE = f"""
 import sys
@@ -37,9 +37,10 @@ def plain(requirement: str) -> str:
 def test_an_extra_is_what_nothing_else_needs():
     mandatory = {plain(one) for one in PROJECT["dependencies"]}
     extras = {plain(one) for name, own in EXTRAS.items() if name not in ("all", "dev") for one in own}
-    assert extras == {name.lower() for name in OPTIONAL} and not extras & mandatory
+    plugins = {one for one in extras if one.endswith("-launcher")}
+    assert extras - plugins == {name.lower() for name in OPTIONAL - {"hydra_plugins"}} and not extras & mandatory
     (every,) = EXTRAS["all"]
-    assert set(re.findall(r"\w+", every)) - {"steerbench"} == set(EXTRAS) - {"all", "dev"}
+    assert set(re.findall(r"\w+", every)) - {"steerbench"} == set(EXTRAS) - {"all", "dev", "ray"}, "Ray is large"
     assert "steerbench[all]" in EXTRAS["dev"], "make installs .[dev]"
     pinned = {plain(line) for line in (ROOT / "constraints.txt").read_text().splitlines()}
     assert {name.replace("_", "-") for name in extras | mandatory} - {"pip"} <= {
@@ -62,6 +63,8 @@ NEEDED = {  # code -> what it says where its extra is missing
         "method=security_vector needs peft; run: pip install 'steerbench[security_vector]'",
     "from bench.scorers.vader import Vader; Vader()":
         "scorer=vader needs vaderSentiment; run: pip install 'steerbench[sentiment]'",
+    "from bench.config.hydra_launcher import launcher_of as t; t(['launcher=ray'], [], None, None).__enter__()":
+        "launcher=ray needs ray; run: pip install 'steerbench[ray]'",
     "import tests.run.test_search as t; t.asked(t.Plain(), search='tpe', trials=5)":
         "tuning.search=tpe needs Optuna; run: pip install 'steerbench[tpe]', or set tuning.search=random",
 }  # fmt: skip

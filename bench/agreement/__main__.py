@@ -261,7 +261,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar="RESULTS",
         help="instead: print each toxic_fraction in RESULTS/leaderboard_tidy.csv, corrected for its scorer's errors",
     )
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     from bench.agreement import rogan_gladen
 
     out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)

@@ -15,6 +15,8 @@ from methods.errors import SetupError
 NAMED = "hydra.searchpath"
 """The override by which a command line names folders of YAML files; the config keeps them under FOLDERS."""
 FOLDERS = "searchpath"
+LAUNCHER = "launcher"
+"""The folder of presets for launchers, which are no part of a cell (`bench.config.launch_arguments`)."""
 SPECIAL = re.compile(r"_\w+_")
 """Keys of the kind that Hydra gives a meaning of its own, of which only `_target_` is known here."""
 
@@ -35,7 +37,7 @@ def groups(named: Sequence[str] = ()) -> dict[str, list[str]]:
     return {
         group.name: sorted(file.stem for one in folders(named) for file in (one / group.name).glob("*.yaml"))
         for group in sorted(folder().iterdir())
-        if group.is_dir() and not group.name.startswith("_")
+        if group.is_dir() and not group.name.startswith("_") and group.name != LAUNCHER
     }
 
 

@@ -92,7 +92,11 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
     out.print(terminal("\ngroups and their choices", "bold", lines=True))
     for group, meaning in GROUPS.items():
         names = [file.stem for file in _files(group, conf, plugins)]
-        out.print(terminal(f"  {group:<11}", "bold"), terminal(meaning))
+        named = terminal(f"  {group:<11}", "bold")
+        if len(names) <= 2:
+            out.print(named, terminal(f"{meaning}:  {'  '.join(names)}"))
+            continue
+        out.print(named, terminal(meaning))
         out.print(terminal(_wrapped(names, 14), lines=True))
     out.print()
     out.print(

@@ -5,36 +5,38 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.launcher import Launcher
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from bench.config.command_line import parse
 from bench.config.folders import folder
-from methods.errors import SetupError
+from bench.config.ray_launcher import RayLauncher
+from methods.errors import SetupError, require
 
-PACKAGES = {
-    "joblib": "hydra-joblib-launcher", "submitit_local": "hydra-submitit-launcher",
-    "submitit_slurm": "hydra-submitit-launcher", "slurm": "hydra-submitit-launcher", "ray": "hydra-ray-launcher",
+OF_HYDRA = ("joblib", "submitit_local", "submitit_slurm")
+"""Launchers that plug-ins of Hydra bring; conf/launcher has presets for them."""
+RAY_TASKS = {
+    "_target_": f"{RayLauncher.__module__}.{RayLauncher.__name__}", "address": None, "num_cpus": 1, "num_gpus": 0,
 }  # fmt: skip
-"""What to install for a launcher, by its name among Hydra's launchers or in conf/launcher."""
 LAUNCHER = re.compile(r"\+*hydra[./]launcher\b")
 QUIET = ("hydra.mode=MULTIRUN", "hydra/hydra_logging=none", "hydra/job_logging=none")
 ON_ONE_MACHINE = ("joblib", "submitit_local", "ray")
 
 
 @dataclass(frozen=True)
-class Launcher:
-    """launch: runs one job for each list of overrides, waits for all, and returns what each returned."""
+class Ready:
+    """A launcher. launch: runs one job for each list of overrides, waits for all, and returns what each returned."""
 
     name: str
     launch: Callable[[Sequence[Sequence[str]]], list[Any]]
@@ -48,7 +50,7 @@ class Launcher:
 @contextmanager
 def launcher_of(
     hydra: Sequence[str], settings: Sequence[str], task: Callable[[DictConfig], Any], place: Path
-) -> Iterator[Launcher]:
+) -> Iterator[Ready]:
     """The launcher that these arguments name, for the time of the block.
 
     settings: overrides that options of the launcher refer to. task: what a job does. place: where job folders go, each
@@ -57,8 +59,11 @@ def launcher_of(
     """
     named = next(one for one in parse(hydra) if one.key_or_group in ("launcher", "hydra/launcher"))
     name = str(named.value())
+    if name == "ray" and named.key_or_group == "launcher":
+        require("ray", "launcher=ray", "ray")
     own = [] if any(one.key_or_group == "hydra.sweep.dir" for one in parse(hydra)) else [_sweep_dir(place)]
     GlobalHydra.instance().clear()
+    ConfigStore.instance().store("ray_tasks", RAY_TASKS, "hydra/launcher", provider="steerbench")
     with initialize_config_dir(str(folder()), version_base="1.3", job_name="steerbench"):
         try:
             cfg = compose("config", overrides=[*own, *QUIET, *hydra, *settings], return_hydra_config=True)
@@ -67,7 +72,7 @@ def launcher_of(
                 of_jobs = [one for one in cfg.hydra.overrides.hydra if not LAUNCHER.match(one)]
                 cfg.hydra.overrides.hydra = of_jobs
             HydraConfig.instance().set_config(cfg)
-            made = Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+            made = _made(cfg, context, task)
         except (HydraException, OmegaConfBaseException) as error:
             raise _told(name, error) from error
         first = [0]
@@ -78,7 +83,7 @@ def launcher_of(
             return [one.return_value for one in returned]
 
         try:
-            yield Launcher(_kind(cfg), launch)
+            yield Ready(_kind(cfg), launch)
         finally:
             HydraConfig.instance().cfg = None
             GlobalHydra.instance().clear()
@@ -128,18 +133,26 @@ def _no_callbacks() -> Any:
     return Callbacks()
 
 
+def _made(cfg: DictConfig, context: HydraContext, task: Callable[[DictConfig], Any]) -> Launcher:
+    """The launcher of a config. Hydra itself makes those alone that are in the package hydra_plugins."""
+    if cfg.hydra.launcher._target_ != RAY_TASKS["_target_"]:
+        return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
+    own = {str(key): value for key, value in cfg.hydra.launcher.items() if key != "_target_"}
+    ray = RayLauncher(**own)
+    ray.setup(hydra_context=context, task_function=task, config=cfg)
+    return ray
+
+
 def _kind(cfg: DictConfig) -> str:
     """The name of the plug-in, whichever preset it was named by."""
-    return str(OmegaConf.select(cfg, "hydra.runtime.choices.hydra/launcher"))
+    plugin = str(OmegaConf.select(cfg, "hydra.runtime.choices.hydra/launcher"))
+    return "ray" if plugin == "ray_tasks" else plugin
 
 
 def _told(name: str, error: Exception) -> SetupError:
     """Why there is no such launcher."""
-    package = PACKAGES.get(name)
-    if package is not None:
-        try:
-            version(package)
-        except PackageNotFoundError:
-            return SetupError(f"launcher {name}: {package} is not installed; python -m pip install {package}")
-    first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return SetupError(f"launcher {name}: {first.rstrip('.')}; known are {', '.join(PACKAGES)}")
+    first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if name in (*OF_HYDRA, "slurm") and "Could not find" in first:
+        return SetupError(f"launcher {name} is not installed; run: pip install 'steerbench[launchers]'")
+    known = f"hydra/launcher={', '.join(OF_HYDRA)} and launcher=joblib, submitit_local, slurm, ray"
+    return SetupError(f"launcher {name}: {first}; known are {known}")

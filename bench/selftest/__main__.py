@@ -208,7 +208,7 @@ def _planned(method: Any) -> dict[str, float]:
     needs, passes = getattr(method, "needs", ()), getattr(method, "passes", lambda: 1.0)
     fit = passes() * sum(sizes.get(name, 0) for name in needs) / 4
     fits = ("fit leaves no trace", "fit again", "bfloat16")
-    return {check.name: 300 + (fit if check.name in fits else 0) for check in checks()}
+    return {f"check {check.name}": 300 + (fit if check.name in fits else 0) for check in checks()}
 
 
 def examine(subject: "Subject", bar: "Bar | None" = None) -> list[Result]:
@@ -221,7 +221,7 @@ def examine(subject: "Subject", bar: "Bar | None" = None) -> list[Result]:
     bar = bar or Bar({})
     results: list[Result] = []
     for check in checks():
-        with bar.stage(check.name, check.name):
+        with bar.stage(f"check {check.name}", check.name):
             results.append(_result(check, subject))
             broken = any(one.outcome == "FAIL" for one in results)
             if broken and subject.traces():

@@ -79,12 +79,13 @@ class Row(NamedTuple):
 def planned(size: Size, requests: Mapping[str, Sequence[Any]]) -> Mapping[str, float]:
     """Units of each stage, for the bar."""
     works = 2 + len(size.together)
-    return {"sampling": works * size.slow_rounds + 6 * size.rounds} | {task: 3 * size.rounds + 2 for task in requests}
+    tasks = {f"round {task}": 3 * size.rounds + 2 for task in requests}
+    return {"round sampling": works * size.slow_rounds + 6 * size.rounds} | tasks
 
 
 def sampling_rows(lm: LM, size: Size, methods: Sequence[Method], bar: Bar) -> Iterator[Row]:
     """Ours against the matrix products, against `generate`, and steered by these methods against unsteered."""
-    with bar.stage("sampling", "sampling"):
+    with bar.stage("round sampling", "sampling"):
         tokens, ours = sampling.count(lm, size.prompts), sampling.ours(lm, size.prompts)
         title = f"sampling, {size.prompts} prompts x {sampling.SAMPLES} x {sampling.NEW_TOKENS}"
         works = {"ours": ours, MATRICES: sampling.matrices(lm, size.prompts)}
@@ -112,7 +113,7 @@ def likelihood_rows(lm: LM, size: Size, requests: Mapping[str, Sequence[Any]], b
     """Each task against HFLM and against the matrix products of its distinct tokens."""
     for title, asked in requests.items():
         goal = next(task.goal for task in TASKS if task.title == title)
-        with bar.stage(title, title):
+        with bar.stage(f"round {title}", title):
             read, predicted = likelihood.distinct_tokens(lm, asked)
             hflm = f"HFLM, batch {likelihood.HFLM_BATCH}"
             works = {"ours": likelihood.ours(lm, asked), hflm: likelihood.hflm(lm, asked)}

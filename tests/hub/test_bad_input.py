@@ -79,7 +79,7 @@ def test_a_tokenizer_that_does_not_fit_is_named(hub, tmp_path, folder):  # noqa:
 
 
 @pytest.mark.parametrize("rows", [304, 320])
-def test_a_matrix_that_is_padded_to_a_round_number_is_not_refused(folder, rows):  # noqa: F811
+def test_a_matrix_padded_to_a_round_number_is_not_refused(folder, rows):  # noqa: F811
     config = json.loads((folder / "config.json").read_text())
     type(tiny_model("llama"))(tiny_model("llama").config.__class__(**config | {"vocab_size": rows})).save_pretrained(
         folder

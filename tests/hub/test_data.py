@@ -47,7 +47,7 @@ def of_rows(rows) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def test_the_files_of_the_config_are_fetched_and_its_rows_have_the_old_name(hub, tmp_path):
+def test_the_configs_files_are_fetched_and_rows_keep_their_name(hub, tmp_path):
     commit = published(hub)
     own = Sources(cache=tmp_path / "cache")
     found = own.locate(NAME, "one", "train")
@@ -149,7 +149,7 @@ def test_a_gated_set_says_how_to_log_in(hub, tmp_path, monkeypatch):
     assert len(Sources(cache=tmp_path / "cache").load(NAME, "one", "train")) == 3
 
 
-def test_a_set_without_a_header_is_sorted_by_the_names_of_its_files(hub, tmp_path):
+def test_a_set_without_header_is_sorted_by_file_names(hub, tmp_path):
     hub.add("datasets", "org/plain", {"prompts.jsonl": lines(ROWS), "notes.md": b"x"})
     assert len(Sources(cache=tmp_path / "cache").load("org/plain")) == 3
     hub.add("datasets", "org/parts", {f"data/{split}-00000-of-00001.jsonl": lines(ROWS) for split in ("train", "test")})

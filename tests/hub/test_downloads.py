@@ -36,7 +36,7 @@ def test_a_download_that_is_cut_goes_on_at_once(hub):
     assert len(hub.ranges) == 2 and sum(hub.bytes_sent[path] for path in hub.bytes_sent if "large" in path) < 301_000
 
 
-def test_a_download_that_was_given_up_goes_on_in_the_next_command(hub):
+def test_a_stopped_download_goes_on_in_the_next_command(hub):
     hub.add("models", NAME, FILES)
     fault = hub.fails("/large/", cut=40_000)
     blocked = hub.fails("/resolve/.*safetensors", status=500)
@@ -140,7 +140,9 @@ def test_a_hub_that_is_not_reached_is_not_one_that_lacks_it(hub, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UnreachableError, match="could not be asked for main of the model org/tiny"):
         listing(MODEL, "main")
-    with pytest.raises(SetupError, match="model.revision=main is no commit, and the hub did not say.*COMMIT") as caught:
+    with pytest.raises(
+        SetupError, match="model.revision=main is not a commit, and the hub did not tell.*COMMIT"
+    ) as caught:
         checkpoint.identity(node(id=NAME))
     assert "\n" not in str(caught.value)
 

@@ -34,7 +34,7 @@ def cell(tmp_path, *more: str) -> Cell:
     return Cell(validate.validate([*options, "strength=0", *more]), Session())
 
 
-def test_a_model_is_fetched_at_its_commit_and_read_again_without_the_hub(hub, folder, tmp_path):
+def test_a_model_is_fetched_at_its_commit_and_read_offline(hub, folder, tmp_path):
     commit = hub.add("models", NAME, folder)
     first = cell(tmp_path)
     text = first.lm.encode("The old tree")
@@ -73,7 +73,7 @@ def test_what_was_never_fetched_says_how_to_fetch_it(hub, folder):
     commit = hub.add("models", NAME, folder)
     with pytest.raises(SetupError, match="org/tiny at .* was not fetched yet, .*python -m bench.prefetch"):
         checkpoint.identity(node(id=NAME, revision=commit), offline=True)
-    with pytest.raises(SetupError, match="model.revision=main is no commit.*not known from an earlier run"):
+    with pytest.raises(SetupError, match="model.revision=main is not a commit.*not known from an earlier run"):
         checkpoint.identity(node(id=NAME), offline=True)
     assert hub.asked == []
 
@@ -81,7 +81,7 @@ def test_what_was_never_fetched_says_how_to_fetch_it(hub, folder):
 # -- identity by content ---------------------------------------------------------------------------------------------
 
 
-def test_the_same_files_have_one_name_and_the_weights_are_not_fetched_for_it(hub, folder):
+def test_equal_files_have_one_id_without_fetching_weights(hub, folder):
     hub.add("models", NAME, folder)
     of_hub = checkpoint.identity(node(id=NAME))
     assert of_hub == checkpoint.identity(node(path=str(folder)))
@@ -90,7 +90,7 @@ def test_the_same_files_have_one_name_and_the_weights_are_not_fetched_for_it(hub
     assert not [path for path in hub.bytes_sent if "/large/" in path]
 
 
-def test_shards_have_one_name_too_and_weights_in_a_form_that_is_not_loaded_are_no_part(hub, folder):
+def test_shards_have_one_id_and_unused_weights_do_not_count(hub, folder):
     shutil.rmtree(folder)
     tiny_model("llama").save_pretrained(folder, max_shard_size="40KB")
     tiny_tokenizer("none").save_pretrained(folder)
@@ -116,7 +116,7 @@ def test_a_change_of_one_weight_or_of_the_config_is_another_name(hub, folder):
     assert {name for name in first["files"] if first["files"][name] != second["files"][name]} == {"config.json"}
 
 
-def test_a_results_folder_with_results_under_the_old_name_goes_on_with_it(hub, folder, tmp_path):
+def test_results_under_the_old_id_go_on_under_it(hub, folder, tmp_path):
     commit = hub.add("models", NAME, folder)
     assert "files" in cell(tmp_path).names.model
     record = tmp_path / "old" / "runs" / "records" / "0123456789ab" / "record.json"
@@ -130,7 +130,7 @@ def test_a_results_folder_with_results_under_the_old_name_goes_on_with_it(hub, f
     assert "files" in cell(tmp_path, f"runtime.results={tmp_path}").names.model
 
 
-def test_a_whole_cell_gives_equal_numbers_from_hub_folder_and_offline(hub, folder, tmp_path):
+def test_a_cell_is_equal_from_hub_folder_and_offline(hub, folder, tmp_path):
     from bench.run import runner
     from tests.data.test_sources import make_mirror
 

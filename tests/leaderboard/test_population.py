@@ -24,7 +24,8 @@ def test_the_caption_says_of_how_many_prompts_these_are_a_sample(tmp_path, sourc
     sources = [{"name": RTP, "source": source, "fingerprint": "0" * 12}]
     for method, values in (("unsteered", BASE), ("prompt", LESS)):
         write(tmp_path, "rtp", method, {TOXICITY: values}, info=info, sources=sources)
-    assert told in formatting.heading(only(tmp_path))[0] and told in latex.caption(only(tmp_path))
+    assert told in formatting.heading(only(tmp_path))[0]
+    assert told.replace(" x ", " $\\times$ ") in latex.caption(only(tmp_path))
 
 
 @pytest.mark.parametrize(("cards", "warned"), [(("A", "A"), False), (("A", "B"), True), ((None, None), False)])

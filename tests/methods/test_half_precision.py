@@ -89,7 +89,7 @@ def test_strength_1_is_the_fine_tuned_model_rounded_once(dtype, name):
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
-def test_log_probabilities_are_those_of_the_logits_in_double_precision(dtype):
+def test_log_probabilities_are_those_in_double_precision(dtype):
     torch.manual_seed(0)
     logits, tokens, rows = (8 * torch.randn(5, 700)).to(dtype), torch.arange(5) * 100, torch.arange(5)
     wanted = logits.double().log_softmax(-1)[rows, tokens]

@@ -144,7 +144,7 @@ def test_a_state_kept_without_masters_is_not_gone_on_from(tmp_path):
         training._kept(tmp_path / "x.safetensors", weights)
 
 
-def test_a_gradient_that_overflows_float16_halves_the_scale_and_moves_nothing():
+def test_an_overflow_in_float16_halves_the_scale_alone():
     parameter = nn.Parameter(torch.ones(3, dtype=torch.float16))
     optimiser = Optimiser([parameter], "adamw", 1e-3, scaled=True)
     parameter.grad = torch.tensor([1.0, math.inf, 1.0], dtype=torch.float16)
@@ -160,7 +160,7 @@ def test_a_small_float16_gradient_is_not_zero():
     assert gradient_norm((weight.float() * 2e-8).sum(), [weight]) == pytest.approx(2e-8, rel=0.02)
 
 
-def test_a_training_in_float16_that_never_has_a_finite_gradient_says_what_to_set():
+def test_float16_without_finite_gradients_says_what_to_set():
     lm = ordinary(torch.float16)
     weights = matrices(lm)
     for weight in weights:

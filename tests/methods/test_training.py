@@ -177,7 +177,7 @@ def a_folder(path):
         (one_bit, "is not what was kept (its sha256 differs)"),
         (of_another_training, "is of another training, 'other finetune.safetensors'"),
         (of_other_weights, "is of a training of other weights"),
-        (lambda path: save_file(load_file(path), path), "was kept by an older version"),
+        (lambda path: save_file(load_file(path), path), "was written by an older version"),
         (lambda path: path.write_bytes(b""), "cannot be read (SafetensorError)"),
         (lambda path: path.write_bytes(path.read_bytes()[:-100]), "cannot be read (SafetensorError)"),
         (lambda path: path.write_bytes(b"\x80\x04}."), "cannot be read (SafetensorError)"),

@@ -103,7 +103,7 @@ def test_a_fit_says_what_memory_it_takes(capsys):
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
-def test_recomputing_gives_the_same_gradients_and_leaves_no_trace(architecture):
+def test_recomputing_gives_equal_gradients_and_leaves_no_trace(architecture):
     model = model_of(architecture)
     weights = [one.requires_grad_(True) for one in model.parameters()]
     texts = [Text([5, 6, 7, 8, 9, 10, 11, 12, 13], 3), Text([14, 15, 16, 17], 1)]

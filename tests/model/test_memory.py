@@ -86,7 +86,7 @@ EVERY = architectures.CONFIGS | {name: (lambda config=config: config) for name, 
 
 
 @torch.inference_mode()
-def test_bytes_of_a_column_are_those_of_the_cache_in_every_architecture():
+def test_bytes_of_a_column_are_those_of_the_cache():
     wrong = {}
     for name in EVERY:
         lm = architectures.lm_of(name) if name in architectures.CONFIGS else tiny_lm(name)
@@ -126,7 +126,7 @@ def peak(work) -> int:
 
 @pytest.mark.parametrize("prompts", [2, 16])
 @pytest.mark.parametrize("name", SIZES)
-def test_the_peak_of_a_batch_is_within_the_estimate_and_more_than_a_third_of_it(name, prompts):
+def test_the_peak_of_a_batch_is_a_third_to_all_of_the_estimate(name, prompts):
     lm, settings = lm_of_size(name), Sampling(max_new_tokens=8)
     asked = [[1, *range(5, 55 + number)] for number in range(prompts)]
     units = [sampling._Unit(i, k) for i in range(prompts) for k in range(32 // prompts)]
@@ -156,7 +156,7 @@ def test_the_peak_on_a_card_is_within_the_estimate(name, dtype):
 # -- the plan ----------------------------------------------------------------------------------------------------------
 
 
-def test_with_enough_memory_batches_are_as_large_as_the_batch_size(capsys):
+def test_with_enough_memory_batches_have_the_batch_size(capsys):
     lm = tiny_lm()
     with batches_of(lm) as rows:
         continuations(lm, PROMPTS, 4, replace(SETTINGS, batch_size=12))
@@ -164,7 +164,7 @@ def test_with_enough_memory_batches_are_as_large_as_the_batch_size(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_long_prompts_get_fewer_rows_which_is_said_once_and_changes_no_text(monkeypatch, capsys):
+def test_long_prompts_get_fewer_rows_and_the_same_texts(monkeypatch, capsys):
     lm, settings = tiny_lm(), replace(SETTINGS, batch_size=16)
     prompts = ["A", *(" ".join([one] * 3) for one in PROMPTS[:2])]
     whole = continuations(lm, prompts, 16, settings)
@@ -213,7 +213,7 @@ def test_a_resumed_run_takes_what_was_kept_whatever_is_free_now(tmp_path, monkey
     assert computed == [8, 4]
 
 
-def test_few_shot_contexts_share_a_batch_and_one_long_context_is_none_of_its_size():
+def test_few_shot_contexts_share_a_batch_despite_a_long_one():
     """Eight examples are 1,000 tokens and more; a bound of 8,192 columns left 5 rows."""
     lm = replace(tiny_lm(), sampling=Sampling(batch_size=64))
     asked = {"until": ["@"], "max_gen_toks": 40}
@@ -224,7 +224,7 @@ def test_few_shot_contexts_share_a_batch_and_one_long_context_is_none_of_its_siz
     assert rows[0][0] == 64
 
 
-def test_the_bounds_of_a_likelihood_are_halved_where_memory_is_scarce(monkeypatch, capsys):
+def test_bounds_of_likelihoods_are_halved_where_memory_is_scarce(monkeypatch, capsys):
     lm = tiny_lm()
     whole, requests = limits_of(lm), [Request(lm.encode(one), [5, 6, 7]) for one in PROMPTS]
     expected = likelihoods(lm, requests)
@@ -251,7 +251,7 @@ def test_a_container_has_what_its_control_group_leaves(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("error", ["card", "CPU"])
-def test_where_memory_runs_out_the_batch_goes_on_in_halves_to_the_same_texts(error, capsys):
+def test_out_of_memory_halves_the_batch_and_texts_stay(error, capsys):
     lm, settings = tiny_lm(), replace(SETTINGS, batch_size=16)
     whole = continuations(lm, PROMPTS, 8, settings)
     with full_above(lm, 5, error) as forwards:
@@ -294,7 +294,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
     handle.remove()
 
 
-def test_likelihoods_go_on_in_halves_down_to_a_single_continuation():
+def test_likelihoods_go_on_in_halves_down_to_one():
     lm = tiny_lm()
     requests = [Request(lm.encode(one), list(end)) for one in PROMPTS for end in ([5, 6, 7], [8, 9], [10], [11, 12])]
     expected = likelihoods(lm, requests)
@@ -324,7 +324,7 @@ def test_distributions_and_answers_go_on_in_halves():
 # -- waits for the device ----------------------------------------------------------------------------------------------
 
 
-def test_a_step_waits_for_the_device_as_often_with_many_rows_as_with_few(monkeypatch):
+def test_a_step_waits_for_the_device_as_often_for_any_rows(monkeypatch):
     """Each `tolist`, `item` and `bool` of a tensor is a wait: two a step are ours, and transformers asks its mask."""
     counts = []
 

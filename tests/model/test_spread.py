@@ -76,7 +76,7 @@ def test_a_vector_is_fitted_and_added_to_the_same_bits(name, whole, spread):
     assert steered != numbers(whole)
 
 
-def test_a_weight_in_memory_is_edited_to_the_same_bits_and_one_on_the_disk_is_refused(folder, whole, tmp_path):
+def test_weights_in_memory_are_edited_and_on_disk_refused(folder, whole, tmp_path):
     lm = load_lm(folder, device="auto", max_memory=LIMIT, offload=tmp_path)
     missing = on_disk(lm)
     assert not any(name.startswith("model.layers.0.") for name in missing)
@@ -153,7 +153,7 @@ def test_a_vector_is_moved_once_for_all_forwards(whole, monkeypatch):
 
 
 @pytest.mark.parametrize("device", ["cuda", "cuda:7", "tpu", "", "CPU"])
-def test_a_device_that_is_not_here_is_refused_before_anything_is_read(device, monkeypatch):
+def test_a_device_that_is_not_here_is_refused_first(device, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(SetupError, match=f"device '{device}': there is no such device here; allowed are cpu, auto"):
         load_lm("a folder that is not there", device=device)

@@ -152,6 +152,7 @@ def test_the_model_reads_whole_texts_in_every_fit(lm, name, kind):
     method = quick(load(name))
     data = FitData(**{need: DATA[need] for need in method.needs})
     found = seen(lm, lambda: method.fit(lm.model, lm.tokenizer, data))
+    found = {ids for ids in found if any(ids)}  # without what a training's memory is estimated by
     assert found == {tuple(lm.tokenizer(text).input_ids) for text in wanted(name)}
 
 

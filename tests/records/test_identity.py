@@ -59,7 +59,7 @@ def test_strength_zero_is_unsteered_for_every_method():
 
 
 def test_an_object_has_no_identity():
-    with pytest.raises(TypeError, match="no plain JSON value"):
+    with pytest.raises(TypeError, match="not a plain JSON value"):
         canonical({"a": object()})
 
 

@@ -18,7 +18,7 @@ def test_every_method_has_the_title_of_its_class():
     assert base.title(importlib.import_module("methods.caa").CAA()) == titles.title("caa")
 
 
-def test_a_control_has_the_title_of_its_method_and_others_keep_their_name():
+def test_a_control_has_the_title_of_its_method():
     assert titles.title("caa control") == "CAA control"
     assert titles.title("of no package") == "of no package"
 

@@ -7,6 +7,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from hydra.errors import HydraException
 
 from bench.__main__ import main
 from bench.config.hydra_launcher import launcher_of
@@ -19,7 +20,7 @@ from methods.errors import SetupError
 from tests.run.test_smoke import arguments, contents, without_figures, world  # noqa: F401
 
 
-def test_what_is_for_a_launcher_is_told_from_what_describes_cells():
+def test_arguments_for_a_launcher_are_split_off():
     given = ["method=caa", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=/x", "seed.fit=0,1"]
     assert split(given) == (["method=caa", "seed.fit=0,1"], given[1:4])
     assert split(["launcher=slurm", "hydra.searchpath=[/y]"]) == (["hydra.searchpath=[/y]"], ["launcher=slurm"])
@@ -51,8 +52,8 @@ def nothing(_):
 @pytest.mark.parametrize(
     ("given", "told"),
     [
-        (["launcher=nobody"], "known are joblib"),
-        (["hydra/launcher=ray_on_mars"], "known are joblib"),
+        (["launcher=nobody"], "known are hydra/launcher=joblib"),
+        (["hydra/launcher=ray_on_mars"], "known are hydra/launcher=joblib"),
         (["launcher=joblib", "hydra.launcher.processes=2"], "processes"),
     ],
 )
@@ -61,15 +62,15 @@ def test_a_launcher_or_option_that_there_is_not(given, told, tmp_path):
         pytest.fail("it was launched")
 
 
-def test_a_launcher_that_is_not_installed_is_one_sentence_with_the_command(tmp_path, monkeypatch):
-    from importlib.metadata import PackageNotFoundError
+def test_a_launcher_that_is_not_installed_has_its_command(tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise HydraException("In 'hydra/config': Could not find 'hydra/launcher/joblib'")
 
-    def missing(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr("bench.config.hydra_launcher.version", missing)
-    with pytest.raises(SetupError, match="pip install hydra-ray-launcher"):
-        with launcher_of(["hydra/launcher=ray", "hydra.launcher.nonsense=1"], [], nothing, tmp_path):
+    monkeypatch.setattr("bench.config.hydra_launcher.compose", missing)
+    with pytest.raises(
+        SetupError, match=r"launcher joblib is not installed; run: pip install 'steerbench\[launchers\]'"
+    ):
+        with launcher_of(["hydra/launcher=joblib"], [], nothing, tmp_path):
             pytest.fail("it was launched")
 
 

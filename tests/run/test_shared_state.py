@@ -76,7 +76,7 @@ def of_types(world, results, *types):  # noqa: F811
     return [Cell(validate.validate([*given, f"model.dtype={one}"]), session) for one in types]
 
 
-def test_the_weights_of_a_model_are_gone_before_the_next_one_is_loaded(world, tmp_path, monkeypatch):  # noqa: F811
+def test_a_models_weights_are_freed_before_the_next_is_loaded(world, tmp_path, monkeypatch):  # noqa: F811
     first, second = of_types(world, tmp_path, "float32", "bfloat16")
     load, alive = Cell._load, []
 

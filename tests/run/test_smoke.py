@@ -30,8 +30,11 @@ def write_set(folder: Path, rows: list[dict], split: str) -> None:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def make_world(root: Path) -> Path:
     """A model folder, a mirror with prompts and one capability task, and contrast pairs."""
-    root = tmp_path_factory.mktemp("world")
     tiny_model().save_pretrained(root / "model")
     tiny_tokenizer().save_pretrained(root / "model")
     write_set(root / "mirror/allenai/real-toxicity-prompts", [{"prompt": {"text": p}} for p in PROMPTS], "train")

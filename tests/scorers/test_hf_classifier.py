@@ -316,7 +316,7 @@ def test_weights_in_another_folder_are_refused(folder, place):
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
 def test_json_that_is_no_object(folder, name, content):
     (folder / name).write_text(content)
-    with pytest.raises(SetupError, match=f"{name} (is no JSON|holds a JSON)"):
+    with pytest.raises(SetupError, match=f"{name} (is not valid JSON|holds a JSON)"):
         HFClassifier(path=str(folder), label="toxic")
 
 

@@ -321,7 +321,7 @@ def test_what_the_user_must_mend(base, network, tmp_path):
     with pytest.raises(SetupError, match="config_path=.*: no config.json there"):
         Detoxify(sha256=ASKED, config_path=str(tmp_path))
     torch.save({"weights": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(SetupError, match="no Detoxify checkpoint"):
+    with pytest.raises(SetupError, match="not a Detoxify checkpoint"):
         Detoxify(checkpoint=str(tmp_path / "other.ckpt"), config_path=str(base))(["p"], ["text"])
     kinds = ["a", "b", "c", "d", "e", "f"]
     wrong = checkpoint(network, tmp_path / "labels.ckpt", kinds)
