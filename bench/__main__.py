@@ -11,6 +11,7 @@ if __name__ == "__main__":
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
 
     from bench.run.cell import Session
     from bench.run.runner import Failure
+
+
+ALONE = 5
+"""Commands of failed cells that are printed for one reason."""
 
 
 def all_cached(cells: int) -> str:
@@ -68,14 +73,14 @@ class Sweep:
 
     def run(self, overrides: Sequence[str], multirun: bool) -> int:
         """Compose, check, compute, show; returns the exit code."""
-        from bench.config import command_line, compose, launch_arguments
+        from bench.config import command_line, compose, hydra_launcher, item_limit, launch_arguments
         from bench.hub import network
         from bench.run import finished, validate
 
         typed = [*(["-m"] if multirun else []), *overrides]
         overrides, printed = command_line.without_cfg(command_line.with_results(overrides))
         overrides, launcher = launch_arguments.split(overrides)
-        if not printed and (known := finished.known(overrides, multirun)) is not None:
+        if printed is None and (known := finished.known(overrides, multirun)) is not None:
             self.results, cells = known
             console.print(all_cached(cells))
             _show(self.results)
@@ -83,48 +88,71 @@ class Sweep:
         named = finished.key(overrides, multirun)
         jobs = compose.jobs(overrides, multirun)
         configs = validate.validate_all(jobs)
-        if printed:
-            print(compose.as_yaml(configs), end="")
+        if printed is not None:
+            if printed.part == "job":
+                text = compose.as_yaml(configs, printed.resolved)
+            else:
+                text = compose.as_yaml(hydra_launcher.with_hydra(configs, launcher, *printed), resolved=False)
+            print(text, end="")
             return 0
         self.results = Path(configs[0].runtime.results)
+        if line := item_limit.told(configs):
+            console.print(terminal(line))
         if all(cfg.runtime.offline for cfg in configs):
             network.forbid()
+        alone = [command_line.alone(command.called("run"), job) for job in jobs]
+        if any(cfg.runtime.get("dry_run") for cfg in configs):
+            from bench.run import dry_run
+
+            tell(failures := dry_run.show(configs, alone))
+            return exit_code(failures)
         if launcher:
-            failures = _launch(jobs, configs, launcher, typed)
+            failures = _launch(jobs, configs, launcher, typed, alone)
         else:
             from bench.run.cell import Session
 
             self.session = Session()
-            failures = _compute(configs, self.session, typed)
-        code = 0
+            failures = _compute(configs, self.session, typed, alone)
         if failures:
             tell(failures)
             again = "the same command computes only what is missing"
             console.print(f"{len(failures)} of {len(configs)} cells failed; {again}")
-            code = 2 if all(failure.setup for failure in failures) else 1
         else:
             finished.note(overrides, named, [compose.plain(cfg) for cfg in configs])
         if len(failures) < len(configs):
             _show(self.results)
-        return code
+        return exit_code(failures)
+
+
+def exit_code(failures: Sequence["Failure"]) -> int:
+    """0 where there are none, 2 where the user must fix each, else 1."""
+    return (2 if all(failure.setup for failure in failures) else 1) if failures else 0
 
 
 def _launch(
-    jobs: Sequence[Sequence[str]], configs: Sequence["DictConfig"], launcher: Sequence[str], typed: Sequence[str]
+    jobs: Sequence[Sequence[str]],
+    configs: Sequence["DictConfig"],
+    launcher: Sequence[str],
+    typed: Sequence[str],
+    alone: Sequence[str],
 ) -> list["Failure"]:
     """Have the cells run by a launcher."""
     from bench.run import launch, runner
 
     runner.tidy(configs[0])
-    return launch.run(jobs, configs, launcher, typed)
+    return launch.run(jobs, configs, launcher, typed, alone)
 
 
 def _compute(
-    configs: Sequence["DictConfig"], session: "Session | None" = None, typed: Sequence[str] = ()
+    configs: Sequence["DictConfig"],
+    session: "Session | None" = None,
+    typed: Sequence[str] = (),
+    alone: Sequence[str] = (),
 ) -> list["Failure"]:
     """Prepare every cell, then run every one that can be; what stops a cell is printed at once.
 
-    They run in one process, so that they share model, pairs and unsteered generations.
+    They run in one process, so that they share model, pairs and unsteered generations. alone: the command of each cell
+    by itself.
     """
     from transformers.utils import logging
 
@@ -137,7 +165,7 @@ def _compute(
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # the one bar is ours
     tidy(configs[0])
     session = session or Session()
-    cells, failures = ready(configs, session)
+    cells, failures = ready(configs, session, alone)
     planned = {key: tokens for _, stages in cells for key, tokens in stages.items()}
     if failures and planned:
         tell(failures)
@@ -150,12 +178,16 @@ def _compute(
         console.print(line)
     in_order = by_model([cell for cell, _ in cells])
     stages = {id(cell): own for cell, own in cells}
+    commands = {id(cfg): line for cfg, line in zip(configs, alone, strict=bool(alone))}
     log = Log.begin(in_order[0].runs, typed, [(one.label(), not stages[id(one)]) for one in in_order], None)
     results = []
     with Bar(planned) as session.bar:
         for number, cell in enumerate(in_order):
             with log.working(number):
-                results.append(found := run_cell(cell))
+                found = run_cell(cell)
+                if isinstance(found, Failure):
+                    found = replace(found, alone=commands.get(id(cell.cfg), ""))
+                results.append(found)
                 log.ended(number, found.message if isinstance(found, Failure) else None)
     return failures + [result for result in results if isinstance(result, Failure)]
 
@@ -168,6 +200,11 @@ def tell(failures: Sequence["Failure"]) -> None:
         where = f"; traceback in {stopped[0].traceback}" if stopped[0].traceback else ""
         told = "\n  ".join(f"{names}: {message}{where}".split("\n"))  # no line of a message begins as ours do
         console.print(terminal("failed:", "bold red"), terminal(told, lines=True))
+        commands = list(dict.fromkeys(failure.alone for failure in stopped if failure.alone))
+        for line in commands[:ALONE]:
+            console.print(terminal(f"  alone: {line}"))
+        if len(commands) > ALONE:
+            console.print(f"  and {len(commands) - ALONE} more cells of this reason")
 
 
 def _show(results: Path) -> None:

@@ -45,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _guarded(show_help)
     if given[0] == "--version":
         return _guarded(_show_versions)
+    if given[0] == "--complete":
+        return _complete(given[1:])
+    if given[0] in ("--shell-completion", "-sc"):
+        return _guarded(_shell_completion, *given[1:])
     if given[0] not in COMMANDS:
         return _guarded(_unknown, given[0])
     module = importlib.import_module(f"bench.{COMMANDS[given[0]].module}")
@@ -73,12 +77,31 @@ def show_help() -> None:
     for name, one in COMMANDS.items():
         print(f"  {name:{longest}}  {one.about}")
     print("\n`steerbench COMMAND --help` has the options of each; `steerbench --version` has the versions.")
+    print("`steerbench --shell-completion bash`, zsh or fish prints a script that completes commands with the tab key.")
 
 
 def _show_versions() -> None:
     from bench.console import command
 
     command.show_versions()
+
+
+def _complete(line: Sequence[str]) -> int:
+    """Print the words that may end the line that a shell gives. Whatever fails, a prompt shows no error."""
+    try:
+        from bench.console import completion
+
+        print("\n".join(completion.words(line[0] if line else "")))
+    except Exception:
+        return 1
+    return 0
+
+
+def _shell_completion(*shells: str) -> int:
+    from bench.console import completion
+
+    print(completion.script(shells[0] if shells else ""), end="")
+    return 0
 
 
 def _unknown(name: str) -> int:

@@ -4,6 +4,7 @@ import itertools
 import re
 import shlex
 from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple, cast, get_args
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString
@@ -20,10 +21,12 @@ MOST = 10_000  # values that one argument sweeps over
 LONGEST = 500  # letters of an argument that is shown whole
 UNREADABLE = (HydraException, ValueError, TypeError, AttributeError, RecursionError)
 """Errors by which Hydra's parser refuses an argument."""
+PLUS = re.compile(r"\+{1,2}(?=experiment=)")
+"""What Hydra's users write before an experiment; here the group is always there, so it adds nothing."""
 WRITE = "write key=value, for example method=caa suite.rtp.k=5; see --help"
 FLAGS = {
     ("--cfg", "-c"): "--cfg job behind python -m bench prints the config of every cell and runs nothing",
-    ("--resolve",): "it belongs to --cfg job, which resolves anyway; leave it out",
+    ("--resolve",): "it belongs to --cfg job, which then prints values in place of interpolations",
     ("--package", "-p"): "a part of a config is not printed; --cfg job prints all of it",
     ("--info", "-i"): "--help all lists every option here, and --cfg job prints the config of every cell",
     ("--hydra-help",): "Hydra's own options are not known here; --help all lists those that are",
@@ -32,14 +35,15 @@ FLAGS = {
     ("--experimental-rerun",): "the same command again computes what is missing; leave it out",
     ("--config-name", "-cn"): f"a config of your own is an experiment: {NAMED}=[FOLDER] experiment=NAME",
     ("--config-path", "-cp", "--config-dir", "-cd"): f"write {NAMED}=[FOLDER], laid out as conf/ is",
-    ("--shell-completion", "-sc"): "there is none here; --help all lists every option",
+    ("--shell-completion", "-sc"): "steerbench --shell-completion bash, zsh or fish prints the script for that shell",
 }
 """Options of Hydra's own launcher, by their names, and what there is in their place."""
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
     """Raises SetupError for each argument that is not an override, with the way to write it where there is one."""
-    found, problems, left = list[Override](), list[str](), old_spellings.arguments(arguments)
+    found, problems = list[Override](), list[str]()
+    left = [PLUS.sub("", argument) for argument in old_spellings.arguments(arguments)]
     while left:
         argument = left.pop(0)
         if argument.startswith("-"):
@@ -164,36 +168,118 @@ def product(overrides: Sequence[Override]) -> Iterator[list[str]]:
         yield list(combination)
 
 
-def with_results(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `--results FOLDER`, the spelling of the other commands, as `runtime.results=FOLDER`.
+FOLDER_OPTIONS = {"--results": "runtime.results=FOLDER", **dict.fromkeys(("--config-dir", "-cd"), f"{NAMED}=[FOLDER]")}
+"""Options that a folder follows, with the override that says the same."""
 
-    Raises SetupError where no folder follows.
+
+def with_results(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--results FOLDER` and `--config-dir FOLDER` as the overrides that say the same.
+
+    Several folders of YAML files are one list, whichever way they are named. Raises SetupError where no folder follows.
     """
-    left, rest = list[str](), iter(arguments)
+    left, places, rest = list[str](), list[str](), iter(arguments)
     for argument in rest:
         name, equals, folder = argument.partition("=")
-        if name != "--results":
+        if name not in FOLDER_OPTIONS:
             left.append(argument)
             continue
         folder = folder if equals else next(rest, "")
         if not folder:
-            raise SetupError("--results: it has no value; write --results FOLDER, or runtime.results=FOLDER")
+            raise SetupError(f"{name}: it has no value; write {name} FOLDER, or {FOLDER_OPTIONS[name]}")
         plain = re.fullmatch(r"[A-Za-z_./][\w./+-]*", folder)
-        left.append(f"runtime.results={folder if plain else QuotedString(folder, Quote.double).with_quotes()}")
-    return left
+        text = folder if plain else QuotedString(folder, Quote.double).with_quotes()
+        if name == "--results":
+            left.append(f"runtime.results={text}")
+        else:
+            places.append(text)
+    if not places:
+        return left
+    written = [one for one in left if one.startswith(f"{NAMED}=")]
+    before = [inner for one in written if (inner := one.partition("=")[2].removeprefix("[").removesuffix("]"))]
+    return [*(one for one in left if one not in written), f"{NAMED}=[{','.join([*before, *places])}]"]
 
 
-def without_cfg(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    """The arguments without `--cfg job`, and whether it was among them. Raises SetupError for another word than job."""
-    left, asked, rest = list[str](), False, iter(arguments)
+class Printed(NamedTuple):
+    """What `--cfg` asks for: the cells' config, with Hydra's own, or that alone. resolved: without interpolations."""
+
+    part: Literal["job", "all", "hydra"]
+    resolved: bool
+
+
+def without_cfg(arguments: Sequence[str]) -> tuple[list[str], Printed | None]:
+    """The arguments without `--cfg job` and `--resolve`, and what they ask for; None where no config is to be printed.
+
+    Raises SetupError for another word than job, all and hydra.
+    """
+    left, part, rest = list[str](), "", iter(arguments)
     for argument in rest:
         name, equals, word = argument.partition("=")
         if name not in ("--cfg", "-c"):
             left.append(argument)
             continue
-        word = word if equals else next(rest, "")
-        if word != "job":
-            got = f"{name}={_told(word)}" if equals else f"{name} {_told(word)}" if word and "=" not in word else name
-            raise SetupError(f"{got}: write {name} job, which prints the config of every cell and runs nothing")
-        asked = True
-    return [one for one in left if not (asked and one == "--resolve")], asked
+        part = word if equals else next(rest, "")
+        if part not in get_args(Printed.__annotations__["part"]):
+            got = f"{name}={_told(part)}" if equals else f"{name} {_told(part)}" if part and "=" not in part else name
+            raise SetupError(
+                f"{got}: write {name} job, which prints the config of every cell and runs nothing; all prints Hydra's "
+                "own beside it, and hydra that alone"
+            )
+    if not part:
+        return left, None
+    resolved = "--resolve" in left
+    return [one for one in left if one != "--resolve"], Printed(cast(Literal["job", "all", "hydra"], part), resolved)
+
+
+KEY = re.compile(r"\s*[+~]*[\w./@]+=")
+
+
+def without_added(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without `add=[...]`, and the lines in its brackets, each the settings of cells with blanks between.
+
+    A comma ends a line where a key follows it; any other one is part of a value, as in strength=1,2. So the quotes that
+    a shell takes away are not needed. Raises SetupError where there is no line.
+    """
+    left, lines = list[str](), list[str]()
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        if key.lstrip("+") != "add" or not equals:
+            left.append(argument)
+            continue
+        found = list[str]()
+        for part in _at_commas(text[1:-1] if text[:1] == "[" and text[-1:] == "]" else text):
+            if KEY.match(part) or not found:
+                found.append(part)
+            else:
+                found[-1] += f",{part}"
+        if not found or not all(KEY.match(one) for one in found):
+            raise SetupError(
+                f"{_told(argument)}: add=[method=NAME] adds a cell, and 'add=[method=NAME strength=1,2]' two cells; "
+                "further ones follow a comma"
+            )
+        lines += found
+    return left, lines
+
+
+def _at_commas(text: str) -> list[str]:
+    """The parts of a text between its commas, but for those in brackets and quotes; a part's own quotes are removed."""
+    parts, depth, quote, start = list[str](), 0, "", 0
+    for place, letter in enumerate(text):
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"":
+            quote = letter
+        elif letter in "[{(":
+            depth += 1
+        elif letter in "]})":
+            depth -= 1
+        elif letter == "," and depth == 0:
+            parts.append(text[start:place])
+            start = place + 1
+    parts = [part.strip() for part in [*parts, text[start:]]]
+    return [one[1:-1] if len(one) > 1 and one[0] == one[-1] and one[0] in "'\"" else one for one in parts if one]
+
+
+def alone(run: str, overrides: Sequence[str]) -> str:
+    """The command that runs the cell with these overrides and no other. run: how this program is called."""
+    no_sweep = ["sweep=null"] if any(one.lstrip("+").startswith("experiment=") for one in overrides) else []
+    return " ".join([run, *map(typed, [*overrides, *no_sweep])])

@@ -21,8 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from bench.config import keys
-from bench.config.command_line import parse, product, quoted, typed
+from bench.config import item_limit, keys
+from bench.config.command_line import parse, product, quoted, typed, without_added
 from bench.config.experiment import KEYS, Experiment, taken_out
 from bench.config.folders import FOLDERS, NAMED, check_targets, defaults, folder, folders, groups, targets, top_keys
 from bench.config.values import near, shown
@@ -47,6 +47,7 @@ def cell(overrides: Sequence[str]) -> tuple[DictConfig, Experiment]:
     if named:
         with open_dict(cfg):
             cfg[FOLDERS] = list(named)
+    item_limit.cut(cfg)
     return cfg, experiment
 
 
@@ -271,12 +272,15 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
 def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
     """The overrides of each cell that a command line asks for, an experiment's `sweep` lines included.
 
-    Raises SetupError for a sweep without `-m`, and for more than one experiment.
+    With sweep=null those lines are left out. A line of add=[...] is one more line of the sweep, and what it says goes
+    before the rest of the command line. Raises SetupError for a sweep without `-m`, and for more than one experiment.
     """
-    own = parse(arguments)
-    for one in own:
-        if isinstance(one.value(), Glob | IntervalSweep):
-            raise SetupError(f"{one.input_line!r} names no values; list them: -m {one.key_or_group}=a,b")
+    settings, added = without_added(arguments)
+    own = parse(settings)
+    without_sweep = any(map(_is_without_sweep, own))
+    own = [one for one in own if not _is_without_sweep(one)]
+    available = groups(_named(own))
+    expanded = [_expanded(one, available) for one in own]
     if any(o.key_or_group == "experiment" and o.is_sweep_override() for o in own):
         raise SetupError(
             "experiment=a,b is refused: each experiment brings a sweep of its own; run one after the other"
@@ -286,15 +290,50 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
         told = f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(map(typed, arguments))}"
         shell = None if re.search(r"=\w+\s*\(", str(swept)) else quoted(str(swept))
         raise SetupError(f"{told}. Where the comma is part of the value: {shell}" if shell else told)
-    lines: Sequence[str] = ()
-    if any(o.key_or_group == "experiment" for o in own):
-        lines = _compared(next(product(own))).experiment.sweep  # a line chooses a method; its keys are checked then
+    own, lines = expanded, list[str]()
+    if not without_sweep and any(o.key_or_group == "experiment" for o in own):
+        lines = list(
+            _compared(next(product(own))).experiment.sweep
+        )  # a line chooses a method; its keys are checked then
     result = []
     for line in lines or [""]:
         mine = {o.get_key_element() for o in own}  # what the command line says goes before the experiment's line
-        theirs = [o for o in _parse_line(line) if o.get_key_element() not in mine]
+        theirs = [_expanded(o, available) for o in _parse_line(line) if o.get_key_element() not in mine]
         result += list(product([*theirs, *own]))
+    for line in added:
+        theirs = [_expanded(o, available) for o in _parse_line(line)]
+        taken = {o.get_key_element() for o in theirs}
+        result += list(product([*theirs, *(o for o in own if o.get_key_element() not in taken)]))
     return [list(job) for job in dict.fromkeys(map(tuple, result))]
+
+
+def _is_without_sweep(one: Override) -> bool:
+    """Whether an override says that the lines of an experiment's sweep are left out."""
+    return one.key_or_group == "sweep" and one.value() is None and not one.is_delete()
+
+
+def _expanded(one: Override, available: Mapping[str, Sequence[str]]) -> Override:
+    """The override with the choices that a glob(...) names listed; any other one as it is.
+
+    Raises SetupError for a glob that names none, or is of an option, and for an interval(...).
+    """
+    value, key = one.value(), one.key_or_group
+    if isinstance(value, IntervalSweep):
+        raise SetupError(
+            f"{one.input_line!r} names no values, since optimisers alone draw from an interval: list them, "
+            f"-m {key}=0,0.5,1, or write {key}=range(0,4); strength=auto chooses a strength by itself"
+        )
+    if not isinstance(value, Glob):
+        return one
+    if key not in available:
+        raise SetupError(
+            f"{one.input_line!r} names no values; list them: -m {key}=a,b; glob(...) chooses among the files of a group"
+        )
+    names = value.filter(list(available[key]))
+    if not names:
+        raise SetupError(f"{one.input_line}: no {key} is named like that. Allowed: {', '.join(available[key])}")
+    listed = isinstance(defaults()[key], ListConfig)
+    return parse([f"{one.get_key_element()}={','.join(f'[{name}]' if listed else name for name in names)}"])[0]
 
 
 def _parse_line(line: str) -> list[Override]:
@@ -305,17 +344,16 @@ def _parse_line(line: str) -> list[Override]:
             raise SetupError(
                 f"{one.input_line} in a line of a sweep: an experiment's own file says what it is; remove it"
             )
-        if isinstance(one.value(), Glob | IntervalSweep):
-            raise SetupError(
-                f"{one.input_line!r} in a line of a sweep names no values; list them: {one.key_or_group}=a,b"
-            )
     return found
 
 
-def as_yaml(cells: Sequence[DictConfig]) -> str:
-    """The configs as YAML, interpolations resolved; in ASCII where a text in them cannot be seen, or not be printed."""
-    text = "---\n".join(OmegaConf.to_yaml(cfg, resolve=True) for cfg in cells)
+def as_yaml(cells: Sequence[DictConfig], resolved: bool = True) -> str:
+    """The configs as YAML, interpolations resolved or as they are written.
+
+    It is in ASCII where a text in them cannot be seen, or not be printed.
+    """
+    text = "---\n".join(OmegaConf.to_yaml(cfg, resolve=resolved) for cfg in cells)
     encoding = sys.stdout.encoding or "utf-8"
     if not HIDDEN.search(text.replace("\n", "")) and text.encode(encoding, "replace").decode(encoding) == text:
         return text
-    return "---\n".join(yaml.safe_dump(plain(cfg), sort_keys=False) for cfg in cells)
+    return "---\n".join(yaml.safe_dump(OmegaConf.to_container(cfg, resolve=resolved), sort_keys=False) for cfg in cells)

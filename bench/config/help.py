@@ -20,7 +20,11 @@ COLUMN = 54
 FLAGS = {
     "-m, --multirun": "sweep over comma-separated values",
     "--results FOLDER": "where results go; the same as runtime.results=FOLDER, in every command",
-    "--cfg job": "print the configuration of every cell as YAML, and run nothing",
+    "--config-dir FOLDER": "YAML files of your own, laid out as conf/; the same as hydra.searchpath=[FOLDER]",
+    "--cfg job|all": "print the configuration of every cell as YAML, and run nothing; all: with Hydra's own",
+    "--resolve": "with --cfg: values in place of interpolations such as ${seed.fit}, which stay without it",
+    "add=[method=NAME]": "one more cell beside an experiment's; two: 'add=[method=NAME strength=1,2]'",
+    "sweep=null": "with an experiment: none of its lines, but the one cell that the rest of the command says",
     "--help [all|GROUP]": "this page; every option of all groups, or of one, with its default and meaning",
     "--version": "the versions of steerbench, torch, transformers and lm-eval",
 }
@@ -77,7 +81,7 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
         "\n  exist are not computed again. The leaderboard is rebuilt at the end.\n"
     )
     for name, what in FLAGS.items():
-        out.print(terminal(f"  {name:<18}", "cyan"), terminal(what))
+        out.print(terminal(f"  {name:<20}", "cyan"), terminal(what))
     for title, file, prefix in (
         ("options of every cell", "config.yaml", ""),
         ("options of the run", "runtime/local.yaml", "runtime."),

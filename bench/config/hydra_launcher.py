@@ -89,6 +89,40 @@ def launcher_of(
             GlobalHydra.instance().clear()
 
 
+def with_hydra(cells: Sequence[DictConfig], hydra: Sequence[str], part: str, resolved: bool) -> list[DictConfig]:
+    """The configs with Hydra's own node, of the launcher that these arguments name or as it is by default.
+
+    part: "hydra": that node alone, once. resolved: without interpolations, but for those of what a launcher sets only
+    when it begins a job. Raises SetupError as `launcher_of`.
+    """
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(folder()), version_base="1.3", job_name="steerbench"):
+        try:
+            node = compose("config", overrides=list(hydra), return_hydra_config=True).hydra
+        except (HydraException, OmegaConfBaseException) as error:
+            raise _told(next((one.partition("=")[2] for one in hydra), "none"), error) from error
+        finally:
+            GlobalHydra.instance().clear()
+    own = OmegaConf.create({"hydra": _plain(node) if resolved else OmegaConf.to_container(node)})
+    if part == "hydra":
+        return [own]
+    plain = [OmegaConf.to_container(cfg, resolve=resolved) for cfg in cells]
+    return [OmegaConf.create({**own, **one}) for one in plain if isinstance(one, dict)]
+
+
+def _plain(node: Any) -> Any:
+    """Plain values, resolved as far as they have one."""
+    if not isinstance(node, DictConfig) or node._is_none():
+        return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
+    found = {}
+    for key in node:
+        try:
+            found[key] = _plain(node[key])
+        except OmegaConfBaseException:
+            found[key] = OmegaConf.to_container(node)[key]  # type: ignore[call-overload, index]
+    return found
+
+
 def _sweep_dir(place: Path) -> str:
     return f"hydra.sweep.dir='{place}/{datetime.now():%Y%m%d-%H%M%S}'"
 

@@ -19,10 +19,14 @@ TIMED_SECONDS = 2.0
 
 
 class Kind:
-    """One kind of work: the tokens that are left, and how many seconds those took that are done."""
+    """One kind of work: the tokens that are left, and how many seconds those took that are done.
+
+    all_done, all_seconds: the same of all its stages alike, for an estimate of another day (`bench.run.speeds`).
+    """
 
     def __init__(self) -> None:
         self.left = self.done = self.seconds = 0.0
+        self.all_done = self.all_seconds = 0.0
         self.ended = False
 
     @property
@@ -131,6 +135,7 @@ class Bar:
         now = time.monotonic()
         if self.running is not None and self.started:
             self.running.seconds += now - self.charged
+            self.running.all_seconds += now - self.charged
         self.charged = now
 
     def _shrink(self, tokens: float) -> None:
@@ -143,6 +148,7 @@ class Bar:
         self.started = self.started or tokens > 0
         self.done += tokens
         kind.done += tokens
+        kind.all_done += tokens
         kind.left -= tokens
         left = told(self.seconds_left())
         self.progress.update(self.task, completed=self.done, description=visible(label), left=left)

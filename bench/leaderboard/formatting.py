@@ -34,6 +34,8 @@ def heading(table: Table) -> list[str]:
     lines = [f"{table.about.model.name}: {sampled(table)}"]
     sources = dict.fromkeys(name for text in table.frame["sources"].dropna() for name in text.split("; "))
     lines.append("Data: " + (", ".join(sources) or "not recorded"))
+    if limits := limits_of(table):
+        lines.append(f"Warning: cut by limit={limits}, so these are a few items of each suite; a try, not a result.")
     uses = scorers_for(table)
     reported = table.reported
     told = [f"reported {', '.join(reported)}" if reported else "none judged a text"]
@@ -54,6 +56,12 @@ def heading(table: Table) -> list[str]:
             "that were sampled a few differ for that alone."
         )
     return [*lines, errors(table)]
+
+
+def limits_of(table: Table) -> str:
+    """The numbers of `limit=N` that cut the suites of this table; nothing where they were asked as configured."""
+    found = {str(one.limit) for row in table.rows for one in row.records if one.limit is not None}
+    return ",".join(sorted(found))
 
 
 def sampled(table: Table) -> str:

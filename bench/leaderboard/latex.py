@@ -153,7 +153,9 @@ def caption(table: Table) -> str:
         what, size = short(table.headline), f"n = {n}" + (f" ({decoding})" if decoding else "")
         what = what[:1].upper() + what[1:]
     listed = ", ".join(data) if len(data) <= 3 else f"{len(data)} data sets"
-    return written("; ".join(one for one in (what, table.about.model.name, listed, size) if one))
+    limits = formatting.limits_of(table)
+    cut = f"cut by limit={limits}" if limits else ""
+    return written("; ".join(one for one in (what, table.about.model.name, listed, size, cut) if one))
 
 
 def _data(source: str) -> str:

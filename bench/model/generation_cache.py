@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from bench.files import atomic, digests, locks
+from bench.files.overwrite import Overwrite
 from bench.model.decoding import Continuation, Outcome, Sampling
 from bench.model.lm import LM, Generated
 from bench.model.sampling import VERSION, continuations
@@ -63,8 +64,8 @@ def judged(model: Mapping[str, Any], rows: list[list[Continuation]]) -> list[lis
 class Generations:
     """A folder `<id>/samples.jsonl.gz` a set, sealed by its sha256; they hold text, so they are never committed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, overwrite: Overwrite | None = None) -> None:
+        self.folder, self.overwrite = folder, overwrite or Overwrite()
 
     def generate(self, lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
         """The stored continuations, sampled now where there are none, where they are damaged, or without their tokens.
@@ -74,21 +75,38 @@ class Generations:
         """
         own = writer(lm)
         target, runs = self.folder / own.id(prompts, num_samples), self.folder.parent
-        if not _is_whole(target, lm, prompts, num_samples):
+        if not self._is_whole(target, lm, prompts, num_samples):
             with locks.alone(runs / "locks" / f"{target.name}.lock", f"{num_samples * len(prompts)} texts"):
-                if not _is_whole(target, lm, prompts, num_samples):
+                if not self._is_whole(target, lm, prompts, num_samples):
+                    self.overwrite.forget(runs / "unfinished" / target.name)
                     with unfinished.keeping(runs / "unfinished" / target.name):
                         rows = continuations(lm, prompts, num_samples, lm.sampling)
                         self._write(target, prompts, rows)
         return self.stored(own, prompts, num_samples)
 
+    def _is_whole(self, folder: Path, lm: LM, prompts: Sequence[str], num_samples: int) -> bool:
+        """Whether these continuations are stored; what is there and is not them is set aside."""
+        if not (folder / FILE).exists() or not self.overwrite.counts(folder):
+            return False
+        try:
+            found = _read(folder, prompts, num_samples)
+            thinks = lm.thinking is not None and lm.thinking.tags is not None
+            if all(one.tokens is not None and (one.answer or not thinks) for row in found for one in row):
+                return True
+            what = "answers" if thinks else "sampled tokens"
+            raise digests.DamagedError(f"{folder / FILE} lacks the {what}, as an older version wrote it")
+        except digests.DamagedError as error:
+            self.overwrite.set_aside(folder, error)
+            return False
+
     def _write(self, target: Path, prompts: Sequence[str], rows: Sequence[Sequence[Continuation]]) -> None:
         """Write a set and its seal."""
-        with atomic.whole_folder(target, [FILE]) as temporary:
+        with atomic.whole_folder(target, [FILE], replace=self.overwrite.replaces) as temporary:
             with gzip.open(temporary / FILE, "wt", encoding="utf-8") as out:
                 for prompt, row in zip(prompts, rows, strict=True):
                     out.write(json.dumps({"prompt": prompt, "continuations": [one.stored() for one in row]}) + "\n")
             digests.seal(temporary, name=target.name)
+        self.overwrite.made.add(target.name)
 
     def stored(self, writer: Writer, prompts: Sequence[str], num_samples: int) -> Generated:
         """The stored continuations; reading them raises SetupError where there are none, and where they are damaged."""
@@ -100,22 +118,6 @@ class Generations:
             return judged(writer.model, _read(target, prompts, num_samples))
 
         return Generated(target.name, read)
-
-
-def _is_whole(folder: Path, lm: LM, prompts: Sequence[str], num_samples: int) -> bool:
-    """Whether these continuations are stored; what is there and is not them is set aside."""
-    if not (folder / FILE).exists():
-        return False
-    try:
-        found = _read(folder, prompts, num_samples)
-        thinks = lm.thinking is not None and lm.thinking.tags is not None
-        if all(one.tokens is not None and (one.answer or not thinks) for row in found for one in row):
-            return True
-        what = "answers" if thinks else "sampled tokens"
-        raise digests.DamagedError(f"{folder / FILE} lacks the {what}, as an older version wrote it")
-    except digests.DamagedError as error:
-        digests.set_aside(folder, error)
-        return False
 
 
 def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:

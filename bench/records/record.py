@@ -54,7 +54,7 @@ class Record(Fields):
     comparison: what records share that differ in their steering alone. fit_id: None for the unsteered model.
     generations: ids of the stored texts that it read, in their order; None where an older version did not keep them.
     unverified: folders that were read and that no digest vouches for. system_role: whether the chat template has one.
-    thinking: model.thinking, of a model that thinks in its chats.
+    thinking: model.thinking, of a model that thinks in its chats. limit: what `limit=N` cut the suite to.
     """
 
     READ = {
@@ -87,6 +87,7 @@ class Record(Fields):
     unexpected_weights: Json = None
     system_role: Json = None
     thinking: Json = None
+    limit: Json = None
     generations: tuple[str, ...] | None = None
     generation_id: str | None = None  # of older versions
 
@@ -123,10 +124,11 @@ class Record(Fields):
         return self.seed.sample if self.sampling else None
 
 
-def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFrame) -> Record:
+def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFrame, *, anew: bool = False) -> Record:
     """Write a record and its tables under `folder`/<id>; returns the record as it is read again.
 
-    The same result, as another process may have written it meanwhile, stays, and is returned; another one gives way.
+    The same result, as another process may have written it meanwhile, stays, and is returned; another one gives way,
+    and so does the same one with `anew`.
 
     Raises ValueError for an id that is none (`identity.ID`), which could be a path out of the folder, and for a field
     that no reader would take (`bench.records.schema`).
@@ -141,7 +143,8 @@ def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFram
     files = {name: hashlib.sha256(content).hexdigest() for name, content in written.items()}
     full = json.loads(dumps(sealed({**facts, "schema": SCHEMA, "files": files})))
     there = _room(target)
-    with whole_folder(target, replace=there is not None and _result(there.to_json()) != _result(full)) as temporary:
+    replaces = there is not None and (anew or _result(there.to_json()) != _result(full))
+    with whole_folder(target, replace=replaces) as temporary:
         for name, content in written.items():
             (temporary / f"{name}.parquet").write_bytes(content)
         (temporary / "record.json").write_text(dumps(full), encoding="utf-8")

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from bench.console.progress import Bar
 from bench.files import digests, locks
+from bench.files.overwrite import Overwrite
 from bench.model import checkpoint, memory
 from bench.model.generation_cache import Generations
 from bench.model.lm import LM, load_lm
@@ -38,6 +39,7 @@ class Session:
 
     threads: of torch, as it was found before any cell was made. models: the one that was asked for last, so that the
     weights of two never share the memory. written: how many results were computed.
+    began, made: see `bench.files.overwrite`. damaged: records that are not whole and stay, with what is wrong.
     """
 
     bar: Bar = field(default_factory=lambda: Bar({}))
@@ -45,6 +47,9 @@ class Session:
     models: dict[str, LM] = field(default_factory=dict)
     fit_data: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
     written: int = 0
+    began: float = field(default_factory=time.time)
+    made: set[str] = field(default_factory=set)
+    damaged: dict[Path, str] = field(default_factory=dict)
 
 
 @contextmanager
@@ -92,7 +97,12 @@ class Cell:
     @cached_property
     def fits(self) -> FitStore:
         """The place where the artefact is stored."""
-        return FitStore(self.runs / "artefacts" / self.names.fit_id, self.method)
+        return FitStore(self.runs / "artefacts" / self.names.fit_id, self.method, self.overwrite)
+
+    @property
+    def overwrite(self) -> Overwrite:
+        """What is done with results that are there."""
+        return Overwrite(self.cfg.runtime.get("overwrite", "damaged"), self.session.began, self.session.made)
 
     def unfinished(self, name: str) -> Path:
         """Where a result or a fit of this id keeps what it has done until it is there (`bench.records.unfinished`)."""
@@ -190,7 +200,7 @@ class Cell:
         if self._suits is None or self._suits() is not lm.model:
             self.method.check(lm.model)
             self._suits = weakref.ref(lm.model)
-        store = Generations(self.runs / "generations")
+        store = Generations(self.runs / "generations", self.overwrite)
         return replace(lm, identity=self.names.model, sampling=self.parts.sampling, store=store)
 
     def _load(self) -> LM:
@@ -250,8 +260,10 @@ class Cell:
     def _fit(self) -> tuple[Artefact, dict[str, Any]]:
         """The artefact, made now and stored."""
         place, parts = self.unfinished(self.names.fit_id), self.parts
+        self.overwrite.forget(place)
         with unfinished.keeping(place, self.method, *parts.fit_sources.values(), *parts.scorers.values()):
             self._make(place)
+        self.session.made.add(self.names.fit_id)
         stored = self.fits.read(lambda: self.lm.model)
         assert stored is not None
         return stored

@@ -24,6 +24,8 @@ from bench.records.record import Record
 
 FILE = "finished.json"
 RESULTS = "runtime.results="
+ANEW = ("runtime.overwrite", "runtime.dry_run")
+"""Options with which a command does something although its results are there."""
 VERSIONS = ("torch", "transformers", "lm_eval", "datasets", "hydra-core")
 READ = re.compile(r"oc\.env:\s*(\w+)")
 """An environment variable that a YAML file reads."""
@@ -55,6 +57,8 @@ def note(arguments: Sequence[str], named: str, configs: Sequence[Mapping[str, An
     """
     if _depends(arguments) or plugins.installed(folders.folder()) or any(_elsewhere(config) for config in configs):
         return
+    if any(config["runtime"].get("overwrite") == "always" for config in configs):
+        return
     runs = Path(configs[0]["runtime"]["results"]) / "runs"
     if runs.parent.resolve() != _results(arguments).resolve():
         return
@@ -76,8 +80,11 @@ def _noted(runs: Path) -> dict[str, Any]:
 
 
 def _depends(arguments: Sequence[str]) -> bool:
-    """Whether an argument holds an interpolation, which may come to anything, or names folders of YAML files."""
-    return any("${" in one or one.startswith(folders.NAMED) for one in arguments)
+    """Whether an argument holds an interpolation, which may come to anything, or names folders of YAML files.
+
+    Or whether it asks for more than results: to compute known ones again, or to compute nothing.
+    """
+    return any("${" in one or one.lstrip("+").startswith((folders.NAMED, *ANEW)) for one in arguments)
 
 
 def _from_wheels(one: Record) -> bool:

@@ -1,13 +1,14 @@
 """Fitted artefacts on disk with the facts about fitting: `runs/artefacts/<fit id>/{fit.json, artefact.safetensors}`."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
 from bench.files import atomic, digests, plain_json
+from bench.files.overwrite import Overwrite
 from bench.records import schema
 from methods.base import INFO, Artefact, Method, artefact_bytes, facts, load, save
 from methods.broken import BROKEN, reading
@@ -42,15 +43,16 @@ class FitStore:
 
     folder: Path
     method: Method
+    overwrite: Overwrite = field(default_factory=Overwrite)
 
     @property
     def is_stored(self) -> bool:
         """The artefact is there, with the facts about it."""
-        return all((self.folder / name).exists() for name in ARTEFACT)
+        return self.overwrite.counts(self.folder) and all((self.folder / name).exists() for name in ARTEFACT)
 
     def facts(self) -> dict[str, Any] | None:
         """What fitting the stored artefact took; None where there is none, or a damaged one, which is set aside."""
-        if not self.folder.is_dir():
+        if not self.folder.is_dir() or not self.overwrite.counts(self.folder):
             return None
         try:
             verified = digests.verified(self.folder)
@@ -59,7 +61,7 @@ class FitStore:
                     raise digests.DamagedError(f"{self.folder / name} is missing")
             fit = _fit_facts(self.folder / "fit.json", needs=bool(self.method.needs))
         except digests.DamagedError as error:
-            digests.set_aside(self.folder, error)
+            self.overwrite.set_aside(self.folder, error)
             return None
         return fit if verified else fit | {"unverified": [f"{self.folder.parent.name}/{self.folder.name}"]}
 
@@ -76,7 +78,7 @@ class FitStore:
             if "unverified" in fit:
                 self._try(model(), artefact)
         except digests.DamagedError as error:
-            digests.set_aside(self.folder, error)
+            self.overwrite.set_aside(self.folder, error)
             return None
         return artefact, fit
 
@@ -103,7 +105,7 @@ class FitStore:
             "facts": facts(artefact),
             "data": data,
         }
-        with atomic.whole_folder(self.folder, ARTEFACT) as temporary:
+        with atomic.whole_folder(self.folder, ARTEFACT, replace=self.overwrite.replaces) as temporary:
             save(artefact, temporary / "artefact.safetensors")
             atomic.write_whole(temporary / "fit.json", plain_json.dumps(fit))
             digests.seal(temporary, name=self.folder.name)

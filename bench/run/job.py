@@ -8,18 +8,19 @@ import shlex
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import DictConfig
 
+from bench.config import command_line
 from bench.console import stopping
 from bench.console.progress import Bar
 from bench.files import locks
 from bench.hub import network
-from bench.records import unfinished
+from bench.records import sweep_state, unfinished
 from bench.records.sweep_state import Log
 from bench.run import runner, validate
 from bench.run.cell import Cell, Session, torch_threads
@@ -74,6 +75,10 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
 def work(job: Job) -> list[Failure]:
     """Do it; returns what failed."""
     session, log, failures = _session(), Log(Path(job.log)), list[Failure]()
+    session.began = sweep.began if (sweep := sweep_state.read(log.folder)) is not None else session.began
+    commands = {
+        number: command_line.alone("python -m bench", one) for number, one in zip(job.numbers, job.cells, strict=True)
+    }
     configs = validate.validate_all(job.cells)
     if all(cfg.runtime.offline for cfg in configs):
         network.forbid()
@@ -88,7 +93,7 @@ def work(job: Job) -> list[Failure]:
             with log.working(number):
                 found = one if isinstance(one, Failure) else runner.run_cell(one[0])
                 log.ended(number, found.message if isinstance(found, Failure) else None)
-        failures += [found] if isinstance(found, Failure) else []
+        failures += [replace(found, alone=commands[number])] if isinstance(found, Failure) else []
     return failures
 
 

@@ -41,16 +41,21 @@ class Asked:
 
 
 def run(
-    jobs: Sequence[Sequence[str]], configs: Sequence[DictConfig], hydra: Sequence[str], command: Sequence[str]
+    jobs: Sequence[Sequence[str]],
+    configs: Sequence[DictConfig],
+    hydra: Sequence[str],
+    command: Sequence[str],
+    alone: Sequence[str] = (),
 ) -> list[Failure]:
     """Launch what has to be computed, and wait for it; returns what failed.
 
     jobs: the overrides of each cell. hydra: the launcher and its options. command: what was typed, for the log.
+    alone: the command of each cell by itself.
     """
     threads = _threads(configs)
     results = Path(configs[0].runtime.results).resolve()
     overrides = {id(cfg): _absolute(one, results) for one, cfg in zip(jobs, configs, strict=True)}
-    cells, failures = ready(configs, Session())
+    cells, failures = ready(configs, Session(), alone)
     asked = [Asked(place, overrides[id(one.cfg)], one, stages) for place, (one, stages) in enumerate(cells)]
     todo = [one for one in asked if one.stages]
     if not todo:

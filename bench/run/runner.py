@@ -15,10 +15,12 @@ from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 
+from bench.config.item_limit import CUT
 from bench.console import command, stopping
 from bench.console.escape import terminal
 from bench.data.sources import default_cache
 from bench.files import atomic, digests
+from bench.files.overwrite import NEVER
 from bench.model import checkpoint
 from bench.records import identity, record, unfinished
 from bench.records.fields import (
@@ -38,7 +40,7 @@ from bench.records.fields import (
 from bench.records.names import CONTROL_FAMILY
 from bench.records.provenance import provenance
 from bench.records.record import Record
-from bench.run import control, search, tuning
+from bench.run import control, search, speeds, tuning
 from bench.run.cell import Cell, Session, torch_threads
 from bench.suites.base import Split, Suite
 from methods.errors import SetupError
@@ -117,7 +119,22 @@ def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Reco
 
 def known(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record | None:
     """The stored result, where there is one."""
-    return record.read(cell.records / cell.names.record_id(suite, split, strength))
+    path, overwrite = cell.records / cell.names.record_id(suite, split, strength), cell.overwrite
+    if not overwrite.counts(path):
+        return None
+    try:
+        return record.checked(path)
+    except record.NotWholeError as error:
+        if overwrite.rule == "never" and (path.exists() or path.is_symlink()):
+            cell.session.damaged[path] = str(error).partition(";")[0]
+        return None
+
+
+def refuse_damaged(session: Session) -> None:
+    """Raises SetupError that names the damaged records, where runtime.overwrite=never met some."""
+    if session.damaged:
+        told = [f"{path}: {wrong}" for path, wrong in session.damaged.items()]
+        raise SetupError("\n".join([*told, NEVER]))
 
 
 def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record:
@@ -125,6 +142,8 @@ def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Reco
     stored = known(cell, suite, split, strength)
     if stored is not None:
         return stored
+    if cell.records / cell.names.record_id(suite, split, strength) in cell.session.damaged:
+        refuse_damaged(cell.session)
     label = f"{cell.label(strength)} · {suite.name}" + (" · tuning" if split == "dev" else "")
     with cell.alone(cell.names.record_id(suite, split, strength), label):
         return known(cell, suite, split, strength) or _computed(cell, suite, split, strength, label)
@@ -132,7 +151,9 @@ def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Reco
 
 def _computed(cell: Cell, suite: Suite[Any], split: Split, strength: float, label: str) -> Record:
     """A result that is not stored, computed and stored."""
-    place = cell.unfinished(cell.names.record_id(suite, split, strength))
+    name = cell.names.record_id(suite, split, strength)
+    place = cell.unfinished(name)
+    cell.overwrite.forget(place)
     with unfinished.keeping(place, suite, cell.method, *cell.parts.scorers.values()):
         share = suite.tokens(split) if split == "dev" else math.inf  # the plan has one entry for all trials
         with cell.session.bar.stage(stage_key(cell, suite, split, strength), label, share):
@@ -154,8 +175,9 @@ def _computed(cell: Cell, suite: Suite[Any], split: Split, strength: float, labe
         about = replace(about, scorers=about.judged_by)  # those that judged
         if split == "test" and strength != 0 and cell.cfg.control is None:
             about = replace(about, cost=Cost(relative_speed=cell.speed(strength)))
-        written = record.write(cell.records, about, found.items, found.scores)
+        written = record.write(cell.records, about, found.items, found.scores, anew=cell.overwrite.replaces)
     cell.session.written += 1
+    cell.session.made.add(name)
     return written
 
 
@@ -197,6 +219,7 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
         metrics={},
         info=Info(),
         sources=(),
+        limit=cell.cfg.get("limit") if cell.cfg.get(CUT, {}).get(suite.name) else None,
     )
 
 
@@ -241,12 +264,16 @@ def plan(cell: Cell) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that ended without its records. setup: what the user must fix, rather than a defect."""
+    """A cell that ended without its records. setup: what the user must fix, rather than a defect.
+
+    alone: the command that runs it and no other cell.
+    """
 
     label: str
     message: str
     traceback: Path | None
     setup: bool
+    alone: str = ""
 
 
 def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result | Failure:
@@ -290,8 +317,8 @@ def _failure(cfg: DictConfig, label: str, message: str) -> Failure:
     return Failure(label, message, path, setup=False)
 
 
-def prepare(cfg: DictConfig, session: Session) -> tuple[Cell, dict[str, float]] | Failure:
-    """The cell and what it has to compute; fetches the model and checks the method against it."""
+def prepare(cfg: DictConfig, session: Session, weights: bool = True) -> tuple[Cell, dict[str, float]] | Failure:
+    """The cell and what it has to compute; fetches the model, unless without `weights`, and checks the method."""
     cell = bounded(cfg, str(cfg.method._target_).rpartition(".")[2], lambda: Cell(cfg, session))
     if isinstance(cell, Failure):
         return cell
@@ -300,19 +327,27 @@ def prepare(cfg: DictConfig, session: Session) -> tuple[Cell, dict[str, float]] 
         stages = plan(cell)
         if stages:
             check_methods(cell)
+        if stages and weights:
             cell.fetch_weights()  # prints what it fetches, so before the bar is up
         return cell, stages
 
     return bounded(cfg, cell.label(), look)
 
 
-def ready(configs: Sequence[DictConfig], session: Session) -> tuple[list[tuple[Cell, dict[str, float]]], list[Failure]]:
+def ready(
+    configs: Sequence[DictConfig], session: Session, alone: Sequence[str] = (), weights: bool = True
+) -> tuple[list[tuple[Cell, dict[str, float]]], list[Failure]]:
     """The cells that can run, with what each has to compute, and those that cannot.
 
-    Raises SetupError where of cells that steer none is left: what the unsteered model takes would be for nothing.
+    alone: the command of each cell by itself. Raises SetupError where of cells that steer none is left: what the
+    unsteered model takes would be for nothing; and where results are damaged and are not to be overwritten.
     """
-    prepared = [prepare(cfg, session) for cfg in configs]
-    failures = [one for one in prepared if isinstance(one, Failure)]
+    prepared = [prepare(cfg, session, weights) for cfg in configs]
+    refuse_damaged(session)
+    commands = alone or [""] * len(configs)
+    failures = [
+        replace(one, alone=line) for one, line in zip(prepared, commands, strict=True) if isinstance(one, Failure)
+    ]
     left = [one for one in prepared if not isinstance(one, Failure)]
     if any(one.setup for one in failures) and left and not any(cell.method.strengths for cell, _ in left):
         reasons = dict.fromkeys(f"{one.label}: {one.message}" for one in failures)
@@ -363,7 +398,7 @@ def run_cell(cell: Cell) -> list[Record] | Failure:
     """Run one cell, with the threads that it asks for."""
 
     def work() -> list[Record]:
-        with torch_threads(cell.threads):
+        with torch_threads(cell.threads), speeds.noting(cell):
             return run(cell)
 
     return bounded(cell.cfg, cell.label(), work)

@@ -53,7 +53,7 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
     asks: what an experiment says of options that only the user has. No model, data or text is read.
     """
     try:
-        found = list(_walk(cfg, Fields(SETTINGS, frozenset(SETTINGS) - {"searchpath"})))
+        found = list(_walk(cfg, Fields(SETTINGS, frozenset(SETTINGS) - {"searchpath", "cut"})))
     except RecursionError:
         return ["an interpolation ${...} holds itself; give a value"]
     bad = [key for key, _ in found]
