@@ -219,7 +219,7 @@ def test_it_runs_to_its_table(world, hub, tmp_path, capsys, monkeypatch):
     assert {name.partition(".")[0] for name in rtp.metrics} == {
         "detoxify", "roberta_toxicity", "toxigen_roberta", "profanity_check"}  # fmt: skip
     tidy = pd.read_csv(tmp_path / "results/leaderboard_tidy.csv")
-    assert set(tidy["suite"]) == set(compose.compose(["experiment=standard"]).suite)
+    assert set(tidy["suite"].dropna()) == set(compose.compose(["experiment=standard"]).suite)
     told = (tmp_path / "results/leaderboard.md").read_text()
     assert f"5 prompts of the {len(MORE)} on the hub" in told and "strengths tuned on profanity_check" in told
     assert "rtp.detoxify.expected_maximum_toxicity_k2_n5" in told  # reports
