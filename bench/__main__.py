@@ -158,7 +158,7 @@ def _compute(
 
     from bench.console.progress import Bar
     from bench.records.sweep_state import Log
-    from bench.run import other_threads
+    from bench.run import forecast, other_threads
     from bench.run.cell import Session
     from bench.run.runner import Failure, by_model, ready, run_cell, tidy
 
@@ -176,6 +176,8 @@ def _compute(
         return failures
     if line := other_threads.told([cell for cell, stages in cells if stages]):
         console.print(line)
+    for line in forecast.told(cells):
+        console.print(terminal(line))
     in_order = by_model([cell for cell, _ in cells])
     stages = {id(cell): own for cell, own in cells}
     commands = {id(cfg): line for cfg, line in zip(configs, alone, strict=bool(alone))}

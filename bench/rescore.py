@@ -117,7 +117,10 @@ def given_to_suites(cfg: Any) -> dict[str, Any]:
     from bench.data.sources import Sources, default_cache
 
     cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
-    sources = Sources(mirror=cfg.runtime.mirror, cache=cache, offline=cfg.runtime.offline)
+    runtime = cfg.runtime
+    sources = Sources(
+        mirror=runtime.mirror, cache=cache, offline=runtime.offline, prefer=runtime.get("prefer", "wheel")
+    )
     given: dict[str, Any] = {"sources": sources, "runtime_device": cfg.runtime.device}
     return {"sources": sources, "scorers": [build(node, **given) for node in cfg.scorer.values()]}
 

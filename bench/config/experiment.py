@@ -18,7 +18,7 @@ class Experiment:
     sweep: its cells; each line holds overrides, and a comma in one sweeps over values.
     published: its figures in its paper, one entry each; `python -m bench.reproduction` prints them beside ours.
     differs: where it cannot follow the paper's protocol, one line each; printed below the figures.
-    asks: what a value is that only the user has, by the option's name; the error about a lacking value repeats it.
+    asks: what a value is that only the user has, by the option's name; the error where it lacks or is null repeats it.
     """
 
     sweep: Sequence[str] = ()

@@ -35,6 +35,7 @@ SETTINGS: dict[str, Any] = {
         "results": str, "cache": TEXT_OR_NULL, "device": str, "threads": int | None, "batch_size": int,
         "max_memory": dict[str, str] | None, "mirror": TEXT_OR_NULL, "offline": bool, "cells_per_job": int,
         "dry_run": bool, "overwrite": Literal["damaged", "never", "always"],
+        "prefer": Literal["wheel", "hub"],
     },
     "model": {
         "name": str, "wheel": TEXT_OR_NULL, "gguf": TEXT_OR_NULL, "sha256": TEXT_OR_NULL, "path": TEXT_OR_NULL,
@@ -49,7 +50,9 @@ SETTINGS: dict[str, Any] = {
     "suite": Nodes, "scorer": Nodes,
     "searchpath": Sequence[str], "cut": dict[str, dict[str, Any]],
 }  # fmt: skip
-OPTIONAL = {"cells_per_job", "dry_run", "overwrite", "layout", "thinking", "flip", "flip_seed", "max_memory"}
+OPTIONAL = {
+    "cells_per_job", "dry_run", "flip", "flip_seed", "layout", "max_memory", "overwrite", "prefer", "thinking",
+}  # fmt: skip
 """Keys of these that a YAML file need not list: files of plug-ins are older than they are."""
 PAIRS = {"scorer": str, "flip": float, "flip_seed": int}
 """Options of every choice of pairs that are the run's and not of the class."""

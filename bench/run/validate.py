@@ -50,12 +50,16 @@ RANGES: dict[str, Range] = {
 def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str]:
     """Everything wrong with the values of a config, a line each: types, ranges, what has no value, what goes together.
 
-    asks: what an experiment says of options that only the user has. No model, data or text is read.
+    asks: what an experiment says of options that only the user has, which may not be null then. No model, data or text
+    is read.
     """
     try:
         found = list(_walk(cfg, Fields(SETTINGS, frozenset(SETTINGS) - {"searchpath", "cut"})))
     except RecursionError:
         return ["an interpolation ${...} holds itself; give a value"]
+    missing = {key for key, _ in found}
+    found += [(key, f"{key} has no value; set {key}=...") for key in asks or {}
+              if key not in missing and OmegaConf.select(cfg, key, default="") is None]  # fmt: skip
     bad = [key for key, _ in found]
     asked = {f"{key} has no value; set {key}=...": words for key, words in (asks or {}).items()}
     told = [f"{message} ({asked[message]})" if message in asked else message for _, message in found]

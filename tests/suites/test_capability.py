@@ -254,6 +254,16 @@ def test_a_group_is_one_task_over_all_its_documents(tmp_path, sources):
     assert one != two
 
 
+def test_a_document_of_two_tasks_of_a_group_counts_once(tmp_path, sources):
+    """It had two rows of one item, so that the record was written and could not be read again."""
+    row = {"context": "one and one is", "completion": " 2"}
+    rows = {(task, "validation"): [row, {"context": task, "completion": " 3"}] for task in members("arithmetic")}
+    laid_out(Path(sources.mirror), "EleutherAI/arithmetic", rows)
+    found = measure(Capability(sources=sources, tasks=["arithmetic"], documents=None), tiny_lm(), "test")
+    assert not found.items.duplicated(["metric", "item"]).any()
+    assert found.metrics["arithmetic.gold_logprob"].n == 1 + 10
+
+
 def test_solved_examples_stand_before_the_question(tmp_path):
     laid_out(
         tmp_path / "mirror",

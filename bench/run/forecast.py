@@ -1,0 +1,141 @@
+"""What a sweep takes in memory and hours, said before it begins.
+
+Tokens are the plan's (`bench.run.runner.plan`): every text is as long as it may be, and what cells share counts once.
+Hours follow from two speeds that are measured on the spot with the unsteered model: sampling and reading.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from bench.model import checkpoint, devices, memory
+from bench.model.lm import LM, Request
+from bench.model.log_likelihood import likelihoods
+from bench.model.sampling import continuations
+from bench.records import unfinished
+from bench.run.cell import Cell, torch_threads
+from bench.run.cost import PROMPTS
+from bench.run.runner import Failure, bounded
+from methods.progress import listening
+from methods.training_memory import readable
+
+WORTH_TELLING = 2e6  # planned tokens from which a run is told what it takes; loading and measuring need seconds
+PROMPT_TOKENS = 100  # of a prompt in the estimate of a batch: those of ToxiGen, which are the longest
+NEW_TOKENS = 8  # of each text that is sampled to measure the speed
+READ_TEXTS, READ_TOKENS = 32, 64  # that are read to measure the speed
+
+Planned = Sequence[tuple[Cell, Mapping[str, float]]]
+"""Cells, each with the tokens that it has to compute, by stage."""
+
+
+class Work(NamedTuple):
+    """Tokens that a model samples, and that it reads."""
+
+    sampled: float
+    read: float
+
+
+class Speeds(NamedTuple):
+    """Tokens a second."""
+
+    sampling: float
+    reading: float
+
+    def hours(self, work: Work) -> float:
+        """What the work takes at these speeds."""
+        return (work.sampled / self.sampling + work.read / self.reading) / 3600
+
+
+def work(planned: Planned) -> Work:
+    """The tokens of all stages; a stage that several cells have counts once."""
+    stages = {key: (_is_sampled(cell, key), tokens) for cell, own in planned for key, tokens in own.items()}
+    sampled = sum(tokens for is_sampled, tokens in stages.values() if is_sampled)
+    return Work(sampled, sum(tokens for _, tokens in stages.values()) - sampled)
+
+
+def _is_sampled(cell: Cell, key: str) -> bool:
+    """Whether a stage samples: suites whose texts scorers judge do, others read; so does what methods learn from."""
+    kind = key.partition(" ")[0]
+    if kind in cell.parts.suites:
+        suite = cell.parts.suites[kind]
+        return suite.samples and bool(suite.judged_by())
+    return kind in cell.parts.fit_sources
+
+
+def speeds(lm: LM) -> Speeds:
+    """Speeds of the unsteered model, each of a burst after a shorter one; texts that end early count as whole ones."""
+    words = int(lm.model.config.get_text_config().vocab_size)
+    drawn = torch.randint(words, (READ_TEXTS, READ_TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
+    samples = -(-lm.sampling.batch_size // len(PROMPTS))
+
+    def sampled(new: int) -> None:
+        continuations(lm, PROMPTS, samples, replace(lm.sampling, max_new_tokens=new))
+
+    def read(texts: list[list[int]]) -> None:
+        likelihoods(lm, [Request([lm.end_of_text], text) for text in texts])
+
+    with listening(None), unfinished.keeping(None):  # what is timed has to be computed
+        sampled(1)
+        read(drawn[:1])
+        start = time.perf_counter()
+        sampled(NEW_TOKENS)
+        middle = time.perf_counter()
+        read(drawn)
+        end = time.perf_counter()
+    return Speeds(samples * len(PROMPTS) * NEW_TOKENS / (middle - start), READ_TEXTS * READ_TOKENS / (end - middle))
+
+
+def memory_told(cell: Cell) -> str:
+    """A line about the memory that the cell's model takes, before a weight of it is loaded."""
+    cfg = cell.cfg
+    model = checkpoint.skeleton(cfg.model, cell.fetch_model(), cell.revision, cfg.runtime.offline)
+    weights = [*model.parameters()]
+    rows = int(cfg.runtime.batch_size)
+    decoded = [one.decoded(cell.parts.sampling) for one in cell.parts.suites.values() if one.samples]
+    new = max((one.max_new_tokens for one in decoded), default=0)
+    batch = memory.estimate(model, rows, rows, PROMPT_TOKENS, new)
+    names = [one for one in devices.available() if ":" in one]
+    places = names if cfg.runtime.device == devices.AUTO and names else [devices.single(cfg.runtime.device)]
+    free = sum(devices.free_bytes(torch.device(place)) for place in places)
+    return (
+        f"memory: {sum(one.numel() for one in weights) / 1e9:.3g} billion weights in {cfg.model.dtype} take "
+        f"{readable(sum(one.nbytes for one in weights))}, and {rows} texts of {PROMPT_TOKENS} + {new} tokens at once "
+        f"{readable(batch.total)}, fewer texts where that is not free; {', '.join(places)}: {readable(free)} free"
+    )
+
+
+def hours_told(cells: int, todo: Work, found: Speeds, rows: int, device: str) -> str:
+    """A line about the time that the work takes, and what that assumes."""
+    hours = found.hours(todo)
+    takes = f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
+    return (
+        f"time: {cells} cell{'s' if cells != 1 else ''}, {todo.sampled / 1e6:.3g} million tokens to sample, at "
+        f"{found.sampling:,.0f} a second ({rows} texts at once), and {todo.read / 1e6:.3g} million to read, at "
+        f"{found.reading:,.0f}: about {takes} on {device}. Measured just now with the unsteered "
+        "model; texts that end early make it less, scorers and slower methods more"
+    )
+
+
+def told(planned: Planned) -> list[str]:
+    """Both lines about the cells that compute something; none where that is little, or the model cannot be loaded.
+
+    Why it cannot, its cells say.
+    """
+    busy = [(cell, stages) for cell, stages in planned if stages]
+    todo = work(busy)
+    if sum(todo) < WORTH_TELLING:
+        return []
+    cell = busy[0][0]
+    lines = [bounded(cell.cfg, cell.label(), lambda: memory_told(cell))]
+
+    def measured() -> str:
+        with torch_threads(cell.threads):
+            found = speeds(cell.lm)
+        rows = cell.lm.sampling.batch_size
+        return hours_told(len(busy), todo, found, rows, cell.card or str(cell.lm.device))
+
+    lines.append(bounded(cell.cfg, cell.label(), measured))
+    return [one for one in lines if not isinstance(one, Failure)]

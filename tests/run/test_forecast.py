@@ -1,0 +1,73 @@
+"""What a run is told of memory and hours before it begins."""
+
+import re
+
+import pytest
+
+from bench.config import compose
+from bench.model import memory
+from bench.run import forecast, runner
+from bench.run.cell import Cell, Session
+from bench.run.forecast import Speeds, Work
+from tests.run.test_smoke import arguments, world
+from tests.tiny import tiny_lm, tiny_model
+
+__all__ = ["world"]
+
+
+@pytest.fixture
+def planned(world, tmp_path):
+    """CAA and the unsteered model, with what each has to do."""
+    session = Session()
+    jobs = compose.jobs(arguments(world, tmp_path, "method=unsteered,caa")[1:], multirun=True)
+    cells = [Cell(compose.compose(job), session) for job in jobs]
+    return [(cell, runner.plan(cell)) for cell in cells]
+
+
+def test_what_is_sampled_and_what_is_read(planned):
+    """5 prompts x (15 + 2 x 6) tokens, and 3 for each of 5 strengths and the unsteered model on the dev split."""
+    found = forecast.work(planned)
+    assert found.sampled == 2 * 5 * (15 + 2 * 20) + 6 * 3 * (15 + 2 * 20)
+    assert sum(found) == sum({key: tokens for _, own in planned for key, tokens in own.items()}.values())
+    assert found.read > found.sampled  # fluency reads them again, and the documents come on top
+    assert forecast.work([*planned, *planned]) == found  # shared stages count once
+
+
+def test_hours_follow_from_the_speeds():
+    assert Speeds(100.0, 1000.0).hours(Work(720_000.0, 1_800_000.0)) == pytest.approx(2 + 0.5)
+    told = forecast.hours_told(3, Work(720_000.0, 1_800_000.0), Speeds(100.0, 1000.0), 64, "cpu")
+    assert "3 cells, 0.72 million tokens to sample, at 100 a second (64 texts at once)" in told
+    assert "1.8 million to read, at 1,000: about 2.5 hours on cpu" in told
+    assert "about 3 minutes on cpu" in forecast.hours_told(1, Work(18_000.0, 0.0), Speeds(100.0, 1.0), 64, "cpu")
+
+
+def test_both_speeds_are_measured(monkeypatch):
+    clock = iter([10.0, 12.0, 16.0])
+    monkeypatch.setattr("bench.run.forecast.time.perf_counter", lambda: next(clock))
+    lm = tiny_lm()
+    rows = -(-lm.sampling.batch_size // len(forecast.PROMPTS)) * len(forecast.PROMPTS)
+    assert forecast.speeds(lm) == (rows * forecast.NEW_TOKENS / 2, forecast.READ_TEXTS * forecast.READ_TOKENS / 4)
+
+
+def test_memory_is_told_before_a_weight_is_loaded(planned, monkeypatch):
+    monkeypatch.setattr(Cell, "lm", property(lambda _: pytest.fail("a model was loaded")))
+    told = forecast.memory_told(planned[1][0])
+    model = tiny_model()
+    size = sum(one.nbytes for one in model.parameters())
+    batch = memory.estimate(model, 256, 256, forecast.PROMPT_TOKENS, 6).total
+    assert f"take {size / 1e6:.3g} MB, and 256 texts of 100 + 6 tokens at once {batch / 1e6:.3g} MB" in told
+    assert re.search(r"cpu: [\d.]+ (GB|MB) free$", told)
+
+
+def test_little_work_is_not_told(planned, monkeypatch):
+    monkeypatch.setattr(Cell, "lm", property(lambda _: pytest.fail("a model was loaded")))
+    assert forecast.told(planned) == []
+    monkeypatch.undo()
+    monkeypatch.setattr(forecast, "WORTH_TELLING", 1000)
+    assert [line.partition(":")[0] for line in forecast.told(planned)] == ["memory", "time"]
+
+
+def test_a_model_that_cannot_be_loaded_is_left_to_its_cells(planned, monkeypatch):
+    monkeypatch.setattr(forecast, "WORTH_TELLING", 1000)
+    monkeypatch.setattr(Cell, "lm", property(lambda _: (_ for _ in ()).throw(MemoryError("none left"))))
+    assert [line.partition(":")[0] for line in forecast.told(planned)] == ["memory"]
