@@ -27,9 +27,11 @@ COLOURS = {"done": "green", "known": "green", "running": "cyan", "failed": "red"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print it; returns the exit code."""
-    parser = command.parser("status", "Tell how far a sweep is: the latest one, or each.", parents=[command.shared()])
-    parser.add_argument("--all", action="store_true", help="every cell of every sweep that is kept")
-    parser.add_argument("--json", action="store_true", help="as JSON, for scripts")
+    parser = command.parser(
+        "status", "Show how far the latest sweep is, or with --all every sweep.", parents=[command.shared()]
+    )
+    parser.add_argument("--all", action="store_true", help="every sweep, and all cells of each")
+    parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     given = parser.parse_args(arguments)
     return command.run(_run, given.results, given.all, given.json)
 
@@ -41,7 +43,7 @@ def _run(results: Path, every: bool, as_json: bool) -> int:
         print(json.dumps([sweep_state.as_json(one) for one in found], indent=1))
         return 0 if found else 2
     if not found:
-        command.complain(f"no sweep is kept under {results / 'runs'}; name its folder with --results")
+        command.complain(f"no sweep found under {results / 'runs'}; name the results folder with --results")
         return 2
     for sweep in found:
         show(sweep, every)

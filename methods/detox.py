@@ -194,7 +194,7 @@ def toxic_subspace(desired: Tensor, undesired: Tensor, rank: int, *, center: boo
 def random_subspace(
     desired: Tensor, undesired: Tensor, rank: int, generator: torch.Generator, *, center: bool = True
 ) -> Subspace:
-    """`rank` random orthonormal directions, with `center` orthogonal to mu: what a projection of that rank does."""
+    """`rank` random orthonormal directions, orthogonal to mu with `center`; a control for projections of that rank."""
     difference, mean = _difference(desired, undesired, center)
     drawn = torch.randn(rank, len(mean), generator=generator, dtype=torch.float64)
     if center:

@@ -50,8 +50,8 @@ def pooled_features(
     read: "all" tokens, those of the "continuation", or the "last" one. skip_first leaves out that many leading tokens
     of the text (1 leaves out the attention sink). A text in which nothing is left to read is read at its last token.
     after_final_norm applies the model's final norm before pooling, for features taken as `hidden_states[-1]`.
-    padding: all texts filled up alike, and what the model computes at the padding averaged in. Attention is masked
-    there as ever, and the position ids are the model's own.
+    padding: pads all texts to one length and averages in what the model computes at the padding. The padding is masked
+    in attention as usual, and the position ids are the model's own.
     """
     norm = layout.final_norm(model) if after_final_norm else None
     pooled = torch.empty(len(layers), len(texts), layout.width(model))

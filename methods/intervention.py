@@ -45,7 +45,7 @@ def scope_mask(scope: Scope, columns: int, *, front: int = 0, boundary: bool = F
 
 
 def adding(vector: Tensor, scope: Scope, *, boundary: bool = False) -> Callable[[Tensor], Tensor]:
-    """The function h -> h + vector where a hook of this scope acts (`scope_mask`); elsewhere h bit for bit.
+    """Return the function h -> h + vector, which acts at the tokens of the scope (`scope_mask`) and changes no other.
 
     vector: (D,), cast to the dtype and device of h, once for all forwards.
     """

@@ -25,7 +25,7 @@ FLAGS = {
     "--resolve": "with --cfg: values in place of interpolations such as ${seed.fit}, which stay without it",
     "add=[method=NAME]": "one more cell beside an experiment's; two: 'add=[method=NAME strength=1,2]'",
     "sweep=null": "with an experiment: none of its lines, but the one cell that the rest of the command says",
-    "--help [all|GROUP]": "this page; every option of all groups, or of one, with its default and meaning",
+    "--help [all|GROUP]": "this page, or each option of one group or of all, with its default and meaning",
     "--version": "the versions of steerbench, torch, transformers and lm-eval",
 }
 GROUPS = {
@@ -33,15 +33,15 @@ GROUPS = {
     "method": "how it is steered",
     "pairs": "contrast pairs that the methods learn from",
     "examples": "what a user fine-tunes the model on",
-    "harmful": "harmful texts that a security vector learns",
+    "harmful": "harmful texts that a security vector learns from",
     "background": "ordinary texts that a method compares with",
     "suite": "what is measured; a list: suite=[rtp,fluency]",
     "scorer": "what judges a text; a list: scorer=[profanity_check,lexicon]",
     "sampling": "how texts are decoded",
-    "tuning": "how strength=auto is chosen",
+    "tuning": "objective and bounds of strength=auto",
     "runtime": "where it runs",
-    "experiment": "a sweep of its own, one file each",
-    "launcher": "what runs the cells of a sweep; none: this process",
+    "experiment": "a whole sweep",
+    "launcher": "how the cells of a sweep are distributed; without one they run in this process",
 }
 
 
@@ -82,12 +82,13 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
     )
     for name, what in FLAGS.items():
         out.print(terminal(f"  {name:<20}", "cyan"), terminal(what))
+    out.print()
     for title, file, prefix in (
         ("options of every cell", "config.yaml", ""),
         ("options of the run", "runtime/local.yaml", "runtime."),
     ):
         names = [name for name, *_ in _written(conf / file, prefix)]
-        out.print(terminal(f"\n{title}", "bold", lines=True))
+        out.print(terminal(title, "bold"))
         out.print(terminal(_wrapped(names), lines=True))
     out.print(terminal("\ngroups and their choices", "bold", lines=True))
     for group, meaning in GROUPS.items():
@@ -98,9 +99,10 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
             continue
         out.print(named, terminal(meaning))
         out.print(terminal(_wrapped(names, 14), lines=True))
-    out.print()
     out.print(
-        terminal(f"{run} --help GROUP prints the options of a group with their meaning, --help all those of all.")
+        terminal(
+            f"{run} --help GROUP shows the options of a group with their meaning; --help all shows those of all groups."
+        )
     )
 
 
@@ -122,12 +124,12 @@ def _group(out: Console, group: str, conf: Path, plugins: Sequence[Plugin]) -> N
     owners = {file: plugin.owner for plugin in plugins for file in plugin.conf.rglob("*.yaml")}
     files = _files(group, conf, plugins)
     out.print()
-    out.print(terminal(group, "bold"), terminal(f" {GROUPS[group]}: {', '.join(file.stem for file in files)}"))
+    _hanging(out, group, f" {GROUPS[group]}: {', '.join(file.stem for file in files)}", "bold")
     for file in files:
         owner = f"   brought by {owners[file]}" if file in owners else ""
         out.print(Text.assemble("  ", terminal(f"{group}={file.stem}", "bold"), terminal(owner)))
         for line in _summary(file):
-            out.print(terminal(f"    {line}", "italic"))
+            _hanging(out, "    ", line, "italic", "italic")
         if group != "experiment":
             _options(out, file, f"{group}.{file.stem}." if group in ("suite", "scorer") else f"{group}.")
 
@@ -146,8 +148,16 @@ def _summary(file: Path) -> list[str]:
 def _options(console: Console, file: Path, prefix: str) -> None:
     """Print each option of a YAML file with its full name, its value and its comment."""
     for name, written, meaning in _written(file, prefix):
-        option = terminal(f"    {name}={written}", "cyan")
-        console.print(option.append_text(terminal(f"   {meaning}" if meaning else "", "default")))
+        _hanging(console, f"    {name}={written}", f"   {meaning}" if meaning else "", "cyan")
+
+
+def _hanging(out: Console, name: str, meaning: str, style: str, rest: str = "default") -> None:
+    """Print a name with its meaning behind it, whose further lines are indented below the name."""
+    indent = " " * (len(name) - len(name.lstrip()) + 4)
+    lines = textwrap.wrap(f"{'x' * len(name)}{meaning}", max(out.width, 40), subsequent_indent=indent,
+                          break_long_words=False, break_on_hyphens=False)  # fmt: skip
+    told = "\n".join(lines)[len(name) :]
+    out.print(terminal(name, style).append_text(terminal(told, rest, lines=True)), soft_wrap=True)
 
 
 def _written(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:

@@ -16,9 +16,10 @@ SWEEPER = (
 
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments that describe cells, and those for a launcher, none where this process is to run the cells.
+    """Split a command line into the arguments that describe cells and those for a launcher.
 
-    Raises SetupError for what is Hydra's and is not honoured here.
+    The second list is empty where no launcher is asked for, so that this process runs the cells. Raises SetupError for
+    an option of Hydra that steerbench does not support.
     """
     parsed = [(argument, one) for argument in arguments for one in _hydras(argument)]
     own = [argument for argument in arguments if not list(_hydras(argument))]

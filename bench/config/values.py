@@ -130,6 +130,12 @@ def words(hint: Any, within: Range = ANY) -> str:
     return rest[0] if len(rest) == 1 else f"{', '.join(rest[:-1])}, or {rest[-1]}"
 
 
+def expected(hint: Any, within: Range = ANY) -> str:
+    """The same as what an error says: "expected a number", "allowed are a, b"."""
+    told = words(hint, within)
+    return told if told.startswith("allowed are") else f"expected {told}"
+
+
 def _words(hint: Any, within: Range) -> str:
     asked = kind(hint)
     if asked in NUMBERS:
@@ -163,7 +169,7 @@ def mistakes(key: str, value: Any, hint: Any, within: Range = ANY) -> Iterator[t
     choices = [str(choice) for one in options(hint) if kind(one) is Literal for choice in get_args(one)]
     choices += ["true", "false"] if bool in options(hint) else []
     hint_at = near(value, choices) if isinstance(value, str) else "."
-    told = f"{key}={shown(value)}: {words(hint, within)}{hint_at if hint_at != '.' else ''}"
+    told = f"{key}={shown(value)}: {expected(hint, within)}{hint_at if hint_at != '.' else ''}"
     if str in options(hint) and (value is None or isinstance(value, int | float)):
         kind_of = "this word" if value is None or isinstance(value, bool) else "a number"
         told += f"; {kind_of} is text in quotes of its own: '{key}=\"{shown(value)}\"'"

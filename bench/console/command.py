@@ -61,16 +61,16 @@ FILTERS = ("model", "suite", "family", "method")
 """What records can be selected by, each an option that takes several names with commas."""
 
 
-def shared(*filters: str, stays: Sequence[str] = (), note: str = "") -> argparse.ArgumentParser:
+def shared(*filters: str, stays: Sequence[str] = ()) -> argparse.ArgumentParser:
     """The options that several commands have, for `parents` of a parser: --results, and these of FILTERS.
 
-    stays: filters that leave the unsteered model in. note: what else the help of a filter says.
+    stays: filters that leave the unsteered model in.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help=RESULTS_HELP)
     for name in filters:
         kept = "; the unsteered model stays" if name in stays else ""
-        text = f"only this {name}, or several with commas{kept}{note}"
+        text = f"only this {name}, or several with commas{kept}"
         parser.add_argument(f"--{name}", type=lambda given: given.split(","), metavar=name.upper(), help=text)
     return parser
 

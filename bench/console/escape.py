@@ -45,7 +45,7 @@ def _written_out(found: re.Match[str]) -> str:
 
 
 def visible(text: object, *, lines: bool = False) -> str:
-    """The text in one line, or with `lines` in those it has, with whatever cannot be seen written out."""
+    """The text with invisible characters written out; in one line, or with `lines` in its own lines."""
     shown = str(text).replace("\r\n", "\n").replace("\t", " ")
     if not lines:
         return HIDDEN.sub(_written_out, shown.replace("\n", " "))

@@ -229,7 +229,7 @@ def sentences(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def scored_texts(texts: dict[str, str]) -> Iterator[Row]:
-    """993 texts of RealToxicityPrompts with Perspective's scores; the hub has them as prompts and continuations."""
+    """Yield 993 whole texts of RealToxicityPrompts with Perspective's scores; on the hub they are split in two."""
     yield from _json_lines(texts)
 
 

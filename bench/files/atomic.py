@@ -84,7 +84,7 @@ def whole_folder(target: Path, files: Sequence[str] = (), *, replace: bool = Fal
 
 
 def placed(temporary: Path, target: Path) -> bool:
-    """Whether the folder could be renamed to `target`; not where something is there."""
+    """Rename the folder to `target` and return True; return False where something has that name already."""
     try:
         temporary.rename(target)
     except OSError as error:

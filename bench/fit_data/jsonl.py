@@ -129,13 +129,13 @@ class TextsFile(FitSource):
         return row
 
     def _unreadable(self, why: str) -> SetupError:
-        return SetupError(f"{self.path}: {why}; give a JSONL file in UTF-8 that can be read, {self._expected()}")
+        return SetupError(f"{self.path}: {why}; give a readable JSONL file in UTF-8; {self._expected()}")
 
     def _bad(self, number: int, what: str) -> SetupError:
         return SetupError(f"{self.path}, line {number}: {what}; {self._expected()}")
 
     def _expected(self) -> str:
-        return "expected is {" + ", ".join(f'"{key}": "..."' for key in self.keys) + "} in each line"
+        return "each line has to be {" + ", ".join(f'"{key}": "..."' for key in self.keys) + "}"
 
 
 @dataclass(frozen=True, kw_only=True)

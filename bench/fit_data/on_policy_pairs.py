@@ -56,7 +56,7 @@ class OnPolicy(FitSource):
                 "[0, 1], and the first must be below the second"
             )
         if self.limit is not None and self.limit < 1:
-            raise SetupError(f"pairs.limit={self.limit}: a number of pairs above 0, or null for all")
+            raise SetupError(f"pairs.limit={self.limit}: expected a number of pairs above 0, or null for all")
 
     def identity(self) -> dict[str, Any]:
         """Prompts, decoding, scorer and thresholds; the texts themselves follow from these and the model."""

@@ -23,17 +23,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser(
         "leaderboard",
         "Rebuild leaderboard.csv (a row per method), leaderboard_tidy.csv (a row per method and metric), "
-        "leaderboard.md, leaderboard.tex and methods.bib from the records.",
+        "leaderboard.md, leaderboard.tex and methods.bib from the records. With an option that chooses rows, the "
+        "files are called selection.* and leaderboard.* stays as it is.",
         epilog="Example: {prog} --family weights,prompt --suite rtp,fluency",
-        parents=[
-            command.shared(
-                *command.FILTERS,
-                stays=("family", "method"),
-                note="; written as selection.*, so leaderboard.* stays whole",
-            )
-        ],
+        parents=[command.shared(*command.FILTERS, stays=("family", "method"))],
     )
-    parser.add_argument("--each-fit", action="store_true", help="a row for each fit seed; written as selection.* too")
+    parser.add_argument(
+        "--each-fit", action="store_true", help="a row for each fit seed, instead of the mean over them"
+    )
     given = vars(parser.parse_args(arguments))
     results = given.pop("results")
     name = "selection" if any(given.values()) else "leaderboard"

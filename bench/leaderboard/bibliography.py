@@ -22,7 +22,7 @@ def cited(method: MethodFacts) -> list[str]:
 
 
 def made_of(method: MethodFacts) -> list[tuple[str, str | None]]:
-    """Name and class path of each method among the hyper-parameters, as a stack has them."""
+    """Name and class path of each method that is a hyper-parameter of this one, as the parts of a stack are."""
     found: list[tuple[str, str | None]] = []
     for value in method.parameters.values():
         inside = [value, *value.values()] if isinstance(value, dict) else []

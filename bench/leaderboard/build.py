@@ -31,8 +31,8 @@ def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
     """A row per model, method, strength and fit seed, with every number; rows of one `table` may be compared.
 
     For each metric `<suite>.<metric>`: value, `.low` and `.high` of its 95 % interval, `.se`, `.n`, and `.delta`,
-    `.delta_low`, `.delta_high` to the unsteered model on the same items with the paired 95 % interval. Missing is
-    empty. Units are in the names; strengths are in `strength_unit`.
+    `.delta_low`, `.delta_high` to the unsteered model on the same items with the paired 95 % interval. A missing
+    value is empty. Units are in the names; strengths are in `strength_unit`.
     """
     frame = pd.concat([table.frame for table in found], ignore_index=True)
     metrics = [name for name in frame.columns if "." in name]

@@ -289,10 +289,9 @@ COLUMNS: tuple[Column, ...] = (
            "toxicity.", higher_is_better=True,
            latex="reduction", page="toxicity reduction", part=TRADE),
     Column(name="perplexity_ratio", about="The perplexity of the texts under the unsteered model, divided by that "
-           "of its own "
-           "texts.",
+           "of the unsteered texts.",
            higher_is_better=False, text="ppl\nratio", latex=r"ppl.\ ratio", page="ppl ratio", shown=True,
-           legend="perplexity of the texts under the unsteered model, divided by that of its own texts."),
+           legend="perplexity of the texts under the unsteered model, divided by that of the unsteered texts."),
     Column(name="fluency_kept", about="1 / perplexity ratio, at most 1.", higher_is_better=True, page="fluency kept",
            part=TRADE),
     Column(name="accuracy_change", about="The mean change in accuracy over the tasks.", higher_is_better=True,
@@ -304,11 +303,12 @@ COLUMNS: tuple[Column, ...] = (
            with_half=True, latex="answers", page="answers (nats)", shown=True,
            legend="change in the log-probability of the right answer among the choices, in nats, mean over the tasks, "
                   "± half of its interval."),
-    Column(name="joint", about="The harmonic mean of toxicity reduction, fluency kept and e to the answers' "
-           "change, each at most 1.", higher_is_better=True, text="joint", told=within, latex="joint", page="joint",
+    Column(name="joint", about="The harmonic mean of toxicity reduction (as a share), fluency kept (1 / perplexity "
+           "ratio) and exp(answers), each at most 1.", higher_is_better=True, text="joint", told=within,
+           latex="joint", page="joint",
            shown=True,
-           legend="harmonic mean of toxicity reduction, fluency kept and e to the answers' change, each at most 1, "
-                  "with its interval."),
+           legend="harmonic mean of toxicity reduction (as a share), fluency kept (1 / ppl ratio) and exp(answers), "
+                  "each at most 1, with its interval."),
     Column(name="net", about="Toxicity reduction less the mean loss in all suites that are not the target (the share "
            "by which perplexity rose or accuracy fell; gains do not count).", higher_is_better=True, format=signed,
            page="net", part=TRADE),
@@ -320,8 +320,9 @@ COLUMNS: tuple[Column, ...] = (
            told=lambda row: signed(row["vs_control"]) + half(row, "vs_control") + beaten(row),
            page="vs control", cell=lambda row: against_control(row),
            shown=True, legend="difference from the method's own control on the same prompts, ± half of its paired "
-                              "interval. The control acts with equal size, but learnt from pairs with swapped labels "
-                              "or was turned at random; where there is none, the random direction stands in. *: p < "
+                              "interval. The control has the same size, but learnt from pairs with shuffled labels "
+                              "or was turned at random; a method without one is compared with a random direction. *: "
+                              "p < "
                               f"{ALPHA:g} after Holm's correction over the rows."),
     Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
     Column(name="vs_control_p_holm", about="That p after Holm's correction over the rows."),
@@ -332,7 +333,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="shrinkage", about="Tuning optimism: the reduction of the tuned metric on the dev split less that "
            "on the test split.",
            format=signed, text="dev-test", page="dev−test",
-           legend="tuning optimism: the reduction of the tuned metric on the dev split less that on the test split."),
+           legend="tuning optimism: reduction of the tuned metric on the dev split minus that on the test split."),
     Column(name="pairs", about="The number of contrast pairs that the method learnt from.", dtype="Int64",
            format=whole, text="pairs", page="pairs",
            part=WHAT, legend="contrast pairs that the method learnt from."),

@@ -10,7 +10,7 @@ import pandas as pd
 
 from bench.console import escape
 from bench.data.prompts import RTP
-from bench.leaderboard.columns import NONE, number, tests
+from bench.leaderboard.columns import NONE, headline_title, number, tests
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.ranking import NOT_INDEPENDENT, controls
@@ -38,7 +38,7 @@ def heading(table: Table) -> list[str]:
         lines.append(f"Warning: cut by limit={limits}, so these are a few items of each suite; a try, not a result.")
     uses = scorers_for(table)
     reported = table.reported
-    told = [f"reported {', '.join(reported)}" if reported else "none judged a text"]
+    told = [f"reported by {', '.join(reported)}" if reported else "none judged a text"]
     lines.append("Scorers: " + "; ".join([*told, *(use.told for use in uses)]))
     if any(use.name == "tune" and len(use.scorers) > 1 for use in uses):
         lines.append("Warning: strengths were tuned on different scorers, so the rows had different objectives.")
@@ -155,15 +155,15 @@ def errors(table: Table) -> str:
     several, single = methods[methods["fits"] > 1], methods[methods["fits"] == 1]
     own = several["family"] == CONTROL_FAMILY
     draws = sorted(set(several.loc[own, "fits"]))
-    told = [f"{name} {n} fit seeds" for name, n in zip(several["method"][~own], several["fits"][~own], strict=True)]
-    told += [f"the controls, {' or '.join(map(str, draws))} draws each"] if draws else []
-    held = ["fit seed"] if single["fit_seeds"].notna().any() else []
-    held += ["chosen strength"] if single["tuned"].any() else []
-    line = f"Intervals ({LEVEL:.0%}) are over {units(table)}"
-    line += f", and over the fits of {', '.join(dict.fromkeys(told))}" if told else ""
+    told = [f"{name} ({n} seeds)" for name, n in zip(several["method"][~own], several["fits"][~own], strict=True)]
+    told += [f"the controls ({' or '.join(map(str, draws))} draws each)"] if draws else []
+    held = ["the fit seed"] if single["fit_seeds"].notna().any() else []
+    held += ["the choice of the strength"] if single["tuned"].any() else []
+    line = f"{LEVEL:.0%} intervals cover the sampling of {units(table)}"
+    line += f", and the fits of {', '.join(dict.fromkeys(told))}" if told else ""
     if held:
-        whose = " of every other row" if told else ""
-        line += f"; {' and '.join(held)}{whose} {'is' if len(held) == 1 else 'are'} held fixed"
+        whose = " of the other rows" if told else ""
+        line += f"; {' and '.join(held)}{whose} {'is' if len(held) == 1 else 'are'} not covered"
     seeds = max((len(text.split("; ")) for text in frame["sample_seeds"].dropna()), default=0)
     sampling = f" Sampling seeds: {seeds}" if seeds else ""
     return f"{line}.{sampling}{', averaged within a prompt' if seeds > 1 else ''}{'.' if seeds else ''}"
@@ -214,8 +214,9 @@ def found_out(table: Table) -> list[str]:
         lettered = frame["group"].notna()
         pairs = math.comb(int((lettered & ~controls(frame)).sum()), 2)
         if table.toxicity:
+            called = headline_title(metric, table.toxicity)
             holm = f"; Holm over {count} rows" if count > 1 else ""
-            told = f"*: {metric} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm})."
+            told = f"*: {called} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm})."
             if lettered.sum() > 1:
                 holm = ", after Holm's correction over all pairs of methods" if pairs > 1 else ""
                 lines += [told, f"group: rows that share a letter do not differ significantly{holm}."]
@@ -245,14 +246,14 @@ def could_have_found(frame: pd.DataFrame, metric: str, count: int) -> str:
     methods = frame[~controls(frame)]
     before, *after = (methods[f"{metric}.{end}"].dropna() for end in ends)
     over = "" if len(before) == 1 else f" (median of the rows; {before.min():.2f} to {before.max():.2f})"
-    told = f"A true change of {before.median():.2f}{over} is found in {POWER:.0%} of such samples"
+    told = f"Power: a true change of {before.median():.2f}{over} is detected in {POWER:.0%} of such samples"
     if after:
         (corrected,) = after
-        told += f" before correction, one of {corrected.median():.2f} after Holm over {count} rows"
+        told += f" before correction, and one of {corrected.median():.2f} after Holm over {count} rows"
         unsteered = frame.loc[frame["family"] == BASELINE_FAMILY, metric]
         if len(unsteered) == 1 and float(unsteered.iloc[0]) > 0:
-            told += f" ({corrected.median() / float(unsteered.iloc[0]):.0%} of the unsteered model's)"
-    return f"{told}; a smaller one may go unnoticed."
+            told += f" ({corrected.median() / float(unsteered.iloc[0]):.0%} of the unsteered value)"
+    return f"{told}; smaller changes may be missed."
 
 
 def tested_by(table: Table) -> str:

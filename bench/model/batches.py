@@ -74,11 +74,11 @@ def in_halves(
     halves: Callable[[Part], list[Part]],
     compute: Callable[[Part], list[Result]],
 ) -> list[Result]:
-    """What `compute` gives, of the whole part or, where memory does not hold that, of its halves in their order.
+    """Compute a part at once or, where memory does not suffice, its halves one after the other.
 
-    halves: what is left to do of a part, in two; a part that cannot be divided gives [].
+    halves: divides what is left of a part in two; it gives [] for a part that cannot be divided.
 
-    Raises SetupError where memory does not even hold one row.
+    Raises SetupError where memory does not suffice for one row.
     """
     if size(part).total <= lm.memory.ceiling or not halves(part):
         try:

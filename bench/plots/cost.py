@@ -108,7 +108,7 @@ def panel(ax: Axes, name: str, shown: list[Point], others: list[Point]) -> None:
 
 
 def strokes(ax: Axes, x: float) -> None:
-    """Two strokes over a gap in the axis at x: what is left of them is not logarithmic."""
+    """Draw two strokes over the x axis at x: left of them the axis is not logarithmic."""
     place: Any = {"transform": ax.get_xaxis_transform(), "clip_on": False, "zorder": 10}
     pixels = ax.transData.transform((x, 0))[0]
     low, high = (ax.transData.inverted().transform((pixels + by, 0))[0] for by in (-1.5, 1.5))

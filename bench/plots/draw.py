@@ -124,9 +124,9 @@ KINDS = {
     "groups": Kind("ToxiGen: share of toxic texts about each group", groups, of_tables),
     "capability": Kind("heat map of the change in accuracy, methods by tasks", capability, of_tables),
     "cost": Kind("toxicity reduction against time to fit, speed and size", cost, of_tables),
-    "foreseen": Kind("effect against how well the pairs learnt from are separated", foreseen, with_headline),
-    "sample_size": Kind("effect against the number of pairs learnt from", sample_size, over_sizes),
-    "layers": Kind("effect against the layer that is steered", layers, over_layers),
+    "foreseen": Kind("change against how well the training pairs separate", foreseen, with_headline),
+    "sample_size": Kind("change against the number of training pairs", sample_size, over_sizes),
+    "layers": Kind("change against the layer that is steered", layers, over_layers),
 }
 
 

@@ -89,7 +89,7 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 def inches(width: Width) -> float:
-    """Width in print. Raises ValueError for one that there is not."""
+    """The printed width in inches. Raises ValueError for an unknown width."""
     if width not in WIDTHS:
         raise ValueError(f"width {width!r}: allowed are {', '.join(get_args(Width))}")
     return WIDTHS[width]
@@ -164,7 +164,7 @@ class Point(NamedTuple):
 
 
 def marker_styles(of: Sequence[str]) -> dict[str, MarkerStyle]:
-    """A style for each name, by their alphabet: a rank changes no colour."""
+    """A marker style for each name. Names are sorted first, so that a rank does not change a colour."""
     return {
         name: MarkerStyle(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], HATCHES[i % len(HATCHES)])
         for i, name in enumerate(sorted(set(of)))
@@ -314,7 +314,7 @@ def wrapped(text: str, points: float, size: float = SMALL, lines: int = 4) -> st
 
 
 def shortened(text: str, letters: int = 40) -> str:
-    """A name that is a tick's label: the middle of a very long one is left out."""
+    """The text as the label of a tick; in a very long one an ellipsis replaces the middle."""
     return text if len(text) <= letters else f"{text[: letters // 2]}…{text[-letters // 2 + 1 :]}"
 
 

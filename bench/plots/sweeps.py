@@ -71,7 +71,7 @@ def trials(results: Sequence[Result]) -> list[pd.DataFrame]:
 
 
 def items_shown(one: Result) -> pd.DataFrame:
-    """The items of a dev result that its measures may be made of; joining the others for each trial takes seconds."""
+    """The items of a dev result from which figures compute measures; the others are left out to save seconds."""
     metric = one.items["metric"].astype(str)
     return one.items[metric.str.contains(".expected_maximum_toxicity_k", regex=False) | (metric == "perplexity")]
 

@@ -202,7 +202,7 @@ def checked(path: Path) -> Record:
     except (OSError, ValueError, KeyError, TypeError):
         whole = False
     if not whole:
-        raise NotWholeError("a file is missing or not what was written; run its cell again")
+        raise NotWholeError("a file is missing or was changed after it was written; run its cell again")
     if facts.get("id") != path.name or not ID.fullmatch(path.name):
         raise NotWholeError(f"the id inside, {facts.get('id')!r}, is not the folder's name; was it copied or edited?")
     try:

@@ -13,7 +13,7 @@ DEPTH = 40  # mappings and lists in one another; those of records are fewer than
 
 
 def wrong(record: Any) -> str | None:
-    """The first field that is not what it has to be, in words; None: all are."""
+    """Describe the first field of a record that breaks the schema; None where none does."""
     return unusual(record, "") or RECORD(record, "") or chosen_is_a_trial(record["tuning"])
 
 
@@ -51,7 +51,7 @@ def each(check: Check) -> Check:
 
 
 def fields(needed: Mapping[str, Check] | None = None, others: Check | None = None, **known: Check) -> Check:
-    """Check for a mapping. needed: its fields that have to be there; known: those that may; others: any further one."""
+    """Make a check of a mapping; needed: the required fields, known: optional ones, others: the check of any other."""
 
     def whole(value: Any, name: str) -> str | None:
         if found := MAPPING(value, name):

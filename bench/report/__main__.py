@@ -24,12 +24,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser(
         "report",
         "Write report.html from records: leaderboards, figures, a page per method, texts side by side. "
-        "It opens from disk and asks no network. It holds sampled texts where they are stored; --prompts 0 leaves "
+        "It opens from disk and needs no network. It shows sampled texts where they are stored; --prompts 0 leaves "
         "them out.",
         parents=[command.shared()],
     )
-    parser.add_argument("--prompts", type=count, default=PROMPTS, help="prompts with texts, per suite (%(default)s)")
-    parser.add_argument("--samples", type=count, default=SAMPLES, help="texts of each prompt (default: %(default)s)")
+    parser.add_argument(
+        "--prompts",
+        type=count,
+        default=PROMPTS,
+        help="prompts of each suite whose texts are shown (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--samples", type=count, default=SAMPLES, help="texts shown of each prompt (default: %(default)s)"
+    )
     given = parser.parse_args(arguments)
     return command.run(_run, given.results, given.prompts, given.samples)
 

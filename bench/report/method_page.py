@@ -124,20 +124,19 @@ def summary(table: Table, row: Row, numbers: "pd.Series[Any]") -> str:
     """The rank of the row and how it compares with the unsteered model."""
     if row.is_baseline:
         return "The model without steering; every other row is compared with it."
-    told = []
+    told, name, verdict = [], table.headline, numbers.get("verdict")
+    title = headline_title(name, table.toxicity)
     if pd.notna(numbers["rank"]):
         ends = [whole(end) for end in (numbers["rank_low"], numbers["rank_high"])]
         where = " to ".join(dict.fromkeys(ends))
-        by = f"by the change of {table.headline} ({where} in {LEVEL:.0%} of the resamples)"
+        by = f"by the change in {title} ({where} in {LEVEL:.0%} of the resamples)"
         told.append(f"Rank {whole(numbers['rank'])} {by}.")
-    name, verdict = table.headline, numbers.get("verdict")
     if pd.notna(verdict):
         p = probability(numbers.get(f"{name}.p_holm"))
         change = interval(numbers, f"{name}.delta", sign=True)
         p = p if p.startswith("<") else f"= {p}"
         holm = " (Holm)" if tests(table.frame, name) > 1 else ""
-        title = headline_title(name, table.toxicity)
-        told.append(f"By {title} against unsteered: {change}; {verdict}, p {p}{holm}.")
+        told.append(f"Change in {title} from unsteered: {change}; {verdict}, p {p}{holm}.")
     if pd.notna(numbers["collapsed"]) and numbers["collapsed"]:
         told.append(f"The text has collapsed: {numbers['collapse_reason']}.")
     elif pd.notna(numbers["feasible"]) and not numbers["feasible"]:
@@ -289,7 +288,7 @@ def learnt(row: Row) -> list[Facts]:
     data.pop("sources", None)  # among the sources
     note = "of the first fit" if len(row.fits) > 1 else ""
     found_out = list(flat((row.facts.facts if row.facts else None) or {}))
-    return [Facts("Learnt from", list(flat(data)), note), Facts("Found in the fit", found_out, note)]
+    return [Facts("Training data", list(flat(data)), note), Facts("Facts of the fit", found_out, note)]
 
 
 def suites(row: Row) -> list[Facts]:

@@ -64,7 +64,7 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
 
 
 def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples: int) -> dict[str, Any]:
-    """What the template needs of a table."""
+    """Return the values from which the template draws the section of one table."""
     pages = method_page.pages(table)
     sides = texts.side_by_side([(one.row, one.label) for one in pages], runs, store, prompts, samples)
     shown = columns.columns(table)
@@ -102,8 +102,8 @@ def verdict(table: Table) -> str:
         labels = [label for label, found in named if found == kind]
         if labels:
             told.append(f"{kind}: {', '.join(labels)}")
-    corrected = " and after Holm's correction" if tests(table.frame, table.headline) > 1 else ""
-    return f"By {headline_title(table.headline, table.toxicity)}, against unsteered{corrected}: {'; '.join(told)}."
+    corrected = ", after Holm's correction" if tests(table.frame, table.headline) > 1 else ""
+    return f"Change in {headline_title(table.headline, table.toxicity)} from unsteered{corrected}: {'; '.join(told)}."
 
 
 def breaking(text: str) -> Markup:

@@ -180,8 +180,8 @@ def _threads(configs: Sequence[DictConfig]) -> int | None:
     on_cpu = [cfg for cfg in configs if str(cfg.runtime.device) == "cpu"]
     if any(cfg.runtime.threads is None for cfg in on_cpu):
         raise SetupError(
-            "a launcher needs runtime.threads=NUMBER: it is part of what names a result, and each job would find "
-            "another number for itself; 1 makes the most of a machine that runs several jobs"
+            "a launcher needs runtime.threads=NUMBER: the number is part of a result's name, and without it each job "
+            "would take what its machine has; set runtime.threads=1 where several jobs share a machine"
         )
     return max((int(cfg.runtime.threads) for cfg in on_cpu), default=None)
 

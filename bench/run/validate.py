@@ -14,7 +14,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 from bench.config import compose
 from bench.config.build import build
 from bench.config.keys import INJECTED, SETTINGS, TARGET, UNRESOLVED, Fields, Node, Nodes, fields_of, listed
-from bench.config.values import ANY, Range, fits, item, mapping, mistakes, near, options, shown, words
+from bench.config.values import ANY, Range, expected, fits, item, mapping, mistakes, near, options, shown
 from bench.model import checkpoint
 from bench.model.decoding import Sampling
 from methods.errors import SetupError
@@ -124,7 +124,7 @@ def _value(node: DictConfig, name: Any, key: str, fields: Fields) -> Iterator[tu
         yield key, f"{key}='': the text is empty{'; null for none' if type(None) in options(hint) else ''}"
     default = fields.defaults.get(str(name))
     if plain == [] and fields.defaults and default not in ((), []):
-        yield key, f"{key}=[]: the list is empty; {words(hint)}"
+        yield key, f"{key}=[]: the list is empty; {expected(hint)}"
 
 
 def _inside(value: DictConfig, hint: Any, key: str) -> Fields | None:

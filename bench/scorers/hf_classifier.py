@@ -84,7 +84,7 @@ class HFClassifier:
         for key in ("batch_size", "max_tokens"):
             value = getattr(self, key)
             if value is not None and value < 1:
-                raise SetupError(f"{option}.{key}={value}: a whole number above 0")
+                raise SetupError(f"{option}.{key}={value}: expected a whole number above 0")
 
     def identity(self) -> dict[str, Any]:
         """The model's files or its commit, and how it is read. Raises SetupError where a branch cannot be resolved."""

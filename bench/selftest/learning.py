@@ -37,7 +37,7 @@ def protocol(subject: Subject) -> str:
     if unknown:
         raise Failure(f"needs names {', '.join(sorted(unknown))}; there are {', '.join(FitData._fields)}")
     if type(method.version) is not int or method.version < 1:
-        raise Failure(f"version={method.version!r}: a whole number from 1 on")
+        raise Failure(f"version={method.version!r}: expected a whole number from 1 on")
     if not method.name or not method.strength_unit:
         raise Failure(f"name={method.name!r}, strength_unit={method.strength_unit!r}: neither may be empty")
     grid = list(method.strengths)

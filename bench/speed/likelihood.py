@@ -27,13 +27,13 @@ def ours(lm: LM, requests: Sequence[Any]) -> Work:
 
 
 def hflm(lm: LM, requests: Sequence[Any]) -> Work:
-    """The same requests, answered by lm-eval's class for transformers."""
+    """Return the work of answering the requests with HFLM, lm-eval's class for transformers models."""
     model = huggingface(lm, HFLM_BATCH)
     return lambda: model.loglikelihood(list(requests), disable_tqdm=True)
 
 
 def agreement(requests: Sequence[Any], a: Any, b: Any) -> Agreement:
-    """How far two answers (log-probability, greedy) to the same requests are alike."""
+    """Compare two lists of answers (log-probability, greedy) to the same requests."""
     worst = max(abs(x - y) / max(1.0, abs(y)) for (x, _), (y, _) in zip(a, b, strict=True))
     documents: dict[Any, list[tuple[float, float]]] = {}
     for request, (x, _), (y, _) in zip(requests, a, b, strict=True):

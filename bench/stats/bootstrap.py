@@ -164,7 +164,7 @@ def value_interval(
 
 
 def corrected_rate(rate: float, sensitivity: float, specificity: float) -> float | None:
-    """What share is toxic, when a judge with these error rates calls the share `rate` toxic; within [0, 1].
+    """The true share of toxic texts where a judge with these error rates calls `rate` of them toxic; within [0, 1].
 
     (rate + specificity - 1) / (sensitivity + specificity - 1), Rogan and Gladen 1978, equation 1 solved for the true
     share. Holds where the judge errs on these texts as it did where its error rates were measured.

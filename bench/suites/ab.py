@@ -171,12 +171,12 @@ class AB(Suite[list[float]]):
 
 
 def letter_requests(lm: LM, question: str, letters: Sequence[str]) -> list[Request]:
-    """What the answers have in common behind the question, and the answer with each letter.
+    """Return a request for the tokens that all answers share after the question, and one for each letter.
 
-    Question and answer are tokenised as one text (`LM.encode_pairs`). In common is as a rule the bracket, and nothing
-    where bracket and letter are one token.
+    Question and answer are tokenised as one text (`LM.encode_pairs`). The answers usually share the opening bracket,
+    and nothing where bracket and letter are one token.
 
-    Raises SetupError where two letters are the same tokens, as unknown ones are.
+    Raises SetupError where two letters become the same tokens, as letters do that the tokenizer does not know.
     """
     text = worded(lm, question)
     opening = "(" if text[-1].isspace() else " ("

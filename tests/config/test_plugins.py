@@ -359,6 +359,20 @@ def test_the_sample_method_keeps_every_promise(sample, architecture):
     assert {one.check: one.detail for one in results if one.outcome != "PASS"} == {}
 
 
+def test_the_plug_in_of_the_methods_readme_works(site):
+    """Its four files, as methods/README.md shows them, and the method keeps every promise."""
+    text = (Path(__file__).parents[2] / "methods" / "README.md").read_text()
+    shown = dict(re.findall(r"```(toml|yaml|python)\n(.*?)```", text, re.DOTALL))
+    project = tomllib.loads(shown["toml"])
+    assert project["tool"]["setuptools"]["package-data"] == {"my_package": ["conf/**/*.yaml"]}
+    files = {"__init__.py": "", "conf/method/mine.yaml": shown["yaml"], "mine.py": shown["python"]}
+    package(site, project["project"]["entry-points"]["steerbench"]["mine"], files)
+    cfg = compose.compose(["method=mine"]).method
+    results = examine(Subject(lambda: build(cfg), lambda: tiny_lm("llama"), FitData(**DATA), options=list(cfg)))
+    assert {one.check: one.detail for one in results if one.outcome == "FAIL"} == {}
+    assert sum(one.outcome == "PASS" for one in results) > 15
+
+
 def test_the_sample_method_by_hand(sample):
     """Pairs of one token each, twice the same: log((2 + s) / (2 + s V)) - log(s / (2 + s V)) = log((2 + s) / s)."""
     from steerbench_sample.unigram_bias import UnigramBias

@@ -16,7 +16,7 @@ LISTS = ("suite", "scorer")
 NEAREST = {
     "background": "wikki", "pairs": "on_polcy", "examples": "toxic_and_siq", "experiment": "quikstart",
     "harmful": "human_toxi", "method": "cca", "model": "smollm2_135", "runtime": "locall", "sampling": "nucleos",
-    "scorer": "lexcon", "suite": "rpt", "tuning": "devv",
+    "scorer": "lexcon", "suite": "rpt", "tuning": "devv", "launcher": "joblb",
 }  # fmt: skip
 
 
@@ -115,9 +115,9 @@ def test_a_list_where_one_is_wanted_and_the_other_way_round(group):
         (["hydra.run.dir=x"], "unknown key hydra.run.dir"),
         (["hydra/launcher=x"], "unknown key hydra/launcher"),
         (["method/x=caa"], "unknown key method/x; did you mean method?"),
-        (["runtime.threads=0"], "runtime.threads=0: a whole number above 0"),
-        (["runtime.threads=true"], "runtime.threads=true: a whole number above 0"),
-        (["runtime.threads=1.5"], "runtime.threads=1.5: a whole number above 0"),
+        (["runtime.threads=0"], "runtime.threads=0: expected a whole number above 0"),
+        (["runtime.threads=true"], "runtime.threads=true: expected a whole number above 0"),
+        (["runtime.threads=1.5"], "runtime.threads=1.5: expected a whole number above 0"),
     ],
     ids=str,
 )

@@ -93,7 +93,7 @@ BROKEN = {
 def test_a_line_that_cannot_be_read_is_named(brought, line):
     message = refused(brought(GOOD + b"\r\n" + line + b"\n" + GOOD))
     assert f"x.jsonl, line 3: {BROKEN[line]}" in message
-    assert message.endswith('; expected is {"text": "..."} in each line')
+    assert message.endswith('; each line has to be {"text": "..."}')
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-16-le", "utf-16-be"])
@@ -152,9 +152,13 @@ def test_what_is_no_file_is_told(tmp_path, monkeypatch):
         "x" * 300: "File name too long",
     }.items():
         told = refused(TextsFile(path=path))
-        assert told.startswith(f"{path}: {message}; give a JSONL file in UTF-8") or message in told and "~" in path
-        assert told.endswith('expected is {"text": "..."} in each line')
-    with pytest.raises(SetupError, match="null byte; give a JSONL file"):
+        assert (
+            told.startswith(f"{path}: {message}; give a readable JSONL file in UTF-8")
+            or message in told
+            and "~" in path
+        )
+        assert told.endswith('each line has to be {"text": "..."}')
+    with pytest.raises(SetupError, match="null byte; give a readable JSONL file"):
         TextsFile(path="a\0b").check()
 
 
@@ -166,7 +170,7 @@ def test_a_file_that_cannot_be_opened_or_read_to_its_end(brought, monkeypatch, e
         raise error
 
     monkeypatch.setattr(Path, "open", broken)
-    assert f": {error.strerror}; give a JSONL file in UTF-8 that can be read" in refused(data)
+    assert f": {error.strerror}; give a readable JSONL file in UTF-8" in refused(data)
 
 
 def test_a_file_without_permission(brought):

@@ -112,7 +112,7 @@ def test_too_few_pairs_say_how_to_loosen(sources, lm):
         ({"prompts": 7}, "pairs.prompts=7: at least 8"),
         ({"max_desired": 0.9, "min_undesired": 0.8}, "the first must be below the second"),
         ({"min_undesired": 1.5}, "scores are in"),
-        ({"limit": 0}, "pairs.limit=0: a number of pairs above 0"),
+        ({"limit": 0}, "pairs.limit=0: expected a number of pairs above 0"),
     ],
 )
 def test_numbers_that_cannot_work(sources, settings, message):
@@ -197,7 +197,7 @@ def test_a_bad_line_17_is_named(tmp_path, line, what):
     with pytest.raises(SetupError) as caught:
         PairsFile(path=path).check()
     assert f"{path}, line 17: {what}" in str(caught.value)
-    assert 'expected is {"prompt": "...", "desired": "...", "undesired": "..."}' in str(caught.value)
+    assert 'each line has to be {"prompt": "...", "desired": "...", "undesired": "..."}' in str(caught.value)
 
 
 def test_a_file_that_is_missing_or_empty(tmp_path):

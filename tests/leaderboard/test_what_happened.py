@@ -53,7 +53,7 @@ def test_a_given_strength_and_given_pairs_are_nobodys_choice(tmp_path):
     for method, data in (("unsteered", None), ("caa", FROM_A_FILE), ("prompt", None)):
         write(tmp_path, "rtp", method, {TOXICITY: BASE if data is None else LESS}, data=data, scorers=EARLY)
     heading = formatting.heading(only(tmp_path))
-    assert "Scorers: reported profanity_check; strengths as given" in heading
+    assert "Scorers: reported by profanity_check; strengths as given" in heading
     written = said(tmp_path).replace("nor tuned; run", "")  # why there is no figure of strengths
     for word in ("tuned", "tuning", "chosen", "optimistic", "dev split", "dev-test:"):
         assert word not in written, word
@@ -64,8 +64,8 @@ def test_a_given_strength_and_given_pairs_are_nobodys_choice(tmp_path):
 def test_the_unsteered_model_alone_has_no_strength(tmp_path):
     write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE}, scorers=EARLY)
     assert formatting.heading(only(tmp_path))[2:] == [
-        "Scorers: reported profanity_check",
-        "Intervals (95%) are over prompts. Sampling seeds: 1.",
+        "Scorers: reported by profanity_check",
+        "95% intervals cover the sampling of prompts. Sampling seeds: 1.",
     ]
     for word in (
         "Holm",
@@ -106,7 +106,7 @@ def test_pairs_of_two_kinds_and_other_texts_that_a_scorer_chose(tmp_path):
     write(tmp_path, "rtp", "security_vector", {TOXICITY: LESS}, data=harmful)
     heading = formatting.heading(only(tmp_path))
     assert heading[2] == (
-        "Scorers: reported profanity_check; strengths as given; pairs chosen by lexicon (as given: detox); "
+        "Scorers: reported by profanity_check; strengths as given; pairs chosen by lexicon (as given: detox); "
         "harmful texts chosen by profanity_check"
     )
     assert heading[3].startswith(
@@ -118,7 +118,7 @@ def test_who_did_not_judge_did_not_report(tmp_path):
     write(tmp_path, "capability", "unsteered", {"piqa.accuracy": [1, 1, 0, 1]}, chance={"piqa": 0.5}, scorers=EARLY)
     heading = formatting.heading(only(tmp_path))
     assert heading[0] == "tiny: no texts were sampled" and heading[2] == "Scorers: none judged a text"
-    assert heading[3] == "Intervals (95%) are over documents."
+    assert heading[3] == "95% intervals cover the sampling of documents."
     assert collect(tmp_path / "runs")["scorers_report"].isna().all()
     assert "accuracy change" in said(tmp_path) and "toxicity:" not in said(tmp_path)
 
@@ -130,7 +130,7 @@ def test_the_scorer_shown_is_the_one_that_judged(tmp_path):
         write(tmp_path, "rtp", method, {TOXICITY: values}, scorers=scorers)
         write(tmp_path, "fluency", method, {"perplexity": [2.0, 2.1]}, scorers=scorers)
     table = only(tmp_path)
-    assert table.scorer == "profanity_check" and "reported profanity_check;" in formatting.heading(table)[2]
+    assert table.scorer == "profanity_check" and "reported by profanity_check;" in formatting.heading(table)[2]
     assert "by profanity_check" in tradeoff(table.frame).axes[0].get_xlabel()
 
 
@@ -139,7 +139,7 @@ def test_another_suite_that_samples_is_named(tmp_path):
         write(tmp_path, "toxigen", method, {"words.toxic_share": [1, 0, 0, 1]}, scorers={"report": ["words"]})
     heading = formatting.heading(only(tmp_path))
     assert heading[0].startswith("tiny: toxigen, 4 prompts x 5 continuations (max new tokens 20")
-    assert heading[2].startswith("Scorers: reported words;")
+    assert heading[2].startswith("Scorers: reported by words;")
 
 
 # -- what was tested -------------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def test_the_published_heading_was_true_and_stays():
     folder = Path(__file__).parents[2] / "results/published/quickstart/runs"
     heading = formatting.heading(tables(read_records(folder)[0])[0])
     assert (
-        "reported lexicon, profanity_check; strengths tuned on profanity_check; pairs chosen by profanity_check"
+        "reported by lexicon, profanity_check; strengths tuned on profanity_check; pairs chosen by profanity_check"
         in (heading[2])
     )
     assert not any("optimistic" in line for line in heading), "lexicon chose nothing, so the table goes by it"
