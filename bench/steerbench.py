@@ -89,16 +89,17 @@ def _show_versions() -> None:
 def _complete(line: Sequence[str]) -> int:
     """Print the words that may end the line that a shell gives. Whatever fails, a prompt shows no error."""
     try:
-        from bench.console import completion
+        from bench.config import completion
 
-        print("\n".join(completion.words(line[0] if line else "")))
+        modules = {name: one.module for name, one in COMMANDS.items()}
+        print("\n".join(completion.words(line[0] if line else "", modules)))
     except Exception:
         return 1
     return 0
 
 
 def _shell_completion(*shells: str) -> int:
-    from bench.console import completion
+    from bench.config import completion
 
     print(completion.script(shells[0] if shells else ""), end="")
     return 0

@@ -21,10 +21,8 @@ FLAGS = {
     "-m, --multirun": "sweep over comma-separated values",
     "--results FOLDER": "where results go; the same as runtime.results=FOLDER, in every command",
     "--config-dir FOLDER": "YAML files of your own, laid out as conf/; the same as hydra.searchpath=[FOLDER]",
-    "--cfg job|all": "print the configuration of every cell as YAML, and run nothing; all: with Hydra's own",
-    "--resolve": "with --cfg: values in place of interpolations such as ${seed.fit}, which stay without it",
+    "--cfg job|all": "print the config of every cell and run nothing; --resolve: without ${...}; all: with Hydra's own",
     "add=[method=NAME]": "one more cell beside an experiment's; two: 'add=[method=NAME strength=1,2]'",
-    "sweep=null": "with an experiment: none of its lines, but the one cell that the rest of the command says",
     "--help [all|GROUP]": "this page, or each option of one group or of all, with its default and meaning",
     "--version": "the versions of steerbench, torch, transformers and lm-eval",
 }

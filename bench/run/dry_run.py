@@ -106,4 +106,4 @@ def _batches(cell: Cell, stages: dict[str, float], model: PreTrainedModel) -> li
 
 
 def _gib(size: int) -> str:
-    return f"{size / memory.GIB:.2f} GiB"
+    return f"{size / memory.GIB:.1f} GiB" if size > memory.GIB else f"{size / 2**20:.0f} MiB"

@@ -359,8 +359,8 @@ DASHES = {
     "--config-dir /tmp": "--config-dir /tmp: write hydra.searchpath=[FOLDER]",
     "--config-path=/tmp": "--config-path=/tmp: write hydra.searchpath=[FOLDER]",
     "--run": "--run: a command runs anyway; leave it out",
-    "--shell-completion": "--shell-completion: there is none here",
-    "-sc install=bash": "-sc: there is none here",
+    "--shell-completion": "--shell-completion: steerbench --shell-completion bash, zsh or fish prints",
+    "-sc install=bash": "-sc: steerbench --shell-completion bash",
     "--experimental-rerun x": "--experimental-rerun x: the same command again",
     "--cfg all": "--cfg all: --cfg job",
     "--multi-run": "--multi-run: there is no such option; did you mean --multirun?",
@@ -429,7 +429,7 @@ def test_a_sweep_by_a_function_is_no_text_with_a_comma(word):
 # -- --cfg job ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("asked", ["--cfg job", "-c job", "--cfg=job", "--resolve --cfg job"])
+@pytest.mark.parametrize("asked", ["--cfg job --resolve", "-c job --resolve", "--resolve --cfg=job"])
 def test_the_config_of_a_cell_is_printed_and_nothing_is_run(asked, tmp_path, capsys):
     line = ["method=caa", "strength=2", "seed.fit=7", f"runtime.results={tmp_path / 'results'}"]
     assert main([line[0], *asked.split(), *line[1:]]) == 0
@@ -464,7 +464,7 @@ def test_what_cannot_be_seen_is_printed_in_ascii(capsys):
     assert told.isascii() and OmegaConf.create(told).model.name == "a\u202eb\x1b"
 
 
-@pytest.mark.parametrize("given_line", ["--cfg", "--cfg all", "-c=hydra", "--cfg method=caa"])
+@pytest.mark.parametrize("given_line", ["--cfg", "--cfg jobs", "-c=none", "--cfg method=caa"])
 def test_no_other_config_is_printed(given_line, capsys):
     assert main(given_line.split()) == 2
     told = capsys.readouterr()

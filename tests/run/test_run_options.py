@@ -138,7 +138,7 @@ def test_always_computes_everything_once_more(world, tmp_path, capsys, monkeypat
     assert asked_of == [] and "nothing to run" in capsys.readouterr().err
 
 
-def test_with_always_a_tuned_strength_and_its_control_are_made_again(world, tmp_path):  # noqa: F811
+def test_always_makes_tuned_strengths_and_controls_again(world, tmp_path):  # noqa: F811
     asked = ("method=caa", "control=null,0", "suite=[rtp,fluency,capability]", "method.strengths=[1,2]")
     assert main(arguments(world, tmp_path, *asked)) == 0
     before, numbers = stamps(tmp_path), contents(tmp_path)
@@ -179,7 +179,7 @@ def test_what_counts_with_always(tmp_path):
 # -- a failed cell -----------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_cell_is_told_with_the_command_that_runs_it_alone(world, tmp_path, capsys, monkeypatch):  # noqa: F811
+def test_a_failed_cell_is_told_with_its_own_command(world, tmp_path, capsys, monkeypatch):  # noqa: F811
     def broken(*_, **__):
         raise RuntimeError("no such thing")
 

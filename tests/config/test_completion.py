@@ -7,12 +7,15 @@ import sys
 import pytest
 
 from bench import steerbench
-from bench.config import folders
-from bench.console import completion
+from bench.config import completion, folders
+
+
+def words(line):
+    return completion.words(line, {name: one.module for name, one in steerbench.COMMANDS.items()})
 
 
 @pytest.mark.parametrize(
-    ("line", "words"),
+    ("line", "offered"),
     [
         ("steerbench le", ["leaderboard"]),
         ("steerbench run method=ca", ["method=caa"]),
@@ -36,29 +39,29 @@ from bench.console import completion
         ("steerbench", []),
     ],
 )
-def test_the_words_that_a_line_may_go_on_with(line, words):
-    assert completion.words(line) == words
+def test_the_words_that_a_line_may_go_on_with(line, offered):
+    assert words(line) == offered
 
 
 def test_every_command_and_choice_is_offered():
-    assert set(steerbench.COMMANDS) <= set(completion.words("steerbench "))
+    assert set(steerbench.COMMANDS) <= set(words("steerbench "))
     for group, choices in folders.groups().items():
         if group not in ("suite", "scorer"):
-            assert completion.words(f"steerbench run {group}=") == [f"{group}={one}" for one in choices]
+            assert words(f"steerbench run {group}=") == [f"{group}={one}" for one in choices]
     for name in steerbench.COMMANDS:
-        completion.words(f"steerbench {name} --")
+        words(f"steerbench {name} --")
 
 
 def test_nothing_heavy_is_imported():
     line = "from bench.steerbench import main; import sys; main(['--complete', 'steerbench run suite.rtp.']); "
     heavy = "print([one for one in ('torch', 'transformers', 'pandas', 'hydra') if one in sys.modules])"
     done = subprocess.run([sys.executable, "-c", line + heavy], capture_output=True, text=True, check=True)
-    *words, imported = done.stdout.splitlines()
-    assert "suite.rtp.k=" in words and imported == "[]"
+    *offered, imported = done.stdout.splitlines()
+    assert "suite.rtp.k=" in offered and imported == "[]"
 
 
 def test_a_prompt_shows_no_error(monkeypatch, capsys):
-    def broken(_):
+    def broken(*_):
         raise RuntimeError("x")
 
     monkeypatch.setattr(completion, "words", broken)

@@ -7,7 +7,7 @@ answer is made from the YAML files, and from the source of the other commands, w
 import ast
 import functools
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,25 +53,26 @@ def script(shell: str) -> str:
     return SCRIPTS[name]
 
 
-def words(line: str) -> list[str]:
-    """The words that the last word of a command line may become, in order. line: up to the cursor."""
-    from bench.steerbench import COMMANDS
+def words(line: str, commands: Mapping[str, str]) -> list[str]:
+    """The words that the last word of a command line may become, in order.
 
+    line: up to the cursor. commands: the module in bench/ of each command.
+    """
     given = _split(line)
     if len(given) < 2:
         return []
     if len(given) == 2:
-        return _matching([*COMMANDS, "--help", "--version", "--shell-completion"], given[1])
+        return _matching([*commands, "--help", "--version", "--shell-completion"], given[1])
     command, before, last = given[1], given[2:-1], given[-1]
     if command == "--shell-completion":
         return _matching(SCRIPTS, last)
-    if command not in COMMANDS:
+    if command not in commands:
         return []
     if before and before[-1] in ("--cfg", "-c") and command == "run":
         return _matching(["job", "all", "hydra"], last)
     if before and before[-1] == "--help":
         return _matching(["all", *_groups()], last)
-    options = OF_RUN if command == "run" else _options_of(COMMANDS[command].module)
+    options = OF_RUN if command == "run" else _options_of(commands[command])
     keys = list(_keys(before, last)) if command in CONFIGURED and not last.startswith("-") else []
     return _matching([*(one for one in options if last or not one.startswith("-")), *keys], last)
 
