@@ -22,9 +22,7 @@ RUNS = {"pairs": {"scorer", "flip", "flip_seed"}}
 
 def rounds() -> list[dict[str, str]]:
     """Choices of every group, so that each is in one of them; all suites and scorers in the first."""
-    single = {
-        group: found for group, found in folders.groups().items() if group not in (*LISTS, "experiment", "launcher")
-    }
+    single = {group: found for group, found in folders.groups().items() if group not in (*LISTS, "experiment")}
     turns = [
         {group: found[turn % len(found)] for group, found in single.items()}
         for turn in range(max(map(len, single.values())))
@@ -47,7 +45,7 @@ def test_every_yaml_composes_and_its_target_takes_every_key():
             takes = set(inspect.signature(get_class(node._target_)).parameters) if "_target_" in node else set(node)
             wrong += [f"{group}={choice}: {key}" for key in set(node) - takes - {"_target_"} - RUNS.get(group, set())]
         seen |= set(nodes)
-    assert wrong == [] and seen == {one for one in CHOICES if one[0] != "launcher"}
+    assert wrong == [] and seen == set(CHOICES)
 
 
 def test_every_yaml_begins_with_its_command():

@@ -16,7 +16,7 @@ LISTS = ("suite", "scorer")
 NEAREST = {
     "background": "wikki", "pairs": "on_polcy", "examples": "toxic_and_siq", "experiment": "quikstart",
     "harmful": "human_toxi", "method": "cca", "model": "smollm2_135", "runtime": "locall", "sampling": "nucleos",
-    "scorer": "lexcon", "suite": "rpt", "tuning": "devv", "launcher": "joblb",
+    "scorer": "lexcon", "suite": "rpt", "tuning": "devv",
 }  # fmt: skip
 
 
