@@ -125,7 +125,7 @@ def test_a_record_with_wrong_settings_is_named_and_skipped(world, results, name,
     for one in made:
         shutil.rmtree(one)
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 2
-    assert f"none of {1 + len(others)} records could be judged again; see the lines above" in capsys.readouterr().err
+    assert f"none of {1 + len(others)} records could be judged; see the lines above" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("changes", [{"sampling": {"seed": 0, "x": 1}}, {"sampling": None}, {"info": {}}])
