@@ -64,7 +64,7 @@ class Sweep:
         self.session: Session | None = None
 
     def kept(self) -> str:
-        """What is stored when the command is stopped."""
+        """A sentence about the results that are stored when the command is stopped."""
         if self.results is None:
             return "nothing was computed yet"
         from bench.records import unfinished

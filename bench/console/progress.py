@@ -31,7 +31,7 @@ class Kind:
 
     @property
     def is_timed(self) -> bool:
-        """Whether its speed may be used for an estimate."""
+        """Whether enough of this kind of work was done for its speed to be used in an estimate."""
         return self.done > 0 and (self.ended or self.seconds > TIMED_SECONDS)
 
 

@@ -31,7 +31,7 @@ class Block(NamedTuple):
 
     @property
     def width(self) -> float:
-        """Of the widest cell."""
+        """Width of the column's widest cell, its head included, in points."""
         return max(one.width for one in (self.head, *self.cells))
 
     @property

@@ -82,7 +82,7 @@ def line(ax: Axes, place: int, point: Point, values: np.ndarray) -> None:
 
 
 def keys() -> list[Patch | Line2D]:
-    """What the legend lists."""
+    """The legend's entries, which explain the box, the whiskers and the mean."""
     return [
         Patch(facecolor="white", edgecolor="black", linewidth=0.9, label="middle half of the prompts, median"),
         Line2D([], [], color="black", linewidth=0.9, label="middle 90 %"),

@@ -274,7 +274,7 @@ def hollow_key(shown: Sequence[Point]) -> list[Line2D]:
 
 
 def star_key() -> Line2D:
-    """What the legend shows of the unsteered model."""
+    """The legend's entry for the unsteered model, a black star."""
     return Line2D([], [], marker="*", color="black", markersize=8, linestyle="none", label="unsteered")
 
 
