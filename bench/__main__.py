@@ -119,7 +119,7 @@ class Sweep:
             console.print(f"{len(failures)} of {len(configs)} cells failed; {again}")
         else:
             finished.note(overrides, named, [compose.plain(cfg) for cfg in configs])
-        if len(failures) < len(configs):
+        if len(failures) < len(configs) and any((self.results / "runs" / "records").glob("*/record.json")):
             _show(self.results)
         return exit_code(failures)
 
