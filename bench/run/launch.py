@@ -128,9 +128,9 @@ def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> list[Failure]:
     """Run these jobs; returns what failed. Jobs that only prepare others fail silently: those do it again.
 
     Where a process that dies takes the others with it, what is left of the cells is launched again, those that were
-    being computed last, as long as that ends some cells.
+    being computed last; until two launches in a row have ended no cell.
     """
-    failures = list[Failure]()
+    failures, in_vain = list[Failure](), 0
     while True:
         try:
             returned = launcher.launch([[one.override()] for one in jobs])
@@ -158,7 +158,8 @@ def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> list[Failure]:
         left = [one for one in (job.without(ended) for job in jobs) if one.numbers]
         if not left:
             return failures
-        if not launcher.loses_all or _cells(left) == _cells(jobs):
+        in_vain = in_vain + 1 if _cells(left) == _cells(jobs) else 0
+        if not launcher.loses_all or in_vain == 2:
             more = "; other jobs may still be at work, `steerbench status` tells" if launcher.leaves_others else ""
             return failures + [
                 _failure(replace(cells[number], message=lost + more), job, number)

@@ -196,7 +196,7 @@ def test_cells_that_a_dead_process_took_along_are_launched_again(tmp_path, capsy
         raise RuntimeError("killed")
 
     failures = launch._launched(lossy("joblib", ends_one_and_dies), of_cells(log, 4)[::-1], log)
-    assert launched == [[3, 2, 1, 0], [1, 0, 3], [0, 3], [3]]  # what was being computed comes last
+    assert launched == [[3, 2, 1, 0], [1, 0, 3], [0, 3], [3], [3]]  # what was being computed comes last
     assert [(one.label, one.message[:13]) for one in failures] == [
         ("caa x1", "no such layer"),
         ("caa x3", "a job ended b"),
