@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pytest
 from bench.records import sweep_state
 from tests.run.test_smoke import arguments, contents, world  # noqa: F401
 
-ASKED = ("method=unsteered,caa,random_direction", "strength=1,2,3,4", "runtime.threads=1", "suite.rtp.k=5")
+ASKED = ("method=unsteered,caa,random_direction", "strength=1,2", "runtime.threads=1", "suite.rtp.k=5")
 SLURM = (
     "launcher=slurm", "hydra.launcher.mem_gb=1", "hydra.launcher.timeout_min=30", "hydra.launcher.signal_delay_s=10",
 )  # fmt: skip
@@ -46,7 +45,9 @@ def begun(world: Path, results: Path, log: Path, *more: str) -> "subprocess.Pope
         return subprocess.Popen(argv, stdout=out, stderr=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def awaited(found: Callable[[], object], process: "subprocess.Popen[bytes]", log: Path) -> object:
+def awaited(
+    found: Callable[[], list[psutil.Process]], process: "subprocess.Popen[bytes]", log: Path
+) -> list[psutil.Process]:
     """What is found at last, while the process runs."""
     end = time.monotonic() + LONGEST_SECONDS
     while time.monotonic() < end and process.poll() is None:
@@ -62,11 +63,12 @@ def jobs(state: str) -> list[str]:
     return told.stdout.split()
 
 
-def working(results: Path) -> list[int]:
+def working(results: Path) -> list[psutil.Process]:
     """The processes that are at work at a cell."""
     newest = next(iter(sweep_state.folders(results / "runs")), None)
     sweep = newest and sweep_state.read(newest)
-    return [one.pid for one in sweep.cells if one.state == "running" and one.pid] if sweep else []
+    pids = [one.pid for one in sweep.cells if one.state == "running" and one.pid] if sweep else []
+    return [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
 
 
 @pytest.mark.slow
@@ -75,12 +77,14 @@ def test_a_cancelled_job_and_a_killed_worker_are_made_up_for(world, tmp_path):  
     quiet, log = begun(world, tmp_path / "quiet", tmp_path / "quiet.log"), tmp_path / "slurm.log"
     assert quiet.wait() == 0, (tmp_path / "quiet.log").read_text()[-2000:]
     process = begun(world, tmp_path / "jobs", log, *SLURM)
-    subprocess.run(["scancel", awaited(lambda: working(tmp_path / "jobs") and jobs("R"), process, log)[0]], check=True)
-    killed = awaited(lambda: working(tmp_path / "jobs"), process, log)[0]
-    assert any("slurm" in one.name() for one in psutil.Process(killed).parents())
-    os.kill(killed, signal.SIGKILL)
+    first = awaited(lambda: working(tmp_path / "jobs"), process, log)[0]
+    about = first.environ()
+    subprocess.run(["scancel", f"{about['SLURM_ARRAY_JOB_ID']}_{about['SLURM_ARRAY_TASK_ID']}"], check=True)
+    second = awaited(lambda: [one for one in working(tmp_path / "jobs") if one != first], process, log)[0]
+    assert any("slurm" in one.name() for one in second.parents())
+    second.kill()
     assert process.wait(LONGEST_SECONDS) == 1  # it is told, and the command does not wait for ever
-    assert "a job ended before it could say how" in log.read_text()
+    assert "2 of 6 cells failed" in log.read_text() and "a job ended before it could say how" in log.read_text()
     again = begun(world, tmp_path / "jobs", log, *SLURM)
     assert again.wait(LONGEST_SECONDS) == 0, log.read_text()[-3000:]
     assert contents(tmp_path / "jobs") == contents(tmp_path / "quiet")

@@ -12,7 +12,7 @@ from methods.errors import SetupError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 NO_HUB = (
-    "what answered for {repo} is not the hub, whose answer would be another one; look whether HF_ENDPOINT is right, and "
+    "what answered for {repo} is not the hub, whose answer would be another one; see whether HF_ENDPOINT is right, and "
     "whether a proxy or the login page of a network stands between"
 )
 SECONDS = 15.0
