@@ -11,7 +11,7 @@ import psutil
 import pytest
 from hydra.errors import HydraException
 
-from bench.__main__ import main
+from bench.__main__ import Sweep, main
 from bench.config.hydra_launcher import Ready, launcher_of
 from bench.config.launch_arguments import split
 from bench.records import sweep_state
@@ -83,6 +83,14 @@ def test_a_job_is_read_as_it_was_written():
     job = Job("cells", "/results/it's/runs", [0, 7], cells, ["0", "GPU-1f"])
     (read,) = OverridesParser.create().parse_overrides([job.override()])
     assert Job.read(SimpleNamespace(**read.value())) == job
+
+
+def test_a_stopped_launcher_says_what_goes_on(tmp_path):
+    sweep = Sweep()
+    sweep.results, sweep.launcher = tmp_path, ["launcher=joblib"]
+    assert "what its jobs have computed is kept" in sweep.kept() and "scancel" not in sweep.kept()
+    sweep.launcher = ["hydra/launcher=submitit_slurm"]
+    assert "scancel ends them" in sweep.kept()
 
 
 def test_a_launcher_needs_the_threads(world, tmp_path, capsys):  # noqa: F811
