@@ -119,7 +119,7 @@ def test_places_are_pooled_as_blocks_are(read):
     model = tiny_model()
     texts = [Text([5, 6, 7, 8, 9], 2), Text([7, 8, 9], 1), Text([3], 0)]
     blocks = [Place(block, "output", layout.width(model)) for block in layout.blocks(model)]
-    found = directions.pooled_at(model, texts, blocks, read=read, skip_first=1, batch_size=2)
+    found = directions.pooled_at(model, texts, blocks, read=read, skip_first=1)
     wanted = directions.pooled_features(model, texts, range(len(blocks)), read=read, skip_first=1)
     assert torch.equal(torch.stack(found), wanted)
 
