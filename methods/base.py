@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.broken import reading
+from methods.decoding import Step
 from methods.errors import SetupError
 
 Artefact = dict[str, Tensor]
@@ -58,7 +59,8 @@ class Steering(NamedTuple):
     """What the code that runs the model must do besides running it."""
 
     prefix: str = ""  # put before every prompt; in a chat the system message, or before the user's text (no such role)
-    next_logits: Callable[[Tensor], Tensor] | None = None  # (B, V) -> (B, V), decoding-time steering
+    next_logits: Callable[[Step], Tensor] | None = None  # its logits (B, K, V) steered; `methods.decoding`
+    room: int = 0  # tokens that another reading of the rows puts before every text
 
 
 @runtime_checkable

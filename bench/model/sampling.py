@@ -16,8 +16,9 @@ from torch import Tensor
 
 from bench.model import batches, memory
 from bench.model.decoding import Answer, Continuation, Sampling
-from bench.model.lm import LM, Rows, branch
+from bench.model.lm import LM
 from bench.model.nucleus import draw
+from bench.model.rows import Rows, branch
 from bench.model.thinking import begin
 from bench.records import unfinished
 from methods.errors import SetupError
