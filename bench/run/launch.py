@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from bench.config.hydra_launcher import Ready, launcher_of
 from bench.console import stopping
-from bench.console.command import console
+from bench.console.command import console, of_system
 from bench.console.escape import terminal
 from bench.records import sweep_state
 from bench.records.sweep_state import CellState, Log
@@ -192,6 +192,8 @@ def _failure(cell: CellState, job: Job, number: int) -> Failure:
 
 def _reason(error: BaseException) -> str:
     """Why a job has given nothing back, in a line."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"a job ended before it could say how ({of_system(error)})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason was given"]
     return f"a job ended before it could say how ({type(error).__name__}: {' '.join(lines[:2])[:300]})"
 

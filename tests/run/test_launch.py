@@ -189,6 +189,15 @@ def test_a_launcher_that_loses_a_job_says_which_cells_are_left(tmp_path):
     assert launch._launched(lossy("submitit_slurm", lost), [replace(of_cells(log, 3)[2], stage="fits")], log) == []
 
 
+def test_a_job_that_meets_a_full_disk_says_what_to_do(tmp_path):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    log = Log.begin(tmp_path, [], [("caa", False)], "joblib")
+    (failure,) = launch._launched(lossy("joblib", full), of_cells(log, 1), log)
+    assert "No space left on device; free some space there" in failure.message
+
+
 def test_cells_that_a_dead_process_took_along_are_launched_again(tmp_path, capsys):
     log, launched = Log.begin(tmp_path, [], [(f"caa x{one}", False) for one in range(4)], "joblib"), []
 
