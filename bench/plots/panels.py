@@ -1,4 +1,4 @@
-"""Measures against a setting, in a grid of small panels: the figures of strength, sample size and layer."""
+"""Measures against a setting, in a grid of small panels: the figures of strength, pairs, label noise and layer."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -79,6 +79,31 @@ def sample_size(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> 
         )
     style.one_table(frame)
     return panels(frame, "unit", width, page, from_zero=False, doubling=True)
+
+
+@style.styled
+def label_noise(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
+    """Toxicity reduction, perplexity ratio and right answers against the share of pairs whose labels are swapped.
+
+    A line per method with its 95 % band.
+
+    Args:
+        frame: of `sweeps.noise`.
+        width: of one or two columns.
+        page: which of the pages.
+
+    Raises:
+        NoSuchPage: there are fewer pages.
+        NothingToDraw: no method learnt from pairs with several shares of swapped labels.
+        ValueError: `frame` holds more than one table.
+    """
+    if frame.empty:
+        raise NothingToDraw(
+            "no method learnt from several shares of swapped labels with all else equal; run "
+            "`python -m bench experiment=label_noise`, or `python -m bench -m method=caa strength=3 pairs.flip=0,0.25`"
+        )
+    style.one_table(frame)
+    return panels(frame, "unit", width, page, from_zero=False)
 
 
 @style.styled
