@@ -13,7 +13,7 @@ import pytest
 import methods
 from bench.config import compose, folders
 from bench.leaderboard.columns import NONE
-from bench.records import identity
+from bench.records import identity, titles
 from bench.steerbench import COMMANDS
 from tests import claims
 from tests.architectures import CONFIGS

@@ -127,7 +127,8 @@ def keys(shown: Sequence[Point], random: pd.DataFrame, front: bool) -> list[Arti
     if random[X].notna().any():
         draws = int(random[X].notna().sum())
         label = f"range of {draws} random directions" if draws > 1 else "a random direction"
-        found.append(Patch(facecolor=PALE, edgecolor=GREY, linewidth=0.6, label=label))
+        dot = Line2D([], [], marker=".", color=GREY, markersize=3.0, linestyle="none", label=label)
+        found.append(Patch(facecolor=PALE, edgecolor=GREY, linewidth=0.6, label=label) if draws > 1 else dot)
     if front:
         found.append(Line2D([], [], **FRONT, label="Pareto front"))
     for point in shown:
