@@ -92,13 +92,13 @@ def test_tasks_have_their_accuracy_and_a_mark_where_it_differs(table):
 def test_latex_has_each_suite_with_its_rows_and_intervals(table):
     text = latex_suites.document([table])
     captions = re.findall(r"\\caption\{(.*?)\.\}", text)
-    assert captions == [
-        "Capability; tiny; n = 100", "Toxigen; tiny; n = 4", "Rtp challenging; tiny; n = 4", "Qa; tiny; n = 2",
+    assert sorted(captions) == [
+        "Capability; tiny; n = 100", "Qa; tiny; n = 2", "Rtp challenging; tiny; n = 4", "Toxigen; tiny; n = 4",
         "Wiki; tiny; n = 3",
     ]  # fmt: skip
     labels = re.findall(r"\\label\{(.*?)\}", text)
-    assert labels[1:3] == ["tab:steering-1-toxigen", "tab:steering-1-rtp-challenging"]
-    toxigen = text.split(r"\begin{table}")[2]
+    assert {"tab:steering-1-toxigen", "tab:steering-1-rtp-challenging"} < set(labels)
+    (toxigen,) = (part for part in text.split(r"\begin{table}") if "Toxigen" in part)
     assert r"\steername{CAA~\cite{panickssery2023caa}}".partition("~")[0] in toxigen
     assert r"\steerinterval{$0.25$}{$[0.05, 0.70]$}" in toxigen and "$0.50$" in toxigen
     assert r"95\% intervals" in toxigen and "differs from unsteered" not in toxigen
