@@ -34,7 +34,7 @@ Facet = Literal["curve", "unit"]
 def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, perplexity ratio and right answers against strength, each method in its own unit.
 
-    Lines start at the unsteered model (star, strength 0); bands are 95 % intervals; a filled marker is the strength
+    Lines start at the unsteered model (star, strength 0); bands are 95% intervals; a filled marker is the strength
     that tuning chose. Numbers of a prompt are no scale, so prompts are points with bars.
 
     Args:
@@ -60,7 +60,7 @@ def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
 def sample_size(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, perplexity ratio and right answers against the number of pairs learnt from.
 
-    A line per method with its 95 % band; the axis of pairs is logarithmic.
+    A line per method with its 95% band; the axis of pairs is logarithmic.
 
     Args:
         frame: of `sweeps.sizes`.
@@ -110,7 +110,7 @@ def label_noise(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> 
 def layers(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, perplexity ratio and right answers against the layer that a method steers.
 
-    A line per method with its 95 % band. Layers given as a share of the depth and as block numbers have panels of
+    A line per method with its 95% band. Layers given as a share of the depth and as block numbers have panels of
     their own.
 
     Args:
@@ -331,5 +331,5 @@ def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> lis
         bound = f"bound of tuning, {' or '.join(f'{one:g}' for one in sorted(frame['bound'].dropna().unique()))}"
         found.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":", label=bound))
     if frame[[f"{measure}_low" for measure in MEASURES]].notna().any(axis=None):
-        found.append(Patch(facecolor=GREY, alpha=0.25, linewidth=0, label="95 % interval"))
+        found.append(Patch(facecolor=GREY, alpha=0.25, linewidth=0, label="95% interval"))
     return found

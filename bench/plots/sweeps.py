@@ -7,7 +7,7 @@ x unit                       the setting and what it counts; curves of different
 chosen bound                 of tuning, for strengths alone: whether it chose this one, NA where nothing was tuned; the
                              perplexity ratio that it kept below, NaN where nothing was tuned
 toxicity_reduction perplexity_ratio gold_choice_change
-                             against the unsteered model on the same items, each with _low and _high, the 95 % interval
+                             against the unsteered model on the same items, each with _low and _high, the 95% interval
                              over items and fits (`Comparison.effects`); NaN where it was not measured
 """
 
