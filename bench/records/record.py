@@ -217,7 +217,8 @@ def table(path: Path, name: str) -> pd.DataFrame:
 
     try:
         with (path / f"{name}.parquet").open("rb") as file:  # without pandas' detours, which cost half as much again
-            return ParquetFile(file).read(use_threads=False).to_pandas()
+            read: pd.DataFrame = ParquetFile(file).read(use_threads=False).to_pandas()
+            return read
     except (OSError, ValueError, TypeError, KeyError) as error:  # ArrowInvalid is a ValueError
         raise NotWholeError(f"{name}.parquet is not a table; run its cell again") from error
 

@@ -109,7 +109,7 @@ def bootstrap_p(draws: Array, n: int) -> float | None:
 def least_p(n: int, draws: int | None = None) -> float:
     """The smallest p that the permutation test (`permuted`) of n items gives, or `bootstrap_p` with so many draws."""
     if draws is None:
-        return 2 / min(2**n, PERMUTATIONS + 1)
+        return 2.0 / min(1 << n, PERMUTATIONS + 1)
     return float(2 * stdtr(n - 1, ndtri(1 / (draws + 1)) * np.sqrt((n - 1) / n)))
 
 
@@ -128,7 +128,7 @@ def mcnemar_test(a: Array, b: Array) -> float:
 def holm(p: Sequence[float | None]) -> list[float | None]:
     """The p values corrected for how many there are, by Holm 1979; what is missing stays missing and does not count.
 
-    Holds whatever the dependence between the tests: the chance of even one false finding is at most 5 %. The numbers
+    Holds whatever the dependence between the tests: the chance of even one false finding is at most 5%. The numbers
     are those of statsmodels' multipletests, which collects all garbage in each call and so takes longer than the rest.
     """
     known = [i for i, one in enumerate(p) if one is not None]
