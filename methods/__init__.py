@@ -17,7 +17,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from methods.act import AcT as AcT
     from methods.act_add import ActAdd as ActAdd
+    from methods.aura import AurA as AurA
     from methods.base import Artefact as Artefact
     from methods.base import Examples as Examples
     from methods.base import FitData as FitData
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
     from methods.unsteered import Unsteered as Unsteered
 
 _MODULES = {
+    "act": ["AcT"],
     "act_add": ["ActAdd"],
+    "aura": ["AurA"],
     "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
     "caa": ["CAA", "matched_norms"],
     "detox": ["DeTox"],

@@ -42,4 +42,14 @@ PAPERS = {
          "Huang, Gao"),
         "Model Surgery: Modulating LLM's Behavior Via Simple Parameter Editing", 2024,
     ),
+    "2407.12824": Paper(
+        ("Suau, Xavier", "Delobelle, Pieter", "Metcalf, Katherine", "Joulin, Armand", "Apostoloff, Nicholas",
+         "Zappella, Luca", "Rodríguez, Pau"),
+        "Whispering Experts: Neural Interventions for Toxicity Mitigation in Language Models", 2024,
+    ),
+    "2410.23054": Paper(
+        ("Rodriguez, Pau", "Blaas, Arno", "Klein, Michal", "Zappella, Luca", "Apostoloff, Nicholas", "Cuturi, Marco",
+         "Suau, Xavier"),
+        "Controlling Language and Diffusion Models by Transporting Activations", 2024,
+    ),
 }  # fmt: skip
