@@ -20,25 +20,33 @@ from methods.tokens import Text, encode_pairs
 Kind = Literal["linear", "mean", "gaussian"]
 Where = Literal["auto", "attention", "mlp", "both", "block"]
 Support = Literal["source", "infinite"]
+Pushed = Literal["both", "source"]
 ActRead = Literal["all", "continuation"]
 
+EDGE = 0.01  # of the support at either end, over which a map comes in
 FLAT = 1e-4  # standard deviation up to which the authors' mean and gaussian maps leave a unit alone
 TALLIED = 64  # source texts on which the share of values inside the support is counted
 
 
 class Map(NamedTuple):
-    """y -> scale * y + shift for low < y < high, all (width,); low and high are None where every value is mapped."""
+    """y -> scale * y + shift for low < y < high, all (width,); low and high are None where every value is mapped.
+
+    Within EDGE of the support from either end it comes in linearly: a jump there would let rounding, which differs from
+    batch to batch, decide whether a value is moved.
+    """
 
     scale: Tensor
     shift: Tensor
     low: Tensor | None
     high: Tensor | None
 
-    def inside(self, values: Tensor) -> Tensor | None:
-        """(..., width) true where a value is mapped; None: everywhere."""
+    def share(self, values: Tensor) -> Tensor | None:
+        """(..., width) how much of the map acts on a value: 0 outside the support, 1 well inside; None: 1."""
         if self.low is None or self.high is None:
             return None
-        return (self.low < values) & (values < self.high)
+        from_end = torch.minimum(values - self.low, self.high - values)  # (..., width)
+        ramp = EDGE * (self.high - self.low)
+        return (from_end / ramp.where(ramp > 0, torch.ones_like(ramp))).clamp(0, 1)
 
     def to(self, device: torch.device) -> "Map":
         """The same map on another device."""
@@ -70,9 +78,11 @@ class AcT(Method):
 
     support: `source` maps a value only strictly between the smallest and the largest pooled value of its unit in the
     source texts, and leaves every other one as it is; `infinite` maps all. The paper takes the first for mitigation,
-    the second to induce something; its code has the first with `linear` and the second with the other two. Means over a
-    text have a smaller range than tokens have, so a large share passes untouched: `info.inside_support` is the share
-    that is mapped, of the values at the tokens read of the first 64 source texts, with all maps on.
+    the second to induce something; its code has the first with `linear` and the second with the other two. Means over
+    a text have a smaller range than tokens have, so many values pass untouched: `info.inside_support` is the share that
+    is mapped, of the values at the tokens read of the first 64 source texts, with all maps on. The published map jumps
+    at the ends of the support; here it comes in over a hundredth of it at either end, or else rounding, which depends
+    on what is in the batch, would decide on which side of an end a value lies.
 
     where: `auto` is the output of the norms behind attention and MLP where a model has them (Gemma 2 and 3, OLMo 2 and
     3), as the paper's best rows for Gemma 2, else of attention, its best place in Llama 3. In Llama the norm that is
@@ -80,7 +90,10 @@ class AcT(Method):
 
     causal: one place after the other in the order of execution, with the maps before it fully on; else all from one
     pass. The authors' code takes the order of `named_modules` and reads all texts once for each module. Here they wait
-    between two blocks (`methods.blockwise`), which gives the same values for about three passes in all.
+    between two blocks (`methods.blockwise`), which gives the same values for about three passes in all. pushed: the
+    texts that the maps before it act on. In the authors' code they act on `both` sides, so a target value inside the
+    source's support moves as well, and what one place has equalised may differ again behind it; with `source` the
+    target's values are those of the model as it is.
 
     The paper's texts are unpaired and have no prompt. Ours come in pairs, so the continuation alone is pooled by
     default; which texts make a pair is never used. skip_first leaves the attention sink out of texts without a prompt.
@@ -103,6 +116,7 @@ class AcT(Method):
     kind: Kind = "linear"
     where: Where = "auto"
     causal: bool = True
+    pushed: Pushed = "both"
     support: Support = "source"
     read: ActRead = "continuation"
     skip_first: int = 1
@@ -110,9 +124,10 @@ class AcT(Method):
     strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1)
 
     def passes(self) -> float:
-        """One, and if causal the runs of single blocks: with the block's own maps on, and before each but the first."""
-        more = {"attention": blockwise.PARTIAL, "both": blockwise.PARTIAL + 1, "auto": blockwise.PARTIAL}
-        return 2 + more.get(self.where, 1.0) if self.causal else 1
+        """One whole pass; if causal also the runs of single blocks, for each place in it and then with its maps on."""
+        places = {"attention": blockwise.PARTIAL, "both": blockwise.PARTIAL + 1, "auto": blockwise.PARTIAL}
+        runs = places.get(self.where, 1.0) + 1
+        return 1 + self.causal * runs * (1 if self.pushed == "both" else 0.5)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a setting that is not allowed."""
@@ -120,6 +135,7 @@ class AcT(Method):
         for key, value, allowed in (
             ("kind", self.kind, get_args(Kind)),
             ("where", self.where, get_args(Where)),
+            ("pushed", self.pushed, get_args(Pushed)),
             ("support", self.support, get_args(Support)),
             ("read", self.read, get_args(ActRead)),
         ):
@@ -167,32 +183,30 @@ class AcT(Method):
     def _at_once(
         self, model: PreTrainedModel, spots: Sequence[Spot], source: Sequence[Text], target: Sequence[Text]
     ) -> list[Map]:
-        places = [spot.place for spot in spots]
-        pooled = directions.pooled_at(model, [*source, *target], places, read=self.read, skip_first=self.skip_first)
+        pooled = self._unsteered(model, spots, [*source, *target])
         return [self._map(one[: len(source)], one[len(source) :]) for one in pooled]
+
+    def _unsteered(self, model: PreTrainedModel, spots: Sequence[Spot], texts: Sequence[Text]) -> list[Tensor]:
+        places = [spot.place for spot in spots]
+        return directions.pooled_at(model, texts, places, read=self.read, skip_first=self.skip_first)
 
     def _causal(
         self, model: PreTrainedModel, spots: Sequence[Spot], source: Sequence[Text], target: Sequence[Text]
     ) -> list[Map]:
-        texts = [*source, *target]
+        still = self._unsteered(model, spots, target) if self.pushed == "source" else None
+        texts = [*source, *(target if still is None else [])]
         order = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))  # as they are put into batches
         of_source = torch.tensor([i < len(source) for i in order])
         with blockwise.kept(model) as batches:
-            (first,) = directions.pooled_at(
-                model,
-                [texts[i] for i in order],
-                [spots[0].place],
-                read=self.read,
-                skip_first=self.skip_first,
-            )
+            (first,) = self._unsteered(model, spots[:1], [texts[i] for i in order])
         maps: list[Map] = []
         hooks: list[Hook] = []
         for number, spot in enumerate(spots):
-            if spot.layer != spots[number - 1].layer and number:  # onward, with the maps of the block that is left
+            if number and spot.layer != spots[number - 1].layer:
                 blockwise.run(model, batches, spot.layer - 1, hooks, onward=True)
                 hooks = []
-            pooled = first if number == 0 else self._pooled(model, batches, spot, hooks)
-            maps.append(self._map(pooled[of_source], pooled[~of_source]))
+            pooled = first if number == 0 else self._pooled(model, batches, spot, hooks)  # (N, D)
+            maps.append(self._map(pooled[of_source], pooled[~of_source] if still is None else still[number]))
             hooks.append(_hook(spot.place, maps[-1], 1.0))
         return maps
 
@@ -235,9 +249,9 @@ class AcT(Method):
         def counting(one: Map, hook: Hook) -> Callable[[Tensor], Tensor]:
             def function(hidden: Tensor) -> Tensor:
                 read = self._read(hidden)
-                inside = one.to(hidden.device).inside(hidden.float())
-                assert inside is not None
-                counted[0] += float((inside & read[..., None]).sum())
+                share = one.to(hidden.device).share(hidden.float())
+                assert share is not None
+                counted[0] += float(((share > 0) & read[..., None]).sum())
                 counted[1] += float(read.sum()) * hidden.shape[-1]
                 return hook.function(hidden)
 
@@ -305,8 +319,9 @@ def _hook(place: Place, one: Map, strength: float) -> Hook:
         nonlocal one, slope, offset
         one, slope, offset = one.to(hidden.device), slope.to(hidden.device), offset.to(hidden.device)
         values = hidden.float()
-        moved = (values + (slope * values + offset)).to(hidden.dtype)
-        inside = one.inside(values)
-        return moved if inside is None else torch.where(inside, moved, hidden)
+        added, share = slope * values + offset, one.share(values)
+        if share is None:
+            return (values + added).to(hidden.dtype)
+        return torch.where(share > 0, (values + share * added).to(hidden.dtype), hidden)
 
     return Hook(place.module, place.side, function)

@@ -29,7 +29,7 @@ class AurA(Method):
 
     z is the largest value that the unit takes over the tokens of a text, before any nonlinearity, and AUROC_m the share
     of pairs of an undesired and a desired text, of all with all, in which the undesired one has the larger z, ties
-    counting one half:
+    counting one half, also those that differ by rounding alone:
 
         aura:  alpha_m = 1 - 2 (AUROC_m - .5)   where AUROC_m > .5, else 1
         det0:  alpha_m = 0;    damp:  alpha_m = damp_alpha
@@ -106,7 +106,8 @@ class AurA(Method):
             reduce="max",
             skip_first=self.skip_first,
         )
-        aurocs = torch.cat([auroc(one[:count], one[count:]) for one in largest])  # (units,) of all modules
+        steps = [_steps(one) for one in largest]
+        aurocs = torch.cat([auroc(one[:count], one[count:]) for one in steps])  # (units,) of all modules
         alpha = self._alpha(aurocs)
         if bool((alpha == 1).all()):
             raise SetupError(
@@ -164,6 +165,15 @@ def auroc(positive: Tensor, negative: Tensor) -> Tensor:
     below = torch.searchsorted(ordered, values)  # of the negative values, how many are smaller
     up_to = torch.searchsorted(ordered, values, right=True)  # and how many are not larger
     return (below + up_to).double().mean(-1) / (2 * len(negative))
+
+
+def _steps(values: Tensor) -> Tensor:
+    """(N, units) in whole steps of 1e-5 of each unit's largest value, so that what differs by rounding is a tie.
+
+    Both texts of a pair begin with the same prompt, and where the largest value stands there it is one number.
+    """
+    step = directions.SAME * values.abs().amax(0)  # (units,)
+    return (values / step.where(step > 0, torch.ones_like(step))).round()
 
 
 def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
