@@ -20,6 +20,13 @@ PAPERS = {
          "Mini, Ulisse", "MacDiarmid, Monte"),
         "Steering Language Models With Activation Engineering", 2023,
     ),
+    "2310.01405": Paper(
+        ("Zou, Andy", "Phan, Long", "Chen, Sarah", "Campbell, James", "Guo, Phillip", "Ren, Richard", "Pan, Alexander",
+         "Yin, Xuwang", "Mazeika, Mantas", "Dombrowski, Ann-Kathrin", "Goel, Shashwat", "Li, Nathaniel",
+         "Byun, Michael J.", "Wang, Zifan", "Mallen, Alex", "Basart, Steven", "Koyejo, Sanmi", "Song, Dawn",
+         "Fredrikson, Matt", "Kolter, J. Zico", "Hendrycks, Dan"),
+        "Representation Engineering: A Top-Down Approach to AI Transparency", 2023,
+    ),
     "2311.02105": Paper(
         ("Zhou, Xin", "Lu, Yi", "Ma, Ruotian", "Wei, Yujian", "Gui, Tao", "Zhang, Qi", "Huang, Xuanjing"),
         "Making Harmful Behaviors Unlearnable for Large Language Models", 2023,
