@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
     from methods.prompt import Prompt as Prompt
+    from methods.psa import PSA as PSA
     from methods.random_direction import RandomDirection as RandomDirection
     from methods.repe import RepE as RepE
     from methods.security_vector import SecurityVector as SecurityVector
@@ -52,6 +53,7 @@ _MODULES = {
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],
     "prompt": ["Prompt"],
+    "psa": ["PSA"],
     "random_direction": ["RandomDirection"],
     "repe": ["RepE"],
     "security_vector": ["SecurityVector"],

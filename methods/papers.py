@@ -49,4 +49,8 @@ PAPERS = {
          "Huang, Gao"),
         "Model Surgery: Modulating LLM's Behavior Via Simple Parameter Editing", 2024,
     ),
+    "2501.18532": Paper(
+        ("Goel, Anmol", "Hu, Yaxi", "Gurevych, Iryna", "Sanyal, Amartya"),
+        "Differentially Private Steering for Large Language Model Alignment", 2025,
+    ),
 }  # fmt: skip

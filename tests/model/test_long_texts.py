@@ -55,8 +55,9 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
         if ".cut_" not in key:
             assert torch.equal(tensor, short[key]), key
     counted = {key: int(value) for key, value in long.items() if ".cut_" in key}
-    wanted = {"finetune": ["examples"], "security_vector": ["examples", "harmful", "background"],
-              "mean_centring": ["pairs", "background"]}.get(name, ["pairs"])  # fmt: skip
+    own = {"finetune": ["examples"], "security_vector": ["examples", "harmful", "background"],
+           "mean_centring": ["pairs", "background"], "psa": ["pairs", "background"]}  # fmt: skip
+    wanted = own.get(name, ["pairs"])
     if name == "stack":
         assert counted == {"info.first.cut_pairs": 1, "info.second.cut_pairs": 1}
     else:
@@ -71,7 +72,7 @@ def test_what_differs_is_cut_off(name):
     same = WORD * 3 * LIMIT
     pairs = Pairs([*SHORT.prompt, "The"], [*SHORT.desired, same + " river"], [*SHORT.undesired, same])
     with pytest.raises(SetupError, match=f"pair 4: .* cut to {LIMIT} they are the same: what differs would be cut off"):
-        method.fit(lm.model, lm.tokenizer, FitData(pairs))
+        method.fit(lm.model, lm.tokenizer, FitData(pairs, background=SHORT.prompt))
 
 
 @pytest.mark.parametrize("name", CONTRASTING)
@@ -84,7 +85,7 @@ def test_a_pair_of_600_tokens_is_read_whole(name):
     options = {"max_tokens": 2048, "text": "full", "min_steps": 20, "rank": 1}
     method = replace(method, **{key: value for key, value in options.items() if key in known})
     pairs = Pairs([WORD * 600] * 3, SHORT.desired, SHORT.undesired)
-    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs))
+    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs, background=SHORT.prompt))
     assert artefact["info.cut_pairs"] == 0
 
 

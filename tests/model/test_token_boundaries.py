@@ -122,6 +122,7 @@ def wanted(name: str) -> list[str]:
     own = {
         "detox": PAIRS.desired + PAIRS.undesired,  # continuations by themselves, as the paper embeds them
         "mean_centring": desired + BACKGROUND,
+        "psa": desired + undesired + BACKGROUND,
         "finetune": examples,
         "security_vector": examples + BACKGROUND,
     }

@@ -19,6 +19,7 @@ METHODS = {
     "mean_centring": "facc4dfed42a",
     "probe_rows": "18014c6485b0",
     "prompt": "870bf5cb0139",
+    "psa": "c74d4d9ae2ca",
     "random_direction": "cbf454972574",
     "repe": "9fe0a86f3f45",
     "security_vector": "fad35979cfb4",
