@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from methods.detox import DeTox as DeTox
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
+    from methods.instruction import Instruction as Instruction
     from methods.intervention import generating as generating
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
@@ -49,6 +50,7 @@ _MODULES = {
     "detox": ["DeTox"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
+    "instruction": ["Instruction"],
     "intervention": ["generating"],
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],

@@ -49,6 +49,10 @@ PAPERS = {
          "Huang, Gao"),
         "Model Surgery: Modulating LLM's Behavior Via Simple Parameter Editing", 2024,
     ),
+    "2410.12877": Paper(
+        ("Stolfo, Alessandro", "Balachandran, Vidhisha", "Yousefi, Safoora", "Horvitz, Eric", "Nushi, Besmira"),
+        "Improving Instruction-Following in Language Models through Activation Steering", 2024,
+    ),
     "2501.18532": Paper(
         ("Goel, Anmol", "Hu, Yaxi", "Gurevych, Iryna", "Sanyal, Amartya"),
         "Differentially Private Steering for Large Language Model Alignment", 2025,

@@ -15,7 +15,8 @@ from tests.tiny import tiny_lm
 
 NEEDS = {name: get_class(OmegaConf.load(CONF / f"{name}.yaml")._target_).needs for name in NAMES}  # of stack a property
 LEARNING = [name for name in NAMES if NEEDS[name]]
-CONTRASTING = [name for name in LEARNING if name not in ("mean_centring", "stack") and "pairs" in NEEDS[name]]
+NO_CONTRAST = ("mean_centring", "instruction", "stack")
+CONTRASTING = [name for name in LEARNING if name not in NO_CONTRAST and "pairs" in NEEDS[name]]
 LIMIT = 40  # of the method where it has an option, else of the model
 SHORT = Pairs(["The fox", "We talk", "People walk"], [" sings", " on", " home"], [" is old", " of hate", " over"])
 WORD = " the"  # one token, so that a prompt can be cut by hand
@@ -24,7 +25,14 @@ WORD = " the"  # one token, so that a prompt can be cut by hand
 def learner(name: str, lm):
     """A method that reads at most LIMIT tokens, and the whole text; the model's own limit where it has no option."""
     method = load(name)
-    options = {"max_tokens": LIMIT, "text": "full", "min_steps": 20, "vector_epochs": 1, "rank": 1}
+    options = {
+        "max_tokens": LIMIT,
+        "text": "full",
+        "min_steps": 20,
+        "vector_epochs": 1,
+        "rank": 1,
+        "instruction": " love",
+    }
     known = {field.name for field in fields(method)}
     if "max_tokens" not in known:
         lm.model.config.max_position_embeddings = LIMIT
@@ -47,7 +55,7 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
     lm = tiny_lm()
     method = learner(name, lm)
     assert len(lm.tokenizer(WORD, add_special_tokens=False).input_ids) == 1
-    tail = " bread and the" if name != "mean_centring" else " river"  # which is the text that it reads
+    tail = {"mean_centring": " river", "instruction": " love"}.get(name, " bread and the")  # what it reads as well
     room = LIMIT - 1 - len(lm.tokenizer(tail, add_special_tokens=False).input_ids)  # BOS stays
     long, short = (method.fit(lm.model, lm.tokenizer, data(WORD * n, method)) for n in (3 * LIMIT, room))
     assert long.keys() == short.keys()
