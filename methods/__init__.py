@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from methods.detox import DeTox as DeTox
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
+    from methods.infer_aligner import InferAligner as InferAligner
     from methods.instruction import Instruction as Instruction
     from methods.intervention import generating as generating
     from methods.mean_centring import MeanCentring as MeanCentring
@@ -50,6 +51,7 @@ _MODULES = {
     "detox": ["DeTox"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
+    "infer_aligner": ["InferAligner"],
     "instruction": ["Instruction"],
     "intervention": ["generating"],
     "mean_centring": ["MeanCentring"],

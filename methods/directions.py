@@ -145,9 +145,10 @@ def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: 
     mask = ((column >= first[:, None]) & (column < (first + length)[:, None])).long()  # (B, T)
     ids = torch.full(mask.shape, token)
     ids[mask.bool()] = torch.tensor([token for text in batch for token in text.tokens])
-    positions = Positions(first, length, torch.zeros_like(length), torch.tensor([text.prompt for text in batch]))
     device = input_device(model)
-    positions = Positions(*(value.to(device) for value in positions))
+    prompt = torch.tensor([text.prompt for text in batch])  # (B,)
+    cached = torch.zeros_like(length)
+    positions = Positions(first.to(device), length.to(device), cached.to(device), prompt.to(device))
     in_text = (mask.cumsum(-1) - 1).clamp(min=0).to(device)  # (B, T)
     with at(positions), stopped_after(model, last):
         model(

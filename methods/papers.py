@@ -40,6 +40,11 @@ PAPERS = {
          "Turner, Alexander Matt"),
         "Steering Llama 2 via Contrastive Activation Addition", 2023,
     ),
+    "2401.11206": Paper(
+        ("Wang, Pengyu", "Zhang, Dong", "Li, Linyang", "Tan, Chenkun", "Wang, Xinghao", "Ren, Ke", "Jiang, Botian",
+         "Qiu, Xipeng"),
+        "InferAligner: Inference-Time Alignment for Harmlessness through Cross-Model Guidance", 2024,
+    ),
     "2405.13967": Paper(
         ("Uppaal, Rheeya", "Dey, Apratim", "He, Yiting", "Zhong, Yiqiao", "Hu, Junjie"),
         "Model Editing as a Robust and Denoised variant of DPO: A Case Study on Toxicity", 2024,

@@ -108,3 +108,13 @@ def clamping(unit: Tensor, target: float, share: float = 1.0) -> Map:
         return hidden + (missing * unit).to(hidden.dtype)
 
     return function
+
+
+def where_open(verdict: Callable[[Tensor], Tensor], function: Map) -> Map:
+    """The map in the rows whose verdict (B,) is above 0, and nothing in the others (`verdicts.Verdict`)."""
+
+    def gated(hidden: Tensor) -> Tensor:
+        is_open = verdict(hidden) > 0  # (B,)
+        return torch.where(is_open[:, None, None], function(hidden), hidden)
+
+    return gated

@@ -73,17 +73,20 @@ class Request(NamedTuple):
 class Rows:
     """A batch of texts as far as the model has read them.
 
-    prompt: (B,) length of each prompt in real tokens. seen: (B, C) which cache columns are real.
+    prompt: (B,) length of each prompt in real tokens. seen: (B, C) which cache columns are real. noted: (B, ...) what
+    the hooks of a steering method keep about each row (`methods.positions.Positions`).
     """
 
     prompt: Tensor
     seen: Tensor
     cache: Cache
+    noted: dict[Any, Tensor] = field(default_factory=dict)
 
     def select(self, rows: Tensor, room: int | None = None) -> None:
         """Keep these rows, in this order; one may be named several times. room: tokens that each will read further."""
         kv_cache.select(self.cache, rows, room)
         self.prompt, self.seen = self.prompt[rows], self.seen[rows]
+        self.noted = {key: one[rows.to(one.device)] for key, one in self.noted.items()}
 
 
 def branch(parts: Sequence[tuple[Rows, Tensor]], room: int) -> Rows:
@@ -92,10 +95,15 @@ def branch(parts: Sequence[tuple[Rows, Tensor]], room: int) -> Rows:
     Several parts may differ in columns if their cache keeps them all (`bench.model.kv_cache.keeps_all`).
     """
     columns = max(rows.seen.shape[1] for rows, _ in parts)
+    shared = set.intersection(*(set(rows.noted) for rows, _ in parts))
     return Rows(
         torch.cat([rows.prompt[of_it] for rows, of_it in parts]),
         torch.cat([pad(rows.seen[of_it], (columns - rows.seen.shape[1], 0)) for rows, of_it in parts]),
         kv_cache.branch([(rows.cache, of_it) for rows, of_it in parts], room),
+        {
+            key: torch.cat([rows.noted[key][of_it.to(rows.noted[key].device)] for rows, of_it in parts])
+            for key in shared
+        },
     )
 
 
@@ -215,7 +223,7 @@ class LM:
         before = rows.seen.sum(-1)  # (B,)
         rows.seen = torch.cat([rows.seen, real], dim=-1)  # (B, C)
         position = before[:, None] + real.long().cumsum(-1) - 1  # (B, T)
-        with at(Positions(real.long().argmax(-1), real.sum(-1), before, rows.prompt)):
+        with at(Positions(real.long().argmax(-1), real.sum(-1), before, rows.prompt, rows.noted)):
             logits: Tensor = self.model(
                 input_ids=ids,
                 attention_mask=rows.seen.long(),

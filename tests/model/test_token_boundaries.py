@@ -125,6 +125,7 @@ def wanted(name: str) -> list[str]:
         "mean_centring": desired + BACKGROUND,
         "psa": desired + undesired + BACKGROUND,
         "instruction": [start + prompt for start in ("", POLITE) for prompt in PAIRS.prompt if prompt.strip()],
+        "infer_aligner": desired + undesired + [prompt for prompt in PAIRS.prompt if prompt],
         "finetune": examples,
         "security_vector": examples + BACKGROUND,
     }
