@@ -12,14 +12,20 @@ from methods.base import later
 
 CONF = Path(__file__).parents[2] / "conf" / "method"
 METHODS = {
+    "act": "1a5352e9263b",
     "act_add": "9ba436c6f7d3",
+    "aura": "33940fa12a5e",
     "caa": "ed41442bbf7b",
     "detox": "cf62ceef8364",
     "finetune": "96ac572b28dc",
+    "infer_aligner": "0771558935e3",
+    "instruction": "af5c683fd34b",
     "mean_centring": "facc4dfed42a",
     "probe_rows": "18014c6485b0",
     "prompt": "870bf5cb0139",
+    "psa": "c74d4d9ae2ca",
     "random_direction": "cbf454972574",
+    "repe": "9fe0a86f3f45",
     "security_vector": "fad35979cfb4",
     "stack": "8480e4996802",
     "unsteered": "1e26c64bccf3",
