@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
     from methods.intervention import generating as generating
+    from methods.iti import ITI as ITI
+    from methods.itic import ITIC as ITIC
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
     from methods.prompt import Prompt as Prompt
@@ -48,6 +50,8 @@ _MODULES = {
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
     "intervention": ["generating"],
+    "iti": ["ITI"],
+    "itic": ["ITIC"],
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],
     "prompt": ["Prompt"],

@@ -15,6 +15,10 @@ class Paper(NamedTuple):
 
 
 PAPERS = {
+    "2306.03341": Paper(
+        ("Li, Kenneth", "Patel, Oam", "Viégas, Fernanda", "Pfister, Hanspeter", "Wattenberg, Martin"),
+        "Inference-Time Intervention: Eliciting Truthful Answers from a Language Model", 2023,
+    ),
     "2308.10248": Paper(
         ("Turner, Alexander Matt", "Thiergart, Lisa", "Leech, Gavin", "Udell, David", "Vazquez, Juan J.",
          "Mini, Ulisse", "MacDiarmid, Monte"),
