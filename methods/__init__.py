@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from methods.probe_rows import ProbeRows as ProbeRows
     from methods.prompt import Prompt as Prompt
     from methods.random_direction import RandomDirection as RandomDirection
+    from methods.sadi import SADI as SADI
     from methods.security_vector import SecurityVector as SecurityVector
     from methods.stack import Stack as Stack
     from methods.unsteered import Unsteered as Unsteered
@@ -56,6 +57,7 @@ _MODULES = {
     "probe_rows": ["ProbeRows"],
     "prompt": ["Prompt"],
     "random_direction": ["RandomDirection"],
+    "sadi": ["SADI"],
     "security_vector": ["SecurityVector"],
     "stack": ["Stack"],
     "unsteered": ["Unsteered"],

@@ -46,4 +46,8 @@ PAPERS = {
          "Huang, Gao"),
         "Model Surgery: Modulating LLM's Behavior Via Simple Parameter Editing", 2024,
     ),
+    "2410.12299": Paper(
+        ("Wang, Weixuan", "Yang, Jingyuan", "Peng, Wei"),
+        "Semantics-Adaptive Activation Intervention for LLMs via Dynamic Steering Vectors", 2024,
+    ),
 }  # fmt: skip

@@ -34,6 +34,7 @@ SMALL = {
     ),
     "background": DATA["background"][:4],
 }
+REFUSED = {("falcon", "sadi"): "none of 8 heads is larger in desired"}  # by chance: these weights are random
 NORMED = {"gemma2", "gemma3", "gemma3_multimodal", "olmo2", "olmo3"}
 EXPERTS = {"mixtral", "qwen3_moe", "qwen3_moe_mixed"}
 
@@ -83,7 +84,10 @@ def attempt(name, architecture):
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_method_runs_and_leaves_no_trace(architecture):
     told = {name: attempt(name, architecture) for name in NAMES}
-    assert told == dict.fromkeys(NAMES, "ran")
+    refused = {name: why for (where, name), why in REFUSED.items() if where == architecture}
+    ran = [name for name in NAMES if name not in refused]
+    assert {name: told[name] for name in ran} == dict.fromkeys(ran, "ran")
+    assert all(why in told[name] for name, why in refused.items())
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

@@ -22,6 +22,7 @@ METHODS = {
     "probe_rows": "18014c6485b0",
     "prompt": "870bf5cb0139",
     "random_direction": "cbf454972574",
+    "sadi": "fbb21ffd37d7",
     "security_vector": "fad35979cfb4",
     "stack": "8480e4996802",
     "unsteered": "1e26c64bccf3",
