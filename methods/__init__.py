@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from methods.act_add import ActAdd as ActAdd
+    from methods.activation_scaling import ActivationScaling as ActivationScaling
     from methods.base import Artefact as Artefact
     from methods.base import Examples as Examples
     from methods.base import FitData as FitData
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "act_add": ["ActAdd"],
+    "activation_scaling": ["ActivationScaling"],
     "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
     "caa": ["CAA", "matched_norms"],
     "detox": ["DeTox"],

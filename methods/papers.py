@@ -46,6 +46,10 @@ PAPERS = {
          "Huang, Gao"),
         "Model Surgery: Modulating LLM's Behavior Via Simple Parameter Editing", 2024,
     ),
+    "2410.04962": Paper(
+        ("Stoehr, Niklas", "Du, Kevin", "Snæbjarnarson, Vésteinn", "West, Robert", "Cotterell, Ryan", "Schein, Aaron"),
+        "Activation Scaling for Steering and Interpreting Language Models", 2024,
+    ),
     "2410.12299": Paper(
         ("Wang, Weixuan", "Yang, Jingyuan", "Peng, Wei"),
         "Semantics-Adaptive Activation Intervention for LLMs via Dynamic Steering Vectors", 2024,

@@ -24,6 +24,7 @@ from tests.methods.test_contract import DATA, NAMES, PROMPTS
 from tests.tiny import CORPUS
 
 QUICK = {
+    "activation_scaling": ["method.steps=1"],
     "probe_rows": ["method.min_steps=1", "method.epochs=1"],
     "stack": ["method.parts.first.min_steps=1", "method.parts.first.epochs=1"],
     "security_vector": ["method.vector_epochs=1", "method.rank=2"],

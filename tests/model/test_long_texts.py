@@ -24,7 +24,7 @@ WORD = " the"  # one token, so that a prompt can be cut by hand
 def learner(name: str, lm):
     """A method that reads at most LIMIT tokens, and the whole text; the model's own limit where it has no option."""
     method = load(name)
-    options = {"max_tokens": LIMIT, "text": "full", "min_steps": 20, "vector_epochs": 1, "rank": 1}
+    options = {"max_tokens": LIMIT, "text": "full", "min_steps": 20, "steps": 3, "vector_epochs": 1, "rank": 1}
     known = {field.name for field in fields(method)}
     if "max_tokens" not in known:
         lm.model.config.max_position_embeddings = LIMIT
@@ -56,7 +56,8 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
             assert torch.equal(tensor, short[key]), key
     counted = {key: int(value) for key, value in long.items() if ".cut_" in key}
     wanted = {"finetune": ["examples"], "security_vector": ["examples", "harmful", "background"],
-              "mean_centring": ["pairs", "background"]}.get(name, ["pairs"])  # fmt: skip
+              "mean_centring": ["pairs", "background"],
+              "activation_scaling": ["pairs", "background"]}.get(name, ["pairs"])  # fmt: skip
     if name == "stack":
         assert counted == {"info.first.cut_pairs": 1, "info.second.cut_pairs": 1}
     else:
@@ -71,7 +72,7 @@ def test_what_differs_is_cut_off(name):
     same = WORD * 3 * LIMIT
     pairs = Pairs([*SHORT.prompt, "The"], [*SHORT.desired, same + " river"], [*SHORT.undesired, same])
     with pytest.raises(SetupError, match=f"pair 4: .* cut to {LIMIT} they are the same: what differs would be cut off"):
-        method.fit(lm.model, lm.tokenizer, FitData(pairs))
+        method.fit(lm.model, lm.tokenizer, FitData(pairs, background=SHORT.prompt))
 
 
 @pytest.mark.parametrize("name", CONTRASTING)
@@ -81,10 +82,10 @@ def test_a_pair_of_600_tokens_is_read_whole(name):
     lm.model.config.max_position_embeddings = 2048
     method = load(name)
     known = {field.name for field in fields(method)}
-    options = {"max_tokens": 2048, "text": "full", "min_steps": 20, "rank": 1}
+    options = {"max_tokens": 2048, "text": "full", "min_steps": 20, "steps": 3, "rank": 1}
     method = replace(method, **{key: value for key, value in options.items() if key in known})
     pairs = Pairs([WORD * 600] * 3, SHORT.desired, SHORT.undesired)
-    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs))
+    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs, background=SHORT.prompt))
     assert artefact["info.cut_pairs"] == 0
 
 

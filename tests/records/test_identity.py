@@ -13,6 +13,7 @@ from methods.base import later
 CONF = Path(__file__).parents[2] / "conf" / "method"
 METHODS = {
     "act_add": "9ba436c6f7d3",
+    "activation_scaling": "dfdfb375886f",
     "caa": "ed41442bbf7b",
     "detox": "cf62ceef8364",
     "finetune": "96ac572b28dc",
