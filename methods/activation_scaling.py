@@ -196,7 +196,7 @@ class ActivationScaling(Method):
                         stack.enter_context(edited(new))
                     else:
                         place = sites.written(model, layer, part)
-                        stack.enter_context(hooked([place.hook(lambda hidden, by=factor: hidden * by)]))
+                        stack.enter_context(hooked([place.hook(_times(factor))]))
             yield Steering()
 
 
@@ -218,14 +218,15 @@ def mean_log_probabilities(model: PreTrainedModel, texts: Sequence[Text]) -> Ten
     logits, targets = logits_and_targets(model, texts)  # (C, V), (C,)
     said = -functional.cross_entropy(logits, targets, reduction="none")  # (C,)
     counts = [len(text.tokens) - text.prompt for text in texts]
-    return torch.stack([one.mean() for one in said.split(counts)])
+    return torch.stack([one.mean() for one in torch.split(said, counts)])
 
 
 def _step_size(optimiser: torch.optim.Adam, scales: Tensor) -> Tensor:
     """By how much Adam has just moved each scalar for a unit of its gradient."""
     state, options = optimiser.state[scales], optimiser.param_groups[0]
     squared: Tensor = state["exp_avg_sq"] / (1 - options["betas"][1] ** float(state["step"]))
-    return options["lr"] / (squared.sqrt() + options["eps"])
+    size: Tensor = options["lr"] / (squared.sqrt() + options["eps"])
+    return size
 
 
 def proximal(scales: Tensor, threshold: Tensor) -> Tensor:
@@ -241,6 +242,10 @@ def _told(text: Text, prompt: int | None = None) -> Text:
 def _places(model: PreTrainedModel) -> list[Place]:
     """What every component adds to the stream: attention and MLP of the first block, then of the next."""
     return [sites.written(model, layer, part) for layer in range(len(layout.blocks(model))) for part in sites.PARTS]
+
+
+def _times(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: hidden * factor
 
 
 def _scaling(scales: Tensor, at: int) -> Callable[[Tensor], Tensor]:

@@ -120,7 +120,7 @@ class SADI(Method):
         return {
             **{
                 f"layers.{layer}.elements": number[chosen[block[chosen] == layer]].sort().values
-                for layer in block[chosen].unique().tolist()
+                for layer in sorted(set(block[chosen].tolist()))
             },
             "info.elements": torch.stack([block[chosen], number[chosen]], -1),  # (K, 2), the largest first
             "info.differences": difference[chosen],
@@ -222,7 +222,7 @@ def _put_back(model: PreTrainedModel, places: Sequence[sites.Place], factors: Ma
         if looking:
             return
         (args, kwargs), given = given, ((), {})
-        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+        ids = args[0] if args else kwargs["input_ids"] if "input_ids" in kwargs else kwargs["inputs_embeds"]
         if not last_prompt_token(ids.shape[1]).any():
             return
         looking, cache = True, copy.deepcopy(kwargs.get("past_key_values"))
