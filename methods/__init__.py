@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from methods.random_direction import RandomDirection as RandomDirection
     from methods.security_vector import SecurityVector as SecurityVector
     from methods.stack import Stack as Stack
+    from methods.task_negation import TaskNegation as TaskNegation
     from methods.unsteered import Unsteered as Unsteered
 
 _MODULES = {
@@ -54,6 +55,7 @@ _MODULES = {
     "random_direction": ["RandomDirection"],
     "security_vector": ["SecurityVector"],
     "stack": ["Stack"],
+    "task_negation": ["TaskNegation"],
     "unsteered": ["Unsteered"],
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}

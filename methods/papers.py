@@ -15,6 +15,11 @@ class Paper(NamedTuple):
 
 
 PAPERS = {
+    "2212.04089": Paper(
+        ("Ilharco, Gabriel", "Ribeiro, Marco Tulio", "Wortsman, Mitchell", "Gururangan, Suchin", "Schmidt, Ludwig",
+         "Hajishirzi, Hannaneh", "Farhadi, Ali"),
+        "Editing Models with Task Arithmetic", 2022,
+    ),
     "2308.10248": Paper(
         ("Turner, Alexander Matt", "Thiergart, Lisa", "Leech, Gavin", "Udell, David", "Vazquez, Juan J.",
          "Mini, Ulisse", "MacDiarmid, Monte"),

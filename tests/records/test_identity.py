@@ -22,6 +22,7 @@ METHODS = {
     "random_direction": "cbf454972574",
     "security_vector": "fad35979cfb4",
     "stack": "8480e4996802",
+    "task_negation": "8e9063b59812",
     "unsteered": "1e26c64bccf3",
 }
 """Of every YAML with its defaults: what fits and results on disk are called by."""
