@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
     from methods.intervention import generating as generating
+    from methods.lora import LoRA as LoRA
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
     from methods.prompt import Prompt as Prompt
@@ -49,6 +50,7 @@ _MODULES = {
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
     "intervention": ["generating"],
+    "lora": ["LoRA"],
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],
     "prompt": ["Prompt"],

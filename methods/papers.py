@@ -15,6 +15,11 @@ class Paper(NamedTuple):
 
 
 PAPERS = {
+    "2106.09685": Paper(
+        ("Hu, Edward J.", "Shen, Yelong", "Wallis, Phillip", "Allen-Zhu, Zeyuan", "Li, Yuanzhi", "Wang, Shean",
+         "Wang, Lu", "Chen, Weizhu"),
+        "LoRA: Low-Rank Adaptation of Large Language Models", 2021,
+    ),
     "2212.04089": Paper(
         ("Ilharco, Gabriel", "Ribeiro, Marco Tulio", "Wortsman, Mitchell", "Gururangan, Suchin", "Schmidt, Ludwig",
          "Hajishirzi, Hannaneh", "Farhadi, Ali"),

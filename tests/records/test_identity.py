@@ -16,6 +16,7 @@ METHODS = {
     "caa": "ed41442bbf7b",
     "detox": "cf62ceef8364",
     "finetune": "96ac572b28dc",
+    "lora": "3c7591708a0a",
     "mean_centring": "facc4dfed42a",
     "probe_rows": "18014c6485b0",
     "prompt": "870bf5cb0139",
