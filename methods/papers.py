@@ -25,6 +25,11 @@ PAPERS = {
          "Hajishirzi, Hannaneh", "Farhadi, Ali"),
         "Editing Models with Task Arithmetic", 2022,
     ),
+    "2305.18290": Paper(
+        ("Rafailov, Rafael", "Sharma, Archit", "Mitchell, Eric", "Ermon, Stefano", "Manning, Christopher D.",
+         "Finn, Chelsea"),
+        "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", 2023,
+    ),
     "2308.10248": Paper(
         ("Turner, Alexander Matt", "Thiergart, Lisa", "Leech, Gavin", "Udell, David", "Vazquez, Juan J.",
          "Mini, Ulisse", "MacDiarmid, Monte"),
