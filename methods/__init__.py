@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from methods.caa import CAA as CAA
     from methods.caa import matched_norms as matched_norms
     from methods.detox import DeTox as DeTox
+    from methods.dinm import DINM as DINM
     from methods.dpo import DPO as DPO
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
@@ -48,6 +49,7 @@ _MODULES = {
     "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
     "caa": ["CAA", "matched_norms"],
     "detox": ["DeTox"],
+    "dinm": ["DINM"],
     "dpo": ["DPO"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],

@@ -48,6 +48,11 @@ PAPERS = {
          "Turner, Alexander Matt"),
         "Steering Llama 2 via Contrastive Activation Addition", 2023,
     ),
+    "2403.14472": Paper(
+        ("Wang, Mengru", "Zhang, Ningyu", "Xu, Ziwen", "Xi, Zekun", "Deng, Shumin", "Yao, Yunzhi", "Zhang, Qishen",
+         "Yang, Linyi", "Wang, Jindong", "Chen, Huajun"),
+        "Detoxifying Large Language Models via Knowledge Editing", 2024,
+    ),
     "2405.13967": Paper(
         ("Uppaal, Rheeya", "Dey, Apratim", "He, Yiting", "Zhong, Yiqiao", "Hu, Junjie"),
         "Model Editing as a Robust and Denoised variant of DPO: A Case Study on Toxicity", 2024,

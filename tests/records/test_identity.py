@@ -15,6 +15,7 @@ METHODS = {
     "act_add": "9ba436c6f7d3",
     "caa": "ed41442bbf7b",
     "detox": "cf62ceef8364",
+    "dinm": "9790e36318da",
     "dpo": "51599b86fa2d",
     "finetune": "96ac572b28dc",
     "lora": "3c7591708a0a",
