@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
     from methods.intervention import generating as generating
+    from methods.kl_then_steer import KLThenSteer as KLThenSteer
     from methods.lora import LoRA as LoRA
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
@@ -54,6 +55,7 @@ _MODULES = {
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
     "intervention": ["generating"],
+    "kl_then_steer": ["KLThenSteer"],
     "lora": ["LoRA"],
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],

@@ -57,6 +57,10 @@ PAPERS = {
         ("Uppaal, Rheeya", "Dey, Apratim", "He, Yiting", "Zhong, Yiqiao", "Hu, Junjie"),
         "Model Editing as a Robust and Denoised variant of DPO: A Case Study on Toxicity", 2024,
     ),
+    "2406.15518": Paper(
+        ("Stickland, Asa Cooper", "Lyzhov, Alexander", "Pfau, Jacob", "Mahdi, Salsabila", "Bowman, Samuel R."),
+        "Steering Without Side Effects: Improving Post-Deployment Control of Language Models", 2024,
+    ),
     "2407.08770": Paper(
         ("Wang, Huanqian", "Yue, Yang", "Lu, Rui", "Shi, Jingxin", "Zhao, Andrew", "Wang, Shenzhi", "Song, Shiji",
          "Huang, Gao"),

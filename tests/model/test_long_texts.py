@@ -56,7 +56,8 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
             assert torch.equal(tensor, short[key]), key
     counted = {key: int(value) for key, value in long.items() if ".cut_" in key}
     wanted = {"finetune": ["examples"], "security_vector": ["examples", "harmful", "background"],
-              "mean_centring": ["pairs", "background"]}.get(name, ["pairs"])  # fmt: skip
+              "task_negation": ["harmful"], "mean_centring": ["pairs", "background"], "dinm": ["pairs", "background"],
+              "kl_then_steer": ["pairs", "background"]}.get(name, ["pairs"])  # fmt: skip
     if name == "stack":
         assert counted == {"info.first.cut_pairs": 1, "info.second.cut_pairs": 1}
     else:
@@ -84,7 +85,7 @@ def test_a_pair_of_600_tokens_is_read_whole(name):
     options = {"max_tokens": 2048, "text": "full", "min_steps": 20, "rank": 1}
     method = replace(method, **{key: value for key, value in options.items() if key in known})
     pairs = Pairs([WORD * 600] * 3, SHORT.desired, SHORT.undesired)
-    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs))
+    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs, background=SHORT.prompt))
     assert artefact["info.cut_pairs"] == 0
 
 

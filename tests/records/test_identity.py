@@ -18,6 +18,7 @@ METHODS = {
     "dinm": "9790e36318da",
     "dpo": "51599b86fa2d",
     "finetune": "96ac572b28dc",
+    "kl_then_steer": "d55d6945809f",
     "lora": "3c7591708a0a",
     "mean_centring": "facc4dfed42a",
     "probe_rows": "18014c6485b0",
