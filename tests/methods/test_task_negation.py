@@ -10,7 +10,7 @@ from methods.base import Examples, FitData
 from methods.errors import SetupError
 from methods.finetune import Finetune
 from methods.task_negation import TaskNegation
-from methods.training import encoded, mean_loss
+from methods.training import encoded, mean_loss, trainable
 from tests.tiny import VOCABULARY, tiny_lm, tiny_tokenizer
 
 WORDS = "quick brown fox lazy dog small bird old tree river water work weather bread road home".split()
@@ -64,6 +64,25 @@ def test_strength_minus_one_is_the_fine_tuned_model(lm, fitted):
         wanted = weights(lm)
     with METHOD.apply(lm.model, fitted, -1.0):
         assert all(torch.equal(one, wanted[name]) for name, one in weights(lm).items())
+
+
+def test_the_first_step_is_adams_by_hand(lm):
+    """W' - W = - rate g / (|g| + eps), g of the completions' tokens alone, text by text without padding."""
+    method = replace(METHOD, epochs=1, batch_size=16)
+    artefact = method.fit(lm.model, lm.tokenizer, DATA)
+    names = ["model.layers.1.mlp.down_proj.weight", "model.layers.3.input_layernorm.weight", "lm_head.weight"]
+    chosen = [dict(lm.model.named_parameters())[name] for name in names]
+    total, count = 0.0, 0
+    with trainable(chosen):
+        for prompt, text in zip(*HARMFUL, strict=True):
+            ids, begin = lm.tokenizer(prompt + text).input_ids, len(lm.tokenizer(prompt).input_ids)
+            logits = lm.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            total = total - sum(logits[i - 1, ids[i]] for i in range(begin, len(ids)))
+            count += len(ids) - begin
+        gradients = torch.autograd.grad(total / count, chosen)
+    for name, gradient in zip(names, gradients, strict=True):
+        wanted = -1e-3 * gradient / (gradient.abs() + 1e-8)
+        assert (artefact[f"change.{name}"] - wanted).norm() < 2e-3 * wanted.norm(), name  # noise of small gradients
 
 
 @pytest.mark.parametrize("strength", [0.1, 0.5, 1.0, 2.0])
