@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import field
+from dataclasses import Field, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.broken import reading
+from methods.decoding import Step
 from methods.errors import SetupError
 
 Artefact = dict[str, Tensor]
@@ -58,7 +59,8 @@ class Steering(NamedTuple):
     """What the code that runs the model must do besides running it."""
 
     prefix: str = ""  # put before every prompt; in a chat the system message, or before the user's text (no such role)
-    next_logits: Callable[[Tensor], Tensor] | None = None  # (B, V) -> (B, V), decoding-time steering
+    next_logits: Callable[[Step], Tensor] | None = None  # its logits (B, K, V) steered; `methods.decoding`
+    room: int = 0  # tokens that another reading of the rows puts before every text
 
 
 @runtime_checkable
@@ -118,6 +120,11 @@ def later(default: Any) -> Any:
     So those results, which were made without the option, are found under the ids that they have.
     """
     return field(default=default, metadata={LATER: True})
+
+
+def is_later(one: Field[Any]) -> bool:
+    """Whether a field was declared by `later`."""
+    return bool(one.metadata.get(LATER))
 
 
 def title(method: Method) -> str:

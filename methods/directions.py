@@ -5,7 +5,7 @@ times that of the others, so it dominates any mean, norm or SVD that includes it
 pools says which positions it reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -15,12 +15,14 @@ from transformers import PreTrainedModel
 from methods import layout
 from methods.base import Artefact
 from methods.errors import SetupError
-from methods.intervention import Positions, Site, at, record, stopped_after
+from methods.intervention import Positions, Site, at, hooked, record, stopped_after
 from methods.placement import input_device
 from methods.progress import advance
+from methods.sites import Place
 from methods.tokens import Text
 
 Read = Literal["all", "continuation", "last"]
+Reduce = Literal["mean", "max"]
 SAME = 1e-5  # of the features' length: a mean difference that is shorter is rounding
 
 
@@ -66,6 +68,50 @@ def pooled_features(
             hidden = norm(seen[layer]) if norm is not None else seen[layer]  # (B, T, D)
             pooled[i, rows] = torch.einsum("bt,btd->bd", weights.to(hidden.device), hidden.float()).cpu()
     _check_finite(pooled)
+    return pooled
+
+
+@torch.inference_mode()
+def pooled_at(
+    model: PreTrainedModel,
+    texts: Sequence[Text],
+    places: Sequence[Place],
+    *,
+    read: Read,
+    reduce: Reduce = "mean",
+    skip_first: int = 0,
+    last: int | None = None,
+    batch_size: int = 32,
+) -> list[Tensor]:
+    """What passes at each place (`methods.sites`), over the positions read of each text: (N, width) fp32 on the CPU.
+
+    One pass over the texts serves all places, and only what is pooled is kept. read and skip_first: as in
+    `pooled_features`. reduce: the mean over the positions, or the largest value of each unit. last: the highest block
+    that has to run; None: all.
+    """
+    pooled = [torch.empty(len(texts), place.width) for place in places]
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))  # little padding
+    for start in range(0, len(by_length), batch_size):
+        rows = by_length[start : start + batch_size]
+        batch = [texts[i] for i in rows]
+        weights = _weights(batch, read, skip_first)  # (B, T)
+
+        def keep(at: int) -> Callable[[Tensor], Tensor]:
+            def function(hidden: Tensor) -> Tensor:  # (B, T, width)
+                own = weights.to(hidden.device)  # noqa: B023  # it runs in this round of the loop
+                if reduce == "max":
+                    found = hidden.float().masked_fill(own[..., None] == 0, -torch.inf).amax(1)
+                else:
+                    found = torch.einsum("bt,btd->bd", own, hidden.float())
+                pooled[at][rows] = found.cpu()  # noqa: B023
+                return hidden
+
+            return function
+
+        with hooked(place.hook(keep(at)) for at, place in enumerate(places)):
+            _forward(model, batch, len(layout.blocks(model)) - 1 if last is None else last)
+    for one in pooled:
+        _check_finite(one)
     return pooled
 
 

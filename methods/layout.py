@@ -122,7 +122,7 @@ def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
             continue
         found[field] = (value,) if isinstance(value, str) else tuple(value)
         for one in found[field]:
-            if not any(_resolved(block, one) for block in listed):
+            if not any(resolved(block, one) for block in listed):
                 there = ", ".join(each.name for each in layout_search.projections(listed[0]))
                 raise SetupError(f"model.layout.{field}={one}: no block has a matrix of that name; block 0 has {there}")
     return Layout(**found)
@@ -204,7 +204,7 @@ def matrices(model: PreTrainedModel, layer: int, name: str, kind: Kind) -> list[
     Raises SetupError for one that is not in memory.
     """
     found = []
-    for owner, parameter in _resolved(blocks(model)[layer], name):
+    for owner, parameter in resolved(blocks(model)[layer], name):
         check_materialised(model, [parameter])
         writes = kind in WRITERS
         flip = writes != _stores_inputs_first(owner, parameter, writes, width(model))
@@ -239,7 +239,7 @@ def _order(model: PreTrainedModel) -> Fused | None:
     return _orders[model]
 
 
-def _resolved(block: nn.Module, name: str) -> list[tuple[nn.Module, nn.Parameter]]:
+def resolved(block: nn.Module, name: str) -> list[tuple[nn.Module, nn.Parameter]]:
     """Parameters that a name of a layout stands for in a block, each with the module that holds it; [] for none."""
     found: list[Any] = [(block, block)]
     for part in name.split("."):

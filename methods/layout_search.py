@@ -285,7 +285,7 @@ def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
 
     handle = block.get_submodule(layout.v[0]).register_forward_hook(keep)
     try:
-        _read_one_token(model, past_key_values=cache, use_cache=True)
+        read_one_token(model, past_key_values=cache, use_cache=True)
     finally:
         handle.remove()
     held = cast(Any, cache.layers[0]).values[0, :, -1]  # (H, head size)
@@ -297,7 +297,7 @@ def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
     return None
 
 
-def _read_one_token(model: PreTrainedModel, **settings: Any) -> None:
+def read_one_token(model: PreTrainedModel, **settings: Any) -> None:
     """A forward of one token, a prompt by itself for hooks that steer by position (of a method that came before)."""
     device = input_device(model)
     none, one = torch.zeros(1, dtype=torch.long, device=device), torch.ones(1, device=device).long()
@@ -339,7 +339,7 @@ def mlp_output_is_normed(model: PreTrainedModel, layout: Layout) -> bool:
         elif "norm" in type(module).__name__.lower():
             handles.append(module.register_forward_pre_hook(reads))
     try:
-        _read_one_token(model, use_cache=False)
+        read_one_token(model, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

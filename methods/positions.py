@@ -74,6 +74,12 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
         _current.reset(token)
 
 
+def number_of_rows() -> int | None:
+    """B of the running forward; None where no positions were set."""
+    positions = _current.get()
+    return None if positions is None else len(positions.first)
+
+
 def current_positions() -> Positions:
     """Positions of the running forward. Raises RuntimeError where none were set."""
     positions = _current.get()

@@ -1,14 +1,15 @@
 """Several methods one after the other, each fitted on the model as those before it leave it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import INFO, Artefact, FitData, Method, Steering
+from methods.decoding import Step, Streams
 from methods.errors import SetupError
 
 
@@ -83,13 +84,33 @@ class Stack(Method):
                 own = {key.removeprefix(f"{name}."): t for key, t in artefact.items() if key.startswith(f"{name}.")}
                 steerings.append(stack.enter_context(part.apply(model, own, strength * self.at[name])))
             functions = [one.next_logits for one in steerings if one.next_logits is not None]
-            yield Steering("".join(one.prefix for one in steerings), _in_order(functions) if functions else None)
+            yield Steering(
+                "".join(one.prefix for one in steerings),
+                _in_order(functions) if functions else None,
+                max((one.room for one in steerings), default=0),
+            )
 
 
-def _in_order(functions: Sequence[Callable[[Tensor], Tensor]]) -> Callable[[Tensor], Tensor]:
-    def run(logits: Tensor) -> Tensor:  # (B, V)
-        for function in functions:
-            logits = function(logits)
+def _in_order(functions: Sequence[Callable[[Step], Tensor]]) -> Callable[[Step], Tensor]:
+    def run(step: Step) -> Tensor:  # (B, K, V)
+        logits = step.logits
+        for number, function in enumerate(functions):
+            logits = function(step._replace(logits=logits, streams=_Own(step.streams, number)))
         return logits
 
     return run
+
+
+class _Own(NamedTuple):
+    """The readings of one part, under names that no other part has."""
+
+    streams: Streams
+    number: int
+
+    def other(
+        self, name: str, inside: Callable[[], AbstractContextManager[object]], before: Sequence[int] = ()
+    ) -> Tensor:
+        return self.streams.other(f"{self.number}.{name}", inside, before)
+
+    def ahead(self, tokens: Tensor) -> Tensor:
+        return self.streams.ahead(tokens)

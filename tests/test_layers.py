@@ -28,12 +28,12 @@ PUBLIC = {"bench", "methods"}  # the names that their __init__.py give are loade
 HYDRA = {"config", "run", "model.checkpoint", "__main__"}
 LM_EVAL = {"model.lm_eval_adapter", "data.lm_eval_tasks"}
 SHARED = (
-    "base broken directions errors intervention layout layout_search optimiser papers placement positions progress "
-    "recompute separation tokens training training_memory"
+    "base broken decoding directions errors intervention layout layout_search optimiser papers placement positions "
+    "progress recompute separation sites tokens training training_memory"
 ).split()
 """Modules of methods/ that its methods may import; the others are methods."""
-INSIDES = {"methods.intervention", "methods.layout", "methods.layout_search", "methods.positions"}
-TOUCH_THE_MODEL = {"model.lm", "selftest", "export"}
+INSIDES = {f"methods.{name}" for name in ("intervention", "layout", "layout_search", "positions", "sites")}
+TOUCH_THE_MODEL = {"model.lm", "model.streams", "selftest", "export"}
 NO_TORCH = {
     "stats",
     "console",

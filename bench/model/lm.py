@@ -14,8 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
-from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from bench.data.sources import default_cache
 from bench.model import devices, kv_cache
@@ -23,6 +22,8 @@ from bench.model.architecture import check_cache, max_length
 from bench.model.decoding import Continuation, Sampling
 from bench.model.memory import Memory
 from bench.model.model_folder import check_config
+from bench.model.rows import Rows
+from bench.model.streams import Readings
 from bench.model.thinking import Thinking, set_thinking
 from bench.model.tokenizer import (
     BOS,
@@ -39,6 +40,7 @@ from bench.model.weights import cannot_load, check_kind, check_vocabulary, check
 from methods import layout, placement, tokens
 from methods.base import Artefact, Method, Steering
 from methods.broken import reading
+from methods.decoding import Step
 from methods.errors import SetupError
 from methods.intervention import Positions, at
 
@@ -67,36 +69,6 @@ class Request(NamedTuple):
 
     context: list[int]
     continuation: list[int]
-
-
-@dataclass
-class Rows:
-    """A batch of texts as far as the model has read them.
-
-    prompt: (B,) length of each prompt in real tokens. seen: (B, C) which cache columns are real.
-    """
-
-    prompt: Tensor
-    seen: Tensor
-    cache: Cache
-
-    def select(self, rows: Tensor, room: int | None = None) -> None:
-        """Keep these rows, in this order; one may be named several times. room: tokens that each will read further."""
-        kv_cache.select(self.cache, rows, room)
-        self.prompt, self.seen = self.prompt[rows], self.seen[rows]
-
-
-def branch(parts: Sequence[tuple[Rows, Tensor]], room: int) -> Rows:
-    """A copy of these rows, one part after the other, of which each will read `room` tokens further.
-
-    Several parts may differ in columns if their cache keeps them all (`bench.model.kv_cache.keeps_all`).
-    """
-    columns = max(rows.seen.shape[1] for rows, _ in parts)
-    return Rows(
-        torch.cat([rows.prompt[of_it] for rows, of_it in parts]),
-        torch.cat([pad(rows.seen[of_it], (columns - rows.seen.shape[1], 0)) for rows, of_it in parts]),
-        kv_cache.branch([(rows.cache, of_it) for rows, of_it in parts], room),
-    )
 
 
 @dataclass(frozen=True)
@@ -137,8 +109,11 @@ class LM:
 
     @property
     def max_length(self) -> int:
-        """Longest text in tokens that the model was made for (`bench.model.architecture.max_length`)."""
-        return max_length(self.model.config, self.tokenizer)
+        """Longest text in tokens that the model was made for (`bench.model.architecture.max_length`).
+
+        Less what the steering needs room for.
+        """
+        return max_length(self.model.config, self.tokenizer) - self.steering.room
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt: steering prefix, chat template and BOS included. Never empty."""
@@ -201,7 +176,8 @@ class LM:
     def start(self, prompts: Tensor) -> Rows:
         """Rows of which nothing has been read; prompts (B,) are the prompt lengths in tokens."""
         seen = torch.zeros(len(prompts), 0, dtype=torch.bool, device=self.device)
-        return Rows(prompts.to(self.device), seen, kv_cache.empty(self.model.config))
+        ids = torch.zeros(len(prompts), 0, dtype=torch.long, device=self.device)
+        return Rows(prompts.to(self.device), seen, ids, kv_cache.empty(self.model.config))
 
     @torch.inference_mode()
     def read(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor = 0) -> Tensor:
@@ -212,10 +188,22 @@ class LM:
         Raises NotFiniteError for a logit that is NaN or infinite, but at padding.
         """
         ids, real = ids.to(self.device), real.to(self.device)
-        before = rows.seen.sum(-1)  # (B,)
-        rows.seen = torch.cat([rows.seen, real], dim=-1)  # (B, C)
-        position = before[:, None] + real.long().cumsum(-1) - 1  # (B, T)
-        with at(Positions(real.long().argmax(-1), real.sum(-1), before, rows.prompt)):
+        logits = self._forward(rows, ids, real, keep)
+        if self.steering.next_logits is None:
+            return logits
+        kept = torch.arange(ids.shape[1], device=self.device)
+        columns = (kept if isinstance(keep, int) and keep == 0 else kept[_kept(keep)]) + rows.ids.shape[1] - len(kept)
+        readings = Readings(self.model, self._forward, self.start, rows, keep, columns)
+        step = Step(logits, rows.ids, rows.seen, columns, rows.prompt, readings)
+        logits = self.steering.next_logits(step)
+        self._check_finite(logits.amax(-1, keepdim=True), rows.seen[:, columns])  # it may forbid tokens, but not all
+        return logits
+
+    def _forward(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor) -> Tensor:
+        """As `read`, before steering at decoding time."""
+        position = rows.append(ids, real)  # (B, T)
+        cached = rows.seen.sum(-1) - real.sum(-1)  # (B,)
+        with at(Positions(real.long().argmax(-1), real.sum(-1), cached, rows.prompt)):
             logits: Tensor = self.model(
                 input_ids=ids,
                 attention_mask=rows.seen.long(),
@@ -224,11 +212,7 @@ class LM:
                 use_cache=True,
                 logits_to_keep=keep,
             ).logits
-        real = real if isinstance(keep, int) and keep == 0 else real[:, _kept(keep)]
-        self._check_finite(logits, real)
-        if self.steering.next_logits is not None:
-            logits = self.steering.next_logits(logits.flatten(0, 1)).view_as(logits)
-            self._check_finite(logits.amax(-1, keepdim=True), real)  # it may forbid tokens, by -inf, but not all
+        self._check_finite(logits, real if isinstance(keep, int) and keep == 0 else real[:, _kept(keep)])
         return logits
 
     def _check_finite(self, logits: Tensor, real: Tensor) -> None:

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from bench.model import batches as in_batches
 from bench.model import devices, kv_cache, memory
-from bench.model.lm import LM, Request, Rows, branch
+from bench.model.lm import LM, Request
+from bench.model.rows import Rows, branch
 from bench.model.sampling import prefill
 from bench.model.shared_prefix import alike
 from bench.records import unfinished

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from methods import directions, layout
+from methods import directions, layout, sites
 from methods.directions import mean_difference, mean_norm, pooled_features
 from methods.intervention import record
+from methods.sites import Place
 from methods.tokens import Text, split
 from tests.sinks import ORDINARY_NORM, planted_sink
 from tests.tiny import CONFIGS, tiny_model
@@ -111,3 +112,24 @@ def test_planted_sink_dominates_what_includes_it(architecture):
         ]
         cosine = torch.cosine_similarity(directions.mean_difference(*features), direction, dim=0)
         assert low <= cosine <= high + 1e-5, (read, skip_first)
+
+
+@pytest.mark.parametrize("read", ["all", "continuation", "last"])
+def test_places_are_pooled_as_blocks_are(read):
+    model = tiny_model()
+    texts = [Text([5, 6, 7, 8, 9], 2), Text([7, 8, 9], 1), Text([3], 0)]
+    blocks = [Place(block, "output", layout.width(model)) for block in layout.blocks(model)]
+    found = directions.pooled_at(model, texts, blocks, read=read, skip_first=1)
+    wanted = directions.pooled_features(model, texts, range(len(blocks)), read=read, skip_first=1)
+    assert torch.equal(torch.stack(found), wanted)
+
+
+def test_the_largest_value_is_over_the_tokens_read_alone():
+    model = tiny_model()
+    texts = [Text([5, 6, 7, 8, 9], 2), Text([7, 8], 1)]
+    place = sites.neurons(model, 1)
+    whole = directions.pooled_at(model, texts, [place], read="all", reduce="max", skip_first=1)[0]
+    alone = [directions.pooled_at(model, [text], [place], read="all", reduce="max", skip_first=1)[0] for text in texts]
+    assert torch.allclose(whole, torch.cat(alone), atol=1e-6)
+    tail = directions.pooled_at(model, texts[1:], [place], read="last")[0]
+    assert torch.allclose(whole[1:], tail, atol=1e-6)  # of two tokens the first is left out

@@ -1,3 +1,5 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
@@ -6,6 +8,7 @@ from bench.selftest.subject import logits
 from methods.act_add import ActAdd
 from methods.base import FitData, Steering
 from methods.caa import CAA
+from methods.decoding import Step
 from methods.detox import DeTox
 from methods.errors import SetupError
 from methods.prompt import Prompt
@@ -50,7 +53,34 @@ def test_prefixes_and_functions_of_the_logits_run_in_order(lm):
     pair = Stack(parts={"a": Prompt(prompts=["One. "]), "b": Prompt(prompts=["Two. "])}, at={"a": 1, "b": 1})
     with pair.apply(lm.model, {}, 1) as steering:
         assert steering == Steering("One. Two. ")
-    assert _in_order([lambda x: x + 1, lambda x: x * 2])(torch.tensor(3.0)) == 8
+    none = torch.zeros(0)
+    step = Step(torch.tensor(3.0), none, none, none, none, Recorder())
+    assert _in_order([lambda x: x.logits + 1, lambda x: x.logits * 2])(step) == 8
+
+
+def test_parts_of_one_kind_have_readings_of_their_own():
+    none, recorder = torch.zeros(0), Recorder()
+    step = Step(torch.tensor(3.0), none, none, none, none, recorder)
+
+    def reads(step):
+        return step.streams.other("expert", nullcontext, [1]) + step.streams.ahead(step.logits)
+
+    _in_order([reads, reads])(step)
+    assert recorder.asked == [("0.expert", [1]), ("1.expert", [1])]
+
+
+class Recorder:
+    """Readings that note what they are asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def other(self, name, inside, before=()):
+        self.asked.append((name, before))
+        return torch.tensor(1.0)
+
+    def ahead(self, tokens):
+        return tokens
 
 
 def test_it_needs_what_its_parts_need():

@@ -131,8 +131,8 @@ def test_padding_may_be_anything():
 
 
 def test_decoding_steering_may_forbid_tokens_not_force_them():
-    def forbid(logits):
-        return logits.index_fill(-1, torch.tensor([9]), -math.inf)
+    def forbid(step):
+        return step.logits.index_fill(-1, torch.tensor([9]), -math.inf)
 
     lm = replace(tiny_lm(), steering=Steering(next_logits=forbid), sampling=Sampling(seed=1))
     assert sample(lm, ["The old tree"], 2)
@@ -146,8 +146,8 @@ def test_decoding_steering_may_forbid_tokens_not_force_them():
 def test_decoding_time_steering_must_leave_a_choice(reading, value):
     """A row of NaN, of +inf, or in which every token is forbidden, is no choice."""
 
-    def spoil(logits):
-        return torch.full_like(logits, value)
+    def spoil(step):
+        return torch.full_like(step.logits, value)
 
     lm = replace(tiny_lm(), steering=Steering(next_logits=spoil), steered_by="3 of spoil")
     with pytest.raises(NotFiniteError, match="not finite at strength 3 of spoil"):

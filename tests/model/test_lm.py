@@ -8,6 +8,7 @@ from bench.model.sampling import prefill
 from bench.model.tokenizer import set_bos
 from methods import layout
 from methods.base import Steering
+from methods.decoding import Step
 from methods.errors import SetupError
 from methods.intervention import Hook, current_positions, hooked
 from tests.tiny import CONFIGS, tiny_lm, tiny_model, tiny_tokenizer
@@ -222,12 +223,12 @@ def test_decoding_time_steering_reaches_every_logit():
     lm = tiny_lm()
     shapes = []
 
-    def forbid(values: torch.Tensor) -> torch.Tensor:
-        shapes.append(values.shape)
-        return values.index_fill(-1, torch.tensor([5]), -torch.inf)
+    def forbid(step: Step) -> torch.Tensor:
+        shapes.append(step.logits.shape)
+        return step.logits.index_fill(-1, torch.tensor([5]), -torch.inf)
 
     ids = torch.tensor([lm.encode("the old tree")] * 2)
     with lm.steered(Shift(forbid), {}, 1e-9) as steered:
         out = steered.read(steered.start(torch.tensor([2, 2])), ids, torch.ones_like(ids, dtype=torch.bool))
-    assert out.shape[:2] == ids.shape and shapes == [(ids.numel(), out.shape[-1])]
+    assert out.shape[:2] == ids.shape and shapes == [out.shape]
     assert torch.isinf(out[..., 5]).all() and torch.isfinite(out[..., 6:]).all()

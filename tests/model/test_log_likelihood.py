@@ -63,7 +63,7 @@ class Favour:
     def apply(self, model, artefact, strength):
         bonus = torch.zeros(model.config.vocab_size)
         bonus[70] = strength
-        yield Steering(next_logits=lambda logits: logits + bonus)
+        yield Steering(next_logits=lambda step: step.logits + bonus)
 
 
 def tokens(lm, context, answer):

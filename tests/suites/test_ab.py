@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch.nn.functional import one_hot
 from transformers import PreTrainedTokenizerFast
 
 from bench.data.caa_questions import BEHAVIOURS, CAA
@@ -52,8 +53,8 @@ class Bias:
 
     @contextmanager
     def apply(self, model, artefact, strength):
-        def biased(logits):
-            return logits + strength * torch.nn.functional.one_hot(torch.tensor(self.token), logits.shape[-1])
+        def biased(step):
+            return step.logits + strength * one_hot(torch.tensor(self.token), step.logits.shape[-1])
 
         yield Steering(next_logits=biased)
 

@@ -162,12 +162,12 @@ def test_decoding_time_steering_counts(sources):
     lm = tiny_lm()
     texts = [lm.tokenizer(one.text, add_special_tokens=False).input_ids for one in suite(sources).asked("test")[0]]
     read = [logits_of(lm, [lm.end_of_text, *ids]) for ids in texts]
-    check(steered(suite(sources), lm, Moved(next_logits=lambda z: z / 3)), [kl_of(p, p / 3) for p in read])
+    check(steered(suite(sources), lm, Moved(next_logits=lambda step: step.logits / 3)), [kl_of(p, p / 3) for p in read])
 
 
 def test_a_forbidden_token_is_infinitely_far(sources):
-    def forbid(logits):
-        return logits.index_fill(-1, torch.tensor([5]), -math.inf)
+    def forbid(step):
+        return step.logits.index_fill(-1, torch.tensor([5]), -math.inf)
 
     with pytest.raises(SuiteError, match="NaN or infinite in 7 of 7 texts"):
         steered(suite(sources), tiny_lm(), Moved(next_logits=forbid))

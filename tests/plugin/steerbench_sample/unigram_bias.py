@@ -55,4 +55,4 @@ class UnigramBias(Method):
             yield Steering()
             return
         bias = strength * artefact["bias"]
-        yield Steering(next_logits=lambda logits: logits + bias.to(logits))
+        yield Steering(next_logits=lambda step: step.logits + bias.to(step.logits))

@@ -1,0 +1,56 @@
+"""A batch of texts as far as the model has read them, with what other readings of them have in their caches."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Cache
+
+from bench.model import kv_cache
+
+
+@dataclass
+class Rows:
+    """A batch of texts as far as the model has read them.
+
+    prompt: (B,) length of each prompt in real tokens. seen: (B, C) which cache columns are real. ids: (B, C) their
+    tokens. others: further readings of the same texts, by name (`bench.model.streams`).
+    """
+
+    prompt: Tensor
+    seen: Tensor
+    ids: Tensor
+    cache: Cache
+    others: "dict[str, Rows]" = field(default_factory=dict)
+
+    def select(self, rows: Tensor, room: int | None = None) -> None:
+        """Keep these rows, in this order; one may be named several times. room: tokens that each will read further."""
+        kv_cache.select(self.cache, rows, room)
+        self.prompt, self.seen, self.ids = self.prompt[rows], self.seen[rows], self.ids[rows]
+        for other in self.others.values():
+            other.select(rows, room)
+
+    def append(self, ids: Tensor, real: Tensor) -> Tensor:
+        """Take up the tokens (B, T) that are read next; returns where each stands in its text, at padding anything."""
+        before = self.seen.sum(-1)  # (B,)
+        self.seen = torch.cat([self.seen, real], dim=-1)  # (B, C)
+        self.ids = torch.cat([self.ids, ids], dim=-1)
+        return before[:, None] + real.long().cumsum(-1) - 1  # (B, T)
+
+
+def branch(parts: Sequence[tuple[Rows, Tensor]], room: int) -> Rows:
+    """A copy of these rows, one part after the other, of which each will read `room` tokens further.
+
+    Several parts may differ in columns if their cache keeps them all (`bench.model.kv_cache.keeps_all`).
+    """
+    columns = max(rows.seen.shape[1] for rows, _ in parts)
+    names = parts[0][0].others
+    return Rows(
+        torch.cat([rows.prompt[of_it] for rows, of_it in parts]),
+        torch.cat([pad(rows.seen[of_it], (columns - rows.seen.shape[1], 0)) for rows, of_it in parts]),
+        torch.cat([pad(rows.ids[of_it], (columns - rows.ids.shape[1], 0)) for rows, of_it in parts]),
+        kv_cache.branch([(rows.cache, of_it) for rows, of_it in parts], room),
+        {name: branch([(rows.others[name], of_it) for rows, of_it in parts], room) for name in names},
+    )

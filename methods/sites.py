@@ -1,0 +1,222 @@
+"""Where in a block a method may act besides its input and output: what attention and the MLP write, heads, neurons.
+
+All are found by structure, through the layout (`methods.layout`), and each is a module and one of its sides, which
+`methods.intervention.Hook` takes as it stands.
+"""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from methods import layout, layout_search
+from methods.errors import SetupError
+from methods.intervention import Hook, Site
+from methods.layout_search import Layout, Names
+from methods.positions import number_of_rows
+
+Part = Literal["attention", "mlp"]
+PARTS: tuple[Part, ...] = get_args(Part)
+
+
+class Place(NamedTuple):
+    """One side of a module: a tensor (B, T, width) goes in or comes out there."""
+
+    module: nn.Module
+    side: Site
+    width: int
+
+    def hook(self, function: Callable[[Tensor], Tensor]) -> Hook:
+        """A hook of a function of (B, T, width), also where the model holds all rows' tokens as one axis (OPT)."""
+
+        def run(hidden: Tensor) -> Tensor:
+            if hidden.dim() == 3:
+                return function(hidden)
+            rows = number_of_rows()
+            return function(hidden.view(rows or 1, -1, self.width)).view_as(hidden)
+
+        return Hook(self.module, self.side, run)
+
+
+class Heads(NamedTuple):
+    """What the query heads of one block give to the output projection: (B, T, number * size) goes into its module."""
+
+    place: Place
+    number: int
+    size: int
+
+
+class _Writers(NamedTuple):
+    projection: nn.Module  # or, of a mixture of experts, the module that adds them up
+    last: nn.Module  # the norm that what is written passes before the stream, else the same
+
+
+_Found = dict[tuple[int, Part], _Writers]
+_cache: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[Layout, _Found]]" = weakref.WeakKeyDictionary()
+
+
+def written(model: PreTrainedModel, layer: int, part: Part) -> Place:
+    """What attention or the MLP of a block adds to the residual stream, (B, T, D), where the stream receives it.
+
+    That is the output of the norm behind it where there is one (Gemma 2 and 3, OLMo 2 and 3), else of the projection,
+    or of the module that adds up a mixture of experts. Zeros there leave the stream as it is. Some models multiply it
+    by a constant before they add it (Granite).
+    """
+    return Place(_found(model)[layer, part].last, "output", layout.width(model))
+
+
+def projected(model: PreTrainedModel, layer: int, part: Part) -> Place:
+    """The output (B, T, D) of the matrix that attention or the MLP writes by, or of all experts together.
+
+    `written` is the same unless a norm follows (`is_normed`).
+    """
+    return Place(_found(model)[layer, part].projection, "output", layout.width(model))
+
+
+def is_normed(model: PreTrainedModel, layer: int, part: Part) -> bool:
+    """Whether a norm stands between what attention or the MLP of this block writes and the stream."""
+    found = _found(model)[layer, part]
+    return found.projection is not found.last
+
+
+def heads(model: PreTrainedModel, layer: int) -> Heads:
+    """The heads of a block, before the output projection; with grouped queries they are the query heads.
+
+    Raises SetupError where they are not all of one size.
+    """
+    module = _matrix_module(model, layer, "attention")
+    inputs = layout.stream_rows(model, layer, "o").parts[0].read().shape[0]
+    config = model.config.get_text_config()
+    count = int(config.num_attention_heads)
+    size = getattr(config, "head_dim", None) or inputs // count
+    if count * size != inputs:
+        raise SetupError(
+            f"{model.config.model_type}: attention of block {layer} writes from {inputs} entries, which are not "
+            f"{count} heads of {size}; choose a method that does not take heads apart"
+        )
+    return Heads(Place(module, "input", inputs), count, int(size))
+
+
+def neurons(model: PreTrainedModel, layer: int) -> Place:
+    """The MLP's hidden units, (B, T, M): what goes into the matrix by which it writes.
+
+    Raises SetupError for a mixture of experts, where each expert has neurons of its own.
+    """
+    module = _matrix_module(model, layer, "mlp")
+    return Place(module, "input", layout.value_matrix(model, layer).read().shape[1])
+
+
+def mlp_linears(model: PreTrainedModel, layer: int) -> dict[str, nn.Module]:
+    """The linear modules of the block's MLP by their names, in the order in which they run: gate, up, down.
+
+    Gate and up may be one. Raises SetupError for a mixture of experts, whose matrices are no modules of their own.
+    """
+    own, block = layout.of(model), layout.blocks(model)[layer]
+    _matrix_module(model, layer, "mlp")
+    names = dict.fromkeys([*own.gate, *own.up, *own.value])
+    if not own.gate:
+        raise SetupError(
+            f"{model.config.model_type}: the matrices of block {layer}'s MLP were not found; name them: "
+            "model.layout={gate: NAME, value: NAME}"
+        )
+    return {name: block.get_submodule(name) for name in names}
+
+
+def _matrix_module(model: PreTrainedModel, layer: int, part: Part) -> nn.Module:
+    """The one linear module by which a part of a block writes."""
+    names = _names(model, part)
+    block = layout.blocks(model)[layer]
+    there = [name for name in names if "*" not in name and _is_linear(block, name)]
+    if len(there) != 1 or len(layout.stream_rows(model, layer, "o" if part == "attention" else "down").parts) != 1:
+        raise SetupError(
+            f"{model.config.model_type}: the {part} of block {layer} writes by several matrices ({', '.join(names)}), "
+            "one for each expert; choose another method, or another part of the block"
+        )
+    return block.get_submodule(there[0])
+
+
+def _is_linear(block: nn.Module, name: str) -> bool:
+    try:
+        return isinstance(getattr(block.get_submodule(name), "weight", None), nn.Parameter)
+    except AttributeError:
+        return False
+
+
+def _names(model: PreTrainedModel, part: Part) -> Names:
+    names = layout.of(model).o if part == "attention" else layout.of(model).value
+    if not names:
+        raise SetupError(
+            f"{model.config.model_type}: the matrix by which {part} writes was not found; name it: "
+            f"model.layout={{{'o' if part == 'attention' else 'value'}: NAME}}"
+        )
+    return names
+
+
+def _found(model: PreTrainedModel) -> _Found:
+    own = layout.of(model)
+    if model not in _cache or _cache[model][0] != own:  # another layout was declared
+        blocks = enumerate(layout.blocks(model))
+        _cache[model] = own, {(at, part): _search(model, block, part) for at, block in blocks for part in PARTS}
+    return _cache[model][1]
+
+
+def _search(model: PreTrainedModel, block: nn.Module, part: Part) -> _Writers:
+    """One token is read: the projection gives (1, 1, D), and a norm that is given the very tensor stands behind it."""
+    modules = _candidates(block, _names(model, part))
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
+    kept: list[Tensor] = []  # so that no address is used twice
+    addresses: set[int] = set()
+    norms: list[nn.Module] = []
+
+    def wrote(module: nn.Module, _args: object, output: object) -> None:
+        tensor = output[0] if isinstance(output, tuple) else output
+        if isinstance(tensor, Tensor):
+            shapes[module] = tuple(tensor.shape)
+            kept.append(tensor)
+            addresses.add(tensor.data_ptr())
+
+    def reads(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if args and args[0].data_ptr() in addresses:
+            norms.append(module)
+
+    handles = [module.register_forward_hook(wrote) for module in modules]
+    inside = set(modules[-1].modules()) if len(modules) > 1 else set()
+    for module in block.modules():
+        if "norm" in type(module).__name__.lower() and module not in inside:
+            handles.append(module.register_forward_pre_hook(reads))
+    try:
+        layout_search.read_one_token(model, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    width = layout.width(model)
+    whole = [module for shape in ((1, 1, width), (1, width)) for module in modules if shapes.get(module) == shape]
+    projection = whole[0] if whole else None
+    if projection is None:
+        raise SetupError(f"{model.config.model_type}: no module writes what all of {part} adds to the residual stream")
+    return _Writers(projection, norms[0] if norms else projection)
+
+
+def _candidates(block: nn.Module, names: Names) -> list[nn.Module]:
+    """The linear module, or where there are several matrices the modules around all of them, the innermost first."""
+    linear = [name for name in names if "*" not in name and _is_linear(block, name)]
+    if len(names) == 1 and linear:
+        return [block.get_submodule(linear[0])]
+    present = [name for name in names if layout.resolved(block, name)]
+    if len(present) == 1 and present[0] in linear:  # of a model in which other blocks are mixtures
+        return [block.get_submodule(present[0])]
+    parents = [name.split(".")[:-1] for name in present]
+    shared: list[str] = []
+    for parts in zip(*parents, strict=False):
+        if len(set(parts)) > 1 or parts[0] == "*":
+            break
+        shared.append(parts[0])
+    return [block.get_submodule(".".join(shared[:end])) for end in range(len(shared), 0, -1)]
+
+
+def zeroed(places: Sequence[Place]) -> list[Hook]:
+    """Hooks that put zeros at these places, for ablations and tests."""
+    return [place.hook(torch.zeros_like) for place in places]
