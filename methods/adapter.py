@@ -22,6 +22,7 @@ from methods.training import Recipe, check_recipe, with_added
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from peft.tuners.lora.layer import ParamWrapper
 
 PREFIX, UP, DOWN = "adapter.", ".up", ".down"
 
@@ -130,7 +131,7 @@ def factors(model: PreTrainedModel) -> Artefact:
             continue
         (which,) = module.lora_A
         down, up = (_weight(part[which]) for part in (module.lora_A, module.lora_B))  # (R, inputs), (outputs, R)
-        if isinstance(module, ParamWrapper) and module.get_param().dim() == 2:  # a router
+        if isinstance(module, ParamWrapper) and _parameter(module).dim() == 2:  # a router
             name, flip = module.parameter_name, False
         elif isinstance(module, ParamWrapper):
             name, count = module.parameter_name, module.num_experts
@@ -168,3 +169,9 @@ def _weight(module: nn.Module) -> Tensor:
     found = module.weight
     assert isinstance(found, Tensor)
     return found.detach().float()
+
+
+def _parameter(wrapper: "ParamWrapper") -> Tensor:
+    found = getattr(wrapper.get_base_layer(), wrapper.parameter_name)
+    assert isinstance(found, Tensor)
+    return found
