@@ -160,7 +160,7 @@ def test_the_direction_points_to_the_desired_texts(lm, fitted):
     assert float(torch.cosine_similarity(one, other, dim=0)) == pytest.approx(-1, abs=1e-5)
 
 
-def test_any_strength_has_the_whole_adapter_and_its_share_of_the_vector(lm, fitted):
+def test_the_strength_scales_the_vector_and_not_the_adapter(lm, fitted):
     block, seen = layout.blocks(lm.model)[2], []
     handle = block.register_forward_hook(lambda _m, _a, out: seen.append(out.clone()))
     try:
@@ -200,7 +200,7 @@ def test_most_texts_are_trained_without_a_push():
     assert [len(one) for one in own] == [3, 2] and len({float(c) for one in own for c in one}) == 5
 
 
-def test_the_coefficient_bounds_what_is_drawn_and_the_seed_draws_it():
+def test_coefficient_bounds_and_seed_draw_the_pushes():
     drawn, other = (torch.cat(replace(METHOD, seed=seed).coefficients([8] * 4)) for seed in (0, 1))
     assert float(drawn.abs().max()) <= 0.5 and not torch.equal(drawn, other)
 
@@ -217,7 +217,7 @@ def test_strength_0_touches_nothing_and_all_is_undone(lm, fitted):
     assert torch.equal(logits(lm, lm.encode(TEXT)), base)
 
 
-def test_an_artefact_without_adapter_or_of_another_layer_is_refused(lm, fitted):
+def test_an_artefact_without_adapter_or_layer_is_refused(lm, fitted):
     bare = {key: one for key, one in fitted.items() if not key.startswith("adapter.")}
     with pytest.raises(SetupError, match="holds no adapter"), METHOD.apply(lm.model, bare, 0.3):
         pass

@@ -45,7 +45,7 @@ def loss(lm, prompts, texts):
     return mean_loss(lm.model, encoded(lm.model, lm.tokenizer, (prompts, texts), "texts", 128)[0])
 
 
-def test_the_desired_text_becomes_likelier_the_more_so_the_stronger(lm, fitted):
+def test_the_stronger_the_likelier_the_desired_text(lm, fitted):
     found = []
     for strength in (-0.5, 0.0, 0.5, 1.0):
         with METHOD.apply(lm.model, fitted, strength):
