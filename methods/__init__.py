@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from methods.caa import CAA as CAA
     from methods.caa import matched_norms as matched_norms
     from methods.detox import DeTox as DeTox
+    from methods.dinm import DINM as DINM
+    from methods.dpo import DPO as DPO
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
     from methods.infer_aligner import InferAligner as InferAligner
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from methods.intervention import generating as generating
     from methods.iti import ITI as ITI
     from methods.itic import ITIC as ITIC
+    from methods.kl_then_steer import KLThenSteer as KLThenSteer
+    from methods.lora import LoRA as LoRA
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
     from methods.prompt import Prompt as Prompt
@@ -48,6 +52,7 @@ if TYPE_CHECKING:
     from methods.sadi import SADI as SADI
     from methods.security_vector import SecurityVector as SecurityVector
     from methods.stack import Stack as Stack
+    from methods.task_negation import TaskNegation as TaskNegation
     from methods.unsteered import Unsteered as Unsteered
 
 _MODULES = {
@@ -58,6 +63,8 @@ _MODULES = {
     "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
     "caa": ["CAA", "matched_norms"],
     "detox": ["DeTox"],
+    "dinm": ["DINM"],
+    "dpo": ["DPO"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
     "infer_aligner": ["InferAligner"],
@@ -65,6 +72,8 @@ _MODULES = {
     "intervention": ["generating"],
     "iti": ["ITI"],
     "itic": ["ITIC"],
+    "kl_then_steer": ["KLThenSteer"],
+    "lora": ["LoRA"],
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],
     "prompt": ["Prompt"],
@@ -74,6 +83,7 @@ _MODULES = {
     "sadi": ["SADI"],
     "security_vector": ["SecurityVector"],
     "stack": ["Stack"],
+    "task_negation": ["TaskNegation"],
     "unsteered": ["Unsteered"],
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}

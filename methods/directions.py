@@ -158,6 +158,33 @@ def mean_norms(
     return [total / len(texts) for total in totals]
 
 
+@torch.inference_mode()
+def stream_distances(
+    model: PreTrainedModel, texts: Sequence[Text], others: Sequence[Text], *, batch_size: int = 16
+) -> Tensor:
+    """(L,) how far the two texts of a pair lie apart at the output of each block, as a mean over the pairs.
+
+        distance_l = mean over pairs of sqrt(sum over t of |h_l,t(text) - h_l,t(other)|^2)
+
+    t runs over the tokens that both texts have: up to the end of the shorter one. Padding is not read, and the last
+    block is read before the final norm, as the others are.
+    """
+    layers = range(len(layout.blocks(model)))
+    total = torch.zeros(len(layers))
+    for start in range(0, len(texts), batch_size):
+        pairs = list(zip(texts[start : start + batch_size], others[start : start + batch_size], strict=True))
+        with record(model, layers) as seen:
+            _forward(model, [text for side in zip(*pairs, strict=True) for text in side], layers[-1])
+        length = torch.tensor([min(len(one.tokens), len(other.tokens)) for one, other in pairs])  # (B,)
+        both = torch.arange(seen[0].shape[1])[None, :] < length[:, None]  # (B, T)
+        for layer in layers:
+            one, other = seen[layer].float().chunk(2)  # (B, T, D) each
+            squares = (one - other).square().sum(-1).cpu()  # (B, T)
+            total[layer] += (squares * both).sum(-1).sqrt().sum()
+    _check_finite(total)
+    return total / len(texts)
+
+
 def _check_finite(features: Tensor) -> None:
     """Raises SetupError for NaN or infinity, of which no direction can be made."""
     if not features.isfinite().all():

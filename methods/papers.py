@@ -19,6 +19,21 @@ PAPERS = {
         ("Li, Kenneth", "Patel, Oam", "Viégas, Fernanda", "Pfister, Hanspeter", "Wattenberg, Martin"),
         "Inference-Time Intervention: Eliciting Truthful Answers from a Language Model", 2023,
     ),
+    "2106.09685": Paper(
+        ("Hu, Edward J.", "Shen, Yelong", "Wallis, Phillip", "Allen-Zhu, Zeyuan", "Li, Yuanzhi", "Wang, Shean",
+         "Wang, Lu", "Chen, Weizhu"),
+        "LoRA: Low-Rank Adaptation of Large Language Models", 2021,
+    ),
+    "2212.04089": Paper(
+        ("Ilharco, Gabriel", "Ribeiro, Marco Tulio", "Wortsman, Mitchell", "Gururangan, Suchin", "Schmidt, Ludwig",
+         "Hajishirzi, Hannaneh", "Farhadi, Ali"),
+        "Editing Models with Task Arithmetic", 2022,
+    ),
+    "2305.18290": Paper(
+        ("Rafailov, Rafael", "Sharma, Archit", "Mitchell, Eric", "Ermon, Stefano", "Manning, Christopher D.",
+         "Finn, Chelsea"),
+        "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", 2023,
+    ),
     "2308.10248": Paper(
         ("Turner, Alexander Matt", "Thiergart, Lisa", "Leech, Gavin", "Udell, David", "Vazquez, Juan J.",
          "Mini, Ulisse", "MacDiarmid, Monte"),
@@ -49,9 +64,18 @@ PAPERS = {
          "Qiu, Xipeng"),
         "InferAligner: Inference-Time Alignment for Harmlessness through Cross-Model Guidance", 2024,
     ),
+    "2403.14472": Paper(
+        ("Wang, Mengru", "Zhang, Ningyu", "Xu, Ziwen", "Xi, Zekun", "Deng, Shumin", "Yao, Yunzhi", "Zhang, Qishen",
+         "Yang, Linyi", "Wang, Jindong", "Chen, Huajun"),
+        "Detoxifying Large Language Models via Knowledge Editing", 2024,
+    ),
     "2405.13967": Paper(
         ("Uppaal, Rheeya", "Dey, Apratim", "He, Yiting", "Zhong, Yiqiao", "Hu, Junjie"),
         "Model Editing as a Robust and Denoised variant of DPO: A Case Study on Toxicity", 2024,
+    ),
+    "2406.15518": Paper(
+        ("Stickland, Asa Cooper", "Lyzhov, Alexander", "Pfau, Jacob", "Mahdi, Salsabila", "Bowman, Samuel R."),
+        "Steering Without Side Effects: Improving Post-Deployment Control of Language Models", 2024,
     ),
     "2407.08770": Paper(
         ("Wang, Huanqian", "Yue, Yang", "Lu, Rui", "Shi, Jingxin", "Zhao, Andrew", "Wang, Shenzhi", "Song, Shiji",

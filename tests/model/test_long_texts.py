@@ -65,9 +65,9 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
             assert torch.equal(tensor, short[key]), key
     counted = {key: int(value) for key, value in long.items() if ".cut_" in key}
     own = {"finetune": ["examples"], "security_vector": ["examples", "harmful", "background"],
-           "mean_centring": ["pairs", "background"], "psa": ["pairs", "background"],
-           "activation_scaling": ["pairs", "background"]}  # fmt: skip
-    wanted = own.get(name, ["pairs"])
+           "task_negation": ["harmful"]}  # fmt: skip
+    both = ("mean_centring", "psa", "activation_scaling", "dinm", "kl_then_steer")
+    wanted = ["pairs", "background"] if name in both else own.get(name, ["pairs"])
     if name == "stack":
         assert counted == {"info.first.cut_pairs": 1, "info.second.cut_pairs": 1}
     else:
