@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from methods.ablation import Ablation as Ablation
     from methods.act_add import ActAdd as ActAdd
     from methods.base import Artefact as Artefact
     from methods.base import Examples as Examples
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from methods.unsteered import Unsteered as Unsteered
 
 _MODULES = {
+    "ablation": ["Ablation"],
     "act_add": ["ActAdd"],
     "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
     "caa": ["CAA", "matched_norms"],

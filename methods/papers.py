@@ -37,6 +37,11 @@ PAPERS = {
         ("Uppaal, Rheeya", "Dey, Apratim", "He, Yiting", "Zhong, Yiqiao", "Hu, Junjie"),
         "Model Editing as a Robust and Denoised variant of DPO: A Case Study on Toxicity", 2024,
     ),
+    "2406.11717": Paper(
+        ("Arditi, Andy", "Obeso, Oscar", "Syed, Aaquib", "Paleka, Daniel", "Panickssery, Nina", "Gurnee, Wes",
+         "Nanda, Neel"),
+        "Refusal in Language Models Is Mediated by a Single Direction", 2024,
+    ),
     "2407.08770": Paper(
         ("Wang, Huanqian", "Yue, Yang", "Lu, Rui", "Shi, Jingxin", "Zhao, Andrew", "Wang, Shenzhi", "Song, Shiji",
          "Huang, Gao"),

@@ -12,6 +12,7 @@ from methods.base import later
 
 CONF = Path(__file__).parents[2] / "conf" / "method"
 METHODS = {
+    "ablation": "8517c866daae",
     "act_add": "9ba436c6f7d3",
     "caa": "ed41442bbf7b",
     "detox": "cf62ceef8364",
