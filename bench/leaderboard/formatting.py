@@ -94,11 +94,8 @@ def population(one: Record) -> str:
 
 def told_decoding(sampling: Decoding | None) -> str:
     """How texts were sampled, as far as a record says it."""
-    told = (
-        {"max new tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top p": sampling.top_p}
-        if sampling
-        else {}
-    )
+    shown = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "frequency_penalty")
+    told = {name.replace("_", " "): getattr(sampling, name) for name in shown} if sampling else {}
     return ", ".join(f"{name} {value:g}" for name, value in told.items() if value is not None)
 
 

@@ -27,7 +27,7 @@ PROMPTS_A_BLOCK = (
 )
 UNSCORED_LIMIT = 0.01
 MOST = 10**6  # texts of a prompt, or prompts
-DECODING = ("max_new_tokens", "temperature", "top_p", "stop")
+DECODING = ("max_new_tokens", "temperature", "top_p", "stop", "top_k", "repetition_penalty", "frequency_penalty")
 
 
 def no_answers(texts: int) -> str:
