@@ -32,11 +32,15 @@ if TYPE_CHECKING:
     from methods.detox import DeTox as DeTox
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
+    from methods.infer_aligner import InferAligner as InferAligner
+    from methods.instruction import Instruction as Instruction
     from methods.intervention import generating as generating
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
     from methods.prompt import Prompt as Prompt
+    from methods.psa import PSA as PSA
     from methods.random_direction import RandomDirection as RandomDirection
+    from methods.repe import RepE as RepE
     from methods.security_vector import SecurityVector as SecurityVector
     from methods.stack import Stack as Stack
     from methods.unsteered import Unsteered as Unsteered
@@ -49,11 +53,15 @@ _MODULES = {
     "detox": ["DeTox"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
+    "infer_aligner": ["InferAligner"],
+    "instruction": ["Instruction"],
     "intervention": ["generating"],
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],
     "prompt": ["Prompt"],
+    "psa": ["PSA"],
     "random_direction": ["RandomDirection"],
+    "repe": ["RepE"],
     "security_vector": ["SecurityVector"],
     "stack": ["Stack"],
     "unsteered": ["Unsteered"],

@@ -217,12 +217,12 @@ def erased_weights(model: PreTrainedModel, eraser: Erasure, embeddings: Embeddin
     if embeddings == "project":
         token = model.get_input_embeddings()
         for module in _embeddings(model):
-            weight = module.weight.detach()
-            edit = eraser.of_stream(weight.float(), constant=False)  # (V, D)
+            weight: nn.Parameter = module.weight
+            edit = eraser.of_stream(weight.detach().float(), constant=False)  # (V, D)
             if module is token and eraser.offset:
                 scale = _embedding_factor(model)
                 edit = edit + (eraser.strength * eraser.offset / scale * eraser.writer).to(edit.device)
-            new[module.weight] = edit.to(weight.dtype)
+            new[weight] = edit.to(weight.dtype)
     return new
 
 

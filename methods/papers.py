@@ -20,6 +20,13 @@ PAPERS = {
          "Mini, Ulisse", "MacDiarmid, Monte"),
         "Steering Language Models With Activation Engineering", 2023,
     ),
+    "2310.01405": Paper(
+        ("Zou, Andy", "Phan, Long", "Chen, Sarah", "Campbell, James", "Guo, Phillip", "Ren, Richard", "Pan, Alexander",
+         "Yin, Xuwang", "Mazeika, Mantas", "Dombrowski, Ann-Kathrin", "Goel, Shashwat", "Li, Nathaniel",
+         "Byun, Michael J.", "Wang, Zifan", "Mallen, Alex", "Basart, Steven", "Koyejo, Sanmi", "Song, Dawn",
+         "Fredrikson, Matt", "Kolter, J. Zico", "Hendrycks, Dan"),
+        "Representation Engineering: A Top-Down Approach to AI Transparency", 2023,
+    ),
     "2311.02105": Paper(
         ("Zhou, Xin", "Lu, Yi", "Ma, Ruotian", "Wei, Yujian", "Gui, Tao", "Zhang, Qi", "Huang, Xuanjing"),
         "Making Harmful Behaviors Unlearnable for Large Language Models", 2023,
@@ -32,6 +39,11 @@ PAPERS = {
         ("Panickssery, Nina", "Gabrieli, Nick", "Schulz, Julian", "Tong, Meg", "Hubinger, Evan",
          "Turner, Alexander Matt"),
         "Steering Llama 2 via Contrastive Activation Addition", 2023,
+    ),
+    "2401.11206": Paper(
+        ("Wang, Pengyu", "Zhang, Dong", "Li, Linyang", "Tan, Chenkun", "Wang, Xinghao", "Ren, Ke", "Jiang, Botian",
+         "Qiu, Xipeng"),
+        "InferAligner: Inference-Time Alignment for Harmlessness through Cross-Model Guidance", 2024,
     ),
     "2405.13967": Paper(
         ("Uppaal, Rheeya", "Dey, Apratim", "He, Yiting", "Zhong, Yiqiao", "Hu, Junjie"),
@@ -46,5 +58,13 @@ PAPERS = {
         ("Wang, Huanqian", "Yue, Yang", "Lu, Rui", "Shi, Jingxin", "Zhao, Andrew", "Wang, Shenzhi", "Song, Shiji",
          "Huang, Gao"),
         "Model Surgery: Modulating LLM's Behavior Via Simple Parameter Editing", 2024,
+    ),
+    "2410.12877": Paper(
+        ("Stolfo, Alessandro", "Balachandran, Vidhisha", "Yousefi, Safoora", "Horvitz, Eric", "Nushi, Besmira"),
+        "Improving Instruction-Following in Language Models through Activation Steering", 2024,
+    ),
+    "2501.18532": Paper(
+        ("Goel, Anmol", "Hu, Yaxi", "Gurevych, Iryna", "Sanyal, Amartya"),
+        "Differentially Private Steering for Large Language Model Alignment", 2025,
     ),
 }  # fmt: skip

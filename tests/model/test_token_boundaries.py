@@ -18,6 +18,7 @@ from methods.base import Examples, FitData, Method, Pairs
 from methods.caa import CAA
 from methods.detox import DeTox
 from methods.errors import SetupError
+from methods.instruction import POLITE
 from methods.probe_rows import ProbeRows
 from methods.stack import Stack
 from methods.tokens import split
@@ -122,6 +123,9 @@ def wanted(name: str) -> list[str]:
     own = {
         "detox": PAIRS.desired + PAIRS.undesired,  # continuations by themselves, as the paper embeds them
         "mean_centring": desired + BACKGROUND,
+        "psa": desired + undesired + BACKGROUND,
+        "instruction": [start + prompt for start in ("", POLITE) for prompt in PAIRS.prompt if prompt.strip()],
+        "infer_aligner": desired + undesired + [prompt for prompt in PAIRS.prompt if prompt],
         "finetune": examples,
         "security_vector": examples + BACKGROUND,
     }
