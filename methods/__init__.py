@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from methods.detox import DeTox as DeTox
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
+    from methods.gate import Gate as Gate
     from methods.infer_aligner import InferAligner as InferAligner
     from methods.instruction import Instruction as Instruction
     from methods.intervention import generating as generating
@@ -53,6 +54,7 @@ _MODULES = {
     "detox": ["DeTox"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
+    "gate": ["Gate"],
     "infer_aligner": ["InferAligner"],
     "instruction": ["Instruction"],
     "intervention": ["generating"],

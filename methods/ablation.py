@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import directions, layout, layout_search, sites, untying
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
+from methods.erasing import Embeddings, Erasure, erasing_hooks
 from methods.errors import SetupError
 from methods.intervention import Hook, edited, hooked, record
 from methods.placement import check_materialised, input_device
@@ -21,7 +22,6 @@ from methods.tokens import encode_pairs
 Operation = Literal["ablate", "affine"]
 Eraser = Literal["orth", "leace"]
 Form = Literal["hooks", "weights"]
-Embeddings = Literal["project", "leave"]
 ROUNDINGS, MOST = 4096, 0.25  # rounding explains this many units of the last place, and never more than this share
 
 
@@ -167,35 +167,6 @@ class Ablation(Method):
         new = erased_weights(model, eraser, self.embeddings)
         with untying.untied(model) if self.embeddings == "project" else nullcontext(), edited(new):
             yield Steering()
-
-
-class Erasure(NamedTuple):
-    """The map y -> y - strength * u (w^T y - offset); u, w: (D,)."""
-
-    writer: Tensor
-    reader: Tensor
-    offset: float
-    strength: float
-
-    def of_stream(self, hidden: Tensor, *, constant: bool) -> Tensor:
-        """Vectors (..., D) after the map, in their own dtype; constant: with the offset."""
-        writer, reader = self.writer.to(hidden.device), self.reader.to(hidden.device)
-        along = hidden.float() @ reader  # (...,)
-        gone = self.strength * (along - (self.offset if constant else 0.0))
-        return (hidden.float() - gone[..., None] * writer).to(hidden.dtype)
-
-
-def erasing_hooks(model: PreTrainedModel, eraser: Erasure, embeddings: Embeddings) -> list[Hook]:
-    """Hooks that map all that is written to the stream; the embeddings carry the offset."""
-
-    def mapped(hidden: Tensor) -> Tensor:
-        return eraser.of_stream(hidden, constant=False)
-
-    blocks = layout.blocks(model)
-    hooks = [sites.written(model, layer, part).hook(mapped) for layer in range(len(blocks)) for part in sites.PARTS]
-    if embeddings == "project":
-        hooks.append(Hook(blocks[0], "input", lambda hidden: eraser.of_stream(hidden, constant=True)))
-    return hooks
 
 
 def erased_weights(model: PreTrainedModel, eraser: Erasure, embeddings: Embeddings) -> dict[nn.Parameter, Tensor]:

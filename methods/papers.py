@@ -59,6 +59,11 @@ PAPERS = {
          "Huang, Gao"),
         "Model Surgery: Modulating LLM's Behavior Via Simple Parameter Editing", 2024,
     ),
+    "2409.05907": Paper(
+        ("Lee, Bruce W.", "Padhi, Inkit", "Natesan Ramamurthy, Karthikeyan", "Miehling, Erik", "Dognin, Pierre",
+         "Nagireddy, Manish", "Dhurandhar, Amit"),
+        "Programming Refusal with Conditional Activation Steering", 2024,
+    ),
     "2410.12877": Paper(
         ("Stolfo, Alessandro", "Balachandran, Vidhisha", "Yousefi, Safoora", "Horvitz, Eric", "Nushi, Besmira"),
         "Improving Instruction-Following in Language Models through Activation Steering", 2024,

@@ -11,8 +11,9 @@ from bench.export.effect import Steered, measure
 from bench.export.effect import logits as plain_logits
 from bench.model.lm import LM
 from methods import directions, layout, sites, untying
-from methods.ablation import Ablation, Erasure, whitened_reader
+from methods.ablation import Ablation, whitened_reader
 from methods.base import FitData, Pairs
+from methods.erasing import Erasure
 from methods.errors import SetupError
 from methods.intervention import Hook, adding, hooked, record
 from tests.architectures import CONFIGS, lm_of

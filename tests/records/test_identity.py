@@ -17,6 +17,7 @@ METHODS = {
     "caa": "ed41442bbf7b",
     "detox": "cf62ceef8364",
     "finetune": "96ac572b28dc",
+    "gate": "b833ba21f03a",
     "infer_aligner": "0771558935e3",
     "instruction": "af5c683fd34b",
     "mean_centring": "facc4dfed42a",
