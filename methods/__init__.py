@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
     from methods.gate import Gate as Gate
+    from methods.imported import Imported as Imported
     from methods.infer_aligner import InferAligner as InferAligner
     from methods.instruction import Instruction as Instruction
     from methods.intervention import generating as generating
@@ -55,6 +56,7 @@ _MODULES = {
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
     "gate": ["Gate"],
+    "imported": ["Imported"],
     "infer_aligner": ["InferAligner"],
     "instruction": ["Instruction"],
     "intervention": ["generating"],

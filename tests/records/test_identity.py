@@ -18,6 +18,7 @@ METHODS = {
     "detox": "cf62ceef8364",
     "finetune": "96ac572b28dc",
     "gate": "b833ba21f03a",
+    "imported": "df57eee6afd0",
     "infer_aligner": "0771558935e3",
     "instruction": "af5c683fd34b",
     "mean_centring": "facc4dfed42a",
