@@ -188,7 +188,8 @@ def erased_weights(model: PreTrainedModel, eraser: Erasure, embeddings: Embeddin
     if embeddings == "project":
         token = model.get_input_embeddings()
         for module in _embeddings(model):
-            weight: nn.Parameter = module.weight
+            weight = module.weight
+            assert isinstance(weight, nn.Parameter)
             edit = eraser.of_stream(weight.detach().float(), constant=False)  # (V, D)
             if module is token and eraser.offset:
                 scale = _embedding_factor(model)

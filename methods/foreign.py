@@ -122,7 +122,8 @@ def _block(model: PreTrainedModel, number: int, file: Path) -> str:
             f"{file}: block {number} out of range: {model.config.model_type} has {len(blocks)} blocks "
             f"(0-{len(blocks) - 1}); it was made for another model"
         )
-    return next(name for name, module in model.base_model.named_modules() if module is blocks[number])
+    found: str = next(name for name, module in model.base_model.named_modules() if module is blocks[number])
+    return found
 
 
 def _agreed(file: Path, option: str, told: Any, held: Any, *, needed: bool = False) -> Any:

@@ -354,7 +354,7 @@ def chosen(source: Tensor, control: Tensor, threshold: float | None, when: When)
     What is given is kept. Tried are the middles between neighbouring similarities; of equal ones the first counts.
     """
     every = torch.cat([source, control]).double()
-    order = every.unique()
+    order = torch.unique(every)
     cuts = (order[1:] + order[:-1]) / 2 if threshold is None else torch.tensor([threshold], dtype=torch.float64)
     if not len(cuts):  # all are the same
         cuts = order - 1
