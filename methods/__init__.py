@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from methods.ablation import Ablation as Ablation
+    from methods.act import AcT as AcT
     from methods.act_add import ActAdd as ActAdd
+    from methods.aura import AurA as AurA
     from methods.base import Artefact as Artefact
     from methods.base import Examples as Examples
     from methods.base import FitData as FitData
@@ -49,7 +51,9 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "ablation": ["Ablation"],
+    "act": ["AcT"],
     "act_add": ["ActAdd"],
+    "aura": ["AurA"],
     "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
     "caa": ["CAA", "matched_norms"],
     "detox": ["DeTox"],

@@ -115,6 +115,7 @@ def pooled_at(
     return pooled
 
 
+@torch.inference_mode()
 def mean_norm(
     model: PreTrainedModel,
     texts: Sequence[Text],

@@ -5,7 +5,7 @@ exception.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
@@ -140,20 +140,25 @@ def record(model: PreTrainedModel, layers: Sequence[int], site: Site = "output")
 
 
 class _Written(Exception):
-    """Raised once the block has written, to end the forward there."""
+    """Raised once the module has written, to end the forward there."""
 
 
-@contextmanager
-def stopped_after(model: PreTrainedModel, layer: int) -> Iterator[None]:
+def stopped_after(model: PreTrainedModel, layer: int) -> AbstractContextManager[None]:
     """A forward inside the block ends, and the block with it, as soon as block `layer` has written.
 
     Hooks that were set before see the output of that block; blocks above it, final norm and unembedding never run.
     """
+    return stopped_behind(layout.blocks(model)[layer])
+
+
+@contextmanager
+def stopped_behind(module: nn.Module) -> Iterator[None]:
+    """A forward inside the block ends, and the block with it, as soon as the module has written."""
 
     def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
         raise _Written
 
-    handle = layout.blocks(model)[layer].register_forward_hook(stop)
+    handle = module.register_forward_hook(stop)
     try:
         yield
     except _Written:

@@ -59,10 +59,20 @@ PAPERS = {
          "Huang, Gao"),
         "Model Surgery: Modulating LLM's Behavior Via Simple Parameter Editing", 2024,
     ),
+    "2407.12824": Paper(
+        ("Suau, Xavier", "Delobelle, Pieter", "Metcalf, Katherine", "Joulin, Armand", "Apostoloff, Nicholas",
+         "Zappella, Luca", "Rodríguez, Pau"),
+        "Whispering Experts: Neural Interventions for Toxicity Mitigation in Language Models", 2024,
+    ),
     "2409.05907": Paper(
         ("Lee, Bruce W.", "Padhi, Inkit", "Natesan Ramamurthy, Karthikeyan", "Miehling, Erik", "Dognin, Pierre",
          "Nagireddy, Manish", "Dhurandhar, Amit"),
         "Programming Refusal with Conditional Activation Steering", 2024,
+    ),
+    "2410.23054": Paper(
+        ("Rodriguez, Pau", "Blaas, Arno", "Klein, Michal", "Zappella, Luca", "Apostoloff, Nicholas", "Cuturi, Marco",
+         "Suau, Xavier"),
+        "Controlling Language and Diffusion Models by Transporting Activations", 2024,
     ),
     "2410.12877": Paper(
         ("Stolfo, Alessandro", "Balachandran, Vidhisha", "Yousefi, Safoora", "Horvitz, Eric", "Nushi, Besmira"),

@@ -122,7 +122,7 @@ def mlp_linears(model: PreTrainedModel, layer: int) -> dict[str, nn.Module]:
             f"{model.config.model_type}: the matrices of block {layer}'s MLP were not found; name them: "
             "model.layout={gate: NAME, value: NAME}"
         )
-    return {name: block.get_submodule(name) for name in names}
+    return {name: block.get_submodule(name) for name in names if _is_linear(block, name)}
 
 
 def _matrix_module(model: PreTrainedModel, layer: int, part: Part) -> nn.Module:

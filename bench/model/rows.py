@@ -17,8 +17,8 @@ class Rows:
     """A batch of texts as far as the model has read them.
 
     prompt: (B,) length of each prompt in real tokens. seen: (B, C) which cache columns are real. ids: (B, C) their
-    tokens. others: further readings of the same texts, by name (`bench.model.streams`). noted: (B, ...) what the hooks
-    of a steering method keep about each row (`methods.positions.Positions`).
+    tokens. others: further readings of the same texts, by name (`bench.model.streams`). noted: (B, ...) what hooks keep
+    about each row (`methods.positions.Positions`).
     """
 
     prompt: Tensor
@@ -51,15 +51,12 @@ def branch(parts: Sequence[tuple[Rows, Tensor]], room: int) -> Rows:
     """
     columns = max(rows.seen.shape[1] for rows, _ in parts)
     names = parts[0][0].others
-    shared = set.intersection(*(set(rows.noted) for rows, _ in parts))
+    noted = set.intersection(*(set(rows.noted) for rows, _ in parts))
     return Rows(
         torch.cat([rows.prompt[of_it] for rows, of_it in parts]),
         torch.cat([pad(rows.seen[of_it], (columns - rows.seen.shape[1], 0)) for rows, of_it in parts]),
         torch.cat([pad(rows.ids[of_it], (columns - rows.ids.shape[1], 0)) for rows, of_it in parts]),
         kv_cache.branch([(rows.cache, of_it) for rows, of_it in parts], room),
         {name: branch([(rows.others[name], of_it) for rows, of_it in parts], room) for name in names},
-        {
-            key: torch.cat([rows.noted[key][of_it.to(rows.noted[key].device)] for rows, of_it in parts])
-            for key in shared
-        },
+        {key: torch.cat([rows.noted[key][of_it.to(rows.noted[key].device)] for rows, of_it in parts]) for key in noted},
     )

@@ -41,7 +41,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 256,
 ) -> list[list[str]]:
-    """What the model writes after each prompt.
+    """Sample `num_samples` continuations of each prompt from the model.
 
     The same seed and prompt give the same texts, whatever the other prompts and the batch size.
 

@@ -121,7 +121,7 @@ def mcnemar_test(a: Array, b: Array) -> float:
 def holm(p: Sequence[float | None]) -> list[float | None]:
     """The p values corrected for how many there are, by Holm 1979; what is missing stays missing and does not count.
 
-    Holds whatever the dependence between the tests: the chance of even one false finding is at most 5 %. The numbers
+    Holds whatever the dependence between the tests: the chance of even one false finding is at most 5%. The numbers
     are those of statsmodels' multipletests, which collects all garbage in each call and so takes longer than the rest.
     """
     known = [i for i, one in enumerate(p) if one is not None]

@@ -24,6 +24,8 @@ from tests.methods.test_contract import DATA, NAMES, PROMPTS
 from tests.tiny import CORPUS
 
 QUICK = {
+    "infer_aligner": ["method.open_at=-9"],  # with every gate open, whatever the three prompts are
+    "instruction": ["method.layer=-1"],  # a block that sees it: the sliding windows here are a few tokens long
     "probe_rows": ["method.min_steps=1", "method.epochs=1"],
     "stack": ["method.parts.first.min_steps=1", "method.parts.first.epochs=1"],
     "security_vector": ["method.vector_epochs=1", "method.rank=2"],
@@ -36,6 +38,7 @@ SMALL = {
 }
 NORMED = {"gemma2", "gemma3", "gemma3_multimodal", "olmo2", "olmo3"}
 EXPERTS = {"mixtral", "qwen3_moe", "qwen3_moe_mixed"}
+REFUSED = {("aura", name): "one for each expert" for name in EXPERTS}  # method and architecture: what is said
 
 
 @functools.cache
@@ -82,8 +85,9 @@ def attempt(name, architecture):
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_method_runs_and_leaves_no_trace(architecture):
-    told = {name: attempt(name, architecture) for name in NAMES}
-    assert told == dict.fromkeys(NAMES, "ran")
+    for name in NAMES:
+        told, refused = attempt(name, architecture), REFUSED.get((name, architecture))
+        assert refused in told if refused else told == "ran", f"{name}: {told}"
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -214,7 +218,9 @@ def test_a_model_without_weights_has_the_same_matrices(architecture):
         if getattr(layout.of(real), layout.ROLES[kind]):
             assert layout.stream_rows(made, 1, kind).read().shape == layout.stream_rows(real, 1, kind).read().shape
     for name in NAMES:
-        method_of(name).check(made)
+        refused = REFUSED.get((name, architecture))
+        with pytest.raises(SetupError, match=refused) if refused else contextlib.nullcontext():
+            method_of(name).check(made)
 
 
 @pytest.mark.parametrize("kind", ["q", "k"])

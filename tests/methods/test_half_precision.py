@@ -18,6 +18,7 @@ from tests.tiny import tiny_lm
 
 HALF = [torch.bfloat16, torch.float16]
 TRAINED = {"finetune", "security_vector"}
+COUNTED = {"aura"}  # of whose 64 pairs of texts, for each unit, a few change places by rounding
 
 
 def made(name):
@@ -58,7 +59,10 @@ def test_what_is_learnt_is_as_exact_as_the_activations(name, dtype):
     assert {found[key].dtype for key in changes} <= {torch.bfloat16}
     for key in found.keys() - vectors - changes:  # which rows are moved
         assert torch.equal(found[key], exact[key]), key
-    for key in vectors if name not in TRAINED else ():
+    for key in vectors if name in COUNTED else ():
+        assert (exact[key] - found[key]).abs().max() <= 4 * 2 / 64, key
+        assert (exact[key] == found[key]).float().mean() > (0.6 if dtype == torch.bfloat16 else 0.9), key
+    for key in vectors if name not in TRAINED | COUNTED else ():
         assert angle(exact[key].flatten(), found[key].flatten()) < 4 * torch.finfo(dtype).eps, key
     if changes:  # an Adam step hangs on the signs of gradients, some of which are noise
         one, other = (torch.cat([each[key].double().flatten() for key in sorted(changes)]) for each in (exact, found))

@@ -64,6 +64,8 @@ def test_clipping_shortens_what_is_long_and_scales_the_rest():
     rows = torch.tensor([[[3.0, 4.0], [0.0, 1.0], [0.0, -2.0]]])
     found = clipped_mean(rows, torch.tensor([2.0]))
     torch.testing.assert_close(found, torch.tensor([[0.2, (0.8 + 0.5 - 1) / 3]]))
+    two = clipped_mean(torch.cat([rows, rows]), torch.tensor([2.0, 10.0]))  # each block by its own norm
+    torch.testing.assert_close(two, torch.tensor([[0.2, (0.8 + 0.5 - 1) / 3], [0.1, (0.4 + 0.1 - 0.2) / 3]]))
 
 
 def test_another_pair_moves_the_vector_by_two_over_n():

@@ -13,7 +13,9 @@ from methods.base import later
 CONF = Path(__file__).parents[2] / "conf" / "method"
 METHODS = {
     "ablation": "8517c866daae",
+    "act": "1a5352e9263b",
     "act_add": "9ba436c6f7d3",
+    "aura": "33940fa12a5e",
     "caa": "ed41442bbf7b",
     "detox": "cf62ceef8364",
     "finetune": "96ac572b28dc",
