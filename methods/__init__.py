@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from methods.ablation import Ablation as Ablation
     from methods.act import AcT as AcT
     from methods.act_add import ActAdd as ActAdd
+    from methods.activation_scaling import ActivationScaling as ActivationScaling
     from methods.aura import AurA as AurA
     from methods.base import Artefact as Artefact
     from methods.base import Examples as Examples
@@ -39,12 +40,15 @@ if TYPE_CHECKING:
     from methods.infer_aligner import InferAligner as InferAligner
     from methods.instruction import Instruction as Instruction
     from methods.intervention import generating as generating
+    from methods.iti import ITI as ITI
+    from methods.itic import ITIC as ITIC
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
     from methods.prompt import Prompt as Prompt
     from methods.psa import PSA as PSA
     from methods.random_direction import RandomDirection as RandomDirection
     from methods.repe import RepE as RepE
+    from methods.sadi import SADI as SADI
     from methods.security_vector import SecurityVector as SecurityVector
     from methods.stack import Stack as Stack
     from methods.unsteered import Unsteered as Unsteered
@@ -54,6 +58,7 @@ _MODULES = {
     "act": ["AcT"],
     "act_add": ["ActAdd"],
     "aura": ["AurA"],
+    "activation_scaling": ["ActivationScaling"],
     "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
     "caa": ["CAA", "matched_norms"],
     "detox": ["DeTox"],
@@ -64,12 +69,15 @@ _MODULES = {
     "infer_aligner": ["InferAligner"],
     "instruction": ["Instruction"],
     "intervention": ["generating"],
+    "iti": ["ITI"],
+    "itic": ["ITIC"],
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],
     "prompt": ["Prompt"],
     "psa": ["PSA"],
     "random_direction": ["RandomDirection"],
     "repe": ["RepE"],
+    "sadi": ["SADI"],
     "security_vector": ["SecurityVector"],
     "stack": ["Stack"],
     "unsteered": ["Unsteered"],

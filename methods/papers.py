@@ -15,6 +15,10 @@ class Paper(NamedTuple):
 
 
 PAPERS = {
+    "2306.03341": Paper(
+        ("Li, Kenneth", "Patel, Oam", "Viégas, Fernanda", "Pfister, Hanspeter", "Wattenberg, Martin"),
+        "Inference-Time Intervention: Eliciting Truthful Answers from a Language Model", 2023,
+    ),
     "2308.10248": Paper(
         ("Turner, Alexander Matt", "Thiergart, Lisa", "Leech, Gavin", "Udell, David", "Vazquez, Juan J.",
          "Mini, Ulisse", "MacDiarmid, Monte"),
@@ -81,5 +85,13 @@ PAPERS = {
     "2501.18532": Paper(
         ("Goel, Anmol", "Hu, Yaxi", "Gurevych, Iryna", "Sanyal, Amartya"),
         "Differentially Private Steering for Large Language Model Alignment", 2025,
+    ),
+    "2410.04962": Paper(
+        ("Stoehr, Niklas", "Du, Kevin", "Snæbjarnarson, Vésteinn", "West, Robert", "Cotterell, Ryan", "Schein, Aaron"),
+        "Activation Scaling for Steering and Interpreting Language Models", 2024,
+    ),
+    "2410.12299": Paper(
+        ("Wang, Weixuan", "Yang, Jingyuan", "Peng, Wei"),
+        "Semantics-Adaptive Activation Intervention for LLMs via Dynamic Steering Vectors", 2024,
     ),
 }  # fmt: skip

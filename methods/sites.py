@@ -82,6 +82,12 @@ def is_normed(model: PreTrainedModel, layer: int, part: Part) -> bool:
     return found.projection is not found.last
 
 
+def output_bias(model: PreTrainedModel, layer: int, part: Part) -> nn.Parameter | None:
+    """The bias (D,) of the matrix that attention or the MLP writes by; None where it has none, or there are several."""
+    bias = getattr(projected(model, layer, part).module, "bias", None)
+    return bias if isinstance(bias, nn.Parameter) else None
+
+
 def heads(model: PreTrainedModel, layer: int) -> Heads:
     """The heads of a block, before the output projection; with grouped queries they are the query heads.
 

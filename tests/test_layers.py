@@ -29,8 +29,8 @@ HYDRA = {"config", "run", "model.checkpoint", "__main__"}
 LM_EVAL = {"model.lm_eval_adapter", "data.lm_eval_tasks"}
 SHARED = (
     "base blockwise broken decoding directions erasing errors folding foreign intervention layout layout_search "
-    "optimiser papers placement positions progress recompute separation sites tokens training training_memory untying "
-    "vectors verdicts"
+    "optimiser papers placement positions probes progress recompute separation sites tokens training training_memory "
+    "untying vectors verdicts"
 ).split()
 """Modules of methods/ that its methods may import; the others are methods."""
 INSIDES = {f"methods.{name}" for name in ("intervention", "layout", "layout_search", "positions", "sites")}

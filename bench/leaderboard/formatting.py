@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -281,21 +282,38 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
     """
     found = []
     rows = [row for _, row in frame.iterrows()]
-    for row in rows:
-        twins = [other for other in rows if other["method"] == row["method"]]
-        differing = {
-            key: value
-            for key, value in parameters(row).items()
-            if any(parameters(other).get(key) != value for other in twins)
-        }
-        told = [f"{key}={value}" for key, value in differing.items()]
+    known = [parameters(row) for row in rows]
+    differing = varying(list(frame["method"]), known)
+    alike = defaultdict[Any, set[str]](set)
+    for row, own in zip(rows, known, strict=True):
+        alike[row["method"], _hashable(own)].add(row["records"])
+    for row, own in zip(rows, known, strict=True):
+        told = [f"{key}={value}" for key, value in own.items() if key in differing[row["method"]]]
         told += [f"{row['fits']} fits"] if row["fits"] > 1 else []
-        if any(parameters(other) == parameters(row) and other["records"] != row["records"] for other in twins):
+        if len(alike[row["method"], _hashable(own)]) > 1:
             told += [f"seed {row['fit_seeds']}"] if pd.notna(row["fit_seeds"]) else []
         name = row["method"].replace("_", " ") if row["method"] == RANDOM else row["method"]
         name = (called or {}).get(row["method"], name)
         found.append(name + (f" ({', '.join(told)})" if told else ""))
     return found
+
+
+def varying(methods: Sequence[str], known: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """For each method the parameters in which its rows differ. known: the parameters of each row."""
+    twins = defaultdict[str, list[Mapping[str, Any]]](list)
+    for method, own in zip(methods, known, strict=True):
+        twins[method].append(own)
+    return {
+        method: {key for key in set().union(*of_one) if any(one.get(key) != of_one[0].get(key) for one in of_one)}
+        for method, of_one in twins.items()
+    }
+
+
+def _hashable(value: Any) -> Any:
+    """The value, equal to another one just where these are."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _hashable(one)) for key, one in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def readable(table: Table) -> pd.DataFrame:

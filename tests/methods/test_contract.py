@@ -49,6 +49,7 @@ DATA = {
 
 
 SHORTER = {  # trainings, of which a few steps show as much here
+    "activation_scaling": ["method.steps=5"],
     "probe_rows": ["method.min_steps=100"],
     "stack": ["method.parts.first.min_steps=100"],
     "security_vector": ["method.vector_epochs=2"],

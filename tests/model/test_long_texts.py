@@ -29,6 +29,7 @@ def learner(name: str, lm):
         "max_tokens": LIMIT,
         "text": "full",
         "min_steps": 20,
+        "steps": 3,
         "vector_epochs": 1,
         "rank": 1,
         "instruction": " love",
@@ -64,7 +65,8 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
             assert torch.equal(tensor, short[key]), key
     counted = {key: int(value) for key, value in long.items() if ".cut_" in key}
     own = {"finetune": ["examples"], "security_vector": ["examples", "harmful", "background"],
-           "mean_centring": ["pairs", "background"], "psa": ["pairs", "background"]}  # fmt: skip
+           "mean_centring": ["pairs", "background"], "psa": ["pairs", "background"],
+           "activation_scaling": ["pairs", "background"]}  # fmt: skip
     wanted = own.get(name, ["pairs"])
     if name == "stack":
         assert counted == {"info.first.cut_pairs": 1, "info.second.cut_pairs": 1}
@@ -92,7 +94,7 @@ def test_a_pair_of_600_tokens_is_read_whole(name):
     lm.model.config.max_position_embeddings = 2048
     method = load(name)
     known = {field.name for field in fields(method)}
-    options = {"max_tokens": 2048, "text": "full", "min_steps": 20, "rank": 1}
+    options = {"max_tokens": 2048, "text": "full", "min_steps": 20, "steps": 3, "rank": 1}
     method = replace(method, **{key: value for key, value in options.items() if key in known})
     pairs = Pairs([WORD * 600] * 3, SHORT.desired, SHORT.undesired)
     artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs, background=SHORT.prompt))
