@@ -17,6 +17,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from methods.ablation import Ablation as Ablation
     from methods.act import AcT as AcT
     from methods.act_add import ActAdd as ActAdd
     from methods.activation_scaling import ActivationScaling as ActivationScaling
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from methods.dpo import DPO as DPO
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
+    from methods.gate import Gate as Gate
+    from methods.imported import Imported as Imported
     from methods.infer_aligner import InferAligner as InferAligner
     from methods.instruction import Instruction as Instruction
     from methods.intervention import generating as generating
@@ -56,6 +59,7 @@ if TYPE_CHECKING:
     from methods.unsteered import Unsteered as Unsteered
 
 _MODULES = {
+    "ablation": ["Ablation"],
     "act": ["AcT"],
     "act_add": ["ActAdd"],
     "aura": ["AurA"],
@@ -67,6 +71,8 @@ _MODULES = {
     "dpo": ["DPO"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
+    "gate": ["Gate"],
+    "imported": ["Imported"],
     "infer_aligner": ["InferAligner"],
     "instruction": ["Instruction"],
     "intervention": ["generating"],

@@ -127,6 +127,14 @@ def is_later(one: Field[Any]) -> bool:
     return bool(one.metadata.get(LATER))
 
 
+FILE = "file"
+
+
+def of_file() -> Any:
+    """Default, None, of a hyper-parameter that is the path of a file: its content is in an id, not where it lies."""
+    return field(default=None, metadata={FILE: True})
+
+
 def title(method: Method) -> str:
     """What a table in a paper calls the method: its title, or its name where it has none."""
     return method.title or method.name

@@ -6,6 +6,7 @@ exception.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -68,11 +69,29 @@ class Hook(NamedTuple):
     function: Callable[[Tensor], Tensor]
 
 
+_wrap: ContextVar[Callable[[Hook], Hook] | None] = ContextVar("wrap", default=None)
+
+
+@contextmanager
+def wrapped(wrap: Callable[[Hook], Hook]) -> Iterator[None]:
+    """Every hook that is set inside the block is set as `wrap` makes it, which is how a gate gets at those of a method.
+
+    Weights cannot be edited inside, since what they do cannot be wrapped. Of nested blocks the inner one wraps first.
+    """
+    outer = _wrap.get()
+    token = _wrap.set(wrap if outer is None else lambda hook: outer(wrap(hook)))
+    try:
+        yield
+    finally:
+        _wrap.reset(token)
+
+
 @contextmanager
 def hooked(hooks: Iterable[Hook]) -> Iterator[None]:
     """Run the hooks inside the block. Module outputs may be tensors or tuples (GPT-J); the kind is kept."""
+    wrap = _wrap.get()
     with ExitStack() as stack:
-        for hook in hooks:
+        for hook in hooks if wrap is None else map(wrap, hooks):
             if hook.site == "input":
                 handle = hook.module.register_forward_pre_hook(_input_hook(hook.function), with_kwargs=True)
             else:
@@ -154,6 +173,8 @@ def edited(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
 
     Raises SetupError for a parameter that is not in memory (`methods.placement`), to which nothing can be written.
     """
+    if new and _wrap.get() is not None:
+        raise SetupError("this method edits weights, which act on every row and token; only hooks can be wrapped")
     with ExitStack() as stack:
         for parameter, value in new.items():
             if parameter.is_meta:

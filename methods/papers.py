@@ -77,6 +77,11 @@ PAPERS = {
         ("Stickland, Asa Cooper", "Lyzhov, Alexander", "Pfau, Jacob", "Mahdi, Salsabila", "Bowman, Samuel R."),
         "Steering Without Side Effects: Improving Post-Deployment Control of Language Models", 2024,
     ),
+    "2406.11717": Paper(
+        ("Arditi, Andy", "Obeso, Oscar", "Syed, Aaquib", "Paleka, Daniel", "Panickssery, Nina", "Gurnee, Wes",
+         "Nanda, Neel"),
+        "Refusal in Language Models Is Mediated by a Single Direction", 2024,
+    ),
     "2407.08770": Paper(
         ("Wang, Huanqian", "Yue, Yang", "Lu, Rui", "Shi, Jingxin", "Zhao, Andrew", "Wang, Shenzhi", "Song, Shiji",
          "Huang, Gao"),
@@ -86,6 +91,11 @@ PAPERS = {
         ("Suau, Xavier", "Delobelle, Pieter", "Metcalf, Katherine", "Joulin, Armand", "Apostoloff, Nicholas",
          "Zappella, Luca", "Rodríguez, Pau"),
         "Whispering Experts: Neural Interventions for Toxicity Mitigation in Language Models", 2024,
+    ),
+    "2409.05907": Paper(
+        ("Lee, Bruce W.", "Padhi, Inkit", "Natesan Ramamurthy, Karthikeyan", "Miehling, Erik", "Dognin, Pierre",
+         "Nagireddy, Manish", "Dhurandhar, Amit"),
+        "Programming Refusal with Conditional Activation Steering", 2024,
     ),
     "2410.23054": Paper(
         ("Rodriguez, Pau", "Blaas, Arno", "Klein, Michal", "Zappella, Luca", "Apostoloff, Nicholas", "Cuturi, Marco",

@@ -430,6 +430,19 @@ def test_gguf_is_read_as_llama_cpp_reads_it(world, architecture):
     assert json.loads((world / f"{architecture}.gguf.json").read_text())["method"]["parameters"]["scope"] == "all"
 
 
+def test_what_is_imported_can_be_exported_again(world):
+    """From a GGUF of ours to a file of lm-eval's, by the command line; the fit is known by the file's content."""
+    first, second = world / "calm.gguf", world / "again.pt"
+    caa = ["method=caa", "method.scope=all", "strength=2", "format=gguf"]
+    assert export(world, "llama", *caa, f"output={first}") == 0
+    again = ["method=imported", f"method.path={first}", "strength=1", "format=lm_eval"]
+    assert export(world, "llama", *again, f"output={second}") == 0
+    ((name, entry),) = torch.load(second, weights_only=True).items()
+    assert name == "layers.2" and torch.equal(entry["steering_vector"], llama_cpp_buffer(first, 5)[2])
+    facts = json.loads((world / "again.pt.json").read_text())
+    assert facts["method"]["parameters"]["path"] == {"sha256": digests.sha256(first)}
+
+
 def test_gguf_has_no_block_0(world, tmp_path, capsys):
     settings = ["method=caa", "method.scope=all", "method.layer=0", "strength=2", "format=gguf"]
     assert export(world, "llama", *settings, f"output={tmp_path / 'v.gguf'}") == 2

@@ -136,6 +136,7 @@ def wanted(lm: LM, name: str) -> list[str]:
         "psa": desired + undesired + BACKGROUND,
         "instruction": [start + prompt for start in ("", POLITE) for prompt in PAIRS.prompt if prompt.strip()],
         "infer_aligner": desired + undesired + [prompt for prompt in PAIRS.prompt if prompt],
+        "gate": desired + undesired + BACKGROUND + [prompt for prompt in PAIRS.prompt if prompt],
         "finetune": examples,
         "security_vector": examples + BACKGROUND,
         "task_negation": examples,

@@ -12,6 +12,7 @@ from methods.base import later
 
 CONF = Path(__file__).parents[2] / "conf" / "method"
 METHODS = {
+    "ablation": "8517c866daae",
     "act": "1a5352e9263b",
     "act_add": "9ba436c6f7d3",
     "aura": "33940fa12a5e",
@@ -20,6 +21,8 @@ METHODS = {
     "dinm": "9790e36318da",
     "dpo": "51599b86fa2d",
     "finetune": "96ac572b28dc",
+    "gate": "b833ba21f03a",
+    "imported": "df57eee6afd0",
     "infer_aligner": "0771558935e3",
     "instruction": "af5c683fd34b",
     "activation_scaling": "dfdfb375886f",
