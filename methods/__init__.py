@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from methods.prompt import Prompt as Prompt
     from methods.random_direction import RandomDirection as RandomDirection
     from methods.security_vector import SecurityVector as SecurityVector
+    from methods.self_debias import SelfDebias as SelfDebias
     from methods.stack import Stack as Stack
     from methods.unsteered import Unsteered as Unsteered
 
@@ -53,6 +54,7 @@ _MODULES = {
     "prompt": ["Prompt"],
     "random_direction": ["RandomDirection"],
     "security_vector": ["SecurityVector"],
+    "self_debias": ["SelfDebias"],
     "stack": ["Stack"],
     "unsteered": ["Unsteered"],
 }

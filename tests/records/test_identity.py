@@ -21,6 +21,7 @@ METHODS = {
     "prompt": "870bf5cb0139",
     "random_direction": "cbf454972574",
     "security_vector": "fad35979cfb4",
+    "self_debias": "b15b1809b6b5",
     "stack": "8480e4996802",
     "unsteered": "1e26c64bccf3",
 }
