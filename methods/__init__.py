@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from methods.caa import CAA as CAA
     from methods.caa import matched_norms as matched_norms
     from methods.detox import DeTox as DeTox
+    from methods.dexperts import DExperts as DExperts
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
     from methods.intervention import generating as generating
@@ -46,6 +47,7 @@ _MODULES = {
     "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
     "caa": ["CAA", "matched_norms"],
     "detox": ["DeTox"],
+    "dexperts": ["DExperts"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
     "intervention": ["generating"],

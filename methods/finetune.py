@@ -10,19 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import Artefact, FitData, Method, Steering, later
 from methods.optimiser import OptimizerName
-from methods.placement import check_materialised
-from methods.training import (
-    STEP_COST,
-    Recipe,
-    change,
-    changed,
-    check_recipe,
-    encoded,
-    foretold,
-    mean_loss,
-    train,
-    trainable,
-)
+from methods.training import STEP_COST, Recipe, changed, check_recipe, encoded, fine_tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +61,7 @@ class Finetune(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The change of every weight. Raises SetupError without examples, and where the loss is no longer finite."""
         texts, cut = encoded(model, tokenizer, data.examples, "examples", self.max_tokens)
-        parameters = dict(model.named_parameters())
-        weights = list(parameters.values())
-        check_materialised(model, weights)
-        with trainable(weights) as before:
-            memory = foretold(model, weights, self.recipe, [texts], "finetune")
-            loss_before = mean_loss(model, texts)
-            trained = train(model, weights, texts, self.recipe, stage="finetune")
-            artefact = change(parameters, trained, before)
-            facts = {
-                "loss_before": loss_before,
-                "loss_after": mean_loss(model, texts),
-                "cut_examples": cut,
-                "foretold_memory_bytes": memory,
-            }
-        return artefact | {f"info.{name}": torch.tensor(value) for name, value in facts.items()}
+        return fine_tuned(model, texts, self.recipe, stage="finetune") | {"info.cut_examples": torch.tensor(cut)}
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:

@@ -246,6 +246,23 @@ def train(
     return optimiser.masters
 
 
+def fine_tuned(model: PreTrainedModel, texts: Sequence[Text], recipe: Recipe, *, stage: str) -> Artefact:
+    """The change of every weight ("change.<name>") by training on these texts; the model is left as it was.
+
+    Raises SetupError where a weight is not in memory, and where the loss is no longer finite.
+    """
+    parameters = dict(model.named_parameters())
+    weights = list(parameters.values())
+    check_materialised(model, weights)
+    with trainable(weights) as before:
+        memory = foretold(model, weights, recipe, [texts], stage)
+        loss_before = mean_loss(model, texts)
+        trained = train(model, weights, texts, recipe, stage=stage)
+        artefact = change(parameters, trained, before)
+        facts = {"loss_before": loss_before, "loss_after": mean_loss(model, texts), "foretold_memory_bytes": memory}
+    return artefact | {f"info.{name}": torch.tensor(value) for name, value in facts.items()}
+
+
 def _diverged(loss: float, step: int, stage: str, scaled: bool) -> str:
     what = (
         f"the loss is {loss} after {step} steps" if not math.isfinite(loss) else f"step {step} has no finite gradient"

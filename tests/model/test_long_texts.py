@@ -4,16 +4,14 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from hydra.utils import get_class
-from omegaconf import OmegaConf
 
 from methods.base import Examples, FitData, Pairs
 from methods.errors import SetupError
 from methods.tokens import encode, encode_pairs
-from tests.methods.test_contract import CONF, NAMES, load
+from tests.methods.test_contract import NAMES, load
 from tests.tiny import tiny_lm
 
-NEEDS = {name: get_class(OmegaConf.load(CONF / f"{name}.yaml")._target_).needs for name in NAMES}  # of stack a property
+NEEDS = {name: load(name).needs for name in NAMES}
 LEARNING = [name for name in NAMES if NEEDS[name]]
 CONTRASTING = [name for name in LEARNING if name not in ("mean_centring", "stack") and "pairs" in NEEDS[name]]
 LIMIT = 40  # of the method where it has an option, else of the model
@@ -56,7 +54,7 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
             assert torch.equal(tensor, short[key]), key
     counted = {key: int(value) for key, value in long.items() if ".cut_" in key}
     wanted = {"finetune": ["examples"], "security_vector": ["examples", "harmful", "background"],
-              "mean_centring": ["pairs", "background"]}.get(name, ["pairs"])  # fmt: skip
+              "dexperts": ["harmful"], "mean_centring": ["pairs", "background"]}.get(name, ["pairs"])  # fmt: skip
     if name == "stack":
         assert counted == {"info.first.cut_pairs": 1, "info.second.cut_pairs": 1}
     else:

@@ -123,6 +123,7 @@ def wanted(name: str) -> list[str]:
         "detox": PAIRS.desired + PAIRS.undesired,  # continuations by themselves, as the paper embeds them
         "mean_centring": desired + BACKGROUND,
         "finetune": examples,
+        "dexperts": examples,
         "security_vector": examples + BACKGROUND,
     }
     return own.get(name, desired + undesired)
