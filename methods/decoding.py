@@ -72,12 +72,23 @@ def most_probable(logits: Tensor, top_p: float, count: int) -> tuple[Tensor, Ten
     return tokens, before < top_p
 
 
-def nucleus(logits: Tensor, top_p: float) -> Tensor:
-    """(N, V) true at the tokens in the nucleus, as `most_probable` has it, however many they are. logits: (N, V)."""
-    if top_p >= 1:
-        return torch.ones_like(logits, dtype=torch.bool)
-    for count in (*PROBABLE, logits.shape[-1]):
-        tokens, inside = most_probable(logits, top_p, count)
-        if not inside[:, -1].any() or tokens.shape[-1] == logits.shape[-1]:
+def nucleus_edge(logits: Tensor, top_p: float) -> Tensor:
+    """(N, 1) the logit at which the nucleus ends: none inside lies below it, none outside above it. logits: (N, V).
+
+    Between the last logit inside and the first outside it lies as far as the last token's probability is needed to
+    reach top_p, so that it moves by a little where a probability does, also when a token enters or leaves.
+    """
+    logits = logits.float()
+    size = logits.shape[-1]
+    for count in (*PROBABLE, size):
+        tokens, inside = most_probable(logits, top_p, min(count, size - 1) + 1)
+        if not inside[:, -1].any() or tokens.shape[-1] == size:
             break
-    return torch.zeros_like(logits, dtype=torch.bool).scatter_(-1, tokens, inside)
+    last = inside.sum(-1, keepdim=True) - 1  # (N, 1)
+    probability = torch.softmax(logits, -1).gather(-1, tokens)  # (N, C)
+    upto = probability.double().cumsum(-1).gather(-1, last)  # (N, 1)
+    own = probability.gather(-1, last)
+    needed = (1 - (upto - top_p) / own).clamp(0, 1).to(logits)
+    ends = logits.gather(-1, tokens)
+    after = ends.gather(-1, (last + 1).clamp(max=tokens.shape[-1] - 1))
+    return ends.gather(-1, last) * (1 - needed) + after * needed

@@ -1,5 +1,6 @@
 """DExperts (arXiv 2105.03023): the model's logits, moved away from those of a copy that has learnt what is unwanted."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import INFO, Artefact, Examples, FitData, Method, Steering, required_pairs
-from methods.decoding import Step, by_pieces, nucleus
+from methods.decoding import Step, by_pieces, nucleus_edge
 from methods.errors import SetupError
 from methods.intervention import exchanged
 from methods.optimiser import OptimizerName
@@ -34,12 +35,17 @@ class DExperts(Method):
 
     outside: the paper (section 2) and the authors' code (alisawuffles/DExperts) set the tokens outside the nucleus to
     -inf. A text that holds one would have a likelihood of 0, and no mean over texts a value, so our default is finite:
-    they keep their odds against the nucleus as a whole, lowered by `outside` nats,
+    they keep their odds against the nucleus as a whole, lowered by `outside` nats. At 20 nats all of them together are
+    drawn once in a billion tokens, and a text loses 20 nats for each that it holds. inf is the paper's; likelihoods are
+    then refused where they are not finite. Sampling and likelihood are alike.
 
-        z'(w) = z(w) - outside + log sum over nucleus exp z' - log sum over nucleus exp z.
+    edge: a token at the border of the nucleus is inside or outside by the last digit of a probability, which differs
+    from batch to batch, and with it a likelihood would by 20 nats. So by our default the penalty grows to its whole
+    over the first nat below the nucleus' edge e (`methods.decoding.nucleus_edge`); 0 is the paper's hard border. All:
 
-    At 20 nats all of them together are drawn once in a billion tokens, and a text loses 20 nats for each that it holds.
-    inf is the paper's; likelihoods are then refused where they are not finite. Sampling and likelihood are alike.
+        m(w) = 1 - (e - z(w)) / edge, between 0 and 1;   d = z_expert - z_anti
+        z'(w) = z(w) + m(w) * strength * d(w) + (1 - m(w)) * (g - outside)
+        g = log sum of m exp(z + strength * d) - log sum of m exp(z),  over all tokens
 
     Differences from the paper: its experts are models of their own, trained on 160,000 and 1.4 million comments of a
     set that we do not have; ours are copies of the model that learn a hundred texts, so rate and epochs are ours. The
@@ -58,6 +64,7 @@ class DExperts(Method):
     expert: Expert = "base"
     top_p: float = 0.9
     outside: float = 20.0
+    edge: float = 1.0
     learning_rate: float = 3e-5
     epochs: int = 5
     batch_size: int = 8
@@ -96,8 +103,10 @@ class DExperts(Method):
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
         if not 0 < self.top_p <= 1:
             raise SetupError(f"method.top_p={self.top_p}: a probability above 0 and at most 1; paper: 0.9")
-        if not self.outside >= 0:
-            raise SetupError(f"method.outside={self.outside}: nats, 0 or more; inf forbids the tokens outside")
+        if not self.outside >= 0 or not 0 <= self.edge < math.inf:
+            raise SetupError(
+                f"method.outside={self.outside}, method.edge={self.edge}: nats, 0 or more; outside=inf forbids tokens"
+            )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The change of every weight by the training of each expert, as "anti_expert.change.<name>".
@@ -152,14 +161,16 @@ class DExperts(Method):
 
     def _moved(self, base: Tensor, others: Sequence[Tensor], strength: float) -> Tensor:
         """Logits (N, V) of the model, moved; others: those of the anti-expert and, if there is one, of the expert."""
-        inside = nucleus(base, self.top_p)
         base = base.float()
+        below = nucleus_edge(base, self.top_p) - base  # (N, V)
+        member = (1 - below / self.edge).clamp(0, 1) if self.edge else (below <= 0).float()
         expert = base if self.expert == "base" else others[1].float()
-        moved = base + strength * (expert - others[0].float())
-        gained = _log_sum(moved, inside) - _log_sum(base, inside)  # (N, 1)
-        return torch.where(inside, moved, base + (gained - self.outside))
+        shift = strength * (expert - others[0].float())
+        gained = _log_sum(base + shift, member) - _log_sum(base, member)  # (N, 1)
+        penalised = base + member * shift + (1 - member) * (gained - self.outside)
+        return torch.where(member == 1, base + shift, penalised)  # of an infinite penalty none is nothing
 
 
-def _log_sum(logits: Tensor, inside: Tensor) -> Tensor:
-    """(N, 1) logarithm of the summed exponentials of those inside."""
-    return logits.masked_fill(~inside, -torch.inf).logsumexp(-1, keepdim=True)
+def _log_sum(logits: Tensor, weight: Tensor) -> Tensor:
+    """(N, 1) logarithm of the weighted sum of exponentials."""
+    return (logits + weight.log()).logsumexp(-1, keepdim=True)

@@ -41,34 +41,46 @@ def moved(base, *others, strength, **options):
     return steered_logits(Bare(**options), {}, strength, None, step(base, *others))
 
 
-def by_formula(base, anti, expert, strength, top_p, outside):
+def by_formula(base, anti, expert, strength, top_p, outside, edge=1.0):
     """Of one column, (V,) each, in double precision."""
     base, anti, expert = base.double(), anti.double(), expert.double()
-    probability, inside, total = base.softmax(-1), [], 0.0
-    for token in base.argsort(descending=True).tolist():
-        if total >= top_p:
-            break
-        inside.append(token)
-        total += float(probability[token])
-    found = {token: float(base[token] + strength * (expert[token] - anti[token])) for token in inside}
-    whole = math.log(sum(map(math.exp, found.values()))) - math.log(sum(math.exp(float(base[t])) for t in inside))
-    left = [found.get(token, float(base[token]) - outside + whole) for token in range(len(base))]
-    return torch.tensor(left, dtype=torch.double)
+    probability, order = base.softmax(-1), base.argsort(descending=True).tolist()
+    total, size = 0.0, 0
+    while total < top_p and size < len(order):
+        total += float(probability[order[size]])
+        size += 1
+    last, following = float(base[order[size - 1]]), float(base[order[min(size, len(order) - 1)]])
+    needed = 1 - (total - top_p) / float(probability[order[size - 1]])
+    ends = last + min(max(needed, 0), 1) * (following - last)
+    member, shift, found = [], [], []
+    for token in range(len(base)):
+        below = ends - float(base[token])
+        inside = token in order[:size]
+        member.append(1.0 if inside else max(0.0, 1 - below / edge) if edge else 0.0)
+        shift.append(strength * float(expert[token] - anti[token]))
+    sums = [
+        math.log(sum(m * math.exp(float(z) + moved * d) for m, z, d in zip(member, base, shift, strict=True)))
+        for moved in (0, 1)
+    ]
+    for m, z, d in zip(member, base, shift, strict=True):
+        found.append(float(z) + d if m == 1 else float(z) + m * d + (1 - m) * (sums[1] - sums[0] - outside))
+    return torch.tensor(found, dtype=torch.double)
 
 
-@pytest.mark.parametrize("outside", [20.0, 3.0, 0.0, math.inf])
+@pytest.mark.parametrize("edge", [1.0, 0.0, 0.3])
+@pytest.mark.parametrize("outside", [20.0, 0.0, math.inf])
 @pytest.mark.parametrize("expert", ["base", "desired"])
 @pytest.mark.parametrize("strength", [0.5, 2.0, -1.0])
-def test_logits_by_the_formula(strength, expert, outside):
+def test_logits_by_the_formula(strength, expert, outside, edge):
     base, anti, wise = (normal(2, 3, 30, seed=seed) for seed in range(3))
     others = [anti] if expert == "base" else [anti, wise]
-    got = moved(base, *others, strength=strength, expert=expert, outside=outside)
+    got = moved(base, *others, strength=strength, expert=expert, outside=outside, edge=edge)
     for row in range(2):
         for column in range(3):
             good = base if expert == "base" else wise
             at = (row, column)
-            wanted = by_formula(base[at], anti[at], good[at], strength, 0.9, outside)
-            torch.testing.assert_close(got[at].double(), wanted, rtol=1e-5, atol=1e-5)
+            wanted = by_formula(base[at], anti[at], good[at], strength, 0.9, outside, edge)
+            torch.testing.assert_close(got[at].double(), wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_inside_the_nucleus_logits_are_linear_in_the_strength():
@@ -83,12 +95,16 @@ def test_inside_the_nucleus_logits_are_linear_in_the_strength():
 
 def test_an_anti_expert_like_the_model_leaves_the_nucleus_alone():
     base = normal(2, 3, 40)
-    got = moved(base, base.clone(), strength=2.0)
+    got = moved(base, base.clone(), strength=2.0, edge=0)
     inside = got > base - 1
     torch.testing.assert_close(got[inside], base[inside])
     torch.testing.assert_close(got[~inside], base[~inside] - 20)
     left = base.softmax(-1).masked_fill(~inside, 0).sum(-1)
     assert (left >= 0.9).all() and (left < 1).all()
+    soft = moved(base, base.clone(), strength=2.0, edge=2)
+    assert torch.equal(soft[inside], base[inside]) and (soft <= base).all() and (soft >= got - 1e-5).all()
+    some = (soft < base - 0.01) & (soft > base - 19.9)
+    assert some.any() and (base[~inside & ~some] - soft[~inside & ~some] > 19).all()
     everything = moved(base, base.clone(), strength=2.0, top_p=1.0)
     torch.testing.assert_close(everything, base)
 
@@ -104,8 +120,20 @@ def test_odds_against_the_nucleus_fall_by_the_penalty(strength):
         return (p * ~inside).sum(-1).log() - (p * inside).sum(-1).log()
 
     for shift in (0.0, 7.0):
-        got = moved(base, anti + shift, strength=strength)
+        got = moved(base, anti + shift, strength=strength, edge=0)
         torch.testing.assert_close(odds(got), odds(base) - 20, rtol=1e-5, atol=1e-4)
+
+
+def test_a_token_at_the_border_moves_little_with_a_last_digit():
+    """Of a text at the border a hard one would add or take 20 nats."""
+    base, anti = normal(1, 1, 300), normal(1, 1, 300, seed=1)
+    border = float(base.softmax(-1).sort(descending=True).values[0, 0, :20].double().sum())
+
+    def jump(edge):
+        one, other = (moved(base, anti, strength=0.1, top_p=border + c, edge=edge) for c in (-1e-5, 1e-5))
+        return float((one - other).abs().max())
+
+    assert jump(0.0) > 15 and jump(1.0) < 0.05
 
 
 def test_the_anti_expert_is_the_fine_tuned_model():
@@ -234,6 +262,8 @@ def test_an_artefact_of_another_model_or_option():
         ({"top_p": 1.1}, "method.top_p=1.1"),
         ({"outside": -1}, "nats, 0 or more"),
         ({"outside": math.nan}, "nats, 0 or more"),
+        ({"edge": -1}, "nats, 0 or more"),
+        ({"edge": math.inf}, "nats, 0 or more"),
         ({"epochs": 0}, "epochs and batch size are at least 1"),
     ],
 )

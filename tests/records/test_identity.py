@@ -15,7 +15,7 @@ METHODS = {
     "act_add": "9ba436c6f7d3",
     "caa": "ed41442bbf7b",
     "detox": "cf62ceef8364",
-    "dexperts": "bd49761233b4",
+    "dexperts": "a606ae2cbe6e",
     "finetune": "96ac572b28dc",
     "mean_centring": "facc4dfed42a",
     "probe_rows": "18014c6485b0",
