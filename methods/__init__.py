@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from methods.self_debias import SelfDebias as SelfDebias
     from methods.stack import Stack as Stack
     from methods.unsteered import Unsteered as Unsteered
+    from methods.word_filter import WordFilter as WordFilter
 
 _MODULES = {
     "act_add": ["ActAdd"],
@@ -59,6 +60,7 @@ _MODULES = {
     "self_debias": ["SelfDebias"],
     "stack": ["Stack"],
     "unsteered": ["Unsteered"],
+    "word_filter": ["WordFilter"],
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_WHERE)

@@ -41,7 +41,7 @@ def moved(base, *others, strength, **options):
     return steered_logits(Bare(**options), {}, strength, None, step(base, *others))
 
 
-def by_formula(base, anti, expert, strength, top_p, outside, edge=1.0):
+def by_formula(base, anti, expert, strength, top_p, outside, edge=2.0):
     """Of one column, (V,) each, in double precision."""
     base, anti, expert = base.double(), anti.double(), expert.double()
     probability, order = base.softmax(-1), base.argsort(descending=True).tolist()
@@ -67,7 +67,7 @@ def by_formula(base, anti, expert, strength, top_p, outside, edge=1.0):
     return torch.tensor(found, dtype=torch.double)
 
 
-@pytest.mark.parametrize("edge", [1.0, 0.0, 0.3])
+@pytest.mark.parametrize("edge", [2.0, 0.0, 0.3])
 @pytest.mark.parametrize("outside", [20.0, 0.0, math.inf])
 @pytest.mark.parametrize("expert", ["base", "desired"])
 @pytest.mark.parametrize("strength", [0.5, 2.0, -1.0])

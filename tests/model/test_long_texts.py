@@ -12,7 +12,7 @@ from tests.methods.test_contract import NAMES, load
 from tests.tiny import tiny_lm
 
 NEEDS = {name: load(name).needs for name in NAMES}
-LEARNING = [name for name in NAMES if NEEDS[name]]
+LEARNING = [name for name in NAMES if NEEDS[name] and name != "word_filter"]  # whose model reads nothing in a fit
 CONTRASTING = [name for name in LEARNING if name not in ("mean_centring", "stack") and "pairs" in NEEDS[name]]
 LIMIT = 40  # of the method where it has an option, else of the model
 SHORT = Pairs(["The fox", "We talk", "People walk"], [" sings", " on", " home"], [" is old", " of hate", " over"])

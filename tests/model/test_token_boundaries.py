@@ -124,6 +124,7 @@ def wanted(name: str) -> list[str]:
         "mean_centring": desired + BACKGROUND,
         "finetune": examples,
         "dexperts": examples,
+        "word_filter": [],  # the model reads nothing
         "security_vector": examples + BACKGROUND,
     }
     return own.get(name, desired + undesired)

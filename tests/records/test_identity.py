@@ -15,7 +15,7 @@ METHODS = {
     "act_add": "9ba436c6f7d3",
     "caa": "ed41442bbf7b",
     "detox": "cf62ceef8364",
-    "dexperts": "a606ae2cbe6e",
+    "dexperts": "37d339183f8e",
     "finetune": "96ac572b28dc",
     "mean_centring": "facc4dfed42a",
     "probe_rows": "18014c6485b0",
@@ -25,6 +25,7 @@ METHODS = {
     "self_debias": "b15b1809b6b5",
     "stack": "8480e4996802",
     "unsteered": "1e26c64bccf3",
+    "word_filter": "94330c1046d2",
 }
 """Of every YAML with its defaults: what fits and results on disk are called by."""
 
