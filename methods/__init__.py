@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from methods.caa import CAA as CAA
     from methods.caa import matched_norms as matched_norms
     from methods.detox import DeTox as DeTox
+    from methods.dexperts import DExperts as DExperts
     from methods.dinm import DINM as DINM
     from methods.dpo import DPO as DPO
     from methods.errors import SetupError as SetupError
@@ -54,9 +55,11 @@ if TYPE_CHECKING:
     from methods.repe import RepE as RepE
     from methods.sadi import SADI as SADI
     from methods.security_vector import SecurityVector as SecurityVector
+    from methods.self_debias import SelfDebias as SelfDebias
     from methods.stack import Stack as Stack
     from methods.task_negation import TaskNegation as TaskNegation
     from methods.unsteered import Unsteered as Unsteered
+    from methods.word_filter import WordFilter as WordFilter
 
 _MODULES = {
     "ablation": ["Ablation"],
@@ -69,6 +72,7 @@ _MODULES = {
     "detox": ["DeTox"],
     "dinm": ["DINM"],
     "dpo": ["DPO"],
+    "dexperts": ["DExperts"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
     "gate": ["Gate"],
@@ -88,9 +92,11 @@ _MODULES = {
     "repe": ["RepE"],
     "sadi": ["SADI"],
     "security_vector": ["SecurityVector"],
+    "self_debias": ["SelfDebias"],
     "stack": ["Stack"],
     "task_negation": ["TaskNegation"],
     "unsteered": ["Unsteered"],
+    "word_filter": ["WordFilter"],
 }
 _WHERE = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = sorted(_WHERE)

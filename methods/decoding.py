@@ -4,7 +4,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
+
+PIECE = 2**23  # logits that are taken at a time: each temporary of theirs has 32 MiB in fp32
+PROBABLE = (256, 2048)  # tokens that are sorted at first, where a nucleus is looked for; after that all are
 
 
 class Streams(Protocol):
@@ -41,3 +45,50 @@ class Step(NamedTuple):
     columns: Tensor  # (K,) which columns of `ids` the logits follow
     prompt: Tensor  # (B,) tokens of each row's prompt
     streams: Streams
+
+
+def by_pieces(function: Callable[..., Tensor], *logits: Tensor) -> Tensor:
+    """What a function makes of logits (N, V), in the shape and the dtype of the first; all are (..., V).
+
+    It is given a few rows at a time, so that what it makes on its way stays small, also where a long text is read.
+    """
+    flat = [one.reshape(-1, one.shape[-1]) for one in logits]
+    rows = max(1, PIECE // flat[0].shape[-1])
+    found = torch.empty_like(flat[0])
+    for start in range(0, len(found), rows):
+        found[start : start + rows] = function(*(one[start : start + rows] for one in flat))
+    return found.view(logits[0].shape)
+
+
+def most_probable(logits: Tensor, top_p: float, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` most probable tokens (..., C), and which of them are in the nucleus (..., C).
+
+    The nucleus is the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751 section
+    3.1). logits: (..., V).
+    """
+    probability = torch.softmax(logits.float(), -1)
+    values, tokens = probability.topk(min(count, logits.shape[-1]), -1)
+    before = values.double().cumsum(-1) - values  # probability of the tokens before this one
+    return tokens, before < top_p
+
+
+def nucleus_edge(logits: Tensor, top_p: float) -> Tensor:
+    """(N, 1) the logit at which the nucleus ends: none inside lies below it, none outside above it. logits: (N, V).
+
+    Between the last logit inside and the first outside it lies as far as the last token's probability is needed to
+    reach top_p, so that it moves by a little where a probability does, also when a token enters or leaves.
+    """
+    logits = logits.float()
+    size = logits.shape[-1]
+    for count in (*PROBABLE, size):
+        tokens, inside = most_probable(logits, top_p, min(count, size - 1) + 1)
+        if not inside[:, -1].any() or tokens.shape[-1] == size:
+            break
+    last = inside.sum(-1, keepdim=True) - 1  # (N, 1)
+    probability = torch.softmax(logits, -1).gather(-1, tokens)  # (N, C)
+    upto = probability.double().cumsum(-1).gather(-1, last)  # (N, 1)
+    own = probability.gather(-1, last)
+    needed = (1 - (upto - top_p) / own).clamp(0, 1).to(logits)
+    ends = logits.gather(-1, tokens)
+    after = ends.gather(-1, (last + 1).clamp(max=tokens.shape[-1] - 1))
+    return ends.gather(-1, last) * (1 - needed) + after * needed

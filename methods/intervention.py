@@ -186,6 +186,23 @@ def edited(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def exchanged(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
+    """Parameters hold these tensors inside the block, and afterwards their own again; no number is copied.
+
+    For weights that come and go at every token: `edited` copies them each time, this takes the memory of a second set.
+    """
+    with ExitStack() as stack:
+        for parameter, value in new.items():
+            if parameter.is_meta:
+                raise SetupError(f"a weight of shape {tuple(parameter.shape)} is not in memory; {REMEDY}")
+            if value.shape != parameter.shape:
+                raise ValueError(f"new value has shape {tuple(value.shape)}, the parameter {tuple(parameter.shape)}")
+            stack.callback(setattr, parameter, "data", parameter.data)
+            parameter.data = value
+        yield
+
+
 def _write(parameter: nn.Parameter, value: Tensor) -> None:
     with torch.no_grad():
         parameter.copy_(value)

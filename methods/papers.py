@@ -34,6 +34,19 @@ PAPERS = {
          "Finn, Chelsea"),
         "Direct Preference Optimization: Your Language Model is Secretly a Reward Model", 2023,
     ),
+    "2009.11462": Paper(
+        ("Gehman, Samuel", "Gururangan, Suchin", "Sap, Maarten", "Choi, Yejin", "Smith, Noah A."),
+        "RealToxicityPrompts: Evaluating Neural Toxic Degeneration in Language Models", 2020,
+    ),
+    "2103.00453": Paper(
+        ("Schick, Timo", "Udupa, Sahana", "Schütze, Hinrich"),
+        "Self-Diagnosis and Self-Debiasing: A Proposal for Reducing Corpus-Based Bias in NLP", 2021,
+    ),
+    "2105.03023": Paper(
+        ("Liu, Alisa", "Sap, Maarten", "Lu, Ximing", "Swayamdipta, Swabha", "Bhagavatula, Chandra", "Smith, Noah A.",
+         "Choi, Yejin"),
+        "DExperts: Decoding-Time Controlled Text Generation with Experts and Anti-Experts", 2021,
+    ),
     "2308.10248": Paper(
         ("Turner, Alexander Matt", "Thiergart, Lisa", "Leech, Gavin", "Udell, David", "Vazquez, Juan J.",
          "Mini, Ulisse", "MacDiarmid, Monte"),
@@ -117,5 +130,10 @@ PAPERS = {
     "2410.12299": Paper(
         ("Wang, Weixuan", "Yang, Jingyuan", "Peng, Wei"),
         "Semantics-Adaptive Activation Intervention for LLMs via Dynamic Steering Vectors", 2024,
+    ),
+    "2410.03818": Paper(
+        ("Ko, Ching-Yun", "Chen, Pin-Yu", "Das, Payel", "Mroueh, Youssef", "Dan, Soham", "Kollias, Georgios",
+         "Chaudhury, Subhajit", "Pedapati, Tejaswini", "Daniel, Luca"),
+        "Large Language Models can be Strong Self-Detoxifiers", 2024,
     ),
 }  # fmt: skip

@@ -30,7 +30,7 @@ LM_EVAL = {"model.lm_eval_adapter", "data.lm_eval_tasks"}
 SHARED = (
     "adapter base blockwise broken decoding directions erasing errors folding foreign intervention layout "
     "layout_search optimiser papers placement positions probes progress recompute separation sites tokens "
-    "training training_memory untying vectors verdicts"
+    "training training_memory untying vectors verdicts word_list"
 ).split()
 """Modules of methods/ that its methods may import; the others are methods."""
 INSIDES = {f"methods.{name}" for name in ("intervention", "layout", "layout_search", "positions", "sites")}

@@ -6,6 +6,7 @@
 import contextlib
 import functools
 import hashlib
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -30,6 +31,7 @@ QUICK = {
     "probe_rows": ["method.min_steps=1", "method.epochs=1"],
     "stack": ["method.parts.first.min_steps=1", "method.parts.first.epochs=1"],
     "security_vector": ["method.vector_epochs=1", "method.rank=2"],
+    "word_filter": [f"method.words={Path(__file__).parent / 'words.txt'}"],  # words that the tiny tokenizer has whole
 }
 SMALL = {
     "examples": DATA["examples"]._replace(

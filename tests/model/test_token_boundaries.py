@@ -138,6 +138,8 @@ def wanted(lm: LM, name: str) -> list[str]:
         "infer_aligner": desired + undesired + [prompt for prompt in PAIRS.prompt if prompt],
         "gate": desired + undesired + BACKGROUND + [prompt for prompt in PAIRS.prompt if prompt],
         "finetune": examples,
+        "dexperts": examples,
+        "word_filter": [],  # the model reads nothing
         "security_vector": examples + BACKGROUND,
         "task_negation": examples,
         "lora": desired,

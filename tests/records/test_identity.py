@@ -20,6 +20,7 @@ METHODS = {
     "detox": "cf62ceef8364",
     "dinm": "9790e36318da",
     "dpo": "51599b86fa2d",
+    "dexperts": "37d339183f8e",
     "finetune": "96ac572b28dc",
     "gate": "b833ba21f03a",
     "imported": "df57eee6afd0",
@@ -38,9 +39,11 @@ METHODS = {
     "repe": "9fe0a86f3f45",
     "sadi": "fbb21ffd37d7",
     "security_vector": "fad35979cfb4",
+    "self_debias": "b15b1809b6b5",
     "stack": "8480e4996802",
     "task_negation": "8e9063b59812",
     "unsteered": "1e26c64bccf3",
+    "word_filter": "94330c1046d2",
 }
 """Of every YAML with its defaults: what fits and results on disk are called by."""
 

@@ -1,0 +1,176 @@
+"""DExperts (arXiv 2105.03023): the model's logits, moved away from those of a copy that has learnt what is unwanted."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods.base import INFO, Artefact, Examples, FitData, Method, Steering, required_pairs
+from methods.decoding import Step, by_pieces, nucleus_edge
+from methods.errors import SetupError
+from methods.intervention import exchanged
+from methods.optimiser import OptimizerName
+from methods.training import STEP_COST, Recipe, changed, check_recipe, encoded, fine_tuned
+
+AntiExpert = Literal["harmful", "undesired"]
+Expert = Literal["base", "desired"]
+Role = Literal["anti_expert", "expert"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DExperts(Method):
+    """z' = z + strength * (z_expert - z_anti) at the tokens of the model's own nucleus; the others are penalised.
+
+    z, z_expert and z_anti are the logits of the model, of an expert and of an anti-expert after the same tokens. With
+    expert="base" the model is its own expert, z' = z + strength * (z - z_anti), the paper's "anti-only" form; with
+    "desired" the expert is a copy fine-tuned on the desired texts of the pairs. The anti-expert is fine-tuned on the
+    harmful texts, or on the undesired texts of the pairs. The nucleus is the smallest set of the model's most probable
+    tokens whose probability reaches `top_p`. Strength is the paper's alpha.
+
+    outside: the paper (section 2) and the authors' code (alisawuffles/DExperts) set the tokens outside the nucleus to
+    -inf. A text that holds one would have a likelihood of 0, and no mean over texts a value, so our default is finite:
+    they keep their odds against the nucleus as a whole, lowered by `outside` nats. At 20 nats all of them together are
+    drawn once in a billion tokens, and a text loses 20 nats for each that it holds. inf is the paper's; likelihoods are
+    then refused where they are not finite. Sampling and likelihood are alike.
+
+    edge: a token at the border of the nucleus is inside or outside by the last digit of a probability, which differs
+    from batch to batch, and with it a likelihood would by 20 nats. So by our default the penalty grows to its whole
+    over the first two nats below the nucleus' edge e (`methods.decoding.nucleus_edge`); 0 is the paper's hard border. All:
+
+        m(w) = 1 - (e - z(w)) / edge, between 0 and 1;   d = z_expert - z_anti
+        z'(w) = z(w) + m(w) * strength * d(w) + (1 - m(w)) * (g - outside)
+        g = log sum of m exp(z + strength * d) - log sum of m exp(z),  over all tokens
+
+    Differences from the paper: its experts are models of their own, trained on 160,000 and 1.4 million comments of a
+    set that we do not have; ours are copies of the model that learn a hundred texts, so rate and epochs are ours. The
+    sampling's own nucleus is taken from z' afterwards, as for every method (sampling.top_p=1 is the paper's).
+    A token costs a forward for each expert more, and `apply` holds the weights once more for each.
+    """
+
+    name: ClassVar[str] = "dexperts"
+    title: ClassVar[str] = "DExperts"
+    cite: ClassVar[str] = "2105.03023"
+    family: ClassVar[str] = "decoding"
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "alpha"
+
+    anti_expert: AntiExpert = "harmful"
+    expert: Expert = "base"
+    top_p: float = 0.9
+    outside: float = 20.0
+    edge: float = 2.0
+    learning_rate: float = 3e-5
+    epochs: int = 5
+    batch_size: int = 8
+    max_tokens: int = 128
+    seed: int = 0
+    optimizer: OptimizerName = "adamw"
+    gradient_checkpointing: bool = False
+    strengths: Sequence[float] = (0.5, 1, 1.5, 2, 3)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it depends on what the experts learn from
+        """Harmful texts, pairs, or both."""
+        anti = "harmful" if self.anti_expert == "harmful" else "pairs"
+        return frozenset({anti} if self.expert == "base" else {anti, "pairs"})
+
+    @property
+    def recipe(self) -> Recipe:
+        """How both experts are trained."""
+        return Recipe(
+            self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
+        )
+
+    def passes(self) -> float:
+        """One training step per epoch, and two readings for the loss before and after."""
+        return STEP_COST * self.epochs + 2
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a recipe that trains nothing, and for an option outside its range."""
+        del model
+        check_recipe(self.recipe)
+        for key, value, allowed in (
+            ("anti_expert", self.anti_expert, get_args(AntiExpert)),
+            ("expert", self.expert, get_args(Expert)),
+        ):
+            if value not in allowed:
+                raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
+        if not 0 < self.top_p <= 1:
+            raise SetupError(f"method.top_p={self.top_p}: a probability above 0 and at most 1; paper: 0.9")
+        if not self.outside >= 0 or not 0 <= self.edge < math.inf:
+            raise SetupError(
+                f"method.outside={self.outside}, method.edge={self.edge}: nats, 0 or more; outside=inf forbids tokens"
+            )
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The change of every weight by the training of each expert, as "anti_expert.change.<name>".
+
+        Raises SetupError without the texts that an expert learns, and where a loss is no longer finite.
+        """
+        self.check(model)
+        found: Artefact = {}
+        for role, what, examples in self._texts(data):
+            texts, cut = encoded(model, tokenizer, examples, what, self.max_tokens)
+            found[f"{INFO}cut_{what.split()[0]}"] = torch.tensor(cut)
+            for key, tensor in fine_tuned(model, texts, self.recipe, stage=role).items():
+                known = key.startswith(INFO)
+                found[f"{INFO}{role}.{key.removeprefix(INFO)}" if known else f"{role}.{key}"] = tensor
+        return found
+
+    def _texts(self, data: FitData) -> list[tuple[Role, str, Examples | None]]:
+        """What each expert learns from: its role, what the texts are called, and the texts."""
+        learns: list[tuple[Role, str, Examples | None]] = []
+        if self.anti_expert == "harmful":
+            learns.append(("anti_expert", "harmful texts", data.harmful))
+        else:
+            pairs = required_pairs(data, self.name)
+            learns.append(("anti_expert", "undesired texts", Examples(pairs.prompt, pairs.undesired)))
+        if self.expert == "desired":
+            pairs = required_pairs(data, self.name)
+            learns.append(("expert", "desired texts", Examples(pairs.prompt, pairs.desired)))
+        return learns
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Move the logits inside the block. Raises SetupError for the artefact of another model."""
+        if not strength:
+            yield Steering()
+            return
+        roles: tuple[Role, ...] = ("anti_expert",) if self.expert == "base" else ("anti_expert", "expert")
+        inside = {role: self._weights_of(model, artefact, role) for role in roles}
+
+        def next_logits(step: Step) -> Tensor:
+            readings = [step.streams.other(role, partial(exchanged, inside[role])) for role in roles]
+            return by_pieces(lambda base, *others: self._moved(base, others, strength), step.logits, *readings)
+
+        yield Steering(next_logits=next_logits)
+
+    def _weights_of(self, model: PreTrainedModel, artefact: Artefact, role: Role) -> Mapping[nn.Parameter, Tensor]:
+        """The weights of an expert."""
+        own = {key.removeprefix(f"{role}."): one for key, one in artefact.items() if key.startswith(f"{role}.")}
+        if not own:
+            raise SetupError(f"{self.name}: an artefact without {role} was fitted with other options; fit it again")
+        with changed(model, own, 1.0, self.name), torch.inference_mode(False):
+            return {parameter: parameter.detach().clone() for parameter in model.parameters()}
+
+    def _moved(self, base: Tensor, others: Sequence[Tensor], strength: float) -> Tensor:
+        """Logits (N, V) of the model, moved; others: those of the anti-expert and, if there is one, of the expert."""
+        base = base.float()
+        below = nucleus_edge(base, self.top_p) - base  # (N, V)
+        member = (1 - below / self.edge).clamp(0, 1) if self.edge else (below <= 0).float()
+        expert = base if self.expert == "base" else others[1].float()
+        shift = strength * (expert - others[0].float())
+        gained = _log_sum(base + shift, member) - _log_sum(base, member)  # (N, 1)
+        penalised = base + member * shift + (1 - member) * (gained - self.outside)
+        return torch.where(member == 1, base + shift, penalised)  # of an infinite penalty none is nothing
+
+
+def _log_sum(logits: Tensor, weight: Tensor) -> Tensor:
+    """(N, 1) logarithm of the weighted sum of exponentials."""
+    return (logits + weight.log()).logsumexp(-1, keepdim=True)

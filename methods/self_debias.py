@@ -1,0 +1,102 @@
+"""Self-Debiasing (arXiv 2103.00453): tokens that the model finds likelier behind a bad announcement become rarer."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods.base import Artefact, FitData, Method, Steering
+from methods.decoding import Step, by_pieces
+from methods.errors import SetupError
+from methods.tokens import longest_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfDebias(Method):
+    """p'(w) is proportional to p(w) * max(epsilon, exp(-strength * D(w))) where D(w) > 0, and to p(w) elsewhere.
+
+        D(w) = max over announcements q of p(w | q, text) - p(w | text)
+
+    p is the model's own distribution of the next token, and q a sentence before the text that announces what is not
+    wanted. Tokens that no announcement makes likelier keep the ratios of their probabilities. Every row is read once
+    more for each announcement, from a KV cache of its own, and all its readings go on with the token that was drawn
+    from p'. Strength is the paper's decay constant lambda.
+
+    arXiv 2103.00453 section 4 and the authors' code (timoschick/self-debiasing). Differences: the released run reads
+    six announcements at once, one for each attribute of the Perspective API, and searches by beams; the default here
+    is one, about what this benchmark scores, so that a token costs two forwards and not seven, and tokens are drawn as
+    for every other method. The wording of what is announced is ours. In a chat the announcement stands before the
+    template. With a likelihood the same function is asked at every token, from the same readings.
+    """
+
+    name: ClassVar[str] = "self_debias"
+    title: ClassVar[str] = "Self-Debiasing"
+    cite: ClassVar[str] = "2103.00453"
+    family: ClassVar[str] = "decoding"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "lambda, decay constant"
+
+    template: str = "The following text contains {}:\n"
+    unwanted: Sequence[str] = ("insults, rude words and hatred of other people",)
+    epsilon: float = 0.01
+    strengths: Sequence[float] = (10, 25, 50, 100, 200)
+
+    def passes(self) -> float:
+        """Nothing is learnt."""
+        return 0.0
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a template without its place, for nothing unwanted, and for an impossible epsilon."""
+        del model
+        if self.template.count("{}") != 1:
+            raise SetupError(f"method.template={self.template!r}: write {{}} once, where what is unwanted goes")
+        if isinstance(self.unwanted, str) or not self.unwanted or not all(one.strip() for one in self.unwanted):
+            raise SetupError("method.unwanted: a list of one or more descriptions, none of them empty")
+        if not 0 < self.epsilon <= 1:
+            raise SetupError(f"method.epsilon={self.epsilon}: the smallest factor, above 0 and at most 1; paper: 0.01")
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The tokens of each announcement, as "announcement.0". Raises SetupError where one is too long for the model.
+
+        BOS is among them where the tokenizer puts one before a text.
+        """
+        del data
+        self.check(model)
+        found, limit = {}, longest_text(model)
+        for number, one in enumerate(self.unwanted):
+            ids = list(tokenizer(self.template.replace("{}", one)).input_ids)
+            if limit is not None and len(ids) >= limit:
+                raise SetupError(
+                    f"method.unwanted: the announcement {number + 1} has {len(ids)} tokens, the model reads {limit}; "
+                    "shorten it"
+                )
+            found[f"announcement.{number}"] = torch.tensor(ids)
+        return found
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Scale probabilities inside the block."""
+        del model
+        announced = [artefact[f"announcement.{number}"].tolist() for number in range(len(self.unwanted))]
+
+        def next_logits(step: Step) -> Tensor:
+            readings = [
+                step.streams.other(f"announcement {number}", nullcontext, ids) for number, ids in enumerate(announced)
+            ]
+            return by_pieces(lambda plain, *others: self._scaled(plain, others, strength), step.logits, *readings)
+
+        yield Steering(next_logits=next_logits, room=max(map(len, announced))) if strength else Steering()
+
+    def _scaled(self, logits: Tensor, announced: Sequence[Tensor], strength: float) -> Tensor:
+        """Logits (N, V) plus the logarithm of each token's factor; announced: the same behind each announcement."""
+        highest = torch.softmax(announced[0].float(), -1)
+        for one in announced[1:]:
+            highest = torch.maximum(highest, torch.softmax(one.float(), -1))
+        rise = (highest - torch.softmax(logits.float(), -1)).clamp(min=0)  # D where it is above 0
+        return logits.float() - (strength * rise).clamp(max=-math.log(self.epsilon))
