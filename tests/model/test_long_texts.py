@@ -11,7 +11,7 @@ from methods.tokens import encode, encode_pairs
 from tests.methods.test_contract import NAMES, load
 from tests.tiny import tiny_lm
 
-NEEDS = {name: get_class(OmegaConf.load(CONF / f"{name}.yaml")._target_).needs for name in NAMES}  # of stack a property
+NEEDS = {name: load(name).needs for name in NAMES}
 LEARNING = [name for name in NAMES if NEEDS[name] and name != "word_filter"]  # whose model reads nothing in a fit
 NO_CONTRAST = ("mean_centring", "instruction", "stack", "gate")
 CONTRASTING = [name for name in LEARNING if name not in NO_CONTRAST and "pairs" in NEEDS[name]]
