@@ -32,6 +32,7 @@ COMMANDS = {
     "agreement": Command("agreement.__main__", "measure how well each scorer agrees with people's labels"),
     "reproduction": Command("reproduction", "the papers' figures beside ours, and what differs"),
     "speed": Command("speed.__main__", "measure speed beside transformers and lm-eval"),
+    "dpo_link": Command("dpo_link", "compare a fit's subspaces with DPO's first step"),
     "prefetch": Command("prefetch.__main__", "fetch all that a command needs, for a machine without network"),
     "status": Command("status", "how far a running or stopped sweep is"),
     "ls": Command("ls", "list what was computed, one line per cell"),

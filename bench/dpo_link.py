@@ -1,0 +1,159 @@
+"""`python -m bench.dpo_link`: how much of the gradient of DPO's first step lies in the subspaces that a method removes.
+
+DeTox (ProFS, arXiv 2405.13967) is called a denoised step of DPO: its subspaces should then hold more of that step's
+gradient than random subspaces of their rank. For each layer whose directions a fit holds this prints
+
+share     of the squared norm of the gradient of the layer's MLP value matrix, in the span of the directions
+random    the mean of the same over random subspaces of equal rank, with their lowest and highest
+expected  rank / width, what a random subspace holds on average
+
+and writes dpo_link.csv and a figure. The gradient is that of the pairs that the method learnt from.
+
+Exit code 0: done; 2: something the user must fix; 130: stopped by Ctrl-C.
+"""
+
+from bench.console import stopping
+
+if __name__ == "__main__":
+    stopping.begin()
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.console import command
+from bench.console.escape import terminal
+from bench.files.atomic import write_whole
+from methods.errors import SetupError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from bench.run.cell import Cell
+
+RANDOM = 10  # random subspaces of each layer
+DIRECTIONS = re.compile(r"layers\.(\d+)\.directions")
+COLUMNS = ["layer", "rank", "width", "share", "random", "random_low", "random_high", "expected", "pairs"]
+ABOUT = "How much of the gradient of DPO's first step lies in the subspaces that a method, such as detox, removes?"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print and write; returns the exit code."""
+    parser = command.parser("dpo_link", ABOUT, parents=[command.shared()])
+    parser.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="of the configuration; the method is detox if none is named"
+    )
+    return command.run(_run, parser.parse_intermixed_args(arguments))
+
+
+def _run(given: argparse.Namespace) -> None:
+    from bench.config import command_line, compose
+    from bench.run import validate
+
+    named = any(one.startswith("method=") for one in given.settings)
+    settings = [*([] if named else ["method=detox"]), *given.settings, "--results", str(given.results)]
+    jobs = compose.jobs(command_line.with_results(settings), multirun=True)
+    if len(jobs) != 1:
+        raise SetupError(f"this names {len(jobs)} cells; name one, and run it once for each")
+    (cfg,) = validate.validate_all(jobs)
+    cfg.suite, cfg.strength = {}, 1.0  # nothing is judged here
+
+    from bench.run.cell import Cell, Session
+
+    frame = link(Cell(cfg, Session()))
+    show(frame)
+    for path in write(frame, given.results):
+        command.console.print(terminal(str(path)))
+
+
+def link(cell: "Cell") -> pd.DataFrame:
+    """A row of COLUMNS for each layer of which the fit of the cell's method holds directions.
+
+    Raises SetupError where it holds none, or the method learns from no pairs.
+    """
+    from bench.console.progress import Bar
+    from bench.run.cell import torch_threads
+    from methods.base import required_pairs
+    from methods.preference_gradient import energy_share, random_directions, value_gradients
+    from methods.training import encoded_pairs
+
+    cell.fetch_model()  # prints what it fetches, so before the bar is up
+    with torch_threads(cell.threads), Bar(cell.fit_tokens()) as cell.session.bar:
+        artefact, _ = cell.fitted
+        found = {int(m[1]): tensor for name, tensor in artefact.items() if (m := DIRECTIONS.fullmatch(name))}
+        if not found:
+            raise SetupError(f"{cell.method.name} learns no subspace of a layer; use method=detox")
+        pairs = required_pairs(cell.learn_from()[0], cell.method.name)
+        model, tokenizer = cell.lm.model, cell.lm.tokenizer
+        texts = encoded_pairs(model, tokenizer, pairs, getattr(cell.method, "max_tokens", None) or 512)
+        gradients = value_gradients(model, texts.desired, texts.undesired, sorted(found))
+    rows = []
+    for layer, gradient in gradients.items():
+        rank, width = found[layer].shape
+        drawn = [energy_share(gradient, random_directions(rank, width, seed)) for seed in range(RANDOM)]
+        mean = sum(drawn) / len(drawn)
+        share = energy_share(gradient, found[layer])
+        count = len(texts.desired)
+        rows.append((layer, rank, width, share, mean, min(drawn), max(drawn), rank / width, count))
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def show(frame: pd.DataFrame) -> None:
+    """Print the table."""
+    table = Table(box=box.SIMPLE, padding=(0, 1))
+    for name in ("layer", "rank", "share", "random", "lowest to highest", "expected"):
+        table.add_column(name, justify="right")
+    for row in frame.to_dict("records"):
+        spread = f"{row['random_low']:.3f} to {row['random_high']:.3f}"
+        numbers = (f"{row['share']:.3f}", f"{row['random']:.3f}", spread, f"{row['expected']:.3f}")
+        table.add_row(str(row["layer"]), str(row["rank"]), *numbers)
+    Console(highlight=False).print(table)
+
+
+def figure(frame: pd.DataFrame) -> "Figure":
+    """The share over the layers, beside the band of random subspaces; of `link`."""
+    from matplotlib.patches import Patch
+
+    from bench.plots import style
+
+    @style.styled
+    def draw() -> Any:
+        drawn = style.blank("single", 2.2)
+        ax = drawn.subplots()
+        ax.fill_between(frame["layer"], frame["random_low"], frame["random_high"], color=style.PALE, linewidth=0)
+        ax.plot(frame["layer"], frame["random"], color=style.GREY, linestyle=style.DASHES, linewidth=1)
+        ax.plot(frame["layer"], frame["share"], color=style.COLOURS[0], marker="o", markersize=3, linewidth=1)
+        ax.set_xlabel("block")
+        ax.set_ylabel("share of the gradient's energy")
+        ax.set_ylim(0, max(0.05, 1.1 * float(frame[["share", "random_high"]].max().max())))
+        ax.grid()
+        keys = [
+            style.key(style.MarkerStyle(style.COLOURS[0], "o", ""), "subspaces of the fit"),
+            Patch(facecolor=style.PALE, edgecolor=style.GREY, label=f"{RANDOM} random ones of equal rank"),
+        ]
+        style.legend(drawn, keys)
+        return drawn
+
+    found: Figure = draw()
+    return found
+
+
+def write(frame: pd.DataFrame, results: Path) -> list[Path]:
+    """Write dpo_link.csv and figures/dpo_link.*. Raises SetupError where the folder cannot be written."""
+    from bench.plots import style
+
+    path = results / "dpo_link.csv"
+    write_whole(path, frame.to_csv(index=False))
+    return [path, *style.save(figure(frame), results / "figures", "dpo_link")]
+
+
+if __name__ == "__main__":
+    command.leave(main(sys.argv[1:]))
