@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from methods.probe_rows import ProbeRows as ProbeRows
     from methods.prompt import Prompt as Prompt
     from methods.random_direction import RandomDirection as RandomDirection
+    from methods.sasa import SASA as SASA
     from methods.security_vector import SecurityVector as SecurityVector
     from methods.self_debias import SelfDebias as SelfDebias
     from methods.stack import Stack as Stack
@@ -56,6 +57,7 @@ _MODULES = {
     "probe_rows": ["ProbeRows"],
     "prompt": ["Prompt"],
     "random_direction": ["RandomDirection"],
+    "sasa": ["SASA"],
     "security_vector": ["SecurityVector"],
     "self_debias": ["SelfDebias"],
     "stack": ["Stack"],

@@ -38,6 +38,8 @@ SMALL = {
 }
 NORMED = {"gemma2", "gemma3", "gemma3_multimodal", "olmo2", "olmo3"}
 EXPERTS = {"mixtral", "qwen3_moe", "qwen3_moe_mixed"}
+WINDOWS = {"mistral", "gemma2", "gemma3", "gemma3_multimodal", "phi3", "olmo3"}
+REFUSED = {("sasa", name): "sliding window" for name in WINDOWS}  # method and architecture: what is said
 
 
 @functools.cache
@@ -84,8 +86,9 @@ def attempt(name, architecture):
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_method_runs_and_leaves_no_trace(architecture):
-    told = {name: attempt(name, architecture) for name in NAMES}
-    assert told == dict.fromkeys(NAMES, "ran")
+    for name in NAMES:
+        told, refused = attempt(name, architecture), REFUSED.get((name, architecture))
+        assert refused in told if refused else told == "ran", f"{name}: {told}"
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)
@@ -216,7 +219,9 @@ def test_a_model_without_weights_has_the_same_matrices(architecture):
         if getattr(layout.of(real), layout.ROLES[kind]):
             assert layout.stream_rows(made, 1, kind).read().shape == layout.stream_rows(real, 1, kind).read().shape
     for name in NAMES:
-        method_of(name).check(made)
+        refused = REFUSED.get((name, architecture))
+        with pytest.raises(SetupError, match=refused) if refused else contextlib.nullcontext():
+            method_of(name).check(made)
 
 
 @pytest.mark.parametrize("kind", ["q", "k"])

@@ -18,6 +18,7 @@ from tests.tiny import tiny_lm
 
 HALF = [torch.bfloat16, torch.float16]
 TRAINED = {"finetune", "security_vector"}
+ENLARGED = {"sasa": 10}  # how much a fit enlarges the activations' rounding: it inverts a covariance
 
 
 def made(name):
@@ -58,8 +59,9 @@ def test_what_is_learnt_is_as_exact_as_the_activations(name, dtype):
     assert {found[key].dtype for key in changes} <= {torch.bfloat16}
     for key in found.keys() - vectors - changes:  # which rows are moved
         assert torch.equal(found[key], exact[key]), key
+    most = 4 * ENLARGED.get(name, 1) * torch.finfo(dtype).eps
     for key in vectors if name not in TRAINED else ():
-        assert angle(exact[key].flatten(), found[key].flatten()) < 4 * torch.finfo(dtype).eps, key
+        assert angle(exact[key].flatten(), found[key].flatten()) < most, key
     if changes:  # an Adam step hangs on the signs of gradients, some of which are noise
         one, other = (torch.cat([each[key].double().flatten() for key in sorted(changes)]) for each in (exact, found))
         assert angle(one, other) < (0.2 if dtype == torch.bfloat16 else 0.1)

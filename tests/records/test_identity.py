@@ -21,6 +21,7 @@ METHODS = {
     "probe_rows": "18014c6485b0",
     "prompt": "870bf5cb0139",
     "random_direction": "cbf454972574",
+    "sasa": "aa3a72e53a70",
     "security_vector": "fad35979cfb4",
     "self_debias": "b15b1809b6b5",
     "stack": "8480e4996802",
