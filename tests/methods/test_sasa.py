@@ -65,7 +65,7 @@ def test_swapped_sides_negate_the_probe():
     torch.testing.assert_close(swapped.deviation, probe.deviation)
 
 
-def test_a_planted_direction_is_found_under_noise_of_other_directions():
+def test_a_planted_direction_is_found_under_other_noise():
     """Fisher, unlike a difference of means, discounts a direction in which every text varies."""
     noise = normal(400, 2, 4) * torch.tensor([0.1, 10.0, 0.1, 0.1])
     planted = torch.tensor([1.0, 1.0, 0.0, 0.0])
@@ -137,7 +137,7 @@ def test_logits_by_the_formula(strength, most, margin):
             torch.testing.assert_close(got[row, column].double(), wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_all_rises_together_are_the_strength_and_others_keep_theirs():
+def test_all_rises_together_are_the_strength():
     lm = tiny_lm()
     logits, states = 2 * normal(4, 2, 50), normal(50, WIDTH, seed=1)
     got = steered_logits(SASA(), artefact_of(normal(WIDTH, seed=2)), 10, lm.model, step(logits, states=states))
