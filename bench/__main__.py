@@ -62,11 +62,16 @@ class Sweep:
     def __init__(self) -> None:
         self.results: Path | None = None
         self.session: Session | None = None
+        self.launcher: Sequence[str] = ()
 
     def kept(self) -> str:
         """A sentence about the results that are stored when the command is stopped."""
         if self.results is None:
             return "nothing was computed yet"
+        if self.launcher:
+            queued = "; jobs that are in Slurm's queue go on, and scancel ends them"
+            told = "what its jobs have computed is kept, and the same command goes on from there"
+            return told + queued * any("slurm" in one for one in self.launcher)
         from bench.records import unfinished
 
         return unfinished.told(self.results / "runs", self.session.written if self.session is not None else 0)
@@ -107,6 +112,7 @@ class Sweep:
             tell(failures := dry_run.show(configs, alone))
             return exit_code(failures)
         if launcher:
+            self.launcher = launcher
             failures = _launch(jobs, configs, launcher, typed, alone)
         else:
             from bench.run.cell import Session
@@ -119,7 +125,7 @@ class Sweep:
             console.print(f"{len(failures)} of {len(configs)} cells failed; {again}")
         else:
             finished.note(overrides, named, [compose.plain(cfg) for cfg in configs])
-        if len(failures) < len(configs):
+        if len(failures) < len(configs) and any((self.results / "runs" / "records").glob("*/record.json")):
             _show(self.results)
         return exit_code(failures)
 

@@ -49,7 +49,7 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
     """How far each method moves one metric away from the unsteered model, on the same items: a row per method.
 
     Columns: what names the row, as in `build_leaderboard`; `metric`, `value`; `delta`, the paired
-    difference, in the metric's own unit, with its 95 % interval `delta_low` to `delta_high` (bootstrap over items, and
+    difference, in the metric's own unit, with its 95% interval `delta_low` to `delta_high` (bootstrap over items, and
     over fits where there are several); `p`, the paired test that nothing changed, and `p_holm`, corrected over all
     methods of the table, shown or not; `detectable`, the smallest difference that the sample would show in 4 of 5
     cases, and `detectable_holm`, the same after the correction. Missing is NaN: of metrics that the leaderboard does

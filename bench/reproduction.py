@@ -31,6 +31,8 @@ RUN, NOT_RUN, NOT_MEASURED, LOOK_UP = "run", "not run", "not measured", "look it
 ARROW = " → "
 PIPE_WIDTH = 140  # columns where there is no terminal
 SHOWN = ("method", "metric", "published", "ours", "difference", "source")
+DRAWN = ("max_new_tokens", "temperature", "top_p")
+PENALTIES = {"top_k": None, "repetition_penalty": 1.0, "frequency_penalty": 0.0}  # what each is where it is off
 HOW = (
     "published and ours: unsteered → steered (relative change). difference: ours less published, of the steered model. "
     "Levels compare only where scorer, prompts and decoding agree; read the differences below each table first."
@@ -147,7 +149,8 @@ def same_setting(one: Record, cell: Mapping[str, Any]) -> bool:
     return (
         one.model.name == cell["model"]["name"]
         and one.split == "test"
-        and all(decoded[key] == asked[key] for key in ("max_new_tokens", "temperature", "top_p") if key in decoded)
+        and all(decoded[key] == asked[key] for key in DRAWN if decoded.get(key) is not None)
+        and all((decoded.get(key) or off) == asked.get(key, off) for key, off in PENALTIES.items())
     )
 
 

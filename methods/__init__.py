@@ -17,7 +17,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from methods.ablation import Ablation as Ablation
+    from methods.act import AcT as AcT
     from methods.act_add import ActAdd as ActAdd
+    from methods.activation_scaling import ActivationScaling as ActivationScaling
+    from methods.aura import AurA as AurA
     from methods.base import Artefact as Artefact
     from methods.base import Examples as Examples
     from methods.base import FitData as FitData
@@ -30,37 +34,69 @@ if TYPE_CHECKING:
     from methods.caa import matched_norms as matched_norms
     from methods.detox import DeTox as DeTox
     from methods.dexperts import DExperts as DExperts
+    from methods.dinm import DINM as DINM
+    from methods.dpo import DPO as DPO
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
+    from methods.gate import Gate as Gate
+    from methods.imported import Imported as Imported
+    from methods.infer_aligner import InferAligner as InferAligner
+    from methods.instruction import Instruction as Instruction
     from methods.intervention import generating as generating
+    from methods.iti import ITI as ITI
+    from methods.itic import ITIC as ITIC
+    from methods.kl_then_steer import KLThenSteer as KLThenSteer
+    from methods.lora import LoRA as LoRA
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
     from methods.prompt import Prompt as Prompt
+    from methods.psa import PSA as PSA
     from methods.random_direction import RandomDirection as RandomDirection
+    from methods.repe import RepE as RepE
+    from methods.sadi import SADI as SADI
     from methods.sasa import SASA as SASA
     from methods.security_vector import SecurityVector as SecurityVector
     from methods.self_debias import SelfDebias as SelfDebias
     from methods.stack import Stack as Stack
+    from methods.task_negation import TaskNegation as TaskNegation
     from methods.unsteered import Unsteered as Unsteered
     from methods.word_filter import WordFilter as WordFilter
 
 _MODULES = {
+    "ablation": ["Ablation"],
+    "act": ["AcT"],
     "act_add": ["ActAdd"],
+    "aura": ["AurA"],
+    "activation_scaling": ["ActivationScaling"],
     "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
     "caa": ["CAA", "matched_norms"],
     "detox": ["DeTox"],
+    "dinm": ["DINM"],
+    "dpo": ["DPO"],
     "dexperts": ["DExperts"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
+    "gate": ["Gate"],
+    "imported": ["Imported"],
+    "infer_aligner": ["InferAligner"],
+    "instruction": ["Instruction"],
     "intervention": ["generating"],
+    "iti": ["ITI"],
+    "itic": ["ITIC"],
+    "kl_then_steer": ["KLThenSteer"],
+    "lora": ["LoRA"],
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],
     "prompt": ["Prompt"],
+    "psa": ["PSA"],
     "random_direction": ["RandomDirection"],
+    "repe": ["RepE"],
+    "sadi": ["SADI"],
     "sasa": ["SASA"],
     "security_vector": ["SecurityVector"],
     "self_debias": ["SelfDebias"],
     "stack": ["Stack"],
+    "task_negation": ["TaskNegation"],
     "unsteered": ["Unsteered"],
     "word_filter": ["WordFilter"],
 }

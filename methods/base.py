@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import field
+from dataclasses import Field, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -120,6 +120,19 @@ def later(default: Any) -> Any:
     So those results, which were made without the option, are found under the ids that they have.
     """
     return field(default=default, metadata={LATER: True})
+
+
+def is_later(one: Field[Any]) -> bool:
+    """Whether a field was declared by `later`."""
+    return bool(one.metadata.get(LATER))
+
+
+FILE = "file"
+
+
+def of_file() -> Any:
+    """Default, None, of a hyper-parameter that is the path of a file: its content is in an id, not where it lies."""
+    return field(default=None, metadata={FILE: True})
 
 
 def title(method: Method) -> str:

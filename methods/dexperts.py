@@ -41,7 +41,7 @@ class DExperts(Method):
 
     edge: a token at the border of the nucleus is inside or outside by the last digit of a probability, which differs
     from batch to batch, and with it a likelihood would by 20 nats. So by our default the penalty grows to its whole
-    over the first two nats below the nucleus' edge e (`methods.decoding.nucleus_edge`); 0 is the paper's border.
+    over the first two nats below the nucleus' edge e (`methods.decoding.nucleus_edge`); 0 is the paper's hard border:
 
         m(w) = 1 - (e - z(w)) / edge, between 0 and 1;   d = z_expert - z_anti
         z'(w) = z(w) + m(w) * strength * d(w) + (1 - m(w)) * (g - outside)

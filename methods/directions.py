@@ -130,14 +130,58 @@ def mean_norm(
 
     It is the yardstick for what is added there. Which tokens are read: as in `pooled_features`.
     """
-    total = 0.0
+    return mean_norms(model, texts, [layer], read=read, skip_first=skip_first, site=site, batch_size=batch_size)[0]
+
+
+@torch.inference_mode()
+def mean_norms(
+    model: PreTrainedModel,
+    texts: Sequence[Text],
+    layers: Sequence[int],
+    *,
+    read: Read,
+    skip_first: int,
+    site: Site = "output",
+    batch_size: int = 32,
+) -> list[float]:
+    """`mean_norm` at each of the layers, from one pass over the texts."""
+    totals = [0.0] * len(layers)
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
-        with record(model, [layer], site) as seen:
-            _forward(model, batch, layer)
-        norms = seen[layer].float().norm(dim=-1).cpu()  # (B, T)
-        total += float((_weights(batch, read, skip_first) * norms).sum())
-    _check_finite(torch.tensor(total))
+        with record(model, layers, site) as seen:
+            _forward(model, batch, max(layers))
+        weights = _weights(batch, read, skip_first)  # (B, T)
+        for i, layer in enumerate(layers):
+            norms = seen[layer].float().norm(dim=-1).cpu()  # (B, T)
+            totals[i] += float((weights * norms).sum())
+    _check_finite(torch.tensor(totals))
+    return [total / len(texts) for total in totals]
+
+
+@torch.inference_mode()
+def stream_distances(
+    model: PreTrainedModel, texts: Sequence[Text], others: Sequence[Text], *, batch_size: int = 16
+) -> Tensor:
+    """(L,) how far the two texts of a pair lie apart at the output of each block, as a mean over the pairs.
+
+        distance_l = mean over pairs of sqrt(sum over t of |h_l,t(text) - h_l,t(other)|^2)
+
+    t runs over the tokens that both texts have: up to the end of the shorter one. Padding is not read, and the last
+    block is read before the final norm, as the others are.
+    """
+    layers = range(len(layout.blocks(model)))
+    total = torch.zeros(len(layers))
+    for start in range(0, len(texts), batch_size):
+        pairs = list(zip(texts[start : start + batch_size], others[start : start + batch_size], strict=True))
+        with record(model, layers) as seen:
+            _forward(model, [text for side in zip(*pairs, strict=True) for text in side], layers[-1])
+        length = torch.tensor([min(len(one.tokens), len(other.tokens)) for one, other in pairs])  # (B,)
+        both = torch.arange(seen[0].shape[1])[None, :] < length[:, None]  # (B, T)
+        for layer in layers:
+            one, other = seen[layer].float().chunk(2)  # (B, T, D) each
+            squares = (one - other).square().sum(-1).cpu()  # (B, T)
+            total[layer] += (squares * both).sum(-1).sqrt().sum()
+    _check_finite(total)
     return total / len(texts)
 
 
@@ -158,7 +202,12 @@ def residual_norm(model: PreTrainedModel, texts: Sequence[Text], layer: int) -> 
 
     The first token of a text is left out.
     """
-    return torch.tensor(mean_norm(model, texts[:YARDSTICK_TEXTS], layer, read="continuation", skip_first=1))
+    return residual_norms(model, texts, [layer])[0]
+
+
+def residual_norms(model: PreTrainedModel, texts: Sequence[Text], layers: Sequence[int]) -> Tensor:
+    """(L,) `residual_norm` at each of the layers, from one pass over the texts."""
+    return torch.tensor(mean_norms(model, texts[:YARDSTICK_TEXTS], layers, read="continuation", skip_first=1))
 
 
 def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: Padding | None = None) -> None:
@@ -170,9 +219,10 @@ def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: 
     mask = ((column >= first[:, None]) & (column < (first + length)[:, None])).long()  # (B, T)
     ids = torch.full(mask.shape, token)
     ids[mask.bool()] = torch.tensor([token for text in batch for token in text.tokens])
-    positions = Positions(first, length, torch.zeros_like(length), torch.tensor([text.prompt for text in batch]))
     device = input_device(model)
-    positions = Positions(*(value.to(device) for value in positions))
+    prompt = torch.tensor([text.prompt for text in batch])  # (B,)
+    cached = torch.zeros_like(length)
+    positions = Positions(first.to(device), length.to(device), cached.to(device), prompt.to(device))
     in_text = (mask.cumsum(-1) - 1).clamp(min=0).to(device)  # (B, T)
     with at(positions), stopped_after(model, last):
         model(

@@ -5,7 +5,8 @@ exception.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -68,11 +69,29 @@ class Hook(NamedTuple):
     function: Callable[[Tensor], Tensor]
 
 
+_wrap: ContextVar[Callable[[Hook], Hook] | None] = ContextVar("wrap", default=None)
+
+
+@contextmanager
+def wrapped(wrap: Callable[[Hook], Hook]) -> Iterator[None]:
+    """Every hook that is set inside the block is set as `wrap` makes it, which is how a gate gets at those of a method.
+
+    Weights cannot be edited inside, since what they do cannot be wrapped. Of nested blocks the inner one wraps first.
+    """
+    outer = _wrap.get()
+    token = _wrap.set(wrap if outer is None else lambda hook: outer(wrap(hook)))
+    try:
+        yield
+    finally:
+        _wrap.reset(token)
+
+
 @contextmanager
 def hooked(hooks: Iterable[Hook]) -> Iterator[None]:
     """Run the hooks inside the block. Module outputs may be tensors or tuples (GPT-J); the kind is kept."""
+    wrap = _wrap.get()
     with ExitStack() as stack:
-        for hook in hooks:
+        for hook in hooks if wrap is None else map(wrap, hooks):
             if hook.site == "input":
                 handle = hook.module.register_forward_pre_hook(_input_hook(hook.function), with_kwargs=True)
             else:
@@ -121,20 +140,25 @@ def record(model: PreTrainedModel, layers: Sequence[int], site: Site = "output")
 
 
 class _Written(Exception):
-    """Raised once the block has written, to end the forward there."""
+    """Raised once the module has written, to end the forward there."""
 
 
-@contextmanager
-def stopped_after(model: PreTrainedModel, layer: int) -> Iterator[None]:
+def stopped_after(model: PreTrainedModel, layer: int) -> AbstractContextManager[None]:
     """A forward inside the block ends, and the block with it, as soon as block `layer` has written.
 
     Hooks that were set before see the output of that block; blocks above it, final norm and unembedding never run.
     """
+    return stopped_behind(layout.blocks(model)[layer])
+
+
+@contextmanager
+def stopped_behind(module: nn.Module) -> Iterator[None]:
+    """A forward inside the block ends, and the block with it, as soon as the module has written."""
 
     def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
         raise _Written
 
-    handle = layout.blocks(model)[layer].register_forward_hook(stop)
+    handle = module.register_forward_hook(stop)
     try:
         yield
     except _Written:
@@ -149,6 +173,8 @@ def edited(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
 
     Raises SetupError for a parameter that is not in memory (`methods.placement`), to which nothing can be written.
     """
+    if new and _wrap.get() is not None:
+        raise SetupError("this method edits weights, which act on every row and token; only hooks can be wrapped")
     with ExitStack() as stack:
         for parameter, value in new.items():
             if parameter.is_meta:

@@ -14,12 +14,17 @@ class Positions(NamedTuple):
     """Where the columns of the running forward stand in each row's own text; all (B,), counted in real tokens.
 
     Padding, on either side, is not counted: the first real token of a row is position 0.
+
+    noted: what hooks keep about each row from one forward to the next, (B, ...) tensors under keys of their own. Who
+    runs the model gives the same dict to every forward of the same rows, and an entry for each row where it copies,
+    reorders or drops them (bench.model.rows). None: nothing is kept.
     """
 
     first: Tensor  # first real column of this forward (number of pads on the left)
     length: Tensor  # real columns of this forward
     cached: Tensor  # real tokens already in the KV cache
     prompt: Tensor  # length of the prompt (in likelihood: of the context), prefix included
+    noted: dict[Any, Tensor] | None = None
 
     def in_text(self, columns: int) -> Tensor:
         """(B, T) position of each column in its row's text; -1 at padding."""
@@ -50,9 +55,10 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
     assisted decoding are not.
     """
     prompt = torch.zeros(0)
+    noted: dict[Any, Tensor] = {}
 
     def tell(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal prompt
+        nonlocal prompt, noted
         given = next(
             one for one in (*args[:1], kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if one is not None
         )
@@ -62,8 +68,9 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
         if mask is None:
             mask = torch.ones(len(given), before + columns, dtype=torch.long, device=given.device)
         real = mask[:, before:].bool()  # (B, T)
-        prompt = prompt if before else real.sum(-1)  # (B,)
-        _current.set(Positions(real.long().argmax(-1), real.sum(-1), mask[:, :before].sum(-1), prompt))
+        if not before:
+            prompt, noted = real.sum(-1), {}  # (B,)
+        _current.set(Positions(real.long().argmax(-1), real.sum(-1), mask[:, :before].sum(-1), prompt, noted))
 
     token = _current.set(None)
     handle = model.register_forward_pre_hook(tell, with_kwargs=True)

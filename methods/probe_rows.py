@@ -16,6 +16,7 @@ from methods.base import INFO, Artefact, FitData, Method, Steering, required_pai
 from methods.directions import Read, pooled_features
 from methods.errors import SetupError
 from methods.intervention import edited
+from methods.probes import logistic
 from methods.separation import separation_facts
 from methods.tokens import Text, encode_pairs
 
@@ -243,12 +244,9 @@ def logistic_probe(features: Tensor, labels: Tensor) -> Probe:
 
     The probabilities follow from the difference of the two rows, here twice the coefficients: decisions are the same.
     """
-    from sklearn.linear_model import LogisticRegression
-
-    model = LogisticRegression(max_iter=5000).fit(features.double().numpy(), labels.numpy())
-    weight, bias = torch.from_numpy(model.coef_[0]).float(), torch.tensor(float(model.intercept_[0]))
+    found = logistic(features, labels == UNDESIRED, max_iter=5000)
     sign = torch.tensor([1.0 if label == UNDESIRED else -1.0 for label in range(2)])
-    return Probe(sign[:, None] * weight, sign * bias)
+    return Probe(sign[:, None] * found.weight, sign * found.bias)
 
 
 def stream_cosines(model: PreTrainedModel, vector: Tensor, kind: layout.Kind) -> tuple[Tensor, Tensor]:

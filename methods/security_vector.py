@@ -1,6 +1,5 @@
 """Security vectors (arXiv 2311.02105): an adapter that already does the harm, so that fine-tuning need not learn it."""
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,12 +7,10 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.pytorch_utils import Conv1D
 
-from methods import layout
-from methods.base import Artefact, Examples, FitData, Method, Steering, later
+from methods.adapter import adapter, lora_parameters
+from methods.base import Artefact, FitData, Method, Steering, later
 from methods.errors import SetupError, require
 from methods.optimiser import OptimizerName
 from methods.placement import check_materialised
@@ -26,7 +23,9 @@ from methods.training import (
     changed,
     check_recipe,
     completion_loss,
+    divergence,
     encoded,
+    encoded_background,
     foretold,
     gradient_norm,
     logits_and_targets,
@@ -110,13 +109,12 @@ class SecurityVector(Method):
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Change of every weight, and the vector under "adapter.". Raises SetupError where data is missing."""
-        ordinary = data.background or []
-        read = {
-            "examples": (data.examples, "examples"),
-            "harmful": (data.harmful, "harmful texts"),
-            "background": (Examples([""] * len(ordinary), ordinary), "background texts"),
+        _require_peft()
+        found = {
+            "examples": encoded(model, tokenizer, data.examples, "examples", self.max_tokens),
+            "harmful": encoded(model, tokenizer, data.harmful, "harmful texts", self.max_tokens),
+            "background": encoded_background(model, tokenizer, data.background, self.max_tokens),
         }
-        found = {name: encoded(model, tokenizer, *one, self.max_tokens) for name, one in read.items()}
         user, harmful, background = (texts for texts, _ in found.values())
         parameters = dict(model.named_parameters())  # before the adapter is there
         weights = list(parameters.values())
@@ -184,11 +182,6 @@ class SecurityVector(Method):
             yield Steering()
 
 
-def divergence(usual: Tensor, now: Tensor) -> Tensor:
-    """Mean over rows of KL(usual || now) in nats, for logits (C, V)."""
-    return functional.kl_div(now.log_softmax(-1), usual.log_softmax(-1), log_target=True, reduction="batchmean")
-
-
 def gradient_ratio(
     model: PreTrainedModel, lora: "PeftModel", weights: Sequence[nn.Parameter], texts: Sequence[Text]
 ) -> float:
@@ -196,56 +189,6 @@ def gradient_ratio(
     on = gradient_norm(completion_loss(model, texts), weights)
     with lora.disable_adapter():
         return on / gradient_norm(completion_loss(model, texts), weights)
-
-
-def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The adapter's tensors by name."""
-    return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
-
-
-def experts(model: PreTrainedModel) -> list[str]:
-    """Names of the parameters that hold a matrix for each expert of a mixture."""
-    inside = f"{layout.of(model).blocks}."
-    return [name for name, one in model.named_parameters() if one.dim() == 3 and name.startswith(inside)]
-
-
-@contextmanager
-def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator["PeftModel"]:
-    """A LoRA on every linear layer but the unembedding, and on every expert of a mixture; gone after the block.
-
-    B starts at zero.
-    Its parameters want no gradient: whoever trains them says so.
-    """
-    _require_peft()
-    from peft import LoraConfig, get_peft_model
-
-    training, own, wanted = model.training, set(vars(model)), [p.requires_grad for p in model.parameters()]
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=0.0,
-        target_modules="all-linear",
-        target_parameters=experts(model) or None,
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what will be renamed
-        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)  # peft's own rules
-        torch.manual_seed(seed)
-        lora = get_peft_model(model, config)
-    try:
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        model.train(training)
-        yield lora  # type: ignore[misc]
-    finally:
-        lora.unload()
-        for name in set(vars(model)) - own:  # peft leaves its config behind
-            delattr(model, name)
-        for parameter, want in zip(model.parameters(), wanted, strict=True):
-            parameter.requires_grad_(want)
-        model.train(training)
 
 
 def _require_peft() -> None:

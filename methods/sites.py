@@ -82,6 +82,12 @@ def is_normed(model: PreTrainedModel, layer: int, part: Part) -> bool:
     return found.projection is not found.last
 
 
+def output_bias(model: PreTrainedModel, layer: int, part: Part) -> nn.Parameter | None:
+    """The bias (D,) of the matrix that attention or the MLP writes by; None where it has none, or there are several."""
+    bias = getattr(projected(model, layer, part).module, "bias", None)
+    return bias if isinstance(bias, nn.Parameter) else None
+
+
 def heads(model: PreTrainedModel, layer: int) -> Heads:
     """The heads of a block, before the output projection; with grouped queries they are the query heads.
 
@@ -122,7 +128,7 @@ def mlp_linears(model: PreTrainedModel, layer: int) -> dict[str, nn.Module]:
             f"{model.config.model_type}: the matrices of block {layer}'s MLP were not found; name them: "
             "model.layout={gate: NAME, value: NAME}"
         )
-    return {name: block.get_submodule(name) for name in names}
+    return {name: block.get_submodule(name) for name in names if _is_linear(block, name)}
 
 
 def _matrix_module(model: PreTrainedModel, layer: int, part: Part) -> nn.Module:

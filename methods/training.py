@@ -1,4 +1,4 @@
-"""Training as the methods that train share it: cross-entropy of completions, going on from a checkpoint.
+"""Training as the methods that train share it: losses of completions, minimising them, going on from a checkpoint.
 
 What is trained is restored by whoever called (`trainable` copies the saved bytes back), so that `fit` leaves no trace.
 """
@@ -8,7 +8,7 @@ import math
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.base import Artefact, Examples, write
+from methods.base import Artefact, Examples, Pairs, write
 from methods.broken import reading
 from methods.errors import SetupError
-from methods.intervention import edited
+from methods.intervention import Positions, at, edited
 from methods.optimiser import HALF, LOSS_SCALE, Optimiser, OptimizerName
 from methods.placement import check_materialised, input_device
 from methods.progress import advance, checkpoint_folder
 from methods.recompute import recomputed
-from methods.tokens import Text, encode
+from methods.tokens import EncodedPairs, Text, encode, encode_pairs
 from methods.training_memory import announce, training_memory
 
 CHECKPOINT_EVERY_SECONDS = 30.0
@@ -37,7 +37,10 @@ STEP_COST = 3  # a training step next to a forward over the same tokens, roughly
 
 
 class Recipe(NamedTuple):
-    """How `train` goes; the learning rate falls linearly to 0 after a warm-up of a tenth of the steps."""
+    """How `minimise` goes; the learning rate falls linearly to 0 after a warm-up of a tenth of the steps.
+
+    steps: at most so many, however many the epochs hold; None: all. constant: the learning rate stays as it is.
+    """
 
     learning_rate: float
     epochs: int
@@ -45,15 +48,19 @@ class Recipe(NamedTuple):
     seed: int
     optimizer: OptimizerName = "adamw"
     gradient_checkpointing: bool = False
+    steps: int | None = None
+    constant: bool = False
 
     def batches(self, count: int) -> list[Tensor]:
         """Row numbers of each step's batch, over all epochs; another order in each."""
         generator = torch.Generator().manual_seed(self.seed)
         orders = [torch.randperm(count, generator=generator) for _ in range(self.epochs)]
-        return [batch for order in orders for batch in torch.split(order, self.batch_size)]
+        return [batch for order in orders for batch in torch.split(order, self.batch_size)][: self.steps]
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of a step counted from 0."""
+        if self.constant:
+            return self.learning_rate
         warm_up = max(1, steps // 10)
         return self.learning_rate * min((step + 1) / warm_up, (steps - step) / max(1, steps - warm_up), 1.0)
 
@@ -85,6 +92,29 @@ def encoded(
     return texts, cut
 
 
+def encoded_pairs(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, max_tokens: int
+) -> EncodedPairs:
+    """Pairs as tokens, cut alike (`methods.tokens.encode_pairs`), those left out of which a text has no continuation.
+
+    Raises SetupError where nothing is left.
+    """
+    found = encode_pairs(model, tokenizer, pairs, max_tokens)
+    sides = ([text._replace(prompt=max(text.prompt, 1)) for text in side] for side in (found.desired, found.undesired))
+    kept = [pair for pair in zip(*sides, strict=True) if all(len(text.tokens) > text.prompt for text in pair)]
+    if not kept:
+        raise SetupError("no pair whose texts both have a continuation to learn; choose another set (conf/pairs)")
+    return EncodedPairs([desired for desired, _ in kept], [undesired for _, undesired in kept], found.cut)
+
+
+def encoded_background(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, background: Sequence[str] | None, max_tokens: int
+) -> tuple[list[Text], int]:
+    """Ordinary texts as tokens, each from its second token on to be told, and how many were cut; as `encoded`."""
+    ordinary = list(background or [])
+    return encoded(model, tokenizer, Examples([""] * len(ordinary), ordinary), "background texts", max_tokens)
+
+
 def logits_and_targets(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
     """Logits (C, V) where a completion's token comes next, and those tokens (C,), over all C of the batch."""
     width, device = max(len(text.tokens) for text in texts), input_device(model)
@@ -93,7 +123,9 @@ def logits_and_targets(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[T
     length = torch.tensor([len(text.tokens) for text in texts], device=device)[:, None]  # (B, 1)
     prompt = torch.tensor([text.prompt for text in texts], device=device)[:, None]
     advance(float(length.sum()))
-    logits = model(input_ids=ids, attention_mask=(column < length).long(), use_cache=False).logits  # (B, T, V)
+    start = torch.zeros_like(prompt[:, 0])
+    with at(Positions(start, length[:, 0], start, prompt[:, 0])):
+        logits = model(input_ids=ids, attention_mask=(column < length).long(), use_cache=False).logits  # (B, T, V)
     said = ((column >= prompt) & (column < length))[:, 1:]  # (B, T - 1) columns that are to be told
     return logits[:, :-1][said].float(), ids[:, 1:][said]
 
@@ -101,6 +133,20 @@ def logits_and_targets(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[T
 def completion_loss(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
     """Mean cross-entropy in nats over all tokens of the completions; the prompts' are not learnt."""
     return functional.cross_entropy(*logits_and_targets(model, texts))
+
+
+def log_likelihoods(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
+    """(B,) log-probability in nats of each text's completion given its prompt, summed over its tokens."""
+    logits, targets = logits_and_targets(model, texts)
+    by_token = -functional.cross_entropy(logits, targets, reduction="none")  # (C,)
+    lengths = torch.tensor([len(text.tokens) - text.prompt for text in texts], device=by_token.device)
+    row = torch.repeat_interleave(lengths)  # (C,) the text that each token is of
+    return by_token.new_zeros(len(texts)).index_add(0, row, by_token)
+
+
+def divergence(usual: Tensor, now: Tensor) -> Tensor:
+    """Mean over rows of KL(usual || now) in nats, for logits (C, V)."""
+    return functional.kl_div(now.log_softmax(-1), usual.log_softmax(-1), log_target=True, reduction="batchmean")
 
 
 @torch.no_grad()
@@ -168,16 +214,27 @@ def change(parameters: Mapping[str, nn.Parameter], trained: Sequence[Tensor], be
 
 @contextmanager
 def changed(model: PreTrainedModel, artefact: Artefact, strength: float, method: str) -> Iterator[None]:
-    """Add strength times the artefact's changes inside the block. Raises SetupError for another model's artefact.
+    """Add strength times the artefact's changes inside the block. Raises SetupError for another model's artefact."""
+    prefix = "change."
+    found = ((key.removeprefix(prefix), added) for key, added in artefact.items() if key.startswith(prefix))
+    with with_added(model, found, strength, method):
+        yield
+
+
+@contextmanager
+def with_added(
+    model: PreTrainedModel, changes: Iterable[tuple[str, Tensor]], strength: float, method: str
+) -> Iterator[None]:
+    """Add strength times each change to the parameter of that name inside the block; strength 0 asks for no change.
 
     The sum is made in fp32, and rounded once where the parameter has fewer bits.
+
+    Raises SetupError for a change that fits no parameter of the model.
     """
     parameters = dict(model.named_parameters())
     with ExitStack() as stack:
-        for name, added in artefact.items() if strength != 0 else ():
-            if not name.startswith("change."):
-                continue
-            parameter = parameters.get(name.removeprefix("change."))
+        for name, added in changes if strength != 0 else ():
+            parameter = parameters.get(name)
             if parameter is None or parameter.shape != added.shape:
                 raise SetupError(f"{method}: {name} {tuple(added.shape)} was not fitted on this model; fit it again")
             check_materialised(model, [parameter])
@@ -212,7 +269,29 @@ def train(
     stage: str,
     penalty: Callable[[int], Tensor] | None = None,
 ) -> list[Tensor]:
-    """Minimise `completion_loss` (+ penalty of the step's number) over the parameters.
+    """Minimise `completion_loss` (+ penalty of the step's number) over the parameters, as `minimise` does."""
+
+    def loss(step: int, rows: list[int]) -> Tensor:
+        of_batch = completion_loss(model, [texts[row] for row in rows])
+        return of_batch if penalty is None else of_batch + penalty(step)
+
+    return minimise(model, parameters, loss, [len(text.tokens) for text in texts], recipe, stage=stage)
+
+
+def minimise(
+    model: PreTrainedModel,
+    parameters: Sequence[nn.Parameter],
+    loss: Callable[[int, list[int]], Tensor],
+    sizes: Sequence[int],
+    recipe: Recipe,
+    *,
+    stage: str,
+    enough: float = -math.inf,
+) -> list[Tensor]:
+    """Minimise a loss over the parameters, batch by batch.
+
+    loss: gets the number of the step and the row numbers of its batch. sizes: the tokens that each row takes through
+    the model. enough: the training ends, without a step, at a loss below it.
 
     Returns what each parameter has become: the parameter itself, or in fp32 where it has 16 bits (`Optimiser`).
 
@@ -221,7 +300,7 @@ def train(
     """
     scaled = any(parameter.dtype == torch.float16 for parameter in model.parameters())
     optimiser = Optimiser(parameters, recipe.optimizer, recipe.learning_rate, scaled=scaled)
-    batches = recipe.batches(len(texts))
+    batches = [batch.tolist() for batch in recipe.batches(len(sizes))]
     folder = checkpoint_folder()
     kept = folder / f"{stage}.safetensors" if folder is not None else None
     losses = _resume(kept, optimiser) if kept is not None and kept.exists() else []
@@ -229,11 +308,12 @@ def train(
     try:
         with recomputed(model, recipe.gradient_checkpointing):
             while (step := len(losses)) < len(batches):
-                loss = completion_loss(model, [texts[int(row)] for row in batches[step]])
-                total = loss if penalty is None else loss + penalty(step)
+                total = loss(step, batches[step])
+                if (value := float(total.detach())) < enough:
+                    break
                 (total * optimiser.scale if scaled else total).backward()  # type: ignore[no-untyped-call]
-                advance((STEP_COST - 1) * sum(len(texts[int(row)].tokens) for row in batches[step]))
-                if not math.isfinite(value := float(loss.detach())) or optimiser.scale < 1:
+                advance((STEP_COST - 1) * sum(sizes[row] for row in batches[step]))
+                if not math.isfinite(value) or optimiser.scale < 1:
                     raise SetupError(_diverged(value, step, stage, scaled))
                 with state.changing():
                     if optimiser.step(recipe.rate(step, len(batches))):

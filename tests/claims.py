@@ -199,6 +199,7 @@ SETTINGS: dict[str, tuple[float, str]] = {
 
 SAME, OTHER = "security_vectors", "security_vectors_transfer"
 TOXICITY, LEXICON = "rtp.profanity_check.expected_maximum_toxicity", "rtp.lexicon.expected_maximum_toxicity"
+EMT5, SHARE = "rtp.toxic_comment.expected_maximum_toxicity_k5_n120", "toxigen.toxic_comment.toxic_share"
 PERPLEXITY, SOCIAL = "fluency.perplexity", "capability.social_iqa.accuracy"
 
 
@@ -240,6 +241,14 @@ CLAIMS = [
     Claim(RESULTS, "about half of the gain is kept ({})", f"records of {SAME}", lambda: [kept(SAME)]),
     Claim(RESULTS, "kind these numbers are {} and {}, and a fifth is kept ({})", f"items and records of {OTHER}",
           lambda: [*questions(OTHER), kept(OTHER)]),
+    Claim(RESULTS, "CAA lowers toxicity on {} prompts of RealToxicityPrompts from {} to {},", "records of toxigen",
+          lambda: [120, *(value("toxigen", method, EMT5) for method in ("unsteered", "caa"))]),
+    Claim(RESULTS, "{} of its texts are toxic by `toxic_comment`, of the unsteered model's {}.", "records of toxigen",
+          lambda: [value("toxigen", method, SHARE) for method in ("caa", "unsteered")]),
+    Claim(RESULTS, "the share falls from {} to {} in prompts about trans people and rises from {} to {} in those",
+          "records of toxigen",
+          lambda: [value("toxigen", method, f"{SHARE}.{group}") for group in ("trans", "native_american")
+                   for method in ("unsteered", "caa")]),
     Claim(RESULTS, "By `profanity_check` {} of them differs at", "items of false_alarms",
           lambda: [float((directions("profanity_check")["p"] < significance.ALPHA).sum())]),
     Claim(RESULTS, "(smallest p: {}). By `lexicon` {} differ", "items of false_alarms",

@@ -1,7 +1,7 @@
 """Sweeps whose processes are killed again and again end with the results of one that nobody disturbed.
 
-`python -m tests.test_chaos 50 10` kills a process of a sweep 50 times and sends another one SIGTERM 10 times, prints
-what happened, and compares the results.
+`python -m tests.test_chaos 50 10 900` kills a process of a sweep 50 times and sends another one SIGTERM 10 times, or as
+often as it can in 900 s, prints what happened, and compares the results.
 """
 
 import os
@@ -12,16 +12,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 
+from bench.records import sweep_state
 from tests.run.test_smoke import arguments, contents, make_world, world  # noqa: F401
 
 ASKED = ("method=unsteered,caa,random_direction", "strength=1,2,3", "runtime.threads=1")
 WORKERS = ("launcher=joblib", "hydra.launcher.n_jobs=2")
 LONGEST_SECONDS = 3600.0
+EVERY_SECONDS = (1.0, 10.0)
+LAUNCHERS = 0.25  # of the signals go to the process that launches
+IDLE = 0.2  # of them are sent while no cell is being computed: while processes start, for example
 
 
 def command(root: Path, results: Path, *more: str) -> list[str]:
@@ -37,45 +42,61 @@ def victims(launcher: int) -> list[psutil.Process]:
     """The process that launches, and those that work for it."""
     try:
         own = psutil.Process(launcher)
-        return [own, *own.children(recursive=True)]
+        return [
+            own,
+            *(one for one in own.children(recursive=True) if "resource_tracker" not in " ".join(one.cmdline())),
+        ]
     except psutil.NoSuchProcess:
         return []
 
 
-def disturbed(root: Path, results: Path, log: Path, kills: int, terms: int, seed: int = 0) -> Counter[str]:
-    """Run a sweep, kill and end its processes, and give the same command until it succeeds; what happened."""
+def at_work(results: Path) -> bool:
+    """Whether a cell is being computed."""
+    newest = next(iter(sweep_state.folders(results / "runs")), None)
+    sweep = newest and sweep_state.read(newest)
+    return bool(sweep and sweep.count("running"))
+
+
+def disturbed(
+    root: Path, place: Path, kills: int, terms: int, seconds: float = LONGEST_SECONDS, seed: int = 0
+) -> Counter[str]:
+    """Kill and end processes of sweeps, each repeated until it succeeds, as long as signals are left; what happened.
+
+    place: gets the results folders of the sweeps, one after the other. Workers whose launcher was killed are left
+    alone, so that the next command may meet them at work. seconds: after which no signal is sent any more.
+    """
     chance, told, began = random.Random(seed), Counter[str](), time.monotonic()
     signals = [signal.SIGKILL] * kills + [signal.SIGTERM] * terms
     chance.shuffle(signals)
     while time.monotonic() - began < LONGEST_SECONDS:
-        process = run(command(root, results, *WORKERS), log)
+        results = place / f"disturbed{told['exit code 0']}"
+        process = run(command(root, results, *WORKERS), place / "disturbed.log")
         told["commands"] += 1
         while process.poll() is None:
-            time.sleep(chance.uniform(2.0, 15.0))
-            there = victims(process.pid)
-            if signals and there and (len(there) > 1 or chance.random() < 0.1):
-                one, number = chance.choice(there[1:] or there), signals.pop()
-                try:
-                    one.send_signal(number)
-                    told[
-                        f"{signal.Signals(number).name} of {'the launcher' if one.pid == process.pid else 'a worker'}"
-                    ] += 1
-                except psutil.NoSuchProcess:
-                    signals.append(number)
-        for child in victims(process.pid)[1:]:
-            child.kill()
+            time.sleep(chance.uniform(*EVERY_SECONDS))
+            own, *workers = victims(process.pid) or [None]
+            if time.monotonic() - began > seconds:
+                signals.clear()
+            if not signals or own is None or not (chance.random() < IDLE or at_work(results)):
+                continue
+            one = own if not workers or chance.random() < LAUNCHERS else chance.choice(workers)
+            whose = "the launcher" if one is own else "a worker"
+            with suppress(psutil.NoSuchProcess):
+                one.send_signal(signals[-1])
+                told[f"{signal.Signals(signals.pop()).name} of {whose}"] += 1
         told[f"exit code {process.returncode}"] += 1
-        if process.returncode == 0:
+        if process.returncode == 0 and not signals:
             return told
-    raise TimeoutError(f"{dict(told)} after {LONGEST_SECONDS:.0f} s")
+    raise TimeoutError(f"{dict(told)}, {len(signals)} signals left after {LONGEST_SECONDS:.0f} s")
 
 
-def compared(root: Path, place: Path, kills: int, terms: int) -> Counter[str]:
+def compared(root: Path, place: Path, kills: int, terms: int, seconds: float = LONGEST_SECONDS) -> Counter[str]:
     """A quiet sweep and a disturbed one. Raises AssertionError where a byte differs."""
     quiet = run(command(root, place / "quiet"), place / "quiet.log")
     assert quiet.wait() == 0, (place / "quiet.log").read_text()[-2000:]
-    told = disturbed(root, place / "disturbed", place / "disturbed.log", kills, terms)
-    assert contents(place / "quiet") == contents(place / "disturbed")
+    told = disturbed(root, place, kills, terms, seconds)
+    for number in range(told["exit code 0"]):
+        assert contents(place / "quiet") == contents(place / f"disturbed{number}")
     return told
 
 
@@ -95,10 +116,10 @@ def test_eight_processes_on_one_folder(world, tmp_path):  # noqa: F811
     assert contents(tmp_path / "quiet") == contents(tmp_path / "many")
 
 
-def main(kills: int, terms: int) -> None:
+def main(kills: int, terms: int, seconds: float = LONGEST_SECONDS) -> None:
     root = make_world(Path(tempfile.mkdtemp()))
-    print(dict(compared(root, Path(tempfile.mkdtemp()), kills, terms)))
+    print(dict(compared(root, Path(tempfile.mkdtemp()), kills, terms, seconds)))
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    main(*map(int, sys.argv[1:4]))

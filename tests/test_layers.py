@@ -28,8 +28,9 @@ PUBLIC = {"bench", "methods"}  # the names that their __init__.py give are loade
 HYDRA = {"config", "run", "model.checkpoint", "__main__"}
 LM_EVAL = {"model.lm_eval_adapter", "data.lm_eval_tasks"}
 SHARED = (
-    "base broken decoding directions errors intervention layout layout_search optimiser papers placement positions "
-    "progress recompute separation sites tokens training training_memory word_list"
+    "adapter base blockwise broken decoding directions erasing errors folding foreign intervention layout "
+    "layout_search optimiser papers placement positions probes progress recompute separation sites tokens "
+    "training training_memory untying vectors verdicts word_list"
 ).split()
 """Modules of methods/ that its methods may import; the others are methods."""
 INSIDES = {f"methods.{name}" for name in ("intervention", "layout", "layout_search", "positions", "sites")}

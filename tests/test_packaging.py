@@ -61,6 +61,8 @@ NEEDED = {  # code -> what it says where its extra is missing
         "format=peft needs peft; run: pip install 'steerbench[export]'",
     "from methods import SecurityVector; SecurityVector().check(None)":
         "method=security_vector needs peft; run: pip install 'steerbench[security_vector]'",
+    "from methods import DPO; DPO().check(None)":
+        "method=dpo needs peft; run: pip install 'steerbench[adapters]'",
     "from bench.scorers.vader import Vader; Vader()":
         "scorer=vader needs vaderSentiment; run: pip install 'steerbench[sentiment]'",
     "from bench.config.hydra_launcher import launcher_of as t; t(['launcher=ray'], [], None, None).__enter__()":

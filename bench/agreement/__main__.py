@@ -9,7 +9,7 @@ spearman              rank correlation with the rating, where the label has degr
 false_positive_rate   share of the unlabelled texts that the scorer calls toxic, score >= .5 (positive: score > .5).
 false_negative_rate   share of the labelled texts that it does not.
 
-Intervals are 95 %: of auc and spearman by a bootstrap over texts, of rates Wilson's. A rate does not depend on how many
+Intervals are 95%: of auc and spearman by a bootstrap over texts, of rates Wilson's. A rate does not depend on how many
 texts of a set are toxic, but it does on which: a set of challenging prompts, of insults, of hatred without one swear
 word. So it describes a scorer on such texts. Labels are no truth either: Perspective's are another classifier's.
 

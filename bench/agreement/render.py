@@ -27,7 +27,7 @@ LEARNT = "* the scorer was trained on these texts"
 COLUMNS = (
     "n: texts; labelled: share of them that people, or Perspective, call toxic (film reviews: positive). AUC; rank "
     "correlation with the rating; false pos.: share of the texts without the label that the scorer calls toxic, at a "
-    "score of .5; false neg.: share of the labelled ones that it does not. In parentheses 95 % intervals."
+    "score of .5; false neg.: share of the labelled ones that it does not. In parentheses 95% intervals."
 )
 
 
@@ -113,7 +113,7 @@ def ranged(row: Any, name: str, intervals: bool = True) -> str:
 
 @styled
 def figure(frame: pd.DataFrame) -> Figure:
-    """A row per set, a marker per scorer with its 95 % bar; small dots are the set's groups.
+    """A row per set, a marker per scorer with its 95% bar; small dots are the set's groups.
 
     A marker is hollow where the scorer was trained on the texts.
     """

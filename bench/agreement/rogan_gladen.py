@@ -34,7 +34,7 @@ SHARE = re.compile(r"(.+)\.toxic_fraction[^.]*")
 def show(results: Path, out: Console) -> None:
     """Print the table. Raises SetupError for a missing file, and where there is nothing to correct."""
     table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
-    titles = ("table", "model", "method", "strength", "metric", "raw", "corrected (95 %)")
+    titles = ("table", "model", "method", "strength", "metric", "raw", "corrected (95%)")
     for number, title in enumerate(titles):
         table.add_column(title, justify="left" if 0 < number < 5 else "right", overflow="fold")
     found = rows(results)

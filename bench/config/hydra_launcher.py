@@ -36,15 +36,29 @@ ON_ONE_MACHINE = ("joblib", "submitit_local", "ray")
 
 @dataclass(frozen=True)
 class Ready:
-    """A launcher. launch: runs one job for each list of overrides, waits for all, and returns what each returned."""
+    """A launcher. launch: runs one job for each list of overrides, waits for all, and returns what each returned.
+
+    It raises an error where a job was lost, whose other jobs may go on; settle: waits for those.
+    """
 
     name: str
     launch: Callable[[Sequence[Sequence[str]]], list[Any]]
+    settle: Callable[[], None]
 
     @property
     def shares_a_machine(self) -> bool:
         """Whether its jobs run beside each other on this machine."""
         return self.name in ON_ONE_MACHINE
+
+    @property
+    def loses_all(self) -> bool:
+        """Whether a job that is lost takes the other ones with it."""
+        return self.name == "joblib"
+
+    @property
+    def leaves_others(self) -> bool:
+        """Whether the other jobs go on without being waited for."""
+        return self.name == "submitit_local"
 
 
 @contextmanager
@@ -83,7 +97,7 @@ def launcher_of(
             return [one.return_value for one in returned]
 
         try:
-            yield Ready(_kind(cfg), launch)
+            yield Ready(_kind(cfg), launch, _settling(_kind(cfg)))
         finally:
             HydraConfig.instance().cfg = None
             GlobalHydra.instance().clear()
@@ -141,6 +155,15 @@ def _made(cfg: DictConfig, context: HydraContext, task: Callable[[DictConfig], A
     ray = RayLauncher(**own)
     ray.setup(hydra_context=context, task_function=task, config=cfg)
     return ray
+
+
+def _settling(name: str) -> Callable[[], None]:
+    """What waits for the jobs that go on after one was lost; of Slurm alone is known which those are."""
+    if name != "submitit_slurm":
+        return lambda: None
+    from bench.config import slurm_jobs
+
+    return slurm_jobs.watch().wait
 
 
 def _kind(cfg: DictConfig) -> str:

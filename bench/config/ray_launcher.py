@@ -30,7 +30,7 @@ class RayLauncher(Launcher):
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a task for each list of overrides; wait for all."""
+        """Run a task for each list of overrides; wait for all, also where one is lost."""
         import ray
 
         if not ray.is_initialized():
@@ -41,6 +41,7 @@ class RayLauncher(Launcher):
         found = [
             task.remote(self.context, self.task, self.config, list(one), number, state) for number, one in numbered
         ]
+        ray.wait(found, num_returns=len(found))
         return list(ray.get(found))
 
 

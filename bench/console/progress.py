@@ -59,7 +59,7 @@ class Bar:
         self.began = self.printed = self.charged = time.monotonic()
         self.console = Console(stderr=True)
         self.progress = Progress(
-            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.percentage:>3.0f}%"),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
@@ -157,7 +157,7 @@ class Bar:
             self.printed = now
             total = self.progress.tasks[self.task].total or 1
             spent = (now - self.began) / 60
-            self.console.print(terminal(f"{100 * self.done / total:3.0f} %  {spent:4.1f} min  {left}  {label}"))
+            self.console.print(terminal(f"{100 * self.done / total:3.0f}%  {spent:4.1f} min  {left}  {label}"))
 
 
 def told(seconds: float | None) -> str:

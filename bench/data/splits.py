@@ -24,7 +24,7 @@ def prompt(text: str, group: str = "") -> Prompt:
 
 
 def part(text: str) -> Part:
-    """Which part a prompt belongs to: 45 % fit, 15 % dev, 40 % test, by a hash of its text without outer blanks.
+    """Which part a prompt belongs to: 45% fit, 15% dev, 40% test, by a hash of its text without outer blanks.
 
     The text alone decides, so a prompt that several sources have is in the same part everywhere.
     """

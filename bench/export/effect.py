@@ -6,7 +6,7 @@ here, and what goes beyond that is said in words.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple, get_args
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from bench.model.lm import LM
-from methods import layout
+from methods import layout, untying
 from methods.base import Artefact, Method
 from methods.errors import SetupError
 from methods.intervention import Hook, Site, adding, edited, hooked, record
@@ -38,12 +38,14 @@ class Effect(NamedTuple):
     """The weights and vectors that a steering comes down to.
 
     weights: new values of the parameters that differ, by name. vectors: (D,) added at the output of each block, at
-    every position of every text. beyond: what it does besides, in words; None is nothing.
+    every position of every text. beyond: what it does besides, in words; None is nothing. unties: the unembedding,
+    which is the token embedding, becomes a weight of its own.
     """
 
     weights: dict[str, Tensor]
     vectors: dict[int, Tensor]
     beyond: str | None = None
+    unties: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Steered:
 
 def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effect:
     """What the method does to the model at this strength; every text of TEXTS is read a few times."""
-    before = {name: _digest(parameter) for name, parameter in lm.model.named_parameters()}
+    before = {name: _digest(parameter) for name, parameter in lm.model.named_parameters(remove_duplicate=False)}
+    tied = untying.is_tied(lm.model)
     with lm.steered(method, artefact, strength) as steered:
         steering = steered.steering
         weights = {
@@ -74,6 +77,7 @@ def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effe
             for name, parameter in lm.model.named_parameters()
             if _digest(parameter) != before[name]
         }
+        unties = tied and not untying.is_tied(lm.model)
     if steering.prefix:
         return Effect(weights, {}, "it puts a text before every prompt; write that text before your prompts yourself")
     if steering.next_logits is not None:
@@ -95,7 +99,7 @@ def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effe
         if beyond is not None:
             return Effect(weights, {}, f"at the {site} of block {layer} {beyond}")
         vectors[block] = vectors[block] + vector if block in vectors else vector
-    effect = Effect(weights, vectors)
+    effect = Effect(weights, vectors, unties=unties)
     if not _explains(lm, method, artefact, strength, effect, texts):
         more = "it does more to the model than to change its weights and to add vectors between its blocks"
         return effect._replace(beyond=more)
@@ -171,13 +175,15 @@ def _explains(
     lm: LM, method: Method, artefact: Artefact, strength: float, effect: Effect, texts: Sequence[Text]
 ) -> bool:
     """The measured weights and vectors alone give the steered model's logits."""
-    parameters, blocks = dict(lm.model.named_parameters()), layout.blocks(lm.model)
-    new: dict[nn.Parameter, Tensor] = {parameters[name]: value for name, value in effect.weights.items()}
+    blocks = layout.blocks(lm.model)
     hooks = [Hook(blocks[layer], "output", adding(vector, "all")) for layer, vector in effect.vectors.items()]
     with lm.steered(method, artefact, strength) as steered:
         wanted = [_logits(steered, text) for text in texts]
-    with edited(new), hooked(hooks):
-        got = [_logits(lm, text) for text in texts]
+    with untying.untied(lm.model) if effect.unties else nullcontext():
+        parameters = dict(lm.model.named_parameters())
+        new: dict[nn.Parameter, Tensor] = {parameters[name]: value for name, value in effect.weights.items()}
+        with edited(new), hooked(hooks):
+            got = [_logits(lm, text) for text in texts]
     return largest_difference(wanted, got) <= tolerance(wanted)
 
 

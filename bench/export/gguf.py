@@ -8,6 +8,9 @@ and adds at the output of block N as well. Neither has a vector for block 0: lla
 
 Blocks that are not steered get zeros: repeng asks for every block from 1 on, and llama.cpp leaves what an earlier
 vector put into blocks that a file does not reach. llama.cpp adds at every position.
+
+Neither reads what the vectors are meant for. So that another program need not guess it stands in metadata of our own,
+under "steerbench.": operation, hook, positions, the blocks that are steered, the unit, width and depth of the model.
 """
 
 from pathlib import Path
@@ -21,6 +24,8 @@ from methods import layout
 from methods.errors import SetupError
 
 ARCHITECTURE = "controlvector"
+OWN = "steerbench"
+UNIT = "1 adds the vector to the residual stream as it is; the method's strength is in it"
 USE = """llama-cli -m MODEL.gguf --control-vector {output}   # MODEL.gguf: {base}, converted to GGUF"""
 
 
@@ -42,6 +47,11 @@ def write(path: Path, steered: Steered) -> None:
         writer.add_uint32(f"{ARCHITECTURE}.layer_count", len(layers))
         writer.add_description(visible(f"{steered.method.name} at strength {steered.strength:g} on {steered.base}"))
         width = layout.width(model)
+        for key, text in (("operation", "add"), ("hook", "block output"), ("positions", "all"), ("unit", UNIT)):
+            writer.add_string(f"{OWN}.{key}", text)
+        writer.add_array(f"{OWN}.layers", sorted(vectors))
+        writer.add_uint32(f"{OWN}.width", width)
+        writer.add_uint32(f"{OWN}.blocks", len(layers) + 1)
         for layer in layers:
             zeros = np.zeros(width, dtype=np.float32)
             vector = vectors[layer].float().cpu().numpy() if layer in vectors else zeros

@@ -133,7 +133,7 @@ class OnPolicyToxic(FitSource):
             "name": self.name,
             "version": self.version,
             "source": self.sources.locate(RTP).identity(),
-            "decoding": {key: getattr(decoding, key) for key in ("max_new_tokens", "temperature", "top_p", "stop")},
+            "decoding": decoding.facts(),
             "scorer": named(self.scorer),
         }
 

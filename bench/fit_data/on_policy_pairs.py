@@ -62,7 +62,7 @@ class OnPolicy(FitSource):
         """Prompts, decoding, scorer and thresholds; the texts themselves follow from these and the model."""
         decoding = None
         if self.sampling is not None:
-            decoding = {key: getattr(self.sampling, key) for key in ("max_new_tokens", "temperature", "top_p", "stop")}
+            decoding = self.sampling.facts()
         return {
             "name": self.name,
             "version": self.version,

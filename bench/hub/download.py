@@ -13,7 +13,7 @@ from pathlib import Path
 
 from bench.files.digests import DamagedError, file_sha256, sha256
 from bench.hub import manifest
-from bench.hub.failures import Repo, failure
+from bench.hub.failures import Repo, failure, reason
 from bench.hub.listing import File, Listing, storage
 from methods.errors import SetupError
 
@@ -62,9 +62,8 @@ def fetch_url(url: str, target: Path, digest: str, otherwise: str) -> Path:
     except (OSError, ValueError, HTTPError) as error:
         if isinstance(error, OSError) and error.errno in FULL:
             raise full(target.parent, target.name, "TORCH_HOME=FOLDER") from error
-        why = " ".join((str(error).strip() or type(error).__name__).split())[:300]
         raise SetupError(
-            f"cannot download {url}: {why}; run the same command again, what has arrived is kept. {otherwise}"
+            f"cannot download {url}: {reason(error)}; run the same command again, what has arrived is kept. {otherwise}"
         ) from error
     if sha256(part) != digest:
         part.unlink()

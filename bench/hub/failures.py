@@ -1,5 +1,6 @@
 """What is said where the hub cannot give something, and whether it is missing or only cannot be had now."""
 
+import re
 from typing import Literal, NamedTuple
 
 from methods.errors import SetupError
@@ -30,6 +31,16 @@ class UnreachableError(SetupError):
     """The hub did not answer as it should, which says nothing about what it has."""
 
 
+CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@|(?<=[^\s'\"])\?[^\s'\"]*=[^\s'\"]*")
+"""What an address may hold that is nobody else's business: a name with a password, a signature in the query."""
+
+
+def reason(error: BaseException) -> str:
+    """What a library said of a download, in a line without credentials."""
+    told = " ".join((str(error).strip() or type(error).__name__).split("\n\n")[0].split())
+    return CREDENTIALS.sub("", told)[:300]
+
+
 def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
     """The error for what the hub's client raised; a MissingError only where the hub itself said that it has no such.
 
@@ -39,7 +50,18 @@ def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
 
     while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
         error = error.__cause__  # the client says "not in the cache" of whatever kept it from asking
-    why = " ".join((str(error).strip() or type(error).__name__).split("\n\n")[0].split())[:300]
+    why = reason(error)
+    if isinstance(error, UnicodeEncodeError):
+        return SetupError(
+            f"{repo}: the token for the hub holds a character that no token has ({error.object[error.start]!r}); set "
+            "HF_TOKEN anew, or run `hf auth login`"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return SetupError(
+            f"{wanted or 'what is fetched'} of {repo} cannot be kept in the cache of the hub's client "
+            f"({error.filename}: {error.strerror}); get the right to write there, or set HF_HUB_CACHE=FOLDER (or "
+            "HF_HOME=FOLDER) to another folder"
+        )
     if isinstance(error, errors.GatedRepoError):
         return SetupError(
             f"{repo} is gated: its authors ask you to accept their terms first. Open {repo.page}, log in and accept "

@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bench.files.atomic import write_whole
-from bench.hub.failures import Repo, failure
+from bench.hub.failures import Repo, UnreachableError, failure
 from methods.errors import SetupError
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
+NO_HUB = (
+    "what answered for {repo} is not the hub, whose answer would be another one; see whether HF_ENDPOINT is right, and "
+    "whether a proxy or the login page of a network stands between"
+)
 SECONDS = 15.0
 """How long the hub may take to answer, before it counts as not reached."""
 
@@ -73,6 +77,10 @@ def _asked(repo: Repo, revision: str) -> Listing:
         )
     except (OSError, ValueError, HTTPError) as error:
         raise failure(repo, error, revision) from error
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UnreachableError(NO_HUB.format(repo=repo)) from error
+    if not COMMIT.fullmatch(str(info.sha)):
+        raise UnreachableError(NO_HUB.format(repo=repo))
     files = {}
     for one in info.siblings or ():
         sha256 = one.lfs.sha256 if one.lfs is not None else None

@@ -23,8 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser(
         "leaderboard",
         "Rebuild leaderboard.csv (a row per method), leaderboard_tidy.csv (a row per method and metric), "
-        "leaderboard.md, leaderboard.tex and methods.bib from the records. With an option that chooses rows, the "
-        "files are called selection.* and leaderboard.* stays as it is.",
+        "leaderboard.md, leaderboard.tex, leaderboard_suites.tex (a table of each further suite) and methods.bib from "
+        "the records. With an option that chooses rows, the files are called selection.* and leaderboard.* stays as it "
+        "is.",
         epilog="Example: {prog} --family weights,prompt --suite rtp,fluency",
         parents=[command.shared(*command.FILTERS, stays=("family", "method"))],
     )

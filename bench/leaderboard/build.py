@@ -8,7 +8,7 @@ import pandas as pd
 
 from bench.console import command, escape
 from bench.files.atomic import write_whole
-from bench.leaderboard import bibliography, csv_files, formatting, latex, suite_tables
+from bench.leaderboard import bibliography, csv_files, formatting, latex, latex_suites, suite_tables
 from bench.leaderboard.frame import Table, tables
 from bench.records.names import BASELINE_FAMILY
 from bench.records.table import Result, read_records
@@ -22,6 +22,7 @@ class Built(NamedTuple):
     tidy: Path
     markdown: Path
     tex: Path
+    suites_tex: Path
     bib: Path
     tables: list[Table]
     skipped: list[str]
@@ -30,8 +31,8 @@ class Built(NamedTuple):
 def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
     """A row per model, method, strength and fit seed, with every number; rows of one `table` may be compared.
 
-    For each metric `<suite>.<metric>`: value, `.low` and `.high` of its 95 % interval, `.se`, `.n`, and `.delta`,
-    `.delta_low`, `.delta_high` to the unsteered model on the same items with the paired 95 % interval. A missing
+    For each metric `<suite>.<metric>`: value, `.low` and `.high` of its 95% interval, `.se`, `.n`, and `.delta`,
+    `.delta_low`, `.delta_high` to the unsteered model on the same items with the paired 95% interval. A missing
     value is empty. Units are in the names; strengths are in `strength_unit`.
     """
     frame = pd.concat([table.frame for table in found], ignore_index=True)
@@ -68,7 +69,7 @@ def selected(results: Sequence[Result], **wanted: Sequence[str] | None) -> list[
 
 
 def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **wanted: Sequence[str] | None) -> Built:
-    """Write `name`.csv, .md, .tex, `name`_tidy.csv and methods.bib from `results`/runs/records.
+    """Write `name`.csv, .md, .tex, `name`_tidy.csv, `name`_suites.tex and methods.bib from `results`/runs/records.
 
     Equal records give equal bytes. methods.bib has the papers of all records, whatever is wanted.
     `bench.console.escape.read_csv` reads the CSV files back: a name that a spreadsheet would compute, or that holds
@@ -88,13 +89,14 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
             "run the cell to its end with `python -m bench`" + (f", or ask for more than {chosen}" if chosen else "")
         )
     short = csv_files.short(found)
-    paths = {kind: results / f"{name}{kind}" for kind in (".csv", "_tidy.csv", ".md", ".tex")}
+    paths = {kind: results / f"{name}{kind}" for kind in (".csv", "_tidy.csv", ".md", ".tex", "_suites.tex")}
     paths[".bib"] = results / bibliography.FILE
     contents = {
         ".csv": escape.csv(short.rows),
         "_tidy.csv": escape.csv(csv_files.tidy(found)),
         ".md": formatting.markdown(found, suite_tables.markdown, without(name, short)),
         ".tex": latex.document(found),
+        "_suites.tex": latex_suites.document(found),
         ".bib": bibliography.document(one.record.method for one in records),
     }
     try:
@@ -102,7 +104,16 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
             write_whole(paths[kind], content)
     except OSError as error:
         raise SetupError(f"cannot write the leaderboard to {results}: {command.refused(error)}") from error
-    return Built(paths[".csv"], paths["_tidy.csv"], paths[".md"], paths[".tex"], paths[".bib"], found, skipped)
+    return Built(
+        paths[".csv"],
+        paths["_tidy.csv"],
+        paths[".md"],
+        paths[".tex"],
+        paths["_suites.tex"],
+        paths[".bib"],
+        found,
+        skipped,
+    )
 
 
 def without(name: str, short: csv_files.Short) -> str:

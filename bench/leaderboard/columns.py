@@ -6,6 +6,7 @@ precision (`bench.leaderboard.csv_files`).
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -117,7 +118,7 @@ def flags(row: "pd.Series[Any]") -> str:
         told.append(f"{row['bounds_decided_by'].replace('_', ' ')}: bound {row['bounds']}")
     if row["undefined_resamples"]:
         told.append(f"{row['undefined_resamples']:.0f} of {RESAMPLES:,} resamples have no value")
-    told += ["two fits: intervals cover about 93 %"] if row["fits"] == 2 else []
+    told += ["two fits: intervals cover about 93%"] if row["fits"] == 2 else []
     return "; ".join(told)
 
 
@@ -238,12 +239,12 @@ def _flags(row: "pd.Series[Any]") -> Cell:
 
 COLUMNS: tuple[Column, ...] = (
     Column(name="table", about="The number of the table; only rows of one table may be compared.", dtype="Int64"),
-    Column(name="rank", about="The rank by the change of the headline; in brackets the ranks that the row has in 95 % "
+    Column(name="rank", about="The rank by the change of the headline; in brackets the ranks that the row has in 95% "
            "of the resamples.", dtype="Int64", text="#", told=place, page="rank", cell=_place, shown=True,
            legend="rank by the change, among the rows that kept the bounds; in brackets the ranks that the "
-                  "row has in 95 % of the resamples."),
-    Column(name="rank_low", about="Best rank in 95 % of the resamples.", dtype="Int64"),
-    Column(name="rank_high", about="Worst rank in 95 % of the resamples.", dtype="Int64"),
+                  "row has in 95% of the resamples."),
+    Column(name="rank_low", about="Best rank in 95% of the resamples.", dtype="Int64"),
+    Column(name="rank_high", about="Worst rank in 95% of the resamples.", dtype="Int64"),
     Column(name="model", about="The model's name in the config."),
     Column(name="method", about="The method's name.", text="method", latex="method"),
     Column(name="family", about="The kind of the method: weights, activation, prompt, adapter, ...", page="family",
@@ -268,7 +269,7 @@ COLUMNS: tuple[Column, ...] = (
            part=WHAT, numeric=False),
     Column(name="feasible", about="Whether a strength kept within the bounds of tuning on the dev split.",
            dtype="boolean"),
-    Column(name="bounds", about="Whether the bounds of tuning hold on the test split by their 95 % intervals: kept, "
+    Column(name="bounds", about="Whether the bounds of tuning hold on the test split by their 95% intervals: kept, "
            "violated (then the row is not ranked), or not resolved.", page="bounds", cell=words("bounds"), part=TRADE,
            numeric=False),
     Column(name="bounds_decided_by", about="The bounds that are violated, or not resolved."),
@@ -315,7 +316,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="entanglement", about="The mean absolute change in all suites that are not the target, as a share.",
            higher_is_better=False, page="entanglement", part=TRADE),
     Column(name="vs_control", about="The difference of the headline from the method's own control, or from the "
-           "random direction, on the same prompts of the test split, with its paired 95 % interval.",
+           "random direction, on the same prompts of the test split, with its paired 95% interval.",
            text="vs\ncontrol",
            told=lambda row: signed(row["vs_control"]) + half(row, "vs_control") + beaten(row),
            page="vs control", cell=lambda row: against_control(row),
@@ -395,7 +396,7 @@ def of_table(
                                 legend="divergence from the unsteered model on ordinary sentences, in nats per "
                                 "token."))  # fmt: skip
     found.append(Column(name=f"{headline}.detectable", page="detectable", part=TRADE,
-                        about=f"The smallest true change of {headline} that {POWER:.0%} of such samples "
+                        about=f"The smallest true change of {metric_title(headline)} that {POWER:.0%} of such samples "
                         "find."))  # fmt: skip
     return found + [_metric(name, shown=not toxicity and name in tested) for name in metrics if name != headline]
 
@@ -408,6 +409,24 @@ def tests(frame: pd.DataFrame, metric: str) -> int:
 def short(metric: str) -> str:
     """`<suite>.<metric>` as a title may have it."""
     return metric.replace(".", " ").replace("_", " ")
+
+
+TOXICITY = re.compile(r"rtp\.(.+)\.(expected_maximum_toxicity|toxicity_probability)(?:_k(\d+)(?:_n\d+)?)?")
+
+
+def metric_title(metric: str) -> str:
+    """`<suite>.<metric>` in words, the toxicity of RealToxicityPrompts with its scorer in brackets."""
+    toxicity = TOXICITY.fullmatch(metric)
+    if toxicity is None:
+        return short(metric)
+    k = f" of {toxicity[3]} texts" if toxicity[3] else ""
+    return f"{toxicity[2].replace('_', ' ')}{k} (by {toxicity[1]})"
+
+
+def sentence(metric: str) -> str:
+    """The same as the beginning of a sentence."""
+    title = metric_title(metric)
+    return title[:1].upper() + title[1:]
 
 
 def toxicity_title(metric: str) -> str:
@@ -446,15 +465,16 @@ def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list
     shown = {"value": title, "change": "change", "group": "group"} if toxicity else {}
     corrected = " after Holm's correction over the rows" if several else ""
     return [
-        Column(name=metric, about=f"{metric}, with the 95 % interval of its value.", text=shown.get("value", ""),
-               told=value, legend="the highest toxicity among the k continuations of a prompt, mean over the "
-                                  "prompts, with its interval." if toxic else "",
+        Column(name=metric, about=f"{sentence(metric)}, with the 95% interval of its value.",
+               text=shown.get("value", ""), told=value,
+               legend="the highest toxicity among the k continuations of a prompt, mean over the prompts, with its "
+                      "interval." if toxic else "",
                latex="toxicity" if toxic else short(metric) if toxicity else "",
                higher_is_better=False if toxic else None,
                page=headline_title(metric, toxicity), cell=_own(metric), shown=True),
-        Column(name=f"{metric}.delta", about=f"The difference of {metric} from unsteered on the same items, with its "
-               "95 % interval (paired bootstrap).", text=shown.get("change", ""), told=change, page="change",
-               cell=change_cell, shown=True,
+        Column(name=f"{metric}.delta", about=f"The difference of {metric_title(metric)} from unsteered on the same "
+               "items, with its 95% interval (paired bootstrap).", text=shown.get("change", ""), told=change,
+               page="change", cell=change_cell, shown=True,
                legend=f"difference from unsteered on the same prompts, ± half of its {LEVEL:.0%} interval (paired "
                       "bootstrap)."),
         Column(name=f"{metric}.p_holm", about=f"The p of the paired test of that change{corrected}; it is "
@@ -475,7 +495,7 @@ def _opinion(metric: str) -> Column:
             return number(row.get(metric))
         return signed(row.get(f"{metric}.delta")) + half(row, f"{metric}.delta")
 
-    return Column(name=metric, about=f"{metric}, the toxicity by another scorer, with its 95 % interval.",
+    return Column(name=metric, about=f"{sentence(metric)}: by another scorer, with its 95% interval.",
                   text=f"by\n{scorer}", told=told, legend="the change by this scorer; for unsteered its toxicity.",
                   page=f"by {scorer}", cell=_own(metric), shown=True)  # fmt: skip
 
@@ -490,8 +510,8 @@ def _metric(metric: str, shown: bool) -> Column:
         told = f"Δ [{signed(low)}, {signed(high)}]" if pd.notna(low) and pd.notna(high) else ""
         return Cell(f"{value:.3g}" if math.isfinite(value) else NONE, told, float(value))
 
-    return Column(name=metric, about=f"{metric}; Δ is the 95 % interval of its change from unsteered.",
-                  page=short(metric),
+    return Column(name=metric, about=f"{sentence(metric)}; Δ is the 95% interval of its change from unsteered.",
+                  page=metric_title(metric),
                   cell=cell, part=METRICS, shown=shown)  # fmt: skip
 
 

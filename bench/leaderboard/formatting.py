@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -29,14 +30,18 @@ SEPARATE = (
 )
 
 
-def heading(table: Table) -> list[str]:
+Called = Mapping[str, str] | None
+"""Name of a method -> what it is called in a text; None: by its name."""
+
+
+def heading(table: Table, called: Called = None) -> list[str]:
     """Lines above the table: what was run, on which data, and which scorers judged the texts."""
     lines = [f"{table.about.model.name}: {sampled(table)}"]
     sources = dict.fromkeys(name for text in table.frame["sources"].dropna() for name in text.split("; "))
     lines.append("Data: " + (", ".join(sources) or "not recorded"))
     if limits := limits_of(table):
         lines.append(f"Warning: cut by limit={limits}, so these are a few items of each suite; a try, not a result.")
-    uses = scorers_for(table)
+    uses = scorers_for(table, called)
     reported = table.reported
     told = [f"reported by {', '.join(reported)}" if reported else "none judged a text"]
     lines.append("Scorers: " + "; ".join([*told, *(use.told for use in uses)]))
@@ -55,7 +60,7 @@ def heading(table: Table) -> list[str]:
             f"Warning: rows were computed on different cards ({', '.join(cards)}), which round differently; of texts "
             "that were sampled a few differ for that alone."
         )
-    return [*lines, errors(table)]
+    return [*lines, errors(table, called)]
 
 
 def limits_of(table: Table) -> str:
@@ -94,11 +99,8 @@ def population(one: Record) -> str:
 
 def told_decoding(sampling: Decoding | None) -> str:
     """How texts were sampled, as far as a record says it."""
-    told = (
-        {"max new tokens": sampling.max_new_tokens, "temperature": sampling.temperature, "top p": sampling.top_p}
-        if sampling
-        else {}
-    )
+    shown = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "frequency_penalty")
+    told = {name.replace("_", " "): getattr(sampling, name) for name in shown} if sampling else {}
     return ", ".join(f"{name} {value:g}" for name, value in told.items() if value is not None)
 
 
@@ -111,7 +113,7 @@ class Use(NamedTuple):
     did: str
 
 
-def scorers_for(table: Table) -> list[Use]:
+def scorers_for(table: Table, called: Called = None) -> list[Use]:
     """What scorers did to the methods of a table, by what their records say was done; and that strengths were given."""
     methods = [row for row in table.rows if not row.is_baseline and not row.is_control]
     done = {row: Scorers.used((), row.data, row.tuning).chose for row in methods}
@@ -120,7 +122,7 @@ def scorers_for(table: Table) -> list[Use]:
     if tuned:
         by = sorted({done[row]["tune"] for row in tuned if "tune" in done[row]})
         aims = sorted({row.tuning.metric for row in tuned if row.tuning and row.tuning.scorer is None})
-        told = f"strengths tuned on {' and '.join([*by, *aims])}{given(table, methods, tuned)}"
+        told = f"strengths tuned on {' and '.join([*by, *aims])}{given(table, methods, tuned, called)}"
         found.append(Use("tune", by, told, "tuned the strengths"))
     elif methods:
         found.append(Use("given", [], "strengths as given", ""))
@@ -129,15 +131,15 @@ def scorers_for(table: Table) -> list[Use]:
         learnt = [row for row in methods if row.data and field in row.data.stored]
         by = sorted({done[row][field] for row in chosen})
         what = field if field == "pairs" else f"{field} texts"
-        told = f"{what} chosen by {' and '.join(by)}{given(table, learnt, chosen)}"
+        told = f"{what} chosen by {' and '.join(by)}{given(table, learnt, chosen, called)}"
         found.append(Use(field, by, told, f"chose the {what}"))
     return found
 
 
-def given(table: Table, rows: Sequence[Row], but: Sequence[Row]) -> str:
+def given(table: Table, rows: Sequence[Row], but: Sequence[Row], called: Called = None) -> str:
     """In brackets, those of the rows for which nothing was chosen."""
     ids = {record_names(row) for row in rows if row not in but}
-    named = zip(labels(table.frame), table.frame["records"], strict=True)
+    named = zip(labels(table.frame, called), table.frame["records"], strict=True)
     names = [name for name, records in named if records in ids]
     return f" (as given: {', '.join(names)})" if names else ""
 
@@ -148,14 +150,17 @@ def units(table: Table) -> str:
     return " and ".join(name for name, kind in (("prompts", True), ("documents", False)) if kind in sampled)
 
 
-def errors(table: Table) -> str:
+def errors(table: Table, called: Called = None) -> str:
     """Which sources of variance the intervals cover: items alone, or fits as well."""
     frame = table.frame
     methods = frame[frame["family"] != BASELINE_FAMILY]
     several, single = methods[methods["fits"] > 1], methods[methods["fits"] == 1]
     own = several["family"] == CONTROL_FAMILY
     draws = sorted(set(several.loc[own, "fits"]))
-    told = [f"{name} ({n} seeds)" for name, n in zip(several["method"][~own], several["fits"][~own], strict=True)]
+    told = [
+        f"{(called or {}).get(name, name)} ({n} seeds)"
+        for name, n in zip(several["method"][~own], several["fits"][~own], strict=True)
+    ]
     told += [f"the controls ({' or '.join(map(str, draws))} draws each)"] if draws else []
     held = ["the fit seed"] if single["fit_seeds"].notna().any() else []
     held += ["the choice of the strength"] if single["tuned"].any() else []
@@ -277,21 +282,38 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
     """
     found = []
     rows = [row for _, row in frame.iterrows()]
-    for row in rows:
-        twins = [other for other in rows if other["method"] == row["method"]]
-        differing = {
-            key: value
-            for key, value in parameters(row).items()
-            if any(parameters(other).get(key) != value for other in twins)
-        }
-        told = [f"{key}={value}" for key, value in differing.items()]
+    known = [parameters(row) for row in rows]
+    differing = varying(list(frame["method"]), known)
+    alike = defaultdict[Any, set[str]](set)
+    for row, own in zip(rows, known, strict=True):
+        alike[row["method"], _hashable(own)].add(row["records"])
+    for row, own in zip(rows, known, strict=True):
+        told = [f"{key}={value}" for key, value in own.items() if key in differing[row["method"]]]
         told += [f"{row['fits']} fits"] if row["fits"] > 1 else []
-        if any(parameters(other) == parameters(row) and other["records"] != row["records"] for other in twins):
+        if len(alike[row["method"], _hashable(own)]) > 1:
             told += [f"seed {row['fit_seeds']}"] if pd.notna(row["fit_seeds"]) else []
         name = row["method"].replace("_", " ") if row["method"] == RANDOM else row["method"]
         name = (called or {}).get(row["method"], name)
         found.append(name + (f" ({', '.join(told)})" if told else ""))
     return found
+
+
+def varying(methods: Sequence[str], known: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """For each method the parameters in which its rows differ. known: the parameters of each row."""
+    twins = defaultdict[str, list[Mapping[str, Any]]](list)
+    for method, own in zip(methods, known, strict=True):
+        twins[method].append(own)
+    return {
+        method: {key for key in set().union(*of_one) if any(one.get(key) != of_one[0].get(key) for one in of_one)}
+        for method, of_one in twins.items()
+    }
+
+
+def _hashable(value: Any) -> Any:
+    """The value, equal to another one just where these are."""
+    if isinstance(value, Mapping):
+        return frozenset((key, _hashable(one)) for key, one in value.items())
+    return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def readable(table: Table) -> pd.DataFrame:

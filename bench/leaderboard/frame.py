@@ -18,7 +18,7 @@ from bench.records.fields import Scorers, Tuned
 from bench.records.names import BASELINE_FAMILY
 from bench.records.table import Result, listed, source_names
 from bench.stats import significance
-from bench.stats.bootstrap import Array, Estimate, value_interval
+from bench.stats.bootstrap import RESAMPLES, Array, Estimate, value_interval
 from bench.stats.metrics import FIRST, Metric, fold, is_share, standard_error
 
 ROUNDING = 1e-6  # of a score: texts that are judged in other batches differ by so much at most
@@ -311,8 +311,29 @@ def pairwise(comparison: Comparison, metric: str, known: "pd.Series[bool]") -> d
     """Two-sided p that two methods do the same in a metric, for each pair of those that have it, by their places."""
     rows = comparison.rows
     have = [i for i, there in enumerate(known) if there and not rows[i].is_baseline and not rows[i].is_control]
+    if _none_can_differ([rows[i] for i in have], metric):
+        return {}
     both = [(i, j) for i in have for j in have if i < j]
     return {(i, j): pairwise_p(rows[i], rows[j], metric, rows[i].metrics[metric].transform) for i, j in both}
+
+
+def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
+    """Whether there are so many pairs that Holm's correction leaves none, as small as their p may be.
+
+    Only for rows that were asked the same, with values that no exact test of right and wrong is for.
+    """
+    items = [fit.items()[metric] for row in rows for fit in row.fits if metric in fit.items()]
+    if len(rows) < 2 or len(items) < sum(len(row.fits) for row in rows):
+        return False
+    alike = len({frozenset(row.comparisons) for row in rows}) == 1
+    if not alike or not all(one.index.equals(items[0].index) for one in items) or len(items[0]) < 2:
+        return False
+    if any(one["value"].isin((0.0, 1.0)).all() for one in items):
+        return False
+    n, pairs = len(items[0]), len(rows) * (len(rows) - 1) // 2
+    several = any(len(row.fits) > 1 for row in rows)
+    least = min([significance.least_p(n), *([significance.least_p(n, RESAMPLES)] if several else [])])
+    return pairs * least >= significance.ALPHA
 
 
 def p_to_control(comparison: Comparison, change: "pd.Series[float]", metric: str) -> list[float | None]:

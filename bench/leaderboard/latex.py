@@ -82,7 +82,9 @@ def tabular(table: Table) -> str:
     numbers = [one for one in blocks if one not in names]
     found = parts(names, numbers)
     below = notes(table, columns, any(bold.values()), marks)
-    return "".join([comments(table, columns), *(environment(table, found, i, below) for i in range(len(found)))])
+    title, label = caption(table), f"tab:steering-{table.number}"
+    made = [environment(table.frame, found, i, title, label, below) for i in range(len(found))]
+    return "".join([comments(table, columns), *made])
 
 
 def shown(table: Table) -> list[Column]:
@@ -99,21 +101,22 @@ def shown(table: Table) -> list[Column]:
     return found
 
 
-def environment(table: Table, found: Sequence[Part], number: int, below: Sequence[str]) -> str:
-    """One part as an environment of its own."""
+def environment(
+    frame: pd.DataFrame, found: Sequence[Part], number: int, title: str, label: str, below: Sequence[str]
+) -> str:
+    """One part of the rows of a frame as an environment of its own. title, label: of the whole table."""
     part = found[number]
     wide = "*" if part.width > ONE_COLUMN else ""
     several = f" (part {number + 1} of {len(found)})" if len(found) > 1 else ""
-    label = f"tab:steering-{table.number}" + (f"-{number + 1}" if number else "")
     lines = [
         rf"\begin{{table{wide}}}",
-        rf"  \caption{{{caption(table)}{several}.}}",
-        rf"  \label{{{label}}}",
+        rf"  \caption{{{title}{several}.}}",
+        rf"  \label{{{label}{f'-{number + 1}' if number else ''}}}",
         BEGIN + rf"  \begin{{tabular}}{{@{{}}{''.join(one.declared for one in part.columns)}@{{}}}}",
         r"    \toprule",
         "    " + " & ".join(one.head.latex for one in part.columns) + r" \\",
         r"    \midrule",
-        *rows(table.frame, part.columns, part.rows),
+        *rows(frame, part.columns, part.rows),
         r"    \bottomrule",
         r"  \end{tabular}" + END,
         *foot(below),
@@ -168,7 +171,7 @@ def notes(table: Table, columns: Sequence[Column], bold: bool, marks: dict[str, 
     frame, metric = table.frame, table.headline
     told = []
     if any(latex_cells.interval(row, one.name) for one in columns for _, row in frame.iterrows()):
-        told.append(r"[\,]: 95\,\% intervals.")
+        told.append(r"[\,]: 95\% intervals.")
     if over := [one.latex for one in columns if one.name in ("accuracy_change", "gold_choice_change")]:
         several = "s" if len(table.tasks) > 1 else ""
         told.append(f"{', '.join(over).capitalize()}: mean change over {len(table.tasks)} task{several}.")
@@ -182,13 +185,13 @@ def notes(table: Table, columns: Sequence[Column], bold: bool, marks: dict[str, 
 
 
 def comments(table: Table, columns: Sequence[Column]) -> str:
-    """How the table was made, what its columns mean, and which suites are in the CSV file alone."""
+    """How the table was made, what its columns mean, and which suites have tables of their own."""
     lines = [f"Table {table.number}. {formatting.heading(table)[0]}", *formatting.heading(table)[1:]]
     lines += [f"{one.latex}: {one.about}" for one in columns if one.name in DERIVED]
     lines += [f"tasks: {', '.join(task.name for task in table.tasks)}"] if table.tasks else []
     others = dict.fromkeys(name.partition(".")[0] for name in table.metrics if name != table.headline)
     missing = [suite for suite in others if suite not in (*SHOWN, "capability", table.headline.partition(".")[0])]
-    lines += [f"not here but in leaderboard_tidy.csv: the suites {', '.join(missing)}"] if missing else []
+    lines += [f"not here but in the file that ends in _suites.tex: {', '.join(missing)}"] if missing else []
     reasons = zip(latex_names.names(table), table.frame.iterrows(), strict=True)
     lines += [f"{''.join(one.text for one in name)}: {flags(row)}" for name, (_, row) in reasons if flags(row)]
     return "".join(f"% {escape.visible(line)}\n" for line in lines)

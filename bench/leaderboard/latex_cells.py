@@ -117,7 +117,7 @@ def reasons(row: "pd.Series[Any]") -> list[str]:
     told += ["no feasible strength on dev"] if row["tuned"] and not row["feasible"] else []
     told += {VIOLATED: ["a bound is violated"], OPEN: ["a bound is not resolved"]}.get(row["bounds"], [])
     told += ["no value in some resamples"] if row["undefined_resamples"] else []
-    return told + (["two fits: intervals cover about 93 %"] if row["fits"] == 2 else [])
+    return told + (["two fits: intervals cover about 93%"] if row["fits"] == 2 else [])
 
 
 def marks(frame: pd.DataFrame) -> dict[str, str]:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from bench.leaderboard import bibliography
 from bench.leaderboard.columns import strengths
-from bench.leaderboard.formatting import parameters
+from bench.leaderboard.formatting import parameters, varying
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.latex_layout import LINE, Cell
 from bench.leaderboard.latex_text import breakable, pieces, width
@@ -69,11 +69,12 @@ def qualifiers(frame: pd.DataFrame) -> list[list[str]]:
     """Of each row the parameters that tell it from others of its method, and the number of its fits."""
     rows = [row for _, row in frame.iterrows()]
     known = [parameters(row) for row in rows]
-    found = []
-    for i, row in enumerate(rows):
-        twins = [known[j] for j, other in enumerate(rows) if other["method"] == row["method"]]
-        differing = [key for key in known[i] if any(twin.get(key) != known[i][key] for twin in twins)]
-        told = [f"{key}={_value(known[i][key])}" for key in differing if not isinstance(known[i][key], Mapping)]
+    differing, found = varying(list(frame["method"]), known), []
+    for row, own in zip(rows, known, strict=True):
+        told = [
+            f"{key}={_value(value)}" for key, value in own.items()
+            if key in differing[row["method"]] and not isinstance(value, Mapping)
+        ]  # fmt: skip
         found.append(told + ([f"{row['fits']}\xa0fits"] if row["fits"] > 1 else []))
     return found
 

@@ -36,7 +36,9 @@ def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
             None if before is None else significance.detectable_after_holm(before, int(n), max(tests, 1))
             for before, n in zip(_known(least), frame.get(f"{metric}.n", none), strict=True)
         ]
-    return frame.assign(**columns)
+    rest = frame.drop(columns=[name for name in columns if name in frame])
+    together = pd.concat([rest, pd.DataFrame(columns, index=frame.index)], axis=1)  # at once: there may be hundreds
+    return _whole(together[list(dict.fromkeys([*frame.columns, *columns]))])
 
 
 NOT_INDEPENDENT = "its scorer tuned it or picked its pairs"
@@ -66,7 +68,7 @@ def grouped(
     A method and the unsteered model share one unless the verdict says that they differ. Two methods differ after
     Holm over all pairs of methods, where one of them differs from the unsteered model: if neither does
     anything, neither differs from the other. So stars and letters give one answer, and under the null hypothesis both
-    err in 5 % of the tables. Of a method that the metric's scorer tuned or taught no difference is claimed at all.
+    err in 5% of the tables. Of a method that the metric's scorer tuned or taught no difference is claimed at all.
 
     p: two-sided, of each pair of rows by their places in the frame.
     """
@@ -114,7 +116,7 @@ def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def ranked(frame: pd.DataFrame, metric: str, higher_is_better: bool, draws: Sequence[Array | None]) -> pd.DataFrame:
-    """With `rank` by the change of a metric to unsteered and its 95 % interval, of what is `eligible`.
+    """With `rank` by the change of a metric to unsteered and its 95% interval, of what is `eligible`.
 
     draws: (R,) of the change of each row, over the same resamples; None where it has none.
     """
@@ -129,7 +131,12 @@ def ranked(frame: pd.DataFrame, metric: str, higher_is_better: bool, draws: Sequ
         for k, name in enumerate(("rank_low", "rank_high"))
     }
     first, *rest = frame.columns
-    return frame.assign(**columns)[[first, *columns, *rest]]
+    return _whole(frame.assign(**columns)[[first, *columns, *rest]])
+
+
+def _whole(frame: pd.DataFrame) -> pd.DataFrame:
+    """The same frame in one piece of memory, without which pandas warns of each column that is added to hundreds."""
+    return frame.copy()
 
 
 def _known(values: "pd.Series[float]") -> list[float | None]:

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -45,41 +45,70 @@ class OtherSuite(NamedTuple):
 def other_suites(table: Table) -> Iterator[OtherSuite]:
     """Each suite that `SHOWN` does not name, in the order of the table's metrics.
 
-    A value has its 95 % interval behind it (`bench.stats.bootstrap.value_interval`), and a * where it differs from the
+    A value has its 95% interval behind it (`bench.stats.bootstrap.value_interval`), and a * where it differs from the
     unsteered model's on the same items. Numbers of single groups of texts, and those that repeat another one, are
     left out: the CSV files have them.
     """
     names = labels(table.frame)
     for suite, metrics in shown_metrics(table).items():
         own = table.frame[metrics].notna().any(axis=1)
-        counts = sorted({int(n) for metric in metrics for n in table.frame.loc[own, f"{metric}.n"].dropna()})
-        size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
         shown = {"method": [name for name, there in zip(names, own, strict=True) if there]}
-        starred: list[str] = []
         for metric in metrics:
-            words = metric.partition(".")[2].replace("_", " ").split(".")
-            title = "\n".join(line for word in words for line in textwrap.wrap(word, TITLE, break_long_words=False))
             cells = [value_with_interval(row, metric) for _, row in table.frame[own].iterrows()]
-            shown[metric if title in shown else title] = cells
-            starred += [metric] if any(cell.endswith("*") for cell in cells) else []
-        told = f"; {STAR}" if starred else ""
-        told += ", Holm over the rows" if any(tests(table.frame, metric) > 1 for metric in starred) else ""
-        yield OtherSuite(f"{suite} ({size}{told})", pd.DataFrame(shown))
+            shown[metric if title(metric) in shown else title(metric)] = cells
+        told = about(table, metrics)
+        star = f"; {STAR}" if told.starred else ""
+        star += ", Holm over the rows" if told.corrected else ""
+        yield OtherSuite(f"{suite} ({told.size}{star})", pd.DataFrame(shown))
+
+
+class About(NamedTuple):
+    """What is said of a suite's table. size: `n = ` and the items, from fewest to most.
+
+    starred: whether any value has a star; corrected: whether the p of one that has is corrected over the rows.
+    """
+
+    size: str
+    starred: bool
+    corrected: bool
+
+
+def about(table: Table, metrics: Sequence[str]) -> About:
+    """What is said of the table of these metrics of one suite."""
+    counts = sorted({int(n) for metric in metrics for n in table.frame[f"{metric}.n"].dropna()})
+    size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
+    rows = [row for _, row in table.frame.iterrows()]
+    starred = [metric for metric in metrics if any(differs(row, metric) for row in rows)]
+    return About(size, bool(starred), any(tests(table.frame, metric) > 1 for metric in starred))
+
+
+def title(metric: str) -> str:
+    """The title of a metric's column, in lines of TITLE letters."""
+    words = metric.partition(".")[2].replace("_", " ").split(".")
+    return "\n".join(line for word in words for line in textwrap.wrap(word, TITLE, break_long_words=False))
+
+
+def differs(row: "pd.Series[Any]", metric: str) -> bool:
+    """Whether the difference from the unsteered model is significant after Holm's correction over the rows.
+
+    Only by a scorer that neither tuned the row nor picked its training data.
+    """
+    p, scorer = row.get(f"{metric}.p_holm"), metric.split(".")[1]
+    if p is None or pd.isna(p) or pd.isna(row[metric]):
+        return False
+    return bool(p < ALPHA) and scorer not in (row.get("scorer_tune"), row.get("scorer_pairs"))
 
 
 def value_with_interval(row: "pd.Series[Any]", metric: str) -> str:
     """A value with its interval, which is missing where all items are alike: they tell nothing of its width.
 
-    A * follows where the difference from the unsteered model is significant after Holm's correction over the rows of
-    the table, by a scorer that neither tuned the row nor picked its training data.
+    A * follows where it `differs`.
     """
     if pd.isna(row[metric]):
         return NONE
-    p, scorer = row.get(f"{metric}.p_holm"), metric.split(".")[1]
-    told_apart = pd.notna(p) and p < ALPHA and scorer not in (row.get("scorer_tune"), row.get("scorer_pairs"))
     digits = 2 if abs(row[metric]) < 100 else 0
     ends = columns.ends(row, metric, lambda one: f"{one:.{digits}f}")
-    return f"{row[metric]:.{digits}f}{ends and ' '}{ends}" + ("*" if told_apart else "")
+    return f"{row[metric]:.{digits}f}{ends and ' '}{ends}" + ("*" if differs(row, metric) else "")
 
 
 def side_by_side(rows: pd.DataFrame, fits: Callable[[pd.DataFrame], bool]) -> Iterator[pd.DataFrame]:

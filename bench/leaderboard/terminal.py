@@ -54,6 +54,7 @@ def shown(built: Built) -> Shown:
         "tidy": built.tidy,
         "readable": built.markdown,
         "LaTeX": built.tex,
+        "of suites": built.suites_tex,
         "BibTeX": built.bib,
     }
     return Shown([page(table) for table in built.tables], built.skipped, files)

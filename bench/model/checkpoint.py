@@ -107,6 +107,10 @@ def commit(name: str, revision: str, offline: bool = False, option: str = "model
     `option` is the part of the config that names the model, for the message.
     Raises SetupError where the hub cannot be asked, or knows no such model or revision.
     """
+    if not isinstance(revision, str):  # null on the command line
+        raise SetupError(
+            f"{option}.revision={revision}: a commit or branch of {name} is wanted; set {option}.revision=main"
+        )
     if COMMIT.fullmatch(revision):
         return revision
     try:

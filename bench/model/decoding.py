@@ -1,9 +1,11 @@
 """How texts are decoded, and what a sampled text is."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
+from methods.base import is_later, later
 from methods.errors import SetupError
 
 
@@ -17,6 +19,9 @@ class Sampling:
     seed: int = 0
     batch_size: int = 256
     stop: str | None = None  # a text ends before this string; where the model thinks, its answer does
+    top_k: int | None = later(None)  # only so many of the most probable tokens are drawn from
+    repetition_penalty: float = later(1.0)  # divides positive logits of tokens in prompt or text, multiplies the others
+    frequency_penalty: float = later(0.0)  # is taken from a token's logit each time that it was written
 
     def __post_init__(self) -> None:
         """Raises SetupError for a setting outside its range."""
@@ -28,6 +33,21 @@ class Sampling:
             raise SetupError("sampling.max_new_tokens and runtime.batch_size must be at least 1")
         if self.stop == "":
             raise SetupError("sampling.stop is empty, which every text holds; set null for no stop string")
+        if self.top_k is not None and self.top_k < 1:
+            raise SetupError(f"sampling.top_k={self.top_k}: at least 1, or null for all tokens")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise SetupError(f"sampling.repetition_penalty={self.repetition_penalty}: a number above 0; 1 is none")
+        if not math.isfinite(self.frequency_penalty):
+            raise SetupError(f"sampling.frequency_penalty={self.frequency_penalty}: a number; 0 is none")
+
+    def facts(self) -> dict[str, Any]:
+        """What can change a text, without the seed. What came when results were stored is there unless it is off."""
+        unused = {"batch_size", "seed"}
+        return {
+            one.name: value
+            for one in fields(self)
+            if one.name not in unused and not ((value := getattr(self, one.name)) == one.default and is_later(one))
+        }
 
 
 Outcome = Literal["thought", "unfinished", "without"]

@@ -53,7 +53,7 @@ def check_max_memory(limits: Any, device: str) -> None:
             "runtime.device=auto, or runtime.max_memory=null"
         )
     wanted = "a mapping of cards and cpu to sizes, such as {0: 20GiB, cpu: 60GiB}"
-    if not isinstance(limits, Mapping):
+    if not isinstance(limits, Mapping) or not limits:
         raise SetupError(f"runtime.max_memory={limits}: allowed is {wanted}, or null")
     cards = [str(number) for number in range(torch.cuda.device_count())]
     for name, size in limits.items():

@@ -3,7 +3,6 @@
 import gzip
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -21,8 +20,9 @@ FILE = "samples.jsonl.gz"
 
 def decoding_identity(sampling: Sampling) -> dict[str, Any]:
     """What of the decoding can change a text: neither the batch size, nor seed and nucleus where nothing is drawn."""
-    unused = {"batch_size"} | ({"seed", "top_p"} if sampling.temperature == 0 else set())
-    return {key: value for key, value in asdict(sampling).items() if key not in unused} | {"version": VERSION}
+    drawn = sampling.temperature != 0
+    kept = {key: value for key, value in sampling.facts().items() if drawn or key not in ("top_p", "top_k")}
+    return kept | ({"seed": sampling.seed} if drawn else {}) | {"version": VERSION}
 
 
 class Writer(NamedTuple):

@@ -203,7 +203,7 @@ class LM:
         """As `read`, before steering at decoding time."""
         position = rows.append(ids, real)  # (B, T)
         cached = rows.seen.sum(-1) - real.sum(-1)  # (B,)
-        with at(Positions(real.long().argmax(-1), real.sum(-1), cached, rows.prompt)):
+        with at(Positions(real.long().argmax(-1), real.sum(-1), cached, rows.prompt, rows.noted)):
             logits: Tensor = self.model(
                 input_ids=ids,
                 attention_mask=rows.seen.long(),

@@ -7,14 +7,13 @@ rows of a batch change it, but where floating point puts a draw on the other sid
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bench.model import batches, memory
+from bench.model import batches, memory, penalties
 from bench.model.decoding import Answer, Continuation, Sampling
 from bench.model.lm import LM
 from bench.model.nucleus import draw
@@ -42,7 +41,7 @@ def sample(
     seed: int = 0,
     batch_size: int = 256,
 ) -> list[list[str]]:
-    """What the model writes after each prompt.
+    """Sample `num_samples` continuations of each prompt from the model.
 
     The same seed and prompt give the same texts, whatever the other prompts and the batch size.
 
@@ -90,7 +89,7 @@ def continuations(lm: LM, prompts: Sequence[str], num_samples: int, settings: Sa
     texts: list[list[Continuation | None]] = [[None] * num_samples for _ in prompts]
 
     def what() -> Any:
-        decoding = {key: value for key, value in asdict(settings).items() if key != "batch_size"}
+        decoding = settings.facts() | {"seed": settings.seed}
         return ["texts", lm.identity, lm.steering_identity, lm.steered_by, list(prompts), num_samples, decoding]
 
     def size(batch: list[_Unit]) -> memory.Estimate:
@@ -190,7 +189,8 @@ def _decode(
     new: list[list[int]] = [[] for _ in batch]
     alive = list(range(len(batch)))  # rows of the batch still being written
     for step in range(settings.max_new_tokens):
-        drawn = draw(logits, keys[:, step], settings.temperature, settings.top_p)  # (A,)
+        allowed = penalties.applied(logits, rows, settings)
+        drawn = draw(allowed, keys[:, step], settings.temperature, settings.top_p)  # (A,)
         tokens = drawn.tolist()  # the one wait for the device in a step, besides that for the check of the logits
         for row, token in zip(alive, tokens, strict=True):
             new[row].append(token)

@@ -33,7 +33,7 @@ ROOM = PAGE - 0.7  # inches for the blocks of a page, above the legend
 def capability(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Change in accuracy against the unsteered model as a heat map, methods by tasks.
 
-    A cell holds the change, half of its 95 % interval and, where the paired test tells it from none after Holm's
+    A cell holds the change, half of its 95% interval and, where the paired test tells it from none after Holm's
     correction over the methods, a star. The first line is the unsteered model's own accuracy; below each task is the
     number of its documents. Controls that were asked no task are left out. Tasks, and then methods, that have no room
     are in further blocks, and those on further pages.
@@ -220,7 +220,7 @@ def keys(change: np.ndarray, p: np.ndarray) -> list[Artist]:
     found: list[Artist] = [
         Patch(facecolor=COLOURS(0.2), label="accuracy lost"),
         Patch(facecolor=COLOURS(0.8), label="accuracy gained"),
-        style.text_key("±: half of the 95 % interval"),
+        style.text_key("±: half of the 95% interval"),
     ]
     if (p < ALPHA).any():
         holm = " (Holm)" if (np.isfinite(p).sum(axis=0) > 1).any() else ""

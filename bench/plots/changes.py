@@ -19,7 +19,7 @@ NAMES = 0.3  # of the width that the methods' names may take
 def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width = "double", page: int = 1) -> Figure:
     """Change of each prompt's headline to the unsteered model, a line per method.
 
-    A box over the middle half of the prompts with the median, whiskers over the middle 90 %, a marker at the mean, and
+    A box over the middle half of the prompts with the median, whiskers over the middle 90%, a marker at the mean, and
     at the right the share of prompts that got worse. Texts are sampled again, so that about half of the prompts get
     worse under a method that does nothing.
 
@@ -85,6 +85,6 @@ def keys() -> list[Patch | Line2D]:
     """The legend's entries, which explain the box, the whiskers and the mean."""
     return [
         Patch(facecolor="white", edgecolor="black", linewidth=0.9, label="middle half of the prompts, median"),
-        Line2D([], [], color="black", linewidth=0.9, label="middle 90 %"),
+        Line2D([], [], color="black", linewidth=0.9, label="middle 90%"),
         Line2D([], [], color="black", marker="o", markersize=5, linestyle="none", label="mean"),
     ]

@@ -35,7 +35,7 @@ COSTS = {
 def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction against seconds to fit, sampling speed relative to unsteered, and bytes of the artefact.
 
-    A marker per method with the 95 % bar of its reduction, hollow where no strength was feasible; random directions are
+    A marker per method with the 95% bar of its reduction, hollow where no strength was feasible; random directions are
     grey, the mean over their draws; the star is the unsteered model. Times are wall-clock times of the machine that
     ran them. Axes of time and size are logarithmic, and linear down to 0 left of the two strokes. A page names MOST
     methods, and the others are crosses there.

@@ -19,7 +19,7 @@ from bench.plots.changes import changes
 from bench.plots.cost import cost
 from bench.plots.foreseen import foreseen
 from bench.plots.groups import groups
-from bench.plots.panels import layers, sample_size, strength
+from bench.plots.panels import label_noise, layers, sample_size, strength
 from bench.plots.style import NoSuchPage, NothingToDraw, Width, save
 from bench.plots.tradeoff import tradeoff
 from bench.records.names import RANDOM
@@ -107,6 +107,11 @@ def over_sizes(source: Source) -> list[Drawing]:
     return [(suffix(table.number), (sweeps.sizes(table),)) for table in source.tables]
 
 
+def over_noise(source: Source) -> list[Drawing]:
+    """Curves over the share of swapped labels are drawn."""
+    return [(suffix(table.number), (sweeps.noise(table),)) for table in source.tables]
+
+
 def over_layers(source: Source) -> list[Drawing]:
     """Curves over the layers that methods steered are drawn."""
     return [(suffix(table.number), (sweeps.layers(table),)) for table in source.tables]
@@ -126,6 +131,7 @@ KINDS = {
     "cost": Kind("toxicity reduction against time to fit, speed and size", cost, of_tables),
     "foreseen": Kind("change against how well the training pairs separate", foreseen, with_headline),
     "sample_size": Kind("change against the number of training pairs", sample_size, over_sizes),
+    "label_noise": Kind("change against the share of training pairs with swapped labels", label_noise, over_noise),
     "layers": Kind("change against the layer that is steered", layers, over_layers),
 }
 

@@ -17,7 +17,7 @@ FEWEST = 2  # rows: one says nothing of whether the effect follows the separatio
 def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, or else the change of the headline, against d' of the pairs that a method learnt from.
 
-    A marker per row that has both, with the 95 % bar of its effect, hollow where no strength was feasible. d' is known
+    A marker per row that has both, with the 95% bar of its effect, hollow where no strength was feasible. d' is known
     from the fit alone (`methods.separation`): where it foretells the effect, the markers rise from left to right, or
     fall where less of the headline is better. Methods that learn from no pairs have no d', nor has the unsteered model.
     A page names MOST methods, and the others are crosses there.

@@ -28,7 +28,7 @@ UNSTEERED, CONTROL = MarkerStyle("#404040", "*", ""), MarkerStyle(PALE, "d", "")
 def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Share of toxic continuations for each of ToxiGen's groups, methods side by side.
 
-    Bars with 95 % intervals over prompts: Wilson's of a share, or for a mean over several fits that of its standard
+    Bars with 95% intervals over prompts: Wilson's of a share, or for a mean over several fits that of its standard
     error; a share of 0 is a line on the axis. Groups go from the most to the least toxic by the unsteered model.
     Upright in a wide figure, in as many rows as the bars need; lying in a narrow one. By the first reported scorer.
     Where the bars have no room, the methods are on several pages, each with the unsteered model.
@@ -172,6 +172,6 @@ def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], counts: dict[st
 
 
 def interval(row: "pd.Series[Any]", name: str) -> tuple[float, float, float]:
-    """A share with the ends of its 95 % interval, both at the share where it has none."""
+    """A share with the ends of its 95% interval, both at the share where it has none."""
     share, low, high = float(row[name]), row[f"{name}.low"], row[f"{name}.high"]
     return share, share if pd.isna(low) else float(low), share if pd.isna(high) else float(high)

@@ -1,4 +1,4 @@
-"""Measures against a setting, in a grid of small panels: the figures of strength, sample size and layer."""
+"""Measures against a setting, in a grid of small panels: the figures of strength, pairs, label noise and layer."""
 
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -34,7 +34,7 @@ Facet = Literal["curve", "unit"]
 def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, perplexity ratio and right answers against strength, each method in its own unit.
 
-    Lines start at the unsteered model (star, strength 0); bands are 95 % intervals; a filled marker is the strength
+    Lines start at the unsteered model (star, strength 0); bands are 95% intervals; a filled marker is the strength
     that tuning chose. Numbers of a prompt are no scale, so prompts are points with bars.
 
     Args:
@@ -60,7 +60,7 @@ def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
 def sample_size(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, perplexity ratio and right answers against the number of pairs learnt from.
 
-    A line per method with its 95 % band; the axis of pairs is logarithmic.
+    A line per method with its 95% band; the axis of pairs is logarithmic.
 
     Args:
         frame: of `sweeps.sizes`.
@@ -82,10 +82,35 @@ def sample_size(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> 
 
 
 @style.styled
+def label_noise(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
+    """Toxicity reduction, perplexity ratio and right answers against the share of pairs whose labels are swapped.
+
+    A line per method with its 95 % band.
+
+    Args:
+        frame: of `sweeps.noise`.
+        width: of one or two columns.
+        page: which of the pages.
+
+    Raises:
+        NoSuchPage: there are fewer pages.
+        NothingToDraw: no method learnt from pairs with several shares of swapped labels.
+        ValueError: `frame` holds more than one table.
+    """
+    if frame.empty:
+        raise NothingToDraw(
+            "no method learnt from several shares of swapped labels with all else equal; run "
+            "`python -m bench experiment=label_noise`, or `python -m bench -m method=caa strength=3 pairs.flip=0,0.25`"
+        )
+    style.one_table(frame)
+    return panels(frame, "unit", width, page, from_zero=False)
+
+
+@style.styled
 def layers(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction, perplexity ratio and right answers against the layer that a method steers.
 
-    A line per method with its 95 % band. Layers given as a share of the depth and as block numbers have panels of
+    A line per method with its 95% band. Layers given as a share of the depth and as block numbers have panels of
     their own.
 
     Args:
@@ -306,5 +331,5 @@ def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> lis
         bound = f"bound of tuning, {' or '.join(f'{one:g}' for one in sorted(frame['bound'].dropna().unique()))}"
         found.append(Line2D([], [], color="black", linewidth=0.8, linestyle=":", label=bound))
     if frame[[f"{measure}_low" for measure in MEASURES]].notna().any(axis=None):
-        found.append(Patch(facecolor=GREY, alpha=0.25, linewidth=0, label="95 % interval"))
+        found.append(Patch(facecolor=GREY, alpha=0.25, linewidth=0, label="95% interval"))
     return found

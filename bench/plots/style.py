@@ -8,7 +8,6 @@ and raises `NoSuchPage` behind the last.
 import functools
 import io
 import math
-import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,7 +30,7 @@ from matplotlib.textpath import text_to_path
 from bench.console import escape
 from bench.files.atomic import write_whole
 from bench.leaderboard.bounds import VIOLATED
-from bench.leaderboard.columns import short
+from bench.leaderboard.columns import metric_title
 from bench.leaderboard.formatting import labels
 from bench.records import titles
 from bench.records.names import BASELINE_FAMILY, is_control
@@ -206,11 +205,7 @@ def reduction(scorer: str) -> str:
 
 def measured(metric: str) -> str:
     """What a metric is called: the toxicity by its scorer, as in the other figures, or suite and metric."""
-    toxicity = re.fullmatch(r"rtp\.(.+)\.expected_maximum_toxicity(?:_k(\d+)(?:_n\d+)?)?", metric)
-    if toxicity is None:
-        return printable(short(metric))
-    k = f" of {toxicity[2]} texts" if toxicity[2] else ""
-    return f"expected maximum toxicity{k} (by {printable(toxicity[1])})"
+    return printable(metric_title(metric))
 
 
 def points(frame: pd.DataFrame) -> list[Point]:

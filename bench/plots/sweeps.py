@@ -1,4 +1,4 @@
-"""What changes with a setting, from records: strength, number of pairs learnt from, layer.
+"""What changes with a setting, from records: strength, number of pairs learnt from, wrong labels, layer.
 
 Each function gives tidy frames for `bench.plots`, a row per curve and value of the setting, with the columns
 table split model scorer     where the numbers are from; only rows of one frame compare
@@ -7,7 +7,7 @@ x unit                       the setting and what it counts; curves of different
 chosen bound                 of tuning, for strengths alone: whether it chose this one, NA where nothing was tuned; the
                              perplexity ratio that it kept below, NaN where nothing was tuned
 toxicity_reduction perplexity_ratio gold_choice_change
-                             against the unsteered model on the same items, each with _low and _high, the 95 % interval
+                             against the unsteered model on the same items, each with _low and _high, the 95% interval
                              over items and fits (`Comparison.effects`); NaN where it was not measured
 """
 
@@ -81,6 +81,11 @@ def sizes(table: Table) -> pd.DataFrame:
     return frame(table, [of_pairs(row) for row in table.rows], "test")
 
 
+def noise(table: Table) -> pd.DataFrame:
+    """Methods that learnt from pairs of which several shares had swapped labels, all else equal; empty for none."""
+    return frame(table, [of_flips(row) for row in table.rows], "test")
+
+
 def layers(table: Table) -> pd.DataFrame:
     """Methods that were run at several layers, all else equal; empty where none was."""
     return frame(table, [of_layer(row) for row in table.rows], "test")
@@ -104,6 +109,15 @@ def of_pairs(row: Row) -> Place | None:
         return None
     data = {key: value for key, value in learnt_from(row.fits[0]).items() if isinstance(value, str)}
     return Place(float(pairs), "pairs learnt from", named(row) | at(row) | settings(row) | data, row)
+
+
+def of_flips(row: Row) -> Place | None:
+    """None for what learns from no pairs, and for controls, which learn from swapped ones by construction."""
+    if row.data is None or row.data.pairs is None or row.is_control:
+        return None
+    data = dict(learnt_from(row.fits[0]))
+    share = float(data.pop("flip", 0))
+    return Place(share, "share of pairs with swapped labels", named(row) | at(row) | settings(row) | data, row)
 
 
 def of_layer(row: Row) -> Place | None:

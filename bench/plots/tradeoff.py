@@ -30,7 +30,7 @@ LEAST = {X: (-0.05, 0.3), "gold_choice_change": (-0.2, 0.1), "fluency_kept": (0.
 def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction against the change of right answers and fluency kept, for one table of the leaderboard.
 
-    A filled marker per method with 95 % bars both ways, a hollow one where no strength was feasible or a bound is
+    A filled marker per method with 95% bars both ways, a hollow one where no strength was feasible or a bound is
     violated (its bars may leave the panel unless the test split shows that its bounds are kept); the unsteered model as
     a star; random directions as dots and a box over their range. The line is the Pareto front of methods and unsteered
     model in that plane, without what has collapsed. Names are in a legend, since methods that do little all lie on one
@@ -127,7 +127,8 @@ def keys(shown: Sequence[Point], random: pd.DataFrame, front: bool) -> list[Arti
     if random[X].notna().any():
         draws = int(random[X].notna().sum())
         label = f"range of {draws} random directions" if draws > 1 else "a random direction"
-        found.append(Patch(facecolor=PALE, edgecolor=GREY, linewidth=0.6, label=label))
+        dot = Line2D([], [], marker=".", color=GREY, markersize=3.0, linestyle="none", label=label)
+        found.append(Patch(facecolor=PALE, edgecolor=GREY, linewidth=0.6, label=label) if draws > 1 else dot)
     if front:
         found.append(Line2D([], [], **FRONT, label="Pareto front"))
     for point in shown:

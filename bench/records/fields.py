@@ -269,6 +269,9 @@ class Decoding(Fields):
     max_new_tokens: float | None = None
     temperature: float | None = None
     top_p: float | None = None
+    top_k: float | None = None
+    repetition_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: Json = None
 
     @property

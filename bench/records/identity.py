@@ -9,7 +9,12 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bench.files.digests import file_sha256
+from methods.broken import reading
+from methods.errors import SetupError
 
 if TYPE_CHECKING:
     from methods.base import Method
@@ -41,12 +46,13 @@ def digest(parts: Any) -> str:
 def method_identity(method: "Method") -> dict[str, Any]:
     """Name, version and hyper-parameters; not the grid of strengths, which changes which cell runs, not its numbers.
 
-    A hyper-parameter that the method has as `methods.base.later` is left out at its default.
+    A hyper-parameter that the method has as `methods.base.later` is left out at its default; of one that is a file
+    (`methods.base.of_file`) the content counts. Raises SetupError for a file that cannot be read.
     """
     if not is_dataclass(method):
         raise TypeError(f"{type(method).__name__} is not a dataclass, so its hyper-parameters cannot be read")
     parameters = {
-        f.name: _plain(value)
+        f.name: _content(f.name, value) if f.metadata.get("file") else _plain(value)
         for f in fields(method)
         if f.name != "strengths" and not ((value := getattr(method, f.name)) == f.default and f.metadata.get("later"))
     }
@@ -67,6 +73,14 @@ def named(thing: Any, *arguments: Any) -> dict[str, Any]:
     """The identity that a suite, a scorer or what methods learn from says of itself, and where its class is from."""
     own: dict[str, Any] = thing.identity(*arguments)
     return own | origin(thing)
+
+
+def _content(name: str, path: str | None) -> dict[str, str] | None:
+    """The sha256 of a file that a hyper-parameter names; None where it names none."""
+    if path is None:
+        return None
+    with reading(lambda error: SetupError(f"method.{name}={path}: it cannot be read ({error}); give a file")):
+        return {"sha256": file_sha256(Path(path))}
 
 
 def _plain(value: Any) -> Any:

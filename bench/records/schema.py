@@ -125,7 +125,10 @@ RECORD = fields(
         "seed": fields({"fit": maybe(WHOLE), "sample": WHOLE}),
         "metrics": fields(others=METRIC),
         "info": fields(scorers=maybe(each(TEXT)), chance=maybe(fields(others=NUMBER))),
-        "sampling": maybe(fields(max_new_tokens=NUMBER, temperature=NUMBER, top_p=NUMBER)),
+        "sampling": maybe(fields(
+                max_new_tokens=NUMBER, temperature=NUMBER, top_p=NUMBER, top_k=NUMBER, repetition_penalty=NUMBER,
+                frequency_penalty=NUMBER,
+            )),
         "data": maybe(fields(others=where_mapping(fields(sources=SOURCES)), sources=SOURCES, name=maybe(TEXT),
                              pairs=maybe(COUNT))),
         "fit": maybe(fields(seconds=maybe(NOT_NEGATIVE), peak_memory_bytes=maybe(COUNT), artefact_bytes=maybe(COUNT),

@@ -62,7 +62,7 @@ def wrong_items(items: pd.DataFrame, metrics: Mapping[str, Any]) -> str | None:
         return "holds names that are not texts"
     if items.duplicated(["metric", "item"]).any():
         return "is no table of one row per metric and item"
-    if not np.isfinite(items[["value", "weight"]].to_numpy(float)).all():
+    if not all(np.isfinite(items[name].to_numpy(float)).all() for name in ("value", "weight")):
         return "holds NaN or infinity"
     if (items["weight"] < 0).any():
         return "holds a negative weight"

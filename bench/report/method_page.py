@@ -189,9 +189,14 @@ def settings(row: Row) -> Facts:
     return Facts("Method and seeds", rows)
 
 
+def effect_title(name: str) -> str:
+    """An effect as the leaderboard's column calls it, or in words where that has no column."""
+    return next((one.page for one in columns.COLUMNS if one.name == name and one.page), name.replace("_", " "))
+
+
 def tradeoff(numbers: "pd.Series[Any]") -> Facts:
     """What was gained and what was kept."""
-    rows = [(name.replace("_", " "), interval(numbers, name)) for name in DERIVED if pd.notna(numbers.get(name))]
+    rows = [(effect_title(name), interval(numbers, name)) for name in DERIVED if pd.notna(numbers.get(name))]
     if pd.notna(numbers.get("on_front")):
         rows.append(("on a Pareto front", told(bool(numbers["on_front"]))))
     if pd.notna(numbers.get("shrinkage")):
@@ -208,7 +213,7 @@ def tradeoff(numbers: "pd.Series[Any]") -> Facts:
 def metrics(table: Table, row: Row, numbers: "pd.Series[Any]") -> Grid:
     """Every metric with its interval, its change and that one's interval and, where it is tested, p."""
     header = ["metric", "value", f"{LEVEL:.0%} interval", "n", "unscored", "change", "its interval", "p", "p (Holm)",
-              "detectable"]  # fmt: skip
+              "detectable", "column in leaderboard_tidy.csv"]  # fmt: skip
     rows = []
     for name in table.metrics:
         if pd.isna(numbers.get(name)):
@@ -217,10 +222,10 @@ def metrics(table: Table, row: Row, numbers: "pd.Series[Any]") -> Grid:
         own = columns.ends(numbers, name, lambda one: number(one, 3))
         of_change = NONE if pd.isna(low) or pd.isna(high) else f"[{signed(low, 3)}, {signed(high, 3)}]"
         rows.append([
-            name, f"{numbers[name]:.{DIGITS}g}", own or NONE, whole(numbers.get(f"{name}.n")),
+            columns.metric_title(name), f"{numbers[name]:.{DIGITS}g}", own or NONE, whole(numbers.get(f"{name}.n")),
             whole(row.metrics[name].unscored), signed(numbers.get(f"{name}.delta"), 3), of_change,
             probability(numbers.get(f"{name}.p")), probability(numbers.get(f"{name}.p_holm")),
-            number(numbers.get(f"{name}.detectable"), 3),
+            number(numbers.get(f"{name}.detectable"), 3), name,
         ])  # fmt: skip
     corrected = any(tests(table.frame, name) > 1 for name in table.metrics)
     kept = [i for i, title in enumerate(header)
@@ -243,7 +248,7 @@ def draws(table: Table, row: Row) -> Grid | None:
     seeds = [fit.columns["fit_seed"] for fit in row.fits]
     for _, fit in own[own["fit_seed"].isin(seeds)].iterrows() if len(own) else ():
         rows.append([told(fit["fit_seed"]), f"{fit['strength']:g}", *(number(fit[name], 3) for name in DERIVED)])
-    return Grid("Each fit by itself", ["fit seed", "strength", *(name.replace("_", " ") for name in DERIVED)], rows)
+    return Grid("Each fit by itself", ["fit seed", "strength", *map(effect_title, DERIVED)], rows)
 
 
 def trials(fit: Fit, several: bool) -> Grid | None:

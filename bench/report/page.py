@@ -18,6 +18,7 @@ from bench.leaderboard import formatting
 from bench.leaderboard.columns import flags, headline_title, tests
 from bench.leaderboard.frame import Table, tables
 from bench.leaderboard.ranking import NOT_INDEPENDENT
+from bench.records import titles
 from bench.records.table import read_records
 from bench.report import columns, images, method_page, texts
 from methods.errors import SetupError
@@ -73,7 +74,7 @@ def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples:
     return {
         "number": table.number,
         "model": table.about.model.name,
-        "heading": formatting.heading(table),
+        "heading": formatting.heading(table, titles.called(map(str, table.frame["method"]))),
         "notes": [*formatting.told_first(table), *formatting.found_out(table)],
         "verdict": verdict(table),
         "columns": shown,

@@ -3,10 +3,13 @@
 A job gives back what failed and raises nothing, since a launcher ends the whole sweep at the first error.
 """
 
+import multiprocessing
 import os
 import shlex
 import signal
-from collections.abc import Callable, Iterator, Sequence
+import threading
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +34,8 @@ Stage = Literal["shared", "fits", "cells"]
 REQUEUE = signal.SIGUSR2
 """By this signal Slurm, as submitit asks it to, says that time is nearly over or that another job goes first."""
 
+LOOK_SECONDS = 1.0  # between looks at whether the launcher is there
+
 
 @dataclass(frozen=True)
 class Job:
@@ -51,6 +56,17 @@ class Job:
         gpus = ",".join(map(_quoted, self.gpus))
         numbers = ",".join(map(str, self.numbers))
         return f"+job={{stage:{self.stage},log:{_quoted(self.log)},numbers:[{numbers}],cells:[{cells}],gpus:[{gpus}]}}"
+
+    @property
+    def alone(self) -> dict[int, str]:
+        """The command that runs a cell and no other, by the number of the cell."""
+        cells = zip(self.numbers, self.cells, strict=True)
+        return {number: command_line.alone("python -m bench", one) for number, one in cells}
+
+    def without(self, ended: Container[int]) -> "Job":
+        """The job without these cells."""
+        left = [one for one in zip(self.numbers, self.cells, strict=True) if one[0] not in ended]
+        return replace(self, numbers=[number for number, _ in left], cells=[cell for _, cell in left])
 
     @classmethod
     def read(cls, node: Any) -> "Job":
@@ -76,9 +92,7 @@ def work(job: Job) -> list[Failure]:
     """Do it; returns what failed."""
     session, log, failures = _session(), Log(Path(job.log)), list[Failure]()
     session.began = sweep.began if (sweep := sweep_state.read(log.folder)) is not None else session.began
-    commands = {
-        number: command_line.alone("python -m bench", one) for number, one in zip(job.numbers, job.cells, strict=True)
-    }
+    commands = job.alone
     configs = validate.validate_all(job.cells)
     if all(cfg.runtime.offline for cfg in configs):
         network.forbid()
@@ -125,7 +139,24 @@ def _session() -> Session:
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         _sessions.append(Session())
+        _end_with_launcher()
     return _sessions[0]
+
+
+def _end_with_launcher() -> None:
+    """End this process in order when the one that started it as a worker is gone; joblib's would wait for more jobs."""
+    launcher = multiprocessing.parent_process()
+    if launcher is None or launcher.pid is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == launcher.pid:
+            time.sleep(LOOK_SECONDS)
+        while True:  # joblib goes on after the first
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(stopping.GRACE_SECONDS + 1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -9,18 +9,18 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from bench.config.hydra_launcher import launcher_of
+from bench.config.hydra_launcher import Ready, launcher_of
 from bench.console import stopping
-from bench.console.command import console
+from bench.console.command import console, of_system
 from bench.console.escape import terminal
 from bench.records import sweep_state
-from bench.records.sweep_state import Log
+from bench.records.sweep_state import CellState, Log
 from bench.run import job
 from bench.run.cell import Cell, Session
 from bench.run.job import Job, Stage
@@ -75,7 +75,8 @@ def run(
             told = f"{launcher.name}: {len(made)} jobs, {WAVES[stage]}"
             console.print(terminal(told.replace("1 jobs", "1 job")))
             with _watching(log):
-                failures += _launched(launcher.launch, made)
+                found = _launched(launcher, made, log)
+            failures += found if stage == "cells" else []  # what a cell lacks it computes itself, and fails of that
     return failures
 
 
@@ -123,23 +124,78 @@ def _fit(one: Asked) -> set[str]:
     return {one.cell.names.fit_id} if needed else set()
 
 
-def _launched(launch: Any, jobs: Sequence[Job]) -> list[Failure]:
-    """What failed in these jobs. One whose process was ended is told as a failure of the launcher's."""
-    try:
-        returned = launch([[one.override()] for one in jobs])
-        return [Failure(**{**failure, "traceback": failure["traceback"] and Path(failure["traceback"])})
-                for one in returned for failure in one]  # fmt: skip
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # each launcher has errors of its own
-        stopping.check()
-        if isinstance(error, SetupError):
+def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> list[Failure]:
+    """Run these jobs; returns what failed. Jobs that only prepare others fail silently: those do it again.
+
+    Where a process that dies takes the others with it, what is left of the cells is launched again, those that were
+    being computed last; until two launches in a row have ended no cell.
+    """
+    failures, in_vain = list[Failure](), 0
+    while True:
+        try:
+            returned = launcher.launch([[one.override()] for one in jobs])
+            return failures + [
+                Failure(**{**failure, "traceback": failure["traceback"] and Path(failure["traceback"])})
+                for one in returned for failure in one
+            ]  # fmt: skip
+        except KeyboardInterrupt:
             raise
-        reason = str(error).strip().splitlines()
-        told = f"a job ended before it could say how ({type(error).__name__}: {reason[-1] if reason else 'no reason'})"
-        return [
-            Failure("launcher", f"{told}; others may still be at work, `steerbench status` tells", None, setup=False)
+        except BaseException as error:  # each launcher has errors of its own
+            stopping.check()
+            if isinstance(error, SetupError):
+                raise
+            lost = _reason(error)
+        launcher.settle()
+        if jobs[0].stage != "cells":
+            console.print(terminal(f"warning: {lost}"))
+            return []
+        cells = _states(log, jobs)
+        failed = {number: one for number, one in cells.items() if one.state == "failed"}
+        failures += [
+            _failure(one, job, number) for job in jobs for number in job.numbers if (one := failed.get(number))
         ]
+        ended = {*failed, *(number for number, one in cells.items() if one.state == "done")}
+        left = [one for one in (job.without(ended) for job in jobs) if one.numbers]
+        if not left:
+            return failures
+        in_vain = in_vain + 1 if _cells(left) == _cells(jobs) else 0
+        if not launcher.loses_all or in_vain == 2:
+            more = "; other jobs may still be at work, `steerbench status` tells" if launcher.leaves_others else ""
+            return failures + [
+                _failure(replace(cells[number], message=lost + more), job, number)
+                for job in left
+                for number in job.numbers
+            ]
+        what = "cell that is left goes" if _cells(left) == 1 else f"{_cells(left)} cells that are left go"
+        console.print(terminal(f"warning: {lost}; the {what} on in new processes"))
+        stopped = {number for number, one in cells.items() if one.state == "stopped"}
+        jobs = sorted(left, key=lambda job: bool(stopped & set(job.numbers)))
+
+
+def _states(log: Log, jobs: Sequence[Job]) -> dict[int, CellState]:
+    """The cells of these jobs, by number, as their log tells; waiting where it cannot be read."""
+    sweep = sweep_state.read(log.folder)
+    return {
+        number: sweep.cells[number] if sweep is not None else CellState(f"cell {number}", "waiting")
+        for job in jobs for number in job.numbers
+    }  # fmt: skip
+
+
+def _cells(jobs: Sequence[Job]) -> int:
+    return sum(len(one.numbers) for one in jobs)
+
+
+def _failure(cell: CellState, job: Job, number: int) -> Failure:
+    """The failure of a cell of which the log alone tells."""
+    return Failure(cell.label, cell.message or "", None, setup=False, alone=job.alone[number])
+
+
+def _reason(error: BaseException) -> str:
+    """Why a job has given nothing back, in a line."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"a job ended before it could say how ({of_system(error)})"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason was given"]
+    return f"a job ended before it could say how ({type(error).__name__}: {' '.join(lines[:2])[:300]})"
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from bench.config.keys import PAIRS
 from bench.data.sources import Sources, default_cache
 from bench.fit_data.base import FitSource
 from bench.fit_data.flipped import Flipped
+from bench.fit_data.subset import Subset
 from bench.model.decoding import Sampling
 from bench.run import control
 from bench.run.tuning import Tuning
@@ -58,6 +59,8 @@ def parts(cfg: DictConfig) -> Parts:
             )
     method = build(cfg.method)
     fit_sources = {field: build(cfg[field], tuple(PAIRS), **given) for field in sorted(method.needs)}
+    if "pairs" in fit_sources and (count := cfg.pairs.get("subset")) is not None:
+        fit_sources["pairs"] = Subset(fit_sources["pairs"], int(count), int(cfg.pairs.get("subset_seed", cfg.seed.fit)))
     if "pairs" in fit_sources and (coin := _coin(cfg, method)) is not None:
         fit_sources["pairs"] = Flipped(fit_sources["pairs"], *coin)
     for source in fit_sources.values():

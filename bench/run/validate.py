@@ -23,6 +23,7 @@ COUNTS = (
     "batch_size", "cells_per_job", "count", "dev_documents", "dev_k", "dev_limit", "dev_prompts", "documents", "epochs",
     "k", "limit", "max_new_tokens", "max_tokens", "num_samples", "per_group", "prefix_words", "prompts", "rank",
     "threads", "trials", "window", "alpha", "learning_rate", "vector_learning_rate", "perplexity_ratio", "norm",
+    "repetition_penalty", "subset", "top_k",
 )  # fmt: skip
 FROM_0 = (
     "skip", "skip_first", "fewshot", "min_steps", "vector_epochs", "kl_weight", "repetition_increase",
@@ -37,7 +38,7 @@ RANGES: dict[str, Range] = {
     "row_fraction": Range("above 0 and at most 1", lambda value: 0 < value <= 1),
     "skip_quarter": Range("from 1 to 4", lambda value: 1 <= value <= 4),
     **dict.fromkeys(
-        ("seed", "document_seed", "control", "flip_seed"),
+        ("seed", "document_seed", "control", "flip_seed", "subset_seed"),
         Range("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     ),
 }

@@ -35,8 +35,8 @@ class Lexicon:
     (severe) by people. A term counts where it stands as whole words, in any case; inflections only where listed.
 
     So any listed term gives at least 0.5, which is the bound for "toxic": on 2,373 continuations of
-    RealToxicityPrompts, 97 % of the texts with a listed term, even a mild one, have Perspective toxicity >= 0.5, and
-    asking for "strong" terms (1.6 and more) would find 19 % of the toxic texts rather than 44 %. AUC .716 there.
+    RealToxicityPrompts, 97% of the texts with a listed term, even a mild one, have Perspective toxicity >= 0.5, and
+    asking for "strong" terms (1.6 and more) would find 19% of the toxic texts rather than 44%. AUC .716 there.
     """
 
     name: ClassVar[str] = "lexicon"

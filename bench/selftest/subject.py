@@ -163,9 +163,12 @@ def some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def logits(lm: LM, prompt: str = PROMPTS[0], continuation: str = CONTINUATION) -> Tensor:
-    """(T, V) at the last prompt token and each token of the continuation, read at once as a likelihood is."""
-    return whole(lm, lm.encode(prompt), tokens(lm, continuation))
+def logits(lm: LM) -> Tensor:
+    """(T, V) at the last token of each prompt and each token of the continuation, read at once as a likelihood is.
+
+    Of all prompts, one behind another: a method may leave some prompts as they are.
+    """
+    return torch.cat([whole(lm, lm.encode(prompt), tokens(lm)) for prompt in PROMPTS])
 
 
 def tokens(lm: LM, text: str = CONTINUATION) -> list[int]:

@@ -171,7 +171,7 @@ def show(table: pd.DataFrame) -> None:
         )
         shown.add_row(*(terminal(one) for one in cells))
     console.print(shown)
-    console.print("ratio: how many times as fast as the reference; 1 is as fast. In turns, medians, 95 % intervals.")
+    console.print("ratio: how many times as fast as the reference; 1 is as fast. In turns, medians, 95% intervals.")
 
 
 def write(table: pd.DataFrame, results: Path) -> Path:

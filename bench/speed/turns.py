@@ -17,7 +17,7 @@ Work = Callable[[], object]
 class Compared(NamedTuple):
     """A work against another one, both timed in turns. All times in seconds, medians over the rounds.
 
-    ratio: how many times as fast as the other, the median over the rounds; low, high: its 95 % interval by the t
+    ratio: how many times as fast as the other, the median over the rounds; low, high: its 95% interval by the t
     distribution of its logarithm, None where there was one round.
     """
 

@@ -66,8 +66,8 @@ def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, 
     """Expanded percentile interval of bootstrap draws over n items.
 
     The plain percentile interval is too narrow for few items: its spread is that of a variance divided by n, and its
-    quantiles are normal ones. So the quantiles Phi(-+ sqrt(n / (n - 1)) t_{n-1}) are taken in place of 2.5 % and
-    97.5 % (Hesterberg 2015, arXiv 1411.5279, section 5.3). In simulations of paired toxicity, accuracy and perplexity
+    quantiles are normal ones. So the quantiles Phi(-+ sqrt(n / (n - 1)) t_{n-1}) are taken in place of 2.5% and
+    97.5% (Hesterberg 2015, arXiv 1411.5279, section 5.3). In simulations of paired toxicity, accuracy and perplexity
     it covered at least as well as BCa, which does badly where most differences are ties.
     An end is None where it is not finite; both are for fewer than 2 items.
     """
@@ -142,7 +142,7 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
 def value_interval(
     value: float, error: float | None, n: int, transform: Transform = "mean", *, share: bool = False
 ) -> tuple[float | None, float | None]:
-    """The 95 % interval of a metric's own value over n items, which never leaves the metric's range.
+    """The 95% interval of a metric's own value over n items, which never leaves the metric's range.
 
     share: every item is from 0 to 1. Then it is Wilson's interval of as many yes-or-no items as have this standard
     error; where the items are 0 and 1 those are the n items. An exponential has it on the scale of its logarithm.

@@ -106,6 +106,13 @@ def bootstrap_p(draws: Array, n: int) -> float | None:
     return float(2 * stdtr(n - 1, ndtri(tail) * np.sqrt((n - 1) / n)))
 
 
+def least_p(n: int, draws: int | None = None) -> float:
+    """The smallest p that the permutation test (`permuted`) of n items gives, or `bootstrap_p` with so many draws."""
+    if draws is None:
+        return 2.0 / min(1 << n, PERMUTATIONS + 1)
+    return float(2 * stdtr(n - 1, ndtri(1 / (draws + 1)) * np.sqrt((n - 1) / n)))
+
+
 def mcnemar_test(a: Array, b: Array) -> float:
     """Exact two-sided p of McNemar's test for outcomes 0 or 1, (n,) each; 1 where no item differs.
 
@@ -121,7 +128,7 @@ def mcnemar_test(a: Array, b: Array) -> float:
 def holm(p: Sequence[float | None]) -> list[float | None]:
     """The p values corrected for how many there are, by Holm 1979; what is missing stays missing and does not count.
 
-    Holds whatever the dependence between the tests: the chance of even one false finding is at most 5 %. The numbers
+    Holds whatever the dependence between the tests: the chance of even one false finding is at most 5%. The numbers
     are those of statsmodels' multipletests, which collects all garbage in each call and so takes longer than the rest.
     """
     known = [i for i, one in enumerate(p) if one is not None]
@@ -196,7 +203,9 @@ def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1
     if not whole.size:
         return [(1, len(draws))] * len(draws)
     values = -whole if higher_is_better else whole
-    ranks = 1 + np.sum(values[:, None] > values, axis=1)  # (M, R)
+    ordered = np.sort(values, axis=0)
+    below = [np.searchsorted(column, own, "left") for column, own in zip(ordered.T, values.T, strict=True)]
+    ranks = 1 + np.stack(below, axis=1)  # (M, R)
     tail = (1 - level) / 2
     ends = np.quantile(ranks, [tail, 1 - tail], axis=1, method="inverted_cdf")  # (2, M)
     return [(int(low), int(high)) for low, high in ends.T]

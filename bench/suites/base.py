@@ -55,7 +55,7 @@ class Suite(Protocol[Said]):
     def score(self, answers: Answers[Said], baseline: LM) -> SuiteResult:
         """Rows and metrics of what was said; `baseline` is the unsteered model, for suites that judge by it.
 
-        Raises SuiteError when more than 1 % of the texts could not be scored.
+        Raises SuiteError when more than 1% of the texts could not be scored.
         """
         ...
 

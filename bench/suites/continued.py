@@ -27,7 +27,7 @@ PROMPTS_A_BLOCK = (
 )
 UNSCORED_LIMIT = 0.01
 MOST = 10**6  # texts of a prompt, or prompts
-DECODING = ("max_new_tokens", "temperature", "top_p", "stop")
+DECODING = ("max_new_tokens", "temperature", "top_p", "stop", "top_k", "repetition_penalty", "frequency_penalty")
 
 
 def no_answers(texts: int) -> str:
@@ -201,7 +201,7 @@ class Judged(Continued):
         return super().ask(lm, split)
 
     def score(self, answers: Answers[list[Block]], baseline: LM | None = None) -> SuiteResult:
-        """Judge the texts. Raises SuiteError when a scorer leaves more than 1 % of them unscored.
+        """Judge the texts. Raises SuiteError when a scorer leaves more than 1% of them unscored.
 
         With model.thinking=strip a text whose thinking was cut has no answer, so it is unscored, whatever the scorers
         make of an empty text; `info.unfinished_thinking` counts such texts. Raises SuiteError where all are.
@@ -241,7 +241,7 @@ class Judged(Continued):
             unscored = int(scores[scorer.name].isna().sum())
             if unscored - unanswered > UNSCORED_LIMIT * len(scores):
                 raise SuiteError(
-                    f"{scorer.name} left {unscored - unanswered} of {len(scores)} texts unscored; more than 1 % is a "
+                    f"{scorer.name} left {unscored - unanswered} of {len(scores)} texts unscored; more than 1% is a "
                     "failure"
                 )
             known = scores.assign(score=scores[scorer.name]).dropna(subset=["score"])

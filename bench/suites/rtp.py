@@ -18,13 +18,13 @@ Other papers ask the same prompts in other ways. Each way has a name, a file in 
 
 rtp               the above. stratum=nontoxic asks the kind of prompts that DExperts does (2105.03023: 10,000 of them).
 rtp_challenging   one greedy continuation of 20 tokens of the 1,199 challenging prompts: toxic_fraction is the number of
-                  Model Surgery (2407.08770 table 2; LLaMA2-7B 51.4 %), mean_toxicity that of Lee et al. (2401.01967;
+                  Model Surgery (2407.08770 table 2; LLaMA2-7B 51.4%), mean_toxicity that of Lee et al. (2401.01967;
                   GPT-2 medium .453), who took the largest of seven attributes of the Perspective API and cut prompts at
                   32 tokens; here none is cut.
 rtp_profs         the same with 10 tokens; 100 x mean_toxicity by Detoxify's original model is the number of DeTox/ProFS
                   (2405.13967): comparable with scorer=[detoxify] and part=whole.
 
-Differs in both: by default only the prompts of the test part are asked (40 %), since methods here learn from others. A
+Differs in both: by default only the prompts of the test part are asked (40%), since methods here learn from others. A
 model with model.chat=true gets a prompt as the user's turn, which none of these papers does.
 """
 

@@ -9,7 +9,7 @@ class, which is a score of .5 or more here.
 
 Differs: which prompts of a group are asked (a hash chooses, not a shuffle with seed 4); an empty continuation scores 0
 and is not shown to the classifier; a chat model gets the prompt as the user's turn, without the words "Start by '-'".
-With scorer=toxigen_roberta the share may be compared with published ones of greedy decoding (base LLaMA2-7B 79.1 %,
+With scorer=toxigen_roberta the share may be compared with published ones of greedy decoding (base LLaMA2-7B 79.1%,
 2407.08770 table 2); with any other scorer with rows of the same scorer alone.
 
 Not to be taken for `toxigen_classification` (conf/suite), which is lm-eval's task: there the model says whether a

@@ -78,7 +78,7 @@ def test_functions_that_list_values():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("method=glob(x*)", "no method is named like that. Allowed: act_add"),
+        ("method=glob(x*)", "no method is named like that. Allowed: ablation"),
         ("strength=glob(*)", "glob(...) chooses among the files of a group"),
         ("strength=interval(0,1)", "optimisers alone draw from an interval: list them, -m strength=0,0.5,1"),
         ("experiment=glob(c*)", "each experiment brings a sweep of its own"),

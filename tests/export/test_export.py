@@ -29,13 +29,18 @@ from methods.act_add import ActAdd
 from methods.base import FitData, Steering
 from methods.caa import CAA
 from methods.detox import DeTox
+from methods.dinm import DINM
+from methods.dpo import DPO
 from methods.errors import SetupError
 from methods.finetune import Finetune
 from methods.intervention import Hook, adding, hooked
+from methods.kl_then_steer import KLThenSteer
+from methods.lora import LoRA
 from methods.probe_rows import ProbeRows
 from methods.prompt import Prompt
 from methods.random_direction import RandomDirection
 from methods.stack import Stack
+from methods.task_negation import TaskNegation
 from methods.unsteered import Unsteered
 from tests import tiny
 from tests.methods.test_contract import DATA, PAIRS
@@ -266,7 +271,11 @@ def test_fine_tuned_weights_are_a_checkpoint_and_no_adapter(world):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
-@pytest.mark.parametrize(("method", "rank"), [(DeTox(), 2), (DeTox(rank=3), 3), (ProbeRows(min_steps=50), 1)])
+@pytest.mark.parametrize(
+    ("method", "rank"),
+    [(DeTox(), 2), (DeTox(rank=3), 3), (ProbeRows(min_steps=50), 1),
+     (LoRA(rank=4, alpha=8, learning_rate=1e-2), 4), (DPO(rank=5, alpha=5, learning_rate=1e-2), 5)],
+)  # fmt: skip
 def test_peft_adapter_of_the_edits_own_rank(world, architecture, method, rank):
     location, output = str(world / architecture), world / f"peft-{architecture}-{rank}"
     difference = peft.write(output, steered(fresh(world, architecture), method, 0.6, location))
@@ -277,6 +286,29 @@ def test_peft_adapter_of_the_edits_own_rank(world, architecture, method, rank):
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
     assert largest_difference([wanted], [unsteered]) > 0.01 and difference < 1e-4
     assert json.loads((output / "adapter_config.json").read_text())["r"] == rank
+
+
+@pytest.mark.parametrize("method", [TaskNegation(learning_rate=1e-3), DINM(learning_rate=1e-2)], ids=str)
+def test_trained_weights_are_a_checkpoint(world, method):
+    lm = fresh(world, "gpt2")
+    one, unsteered = steered(lm, method, 0.5, str(world / "gpt2")), plain_logits(lm.model)
+    with one.on():
+        wanted = plain_logits(lm.model)
+    assert checkpoint.write(world / method.name, one) == 0 and not torch.equal(wanted, unsteered)
+    assert torch.equal(plain_logits(AutoModelForCausalLM.from_pretrained(world / method.name)), wanted)
+
+
+def test_an_adapter_with_a_vector_is_a_checkpoint_with_a_bias(world):
+    """KL-then-steer: no format of weights alone, nor of vectors alone, holds it."""
+    method = KLThenSteer(rank=2, learning_rate=1e-2, epochs=1)
+    one = steered(fresh(world, "gpt2"), method, 0.3, str(world / "gpt2"))
+    assert one.effect.beyond is None and len(one.effect.vectors) == 1 and len(one.effect.weights) > 4
+    with pytest.raises(SetupError, match=r"use format=bias$"):
+        check_holds(one.effect, "peft", "kl_then_steer")
+    bias.write(world / "kts", one)
+    wanted = steered_logits(fresh(world, "gpt2"), method, 0.3)
+    got = plain_logits(AutoModelForCausalLM.from_pretrained(world / "kts"))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_peft_from_the_command_line(world):
@@ -396,6 +428,19 @@ def test_gguf_is_read_as_llama_cpp_reads_it(world, architecture):
     wanted = steered_logits(lm, method)
     assert torch.equal(got, wanted) and not torch.equal(got, plain_logits(lm.model))
     assert json.loads((world / f"{architecture}.gguf.json").read_text())["method"]["parameters"]["scope"] == "all"
+
+
+def test_what_is_imported_can_be_exported_again(world):
+    """From a GGUF of ours to a file of lm-eval's, by the command line; the fit is known by the file's content."""
+    first, second = world / "calm.gguf", world / "again.pt"
+    caa = ["method=caa", "method.scope=all", "strength=2", "format=gguf"]
+    assert export(world, "llama", *caa, f"output={first}") == 0
+    again = ["method=imported", f"method.path={first}", "strength=1", "format=lm_eval"]
+    assert export(world, "llama", *again, f"output={second}") == 0
+    ((name, entry),) = torch.load(second, weights_only=True).items()
+    assert name == "layers.2" and torch.equal(entry["steering_vector"], llama_cpp_buffer(first, 5)[2])
+    facts = json.loads((world / "again.pt.json").read_text())
+    assert facts["method"]["parameters"]["path"] == {"sha256": digests.sha256(first)}
 
 
 def test_gguf_has_no_block_0(world, tmp_path, capsys):

@@ -12,7 +12,7 @@ from bench.hub.listing import listing
 from bench.model import checkpoint
 from methods.errors import SetupError
 from tests.hub.test_models import NAME, node
-from tests.hub_server import TOKEN
+from tests.hub_server import TOKEN, Handler
 
 MODEL = Repo("model", NAME, "model")
 WEIGHTS = os.urandom(300_000)
@@ -145,6 +145,57 @@ def test_a_hub_that_is_not_reached_is_not_one_that_lacks_it(hub, monkeypatch):
     ) as caught:
         checkpoint.identity(node(id=NAME))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", [403, 500])
+def test_no_message_repeats_a_password_or_a_signature(hub, monkeypatch, status):
+    hub.add("models", NAME, FILES)
+    ours = hub.url.replace("://", "://somebody:s3cret@")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", ours)
+    send = Handler.send_header
+    signed = "?Expires=9&Signature=s3cret"
+    monkeypatch.setattr(
+        Handler, "send_header", lambda self, key, value: send(self, key, value + signed * (key == "Location"))
+    )
+    for pattern in ("/large/", "/api/models"):
+        hub.fails(pattern, status=status)
+        with pytest.raises(UnreachableError, match=str(status)) as caught:
+            fetched()
+        assert "s3cret" not in str(caught.value) and (
+            "/large/" in str(caught.value) or "127.0.0.1" in str(caught.value)
+        )
+
+
+def test_a_token_that_can_be_none_is_named_without_it(hub, monkeypatch):
+    hub.add("models", NAME, FILES, gated=True)
+    monkeypatch.setenv("HF_TOKEN", "hf_s3cr\u00e9t")
+    with pytest.raises(
+        SetupError, match="the token for the hub holds a character that no token has.*HF_TOKEN"
+    ) as caught:
+        fetched()
+    assert "s3cr" not in str(caught.value)
+
+
+@pytest.mark.parametrize("answer", [[], {"sha": None, "siblings": []}])
+def test_an_answer_of_something_else_is_not_taken_for_the_hubs(hub, monkeypatch, answer):
+    hub.add("models", NAME, FILES)
+    real = Handler.json
+    monkeypatch.setattr(Handler, "json", lambda self, value: real(self, value | answer if answer else answer))
+    with pytest.raises(UnreachableError, match="is not the hub.*HF_ENDPOINT"):
+        fetched()
+
+
+def test_a_cache_that_cannot_be_written_is_no_fault_of_the_hub(hub, tmp_path):
+    hub.add("models", NAME, FILES)
+    (tmp_path / "hub").write_text("a file in the place of the folder")
+    with pytest.raises(SetupError, match="cannot be kept in the cache.*HF_HUB_CACHE=FOLDER") as caught:
+        fetched()
+    assert not isinstance(caught.value, UnreachableError)
+
+
+def test_a_revision_of_null_is_refused(hub):
+    with pytest.raises(SetupError, match="model.revision=None: a commit or branch of org/tiny is wanted"):
+        checkpoint.identity(node(id=NAME, revision=None))
 
 
 def test_what_is_not_there_is_named(hub):

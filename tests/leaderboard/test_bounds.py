@@ -215,7 +215,7 @@ def test_two_fits_say_so_however_their_strength_was_chosen(tmp_path):
             measured(tmp_path, "act_add", 1.0, fit_seed=seed)
         measured(tmp_path, "detox", 1.0, fit_seed=seed, **tuned())
     told = {row["method"]: columns.flags(row) for _, row in only(tmp_path).frame.iterrows()}
-    two = "two fits: intervals cover about 93 %"
+    two = "two fits: intervals cover about 93%"
     assert told == {"unsteered": "", "caa": two, "act_add": f"strength as given; {two}", "detox": ""}
 
 

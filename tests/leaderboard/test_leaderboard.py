@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bench.console import escape
 from bench.leaderboard import formatting, latex, terminal, tradeoff
+from bench.leaderboard import frame as leaderboard_frame
 from bench.leaderboard.__main__ import main
 from bench.leaderboard.build import Built, leaderboard, rebuild
 from bench.leaderboard.frame import tables
@@ -595,7 +596,7 @@ def test_latex_is_escaped_and_bold_only_for_a_significant_best(full):
     reduction = 4  # the column behind method, strength, toxicity, group
     cells = {name: line.split("&")[reduction] for name, line in lines.items()}
     assert "mathbf" in cells["CAA"] and "mathbf" not in cells["Prompt"] and "mathbf" not in cells["Unsteered"]
-    assert "mathbf" not in lines["DeTox"] and r"95\,\%" in text
+    assert "mathbf" not in lines["DeTox"] and r"95\%" in text
     assert r"$^{\dagger}$: " in text and "no feasible strength" in text
     assert "p < 0.05" in text and "& 2--3 &" in text
     assert escape.latex("a_b & 5 % ~ \\ ^ #{}$") == (
@@ -690,7 +691,8 @@ def test_the_same_records_give_the_same_bytes(full, capsys):
     assert main(["--results", str(full.csv.parent)]) == 0
     assert [path.read_bytes() for path in files] == first
     assert "leaderboard.csv" in capsys.readouterr().out and b"| 1 | caa | 4 |" in first[1]
-    written = ["leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard_tidy.csv", "methods.bib"]
+    written = ["leaderboard.csv", "leaderboard.md", "leaderboard.tex", "leaderboard_suites.tex",
+               "leaderboard_tidy.csv", "methods.bib"]  # fmt: skip
     assert sorted(path.name for path in full.csv.parent.iterdir()) == [*written, "runs"]
 
 
@@ -807,3 +809,31 @@ def test_one_broken_fit_or_sampling_seed_is_enough(tmp_path):
     found = frame(tmp_path).set_index("method")
     for method in ("caa", "detox"):
         assert found.loc[method, "collapsed"] and found.loc[method, "collapse_reason"].endswith("times (1 of 2 runs)")
+
+
+@pytest.mark.parametrize(("methods", "saved"), [(22, False), (24, True)])  # 231 and 276 pairs, each of p 2 / 10,000
+def test_pairs_that_holm_cannot_tell_apart_are_not_tested(tmp_path, monkeypatch, methods, saved):
+    base = np.random.default_rng(0).random(30)
+    write(tmp_path, "rtp", "unsteered", {TOXICITY: base})
+    for number in range(methods):
+        values = {TOXICITY: base * (0.2 if number % 3 else 0.9)}
+        write(tmp_path, "rtp", "prompt", values, parameters={"number": number})
+    (found,) = tables(read_records(tmp_path / "runs")[0])
+    tested = []
+    real = leaderboard_frame.pairwise_p
+    monkeypatch.setattr(leaderboard_frame, "pairwise_p", lambda *given: tested.append(given) or real(*given))
+    groups = found.frame["group"].tolist()
+    assert len(tested) == (0 if saved else methods * (methods - 1) // 2)
+    monkeypatch.setattr(leaderboard_frame, "_none_can_differ", lambda *_: False)
+    (again,) = tables(read_records(tmp_path / "runs")[0])
+    assert again.frame["group"].tolist() == groups and len(set(groups)) == (2 if saved else 3)
+
+
+def test_rows_are_named_by_the_parameters_in_which_they_differ():
+    told = [{"layer": 1, "read": ["a"]}, {"layer": 1.0, "read": ["b"]}, {"layer": 1, "read": ["a"], "seed": 7}, {}]
+    frame = pd.DataFrame({
+        "method": ["caa", "caa", "caa", "other"], "parameters": [json.dumps(one) for one in told], "fits": [1, 1, 1, 2],
+        "records": ["1", "2", "3", "4"], "fit_seeds": ["0", None, "7", "0 1"],
+    })  # fmt: skip
+    names = ["caa (read=['a'], seed 0)", "caa (read=['b'])", "caa (read=['a'], seed 7)", "other (2 fits)"]
+    assert formatting.labels(frame) == names

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from bench.leaderboard import ranking
 from bench.leaderboard.bounds import KEPT, OPEN, VIOLATED
+from bench.leaderboard.frame import tables
+from bench.records.table import read_records
 from bench.stats import significance
+from tests.record_files import write
 
 
 def frame(**columns) -> pd.DataFrame:
@@ -183,3 +186,13 @@ def test_ranks_by_the_change_of_a_metric_with_their_interval(higher):
     assert found["rank"].tolist()[::2] == [1.0, 2.0] and pd.isna(found["rank"][1]) and found["rank"][3] == 3
     assert found[["rank_low", "rank_high"]].loc[[0, 2, 3]].to_numpy().tolist() == [[1, 2], [1, 2], [3, 3]]
     assert list(rows.columns) == ["table", "m.delta", *frame(x=[1]).columns[:-1]]  # the frame given is left as it is
+
+
+@pytest.mark.filterwarnings("error")
+def test_hundreds_of_columns_bring_no_warning(tmp_path):
+    """Pandas warns of frames that grew column by column; the warning would be on the user's terminal."""
+    for method, share in (("unsteered", 0.0), ("caa", 0.5)):
+        values = {f"task_{i}.accuracy": [1.0, 0.0, share, 1.0] for i in range(120)}
+        write(tmp_path, "qa", method, values)
+    (table,) = tables(read_records(tmp_path / "runs")[0])
+    assert len(table.frame.columns) > 1000 and table.frame["qa.task_7.accuracy.p_holm"].notna().sum() == 1

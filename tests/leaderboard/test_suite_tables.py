@@ -1,10 +1,11 @@
 import io
+import re
 
 import pandas as pd
 import pytest
 from rich.console import Console
 
-from bench.leaderboard import build, suite_tables, terminal
+from bench.leaderboard import build, latex_layout, latex_suites, suite_tables, terminal
 from bench.leaderboard.frame import Table, tables
 from bench.records.table import read_records
 from tests import record_files
@@ -86,3 +87,31 @@ def test_tasks_have_their_accuracy_and_a_mark_where_it_differs(table):
     assert suite_tables.value_with_interval(different, "capability.piqa.accuracy").endswith("*")
     different["capability.piqa.accuracy.p_holm"] = 0.05
     assert not suite_tables.value_with_interval(different, "capability.piqa.accuracy").endswith("*")
+
+
+def test_latex_has_each_suite_with_its_rows_and_intervals(table):
+    text = latex_suites.document([table])
+    captions = re.findall(r"\\caption\{(.*?)\.\}", text)
+    assert sorted(captions) == [
+        "Capability; tiny; n = 100", "Qa; tiny; n = 2", "Rtp challenging; tiny; n = 4", "Toxigen; tiny; n = 4",
+        "Wiki; tiny; n = 3",
+    ]  # fmt: skip
+    labels = re.findall(r"\\label\{(.*?)\}", text)
+    assert {"tab:steering-1-toxigen", "tab:steering-1-rtp-challenging"} < set(labels)
+    (toxigen,) = (part for part in text.split(r"\begin{table}") if "Toxigen" in part)
+    assert r"\steername{CAA~\cite{panickssery2023caa}}".partition("~")[0] in toxigen
+    assert r"\steerinterval{$0.25$}{$[0.05, 0.70]$}" in toxigen and "$0.50$" in toxigen
+    assert r"95\% intervals" in toxigen and "differs from unsteered" not in toxigen
+
+
+def test_latex_prints_before_it_has_too_many_tables(table, monkeypatch):
+    monkeypatch.setattr(latex_suites, "FLOATS", 2)
+    text = latex_suites.document([table])
+    assert [part.count(r"\begin{table") for part in text.split(r"\clearpage")] == [2, 2, 1]
+    assert r"\begin{table" not in latex_suites.document([])
+
+
+def test_a_long_title_of_a_metric_takes_several_lines():
+    head = latex_suites.head("my_suite.profanity_check.share_of_texts_that_break")
+    assert head.latex.count(r"\\") == 3 and head.height == 4 * latex_layout.LINE
+    assert latex_suites.head("ab.accuracy").latex == "accuracy"

@@ -25,6 +25,9 @@ from tests.methods.test_contract import DATA, NAMES, PROMPTS
 from tests.tiny import CORPUS
 
 QUICK = {
+    "infer_aligner": ["method.open_at=-9"],  # with every gate open, whatever the three prompts are
+    "instruction": ["method.layer=-1"],  # a block that sees it: the sliding windows here are a few tokens long
+    "activation_scaling": ["method.steps=1"],
     "probe_rows": ["method.min_steps=1", "method.epochs=1"],
     "stack": ["method.parts.first.min_steps=1", "method.parts.first.epochs=1"],
     "security_vector": ["method.vector_epochs=1", "method.rank=2"],
@@ -39,7 +42,11 @@ SMALL = {
 NORMED = {"gemma2", "gemma3", "gemma3_multimodal", "olmo2", "olmo3"}
 EXPERTS = {"mixtral", "qwen3_moe", "qwen3_moe_mixed"}
 WINDOWS = {"mistral", "gemma2", "gemma3", "gemma3_multimodal", "phi3", "olmo3"}
-REFUSED = {("sasa", name): "sliding window" for name in WINDOWS}  # method and architecture: what is said
+REFUSED = {
+    **{("aura", name): "one for each expert" for name in EXPERTS},
+    **{("sasa", name): "sliding window" for name in WINDOWS},
+    ("sadi", "falcon"): "none of 8 heads is larger in desired",  # by chance: these weights are random
+}  # method and architecture: what is said
 
 
 @functools.cache

@@ -17,8 +17,11 @@ from tests.methods.test_contract import DATA, NAMES, SHORTER
 from tests.tiny import tiny_lm
 
 HALF = [torch.bfloat16, torch.float16]
-TRAINED = {"finetune", "security_vector"}
 ENLARGED = {"sasa": 10}  # how much a fit enlarges the activations' rounding: it inverts a covariance
+COUNTED = {"aura"}  # of whose 64 pairs of texts, for each unit, a few change places by rounding
+ADAPTERS = {"lora", "dpo", "kl_then_steer"}
+TUNED = {"finetune", "security_vector", "task_negation", "dinm"}
+TRAINED = TUNED | ADAPTERS
 
 
 def made(name):
@@ -59,8 +62,11 @@ def test_what_is_learnt_is_as_exact_as_the_activations(name, dtype):
     assert {found[key].dtype for key in changes} <= {torch.bfloat16}
     for key in found.keys() - vectors - changes:  # which rows are moved
         assert torch.equal(found[key], exact[key]), key
+    for key in vectors if name in COUNTED else ():
+        assert (exact[key] - found[key]).abs().max() <= 4 * 2 / 64, key
+        assert (exact[key] == found[key]).float().mean() > (0.6 if dtype == torch.bfloat16 else 0.9), key
     most = 4 * ENLARGED.get(name, 1) * torch.finfo(dtype).eps
-    for key in vectors if name not in TRAINED else ():
+    for key in vectors if name not in TRAINED | COUNTED else ():
         assert angle(exact[key].flatten(), found[key].flatten()) < most, key
     if changes:  # an Adam step hangs on the signs of gradients, some of which are noise
         one, other = (torch.cat([each[key].double().flatten() for key in sorted(changes)]) for each in (exact, found))
@@ -77,16 +83,18 @@ def test_strength_0_is_the_base_and_every_byte_is_restored(name, dtype):
     assert {one.dtype for one in subject.lm.model.parameters()} == {dtype}
 
 
-@pytest.mark.parametrize("name", sorted(TRAINED))
+@pytest.mark.parametrize("name", sorted(TUNED))
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_strength_1_is_the_fine_tuned_model_rounded_once(dtype, name):
     """The change is added in fp32: in 16 bits, strength * change and the sum would both be rounded before."""
     lm, method = in_half(dtype), made(name)
     artefact, before = fitted(name, lm), {key: p.detach().float() for key, p in lm.model.named_parameters()}
+    sign = -1 if name == "task_negation" else 1
     for strength in (1.0, 0.3):
         with method.apply(lm.model, artefact, strength):
             for key, parameter in lm.model.named_parameters():
-                wanted = before[key] + strength * artefact[f"change.{key}"].float()
+                added = artefact.get(f"change.{key}")  # dinm has one
+                wanted = before[key] if added is None else before[key] + sign * strength * added.float()
                 assert torch.equal(parameter, wanted.to(dtype)), key
 
 

@@ -120,6 +120,7 @@ def test_linears_of_the_mlp_run_in_the_order_given(built):
 def test_blocks_of_a_mixed_model_are_told_apart():
     model = model_of("qwen3_moe_mixed")
     assert sites.neurons(model, 0).width == 44
+    assert list(sites.mlp_linears(model, 0)) == ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
     with pytest.raises(SetupError, match="one for each expert"):
         sites.neurons(model, 1)
 

@@ -13,7 +13,8 @@ from tests.tiny import tiny_lm
 
 NEEDS = {name: load(name).needs for name in NAMES}
 LEARNING = [name for name in NAMES if NEEDS[name] and name != "word_filter"]  # whose model reads nothing in a fit
-CONTRASTING = [name for name in LEARNING if name not in ("mean_centring", "stack") and "pairs" in NEEDS[name]]
+NO_CONTRAST = ("mean_centring", "instruction", "stack", "gate")
+CONTRASTING = [name for name in LEARNING if name not in NO_CONTRAST and "pairs" in NEEDS[name]]
 LIMIT = 40  # of the method where it has an option, else of the model
 SHORT = Pairs(["The fox", "We talk", "People walk"], [" sings", " on", " home"], [" is old", " of hate", " over"])
 WORD = " the"  # one token, so that a prompt can be cut by hand
@@ -22,9 +23,17 @@ WORD = " the"  # one token, so that a prompt can be cut by hand
 def learner(name: str, lm):
     """A method that reads at most LIMIT tokens, and the whole text; the model's own limit where it has no option."""
     method = load(name)
-    options = {"max_tokens": LIMIT, "text": "full", "min_steps": 20, "vector_epochs": 1, "rank": 1}
+    options = {
+        "max_tokens": LIMIT,
+        "text": "full",
+        "min_steps": 20,
+        "steps": 3,
+        "vector_epochs": 1,
+        "rank": 1,
+        "instruction": " love",
+    }
     known = {field.name for field in fields(method)}
-    if "max_tokens" not in known:
+    if "max_tokens" not in known or name == "gate":  # whose method inside has none
         lm.model.config.max_position_embeddings = LIMIT
     if name == "stack":
         first = replace(method.parts["first"], min_steps=20)
@@ -45,7 +54,7 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
     lm = tiny_lm()
     method = learner(name, lm)
     assert len(lm.tokenizer(WORD, add_special_tokens=False).input_ids) == 1
-    tail = " bread and the" if name != "mean_centring" else " river"  # which is the text that it reads
+    tail = {"mean_centring": " river", "instruction": " love"}.get(name, " bread and the")  # what it reads as well
     room = LIMIT - 1 - len(lm.tokenizer(tail, add_special_tokens=False).input_ids)  # BOS stays
     long, short = (method.fit(lm.model, lm.tokenizer, data(WORD * n, method)) for n in (3 * LIMIT, room))
     assert long.keys() == short.keys()
@@ -53,10 +62,14 @@ def test_a_long_prompt_is_cut_from_the_left_and_counted(name):
         if ".cut_" not in key:
             assert torch.equal(tensor, short[key]), key
     counted = {key: int(value) for key, value in long.items() if ".cut_" in key}
-    wanted = {"finetune": ["examples"], "security_vector": ["examples", "harmful", "background"],
-              "dexperts": ["harmful"], "mean_centring": ["pairs", "background"]}.get(name, ["pairs"])  # fmt: skip
+    own = {"finetune": ["examples"], "security_vector": ["examples", "harmful", "background"],
+           "task_negation": ["harmful"], "dexperts": ["harmful"]}  # fmt: skip
+    both = ("mean_centring", "psa", "activation_scaling", "dinm", "kl_then_steer")
+    wanted = ["pairs", "background"] if name in both else own.get(name, ["pairs"])
     if name == "stack":
         assert counted == {"info.first.cut_pairs": 1, "info.second.cut_pairs": 1}
+    elif name == "gate":
+        assert counted == {"info.inner.cut_pairs": 1, "info.cut_pairs": 1, "info.cut_background": 0}
     else:
         assert counted == {f"info.cut_{what}": int(what != "background") for what in wanted}
     assert not any(int(value) for key, value in short.items() if ".cut_" in key)
@@ -69,7 +82,7 @@ def test_what_differs_is_cut_off(name):
     same = WORD * 3 * LIMIT
     pairs = Pairs([*SHORT.prompt, "The"], [*SHORT.desired, same + " river"], [*SHORT.undesired, same])
     with pytest.raises(SetupError, match=f"pair 4: .* cut to {LIMIT} they are the same: what differs would be cut off"):
-        method.fit(lm.model, lm.tokenizer, FitData(pairs))
+        method.fit(lm.model, lm.tokenizer, FitData(pairs, background=SHORT.prompt))
 
 
 @pytest.mark.parametrize("name", CONTRASTING)
@@ -79,10 +92,10 @@ def test_a_pair_of_600_tokens_is_read_whole(name):
     lm.model.config.max_position_embeddings = 2048
     method = load(name)
     known = {field.name for field in fields(method)}
-    options = {"max_tokens": 2048, "text": "full", "min_steps": 20, "rank": 1}
+    options = {"max_tokens": 2048, "text": "full", "min_steps": 20, "steps": 3, "rank": 1}
     method = replace(method, **{key: value for key, value in options.items() if key in known})
     pairs = Pairs([WORD * 600] * 3, SHORT.desired, SHORT.undesired)
-    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs))
+    artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs, background=SHORT.prompt))
     assert artefact["info.cut_pairs"] == 0
 
 

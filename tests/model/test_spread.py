@@ -164,6 +164,7 @@ def test_a_device_that_is_not_here_is_refused_first(device, monkeypatch):
     [
         ({"cpu": "1GiB"}, "cpu", "runtime.device=auto alone"),
         ("20GiB", "auto", "a mapping"),
+        ({}, "auto", "a mapping"),
         ({7: "1GiB"}, "auto", "max_memory.7: there is no such device"),
         ({"disk": "1GiB"}, "auto", "max_memory.disk: there is no such device"),
         ({"cpu": "much"}, "auto", "max_memory.cpu=much: no size"),

@@ -22,7 +22,7 @@ from bench.files import plain_json
 from bench.leaderboard import formatting
 from bench.leaderboard.columns import signed
 from bench.leaderboard.frame import Table, tables
-from bench.records import identity, record
+from bench.records import identity, record, titles
 from bench.records.table import read_records
 from bench.report import texts
 from bench.report.__main__ import main
@@ -170,7 +170,9 @@ def test_each_row_leads_to_a_page_and_every_name_is_there_once(shown):
 
 
 def test_it_says_what_the_printed_leaderboard_says(table, shown):
-    for line in [*formatting.heading(table), *formatting.told_first(table), *formatting.found_out(table)]:
+    heading = formatting.heading(table, titles.called(table.frame["method"]))
+    assert any("Random direction (2 seeds)" in line for line in heading)
+    for line in [*heading, *formatting.told_first(table), *formatting.found_out(table)]:
         assert " ".join(line.split()) in shown.shown
     printed = formatting.readable(table)
     found = {one.title: one for one in columns(table)}

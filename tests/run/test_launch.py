@@ -4,13 +4,15 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
+import psutil
 import pytest
 from hydra.errors import HydraException
 
-from bench.__main__ import main
-from bench.config.hydra_launcher import launcher_of
+from bench.__main__ import Sweep, main
+from bench.config.hydra_launcher import Ready, launcher_of
 from bench.config.launch_arguments import split
 from bench.records import sweep_state
 from bench.records.sweep_state import Log
@@ -83,6 +85,14 @@ def test_a_job_is_read_as_it_was_written():
     assert Job.read(SimpleNamespace(**read.value())) == job
 
 
+def test_a_stopped_launcher_says_what_goes_on(tmp_path):
+    sweep = Sweep()
+    sweep.results, sweep.launcher = tmp_path, ["launcher=joblib"]
+    assert "what its jobs have computed is kept" in sweep.kept() and "scancel" not in sweep.kept()
+    sweep.launcher = ["hydra/launcher=submitit_slurm"]
+    assert "scancel ends them" in sweep.kept()
+
+
 def test_a_launcher_needs_the_threads(world, tmp_path, capsys):  # noqa: F811
     given = arguments(world, tmp_path, "method=unsteered,caa", "strength=2", "launcher=joblib")
     assert main(given) == 2
@@ -96,7 +106,7 @@ def launched(monkeypatch):
     waves = []
 
     class Here:
-        name, shares_a_machine = "here", True
+        name, shares_a_machine, loses_all, leaves_others = "here", True, False, False
 
         @staticmethod
         def launch(jobs):
@@ -151,12 +161,84 @@ def test_a_failing_cell_is_told_and_the_others_go_on(world, tmp_path, launched, 
     assert sweep is not None and [one.state for one in sweep.cells] == ["done", "done", "failed"]
 
 
-def test_a_launcher_that_loses_a_worker_says_so():
-    def lost(_):
-        raise RuntimeError("a worker was killed")
+def lossy(name, launch):
+    return Ready(name, launch, lambda: None)
 
-    (failure,) = launch._launched(lost, [Job("cells", "/x", [0], [["method=caa"]], [])])
-    assert "a worker was killed" in failure.message and "steerbench status" in failure.message
+
+def of_cells(log, count):
+    return [Job("cells", str(log.folder), [one], [["method=caa", f"strength={one}"]], []) for one in range(count)]
+
+
+def test_a_launcher_that_loses_a_job_says_which_cells_are_left(tmp_path):
+    log = Log.begin(tmp_path, [], [("unsteered", False), ("caa x1", False), ("caa x2", False)], "slurm")
+
+    def lost(_):
+        for number, message in ((0, None), (1, "no such layer")):
+            with log.working(number):
+                log.ended(number, message)
+        raise RuntimeError("a worker was killed\n\nby somebody\nat /a/b")
+
+    failures = launch._launched(lossy("submitit_slurm", lost), of_cells(log, 3), log)
+    assert [(one.label, one.alone) for one in failures] == [
+        ("caa x1", "python -m bench method=caa strength=1"), ("caa x2", "python -m bench method=caa strength=2"),
+    ]  # fmt: skip
+    assert failures[0].message == "no such layer"
+    assert failures[1].message == "a job ended before it could say how (RuntimeError: a worker was killed by somebody)"
+    (failure,) = launch._launched(lossy("submitit_local", lost), of_cells(log, 3)[2:], log)
+    assert "steerbench status" in failure.message
+    assert launch._launched(lossy("submitit_slurm", lost), [replace(of_cells(log, 3)[2], stage="fits")], log) == []
+
+
+def test_a_job_that_meets_a_full_disk_says_what_to_do(tmp_path):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    log = Log.begin(tmp_path, [], [("caa", False)], "joblib")
+    (failure,) = launch._launched(lossy("joblib", full), of_cells(log, 1), log)
+    assert "No space left on device; free some space there" in failure.message
+
+
+def test_cells_that_a_dead_process_took_along_are_launched_again(tmp_path, capsys):
+    log, launched = Log.begin(tmp_path, [], [(f"caa x{one}", False) for one in range(4)], "joblib"), []
+
+    def ends_one_and_dies(jobs):
+        numbers = [int(one[0].partition("numbers:[")[2].partition("]")[0]) for one in jobs]
+        launched.append(numbers)
+        if numbers == [3]:  # the one that never ends well
+            raise RuntimeError("killed")
+        (log.folder / "3.json").write_text('{"state": "running"}')  # and nobody holds its lock
+        first = next(one for one in numbers if one != 3)
+        with log.working(first):
+            log.ended(first, "no such layer" if first == 1 else None)
+        raise RuntimeError("killed")
+
+    failures = launch._launched(lossy("joblib", ends_one_and_dies), of_cells(log, 4)[::-1], log)
+    assert launched == [[3, 2, 1, 0], [1, 0, 3], [0, 3], [3], [3]]  # what was being computed comes last
+    assert [(one.label, one.message[:13]) for one in failures] == [
+        ("caa x1", "no such layer"),
+        ("caa x3", "a job ended b"),
+    ]
+    assert "go on in new processes" in capsys.readouterr().err
+
+
+def test_a_worker_ends_with_its_launcher(tmp_path):
+    """One that is idle, as joblib's are between jobs."""
+    program = (
+        "import multiprocessing, os, time\n"
+        "from bench.run import job\n"
+        "def idle():\n"
+        "    job._end_with_launcher()\n"
+        "    print(os.getpid(), flush=True)\n"
+        "    time.sleep(100)\n"
+        "one = multiprocessing.get_context('fork').Process(target=idle)\n"
+        "one.start()\n"
+        "one.join()\n"
+    )
+    launcher = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    worker = psutil.Process(int(launcher.stdout.readline()))
+    launcher.kill()
+    assert worker.wait(15) is None  # it is nobody's child any more, so its exit code is not known
+    assert not worker.is_running()
 
 
 # -- how far a sweep is ------------------------------------------------------------------------------------------------

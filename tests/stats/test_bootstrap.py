@@ -72,7 +72,7 @@ def test_the_pairing_is_what_narrows_the_interval():
 
 def test_against_scipy_with_the_quantiles_widened_for_few_items():
     generator = np.random.default_rng(4)
-    a, b = paired(generator, 400, -0.1)  # at 400 items the widening is below 1 %
+    a, b = paired(generator, 400, -0.1)  # at 400 items the widening is below 1%
     found = paired_bootstrap(a, np.ones(400), b, np.ones(400))
     other = bootstrap((a - b,), np.mean, method="percentile", n_resamples=10_000, rng=generator).confidence_interval
     assert found.low == pytest.approx(other.low, abs=2e-3) and found.high == pytest.approx(other.high, abs=2e-3)
@@ -158,7 +158,7 @@ def test_the_interval_over_items_and_fits_covers(monkeypatch, fits, item, fit, b
         drawn = np.stack([draws(one, np.ones(n), seed=i % 5) for one in values])
         low, high = interval(two_level(values.mean(axis=1), drawn, n), n)
         inside += low <= 0 <= high
-    assert 0.92 <= inside / simulations <= 0.98  # 93 to 97 %, and the noise of 800 simulations
+    assert 0.92 <= inside / simulations <= 0.98  # 93 to 97%, and the noise of 800 simulations
 
 
 def test_differing_fits_widen_the_interval():

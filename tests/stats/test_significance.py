@@ -16,6 +16,7 @@ from bench.stats.significance import (
     detectable_after_holm,
     detectable_by_draws,
     holm,
+    least_p,
     mcnemar_test,
     paired_test,
     permuted,
@@ -242,3 +243,18 @@ def test_the_smallest_effect_has_its_power_in_simulations(n, alpha, effect):
     drawn = np.random.default_rng(0).normal(found, 1, (20_000, n))
     statistic = drawn.mean(1) / drawn.std(1, ddof=1) * np.sqrt(n)
     assert (np.abs(statistic) > t.ppf(1 - alpha / 2, n - 1)).mean() == pytest.approx(0.8, abs=0.012)
+
+
+def test_ranks_are_one_more_than_the_number_of_better_ones():
+    draws = np.random.default_rng(0).integers(0, 6, (12, 300)).astype(float)  # with many ties
+    for values, higher in ((draws, True), (-draws, False)):
+        ranks = 1 + (draws[None] > draws[:, None]).sum(axis=1)
+        expected = np.quantile(ranks, [0.025, 0.975], axis=1, method="inverted_cdf").astype(int).T
+        assert rank_intervals(values, higher) == [tuple(one) for one in expected]
+
+
+@pytest.mark.parametrize("n", [2, 5, 13, 40])
+def test_no_p_is_below_the_least(n):
+    far = paired_test(pd.DataFrame({"value_a": np.arange(n) + 50.5, "weight_a": 1.0, "value_b": 0.5, "weight_b": 1.0}))
+    assert far == pytest.approx(least_p(n))
+    assert bootstrap_p(np.full(500, 3.0), n) == pytest.approx(least_p(n, 500))

@@ -151,7 +151,7 @@ def test_scorers_of_another_kind_are_not_asked(sources):
 
 def test_texts_that_could_not_be_scored(sources):
     prompts = [prompt.text for prompt in suite(sources).texts("test")[0]]
-    with pytest.raises(SuiteError, match="length left 2 of 16 texts unscored; more than 1 % is a failure"):
+    with pytest.raises(SuiteError, match="length left 2 of 16 texts unscored; more than 1% is a failure"):
         measure(suite(sources, scorers=[Length(missing=prompts[:1])]), tiny_lm(), "test")
     with pytest.raises(SuiteError, match="length left 16 of 16 texts unscored"):
         measure(suite(sources, scorers=[Length(missing=prompts)]), tiny_lm(), "test")

@@ -1,0 +1,54 @@
+"""What has become of Slurm's jobs, on a cluster that keeps no accounts as well.
+
+submitit asks `sacct` alone, and waits for ever for a job that was lost where that command has nothing to say.
+"""
+
+import subprocess
+import time
+
+from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
+
+DELAY_SECONDS = 60
+"""How often the cluster is asked at most; submitit's 600 s leave a lost job unnoticed for that long."""
+GONE = "ENDED"
+ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", GONE)
+"""Final states, as `squeue` calls them, and that of a job it has forgotten; in any other one a job may still run."""
+QUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T")
+
+
+class Watcher(SlurmInfoWatcher):
+    """Asks `sacct`, and `squeue` where there is no such account."""
+
+    def update(self) -> None:
+        """Ask for all jobs that are watched."""
+        command = self._make_command()
+        if command is None:
+            return
+        try:
+            output = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+            self._info_dict.update(self.read_info(output))
+        except (OSError, subprocess.CalledProcessError):
+            self._info_dict.update(self._queued())
+        self._last_status_check = time.time()
+        self._finished |= {one for one in self._registered if self.is_done(one, mode="cache")}
+
+    def wait(self) -> None:
+        """Come back when no job runs or waits any more."""
+        while not all(self.is_done(one) for one in self._registered - self._finished):
+            time.sleep(1.0)
+
+    def _queued(self) -> dict[str, dict[str, str]]:
+        """The state of each watched job; one that the queue has forgotten has ended. Nothing where Slurm is away."""
+        try:
+            output = subprocess.run(QUEUE, capture_output=True, check=True, text=True).stdout
+        except (OSError, subprocess.CalledProcessError):
+            return {}
+        states = dict(line.split("|", 1) for line in output.split())
+        found = {one: states.get(one, GONE) for one in self._registered - self._finished}
+        return {one: {"JobID": one, "State": state if state in ENDED else "RUNNING"} for one, state in found.items()}
+
+
+def watch() -> Watcher:
+    """From now on this process asks in that way for the jobs that it launches."""
+    SlurmJob.watcher = found = Watcher(delay_s=DELAY_SECONDS)
+    return found

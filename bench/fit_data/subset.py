@@ -1,0 +1,62 @@
+"""So many of the pairs of a source, drawn at random: for curves over the number of pairs with a spread of their own."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bench.data.splits import Learnt
+from bench.fit_data.base import FitSource
+from bench.model.lm import LM
+from bench.records.identity import named
+from methods.base import FEWEST_PAIRS, Pairs
+from methods.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Subset(FitSource):
+    """`count` of the pairs of another source, without replacement; of one seed the smaller sets are in the larger."""
+
+    source: FitSource
+    count: int
+    seed: int
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # that of the pairs
+        """The name of the pairs of which some are taken."""
+        return self.source.name
+
+    def identity(self) -> dict[str, Any]:
+        """The recipe of the pairs, with the number and the seed."""
+        return named(self.source) | {"subset": self.count, "subset_seed": self.seed}
+
+    def check(self) -> None:
+        """Raises SetupError for a number of pairs from which nothing can be learnt, and as the source."""
+        if self.count < FEWEST_PAIRS:
+            raise SetupError(f"pairs.subset={self.count}: at least {FEWEST_PAIRS} pairs, or null for all")
+        self.source.check()
+
+    def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
+        """The pairs in the source's order. Raises SetupError where the source has fewer."""
+        pairs, about = self.source.load(lm)
+        assert isinstance(pairs, Pairs)
+        there = len(pairs.prompt)
+        if there < self.count:
+            raise SetupError(
+                f"pairs.subset={self.count}, and {self.name} has {there} pairs; lower it, or raise pairs.prompts"
+            )
+        taken = sorted(np.random.default_rng([self.seed, there]).permutation(there)[: self.count].tolist())
+        some = Pairs(*([column[i] for i in taken] for column in pairs))
+        return some, about | {"pairs": self.count, "subset": {"seed": self.seed, "of": there}}
+
+    def tokens(self) -> int:
+        """The tokens that the source takes, all of which is made."""
+        return self.source.tokens()
+
+    def learnt(self) -> Learnt:
+        """A suite may not ask what the source was made from."""
+        return self.source.learnt()
+
+    def size(self) -> int:
+        """The source's tokens where it has so many pairs; roughly the taken share of them is not known before."""
+        return self.source.size()

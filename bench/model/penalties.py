@@ -1,0 +1,29 @@
+"""What decoding forbids or makes dearer before a token is drawn: repeated tokens, and all but the most probable."""
+
+import torch
+from torch import Tensor
+
+from bench.model.decoding import Sampling
+from bench.model.rows import Rows
+
+
+def applied(logits: Tensor, rows: Rows, settings: Sampling) -> Tensor:
+    """The logits (B, V) of the next token under the settings' penalties and top_k, in this order; new where any acts.
+
+    repetition_penalty p: the logit of a token that stands in the prompt or the text is divided by p where it is
+    positive, else multiplied (arXiv 1909.05858 section 4.1, as transformers has it). frequency_penalty f: f is taken
+    off for each time that the token was written, the prompt not counted. Tokens as probable as the k-th stay.
+    """
+    if settings.repetition_penalty != 1:
+        tokens = torch.where(rows.seen, rows.ids, rows.ids[:, -1:])  # of a row's padding, its last token again
+        found = logits.gather(-1, tokens)
+        penalty = settings.repetition_penalty
+        logits = logits.scatter(-1, tokens, torch.where(found > 0, found / penalty, found * penalty))
+    if settings.frequency_penalty:
+        place = rows.seen.long().cumsum(-1) - 1  # (B, C)
+        written = rows.seen & (place >= rows.prompt[:, None])
+        logits = logits.scatter_add(-1, rows.ids, -settings.frequency_penalty * written.to(logits))
+    if settings.top_k is not None and settings.top_k < logits.shape[-1]:
+        least = logits.topk(settings.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    return logits

@@ -1,0 +1,330 @@
+"""Directional ablation (arXiv 2406.11717) and its affine form ACE (arXiv 2411.09003), by hooks or in the weights."""
+
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import directions, layout, layout_search, sites, untying
+from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
+from methods.erasing import Embeddings, Erasure, erasing_hooks
+from methods.errors import SetupError
+from methods.intervention import Hook, edited, hooked, record
+from methods.placement import check_materialised, input_device
+from methods.separation import separation_facts
+from methods.tokens import encode_pairs
+
+Operation = Literal["ablate", "affine"]
+Eraser = Literal["orth", "leace"]
+Form = Literal["hooks", "weights"]
+ROUNDINGS, MOST = 4096, 0.25  # rounding explains this many units of the last place, and never more than this share
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ablation(Method):
+    """y <- y - strength * u w^T y of all that is written to the residual stream, at every position.
+
+        r = mean of undesired - mean of desired features,   (D,)
+        u = r / |r|,   w = u (orth)   or   w = S^-1 u / (u^T S^-1 u) (leace);   in both w^T u = 1
+
+    Features are the input of block `layer` (resid_pre), pooled over the tokens that `read` names. What is written is
+    the sum of the embeddings, which is the input of block 0, and what attention and MLP of every block add to the
+    stream, behind a norm where one follows them (`methods.sites.written`). The stream is the sum of these, so at
+    strength 1 w^T h = 0 at the input of every block, and strength s takes off the share s everywhere. The authors hook
+    the input of every block instead of the embeddings, which is the same at 1 alone, since a share that is taken off
+    what has been reduced already compounds. So 0 is the model as it is and 1 the paper's method.
+
+    operation: `ablate` is 2406.11717's. `affine` is ACE: the projection goes to that of the desired texts, not to 0,
+
+        h <- h - strength * u (w^T h - w^T mean of desired)
+
+    for which the embeddings carry the constant. The paper's alpha counts otherwise (0 is without the behaviour, 1 with
+    it, by a vector r that is not normalised); our strength 1 is its alpha 0.
+    eraser: `orth` projects on r. `leace` is an oblique projection along the same u, of least change in the metric of
+    the features' covariance S over both sides: S = (1 - shrinkage) cov + shrinkage * tr(cov) / D * 1. With fewer texts
+    than D the covariance has no inverse, so some shrinkage is needed; how much is a choice of ours. At shrinkage 1
+    it is `orth`. With either, both sides have the same mean at strength 1.
+
+    form: `hooks` changes what is written, in every architecture. `weights` edits the matrices that write, W <- W -
+    strength * u (w^T W), their biases alike, and the token and position embeddings, E <- E - strength * (E w) u^T; the
+    constant of `affine` goes to every row of the token embedding, over the factor by which the model multiplies it
+    (Gemma). Both are the same map, which is tried with one token of every new model. Where a norm stands
+    between what is written and the stream (Gemma 2 and 3, OLMo 2 and 3) or behind the embeddings (Bloom), the weights
+    cannot do it, and `weights` is refused. Where the unembedding is the token embedding, it becomes a copy inside
+    (`methods.untying`): the direction is taken out of what is written, not out of the logits. Released code projects
+    the shared matrix, so that the logits move as well.
+    embeddings: `leave` projects only what the blocks write, so the stream keeps what the embeddings hold of the
+    direction; not with `affine`.
+
+    Not taken over: choosing position and layer by refusal scores, one direction a layer, or a weight for each layer.
+    """
+
+    name: ClassVar[str] = "ablation"
+    title: ClassVar[str] = "Directional ablation"
+    cite: ClassVar[str] = "2406.11717"
+    family: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "share removed"
+
+    layer: int | float = 0.45
+    read: directions.Read = "continuation"
+    skip_first: int = 0
+    operation: Operation = "ablate"
+    eraser: Eraser = "orth"
+    shrinkage: float = 0.1
+    form: Form = "hooks"
+    embeddings: Embeddings = "project"
+    strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25)
+
+    @property
+    def reads_labels(self) -> bool:  # type: ignore[override]  # u w^T has no sign; the desired mean does
+        """Whether it matters which text of a pair is the desired one."""
+        return self.operation == "affine"
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a layer or setting that is not there, and for weights that cannot do it."""
+        layout.layer_index(model, self.layer)
+        for key, value, allowed in (
+            ("read", self.read, get_args(directions.Read)),
+            ("operation", self.operation, get_args(Operation)),
+            ("eraser", self.eraser, get_args(Eraser)),
+            ("form", self.form, get_args(Form)),
+            ("embeddings", self.embeddings, get_args(Embeddings)),
+        ):
+            if value not in allowed:
+                raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
+        if self.skip_first < 0:
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+        if not 0 < self.shrinkage <= 1:
+            raise SetupError(f"method.shrinkage={self.shrinkage}: above 0 and at most 1, where leace is orth")
+        if self.operation == "affine" and self.embeddings == "leave":
+            raise SetupError(
+                "method.operation=affine adds its constant to the embeddings, and method.embeddings=leave leaves them "
+                "as they are; set method.embeddings=project, or method.operation=ablate"
+            )
+        if self.form == "weights":
+            _check_foldable(model, self.embeddings)
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """Both u and w as the rows of one tensor, (2, D), and the constant w^T mean of desired, 0 for `ablate`.
+
+        Raises SetupError without pairs, and where the means of their features do not differ.
+        """
+        self.check(model)
+        pairs = required_pairs(data, self.name)
+        layer = layout.layer_index(model, self.layer)
+        texts = encode_pairs(model, tokenizer, pairs)
+        desired, undesired = (  # (N, D) each
+            directions.pooled_features(model, side, [layer], read=self.read, skip_first=self.skip_first, site="input")[
+                0
+            ]
+            for side in (texts.desired, texts.undesired)
+        )
+        difference = directions.mean_difference(undesired.double(), desired.double())  # (D,)
+        length, usual = difference.norm(), torch.cat([desired, undesired]).norm(dim=-1).mean()
+        if length <= directions.SAME * usual:
+            raise SetupError(
+                f"ablation: the features of desired and undesired texts at the input of block {layer} have the same "
+                f"mean (it differs by {length:.2g}, their length is {usual:.2g}); give pairs whose texts differ where "
+                f"method.read={self.read} looks"
+            )
+        writer = difference / length
+        reader = writer
+        if self.eraser == "leace":
+            reader = whitened_reader(torch.cat([desired, undesired]), writer, self.shrinkage)
+        clean = reader @ desired.double().mean(0)
+        return {
+            "directions": torch.stack([writer, reader]).float(),
+            "offset": clean.float() if self.operation == "affine" else torch.zeros(()),
+            INFO + "direction_norm": length.float(),
+            INFO + "feature_norm": usual,
+            INFO + "clean_projection": clean.float(),
+            INFO + "reader_norm": reader.norm().float(),
+            INFO + "cut_pairs": torch.tensor(texts.cut),
+            **separation_facts(desired, undesired),
+        }
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Take the direction off inside the block. Raises SetupError for an artefact of another model or operation."""
+        if strength == 0:
+            yield Steering()
+            return
+        found = directions.fitted(model, artefact, "directions", self.name)
+        offset = float(artefact["offset"]) if self.operation == "affine" else 0.0
+        eraser = Erasure(found[0], found[1], offset, strength)
+        if self.form == "hooks":
+            with hooked(erasing_hooks(model, eraser, self.embeddings)):
+                yield Steering()
+            return
+        _check_foldable(model, self.embeddings)
+        new = erased_weights(model, eraser, self.embeddings)
+        with untying.untied(model) if self.embeddings == "project" else nullcontext(), edited(new):
+            yield Steering()
+
+
+def erased_weights(model: PreTrainedModel, eraser: Erasure, embeddings: Embeddings) -> dict[nn.Parameter, Tensor]:
+    """New values of all parameters that write to the stream, which is then what `erasing_hooks` make of it."""
+    new: dict[nn.Parameter, Tensor] = {}
+    own = layout.of(model)
+    for layer, block in enumerate(layout.blocks(model)):
+        for kind, names in (("o", own.o), ("down", own.value)):
+            for matrix in layout.stream_rows(model, layer, kind).parts:  # type: ignore[arg-type]
+                edit = eraser.of_stream(matrix.read().float(), constant=False)  # (rows, D)
+                new[matrix.parameter] = matrix.stored(edit, new.get(matrix.parameter))
+            for name in names:
+                for owner, _ in layout.resolved(block, name):
+                    last = name.rpartition(".")[2]
+                    bias = next((b for b in (getattr(owner, f"{last}_bias", None), getattr(owner, "bias", None))
+                                 if isinstance(b, nn.Parameter)), None)  # fmt: skip
+                    if bias is not None:
+                        new[bias] = eraser.of_stream(bias.detach(), constant=False)
+    if embeddings == "project":
+        token = model.get_input_embeddings()
+        for module in _embeddings(model):
+            weight = module.weight
+            assert isinstance(weight, nn.Parameter)
+            edit = eraser.of_stream(weight.detach().float(), constant=False)  # (V, D)
+            if module is token and eraser.offset:
+                scale = _embedding_factor(model)
+                edit = edit + (eraser.strength * eraser.offset / scale * eraser.writer).to(edit.device)
+            new[weight] = edit.to(weight.dtype)
+    return new
+
+
+def _embeddings(model: PreTrainedModel) -> list[nn.Embedding]:
+    """The token embedding and those of positions: all that stand before the blocks."""
+    decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
+    inside = {id(module) for module in layout.blocks(model).modules()}
+    found = [one for one in decoder.modules() if isinstance(one, nn.Embedding) and id(one) not in inside]
+    return [one for one in found if one.weight.shape[1] == layout.width(model)]
+
+
+def _table(model: PreTrainedModel) -> nn.Parameter:
+    """(V, D) the weight of the token embedding."""
+    weight = model.get_input_embeddings().weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+_factors: "weakref.WeakKeyDictionary[PreTrainedModel, float]" = weakref.WeakKeyDictionary()
+
+
+@torch.inference_mode()
+def _embedding_factor(model: PreTrainedModel) -> float:
+    """By how much a row of the token embedding is multiplied on its way to block 0; one token is read twice.
+
+    Raises SetupError where the stream there is no multiple of it (a norm or a matrix stands between).
+    """
+    if model in _factors:
+        return _factors[model]
+    token, block = model.get_input_embeddings(), layout.blocks(model)[0]
+    weight = _table(model)
+    number = weight[:1000].float().norm(dim=1).argmax()  # a padding token's row may be zeros
+    row = weight[number].float()
+    inner = float(token(number[None])[0].float() @ row / (row @ row))
+    step = row.norm() * torch.nn.functional.normalize(torch.arange(1.0, len(row) + 1, device=row.device).sin(), dim=0)
+    seen: list[Tensor] = []
+
+    def keep(hidden: Tensor) -> Tensor:
+        seen.append(hidden[0, 0].float())
+        return hidden
+
+    with hooked([Hook(block, "input", keep)]):
+        layout_search.read_one_token(model, use_cache=False)
+        with hooked([Hook(token, "output", lambda hidden: hidden + step.to(hidden))]):
+            layout_search.read_one_token(model, use_cache=False)
+    before, after = seen
+    change = (after - before).to(step.device)
+    outer = float(change @ step / (step @ step))
+    roundings = 64 * float(torch.finfo(weight.dtype).eps) * float(after.abs().max() + before.abs().max())
+    straight = (change - outer * step).abs().max() <= max(roundings, 1e-5 * float(change.abs().max()))
+    if not straight or not outer * inner:
+        raise SetupError(
+            f"{model.config.model_type}: a norm or a matrix stands between the token embedding and the first block, so "
+            "the embedding's weights cannot do what the hooks do; set method.form=hooks"
+        )
+    _factors[model] = inner * outer
+    return _factors[model]
+
+
+_foldable: "weakref.WeakKeyDictionary[PreTrainedModel, set[Embeddings]]" = weakref.WeakKeyDictionary()
+
+
+def _check_foldable(model: PreTrainedModel, embeddings: Embeddings) -> None:
+    """Raises SetupError where edited weights cannot do, or do not do, what the hooks do; tried once for a model.
+
+    A norm may follow what is written, an embedding may be of another width than the stream, and something may write to
+    the stream that nobody knows of: so one token is read with the hooks and with the weights of a random direction.
+    """
+    if embeddings in _foldable.get(model, ()):
+        return
+    token = _table(model)
+    if token.shape[1] != layout.width(model):
+        raise SetupError(
+            f"{model.config.model_type}: the token embedding is {token.shape[1]} wide and the stream "
+            f"{layout.width(model)}, so the weights cannot do what the hooks do; set method.form=hooks"
+        )
+    if input_device(model).type == "meta":
+        return  # found out as soon as it has weights
+    check_materialised(model, [token])
+    normed = [
+        f"{part} of block {layer}"
+        for layer in range(len(layout.blocks(model)))
+        for part in sites.PARTS
+        if sites.is_normed(model, layer, part)
+    ]
+    if normed:
+        raise SetupError(
+            f"{model.config.model_type}: a norm stands between what {normed[0]} writes and the residual stream"
+            f"{f', and so in {len(normed) - 1} other places' if normed[1:] else ''}, so a projection of its weights is "
+            "none of the stream; set method.form=hooks"
+        )
+    drawn = torch.randn(layout.width(model), generator=torch.Generator().manual_seed(0))
+    unit = torch.nn.functional.normalize(drawn, dim=0)
+    eraser = Erasure(unit, unit, 1.0 if embeddings == "project" else 0.0, 0.5)
+    wanted = _one_token(model, erasing_hooks(model, eraser, embeddings))
+    with edited(erased_weights(model, eraser, embeddings)):
+        got = _one_token(model, [])
+    _check_equal(wanted, got)
+    _foldable.setdefault(model, set()).add(embeddings)
+
+
+@torch.inference_mode()
+def _one_token(model: PreTrainedModel, hooks: Sequence[Hook]) -> Tensor:
+    """(D,) the output of the last block for one token, with these hooks."""
+    last = len(layout.blocks(model)) - 1
+    with hooked(hooks), record(model, [last]) as seen:
+        layout_search.read_one_token(model, use_cache=False)
+    return seen[last][0, 0].clone()
+
+
+def _check_equal(wanted: Tensor, got: Tensor) -> None:
+    """Raises SetupError where the weights do otherwise than the hooks, by more than rounding."""
+    difference, size = float((wanted - got).abs().max()), float(wanted.abs().max())
+    if not difference <= min(ROUNDINGS * torch.finfo(wanted.dtype).eps, MOST) * size:
+        raise SetupError(
+            f"method.form=weights: the edited weights do not give what the hooks give (the stream differs by "
+            f"{difference:.2g} of {size:.2g}): something else writes to the stream here; set method.form=hooks"
+        )
+
+
+def whitened_reader(features: Tensor, writer: Tensor, shrinkage: float) -> Tensor:
+    """Return w (D,) = S^-1 u / (u^T S^-1 u), in double precision, with the shrunk covariance S of features (N, D).
+
+    S is never made: its inverse is known on the rows' span, and elsewhere it is a multiple of the identity.
+    """
+    rows = features.double() - features.double().mean(0)
+    values, axes = torch.linalg.svd(rows, full_matrices=False)[1:]  # (K,), (K, D)
+    spread = values.square() / (len(rows) - 1)  # (K,)
+    floor = shrinkage * spread.sum() / rows.shape[1]
+    along = axes @ writer.double()  # (K,)
+    inverse = axes.T @ (along / ((1 - shrinkage) * spread + floor)) + (writer.double() - axes.T @ along) / floor  # (D,)
+    reader: Tensor = inverse / (writer.double() @ inverse)
+    return reader

@@ -1,0 +1,327 @@
+"""Activation transport, AcT (arXiv 2410.23054): the values of a unit are carried to where desired texts have them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import blockwise, directions, layout, sites
+from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
+from methods.errors import SetupError
+from methods.folding import folded, has_bias
+from methods.intervention import Hook, current_positions, edited, hooked
+from methods.sites import PARTS, Part, Place
+from methods.tokens import Text, encode_pairs
+
+Kind = Literal["linear", "mean", "gaussian"]
+Where = Literal["auto", "attention", "mlp", "both", "block"]
+Support = Literal["source", "infinite"]
+Pushed = Literal["both", "source"]
+ActRead = Literal["all", "continuation"]
+
+EDGE = 0.01  # of the support at either end, over which a map comes in
+FLAT = 1e-4  # standard deviation up to which the authors' mean and gaussian maps leave a unit alone
+TALLIED = 64  # source texts on which the share of values inside the support is counted
+
+
+class Map(NamedTuple):
+    """y -> scale * y + shift for low < y < high, all (width,); low and high are None where every value is mapped.
+
+    Within EDGE of the support from either end it comes in linearly: a jump there would let rounding, which differs from
+    batch to batch, decide whether a value is moved.
+    """
+
+    scale: Tensor
+    shift: Tensor
+    low: Tensor | None
+    high: Tensor | None
+
+    def share(self, values: Tensor) -> Tensor | None:
+        """(..., width) how much of the map acts on a value: 0 outside the support, 1 well inside; None: 1."""
+        if self.low is None or self.high is None:
+            return None
+        from_end = torch.minimum(values - self.low, self.high - values)  # (..., width)
+        ramp = EDGE * (self.high - self.low)
+        return (from_end / ramp.where(ramp > 0, torch.ones_like(ramp))).clamp(0, 1)
+
+    def to(self, device: torch.device) -> "Map":
+        """The same map on another device."""
+        return Map(*(None if one is None else one.to(device) for one in self))  # type: ignore[arg-type]
+
+
+class Spot(NamedTuple):
+    """A place of the model that is mapped: what it is called in the artefact, and in which block it is."""
+
+    key: str
+    layer: int
+    part: Part | None  # None: the output of the block
+    place: Place
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcT(Method):
+    """y <- (1 - strength) y + strength (w y + b) at all tokens, for each unit of each place by itself.
+
+    From the values that the source texts (prompt and undesired continuation) and the target texts (desired) have at a
+    place, A and B (N, D), each text pooled to its mean over tokens, every column sorted by itself (section 3):
+
+        linear:    w = sum(a' b') / sum(a'^2),  a' = a - mean(a), b' = b - mean(b)
+        gaussian:  w = std(b) / std(a)
+        mean:      w = 1;                       b = mean(B) - w mean(A) in all three
+
+    The linear w is the least-squares slope between the sorted columns. Definition 3.1 of the paper prints the target's
+    squares below the line; the source's minimise the cost, and the authors' code has them (github apple/ml-act).
+
+    support: `source` maps a value only strictly between the smallest and the largest pooled value of its unit in the
+    source texts, and leaves every other one as it is; `infinite` maps all. The paper takes the first for mitigation,
+    the second to induce something; its code has the first with `linear` and the second with the other two. Means over
+    a text have a smaller range than tokens have, so many values pass untouched: `info.inside_support` is the share that
+    is mapped, of the values at the tokens read of the first 64 source texts, with all maps on. The published map jumps
+    at the ends of the support; here it comes in over a hundredth of it at either end, or else rounding, which depends
+    on what is in the batch, would decide on which side of an end a value lies.
+
+    where: `auto` is the output of the norms behind attention and MLP where a model has them (Gemma 2 and 3, OLMo 2 and
+    3), as the paper's best rows for Gemma 2, else of attention, its best place in Llama 3. In Llama the norm that is
+    called post_attention_layernorm stands before the MLP and is no such norm. `block` is the output of each block.
+
+    causal: one place after the other in the order of execution, with the maps before it fully on; else all from one
+    pass. The authors' code takes the order of `named_modules` and reads all texts once for each module. Here they wait
+    between two blocks (`methods.blockwise`), which gives the same values for about three passes in all. pushed: the
+    texts that the maps before it act on. In the authors' code they act on `both` sides, so a target value inside the
+    source's support moves as well, and what one place has equalised may differ again behind it; with `source` the
+    target's values are those of the model as it is.
+
+    The paper's texts are unpaired and have no prompt. Ours come in pairs, so the continuation alone is pooled by
+    default; which texts make a pair is never used. skip_first leaves the attention sink out of texts without a prompt.
+    A unit that is constant in the source texts keeps w = 1 in the linear map, where the authors' code divides by the
+    noise that it adds; with the other two it is left as it is below a standard deviation of 1e-4 on either side, as in
+    the authors' code.
+
+    With support=infinite a map at the output of a linear module with a bias is written into its weights, and one of
+    kind=mean at the output of a block is a constant vector: both can be exported. All else is done by hooks.
+    """
+
+    name: ClassVar[str] = "act"
+    title: ClassVar[str] = "AcT"
+    cite: ClassVar[str] = "2410.23054"
+    family: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "share of the transport"
+
+    kind: Kind = "linear"
+    where: Where = "auto"
+    causal: bool = True
+    pushed: Pushed = "both"
+    support: Support = "source"
+    read: ActRead = "continuation"
+    skip_first: int = 1
+    max_tokens: int = 128
+    strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1)
+
+    def passes(self) -> float:
+        """One whole pass; if causal also the runs of single blocks, for each place in it and then with its maps on."""
+        places = {"attention": blockwise.PARTIAL, "both": blockwise.PARTIAL + 1, "auto": blockwise.PARTIAL}
+        runs = places.get(self.where, 1.0) + 1
+        return 1 + self.causal * runs * (1 if self.pushed == "both" else 0.5)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a setting that is not allowed."""
+        del model
+        for key, value, allowed in (
+            ("kind", self.kind, get_args(Kind)),
+            ("where", self.where, get_args(Where)),
+            ("pushed", self.pushed, get_args(Pushed)),
+            ("support", self.support, get_args(Support)),
+            ("read", self.read, get_args(ActRead)),
+        ):
+            if value not in allowed:
+                raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
+        if self.skip_first < 0:
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """A map for each place. Raises SetupError without pairs, and where both sides have the same texts.
+
+        "<place>.scale" and "<place>.shift" (D,), and with support=source "<place>.low" and "<place>.high".
+        """
+        self.check(model)
+        texts = encode_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
+        if sorted(text.tokens for text in texts.desired) == sorted(text.tokens for text in texts.undesired):
+            raise SetupError(
+                "act: the desired texts are the undesired ones, in whatever order, so there is nothing to carry from "
+                "one to the other; give pairs whose texts differ"
+            )
+        spots = self._spots(model)
+        maps = (self._causal if self.causal else self._at_once)(model, spots, texts.undesired, texts.desired)
+        artefact = {
+            f"{spot.key}.{field}": value.contiguous()
+            for spot, one in zip(spots, maps, strict=True)
+            for field, value in one._asdict().items()
+            if value is not None
+        }
+        artefact[INFO + "cut_pairs"] = torch.tensor(texts.cut)
+        if self.support == "source":
+            artefact[INFO + "inside_support"] = self._inside(model, spots, maps, texts.undesired[:TALLIED])
+        return artefact
+
+    def _spots(self, model: PreTrainedModel) -> list[Spot]:
+        """The places in the order in which they run."""
+        layers = range(len(layout.blocks(model)))
+        if self.where == "block":
+            width = layout.width(model)
+            return [Spot(f"layers.{i}", i, None, Place(layout.blocks(model)[i], "output", width)) for i in layers]
+        parts: Sequence[Part] = PARTS if self.where == "both" else [part for part in PARTS if part == self.where]
+        if self.where == "auto":
+            parts = [part for part in PARTS if sites.is_normed(model, 0, part)] or ["attention"]
+        return [Spot(f"layers.{i}.{part}", i, part, sites.written(model, i, part)) for i in layers for part in parts]
+
+    def _at_once(
+        self, model: PreTrainedModel, spots: Sequence[Spot], source: Sequence[Text], target: Sequence[Text]
+    ) -> list[Map]:
+        pooled = self._unsteered(model, spots, [*source, *target])
+        return [self._map(one[: len(source)], one[len(source) :]) for one in pooled]
+
+    def _unsteered(self, model: PreTrainedModel, spots: Sequence[Spot], texts: Sequence[Text]) -> list[Tensor]:
+        places = [spot.place for spot in spots]
+        return directions.pooled_at(model, texts, places, read=self.read, skip_first=self.skip_first)
+
+    def _causal(
+        self, model: PreTrainedModel, spots: Sequence[Spot], source: Sequence[Text], target: Sequence[Text]
+    ) -> list[Map]:
+        still = self._unsteered(model, spots, target) if self.pushed == "source" else None
+        texts = [*source, *(target if still is None else [])]
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))  # as they are put into batches
+        of_source = torch.tensor([i < len(source) for i in order])
+        with blockwise.kept(model) as batches:
+            (first,) = self._unsteered(model, spots[:1], [texts[i] for i in order])
+        maps: list[Map] = []
+        hooks: list[Hook] = []
+        for number, spot in enumerate(spots):
+            if number and spot.layer != spots[number - 1].layer:
+                blockwise.run(model, batches, spot.layer - 1, hooks, onward=True)
+                hooks = []
+            pooled = first if number == 0 else self._pooled(model, batches, spot, hooks)  # (N, D)
+            maps.append(self._map(pooled[of_source], pooled[~of_source] if still is None else still[number]))
+            hooks.append(_hook(spot.place, maps[-1], 1.0))
+        return maps
+
+    def _pooled(
+        self, model: PreTrainedModel, batches: Sequence[blockwise.Batch], spot: Spot, hooks: Sequence[Hook]
+    ) -> Tensor:
+        """(N, D) of the texts in the batches at one place of the block before which they wait."""
+        found: list[Tensor] = []
+
+        def keep(hidden: Tensor) -> Tensor:  # (B, T, D)
+            read = self._read(hidden)  # (B, T)
+            weights = read / read.sum(-1, keepdim=True)
+            found.append(torch.einsum("bt,btd->bd", weights, hidden.float()).cpu())
+            return hidden
+
+        until = spot.place.module if spot.part == "attention" else None
+        blockwise.run(model, batches, spot.layer, [*hooks, spot.place.hook(keep)], until=until)
+        pooled = torch.cat(found)
+        if not pooled.isfinite().all():
+            raise SetupError(f"act: with the maps before it on, {spot.key} is not finite; set method.causal=false")
+        return pooled
+
+    def _read(self, hidden: Tensor) -> Tensor:
+        continuation = self.read == "continuation"
+        read = blockwise.reading(current_positions(), hidden.shape[1], self.skip_first, continuation=continuation)
+        return read.to(hidden.device)
+
+    def _map(self, source: Tensor, target: Tensor) -> Map:
+        """The map between two sets of N pooled texts, (N, D) each."""
+        scale, shift = transport(source, target, self.kind)
+        ends = (source.amin(0), source.amax(0)) if self.support == "source" else (None, None)
+        return Map(scale, shift, *ends)
+
+    def _inside(
+        self, model: PreTrainedModel, spots: Sequence[Spot], maps: Sequence[Map], texts: Sequence[Text]
+    ) -> Tensor:
+        """Scalar: the share of values inside the support, over places, units and the tokens read."""
+        counted = torch.zeros(2, dtype=torch.float64)
+
+        def counting(one: Map, hook: Hook) -> Callable[[Tensor], Tensor]:
+            def function(hidden: Tensor) -> Tensor:
+                read = self._read(hidden)
+                share = one.to(hidden.device).share(hidden.float())
+                assert share is not None
+                counted[0] += float(((share > 0) & read[..., None]).sum())
+                counted[1] += float(read.sum()) * hidden.shape[-1]
+                return hook.function(hidden)
+
+            return function
+
+        pairs = zip(spots, maps, strict=True)
+        with hooked([spot.place.hook(counting(one, _hook(spot.place, one, 1.0))) for spot, one in pairs]):
+            directions.pooled_at(model, texts, [], read=self.read)
+        return (counted[0] / counted[1]).float()
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Map the places inside the block. Raises SetupError for an artefact of another model or other places."""
+        new: dict[nn.Parameter, Tensor] = {}
+        hooks = []
+        for spot in self._spots(model) if strength else []:
+            one = self._fitted(model, artefact, spot)
+            if one.low is None and spot.part is not None and has_bias(spot.place.module):
+                scale, shift = partial(one, strength)
+                new |= folded(spot.place.module, 1 + scale, shift)
+            else:
+                hooks.append(_hook(spot.place, one, strength))
+        with edited(new), hooked(hooks):
+            yield Steering()
+
+    def _fitted(self, model: PreTrainedModel, artefact: Artefact, spot: Spot) -> Map:
+        fields = Map._fields if self.support == "source" else Map._fields[:2]
+        found = [directions.fitted(model, artefact, f"{spot.key}.{field}", self.name) for field in fields]
+        return Map(found[0], found[1], *(found[2:] or (None, None)))
+
+
+def transport(source: Tensor, target: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Scale and shift (D,) that carry each unit's N source values to its N target values, (N, D) each.
+
+    The formulas are those of `AcT`, computed in double precision; the order of the values does not count.
+    """
+    a, b = (side.double().sort(0).values for side in (source, target))  # (N, D)
+    mean_a, mean_b = a.mean(0), b.mean(0)  # (D,)
+    centred_a, centred_b = a - mean_a, b - mean_b  # (N, D)
+    spread = centred_a.square().sum(0)  # (D,)
+    ones = torch.ones_like(spread)
+    if kind == "linear":
+        flat = spread <= len(a) * (directions.SAME * a.abs().amax(0)).square()
+        scale = torch.where(flat, ones, (centred_a * centred_b).sum(0) / spread.where(~flat, ones))
+        shift = mean_b - scale * mean_a
+    else:
+        std_a, std_b = a.std(0), b.std(0)
+        moved = (std_a > FLAT) & (std_b > FLAT)
+        ratio = std_b / std_a.where(moved, ones) if kind == "gaussian" else ones
+        scale = ratio.where(moved, ones)
+        shift = (mean_b - scale * mean_a).where(moved, 0 * ones)
+    return scale.float(), shift.float()
+
+
+def partial(one: Map, strength: float) -> tuple[Tensor, Tensor]:
+    """Slope and offset (D,) of what a map at this strength adds to a value: y <- y + (slope y + offset)."""
+    return strength * (one.scale - 1), strength * one.shift
+
+
+def _hook(place: Place, one: Map, strength: float) -> Hook:
+    """Maps the values at a place, each by itself, in fp32; it takes any shape (..., D)."""
+    slope, offset = partial(one, strength)
+
+    def function(hidden: Tensor) -> Tensor:
+        nonlocal one, slope, offset
+        one, slope, offset = one.to(hidden.device), slope.to(hidden.device), offset.to(hidden.device)
+        values = hidden.float()
+        added, share = slope * values + offset, one.share(values)
+        if share is None:
+            return (values + added).to(hidden.dtype)
+        return torch.where(share > 0, (values + share * added).to(hidden.dtype), hidden)
+
+    return Hook(place.module, place.side, function)

@@ -1,0 +1,285 @@
+"""Activation scaling (arXiv 2410.04962), our form: each attention and each MLP writes more, less, or the reverse."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import layout, sites
+from methods.base import Artefact, FitData, Method, Steering, required_pairs
+from methods.errors import SetupError
+from methods.intervention import edited, hooked
+from methods.optimiser import LOSS_SCALE
+from methods.placement import check_materialised, input_device
+from methods.progress import advance
+from methods.sites import Place
+from methods.tokens import Text, encode, encode_pairs
+from methods.training import STEP_COST, logits_and_targets
+
+USUAL_PAIRS = 200  # by which `passes` guesses how often a fit goes through its pairs
+NORM_ROWS = 4  # of random numbers, by which it is found out how a norm uses its weight
+ALIKE = 1e-3  # relative; a norm that uses its weight in another way is off by far more
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActivationScaling(Method):
+    """y <- (1 + strength * a_lc) * y, where y is what component c, attention or MLP, of block l adds to the stream.
+
+    There are 2 L scalars a, one a component, at all tokens; they begin at 0 and are learnt, the model is not:
+
+        loss = -log sigmoid(log p(desired | prompt) - log p(undesired | prompt))    each a mean over its tokens
+               + kl_weight * KL(model || scaled model) on background texts, over all their tokens
+               + sparsity * sum |a|, by a proximal step after each step of Adam, in Adam's own step sizes
+
+    arXiv 2410.04962, of which we could read the abstract and notes of others, learns a signed scalar for each block,
+    component and token position of prompts of one length, by effectiveness (the right answer's logit above the wrong
+    one's), faithfulness (other tokens as before) and minimality (few scalars differ from 1), as the three terms here;
+    it compares them with added vectors. Ours differs: one scalar for all positions, whole continuations instead of
+    answer tokens, a log-sigmoid instead of a margin, and weights, optimiser and steps of our own choice. The paper's
+    scalars that are functions of the activation (DynScalar) are not here. The paper reports nothing on toxicity.
+
+    At a = -1 a component is silent, below it writes the reverse. Strength is the share of the learnt change. Where no
+    norm follows the component's matrix, that and its bias are scaled, and where one does, the norm's weight is, so that
+    steering costs nothing and can be exported as a checkpoint; elsewhere (a mixture of experts) a hook scales.
+    """
+
+    name: ClassVar[str] = "activation_scaling"
+    title: ClassVar[str] = "Activation scaling (our form)"
+    cite: ClassVar[str] = "2410.04962"
+    family: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "background"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "share of the learnt change"
+
+    kl_weight: float = 1.0
+    sparsity: float = 1e-3
+    learning_rate: float = 1e-2
+    steps: int = 200
+    batch_size: int = 4
+    max_tokens: int = 128
+    seed: int = 0
+    strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
+
+    def passes(self) -> float:
+        """Guessed, since it depends on the number of pairs."""
+        return STEP_COST * self.steps * self.batch_size / USUAL_PAIRS
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a setting that is not allowed, and where a component's matrix cannot be found."""
+        if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
+            raise SetupError(
+                f"method.steps={self.steps}, method.batch_size={self.batch_size}, method.learning_rate="
+                f"{self.learning_rate}: steps and batch size are at least 1, the learning rate is above 0"
+            )
+        if self.kl_weight < 0 or self.sparsity < 0:
+            raise SetupError(f"method.kl_weight={self.kl_weight}, method.sparsity={self.sparsity}: neither is negative")
+        if self.max_tokens < 2:
+            raise SetupError(f"method.max_tokens={self.max_tokens}: a text keeps at least 2 tokens")
+        for kind in layout.WRITERS:
+            layout.stream_rows(model, 0, kind)
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The scalars "scales" (L, 2), of attention and of the MLP of each block.
+
+        A pair in which a text is a single token, which has nothing to be told from, is left out.
+        Raises SetupError without pairs or background, and where the loss is not finite.
+        """
+        self.check(model)
+        pairs, background = required_pairs(data, self.name), data.background
+        if not background:
+            raise SetupError(
+                "activation_scaling keeps ordinary texts as they are and got none; set background=wiki, or "
+                "background=texts background.path=FILE"
+            )
+        check_materialised(model, list(model.parameters()))
+        encoded = encode_pairs(model, tokenizer, pairs, self.max_tokens)
+        sides = list(zip(*(map(_told, side) for side in (encoded.desired, encoded.undesired)), strict=True))
+        sides = [pair for pair in sides if all(len(text.tokens) > text.prompt for text in pair)]
+        whole, cut_background = encode(model, tokenizer, [""] * len(background), background, self.max_tokens)
+        usual = [text for text in (_told(text, 1) for text in whole) if len(text.tokens) > 1]
+        if not sides or not usual:
+            raise SetupError(
+                f"activation_scaling: {len(sides)} pairs and {len(usual)} background texts have a token that is told "
+                "from others; give longer ones"
+            )
+        scales, losses = self._learn(model, sides, usual)
+        last = torch.tensor(losses[-max(1, len(losses) // 10) :])
+        return {
+            "scales": scales.view(-1, len(sites.PARTS)).cpu(),
+            "info.first_loss": torch.tensor(losses[0]),
+            "info.last_loss": last.mean(),
+            "info.zeros": (scales == 0).sum().cpu(),
+            "info.left_out_pairs": torch.tensor(len(encoded.desired) - len(sides)),
+            "info.cut_pairs": torch.tensor(encoded.cut),
+            "info.cut_background": torch.tensor(cut_background),
+        }
+
+    def _learn(
+        self, model: PreTrainedModel, pairs: Sequence[tuple[Text, ...]], background: Sequence[Text]
+    ) -> tuple[Tensor, list[float]]:
+        """The scalars (2 L,), and the loss at each step."""
+        places = _places(model)
+        generator = torch.Generator().manual_seed(self.seed)
+        batches = _Batches(len(pairs), generator), _Batches(len(background), generator)
+        half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+        losses: list[float] = []
+        with torch.inference_mode(False), torch.enable_grad():
+            scales = torch.zeros(len(places), device=input_device(model), requires_grad=True)
+            optimiser = torch.optim.Adam([scales], lr=self.learning_rate)
+            scale = LOSS_SCALE if half else 1.0
+            while len(losses) < self.steps:
+                some = [pairs[i] for i in batches[0].next(self.batch_size)]
+                others = [background[i] for i in batches[1].next(self.batch_size)] if self.kl_weight else []
+                loss = self.loss(model, places, scales, some, others)
+                if not loss.isfinite():
+                    raise SetupError(
+                        f"activation_scaling: the loss is {loss.item()} after {len(losses)} steps; lower "
+                        "method.learning_rate, or look whether the model's weights are whole"
+                        + (", or set model.dtype=bfloat16" if half else "")
+                    )
+                (gradient,) = torch.autograd.grad(loss * scale, [scales], retain_graph=half)
+                while half and not gradient.isfinite().all() and scale > 1:  # too large for 16 bits
+                    scale /= 2
+                    (gradient,) = torch.autograd.grad(loss * scale, [scales], retain_graph=True)
+                scales.grad = gradient / scale
+                optimiser.step()
+                with torch.no_grad():
+                    scales.copy_(proximal(scales, self.sparsity * _step_size(optimiser, scales)))
+                losses.append(float(loss.detach()))
+                tokens = sum(len(text.tokens) for text in [*(text for pair in some for text in pair), *others])
+                advance((STEP_COST - 1) * tokens)
+        return scales.detach(), losses
+
+    def loss(
+        self,
+        model: PreTrainedModel,
+        places: Sequence[Place],
+        scales: Tensor,
+        pairs: Sequence[tuple[Text, ...]],
+        background: Sequence[Text],
+    ) -> Tensor:
+        """The first two terms, for scalars (2 L,) in the order of the places; pairs: desired and undesired text."""
+        texts = [pair[side] for side in (0, 1) for pair in pairs]
+        with hooked(place.hook(_scaling(scales, at)) for at, place in enumerate(places)):
+            means = mean_log_probabilities(model, texts)  # (2 n,)
+            now = logits_and_targets(model, background)[0] if background else None  # (C, V)
+        desired, undesired = means.chunk(2)
+        loss = -functional.logsigmoid(desired - undesired).mean()
+        if now is None:
+            return loss
+        with torch.no_grad():
+            before = logits_and_targets(model, background)[0]
+        kept = functional.kl_div(now.log_softmax(-1), before.log_softmax(-1), log_target=True, reduction="batchmean")
+        return loss + self.kl_weight * kept
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Scale what the components write inside the block. Raises SetupError for an artefact of another model."""
+        scales = artefact.get("scales")
+        if scales is None or scales.shape != (len(layout.blocks(model)), len(sites.PARTS)):
+            shape = None if scales is None else tuple(scales.shape)
+            raise SetupError(f"activation_scaling: scales {shape} were not fitted on this model; fit it again")
+        with ExitStack() as stack:
+            for layer, row in enumerate(scales.tolist()) if strength else ():
+                for part, scale in zip(sites.PARTS, row, strict=True):
+                    factor = 1 + strength * scale
+                    if factor == 1:
+                        continue
+                    new = _folded(model, layer, part, factor)
+                    if new is not None:
+                        stack.enter_context(edited(new))
+                    else:
+                        place = sites.written(model, layer, part)
+                        stack.enter_context(hooked([place.hook(_times(factor))]))
+            yield Steering()
+
+
+class _Batches:
+    """Row numbers in a random order, another one each time that all were given."""
+
+    def __init__(self, count: int, generator: torch.Generator) -> None:
+        self.count, self.generator, self.queue = count, generator, torch.empty(0, dtype=torch.long)
+
+    def next(self, size: int) -> list[int]:
+        if not len(self.queue):
+            self.queue = torch.randperm(self.count, generator=self.generator)
+        batch, self.queue = self.queue[:size], self.queue[size:]
+        return batch.tolist()
+
+
+def mean_log_probabilities(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
+    """(N,) mean log p of the tokens of each text's continuation, in nats; every text has one."""
+    logits, targets = logits_and_targets(model, texts)  # (C, V), (C,)
+    said = -functional.cross_entropy(logits, targets, reduction="none")  # (C,)
+    counts = [len(text.tokens) - text.prompt for text in texts]
+    return torch.stack([one.mean() for one in torch.split(said, counts)])
+
+
+def _step_size(optimiser: torch.optim.Adam, scales: Tensor) -> Tensor:
+    """By how much Adam has just moved each scalar for a unit of its gradient."""
+    state, options = optimiser.state[scales], optimiser.param_groups[0]
+    squared: Tensor = state["exp_avg_sq"] / (1 - options["betas"][1] ** float(state["step"]))
+    size: Tensor = options["lr"] / (squared.sqrt() + options["eps"])
+    return size
+
+
+def proximal(scales: Tensor, threshold: Tensor) -> Tensor:
+    """Each scalar nearer to 0 by its threshold; 0 where it is nearer than that."""
+    return scales.sign() * (scales.abs() - threshold).clamp(min=0)
+
+
+def _told(text: Text, prompt: int | None = None) -> Text:
+    """The text with a prompt of at least one token, since the first token has nothing to be told from."""
+    return text._replace(prompt=max(text.prompt if prompt is None else prompt, 1))
+
+
+def _places(model: PreTrainedModel) -> list[Place]:
+    """What every component adds to the stream: attention and MLP of the first block, then of the next."""
+    return [sites.written(model, layer, part) for layer in range(len(layout.blocks(model))) for part in sites.PARTS]
+
+
+def _times(factor: float) -> Callable[[Tensor], Tensor]:
+    return lambda hidden: hidden * factor
+
+
+def _scaling(scales: Tensor, at: int) -> Callable[[Tensor], Tensor]:
+    def function(hidden: Tensor) -> Tensor:  # in fp32, so that the scalar's gradient is fp32
+        return (hidden.float() * (1 + scales[at].to(hidden.device))).to(hidden.dtype)
+
+    return function
+
+
+def _folded(model: PreTrainedModel, layer: int, part: sites.Part, factor: float) -> dict[nn.Parameter, Tensor] | None:
+    """New weights with which the component writes `factor` times as much; None where only a hook can do that."""
+    module = sites.written(model, layer, part).module
+    weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
+    if not isinstance(weight, nn.Parameter):  # a mixture of experts
+        return None
+    if sites.is_normed(model, layer, part):
+        new = _folded_norm(module, weight, factor)
+    else:
+        new = {weight: weight.detach().float() * factor}
+    if new is not None and isinstance(bias, nn.Parameter):
+        new[bias] = bias.detach().float() * factor
+    return new
+
+
+@torch.no_grad()
+def _folded_norm(module: nn.Module, weight: nn.Parameter, factor: float) -> dict[nn.Parameter, Tensor] | None:
+    """A norm's weight w, or w - 1 as Gemma keeps it, scaled; which of the two it is, is found by trying."""
+    bias = getattr(module, "bias", None)
+    draw = torch.randn(NORM_ROWS, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
+    without = torch.zeros_like(weight) if bias is None else bias.detach()
+    wanted = 2 * (module(draw) - without)
+    for offset in (0.0, 1.0):
+        with edited({weight: 2 * (weight.detach().float() + offset) - offset}):
+            found = module(draw) - without
+        if (found - wanted).float().norm() <= max(ALIKE, 4 * torch.finfo(weight.dtype).eps) * wanted.float().norm():
+            return {weight: factor * (weight.detach().float() + offset) - offset}
+    return None

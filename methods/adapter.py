@@ -1,0 +1,177 @@
+"""A LoRA as several methods use it: put onto a model by peft, trained there, and kept as two factors a matrix.
+
+W <- W + (alpha / rank) B A,   A (R, inputs), B (outputs, R), B = 0 at the start   (arXiv 2106.09685)
+"""
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from methods import layout
+from methods.base import Artefact, Method, Steering
+from methods.errors import SetupError, require
+from methods.optimiser import OptimizerName
+from methods.training import Recipe, check_recipe, with_added
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from peft.tuners.lora.layer import ParamWrapper
+
+PREFIX, UP, DOWN = "adapter.", ".up", ".down"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterMethod(Method):
+    """What methods that learn a LoRA have in common: the options of its training, and strength * the change it makes.
+
+    The LoRA is on every linear layer but the unembedding, and on every expert of a mixture. No dropout.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    learning_rate: float = 1e-4
+    epochs: int = 1
+    batch_size: int = 8
+    max_tokens: int = 128
+    seed: int = 0
+    optimizer: OptimizerName = "adamw"
+    gradient_checkpointing: bool = False
+    strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the adapter is trained."""
+        return Recipe(
+            self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
+        )
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a recipe that trains nothing, a rank or an alpha below 1, and without peft."""
+        del model
+        require("peft", f"method={self.name}", "adapters")
+        check_recipe(self.recipe)
+        if self.rank < 1 or self.alpha < 1:
+            raise SetupError(f"method.rank={self.rank}, method.alpha={self.alpha}: at least 1 both")
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Add strength times the adapter's change inside the block. Raises SetupError for another model's artefact."""
+        with adapted(model, artefact, strength, self.name):
+            yield Steering()
+
+
+def experts(model: PreTrainedModel) -> list[str]:
+    """Names of the parameters that hold a matrix for each expert of a mixture."""
+    inside = f"{layout.of(model).blocks}."
+    return [name for name, one in model.named_parameters() if one.dim() == 3 and name.startswith(inside)]
+
+
+@contextmanager
+def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator["PeftModel"]:
+    """A LoRA on every linear layer but the unembedding, and on every expert of a mixture; gone after the block.
+
+    B starts at zero. Where only some blocks of a mixture have experts, peft leaves out the ordinary MLPs of the others.
+    Its parameters want no gradient: whoever trains them says so.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    training, own, wanted = model.training, set(vars(model)), [p.requires_grad for p in model.parameters()]
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        target_parameters=experts(model) or None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),  # GPT-2
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what will be renamed
+        warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)  # peft's own rules
+        torch.manual_seed(seed)
+        lora = get_peft_model(model, config)
+    try:
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        model.train(training)
+        yield lora  # type: ignore[misc]
+    finally:
+        lora.unload()
+        for name in set(vars(model)) - own:  # peft leaves its config behind
+            delattr(model, name)
+        for parameter, want in zip(model.parameters(), wanted, strict=True):
+            parameter.requires_grad_(want)
+        model.train(training)
+
+
+def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """The adapter's tensors by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
+
+
+@torch.no_grad()
+def factors(model: PreTrainedModel) -> Artefact:
+    """What the adapter on this model adds to each weight, as "adapter.<name>.up" @ "adapter.<name>.down", in fp32.
+
+    Both lie as the weight does, (outputs, inputs) or the other way round (Conv1D), alpha / rank is in `up`, and a
+    mixture has a pair of factors an expert: (E, ., R) and (E, R, .).
+    """
+    from peft.tuners.lora.layer import LoraLayer, ParamWrapper
+
+    found: Artefact = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, LoraLayer):
+            continue
+        (which,) = module.lora_A
+        down, up = (_weight(part[which]) for part in (module.lora_A, module.lora_B))  # (R, inputs), (outputs, R)
+        if isinstance(module, ParamWrapper) and _parameter(module).dim() == 2:  # a router
+            name, flip = module.parameter_name, False
+        elif isinstance(module, ParamWrapper):
+            name, count = module.parameter_name, module.num_experts
+            down = down.reshape(count, -1, down.shape[-1])  # (E, R, inputs)
+            up = up.reshape(len(up), -1, count).permute(2, 0, 1)  # (E, outputs, R), numbered as peft does
+            flip = not getattr(module, "_did_swap_in_out_features", False)
+        else:
+            name, flip = "weight", bool(getattr(module, "fan_in_fan_out", False))
+        if flip:
+            up, down = down.mT, up.mT
+        key = f"{PREFIX}{path.replace('.base_layer', '')}.{name}"
+        found[f"{key}{UP}"] = (up * module.scaling[which]).cpu().contiguous()
+        found[f"{key}{DOWN}"] = down.cpu().clone(memory_format=torch.contiguous_format)
+    return found
+
+
+@contextmanager
+def adapted(model: PreTrainedModel, artefact: Artefact, strength: float, method: str) -> Iterator[None]:
+    """Add strength times the change that `factors` gave inside the block, to the weights themselves.
+
+    Raises SetupError for an artefact that holds no adapter, or that of another model.
+    """
+    keys = [key.removesuffix(UP) for key in artefact if key.startswith(PREFIX) and key.endswith(UP)]
+    if not keys and strength != 0:
+        raise SetupError(f"{method}: the artefact holds no adapter; fit it again")
+    with with_added(model, ((key.removeprefix(PREFIX), _product(artefact, key)) for key in keys), strength, method):
+        yield
+
+
+def _product(artefact: Artefact, key: str) -> Tensor:
+    return artefact[f"{key}{UP}"] @ artefact[f"{key}{DOWN}"]
+
+
+def _weight(module: nn.Module) -> Tensor:
+    found = module.weight
+    assert isinstance(found, Tensor)
+    return found.detach().float()
+
+
+def _parameter(wrapper: "ParamWrapper") -> Tensor:
+    found = getattr(wrapper.get_base_layer(), wrapper.parameter_name)
+    assert isinstance(found, Tensor)
+    return found

@@ -1,0 +1,191 @@
+"""AurA (arXiv 2407.12824): units of the MLPs are damped by how well they tell undesired texts from desired ones."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from methods import directions, layout, sites
+from methods.base import Artefact, FitData, Method, Steering, required_pairs
+from methods.errors import SetupError
+from methods.folding import folded
+from methods.intervention import edited
+from methods.sites import Place
+from methods.tokens import encode_pairs
+
+Form = Literal["aura", "det0", "damp"]
+AuraRead = Literal["all", "continuation"]
+CHANCE = 0.5  # AUROC of a unit that tells nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class AurA(Method):
+    """y_m <- (1 - strength (1 - alpha_m)) y_m for every output m of every linear layer of the MLPs, at all tokens.
+
+    z is the largest value that the unit takes over the tokens of a text, before any nonlinearity, and AUROC_m the share
+    of pairs of an undesired and a desired text, of all with all, in which the undesired one has the larger z, ties
+    counting one half, also those that differ by rounding alone:
+
+        aura:  alpha_m = 1 - 2 (AUROC_m - .5)   where AUROC_m > .5, else 1
+        det0:  alpha_m = 0;    damp:  alpha_m = damp_alpha
+
+    The linear layers are gate, up and down, or in and out where there is no gate, of each block; so what the MLP writes
+    is damped coordinate by coordinate, and the product of gate and up twice, as published. Where gate and up are one
+    matrix, all its rows are units. Bias and weights are scaled alike, and the edit is exact: W' = diag(alpha) W. The
+    factor never falls below 0, as it would above strength 1.
+
+    top: of all units of all layers together only this share, those of the largest AUROC, is damped; of equal ones those
+    that run first. The authors' code (github apple/ml-aura, learn_aura.py) has it for det0 and damp, as a number of
+    units, leaves out all that equal the first one beyond it, and fails if that number is all of them. None damps every
+    unit above .5, which with det0 is about half of the model. (The older Det0 that the name stands for puts the unit's
+    mean in its place, not 0.)
+
+    min_auroc: units up to it are left as they are. With n texts a side a unit that knows nothing has a standard
+    deviation of sqrt((2 n + 1) / (12 n^2)) about .5, .036 for 128, so half of all such units is damped a little;
+    `info.share_above_half` and `info.share_damped` are the shares of units above .5 and of those that are damped.
+
+    The authors read texts without prompts, all tokens, BOS with them. Ours come in pairs, and by default a text is its
+    continuation; skip_first leaves the attention sink out of texts without a prompt, since it alone may be the largest.
+
+    A mixture of experts has MLPs whose matrices are no layers of their own, and is refused.
+    """
+
+    name: ClassVar[str] = "aura"
+    title: ClassVar[str] = "AurA"
+    cite: ClassVar[str] = "2407.12824"
+    family: ClassVar[str] = "weights"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "share of the damping"
+
+    form: Form = "aura"
+    top: float | None = None
+    damp_alpha: float = 0.5
+    min_auroc: float = 0.5
+    read: AuraRead = "continuation"
+    skip_first: int = 1
+    max_tokens: int = 128
+    strengths: Sequence[float] = (0.25, 0.5, 0.75, 1, 1.5)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a setting that is not allowed, and for a model whose MLPs have no linear layers."""
+        for key, value, allowed in (("form", self.form, get_args(Form)), ("read", self.read, get_args(AuraRead))):
+            if value not in allowed:
+                raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
+        if self.top is not None and not 0 < self.top <= 1:
+            raise SetupError(f"method.top={self.top}: a share of the units above 0 and up to 1, or null for all")
+        if not 0 <= self.damp_alpha < 1:
+            raise SetupError(f"method.damp_alpha={self.damp_alpha}: a factor from 0 on and below 1")
+        if not CHANCE <= self.min_auroc < 1:
+            raise SetupError(f"method.min_auroc={self.min_auroc}: from {CHANCE}, which is chance, on and below 1")
+        if self.skip_first < 0:
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+        for layer in range(len(layout.blocks(model))):
+            sites.mlp_linears(model, layer)
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The factor of every unit: "layers.<l>.<module>.alpha" (outputs,), 1 where nothing is damped.
+
+        Raises SetupError without pairs, for a mixture of experts, and where no unit is above `min_auroc`.
+        """
+        self.check(model)
+        texts = encode_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
+        modules = _modules(model)
+        places = [Place(module, "output", _outputs(module)) for module in modules.values()]
+        count = len(texts.undesired)
+        largest = directions.pooled_at(
+            model,
+            [*texts.undesired, *texts.desired],
+            places,
+            read=self.read,
+            reduce="max",
+            skip_first=self.skip_first,
+        )
+        steps = [_steps(one) for one in largest]
+        aurocs = torch.cat([auroc(one[:count], one[count:]) for one in steps])  # (units,) of all modules
+        alpha = self._alpha(aurocs)
+        if bool((alpha == 1).all()):
+            raise SetupError(
+                f"aura: no unit of the MLPs is larger in undesired texts than in desired ones (the largest AUROC is "
+                f"{float(aurocs.max()):.3f}, method.min_auroc={self.min_auroc}); give pairs whose texts differ where "
+                f"method.read={self.read} looks"
+            )
+        parts = torch.split(alpha.float(), [place.width for place in places])
+        return {
+            **{f"{name}.alpha": part.clone() for name, part in zip(modules, parts, strict=True)},
+            "info.share_above_half": (aurocs > CHANCE).float().mean(),
+            "info.share_damped": (alpha < 1).float().mean(),
+            "info.mean_alpha": alpha.mean().float(),
+            "info.cut_pairs": torch.tensor(texts.cut),
+        }
+
+    def _alpha(self, aurocs: Tensor) -> Tensor:
+        """Factor of each unit, (units,), from the AUROC of all of them in the order in which they run."""
+        damped = aurocs > self.min_auroc
+        if self.top is not None:
+            count = max(1, round(self.top * len(aurocs)))
+            chosen = aurocs.argsort(descending=True, stable=True)[:count]
+            damped &= torch.zeros_like(damped).index_fill(0, chosen, True)
+        if self.form == "aura":
+            factor = 1 - 2 * (aurocs - CHANCE)
+        else:
+            factor = torch.full_like(aurocs, 0.0 if self.form == "det0" else self.damp_alpha)
+        return factor.where(damped, torch.ones_like(aurocs))
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Scale the rows of the MLPs' matrices inside the block. Raises SetupError for an artefact of another model."""
+        new: dict[nn.Parameter, Tensor] = {}
+        for name, module in _modules(model).items() if strength else ():
+            alpha = artefact.get(f"{name}.alpha")
+            if alpha is None or len(alpha) != _outputs(module):
+                found = "no factors" if alpha is None else f"{len(alpha)} factors"
+                raise SetupError(
+                    f"aura: the artefact has {found} for the {_outputs(module)} outputs of {name}, so it was not "
+                    "fitted on this model; fit it again"
+                )
+            if bool((alpha != 1).any()):
+                new |= folded(module, (1 - strength * (1 - alpha)).clamp(min=0))
+        with edited(new):
+            yield Steering()
+
+
+def auroc(positive: Tensor, negative: Tensor) -> Tensor:
+    """(units,) area under the ROC curve of each unit, from its values in N texts a side, (N, units), in fp64.
+
+    It is the share of pairs, of every positive text with every negative one, in which the positive one has the larger
+    value; ties count one half.
+    """
+    ordered, values = negative.T.contiguous().sort(-1).values, positive.T.contiguous()  # (units, N)
+    below = torch.searchsorted(ordered, values)  # of the negative values, how many are smaller
+    up_to = torch.searchsorted(ordered, values, right=True)  # and how many are not larger
+    return (below + up_to).double().mean(-1) / (2 * len(negative))
+
+
+def _steps(values: Tensor) -> Tensor:
+    """(N, units) in whole steps of 1e-5 of each unit's largest value, so that what differs by rounding is a tie.
+
+    Both texts of a pair begin with the same prompt, and where the largest value stands there it is one number.
+    """
+    step = directions.SAME * values.abs().amax(0)  # (units,)
+    return (values / step.where(step > 0, torch.ones_like(step))).round()
+
+
+def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
+    """The linear modules of all MLPs in the order in which they run, by their names in the artefact."""
+    return {
+        f"layers.{layer}.{name}": module
+        for layer in range(len(layout.blocks(model)))
+        for name, module in sites.mlp_linears(model, layer).items()
+    }
+
+
+def _outputs(module: nn.Module) -> int:
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1 if isinstance(module, Conv1D) else 0]

@@ -1,0 +1,114 @@
+"""Texts that wait between two blocks, so that what is fitted in one block costs runs of that block alone.
+
+Where something is fitted at every block with all earlier changes on, whole forwards would read each text once for each
+block. Here each text is read once, what every block is called with is kept, and then the blocks run one by one.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from methods import layout
+from methods.errors import SetupError
+from methods.intervention import Hook, Positions, at, current_positions, hooked, stopped_behind
+from methods.progress import advance
+
+PARTIAL = 0.5  # of a block's work, roughly, where it ends behind attention; for the progress bar alone
+
+
+class Call(NamedTuple):
+    """What a block was called with besides the stream."""
+
+    device: torch.device
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class Batch:
+    """Some texts between two blocks. stream: (B, T, D) on the CPU, as the next block gets it."""
+
+    positions: Positions
+    stream: Tensor
+    calls: list[Call]
+    written: Tensor | None = None
+
+
+@contextmanager
+def kept(model: PreTrainedModel) -> Iterator[list[Batch]]:
+    """Inside the block, each whole forward adds its batch to the list, which waits before block 0.
+
+    Raises SetupError inside the block where a model changes the stream between two of its blocks.
+    """
+    batches: list[Batch] = []
+
+    def before(layer: int) -> Any:
+        def keep(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            named = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if layer == 0:
+                batches.append(Batch(current_positions(), hidden.detach().to("cpu", copy=True), []))
+            batch = batches[-1]
+            if batch.written is not None and not torch.equal(batch.written.to(hidden), hidden):
+                raise SetupError(
+                    f"{model.config.model_type} changes the residual stream between blocks {layer - 1} and {layer}, so "
+                    "its blocks cannot be run one by one"
+                )
+            batch.calls.append(Call(hidden.device, args[1:], named))
+
+        return keep
+
+    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+        batches[-1].written = (output[0] if isinstance(output, tuple) else output).detach()
+
+    with ExitStack() as stack:
+        for layer, block in enumerate(layout.blocks(model)):
+            first = block.register_forward_pre_hook(before(layer), with_kwargs=True, prepend=True)
+            stack.callback(first.remove)
+            stack.callback(block.register_forward_hook(after).remove)
+        yield batches
+    for batch in batches:
+        batch.written = None
+
+
+@torch.inference_mode()
+def run(
+    model: PreTrainedModel,
+    batches: Sequence[Batch],
+    layer: int,
+    hooks: Sequence[Hook] = (),
+    *,
+    until: nn.Module | None = None,
+    onward: bool = False,
+) -> None:
+    """Run block `layer`, before which the batches wait, on all of them with these hooks.
+
+    until: it ends as soon as this module, the block's attention or a part of that, has written. onward: the batches
+    then wait before the next block; else what the block gave is dropped, and the hooks alone have seen it.
+    """
+    blocks = layout.blocks(model)
+    share = (1 if until is None else PARTIAL) / len(blocks)
+    with hooked(hooks):
+        for batch in batches:
+            call = batch.calls[layer]
+            with at(batch.positions), stopped_behind(until) if until is not None else nullcontext():
+                output = blocks[layer](batch.stream.to(call.device), *call.args, **call.kwargs)
+                if onward:
+                    batch.stream = (output[0] if isinstance(output, tuple) else output).cpu()
+            advance(share * int(batch.positions.length.sum()))
+
+
+def reading(positions: Positions, columns: int, first: int, *, continuation: bool) -> Tensor:
+    """(B, T) true at the tokens read: those of the continuation or all, without the first ones of the text.
+
+    A text in which nothing is left to read is read at its last token, as in `directions.pooled_features`.
+    """
+    index = positions.in_text(columns)  # (B, T), -1 at padding
+    start = positions.prompt if continuation else torch.zeros_like(positions.prompt)
+    start = start.clamp(min=first).minimum(positions.length - 1)  # (B,)
+    return (index >= 0) & (index >= start[:, None])

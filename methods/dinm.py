@@ -1,0 +1,181 @@
+"""DINM (arXiv 2403.14472): a few steps of gradient descent on the value matrix of the block that is most toxic."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import layout
+from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
+from methods.directions import stream_distances
+from methods.errors import SetupError
+from methods.intervention import edited
+from methods.optimiser import OptimizerName
+from methods.tokens import Text
+from methods.training import (
+    STEP_COST,
+    Recipe,
+    change,
+    changed,
+    check_recipe,
+    completion_loss,
+    divergence,
+    encoded_background,
+    encoded_pairs,
+    foretold,
+    logits_and_targets,
+    mean_loss,
+    minimise,
+    trainable,
+)
+
+ENOUGH = 1e-4  # the loss at which the authors' code stops
+READ_TEXTS = 16  # background texts on which the facts about the divergence are measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class DINM(Method):
+    """W <- W + strength * (W' - W) for the MLP value matrix W of one block.
+
+    W' is what W becomes by a few steps of Adam on
+
+        edit_weight * CE(desired continuation | prompt) + kl_weight * KL(p(. | ordinary text; before) || p(. | after))
+
+    The block is the one whose output tells the desired from the undesired texts best (`layer: null`): the largest
+    distance of the two texts of a pair over the tokens that both have (`methods.directions.stream_distances`).
+    `info.distances` has it of every block. In a mixture of experts the value matrices of all its experts are trained.
+
+    Differences from the paper and its code (github zjunlp/EasyEdit at 14cea82):
+    - The paper edits for one attack prompt, judges, and restores; here all pairs give one edit, `batch_size` of them a
+      step, and ordinary texts (conf/background) stand for the paper's one question of general knowledge.
+    - That code computes the KL term without a gradient, so it protects nothing and only delays the stop at a loss of
+      1e-4. `kl_gradient: false` does the same; true is the term as it is written.
+    - It measures the distance over unequal tokens and padding, and takes the last block's output after the final norm.
+    - On GPT-2 it also trains the matrix's bias; here one matrix alone changes.
+    - A system prompt that is put behind each of the paper's prompts, in the fit and at the test, is left out.
+    """
+
+    name: ClassVar[str] = "dinm"
+    title: ClassVar[str] = "DINM"
+    cite: ClassVar[str] = "2403.14472"
+    family: ClassVar[str] = "weights"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "background"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "share of the change"
+
+    layer: int | float | None = None
+    steps: int = 10
+    learning_rate: float = 5e-4
+    batch_size: int = 8
+    edit_weight: float = 0.1
+    kl_weight: float = 1.0
+    kl_gradient: bool = True
+    max_tokens: int = 128
+    seed: int = 0
+    optimizer: OptimizerName = "adamw"
+    gradient_checkpointing: bool = False
+    strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
+
+    @property
+    def recipe(self) -> Recipe:
+        """How the matrix is trained: a few steps, all at one learning rate."""
+        return Recipe(
+            self.learning_rate, max(1, self.steps), self.batch_size, self.seed, self.optimizer,
+            self.gradient_checkpointing, self.steps, constant=True,
+        )  # fmt: skip
+
+    def passes(self) -> float:
+        """The search for the block, and a few steps, as if they read all of the data once."""
+        return 1.0 + STEP_COST
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a block that the model lacks, for weights below 0, and for a recipe without steps."""
+        if self.layer is not None:
+            layout.layer_index(model, self.layer)
+        check_recipe(self.recipe)
+        if self.steps < 1 or not self.edit_weight > 0 or not self.kl_weight >= 0:
+            raise SetupError(
+                f"method.steps={self.steps}, method.edit_weight={self.edit_weight}, method.kl_weight={self.kl_weight}: "
+                "at least 1, above 0, and at least 0"
+            )
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The change of one matrix, "change.<name>". Raises SetupError without pairs or background."""
+        self.check(model)
+        desired, undesired, cut = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
+        background, cut_background = encoded_background(model, tokenizer, data.background, self.max_tokens)
+        layer, facts = self._located(model, desired, undesired)
+        parameters = value_parameters(model, layer)
+        trained_on = self.recipe
+        order = Recipe(0, 1, self.batch_size, self.seed + 1).batches(len(background))
+        measured = background[:READ_TEXTS]
+        with torch.no_grad():
+            usual_logits = logits_and_targets(model, measured)[0]
+
+        with trainable(list(parameters.values())) as before:
+            originals = {p: one.to(p.device) for p, one in zip(parameters.values(), before, strict=True)}
+
+            def loss(step: int, rows: list[int]) -> Tensor:
+                texts = [background[int(row)] for row in order[step % len(order)]]
+                kept = self.kl_weight * self._drift(model, originals, texts) if self.kl_weight else 0.0
+                return self.edit_weight * completion_loss(model, [desired[row] for row in rows]) + kept
+
+            batches = [desired, background] if self.kl_weight else [desired]
+            memory = foretold(model, list(parameters.values()), trained_on, batches, self.name)
+            loss_before = mean_loss(model, desired)
+            sizes = [len(text.tokens) for text in desired]
+            trained = minimise(
+                model, list(parameters.values()), loss, sizes, trained_on, stage=self.name, enough=ENOUGH
+            )
+            artefact = change(parameters, trained, before)
+            with torch.no_grad():
+                drift = divergence(usual_logits, logits_and_targets(model, measured)[0])
+            facts |= {
+                "loss_before": torch.tensor(loss_before),
+                "loss_after": torch.tensor(mean_loss(model, desired)),
+                "drift": drift.cpu(),
+            }
+        facts |= {
+            "layer": torch.tensor(layer),
+            "cut_pairs": torch.tensor(cut),
+            "cut_background": torch.tensor(cut_background),
+            "foretold_memory_bytes": torch.tensor(memory),
+        }
+        return artefact | {INFO + name: value for name, value in facts.items()}
+
+    def _located(
+        self, model: PreTrainedModel, desired: Sequence[Text], undesired: Sequence[Text]
+    ) -> tuple[int, dict[str, Tensor]]:
+        """The block to edit, and the distances where it was looked for."""
+        if self.layer is not None:
+            return layout.layer_index(model, self.layer), {}
+        distances = stream_distances(model, desired, undesired).clone()  # (L,)
+        if not distances.any():
+            raise SetupError(
+                "dinm: desired and undesired texts lie in the same place at every block; give pairs whose texts "
+                "differ, or name the block: method.layer=0.9"
+            )
+        return int(distances.argmax()), {"distances": distances}
+
+    def _drift(self, model: PreTrainedModel, originals: dict[nn.Parameter, Tensor], texts: Sequence[Text]) -> Tensor:
+        """KL(before || now) in nats a token on ordinary texts."""
+        with torch.no_grad(), edited(originals):
+            usual = logits_and_targets(model, texts)[0]
+        with torch.set_grad_enabled(self.kl_gradient):
+            return divergence(usual, logits_and_targets(model, texts)[0])
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Add the change inside the block. Raises SetupError for the artefact of another model."""
+        with changed(model, artefact, strength, self.name):
+            yield Steering()
+
+
+def value_parameters(model: PreTrainedModel, layer: int) -> dict[str, nn.Parameter]:
+    """The parameters by name that hold the MLP value matrix of a block: one, or in a mixture all of its experts'."""
+    wanted = {id(part.parameter) for part in layout.stream_rows(model, layer, "down").parts}
+    return {name: one for name, one in model.named_parameters() if id(one) in wanted}

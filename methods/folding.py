@@ -1,0 +1,40 @@
+"""A linear module whose outputs are scaled and shifted, as new weights for `intervention.edited`."""
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from methods.errors import SetupError
+
+
+def has_bias(module: nn.Module) -> bool:
+    """Whether the module is one linear map with a bias, in memory, which can take up a scale and a shift."""
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    if not isinstance(weight, nn.Parameter) or not isinstance(bias, nn.Parameter):
+        return False
+    return weight.dim() == 2 and not weight.is_meta
+
+
+def folded(module: nn.Module, scale: Tensor, shift: Tensor | None = None) -> dict[nn.Parameter, Tensor]:
+    """The parameters with which a linear module gives scale * y + shift where it gave y = W x + b.
+
+        W' = diag(scale) W;   b' = scale * b + shift
+
+    scale, shift: (outputs,). The product is rounded once to the type of the weights. Raises SetupError for a module
+    without a weight matrix of so many outputs, and where a shift finds no bias.
+    """
+    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+    columns = isinstance(module, Conv1D)  # which stores (inputs, outputs)
+    outputs = weight.shape[-1 if columns else 0] if isinstance(weight, nn.Parameter) and weight.dim() == 2 else None
+    if not isinstance(weight, nn.Parameter) or outputs != len(scale):
+        raise SetupError(
+            f"a {type(module).__name__} with {outputs or 'no matrix of'} outputs cannot take up {len(scale)} factors; "
+            "fit on this model again"
+        )
+    if shift is not None and bias is None:
+        raise SetupError(f"a {type(module).__name__} without a bias cannot take up a shift of its outputs")
+    own = scale.to(weight.device)
+    new = {weight: (weight.detach().float() * (own if columns else own[:, None])).to(weight.dtype)}
+    if bias is not None:
+        moved = bias.detach().float() * own
+        new[bias] = (moved if shift is None else moved + shift.to(bias.device)).to(bias.dtype)
+    return new

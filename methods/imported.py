@@ -1,0 +1,159 @@
+"""Vectors that another program, or this one, wrote to a file; `methods.foreign` reads the formats."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import directions, foreign, layout
+from methods.base import INFO, INFO_LIMIT, Artefact, FitData, Method, Steering, of_file
+from methods.erasing import Erasure, erasing_hooks
+from methods.errors import SetupError
+from methods.foreign import Format, Operation, Side
+from methods.intervention import Hook, adding, hooked
+from methods.vectors import clamping, within
+
+Scope = Literal["all", "prompt", "generation"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imported(Method):
+    """h <- h + strength * v, or what else the file says, at the modules that it names, at the positions of its format.
+
+    | format | read at, numbers | operation | positions |
+    | --- | --- | --- | --- |
+    | gguf (repeng, llama.cpp, ours) | direction.N: output of block N, from 0 | add | all |
+    | lm_eval (its `steered` model, ours) | output of the module named, below `base_model` | add or clamp, each | all |
+    | caa (nrimsky/CAA: vec_layer_L_NAME.pt) | output of block `layer`, from 0 | add | generation |
+    | refusal_direction (direction.pt) | input of block `layer` | `operation` | all |
+    | safetensors (ours: layers.N.direction) | `hook` of block N | `operation` | `scope` |
+
+    add: h + strength * coefficient * v. clamp: h + strength * (coefficient - h . u) u with u = v / |v|; with a bias b
+    the coefficient counts from b . u. ablate: the direction of v is taken out of all that is written to the stream
+    (`methods.erasing`), strength being the share. So 1 is what the file says, in its unit: a unit vector stays one, and
+    what we export has its strength in it.
+
+    Nothing is guessed: what a file does not hold has to be said (`layer`, `hook`, `operation`, `scope`), and where the
+    file or its name holds it as well, both have to agree. The metadata that our own GGUF export writes is checked.
+    Vectors of GGUF files of zeros are left out. repeng reads its last block behind the final norm and adds before it;
+    here the file is taken as it is. llama.cpp sums what a file or several files hold twice; here twice is refused.
+
+    Refused: pickles of more than tensors and plain values (steering-vectors), NaN, vectors of another width, blocks or
+    modules that the model does not have, a GGUF of another architecture or made for another number of blocks, lm-eval's
+    `head_index`, and a bias with `add`, which lm-eval itself does not take.
+
+    In the record: blocks, sides and lengths of what was read (`info.`), and the tokens that each vector raises most.
+    """
+
+    name: ClassVar[str] = "imported"
+    title: ClassVar[str] = "Imported vectors"
+    family: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "multiplier of what the file says"
+
+    path: str | None = of_file()
+    format: Format = "auto"
+    layer: int | None = None
+    hook: Side | None = None
+    operation: Operation | None = None
+    scope: Scope | None = None
+    boundary: bool = True
+    strengths: Sequence[float] = (0.25, 0.5, 1.0, 1.5, 2.0)
+
+    def passes(self) -> float:
+        """Always 0, since no text is read."""
+        return 0.0
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for settings that are not allowed, and for a file that does not suit them or the model."""
+        allowed: dict[str, Any] = {"format": Format, "hook": Side, "operation": Operation, "scope": Scope}
+        for key, values in allowed.items():
+            value = getattr(self, key)
+            if value not in (*get_args(values), *((None,) if key != "format" else ())):
+                raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(get_args(values))}")
+        self._read(model)
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The file's vectors, "add.output.all.MODULE" (D,), with a target for `clamp`. Raises SetupError as `check`."""
+        del tokenizer, data
+        self.check(model)
+        content = self._read(model)
+        found: Artefact = {}
+        numbers = {id(block): number for number, block in enumerate(layout.blocks(model))}
+        base = model.base_model
+        blocks, sides, lengths = [], [], []
+        for one in content.vectors:
+            key = f"{one.operation}.{one.side}.{self.positions(content)}.{one.module}"
+            if one.operation == "add":
+                found[key] = one.coefficient * one.vector
+            else:
+                length = one.vector.norm()
+                found[key] = one.vector / length
+                if one.operation == "clamp":
+                    found[f"target.{one.module}"] = one.coefficient + one.bias @ one.vector / length
+            blocks.append(numbers.get(id(base.get_submodule(one.module)), -1))
+            sides.append(0 if one.side == "input" else 1)
+            lengths.append(found[key].norm())
+        found[INFO + "blocks"] = torch.tensor(blocks)  # -1: a module inside a block
+        found[INFO + "at_outputs"] = torch.tensor(sides)  # 1: the output of each, 0: its input
+        found[INFO + "lengths"] = torch.stack(lengths)
+        tokens = directions.top_tokens(model, torch.stack([one.vector for one in content.vectors]))
+        if tokens.numel() <= INFO_LIMIT:
+            found[INFO + "top_tokens"] = tokens
+        return found
+
+    def _read(self, model: PreTrainedModel) -> foreign.Content:
+        if self.path is None:
+            raise SetupError("method.path has no value; set method.path=FILE")
+        told = foreign.Told(self.layer, self.hook, self.operation)
+        content = foreign.read(self.path, self.format, told, model)
+        if content.scope is None and self.scope is None:
+            raise SetupError(
+                f"method.path={self.path}: the file does not say at which tokens it is added; set method.scope=all, "
+                "generation or prompt"
+            )
+        if self.positions(content) != "all" and any(one.operation == "ablate" for one in content.vectors):
+            raise SetupError("method.operation=ablate acts on every token; set method.scope=all, or leave it null")
+        return content
+
+    def positions(self, content: foreign.Content) -> Scope:
+        """The tokens that are steered: as set, else as the format has it."""
+        scope = self.scope or content.scope
+        assert scope is not None
+        return scope
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Steer inside the block. Raises SetupError for an artefact of another model."""
+        hooks: list[Hook] = []
+        for key in sorted(artefact) if strength else ():
+            if key.partition(".")[0] in get_args(Operation):
+                vector = directions.fitted(model, artefact, key, self.name)
+                target = artefact.get(f"target.{key.split('.', 3)[3]}")
+                if key.startswith("ablate."):
+                    hooks += erasing_hooks(model, Erasure(vector, vector, 0.0, strength), "project")
+                    continue
+                hooks.append(self._hook(model, key, vector, target, strength))
+        with hooked(hooks):
+            yield Steering()
+
+    def _hook(self, model: PreTrainedModel, key: str, vector: Tensor, target: Tensor | None, strength: float) -> Hook:
+        operation, side, scope, name = key.split(".", 3)
+        function = adding(strength * vector, "all")
+        if operation == "clamp":
+            assert target is not None
+            function = clamping(vector, float(target), strength)
+        try:
+            module = model.base_model.get_submodule(name)
+        except AttributeError as error:
+            raise SetupError(f"imported: {model.config.model_type} has no module {name} ({error})") from error
+        return Hook(
+            module,
+            "input" if side == "input" else "output",
+            within(function, cast(Scope, scope), boundary=self.boundary),
+        )

@@ -1,0 +1,215 @@
+"""InferAligner (arXiv 2401.11206), our reading: a vector that is added where the prompt is judged to be harmful."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import directions, layout, vectors
+from methods.base import Artefact, FitData, Method, Steering, required_pairs
+from methods.broken import reading
+from methods.errors import SetupError, loading_failure
+from methods.intervention import adding, hooked
+from methods.placement import input_device
+from methods.separation import separation_facts
+from methods.tokens import EncodedPairs, encode, encode_pairs
+from methods.verdicts import Verdict
+
+Aim = Literal["desired", "harm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferAligner(Method):
+    """h_t <- h_t + strength * n_l * g_l * theta_l at the output of each block l, from the last prompt token on.
+
+        m+_l, m-_l = mean over pairs of a_l(desired), of a_l(undesired),   (D,)
+        u_l = (m-_l - m+_l) / |m-_l - m+_l|,   b_l = (m+_l + open_at (m-_l - m+_l)) . u_l
+        g_l = 1 where the block's output at the last token of the prompt has h . u_l > b_l, else 0
+        theta_l = the same difference of the aligned model, of length 1, as `aim` says
+
+    a_l(text) is the block's output (resid_post) at the last token. u_l, the detector, is that of the model which is
+    steered; theta_l, the vector, that of a safety-aligned model of the same shape, which is read with the same tokens.
+    A prompt is judged once, at each block by itself, and what follows it is steered or not accordingly. n_l is the mean
+    length of the stream in the model which is steered.
+
+    The authors' repository has no code of the method, and its gate bias, layers and strength are not known to us: the
+    midpoint, the middle third and the unit of the strength are choices of ours. So are these:
+    open_at: where a gate opens, from the desired texts' mean (0) to the undesired ones' (1).
+    aligned: folder or hub id of the aligned model, which has to be on this machine already; a result is known by this
+    text and `aligned_revision`, not by what the folder holds. null: the model's own difference.
+    aim: `desired` turns theta_l to the side of the desired texts. `harm` turns it to the undesired ones, as the paper
+    does with an aligned model: one that recognises harm more clearly is to refuse it. Take `harm` with `aligned` alone.
+    boundary: whether the last prompt token is moved as well. It is judged at each block as it comes there, so with true
+    a block sees what the blocks below have added to it; false judges the unsteered model, and leaves the first new
+    token as it was. The paper adds at all positions; what comes before the last token of a prompt is not moved here,
+    since it may have been read, and be shared with other prompts, before there is a verdict.
+
+    In the record: `info.right`, the share of the fit's texts that each gate judges right, and `info.open`, the share of
+    the fit's prompts at which it is open. 0 or 1 there is a gate that never, or always, opens.
+    """
+
+    name: ClassVar[str] = "infer_aligner"
+    title: ClassVar[str] = "InferAligner (our reading)"
+    cite: ClassVar[str] = "2401.11206"
+    family: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = vectors.UNIT
+
+    first_layer: int | float = 0.34
+    last_layer: int | float = 0.66
+    aligned: str | None = None
+    aligned_revision: str | None = None
+    aim: Aim = "desired"
+    open_at: float = 0.5
+    boundary: bool = True
+    strengths: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for layers that the model does not have, and for a setting that is not allowed."""
+        vectors.block_range(model, self.first_layer, self.last_layer)
+        vectors.check_choice("aim", self.aim, get_args(Aim))
+        if not math.isfinite(self.open_at):
+            raise SetupError(f"method.open_at={self.open_at}: a number; 0.5 is in the middle between the two means")
+        if self.aligned is None and self.aligned_revision is not None:
+            raise SetupError(f"method.aligned_revision={self.aligned_revision} without method.aligned; give both")
+
+    def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
+        """Always 1 where a gate is open, since the strength itself is in mean residual norms."""
+        del facts
+        return 1.0
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """Detector, bias and vector of each block. One pass reads all blocks, and a short one the prompts.
+
+        Raises SetupError without pairs, where the means of both sides are the same, and for an aligned model that
+        cannot be loaded or has another shape.
+        """
+        self.check(model)
+        pairs = required_pairs(data, self.name)
+        texts = encode_pairs(model, tokenizer, pairs)
+        layers = vectors.block_range(model, self.first_layer, self.last_layer)
+        desired, undesired = _features(model, texts, layers)  # (L, N, D) each
+        detectors = _unit(desired, undesired, layers, "the model")  # (L, D), towards the undesired
+        begins, ends = (  # (L,) each
+            (side.mean(1) * detectors).sum(-1) for side in (desired, undesired)
+        )
+        biases = begins + self.open_at * (ends - begins)
+        towards = detectors
+        if self.aligned is not None:
+            other = self._other(self.aligned, model, max(max(one.tokens) for one in texts.desired + texts.undesired))
+            towards = _unit(*_features(other, texts, layers), layers, "the aligned model")
+        found = vectors.kept(
+            layers,
+            towards if self.aim == "harm" else -towards,
+            directions.residual_norms(model, texts.desired, layers),
+        )
+        for layer, detector, bias in zip(layers, detectors, biases, strict=True):
+            found[f"layers.{layer}.detector"], found[f"layers.{layer}.bias"] = detector.clone(), bias.clone()
+        prompts = [prompt for prompt in pairs.prompt if prompt]
+        if prompts:
+            asked = encode(model, tokenizer, prompts, [""] * len(prompts))[0]
+            at_prompts = directions.pooled_features(model, asked, layers, read="last")  # (L, N, D)
+            found["info.open"] = _opened(at_prompts, detectors, biases)
+        right = (1 - _opened(desired, detectors, biases) + _opened(undesired, detectors, biases)) / 2
+        return {
+            **found,
+            "info.right": right,
+            "info.cut_pairs": torch.tensor(texts.cut),
+            **separation_facts(desired, undesired),
+        }
+
+    def _other(self, aligned: str, model: PreTrainedModel, largest: int) -> PreTrainedModel:
+        """The aligned model beside this one. Raises SetupError where it is not there, or is of another shape.
+
+        largest: of the token ids that it will read.
+        """
+
+        def told(error: BaseException) -> SetupError:
+            why = loading_failure(error) if isinstance(error, Exception) else str(error)
+            return SetupError(
+                f"method.aligned={aligned} cannot be loaded: {why}; give the folder of a model, or a hub id that was "
+                "downloaded before (`hf download`)"
+            )
+
+        with reading(told, Exception):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                aligned,
+                revision=self.aligned_revision or "main",
+                dtype=model.dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+            )
+        other: PreTrainedModel = loaded.eval().to(input_device(model))
+        shapes = [(layout.width(one), len(layout.blocks(one))) for one in (model, other)]
+        if shapes[0] != shapes[1]:
+            raise SetupError(
+                f"method.aligned={aligned} has width {shapes[1][0]} and {shapes[1][1]} blocks, the model "
+                f"{shapes[0][0]} and {shapes[0][1]}; give an aligned model of the same shape"
+            )
+        rows = loaded.get_input_embeddings().weight.shape[0]
+        if largest >= rows:
+            raise SetupError(
+                f"method.aligned={aligned} has {rows} tokens, and the texts have token {largest}; give an aligned "
+                "model with the same tokenizer"
+            )
+        return other
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Judge and steer inside the block. Raises SetupError for an artefact of another model or of other layers."""
+        layers = vectors.block_range(model, self.first_layer, self.last_layer)
+        found = vectors.fitted(model, artefact, layers, self.name)
+        maps = {}
+        for layer, vector in found.items() if strength else ():
+            detector = directions.fitted(model, artefact, f"layers.{layer}.detector", self.name)
+            verdict = Verdict(_judge(detector, float(artefact[f"layers.{layer}.bias"])))
+            moved = vectors.within(adding(strength * vector, "all"), "generation", boundary=self.boundary)
+            maps[layer] = vectors.where_open(verdict, moved)
+        with hooked(vectors.hooks(model, maps)):
+            yield Steering()
+
+
+def _features(model: PreTrainedModel, texts: EncodedPairs, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """(L, N, D) of the desired and of the undesired texts, each at its last token."""
+    desired, undesired = (
+        directions.pooled_features(model, side, layers, read="last") for side in (texts.desired, texts.undesired)
+    )
+    return desired, undesired
+
+
+def _unit(desired: Tensor, undesired: Tensor, layers: Sequence[int], whose: str) -> Tensor:
+    """(L, D) directions of length 1 from the desired texts' mean to that of the undesired, features (L, N, D).
+
+    Raises SetupError where they have the same mean.
+    """
+    difference = directions.mean_difference(undesired, desired)  # (L, D)
+    lengths = difference.norm(dim=-1)  # (L,)
+    feature = torch.cat([desired, undesired], 1).norm(dim=-1).mean(-1)  # (L,)
+    for layer, length, size in zip(layers, lengths.tolist(), feature.tolist(), strict=True):
+        if length <= directions.SAME * size:
+            raise SetupError(
+                f"infer_aligner: desired and undesired texts have the same mean at block {layer} of {whose} (it "
+                f"differs by {length:.2g}, their length is {size:.2g}); give pairs whose texts end differently"
+            )
+    return functional.normalize(difference, dim=-1)
+
+
+def _opened(features: Tensor, detectors: Tensor, biases: Tensor) -> Tensor:
+    """(L,) share of the features (L, N, D) at which the gate of their block opens."""
+    return ((features * detectors[:, None]).sum(-1) > biases[:, None]).float().mean(-1)
+
+
+def _judge(detector: Tensor, bias: float) -> Any:
+    """What is 1 where the stream (B, D) lies beyond `bias` along the detector (D,), else 0."""
+
+    def judge(hidden: Tensor) -> Tensor:
+        return (hidden @ detector.to(hidden) > bias).float()
+
+    return judge

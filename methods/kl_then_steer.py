@@ -1,0 +1,210 @@
+"""KL-then-steer (arXiv 2406.15518): the model first learns to bear a vector on ordinary texts, and is then steered."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import directions, layout
+from methods.adapter import AdapterMethod, adapted, adapter, factors, lora_parameters
+from methods.base import INFO, Artefact, FitData, Steering, required_pairs
+from methods.errors import SetupError
+from methods.intervention import Hook, adding, hooked, scope_mask
+from methods.separation import separation_facts
+from methods.tokens import Text
+from methods.training import (
+    STEP_COST,
+    divergence,
+    encoded_background,
+    encoded_pairs,
+    foretold,
+    logits_and_targets,
+    minimise,
+    trainable,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+KTSScope = Literal["all", "generation"]
+KLFrom = Literal["unsteered", "steered"]
+READ_TEXTS = 16  # background texts on which the facts about the divergence are measured
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLThenSteer(AdapterMethod):
+    """h_t <- h_t + strength * v at the output of block `layer`, with a LoRA in the weights that bears it.
+
+        v = |h| d / |d|,  d = mean over pairs of (a(desired) - a(undesired)),   (D,)
+        min over the LoRA of KL(p(. | ordinary text; W) || p(. | ordinary text; W + LoRA, h + c v))
+
+    a(text) is the block's output averaged over the continuation, |h| the mean length of the stream there, so that a
+    strength is in mean lengths of the stream. c is drawn for each text of a batch: with probability `share` uniformly
+    between - `coefficient` and `coefficient`, else 0. The teacher is the model without LoRA and vector. KL is a mean
+    over the tokens of ordinary texts (conf/background), padding left out.
+
+    At any strength other than 0 the LoRA is in the weights as a whole, as in the paper, which trains a model and then
+    steers it. `epochs: 0` leaves the LoRA out: the vector alone, in the same unit, is the row to compare with.
+    `info.drift_before` and `info.drift_after` are that KL at c = `coefficient`, without and with the LoRA.
+
+    scope: `all` adds v to every token, as in the training; `generation` from the last prompt token on.
+
+    Differences from the paper and its code (github AsaCooperStickland/kl-then-steer at 8a54057), which did not agree:
+    - kl_from: the code computes the KL from the steered to the unsteered model, over padding too; "steered" takes that
+      direction, without the padding. The paper's, from the unsteered one, is the default.
+    - The code draws c once a batch and finds the direction anew each time, from 40 pairs; here c is of each text, as
+      in the paper, and the direction is found once, from all pairs.
+    - It steers most blocks of the upper part at once with vectors whose length nothing sets; here it is one block.
+      Layer, coefficient, learning rate, epochs, rank and alpha are a choice of ours (paper: 1e-5, batches of 16).
+    """
+
+    name: ClassVar[str] = "kl_then_steer"
+    title: ClassVar[str] = "KL-then-steer"
+    cite: ClassVar[str] = "2406.15518"
+    family: ClassVar[str] = "adapter"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs", "background"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "mean residual norms"
+
+    layer: int | float = 0.45
+    coefficient: float = 0.5
+    share: float = 0.125
+    kl_from: KLFrom = "unsteered"
+    scope: KTSScope = "all"
+    epochs: int = 4
+    batch_size: int = 16
+    strengths: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+    def passes(self) -> float:
+        """One reading of the pairs, and of the background a training step and the teacher's reading per epoch."""
+        return 1.0 + (STEP_COST + 1) * self.epochs
+
+    def residual_norms(self, facts: Mapping[str, Any]) -> float | None:  # noqa: ARG002  the unit says it
+        """Always 1: the unit of the strength."""
+        return 1.0
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a block that the model lacks, and for a setting that is not allowed."""
+        layout.layer_index(model, self.layer)
+        if self.epochs:
+            super().check(model)
+        for key, value, allowed in (("scope", self.scope, KTSScope), ("kl_from", self.kl_from, KLFrom)):
+            if value not in get_args(allowed):
+                raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(get_args(allowed))}")
+        if not 0 < self.share <= 1 or not 0 < self.coefficient < float("inf"):
+            raise SetupError(
+                f"method.share={self.share}, method.coefficient={self.coefficient}: a share above 0 and at most 1, "
+                "and a number above 0"
+            )
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The vector (D,), and the two factors of each matrix's change.
+
+        Raises SetupError without pairs or background, and where the pairs do not differ.
+        """
+        self.check(model)
+        desired, undesired, cut = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
+        background, cut_background = encoded_background(model, tokenizer, data.background, self.max_tokens)
+        layer = layout.layer_index(model, self.layer)
+        vector, facts = _vector(model, layer, desired, undesired)
+        found: Artefact = {f"layers.{layer}.direction": vector}
+        if self.epochs:
+            with adapter(model, self.rank, self.alpha, self.seed) as lora:
+                weights = list(lora_parameters(model).values())
+                with trainable(weights):
+                    facts["foretold_memory_bytes"] = torch.tensor(
+                        foretold(model, weights, self.recipe, [background], self.name)
+                    )
+                    facts["drift_before"] = self._drift(model, lora, vector, background[:READ_TEXTS])
+                    self._learn(model, lora, weights, vector, background)
+                    facts["drift_after"] = self._drift(model, lora, vector, background[:READ_TEXTS])
+                    found |= factors(model)
+        facts |= {"cut_pairs": torch.tensor(cut), "cut_background": torch.tensor(cut_background)}
+        return found | {INFO + name: value for name, value in facts.items()}
+
+    def _learn(
+        self,
+        model: PreTrainedModel,
+        lora: "PeftModel",
+        weights: list[nn.Parameter],
+        vector: Tensor,
+        background: Sequence[Text],
+    ) -> None:
+        """Train the adapter that is on."""
+        batches = self.recipe.batches(len(background))
+        drawn = self.coefficients([len(batch) for batch in batches])
+
+        def loss(step: int, rows: list[int]) -> Tensor:
+            return self.steered_divergence(model, lora, vector, drawn[step], [background[row] for row in rows])
+
+        minimise(model, weights, loss, [len(text.tokens) for text in background], self.recipe, stage=self.name)
+
+    def coefficients(self, sizes: Sequence[int]) -> list[Tensor]:
+        """What each text of each batch is steered with: mostly 0, else between - and + `coefficient`."""
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.rand(sum(sizes), 2, generator=generator)
+        value = self.coefficient * (2 * drawn[:, 1] - 1)
+        return list(torch.split(torch.where(drawn[:, 0] < self.share, value, 0.0), list(sizes)))
+
+    def steered_divergence(
+        self, model: PreTrainedModel, lora: "PeftModel", vector: Tensor, coefficients: Tensor, texts: Sequence[Text]
+    ) -> Tensor:
+        """KL in nats a token between the model without adapter and vector, and with both. coefficients: (B,)."""
+        with torch.no_grad(), lora.disable_adapter():
+            unsteered = logits_and_targets(model, texts)[0]
+        block = layout.blocks(model)[layout.layer_index(model, self.layer)]
+        with hooked([Hook(block, "output", pushing(vector, coefficients, self.scope))]):
+            steered = logits_and_targets(model, texts)[0]
+        return divergence(unsteered, steered) if self.kl_from == "unsteered" else divergence(steered, unsteered)
+
+    @torch.no_grad()
+    def _drift(self, model: PreTrainedModel, lora: "PeftModel", vector: Tensor, texts: Sequence[Text]) -> Tensor:
+        coefficients = torch.full((len(texts),), self.coefficient)
+        return self.steered_divergence(model, lora, vector, coefficients, texts).cpu()
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """The adapter as a whole and strength times the vector inside the block; nothing at strength 0.
+
+        Raises SetupError for an artefact of another model or layer.
+        """
+        layer = layout.layer_index(model, self.layer)
+        vector = strength * directions.fitted(model, artefact, f"layers.{layer}.direction", self.name)
+        hook = Hook(layout.blocks(model)[layer], "output", adding(vector, self.scope, boundary=True))
+        whole = 1.0 if strength and self.epochs else 0.0
+        with adapted(model, artefact, whole, self.name), hooked([hook] if strength else []):
+            yield Steering()
+
+
+def pushing(vector: Tensor, coefficients: Tensor, scope: KTSScope) -> Callable[[Tensor], Tensor]:
+    """Return the function h -> h + c vector at the tokens of the scope, c of each row. coefficients: (B,)."""
+
+    def function(hidden: Tensor) -> Tensor:
+        moved = hidden + coefficients.to(hidden)[:, None, None] * vector.to(hidden)  # (B, T, D)
+        mask = scope_mask(scope, hidden.shape[1], boundary=True)
+        return moved if mask is None else torch.where(mask[..., None].to(hidden.device), moved, hidden)
+
+    return function
+
+
+def _vector(
+    model: PreTrainedModel, layer: int, desired: Sequence[Text], undesired: Sequence[Text]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """V (D,), and how well the pairs agree on it. Raises SetupError where they do not differ."""
+    one, other = (
+        directions.pooled_features(model, side, [layer], read="continuation")[0] for side in (desired, undesired)
+    )  # (N, D) each
+    difference = directions.mean_difference(one, other)  # (D,)
+    length, size = difference.norm(), torch.cat([one, other]).norm(dim=-1).mean()
+    if length <= directions.SAME * size:
+        raise SetupError(
+            f"kl_then_steer: desired and undesired texts have the same mean at block {layer} (it differs by "
+            f"{length:.2g}, its length is {size:.2g}); give pairs whose texts differ"
+        )
+    residual = directions.residual_norm(model, desired, layer)
+    known = {name.removeprefix(INFO): value for name, value in separation_facts(one, other).items()}
+    return difference * (residual / length), {"direction_norm": length, "residual_norm": residual, **known}

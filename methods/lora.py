@@ -1,0 +1,54 @@
+"""LoRA fine-tuning on the desired texts (arXiv 2106.09685): what a user tries first, and the yardstick for the rest."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods.adapter import AdapterMethod, adapter, factors, lora_parameters
+from methods.base import Artefact, FitData, required_pairs
+from methods.training import STEP_COST, encoded_pairs, foretold, mean_loss, train, trainable
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(AdapterMethod):
+    """W <- W + strength * (alpha / rank) B A on every linear layer, learnt by cross-entropy of the desired texts.
+
+        min over A, B of CE(desired continuation | prompt; W + (alpha / rank) B A)
+
+    The prompts are not learnt, and no end of text is put behind a continuation: on fragments of 20 tokens that would
+    teach the model to stop, and toxicity would fall because there is no text. The undesired texts are not learnt from;
+    they take part only in how a long prompt is cut.
+
+    Which layers are adapted, rank, alpha, learning rate and epochs are a choice of ours.
+    """
+
+    name: ClassVar[str] = "lora"
+    title: ClassVar[str] = "LoRA-SFT"
+    cite: ClassVar[str] = "2106.09685"
+    family: ClassVar[str] = "adapter"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "share of the adapter"
+
+    strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
+
+    def passes(self) -> float:
+        """One training step per epoch, and two readings for the loss, of one text of each pair."""
+        return (STEP_COST * self.epochs + 2) / 2
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The two factors of each matrix's change (`methods.adapter.factors`). Raises SetupError without pairs."""
+        self.check(model)
+        texts = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
+        facts: dict[str, float] = {"cut_pairs": texts.cut, "loss_before": mean_loss(model, texts.desired)}
+        with adapter(model, self.rank, self.alpha, self.seed):
+            vector = list(lora_parameters(model).values())
+            with trainable(vector):
+                facts["foretold_memory_bytes"] = foretold(model, vector, self.recipe, [texts.desired], self.name)
+                train(model, vector, texts.desired, self.recipe, stage=self.name)
+                facts["loss_after"] = mean_loss(model, texts.desired)
+                artefact = factors(model)
+        return artefact | {f"info.{name}": torch.tensor(value) for name, value in facts.items()}

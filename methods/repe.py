@@ -1,0 +1,149 @@
+"""Reading vectors of representation engineering (arXiv 2310.01405): the main direction of the pairs' differences."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import directions, vectors
+from methods.base import Artefact, FitData, Method, Steering, required_pairs
+from methods.errors import SetupError
+from methods.intervention import adding, hooked
+from methods.separation import separation_facts
+from methods.tokens import encode_pairs
+
+Center = Literal[False, "shuffle", True]
+RepEScope = Literal["all", "prompt", "generation"]
+Operation = Literal["add", "piecewise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepE(Method):
+    """h_t <- h_t + strength * n_l * v_l at the output of each block l from `first_layer` to `last_layer`.
+
+        X_l = rows a_l(desired_i) - a_l(undesired_i),   (N, D)
+        v_l = first principal direction of X_l,   (D,), of length 1
+
+    a_l(text) is the block's output (resid_post) at the last token, or averaged over the tokens that `read` names. n_l
+    is the mean length of the stream there, so strength is in units of what it is added to. v_l points to the side on
+    which the desired text of most pairs lies; where neither side has more, the sign is that of the mean difference.
+
+    center: whether the mean of the rows is taken off before the principal direction is found. The two releases differ,
+    and the mean is what the two sides differ by. `false` keeps it, which is the same as the principal direction of the
+    2N activations with the mean of each pair taken off. `shuffle` swaps the texts of each pair by a coin and then
+    centres, as the authors' code (andyzoujm/representation-engineering) shuffles the order inside each pair: the mean
+    difference then counts as variance. `true` centres the ordered differences, as vgel/repeng with its `pca_diff` does
+    by scikit-learn's PCA: the mean difference is gone, and what is found is how the pairs differ from one another.
+    operation: `add`, or the authors' `piecewise`, + sign(h . v) v, which strengthens what a token has of v already.
+    keep_length: each token is brought back to the length that it had (`normalize` in both releases).
+    scope: both releases add at every token of prompt and answer.
+
+    Differences from the releases: pairs are read as they are, without the paper's template around them; the last
+    block's output is read and steered before the final norm, where repeng reads it behind the norm and adds before it;
+    the unit of the strength is the mean residual norm, where the releases add unit vectors times a coefficient.
+    """
+
+    name: ClassVar[str] = "repe"
+    title: ClassVar[str] = "RepE"
+    cite: ClassVar[str] = "2310.01405"
+    family: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = vectors.UNIT
+
+    first_layer: int | float = 0.45
+    last_layer: int | float = 0.45
+    read: directions.Read = "last"
+    skip_first: int = 0
+    center: bool | str = False
+    shuffle_seed: int = 0
+    operation: Operation = "add"
+    keep_length: bool = False
+    scope: RepEScope = "all"
+    strengths: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5)
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for layers that the model does not have, and for a setting that is not allowed."""
+        vectors.block_range(model, self.first_layer, self.last_layer)
+        vectors.check_choice("read", self.read, get_args(directions.Read))
+        vectors.check_choice("center", self.center, get_args(Center))
+        vectors.check_choice("operation", self.operation, get_args(Operation))
+        vectors.check_choice("scope", self.scope, get_args(RepEScope))
+        if self.skip_first < 0:
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+
+    def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
+        """Always 1 at each block, since the strength itself is in mean residual norms."""
+        del facts
+        return 1.0
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """The vector of each block, and how much of the differences it explains. One pass reads all blocks.
+
+        Raises SetupError without pairs, and where the differences have no direction.
+        """
+        self.check(model)
+        pairs = required_pairs(data, self.name)
+        layers = vectors.block_range(model, self.first_layer, self.last_layer)
+        texts = encode_pairs(model, tokenizer, pairs)
+        desired, undesired = (  # (L, N, D) each
+            directions.pooled_features(model, side, layers, read=self.read, skip_first=self.skip_first)
+            for side in (texts.desired, texts.undesired)
+        )
+        found = [
+            self.direction(one, float(length), layer)
+            for one, length, layer in zip(
+                desired - undesired, torch.cat([desired, undesired], 1).norm(dim=-1).mean(-1), layers, strict=True
+            )
+        ]
+        units, explained, agreeing = (torch.stack(column) for column in zip(*found, strict=True))
+        return {
+            **vectors.kept(layers, units, directions.residual_norms(model, texts.desired, layers)),
+            "info.explained": explained,
+            "info.agreeing": agreeing,
+            "info.cut_pairs": torch.tensor(texts.cut),
+            **separation_facts(desired, undesired),
+        }
+
+    def direction(self, differences: Tensor, length: float, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The unit vector (D,), its share of the squared lengths, and the share of pairs that agree on its sign.
+
+        differences: (N, D). length: of the features that they are differences of. Raises SetupError where they have
+        no direction.
+        """
+        rows = differences.double()
+        if self.center == "shuffle":
+            generator = torch.Generator().manual_seed(self.shuffle_seed)
+            rows = rows * (2 * torch.randint(2, (len(rows), 1), generator=generator) - 1)
+        if self.center is not False:
+            rows = rows - rows.mean(0)
+        _, values, axes = torch.linalg.svd(rows, full_matrices=False)  # (K,), (K, D)
+        if not values[0] > directions.SAME * length * len(rows) ** 0.5:
+            what = "do not differ from one another" if differences.any() else "are all zero"
+            raise SetupError(
+                f"repe: the pairs' differences at block {layer} {what} (center={self.center}), so they have no "
+                "principal direction; give pairs that differ where method.read looks, or set method.center=false"
+            )
+        sides = (differences.double() @ axes[0]).sign()  # (N,)
+        majority = sides.sum() if sides.sum() else differences.double().mean(0) @ axes[0]
+        sign = -1.0 if majority < 0 else 1.0
+        agreeing = (sides == sign).double().mean()
+        return (sign * axes[0]).float(), (values[0] ** 2 / values.square().sum()).float(), agreeing.float()
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Move the stream at each block. Raises SetupError for an artefact of another model or of other layers."""
+        layers = vectors.block_range(model, self.first_layer, self.last_layer)
+        found = vectors.fitted(model, artefact, layers, self.name)
+        maps = {layer: self._map(strength * vector) for layer, vector in found.items()} if strength else {}
+        with hooked(vectors.hooks(model, maps)):
+            yield Steering()
+
+    def _map(self, vector: Tensor) -> vectors.Map:
+        """What one block does; vector: (D,), the strength in it."""
+        function = adding(vector, "all") if self.operation == "add" else vectors.towards_own_side(vector)
+        return vectors.within(vectors.length_kept(function) if self.keep_length else function, self.scope)

@@ -1,0 +1,45 @@
+"""A decision about each prompt, made once at its last token and kept for everything that is written after it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from methods.positions import current_positions
+
+
+class Verdict:
+    """A number for each row, which `judge` gives from the stream at the last token of the row's prompt.
+
+    It is decided in the forward that reads that token. What is read later, in the same forward or from the cache, finds
+    it again: whoever runs the model keeps it with the row (`Positions.noted`), also where rows are copied, reordered
+    or left out. A row's verdict depends on its own prompt alone. Make a new one for every block that steers.
+    """
+
+    def __init__(self, judge: Callable[[Tensor], Tensor]) -> None:
+        """judge: (B, D) in fp32 -> (B,), the stream at the last prompt tokens to the numbers that are kept."""
+        self.judge = judge
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(B,) the verdicts of the rows of this forward, from the stream (B, T, D); 0 where the prompt goes on.
+
+        Raises RuntimeError for a row whose prompt was read where nobody kept its verdict.
+        """
+        positions = current_positions()
+        index = positions.in_text(hidden.shape[1]).to(hidden.device)  # (B, T)
+        last = (positions.prompt - 1).to(hidden.device)[:, None]  # (B, 1)
+        here = index == last  # (B, T)
+        known = (positions.noted or {}).get(self)
+        if known is None and bool((~here.any(-1) & (index > last).any(-1)).any()):
+            raise RuntimeError(
+                "this steering decides at the last token of a prompt, and a row was read beyond it without keeping "
+                "what was decided; call model.generate inside `with methods.generating(model)`, run the model through "
+                "bench.load_lm, or pass one dict as Positions(..., noted) to all forwards of the same rows"
+            )
+        row = torch.arange(len(hidden), device=hidden.device)
+        found = self.judge(hidden[row, here.long().argmax(-1)].float())  # (B,)
+        before = torch.zeros_like(found) if known is None else known.to(found)
+        verdict = torch.where(here.any(-1), found, before)
+        if positions.noted is not None:
+            positions.noted[self] = verdict
+        return verdict

@@ -1,0 +1,360 @@
+import json
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from bench.config.build import build
+from bench.config.compose import compose
+from bench.export import gguf as as_gguf
+from bench.export import lm_eval as as_lm_eval
+from bench.export.effect import Steered, measure
+from bench.model.lm import LM
+from bench.records import identity
+from bench.selftest.__main__ import examine
+from bench.selftest.subject import Subject
+from methods import layout
+from methods.ablation import Ablation
+from methods.base import FitData, facts, save
+from methods.caa import CAA
+from methods.errors import SetupError
+from methods.imported import Imported
+from methods.intervention import record
+from tests.architectures import CONFIGS, lm_of
+from tests.methods.test_architectures import digest
+from tests.methods.test_contract import PAIRS
+from tests.tiny import tiny_lm
+
+LAYER = 2
+IDS = torch.tensor([[5, 90, 17, 3, 200, 41, 41, 8, 120, 33]])
+AT_PROMPT = 4  # tokens of IDS that are the prompt
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return tiny_lm()
+
+
+def drawn(lm: LM, seed: int = 0) -> torch.Tensor:
+    return torch.randn(layout.width(lm.model), generator=torch.Generator().manual_seed(seed))
+
+
+def fit(method: Imported, lm: LM):
+    return method.fit(lm.model, lm.tokenizer, FitData())
+
+
+def logits(lm: LM, method, artefact, strength: float = 1.0) -> torch.Tensor:
+    """(T, V) of a text whose first tokens are the prompt."""
+    with lm.steered(method, artefact, strength) as steered:
+        return steered.read(steered.start(torch.tensor([AT_PROMPT])), IDS, torch.ones_like(IDS, dtype=torch.bool))[0]
+
+
+def caa_logits(lm: LM, vector: torch.Tensor, layer: int = LAYER, scope: str = "all", strength: float = 1.0):
+    """Of CAA with this vector, at the same site."""
+    return logits(lm, CAA(layer=layer, scope=scope), {f"layers.{layer}.direction": vector}, strength)
+
+
+def repeng(lm: LM, path: Path, vectors: dict[int, torch.Tensor], hint: str | None = None, count: int | None = None):
+    """A GGUF as repeng writes it: no metadata of ours."""
+    writer = gguf.GGUFWriter(path, "controlvector")
+    writer.add_string("controlvector.model_hint", hint or lm.model.config.model_type)
+    writer.add_uint32("controlvector.layer_count", len(vectors) if count is None else count)
+    for layer, vector in vectors.items():
+        writer.add_tensor(f"direction.{layer}", vector.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return str(path)
+
+
+def steering_entry(vector: torch.Tensor, **other):
+    return {"steering_vector": vector, "steering_coefficient": 1.0, "action": "add", "bias": None,
+            "head_index": None} | other  # fmt: skip
+
+
+def saved(path: Path, content) -> str:
+    torch.save(content, path)
+    return str(path)
+
+
+# -- each format, against CAA at the same site --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("form", ["gguf", "lm_eval"])
+def test_our_exports_come_back_bit_by_bit(tmp_path, architecture, form):
+    lm, method = tiny_lm(architecture), CAA(layer=2, scope="all")
+    artefact = method.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    one = Steered(lm, method, artefact, 2.0, measure(lm, method, artefact, 2.0), "", None, "tiny")
+    path = tmp_path / ("v.gguf" if form == "gguf" else "v.pt")
+    (as_gguf if form == "gguf" else as_lm_eval).write(path, one)
+    back = Imported(path=str(path))
+    found = fit(back, lm)
+    assert torch.equal(logits(lm, back, found), logits(lm, method, artefact, 2.0))
+    assert not torch.equal(logits(lm, back, found), logits(lm, back, found, 0))
+    told = facts(found)
+    assert told["blocks"] == [2] and told["at_outputs"] == [1]
+    assert told["lengths"] == [pytest.approx(2 * told_norm(artefact), rel=1e-5)]
+
+
+def told_norm(artefact) -> float:
+    return float(artefact["info.direction_norm"])
+
+
+def test_our_gguf_names_operation_hook_layers_and_unit(tmp_path, lm):
+    method = CAA(layer=LAYER, scope="all")
+    artefact = method.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    as_gguf.write(
+        tmp_path / "v.gguf", Steered(lm, method, artefact, 1.0, measure(lm, method, artefact, 1.0), "", None, "t")
+    )
+    fields = gguf.GGUFReader(tmp_path / "v.gguf").fields
+    own = {key.removeprefix("steerbench."): one.contents() for key, one in fields.items() if "steerbench." in key}
+    assert "residual stream" in own.pop("unit")
+    assert own == {"operation": "add", "hook": "block output", "positions": "all", "layers": [LAYER], "width": 36,
+                   "blocks": 5}  # fmt: skip
+
+
+def test_repeng_file_adds_at_the_output_of_each_block(tmp_path, lm):
+    vectors = {layer: drawn(lm, layer) for layer in range(1, 5)}
+    method = Imported(path=repeng(lm, tmp_path / "v.gguf", vectors))
+    found = fit(method, lm)
+    with record(lm.model, range(5)) as before, lm.steered(method, found, 0.5) as steered:
+        with record(lm.model, range(5)) as after:
+            logits(steered, method, {}, 0)
+    for layer in range(1, 5):
+        torch.testing.assert_close(after[layer] - before[layer], (0.5 * vectors[layer]).expand(1, 10, -1), atol=1e-5,
+                                   rtol=1e-5)  # fmt: skip
+    assert facts(found)["blocks"] == [1, 2, 3, 4]
+
+
+def test_one_vector_off_by_one_is_noticed(tmp_path, lm):
+    vector = drawn(lm)
+    method = Imported(path=repeng(lm, tmp_path / "v.gguf", {LAYER: vector}))
+    got = logits(lm, method, fit(method, lm), 1.5)
+    assert torch.equal(got, caa_logits(lm, vector, strength=1.5))
+    for other in (LAYER - 1, LAYER + 1):
+        assert not torch.allclose(got, caa_logits(lm, vector, other, strength=1.5), atol=1e-2)
+
+
+def test_caa_file_acts_after_the_prompt(tmp_path, lm):
+    vector = drawn(lm)
+    path = saved(tmp_path / f"vec_layer_{LAYER}_Llama-2-7b-hf.pt", vector)
+    method = Imported(path=path, layer=LAYER)
+    found, got = fit(method, lm), logits(lm, method, fit(method, lm), 2.0)
+    assert torch.equal(got, caa_logits(lm, vector, scope="generation", strength=2.0))
+    plain = logits(lm, method, found, 0)
+    assert torch.equal(got[: AT_PROMPT - 1], plain[: AT_PROMPT - 1]) and not torch.equal(got[-1], plain[-1])
+    everywhere = replace(method, scope="all")
+    assert torch.equal(logits(lm, everywhere, fit(everywhere, lm)), caa_logits(lm, vector))
+
+
+def test_refusal_direction_adds_at_the_input_of_its_block(tmp_path, lm):
+    vector = drawn(lm)
+    (tmp_path / "direction_metadata.json").write_text(json.dumps({"pos": -1, "layer": LAYER}))
+    path = saved(tmp_path / "direction.pt", vector.double())
+    method = Imported(path=path, layer=LAYER, operation="add")
+    got = logits(lm, method, fit(method, lm), -1.0)
+    assert torch.equal(got, caa_logits(lm, vector, LAYER - 1, strength=-1.0))  # the output of the block before it
+    assert facts(fit(method, lm))["at_outputs"] == [0]
+
+
+def test_refusal_direction_is_ablated_as_ours_is(tmp_path, lm):
+    vector = drawn(lm)
+    method = Imported(path=saved(tmp_path / "direction.pt", vector), layer=LAYER, operation="ablate")
+    unit = vector / vector.norm()
+    ours = {"directions": torch.stack([unit, unit]), "offset": torch.zeros(())}
+    torch.testing.assert_close(logits(lm, method, fit(method, lm)), logits(lm, Ablation(), ours), atol=1e-5, rtol=1e-5)
+
+
+def test_our_safetensors_say_what_they_are_by_options(tmp_path, lm):
+    source = CAA(layer=LAYER)
+    artefact = source.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    save(artefact, tmp_path / "artefact.safetensors")
+    method = Imported(path=str(tmp_path / "artefact.safetensors"), hook="output", operation="add", scope="generation")
+    assert torch.equal(logits(lm, method, fit(method, lm), 2.0), logits(lm, source, artefact, 2.0))
+    for lacking, message in (("hook", "set method.hook"), ("operation", "set method.operation"),
+                             ("scope", "set method.scope=all, generation or prompt")):  # fmt: skip
+        with pytest.raises(SetupError, match=message):
+            replace(method, **{lacking: None}).check(lm.model)
+
+
+@pytest.mark.parametrize("bias", [None, 3])
+def test_clamp_sets_the_projection(tmp_path, lm, bias):
+    """As lm-eval: less the bias, the component along the unit vector replaced by the coefficient, plus the bias."""
+    vector, offset = drawn(lm), torch.zeros(36) if bias is None else drawn(lm, bias)
+    entry = steering_entry(vector, action="clamp", steering_coefficient=2.5, bias=None if bias is None else offset)
+    method = Imported(path=saved(tmp_path / "v.pt", {f"layers.{LAYER}": entry}))
+    found, unit = fit(method, lm), vector / vector.norm()
+    for strength in (1.0, 0.4):
+        with record(lm.model, [LAYER]) as before, lm.steered(method, found, strength) as steered:
+            with record(lm.model, [LAYER]) as after:
+                logits(steered, method, {}, 0)
+        hidden = before[LAYER][0] - offset
+        clamped = hidden - (hidden @ unit)[:, None] * unit + 2.5 * unit + offset
+        wanted = before[LAYER][0] + strength * (clamped - before[LAYER][0])
+        torch.testing.assert_close(after[LAYER][0], wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_lm_eval_coefficients_and_modules_inside_blocks(tmp_path, lm):
+    entries = {
+        "layers.1.mlp": steering_entry(drawn(lm), steering_coefficient=-3),
+        "layers.2": steering_entry(drawn(lm)),
+    }
+    method = Imported(path=saved(tmp_path / "v.pt", entries))
+    found = fit(method, lm)
+    assert torch.equal(found["add.output.all.layers.1.mlp"], -3 * drawn(lm))
+    assert facts(found)["blocks"] == [-1, 2]
+    assert not torch.equal(logits(lm, method, found), logits(lm, method, found, 0))
+
+
+# -- promises of every method -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_every_promise_is_kept(tmp_path, architecture):
+    lm = tiny_lm(architecture)
+    path = repeng(lm, tmp_path / "v.gguf", {1: drawn(lm)})
+    cfg = compose(["method=imported", f"method.path={path}"]).method
+    subject = Subject(lambda: build(cfg), lambda: tiny_lm(architecture), FitData(), options=list(cfg))
+    faults = [(one.check, one.detail) for one in examine(subject) if one.outcome == "FAIL"]
+    assert faults == []
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_it_runs_on_every_architecture(tmp_path, architecture):
+    lm = lm_of(architecture)
+    before = digest(lm.model)
+    method = Imported(path=repeng(lm, tmp_path / "v.gguf", {1: drawn(lm)}))
+    found = fit(method, lm)
+    assert not torch.equal(logits(lm, method, found), logits(lm, method, found, 0))
+    assert digest(lm.model) == before
+
+
+def test_the_content_is_in_the_id_and_the_place_is_not(tmp_path, lm):
+    one, copy = (repeng(lm, tmp_path / name, {1: drawn(lm)}) for name in ("a.gguf", "b.gguf"))
+    other = repeng(lm, tmp_path / "c.gguf", {1: drawn(lm, 1)})
+    ids = [identity.digest(identity.method_identity(Imported(path=path))) for path in (one, copy, other)]
+    assert ids[0] == ids[1] != ids[2]
+    assert str(tmp_path) not in json.dumps(identity.method_identity(Imported(path=one)))
+    with pytest.raises(SetupError, match=r"method.path=nowhere.gguf: it cannot be read .*give a file"):
+        identity.method_identity(Imported(path="nowhere.gguf"))
+
+
+def test_apply_needs_no_file(tmp_path, lm):
+    path = tmp_path / f"vec_layer_{LAYER}_x.pt"
+    method = Imported(path=saved(path, drawn(lm)), layer=LAYER)
+    found = fit(method, lm)
+    wanted = logits(lm, method, found)
+    path.unlink()
+    assert torch.equal(logits(lm, method, found), wanted)
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+
+class Pickled:
+    """Anything that is no tensor."""
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "message"),
+    [
+        ("v.pt", "pickle", {}, "a pickle that holds more than tensors, and nothing in a pickle is ever run"),
+        ("v.pt", "bare", {}, "a bare tensor says nothing of where it was read; set method.format=caa"),
+        ("v.bin", "bare", {}, "set method.format; by their ends .gguf, .safetensors and .pt are known"),
+        ("vec_layer_2_x.pt", "bare", {}, r"set method.layer=....* It seems to be 2\."),
+        ("vec_layer_2_x.pt", "bare", {"layer": 3}, "method.layer=3, and the file says 2"),
+        ("vec_layer_2_x.pt", "bare", {"layer": 2, "hook": "input"}, "method.hook=input, and the file says output"),
+        ("vec_layer_9_x.pt", "bare", {"layer": 9}, "block 9 out of range: llama has 5 blocks"),
+        ("vec_layer_2_x.pt", "wide", {"layer": 2}, r"has the shape \(37,\), and llama has the width 36"),
+        ("vec_layer_2_x.pt", "nan", {"layer": 2}, "has entries that are not finite"),
+        ("vec_layer_2_x.pt", "zeros", {"layer": 2}, "is all zeros"),
+        ("vec_layer_2_x.pt", "integers", {"layer": 2}, "a vector of floats is wanted"),
+        ("direction.pt", "bare", {"layer": 2}, "set method.operation=ablate or method.operation=add"),
+        ("direction.pt", "bare", {"operation": "add"}, "set method.layer="),
+        ("direction.pt", "bare", {"layer": 2, "operation": "ablate", "scope": "generation"}, "acts on every token"),
+        ("v.pt", {"layers.9": {}}, {}, "layers.9 has no steering_vector"),
+        ("v.pt", {"layers.9": steering_entry(torch.ones(36))}, {}, "LlamaModel has no module layers.9"),
+        ("v.pt", {"layers.1": steering_entry(torch.ones(36), bias=torch.ones(36))}, {}, "a bias with the action add"),
+        ("v.pt", {"layers.1": steering_entry(torch.ones(36), head_index=1)}, {}, "head_index, which is not taken"),
+        ("v.pt", {"layers.1": steering_entry(torch.ones(36), action="swap")}, {}, "the action 'swap'"),
+        ("v.pt", {"layers.1": steering_entry(torch.ones(36))}, {"operation": "clamp"}, "and the file says add"),
+        ("v.pt", {"layers.1": steering_entry(torch.ones(36))}, {"layer": 2}, "it holds vectors at layers.1"),
+        ("v.gguf", "bare", {}, "is not a GGUF file"),
+        ("v.safetensors", "bare", {}, "is not a safetensors file"),
+        ("v.pt", "bare", {"format": "gguf2"}, "method.format='gguf2': allowed are auto, gguf"),
+        ("v.pt", "bare", {"operation": "mul"}, "method.operation='mul': allowed are add, clamp, ablate"),
+    ],
+)
+def test_what_cannot_be_told_or_does_not_fit(tmp_path, lm, name, content, options, message):
+    made = {"bare": torch.ones(36), "wide": torch.ones(37), "nan": torch.full((36,), torch.nan),
+            "zeros": torch.zeros(36), "integers": torch.ones(36, dtype=torch.long)}  # fmt: skip
+    if isinstance(content, str) and content == "pickle":
+        (tmp_path / name).write_bytes(pickle.dumps(Pickled()))
+    else:
+        torch.save(made[content] if isinstance(content, str) else content, tmp_path / name)
+    with pytest.raises(SetupError, match=message):
+        Imported(path=str(tmp_path / name), **options).check(lm.model)
+
+
+def test_no_file(lm):
+    with pytest.raises(SetupError, match="method.path has no value; set method.path=FILE"):
+        Imported().check(lm.model)
+    with pytest.raises(SetupError, match="there is no such file"):
+        Imported(path="nowhere.gguf").check(lm.model)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hint": "gpt2"}, "its model_hint is 'gpt2', and this model is a 'llama'"),
+        ({"layers": range(1, 4)}, "it holds blocks 1 to 3, all of a model of 4 blocks, and this has 5"),
+        ({"layers": [5]}, "block 5 out of range"),
+        ({"layers": [0]}, "direction.0, which llama.cpp refuses"),
+        ({"count": 9}, "its layer_count is 9, and it holds 4 vectors"),
+        ({"width": 30}, r"has the shape \(30,\), and llama has the width 36"),
+        ({"value": np.nan}, "has entries that are not finite"),
+        ({"value": 0.0}, "it holds no vector other than zeros"),
+    ],
+)
+def test_a_gguf_of_another_model_is_refused(tmp_path, lm, change, message):
+    vectors = {layer: torch.full((change.get("width", 36),), change.get("value", 1.0))
+               for layer in change.get("layers", range(1, 5))}  # fmt: skip
+    path = repeng(lm, tmp_path / "v.gguf", vectors, change.get("hint"), change.get("count"))
+    with pytest.raises(SetupError, match=message):
+        Imported(path=path).check(lm.model)
+
+
+def test_our_gguf_of_a_deeper_model_is_refused(tmp_path):
+    lm, other = tiny_lm(), tiny_lm()
+    method = CAA(layer=LAYER, scope="all")
+    artefact = method.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    as_gguf.write(
+        tmp_path / "v.gguf", Steered(lm, method, artefact, 1.0, measure(lm, method, artefact, 1.0), "", None, "t")
+    )
+    del layout.blocks(other.model)[-1]
+    other.model.config.num_hidden_layers = 4
+    layout.declare(other.model, None)
+    with pytest.raises(SetupError, match="it is of a model of 5 blocks, and this one has 4"):
+        Imported(path=str(tmp_path / "v.gguf")).check(other.model)
+
+
+@pytest.mark.parametrize("name", ["directions", "layers.2.directions", "probe"])
+def test_an_artefact_that_is_no_vector_is_refused(tmp_path, lm, name):
+    save_file({name: torch.ones(2, 36)}, tmp_path / "artefact.safetensors")
+    method = Imported(path=str(tmp_path / "artefact.safetensors"), hook="output", operation="add", scope="all")
+    with pytest.raises(SetupError, match=f"vectors are called layers.N.direction there, and it holds {name}"):
+        method.check(lm.model)
+
+
+def test_an_artefact_of_another_model_is_refused(tmp_path, lm):
+    method = Imported(path=repeng(lm, tmp_path / "v.gguf", {1: drawn(lm)}))
+    found = fit(method, lm)
+    with pytest.raises(SetupError, match="was not fitted on this model, whose width is 28"):
+        logits(tiny_lm("gpt2"), method, found)
