@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from methods.random_direction import RandomDirection as RandomDirection
     from methods.repe import RepE as RepE
     from methods.sadi import SADI as SADI
+    from methods.sasa import SASA as SASA
     from methods.security_vector import SecurityVector as SecurityVector
     from methods.self_debias import SelfDebias as SelfDebias
     from methods.stack import Stack as Stack
@@ -91,6 +92,7 @@ _MODULES = {
     "random_direction": ["RandomDirection"],
     "repe": ["RepE"],
     "sadi": ["SADI"],
+    "sasa": ["SASA"],
     "security_vector": ["SecurityVector"],
     "self_debias": ["SelfDebias"],
     "stack": ["Stack"],

@@ -41,7 +41,10 @@ SMALL = {
 }
 NORMED = {"gemma2", "gemma3", "gemma3_multimodal", "olmo2", "olmo3"}
 EXPERTS = {"mixtral", "qwen3_moe", "qwen3_moe_mixed"}
-REFUSED = {("aura", name): "one for each expert" for name in EXPERTS} | {
+WINDOWS = {"mistral", "gemma2", "gemma3", "gemma3_multimodal", "phi3", "olmo3"}
+REFUSED = {
+    **{("aura", name): "one for each expert" for name in EXPERTS},
+    **{("sasa", name): "sliding window" for name in WINDOWS},
     ("sadi", "falcon"): "none of 8 heads is larger in desired",  # by chance: these weights are random
 }  # method and architecture: what is said
 

@@ -17,6 +17,7 @@ from tests.methods.test_contract import DATA, NAMES, SHORTER
 from tests.tiny import tiny_lm
 
 HALF = [torch.bfloat16, torch.float16]
+ENLARGED = {"sasa": 10}  # how much a fit enlarges the activations' rounding: it inverts a covariance
 COUNTED = {"aura"}  # of whose 64 pairs of texts, for each unit, a few change places by rounding
 ADAPTERS = {"lora", "dpo", "kl_then_steer"}
 TUNED = {"finetune", "security_vector", "task_negation", "dinm"}
@@ -64,8 +65,9 @@ def test_what_is_learnt_is_as_exact_as_the_activations(name, dtype):
     for key in vectors if name in COUNTED else ():
         assert (exact[key] - found[key]).abs().max() <= 4 * 2 / 64, key
         assert (exact[key] == found[key]).float().mean() > (0.6 if dtype == torch.bfloat16 else 0.9), key
+    most = 4 * ENLARGED.get(name, 1) * torch.finfo(dtype).eps
     for key in vectors if name not in TRAINED | COUNTED else ():
-        assert angle(exact[key].flatten(), found[key].flatten()) < 4 * torch.finfo(dtype).eps, key
+        assert angle(exact[key].flatten(), found[key].flatten()) < most, key
     if changes:  # an Adam step hangs on the signs of gradients, some of which are noise
         one, other = (torch.cat([each[key].double().flatten() for key in sorted(changes)]) for each in (exact, found))
         assert angle(one, other) < (0.2 if dtype == torch.bfloat16 else 0.1)

@@ -38,6 +38,7 @@ METHODS = {
     "random_direction": "cbf454972574",
     "repe": "9fe0a86f3f45",
     "sadi": "fbb21ffd37d7",
+    "sasa": "aa3a72e53a70",
     "security_vector": "fad35979cfb4",
     "self_debias": "b15b1809b6b5",
     "stack": "8480e4996802",
