@@ -39,7 +39,7 @@ GROUPS = {
     "tuning": "objective and bounds of strength=auto",
     "runtime": "where it runs",
     "experiment": "a whole sweep",
-    "launcher": "how the cells of a sweep are distributed; without one they run in this process",
+    "launcher": "how a sweep's cells are distributed",
 }
 
 
@@ -92,7 +92,7 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
     for group, meaning in GROUPS.items():
         names = [file.stem for file in _files(group, conf, plugins)]
         named = terminal(f"  {group:<11}", "bold")
-        if len(names) <= 2:
+        if len(names) <= 4 and len("  ".join(names)) < 40:
             out.print(named, terminal(f"{meaning}:  {'  '.join(names)}"))
             continue
         out.print(named, terminal(meaning))

@@ -117,7 +117,7 @@ def test_its_experiment_is_a_sweep(sample):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method=unigram_bia"], "did you mean unigram_bias\\? Allowed: act_add, .*unigram_bias, unsteered"),
+        (["method=unigram_bia"], "did you mean unigram_bias\\? Allowed: ablation, .*unigram_bias, unsteered"),
         (["suite=[leters]"], "did you mean letters"),
         (["method=unigram_bias", "method.smoothin=2"], "did you mean method.smoothing"),
         (["method=unigram_bias", "+method.word=x"], "Allowed under method: smoothing, strengths"),
@@ -163,7 +163,7 @@ def test_help_shows_plugins_without_importing_them(site):
     for choice in ("method=unigram_bias", "scorer=word_list", "suite=letters", "model=sample_model"):
         assert f"  {choice}   brought by steerbench-sample 0.1.0" in lines
     assert "  method=caa" in lines  # of this project: no owner
-    assert "stack, theirs, unigram_bias, unsteered" in " ".join(run.stdout.split())  # the group's line
+    assert "task_negation, theirs, unigram_bias, unsteered" in " ".join(run.stdout.split())  # the group's line
 
 
 # -- where the folder is -------------------------------------------------------------------------------------------

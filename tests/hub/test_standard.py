@@ -186,8 +186,11 @@ def test_every_method_has_its_cells():
     jobs = compose.jobs(["experiment=standard", *GIVEN], multirun=False)
     said = [dict(one.split("=", 1) for one in job) for job in jobs]
     methods = {one["method"] for one in said}
-    assert methods == set(folders.groups()["method"]) - {"stack"}  # what is stacked is the user's choice
-    assert len({json.dumps(one, sort_keys=True) for one in said}) == len(said) == 33
+    assert methods == set(folders.groups()["method"]) - {
+        "stack",
+        "imported",
+    }  # what is stacked or read from a file is the user's choice
+    assert len({json.dumps(one, sort_keys=True) for one in said}) == len(said) == 72
     for name, job in {one["method"]: job for one, job in zip(said, jobs, strict=True)}.items():
         cell = Cell(validate.validate(job), Session())
         own = [one for one in said if one["method"] == name]

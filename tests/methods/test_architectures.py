@@ -226,7 +226,7 @@ def test_a_model_without_weights_has_the_same_matrices(architecture):
         if getattr(layout.of(real), layout.ROLES[kind]):
             assert layout.stream_rows(made, 1, kind).read().shape == layout.stream_rows(real, 1, kind).read().shape
     for name in NAMES:
-        refused = REFUSED.get((name, architecture))
+        refused = REFUSED.get((name, architecture)) if name != "sadi" else None  # which needs data to find none
         with pytest.raises(SetupError, match=refused) if refused else contextlib.nullcontext():
             method_of(name).check(made)
 

@@ -67,6 +67,8 @@ def test_what_is_learnt_is_as_exact_as_the_activations(name, dtype):
         assert (exact[key] == found[key]).float().mean() > (0.6 if dtype == torch.bfloat16 else 0.9), key
     most = 4 * ENLARGED.get(name, 1) * torch.finfo(dtype).eps
     for key in vectors if name not in TRAINED | COUNTED else ():
+        if not exact[key].any() and not found[key].any():
+            continue
         assert angle(exact[key].flatten(), found[key].flatten()) < most, key
     if changes:  # an Adam step hangs on the signs of gradients, some of which are noise
         one, other = (torch.cat([each[key].double().flatten() for key in sorted(changes)]) for each in (exact, found))

@@ -163,7 +163,8 @@ def test_hooks_are_told_where_each_forward_stands():
     seen = []
 
     def look(hidden):
-        seen.append({name: value.tolist() for name, value in current_positions()._asdict().items()})
+        told = current_positions()._asdict()
+        seen.append({name: told[name].tolist() for name in ("first", "length", "cached", "prompt")})
         return hidden
 
     with hooked([Hook(layout.blocks(lm.model)[0], "input", look)]):

@@ -127,8 +127,8 @@ def test_a_protocol_fixes_its_decoding(sources):
     assert greedy.tokens("test") == 8 * (continued.TOKENS_A_PROMPT + 4)
     assert decoding_identity(greedy.decoded(Sampling(seed=5))) == decoding_identity(greedy.decoded(Sampling(seed=6)))
     assert decoding_identity(Sampling(seed=5)) != decoding_identity(Sampling(seed=6))
-    with pytest.raises(SetupError, match=r"suite.rtp.decoding=\['top_k'\]: allowed are max_new_tokens, temperature"):
-        suite(sources, decoding={"top_k": 5})
+    with pytest.raises(SetupError, match=r"suite.rtp.decoding=\['beams'\]: allowed are max_new_tokens, temperature"):
+        suite(sources, decoding={"beams": 5})
 
 
 def test_a_stop_string_cuts_the_text_and_ends_it(sources):
