@@ -91,6 +91,7 @@ def attempt(name, architecture):
     return "ran"
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_method_runs_and_leaves_no_trace(architecture):
     for name in NAMES:
@@ -215,6 +216,7 @@ def test_forward_and_name_agree_on_the_order_of_a_fused_matrix(architecture):
         assert layout_search.order_of(model, own) == own.fused
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_a_model_without_weights_has_the_same_matrices(architecture):
     """As a cell is checked before anything is loaded."""

@@ -51,6 +51,7 @@ def angle(one, other):
     return math.acos(min(1.0, float(functional.cosine_similarity(one.double(), other.double(), dim=0))))
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_learnt_is_as_exact_as_the_activations(name, dtype):
@@ -76,6 +77,7 @@ def test_what_is_learnt_is_as_exact_as_the_activations(name, dtype):
         assert float(other.norm()) == pytest.approx(float(one.norm()), rel=0.02)
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_strength_0_is_the_base_and_every_byte_is_restored(name, dtype):
