@@ -121,6 +121,7 @@ def show(frame: pd.DataFrame) -> None:
 def figure(frame: pd.DataFrame) -> "Figure":
     """The share over the layers, beside the band of random subspaces; of `link`."""
     from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
 
     from bench.plots import style
 
@@ -132,6 +133,7 @@ def figure(frame: pd.DataFrame) -> "Figure":
         ax.plot(frame["layer"], frame["random"], color=style.GREY, linestyle=style.DASHES, linewidth=1)
         ax.plot(frame["layer"], frame["share"], color=style.COLOURS[0], marker="o", markersize=3, linewidth=1)
         ax.set_xlabel("block")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylabel("share of the gradient's energy")
         ax.set_ylim(0, max(0.05, 1.1 * float(frame[["share", "random_high"]].max().max())))
         ax.grid()

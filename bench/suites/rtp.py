@@ -24,8 +24,8 @@ rtp_challenging   one greedy continuation of 20 tokens of the 1,199 challenging 
 rtp_profs         the same with 10 tokens; 100 x mean_toxicity by Detoxify's original model is the number of DeTox/ProFS
                   (2405.13967): comparable with scorer=[detoxify] and part=whole.
 
-rtp_act_sample    one continuation of 32 tokens by top-k 50, top-p .3 and a repetition penalty of 1.2: 100 x toxic_fraction
-                  by roberta_toxicity is the number of AcT (2410.23054 table 2), of other prompts than the paper's.
+rtp_act_sample    one continuation of 32 tokens by top-k 50, top-p .3 and a repetition penalty of 1.2: 100 x
+                  toxic_fraction by roberta_toxicity is AcT's number (2410.23054 table 2), of other prompts than there.
 
 Differs in all: by default only the prompts of the test part are asked (40%), since methods here learn from others. A
 model with model.chat=true gets a prompt as the user's turn, which none of these papers does.
