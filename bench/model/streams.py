@@ -41,12 +41,14 @@ class Readings:
         """(B, K, V) logits of the columns, read inside another context; see `methods.decoding.Streams.other`."""
         stream = self.rows.others.get(name)
         if stream is None:
-            stream = self.rows.others[name] = self.start(self.rows.prompt + len(before))
+            stream = self.rows.others[name] = self.start(self.rows.prompt)
         read = stream.ids.shape[1]
         known = read - len(before) if read else 0  # columns of the rows that the stream has read
         ids, real = self.rows.ids[:, known:], self.rows.seen[:, known:]
         if before and not read:
             ids, real = _behind(before, ids, real)
+        more = stream.seen.sum(-1) + real.sum(-1) - self.rows.seen.sum(-1)  # (B,) tokens that the rows do not have
+        stream.prompt = self.rows.prompt + more  # the rows' own is another once a shared beginning is branched off
         with inside():
             return self.forward(stream, ids, real, self._kept(ids.shape[1]))
 
