@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Readings:
     """What `methods.decoding.Streams` promises, for one forward.
 
     forward: of the model, without steering at decoding time. keep: the columns of this forward that have logits, as
-    `LM.read` takes them. columns: (K,) the same as columns of the rows.
+    `LM.read` takes them. columns: (K,) the same as columns of the rows. asked: names of readings that were asked for.
     """
 
     model: PreTrainedModel
@@ -34,11 +34,15 @@ class Readings:
     rows: Rows
     keep: int | Tensor
     columns: Tensor
+    asked: set[str] = field(default_factory=set)
 
     def other(
         self, name: str, inside: Callable[[], AbstractContextManager[object]], before: Sequence[int] = ()
     ) -> Tensor:
         """(B, K, V) logits of the columns, read inside another context; see `methods.decoding.Streams.other`."""
+        if name in self.asked:
+            raise ValueError(f"the reading {name!r} was asked for twice in one step; give each reading its own name")
+        self.asked.add(name)
         stream = self.rows.others.get(name)
         if stream is None:
             stream = self.rows.others[name] = self.start(self.rows.prompt)

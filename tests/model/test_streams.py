@@ -109,6 +109,15 @@ def test_hooks_see_where_the_prompt_ends_in_another_reading(bos):
     assert seen == ends
 
 
+def test_two_readings_of_one_name_are_refused():
+    def twice(step):
+        step.streams.other("x", contextlib.nullcontext, [5, 6])
+        return step.streams.other("x", contextlib.nullcontext, [7, 8, 9])
+
+    with pytest.raises(ValueError, match="'x' was asked for twice in one step"):
+        likelihoods(steered(tiny_lm(), twice, 3), REQUESTS)
+
+
 def test_room_for_what_goes_before_is_taken_off():
     lm = tiny_lm()
     assert steered(lm, lambda step: step.logits, 7).max_length == lm.max_length - 7
