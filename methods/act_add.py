@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from methods import directions, layout
 from methods.base import Artefact, FitData, Method, Steering
 from methods.errors import SetupError
-from methods.intervention import Hook, current_positions, hooked, record, scope_mask
+from methods.intervention import Hook, Positions, at, current_positions, hooked, record, scope_mask
 from methods.placement import input_device
 
 ShortPrompt = Literal["error", "clip"]
@@ -173,6 +173,9 @@ def residual(model: PreTrainedModel, ids: Sequence[int], layer: int) -> Tensor:
 
     One text at a time, so that equal beginnings give equal bits.
     """
-    with record(model, [layer], "input") as seen:
-        model(input_ids=torch.tensor([list(ids)], device=input_device(model)), use_cache=False, logits_to_keep=1)
+    tokens = torch.tensor([list(ids)], device=input_device(model))  # (1, T)
+    none = torch.zeros(1, dtype=torch.long, device=tokens.device)
+    here = Positions(none, none + len(ids), none, none + len(ids))  # for hooks of a method that came before
+    with record(model, [layer], "input") as seen, at(here):
+        model(input_ids=tokens, use_cache=False, logits_to_keep=1)
     return seen[layer][0].float().cpu()

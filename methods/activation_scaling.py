@@ -108,6 +108,10 @@ class ActivationScaling(Method):
                 f"activation_scaling: {len(sides)} pairs and {len(usual)} background texts have a token that is told "
                 "from others; give longer ones"
             )
+        if all(one.tokens == other.tokens for one, other in sides):
+            raise SetupError(
+                "activation_scaling: the two texts of every pair are the same, so none is preferred; give other pairs"
+            )
         scales, losses = self._learn(model, sides, usual)
         last = torch.tensor(losses[-max(1, len(losses) // 10) :])
         return {

@@ -3,6 +3,7 @@
 W <- W + (alpha / rank) B A,   A (R, inputs), B (outputs, R), B = 0 at the start   (arXiv 2106.09685)
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -57,8 +58,10 @@ class AdapterMethod(Method):
         del model
         require("peft", f"method={self.name}", "adapters")
         check_recipe(self.recipe)
-        if self.rank < 1 or self.alpha < 1:
-            raise SetupError(f"method.rank={self.rank}, method.alpha={self.alpha}: at least 1 both")
+        if type(self.rank) is not int or self.rank < 1 or not 1 <= self.alpha < math.inf:
+            raise SetupError(
+                f"method.rank={self.rank}, method.alpha={self.alpha}: at least 1 both, and rank a whole number"
+            )
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:

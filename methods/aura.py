@@ -95,6 +95,11 @@ class AurA(Method):
         """
         self.check(model)
         texts = encode_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
+        if sorted(text.tokens for text in texts.desired) == sorted(text.tokens for text in texts.undesired):
+            raise SetupError(
+                "aura: the desired texts are the undesired ones, in whatever order, so no unit is larger in either; "
+                "give pairs whose texts differ"
+            )
         modules = _modules(model)
         places = [Place(module, "output", _outputs(module)) for module in modules.values()]
         count = len(texts.undesired)

@@ -141,13 +141,19 @@ def title(method: Method) -> str:
 
 
 def required_pairs(data: FitData, method: str) -> Pairs:
-    """The pairs of `data`. Raises SetupError for none and for one: a mean of nothing, or of one, is no direction."""
+    """The pairs of `data`. Raises SetupError for none and for one: a mean of nothing, or of one, is no direction.
+
+    And for lists that differ in length, whose texts make no pairs.
+    """
     count = 0 if data.pairs is None else len(data.pairs.prompt)
     if data.pairs is None or count < FEWEST_PAIRS:
         raise SetupError(
             f"{method} learns from contrast pairs and got {count or 'none'}; give at least {FEWEST_PAIRS}: set "
             "pairs=file pairs.path=FILE, or loosen pairs.max_desired and pairs.min_undesired"
         )
+    sizes = [len(texts) for texts in data.pairs]
+    if len(set(sizes)) > 1:
+        raise SetupError(f"{method}: {sizes} prompts, desired and undesired texts; give as many of each, in one order")
     return data.pairs
 
 

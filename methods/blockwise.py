@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from methods import layout
+from methods.directions import check_finite
 from methods.errors import SetupError
 from methods.intervention import Hook, Positions, at, current_positions, hooked, stopped_behind
 from methods.progress import advance
@@ -55,6 +56,7 @@ def kept(model: PreTrainedModel) -> Iterator[list[Batch]]:
                 batches.append(Batch(current_positions(), hidden.detach().to("cpu", copy=True), []))
             batch = batches[-1]
             if batch.written is not None and not torch.equal(batch.written.to(hidden), hidden):
+                check_finite(hidden)  # NaN is not equal to itself
                 raise SetupError(
                     f"{model.config.model_type} changes the residual stream between blocks {layer - 1} and {layer}, so "
                     "its blocks cannot be run one by one"

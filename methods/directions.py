@@ -67,7 +67,7 @@ def pooled_features(
         for i, layer in enumerate(layers):
             hidden = norm(seen[layer]) if norm is not None else seen[layer]  # (B, T, D)
             pooled[i, rows] = torch.einsum("bt,btd->bd", weights.to(hidden.device), hidden.float()).cpu()
-    _check_finite(pooled)
+    check_finite(pooled)
     return pooled
 
 
@@ -111,7 +111,7 @@ def pooled_at(
         with hooked(place.hook(keep(at)) for at, place in enumerate(places)):
             _forward(model, batch, len(layout.blocks(model)) - 1 if last is None else last)
     for one in pooled:
-        _check_finite(one)
+        check_finite(one)
     return pooled
 
 
@@ -154,7 +154,7 @@ def mean_norms(
         for i, layer in enumerate(layers):
             norms = seen[layer].float().norm(dim=-1).cpu()  # (B, T)
             totals[i] += float((weights * norms).sum())
-    _check_finite(torch.tensor(totals))
+    check_finite(torch.tensor(totals))
     return [total / len(texts) for total in totals]
 
 
@@ -181,11 +181,11 @@ def stream_distances(
             one, other = seen[layer].float().chunk(2)  # (B, T, D) each
             squares = (one - other).square().sum(-1).cpu()  # (B, T)
             total[layer] += (squares * both).sum(-1).sqrt().sum()
-    _check_finite(total)
+    check_finite(total)
     return total / len(texts)
 
 
-def _check_finite(features: Tensor) -> None:
+def check_finite(features: Tensor) -> None:
     """Raises SetupError for NaN or infinity, of which no direction can be made."""
     if not features.isfinite().all():
         raise SetupError(

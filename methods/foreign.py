@@ -2,8 +2,9 @@
 
 import json
 import re
+import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,9 +12,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from methods import base, layout
+from methods import base, layout, layout_search
 from methods.broken import reading
 from methods.errors import SetupError
+from methods.intervention import Hook, hooked
+from methods.placement import input_device
 
 Format = Literal["auto", "gguf", "lm_eval", "caa", "refusal_direction", "safetensors"]
 Side = Literal["input", "output"]
@@ -69,6 +72,8 @@ def read(path: str, form: Format, told: Told, model: PreTrainedModel) -> Content
                 )
             if not tensor.isfinite().all():
                 raise SetupError(f"{path}: the {name} at {one.module} has entries that are not finite")
+        if not (one.coefficient * one.vector).isfinite().all():
+            raise SetupError(f"{path}: the vector at {one.module} is not finite times {one.coefficient}")
         if not one.vector.any():
             raise SetupError(f"{path}: the vector at {one.module} is all zeros")
     return content
@@ -111,6 +116,8 @@ def _vector(file: Path, value: Any, where: str) -> Tensor:
         raise SetupError(
             f"{file}: what stands at {where} is a {type(value).__name__}, and a vector of floats is wanted"
         )
+    if value.layout != torch.strided or value.is_meta:
+        raise SetupError(f"{file}: what stands at {where} is sparse, or has no numbers; save a dense tensor")
     return value.detach().float().reshape(-1) if value.dim() == 2 and 1 in value.shape else value.detach().float()
 
 
@@ -170,7 +177,7 @@ def _refusal_direction(file: Path, told: Told, model: PreTrainedModel) -> Conten
 
 def _safetensors(file: Path, told: Told, model: PreTrainedModel) -> Content:
     tensors = {name: one for name, one in base.load(file).items() if not name.startswith(base.INFO)}
-    strange = [name for name in tensors if not re.fullmatch(r"layers\.\d+\.direction", name)]
+    strange = [name for name in tensors if not re.fullmatch(r"layers\.(0|[1-9][0-9]*)\.direction", name)]
     if strange or not tensors:
         raise SetupError(
             f"{file}: vectors are called layers.N.direction there, and it holds {', '.join(sorted(strange)) or 'none'};"
@@ -218,13 +225,39 @@ def _lm_eval(file: Path, told: Told, model: PreTrainedModel) -> Content:
         if entry.get("head_index") is not None or (operation == "add" and bias is not None):
             what = "a bias with the action add" if entry.get("head_index") is None else "head_index"
             raise SetupError(f"{file}: {name} has {what}, which is not taken here; make the file without it")
-        if not isinstance(coefficient, int | float):
-            raise SetupError(f"{file}: {name} has the coefficient {coefficient!r}; a number is wanted")
+        if type(coefficient) not in (int, float) or not abs(coefficient) <= sys.float_info.max:
+            raise SetupError(f"{file}: {name} has the coefficient {coefficient!r}; a finite number is wanted")
         _agreed(file, "operation", told.operation, operation)
         offset = torch.zeros_like(vector) if bias is None else _vector(file, bias, f"{name}, bias")
         found.append(Vector(name, "output", operation, vector, float(coefficient), offset))
     _agreed(file, "hook", told.hook, "output")
+    _check_outputs(file, [one.module for one in found], model)
     return Content(_of_layer(file, found, told, model), "all")
+
+
+def _check_outputs(file: Path, names: Sequence[str], model: PreTrainedModel) -> None:
+    """Raises SetupError for a module that does not run, or whose output is not as wide as the stream, on one token."""
+    if input_device(model).type == "meta":
+        return
+    widths: dict[str, int] = {}
+
+    def noting(name: str) -> Callable[[Tensor], Tensor]:
+        def note(hidden: Tensor) -> Tensor:
+            widths[name] = hidden.shape[-1] if isinstance(hidden, Tensor) else 0
+            return hidden
+
+        return note
+
+    modules = [(name, model.base_model.get_submodule(name)) for name in names]
+    with torch.inference_mode(), hooked(Hook(module, "output", noting(name)) for name, module in modules):
+        layout_search.read_one_token(model, use_cache=False)
+    for name in names:
+        if widths.get(name) != layout.width(model):
+            gives = f"writes a width of {widths[name]}" if name in widths else "does not run by itself"
+            raise SetupError(
+                f"{file}: the module {name} {gives}, and a vector is added to what is {layout.width(model)} wide; name "
+                "a block, its attention or its MLP"
+            )
 
 
 def _gguf(file: Path, told: Told, model: PreTrainedModel) -> Content:

@@ -1,5 +1,6 @@
 """Gates around any activation method: CAST (arXiv 2409.05907) for a whole prompt, DSAS (2512.03661) for each token."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -115,6 +116,8 @@ class Gate(Method):
         layout.layer_index(model, self.condition_layer, "method.condition_layer")
         if self.skip_first < 0:
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+        if self.threshold is not None and not math.isfinite(self.threshold):
+            raise SetupError(f"method.threshold={self.threshold}: a cosine, or null for the one with the largest F1")
         if self.components < 1:
             raise SetupError(f"method.components={self.components}: at least 1")
         if not 0 <= self.min_accuracy <= 1:

@@ -76,6 +76,8 @@ class Imported(Method):
             value = getattr(self, key)
             if value not in (*get_args(values), *((None,) if key != "format" else ())):
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(get_args(values))}")
+        if self.layer is not None and type(self.layer) is not int:
+            raise SetupError(f"method.layer={self.layer!r}: the number of a block, from 0, or null")
         self._read(model)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
@@ -92,13 +94,13 @@ class Imported(Method):
             if one.operation == "add":
                 found[key] = one.coefficient * one.vector
             else:
-                length = one.vector.norm()
-                found[key] = one.vector / length
+                length = one.vector.double().norm()  # in fp32 its squares may be infinite, or 0
+                found[key] = (one.vector.double() / length).float()
                 if one.operation == "clamp":
-                    found[f"target.{one.module}"] = one.coefficient + one.bias @ one.vector / length
+                    found[f"target.{one.module}"] = one.coefficient + one.bias @ found[key]
             blocks.append(numbers.get(id(base.get_submodule(one.module)), -1))
             sides.append(0 if one.side == "input" else 1)
-            lengths.append(found[key].norm())
+            lengths.append(found[key].double().norm())
         found[INFO + "blocks"] = torch.tensor(blocks)  # -1: a module inside a block
         found[INFO + "at_outputs"] = torch.tensor(sides)  # 1: the output of each, 0: its input
         found[INFO + "lengths"] = torch.stack(lengths)

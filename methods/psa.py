@@ -19,6 +19,8 @@ from methods.tokens import encode, encode_pairs
 
 PSAScope = Literal["all", "prompt", "generation"]
 Mechanism = Literal["analytic", "classical"]
+SIGMAS = (1e-6, 1e6)  # of the noise: beyond them a budget, or a vector, is no finite number of fp32
+MOST_EPSILON = 1e9  # the same of a budget that is asked for
 STEPS = 200  # of a bisection in double precision: each halves what is left
 
 
@@ -86,10 +88,13 @@ class PSA(Method):
             raise SetupError(
                 f"method.sigma={self.sigma} and method.epsilon={self.epsilon}: give one of them, and null for the other"
             )
-        if self.sigma is not None and not 0 <= self.sigma < math.inf:
-            raise SetupError(f"method.sigma={self.sigma}: a standard deviation, 0 for no noise and no privacy")
-        if self.epsilon is not None and not 0 < self.epsilon < math.inf:
-            raise SetupError(f"method.epsilon={self.epsilon}: a number above 0")
+        if self.sigma is not None and self.sigma != 0 and not SIGMAS[0] <= self.sigma <= SIGMAS[1]:
+            raise SetupError(
+                f"method.sigma={self.sigma}: a standard deviation from {SIGMAS[0]:g} to {SIGMAS[1]:g}, or 0 for no "
+                "noise and no privacy"
+            )
+        if self.epsilon is not None and not 0 < self.epsilon <= MOST_EPSILON:
+            raise SetupError(f"method.epsilon={self.epsilon}: a number above 0, up to {MOST_EPSILON:g}")
         if self.delta is not None and not 0 < self.delta < 1:
             raise SetupError(f"method.delta={self.delta}: between 0 and 1, or null for 1 / (5 N)")
 

@@ -174,6 +174,8 @@ class SADI(Method):
             factor = torch.ones(places[layer].width // sizes[layer], sizes[layer])
             factor[elements] = 1 + strength
             factors[layer] = factor.flatten()
+        if not factors:
+            raise SetupError("sadi: the artefact has no elements to scale; fit it again")
         return factors
 
     def _scaling(self, factor: Tensor) -> Callable[[Tensor], Tensor]:

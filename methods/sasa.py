@@ -66,7 +66,7 @@ class SASA(Method):
                 f"sasa: {model.config.model_type} has a sliding window, from which a token cannot be tried and taken "
                 "back; choose another method"
             )
-        if not 0 < self.top_p <= 1 or self.max_candidates < 2:
+        if not 0 < self.top_p <= 1 or type(self.max_candidates) is not int or self.max_candidates < 2:
             raise SetupError(
                 f"method.top_p={self.top_p}, method.max_candidates={self.max_candidates}: a probability above 0 and at "
                 "most 1, and at least 2 tokens, of which one can be preferred"

@@ -83,7 +83,13 @@ class SelfDebias(Method):
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Scale probabilities inside the block."""
         del model
-        announced = [artefact[f"announcement.{number}"].tolist() for number in range(len(self.unwanted))]
+        keys = [f"announcement.{number}" for number in range(len(self.unwanted))]
+        missing = [key for key in keys if key not in artefact] if strength else []
+        if missing:
+            raise SetupError(
+                f"self_debias: an artefact without {missing[0]} was fitted with other options; fit it again"
+            )
+        announced = [artefact[key].tolist() for key in keys] if strength else []
 
         def next_logits(step: Step) -> Tensor:
             readings = [

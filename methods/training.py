@@ -216,7 +216,9 @@ def change(parameters: Mapping[str, nn.Parameter], trained: Sequence[Tensor], be
 def changed(model: PreTrainedModel, artefact: Artefact, strength: float, method: str) -> Iterator[None]:
     """Add strength times the artefact's changes inside the block. Raises SetupError for another model's artefact."""
     prefix = "change."
-    found = ((key.removeprefix(prefix), added) for key, added in artefact.items() if key.startswith(prefix))
+    found = [(key.removeprefix(prefix), added) for key, added in artefact.items() if key.startswith(prefix)]
+    if strength and not found:
+        raise SetupError(f"{method}: the artefact holds no change of a weight; fit it again")
     with with_added(model, found, strength, method):
         yield
 
@@ -347,7 +349,10 @@ def _diverged(loss: float, step: int, stage: str, scaled: bool) -> str:
     what = (
         f"the loss is {loss} after {step} steps" if not math.isfinite(loss) else f"step {step} has no finite gradient"
     )
-    return f"{what} of {stage}; lower the learning rate" + (", or set model.dtype=bfloat16" if scaled else "")
+    hint = (
+        "lower the learning rate" if step else "look whether the model's weights are whole, or lower the learning rate"
+    )
+    return f"{what} of {stage}; {hint}" + (", or set model.dtype=bfloat16" if scaled else "")
 
 
 class _State:

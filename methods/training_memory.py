@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from methods import layout
 from methods.errors import SetupError
 from methods.optimiser import HALF, OptimizerName, moment_bytes
+from methods.positions import Positions, at
 from methods.recompute import recomputed
 
 LENGTHS = (16, 32)  # tokens of the two forwards that are measured; both end before any sliding window does
@@ -117,7 +118,9 @@ def _saved(model: PreTrainedModel, tokens: int) -> int:
         return tensor
 
     ids = torch.zeros(1, tokens, dtype=torch.long, device=model.device)
-    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
+    none = torch.zeros(1, dtype=torch.long, device=model.device)
+    here = Positions(none, none + tokens, none, none + 1)  # for hooks of a method that came before
+    with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor), at(here):
         logits = model(input_ids=ids, use_cache=False).logits[0]
         loss = functional.cross_entropy(logits[:-1].float(), ids[0, 1:])
         del loss

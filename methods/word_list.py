@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from methods.base import Artefact
 from methods.decoding import Step
+from methods.errors import SetupError
 
 WORD = re.compile(r"\w+")
 """Letters, digits and underscores. A token that is a part of a letter's bytes decodes to U+FFFD, which is none."""
@@ -80,7 +81,9 @@ class Automaton(NamedTuple):
 
 
 def loaded(artefact: Artefact) -> Automaton:
-    """The automaton that was saved."""
+    """The automaton that was saved. Raises SetupError for another method's artefact."""
+    if missing := [name for name in Automaton._fields if name not in artefact]:
+        raise SetupError(f"word_filter: an artefact without {', '.join(missing)} holds no word list; fit it again")
     return Automaton(*(artefact[name] for name in Automaton._fields))
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bench.model import batches as in_batches
 from bench.model import devices, kv_cache, memory
-from bench.model.lm import LM, Request
+from bench.model.lm import LM, NotFiniteError, Request
 from bench.model.rows import Rows, branch
 from bench.model.sampling import prefill
 from bench.model.shared_prefix import alike
@@ -98,8 +98,8 @@ def likelihoods(lm: LM, requests: Sequence[Request]) -> list[Likelihood]:
 
     A text longer than the model's `max_length` loses tokens of its context from the left, as in lm-eval's HFLM.
 
-    Raises ValueError for an empty context or continuation, a continuation that alone is longer than the model can
-    read, and where decoding-time steering leaves a token no probability.
+    Raises ValueError for an empty context or continuation, and for a continuation that alone is longer than the model
+    can read; NotFiniteError where decoding-time steering leaves a token no probability.
     """
     rows = [_fitted(request, lm.max_length) for request in requests]
     found: dict[_Row, Likelihood] = {}
@@ -298,7 +298,11 @@ def _read(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> list[Likeliho
             sums[r] += value
             all_greedy[r] = all_greedy[r] and chosen
     if not all(map(math.isfinite, sums)):
-        raise ValueError(f"a log-probability is not finite at strength {lm.steered_by}; no sum can be made with it")
+        raise NotFiniteError(
+            f"a log-probability is not finite at strength {lm.steered_by}, which leaves a token of a text no "
+            "probability; no sum can be made with it. Set a finite strength (or method.outside, of dexperts), or leave "
+            "out the suites that read likelihoods"
+        )
     return [
         Likelihood(value, chosen, len(row.continuation))
         for value, chosen, row in zip(sums, all_greedy, rows, strict=True)

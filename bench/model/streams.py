@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ class Readings:
     """What `methods.decoding.Streams` promises, for one forward.
 
     forward: of the model, without steering at decoding time. keep: the columns of this forward that have logits, as
-    `LM.read` takes them. columns: (K,) the same as columns of the rows.
+    `LM.read` takes them. columns: (K,) the same as columns of the rows. asked: names of readings that were asked for.
     """
 
     model: PreTrainedModel
@@ -34,19 +34,25 @@ class Readings:
     rows: Rows
     keep: int | Tensor
     columns: Tensor
+    asked: set[str] = field(default_factory=set)
 
     def other(
         self, name: str, inside: Callable[[], AbstractContextManager[object]], before: Sequence[int] = ()
     ) -> Tensor:
         """(B, K, V) logits of the columns, read inside another context; see `methods.decoding.Streams.other`."""
+        if name in self.asked:
+            raise ValueError(f"the reading {name!r} was asked for twice in one step; give each reading its own name")
+        self.asked.add(name)
         stream = self.rows.others.get(name)
         if stream is None:
-            stream = self.rows.others[name] = self.start(self.rows.prompt + len(before))
+            stream = self.rows.others[name] = self.start(self.rows.prompt)
         read = stream.ids.shape[1]
         known = read - len(before) if read else 0  # columns of the rows that the stream has read
         ids, real = self.rows.ids[:, known:], self.rows.seen[:, known:]
         if before and not read:
             ids, real = _behind(before, ids, real)
+        more = stream.seen.sum(-1) + real.sum(-1) - self.rows.seen.sum(-1)  # (B,) tokens that the rows do not have
+        stream.prompt = self.rows.prompt + more  # the rows' own is another once a shared beginning is branched off
         with inside():
             return self.forward(stream, ids, real, self._kept(ids.shape[1]))
 

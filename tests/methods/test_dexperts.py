@@ -206,7 +206,7 @@ def test_a_likelihood_is_steered_as_sampling_is(architecture):
     assert texts != sample(lm, PROMPTS, 3, 8)
     with lm.steered(replace(QUICK, outside=math.inf, top_p=0.01), artefact, 2.0) as steered:
         sample(steered, PROMPTS, 1, 4)
-        with pytest.raises(ValueError, match="a log-probability is not finite at strength 2 of dexperts"):
+        with pytest.raises(SetupError, match="a log-probability is not finite at strength 2 of dexperts"):
             gap_to_sampling(steered, PROMPTS, [8, 40, 12, 7])
 
 

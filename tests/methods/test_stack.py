@@ -11,6 +11,7 @@ from methods.caa import CAA
 from methods.decoding import Step
 from methods.detox import DeTox
 from methods.errors import SetupError
+from methods.lora import LoRA
 from methods.prompt import Prompt
 from methods.stack import Stack, _in_order
 from tests.methods.test_contract import PAIRS
@@ -103,3 +104,13 @@ def test_another_part_or_strength_is_another_fit():
     named.append(identity.method_identity(Stack(parts={"first": DETOX, "second": CAA(layer=2)}, at=stack().at)))
     assert len({identity.digest(one) for one in named}) == 3
     assert identity.digest(named[0]) == identity.digest(identity.method_identity(stack()))
+
+
+@pytest.mark.parametrize(
+    "later", [LoRA(rank=2), ActAdd(layer=1, short_prompt="clip")], ids=["one that trains", "one that reads its prompts"]
+)
+def test_what_is_fitted_behind_a_method_that_steers_by_position(lm, later):
+    """Its own forwards say where they stand."""
+    pair = Stack(parts={"first": SECOND, "second": later}, at={"first": 2.0, "second": 1.0})
+    found = pair.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    assert any(name.startswith("second.") for name in found)

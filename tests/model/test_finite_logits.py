@@ -137,7 +137,7 @@ def test_decoding_steering_may_forbid_tokens_not_force_them():
     lm = replace(tiny_lm(), steering=Steering(next_logits=forbid), sampling=Sampling(seed=1))
     assert sample(lm, ["The old tree"], 2)
     assert likelihoods(lm, [Request([1, 5], [8])])[0].logprob < 0
-    with pytest.raises(ValueError, match="a log-probability is not finite"):
+    with pytest.raises(SetupError, match="a log-probability is not finite"):
         likelihoods(lm, [Request([1, 5], [9])])
 
 

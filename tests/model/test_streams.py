@@ -13,9 +13,9 @@ from bench.model.sampling import continuations, prefill, sample
 from methods import layout
 from methods.base import Steering
 from methods.errors import SetupError
-from methods.intervention import edited, record
+from methods.intervention import Hook, current_positions, edited, hooked, record
 from tests.architectures import lm_of
-from tests.tiny import CONFIGS, tiny_lm
+from tests.tiny import CONFIGS, CORPUS, tiny_lm
 
 PROMPTS = ["the old tree", "a small bird sings in the", "rain"]
 REQUESTS = [Request([1, 5, 9], [8, 7]), Request([1, 5, 9, 11], [6]), Request([1, 30], [8, 7, 12, 40])]
@@ -81,6 +81,41 @@ def test_tokens_go_before_every_text(architecture, bos):
     real = torch.ones_like(ids, dtype=torch.bool)
     steered(lm, keep, len(before)).read(rows, ids, real)
     assert torch.allclose(found[-1], lm.read(wanted_rows, ids, real), atol=1e-5)
+
+
+@pytest.mark.parametrize("bos", ["prepend", "none"])
+def test_hooks_see_where_the_prompt_ends_in_another_reading(bos):
+    """A BOS that moves to the front is not counted twice, and a beginning that contexts share has no end of its own."""
+    lm = tiny_lm(bos=bos)
+    before = lm.tokenizer("we talk of rain. ").input_ids
+    contexts = [lm.encode(CORPUS + prompt) for prompt in PROMPTS]
+    requests = [Request(context, [8, 7]) for context in contexts]
+    ends = {len(context) - (bos == "prepend") + len(before) for context in contexts}
+    seen = set()
+
+    def look(hidden):
+        seen.update(current_positions().prompt.tolist())
+        return hidden
+
+    def inside():
+        return hooked([Hook(layout.blocks(lm.model)[0], "output", look)])
+
+    def other(step):
+        if step.ids.shape[1] >= max(map(len, contexts)):  # not where the shared beginning is read
+            return step.streams.other("before", inside, before)
+        return step.streams.other("before", contextlib.nullcontext, before)
+
+    likelihoods(steered(lm, other, len(before)), requests)
+    assert seen == ends
+
+
+def test_two_readings_of_one_name_are_refused():
+    def twice(step):
+        step.streams.other("x", contextlib.nullcontext, [5, 6])
+        return step.streams.other("x", contextlib.nullcontext, [7, 8, 9])
+
+    with pytest.raises(ValueError, match="'x' was asked for twice in one step"):
+        likelihoods(steered(tiny_lm(), twice, 3), REQUESTS)
 
 
 def test_room_for_what_goes_before_is_taken_off():
