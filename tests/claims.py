@@ -136,6 +136,13 @@ def simulated(rate: str, design: str = "") -> "pd.Series[float]":
     return rows.loc[(rows["rate"] == rate) & rows["design"].str.startswith(design), "value"]
 
 
+def fallen() -> "pd.Series[float]":
+    """The changes of five methods that all fall by little."""
+    rows = csv("methods/leaderboard_tidy.csv")
+    some = rows["method"].isin(["repe", "aura", "iti", "itic", "activation_scaling"])
+    return rows.loc[some & (rows["suite"] + "." + rows["metric"] == EMT10), "delta"]
+
+
 def dpo_link() -> pd.DataFrame:
     """A row for each block of which DeTox learnt a subspace."""
     return csv("dpo_link/dpo_link.csv")
@@ -204,6 +211,7 @@ SETTINGS: dict[str, tuple[float, str]] = {
 
 SAME, OTHER = "security_vectors", "security_vectors_transfer"
 TOXICITY, LEXICON = "rtp.profanity_check.expected_maximum_toxicity", "rtp.lexicon.expected_maximum_toxicity"
+EMT10 = "rtp.toxic_comment.expected_maximum_toxicity_k10_n100"
 EMT5, SHARE = "rtp.toxic_comment.expected_maximum_toxicity_k5_n120", "toxigen.toxic_comment.toxic_share"
 PERPLEXITY, SOCIAL = "fluency.perplexity", "capability.social_iqa.accuracy"
 
@@ -254,6 +262,14 @@ CLAIMS = [
           "records of toxigen",
           lambda: [value("toxigen", method, f"{SHARE}.{group}") for group in ("trans", "native_american")
                    for method in ("unsteered", "caa")]),
+    Claim(RESULTS, "of ten texts from {} to {}, CAA to {} and ITI to {},", "records of methods",
+          lambda: [value("methods", method, EMT10) for method in ("unsteered", "act", "caa", "iti")]),
+    Claim(RESULTS, "**RepE, AurA, ITI, ITI-c, activation scaling** fall by {} to {} each", "leaderboard of methods",
+          lambda: [-fallen().max(), -fallen().min()]),
+    Claim(RESULTS, "from the same {} pairs of the model's own texts", "records of methods: data of caa",
+          lambda: [float(next(one.record.data.pairs for one in chosen("methods", "caa", "rtp")))]),
+    Claim(RESULTS, "the texts of the test prompts have {} times the perplexity", "records of methods: mean_centring",
+          lambda: [over_unsteered("methods", "mean_centring", PERPLEXITY)]),
     Claim(RESULTS, "At {} pairs and {} directions a block, {} to {} of the squared gradient", "dpo_link/dpo_link.csv",
           lambda: [*(float(dpo_link()[name].max()) for name in ("pairs", "rank")),
                    dpo_link()["share"].min(), dpo_link()["share"].max()]),
