@@ -62,7 +62,7 @@ def test_broken_weights_are_named_as_the_cause():
 @pytest.mark.parametrize(
     "method", [SelfDebias(), WordFilter(), SADI(), TaskNegation(), DINM()], ids=lambda method: method.name
 )
-def test_an_artefact_of_something_else_is_not_taken_for_no_steering(method, lm):
+def test_an_artefact_of_something_else_is_refused(method, lm):
     with pytest.raises(SetupError, match="fit it again|fitted with other options"), method.apply(lm.model, {}, 1.0):
         pass
 
