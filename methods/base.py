@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import Field, field
+from dataclasses import field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from methods.broken import reading
 from methods.decoding import Step
 from methods.errors import SetupError
+from methods.later import later as later
 
 Artefact = dict[str, Tensor]
 """What `fit` learned: named tensors on the CPU, contiguous and finite. Names read like paths: "layers.12.direction".
@@ -109,22 +110,6 @@ class Method(Protocol):
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> AbstractContextManager[Steering]:
         """Steer the model inside the block and leave it bit-equal behind; strength 0 is the base model exactly."""
         ...
-
-
-LATER = "later"
-
-
-def later(default: Any) -> Any:
-    """Default of a hyper-parameter that came when results were stored already: at its default it is in no id.
-
-    So those results, which were made without the option, are found under the ids that they have.
-    """
-    return field(default=default, metadata={LATER: True})
-
-
-def is_later(one: Field[Any]) -> bool:
-    """Whether a field was declared by `later`."""
-    return bool(one.metadata.get(LATER))
 
 
 FILE = "file"

@@ -28,7 +28,7 @@ PUBLIC = {"bench", "methods"}  # the names that their __init__.py give are loade
 HYDRA = {"config", "run", "model.checkpoint", "__main__"}
 LM_EVAL = {"model.lm_eval_adapter", "data.lm_eval_tasks"}
 SHARED = (
-    "adapter base blockwise broken decoding directions erasing errors folding foreign intervention layout "
+    "adapter base blockwise broken decoding directions erasing errors folding foreign intervention later layout "
     "layout_search optimiser papers placement positions preference_gradient probes progress recompute separation "
     "sites tokens training training_memory untying vectors verdicts word_list"
 ).split()

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
-from methods.base import is_later, later
 from methods.errors import SetupError
+from methods.later import is_later, later
 
 
 @dataclass(frozen=True)

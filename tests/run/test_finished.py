@@ -200,3 +200,9 @@ def test_a_damaged_file_is_no_obstacle(text, results):
     built(results)
     (results / "runs/built.json").write_text(text)
     assert kept.read(results) is None
+
+
+def test_a_known_command_needs_no_torch():
+    """Of the seconds of a command that computes nothing, torch would take four."""
+    code = "import sys, bench.run.finished, bench.run.validate; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"

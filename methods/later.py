@@ -1,0 +1,19 @@
+"""Options that came when results were stored already; no torch is loaded here."""
+
+from dataclasses import Field, field
+from typing import Any
+
+LATER = "later"
+
+
+def later(default: Any) -> Any:
+    """Default of an option that came when results were stored already: at its default it is in no id.
+
+    So those results, which were made without the option, are found under the ids that they have.
+    """
+    return field(default=default, metadata={LATER: True})
+
+
+def is_later(one: Field[Any]) -> bool:
+    """Whether a field was declared by `later`."""
+    return bool(one.metadata.get(LATER))
