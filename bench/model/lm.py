@@ -200,7 +200,7 @@ class LM:
         return logits
 
     def _forward(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor) -> Tensor:
-        """As `read`, before steering at decoding time."""
+        """The logits that `read` gives where nothing steers at decoding time; the rows remember what was read."""
         position = rows.append(ids, real)  # (B, T)
         cached = rows.seen.sum(-1) - real.sum(-1)  # (B,)
         with at(Positions(real.long().argmax(-1), real.sum(-1), cached, rows.prompt, rows.noted)):
