@@ -91,7 +91,7 @@ def attempt(name, architecture):
     return "ran"
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_method_runs_and_leaves_no_trace(architecture):
     for name in NAMES:

@@ -22,7 +22,7 @@ CONF = Path(__file__).parents[2] / "conf" / "method"
 OF_FILES = {"imported"}  # it steers by a file of the user's; its own tests ask it for the same promises
 EVERY = sorted(path.stem for path in CONF.glob("*.yaml"))
 NAMES = [name for name in EVERY if name not in OF_FILES]
-ARCHITECTURES = ["llama", "gpt2"]
+ARCHITECTURES = ["llama", pytest.param("gpt2", marks=pytest.mark.slow)]  # tests/methods/test_architectures.py has more
 PAIRS = Pairs(
     prompt=[
         "The quick brown fox", "People walk along the river", "A small bird in the old tree", "We talk about work",
