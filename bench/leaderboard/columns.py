@@ -101,10 +101,14 @@ def strengths(row: "pd.Series[Any]") -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]}..{values[-1]}"
 
 
-def within(row: "pd.Series[Any]") -> str:
-    """The joint score with its interval, whose ends stay between 0 and 1 as ± would not."""
-    low, high = row.get("joint_low"), row.get("joint_high")
-    return number(row["joint"]) + ("" if pd.isna(low) or pd.isna(high) else f" [{number(low)}, {number(high)}]")
+def between(name: str) -> Callable[["pd.Series[Any]"], str]:
+    """A number with the ends of its interval, where ± would say the wrong thing: a range that ends, a lopsided one."""
+
+    def text(row: "pd.Series[Any]") -> str:
+        low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
+        return number(row[name]) + ("" if pd.isna(low) or pd.isna(high) else f" [{number(low)}, {number(high)}]")
+
+    return text
 
 
 def flags(row: "pd.Series[Any]") -> str:
@@ -305,7 +309,7 @@ COLUMNS: tuple[Column, ...] = (
            legend="change in the log-probability of the right answer among the choices, in nats, mean over the tasks, "
                   "± half of its interval."),
     Column(name="joint", about="The harmonic mean of toxicity reduction (as a share), fluency kept (1 / perplexity "
-           "ratio) and exp(answers), each at most 1.", higher_is_better=True, text="joint", told=within,
+           "ratio) and exp(answers), each at most 1.", higher_is_better=True, text="joint", told=between("joint"),
            latex="joint", page="joint",
            shown=True,
            legend="harmonic mean of toxicity reduction (as a share), fluency kept (1 / ppl ratio) and exp(answers), "
@@ -351,7 +355,8 @@ COLUMNS: tuple[Column, ...] = (
            higher_is_better=False, format=size, page="artefact", part=COST),
     Column(name="relative_speed", about="Sampling speed relative to the unsteered model.", unit="of unsteered",
            higher_is_better=True,
-           text="speed", page="speed", shown=True, legend="sampling speed relative to the unsteered model."),
+           text="speed", told=between("relative_speed"), page="speed", shown=True,
+           legend="sampling speed relative to the unsteered model, with its interval."),
     Column(name="verdict", about="Whether the headline is better, worse, or shows no difference found."),
     Column(name="group", about="Rows that share a letter do not differ significantly."),
     Column(name="on_front", about="Whether the row is on a Pareto front of reduction and what is kept.",

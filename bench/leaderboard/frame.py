@@ -14,7 +14,7 @@ from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collap
 from bench.leaderboard.grouping import Row, groups, rows
 from bench.leaderboard.pairing import Pairs, change, difference, p_value, pairwise_p
 from bench.leaderboard.tradeoff import BootstrapEstimate
-from bench.records.fields import Scorers, Tuned
+from bench.records.fields import Cost, Scorers, Tuned
 from bench.records.names import BASELINE_FAMILY
 from bench.records.table import Result, listed, source_names
 from bench.stats import significance
@@ -153,12 +153,19 @@ def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
         "fit_seconds": mean_of([one.facts.seconds for one in row.fits if one.facts]),
         "peak_fit_memory_bytes": row.facts.peak_memory_bytes if row.facts else None,
         "artefact_bytes": row.facts.artefact_bytes if row.facts else None,
-        "relative_speed": mean_of([one.cost.relative_speed for one in row.fits if one.cost]),
+        **relative_speed([one.cost for one in row.fits if one.cost]),
         "sources": listed(list(dict.fromkeys(sources))),
         "scorers_report": listed(sorted(reported_by(row.records), key=reported.index)),
         "scorer_tune": chose.get("tune"),
         "scorer_pairs": chose.get("pairs"),
     }
+
+
+def relative_speed(costs: Sequence[Cost]) -> dict[str, float | None]:
+    """The speed over the fits, with the mean of their intervals, which is wider than that of their mean."""
+    ends = [(one.relative_speed, one.relative_speed_low, one.relative_speed_high) for one in costs]
+    means = [mean_of(values) for values in zip(*ends, strict=True)] or [None] * 3
+    return dict(zip(("relative_speed", "relative_speed_low", "relative_speed_high"), means, strict=True))
 
 
 def bounds_kept(comparison: Comparison, row: Row) -> dict[str, Any]:

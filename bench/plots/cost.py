@@ -35,10 +35,10 @@ COSTS = {
 def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Toxicity reduction against seconds to fit, sampling speed relative to unsteered, and bytes of the artefact.
 
-    A marker per method with the 95% bar of its reduction, hollow where no strength was feasible; random directions are
-    grey, the mean over their draws; the star is the unsteered model. Times are wall-clock times of the machine that
-    ran them. Axes of time and size are logarithmic, and linear down to 0 left of the two strokes. A page names MOST
-    methods, and the others are crosses there.
+    A marker per method with the 95% bars of its reduction and its speed, hollow where no strength was feasible; random
+    directions are grey, the mean over their draws; the star is the unsteered model. Times are wall-clock times of the
+    machine that ran them. Axes of time and size are logarithmic, and linear down to 0 left of the two strokes. A page
+    names MOST methods, and the others are crosses there.
 
     Args:
         frame: `Table.frame`.
@@ -88,8 +88,9 @@ def panel(ax: Axes, name: str, shown: list[Point], others: list[Point]) -> None:
     style.crosses(ax, [(point.row[name], point.row[Y]) for point in rest])
     for point in known:
         y, up = point.at(Y)
-        style.bars(ax, float(point.row[name]), y, point.look, up=up)
-        style.marker(ax, float(point.row[name]), y, point.look, hollow=point.hollow)
+        at, across = point.at(name)
+        style.bars(ax, at, y, point.look, across=across, up=up)
+        style.marker(ax, at, y, point.look, hollow=point.hollow)
     ax.set_xlabel(about.title)
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if about.nothing is None:

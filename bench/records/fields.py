@@ -186,9 +186,11 @@ class FitFacts(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Fields):
-    """relative_speed: sampled tokens a second over those of the unsteered model."""
+    """relative_speed: sampled tokens a second over those of the unsteered model, and a 95% interval of the ratio."""
 
     relative_speed: float | None = None
+    relative_speed_low: float | None = None  # older versions kept none
+    relative_speed_high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -280,7 +280,7 @@ def cost(numbers: "pd.Series[Any]") -> Facts:
         ("seconds of a fit", seconds(numbers["fit_seconds"])),
         ("peak memory of a fit, beyond the model", size(numbers["peak_fit_memory_bytes"])),
         ("size of the artefact", size(numbers["artefact_bytes"])),
-        ("speed relative to unsteered", number(numbers["relative_speed"])),
+        ("speed relative to unsteered", columns.between("relative_speed")(numbers)),
         ("tuning trials", whole(numbers["trials"])),
         ("contrast pairs", whole(numbers["pairs"])),
     ]

@@ -23,6 +23,7 @@ from bench.model import checkpoint, memory
 from bench.model.generation_cache import Generations
 from bench.model.lm import LM, load_lm
 from bench.records import identity, unfinished
+from bench.records.fields import Cost
 from bench.run import control, cost
 from bench.run.fit_store import FitStore
 from bench.run.names import Names, model_key
@@ -79,7 +80,7 @@ class Cell:
         self.names = Names(cfg, self.parts, self.threads, self.fetch_model)
         self._plan_key = plan_key
         self._variants: dict[str, Cell] = {}
-        self._speed: float | None = None
+        self._cost: Cost | None = None
         self._suits: weakref.ref[PreTrainedModel] | None = None  # the model that the method was held against
 
     @property
@@ -322,8 +323,8 @@ class Cell:
         with self.lm.steered(self.method, artefact, strength, self.names.steering(strength)) as lm:
             yield lm
 
-    def speed(self, strength: float) -> float:
+    def measured_cost(self, strength: float) -> Cost:
         """Sampling speed relative to unsteered, measured once a cell."""
-        if self._speed is None:
-            self._speed = cost.relative_speed(self.lm, self.method, self.fitted[0], strength)
-        return self._speed
+        if self._cost is None:
+            self._cost = cost.relative_speed(self.lm, self.method, self.fitted[0], strength)
+        return self._cost

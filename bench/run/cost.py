@@ -15,10 +15,12 @@ import torch
 from bench.model.lm import LM
 from bench.model.sampling import continuations
 from bench.records import unfinished
+from bench.records.fields import Cost
 from methods.base import Artefact, Method
 from methods.progress import listening
 
-ROUNDS, ROWS, NEW_TOKENS = 3, 32, 4  # a short burst: enough for a ratio, two or three seconds on two cores
+ROUNDS = 6  # the median lies between the lowest and the highest of six with a probability of 1 - 2 / 2^6, 97%
+ROWS, NEW_TOKENS = 32, 4  # a short burst: enough for a ratio, about five seconds on two cores
 PROMPTS = ("The weather today is", "In the morning the baker", "My neighbour told me that", "On the way to school")
 
 
@@ -62,8 +64,8 @@ def peak_memory(device: torch.device, interval_seconds: float = 0.01) -> Iterato
         thread.join()
 
 
-def relative_speed(lm: LM, method: Method, artefact: Artefact, strength: float) -> float:
-    """Sampling speed steered / unsteered: median over rounds of the ratio of two runs timed in turns."""
+def relative_speed(lm: LM, method: Method, artefact: Artefact, strength: float) -> Cost:
+    """Sampling speed steered / unsteered: the median over rounds of two runs timed in turns, and the extreme rounds."""
     burst = replace(lm.sampling, max_new_tokens=NEW_TOKENS)
 
     def seconds(one: LM, prompts: Sequence[str]) -> float:
@@ -78,4 +80,5 @@ def relative_speed(lm: LM, method: Method, artefact: Artefact, strength: float) 
             base = seconds(lm, PROMPTS)
             with lm.steered(method, artefact, strength) as steered:
                 ratios.append(base / seconds(steered, PROMPTS))
-    return statistics.median(ratios)
+    low, high = min(ratios), max(ratios)
+    return Cost(relative_speed=statistics.median(ratios), relative_speed_low=low, relative_speed_high=high)

@@ -24,7 +24,6 @@ from bench.files.overwrite import NEVER
 from bench.model import checkpoint
 from bench.records import identity, record, unfinished
 from bench.records.fields import (
-    Cost,
     Decoding,
     FitFacts,
     Info,
@@ -174,7 +173,7 @@ def _computed(cell: Cell, suite: Suite[Any], split: Split, strength: float, labe
         )
         about = replace(about, scorers=about.judged_by)  # those that judged
         if split == "test" and strength != 0 and cell.cfg.control is None:
-            about = replace(about, cost=Cost(relative_speed=cell.speed(strength)))
+            about = replace(about, cost=cell.measured_cost(strength))
         written = record.write(cell.records, about, found.items, found.scores, anew=cell.overwrite.replaces)
     cell.session.written += 1
     cell.session.made.add(name)

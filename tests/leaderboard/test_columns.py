@@ -115,3 +115,22 @@ def test_kl_follows_perplexity_where_it_was_measured(table):
     (shown,) = (one for one in found if one.text == "KL")
     assert shown.as_text(pd.Series({"kl.mean_kl": 0.0836})) == "0.084"
     assert [one.page for one in found].count("kl mean kl") == 1
+
+
+def speeds(results):
+    (found,) = tables(read_records(results / "runs")[0])
+    return list(formatting.readable(found)["speed"])
+
+
+def test_the_speed_of_several_fits_has_the_mean_of_their_intervals(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0)
+    for seed, (low, speed, high) in enumerate([(0.9, 0.97, 1.0), (0.94, 0.99, 1.04)]):
+        cost = {"relative_speed": speed, "relative_speed_low": low, "relative_speed_high": high}
+        cell(tmp_path, "caa", 0.5, 0.1, 1.0, fit_seed=seed, cost=cost)
+    assert speeds(tmp_path) == ["–", "0.98 [0.92, 1.02]"]
+
+
+def test_a_speed_without_an_interval_as_older_versions_kept_it(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0)
+    cell(tmp_path, "caa", 0.5, 0.1, 1.0)
+    assert speeds(tmp_path) == ["–", "0.97"]
