@@ -139,7 +139,7 @@ class Rescored:
 
     @classmethod
     def of(cls, stored: "Result", cfg: Any, injected: Mapping[str, Any]) -> "Rescored | None":
-        """None for a suite without judges, and for a record that does not say how its suite was set.
+        """The stored result to judge; None for a suite without judges, and for a record without its suite's settings.
 
         A record is data: of the classes that it names only those of conf/ and installed plug-ins are built, and what a
         suite is given for this run (`given_to_suites`) is never taken from it. Raises SetupError for one that wants

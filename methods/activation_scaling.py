@@ -67,7 +67,7 @@ class ActivationScaling(Method):
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
 
     def passes(self) -> float:
-        """Guessed, since it depends on the number of pairs."""
+        """An estimate for the usual number of pairs, since the number of steps does not depend on it."""
         return STEP_COST * self.steps * self.batch_size / USUAL_PAIRS
 
     def check(self, model: PreTrainedModel) -> None:
@@ -168,7 +168,7 @@ class ActivationScaling(Method):
         pairs: Sequence[tuple[Text, ...]],
         background: Sequence[Text],
     ) -> Tensor:
-        """The first two terms, for scalars (2 L,) in the order of the places; pairs: desired and undesired text."""
+        """The first two terms of the loss for scalars (2 L,), one a place; pairs: desired and undesired text."""
         texts = [pair[side] for side in (0, 1) for pair in pairs]
         with hooked(place.hook(_scaling(scales, at)) for at, place in enumerate(places)):
             means = mean_log_probabilities(model, texts)  # (2 n,)

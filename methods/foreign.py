@@ -24,7 +24,7 @@ Operation = Literal["add", "clamp", "ablate"]
 
 
 class Told(NamedTuple):
-    """What the user says of a file; None where nothing."""
+    """What the user says about the vectors of a file; None where the user says nothing."""
 
     layer: int | None
     hook: Side | None

@@ -86,25 +86,25 @@ class Gate(Method):
 
     @property
     def strength_unit(self) -> str:  # type: ignore[override]
-        """That of the method inside."""
+        """The unit of the method inside."""
         return self.inner.strength_unit
 
     @property
     def half_version(self) -> int:  # type: ignore[override]
-        """That of the method inside."""
+        """The half version of the method inside (`methods.base.Method`)."""
         return self.inner.half_version
 
     @property
     def discrete(self) -> bool:  # type: ignore[override]
-        """That of the method inside."""
+        """Whether the method inside has only the strengths of its grid."""
         return self.inner.discrete
 
     def passes(self) -> float:
-        """One more than the method inside."""
+        """One pass more than the method inside makes."""
         return self.inner.passes() + 1
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """What the method inside adds where the gate is open."""
+        """Length of what the method inside adds where the gate is open."""
         own = {key.removeprefix("inner."): one for key, one in facts.items() if key.startswith("inner.")}
         return self.inner.residual_norms(own)
 

@@ -86,7 +86,7 @@ class ITI(Method):
     strengths: Sequence[float] = (2, 5, 10, 15, 20)
 
     def passes(self) -> float:
-        """A second one over the texts that sigma is taken from, where they are others."""
+        """One pass over the pairs, and with sigma=tuning one over the texts that sigma is computed from."""
         return 2.0 if self.sigma == "tuning" else 1.0
 
     def check(self, model: PreTrainedModel) -> None:

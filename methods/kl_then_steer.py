@@ -168,7 +168,7 @@ class KLThenSteer(AdapterMethod):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """The adapter as a whole and strength times the vector inside the block; nothing at strength 0.
+        """Add the whole adapter and strength times the vector inside the block; at strength 0 add nothing.
 
         Raises SetupError for an artefact of another model or layer.
         """

@@ -130,7 +130,7 @@ class SADI(Method):
         }
 
     def _places(self, model: PreTrainedModel) -> tuple[list[sites.Place], list[int]]:
-        """Of each block where the elements pass, and how many entries an element has."""
+        """For each block the place of its elements, and how many entries an element has."""
         layers = range(len(layout.blocks(model)))
         if self.element == "heads":
             heads = [sites.heads(model, layer) for layer in layers]
@@ -162,7 +162,7 @@ class SADI(Method):
             yield Steering()
 
     def _factors(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> dict[int, Tensor]:
-        """Of each block with chosen elements, (width,): 1 + strength at them, 1 elsewhere."""
+        """A factor (width,) for each block with chosen elements: 1 + strength at these, 1 elsewhere."""
         places, sizes = self._places(model)
         factors = {}
         for key, elements in artefact.items():

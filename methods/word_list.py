@@ -103,7 +103,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
 
 
 def automaton(words: Collection[str], texts: Sequence[str]) -> Automaton:
-    """Of words in small letters, without any character that is of no word; texts: of all tokens, as `token_texts`."""
+    """Build the automaton of words in small letters, of letters alone; texts: those of all tokens (`token_texts`)."""
     beginnings = sorted({word[:end] for word in words for end in range(1, len(word))})
     number = {"": START} | {beginning: i for i, beginning in enumerate(beginnings, 1)}
     none = len(number)

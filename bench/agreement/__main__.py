@@ -56,7 +56,7 @@ class Drawn(NamedTuple):
 
 
 def agreement(scores: Array, positive: Array, rating: Array, measures: str = "toxicity") -> dict[str, Any]:
-    """What a row of the table says of these texts; None for what they cannot tell.
+    """The measures of a row: agreement of scores with labels; None where these texts do not determine one.
 
     scores: (N,) NaN where unscored, such texts are counted and left out. positive: (N,) the labels. rating: (N,) NaN
     without one.

@@ -41,7 +41,10 @@ FLAGS = {
 
 
 def parse(arguments: Sequence[str]) -> list[Override]:
-    """Raises SetupError for each argument that is not an override, with the way to write it where there is one."""
+    """Parse the overrides of a command line.
+
+    Raises SetupError that lists each argument that is not an override, with the right spelling where it is known.
+    """
     found, problems = list[Override](), list[str]()
     left = [PLUS.sub("", argument) for argument in old_spellings.arguments(arguments)]
     while left:

@@ -13,7 +13,7 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment asks, compares with and cannot follow.
+    """The entries of an experiment's YAML that are not settings of its cells.
 
     sweep: its cells; each line holds overrides, and a comma in one sweeps over values.
     published: its figures in its paper, one entry each; `python -m bench.reproduction` prints them beside ours.
@@ -31,7 +31,7 @@ KEYS = tuple(one.name for one in fields(Experiment))
 
 
 def taken_out(cfg: DictConfig) -> Experiment:
-    """What a composed config holds of this, which it no longer holds then. Raises SetupError for what is none."""
+    """Remove these entries from a composed config and return them. Raises SetupError for a value of the wrong type."""
     hints, found, wrong = get_type_hints(Experiment), dict[str, Any](), list[str]()
     with open_dict(cfg):
         for key in [key for key in KEYS if key in cfg]:

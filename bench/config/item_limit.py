@@ -21,7 +21,7 @@ CUT = "cut"
 
 
 def cut(cfg: DictConfig) -> None:
-    """Set the options to the limit of the config, if it has one. What is wrong with values, `validate` says."""
+    """Lower the options to the limit of the config, if it has a valid one; `validate` reports wrong values."""
     most, suites = cfg._get_node("limit"), cfg._get_node("suite")
     number = most._value() if most is not None else None  # type: ignore[union-attr]
     if type(number) is not int or number < 1 or not isinstance(suites, DictConfig):

@@ -1,4 +1,4 @@
-"""Arguments for a launcher of Hydra, told from those that describe cells."""
+"""A command line holds arguments for a launcher of Hydra and arguments that describe cells; this separates them."""
 
 from collections.abc import Sequence
 

@@ -42,9 +42,9 @@ def _digest(text: str) -> str:
 def part_of(
     prompts: Sequence[Prompt], split: Literal["dev", "test"], count: int | None, dev_count: int, option: str
 ) -> list[Prompt]:
-    """Of prompts in the order of a hash: the first `count` for test, None for all; for dev the last of the others.
+    """The prompts of one split: for test the first `count` of them (None: all), for dev the last of the others.
 
-    So a larger count contains a smaller one. Raises SetupError where there are too few.
+    prompts: in the order of a hash, so that a larger count contains a smaller one. Raises SetupError for too few.
     """
     if split == "test":
         if count is not None and count > len(prompts):

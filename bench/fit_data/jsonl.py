@@ -62,7 +62,7 @@ class TextsFile(FitSource):
         }
 
     def made(self, *columns: list[str]) -> Pairs | Examples | list[str]:
-        """What a method gets, of the texts under each key."""
+        """The training data that a method gets; columns: the texts of the file, a list for each of `keys`."""
         return columns[0]
 
     def problem(self, row: dict[str, str]) -> str | None:

@@ -41,17 +41,17 @@ def signed(value: Any, digits: int = 2) -> str:
 
 
 def seconds(value: Any) -> str:
-    """Three digits of a duration."""
+    """A duration in seconds, in three digits; a dash where it is missing."""
     return NONE if pd.isna(value) else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
 def probability(value: Any) -> str:
-    """A p value; never as 0."""
+    """A p value with three digits, never written as 0; a dash where it is missing."""
     return NONE if pd.isna(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def size(value: Any) -> str:
-    """Bytes with a unit."""
+    """A number of bytes with its unit; a dash where it is missing."""
     if pd.isna(value):
         return NONE
     amount = float(value)
@@ -63,12 +63,12 @@ def size(value: Any) -> str:
 
 
 def whole(value: Any) -> str:
-    """A count."""
+    """A count as text; a dash where it is missing."""
     return NONE if pd.isna(value) else f"{int(value)}"
 
 
 def yes(value: Any) -> str:
-    """A flag."""
+    """A flag as yes or no; a dash where it is missing."""
     return NONE if pd.isna(value) else "yes" if value else "no"
 
 

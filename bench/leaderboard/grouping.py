@@ -118,7 +118,7 @@ class Row:
 
     @property
     def is_control(self) -> bool:
-        """No method but what methods are compared with."""
+        """Whether the row is a control, which methods are compared with, and not a method."""
         return is_control(self.columns["method"], self.columns["family"])
 
     def controls(self, other: "Row") -> bool:

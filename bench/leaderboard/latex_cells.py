@@ -87,7 +87,7 @@ def digits(value: float) -> str:
 
 
 def star(value: Cell, row: "pd.Series[Any]") -> Cell:
-    """With a star where the headline differs significantly from the unsteered model's."""
+    """Add a star where the headline differs significantly from the unsteered model's."""
     return Cell(value.latex + "$^{*}$", value.width + 4) if starred(row) else value
 
 

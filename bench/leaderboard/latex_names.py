@@ -66,7 +66,7 @@ def title(method: MethodFacts) -> list[Said]:
 
 
 def qualifiers(frame: pd.DataFrame) -> list[list[str]]:
-    """Of each row the parameters that tell it from others of its method, and the number of its fits."""
+    """For each row the parameters that distinguish it from others of its method, and the number of its fits."""
     rows = [row for _, row in frame.iterrows()]
     known = [parameters(row) for row in rows]
     differing, found = varying(list(frame["method"]), known), []
@@ -84,7 +84,7 @@ def _value(value: Any) -> str:
 
 
 def apart(rows: list["pd.Series[Any]"]) -> list[list[str]]:
-    """Of rows that have one name and strength, what differs; numbers where nothing that is known does."""
+    """Labels that distinguish rows of the same name and strength: whatever differs, or else a number."""
     if len(rows) == 1:
         return [[]]
     told: list[list[str]] = [[] for _ in rows]

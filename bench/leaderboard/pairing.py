@@ -73,7 +73,7 @@ def _side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
 
 
 def over(fits: list[Pairs], make: Callable[[Pairs], BootstrapEstimate | None]) -> BootstrapEstimate | None:
-    """What `make` says of each fit, over the fits; None where it says nothing of one of them."""
+    """The mean over the fits of what `make` estimates for each; None where it gives None for one of them."""
     estimates = [make(pairs) for pairs in fits]
     known = [one for one in estimates if one is not None]
     return over_fits(known) if known and len(known) == len(estimates) else None

@@ -20,7 +20,7 @@ def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
-    """With `.p_holm` of each tested metric and `vs_control_p_holm`, corrected over the methods, and `.detectable_holm`.
+    """Add p corrected over the methods: `.p_holm` and `.detectable_holm` of each metric, and `vs_control_p_holm`.
 
     Controls are no hypotheses: their p values are neither corrected nor counted.
     """
@@ -45,7 +45,7 @@ NOT_INDEPENDENT = "its scorer tuned it or picked its pairs"
 
 
 def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, independent: Sequence[bool]) -> pd.DataFrame:
-    """With `verdict`: what the metric's change amounts to; None where it was not tested.
+    """Add `verdict`: what the metric's change amounts to; None where it was not tested.
 
     independent: of each row, whether the metric's scorer neither tuned it nor picked what it learnt from. Elsewhere
     nothing is claimed.
@@ -63,7 +63,7 @@ def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, indep
 def grouped(
     frame: pd.DataFrame, metric: str, higher_is_better: bool, p: Mapping[tuple[int, int], float | None]
 ) -> pd.DataFrame:
-    """With `group`: of the unsteered model and the methods those that share a letter do not differ significantly.
+    """Add `group`: rows (unsteered or methods) that share a letter do not differ significantly.
 
     A method and the unsteered model share one unless the verdict says that they differ. Two methods differ after
     Holm over all pairs of methods, where one of them differs from the unsteered model: if neither does
@@ -116,7 +116,7 @@ def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def ranked(frame: pd.DataFrame, metric: str, higher_is_better: bool, draws: Sequence[Array | None]) -> pd.DataFrame:
-    """With `rank` by the change of a metric to unsteered and its 95% interval, of what is `eligible`.
+    """Add `rank`, by the change of a metric from unsteered, with its 95% interval; for `eligible` rows alone.
 
     draws: (R,) of the change of each row, over the same resamples; None where it has none.
     """

@@ -176,7 +176,7 @@ def written(base: pd.DataFrame, tasks: Sequence[str], width: Width) -> np.ndarra
 
 
 def changed(rows: pd.DataFrame, tasks: Sequence[str], p: np.ndarray, width: Width) -> np.ndarray:
-    """The methods' changes, a star where they are told from none, and their intervals: (methods, tasks)."""
+    """The methods' changes, a star where they are significant, and their intervals: (methods, tasks)."""
     change, low, high = (values(rows, tasks, f"accuracy.delta{end}") for end in ("", "_low", "_high"))
     return each(signed, APART[width], change, np.where(p < ALPHA, "*", ""), low, high)
 

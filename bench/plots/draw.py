@@ -77,7 +77,7 @@ def of_tables(source: Source) -> list[Drawing]:
 
 
 def with_draws(source: Source) -> list[Drawing]:
-    """And each single fit of the random directions, where there are several."""
+    """Each table's rows are drawn and, where there are several random directions, each of these by itself."""
     found: list[Drawing] = []
     for table in source.tables:
         several = ((table.frame["method"] == RANDOM) & (table.frame["fits"] > 1)).any()

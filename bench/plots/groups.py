@@ -1,4 +1,4 @@
-"""ToxiGen group by group: about whom a method turns texts kinder, and about whom it does not."""
+"""ToxiGen group by group: for which groups a method makes texts less toxic, and for which it does not."""
 
 import re
 from collections.abc import Sequence

@@ -272,13 +272,13 @@ def plain(value: float, place: int | None = None) -> str:
 
 
 def titles(frame: pd.DataFrame) -> dict[str, str]:
-    """How the measures are called."""
+    """The title of each measure."""
     return {"toxicity_reduction": style.reduction(frame["scorer"].iloc[0]), "perplexity_ratio": "perplexity ratio",
             "gold_choice_change": "right answers\n(nats)"}  # fmt: skip
 
 
 def above(head: tuple[str, str], width: Width) -> str:
-    """What is above a row of panels: whose they are, and what the setting counts; in two lines where one is short."""
+    """Heading of a row of panels: the curve's name and the setting's unit, in two lines where one has no room."""
     name, unit = head
     return style.wrapped(f"{name}  ({unit})", 72 * style.inches(width) - 40, lines=2) if name else ""
 
@@ -286,7 +286,7 @@ def above(head: tuple[str, str], width: Width) -> str:
 def sides(
     grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], frame: pd.DataFrame, width: Width
 ) -> None:
-    """Measures at the left; above the columns whose they are, below them what their setting counts."""
+    """Label a grid with a row for each measure: measures at the left, curves above, the setting's unit below."""
     room = (72 * style.inches(width) - 50) / len(heads) - (8 if len(heads) > 1 else 0)
     for ax, measure in zip(grid[0], measures, strict=True):
         ax.set_ylabel(titles(frame)[measure], fontsize=SMALL)
@@ -298,7 +298,7 @@ def sides(
 def tops(
     grid: Any, measures: Sequence[str], heads: Sequence[tuple[str, str]], frame: pd.DataFrame, width: Width
 ) -> None:
-    """Measures above the columns, or beside the panels of a single row; above each row whose it is."""
+    """Label a grid with a row for each curve: its name above it; measures above, or beside the panels of one row."""
     single = len(heads) == 1
     for i, (row, (name, unit)) in enumerate(zip(grid, heads, strict=True)):
         told = above((name, unit), width) if not single else style.wrapped(name, 72 * style.inches(width) - 40, lines=2)
@@ -316,7 +316,7 @@ def tops(
 
 
 def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> list[Artist]:
-    """What the legend lists: the curves, where a panel holds several, and what the signs mean."""
+    """Entries of the legend: the curves, where a panel holds several, and the meaning of the markers and lines."""
     found: list[Artist] = []
     if facet == "unit":
         found += [style.key(look[name], name) for name in sorted(set(frame["curve"]))]

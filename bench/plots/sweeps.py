@@ -95,7 +95,7 @@ def layers(table: Table) -> pd.DataFrame:
 
 
 def of_strength(row: Row) -> Place | None:
-    """None for the unsteered model, and for fits that were each tuned to a strength of their own."""
+    """A row's place by strength; None for the unsteered model, and where each fit was tuned to its own strength."""
     if row.is_baseline or len(row.strengths) != 1:
         return None
     rest = named(row) | settings(row) | learnt_from(row.fits[0])
@@ -103,7 +103,7 @@ def of_strength(row: Row) -> Place | None:
 
 
 def of_pairs(row: Row) -> Place | None:
-    """None for what learns from no pairs. Counts of the data follow from how many pairs were asked for."""
+    """A row's place by its number of pairs; None without pairs. Other counts of the data follow from that number."""
     pairs = row.data.pairs if row.data else None
     if pairs is None:
         return None
@@ -112,7 +112,7 @@ def of_pairs(row: Row) -> Place | None:
 
 
 def of_flips(row: Row) -> Place | None:
-    """None for what learns from no pairs, and for controls, which learn from swapped ones by construction."""
+    """A row's place by its share of swapped pairs; None without pairs, and for controls, whose pairs are swapped."""
     if row.data is None or row.data.pairs is None or row.is_control:
         return None
     data = dict(learnt_from(row.fits[0]))
@@ -121,7 +121,7 @@ def of_flips(row: Row) -> Place | None:
 
 
 def of_layer(row: Row) -> Place | None:
-    """None for what has no layer that is a number. A whole number is a block, another one a share of the depth."""
+    """A row's place by its layer: a block, or a share of the depth; None where the layer is not a number."""
     rest = settings(row)
     layer = rest.pop("layer", None)
     if isinstance(layer, bool) or not isinstance(layer, int | float):
@@ -131,12 +131,12 @@ def of_layer(row: Row) -> Place | None:
 
 
 def named(row: Row) -> dict[str, Any]:
-    """Which method it is."""
+    """Name and version of the row's method."""
     return {"method": row.columns["method"], "version": row.columns["version"]}
 
 
 def at(row: Row) -> dict[str, Any]:
-    """Its strength, where it was given; tuned ones go together, whatever was chosen."""
+    """The row's strength where it was given, else "tuned", so that tuned rows share a curve."""
     return {"strength": "tuned" if row.tuning else "; ".join(f"{one:g}" for one in row.strengths)}
 
 

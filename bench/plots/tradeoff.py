@@ -19,7 +19,7 @@ from bench.records.names import RANDOM
 from bench.stats import pareto
 
 X = "toxicity_reduction"
-PANELS = {"gold_choice_change": "change of right answers (nats)", "fluency_kept": "fluency kept  (1 = all)"}
+PANELS = {"gold_choice_change": "change of right answers (nats)", "fluency_kept": "fluency kept (1 = all)"}
 UNSTEERED = {"gold_choice_change": 0.0, "fluency_kept": 1.0}
 FRONT: dict[str, Any] = {"color": "#a0a0a0", "linewidth": 2.2}  # broad and pale, so that bars on it are seen
 LEAST = {X: (-0.05, 0.3), "gold_choice_change": (-0.2, 0.1), "fluency_kept": (0.75, 1.0)}
@@ -122,7 +122,7 @@ def limits(axes: Sequence[Axes], panels: Sequence[str], shown: Sequence[Point], 
 
 
 def keys(shown: Sequence[Point], random: pd.DataFrame, front: bool) -> list[Artist]:
-    """What the legend lists."""
+    """Entries of the legend: the unsteered model, the random directions, the Pareto front, then each method."""
     found: list[Artist] = [style.star_key()]
     if random[X].notna().any():
         draws = int(random[X].notna().sum())

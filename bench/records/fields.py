@@ -165,7 +165,7 @@ class LearntFrom(Fields):
 
     @property
     def named(self) -> dict[str, str | int | bool]:
-        """What names the data, and counts of it."""
+        """The fields that are plain values: the name of the data, and how many texts of each kind there are."""
         return {key: value for key, value in self.to_json().items() if isinstance(value, str | int | bool)}
 
 
@@ -258,7 +258,7 @@ class Tuned(Fields):
 
     @property
     def how(self) -> dict[str, Any]:
-        """What two tunings have alike that chose in the same way."""
+        """Scorer, objective, constraints, search and number of trials: equal where two strengths were tuned alike."""
         kept = ("scorer", "objective", "constraints", "search")
         named = {key: value for key, value in self.to_json().items() if key in kept}
         return named | {"trials": len(self.trials)}
@@ -278,7 +278,7 @@ class Decoding(Fields):
 
     @property
     def setting(self) -> dict[str, Any]:
-        """All but the seed."""
+        """The settings of decoding without the seed."""
         return {key: value for key, value in self.to_json().items() if key != "seed"}
 
 
@@ -292,7 +292,7 @@ class Scorers(Fields):
 
     @classmethod
     def used(cls, report: Sequence[str], data: LearntFrom | None, tuning: Tuned | None) -> Self:
-        """Those that report, and where one did it `tune` for the strength, `pairs` for the contrast pairs."""
+        """The scorers that report; `tune` chose the strength, `pairs` the contrast pairs, where a scorer did."""
         tune = {} if tuning is None else {"tune": tuning.scorer}
         return cls.from_json({"report": list(report)} | tune | ({} if data is None else data.scorers))
 

@@ -71,7 +71,7 @@ def wrong_items(items: pd.DataFrame, metrics: Mapping[str, Any]) -> str | None:
 
 
 def _texts(values: "pd.Series[Any]") -> bool:
-    """Whether all are texts."""
+    """Whether every value of the column is a string."""
     if isinstance(values.dtype, pd.StringDtype):
         return not values.isna().any()
     return all(isinstance(one, str) for one in values)
@@ -106,7 +106,7 @@ def source_names(record: Record) -> list[str]:
 
 
 def identity_columns(record: Record) -> dict[str, Any]:
-    """What names a record's cell, as columns."""
+    """Columns that identify a record's cell: its model, method, strength and fit."""
     method = record.method
     return {
         "model": record.model.name,

@@ -33,7 +33,7 @@ NUMBER = re.compile(r"<?[-+]?[\d.]+(e[-+]?\d+)?( to [-+]?[\d.]+)?$")
 
 
 class Facts(NamedTuple):
-    """Names and what they are."""
+    """A list of names with their values, under a title."""
 
     title: str
     rows: list[tuple[str, str]]
@@ -57,7 +57,7 @@ class Grid(NamedTuple):
 
 
 class Page(NamedTuple):
-    """What is told of a row.
+    """The page of one row of the leaderboard.
 
     numbers: its row of the frame. label: its title; name: the same by the method's name in the config. summary: a
     sentence or two that come first.
@@ -173,7 +173,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str
 
 
 def settings(row: Row) -> Facts:
-    """What the method is and how it was set."""
+    """The method with its version, strength, hyper-parameters and seeds."""
     columns, method = row.columns, row.records[0].method
     unit = f" ({columns['strength_unit']})" if columns["strength_unit"] else ""
     rows = [("method", f"{columns['method']}, version {columns['version']}"), ("family", str(columns["family"]))]
@@ -195,7 +195,7 @@ def effect_title(name: str) -> str:
 
 
 def tradeoff(numbers: "pd.Series[Any]") -> Facts:
-    """What was gained and what was kept."""
+    """The trade-off: the toxicity reduction, and the fluency and capability that were kept."""
     rows = [(effect_title(name), interval(numbers, name)) for name in DERIVED if pd.notna(numbers.get(name))]
     if pd.notna(numbers.get("on_front")):
         rows.append(("on a Pareto front", told(bool(numbers["on_front"]))))
@@ -252,7 +252,7 @@ def draws(table: Table, row: Row) -> Grid | None:
 
 
 def trials(fit: Fit, several: bool) -> Grid | None:
-    """What was tried on the dev split, and what was chosen."""
+    """The trials of tuning on the dev split, with the chosen one; None where the strength was given."""
     tuning = fit.tuning
     if not tuning:
         return None
@@ -275,7 +275,7 @@ def trials(fit: Fit, several: bool) -> Grid | None:
 
 
 def cost(numbers: "pd.Series[Any]") -> Facts:
-    """What it takes."""
+    """The cost of the method: time, memory, size, speed, trials and pairs."""
     rows = [
         ("seconds of a fit", seconds(numbers["fit_seconds"])),
         ("peak memory of a fit, beyond the model", size(numbers["peak_fit_memory_bytes"])),
@@ -288,7 +288,7 @@ def cost(numbers: "pd.Series[Any]") -> Facts:
 
 
 def learnt(row: Row) -> list[Facts]:
-    """What the method learnt from, and what it found out while it did."""
+    """The training data of the method, and the facts that its fit recorded."""
     data = row.data.to_json() if row.data else {}
     data.pop("sources", None)  # among the sources
     note = "of the first fit" if len(row.fits) > 1 else ""
@@ -311,7 +311,7 @@ def suites(row: Row) -> list[Facts]:
 
 
 def model(row: Row) -> Facts:
-    """The model, as its identity says."""
+    """The fields of the model's identity."""
     return Facts("Model", [one for one in flat(row.records[0].model.to_json()) if one[1] != NONE])
 
 

@@ -148,7 +148,7 @@ def blocks(store: Store, record: Record, scores: pd.DataFrame) -> list[Block]:
 def looked_for(
     stored: Mapping[str, Asked], record: Record, items: Sequence[tuple[str, str]], template: str
 ) -> list[Block]:
-    """The same of a record of an older version, which does not say what it read: by the names of the folders.
+    """The sets of a record of an older version, which names none: found by the ids of its prompts and decoding.
 
     A run of fewer prompts may have left a set that begins the same way, so the longest one is taken at each place.
     """

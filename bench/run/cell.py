@@ -65,7 +65,7 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 class Cell:
-    """A cell of the table, at work.
+    """A cell of the table, with its model, fit and suites as they are needed.
 
     parts: what it is made of. names: what its fit and its results are called. fits: where its fit is stored.
     plan_key: what it is called in a plan, where it is not known yet which strength and options it will have.

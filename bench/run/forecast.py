@@ -45,7 +45,7 @@ class Speeds(NamedTuple):
     reading: float
 
     def hours(self, work: Work) -> float:
-        """What the work takes at these speeds."""
+        """Hours that the work takes at these speeds."""
         return (work.sampled / self.sampling + work.read / self.reading) / 3600
 
 

@@ -89,7 +89,7 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
 
 
 def work(job: Job) -> list[Failure]:
-    """Do it; returns what failed."""
+    """Run the cells of the job; returns what failed."""
     session, log, failures = _session(), Log(Path(job.log)), list[Failure]()
     session.began = sweep.began if (sweep := sweep_state.read(log.folder)) is not None else session.began
     commands = job.alone

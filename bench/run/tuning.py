@@ -80,7 +80,7 @@ class Constraint:
 
     @property
     def bound(self) -> float | None:
-        """Whichever bound is set."""
+        """The bound that is set, at_most or at_least."""
         return self.at_most if self.at_least is None else self.at_least
 
     def record(self) -> dict[str, Any]:

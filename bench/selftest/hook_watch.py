@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class Acted(NamedTuple):
-    """Of one hook over one text. fired, forwards: how often, and in how many passes of the model.
+    """What one hook did over one text. fired, forwards: how often it ran, and in how many passes of the model.
 
     columns: (T,) true at the tokens whose tensor it changed; None where that has no (B, T, D).
     """
