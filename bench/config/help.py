@@ -1,5 +1,6 @@
 """The pages of `python -m bench --help`, made from the YAML files and their comments."""
 
+import itertools
 import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from bench.console.command import OVERVIEW_WIDTH, called, overview
 from bench.console.escape import terminal, visible
 from methods.errors import SetupError
 
+COMMENT = 120
+"""Columns at which the comments of the YAML files are wrapped."""
 COLUMN = 54
 """Letters of the longest command on the first page."""
 FLAGS = {
@@ -129,18 +132,29 @@ def _group(out: Console, group: str, conf: Path, plugins: Sequence[Plugin]) -> N
         for line in _summary(file):
             _hanging(out, "    ", line, "italic", "italic")
         if group != "experiment":
-            _options(out, file, f"{group}.{file.stem}." if group in ("suite", "scorer") else f"{group}.")
+            above = {"suite": f"suite.{file.stem}.", "scorer": f"scorer.{file.stem}.", "launcher": ""}
+            _options(out, file, above.get(group, f"{group}."))
 
 
 def _summary(file: Path) -> list[str]:
-    """The comment lines at the head of a YAML file after the command."""
+    """The paragraphs of the comment at the head of a YAML file after the command; lines of a table stay as they are."""
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
-    head = []
-    for line in lines[1:]:
-        if not line.startswith("#"):
-            break
-        head.append(line.removeprefix("#").strip())
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines[1:])
+    head: list[str] = []
+    before = ""
+    for text in (line.removeprefix("#").removeprefix(" ").rstrip() for line in comment):
+        if _goes_on(before, text):
+            head[-1] += f" {text}"
+        else:
+            head.append(text)
+        before = text
     return head
+
+
+def _goes_on(line: str, after: str) -> bool:
+    """Whether the comment was wrapped between these lines: the next word had no room, and neither is of a table."""
+    full = len(f"# {line} {after.partition(' ')[0]}") > COMMENT
+    return bool(line and after) and full and "  " not in line + after
 
 
 def _options(console: Console, file: Path, prefix: str) -> None:
@@ -174,8 +188,8 @@ def _written(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
 
 def _nodes(node: Node | None, above: str) -> Iterator[tuple[str, Node, Node]]:
     """Full name, key and value of each option, mappings of further options included; without what is Hydra's."""
-    if isinstance(node, MappingNode) and not node.flow_style:
-        for key, value in node.value:
-            if key.value not in ("_target_", "defaults"):
-                yield f"{above}{key.value}", key, value
+    for key, value in node.value if isinstance(node, MappingNode) else ():
+        if key.value not in ("_target_", "defaults"):
+            yield f"{above}{key.value}", key, value
+            if not getattr(value, "flow_style", None) or value.start_mark.line > key.start_mark.line:
                 yield from _nodes(value, f"{above}{key.value}.")

@@ -181,6 +181,8 @@ names: # in lines
 decoding: # greedy
   temperature: 0
   deep: {a: 1}
+bound: # at most
+  {_target_: methods.caa.CAA, ratio: 1.25, least: null}
 bare:
 """
 
@@ -197,4 +199,22 @@ def test_help_shows_each_value_with_its_comment(tmp_path):
         "method.decoding=   greedy",
         "method.decoding.temperature=0",
         "method.decoding.deep={a: 1}",
+        "method.bound=   at most",
+        "method.bound.ratio=1.25",
+        "method.bound.least=null",
     ]
+
+
+def test_help_joins_wrapped_lines_and_keeps_tables(tmp_path):
+    wide, table = f"# {'x' * 60} {'y' * 50} ends", f"#   weights   {'1 GB ' * 22}2 GB"
+    (tmp_path / "mine.yaml").write_text(
+        "\n".join(["# the command", wide, "# here.", "# A line", table, "# b   2", "a: 1"])
+    )
+    first, *rest = help._summary(tmp_path / "mine.yaml")
+    assert first.endswith("ends here.") and rest == ["A line", table.removeprefix("# "), "b   2"]
+
+
+def test_help_names_options_of_launchers_as_hydra_does(capsys):
+    assert main(["--help", "launcher"]) == 0
+    page = capsys.readouterr().out
+    assert "\n    hydra.launcher.n_jobs=-1 " in page and "launcher.hydra" not in page
