@@ -87,7 +87,7 @@ class ActivationScaling(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The scalars "scales" (L, 2), of attention and of the MLP of each block.
 
-        A pair in which a text is a single token, which has nothing to be told from, is left out.
+        A pair in which a text is a single token, which no earlier token predicts, is left out.
         Raises SetupError without pairs or background, and where the loss is not finite.
         """
         self.check(model)
@@ -239,7 +239,7 @@ def proximal(scales: Tensor, threshold: Tensor) -> Tensor:
 
 
 def _told(text: Text, prompt: int | None = None) -> Text:
-    """The text with a prompt of at least one token, since the first token has nothing to be told from."""
+    """The text with a prompt of at least one token, since nothing predicts the first token."""
     return text._replace(prompt=max(text.prompt if prompt is None else prompt, 1))
 
 

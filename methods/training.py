@@ -85,7 +85,7 @@ def encoded(
     Raises SetupError where nothing is left.
     """
     found, cut = encode(model, tokenizer, *(examples or Examples([], [])), max_tokens)
-    texts = [text._replace(prompt=max(text.prompt, 1)) for text in found]  # the first token has nothing to be told from
+    texts = [text._replace(prompt=max(text.prompt, 1)) for text in found]  # nothing predicts the first token
     texts = [text for text in texts if len(text.tokens) > text.prompt]
     if not texts:
         raise SetupError(f"no {what} with a completion to learn; choose another set (conf/examples, conf/harmful)")
@@ -110,7 +110,7 @@ def encoded_pairs(
 def encoded_background(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, background: Sequence[str] | None, max_tokens: int
 ) -> tuple[list[Text], int]:
-    """Ordinary texts as tokens, each from its second token on to be told, and how many were cut; as `encoded`."""
+    """Ordinary texts as tokens, each to be predicted from its second token on, and how many were cut; as `encoded`."""
     ordinary = list(background or [])
     return encoded(model, tokenizer, Examples([""] * len(ordinary), ordinary), "background texts", max_tokens)
 
