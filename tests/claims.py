@@ -2,7 +2,7 @@
 
 `python -m tests.claims` prints a line for each: the file, the number as it stands there, its value and its source. A
 claim quotes the words around its numbers, with {} in their places; what stands there has to be the value, rounded to as
-many digits. tests/test_claims.py also asks that each number with a decimal point or a percent sign has such a source.
+many digits. tests/test_readmes.py also asks that each number with a decimal point or a percent sign has such a source.
 """
 
 import re
@@ -256,7 +256,7 @@ CLAIMS = [
           lambda: [*questions(OTHER), kept(OTHER)]),
     Claim(RESULTS, "CAA lowers toxicity on {} prompts of RealToxicityPrompts from {} to {},", "records of toxigen",
           lambda: [120, *(value("toxigen", method, EMT5) for method in ("unsteered", "caa"))]),
-    Claim(RESULTS, "{} of its texts are toxic by `toxic_comment`, of the unsteered model's {}.", "records of toxigen",
+    Claim(RESULTS, "the share of toxic texts by `toxic_comment` is {} with it and {} without.", "records of toxigen",
           lambda: [value("toxigen", method, SHARE) for method in ("caa", "unsteered")]),
     Claim(RESULTS, "the share falls from {} to {} in prompts about trans people and rises from {} to {} in those",
           "records of toxigen",

@@ -21,7 +21,7 @@ PAGE = 8.0  # inches that the bars may take up
 BETWEEN = 1.0  # bars' widths between two groups
 Bar = tuple[str, "pd.Series[Any]", MarkerStyle]
 """Name, row and style of one bar of a group."""
-UNSTEERED, CONTROL = MarkerStyle("#404040", "*", ""), MarkerStyle(PALE, "d", "")
+UNSTEERED, CONTROL = MarkerStyle("white", "*", ""), MarkerStyle(PALE, "d", "")
 
 
 @style.styled
@@ -124,9 +124,14 @@ def label(group: str, n: str, lying: bool) -> str:
 
 
 def face(look: MarkerStyle) -> dict[str, Any]:
-    """How a bar is filled: hatched, so that grey print tells bars apart."""
-    return {"facecolor": look.colour, "edgecolor": "white" if look.hatch else look.colour, "hatch": look.hatch,
-            "linewidth": 0.4}  # fmt: skip
+    """How a bar is filled: hatched, or outlined for the unsteered model, so that bars differ in grey print."""
+    return {"facecolor": look.colour, "edgecolor": "white" if look.hatch else outline(look), "hatch": look.hatch,
+            "linewidth": 0.6 if look == UNSTEERED else 0.4}  # fmt: skip
+
+
+def outline(look: MarkerStyle) -> str:
+    """The colour of a bar's outline, and of the line that stands for a share of 0."""
+    return "black" if look == UNSTEERED else look.colour
 
 
 def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], counts: dict[str, str], *, lying: bool) -> None:
@@ -143,7 +148,7 @@ def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], counts: dict[st
         at, value, low, high = np.array(known).T
         ends = [value - low, high - value]
         line: Any = {"ecolor": "black", "elinewidth": 0.6, "fmt": "none"}
-        zero: Any = {"colors": look.colour, "linewidth": 1.6, "clip_on": False, "zorder": 3}
+        zero: Any = {"colors": outline(look), "linewidth": 1.6, "clip_on": False, "zorder": 3}
         none = at[value == 0]
         (ax.vlines if lying else ax.hlines)(np.zeros(len(none)), none - 0.45, none + 0.45, **zero)
         if lying:

@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_hex
+from matplotlib.colors import to_hex, to_rgb
 
 from bench.leaderboard.frame import tables
 from bench.plots import capability, cost, draw, foreseen, groups, style, tradeoff
@@ -485,6 +485,15 @@ def test_intervals_of_groups_are_wilsons(full):
     unknown = full.frame.assign(**{f"{name}.low": np.nan, f"{name}.high": np.nan})
     drawn = bars(groups.groups(unknown).axes[0])
     assert any(low == high == [low[0], round(share, 6)] for low, high in drawn)
+
+
+def test_bars_differ_in_grey_print(full):
+    """By the grey of their faces where they have no hatch; each hatch is there once."""
+    faces = [groups.face(look) for _, _, look in groups.drawn(many(full, style.MOST))]
+    hatched = [face["hatch"] for face in faces if face["hatch"]]
+    plain = [sum(np.multiply(to_rgb(face["facecolor"]), (0.299, 0.587, 0.114))) for face in faces if not face["hatch"]]
+    assert len(hatched) == len(set(hatched)) == style.MOST - 1
+    assert np.diff(sorted(plain)).min() > 0.2 and faces[0]["edgecolor"] == "black"
 
 
 def test_many_methods_are_in_rows_of_fewer_groups(full, crowded):
