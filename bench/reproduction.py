@@ -85,8 +85,8 @@ def cell_of(figure: Mapping[str, Any], cells: Sequence[tuple[Sequence[str], dict
     ]
     if len(found) != 1:
         raise SetupError(
-            f"published figure of {label(figure)}: it is of {len(found)} cells of the experiment's sweep; name options "
-            "and strength in its entry so that it is of one"
+            f"published figure of {label(figure)}: {len(found)} cells of the experiment's sweep match it; name "
+            "options and strength in its entry so that one does"
         )
     return found[0]
 

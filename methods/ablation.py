@@ -102,7 +102,7 @@ class Ablation(Method):
         if self.skip_first < 0:
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
         if not 0 < self.shrinkage <= 1:
-            raise SetupError(f"method.shrinkage={self.shrinkage}: above 0 and at most 1, where leace is orth")
+            raise SetupError(f"method.shrinkage={self.shrinkage}: above 0 and at most 1; at 1 leace equals orth")
         if self.operation == "affine" and self.embeddings == "leave":
             raise SetupError(
                 "method.operation=affine adds its constant to the embeddings, and method.embeddings=leave leaves them "
@@ -283,8 +283,8 @@ def _check_foldable(model: PreTrainedModel, embeddings: Embeddings) -> None:
     if normed:
         raise SetupError(
             f"{model.config.model_type}: a norm stands between what {normed[0]} writes and the residual stream"
-            f"{f', and so in {len(normed) - 1} other places' if normed[1:] else ''}, so a projection of its weights is "
-            "none of the stream; set method.form=hooks"
+            f"{f', and so in {len(normed) - 1} other places' if normed[1:] else ''}, so projecting its weights does "
+            "not project the stream; set method.form=hooks"
         )
     drawn = torch.randn(layout.width(model), generator=torch.Generator().manual_seed(0))
     unit = torch.nn.functional.normalize(drawn, dim=0)

@@ -123,8 +123,8 @@ class ActAdd(Method):
                 return int(longer[-1])
             grown.append(f"{text!r} has {ids[text]}, with it {longer}")
         raise SetupError(
-            f"method.pad={self.pad!r} is not one token more behind a prompt here: the tokens of {'; of '.join(grown)}; "
-            "give another text, or null"
+            f"method.pad={self.pad!r} does not add exactly one token after a prompt: the tokens of "
+            f"{'; of '.join(grown)}; give another text, or null"
         )
 
     @contextmanager

@@ -105,8 +105,8 @@ class ActivationScaling(Method):
         usual = [text for text in (_told(text, 1) for text in whole) if len(text.tokens) > 1]
         if not sides or not usual:
             raise SetupError(
-                f"activation_scaling: {len(sides)} pairs and {len(usual)} background texts have a token that is told "
-                "from others; give longer ones"
+                f"activation_scaling: {len(sides)} pairs and {len(usual)} background texts have a token to predict "
+                "from earlier ones; give longer texts"
             )
         if all(one.tokens == other.tokens for one, other in sides):
             raise SetupError(

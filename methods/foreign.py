@@ -139,7 +139,7 @@ def _agreed(file: Path, option: str, told: Any, held: Any, *, needed: bool = Fal
         raise SetupError(f"{file}: method.{option}={told}, and the file says {held}; set method.{option}={held}")
     if needed and told is None:
         hint = "" if held is None else f" It seems to be {held}."
-        raise SetupError(f"{file}: the file does not hold it for certain; set method.{option}=...{hint}")
+        raise SetupError(f"{file}: the file does not say for certain what method.{option} is; set it.{hint}")
     return held if told is None else told
 
 
@@ -181,7 +181,7 @@ def _safetensors(file: Path, told: Told, model: PreTrainedModel) -> Content:
     if strange or not tensors:
         raise SetupError(
             f"{file}: vectors are called layers.N.direction there, and it holds {', '.join(sorted(strange)) or 'none'};"
-            " a method whose artefact holds more is no vector"
+            " only artefacts of such vectors can be imported"
         )
     side = _agreed(file, "hook", told.hook, None, needed=True)
     operation = _agreed(file, "operation", told.operation, None, needed=True)

@@ -129,7 +129,7 @@ class Gate(Method):
             )
         if self.kind == "cast" and self.inner.scope != "generation":
             raise SetupError(
-                f"method.kind=cast knows whether it holds at the end of a prompt, and method.inner={self.inner.name} "
+                f"method.kind=cast decides at the end of a prompt, and method.inner={self.inner.name} "
                 f"steers what comes before (scope {self.inner.scope}); set method.inner.scope=generation, choose a "
                 "method that has it, or set method.kind=dsas"
             )
@@ -141,8 +141,8 @@ class Gate(Method):
         pairs = required_pairs(data, self.name)
         if not data.background or len(data.background) < 2:
             raise SetupError(
-                "gate tells the texts to steer from ordinary ones, and got "
-                f"{'one' if data.background else 'none'} of these; set background=wiki, or background=texts "
+                "gate needs at least 2 ordinary texts, to compare with those that are steered, and got "
+                f"{'one' if data.background else 'none'}; set background=wiki, or background=texts "
                 "background.path=FILE"
             )
         inner = self.inner.fit(model, tokenizer, data)

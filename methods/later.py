@@ -1,4 +1,4 @@
-"""Options that came when results were stored already; no torch is loaded here."""
+"""Options that were added when results were stored already: at their defaults they change no id."""
 
 from dataclasses import Field, field
 from typing import Any

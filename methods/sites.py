@@ -202,7 +202,7 @@ def _search(model: PreTrainedModel, block: nn.Module, part: Part) -> _Writers:
     whole = [module for shape in ((1, 1, width), (1, width)) for module in modules if shapes.get(module) == shape]
     projection = whole[0] if whole else None
     if projection is None:
-        raise SetupError(f"{model.config.model_type}: no module writes what all of {part} adds to the residual stream")
+        raise SetupError(f"{model.config.model_type}: no module writes all that {part} adds; choose another method")
     return _Writers(projection, norms[0] if norms else projection)
 
 

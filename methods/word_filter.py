@@ -127,9 +127,9 @@ class WordFilter(Method):
         )
         if not ranked:
             raise SetupError(
-                f"word_filter: no word that {self.min_texts} undesired texts have tells them from desired ones by log "
-                f"odds of {self.min_log_odds:g}; give more pairs, lower method.min_log_odds or method.min_texts, or "
-                "set method.words to a file"
+                f"word_filter: no word of at least {self.min_texts} undesired texts has log odds of "
+                f"{self.min_log_odds:g} or more against desired texts; give more pairs, lower method.min_log_odds or "
+                "method.min_texts, or set method.words to a file"
             )
         return set(ranked[: self.count])
 

@@ -74,7 +74,7 @@ def check_targets(settings: Any, allowed: frozenset[str]) -> None:
             if key != "_target_" or not isinstance(value, str) or value not in allowed:
                 raise SetupError(
                     f"{key}: {value} is refused: only classes that a YAML file of conf/, or of an installed plug-in, "
-                    "names with _target_ are ever built, and nothing else of Hydra's kind; install yours as a plug-in"
+                    "names with _target_ can be built; install yours as a plug-in"
                 )
 
 

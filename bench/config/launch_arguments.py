@@ -28,7 +28,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if key == "hydra/sweeper" and one.value() != "basic":
             raise SetupError(SWEEPER)
         if key not in ("launcher", "hydra/sweeper") and not any(key == k or key.startswith(f"{k}.") for k in HONOURED):
-            raise SetupError(f"{one.input_line}: of Hydra's options {', '.join((NAMED, *HONOURED))} are honoured here")
+            raise SetupError(f"{one.input_line}: of Hydra's options only {', '.join((NAMED, *HONOURED))} work here")
         if one.is_sweep_override():
             raise SetupError(f"{one.input_line}: one launcher runs the whole sweep; name one")
     named = [one for _, one in parsed if one.key_or_group in ("launcher", "hydra/launcher")]

@@ -171,7 +171,7 @@ def load_task(task: str, definition: Definition, where: Located, shots: int | No
         loaded.set_config(key="num_fewshot", value=shots)
     if with_examples:
         if not hasattr(loaded, "sampler"):
-            raise SetupError(f"lm-eval's task {task} takes its examples in its own way, so it is asked with fewshot=0")
+            raise SetupError(f"lm-eval's task {task} chooses its examples in its own way; set fewshot=0")
         loaded.sampler = Examples(loaded)
     loaded.documents = Documents(loaded, where)
     return loaded

@@ -52,7 +52,7 @@ def check_folder(path: str, option: str) -> None:
     if not (folder / "config.json").is_file():
         raise SetupError(f"{option}={path}: no config.json there; give a folder that save_pretrained wrote")
     if not any(not path.is_dir() for pattern in WEIGHTS for path in folder.glob(pattern)):
-        raise SetupError(f"{option}={path}: no weights there ({', '.join(WEIGHTS)}); the download is cut short?")
+        raise SetupError(f"{option}={path}: no weights there ({', '.join(WEIGHTS)}); was the download cut short?")
     if (folder / "adapter_config.json").is_file():
         raise SetupError(
             f"{option}={path}: there is an adapter in it (adapter_config.json), which names another model to be loaded "

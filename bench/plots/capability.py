@@ -18,7 +18,7 @@ from bench.plots.style import PAGE, SMALL, NoSuchPage, NothingToDraw, Width
 from bench.records.names import BASELINE_FAMILY, is_control
 from bench.stats.significance import ALPHA
 
-COLOURS = mpl.colormaps["PuOr"]  # of ColorBrewer, told apart by colour-blind readers; pale where nothing changed
+COLOURS = mpl.colormaps["PuOr"]  # of ColorBrewer, safe for colour-blind readers; pale where nothing changed
 FULL = 0.1  # change in accuracy that has full colour, or the largest there is: noise is not drawn large
 CELL = {"single": 0.42, "double": 0.66}  # inches of a cell across, with change and interval below or beside each other
 ROW = {"single": 0.31, "double": 0.21}  # inches of a cell up

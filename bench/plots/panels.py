@@ -26,7 +26,7 @@ SEEN = {
 WIDE_RATIO = 4.0  # from where perplexity is drawn on a logarithmic axis
 HIGH = 1.05  # inches of a row of panels
 HEAD = 0.15  # inches of a second line above a row of panels
-CURVES = 8  # in a panel whose bands can still be told apart
+CURVES = 8  # most curves in a panel, whose bands can still be distinguished
 Facet = Literal["curve", "unit"]
 
 

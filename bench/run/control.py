@@ -58,5 +58,5 @@ def size(artefact: Artefact) -> float:
 def strength(of_method: float, method: Artefact, control: Artefact) -> float:
     """The strength at which the control is as large as the method, rounded to 6 digits, so that machines agree."""
     if not size(control):
-        raise SetupError("control: what was learnt from swapped pairs has no length; give other pairs, or more of them")
+        raise SetupError("control: the vector learnt from swapped pairs has length 0; give other pairs, or more")
     return float(f"{of_method * size(method) / size(control):.6g}")

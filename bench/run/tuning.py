@@ -76,7 +76,7 @@ class Constraint:
                 wanted = "a number above 0" if self.compare == "ratio" else "a number"
                 raise SetupError(f"{mine} at_most or at_least is {bound!r}: {wanted} is wanted, or null for none")
         if self.at_least is not None and (self.at_most is not None or self.compare != "ratio"):
-            raise SetupError(f"{mine} has one bound: at_most, or of a ratio at_least")
+            raise SetupError(f"{mine} set exactly one bound: at_most, or for a ratio at_least")
 
     @property
     def bound(self) -> float | None:
@@ -97,7 +97,7 @@ class Constraint:
         found = [value for name, value in metrics.items() if fnmatchcase(name, self.metric)]
         if not found:
             raise SetupError(
-                f"tuning.constraints: the suite {self.suite} gives no {self.metric} on its dev split to hold against "
+                f"tuning.constraints: the suite {self.suite} gives no {self.metric} on its dev split for "
                 f"the bound; it gives {', '.join(metrics) or 'nothing'}. Name another metric, or set the bound to null"
             )
         return _finite(sum(found) / len(found) if len(found) > 1 else found[0], f"{self.suite}.{self.metric}")

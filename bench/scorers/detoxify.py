@@ -66,8 +66,8 @@ class Detoxify:
             url, digits = _published(self.model_type)
             if self.sha256 is None:
                 raise SetupError(
-                    f"scorer.detoxify.sha256 has no value. The name of {url} carries its first 8 digits alone, "
-                    f"{digits}; set the whole one of the file that you trust, as sha256sum FILE prints it. "
+                    f"scorer.detoxify.sha256 has no value. The name of {url} has only its first 8 digits, "
+                    f"{digits}; set all 64 digits, as sha256sum prints them for a file that you trust. "
                     f"{_help(self.model_type)}"
                 )
             if not self.sha256.startswith(digits):

@@ -59,11 +59,11 @@ DATA = FitData(
 
 
 class Check(NamedTuple):
-    """One promise. mends: a SetupError in it is the user's to fix, and no broken promise."""
+    """One promise. by_user: a SetupError in it is for the user to fix, and breaks no promise."""
 
     name: str
     run: "Callable[[Subject], str]"
-    mends: bool = False
+    by_user: bool = False
 
 
 class Result(NamedTuple):
@@ -81,8 +81,8 @@ def checks() -> list[Check]:
     return [
         Check("protocol", learning.protocol),
         Check("YAML", learning.yaml),
-        Check("suits the model", learning.suits, mends=True),
-        Check("fit leaves no trace", learning.fit, mends=True),
+        Check("suits the model", learning.suits, by_user=True),
+        Check("fit leaves no trace", learning.fit, by_user=True),
         Check("artefact", learning.artefact),
         Check("fit again", learning.fit_again),
         Check("shared generators", learning.draws),
@@ -239,7 +239,7 @@ def _result(check: Check, subject: "Subject") -> Result:
     except Failure as failure:
         return Result(check.name, "FAIL", str(failure))
     except Exception as error:  # a method may raise anything, and the other checks still tell something
-        if check.mends and isinstance(error, SetupError):
+        if check.by_user and isinstance(error, SetupError):
             raise
         return Result(check.name, "FAIL", _message(error, inspect.getfile(type(subject.method))))
 

@@ -184,7 +184,7 @@ class Divergence(Suite[Logits]):
             room = max(1, lm.max_length - 1 - len(prefix))
             raise SetupError(
                 f"suite.{self.name}: a text with the steering prefix has {longest} tokens, the model reads "
-                f"{lm.max_length}; set suite.{self.name}.max_tokens={room} in the whole table"
+                f"{lm.max_length}; set suite.{self.name}.max_tokens={room} for all methods"
             )
         return requests
 

@@ -155,7 +155,7 @@ class Perplexity(Suite[pd.DataFrame]):
         if longest > lm.max_length:
             raise SetupError(
                 f"suite.{self.name}: a window with the steering prefix has {longest} tokens, the model reads "
-                f"{lm.max_length}; set suite.{self.name}.window={lm.max_length - len(prefix)} in the whole table"
+                f"{lm.max_length}; set suite.{self.name}.window={lm.max_length - len(prefix)} for all methods"
             )
         read = likelihoods(lm, [Request(prefix + one.context, one.continuation) for one in windows])
         return pd.DataFrame(

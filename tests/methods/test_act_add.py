@@ -246,7 +246,7 @@ def test_a_pad_that_is_a_sink_shows_in_the_norms():
 
 def test_wrong_settings():
     lm = tiny_lm()
-    with pytest.raises(SetupError, match="is not one token more behind a prompt here: .* give another text, or null"):
+    with pytest.raises(SetupError, match="does not add exactly one token after a prompt: .* another text, or null"):
         fit(ActAdd(desired="love", undesired="hate and bread", pad="xyz", layer=LAYER), lm)
     with pytest.raises(SetupError, match="allowed are error, clip"):
         ActAdd(short_prompt="cut").check(lm.model)

@@ -367,7 +367,7 @@ def test_settings_that_are_not_allowed(lm, options, message):
 
 
 def test_both_sets_are_needed(lm):
-    with pytest.raises(SetupError, match="got none of these; set background=wiki"):
+    with pytest.raises(SetupError, match="got none; set background=wiki"):
         GATE.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS))
     with pytest.raises(SetupError, match="got one of these"):
         GATE.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS, background=["The"]))

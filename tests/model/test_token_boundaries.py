@@ -255,5 +255,5 @@ def test_a_pad_that_merges_with_a_prompt_is_avoided():
     blank = tokenizer("a ").input_ids[-1]
     desired, undesired = ActAdd(desired="weather", undesired=" ").tokens(tokenizer)
     assert desired == tokenizer("weather").input_ids and set(undesired) == {blank}
-    with pytest.raises(SetupError, match="method.pad=' ' is not one token more behind a prompt here: .*or null"):
+    with pytest.raises(SetupError, match="method.pad=' ' does not add exactly one token after a prompt: .*or null"):
         ActAdd(desired="weather ", undesired=" ").tokens(tokenizer)

@@ -53,7 +53,7 @@ def test_how_a_control_is_made():
 def test_a_short_vector_is_made_as_long_as_the_methods():
     method, short = {"v": torch.tensor([3.0, 4.0]), "info.x": torch.tensor(9.0)}, {"v": torch.tensor([0.0, 0.5])}
     assert control.strength(2.0, method, short) == 20.0
-    with pytest.raises(SetupError, match="has no length"):
+    with pytest.raises(SetupError, match="has length 0"):
         control.strength(2.0, method, {"v": torch.zeros(2)})
 
 

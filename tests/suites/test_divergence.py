@@ -177,7 +177,7 @@ def test_a_sentence_is_cut_and_a_prefix_has_to_fit(sources):
     lm = tiny_lm()
     found = measure(suite(sources, max_tokens=4), lm)
     assert found.scores["tokens"].tolist() == [4] * 7 and found.info["tokens"] == 28
-    with pytest.raises(SetupError, match=r"the model reads 256; set suite.kl.max_tokens=\d+ in the whole table"):
+    with pytest.raises(SetupError, match=r"the model reads 256; set suite.kl.max_tokens=\d+ for all methods"):
         steered(suite(sources), lm, Moved(prefix="We talk. " * 60))
 
 
