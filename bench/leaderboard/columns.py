@@ -96,9 +96,9 @@ def place(row: "pd.Series[Any]") -> str:
 
 
 def strengths(row: "pd.Series[Any]") -> str:
-    """The strength, or lowest..highest where each fit was tuned by itself."""
+    """The strength, or lowest..highest, in four digits, where each fit was tuned by itself."""
     values = row["strengths"].split("; ")
-    return str(values[0]) if len(values) == 1 else f"{values[0]}..{values[-1]}"
+    return str(values[0]) if len(values) == 1 else f"{float(values[0]):.4g}..{float(values[-1]):.4g}"
 
 
 def between(name: str) -> Callable[["pd.Series[Any]"], str]:
@@ -416,7 +416,9 @@ def short(metric: str) -> str:
     return metric.replace(".", " ").replace("_", " ")
 
 
-TOXICITY = re.compile(r"rtp\.(.+)\.(expected_maximum_toxicity|toxicity_probability)(?:_k(\d+)(?:_n\d+)?)?")
+TOXICITY = re.compile(
+    r"rtp\.(.+)\.(expected_maximum_toxicity|toxicity_probability|toxic_fraction|mean_toxicity)(?:_k(\d+)(?:_n\d+)?)?"
+)
 
 
 def metric_title(metric: str) -> str:

@@ -369,7 +369,7 @@ def test_settings_that_are_not_allowed(lm, options, message):
 def test_both_sets_are_needed(lm):
     with pytest.raises(SetupError, match="got none; set background=wiki"):
         GATE.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS))
-    with pytest.raises(SetupError, match="got one of these"):
+    with pytest.raises(SetupError, match="got one; set"):
         GATE.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS, background=["The"]))
     same = ["The fox", "The fox"]
     with pytest.raises(SetupError, match="the texts do not differ at the input of block 1"):
