@@ -1,4 +1,4 @@
-"""What reading a broken file raises, whichever library reads it: the one place that knows."""
+"""The errors that libraries raise when they read a broken file, listed in this place alone."""
 
 import csv
 import lzma

@@ -1,4 +1,4 @@
-"""What is said where the hub cannot give something, and whether it is missing or only cannot be had now."""
+"""Errors for what the hub cannot give: is it missing there, or only out of reach now?"""
 
 import re
 from typing import Literal, NamedTuple
@@ -32,7 +32,7 @@ class UnreachableError(SetupError):
 
 
 CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@|(?<=[^\s'\"])\?[^\s'\"]*=[^\s'\"]*")
-"""What an address may hold that is nobody else's business: a name with a password, a signature in the query."""
+"""Secrets that an address may hold: a name with a password, a signature in the query."""
 
 
 def reason(error: BaseException) -> str:

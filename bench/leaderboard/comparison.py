@@ -101,7 +101,7 @@ class Comparison:
 
     @cached_property
     def tested(self) -> list[str]:
-        """The metrics that are tested."""
+        """The metrics in which rows are tested against the unsteered model."""
         return tested_metrics(self.toxicity, self.headline, list(self.metrics))
 
     @cached_property

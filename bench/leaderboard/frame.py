@@ -56,7 +56,7 @@ def tables(results: Sequence[Result], each_fit: bool = False) -> list[Table]:
 
 
 def frame(comparison: Comparison) -> pd.DataFrame:
-    """A row for each of the comparison's: the unsteered model, the controls, then the methods by rank.
+    """A row for each row of the comparison: the unsteered model, the controls, then the methods by rank.
 
     Columns: what it is, what it cost, the trade-off, each metric with its change, and where it stands.
     """

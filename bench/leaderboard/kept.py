@@ -1,4 +1,4 @@
-"""What was built of the records last, so that it is not built again while they stay as they are.
+"""A cache of the tables and figures that were built last, used while the records and the code are unchanged.
 
 `runs/built.json` holds what the terminal shows, the sha256 of each file that was written, and a digest of all that they
 were made of: the files of the records, the code, and the versions of the libraries that draw and compute.

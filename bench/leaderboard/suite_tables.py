@@ -63,7 +63,7 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
 
 
 class About(NamedTuple):
-    """What is said of a suite's table. size: `n = ` and the items, from fewest to most.
+    """What the lines around a suite's table need to know. size: `n = ` and the items, from fewest to most.
 
     starred: whether any value has a star; corrected: whether the p of one that has is corrected over the rows.
     """
@@ -74,7 +74,7 @@ class About(NamedTuple):
 
 
 def about(table: Table, metrics: Sequence[str]) -> About:
-    """What is said of the table of these metrics of one suite."""
+    """How many items these metrics of one suite have, and whether stars and Holm's correction need a note."""
     counts = sorted({int(n) for metric in metrics for n in table.frame[f"{metric}.n"].dropna()})
     size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     rows = [row for _, row in table.frame.iterrows()]

@@ -101,7 +101,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return rendered(self.tokenizer, messages, begun=not add_generation_prompt)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """(log p(continuation | prefix + context), is it the greedy one) of each request."""
+        """For each request log p(continuation | prefix + context), and whether that is the greedy continuation."""
         del disable_tqdm
         return self._loglikelihood_tokens([(request.args, *self.encode(request.args)) for request in requests])
 

@@ -1,4 +1,4 @@
-"""What decoding forbids or makes dearer before a token is drawn: repeated tokens, and all but the most probable."""
+"""Penalties of repeated tokens, and top-k, which act on the logits before a token is drawn."""
 
 import torch
 from torch import Tensor

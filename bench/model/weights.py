@@ -1,4 +1,4 @@
-"""Weights that belong to their model: what is said where they cannot be loaded, or are those of another model."""
+"""Checks that weights can be loaded and belong to their model, and the errors where they do not."""
 
 import json
 import re

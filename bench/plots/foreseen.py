@@ -57,7 +57,7 @@ def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
 
 
 def drawn(figure: Figure, shown: list[Point], others: list[Point], y: str) -> None:
-    """The markers with their bars, on axes that hold 0 of both; `others`: the methods that another page names."""
+    """Draw the markers with their bars, on axes that include 0; `others`: the methods that another page names."""
     ax = figure.subplots()
     ax.axhline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)

@@ -68,7 +68,7 @@ class NotStored(LookupError):
 
 
 def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | None]:
-    """The strength that the config gives; or the strength, and the cell with the options, that the dev split chose."""
+    """The cell with the options and at the strength that the config gives or, with strength=auto, tuning chose."""
     if not cell.method.strengths:
         return cell, 0.0, None
     if cell.cfg.control is not None:
