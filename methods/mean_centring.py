@@ -86,7 +86,7 @@ class MeanCentring(Method):
         pairs, background = required_pairs(data, self.name), data.background
         if not background:
             raise SetupError(
-                "mean_centring subtracts the mean of ordinary texts, and got none; set background=wiki, "
+                "mean_centring subtracts the mean of ordinary texts and got none; set background=wiki, "
                 "or background=texts background.path=FILE"
             )
         layer = layout.layer_index(model, self.layer)

@@ -290,7 +290,7 @@ def test_wrong_settings(options):
 
 def test_pairs_that_differ_in_no_word():
     lm = tiny_lm()
-    with pytest.raises(SetupError, match="no word that 2 undesired texts have tells them"):
+    with pytest.raises(SetupError, match="no word of at least 2 undesired texts has log odds of"):
         fit(WordFilter(), lm, Pairs(PAIRS.prompt, PAIRS.desired, PAIRS.desired))
     with pytest.raises(SetupError, match="learns from contrast pairs and got none"):
         fit(WordFilter(), lm)
