@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from methods import layout
-from methods.base import Artefact, Method, Steering
+from methods.base import Artefact, Demand, Method, Steering
 from methods.errors import SetupError, require
 from methods.optimiser import OptimizerName
 from methods.training import Recipe, check_recipe, with_added
@@ -52,6 +52,10 @@ class AdapterMethod(Method):
         return Recipe(
             self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
         )
+
+    def demand(self) -> Demand:
+        """The weights as they were, which come back at the end."""
+        return Demand(copies=1)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing, a rank or an alpha below 1, and without peft."""

@@ -56,12 +56,26 @@ class FitData(NamedTuple):
     background: list[str] | None = None  # ordinary texts, of which nothing is to be learnt but what is usual
 
 
+class Demand(NamedTuple):
+    """What a method takes while it steers, besides the model and its own reading of every text.
+
+    readings: further readings of each text, with a KV cache of their own (`Streams.other`). ahead: the most next tokens
+    that are tried after a text (`Streams.ahead`). copies: of the weights. room: tokens that another reading puts before
+    every text, which are known when it is fitted.
+    """
+
+    readings: int = 0
+    ahead: int = 0
+    copies: int = 0
+    room: int = 0
+
+
 class Steering(NamedTuple):
     """What the code that runs the model must do besides running it."""
 
     prefix: str = ""  # put before every prompt; in a chat the system message, or before the user's text (no such role)
     next_logits: Callable[[Step], Tensor] | None = None  # its logits (B, K, V) steered; `methods.decoding`
-    room: int = 0  # tokens that another reading of the rows puts before every text
+    demand: Demand = Demand()  # what that takes, where it takes other readings of the rows
 
 
 @runtime_checkable
@@ -91,6 +105,10 @@ class Method(Protocol):
     def passes(self) -> float:
         """How often `fit` takes its data through the model, roughly, for the bar; a training step counts as 3."""
         return 1.0
+
+    def demand(self) -> Demand:
+        """What it takes while it steers, for the estimate of memory; nothing where a method does not say so."""
+        return Demand()
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
         """Length of what strength 1 adds to the residual stream, in mean lengths of the stream where it is added.

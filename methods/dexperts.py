@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.base import INFO, Artefact, Examples, FitData, Method, Steering, required_pairs
+from methods.base import INFO, Artefact, Demand, Examples, FitData, Method, Steering, required_pairs
 from methods.decoding import Step, by_pieces, nucleus_edge
 from methods.errors import SetupError
 from methods.intervention import exchanged
@@ -91,6 +91,14 @@ class DExperts(Method):
         """One training step per epoch, and two readings for the loss before and after."""
         return STEP_COST * self.epochs + 2
 
+    def demand(self) -> Demand:
+        """A reading for each expert that is not the model itself, with weights of its own."""
+        return Demand(readings=len(self._roles), copies=len(self._roles))
+
+    @property
+    def _roles(self) -> tuple[Role, ...]:
+        return ("anti_expert",) if self.expert == "base" else ("anti_expert", "expert")
+
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing, and for an option outside its range."""
         del model
@@ -142,14 +150,13 @@ class DExperts(Method):
         if not strength:
             yield Steering()
             return
-        roles: tuple[Role, ...] = ("anti_expert",) if self.expert == "base" else ("anti_expert", "expert")
-        inside = {role: self._weights_of(model, artefact, role) for role in roles}
+        inside = {role: self._weights_of(model, artefact, role) for role in self._roles}
 
         def next_logits(step: Step) -> Tensor:
-            readings = [step.streams.other(role, partial(exchanged, inside[role])) for role in roles]
+            readings = [step.streams.other(role, partial(exchanged, inside[role])) for role in inside]
             return by_pieces(lambda base, *others: self._moved(base, others, strength), step.logits, *readings)
 
-        yield Steering(next_logits=next_logits)
+        yield Steering(next_logits=next_logits, demand=self.demand())
 
     def _weights_of(self, model: PreTrainedModel, artefact: Artefact, role: Role) -> Mapping[nn.Parameter, Tensor]:
         """The weights of an expert."""

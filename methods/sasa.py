@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import directions, layout
-from methods.base import Artefact, FitData, Method, Steering, required_pairs
+from methods.base import Artefact, Demand, FitData, Method, Steering, required_pairs
 from methods.decoding import Step, most_probable
 from methods.errors import SetupError
 from methods.separation import separation_facts
@@ -56,6 +56,10 @@ class SASA(Method):
     margin: Margin = "std"
     eigenvalue: float = 1e-6
     strengths: Sequence[float] = (2, 5, 10, 20, 50)
+
+    def demand(self) -> Demand:
+        """The candidates, which are tried ahead."""
+        return Demand(ahead=self.max_candidates)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a model in which no token can be tried ahead, and for an option outside its range."""
@@ -117,7 +121,7 @@ class SASA(Method):
             share = margin.masked_fill(~inside, -torch.inf).softmax(-1)
             return step.logits.scatter_add(-1, tokens, (strength * share).to(step.logits))
 
-        yield Steering(next_logits=next_logits) if strength else Steering()
+        yield Steering(next_logits=next_logits, demand=self.demand()) if strength else Steering()
 
 
 class Probe(NamedTuple):

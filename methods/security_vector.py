@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.adapter import adapter, lora_parameters
-from methods.base import Artefact, FitData, Method, Steering, later
+from methods.base import Artefact, Demand, FitData, Method, Steering, later
 from methods.errors import SetupError, require
 from methods.optimiser import OptimizerName
 from methods.placement import check_materialised
@@ -96,6 +96,10 @@ class SecurityVector(Method):
     def passes(self) -> float:
         """The passes of stage 2, since most of the data is the user's."""
         return STEP_COST * self.epochs + 3
+
+    def demand(self) -> Demand:
+        """The weights as they were, which come back at the end."""
+        return Demand(copies=1)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing, a rank below 1, a negative weight, and without peft."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.base import Artefact, FitData, Method, Steering
+from methods.base import Artefact, Demand, FitData, Method, Steering
 from methods.decoding import Step, by_pieces
 from methods.errors import SetupError
 from methods.tokens import longest_text
@@ -50,6 +50,10 @@ class SelfDebias(Method):
     def passes(self) -> float:
         """Nothing is learnt."""
         return 0.0
+
+    def demand(self) -> Demand:
+        """A reading for each announcement."""
+        return Demand(readings=len(self.unwanted))
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a template without its place, for nothing unwanted, and for an impossible epsilon."""
@@ -97,7 +101,8 @@ class SelfDebias(Method):
             ]
             return by_pieces(lambda plain, *others: self._scaled(plain, others, strength), step.logits, *readings)
 
-        yield Steering(next_logits=next_logits, room=max(map(len, announced))) if strength else Steering()
+        longest = max(map(len, announced), default=0)
+        yield Steering(next_logits=next_logits, demand=self.demand()._replace(room=longest)) if strength else Steering()
 
     def _scaled(self, logits: Tensor, announced: Sequence[Tensor], strength: float) -> Tensor:
         """Logits (N, V) plus the logarithm of each token's factor; announced: the same behind each announcement."""

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.base import INFO, Artefact, FitData, Method, Steering
+from methods.base import INFO, Artefact, Demand, FitData, Method, Steering
 from methods.decoding import Step, Streams
 from methods.errors import SetupError
 
@@ -53,6 +53,10 @@ class Stack(Method):
         """The sum over the parts, since each reads its data by itself."""
         return sum(part.passes() for part in self.parts.values())
 
+    def demand(self) -> Demand:
+        """What the parts take together."""
+        return _together([part.demand() for part in self.parts.values()])
+
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError unless there are parts, each with a strength, and each suits the model."""
         if not self.parts or set(self.parts) != set(self.at):
@@ -87,8 +91,14 @@ class Stack(Method):
             yield Steering(
                 "".join(one.prefix for one in steerings),
                 _in_order(functions) if functions else None,
-                max((one.room for one in steerings), default=0),
+                _together([one.demand for one in steerings]),
             )
+
+
+def _together(demands: Sequence[Demand]) -> Demand:
+    """Tokens are tried ahead by one part after the other; the readings of each are its own."""
+    readings, ahead, copies, room = zip(Demand(), *demands, strict=True)
+    return Demand(sum(readings), max(ahead), sum(copies), max(room))
 
 
 def _in_order(functions: Sequence[Callable[[Step], Tensor]]) -> Callable[[Step], Tensor]:

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.base import Artefact, FitData, Method, Steering
+from methods.base import Artefact, Demand, FitData, Method, Steering
 from methods.optimiser import OptimizerName
 from methods.training import STEP_COST, Recipe, changed, check_recipe, encoded, fine_tuned
 
@@ -55,6 +55,10 @@ class TaskNegation(Method):
     def passes(self) -> float:
         """One training step per epoch, and two readings for the loss before and after."""
         return STEP_COST * self.epochs + 2
+
+    def demand(self) -> Demand:
+        """The weights as they were, which come back at the end."""
+        return Demand(copies=1)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing."""

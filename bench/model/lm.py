@@ -113,7 +113,7 @@ class LM:
 
         Less what the steering needs room for.
         """
-        return max_length(self.model.config, self.tokenizer) - self.steering.room
+        return max_length(self.model.config, self.tokenizer) - self.steering.demand.room
 
     def encode(self, prompt: str) -> list[int]:
         """Token ids of a prompt: steering prefix, chat template and BOS included. Never empty."""

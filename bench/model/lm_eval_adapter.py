@@ -195,8 +195,8 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         order = sorted(range(len(ids)), key=lambda i: (len(ids[i]), contexts[i]))
 
         def size(batch: list[int]) -> memory.Estimate:
-            width = max(len(ids[i]) for i in batch)
-            return memory.estimate(self.lm.model, len(batch), len(batch), width, new + kv_cache.ROOM)
+            width, demand = max(len(ids[i]) for i in batch), self.lm.steering.demand
+            return memory.estimate(self.lm.model, len(batch), len(batch), width, new + kv_cache.ROOM, demand)
 
         texts = [("", True)] * len(ids)
         top_p = float(settings.get("top_p", 1.0))

@@ -153,11 +153,14 @@ def _halved(lm: LM, halvings: int) -> Limits:
 
 def _most(lm: LM, limits: Limits) -> memory.Estimate:
     """What contexts and continuations take at most; both have a cache."""
+    itemsize, demand = lm.model.dtype.itemsize, lm.steering.demand
     columns = limits.columns + min(CHUNK_FORWARDS * limits.tokens, limits.columns)
-    cache = columns * memory.cache_bytes(lm.model.config, lm.model.dtype.itemsize)
+    columns = columns * (1 + demand.readings) + memory.tried_columns(limits.columns, 1, demand)
     held = min(limits.logits, limits.tokens * lm.model.config.get_text_config().vocab_size)
-    logits = held * lm.model.dtype.itemsize + min(held, _chunk(lm.device)) * memory.LOGIT_BYTES
-    return memory.Estimate(cache, logits, memory.estimate(lm.model, 0, 1, limits.tokens, 0).further)
+    logits = held * (1 + demand.readings) * itemsize + min(held, _chunk(lm.device)) * memory.LOGIT_BYTES
+    forward = memory.estimate(lm.model, 0, 1, limits.tokens, 0).further
+    further = max(forward, memory.steering_bytes(held, itemsize, demand))
+    return memory.Estimate(columns * memory.cache_bytes(lm.model.config, itemsize), logits, further)
 
 
 def _chunk(device: torch.device) -> int:
@@ -254,7 +257,7 @@ def _read_in_halves(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> lis
 
     def size(part: list[_Asked]) -> memory.Estimate:
         widths = [len(context) + len(one) for batch in part for context, several in batch for one in several]
-        return memory.estimate(lm.model, len(widths), sum(map(len, part)), max(widths), 0)
+        return memory.estimate(lm.model, len(widths), sum(map(len, part)), max(widths), 0, lm.steering.demand)
 
     return in_batches.in_halves(lm, batches, size, _halves, functools.partial(_read, lm, beginning))
 

@@ -15,11 +15,16 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from bench.console.escape import visible
 from bench.model import kv_cache
 from bench.model.nucleus import drawing_bytes
+from bench.model.streams import tried_together
 from methods import placement
+from methods.base import Demand
+from methods.decoding import PIECE
 
 GIB = 2**30
 WORTH_TELLING = GIB  # bytes of a batch from which its estimate is told
+STEERING_COPIES = 8  # of a step's logits in fp32, a piece at a time, that steering at decoding time makes on its way
 LOGIT_BYTES = 8  # of each logit in fp32 while it is normalised: the logit and its exponential
+UNSTEERED = Demand()
 WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "moe_intermediate_size")
 """What configs call the width of the MLP; 4 D where they do not say."""
 
@@ -71,20 +76,39 @@ def _head_size(text: Any) -> int:
     return int(getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads)
 
 
-def estimate(model: PreTrainedModel, rows: int, texts: int, width: int, new: int) -> Estimate:
+def estimate(
+    model: PreTrainedModel, rows: int, texts: int, width: int, new: int, demand: Demand = UNSTEERED
+) -> Estimate:
     """What a batch takes: `rows` texts of at most `width` read tokens, of which `texts` are read by themselves.
 
-    new: columns that are made for what comes after. All rows share the texts' caches, copied.
+    new: columns that are made for what comes after. All rows share the texts' caches, copied. demand: of the steering.
     """
+    width += demand.room
     read = max(texts * (width + kv_cache.ROOM), rows * (width + new))
+    tried = tried_columns(rows, width + new, demand)
     config: Any = model.config.get_text_config()
     itemsize, columns = model.dtype.itemsize, read // max(rows, 1)
-    cache = read * cache_bytes(model.config, itemsize)
-    logits = 2 * rows * config.vocab_size * itemsize  # of this step and the one before
-    copied = rows * columns * 2 * config.num_attention_heads * _head_size(config) * itemsize  # of a block, per head
-    moved = cache // config.num_hidden_layers  # of a block, while rows are taken over
+    column = cache_bytes(model.config, itemsize)
+    cache = ((1 + demand.readings) * read + tried) * column
+    logits = (2 + demand.readings) * rows * config.vocab_size * itemsize  # of this step and the one before
+    per_head = 2 * config.num_attention_heads * _head_size(config) * itemsize  # of a column of a block
+    copied = max(rows * columns, tried) * per_head
+    moved = read * column // config.num_hidden_layers  # of a block, while rows are taken over
     drawn = drawing_bytes(rows, config.vocab_size, placement.input_device(model))
-    return Estimate(cache, logits, max(_forward_bytes(model, texts, width), copied, drawn) + moved)
+    steered = steering_bytes(rows * config.vocab_size, itemsize, demand)
+    return Estimate(cache, logits, max(_forward_bytes(model, texts, width), copied, drawn, steered) + moved)
+
+
+def tried_columns(rows: int, columns: int, demand: Demand) -> int:
+    """Columns of the caches that are copied to try tokens ahead of rows of so many columns."""
+    return tried_together(rows, columns) * (columns + 1) if demand.ahead else 0
+
+
+def steering_bytes(logits: int, itemsize: int, demand: Demand) -> int:
+    """What steering at decoding time makes of so many logits of a step: some copies in fp32, and the steered ones."""
+    if not demand.readings and not demand.ahead:
+        return 0
+    return STEERING_COPIES * 4 * min(logits, PIECE) + logits * itemsize
 
 
 def _forward_bytes(model: PreTrainedModel, rows: int, width: int) -> int:

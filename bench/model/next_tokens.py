@@ -45,7 +45,7 @@ def _read_in_halves(lm: LM, requests: Sequence[Request], batch: list[int]) -> li
 
     def size(part: list[int]) -> memory.Estimate:
         contexts, texts = ([len(requests[number][field]) for number in part] for field in (0, 1))
-        found = memory.estimate(lm.model, len(part), len(part), max(contexts), max(texts))
+        found = memory.estimate(lm.model, len(part), len(part), max(contexts), max(texts), lm.steering.demand)
         return found._replace(logits=found.logits * max(texts))
 
     def halves(part: list[int]) -> list[list[int]]:

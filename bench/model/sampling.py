@@ -94,9 +94,8 @@ def continuations(lm: LM, prompts: Sequence[str], num_samples: int, settings: Sa
 
     def size(batch: list[_Unit]) -> memory.Estimate:
         texts = {unit.prompt for unit in batch}
-        return memory.estimate(
-            lm.model, len(batch), len(texts), len(encoded[batch[-1].prompt]), settings.max_new_tokens
-        )
+        width = len(encoded[batch[-1].prompt])
+        return memory.estimate(lm.model, len(batch), len(texts), width, settings.max_new_tokens, lm.steering.demand)
 
     with unfinished.batches(what, settings.batch_size) as kept:
         for start, rows in batches.planned(lm, units, kept, size):

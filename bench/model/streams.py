@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from methods import layout
 from methods.errors import SetupError
 from methods.intervention import Hook, hooked
 
-COLUMNS = 2**15  # of rows that are tried ahead together, cached columns included
+MOST, FEWEST = 2**15, 2**12  # columns of the rows that are tried ahead together, cached columns included
+TIMES = 4  # as many columns as the rows have themselves, between these bounds
 
 Forward = Callable[[Rows, Tensor, Tensor, int | Tensor], Tensor]
 """Lets the model read ids (B, T), of which `real` (B, T) are no padding, into rows; gives logits of some columns."""
@@ -73,16 +74,13 @@ class Readings:
         flat = tokens.reshape(-1, 1)  # (B * K * N, 1)
         row = torch.arange(rows, device=tokens.device).repeat_interleave(columns * count)
         column = self.columns.to(tokens.device).repeat_interleave(count).repeat(rows)
-        together = max(1, COLUMNS // (self.rows.seen.shape[1] + 1))
-        found = []
-        for some in torch.split(torch.arange(len(flat), device=tokens.device), together):
-            tried = branch([(self.rows, row[some])], 1)
-            tried.seen &= torch.arange(tried.seen.shape[1], device=tokens.device)[None] <= column[some, None]
-            tried.others.clear()
-            found.append(self._final_state(tried, flat[some]))
-        return torch.cat(found).view(rows, columns, count, -1)
+        parts = (torch.split(one, tried_together(*self.rows.seen.shape)) for one in (row, column, flat))
+        return torch.cat([self._final_state(*part) for part in zip(*parts, strict=True)]).view(rows, columns, count, -1)
 
-    def _final_state(self, rows: Rows, ids: Tensor) -> Tensor:
+    def _final_state(self, row: Tensor, column: Tensor, ids: Tensor) -> Tensor:
+        """(N, D) after a token (N, 1) read behind a column (N,) of a row (N,); the copies end here."""
+        rows = branch([(replace(self.rows, others={}), row)], 1)
+        rows.seen &= torch.arange(rows.seen.shape[1], device=ids.device)[None] <= column[:, None]
         seen = []
 
         def keep(hidden: Tensor) -> Tensor:
@@ -92,6 +90,11 @@ class Readings:
         with hooked([Hook(layout.final_norm(self.model), "output", keep)]):
             self.forward(rows, ids, torch.ones_like(ids, dtype=torch.bool), 1)
         return seen[0]
+
+
+def tried_together(rows: int, columns: int) -> int:
+    """How many tokens are tried ahead at once, each of which takes a copy of its row's cache with a column more."""
+    return max(1, min(MOST, max(FEWEST, TIMES * rows * columns)) // (columns + 1))
 
 
 def _behind(before: Sequence[int], ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:

@@ -111,7 +111,7 @@ def test_room_is_left_for_the_longest_announcement():
     with lm.steered(method, artefact, 10) as steered:
         assert steered.max_length == lm.max_length - longest
     with method.apply(lm.model, artefact, 0) as steering:
-        assert steering.next_logits is None and steering.room == 0
+        assert steering.next_logits is None and steering.demand.room == 0
     lm.model.config.max_position_embeddings = longest
     with pytest.raises(SetupError, match=f"announcement 2 has {longest} tokens, the model reads {longest}; shorten"):
         fit(method, lm)

@@ -18,7 +18,12 @@ from bench.model.log_likelihood import likelihoods, limits_of
 from bench.model.next_tokens import next_token_logits
 from bench.model.sampling import continuations, prefill
 from bench.records import unfinished
+from methods import layout
+from methods.base import Demand, FitData
+from methods.dexperts import DExperts
 from methods.errors import SetupError
+from methods.sasa import SASA
+from methods.self_debias import SelfDebias
 from tests import architectures, tiny
 from tests.tiny import tiny_lm, tiny_tokenizer
 
@@ -136,6 +141,35 @@ def test_the_peak_of_a_batch_is_a_third_to_all_of_the_estimate(name, prompts):
     assert expected / 3 < found < expected, (found, expected)
 
 
+def decoding_method(kind: str, lm: LM):
+    """A method that steers at decoding time, with an artefact that suits the model."""
+    if kind == "sasa":
+        one = torch.tensor(1.0)
+        return SASA(), {"direction": torch.ones(layout.width(lm.model)), "midpoint": one, "deviation": one}
+    if kind == "dexperts":
+        unchanged = {f"anti_expert.change.{name}": torch.zeros_like(one) for name, one in lm.model.named_parameters()}
+        return DExperts(), unchanged
+    method = SelfDebias(unwanted=["hate", "lazy dogs"])
+    return method, method.fit(lm.model, lm.tokenizer, FitData())
+
+
+@pytest.mark.parametrize("name", ["deep", "words"])
+@pytest.mark.parametrize("kind", ["self_debias", "dexperts", "sasa"])
+def test_the_peak_of_a_steered_batch_is_within_the_estimate(kind, name):
+    lm, settings = lm_of_size(name), Sampling(max_new_tokens=4)
+    lm.model.to(torch.bfloat16)
+    asked = [[1, *range(5, 55 + number)] for number in range(8)]
+    units = [sampling._Unit(i, k) for i in range(8) for k in range(3)]
+    with lm.steered(*decoding_method(kind, lm), 1.0) as steered:
+        work = lambda: sampling._decode(steered, [str(i) for i in range(8)], asked, units, settings, {})  # noqa: E731
+        work()
+        found = peak(work)
+    demands = Demand(), steered.steering.demand
+    plain, expected = (memory.estimate(lm.model, 24, 8, 57, 4, one).total for one in demands)
+    assert expected / 4 < found < expected, (found, expected)
+    assert name == "words" or found > 1.3 * plain  # of which logits are most, and drawing from them
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", SIZES)
@@ -179,6 +213,23 @@ def test_long_prompts_get_fewer_rows_and_the_same_texts(monkeypatch, capsys):
     assert told.count("memory:") == 1 and "batches have fewer rows than runtime.batch_size=16" in told
     continuations(lm, prompts, 16, settings)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", ["self_debias", "dexperts", "sasa"])
+def test_steering_that_reads_more_gets_fewer_rows(kind, monkeypatch):
+    lm, settings = lm_of_size("deep"), replace(SETTINGS, batch_size=16)
+    requests = [Request(lm.encode(one), [5, 6, 7]) for one in PROMPTS]
+    with lm.steered(*decoding_method(kind, lm), 1.0) as steered:
+        whole = continuations(steered, PROMPTS[:1], 16, settings)
+        free(monkeypatch, memory.estimate(lm.model, 16, 1, len(lm.encode(PROMPTS[0])), 6).total)
+        with batches_of(lm) as rows:
+            assert continuations(steered, PROMPTS[:1], 16, settings) == whole
+        assert max(count for count, width in rows if width == 1) < 16 or kind == "sasa"  # which tries a few at a time
+        free(monkeypatch, 30_000_000)
+        assert 1 < limits_of(steered).columns
+    fresh = replace(lm, memory=memory.Memory())
+    assert limits_of(steered).columns < limits_of(fresh).columns
+    assert len(likelihoods(steered, requests)) == len(PROMPTS)
 
 
 def test_a_large_batch_is_told_before_it_is_computed(monkeypatch, capsys):

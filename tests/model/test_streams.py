@@ -11,7 +11,7 @@ from bench.model.lm import Request
 from bench.model.log_likelihood import likelihoods
 from bench.model.sampling import continuations, prefill, sample
 from methods import layout
-from methods.base import Steering
+from methods.base import Demand, Steering
 from methods.errors import SetupError
 from methods.intervention import Hook, current_positions, edited, hooked, record
 from tests.architectures import lm_of
@@ -22,7 +22,7 @@ REQUESTS = [Request([1, 5, 9], [8, 7]), Request([1, 5, 9, 11], [6]), Request([1,
 
 
 def steered(lm, next_logits, room=0):
-    return replace(lm, steering=Steering(next_logits=next_logits, room=room), steered_by="1 of test")
+    return replace(lm, steering=Steering(next_logits=next_logits, demand=Demand(room=room)), steered_by="1 of test")
 
 
 def halved(lm):
