@@ -21,6 +21,7 @@ from methods.progress import advance
 from methods.sites import Place
 from methods.tokens import Text, encode, encode_pairs
 from methods.training import STEP_COST, logits_and_targets
+from methods.training_memory import TrainingMemory, training_memory, wanting
 
 USUAL_PAIRS = 200  # by which `passes` guesses how often a fit goes through its pairs
 NORM_ROWS = 4  # of random numbers, by which it is found out how a norm uses its weight
@@ -83,6 +84,14 @@ class ActivationScaling(Method):
             raise SetupError(f"method.max_tokens={self.max_tokens}: a text keeps at least 2 tokens")
         for kind in layout.WRITERS:
             layout.stream_rows(model, 0, kind)
+
+    def training(self, model: PreTrainedModel) -> TrainingMemory:
+        """That of the scalars, for which each block's activations are kept."""
+        places = _places(model)
+        scales = nn.Parameter(torch.zeros(len(places), device=input_device(model)))
+        batches = [(2 * self.batch_size, self.max_tokens)] + [(self.batch_size, self.max_tokens)] * bool(self.kl_weight)
+        with wanting(model, []), hooked(place.hook(_scaling(scales, at)) for at, place in enumerate(places)):
+            return training_memory(model, [scales], "adamw", batches)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The scalars "scales" (L, 2), of attention and of the MLP of each block.

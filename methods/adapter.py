@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,8 @@ from methods import layout
 from methods.base import Artefact, Demand, Method, Steering
 from methods.errors import SetupError, require
 from methods.optimiser import OptimizerName
-from methods.training import Recipe, check_recipe, with_added
+from methods.training import Recipe, check_recipe, most_memory, with_added
+from methods.training_memory import TrainingMemory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,6 +35,8 @@ class AdapterMethod(Method):
 
     The LoRA is on every linear layer but the unembedding, and on every expert of a mixture. No dropout.
     """
+
+    sets: ClassVar[int] = 1  # of texts that a step reads a batch of
 
     rank: int = 16
     alpha: int = 32
@@ -66,6 +69,12 @@ class AdapterMethod(Method):
             raise SetupError(
                 f"method.rank={self.rank}, method.alpha={self.alpha}: both are at least 1, and rank is a whole number"
             )
+
+    def training(self, model: PreTrainedModel) -> TrainingMemory | None:
+        """That of the adapter."""
+        with torch.device(model.device), adapter(model, self.rank, self.alpha, self.seed):
+            own = list(lora_parameters(model).values())
+            return most_memory(model, own, self.recipe, self.max_tokens, self.sets)
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:

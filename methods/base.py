@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import field
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +22,9 @@ from methods.broken import reading
 from methods.decoding import Step
 from methods.errors import SetupError
 from methods.later import later as later
+
+if TYPE_CHECKING:
+    from methods.training_memory import TrainingMemory
 
 Artefact = dict[str, Tensor]
 """What `fit` learned: named tensors on the CPU, contiguous and finite. Names read like paths: "layers.12.direction".
@@ -109,6 +112,10 @@ class Method(Protocol):
     def demand(self) -> Demand:
         """What it takes while it steers, for the estimate of memory; nothing where a method does not say so."""
         return Demand()
+
+    def training(self, model: PreTrainedModel) -> "TrainingMemory | None":
+        """What a step of its training takes at most, on a model that may lack its weights; None: it trains nothing."""
+        del model
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
         """Length of what strength 1 adds to the residual stream, in mean lengths of the stream where it is added.

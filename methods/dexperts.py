@@ -16,7 +16,8 @@ from methods.decoding import Step, by_pieces, nucleus_edge
 from methods.errors import SetupError
 from methods.intervention import exchanged
 from methods.optimiser import OptimizerName
-from methods.training import STEP_COST, Recipe, changed, check_recipe, encoded, fine_tuned
+from methods.training import STEP_COST, Recipe, changed, check_recipe, encoded, fine_tuned, most_memory
+from methods.training_memory import TrainingMemory
 
 AntiExpert = Literal["harmful", "undesired"]
 Expert = Literal["base", "desired"]
@@ -98,6 +99,10 @@ class DExperts(Method):
     @property
     def _roles(self) -> tuple[Role, ...]:
         return ("anti_expert",) if self.expert == "base" else ("anti_expert", "expert")
+
+    def training(self, model: PreTrainedModel) -> TrainingMemory:
+        """That of all weights."""
+        return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing, and for an option outside its range."""

@@ -30,8 +30,10 @@ from methods.training import (
     logits_and_targets,
     mean_loss,
     minimise,
+    most_memory,
     trainable,
 )
+from methods.training_memory import TrainingMemory
 
 ENOUGH = 1e-4  # the loss at which the authors' code stops
 READ_TEXTS = 16  # background texts on which the facts about the divergence are measured
@@ -91,6 +93,12 @@ class DINM(Method):
     def passes(self) -> float:
         """The search for the block, and a few steps, as if they read all of the data once."""
         return 1.0 + STEP_COST
+
+    def training(self, model: PreTrainedModel) -> TrainingMemory:
+        """That of one matrix; where the block is still to be found, of the first, behind which all is computed back."""
+        layer = 0 if self.layer is None else layout.layer_index(model, self.layer)
+        matrix = list(value_parameters(model, layer).values())
+        return most_memory(model, matrix, self.recipe, self.max_tokens, 2 if self.kl_weight else 1)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a block that the model lacks, for weights below 0, and for a recipe without steps."""

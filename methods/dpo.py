@@ -45,6 +45,7 @@ class DPO(AdapterMethod):
     family: ClassVar[str] = "adapter"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 1
+    sets: ClassVar[int] = 2  # both texts of a pair
     strength_unit: ClassVar[str] = "share of the adapter"
 
     beta: float = 0.1

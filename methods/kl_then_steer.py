@@ -26,6 +26,7 @@ from methods.training import (
     minimise,
     trainable,
 )
+from methods.training_memory import TrainingMemory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -82,6 +83,10 @@ class KLThenSteer(AdapterMethod):
     def passes(self) -> float:
         """One reading of the pairs, and of the background a training step and the teacher's reading per epoch."""
         return 1.0 + (STEP_COST + 1) * self.epochs
+
+    def training(self, model: PreTrainedModel) -> TrainingMemory | None:
+        """That of the adapter, where there is one."""
+        return super().training(model) if self.epochs else None
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:  # noqa: ARG002  the unit says it
         """Always 1: the unit of the strength."""

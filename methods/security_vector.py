@@ -30,9 +30,11 @@ from methods.training import (
     gradient_norm,
     logits_and_targets,
     mean_loss,
+    most_memory,
     train,
     trainable,
 )
+from methods.training_memory import TrainingMemory
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -100,6 +102,12 @@ class SecurityVector(Method):
     def demand(self) -> Demand:
         """The weights as they were, which come back at the end."""
         return Demand(copies=1)
+
+    def training(self, model: PreTrainedModel) -> TrainingMemory:
+        """That of stage 2, since stage 1 trains the vector alone."""
+        weights = list(model.parameters())  # before the adapter is there
+        with torch.device(model.device), adapter(model, self.rank, self.alpha, self.seed):
+            return most_memory(model, weights, self.recipe, self.max_tokens)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing, a rank below 1, a negative weight, and without peft."""

@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import Artefact, Demand, FitData, Method, Steering
 from methods.optimiser import OptimizerName
-from methods.training import STEP_COST, Recipe, changed, check_recipe, encoded, fine_tuned
+from methods.training import STEP_COST, Recipe, changed, check_recipe, encoded, fine_tuned, most_memory
+from methods.training_memory import TrainingMemory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,10 @@ class TaskNegation(Method):
     def demand(self) -> Demand:
         """The weights as they were, which come back at the end."""
         return Demand(copies=1)
+
+    def training(self, model: PreTrainedModel) -> TrainingMemory:
+        """That of all weights."""
+        return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a recipe that trains nothing."""

@@ -29,7 +29,7 @@ from methods.placement import check_materialised, input_device
 from methods.progress import advance, checkpoint_folder
 from methods.recompute import recomputed
 from methods.tokens import EncodedPairs, Text, encode, encode_pairs
-from methods.training_memory import announce, training_memory
+from methods.training_memory import TrainingMemory, announce, training_memory, wanting
 
 CHECKPOINT_EVERY_SECONDS = 30.0
 CHECKPOINT_SHARE = 0.1  # of the time at most goes into keeping the state, which of a large model takes long
@@ -260,6 +260,20 @@ def foretold(
     announce(memory, what, {one.device for one in model.parameters()})
     on_the_cpu = all(one.device.type == "cpu" for one in trained)
     return memory.peak - memory.weights + (memory.host if on_the_cpu else 0)
+
+
+def most_memory(
+    model: PreTrainedModel, trained: Sequence[nn.Parameter], recipe: Recipe, tokens: int, sets: int = 1
+) -> TrainingMemory:
+    """What a step takes where it reads a batch of texts of so many tokens from each of some sets.
+
+    The model may be without weights (device "meta").
+    """
+    batches = [(recipe.batch_size, tokens)] * sets
+    with wanting(model, trained):
+        return training_memory(
+            model, trained, recipe.optimizer, batches, gradient_checkpointing=recipe.gradient_checkpointing
+        )
 
 
 def train(

@@ -5,14 +5,15 @@ whose saved tensors are added up, and scaled to the batch. That also works on a 
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from methods import layout
 from methods.errors import SetupError
@@ -84,6 +85,19 @@ def training_memory(
     )
 
 
+@contextmanager
+def wanting(model: PreTrainedModel, trained: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Inside the block these parameters want gradients, and no other ones of the model."""
+    before, chosen = [(one, one.requires_grad) for one in model.parameters()], set(trained)
+    try:
+        for one, _ in before:
+            one.requires_grad_(one in chosen)
+        yield
+    finally:
+        for one, wanted in before:
+            one.requires_grad_(wanted)
+
+
 def activation_bytes(model: PreTrainedModel, rows: int, tokens: int, gradient_checkpointing: bool = False) -> int:
     """What a backward pass over `rows` texts of `tokens` tokens needs to find, and what it makes of the logits.
 
@@ -121,7 +135,9 @@ def _saved(model: PreTrainedModel, tokens: int) -> int:
     none = torch.zeros(1, dtype=torch.long, device=model.device)
     here = Positions(none, none + tokens, none, none + 1)  # for hooks of a method that came before
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor), at(here):
-        logits = model(input_ids=ids, use_cache=False).logits[0]
+        # with a cache transformers does not ask for the values of the positions, which "meta" lacks
+        cache = DynamicCache(config=model.config) if ids.is_meta else None
+        logits = model(input_ids=ids, past_key_values=cache, use_cache=cache is not None).logits[0]
         loss = functional.cross_entropy(logits[:-1].float(), ids[0, 1:])
         del loss
     return sum(found.values())

@@ -5,30 +5,25 @@ Hours follow from two speeds that are measured on the spot with the unsteered mo
 """
 
 import time
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 
-from bench.model import checkpoint, devices, memory
 from bench.model.lm import LM, Request
 from bench.model.log_likelihood import likelihoods
 from bench.model.sampling import continuations
 from bench.records import unfinished
+from bench.run import memory_needed
 from bench.run.cell import Cell, torch_threads
 from bench.run.cost import PROMPTS
+from bench.run.memory_needed import Planned
 from bench.run.runner import Failure, bounded
 from methods.progress import listening
-from methods.training_memory import readable
 
 WORTH_TELLING = 2e6  # planned tokens from which a run is told what it takes; loading and measuring need seconds
-PROMPT_TOKENS = 100  # of a prompt in the estimate of a batch: those of ToxiGen, which are the longest
 NEW_TOKENS = 8  # of each text that is sampled to measure the speed
 READ_TEXTS, READ_TOKENS = 32, 64  # that are read to measure the speed
-
-Planned = Sequence[tuple[Cell, Mapping[str, float]]]
-"""Cells, each with the tokens that it has to compute, by stage."""
 
 
 class Work(NamedTuple):
@@ -88,25 +83,6 @@ def speeds(lm: LM) -> Speeds:
     return Speeds(samples * len(PROMPTS) * NEW_TOKENS / (middle - start), READ_TEXTS * READ_TOKENS / (end - middle))
 
 
-def memory_told(cell: Cell) -> str:
-    """A line about the memory that the cell's model takes, before a weight of it is loaded."""
-    cfg = cell.cfg
-    model = checkpoint.skeleton(cfg.model, cell.fetch_model(), cell.revision, cfg.runtime.offline)
-    weights = [*model.parameters()]
-    rows = int(cfg.runtime.batch_size)
-    decoded = [one.decoded(cell.parts.sampling) for one in cell.parts.suites.values() if one.samples]
-    new = max((one.max_new_tokens for one in decoded), default=0)
-    batch = memory.estimate(model, rows, rows, PROMPT_TOKENS, new)
-    names = [one for one in devices.available() if ":" in one]
-    places = names if cfg.runtime.device == devices.AUTO and names else [devices.single(cfg.runtime.device)]
-    free = sum(devices.free_bytes(torch.device(place)) for place in places)
-    return (
-        f"memory: {sum(one.numel() for one in weights) / 1e9:.3g} billion weights in {cfg.model.dtype} take "
-        f"{readable(sum(one.nbytes for one in weights))}, and {rows} texts of {PROMPT_TOKENS} + {new} tokens at once "
-        f"{readable(batch.total)}, fewer texts where that is not free; {', '.join(places)}: {readable(free)} free"
-    )
-
-
 def hours_told(cells: int, todo: Work, found: Speeds, rows: int, device: str) -> str:
     """A line about the time that the work takes, and what that assumes."""
     hours = found.hours(todo)
@@ -120,16 +96,17 @@ def hours_told(cells: int, todo: Work, found: Speeds, rows: int, device: str) ->
 
 
 def told(planned: Planned) -> list[str]:
-    """Both lines about the cells that compute something; none where that is little, or the model cannot be loaded.
+    """Lines about the cells that compute something; none where that is little, or the model cannot be loaded.
 
-    Why it cannot, its cells say.
+    Why it cannot, its cells say. Of several models the first one is told of.
     """
     busy = [(cell, stages) for cell, stages in planned if stages]
     todo = work(busy)
     if sum(todo) < WORTH_TELLING:
         return []
     cell = busy[0][0]
-    lines = [bounded(cell.cfg, cell.label(), lambda: memory_told(cell))]
+    of_it = [one for one in busy if one[0].model_key == cell.model_key]
+    needed = bounded(cell.cfg, cell.label(), lambda: memory_needed.told(of_it))
 
     def measured() -> str:
         with torch_threads(cell.threads):
@@ -137,5 +114,6 @@ def told(planned: Planned) -> list[str]:
         rows = cell.lm.sampling.batch_size
         return hours_told(len(busy), todo, found, rows, cell.card or str(cell.lm.device))
 
-    lines.append(bounded(cell.cfg, cell.label(), measured))
-    return [one for one in lines if not isinstance(one, Failure)]
+    hours = bounded(cell.cfg, cell.label(), measured)
+    found = [*([] if isinstance(needed, Failure) else needed), hours]
+    return [one for one in found if not isinstance(one, Failure)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -32,6 +33,8 @@ NAME = "org/tiny"
 SHA = "c1212f89" + "0" * 56  # begins as the published name says; no real one
 GIVEN = [f"model.id={NAME}", f"scorer.detoxify.sha256={SHA}"]
 MORE = [f"{prompt} then {verb}" for prompt in PROMPTS for verb in VERBS]
+TRAINING = {"lora", "dpo", "dinm", "kl_then_steer", "activation_scaling", "task_negation", "dexperts", "finetune",
+            "security_vector"}  # fmt: skip
 CHOICES = {"label": list("ABCD"), "text": ["fox", "dog", "bird", "tree"]}
 FIVE = {"label": list("ABCDE"), "text": ["fox", "dog", "bird", "tree", "road"]}
 
@@ -211,7 +214,10 @@ def test_it_runs_to_its_table(world, tmp_path, capsys, monkeypatch):
     assert main(given) == 0
     said = capsys.readouterr().err
     assert "skipped" not in said and "failed" not in said
-    assert "memory: 6.95e-05 billion weights in bfloat16 take 0.139 MB" in said and "time: 25 cells, " in said
+    assert "6.95e-05 billion weights in bfloat16 take 0.139 MB" in said and "time: 25 cells, " in said
+    steering, training = (re.search(f"memory of {what}, .*", said)[0] for what in ("steering", "training"))
+    assert set(re.findall(r"(\w+) [\d.]+ MB", steering)) >= {"self_debias", "dexperts", "sasa"}
+    assert set(re.findall(r"(\w+) [\d.]+ MB", training)) == TRAINING
     found = [one for one in map(record.read, (tmp_path / "results/runs/records").iterdir()) if one]
     test = [one for one in found if one.split == "test"]
     assert {one.suite for one in test} == set(compose.compose(["experiment=standard"]).suite)

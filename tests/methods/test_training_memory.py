@@ -6,10 +6,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
 
-from methods.base import Examples, FitData
+from methods.activation_scaling import ActivationScaling
+from methods.base import Examples, FitData, Pairs
+from methods.dexperts import DExperts
+from methods.dinm import DINM
+from methods.dpo import DPO
 from methods.finetune import Finetune
+from methods.kl_then_steer import KLThenSteer
+from methods.lora import LoRA
 from methods.recompute import recomputed
 from methods.security_vector import SecurityVector
+from methods.task_negation import TaskNegation
 from methods.tokens import Text
 from methods.training import Recipe, completion_loss, train, trainable
 from methods.training_memory import training_memory
@@ -90,6 +97,35 @@ def test_a_whole_fit_makes_no_further_copy_of_the_weights(dtype):
     method = Finetune(batch_size=1)
     measured = most_bytes(lambda: found.update(method.fit(lm.model, lm.tokenizer, data)))
     assert measured <= int(found["info.foretold_memory_bytes"]) <= 1.3 * measured
+
+
+TRAINING = {
+    "finetune": Finetune(max_tokens=12), "task_negation": TaskNegation(max_tokens=12),
+    "dexperts": DExperts(max_tokens=12), "security_vector": SecurityVector(max_tokens=12, vector_epochs=1),
+    "lora": LoRA(max_tokens=12), "dpo": DPO(max_tokens=12), "dinm": DINM(max_tokens=12, layer=0),
+    "kl_then_steer": KLThenSteer(max_tokens=12, epochs=1, batch_size=8),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_a_fit_is_foretold_without_weights(name):
+    """Eight texts, cut to as many tokens as a method reads at most; on "meta" attention keeps its weights as well."""
+    lm, method, texts = tiny_lm(), TRAINING[name], Examples(["The old tree "] * 8, ["near the river" * 3] * 8)
+    pairs = Pairs(texts.prompt, texts.completion, ["and the lazy dog" * 3] * 8)
+    data = FitData(pairs, texts, texts, ["People walk along the water and talk about love"] * 8)
+    facts = method.fit(lm.model, lm.tokenizer, data)
+    told = next(int(one) for key, one in facts.items() if key.endswith("foretold_memory_bytes"))
+    wanted = [one.requires_grad for one in lm.model.parameters()]
+    here, without = method.training(lm.model), method.training(tiny_lm().model.to("meta"))
+    assert told == here.peak - here.weights + here.host
+    assert without.held == here.held and 1 <= without.activations / here.activations < 1.4
+    assert [one.requires_grad for one in lm.model.parameters()] == wanted and not hasattr(lm.model, "peft_config")
+
+
+def test_scalars_take_the_activations_of_their_texts():
+    model, method = tiny_lm().model, ActivationScaling(max_tokens=12)
+    found, less = method.training(model), ActivationScaling(max_tokens=12, batch_size=2).training(model)
+    assert found.moments < found.activations == 2 * less.activations and found.weights == less.weights
 
 
 def test_a_fit_says_what_memory_it_takes(capsys):

@@ -5,10 +5,11 @@ import re
 import pytest
 
 from bench.config import compose
-from bench.model import memory
-from bench.run import forecast, runner
+from bench.model import devices, memory
+from bench.run import forecast, memory_needed, runner
 from bench.run.cell import Cell, Session
 from bench.run.forecast import Speeds, Work
+from methods.base import Demand
 from tests.run.test_smoke import arguments, world
 from tests.tiny import tiny_lm, tiny_model
 
@@ -51,12 +52,28 @@ def test_both_speeds_are_measured(monkeypatch):
 
 def test_memory_is_told_before_a_weight_is_loaded(planned, monkeypatch):
     monkeypatch.setattr(Cell, "lm", property(lambda _: pytest.fail("a model was loaded")))
-    told = forecast.memory_told(planned[1][0])
+    (told,) = memory_needed.told(planned)  # of methods that neither read more nor train there is nothing to say
     model = tiny_model()
     size = sum(one.nbytes for one in model.parameters())
-    batch = memory.estimate(model, 256, 256, forecast.PROMPT_TOKENS, 6).total
-    assert f"take {size / 1e6:.3g} MB, and 256 texts of 100 + 6 tokens at once {batch / 1e6:.3g} MB" in told
+    batch = memory.estimate(model, 10, 5, memory_needed.PROMPT_TOKENS, 6).total
+    assert f"take {size / 1e6:.3g} MB, and 10 texts of 100 + 6 tokens at once {batch / 1e6:.3g} MB" in told
     assert re.search(r"cpu: [\d.]+ (GB|MB) free$", told)
+
+
+def test_memory_of_steering_and_of_training_is_told(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(Cell, "lm", property(lambda _: pytest.fail("a model was loaded")))
+    jobs = compose.jobs(arguments(world, tmp_path, "method=caa,sasa,self_debias,lora")[1:], multirun=True)
+    session, model = Session(), tiny_model()
+    cells = [Cell(compose.compose(job), session) for job in jobs]
+    busy = [(cell, runner.plan(cell)) for cell in cells]
+    _, steering, training = memory_needed.told(busy)
+    plain, read_twice = (memory.estimate(model, 10, 5, 100, 6, one).total for one in (Demand(), Demand(readings=1)))
+    assert re.search(r"^memory of steering, .*: sasa [\d.]+ MB, self_debias ([\d.]+) MB, lora", steering)
+    assert f"self_debias {(read_twice - plain) / 1e6:.3g} MB" in steering
+    assert f"lora {sum(one.nbytes for one in model.parameters()) / 1e6:.3g} MB" in steering  # the weights as they were
+    assert re.search(r"^memory of training, .* at most: lora [\d.]+ MB$", training)
+    monkeypatch.setattr(devices, "free_bytes", lambda _: 1)
+    assert memory_needed.told(busy)[-1].endswith("; more than is free: lora")
 
 
 def test_little_work_is_not_told(planned, monkeypatch):

@@ -1,0 +1,114 @@
+"""What cells of one model take in memory, told before a weight of it is loaded."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from transformers import PreTrainedModel
+
+from bench.model import checkpoint, devices, memory
+from bench.run.cell import Cell
+from bench.suites.continued import Continued
+from methods.base import Demand
+from methods.training_memory import readable
+
+PROMPT_TOKENS = 100  # of a prompt in the estimate of a batch: those of ToxiGen, which are the longest
+
+Planned = Sequence[tuple[Cell, Mapping[str, float]]]
+"""Cells, each with the tokens that it has to compute, by stage."""
+
+
+class Batch(NamedTuple):
+    """Rows that are sampled at once, the prompts among them, and the new tokens of each."""
+
+    rows: int = 0
+    prompts: int = 0
+    new: int = 0
+
+    def bytes(self, model: PreTrainedModel, demand: Demand = memory.UNSTEERED) -> int:
+        """What it takes at its peak."""
+        return memory.estimate(model, self.rows, self.prompts, PROMPT_TOKENS, self.new, demand).total
+
+
+def told(busy: Planned) -> list[str]:
+    """A line about the weights and the largest batch, and where methods take more, about their steering and training.
+
+    busy: cells of one model that have something to compute.
+    """
+    cell = busy[0][0]
+    cfg = cell.cfg
+    model = checkpoint.skeleton(cfg.model, cell.fetch_model(), cell.revision, cfg.runtime.offline)
+    weights = sum(one.nbytes for one in model.parameters())
+    batch = max((one for of in busy for one in _batches(*of)), key=lambda one: one.bytes(model), default=Batch())
+    sampled = (
+        f", and {batch.rows} texts of {PROMPT_TOKENS} + {batch.new} tokens at once {readable(batch.bytes(model))}, "
+        "fewer texts where that is not free"
+        if batch.rows
+        else ""
+    )
+    places = _places(str(cfg.runtime.device))
+    free = sum(devices.free_bytes(torch.device(place)) for place in places)
+    lines = [
+        f"memory: {cfg.model.name}: {sum(one.numel() for one in model.parameters()) / 1e9:.3g} billion weights in "
+        f"{cfg.model.dtype} take {readable(weights)}{sampled}; {', '.join(places)}: {readable(free)} free"
+    ]
+    if more := _steering(busy, model, batch, weights):
+        lines.append(f"memory of steering, besides these: {_listed(more)}")
+    needed, unknown = _training(busy, model)
+    if needed:
+        over = [name for name, size in needed.items() if size > free]
+        lines.append(
+            f"memory of training, weights included, at most: {_listed(needed)}"
+            + (f"; more than is free: {', '.join(over)}" if over else "")
+        )
+    return [*lines, *([f"memory of training: no estimate of {', '.join(unknown)} on this model"] if unknown else [])]
+
+
+def _listed(sizes: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {readable(size)}" for name, size in sizes.items())
+
+
+def _places(device: str) -> list[str]:
+    cards = [one for one in devices.available() if ":" in one]
+    return cards if device == devices.AUTO and cards else [devices.single(device)]
+
+
+def _batches(cell: Cell, stages: Mapping[str, float]) -> Iterator[Batch]:
+    """The largest batch of each suite that samples and is to be computed."""
+    for suite in cell.parts.suites.values():
+        if isinstance(suite, Continued) and any(key.partition(" ")[0] == suite.name for key in stages):
+            sampling = suite.decoded(cell.parts.sampling)
+            texts = max(len(suite.texts(split)[0]) * suite.samples_a_prompt(split) for split in ("dev", "test"))
+            rows = min(sampling.batch_size, texts)
+            yield Batch(rows, -(-rows // suite.samples_a_prompt("test")), sampling.max_new_tokens)
+
+
+def _steering(busy: Planned, model: PreTrainedModel, batch: Batch, weights: int) -> dict[str, float]:
+    """Bytes that each method takes with that batch beyond the unsteered model."""
+    demands = {cell.method.name: cell.method.demand() for cell, _ in busy if cell.cfg.strength != 0}
+    plain = batch.bytes(model)
+    return {
+        name: demand.copies * weights + batch.bytes(model, demand) - plain
+        for name, demand in demands.items()
+        if demand != Demand()
+    }
+
+
+def _training(busy: Planned, model: PreTrainedModel) -> tuple[dict[str, float], list[str]]:
+    """Bytes that the fits of each method take that trains, and methods of which torch cannot tell without weights."""
+    needed, unknown = dict[str, float](), dict[str, None]()
+    fits = [cell for cell, stages in busy if any(key.startswith("fit ") for key in stages)]
+    for cell in {_but_for_seed(cell): cell for cell in fits}.values():
+        name = cell.method.name
+        try:
+            found = cell.method.training(model)
+        except RuntimeError:  # an operation that "meta" does not have, as some of experts in fp32
+            unknown[name] = None
+            continue
+        if found is not None:
+            needed[name] = max(found.peak, needed.get(name, 0))
+    return needed, list(unknown)
+
+
+def _but_for_seed(cell: Cell) -> str:
+    return str({key: value for key, value in cell.cfg.method.items() if key != "seed"})
