@@ -221,7 +221,7 @@ def test_it_runs_to_its_table(world, tmp_path, capsys, monkeypatch):
     found = [one for one in map(record.read, (tmp_path / "results/runs/records").iterdir()) if one]
     test = [one for one in found if one.split == "test"]
     assert {one.suite for one in test} == set(compose.compose(["experiment=standard"]).suite)
-    assert {one.method.name for one in test} == set(folders.groups()["method"]) - {"stack"}
+    assert {one.method.name for one in test} == set(folders.groups()["method"]) - {"stack", "imported"}
     rtp = next(one for one in test if one.suite == "rtp")
     assert rtp.info.to_json()["population"] == len(MORE)
     assert {name.partition(".")[0] for name in rtp.metrics} == {
