@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from methods import layout, sites
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
-from methods.intervention import edited, hooked
+from methods.intervention import Hook, edited, hooked
 from methods.optimiser import LOSS_SCALE
 from methods.placement import check_materialised, input_device
 from methods.progress import advance
@@ -86,11 +86,15 @@ class ActivationScaling(Method):
             layout.stream_rows(model, 0, kind)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """That of the scalars, for which each block's activations are kept."""
-        places = _places(model)
-        scales = nn.Parameter(torch.zeros(len(places), device=input_device(model)))
+        """That of the scalars, for which each block's activations are kept, and both of its scaled parts in fp32.
+
+        Where the parts are is found in a model with weights, so here as much is scaled before each block.
+        """
+        inputs = [block for block in layout.blocks(model) for _ in sites.PARTS]
+        scales = nn.Parameter(torch.zeros(len(inputs), device=input_device(model)))
+        hooks = [Hook(block, "input", _scaling(scales, at)) for at, block in enumerate(inputs)]
         batches = [(2 * self.batch_size, self.max_tokens)] + [(self.batch_size, self.max_tokens)] * bool(self.kl_weight)
-        with wanting(model, []), hooked(place.hook(_scaling(scales, at)) for at, place in enumerate(places)):
+        with wanting(model, []), hooked(hooks):
             return training_memory(model, [scales], "adamw", batches)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:

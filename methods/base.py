@@ -116,6 +116,7 @@ class Method(Protocol):
     def training(self, model: PreTrainedModel) -> "TrainingMemory | None":
         """What a step of its training takes at most, on a model that may lack its weights; None: it trains nothing."""
         del model
+        return None
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
         """Length of what strength 1 adds to the residual stream, in mean lengths of the stream where it is added.
