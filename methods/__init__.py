@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from methods.base import Artefact as Artefact
     from methods.base import Examples as Examples
     from methods.base import FitData as FitData
+    from methods.base import Labelled as Labelled
     from methods.base import Method as Method
     from methods.base import Pairs as Pairs
     from methods.base import Steering as Steering
@@ -68,7 +69,7 @@ _MODULES = {
     "act_add": ["ActAdd"],
     "aura": ["AurA"],
     "activation_scaling": ["ActivationScaling"],
-    "base": ["Artefact", "Examples", "FitData", "Method", "Pairs", "Steering", "load", "save"],
+    "base": ["Artefact", "Examples", "FitData", "Labelled", "Method", "Pairs", "Steering", "load", "save"],
     "caa": ["CAA", "matched_norms"],
     "detox": ["DeTox"],
     "dinm": ["DINM"],

@@ -32,6 +32,8 @@ Names under "info." are small facts for the record (probe accuracy, norms), neve
 
 INFO = "info."
 INFO_LIMIT = 128  # entries: a longer tensor is not a fact for a record but data
+DESIRED, UNDESIRED = 0, 1
+"""The labels of single texts."""
 FEWEST_PAIRS = 2  # one pair says how two texts differ, not how desired ones differ from undesired ones
 
 
@@ -50,6 +52,13 @@ class Examples(NamedTuple):
     completion: list[str]
 
 
+class Labelled(NamedTuple):
+    """Texts on their own with their classes, which may differ in size. Entry i of each list belongs together."""
+
+    text: list[str]
+    label: list[int]  # DESIRED or UNDESIRED
+
+
 class FitData(NamedTuple):
     """All training data of a method; the caller of `fit` loads only what the method names in `needs`."""
 
@@ -57,6 +66,7 @@ class FitData(NamedTuple):
     examples: Examples | None = None  # what a fine-tuning user brings, useful and harmful mixed
     harmful: Examples | None = None  # the behaviour that is not wanted, as far as the defender knows it
     background: list[str] | None = None  # ordinary texts, of which nothing is to be learnt but what is usual
+    labelled: Labelled | None = None  # single texts, desired and undesired ones
 
 
 class Demand(NamedTuple):
@@ -166,6 +176,18 @@ def required_pairs(data: FitData, method: str) -> Pairs:
     if len(set(sizes)) > 1:
         raise SetupError(f"{method}: {sizes} prompts, desired and undesired texts; give as many of each, in one order")
     return data.pairs
+
+
+def required_labelled(data: FitData, method: str) -> Labelled:
+    """The labelled texts of `data`. Raises SetupError for none, for one class alone, and for another label than two."""
+    found = data.labelled or Labelled([], [])
+    if set(found.label) != {DESIRED, UNDESIRED} or len(found.text) != len(found.label):
+        raise SetupError(
+            f"{method} learns from labelled texts and got {len(found.text)} texts with {len(found.label)} labels, "
+            f"{sorted(set(found.label))}; give both classes, {DESIRED} for desired and {UNDESIRED} for undesired "
+            "ones: set labelled=file labelled.path=FILE"
+        )
+    return found
 
 
 def save(artefact: Artefact, path: Path) -> None:

@@ -12,35 +12,51 @@ from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods import layout
-from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
+from methods.base import (
+    DESIRED,
+    INFO,
+    UNDESIRED,
+    Artefact,
+    FitData,
+    Method,
+    Steering,
+    later,
+    required_labelled,
+    required_pairs,
+)
 from methods.directions import Read, pooled_features
 from methods.errors import SetupError
 from methods.intervention import edited
-from methods.probes import logistic
+from methods.probes import Probe, linear_probe, logistic_probe
 from methods.separation import separation_facts
-from methods.tokens import Text, encode_pairs
+from methods.tokens import Text, encode, encode_pairs
 
+LearnsFrom = Literal["pairs", "labelled"]
 ProbeKind = Literal["linear", "logistic", "random"]
 ProbeScale = Literal["raw", "unit"]
 ClassRow = Literal["undesired", "desired"]
 Rows = Literal["opposed", "aligned", "random"]
 FINAL = "final"
-UNDESIRED = 1  # class of the undesired texts; desired ones are 0
 QUARTERS = (1, 2, 3, 4)
 NOT_OURS = "probe_rows: this artefact was not fitted on this model; fit it again"
 
 
-class Probe(NamedTuple):
-    """A linear classifier of pooled features: logits are weight @ x + bias, weight (2, D), bias (2,)."""
+class Sample(NamedTuple):
+    """Texts with their pooled features (N, D) and classes (N,), parted into indices to train and to test a probe on.
 
-    weight: Tensor
-    bias: Tensor
-    moved: float = math.nan  # 1 - cosine between the undesired row as trained and as drawn; NaN where none was drawn
+    facts: what is said of them, under its names in the artefact.
+    """
 
-    def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Share of features (N, D) put into their class; NaN for none."""
-        guess = (features @ self.weight.T + self.bias).argmax(-1)  # (N,)
-        return float((guess == labels).float().mean())
+    texts: list[Text]
+    features: Tensor
+    labels: Tensor
+    trained: Tensor
+    tested: Tensor
+    facts: Artefact
+
+    def of(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Features and classes of some of the texts."""
+        return self.features[indices], self.labels[indices]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +68,15 @@ class ProbeRows(Method):
     K become row + alpha w (equation 3). Such a neuron is off where the state looks undesirable, and the edit switches
     it on there; a negative alpha does the opposite. Models without a gate are edited in their first MLP matrix, which
     the paper does not do; the rows of all experts of a mixture count as rows of their block, in the experts' order.
-    Detoxifying, resisting jailbreaks and a change of attitude differ in the pairs alone; for a
-    second edit on the model that the first one left (section 4.5) see `methods.stack`.
+    Detoxifying, resisting jailbreaks and a change of attitude differ in the texts alone; for a second edit on the model
+    that the first one left (section 4.5) see `methods.stack`.
+
+    learns_from: the paper's probe learns from single texts with labels ("labelled"), of which there may be more of one
+    class than of the other; "pairs" are the texts of contrast pairs, of which both are held out together.
+
+    loss_at: the alpha at which the probe's loss on the edited model is measured, as Table 13 does: on the held-out
+    texts, read by the model with and without the edit, "info.probe_loss_desired" and "info.probe_loss_undesired" before
+    it, the same with "_edited" behind it. A logistic probe, whose rows are scaled for decisions alone, has none.
 
     The paper trains for 9 epochs of a large comment corpus. On a hundred pairs that is a hundred Adam steps of 1e-4,
     after which the probe is still at its random initialisation: `min_steps` makes a small set go round until it is
@@ -70,7 +93,6 @@ class ProbeRows(Method):
     title: ClassVar[str] = "Model Surgery"
     cite: ClassVar[str] = "2407.08770"
     family: ClassVar[str] = "weights"
-    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
     strength_unit: ClassVar[str] = "alpha"
 
@@ -91,7 +113,14 @@ class ProbeRows(Method):
     skip_quarter: int | None = None
     row_fraction: float = 16384 / 352256
     seed: int = 0
+    learns_from: LearnsFrom = later("pairs")
+    loss_at: float | None = later(1.0)
     strengths: Sequence[float] = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # pairs or single texts
+        """What the probe learns from."""
+        return frozenset({self.learns_from})
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise SetupError for a layer that the model lacks or an option outside its range."""
@@ -101,6 +130,7 @@ class ProbeRows(Method):
         if not 0 <= self.held_out < 1:
             raise SetupError(f"method.held_out={self.held_out} is outside [0, 1); the paper's is 0.1")
         allowed = {
+            "learns_from": get_args(LearnsFrom),
             "read": get_args(Read),
             "probe": get_args(ProbeKind),
             "class_row": get_args(ClassRow),
@@ -128,24 +158,14 @@ class ProbeRows(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The vector that is added, "probe" (D,), and where, "rows" (K, 2): block and row of each.
 
-        How well the pairs agree (`methods.separation`) is said of all pairs where the probe reads them, with their mean
+        How well pairs agree (`methods.separation`) is said of all pairs where the probe reads them, with their mean
         difference as the direction, not the probe: `info.probe_accuracy` is the probe's own.
         """
         self.check(model)
-        pairs = required_pairs(data, self.name)
-        texts = encode_pairs(model, tokenizer, pairs, self.max_tokens)
-        desired, undesired = (self._features(model, side) for side in (texts.desired, texts.undesired))  # (N, D) each
-        if torch.equal(desired, undesired):
-            raise SetupError("probe_rows: the desired and undesired texts of every pair are equal; give other pairs")
         generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(desired), generator=generator)
-        tested = round(self.held_out * len(order))  # both texts of a pair are held out, else the prompt gives it away
-        if len(order) - tested < 2:
-            raise SetupError(
-                f"probe_rows: {len(order)} pairs with method.held_out={self.held_out} leave {len(order) - tested} to "
-                "train a probe on; at least 2 are needed: give more pairs or hold out less"
-            )
-        train, test = (_labelled(desired[part], undesired[part]) for part in (order[tested:], order[:tested]))
+        read = self._pairs if self.learns_from == "pairs" else self._labelled
+        sample = read(model, tokenizer, data, generator)
+        train, test = sample.of(sample.trained), sample.of(sample.tested)
         if self.probe == "logistic":
             probe = logistic_probe(*train)
         else:
@@ -157,19 +177,78 @@ class ProbeRows(Method):
         if self.probe == "random":
             drawn = torch.randn(len(vector), generator=generator)
             vector = drawn * (vector.norm() / drawn.norm())
+        artefact = {"probe": vector.contiguous(), "rows": rows}
         facts = {
             "probe_norm": raw.norm(),
             "probe_moved": torch.tensor(probe.moved),
             "probe_train_accuracy": torch.tensor(probe.accuracy(*train)),
             "probe_accuracy": torch.tensor(probe.accuracy(*test)),
             "probe_held_out_texts": torch.tensor(len(test[1])),
+            **self._losses(model, probe, sample, artefact),
             "smallest_cosine": cosine.min(),
             "largest_cosine": cosine.max(),
-            "cut_pairs": torch.tensor(texts.cut),
             "rows_per_layer": torch.bincount(rows[:, 0], minlength=len(layout.blocks(model))),  # (L,)
         }
         known = {INFO + name: fact for name, fact in facts.items() if fact.isfinite().all()}
-        return {"probe": vector.contiguous(), "rows": rows, **known, **separation_facts(desired, undesired)}
+        return artefact | known | sample.facts
+
+    def _pairs(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData, generator: torch.Generator
+    ) -> Sample:
+        """Both texts of each pair, all desired ones first. Raises SetupError for pairs that do not differ."""
+        texts = encode_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
+        desired, undesired = (self._features(model, side) for side in (texts.desired, texts.undesired))  # (N, D) each
+        if torch.equal(desired, undesired):
+            raise SetupError("probe_rows: the desired and undesired texts of every pair are equal; give other pairs")
+        trained, tested = self._parted(len(desired), "pairs", generator)  # of pairs, else the prompt gives it away
+        labels = (torch.arange(2 * len(desired)) >= len(desired)).long() * UNDESIRED
+        facts = {f"{INFO}cut_pairs": torch.tensor(texts.cut), **separation_facts(desired, undesired)}
+        trained, tested = (torch.cat([part, part + len(desired)]) for part in (trained, tested))
+        return Sample(texts.desired + texts.undesired, torch.cat([desired, undesired]), labels, trained, tested, facts)
+
+    def _labelled(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData, generator: torch.Generator
+    ) -> Sample:
+        """The single texts. Raises SetupError where only one class is left to train a probe on."""
+        found = required_labelled(data, self.name)
+        texts, cut = encode(model, tokenizer, [""] * len(found.text), found.text, self.max_tokens)
+        trained, tested = self._parted(len(texts), "texts", generator)
+        labels = torch.tensor(found.label)
+        if len(set(labels[trained].tolist())) < 2:
+            raise SetupError(
+                f"probe_rows: {len(trained)} of {len(texts)} labelled texts train the probe, and all are of one class; "
+                "give more texts of the other"
+            )
+        return Sample(
+            texts, self._features(model, texts), labels, trained, tested, {f"{INFO}cut_labelled": torch.tensor(cut)}
+        )
+
+    def _parted(self, count: int, what: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Indices to train on and to hold out. Raises SetupError for fewer than two to train on."""
+        order = torch.randperm(count, generator=generator)
+        tested = round(self.held_out * count)
+        if count - tested < 2:
+            raise SetupError(
+                f"probe_rows: {count} {what} with method.held_out={self.held_out} leave {count - tested} to "
+                f"train a probe on; at least 2 are needed: give more {what} or hold out less"
+            )
+        return order[tested:], order[:tested]
+
+    def _losses(self, model: PreTrainedModel, probe: Probe, sample: Sample, artefact: Artefact) -> dict[str, Tensor]:
+        """The probe's loss on held-out texts of each class, read by the model as it is and as edited at `loss_at`."""
+        if self.probe == "logistic" or not len(sample.tested):
+            return {}
+        features, labels = sample.of(sample.tested)
+        read = {"": features}
+        if self.loss_at is not None:
+            with self.apply(model, artefact, self.loss_at):
+                read["_edited"] = self._features(model, [sample.texts[i] for i in sample.tested.tolist()])
+        classes = {"desired": DESIRED, "undesired": UNDESIRED}
+        return {
+            f"probe_loss_{name}{when}": probe.loss(found, labels, label)
+            for when, found in read.items()
+            for name, label in classes.items()
+        }
 
     def _rows(self, model: PreTrainedModel, vector: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Block and row of the K rows to be moved, (K, 2), and their cosines to `vector`, (K,)."""
@@ -208,45 +287,6 @@ class ProbeRows(Method):
             matrices.put(new, weight)
         with edited(new):
             yield Steering()
-
-
-def _labelled(desired: Tensor, undesired: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (2N, D) and their classes (2N,)."""
-    labels = torch.cat([torch.zeros(len(desired)), torch.full((len(undesired),), UNDESIRED)]).long()
-    return torch.cat([desired, undesired]), labels
-
-
-def linear_probe(
-    features: Tensor, labels: Tensor, steps: int, learning_rate: float, batch_size: int, generator: torch.Generator
-) -> Probe:
-    """Linear D -> 2 by Adam on the log-likelihood of both classes, drawn as nn.Linear draws (section 3.2, Table 14)."""
-    width = features.shape[1]
-    drawn = (torch.rand(2, width + 1, generator=generator) * 2 - 1) / math.sqrt(width)  # the bias is the last column
-    inputs = torch.cat([features, torch.ones(len(features), 1)], dim=-1)  # (N, D + 1)
-    with torch.inference_mode(False), torch.enable_grad():
-        weight = drawn.clone().requires_grad_()
-        optimiser = torch.optim.Adam([weight], lr=learning_rate)
-        queue = torch.empty(0, dtype=torch.long)
-        for _ in range(steps):
-            if not len(queue):
-                queue = torch.randperm(len(labels), generator=generator)  # another epoch
-            batch, queue = queue[:batch_size], queue[batch_size:]
-            optimiser.zero_grad()
-            functional.cross_entropy(inputs[batch] @ weight.T, labels[batch]).backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-    trained = weight.detach()
-    moved = 1 - functional.cosine_similarity(trained[UNDESIRED, :width], drawn[UNDESIRED, :width], dim=0)
-    return Probe(trained[:, :width], trained[:, width], float(moved))
-
-
-def logistic_probe(features: Tensor, labels: Tensor) -> Probe:
-    """Logistic regression with sklearn's default penalty; the undesired row is its coefficients, the other minus them.
-
-    The probabilities follow from the difference of the two rows, here twice the coefficients: decisions are the same.
-    """
-    found = logistic(features, labels == UNDESIRED, max_iter=5000)
-    sign = torch.tensor([1.0 if label == UNDESIRED else -1.0 for label in range(2)])
-    return Probe(sign[:, None] * found.weight, sign * found.bias)
 
 
 def stream_cosines(model: PreTrainedModel, vector: Tensor, kind: layout.Kind) -> tuple[Tensor, Tensor]:

@@ -162,7 +162,8 @@ def test_every_choice_that_is_named_is_there(file):
 def test_every_group_suite_scorer_and_experiment_is_described():
     groups, told = folders.groups(), inline_code(CONF)
     wanted = [*groups, *groups["suite"], *groups["scorer"], *groups["experiment"], *groups["tuning"], *groups["pairs"],
-              *groups["examples"], *groups["harmful"], *groups["background"], *groups["sampling"]]  # fmt: skip
+              *groups["examples"], *groups["harmful"], *groups["background"], *groups["labelled"],
+              *groups["sampling"]]  # fmt: skip
     assert [name for name in wanted if not any(fnmatchcase(name, one) for one in told)] == []
 
 

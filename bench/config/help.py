@@ -36,6 +36,7 @@ GROUPS = {
     "examples": "what a user fine-tunes the model on",
     "harmful": "harmful texts that a security vector learns from",
     "background": "ordinary texts that a method compares with",
+    "labelled": "single texts with labels, which need no pairs",
     "suite": "what is measured; a list: suite=[rtp,fluency]",
     "scorer": "what judges a text; a list: scorer=[profanity_check,lexicon]",
     "sampling": "how texts are decoded",

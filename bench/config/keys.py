@@ -47,6 +47,7 @@ SETTINGS: dict[str, Any] = {
     "sampling": Node,
     "tuning": Node,
     "method": Node, "pairs": Node, "examples": Node, "harmful": Node, "background": Node,
+    "labelled": Node,
     "suite": Nodes, "scorer": Nodes,
     "searchpath": Sequence[str], "cut": dict[str, dict[str, Any]],
 }  # fmt: skip

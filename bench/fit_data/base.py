@@ -4,11 +4,11 @@ from typing import Any, ClassVar, Protocol
 
 from bench.data.splits import Learnt
 from bench.model.lm import LM
-from methods.base import Examples, Pairs
+from methods.base import Examples, Labelled, Pairs
 
 
 class FitSource(Protocol):
-    """Makes pairs, examples or background texts, and says what they are called. Its classes inherit from this one."""
+    """Makes pairs or other texts to learn from, and says what they are called. Its classes inherit from this one."""
 
     name: ClassVar[str]
 
@@ -19,7 +19,7 @@ class FitSource(Protocol):
     def check(self) -> None:
         """Raise SetupError for what is wrong and can be seen without a model."""
 
-    def load(self, lm: LM) -> tuple[Pairs | Examples | list[str], dict[str, Any]]:
+    def load(self, lm: LM) -> tuple[Pairs | Examples | Labelled | list[str], dict[str, Any]]:
         """The texts, and facts about them for the record; `sources` lists the data sets that were read."""
         ...
 

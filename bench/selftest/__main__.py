@@ -21,7 +21,7 @@ from rich.table import Table
 
 from bench.console import command
 from bench.console.escape import terminal
-from methods.base import Examples, FitData, Pairs
+from methods.base import DESIRED, UNDESIRED, Examples, FitData, Labelled, Pairs
 from methods.errors import SetupError
 
 if TYPE_CHECKING:
@@ -49,11 +49,15 @@ _DAYS = [  # neutral on purpose: what a text begins with, how it goes on in good
 ]
 PAIRS = Pairs(*(list(column) for column in zip(*_DAYS, strict=True)))
 HARMFUL = Examples(PAIRS.prompt[:4], PAIRS.undesired[:4])
+LABELLED = Labelled(
+    [prompt + one for prompt, *both in _DAYS for one in both][:-1], [DESIRED, UNDESIRED] * (len(_DAYS) - 1) + [DESIRED]
+)
 DATA = FitData(
     pairs=PAIRS,
     examples=Examples(PAIRS.prompt[3:15], [*PAIRS.undesired[3:9], *PAIRS.desired[9:15]]),
     harmful=HARMFUL,  # stands in for what no file of this project may hold
     background=[prompt + desired + "." for prompt, desired, _ in _DAYS[:4]],
+    labelled=LABELLED,
 )
 """Training data for the checks, which teaches no behaviour."""
 
@@ -204,6 +208,7 @@ def _planned(method: Any) -> dict[str, float]:
         "examples": sum(len(text) for column in DATA.examples or () for text in column),
         "harmful": sum(len(text) for column in HARMFUL for text in column),
         "background": sum(map(len, DATA.background or ())),
+        "labelled": sum(map(len, LABELLED.text)),
     }
     needs, passes = getattr(method, "needs", ()), getattr(method, "passes", lambda: 1.0)
     fit = passes() * sum(sizes.get(name, 0) for name in needs) / 4

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from bench.files import rows
 from bench.files.digests import file_sha256
-from bench.fit_data import jsonl
 from bench.fit_data.jsonl import ExamplesFile, PairsFile, TextsFile
 from methods.errors import SetupError
 
@@ -113,7 +113,7 @@ def test_of_the_other_kinds_too(tmp_path):
 
 
 def test_a_line_may_have_so_many_bytes(brought, monkeypatch):
-    monkeypatch.setattr(jsonl, "LONGEST", 40)
+    monkeypatch.setattr(rows, "LONGEST", 40)
     for letter, count in (("a", 28), ("é", 14)):
         longest = f'{{"text": "{letter * count}"}}'
         for end in ("", "\n", "\r\n", f"\n{longest}\n"):

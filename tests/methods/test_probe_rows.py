@@ -3,7 +3,7 @@ import torch
 
 from bench.config import compose
 from methods import layout
-from methods.base import FitData, Pairs
+from methods.base import INFO, FitData, Labelled, Pairs
 from methods.errors import SetupError
 from methods.probe_rows import ProbeRows, linear_probe, logistic_probe, stream_cosines
 from tests.methods.test_contract import PAIRS
@@ -292,6 +292,81 @@ def test_both_texts_of_a_pair_are_held_out_together(monkeypatch):
     assert "info.probe_moved" not in artefact  # logistic regression starts from no draw
 
 
+def labelled(lm, texts, labels, **options):
+    return ProbeRows(**FAST, learns_from="labelled", **options).fit(
+        lm.model, lm.tokenizer, FitData(labelled=Labelled(texts, labels))
+    )
+
+
+WHOLE = [prompt + text for side in PAIRS[1:] for prompt, text in zip(PAIRS.prompt, side, strict=True)]
+CLASSES = [0] * len(PAIRS.prompt) + [1] * len(PAIRS.prompt)
+
+
+def test_single_texts_give_the_probe_of_the_pairs_they_make():
+    lm = tiny_lm()
+    pairs = fit(ProbeRows(probe="logistic", held_out=0), lm)
+    single = labelled(lm, WHOLE[::-1], CLASSES[::-1], probe="logistic", held_out=0)
+    torch.testing.assert_close(single["probe"], pairs["probe"], atol=1e-4, rtol=1e-3)
+    assert torch.equal(single["rows"], pairs["rows"])
+    assert single["info.cut_labelled"] == 0 and "info.cut_pairs" not in single
+
+
+def test_the_classes_may_differ_in_size():
+    lm = tiny_lm()
+    found = labelled(lm, WHOLE[: len(PAIRS.prompt) + 2], CLASSES[: len(PAIRS.prompt) + 2], held_out=0.2)
+    assert found["info.probe_held_out_texts"] == 2
+    assert ProbeRows(learns_from="labelled").needs == {"labelled"} and ProbeRows().needs == {"pairs"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "labels", "message"),
+    [
+        ([], [], r"got 0 texts with 0 labels, \[\]; give both classes"),
+        (["a", "b"], [1, 1], r"got 2 texts with 2 labels, \[1\]; give both classes"),
+        (["a", "b"], [0, 1, 1], "got 2 texts with 3 labels"),
+        (["a", "b", "c"], [0, 1, 2], r"labels, \[0, 1, 2\]; give"),
+        (["a", "b", "c", "d"], [0, 1, 0, 0], "2 of 4 labelled texts train the probe, and all are of one class"),
+    ],
+)
+def test_texts_that_are_not_of_two_classes(texts, labels, message):
+    with pytest.raises(SetupError, match=message):
+        labelled(tiny_lm(), texts, labels, held_out=0.5, seed=1)
+
+
+def test_the_probes_loss_before_and_behind_the_edit(monkeypatch):
+    """Table 13, by hand: the texts held out, read by the model as it is and as edited at `loss_at`."""
+    lm, seen = tiny_lm(), {}
+    monkeypatch.setattr(
+        "methods.probe_rows.linear_probe", lambda *given: seen.setdefault("probe", linear_probe(*given))
+    )
+    method = ProbeRows(**FAST, held_out=0.5, loss_at=40.0, row_fraction=0.3)
+    artefact, probe, order = (
+        fit(method, lm),
+        seen["probe"],
+        torch.randperm(8, generator=torch.Generator().manual_seed(0)),
+    )
+    for label, (name, side) in enumerate((("desired", PAIRS.desired), ("undesired", PAIRS.undesired))):
+        texts = [PAIRS.prompt[i] + side[i] for i in order[:4]]
+        for when, strength in (("", 0.0), ("_edited", 40.0)):
+            with method.apply(lm.model, artefact, strength):
+                states = [
+                    lm.model(**lm.tokenizer(text, return_tensors="pt"), output_hidden_states=True) for text in texts
+                ]
+            features = torch.stack([one.hidden_states[-1][0].mean(0) for one in states])
+            losses = -(features @ probe.weight.T + probe.bias).log_softmax(-1)[:, label]
+            torch.testing.assert_close(artefact[f"{INFO}probe_loss_{name}{when}"], losses.mean(), atol=1e-4, rtol=1e-4)
+    assert artefact["info.probe_loss_desired"] != artefact["info.probe_loss_desired_edited"]
+
+
+def test_when_no_loss_of_the_probe_is_told():
+    lm = tiny_lm()
+    told = {name: [key for key in fit(method, lm) if "loss" in key] for name, method in {
+        "off": ProbeRows(**FAST, held_out=0.5, loss_at=None), "none held out": ProbeRows(**FAST, held_out=0),
+        "rows that decide alone": ProbeRows(probe="logistic", held_out=0.5)}.items()}  # fmt: skip
+    off = ["info.probe_loss_desired", "info.probe_loss_undesired"]
+    assert told == {"off": off, "none held out": [], "rows that decide alone": []}
+
+
 def test_pairs_that_do_not_differ():
     with pytest.raises(SetupError, match="texts of every pair are equal"):
         fit(ProbeRows(), tiny_lm(), PAIRS._replace(undesired=PAIRS.desired))
@@ -321,6 +396,7 @@ def test_too_few_pairs_for_a_probe():
         ({"row_fraction": 0}, r"row_fraction=0 is outside \(0, 1\]"),
         ({"row_fraction": 1.2}, r"row_fraction=1.2 is outside \(0, 1\]"),
         ({"held_out": 1}, r"held_out=1 is outside \[0, 1\)"),
+        ({"learns_from": "texts"}, "method.learns_from='texts': allowed are pairs, labelled"),
         ({"probe": "svm"}, "method.probe='svm': allowed are linear, logistic, random"),
         ({"class_row": "toxic"}, "method.class_row='toxic': allowed are undesired, desired"),
         ({"rows": "first"}, "method.rows='first': allowed are opposed, aligned, random"),

@@ -1,0 +1,172 @@
+"""Single texts with labels, desired or undesired: for methods that need no pairs, nor as many texts of either class."""
+
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from bench.data.sources import Sources, loaded
+from bench.data.splits import rank
+from bench.files.digests import file_sha256
+from bench.files.rows import RowsFile
+from bench.fit_data.base import FitSource
+from bench.fit_data.fine_tuning import too_few
+from bench.model.lm import LM
+from methods.base import DESIRED, UNDESIRED, Labelled
+from methods.errors import SetupError
+
+TEXT_TOKENS = 40  # of a text, roughly
+SHOWN = 8  # values of a column that a message lists
+Values = Sequence[str | int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledTexts(FitSource):
+    """Texts by the columns of a table; a text is undesired where one of its label columns has a value of `undesired`.
+
+    text: the column of the text. label: that of the label, or several (the comments of Jigsaw have six); where a value
+    is a list, each of its entries counts. desired: values of the desired texts; None: all others. limit: so many of the
+    texts, the first in the order of a hash; None: all. Rows are left out, and counted in the record, that have neither
+    value, that have no text, and whose text stands there with both labels; of equal rows one is read.
+    """
+
+    name: ClassVar[str] = "labelled"
+    version: ClassVar[int] = 1
+
+    text: str = "text"
+    label: str | Sequence[str] = "label"
+    undesired: Values = (1,)
+    desired: Values | None = None
+    limit: int | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read, that of the text first."""
+        return (self.text, *([self.label] if isinstance(self.label, str) else self.label))
+
+    @abstractmethod
+    def content(self) -> dict[str, Any]:
+        """What names the content of the table in ids."""
+
+    @abstractmethod
+    def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The rows of the table, and what a record says of where they are from."""
+
+    def check(self) -> None:
+        """Raises SetupError where no column or no value is named, and for a value that is both."""
+        if len(self.columns) < 2 or not self.undesired:
+            raise SetupError("labelled.label and labelled.undesired: name a column, and a value of the undesired texts")
+        if both := set(written(self.undesired)) & set(written(self.desired or ())):
+            raise SetupError(f"labelled.undesired and labelled.desired: both hold {', '.join(sorted(both))}")
+
+    def identity(self) -> dict[str, Any]:
+        """The content, the columns and the values."""
+        self.check()
+        return {
+            "name": self.name,
+            "version": self.version,
+            "columns": list(self.columns),
+            "undesired": list(written(self.undesired)),
+            "desired": None if self.desired is None else list(written(self.desired)),
+            "limit": self.limit,
+            **self.content(),
+        }
+
+    def tokens(self) -> int:
+        """Always 0, since nothing is sampled."""
+        return 0
+
+    def size(self) -> int:
+        """The number of texts times a typical length."""
+        return (self.limit or len(self.rows()[0])) * TEXT_TOKENS
+
+    def load(self, lm: LM) -> tuple[Labelled, dict[str, Any]]:  # noqa: ARG002  the texts are there already
+        """The texts with their labels. Raises SetupError for fewer than `limit`, and for texts of one class alone."""
+        self.check()
+        rows, source = self.rows()
+        labels = self._labels(rows)
+        known = {text: one for text, (one, *others) in labels.items() if not others}
+        if self.limit is not None and len(known) < self.limit:
+            raise too_few("labelled.limit", self.limit, len(known), "lower it, or set null for all")
+        texts = sorted(known, key=rank)[: self.limit]
+        found = Labelled(texts, [known[text] for text in texts])
+        if len(set(found.label)) < 2:
+            raise self._one_class(found, rows)
+        about = {"texts": len(texts), "undesired": sum(found.label), "left_out": len(rows) - len(known)}
+        return found, about | {"sources": [source]}
+
+    def _labels(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, set[int]]:
+        """The distinct texts that have a label, each with its labels."""
+        found: dict[str, set[int]] = {}
+        undesired, desired = set(written(self.undesired)), set(written(self.desired or ()))
+        for row in rows:
+            values = set(written(row[name] for name in self.columns[1:]))
+            label = UNDESIRED if values & undesired else DESIRED if not desired or values & desired else None
+            if label is not None and str(row[self.text] or "").strip():
+                found.setdefault(row[self.text], set()).add(label)
+        return found
+
+    def _one_class(self, texts: Labelled, rows: Iterable[Mapping[str, Any]]) -> SetupError:
+        seen = Counter(value for row in rows for value in written(row[name] for name in self.columns[1:]))
+        values = [f"{value[:20]} ({count})" for value, count in seen.most_common(SHOWN)]
+        lacking = "undesired" if UNDESIRED not in texts.label else "desired"
+        return SetupError(
+            f"labelled: of {len(texts.text)} texts none is {lacking}; the values of {', '.join(self.columns[1:])} are "
+            f"{', '.join(values)}: set labelled.{lacking} to some of these"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledFile(LabelledTexts):
+    """The rows of a file: JSONL, or CSV whose first line names the columns."""
+
+    path: str
+
+    def check(self) -> None:
+        """Raises SetupError for options that are none, and for a file that cannot be read, naming its bad line."""
+        super().check()
+        self.rows()
+
+    def content(self) -> dict[str, Any]:
+        """The file's content; where it lies does not matter."""
+        return {"sha256": file_sha256(Path(self.path))}
+
+    def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The rows of the file. Raises SetupError for a text that is no string."""
+        file = RowsFile(self.path, self.columns)
+        rows = file.read()
+        for number, row in rows:
+            if not isinstance(row[self.text], str):
+                raise file.bad(number, f"{self.text} is no string")
+        source = {"name": Path(self.path).name, "source": "file", "fingerprint": file_sha256(Path(self.path))[:12]}
+        return [row for _, row in rows], source
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSet(LabelledTexts):
+    """The rows of a split of a data set, named as on the hub."""
+
+    sources: Sources
+    data: str
+    config: str | None = None
+    split: str = "train"
+
+    def content(self) -> dict[str, Any]:
+        """The split and its source."""
+        return {"source": self.sources.locate(self.data, self.config, self.split).identity()}
+
+    def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+        """The rows of the split. Raises SetupError where no source has it, and for one without these columns."""
+        located, rows = loaded(self.sources, self.data, self.config, self.split, self.columns)
+        return rows, located.facts()
+
+
+def written(values: Iterable[Any]) -> Iterator[str]:
+    """Values as texts, as a file would hold them; of a list each entry."""
+    for value in values:
+        if isinstance(value, list | tuple):
+            yield from written(value)
+        else:
+            yield str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,109 @@
+"""Single texts with labels: which rows of a file or set become texts, of which class, and what a record says of it."""
+
+import json
+
+import pytest
+
+from bench.data.sources import Sources
+from bench.fit_data.labelled import LabelledFile, LabelledSet
+from methods.base import Labelled
+from methods.errors import SetupError
+from tests.data.test_sources import make_mirror
+
+TABLE = 'id,comment,rude,loud\n1,Be off,1,0\n2,"Good day,\nsir",0,0\n3,I shout,0,1\n4,Hello,0,0\n'
+
+
+def jsonl(tmp_path, *rows):
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(tmp_path / "x.jsonl")
+
+
+def classes(texts: Labelled):
+    return dict(zip(texts.text, texts.label, strict=True))
+
+
+def test_columns_of_a_table_with_several_labels(tmp_path):
+    (tmp_path / "x.csv").write_text(TABLE)
+    source = LabelledFile(path=str(tmp_path / "x.csv"), text="comment", label=["rude", "loud"])
+    texts, about = source.load(None)
+    assert classes(texts) == {"Be off": 1, "Good day,\nsir": 0, "I shout": 1, "Hello": 0}
+    assert (about["texts"], about["undesired"], about["left_out"]) == (4, 2, 0)
+    assert about["sources"][0]["name"] == "x.csv" and str(tmp_path) not in json.dumps(about)
+    one = LabelledFile(path=str(tmp_path / "x.csv"), text="comment", label="rude")
+    assert sum(one.load(None)[0].label) == 1
+    assert one.identity() != source.identity()
+
+
+def test_values_of_jsonl_numbers_names_and_lists(tmp_path):
+    rows = [{"text": "a", "label": 1}, {"text": "b", "label": "good"}, {"text": "c", "label": ["bad", "x"]},
+            {"text": "d", "label": True}, {"text": "e", "label": "neutral"}]  # fmt: skip
+    source = LabelledFile(path=jsonl(tmp_path, *rows), undesired=[1, "bad", "true"], desired=["good"])
+    texts, about = source.load(None)
+    assert classes(texts) == {"a": 1, "b": 0, "c": 1, "d": 1}
+    assert about["left_out"] == 1
+
+
+def test_blank_doubled_and_contradicted_texts_are_left_out(tmp_path):
+    rows = [{"text": t, "label": n} for t, n in (("a", 1), ("a", 1), ("b", 0), ("b", 1), (" ", 0), ("c", 0))]
+    texts, about = LabelledFile(path=jsonl(tmp_path, *rows)).load(None)
+    assert classes(texts) == {"a": 1, "c": 0}
+    assert about["left_out"] == 4
+
+
+def test_a_larger_limit_contains_a_smaller_one(tmp_path):
+    path = jsonl(tmp_path, *({"text": f"text {i}", "label": i % 3 // 2} for i in range(30)))
+    small, large = (LabelledFile(path=path, limit=limit).load(None)[0] for limit in (10, 20))
+    assert small.text == large.text[:10] and len(small.text) == 10
+    with pytest.raises(SetupError, match="labelled.limit: 31 were asked for, and there are 30"):
+        LabelledFile(path=path, limit=31).load(None)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"undesired": [2]},
+            r"of 2 texts none is undesired; the values of label are 1 \(1\), 0 \(1\): set l",
+        ),
+        ({"desired": [7]}, "of 1 texts none is desired; .* set labelled.desired"),
+        ({"undesired": [1], "desired": ["1", 0]}, "both hold 1"),
+        ({"undesired": []}, "name a column, and a value"),
+        ({"label": "kind"}, "line 1: kind is missing"),
+    ],
+)
+def test_what_gives_no_two_classes_is_told(tmp_path, options, message):
+    path = jsonl(tmp_path, {"text": "a", "label": 1}, {"text": "b", "label": 0})
+    with pytest.raises(SetupError, match=message):
+        LabelledFile(path=path, **options).load(None)
+
+
+BROKEN = {
+    "text,label\na,1,2\n": "line 2: 3 cells, where the first line names 2 columns; its first line has to name",
+    "comment,label\na,1\n": "line 1: it names no column text, but comment, label",
+    "text,label,text\na,1,b\n": "line 1: it names a column twice: text, label, text",
+    'text,label\n"a\nb"c,1\n': "line 3: no CSV: ",
+    "text,label\n": "nothing in it",
+    "": "line 1: it names no column text, label, but none",
+}
+
+
+@pytest.mark.parametrize("content", BROKEN)
+def test_a_table_that_cannot_be_read_is_told(tmp_path, content):
+    (tmp_path / "x.csv").write_text(content)
+    with pytest.raises(SetupError) as caught:
+        LabelledFile(path=str(tmp_path / "x.csv")).check()
+    assert BROKEN[content] in str(caught.value)
+
+
+def test_a_text_that_is_no_string_is_named(tmp_path):
+    with pytest.raises(SetupError, match="line 2: text is no string"):
+        LabelledFile(path=jsonl(tmp_path, {"text": "a", "label": 1}, {"text": 3, "label": 0})).check()
+
+
+def test_a_set_of_a_mirror(tmp_path):
+    make_mirror(tmp_path / "mirror", "a/tweets", [{"tweet": "x", "class": 0}, {"tweet": "y", "class": 2}])
+    sources = Sources(mirror=str(tmp_path / "mirror"), cache=tmp_path / "cache")
+    source = LabelledSet(sources=sources, data="a/tweets", text="tweet", label="class", undesired=[0, 1])
+    texts, about = source.load(None)
+    assert classes(texts) == {"x": 1, "y": 0}
+    assert about["sources"][0]["name"] == "a/tweets" == source.identity()["source"]["name"]
