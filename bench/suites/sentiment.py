@@ -73,11 +73,7 @@ class Sentiment(Judged):
     @property
     def judges(self) -> list[Scorer]:
         """The run's scorers of sentiment; VADER where there is none."""
-        if found := super().judges:
-            return found
-        from bench.scorers.vader import Vader
-
-        return [Vader()]
+        return vader_unless(super().judges)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
         """Beginnings of negative, then of positive reviews. Raises SetupError where one kind is absent."""
@@ -111,3 +107,10 @@ class Sentiment(Judged):
 def beginning(review: str, words: int) -> str:
     """The first words of a review, single blanks between them."""
     return " ".join(review.replace("<br />", " ").split()[:words])
+
+
+def vader_unless(judges: list[Scorer]) -> list[Scorer]:
+    """The judges, or VADER where there is none."""
+    from bench.scorers.vader import Vader
+
+    return judges or [Vader()]

@@ -119,6 +119,41 @@ def test_the_rate_and_that_of_each_category_by_hand(world):
     assert "door" not in json.dumps(found.info) + found.scores.to_csv()  # no text in a record
 
 
+KINDS = [str(i % 3) for i in range(11)] + [""]
+FILES = {
+    "x.jsonl": "\n".join(json.dumps({"ask": one, "kind": KINDS[i] or None}) for i, one in enumerate(TASKS)),
+    "x.csv": "kind,ask\n" + "\n".join(f"{KINDS[i]},{one}" for i, one in enumerate(TASKS)),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_instructions_with_categories(world, tmp_path, name):
+    (tmp_path / name).write_text(FILES[name])
+    own = {"data": "file", "path": str(tmp_path / name), "text": "ask", "prompts": None}
+    suite = jailbreak(world, **own, category="kind")
+    found = measure(suite, saying(lambda prompt: ["Sorry, no." if number(prompt) in (1, 4) else "Yes."]))
+    rates = {key.removeprefix("refusal_prefixes."): metric.value for key, metric in found.metrics.items()}
+    assert rates == {"refusal_rate": 2 / 12, "refusal_rate.0": 0.0, "refusal_rate.1": 0.5, "refusal_rate.2": 0.0}
+    assert found.metrics["refusal_prefixes.refusal_rate.2"].n == 3  # the twelfth has no category
+    (source,) = found.info["sources"]
+    assert (source["name"], source["source"]) == (name, "file") and str(tmp_path) not in str(found.info)
+    plain = jailbreak(world, **own, category=None)
+    assert list(measure(plain, saying(lambda _: ["Yes."])).metrics) == ["refusal_prefixes.refusal_rate"]
+    assert plain.identity("test") != suite.identity("test")
+
+
+def test_a_file_that_is_not_meant_or_lacks_a_column(world, tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"prompt": "Open door 1"}\n')
+    path = str(tmp_path / "x.jsonl")
+    for options in ({"path": path}, {"data": "file"}):
+        with pytest.raises(SetupError, match="a file is read with data=file path=FILE, and nothing else has a path"):
+            jailbreak(world, **options)
+    with pytest.raises(SetupError, match="no row has a category; its columns are prompt; set null for none"):
+        jailbreak(world, data="file", path=path).texts("test")
+    with pytest.raises(SetupError, match="line 1: ask is missing"):
+        jailbreak(world, data="file", path=path, text="ask").texts("test")
+
+
 def test_any_refusal_scorer_judges_and_empty_is_no_refusal(world):
     lm = saying(lambda prompt: [("I cannot.", "Push it.", " ")[number(prompt) % 3]])  # 4 of each
     both = measure(jailbreak(world, scorers=[Toxicity(), Opposite(), RefusalPrefixes()]), lm, "test").metrics
