@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bench.data.sources import Located, Sources, loaded
-from bench.data.splits import Prompt, prompt, rank
+from bench.data.splits import Learnt, Prompt, prompt, rank
 from bench.files.digests import file_sha256
 from bench.files.rows import RowsFile
 from methods.errors import SetupError
@@ -53,6 +53,17 @@ def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
     if not texts:
         raise SetupError(f"{name} from {found.source}: every text in its column {where.text} is empty")
     return texts, found
+
+
+def leak(learnt: Learnt, name: str, suite: str) -> str | None:
+    """Why a method that learnt from this must not be asked the texts of a set; None: it may."""
+    where = SETS.get(name)
+    if where is None or (name, where.split) not in learnt.sets:
+        return None
+    return (
+        f"learns from the split {where.split} of {name}, whose texts suite.{suite} asks: let it learn from another "
+        f"split or set, or ask another by suite.{suite}.data"
+    )
 
 
 def distinct(texts: Iterable[tuple[str, str]]) -> list[Prompt]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from bench.data.sources import Sources, loaded
-from bench.data.splits import rank
+from bench.data.splits import Learnt, rank
 from bench.files.digests import file_sha256
 from bench.files.rows import RowsFile
 from bench.fit_data.base import FitSource
@@ -152,6 +152,10 @@ class LabelledSet(LabelledTexts):
     data: str
     config: str | None = None
     split: str = "train"
+
+    def learnt(self) -> Learnt:
+        """The split, which a suite may not ask."""
+        return Learnt(sets=[(self.data, self.split)])
 
     def content(self) -> dict[str, Any]:
         """The split and its source."""

@@ -22,8 +22,8 @@ from typing import ClassVar
 import pandas as pd
 
 from bench.data.sources import Located
-from bench.data.splits import Prompt, part_of, prompt
-from bench.data.text_sets import EMOTION, FILE, REVIEWS, texts_of, texts_of_file
+from bench.data.splits import Learnt, Prompt, part_of, prompt
+from bench.data.text_sets import EMOTION, FILE, REVIEWS, leak, texts_of, texts_of_file
 from bench.model.lm import LM
 from bench.scorers.base import Scorer
 from bench.suites.asked import PLACE, Asked
@@ -79,6 +79,10 @@ class Attitude(Asked):
     def judges(self) -> list[Scorer]:
         """The run's scorers of sentiment; VADER where there is none."""
         return vader_unless(super().judges)
+
+    def leak(self, learnt: Learnt) -> str | None:
+        """Why a method that learnt from the texts it asks must not be asked them."""
+        return leak(learnt, self.data, self.name)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
         """The texts of negative emotion of this split. Raises SetupError where the set has none."""

@@ -32,8 +32,8 @@ from typing import Any, ClassVar
 import pandas as pd
 
 from bench.data.sources import Located
-from bench.data.splits import Prompt, by_group, part_of
-from bench.data.text_sets import FILE, HARMFUL, XSTEST, texts_of, texts_of_file
+from bench.data.splits import Learnt, Prompt, by_group, part_of
+from bench.data.text_sets import FILE, HARMFUL, XSTEST, leak, texts_of, texts_of_file
 from bench.model.lm import LM
 from bench.scorers.base import Scorer
 from bench.scorers.refusal_prefixes import RefusalPrefixes
@@ -99,6 +99,10 @@ class Jailbreak(Refusal):
     def identity(self, split: Split) -> dict[str, Any]:
         """As every suite of refusals; of a file also which column has the categories."""
         return super().identity(split) | ({"category": self.category} if self.data == FILE else {})
+
+    def leak(self, learnt: Learnt) -> str | None:
+        """Why a method that learnt from the texts it asks must not be asked them."""
+        return leak(learnt, self.data, self.name)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
         """The harmful instructions of this split."""

@@ -24,8 +24,8 @@ from typing import ClassVar
 import pandas as pd
 
 from bench.data.sources import Located
-from bench.data.splits import Prompt, by_group, part_of, prompt
-from bench.data.text_sets import REVIEWS, texts_of
+from bench.data.splits import Learnt, Prompt, by_group, part_of, prompt
+from bench.data.text_sets import REVIEWS, leak, texts_of
 from bench.scorers.base import Scorer
 from bench.suites.base import Split
 from bench.suites.continued import Judged
@@ -74,6 +74,10 @@ class Sentiment(Judged):
     def judges(self) -> list[Scorer]:
         """The run's scorers of sentiment; VADER where there is none."""
         return vader_unless(super().judges)
+
+    def leak(self, learnt: Learnt) -> str | None:
+        """Why a method that learnt from the texts it asks must not be asked them."""
+        return leak(learnt, self.data, self.name)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
         """Beginnings of negative, then of positive reviews. Raises SetupError where one kind is absent."""

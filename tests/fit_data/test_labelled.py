@@ -6,6 +6,9 @@ import pytest
 
 from bench.data.sources import Sources
 from bench.fit_data.labelled import LabelledFile, LabelledSet
+from bench.run.cell import Cell, Session
+from bench.run.validate import validate
+from bench.suites.attitude import Attitude
 from methods.base import Labelled
 from methods.errors import SetupError
 from tests.data.test_sources import make_mirror
@@ -107,3 +110,18 @@ def test_a_set_of_a_mirror(tmp_path):
     texts, about = source.load(None)
     assert classes(texts) == {"x": 1, "y": 0}
     assert about["sources"][0]["name"] == "a/tweets" == source.identity()["source"]["name"]
+
+
+def test_a_suite_that_asks_the_texts_it_learns_from_refuses(tmp_path):
+    sources = Sources(mirror=str(tmp_path), cache=tmp_path / "cache")
+    asks = Attitude(sources=sources, scorers=[], data="nyu-mll/glue")
+    for split, told in (("train", None), ("validation", "let it learn from another split or set, or ask another")):
+        why = asks.leak(LabelledSet(sources=sources, data="nyu-mll/glue", config="sst2", split=split).learnt())
+        assert why is told is None or told in why
+    with pytest.raises(SetupError, match="probe_rows learns from the split validation of nyu-mll/glue"):
+        Cell(validate([
+            "method=probe_rows", "method.learns_from=labelled",
+            "suite=[sentiment]", "suite.sentiment.data=nyu-mll/glue",
+            "labelled.data=nyu-mll/glue", "labelled.config=sst2", "labelled.split=validation", "labelled.text=sentence",
+            "labelled.label=label", "strength=1",
+        ]), Session())  # fmt: skip
