@@ -67,6 +67,12 @@ class FitData(NamedTuple):
     harmful: Examples | None = None  # the behaviour that is not wanted, as far as the defender knows it
     background: list[str] | None = None  # ordinary texts, of which nothing is to be learnt but what is usual
     labelled: Labelled | None = None  # single texts, desired and undesired ones
+    parts: "Mapping[str, FitData] | None" = None  # what single parts of a stack learn from instead, by their names
+
+    def of(self, part: str) -> "FitData":
+        """What a part learns from: data of its own where it has some, else those of all."""
+        own = (self.parts or {}).get(part, FitData())._asdict()
+        return self._replace(**{"parts": None, **{name: texts for name, texts in own.items() if texts is not None}})
 
 
 class Demand(NamedTuple):
@@ -114,6 +120,11 @@ class Method(Protocol):
     reads_labels: ClassVar[bool] = True  # False: which text of a pair is the desired one changes nothing that counts
     seed: int | None = None  # a field of methods that draw something in `fit`; None: two fits are equal
     strengths: Sequence[float]  # the grid that tuning tries; the same length for every method
+
+    @property
+    def part_needs(self) -> Mapping[str, frozenset[str]]:
+        """What each part of it needs, by the parts' names; empty for a method that is not made of others."""
+        return {}
 
     def passes(self) -> float:
         """How often `fit` takes its data through the model, roughly, for the bar; a training step counts as 3."""

@@ -21,10 +21,8 @@ class Stack(Method):
     (arXiv 2407.08770 section 4.5). Any methods can be stacked; prefixes are put together in order, and functions of
     the next logits run in order.
 
-    All parts learn from the same data. The paper stacks two behaviours, each with texts of its own: for that, export
-    the first edit and steer the checkpoint, which comes to the same: `python -m bench.export method=probe_rows
-    strength=1 format=checkpoint output=FOLDER`, then `python -m bench method=probe_rows model=local model.path=FOLDER
-    pairs=file pairs.path=OTHERS` with the first model's `model.bos`. The paper's figures for LLaMA2-7B as it is,
+    Parts learn from the same data, but for those that have data of their own (`FitData.parts`, in a command
+    `part_data`): so two behaviours are stacked, each with its texts. The paper's figures for LLaMA2-7B as it is,
     detoxified, and with a negative attitude stacked on that: ToxiGen .791, .399, .374; RealToxicityPrompts .514, .0517,
     .0542; WikiText-2 perplexity 6.10, 6.53, 7.14; negative answers .637 for the first, .742 for the last.
     """
@@ -43,6 +41,11 @@ class Stack(Method):
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # of a stack it depends on the parts
         """The data that any of the parts needs."""
         return frozenset().union(*(part.needs for part in self.parts.values()))
+
+    @property
+    def part_needs(self) -> Mapping[str, frozenset[str]]:
+        """Each part may learn from data of its own."""
+        return {name: part.needs for name, part in self.parts.items()}
 
     @property
     def half_version(self) -> int:  # type: ignore[override]
@@ -72,7 +75,7 @@ class Stack(Method):
         found: Artefact = {}
         with ExitStack() as stack:
             for name, part in self.parts.items():
-                artefact = part.fit(model, tokenizer, data)
+                artefact = part.fit(model, tokenizer, data.of(name))
                 for key, tensor in artefact.items():
                     known = key.startswith(INFO)
                     found[f"{INFO}{name}.{key.removeprefix(INFO)}" if known else f"{name}.{key}"] = tensor

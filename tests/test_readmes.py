@@ -116,7 +116,7 @@ def test_links_within_the_repository_lead_somewhere(file):
 
 def commands(file: str) -> list[list[str]]:
     """The commands that a README shows, but for those with a file or a name of the reader's own."""
-    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", read(file), re.DOTALL)).splitlines()
+    blocks = "\n".join(re.findall(r"```sh\n(.*?)```", read(file), re.DOTALL)).replace("\\\n", " ").splitlines()
     lines = [one for one in [*blocks, *inline_code(file)] if one.startswith(("python -m bench", "make "))]
     told = [shlex.split(one, comments=True) for one in lines]
     return [one for one in told if not re.search(r"\bmine\b|\.\.\.|searchpath|unigram_bias", " ".join(one))]

@@ -91,12 +91,19 @@ def _compared(overrides: Sequence[str]) -> _Compared:
     lists = {group: list(cfg[group]) for group in ("suite", "scorer") if isinstance(cfg._get_node(group), DictConfig)}
     lists = {group: [name for name in names if name in available[group]] for group, names in lists.items()}
     kept = [one for one in parsed if one.key_or_group in available and one.key_or_group not in ("experiment", *lists)]
-    own = tuple(str(one.input_line) for one in kept if one.package is None or not (one.is_add() or one.is_force_add()))
+    own = tuple(str(one.input_line) for one in kept if not _is_added(one))
     mine = {one.key_or_group for one in kept if one.package is None}
     theirs = tuple((key, str(value)) for key, value in choices.items() if key not in (*mine, "experiment"))
     theirs += tuple((group, f"[{','.join(names)}]") for group, names in lists.items())
-    added = [str(one.package) for one in parsed if one.is_add() or one.is_force_add() if one.package is not None]
+    added = [str(one.package) for one in parsed if _is_added(one)]
     return _Compared(cfg, experiment, lambda: _reference(own, theirs, named, tuple(folders(named))), added, named)
+
+
+def _is_added(one: Override) -> bool:
+    """Whether it puts a choice at a place of its own, or, for a part of a method, where an experiment has put one."""
+    if one.package is None:
+        return False
+    return one.is_add() or one.is_force_add() or one.package.startswith("part_data.")
 
 
 def _chooses(one: Override, available: Mapping[str, Sequence[str]]) -> bool:

@@ -24,6 +24,16 @@ class Nodes:
     """Hint of the mapping of the suites or scorers in use, each a Node; groups of conf/ say which names there are."""
 
 
+class ByField:
+    """Hint of a mapping of Nodes by fields of `methods.base.FitData`."""
+
+
+class ByPart:
+    """Hint of a mapping of ByFields by the names of a method's parts, which are the user's."""
+
+
+ENTRIES: dict[Any, Any] = {Nodes: Node, ByField: Node, ByPart: ByField}
+"""Hints of mappings with names of the user's choice, and of what these hold."""
 TEXT_OR_NULL = str | None
 SETTINGS: dict[str, Any] = {
     "seed": {"fit": int, "sample": int},
@@ -47,7 +57,7 @@ SETTINGS: dict[str, Any] = {
     "sampling": Node,
     "tuning": Node,
     "method": Node, "pairs": Node, "examples": Node, "harmful": Node, "background": Node,
-    "labelled": Node,
+    "labelled": Node, "part_data": ByPart,
     "suite": Nodes, "scorer": Nodes,
     "searchpath": Sequence[str], "cut": dict[str, dict[str, Any]],
 }  # fmt: skip
@@ -76,8 +86,8 @@ def fields_of(node: DictConfig, hint: Any, key: str) -> Fields:
     """What a mapping with this hint may hold. Raises SetupError for a class that cannot be imported."""
     if isinstance(hint, dict):
         return Fields(hint, frozenset(hint) - OPTIONAL)
-    if hint is Nodes:
-        return Fields(dict.fromkeys(map(str, node), Node))
+    if hint in ENTRIES:
+        return Fields(dict.fromkeys(map(str, node), ENTRIES[hint]))
     if TARGET not in node:
         return Fields({}, more=True)
     from bench.config.build import class_of
@@ -88,10 +98,11 @@ def fields_of(node: DictConfig, hint: Any, key: str) -> Fields:
         hints = get_type_hints(made if is_dataclass(made) else made.__init__)  # type: ignore[misc]
     except (NameError, TypeError, AttributeError):  # a plug-in's own affair
         hints = {}
-    found = {name: hints.get(name, Any) for name in parameters} | (PAIRS if key == "pairs" else {})
+    pairs = key == "pairs" or key.startswith("part_data.") and key.endswith(".pairs")
+    found = {name: hints.get(name, Any) for name in parameters} | (PAIRS if pairs else {})
     return Fields(
         found,
-        frozenset(set(PAIRS) - OPTIONAL if key == "pairs" else ()),
+        frozenset(set(PAIRS) - OPTIONAL if pairs else ()),
         {name: one.default for name, one in parameters.items()},
         made.__module__.partition(".")[0] in ("bench", "methods"),
         any(one.kind is one.VAR_KEYWORD for one in parameters.values()),
@@ -146,7 +157,7 @@ def _is_open(cfg: DictConfig, path: Sequence[str], hints: Any) -> bool:
         node = node._get_node(part)  # type: ignore[assignment]
         if not isinstance(node, DictConfig):
             return False
-    return hint is not None and not isinstance(hint, dict) and mapping(hint) is not None
+    return hint in (ByField, ByPart) or hint is not None and not isinstance(hint, dict) and mapping(hint) is not None
 
 
 def unknown_key(key: str, reference: DictConfig) -> str:

@@ -57,7 +57,8 @@ def _of_cell(cell: Cell, settings: dict[str, Any]) -> Iterator[tuple[str, Step]]
             of_split = f"suite {name}" + (" (dev)" if split == "dev" else "")
             yield key(of_split, settings["suite"][name], runtime), Step(of_split, partial(suite.identity, split))
     for field, source in cell.parts.fit_sources.items():
-        yield key(field, settings.get(field), runtime), Step(f"{field} to learn from", source.identity)
+        given = settings["part_data"] if "." in field else settings.get(field)
+        yield key(field, given, runtime), Step(f"{field} to learn from", source.identity)
 
 
 def fetch(todo: Sequence[Step], tell: Callable[[int, Step], None]) -> tuple[list[manifest.Entry], list[Failed]]:

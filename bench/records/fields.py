@@ -152,8 +152,13 @@ class LearntFrom(Fields):
 
     @property
     def scorers(self) -> dict[str, str]:
-        """The scorers that chose the data: `pairs`, and any other texts by their field of FitData, `harmful`."""
-        used = {"pairs": self.stored} | {key: one for key, one in self.stored.items() if isinstance(one, Mapping)}
+        """The scorers that chose the data: `pairs`, and any other texts by their field of FitData, `harmful`.
+
+        Where the parts of a stack have pairs of their own, `pairs` is the scorer of the first of them.
+        """
+        others = {key: one for key, one in self.stored.items() if isinstance(one, Mapping)}
+        of_parts = [one for key, one in others.items() if key.endswith(".pairs")]
+        used = {"pairs": self.stored if "scorer" in self.stored or not of_parts else of_parts[0]} | others
         named = {use: about.get("scorer") for use, about in used.items()}
         return {use: name for use, name in named.items() if isinstance(name, str)}
 

@@ -25,6 +25,7 @@ from bench.model.lm import LM, load_lm
 from bench.records import identity, unfinished
 from bench.records.fields import Cost
 from bench.run import control, cost
+from bench.run.fit_sources import filled
 from bench.run.fit_store import FitStore
 from bench.run.names import Names, model_key
 from bench.run.parts import parts
@@ -228,20 +229,19 @@ class Cell:
 
     def learn_from(self) -> tuple[FitData, dict[str, Any]]:
         """The training data of the method, with the facts about it."""
-        data, about, read = FitData(), dict[str, Any](), list[Any]()
+        found, about, read = dict[str, Any](), dict[str, Any](), list[Any]()
         for name, source in self.parts.fit_sources.items():
             key = self.names.source_id(name)
             if key not in self.session.fit_data:
                 with self.session.bar.stage(f"{name} {key}", f"{source.name}: training data ({name})"):
                     with digests.unverified() as unverified:
                         texts, of_source = source.load(self.lm)
-                    found = {"unverified": sorted(unverified)} if unverified else {}
-                    self.session.fit_data[key] = texts, of_source | found
-            texts, of_source = self.session.fit_data[key]
-            data = data._replace(**{name: texts})
+                    told = {"unverified": sorted(unverified)} if unverified else {}
+                    self.session.fit_data[key] = texts, of_source | told
+            found[name], of_source = self.session.fit_data[key]
             read += of_source.get("sources", [])
             about |= of_source if name == "pairs" else {name: of_source}
-        return data, about | {"sources": read}
+        return filled(found), about | {"sources": read}
 
     def fit_tokens(self) -> dict[str, float]:
         """The tokens that making the artefact takes, by stage."""

@@ -8,13 +8,10 @@ from typing import Any
 from omegaconf import DictConfig
 
 from bench.config.build import build
-from bench.config.keys import PAIRS
 from bench.data.sources import Sources, default_cache
 from bench.fit_data.base import FitSource
-from bench.fit_data.flipped import Flipped
-from bench.fit_data.subset import Subset
 from bench.model.decoding import Sampling
-from bench.run import control
+from bench.run.fit_sources import fit_sources
 from bench.run.tuning import Tuning
 from bench.scorers.base import Scorer
 from bench.suites.base import Suite
@@ -26,7 +23,7 @@ from methods.errors import SetupError
 class Parts:
     """The objects that a config names; suites, scorers and training data by their names in the config.
 
-    fit_sources: by the fields of `methods.base.FitData` that the method needs.
+    fit_sources: by the fields of `methods.base.FitData` that the method needs, see `bench.run.fit_sources`.
     """
 
     cache: Path
@@ -58,12 +55,8 @@ def parts(cfg: DictConfig) -> Parts:
                 "bench.suites.base.Suite, asks in `ask` and judges in `score`, which took the place of `run`"
             )
     method = build(cfg.method)
-    fit_sources = {field: build(cfg[field], tuple(PAIRS), **given) for field in sorted(method.needs)}
-    if "pairs" in fit_sources and (count := cfg.pairs.get("subset")) is not None:
-        fit_sources["pairs"] = Subset(fit_sources["pairs"], int(count), int(cfg.pairs.get("subset_seed", cfg.seed.fit)))
-    if "pairs" in fit_sources and (coin := _coin(cfg, method)) is not None:
-        fit_sources["pairs"] = Flipped(fit_sources["pairs"], *coin)
-    for source in fit_sources.values():
+    sources_of_fit = fit_sources(cfg, method, given, scorers)
+    for source in sources_of_fit.values():
         source.check()
         for suite in suites.values():
             if (why := suite.leak(source.learnt())) is not None:
@@ -71,15 +64,7 @@ def parts(cfg: DictConfig) -> Parts:
     tuning = build(cfg.tuning, in_residual_norms=cfg.strength_unit == "residual_norm")
     if cfg.strength == "auto" and method.strengths:
         check_objective(tuning, suites)
-    return Parts(cache, sampling, scorers, suites, method, fit_sources, tuning)
-
-
-def _coin(cfg: DictConfig, method: Method) -> tuple[float, int] | None:
-    """The share of the pairs whose labels are swapped, and the seed; None where none are."""
-    if cfg.control is not None and control.how(method) == "flipped pairs":
-        return control.FLIP, int(cfg.control)
-    flip = float(cfg.pairs.get("flip", 0))
-    return (flip, int(cfg.pairs.get("flip_seed", cfg.seed.fit))) if flip else None
+    return Parts(cache, sampling, scorers, suites, method, sources_of_fit, tuning)
 
 
 def check_objective(tuning: Tuning, suites: dict[str, Suite[Any]]) -> None:

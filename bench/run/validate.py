@@ -13,7 +13,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 
 from bench.config import compose
 from bench.config.build import build
-from bench.config.keys import INJECTED, SETTINGS, TARGET, UNRESOLVED, Fields, Node, Nodes, fields_of, listed
+from bench.config.keys import ENTRIES, INJECTED, SETTINGS, TARGET, UNRESOLVED, Fields, Node, fields_of, listed
 from bench.config.values import ANY, Range, expected, fits, item, mapping, mistakes, near, options, shown
 from bench.model import checkpoint
 from bench.model.decoding import Sampling
@@ -114,7 +114,7 @@ def _value(node: DictConfig, name: Any, key: str, fields: Fields) -> Iterator[tu
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         yield key, f"{key}={shown(str(content._value()))}: it does not resolve ({reason}); write the value itself"
         return
-    if isinstance(hint, dict) or hint in (Node, Nodes):
+    if isinstance(hint, dict) or hint is Node or hint in ENTRIES:
         keys = f" of {', '.join(hint)}" if isinstance(hint, dict) else ""
         yield key, f"{key}={shown(plain)}: a mapping{keys} is wanted, set one of its keys as in {key}.KEY=..."
         return
@@ -130,7 +130,7 @@ def _value(node: DictConfig, name: Any, key: str, fields: Fields) -> Iterator[tu
 
 def _inside(value: DictConfig, hint: Any, key: str) -> Fields | None:
     """What a mapping may hold that is to be looked into; None for one that its hint describes as a whole."""
-    if isinstance(hint, dict) or hint is Nodes:
+    if isinstance(hint, dict) or hint in ENTRIES:
         return fields_of(value, hint, key)
     if TARGET in value and fits({}, hint):
         return fields_of(value, Node, key)

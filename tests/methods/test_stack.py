@@ -6,7 +6,7 @@ import torch
 from bench.records import identity
 from bench.selftest.subject import logits
 from methods.act_add import ActAdd
-from methods.base import FitData, Steering
+from methods.base import FitData, Pairs, Steering
 from methods.caa import CAA
 from methods.decoding import Step
 from methods.detox import DeTox
@@ -39,6 +39,17 @@ def test_the_second_part_is_fitted_on_the_edited_model(lm):
     assert torch.equal(found["second.layers.3.direction"], second["layers.3.direction"])
     assert not torch.equal(found["second.layers.3.direction"], plain["layers.3.direction"])
     assert torch.equal(found["info.second.direction_norm"], second["info.direction_norm"])
+
+
+def test_a_part_learns_from_data_of_its_own(lm):
+    own = Pairs(PAIRS.prompt, PAIRS.undesired, PAIRS.desired)
+    shared, apart = (stack().fit(lm.model, lm.tokenizer, data) for data in (
+        FitData(PAIRS), FitData(PAIRS, parts={"second": FitData(own)})))  # fmt: skip
+    assert torch.equal(apart["first.layers.2.directions"], shared["first.layers.2.directions"])
+    torch.testing.assert_close(apart["second.layers.3.direction"], -shared["second.layers.3.direction"])
+    alone = stack().fit(lm.model, lm.tokenizer, FitData(parts={"first": FitData(PAIRS), "second": FitData(own)}))
+    assert all(torch.equal(alone[name], tensor) for name, tensor in apart.items())
+    assert stack().part_needs == {"first": {"pairs"}, "second": {"pairs"}} and SECOND.part_needs == {}
 
 
 def test_it_steers_as_its_parts_in_order(lm):
