@@ -93,7 +93,9 @@ def test_it_validates_and_each_published_figure_is_of_one_cell(names):
 
 
 def test_whose_data_are_asked_is_told_what_they_are():
-    with pytest.raises(SetupError, match=r"pairs.path has no value; set pairs.path=\.\.\. \(the paper has 500 answers"):
+    with pytest.raises(
+        SetupError, match=r"labelled.path has no value; set labelled.path=\.\.\. \(the paper has"
+    ):
         validate.validate(["experiment=model_surgery_llama2_7b_chat"])
 
 
@@ -110,6 +112,7 @@ TINY = {  # conf/model -> the same architecture and number of blocks
     "llama2_7b": lambda: LlamaConfig(**LLAMA),
     "llama2_7b_chat": lambda: LlamaConfig(**LLAMA),
     "llama3_8b": lambda: LlamaConfig(**LLAMA, num_key_value_heads=2),
+    "codellama_7b": lambda: LlamaConfig(**LLAMA),
     "mistral_7b": lambda: MistralConfig(**LLAMA, num_key_value_heads=2),
 }
 TEMPLATE = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
@@ -124,9 +127,11 @@ ASKED = {  # suites that a tiny mirror can answer, with fewer prompts
     "ab": ["suite.ab.limit=2", "suite.ab.behaviours=[sycophancy]"],
     "jailbreak": ["suite.jailbreak.prompts=2", "suite.jailbreak.decoding.max_new_tokens=3"],
     "sentiment": ["suite.sentiment.prompts=2"],
+    "attitude": ["suite.attitude.prompts=2", "suite.attitude.decoding.max_new_tokens=3"],
 }
 SHORTER = {  # options that cost most
     "probe_rows": ["method.min_steps=20"],
+    "stack": ["method.parts.first.min_steps=20", "method.parts.second.min_steps=20"],
     "security_vector": ["method.vector_epochs=1"],
 }
 
@@ -141,7 +146,12 @@ def world(tmp_path_factory) -> Path:
     make_mirror(root / "mirror", "walledai/HarmBench", requests, config="standard")
     reviews = [{"text": f"{p}, film {i}", "label": i % 2} for i, p in enumerate(PROMPTS[:8])]
     make_mirror(root / "mirror", "stanfordnlp/imdb", reviews, "plain_text", "test")
+    moods = [{"text": f"{p}, mood {i}", "label": i % 6} for i, p in enumerate(PROMPTS[:12])]
+    make_mirror(root / "mirror", "dair-ai/emotion", moods, "split", "test")
+    tweets = [{"tweet": f"{p} {'now' if i % 3 else 'not'}", "class": i % 3} for i, p in enumerate(PROMPTS[:12])]
+    make_mirror(root / "mirror", "tdavidson/hate_speech_offensive", tweets)
     rows = {
+        "labelled": [{"text": p, "label": i % 3 // 2} for i, p in enumerate(PROMPTS[:12])],
         "pairs": [
             {"prompt": prompt, "desired": f" with love {i}", "undesired": f" with hate {i}{i}"}
             for i, prompt in enumerate(PROMPTS[:14])
@@ -171,6 +181,8 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     tokenizer = tiny_tokenizer(real.bos)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(tmp_path / "model")
+    places = [place for place in ("labelled", "part_data.second.labelled")
+              if OmegaConf.select(composed, f"{place}._target_", default="").endswith("LabelledFile")]  # fmt: skip
     letters, pairs = "caa" in experiment, ["pairs=file", f"pairs.path={world / 'pairs.jsonl'}"]
     given = [
         f"experiment={experiment}", "model=local", f"model.path={tmp_path / 'model'}", f"model.name={real.name}",
@@ -178,6 +190,7 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
         f"runtime.mirror={world / 'mirror'}", *(["pairs.behaviour=sycophancy"] if letters else pairs),
         "examples=file", f"examples.path={world / 'examples.jsonl'}", "harmful=file",
         f"harmful.path={world / 'examples.jsonl'}", "background=texts", f"background.path={world / 'texts.jsonl'}",
+        *[f"{place}.path={world / 'labelled.jsonl'}" for place in places],
         f"runtime.results={tmp_path / 'results'}", f"runtime.cache={world / 'cache'}", *FEWER,
         f"suite=[{','.join(suites)}]", *[option for name in suites for option in ASKED[name]],
     ]  # fmt: skip
