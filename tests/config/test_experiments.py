@@ -93,9 +93,7 @@ def test_it_validates_and_each_published_figure_is_of_one_cell(names):
 
 
 def test_whose_data_are_asked_is_told_what_they_are():
-    with pytest.raises(
-        SetupError, match=r"labelled.path has no value; set labelled.path=\.\.\. \(the paper has"
-    ):
+    with pytest.raises(SetupError, match=r"labelled.path has no value; set labelled.path=\.\.\. \(the paper has"):
         validate.validate(["experiment=model_surgery_llama2_7b_chat"])
 
 
