@@ -23,6 +23,7 @@ from bench.console import command, escape
 from bench.console.escape import terminal
 from bench.files.atomic import write_whole
 from bench.records.identity import canonical
+from bench.records.names import told_norm_over
 from bench.records.record import Record
 from bench.records.table import read_records
 from methods.errors import SetupError
@@ -166,6 +167,7 @@ def is_cell(record: Record, name: str, cell: Mapping[str, Any]) -> bool:
         and method.strength != 0
         and all(method.parameters.get(key) == value for key, value in canonical(options).items())
         and cell["strength"] in ("auto", method.strength)
+        and data.pop("norm_over", None) == told_norm_over(cell["pairs"].get("norm_over"))
         and all(data[key] == value for key, value in cell["pairs"].items() if key in data)
     )
 

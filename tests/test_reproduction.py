@@ -91,6 +91,17 @@ def test_other_pairs_are_ours_but_not_those_of_another_behaviour(tmp_path, figur
     assert found(tmp_path, figure, [caa])["ours"] == 0.4
 
 
+def test_of_two_fits_that_with_the_papers_length_is_ours(tmp_path, figure, cells, write):
+    over = {"behaviour": ["refusal", "sycophancy"]}
+    caa = cells[-1][0], cells[-1][1] | {"pairs": {"behaviour": "refusal", "norm_over": over}}
+    write("probe_rows", [0, 1, 1, 0, 0], data={"name": "ab", "behaviour": "refusal"})
+    assert found(tmp_path, figure, [caa])["status"] == "not run"
+    told = {"name": "ab", "behaviour": "refusal", "norm_over": "behaviour=refusal,sycophancy"}
+    write("probe_rows", [0, 1, 0, 0], data=told, setting="long")
+    assert found(tmp_path, figure, [caa])["ours"] == 0.25
+    assert found(tmp_path, figure, [(caa[0], cells[-1][1] | {"pairs": {"behaviour": "refusal"}})])["ours"] == 0.4
+
+
 def test_what_no_suite_measures_says_so(tmp_path, cells, write):
     write("unsteered", [1, 0])
     mean = next(one for one in compose.cell(cells[0][0])[1].published if "mean of GSM8K" in one["metric"])
