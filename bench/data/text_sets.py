@@ -1,9 +1,13 @@
 """Readers of sets of texts: instructions that a model may refuse, film reviews, and ordinary sentences."""
 
+import json
+from pathlib import Path
 from typing import NamedTuple
 
 from bench.data.sources import Located, Sources, loaded
 from bench.data.splits import Prompt, prompt, rank
+from bench.files.digests import file_sha256
+from methods.broken import reading
 from methods.errors import SetupError
 
 
@@ -61,3 +65,25 @@ def wiki_sentences(sources: Sources) -> tuple[Located, list[str]]:
     located, rows = loaded(sources, WIKI, None, "test", ["text"])
     texts = dict.fromkeys(str(row["text"]).strip() for row in rows)
     return located, [text for text in texts if len(text.split()) >= FEWEST_WORDS]
+
+
+def file_texts(path: str) -> tuple[Located, list[str]]:
+    """The distinct texts of a JSONL file, the string `text` of each line, without outer blanks, in its order.
+
+    Raises SetupError for a file that cannot be read so, naming the line, and for one without a text.
+    """
+    expected = 'each line has to be {"text": "..."}'
+    with reading(lambda error: SetupError(f"{path}: it cannot be read ({error}); give a JSONL file; {expected}")):
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    texts: dict[str, None] = {}
+    for number, line in enumerate(lines, 1):
+        with reading(lambda error, at=number: SetupError(f"{path}, line {at}: {error}; {expected}")):  # type: ignore[misc]
+            text = json.loads(line)["text"] if line.strip() else ""
+            if not isinstance(text, str):
+                raise ValueError("text is no string")
+            texts.setdefault(text.strip())
+    texts.pop("", None)
+    if not texts:
+        raise SetupError(f"{path}: no text in it; {expected}")
+    named = Located(Path(path).name, "file", path, None, "all", None, file_sha256(Path(path))[:12])
+    return named, list(texts)

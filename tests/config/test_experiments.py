@@ -171,11 +171,12 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     tokenizer = tiny_tokenizer(real.bos)
     tokenizer.chat_template = TEMPLATE
     tokenizer.save_pretrained(tmp_path / "model")
-    letters, pairs = "caa" in experiment, ["pairs=file", f"pairs.path={world / 'pairs.jsonl'}"]
+    letters, behaviour = "caa" in experiment, ["pairs.behaviour=sycophancy", "pairs.norm_over.behaviour=[sycophancy]"]
+    pairs = ["pairs=file", f"pairs.path={world / 'pairs.jsonl'}"]
     given = [
         f"experiment={experiment}", "model=local", f"model.path={tmp_path / 'model'}", f"model.name={real.name}",
         f"model.dtype={real.dtype}", f"model.bos={real.bos}", f"model.chat={real.chat}",
-        f"runtime.mirror={world / 'mirror'}", *(["pairs.behaviour=sycophancy"] if letters else pairs),
+        f"runtime.mirror={world / 'mirror'}", *(behaviour if letters else pairs),
         "examples=file", f"examples.path={world / 'examples.jsonl'}", "harmful=file",
         f"harmful.path={world / 'examples.jsonl'}", "background=texts", f"background.path={world / 'texts.jsonl'}",
         f"runtime.results={tmp_path / 'results'}", f"runtime.cache={world / 'cache'}", *FEWER,
