@@ -54,7 +54,7 @@ class HFClassifier:
     revision: str = "main"
     activation: Activation | None = None
     max_tokens: int | None = None
-    measures: Literal["toxicity", "sentiment", "refusal"] = "toxicity"
+    measures: Literal["toxicity", "sentiment", "refusal", "topic"] = "toxicity"
     batch_size: int = 64
     device: str | None = None
     offline: bool = False

@@ -1,10 +1,10 @@
 """Topic steering: does the model write about what it is steered to, and does it foresee such text better?
 
 topic             Share of continuations that are about a topic, of beginnings that are not. ActAdd's experiment
-                  (arXiv 2308.10248): 1,000 completions for each of several topics, steered by "weddings" less a space
-                  and the like, counted as relevant by words of the topic in the first version (GPT-2-XL: 2% unsteered,
-                  over 90% at its best layer) and by GPT-4o-mini in the later one (5 to 25 points more at coefficient
-                  2). Differs: beginnings of Wikipedia's sentences from a wheel, or those of a file, as the paper's are
+                  (arXiv 2308.10248): completions steered by "weddings" less a space and the like; over 90% of those
+                  of GPT-2-XL are about weddings at its best layer, some 2% unsteered. Its later version takes 1,000
+                  completions of each of several topics, and GPT-4o-mini finds 5 to 25 points more of them relevant.
+                  Differs: beginnings of Wikipedia's sentences from a wheel, or of a file's texts, as the paper's are
                   not known to us; a list of words judges, and every scorer of the run that measures "topic" (an
                   hf_classifier of yours with measures=topic).
 topic_perplexity  Perplexity of sentences on the topic and off it, of which the first words are given: ActAdd's check
@@ -148,8 +148,8 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
         for kind, those in kinds.items():
             if not those:
                 raise SetupError(
-                    f"suite.{self.name}: no sentence of {located.name} is {kind.replace('_', ' ')}; set other words, or "
-                    f"suite.{self.name}.path=FILE with sentences of both kinds"
+                    f"suite.{self.name}: no sentence of {located.name} is {kind.replace('_', ' ')}; set other words, "
+                    f"or suite.{self.name}.path=FILE with sentences of both kinds"
                 )
             most = None if self.texts is None else min(self.texts, len(those))
             chosen[kind] = part_of(those, split, most, self.dev_texts, f"suite.{self.name}.texts")
