@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bench.config import compose
+from bench.console import escape
 from bench.records.table import read_records
 from bench.reproduction import cell_of, change, main, number, readable, reproduction, row
 from methods.errors import SetupError
@@ -131,11 +132,15 @@ def test_the_command_prints_and_writes(tmp_path, write, capsys):
         "0.514 → 0.0517 (-90%)",
         "+0.198",
         "not measured",
+        "46 GB",
         "Perspective API there",
     ):
         assert text in printed
     frame = pd.read_csv(tmp_path / "reproduction.csv")
     assert frame["ours"].dropna().tolist() == [0.25] and set(frame["experiment"]) == {EXPERIMENT}
+    page = (tmp_path / "reproduction.md").read_text()
+    (line,) = [one for one in page.splitlines() if one.startswith(f"| {escape.markdown(EXPERIMENT)} |")]
+    assert "1 of 7 run | 46 GB | 0.1 | gated: meta-llama/Llama-2-7b-hf, ToxiGen's prompts" in line
     assert "| probe_rows | ToxiGen" in (tmp_path / "reproduction.md").read_text()
     first = (tmp_path / "reproduction.md").read_bytes()
     assert main([EXPERIMENT, "--results", str(tmp_path)]) == 0

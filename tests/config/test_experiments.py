@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConf
 from bench.__main__ import _compute
 from bench.config import compose, folders
 from bench.records.table import read_records
-from bench.reproduction import reproduction
+from bench.reproduction import NEEDS, reproduction
 from bench.run import validate
 from bench.run.cell import Cell, Session
 from bench.run.names import Names
@@ -37,12 +37,14 @@ def wrong_figures(experiment: str) -> Iterator[str]:
     cfg, about = compose.cell([f"experiment={experiment}"])
     if not about.differs:
         yield f"{experiment} says nowhere how it differs from the paper"
+    if set(about.needs) != set(NEEDS):
+        yield f"{experiment} needs {', '.join(about.needs) or 'nothing'}; wanted are {', '.join(NEEDS)}"
     for figure in about.published:
         ours, numbers = figure.get("ours"), (figure.get("value"), figure.get("unsteered"))
         found = {
             "other fields": FIELDS <= set(figure) <= FIELDS | {"options", "strength"},
             "source": re.search(r"\barXiv \d{4}\.\d{5}\b|^model card of [\w.-]+/[\w.-]+", str(figure.get("source"))),
-            "ours": ours is None or re.fullmatch(r"\w+(\.[\w-]+)?\.\w+", ours),
+            "ours": ours is None or re.fullmatch(r"\w+(\.[\w-]+)+", ours),
             "suite": ours is None or ours.partition(".")[0] in cfg.suite,
             "number": all(isinstance(number, int | float | None) for number in numbers),
         }
