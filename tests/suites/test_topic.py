@@ -78,7 +78,7 @@ def test_the_share_of_texts_about_the_topic_by_hand(sources):
     assert all(one.higher_is_better for one in found.metrics.values())
 
 
-def test_no_beginning_mentions_the_topic_and_none_is_in_both_splits(sources):
+def test_no_beginning_mentions_the_topic_and_none_is_in_both(sources):
     suite = topic(sources)
     test, dev = ([one.text for one in suite.texts(split)[0]] for split in ("test", "dev"))
     assert len(test) == 6 and len(dev) == 2 and not set(test) & set(dev)
