@@ -23,6 +23,7 @@ from bench.console import command, escape
 from bench.console.escape import terminal
 from bench.files.atomic import write_whole
 from bench.records.identity import canonical
+from bench.records.names import told_norm_over
 from bench.records.record import Record
 from bench.records.table import read_records
 from methods.errors import SetupError
@@ -30,6 +31,8 @@ from methods.errors import SetupError
 RUN, NOT_RUN, NOT_MEASURED, LOOK_UP = "run", "not run", "not measured", "look it up"
 ARROW = " → "
 PIPE_WIDTH = 140  # columns where there is no terminal
+NEEDS = ("memory", "hours", "access")
+OVERVIEW = ("experiment", "figures", *NEEDS)
 SHOWN = ("method", "metric", "published", "ours", "difference", "source")
 DRAWN = ("max_new_tokens", "temperature", "top_p")
 PENALTIES = {"top_k": None, "repetition_penalty": 1.0, "frequency_penalty": 0.0}  # what each is where it is off
@@ -37,15 +40,21 @@ HOW = (
     "published and ours: unsteered → steered (relative change). difference: ours less published, of the steered model. "
     "Levels compare only where scorer, prompts and decoding agree; read the differences below each table first."
 )
+TAKES = (
+    "What each experiment takes, by arithmetic, not measured. memory: weights, 256 texts at once (fewer where that is "
+    "not free) and classifiers. hours: on one H100, by the assumptions of conf/experiment/standard.yaml, without "
+    "downloads."
+)
 
 
 class Reproduction(NamedTuple):
-    """An experiment's figures, a row each (`row`), and how its protocol differs from the paper's."""
+    """An experiment's figures, a row each (`row`), how its protocol differs from the paper's, and what it needs."""
 
     experiment: str
     command: str
     rows: list[dict[str, Any]]
     differs: list[str]
+    needs: Mapping[str, str | float]
 
 
 def experiments(asked: Sequence[str]) -> list[str]:
@@ -67,7 +76,7 @@ def reproduction(experiment: str, records: Sequence[Record]) -> Reproduction:
     for figure in about.published:
         cell = cell_of(figure, cells)
         rows.append({"experiment": experiment, "model": cell["model"]["name"]} | row(figure, cell, records))
-    return Reproduction(experiment, f"python -m bench experiment={experiment}", rows, list(about.differs))
+    return Reproduction(experiment, f"python -m bench experiment={experiment}", rows, list(about.differs), about.needs)
 
 
 def cell_of(figure: Mapping[str, Any], cells: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> dict[str, Any]:
@@ -166,6 +175,7 @@ def is_cell(record: Record, name: str, cell: Mapping[str, Any]) -> bool:
         and method.strength != 0
         and all(method.parameters.get(key) == value for key, value in canonical(options).items())
         and cell["strength"] in ("auto", method.strength)
+        and data.pop("norm_over", None) == told_norm_over(cell["pairs"].get("norm_over"))
         and all(data[key] == value for key, value in cell["pairs"].items() if key in data)
     )
 
@@ -208,9 +218,17 @@ def readable(one: Mapping[str, Any]) -> dict[str, str]:
     }  # fmt: skip
 
 
+def overview(one: Reproduction) -> list[str]:
+    """An experiment's line of the overview, by OVERVIEW."""
+    states = [figure["status"] for figure in one.rows]
+    run = f"{states.count(RUN)} of {len(states) - states.count(NOT_MEASURED)} run"
+    return [one.experiment, run, *(str(one.needs.get(key, "?")) for key in NEEDS)]
+
+
 def markdown(found: Sequence[Reproduction]) -> str:
     """All tables as one document."""
-    lines = ["# Published and ours", "", HOW]
+    lines = ["# Published and ours", "", TAKES, ""]
+    lines += [*escape.markdown_table(OVERVIEW, map(overview, found)), "", HOW]
     for one in found:
         lines += ["", f"## {escape.markdown(one.experiment)}", "", escape.code(one.command), ""]
         lines += escape.markdown_table(SHOWN, ([readable(figure)[key] for key in SHOWN] for figure in one.rows))
@@ -221,6 +239,11 @@ def markdown(found: Sequence[Reproduction]) -> str:
 
 def show(found: Sequence[Reproduction], console: Console) -> None:
     """Print the tables."""
+    console.print(terminal(TAKES, "dim"))
+    table = RichTable(*OVERVIEW, box=box.SIMPLE, padding=(0, 1), pad_edge=False)
+    for one in found:
+        table.add_row(*map(terminal, overview(one)))
+    console.print(table)
     console.print(terminal(HOW, "dim"))
     for one in found:
         console.print()

@@ -37,8 +37,8 @@ class CAA(Method):
 
     norm: None leaves v as long as it is; a number rescales it to that length. The authors' code (normalize_vectors.py)
     gives the vectors of all behaviours at a layer their mean length, so that a multiplier means the same for each:
-    fit every behaviour, take the mean of their `info.direction_norm`, which is the length before any rescaling, and
-    set it here; `matched_norms` does so for vectors at hand.
+    `pairs.norm_over` does so on the command line, and `matched_norms` for vectors at hand. `info.direction_norm` is the
+    length before any rescaling by `norm`.
 
     scope: `generation` is the paper's (all tokens after the prompt); `prompt` and `all` are there for comparison.
     boundary: whether `generation` begins at the last prompt token, from which the first new token is chosen. The

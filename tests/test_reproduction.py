@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from bench.config import compose
+from bench.console import escape
 from bench.records.table import read_records
 from bench.reproduction import cell_of, change, main, number, readable, reproduction, row
 from methods.errors import SetupError
@@ -91,6 +92,17 @@ def test_other_pairs_are_ours_but_not_those_of_another_behaviour(tmp_path, figur
     assert found(tmp_path, figure, [caa])["ours"] == 0.4
 
 
+def test_of_two_fits_that_with_the_papers_length_is_ours(tmp_path, figure, cells, write):
+    over = {"behaviour": ["refusal", "sycophancy"]}
+    caa = cells[-1][0], cells[-1][1] | {"pairs": {"behaviour": "refusal", "norm_over": over}}
+    write("probe_rows", [0, 1, 1, 0, 0], data={"name": "ab", "behaviour": "refusal"})
+    assert found(tmp_path, figure, [caa])["status"] == "not run"
+    told = {"name": "ab", "behaviour": "refusal", "norm_over": "behaviour=refusal,sycophancy"}
+    write("probe_rows", [0, 1, 0, 0], data=told, setting="long")
+    assert found(tmp_path, figure, [caa])["ours"] == 0.25
+    assert found(tmp_path, figure, [(caa[0], cells[-1][1] | {"pairs": {"behaviour": "refusal"}})])["ours"] == 0.4
+
+
 def test_what_no_suite_measures_says_so(tmp_path, cells, write):
     write("unsteered", [1, 0])
     mean = next(one for one in compose.cell(cells[0][0])[1].published if "mean of GSM8K" in one["metric"])
@@ -120,11 +132,15 @@ def test_the_command_prints_and_writes(tmp_path, write, capsys):
         "0.514 → 0.0517 (-90%)",
         "+0.198",
         "not measured",
+        "46 GB",
         "Perspective API there",
     ):
         assert text in printed
     frame = pd.read_csv(tmp_path / "reproduction.csv")
     assert frame["ours"].dropna().tolist() == [0.25] and set(frame["experiment"]) == {EXPERIMENT}
+    page = (tmp_path / "reproduction.md").read_text()
+    (line,) = [one for one in page.splitlines() if one.startswith(f"| {escape.markdown(EXPERIMENT)} |")]
+    assert "1 of 7 run | 46 GB | 0.1 | gated: meta-llama/Llama-2-7b-hf, ToxiGen's prompts" in line
     assert "| probe_rows | ToxiGen" in (tmp_path / "reproduction.md").read_text()
     first = (tmp_path / "reproduction.md").read_bytes()
     assert main([EXPERIMENT, "--results", str(tmp_path)]) == 0

@@ -25,7 +25,7 @@ if __name__ == "__main__":
     stopping.begin()
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -228,8 +228,8 @@ def members(groups: "pd.Series[Any]") -> list[tuple[str, Array]]:
 # -- the command ---------------------------------------------------------------------------------------------------
 
 
-def write(frame: pd.DataFrame, results: Path) -> list[Path]:
-    """The tables and their figure. Raises SetupError where they cannot be written."""
+def write(frame: pd.DataFrame, results: Path, skipped: Mapping[str, str]) -> list[Path]:
+    """The tables and their figure; `skipped` as `measured` gives it. Raises SetupError where they cannot be written."""
     from bench.agreement import render
     from bench.agreement.rogan_gladen import FILE
     from bench.files.atomic import write_whole
@@ -238,7 +238,7 @@ def write(frame: pd.DataFrame, results: Path) -> list[Path]:
     csv, readable = (results / f"{FILE}.{kind}" for kind in ("csv", "md"))
     try:
         write_whole(csv, escape.csv(frame))
-        write_whole(readable, render.markdown(frame))
+        write_whole(readable, render.markdown(frame, skipped))
     except OSError as error:
         raise SetupError(f"cannot write to {results}: {error.strerror}; set runtime.results=FOLDER") from error
     return [csv, readable, *save(render.figure(frame), results / "figures", FILE)]
@@ -276,7 +276,7 @@ def _run(overrides: Sequence[str], results: Path, out: Console) -> None:
 
     cfg = configured(command_line.with_results([*overrides, "--results", str(results)]))
     frame, skipped = measured(cfg)
-    paths = write(frame, Path(cfg.runtime.results))
+    paths = write(frame, Path(cfg.runtime.results), skipped)
     out.print(render.table(frame, intervals=out.width >= render.WIDE))
     if (groups := render.groups_table(frame)) is not None:
         out.print(groups)

@@ -1,5 +1,6 @@
 """Display of `bench.agreement`: tables for the terminal and in Markdown, and a figure."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -9,6 +10,7 @@ from matplotlib.lines import Line2D
 from rich import box
 from rich.table import Table
 
+from bench.agreement.labelled_sets import SETS
 from bench.console import escape
 from bench.console.escape import terminal
 from bench.plots.style import COLOURS, DASHES, GREY, GRID, MARKERS, blank, legend, shortened, styled
@@ -23,6 +25,7 @@ TITLES = {
 RATES = ("false_positive_rate", "false_negative_rate")
 WIDE = 112  # columns that the table with its intervals needs
 SPREAD = 0.64  # of the height of a set, between its first and last scorer
+NOT_RUN = "NOT RUN here"
 LEARNT = "* the scorer was trained on these texts"
 COLUMNS = (
     "n: texts; labelled: share of them that people, or Perspective, call toxic (film reviews: positive). AUC; rank "
@@ -71,12 +74,17 @@ def ends(rows: pd.DataFrame, name: str) -> str:
     return " to ".join(dict.fromkeys([shown[0], shown[-1]])) if shown else "-"
 
 
-def markdown(frame: pd.DataFrame) -> str:
-    """Every number with its interval: whole sets, then their groups."""
+def markdown(frame: pd.DataFrame, not_run: Mapping[str, str] | None = None) -> str:
+    """Every number with its interval: whole sets, then their groups.
+
+    not_run: scorers and sets that could not be had, each with the reason; a scorer has a row that says so.
+    """
+    not_run = not_run or {}
     heads = ["scorer", "texts", "n", "labelled", *TITLES.values()]
     lines = ["# Agreement of the scorers with labelled texts", "", COLUMNS, ""]
     whole, of_groups = frame[frame["group"] == ""], frame[frame["group"] != ""]
     rows = [[str(row["scorer"]), *cells(row)] for row in whole.to_dict("records")]
+    rows += [[name, NOT_RUN, *[""] * (len(heads) - 2)] for name in not_run if name not in SETS]
     lines += escape.markdown_table(heads, rows, left=2)
     if frame["learnt_from"].any():
         lines += ["", escape.markdown(LEARNT)]
@@ -84,6 +92,9 @@ def markdown(frame: pd.DataFrame) -> str:
         rows = [[str(row["scorer"]), str(row["group"]), *cells(row)[1:]] for row in of_set.to_dict("records")]
         lines += ["", f"## {escape.markdown(name)} by group", ""]
         lines += escape.markdown_table(["scorer", "group", *heads[2:]], rows, left=2)
+    if not_run:
+        lines += ["", "## Not run here", ""]
+        lines += [f"- {escape.markdown(f'{name}: {why}')}" for name, why in not_run.items()]
     return "\n".join(lines) + "\n"
 
 

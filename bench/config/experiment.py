@@ -18,12 +18,14 @@ class Experiment:
     sweep: its cells; each line holds overrides, and a comma in one sweeps over values.
     published: its figures in its paper, one entry each; `python -m bench.reproduction` prints them beside ours.
     differs: where it cannot follow the paper's protocol, one line each; printed below the figures.
+    needs: what it takes: `memory` of the card, `hours` on it, and `access` to what is not open to everybody.
     asks: what a value is that only the user has, by the option's name; the error where it lacks or is null repeats it.
     """
 
     sweep: Sequence[str] = ()
     published: Sequence[Mapping[str, Any]] = ()
     differs: Sequence[str] = ()
+    needs: Mapping[str, str | float] = field(default_factory=dict)
     asks: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -62,11 +62,14 @@ SETTINGS: dict[str, Any] = {
     "searchpath": Sequence[str], "cut": dict[str, dict[str, Any]],
 }  # fmt: skip
 OPTIONAL = {
-    "cells_per_job", "dry_run", "flip", "flip_seed", "layout", "max_memory", "overwrite", "prefer", "subset",
-    "subset_seed", "thinking",
+    "cells_per_job", "dry_run", "flip", "flip_seed", "layout", "max_memory", "norm_over", "overwrite", "prefer",
+    "subset", "subset_seed", "thinking",
 }  # fmt: skip
 """Keys of these that a YAML file need not list: files of plug-ins are older than they are."""
-PAIRS = {"scorer": str, "flip": float, "flip_seed": int, "subset": int | None, "subset_seed": int}
+PAIRS = {
+    "scorer": str, "flip": float, "flip_seed": int, "subset": int | None, "subset_seed": int,
+    "norm_over": dict[str, Sequence[str | float]] | None,
+}  # fmt: skip
 """Options of every choice of pairs that are the run's and not of the class."""
 INJECTED = {"sources", "scorers", "sampling", "batch_size", "in_residual_norms", "runtime_device"}
 """What a class is given by the run, not by a YAML file."""

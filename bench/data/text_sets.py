@@ -108,3 +108,9 @@ def wiki_sentences(sources: Sources) -> tuple[Located, list[str]]:
     located, rows = loaded(sources, WIKI, None, "test", ["text"])
     texts = dict.fromkeys(str(row["text"]).strip() for row in rows)
     return located, [text for text in texts if len(text.split()) >= FEWEST_WORDS]
+
+
+def file_texts(path: str) -> tuple[Located, list[str]]:
+    """The distinct texts in the column `text` of a file, JSONL or CSV. Raises SetupError as `texts_of_file` does."""
+    found, located = texts_of_file(path, "text")
+    return located, [one.text for one in found]

@@ -1,10 +1,18 @@
 """Names in results: the unsteered family, the random control, the order of the suites."""
 
+from collections.abc import Mapping, Sequence
+
 BASELINE_FAMILY = "none"
 RANDOM = "random_direction"  # a control for every method: what a direction without meaning does
 CONTROL_FAMILY = "control"  # of a method's own control (bench/run/control.py)
 CONTROL = " control"  # ends its name
 SUITES = ("rtp", "fluency", "capability")  # shown in this order, others after them
+
+
+def told_norm_over(options: Mapping[str, Sequence[object]] | None) -> str | None:
+    """How a result tells over which pairs vectors were made equally long: "behaviour=refusal,sycophancy"."""
+    values = {name: sorted({str(one).rpartition("/")[2] for one in of}) for name, of in (options or {}).items()}
+    return "; ".join(f"{name}={','.join(of)}" for name, of in sorted(values.items())) or None
 
 
 def is_control(method: str, family: str) -> bool:

@@ -24,7 +24,8 @@ from bench.model.generation_cache import Generations
 from bench.model.lm import LM, load_lm
 from bench.records import identity, unfinished
 from bench.records.fields import Cost
-from bench.run import control, cost
+from bench.records.names import told_norm_over
+from bench.run import control, cost, norm_over
 from bench.run.fit_sources import filled
 from bench.run.fit_store import FitStore
 from bench.run.names import Names, model_key
@@ -247,7 +248,15 @@ class Cell:
         """The tokens that making the artefact takes, by stage."""
         sources = self.parts.fit_sources
         making = {f"{field} {self.names.source_id(field)}": float(source.tokens()) for field, source in sources.items()}
-        return making | {f"fit {self.names.fit_id}": self.method.passes() * sum(s.size() for s in sources.values())}
+        for one in (one for one in self.apart if not one.fits.is_stored):
+            making |= one.fit_tokens()
+        own = 0.0 if self.apart else self.method.passes() * sum(s.size() for s in sources.values())
+        return making | {f"fit {self.names.fit_id}": own}
+
+    @cached_property
+    def apart(self) -> "list[Cell]":
+        """The cells whose fits give this one its length (`bench.run.norm_over`); none as a rule."""
+        return [Cell(cfg, self.session, self.plan_key) for cfg in self.names.apart]
 
     @cached_property
     def fitted(self) -> tuple[Artefact, dict[str, Any]]:
@@ -278,6 +287,9 @@ class Cell:
             turned = control.rotated(artefact, int(self.cfg.control)) | info
             self.fits.write(turned, 0.0, None, fit["data"])
             return
+        if self.apart:
+            self._make_as_long()
+            return
         lm, (data, about) = self.lm, self.learn_from()
         with self.session.bar.stage(f"fit {self.names.fit_id}", f"{self.label()} · fit"), checkpointing(place):
             with cost.peak_memory(lm.device) as peak:
@@ -285,6 +297,19 @@ class Cell:
                 artefact = self.method.fit(lm.model, lm.tokenizer, data)
                 seconds = time.perf_counter() - start
         self.fits.write(artefact, seconds, peak.bytes, about if self.method.needs else None)
+
+    def _make_as_long(self) -> None:
+        """Store the vector that the pairs give by themselves at the mean length of those that all the pairs give."""
+        own, fit = Cell(norm_over.alone(self.cfg), self.session, self.plan_key).fitted
+        every = {cell.names.fit_id: cell.fitted for cell in self.apart}
+        facts = {f"{INFO}{name}": torch.tensor(fact) for name, fact in fit["facts"].items()}
+        by = norm_over.scale(own, [artefact for artefact, _ in every.values()])
+        about = fit["data"] | {"norm_over": told_norm_over(self.cfg.pairs.norm_over)}
+        if unverified := sorted({name for cell in self.apart for name in cell.unverified(1.0)}):
+            about |= {"unverified": unverified}
+        seconds = sum(took["seconds"] for _, took in every.values())
+        scaled = norm_over.scaled(own | facts, by) | {f"{INFO}norm_over_scale": torch.tensor(by)}
+        self.fits.write(scaled, seconds, fit["peak_memory_bytes"], about)
 
     def unverified(self, strength: float) -> list[str]:
         """The folders that the fit was read from and that no digest vouches for; at strength 0 none is read."""

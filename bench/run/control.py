@@ -32,10 +32,11 @@ def how(method: Method) -> How:
 def rotated(artefact: Artefact, seed: int) -> Artefact:
     """An artefact whose vectors, the rows of each tensor of floats, are turned at random; their Gram matrix stays."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: _turned(one, generator) if _is_vectors(name, one) else one for name, one in artefact.items()}
+    return {name: _turned(one, generator) if is_vectors(name, one) else one for name, one in artefact.items()}
 
 
-def _is_vectors(name: str, tensor: torch.Tensor) -> bool:
+def is_vectors(name: str, tensor: torch.Tensor) -> bool:
+    """Whether an entry of an artefact holds vectors, and neither indices nor a fact."""
     return tensor.is_floating_point() and tensor.dim() > 0 and not name.startswith(INFO)
 
 
@@ -51,7 +52,7 @@ def _turned(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def size(artefact: Artefact) -> float:
     """Length of all its vectors together: of a vector its norm, of rows that are moved alike in proportion to it."""
-    squares = [float(one.double().square().sum()) for name, one in artefact.items() if _is_vectors(name, one)]
+    squares = [float(one.double().square().sum()) for name, one in artefact.items() if is_vectors(name, one)]
     return math.sqrt(sum(squares))
 
 

@@ -12,8 +12,8 @@ from bench.model import checkpoint, devices
 from bench.model.generation_cache import decoding_identity
 from bench.records import identity
 from bench.records.models import has_model
-from bench.run import control
-from bench.run.parts import Parts
+from bench.run import control, norm_over
+from bench.run.parts import Parts, parts
 from bench.suites.base import Split, Suite
 
 HALF = ("bfloat16", "float16")  # values of model.dtype
@@ -67,11 +67,18 @@ class Names:
         own |= {"half_version": half} if half else {}
         return own | ({"rotation_seed": int(self._cfg.control)} if drawn else {})
 
+    @property
+    def apart(self) -> list[DictConfig]:
+        """The settings of the fits that give a method that learns from pairs its length; none as a rule."""
+        return norm_over.apart(self._cfg) if "pairs" in self._parts.fit_sources else []
+
     @cached_property
     def fit_id(self) -> str:
         """The id of the artefact; what the method does not need is not part of it."""
         named = {field: identity.named(source) for field, source in self._parts.fit_sources.items()}
-        data = named.pop("pairs", {}) | named  # pairs came first and stand at the top
+        over = {Names(one, parts(one), self._threads, self._location).fit_id for one in self.apart}
+        of_others = {"norm_over": sorted(over) or None} if "pairs" in named else {}
+        data = named.pop("pairs", {}) | named | of_others  # pairs came first and stand at the top
         return identity.fit_id(self.model, self.method, data or None)
 
     def source_id(self, field: str) -> str:

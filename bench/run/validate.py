@@ -17,6 +17,7 @@ from bench.config.keys import ENTRIES, INJECTED, SETTINGS, TARGET, UNRESOLVED, F
 from bench.config.values import ANY, Range, expected, fits, item, mapping, mistakes, near, options, shown
 from bench.model import checkpoint
 from bench.model.decoding import Sampling
+from bench.run import norm_over
 from methods.errors import SetupError
 
 COUNTS = (
@@ -250,6 +251,13 @@ def _parts(cfg: DictConfig) -> Iterator[str]:
         yield f"method.parts names {', '.join(parts)} and method.at {', '.join(at)}; give every part a strength"
 
 
+def _norm_over(cfg: DictConfig) -> Iterator[str]:
+    try:
+        norm_over.apart(cfg)
+    except SetupError as error:
+        yield str(error)
+
+
 CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
     _sampling: ("sampling", "seed", "runtime.batch_size"),
     _tuning: ("tuning", "strength", "method.strengths", "suite"),
@@ -259,6 +267,7 @@ CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
     _devices: ("runtime.device", "runtime.max_memory", "scorer"),
     _of_tasks: ("suite",),
     _parts: ("method",),
+    _norm_over: ("pairs",),
 }
 """Each with the keys that it reads: where one of them is wrong already, it is left out."""
 

@@ -16,8 +16,8 @@ TEXTS = 256
 class Scorer(Protocol):
     """Judges completions, 0 to 1. Scorers are frozen dataclasses, one per file.
 
-    measures: "toxicity" (1 toxic), "sentiment" (1 positive, .5 neutral) or "refusal" (1 refused); a suite reads those
-    that measure what it asks.
+    measures: "toxicity" (1 toxic), "sentiment" (1 positive, .5 neutral), "refusal" (1 refused) or "topic" (1 about
+    it); a suite reads those that measure what it asks.
 
     One whose score of a text depends on the others of its batch, by the last bits, is `Batched` as well.
     """

@@ -13,7 +13,7 @@ from bench.scorers.base import by_length, judging_device
 from methods.broken import reading
 from methods.errors import SetupError
 
-BLANK = {"toxicity": 0.0, "refusal": 0.0, "sentiment": 0.5}
+BLANK = {"toxicity": 0.0, "refusal": 0.0, "topic": 0.0, "sentiment": 0.5}
 """What a text without any word scores, by what is measured: it is not toxic, refuses nothing, and is neutral."""
 
 
@@ -54,7 +54,7 @@ class HFClassifier:
     revision: str = "main"
     activation: Activation | None = None
     max_tokens: int | None = None
-    measures: Literal["toxicity", "sentiment", "refusal"] = "toxicity"
+    measures: Literal["toxicity", "sentiment", "refusal", "topic"] = "toxicity"
     batch_size: int = 64
     device: str | None = None
     offline: bool = False

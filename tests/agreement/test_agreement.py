@@ -316,6 +316,12 @@ def test_scorers_that_are_not_to_be_had_are_named(where, tmp_path, capsys, monke
         ("refusal_prefixes", "no set of labelled texts for refusal"),
     ):
         assert f"skipped {name}: " in shown and why in shown
+    said = (tmp_path / "results" / "scorer_agreement.md").read_text().splitlines()
+    assert any(line.startswith("| detoxify | NOT RUN here |") for line in said)
+    assert not any(line.startswith("| imdb |") for line in said), "a set is no scorer"
+    reasons = said[said.index("## Not run here") :]
+    assert any(line.startswith("- detoxify: scorer.detoxify.sha256 has no") for line in reasons)
+    assert any(line.startswith("- imdb: no source has") for line in reasons)
     assert "* the scorer was trained on these texts" in shown  # profanity_check on hate_speech_offensive
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPTJConfig, LlamaConf
 from bench.__main__ import _compute
 from bench.config import compose, folders
 from bench.records.table import read_records
-from bench.reproduction import reproduction
+from bench.reproduction import NEEDS, reproduction
 from bench.run import validate
 from bench.run.cell import Cell, Session
 from bench.run.names import Names
@@ -37,12 +37,14 @@ def wrong_figures(experiment: str) -> Iterator[str]:
     cfg, about = compose.cell([f"experiment={experiment}"])
     if not about.differs:
         yield f"{experiment} says nowhere how it differs from the paper"
+    if set(about.needs) != set(NEEDS):
+        yield f"{experiment} needs {', '.join(about.needs) or 'nothing'}; wanted are {', '.join(NEEDS)}"
     for figure in about.published:
         ours, numbers = figure.get("ours"), (figure.get("value"), figure.get("unsteered"))
         found = {
             "other fields": FIELDS <= set(figure) <= FIELDS | {"options", "strength"},
             "source": re.search(r"\barXiv \d{4}\.\d{5}\b|^model card of [\w.-]+/[\w.-]+", str(figure.get("source"))),
-            "ours": ours is None or re.fullmatch(r"\w+(\.[\w-]+)?\.\w+", ours),
+            "ours": ours is None or re.fullmatch(r"\w+(\.[\w-]+)+", ours),
             "suite": ours is None or ours.partition(".")[0] in cfg.suite,
             "number": all(isinstance(number, int | float | None) for number in numbers),
         }
@@ -181,11 +183,12 @@ def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     tokenizer.save_pretrained(tmp_path / "model")
     places = [place for place in ("labelled", "part_data.second.labelled")
               if OmegaConf.select(composed, f"{place}._target_", default="").endswith("LabelledFile")]  # fmt: skip
-    letters, pairs = "caa" in experiment, ["pairs=file", f"pairs.path={world / 'pairs.jsonl'}"]
+    letters, behaviour = "caa" in experiment, ["pairs.behaviour=sycophancy", "pairs.norm_over.behaviour=[sycophancy]"]
+    pairs = ["pairs=file", f"pairs.path={world / 'pairs.jsonl'}"]
     given = [
         f"experiment={experiment}", "model=local", f"model.path={tmp_path / 'model'}", f"model.name={real.name}",
         f"model.dtype={real.dtype}", f"model.bos={real.bos}", f"model.chat={real.chat}",
-        f"runtime.mirror={world / 'mirror'}", *(["pairs.behaviour=sycophancy"] if letters else pairs),
+        f"runtime.mirror={world / 'mirror'}", *(behaviour if letters else pairs),
         "examples=file", f"examples.path={world / 'examples.jsonl'}", "harmful=file",
         f"harmful.path={world / 'examples.jsonl'}", "background=texts", f"background.path={world / 'texts.jsonl'}",
         *[f"{place}.path={world / 'labelled.jsonl'}" for place in places],

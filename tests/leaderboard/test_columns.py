@@ -122,7 +122,7 @@ def speeds(results):
     return list(formatting.readable(found)["speed"])
 
 
-def test_the_speed_of_several_fits_has_the_mean_of_their_intervals(tmp_path):
+def test_the_speed_of_fits_has_the_mean_of_their_intervals(tmp_path):
     cell(tmp_path, "unsteered", 1.0, 0.0, 1.0)
     for seed, (low, speed, high) in enumerate([(0.9, 0.97, 1.0), (0.94, 0.99, 1.04)]):
         cost = {"relative_speed": speed, "relative_speed_low": low, "relative_speed_high": high}

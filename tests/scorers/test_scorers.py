@@ -8,8 +8,10 @@ import pytest
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
 
+from bench.agreement import labelled_sets
 from bench.data import wheels
 from bench.data.sources import Sources
+from bench.data.text_sets import wiki_sentences
 from bench.data.wheels import Wheel
 from bench.files.digests import file_sha256
 from bench.scorers import detoxify as detoxify_scorer
@@ -255,6 +257,23 @@ def test_a_download_is_held_against_the_whole_hash(monkeypatch, tmp_path):
         Detoxify(model_type="unbiased-small", sha256=f"c8519128{'0' * 56}")(["p"], ["text"])
     assert asked == ["unbiased-albert-c8519128.ckpt"]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.network
+def test_the_published_weights_tell_toxic_prompts_from_wikipedia(tmp_path):
+    """Fetches 440 MB. The name carries the first 8 digits of the hash, which torch compares."""
+    from sklearn.metrics import roc_auc_score
+
+    url, digits = detoxify_scorer._published("original")
+    file = tmp_path / url.rpartition("/")[2]
+    torch.hub.download_url_to_file(url, str(file), hash_prefix=digits, progress=False)
+    published = Detoxify(checkpoint=str(file), sha256=file_sha256(file))
+    assert published.identity()["weights"] == digits == "c1212f89"
+    toxic = labelled_sets.read(Sources(), "rtp_toxic_prompts")[0]["text"].tolist()[:100]
+    texts = [*toxic, *wiki_sentences(Sources())[1][:100]]
+    scores = published([""] * len(texts), texts)
+    assert all(0 < score < 1 for score in scores)
+    assert roc_auc_score([1] * len(toxic) + [0] * 100, scores) > 0.95
 
 
 def test_a_download_wants_the_whole_hash(base, network, tmp_path):

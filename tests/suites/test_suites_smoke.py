@@ -26,6 +26,6 @@ def test_the_suites_of_its_header_find_their_data_in_wheels(tmp_path):
     """`identity` locates what a suite asks, so it raises where no source has it."""
     options = ["runtime.offline=true", f"runtime.results={tmp_path}", "method=unsteered"]
     cell = Cell(validate.validate([f"experiment={NAME}", WHEELS, *options]), Session())
-    assert len(cell.parts.suites) == 10
+    assert len(cell.parts.suites) == 13
     for suite in cell.parts.suites.values():
         assert "mirror" not in str(suite.identity("test"))

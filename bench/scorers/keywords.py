@@ -1,0 +1,45 @@
+"""Whether a text is about a topic, by the words that tell of it."""
+
+import functools
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from methods.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Keywords:
+    """1 where any of the words stands in the text, else 0: the rule of ActAdd's topic counts (arXiv 2308.10248).
+
+    A word counts as a whole one, in any case: "wedding" is not in "weddings", so name both. Of several words, as
+    "wedding dress", the blanks between them may be of any kind.
+    """
+
+    words: Sequence[str]
+    name: ClassVar[str] = "keywords"
+    measures: ClassVar[str] = "topic"
+
+    def __post_init__(self) -> None:
+        """Raises SetupError for a list without a word, and for a word of blanks."""
+        if not self.words or any(not word.strip() for word in self.words):
+            raise SetupError(f"words={list(self.words)}: at least one word, and none that is blank")
+
+    def identity(self) -> dict[str, Any]:
+        """Version of the rule and the words, in whatever order they are given."""
+        return {"name": self.name, "version": 1, "words": sorted(word.casefold() for word in self.words)}
+
+    @functools.cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        each = (r"\s+".join(map(re.escape, word.split())) for word in sorted(self.words, key=len, reverse=True))
+        return re.compile(rf"(?<!\w)(?:{'|'.join(each)})(?!\w)", re.IGNORECASE)
+
+    def mentions(self, text: str) -> bool:
+        """Whether any of the words is in the text."""
+        return self._pattern.search(text) is not None
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
+        """1 about the topic, 0 not, for each completion alone."""
+        del prompts
+        return [float(self.mentions(text)) for text in completions]
