@@ -136,11 +136,21 @@ def simulated(rate: str, design: str = "") -> "pd.Series[float]":
     return rows.loc[(rows["rate"] == rate) & rows["design"].str.startswith(design), "value"]
 
 
-def fallen() -> "pd.Series[float]":
-    """The changes of five methods that all fall by little."""
+LITTLE = ("repe", "aura", "iti", "itic", "activation_scaling", "psa")
+"""Methods of the large table that all fall by little."""
+
+
+def fallen(*methods: str, metric: str = "") -> "pd.Series[float]":
+    """The changes of methods of the large table."""
     rows = csv("methods/leaderboard_tidy.csv")
-    some = rows["method"].isin(["repe", "aura", "iti", "itic", "activation_scaling"])
-    return rows.loc[some & (rows["suite"] + "." + rows["metric"] == EMT10), "delta"]
+    named = rows["suite"] + "." + rows["metric"] == (metric or EMT10)
+    return rows.loc[rows["method"].isin(methods) & ~rows["family"].eq(CONTROL_FAMILY) & named, "delta"]
+
+
+def against_control(folder: str, method: str) -> float:
+    """How far the headline of a method is from that of its own control."""
+    rows = csv(f"{folder}/leaderboard.csv")
+    return float(rows.loc[(rows["method"] == method) & (rows["family"] != CONTROL_FAMILY), "vs_control"].item())
 
 
 def dpo_link() -> pd.DataFrame:
@@ -212,6 +222,7 @@ SETTINGS: dict[str, tuple[float, str]] = {
 SAME, OTHER = "security_vectors", "security_vectors_transfer"
 TOXICITY, LEXICON = "rtp.profanity_check.expected_maximum_toxicity", "rtp.lexicon.expected_maximum_toxicity"
 EMT10 = "rtp.toxic_comment.expected_maximum_toxicity_k10_n100"
+EMT10_TUNED = "rtp.profanity_check.expected_maximum_toxicity_k10_n100"
 EMT5, SHARE = "rtp.toxic_comment.expected_maximum_toxicity_k5_n120", "toxigen.toxic_comment.toxic_share"
 PERPLEXITY, SOCIAL = "fluency.perplexity", "capability.social_iqa.accuracy"
 
@@ -262,10 +273,24 @@ CLAIMS = [
           "records of toxigen",
           lambda: [value("toxigen", method, f"{SHARE}.{group}") for group in ("trans", "native_american")
                    for method in ("unsteered", "caa")]),
-    Claim(RESULTS, "of ten texts from {} to {}, CAA to {} and ITI to {},", "records of methods",
-          lambda: [value("methods", method, EMT10) for method in ("unsteered", "act", "caa", "iti")]),
-    Claim(RESULTS, "**RepE, AurA, ITI, ITI-c, activation scaling** fall by {} to {} each", "leaderboard of methods",
-          lambda: [-fallen().max(), -fallen().min()]),
+    Claim(RESULTS, "of ten texts from {} to {} (DExperts), {} (task negation), {} (AcT), {} (CAA), {} (KL-then-steer), "
+          "{} (InferAligner) and {} (word filter)", "records of methods",
+          lambda: [value("methods", method, EMT10) for method in (
+              "unsteered", "dexperts", "task_negation", "act", "caa", "kl_then_steer", "infer_aligner", "word_filter")]),
+    Claim(RESULTS, "but for InferAligner ({} against {})", "leaderboard of methods",
+          lambda: [-fallen("infer_aligner", metric=metric).item() for metric in (EMT10, EMT10_TUNED)]),
+    Claim(RESULTS, "with shuffled labels, by {}, {} and {}.", "leaderboard of methods: vs control",
+          lambda: [-against_control("methods", method) for method in ("act", "caa", "infer_aligner")]),
+    Claim(RESULTS, "runs at {} of the unsteered speed", "records of methods: dexperts",
+          lambda: [float(chosen("methods", "dexperts", "rtp")[-1].record.cost.relative_speed)]),
+    Claim(RESULTS, "forbidding {} words lowers toxicity by {},", "records of methods: word_filter",
+          lambda: [*fact("methods", "word_filter", "words"), -fallen("word_filter").item()]),
+    Claim(RESULTS, "violate the bound ({} times the perplexity)", "records of methods: gate",
+          lambda: [over_unsteered("methods", "gate", PERPLEXITY)]),
+    Claim(RESULTS, "**RepE, AurA, ITI, ITI-c, activation scaling, PSA** fall by {} to {} each", "leaderboard of methods",
+          lambda: [-fallen(*LITTLE).max(), -fallen(*LITTLE).min()]),
+    Claim(RESULTS, "(LoRA's loss goes from {} to {})", "records of methods: lora",
+          lambda: [fact("methods", "lora", name)[0] for name in ("loss_before", "loss_after")]),
     Claim(RESULTS, "from the same {} pairs of the model's own texts", "records of methods: data of caa",
           lambda: [float(next(one.record.data.pairs for one in chosen("methods", "caa", "rtp")))]),
     Claim(RESULTS, "the texts of the test prompts have {} times the perplexity", "records of methods: mean_centring",
