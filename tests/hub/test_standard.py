@@ -214,7 +214,7 @@ def test_it_runs_to_its_table(world, tmp_path, capsys, monkeypatch):
     assert main(given) == 0
     said = capsys.readouterr().err
     assert "skipped" not in said and "failed" not in said
-    assert "6.95e-05 billion weights in bfloat16 take 0.139 MB" in said and "time: 25 cells, " in said
+    assert "6.95e-05 billion weights in bfloat16 take 0.139 MB" in said and "time: 46 cells, " in said
     steering, training = (re.search(f"memory of {what}, .*", said)[0] for what in ("steering", "training"))
     assert set(re.findall(r"(\w+) [\d.]+ MB", steering)) >= {"self_debias", "dexperts", "sasa"}
     assert set(re.findall(r"(\w+) [\d.]+ MB", training)) == TRAINING
@@ -230,5 +230,6 @@ def test_it_runs_to_its_table(world, tmp_path, capsys, monkeypatch):
     assert set(tidy["suite"].dropna()) == set(compose.compose(["experiment=standard"]).suite)
     told = (tmp_path / "results/leaderboard.md").read_text()
     assert f"5 prompts of the {len(MORE)} on the hub" in told and "strengths tuned on profanity_check" in told
-    assert "rtp.detoxify.expected_maximum_toxicity_k2_n5" in told  # reports
+    reported = pd.read_csv(tmp_path / "results/leaderboard.csv")["metric"]
+    assert set(reported) == {"rtp.detoxify.expected_maximum_toxicity_k2_n5"}
     assert main(given) == 0 and "nothing to run" in capsys.readouterr().err
