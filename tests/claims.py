@@ -276,7 +276,8 @@ CLAIMS = [
     Claim(RESULTS, "of ten texts from {} to {} (DExperts), {} (task negation), {} (AcT), {} (CAA), {} (KL-then-steer), "
           "{} (InferAligner) and {} (word filter)", "records of methods",
           lambda: [value("methods", method, EMT10) for method in (
-              "unsteered", "dexperts", "task_negation", "act", "caa", "kl_then_steer", "infer_aligner", "word_filter")]),
+              "unsteered", "dexperts", "task_negation", "act", "caa", "kl_then_steer", "infer_aligner",
+              "word_filter")]),
     Claim(RESULTS, "but for InferAligner ({} against {})", "leaderboard of methods",
           lambda: [-fallen("infer_aligner", metric=metric).item() for metric in (EMT10, EMT10_TUNED)]),
     Claim(RESULTS, "with shuffled labels, by {}, {} and {}.", "leaderboard of methods: vs control",
@@ -287,7 +288,8 @@ CLAIMS = [
           lambda: [*fact("methods", "word_filter", "words"), -fallen("word_filter").item()]),
     Claim(RESULTS, "violate the bound ({} times the perplexity)", "records of methods: gate",
           lambda: [over_unsteered("methods", "gate", PERPLEXITY)]),
-    Claim(RESULTS, "**RepE, AurA, ITI, ITI-c, activation scaling, PSA** fall by {} to {} each", "leaderboard of methods",
+    Claim(RESULTS, "**RepE, AurA, ITI, ITI-c, activation scaling, PSA** fall by {} to {} each",
+          "leaderboard of methods",
           lambda: [-fallen(*LITTLE).max(), -fallen(*LITTLE).min()]),
     Claim(RESULTS, "(LoRA's loss goes from {} to {})", "records of methods: lora",
           lambda: [fact("methods", "lora", name)[0] for name in ("loss_before", "loss_after")]),

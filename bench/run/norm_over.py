@@ -8,12 +8,14 @@ order of the cells nor the process changes a length. `bench.records.names.told_n
 import itertools
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig, OmegaConf
 
-from bench.run import control
-from methods.base import Artefact
 from methods.errors import SetupError
+
+if TYPE_CHECKING:
+    from methods.base import Artefact
 
 
 def apart(cfg: DictConfig) -> list[DictConfig]:
@@ -45,18 +47,22 @@ def _with(cfg: DictConfig, options: dict[str, object]) -> DictConfig:
     return other
 
 
-def scale(own: Artefact, every: Sequence[Artefact]) -> float:
+def scale(own: "Artefact", every: Sequence["Artefact"]) -> float:
     """Mean length of all the vectors, over that of the own one (of several in an artefact, of all together).
 
     Raises SetupError for an artefact without a vector.
     """
+    from bench.run import control
+
     length = control.size(own)
     if not length:
         raise SetupError("pairs.norm_over: what was learnt has no length; set it to null, or choose another method")
     return math.fsum(map(control.size, every)) / len(every) / length
 
 
-def scaled(artefact: Artefact, by: float) -> Artefact:
+def scaled(artefact: "Artefact", by: float) -> "Artefact":
     """The artefact with its vectors, and the facts that are their lengths, so many times as long."""
+    from bench.run import control
+
     long = {name for name in artefact if control.is_vectors(name, artefact[name]) or name == "info.direction_norm"}
     return {name: one * by if name in long else one for name, one in artefact.items()}

@@ -16,7 +16,7 @@ from methods.errors import SetupError
 CONF = folders.folder()
 CHOICES = [(group, choice) for group, found in folders.groups().items() if group != "experiment" for choice in found]
 LISTS = ("suite", "scorer")
-RUNS = {"pairs": {"scorer", "flip", "flip_seed", "subset", "subset_seed"}}
+RUNS = {"pairs": {"scorer", "flip", "flip_seed", "subset", "subset_seed", "norm_over"}}
 """Options of a group that the run reads and the class does not."""
 
 

@@ -448,7 +448,9 @@ def test_an_experiments_own_keys_are_in_no_config_of_a_cell(own, capsys):
     plain = OmegaConf.to_container(validate.validate(["method=caa", "strength=1"]), resolve=True)
     assert len(cells) == 2 and set(cells[1]) == set(plain) | {"searchpath"}
     _, about = compose.cell([named, "experiment=mine"])
-    assert about == Experiment(["method=unsteered", "method=caa"], [{"method": "caa"}], ["x"], {"pairs.path": "yours"})
+    assert about == Experiment(
+        ["method=unsteered", "method=caa"], [{"method": "caa"}], ["x"], {}, {"pairs.path": "yours"}
+    )
 
 
 def test_of_a_sweep_every_config_is_printed(capsys):

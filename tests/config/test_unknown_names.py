@@ -15,8 +15,8 @@ from methods.errors import SetupError
 LISTS = ("suite", "scorer")
 NEAREST = {
     "background": "wikki", "pairs": "on_polcy", "examples": "toxic_and_siq", "experiment": "quikstart",
-    "harmful": "human_toxi", "method": "cca", "model": "smollm2_135", "runtime": "locall", "sampling": "nucleos",
-    "scorer": "lexcon", "suite": "rpt", "tuning": "devv",
+    "harmful": "human_toxi", "labelled": "hate_speec", "method": "cca", "model": "smollm2_135",
+    "runtime": "locall", "sampling": "nucleos", "scorer": "lexcon", "suite": "rpt", "tuning": "devv",
 }  # fmt: skip
 
 

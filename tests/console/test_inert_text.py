@@ -394,12 +394,13 @@ def test_other_tables_are_inert_as_well(tmp_path):
         figure = {"method": text, "metric": text, "published": 1.0, "published_unsteered": None, "ours": 2.0,
                   "ours_n": 3, "ours_unsteered": 1.0, "difference": 1.0, "status": "run", "source": text}  # fmt: skip
         rows.append({"experiment": text, "model": text} | figure)
-    one = reproduction.Reproduction("`x` <b>", "python -m bench `x`", rows, NAMES)
+    one = reproduction.Reproduction("`x` <b>", "python -m bench `x`", rows, NAMES, {"access": NAMES[0]})
     table, page = reproduction.rebuild([one], tmp_path)
     assert escape.read_csv(table)["method"].tolist() == NAMES
     tokens = GFM.parse(page.read_text())
     html = GFM.renderer.render(tokens, GFM.options, {})
-    assert html.count("<td") == len(NAMES) * len(reproduction.SHOWN) and html.count("<li>") == len(NAMES)
+    overview = 2 + len(reproduction.NEEDS)
+    assert html.count("<td") == overview + len(NAMES) * len(reproduction.SHOWN) and html.count("<li>") == len(NAMES)
     assert not {token.type for token in tokens} & {"html_block", "fence", "code_block", "blockquote_open"}
     out = io.StringIO()
     reproduction.show([one], Console(file=out, width=200, force_terminal=True))

@@ -326,7 +326,7 @@ def test_options_that_cannot_be(folder, tmp_path):
             HFClassifier(label="toxic", **given)
     with pytest.raises(SetupError, match="scorer.mine.path=.*no config.json there"):
         HFClassifier(label="toxic", path=str(tmp_path), name="mine")
-    with pytest.raises(SetupError, match="measures=anger: allowed are toxicity, refusal, sentiment"):
+    with pytest.raises(SetupError, match="measures=anger: allowed are toxicity, refusal, topic, sentiment"):
         HFClassifier(label="toxic", id="a/b", measures="anger")
     with pytest.raises(SetupError, match="batch_size=0: expected a whole number above 0"):
         HFClassifier(label="toxic", id="a/b", batch_size=0)
