@@ -79,6 +79,18 @@ FILE = "file"
 """The name of a set that is a file of the user's."""
 
 
+def check_source(suite: str, data: str, path: str | None, sets: Iterable[str]) -> None:
+    """Raises SetupError where a suite asks none of these sets, a file without data="file", or that without a file."""
+    allowed = [*sets, FILE]
+    if data not in allowed:
+        raise SetupError(f"suite.{suite}.data={data}: allowed are {', '.join(allowed)}")
+    if (data == FILE) != (path is not None):
+        raise SetupError(
+            f"suite.{suite}.data={data}, path={path}: a file is read with data={FILE} path=FILE, and nothing else has "
+            "a path"
+        )
+
+
 def texts_of_file(path: str, text: str, group: str | None = None) -> tuple[list[Prompt], Located]:
     """The distinct texts of a file's column, JSONL or CSV, each with its group, in the order of a hash.
 

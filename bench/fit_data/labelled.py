@@ -48,7 +48,7 @@ class LabelledTexts(FitSource):
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
-        """What names the content of the table in ids."""
+        """The part of an id that changes when the table's content does, such as a hash of the file."""
 
     @abstractmethod
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:

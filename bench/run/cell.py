@@ -104,7 +104,7 @@ class Cell:
 
     @property
     def overwrite(self) -> Overwrite:
-        """What is done with results that are there."""
+        """Which stored results are computed again, by `runtime.overwrite`."""
         return Overwrite(self.cfg.runtime.get("overwrite", "damaged"), self.session.began, self.session.made)
 
     def unfinished(self, name: str) -> Path:

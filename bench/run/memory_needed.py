@@ -26,7 +26,7 @@ class Batch(NamedTuple):
     new: int = 0
 
     def bytes(self, model: PreTrainedModel, demand: Demand = memory.UNSTEERED) -> int:
-        """What it takes at its peak."""
+        """The memory that the largest batch takes at its peak, with its cache and its logits, without the weights."""
         return memory.estimate(model, self.rows, self.prompts, PROMPT_TOKENS, self.new, demand).total
 
 

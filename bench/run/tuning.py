@@ -18,7 +18,7 @@ Metrics = Mapping[str, Mapping[str, float]]
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What tuning looks for.
+    """The metric that tuning makes as small or as large as the bounds allow.
 
     metric: of the suite, without its scorer where it has one (`Tuning.scorer`); a suffix that says how many texts there
     are (_k3) may be left out. gain: relative to the unsteered value, or the difference from it.

@@ -23,7 +23,7 @@ import pandas as pd
 
 from bench.data.sources import Located
 from bench.data.splits import Learnt, Prompt, part_of, prompt
-from bench.data.text_sets import EMOTION, FILE, REVIEWS, leak, texts_of, texts_of_file
+from bench.data.text_sets import EMOTION, REVIEWS, check_source, leak, texts_of, texts_of_file
 from bench.model.lm import LM
 from bench.scorers.base import Scorer
 from bench.suites.asked import PLACE, Asked
@@ -67,13 +67,7 @@ class Attitude(Asked):
     def __post_init__(self) -> None:
         """Raises SetupError for another set, and for a file without data="file", or that without a file."""
         super().__post_init__()
-        if self.data not in (*NEGATIVE, FILE):
-            raise SetupError(f"suite.{self.name}.data={self.data}: allowed are {', '.join((*NEGATIVE, FILE))}")
-        if (self.data == FILE) != (self.path is not None):
-            raise SetupError(
-                f"suite.{self.name}.data={self.data}, path={self.path}: a file is read with data={FILE} path=FILE, and "
-                "nothing else has a path"
-            )
+        check_source(self.name, self.data, self.path, NEGATIVE)
 
     @property
     def judges(self) -> list[Scorer]:

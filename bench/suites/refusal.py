@@ -33,7 +33,7 @@ import pandas as pd
 
 from bench.data.sources import Located
 from bench.data.splits import Learnt, Prompt, by_group, part_of
-from bench.data.text_sets import FILE, HARMFUL, XSTEST, leak, texts_of, texts_of_file
+from bench.data.text_sets import FILE, HARMFUL, XSTEST, check_source, leak, texts_of, texts_of_file
 from bench.model.lm import LM
 from bench.scorers.base import Scorer
 from bench.scorers.refusal_prefixes import RefusalPrefixes
@@ -88,13 +88,7 @@ class Jailbreak(Refusal):
     def __post_init__(self) -> None:
         """Raises SetupError for another set, and for a file without data="file", or that without a file."""
         super().__post_init__()
-        if self.data not in (*HARMFUL, FILE):
-            raise SetupError(f"suite.{self.name}.data={self.data}: allowed are {', '.join((*HARMFUL, FILE))}")
-        if (self.data == FILE) != (self.path is not None):
-            raise SetupError(
-                f"suite.{self.name}.data={self.data}, path={self.path}: a file is read with data={FILE} path=FILE, and "
-                "nothing else has a path"
-            )
+        check_source(self.name, self.data, self.path, HARMFUL)
 
     def identity(self, split: Split) -> dict[str, Any]:
         """As every suite of refusals; of a file also which column has the categories."""
