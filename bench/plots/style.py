@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.text import Text
 from matplotlib.textpath import text_to_path
 
 from bench.console import escape
@@ -62,8 +63,11 @@ STYLE: Any = {
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     "grid.color": GRID, "grid.linewidth": 0.6, "hatch.linewidth": 0.5,
     "text.parse_math": False,  # a `$` in a name is a `$`
-    "pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "steerbench",
+    "pdf.fonttype": 42, "ps.fonttype": 42,  # of both: a PDF splits its fonts by what PostScript's could hold
+    "svg.fonttype": "path", "svg.hashsalt": "steerbench",
 }  # fmt: skip
+NO_LIGATURES = ("-liga", "-clig")
+"""A PDF would embed a font a second time for its ligatures, which is where most of its time goes."""
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -341,6 +345,8 @@ def rendered(figure: Figure, kind: str) -> bytes:
     """
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):
+        for text in figure.findobj(Text):
+            text.set_fontfeatures(NO_LIGATURES)
         engine = figure.get_layout_engine()
         if engine is not None:
             engine.execute(figure)
