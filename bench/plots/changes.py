@@ -9,7 +9,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from bench.plots import style
-from bench.plots.style import DASHES, GREY, SMALL, NothingToDraw, Point, Width
+from bench.plots.style import DASHES, FONT, GREY, SMALL, NothingToDraw, Point, Width
 
 ROW = 0.3  # inches of a method
 NAMES = 0.3  # of the width that the methods' names may take
@@ -45,7 +45,7 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
         )
     shown = style.paged(every, int((style.PAGE - 1.0) / ROW), page)
     told = f"change of {style.measured(str(items['metric'].iloc[0]))},"
-    told = style.wrapped(told, 72 * style.inches(width) - 20, style.FONT)
+    told = style.wrapped(told, 0.8 * 72 * style.inches(width), FONT)  # centred below an axis that is not
     figure = style.blank(width, 0.45 + 0.15 * len(told.split("\n")) + ROW * len(shown))
     ax = figure.subplots()
     ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
@@ -61,7 +61,7 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
     least, most = min(0.0, *(low for low, _ in ends)), max(0.0, *(high for _, high in ends))
     ax.set_xlim(least - 0.05 * (most - least or 1), most + 0.05 * (most - least or 1))  # alike on all pages
     counts = sorted({len(own[str(point.row["records"])]) for point in every})
-    n = f"a prompt at a time (n = {'–'.join(f'{one:,}' for one in sorted({counts[0], counts[-1]}))})"
+    n = f"per prompt (n = {'–'.join(f'{one:,}' for one in sorted({counts[0], counts[-1]}))})"
     ax.set_xlabel(f"{told}\n{n}")
     style.legend(figure, [*keys(), *style.hollow_key(shown)])
     return figure
