@@ -1,12 +1,15 @@
 """The distribution of single prompts' changes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from bench.leaderboard.frame import tables
 from bench.plots.changes import changes
-from bench.plots.style import NothingToDraw
+from bench.plots.style import WIDTHS, NothingToDraw
+from tests.artists import assert_readable
 from tests.leaderboard.test_grouping import CAA, UNSTEERED, result
 
 
@@ -39,3 +42,11 @@ def test_without_the_unsteered_model_there_is_nothing_to_draw():
     with pytest.raises(NothingToDraw, match="no method was measured"):
         changes(table.frame, table.by_item)
     assert isinstance(table.by_item, pd.DataFrame)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_text_is_inside_and_can_be_read(width):
+    named = replace(CAA, name="method_of_thirty_letters_00_abc")
+    (table,) = tables([with_items(1, UNSTEERED, np.zeros(9)), with_items(2, named, np.linspace(-1, 1, 9))])
+    long = table.by_item.assign(metric="rtp.toxic_comment.expected_maximum_toxicity_k10")
+    assert_readable(changes(table.frame, long, width=width))
