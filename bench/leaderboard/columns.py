@@ -286,6 +286,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="trials", about="Strengths tried on the dev split.", dtype="Int64", format=whole, page="trials",
            part=WHAT),
     Column(name="data", about="The data that the method learnt from."),
+    Column(name="flip", about="The share of the pairs whose labels were swapped."),
     Column(name="sources", about="The data sets, and where each was read."),
     Column(name="scorers_report", about="The scorers that judged the texts, that of the headline first."),
     Column(name="scorer_tune", about="The scorer that the strength was tuned on."),

@@ -271,8 +271,9 @@ def tested_by(table: Table) -> str:
 
 
 def parameters(row: "pd.Series[Any]") -> dict[str, Any]:
-    """A row's hyper-parameters without the seed of its draw."""
-    return {key: value for key, value in json.loads(row["parameters"]).items() if key != "seed"}
+    """A row's hyper-parameters without the seed of its draw, and the share of its pairs with swapped labels."""
+    found = {key: value for key, value in json.loads(row["parameters"]).items() if key != "seed"}
+    return found | ({"pairs.flip": f"{row['flip']:g}"} if pd.notna(row.get("flip")) else {})
 
 
 def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list[str]:

@@ -149,6 +149,7 @@ def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
         "trials": len(row.tuning.trials) if row.tuning else None,
         "data": row.data.name if row.data else None,
         "pairs": row.data.pairs if row.data else None,
+        "flip": row.data.flip if row.data else None,
         **{name: mean_of([one.facts.number(name) for one in row.fits if one.facts]) for name in FORESEEN},
         "fit_seconds": mean_of([one.facts.seconds for one in row.fits if one.facts]),
         "peak_fit_memory_bytes": row.facts.peak_memory_bytes if row.facts else None,

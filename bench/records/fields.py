@@ -151,6 +151,18 @@ class LearntFrom(Fields):
     sources: tuple[Source, ...] | None = None
 
     @property
+    def flip(self) -> float | None:
+        """The share of the pairs whose labels were swapped; None where none was to be."""
+        share = self.stored.get("flip")
+        return float(share) if isinstance(share, str) else None
+
+    @property
+    def seed(self) -> int | None:
+        """The seed by which some of the pairs were taken, or swapped; None where nothing was drawn."""
+        drawn = [one for key in ("flipping", "subset") if isinstance(one := self.stored.get(key), Mapping)]
+        return next((seed for one in drawn if isinstance(seed := one.get("seed"), int)), None)
+
+    @property
     def scorers(self) -> dict[str, str]:
         """The scorers that chose the data: `pairs`, and any other texts by their field of FitData, `harmful`.
 

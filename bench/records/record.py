@@ -119,6 +119,11 @@ class Record(Fields):
         return k if isinstance(k, int) else None
 
     @property
+    def fit_seed(self) -> int | None:
+        """The seed of the fit, or of the pairs where a fit that draws nothing learns from drawn or swapped ones."""
+        return self.seed.fit if self.seed.fit is not None or self.data is None else self.data.seed
+
+    @property
     def sample_seed(self) -> int | None:
         """None for a suite that samples nothing: its record is the same for every seed."""
         return self.seed.sample if self.sampling else None

@@ -117,7 +117,7 @@ def identity_columns(record: Record) -> dict[str, Any]:
         "strength": method.strength,
         "strength_unit": method.strength_unit,
         "fit_id": record.fit_id,
-        "fit_seed": record.seed.fit,
+        "fit_seed": record.fit_seed,
     }
 
 

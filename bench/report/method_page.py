@@ -333,7 +333,7 @@ def records(row: Row) -> Grid:
         origin = one.provenance or Provenance()
         git = origin.git or Git()
         commit = str(git.commit)[:10] + (" with changes" if git.dirty else "") if git.commit else NONE
-        rows.append([one.id, one.suite, told(one.seed.fit), told(one.seed.sample), told(origin.time), commit,
+        rows.append([one.id, one.suite, told(one.fit_seed), told(one.seed.sample), told(origin.time), commit,
                      told(origin.rescored_from)])  # fmt: skip
     header = ["record", "suite", "fit seed", "sampling seed", "written", "git commit", "rescored from"]
     return Grid("Records", header, rows)

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from bench.leaderboard.formatting import labels
+from bench.leaderboard.frame import tables
 from bench.leaderboard.grouping import Fit, Row, by_cell, groups, learnt_from, pooled, rows, settings
 from bench.records.fields import Decoding, Info, LearntFrom, MethodFacts, ModelFacts, Seeds, Tuned
 from bench.records.record import Record
@@ -104,6 +106,27 @@ def test_fits_that_differ_in_their_seed_alone_are_a_row():
 ])  # fmt: skip
 def test_fits_that_differ_in_more_are_rows_of_their_own(changes):
     assert len(rows([*fits(0), *fits(1, **changes)])) == 2
+
+
+@pytest.mark.parametrize("drawn", [("flipping", {"flip": "0.25"}), ("subset", {})])
+def test_draws_of_the_pairs_are_fits_of_a_row(drawn):
+    key, more = drawn
+    data = [LearntFrom.from_json({"name": "on_policy", "pairs": 8, key: {"seed": i}, **more}) for i in range(3)]
+    several = [result(i, CAA, data=one, fit_id=f"fit {i}") for i, one in enumerate(data)]
+    whole = result(9, CAA, data=LearntFrom(name="on_policy", pairs=8 if more else 59), fit_id="whole")
+    found = sorted(rows(Fit([one]) for one in [*several, whole]), key=lambda row: len(row.fits))
+    assert [len(row.fits) for row in found] == [1, 3]
+    assert [fit.columns["fit_seed"] for fit in found[1].fits] == [0, 1, 2]
+
+
+def test_a_row_names_the_share_of_its_swapped_pairs():
+    shares = {"0": {}, "1": {"flip": "0.1", "flipping": {"seed": 0}}, "2": {"flip": "0.5", "flipping": {"seed": 0}}}
+    several = [
+        result(3 + int(i), CAA, fit_id=f"fit {i}", data=LearntFrom.from_json({"name": "on_policy", "pairs": 8, **more}))
+        for i, more in shares.items()
+    ]
+    (table,) = tables([result(1), *several])
+    assert sorted(labels(table.frame)) == ["caa", "caa (pairs.flip=0.1)", "caa (pairs.flip=0.5)", "unsteered"]
 
 
 def test_tuned_fits_are_one_row_if_their_budgets_are_equal():
