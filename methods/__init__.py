@@ -8,7 +8,7 @@ A method is a frozen dataclass of hyper-parameters with two verbs:
         model.generate(...)
 
 model and tokenizer are transformers' own; `fit` and `apply` leave the model bit-equal to what it was. Whoever runs the
-model otherwise than by `model.generate` says where each forward stands with `methods.intervention.at`. `save` and
+model otherwise than by `model.generate` says where each forward is with `methods.intervention.at`. `save` and
 `load` keep an artefact as safetensors. Every name is loaded when it is first asked for: `import methods` alone imports
 neither torch nor transformers.
 """

@@ -34,7 +34,7 @@ class Ablation(Method):
 
     Features are the input of block `layer` (resid_pre), pooled over the tokens that `read` names. What is written is
     the sum of the embeddings, which is the input of block 0, and what attention and MLP of every block add to the
-    stream, behind a norm where one follows them (`methods.sites.written`). The stream is the sum of these, so at
+    stream, after a norm where one follows them (`methods.sites.written`). The stream is the sum of these, so at
     strength 1 w^T h = 0 at the input of every block, and strength s takes off the share s everywhere. The authors hook
     the input of every block instead of the embeddings, which is the same at 1 alone, since a share that is taken off
     what has been reduced already compounds. So 0 is the model as it is and 1 the paper's method.
@@ -54,7 +54,7 @@ class Ablation(Method):
     strength * u (w^T W), their biases alike, and the token and position embeddings, E <- E - strength * (E w) u^T; the
     constant of `affine` goes to every row of the token embedding, over the factor by which the model multiplies it
     (Gemma). Both are the same map, which is tried with one token of every new model. Where a norm stands
-    between what is written and the stream (Gemma 2 and 3, OLMo 2 and 3) or behind the embeddings (Bloom), the weights
+    between what is written and the stream (Gemma 2 and 3, OLMo 2 and 3) or after the embeddings (Bloom), the weights
     cannot do it, and `weights` is refused. Where the unembedding is the token embedding, it becomes a copy inside
     (`methods.untying`): the direction is taken out of what is written, not out of the logits. Released code projects
     the shared matrix, so that the logits move as well.
@@ -199,7 +199,7 @@ def erased_weights(model: PreTrainedModel, eraser: Erasure, embeddings: Embeddin
 
 
 def _embeddings(model: PreTrainedModel) -> list[nn.Embedding]:
-    """The token embedding and those of positions: all that stand before the blocks."""
+    """The token embedding and those of positions: all that come before the blocks."""
     decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
     inside = {id(module) for module in layout.blocks(model).modules()}
     found = [one for one in decoder.modules() if isinstance(one, nn.Embedding) and id(one) not in inside]

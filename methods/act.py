@@ -84,15 +84,15 @@ class AcT(Method):
     at the ends of the support; here it comes in over a hundredth of it at either end, or else rounding, which depends
     on what is in the batch, would decide on which side of an end a value lies.
 
-    where: `auto` is the output of the norms behind attention and MLP where a model has them (Gemma 2 and 3, OLMo 2 and
+    where: `auto` is the output of the norms after attention and MLP where a model has them (Gemma 2 and 3, OLMo 2 and
     3), as the paper's best rows for Gemma 2, else of attention, its best place in Llama 3. In Llama the norm that is
-    called post_attention_layernorm stands before the MLP and is no such norm. `block` is the output of each block.
+    called post_attention_layernorm comes before the MLP and is no such norm. `block` is the output of each block.
 
     causal: one place after the other in the order of execution, with the maps before it fully on; else all from one
     pass. The authors' code takes the order of `named_modules` and reads all texts once for each module. Here they wait
     between two blocks (`methods.blockwise`), which gives the same values for about three passes in all. pushed: the
     texts that the maps before it act on. In the authors' code they act on `both` sides, so a target value inside the
-    source's support moves as well, and what one place has equalised may differ again behind it; with `source` the
+    source's support moves as well, and what one place has equalised may differ again after it; with `source` the
     target's values are those of the model as it is.
 
     The paper's texts are unpaired and have no prompt. Ours come in pairs, so the continuation alone is pooled by

@@ -35,10 +35,10 @@ class ActAdd(Method):
     is an attention sink, many times longer than other tokens: v_0 is then a difference of two sinks, added to the
     sink of the text. With a `start` of one token v_0 is 0 again and the words are read, and added, one position later.
     pad: the paper's space. It is needed only where the prompts differ in their number of tokens, and some models take
-    a lone space for a sink as well: in SmolLM2-135M, block 5, it has length 690 behind "Love" and other tokens 80 to
+    a lone space for a sink as well: in SmolLM2-135M, block 5, it has length 690 after "Love" and other tokens 80 to
     130, so v is mostly that sink. A newline has 88 there; prompts of equal length (" love", " hate") need no pad.
     None leaves the two prompts as long as they are: h(desired) is added and h(undesired) subtracted, each from the
-    first token on and as far as it goes, and F is the longer length. The rows behind the shorter prompt are then whole
+    first token on and as far as it goes, and F is the longer length. The rows after the shorter prompt are then whole
     activations of the longer one instead of differences, so they are as long as the residual stream itself.
     short_prompt: what to do with a text whose prompt has fewer than F tokens. "error" stops, as the authors' assertion;
     "clip" adds the rows that fall on the prompt and drops the others: they never reach a generated token.
@@ -79,7 +79,7 @@ class ActAdd(Method):
         front = max(len(ids) for ids in prompts)
         desired, undesired = (_longer(residual(model, ids, layer), front) for ids in prompts)  # (F, D) each
         difference = desired - undesired
-        norms = desired.norm(dim=-1), undesired.norm(dim=-1)  # (F,) each, 0 behind the end of a prompt
+        norms = desired.norm(dim=-1), undesired.norm(dim=-1)  # (F,) each, 0 after the end of a prompt
         return {
             f"layers.{layer}.front": difference,
             # (F,) what is added, to what is there
@@ -89,7 +89,7 @@ class ActAdd(Method):
         }
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """Token ids of both prompts: special tokens and `start` first, `pad` behind the shorter if there is one.
+        """Token ids of both prompts: special tokens and `start` first, `pad` after the shorter if there is one.
 
         `start` and a prompt are tokenised as one text.
 
@@ -112,7 +112,7 @@ class ActAdd(Method):
         return desired, undesired
 
     def _pad(self, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, list[int]]) -> int:
-        """The token by which a text grows when `pad` stands behind it: the shorter text, else the other.
+        """The token by which a text grows when `pad` comes after it: the shorter text, else the other.
 
         A tokenizer may write a space by itself otherwise than inside a text, so an empty text comes last.
         """
@@ -163,7 +163,7 @@ class ActAdd(Method):
 
 
 def _longer(hidden: Tensor, front: int) -> Tensor:
-    """(F, D): the rows (T, D), and zeros behind them."""
+    """(F, D): the rows (T, D), and zeros after them."""
     return torch.cat([hidden, hidden.new_zeros(front - len(hidden), hidden.shape[1])])
 
 

@@ -155,7 +155,7 @@ class Method(Protocol):
         ...
 
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> AbstractContextManager[Steering]:
-        """Steer the model inside the block and leave it bit-equal behind; strength 0 is the base model exactly."""
+        """Steer the model inside the block and leave it bit-equal after; strength 0 is the base model exactly."""
         ...
 
 

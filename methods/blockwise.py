@@ -19,7 +19,7 @@ from methods.errors import SetupError
 from methods.intervention import Hook, Positions, at, current_positions, hooked, stopped_behind
 from methods.progress import advance
 
-PARTIAL = 0.5  # of a block's work, roughly, where it ends behind attention; for the progress bar alone
+PARTIAL = 0.5  # of a block's work, roughly, where it ends after attention; for the progress bar alone
 
 
 class Call(NamedTuple):

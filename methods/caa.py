@@ -144,7 +144,7 @@ def _to_letter(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, tex
         raise SetupError(
             f"method.read=letter: the last token but one of the text that ends in {whole[-40:]!r} should be {wanted}; "
             f"it is {found!r}, of {len(text.tokens)} tokens that end in {end}. Give the prompts another format, "
-            "in which the letter is a token of its own with one token behind it, or set another method.read"
+            "in which the letter is a token of its own with one token after it, or set another method.read"
         )
     return text._replace(tokens=text.tokens[:-1])
 

@@ -58,7 +58,7 @@ class DINM(Method):
       1e-4. `kl_gradient: false` does the same; true is the term as it is written.
     - It measures the distance over unequal tokens and padding, and takes the last block's output after the final norm.
     - On GPT-2 it also trains the matrix's bias; here one matrix alone changes.
-    - A system prompt that is put behind each of the paper's prompts, in the fit and at the test, is left out.
+    - A system prompt that is put after each of the paper's prompts, in the fit and at the test, is left out.
     """
 
     name: ClassVar[str] = "dinm"
@@ -95,7 +95,7 @@ class DINM(Method):
         return 1.0 + STEP_COST
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """That of one matrix; where the block is still to be found, of the first, behind which all is computed back."""
+        """That of one matrix; where the block is still to be found, of the first, after which all is computed back."""
         layer = 0 if self.layer is None else layout.layer_index(model, self.layer)
         matrix = list(value_parameters(model, layer).values())
         return most_memory(model, matrix, self.recipe, self.max_tokens, 2 if self.kl_weight else 1)

@@ -30,7 +30,7 @@ class DPO(AdapterMethod):
     - beta / 2 * mean of (grad log p(desired) - grad log p(undesired)): swapped labels turn it round. `preference_loss`
     gives L by itself, for any parameters.
 
-    No end of text is put behind a continuation (see `methods.lora`). `info.accuracy` is the share of the training pairs
+    No end of text is put after a continuation (see `methods.lora`). `info.accuracy` is the share of the training pairs
     with r(desired) > r(undesired), `info.margin` the mean of beta times their difference. `info.desired_gain` and
     `info.undesired_gain` are the means of the two r in nats: DPO only asks that the first be larger, so both may fall.
 

@@ -39,7 +39,7 @@ class Imported(Method):
 
     Nothing is guessed: what a file does not hold has to be said (`layer`, `hook`, `operation`, `scope`), and where the
     file or its name holds it as well, both have to agree. The metadata that our own GGUF export writes is checked.
-    Vectors of GGUF files of zeros are left out. repeng reads its last block behind the final norm and adds before it;
+    Vectors of GGUF files of zeros are left out. repeng reads its last block after the final norm and adds before it;
     here the file is taken as it is. llama.cpp sums what a file or several files hold twice; here twice is refused.
 
     Refused: pickles of more than tensors and plain values (steering-vectors), NaN, vectors of another width, blocks or

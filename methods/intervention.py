@@ -1,4 +1,4 @@
-"""The only ways to touch a model: record it, hook it, edit it. Where a forward stands is in `methods.positions`.
+"""The only ways to touch a model: record it, hook it, edit it. `methods.positions` says where a forward is.
 
 Every change is undone when its block is left, by copying saved bytes back or removing the hook, also after an
 exception.

@@ -66,7 +66,7 @@ class Matrices(NamedTuple):
     parts: tuple[Matrix, ...]
 
     def read(self) -> Tensor:
-        """(rows, D) of all parts, one behind another; not to be written to."""
+        """(rows, D) of all parts, one after another; not to be written to."""
         return self.parts[0].read() if len(self.parts) == 1 else torch.cat([part.read() for part in self.parts])
 
     def put(self, new: dict[nn.Parameter, Tensor], weight: Tensor) -> None:

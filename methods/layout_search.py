@@ -67,7 +67,7 @@ OF_ATTENTION: Names = (*SUFFIXES["q"], *SUFFIXES["qkv"], "o_proj", "out_proj", "
 """Last parts of names that no MLP has."""
 GROUPED: Names = (
     "query_key_value",
-)  # of GPT-NeoX, Bloom, Falcon and Persimmon; the others put q, k and v one behind another
+)  # of GPT-NeoX, Bloom, Falcon and Persimmon; the others put q, k and v one after another
 FINAL_NORMS: Names = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "norm_f")
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
@@ -237,7 +237,7 @@ def _by_shape(group: Sequence[Projection], width: int) -> dict[str, Names]:
 
 
 def final_norm(model: PreTrainedModel, blocks: str) -> str | None:
-    """Name of the norm behind the blocks: beside their list, by name, else the only one made after it."""
+    """Name of the norm after the blocks: beside their list, by name, else the only one made after it."""
     parent, _, own = blocks.rpartition(".")
     beside = list(model.get_submodule(parent).named_children())
     norms = [name for name, module in beside if "norm" in type(module).__name__.lower()]

@@ -18,7 +18,7 @@ class LoRA(AdapterMethod):
 
         min over A, B of CE(desired continuation | prompt; W + (alpha / rank) B A)
 
-    The prompts are not learnt, and no end of text is put behind a continuation: on fragments of 20 tokens that would
+    The prompts are not learnt, and no end of text is put after a continuation: on fragments of 20 tokens that would
     teach the model to stop, and toxicity would fall because there is no text. The undesired texts are not learnt from;
     they take part only in how a long prompt is cut.
 

@@ -48,7 +48,7 @@ def at(positions: Positions) -> Iterator[None]:
 
 @contextmanager
 def generating(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block transformers' own `model.generate` tells the hooks where each forward stands.
+    """Inside the block transformers' own `model.generate` tells the hooks where each forward is.
 
     A forward without anything in its KV cache is taken to hold the prompts, whole; padding is what the attention mask
     says. Batches (padded on the left, as `generate` wants them), sampling and beams are followed, prefill in chunks and

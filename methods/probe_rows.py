@@ -76,7 +76,7 @@ class ProbeRows(Method):
 
     loss_at: the alpha at which the probe's loss on the edited model is measured, as Table 13 does: on the held-out
     texts, read by the model with and without the edit, "info.probe_loss_desired" and "info.probe_loss_undesired" before
-    it, the same with "_edited" behind it. A logistic probe, whose rows are scaled for decisions alone, has none.
+    it, the same with "_edited" after it. A logistic probe, whose rows are scaled for decisions alone, has none.
 
     The paper trains for 9 epochs of a large comment corpus. On a hundred pairs that is a hundred Adam steps of 1e-4,
     after which the probe is still at its random initialisation: `min_steps` makes a small set go round until it is

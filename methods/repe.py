@@ -43,7 +43,7 @@ class RepE(Method):
     scope: both releases add at every token of prompt and answer.
 
     Differences from the releases: pairs are read as they are, without the paper's template around them; the last
-    block's output is read and steered before the final norm, where repeng reads it behind the norm and adds before it;
+    block's output is read and steered before the final norm, where repeng reads it after the norm and adds before it;
     the unit of the strength is the mean residual norm, where the releases add unit vectors times a coefficient.
     """
 

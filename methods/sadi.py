@@ -219,7 +219,7 @@ def _put_back(model: PreTrainedModel, places: Sequence[sites.Place], factors: Ma
             given = args, kwargs
 
     def look(_module: nn.Module, _args: tuple[Any, ...]) -> None:
-        """At the first block, before which `methods.generating` has said where the forward stands."""
+        """At the first block, before which `methods.generating` has said where the forward is."""
         nonlocal looking, given
         if looking:
             return

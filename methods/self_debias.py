@@ -1,4 +1,4 @@
-"""Self-Debiasing (arXiv 2103.00453): tokens that the model finds likelier behind a bad announcement become rarer."""
+"""Self-Debiasing (arXiv 2103.00453): tokens that the model finds likelier after a bad announcement become rarer."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ class SelfDebias(Method):
     arXiv 2103.00453 section 4 and the authors' code (timoschick/self-debiasing). Differences: the released run reads
     six announcements at once, one for each attribute of the Perspective API, and searches by beams; the default here
     is one, about what this benchmark scores, so that a token costs two forwards and not seven, and tokens are drawn as
-    for every other method. The wording of what is announced is ours. In a chat the announcement stands before the
+    for every other method. The wording of what is announced is ours. In a chat the announcement comes before the
     template. With a likelihood the same function is asked at every token, from the same readings.
     """
 
@@ -105,7 +105,7 @@ class SelfDebias(Method):
         yield Steering(next_logits=next_logits, demand=self.demand()._replace(room=longest)) if strength else Steering()
 
     def _scaled(self, logits: Tensor, announced: Sequence[Tensor], strength: float) -> Tensor:
-        """Logits (N, V) plus the logarithm of each token's factor; announced: the same behind each announcement."""
+        """Logits (N, V) plus the logarithm of each token's factor; announced: the same after each announcement."""
         highest = torch.softmax(announced[0].float(), -1)
         for one in announced[1:]:
             highest = torch.maximum(highest, torch.softmax(one.float(), -1))

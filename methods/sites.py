@@ -61,7 +61,7 @@ _cache: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[Layout, _Found]]" = we
 def written(model: PreTrainedModel, layer: int, part: Part) -> Place:
     """What attention or the MLP of a block adds to the residual stream, (B, T, D), where the stream receives it.
 
-    That is the output of the norm behind it where there is one (Gemma 2 and 3, OLMo 2 and 3), else of the projection,
+    That is the output of the norm after it where there is one (Gemma 2 and 3, OLMo 2 and 3), else of the projection,
     or of the module that adds up a mixture of experts. Zeros there leave the stream as it is. Some models multiply it
     by a constant before they add it (Granite).
     """
@@ -170,7 +170,7 @@ def _found(model: PreTrainedModel) -> _Found:
 
 
 def _search(model: PreTrainedModel, block: nn.Module, part: Part) -> _Writers:
-    """One token is read: the projection gives (1, 1, D), and a norm that is given the very tensor stands behind it."""
+    """One token is read: the projection gives (1, 1, D), and a norm that is given the very tensor comes after it."""
     modules = _candidates(block, _names(model, part))
     shapes: dict[nn.Module, tuple[int, ...]] = {}
     kept: list[Tensor] = []  # so that no address is used twice

@@ -85,7 +85,7 @@ def encode(
 ) -> tuple[list[Text], int]:
     """The texts as `split` gives them, none longer than `max_tokens` and than the model reads; and how many were cut.
 
-    A text that is too long loses tokens of its prompt from the left, behind BOS; where its continuation alone is too
+    A text that is too long loses tokens of its prompt from the left, after BOS; where its continuation alone is too
     long, it loses the prompt and then the end of the continuation. A text without any token becomes end-of-text.
     """
     texts = _some(tokenizer, split(tokenizer, prompts, continuations))

@@ -94,7 +94,7 @@ def words_of(text: str) -> list[str]:
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
     """What each of the first `count` tokens adds to a text, in small letters; a special or unknown one nothing."""
-    before = list(tokenizer("a", add_special_tokens=False).input_ids)  # behind it no leading space is dropped
+    before = list(tokenizer("a", add_special_tokens=False).input_ids)  # after it no leading space is dropped
     start, special = str(tokenizer.decode(before, clean_up_tokenization_spaces=False)), set(tokenizer.all_special_ids)
     known = min(count, len(tokenizer))
     texts = tokenizer.batch_decode([[*before, token] for token in range(known)], clean_up_tokenization_spaces=False)

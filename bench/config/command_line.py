@@ -25,7 +25,7 @@ PLUS = re.compile(r"\+{1,2}(?=experiment=)")
 """What Hydra's users write before an experiment; here the group is always there, so it adds nothing."""
 WRITE = "write key=value, for example method=caa suite.rtp.k=5; see --help"
 FLAGS = {
-    ("--cfg", "-c"): "--cfg job behind python -m bench prints the config of every cell and runs nothing",
+    ("--cfg", "-c"): "--cfg job after python -m bench prints the config of every cell and runs nothing",
     ("--resolve",): "it belongs to --cfg job, which then prints values in place of interpolations",
     ("--package", "-p"): "a part of a config is not printed; --cfg job prints all of it",
     ("--info", "-i"): "--help all lists every option here, and --cfg job prints the config of every cell",

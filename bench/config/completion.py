@@ -1,4 +1,4 @@
-"""What the tab key offers behind `steerbench`: commands, groups with their choices, options. Nothing heavy is imported.
+"""What the tab key offers after `steerbench`: commands, groups with their choices, options. Nothing heavy is imported.
 
 Hydra's own completion asks an application that Hydra starts; here a shell asks `steerbench --complete LINE`, and the
 answer is made from the YAML files, and from the source of the other commands, whose parsers are not built for it.
@@ -99,7 +99,7 @@ def _groups() -> dict[str, list[str]]:
 
 
 def _keys(before: Sequence[str], last: str) -> Iterator[str]:
-    """key=value words: choices behind `group=`, options behind `group.`, else groups and options of every cell."""
+    """key=value words: choices after `group=`, options after `group.`, else groups and options of every cell."""
     from bench.config import folders
 
     groups, listed = _groups(), folders.defaults()

@@ -165,7 +165,7 @@ def _options(console: Console, file: Path, prefix: str) -> None:
 
 
 def _hanging(out: Console, name: str, meaning: str, style: str, rest: str = "default") -> None:
-    """Print a name with its meaning behind it, whose further lines are indented below the name."""
+    """Print a name with its meaning after it, whose further lines are indented below the name."""
     indent = " " * (len(name) - len(name.lstrip()) + 4)
     lines = textwrap.wrap(f"{'x' * len(name)}{meaning}", max(out.width, 40), subsequent_indent=indent,
                           break_long_words=False, break_on_hyphens=False)  # fmt: skip
@@ -174,7 +174,7 @@ def _hanging(out: Console, name: str, meaning: str, style: str, rest: str = "def
 
 
 def _written(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
-    """The full name of each option of a YAML file, its value as it is written, and the comment behind it."""
+    """The full name of each option of a YAML file, its value as it is written, and the comment after it."""
     text = file.read_text(encoding="utf-8")
     for name, key, value in _nodes(yaml.compose(text, Loader=yaml.SafeLoader), prefix):
         in_line = key.start_mark.line == value.start_mark.line

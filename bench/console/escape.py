@@ -71,7 +71,7 @@ def markdown(text: object) -> str:
 
 
 def markdown_table(heads: Sequence[object], rows: Iterable[Sequence[object]], left: int | None = None) -> list[str]:
-    """The lines of a table; the columns behind the first `left` ones are set to the right, where that is given."""
+    """The lines of a table; the columns after the first `left` ones are set to the right, where that is given."""
     rule = ["---" if left is None or number < left else "---:" for number in range(len(heads))]
     texts = [[markdown(one) for one in row] for row in (heads, *rows)]
     return [f"| {' | '.join(row)} |" for row in (texts[0], rule, *texts[1:])]

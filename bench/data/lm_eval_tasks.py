@@ -339,7 +339,7 @@ def _question(task: Any, document: dict[str, Any]) -> list[str]:
     """What is asked: the lines of the prompt, or of the choices where it is empty, whatever the order of options.
 
     Letters before options, case, blanks and how Unicode writes a letter are not part of it. Where the choices are
-    prompts (WinoGrande), what goes on behind each of them is part of it.
+    prompts (WinoGrande), what goes on after each of them is part of it.
     """
     try:
         text = task.doc_to_text(document)

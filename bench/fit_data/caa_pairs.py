@@ -21,7 +21,7 @@ class ABPairs(FitSource):
     """Questions on one behaviour; the answer letter that matches it is desired, the one that does not is undesired.
 
     A base model reads "Input: QUESTION", a new line and "Response: (A)", as in the authors' code; a chat model reads
-    the question in its chat template with the answer behind it. `method.read=letter` of caa reads the letter. The texts
+    the question in its chat template with the answer after it. `method.read=letter` of caa reads the letter. The texts
     are in the order of a hash of the question: a larger `limit` contains a smaller one.
 
     swap: the matching answer is the undesired one. For a behaviour that is not wanted, so that a positive strength

@@ -367,7 +367,7 @@ COLUMNS: tuple[Column, ...] = (
            page="notes", cell=_flags, shown=True, numeric=False),
     Column(name="records", about="The ids of its records."),
 )  # fmt: skip
-"""In the order in which they are shown; the readable table's come one behind the other, the page's by their part."""
+"""In the order in which they are shown; the readable table's come one after the other, the page's by their part."""
 
 DTYPES = {column.name: column.dtype for column in COLUMNS if column.dtype}
 

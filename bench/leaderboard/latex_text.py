@@ -46,7 +46,7 @@ def breakable(text: str) -> str:
 
 
 def pieces(text: str) -> list[str]:
-    """The text in parts between which a line may end: behind a blank or a sign, and inside a long word."""
+    """The text in parts between which a line may end: after a blank or a sign, and inside a long word."""
     found = re.findall(rf"[^ _/,-]{{0,{PIECE}}}[ _/,-]?", escape.visible(text))
     return [part for part in found if part]
 

@@ -45,7 +45,7 @@ class OtherSuite(NamedTuple):
 def other_suites(table: Table) -> Iterator[OtherSuite]:
     """Each suite that `SHOWN` does not name, in the order of the table's metrics.
 
-    A value has its 95% interval behind it (`bench.stats.bootstrap.value_interval`), and a * where it differs from the
+    A value has its 95% interval after it (`bench.stats.bootstrap.value_interval`), and a * where it differs from the
     unsteered model's on the same items. Numbers of single groups of texts, and those that repeat another one, are
     left out: the CSV files have them.
     """

@@ -26,7 +26,7 @@ class Page(NamedTuple):
     """What the terminal shows of one table, as texts.
 
     spare: titles of columns that a narrow terminal leaves out, in this order. meanings: title and meaning of each
-    column that has one. before, notes: lines before and behind the meanings. suites: a small table for each suite that
+    column that has one. before, notes: lines before and after the meanings. suites: a small table for each suite that
     the leaderboard has no column for, with its title.
     """
 

@@ -55,7 +55,7 @@ Outcome = Literal["thought", "unfinished", "without"]
 
 
 class Answer(NamedTuple):
-    """What a model wrote behind its thinking. start: how many of the sampled tokens stand before it."""
+    """What a model wrote after its thinking. start: how many of the sampled tokens come before it."""
 
     text: str
     start: int

@@ -2,7 +2,7 @@
 
 lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position scope would not know where it stands;
 it also reads a shared context once per answer. Here a context is read once, and "the prompt" of a scope is the
-request's context. Where steering comes with a prefix, it stands before every context.
+request's context. Where steering comes with a prefix, it comes before every context.
 
 Which tokens are the answer's: context and answer are tokenised as one text, and the answer begins with the first token
 that holds a character of it, or of the white space at the end of the context (which lm-eval counts to the answer). So a
@@ -129,7 +129,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
         """Log p of whole texts, in windows of the model's length; each token is predicted once.
 
-        The steering prefix stands before every window, in the place of the token that opens the first one.
+        The steering prefix comes before every window, in the place of the token that opens the first one.
         """
         windows: list[Request] = []
         owner: list[int] = []

@@ -72,7 +72,7 @@ def log_likelihood(lm: LM, prompts: Sequence[str], continuations: Sequence[str])
     that is longer than the model reads loses tokens of its prompt from the left.
 
     Args:
-        lm: the model, steered where it stands inside `lm.steered`.
+        lm: the model, steered if it is used inside `lm.steered`.
         prompts: N texts, worded as in sampling: with the steering prefix, BOS and, in a chat, the template.
         continuations: N texts; entry i comes after prompt i.
 

@@ -37,7 +37,7 @@ class Rows:
             other.select(rows, room)
 
     def append(self, ids: Tensor, real: Tensor) -> Tensor:
-        """Take up the tokens (B, T) that are read next; returns where each stands in its text, at padding anything."""
+        """Take up the tokens (B, T) that are read next; returns where each is in its text, at padding anything."""
         before = self.seen.sum(-1)  # (B,)
         self.seen = torch.cat([self.seen, real], dim=-1)  # (B, C)
         self.ids = torch.cat([self.ids, ids], dim=-1)

@@ -46,7 +46,7 @@ def sample(
     The same seed and prompt give the same texts, whatever the other prompts and the batch size.
 
     Args:
-        lm: the model, steered where it stands inside `lm.steered`.
+        lm: the model, steered if it is used inside `lm.steered`.
         prompts: N texts.
         num_samples: K continuations of each.
         max_new_tokens: at most so many tokens a continuation.
@@ -120,7 +120,7 @@ def _continuation(lm: LM, prompt: list[int], tokens: list[int], stop: str | None
 
 
 def _stops(lm: LM, tokens: list[int], stop: str) -> bool:
-    """Whether the stop string stands in the text of new tokens; where the model thinks, in the answer."""
+    """Whether the stop string occurs in the text of new tokens; where the model thinks, in the answer."""
     if lm.thinking is not None and lm.thinking.tags is not None:
         tokens = tokens[begin(lm.tokenizer, lm.thinking, tokens, False).start :]
     return stop in str(lm.tokenizer.decode(tokens))

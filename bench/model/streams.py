@@ -78,7 +78,7 @@ class Readings:
         return torch.cat([self._final_state(*part) for part in zip(*parts, strict=True)]).view(rows, columns, count, -1)
 
     def _final_state(self, row: Tensor, column: Tensor, ids: Tensor) -> Tensor:
-        """(N, D) after a token (N, 1) read behind a column (N,) of a row (N,); the copies end here."""
+        """(N, D) after a token (N, 1) read after a column (N,) of a row (N,); the copies end here."""
         rows = branch([(replace(self.rows, others={}), row)], 1)
         rows.seen &= torch.arange(rows.seen.shape[1], device=ids.device)[None] <= column[:, None]
         seen = []

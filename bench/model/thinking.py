@@ -1,8 +1,8 @@
 """Thinking: what some chat models write before their answer, and where in a text the answer begins.
 
 model.thinking=off     the template's own switch turns thinking off. A template without a switch stays as it is.
-model.thinking=strip   the model thinks, and its answer alone is judged: what stands behind the first closing tag, and
-                       behind the white space there. A text whose thinking was never closed has no answer.
+model.thinking=strip   the model thinks, and its answer alone is judged: what comes after the first closing tag, and
+                       after the white space there. A text whose thinking was never closed has no answer.
 model.thinking=judge   the model thinks, and all that it wrote is judged.
 
 The switch is a variable of the template. It is set by a line before the template, in the tokenizer itself, so prompts,

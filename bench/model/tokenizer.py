@@ -1,7 +1,7 @@
 """How a text begins and ends with a model, and how a chat is worded: the tokenizer's part of a language model.
 
 An instruction is the chat's system message. Some templates know no such message: they refuse it, or leave out what it
-says. There an instruction stands before the text of the first user message, with a blank line between.
+says. There an instruction comes before the text of the first user message, with a blank line between.
 """
 
 import functools
@@ -49,7 +49,7 @@ def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:
     Returns what a text begins with now, as it is hashed: "prepend", "none", or the ids of another beginning.
 
     Raises SetupError where the tokenizer has no BOS token and is to prepend it, and where it is to do as it does and
-    puts tokens behind a text, which a model could not go on from.
+    puts tokens after a text, which a model could not go on from.
     """
     if bos not in ("tokenizer", "prepend", "none"):
         raise SetupError(f"model.bos={bos!r}: allowed are tokenizer, prepend, none")

@@ -2,7 +2,7 @@ r"""What all figures share: widths, fonts, colours, markers, legends, and files 
 
 Sizes are those that a figure has in print, so a paper includes it unscaled: `\includegraphics{tradeoff.pdf}`. What
 does not fit into one figure of at most PAGE inches goes on pages: each function that draws takes the number of a page,
-and raises `NoSuchPage` behind the last.
+and raises `NoSuchPage` after the last.
 """
 
 import functools

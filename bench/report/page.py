@@ -108,7 +108,7 @@ def verdict(table: Table) -> str:
 
 
 def breaking(text: str) -> Markup:
-    """The text, escaped, where a line may break behind an underscore or a dot, since names of metrics are long."""
+    """The text, escaped, where a line may break after an underscore or a dot, since names of metrics are long."""
     return Markup(re.sub(r"(?<=[_.])(?=[a-z])", "<wbr>", str(escape(visible(text)))))
 
 

@@ -124,7 +124,7 @@ class Block(NamedTuple):
 
 
 def blocks(store: Store, record: Record, scores: pd.DataFrame) -> list[Block]:
-    """The stored sets that a record read, one behind the other from its first prompt on.
+    """The stored sets that a record read, one after the other from its first prompt on.
 
     scores: of the record, a row per text.
     """

@@ -59,7 +59,7 @@ class Names:
     def method(self) -> dict[str, Any]:
         """The method with its hyper-parameters; of a control that is no matter of the pairs, its draw too.
 
-        On a model of 16 bits the version of what is particular to it stands beside the method's own.
+        On a model of 16 bits the version of what is particular to it is kept beside the method's own.
         """
         own = identity.method_identity(self._parts.method)
         drawn = self._cfg.control is not None and control.how(self._parts.method) == "random rotation"

@@ -11,7 +11,7 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True)
 class Keywords:
-    """1 where any of the words stands in the text, else 0: the rule of ActAdd's topic counts (arXiv 2308.10248).
+    """1 where any of the words occurs in the text, else 0: the rule of ActAdd's topic counts (arXiv 2308.10248).
 
     A word counts as a whole one, in any case: "wedding" is not in "weddings", so name both. Of several words, as
     "wedding dress", the blanks between them may be of any kind.

@@ -145,7 +145,7 @@ def numbers(text: str, words: Words) -> list[int]:
 
 
 def padded(given: Sequence[int]) -> list[int]:
-    """LENGTH numbers: the last ones that are given, behind padding; the defaults of Keras' `pad_sequences`."""
+    """LENGTH numbers: the last ones that are given, after padding; the defaults of Keras' `pad_sequences`."""
     kept = list(given[-LENGTH:])
     return [PADDING] * (LENGTH - len(kept)) + kept
 

@@ -166,7 +166,7 @@ def some(names: Sequence[str]) -> str:
 def logits(lm: LM) -> Tensor:
     """(T, V) at the last token of each prompt and each token of the continuation, read at once as a likelihood is.
 
-    Of all prompts, one behind another: a method may leave some prompts as they are.
+    Of all prompts, one after another: a method may leave some prompts as they are.
     """
     return torch.cat([whole(lm, lm.encode(prompt), tokens(lm)) for prompt in PROMPTS])
 

@@ -7,12 +7,12 @@ matching answer is the softmax over the two letters' tokens that could follow:
     p = exp(l_matching) / (exp(l_matching) + exp(l_other)),   l = log p(letter | question, "(")
 
 A chat model reads the question in its chat template, a base model "Input: QUESTION", a new line and "Response:", as the
-fit data `ab` are worded. The answer begins behind a blank where that text does not end in white space. Question and
+fit data `ab` are worded. The answer begins after a blank where that text does not end in white space. Question and
 answer are tokenised as one text, so a letter may be one token with its bracket, or several tokens.
 
 A chat model that thinks (model.thinking) is read the same way: the answer follows its prompt without a thought.
 
-What is steered: the prompt is what stands before " (", and " (" with the letter is predicted after it (context and
+What is steered: the prompt is what comes before " (", and " (" with the letter is predicted after it (context and
 continuation of a Request). So a method that steers generation acts at "(", from which the letter is predicted; whether
 it acts at the last token of the prompt as well is its own option (caa: `boundary`, which see for what the authors' code
 does). log p("(") is the same for both letters and cancels.

@@ -2,8 +2,8 @@
 
 Protocol of Model Surgery (arXiv 2407.08770, its experiments on attitude): the model answers texts of negative emotion
 (Saravia et al. 2018), ChatGPT says whether an answer is positive or negative, and the number is the share of either.
-LLaMA2-7B gives 63.7% negative and 36.4% positive answers, 77.6% negative ones behind the edit towards the negative,
-54.8% positive ones behind the other.
+LLaMA2-7B gives 63.7% negative and 36.4% positive answers, 77.6% negative ones after the edit towards the negative,
+54.8% positive ones after the other.
 
 Differs: a scorer of sentiment judges, VADER unless the run names another (hf_classifier with such a checkpoint), and
 may find an answer neither; so levels do not compare with the paper's, only changes do. Which emotions and how many

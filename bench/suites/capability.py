@@ -3,8 +3,8 @@
 The task definitions (prompt, choices, metrics) are lm-eval's; only where the data comes from is overridden. Zero-shot,
 unless `fewshot` says otherwise. A chat model (model.chat=true) is asked through its template, as lm-eval does it with
 --apply_chat_template; the steering is on wherever the model reads. Of a model that thinks (model.thinking) a
-choice is read by its likelihood right behind the prompt, without a thought; with strip a generated answer is what
-stands behind the thinking, and a text whose thinking was cut is a wrong answer, which the record counts
+choice is read by its likelihood right after the prompt, without a thought; with strip a generated answer is what
+comes after the thinking, and a text whose thinking was cut is a wrong answer, which the record counts
 (unfinished_thinking of the task). Sets of tasks that papers report have a name and a file of their own in conf/suite:
 
 capability            Ours: the tasks that the wheels carry; a leaderboard's capability columns are made of this suite.
@@ -19,7 +19,7 @@ commonsense           PIQA, SIQA, CommonsenseQA, HellaSwag, WinoGrande, zero-sho
 qa                    BoolQ, OpenBookQA, ARC, MMLU, zero-shot: ours.
 math                  GSM8K 8-shot with worked answers (2201.11903's examples), ASDiv and the arithmetic of GPT-3
                       (2005.14165 section 3.9.1) zero-shot by likelihood: ours. SVAMP is no task of lm-eval's.
-truthfulqa            TruthfulQA's mc1 and mc2 (2109.07958) behind its six fixed examples.
+truthfulqa            TruthfulQA's mc1 and mc2 (2109.07958) after its six fixed examples.
 
 What compares: with documents=null a task's number is what lm-eval of the version in the record gives for it, so it may
 be compared with published numbers of lm-eval with as many examples and the same use of a template. Numbers of
@@ -99,7 +99,7 @@ class Capability(Suite[Evaluated]):
 
     fewshot: solved examples before each question, one number or one per task; None: as many as the task's file says.
     They are of the split that lm-eval's rule names among those that the source has, the same in every run, and none
-    asks the question that it stands before (`tasks.Examples`). The record says how many were left out for that
+    asks the question that it comes before (`tasks.Examples`). The record says how many were left out for that
     (`left_out`), and how many are wanting because the split had no others (`lacking`).
     missing: "skip" leaves out the tasks whose documents no source has, and says so in the record.
     configs: data set config by task, where a source keeps the documents under another name than the task's file; of

@@ -18,7 +18,7 @@ last token of the prompt on also the first prediction, and act_add, which steers
 Prefix and sentence are tokenised apart, since both models have to read the same tokens of it. A chat model reads plain
 text as well.
 
-Numbers compare with those of the same texts and the same tokenizer alone. The sentences have some 14 tokens, so kl_95
+Numbers compare with those of the same texts and the same tokenizer alone. The sentences have about 14 tokens, so kl_95
 is near the largest of a text. A prefix shows most where a text begins, of which the model knows nothing else: the first
 prompt of the method prompt on SmolLM2-135M moves the first token by 7.3 nats and those from the tenth on by 0.3;
 last_token_kl is what is left of it.
@@ -176,7 +176,7 @@ class Divergence(Suite[Logits]):
         return SuiteResult(measured, pd.concat(tables, ignore_index=True), scores, info)
 
     def _requests(self, lm: LM, texts: Sequence[Prompt]) -> list[Request]:
-        """Each text behind the token that begins one and the steering prefix."""
+        """Each text after the token that begins one and the steering prefix."""
         prefix = _tokens(lm, lm.steering.prefix) if lm.steering.prefix else []
         requests = [Request([lm.end_of_text, *prefix], _tokens(lm, text.text)[: self.max_tokens]) for text in texts]
         longest = max(len(one.context) + len(one.continuation) for one in requests)

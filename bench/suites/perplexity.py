@@ -13,17 +13,17 @@ perplexity_profs           DeTox/ProFS (2405.13967): rows that are not empty, jo
 perplexity_lm_eval         lm-eval's task wikitext (version 2): whole pages, with the tokenisation of WikiText undone,
                            read in windows as long as the model reads. word_perplexity is per word of the raw page,
                            byte_perplexity and bits_per_byte per byte. Comparable with lm-eval's own numbers.
-perplexity_wiki_sentences  ours, from a wheel: sentences of Wikipedia one by one, each behind the token that begins a
+perplexity_wiki_sentences  ours, from a wheel: sentences of Wikipedia one by one, each after the token that begins a
                            text; exp of the mean loss over all their tokens. Many are titles and captions of some ten
-                           tokens with nothing before them, so the level is some 20 times that of the others: read the
+                           tokens with nothing before them, so the level is about 20 times that of the others: read the
                            change. Compares with rows of this suite alone.
 
 The rows are rebuilt from whole pages (EleutherAI/wikitext_document_level), whose lines they are; blanks at the end of a
 line are as the source has them.
 
 Steering is on. On plain text "after the prompt" means nothing; here what a window predicts counts as generated, and
-what stands before it as the prompt: one token in perplexity_surgery and _wiki_sentences, the overlap in _profs, the
-opening token of lm-eval in _lm_eval. A steering prefix stands before every window and is part of the prompt. So methods
+what comes before it as the prompt: one token in perplexity_surgery and _wiki_sentences, the overlap in _profs, the
+opening token of lm-eval in _lm_eval. A steering prefix comes before every window and is part of the prompt. So methods
 that steer generated tokens steer all but the first token of a text, and act_add, which steers the front of a prompt,
 almost none. The record says which (info.scope).
 """
@@ -108,7 +108,7 @@ class Perplexity(Suite[pd.DataFrame]):
         }
 
     def tokens(self, split: Split) -> int:
-        """Windows, or texts of the usual length; WikiText-2's test split has some 280,000 tokens."""
+        """Windows, or texts of the usual length; WikiText-2's test split has about 280,000 tokens."""
         count = self.dev_limit if split == "dev" else self.limit
         size = {"sentences": 30, "lm_eval": 5000}.get(self.protocol, self.window or 2048)
         whole = {"sentences": 30_000, "profs": 280_000 * (self.window or 2048) // 512}.get(self.protocol, 280_000)

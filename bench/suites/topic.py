@@ -2,7 +2,7 @@
 
 topic             Share of continuations that are about a topic, of beginnings that are not. ActAdd's experiment
                   (arXiv 2308.10248): completions steered by "weddings" less a space and the like; over 90% of those
-                  of GPT-2-XL are about weddings at its best layer, some 2% unsteered. Its later version takes 1,000
+                  of GPT-2-XL are about weddings at its best layer, about 2% unsteered. Its later version takes 1,000
                   completions of each of several topics, and GPT-4o-mini finds 5 to 25 points more of them relevant.
                   Differs: beginnings of Wikipedia's sentences from a wheel, or of a file's texts, as the paper's are
                   not known to us; a list of words judges, and every scorer of the run that measures "topic" (an
@@ -40,7 +40,7 @@ from methods.errors import SetupError
 ON_TOPIC = 0.5  # a text with at least this score is about the topic
 REVIEWS = "stanfordnlp/imdb"
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-FEWEST_PREDICTED = 5  # words behind those that are given
+FEWEST_PREDICTED = 5  # words after those that are given
 SENTENCE_TOKENS = 40  # roughly
 KINDS = ("on_topic", "off_topic")
 
@@ -107,7 +107,7 @@ class Topic(Judged):
 
 @dataclass(frozen=True, kw_only=True)
 class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
-    """exp(sum of -log p / number of tokens) of sentences behind their first words; an item for each sentence.
+    """exp(sum of -log p / number of tokens) of sentences after their first words; an item for each sentence.
 
     on_topic.perplexity   of sentences whose predicted part mentions the topic.
     off_topic.perplexity  of sentences that do not mention it at all.
@@ -210,6 +210,6 @@ def _checked(name: str, words: Sequence[str], prefix_words: int) -> None:
 
 
 def _review_sentences(sources: Sources) -> tuple[Located, list[str]]:
-    """The sentences of film reviews, cut behind full stops, exclamation and question marks."""
+    """The sentences of film reviews, cut after full stops, exclamation and question marks."""
     reviews, located = texts_of(sources, REVIEWS)
     return located, [text for one in reviews for text in SENTENCE_END.split(one.text.replace("<br />", " "))]
