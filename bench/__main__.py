@@ -131,7 +131,7 @@ class Sweep:
 
 
 def exit_code(failures: Sequence["Failure"]) -> int:
-    """0 where there are none, 2 where the user must fix each, else 1."""
+    """0 if nothing failed, 2 if the user must fix every failure, else 1."""
     return (2 if all(failure.setup for failure in failures) else 1) if failures else 0
 
 
@@ -155,7 +155,7 @@ def _compute(
     typed: Sequence[str] = (),
     alone: Sequence[str] = (),
 ) -> list["Failure"]:
-    """Prepare every cell, then run every one that can be; what stops a cell is printed at once.
+    """Prepare every cell, then run each one that can run; what stops a cell is printed at once.
 
     They run in one process, so that they share model, pairs and unsteered generations. alone: the command of each cell
     by itself.
@@ -216,7 +216,7 @@ def tell(failures: Sequence["Failure"]) -> None:
 
 
 def _show(results: Path) -> None:
-    """Print the table and where the files are; table and figures are rebuilt where the records are others."""
+    """Print the table and where the files are; table and figures are rebuilt if the records have changed."""
     from bench.leaderboard import kept
     from bench.leaderboard import terminal as printed
 

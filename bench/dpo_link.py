@@ -75,7 +75,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def link(cell: "Cell") -> pd.DataFrame:
-    """A row of COLUMNS for each layer of which the fit of the cell's method holds directions.
+    """A row of COLUMNS for each layer for which the method's fit holds directions.
 
     Raises SetupError where it holds none, or the method learns from no pairs.
     """
@@ -90,7 +90,7 @@ def link(cell: "Cell") -> pd.DataFrame:
         artefact, _ = cell.fitted
         found = {int(m[1]): tensor for name, tensor in artefact.items() if (m := DIRECTIONS.fullmatch(name))}
         if not found:
-            raise SetupError(f"{cell.method.name} learns no subspace of a layer; use method=detox")
+            raise SetupError(f"{cell.method.name} does not learn a subspace of any layer; use method=detox")
         pairs = required_pairs(cell.learn_from()[0], cell.method.name)
         model, tokenizer = cell.lm.model, cell.lm.tokenizer
         texts = encoded_pairs(model, tokenizer, pairs, getattr(cell.method, "max_tokens", None) or 512)
@@ -119,7 +119,7 @@ def show(frame: pd.DataFrame) -> None:
 
 
 def figure(frame: pd.DataFrame) -> "Figure":
-    """The share over the layers, beside the band of random subspaces; of `link`."""
+    """A figure of the shares that `link` computes, by layer, beside the band of random subspaces."""
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 

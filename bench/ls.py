@@ -50,7 +50,7 @@ def _selected(frame: pd.DataFrame, wanted: Mapping[str, Sequence[str] | None]) -
 
 
 def cells(frame: pd.DataFrame) -> Iterator[tuple[str, ...]]:
-    """TITLES of each cell, in the order of CELL."""
+    """A row with the values of TITLES for each cell, in the order of CELL."""
     for _, rows in frame.groupby(CELL, dropna=False):
         first = rows.iloc[0].astype(object)
         suites = [" ".join(sorted(rows.loc[rows["split"] == split, "suite"].unique())) for split in ("test", "dev")]

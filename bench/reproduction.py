@@ -166,7 +166,7 @@ def same_setting(one: Record, cell: Mapping[str, Any]) -> bool:
 def is_cell(record: Record, name: str, cell: Mapping[str, Any]) -> bool:
     """Whether a record's method has the cell's name, options and, where it is not tuned, strength.
 
-    Of what the method learnt from, the options that the record names as well are equal: other pairs are still ours.
+    The options of the training data that the record names must be equal, too; the pairs themselves may differ.
     """
     method, data = record.method, record.data.to_json() if record.data else {}
     options = {key: value for key, value in cell["method"].items() if key not in ("_target_", "strengths")}
@@ -181,7 +181,7 @@ def is_cell(record: Record, name: str, cell: Mapping[str, Any]) -> bool:
 
 
 def most(found: Sequence[Record], metric: str) -> Record | None:
-    """The record with most items, of equal ones the first by id."""
+    """The record with most items; among equal ones the first by id."""
     order = sorted(found, key=lambda one: (-one.metrics[metric].n, one.id))
     return order[0] if order else None
 
@@ -190,12 +190,12 @@ def most(found: Sequence[Record], metric: str) -> Record | None:
 
 
 def number(value: float | None) -> str:
-    """Three significant digits."""
+    """The number with three significant digits."""
     return "?" if value is None else f"{value:#.3g}".rstrip(".")
 
 
 def change(before: float | None, after: float | None) -> str:
-    """`before → after (relative change)`, as far as they are known."""
+    """`before → after (relative change)`, as far as the numbers are known."""
     if after is None:
         return f"{number(before)}{ARROW}?"
     told = f"{number(before)}{ARROW}{number(after)}"

@@ -108,7 +108,9 @@ class ActAdd(Method):
             )
         for key, ids in (("desired", desired), ("undesired", undesired)):
             if not ids:
-                raise SetupError(f"method.{key} has no token here; give a text, or set method.pad or method.start")
+                raise SetupError(
+                    f"method.{key} has no tokens with this tokenizer; give a text, or set method.pad or method.start"
+                )
         return desired, undesired
 
     def _pad(self, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, list[int]]) -> int:

@@ -79,9 +79,11 @@ class ActivationScaling(Method):
                 f"{self.learning_rate}: steps and batch size are at least 1, the learning rate is above 0"
             )
         if self.kl_weight < 0 or self.sparsity < 0:
-            raise SetupError(f"method.kl_weight={self.kl_weight}, method.sparsity={self.sparsity}: neither is negative")
+            raise SetupError(
+                f"method.kl_weight={self.kl_weight}, method.sparsity={self.sparsity}: neither may be negative"
+            )
         if self.max_tokens < 2:
-            raise SetupError(f"method.max_tokens={self.max_tokens}: a text keeps at least 2 tokens")
+            raise SetupError(f"method.max_tokens={self.max_tokens}: a text needs at least 2 tokens")
         for kind in layout.WRITERS:
             layout.stream_rows(model, 0, kind)
 

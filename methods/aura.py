@@ -80,9 +80,11 @@ class AurA(Method):
         if self.top is not None and not 0 < self.top <= 1:
             raise SetupError(f"method.top={self.top}: a share of the units above 0 and up to 1, or null for all")
         if not 0 <= self.damp_alpha < 1:
-            raise SetupError(f"method.damp_alpha={self.damp_alpha}: a factor from 0 on and below 1")
+            raise SetupError(f"method.damp_alpha={self.damp_alpha}: expected a factor of at least 0 and below 1")
         if not CHANCE <= self.min_auroc < 1:
-            raise SetupError(f"method.min_auroc={self.min_auroc}: from {CHANCE}, which is chance, on and below 1")
+            raise SetupError(
+                f"method.min_auroc={self.min_auroc}: expected at least {CHANCE}, which is chance, and below 1"
+            )
         if self.skip_first < 0:
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
         for layer in range(len(layout.blocks(model))):

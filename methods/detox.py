@@ -92,7 +92,7 @@ class DeTox(Method):
         layout.layer_range(model, self.layer_start, self.layer_stop, "method.layer")
         width = layout.width(model)
         if not 1 <= self.rank < width:
-            raise SetupError(f"method.rank={self.rank} is outside 1 to {width - 1}, the model's width less the mean's")
+            raise SetupError(f"method.rank={self.rank} is outside 1 to {width - 1}, one less than the model's width")
         allowed = {"text": ReadText, "read": ReadPositions, "pairing": Pairing, "subspace": SubspaceKind}
         for option, values in allowed.items():
             if getattr(self, option) not in get_args(values):

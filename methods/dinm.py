@@ -164,7 +164,7 @@ class DINM(Method):
         distances = stream_distances(model, desired, undesired).clone()  # (L,)
         if not distances.any():
             raise SetupError(
-                "dinm: desired and undesired texts lie in the same place at every block; give pairs whose texts "
+                "dinm: desired and undesired texts have the same features at every block; give pairs whose texts "
                 "differ, or name the block: method.layer=0.9"
             )
         return int(distances.argmax()), {"distances": distances}

@@ -85,7 +85,9 @@ def _kind(file: Path) -> Format:
     if file.suffix == ".safetensors":
         return "safetensors"
     if file.suffix not in (".pt", ".pth"):
-        raise SetupError(f"method.path={file}: set method.format; by their ends .gguf, .safetensors and .pt are known")
+        raise SetupError(
+            f"method.path={file}: set method.format; only the endings .gguf, .safetensors and .pt are known"
+        )
     if isinstance(_unpickled(file), Mapping):
         return "lm_eval"
     if file.name == "direction.pt":
@@ -93,7 +95,7 @@ def _kind(file: Path) -> Format:
     if re.match(r"vec_layer_\d+_", file.name):
         return "caa"
     raise SetupError(
-        f"method.path={file}: a bare tensor says nothing of where it was read; set method.format=caa (output of a "
+        f"method.path={file}: a bare tensor does not say where it was read; set method.format=caa (output of a "
         "block, added after the prompt) or method.format=refusal_direction (input of a block)"
     )
 
@@ -113,11 +115,9 @@ def _unpickled(file: Path) -> Any:
 
 def _vector(file: Path, value: Any, where: str) -> Tensor:
     if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise SetupError(
-            f"{file}: what stands at {where} is a {type(value).__name__}, and a vector of floats is wanted"
-        )
+        raise SetupError(f"{file}: the value at {where} is a {type(value).__name__}; expected a vector of floats")
     if value.layout != torch.strided or value.is_meta:
-        raise SetupError(f"{file}: what stands at {where} is sparse, or has no numbers; save a dense tensor")
+        raise SetupError(f"{file}: the value at {where} is sparse, or has no numbers; save a dense tensor")
     return value.detach().float().reshape(-1) if value.dim() == 2 and 1 in value.shape else value.detach().float()
 
 
@@ -167,7 +167,7 @@ def _refusal_direction(file: Path, told: Told, model: PreTrainedModel) -> Conten
     operation = told.operation
     if operation is None:
         raise SetupError(
-            f"{file}: the authors take this vector out of the stream, or add it; set method.operation=ablate or "
+            f"{file}: the authors either remove this vector from the stream or add it; set method.operation=ablate or "
             "method.operation=add (a negative strength adds what is left out)"
         )
     if operation == "clamp":
@@ -187,7 +187,7 @@ def _safetensors(file: Path, told: Told, model: PreTrainedModel) -> Content:
     operation = _agreed(file, "operation", told.operation, None, needed=True)
     if operation == "clamp" or (operation == "ablate" and len(tensors) > 1):
         raise SetupError(
-            f"{file}: method.operation={operation} cannot be done with {len(tensors)} vectors alone; set add"
+            f"{file}: method.operation={operation} needs one vector, and the file has {len(tensors)}; set add"
         )
     found = []
     for name, tensor in tensors.items():
@@ -224,9 +224,9 @@ def _lm_eval(file: Path, told: Told, model: PreTrainedModel) -> Content:
             raise SetupError(f"{file}: {name} has the action {operation!r}; known are add and clamp")
         if entry.get("head_index") is not None or (operation == "add" and bias is not None):
             what = "a bias with the action add" if entry.get("head_index") is None else "head_index"
-            raise SetupError(f"{file}: {name} has {what}, which is not taken here; make the file without it")
+            raise SetupError(f"{file}: {name} has {what}, which is not supported; make the file without it")
         if type(coefficient) not in (int, float) or not abs(coefficient) <= sys.float_info.max:
-            raise SetupError(f"{file}: {name} has the coefficient {coefficient!r}; a finite number is wanted")
+            raise SetupError(f"{file}: {name} has the coefficient {coefficient!r}; expected a finite number")
         _agreed(file, "operation", told.operation, operation)
         offset = torch.zeros_like(vector) if bias is None else _vector(file, bias, f"{name}, bias")
         found.append(Vector(name, "output", operation, vector, float(coefficient), offset))
@@ -255,7 +255,8 @@ def _check_outputs(file: Path, names: Sequence[str], model: PreTrainedModel) -> 
         if widths.get(name) != layout.width(model):
             gives = f"writes a width of {widths[name]}" if name in widths else "does not run by itself"
             raise SetupError(
-                f"{file}: the module {name} {gives}, and a vector is added to what is {layout.width(model)} wide; name "
+                f"{file}: the module {name} {gives}, and a vector can only be added to an output of width "
+                f"{layout.width(model)}; name "
                 "a block, its attention or its MLP"
             )
 
@@ -279,7 +280,7 @@ def _gguf(file: Path, told: Told, model: PreTrainedModel) -> Content:
         raise wrong(f"it is of a model of {held} blocks, and this one has {depth}")
     for key, wanted in OUR_METADATA.items():
         if (held := facts.get(f"{OWN}.{key}", wanted)) != wanted:
-            raise SetupError(f"{file}: its {OWN}.{key} is {held!r}, and known is {wanted!r}")
+            raise SetupError(f"{file}: its {OWN}.{key} is {held!r}, and only {wanted!r} is known")
     _agreed(file, "hook", told.hook, "output")
     _agreed(file, "operation", told.operation, "add")
     found: dict[int, Vector] = {}
@@ -287,13 +288,13 @@ def _gguf(file: Path, told: Told, model: PreTrainedModel) -> Content:
         numbered = re.fullmatch(r"direction\.(\d+)", name)
         if numbered is None or kind != "F32" or data.dim() != 1:
             raise SetupError(
-                f"{file}: {name} is a {kind} of the shape {tuple(data.shape)}; wanted is direction.N of F32"
+                f"{file}: {name} is a {kind} of the shape {tuple(data.shape)}; expected direction.N of type F32"
             )
         number = int(numbered[1])
         if number == 0:
             raise SetupError(f"{file}: direction.0, which llama.cpp refuses: a control vector begins at block 1")
         if number in found:
-            raise SetupError(f"{file}: {name} is there twice; llama.cpp adds both, which may not be meant")
+            raise SetupError(f"{file}: {name} occurs twice; llama.cpp would add both, which may not be intended")
         found[number] = Vector(_block(model, number, file), "output", "add", data, 1.0, torch.zeros_like(data))
     count = facts.get(f"{ARCHITECTURE}.layer_count")
     if count is not None and count != len(found):

@@ -77,7 +77,7 @@ class Imported(Method):
             if value not in (*get_args(values), *((None,) if key != "format" else ())):
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(get_args(values))}")
         if self.layer is not None and type(self.layer) is not int:
-            raise SetupError(f"method.layer={self.layer!r}: the number of a block, from 0, or null")
+            raise SetupError(f"method.layer={self.layer!r}: expected the number of a block, counted from 0, or null")
         self._read(model)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:

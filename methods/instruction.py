@@ -64,7 +64,7 @@ class Instruction(Method):
         vectors.check_choice("operation", self.operation, get_args(Operation))
         vectors.check_choice("scope", self.scope, get_args(InstructionScope))
         if not self.instruction.strip():
-            raise SetupError("method.instruction is empty; write what the prompts are to be preceded by")
+            raise SetupError("method.instruction is empty; write the text that is put before the prompts")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
         """1 with `add`, whose strength is in mean residual norms; None with `clamp`, which adds no one vector."""
@@ -132,7 +132,7 @@ class Instruction(Method):
                 if self.chat or excess >= len(other.tokens) - other.special:
                     raise SetupError(
                         f"instruction: prompt {i + 1} has {len(one.tokens)} tokens with the instruction, and the model "
-                        f"reads {limit}; shorten the one or the other"
+                        f"reads {limit}; shorten the prompt or the instruction"
                     )
                 cut += 1
                 whole[i], plain[i] = _without(one, one.prompt, excess), _without(other, other.special, excess)

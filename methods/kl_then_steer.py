@@ -102,8 +102,8 @@ class KLThenSteer(AdapterMethod):
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(get_args(allowed))}")
         if not 0 < self.share <= 1 or not 0 < self.coefficient < float("inf"):
             raise SetupError(
-                f"method.share={self.share}, method.coefficient={self.coefficient}: a share above 0 and at most 1, "
-                "and a number above 0"
+                f"method.share={self.share}, method.coefficient={self.coefficient}: expected a share above 0 and at "
+                "most 1, and a number above 0"
             )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:

@@ -108,7 +108,9 @@ def _declared(model: PreTrainedModel, given: Mapping[str, Any]) -> Layout:
     name = given["blocks"] if "blocks" in given else layout_search.block_list(model)
     listed = _submodule(model, "blocks", name)
     if not isinstance(listed, nn.ModuleList):
-        raise SetupError(f"model.layout.blocks={name}: a {type(listed).__name__}, and a ModuleList of blocks is wanted")
+        raise SetupError(
+            f"model.layout.blocks={name}: this is a {type(listed).__name__}; expected a ModuleList of blocks"
+        )
     if "norm" in given:
         _submodule(model, "norm", given["norm"])
     norm = given.get("norm", layout_search.final_norm(model, name))

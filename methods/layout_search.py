@@ -259,7 +259,8 @@ def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, i
     key_heads, rest = divmod(outputs - inputs, 2 * size)
     if layout.fused is None or rest or key_heads < 1 or heads % key_heads:
         raise SetupError(
-            f"{model.config.model_type}: how q, k and v lie in the one matrix {layout.q[0]} ({outputs} rows) is not "
+            f"{model.config.model_type}: the order of q, k and v in the one matrix {layout.q[0]} ({outputs} rows) "
+            "is not "
             "known; set model.layout={fused: stacked} (all of q, then k, then v) or {fused: groups} (by key heads)"
         )
     number = torch.arange(outputs)

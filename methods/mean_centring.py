@@ -70,7 +70,7 @@ class MeanCentring(Method):
         if self.skip_first < 0:
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
         if self.max_tokens < 1:
-            raise SetupError(f"method.max_tokens={self.max_tokens}: a text keeps at least 1 token")
+            raise SetupError(f"method.max_tokens={self.max_tokens}: a text needs at least 1 token")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
         """Length of the vector, over the mean length of the stream at its block."""

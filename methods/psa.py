@@ -83,7 +83,7 @@ class PSA(Method):
         vectors.check_choice("mechanism", self.mechanism, get_args(Mechanism))
         vectors.check_choice("scope", self.scope, get_args(PSAScope))
         if not 0 < self.clip < math.inf:
-            raise SetupError(f"method.clip={self.clip}: a number of mean residual norms above 0")
+            raise SetupError(f"method.clip={self.clip}: expected a number above 0, in mean residual norms")
         if (self.sigma is None) == (self.epsilon is None):
             raise SetupError(
                 f"method.sigma={self.sigma} and method.epsilon={self.epsilon}: give one of them, and null for the other"
@@ -154,7 +154,7 @@ class PSA(Method):
         if each >= 1:
             raise SetupError(
                 f"method.epsilon={self.epsilon} is {each:.3g} at each of {blocks} blocks, and the classical bound is "
-                "proved below 1 alone; set method.mechanism=analytic, a smaller epsilon, or more blocks"
+                "proved only below 1; set method.mechanism=analytic, a smaller epsilon, or more blocks"
             )
         return classical(delta, count) / each, delta
 

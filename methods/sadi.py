@@ -79,7 +79,7 @@ class SADI(Method):
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
         if not (0 < self.top < 1 or (self.top >= 1 and float(self.top).is_integer())):
             raise SetupError(
-                f"method.top={self.top}: a whole number of elements from 1 on, or a share of them in (0, 1)"
+                f"method.top={self.top}: expected a number of elements of at least 1, or a share of them in (0, 1)"
             )
         if self.frozen and self.scope != "last":
             raise SetupError(
@@ -114,7 +114,7 @@ class SADI(Method):
         chosen = order[difference[order] > directions.SAME * scale[order]]  # (K,)
         if not len(chosen):
             raise SetupError(
-                f"sadi: the mean of none of {len(difference)} {self.element} is larger in desired than in undesired "
+                f"sadi: none of {len(difference)} {self.element} has a larger mean in desired than in undesired "
                 f"texts; give pairs whose texts differ where method.read={self.read} looks"
             )
         return {

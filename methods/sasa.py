@@ -73,7 +73,7 @@ class SASA(Method):
         if not 0 < self.top_p <= 1 or type(self.max_candidates) is not int or self.max_candidates < 2:
             raise SetupError(
                 f"method.top_p={self.top_p}, method.max_candidates={self.max_candidates}: a probability above 0 and at "
-                "most 1, and at least 2 tokens, of which one can be preferred"
+                "most 1, and at least 2 tokens to choose between"
             )
         if self.margin not in get_args(Margin):
             raise SetupError(f"method.margin={self.margin!r}: allowed are {', '.join(get_args(Margin))}")
@@ -146,7 +146,8 @@ def fisher(desired: Tensor, undesired: Tensor, eigenvalue: float) -> Probe:
     kept = values > eigenvalue
     if not kept.any():
         raise SetupError(
-            f"sasa: the final states of the texts of a side do not vary (no eigenvalue above {eigenvalue:g}); give "
+            "sasa: the final states of the desired or of the undesired texts do not vary (no eigenvalue above "
+            f"{eigenvalue:g}); give "
             "more pairs, whose texts differ"
         )
     difference = means[0] - means[1]

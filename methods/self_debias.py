@@ -59,7 +59,9 @@ class SelfDebias(Method):
         """Raises SetupError for a template without its place, for nothing unwanted, and for an impossible epsilon."""
         del model
         if self.template.count("{}") != 1:
-            raise SetupError(f"method.template={self.template!r}: write {{}} once, where what is unwanted goes")
+            raise SetupError(
+                f"method.template={self.template!r}: write {{}} once, in the place of the unwanted attribute"
+            )
         if isinstance(self.unwanted, str) or not self.unwanted or not all(one.strip() for one in self.unwanted):
             raise SetupError("method.unwanted: a list of one or more descriptions, none of them empty")
         if not 0 < self.epsilon <= 1:

@@ -138,7 +138,8 @@ def _matrix_module(model: PreTrainedModel, layer: int, part: Part) -> nn.Module:
     there = [name for name in names if "*" not in name and _is_linear(block, name)]
     if len(there) != 1 or len(layout.stream_rows(model, layer, "o" if part == "attention" else "down").parts) != 1:
         raise SetupError(
-            f"{model.config.model_type}: the {part} of block {layer} writes by several matrices ({', '.join(names)}), "
+            f"{model.config.model_type}: the {part} of block {layer} writes through several matrices "
+            f"({', '.join(names)}), "
             "one for each expert; choose another method, or another part of the block"
         )
     return block.get_submodule(there[0])
@@ -155,7 +156,7 @@ def _names(model: PreTrainedModel, part: Part) -> Names:
     names = layout.of(model).o if part == "attention" else layout.of(model).value
     if not names:
         raise SetupError(
-            f"{model.config.model_type}: the matrix by which {part} writes was not found; name it: "
+            f"{model.config.model_type}: the matrix through which {part} writes was not found; name it: "
             f"model.layout={{{'o' if part == 'attention' else 'value'}: NAME}}"
         )
     return names

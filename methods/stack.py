@@ -64,7 +64,8 @@ class Stack(Method):
         """Raises SetupError unless there are parts, each with a strength, and each suits the model."""
         if not self.parts or set(self.parts) != set(self.at):
             raise SetupError(
-                f"method.parts names {list(self.parts)} and method.at {list(self.at)}; give every part a strength"
+                f"method.parts names {list(self.parts)} and method.at {list(self.at)}; give every part a strength "
+                "in method.at"
             )
         for part in self.parts.values():
             part.check(model)

@@ -110,7 +110,8 @@ def encode_pairs(
             if one.tokens == other.tokens and whole[0].tokens != whole[1].tokens:
                 raise SetupError(
                     f"pair {number}: its texts have {len(whole[0].tokens)} and {len(whole[1].tokens)} tokens, and cut "
-                    f"to {limit} they are the same: what differs would be cut off. Shorten the texts, or raise "
+                    f"to {limit} they are the same: the part that differs would be cut off. Shorten the texts, or "
+                    "raise "
                     "method.max_tokens where the method has it"
                 )
         desired.append(one)

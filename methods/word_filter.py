@@ -162,7 +162,7 @@ def read(path: str) -> set[str]:
     if wrong or not words:
         raise SetupError(
             f"method.words={path}: "
-            + (f"line {wrong[0]} is not one word of letters, digits and _" if wrong else "there is no word in it")
+            + (f"line {wrong[0]} is not one word of letters, digits and _" if wrong else "it holds no word")
             + "; write one word in each line"
         )
     return set(words.values())

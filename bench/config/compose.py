@@ -107,12 +107,12 @@ def _is_added(one: Override) -> bool:
 
 
 def _chooses(one: Override, available: Mapping[str, Sequence[str]]) -> bool:
-    """Whether an override is Hydra's to read, as a choice is; what only sets a value is not."""
+    """Whether Hydra has to read an override, such as a choice; one that only sets a value it need not read."""
     return one.key_or_group in available or one.package is not None or one.is_sweep_override()
 
 
 def _set(cfg: DictConfig, one: Override) -> None:
-    """Set a value as Hydra does one with `++`: what may be set is compared with the YAML files afterwards."""
+    """Set a value as Hydra does with `++`; whether it may be set is checked against the YAML files afterwards."""
     try:
         OmegaConf.update(cfg, one.key_or_group, one.value(), merge=True, force_add=True)
     except OmegaConfBaseException as error:
@@ -122,7 +122,7 @@ def _set(cfg: DictConfig, one: Override) -> None:
 
 
 def _composed(own: Sequence[str], named: tuple[str, ...]) -> tuple[DictConfig, dict[str, Any]]:
-    """What Hydra makes of choices, and the choice of each group. Raises SetupError in our words.
+    """The config that Hydra composes from choices, and the choice of each group. Raises SetupError with our message.
 
     It takes a tenth of a second, and cells of a sweep often differ in values alone: the same choices of the same files
     are composed once, and copied.
@@ -141,7 +141,7 @@ SLIPS = (AssertionError, ValueError, TypeError, AttributeError, RecursionError)
 def _composed_once(
     own: tuple[str, ...], named: tuple[str, ...], stamps: tuple[tuple[str, int, int], ...]
 ) -> tuple[DictConfig, dict[str, Any]]:
-    """stamps: of the YAML files, which may be edited while a notebook is open."""
+    """stamps: the times of the YAML files, which may be edited while a notebook is open."""
     del stamps
     GlobalHydra.instance().clear()
     try:
@@ -262,9 +262,9 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
         if not unknown and (not given or (isinstance(value, list) and not listed)):
             names = ",".join(map(str, given or allowed[:1]))
             wanted = (
-                f"a list is wanted, {key}=[{names}]"
+                f"expected a list, {key}=[{names}]"
                 if listed
-                else f"one choice is wanted, {key}={names.partition(',')[0]}"
+                else f"expected one choice, {key}={names.partition(',')[0]}"
             )
             yield f"{line}: {wanted}. Allowed: {', '.join(allowed)}"
 

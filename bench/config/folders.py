@@ -16,7 +16,7 @@ NAMED = "hydra.searchpath"
 """The override by which a command line names folders of YAML files; the config keeps them under FOLDERS."""
 FOLDERS = "searchpath"
 LAUNCHER = "launcher"
-"""The folder of presets for launchers, which are no part of a cell (`bench.config.launch_arguments`)."""
+"""The folder of presets for launchers, which are not part of a cell (`bench.config.launch_arguments`)."""
 SPECIAL = re.compile(r"_\w+_")
 """Keys of the kind that Hydra gives a meaning of its own, of which only `_target_` is known here."""
 

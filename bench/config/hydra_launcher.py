@@ -148,7 +148,7 @@ def _no_callbacks() -> Any:
 
 
 def _made(cfg: DictConfig, context: HydraContext, task: Callable[[DictConfig], Any]) -> Launcher:
-    """The launcher of a config. Hydra itself makes those alone that are in the package hydra_plugins."""
+    """The launcher of a config. Hydra itself only makes launchers that are in the package hydra_plugins."""
     if cfg.hydra.launcher._target_ != RAY_TASKS["_target_"]:
         return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
     own = {str(key): value for key, value in cfg.hydra.launcher.items() if key != "_target_"}
@@ -158,7 +158,7 @@ def _made(cfg: DictConfig, context: HydraContext, task: Callable[[DictConfig], A
 
 
 def _settling(name: str) -> Callable[[], None]:
-    """What waits for the jobs that go on after one was lost; of Slurm alone is known which those are."""
+    """A context that waits for the jobs that go on after one was lost; only for Slurm is it known which those are."""
     if name != "submitit_slurm":
         return lambda: None
     from bench.config import slurm_jobs
@@ -173,7 +173,7 @@ def _kind(cfg: DictConfig) -> str:
 
 
 def _told(name: str, error: Exception) -> SetupError:
-    """Why there is no such launcher."""
+    """The message that says why a launcher cannot be made."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     if name in (*OF_HYDRA, "slurm") and "Could not find" in first:
         return SetupError(f"launcher {name} is not installed; run: pip install 'steerbench[launchers]'")

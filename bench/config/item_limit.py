@@ -1,4 +1,4 @@
-"""`limit=N`: every suite asks at most N items, for a try of a command that takes long.
+"""`limit=N`: every suite asks at most N items, to try out a command that takes long.
 
 The options by which suites count their items are set to N where they are larger. So the results have ids of their own,
 as with any other number of items, and are never taken for those of the whole suite; records and tables say it too.
@@ -64,7 +64,7 @@ def _larger(node: DictConfig, most: int) -> Iterator[tuple[str, tuple[Any, Any]]
 
 
 def _least(value: Any, most: int) -> Any:
-    """At most so many; null is all. What is no number stays."""
+    """The smaller of both numbers; null means all. A value that is not a number stays."""
     return most if value is None or (type(value) is int and value > most) else value
 
 

@@ -17,19 +17,19 @@ UNRESOLVED = (OmegaConfBaseException, RecursionError, ValueError, TypeError, Att
 
 
 class Node:
-    """Hint of a mapping that is built from the class it names by `_target_`."""
+    """The type hint of a mapping whose `_target_` names the class that is built from it."""
 
 
 class Nodes:
-    """Hint of the mapping of the suites or scorers in use, each a Node; groups of conf/ say which names there are."""
+    """The type hint of the mapping of the suites or scorers in use, each a Node; their names are those in conf/."""
 
 
 class ByField:
-    """Hint of a mapping of Nodes by fields of `methods.base.FitData`."""
+    """The type hint of a mapping from fields of `methods.base.FitData` to Nodes."""
 
 
 class ByPart:
-    """Hint of a mapping of ByFields by the names of a method's parts, which are the user's."""
+    """The type hint of a mapping from the names of a method's parts, which the user chooses, to ByFields."""
 
 
 ENTRIES: dict[Any, Any] = {Nodes: Node, ByField: Node, ByPart: ByField}

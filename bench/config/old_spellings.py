@@ -78,7 +78,7 @@ def _halves(argument: str) -> tuple[str, str]:
 
 
 def _shorter(old: str, new: str) -> str:
-    """What changed, without the value where it is as it was."""
+    """The change from old to new, without the value if that stays."""
     (key, value), (named, now) = _halves(old), _halves(new)
     return f"{key} is now {named}" if value == now and key != "data" else f"{key}={value} is now {named}={now}"
 
@@ -152,7 +152,7 @@ def _copy(conf: Path, files: tuple[tuple[Path, str], ...]) -> Path:
 
 
 def _file(path: Path, group: str, text: str) -> str:
-    """The text of a YAML file with today's names; as it is where there is no old one in it."""
+    """The text of a YAML file with today's names; unchanged if it has no old name."""
     try:
         loaded = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, ValueError):  # told by whoever reads it
@@ -220,7 +220,7 @@ def _settings(settings: dict[Any, Any], group: str, whole: bool, path: Path) -> 
 
 
 def _tuning(settings: dict[Any, Any]) -> dict[Any, Any]:
-    """Options of tuning, those of old where they are now."""
+    """The options of tuning, old ones moved to where they are now."""
     today: dict[Any, Any] = {}
     for name, value in settings.items():
         *above, last = TUNING.get(name, name).split(".") if not isinstance(value, dict) else [name]

@@ -17,7 +17,7 @@ from omegaconf import DictConfig, open_dict
 
 
 class RayLauncher(Launcher):
-    """Each job is a task with so many CPUs and GPUs.
+    """A launcher that makes each job a task with this number of CPUs and GPUs.
 
     address: of a running cluster, which shares the folder of results; None: Ray is started on this machine.
     """
@@ -26,7 +26,7 @@ class RayLauncher(Launcher):
         self.address, self.needs = address, {"num_cpus": num_cpus, "num_gpus": num_gpus}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """What Hydra gives a launcher before the first jobs."""
+        """Take what Hydra gives a launcher before the first jobs."""
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -48,7 +48,7 @@ class RayLauncher(Launcher):
 def _run(
     context: HydraContext, task: TaskFunction, config: DictConfig, overrides: list[str], number: int, state: Any
 ) -> JobReturn:
-    """One job, in a process of Ray's."""
+    """Run one job in a process of Ray's."""
     setup_globals()
     Singleton.set_state(state)
     own = context.config_loader.load_sweep_config(config, overrides)

@@ -1,4 +1,4 @@
-"""What has become of Slurm's jobs, on a cluster that keeps no accounts as well.
+"""Finds out what has become of Slurm's jobs, also on a cluster that keeps no accounting.
 
 submitit asks `sacct` alone, and waits for ever for a job that was lost where that command has nothing to say.
 """
@@ -17,7 +17,7 @@ QUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T")
 
 
 class Watcher(SlurmInfoWatcher):
-    """Asks `sacct`, and `squeue` where there is no such account."""
+    """Asks `sacct`, and `squeue` if the cluster keeps no accounting."""
 
     def update(self) -> None:
         """Ask for all jobs that are watched."""
@@ -33,7 +33,7 @@ class Watcher(SlurmInfoWatcher):
         self._finished |= {one for one in self._registered if self.is_done(one, mode="cache")}
 
     def wait(self) -> None:
-        """Come back when no job runs or waits any more."""
+        """Return when no job runs or waits any more."""
         while not all(self.is_done(one) for one in self._registered - self._finished):
             time.sleep(1.0)
 

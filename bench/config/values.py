@@ -1,4 +1,4 @@
-"""Whether a value of a config is what a type hint allows, and in words what is allowed.
+"""Checks whether a config's value is what a type hint allows, and says in words what is allowed.
 
 The hints are those of the classes that are built, and of the tables in bench/run/validate.py for what has no class.
 """

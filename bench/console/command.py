@@ -1,4 +1,4 @@
-"""What all commands share: parsers, and errors and Ctrl-C that become a message and an exit code, not a traceback."""
+"""What all commands share: parsers; errors and Ctrl-C become a message and an exit code, without a traceback."""
 
 import argparse
 import atexit
@@ -101,7 +101,7 @@ def called(name: str) -> str:
 def run(
     work: Callable[..., int | None], *arguments: Any, stopped: str | Callable[[], str] = "nothing was written"
 ) -> int:
-    """The exit code: that of work(*arguments), 0 for none.
+    """Run work(*arguments) and return its exit code, 0 if it returns None.
 
     2: the user must fix something, be it a setting, a file or a full disk. 1: something called `sys.exit`. 130, 143:
     stopped by Ctrl-C, by SIGTERM (`bench.console.stopping`). stopped: what that means for what was computed so far.
@@ -168,12 +168,12 @@ def complain(message: str) -> None:
 
 
 def of_system(error: OSError) -> str:
-    """What the system refused, on which file, and the next step."""
+    """A message that says what the system refused, on which file, and the next step."""
     return (f"{error.filename}: " if error.filename else "") + refused(error)
 
 
 def refused(error: OSError) -> str:
-    """Why the system refused something, and the next step."""
+    """A message that says why the system refused something, and the next step."""
     step = NEXT_STEP.get(error.errno or 0, "look whether the file can be read and written")
     return f"{error.strerror or error}; {step}, and run the same command again"
 

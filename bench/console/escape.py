@@ -145,7 +145,7 @@ def csv(frame: "pd.DataFrame") -> str:
 
 
 def read_csv(path: Path) -> "pd.DataFrame":
-    """A table that `csv` wrote, with every name as it was; what is empty is missing, and nothing else."""
+    """Read a table that `csv` wrote, with the original names; only empty cells become missing values."""
     import pandas as pd
 
     frame = pd.read_csv(path, dtype=dict.fromkeys(NAMES, str), keep_default_na=False, na_values=[""])

@@ -19,7 +19,7 @@ TIMED_SECONDS = 2.0
 
 
 class Kind:
-    """One kind of work: the tokens that are left, and how many seconds those took that are done.
+    """One kind of work: the tokens that are left, and the seconds that the finished ones took.
 
     all_done, all_seconds: the same of all its stages alike, for an estimate of another day (`bench.run.speeds`).
     """
@@ -139,7 +139,7 @@ class Bar:
         self.charged = now
 
     def _shrink(self, tokens: float) -> None:
-        """There is less to do than was planned: an earlier run has kept it."""
+        """Lower the planned work, since an earlier run has kept a part of it."""
         total = self.progress.tasks[self.task].total or 1
         self.progress.update(self.task, total=max(total - tokens, 1))
 

@@ -19,7 +19,7 @@ GRACE_SECONDS = 7.0
 
 
 class Stopped(KeyboardInterrupt):
-    """The process was told to end. number: of the signal."""
+    """Raised when a signal has told the process to end. number: the signal's."""
 
     def __init__(self, number: int) -> None:
         super().__init__(name_of(number))
@@ -33,7 +33,7 @@ _ran: list[bool] = []
 
 
 def asked() -> int | None:
-    """The signal that has come, also where some library has made another error of what it raised."""
+    """The signal that has come, even if a library has replaced the exception that it raised."""
     return _asked[0] if _asked else None
 
 

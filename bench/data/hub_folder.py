@@ -161,7 +161,7 @@ def named(file: Path, folder: Path) -> Path:
 
 
 def _header(folder: Path) -> dict[str, Any]:
-    """What README.md says between its lines of dashes; empty without README.md or without such lines.
+    """The header of README.md, between its lines of dashes; empty without README.md or without such lines.
 
     Raises SetupError for a header that is broken: another source in its place would be a surprise.
     """
@@ -177,7 +177,7 @@ def _header(folder: Path) -> dict[str, Any]:
         found = re.match(r"\s*---[ \t]*\n(.*?)^---[ \t]*$", readme.read_text(encoding="utf-8-sig"), re.DOTALL | re.M)
         header = yaml.safe_load(found[1]) if found else {}
     if not isinstance(header or {}, dict):
-        raise SetupError(f"{readme}: its header is no list of names and values; write it as the hub does")
+        raise SetupError(f"{readme}: its header is not a list of names and values; write it as the hub does")
     return header or {}
 
 
@@ -220,9 +220,9 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
             raise SetupError(f"{readme}: an entry of its `configs:` has no config_name; write it as the hub does")
         name = config["config_name"]
         if not isinstance(name, str | int) or isinstance(name, bool):
-            raise SetupError(f"{readme}: config_name {name!r} is not a text; write it in quotes")
+            raise SetupError(f"{readme}: config_name {name!r} is not a string; write it in quotes")
         if not isinstance(config.get("data_dir", ""), str):
-            raise SetupError(f"{readme}: data_dir of config {name} is not a text; write it as the hub does")
+            raise SetupError(f"{readme}: data_dir of config {name} is not a string; write it as the hub does")
     return [{**config, "config_name": str(config["config_name"])} for config in configs]
 
 
@@ -328,7 +328,7 @@ def _detected(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
         folders = sorted({str(file.parent.relative_to(place)) for file in files})
         if len(folders) > 1:
             raise SetupError(
-                f"{place}: files of split {split} lie in several folders ({', '.join(folders[:5])}), which may be "
+                f"{place}: files of split {split} are in several folders ({', '.join(folders[:5])}), which may be "
                 f"several configs. {HEADER}"
             )
         _all_shards(files)

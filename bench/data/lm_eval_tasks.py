@@ -1,4 +1,4 @@
-"""lm-eval's task definitions over our sources: which documents there are, what is asked of them, what they say.
+"""lm-eval's task definitions over our sources: the documents, how they are asked, and what an answer scores.
 
 The definitions (prompt, choices, metrics) are lm-eval's; only where the data comes from is overridden.
 """
@@ -258,7 +258,7 @@ def _problem(task: Any, document: dict[str, Any]) -> str | None:
         return None
     choices, gold = task.doc_to_choice(document), _gold(task, document)
     if not all(isinstance(one, str) for one in choices):
-        return f"its choices are {choices!r}, and texts are wanted"
+        return f"its choices are {choices!r}; expected texts"
     for one in gold:
         if isinstance(one, str) and one not in choices:
             return f"its right answer is {one!r}, which is none of {choices!r}"
@@ -296,7 +296,7 @@ class Examples:
         return self._build(doc, *rest, **settings)
 
     def sample(self, n: int, eval_doc: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:
-        """At most n solved examples for the question that lm-eval is wording. Raises SetupError where n cannot be had.
+        """At most n solved examples for the question that lm-eval is wording. Raises SetupError if there are fewer.
 
         eval_doc: given by lm-eval where it knows that the asked document may be among them.
         """
@@ -353,7 +353,7 @@ def _question(task: Any, document: dict[str, Any]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """The same value with every text in it in Unicode's NFKC, without characters of no width, its blanks single."""
+    """The same value with every text in Unicode's NFKC, without zero-width characters and with single blanks."""
     if isinstance(value, str):
         seen = "".join(letter for letter in value if unicodedata.category(letter) != "Cf")
         return " ".join(unicodedata.normalize("NFKC", seen).split())
@@ -363,7 +363,7 @@ def _plain(value: Any) -> Any:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two columns say the same but for case and what `_plain` evens out."""
+    """Whether two columns have the same text, except for case and what `_plain` removes."""
     first, second = (_plain(text.casefold()) if isinstance(text, str) else _plain(text) for text in (one, other))
     return bool(first == second)
 
@@ -478,6 +478,6 @@ def chance(loaded: Any, scores: pd.DataFrame) -> float | None:
 
 
 def higher_is_better(loaded: Any, name: str) -> bool:
-    """Which way a metric, named as in `task_items`, is better."""
+    """Whether a higher value of a metric, named as in `task_items`, is better."""
     known = {FIELD_NAMES.get(key, key): value for key, value in loaded.higher_is_better().items()}
     return bool(known.get(name.split(".")[1], True))

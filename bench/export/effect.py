@@ -167,14 +167,14 @@ def _beyond(
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Equal up to a few roundings of the longest entries."""
+    """Whether two tensors are equal up to a few roundings of the largest entries."""
     return bool((one - other).abs().max() <= 8 * torch.finfo(one.dtype).eps * one.abs().max())
 
 
 def _explains(
     lm: LM, method: Method, artefact: Artefact, strength: float, effect: Effect, texts: Sequence[Text]
 ) -> bool:
-    """The measured weights and vectors alone give the steered model's logits."""
+    """Whether the measured weights and vectors suffice to give the steered model's logits."""
     blocks = layout.blocks(lm.model)
     hooks = [Hook(blocks[layer], "output", adding(vector, "all")) for layer, vector in effect.vectors.items()]
     with lm.steered(method, artefact, strength) as steered:
@@ -209,7 +209,7 @@ def largest_difference(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float
 
 
 def tolerance(wanted: Sequence[Tensor]) -> float:
-    """How far rounding alone may move logits: 256 roundings, or a twentieth in low precision, of the largest."""
+    """How far rounding may move logits: 256 roundings of the largest one, or in low precision a twentieth of it."""
     return min(256 * torch.finfo(wanted[0].dtype).eps, 0.05) * max(float(one.abs().max()) for one in wanted)
 
 

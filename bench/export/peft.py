@@ -46,7 +46,7 @@ def write(folder: Path, steered: Steered) -> float:
     strange = [name for name in targets if not isinstance(modules.get(name), nn.Linear | Conv1D)]
     if strange:
         raise SetupError(
-            f"a LoRA adapter holds changes of linear layers alone, and {steered.method.name} also changes "
+            f"a LoRA adapter holds only changes of linear layers, and {steered.method.name} also changes "
             f"{len(strange)} other parameters (the first is {strange[0]}); use format=checkpoint"
         )
     found = {name: _change(name, modules[name], new, steered.method.name) for name, new in targets.items()}
@@ -94,7 +94,7 @@ def _change(name: str, module: nn.Module, new: Tensor, method: str) -> LowRank:
 
 
 def low_rank(before: Tensor, after: Tensor) -> LowRank:
-    """The change as a product of two matrices, by SVD in double precision; its rank is what stands above rounding.
+    """The change as a product of two matrices, by SVD in double precision; singular values below rounding are dropped.
 
     `after` was rounded to the weights' dtype, entry by entry: an error of at most eps |W| / 2 each. As independent
     noise that is a matrix whose largest singular value is about eps max|W| (sqrt m + sqrt n) / (2 sqrt 3); what lies

@@ -165,7 +165,7 @@ def sweep(*folders: Path) -> list[Path]:
 def _removed(path: Path) -> bool:
     """Remove it unless another process holds its lock; returns whether it was removed.
 
-    What is somebody else's stays, and so does everything where there are no locks.
+    What other processes hold stays, and so does everything on a file system without locks.
     """
     try:
         old = time.time() - path.stat().st_mtime > STALE_SECONDS

@@ -52,7 +52,7 @@ class RowsFile:
                 why += f" (from {Path.cwd()}{', and ~ is not expanded here' if self.path.startswith('~') else ''})"
             raise self._unreadable(why) from error
         if not rows:
-            raise SetupError(f"{self.path}: nothing in it; {self._expected()}")
+            raise SetupError(f"{self.path}: the file is empty; {self._expected()}")
         return rows
 
     def bad(self, number: int, what: str) -> SetupError:
@@ -91,7 +91,7 @@ class RowsFile:
                 while not line.endswith("\n") and (line := file.readline(LONGEST)):
                     size += _bytes(line)
                 raise self.bad(
-                    number, f"it has {size:,} bytes, at most {LONGEST:,} are read; one text a line is wanted"
+                    number, f"it has {size:,} bytes, at most {LONGEST:,} are read; write one text in each line"
                 )
             if "\0" in line or not line.isascii() and NO_UTF8.search(line):
                 raise self.bad(number, _no_text(line))
@@ -101,7 +101,7 @@ class RowsFile:
         try:
             row = json.loads(line, object_pairs_hook=_once_each, parse_constant=_no_number, parse_int=_whole)
         except json.JSONDecodeError as error:
-            raise self.bad(number, f"no JSON, at column {error.colno}: {_no_json(line, error)}") from error
+            raise self.bad(number, f"not JSON, at column {error.colno}: {_no_json(line, error)}") from error
         except ValueError as error:
             raise self.bad(number, str(error)) from error
         except RecursionError as error:
@@ -129,7 +129,7 @@ class RowsFile:
 
 
 def _bytes(line: str) -> int:
-    """Bytes of a line in its file, without its end."""
+    """The bytes of a line in its file, without the line break."""
     line = line.removesuffix("\n")
     return len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape"))
 
@@ -146,7 +146,7 @@ def _no_text(line: str) -> str:
 
 
 def _no_json(line: str, error: json.JSONDecodeError) -> str:
-    """Why a line is not JSON; of what cannot be seen, what it is."""
+    """The reason why a line is not JSON; an invisible character is named."""
     sign = line[error.pos : error.pos + 1]
     if sign == "\ufeff":
         return "a byte order mark inside the file, as where files were put together; remove it"
@@ -156,11 +156,11 @@ def _no_json(line: str, error: json.JSONDecodeError) -> str:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object. Raises ValueError for a key that is there twice."""
+    """A JSON object. Raises ValueError for a key that occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         ((twice, count),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"the key {_shown(twice)} is there {count} times in one object; leave one of them")
+        raise ValueError(f"the key {_shown(twice)} occurs {count} times in one object; keep one of them")
     return found
 
 
@@ -172,7 +172,9 @@ def _whole(digits: str) -> int:
     try:
         return int(digits)
     except ValueError as error:  # Python's limit
-        raise ValueError(f"a number of {len(digits)} digits, more than are read; write it as a text") from error
+        raise ValueError(
+            f"a number of {len(digits)} digits, which is too long to read; write it as a string"
+        ) from error
 
 
 def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:

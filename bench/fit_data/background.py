@@ -35,7 +35,7 @@ class WikiSentences(FitSource):
         return {"name": self.name, "version": self.version, "source": source, "count": self.count}
 
     def learnt(self) -> Learnt:
-        """The first sentences of the set, which a suite may not ask."""
+        """The first sentences of the set, which a suite must not ask."""
         return Learnt(wiki=self.count)
 
     def tokens(self) -> int:

@@ -59,7 +59,7 @@ class ABPairs(FitSource):
         return (self.limit or BEHAVIOURS[self.behaviour]) * PAIR_TOKENS
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
-        """The pairs, worded for this model. Raises SetupError for fewer than `limit`, and for answers that are none."""
+        """The pairs, worded for this model. Raises SetupError for fewer than `limit`, and for other answers."""
         self.check()
         rows = [dict(row) for row in self.sources.load(CAA, self.behaviour, SPLIT)]
         if self.limit is not None and len(rows) < self.limit:

@@ -268,7 +268,7 @@ class Mixture(FitSource):
         return {"name": self.name, "parts": parts, "seed": self.seed}
 
     def tokens(self) -> int:
-        """The tokens that making all parts takes together."""
+        """The sum of the tokens that it takes to make each part."""
         return sum(one.tokens() for one in self.parts.values())
 
     def size(self) -> int:

@@ -34,7 +34,7 @@ class Flipped(FitSource):
         return named(self.source) | {"flip": self.share, "flip_seed": self.seed}
 
     def check(self) -> None:
-        """Raises SetupError for a share that is none, and as the source."""
+        """Raises SetupError for a share outside 0 to 1, and as the source does."""
         if not 0 <= self.share <= 1:
             raise SetupError(f"pairs.flip={self.share}: a share of the pairs, from 0 to 1")
         self.source.check()
@@ -51,11 +51,11 @@ class Flipped(FitSource):
         return self.source.tokens()
 
     def learnt(self) -> Learnt:
-        """A suite may not ask what the source was made from, swapped or not."""
+        """What the source was made from, which a suite must not ask, swapped or not."""
         return self.source.learnt()
 
     def size(self) -> int:
-        """Swapped pairs are as long as the source's."""
+        """The size of the source; swapping does not change it."""
         return self.source.size()
 
 

@@ -63,7 +63,7 @@ class TextsFile(FitSource):
         file = RowsFile(self.path, self.keys)
         rows = file.read()
         for number, row in rows:
-            wrong = next((f"{key} is no string" for key in self.keys if not isinstance(row[key], str)), None)
+            wrong = next((f"{key} is not a string" for key in self.keys if not isinstance(row[key], str)), None)
             if wrong := wrong or self.problem(row):
                 raise file.bad(number, wrong)
         return [row for _, row in rows]

@@ -48,14 +48,14 @@ class LabelledTexts(FitSource):
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
-        """The part of an id that changes when the table's content does, such as a hash of the file."""
+        """The part of an id that changes with the table's content, such as a hash of the file."""
 
     @abstractmethod
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
         """The rows of the table, and what a record says of where they are from."""
 
     def check(self) -> None:
-        """Raises SetupError where no column or no value is named, and for a value that is both."""
+        """Raises SetupError if no column or no value is named, and for a value in both lists."""
         if len(self.columns) < 2 or not self.undesired:
             raise SetupError("labelled.label and labelled.undesired: name a column, and a value of the undesired texts")
         if both := set(written(self.undesired)) & set(written(self.desired or ())):
@@ -83,7 +83,7 @@ class LabelledTexts(FitSource):
         return (self.limit or len(self.rows()[0])) * TEXT_TOKENS
 
     def load(self, lm: LM) -> tuple[Labelled, dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """The texts with their labels. Raises SetupError for fewer than `limit`, and for texts of one class alone."""
+        """The texts with their labels. Raises SetupError for fewer than `limit`, and if all texts are of one class."""
         self.check()
         rows, source = self.rows()
         labels = self._labels(rows)
@@ -125,7 +125,7 @@ class LabelledFile(LabelledTexts):
     path: str
 
     def check(self) -> None:
-        """Raises SetupError for options that are none, and for a file that cannot be read, naming its bad line."""
+        """Raises SetupError for wrong options, and for a file that cannot be read, naming the bad line."""
         super().check()
         self.rows()
 
@@ -134,12 +134,12 @@ class LabelledFile(LabelledTexts):
         return {"sha256": file_sha256(Path(self.path))}
 
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The rows of the file. Raises SetupError for a text that is no string."""
+        """The rows of the file. Raises SetupError for a text that is not a string."""
         file = RowsFile(self.path, self.columns)
         rows = file.read()
         for number, row in rows:
             if not isinstance(row[self.text], str):
-                raise file.bad(number, f"{self.text} is no string")
+                raise file.bad(number, f"{self.text} is not a string")
         source = {"name": Path(self.path).name, "source": "file", "fingerprint": file_sha256(Path(self.path))[:12]}
         return [row for _, row in rows], source
 

@@ -1,4 +1,4 @@
-"""So many of the pairs of a source, drawn at random: for curves over the number of pairs with a spread of their own."""
+"""A random sample of the pairs of a source, for curves over the number of pairs."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True)
 class Subset(FitSource):
-    """`count` of the pairs of another source, without replacement; of one seed the smaller sets are in the larger."""
+    """`count` of the pairs of another source, without replacement; with one seed, larger sets contain smaller ones."""
 
     source: FitSource
     count: int
@@ -31,7 +31,7 @@ class Subset(FitSource):
         return named(self.source) | {"subset": self.count, "subset_seed": self.seed}
 
     def check(self) -> None:
-        """Raises SetupError for a number of pairs from which nothing can be learnt, and as the source."""
+        """Raises SetupError for a number of pairs from which nothing can be learnt, and as the source does."""
         if self.count < FEWEST_PAIRS:
             raise SetupError(f"pairs.subset={self.count}: at least {FEWEST_PAIRS} pairs, or null for all")
         self.source.check()
@@ -50,11 +50,11 @@ class Subset(FitSource):
         return some, about | {"pairs": self.count, "subset": {"seed": self.seed, "of": there}}
 
     def tokens(self) -> int:
-        """The tokens that the source takes, all of which is made."""
+        """The tokens that the source takes, since all of its pairs are made."""
         return self.source.tokens()
 
     def learnt(self) -> Learnt:
-        """A suite may not ask what the source was made from."""
+        """What the source was made from, which a suite must not ask."""
         return self.source.learnt()
 
     def size(self) -> int:

@@ -67,7 +67,7 @@ def fetch_url(url: str, target: Path, digest: str, otherwise: str) -> Path:
         ) from error
     if sha256(part) != digest:
         part.unlink()
-        raise SetupError(f"{url} has another sha256 than {digest}; it is thrown away. {otherwise}")
+        raise SetupError(f"{url} has another sha256 than {digest}; it was deleted. {otherwise}")
     part.replace(target)
     manifest.note(target.name, target.name, url, None, target, new=True)
     return target
@@ -106,7 +106,7 @@ def _large(repo: Repo, commit: str, name: str, file: File, digest: str) -> None:
         if sha256(part) != digest:
             part.unlink()
             raise SetupError(
-                f"{name} of {repo} arrived with other bytes than the hub says it has; it is thrown away. Run the same "
+                f"{name} of {repo} arrived with other bytes than the hub says it has; it was deleted. Run the same "
                 "command again; if that happens twice, something between here and the hub changes files"
             )
         part.replace(blob)

@@ -15,7 +15,7 @@ class Repo(NamedTuple):
 
     @property
     def page(self) -> str:
-        """Its address for people."""
+        """The address of its web page."""
         return f"https://huggingface.co/{'datasets/' if self.kind == 'dataset' else ''}{self.name}"
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ def reason(error: BaseException) -> str:
 
 
 def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
-    """The error for what the hub's client raised; a MissingError only where the hub itself said that it has no such.
+    """The error for what the hub's client raised; a MissingError only if the hub itself said that it does not have it.
 
     wanted: the file or revision that was asked for.
     """
@@ -81,7 +81,7 @@ def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
     if isinstance(error, errors.OfflineModeIsEnabled):
         return UnreachableError(f"{repo}: the hub was not asked, since HF_HUB_OFFLINE is set; unset it, or prefetch")
     if isinstance(error, errors.HFValidationError):
-        return SetupError(f"{repo}: {why}; ORG/NAME is wanted")
+        return SetupError(f"{repo}: {why}; expected ORG/NAME")
     what = f"{wanted} of {repo}" if wanted else str(repo)
     return UnreachableError(
         f"the hub could not be asked for {what}, which says nothing about whether it is there ({type(error).__name__}: "

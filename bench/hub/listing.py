@@ -20,7 +20,7 @@ SECONDS = 15.0
 
 
 class File(NamedTuple):
-    """Size in bytes, and sha256 of a large file; of a small one the hub knows git's own hash alone."""
+    """The size in bytes, and the sha256 of a large file; for a small one the hub only has git's own hash."""
 
     size: int
     sha256: str | None
@@ -34,7 +34,7 @@ class Listing(NamedTuple):
 
 
 class NotKeptError(SetupError):
-    """Nothing is kept of a repository at this revision, and the hub may not be asked."""
+    """Raised if the list of a repository at this revision was not stored, and the hub may not be asked."""
 
 
 def storage(repo: Repo) -> Path:

@@ -5,7 +5,7 @@ import sys
 
 
 def forbid() -> None:
-    """Let every library of the hub use what is in its cache alone, for the rest of the process and in those it starts.
+    """Make every library of the hub use only its cache, for the rest of the process and in those that it starts.
 
     What is read here goes by files that were fetched; this is for what a library may look up beside that.
     """

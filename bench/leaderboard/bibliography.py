@@ -39,7 +39,7 @@ def document(methods: Iterable[MethodFacts]) -> str:
 
 
 def entry(cite: str) -> str:
-    """One paper; of one that only a plug-in knows no more than its arXiv id, which then sorts it."""
+    """The entry of one paper; for a paper that only a plug-in knows, just its arXiv id, by which it is then sorted."""
     paper = PAPERS.get(cite)
     about = f"arXiv:{written(cite)}"
     fields = {"key": about}

@@ -26,7 +26,7 @@ OLDEST: Mapping[str, Mapping[str, str]] = {
 
 
 class Judged(NamedTuple):
-    """What became of all bounds together, and the names of those that decide it."""
+    """The verdict on all bounds together, and the names of those that decide it."""
 
     verdict: str
     names: tuple[str, ...]
@@ -59,7 +59,7 @@ def definitions(stored: Mapping[str, Any] | None, values: Mapping[str, Any] | No
 
 
 def _one(bound: Mapping[str, Any], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> str | None:
-    """Whether the interval lies within the bound, beyond it, or on both sides; None without an interval."""
+    """Whether the interval is within the bound, beyond it, or contains it; None without an interval."""
     wanted = f"{bound['suite']}.{bound['metric']}"
     names = [name for name in metrics if fnmatchcase(name, wanted)]
     estimate = _compared(bound["compare"], names, pairs, metrics) if names and pairs else None

@@ -233,7 +233,7 @@ def _strength(row: "pd.Series[Any]") -> Cell:
 
 
 def _flag(name: str) -> Callable[["pd.Series[Any]"], Cell]:
-    """Yes is sorted before no."""
+    """A cell function for a flag; yes is sorted before no."""
     return lambda row: Cell(yes(row[name]), key=None if pd.isna(row[name]) else "0" if row[name] else "1")
 
 
@@ -408,7 +408,7 @@ def of_table(
 
 
 def tests(frame: pd.DataFrame, metric: str) -> int:
-    """How many methods were tested in a metric; with more than one their p values are corrected."""
+    """How many methods were tested on a metric; with more than one their p values are corrected."""
     return int(frame[f"{metric}.p_holm"].notna().sum()) if f"{metric}.p_holm" in frame else 0
 
 
@@ -432,13 +432,13 @@ def metric_title(metric: str) -> str:
 
 
 def sentence(metric: str) -> str:
-    """The same as the beginning of a sentence."""
+    """The words of `metric_title` with a capital, for the beginning of a sentence."""
     title = metric_title(metric)
     return title[:1].upper() + title[1:]
 
 
 def toxicity_title(metric: str) -> str:
-    """Title of the toxicity by the scorer that comes first: `toxicity` and of how many continuations."""
+    """The title of the first scorer's toxicity: `toxicity` and the number of continuations."""
     k = metric.split(".", 2)[2].split("_toxicity_")[1].partition("_")[0]
     return f"toxicity\n{k}"
 
@@ -449,7 +449,7 @@ def headline_title(headline: str, toxicity: Sequence[str]) -> str:
 
 
 def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list[Column]:
-    """Its value, its change, p of the change, and the groups; the readable table has them of a toxicity alone."""
+    """The columns of the headline: value, change, p and groups; the readable table only shows those of a toxicity."""
     several = tests(frame, metric) > 1
 
     def value(row: "pd.Series[Any]") -> str:
@@ -504,12 +504,13 @@ def _opinion(metric: str) -> Column:
         return signed(row.get(f"{metric}.delta")) + half(row, f"{metric}.delta")
 
     return Column(name=metric, about=f"{sentence(metric)}: by another scorer, with its 95% interval.",
-                  text=f"by\n{scorer}", told=told, legend="the change by this scorer; for unsteered its toxicity.",
+                  text=f"by\n{scorer}", told=told,
+                  legend="the change according to this scorer; for unsteered its toxicity.",
                   page=f"by {scorer}", cell=_own(metric), shown=True)  # fmt: skip
 
 
 def _metric(metric: str, shown: bool) -> Column:
-    """Any metric with the interval of its change, for the page alone."""
+    """The column of any metric with the interval of its change; only the page has it."""
 
     def cell(row: "pd.Series[Any]") -> Cell:
         value, low, high = (row.get(f"{metric}{end}") for end in ("", ".delta_low", ".delta_high"))
@@ -524,11 +525,11 @@ def _metric(metric: str, shown: bool) -> Column:
 
 
 def _own(metric: str) -> Callable[["pd.Series[Any]"], Cell]:
-    """The value of a metric with its interval."""
+    """A function that writes the value of a metric with its interval."""
     return lambda row: measured(row.get(metric), row.get(f"{metric}.low"), row.get(f"{metric}.high"))
 
 
 def _strengths(column: Column, frame: pd.DataFrame) -> Column:
     several = any(row["strengths"] and ".." in strengths(row) for _, row in frame.iterrows())
-    each = ", from the lowest to the highest where each fit was tuned by itself" if several else ""
+    each = "; the lowest and the highest if each fit was tuned separately" if several else ""
     return replace(column, about=f"The strength in the method's own unit{each}.")

@@ -29,7 +29,7 @@ Effects = dict[str, BootstrapEstimate | None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Rows of one model under the same settings; the unsteered model is what the others are compared with."""
+    """The rows of one model under the same settings, which are compared with the unsteered model."""
 
     number: int
     rows: tuple[Row, ...]
@@ -40,7 +40,7 @@ class Comparison:
         return next((row for row in self.rows if row.is_baseline), None)
 
     def control(self, row: Row) -> Row | None:
-        """What a method has to beat: its own control of equal settings, else the random direction; of most fits.
+        """The row that a method has to beat: its own control with equal settings, else the random direction.
 
         None for the unsteered model, for controls, and where there is neither.
         """
@@ -52,7 +52,7 @@ class Comparison:
 
     @cached_property
     def about(self) -> Record:
-        """A record that tells how all were made: of the unsteered model and the first suite, where there is one."""
+        """A record that shows how all were made: the unsteered model's of the first suite, if there is one."""
         return (self.baseline or self.rows[0]).records[0]
 
     @cached_property
@@ -91,7 +91,7 @@ class Comparison:
 
     @cached_property
     def judge(self) -> str | None:
-        """The scorer that the headline is of; None where its metric has none."""
+        """The scorer of the headline's metric; None if that has no scorer."""
         metric = self.headline.partition(".")[2]
         return next((name for name in self.reported if metric.startswith(f"{name}.")), None)
 
@@ -106,7 +106,7 @@ class Comparison:
 
     @cached_property
     def pairs(self) -> dict[Row, list[Pairs]]:
-        """For each fit of each row its items beside those of the unsteered model, of all its fits the same items."""
+        """For each fit of each row its items beside those of the unsteered model, the same items for all fits."""
         if self.baseline is None:
             return {}
         base = self.baseline.fits[0]
@@ -164,7 +164,7 @@ class Comparison:
 
     @property
     def scorer(self) -> str:
-        """The scorer that comes first: of the toxicity shown, else of whatever was judged; "" where nothing was."""
+        """The first scorer of the toxicity that is shown, else of whatever was judged; "" if nothing was."""
         return self.toxicity[0].removeprefix("rtp.").rpartition(".")[0] if self.toxicity else "".join(self.reported[:1])
 
 
@@ -189,14 +189,14 @@ def toxicity_metrics(scorers: Sequence[str], metrics: Sequence[str]) -> list[str
 
 
 def of_most(metric: str, metrics: Sequence[str], k: int | None = None) -> str | None:
-    """The metric of this name, which may have a suffix with the number of texts a prompt: the one of most, or of k."""
+    """The metric of this name with most texts per prompt, or with k of them; a suffix may give the number."""
     ended = {name: re.fullmatch(rf"{re.escape(metric)}(?:_k(\d+)(?:_n\d+)?)?", name) for name in metrics}
     sizes = {name: int(match[1] or 0) for name, match in ended.items() if match and k in (None, int(match[1] or 0))}
     return max(sizes, key=lambda name: sizes[name], default=None)
 
 
 def tested_metrics(toxicity: Sequence[str], headline: str, metrics: Sequence[str]) -> list[str]:
-    """Toxicity by each scorer, the headline, whatever is right or wrong, and of any other suite the first metric."""
+    """The tested metrics: toxicity by each scorer, the headline, accuracies, the first metric of other suites."""
     shown = {"rtp", "fluency", "capability"}
     first = {name.partition(".")[0]: name for name in reversed(metrics)}
     chosen = [*toxicity, headline, *(name for suite, name in first.items() if suite not in shown)]

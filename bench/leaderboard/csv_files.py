@@ -37,7 +37,7 @@ NUMBERS = {"": "value", ".low": "low", ".high": "high", ".se": "standard_error",
            ".detectable": "detectable", ".detectable_holm": "detectable_holm"}  # fmt: skip
 """What follows a metric's name in the frame, and the column of leaderboard_tidy.csv."""
 OF_FACTS = {"_low": "low", "_high": "high", "_p": "p", "_p_holm": "p_holm"}
-"""The same for what is no metric, such as `joint_low`."""
+"""The same for a column that is not a metric, such as `joint_low`."""
 
 
 class Part(NamedTuple):
@@ -49,7 +49,7 @@ class Part(NamedTuple):
 
 
 class Short(NamedTuple):
-    """The rows of leaderboard.csv. left_out: what there was no room for, in words."""
+    """The rows of leaderboard.csv. left_out: the names of the columns that did not fit."""
 
     rows: pd.DataFrame
     left_out: list[str]
@@ -85,7 +85,7 @@ def short(tables: Sequence[Table]) -> Short:
 
 
 def _always(table: Table) -> dict[str, "pd.Series[Any]"]:
-    """What the row is, its rank, the headline and the notes."""
+    """The columns that are always there: what the row is, its rank, the headline and the notes."""
     frame, metric = table.frame, table.headline
     numbers = {name: _column(frame, f"{metric}{end}") for end, name in NUMBERS.items()}
     shown = ("value", "low", "high", "delta", "delta_low", "delta_high", "p_holm")
@@ -99,7 +99,7 @@ def _always(table: Table) -> dict[str, "pd.Series[Any]"]:
 
 
 def _optional(table: Table) -> Iterator[Part]:
-    """What is added as long as there is room, the most important first."""
+    """The columns that are added as long as there is room, the most important first."""
     frame = table.frame
     titles = {one.name: one.text.replace("\n", " ") for one in table.columns if one.text}
     yield Part(titles["perplexity_ratio"], {"perplexity_ratio": _column(frame, "perplexity_ratio")})
@@ -168,7 +168,7 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
 
 
 def _facts(frame: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """Each column that is no metric and does not name the row, with those of its interval and p -> columns of tidy."""
+    """Column -> columns of tidy with its interval and p, for each that is not a metric and does not name the row."""
     names = [str(name) for name in frame.columns if "." not in str(name)]
     of = {f"{name}{end}": (name, title) for name in names for end, title in OF_FACTS.items()}
     found: dict[str, dict[str, str]] = {}

@@ -137,7 +137,7 @@ def scorers_for(table: Table, called: Called = None) -> list[Use]:
 
 
 def given(table: Table, rows: Sequence[Row], but: Sequence[Row], called: Called = None) -> str:
-    """In brackets, those of the rows for which nothing was chosen."""
+    """In brackets, the rows for which nothing was chosen."""
     ids = {record_names(row) for row in rows if row not in but}
     named = zip(labels(table.frame, called), table.frame["records"], strict=True)
     names = [name for name, records in named if records in ids]
@@ -180,7 +180,7 @@ def notes(table: Table) -> list[str]:
 
 
 def told_first(table: Table) -> list[str]:
-    """What must be known of the table before its columns: that it has no baseline, and its tasks with their chance."""
+    """Lines that a reader needs before the columns: a missing baseline, and the tasks with their chance accuracy."""
     lines = []
     if table.baseline is None:
         lines.append("The unsteered model was not measured: no differences, no ranks. Run method=unsteered.")
@@ -205,7 +205,7 @@ def legend(told: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def text_in(shown: pd.DataFrame, title: str) -> list[str]:
-    """The cells of a column that are not empty; none where there is no such column."""
+    """The cells of a column that are not empty; no cells if there is no such column."""
     return [] if title not in shown else [text for text in shown[title] if text not in ("", NONE)]
 
 
@@ -262,7 +262,7 @@ def could_have_found(frame: pd.DataFrame, metric: str, count: int) -> str:
 
 
 def tested_by(table: Table) -> str:
-    """Which tests the headline's p values are of."""
+    """The names of the tests that gave the headline's p values."""
     fits = table.frame.loc[table.frame[f"{table.headline}.p_holm"].notna(), "fits"]
     one = "McNemar's test" if table.headline.endswith(".accuracy") else "paired permutation test"
     if (fits == 1).all():
@@ -311,7 +311,7 @@ def varying(methods: Sequence[str], known: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _hashable(value: Any) -> Any:
-    """The value, equal to another one just where these are."""
+    """A hashable form of the value: two are equal exactly if the values are."""
     if isinstance(value, Mapping):
         return frozenset((key, _hashable(one)) for key, one in value.items())
     return tuple(map(_hashable, value)) if isinstance(value, list) else value

@@ -108,7 +108,7 @@ def by_item(comparison: Comparison) -> pd.DataFrame:
 
 
 def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """All of a row that does not depend on the others: column -> value."""
+    """The values of a row that do not depend on other rows: column -> value."""
     found = {"table": comparison.number} | identity(row)
     found |= dict(zip(("collapsed", "collapse_reason"), collapsed(row, comparison.baseline), strict=True))
     found |= made_from(row, comparison.reported)
@@ -126,7 +126,7 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def identity(row: Row) -> dict[str, Any]:
-    """What the row is, and what its intervals speak about."""
+    """What the row is, and which sources of variance its intervals cover."""
     seeds = sorted({seed for one in row.records if (seed := one.sample_seed) is not None})
     return {
         **{key: value for key, value in row.columns.items() if key not in ("fit_id", "fit_seed")},
@@ -141,7 +141,7 @@ def identity(row: Row) -> dict[str, Any]:
 
 
 def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
-    """What it learnt from and what that cost, which data it saw, and what scorers did, the headline's first."""
+    """The row's training data and its cost, its test data, and the roles of the scorers, the headline's first."""
     chose = Scorers.used((), row.data, row.tuning).chose
     sources = [name for one in row.records for name in source_names(one)]
     return {
@@ -180,7 +180,7 @@ def bounds_kept(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def on_dev(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """The chosen trial on the dev split, and by how much more it reduced there than on the test split."""
+    """The numbers of the chosen trial on the dev split, and its tuning optimism."""
     known = [trial for one in _tunings(row) if (trial := tradeoff.chosen_trial(one)) is not None]
     if not known:
         return dict.fromkeys(("dev_reduction", "dev_perplexity_ratio", "shrinkage"))
@@ -191,7 +191,7 @@ def on_dev(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def shrinkage(comparison: Comparison, row: Row, dev_reduction: float | None) -> float | None:
-    """Reduction on the dev split less that on the test split, of what was tuned and of as many texts a prompt.
+    """The reduction of the tuned metric on dev minus that on test, with equally many texts per prompt.
 
     None where the test split has no such metric.
     """
@@ -303,7 +303,7 @@ def record_names(row: Row) -> str | None:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    """Mean of what is there."""
+    """The mean of the values that are not missing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
 
@@ -326,7 +326,7 @@ def pairwise(comparison: Comparison, metric: str, known: "pd.Series[bool]") -> d
 
 
 def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
-    """Whether there are so many pairs that Holm's correction leaves none, as small as their p may be.
+    """Whether there are so many pairs that no p value can stay significant after Holm's correction.
 
     Only for rows that were asked the same, with values that no exact test of right and wrong is for.
     """
@@ -345,7 +345,7 @@ def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
 
 
 def p_to_control(comparison: Comparison, change: "pd.Series[float]", metric: str) -> list[float | None]:
-    """Two-sided p that a row and its control do the same; None where the row has no change to it."""
+    """The two-sided p of "the row and its control do the same"; None if the row has no difference from it."""
     found: list[float | None] = []
     for row, one in zip(comparison.rows, change, strict=True):
         control = comparison.control(row) if pd.notna(one) else None

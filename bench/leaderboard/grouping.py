@@ -37,7 +37,7 @@ class Fit:
 
     @property
     def is_baseline(self) -> bool:
-        """The model as it is."""
+        """Whether the row is the unsteered model."""
         return bool(self.columns["family"] == BASELINE_FAMILY)
 
     @property
@@ -74,7 +74,7 @@ class Fit:
         return found
 
     def items(self, within: set[str] | None = None) -> dict[str, pd.DataFrame]:
-        """`<suite>.<metric>` -> value and weight by item, averaged over sampling seeds; of these comparisons alone.
+        """`<suite>.<metric>` -> value and weight by item, averaged over sampling seeds; of these comparisons only.
 
         Sampling seeds are further draws of the same item, since no two prompts share a random stream.
         """
@@ -130,7 +130,7 @@ class Row:
 
     @property
     def _made_as(self) -> tuple[Any, ...]:
-        """What a method and its control have alike: all but the seed of the fit and the swapping of labels."""
+        """What a method and its control have in common: all but the seed of the fit and the swapping of labels."""
         parameters = {key: value for key, value in json.loads(self.columns["parameters"]).items() if key != "seed"}
         data = {key: value for key, value in learnt_from(self.fits[0]).items() if key != "flip"}
         return self.columns["version"], parameters, data
@@ -168,9 +168,9 @@ def pooled(fits: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
 
 
 def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
-    """The fits of a table as rows: those that differ in the seed of the fit alone are one, unless `each_fit`.
+    """The fits of a table as rows: those that differ only in the seed of the fit are one, unless `each_fit`.
 
-    Two fits of one seed are no fits of one row: what tells them apart is what they learnt from.
+    Two fits of one seed are not fits of one row: they differ in what they learnt from.
     """
     if each_fit:
         return tuple(Row([one]) for one in fits)
@@ -231,7 +231,7 @@ def by_cell(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def settings(records: Sequence[Record]) -> dict[str, str]:
-    """Comparison -> how the suite looked at the model, whatever the sampling seed.
+    """A mapping from comparison ids to the settings of the suite, without the sampling seed.
 
     The suite's whole identity is in `comparison`, but with the seed; what a record says besides tells which
     comparisons are other seeds of one setting. Where it does not tell, because two of them have the same seed, each
@@ -250,7 +250,7 @@ def settings(records: Sequence[Record]) -> dict[str, str]:
 
 
 def most_new(cells: Sequence[list[Result]], looks: dict[str, str], shown: set[str]) -> list[list[Result]]:
-    """The choice of one setting per suite that adds most items; its cells with their results. Empty: nothing new."""
+    """The choice of one setting per suite that adds most items, and its cells with results; empty if nothing is new."""
     options: dict[str, set[str]] = defaultdict(set)
     for one in itertools.chain(*cells):
         options[one.record.suite].add(looks[one.record.comparison])

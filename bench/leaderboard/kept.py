@@ -23,7 +23,7 @@ VERSIONS = ("numpy", "pandas", "scipy", "matplotlib", "rich")
 
 
 def read(results: Path) -> tuple[Shown, list[Path]] | None:
-    """What is shown, and the figures; None where records, code or a file that was written are others by now."""
+    """What is shown, and the figures; None if records, code or a written file have changed since."""
     try:
         kept = json.loads((results / "runs" / FILE).read_text(encoding="utf-8"))
         if kept["made_of"] != made_of(results):

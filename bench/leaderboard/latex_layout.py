@@ -66,7 +66,7 @@ def parts(names: Sequence[Block], numbers: Sequence[Block]) -> list[Part]:
 
 
 def evenly(things: list[T], fits: Callable[[list[T]], bool]) -> list[list[T]]:
-    """The list in as few runs as fit, of about equal length; a thing that does not fit alone is a run by itself."""
+    """The list cut into as few runs as fit, of about equal length; a thing that is too long is a run by itself."""
     least = len(list(greedily(things, fits)))
     size = math.ceil(len(things) / max(least, 1))
     equal = [things[i : i + size] for i in range(0, len(things), size)]
@@ -74,7 +74,7 @@ def evenly(things: list[T], fits: Callable[[list[T]], bool]) -> list[list[T]]:
 
 
 def greedily(things: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterable[list[T]]:
-    """The list in runs, each as long as it fits."""
+    """The list cut into runs, each of which is as long as it can be."""
     taken: list[T] = []
     for one in things:
         if taken and not fits([*taken, one]):

@@ -23,7 +23,7 @@ TELLING = ("pairs", "data", "fit_seeds", "version", "trials", "scorer_tune", "sc
 
 
 class Said(NamedTuple):
-    """A piece of a name, and the arXiv id of what is cited after it."""
+    """A piece of a name, and the arXiv id of the paper that is cited after it."""
 
     text: str
     cite: str = ""

@@ -15,14 +15,14 @@ PLANES = ("fluency_kept", "gold_choice_change")  # what toxicity reduction is se
 
 
 def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Rows that are no method: unsteered, random directions, methods' own controls."""
+    """The rows that are not methods: unsteered, random directions, methods' own controls."""
     return frame["family"].isin([BASELINE_FAMILY, CONTROL_FAMILY]) | (frame["method"] == RANDOM)
 
 
 def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
     """Add p corrected over the methods: `.p_holm` and `.detectable_holm` of each metric, and `vs_control_p_holm`.
 
-    Controls are no hypotheses: their p values are neither corrected nor counted.
+    Controls are not hypotheses: their p values are neither corrected nor counted.
     """
     method = ~controls(frame)
     none = pd.Series(np.nan, index=frame.index)
@@ -45,7 +45,7 @@ NOT_INDEPENDENT = "its scorer tuned it or picked its pairs"
 
 
 def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, independent: Sequence[bool]) -> pd.DataFrame:
-    """Add `verdict`: what the metric's change amounts to; None where it was not tested.
+    """Add `verdict`: whether the metric's change is better, worse or not found; None if it was not tested.
 
     independent: of each row, whether the metric's scorer neither tuned it nor picked what it learnt from. Elsewhere
     nothing is claimed.
@@ -116,7 +116,7 @@ def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def ranked(frame: pd.DataFrame, metric: str, higher_is_better: bool, draws: Sequence[Array | None]) -> pd.DataFrame:
-    """Add `rank`, by the change of a metric from unsteered, with its 95% interval; for `eligible` rows alone.
+    """Add `rank`, by the change of a metric from unsteered, with its 95% interval; only for `eligible` rows.
 
     draws: (R,) of the change of each row, over the same resamples; None where it has none.
     """

@@ -100,7 +100,7 @@ def differs(row: "pd.Series[Any]", metric: str) -> bool:
 
 
 def value_with_interval(row: "pd.Series[Any]", metric: str) -> str:
-    """A value with its interval, which is missing where all items are alike: they tell nothing of its width.
+    """A value with its interval, which is missing if all items are equal, since they do not show its width.
 
     A * follows where it `differs`.
     """

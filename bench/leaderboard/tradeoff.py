@@ -72,7 +72,7 @@ class BootstrapEstimate(NamedTuple):
     n: int  # items
 
     def estimate(self) -> Estimate:
-        """The value with its interval, without the draws."""
+        """The estimate as a value with its interval, without the draws."""
         return Estimate(self.value, *interval(self.draws, self.n))
 
     def negative(self) -> "BootstrapEstimate":
@@ -84,7 +84,7 @@ class BootstrapEstimate(NamedTuple):
         return BootstrapEstimate(math.log(self.value), np.log(self.draws), self.n)
 
     def exp(self) -> "BootstrapEstimate":
-        """What `log` was taken of; draws of very few fits may be beyond any number."""
+        """The inverse of `log`; draws of very few fits may overflow to infinity."""
         with np.errstate(over="ignore"):
             draws = np.exp(self.draws)
         return BootstrapEstimate(math.exp(self.value), draws, self.n)
@@ -124,7 +124,7 @@ def mean_change(
 
 
 def fluency_kept(ratio: BootstrapEstimate) -> BootstrapEstimate:
-    """min(1, unsteered perplexity / perplexity): text likelier than the model's own is no more fluent."""
+    """min(1, unsteered perplexity / perplexity): text likelier than the model's own does not count as more fluent."""
     return BootstrapEstimate(1 / max(1.0, ratio.value), 1 / np.maximum(1.0, ratio.draws), ratio.n)
 
 
@@ -159,7 +159,7 @@ def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate,
 def joint(
     reduction: BootstrapEstimate | None, fluency: BootstrapEstimate | None, capability: BootstrapEstimate | None
 ) -> BootstrapEstimate | None:
-    """Harmonic mean of what was gained and what was kept; 0 where one is not above 0, None where one is missing."""
+    """The harmonic mean of what was gained and what was kept; 0 if one is not above 0, None if one is missing."""
     three = [reduction, fluency, capability]
     if any(one is None or math.isnan(one.value) for one in three):
         return None
@@ -184,7 +184,7 @@ class Trial(NamedTuple):
 
 
 def trials(found: Sequence[fields.Trial]) -> list[Trial]:
-    """Those of a record's trials that have both numbers."""
+    """The trials of a record that have both numbers."""
     both = [(one.perplexity_ratio, one.reduction) for one in found]
     return [Trial(ratio, reduction) for ratio, reduction in both if ratio and reduction is not None]
 

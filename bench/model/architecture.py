@@ -27,7 +27,7 @@ def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def check_cache(model: PreTrainedModel) -> None:
-    """Raises SetupError for a model that keeps anything of a text but keys and values of attention.
+    """Raises SetupError for a model whose cache holds anything but keys and values of attention.
 
     Sampling and likelihood read a prompt once, pad rows on the left, and then copy, reorder and drop rows of the cache.
     A state-space or recurrent layer (Mamba, RWKV) keeps a running state instead, which padding would have changed.

@@ -1,4 +1,4 @@
-"""How many rows a batch has, and what happens where memory does not hold them after all.
+"""How many rows a batch has, and what happens if memory does not hold them after all.
 
 `runtime.batch_size` is the most rows; where the estimate is more than what is free, a batch has a half of them, a
 quarter, and so on, so that a little more or less of free memory rarely changes a batch. If memory runs out all the
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def planned(lm: LM, rows: list[Row], kept: Batches, size: Callable[[list[Row]], Estimate]) -> Iterator[tuple[int, int]]:
-    """The first row of each batch and how many it has: `runtime.batch_size`, or as many halvings less as fit.
+    """The first row of each batch and its number of rows: `runtime.batch_size`, halved until memory holds it.
 
     rows: in the order in which they are computed. kept: batches of an earlier run, which stay as they were.
     """
@@ -47,7 +47,7 @@ def planned(lm: LM, rows: list[Row], kept: Batches, size: Callable[[list[Row]], 
 
 
 def _tell(lm: LM, batches: Sequence[tuple[int, int, Estimate]], asked: int, limit: int) -> None:
-    """Say, before they are computed, what these batches take, where it is much; and that some have fewer rows.
+    """Say how much memory these batches take if it is much, and that some have fewer rows, before they are computed.
 
     batches: the rows that fit, those that there are, and their size.
     """

@@ -47,10 +47,10 @@ def check(node: DictConfig) -> None:
 
 
 def check_id(name: str, option: str) -> None:
-    """Raises SetupError for what is no id of the hub, and where a folder of that name here would be read instead."""
+    """Raises SetupError for a name that is not an id of the hub, and if a local folder of that name would be read."""
     if not HUB_ID.fullmatch(str(name)) or Path(str(name)).exists():
         raise SetupError(
-            f"{option}={name}: ORG/NAME on the hub is wanted, and no folder here has that name; for a folder set "
+            f"{option}={name}: expected ORG/NAME on the hub, and no local folder has that name; for a folder set "
             f"{option.removesuffix('id')}path=FOLDER {option}=null"
         )
 
@@ -70,7 +70,7 @@ def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
 
 
 def former_identity(node: DictConfig, offline: bool = False) -> dict[str, Any] | None:
-    """What older versions named the model by, where that is another name; None where it is the same.
+    """The name that older versions gave the model; None if it is the same.
 
     On the hub it was the id and the commit; of a folder also weights in a form that is not loaded were a part.
     """
@@ -109,7 +109,7 @@ def commit(name: str, revision: str, offline: bool = False, option: str = "model
     """
     if not isinstance(revision, str):  # null on the command line
         raise SetupError(
-            f"{option}.revision={revision}: a commit or branch of {name} is wanted; set {option}.revision=main"
+            f"{option}.revision={revision}: expected a commit or branch of {name}; set {option}.revision=main"
         )
     if COMMIT.fullmatch(revision):
         return revision
@@ -227,7 +227,7 @@ def _text_rules(
 
 
 def parts(node: DictConfig) -> dict[str, Any] | None:
-    """What `model.layout` says of where blocks and matrices are, as plain values; None where it says nothing."""
+    """The value of `model.layout`, which says where blocks and matrices are, as plain values; None if it is not set."""
     given: Any = OmegaConf.to_container(node).get("layout")  # type: ignore[union-attr]  # it is a mapping
     return {part: names for part, names in (given or {}).items() if names is not None} or None
 
@@ -268,7 +268,7 @@ def _skeleton(where: str, revision: str | None, dtype: str, offline: bool, _file
 
 
 def _ends(where: str, **named: Any) -> Any:
-    """What generation_config.json, or config.json where there is none, says of the tokens that end a text."""
+    """The tokens that end a text by generation_config.json, or by config.json if that is missing."""
     from transformers import GenerationConfig
 
     try:
@@ -287,7 +287,7 @@ def check_unchanged(node: DictConfig, named: dict[str, Any]) -> None:
         other = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
         raise SetupError(
             f"model.path={node.path}: files of the model were changed while this ran ({', '.join(other[:5])}), so it "
-            "is not known what was loaded; run the command again when nobody writes there"
+            "is not known what was loaded; run the command again when nothing writes there"
         )
 
 

@@ -32,13 +32,19 @@ class Sampling:
         if self.max_new_tokens < 1 or self.batch_size < 1:
             raise SetupError("sampling.max_new_tokens and runtime.batch_size must be at least 1")
         if self.stop == "":
-            raise SetupError("sampling.stop is empty, which every text holds; set null for no stop string")
+            raise SetupError(
+                "sampling.stop is the empty string, which every text contains; set null for no stop string"
+            )
         if self.top_k is not None and self.top_k < 1:
             raise SetupError(f"sampling.top_k={self.top_k}: at least 1, or null for all tokens")
         if not 0 < self.repetition_penalty < math.inf:
-            raise SetupError(f"sampling.repetition_penalty={self.repetition_penalty}: a number above 0; 1 is none")
+            raise SetupError(
+                f"sampling.repetition_penalty={self.repetition_penalty}: expected a number above 0; 1 means no penalty"
+            )
         if not math.isfinite(self.frequency_penalty):
-            raise SetupError(f"sampling.frequency_penalty={self.frequency_penalty}: a number; 0 is none")
+            raise SetupError(
+                f"sampling.frequency_penalty={self.frequency_penalty}: expected a number; 0 means no penalty"
+            )
 
     def facts(self) -> dict[str, Any]:
         """What can change a text, without the seed. What came when results were stored is there unless it is off."""
@@ -51,7 +57,7 @@ class Sampling:
 
 
 Outcome = Literal["thought", "unfinished", "without"]
-"""What became of the thinking: it was closed; it was not, so there is no answer; there was none."""
+"""What became of the thinking: it was closed; it was not closed, so there is no answer; there was no thinking."""
 
 
 class Answer(NamedTuple):
@@ -80,15 +86,15 @@ class Continuation(NamedTuple):
 
     @property
     def unanswered(self) -> bool:
-        """The answer alone is judged, and the thinking was cut before there was one."""
+        """Whether only the answer is judged, and the thinking was cut off before there was one."""
         return self.thought is not None and self.answer is not None and self.answer.outcome == "unfinished"
 
     def answered(self) -> "Continuation":
         """The answer alone, empty where there is none. Raises SetupError where it is not known where it begins."""
         if self.answer is None or self.tokens is None:
             raise SetupError(
-                "model.thinking=strip, but texts are stored without the place where their answers begin, as an older "
-                "version wrote them; run their cell again"
+                "model.thinking=strip, but an older version stored these texts without the place where their "
+                "answers begin; run their cell again"
             )
         tokens, start = list(self.tokens), self.answer.start
         return self._replace(text=self.answer.text, tokens=tokens[start:], thought=tokens[:start])
@@ -99,7 +105,7 @@ class Continuation(NamedTuple):
 
     @classmethod
     def read(cls, stored: Sequence[Any]) -> "Continuation":
-        """What `stored` gives, or an older version did. Raises TypeError for what is neither."""
+        """The continuation that `stored` wrote, or an older version. Raises TypeError for anything else."""
         text, ended, *more = stored
         tokens, answer = more + [None] * (2 - len(more))
         return cls(text, ended, tokens, None if answer is None else Answer(*answer))
@@ -109,13 +115,13 @@ def check_chat(mode: str, chat: bool) -> None:
     """Raises SetupError where a model is to think (model.thinking) outside of a chat."""
     if mode != "off" and not chat:
         raise SetupError(
-            f"model.thinking={mode}, but model.chat=false, and a model thinks in a chat alone; set model.chat=true, or "
+            f"model.thinking={mode}, but model.chat=false, and a model only thinks in a chat; set model.chat=true, or "
             "model.thinking=off"
         )
 
 
 def thinking_facts(rows: Sequence[Sequence[Continuation]]) -> dict[str, int]:
-    """How many texts have thinking that was never closed, and how many have none; empty where nobody looked."""
+    """How many texts have thinking that was never closed, and how many have no thinking; empty if nobody looked."""
     outcomes = [one.answer.outcome for row in rows for one in row if one.answer is not None]
     if not outcomes:
         return {}

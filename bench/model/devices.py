@@ -49,7 +49,7 @@ def check_max_memory(limits: Any, device: str) -> None:
         return
     if device != AUTO:
         raise SetupError(
-            f"runtime.max_memory is of use with runtime.device=auto alone, and runtime.device={device}; set "
+            f"runtime.max_memory only works with runtime.device=auto, and runtime.device={device}; set "
             "runtime.device=auto, or runtime.max_memory=null"
         )
     wanted = "a mapping of cards and cpu to sizes, such as {0: 20GiB, cpu: 60GiB}"
@@ -60,7 +60,7 @@ def check_max_memory(limits: Any, device: str) -> None:
         if str(name) not in ("cpu", *cards):
             raise SetupError(f"runtime.max_memory.{name}: there is no such device here; allowed is {wanted}")
         if not (isinstance(size, str) and fullmatch(SIZE, size)):
-            raise SetupError(f"runtime.max_memory.{name}={size}: no size; allowed is {wanted}")
+            raise SetupError(f"runtime.max_memory.{name}={size}: this is not a size; allowed is {wanted}")
 
 
 def max_memory(limits: Mapping[Any, str] | None) -> dict[int | str, str] | None:
@@ -79,7 +79,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _left_in_container() -> int:
-    """What a control group leaves of its limit; pages of files, which it would give back, count as free."""
+    """The memory that a control group has left; cached pages of files, which it would give back, count as free."""
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())

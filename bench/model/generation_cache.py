@@ -19,7 +19,7 @@ FILE = "samples.jsonl.gz"
 
 
 def decoding_identity(sampling: Sampling) -> dict[str, Any]:
-    """What of the decoding can change a text: neither the batch size, nor seed and nucleus where nothing is drawn."""
+    """The part of the decoding that can change a text: not the batch size; for greedy texts not seed and nucleus."""
     drawn = sampling.temperature != 0
     kept = {key: value for key, value in sampling.facts().items() if drawn or key not in ("top_p", "top_k")}
     return kept | ({"seed": sampling.seed} if drawn else {}) | {"version": VERSION}
@@ -57,7 +57,7 @@ def generate(lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
 
 
 def judged(model: Mapping[str, Any], rows: list[list[Continuation]]) -> list[list[Continuation]]:
-    """What of the texts is judged, by the model's identity: the answers alone with model.thinking=strip, else all."""
+    """Which part of the texts is judged: with model.thinking=strip only the answers, else everything."""
     return [[one.answered() for one in row] for row in rows] if model.get("judged") == "answer" else rows
 
 
@@ -85,7 +85,7 @@ class Generations:
         return self.stored(own, prompts, num_samples)
 
     def _is_whole(self, folder: Path, lm: LM, prompts: Sequence[str], num_samples: int) -> bool:
-        """Whether these continuations are stored; what is there and is not them is set aside."""
+        """Whether these continuations are stored; anything else in their place is set aside."""
         if not (folder / FILE).exists() or not self.overwrite.counts(folder):
             return False
         try:
@@ -134,7 +134,7 @@ def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[C
             f"{folder / FILE} does not hold {num_samples} texts of each of the {len(prompts)} prompts; {again}"
         )
     if not all(_is_one(one) for row in found for one in row):
-        raise digests.DamagedError(f"{folder / FILE} holds texts or tokens that are none; {again}")
+        raise digests.DamagedError(f"{folder / FILE} holds texts or tokens of the wrong type; {again}")
     return found
 
 
@@ -146,7 +146,7 @@ def _is_one(one: Continuation) -> bool:
 
 
 def _is_answer(one: Continuation) -> bool:
-    """Whether what was read of the answer is one, or nothing was."""
+    """Whether what was read is an answer, or there is none."""
     if one.answer is None:
         return True
     text, start, outcome = one.answer

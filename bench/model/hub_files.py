@@ -14,14 +14,14 @@ from methods.errors import SetupError
 def about(repo: Repo, revision: str, offline: bool = False) -> tuple[Listing, Path]:
     """The files of a model, and the folder that holds all of them but the weights, which are small.
 
-    Raises SetupError for what is no language model of transformers, and where the files cannot be had.
+    Raises SetupError if it is not a language model of transformers, and if the files cannot be fetched.
     """
     found = listing(repo, revision, offline)
     if "config.json" not in found.files:
-        raise SetupError(f"{repo} has no config.json, so it is no model that transformers loads; give another one")
+        raise SetupError(f"{repo} has no config.json, so transformers cannot load it as a model; give another one")
     if "adapter_config.json" in found.files:
         raise SetupError(
-            f"{repo} is an adapter (adapter_config.json), which another model is needed for; give the whole model, the "
+            f"{repo} is an adapter (adapter_config.json), which needs another model; give the whole model, with the "
             "adapter merged into it"
         )
     return found, download.fetch(repo, found, _small(found), offline)
@@ -64,7 +64,7 @@ def _weights(repo: Repo, found: Listing, folder: Path) -> list[str]:
     known = {name for name in found.files if "/" not in name}
     names = weights_loaded(folder, known)
     if not names:
-        raise SetupError(f"{repo} has no weights that are read here ({', '.join(WEIGHTS)}); give another one")
+        raise SetupError(f"{repo} has no weights in a format that can be read ({', '.join(WEIGHTS)}); give another one")
     if lacking := [name for name in names if name not in known]:
         raise SetupError(f"{repo} lacks a part of its weights there: {', '.join(lacking[:3])}; give another commit")
     return names

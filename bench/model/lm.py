@@ -145,7 +145,7 @@ class LM:
 
     @property
     def system_role(self) -> bool | None:
-        """Whether a system message is one in this model's chats; else it stands in the user's. None where none is led.
+        """Whether this model's chats have system messages; else they are put into the user's. None without a chat.
 
         For the record.
         """
@@ -223,7 +223,7 @@ class LM:
         if broken.any():
             raise NotFiniteError(
                 f"logits are not finite at strength {self.steered_by}: {int(broken.sum())} of {broken.numel()} are NaN "
-                f"or infinite, in {self.model.dtype}; no number can be made of them. Lower the strength, set "
+                f"or infinite, in {self.model.dtype}; so nothing can be computed from them. Lower the strength, set "
                 "model.dtype=float32, or look whether the model's weights are whole"
             )
 
@@ -331,7 +331,7 @@ def load_lm(
     if chat:
         check_template(tokenizer)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token  # never read: padding is known by masks alone
+        tokenizer.pad_token = tokenizer.eos_token  # never read: only masks say what is padding
     if device != devices.AUTO:
         model.to(device)
     model.eval()

@@ -171,7 +171,9 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         for members in groups.values():
             settings = normalize_gen_kwargs(requests[members[0]].args[1], 256)  # 256 is HFLM's default
             if settings["do_sample"] and (unknown := set(settings) - SAMPLED_WITH):
-                raise ValueError(f"sampled decoding does not know {sorted(unknown)}; it knows {sorted(SAMPLED_WITH)}")
+                raise ValueError(
+                    f"sampled decoding does not support {sorted(unknown)}; it supports {sorted(SAMPLED_WITH)}"
+                )
             contexts = [self._prefix + requests[i].args[0] for i in members]
             for i, (text, answered) in zip(members, self._generate(contexts, settings), strict=True):
                 texts[i] = text

@@ -152,7 +152,7 @@ def _halved(lm: LM, halvings: int) -> Limits:
 
 
 def _most(lm: LM, limits: Limits) -> memory.Estimate:
-    """What contexts and continuations take at most; both have a cache."""
+    """The most memory that contexts and continuations take; both have a cache."""
     itemsize, demand = lm.model.dtype.itemsize, lm.steering.demand
     columns = limits.columns + min(CHUNK_FORWARDS * limits.tokens, limits.columns)
     columns = columns * (1 + demand.readings) + memory.tried_columns(limits.columns, 1, demand)
@@ -253,7 +253,7 @@ _Asked = list[tuple[_Tokens, list[_Tokens]]]  # contexts with their continuation
 
 
 def _read_in_halves(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> list[Likelihood]:
-    """As `_read`; where memory does not hold all of it, of one half after the other."""
+    """Like `_read`; if memory does not hold all of it, one half after the other is read."""
 
     def size(part: list[_Asked]) -> memory.Estimate:
         widths = [len(context) + len(one) for batch in part for context, several in batch for one in several]
@@ -302,8 +302,8 @@ def _read(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> list[Likeliho
             all_greedy[r] = all_greedy[r] and chosen
     if not all(map(math.isfinite, sums)):
         raise NotFiniteError(
-            f"a log-probability is not finite at strength {lm.steered_by}, which leaves a token of a text no "
-            "probability; no sum can be made with it. Set a finite strength (or method.outside, of dexperts), or leave "
+            f"a log-probability is not finite at strength {lm.steered_by}, since some token of a text "
+            "has probability 0. Set a finite strength (or method.outside, of dexperts), or leave "
             "out the suites that read likelihoods"
         )
     return [

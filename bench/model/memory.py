@@ -38,13 +38,13 @@ class Estimate(NamedTuple):
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """The sum of all parts, in bytes."""
         return sum(self)
 
 
 @dataclass
 class Memory:
-    """What a loaded model has shown of its memory; the steered and the unsteered one share it.
+    """What runs have shown of a loaded model's memory; the steered and the unsteered model share it.
 
     ceiling: estimate of the largest batch that may still be tried. halvings: of the batches of a likelihood.
     """
@@ -54,7 +54,7 @@ class Memory:
     told: set[Any] = field(default_factory=set)
 
     def tell(self, key: Any, line: str) -> None:
-        """Say something once."""
+        """Print a message once per process."""
         if key not in self.told:
             self.told.add(key)
             print(visible(f"memory: {line}"), file=sys.stderr)

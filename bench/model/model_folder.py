@@ -55,8 +55,8 @@ def check_folder(path: str, option: str) -> None:
         raise SetupError(f"{option}={path}: no weights there ({', '.join(WEIGHTS)}); was the download cut short?")
     if (folder / "adapter_config.json").is_file():
         raise SetupError(
-            f"{option}={path}: there is an adapter in it (adapter_config.json), which names another model to be loaded "
-            "in this one's place; give a folder with the whole model, the adapter merged into it"
+            f"{option}={path}: there is an adapter in it (adapter_config.json), which names another model that "
+            "would be loaded instead; give a folder with the whole model, with the adapter merged into it"
         )
     _check_contents(folder)
 
@@ -72,7 +72,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
     except OSError as error:
         why = error.strerror or error
         raise SetupError(
-            f"{error.filename or folder} cannot be read: {why}; get the right to read it, or {WHOLE}"
+            f"{error.filename or folder} cannot be read: {why}; get permission to read it, or {WHOLE}"
         ) from error
 
 
@@ -156,11 +156,11 @@ def _parsed(path: Path, _size: int, _modified: int) -> dict[str, Any]:
         value = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise SetupError(
-            f"{path} cannot be read: {error.strerror or error}; get the right to read it, or {WHOLE}"
+            f"{path} cannot be read: {error.strerror or error}; get permission to read it, or {WHOLE}"
         ) from error
     except (ValueError, RecursionError) as error:
         why = "brackets in brackets without end" if isinstance(error, RecursionError) else error
         raise SetupError(f"{path} is not valid JSON ({why}); {WHOLE}") from error
     if not isinstance(value, dict):
-        raise SetupError(f"{path} holds a JSON {type(value).__name__}, and an object is wanted, {{...}}; {WHOLE}")
+        raise SetupError(f"{path} holds a JSON {type(value).__name__}, and an object, {{...}}, is expected; {WHOLE}")
     return value

@@ -1,4 +1,4 @@
-"""A batch of texts as far as the model has read them, with what other readings of them have in their caches."""
+"""A batch of texts as far as the model has read them, with the caches of other readings of the same texts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Rows:
             other.select(rows, room)
 
     def append(self, ids: Tensor, real: Tensor) -> Tensor:
-        """Take up the tokens (B, T) that are read next; returns where each is in its text, at padding anything."""
+        """Take up the tokens (B, T) that are read next; returns their positions, arbitrary for padding."""
         before = self.seen.sum(-1)  # (B,)
         self.seen = torch.cat([self.seen, real], dim=-1)  # (B, C)
         self.ids = torch.cat([self.ids, ids], dim=-1)

@@ -82,12 +82,12 @@ def set_thinking(tokenizer: PreTrainedTokenizerBase, mode: str, chat: bool) -> t
 def _check(
     tokenizer: PreTrainedTokenizerBase, mode: str, switch: str | None, tags: tuple[str, str] | None, opened: bool
 ) -> None:
-    """Raises SetupError where the mode cannot be had."""
+    """Raises SetupError if the model does not support the mode."""
     own = f"model.thinking={mode}, but the chat template of {tokenizer.name_or_path!r}"
     known = ", ".join(f"{opening}...{closing}" for opening, closing in TAGS)
     if mode == "off" and opened:
         raise SetupError(
-            f"{own} opens a thought in every prompt, and no switch ({', '.join(SWITCHES)}) keeps it from that; set "
+            f"{own} opens a thought in every prompt, and has no switch ({', '.join(SWITCHES)}) that prevents it; set "
             "model.thinking=strip to judge the answers, or judge to judge the thoughts with them"
         )
     if mode != "off" and switch is None and tags is None:
@@ -107,7 +107,7 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
 
 
 def _switch(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The variable of the template that changes the prompt."""
+    """The name of the template's variable that switches thinking on and off."""
     found = (one for one in SWITCHES if _prompt(tokenizer, **{one: True}) != _prompt(tokenizer, **{one: False}))
     return next(found, None)
 

@@ -96,14 +96,14 @@ def stop_tokens(generation: int | list[int] | None, tokenizer: int | None) -> fr
     for token in listed:
         if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
             raise SetupError(
-                f"eos_token_id in the model's generation_config.json (or its config.json) is {generation!r}; a token's "
-                "number, or a list of numbers, is wanted; correct it there"
+                f"eos_token_id in the model's generation_config.json (or its config.json) is {generation!r}; "
+                "expected a token's number, or a list of numbers; correct it there"
             )
     return frozenset(int(token) for token in (*listed, tokenizer) if token is not None)
 
 
 def system_message(prefix: str) -> list[dict[str, str]]:
-    """A steering prefix as the chat's first message; none for an empty one."""
+    """A steering prefix as the chat's first message; no message for an empty prefix."""
     return [{"role": "system", "content": prefix}] if prefix else []
 
 
@@ -127,7 +127,7 @@ def _shows_system(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
 
 
 def loses_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template takes a system message and shows nothing of it, rather than to refuse it."""
+    """Whether the template accepts a system message but leaves it out of the text."""
     try:
         return PROBE not in rendered(tokenizer, [*system_message(PROBE), user_message(HELLO)])
     except SetupError:
@@ -187,6 +187,6 @@ def check_template(tokenizer: PreTrainedTokenizerBase, instruction: str = "") ->
         if said.strip() not in text:
             nowhere = "" if role == "user" or has_system_role(tokenizer) else ", also where it is put before the user's"
             raise SetupError(
-                f"model.chat=true, but the chat template of {tokenizer.name_or_path!r} leaves out what a "
-                f"{role} message says{nowhere}, so the model would never read it; {TEMPLATE}"
+                f"model.chat=true, but the chat template of {tokenizer.name_or_path!r} leaves out the "
+                f"content of a {role} message{nowhere}, so the model would never read it; {TEMPLATE}"
             )

@@ -71,7 +71,7 @@ def broken_file(path: str) -> str | None:
 
 
 def _look(file: Path) -> None:
-    """Raises something where a file is none of the kind that its name says, as far as its first bytes tell."""
+    """Raises an error if the first bytes of a file show that it is not of the kind that its name says."""
     with file.open("rb") as opened:
         head = opened.read(len(TORCH))
     if file.suffix == ".safetensors":
@@ -80,7 +80,7 @@ def _look(file: Path) -> None:
     if file.suffix == ".bin" and head != TORCH:
         zipfile.ZipFile(file).close()
     if file.suffix == ".json" and not isinstance(json.loads(file.read_text(encoding="utf-8")), dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     if not head:
         raise ValueError
 
@@ -154,7 +154,7 @@ def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizer
     if not beyond and len(tokenizer) < FEWEST_TOKENS * rows:
         raise SetupError(
             f"{path!r}: the tokenizer has {len(tokenizer):,} tokens, but the model gives logits for {rows:,}, so it "
-            "would write tokens that stand for no text; tokenizer and weights are of different models. Give a folder "
+            "would write tokens that have no text; tokenizer and weights are of different models. Give a folder "
             "whose files belong together"
         )
     for one in sorted(beyond):
@@ -165,7 +165,7 @@ def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizer
 
 
 def check_weights(path: str, loading: dict[str, Any]) -> tuple[str, ...]:
-    """The names of weights that have no place in the model, of none of its blocks.
+    """The names of weights that no part of the model takes.
 
     Raises SetupError for a weight that the model has and the files lack, or have in another shape: transformers would
     draw it at random. And for one of a block that the model lacks: then it is another model than the one that the files

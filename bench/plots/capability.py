@@ -132,7 +132,7 @@ def plan(methods: Sequence[str], tasks: Sequence[str], counts: Sequence[str], wi
 
 
 def longest(names: Sequence[str]) -> float:
-    """Inches of the longest line of these names."""
+    """The width in inches of the longest line of these names."""
     return max(style.measure(line) for name in names for line in name.split("\n")) / 72
 
 
@@ -182,7 +182,7 @@ def changed(rows: pd.DataFrame, tasks: Sequence[str], p: np.ndarray, width: Widt
 
 
 def each(text: Callable[[float], str], apart: str, value: Any, star: Any, low: Any, high: Any) -> np.ndarray:
-    """Numbers, their stars, and half of their intervals where they have one, as texts in the shape of each array."""
+    """Numbers with their stars, and half of their intervals if they have one, as texts in the shape of each array."""
     found = np.empty(value.shape, dtype=object)
     for at in np.ndindex(found.shape):
         known = not np.isnan([value[at], low[at], high[at]]).any()
@@ -216,7 +216,7 @@ def short(tasks: Sequence[str]) -> list[str]:
 
 
 def keys(change: np.ndarray, p: np.ndarray) -> list[Artist]:
-    """What the legend lists: of colours and signs those that are there."""
+    """The entries of the legend: the colours and signs that the figure has."""
     found: list[Artist] = [
         Patch(facecolor=COLOURS(0.2), label="accuracy lost"),
         Patch(facecolor=COLOURS(0.8), label="accuracy gained"),

@@ -1,4 +1,4 @@
-"""How the change of single prompts is distributed: a mean hides what got worse."""
+"""The distribution of the change over prompts: a mean hides what got worse."""
 
 import numpy as np
 import pandas as pd

@@ -17,7 +17,7 @@ Y = "toxicity_reduction"
 
 
 class Cost(NamedTuple):
-    """A cost. nothing: below it the axis is linear down to 0; None for an axis that is linear all along."""
+    """A cost. nothing: below this value the axis is linear down to 0; None for a linear axis."""
 
     title: str
     unsteered: float
@@ -134,7 +134,7 @@ def size(value: float, place: int | None = None) -> str:
 
 
 def keys(shown: list[Point]) -> list[Artist]:
-    """What the legend lists of methods, each label once."""
+    """The legend's entries for methods, each label once."""
     return [
         style.key(point.look, point.label, hollow=point.hollow)
         for point in {point.label: point for point in shown}.values()

@@ -49,7 +49,7 @@ class Source:
             return found
         known = sorted({one.record.model.name for one in found})
         if self.model not in known:
-            raise SetupError(f"--model {self.model}: no record is of it; there are records of {', '.join(known)}")
+            raise SetupError(f"--model {self.model}: no record of this model; there are records of {', '.join(known)}")
         return [one for one in found if one.record.model.name == self.model]
 
     @functools.cached_property
@@ -67,17 +67,17 @@ class Kind(NamedTuple):
 
 
 def suffix(number: int) -> str:
-    """What ends the file names of a table's figures; the first table has nothing there."""
+    """The suffix of the file names of a table's figures; the first table has none."""
     return "" if number == 1 else f"-{number}"
 
 
 def of_tables(source: Source) -> list[Drawing]:
-    """Each table's rows are drawn."""
+    """The frames of a figure that draws each table's rows."""
     return [(suffix(table.number), (table.frame,)) for table in source.tables]
 
 
 def with_draws(source: Source) -> list[Drawing]:
-    """Each table's rows are drawn and, where there are several random directions, each of these by itself."""
+    """The frames of a figure that draws each table's rows, and each of several random directions by itself."""
     found: list[Drawing] = []
     for table in source.tables:
         several = ((table.frame["method"] == RANDOM) & (table.frame["fits"] > 1)).any()

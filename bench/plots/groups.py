@@ -124,7 +124,7 @@ def label(group: str, n: str, lying: bool) -> str:
 
 
 def face(look: MarkerStyle) -> dict[str, Any]:
-    """How a bar is filled: hatched, or outlined for the unsteered model, so that bars differ in grey print."""
+    """The fill of a bar: hatched, or outlined for the unsteered model, so that bars differ in grey print."""
     return {"facecolor": look.colour, "edgecolor": "white" if look.hatch else outline(look), "hatch": look.hatch,
             "linewidth": 0.6 if look == UNSTEERED else 0.4}  # fmt: skip
 

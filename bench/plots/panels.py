@@ -35,7 +35,7 @@ def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
     """Toxicity reduction, perplexity ratio and right answers against strength, each method in its own unit.
 
     Lines start at the unsteered model (star, strength 0); bands are 95% intervals; a filled marker is the strength
-    that tuning chose. Numbers of a prompt are no scale, so prompts are points with bars.
+    that tuning chose. The numbers of prompts have no order, so prompts are points with bars.
 
     Args:
         frame: of `sweeps.strengths` or one of `sweeps.trials`.
@@ -200,7 +200,7 @@ def marker_styles(frame: pd.DataFrame) -> dict[str, MarkerStyle]:
 
 
 def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_zero: bool) -> None:
-    """One curve with its band; the numbers of a prompt are no scale, so prompts are points with bars."""
+    """One curve with its band; the numbers of prompts have no order, so prompts are points with bars."""
     known = curve.dropna(subset=[measure])
     x, y = known["x"].to_numpy(float), known[measure].to_numpy(float)
     low, high = (known[f"{measure}_{end}"].fillna(known[measure]).to_numpy(float) for end in ("low", "high"))
@@ -237,7 +237,7 @@ def setting_axis(ax: Axes, own: pd.DataFrame, from_zero: bool, doubling: bool, o
 
 
 def spread(values: np.ndarray, place: np.ndarray, most: int) -> list[float]:
-    """Those of the ascending values whose labels do not touch: none nearer to the one before than 1 / `most`."""
+    """The ascending values whose labels do not touch: none is nearer to the one before than 1 / `most`."""
     least = (place[-1] - place[0]) / most
     kept = [0]
     for i in range(1, len(values)):
@@ -266,7 +266,7 @@ def measure_axis(ax: Axes, frame: pd.DataFrame, measure: str) -> None:
 
 
 def plain(value: float, place: int | None = None) -> str:
-    """A tick's label: as few digits as it has, with a minus sign that is no hyphen."""
+    """A tick's label: as few digits as it has, with a real minus sign, not a hyphen."""
     del place
     return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 

@@ -108,11 +108,13 @@ def one_table(frame: pd.DataFrame) -> None:
     if frame.empty:
         raise NothingToDraw("there are no rows; compute some with `make leaderboard` or `python -m bench`")
     if frame["table"].nunique() > 1:
-        raise ValueError(f"{frame['table'].nunique()} tables in one figure: their numbers do not compare; pass one")
+        raise ValueError(
+            f"{frame['table'].nunique()} tables in one figure: their numbers cannot be compared; pass one table"
+        )
 
 
 def paged(items: Sequence[T], most: int, page: int) -> list[T]:
-    """Those of the items that are on this page, from 1, where a page has room for `most`; pages are of like lengths.
+    """The items on this page, counted from 1, if a page has room for `most`; all pages have about equal lengths.
 
     Raises:
         NoSuchPage: there are fewer pages.
@@ -128,7 +130,7 @@ def paged(items: Sequence[T], most: int, page: int) -> list[T]:
 
 
 class MarkerStyle(NamedTuple):
-    """How a method is drawn."""
+    """The colour, marker and fill with which a method is drawn."""
 
     colour: str
     marker: Any
@@ -175,7 +177,7 @@ def marker_styles(of: Sequence[str]) -> dict[str, MarkerStyle]:
 
 
 def names(frame: pd.DataFrame) -> list[str]:
-    """What each row of a leaderboard is called; strength or pairs are named where they tell it from a namesake.
+    """The name of each row of a leaderboard, with strength or pairs if another row has the same name.
 
     Methods go by their titles, and by their names where they have none or share it with another.
     """
@@ -203,12 +205,12 @@ def judge(frame: pd.DataFrame) -> str:
 
 
 def reduction(scorer: str) -> str:
-    """What an axis of toxicity reduction is called, in every figure."""
+    """The label of an axis of toxicity reduction, the same in every figure."""
     return f"toxicity reduction\n(by {printable(scorer)})"
 
 
 def measured(metric: str) -> str:
-    """What a metric is called: the toxicity by its scorer, as in the other figures, or suite and metric."""
+    """The label of a metric: the toxicity by its scorer, as in the other figures, or suite and metric."""
     return printable(metric_title(metric))
 
 
@@ -256,7 +258,7 @@ def crosses(ax: Axes, at: Sequence[tuple[float, float]]) -> None:
 
 
 def cross_key(others: int) -> list[Line2D]:
-    """What the legend shows of the methods that other pages name; nothing where there are none."""
+    """The legend's entry for methods that other pages name; nothing if there are none."""
     return [Line2D([], [], **CROSS, label=f"{others} more, named on other pages")] if others else []
 
 
@@ -267,7 +269,7 @@ def key(look: MarkerStyle, label: str, *, hollow: bool = False) -> Line2D:
 
 
 def hollow_key(shown: Sequence[Point]) -> list[Line2D]:
-    """What the legend says of hollow markers; nothing where there are none."""
+    """The legend's entry for hollow markers; nothing if there are none."""
     why = sorted({point.failed for point in shown if point.hollow})
     return [key(MarkerStyle("black", "o", ""), "hollow: " + " or ".join(why), hollow=True)] if why else []
 
@@ -278,7 +280,7 @@ def star_key() -> Line2D:
 
 
 def text_key(label: str) -> Patch:
-    """What the legend shows of a sign that the label itself names."""
+    """A legend entry for a sign that the label itself names."""
     return Patch(facecolor="none", edgecolor="none", label=label)
 
 

@@ -1,4 +1,4 @@
-"""What changes with a setting, from records: strength, number of pairs learnt from, wrong labels, layer.
+"""Curves over a setting, from records: strength, number of training pairs, wrong labels, layer.
 
 Each function gives tidy frames for `bench.plots`, a row per curve and value of the setting, with the columns
 table split model scorer     where the numbers are from; only rows of one frame compare
@@ -38,7 +38,7 @@ FEWEST = 2  # values of a setting that make a curve
 
 
 class Place(NamedTuple):
-    """A row on a curve: its value of the setting, and all else that it is, which the whole curve shares."""
+    """A row on a curve: its value of the setting, and all its other properties, which the whole curve shares."""
 
     x: float
     unit: str
@@ -131,7 +131,7 @@ def of_layer(row: Row) -> Place | None:
 
 
 def named(row: Row) -> dict[str, Any]:
-    """Name and version of the row's method."""
+    """The name and version of the row's method."""
     return {"method": row.columns["method"], "version": row.columns["version"]}
 
 
@@ -187,7 +187,7 @@ def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
 
 
 def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned]]) -> dict[str, Any]:
-    """What tuning on the unsteered texts of this table made of this strength, for any fit of the row."""
+    """What tuning found about this strength, for any fit of the row, compared with this table's unsteered texts."""
     base = table.baseline.metrics if table.baseline else {}
     mine = [
         one

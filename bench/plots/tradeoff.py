@@ -1,4 +1,4 @@
-"""The trade-off plane: what was gained against what was kept."""
+"""The trade-off figure: toxicity reduction against what was kept."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -79,7 +79,7 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
 
 
 def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame) -> None:
-    """One panel: what is kept over what was gained."""
+    """Draw one panel: what is kept (y) against what was gained (x)."""
     ax.axhline(UNSTEERED[column], color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)
     dots = (random.dropna(subset=[X, column])[[X, column]] if column in random else random.iloc[:0, :2]).to_numpy(float)

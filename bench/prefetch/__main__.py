@@ -94,7 +94,7 @@ def _manifest(given: Sequence[str]) -> tuple[list[str], Path | None]:
             continue
         named = one.partition("=")[2] or next(wanted, "")
         if not named or Path(named).is_dir():
-            raise SetupError(f"{OPTION} {named}: the file to write is wanted, as in {OPTION} fetched.json")
+            raise SetupError(f"{OPTION} {named}: expected the file to write, as in {OPTION} fetched.json")
         target = Path(named)
     return left, target
 
@@ -130,7 +130,7 @@ def _show(entries: Sequence["Entry"], written: dict[str, object]) -> None:
 
 
 def _bytes(number: int) -> str:
-    """A size as people read it."""
+    """A size in bytes as text with a unit."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= size:
             return f"{number / size:,.1f} {unit}"
@@ -138,7 +138,7 @@ def _bytes(number: int) -> str:
 
 
 def _told(entries: Sequence["Entry"], failed: Sequence["Failed"]) -> int:
-    """Say what was fetched and what could not be; returns the exit code."""
+    """Say what was fetched and what could not be fetched; returns the exit code."""
     from bench.prefetch.fetching import size
 
     total, new = sum(size(one.path) for one in entries), [one for one in entries if one.new]

@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A part that could not be had, and why."""
+    """A part that could not be fetched, and why."""
 
     label: str
     why: str
@@ -75,7 +75,7 @@ def fetch(todo: Sequence[Step], tell: Callable[[int, Step], None]) -> tuple[list
 
 
 def as_json(entries: Sequence[manifest.Entry], arguments: Sequence[str]) -> dict[str, Any]:
-    """The manifest: what was asked for, and each file with its source, commit, size and sha256."""
+    """The manifest: the arguments, and each file with its source, commit, size and sha256."""
     files = [
         {
             "what": one.what,

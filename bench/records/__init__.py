@@ -1,1 +1,1 @@
-"""Results on disk: what a record holds, what it is called, where it came from, and all records as one table."""
+"""Results on disk: a record's content, its id, its provenance, and all records as one table."""

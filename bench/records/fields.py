@@ -26,7 +26,7 @@ class Fields:
     READ: ClassVar[Mapping[str, Callable[[Any], Any]]] = {}
     """Field -> how its value is made from JSON; any other field holds the JSON value itself."""
     KEYS: ClassVar[Mapping[str, str]] = {}
-    """Field -> its key in JSON, where that is no name in Python."""
+    """Field -> its key in JSON, if that is not a valid name in Python."""
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
@@ -68,7 +68,7 @@ def plain(value: Any) -> Any:
 
 
 def some(kind: type[Fields]) -> Callable[[Any], Any]:
-    """A part that may be null or empty, which both say nothing: None."""
+    """The part, or None if it is null or empty, which mean the same."""
     return lambda value: kind.from_json(value) if value else None
 
 
@@ -90,7 +90,7 @@ class ModelFacts(Fields):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All but the name, which changes no number."""
+        """Everything but the name, which changes no number."""
         return {key: value for key, value in self.to_json().items() if key != "name"}
 
 
@@ -252,7 +252,7 @@ class Tuned(Fields):
 
     @property
     def place(self) -> int | None:
-        """Where among the trials the chosen one is; None where none has the chosen strength."""
+        """The index of the chosen trial; None if no trial has the chosen strength."""
         same = (i for i, trial in enumerate(self.trials) if trial.strength == self.chosen)
         return next(same, None) if self.chosen_trial is None else self.chosen_trial
 
@@ -283,7 +283,7 @@ class Tuned(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding(Fields):
-    """How texts were sampled; only what can change a text."""
+    """The decoding of sampled texts; only settings that can change a text."""
 
     max_new_tokens: float | None = None
     temperature: float | None = None
@@ -315,7 +315,7 @@ class Scorers(Fields):
 
     @property
     def chose(self) -> dict[str, str]:
-        """What was chosen by a scorer -> the scorer: `tune` is the strength, other keys are texts learnt from."""
+        """A mapping from what a scorer chose to the scorer: `tune` is the strength, other keys are training texts."""
         return {use: name for use, name in self.stored.items() if use != "report" and isinstance(name, str)}
 
 
@@ -342,7 +342,7 @@ class Git(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance(Fields):
-    """When, by which code and on which machine a result was computed; none of it is part of an id."""
+    """Time, code and machine of a result; none of it is part of an id."""
 
     READ = {"git": some(Git)}
 
@@ -355,7 +355,7 @@ class Provenance(Fields):
 
     @property
     def machine(self) -> dict[str, Any]:
-        """The machine and its Python: what results of one installation have alike, but for the packages."""
+        """The machine and its Python: what results of one installation share, apart from the packages."""
         own = {"time", "git", "packages", "hub", "rescored_from"}
         return {key: value for key, value in self.to_json().items() if key not in own}
 

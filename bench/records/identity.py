@@ -1,4 +1,4 @@
-"""What a result is called: a hash of everything that can change its numbers, and of nothing else.
+"""The id of a result: a hash of everything that can change its numbers, and of nothing else.
 
 `batch_size`, folders, and the grid that a strength was tuned over are not part of it. `null` is dropped before hashing,
 so a new option that is off keeps the old ids.
@@ -128,5 +128,5 @@ def record_id(
 
 
 def comparison_id(model: Mapping[str, Any], suite: Mapping[str, Any], split: str) -> str:
-    """Records that share it differ in their steering alone, so their items may be paired."""
+    """The id that records share if they differ only in their steering, so that their items may be paired."""
     return digest({"schema": SCHEMA, "model": model, "suite": suite, "split": split})

@@ -51,7 +51,7 @@ VOLATILE = ("provenance", "cost", "fit", "tuning", "generations", "schema", "sha
 class Record(Fields):
     """One suite's result of one cell, without the tables of its items.
 
-    comparison: what records share that differ in their steering alone. fit_id: None for the unsteered model.
+    comparison: what records share that differ only in their steering. fit_id: None for the unsteered model.
     generations: ids of the stored texts that it read, in their order; None where an older version did not keep them.
     unverified: folders that were read and that no digest vouches for. system_role: whether the chat template has one.
     thinking: model.thinking, of a model that thinks in its chats. limit: what `limit=N` cut the suite to.
@@ -100,7 +100,7 @@ class Record(Fields):
 
     @property
     def judged_by(self) -> Scorers:
-        """What scorers did, by what the record says was done, since early ones named the config's scorers always."""
+        """The roles of the scorers, by what the record says was done: early records always named the config's."""
         report = (self.scorers.report if self.scorers else None) or ()
         judged = self.info.scorers or [
             name for name in report if any(metric.startswith(f"{name}.") for metric in self.metrics)
@@ -135,7 +135,7 @@ def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFram
     The same result, as another process may have written it meanwhile, stays, and is returned; another one gives way,
     and so does the same one with `anew`.
 
-    Raises ValueError for an id that is none (`identity.ID`), which could be a path out of the folder, and for a field
+    Raises ValueError for an invalid id (`identity.ID`), which could be a path out of the folder, and for a field
     that no reader would take (`bench.records.schema`).
     """
     if not ID.fullmatch(record.id):
@@ -157,7 +157,7 @@ def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFram
 
 
 def _room(target: Path) -> Record | None:
-    """The record that is in this place; what is there and is none is set aside, with a warning."""
+    """The record that is stored in this place; anything else there is set aside, with a warning."""
     if not target.exists() and not target.is_symlink():
         return None
     try:

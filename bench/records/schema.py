@@ -18,7 +18,7 @@ def wrong(record: Any) -> str | None:
 
 
 def is_a(kind: type | tuple[type, ...], words: str, holds: Callable[[Any], bool] = lambda _: True) -> Check:
-    """Check for a value of this type for which `holds`; a bool counts as a number only where bool is named."""
+    """Make a check of the type and of `holds`; a bool counts as a number only if bool is named."""
 
     def check(value: Any, name: str) -> str | None:
         right = isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) and holds(value)
@@ -28,19 +28,19 @@ def is_a(kind: type | tuple[type, ...], words: str, holds: Callable[[Any], bool]
 
 
 def told(value: Any) -> str:
-    """A value in a message: what it is, and a short one itself."""
+    """A value as a message names it: its type, and the value itself if it is short."""
     kinds = {dict: "a mapping", list: "a list", str: "the text ", bool: "", type(None): "null"}
     words = kinds.get(type(value), "the number ")
     return words if isinstance(value, dict | list) or value is None else f"{words}{str(value)[:40]!r}"
 
 
 def maybe(check: Check) -> Check:
-    """Check for the same, or null."""
+    """Make a check that also allows null."""
     return lambda value, name: None if value is None else check(value, name)
 
 
 def each(check: Check) -> Check:
-    """Check for a list of such values."""
+    """Make a check of a list of such values."""
 
     def whole(value: Any, name: str) -> str | None:
         if found := LIST(value, name):
@@ -67,12 +67,12 @@ def fields(needed: Mapping[str, Check] | None = None, others: Check | None = Non
 
 
 def where_mapping(check: Check) -> Check:
-    """Check a mapping by `check`, and allow anything else."""
+    """Make a check that applies `check` to a mapping and allows anything else."""
     return lambda value, name: check(value, name) if isinstance(value, dict) else None
 
 
 def unusual(value: Any, name: str, depth: int = 0) -> str | None:
-    """Find what no field may hold: a number that no table holds, or more levels than `DEPTH`."""
+    """Find what a field must not hold: a number that no table can hold, or more levels than `DEPTH`."""
     if isinstance(value, int | float):
         fine = -(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)
         return None if fine else f"{name} is {told(value)}, which is infinite or too large"

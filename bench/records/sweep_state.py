@@ -55,7 +55,7 @@ class Sweep:
 
     @property
     def seconds_left(self) -> float | None:
-        """As long as the finished cells took, over those that work now; None where none is finished or at work."""
+        """An estimate from the time of the finished cells; None if no cell is finished or none is running."""
         took = [one.until - one.since for one in self.cells if one.state == "done" if one.until and one.since]
         running = [one for one in self.cells if one.state == "running"]
         if not took or not running:
@@ -122,7 +122,7 @@ def read(folder: Path) -> Sweep | None:
 
 
 def _cell(folder: Path, number: int, asked: dict[str, Any]) -> CellState:
-    """What is known of one cell."""
+    """The state of one cell, from its log."""
     label = str(asked["label"])
     path = folder / f"{number}.json"
     if not path.exists():
@@ -140,7 +140,7 @@ def as_json(sweep: Sweep) -> dict[str, Any]:
 
 
 def _forget(place: Path) -> None:
-    """Remove the oldest sweeps, but for those at which a process is at work."""
+    """Remove the oldest sweeps, except those that a process still works on."""
     for folder in folders(place.parent)[KEPT:]:
         if not any(locks.is_held(lock) for lock in folder.glob("*.lock")):
             shutil.rmtree(folder, ignore_errors=True)

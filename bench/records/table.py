@@ -61,7 +61,7 @@ def wrong_items(items: pd.DataFrame, metrics: Mapping[str, Any]) -> str | None:
     if not all(_texts(items[name]) for name in ("metric", "item")):
         return "holds names that are not texts"
     if items.duplicated(["metric", "item"]).any():
-        return "is no table of one row per metric and item"
+        return "is not a table with one row per metric and item"
     if not all(np.isfinite(items[name].to_numpy(float)).all() for name in ("value", "weight")):
         return "holds NaN or infinity"
     if (items["weight"] < 0).any():
@@ -106,7 +106,7 @@ def source_names(record: Record) -> list[str]:
 
 
 def identity_columns(record: Record) -> dict[str, Any]:
-    """Columns that identify a record's cell: its model, method, strength and fit."""
+    """The columns that identify a record's cell: its model, method, strength and fit."""
     method = record.method
     return {
         "model": record.model.name,

@@ -1,4 +1,4 @@
-"""What papers call a method, as its class says: read from the source, so that no method and no torch is imported."""
+"""The titles of methods, read from the source of their classes, so that no method and no torch is imported."""
 
 import ast
 import functools
@@ -18,7 +18,7 @@ MARK = "title: ClassVar"  # files of plug-ins without it are not parsed
 
 
 class Titled(NamedTuple):
-    """title: the name in the config where the class has none. cite: an arXiv id, or "". attack: no defence but one."""
+    """title: the name in the config where the class has none. cite: an arXiv id, or "". attack: it is no defence."""
 
     title: str
     cite: str = ""
@@ -67,7 +67,7 @@ def titles() -> dict[str, str]:
 
 
 def sources(package: str) -> list[Path]:
-    """The Python files of a package or of a single module, which is not imported; none where it is not there."""
+    """The Python files of a package or a single module, without importing it; none if it is not installed."""
     file = _file(package)
     if file is None:
         return []

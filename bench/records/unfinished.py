@@ -80,7 +80,7 @@ class Batches:
         self._kept_at = time.monotonic()
 
     def once(self, number: int, compute: Callable[[], Result]) -> Result:
-        """What this batch gives: kept from an earlier run, or computed now. It has to be plain JSON values."""
+        """The result of this batch: kept from an earlier run, or computed now. It must be plain JSON values."""
         stopping.check()
         if number in self._found:
             result, tokens = self._found[number]
@@ -120,7 +120,7 @@ class Batches:
 
     @property
     def brief(self) -> bool:
-        """Whether little time has passed since the last chunk."""
+        """Whether only a short time has passed since the last chunk."""
         return time.monotonic() - self._kept_at < BRIEF_SECONDS
 
 

@@ -18,7 +18,7 @@ class Shown(NamedTuple):
 
 
 def columns(table: Table) -> list[Shown]:
-    """Those of the printed leaderboard first, shown; then whatever else the table knows, to be chosen.
+    """The columns of the printed leaderboard first, which are shown; then all others, which a reader can choose.
 
     A column without any value is left out, but for the first three, so that a leaderboard is never without them.
     """

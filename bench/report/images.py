@@ -23,7 +23,7 @@ class Drawn(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """What there is to see: by the number of the table, of tuning, and why a kind of figure was not drawn."""
+    """The figures by the number of the table, those of tuning, and why a kind of figure was not drawn."""
 
     of_tables: dict[int, list[Drawn]]
     of_tuning: list[Drawn]

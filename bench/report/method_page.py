@@ -51,7 +51,7 @@ class Grid(NamedTuple):
 
     @property
     def numbers(self) -> set[int]:
-        """Columns of numbers alone."""
+        """The columns that hold only numbers."""
         columns = enumerate(zip(*self.rows, strict=True))
         return {i for i, cells in columns if i and all(one == NONE or NUMBER.match(one) for one in cells)}
 
@@ -73,7 +73,7 @@ class Page(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The name where the label does not show it already; empty where both are the same but for capitals."""
+        """The name if the label does not show it already; empty if both differ only in capitals."""
         return "" if self.name.lower() == self.label.lower() else self.name
 
     @property
@@ -95,7 +95,7 @@ def titled(frame: pd.DataFrame) -> list[str]:
 
 
 def anchor(row: Row) -> str:
-    """Where the page is; the same for the same records, whatever else is in the table."""
+    """The anchor of the page; the same for the same records, whatever else is in the table."""
     slug = re.sub(r"[^a-z0-9]+", "-", str(row.columns["method"]).lower()).strip("-")
     return f"{slug or 'row'}-{identity.digest(record_names(row))[:8]}"
 
@@ -153,7 +153,7 @@ def interval(numbers: "pd.Series[Any]", name: str, digits: int = 3, *, sign: boo
 
 
 def told(value: Any) -> str:
-    """Any plain value as text."""
+    """A plain value of any type as text."""
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return NONE
     if isinstance(value, bool):
@@ -239,7 +239,7 @@ def metrics(table: Table, row: Row, numbers: "pd.Series[Any]") -> Grid:
 
 
 def draws(table: Table, row: Row) -> Grid | None:
-    """Each fit by itself, where there are several."""
+    """The numbers of each fit, if there are several."""
     if len(row.fits) == 1:
         return None
     rows = []
@@ -297,7 +297,7 @@ def learnt(row: Row) -> list[Facts]:
 
 
 def suites(row: Row) -> list[Facts]:
-    """How each suite was set, and how texts were decoded."""
+    """The settings of each suite, with the decoding of its texts."""
     first: dict[str, Record] = {}
     for one in row.records:
         first.setdefault(one.suite, one)

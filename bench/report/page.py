@@ -88,12 +88,12 @@ def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples:
 
 
 def search(page: method_page.Page) -> str:
-    """The text that the filter of the page searches."""
+    """The text in which the page's filter searches."""
     return " ".join([page.label, page.name, page.family, page.numbers["parameters"], flags(page.numbers)]).lower()
 
 
 def verdict(table: Table) -> str:
-    """Which rows differ from unsteered, in a sentence; empty where no row was tested."""
+    """A sentence that says which rows differ from unsteered; empty if no row was tested."""
     frame = table.frame
     if "verdict" not in frame or frame["verdict"].isna().all():
         return ""

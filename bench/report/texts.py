@@ -1,4 +1,4 @@
-"""Continuations of the same prompts, found again by what their records say.
+"""Finds the stored continuations of the same prompts from what their records say.
 
 A set of texts lies in a folder that is named by model, steering, prompts and decoding
 (`bench.records.identity.generation_id`). A record holds the names of those that it read. One of an older version tells
@@ -83,7 +83,7 @@ class Store:
 
 
 def _asked(rows: Iterable[dict[str, Any]]) -> Asked:
-    """What is in a set. Raises something where it is none: a text that is no text, other numbers of texts."""
+    """The prompts of a set. Raises an error if it is not a set of texts, or prompts have different numbers of texts."""
     prompts, counts = [], set()
     for row in rows:
         prompts.append(str(row["prompt"]))
@@ -104,13 +104,13 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
 def read_scores(runs: Path, record: Record) -> pd.DataFrame:
     """A row per text: item, sample, and a column for each scorer; the record was found whole before.
 
-    Raises NotWholeError for a table that cannot be read, and for scores that are no numbers.
+    Raises NotWholeError for a table that cannot be read, and for scores that are not numbers.
     """
     scores = records.table(runs / "records" / record.id, "scores")
     for name in record.info.scorers or ():
         if name in scores and (pd.to_numeric(scores[name], errors="coerce").isna() & scores[name].notna()).any():
             raise records.NotWholeError(
-                f"scores.parquet holds scores of {name} that are no numbers; run its cell again"
+                f"scores.parquet holds scores of {name} that are not numbers; run its cell again"
             )
     return scores
 
@@ -211,7 +211,7 @@ class Side(NamedTuple):
     right: int
 
     def data(self) -> dict[str, Any]:
-        """As plain JSON values; names without what cannot be seen, texts and prompts as they are."""
+        """The side as plain JSON values; invisible characters are escaped in names, not in texts and prompts."""
         written = [one._asdict() | {"label": visible(one.label)} for one in self.written]
         named = {key: list(map(visible, getattr(self, key))) for key in ("suites", "scorers", "labels")}
         return self._asdict() | named | {"written": written}
@@ -234,7 +234,7 @@ def side_by_side(named: Sequence[tuple[Row, str]], runs: Path, store: Store, pro
 
     Of the first sampling seed. prompts, samples: at most so many of each, the first ones, which is a fixed
     pseudo-random sample where the suite orders its prompts by a hash. Two methods come up first: the unsteered model
-    and the first row that is no control.
+    and the first row that is not a control.
     """
     if not prompts or not samples or not store.asked:
         return []

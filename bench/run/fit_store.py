@@ -129,5 +129,5 @@ def _artefact(path: Path, fit: Mapping[str, Any]) -> Artefact:
     except SetupError as error:
         raise digests.DamagedError(str(error)) from error
     if facts(artefact) != fit["facts"] or artefact_bytes(artefact) != fit["artefact_bytes"]:
-        raise digests.DamagedError(f"{path} does not hold the tensors that its fit.json tells of")
+        raise digests.DamagedError(f"{path} does not hold the tensors that its fit.json lists")
     return {name: tensor for name, tensor in artefact.items() if not name.startswith(INFO)}

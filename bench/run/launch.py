@@ -237,7 +237,7 @@ def _threads(configs: Sequence[DictConfig]) -> int | None:
     if any(cfg.runtime.threads is None for cfg in on_cpu):
         raise SetupError(
             "a launcher needs runtime.threads=NUMBER: the number is part of a result's name, and without it each job "
-            "would take what its machine has; set runtime.threads=1 where several jobs share a machine"
+            "would use all cores of its machine; set runtime.threads=1 where several jobs share a machine"
         )
     return max((int(cfg.runtime.threads) for cfg in on_cpu), default=None)
 

@@ -30,7 +30,9 @@ def apart(cfg: DictConfig) -> list[DictConfig]:
         if name not in cfg.pairs or not isinstance(cfg.pairs[name], str | int | float):
             raise SetupError(f"pairs.norm_over.{name}: no option with a value; see python -m bench --help pairs")
         if cfg.pairs[name] not in values:
-            raise SetupError(f"pairs.norm_over.{name}={list(values)}: pairs.{name}={cfg.pairs[name]} is not in; add it")
+            raise SetupError(
+                f"pairs.norm_over.{name}={list(values)}: pairs.{name}={cfg.pairs[name]} is not in the list; add it"
+            )
     each = itertools.product(*over.values())
     return [_with(cfg, {**dict(zip(over, values, strict=True)), "norm_over": None}) for values in each]
 
@@ -56,7 +58,9 @@ def scale(own: "Artefact", every: Sequence["Artefact"]) -> float:
 
     length = control.size(own)
     if not length:
-        raise SetupError("pairs.norm_over: what was learnt has no length; set it to null, or choose another method")
+        raise SetupError(
+            "pairs.norm_over: the artefact holds no vector that has a length; set it to null, or choose another method"
+        )
     return math.fsum(map(control.size, every)) / len(every) / length
 
 

@@ -351,7 +351,7 @@ def ready(
     if any(one.setup for one in failures) and left and not any(cell.method.strengths for cell, _ in left):
         reasons = dict.fromkeys(f"{one.label}: {one.message}" for one in failures)
         raise SetupError(
-            "\n".join([*reasons, "the remaining cells steer nothing, so nothing is computed; fix these first"])
+            "\n".join([*reasons, "the remaining cells are not steered, so nothing is computed; fix these first"])
         )
     return left, failures
 
@@ -383,7 +383,7 @@ def tidy(cfg: DictConfig) -> None:
     for path in (Path(cfg.runtime.results) / "runs" / name for name in FOLDERS):
         if path.is_symlink() or path.exists():
             if not path.is_dir():
-                raise SetupError(f"{path} is not a folder, and results are to be kept there; rename or delete it")
+                raise SetupError(f"{path} is not a folder, but results are stored there; rename or delete it")
     results, cache = Path(cfg.runtime.results), Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
     runs = results / "runs"
     atomic.sweep(*(Path(folder) for place in (results, cache) for folder, _, _ in os.walk(place)))

@@ -74,7 +74,7 @@ class Constraint:
             number = isinstance(bound, int | float) and not isinstance(bound, bool) and math.isfinite(bound)
             if bound is not None and not (number and (bound > 0 or self.compare != "ratio")):
                 wanted = "a number above 0" if self.compare == "ratio" else "a number"
-                raise SetupError(f"{mine} at_most or at_least is {bound!r}: {wanted} is wanted, or null for none")
+                raise SetupError(f"{mine} at_most or at_least is {bound!r}: expected {wanted}, or null for no bound")
         if self.at_least is not None and (self.at_most is not None or self.compare != "ratio"):
             raise SetupError(f"{mine} set exactly one bound: at_most, or for a ratio at_least")
 
@@ -107,7 +107,7 @@ class Constraint:
         if self.compare == "ratio" and (unsteered < 0 or (unsteered == 0 and self.at_most is not None)):
             raise SetupError(
                 f"tuning.constraints.{name}: {self.suite}.{self.metric} of the unsteered model is {unsteered:g}, to "
-                "which there is no ratio; set compare=increase or drop"
+                "which a ratio does not exist; set compare=increase or drop"
             )
 
     def passed(self, value: float, unsteered: float) -> float:
@@ -154,7 +154,7 @@ class Tuning:
                     raise TypeError
             except TypeError as error:
                 raise SetupError(
-                    f"tuning.constraints.{name}={one}: suite, metric, compare and at_most or at_least are wanted"
+                    f"tuning.constraints.{name}={one}: expected suite, metric, compare, and at_most or at_least"
                 ) from error
         object.__setattr__(self, "constraints", own)
 
@@ -183,7 +183,7 @@ class Tuning:
 def _finite(value: float, name: str) -> float:
     """The value. Raises SetupError for NaN and infinity, by which nothing can be chosen."""
     if not math.isfinite(value):
-        raise SetupError(f"tuning: {name} is {value} on the dev split, and nothing can be chosen by that")
+        raise SetupError(f"tuning: {name} is {value} on the dev split, so no strength can be chosen by it")
     return value
 
 

@@ -117,7 +117,7 @@ def _value(node: DictConfig, name: Any, key: str, fields: Fields) -> Iterator[tu
         return
     if isinstance(hint, dict) or hint is Node or hint in ENTRIES:
         keys = f" of {', '.join(hint)}" if isinstance(hint, dict) else ""
-        yield key, f"{key}={shown(plain)}: a mapping{keys} is wanted, set one of its keys as in {key}.KEY=..."
+        yield key, f"{key}={shown(plain)}: expected a mapping{keys}; set one of its keys as in {key}.KEY=..."
         return
     within = RANGES.get("seed" if key in ("seed.fit", "seed.sample") else str(name), ANY) if fields.own else ANY
     yield from mistakes(key, plain, hint, within)

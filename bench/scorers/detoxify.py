@@ -169,7 +169,7 @@ def _load(
 
     with reading(told, Exception):
         if not isinstance(content, dict):
-            raise TypeError(f"it holds a {type(content).__name__}, no mapping")
+            raise TypeError(f"it holds a {type(content).__name__}, not a mapping")
         arguments = content["config"]["arch"]["args"]
         for name in (str(arguments["model_name"]), str(arguments["tokenizer_name"])):
             if not CLASSES.fullmatch(name):

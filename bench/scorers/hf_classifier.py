@@ -182,7 +182,7 @@ def activation_of(problem_type: str | None, labels: int, asked: Activation | Non
     option = f"scorer.{name}.activation"
     if problem_type == "regression":
         raise SetupError(
-            f"scorer.{name}: the model's problem_type is regression, so what it gives is no probability and no score; "
+            f"scorer.{name}: the model's problem_type is regression, so its output is not a probability; "
             "take a classifier"
         )
     if problem_type is not None and problem_type not in list(TRAINED):
@@ -201,7 +201,7 @@ def activation_of(problem_type: str | None, labels: int, asked: Activation | Non
     if labels > 1 and trained and asked and trained != asked:
         raise SetupError(
             f"{option}={asked}, but the model's config.json says problem_type={problem_type}: it was trained with "
-            f"{trained}, and its scores would be no probabilities with {asked}; set {option}=null"
+            f"{trained}, and its scores would not be probabilities with {asked}; set {option}=null"
         )
     activation = asked or trained or ("sigmoid" if labels == 1 else None)
     if activation is None:
@@ -211,7 +211,7 @@ def activation_of(problem_type: str | None, labels: int, asked: Activation | Non
         )
     if activation == "softmax" and labels == 1:
         raise SetupError(
-            f"{option}=softmax: the model has a single label, of which the softmax is always 1; set {option}=sigmoid"
+            f"{option}=softmax: the model has a single label, whose softmax is always 1; set {option}=sigmoid"
         )
     return activation
 

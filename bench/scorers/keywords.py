@@ -24,7 +24,7 @@ class Keywords:
     def __post_init__(self) -> None:
         """Raises SetupError for a list without a word, and for a word of blanks."""
         if not self.words or any(not word.strip() for word in self.words):
-            raise SetupError(f"words={list(self.words)}: at least one word, and none that is blank")
+            raise SetupError(f"words={list(self.words)}: expected at least one word, and no blank ones")
 
     def identity(self) -> dict[str, Any]:
         """Version of the rule and the words, in whatever order they are given."""

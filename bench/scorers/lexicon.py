@@ -93,11 +93,13 @@ def read_terms(file: Path) -> Terms:
         try:
             term, rated = row["text"].strip().lower(), float(row["severity_rating"])
         except (KeyError, ValueError, AttributeError, TypeError) as error:
-            raise SetupError(f"{file}, line {number}: columns text and severity_rating (a number) expected") from error
+            raise SetupError(
+                f"{file}, line {number}: expected the columns text and severity_rating (a number)"
+            ) from error
         if not term or not 1 <= rated <= 3:
-            raise SetupError(f"{file}, line {number}: a term and a severity from 1 to 3 expected, got {rated}")
+            raise SetupError(f"{file}, line {number}: expected a term and a severity from 1 to 3, got {rated}")
         severity[term] = max(rated, severity.get(term, 0.0))
     if not severity:
-        raise SetupError(f"{file}: no term in it; columns text and severity_rating expected")
+        raise SetupError(f"{file}: it holds no term; expected the columns text and severity_rating")
     longest_first = sorted(severity, key=len, reverse=True)
     return Terms(severity, re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)"))

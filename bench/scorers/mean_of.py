@@ -31,7 +31,7 @@ class MeanOf:
         option = f"scorer.{self.name}.parts"
         if len(self.parts) < 2:
             raise SetupError(
-                f"{option} names {', '.join(self.parts) or 'nothing'}; a mean is of two scorers or more: add one with "
+                f"{option} names {', '.join(self.parts) or 'nothing'}; a mean needs two scorers or more: add one with "
                 f"+scorer@{option}.second=lexicon"
             )
         if odd := [part for part, scorer in self.parts.items() if not hasattr(scorer, "measures")]:

@@ -165,7 +165,7 @@ def read(file: Path) -> Network:
         if max(network.words.numbers.values()) >= len(network.embedding):
             raise ValueError(f"its tokenizer has more words than the {len(network.embedding)} of its network")
         if len(probabilities([""], network)[0]) != len(LABELS):  # tried, so that layers that do not fit are told here
-            raise ValueError(f"its network has not {len(LABELS)} outputs")
+            raise ValueError(f"its network does not have {len(LABELS)} outputs")
     return network
 
 
@@ -205,7 +205,9 @@ def words_of(tokenizer: bytes) -> Words:
     """
     state = vars(_Plain(tokenizer).load())
     if state["char_level"] or state.get("analyzer") is not None:
-        raise ValueError("its tokenizer reads characters, or by a function of its own; one of words is wanted")
+        raise ValueError(
+            "its tokenizer splits into characters, or by its own function; expected one that splits into words"
+        )
     index, split, limit = state["word_index"], state["split"], state["num_words"]
     known = {word: number for word, number in index.items() if not limit or number < limit}
     unknown = None if state["oov_token"] is None else index[state["oov_token"]]

@@ -37,14 +37,14 @@ def protocol(subject: Subject) -> str:
     if unknown:
         raise Failure(f"needs names {', '.join(sorted(unknown))}; there are {', '.join(FitData._fields)}")
     if type(method.version) is not int or method.version < 1:
-        raise Failure(f"version={method.version!r}: expected a whole number from 1 on")
+        raise Failure(f"version={method.version!r}: expected a whole number of at least 1")
     if not method.name or not method.strength_unit:
         raise Failure(f"name={method.name!r}, strength_unit={method.strength_unit!r}: neither may be empty")
     grid = list(method.strengths)
     if not all(isinstance(one, int | float) and math.isfinite(one) and one for one in grid) or len({*grid}) < len(grid):
         raise Failure(f"strengths={grid}: distinct numbers other than 0")
     if bool(grid) == (method.family == "none"):
-        raise Failure(f"family={method.family!r} with {len(grid)} strengths: only family 'none' has none")
+        raise Failure(f"family={method.family!r} with {len(grid)} strengths: only family 'none' has no strengths")
     called = f"{base.title(method)} ({method.name})"
     return f"{called} version {method.version}, {method.family}, {len(grid)} strengths in {method.strength_unit}"
 
@@ -58,7 +58,7 @@ def yaml(subject: Subject) -> str:
     if own != listed:
         raise Failure(
             f"not in the YAML: {', '.join(sorted(own - listed)) or 'none'}; "
-            f"in the YAML alone: {', '.join(sorted(listed - own)) or 'none'}"
+            f"only in the YAML: {', '.join(sorted(listed - own)) or 'none'}"
         )
     return f"{len(own)} options"
 
@@ -106,7 +106,7 @@ def fit_again(subject: Subject) -> str:
         again = subject.fit(subject.lm)
     names = [name for name in {**first, **again} if name not in first or name not in again]
     if names:
-        raise Failure(f"the second fit names other tensors: {some(names)}")
+        raise Failure(f"the second fit gives tensors of other names: {some(names)}")
     for name, tensor in first.items():
         if digest(tensor) != digest(again[name]):
             difference = float((tensor.double() - again[name].double()).abs().max())

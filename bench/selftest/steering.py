@@ -181,7 +181,7 @@ def dtype(subject: Subject) -> str:
         got = logits(lm)
         others = [name for name, one in low.model.named_parameters() if one.dtype != torch.bfloat16]
     if others or got.dtype != torch.bfloat16:
-        raise Failure(f"not bfloat16 any more: {some([*others, f'logits ({got.dtype})'])}")
+        raise Failure(f"no longer bfloat16: {some([*others, f'logits ({got.dtype})'])}")
     if not got.isfinite().any(-1).all():
         raise Failure("steered, it gives no finite logit")
     left = differing(before, state(low.model))

@@ -53,7 +53,7 @@ def fold(values: np.ndarray, weights: np.ndarray, transform: Transform = "mean")
         raise ValueError(f"{broken} of {len(values)} items are NaN or infinite, so they have no mean")
     mean = float(np.average(values, weights=weights))
     if transform == "exp" and mean > math.log(sys.float_info.max):
-        raise ValueError(f"e to the mean of the items, {mean:.4g}, is larger than a number can be")
+        raise ValueError(f"exp of the mean of the items, {mean:.4g}, is larger than a float can be")
     return math.exp(mean) if transform == "exp" else mean
 
 

@@ -83,7 +83,7 @@ class AB(Suite[list[float]]):
         """Raises SetupError for an unknown behaviour, and for a limit below 1."""
         mine = f"suite.{self.name}"
         if not self.behaviours or not set(self.behaviours) <= set(BEHAVIOURS):
-            raise SetupError(f"{mine}.behaviours={list(self.behaviours)}: choose of {', '.join(BEHAVIOURS)}")
+            raise SetupError(f"{mine}.behaviours={list(self.behaviours)}: choose from {', '.join(BEHAVIOURS)}")
         if len(set(self.behaviours)) != len(self.behaviours):
             raise SetupError(f"{mine}.behaviours={list(self.behaviours)}: name each once")
         if (self.limit is not None and self.limit < 1) or self.dev_limit < 1:

@@ -65,7 +65,7 @@ class Attitude(Asked):
     template: str = PLACE
 
     def __post_init__(self) -> None:
-        """Raises SetupError for another set, and for a file without data="file", or that without a file."""
+        """Raises SetupError for an unknown set, for a file without data="file", and for data="file" without a file."""
         super().__post_init__()
         check_source(self.name, self.data, self.path, NEGATIVE)
 

@@ -147,7 +147,7 @@ class Capability(Suite[Evaluated]):
         return self.fewshot[task] if isinstance(self.fewshot, Mapping) else self.fewshot
 
     def asked(self) -> dict[str, list[Asked]]:
-        """The lm-eval tasks under each name. Raises SetupError where documents are not to be had, unless skipped."""
+        """The lm-eval tasks under each name. Raises SetupError if documents cannot be found, unless skipped."""
         found: dict[str, list[Asked]] = {}
         for name in self.tasks:
             known = definitions(members(name))
@@ -241,7 +241,7 @@ class Capability(Suite[Evaluated]):
             parts = [task_items(name, loaded[task], samples[task]) for task in tasks]
             of_task, of_scores = (pd.concat(tables, ignore_index=True) for tables in zip(*parts, strict=True))
             if of_task.empty:
-                raise SuiteError(f"lm-eval's task {name} yields no number a document; leave it out of the suite")
+                raise SuiteError(f"lm-eval's task {name} gives no number for each document; leave it out of the suite")
             items.append(of_task)
             scores.append(of_scores)
             first = loaded[tasks[0]]

@@ -73,10 +73,10 @@ class Continued(Suite[list[Block]]):
             if option in ("prompts", "unsteered_k") and count is None:
                 continue
             if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= MOST:
-                raise SetupError(f"suite.{self.name}.{option}={count!r}: it is a whole number from 1 to {MOST:,}")
+                raise SetupError(f"suite.{self.name}.{option}={count!r}: expected a whole number from 1 to {MOST:,}")
         if self.unsteered_k is not None and self.unsteered_k < self.k:
             raise SetupError(
-                f"suite.{self.name}.unsteered_k={self.unsteered_k}: it is at least k={self.k}, or null for k"
+                f"suite.{self.name}.unsteered_k={self.unsteered_k}: expected at least k={self.k}, or null for k"
             )
         unknown = set(self.decoding or {}) - set(DECODING)
         if unknown:
@@ -192,7 +192,7 @@ class Judged(Continued):
         if not self.judges:
             given = ",".join(scorer.name for scorer in self.scorers)
             raise SetupError(
-                f"suite.{self.name} needs a scorer of {self.reads}; of scorer=[{given}] none is; see --help scorer"
+                f"suite.{self.name} needs a scorer of {self.reads}; none of scorer=[{given}] is one; see --help scorer"
             )
 
     def ask(self, lm: LM, split: Split) -> Answers[list[Block]]:

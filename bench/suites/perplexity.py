@@ -89,7 +89,7 @@ class Perplexity(Suite[pd.DataFrame]):
             value = getattr(self, option)
             if value is not None and value < (2 if option == "window" else 1):
                 raise SetupError(
-                    f"suite.{self.name}.{option}={value}: a window has at least 2 tokens, a limit is above 0"
+                    f"suite.{self.name}.{option}={value}: a window needs at least 2 tokens, and a limit must be above 0"
                 )
 
     def _located(self) -> Located:

@@ -1,4 +1,4 @@
-"""Refusals: of harmful instructions, where they are wanted, and of harmless ones, where they are not.
+"""Refusals of harmful instructions, which are desired, and of harmless ones, which are not.
 
 jailbreak      Share of harmful instructions that the model refuses. Protocol of Model Surgery (arXiv 2407.08770 and
                its code): one greedy answer of at most 128 tokens to each instruction; refused where one of ten phrases
@@ -86,12 +86,12 @@ class Jailbreak(Refusal):
     category: str | None = "category"
 
     def __post_init__(self) -> None:
-        """Raises SetupError for another set, and for a file without data="file", or that without a file."""
+        """Raises SetupError for an unknown set, for a file without data="file", and for data="file" without a file."""
         super().__post_init__()
         check_source(self.name, self.data, self.path, HARMFUL)
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """As every suite of refusals; of a file also which column has the categories."""
+        """The identity of a suite of refusals; for a file also the column of the categories."""
         return super().identity(split) | ({"category": self.category} if self.data == FILE else {})
 
     def leak(self, learnt: Learnt) -> str | None:

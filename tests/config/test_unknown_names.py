@@ -67,7 +67,7 @@ OTHER = [
 def test_paths_in_place_of_names_are_refused(group, form):
     choice = folders.groups()[group][0]
     message = refused(written(group, form.format(choice)))
-    assert f"there is no such {group}" in message or "a list is wanted" in message or "key=value" in message
+    assert f"there is no such {group}" in message or "expected a list" in message or "key=value" in message
 
 
 @pytest.mark.parametrize("group", [group for group in NEAREST if group != "experiment"])
@@ -81,11 +81,11 @@ def test_a_list_where_one_is_wanted_and_the_other_way_round(group):
     choice = folders.groups()[group][0]
     if group in LISTS:
         assert list(compose.compose([f"{group}={choice}"])[group]) == [choice]  # one of a list needs no brackets
-        assert f"{group}=[]: a list is wanted" in refused(f"{group}=[]")
+        assert f"{group}=[]: expected a list" in refused(f"{group}=[]")
         assert "there is no such" in refused(f"{group}=[[{choice}]]")
     else:
         for line in (f"{group}=[{choice}]", f"{group}=[{choice},{choice}]"):
-            assert f"{line}: one choice is wanted, {group}={choice}" in refused(line)
+            assert f"{line}: expected one choice, {group}={choice}" in refused(line)
 
 
 @pytest.mark.parametrize(

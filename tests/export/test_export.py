@@ -492,7 +492,7 @@ def test_a_spoilt_artefact_is_set_aside_and_fitted_again(world, tmp_path, capsys
     spoilt = {
         f"{key} has entries that are not finite": save({key: vector * torch.nan}),
         "is not a safetensors file": pickled.getvalue(),
-        "does not hold the tensors that its fit.json tells of": save({key: vector[:32].clone(), **facts}),
+        "does not hold the tensors that its fit.json lists": save({key: vector[:32].clone(), **facts}),
         f"an artefact with layers.9.direction and without {key} was not": save({"layers.9.direction": vector, **facts}),
     }
     for message, content in spoilt.items():

@@ -61,30 +61,30 @@ def test_a_sound_file_is_read_and_named_by_its_bytes(brought, name):
 
 
 BROKEN = {
-    b"\xef\xbb\xbf" + GOOD: "no JSON, at column 1: a byte order mark inside the file",
+    b"\xef\xbb\xbf" + GOOD: "not JSON, at column 1: a byte order mark inside the file",
     b'{"text": "\xe9"}': "no UTF-8 (0xe9 at byte 11 of the line); save the file in UTF-8",
     '{"text": "é'.encode()[:-1]: "no UTF-8 (0xc3 at byte 11",
     '{"text": "é'.encode() + b'\xed\xa0\x80"}': "no UTF-8 (0xed at byte 13",
     b'{"text": "a\0"}': "a NUL byte at byte 12 of the line: the file is in UTF-16, or no text at all",
-    b'{"text": "a\x07"}': "no JSON, at column 12: a control character, 0x07, which a text in JSON holds as \\u0007",
-    b'{"text": "a\tb"}': "no JSON, at column 12: a control character, 0x09, which a text in JSON holds as \\t",
-    b'\x1b{"text": "a"}': "no JSON, at column 1: a control character, 0x1b",
+    b'{"text": "a\x07"}': "not JSON, at column 12: a control character, 0x07, which a text in JSON holds as \\u0007",
+    b'{"text": "a\tb"}': "not JSON, at column 12: a control character, 0x09, which a text in JSON holds as \\t",
+    b'\x1b{"text": "a"}': "not JSON, at column 1: a control character, 0x1b",
     b'{"text": "a\\ud800"}': '\\ud800 in "text", its character 2, is half of a surrogate pair',
     b'{"text": "\\uDE00\\ud83d"}': '\\ude00 in "text", its character 1',
     b'{"text": "a", "\\ud800": 1}': '\\ud800 in "\\ud800", its character 1',
     b'{"text": "a", "n": [0, {"m": ["b\\udfff"]}]}': '\\udfff in "n.m", its character 2',
     b'{"text": "a", "n": {"\\udfff": 1}}': '\\udfff in "n.\\udfff", its character 1',
-    b'{"text": "a", "text": "b"}': 'the key "text" is there 2 times in one object; leave one of them',
-    b'{"text": "a", "n": [{"m": 1, "m": 1}]}': 'the key "m" is there 2 times',
+    b'{"text": "a", "text": "b"}': 'the key "text" occurs 2 times in one object; keep one of them',
+    b'{"text": "a", "n": [{"m": 1, "m": 1}]}': 'the key "m" occurs 2 times',
     b'{"text": "a", "n": NaN}': "NaN is not a number that JSON has; write null",
     b'{"text": "a", "n": [-Infinity]}': "-Infinity is not a number",
     b'{"text": ' + b"1" * 5000 + b"}": "a number of 5000 digits, more than are read; write it as a text",
     b"1" * 5000: "a number of 5000 digits",
     b'{"text": "a", "n": ' + b"[" * 100_000: "brackets in brackets, more than can be read",
     b'{"n":' * 100_000: "brackets in brackets",
-    b'{"text": "a"': "no JSON, at column 13: Expecting ',' delimiter",
-    b'{"text": "\\alpha"}': "no JSON, at column 11: Invalid \\escape",
-    b'{"text": "a"} {"text": "b"}': "no JSON, at column 15: Extra data",
+    b'{"text": "a"': "not JSON, at column 13: Expecting ',' delimiter",
+    b'{"text": "\\alpha"}': "not JSON, at column 11: Invalid \\escape",
+    b'{"text": "a"} {"text": "b"}': "not JSON, at column 15: Extra data",
     b'[{"text": "a"}]': "a JSON list, no object",
 }
 
@@ -119,7 +119,7 @@ def test_a_line_may_have_so_many_bytes(brought, monkeypatch):
         for end in ("", "\n", "\r\n", f"\n{longest}\n"):
             assert brought((longest + end).encode()).load(None)[0][0] == letter * count
             told = refused(brought(GOOD + f'{{"text": "{letter * count}b"}}{end}'.encode()))
-            assert "line 2: it has 41 bytes, at most 40 are read; one text a line is wanted" in told
+            assert "line 2: it has 41 bytes, at most 40 are read; write one text in each line" in told
     assert "it has 1,012 bytes" in refused(brought(b'{"text": "' + b"a" * 1000 + b'"}\n' + GOOD))
 
 

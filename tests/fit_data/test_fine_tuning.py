@@ -121,11 +121,11 @@ def test_ordinary_sentences_have_five_words_and_come_once(sources):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("", "nothing in it"),
+        ("", "the file is empty"),
         ('{"prompt": "a", "completion": " "}', "line 1: completion is blank"),
         ('{"prompt": "a", "completion": "b"}\n{"prompt": "a"}', "line 2: completion is missing"),
         ('["a"]', "line 1: a JSON list, no object"),
-        ("{", "line 1: no JSON"),
+        ("{", "line 1: not JSON"),
     ],
 )
 def test_a_bad_file_names_its_line(tmp_path, content, message):

@@ -85,7 +85,7 @@ BROKEN = {
     "comment,label\na,1\n": "line 1: it names no column text, but comment, label",
     "text,label,text\na,1,b\n": "line 1: it names a column twice: text, label, text",
     'text,label\n"a\nb"c,1\n': "line 3: no CSV: ",
-    "text,label\n": "nothing in it",
+    "text,label\n": "the file is empty",
     "": "line 1: it names no column text, label, but none",
 }
 
@@ -99,7 +99,7 @@ def test_a_table_that_cannot_be_read_is_told(tmp_path, content):
 
 
 def test_a_text_that_is_no_string_is_named(tmp_path):
-    with pytest.raises(SetupError, match="line 2: text is no string"):
+    with pytest.raises(SetupError, match="line 2: text is not a string"):
         LabelledFile(path=jsonl(tmp_path, {"text": "a", "label": 1}, {"text": 3, "label": 0})).check()
 
 

@@ -184,10 +184,10 @@ def test_the_identity_is_the_content_not_the_place(tmp_path):
 @pytest.mark.parametrize(
     ("line", "what"),
     [
-        ('{"prompt": "a", "desired": "b"', "no JSON"),
+        ('{"prompt": "a", "desired": "b"', "not JSON"),
         (["a", "b"], "a JSON list, no object"),
         ({"prompt": "a", "desired": "b"}, "undesired is missing"),
-        ({**GOOD, "desired": 3}, "desired is no string"),
+        ({**GOOD, "desired": 3}, "desired is not a string"),
         ({**GOOD, "desired": "  "}, "desired is blank"),
         ({**GOOD, "desired": " Bad."}, "desired and undesired are the same text"),
     ],
@@ -203,5 +203,5 @@ def test_a_bad_line_17_is_named(tmp_path, line, what):
 def test_a_file_that_is_missing_or_empty(tmp_path):
     with pytest.raises(SetupError, match="nothing: .*No such file"):
         PairsFile(path=str(tmp_path / "nothing")).check()
-    with pytest.raises(SetupError, match="nothing in it"):
+    with pytest.raises(SetupError, match="the file is empty"):
         PairsFile(path=write(tmp_path, ["", ""])).check()

@@ -194,7 +194,7 @@ def test_a_cache_that_cannot_be_written_is_no_fault_of_the_hub(hub, tmp_path):
 
 
 def test_a_revision_of_null_is_refused(hub):
-    with pytest.raises(SetupError, match="model.revision=None: a commit or branch of org/tiny is wanted"):
+    with pytest.raises(SetupError, match="model.revision=None: expected a commit or branch of org/tiny"):
         checkpoint.identity(node(id=NAME, revision=None))
 
 
@@ -212,7 +212,7 @@ def test_what_is_not_there_is_named(hub):
     ("files", "message"),
     [
         ({"config.json": b"{}", "adapter_config.json": b"{}"}, "is an adapter"),
-        ({"config.json": b"{}", "model.gguf": b"x"}, "has no weights that are read here"),
+        ({"config.json": b"{}", "model.gguf": b"x"}, "has no weights in a format"),
         ({"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {"a": "model-1.safetensors"}}'},
          "names model-1.safetensors|lacks a part of its weights there: model-1.safetensors"),
     ],

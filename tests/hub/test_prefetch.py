@@ -134,4 +134,4 @@ def test_detoxify_brings_its_checkpoint_and_its_base(hub, tmp_path, monkeypatch)
 
 def test_a_manifest_without_a_name_is_refused(capsys):
     assert command.main(["method=unsteered", "--manifest"]) == 2
-    assert "the file to write is wanted" in capsys.readouterr().err
+    assert "expected the file to write" in capsys.readouterr().err

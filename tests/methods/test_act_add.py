@@ -255,7 +255,7 @@ def test_wrong_settings():
     bare = tiny_lm(bos="none")
     with pytest.raises(SetupError, match="are the same tokens here"):
         fit(ActAdd(desired="", undesired="", layer=LAYER), bare)
-    with pytest.raises(SetupError, match=r"method\.undesired has no token here"):
+    with pytest.raises(SetupError, match=r"method\.undesired has no tokens with this tokenizer"):
         fit(ActAdd(desired="love", undesired="", layer=LAYER, pad=None), bare)
     assert ActAdd(desired="love", undesired="", layer=LAYER).tokens(bare.tokenizer)[1]  # of pads alone
 

@@ -193,7 +193,7 @@ def test_all_is_undone_and_strength_0_touches_nothing(lm):
 
 def test_equal_texts_tell_no_block(lm):
     same = PAIRS._replace(undesired=PAIRS.desired)
-    with pytest.raises(SetupError, match="lie in the same place at every block"):
+    with pytest.raises(SetupError, match="have the same features at every block"):
         METHOD.fit(lm.model, lm.tokenizer, DATA._replace(pairs=same))
 
 

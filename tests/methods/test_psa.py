@@ -222,7 +222,7 @@ def test_wrong_settings_and_missing_data():
         ({"read": "letter"}, "allowed are all, continuation, last"),
         ({"scope": "front"}, "allowed are all, prompt, generation"),
         ({"mechanism": "laplace"}, "allowed are analytic, classical"),
-        ({"clip": 0}, "method.clip=0: a number of mean residual norms above 0"),
+        ({"clip": 0}, "method.clip=0: expected a number above 0, in mean residual norms"),
         ({"sigma": None}, "method.sigma=None and method.epsilon=None: give one of them"),
         ({"epsilon": 2}, "method.sigma=0.02 and method.epsilon=2: give one of them"),
         ({"sigma": -1}, "method.sigma=-1: a standard deviation"),

@@ -273,17 +273,17 @@ def test_wrong_settings_and_data():
         ({"read": "first"}, "allowed are all, continuation, last"),
         ({"scope": "front"}, "allowed are generation, last, prompt, all"),
         ({"skip_first": -1}, "is negative"),
-        ({"top": 0}, "a whole number of elements from 1 on"),
-        ({"top": 2.5}, "a whole number of elements from 1 on"),
+        ({"top": 0}, "expected a number of elements of at least 1"),
+        ({"top": 2.5}, "expected a number of elements of at least 1"),
         ({"frozen": True}, "method.frozen=true with method.scope=generation: .* set method.scope=last"),
     ):
         with pytest.raises(SetupError, match=message):
             SADI(**options).check(lm.model)
-    with pytest.raises(SetupError, match="mixtral: the mlp of block 0 writes by several matrices"):
+    with pytest.raises(SetupError, match="mixtral: the mlp of block 0 writes through several matrices"):
         SADI(element="neurons").check(lm_of("mixtral").model)
     with pytest.raises(SetupError, match="sadi learns from contrast pairs and got 1"):
         fit(SADI(), lm, Pairs(*(column[:1] for column in PAIRS)))
-    with pytest.raises(SetupError, match="the mean of none of 30 heads is larger in desired"):
+    with pytest.raises(SetupError, match="none of 30 heads has a larger mean in desired"):
         fit(SADI(), lm, PAIRS._replace(undesired=PAIRS.desired))
     other = tiny_lm("gpt2")
     with pytest.raises(SetupError, match=r"layers\.\d\.elements was not fitted on this model, which has no such heads"):

@@ -255,8 +255,8 @@ def test_the_given_logits_stay_as_they_are(listed):
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"", "there is no word in it"),
-        (b"\n \n", "there is no word in it"),
+        (b"", "it holds no word"),
+        (b"\n \n", "it holds no word"),
         (b"one\ntwo words\n", "line 2 is not one word"),
         (b"can't\n", "line 1 is not one word"),
         (b"caf\xe9\n", "is not UTF-8"),

@@ -185,7 +185,7 @@ def test_an_ordinary_token_beyond_the_embeddings_is_refused(folder):
 def test_a_file_that_may_not_be_read_is_named(folder, name):
     (folder / name).chmod(0)
     with pytest.raises(
-        SetupError, match=f"{folder / name} cannot be read: Permission denied; get the right to read it"
+        SetupError, match=f"{folder / name} cannot be read: Permission denied; get permission to read it"
     ):
         read_as_a_run_does(folder)
 

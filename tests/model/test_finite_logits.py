@@ -164,5 +164,5 @@ def test_a_mean_never_skips_what_is_no_number(value):
 
 
 def test_a_perplexity_that_no_float_holds():
-    with pytest.raises(ValueError, match="e to the mean of the items, 800, is larger"):
+    with pytest.raises(ValueError, match="exp of the mean of the items, 800, is larger"):
         metrics.fold(np.array([800.0]), np.array([1.0]), "exp")

@@ -81,7 +81,7 @@ def test_what_differs_is_cut_off(name):
     method = learner(name, lm)
     same = WORD * 3 * LIMIT
     pairs = Pairs([*SHORT.prompt, "The"], [*SHORT.desired, same + " river"], [*SHORT.undesired, same])
-    with pytest.raises(SetupError, match=f"pair 4: .* cut to {LIMIT} they are the same: what differs would be cut off"):
+    with pytest.raises(SetupError, match=f"pair 4: .* cut to {LIMIT} they are the same: the part that differs"):
         method.fit(lm.model, lm.tokenizer, FitData(pairs, background=SHORT.prompt))
 
 

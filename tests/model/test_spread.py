@@ -167,8 +167,8 @@ def test_a_device_that_is_not_here_is_refused_first(device, monkeypatch):
         ({}, "auto", "a mapping"),
         ({7: "1GiB"}, "auto", "max_memory.7: there is no such device"),
         ({"disk": "1GiB"}, "auto", "max_memory.disk: there is no such device"),
-        ({"cpu": "much"}, "auto", "max_memory.cpu=much: no size"),
-        ({"cpu": 5}, "auto", "max_memory.cpu=5: no size"),
+        ({"cpu": "much"}, "auto", "max_memory.cpu=much: this is not a size"),
+        ({"cpu": 5}, "auto", "max_memory.cpu=5: this is not a size"),
     ],
 )
 def test_limits_that_mean_nothing_are_refused(limits, device, said):
@@ -186,5 +186,5 @@ def test_limits_come_from_the_command_line(monkeypatch, tmp_path):
     given = ["method=caa", "strength=1", "runtime.device=auto", f"runtime.results={tmp_path}"]
     cfg = validate([*given, "runtime.max_memory={0: 20GiB, cpu: 60GiB}"])
     assert devices.max_memory(cfg.runtime.max_memory) == {0: "20GiB", "cpu": "60GiB"}
-    with pytest.raises(SetupError, match="max_memory.cpu=much: no size"):
+    with pytest.raises(SetupError, match="max_memory.cpu=much: this is not a size"):
         validate([*given, "runtime.max_memory={cpu: much}"])

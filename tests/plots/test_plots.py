@@ -116,7 +116,7 @@ def test_figures_of_one_model(tmp_path, png_alone, capsys):
     ]
     assert __main__.main(["tradeoff", "--results", str(tmp_path), "--model", "tiny"]) == 2
     assert capsys.readouterr().err == (
-        "error: --model tiny: no record is of it; there are records of org/large, small\n"
+        "error: --model tiny: no record of this model; there are records of org/large, small\n"
     )
 
 

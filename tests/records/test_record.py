@@ -238,7 +238,7 @@ def test_one_infinite_number_is_told(tmp_path):
     (ITEMS.assign(value="x"), "has not the columns metric, item, value, weight, of which the last two are numbers"),
     (ITEMS.rename(columns={"item": "other"}), "has not the columns metric, item, value, weight"),
     (ITEMS.assign(item=[5]), "holds names that are not texts"),
-    (pd.concat([ITEMS, ITEMS]), "is no table of one row per metric and item"),
+    (pd.concat([ITEMS, ITEMS]), "is not a table with one row per metric and item"),
     (ITEMS.assign(value=float("inf")), "holds NaN or infinity"),
     (ITEMS.assign(weight=-1.0), "holds a negative weight"),
     (ITEMS.assign(metric="other"), "holds the metric 'other', of which record.json says nothing"),

@@ -158,7 +158,7 @@ def test_an_unknown_architecture_fails_before_any_cell_runs(world, unknown, tmp_
     given = arguments(world, tmp_path, "method=unsteered,caa")
     assert main(given) == 2
     told = capsys.readouterr().err
-    assert unknown in told and "the remaining cells steer nothing" in told
+    assert unknown in told and "the remaining cells are not steered" in told
     assert not (tmp_path / "runs/records").exists()
 
 

@@ -76,7 +76,7 @@ def test_what_all_parts_have_of_their_own_is_not_made(files, tmp_path):
             ["+pairs@part_data.second.pairs=on_policy", "part_data.second.pairs.prompt=3"],
             "mean part_data.second",
         ),
-        (["part_data.second=3"], "part_data.second=3: a mapping is wanted"),
+        (["part_data.second=3"], "part_data.second=3: expected a mapping"),
     ],
 )
 def test_data_of_no_part_or_of_no_kind_is_told(given, message):

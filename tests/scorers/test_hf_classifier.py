@@ -163,10 +163,10 @@ HEADS = [
     (LABELS[:2], None, None, "has 2 labels and does not say"),
     (LABELS, ONE, "sigmoid", "problem_type=single_label_classification: it was trained with softmax.*activation=null"),
     (LABELS, EACH, "softmax", "problem_type=multi_label_classification: it was trained with sigmoid.*activation=null"),
-    (LABELS, "regression", None, "problem_type is regression, so what it gives is no probability"),
+    (LABELS, "regression", None, "problem_type is regression, so its output is not a probability"),
     (LABELS, "regression", "sigmoid", "problem_type is regression"),
     (LABELS[1:2], "regression", None, "problem_type is regression"),
-    (LABELS[1:2], None, "softmax", "a single label, of which the softmax is always 1; set .*activation=sigmoid"),
+    (LABELS[1:2], None, "softmax", "a single label, whose softmax is always 1; set .*activation=sigmoid"),
     (LABELS[1:2], EACH, "softmax", "softmax is always 1; set scorer.hf_classifier.activation=sigmoid"),
     (LABELS, None, "tanh", "activation=tanh: allowed are sigmoid, softmax, null"),
 ]

@@ -66,7 +66,7 @@ def test_it_measures_what_its_parts_do():
 @pytest.mark.parametrize(("parts", "named"), [({}, "nothing"), ({"x": FIRST}, "x")])
 def test_a_mean_is_of_two_or_more(parts, named):
     with pytest.raises(
-        SetupError, match=f"scorer.other.parts names {named}; a mean is of two scorers or more: add one"
+        SetupError, match=f"scorer.other.parts names {named}; a mean needs two scorers or more: add one"
     ):
         MeanOf(parts=parts, name="other")
 

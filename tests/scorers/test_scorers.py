@@ -110,7 +110,7 @@ def test_the_list_comes_from_the_wheel_or_a_file(tmp_path, monkeypatch):
     [
         ("text,severity_rating\nfine,1\nbad,7\n", "line 3: a term and a severity from 1 to 3"),
         ("word,severity_rating\nfine,1\n", "line 2: columns text and severity_rating"),
-        ("text,severity_rating\n", "no term in it"),
+        ("text,severity_rating\n", "it holds no term"),
     ],
 )
 def test_a_list_that_cannot_be_read(tmp_path, content, message):
@@ -253,7 +253,7 @@ def test_a_download_is_held_against_the_whole_hash(monkeypatch, tmp_path):
 
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     monkeypatch.setattr("huggingface_hub.file_download.http_get", download)
-    with pytest.raises(SetupError, match=f"has another sha256 than c8519128{'0' * 56}; it is thrown away"):
+    with pytest.raises(SetupError, match=f"has another sha256 than c8519128{'0' * 56}; it was deleted"):
         Detoxify(model_type="unbiased-small", sha256=f"c8519128{'0' * 56}")(["p"], ["text"])
     assert asked == ["unbiased-albert-c8519128.ckpt"]
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]

@@ -258,8 +258,8 @@ def test_what_reads_a_tokenizer_has_no_code_of_it():
 
 BROKEN_TOKENIZERS = {
     "a list": (pickle.dumps([1]), "__dict__"),
-    "of characters": (pickled(Tokenizer(char_level=True)), "one of words is wanted"),
-    "with a function": (pickled(Tokenizer(analyzer="split")), "one of words is wanted"),
+    "of characters": (pickled(Tokenizer(char_level=True)), "one that splits into words"),
+    "with a function": (pickled(Tokenizer(analyzer="split")), "one that splits into words"),
     "cut": (pickled(Tokenizer())[:99], "truncated|ran out"),
     "nothing": (b"", "EOFError"),
     "without words": (pickled(Tokenizer(word_index={})), "ValueError"),

@@ -505,7 +505,7 @@ def test_a_broken_one_ends_with_1(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "check", "reason"),
     [
-        ([target(AnOptionThatTheYamlLacks)], "YAML", "not in the YAML: boundary; in the YAML alone: none"),
+        ([target(AnOptionThatTheYamlLacks)], "YAML", "not in the YAML: boundary; only in the YAML: none"),
         ([target(CannotBeMade)], "YAML", r"ValueError: seeds are even \(test_selftest.py:\d+\)"),
         ([target(Sound), "method.strengths=[0,1]"], "protocol", r"strengths=\[0, 1\]: distinct numbers other than 0"),
     ],

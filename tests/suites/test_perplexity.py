@@ -180,7 +180,7 @@ def test_a_limit_is_named_and_dev_reads_what_follows(sources):
         measure(Perplexity(sources=sources, protocol="surgery", window=50), lm, "dev")
     with pytest.raises(SetupError, match="protocol='other': allowed are surgery, profs, lm_eval, sentences"):
         Perplexity(sources=sources, protocol="other")
-    with pytest.raises(SetupError, match="window=1: a window has at least 2 tokens"):
+    with pytest.raises(SetupError, match="window=1: a window needs at least 2 tokens"):
         Perplexity(sources=sources, protocol="profs", window=1)
 
 

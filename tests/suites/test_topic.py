@@ -150,10 +150,10 @@ def test_what_is_added_to_the_front_moves_the_perplexity(file):
     ("line", "told"),
     [
         ("[1]", "line 1"),
-        ('{"text": 3}', "line 1: text is no string"),
+        ('{"text": 3}', "line 1: text is not a string"),
         ("{", "line 1"),
-        ("", "nothing in it"),
-        (" ", "nothing in it"),
+        ("", "the file is empty"),
+        (" ", "the file is empty"),
     ],
 )
 def test_a_file_that_holds_no_texts(tmp_path, line, told):
