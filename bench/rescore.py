@@ -98,7 +98,7 @@ def _run(given: Sequence[str]) -> int:
 
 @contextmanager
 def telling(name: str) -> Iterator[list[str]]:
-    """Where the block fails, a line says why this record is skipped, which is then in the list; the others go on.
+    """If the block fails, print why this record is skipped and add it to the list; the other records go on.
 
     A record is data, which anybody may have edited: its settings may fail anywhere between here and the last score.
     """
@@ -163,17 +163,17 @@ class Rescored:
 
     @property
     def model(self) -> dict[str, Any]:
-        """Identity of the model: what the record says but for the name that people gave it."""
+        """The identity of the model: what the record says, without the name that a user gave it."""
         return self.about.model.identity
 
     @property
     def steering(self) -> dict[str, Any] | None:
-        """Identity of the steering."""
+        """The identity of the steering."""
         return self.about.steering
 
     @property
     def named(self) -> dict[str, Any]:
-        """Identity of the suite with these scorers."""
+        """The identity of the suite with these scorers."""
         from bench.records.identity import named
 
         own = {"name": self.suite.name, "version": self.suite.version, "decoding": self._decoding}
@@ -198,7 +198,7 @@ class Rescored:
 
     @property
     def is_known(self) -> bool:
-        """Whether such a record is stored already."""
+        """Whether the record is stored already."""
         from bench.records import record
 
         return record.read(self.folder / self.id) is not None

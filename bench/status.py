@@ -1,6 +1,6 @@
-"""`python -m bench.status`: how far a sweep is, whether it runs or was stopped; from files alone.
+"""`python -m bench.status`: the progress of a sweep, and whether it runs or was stopped; it only reads files.
 
-Exit code 0, also where cells failed; 2 where there is no sweep.
+The exit code is 0, even if cells failed, and 2 if there is no sweep.
 """
 
 from bench.console import stopping
@@ -28,7 +28,7 @@ COLOURS = {"done": "green", "known": "green", "running": "cyan", "failed": "red"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print it; returns the exit code."""
     parser = command.parser(
-        "status", "Show how far the latest sweep is, or with --all every sweep.", parents=[command.shared()]
+        "status", "Show the progress of the latest sweep, or with --all of every sweep.", parents=[command.shared()]
     )
     parser.add_argument("--all", action="store_true", help="every sweep, and all cells of each")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")

@@ -1,4 +1,4 @@
-"""Activation transport, AcT (arXiv 2410.23054): the values of a unit are carried to where desired texts have them."""
+"""Activation transport, AcT (arXiv 2410.23054): a unit's values are mapped to those that it has in desired texts."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -54,7 +54,7 @@ class Map(NamedTuple):
 
 
 class Spot(NamedTuple):
-    """A place of the model that is mapped: what it is called in the artefact, and in which block it is."""
+    """A place of the model that is mapped: its name in the artefact, and its block."""
 
     key: str
     layer: int
@@ -170,7 +170,7 @@ class AcT(Method):
         return artefact
 
     def _spots(self, model: PreTrainedModel) -> list[Spot]:
-        """The places in the order in which they run."""
+        """The places that are mapped, in the order in which they run."""
         layers = range(len(layout.blocks(model)))
         if self.where == "block":
             width = layout.width(model)
@@ -213,7 +213,7 @@ class AcT(Method):
     def _pooled(
         self, model: PreTrainedModel, batches: Sequence[blockwise.Batch], spot: Spot, hooks: Sequence[Hook]
     ) -> Tensor:
-        """(N, D) of the texts in the batches at one place of the block before which they wait."""
+        """(N, D): the pooled features of the batches' texts at one place of the block before which they wait."""
         found: list[Tensor] = []
 
         def keep(hidden: Tensor) -> Tensor:  # (B, T, D)
@@ -307,7 +307,7 @@ def transport(source: Tensor, target: Tensor, kind: Kind) -> tuple[Tensor, Tenso
 
 
 def partial(one: Map, strength: float) -> tuple[Tensor, Tensor]:
-    """Slope and offset (D,) of what a map at this strength adds to a value: y <- y + (slope y + offset)."""
+    """The slope and offset (D,) with which a map at this strength acts: y <- y + (slope y + offset)."""
     return strength * (one.scale - 1), strength * one.shift
 
 

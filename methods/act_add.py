@@ -20,7 +20,7 @@ ShortPrompt = Literal["error", "clip"]
 
 @dataclass(frozen=True, kw_only=True)
 class ActAdd(Method):
-    """h_t <- h_t + strength * v_t at the input of block `layer`, for the first F tokens of the text alone.
+    """h_t <- h_t + strength * v_t at the input of block `layer`, for the first F tokens of the text only.
 
         v = h(desired) - h(undesired),   (F, D), one row per position, neither pooled nor normalised
 
@@ -114,7 +114,7 @@ class ActAdd(Method):
         return desired, undesired
 
     def _pad(self, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, list[int]]) -> int:
-        """The token by which a text grows when `pad` comes after it: the shorter text, else the other.
+        """The token that `pad` adds to the shorter text, else to the other one.
 
         A tokenizer may write a space by itself otherwise than inside a text, so an empty text comes last.
         """
@@ -165,7 +165,7 @@ class ActAdd(Method):
 
 
 def _longer(hidden: Tensor, front: int) -> Tensor:
-    """(F, D): the rows (T, D), and zeros after them."""
+    """The rows (T, D), followed by zeros: (F, D)."""
     return torch.cat([hidden, hidden.new_zeros(front - len(hidden), hidden.shape[1])])
 
 

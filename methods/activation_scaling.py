@@ -1,4 +1,4 @@
-"""Activation scaling (arXiv 2410.04962), our form: each attention and each MLP writes more, less, or the reverse."""
+"""Activation scaling (arXiv 2410.04962), our form: the outputs of each attention and MLP are scaled or reversed."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -88,7 +88,7 @@ class ActivationScaling(Method):
             layout.stream_rows(model, 0, kind)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """That of the scalars, for which each block's activations are kept, and both of its scaled parts in fp32.
+        """The memory for training the scalars: each block's activations are kept, and both of its scaled parts in fp32.
 
         Where the parts are is found in a model with weights, so here as much is scaled before each block.
         """
@@ -220,7 +220,7 @@ class ActivationScaling(Method):
 
 
 class _Batches:
-    """Row numbers in a random order, another one each time that all were given."""
+    """Row numbers in a random order, shuffled again after each pass."""
 
     def __init__(self, count: int, generator: torch.Generator) -> None:
         self.count, self.generator, self.queue = count, generator, torch.empty(0, dtype=torch.long)
@@ -233,7 +233,7 @@ class _Batches:
 
 
 def mean_log_probabilities(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
-    """(N,) mean log p of the tokens of each text's continuation, in nats; every text has one."""
+    """(N,) mean log p of the tokens of each text's continuation, in nats; every text has at least one."""
     logits, targets = logits_and_targets(model, texts)  # (C, V), (C,)
     said = -functional.cross_entropy(logits, targets, reduction="none")  # (C,)
     counts = [len(text.tokens) - text.prompt for text in texts]
@@ -241,7 +241,7 @@ def mean_log_probabilities(model: PreTrainedModel, texts: Sequence[Text]) -> Ten
 
 
 def _step_size(optimiser: torch.optim.Adam, scales: Tensor) -> Tensor:
-    """By how much Adam has just moved each scalar for a unit of its gradient."""
+    """How far Adam has just moved each scalar per unit of its gradient."""
     state, options = optimiser.state[scales], optimiser.param_groups[0]
     squared: Tensor = state["exp_avg_sq"] / (1 - options["betas"][1] ** float(state["step"]))
     size: Tensor = options["lr"] / (squared.sqrt() + options["eps"])
@@ -259,7 +259,7 @@ def _told(text: Text, prompt: int | None = None) -> Text:
 
 
 def _places(model: PreTrainedModel) -> list[Place]:
-    """What every component adds to the stream: attention and MLP of the first block, then of the next."""
+    """The outputs of all components: attention and MLP of the first block, then of the next."""
     return [sites.written(model, layer, part) for layer in range(len(layout.blocks(model))) for part in sites.PARTS]
 
 

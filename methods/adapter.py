@@ -31,7 +31,7 @@ PREFIX, UP, DOWN = "adapter.", ".up", ".down"
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterMethod(Method):
-    """What methods that learn a LoRA have in common: the options of its training, and strength * the change it makes.
+    """The base of methods that learn a LoRA: the options of its training, and strength * the change that it makes.
 
     The LoRA is on every linear layer but the unembedding, and on every expert of a mixture. No dropout.
     """
@@ -51,13 +51,13 @@ class AdapterMethod(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How the adapter is trained."""
+        """The recipe by which the adapter is trained."""
         return Recipe(
             self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
         )
 
     def demand(self) -> Demand:
-        """The weights as they were, which come back at the end."""
+        """The memory of the original weights, which are restored at the end."""
         return Demand(copies=1)
 
     def check(self, model: PreTrainedModel) -> None:
@@ -71,7 +71,7 @@ class AdapterMethod(Method):
             )
 
     def training(self, model: PreTrainedModel) -> TrainingMemory | None:
-        """That of the adapter."""
+        """The memory for training the adapter."""
         with torch.device(model.device), adapter(model, self.rank, self.alpha, self.seed):
             own = list(lora_parameters(model).values())
             return most_memory(model, own, self.recipe, self.max_tokens, self.sets)

@@ -175,7 +175,7 @@ def auroc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _steps(values: Tensor) -> Tensor:
-    """(N, units) in whole steps of 1e-5 of each unit's largest value, so that what differs by rounding is a tie.
+    """The values (N, units) in whole steps of 1e-5 of each unit's largest one, so that rounding makes no difference.
 
     Both texts of a pair begin with the same prompt, and where the largest value stands there it is one number.
     """

@@ -70,13 +70,13 @@ class FitData(NamedTuple):
     parts: "Mapping[str, FitData] | None" = None  # what single parts of a stack learn from instead, by their names
 
     def of(self, part: str) -> "FitData":
-        """What a part learns from: data of its own where it has some, else those of all."""
+        """The training data of a part: its own if it has some, else those of all parts."""
         own = (self.parts or {}).get(part, FitData())._asdict()
         return self._replace(**{"parts": None, **{name: texts for name, texts in own.items() if texts is not None}})
 
 
 class Demand(NamedTuple):
-    """What a method takes while it steers, besides the model and its own reading of every text.
+    """The memory that a method takes while it steers, besides the model and its own reading of every text.
 
     readings: further readings of each text, with a KV cache of their own (`Streams.other`). ahead: the most next tokens
     that are tried after a text (`Streams.ahead`). copies: of the weights. room: tokens that another reading puts before
@@ -90,7 +90,7 @@ class Demand(NamedTuple):
 
 
 class Steering(NamedTuple):
-    """What the code that runs the model must do besides running it."""
+    """What the code that runs the model must do in addition."""
 
     prefix: str = ""  # put before every prompt; in a chat the system message, or before the user's text (no such role)
     next_logits: Callable[[Step], Tensor] | None = None  # its logits (B, K, V) steered; `methods.decoding`
@@ -123,7 +123,7 @@ class Method(Protocol):
 
     @property
     def part_needs(self) -> Mapping[str, frozenset[str]]:
-        """What each part of it needs, by the parts' names; empty for a method that is not made of others."""
+        """The fields of data that each part needs, by the parts' names; empty for a method without parts."""
         return {}
 
     def passes(self) -> float:
@@ -131,11 +131,11 @@ class Method(Protocol):
         return 1.0
 
     def demand(self) -> Demand:
-        """What it takes while it steers, for the estimate of memory; nothing where a method does not say so."""
+        """What the method takes while it steers, for the estimate of memory; nothing by default."""
         return Demand()
 
     def training(self, model: PreTrainedModel) -> "TrainingMemory | None":
-        """What a step of its training takes at most, on a model that may lack its weights; None: it trains nothing."""
+        """The most memory that a training step takes, on a model that may lack its weights; None: it trains nothing."""
         del model
         return None
 
@@ -163,7 +163,7 @@ FILE = "file"
 
 
 def of_file() -> Any:
-    """Default, None, of a hyper-parameter that is the path of a file: its content is in an id, not where it lies."""
+    """The default, None, of a hyper-parameter that is a file's path; ids hold the file's content."""
     return field(default=None, metadata={FILE: True})
 
 
@@ -173,7 +173,7 @@ def title(method: Method) -> str:
 
 
 def required_pairs(data: FitData, method: str) -> Pairs:
-    """The pairs of `data`. Raises SetupError for none and for one: a mean of nothing, or of one, is no direction.
+    """The pairs of `data`. Raises SetupError for fewer than two, whose mean is not a direction.
 
     And for lists that differ in length, whose texts make no pairs.
     """
@@ -190,7 +190,7 @@ def required_pairs(data: FitData, method: str) -> Pairs:
 
 
 def required_labelled(data: FitData, method: str) -> Labelled:
-    """The labelled texts of `data`. Raises SetupError for none, for one class alone, and for another label than two."""
+    """The labelled texts of `data`. Raises SetupError for no texts, one class, or more than two labels."""
     found = data.labelled or Labelled([], [])
     if set(found.label) != {DESIRED, UNDESIRED} or len(found.text) != len(found.label):
         raise SetupError(

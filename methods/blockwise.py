@@ -1,4 +1,4 @@
-"""Texts that wait between two blocks, so that what is fitted in one block costs runs of that block alone.
+"""Texts that wait between two blocks, so that fitting in one block only runs that block.
 
 Where something is fitted at every block with all earlier changes on, whole forwards would read each text once for each
 block. Here each text is read once, what every block is called with is kept, and then the blocks run one by one.
@@ -23,7 +23,7 @@ PARTIAL = 0.5  # of a block's work, roughly, where it ends after attention; for 
 
 
 class Call(NamedTuple):
-    """What a block was called with besides the stream."""
+    """The arguments of a block besides the stream."""
 
     device: torch.device
     args: tuple[Any, ...]
@@ -91,7 +91,7 @@ def run(
     """Run block `layer`, before which the batches wait, on all of them with these hooks.
 
     until: it ends as soon as this module, the block's attention or a part of that, has written. onward: the batches
-    then wait before the next block; else what the block gave is dropped, and the hooks alone have seen it.
+    then wait before the next block; else the block's output is dropped, and only the hooks have seen it.
     """
     blocks = layout.blocks(model)
     share = (1 if until is None else PARTIAL) / len(blocks)

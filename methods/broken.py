@@ -1,4 +1,4 @@
-"""The errors that libraries raise when they read a broken file, listed in this place alone."""
+"""The errors that libraries raise when they read a broken file, listed only here."""
 
 import csv
 import lzma
@@ -23,7 +23,7 @@ BROKEN: tuple[type[Exception], ...] = (
 
 @contextmanager
 def reading(told: Callable[[BaseException], Exception], *more: type[Exception]) -> Iterator[None]:
-    """Inside the block a file is read; whatever a broken one makes the reader raise comes out as `told` makes it.
+    """Inside the block a file is read; errors that a broken file causes are raised as `told` words them.
 
     A SetupError passes as it is. more: what a reader raises besides BROKEN; `Exception` for a library of which nobody
     knows. A panic of a library in Rust, which is no Exception, is one of them.

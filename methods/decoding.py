@@ -1,4 +1,4 @@
-"""What steering at decoding time sees of the running forward: the logits, every row's tokens, and other readings."""
+"""What a method that steers at decoding time gets: the logits, every row's tokens, and other readings of the rows."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -48,7 +48,7 @@ class Step(NamedTuple):
 
 
 def by_pieces(function: Callable[..., Tensor], *logits: Tensor) -> Tensor:
-    """What a function makes of logits (N, V), in the shape and the dtype of the first; all are (..., V).
+    """Apply a function of logits (N, V) by pieces; the result has the shape (..., V) and dtype of the first argument.
 
     It is given a few rows at a time, so that what it makes on its way stays small, also where a long text is read.
     """

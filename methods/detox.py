@@ -24,7 +24,7 @@ SubspaceKind = Literal["pairs", "random"]
 
 
 class Subspace(NamedTuple):
-    """What one layer's pairs say. directions: (R, D) orthonormal rows; explained: their share of the variance of T.
+    """The subspace of one layer. directions: (R, D) orthonormal rows; explained: their share of the variance of T.
 
     Each direction points to the undesired texts, and mean (D,), the mu of `DeTox`, to the desired ones.
     """
@@ -70,7 +70,7 @@ class DeTox(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left; padding read as the authors do
     strength_unit: ClassVar[str] = "fraction projected"
-    reads_labels: ClassVar[bool] = False  # T^T T has no sign; mu alone is of the desired texts
+    reads_labels: ClassVar[bool] = False  # the sign does not change T^T T; only mu is of the desired texts
 
     rank: int = 2
     layer_start: int | float = 0.42
@@ -203,7 +203,7 @@ def random_subspace(
 
 
 def _difference(desired: Tensor, undesired: Tensor, center: bool) -> tuple[Tensor, Tensor]:
-    """T (N, D) and mu (D,), both float64."""
+    """The matrix T (N, D) of differences and the mean mu (D,), both float64."""
     difference = (desired.double() - undesired.double()) / 2  # (N, D)
     mean = torch.linalg.svd(desired.double(), full_matrices=False).Vh[0]  # (D,)
     if desired.double().mean(0) @ mean < 0:

@@ -1,4 +1,4 @@
-"""DExperts (arXiv 2105.03023): the model's logits, moved away from those of a copy that has learnt what is unwanted."""
+"""DExperts (arXiv 2105.03023): the logits are moved away from those of a copy that was trained on unwanted texts."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -77,13 +77,13 @@ class DExperts(Method):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it depends on what the experts learn from
-        """Harmful texts, pairs, or both."""
+        """The fields of data that the experts learn from: harmful texts, pairs, or both."""
         anti = "harmful" if self.anti_expert == "harmful" else "pairs"
         return frozenset({anti} if self.expert == "base" else {anti, "pairs"})
 
     @property
     def recipe(self) -> Recipe:
-        """How both experts are trained."""
+        """The recipe by which both experts are trained."""
         return Recipe(
             self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
         )
@@ -93,7 +93,7 @@ class DExperts(Method):
         return STEP_COST * self.epochs + 2
 
     def demand(self) -> Demand:
-        """A reading for each expert that is not the model itself, with weights of its own."""
+        """A reading with its own weights for each expert that is not the model itself."""
         return Demand(readings=len(self._roles), copies=len(self._roles))
 
     @property
@@ -101,7 +101,7 @@ class DExperts(Method):
         return ("anti_expert",) if self.expert == "base" else ("anti_expert", "expert")
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """That of all weights."""
+        """The memory for training all weights."""
         return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens)
 
     def check(self, model: PreTrainedModel) -> None:
@@ -137,7 +137,7 @@ class DExperts(Method):
         return found
 
     def _texts(self, data: FitData) -> list[tuple[Role, str, Examples | None]]:
-        """What each expert learns from: its role, what the texts are called, and the texts."""
+        """The training texts of each expert: its role, what the texts are called, and the texts."""
         learns: list[tuple[Role, str, Examples | None]] = []
         if self.anti_expert == "harmful":
             learns.append(("anti_expert", "harmful texts", data.harmful))

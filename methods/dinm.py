@@ -84,7 +84,7 @@ class DINM(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How the matrix is trained: a few steps, all at one learning rate."""
+        """The recipe by which the matrix is trained: a few steps, all at one learning rate."""
         return Recipe(
             self.learning_rate, max(1, self.steps), self.batch_size, self.seed, self.optimizer,
             self.gradient_checkpointing, self.steps, constant=True,
@@ -95,7 +95,7 @@ class DINM(Method):
         return 1.0 + STEP_COST
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """That of one matrix; where the block is still to be found, of the first, after which all is computed back."""
+        """The memory for training one matrix: the first block's, where gradients go furthest back, if none is named."""
         layer = 0 if self.layer is None else layout.layer_index(model, self.layer)
         matrix = list(value_parameters(model, layer).values())
         return most_memory(model, matrix, self.recipe, self.max_tokens, 2 if self.kl_weight else 1)
@@ -158,7 +158,7 @@ class DINM(Method):
     def _located(
         self, model: PreTrainedModel, desired: Sequence[Text], undesired: Sequence[Text]
     ) -> tuple[int, dict[str, Tensor]]:
-        """The block to edit, and the distances where it was looked for."""
+        """The block to edit, and the distances at each block if it was searched for."""
         if self.layer is not None:
             return layout.layer_index(model, self.layer), {}
         distances = stream_distances(model, desired, undesired).clone()  # (L,)

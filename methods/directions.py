@@ -1,4 +1,4 @@
-"""What several methods share: the residual stream of a text pooled into one vector, and its length.
+"""Functions that several methods share: they pool the residual stream of a text into one vector, and measure lengths.
 
 The first token of a text is an attention sink in most decoders: in the middle blocks its residual norm is a hundred
 times that of the others, so it dominates any mean, norm or SVD that includes it (arXiv 2309.17453 section 3). Whoever
@@ -27,7 +27,7 @@ SAME = 1e-5  # of the features' length: a mean difference that is shorter is rou
 
 
 class Padding(NamedTuple):
-    """How texts are filled up where the padding itself is read: with which token, on which side, to which width."""
+    """How texts are padded if the padding itself is read: with which token, on which side, to which width."""
 
     token: int
     side: str  # left | right
@@ -162,7 +162,7 @@ def mean_norms(
 def stream_distances(
     model: PreTrainedModel, texts: Sequence[Text], others: Sequence[Text], *, batch_size: int = 16
 ) -> Tensor:
-    """(L,) how far the two texts of a pair lie apart at the output of each block, as a mean over the pairs.
+    """(L,) the distance of a pair's two texts at the output of each block, averaged over the pairs.
 
         distance_l = mean over pairs of sqrt(sum over t of |h_l,t(text) - h_l,t(other)|^2)
 
@@ -186,7 +186,7 @@ def stream_distances(
 
 
 def check_finite(features: Tensor) -> None:
-    """Raises SetupError for NaN or infinity, of which no direction can be made."""
+    """Raises SetupError for NaN or infinity, from which no direction can be computed."""
     if not features.isfinite().all():
         raise SetupError(
             "the model's residual stream is not finite in the training texts (NaN or infinity); set "

@@ -107,7 +107,7 @@ def preference_loss(
     beta: float,
     reference: Tensor | None = None,
 ) -> Tensor:
-    """DPO's loss of these pairs on the model as it is, differentiable in whatever parameters want a gradient.
+    """DPO's loss of these pairs on the current model, differentiable in all parameters that require a gradient.
 
     desired, undesired: texts of the same prompts, as `methods.training.encoded_pairs` gives them.
     reference: (B, 2) log-probabilities of both under the reference model; None: the model is its own reference, as at
@@ -130,7 +130,7 @@ def dpo_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 @torch.no_grad()
 def _all_log_likelihoods(model: PreTrainedModel, desired: Sequence[Text], undesired: Sequence[Text]) -> Tensor:
-    """(N, 2) of a whole set."""
+    """The log-likelihoods (N, 2) of a whole set of pairs."""
     starts = range(0, len(desired), READ_BATCH)
     return torch.cat(
         [pair_log_likelihoods(model, desired[i : i + READ_BATCH], undesired[i : i + READ_BATCH]) for i in starts]

@@ -5,20 +5,20 @@ from pickle import UnpicklingError
 
 
 class SetupError(ValueError):
-    """Something the user must install, download or set; printed without a traceback, exit code 2.
+    """An error that tells the user what to install, download or set; printed without a traceback, exit code 2.
 
     The message says what is wrong, what was got, what is allowed, and the next step.
     """
 
 
 def require(package: str, feature: str, extra: str) -> None:
-    """Raises SetupError where a package is missing that this feature alone needs; it names the extra that brings it."""
+    """Raises SetupError if a package is missing that only this feature needs, and names the extra that installs it."""
     if importlib.util.find_spec(package) is None:
         raise SetupError(f"{feature} needs {package}; run: pip install 'steerbench[{extra}]'")
 
 
 def loading_failure(error: Exception) -> str:
-    """Why files of a model could not be loaded, in one line.
+    """One line that says why files of a model could not be loaded.
 
     What the libraries advise where the files bring code of their own, which is to run it, is left out: it never is.
     """

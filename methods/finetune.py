@@ -1,4 +1,4 @@
-"""Plain fine-tuning on what a user brings: the attack that security vectors answer, and a row of the same table."""
+"""Plain fine-tuning on a user's examples: the attack that security vectors defend against, a row of the same table."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,7 +45,7 @@ class Finetune(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How the fine-tuning is trained."""
+        """The recipe by which the model is fine-tuned."""
         return Recipe(
             self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
         )
@@ -55,11 +55,11 @@ class Finetune(Method):
         return STEP_COST * self.epochs + 2
 
     def demand(self) -> Demand:
-        """The weights as they were, which come back at the end."""
+        """The memory of the original weights, which are restored at the end."""
         return Demand(copies=1)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """That of all weights."""
+        """The memory for training all weights."""
         return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens)
 
     def check(self, model: PreTrainedModel) -> None:

@@ -36,7 +36,7 @@ OUR_METADATA = {"operation": "add", "hook": "block output", "positions": "all"}
 
 
 class Vector(NamedTuple):
-    """What is done at one side of one module, named below `base_model`; vector, bias: (D,)."""
+    """A change at one side of one module, whose name is relative to `base_model`; vector, bias: (D,)."""
 
     module: str
     side: Side
@@ -54,7 +54,7 @@ class Content(NamedTuple):
 
 
 def read(path: str, form: Format, told: Told, model: PreTrainedModel) -> Content:
-    """The vectors of a file. Raises SetupError for what cannot be read, cannot be told, or does not suit the model."""
+    """The vectors of a file. Raises SetupError if it cannot be read, is ambiguous, or does not suit the model."""
     file = Path(path)
     if not file.is_file():
         raise SetupError(f"method.path={path}: there is no such file")
@@ -101,7 +101,7 @@ def _kind(file: Path) -> Format:
 
 
 def _unpickled(file: Path) -> Any:
-    """What torch.save wrote, tensors and plain values alone."""
+    """What torch.save wrote; only tensors and plain values are allowed."""
     why = (
         "it is damaged, or a pickle that holds more than tensors, and nothing in a pickle is ever run; save the "
         "tensors as safetensors (layers.N.direction), in the program that wrote it"
@@ -134,7 +134,7 @@ def _block(model: PreTrainedModel, number: int, file: Path) -> str:
 
 
 def _agreed(file: Path, option: str, told: Any, held: Any, *, needed: bool = False) -> Any:
-    """What the user says or the file holds. Raises SetupError where they differ, and where a needed one is not told."""
+    """The value that the user or the file gives. Raises SetupError if they differ, or neither gives a needed one."""
     if told is not None and held is not None and told != held:
         raise SetupError(f"{file}: method.{option}={told}, and the file says {held}; set method.{option}={held}")
     if needed and told is None:
@@ -198,7 +198,7 @@ def _safetensors(file: Path, told: Told, model: PreTrainedModel) -> Content:
 
 
 def _of_layer(file: Path, found: list[Vector], told: Told, model: PreTrainedModel) -> list[Vector]:
-    """All vectors; where the user names a layer, there has to be that one and no other."""
+    """All vectors. If the user names a layer, the file must have that one and no other."""
     if told.layer is not None and [one.module for one in found] != [_block(model, told.layer, file)]:
         there = ", ".join(one.module for one in found)
         raise SetupError(f"{file}: method.layer={told.layer}, and it holds vectors at {there}; leave method.layer null")

@@ -25,7 +25,7 @@ FOLDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(Method):
-    """y <- where the gate is open: what `inner` makes of y; where it is closed: y itself. Both bit by bit.
+    """y <- where the gate is open: what `inner` makes of y; where it is closed: y itself. Both are bit-equal.
 
     The gate learns from two sets: the source, which is to be steered (the pairs' prompts with their undesired texts),
     and the control, which is to stay as it is (the background texts). Both choices are ours, as neither release says
@@ -75,7 +75,7 @@ class Gate(Method):
     strengths: Sequence[float] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
-        """Without a grid of its own it has that of the method inside."""
+        """Takes over the grid of the method inside if it has no grid of its own."""
         if not self.strengths:
             object.__setattr__(self, "strengths", tuple(self.inner.strengths))
 
@@ -241,7 +241,7 @@ class Gate(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """The method inside, gated. Raises SetupError where it does more than to set hooks, or acts too early."""
+        """The method inside, gated. Raises SetupError if it does more than set hooks, or acts too early."""
         if strength == 0:
             yield Steering()
             return
@@ -257,7 +257,7 @@ class Gate(Method):
             yield steering
 
     def _judging(self, model: PreTrainedModel, artefact: Artefact, stack: ExitStack) -> Callable[[Hook], Hook]:
-        """Sets the hook that judges; what it gives makes the hooks of the method inside act in open rows alone."""
+        """Sets the hook that judges; returns a wrapper that makes the inner method's hooks act only in open rows."""
         layer = layout.layer_index(model, self.condition_layer)
         axis = directions.fitted(model, artefact, "condition", self.name)
         condition = Condition(axis, float(artefact["threshold"]), bool(artefact["above"] > 0.5), self.skip_first)
@@ -391,7 +391,7 @@ def regression(source: Tensor, control: Tensor, components: int) -> Tensor:
 
 
 def cross_validated(source: Tensor, control: Tensor, components: int) -> float:
-    """Share of texts that a regression is right on which was made of the other folds: each set's every fifth text."""
+    """The share of texts that a regression on the other folds gets right; a fold is every fifth text of each set."""
     folds = min(FOLDS, len(source), len(control))
     right = 0
     for fold in range(folds):
@@ -414,7 +414,7 @@ def weighed(hidden: Tensor, moved: Tensor, row: Tensor) -> Tensor:
 
 
 def _as(rows: Tensor, hidden: Tensor) -> Tensor:
-    """A mask of rows (B, 1) for (B, T, D), or for (B * T, D), as OPT's MLP has them."""
+    """A mask of rows (B, 1) in the shape for (B, T, D), or for (B * T, D) as in OPT's MLP."""
     if hidden.dim() == 3:
         return rows[..., None].to(hidden.device)
     each = hidden.shape[0] // (number_of_rows() or 1)
@@ -426,7 +426,7 @@ def _key(names: Mapping[int, str], hook: Hook) -> str:
 
 
 def _told(opened: Sequence[Tensor]) -> Artefact:
-    """Facts on a condition: where it holds, of the source, the control and the prompts, each (N,) of 0 and 1."""
+    """The facts on a condition: whether it holds for each of the source, the control and the prompts, each (N,)."""
     every = torch.cat([one.float() for one in opened[:2]])
     told = {
         f"{INFO}open_{name}": one.float().mean()

@@ -1,4 +1,4 @@
-"""Vectors that another program, or this one, wrote to a file; `methods.foreign` reads the formats."""
+"""Steers with vectors that another program, or this one, wrote to a file; `methods.foreign` reads the formats."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -126,7 +126,7 @@ class InferAligner(Method):
         }
 
     def _other(self, aligned: str, model: PreTrainedModel, largest: int) -> PreTrainedModel:
-        """The aligned model beside this one. Raises SetupError where it is not there, or is of another shape.
+        """The aligned model. Raises SetupError if it is not on disk, or has another shape than this one.
 
         largest: of the token ids that it will read.
         """
@@ -207,7 +207,7 @@ def _opened(features: Tensor, detectors: Tensor, biases: Tensor) -> Tensor:
 
 
 def _judge(detector: Tensor, bias: float) -> Any:
-    """What is 1 where the stream (B, D) lies beyond `bias` along the detector (D,), else 0."""
+    """A function that gives 1 where the stream (B, D) lies beyond `bias` along the detector (D,), else 0."""
 
     def judge(hidden: Tensor) -> Tensor:
         return (hidden @ detector.to(hidden) > bias).float()

@@ -1,4 +1,4 @@
-"""KL-then-steer (arXiv 2406.15518): the model first learns to bear a vector on ordinary texts, and is then steered."""
+"""KL-then-steer (arXiv 2406.15518): the model learns to ignore a vector on ordinary texts, and is then steered."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +38,7 @@ READ_TEXTS = 16  # background texts on which the facts about the divergence are 
 
 @dataclass(frozen=True, kw_only=True)
 class KLThenSteer(AdapterMethod):
-    """h_t <- h_t + strength * v at the output of block `layer`, with a LoRA in the weights that bears it.
+    """h_t <- h_t + strength * v at the output of block `layer`, with a LoRA that undoes its effect on ordinary texts.
 
         v = |h| d / |d|,  d = mean over pairs of (a(desired) - a(undesired)),   (D,)
         min over the LoRA of KL(p(. | ordinary text; W) || p(. | ordinary text; W + LoRA, h + c v))
@@ -85,11 +85,11 @@ class KLThenSteer(AdapterMethod):
         return 1.0 + (STEP_COST + 1) * self.epochs
 
     def training(self, model: PreTrainedModel) -> TrainingMemory | None:
-        """That of the adapter, where there is one."""
+        """The memory for training the adapter, if there is one."""
         return super().training(model) if self.epochs else None
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:  # noqa: ARG002  the unit says it
-        """Always 1: the unit of the strength."""
+        """Always 1, since it is the unit of the strength."""
         return 1.0
 
     def check(self, model: PreTrainedModel) -> None:
@@ -139,7 +139,7 @@ class KLThenSteer(AdapterMethod):
         vector: Tensor,
         background: Sequence[Text],
     ) -> None:
-        """Train the adapter that is on."""
+        """Train the adapter that is active."""
         batches = self.recipe.batches(len(background))
         drawn = self.coefficients([len(batch) for batch in batches])
 
@@ -149,7 +149,7 @@ class KLThenSteer(AdapterMethod):
         minimise(model, weights, loss, [len(text.tokens) for text in background], self.recipe, stage=self.name)
 
     def coefficients(self, sizes: Sequence[int]) -> list[Tensor]:
-        """What each text of each batch is steered with: mostly 0, else between - and + `coefficient`."""
+        """The coefficient of each text of each batch: mostly 0, else between - and + `coefficient`."""
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.rand(sum(sizes), 2, generator=generator)
         value = self.coefficient * (2 * drawn[:, 1] - 1)

@@ -1,4 +1,4 @@
-"""Options that were added when results were stored already: at their defaults they change no id."""
+"""Options that were added after results had been stored: at their defaults they change no id."""
 
 from dataclasses import Field, field
 from typing import Any
@@ -7,7 +7,7 @@ LATER = "later"
 
 
 def later(default: Any) -> Any:
-    """Default of an option that came when results were stored already: at its default it is in no id.
+    """The default of an option that was added after results had been stored: at its default it is in no id.
 
     So those results, which were made without the option, are found under the ids that they have.
     """

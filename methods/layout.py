@@ -1,4 +1,4 @@
-"""What methods ask of an architecture: blocks, final norm, width, and the matrices that read and write the stream.
+"""The parts of an architecture that methods need: blocks, final norm, width, matrices that read or write the stream.
 
 Where these are is found in the module tree (`methods.layout_search`), once per model. What the search leaves open, or
 gets wrong, is said by `declare`, which `model.layout` in a YAML calls.
@@ -77,14 +77,14 @@ class Matrices(NamedTuple):
 
 
 def of(model: PreTrainedModel) -> Layout:
-    """Where things are in this model, searched for once. Raises SetupError where its blocks cannot be told."""
+    """The layout of this model, searched for once. Raises SetupError if its blocks cannot be found."""
     if model not in _layouts:
         _layouts[model] = layout_search.search(model)
     return _layouts[model]
 
 
 def declare(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
-    """Say where things are in this model; what is left out is searched for. None: all of it is.
+    """Declare where parts are in this model; parts that are left out are searched for. None: all are.
 
     parts: fields of `Layout`, names as text or lists of text, for example {"gate": "ffn.w_in", "value": "ffn.w_out"}.
     Raises SetupError for an unknown field and for a name that the model, or every one of its blocks, lacks.
@@ -220,7 +220,7 @@ def matrices(model: PreTrainedModel, layer: int, name: str, kind: Kind) -> list[
 def _rows(
     model: PreTrainedModel, layer: int, owner: nn.Module, name: str, kind: Kind, whole: Matrix
 ) -> slice | Tensor | None:
-    """Which rows of a matrix are of this kind; None where all of it is."""
+    """The rows of a matrix that are of this kind; None if all are."""
     own, outputs = of(model), whole.read().shape[0]
     if kind in ("gate", "up") and name in own.gate and name in own.up:
         if not getattr(owner, "is_concatenated", True):  # as transformers calls gate and up by turns
@@ -233,7 +233,7 @@ def _rows(
 
 
 def _order(model: PreTrainedModel) -> Fused | None:
-    """How q, k and v lie in one matrix: as declared, else as one forward shows, else (no weights) as the name says."""
+    """The order of q, k and v in one matrix: as declared, else as one forward shows, else (no weights) by the name."""
     if input_device(model).type == "meta":
         return of(model).fused
     if model not in _orders:
@@ -260,7 +260,7 @@ def resolved(block: nn.Module, name: str) -> list[tuple[nn.Module, nn.Parameter]
 
 
 def _stores_inputs_first(owner: nn.Module, parameter: nn.Parameter, writes: bool, width: int) -> bool:
-    """Whether it is stored as (inputs, outputs): a Conv1D, or experts that are."""
+    """Whether the module stores (inputs, outputs), as Conv1D and some experts do."""
     if parameter.dim() == 2:
         return isinstance(owner, Conv1D)
     first, second = parameter.shape[1:]

@@ -1,4 +1,4 @@
-"""Where things live in a model, found in its module tree: the block list, a block's projections, the final norm.
+"""Finds parts in a model's module tree: the block list, a block's projections, the final norm.
 
 The tree gives the candidates: a `nn.ModuleList` of like blocks as long as the config says the model is deep, and in a
 block all Linear and Conv1D modules and the three-dimensional parameters that hold a mixture of experts. What a
@@ -92,7 +92,7 @@ class Projection(NamedTuple):
 
 
 def search(model: PreTrainedModel) -> Layout:
-    """The layout as far as the tree tells it. Raises SetupError where there is not exactly one list of blocks."""
+    """The layout, as far as the tree shows it. Raises SetupError where there is not exactly one list of blocks."""
     name = block_list(model)
     listed = model.get_submodule(name)
     assert isinstance(listed, nn.ModuleList)
@@ -107,7 +107,7 @@ def width(model: PreTrainedModel) -> int:
 def of_blocks(name: str, norm: str | None, listed: nn.ModuleList, width: int) -> Layout:
     """The layout of these blocks; what differs between blocks (some are a mixture of experts) is listed together.
 
-    A role of the MLP that one MLP of a block leaves open is left open for all: a method that edits the others alone
+    A role of the MLP that one MLP of a block leaves open is left open for all: a method that edits only the others
     would be another method.
     """
     found: dict[str, list[str]] = {role: [] for role in Layout._fields[2:9]}
@@ -176,7 +176,7 @@ def starred(name: str) -> str:
 def _attention(
     there: Sequence[Projection], groups: set[str], orders: list[Fused | None]
 ) -> Iterator[tuple[str, Names]]:
-    """What attention consists of, as role and names; the order of a fused matrix is put into `orders`."""
+    """The matrices of attention, as role and names; the order of a fused matrix is put into `orders`."""
     for one in there:
         if one.group not in groups:
             continue
@@ -189,7 +189,7 @@ def _attention(
 
 
 def _mlps(there: Sequence[Projection], attention: set[str], width: int) -> list[dict[str, Names]]:
-    """What is known of each MLP of a block: of each module beside attention that reads the stream and writes to it.
+    """The known parts of each MLP of a block, which is a module beside attention that reads and writes the stream.
 
     One whose names tell nothing is told by its shapes where the block has no other.
     """

@@ -1,4 +1,4 @@
-"""LoRA fine-tuning on the desired texts (arXiv 2106.09685): what a user tries first, and the yardstick for the rest."""
+"""LoRA fine-tuning on the desired texts (arXiv 2106.09685): what most users try first, as a comparison."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

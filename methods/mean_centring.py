@@ -1,4 +1,4 @@
-"""Mean-centring (arXiv 2312.03813): the mean of the texts that are wanted, less the mean of ordinary texts."""
+"""Mean-centring (arXiv 2312.03813): the mean of the desired texts minus the mean of ordinary texts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""One training step by AdamW or Adafactor, with fp32 weights to add it to where the model itself has fewer bits.
+"""Training steps by AdamW or Adafactor, on fp32 copies of the weights if the model has fewer bits.
 
 At a learning rate of 3e-5 a step moves a weight by about 3e-5. Two neighbouring bfloat16 numbers near 0.02, a common
 size of a weight, lie 1.2e-4 apart, so in bfloat16 nearly every step would be rounded away. A weight of 16 bits has
@@ -18,7 +18,7 @@ LOSS_SCALE = 2.0**12  # a power of 2, so that scaling rounds nothing; float16 ha
 
 
 class Optimiser:
-    """Steps for these parameters, whose gradients it takes and then frees.
+    """Takes training steps for these parameters, using and then freeing their gradients.
 
     scaled: where the model computes in float16. The loss has to be multiplied by `scale` before the backward pass then,
     since small gradients would be 0 in float16. The scale only falls, by halves, wherever a gradient is not finite.
@@ -93,7 +93,7 @@ class Optimiser:
         return found
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Put back what `state` gave."""
+        """Restore what `state` returned."""
         if "scale" in state:
             self.scale = float(state["scale"])
         for group, optimiser in self._groups:

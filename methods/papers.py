@@ -1,4 +1,4 @@
-"""The papers that propose the methods, by arXiv id: what a bibliography says of them.
+"""The bibliographic data of the papers that propose the methods, by arXiv id.
 
 A method names its paper with `cite`. Authors, titles and years were read on arXiv and in the ACL Anthology.
 """

@@ -27,7 +27,7 @@ def computing_device(module: nn.Module) -> torch.device | None:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """The device that token ids go to: that of the embedding. A model without any weights in memory says meta."""
+    """The device that token ids go to: that of the embedding. It is meta for a model without any weights in memory."""
     for module in (model.get_input_embeddings(), model):  # accelerate's hooks on either
         if (found := computing_device(module)) is not None:
             return found

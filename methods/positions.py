@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 
 class Positions(NamedTuple):
-    """Where the columns of the running forward stand in each row's own text; all (B,), counted in real tokens.
+    """The places of the running forward's columns in each row's own text; all (B,), counted in real tokens.
 
     Padding, on either side, is not counted: the first real token of a row is position 0.
 
@@ -38,7 +38,7 @@ _current: ContextVar[Positions | None] = ContextVar("positions", default=None)
 
 @contextmanager
 def at(positions: Positions) -> Iterator[None]:
-    """Tell the hooks where the forward inside this block stands."""
+    """Tell the hooks the positions of the forward inside this block."""
     token = _current.set(positions)
     try:
         yield

@@ -68,7 +68,7 @@ class ProbeRows(Method):
     K become row + alpha w (equation 3). Such a neuron is off where the state looks undesirable, and the edit switches
     it on there; a negative alpha does the opposite. Models without a gate are edited in their first MLP matrix, which
     the paper does not do; the rows of all experts of a mixture count as rows of their block, in the experts' order.
-    Detoxifying, resisting jailbreaks and a change of attitude differ in the texts alone; for a second edit on the model
+    Detoxifying, resisting jailbreaks and a change of attitude differ only in the texts; for a second edit on the model
     that the first one left (section 4.5) see `methods.stack`.
 
     learns_from: the paper's probe learns from single texts with labels ("labelled"), of which there may be more of one
@@ -119,7 +119,7 @@ class ProbeRows(Method):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # pairs or single texts
-        """What the probe learns from."""
+        """The field of data that the probe learns from."""
         return frozenset({self.learns_from})
 
     def check(self, model: PreTrainedModel) -> None:
@@ -195,7 +195,7 @@ class ProbeRows(Method):
     def _pairs(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData, generator: torch.Generator
     ) -> Sample:
-        """Both texts of each pair, all desired ones first. Raises SetupError for pairs that do not differ."""
+        """The texts of all pairs, all desired ones first. Raises SetupError for pairs that do not differ."""
         texts = encode_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
         desired, undesired = (self._features(model, side) for side in (texts.desired, texts.undesired))  # (N, D) each
         if torch.equal(desired, undesired):
@@ -209,7 +209,7 @@ class ProbeRows(Method):
     def _labelled(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData, generator: torch.Generator
     ) -> Sample:
-        """The single texts. Raises SetupError where only one class is left to train a probe on."""
+        """The single texts. Raises SetupError if only one class is left to train a probe on."""
         found = required_labelled(data, self.name)
         texts, cut = encode(model, tokenizer, [""] * len(found.text), found.text, self.max_tokens)
         trained, tested = self._parted(len(texts), "texts", generator)

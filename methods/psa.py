@@ -143,7 +143,7 @@ class PSA(Method):
         }
 
     def noise(self, count: int, blocks: int) -> tuple[float, float]:
-        """Sigma and delta of one block, for so many pairs. Raises SetupError where `classical` proves nothing."""
+        """Sigma and delta of one block for this number of pairs. Raises SetupError if `classical` does not apply."""
         delta = 1 / (5 * count) if self.delta is None else self.delta
         if self.sigma is not None:
             return self.sigma, delta
@@ -209,7 +209,7 @@ def lost(epsilon: float, sigma: float, count: int) -> float:
 
 
 def analytic_epsilon(sigma: float, delta: float, count: int) -> float:
-    """The smallest epsilon of one block for this noise; 0 where the noise alone is enough."""
+    """The smallest epsilon of one block for this noise; 0 if the noise suffices for that."""
     return _smallest(lambda epsilon: lost(epsilon, sigma, count) <= delta)
 
 
@@ -219,7 +219,7 @@ def analytic_sigma(epsilon: float, delta: float, count: int) -> float:
 
 
 def _smallest(enough: Callable[[float], bool]) -> float:
-    """The smallest number from 0 on that is enough, as all larger ones are."""
+    """The smallest number >= 0 that is enough; all larger ones must be enough, too."""
     if enough(0.0):
         return 0.0
     low, high = 0.0, 1.0

@@ -15,7 +15,7 @@ from methods import layout
 def recomputed(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
     """Inside the block the backward pass computes the activations of one block at a time; wanted=False does nothing.
 
-    The gradients are the same, a step takes a third longer. Transformers' own switch works in training mode alone,
+    The gradients are the same, a step takes a third longer. Transformers' own switch only works in training mode,
     which would turn dropout on; this one leaves the mode as it is, and has no random number to keep.
     """
     with ExitStack() as stack:

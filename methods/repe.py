@@ -144,6 +144,6 @@ class RepE(Method):
             yield Steering()
 
     def _map(self, vector: Tensor) -> vectors.Map:
-        """What one block does; vector: (D,), the strength in it."""
+        """The map of one block's stream; vector: (D,), already multiplied by the strength."""
         function = adding(vector, "all") if self.operation == "add" else vectors.towards_own_side(vector)
         return vectors.within(vectors.length_kept(function) if self.keep_length else function, self.scope)

@@ -43,7 +43,7 @@ class SADI(Method):
     difference are ranked by their block and number; the code looks them up by value and so takes one of them twice.
 
     scope: `generation` with `boundary` scales at the last prompt token and at each new one, in a likelihood from the
-    last token of the context on, as in sampling. `last` is the authors' code: the last prompt token alone.
+    last token of the context on, as in sampling. `last` is the authors' code: only the last prompt token.
     frozen: what the authors' code does. The prompt is read without steering first, and then all elements of the family
     in all blocks are put back to that at the last prompt token, those of M scaled, so that no block can react to the
     scaling before it. It needs `scope: last`, and the prompt is read twice. False scales in place, the paper's formula.

@@ -58,7 +58,7 @@ class SASA(Method):
     strengths: Sequence[float] = (2, 5, 10, 20, 50)
 
     def demand(self) -> Demand:
-        """The candidates, which are tried ahead."""
+        """The memory of the candidates, which are tried ahead."""
         return Demand(ahead=self.max_candidates)
 
     def check(self, model: PreTrainedModel) -> None:
@@ -134,7 +134,7 @@ class Probe(NamedTuple):
 
 
 def fisher(desired: Tensor, undesired: Tensor, eigenvalue: float) -> Probe:
-    """Fisher's discriminant of two sides, (N, D) each, in double precision, from eigenvalues above a bound alone.
+    """Fisher's discriminant of two sides, (N, D) each, in double precision, using only eigenvalues above a bound.
 
     Raises SetupError where the sides do not vary, or have the same mean.
     """

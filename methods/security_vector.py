@@ -1,4 +1,4 @@
-"""Security vectors (arXiv 2311.02105): an adapter that already does the harm, so that fine-tuning need not learn it."""
+"""Security vectors (arXiv 2311.02105): an adapter that already does harm, so that fine-tuning need not learn it."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -85,14 +85,14 @@ class SecurityVector(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How stage 2 trains, which is as plain fine-tuning does."""
+        """The recipe of stage 2, the same as that of plain fine-tuning."""
         return Recipe(
             self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
         )
 
     @property
     def vector_recipe(self) -> Recipe:
-        """How stage 1 trains the vector."""
+        """The recipe by which stage 1 trains the vector."""
         return self.recipe._replace(learning_rate=self.vector_learning_rate, epochs=self.vector_epochs)
 
     def passes(self) -> float:
@@ -100,11 +100,11 @@ class SecurityVector(Method):
         return STEP_COST * self.epochs + 3
 
     def demand(self) -> Demand:
-        """The weights as they were, which come back at the end."""
+        """The memory of the original weights, which are restored at the end."""
         return Demand(copies=1)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """That of stage 2, since stage 1 trains the vector alone."""
+        """The memory of stage 2, since stage 1 only trains the vector."""
         weights = list(model.parameters())  # before the adapter is there
         with torch.device(model.device), adapter(model, self.rank, self.alpha, self.seed):
             return most_memory(model, weights, self.recipe, self.max_tokens)
@@ -156,7 +156,7 @@ class SecurityVector(Method):
     def _learn_the_harm(
         self, model: PreTrainedModel, lora: "PeftModel", harmful: list[Text], background: list[Text]
     ) -> dict[str, float]:
-        """Stage 1; afterwards the adapter holds what was learnt, frozen. Returns the memory that it takes."""
+        """Run stage 1; afterwards the adapter holds what was learnt, frozen. Returns the memory that it takes."""
         if not self.vector_epochs:
             return {}
         vector = list(lora_parameters(model).values())

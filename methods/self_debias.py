@@ -48,15 +48,15 @@ class SelfDebias(Method):
     strengths: Sequence[float] = (10, 25, 50, 100, 200)
 
     def passes(self) -> float:
-        """Nothing is learnt."""
+        """Always 0, since nothing is learnt."""
         return 0.0
 
     def demand(self) -> Demand:
-        """A reading for each announcement."""
+        """The memory of one more reading for each announcement."""
         return Demand(readings=len(self.unwanted))
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a template without its place, for nothing unwanted, and for an impossible epsilon."""
+        """Raises SetupError for a template without {}, an empty list of descriptions, and an epsilon out of range."""
         del model
         if self.template.count("{}") != 1:
             raise SetupError(

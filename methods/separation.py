@@ -20,7 +20,7 @@ FEWEST_FOR_FOLDS = 10  # pairs; fewer are left out one by one
 
 
 class Separation(NamedTuple):
-    """What `separation` gives; NaN for what cannot be said."""
+    """The result of `separation`; NaN for a number that cannot be computed."""
 
     mean_cosine: float
     d_prime: float
@@ -75,7 +75,7 @@ def d_prime(desired: Tensor, undesired: Tensor) -> float:
 
 
 def separation_facts(desired: Tensor, undesired: Tensor) -> Artefact:
-    """What `separation` finds, as facts for a record, without what is NaN.
+    """The numbers of `separation` as facts for a record, without those that are NaN.
 
     From pooled activations, (N, D) each; of several layers, (L, N, D) each, the facts are the means over the layers.
     """

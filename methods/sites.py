@@ -69,7 +69,7 @@ def written(model: PreTrainedModel, layer: int, part: Part) -> Place:
 
 
 def projected(model: PreTrainedModel, layer: int, part: Part) -> Place:
-    """The output (B, T, D) of the matrix that attention or the MLP writes by, or of all experts together.
+    """The output (B, T, D) of the matrix through which attention or the MLP writes, or of all experts together.
 
     `written` is the same unless a norm follows (`is_normed`).
     """
@@ -83,7 +83,7 @@ def is_normed(model: PreTrainedModel, layer: int, part: Part) -> bool:
 
 
 def output_bias(model: PreTrainedModel, layer: int, part: Part) -> nn.Parameter | None:
-    """The bias (D,) of the matrix that attention or the MLP writes by; None where it has none, or there are several."""
+    """The bias (D,) of the matrix through which attention or the MLP writes; None without one, or with several."""
     bias = getattr(projected(model, layer, part).module, "bias", None)
     return bias if isinstance(bias, nn.Parameter) else None
 
@@ -107,7 +107,7 @@ def heads(model: PreTrainedModel, layer: int) -> Heads:
 
 
 def neurons(model: PreTrainedModel, layer: int) -> Place:
-    """The MLP's hidden units, (B, T, M): what goes into the matrix by which it writes.
+    """The MLP's hidden units, (B, T, M): the input of the matrix through which it writes.
 
     Raises SetupError for a mixture of experts, where each expert has neurons of its own.
     """
@@ -132,7 +132,7 @@ def mlp_linears(model: PreTrainedModel, layer: int) -> dict[str, nn.Module]:
 
 
 def _matrix_module(model: PreTrainedModel, layer: int, part: Part) -> nn.Module:
-    """The one linear module by which a part of a block writes."""
+    """The one linear module through which a part of a block writes."""
     names = _names(model, part)
     block = layout.blocks(model)[layer]
     there = [name for name in names if "*" not in name and _is_linear(block, name)]

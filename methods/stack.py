@@ -17,12 +17,12 @@ from methods.errors import SetupError
 class Stack(Method):
     """Apply the parts in order, part i at strength * at_i; part i is fitted inside parts 1 to i - 1 at their own at.
 
-    Model Surgery stacks two of its edits so: the second probe is trained on the model that the first edit left
+    Model Surgery stacks two of its edits in this way: the second probe is trained on the model that the first edit left
     (arXiv 2407.08770 section 4.5). Any methods can be stacked; prefixes are put together in order, and functions of
     the next logits run in order.
 
-    Parts learn from the same data, but for those that have data of their own (`FitData.parts`, in a command
-    `part_data`): so two behaviours are stacked, each with its texts. The paper's figures for LLaMA2-7B as it is,
+    Parts learn from the same data, except those that have their own (`FitData.parts`, in a command `part_data`).
+    In this way two behaviours are stacked, each with its own texts. The paper's figures for LLaMA2-7B as it is,
     detoxified, and with a negative attitude stacked on that: ToxiGen .791, .399, .374; RealToxicityPrompts .514, .0517,
     .0542; WikiText-2 perplexity 6.10, 6.53, 7.14; negative answers .637 for the first, .742 for the last.
     """
@@ -44,12 +44,12 @@ class Stack(Method):
 
     @property
     def part_needs(self) -> Mapping[str, frozenset[str]]:
-        """Each part may learn from data of its own."""
+        """The needs of each part, which may learn from its own data."""
         return {name: part.needs for name, part in self.parts.items()}
 
     @property
     def half_version(self) -> int:  # type: ignore[override]
-        """Grows with that of any part."""
+        """A number that grows if that of any part does."""
         return sum(part.half_version for part in self.parts.values())
 
     def passes(self) -> float:
@@ -57,7 +57,7 @@ class Stack(Method):
         return sum(part.passes() for part in self.parts.values())
 
     def demand(self) -> Demand:
-        """What the parts take together."""
+        """The sum of the parts' demands."""
         return _together([part.demand() for part in self.parts.values()])
 
     def check(self, model: PreTrainedModel) -> None:
@@ -85,7 +85,7 @@ class Stack(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """All parts inside the block, undone in the opposite order."""
+        """Apply all parts inside the block, and undo them in the opposite order."""
         with ExitStack() as stack:
             steerings = []
             for name, part in self.parts.items() if strength != 0 else ():
@@ -100,7 +100,7 @@ class Stack(Method):
 
 
 def _together(demands: Sequence[Demand]) -> Demand:
-    """Tokens are tried ahead by one part after the other; the readings of each are its own."""
+    """Parts try tokens ahead one after the other; each has its own readings."""
     readings, ahead, copies, room = zip(Demand(), *demands, strict=True)
     return Demand(sum(readings), max(ahead), sum(copies), max(room))
 

@@ -48,7 +48,7 @@ class TaskNegation(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """How the fine-tuning is trained."""
+        """The recipe by which the model is fine-tuned."""
         return Recipe(
             self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
         )
@@ -58,11 +58,11 @@ class TaskNegation(Method):
         return STEP_COST * self.epochs + 2
 
     def demand(self) -> Demand:
-        """The weights as they were, which come back at the end."""
+        """The memory of the original weights, which are restored at the end."""
         return Demand(copies=1)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """That of all weights."""
+        """The memory for training all weights."""
         return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens)
 
     def check(self, model: PreTrainedModel) -> None:

@@ -96,7 +96,7 @@ def encode(
 def encode_pairs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, max_tokens: int | None = None
 ) -> EncodedPairs:
-    """Both texts of each pair, cut as in `encode`, but alike: the prompt of both loses what the longer one has to.
+    """Both texts of each pair, cut as in `encode`, but equally: both prompts lose what the longer text must.
 
     Raises SetupError where the two texts of a pair differ only in what is cut off.
     """

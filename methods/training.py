@@ -1,4 +1,4 @@
-"""Training as the methods that train share it: losses of completions, minimising them, going on from a checkpoint.
+"""Training, shared by the methods that train: losses of completions, minimising them, resuming from a checkpoint.
 
 What is trained is restored by whoever called (`trainable` copies the saved bytes back), so that `fit` leaves no trace.
 """
@@ -37,7 +37,7 @@ STEP_COST = 3  # a training step next to a forward over the same tokens, roughly
 
 
 class Recipe(NamedTuple):
-    """How `minimise` goes; the learning rate falls linearly to 0 after a warm-up of a tenth of the steps.
+    """The settings of `minimise`; the learning rate falls linearly to 0 after a warm-up of a tenth of the steps.
 
     steps: at most so many, however many the epochs hold; None: all. constant: the learning rate stays as it is.
     """
@@ -249,7 +249,7 @@ def with_added(
 def foretold(
     model: PreTrainedModel, trained: Sequence[nn.Parameter], recipe: Recipe, sets: Sequence[Sequence[Text]], what: str
 ) -> int:
-    """Bytes that a training is going to take beyond the loaded model, which are printed first.
+    """The bytes that a training will take beyond the loaded model; they are printed first.
 
     sets: texts of which each step reads a batch. Raises SetupError where a GPU cannot hold them.
     """
@@ -265,7 +265,7 @@ def foretold(
 def most_memory(
     model: PreTrainedModel, trained: Sequence[nn.Parameter], recipe: Recipe, tokens: int, sets: int = 1
 ) -> TrainingMemory:
-    """What a step takes where it reads a batch of texts of so many tokens from each of some sets.
+    """The memory of a step that reads a batch of texts of so many tokens from each of some sets.
 
     The model may be without weights (device "meta").
     """
@@ -370,7 +370,7 @@ def _diverged(loss: float, step: int, stage: str, scaled: bool) -> str:
 
 
 class _State:
-    """What a training has come to, kept in a file (None: nowhere) when it is due and when the training is stopped."""
+    """The state of a training, kept in a file (None: nowhere) when it is due and when the training is stopped."""
 
     def __init__(self, path: Path | None, optimiser: Optimiser, losses: list[float]) -> None:
         self.path, self.optimiser, self.losses = path, optimiser, losses

@@ -13,7 +13,7 @@ class Verdict:
 
     It is decided in the forward that reads that token. What is read later, in the same forward or from the cache, finds
     it again: whoever runs the model keeps it with the row (`Positions.noted`), also where rows are copied, reordered
-    or left out. A row's verdict depends on its own prompt alone. Make a new one for every block that steers.
+    or left out. A row's verdict depends only on its own prompt. Make a new one for every block that steers.
     """
 
     def __init__(self, judge: Callable[[Tensor], Tensor]) -> None:

@@ -27,7 +27,7 @@ class WordFilter(Method):
     """z(w) <- z(w) - strength for every token w that would complete a listed word after the row's last tokens.
 
     The word filter among the baselines of RealToxicityPrompts (arXiv 2009.11462) never writes a listed word; strength
-    .inf does the same. It knows nothing but words, so what it gains shows how far a scorer looks at words alone.
+    .inf does the same. It knows nothing but words, so its gain shows how far a scorer only looks at words.
 
     A word is found in the text: its letters between characters that are of no word, however they are parted into
     tokens, with a space before it or not, in capitals or small letters, also where the prompt began it. A longer word
@@ -152,7 +152,7 @@ class WordFilter(Method):
 
 
 def read(path: str) -> set[str]:
-    """The words of a file, in small letters; empty lines are left out. Raises SetupError for what is no list."""
+    """The words of a file, in small letters; empty lines are left out. Raises SetupError if it is not a list."""
     try:
         lines = _bytes(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

@@ -57,7 +57,7 @@ class Session:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Inside the block torch computes with so many CPU threads; after it with as many as before."""
+    """Inside the block torch uses this number of CPU threads; after it the number from before."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -108,7 +108,7 @@ class Cell:
         return Overwrite(self.cfg.runtime.get("overwrite", "damaged"), self.session.began, self.session.made)
 
     def unfinished(self, name: str) -> Path:
-        """Where a result or a fit of this id keeps what it has done until it is there (`bench.records.unfinished`)."""
+        """The folder for the finished parts of a result or fit that is being computed (`bench.records.unfinished`)."""
         return self.runs / "unfinished" / name
 
     def alone(self, name: str, what: str) -> AbstractContextManager[None]:
@@ -175,7 +175,7 @@ class Cell:
         return checkpoint.location(self.cfg.model, self.parts.cache, self.cfg.runtime.offline)
 
     def fetch_weights(self) -> str:
-        """As `fetch_model`, with the weights of a model on the hub, so that loading it needs no network."""
+        """Like `fetch_model`, with the weights of a model on the hub, so that loading it needs no network."""
         return checkpoint.fetch(self.cfg.model, self.parts.cache, self.cfg.runtime.offline)
 
     def check_method(self) -> None:
@@ -190,7 +190,7 @@ class Cell:
 
     @property
     def lm(self) -> LM:
-        """The loaded model, shared by the cells of a process that differ in threads or method alone.
+        """The loaded model, shared by the cells of a process that differ only in threads or method.
 
         It is loaded again where another one took its place in between, so nobody keeps it from stage to stage.
         """
@@ -255,7 +255,7 @@ class Cell:
 
     @cached_property
     def apart(self) -> "list[Cell]":
-        """The cells whose fits give this one its length (`bench.run.norm_over`); none as a rule."""
+        """The cells whose fits determine the length of this one's vector (`bench.run.norm_over`); usually none."""
         return [Cell(cfg, self.session, self.plan_key) for cfg in self.names.apart]
 
     @cached_property
@@ -299,7 +299,7 @@ class Cell:
         self.fits.write(artefact, seconds, peak.bytes, about if self.method.needs else None)
 
     def _make_as_long(self) -> None:
-        """Store the vector that the pairs give by themselves at the mean length of those that all the pairs give."""
+        """Store the vector of the cell's own pairs, rescaled to the mean length of the vectors of all sets of pairs."""
         own, fit = Cell(norm_over.alone(self.cfg), self.session, self.plan_key).fitted
         every = {cell.names.fit_id: cell.fitted for cell in self.apart}
         facts = {f"{INFO}{name}": torch.tensor(fact) for name, fact in fit["facts"].items()}

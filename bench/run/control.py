@@ -1,4 +1,4 @@
-"""A method's control: the same method at the same size, without what it claims to have learnt.
+"""A method's control: the same method at the same size, without the information that it claims to have learnt.
 
 A method that reads pairs learns from the same pairs with their labels swapped by a coin (`pairs.flip=0.5`). One that
 reads none, or does not look at which text of a pair is the desired one, has its vectors turned by a random rotation:
@@ -36,7 +36,7 @@ def rotated(artefact: Artefact, seed: int) -> Artefact:
 
 
 def is_vectors(name: str, tensor: torch.Tensor) -> bool:
-    """Whether an entry of an artefact holds vectors, and neither indices nor a fact."""
+    """Whether an entry of an artefact holds vectors, not indices or a fact."""
     return tensor.is_floating_point() and tensor.dim() > 0 and not name.startswith(INFO)
 
 

@@ -48,7 +48,7 @@ def _by_model(due: Planned) -> list[Planned]:
 
 
 def _time(due: Planned) -> str:
-    """How long the stages take one after the other, by what such stages took before in this results folder."""
+    """How long the stages take one after the other, estimated from earlier stages in this results folder."""
     known = speeds.read(Path(due[0][0].runs))
     seconds, untimed, timed = 0.0, dict[str, None](), False
     for cells in _by_model(due):

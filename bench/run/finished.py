@@ -80,7 +80,7 @@ def _noted(runs: Path) -> dict[str, Any]:
 
 
 def _depends(arguments: Sequence[str]) -> bool:
-    """Whether an argument holds an interpolation, which may come to anything, or names folders of YAML files.
+    """Whether an argument holds an interpolation, whose value is not known here, or names folders of YAML files.
 
     Or whether it asks for more than results: to compute known ones again, or to compute nothing.
     """
@@ -115,7 +115,7 @@ def _sha256(file: Path) -> str:
 
 
 def _elsewhere(config: Mapping[str, Any]) -> bool:
-    """Whether an option names what lies elsewhere, or another device than the CPU."""
+    """Whether an option names something outside this project, or another device than the CPU."""
     return any(
         (name in ELSEWHERE and value is not None) or (name == "device" and value != "cpu")
         for name, value in _options(config)

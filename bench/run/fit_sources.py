@@ -20,7 +20,7 @@ from methods.errors import SetupError
 def fit_sources(
     cfg: DictConfig, method: Method, given: Mapping[str, Any], scorers: Mapping[str, Scorer]
 ) -> dict[str, FitSource]:
-    """The sources by the fields of FitData that the method needs; of a part alone by "part.field".
+    """The sources by the fields of FitData that the method needs; a single part's by "part.field".
 
     given: what a source may ask of the run. Raises SetupError for `part_data` of a part, or a field, that is none.
     """
@@ -30,7 +30,7 @@ def fit_sources(
 
 
 def part_data(cfg: DictConfig, method: Method) -> dict[str, DictConfig]:
-    """The nodes of `part_data` by "part.field"; none for a method without parts, which learns from the run's alone."""
+    """The nodes of `part_data` by "part.field"; none for a method without parts, which learns from the run's."""
     found = {}
     for part, fields in cfg.part_data.items() if method.part_needs else ():
         needs = method.part_needs.get(part)
@@ -65,7 +65,7 @@ def _source(
     given: Mapping[str, Any],
     scorers: Mapping[str, Scorer],
 ) -> FitSource:
-    """One source; of pairs with the run's options, which are theirs: some of them, and some with swapped labels."""
+    """One source; pairs get the options for a subset of them and for swapped labels."""
     if name.rpartition(".")[2] != "pairs":
         return build(node, **given)  # type: ignore[no-any-return]
     if node.scorer not in scorers:
@@ -81,7 +81,7 @@ def _source(
 
 
 def filled(texts: Mapping[str, Any]) -> FitData:
-    """The training data, of what each source gave."""
+    """The training data, put together from what each source gave."""
     of_parts: dict[str, dict[str, Any]] = {}
     for name, found in texts.items():
         part, _, field = name.rpartition(".")

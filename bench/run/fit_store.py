@@ -47,7 +47,7 @@ class FitStore:
 
     @property
     def is_stored(self) -> bool:
-        """The artefact is there, with the facts about it."""
+        """Whether the artefact is stored, with the facts about it."""
         return self.overwrite.counts(self.folder) and all((self.folder / name).exists() for name in ARTEFACT)
 
     def facts(self) -> dict[str, Any] | None:
@@ -112,7 +112,7 @@ class FitStore:
 
 
 def _fit_facts(path: Path, *, needs: bool) -> dict[str, Any]:
-    """What fitting took, as `write` wrote it. needs: the method learns from data. Raises DamagedError."""
+    """What the fit took, as `write` wrote it. needs: whether the method learns from data. Raises DamagedError."""
     with reading(lambda error: digests.DamagedError(f"{path} cannot be read ({error})")):
         fit = plain_json.load(path)
     wrong = schema.unusual(fit, "") or FIT(fit, "")
@@ -123,7 +123,7 @@ def _fit_facts(path: Path, *, needs: bool) -> dict[str, Any]:
 
 
 def _artefact(path: Path, fit: Mapping[str, Any]) -> Artefact:
-    """What `apply` needs. Raises DamagedError for a file that is none, and for another one than `fit` tells of."""
+    """The tensors that `apply` needs. Raises DamagedError for a broken file, or one that fit.json does not list."""
     try:
         artefact = load(path)
     except SetupError as error:

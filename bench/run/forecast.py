@@ -1,4 +1,4 @@
-"""What a sweep takes in memory and hours, said before it begins.
+"""An estimate of a sweep's memory and hours, printed before it begins.
 
 Tokens are the plan's (`bench.run.runner.plan`): every text is as long as it may be, and what cells share counts once.
 Hours follow from two speeds that are measured on the spot with the unsteered model: sampling and reading.
@@ -27,14 +27,14 @@ READ_TEXTS, READ_TOKENS = 32, 64  # that are read to measure the speed
 
 
 class Work(NamedTuple):
-    """Tokens that a model samples, and that it reads."""
+    """The numbers of tokens that a model samples and that it reads."""
 
     sampled: float
     read: float
 
 
 class Speeds(NamedTuple):
-    """Tokens a second."""
+    """Sampling and reading speed, in tokens per second."""
 
     sampling: float
     reading: float
@@ -61,7 +61,7 @@ def _is_sampled(cell: Cell, key: str) -> bool:
 
 
 def speeds(lm: LM) -> Speeds:
-    """Speeds of the unsteered model, each of a burst after a shorter one; texts that end early count as whole ones."""
+    """The speeds of the unsteered model, each from a burst after a shorter one; texts that end early count fully."""
     words = int(lm.model.config.get_text_config().vocab_size)
     drawn = torch.randint(words, (READ_TEXTS, READ_TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
     samples = -(-lm.sampling.batch_size // len(PROMPTS))

@@ -133,7 +133,7 @@ _sessions: list[Session] = []
 
 
 def _session() -> Session:
-    """One a process: a process that is given several jobs keeps the model that it has loaded."""
+    """The session of this process: a process that runs several jobs keeps the model that it has loaded."""
     if not _sessions:
         from transformers.utils import logging
 

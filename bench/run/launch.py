@@ -95,7 +95,7 @@ def waves(todo: Sequence[Asked]) -> Iterator[tuple[Stage, list[Asked]]]:
 
 
 def _first_with(todo: Sequence[Asked], work: Any) -> list[Asked]:
-    """The first cells that together have all of this work to do, but for work that one cell alone has."""
+    """The first cells that together cover all of this work, except work that only one cell has."""
     keys = {one.number: work(one) for one in todo}
     every = [key for found in keys.values() for key in found]
     seen, wave = set[str](), list[Asked]()
@@ -108,7 +108,7 @@ def _first_with(todo: Sequence[Asked], work: Any) -> list[Asked]:
 
 
 def _shared(one: Asked) -> set[str]:
-    """What a cell that steers has to compute and others may need too: unsteered dev results, what is learnt from."""
+    """The work of a cell that others may need too: unsteered dev results and training data."""
     cell = one.cell
     if not cell.method.strengths:
         return set()
@@ -119,7 +119,7 @@ def _shared(one: Asked) -> set[str]:
 
 
 def _fit(one: Asked) -> set[str]:
-    """The fit that it needs, where that is not a control's, which may need what its method chose."""
+    """The fit that a cell needs; not a control's, which may depend on what its method chose."""
     needed = one.cell.method.strengths and one.cell.cfg.control is None and not one.cell.fits.is_stored
     return {one.cell.names.fit_id} if needed else set()
 
@@ -186,12 +186,12 @@ def _cells(jobs: Sequence[Job]) -> int:
 
 
 def _failure(cell: CellState, job: Job, number: int) -> Failure:
-    """The failure of a cell of which the log alone tells."""
+    """The failure of a cell that only the log knows of."""
     return Failure(cell.label, cell.message or "", None, setup=False, alone=job.alone[number])
 
 
 def _reason(error: BaseException) -> str:
-    """Why a job has given nothing back, in a line."""
+    """One line that says why a job has returned nothing."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"a job ended before it could say how ({of_system(error)})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason was given"]
@@ -219,7 +219,7 @@ def _watching(log: Log) -> Iterator[None]:
 
 
 def progress(found: sweep_state.Sweep) -> str:
-    """A line about a sweep that runs."""
+    """A line about the progress of a running sweep."""
     done = found.count("done", "known")
     parts = [f"{done} of {len(found.cells)} cells done", f"{found.count('running')} running"]
     parts += [f"{found.count('failed')} failed"] if found.count("failed") else []
@@ -229,7 +229,7 @@ def progress(found: sweep_state.Sweep) -> str:
 
 
 def _threads(configs: Sequence[DictConfig]) -> int | None:
-    """Threads of torch in each job; None where a GPU computes. Raises SetupError where the CPU does and none are said.
+    """The threads of torch in each job; None on a GPU. Raises SetupError on the CPU if runtime.threads is not set.
 
     The number is part of a result's id, and a worker would find another one than this process does.
     """
@@ -249,7 +249,7 @@ def _absolute(overrides: Sequence[str], results: Path) -> list[str]:
 
 
 def _gpus(configs: Sequence[DictConfig]) -> list[str]:
-    """The GPUs among which jobs of one machine choose; none where the config names one, or where there is one alone."""
+    """The GPUs among which jobs of one machine choose; none if the config names one, or if there is only one."""
     import os
 
     import torch

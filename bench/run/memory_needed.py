@@ -1,4 +1,4 @@
-"""What cells of one model take in memory, told before a weight of it is loaded."""
+"""An estimate of the memory that cells of one model take, made before its weights are loaded."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -95,7 +95,7 @@ def _steering(busy: Planned, model: PreTrainedModel, batch: Batch, weights: int)
 
 
 def _training(busy: Planned, model: PreTrainedModel) -> tuple[dict[str, float], list[str]]:
-    """Bytes that the fits of each method take that trains, and methods of which torch cannot tell without weights."""
+    """Bytes that the fits of each training method take, and the methods for which torch needs weights to tell."""
     needed, unknown = dict[str, float](), dict[str, None]()
     fits = [cell for cell, stages in busy if any(key.startswith("fit ") for key in stages)]
     for cell in {_but_for_seed(cell): cell for cell in fits}.values():

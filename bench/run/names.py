@@ -57,7 +57,7 @@ class Names:
 
     @cached_property
     def method(self) -> dict[str, Any]:
-        """The method with its hyper-parameters; of a control that is no matter of the pairs, its draw too.
+        """The method with its hyper-parameters; for a control that does not come from swapped pairs, also its draw.
 
         On a model of 16 bits the version of what is particular to it is kept beside the method's own.
         """
@@ -94,7 +94,7 @@ class Names:
         return decoding_identity(suite.decoded(self._parts.sampling)) if suite.samples else None
 
     def suite(self, suite: Suite[Any], split: Split) -> dict[str, Any]:
-        """A suite with all that its numbers depend on besides the model."""
+        """The identity of a suite: all that its numbers depend on besides the model."""
         key = suite.name, split
         if key not in self._suites:
             own = {"name": suite.name, "version": suite.version, "decoding": self.decoding(suite)}
@@ -107,7 +107,7 @@ class Names:
         return identity.record_id(self.model, self.steering(strength), self.suite(suite, split) | own, split)
 
     def comparison_id(self, suite: Suite[Any], split: Split) -> str:
-        """The id that results share which differ in their steering alone."""
+        """The id that results share if they differ only in their steering."""
         return identity.comparison_id(self.model, self.suite(suite, split), split)
 
 

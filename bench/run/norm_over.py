@@ -1,4 +1,4 @@
-"""Vectors of equal length: each keeps its direction and gets the mean length of those that other pairs give.
+"""Vectors of equal length: each keeps its direction and gets the mean length over several sets of pairs.
 
 A multiplier then means the same for every behaviour, as in the authors' code of CAA (arXiv 2312.06681;
 normalize_vectors.py of nrimsky/CAA). Each vector is fitted by itself first and stored as any other fit, so neither the
@@ -50,7 +50,7 @@ def _with(cfg: DictConfig, options: dict[str, object]) -> DictConfig:
 
 
 def scale(own: "Artefact", every: Sequence["Artefact"]) -> float:
-    """Mean length of all the vectors, over that of the own one (of several in an artefact, of all together).
+    """The mean length of all vectors, divided by that of this one (in an artefact of several, their joint length).
 
     Raises SetupError for an artefact without a vector.
     """

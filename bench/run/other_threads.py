@@ -1,4 +1,4 @@
-"""Stored results that a command cannot use for one reason alone: they were computed with another number of threads."""
+"""Stored results that a command cannot use only because they were computed with another number of threads."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -43,7 +43,7 @@ def differing(cell: Cell) -> Iterator[tuple[str, int]]:
 
 
 def _facts(records: Path) -> Iterator[dict[str, Any]]:
-    """What whole records say; of one that cannot be read whoever needs it tells."""
+    """The facts of all whole records; whoever needs a broken one reports it."""
     for path in sorted(records.glob("*/record.json")):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))

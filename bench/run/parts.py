@@ -1,4 +1,4 @@
-"""What a cell is made of, built from its config. Nothing here loads a model or reads a text."""
+"""Builds the objects of a cell from its config. Nothing here loads a model or reads a text."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,7 +68,7 @@ def parts(cfg: DictConfig) -> Parts:
 
 
 def check_objective(tuning: Tuning, suites: dict[str, Suite[Any]]) -> None:
-    """Raises SetupError where the scorer of tuning is none of those that judge the objective's suite."""
+    """Raises SetupError if the scorer of tuning does not judge the objective's suite."""
     judges = suites[tuning.objective.suite].judged_by()
     if (tuning.scorer is None) == (not judges) and (not judges or tuning.scorer in judges):
         return

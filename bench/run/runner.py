@@ -1,4 +1,4 @@
-"""One cell of the table, from config to records. The page to read first.
+"""One cell of the table, from config to records. Read this file first.
 
 A cell is one model, method and strength, seen by every suite that the config names. What is known is taken from its
 record; model, data and fit are touched only when something is not.
@@ -102,7 +102,7 @@ def as_method(cell: Cell, obtain: Obtain) -> tuple[Cell, float, None]:
 def trial(
     cell: Cell, strength: float, baseline: tuning.Trial | None, obtain: Obtain, options: Mapping[str, Any] | None = None
 ) -> tuning.Trial:
-    """One strength on the dev split."""
+    """Compute the dev results at one strength."""
     looks = {name: obtain(cell, cell.parts.suites[name], "dev", strength).metrics for name in cell.parts.tuning.suites}
     values = {suite: {name: one.value for name, one in metrics.items()} for suite, metrics in looks.items()}
     return tuning.trial(cell.parts.tuning, strength, values, baseline, options)
@@ -149,7 +149,7 @@ def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Reco
 
 
 def _computed(cell: Cell, suite: Suite[Any], split: Split, strength: float, label: str) -> Record:
-    """A result that is not stored, computed and stored."""
+    """Compute a result that is not stored, and store it."""
     name = cell.names.record_id(suite, split, strength)
     place = cell.unfinished(name)
     cell.overwrite.forget(place)
@@ -276,7 +276,7 @@ class Failure:
 
 
 def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result | Failure:
-    """What the work on one cell gives; the one place that may catch everything, so that the other cells go on.
+    """Run the work on one cell; the one place that catches every exception, so that the other cells go on.
 
     Not caught is what stops the whole run: a signal (`bench.console.stopping`).
     """
@@ -292,7 +292,7 @@ def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result |
 
 
 def _message(error: BaseException) -> str:
-    """The message for an error that no setting of the user has caused."""
+    """The message for an error that is a defect of the program."""
     if isinstance(error, SystemExit):
         return f"something that it calls ended the program by sys.exit({error.code!r})"
     if isinstance(error, OSError) and error.errno is not None:

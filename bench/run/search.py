@@ -1,4 +1,4 @@
-"""Which strengths and options are tried on the dev split: as many for every method, on a grid, at random or by Optuna.
+"""The strengths and options that are tried on the dev split, equally many for every method: a grid, random, or Optuna.
 
 Hydra's own Optuna sweeper needs optuna below 3, so its sampler is asked here without it.
 """
@@ -28,7 +28,7 @@ class Point:
 
 
 def space(tuning: Tuning, method: Method) -> tuple[list[float], dict[str, list[Any]]]:
-    """The strengths between which, and the options among which a method is tuned.
+    """The range of strengths and the values of options within which a method is tuned.
 
     `tuning.options` that the method does not have are left out: it spends all its trials on strengths.
     """
@@ -81,12 +81,12 @@ def _grid(tuning: Tuning, method: Method, trials: int, history: Sequence[Trial])
 
 
 def _every(values: list[float], count: int) -> list[float]:
-    """`count` of the values, spread over all of them."""
+    """Pick `count` of the values, spread over all of them."""
     return [values[i] for i in np.unique(np.linspace(0, len(values) - 1, count).round().astype(int))]
 
 
 def _between(values: list[float], count: int) -> list[float]:
-    """`count` values from the least to the largest, at even ratios where all are positive."""
+    """`count` values from the least to the largest, with equal ratios if all are positive, else equal steps."""
     if count == 1:
         return [values[len(values) // 2]]
     steps = np.geomspace if min(values) > 0 else np.linspace

@@ -1,4 +1,4 @@
-"""How fast each kind of work went in a results folder, by model: what an estimate of a later command is made of.
+"""The speed of each kind of work in a results folder, by model, for estimates of later commands.
 
 `runs/speeds.json` holds tokens and seconds of each kind (a suite, a fit, the making of pairs), summed over commands.
 """
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 
 @contextmanager
 def noting(cell: Cell) -> Iterator[None]:
-    """Add what the block takes to the speeds of the cell's model; a disk on which that fails is no obstacle."""
+    """Add what the block takes to the speeds of the cell's model; if writing fails, the run goes on."""
     before = _spent(cell)
     try:
         yield
@@ -55,7 +55,7 @@ def _add(runs: Path, model: str, new: Spent) -> None:
 
 
 def read(runs: Path) -> dict[str, Spent]:
-    """What was spent in this results folder, by the id of the loaded model (`Cell.model_key`)."""
+    """The time spent in this results folder, by the id of the loaded model (`Cell.model_key`)."""
     try:
         found = json.loads((runs / FILE).read_text(encoding="utf-8"))
         return {

@@ -30,7 +30,7 @@ class Objective:
     gain: Literal["relative", "difference"] = "relative"
 
     def gained(self, value: float, unsteered: float) -> float:
-        """How much better a value is than that of the unsteered model.
+        """The gain: how much better a value is than that of the unsteered model.
 
         Raises SetupError for a gain relative to nothing.
         """
@@ -89,7 +89,7 @@ class Constraint:
 
     @property
     def name(self) -> str:
-        """What the value is called in a record."""
+        """The name of the value in a record."""
         return self.metric.rpartition(".")[2]
 
     def value(self, metrics: Mapping[str, float]) -> float:
@@ -103,7 +103,7 @@ class Constraint:
         return _finite(sum(found) / len(found) if len(found) > 1 else found[0], f"{self.suite}.{self.metric}")
 
     def check_unsteered(self, name: str, unsteered: float) -> None:
-        """Raises SetupError for a ratio to a value that none can be taken to. name: of the constraint."""
+        """Raises SetupError for a ratio to 0 or another value without ratios. name: the constraint's."""
         if self.compare == "ratio" and (unsteered < 0 or (unsteered == 0 and self.at_most is not None)):
             raise SetupError(
                 f"tuning.constraints.{name}: {self.suite}.{self.metric} of the unsteered model is {unsteered:g}, to "
@@ -145,7 +145,7 @@ class Tuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises SetupError for a constraint of the user's own that lacks something, or says too much."""
+        """Raises SetupError for a user's constraint with missing or unknown keys."""
         own: dict[str, Constraint | None] = {}
         for name, one in self.constraints.items():
             try:
@@ -205,7 +205,7 @@ class Trial:
 
     @property
     def feasible(self) -> bool:
-        """All bounds hold."""
+        """Whether all bounds hold."""
         return self.violation == 0
 
 
@@ -219,7 +219,7 @@ class Choice:
     chosen: Trial
 
     def record(self) -> dict[str, Any]:
-        """Everything here as plain JSON values."""
+        """The tuning as plain JSON values."""
         objective = self.tuning.objective
         more = {"suite": objective.suite, "direction": objective.direction, "gain": objective.gain}
         return {
@@ -283,7 +283,7 @@ def trial(
 
 
 def choose(tuning: Tuning, baseline: Trial, trials: Sequence[Trial]) -> Choice:
-    """The feasible trial with the largest gain; where none is feasible, the one that passes its bounds least."""
+    """The feasible trial with the largest gain; if none is feasible, the one that violates its bounds least."""
     feasible = [one for one in trials if one.feasible]
     if feasible:
         best = max(feasible, key=lambda one: one.gain)  # the weaker of equals: grids ascend

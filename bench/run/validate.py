@@ -43,7 +43,7 @@ RANGES: dict[str, Range] = {
         Range("from 0 to 4294967295", lambda value: 0 <= value < 2**32),
     ),
 }
-"""Numbers that are allowed, by the option's last name; of this project's own classes alone."""
+"""The allowed numbers, by the option's last name; they only apply to this project's own classes."""
 
 
 # -- values ------------------------------------------------------------------------------------------------------------
@@ -130,7 +130,7 @@ def _value(node: DictConfig, name: Any, key: str, fields: Fields) -> Iterator[tu
 
 
 def _inside(value: DictConfig, hint: Any, key: str) -> Fields | None:
-    """What a mapping may hold that is to be looked into; None for one that its hint describes as a whole."""
+    """The allowed content of a mapping whose values are checked one by one; None if its hint describes all of it."""
     if isinstance(hint, dict) or hint in ENTRIES:
         return fields_of(value, hint, key)
     if TARGET in value and fits({}, hint):
@@ -192,7 +192,7 @@ def _model(cfg: DictConfig) -> Iterator[str]:
 
 
 def _results(cfg: DictConfig) -> Iterator[str]:
-    """The results folder can be written, tried where it, or the nearest folder above it, is."""
+    """Check that the results folder, or the nearest folder above it, can be written to."""
     folder = Path(cfg.runtime.results).absolute()
     try:
         existing = next(path for path in (folder, *folder.parents) if path.exists())
@@ -204,7 +204,7 @@ def _results(cfg: DictConfig) -> Iterator[str]:
 
 
 def _devices(cfg: DictConfig) -> Iterator[str]:
-    """Each device is one of this machine's."""
+    """Check that this machine has each device."""
     from bench.model import devices
 
     there = devices.available()
@@ -224,7 +224,7 @@ def _devices(cfg: DictConfig) -> Iterator[str]:
 
 
 def _of_tasks(cfg: DictConfig) -> Iterator[str]:
-    """Options by task name tasks that are asked, and decoding by option names options of sampling."""
+    """Check that options by task name tasks of the suite, and that decoding names options of sampling."""
     decoding = {name: hint for name, hint in get_type_hints(Sampling).items() if name not in ("seed", "batch_size")}
     for suite, node in cfg.suite.items():
         tasks = list(node.get("tasks") or ())
@@ -245,7 +245,7 @@ def _of_tasks(cfg: DictConfig) -> Iterator[str]:
 
 
 def _parts(cfg: DictConfig) -> Iterator[str]:
-    """Each part of a stack has a strength, and nothing else has one."""
+    """Check that each part of a stack has a strength, and nothing else has one."""
     parts, at = (cfg.method.get(key) for key in ("parts", "at"))
     if isinstance(parts, DictConfig) and isinstance(at, DictConfig) and set(parts) != set(at):
         yield f"method.parts names {', '.join(parts)} and method.at {', '.join(at)}; give every part a strength"

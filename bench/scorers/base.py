@@ -24,12 +24,12 @@ class Scorer(Protocol):
 
     @property
     def name(self) -> str:
-        """What its scores are filed under."""
+        """The name of the scorer in records."""
         ...
 
     @property
     def measures(self) -> str:
-        """What a high score stands for."""
+        """The property that a high score means."""
         ...
 
     def identity(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Fetched(Protocol):
     """A scorer that is judged by files which may have to be fetched (`python -m bench.prefetch`)."""
 
     def fetch(self) -> None:
-        """Bring them here. Raises SetupError where they cannot be had."""
+        """Fetch these files. Raises SetupError if that fails."""
         ...
 
 
@@ -97,7 +97,7 @@ def by_length(completions: Sequence[str], batch_size: int) -> list[list[int]]:
 
 
 def scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-    """The scorer's scores, after a check that they are scores. Scorers are called through this function alone.
+    """The scorer's scores, after a check that they are scores. Scorers are only called through this function.
 
     Raises SetupError for another number of them than of texts, and for one that is not a number from 0 to 1.
     """

@@ -94,11 +94,11 @@ class Detoxify:
 
     @property
     def _where(self) -> str:
-        """The device that judges."""
+        """The device on which texts are judged."""
         return judging_device(self.device, self.runtime_device)
 
     def fetch(self) -> None:
-        """Bring checkpoint and base model here. Raises SetupError where they cannot be had."""
+        """Fetch checkpoint and base model. Raises SetupError if that fails."""
         if self.checkpoint is None:
             _download(self.model_type, str(self.sha256), self.offline)
         if self.config_path is None:

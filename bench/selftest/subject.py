@@ -28,11 +28,11 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 
 class Failure(Exception):
-    """The promise is broken; the text has the numbers."""
+    """Raised if the promise is broken; the text has the numbers."""
 
 
 class Skipped(Exception):
-    """The promise cannot be asked here; the text says why."""
+    """Raised if the promise cannot be checked here; the text says why."""
 
 
 @dataclass
@@ -69,7 +69,7 @@ class Subject:
         return self.method.fit(lm.model, lm.tokenizer, FitData(**needed))
 
     def traces(self) -> list[str]:
-        """The names of what differs from the model as it was loaded."""
+        """The names of the parameters, buffers and hooks that differ from the model as it was loaded."""
         return differing(self.clean, state(self.lm.model))
 
     @property
@@ -166,7 +166,7 @@ def some(names: Sequence[str]) -> str:
 def logits(lm: LM) -> Tensor:
     """(T, V) at the last token of each prompt and each token of the continuation, read at once as a likelihood is.
 
-    Of all prompts, one after another: a method may leave some prompts as they are.
+    The gap is over all prompts, read one after another: a method may leave some prompts as they are.
     """
     return torch.cat([whole(lm, lm.encode(prompt), tokens(lm)) for prompt in PROMPTS])
 
@@ -194,7 +194,7 @@ def stepwise(lm: LM, heads: Sequence[list[int]], tail: list[int]) -> Tensor:
 
 
 def gap(wanted: Tensor, got: Tensor) -> float:
-    """Largest difference of two sets of logits, as a share of their spread."""
+    """The largest difference of two sets of logits, as a share of their spread."""
     difference = torch.where(wanted == got, 0, wanted.float() - got.float()).abs().max()
     return float(difference / wanted[wanted.isfinite()].float().std())
 

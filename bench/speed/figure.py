@@ -1,4 +1,4 @@
-"""The figure of speed: each ratio with its interval and its goal."""
+"""Draws the figure of speed: each ratio with its interval and its goal."""
 
 from pathlib import Path
 

@@ -10,7 +10,7 @@ from bench.model.lm import LM
 
 
 def products(lm: LM, forwards: Sequence[tuple[int, int]]) -> Callable[[], None]:
-    """A work that multiplies with every linear map of the model, as forwards of so many tokens do.
+    """A timed function that multiplies with every linear map of the model, as forwards of so many tokens do.
 
     forwards: tokens that each forward reads, and tokens of which it computes the logits. What stands between the
     products (attention, norms, caches, softmax) is left out. Only nn.Linear and Conv1D count, and each expert as often

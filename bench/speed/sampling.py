@@ -53,7 +53,7 @@ def settings(lm: LM) -> Sampling:
 
 
 def ours(lm: LM, prompts: int) -> Work:
-    """Every prompt continued SAMPLES times."""
+    """A timed function that samples SAMPLES continuations of every prompt."""
     return lambda: continuations(lm, PROMPTS[:prompts], SAMPLES, settings(lm))
 
 
@@ -76,7 +76,7 @@ class Generate:
         self.made: list[int] = []
 
     def __call__(self) -> None:
-        """Sample all of it once."""
+        """Sample all prompts once."""
         model: Any = self.lm.model
         stop = torch.tensor(sorted(self.lm.stop_tokens), device=self.lm.device)
         made = 0
@@ -94,7 +94,7 @@ class Generate:
 
 
 def matrices(lm: LM, prompts: int) -> Work:
-    """The matrix products that `ours` needs: the prompts once, then a token of each row a step."""
+    """A function with the matrix products that `ours` needs: the prompts once, then one token of each row per step."""
     rows = prompts * SAMPLES
     size = lm.sampling.batch_size
     batches = [min(size, rows - start) for start in range(0, rows, size)]

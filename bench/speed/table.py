@@ -62,7 +62,7 @@ TASKS = (
 
 
 class Row(NamedTuple):
-    """A line of the table. tokens: sampled ones, or the distinct ones that a likelihood needs; a round's.
+    """A line of the table. tokens: sampled ones, or the distinct ones that a likelihood needs, per round.
 
     goal: the ratio that this project sets itself. note: what else was compared, in words.
     """
@@ -77,7 +77,7 @@ class Row(NamedTuple):
 
 
 def planned(size: Size, requests: Mapping[str, Sequence[Any]]) -> Mapping[str, float]:
-    """Units of each stage, for the bar."""
+    """The units of each stage, for the progress bar."""
     works = 2 + len(size.together)
     tasks = {f"round {task}": 3 * size.rounds + 2 for task in requests}
     return {"round sampling": works * size.slow_rounds + 6 * size.rounds} | tasks

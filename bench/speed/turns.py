@@ -29,9 +29,9 @@ class Compared(NamedTuple):
 
 
 def in_turns(works: Mapping[str, Work], rounds: int, tokens: float = 1.0) -> dict[str, list[float]]:
-    """Seconds of each work in each round; every second round goes through them backwards.
+    """The seconds that each function takes in each round; every second round runs them in reverse order.
 
-    tokens: what each work counts in the bar.
+    tokens: what each function counts in the progress bar.
     """
     taken: dict[str, list[float]] = {name: [] for name in works}
     for number in range(rounds):

@@ -91,7 +91,7 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
     interval shows it. The draws over fits are seeded by the estimates themselves: those of two methods, or of two
     metrics, are independent, where equal draws would cancel in a difference.
 
-    Sampling seeds are no level of their own: the continuations of a prompt come from a stream that no other prompt
+    Sampling seeds are not a level of their own: the continuations of a prompt come from a stream that no other prompt
     has, so another seed gives further draws of the same item, and they are averaged within it.
 
     Args:

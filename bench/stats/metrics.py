@@ -22,7 +22,7 @@ IN_NATS = ("mean_kl", "kl_95", "last_token_kl")
 
 
 def is_share(name: str, *values: np.ndarray) -> bool:
-    """Whether a metric's items are shares: all of these values are from 0 to 1, and its name is none in nats."""
+    """Whether a metric's items are shares: all of these values are from 0 to 1, and it is not in nats by its name."""
     return not name.endswith(IN_NATS) and all(((one >= 0) & (one <= 1)).all() for one in values)
 
 

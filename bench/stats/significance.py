@@ -165,7 +165,7 @@ def detectable_by_draws(drawn: Array, n: int, power: float = POWER, alpha: float
 
 
 def detectable_after_holm(before: float, n: int, tests: int, power: float = POWER, alpha: float = ALPHA) -> float:
-    """What `detectable` says where `tests` p values are corrected: at alpha / tests, which Holm's first step asks."""
+    """`detectable` if `tests` p values are corrected: at alpha / tests, as in Holm's first step."""
     return before * _smallest_effect(n, power, alpha / tests) / _smallest_effect(n, power, alpha)
 
 
@@ -200,7 +200,7 @@ def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1
         level: of the interval.
 
     Source: Marshall and Spiegelhalter 1998 (BMJ 316:1701), there by simulation, here by the bootstrap: the interval
-    tells how far a rank would move with other items. It is no test of two methods; see `compact_letter_display`.
+    tells how far a rank would move with other items. It is not a test of two methods; see `compact_letter_display`.
     """
     whole = draws[:, ~np.isnan(draws).any(axis=0)]
     if not whole.size:
