@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 RANDOM = 10  # random subspaces of each layer
 DIRECTIONS = re.compile(r"layers\.(\d+)\.directions")
 COLUMNS = ["layer", "rank", "width", "share", "random", "random_low", "random_high", "expected", "pairs"]
-ABOUT = "How much of the gradient of DPO's first step lies in the subspaces that a method, such as detox, removes?"
+ABOUT = (
+    "Measure how much of the gradient of DPO's first step is in the subspaces that a method, such as detox, removes."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

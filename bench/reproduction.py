@@ -275,7 +275,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare and print; returns the exit code."""
     parser = command.parser(
         "reproduction",
-        "The papers' figures beside ours, and how the protocols differ. Writes reproduction.csv and .md.",
+        "Compare the papers' numbers with ours, and say how the protocols differ. Writes reproduction.csv and .md.",
         parents=[command.shared()],
     )
     parser.add_argument("experiment", nargs="*", help="names of conf/experiment (default: all with published figures)")

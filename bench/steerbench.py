@@ -30,11 +30,11 @@ COMMANDS = {
     "selftest": Command("selftest.__main__", "check that a method keeps the contract of all methods"),
     "rescore": Command("rescore", "judge stored texts by other scorers, without sampling"),
     "agreement": Command("agreement.__main__", "measure how well each scorer agrees with people's labels"),
-    "reproduction": Command("reproduction", "the papers' figures beside ours, and what differs"),
+    "reproduction": Command("reproduction", "compare the papers' numbers with ours"),
     "speed": Command("speed.__main__", "measure speed beside transformers and lm-eval"),
     "dpo_link": Command("dpo_link", "compare a fit's subspaces with DPO's first step"),
     "prefetch": Command("prefetch.__main__", "fetch all that a command needs, for a machine without network"),
-    "status": Command("status", "how far a running or stopped sweep is"),
+    "status": Command("status", "show the progress of a running or stopped sweep"),
     "ls": Command("ls", "list what was computed, one line per cell"),
 }
 

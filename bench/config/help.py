@@ -24,7 +24,7 @@ FLAGS = {
     "-m, --multirun": "sweep over comma-separated values",
     "--results FOLDER": "where results go; the same as runtime.results=FOLDER, in every command",
     "--config-dir FOLDER": "YAML files of your own, laid out as conf/; the same as hydra.searchpath=[FOLDER]",
-    "--cfg job|all": "print the config of every cell and run nothing; --resolve: without ${...}; all: with Hydra's own",
+    "--cfg job|all": "print the config of every cell (all: with Hydra's) and run nothing; --resolve replaces ${...}",
     "add=[method=NAME]": "one more cell beside an experiment's; two: 'add=[method=NAME strength=1,2]'",
     "--help [all|GROUP]": "this page, or each option of one group or of all, with its default and meaning",
     "--version": "the versions of steerbench, torch, transformers and lm-eval",

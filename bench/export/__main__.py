@@ -72,8 +72,8 @@ def show_help() -> None:
     out.print(terminal(prog, "bold"), terminal(own, "italic"))
     out.print(
         f"\n  Writes a steered model as files that other programs load. All other keys are those of {run}"
-        "\n  (model=..., pairs=..., method.layer=...); a fit that a run has already made is used again.\n"
-        "\n  strength=NUMBER   in the method's own unit; a record of the leaderboard names the one that was chosen"
+        "\n  (model=..., pairs=..., method.layer=...); a fit that a run has stored is reused.\n"
+        "\n  strength=NUMBER   in the method's own unit; the leaderboard shows the one that tuning chose"
         "\n  format=...        one of the table below"
         "\n  output=...        folder or file to write; default: under the results folder, in exports"
         "\n  overwrite=true    replace an earlier export"
@@ -84,8 +84,8 @@ def show_help() -> None:
         table.add_row(f"[bold]{name}[/]", f"a {one.suffix} file" if one.suffix else "a folder", one.holds, one.loads)
     out.print(table)
     out.print(
-        "\n  What a method does is measured on the model. Texts before a prompt, changes of the decoding, and steering"
-        "\n  of some positions only (the default of caa; method.scope=all steers them all) fit none of these."
+        "\n  What a method does is measured on the model. No format can hold texts before a prompt, changes of the"
+        "\n  decoding, or steering at only some positions (the default of caa; method.scope=all steers at all of them)."
         f"\n\n  {prog} method=detox strength=1 format=checkpoint"
         f"\n  {prog} method=caa method.scope=all strength=2 format=gguf output=calm.gguf",
         highlight=False,

@@ -327,7 +327,7 @@ COLUMNS: tuple[Column, ...] = (
            page="vs control", cell=lambda row: against_control(row),
            shown=True, legend="difference from the method's own control on the same prompts, ± half of its paired "
                               "interval. The control has the same size, but learnt from pairs with shuffled labels "
-                              "or was turned at random; a method without one is compared with a random direction. *: "
+                              "or was rotated at random; a method without one is compared with a random direction. *: "
                               "p < "
                               f"{ALPHA:g} after Holm's correction over the rows."),
     Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
@@ -357,7 +357,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="relative_speed", about="Sampling speed relative to the unsteered model.", unit="of unsteered",
            higher_is_better=True,
            text="speed", told=between("relative_speed"), page="speed", shown=True,
-           legend="sampling speed relative to the unsteered model, with its interval."),
+           legend="sampling speed relative to the unsteered model, with its interval if it was measured."),
     Column(name="verdict", about="Whether the headline is better, worse, or shows no difference found."),
     Column(name="group", about="Rows that share a letter do not differ significantly."),
     Column(name="on_front", about="Whether the row is on a Pareto front of reduction and what is kept.",

@@ -168,7 +168,7 @@ def errors(table: Table, called: Called = None) -> str:
     line += f", and the fits of {', '.join(dict.fromkeys(told))}" if told else ""
     if held:
         whose = " of the other rows" if told else ""
-        line += f"; {' and '.join(held)}{whose} {'is' if len(held) == 1 else 'are'} not covered"
+        line += f"; they do not cover {' or '.join(held)}{whose}"
     seeds = max((len(text.split("; ")) for text in frame["sample_seeds"].dropna()), default=0)
     sampling = f" Sampling seeds: {seeds}" if seeds else ""
     return f"{line}.{sampling}{', averaged within a prompt' if seeds > 1 else ''}{'.' if seeds else ''}"

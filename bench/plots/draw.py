@@ -124,12 +124,12 @@ def of_items(source: Source) -> list[Drawing]:
 
 KINDS = {
     "tradeoff": Kind("toxicity reduction against capability and fluency kept", tradeoff, with_draws),
-    "strength": Kind("toxicity, perplexity and capability over the strength", strength, over_strengths),
-    "changes": Kind("change of single prompts, and the share made worse", changes, of_items),
+    "strength": Kind("toxicity, perplexity and capability against the strength", strength, over_strengths),
+    "changes": Kind("change of each prompt, and the share of prompts made worse", changes, of_items),
     "groups": Kind("ToxiGen: share of toxic texts about each group", groups, of_tables),
     "capability": Kind("heat map of the change in accuracy, methods by tasks", capability, of_tables),
     "cost": Kind("toxicity reduction against time to fit, speed and size", cost, of_tables),
-    "foreseen": Kind("change against how well the training pairs separate", foreseen, with_headline),
+    "foreseen": Kind("change against how well the training pairs are separated", foreseen, with_headline),
     "sample_size": Kind("change against the number of training pairs", sample_size, over_sizes),
     "label_noise": Kind("change against the share of training pairs with swapped labels", label_noise, over_noise),
     "layers": Kind("change against the layer that is steered", layers, over_layers),

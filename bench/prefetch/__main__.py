@@ -43,13 +43,13 @@ def _help() -> None:
     page.print(f"usage: {name} [{OPTION} FILE] ARGUMENTS\n", markup=False)
     page.print(
         "Fetches what the command with the same ARGUMENTS needs: model and tokenizer, data sets, wheels, classifiers "
-        "of scorers. No model is loaded. A download that was cut goes on where it stopped. Afterwards the command runs "
-        "without network, with runtime.offline=true.",
+        "of scorers. No model is loaded. An interrupted download continues where it stopped. Afterwards the command "
+        "runs without network if runtime.offline=true is set.",
         markup=False,
     )
     page.print(
         f"\n  {name} experiment=quickstart\n  {name} -m method=caa,detox model=hub model.id=ORG/NAME "
-        f"model.revision=main\n\n{OPTION} FILE   write there what was fetched, with sizes and hashes (default: a file "
+        f"model.revision=main\n\n{OPTION} FILE   list what was fetched there, with sizes and hashes (default: a file "
         "in the cache's manifests/)",
         markup=False,
     )

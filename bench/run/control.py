@@ -30,7 +30,7 @@ def how(method: Method) -> How:
 
 
 def rotated(artefact: Artefact, seed: int) -> Artefact:
-    """An artefact whose vectors, the rows of each tensor of floats, are turned at random; their Gram matrix stays."""
+    """An artefact whose vectors, the rows of each tensor of floats, are rotated at random; their Gram matrix stays."""
     generator = torch.Generator().manual_seed(seed)
     return {name: _turned(one, generator) if is_vectors(name, one) else one for name, one in artefact.items()}
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from bench.speed.table import Size
 
 ABOUT = (
-    "Measure sampling and likelihood against transformers' generate, lm-eval's HFLM and the model's matrix products "
-    "alone, in turns in one run. Writes speed.csv and figures/speed.pdf, .svg, .png. Nothing else should run meanwhile."
+    "Compare the speed of sampling and likelihood with transformers' generate, lm-eval's HFLM and bare matrix "
+    "products, all timed in turns. Writes speed.csv and figures/speed.pdf, .svg, .png. Nothing else should run "
+    "meanwhile."
 )
 
 
