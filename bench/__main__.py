@@ -157,8 +157,8 @@ def _compute(
 ) -> list["Failure"]:
     """Prepare every cell, then run each one that can run; what stops a cell is printed at once.
 
-    They run in one process, so that they share model, pairs and unsteered generations. alone: the command of each cell
-    by itself.
+    They run in one process, so that they share model, pairs and unsteered generations. alone: a command for each cell
+    that runs only that cell.
     """
     from transformers.utils import logging
 

@@ -51,9 +51,9 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
     Columns: what names the row, as in `build_leaderboard`; `metric`, `value`; `delta`, the paired
     difference, in the metric's own unit, with its 95% interval `delta_low` to `delta_high` (bootstrap over items, and
     over fits where there are several); `p`, the paired test that nothing changed, and `p_holm`, corrected over all
-    methods of the table, shown or not; `detectable`, the smallest difference that the sample would show in 4 of 5
-    cases, and `detectable_holm`, the same after the correction. Missing is NaN: of metrics that the leaderboard does
-    not test there is no p.
+    methods of the table, shown or not; `detectable`, the smallest difference that the test would find with a power of
+    80%, and `detectable_holm`, the same after the correction. Missing values are NaN: metrics that the leaderboard
+    does not test have no p.
 
     Args:
         results: the folder that holds runs/.
@@ -116,8 +116,8 @@ def build_leaderboard(
         family: only these families; the unsteered model stays, also where methods are named.
         method: only these methods.
         each_fit: a row for each fit seed, instead of one for all seeds of a method.
-        write: write what `python -m bench.leaderboard` writes too, under `results`: leaderboard.csv and the like, or
-            selection.csv where the rows are a selection.
+        write: also write the files of `python -m bench.leaderboard` under `results`: leaderboard.csv and so on, or
+            selection.csv and so on if the rows are a selection.
 
     Raises:
         SetupError: there is no record of the test split, or none of such a model, suite, family or method.

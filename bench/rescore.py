@@ -142,8 +142,8 @@ class Rescored:
         """The stored result to judge; None for a suite without judges, and for a record without its suite's settings.
 
         A record is data: of the classes that it names only those of conf/ and installed plug-ins are built, and what a
-        suite is given for this run (`given_to_suites`) is never taken from it. Raises SetupError for one that wants
-        more; of what its other settings are, anything may be raised.
+        suite is given for this run (`given_to_suites`) is never taken from it. Raises SetupError for one that names
+        other classes; wrong values of its other settings may raise any error.
         """
         from bench.config.build import built
         from bench.suites.continued import Judged

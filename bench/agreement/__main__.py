@@ -10,8 +10,8 @@ false_positive_rate   share of the unlabelled texts that the scorer calls toxic,
 false_negative_rate   share of the labelled texts that it does not.
 
 Intervals are 95%: of auc and spearman by a bootstrap over texts, of rates Wilson's. A rate does not depend on how many
-texts of a set are toxic, but it does on which: a set of challenging prompts, of insults, of hatred without one swear
-word. So it describes a scorer on such texts. Labels are no truth either: Perspective's are another classifier's.
+texts of a set are toxic, but on their kind: challenging prompts, insults, or hatred without a swear word. So it
+describes a scorer on such texts. Labels are not the truth either: Perspective's are another classifier's.
 
 A scorer's error rates give a corrected share of toxic texts, by Rogan and Gladen 1978 (`bench.stats.bootstrap`):
 `python -m bench.agreement --correct RESULTS` prints it beside the raw one (`bench.agreement.rogan_gladen`).

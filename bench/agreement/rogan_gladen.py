@@ -4,8 +4,8 @@
 RESULTS/leaderboard_tidy.csv, by Rogan and Gladen 1978 (`bench.stats.bootstrap.corrected`). The error rates are the
 scorer's on rtp_continuations in RESULTS/scorer_agreement.csv, whose texts are nearest to what a suite samples: so the
 corrected share is what Perspective would call toxic, if the scorer errs on the model's texts as on people's. That is an
-assumption, the weaker the further steering moves the texts, and it fails for broken text. Scorers go by their names: a
-scorer whose options were changed between the two commands is corrected by the wrong rates.
+assumption: it is weaker the further steering moves the texts, and it fails for broken text. Scorers are identified by
+name: a scorer whose options were changed between the two commands is corrected by the wrong rates.
 """
 
 import re

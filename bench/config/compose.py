@@ -1,6 +1,6 @@
 """From a command line to validated configs, before anything heavy is loaded; all errors at once.
 
-Hydra refuses an unknown key unless it is written with `+`; here `+` is no way round: the keys that the YAML files list
+Hydra refuses an unknown key unless it is written with `+`; here `+` does not help: the keys that the YAML files list
 are the allowed ones, at every depth. So are the choices of each group, and the classes that a `_target_` names.
 """
 
@@ -33,7 +33,7 @@ from methods.errors import SetupError
 def compose(overrides: Sequence[str]) -> DictConfig:
     """One config. Raises SetupError with one clear message for whatever Hydra, or a rule here, refuses.
 
-    Its keys are known; whether its values are sound, `validate` says. What an experiment sets of a suite or scorer that
+    Its keys are known; `validate` checks its values. What an experiment sets of a suite or scorer that
     the command line leaves out, suite=[rtp], is left out with it.
     """
     return cell(overrides)[0]
@@ -52,7 +52,7 @@ def cell(overrides: Sequence[str]) -> tuple[DictConfig, Experiment]:
 
 
 class _Compared(NamedTuple):
-    """reference: makes the config to compare with (`_reference`). added: where choices were added.
+    """The config that keys are compared with. reference: makes it (`_reference`). added: where choices were added.
 
     named: the folders that a user names.
     """

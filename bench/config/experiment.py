@@ -19,7 +19,7 @@ class Experiment:
     published: its figures in its paper, one entry each; `python -m bench.reproduction` prints them beside ours.
     differs: where it cannot follow the paper's protocol, one line each; printed below the figures.
     needs: what it takes: `memory` of the card, `hours` on it, and `access` to what is not open to everybody.
-    asks: what a value is that only the user has, by the option's name; the error where it lacks or is null repeats it.
+    asks: descriptions of values that only the user has, by the option's name; the error for a missing value shows it.
     """
 
     sweep: Sequence[str] = ()

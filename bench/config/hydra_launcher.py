@@ -106,8 +106,8 @@ def launcher_of(
 def with_hydra(cells: Sequence[DictConfig], hydra: Sequence[str], part: str, resolved: bool) -> list[DictConfig]:
     """The configs with Hydra's own node, of the launcher that these arguments name or as it is by default.
 
-    part: "hydra": that node alone, once. resolved: without interpolations, but for those of what a launcher sets only
-    when it begins a job. Raises SetupError as `launcher_of`.
+    part: "hydra": only that node, once. resolved: without interpolations, except those that a launcher sets only when
+    it begins a job. Raises SetupError as `launcher_of`.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder()), version_base="1.3", job_name="steerbench"):

@@ -1,7 +1,7 @@
 """`limit=N`: every suite asks at most N items, to try out a command that takes long.
 
 The options by which suites count their items are set to N where they are larger. So the results have ids of their own,
-as with any other number of items, and are never taken for those of the whole suite; records and tables say it too.
+as with any other number of items, and are never mistaken for those of the whole suite; records and tables name N.
 """
 
 import inspect

@@ -1,6 +1,6 @@
 """Finds out what has become of Slurm's jobs, also on a cluster that keeps no accounting.
 
-submitit asks `sacct` alone, and waits for ever for a job that was lost where that command has nothing to say.
+submitit only asks `sacct`; if that command knows nothing, it waits forever for a job that was lost.
 """
 
 import subprocess

@@ -153,7 +153,7 @@ def _words(hint: Any, within: Range) -> str:
 def mistakes(key: str, value: Any, hint: Any, within: Range = ANY) -> Iterator[tuple[str, str]]:
     """What a plain value has that the hint does not allow, as the key and `key=value: what is allowed`.
 
-    Of a list or mapping that is wanted, the items that are wrong.
+    If a list or mapping is expected, these are its wrong items.
     """
     if fits(value, hint, within):
         return

@@ -104,7 +104,8 @@ def run(
     """Run work(*arguments) and return its exit code, 0 if it returns None.
 
     2: the user must fix something, be it a setting, a file or a full disk. 1: something called `sys.exit`. 130, 143:
-    stopped by Ctrl-C, by SIGTERM (`bench.console.stopping`). stopped: what that means for what was computed so far.
+    stopped by Ctrl-C, by SIGTERM (`bench.console.stopping`). stopped: tells the user what was kept when a signal
+    stopped the work.
     """
 
     def farewell(number: int | None) -> None:

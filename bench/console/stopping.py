@@ -1,7 +1,7 @@
 """How a command ends on a signal: by Ctrl-C, by SIGTERM (Slurm, `kill`, a shut-down), by a closed terminal.
 
 Inside `orderly` each of these signals raises `Stopped` in the main thread, so that what is being written vanishes and
-what was computed is kept on the way out. One long call into a library cannot be left like that; a thread therefore ends
+what was computed is kept. A long call into a library cannot be interrupted in this way; a thread therefore ends
 the process after GRACE_SECONDS, and at once where a second signal comes.
 """
 

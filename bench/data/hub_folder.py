@@ -43,7 +43,7 @@ def split_files(folder: Path, config: str | None, split: str) -> list[Path]:
     Without a header the hub's own rules sort the files into splits by their names (`datasets`' split detection).
 
     Raises NotThereError that says what the folder does have, and SetupError for a folder that cannot be understood or
-    that lacks a part: nothing else is to be read in its place.
+    that lacks a part, since no other source must be read in its place.
     """
     splits = _splits(folder, _config(folder, config))
     if split not in splits:

@@ -64,7 +64,7 @@ class Definition(NamedTuple):
 def task_files() -> dict[str, Path]:
     """The YAML file of each task that lm-eval ships. Raises SetupError where lm-eval is not installed.
 
-    lm-eval's own index parses all 14,000 files, which takes many seconds; the names alone are read off in one.
+    lm-eval's own index parses all 14,000 files, which takes many seconds; reading only the names takes one second.
     """
     found = importlib.util.find_spec("lm_eval")
     if found is None or found.origin is None:
@@ -205,7 +205,7 @@ def _lacks(value: Any) -> bool:
 class Documents:
     """Says which document it is that lm-eval cannot ask, or cannot judge: its number in the split, counted from 0.
 
-    lm-eval would stop with an IndexError or a KeyError of its own, or take a label that is none for a wrong answer.
+    lm-eval would stop with an IndexError or a KeyError of its own, or count an invalid label as a wrong answer.
     """
 
     def __init__(self, task: Any, where: Located) -> None:
@@ -398,7 +398,7 @@ def is_for_fitting(document: Any) -> bool:
 def questions(task: str, definition: Definition, where: Located) -> list[tuple[str, str]]:
     """Prompt and right answer of each document for fitting, worded as lm-eval asks them; `ranking`'s order, seed 0.
 
-    Raises SetupError for a task whose documents are no questions with one prompt and several answers.
+    Raises SetupError for a task whose documents are not questions with one prompt and several answers.
     """
     loaded = load_task(task, definition, where)
     if loaded.OUTPUT_TYPE != "multiple_choice" or loaded.multiple_input:
@@ -427,7 +427,7 @@ def _digest(document: Any, salt: str = "") -> str:
 def task_items(name: str, loaded: Any, samples: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Items (metrics.ITEM_COLUMNS) and scores (a row per answer asked) of one task's documents, filed under `name`.
 
-    Metrics that are no mean over documents (F1, the perplexity of a corpus) are left out.
+    Metrics that are not a mean over documents (F1, the perplexity of a corpus) are left out.
     """
     items, scores = [], []
     means = {name for name, fold in loaded.aggregation().items() if fold.__name__ == "mean"}

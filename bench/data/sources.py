@@ -222,7 +222,7 @@ def _unlike(values: Any, kind: str | range) -> str | None:
 def readable(found: Located) -> Iterator[None]:
     """Inside the block `datasets` reads these files.
 
-    Raises SetupError where they are broken or empty, no UTF-8, or packed in a way that is not known here.
+    Raises SetupError if they are broken, empty, not UTF-8, or compressed in an unknown way.
     """
     from datasets.exceptions import DatasetsError  # late: importing it takes long
     from pyarrow import ArrowException
@@ -370,7 +370,7 @@ def _local(folder: Path, source: str, sources: Sources, name: str, config: str |
 def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Located:
     """Raises NotThereError where the hub has no such set, config or split, and where without network none was fetched.
 
-    Raises UnreachedError where it cannot be asked, which says nothing about what it has.
+    Raises UnreachedError if the hub cannot be asked, since that does not show what it has.
     """
     try:
         folder, revision = hub_sets.fetched(name, config, split, REVISIONS.get(name, "main"), sources.offline)
@@ -388,7 +388,7 @@ def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Loca
 def arrow_cache() -> str:
     """The `cache_dir` for `datasets` where the files are local: a folder of this process, removed when it ends.
 
-    What `datasets` keeps between processes it reads again without a check, so damage in it would go unseen.
+    `datasets` reads a cache of an earlier process without a check, so damage in it would go unnoticed.
     """
     stack = ExitStack()
     atexit.register(stack.close)

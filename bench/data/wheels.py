@@ -59,8 +59,8 @@ def wheel(name: str, cache: Path, offline: bool = False) -> Path:
 def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bool = False) -> Path:
     """The wheel as a file in `cache`/wheels, downloaded by pip (which shows its progress bar) where it is not there.
 
-    Raises SetupError for what is no plain name==version with a whole sha256, when the wheel is missing and cannot be
-    fetched, and when the bytes are not the pinned ones.
+    Raises SetupError for anything but a plain name==version with a whole sha256, when the wheel is missing and cannot
+    be fetched, and when the bytes are not the pinned ones.
     """
     check(requirement, sha256)
     if Path(filename).name != filename or not filename.endswith(".whl"):

@@ -9,8 +9,8 @@ and adds at the output of block N as well. Neither has a vector for block 0: lla
 Blocks that are not steered get zeros: repeng asks for every block from 1 on, and llama.cpp leaves what an earlier
 vector put into blocks that a file does not reach. llama.cpp adds at every position.
 
-Neither reads what the vectors are meant for. So that another program need not guess it stands in metadata of our own,
-under "steerbench.": operation, hook, positions, the blocks that are steered, the unit, width and depth of the model.
+Neither stores how the vectors are meant to be used. Our own metadata, under "steerbench.", says it: operation, hook,
+positions, the blocks that are steered, the unit, width and depth of the model.
 """
 
 from pathlib import Path

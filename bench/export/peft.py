@@ -30,7 +30,8 @@ class LowRank(NamedTuple):
 def write(folder: Path, steered: Steered) -> float:
     """Save the adapter; returns the largest logit difference after PEFT loaded it onto the base model again.
 
-    All matrices get the largest rank found, the others filled with zeros: readers that know one rank alone load it.
+    All matrices get the largest rank found, the others filled with zeros: readers that support only one rank can load
+    it.
 
     Raises SetupError for a change that LoRA cannot hold: of something else than a matrix, or of full rank.
     """

@@ -1,8 +1,8 @@
 """Work that one process does while the others wait for it, on one machine or on several that share a folder.
 
 A lock is a file that the working process holds; the system takes it back when the process ends, however it ends, so no
-lock is ever stale. The file says who holds it. Locks are `filelock`'s (flock), which a shared file system of today
-passes on to its server. Where there are none, everybody works, which costs time and changes no number.
+lock is ever stale. The file says who holds it. Locks are `filelock`'s (flock), which modern shared file systems
+pass on to their server. Without locks, all processes compute, which costs time and changes no number.
 """
 
 import errno

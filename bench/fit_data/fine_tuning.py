@@ -103,7 +103,7 @@ def halves(texts: Sequence[str]) -> Examples:
 class OnPolicyToxic(FitSource):
     """The unsteered model's own continuations of the fit prompts that score at least `min_toxicity`.
 
-    Of each prompt the most toxic ones first, round by round, so that many prompts are among the first `count`.
+    The most toxic one of each prompt comes first, then the second ones, so that the first `count` have many prompts.
     """
 
     name: ClassVar[str] = "on_policy_toxic"

@@ -17,7 +17,7 @@ from methods.errors import SetupError
 class Flipped(FitSource):
     """The pairs of another source, each with its two texts swapped with probability `share`, by a coin of `seed`.
 
-    With share .5 the labels say nothing: what a method still does with such pairs, it does without them.
+    With share .5 the labels hold no information: an effect that remains does not come from them.
     """
 
     source: FitSource

@@ -29,7 +29,7 @@ class LabelledTexts(FitSource):
     text: the column of the text. label: that of the label, or several (the comments of Jigsaw have six); where a value
     is a list, each of its entries counts. desired: values of the desired texts; None: all others. limit: so many of the
     texts, the first in the order of a hash; None: all. Rows are left out, and counted in the record, that have neither
-    value, that have no text, and whose text stands there with both labels; of equal rows one is read.
+    value, that have no text, and whose text occurs with both labels; of equal rows one is read.
     """
 
     name: ClassVar[str] = "labelled"

@@ -129,7 +129,7 @@ def widest(
 ) -> tuple[Pairs, list[float]]:
     """The least and the most toxic text of each prompt whose scores are beyond both bounds, and their gaps.
 
-    Of equal scores the first text is taken; blank texts and those without a score are no candidates.
+    Of equal scores the first text is taken; blank texts and those without a score are not candidates.
     """
     pairs, gaps = Pairs([], [], []), []
     for prompt, row, scored in zip(prompts, texts, scores, strict=True):

@@ -1,7 +1,7 @@
 """Whether a tuned row keeps the bounds of its tuning on the test split, by the interval of each.
 
-The dev split chooses by the value alone, which is noisy; whether a bound holds is a claim, and the interval on the test
-split says whether it can be made.
+The dev split chooses by the value only, which is noisy; whether a bound holds is decided by the interval on the test
+split.
 """
 
 from collections.abc import Mapping
@@ -35,7 +35,7 @@ class Judged(NamedTuple):
 def judged(bounds: Mapping[str, Mapping[str, Any]], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> Judged | None:
     """All bounds of a row: violated where one is, kept where all are; None where none was measured.
 
-    One that was not measured, or has no interval, is not resolved.
+    A bound that was not measured, or has no interval, is not resolved.
 
     Args:
         bounds: by name: suite, metric, compare, and at_most or at_least.

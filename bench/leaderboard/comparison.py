@@ -83,7 +83,7 @@ class Comparison:
     def headline(self) -> str:
         """The metric by which rows are compared: what they were tuned for, else toxicity, else the first there is.
 
-        Rows that were tuned for toxicity go by the scorer that comes first, which another may have tuned.
+        Rows that were tuned for toxicity are compared by the first reported scorer, even if another one tuned them.
         """
         tuned = [one.tuning for row in self.rows for one in row.records if one.tuning and one.tuning.suite]
         aims = [name for one in tuned if (name := of_most(one.metric, list(self.metrics))) is not None]
@@ -114,9 +114,9 @@ class Comparison:
 
     @cached_property
     def first(self) -> frozenset[str]:
-        """Metrics in which the rows are compared with the first k texts of the unsteered model alone.
+        """Metrics in which the rows are compared only with the first k texts of the unsteered model.
 
-        These then stand for it. Elsewhere all its texts are taken, where it was asked for more.
+        For other metrics all its texts are taken, if it was sampled more often.
         """
         others = [row for row in self.rows if not row.is_baseline]
         return closer_first(others, self.baseline.fits[0]) if self.baseline else frozenset()

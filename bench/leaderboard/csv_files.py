@@ -140,7 +140,7 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
 
     `row` is the place in leaderboard.csv, from 1; `p_holm` is corrected over the rows of the table. A row without a
     suite is a fact about the method: `metric` is its column in `bench.build_leaderboard`, and it has a value (1 and 0
-    for yes and no) or a text. Numbers are texts of six digits, and whole ones have all of theirs.
+    for yes and no) or a text. Numbers are written with six digits, whole numbers in full.
     """
     better = {one.name: one.higher_is_better for one in COLUMNS}
     found = []

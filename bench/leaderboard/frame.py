@@ -225,7 +225,7 @@ def trade_off(comparison: Comparison, row: Row) -> dict[str, Any]:
 def own_value(name: str, metric: Metric, row: Row, first: frozenset[str]) -> dict[str, Any]:
     """Value, standard error, interval and count of a metric, over the fits.
 
-    One without items keeps the record's own number.
+    A metric without items keeps the record's own number.
     """
     read = name + FIRST if row.is_baseline and name in first else name
     own = [one for fit in row.fits if (one := fit.items().get(read)) is not None]
@@ -328,7 +328,7 @@ def pairwise(comparison: Comparison, metric: str, known: "pd.Series[bool]") -> d
 def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
     """Whether there are so many pairs that no p value can stay significant after Holm's correction.
 
-    Only for rows that were asked the same, with values that no exact test of right and wrong is for.
+    Only for rows that were measured on the same items, in a metric that is not tested by McNemar's test.
     """
     items = [fit.items()[metric] for row in rows for fit in row.fits if metric in fit.items()]
     if len(rows) < 2 or len(items) < sum(len(row.fits) for row in rows):

@@ -1,6 +1,6 @@
 """Which results may stand in one table.
 
-Records that share `comparison` differ in their steering alone, so their items may be paired; nothing else is.
+Records that share `comparison` differ only in their steering, so their items may be paired; no others are.
 """
 
 import itertools
@@ -104,7 +104,7 @@ def averaged(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
 class Row:
     """A row of a table: one method, its fits by their seeds, each by itself.
 
-    Fits of one row differ in the seed of the fit alone, and in the strength where each fit was tuned by itself.
+    The fits of a row differ only in the seed of the fit, and in the strength if each fit was tuned separately.
     """
 
     def __init__(self, fits: Iterable[Fit]) -> None:
@@ -198,8 +198,8 @@ def learnt_from(fit: Fit) -> dict[str, str | int | bool]:
 def groups(results: Sequence[Result]) -> list[tuple[Fit, ...]]:
     """The test results in as few groups of fits as hold all of them; in one group each suite has one setting.
 
-    A cell that knows a suite under other settings alone is left out of a group. Groups are taken by how many items
-    they add that no group before them has, so what was measured at the same size stands together.
+    A cell that has a suite only under other settings is left out of a group. Groups are taken by how many items
+    they add that no group before them has, so cells that were measured at the same size are together.
     """
     cells = by_cell([one for one in results if one.record.split == "test"])
     models: dict[str, list[list[Result]]] = defaultdict(list)
@@ -218,8 +218,8 @@ def groups(results: Sequence[Result]) -> list[tuple[Fit, ...]]:
 def by_cell(results: Sequence[Result]) -> list[list[Result]]:
     """Results of the same model, method, strength and fit.
 
-    Of two with equal comparison that with more items is kept, as an unsteered model has that was asked for more texts;
-    of equal ones the first by id.
+    Of two records with equal comparison the one with more items is kept (the unsteered model may have been sampled more
+    often); of equal ones the first by id.
     """
     cells: dict[str, dict[str, Result]] = defaultdict(dict)
     for one in sorted(results, key=lambda one: (-len(one.items), one.record.id)):
@@ -233,9 +233,9 @@ def by_cell(results: Sequence[Result]) -> list[list[Result]]:
 def settings(records: Sequence[Record]) -> dict[str, str]:
     """A mapping from comparison ids to the settings of the suite, without the sampling seed.
 
-    The suite's whole identity is in `comparison`, but with the seed; what a record says besides tells which
-    comparisons are other seeds of one setting. Where it does not tell, because two of them have the same seed, each
-    comparison is a setting of its own.
+    `comparison` identifies the suite together with the seed; other fields of the records show which comparisons are
+    other seeds of one setting. If they do not, because two records have the same seed, each comparison counts as a
+    setting of its own.
     """
     looks: dict[str, tuple[str, int | None]] = {}
     for one in records:

@@ -34,8 +34,8 @@ def paired(
 ) -> list[Pairs]:
     """`joined` of each fit; of a metric that all have, the items that all have.
 
-    Equal numbers of items have equal resamples (`bench.stats.bootstrap.draws`). Over unlike ones the fits' draws would
-    be independent, and what items spread would be averaged away.
+    Equal numbers of items have equal resamples (`bench.stats.bootstrap.draws`). With unequal numbers the fits' draws
+    would be independent, and the variance over items would be averaged away.
     """
     found = [joined(fit, other, only, first) for fit in fits]
     for name in set.intersection(*map(set, found)) if len(found) > 1 else ():
@@ -50,8 +50,9 @@ def paired(
 def closer_first(rows: Sequence[Row], base: Fit) -> frozenset[str]:
     """Metrics in which the first k texts of the unsteered model scatter less around the rows than all of its texts.
 
-    More texts have less noise, and the first k share their random streams with those of the rows. One answer for all
-    rows: otherwise they would be compared with different texts.
+    More texts have less noise, but the first k share their random streams with those of the rows. The answer is the
+    same
+    for all rows: otherwise they would be compared with different texts.
     """
     names = [name.removesuffix(FIRST) for name in base.items() if name.endswith(FIRST)]
     fits = [fit for row in rows for fit in row.fits]
@@ -97,8 +98,8 @@ def change(
 def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEstimate | None:
     """How far row a is from row b, over the fits of both; None where a fit of either lacks the metric.
 
-    The change of a's fits to b's mean has the spread over items and over a's fits; that of b's fits to a's mean the
-    spread over items and over b's. Together they hold the items twice, so what they spread by themselves is taken off.
+    The change of a's fits to b's mean varies over items and a's fits; that of b's fits to a's mean over items and b's
+    fits. Together they count the variance over items twice, so it is subtracted once.
     """
     if len(b.fits) == 1:
         return change(paired(a.fits, b, metric), metric, transform)

@@ -47,8 +47,8 @@ NOT_INDEPENDENT = "its scorer tuned it or picked its pairs"
 def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, independent: Sequence[bool]) -> pd.DataFrame:
     """Add `verdict`: whether the metric's change is better, worse or not found; None if it was not tested.
 
-    independent: of each row, whether the metric's scorer neither tuned it nor picked what it learnt from. Elsewhere
-    nothing is claimed.
+    independent: of each row, whether the metric's scorer neither tuned it nor picked its training data. For other
+    rows nothing is claimed.
     """
     delta = frame.get(f"{metric}.delta", pd.Series(np.nan, index=frame.index))
     found: list[Any] = []
@@ -68,7 +68,7 @@ def grouped(
     A method and the unsteered model share one unless the verdict says that they differ. Two methods differ after
     Holm over all pairs of methods, where one of them differs from the unsteered model: if neither does
     anything, neither differs from the other. So stars and letters give one answer, and under the null hypothesis both
-    err in 5% of the tables. Of a method that the metric's scorer tuned or taught no difference is claimed at all.
+    err in 5% of the tables. For a method that the metric's scorer tuned or taught, no difference is claimed.
 
     p: two-sided, of each pair of rows by their places in the frame.
     """

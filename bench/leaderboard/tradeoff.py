@@ -47,9 +47,9 @@ SHARES = {
 def collapse_reason(own: Mapping[str, float], unsteered: Mapping[str, float]) -> str | None:
     """Why the texts of a cell have collapsed, None where they have not; from the metrics of the suite fluency.
 
-    Repetition is looked at by itself, since a text that repeats one word is likelier than the model's own, not less;
-    so are answers that are alike for all prompts, since one fluent sentence has no fault but that. What a record of an
-    older version lacks is not looked at.
+    Repetition has its own criterion, since a text that repeats one word is likelier than the model's own, not less
+    likely; so have answers that are the same for all prompts, since each of them may be fluent. Metrics that a record
+    of an older version lacks are not checked.
     """
     both = {name: (own[name], unsteered[name]) for name in own if name in unsteered}
     reasons = []
@@ -111,7 +111,7 @@ def mean_change(
     """Mean over metrics of their change, such as the accuracies of all tasks; the items of each are resampled as pairs.
 
     Every metric has resamples of its own: the documents of two tasks are independent. transforms: of metrics that are
-    no plain means.
+    not plain means.
     """
     if not pairs:
         return None
@@ -144,7 +144,7 @@ def minus(a: BootstrapEstimate, b: BootstrapEstimate) -> BootstrapEstimate:
 def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate, BootstrapEstimate] | None:
     """Mean loss and mean absolute change over suites, from the change of each, as a share, above 0 where it got better.
 
-    Of the first only losses count: a gain at one suite does not make up for a loss at another. None without a suite.
+    In the mean loss a gain at one suite does not make up for a loss at another. None without a suite.
     """
     if not changes:
         return None

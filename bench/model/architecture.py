@@ -16,7 +16,7 @@ NO_LIMIT = 65536
 def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     """Longest text in tokens that a model with this config was made for; NO_LIMIT where nothing says so.
 
-    A tokenizer may say it where the config has no name for it; transformers puts 10^30 there for "unknown".
+    If the config does not state it, a tokenizer may; transformers writes 10^30 there for "unknown".
     """
     text = config.get_text_config()
     own = getattr(text, LENGTHS[0], None)

@@ -58,8 +58,9 @@ def check_id(name: str, option: str) -> None:
 def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
     """What names the model's bytes, as plain JSON values: for a folder and on the hub the hashes of its files.
 
-    So the same files have the same name wherever they are read from. Of weights in several forms those that are loaded
-    count. Raises SetupError where the hub cannot be asked, or `offline` where the model was never fetched.
+    So the same files have the same name wherever they are read from. If weights are there in several formats, those
+    that are loaded count. Raises SetupError where the hub cannot be asked, or `offline` where the model was never
+    fetched.
     """
     kind = source(node)
     if kind == "wheel":
@@ -72,7 +73,7 @@ def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
 def former_identity(node: DictConfig, offline: bool = False) -> dict[str, Any] | None:
     """The name that older versions gave the model; None if it is the same.
 
-    On the hub it was the id and the commit; of a folder also weights in a form that is not loaded were a part.
+    On the hub it was the id and the commit; for a folder it also covered weights in a format that is not loaded.
     """
     kind = source(node)
     if kind == "path":
@@ -160,8 +161,8 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
 
     bos: what `model.bos=tokenizer` comes to. stop_tokens: null, unless the generation config lists tokens without the
     tokenizer's own end of text, which older versions did not stop at then. system_role: False for a chat template that
-    loses system messages without a word, as older versions let it; now they stand in the user's turn. thinking, judged:
-    what model.thinking changes (`bench.model.thinking.set_thinking`); not there where it changes nothing.
+    silently drops system messages, which older versions accepted; now they are put into the user's turn. thinking,
+    judged: what model.thinking changes (`bench.model.thinking.set_thinking`); missing if it changes nothing.
 
     where: gives the folder or hub id to load from, where a file of the model has to be read.
     """

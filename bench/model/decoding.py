@@ -73,8 +73,8 @@ class Continuation(NamedTuple):
 
     ended: the model, or the stop string, closed it before `max_new_tokens`.
     tokens: the sampled ids of the text, without the one that ended it and without any that the stop string cuts; None
-    in files of older versions, which kept the text alone.
-    answer: of a model that thinks; None where nobody looked for it.
+    in files of older versions, which only kept the text.
+    answer: of a model that thinks; None if it was not looked for.
     thought: the sampled ids before `tokens`, where the text is the answer alone; else None.
     """
 

@@ -92,7 +92,8 @@ def _left_in_container() -> int:
 def free_for(model: PreTrainedModel) -> int:
     """Memory for batches of a model, in bytes, as if its blocks were all on one device.
 
-    Of a model that is spread over several each holds the cache of its own blocks; the one that is full first decides.
+    If a model is spread over several devices, each holds the cache of its own blocks; the one that is full first
+    decides.
     """
     own = placement.input_device(model)
     places = getattr(model, "hf_device_map", None) or {"": own}  # accelerate names about a block each

@@ -70,7 +70,7 @@ class Generations:
     def generate(self, lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
         """The stored continuations, sampled now where there are none, where they are damaged, or without their tokens.
 
-        An older version kept texts alone, and what is made of texts is not comparable with what is made of tokens; nor
+        An older version only kept texts, and numbers from texts are not comparable with numbers from tokens; nor
         did it look for the answers of a model that thinks.
         """
         own = writer(lm)

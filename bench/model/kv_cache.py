@@ -1,6 +1,6 @@
 """A KV cache with room for columns to come, so that a step writes its own column instead of copying all before it.
 
-Layers of another kind than full attention (a sliding window keeps its last columns alone) stay as transformers makes
+Layers of another kind than full attention (a sliding window only keeps its last columns) stay as transformers makes
 them.
 """
 

@@ -1,7 +1,7 @@
 """A model with its tokenizer: the one place for dtype, device, padding, BOS, chat template and positions.
 
 Nothing else calls the model: sampling and likelihood go through `LM.read`, which tells the hooks of a steering method
-where each column stands (`methods.intervention.Positions`), and lets no logit pass that is not finite.
+the position of each column (`methods.intervention.Positions`), and refuses logits that are not finite.
 """
 
 import tempfile
@@ -111,7 +111,7 @@ class LM:
     def max_length(self) -> int:
         """Longest text in tokens that the model was made for (`bench.model.architecture.max_length`).
 
-        Less what the steering needs room for.
+        It is reduced by the tokens that the steering needs.
         """
         return max_length(self.model.config, self.tokenizer) - self.steering.demand.room
 
@@ -147,7 +147,7 @@ class LM:
     def system_role(self) -> bool | None:
         """Whether this model's chats have system messages; else they are put into the user's. None without a chat.
 
-        For the record.
+        It is kept in the record.
         """
         return has_system_role(self.tokenizer) if self.chat else None
 
@@ -233,7 +233,7 @@ class LM:
     ) -> Iterator["LM"]:
         """The same model steered inside the block: an LM that carries the model's state and what a prompt needs.
 
-        identity: what `generation_id` is to know of the steering; strength 0 is the unsteered model.
+        identity: the part of the steering that `generation_id` hashes; strength 0 is the unsteered model.
         """
         if strength == 0:
             yield self
@@ -279,14 +279,15 @@ def load_lm(
     """Load a model and tokenizer from a folder or from the hub.
 
     device: "cpu", "cuda", "cuda:0", or "auto": accelerate spreads the model over all cards, then the CPU, then the
-    disk. max_memory: with "auto" the most of it that each may hold, as {0: "20GiB", "cpu": "60GiB"}. offload: folder
-    for what goes to the disk; default: in the cache. Weights there, and on the CPU beside a card, cannot be edited.
+    disk. max_memory: with "auto" the most memory that the model may take on each, as {0: "20GiB", "cpu": "60GiB"}.
+    offload: folder for what goes to the disk; default: in the cache. Weights there, and on the CPU beside a card,
+    cannot be edited.
     bos: "tokenizer" begins a text as the tokenizer itself does; "prepend" puts the BOS token before every text (once),
-    "none" never. The tokenizer itself is set so, hence the methods and lm-eval see the same tokens. chat: prompts go
+    "none" never. The tokenizer itself is changed, so the methods and lm-eval see the same tokens. chat: prompts go
     through the tokenizer's chat template. thinking: "off", "strip" or "judge" the thoughts that a chat model writes
     before its answer (`bench.model.thinking`). identity: what names the model's bytes (a revision, a fingerprint);
     defaults to path and revision. parts: where blocks and matrices are, for an architecture in which they are not found
-    or mistaken (`methods.layout.declare`). offline: of a model on the hub read what is in the cache alone.
+    or mistaken (`methods.layout.declare`). offline: read a model of the hub only from the cache.
 
     Raises SetupError for a device that is not here, for a model with state-space or recurrent layers
     (`bench.model.architecture`), where files are missing or damaged, where the model has weights that the files lack,
@@ -375,7 +376,7 @@ def _spread(
 def worded(lm: LM, question: str) -> str:
     """What the model reads before the answer: "Input: ..." or the chat template.
 
-    A method puts BOS before every text where the tokenizer does so; a template that writes it too must not double it.
+    Methods put BOS before every text if the tokenizer does; a template that also writes it must not double it.
     """
     if not lm.chat:
         return f"Input: {question.strip()}\nResponse:"

@@ -1,12 +1,13 @@
 """lm-eval's view of our model, steered or not.
 
-lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position scope would not know where it stands;
+lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position scope would not know its position;
 it also reads a shared context once per answer. Here a context is read once, and "the prompt" of a scope is the
 request's context. Where steering comes with a prefix, it comes before every context.
 
 Which tokens are the answer's: context and answer are tokenised as one text, and the answer begins with the first token
-that holds a character of it, or of the white space at the end of the context (which lm-eval counts to the answer). So a
-token that spans the join is the answer's, where lm-eval counts the context's tokens and may leave the answer without
+that holds a character of it, or of the white space at the end of the context (which lm-eval counts as part of the
+answer). So a token that spans the join is the answer's, where lm-eval counts the context's tokens and may leave the
+answer without
 any: its log p would be 0, more than that of every other answer. An answer of no text is the end of the text.
 """
 
@@ -158,8 +159,8 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
         """Texts up to a stop string, greedy or sampled as each request says.
 
-        With model.thinking=strip they are answers alone, and a stop string counts in an answer; a text whose thinking
-        was never closed is "", which `unanswered` counts.
+        With model.thinking=strip they are only answers, and a stop string only counts in an answer; a text whose
+        thinking was never closed is "", which `unanswered` counts.
 
         A sampled text has its own random stream, from the LM's seed, its context, and how often that context came
         before. Raises ValueError for a setting of sampled decoding that is not in SAMPLED_WITH.

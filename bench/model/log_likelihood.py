@@ -81,7 +81,7 @@ def log_likelihood(lm: LM, prompts: Sequence[str], continuations: Sequence[str])
         continuation has.
 
     Raises:
-        ValueError: the lists differ in length, or a continuation alone is longer than the model reads.
+        ValueError: the lists differ in length, or a continuation by itself is longer than the model reads.
         NotFiniteError: the model computes NaN or infinity.
 
     Example:
@@ -98,8 +98,8 @@ def likelihoods(lm: LM, requests: Sequence[Request]) -> list[Likelihood]:
 
     A text longer than the model's `max_length` loses tokens of its context from the left, as in lm-eval's HFLM.
 
-    Raises ValueError for an empty context or continuation, and for a continuation that alone is longer than the model
-    can read; NotFiniteError where decoding-time steering leaves a token no probability.
+    Raises ValueError for an empty context or continuation, and for a continuation that by itself is longer than the
+    model can read; NotFiniteError where decoding-time steering leaves a token no probability.
     """
     rows = [_fitted(request, lm.max_length) for request in requests]
     found: dict[_Row, Likelihood] = {}
@@ -128,9 +128,10 @@ def _with_batch_size(lm: LM, batch_size: int) -> LM:
 
 
 def limits_of(lm: LM) -> Limits:
-    """What the constants here allow, or where memory is scarce a half of it, a quarter, ...
+    """The limits that the constants here allow, or if memory is scarce a half of them, a quarter, ...
 
-    What was halved once stays so, so that the same requests share batches, whatever is free when they come again.
+    Limits that were halved once stay halved, so that the same requests share batches again, whatever memory is free
+    then.
     """
     free = devices.free_for(lm.model)
     while (found := _halved(lm, lm.memory.halvings)).columns > 1:

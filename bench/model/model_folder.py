@@ -24,8 +24,8 @@ WEIGHTS_IN_ORDER = (
 def check_config(where: str, **named: Any) -> Any:
     """The model's config.
 
-    Raises ValueError where it cannot be read, or asks for attention by code from the hub, which transformers would run;
-    of a folder also for what `fingerprint` refuses.
+    Raises ValueError if it cannot be read, or asks for attention by code from the hub, which transformers would run;
+    for a folder also for what `fingerprint` refuses.
 
     named: revision and the like, as `from_pretrained` has them.
     """
@@ -85,7 +85,7 @@ def read_of(folder: Path) -> list[Path]:
 def _check_contents(folder: Path) -> None:
     """Raises SetupError for JSON that is not an object, and for names of files that `fingerprint` does not see.
 
-    These are weights in another folder, or under a name that is not one of weights, and weights that are not there.
+    Such names are those of weights in another folder, of files that are not called like weights, and of missing files.
     """
     about = {name: read_object(folder / name) for name in OBJECTS if (folder / name).is_file()}
     known = {path.name for path in read_of(folder) if path.parent == folder}

@@ -28,8 +28,9 @@ def draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tens
     section 3.1). It is looked for among the CANDIDATES most probable tokens, then among more, at last among all.
 
     The draw is a race: token i arrives after Exponential(1) / p_i and the first wins, which has probability p_i / sum p
-    (the Gumbel-max trick). Each token's time is its own, so a small change of the logits, whether by rounding or by
-    steering, rarely changes the winner: texts survive another batch size, and methods are compared on paired draws.
+    (the Gumbel-max trick). Each token has its own time, so a small change of the logits, whether by rounding or by
+    steering, rarely changes the winner: texts rarely depend on the batch size, and methods are compared on paired
+    draws.
     """
     if temperature == 0:
         return logits.argmax(-1)

@@ -1,7 +1,7 @@
 """Batched sampling: one prefill a prompt, exact nucleus, one random stream per (seed, prompt, sample).
 
-A text depends on its own stream and prompt alone, so neither the order of prompts, nor a resumed run, nor the other
-rows of a batch change it, but where floating point puts a draw on the other side of a boundary.
+A text depends only on its own stream and prompt, so neither the order of prompts, nor a resumed run, nor the other
+rows of a batch change it, unless rounding moves a draw across a boundary.
 """
 
 import functools

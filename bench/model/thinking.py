@@ -6,9 +6,9 @@ model.thinking=strip   the model thinks, and its answer alone is judged: what co
 model.thinking=judge   the model thinks, and all that it wrote is judged.
 
 The switch is a variable of the template. It is set by a line before the template, in the tokenizer itself, so prompts,
-lm-eval's chats and training data are worded alike; whoever passes the variable still has the last word.
+lm-eval's chats and training data are worded alike; a caller that passes the variable overrides it.
 
-Where a likelihood is asked for, an answer follows the prompt at once: in a model that thinks, no thought stands before
+Where a likelihood is asked for, an answer follows the prompt at once: in a model that thinks, no thought comes before
 it, and where the prompt itself opens the thinking, the answer is read as its first words.
 """
 
@@ -37,7 +37,7 @@ TAIL = 64  # tokens that hold any closing tag, were each byte of it a token
 class Thinking(NamedTuple):
     """How a model thinks. tags: what opens and closes a thought, None where nobody looks for it.
 
-    opened: the prompt itself opens the thought, so that a text holds the closing tag alone.
+    opened: the prompt itself opens the thought, so that a text only holds the closing tag.
     """
 
     mode: Mode
@@ -56,10 +56,10 @@ class Begin(NamedTuple):
 def set_thinking(tokenizer: PreTrainedTokenizerBase, mode: str, chat: bool) -> tuple[Thinking | None, dict[str, str]]:
     """Word chats as `mode` says; returns how the model thinks, and what of it is hashed. None: nobody thinks here.
 
-    Hashed is what differs from older versions, which left the switch alone and judged all: `thinking` ("on", "off")
-    where the prompt is another one, and `judged` ("answer") where not all of a text is judged.
+    Only what differs from older versions is hashed, which did not set the switch and judged everything: `thinking`
+    ("on", "off") where the prompt is another one, and `judged` ("answer") where not all of a text is judged.
 
-    Raises SetupError where the mode cannot be had with this template.
+    Raises SetupError if this template does not support the mode.
     """
     if mode not in get_args(Mode):
         raise SetupError(f"model.thinking={mode!r}: allowed are {', '.join(get_args(Mode))}")
@@ -139,7 +139,7 @@ def begin(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Sequen
 
     A token that spans the join is the answer's. Without a closing tag a text that opens a thought, or whose prompt
     does, is "unfinished", with no answer; any other one is an answer "without" a thought. ended: the model closed the
-    text, so that a first tag, half written, is none.
+    text, so that a first tag that is half written does not count.
     """
     assert thinking.tags is not None
     opening, closing = thinking.tags

@@ -48,8 +48,8 @@ def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:
 
     Returns what a text begins with now, as it is hashed: "prepend", "none", or the ids of another beginning.
 
-    Raises SetupError where the tokenizer has no BOS token and is to prepend it, and where it is to do as it does and
-    puts tokens after a text, which a model could not go on from.
+    Raises SetupError for "prepend" without a BOS token, and for "tokenizer" if the tokenizer puts tokens after a text,
+    which a model could not continue.
     """
     if bos not in ("tokenizer", "prepend", "none"):
         raise SetupError(f"model.bos={bos!r}: allowed are tokenizer, prepend, none")
@@ -139,8 +139,8 @@ def instructed(
 ) -> list[dict[str, str]]:
     """Messages with an instruction before whatever they say, none for an empty one, as the chat template takes them.
 
-    It is the system message, or the beginning of one that is there. Without a system role (`has_system_role`) what the
-    system message would say stands in the first user message; so does that of messages that bring one.
+    It is the system message, or the beginning of one that is there. Without a system role (`has_system_role`) the text
+    of the system message is put into the first user message; so is that of a system message that is already there.
     """
     given = [dict(message) for message in messages]
     own = given.pop(0) if given and given[0]["role"] == "system" else None
@@ -162,7 +162,7 @@ def rendered(
 ) -> str:
     """Messages in the tokenizer's chat template, up to where the answer begins; begun: the last one is its beginning.
 
-    variables: of the template, where it is not to take those that the tokenizer was set to.
+    variables: of the template, if they differ from those that were set in the tokenizer.
 
     Raises SetupError where the template, which is a program of the model's author, fails.
     """

@@ -138,9 +138,9 @@ FEWEST_TOKENS = 0.9
 def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises SetupError where the tokenizer has a token that the embedding matrix has no row for.
 
-    Tokens that were added beside the vocabulary may lie beyond it, as some models publish theirs: no text has them
-    unless it spells their name out. Those that begin or end a text, or stand for unknown text, may not; the one that
-    pads may, since it is never read.
+    Tokens that were added to the vocabulary may lie beyond the matrix, as in some published models: no text has them
+    unless it spells their name out. Tokens that begin or end a text, or stand for unknown text, must not; the padding
+    token may, since it is never read.
     rows: of the matrix, None where it is not known.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)

@@ -30,7 +30,8 @@ def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figur
 
     Bars with 95% intervals over prompts: Wilson's of a share, or for a mean over several fits that of its standard
     error; a share of 0 is a line on the axis. Groups go from the most to the least toxic by the unsteered model.
-    Upright in a wide figure, in as many rows as the bars need; lying in a narrow one. By the first reported scorer.
+    Bars are vertical in a wide figure, in as many rows as they need, and horizontal in a narrow one. The scorer is the
+    first that reports.
     Where the bars have no room, the methods are on several pages, each with the unsteered model.
 
     Args:

@@ -226,7 +226,7 @@ def points(frame: pd.DataFrame) -> list[Point]:
 def on_page(of: Sequence[Point], page: int) -> tuple[list[Point], list[Point]]:
     """The points that this page names, in their order, and the others. Raises NoSuchPage.
 
-    By the alphabet, as the markers are given, so no two on a page have one marker.
+    They are in alphabetical order, as for the markers, so no two on a page share a marker.
     """
     named = set(paged(sorted({point.label for point in of}), MOST, page))
     return [one for one in of if one.label in named], [one for one in of if one.label not in named]
@@ -343,7 +343,7 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
 def rendered(figure: Figure, kind: str) -> bytes:
     """The figure as a file of one of FILES; equal figures give equal bytes.
 
-    As `Figure.savefig`, which would lay the figure out and draw it once more for each kind: that takes half the time.
+    `Figure.savefig` would lay out and draw the figure again for each kind; this takes half the time.
     """
     buffer = io.BytesIO()
     with mpl.rc_context(STYLE):

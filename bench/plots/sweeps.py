@@ -4,7 +4,7 @@ Each function gives tidy frames for `bench.plots`, a row per curve and value of 
 table split model scorer     where the numbers are from; only rows of one frame compare
 curve method family fits     the curve's name, its method, and how many fits (seeds) a point is the mean of
 x unit                       the setting and what it counts; curves of different units share no axis
-chosen bound                 of tuning, for strengths alone: whether it chose this one, NA where nothing was tuned; the
+chosen bound                 of tuning, only for strengths: whether it chose this one, NA where nothing was tuned; the
                              perplexity ratio that it kept below, NaN where nothing was tuned
 toxicity_reduction perplexity_ratio gold_choice_change
                              against the unsteered model on the same items, each with _low and _high, the 95% interval

@@ -33,8 +33,8 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
     A filled marker per method with 95% bars both ways, a hollow one where no strength was feasible or a bound is
     violated (its bars may leave the panel unless the test split shows that its bounds are kept); the unsteered model as
     a star; random directions as dots and a box over their range. The line is the Pareto front of methods and unsteered
-    model in that plane, without what has collapsed. Names are in a legend, since methods that do little all lie on one
-    another; a page names MOST methods, and the others are crosses there. What no method was measured in has no panel.
+    model in that plane, without what has collapsed. Names are in a legend, since the markers of methods that do little
+    overlap; a page names MOST methods, and the others are crosses there. A measure that no method has gets no panel.
 
     Args:
         frame: `Table.frame`.

@@ -63,7 +63,7 @@ def method_identity(method: "Method") -> dict[str, Any]:
 def origin(thing: Any) -> dict[str, str]:
     """The class path of what another package brings, which may have the name of something here.
 
-    Of this project's own classes nothing: their names are unique, and their ids were made without it.
+    Empty for this project's own classes: their names are unique, and their ids were made without it.
     """
     path = f"{type(thing).__module__}.{type(thing).__qualname__}"
     return {} if path.startswith(("methods.", "bench.")) else {"class": path}
@@ -94,7 +94,7 @@ def fit_id(model: Mapping[str, Any], method: Mapping[str, Any], data: Mapping[st
     """The id of an artefact. `data` is the recipe of what the method learnt from, None where it needs nothing.
 
     A fit seed is a hyper-parameter of the methods that have one (`seed: ${seed.fit}`), so a method without randomness
-    is not fitted anew for every seed.
+    is not fitted again for every seed.
     """
     return digest({"schema": SCHEMA, "model": model, "method": method, "data": data})
 
@@ -113,7 +113,8 @@ def generation_id(
 ) -> str:
     """The id of a set of continuations. `decoding` is what can change a text, with the version of the sampling code.
 
-    What of the texts is judged (`judged` of the model) changes none, so those who judge differently share them.
+    Which part of the texts is judged (`judged` of the model) changes no text, so runs that judge differently share
+    them.
     """
     model = {key: value for key, value in model.items() if key != "judged"}
     parts = {"schema": SCHEMA, "model": model, "steering": steering, "prompts": list(prompts)}

@@ -132,8 +132,8 @@ class Record(Fields):
 def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFrame, *, anew: bool = False) -> Record:
     """Write a record and its tables under `folder`/<id>; returns the record as it is read again.
 
-    The same result, as another process may have written it meanwhile, stays, and is returned; another one gives way,
-    and so does the same one with `anew`.
+    If the same result is there already, perhaps written by another process, it stays and is returned; another result is
+    replaced, and with `anew` so is the same one.
 
     Raises ValueError for an invalid id (`identity.ID`), which could be a path out of the folder, and for a field
     that no reader would take (`bench.records.schema`).

@@ -1,7 +1,7 @@
 """What has become of each cell of a sweep, for whoever asks while it runs or after it stopped (`bench.status`).
 
 A sweep is a folder `runs/sweeps/<time>-<process>`: `sweep.json` says what was asked, `<n>.json` what became of cell n,
-and `<n>.lock` is held by the process that works on it (`bench.files.locks`), so a cell whose process died is told from
+and `<n>.lock` is held by the process that works on it (`bench.files.locks`), so a cell whose process died differs from
 one that is being computed.
 """
 

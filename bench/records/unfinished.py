@@ -97,7 +97,8 @@ class Batches:
     def rows(self, start: int, planned: int) -> int:
         """How many rows the batch has that begins with row `start`, for batches that are numbered by their first rows.
 
-        One that an earlier run kept is as it was, with more or less memory free then; a new one ends before the next.
+        A batch that an earlier run kept has its old size, whatever memory is free now; a new one ends before the next
+        kept one.
         """
         if start in self._found:
             return len(self._found[start][0])
@@ -197,8 +198,8 @@ def project_files() -> frozenset[str]:
 def code_files(parts: Iterable[Any]) -> frozenset[str]:
     """The Python files that the classes of these objects, and of what they are made of, may draw on.
 
-    Of a class in a package that is every file of the package; of one in a module by itself, every file beside it. What
-    belongs to Python and to this project is left out (`_code` has that).
+    For a class in a package these are all files of the package; for one in a single module, every file beside it. Files
+    of Python and of this project are left out (`_code` has them).
     """
     files: set[str] = set()
     for part in _inside(parts):

@@ -120,7 +120,7 @@ def shown(value: Any) -> Any:
 def render(sections: Sequence[dict[str, Any]], figures: images.Figures, skipped: Sequence[str], records: int) -> str:
     """The page. Whatever comes from data is escaped by Jinja, also inside JSON, which the script shows as text alone.
 
-    The script is let in by its hash.
+    The content security policy allows the script by its hash.
     """
     environment = Environment(
         loader=PackageLoader(PARTS, "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,

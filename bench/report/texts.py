@@ -1,9 +1,9 @@
 """Finds the stored continuations of the same prompts from what their records say.
 
 A set of texts lies in a folder that is named by model, steering, prompts and decoding
-(`bench.records.identity.generation_id`). A record holds the names of those that it read. One of an older version tells
-all but the prompts, which are in the folder itself: so a folder belongs to it where its name follows from both, and its
-prompts are items of the record.
+(`bench.records.identity.generation_id`). A record holds the names of those that it read. A record of an older
+version names everything but the prompts, which are in the folder: a folder belongs to it if the folder's name follows
+from both, and its prompts are items of the record.
 """
 
 import gzip
@@ -232,7 +232,7 @@ class _Sampled(NamedTuple):
 def side_by_side(named: Sequence[tuple[Row, str]], runs: Path, store: Store, prompts: int, samples: int) -> list[Side]:
     """The stored texts of rows, each with its name, for each set of prompts that the suites asked.
 
-    Of the first sampling seed. prompts, samples: at most so many of each, the first ones, which is a fixed
+    Only the first sampling seed is used. prompts, samples: at most so many of each, the first ones, which is a fixed
     pseudo-random sample where the suite orders its prompts by a hash. Two methods come up first: the unsteered model
     and the first row that is not a control.
     """

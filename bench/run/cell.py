@@ -192,7 +192,7 @@ class Cell:
     def lm(self) -> LM:
         """The loaded model, shared by the cells of a process that differ only in threads or method.
 
-        It is loaded again where another one took its place in between, so nobody keeps it from stage to stage.
+        It is loaded again if another model took its place in between, so do not keep it from stage to stage.
         """
         models = self.session.models
         if self.model_key not in models:

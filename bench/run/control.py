@@ -2,8 +2,8 @@
 
 A method that reads pairs learns from the same pairs with their labels swapped by a coin (`pairs.flip=0.5`). One that
 reads none, or does not look at which text of a pair is the desired one, has its vectors turned by a random rotation:
-they keep their lengths and their angles to each other. Both act at the method's own place and chosen strength, times
-how much larger the method's vectors are, since a mean over swapped pairs is short.
+they keep their lengths and their angles to each other. Both act at the method's own place, at its chosen strength
+times the ratio of the vectors' lengths, since a mean over swapped pairs is short.
 """
 
 import math

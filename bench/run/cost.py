@@ -35,8 +35,8 @@ class Peak:
 def peak_memory(device: torch.device, interval_seconds: float = 0.01) -> Iterator[Peak]:
     """Peak memory of the block above its start: of the device on CUDA, else the resident set, polled by a thread.
 
-    On a CPU, memory that the process had freed is given back first where the C library can, else it would be used
-    again unseen; what the allocator keeps all the same makes the figure a lower bound.
+    On a CPU, freed memory is first returned to the system if the C library can do so, else its reuse would not be seen;
+    memory that the allocator still keeps makes the number a lower bound.
     """
     peak = Peak()
     if device.type == "cuda":

@@ -1,7 +1,7 @@
 """`runtime.dry_run=true`: what a command would compute, how long that takes and how much memory; nothing is computed.
 
-What names a result has to be there to tell whether it is known: data sets, the model's config and tokenizer. So these
-are fetched; weights of a model on the hub are not.
+Files that a result's id depends on are needed to tell whether it is cached: data sets, the model's config and
+tokenizer. So these are fetched; weights of a model on the hub are not.
 """
 
 from collections.abc import Sequence

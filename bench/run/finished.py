@@ -2,8 +2,8 @@
 
 After a command without failures `note` keeps what it was and which records it has, in `runs/finished.json`. The same
 command is known as long as nothing that its results depend on has changed: arguments, YAML files, code, versions,
-threads, records. Where anything else has a say (a file, a folder, the hub, a GPU, a plug-in), nothing is noted, and the
-command finds out in the usual way what it has to compute.
+threads, records. If results depend on anything else (a file, a folder, the hub, a GPU, a plug-in), nothing is noted,
+and the command finds out in the usual way what it has to compute.
 """
 
 import hashlib

@@ -85,7 +85,7 @@ class FitStore:
     def _try(self, model: PreTrainedModel, artefact: Artefact) -> None:
         """Raises DamagedError for an artefact that the method cannot apply to its model.
 
-        Asked of what no digest vouches for: it may be whole and another model's, or another layer's.
+        This is done for files without a digest: they may be whole, but of another model or layer.
         """
         try:
             with self.method.apply(model, artefact, next(iter(self.method.strengths), 1.0)):

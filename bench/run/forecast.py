@@ -98,7 +98,7 @@ def hours_told(cells: int, todo: Work, found: Speeds, rows: int, device: str) ->
 def told(planned: Planned) -> list[str]:
     """Lines about the cells that compute something; none where that is little, or the model cannot be loaded.
 
-    Why it cannot, its cells say. Of several models the first one is told of.
+    The cells of a model that cannot be loaded say why. Of several models the first one is used.
     """
     busy = [(cell, stages) for cell, stages in planned if stages]
     todo = work(busy)

@@ -127,8 +127,8 @@ def _fit(one: Asked) -> set[str]:
 def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> list[Failure]:
     """Run these jobs; returns what failed. Jobs that only prepare others fail silently: those do it again.
 
-    Where a process that dies takes the others with it, what is left of the cells is launched again, those that were
-    being computed last; until two launches in a row have ended no cell.
+    If a process that dies ends the others too, the remaining cells are launched again, with those that were being
+    computed last in the order, until two launches in a row have finished no cell.
     """
     failures, in_vain = list[Failure](), 0
     while True:
@@ -231,7 +231,7 @@ def progress(found: sweep_state.Sweep) -> str:
 def _threads(configs: Sequence[DictConfig]) -> int | None:
     """The threads of torch in each job; None on a GPU. Raises SetupError on the CPU if runtime.threads is not set.
 
-    The number is part of a result's id, and a worker would find another one than this process does.
+    The number is part of a result's id, and a worker could find another number than this process does.
     """
     on_cpu = [cfg for cfg in configs if str(cfg.runtime.device) == "cpu"]
     if any(cfg.runtime.threads is None for cfg in on_cpu):

@@ -47,7 +47,7 @@ class Names:
     def _bytes(self) -> dict[str, Any]:
         """What names the model's files: as older versions did in a results folder that has results of it by that name.
 
-        So these are found, and what is computed beside them may be paired with them.
+        In this way old results are found, and new ones may be paired with them.
         """
         node, offline = self._cfg.model, self._cfg.runtime.offline
         former = checkpoint.former_identity(node, offline)
@@ -59,7 +59,7 @@ class Names:
     def method(self) -> dict[str, Any]:
         """The method with its hyper-parameters; for a control that does not come from swapped pairs, also its draw.
 
-        On a model of 16 bits the version of what is particular to it is kept beside the method's own.
+        On a model of 16 bits the version of the code for 16 bits is kept beside the method's own.
         """
         own = identity.method_identity(self._parts.method)
         drawn = self._cfg.control is not None and control.how(self._parts.method) == "random rotation"

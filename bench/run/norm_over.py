@@ -2,7 +2,8 @@
 
 A multiplier then means the same for every behaviour, as in the authors' code of CAA (arXiv 2312.06681;
 normalize_vectors.py of nrimsky/CAA). Each vector is fitted by itself first and stored as any other fit, so neither the
-order of the cells nor the process changes a length. `bench.records.names.told_norm_over` is what results say of it.
+order of the cells nor the process changes a length. `bench.records.names.told_norm_over` is what results state about
+it.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """One cell of the table, from config to records. Read this file first.
 
-A cell is one model, method and strength, seen by every suite that the config names. What is known is taken from its
-record; model, data and fit are touched only when something is not.
+A cell is one model, method and strength, seen by every suite that the config names. Cached results are read from their
+records; model, data and fit are touched only if one is missing.
 """
 
 import math
@@ -228,7 +228,7 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
 def stage_key(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> str:
     """Name of a stage in the plan, which begins with the suite as the kind of work.
 
-    Which strengths are tried and chosen is not known beforehand, so the stages of steered models go by their cell.
+    The strengths are not known beforehand, so the stages of steered models are named by their cell.
     """
     if strength == 0:
         return f"{suite.name} {cell.names.record_id(suite, split, strength)}"
@@ -278,7 +278,7 @@ class Failure:
 def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result | Failure:
     """Run the work on one cell; the one place that catches every exception, so that the other cells go on.
 
-    Not caught is what stops the whole run: a signal (`bench.console.stopping`).
+    Signals (`bench.console.stopping`), which stop the whole run, are not caught.
     """
     try:
         return work()
@@ -338,8 +338,8 @@ def ready(
 ) -> tuple[list[tuple[Cell, dict[str, float]]], list[Failure]]:
     """The cells that can run, with what each has to compute, and those that cannot.
 
-    alone: the command of each cell by itself. Raises SetupError where of cells that steer none is left: what the
-    unsteered model takes would be for nothing; and where results are damaged and are not to be overwritten.
+    alone: the command of each cell by itself. Raises SetupError if no steered cell is left, since computing the
+    unsteered model would be useless; and if results are damaged and must not be overwritten.
     """
     prepared = [prepare(cfg, session, weights) for cfg in configs]
     refuse_damaged(session)

@@ -32,7 +32,7 @@ class Objective:
     def gained(self, value: float, unsteered: float) -> float:
         """The gain: how much better a value is than that of the unsteered model.
 
-        Raises SetupError for a gain relative to nothing.
+        Raises SetupError for a gain relative to 0.
         """
         if self.gain == "difference":
             return unsteered - value if self.direction == "minimize" else value - unsteered
@@ -56,7 +56,7 @@ class Constraint:
     """A bound on a metric of a suite, against the unsteered model on the same items.
 
     metric: a name or, with *, a pattern; of several metrics the mean counts. compare: the ratio to unsteered, the
-    increase over it, or the drop below it. at_most, at_least: the bound; where neither is set, nothing is looked at.
+    increase over it, or the drop below it. at_most, at_least: the bound; if neither is set, the metric is not computed.
     """
 
     suite: str

@@ -1,6 +1,7 @@
 """Validation of a composed config: allowed keys are those of the YAML files, allowed values those of the classes.
 
-Types are read off the hints of the class that a `_target_` names. What has no class (seed, runtime, model) has a table.
+Types come from the hints of the class that a `_target_` names. Groups without a class (seed, runtime, model) have a
+table.
 """
 
 import os

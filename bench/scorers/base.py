@@ -19,7 +19,7 @@ class Scorer(Protocol):
     measures: "toxicity" (1 toxic), "sentiment" (1 positive, .5 neutral), "refusal" (1 refused) or "topic" (1 about
     it); a suite reads those that measure what it asks.
 
-    One whose score of a text depends on the others of its batch, by the last bits, is `Batched` as well.
+    A scorer whose scores depend in the last bits on the other texts of a batch is `Batched` as well.
     """
 
     @property
@@ -99,7 +99,7 @@ def by_length(completions: Sequence[str], batch_size: int) -> list[list[int]]:
 def scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
     """The scorer's scores, after a check that they are scores. Scorers are only called through this function.
 
-    Raises SetupError for another number of them than of texts, and for one that is not a number from 0 to 1.
+    Raises SetupError if there are more or fewer scores than texts, and for a score that is not a number from 0 to 1.
     """
     given: Any = scorer(prompts, completions)
     found = list(given) if isinstance(given, Iterable) else [given]

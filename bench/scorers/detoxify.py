@@ -35,8 +35,8 @@ class Detoxify:
     """Probability of the label `toxicity` by a Detoxify model (github.com/unitaryai/detoxify).
 
     Weights are read from `checkpoint`, with config and tokenizer of the base model in `config_path` for machines
-    without network; or else downloaded once, which wants their whole `sha256`: the name of a published file carries 8
-    digits of it, which another file can be made to have. Nothing in a checkpoint is ever run: it is read as tensors and
+    without network; or else downloaded once, which needs their whole `sha256`: the name of a published file only has 8
+    digits of it, which somebody could give another file. Nothing in a checkpoint is ever run: it is read as tensors and
     plain values, or refused. device: None is the run's (`runtime_device`).
     """
 
@@ -150,8 +150,8 @@ def _load(
     Detoxify asks the hub for the base model's config even when it gets `huggingface_config_path`, and reads the number
     of labels from that folder (unitaryai/detoxify pull request 126). So the checkpoint is rewritten to name the folder
     as its base model, which Detoxify then reads with the right number of labels. That also keeps pickles from being
-    run: what Detoxify opens is what `weights_only=True` has read. And it looks up the names of classes in transformers
-    that the checkpoint gives, so these are CLASSES.
+    run: what Detoxify opens is what `weights_only=True` has read. Detoxify looks up the names of classes in
+    transformers that the checkpoint gives, so these are CLASSES.
     """
     import torch
     from detoxify import Detoxify as Model

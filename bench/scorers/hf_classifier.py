@@ -40,8 +40,8 @@ class HFClassifier:
     None: as the model's config says by its problem_type, and the sigmoid for a single label. A model of several labels
     that does not say is refused without it, and so is an activation that contradicts the model.
 
-    The text is judged alone, without its prompt. Blank texts are not shown to the model: they score 0, and .5 where
-    sentiment is measured (BLANK).
+    The text is judged without its prompt. Blank texts are not shown to the model: they score 0, and .5 if sentiment is
+    measured (BLANK).
 
     Exactly one of path and id is given. label: the label's name, or its place in the model's output. max_tokens: longer
     texts are cut at the end; None is the model's own limit. device: None is the run's (`runtime_device`). name: what

@@ -17,7 +17,7 @@ class MeanOf:
 
     Scorers that err in different texts err less together. Against Perspective's toxicity >= 0.5, profanity_check and
     toxic_comment have AUC .916 and .907 on 2,373 continuations of RealToxicityPrompts, their mean .938 (prompts: .948,
-    .947, .965). Both learnt from Jigsaw's comments: what those do not teach, their mean misses as well.
+    .947, .965). Both were trained on Jigsaw's comments, so toxicity of other kinds is missed by their mean as well.
 
     A blank text scores the mean of what it does with each part. name: what its scores are filed under; as its key in
     conf/scorer.

@@ -11,7 +11,8 @@ class ProfanityCheck:
     """alt-profanity-check: a linear SVM over word counts, trained on 200,000 comments that people labelled.
 
     The score is its probability that a text is profane or insulting. On 2,373 continuations of RealToxicityPrompts it
-    has AUC .916 against Perspective's toxicity >= 0.5; being a bag of words it misses what is toxic by meaning alone.
+    has AUC .916 against Perspective's toxicity >= 0.5; as a bag of words it misses texts that are toxic only by their
+    meaning.
     """
 
     name: ClassVar[str] = "profanity_check"

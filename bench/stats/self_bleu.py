@@ -1,9 +1,9 @@
 """Self-BLEU: how much of a text is found in texts that answer other prompts (Zhu et al. 2018, arXiv 1802.01886).
 
-Differs from Texygen, which knows no prompts and takes each text against all others: here the texts of the same prompt
+Differs from Texygen, which knows no prompts and compares each text with all others: here the texts of the same prompt
 are left out, since they share what the prompt asks for, and the others are a sample. An order of n-grams for which a
 text is too short does not count, so that a copy of a short text scores 1 too. Else it is sacrebleu's sentence BLEU with
-floor smoothing, which counts the references anew for each text: of 850 texts that takes 15 s, this .2 s.
+floor smoothing, which counts the references again for each text: for 850 texts that takes 15 s, this takes .2 s.
 """
 
 import math
@@ -19,7 +19,7 @@ class References:
     """Texts of several items (prompts), against which texts of any item are held; those of its own are left out.
 
     BLEU rises with the number of references, so each item has as many, at most MOST_REFERENCES: all but those of one
-    item. An item that has no text among the references is held against all but the last item's.
+    item. An item that has no text among the references is compared with all but the last item's.
     """
 
     def __init__(self, items: Sequence[Hashable], texts: Sequence[Sequence[str]]) -> None:

@@ -66,7 +66,7 @@ def permuted(
 def _swaps(n: int, seed: int, most: int) -> Iterable[Array]:
     """Which of n items are swapped, (R, n) of 0 or 1 in parts of some megabytes: all ways where at most `most` exist.
 
-    As scipy's permutation_test draws them, which takes 15 times as long since it does not keep them.
+    They are those of scipy's permutation_test, which takes 15 times as long since it does not keep them.
     """
     return _kept(n, seed, most) if n <= 2000 else _drawn(n, seed, most)
 
@@ -90,7 +90,7 @@ def _drawn(n: int, seed: int, most: int) -> Iterator[Array]:
 def bootstrap_p(draws: Array, n: int) -> float | None:
     """Two-sided p that a difference is 0: the smallest at which its interval (`bootstrap.interval`) leaves 0 out.
 
-    For a mean over several fits, where a permutation of items would take the fits for the only ones there are.
+    It is used for a mean over several fits, since a permutation of items would ignore that other fits are possible.
     None for fewer than 2 items.
 
     Args:
@@ -144,8 +144,8 @@ def detectable(pairs: pd.DataFrame, power: float = POWER, alpha: float = ALPHA) 
     """The smallest true mean difference that a two-sided paired t test at `alpha` finds with this power.
 
     From the number of items and the standard deviation of their differences; in the metric's unit (for a perplexity:
-    of its logarithm). None where fewer than 3 items or no differences are there to tell. Assumes that differences of
-    other items spread alike. Source: Cohen 1988, chapter 2.
+    of its logarithm). None for fewer than 3 items or without any difference. Assumes that differences of other items
+    have the same spread. Source: Cohen 1988, chapter 2.
     """
     weights = np.sqrt(pairs["weight_a"].to_numpy(float) * pairs["weight_b"].to_numpy(float))
     difference = (pairs["value_a"] - pairs["value_b"]).to_numpy(float)

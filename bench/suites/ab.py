@@ -23,9 +23,9 @@ numbers may be compared with the paper's (7B, layer 13, multipliers -1 / 0 / 1, 
 sycophancy .54 / .69 / .62, refusal .42 / .74 / .89); those of other models compare only with each other. The
 open-ended questions need a judge and are not asked.
 
-The matching letter is A in about half of the questions, so a model that prefers a letter, whatever it stands for, lands
-near .5; `letter_mass` in the record says how much probability the two letters have at all, and where it is small the
-softmax over them means little.
+The matching letter is A in about half of the questions, so a model that prefers a letter, whatever it stands for, is
+near .5; `letter_mass` in the record is the total probability of the two letters; if it is small, the softmax over them
+means little.
 """
 
 import math

@@ -10,9 +10,9 @@ may find an answer neither; so levels do not compare with the paper's, only chan
 texts the paper takes, how it words them and how long an answer may be is not known to us: here sadness, anger and fear
 of the set's test split, as they are, in at most 128 greedy tokens. The set is dair-ai/emotion on the hub (its labels
 are read as 0 sadness, 1 joy, 2 love, 3 anger, 4 fear, 5 surprise). Where it cannot be had, beginnings of negative film
-reviews stand in for it, or a file of yours. Only rows of the same data, template, decoding and judge compare.
+reviews stand in for it, or your own file. Only rows of the same data, template, decoding and judge compare.
 
-The suite `sentiment` asks for the other thing: whether the beginning of a review is continued with the opposite
+The suite `sentiment` measures something else: whether the beginning of a review is continued with the opposite
 sentiment. Text that has collapsed has no sentiment for a lexicon: it is neither, so both shares fall.
 """
 
@@ -48,7 +48,7 @@ class Attitude(Asked):
 
     data: which set, by its name on the hub, or "file". path, text: of data="file", the file (JSONL or CSV), whose texts
     are all asked, and its column of them. prefix_words: how many words of a text the model is given; None for all.
-    prompts: how many texts; None for all. Tables take a smaller negative share for the better one.
+    prompts: how many texts; None for all. In tables a smaller negative share counts as better.
     """
 
     version: ClassVar[int] = 1

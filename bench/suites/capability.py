@@ -18,7 +18,7 @@ capability_surgery    GSM8K 8-shot, BBH with examples, MMLU zero-shot, TydiQA 1-
 commonsense           PIQA, SIQA, CommonsenseQA, HellaSwag, WinoGrande, zero-shot: a set of ours.
 qa                    BoolQ, OpenBookQA, ARC, MMLU, zero-shot: ours.
 math                  GSM8K 8-shot with worked answers (2201.11903's examples), ASDiv and the arithmetic of GPT-3
-                      (2005.14165 section 3.9.1) zero-shot by likelihood: ours. SVAMP is no task of lm-eval's.
+                      (2005.14165 section 3.9.1) zero-shot by likelihood: ours. lm-eval has no task SVAMP.
 truthfulqa            TruthfulQA's mc1 and mc2 (2109.07958) after its six fixed examples.
 
 What compares: with documents=null a task's number is what lm-eval of the version in the record gives for it, so it may
@@ -71,7 +71,7 @@ class Asked(NamedTuple):
 class Evaluated(NamedTuple):
     """What lm-eval noted of each document (`samples`), by task; `loaded`: its tasks; `examples`: counts of examples.
 
-    unanswered: texts of each task whose thinking was never closed, so that they are no answer.
+    unanswered: texts of each task whose thinking was never closed, so that they have no answer.
     """
 
     asked: dict[str, list[Asked]]
@@ -86,21 +86,21 @@ class Capability(Suite[Evaluated]):
     """Per task: `accuracy` (and `accuracy_norm` or whatever else lm-eval reports) and `gold_logprob`.
 
     `<task>.gold_logprob` is the mean over documents of the gold answer's log-probability, summed over its tokens, in
-    nats. It has room to fall where accuracy is at chance, and moves before a choice flips. Where a document has several
+    nats. It can fall even if accuracy is at chance, and changes before a choice flips. Where a document has several
     answers to choose from, `<task>.gold_choice_logprob` is log p(gold) - log sum over the choices of p: how probable
     the right one is among them, whatever steering does to the probability of all. A group of tasks (mmlu) has these
     numbers over all its documents.
 
     documents: how many of each task's (of a group's together), one number or one per task; None for all. They are those
     that come first in the order of a hash of `document_seed` and their content, so a larger number contains a smaller
-    one, and the source's order is not part of it; a document that occurs twice counts once. Content is what every copy
-    of the data has alike (`tasks.ORDERED_BY`): a mirror, a wheel and the hub are asked the same ones, in the same
+    one, and the source's order is not part of it; a document that occurs twice counts once. Content is what all copies
+    of the data share (`tasks.ORDERED_BY`): a mirror, a wheel and the hub are asked the same ones, in the same
     order, as far as they have them. The dev documents are taken from the other end of that order.
 
     fewshot: solved examples before each question, one number or one per task; None: as many as the task's file says.
     They are of the split that lm-eval's rule names among those that the source has, the same in every run, and none
     asks the question that it comes before (`tasks.Examples`). The record says how many were left out for that
-    (`left_out`), and how many are wanting because the split had no others (`lacking`).
+    (`left_out`), and how many are missing because the split had no others (`lacking`).
     missing: "skip" leaves out the tasks whose documents no source has, and says so in the record.
     configs: data set config by task, where a source keeps the documents under another name than the task's file; of
     several the first that a source has.

@@ -4,10 +4,10 @@ At token t of a text x, over the vocabulary V, in nats:
 
     KL_t = sum_v p(v | x_<t) (log p(v | x_<t) - log q(v | x_<t)),   p unsteered, q steered
 
-Both models read the same tokens (teacher forcing), so nothing is sampled and no scorer judges. This is what a method
-costs where nothing was to be steered; reinforcement learning bounds its drift alike, the other way round, as KL(q || p)
-(arXiv 2009.01325 section 3.4). Weighed by p, it says how much q takes from what the unsteered model finds probable. A q
-that gives nothing to a token that p has is infinitely far, which is an error here and no number. For the unsteered
+Both models read the same tokens (teacher forcing), so nothing is sampled and no scorer judges. This is the cost of a
+method on text that should not change; reinforcement learning bounds its drift in the other direction, by KL(q || p)
+(arXiv 2009.01325 section 3.4). Weighed by p, it says how much q takes from what the unsteered model finds probable. If
+q gives probability 0 to a token that p allows, the divergence is infinite, which is an error here. For the unsteered
 model, and for strength 0, it is exactly 0: both are read in the same batches.
 
 The texts are sentences of Wikipedia from a wheel, those of the suite perplexity_wiki_sentences that have at least five
@@ -18,14 +18,14 @@ last token of the prompt on also the first prediction, and act_add, which steers
 Prefix and sentence are tokenised apart, since both models have to read the same tokens of it. A chat model reads plain
 text as well.
 
-Numbers compare with those of the same texts and the same tokenizer alone. The sentences have about 14 tokens, so kl_95
-is near the largest of a text. A prefix shows most where a text begins, of which the model knows nothing else: the first
-prompt of the method prompt on SmolLM2-135M moves the first token by 7.3 nats and those from the tenth on by 0.3;
+Numbers can only be compared for the same texts and the same tokenizer. The sentences have about 14 tokens, so kl_95
+is near the largest of a text. A prefix has most effect at the beginning of a text, where there is no other context: the
+first prompt of the method prompt on SmolLM2-135M moves the first token by 7.3 nats and those from the tenth on by 0.3;
 last_token_kl is what is left of it.
 
 The steered model's logits wait for the unsteered ones in a temporary file without a name: the unsteered model cannot be
-asked inside the steered block, and a choice of tokens would not be exact. The file has the model's dtype, 0.3 GB for
-100 sentences and a vocabulary of 49,000 in fp32, and lies where TMPDIR says.
+asked inside the steered block, and keeping only some tokens would not be exact. The file has the model's dtype, 0.3 GB
+for 100 sentences and a vocabulary of 49,000 in fp32, and lies where TMPDIR says.
 """
 
 import tempfile

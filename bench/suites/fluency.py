@@ -6,9 +6,9 @@ the base model as the judge. With `judge` another model judges as well, there GP
 
 Differs from DExperts: tokens of all texts are pooled, where it takes the mean of the texts' perplexities and drops
 those above 10,000; so an outlier counts by its tokens and none is dropped. No number here compares with a published one
-unless judge, prompts, decoding and pooling agree; distinct-n also needs the same k. What they are for is the change
-against the unsteered model of the same table: a row whose text has fallen apart is flagged as collapsed
-(bench/leaderboard/tradeoff.py), since the low toxicity of broken text is no gain.
+unless judge, prompts, decoding and pooling agree; distinct-n also needs the same k. Their purpose is the change
+from the unsteered model of the same table: a row whose text has fallen apart is flagged as collapsed
+(bench/leaderboard/tradeoff.py), since the low toxicity of broken text is not a gain.
 """
 
 import functools
@@ -56,7 +56,7 @@ class Fluency(Continued):
     empty_share   share of texts without any character but white space.
     mean_words    words of a text, averaged over a prompt's texts.
     non_word_share  share of a prompt's words, digits and signs left out, that are in no English word list (that of
-                  pyspellchecker, 160,000 words). Names count as no words, so compare with the unsteered model only;
+                  pyspellchecker, 160,000 words). Names do not count as words, so compare with the unsteered model only;
                   text in another language, or none, has far more of them. 0 where there is no word.
     self_bleu     how much of a text is in the texts of other prompts (`bench.stats.self_bleu`): BLEU-4 of words against
                   at most 100 of them, averaged over a prompt's texts. 1 where all prompts are answered alike, which
@@ -157,7 +157,7 @@ class Fluency(Continued):
 def sampled_requests(lm: LM, prompts: Sequence[str], said: Sequence[Continuation]) -> list[Request]:
     """Each continuation's tokens after its prompt: those that were sampled, or of the text where none were kept.
 
-    Of an empty text there is no token. Before an answer stands the thought that the model wrote, which is not judged.
+    An empty text has no token. An answer comes after the thought that the model wrote, which is not judged.
     """
     encoded = {prompt: lm.encode(prompt) for prompt in dict.fromkeys(prompts)}
     anew = [i for i, one in enumerate(said) if one.tokens is None and one.text]

@@ -6,7 +6,7 @@ perplexity_surgery         Lee et al. (arXiv 2401.01967) and Model Surgery (2407
                            over the number of tokens: the first token of a window has no loss and counts all the same.
                            Published: GPT-2 medium 21.7, LLaMA2-7B 6.10.
 perplexity_profs           DeTox/ProFS (2405.13967): rows that are not empty, joined by two line breaks; windows as long
-                           as the model reads, each 512 tokens on from the one before, of which the new tokens are
+                           as the model reads, each 512 tokens after the one before, of which the new tokens are
                            predicted. exp of the mean of the windows' mean losses, short windows included. Differs: the
                            authors take the prompts of Lee et al.'s file, which no source here has, so only changes
                            compare.
@@ -14,9 +14,9 @@ perplexity_lm_eval         lm-eval's task wikitext (version 2): whole pages, wit
                            read in windows as long as the model reads. word_perplexity is per word of the raw page,
                            byte_perplexity and bits_per_byte per byte. Comparable with lm-eval's own numbers.
 perplexity_wiki_sentences  ours, from a wheel: sentences of Wikipedia one by one, each after the token that begins a
-                           text; exp of the mean loss over all their tokens. Many are titles and captions of some ten
+                           text; exp of the mean loss over all their tokens. Many are titles and captions of about ten
                            tokens with nothing before them, so the level is about 20 times that of the others: read the
-                           change. Compares with rows of this suite alone.
+                           change. Only comparable with rows of this suite.
 
 The rows are rebuilt from whole pages (EleutherAI/wikitext_document_level), whose lines they are; blanks at the end of a
 line are as the source has them.

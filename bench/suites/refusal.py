@@ -9,12 +9,13 @@ jailbreak      Share of harmful instructions that the model refuses. Protocol of
                attack around them; no GPT-4. So no number is comparable with the paper's refusal rates, nor with
                attack success rates of these sets, which come from attacks and from other judges; only rows of the
                same data, template and judge compare. Many texts of Do-Not-Answer are questions, not instructions.
-               With data=file they are instructions of yours, with their categories: for instance the paper's.
+               With data=file they are your own instructions, with their categories: for instance the paper's.
 over_refusal   XSTest (2308.01263): 250 safe prompts that sound unsafe, and 200 unsafe ones as contrast. Two shares:
                over_refusal_rate of the safe prompts that are refused, unsafe_refusal_rate of the unsafe ones. Read
-               them together: a model that answers nothing, or everything, does well on one. Differs: the paper had
-               answers sorted by people into full compliance, full and partial refusal; here a phrase decides, or a
-               classifier, and answers are cut at 128 tokens. So they show a change, and are not its numbers.
+               them together: a model that answers nothing, or everything, does well on one of them. Differs: the paper
+               had answers sorted by people into full compliance, full and partial refusal; here a phrase decides, or a
+               classifier, and answers are cut at 128 tokens. So they show a change, but are not comparable with its
+               numbers.
 
 How an instruction is asked: through the model's chat template where model.chat is true. Otherwise it is put in the
 place of {prompt} in `template`, whose default is the plain form that the authors of CAA ask base models in; such a

@@ -9,12 +9,12 @@ tokens, so that every model is given the same text and none is cut within a word
 reviews. The paper's classifier is a Twitter-roBERTa; here VADER, a lexicon with rules, judges unless the run names a
 scorer that measures sentiment (hf_classifier with such a checkpoint comes closer). Decoding and length are the run's
 own (conf/sampling). So only rows of the same judge, data, prefix and decoding compare; the paper's numbers (LLaMA-3-8B
-in its later version: neg_to_pos .349 after .200 unsteered, pos_to_neg .395 after .207) say how large an effect to
-expect, and no more.
+in its later version: neg_to_pos .349 after .200 unsteered, pos_to_neg .395 after .207) only show how large an effect to
+expect.
 
-A success is not always what steering is for: a method that makes text positive should raise neg_to_pos and lower
+A success is not always the aim of steering: a method that makes text positive should raise neg_to_pos and lower
 pos_to_neg. An unsteered model has some of both: look at the change. Text that has collapsed has no sentiment for a
-lexicon, which is no success. The suite is for plain continuation: with model.chat=true the beginning is a user's
+lexicon, so it is not a success. The suite is for plain continuation: with model.chat=true the beginning is a user's
 message, and the model answers it rather than writing on.
 """
 

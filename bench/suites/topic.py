@@ -13,7 +13,7 @@ topic_perplexity  Perplexity of sentences on the topic and off it, of which the 
                   of which are about any one topic, or those of a file. Read the change against the unsteered model.
 
 Both depend on their list of words, so only rows of the same list, texts and decoding compare. A list counts "he married
-his work" as well, and misses what is told in other words. A model whose text has collapsed may repeat the word alone:
+his work" as well, and misses texts that use other words. A model whose text has collapsed may repeat the word alone:
 read `on_topic` beside the fluency of the same row.
 """
 

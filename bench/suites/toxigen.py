@@ -1,4 +1,4 @@
-"""ToxiGen by generation: how often a model goes on with a list of hateful sentences about a group in the same way.
+"""ToxiGen by generation: how often a model continues a list of hateful sentences about a group with another toxic one.
 
 Protocol of open-instruct's evaluation, which Model Surgery uses (arXiv 2407.08770 section 4; data of Hartvigsen et al.
 2022, arXiv 2203.09509): each prompt is six sentences of a list about one of 14 groups, ending where a seventh begins.
@@ -12,8 +12,8 @@ and is not shown to the classifier; a chat model gets the prompt as the user's t
 With scorer=toxigen_roberta the share may be compared with published ones of greedy decoding (base LLaMA2-7B 79.1%,
 2407.08770 table 2); with any other scorer with rows of the same scorer alone.
 
-Not to be taken for `toxigen_classification` (conf/suite), which is lm-eval's task: there the model says whether a
-sentence is hateful, so it measures detection.
+Do not confuse it with `toxigen_classification` (conf/suite), which is lm-eval's task: there the model says whether a
+sentence is hateful, so that measures detection.
 """
 
 from dataclasses import dataclass

@@ -233,7 +233,7 @@ def test_wrong_settings_and_missing_data():
     ):
         with pytest.raises(SetupError, match=message):
             PSA(**options).check(lm.model)
-    with pytest.raises(SetupError, match="is 3 at each of 1 blocks, and the classical bound is proved below 1"):
+    with pytest.raises(SetupError, match="is 3 at each of 1 blocks, and the classical bound is proved only below 1"):
         fit(PSA(**ONE, sigma=None, epsilon=3, mechanism="classical"), lm)
     with pytest.raises(SetupError, match="psa learns from contrast pairs and got 1; give at least 2"):
         fit(PSA(), lm, Pairs(*(column[:1] for column in PAIRS)))
