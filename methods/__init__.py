@@ -7,10 +7,10 @@ A method is a frozen dataclass of hyper-parameters with two verbs:
     with method.apply(model, artefact, 2.0), generating(model):
         model.generate(...)
 
-model and tokenizer are transformers' own; `fit` and `apply` leave the model bit-equal to what it was. Whoever runs the
-model otherwise than by `model.generate` says where each forward is with `methods.intervention.at`. `save` and
-`load` keep an artefact as safetensors. Every name is loaded when it is first asked for: `import methods` alone imports
-neither torch nor transformers.
+model and tokenizer are transformers' own; `fit` and `apply` leave the model bit-equal to what it was. Code that runs
+the model in another way than `model.generate` must state the positions of each forward with `methods.intervention.at`.
+`save` and `load` keep an artefact as safetensors. Every name is loaded when it is first asked for: `import methods`
+alone imports neither torch nor transformers.
 """
 
 import importlib

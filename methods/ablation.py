@@ -35,16 +35,16 @@ class Ablation(Method):
     Features are the input of block `layer` (resid_pre), pooled over the tokens that `read` names. What is written is
     the sum of the embeddings, which is the input of block 0, and what attention and MLP of every block add to the
     stream, after a norm where one follows them (`methods.sites.written`). The stream is the sum of these, so at
-    strength 1 w^T h = 0 at the input of every block, and strength s takes off the share s everywhere. The authors hook
-    the input of every block instead of the embeddings, which is the same at 1 alone, since a share that is taken off
-    what has been reduced already compounds. So 0 is the model as it is and 1 the paper's method.
+    strength 1 w^T h = 0 at the input of every block, and strength s removes the share s everywhere. The authors hook
+    the input of every block instead of the embeddings, which is the same only at strength 1: shares that are removed
+    one after another compound. So 0 is the unsteered model and 1 the paper's method.
 
     operation: `ablate` is 2406.11717's. `affine` is ACE: the projection goes to that of the desired texts, not to 0,
 
         h <- h - strength * u (w^T h - w^T mean of desired)
 
-    for which the embeddings carry the constant. The paper's alpha counts otherwise (0 is without the behaviour, 1 with
-    it, by a vector r that is not normalised); our strength 1 is its alpha 0.
+    for which the embeddings carry the constant. The paper's alpha has another meaning (0 is without the behaviour, 1
+    with it, by a vector r that is not normalised); our strength 1 is its alpha 0.
     eraser: `orth` projects on r. `leace` is an oblique projection along the same u, of least change in the metric of
     the features' covariance S over both sides: S = (1 - shrinkage) cov + shrinkage * tr(cov) / D * 1. With fewer texts
     than D the covariance has no inverse, so some shrinkage is needed; how much is a choice of ours. At shrinkage 1
@@ -61,7 +61,7 @@ class Ablation(Method):
     embeddings: `leave` projects only what the blocks write, so the stream keeps what the embeddings hold of the
     direction; not with `affine`.
 
-    Not taken over: choosing position and layer by refusal scores, one direction a layer, or a weight for each layer.
+    Not implemented: choosing position and layer by refusal scores, one direction a layer, or a weight for each layer.
     """
 
     name: ClassVar[str] = "ablation"
@@ -220,7 +220,7 @@ _factors: "weakref.WeakKeyDictionary[PreTrainedModel, float]" = weakref.WeakKeyD
 def _embedding_factor(model: PreTrainedModel) -> float:
     """By how much a row of the token embedding is multiplied on its way to block 0; one token is read twice.
 
-    Raises SetupError where the stream there is no multiple of it (a norm or a matrix stands between).
+    Raises SetupError if the stream there is not a multiple of it (a norm or a matrix stands between).
     """
     if model in _factors:
         return _factors[model]
@@ -260,8 +260,9 @@ _foldable: "weakref.WeakKeyDictionary[PreTrainedModel, set[Embeddings]]" = weakr
 def _check_foldable(model: PreTrainedModel, embeddings: Embeddings) -> None:
     """Raises SetupError where edited weights cannot do, or do not do, what the hooks do; tried once for a model.
 
-    A norm may follow what is written, an embedding may be of another width than the stream, and something may write to
-    the stream that nobody knows of: so one token is read with the hooks and with the weights of a random direction.
+    A norm may follow what is written, an embedding may have another width than the stream, and an unknown part may
+    write
+    to the stream: so one token is read with the hooks and with the weights of a random direction.
     """
     if embeddings in _foldable.get(model, ()):
         return

@@ -31,8 +31,8 @@ TALLIED = 64  # source texts on which the share of values inside the support is 
 class Map(NamedTuple):
     """y -> scale * y + shift for low < y < high, all (width,); low and high are None where every value is mapped.
 
-    Within EDGE of the support from either end it comes in linearly: a jump there would let rounding, which differs from
-    batch to batch, decide whether a value is moved.
+    Within EDGE of either end of the support the map sets in linearly: with a jump, rounding, which differs from batch
+    to batch, would decide whether a value is moved.
     """
 
     scale: Tensor
@@ -67,35 +67,35 @@ class AcT(Method):
     """y <- (1 - strength) y + strength (w y + b) at all tokens, for each unit of each place by itself.
 
     From the values that the source texts (prompt and undesired continuation) and the target texts (desired) have at a
-    place, A and B (N, D), each text pooled to its mean over tokens, every column sorted by itself (section 3):
+    place, A and B (N, D), each text pooled to its mean over tokens, with every column sorted separately (section 3):
 
         linear:    w = sum(a' b') / sum(a'^2),  a' = a - mean(a), b' = b - mean(b)
         gaussian:  w = std(b) / std(a)
         mean:      w = 1;                       b = mean(B) - w mean(A) in all three
 
-    The linear w is the least-squares slope between the sorted columns. Definition 3.1 of the paper prints the target's
-    squares below the line; the source's minimise the cost, and the authors' code has them (github apple/ml-act).
+    The linear w is the least-squares slope between the sorted columns. Definition 3.1 of the paper has the target's
+    squares in the denominator; the source's minimise the cost, and the authors' code uses them (github apple/ml-act).
 
     support: `source` maps a value only strictly between the smallest and the largest pooled value of its unit in the
     source texts, and leaves every other one as it is; `infinite` maps all. The paper takes the first for mitigation,
     the second to induce something; its code has the first with `linear` and the second with the other two. Means over
     a text have a smaller range than tokens have, so many values pass untouched: `info.inside_support` is the share that
     is mapped, of the values at the tokens read of the first 64 source texts, with all maps on. The published map jumps
-    at the ends of the support; here it comes in over a hundredth of it at either end, or else rounding, which depends
-    on what is in the batch, would decide on which side of an end a value lies.
+    at the ends of the support; here it sets in over a hundredth of the support at either end, since rounding, which
+    depends on the batch, would otherwise decide on which side of an end a value lies.
 
     where: `auto` is the output of the norms after attention and MLP where a model has them (Gemma 2 and 3, OLMo 2 and
     3), as the paper's best rows for Gemma 2, else of attention, its best place in Llama 3. In Llama the norm that is
-    called post_attention_layernorm comes before the MLP and is no such norm. `block` is the output of each block.
+    called post_attention_layernorm comes before the MLP and is not such a norm. `block` is the output of each block.
 
     causal: one place after the other in the order of execution, with the maps before it fully on; else all from one
     pass. The authors' code takes the order of `named_modules` and reads all texts once for each module. Here they wait
     between two blocks (`methods.blockwise`), which gives the same values for about three passes in all. pushed: the
     texts that the maps before it act on. In the authors' code they act on `both` sides, so a target value inside the
-    source's support moves as well, and what one place has equalised may differ again after it; with `source` the
+    source's support moves as well, and values that one place has equalised may differ again after it; with `source` the
     target's values are those of the model as it is.
 
-    The paper's texts are unpaired and have no prompt. Ours come in pairs, so the continuation alone is pooled by
+    The paper's texts are unpaired and have no prompt. Ours come in pairs, so only the continuation is pooled by
     default; which texts make a pair is never used. skip_first leaves the attention sink out of texts without a prompt.
     A unit that is constant in the source texts keeps w = 1 in the linear map, where the authors' code divides by the
     noise that it adds; with the other two it is left as it is below a standard deviation of 1e-4 on either side, as in

@@ -27,7 +27,7 @@ class ActAdd(Method):
     h is the residual stream at the block's input (resid_pre) of a short prompt; the shorter of the two is filled with
     the token `pad` on the right (section 3, algorithm 1; the code of montemac/activation_additions), and F is their
     length in tokens. Row 0 of v falls on the first real token of each text, BOS included; tokens that are generated
-    are never touched, they feel the addition through the cached keys and values.
+    are never changed directly; the addition reaches them through the cached keys and values.
 
     Two options keep attention sinks out of v; `info.desired_norm` and `info.undesired_norm` show one by its length.
     start: a text put before both prompts when they are read. The authors' models begin every text with BOS, so that
@@ -37,11 +37,11 @@ class ActAdd(Method):
     pad: the paper's space. It is needed only where the prompts differ in their number of tokens, and some models take
     a lone space for a sink as well: in SmolLM2-135M, block 5, it has length 690 after "Love" and other tokens 80 to
     130, so v is mostly that sink. A newline has 88 there; prompts of equal length (" love", " hate") need no pad.
-    None leaves the two prompts as long as they are: h(desired) is added and h(undesired) subtracted, each from the
-    first token on and as far as it goes, and F is the longer length. The rows after the shorter prompt are then whole
+    None does not pad: h(desired) is added and h(undesired) subtracted, each over its own length from the first
+    token, and F is the longer length. The rows after the shorter prompt are then whole
     activations of the longer one instead of differences, so they are as long as the residual stream itself.
-    short_prompt: what to do with a text whose prompt has fewer than F tokens. "error" stops, as the authors' assertion;
-    "clip" adds the rows that fall on the prompt and drops the others: they never reach a generated token.
+    short_prompt: what to do with a text whose prompt has fewer than F tokens. "error" stops, like the authors'
+    assertion; "clip" adds the rows that fall on the prompt and drops the others: they never reach a generated token.
     """
 
     name: ClassVar[str] = "act_add"
@@ -116,7 +116,7 @@ class ActAdd(Method):
     def _pad(self, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, list[int]]) -> int:
         """The token that `pad` adds to the shorter text, else to the other one.
 
-        A tokenizer may write a space by itself otherwise than inside a text, so an empty text comes last.
+        A tokenizer may encode a single space in another way than a space inside a text, so an empty text is tried last.
         """
         grown = []
         for text in sorted(ids, key=lambda text: (not text, len(ids[text]))):

@@ -38,16 +38,18 @@ class ActivationScaling(Method):
                + kl_weight * KL(model || scaled model) on background texts, over all their tokens
                + sparsity * sum |a|, by a proximal step after each step of Adam, in Adam's own step sizes
 
-    arXiv 2410.04962, of which we could read the abstract and notes of others, learns a signed scalar for each block,
-    component and token position of prompts of one length, by effectiveness (the right answer's logit above the wrong
-    one's), faithfulness (other tokens as before) and minimality (few scalars differ from 1), as the three terms here;
-    it compares them with added vectors. Ours differs: one scalar for all positions, whole continuations instead of
-    answer tokens, a log-sigmoid instead of a margin, and weights, optimiser and steps of our own choice. The paper's
-    scalars that are functions of the activation (DynScalar) are not here. The paper reports nothing on toxicity.
+    arXiv 2410.04962, of which we could only read the abstract and descriptions by others, learns a signed scalar for
+    each block, component and token position of prompts of one length, by effectiveness (the right answer's logit above
+    the wrong one's), faithfulness (other tokens as before) and minimality (few scalars differ from 1), as the three
+    terms here; it compares them with added vectors. Ours differs: one scalar for all positions, whole continuations
+    instead of answer tokens, a log-sigmoid instead of a margin, and weights, optimiser and steps of our own choice. The
+    paper's scalars that are functions of the activation (DynScalar) are not implemented. The paper reports nothing on
+    toxicity.
 
-    At a = -1 a component is silent, below it writes the reverse. Strength is the share of the learnt change. Where no
-    norm follows the component's matrix, that and its bias are scaled, and where one does, the norm's weight is, so that
-    steering costs nothing and can be exported as a checkpoint; elsewhere (a mixture of experts) a hook scales.
+    At a = -1 a component writes nothing, below -1 it writes the reverse. Strength is the share of the learnt change.
+    Where no norm follows the component's matrix, that and its bias are scaled, and where one does, the norm's weight
+    is, so that steering costs nothing and can be exported as a checkpoint; elsewhere (a mixture of experts) a hook
+    scales.
     """
 
     name: ClassVar[str] = "activation_scaling"
@@ -90,7 +92,9 @@ class ActivationScaling(Method):
     def training(self, model: PreTrainedModel) -> TrainingMemory:
         """The memory for training the scalars: each block's activations are kept, and both of its scaled parts in fp32.
 
-        Where the parts are is found in a model with weights, so here as much is scaled before each block.
+        The places of the parts are only found in a model with weights, so here something of equal size is scaled before
+        each
+        block.
         """
         inputs = [block for block in layout.blocks(model) for _ in sites.PARTS]
         scales = nn.Parameter(torch.zeros(len(inputs), device=input_device(model)))

@@ -94,7 +94,7 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
     """A LoRA on every linear layer but the unembedding, and on every expert of a mixture; gone after the block.
 
     B starts at zero. Where only some blocks of a mixture have experts, peft leaves out the ordinary MLPs of the others.
-    Its parameters want no gradient: whoever trains them says so.
+    Its parameters require no gradient; the code that trains them switches gradients on.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -136,8 +136,8 @@ def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
 def factors(model: PreTrainedModel) -> Artefact:
     """What the adapter on this model adds to each weight, as "adapter.<name>.up" @ "adapter.<name>.down", in fp32.
 
-    Both lie as the weight does, (outputs, inputs) or the other way round (Conv1D), alpha / rank is in `up`, and a
-    mixture has a pair of factors an expert: (E, ., R) and (E, R, .).
+    Both have the layout of the weight, (outputs, inputs) or transposed (Conv1D); `up` includes alpha / rank, and a
+    mixture has a pair of factors for each expert: (E, ., R) and (E, R, .).
     """
     from peft.tuners.lora.layer import LoraLayer, ParamWrapper
 

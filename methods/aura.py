@@ -28,8 +28,8 @@ class AurA(Method):
     """y_m <- (1 - strength (1 - alpha_m)) y_m for every output m of every linear layer of the MLPs, at all tokens.
 
     z is the largest value that the unit takes over the tokens of a text, before any nonlinearity, and AUROC_m the share
-    of pairs of an undesired and a desired text, of all with all, in which the undesired one has the larger z, ties
-    counting one half, also those that differ by rounding alone:
+    of all pairs of an undesired and a desired text in which the undesired one has the larger z. Ties count one half;
+    values that differ only by rounding are ties:
 
         aura:  alpha_m = 1 - 2 (AUROC_m - .5)   where AUROC_m > .5, else 1
         det0:  alpha_m = 0;    damp:  alpha_m = damp_alpha
@@ -41,18 +41,20 @@ class AurA(Method):
 
     top: of all units of all layers together only this share, those of the largest AUROC, is damped; of equal ones those
     that run first. The authors' code (github apple/ml-aura, learn_aura.py) has it for det0 and damp, as a number of
-    units, leaves out all that equal the first one beyond it, and fails if that number is all of them. None damps every
-    unit above .5, which with det0 is about half of the model. (The older Det0 that the name stands for puts the unit's
-    mean in its place, not 0.)
+    units, leaves out all units that equal the first one after these, and fails if that number is all units. None damps
+    every unit above .5, which with det0 is about half of the model. (The older Det0 of that name replaces a unit by its
+    mean, not by 0.)
 
-    min_auroc: units up to it are left as they are. With n texts a side a unit that knows nothing has a standard
-    deviation of sqrt((2 n + 1) / (12 n^2)) about .5, .036 for 128, so half of all such units is damped a little;
-    `info.share_above_half` and `info.share_damped` are the shares of units above .5 and of those that are damped.
+    min_auroc: units up to it are left as they are. With n texts per side, the AUROC of a unit without information has a
+    standard deviation of sqrt((2 n + 1) / (12 n^2)) around .5, .036 for 128, so half of all such units is damped a
+    little; `info.share_above_half` and `info.share_damped` are the shares of units above .5 and of those that are
+    damped.
 
-    The authors read texts without prompts, all tokens, BOS with them. Ours come in pairs, and by default a text is its
-    continuation; skip_first leaves the attention sink out of texts without a prompt, since it alone may be the largest.
+    The authors read texts without prompts, all tokens including BOS. Ours come in pairs, and by default a text is its
+    continuation; skip_first leaves the attention sink out of texts without a prompt, since it may always be the
+    largest.
 
-    A mixture of experts has MLPs whose matrices are no layers of their own, and is refused.
+    A mixture of experts has MLPs whose matrices are not separate layers, and is refused.
     """
 
     name: ClassVar[str] = "aura"
@@ -177,7 +179,7 @@ def auroc(positive: Tensor, negative: Tensor) -> Tensor:
 def _steps(values: Tensor) -> Tensor:
     """The values (N, units) in whole steps of 1e-5 of each unit's largest one, so that rounding makes no difference.
 
-    Both texts of a pair begin with the same prompt, and where the largest value stands there it is one number.
+    Both texts of a pair begin with the same prompt; if the largest value is there, it is the same number for both.
     """
     step = directions.SAME * values.abs().amax(0)  # (units,)
     return (values / step.where(step > 0, torch.ones_like(step))).round()

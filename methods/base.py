@@ -142,7 +142,7 @@ class Method(Protocol):
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
         """Length of what strength 1 adds to the residual stream, in mean lengths of the stream where it is added.
 
-        None where nothing is added to it, or where the facts of the fit do not tell. facts: `methods.base.facts`.
+        None if nothing is added to it, or if the facts of the fit do not contain it. facts: `methods.base.facts`.
         """
         del facts
         return None
@@ -175,7 +175,7 @@ def title(method: Method) -> str:
 def required_pairs(data: FitData, method: str) -> Pairs:
     """The pairs of `data`. Raises SetupError for fewer than two, whose mean is not a direction.
 
-    And for lists that differ in length, whose texts make no pairs.
+    Also for lists of different lengths, whose texts do not form pairs.
     """
     count = 0 if data.pairs is None else len(data.pairs.prompt)
     if data.pairs is None or count < FEWEST_PAIRS:
@@ -223,8 +223,8 @@ def write(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str] | Non
 def load(path: Path) -> Artefact:
     """Read an artefact back; no pickle is involved.
 
-    The tensors are copied: as mapped from the file they lie at any address, and a matrix product rounds otherwise there
-    than with the aligned tensors of a fresh fit, so a resumed run would not be bit-equal.
+    The tensors are copied: tensors that are mapped from the file may have any address, and a matrix product may round
+    differently there than with the aligned tensors of a new fit, so a resumed run would not be bit-equal.
 
     Raises SetupError for a file that cannot be read or is not safetensors (a pickle is never read), and for one with
     NaN or infinity.

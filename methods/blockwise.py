@@ -1,6 +1,6 @@
 """Texts that wait between two blocks, so that fitting in one block only runs that block.
 
-Where something is fitted at every block with all earlier changes on, whole forwards would read each text once for each
+To fit something at every block with all earlier changes active, whole forwards would have to read each text once per
 block. Here each text is read once, what every block is called with is kept, and then the blocks run one by one.
 """
 

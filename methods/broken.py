@@ -25,8 +25,8 @@ BROKEN: tuple[type[Exception], ...] = (
 def reading(told: Callable[[BaseException], Exception], *more: type[Exception]) -> Iterator[None]:
     """Inside the block a file is read; errors that a broken file causes are raised as `told` words them.
 
-    A SetupError passes as it is. more: what a reader raises besides BROKEN; `Exception` for a library of which nobody
-    knows. A panic of a library in Rust, which is no Exception, is one of them.
+    A SetupError passes as it is. more: what a reader raises besides BROKEN; `Exception` for a library whose errors are
+    not known. A panic of a library in Rust, which is no Exception, is one of them.
     """
     try:
         yield

@@ -29,7 +29,7 @@ class CAA(Method):
 
     a(text) is the block's output (resid_post) averaged over the tokens that `read` names. The paper's pairs differ in
     the one token of an answer letter and are read there (section 3); ours differ in a whole continuation, of which
-    `continuation` reads every token, `last` only the last. `all` takes the prompt in as well, and with it the first
+    `continuation` reads every token, `last` only the last. `all` includes the prompt and thus the first
     token: an attention sink, whose weight in a mean depends on the length of the text; `skip_first: 1` leaves it out.
     `letter` is the paper's own position, the last token but one of a text that ends in an answer like "(A)"; fit
     checks of every text that this token is the letter. The pairs of pairs=ab end so.
@@ -37,15 +37,15 @@ class CAA(Method):
 
     norm: None leaves v as long as it is; a number rescales it to that length. The authors' code (normalize_vectors.py)
     gives the vectors of all behaviours at a layer their mean length, so that a multiplier means the same for each:
-    `pairs.norm_over` does so on the command line, and `matched_norms` for vectors at hand. `info.direction_norm` is the
+    `pairs.norm_over` does so on the command line, and `matched_norms` for given vectors. `info.direction_norm` is the
     length before any rescaling by `norm`.
 
     scope: `generation` is the paper's (all tokens after the prompt); `prompt` and `all` are there for comparison.
     boundary: whether `generation` begins at the last prompt token, from which the first new token is chosen. The
     authors' code now begins there (`>=`); its first versions began one token later (`>`), which was reported as a bug
-    (github nrimsky/CAA, issue 3, January 2024), and False does the same. With which of the two the figures of the
-    paper's fourth version were made is not known to us. Behind a chat template that token matters little; for a text
-    of 20 tokens it is a twentieth of what is judged, and in a likelihood of one token it is all.
+    (github nrimsky/CAA, issue 3, January 2024), and False does the same. We do not know which of the two gave the
+    numbers of the paper's fourth version. After a chat template that token matters little; in a text of 20 tokens it is
+    a twentieth of what is judged, and in a likelihood of one token it is everything.
     """
 
     name: ClassVar[str] = "caa"
@@ -154,7 +154,7 @@ def matched_norms(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
         v_b <- v_b / |v_b| * mean over behaviours of |v|
 
-    As normalize_vectors.py of nrimsky/CAA; a single vector stays as it is. Raises SetupError for none, and for a
+    This is normalize_vectors.py of nrimsky/CAA; a single vector keeps its length. Raises SetupError for none, and for a
     vector of length 0, which has no direction.
     """
     lengths = {behaviour: float(vector.norm()) for behaviour, vector in vectors.items()}

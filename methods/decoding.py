@@ -14,7 +14,7 @@ PROBABLE = (256, 2048)  # tokens that are sorted at first, where a nucleus is lo
 class Streams(Protocol):
     """Other readings of the rows that are being written, each with a KV cache of its own.
 
-    Their caches follow the rows: where a row is copied, dropped or read on, so is what was read for it here.
+    Their caches follow the rows: if a row is copied, dropped or continued, so are its other readings.
     """
 
     def other(
@@ -31,7 +31,8 @@ class Streams(Protocol):
     def ahead(self, tokens: Tensor) -> Tensor:
         """(B, K, N, D) the final state, which the unembedding reads, after each of N next tokens (B, K, N).
 
-        Each costs a forward of one token. Raises SetupError for a model with a sliding window, or without final norm.
+        Each token that is tried costs a forward of one token. Raises SetupError for a model with a sliding window, or
+        without final norm.
         """
         ...
 
@@ -50,7 +51,7 @@ class Step(NamedTuple):
 def by_pieces(function: Callable[..., Tensor], *logits: Tensor) -> Tensor:
     """Apply a function of logits (N, V) by pieces; the result has the shape (..., V) and dtype of the first argument.
 
-    It is given a few rows at a time, so that what it makes on its way stays small, also where a long text is read.
+    The function gets a few rows at a time, so that its intermediate results stay small even for a long text.
     """
     flat = [one.reshape(-1, one.shape[-1]) for one in logits]
     rows = max(1, PIECE // flat[0].shape[-1])
@@ -75,8 +76,8 @@ def most_probable(logits: Tensor, top_p: float, count: int) -> tuple[Tensor, Ten
 def nucleus_edge(logits: Tensor, top_p: float) -> Tensor:
     """(N, 1) the logit at which the nucleus ends: none inside lies below it, none outside above it. logits: (N, V).
 
-    Between the last logit inside and the first outside it lies as far as the last token's probability is needed to
-    reach top_p, so that it moves by a little where a probability does, also when a token enters or leaves.
+    It lies between the last logit inside and the first outside, at the fraction of the last token's probability that is
+    needed to reach top_p. So it changes continuously with the probabilities, even when a token enters or leaves.
     """
     logits = logits.float()
     size = logits.shape[-1]

@@ -44,20 +44,20 @@ class DeTox(Method):
         mu = first right singular vector of X+ (not centred);  T = (X+ - X-) / 2 (I - mu mu^T)
         P  = sum of v_i v_i^T over the first R right singular vectors of T;  W_value <- (I - strength P) W_value
 
-    The tokens that each v_i and mu write through the unembedding are kept beside them, for whoever wants to know what
-    was removed. Biases, attention and embeddings still write there, so the subspace is not gone from the model.
+    The tokens that each v_i and mu write through the unembedding are kept beside them, as a description of what was
+    removed. Biases, attention and embeddings still write there, so the model keeps a part in the subspace.
 
     The paper embeds the continuation by itself, all tokens of it. In Llama-like models the first of those is an
     attention sink (see `methods.directions`): `skip_first`, or text="full" with read="continuation", leave it out.
 
     The released code does two things that the paper does not say, both options here. pairing="independent": the two
-    texts of a row come from different prompts, since it draws both lists by themselves. mask_padding=False: every text
-    is filled to the length of its list's longest, and what the model computes at the padding is averaged in. The
+    texts of a row come from different prompts, since it draws the two lists independently. mask_padding=False: every
+    text is filled to the length of its list's longest, and what the model computes at the padding is averaged in. The
     padding token and its side are the tokenizer's own (end-of-text where it has no such token), and no token attends to
-    padding, as the released code passes the attention mask on.
-    Where what the MLP writes passes a norm before the residual stream (Gemma 2 and 3, OLMo 2 and 3), the subspace is
-    removed before that norm. The norm scales each coordinate by itself, so its output may have a part there again, and
-    `info.mlp_output_is_normed` says so in the record. In a mixture of experts every expert's matrices are projected.
+    padding, as the released code passes the attention mask on. Where what the MLP writes passes a norm before the
+    residual stream (Gemma 2 and 3, OLMo 2 and 3), the subspace is removed before that norm. The norm scales each
+    coordinate by itself, so its output may have a part there again, and `info.mlp_output_is_normed` says so in the
+    record. In a mixture of experts every expert's matrices are projected.
 
     keys: the matrices by which the MLP reads the stream are projected too (the gate and, where there is one, `up`); the
     authors advise against it. subspace="random": the control, R random directions orthogonal to mu.

@@ -35,13 +35,13 @@ class DExperts(Method):
     tokens whose probability reaches `top_p`. Strength is the paper's alpha.
 
     outside: the paper (section 2) and the authors' code (alisawuffles/DExperts) set the tokens outside the nucleus to
-    -inf. A text that holds one would have a likelihood of 0, and no mean over texts a value, so our default is finite:
-    they keep their odds against the nucleus as a whole, lowered by `outside` nats. At 20 nats all of them together are
-    drawn once in a billion tokens, and a text loses 20 nats for each that it holds. inf is the paper's; likelihoods are
-    then refused where they are not finite. Sampling and likelihood are alike.
+    -inf. A text that holds such a token would have a likelihood of 0, and means over texts no value, so our default is
+    finite: they keep their odds against the nucleus as a whole, lowered by `outside` nats. At 20 nats all of them
+    together are drawn once in a billion tokens, and a text loses 20 nats for each that it holds. inf is the paper's;
+    likelihoods that are not finite are then refused. Sampling and likelihood are steered in the same way.
 
-    edge: a token at the border of the nucleus is inside or outside by the last digit of a probability, which differs
-    from batch to batch, and with it a likelihood would by 20 nats. So by our default the penalty grows to its whole
+    edge: the last digit of a probability, which differs from batch to batch, decides whether a token at the border of
+    the nucleus is inside, and a likelihood would differ by 20 nats. So by default the penalty grows to its full size
     over the first two nats below the nucleus' edge e (`methods.decoding.nucleus_edge`); 0 is the paper's hard border:
 
         m(w) = 1 - (e - z(w)) / edge, between 0 and 1;   d = z_expert - z_anti
@@ -51,7 +51,7 @@ class DExperts(Method):
     Differences from the paper: its experts are models of their own, trained on 160,000 and 1.4 million comments of a
     set that we do not have; ours are copies of the model that learn a hundred texts, so rate and epochs are ours. The
     sampling's own nucleus is taken from z' afterwards, as for every method (sampling.top_p=1 is the paper's).
-    A token costs a forward for each expert more, and `apply` holds the weights once more for each.
+    Each expert adds a forward per token, and `apply` holds one more copy of the weights for it.
     """
 
     name: ClassVar[str] = "dexperts"

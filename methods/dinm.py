@@ -49,7 +49,8 @@ class DINM(Method):
 
     The block is the one whose output tells the desired from the undesired texts best (`layer: null`): the largest
     distance of the two texts of a pair over the tokens that both have (`methods.directions.stream_distances`).
-    `info.distances` has it of every block. In a mixture of experts the value matrices of all its experts are trained.
+    `info.distances` has the distance at every block. In a mixture of experts the value matrices of all its experts are
+    trained.
 
     Differences from the paper and its code (github zjunlp/EasyEdit at 14cea82):
     - The paper edits for one attack prompt, judges, and restores; here all pairs give one edit, `batch_size` of them a
@@ -57,7 +58,7 @@ class DINM(Method):
     - That code computes the KL term without a gradient, so it protects nothing and only delays the stop at a loss of
       1e-4. `kl_gradient: false` does the same; true is the term as it is written.
     - It measures the distance over unequal tokens and padding, and takes the last block's output after the final norm.
-    - On GPT-2 it also trains the matrix's bias; here one matrix alone changes.
+    - On GPT-2 it also trains the matrix's bias; here only one matrix changes.
     - A system prompt that is put after each of the paper's prompts, in the fit and at the test, is left out.
     """
 

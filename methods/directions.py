@@ -1,8 +1,8 @@
 """Functions that several methods share: they pool the residual stream of a text into one vector, and measure lengths.
 
 The first token of a text is an attention sink in most decoders: in the middle blocks its residual norm is a hundred
-times that of the others, so it dominates any mean, norm or SVD that includes it (arXiv 2309.17453 section 3). Whoever
-pools says which positions it reads.
+times that of the others, so it dominates any mean, norm or SVD that includes it (arXiv 2309.17453 section 3). Every
+function that pools names the positions that it reads.
 """
 
 from collections.abc import Callable, Sequence
@@ -128,7 +128,7 @@ def mean_norm(
 ) -> float:
     """Mean length of the residual stream over the tokens read (of each text, then over the texts).
 
-    It is the yardstick for what is added there. Which tokens are read: as in `pooled_features`.
+    It is the unit for vectors that are added there. Which tokens are read: as in `pooled_features`.
     """
     return mean_norms(model, texts, [layer], read=read, skip_first=skip_first, site=site, batch_size=batch_size)[0]
 

@@ -27,7 +27,7 @@ class DPO(AdapterMethod):
 
     The reference is the model without the adapter, so no second copy is held; its log-probabilities are read once,
     before the training. As B = 0 at the start, both r are 0 there, L is log 2, and its gradient is
-    - beta / 2 * mean of (grad log p(desired) - grad log p(undesired)): swapped labels turn it round. `preference_loss`
+    - beta / 2 * mean of (grad log p(desired) - grad log p(undesired)): swapped labels reverse it. `preference_loss`
     gives L by itself, for any parameters.
 
     No end of text is put after a continuation (see `methods.lora`). `info.accuracy` is the share of the training pairs

@@ -20,7 +20,7 @@ def require(package: str, feature: str, extra: str) -> None:
 def loading_failure(error: Exception) -> str:
     """One line that says why files of a model could not be loaded.
 
-    What the libraries advise where the files bring code of their own, which is to run it, is left out: it never is.
+    If the files bring their own code, the libraries advise to run it; that advice is left out, since it is never run.
     """
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text or "custom code" in text:

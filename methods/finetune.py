@@ -18,10 +18,10 @@ from methods.training_memory import TrainingMemory
 class Finetune(Method):
     """W <- W + strength * (W' - W), where W' are all weights after fine-tuning on the user's examples.
 
-    Cross-entropy of the completions alone; every weight is trained (arXiv 2311.02105 trains the backbone), in fp32 also
-    where the model has 16 bits. The change is as large as the model, so the artefact is too.
+    The loss is the cross-entropy of the completions; every weight is trained (arXiv 2311.02105 trains the backbone), in
+    fp32 even if the model has 16 bits. The change is as large as the model, and so is the artefact.
 
-    optimizer: adafactor takes 4 bytes a weight where adamw takes 12, in a model of 16 bits with its masters 8 for 16
+    optimizer: adafactor takes 4 bytes per weight and adamw 12; for a model of 16 bits, with its fp32 masters, 8 and 16
     (`methods.optimiser`). gradient_checkpointing: the activations of one block at a time, for a third more time.
     """
 

@@ -38,8 +38,8 @@ class Gate(Method):
     h: the mean over the prompt's tokens. c: the first principal component of all features, of length 1; the mean of all
     is taken off for that. threshold, when: null and `auto` choose what has the largest F1 on the features. What is
     written after the prompt, and its last token, is steered or not accordingly; what comes before that token is not, as
-    it may have been read, and be shared with other prompts, before there is a verdict. So `inner` has to steer
-    generation alone, in blocks that are not before the one that is judged. Differences from the authors' release, which
+    it may have been read, and be shared with other prompts, before there is a verdict. So `inner` must only steer
+    generation, in blocks that are not before the one that is judged. Differences from the authors' release, which
     judges the first row of a batch for all rows, with its padding, and adds to the prompt as well: each row is judged
     by itself, from its real tokens, and keeps its verdict where it is copied for more samples.
 
@@ -48,9 +48,10 @@ class Gate(Method):
         y <- y + g (T(y) - y),   g = sigmoid(w . y + b)
 
     with T(y) what `inner` makes of y at its strength. w, b: a logistic regression (C=1) of source against control, on
-    `components` principal components of the features, each scaled to unit variance, collapsed into one vector. A place
-    at which it is right for less than `min_accuracy` of the texts, in five folds, is off. The paper's body was not to
-    be had by us: folds, scaling and the sets are ours. As there, the regression learns from means and judges tokens.
+    `components` principal components of the features, each scaled to unit variance, collapsed into one vector. At a
+    place at which it is right for less than `min_accuracy` of the texts, in five folds, the gate stays closed. We could
+    not read the paper's
+    main text: folds, scaling and the sets are ours. As there, the regression learns from means and judges tokens.
 
     In the record: how often the condition holds (`info.open_source`, `info.open_control`, `info.open_prompts`), which
     places are on (`info.accuracy`), and `info.never_opens` or `info.always_open` where no text of the fit, or each one,
@@ -354,7 +355,8 @@ def similarity(features: Tensor, axis: Tensor) -> Tensor:
 def chosen(source: Tensor, control: Tensor, threshold: float | None, when: When) -> tuple[float, bool, float]:
     """Threshold, whether the condition holds above it, and F1 of the source (N,) against the control (M,).
 
-    What is given is kept. Tried are the middles between neighbouring similarities; of equal ones the first counts.
+    Given values are kept. Otherwise the midpoints between neighbouring similarities are tried; the first best one
+    counts.
     """
     every = torch.cat([source, control]).double()
     order = torch.unique(every)

@@ -37,10 +37,11 @@ class Imported(Method):
     (`methods.erasing`), strength being the share. So 1 is what the file says, in its unit: a unit vector stays one, and
     what we export has its strength in it.
 
-    Nothing is guessed: what a file does not hold has to be said (`layer`, `hook`, `operation`, `scope`), and where the
-    file or its name holds it as well, both have to agree. The metadata that our own GGUF export writes is checked.
+    Nothing is guessed: what a file does not state must be set (`layer`, `hook`, `operation`, `scope`), and if the file
+    or its name states it as well, both must agree. The metadata that our own GGUF export writes is checked.
     Vectors of GGUF files of zeros are left out. repeng reads its last block after the final norm and adds before it;
-    here the file is taken as it is. llama.cpp sums what a file or several files hold twice; here twice is refused.
+    here the file is taken as it is. llama.cpp adds vectors that occur twice in a file or in several files; here that is
+    refused.
 
     Refused: pickles of more than tensors and plain values (steering-vectors), NaN, vectors of another width, blocks or
     modules that the model does not have, a GGUF of another architecture or made for another number of blocks, lm-eval's

@@ -44,14 +44,15 @@ class InferAligner(Method):
     aligned: folder or hub id of the aligned model, which has to be on this machine already; a result is known by this
     text and `aligned_revision`, not by what the folder holds. null: the model's own difference.
     aim: `desired` turns theta_l to the side of the desired texts. `harm` turns it to the undesired ones, as the paper
-    does with an aligned model: one that recognises harm more clearly is to refuse it. Take `harm` with `aligned` alone.
+    does with an aligned model: a model that recognises harm more clearly should refuse it. Use `harm` only with
+    `aligned`.
     boundary: whether the last prompt token is moved as well. It is judged at each block as it comes there, so with true
     a block sees what the blocks below have added to it; false judges the unsteered model, and leaves the first new
     token as it was. The paper adds at all positions; what comes before the last token of a prompt is not moved here,
     since it may have been read, and be shared with other prompts, before there is a verdict.
 
     In the record: `info.right`, the share of the fit's texts that each gate judges right, and `info.open`, the share of
-    the fit's prompts at which it is open. 0 or 1 there is a gate that never, or always, opens.
+    the fit's prompts at which it is open. There 0 or 1 means that the gate never, or always, opens.
     """
 
     name: ClassVar[str] = "infer_aligner"

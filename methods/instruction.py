@@ -29,9 +29,9 @@ class Instruction(Method):
 
     a(text) is the block's output (resid_post) at the last token of the prompt; the continuations are not read. `clamp`
     is what the paper does for instructions about the format: at strength 1 the projection on r is set to c, the one
-    that the instruction brings about, and the paper has no strength there; a share of it moves part of the way. `add`
-    is what it does for length and for words, with a strength by hand; here that is in n, the mean length of the stream
-    at the prompts' tokens, so it wants another grid, such as 0.05 to 0.5. A prompt without a word is left out.
+    that the instruction causes, and the paper has no strength there; a smaller strength moves part of the way. `add`
+    is what it does for length and for words, with a strength set by hand; here the unit is n, the mean length of the
+    stream at the prompts' tokens, so it needs another grid, such as 0.05 to 0.5. A prompt without a word is left out.
 
     instruction: put directly before every prompt, so it brings its own space or line. The paper's are those of IFEval
     (a format, a length, words); a polite tone is a choice of ours, and so is its wording. chat: both texts are put
@@ -114,8 +114,9 @@ class Instruction(Method):
     ) -> tuple[list[Text], list[Text], int]:
         """The prompts with the instruction and without it, and how many pairs of them were cut.
 
-        What is too long for the model loses the left of the prompt, and the other text of the pair the same. Raises
-        SetupError where nothing of a prompt is left, for a text in a chat template, and for a template that is missing.
+        A text that is too long for the model loses the left of its prompt, and the other text of the pair loses the
+        same. Raises SetupError where nothing of a prompt is left, for a text in a chat template, and for a template
+        that is missing.
         """
         if self.chat:
             whole = split(

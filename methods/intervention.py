@@ -76,7 +76,7 @@ _wrap: ContextVar[Callable[[Hook], Hook] | None] = ContextVar("wrap", default=No
 def wrapped(wrap: Callable[[Hook], Hook]) -> Iterator[None]:
     """Every hook that is set inside the block is set as `wrap` makes it, which is how a gate gets at those of a method.
 
-    Weights cannot be edited inside, since what they do cannot be wrapped. Of nested blocks the inner one wraps first.
+    Weights cannot be edited inside, since their effect cannot be wrapped. With nested blocks the inner one wraps first.
     """
     outer = _wrap.get()
     token = _wrap.set(wrap if outer is None else lambda hook: outer(wrap(hook)))
@@ -190,7 +190,7 @@ def edited(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
 def exchanged(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
     """Parameters hold these tensors inside the block, and afterwards their own again; no number is copied.
 
-    For weights that come and go at every token: `edited` copies them each time, this takes the memory of a second set.
+    It is for weights that change at every token: `edited` copies them each time, this takes the memory of a second set.
     """
     with ExitStack() as stack:
         for parameter, value in new.items():

@@ -59,7 +59,7 @@ class ITI(Method):
     sigma: `fit` is the paper's; `tuning` is the authors' code (github likenneth/honest_llama), which reads other texts
     for it: each text followed by the prompt of a random pair.
 
-    What the authors' code does otherwise and this does not: its script for editing weights puts the shift of the heads
+    Differences from the authors' code: its script for editing weights puts the shift of the heads
     into the bias as it is, without the output matrix; its hook moves the last column of a text that is scored whole,
     whose logits are not scored, so that no likelihood moves. Here a likelihood is moved as a sampled text is, from the
     last token of the context on.

@@ -26,8 +26,8 @@ class ITIC(Method):
 
     ITI-c is what arXiv 2410.23054 (AcT) and 2503.10679 (LinEAS) compare with under the name of ITI (arXiv 2306.03341):
     one linear classifier on the output of a whole module instead of one on each head. No code was released, and
-    whether its normal has unit length, whether the spread scales it, and how a text is pooled is not said, so this is
-    our reading:
+    the papers do not say whether its normal has unit length, whether the spread scales it, and how a text is pooled, so
+    this is our reading:
 
         x_l = mean over the continuation's tokens of y, (D,);   w_l = unit normal of a logistic regression by L-BFGS
         sigma_l = standard deviation of w_l . x_l over the texts of both sides

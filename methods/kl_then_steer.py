@@ -49,7 +49,7 @@ class KLThenSteer(AdapterMethod):
     over the tokens of ordinary texts (conf/background), padding left out.
 
     At any strength other than 0 the LoRA is in the weights as a whole, as in the paper, which trains a model and then
-    steers it. `epochs: 0` leaves the LoRA out: the vector alone, in the same unit, is the row to compare with.
+    steers it. `epochs: 0` leaves the LoRA out: only the vector, in the same unit, as a row to compare with.
     `info.drift_before` and `info.drift_after` are that KL at c = `coefficient`, without and with the LoRA.
 
     scope: `all` adds v to every token, as in the training; `generation` from the last prompt token on.
@@ -59,7 +59,7 @@ class KLThenSteer(AdapterMethod):
       direction, without the padding. The paper's, from the unsteered one, is the default.
     - The code draws c once a batch and finds the direction anew each time, from 40 pairs; here c is of each text, as
       in the paper, and the direction is found once, from all pairs.
-    - It steers most blocks of the upper part at once with vectors whose length nothing sets; here it is one block.
+    - It steers most blocks of the upper part at once, with vectors of arbitrary length; here it is one block.
       Layer, coefficient, learning rate, epochs, rank and alpha are a choice of ours (paper: 1e-5, batches of 16).
     """
 

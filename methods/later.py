@@ -9,7 +9,7 @@ LATER = "later"
 def later(default: Any) -> Any:
     """The default of an option that was added after results had been stored: at its default it is in no id.
 
-    So those results, which were made without the option, are found under the ids that they have.
+    So results that were made without the option keep their ids.
     """
     return field(default=default, metadata={LATER: True})
 

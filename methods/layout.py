@@ -1,7 +1,7 @@
 """The parts of an architecture that methods need: blocks, final norm, width, matrices that read or write the stream.
 
-Where these are is found in the module tree (`methods.layout_search`), once per model. What the search leaves open, or
-gets wrong, is said by `declare`, which `model.layout` in a YAML calls.
+Where these are is found in the module tree (`methods.layout_search`), once per model. What the search does not find, or
+gets wrong, can be set by `declare`, which `model.layout` in a YAML calls.
 """
 
 import weakref

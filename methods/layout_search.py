@@ -191,7 +191,7 @@ def _attention(
 def _mlps(there: Sequence[Projection], attention: set[str], width: int) -> list[dict[str, Names]]:
     """The known parts of each MLP of a block, which is a module beside attention that reads and writes the stream.
 
-    One whose names tell nothing is told by its shapes where the block has no other.
+    An MLP whose names show nothing is identified by its shapes if the block has no other.
     """
     groups = [
         [one for one in there if one.group == name]
@@ -276,7 +276,7 @@ def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, i
 def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
     """How q, k and v lie in one matrix, by reading one token: what block 0 caches as values is what its rows v give.
 
-    None where no order gives that. Where the matrix has a single key head both orders are one.
+    None if no order gives these values. With a single key head both orders are the same.
     """
     cache, seen = DynamicCache(config=model.config), dict[str, Tensor]()
     block = model.get_submodule(layout.blocks).get_submodule("0")

@@ -33,8 +33,8 @@ class MeanCentring(Method):
     skip_first: leading tokens left out of both means. The first token is an attention sink in most decoders, and it
     weighs more in the mean of a short text, so where target and background differ in length a part of v is sink;
     `info.target_norm` and `info.background_norm`, the lengths of the two means, show it. 1 leaves it out.
-    normalise: v at unit length before the strength. The paper does not say whether it does so; its strengths are 60 to
-    80 for GPT-2 small and 3 for Llama-2-7B. With true, the strength is what is added, in the units of the stream.
+    normalise: v at unit length before the strength. The paper does not say whether it does this; its strengths are 60
+    to 80 for GPT-2 small and 3 for Llama-2-7B. With true, the strength is what is added, in the units of the stream.
     scope: the paper adds at the final token position at every step. With a KV cache each token is the final one once,
     when it is read, and what was added to it stays in the cache; so that is `generation` with `boundary`, which starts
     at the last prompt token, the final one of the first step. `boundary: false` starts at the first new token;

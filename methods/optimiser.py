@@ -20,8 +20,8 @@ LOSS_SCALE = 2.0**12  # a power of 2, so that scaling rounds nothing; float16 ha
 class Optimiser:
     """Takes training steps for these parameters, using and then freeing their gradients.
 
-    scaled: where the model computes in float16. The loss has to be multiplied by `scale` before the backward pass then,
-    since small gradients would be 0 in float16. The scale only falls, by halves, wherever a gradient is not finite.
+    scaled: where the model computes in float16. Then the loss must be multiplied by `scale` before the backward pass,
+    since small gradients would be 0 in float16. The scale only falls: it is halved if a gradient is not finite.
 
     Without weight decay. Adafactor (arXiv 1804.04235) keeps of the second moment of a matrix the means of its rows and
     columns, and no first moment. Here it takes the learning rate as it is, as AdamW does, not relative to the weights.

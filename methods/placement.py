@@ -1,7 +1,7 @@
 """Where the weights of a model are: on one device, or spread by accelerate over several, the CPU and the disk.
 
 A weight that accelerate keeps elsewhere until its module runs is on torch's meta device in between: it has a shape and
-no numbers, and whatever is written to it is lost without a word.
+no numbers, and whatever is written to it is silently lost.
 """
 
 from collections.abc import Iterable

@@ -15,9 +15,9 @@ class Positions(NamedTuple):
 
     Padding, on either side, is not counted: the first real token of a row is position 0.
 
-    noted: what hooks keep about each row from one forward to the next, (B, ...) tensors under keys of their own. Who
-    runs the model gives the same dict to every forward of the same rows, and an entry for each row where it copies,
-    reorders or drops them (bench.model.rows). None: nothing is kept.
+    noted: what hooks keep about each row from one forward to the next, (B, ...) tensors under keys of their own. The
+    code that runs the model gives the same dict to every forward of the same rows, and an entry for each row where it
+    copies, reorders or drops them (bench.model.rows). None: nothing is kept.
     """
 
     first: Tensor  # first real column of this forward (number of pads on the left)

@@ -76,17 +76,18 @@ class ProbeRows(Method):
 
     loss_at: the alpha at which the probe's loss on the edited model is measured, as Table 13 does: on the held-out
     texts, read by the model with and without the edit, "info.probe_loss_desired" and "info.probe_loss_undesired" before
-    it, the same with "_edited" after it. A logistic probe, whose rows are scaled for decisions alone, has none.
+    it, the same with "_edited" after it. A logistic probe, whose rows are only scaled for decisions, has none.
 
     The paper trains for 9 epochs of a large comment corpus. On a hundred pairs that is a hundred Adam steps of 1e-4,
-    after which the probe is still at its random initialisation: `min_steps` makes a small set go round until it is
+    after which the probe is still at its random initialisation: `min_steps` repeats a small set until it is
     trained.
 
-    The paper's ablations are options. probe="random": the rows are those of the trained probe, what is added is a
-    random vector of its length. rows: "random" ones, or "aligned", which the paper edits with a negative alpha.
-    matrix: where a matrix writes the stream (down, o) its columns stand for rows, since only they are D long; the
-    paper does not say how it did this, nor its K there, here the same share of that matrix's rows. skip_quarter: no
-    row of that quarter of the blocks is taken; K counts all blocks, with and without it.
+    The paper's ablations are options. probe="random": the rows are those of the trained probe, but a
+    random vector of its length is added. rows: "random" ones, or "aligned", which the paper edits with a negative
+    alpha.
+    matrix: where a matrix writes the stream (down, o) its columns are used as rows, since only they have length D; the
+    paper does not say how it did this, nor its K there; here it is the same share of that matrix's rows. skip_quarter:
+    no row of that quarter of the blocks is taken; K counts all blocks, with and without it.
     """
 
     name: ClassVar[str] = "probe_rows"
@@ -158,7 +159,8 @@ class ProbeRows(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The vector that is added, "probe" (D,), and where, "rows" (K, 2): block and row of each.
 
-        How well pairs agree (`methods.separation`) is said of all pairs where the probe reads them, with their mean
+        How well pairs agree (`methods.separation`) is computed for all pairs where the probe reads them, with their
+        mean
         difference as the direction, not the probe: `info.probe_accuracy` is the probe's own.
         """
         self.check(model)

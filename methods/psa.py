@@ -32,9 +32,9 @@ class PSA(Method):
         v_l = 1/N sum over pairs of d_i / max(C_l, |d_i|) + noise of standard deviation sigma in each coordinate
 
     a_l(text) is the block's output (resid_post) at the last token, or averaged over the tokens that `read` names
-    (section 5.1; algorithm 1). Each pair counts with length 1 or less, so another pair in the place of one moves the
-    mean by 2 / N at most, and the noise hides that: v_l is (epsilon, delta)-differentially private for data sets that
-    differ in one pair, and whatever is done with it later stays so. With one vector for each of S blocks the sum is
+    (section 5.1; algorithm 1). Each pair counts with length 1 or less, so replacing one pair moves the
+    mean by at most 2 / N, and the noise hides that: v_l is (epsilon, delta)-differentially private for data sets that
+    differ in one pair, and so is everything that is computed from it. With one vector for each of S blocks the sum is
     (S epsilon, S delta), by basic composition. The noise is drawn once, in `fit`.
 
     C_l and n_l, the unit of the strength, must not come from the pairs, so they are taken from public texts: the
@@ -51,8 +51,8 @@ class PSA(Method):
     In the record, each the total of all blocks: `info.epsilon` by the exact condition, `info.epsilon_classical` by the
     paper's formula, for comparison with its figures, and `info.delta`.
 
-    What the guarantee does not hold for: a reader who knows `seed`, which draws the noise, can take it off, so keep
-    the seed of a vector that you publish; torch's normal numbers are pseudo-random and in float32; N counts as public;
+    Limits of the guarantee: a reader who knows `seed`, which draws the noise, can subtract it, so keep the seed of a
+    vector that you publish secret; torch's normal numbers are pseudo-random and in float32; N counts as public;
     `info.cut_pairs` and the refusal of a pair are about single texts.
     """
 

@@ -22,9 +22,9 @@ from methods.tokens import encode_pairs
 class RandomDirection(Method):
     """h <- h + strength * s * u at the output of one block, from the last prompt token on.
 
-    u (D,) is uniform on the unit sphere, drawn from `seed` alone. s is the mean residual norm there over the tokens
-    of the pairs' continuations, so strength is the length of what is added in units of what it is added to. The first
-    token of a text, an attention sink with a norm of its own, is left out of s.
+    u (D,) is uniform on the unit sphere, drawn only from `seed`. s is the mean residual norm there over the tokens
+    of the pairs' continuations, so strength is the length of the added vector, in units of the stream that it is added
+    to. The first token of a text, an attention sink with a norm of its own, is left out of s.
     """
 
     name: ClassVar[str] = "random_direction"

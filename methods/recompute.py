@@ -16,7 +16,7 @@ def recomputed(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
     """Inside the block the backward pass computes the activations of one block at a time; wanted=False does nothing.
 
     The gradients are the same, a step takes a third longer. Transformers' own switch only works in training mode,
-    which would turn dropout on; this one leaves the mode as it is, and has no random number to keep.
+    which would turn dropout on; this one leaves the mode as it is, and uses no random numbers.
     """
     with ExitStack() as stack:
         for block in layout.blocks(model) if wanted else ():

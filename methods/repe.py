@@ -29,8 +29,9 @@ class RepE(Method):
         v_l = first principal direction of X_l,   (D,), of length 1
 
     a_l(text) is the block's output (resid_post) at the last token, or averaged over the tokens that `read` names. n_l
-    is the mean length of the stream there, so strength is in units of what it is added to. v_l points to the side on
-    which the desired text of most pairs lies; where neither side has more, the sign is that of the mean difference.
+    is the mean length of the stream there, so strength is in units of the stream that it is added to. v_l points to the
+    side on which the desired text of most pairs lies; if both sides have equally many, the sign is that of the mean
+    difference.
 
     center: whether the mean of the rows is taken off before the principal direction is found. The two releases differ,
     and the mean is what the two sides differ by. `false` keeps it, which is the same as the principal direction of the
@@ -38,8 +39,9 @@ class RepE(Method):
     centres, as the authors' code (andyzoujm/representation-engineering) shuffles the order inside each pair: the mean
     difference then counts as variance. `true` centres the ordered differences, as vgel/repeng with its `pca_diff` does
     by scikit-learn's PCA: the mean difference is gone, and what is found is how the pairs differ from one another.
-    operation: `add`, or the authors' `piecewise`, + sign(h . v) v, which strengthens what a token has of v already.
-    keep_length: each token is brought back to the length that it had (`normalize` in both releases).
+    operation: `add`, or the authors' `piecewise`, + sign(h . v) v, which strengthens the component along v that a token
+    already has.
+    keep_length: each token is rescaled to its original length (`normalize` in both releases).
     scope: both releases add at every token of prompt and answer.
 
     Differences from the releases: pairs are read as they are, without the paper's template around them; the last

@@ -39,8 +39,8 @@ class SADI(Method):
         neurons  one hidden unit of the MLP, before the matrix by which it writes
         hidden   one entry of what that matrix writes (not of the residual stream)
 
-    Elements are compared as they are, so blocks with large activations give most of them. Two elements of one
-    difference are ranked by their block and number; the code looks them up by value and so takes one of them twice.
+    Elements are compared without normalisation, so blocks with large activations give most of them. Two elements with
+    equal differences are ranked by block and number; the code looks them up by value and so takes one of them twice.
 
     scope: `generation` with `boundary` scales at the last prompt token and at each new one, in a likelihood from the
     last token of the context on, as in sampling. `last` is the authors' code: only the last prompt token.
@@ -97,7 +97,7 @@ class SADI(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The mask: "layers.<l>.elements" (k,), the numbers of a block's chosen elements, rising.
 
-        How well the pairs agree (`methods.separation`) is said of the chosen elements together. Raises SetupError
+        How well the pairs agree (`methods.separation`) is computed for the chosen elements together. Raises SetupError
         without pairs, and where no element is larger in desired texts.
         """
         self.check(model)
@@ -207,7 +207,7 @@ def _where(mask: Tensor | None, moved: Tensor, hidden: Tensor) -> Tensor:
 def _put_back(model: PreTrainedModel, places: Sequence[sites.Place], factors: Mapping[int, Tensor]) -> Iterator[None]:
     """At the last prompt token all places of all blocks are what they are without steering, times their factor.
 
-    A forward that reads such a token is made twice; the first time nothing is changed, and its cache is a copy.
+    A forward that reads such a token runs twice; the first run changes nothing and works on a copy of the cache.
     """
     usual: dict[int, Tensor] = {}
     given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}

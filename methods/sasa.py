@@ -35,8 +35,8 @@ class SASA(Method):
     where the pseudo-inverse leaves out eigenvalues of at most `eigenvalue`. Strength is the paper's beta, in logits: as
     the softmax sums to 1, no logit rises by more.
 
-    arXiv 2410.03818 and its code as AISteer360 carried it on. Differences: the texts are our pairs and not two sets of
-    comments. There, whatever earlier filters leave is tried, which without one is the whole vocabulary; the limit on
+    arXiv 2410.03818 and its code as continued in AISteer360. Differences: the texts are our pairs and not two sets of
+    comments. There all tokens that earlier filters leave are tried, without a filter the whole vocabulary; the limit on
     candidates is ours. margin="std", our default, takes margins in standard deviations of the texts along w: raw ones
     are large on many models, and their softmax then picks one token; "raw" is the paper's. The last token is found by
     each text's own length, whichever side is padded. A likelihood is steered by the same function at every token, so it

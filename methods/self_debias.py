@@ -24,14 +24,14 @@ class SelfDebias(Method):
 
     p is the model's own distribution of the next token, and q a sentence before the text that announces what is not
     wanted. Tokens that no announcement makes likelier keep the ratios of their probabilities. Every row is read once
-    more for each announcement, from a KV cache of its own, and all its readings go on with the token that was drawn
+    more for each announcement, with its own KV cache, and all its readings continue with the token that was drawn
     from p'. Strength is the paper's decay constant lambda.
 
     arXiv 2103.00453 section 4 and the authors' code (timoschick/self-debiasing). Differences: the released run reads
-    six announcements at once, one for each attribute of the Perspective API, and searches by beams; the default here
+    six announcements at once, one for each attribute of the Perspective API, and uses beam search; the default here
     is one, about what this benchmark scores, so that a token costs two forwards and not seven, and tokens are drawn as
     for every other method. The wording of what is announced is ours. In a chat the announcement comes before the
-    template. With a likelihood the same function is asked at every token, from the same readings.
+    template. For a likelihood the same function is applied at every token, with the same readings.
     """
 
     name: ClassVar[str] = "self_debias"
@@ -70,7 +70,7 @@ class SelfDebias(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The tokens of each announcement, as "announcement.0". Raises SetupError where one is too long for the model.
 
-        BOS is among them where the tokenizer puts one before a text.
+        They include BOS if the tokenizer puts one before a text.
         """
         del data
         self.check(model)

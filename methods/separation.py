@@ -2,7 +2,7 @@
 
 Both numbers are known as soon as a direction is fitted, from the activations that the fit has read anyway. In arXiv
 2505.22637 the behaviours whose pairs agree, and whose two sides lie further apart along the direction, are steered more
-reliably: so they foretell something of what steering will do, before a text is sampled.
+reliably: so they partly predict the effect of steering before a text is sampled.
 """
 
 import math
@@ -38,9 +38,10 @@ def separation(desired: Tensor, undesired: Tensor) -> Separation:
 
     p+ and p- are the N projections of the desired and of the undesired activations, each on the unit direction of the
     mean difference of the other folds. There are five folds of neighbouring pairs, in the order that they are given,
-    or below ten pairs one for each pair. The mean of all 2N activations is taken off before, which says nothing about
-    sides: two folds have two directions, and along them what all activations have in common, far more than the sides
-    differ by, would look like a spread within a side. Variances are those of samples (N - 1).
+    or below ten pairs one for each pair. First the mean of all 2N activations is subtracted, which does not change
+    the difference between the sides: the folds have different directions, and the component that all activations
+    share, which is much larger than that difference, would otherwise look like a spread within a side. Variances are
+    those of samples (N - 1).
 
     Both are NaN for fewer than two pairs; d_prime is NaN where the projections of a side do not differ.
     """

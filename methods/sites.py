@@ -1,7 +1,7 @@
 """Where in a block a method may act besides its input and output: what attention and the MLP write, heads, neurons.
 
 All are found by structure, through the layout (`methods.layout`), and each is a module and one of its sides, which
-`methods.intervention.Hook` takes as it stands.
+`methods.intervention.Hook` takes directly.
 """
 
 import weakref
@@ -62,7 +62,7 @@ def written(model: PreTrainedModel, layer: int, part: Part) -> Place:
     """What attention or the MLP of a block adds to the residual stream, (B, T, D), where the stream receives it.
 
     That is the output of the norm after it where there is one (Gemma 2 and 3, OLMo 2 and 3), else of the projection,
-    or of the module that adds up a mixture of experts. Zeros there leave the stream as it is. Some models multiply it
+    or of the module that adds up a mixture of experts. Zeros there leave the stream unchanged. Some models multiply it
     by a constant before they add it (Granite).
     """
     return Place(_found(model)[layer, part].last, "output", layout.width(model))
@@ -118,7 +118,7 @@ def neurons(model: PreTrainedModel, layer: int) -> Place:
 def mlp_linears(model: PreTrainedModel, layer: int) -> dict[str, nn.Module]:
     """The linear modules of the block's MLP by their names, in the order in which they run: gate, up, down.
 
-    Gate and up may be one. Raises SetupError for a mixture of experts, whose matrices are no modules of their own.
+    Gate and up may be one. Raises SetupError for a mixture of experts, whose matrices are not separate modules.
     """
     own, block = layout.of(model), layout.blocks(model)[layer]
     _matrix_module(model, layer, "mlp")

@@ -22,8 +22,8 @@ class TaskNegation(Method):
     that of `methods.finetune`, by cross-entropy of the completions; norms and biases are trained too, and a matrix that
     embedding and unembedding share counts once. Strength -1 is the fine-tuned model itself.
 
-    Nothing holds the negated model back: at a strength that is too large it writes anything but the harmful texts,
-    sense included. Choose it under a bound on perplexity, as the tuning here does.
+    Nothing limits the negated model: at too large a strength its text becomes nonsense. Choose the strength under a
+    bound on perplexity, as the tuning here does.
 
     Differences from the paper: its toxic texts are comments with a high toxicity score, ours are the texts of
     conf/harmful, far fewer; learning rate, epochs and grid of strengths are a choice of ours.

@@ -1,7 +1,8 @@
 """Texts as token ids: prompt and continuation are tokenised as one text and parted where the continuation begins.
 
-Tokenised apart, they may hold tokens that are in neither the text nor a sample: SentencePiece puts a space before every
-text, and a token may span the join. So the whole text is tokenised once, and the continuation's tokens are those that
+If they were tokenised separately, they could have tokens that occur neither in the text nor in a sample: SentencePiece
+puts a space before every text, and a token may span the join. So the whole text is tokenised once, and the
+continuation's tokens are those that
 hold a character of it: a token that spans the join belongs to the continuation.
 """
 
@@ -85,7 +86,7 @@ def encode(
 ) -> tuple[list[Text], int]:
     """The texts as `split` gives them, none longer than `max_tokens` and than the model reads; and how many were cut.
 
-    A text that is too long loses tokens of its prompt from the left, after BOS; where its continuation alone is too
+    A text that is too long loses tokens of its prompt from the left, after BOS; if its continuation by itself is too
     long, it loses the prompt and then the end of the continuation. A text without any token becomes end-of-text.
     """
     texts = _some(tokenizer, split(tokenizer, prompts, continuations))

@@ -1,6 +1,6 @@
 """Training, shared by the methods that train: losses of completions, minimising them, resuming from a checkpoint.
 
-What is trained is restored by whoever called (`trainable` copies the saved bytes back), so that `fit` leaves no trace.
+The caller restores what is trained (`trainable` copies the saved bytes back), so that `fit` leaves no trace.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ STEP_COST = 3  # a training step next to a forward over the same tokens, roughly
 class Recipe(NamedTuple):
     """The settings of `minimise`; the learning rate falls linearly to 0 after a warm-up of a tenth of the steps.
 
-    steps: at most so many, however many the epochs hold; None: all. constant: the learning rate stays as it is.
+    steps: the most steps, even if the epochs have more; None: all. constant: the learning rate stays as it is.
     """
 
     learning_rate: float
@@ -184,8 +184,8 @@ def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
 def gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
     """Length of the gradient of a loss by these parameters, which keep no gradient.
 
-    Where they are float16, the loss is scaled, so that small gradients do not vanish, and less where large ones
-    overflow.
+    If the parameters are float16, the loss is scaled, so that small gradients do not vanish, and scaled less if large
+    ones overflow.
     """
     scale = LOSS_SCALE if any(one.dtype == torch.float16 for one in parameters) else 1.0
     while True:
@@ -312,7 +312,7 @@ def minimise(
     Returns what each parameter has become: the parameter itself, or in fp32 where it has 16 bits (`Optimiser`).
 
     Under `methods.progress.checkpointing`, weights and optimiser are kept there as `stage` every half minute, and when
-    the training is stopped; it goes on from where they were left, to the same bits.
+    the training is stopped; it resumes from there and ends with the same bits.
     """
     scaled = any(parameter.dtype == torch.float16 for parameter in model.parameters())
     optimiser = Optimiser(parameters, recipe.optimizer, recipe.learning_rate, scaled=scaled)

@@ -20,8 +20,8 @@ def untied(model: PreTrainedModel) -> Iterator[None]:
     """Inside the block the unembedding is a copy, so that an edit of the token embedding leaves the logits' matrix.
 
     The config says so inside, for `save_pretrained` and for `tie_weights`, which lm-eval calls on the model that it is
-    given. At the end the unembedding is the very parameter that it was, and config and model say what they said. A
-    model that is not tied is left as it is.
+    given. At the end the unembedding is the original parameter again, and config and model state what they stated
+    before. A model that is not tied is left as it is.
     """
     if not is_tied(model):
         yield

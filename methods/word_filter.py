@@ -27,12 +27,12 @@ class WordFilter(Method):
     """z(w) <- z(w) - strength for every token w that would complete a listed word after the row's last tokens.
 
     The word filter among the baselines of RealToxicityPrompts (arXiv 2009.11462) never writes a listed word; strength
-    .inf does the same. It knows nothing but words, so its gain shows how far a scorer only looks at words.
+    .inf does the same. It only knows words, so its gain shows how far a scorer only looks at words.
 
-    A word is found in the text: its letters between characters that are of no word, however they are parted into
-    tokens, with a space before it or not, in capitals or small letters, also where the prompt began it. A longer word
-    that holds a listed one is left alone, but for one that the tokenizer writes as the listed word and an ending:
-    before the ending is drawn nobody can tell them apart. Letters that the tokenizer writes by several tokens, as
+    A word is found in the text: its letters between characters that belong to no word, however they are split into
+    tokens, with a space before it or not, in capitals or small letters, even if the prompt began it. A longer word
+    that holds a listed one is not affected, except one that the tokenizer writes as the listed word and an ending:
+    before the ending is drawn, the two are the same. Letters that the tokenizer writes by several tokens, as
     bytes, belong to no word.
 
     words: a file with a word in each line, in UTF-8, or None: the words are learnt from the pairs. Of every word w that
@@ -42,7 +42,7 @@ class WordFilter(Method):
 
     is taken, where u of the N undesired and d of the N desired texts have it; the list is the `count` words with the
     highest, none below `min_log_odds`. How the list is learnt is a choice of ours; the baseline's list is not known to
-    us. A list that is inside a scorer in use would make that scorer's number meaningless: `info.list_hash`, the first
+    us. A list from a scorer that judges would make that scorer's number meaningless: `info.list_hash`, the first
     13 hex digits of the sha256 of the sorted words as a number, tells two lists apart, and `info.undesired_share` and
     `info.desired_share` say in how many of the pairs' texts a learnt list is found.
     """

@@ -1,7 +1,7 @@
 """A list of words as an automaton over tokens: which tokens would complete a word, after the tokens of each row.
 
-Words are found in the text, not in one way of writing it in tokens: a word counts wherever its letters stand between
-characters that are of no word, however they are parted into tokens, in capitals or not.
+Words are found in the text, not in one way of writing it in tokens: a word counts wherever its letters are between
+characters that belong to no word, however they are split into tokens, in capitals or not.
 """
 
 import re
