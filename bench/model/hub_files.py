@@ -43,7 +43,7 @@ def identity(repo: Repo, revision: str, offline: bool = False) -> dict[str, str]
 
 
 def fetch(repo: Repo, revision: str, offline: bool = False) -> None:
-    """Bring every file here that loading reads. Raises SetupError where one cannot be had."""
+    """Bring every file here that loading reads. Raises SetupError if one cannot be fetched."""
     found, folder = about(repo, revision, offline)
     download.fetch(repo, found, _weights(repo, found, folder), offline)
 

@@ -181,7 +181,7 @@ class LM:
 
     @torch.inference_mode()
     def read(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor = 0) -> Tensor:
-        """Let the model read ids (B, T), of which `real` (B, T) are no padding; `rows` remembers them.
+        """Let the model read ids (B, T), of which `real` (B, T) are not padding; `rows` remembers them.
 
         keep: 0 returns the logits (B, T, V) of all columns, n > 0 of the last n, a tensor of those columns.
 

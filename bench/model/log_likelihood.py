@@ -345,7 +345,7 @@ def _further(lm: LM, parts: list[Rows], rows: list[_Place]) -> tuple[list[float]
     read = [(parts[part], torch.tensor([one.context for one in own], device=lm.device)) for part, own in of_part]
     logits = lm.read(branch(read, width), ids, real)  # (B, T, V)
     advance(int(length.sum()))
-    used = real.flatten().nonzero()[:, 0]  # positions that are no padding
+    used = real.flatten().nonzero()[:, 0]  # positions that are not padding
     logprob = torch.zeros(real.shape, dtype=torch.double, device=lm.device)
     greedy = torch.ones_like(real)
     logprob[real], greedy[real] = _token_logprobs(logits.flatten(0, 1), targets.flatten()[used], used)

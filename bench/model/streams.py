@@ -18,7 +18,7 @@ MOST, FEWEST = 2**15, 2**12  # columns of the rows that are tried ahead together
 TIMES = 4  # as many columns as the rows have themselves, between these bounds
 
 Forward = Callable[[Rows, Tensor, Tensor, int | Tensor], Tensor]
-"""Lets the model read ids (B, T), of which `real` (B, T) are no padding, into rows; gives logits of some columns."""
+"""Lets the model read ids (B, T), of which `real` (B, T) are not padding, into rows; returns logits of some columns."""
 
 
 @dataclass(frozen=True)

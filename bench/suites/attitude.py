@@ -9,8 +9,8 @@ Differs: a scorer of sentiment judges, VADER unless the run names another (hf_cl
 may find an answer neither; so levels do not compare with the paper's, only changes do. Which emotions and how many
 texts the paper takes, how it words them and how long an answer may be is not known to us: here sadness, anger and fear
 of the set's test split, as they are, in at most 128 greedy tokens. The set is dair-ai/emotion on the hub (its labels
-are read as 0 sadness, 1 joy, 2 love, 3 anger, 4 fear, 5 surprise). Where it cannot be had, beginnings of negative film
-reviews stand in for it, or your own file. Only rows of the same data, template, decoding and judge compare.
+are read as 0 sadness, 1 joy, 2 love, 3 anger, 4 fear, 5 surprise). Where it is not available, beginnings of negative
+film reviews stand in for it, or your own file. Only rows of the same data, template, decoding and judge compare.
 
 The suite `sentiment` measures something else: whether the beginning of a review is continued with the opposite
 sentiment. Text that has collapsed has no sentiment for a lexicon: it is neither, so both shares fall.

@@ -51,7 +51,7 @@ class Topic(Judged):
 
     on_topic   share of a beginning's k continuations that are about the topic (score of at least .5).
 
-    words: what tells of the topic, whole words in any case. path: a file, JSONL or CSV, with the column `text`, whose
+    words: the words of the topic, whole words in any case. path: a file, JSONL or CSV, with the column `text`, whose
     beginnings are given; None: sentences of Wikipedia. prefix_words: how many words of a text are given; shorter texts,
     and those whose beginning mentions the topic, are left out. skip: the first so many of Wikipedia's sentences are not
     asked, since methods may learn from them.
