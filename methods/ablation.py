@@ -102,7 +102,7 @@ class Ablation(Method):
         if self.skip_first < 0:
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
         if not 0 < self.shrinkage <= 1:
-            raise SetupError(f"method.shrinkage={self.shrinkage}: above 0 and at most 1; at 1 leace equals orth")
+            raise SetupError(f"method.shrinkage={self.shrinkage}: expected a number in (0, 1]; at 1 leace equals orth")
         if self.operation == "affine" and self.embeddings == "leave":
             raise SetupError(
                 "method.operation=affine adds its constant to the embeddings, and method.embeddings=leave leaves them "

@@ -163,7 +163,7 @@ class ActivationScaling(Method):
                 if not loss.isfinite():
                     raise SetupError(
                         f"activation_scaling: the loss is {loss.item()} after {len(losses)} steps; lower "
-                        "method.learning_rate, or look whether the model's weights are whole"
+                        "method.learning_rate, or check that the model's weights are whole"
                         + (", or set model.dtype=bfloat16" if half else "")
                     )
                 (gradient,) = torch.autograd.grad(loss * scale, [scales], retain_graph=half)

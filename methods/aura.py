@@ -80,7 +80,7 @@ class AurA(Method):
             if value not in allowed:
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
         if self.top is not None and not 0 < self.top <= 1:
-            raise SetupError(f"method.top={self.top}: a share of the units above 0 and up to 1, or null for all")
+            raise SetupError(f"method.top={self.top}: expected a share of the units in (0, 1], or null for all")
         if not 0 <= self.damp_alpha < 1:
             raise SetupError(f"method.damp_alpha={self.damp_alpha}: expected a factor of at least 0 and below 1")
         if not CHANCE <= self.min_auroc < 1:

@@ -185,7 +185,9 @@ def required_pairs(data: FitData, method: str) -> Pairs:
         )
     sizes = [len(texts) for texts in data.pairs]
     if len(set(sizes)) > 1:
-        raise SetupError(f"{method}: {sizes} prompts, desired and undesired texts; give as many of each, in one order")
+        raise SetupError(
+            f"{method}: {sizes} prompts, desired and undesired texts; give equally many, in the same order"
+        )
     return data.pairs
 
 

@@ -76,7 +76,9 @@ class CAA(Method):
         if self.skip_first < 0:
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
         if self.norm is not None and not 0 < self.norm < float("inf"):
-            raise SetupError(f"method.norm={self.norm}: a length above 0, or null to leave the vector as it is")
+            raise SetupError(
+                f"method.norm={self.norm}: expected a length above 0, or null to leave the vector as it is"
+            )
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
         """Length of the vector, over the mean length of the stream at its block."""

@@ -89,7 +89,7 @@ class DExperts(Method):
         )
 
     def passes(self) -> float:
-        """One training step per epoch, and two readings for the loss before and after."""
+        """Count a training step per epoch, and two readings for the loss before and after."""
         return STEP_COST * self.epochs + 2
 
     def demand(self) -> Demand:
@@ -115,7 +115,7 @@ class DExperts(Method):
             if value not in allowed:
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
         if not 0 < self.top_p <= 1:
-            raise SetupError(f"method.top_p={self.top_p}: a probability above 0 and at most 1; paper: 0.9")
+            raise SetupError(f"method.top_p={self.top_p}: expected a probability above 0 and at most 1; paper: 0.9")
         if not self.outside >= 0 or not 0 <= self.edge < math.inf:
             raise SetupError(
                 f"method.outside={self.outside}, method.edge={self.edge}: nats, 0 or more; outside=inf forbids tokens"

@@ -190,7 +190,7 @@ def check_finite(features: Tensor) -> None:
     if not features.isfinite().all():
         raise SetupError(
             "the model's residual stream is not finite in the training texts (NaN or infinity); set "
-            "model.dtype=float32, or look whether the model's weights are whole"
+            "model.dtype=float32, or check that the model's weights are whole"
         )
 
 

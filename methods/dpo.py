@@ -54,14 +54,14 @@ class DPO(AdapterMethod):
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
 
     def passes(self) -> float:
-        """One training step per epoch, the reference before it and the margins after it."""
+        """Count a training step per epoch, the reading of the reference before, and that of the margins after it."""
         return STEP_COST * self.epochs + 2
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for what no LoRA can be trained with, and for a beta that is not above 0."""
         super().check(model)
         if not 0 < self.beta < float("inf"):
-            raise SetupError(f"method.beta={self.beta}: a number above 0; 0.1 is usual")
+            raise SetupError(f"method.beta={self.beta}: expected a number above 0; 0.1 is usual")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The two factors of each matrix's change (`methods.adapter.factors`).

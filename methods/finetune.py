@@ -51,7 +51,7 @@ class Finetune(Method):
         )
 
     def passes(self) -> float:
-        """One training step per epoch, and two readings for the loss before and after."""
+        """Count a training step per epoch, and two readings for the loss before and after."""
         return STEP_COST * self.epochs + 2
 
     def demand(self) -> Demand:

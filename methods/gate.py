@@ -120,7 +120,7 @@ class Gate(Method):
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise SetupError(f"method.threshold={self.threshold}: a cosine, or null for the one with the largest F1")
         if self.components < 1:
-            raise SetupError(f"method.components={self.components}: at least 1")
+            raise SetupError(f"method.components={self.components}: expected at least 1")
         if not 0 <= self.min_accuracy <= 1:
             raise SetupError(f"method.min_accuracy={self.min_accuracy} is outside 0 to 1")
         if self.inner.family != "activation":

@@ -36,7 +36,7 @@ class LoRA(AdapterMethod):
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
 
     def passes(self) -> float:
-        """One training step per epoch, and two readings for the loss, of one text of each pair."""
+        """Count a training step per epoch, and two readings for the loss, of one text of each pair."""
         return (STEP_COST * self.epochs + 2) / 2
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:

@@ -90,13 +90,14 @@ class PSA(Method):
             )
         if self.sigma is not None and self.sigma != 0 and not SIGMAS[0] <= self.sigma <= SIGMAS[1]:
             raise SetupError(
-                f"method.sigma={self.sigma}: a standard deviation from {SIGMAS[0]:g} to {SIGMAS[1]:g}, or 0 for no "
+                f"method.sigma={self.sigma}: expected a standard deviation from {SIGMAS[0]:g} to {SIGMAS[1]:g}, or "
+                "0 for no "
                 "noise and no privacy"
             )
         if self.epsilon is not None and not 0 < self.epsilon <= MOST_EPSILON:
-            raise SetupError(f"method.epsilon={self.epsilon}: a number above 0, up to {MOST_EPSILON:g}")
+            raise SetupError(f"method.epsilon={self.epsilon}: expected a number above 0, up to {MOST_EPSILON:g}")
         if self.delta is not None and not 0 < self.delta < 1:
-            raise SetupError(f"method.delta={self.delta}: between 0 and 1, or null for 1 / (5 N)")
+            raise SetupError(f"method.delta={self.delta}: expected a number between 0 and 1, or null for 1 / (5 N)")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
         """Mean length of the private vectors over the blocks: they are in mean residual norms."""

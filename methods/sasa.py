@@ -72,7 +72,8 @@ class SASA(Method):
             )
         if not 0 < self.top_p <= 1 or type(self.max_candidates) is not int or self.max_candidates < 2:
             raise SetupError(
-                f"method.top_p={self.top_p}, method.max_candidates={self.max_candidates}: a probability above 0 and at "
+                f"method.top_p={self.top_p}, method.max_candidates={self.max_candidates}: expected a probability "
+                "above 0 and at "
                 "most 1, and at least 2 tokens to choose between"
             )
         if self.margin not in get_args(Margin):

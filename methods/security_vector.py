@@ -117,7 +117,9 @@ class SecurityVector(Method):
         if self.vector_epochs:
             check_recipe(self.vector_recipe)
         if self.rank < 1 or self.kl_weight < 0:
-            raise SetupError(f"method.rank={self.rank}, method.kl_weight={self.kl_weight}: at least 1, and at least 0")
+            raise SetupError(
+                f"method.rank={self.rank}, method.kl_weight={self.kl_weight}: expected a rank >= 1 and a weight >= 0"
+            )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Change of every weight, and the vector under "adapter.". Raises SetupError where data is missing."""

@@ -54,7 +54,7 @@ class TaskNegation(Method):
         )
 
     def passes(self) -> float:
-        """One training step per epoch, and two readings for the loss before and after."""
+        """Count a training step per epoch, and two readings for the loss before and after."""
         return STEP_COST * self.epochs + 2
 
     def demand(self) -> Demand:

@@ -363,9 +363,7 @@ def _diverged(loss: float, step: int, stage: str, scaled: bool) -> str:
     what = (
         f"the loss is {loss} after {step} steps" if not math.isfinite(loss) else f"step {step} has no finite gradient"
     )
-    hint = (
-        "lower the learning rate" if step else "look whether the model's weights are whole, or lower the learning rate"
-    )
+    hint = "lower the learning rate" if step else "check that the model's weights are whole, or lower the learning rate"
     return f"{what} of {stage}; {hint}" + (", or set model.dtype=bfloat16" if scaled else "")
 
 

@@ -175,7 +175,7 @@ def of_system(error: OSError) -> str:
 
 def refused(error: OSError) -> str:
     """A message that says why the system refused something, and the next step."""
-    step = NEXT_STEP.get(error.errno or 0, "look whether the file can be read and written")
+    step = NEXT_STEP.get(error.errno or 0, "check that the file can be read and written")
     return f"{error.strerror or error}; {step}, and run the same command again"
 
 

@@ -27,7 +27,7 @@ class WikiSentences(FitSource):
     def check(self) -> None:
         """Raises SetupError for a count below 1."""
         if self.count < 1:
-            raise SetupError(f"background.count={self.count}: at least 1")
+            raise SetupError(f"background.count={self.count}: expected at least 1")
 
     def identity(self) -> dict[str, Any]:
         """The source and the number of sentences."""

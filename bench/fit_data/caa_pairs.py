@@ -41,7 +41,7 @@ class ABPairs(FitSource):
         if self.behaviour not in BEHAVIOURS:
             raise SetupError(f"pairs.behaviour={self.behaviour!r}: allowed are {', '.join(BEHAVIOURS)}")
         if self.limit is not None and self.limit < 1:
-            raise SetupError(f"pairs.limit={self.limit}: at least 1, or null for all")
+            raise SetupError(f"pairs.limit={self.limit}: expected at least 1, or null for all")
 
     def identity(self) -> dict[str, Any]:
         """The source, the behaviour, the number of pairs, and which answer is the desired one."""

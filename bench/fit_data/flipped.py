@@ -36,7 +36,7 @@ class Flipped(FitSource):
     def check(self) -> None:
         """Raises SetupError for a share outside 0 to 1, and as the source does."""
         if not 0 <= self.share <= 1:
-            raise SetupError(f"pairs.flip={self.share}: a share of the pairs, from 0 to 1")
+            raise SetupError(f"pairs.flip={self.share}: expected a share of the pairs, from 0 to 1")
         self.source.check()
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:

@@ -49,7 +49,9 @@ class OnPolicy(FitSource):
         if self.num_samples < 2:
             raise SetupError(f"pairs.num_samples={self.num_samples}: a pair takes at least 2 continuations of a prompt")
         if self.prompts < FEWEST:
-            raise SetupError(f"pairs.prompts={self.prompts}: at least {FEWEST}, since a prompt gives at most one pair")
+            raise SetupError(
+                f"pairs.prompts={self.prompts}: expected at least {FEWEST}, as a prompt gives at most one pair"
+            )
         if not 0 <= self.max_desired < self.min_undesired <= 1:
             raise SetupError(
                 f"pairs.max_desired={self.max_desired}, pairs.min_undesired={self.min_undesired}: scores are in "

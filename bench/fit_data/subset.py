@@ -33,7 +33,7 @@ class Subset(FitSource):
     def check(self) -> None:
         """Raises SetupError for a number of pairs from which nothing can be learnt, and as the source does."""
         if self.count < FEWEST_PAIRS:
-            raise SetupError(f"pairs.subset={self.count}: at least {FEWEST_PAIRS} pairs, or null for all")
+            raise SetupError(f"pairs.subset={self.count}: expected at least {FEWEST_PAIRS} pairs, or null for all")
         self.source.check()
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:

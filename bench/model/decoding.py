@@ -36,7 +36,7 @@ class Sampling:
                 "sampling.stop is the empty string, which every text contains; set null for no stop string"
             )
         if self.top_k is not None and self.top_k < 1:
-            raise SetupError(f"sampling.top_k={self.top_k}: at least 1, or null for all tokens")
+            raise SetupError(f"sampling.top_k={self.top_k}: expected at least 1, or null for all tokens")
         if not 0 < self.repetition_penalty < math.inf:
             raise SetupError(
                 f"sampling.repetition_penalty={self.repetition_penalty}: expected a number above 0; 1 means no penalty"

@@ -223,8 +223,8 @@ class LM:
         if broken.any():
             raise NotFiniteError(
                 f"logits are not finite at strength {self.steered_by}: {int(broken.sum())} of {broken.numel()} are NaN "
-                f"or infinite, in {self.model.dtype}; so nothing can be computed from them. Lower the strength, set "
-                "model.dtype=float32, or look whether the model's weights are whole"
+                f"or infinite, in {self.model.dtype}, so nothing can be computed from them. Lower the strength, set "
+                "model.dtype=float32, or check that the model's weights are whole"
             )
 
     @contextmanager

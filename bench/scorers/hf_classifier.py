@@ -162,7 +162,7 @@ def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
     if not numbered or sorted(map(int, id2label)) != list(range(len(id2label))):
         raise SetupError(
             f"scorer.{name}: id2label in the model's config.json is {str(id2label)[:200]}, so it is not known which "
-            'column is which label; wanted is {"0": LABEL, "1": LABEL, ...}, without a gap; correct it there'
+            'column is which label; expected {"0": LABEL, "1": LABEL, ...}, without a gap; correct it there'
         )
     labels = {int(place): str(one) for place, one in id2label.items()}
     number = isinstance(label, int) and not isinstance(label, bool)

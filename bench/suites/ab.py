@@ -87,7 +87,9 @@ class AB(Suite[list[float]]):
         if len(set(self.behaviours)) != len(self.behaviours):
             raise SetupError(f"{mine}.behaviours={list(self.behaviours)}: name each once")
         if (self.limit is not None and self.limit < 1) or self.dev_limit < 1:
-            raise SetupError(f"{mine}.limit={self.limit}, dev_limit={self.dev_limit}: at least 1 (limit: null for all)")
+            raise SetupError(
+                f"{mine}.limit={self.limit}, dev_limit={self.dev_limit}: expected at least 1 (limit null: all)"
+            )
 
     def questions(self, behaviour: str, split: Split) -> tuple[list[Question], Located]:
         """The questions of a split. Raises SetupError for a missing column, an answer that is not a letter, too few."""

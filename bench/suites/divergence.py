@@ -101,7 +101,7 @@ class Divergence(Suite[Logits]):
         for option, least in (("texts", 1), ("dev_texts", 1), ("max_tokens", 1), ("skip", 0)):
             value = getattr(self, option)
             if value is not None and value < least:
-                raise SetupError(f"suite.{self.name}.{option}={value}: at least {least}")
+                raise SetupError(f"suite.{self.name}.{option}={value}: expected at least {least}")
 
     def asked(self, split: Split) -> tuple[list[Prompt], Located]:
         """The sentences of a split. Raises SetupError where there are too few."""

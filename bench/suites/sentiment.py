@@ -68,7 +68,7 @@ class Sentiment(Judged):
         if self.data not in REVIEWS:
             raise SetupError(f"suite.{self.name}.data={self.data}: allowed are {', '.join(REVIEWS)}")
         if self.prefix_words < 1:
-            raise SetupError(f"suite.{self.name}.prefix_words={self.prefix_words}: at least 1")
+            raise SetupError(f"suite.{self.name}.prefix_words={self.prefix_words}: expected at least 1")
 
     @property
     def judges(self) -> list[Scorer]:

@@ -133,7 +133,7 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
         _checked(self.name, self.words, self.prefix_words)
         for option in ("texts", "dev_texts"):
             if (count := getattr(self, option)) is not None and count < 1:
-                raise SetupError(f"suite.{self.name}.{option}={count}: at least 1")
+                raise SetupError(f"suite.{self.name}.{option}={count}: expected at least 1")
 
     def sentences(self, split: Split) -> tuple[dict[str, list[Prompt]], Located]:
         """The sentences of each kind. Raises SetupError where a kind has none, or too few for the dev split."""
@@ -206,7 +206,7 @@ def _checked(name: str, words: Sequence[str], prefix_words: int) -> None:
     except SetupError as error:
         raise SetupError(f"suite.{name}.{error}") from error
     if prefix_words < 1:
-        raise SetupError(f"suite.{name}.prefix_words={prefix_words}: at least 1")
+        raise SetupError(f"suite.{name}.prefix_words={prefix_words}: expected at least 1")
 
 
 def _review_sentences(sources: Sources) -> tuple[Located, list[str]]:

@@ -124,7 +124,7 @@ def test_identity_is_the_recipe_and_changes_with_each_setting(sources, tmp_path)
             {"behaviour": "sycophantic"},
             "pairs.behaviour='sycophantic': allowed are coordinate-other-.*, sycophancy$",
         ),
-        ({"limit": 0}, "pairs.limit=0: at least 1, or null"),
+        ({"limit": 0}, "pairs.limit=0: expected at least 1, or null"),
     ],
 )
 def test_wrong_settings(sources, settings, message):

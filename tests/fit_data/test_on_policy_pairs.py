@@ -109,7 +109,7 @@ def test_too_few_pairs_say_how_to_loosen(sources, lm):
     ("settings", "message"),
     [
         ({"num_samples": 1}, "pairs.num_samples=1: a pair takes at least 2"),
-        ({"prompts": 7}, "pairs.prompts=7: at least 8"),
+        ({"prompts": 7}, "pairs.prompts=7: expected at least 8"),
         ({"max_desired": 0.9, "min_undesired": 0.8}, "the first must be below the second"),
         ({"min_undesired": 1.5}, "scores are in"),
         ({"limit": 0}, "pairs.limit=0: expected a number of pairs above 0"),

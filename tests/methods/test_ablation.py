@@ -327,7 +327,7 @@ def test_hooks_are_no_constant_vector():
         ({"form": "bias"}, "method.form='bias': allowed are hooks, weights"),
         ({"embeddings": "yes"}, "method.embeddings='yes': allowed are project, leave"),
         ({"skip_first": -1}, "method.skip_first=-1 is negative"),
-        ({"shrinkage": 0}, "method.shrinkage=0: above 0 and at most 1"),
+        ({"shrinkage": 0}, "method.shrinkage=0: expected a number in"),
         ({"operation": "affine", "embeddings": "leave"}, "set method.embeddings=project, or method.operation=ablate"),
     ],
 )

@@ -240,7 +240,7 @@ def test_wrong_settings_and_data():
         fit(ActivationScaling(), lm, empty)
     broken = tiny_lm()
     layout.value_matrix(broken.model, 1).parameter[0, 0] = torch.nan
-    with pytest.raises(SetupError, match="the loss is nan after 0 steps; lower method.learning_rate, or look whether"):
+    with pytest.raises(SetupError, match="the loss is nan after 0 steps; lower method.learning_rate, or check that"):
         fit(ActivationScaling(steps=5), broken)
     for artefact in ({}, {"scales": torch.zeros(3, 2)}):
         with pytest.raises(SetupError, match="activation_scaling: scales .* not fitted on this model"):

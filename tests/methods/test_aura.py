@@ -284,8 +284,8 @@ def test_wrong_settings_and_missing_data():
     for options, message in (
         ({"form": "det1"}, "allowed are aura, det0, damp"),
         ({"read": "last"}, "allowed are all, continuation"),
-        ({"top": 0}, "method.top=0: a share of the units above 0 and up to 1"),
-        ({"top": 2}, "method.top=2: a share"),
+        ({"top": 0}, "method.top=0: expected a share of the units in"),
+        ({"top": 2}, "method.top=2: expected a share"),
         ({"damp_alpha": 1}, "method.damp_alpha=1: a factor"),
         ({"damp_alpha": float("nan")}, "method.damp_alpha=nan"),
         ({"min_auroc": 0.4}, "method.min_auroc=0.4: from 0.5"),

@@ -55,7 +55,7 @@ def test_broken_weights_are_named_as_the_cause():
     next(one for one in broken.model.model.layers[0].parameters()).fill_(math.nan)
     with pytest.raises(SetupError, match="residual stream is not finite"):
         fit(AcT(), broken)
-    with pytest.raises(SetupError, match="after 0 steps of lora; look whether the model's weights are whole"):
+    with pytest.raises(SetupError, match="after 0 steps of lora; check that the model's weights are whole"):
         fit(LoRA(), broken)
 
 

@@ -308,8 +308,8 @@ def test_wrong_settings():
         ({"read": "first"}, "allowed are all, continuation, last, letter"),
         ({"scope": "front"}, "allowed are generation, prompt, all"),
         ({"skip_first": -1}, "is negative"),
-        ({"norm": 0}, "method.norm=0: a length above 0"),
-        ({"norm": float("nan")}, "method.norm=nan: a length above 0"),
+        ({"norm": 0}, "method.norm=0: expected a length above 0"),
+        ({"norm": float("nan")}, "method.norm=nan: expected a length above 0"),
         ({"layer": 5}, "layer 5 out of range"),
     ):
         with pytest.raises(SetupError, match=message):

@@ -353,7 +353,7 @@ def test_rows_of_a_flat_tensor_are_gated():
         ({"when": "near"}, "method.when='near': allowed are auto, above, below"),
         ({"condition_layer": 9}, "layer 9 out of range: .*set method.condition_layer"),
         ({"skip_first": -1}, "method.skip_first=-1 is negative"),
-        ({"components": 0}, "method.components=0: at least 1"),
+        ({"components": 0}, "method.components=0: expected at least 1"),
         ({"min_accuracy": 2}, "method.min_accuracy=2 is outside 0 to 1"),
         ({"inner": DeTox()}, "method.inner=detox is of the family weights"),
         ({"inner": CAA(scope="all")}, r"steers what comes before \(scope all\); set method.inner.scope=generation"),

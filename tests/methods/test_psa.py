@@ -225,10 +225,10 @@ def test_wrong_settings_and_missing_data():
         ({"clip": 0}, "method.clip=0: expected a number above 0, in mean residual norms"),
         ({"sigma": None}, "method.sigma=None and method.epsilon=None: give one of them"),
         ({"epsilon": 2}, "method.sigma=0.02 and method.epsilon=2: give one of them"),
-        ({"sigma": -1}, "method.sigma=-1: a standard deviation"),
-        ({"sigma": float("nan")}, "method.sigma=nan: a standard deviation"),
-        ({"sigma": None, "epsilon": 0}, "method.epsilon=0: a number above 0"),
-        ({"delta": 1.0}, "method.delta=1.0: between 0 and 1"),
+        ({"sigma": -1}, "method.sigma=-1: expected a standard deviation"),
+        ({"sigma": float("nan")}, "method.sigma=nan: expected a standard deviation"),
+        ({"sigma": None, "epsilon": 0}, "method.epsilon=0: expected a number above 0"),
+        ({"delta": 1.0}, "method.delta=1.0: expected a number between 0 and 1"),
         ({"first_layer": 9}, "layer 9 out of range: llama has 5 blocks .* set method.first_layer"),
     ):
         with pytest.raises(SetupError, match=message):

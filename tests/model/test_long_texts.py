@@ -125,7 +125,7 @@ def test_a_continuation_that_is_too_long_by_itself_loses_its_end():
 @pytest.mark.parametrize("limit", [0, -5])
 def test_a_limit_below_one_is_refused(limit):
     lm = tiny_lm()
-    with pytest.raises(SetupError, match=f"method.max_tokens={limit}: at least 1"):
+    with pytest.raises(SetupError, match=f"method.max_tokens={limit}: expected at least 1"):
         encode(lm.model, lm.tokenizer, ["The old"], [" tree"], limit)
-    with pytest.raises(SetupError, match=f"method.max_tokens={limit}: at least 1"):
+    with pytest.raises(SetupError, match=f"method.max_tokens={limit}: expected at least 1"):
         encode_pairs(lm.model, lm.tokenizer, Pairs(["The old"], [" tree"], [" dog"]), limit)

@@ -229,7 +229,7 @@ def test_the_choice_of_questions(sources, tmp_path):
         ({"behaviours": ["kindness"]}, r"suite.ab.behaviours=\['kindness'\]: choose from coordinate-other-ais, "),
         ({"behaviours": []}, r"suite.ab.behaviours=\[\]: choose from"),
         ({"behaviours": ["refusal", "refusal"]}, "name each once"),
-        ({"limit": 0}, "suite.ab.limit=0, dev_limit=10: at least 1"),
+        ({"limit": 0}, "suite.ab.limit=0, dev_limit=10: expected at least 1"),
         ({"limit": 6}, "suite.ab.limit=6: there are 5"),
     ],
 )

@@ -209,7 +209,7 @@ def test_a_method_that_learns_from_the_sentences_is_refused(sources):
 
 @pytest.mark.parametrize("option", ["texts", "dev_texts", "max_tokens"])
 def test_options_that_hold_nothing(sources, option):
-    with pytest.raises(SetupError, match=f"suite.kl.{option}=0: at least 1"):
+    with pytest.raises(SetupError, match=f"suite.kl.{option}=0: expected at least 1"):
         suite(sources, **{option: 0})
 
 

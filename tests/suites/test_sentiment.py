@@ -113,7 +113,7 @@ def test_vader_judges_where_the_run_names_no_scorer_of_sentiment(sources, monkey
 def test_bad_settings_and_sets(sources, tmp_path):
     with pytest.raises(SetupError, match="suite.sentiment.data=x/y: allowed are stanfordnlp/imdb, nyu-mll/glue"):
         suite(sources, data="x/y")
-    with pytest.raises(SetupError, match="suite.sentiment.prefix_words=0: at least 1"):
+    with pytest.raises(SetupError, match="suite.sentiment.prefix_words=0: expected at least 1"):
         suite(sources, prefix_words=0)
     with pytest.raises(SetupError, match="suite.sentiment.prompts=6: there are 5"):
         suite(sources, prompts=6).texts("test")

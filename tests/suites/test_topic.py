@@ -163,7 +163,10 @@ def test_a_file_that_holds_no_texts(tmp_path, line, told):
 
 
 def test_wrong_options(sources, file):
-    for options, told in (({"words": []}, "suite.topic.words"), ({"prefix_words": 0}, "prefix_words=0: at least 1")):
+    for options, told in (
+        ({"words": []}, "suite.topic.words"),
+        ({"prefix_words": 0}, "prefix_words=0: expected at least 1"),
+    ):
         with pytest.raises(SetupError, match=told):
             topic(sources, **options)
     for options, told in (({"texts": 0}, "texts=0"), ({"words": [""]}, "suite.topic_perplexity.words")):
