@@ -123,7 +123,7 @@ def _set(tokenizer: PreTrainedTokenizerBase, switch: str, on: bool) -> None:
 
 
 def _tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
-    """The first known tags whose closing one the template names, else the tokenizer."""
+    """The first known tags whose closing tag is in the template, else in the tokenizer's vocabulary."""
     template, added = str(tokenizer.chat_template), tokenizer.get_added_vocab()
     named = [pair for pair in TAGS if pair[1] in template] or [pair for pair in TAGS if pair[1] in added]
     return named[0] if named else None
