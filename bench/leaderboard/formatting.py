@@ -1,4 +1,4 @@
-"""A table as people read it: rounded text, with what must be known before it is read."""
+"""A table as text for readers: rounded numbers, with the lines above and below that explain them."""
 
 import json
 import math
@@ -26,7 +26,7 @@ CONTENT = (
     "none is shown here."
 )
 SEPARATE = (
-    "Results of different models, data or decoding are in tables of their own; numbers of two tables do not compare."
+    "Results of different models, data or decoding are in separate tables; do not compare numbers of two tables."
 )
 
 
@@ -57,8 +57,8 @@ def heading(table: Table, called: Called = None) -> list[str]:
     cards = sorted({str(origin.gpu) for origin in origins if origin.gpu is not None})
     if len(cards) > 1:
         lines.append(
-            f"Warning: rows were computed on different cards ({', '.join(cards)}), which round differently; of texts "
-            "that were sampled a few differ for that alone."
+            f"Warning: rows were computed on different cards ({', '.join(cards)}), which round differently, so a few "
+            "sampled texts differ only for that reason."
         )
     return [*lines, errors(table, called)]
 

@@ -56,7 +56,7 @@ def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figur
     rows = frame[frame[list(shares.values())].notna().any(axis=1)] if shares else frame.iloc[:0]
     if rows.empty:
         raise NothingToDraw(
-            "ToxiGen was not asked; run `python -m bench -m method=unsteered,caa strength=3 suite=[toxigen] "
+            "the suite toxigen was not run; run `python -m bench -m method=unsteered,caa strength=3 suite=[toxigen] "
             "runtime.mirror=FOLDER` with a mirror of the hub's data, or where the hub can be reached"
         )
     every = drawn(rows)

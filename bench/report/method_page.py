@@ -263,7 +263,7 @@ def trials(fit: Fit, several: bool) -> Grid | None:
     header = list(dict.fromkeys(key for trial in tried for key in trial))
     chosen = frozenset() if index is None else frozenset({index + 1})  # the unsteered model is row 0
     bounds = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in flat(tuning.constraints or {}))
-    kept = "the best within the bounds" if tuning.feasible else "the nearest to the bounds, which none keeps"
+    kept = "the best within the bounds" if tuning.feasible else "the one that violates the bounds least"
     judge = f" by {tuning.scorer}" if tuning.scorer else ""
     aim = f"{'Most' if tuning.direction == 'maximize' else 'Least'} {tuning.objective.replace('_', ' ')}{judge}"
     note = (f"{aim} on the {tuning.split or 'dev'} split, "

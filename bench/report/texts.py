@@ -72,7 +72,7 @@ class Store:
         return self._read[1]
 
     def texts(self, name: str, prompts: int, samples: int, answers: bool) -> list[list[str]]:
-        """The first texts of the first prompts of a set; answers: the answers alone of a model that thinks."""
+        """The first texts of the first prompts of a set; answers: only the answers of a model that thinks."""
         found: list[list[str]] = []
         for row in lines(self.folder / name / FILE):
             if len(found) == prompts:

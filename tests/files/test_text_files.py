@@ -78,7 +78,7 @@ BROKEN = {
     b'{"text": "a", "n": [{"m": 1, "m": 1}]}': 'the key "m" occurs 2 times',
     b'{"text": "a", "n": NaN}': "NaN is not a number that JSON has; write null",
     b'{"text": "a", "n": [-Infinity]}': "-Infinity is not a number",
-    b'{"text": ' + b"1" * 5000 + b"}": "a number of 5000 digits, more than are read; write it as a text",
+    b'{"text": ' + b"1" * 5000 + b"}": "a number of 5000 digits, which is too long to read; write it as a string",
     b"1" * 5000: "a number of 5000 digits",
     b'{"text": "a", "n": ' + b"[" * 100_000: "brackets in brackets, more than can be read",
     b'{"n":' * 100_000: "brackets in brackets",

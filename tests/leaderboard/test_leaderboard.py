@@ -258,7 +258,7 @@ def test_other_settings_models_and_sources_are_never_compared(tmp_path):
     assert {"unsteered", "caa"} in together and all(len(one) == 1 for one in together if "caa" not in one)
     strangers = found[~found["method"].isin(["unsteered", "caa"])]
     assert strangers[f"rtp.{TOXICITY}.delta"].isna().all() and strangers["toxicity_reduction"].isna().all()
-    assert "numbers of two tables do not compare" in printed(tmp_path)
+    assert "do not compare numbers of two tables" in printed(tmp_path)
 
 
 def test_two_sweeps_of_different_size_make_two_tables(tmp_path):

@@ -399,7 +399,7 @@ PLAIN = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}
         ("{{ raise_exception('no chat here') }}", "no chat here"),
         ("{{ messages[9].content.x }}", "UndefinedError"),
         ("{% for i in range(10**9) %}{% endfor %}", "OverflowError"),
-        ("hello", "leaves out the content of a user message says"),
+        ("hello", "leaves out the content of a user message"),
         (5, "cannot be used"),
     ],
 )

@@ -108,8 +108,8 @@ def test_the_list_comes_from_the_wheel_or_a_file(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("text,severity_rating\nfine,1\nbad,7\n", "line 3: a term and a severity from 1 to 3"),
-        ("word,severity_rating\nfine,1\n", "line 2: columns text and severity_rating"),
+        ("text,severity_rating\nfine,1\nbad,7\n", "line 3: expected a term and a severity from 1 to 3"),
+        ("word,severity_rating\nfine,1\n", "line 2: expected the columns text and severity_rating"),
         ("text,severity_rating\n", "it holds no term"),
     ],
 )
