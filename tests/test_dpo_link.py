@@ -36,4 +36,4 @@ def test_each_layer_has_its_share_beside_random_ones(settings, tmp_path, capsys)
 
 def test_a_method_without_subspaces_is_refused(settings, tmp_path, capsys):
     assert dpo_link.main([*settings, "method=caa", "--results", str(tmp_path)]) == 2
-    assert "learns no subspace" in capsys.readouterr().err
+    assert "does not learn a subspace" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What the tab key offers behind `steerbench`, and the scripts that ask for it."""
+"""What the tab key offers after `steerbench`, and the scripts that ask for it."""
 
 import shutil
 import subprocess

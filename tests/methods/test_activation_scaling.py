@@ -225,8 +225,8 @@ def test_wrong_settings_and_data():
         ({"steps": 0}, "steps and batch size are at least 1"),
         ({"batch_size": 0}, "steps and batch size are at least 1"),
         ({"learning_rate": 0}, "the learning rate is above 0"),
-        ({"kl_weight": -1}, "neither is negative"),
-        ({"sparsity": -1}, "neither is negative"),
+        ({"kl_weight": -1}, "neither may be negative"),
+        ({"sparsity": -1}, "neither may be negative"),
         ({"max_tokens": 1}, "at least 2 tokens"),
     ):
         with pytest.raises(SetupError, match=message):

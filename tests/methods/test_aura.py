@@ -286,9 +286,9 @@ def test_wrong_settings_and_missing_data():
         ({"read": "last"}, "allowed are all, continuation"),
         ({"top": 0}, "method.top=0: expected a share of the units in"),
         ({"top": 2}, "method.top=2: expected a share"),
-        ({"damp_alpha": 1}, "method.damp_alpha=1: a factor"),
+        ({"damp_alpha": 1}, "method.damp_alpha=1: expected a factor"),
         ({"damp_alpha": float("nan")}, "method.damp_alpha=nan"),
-        ({"min_auroc": 0.4}, "method.min_auroc=0.4: from 0.5"),
+        ({"min_auroc": 0.4}, "method.min_auroc=0.4: expected at least 0.5"),
         ({"skip_first": -1}, "is negative"),
         ({"max_tokens": 0}, "at least 1"),
     ):

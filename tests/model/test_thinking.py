@@ -131,7 +131,7 @@ def test_templates_by_name():
         ),
         (NEVER, True, "judge", "model.thinking=judge, but the chat template of .* has no switch"),
         (PROSE, True, "strip", "none of the tags .*not known where an answer begins; set model.thinking=judge or off"),
-        (OPENED, True, "off", "opens a thought in every prompt, and no switch .*; set model.thinking=strip"),
+        (OPENED, True, "off", "opens a thought in every prompt, and has no switch .*; set model.thinking=strip"),
     ],
 )
 def test_what_cannot_be_had_is_refused(folder, template, chat, mode, message):

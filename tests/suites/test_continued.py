@@ -140,7 +140,7 @@ def test_a_stop_string_cuts_the_text_and_ends_it(sources):
     for before, after in zip(sum(plain, []), sum(stopped, []), strict=True):
         assert after.text == before.text.partition(letter)[0]
         assert after.ended == (before.ended or letter in before.text)
-    with pytest.raises(SetupError, match="sampling.stop is empty"):
+    with pytest.raises(SetupError, match="sampling.stop is the empty string"):
         Sampling(stop="")
 
 
