@@ -100,7 +100,7 @@ class Ablation(Method):
             if value not in allowed:
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
         if self.skip_first < 0:
-            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
         if not 0 < self.shrinkage <= 1:
             raise SetupError(f"method.shrinkage={self.shrinkage}: expected a number in (0, 1]; at 1 leace equals orth")
         if self.operation == "affine" and self.embeddings == "leave":

@@ -142,7 +142,7 @@ class AcT(Method):
             if value not in allowed:
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
         if self.skip_first < 0:
-            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """A map for each place. Raises SetupError without pairs, and where both sides have the same texts.

@@ -78,7 +78,7 @@ class ActivationScaling(Method):
         if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
             raise SetupError(
                 f"method.steps={self.steps}, method.batch_size={self.batch_size}, method.learning_rate="
-                f"{self.learning_rate}: steps and batch size are at least 1, the learning rate is above 0"
+                f"{self.learning_rate}: steps and batch size must be at least 1, the learning rate is above 0"
             )
         if self.kl_weight < 0 or self.sparsity < 0:
             raise SetupError(

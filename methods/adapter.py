@@ -67,7 +67,7 @@ class AdapterMethod(Method):
         check_recipe(self.recipe)
         if type(self.rank) is not int or self.rank < 1 or not 1 <= self.alpha < math.inf:
             raise SetupError(
-                f"method.rank={self.rank}, method.alpha={self.alpha}: both are at least 1, and rank is a whole number"
+                f"method.rank={self.rank}, method.alpha={self.alpha}: both must be at least 1, and rank a whole number"
             )
 
     def training(self, model: PreTrainedModel) -> TrainingMemory | None:

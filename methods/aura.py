@@ -88,7 +88,7 @@ class AurA(Method):
                 f"method.min_auroc={self.min_auroc}: expected at least {CHANCE}, which is chance, and below 1"
             )
         if self.skip_first < 0:
-            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
         for layer in range(len(layout.blocks(model))):
             sites.mlp_linears(model, layer)
 

@@ -74,7 +74,7 @@ class CAA(Method):
             if value not in allowed:
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
         if self.skip_first < 0:
-            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
         if self.norm is not None and not 0 < self.norm < float("inf"):
             raise SetupError(
                 f"method.norm={self.norm}: expected a length above 0, or null to leave the vector as it is"

@@ -116,7 +116,7 @@ class Gate(Method):
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
         layout.layer_index(model, self.condition_layer, "method.condition_layer")
         if self.skip_first < 0:
-            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
         if self.threshold is not None and not math.isfinite(self.threshold):
             raise SetupError(f"method.threshold={self.threshold}: a cosine, or null for the one with the largest F1")
         if self.components < 1:

@@ -99,7 +99,7 @@ class ITI(Method):
                     f"method.{option}={getattr(self, option)!r}: allowed are {', '.join(get_args(allowed))}"
                 )
         if self.skip_first < 0:
-            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
         if not 0 <= self.head_fraction <= 1:
             raise SetupError(f"method.head_fraction={self.head_fraction} is outside [0, 1]; the paper's is 0.047")
         if not 0 < self.held_out < 1:

@@ -63,7 +63,7 @@ class ITIC(Method):
                     f"method.{option}={getattr(self, option)!r}: allowed are {', '.join(get_args(allowed))}"
                 )
         if self.skip_first < 0:
-            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
         layout.stream_rows(model, 0, "o")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:

@@ -68,7 +68,7 @@ class MeanCentring(Method):
             if value not in allowed:
                 raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
         if self.skip_first < 0:
-            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
         if self.max_tokens < 1:
             raise SetupError(f"method.max_tokens={self.max_tokens}: a text needs at least 1 token")
 

@@ -76,7 +76,7 @@ class RepE(Method):
         vectors.check_choice("operation", self.operation, get_args(Operation))
         vectors.check_choice("scope", self.scope, get_args(RepEScope))
         if self.skip_first < 0:
-            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
         """Always 1 at each block, since the strength itself is in mean residual norms."""

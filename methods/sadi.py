@@ -76,7 +76,7 @@ class SADI(Method):
                     f"method.{option}={getattr(self, option)!r}: allowed are {', '.join(get_args(allowed))}"
                 )
         if self.skip_first < 0:
-            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 reads from the first token on")
+            raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
         if not (0 < self.top < 1 or (self.top >= 1 and float(self.top).is_integer())):
             raise SetupError(
                 f"method.top={self.top}: expected a number of elements of at least 1, or a share of them in (0, 1)"

@@ -68,7 +68,7 @@ class Recipe(NamedTuple):
 def check_recipe(recipe: Recipe) -> None:
     """Raises SetupError for numbers that train nothing."""
     if recipe.epochs < 1 or recipe.batch_size < 1 or not 0 < recipe.learning_rate < math.inf:
-        raise SetupError(f"{recipe}: epochs and batch size are at least 1, the learning rate is above 0")
+        raise SetupError(f"{recipe}: epochs and batch size must be at least 1, the learning rate above 0")
     if recipe.optimizer not in get_args(OptimizerName):
         raise SetupError(f"method.optimizer={recipe.optimizer!r}: allowed are {', '.join(get_args(OptimizerName))}")
 

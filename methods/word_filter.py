@@ -80,7 +80,7 @@ class WordFilter(Method):
         if self.count < 1 or self.min_texts < 1 or not math.isfinite(self.min_log_odds):
             raise SetupError(
                 f"method.count={self.count}, method.min_texts={self.min_texts}, method.min_log_odds="
-                f"{self.min_log_odds}: the first two are at least 1, the last is a number"
+                f"{self.min_log_odds}: the first two must be at least 1, the last a number"
             )
         if self.words is not None:
             read(self.words)

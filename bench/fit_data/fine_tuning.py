@@ -49,7 +49,7 @@ class HumanToxic(FitSource):
         """Raises SetupError for a count below 1."""
         if self.count < 1 or self.skip < 0:
             raise SetupError(
-                f"harmful texts: count={self.count}, skip={self.skip}; count is at least 1, skip at least 0"
+                f"harmful texts: count={self.count}, skip={self.skip}; count must be at least 1, skip at least 0"
             )
 
     def identity(self) -> dict[str, Any]:

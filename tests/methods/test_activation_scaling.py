@@ -222,8 +222,8 @@ def test_what_can_be_exported(architecture):
 def test_wrong_settings_and_data():
     lm = tiny_lm()
     for options, message in (
-        ({"steps": 0}, "steps and batch size are at least 1"),
-        ({"batch_size": 0}, "steps and batch size are at least 1"),
+        ({"steps": 0}, "steps and batch size must be at least 1"),
+        ({"batch_size": 0}, "steps and batch size must be at least 1"),
         ({"learning_rate": 0}, "the learning rate is above 0"),
         ({"kl_weight": -1}, "neither may be negative"),
         ({"sparsity": -1}, "neither may be negative"),

@@ -264,7 +264,7 @@ def test_an_artefact_of_another_model_or_option():
         ({"outside": math.nan}, "nats, 0 or more"),
         ({"edge": -1}, "nats, 0 or more"),
         ({"edge": math.inf}, "nats, 0 or more"),
-        ({"epochs": 0}, "epochs and batch size are at least 1"),
+        ({"epochs": 0}, "epochs and batch size must be at least 1"),
     ],
 )
 def test_wrong_settings(options, told):
