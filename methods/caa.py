@@ -31,7 +31,7 @@ class CAA(Method):
     the one token of an answer letter and are read there (section 3); ours differ in a whole continuation, of which
     `continuation` reads every token, `last` only the last. `all` includes the prompt and thus the first
     token: an attention sink, whose weight in a mean depends on the length of the text; `skip_first: 1` leaves it out.
-    `letter` is the paper's own position, the last token but one of a text that ends in an answer like "(A)"; fit
+    `letter` is the paper's own position, the second to last token of a text that ends in an answer like "(A)"; fit
     checks of every text that this token is the letter. The pairs of pairs=ab end so.
     Strength is the paper's multiplier, positive moves toward `desired`.
 
@@ -133,7 +133,7 @@ class CAA(Method):
 
 
 def _to_letter(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, text: Text) -> Text:
-    """The text up to its last token but one, which no later token can change in a causal model.
+    """The text without its last token, which cannot change the earlier ones in a causal model.
 
     Raises SetupError where that token is not the letter of the last "(X)" in the text.
     """

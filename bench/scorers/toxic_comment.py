@@ -217,7 +217,7 @@ def words_of(tokenizer: bytes) -> Words:
 class _Plain(Unpickler):
     """Reads a pickled Keras Tokenizer into an object that holds its plain values and has no code; nothing is imported.
 
-    The four names that it consists of stand for harmless things here; every other name is refused when it is met.
+    The four names in such a pickle are mapped to harmless objects; every other name is refused when it is read.
     """
 
     def __init__(self, content: bytes) -> None:
