@@ -139,6 +139,6 @@ def _check_clashes(plugins: Sequence[Plugin]) -> None:
             other = first.setdefault(name, plugin)
             if other is not plugin:
                 raise SetupError(
-                    f"{name.parent}={name.stem} is there twice: in {other.conf / name} ({other.owner}) and in {file} "
+                    f"{name.parent}={name.stem} is defined twice: in {other.conf / name} ({other.owner}) and in {file} "
                     f"({plugin.owner}); rename one of the files, or uninstall one of the packages"
                 )

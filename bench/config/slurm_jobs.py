@@ -49,6 +49,6 @@ class Watcher(SlurmInfoWatcher):
 
 
 def watch() -> Watcher:
-    """From now on this process asks in that way for the jobs that it launches."""
+    """Make this process use the watcher for the jobs that it launches."""
     SlurmJob.watcher = found = Watcher(delay_s=DELAY_SECONDS)
     return found

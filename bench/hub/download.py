@@ -1,4 +1,4 @@
-"""Files of a repository at a commit, fetched into the cache of the hub's client, where a cut download goes on.
+"""Files of a repository at a commit, fetched into the cache of the hub's client, where an interrupted download continues.
 
 The client begins a large file again after its process has ended (huggingface_hub 2.4). So these are fetched here, into
 `blobs/<sha256>.part`, which the next command continues; the client then finds the whole file and links it.
@@ -46,7 +46,7 @@ def fetch(repo: Repo, found: Listing, names: Iterable[str], offline: bool = Fals
 
 
 def fetch_url(url: str, target: Path, digest: str, otherwise: str) -> Path:
-    """A file of the web whose sha256 is known, in its place; a download that was cut goes on.
+    """A file of the web whose sha256 is known, in its place; an interrupted download continues.
 
     otherwise: what to do without network, for the message. Raises SetupError where it does not come, or is another one.
     """

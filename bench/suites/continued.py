@@ -67,7 +67,7 @@ class Continued(Suite[list[Block]]):
     decoding: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        """Raises SetupError for a number of texts or prompts that there cannot be, and for unknown decoding."""
+        """Raises SetupError for an impossible number of texts or prompts, and for unknown decoding."""
         for option in ("k", "prompts", "dev_k", "dev_prompts", "unsteered_k"):
             count = getattr(self, option)
             if option in ("prompts", "unsteered_k") and count is None:

@@ -97,7 +97,7 @@ class Divergence(Suite[Logits]):
     skip: int = 200
 
     def __post_init__(self) -> None:
-        """Raises SetupError for a number of texts or tokens that there cannot be."""
+        """Raises SetupError for an impossible number of texts or tokens."""
         for option, least in (("texts", 1), ("dev_texts", 1), ("max_tokens", 1), ("skip", 0)):
             value = getattr(self, option)
             if value is not None and value < least:

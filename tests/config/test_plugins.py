@@ -239,7 +239,7 @@ def test_a_choice_that_is_ours_cannot_be_replaced(site):
         with pytest.raises(SetupError) as caught:
             refused()
         message = str(caught.value)
-        assert message.startswith("method=caa is there twice") and "(steerbench)" in message
+        assert message.startswith("method=caa is defined twice") and "(steerbench)" in message
         assert str(folders.folder() / "method/caa.yaml") in message
         assert f"{folder / 'conf/method/caa.yaml'} (dist-thief 1.2)" in message
 
@@ -247,7 +247,7 @@ def test_a_choice_that_is_ours_cannot_be_replaced(site):
 def test_two_plugins_with_one_name_for_a_choice(site):
     first = package(site, "first", {"conf/pairs/a.yaml": "path: x\n", "conf/method/theirs.yaml": METHOD})
     second = package(site, "second", {"conf/scorer/a.yaml": "# @package scorer.a\n", "conf/method/theirs.yaml": METHOD})
-    with pytest.raises(SetupError, match="^method=theirs is there twice") as caught:
+    with pytest.raises(SetupError, match="^method=theirs is defined twice") as caught:
         folders.folders()
     for folder, owner in ((first, "dist-first 1.2"), (second, "dist-second 1.2")):
         assert f"{folder / 'conf/method/theirs.yaml'} ({owner})" in str(caught.value)
@@ -258,7 +258,7 @@ def test_a_clash_is_told_without_a_traceback(site, capsys, arguments):
     package(site, "thief", {"conf/method/caa.yaml": METHOD})
     assert main(arguments) == 2
     output = capsys.readouterr()
-    assert "error: method=caa is there twice" in output.err and "dist-thief 1.2" in output.err
+    assert "error: method=caa is defined twice" in output.err and "dist-thief 1.2" in output.err
     assert "Traceback" not in output.err and output.out == ""
 
 

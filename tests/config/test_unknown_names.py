@@ -179,4 +179,4 @@ def test_a_folder_that_a_user_names_is_read_for_that_run(tmp_path):
     assert "did you mean method?" in refused(named, "metod=mine")
     assert "no such folder" in refused(f"hydra.searchpath=[{tmp_path / 'none'}]")
     (tmp_path / "own" / "method" / "caa.yaml").write_text("_target_: methods.caa.CAA\n")
-    assert "method=caa is there twice" in refused(named, "method=caa")
+    assert "method=caa is defined twice" in refused(named, "method=caa")
