@@ -1,4 +1,4 @@
-"""Files of a repository at a commit, fetched into the cache of the hub's client, where an interrupted download continues.
+"""Files of a repository at a commit, fetched into the cache of the hub's client, where interrupted downloads continue.
 
 The client begins a large file again after its process has ended (huggingface_hub 2.4). So these are fetched here, into
 `blobs/<sha256>.part`, which the next command continues; the client then finds the whole file and links it.

@@ -25,9 +25,7 @@ CONTENT = (
     "Content note: these numbers are about toxic text. The sampled texts under runs/generations may offend; "
     "none is shown here."
 )
-SEPARATE = (
-    "Results of different models, data or decoding are in separate tables; do not compare numbers of two tables."
-)
+SEPARATE = "Results of different models, data or decoding are in separate tables; do not compare numbers of two tables."
 
 
 Called = Mapping[str, str] | None

@@ -60,7 +60,7 @@ class Detoxify:
             raise SetupError(f"scorer.detoxify.checkpoint={self.checkpoint}: no such file. {_help(self.model_type)}")
         if self.sha256 is not None and not SHA256.fullmatch(str(self.sha256)):
             raise SetupError(
-                f"scorer.detoxify.sha256={self.sha256}: 64 hex digits in lower case, as sha256sum FILE prints"
+                f"scorer.detoxify.sha256={self.sha256}: expected 64 hex digits in lower case, as sha256sum FILE prints"
             )
         if self.checkpoint is None:
             url, digits = _published(self.model_type)

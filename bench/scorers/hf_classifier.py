@@ -193,10 +193,10 @@ def activation_of(problem_type: str | None, labels: int, asked: Activation | Non
     trained = TRAINED[problem_type] if problem_type else None
     if labels == 1 and trained == "softmax":
         raise SetupError(
-            f"scorer.{name}: the model has a single label, and its config.json says problem_type={problem_type}: of a "
-            "single label the softmax is always 1, and newer versions of transformers do not load it. If it was "
-            "trained to say yes or no to that label, set problem_type to null in the config.json of a folder with it, "
-            "and its sigmoid is taken; otherwise take another classifier"
+            f"scorer.{name}: the model has a single label, and its config.json says problem_type={problem_type}: the "
+            "softmax of a single label is always 1, and newer versions of transformers do not load it. If it was "
+            "trained to say yes or no to that label, set problem_type to null in the config.json of a copy of its "
+            "folder, so that its sigmoid is used; otherwise take another classifier"
         )
     if labels > 1 and trained and asked and trained != asked:
         raise SetupError(
