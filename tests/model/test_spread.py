@@ -162,7 +162,7 @@ def test_a_device_that_is_not_here_is_refused_first(device, monkeypatch):
 @pytest.mark.parametrize(
     ("limits", "device", "said"),
     [
-        ({"cpu": "1GiB"}, "cpu", "runtime.device=auto alone"),
+        ({"cpu": "1GiB"}, "cpu", "only works with runtime.device=auto"),
         ("20GiB", "auto", "a mapping"),
         ({}, "auto", "a mapping"),
         ({7: "1GiB"}, "auto", "max_memory.7: there is no such device"),
