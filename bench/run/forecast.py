@@ -115,5 +115,6 @@ def told(planned: Planned) -> list[str]:
         return hours_told(len(busy), todo, found, rows, cell.card or str(cell.lm.device))
 
     hours = bounded(cell.cfg, cell.label(), measured)
-    found = [*([] if isinstance(needed, Failure) else needed), hours]
-    return [one for one in found if not isinstance(one, Failure)]
+    if isinstance(hours, Failure):  # as its cell says too
+        return [] if isinstance(needed, Failure) else needed
+    return [*([f"memory: no estimate: {needed.message}"] if isinstance(needed, Failure) else needed), hours]

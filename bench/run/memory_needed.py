@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from bench.model import checkpoint, devices, memory
 from bench.run.cell import Cell
+from bench.suites.base import Split
 from bench.suites.continued import Continued
 from methods.base import Demand
 from methods.training_memory import readable
@@ -78,7 +79,9 @@ def _batches(cell: Cell, stages: Mapping[str, float]) -> Iterator[Batch]:
     for suite in cell.parts.suites.values():
         if isinstance(suite, Continued) and any(key.partition(" ")[0] == suite.name for key in stages):
             sampling = suite.decoded(cell.parts.sampling)
-            texts = max(len(suite.texts(split)[0]) * suite.samples_a_prompt(split) for split in ("dev", "test"))
+            tuned = cell.cfg.strength == "auto" and suite.name in cell.parts.tuning.suites
+            splits: tuple[Split, ...] = ("dev", "test") if tuned else ("test",)  # the source may have too few for both
+            texts = max(len(suite.texts(split)[0]) * suite.samples_a_prompt(split) for split in splits)
             rows = min(sampling.batch_size, texts)
             yield Batch(rows, -(-rows // suite.samples_a_prompt("test")), sampling.max_new_tokens)
 

@@ -204,20 +204,34 @@ def test_every_method_has_its_cells():
         assert next(iter(cell.parts.scorers)) == "detoxify" and cell.cfg.suite.commonsense.held_out
 
 
-@pytest.mark.slow
-def test_it_runs_to_its_table(world, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(forecast, "WORTH_TELLING", 0)
-    given = [
-        "experiment=standard", f"model.id={NAME}", f"scorer.detoxify.sha256={world}", *SMALL,
-        f"runtime.results={tmp_path / 'results'}",
-    ]  # fmt: skip
-    assert main(given) == 0
-    said = capsys.readouterr().err
-    assert "skipped" not in said and "failed" not in said
-    assert "6.95e-05 billion weights in bfloat16 take 0.139 MB" in said and "time: 46 cells, " in said
+def given_and_small(world, tmp_path):
+    results = f"runtime.results={tmp_path / 'results'}"
+    return ["experiment=standard", f"model.id={NAME}", f"scorer.detoxify.sha256={world}", *SMALL, results]
+
+
+def assert_memory_is_told(said):
+    assert "6.95e-05 billion weights in bfloat16 take 0.139 MB" in said
     steering, training = (re.search(f"memory of {what}, .*", said)[0] for what in ("steering", "training"))
     assert set(re.findall(r"(\w+) [\d.]+ MB", steering)) >= {"self_debias", "dexperts", "sasa"}
     assert set(re.findall(r"(\w+) [\d.]+ MB", training)) == TRAINING
+
+
+def test_a_dry_run_tells_cells_and_memory(world, tmp_path, capsys):
+    assert main([*given_and_small(world, tmp_path), "runtime.dry_run=true"]) == 0
+    said = capsys.readouterr().out
+    assert "46 cells, 0 known" in said
+    assert_memory_is_told(" ".join(said.split()))
+
+
+@pytest.mark.slow
+def test_it_runs_to_its_table(world, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(forecast, "WORTH_TELLING", 0)
+    given = given_and_small(world, tmp_path)
+    assert main(given) == 0
+    said = capsys.readouterr().err
+    assert "skipped" not in said and "failed" not in said
+    assert "time: 46 cells, " in said
+    assert_memory_is_told(said)
     found = [one for one in map(record.read, (tmp_path / "results/runs/records").iterdir()) if one]
     test = [one for one in found if one.split == "test"]
     assert {one.suite for one in test} == set(compose.compose(["experiment=standard"]).suite)
