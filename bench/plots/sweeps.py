@@ -204,12 +204,25 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
 
 
 def curve_names(rests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The method of each curve, with the settings that tell it from others of its method."""
+    """The method of each curve, with the settings that tell it from others of its name."""
     found = []
-    called = titles.called({str(rest["method"]) for rest in rests})
-    for rest in rests:
-        twins = [other for other in rests if other["method"] == rest["method"]]
+    called = titles.called({name for rest in rests for name in methods(rest)})
+    names = [", then ".join([called[first], *(lower(called[name]) for name in then)])
+             for first, *then in map(methods, rests)]  # fmt: skip
+    for name, rest in zip(names, rests, strict=True):
+        twins = [other for other_name, other in zip(names, rests, strict=True) if other_name == name]
         told = [f"{key}={rest[key]}" for key in rest if any(other.get(key) != rest[key] for other in twins)]
-        name = str(rest["method"]).replace("_", " ") if rest["method"] == RANDOM else called[str(rest["method"])]
-        found.append(escape.visible(name + (f" ({', '.join(told)})" if told else "")))
+        shown = name.replace("_", " ") if rest["method"] == RANDOM else name
+        found.append(escape.visible(shown + (f" ({', '.join(told)})" if told else "")))
     return found
+
+
+def methods(rest: Mapping[str, Any]) -> list[str]:
+    """The method of a curve; of one that is made of others its parts, in the order of their names."""
+    parts = rest["parts"].values() if isinstance(rest.get("parts"), Mapping) else ()
+    return [str(part["name"]) for part in parts if isinstance(part, Mapping)] or [str(rest["method"])]
+
+
+def lower(title: str) -> str:
+    """A title within a sentence: small at its beginning, but for a name with more capitals."""
+    return title[:1].lower() + title[1:] if title[1:].islower() else title

@@ -1,0 +1,18 @@
+"""The first part of a stack as a cell of its own: fitted on the bare model, so where that is done it is not done again."""
+
+from omegaconf import DictConfig
+
+from methods.base import Method
+
+
+def alone(cfg: DictConfig, method: Method) -> tuple[str, DictConfig] | None:
+    """The first part's name, and the settings that fit it alone; None for a method without parts, and for a control."""
+    if not method.part_needs or "parts" not in cfg.method or cfg.control is not None:
+        return None
+    name = next(iter(method.part_needs))
+    own = cfg.copy()
+    own.method = cfg.method.parts[name]
+    for field, node in (cfg.part_data.get(name) or {}).items():
+        own[field] = node
+    own.part_data = {}
+    return name, own
