@@ -23,6 +23,7 @@ from bench.plots.panels import label_noise, layers, sample_size, strength
 from bench.plots.style import NoSuchPage, NothingToDraw, Width, save
 from bench.plots.tampering import fine_tuned, tampering
 from bench.plots.tradeoff import tradeoff
+from bench.plots.training import trained, training
 from bench.records.names import RANDOM
 from bench.records.table import Result, read_records
 from methods.errors import SetupError
@@ -118,6 +119,11 @@ def over_examples(source: Source) -> list[Drawing]:
     return [(suffix(table.number), (fine_tuned(table),)) for table in source.tables]
 
 
+def over_training(source: Source) -> list[Drawing]:
+    """Curves over the learning rates and passes that methods were trained with are drawn."""
+    return [(suffix(table.number), (trained(table),)) for table in source.tables]
+
+
 def over_layers(source: Source) -> list[Drawing]:
     """Curves over the layers that methods steered are drawn."""
     return [(suffix(table.number), (sweeps.layers(table),)) for table in source.tables]
@@ -139,6 +145,7 @@ KINDS = {
     "sample_size": Kind("change against the number of training pairs", sample_size, over_sizes),
     "label_noise": Kind("change against the share of training pairs with swapped labels", label_noise, over_noise),
     "tampering": Kind("change against the number of examples fine-tuned on afterwards", tampering, over_examples),
+    "training": Kind("change against the learning rate and the passes of a training", training, over_training),
     "layers": Kind("change against the layer that is steered", layers, over_layers),
 }
 

@@ -162,7 +162,7 @@ def frame(
         if place is not None and place.row in table.pairs:
             curves[digest([place.unit, place.rest])].setdefault(place.x, place)
     kept = [one for one in curves.values() if len(one) >= FEWEST]
-    names = curve_names([next(iter(one.values())).rest for one in kept])
+    names = curve_names([next(iter(one.values())) for one in kept])
     rows = []
     with threadpool_limits(1, "blas"):  # as for the leaderboard: threads slow small products and could round otherwise
         for name, curve in zip(names, kept, strict=True):
@@ -203,14 +203,17 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
     return {"chosen": any(one.chosen == x for one in mine), "bound": mine[0].perplexity_bound}
 
 
-def curve_names(rests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The method of each curve, with the settings that tell it from others of its name."""
+def curve_names(places: Sequence[Place]) -> list[str]:
+    """The method of the curve of each place, with the settings that tell it from others of its name and unit."""
     found = []
-    called = titles.called({name for rest in rests for name in methods(rest)})
-    names = [", then ".join([called[first], *(lower(called[name]) for name in then)])
-             for first, *then in map(methods, rests)]  # fmt: skip
-    for name, rest in zip(names, rests, strict=True):
-        twins = [other for other_name, other in zip(names, rests, strict=True) if other_name == name]
+    called = titles.called({name for place in places for name in methods(place.rest)})
+    parts = [[called[name] for name in methods(place.rest)] for place in places]
+    named = [
+        (", then ".join([first, *map(lower, then)]), place) for (first, *then), place in zip(parts, places, strict=True)
+    ]
+    for name, place in named:
+        rest = place.rest
+        twins = [other.rest for its_name, other in named if (its_name, other.unit) == (name, place.unit)]
         told = [f"{key}={rest[key]}" for key in rest if any(other.get(key) != rest[key] for other in twins)]
         shown = name.replace("_", " ") if rest["method"] == RANDOM else name
         found.append(escape.visible(shown + (f" ({', '.join(told)})" if told else "")))

@@ -14,7 +14,7 @@ from bench.plots.panels import UNSTEERED, panels
 from bench.plots.style import NothingToDraw, Width
 from bench.plots.sweeps import MEASURES, Place, at, frame, named, settings
 
-COUNT = ("examples", "texts")  # ends of the name of the number of texts that a fine-tuning reads
+OWN = ("examples.texts", "examples.sources")  # what differs along a curve, and between panels
 MADE_OF_OTHERS = "stack"  # the family of such methods
 
 
@@ -60,12 +60,11 @@ def fine_tuned(table: Table) -> pd.DataFrame:
 
 def of_examples(row: Row) -> Place | None:
     """A row's place by its number of examples; None where it read none, and for controls."""
-    data = dict(learnt_from(row.fits[0]))
-    field = next((key.rpartition(".")[0] for key in data if tuple(key.split(".")[-2:]) == COUNT), None)
-    if field is None or row.is_control:
+    found = row.data.examples if row.data and not row.is_control else None
+    if found is None:
         return None
-    count, source = data.pop(f"{field}.texts"), data.pop(f"{field}.sources")
-    return Place(float(count), f"examples of {source}", named(row) | at(row) | settings(row) | data, row)
+    data = {key: value for key, value in learnt_from(row.fits[0]).items() if not key.endswith(OWN)}
+    return Place(float(found[0]), f"examples of {found[1]}", named(row) | at(row) | settings(row) | data, row)
 
 
 def beginnings(rows: Sequence[Row], places: Sequence[Place]) -> Iterator[Place]:

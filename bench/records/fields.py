@@ -199,6 +199,13 @@ class LearntFrom(Fields):
                 found |= {f"{key}.sources": " and ".join(one.name for one in sources), f"{key}.texts": count(about)}
         return found
 
+    @property
+    def examples(self) -> tuple[int, str] | None:
+        """How many of a user's examples were read, and where they are from; None where none were."""
+        named = self.named
+        keys = [key.removesuffix(".texts") for key in named if ("." + key).endswith(".examples.texts")]
+        return (int(named[f"{keys[0]}.texts"]), str(named[f"{keys[0]}.sources"])) if keys else None
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitFacts(Fields):

@@ -6,8 +6,8 @@ from methods.base import Method
 
 
 def alone(cfg: DictConfig, method: Method) -> tuple[str, DictConfig] | None:
-    """The first part's name, and the settings that fit it alone; None for a method without parts, and for a control."""
-    if not method.part_needs or "parts" not in cfg.method or cfg.control is not None:
+    """The first part's name, and the settings that fit it alone; None for a method without parts."""
+    if not method.part_needs or "parts" not in cfg.method:
         return None
     name = next(iter(method.part_needs))
     own = cfg.copy()

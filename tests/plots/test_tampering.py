@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from bench.leaderboard.formatting import brief, labels
 from bench.leaderboard.frame import tables
 from bench.plots import draw, style
 from bench.plots.tampering import fine_tuned, tampering
@@ -96,6 +97,12 @@ def test_mixed_examples_count_together(tmp_path):
     assert fine_tuned(found)["x"].tolist() == [0.0, 40.0, 160.0]
 
 
+def test_rows_of_the_leaderboard_say_what_they_were_fine_tuned_on(table):
+    names = labels(table.frame)
+    assert len(set(names)) == len(names) - 1  # DeTox has two strengths
+    assert f"finetune (8 examples of {TOXIC})" in names and f"stack (32 examples of {BENIGN})" in names
+
+
 @pytest.mark.parametrize("width", ["single", "double"])
 def test_each_kind_of_examples_has_its_panel(table, width):
     (figure,) = draw.pages(draw.KINDS["tampering"], (fine_tuned(table),), width)
@@ -110,3 +117,7 @@ def test_each_kind_of_examples_has_its_panel(table, width):
     assert {x for x, _ in marks(ax)} == {0.0, 8.0, 32.0}
     zero, first, last = ax.xaxis.get_transform().transform(np.array([0.0, 8.0, 32.0]))
     assert 0.2 < (first - zero) / (last - zero) < 0.8  # 0 has room beside 8
+
+
+def test_a_method_within_a_method_is_shown_by_its_name():
+    assert brief(stack()["parts"]) == {"first": "detox", "second": "finetune"} and brief(0.2) == 0.2
