@@ -208,14 +208,14 @@ def curve_names(places: Sequence[Place]) -> list[str]:
     found = []
     called = titles.called({name for place in places for name in methods(place.rest)})
     parts = [[called[name] for name in methods(place.rest)] for place in places]
-    named = [
+    entitled = [
         (", then ".join([first, *map(lower, then)]), place) for (first, *then), place in zip(parts, places, strict=True)
     ]
-    for name, place in named:
+    for name, place in entitled:
         rest = place.rest
-        twins = [other.rest for its_name, other in named if (its_name, other.unit) == (name, place.unit)]
+        twins = [other.rest for its_name, other in entitled if (its_name, other.unit) == (name, place.unit)]
         told = [f"{key}={rest[key]}" for key in rest if any(other.get(key) != rest[key] for other in twins)]
-        shown = name.replace("_", " ") if rest["method"] == RANDOM else name
+        shown = str(rest["method"]).replace("_", " ") if rest["method"] == RANDOM else name
         found.append(escape.visible(shown + (f" ({', '.join(told)})" if told else "")))
     return found
 
