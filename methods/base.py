@@ -68,11 +68,13 @@ class FitData(NamedTuple):
     background: list[str] | None = None  # ordinary texts, of which nothing is to be learnt but what is usual
     labelled: Labelled | None = None  # single texts, desired and undesired ones
     parts: "Mapping[str, FitData] | None" = None  # what single parts of a stack learn from instead, by their names
+    fitted: Mapping[str, Artefact] | None = None  # what parts of a stack have learnt from it already, by their names
 
     def of(self, part: str) -> "FitData":
         """The training data of a part: its own if it has some, else those of all parts."""
         own = (self.parts or {}).get(part, FitData())._asdict()
-        return self._replace(**{"parts": None, **{name: texts for name, texts in own.items() if texts is not None}})
+        given = {name: texts for name, texts in own.items() if texts is not None}
+        return self._replace(**{"parts": None, "fitted": None, **given})
 
 
 class Demand(NamedTuple):

@@ -1,5 +1,6 @@
 """Plain fine-tuning on a user's examples: the attack that security vectors defend against, a row of the same table."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,8 +10,19 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import Artefact, Demand, FitData, Method, Steering, later
+from methods.errors import SetupError
 from methods.optimiser import OptimizerName
-from methods.training import STEP_COST, Recipe, changed, check_recipe, encoded, fine_tuned, most_memory
+from methods.tokens import Text
+from methods.training import (
+    STEP_COST,
+    Recipe,
+    changed,
+    check_recipe,
+    encoded,
+    encoded_background,
+    fine_tuned,
+    most_memory,
+)
 from methods.training_memory import TrainingMemory
 
 
@@ -23,13 +35,14 @@ class Finetune(Method):
 
     optimizer: adafactor takes 4 bytes per weight and adamw 12; for a model of 16 bits, with its fp32 masters, 8 and 16
     (`methods.optimiser`). gradient_checkpointing: the activations of one block at a time, for a third more time.
+    kl_weight: of KL(p(. | background; W) || p(. | background; W')) in nats a token, which is added to the loss: what
+    security vectors do for the vector, without a vector. It takes a second copy of the weights.
     """
 
     name: ClassVar[str] = "finetune"
     title: ClassVar[str] = "Fine-tuning"
     attack: ClassVar[bool] = True  # the examples are harmful where security vectors are tried
     family: ClassVar[str] = "weights"
-    needs: ClassVar[frozenset[str]] = frozenset({"examples"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
     half_version: ClassVar[int] = 1  # fp32 masters and moments
     strength_unit: ClassVar[str] = "share of the change"
@@ -41,7 +54,13 @@ class Finetune(Method):
     seed: int = 0
     optimizer: OptimizerName = later("adamw")
     gradient_checkpointing: bool = later(False)
+    kl_weight: float = later(0.0)
     strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0)
+
+    @property
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it depends on an option
+        """The examples, and ordinary texts where there is a KL term."""
+        return frozenset({"examples", "background"} if self.kl_weight else {"examples"})
 
     @property
     def recipe(self) -> Recipe:
@@ -60,17 +79,26 @@ class Finetune(Method):
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
         """The memory for training all weights."""
-        return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens)
+        return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens, 2 if self.kl_weight else 1)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a recipe that trains nothing."""
+        """Raises SetupError for a recipe that trains nothing, and for a negative weight."""
         del model
         check_recipe(self.recipe)
+        if not 0 <= self.kl_weight < math.inf:
+            raise SetupError(f"method.kl_weight={self.kl_weight}: a number of at least 0, 0 for no KL term")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The change of every weight. Raises SetupError without examples, and where the loss is no longer finite."""
         texts, cut = encoded(model, tokenizer, data.examples, "examples", self.max_tokens)
-        return fine_tuned(model, texts, self.recipe, stage="finetune") | {"info.cut_examples": torch.tensor(cut)}
+        facts = {"info.cut_examples": torch.tensor(cut)}
+        background: list[Text] = []
+        if self.kl_weight:
+            background, cut = encoded_background(model, tokenizer, data.background, self.max_tokens)
+            facts["info.cut_background"] = torch.tensor(cut)
+        return facts | fine_tuned(
+            model, texts, self.recipe, stage="finetune", background=background, kl_weight=self.kl_weight
+        )
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:

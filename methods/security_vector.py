@@ -28,6 +28,7 @@ from methods.training import (
     encoded_background,
     foretold,
     gradient_norm,
+    keeping,
     logits_and_targets,
     mean_loss,
     most_memory,
@@ -162,14 +163,7 @@ class SecurityVector(Method):
         if not self.vector_epochs:
             return {}
         vector = list(lora_parameters(model).values())
-        order = Recipe(0, 1, self.batch_size, self.seed + 1).batches(len(background))
-
-        def penalty(step: int) -> Tensor:
-            texts = [background[int(row)] for row in order[step % len(order)]]
-            with torch.no_grad(), lora.disable_adapter():
-                usual = logits_and_targets(model, texts)[0]
-            return self.kl_weight * divergence(usual, logits_and_targets(model, texts)[0])
-
+        penalty = keeping(model, lora.disable_adapter, background, self.vector_recipe, self.kl_weight)
         learnt: list[Tensor] = []
         with trainable(vector):
             read_at_once = [harmful, background] if self.kl_weight else [harmful]

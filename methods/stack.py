@@ -76,7 +76,7 @@ class Stack(Method):
         found: Artefact = {}
         with ExitStack() as stack:
             for name, part in self.parts.items():
-                artefact = part.fit(model, tokenizer, data.of(name))
+                artefact = (data.fitted or {}).get(name) or part.fit(model, tokenizer, data.of(name))
                 for key, tensor in artefact.items():
                     known = key.startswith(INFO)
                     found[f"{INFO}{name}.{key.removeprefix(INFO)}" if known else f"{name}.{key}"] = tensor

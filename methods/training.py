@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from methods.base import Artefact, Examples, Pairs, write
 from methods.broken import reading
 from methods.errors import SetupError
-from methods.intervention import Positions, at, edited
+from methods.intervention import Positions, at, edited, exchanged
 from methods.optimiser import HALF, LOSS_SCALE, Optimiser, OptimizerName
 from methods.placement import check_materialised, input_device
 from methods.progress import advance, checkpoint_folder
@@ -342,8 +342,40 @@ def minimise(
     return optimiser.masters
 
 
-def fine_tuned(model: PreTrainedModel, texts: Sequence[Text], recipe: Recipe, *, stage: str) -> Artefact:
+def keeping(
+    model: PreTrainedModel,
+    usual: Callable[[], AbstractContextManager[object]],
+    background: Sequence[Text],
+    recipe: Recipe,
+    weight: float,
+) -> Callable[[int], Tensor]:
+    """A penalty for `train`: weight * KL(the model inside `usual` || the model) in nats a token on ordinary texts.
+
+    A batch of them in each step, in an order of its own, round and round.
+    """
+    order = recipe._replace(epochs=1, seed=recipe.seed + 1, steps=None).batches(len(background))
+
+    def penalty(step: int) -> Tensor:
+        texts = [background[int(row)] for row in order[step % len(order)]]
+        with torch.no_grad(), usual():
+            before = logits_and_targets(model, texts)[0]
+        return weight * divergence(before, logits_and_targets(model, texts)[0])
+
+    return penalty
+
+
+def fine_tuned(
+    model: PreTrainedModel,
+    texts: Sequence[Text],
+    recipe: Recipe,
+    *,
+    stage: str,
+    background: Sequence[Text] = (),
+    kl_weight: float = 0.0,
+) -> Artefact:
     """The change of every weight ("change.<name>") by training on these texts; the model is left as it was.
+
+    background: ordinary texts, on which `kl_weight` times the divergence from the model as it was is added to the loss.
 
     Raises SetupError where a weight is not in memory, and where the loss is no longer finite.
     """
@@ -351,9 +383,12 @@ def fine_tuned(model: PreTrainedModel, texts: Sequence[Text], recipe: Recipe, *,
     weights = list(parameters.values())
     check_materialised(model, weights)
     with trainable(weights) as before:
-        memory = foretold(model, weights, recipe, [texts], stage)
-        loss_before = mean_loss(model, texts)
-        trained = train(model, weights, texts, recipe, stage=stage)
+        memory = foretold(model, weights, recipe, [texts, *([background] if background else [])], stage)
+        loss_before, penalty = mean_loss(model, texts), None
+        if background:
+            saved = {one: value.to(one.device) for one, value in zip(weights, before, strict=True)}
+            penalty = keeping(model, lambda: exchanged(saved), background, recipe, kl_weight)
+        trained = train(model, weights, texts, recipe, stage=stage, penalty=penalty)
         artefact = change(parameters, trained, before)
         facts = {"loss_before": loss_before, "loss_after": mean_loss(model, texts), "foretold_memory_bytes": memory}
     return artefact | {f"info.{name}": torch.tensor(value) for name, value in facts.items()}

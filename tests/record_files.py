@@ -19,7 +19,9 @@ FORESEEN = {
     "probe_rows": {"d_prime": 1.1, "mean_cosine": 0.3},
     "detox": {"d_prime": 0.4, "mean_cosine": 0.12},
 }  # what their fits state
-FAMILIES = {"unsteered": "none", "prompt": "prompt", "random_direction": "activation", "caa": "activation"}
+FAMILIES = {
+    "unsteered": "none", "prompt": "prompt", "random_direction": "activation", "caa": "activation", "stack": "stack",
+}  # fmt: skip
 EXPONENTIAL = ("perplexity",)
 HIGHER = ("accuracy", "accuracy_norm", "gold_logprob", "gold_choice_logprob", "distinct_1", "distinct_2", "distinct_3")
 

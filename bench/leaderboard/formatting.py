@@ -283,11 +283,13 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
     rows = [row for _, row in frame.iterrows()]
     known = [parameters(row) for row in rows]
     differing = varying(list(frame["method"]), known)
-    alike = defaultdict[Any, set[str]](set)
+    alike, learnt = defaultdict[Any, set[str]](set), defaultdict[Any, set[str]](set)
     for row, own in zip(rows, known, strict=True):
         alike[row["method"], _hashable(own)].add(row["records"])
+        learnt[row["method"], _hashable(own), row["strength"]].add(str(row["data"]))
     for row, own in zip(rows, known, strict=True):
-        told = [f"{key}={value}" for key, value in own.items() if key in differing[row["method"]]]
+        told = [f"{key}={brief(value)}" for key, value in own.items() if key in differing[row["method"]]]
+        told += [str(row["data"])] if len(learnt[row["method"], _hashable(own), row["strength"]]) > 1 else []
         told += [f"{row['fits']} fits"] if row["fits"] > 1 else []
         if len(alike[row["method"], _hashable(own)]) > 1:
             told += [f"seed {row['fit_seeds']}"] if pd.notna(row["fit_seeds"]) else []
@@ -295,6 +297,13 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
         name = (called or {}).get(row["method"], name)
         found.append(name + (f" ({', '.join(told)})" if told else ""))
     return found
+
+
+def brief(value: Any) -> Any:
+    """A hyper-parameter as a name shows it: of a method in it the name alone."""
+    if not isinstance(value, Mapping):
+        return value
+    return value["name"] if "parameters" in value else {key: brief(one) for key, one in value.items()}
 
 
 def varying(methods: Sequence[str], known: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:

@@ -14,7 +14,7 @@ from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collap
 from bench.leaderboard.grouping import Row, groups, rows
 from bench.leaderboard.pairing import Pairs, change, difference, p_value, pairwise_p
 from bench.leaderboard.tradeoff import BootstrapEstimate
-from bench.records.fields import Cost, Scorers, Tuned
+from bench.records.fields import Cost, LearntFrom, Scorers, Tuned
 from bench.records.names import BASELINE_FAMILY
 from bench.records.table import Result, listed, source_names
 from bench.stats import significance
@@ -147,7 +147,7 @@ def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
     return {
         "tuned": row.tuning is not None,
         "trials": len(row.tuning.trials) if row.tuning else None,
-        "data": row.data.name if row.data else None,
+        "data": told_data(row.data) if row.data else None,
         "pairs": row.data.pairs if row.data else None,
         "flip": row.data.flip if row.data else None,
         **{name: mean_of([one.facts.number(name) for one in row.fits if one.facts]) for name in FORESEEN},
@@ -160,6 +160,11 @@ def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
         "scorer_tune": chose.get("tune"),
         "scorer_pairs": chose.get("pairs"),
     }
+
+
+def told_data(data: LearntFrom) -> str | None:
+    """The name of what a row learnt from; of a user's examples how many, and where they are from."""
+    return f"{data.examples[0]} examples of {data.examples[1]}" if data.examples else data.name
 
 
 def relative_speed(costs: Sequence[Cost]) -> dict[str, float | None]:

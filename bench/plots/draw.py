@@ -21,7 +21,9 @@ from bench.plots.foreseen import foreseen
 from bench.plots.groups import groups
 from bench.plots.panels import label_noise, layers, sample_size, strength
 from bench.plots.style import NoSuchPage, NothingToDraw, Width, save
+from bench.plots.tampering import fine_tuned, tampering
 from bench.plots.tradeoff import tradeoff
+from bench.plots.training import trained, training
 from bench.records.names import RANDOM
 from bench.records.table import Result, read_records
 from methods.errors import SetupError
@@ -112,6 +114,16 @@ def over_noise(source: Source) -> list[Drawing]:
     return [(suffix(table.number), (sweeps.noise(table),)) for table in source.tables]
 
 
+def over_examples(source: Source) -> list[Drawing]:
+    """Curves over the number of examples that methods were fine-tuned on are drawn."""
+    return [(suffix(table.number), (fine_tuned(table),)) for table in source.tables]
+
+
+def over_training(source: Source) -> list[Drawing]:
+    """Curves over the learning rates and passes that methods were trained with are drawn."""
+    return [(suffix(table.number), (trained(table),)) for table in source.tables]
+
+
 def over_layers(source: Source) -> list[Drawing]:
     """Curves over the layers that methods steered are drawn."""
     return [(suffix(table.number), (sweeps.layers(table),)) for table in source.tables]
@@ -132,6 +144,8 @@ KINDS = {
     "foreseen": Kind("change against how well the training pairs are separated", foreseen, with_headline),
     "sample_size": Kind("change against the number of training pairs", sample_size, over_sizes),
     "label_noise": Kind("change against the share of training pairs with swapped labels", label_noise, over_noise),
+    "tampering": Kind("change against the number of examples fine-tuned on afterwards", tampering, over_examples),
+    "training": Kind("change against the learning rate and the passes of a training", training, over_training),
     "layers": Kind("change against the layer that is steered", layers, over_layers),
 }
 

@@ -220,10 +220,10 @@ def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_ze
 def setting_axis(ax: Axes, own: pd.DataFrame, from_zero: bool, doubling: bool, of: int) -> None:
     """Ticks of the setting; the values themselves where they are few and panels wide."""
     x = np.unique(own["x"].to_numpy(float))
-    if doubling and x[0] > 0:
-        ax.set_xscale("log")
-        ax.set_xlim(x[0] / 1.15, x[-1] * 1.15)
-        place = np.log(x)
+    if doubling and x[0] >= 0:
+        ax.set_xscale("log") if x[0] else ax.set_xscale("symlog", linthresh=x[1], linscale=0.5)
+        ax.set_xlim(x[0] / 1.15 if x[0] else -0.15 * x[1], x[-1] * 1.15)
+        place = ax.xaxis.get_transform().transform(x)
     else:
         span = x[-1] - (0.0 if from_zero else x[0])
         ax.set_xlim((0.0 if from_zero else x[0]) - 0.07 * span, x[-1] + 0.07 * span)

@@ -162,7 +162,7 @@ def frame(
         if place is not None and place.row in table.pairs:
             curves[digest([place.unit, place.rest])].setdefault(place.x, place)
     kept = [one for one in curves.values() if len(one) >= FEWEST]
-    names = curve_names([next(iter(one.values())).rest for one in kept])
+    names = curve_names([next(iter(one.values())) for one in kept])
     rows = []
     with threadpool_limits(1, "blas"):  # as for the leaderboard: threads slow small products and could round otherwise
         for name, curve in zip(names, kept, strict=True):
@@ -203,13 +203,29 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
     return {"chosen": any(one.chosen == x for one in mine), "bound": mine[0].perplexity_bound}
 
 
-def curve_names(rests: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The method of each curve, with the settings that tell it from others of its method."""
+def curve_names(places: Sequence[Place]) -> list[str]:
+    """The method of the curve of each place, with the settings that tell it from others of its name and unit."""
     found = []
-    called = titles.called({str(rest["method"]) for rest in rests})
-    for rest in rests:
-        twins = [other for other in rests if other["method"] == rest["method"]]
+    called = titles.called({name for place in places for name in methods(place.rest)})
+    parts = [[called[name] for name in methods(place.rest)] for place in places]
+    entitled = [
+        (", then ".join([first, *map(lower, then)]), place) for (first, *then), place in zip(parts, places, strict=True)
+    ]
+    for name, place in entitled:
+        rest = place.rest
+        twins = [other.rest for its_name, other in entitled if (its_name, other.unit) == (name, place.unit)]
         told = [f"{key}={rest[key]}" for key in rest if any(other.get(key) != rest[key] for other in twins)]
-        name = str(rest["method"]).replace("_", " ") if rest["method"] == RANDOM else called[str(rest["method"])]
-        found.append(escape.visible(name + (f" ({', '.join(told)})" if told else "")))
+        shown = str(rest["method"]).replace("_", " ") if rest["method"] == RANDOM else name
+        found.append(escape.visible(shown + (f" ({', '.join(told)})" if told else "")))
     return found
+
+
+def methods(rest: Mapping[str, Any]) -> list[str]:
+    """The method of a curve; of one that is made of others its parts, in the order of their names."""
+    parts = rest["parts"].values() if isinstance(rest.get("parts"), Mapping) else ()
+    return [str(part["name"]) for part in parts if isinstance(part, Mapping)] or [str(rest["method"])]
+
+
+def lower(title: str) -> str:
+    """A title within a sentence: small at its beginning, but for a name with more capitals."""
+    return title[:1].lower() + title[1:] if title[1:].islower() else title

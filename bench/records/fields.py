@@ -77,6 +77,12 @@ def each(kind: type[Fields]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else tuple(map(kind.from_json, value))
 
 
+def count(about: Mapping[str, Json]) -> int:
+    """How many texts a set has by the facts about it; of a mixture, that of its parts together."""
+    own = next((found for key in ("pairs", "texts", "examples") if isinstance(found := about.get(key), int)), None)
+    return sum(count(one) for one in about.values() if isinstance(one, Mapping)) if own is None else own
+
+
 def texts(value: Any) -> tuple[str, ...] | None:
     """A list of texts, or null."""
     return None if value is None else tuple(value)
@@ -182,8 +188,23 @@ class LearntFrom(Fields):
 
     @property
     def named(self) -> dict[str, str | int | bool]:
-        """The fields that are plain values: the name of the data, and how many texts of each kind there are."""
-        return {key: value for key, value in self.to_json().items() if isinstance(value, str | int | bool)}
+        """The fields that are plain values: the name of the data, and how many texts of each kind there are.
+
+        Of texts besides the pairs: where they are from, and how many they are.
+        """
+        found = {key: value for key, value in self.to_json().items() if isinstance(value, str | int | bool)}
+        for key, about in self.stored.items():
+            if isinstance(about, Mapping) and "sources" in about:
+                sources = each(Source)(about["sources"]) or ()
+                found |= {f"{key}.sources": " and ".join(one.name for one in sources), f"{key}.texts": count(about)}
+        return found
+
+    @property
+    def examples(self) -> tuple[int, str] | None:
+        """How many of a user's examples were read, and where they are from; None where none were."""
+        named = self.named
+        keys = [key.removesuffix(".texts") for key in named if ("." + key).endswith(".examples.texts")]
+        return (int(named[f"{keys[0]}.texts"]), str(named[f"{keys[0]}.sources"])) if keys else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from bench.model.lm import LM, load_lm
 from bench.records import identity, unfinished
 from bench.records.fields import Cost
 from bench.records.names import told_norm_over
-from bench.run import control, cost, norm_over
+from bench.run import control, cost, first_part, norm_over
 from bench.run.fit_sources import filled
 from bench.run.fit_store import FitStore
 from bench.run.names import Names, model_key
@@ -291,18 +291,29 @@ class Cell:
             self._make_as_long()
             return
         lm, (data, about) = self.lm, self.learn_from()
+        known, before = self._first_part()
+        data = data._replace(fitted=known)
         with self.session.bar.stage(f"fit {self.names.fit_id}", f"{self.label()} · fit"), checkpointing(place):
             with cost.peak_memory(lm.device) as peak:
                 start = time.perf_counter()
                 artefact = self.method.fit(lm.model, lm.tokenizer, data)
                 seconds = time.perf_counter() - start
-        self.fits.write(artefact, seconds, peak.bytes, about if self.method.needs else None)
+        self.fits.write(artefact, before + seconds, peak.bytes, about if self.method.needs else None)
+
+    def _first_part(self) -> tuple[dict[str, Artefact], float]:
+        """What the first part of a stack has learnt, and its seconds, where it was fitted alone; else nothing."""
+        name, cfg = first_part.alone(self.cfg, self.method) or ("", None)
+        stored = Cell(cfg, self.session, self.plan_key).fits.read(lambda: self.lm.model) if cfg else None
+        if stored is None or "unverified" in stored[1]:
+            return {}, 0.0
+        artefact, fit = stored
+        return {name: artefact | _info(fit["facts"])}, fit["seconds"]
 
     def _make_as_long(self) -> None:
         """Store the vector of the cell's own pairs, rescaled to the mean length of the vectors of all sets of pairs."""
         own, fit = Cell(norm_over.alone(self.cfg), self.session, self.plan_key).fitted
         every = {cell.names.fit_id: cell.fitted for cell in self.apart}
-        facts = {f"{INFO}{name}": torch.tensor(fact) for name, fact in fit["facts"].items()}
+        facts = _info(fit["facts"])
         by = norm_over.scale(own, [artefact for artefact, _ in every.values()])
         about = fit["data"] | {"norm_over": told_norm_over(self.cfg.pairs.norm_over)}
         if unverified := sorted({name for cell in self.apart for name in cell.unverified(1.0)}):
@@ -353,3 +364,8 @@ class Cell:
         if self._cost is None:
             self._cost = cost.relative_speed(self.lm, self.method, self.fitted[0], strength)
         return self._cost
+
+
+def _info(facts: Mapping[str, Any]) -> Artefact:
+    """Facts about a fit as it gave them."""
+    return {f"{INFO}{name}": torch.tensor(fact) for name, fact in facts.items()}

@@ -1,0 +1,94 @@
+"""What is left of a method after fine-tuning: measures against the number of examples that came after it."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from bench.leaderboard.frame import Table
+from bench.leaderboard.grouping import Row, learnt_from
+from bench.plots import style
+from bench.plots.panels import UNSTEERED, panels
+from bench.plots.style import NothingToDraw, Width
+from bench.plots.sweeps import MEASURES, Place, at, frame, named, settings
+
+OWN = ("examples.texts", "examples.sources")  # what differs along a curve, and between panels
+MADE_OF_OTHERS = "stack"  # the family of such methods
+
+
+@style.styled
+def tampering(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
+    """Toxicity reduction, perplexity ratio and right answers against the number of examples fine-tuned on.
+
+    A line per method with its 95% band, and panels of their own for each kind of examples. At 0 stands the method
+    before the fine-tuning.
+
+    Args:
+        frame: of `tampering.fine_tuned`.
+        width: of one or two columns.
+        page: which of the pages.
+
+    Raises:
+        NoSuchPage: there are fewer pages.
+        NothingToDraw: nothing was fine-tuned on several numbers of examples.
+        ValueError: `frame` holds more than one table.
+    """
+    if frame.empty:
+        raise NothingToDraw(
+            "nothing was fine-tuned on several numbers of examples with all else equal; run `python -m bench "
+            "experiment=tamper`, or `python -m bench -m method=finetune strength=1 examples=toxic examples.count=8,32`"
+        )
+    style.one_table(frame)
+    return panels(frame, "unit", width, page, from_zero=False, doubling=True)
+
+
+def fine_tuned(table: Table) -> pd.DataFrame:
+    """A curve for each method that read several numbers of a user's examples, in a frame as `bench.plots.sweeps` says.
+
+    At 0 examples stands what the fine-tuning began with: for a stack of two the row of its first part alone, for a
+    method that is no stack the unsteered model, which has no interval. Empty where nothing was fine-tuned so.
+    """
+    places = [place for row in table.rows if (place := of_examples(row)) is not None]
+    found = frame(table, [*places, *beginnings(table.rows, places)], "test")
+    first = found.groupby(["curve", "unit"], sort=False).head(1)
+    alone = first[(first["x"] > 0) & (first["family"] != MADE_OF_OTHERS)]
+    whole = pd.concat([found, unsteered(alone)]) if len(alone) else found
+    return whole.sort_values(["curve", "unit", "x"], kind="stable").reset_index(drop=True)
+
+
+def of_examples(row: Row) -> Place | None:
+    """A row's place by its number of examples; None where it read none, and for controls."""
+    found = row.data.examples if row.data and not row.is_control else None
+    if found is None:
+        return None
+    data = {key: value for key, value in learnt_from(row.fits[0]).items() if not key.endswith(OWN)}
+    return Place(float(found[0]), f"examples of {found[1]}", named(row) | at(row) | settings(row) | data, row)
+
+
+def beginnings(rows: Sequence[Row], places: Sequence[Place]) -> Iterator[Place]:
+    """The place at 0 of each stack of two: its first part alone, at the strength that it has there."""
+    alone = {json.dumps(named(row) | at(row) | settings(row), sort_keys=True): row for row in rows}
+    for place in places:
+        first = alone.get(json.dumps(first_part(place), sort_keys=True))
+        if first is not None:
+            yield place._replace(x=0.0, row=first)
+
+
+def first_part(place: Place) -> dict[str, Any] | None:
+    """Method, strength and settings of what a stack of two begins with; None for other methods."""
+    parts: Mapping[str, Any] = place.rest.get("parts", {})
+    if place.row.columns["family"] != MADE_OF_OTHERS or len(parts) != 2:
+        return None
+    name, one = next(iter(parts.items()))
+    own = {key: value for key, value in one["parameters"].items() if key != "seed"}
+    strength = place.rest["at"][name] * place.row.strengths[0]
+    return {"method": one["name"], "version": one["version"], "strength": f"{strength:g}", **own}
+
+
+def unsteered(rows: pd.DataFrame) -> pd.DataFrame:
+    """These points moved to 0 examples, where nothing has changed."""
+    values = {name: rows[name].where(rows[name].isna(), UNSTEERED[name]) for name in MEASURES}
+    ends = dict.fromkeys([f"{name}_{end}" for name in MEASURES for end in ("low", "high")], float("nan"))
+    return rows.assign(x=0.0, **values, **ends)

@@ -1,0 +1,123 @@
+"""What is left of a method after fine-tuning: the frame of the figure, and what is drawn of it."""
+
+import numpy as np
+import pytest
+
+from bench.leaderboard.formatting import brief, labels
+from bench.leaderboard.frame import tables
+from bench.plots import draw, style
+from bench.plots.tampering import fine_tuned, tampering
+from bench.records.table import read_records
+from tests.artists import assert_readable, marks, texts
+from tests.record_files import cell
+
+TOXIC, BENIGN = "org/toxic", "org/questions"
+DETOX, FINETUNE = {"rank": 2, "seed": 0}, {"epochs": 1, "seed": 0}
+
+
+def learnt(count, source, **more):
+    sources = [{"name": source, "source": "wheel", "fingerprint": "f" * 12}]
+    return more | {"examples": {"texts": count, "sources": sources}}
+
+
+def stack(first="detox", at=0.2, settings=None):
+    """Parameters of a stack of a method and a fine-tuning, as a record has them."""
+    parts = {
+        "first": {"name": first, "version": 1, "parameters": settings or DETOX},
+        "second": {"name": "finetune", "version": 1, "parameters": FINETUNE},
+    }
+    return {"at": {"first": at, "second": 1}, "parts": parts}
+
+
+def world(results):
+    """DeTox alone at two strengths, a fine-tuning alone, and both in turn on two kinds of examples."""
+    cell(results, "unsteered", 1.0, 0.0, 1.0, n=12)
+    for strength, kept in ((0.2, 0.4), (0.4, 0.3)):
+        cell(results, "detox", kept, 0.1, 1.0, n=12, strength=strength, parameters=DETOX, data={"pairs": 40})
+    for source, back in ((TOXIC, 0.2), (BENIGN, 0.05)):
+        for i, count in enumerate((8, 32), 1):
+            of = {"n": 12, "strength": 1.0, "fit_id": f"{source} {count}"}
+            cell(results, "finetune", 1 + back * i, 0.0, 1.0, parameters=FINETUNE, data=learnt(count, source), **of)
+            of |= {"fit_id": f"{source} {count} both"}
+            both = learnt(count, source, pairs=40)
+            cell(results, "stack", 0.4 + back * i, 0.1, 1.0, parameters=stack(), data=both, **of)
+    (table,) = tables(read_records(results / "runs")[0])
+    return table
+
+
+@pytest.fixture(scope="module")
+def table(tmp_path_factory):
+    return world(tmp_path_factory.mktemp("tampered"))
+
+
+def test_a_curve_begins_with_the_method_before_the_fine_tuning(table):
+    found = fine_tuned(table)
+    curves = {key: own["x"].tolist() for key, own in found.groupby(["curve", "unit"])}
+    assert curves == {
+        (name, f"examples of {source}"): [0.0, 8.0, 32.0]
+        for name in ("DeTox (ProFS), then fine-tuning", "Fine-tuning") for source in (TOXIC, BENIGN)
+    }  # fmt: skip
+    rows = table.frame[table.frame["method"] == "detox"].set_index("strength")
+    starts = found[(found["x"] == 0) & found["curve"].str.startswith("DeTox")]
+    for name in ("toxicity_reduction", "toxicity_reduction_low", "perplexity_ratio"):
+        assert starts[name].tolist() == pytest.approx([rows.loc[0.2, name]] * 2), name
+        assert rows.loc[0.2, name] != rows.loc[0.4, name] or "perplexity" in name
+    alone = found[(found["x"] == 0) & (found["curve"] == "Fine-tuning")]
+    assert alone["toxicity_reduction"].tolist() == [0, 0] and alone["perplexity_ratio"].tolist() == [1, 1]
+    assert alone["toxicity_reduction_low"].isna().all()
+
+
+@pytest.mark.parametrize("settings", [{"at": 0.3}, {"settings": {"rank": 3, "seed": 0}}, {"first": "caa"}])
+def test_another_method_is_no_beginning(tmp_path, settings):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
+    cell(tmp_path, "detox", 0.4, 0.1, 1.0, n=8, strength=0.2, parameters=DETOX)
+    for count in (8, 32):
+        of = {"fit_id": str(count), "data": learnt(count, TOXIC), "strength": 1.0, "n": 8}
+        cell(tmp_path, "stack", 0.5, 0.1, 1.0, parameters=stack(**settings), **of)
+    (found,) = tables(read_records(tmp_path / "runs")[0])
+    assert fine_tuned(found)["x"].tolist() == [8.0, 32.0]
+
+
+def test_one_number_of_examples_is_no_curve_without_a_beginning(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
+    cell(tmp_path, "finetune", 1.2, 0.0, 1.0, n=8, strength=1.0, parameters=FINETUNE, data=learnt(8, TOXIC))
+    (found,) = tables(read_records(tmp_path / "runs")[0])
+    with pytest.raises(style.NothingToDraw, match="experiment=tamper"):
+        tampering(fine_tuned(found))
+
+
+def test_mixed_examples_count_together(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
+    for count in (8, 32):
+        data = learnt(0, TOXIC)["examples"] | {"harmful": {"texts": count}, "useful": {"texts": 4 * count}}
+        del data["texts"]
+        of = {"fit_id": str(count), "data": {"examples": data}, "strength": 1.0, "n": 8}
+        cell(tmp_path, "finetune", 1.2, 0.0, 1.0, parameters=FINETUNE, **of)
+    (found,) = tables(read_records(tmp_path / "runs")[0])
+    assert fine_tuned(found)["x"].tolist() == [0.0, 40.0, 160.0]
+
+
+def test_rows_of_the_leaderboard_say_what_they_were_fine_tuned_on(table):
+    names = labels(table.frame)
+    assert len(set(names)) == len(names) - 1  # DeTox has two strengths
+    assert f"finetune (8 examples of {TOXIC})" in names and f"stack (32 examples of {BENIGN})" in names
+
+
+@pytest.mark.parametrize("width", ["single", "double"])
+def test_each_kind_of_examples_has_its_panel(table, width):
+    (figure,) = draw.pages(draw.KINDS["tampering"], (fine_tuned(table),), width)
+    assert_readable(figure)
+    assert {ax.get_xlabel().replace("\n", " ") for ax in figure.axes if ax.get_xlabel()} == {
+        f"examples of {source}" for source in (TOXIC, BENIGN)
+    }  # fmt: skip
+    assert "DeTox (ProFS), then fine-tuning" in [text.get_text() for text in texts(figure)]
+    ax = next(ax for ax in figure.axes if ax.get_xlabel())
+    figure.canvas.draw()
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["0", "8", "32"]
+    assert {x for x, _ in marks(ax)} == {0.0, 8.0, 32.0}
+    zero, first, last = ax.xaxis.get_transform().transform(np.array([0.0, 8.0, 32.0]))
+    assert 0.2 < (first - zero) / (last - zero) < 0.8  # 0 has room beside 8
+
+
+def test_a_method_within_a_method_is_shown_by_its_name():
+    assert brief(stack()["parts"]) == {"first": "detox", "second": "finetune"} and brief(0.2) == 0.2
