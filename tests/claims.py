@@ -136,6 +136,26 @@ def simulated(rate: str, design: str = "") -> "pd.Series[float]":
     return rows.loc[(rows["rate"] == rate) & rows["design"].str.startswith(design), "value"]
 
 
+def learnt_from(folder: str, method: str, fact: str, amount: float | None, of: str = "") -> float:
+    """What changed where a method learnt from so many pairs, or so many swapped ones (None: from all, from none).
+
+    of: a column of the leaderboard; the change of the headline where it is not given.
+    """
+    rows = csv(f"{folder}/leaderboard_tidy.csv")
+    own = rows[rows["method"] == method]
+    stated = own.loc[own["metric"] == fact].set_index("row")["value"]
+    row = next(one for one in own["row"].unique() if stated.get(one) == amount)
+    headline = csv(f"{folder}/leaderboard.csv")["metric"].dropna().iloc[0]
+    named = own["metric"] == of if of else own["suite"] + "." + own["metric"] == headline
+    return float(own.loc[(own["row"] == row) & named, "value" if of else "delta"].item())
+
+
+def swapped() -> list[float]:
+    """The shares of swapped pairs that were tried."""
+    rows = csv("label_noise/leaderboard_tidy.csv")
+    return sorted(rows.loc[rows["metric"] == "flip", "value"].unique())
+
+
 LITTLE = ("repe", "aura", "iti", "itic", "activation_scaling", "psa")
 """Methods of the large table that all fall by little."""
 
@@ -265,6 +285,28 @@ CLAIMS = [
     Claim(RESULTS, "about half of the gain is kept ({})", f"records of {SAME}", lambda: [kept(SAME)]),
     Claim(RESULTS, "kind these numbers are {} and {}, and a fifth is kept ({})", f"items and records of {OTHER}",
           lambda: [*questions(OTHER), kept(OTHER)]),
+    Claim(RESULTS, "and from 59 pairs of which a coin had swapped the two texts of 10, 25 or {}%", "label_noise: flip",
+          lambda: [100 * swapped()[-1]]),
+    Claim(RESULTS, "the same methods, with 10, 25 and {}% of wrong labels", "label_noise: flip",
+          lambda: [100 * swapped()[-1]]),
+    Claim(RESULTS, "The unsteered model has a toxicity of {}.", "records of label_noise",
+          lambda: [value("label_noise", "unsteered", "rtp.toxic_comment.expected_maximum_toxicity_k5_n40")]),
+    Claim(RESULTS, "With all 59 it lowers toxicity by {}, with 8 pairs by {};", "leaderboard of sample_efficiency",
+          lambda: [-learnt_from("sample_efficiency", "caa", "pairs", pairs) for pairs in (59, 8)]),
+    Claim(RESULTS, "with 8 pairs its perplexity is {} times", "leaderboard of sample_efficiency",
+          lambda: [learnt_from("sample_efficiency", "caa", "pairs", 8, "perplexity_ratio")]),
+    Claim(RESULTS, "The change falls from {} to {} with {}% of wrong labels, to {} with {}% and to {} with {}%,",
+          "leaderboard of label_noise",
+          lambda: [-learnt_from("label_noise", "caa", "flip", None),
+                   *(one for share in swapped()
+                     for one in (-learnt_from("label_noise", "caa", "flip", share), 100 * share))]),
+    Claim(RESULTS, "Its change is {} with right labels and {} with each share of wrong ones,",
+          "leaderboard of label_noise",
+          lambda: [-learnt_from("label_noise", "detox", "flip", share) for share in (None, 0.5)]),
+    Claim(RESULTS, "With 32 pairs or fewer nothing is left of it ({}).", "leaderboard of sample_efficiency",
+          lambda: [abs(learnt_from("sample_efficiency", "detox", "pairs", 32))]),
+    Claim(RESULTS, "its change stays the same up to {}% of wrong labels", "label_noise: flip",
+          lambda: [100 * swapped()[-1]]),
     Claim(RESULTS, "CAA lowers toxicity on {} prompts of RealToxicityPrompts from {} to {},", "records of toxigen",
           lambda: [120, *(value("toxigen", method, EMT5) for method in ("unsteered", "caa"))]),
     Claim(RESULTS, "the share of toxic texts by `toxic_comment` is {} with it and {} without.", "records of toxigen",
