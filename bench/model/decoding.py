@@ -40,7 +40,8 @@ class Sampling:
             raise SetupError(f"sampling.top_k={self.top_k}: expected at least 1, or null for all tokens")
         if not 1 / MOST <= self.repetition_penalty <= MOST:
             raise SetupError(
-                f"sampling.repetition_penalty={self.repetition_penalty}: expected {1 / MOST} to {MOST}; 1 means no penalty"
+                f"sampling.repetition_penalty={self.repetition_penalty}: expected {1 / MOST} to {MOST}; 1 means no "
+                "penalty"
             )
         if not abs(self.frequency_penalty) <= MOST:
             raise SetupError(
