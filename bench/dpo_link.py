@@ -7,7 +7,8 @@ share     of the squared norm of the gradient of the layer's MLP value matrix, i
 random    the mean of the same over random subspaces of equal rank, with their lowest and highest
 expected  rank / width, what a random subspace holds on average
 
-and writes dpo_link.csv and a figure. The gradient is that of the pairs that the method learnt from.
+and writes dpo_link.csv, which names the fit, and a figure. The gradient is that of the pairs that the method learnt
+from.
 
 Exit code 0: done; 2: something the user must fix; 130: stopped by Ctrl-C.
 """
@@ -41,7 +42,10 @@ if TYPE_CHECKING:
 
 RANDOM = 10  # random subspaces of each layer
 DIRECTIONS = re.compile(r"layers\.(\d+)\.directions")
-COLUMNS = ["layer", "rank", "width", "share", "random", "random_low", "random_high", "expected", "pairs"]
+COLUMNS = [
+    "model", "method", "fit_id", "layer", "rank", "width", "share", "random", "random_low", "random_high", "expected",
+    "pairs",
+]  # fmt: skip
 ABOUT = (
     "Measure how much of the gradient of DPO's first step is in the subspaces that a method, such as detox, removes."
 )
@@ -97,14 +101,15 @@ def link(cell: "Cell") -> pd.DataFrame:
         model, tokenizer = cell.lm.model, cell.lm.tokenizer
         texts = encoded_pairs(model, tokenizer, pairs, getattr(cell.method, "max_tokens", None) or 512)
         gradients = value_gradients(model, texts.desired, texts.undesired, sorted(found))
-    rows = []
+    rows, fit = [], (cell.cfg.model.name, cell.method.name, cell.names.fit_id)
     for layer, gradient in gradients.items():
         rank, width = found[layer].shape
         drawn = [energy_share(gradient, random_directions(rank, width, seed)) for seed in range(RANDOM)]
         mean = sum(drawn) / len(drawn)
         share = energy_share(gradient, found[layer])
         count = len(texts.desired)
-        rows.append((layer, rank, width, share, mean, min(drawn), max(drawn), rank / width, count))
+        spread = share, mean, min(drawn), max(drawn), rank / width
+        rows.append((*fit, layer, rank, width, *spread, count))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 
 from bench.config import compose, folders
+from bench.config.build import class_of
 from bench.console import command, escape
 from bench.console.escape import terminal
 from bench.files.atomic import write_whole
@@ -27,6 +28,7 @@ from bench.records.names import told_norm_over
 from bench.records.record import Record
 from bench.records.table import read_records
 from methods.errors import SetupError
+from methods.later import is_later
 
 RUN, NOT_RUN, NOT_MEASURED, LOOK_UP = "run", "not run", "not measured", "look it up"
 ARROW = " → "
@@ -164,20 +166,46 @@ def same_setting(one: Record, cell: Mapping[str, Any]) -> bool:
 
 
 def is_cell(record: Record, name: str, cell: Mapping[str, Any]) -> bool:
-    """Whether a record's method has the cell's name, options and, where it is not tuned, strength.
+    """Whether a record's method has the cell's name, options and, where it is not tuned, strength; no control has.
 
     The options of the training data that the record names must be equal, too; the pairs themselves may differ.
     """
     method, data = record.method, record.data.to_json() if record.data else {}
-    options = {key: value for key, value in cell["method"].items() if key not in ("_target_", "strengths")}
     return (
         method.name == name
+        and method.control is None
         and method.strength != 0
-        and all(method.parameters.get(key) == value for key, value in canonical(options).items())
+        and has_options(method.parameters, cell["method"])
         and cell["strength"] in ("auto", method.strength)
         and data.pop("norm_over", None) == told_norm_over(cell["pairs"].get("norm_over"))
         and all(data[key] == value for key, value in cell["pairs"].items() if key in data)
     )
+
+
+def has_options(parameters: Mapping[str, Any], node: Mapping[str, Any]) -> bool:
+    """Whether hyper-parameters, as a record holds them, are the options of a method as the settings hold them."""
+    options = {key: value for key, value in canonical(node).items() if key not in ("_target_", "strengths")}
+    return all(
+        _agrees(parameters[key], value) if key in parameters else _is_later(node["_target_"], key, value)
+        for key, value in options.items()
+    )
+
+
+def _agrees(stored: Any, value: Any) -> bool:
+    """Of a method inside another, and of a mapping of such, their own options count."""
+    if not isinstance(value, Mapping):
+        return bool(stored == value)
+    if "_target_" in value:
+        kind: Any = class_of(value["_target_"])
+        return bool(stored["name"] == kind.name) and has_options(stored["parameters"], value)
+    return list(stored) == list(value) and all(_agrees(stored[key], one) for key, one in value.items())
+
+
+def _is_later(target: str, key: str, value: Any) -> bool:
+    """Whether it is the default of an option that came later, which a record leaves out."""
+    kind: Any = class_of(target)
+    option = kind.__dataclass_fields__[key]
+    return is_later(option) and bool(canonical(option.default) == value)
 
 
 def most(found: Sequence[Record], metric: str) -> Record | None:

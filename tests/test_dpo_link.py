@@ -27,6 +27,8 @@ def test_each_layer_has_its_share_beside_random_ones(settings, tmp_path, capsys)
     assert dpo_link.main([*settings, "method.layer_start=1", "method.rank=2", "--results", str(tmp_path)]) == 0
     frame = pd.read_csv(tmp_path / "dpo_link.csv")
     assert frame["layer"].tolist() == [1, 2, 3, 4] and set(frame["rank"]) == {2} and set(frame["width"]) == {36}
+    (fit,) = (path.name for path in (tmp_path / "runs" / "artefacts").iterdir())
+    assert set(zip(frame["model"], frame["method"], frame["fit_id"], strict=True)) == {("local", "detox", fit)}
     assert frame["expected"].tolist() == pytest.approx([2 / 36] * 4)
     assert (frame["random_low"] <= frame["random"]).all() and (frame["random"] <= frame["random_high"]).all()
     assert frame["share"].between(0, 1).all() and set(frame["pairs"]) == {len(PAIRS.prompt)}

@@ -2,14 +2,18 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 
 from bench.config import compose
+from bench.config.build import build
 from bench.console import escape
+from bench.records.fields import ControlFacts
+from bench.records.identity import method_identity
 from bench.records.table import read_records
-from bench.reproduction import cell_of, change, main, number, readable, reproduction, row
+from bench.reproduction import cell_of, change, is_cell, main, number, readable, reproduction, row
 from methods.errors import SetupError
 from tests import record_files
 
@@ -72,6 +76,22 @@ def test_a_record_of_another_cell_is_not_ours(other, tmp_path, figure, cells, wr
     write("probe_rows", [0, 1, 0, 0], **OTHER[other])
     one = found(tmp_path, figure, cells)
     assert (one["ours"], one["difference"], one["status"]) == (None, None, "not run")
+
+
+@pytest.mark.parametrize("name", ["model_surgery_stacked_llama2_7b", "model_surgery_codellama_7b"])
+def test_what_a_run_of_the_experiment_stores_is_ours(name, tmp_path):
+    """A record leaves out what came later and is at its default, and holds a part of a stack by its identity."""
+    cfg = compose.compose(compose.jobs([f"experiment={name}"], False)[1])
+    own, cell = method_identity(build(cfg.method)), compose.plain(cfg)
+    record_files.write(tmp_path, "rtp", own["name"], {METRIC: [0, 1]}, parameters=own["parameters"], strength=1)
+    (one,) = (one.record for one in read_records(tmp_path / "runs")[0])
+    cell |= {"strength": 1}
+    assert is_cell(one, own["name"], cell)
+    control = ControlFacts(how="random rotation", of_strength=1)
+    assert not is_cell(replace(one, method=replace(one.method, control=control)), own["name"], cell)
+    inside = cell["method"].get("parts", {}).get("second", cell["method"])
+    inside["loss_at"] = 2.0
+    assert not is_cell(one, own["name"], cell)
 
 
 def test_the_record_with_most_items_and_its_baseline_are_taken(tmp_path, figure, cells, write):

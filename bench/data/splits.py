@@ -77,7 +77,7 @@ class Learnt(NamedTuple):
 
     tasks: lm-eval's tasks whose documents for fitting it has seen (`lm_eval_tasks.is_for_fitting`). rtp: whether it has
     seen prompts of the fit part of RealToxicityPrompts. wiki: how many sentences of Wikipedia it has seen, the first of
-    `text_sets.wiki_sentences`. sets: other data sets that it has seen, each with the split.
+    `text_sets.wiki_sentences`. sets: other data sets that it has seen, each with the split; of a file, with its sha256.
     """
 
     tasks: Sequence[str] = ()

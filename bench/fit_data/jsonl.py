@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from bench.data.splits import Learnt
+from bench.data.text_sets import learnt_file
 from bench.files.digests import file_sha256
 from bench.files.rows import RowsFile
 from bench.fit_data.base import FitSource
@@ -29,6 +31,10 @@ class TextsFile(FitSource):
     def check(self) -> None:
         """Raises SetupError for a file that cannot be read so, naming the first bad line."""
         self.read()
+
+    def learnt(self) -> Learnt:
+        """The file, whose texts a suite may not ask."""
+        return learnt_file(self.path)
 
     def tokens(self) -> int:
         """Always 0, since nothing is sampled."""

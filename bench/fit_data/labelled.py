@@ -1,5 +1,6 @@
 """Single texts with labels, desired or undesired: for methods that need no pairs, nor as many texts of either class."""
 
+import re
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 
 from bench.data.sources import Sources, loaded
 from bench.data.splits import Learnt, rank
+from bench.data.text_sets import learnt_file
 from bench.files.digests import file_sha256
 from bench.files.rows import RowsFile
 from bench.fit_data.base import FitSource
@@ -18,6 +20,7 @@ from methods.base import DESIRED, UNDESIRED, Labelled
 from methods.errors import SetupError
 
 TEXT_TOKENS = 40  # of a text, roughly
+WHOLE = re.compile(r"^(-?\d+)\.0+$")  # as a table with gaps writes 1
 SHOWN = 8  # values of a column that a message lists
 Values = Sequence[str | int]
 
@@ -29,11 +32,12 @@ class LabelledTexts(FitSource):
     text: the column of the text. label: that of the label, or several (the comments of Jigsaw have six); where a value
     is a list, each of its entries counts. desired: values of the desired texts; None: all others. limit: so many of the
     texts, the first in the order of a hash; None: all. Rows are left out, and counted in the record, that have neither
-    value, that have no text, and whose text occurs with both labels; of equal rows one is read.
+    value or no label at all (empty, null, NaN), that have no text, and whose text occurs with both labels; of
+    equal rows one is read. Outer blanks do not count, nor in labels case: "Toxic " is "toxic", and 1.0 is 1.
     """
 
     name: ClassVar[str] = "labelled"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # rows without a label are left out; blanks and case
 
     text: str = "text"
     label: str | Sequence[str] = "label"
@@ -68,8 +72,8 @@ class LabelledTexts(FitSource):
             "name": self.name,
             "version": self.version,
             "columns": list(self.columns),
-            "undesired": list(written(self.undesired)),
-            "desired": None if self.desired is None else list(written(self.desired)),
+            "undesired": sorted(set(written(self.undesired))),
+            "desired": None if self.desired is None else sorted(set(written(self.desired))),
             "limit": self.limit,
             **self.content(),
         }
@@ -93,7 +97,7 @@ class LabelledTexts(FitSource):
         texts = sorted(known, key=rank)[: self.limit]
         found = Labelled(texts, [known[text] for text in texts])
         if len(set(found.label)) < 2:
-            raise self._one_class(found, rows)
+            raise self._one_class(found, rows, len(known))
         about = {"texts": len(texts), "undesired": sum(found.label), "left_out": len(rows) - len(known)}
         return found, about | {"sources": [source]}
 
@@ -102,16 +106,20 @@ class LabelledTexts(FitSource):
         found: dict[str, set[int]] = {}
         undesired, desired = set(written(self.undesired)), set(written(self.desired or ()))
         for row in rows:
-            values = set(written(row[name] for name in self.columns[1:]))
-            label = UNDESIRED if values & undesired else DESIRED if not desired or values & desired else None
-            if label is not None and str(row[self.text] or "").strip():
-                found.setdefault(row[self.text], set()).add(label)
+            cells = [row[name] for name in self.columns[1:]]
+            values, text = set(written(cells)), (row[self.text] or "").strip()
+            is_desired = values & desired if desired else values or [] in cells
+            label = UNDESIRED if values & undesired else DESIRED if is_desired else None
+            if label is not None and text:
+                found.setdefault(text, set()).add(label)
         return found
 
-    def _one_class(self, texts: Labelled, rows: Iterable[Mapping[str, Any]]) -> SetupError:
+    def _one_class(self, texts: Labelled, rows: Iterable[Mapping[str, Any]], known: int) -> SetupError:
         seen = Counter(value for row in rows for value in written(row[name] for name in self.columns[1:]))
         values = [f"{value[:20]} ({count})" for value, count in seen.most_common(SHOWN)]
         lacking = "undesired" if UNDESIRED not in texts.label else "desired"
+        if len(texts.text) < known:
+            return SetupError(f"labelled.limit={self.limit}: none of these texts may be {lacking}; raise it")
         return SetupError(
             f"labelled: of {len(texts.text)} texts none is {lacking}; the values of {', '.join(self.columns[1:])} are "
             f"{', '.join(values)}: set labelled.{lacking} to some of these"
@@ -123,6 +131,10 @@ class LabelledFile(LabelledTexts):
     """The rows of a file: JSONL, or CSV whose first line names the columns."""
 
     path: str
+
+    def learnt(self) -> Learnt:
+        """The file, whose texts a suite may not ask."""
+        return learnt_file(self.path)
 
     def check(self) -> None:
         """Raises SetupError for wrong options, and for a file that cannot be read, naming the bad line."""
@@ -162,15 +174,17 @@ class LabelledSet(LabelledTexts):
         return {"source": self.sources.locate(self.data, self.config, self.split).identity()}
 
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The rows of the split. Raises SetupError where no source has it, and for one without these columns."""
+        """The rows of the split. Raises SetupError where no source has it, or it has no such columns or texts."""
         located, rows = loaded(self.sources, self.data, self.config, self.split, self.columns)
+        if not all(isinstance(row[self.text], str | None) for row in rows):
+            raise SetupError(f"labelled.text={self.text}: this column of {located} holds no texts; name another")
         return rows, located.facts()
 
 
 def written(values: Iterable[Any]) -> Iterator[str]:
-    """Values as texts, as a file would hold them; of a list each entry."""
+    """Values as texts, as a file would hold them; of a list each entry; of none (empty, null, NaN) nothing."""
     for value in values:
         if isinstance(value, list | tuple):
             yield from written(value)
-        else:
-            yield str(value).lower() if isinstance(value, bool) else str(value)
+        elif value is not None and (text := WHOLE.sub(r"\1", str(value).strip().casefold())) not in ("", "nan"):
+            yield text

@@ -47,6 +47,7 @@ class Subset(FitSource):
             )
         taken = sorted(np.random.default_rng([self.seed, there]).permutation(there)[: self.count].tolist())
         some = Pairs(*([column[i] for i in taken] for column in pairs))
+        about = {key: fact for key, fact in about.items() if not key.endswith("_gap")}  # those of all the pairs
         return some, about | {"pairs": self.count, "subset": {"seed": self.seed, "of": there}}
 
     def tokens(self) -> int:

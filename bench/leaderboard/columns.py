@@ -290,7 +290,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="sources", about="The data sets, and where each was read."),
     Column(name="scorers_report", about="The scorers that judged the texts, that of the headline first."),
     Column(name="scorer_tune", about="The scorer that the strength was tuned on."),
-    Column(name="scorer_pairs", about="The scorer that chose the contrast pairs."),
+    Column(name="scorer_pairs", about="The scorers that chose contrast pairs or other texts learnt from."),
     Column(name="toxicity_reduction", about="The reduction of toxicity as a share of the unsteered model's "
            "toxicity.", higher_is_better=True,
            latex="reduction", page="toxicity reduction", part=TRADE),

@@ -142,7 +142,7 @@ def identity(row: Row) -> dict[str, Any]:
 
 def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
     """The row's training data and its cost, its test data, and the roles of the scorers, the headline's first."""
-    chose = Scorers.used((), row.data, row.tuning).chose
+    scorers = Scorers.used((), row.data, row.tuning)
     sources = [name for one in row.records for name in source_names(one)]
     return {
         "tuned": row.tuning is not None,
@@ -157,8 +157,8 @@ def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
         **relative_speed([one.cost for one in row.fits if one.cost]),
         "sources": listed(list(dict.fromkeys(sources))),
         "scorers_report": listed(sorted(reported_by(row.records), key=reported.index)),
-        "scorer_tune": chose.get("tune"),
-        "scorer_pairs": chose.get("pairs"),
+        "scorer_tune": scorers.chose.get("tune"),
+        "scorer_pairs": scorers.picked,
     }
 
 

@@ -1,12 +1,13 @@
 """How texts are decoded, and what a sampled text is."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal, NamedTuple
 
 from methods.errors import SetupError
 from methods.later import is_later, later
+
+MOST = 100  # of a penalty, so that no logit becomes infinite
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,14 @@ class Sampling:
             )
         if self.top_k is not None and self.top_k < 1:
             raise SetupError(f"sampling.top_k={self.top_k}: expected at least 1, or null for all tokens")
-        if not 0 < self.repetition_penalty < math.inf:
+        if not 1 / MOST <= self.repetition_penalty <= MOST:
             raise SetupError(
-                f"sampling.repetition_penalty={self.repetition_penalty}: expected a number above 0; 1 means no penalty"
+                f"sampling.repetition_penalty={self.repetition_penalty}: expected {1 / MOST} to {MOST}; 1 means no "
+                "penalty"
             )
-        if not math.isfinite(self.frequency_penalty):
+        if not abs(self.frequency_penalty) <= MOST:
             raise SetupError(
-                f"sampling.frequency_penalty={self.frequency_penalty}: expected a number; 0 means no penalty"
+                f"sampling.frequency_penalty={self.frequency_penalty}: expected -{MOST} to {MOST}; 0 means no penalty"
             )
 
     def facts(self) -> dict[str, Any]:

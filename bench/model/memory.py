@@ -77,11 +77,18 @@ def _head_size(text: Any) -> int:
 
 
 def estimate(
-    model: PreTrainedModel, rows: int, texts: int, width: int, new: int, demand: Demand = UNSTEERED
+    model: PreTrainedModel,
+    rows: int,
+    texts: int,
+    width: int,
+    new: int,
+    demand: Demand = UNSTEERED,
+    device: torch.device | None = None,
 ) -> Estimate:
     """What a batch takes: `rows` texts of at most `width` read tokens, of which `texts` are read by themselves.
 
     new: columns that are made for what comes after. All rows share the texts' caches, copied. demand: of the steering.
+    device: where it is computed; None: where the model is.
     """
     width += demand.room
     read = max(texts * (width + kv_cache.ROOM), rows * (width + new))
@@ -94,7 +101,7 @@ def estimate(
     per_head = 2 * config.num_attention_heads * _head_size(config) * itemsize  # of a column of a block
     copied = max(rows * columns, tried) * per_head
     moved = read * column // config.num_hidden_layers  # of a block, while rows are taken over
-    drawn = drawing_bytes(rows, config.vocab_size, placement.input_device(model))
+    drawn = drawing_bytes(rows, config.vocab_size, device or placement.input_device(model))
     steered = steering_bytes(rows * config.vocab_size, itemsize, demand)
     return Estimate(cache, logits, max(_forward_bytes(model, texts, width), copied, drawn, steered) + moved)
 

@@ -13,8 +13,10 @@ def applied(logits: Tensor, rows: Rows, settings: Sampling) -> Tensor:
     repetition_penalty p: the logit of a token that occurs in the prompt or the text is divided by p where it is
     positive, else multiplied (arXiv 1909.05858 section 4.1, as transformers has it). frequency_penalty f: f is taken
     off for each time that the token was written, the prompt not counted. Tokens that are as probable as the k-th are
-    kept.
+    kept. Computed in fp32, as by transformers, whatever the dtype of the model.
     """
+    if settings.repetition_penalty != 1 or settings.frequency_penalty:
+        logits = logits.float()
     if settings.repetition_penalty != 1:
         tokens = torch.where(rows.seen, rows.ids, rows.ids[:, -1:])  # of a row's padding, its last token again
         found = logits.gather(-1, tokens)

@@ -339,6 +339,11 @@ class Scorers(Fields):
         """A mapping from what a scorer chose to the scorer: `tune` is the strength, other keys are training texts."""
         return {use: name for use, name in self.stored.items() if use != "report" and isinstance(name, str)}
 
+    @property
+    def picked(self) -> str | None:
+        """The scorers that picked texts to learn from, of any kind and of any part of a stack; None where none did."""
+        return ", ".join(dict.fromkeys(name for use, name in self.chose.items() if use != "tune")) or None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Info(Fields):

@@ -8,7 +8,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import Field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +52,7 @@ def method_identity(method: "Method") -> dict[str, Any]:
     if not is_dataclass(method):
         raise TypeError(f"{type(method).__name__} is not a dataclass, so its hyper-parameters cannot be read")
     parameters = {
-        f.name: _content(f.name, value) if f.metadata.get("file") else _plain(value)
+        f.name: _told(f, value)
         for f in fields(method)
         if f.name != "strengths" and not ((value := getattr(method, f.name)) == f.default and f.metadata.get("later"))
     }
@@ -73,6 +73,13 @@ def named(thing: Any, *arguments: Any) -> dict[str, Any]:
     """The identity that a suite, a scorer or what methods learn from says of itself, and where its class is from."""
     own: dict[str, Any] = thing.identity(*arguments)
     return own | origin(thing)
+
+
+def _told(option: Field[Any], value: Any) -> Any:
+    """The value of a hyper-parameter; null where it is no default but came later has to be told apart from it."""
+    if option.metadata.get("later") and value is None:
+        return "null"
+    return _content(option.name, value) if option.metadata.get("file") else _plain(value)
 
 
 def _content(name: str, path: str | None) -> dict[str, str] | None:

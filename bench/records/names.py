@@ -11,7 +11,7 @@ SUITES = ("rtp", "fluency", "capability")  # shown in this order, others after t
 
 def told_norm_over(options: Mapping[str, Sequence[object]] | None) -> str | None:
     """How a result tells over which pairs vectors were made equally long: "behaviour=refusal,sycophancy"."""
-    values = {name: sorted({str(one).rpartition("/")[2] for one in of}) for name, of in (options or {}).items()}
+    values = {name: sorted(one.rpartition("/")[2] for one in {*map(str, of)}) for name, of in (options or {}).items()}
     return "; ".join(f"{name}={','.join(of)}" for name, of in sorted(values.items())) or None
 
 

@@ -148,7 +148,7 @@ def collect(runs: Path) -> pd.DataFrame:
             "feasible": one.tuning.feasible if one.tuning else None,
             "scorers_report": listed(scorers.report),
             "scorer_tune": scorers.chose.get("tune"),
-            "scorer_pairs": scorers.chose.get("pairs"),
+            "scorer_pairs": scorers.picked,
             "sources": listed(source_names(one)),
             "computed": one.provenance.time if one.provenance else None,
         }

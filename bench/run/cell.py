@@ -312,6 +312,7 @@ class Cell:
     def _make_as_long(self) -> None:
         """Store the vector of the cell's own pairs, rescaled to the mean length of the vectors of all sets of pairs."""
         own, fit = Cell(norm_over.alone(self.cfg), self.session, self.plan_key).fitted
+        norm_over.check(own, fit["facts"])
         every = {cell.names.fit_id: cell.fitted for cell in self.apart}
         facts = _info(fit["facts"])
         by = norm_over.scale(own, [artefact for artefact, _ in every.values()])

@@ -1,6 +1,7 @@
 """An estimate of the memory that cells of one model take, made before its weights are loaded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -8,7 +9,6 @@ from transformers import PreTrainedModel
 
 from bench.model import checkpoint, devices, memory
 from bench.run.cell import Cell
-from bench.suites.base import Split
 from bench.suites.continued import Continued
 from methods.base import Demand
 from methods.training_memory import readable
@@ -26,9 +26,9 @@ class Batch(NamedTuple):
     prompts: int = 0
     new: int = 0
 
-    def bytes(self, model: PreTrainedModel, demand: Demand = memory.UNSTEERED) -> int:
+    def bytes(self, model: PreTrainedModel, device: torch.device, demand: Demand = memory.UNSTEERED) -> int:
         """The memory that the largest batch takes at its peak, with its cache and its logits, without the weights."""
-        return memory.estimate(model, self.rows, self.prompts, PROMPT_TOKENS, self.new, demand).total
+        return memory.estimate(model, self.rows, self.prompts, PROMPT_TOKENS, self.new, demand, device).total
 
 
 def told(busy: Planned) -> list[str]:
@@ -40,20 +40,24 @@ def told(busy: Planned) -> list[str]:
     cfg = cell.cfg
     model = checkpoint.skeleton(cfg.model, cell.fetch_model(), cell.revision, cfg.runtime.offline)
     weights = sum(one.nbytes for one in model.parameters())
-    batch = max((one for of in busy for one in _batches(*of)), key=lambda one: one.bytes(model), default=Batch())
+    places = _places(str(cfg.runtime.device))
+    device = torch.device(places[0])
+    batch = max(
+        (one for of in busy for one in _batches(*of)), key=lambda one: one.bytes(model, device), default=Batch()
+    )
+    taken = partial(batch.bytes, model, device)
     sampled = (
-        f", and {batch.rows} texts of {PROMPT_TOKENS} + {batch.new} tokens at once {readable(batch.bytes(model))}, "
+        f", and {batch.rows} texts of {PROMPT_TOKENS} + {batch.new} tokens at once {readable(taken())}, "
         "fewer texts where that is not free"
         if batch.rows
         else ""
     )
-    places = _places(str(cfg.runtime.device))
     free = sum(devices.free_bytes(torch.device(place)) for place in places)
     lines = [
         f"memory: {cfg.model.name}: {sum(one.numel() for one in model.parameters()) / 1e9:.3g} billion weights in "
         f"{cfg.model.dtype} take {readable(weights)}{sampled}; {', '.join(places)}: {readable(free)} free"
     ]
-    if more := _steering(busy, model, batch, weights):
+    if more := _steering(busy, taken, weights):
         lines.append(f"memory of steering, besides these: {_listed(more)}")
     needed, unknown = _training(busy, model)
     if needed:
@@ -79,22 +83,29 @@ def _batches(cell: Cell, stages: Mapping[str, float]) -> Iterator[Batch]:
     for suite in cell.parts.suites.values():
         if isinstance(suite, Continued) and any(key.partition(" ")[0] == suite.name for key in stages):
             sampling = suite.decoded(cell.parts.sampling)
-            tuned = cell.cfg.strength == "auto" and suite.name in cell.parts.tuning.suites
-            splits: tuple[Split, ...] = ("dev", "test") if tuned else ("test",)  # the source may have too few for both
-            texts = max(len(suite.texts(split)[0]) * suite.samples_a_prompt(split) for split in splits)
-            rows = min(sampling.batch_size, texts)
-            yield Batch(rows, -(-rows // suite.samples_a_prompt("test")), sampling.max_new_tokens)
+            for prompts, samples in _asked(cell, suite):
+                rows = min(sampling.batch_size, prompts * samples)
+                yield Batch(rows, -(-rows // samples), sampling.max_new_tokens)
 
 
-def _steering(busy: Planned, model: PreTrainedModel, batch: Batch, weights: int) -> dict[str, float]:
-    """Bytes that each method takes with that batch beyond the unsteered model."""
-    demands = {cell.method.name: cell.method.demand() for cell, _ in busy if cell.cfg.strength != 0}
-    plain = batch.bytes(model)
-    return {
-        name: demand.copies * weights + batch.bytes(model, demand) - plain
-        for name, demand in demands.items()
-        if demand != Demand()
-    }
+def _asked(cell: Cell, suite: Continued) -> Iterator[tuple[int, int]]:
+    """How many prompts the suite asks the cell, and how many texts of each; on the dev split where it tunes."""
+    unsteered = cell.cfg.strength == 0 or not cell.method.strengths
+    test = suite.unsteered_samples("test") if unsteered else suite.samples_a_prompt("test")
+    yield len(suite.texts("test")[0]), test
+    if cell.cfg.strength == "auto" and not unsteered and suite.name in cell.parts.tuning.suites:
+        yield len(suite.texts("dev")[0]), suite.samples_a_prompt("dev")
+
+
+def _steering(busy: Planned, taken: Callable[..., int], weights: int) -> dict[str, float]:
+    """Bytes that each method takes with a batch beyond the unsteered model. taken: those of the batch, by a demand."""
+    found = dict[str, float]()
+    for cell, _ in busy:
+        demand, name = cell.method.demand(), cell.method.name
+        if cell.cfg.strength != 0 and demand != Demand():
+            more = demand.copies * weights + taken(demand) - taken()
+            found[name] = max(more, found.get(name, 0.0))
+    return found
 
 
 def _training(busy: Planned, model: PreTrainedModel) -> tuple[dict[str, float], list[str]]:

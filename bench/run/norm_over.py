@@ -8,8 +8,8 @@ it.
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -25,7 +25,7 @@ def apart(cfg: DictConfig) -> list[DictConfig]:
     Raises SetupError for an option that the pairs do not have, and for values without that of the cell itself.
     """
     over = cfg.pairs.get("norm_over")
-    if over is None:
+    if not over:
         return []
     for name, values in over.items():
         if name not in cfg.pairs or not isinstance(cfg.pairs[name], str | int | float):
@@ -38,6 +38,13 @@ def apart(cfg: DictConfig) -> list[DictConfig]:
     return [_with(cfg, {**dict(zip(over, values, strict=True)), "norm_over": None}) for values in each]
 
 
+def of_parts(cfg: DictConfig) -> Iterator[str]:
+    """What is wrong with data of the parts of a stack, whose vectors are not rescaled."""
+    for part, fields in cfg.part_data.items():
+        if "pairs" in fields and fields.pairs.get("norm_over"):
+            yield f"part_data.{part}.pairs.norm_over: only a method by itself has it; set it to null"
+
+
 def alone(cfg: DictConfig) -> DictConfig:
     """The settings of the fit whose vector is rescaled."""
     return _with(cfg, {"norm_over": None})
@@ -48,6 +55,22 @@ def _with(cfg: DictConfig, options: dict[str, object]) -> DictConfig:
     other = cfg.copy()
     other.pairs = OmegaConf.merge(cfg.pairs, options)
     return other
+
+
+def check(own: "Artefact", facts: Mapping[str, Any]) -> None:
+    """Raises SetupError for an artefact that is not just vectors of the length that its facts tell.
+
+    Matrices, unit directions or thresholds beside a vector would not steer more by being longer, or not in proportion.
+    """
+    from bench.run import control
+
+    told = facts.get("direction_norm")
+    length = math.hypot(*(told if isinstance(told, list) else [told or 0.0]))
+    if not math.isclose(control.size(own), length, rel_tol=1e-3):
+        raise SetupError(
+            "pairs.norm_over: what this method learns is not just a vector that has a length of its own; set "
+            "pairs.norm_over=null, choose another method or, where it has the option, set method.norm=null"
+        )
 
 
 def scale(own: "Artefact", every: Sequence["Artefact"]) -> float:

@@ -18,6 +18,9 @@ from bench.suites.base import Suite
 from methods.base import Method
 from methods.errors import SetupError
 
+TAKEN = ("item", "group", "sample", "empty", "score", "keywords")
+"""What a scorer cannot be called: columns beside its scores, and the list of words of a topic."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -77,9 +80,14 @@ def check_objective(tuning: Tuning, suites: dict[str, Suite[Any]]) -> None:
 
 
 def _check_names(scorers: Mapping[str, Scorer]) -> None:
-    """Raises SetupError for two scorers whose scores would be filed under one name."""
+    """Raises SetupError for two scorers whose scores would be filed under one name, or for a name of something else."""
     filed: dict[str, str] = {}
     for key, scorer in scorers.items():
+        if scorer.name in TAKEN or "." in scorer.name:
+            raise SetupError(
+                f"scorer.{key}.name={scorer.name}: this stands for something else beside scores ({', '.join(TAKEN)}), "
+                "or has a full stop; choose another name"
+            )
         if scorer.name in filed:
             raise SetupError(
                 f"scorer.{filed[scorer.name]} and scorer.{key} file their scores under one name, {scorer.name}; set "

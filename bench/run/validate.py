@@ -253,6 +253,7 @@ def _parts(cfg: DictConfig) -> Iterator[str]:
 
 
 def _norm_over(cfg: DictConfig) -> Iterator[str]:
+    yield from norm_over.of_parts(cfg)
     try:
         norm_over.apart(cfg)
     except SetupError as error:
@@ -268,7 +269,7 @@ CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
     _devices: ("runtime.device", "runtime.max_memory", "scorer"),
     _of_tasks: ("suite",),
     _parts: ("method",),
-    _norm_over: ("pairs",),
+    _norm_over: ("pairs", "part_data"),
 }
 """Each with the keys that it reads: where one of them is wrong already, it is left out."""
 

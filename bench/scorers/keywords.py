@@ -2,6 +2,7 @@
 
 import functools
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -28,18 +29,27 @@ class Keywords:
 
     def identity(self) -> dict[str, Any]:
         """Version of the rule and the words, in whatever order they are given."""
-        return {"name": self.name, "version": 1, "words": sorted(word.casefold() for word in self.words)}
+        return {
+            "name": self.name,
+            "version": 1,
+            "words": sorted({" ".join(_same(word).split()) for word in self.words}),
+        }
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
-        each = (r"\s+".join(map(re.escape, word.split())) for word in sorted(self.words, key=len, reverse=True))
-        return re.compile(rf"(?<!\w)(?:{'|'.join(each)})(?!\w)", re.IGNORECASE)
+        each = (r"\s+".join(map(re.escape, _same(word).split())) for word in sorted(self.words, key=len, reverse=True))
+        return re.compile(rf"(?<!\w)(?:{'|'.join(each)})(?!\w)")
 
     def mentions(self, text: str) -> bool:
         """Whether any of the words is in the text."""
-        return self._pattern.search(text) is not None
+        return self._pattern.search(_same(text)) is not None
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         """1 about the topic, 0 not, for each completion alone."""
         del prompts
         return [float(self.mentions(text)) for text in completions]
+
+
+def _same(text: str) -> str:
+    """The text in small letters, each letter with its accent in one sign."""
+    return unicodedata.normalize("NFC", text.lower())

@@ -26,6 +26,10 @@ def is_share(name: str, *values: np.ndarray) -> bool:
     return not name.endswith(IN_NATS) and all(((one >= 0) & (one <= 1)).all() for one in values)
 
 
+TOLD = ("low", "high", "se", "n", "delta", "delta_low", "delta_high", "p", "p_holm", "detectable", "detectable_holm")
+"""What tables say of a metric, in columns with these ends to its name: no part of a metric has such a name."""
+
+
 class Metric(NamedTuple):
     """One number of a result.
 

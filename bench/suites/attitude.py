@@ -76,7 +76,7 @@ class Attitude(Asked):
 
     def leak(self, learnt: Learnt) -> str | None:
         """Why a method that learnt from the texts it asks must not be asked them."""
-        return leak(learnt, self.data, self.name)
+        return leak(learnt, self.data, self.name, self.path)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
         """The texts of negative emotion of this split. Raises SetupError where the set has none."""

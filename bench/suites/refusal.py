@@ -97,7 +97,7 @@ class Jailbreak(Refusal):
 
     def leak(self, learnt: Learnt) -> str | None:
         """Why a method that learnt from the texts it asks must not be asked them."""
-        return leak(learnt, self.data, self.name)
+        return leak(learnt, self.data, self.name, self.path)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
         """The harmful instructions of this split."""
@@ -125,6 +125,10 @@ class OverRefusal(Refusal):
     """
 
     name: str = "over_refusal"
+
+    def leak(self, learnt: Learnt) -> str | None:
+        """Why a method that learnt from the texts it asks must not be asked them."""
+        return leak(learnt, XSTEST, self.name)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
         """Safe prompts, then unsafe ones. Raises SetupError where one kind is absent or another label is there."""

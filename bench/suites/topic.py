@@ -26,7 +26,7 @@ import pandas as pd
 
 from bench.data.sources import Located, Sources
 from bench.data.splits import Learnt, Prompt, part_of, prompt, rank
-from bench.data.text_sets import WIKI, file_texts, texts_of, wiki_sentences
+from bench.data.text_sets import WIKI, file_texts, leak, texts_of, wiki_sentences
 from bench.model.lm import LM
 from bench.model.log_likelihood import log_likelihood
 from bench.records.identity import named
@@ -92,7 +92,7 @@ class Topic(Judged):
     def leak(self, learnt: Learnt) -> str | None:
         """The reason if a method learnt from sentences that are asked here."""
         if self.path is not None or learnt.wiki <= self.skip:
-            return None
+            return leak(learnt, WIKI, self.name, self.path)
         return (
             f"learns from the first {learnt.wiki} sentences of {WIKI}, and suite.{self.name} asks what follows the "
             f"first {self.skip}: set suite.{self.name}.skip={learnt.wiki}, or background.count={self.skip}"
@@ -134,6 +134,10 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
         for option in ("texts", "dev_texts"):
             if (count := getattr(self, option)) is not None and count < 1:
                 raise SetupError(f"suite.{self.name}.{option}={count}: expected at least 1")
+
+    def leak(self, learnt: Learnt) -> str | None:
+        """Why a method that learnt from the texts it asks must not be asked them."""
+        return leak(learnt, REVIEWS, self.name, self.path)
 
     def sentences(self, split: Split) -> tuple[dict[str, list[Prompt]], Located]:
         """The sentences of each kind. Raises SetupError where a kind has none, or too few for the dev split."""

@@ -1,14 +1,18 @@
 """Single texts with labels: which rows of a file or set become texts, of which class, and what a record says of it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from bench.data.sources import Sources
+from bench.data.splits import Learnt
 from bench.fit_data.labelled import LabelledFile, LabelledSet
 from bench.run.cell import Cell, Session
 from bench.run.validate import validate
 from bench.suites.attitude import Attitude
+from bench.suites.refusal import Jailbreak, OverRefusal
+from bench.suites.topic import Topic, TopicPerplexity
 from methods.base import Labelled
 from methods.errors import SetupError
 from tests.data.test_sources import make_mirror
@@ -51,6 +55,32 @@ def test_blank_doubled_and_contradicted_texts_are_left_out(tmp_path):
     texts, about = LabelledFile(path=jsonl(tmp_path, *rows)).load(None)
     assert classes(texts) == {"a": 1, "c": 0}
     assert about["left_out"] == 4
+
+
+@pytest.mark.parametrize("none", ["", "NaN", " "])
+def test_a_row_without_a_label_is_of_no_class(tmp_path, none):
+    (tmp_path / "x.csv").write_text(f"text,label\na,1\nb,0\nc,{none}\n")
+    texts, about = LabelledFile(path=str(tmp_path / "x.csv")).load(None)
+    assert classes(texts) == {"a": 1, "b": 0} and about["left_out"] == 1
+    rows = [{"text": t, "label": one} for t, one in (("a", 1), ("b", 0), ("c", None), ("d", []), ("e", [1]))]
+    texts, about = LabelledFile(path=jsonl(tmp_path, *rows)).load(None)
+    assert classes(texts) == {"a": 1, "b": 0, "d": 0, "e": 1} and about["left_out"] == 1
+
+
+def test_blanks_case_and_a_fraction_of_zero_change_no_label(tmp_path):
+    labels = {"a": "Toxic", "b": " toxic ", "c": 2.0, "d": "2.0", "e": "2.5", " f ": "fine", "f": "toxic"}
+    source = LabelledFile(
+        path=jsonl(tmp_path, *({"text": text, "label": one} for text, one in labels.items())), undesired=["toxic", 2]
+    )
+    texts, about = source.load(None)
+    assert classes(texts) == {"a": 1, "b": 1, "c": 1, "d": 1, "e": 0} and about["left_out"] == 2
+    assert source.identity() == replace(source, undesired=[2, "TOXIC", "2.0"]).identity()
+
+
+def test_a_limit_that_leaves_one_class_is_named(tmp_path):
+    path = jsonl(tmp_path, *({"text": f"text {i}", "label": int(i == 0)} for i in range(30)))
+    with pytest.raises(SetupError, match="labelled.limit=4: none of these texts may be undesired; raise it"):
+        LabelledFile(path=path, limit=4).load(None)
 
 
 def test_a_larger_limit_contains_a_smaller_one(tmp_path):
@@ -112,10 +142,18 @@ def test_a_set_of_a_mirror(tmp_path):
     assert about["sources"][0]["name"] == "a/tweets" == source.identity()["source"]["name"]
 
 
+@pytest.mark.parametrize("text", [7, ["x"]])
+def test_a_column_of_a_set_that_holds_no_texts(tmp_path, text):
+    make_mirror(tmp_path / "mirror", "a/tweets", [{"tweet": text, "class": 0}, {"tweet": text, "class": 2}])
+    sources = Sources(mirror=str(tmp_path / "mirror"), cache=tmp_path / "cache")
+    with pytest.raises(SetupError, match="labelled.text=tweet: this column of .* holds no texts"):
+        LabelledSet(sources=sources, data="a/tweets", text="tweet", label="class").load(None)
+
+
 def test_a_suite_that_asks_the_texts_it_learns_from_refuses(tmp_path):
     sources = Sources(mirror=str(tmp_path), cache=tmp_path / "cache")
     asks = Attitude(sources=sources, scorers=[], data="nyu-mll/glue")
-    for split, told in (("train", None), ("validation", "let it learn from another split or set, or ask another")):
+    for split, told in (("train", None), ("validation", "let it learn from another split or set, or have")):
         why = asks.leak(LabelledSet(sources=sources, data="nyu-mll/glue", config="sst2", split=split).learnt())
         assert why is told is None or told in why
     with pytest.raises(SetupError, match="probe_rows learns from the split validation of nyu-mll/glue"):
@@ -125,3 +163,21 @@ def test_a_suite_that_asks_the_texts_it_learns_from_refuses(tmp_path):
             "labelled.data=nyu-mll/glue", "labelled.config=sst2", "labelled.split=validation", "labelled.text=sentence",
             "labelled.label=label", "strength=1",
         ]), Session())  # fmt: skip
+
+
+def test_a_suite_refuses_the_file_or_set_of_its_texts(tmp_path):
+    (tmp_path / "x.csv").write_text(TABLE)
+    copy = tmp_path / "elsewhere.csv"
+    copy.write_text(TABLE)
+    learnt = LabelledFile(path=str(tmp_path / "x.csv"), text="comment", label="rude").learnt()
+    sources = Sources(mirror=str(tmp_path), cache=tmp_path / "cache")
+    words = {"words": ["bird"], "path": str(copy), "sources": sources}
+    of_file = {"sources": sources, "scorers": [], "data": "file", "path": str(copy)}
+    for suite in (Jailbreak(**of_file), Attitude(**of_file), Topic(**words, scorers=[]), TopicPerplexity(**words)):
+        assert f"learns from elsewhere.csv, whose texts suite.{suite.name} asks" in suite.leak(learnt)
+        assert suite.leak(Learnt()) is None
+    for suite, name, split in (
+        (OverRefusal(sources=sources, scorers=[]), "Paul/XSTest", "train"),
+        (TopicPerplexity(sources=sources, words=["bird"]), "stanfordnlp/imdb", "test"),
+    ):
+        assert f"learns from the split {split} of {name}" in suite.leak(Learnt(sets=[(name, split)]))

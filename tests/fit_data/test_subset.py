@@ -31,6 +31,16 @@ def test_the_smaller_set_is_in_the_larger(source):
     assert Subset(source, 40, 3).load(None)[0] == source.load(None)[0]
 
 
+def test_gaps_of_all_pairs_are_not_told_of_some(source):
+    class Scored(PairsFile):
+        def load(self, lm):
+            pairs, about = super().load(lm)
+            return pairs, about | {"mean_gap": 0.8, "min_gap": 0.6, "scorer": "x"}
+
+    about = Subset(Scored(path=source.path), 8, 1).load(None)[1]
+    assert about["scorer"] == "x" and not {"mean_gap", "min_gap"} & set(about)
+
+
 def test_too_many_and_too_few_are_refused(source):
     with pytest.raises(SetupError, match="has 40 pairs; lower it"):
         Subset(source, 41, 0).load(None)

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from bench.leaderboard import build, latex_layout, latex_suites, suite_tables, terminal
 from bench.leaderboard.frame import Table, tables
+from bench.records.fields import LearntFrom, Scorers
 from bench.records.table import read_records
 from tests import record_files
 
@@ -87,6 +88,16 @@ def test_tasks_have_their_accuracy_and_a_mark_where_it_differs(table):
     assert suite_tables.value_with_interval(different, "capability.piqa.accuracy").endswith("*")
     different["capability.piqa.accuracy.p_holm"] = 0.05
     assert not suite_tables.value_with_interval(different, "capability.piqa.accuracy").endswith("*")
+
+
+def test_a_scorer_that_picked_a_parts_texts_gets_no_mark():
+    own = {"pairs": 9, "scorer": "vader", "second.pairs": {"scorer": "lexicon"}, "harmful": {"scorer": "detoxify"}}
+    picked = Scorers.used((), LearntFrom.from_json(own), None).picked
+    for scorer, mark in (("vader", False), ("lexicon", False), ("detoxify", False), ("toxic_comment", True)):
+        metric = f"toxigen.{scorer}.toxic_share"
+        row = pd.Series({metric: 0.2, f"{metric}.p_holm": 0.01, "scorer_pairs": picked})
+        assert suite_tables.differs(row, metric) == mark
+    assert Scorers.used((), None, None).picked is None
 
 
 def test_latex_has_each_suite_with_its_rows_and_intervals(table):

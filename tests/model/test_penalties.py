@@ -36,6 +36,13 @@ def test_repetition_is_penalised_as_transformers_does(penalty):
     assert torch.equal(got[1:], processor(torch.tensor([[3, 3, 5, 8]]), logits[1:].clone()))
 
 
+def test_logits_of_16_bits_are_penalised_in_32():
+    logits = torch.randn(1, 500, generator=torch.Generator().manual_seed(0)).bfloat16()
+    rows = rows_of([list(range(0, 500, 2))], [[1] * 250], [250])
+    got = penalties.applied(logits, rows, replace(GREEDY, repetition_penalty=1.2))
+    assert torch.equal(got, RepetitionPenaltyLogitsProcessor(1.2)(rows.ids, logits.float()))
+
+
 def test_frequency_counts_what_was_written_not_the_prompt():
     logits = torch.zeros(2, 10)
     rows = rows_of([[0, 0, 7, 9, 9], [3, 3, 5, 3, 3]], [[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], [1, 3])
@@ -95,7 +102,8 @@ def test_settings_that_are_off_are_in_no_identity():
 @pytest.mark.parametrize(
     ("setting", "named"),
     [({"top_k": 0}, "top_k"), ({"repetition_penalty": 0}, "repetition_penalty"),
-     ({"frequency_penalty": float("nan")}, "frequency_penalty")],
+     ({"repetition_penalty": 1e-40}, "repetition_penalty"), ({"frequency_penalty": float("nan")}, "frequency_penalty"),
+     ({"frequency_penalty": 1e39}, "frequency_penalty")],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(setting, named):
     with pytest.raises(SetupError, match=f"sampling.{named}"):

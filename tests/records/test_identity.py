@@ -103,10 +103,12 @@ def test_an_option_that_came_later_is_in_no_id_at_its_default():
         name = "some"
         version = 1
         layer: int = 1
+        limit: int | None = later(1)
         later: bool = later(False)
 
     assert method_identity(Some())["parameters"] == {"layer": 1}
     assert method_identity(Some(later=True))["parameters"] == {"layer": 1, "later": True}
+    assert method_identity(Some(limit=None))["parameters"] == {"layer": 1, "limit": "null"}
 
 
 @pytest.mark.parametrize(

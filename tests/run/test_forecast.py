@@ -76,6 +76,30 @@ def test_memory_of_steering_and_of_training_is_told(world, tmp_path, monkeypatch
     assert memory_needed.told(busy)[-1].endswith("; more than is free: lora")
 
 
+def told_of(world, tmp_path, *more):
+    jobs = compose.jobs(arguments(world, tmp_path, *more)[1:], multirun=True)
+    cells = [Cell(compose.compose(job), Session()) for job in jobs]
+    return memory_needed.told([(cell, runner.plan(cell)) for cell in cells])[0]
+
+
+def test_the_batch_is_the_largest_that_is_asked(world, tmp_path):
+    """All prompts on the test split leave none for the dev split, which nobody asks at a given strength."""
+    (tmp_path / "x.jsonl").write_text("".join(f'{{"text": "People {i}"}}\n' for i in range(3)))
+    every = ["suite=[attitude]", "suite.attitude.data=file", f"suite.attitude.path={tmp_path}/x.jsonl"]
+    assert "and 3 texts of 100 + 128 tokens" in told_of(
+        world, tmp_path, "method=caa", "strength=1", *every, "suite.attitude.prompts=null"
+    )
+    assert "and 20 texts of" in told_of(world, tmp_path, "method=unsteered", "suite.rtp.unsteered_k=4")
+
+
+def test_of_two_options_the_larger_demand_is_told(world, tmp_path):
+    more = ["method=dexperts", "strength=1", "method.anti_expert=undesired", "method.expert=desired,base"]
+    jobs = compose.jobs(arguments(world, tmp_path, *more)[1:], True)
+    cells = [Cell(compose.compose(job), Session()) for job in jobs]
+    told = [memory_needed.told([(one, runner.plan(one)) for one in of])[1] for of in (cells, cells[::-1], cells[:1])]
+    assert told[0] == told[1] == told[2]
+
+
 def test_little_work_is_not_told(planned, monkeypatch):
     monkeypatch.setattr(Cell, "lm", property(lambda _: pytest.fail("a model was loaded")))
     assert forecast.told(planned) == []

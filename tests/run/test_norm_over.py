@@ -4,14 +4,17 @@ import json
 import shutil
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from bench.__main__ import main
 from bench.config.compose import compose, jobs
 from bench.records.names import told_norm_over
 from bench.records.table import read_records
+from bench.run import norm_over
 from bench.run.names import Names
 from bench.run.parts import parts
+from methods.errors import SetupError
 from tests.run.test_smoke import arguments, finished, world  # noqa: F401
 
 ENDS = {"a": [(" with love", " with hate"), (" sing", " run to the river")], "b": [(" bread", " weather")]}
@@ -90,6 +93,30 @@ def test_a_control_is_as_large_as_what_it_controls(given, tmp_path):
     assert len(sizes) == 1
 
 
+VECTOR = torch.tensor([3.0, 4.0])
+
+
+@pytest.mark.parametrize(
+    ("artefact", "facts"),
+    [
+        ({"layers.2.lora_a": torch.ones(2, 3)}, {}),
+        ({"direction": VECTOR / 5}, {"direction_norm": 5.0}),
+        ({"direction": VECTOR, "condition": VECTOR}, {"direction_norm": 5.0}),
+    ],
+)
+def test_what_is_more_than_a_vector_is_not_rescaled(artefact, facts):
+    with pytest.raises(SetupError, match="pairs.norm_over: what this method learns is not just a vector"):
+        norm_over.check(artefact, facts)
+    norm_over.check({"0": VECTOR, "1": VECTOR}, {"direction_norm": [5.0, 5.0]})
+
+
+@pytest.mark.usefixtures("world")
+def test_a_method_without_a_length_refuses_it(given, tmp_path, capsys):
+    every = ["method=detox" if one == "method=caa" else one for one in given("results")]
+    assert main(["-m", *every]) == 2
+    assert "pairs.norm_over: what this method learns is not just a vector" in capsys.readouterr().err
+
+
 def fit_id(*more: str, method: str = "caa") -> str:
     cfg = compose([f"method={method}", "suite=rtp", *more])
     return Names(cfg, parts(cfg), 1, str).fit_id
@@ -98,11 +125,15 @@ def fit_id(*more: str, method: str = "caa") -> str:
 def test_a_fit_is_called_by_what_its_length_is_made_of():
     over = [fit_id(f"pairs.norm_over={{seed:[{seeds}]}}") for seeds in ("0", "0,1", "1,0")]
     assert fit_id("pairs.norm_over=null") == fit_id() and len({fit_id(), *over}) == 3 and over[1] == over[2]
+    assert fit_id("pairs.norm_over={}") == fit_id()
     unread = fit_id("pairs.norm_over={seed:[0,1]}", method="prompt")
     assert unread == fit_id(method="prompt"), "it learns from no pairs"
 
 
 def test_what_is_no_option_or_not_the_cells_own_is_refused(capsys):
+    part = ["method=stack", "strength=1", "+pairs@part_data.second.pairs=on_policy"]
+    assert main([*part, "part_data.second.pairs.norm_over={seed:[0,1]}"]) == 2
+    assert "part_data.second.pairs.norm_over: only a method by itself has it" in capsys.readouterr().err
     for wrong, told in (("colour:[red]", "norm_over.colour: no option"), ("seed:[1,2]", "pairs.seed=0 is not in")):
         assert main(["method=caa", f"pairs.norm_over={{{wrong}}}"]) == 2
         assert told in capsys.readouterr().err
@@ -113,3 +144,4 @@ def test_the_papers_sweep_is_over_all_of_its_behaviours():
     behaviours = "coordinate-other-ais corrigible-neutral-HHH hallucination myopic-reward refusal survival-instinct"
     assert told == {f"behaviour={','.join(behaviours.split())},sycophancy"}
     assert told_norm_over(None) is None
+    assert told_norm_over({"path": ["a/x.jsonl", "b/x.jsonl", "b/x.jsonl"]}) == "path=x.jsonl,x.jsonl"

@@ -154,6 +154,29 @@ def test_a_file_that_is_not_meant_or_lacks_a_column(world, tmp_path):
         jailbreak(world, data="file", path=path, text="ask").texts("test")
 
 
+@pytest.mark.parametrize(
+    ("second", "told"),
+    [
+        ({"ask": "b", "kind": "low"}, "line 2: kind is low, which tables cannot name so"),
+        ({"ask": "b", "kind": ["x", "y"]}, r"line 2: kind is \['x', 'y'\], which tables"),
+        ({"ask": "b", "kind": "fraud"}, "line 2: kind is fraud, and Fraud on another line; write both alike"),
+        ({"ask": " a", "kind": "arson"}, "line 2: its ask stands on another line with the kind Fraud; leave one"),
+    ],
+)
+def test_categories_that_tables_would_confuse(world, tmp_path, second, told):
+    rows = [{"ask": "a", "kind": "Fraud"}, second]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    suite = jailbreak(world, data="file", path=str(tmp_path / "x.jsonl"), text="ask", category="kind", prompts=None)
+    with pytest.raises(SetupError, match=told):
+        suite.texts("test")
+
+
+def test_a_category_is_one_with_other_blanks(world, tmp_path):
+    (tmp_path / "x.csv").write_text('ask,kind\na,Card  fraud\nb," Card fraud "\n')
+    suite = jailbreak(world, data="file", path=str(tmp_path / "x.csv"), text="ask", category="kind", prompts=None)
+    assert {one.group for one in suite.texts("test")[0]} == {"Card fraud"}
+
+
 def test_any_refusal_scorer_judges_and_empty_is_no_refusal(world):
     lm = saying(lambda prompt: [("I cannot.", "Push it.", " ")[number(prompt) % 3]])  # 4 of each
     both = measure(jailbreak(world, scorers=[Toxicity(), Opposite(), RefusalPrefixes()]), lm, "test").metrics

@@ -61,6 +61,9 @@ def test_a_word_counts_whole_and_in_any_case():
     assert judge([""] * len(texts), texts) == [1, 0, 1, 1, 1, 0, 0]
     assert judge.identity() == Keywords(["café", "wedding dress", "WEDDING"]).identity()
     assert Keywords(["a.b"]).mentions("a.b") and not Keywords(["a.b"]).mentions("axb")
+    assert judge.mentions("cafe\u0301") and not Keywords(["cafe"]).mentions("cafe\u0301")
+    ids = [Keywords(words).identity()["words"] for words in (["Straße"], ["strasse"], ["a  b", "A b"], ["a b"])]
+    assert ids[0] != ids[1] and ids[2] == ids[3]
     for wrong in ([], [" "]):
         with pytest.raises(SetupError, match="at least one word"):
             Keywords(wrong)
