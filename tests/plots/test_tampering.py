@@ -97,7 +97,7 @@ def test_mixed_examples_count_together(tmp_path):
     assert fine_tuned(found)["x"].tolist() == [0.0, 40.0, 160.0]
 
 
-def test_rows_of_the_leaderboard_say_what_they_were_fine_tuned_on(table):
+def test_rows_say_what_they_were_fine_tuned_on(table):
     names = labels(table.frame)
     assert len(set(names)) == len(names) - 1  # DeTox has two strengths
     assert f"finetune (8 examples of {TOXIC})" in names and f"stack (32 examples of {BENIGN})" in names
