@@ -191,14 +191,14 @@ def has_options(parameters: Mapping[str, Any], node: Mapping[str, Any]) -> bool:
     )
 
 
-def _agrees(stored: Any, value: Any) -> bool:
+def _agrees(kept: Any, value: Any) -> bool:
     """Of a method inside another, and of a mapping of such, their own options count."""
     if not isinstance(value, Mapping):
-        return bool(stored == value)
+        return bool(kept == value)
     if "_target_" in value:
         kind: Any = class_of(value["_target_"])
-        return bool(stored["name"] == kind.name) and has_options(stored["parameters"], value)
-    return list(stored) == list(value) and all(_agrees(stored[key], one) for key, one in value.items())
+        return bool(kept["name"] == kind.name) and has_options(kept["parameters"], value)
+    return list(kept) == list(value) and all(_agrees(kept[key], one) for key, one in value.items())
 
 
 def _is_later(target: str, key: str, value: Any) -> bool:
