@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import pandas as pd
-
 from bench.leaderboard import tradeoff
 from bench.leaderboard.grouping import Row
+from bench.leaderboard.items import Pair
 from bench.leaderboard.pairing import Pairs, change, closer_first, over, paired
 from bench.leaderboard.tradeoff import BootstrapEstimate, Task
 from bench.records.fields import Scorers
@@ -157,7 +156,7 @@ class Comparison:
             rows = pairs[name]
             if metric.transform == "exp":  # texts of rtp are the fluency's: both have the resamples of one seed
                 found[suite] = tradeoff.compare_items(rows, "exp", "reduction", 0 if suite == "fluency" else seed)
-            elif is_share(name, rows["value_a"].to_numpy(float), rows["value_b"].to_numpy(float)):
+            elif is_share(name, rows.value_a, rows.value_b):
                 one = tradeoff.compare_items(rows, "mean", "difference", seed)
                 found[suite] = one if metric.higher_is_better else one.negative()
         return found
@@ -174,7 +173,7 @@ def tasks(baseline: Row) -> list[Task]:
     for one in baseline.records:
         chance |= one.info.chance or {}
     items = {name: rows for name, rows in baseline.items().items() if name.startswith("capability.")}
-    return tradeoff.tasks({name.removeprefix("capability."): rows["value"] for name, rows in items.items()}, chance)
+    return tradeoff.tasks({name.removeprefix("capability."): rows.value for name, rows in items.items()}, chance)
 
 
 def reported_by(records: Sequence[Record]) -> list[str]:
@@ -223,6 +222,6 @@ def _fluency(row: Row) -> list[dict[str, float]]:
     return [{name: metric.value for name, metric in record.metrics.items()} for record in records]
 
 
-def _capability(pairs: Pairs, end: str) -> dict[str, pd.DataFrame]:
+def _capability(pairs: Pairs, end: str) -> dict[str, Pair]:
     """The paired items of the suite capability in the metrics with this end, a metric for each task."""
     return {name: rows for name, rows in pairs.items() if name.startswith("capability.") and name.endswith(end)}

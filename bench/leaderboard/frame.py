@@ -98,7 +98,7 @@ def by_item(comparison: Comparison) -> pd.DataFrame:
     for row, pairs in comparison.pairs.items():
         both = [one[metric] for one in pairs if metric in one]
         if both:
-            change = pd.concat([one["value_a"] - one["value_b"] for one in both], axis=1).mean(axis=1)
+            change = mean_by_item([pd.Series(one.difference, one.index) for one in both])
             about = {"records": record_names(row), "item": change.index, "metric": metric, "change": change.to_numpy()}
             found.append(pd.DataFrame(about))
     return pd.concat(found[1:] or found, ignore_index=True)
@@ -237,7 +237,7 @@ def own_value(name: str, metric: Metric, row: Row, first: frozenset[str]) -> dic
     if not own:
         value, error, n, share = metric.value, metric.standard_error, metric.n, False
     else:
-        arrays = [(one["value"].to_numpy(float), one["weight"].to_numpy(float)) for one in own]
+        arrays = [(one.value, one.weight) for one in own]
         values = np.array([fold(*one, metric.transform) for one in arrays])
         errors = [standard_error(*one, metric.transform) for one in arrays]
         value, n = float(values.mean()), len(own[0])
@@ -288,8 +288,8 @@ def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
     if not both:
         return dict.fromkeys(names)
     sign = -1 if comparison.metrics[metric].higher_is_better else 1
-    risen = pd.concat([sign * (one["value_a"] - one["value_b"]) > ROUNDING for one in both], axis=1).mean(axis=1)
-    values, weights = risen.to_numpy(float), np.ones(len(risen))
+    values = mean_by_item([pd.Series(sign * one.difference > ROUNDING, one.index) for one in both]).to_numpy(float)
+    weights = np.ones(len(values))
     ends = value_interval(values.mean(), standard_error(values, weights), len(values), share=True)
     return dict(zip(names, (float(values.mean()), *ends), strict=True))
 
@@ -311,6 +311,11 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     """The mean of the values that are not missing."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known else None
+
+
+def mean_by_item(fits: Sequence["pd.Series[Any]"]) -> "pd.Series[float]":
+    """The mean of each item over the fits that have it."""
+    return pd.concat(fits, axis=1).mean(axis=1) if len(fits) > 1 else fits[0]
 
 
 def _tunings(row: Row) -> list[Tuned | None]:
@@ -341,7 +346,7 @@ def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
     alike = len({frozenset(row.comparisons) for row in rows}) == 1
     if not alike or not all(one.index.equals(items[0].index) for one in items) or len(items[0]) < 2:
         return False
-    if any(one["value"].isin((0.0, 1.0)).all() for one in items):
+    if any(np.isin(one.value, (0.0, 1.0)).all() for one in items):
         return False
     n, pairs = len(items[0]), len(rows) * (len(rows) - 1) // 2
     several = any(len(row.fits) > 1 for row in rows)

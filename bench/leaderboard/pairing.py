@@ -3,21 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 
 from bench.leaderboard.grouping import Fit, Row
+from bench.leaderboard.items import Pair, side_by_side
 from bench.leaderboard.tradeoff import BootstrapEstimate, compare_items, over_fits
 from bench.stats.bootstrap import Compare
 from bench.stats.metrics import FIRST, Transform
 from bench.stats.significance import bootstrap_p, paired_test
 
-Pairs = Mapping[str, pd.DataFrame]
-"""`<suite>.<metric>` -> value_a, weight_a of one and value_b, weight_b of the other, a row per item."""
+Pairs = Mapping[str, Pair]
+"""`<suite>.<metric>` -> the items of one beside those of the other."""
 
 
 def joined(
     a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()
-) -> dict[str, pd.DataFrame]:
+) -> dict[str, Pair]:
     """The items of both, where they were asked in the same way; of one metric, or of all.
 
     first: metrics in which `b` is compared with `a` by its first k texts alone (`Comparison.first`).
@@ -25,7 +25,7 @@ def joined(
     shared = a.comparisons & b.comparisons
     one, other = a.items(shared), b.items(shared)
     names = [name for name in one if name in other and only in (None, name) and not name.endswith(FIRST)]
-    both = {name: _side_by_side(one[name], other[name + FIRST if name in first else name]) for name in names}
+    both = {name: side_by_side(one[name], other[name + FIRST if name in first else name]) for name in names}
     return {name: rows for name, rows in both.items() if len(rows)}
 
 
@@ -43,7 +43,7 @@ def paired(
         shared = of_one[np.logical_and.reduce([of_one.isin(index) for index in rest])]
         for one in found:
             if len(one[name]) > len(shared):
-                one[name] = one[name].loc[shared]
+                one[name] = one[name].at(shared)
     return [{name: rows for name, rows in one.items() if len(rows)} for one in found]
 
 
@@ -59,18 +59,9 @@ def closer_first(rows: Sequence[Row], base: Fit) -> frozenset[str]:
 
     def scatter(name: str, first: frozenset[str]) -> float:
         pairs = [joined(fit, base, name, first)[name] for fit in fits if name in fit.items()]
-        return sum(float(np.var((one["value_a"] - one["value_b"]).to_numpy(float))) for one in pairs if len(one))
+        return sum(float(np.var(one.difference)) for one in pairs if len(one))
 
     return frozenset(name for name in names if scatter(name, frozenset({name})) < scatter(name, frozenset()))
-
-
-def _side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """The items of both, in the order of the first; as an inner join, which is slow for the hundreds that are made."""
-    if not a.index.equals(b.index):
-        shared = a.index[a.index.isin(b.index)]
-        a, b = a.loc[shared], b.loc[shared]
-    columns = {f"{name}_{side}": rows[name].to_numpy() for side, rows in (("a", a), ("b", b)) for name in rows}
-    return pd.DataFrame(columns, index=a.index)
 
 
 def over(fits: list[Pairs], make: Callable[[Pairs], BootstrapEstimate | None]) -> BootstrapEstimate | None:
@@ -111,7 +102,7 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
     if not len(shared):
         return None
     found, back, items = (
-        change([{metric: one[metric].loc[shared]} for one in several], metric, transform)
+        change([{metric: one[metric].at(shared)} for one in several], metric, transform)
         for several in (of_a, of_b, both)
     )
     if found is None or back is None or items is None:

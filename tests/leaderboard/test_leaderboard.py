@@ -326,7 +326,7 @@ def test_a_method_is_compared_with_random_on_the_same_prompts(full):
     found = leaderboard(full.tables).set_index("method")
     metric = table.headline
     rows = {row.columns["method"]: row for row in table.rows}
-    own, control = (rows[name].items()[metric]["value"] for name in ("caa", "random_direction"))
+    own, control = (rows[name].items()[metric].value for name in ("caa", "random_direction"))
     assert found.loc["caa", "vs_control"] == pytest.approx((own - control).mean())
     assert found.loc["caa", "vs_control_low"] < found.loc["caa", "vs_control"] < found.loc["caa", "vs_control_high"] < 0
     assert found.loc["caa", "vs_control_p"] <= found.loc["caa", "vs_control_p_holm"] < 0.05
