@@ -1,7 +1,7 @@
 """The leaderboard as a frame: what each row is, what it cost, its metrics with their change, and where it stands."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from bench.leaderboard import bounds, columns, ranking, tradeoff
 from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, of_most, reported_by
 from bench.leaderboard.grouping import Row, groups, rows
-from bench.leaderboard.pairing import Pairs, change, difference, p_value, pairwise_p
+from bench.leaderboard.pairing import Pairs, change, difference, p_values, pairwise_ps
 from bench.leaderboard.tradeoff import BootstrapEstimate
 from bench.records.fields import Cost, LearntFrom, Scorers, Tuned
 from bench.records.names import BASELINE_FAMILY
@@ -21,6 +21,7 @@ from bench.stats import significance
 from bench.stats.bootstrap import RESAMPLES, Array, Estimate, value_interval
 from bench.stats.metrics import FIRST, Metric, fold, is_share, standard_error
 
+AHEAD = 8  # rows whose draws are made together; they are kept until their numbers are (`bootstrap.KEPT`)
 ROUNDING = 1e-6  # of a score: texts that are judged in other batches differ by so much at most
 FORESEEN = ("d_prime", "mean_cosine")  # facts of a fit that tell how well its pairs agree (`methods.separation`)
 AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high")
@@ -63,7 +64,8 @@ def frame(comparison: Comparison) -> pd.DataFrame:
     metric = comparison.headline
     better = comparison.metrics[metric].higher_is_better
     with threadpool_limits(1, "blas"):  # many small products: threads slow them down and could round differently
-        found = pd.DataFrame([numbers(comparison, row) for row in comparison.rows])
+        found = pd.DataFrame([numbers(comparison, row) for row in drawn_ahead(comparison)])
+        found = found.assign(**{f"{name}.p": changes_p(comparison, name) for name in comparison.tested})
         p = pairwise(comparison, metric, found[metric].notna())
         to_control: Any = p_to_control(comparison, found["vs_control"], metric)
         found = found.assign(vs_control_p=to_control)
@@ -76,6 +78,26 @@ def frame(comparison: Comparison) -> pd.DataFrame:
     order = ["_place", "rank", "method", "strength", "parameters"]
     found = found.assign(_place=place).sort_values(order, kind="stable").drop(columns="_place")
     return typed(found.reset_index(drop=True))
+
+
+def drawn_ahead(comparison: Comparison) -> Iterator[Row]:
+    """The rows, a few of them at a time after the draws that their numbers need were made in one product."""
+    for i in range(0, len(comparison.rows), AHEAD):
+        some = comparison.rows[i : i + AHEAD]
+        comparison.draw_ahead(some)
+        yield from some
+
+
+def changes_p(comparison: Comparison, name: str) -> list[float | None]:
+    """Two-sided p of each row's change of a metric from the unsteered model; None where it has none."""
+    pairs = [comparison.pairs.get(row, []) for row in comparison.rows]
+    transforms = [row.metrics[name].transform if name in row.metrics else None for row in comparison.rows]
+    found: list[float | None] = [None] * len(pairs)
+    for transform in {one for one in transforms if one}:
+        own = [i for i, one in enumerate(transforms) if one == transform]
+        for i, p in zip(own, p_values([pairs[i] for i in own], name, transform), strict=True):
+            found[i] = p
+    return found
 
 
 def by_fit(comparison: Comparison) -> pd.DataFrame:
@@ -257,7 +279,7 @@ def against_unsteered(comparison: Comparison, name: str, metric: Metric, pairs: 
         f"{name}.delta": delta.value, f"{name}.delta_low": delta.low, f"{name}.delta_high": delta.high
     }  # fmt: skip
     if name in comparison.tested:
-        told[f"{name}.p"] = p_value(pairs, name, metric.transform) if found else None
+        told[f"{name}.p"] = None  # see `changes_p`
         told[f"{name}.detectable"] = detectable(found, pairs, name) if found else None
     return told
 
@@ -332,7 +354,8 @@ def pairwise(comparison: Comparison, metric: str, known: "pd.Series[bool]") -> d
     if _none_can_differ([rows[i] for i in have], metric):
         return {}
     both = [(i, j) for i in have for j in have if i < j]
-    return {(i, j): pairwise_p(rows[i], rows[j], metric, rows[i].metrics[metric].transform) for i, j in both}
+    found = pairwise_ps([(rows[i], rows[j]) for i, j in both], metric, comparison.metrics[metric].transform)
+    return dict(zip(both, found, strict=True))
 
 
 def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
@@ -356,11 +379,12 @@ def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
 
 def p_to_control(comparison: Comparison, change: "pd.Series[float]", metric: str) -> list[float | None]:
     """The two-sided p of "the row and its control do the same"; None if the row has no difference from it."""
-    found: list[float | None] = []
-    for row, one in zip(comparison.rows, change, strict=True):
-        control = comparison.control(row) if pd.notna(one) else None
-        found.append(pairwise_p(row, control, metric, row.metrics[metric].transform) if control else None)
-    return found
+    known = pd.notna(change)
+    controls = [comparison.control(row) if one else None for row, one in zip(comparison.rows, known, strict=True)]
+    both = {i: (row, one) for i, (row, one) in enumerate(zip(comparison.rows, controls, strict=True)) if one}
+    found = pairwise_ps(list(both.values()), metric, comparison.metrics[metric].transform)
+    told = dict(zip(both, found, strict=True))
+    return [told.get(i) for i in range(len(comparison.rows))]
 
 
 def change_draws(comparison: Comparison) -> list[Array | None]:

@@ -9,7 +9,7 @@ from bench.leaderboard.items import Pair, side_by_side
 from bench.leaderboard.tradeoff import BootstrapEstimate, compare_items, over_fits
 from bench.stats.bootstrap import Compare
 from bench.stats.metrics import FIRST, Transform
-from bench.stats.significance import bootstrap_p, paired_test
+from bench.stats.significance import bootstrap_p, paired_tests
 
 Pairs = Mapping[str, Pair]
 """`<suite>.<metric>` -> the items of one beside those of the other."""
@@ -112,10 +112,19 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
 
 def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | None:
     """Two-sided p that nothing changed: of the items for one fit, of items and fits for several."""
-    if len(fits) == 1:
-        return paired_test(fits[0][metric], transform) if metric in fits[0] else None
-    found = change(fits, metric, transform)
-    return bootstrap_p(found.draws, found.n) if found else None
+    return p_values([fits], metric, transform)[0]
+
+
+def p_values(rows: Sequence[list[Pairs]], metric: str, transform: Transform) -> list[float | None]:
+    """`p_value` of each of these; None for a row without the metric. Those of single fits are computed together."""
+    alone = [i for i, fits in enumerate(rows) if len(fits) == 1 and metric in fits[0]]
+    found: list[float | None] = [None] * len(rows)
+    for i, p in zip(alone, paired_tests([rows[i][0][metric] for i in alone], transform), strict=True):
+        found[i] = p
+    for i, fits in enumerate(rows):
+        if len(fits) > 1 and (one := change(fits, metric, transform)) is not None:
+            found[i] = bootstrap_p(one.draws, one.n)
+    return found
 
 
 def pairwise_p(a: Row, b: Row, metric: str, transform: Transform) -> float | None:
@@ -123,10 +132,16 @@ def pairwise_p(a: Row, b: Row, metric: str, transform: Transform) -> float | Non
 
     Where both have several fits, each is compared with the mean of the other, and the larger p counts.
     """
-    if len(a.fits) < len(b.fits):
-        a, b = b, a
-    found = [p_value(paired(a.fits, b, metric), metric, transform)]
-    if len(b.fits) > 1:
-        found.append(p_value(paired(b.fits, a, metric), metric, transform))
-    known = [p for p in found if p is not None]
-    return max(known) if len(known) == len(found) else None
+    return pairwise_ps([(a, b)], metric, transform)[0]
+
+
+def pairwise_ps(rows: Sequence[tuple[Row, Row]], metric: str, transform: Transform) -> list[float | None]:
+    """`pairwise_p` of each two of these; those of single fits are computed together."""
+    ordered = [(b, a) if len(a.fits) < len(b.fits) else (a, b) for a, b in rows]
+    found = p_values([paired(a.fits, b, metric) for a, b in ordered], metric, transform)
+    both = [i for i, (_, b) in enumerate(ordered) if len(b.fits) > 1]
+    back = p_values([paired(ordered[i][1].fits, ordered[i][0], metric) for i in both], metric, transform)
+    for i, other in zip(both, back, strict=True):
+        one = found[i]
+        found[i] = None if one is None or other is None else max(one, other)
+    return found
