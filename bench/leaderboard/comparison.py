@@ -134,7 +134,10 @@ class Comparison:
         for one in (one for row in rows for one in self.pairs.get(row, [])):
             for name, seed in self.seeds_of(one):
                 pair, transform = one[name], self.metrics[name].transform
-                wanted[seed, len(pair)] += [(pair.value_a, pair.weight_a, transform), (pair.value_b, pair.weight_b, transform)]
+                wanted[seed, len(pair)] += [
+                    (pair.value_a, pair.weight_a, transform),
+                    (pair.value_b, pair.weight_b, transform),
+                ]
         for (seed, _), folds in wanted.items():
             draws_of(folds, seed=seed)
 

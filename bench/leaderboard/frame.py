@@ -36,6 +36,11 @@ class Table(Comparison):
         return frame(self)
 
     @cached_property
+    def lines(self) -> list[dict[str, Any]]:
+        """Each row of the frame as a mapping, which takes a hundredth of the time of a row that pandas makes."""
+        return self.frame.to_dict("records")
+
+    @cached_property
     def columns(self) -> list[columns.Column]:
         """The columns that people are shown, in their order."""
         return columns.of_table(self.frame, self.headline, self.toxicity, list(self.metrics), self.tested)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.leaderboard import bibliography
-from bench.leaderboard.columns import strengths
+from bench.leaderboard.columns import Line, strengths
 from bench.leaderboard.formatting import parameters, varying
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.latex_layout import LINE, Cell
@@ -37,7 +37,7 @@ def methods(table: Table) -> dict[str | None, MethodFacts]:
 def names(table: Table) -> list[list[Said]]:
     """The name of each row of the table's frame; no two rows of equal strength have the same."""
     facts = methods(table)
-    rows = [row for _, row in table.frame.iterrows()]
+    rows = table.lines
     entitled = [title(facts[row["records"]]) for row in rows]
     told = qualifiers(table.frame)
     plain = ["".join(one.text for one in said) for said in entitled]
@@ -67,7 +67,7 @@ def title(method: MethodFacts) -> list[Said]:
 
 def qualifiers(frame: pd.DataFrame) -> list[list[str]]:
     """For each row the parameters that distinguish it from others of its method, and the number of its fits."""
-    rows = [row for _, row in frame.iterrows()]
+    rows = frame[["method", "parameters", "fits"]].to_dict("records")
     known = [parameters(row) for row in rows]
     differing, found = varying(list(frame["method"]), known), []
     for row, own in zip(rows, known, strict=True):
@@ -83,7 +83,7 @@ def _value(value: Any) -> str:
     return " ".join(map(_value, value)) if isinstance(value, list) else str(value)
 
 
-def apart(rows: list["pd.Series[Any]"]) -> list[list[str]]:
+def apart(rows: list[Line]) -> list[list[str]]:
     """Labels that distinguish rows of the same name and strength: whatever differs, or else a number."""
     if len(rows) == 1:
         return [[]]

@@ -15,9 +15,7 @@ Pairs = Mapping[str, Pair]
 """`<suite>.<metric>` -> the items of one beside those of the other."""
 
 
-def joined(
-    a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()
-) -> dict[str, Pair]:
+def joined(a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()) -> dict[str, Pair]:
     """The items of both, where they were asked in the same way; of one metric, or of all.
 
     first: metrics in which `b` is compared with `a` by its first k texts alone (`Comparison.first`).

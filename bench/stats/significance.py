@@ -77,7 +77,8 @@ def _share_beyond(
     a: Array, weights_a: Array, b: Array, weights_b: Array, shifts: Array, transform: Transform, counted: int
 ) -> float:
     """The share of swaps that differ at least as much; shifts: (2, R) by which they move the sums of a."""
-    sums = [np.array([[(weights * values).sum()], [weights.sum()]]) for values, weights in ((a, weights_a), (b, weights_b))]
+    both = ((a, weights_a), (b, weights_b))
+    sums = [np.array([[(weights * values).sum()], [weights.sum()]]) for values, weights in both]
 
     def folds(of_a: Array, of_b: Array) -> Array:
         means = [one[0] / one[1] for one in (of_a, of_b)]
