@@ -26,6 +26,13 @@ MAIN, WHAT, TRADE, COST, METRICS = "Main", "What it is", "Trade-off", "Cost", "E
 PARTS = (MAIN, WHAT, TRADE, COST, METRICS)
 """Where the page's chooser lists a column, in this order."""
 
+
+def lines(frame: pd.DataFrame) -> list[Line]:
+    """Each row of a frame as a mapping, which takes a hundredth of the time of rows that pandas makes."""
+    found: list[Any] = frame.to_dict("records")
+    return found
+
+
 # -- how a value is written ------------------------------------------------------------------------------------------
 
 

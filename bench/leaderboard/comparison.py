@@ -142,7 +142,7 @@ class Comparison:
             draws_of(folds, seed=seed)
 
     def seeds_of(self, pairs: Pairs) -> list[tuple[str, int]]:
-        """Each metric with each seed of its resamples: of its change, of the mean over tasks, of what steering moves."""
+        """Each metric with each seed of its resamples: of its change, of the mean of tasks, of what steering moves."""
         found = [(name, 0) for name in pairs if name in self.metrics]
         for end in (".accuracy", ".gold_choice_logprob"):
             found += [(name, i + 1) for i, name in enumerate(sorted(_capability(pairs, end)))]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.console import escape
 from bench.data.prompts import RTP
-from bench.leaderboard.columns import NONE, Line, headline_title, number, tests
+from bench.leaderboard.columns import NONE, Line, headline_title, lines, number, tests
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.ranking import NOT_INDEPENDENT, controls
@@ -283,7 +283,7 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
     called: a title for each method to write in place of its name.
     """
     found = []
-    rows = frame[[name for name in NAMING if name in frame]].to_dict("records")
+    rows = lines(frame[[name for name in NAMING if name in frame]])
     known = [parameters(row) for row in rows]
     differing = varying(list(frame["method"]), known)
     alike, learnt = defaultdict[Any, set[str]](set), defaultdict[Any, set[str]](set)

@@ -36,9 +36,9 @@ class Table(Comparison):
         return frame(self)
 
     @cached_property
-    def lines(self) -> list[dict[str, Any]]:
-        """Each row of the frame as a mapping, which takes a hundredth of the time of a row that pandas makes."""
-        return self.frame.to_dict("records")
+    def lines(self) -> list[columns.Line]:
+        """Each row of the frame as a mapping (`columns.lines`)."""
+        return columns.lines(self.frame)
 
     @cached_property
     def columns(self) -> list[columns.Column]:
@@ -70,7 +70,8 @@ def frame(comparison: Comparison) -> pd.DataFrame:
     better = comparison.metrics[metric].higher_is_better
     with threadpool_limits(1, "blas"):  # many small products: threads slow them down and could round differently
         found = pd.DataFrame([numbers(comparison, row) for row in drawn_ahead(comparison)])
-        found = found.assign(**{f"{name}.p": changes_p(comparison, name) for name in comparison.tested})
+        tested: dict[str, Any] = {f"{name}.p": changes_p(comparison, name) for name in comparison.tested}
+        found = found.assign(**tested)
         p = pairwise(comparison, metric, found[metric].notna())
         to_control: Any = p_to_control(comparison, found["vs_control"], metric)
         found = found.assign(vs_control_p=to_control)

@@ -31,15 +31,15 @@ class Items:
         return type(self)(index, self.value[rows], self.weight[rows])
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Pair:
     """The same items of two: value and weight of each, (n,)."""
 
     index: "pd.Index[str]"
-    value_a: Array
-    weight_a: Array
-    value_b: Array
-    weight_b: Array
+    value_a: Any
+    weight_a: Any
+    value_b: Any
+    weight_b: Any
 
     def __len__(self) -> int:
         return len(self.index)
@@ -52,7 +52,7 @@ class Pair:
     @property
     def difference(self) -> Array:
         """By how much the first is larger, (n,)."""
-        return self.value_a - self.value_b
+        return np.asarray(self.value_a - self.value_b)
 
 
 def side_by_side(a: Items, b: Items) -> Pair:

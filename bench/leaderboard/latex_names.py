@@ -9,7 +9,8 @@ import pandas as pd
 
 from bench.leaderboard import bibliography
 from bench.leaderboard.columns import Line, strengths
-from bench.leaderboard.formatting import parameters, varying
+from bench.leaderboard.columns import lines as lines_of
+from bench.leaderboard.formatting import NAMING, parameters, varying
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.latex_layout import LINE, Cell
 from bench.leaderboard.latex_text import breakable, pieces, width
@@ -67,7 +68,7 @@ def title(method: MethodFacts) -> list[Said]:
 
 def qualifiers(frame: pd.DataFrame) -> list[list[str]]:
     """For each row the parameters that distinguish it from others of its method, and the number of its fits."""
-    rows = frame[["method", "parameters", "fits"]].to_dict("records")
+    rows = lines_of(frame[[name for name in NAMING if name in frame]])
     known = [parameters(row) for row in rows]
     differing, found = varying(list(frame["method"]), known), []
     for row, own in zip(rows, known, strict=True):
@@ -89,7 +90,7 @@ def apart(rows: list[Line]) -> list[list[str]]:
         return [[]]
     told: list[list[str]] = [[] for _ in rows]
     for column in TELLING:
-        values = [None if pd.isna(row[column]) else str(row[column]) for row in rows]
+        values: list[str | None] = [None if pd.isna(row[column]) else str(row[column]) for row in rows]
         if len(set(values)) > 1:
             word = column.replace("_", " ")
             for mine, value in zip(told, values, strict=True):

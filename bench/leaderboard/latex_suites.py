@@ -36,7 +36,7 @@ def of_table(table: Table) -> Iterator[str]:
 
 
 def environments(table: Table, said: Sequence[list[Said]], suite: str, metrics: Sequence[str]) -> list[str]:
-    """The suite's table with the names of the rows (`latex_names.names`), in as many `table` or `table*` environments as it needs."""
+    """The suite's table in as many `table` or `table*` environments as it needs. said: `latex_names.names`."""
     own = table.frame[metrics].notna().any(axis=1)
     there = [i for i, has in enumerate(own) if has]
     frame = table.frame.iloc[there].reset_index(drop=True)

@@ -1,7 +1,6 @@
 """A leaderboard on the terminal, in the width that the terminal has."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -138,7 +137,7 @@ def _word(cell: str) -> int:
     return max(map(cell_len, visible(cell, lines=True).split()), default=0)
 
 
-def drawn(text: pd.DataFrame, only: Sequence[int] | None = None) -> RichTable:
+def drawn(text: pd.DataFrame, only: list[int] | None = None) -> RichTable:
     """Texts as a table of rich; only names and notes may wrap, and no letter of them is lost.
 
     only: the places of rows to show, in columns as wide as for all.

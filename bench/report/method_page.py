@@ -125,7 +125,8 @@ def summary(table: Table, row: Row, numbers: Line) -> str:
     """The rank of the row and how it compares with the unsteered model."""
     if row.is_baseline:
         return "The model without steering; every other row is compared with it."
-    told, name, verdict = [], table.headline, numbers.get("verdict")
+    told: list[str] = []
+    name, verdict = table.headline, numbers.get("verdict")
     title = headline_title(name, table.toxicity)
     if pd.notna(numbers["rank"]):
         ends = [whole(end) for end in (numbers["rank_low"], numbers["rank_high"])]
