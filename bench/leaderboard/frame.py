@@ -69,9 +69,11 @@ def frame(comparison: Comparison) -> pd.DataFrame:
     metric = comparison.headline
     better = comparison.metrics[metric].higher_is_better
     with threadpool_limits(1, "blas"):  # many small products: threads slow them down and could round differently
-        found = pd.DataFrame([numbers(comparison, row) for row in drawn_ahead(comparison)])
-        tested: dict[str, Any] = {f"{name}.p": changes_p(comparison, name) for name in comparison.tested}
-        found = found.assign(**tested)
+        rows = [numbers(comparison, row) for row in drawn_ahead(comparison)]
+        for name in comparison.tested:
+            for row, p in zip(rows, changes_p(comparison, name), strict=True):
+                row.update({f"{name}.p": p} if f"{name}.p" in row else {})
+        found = pd.DataFrame(rows)
         p = pairwise(comparison, metric, found[metric].notna())
         to_control: Any = p_to_control(comparison, found["vs_control"], metric)
         found = found.assign(vs_control_p=to_control)

@@ -820,8 +820,8 @@ def test_pairs_that_holm_cannot_tell_apart_are_not_tested(tmp_path, monkeypatch,
         write(tmp_path, "rtp", "prompt", values, parameters={"number": number})
     (found,) = tables(read_records(tmp_path / "runs")[0])
     tested = []
-    real = leaderboard_frame.pairwise_p
-    monkeypatch.setattr(leaderboard_frame, "pairwise_p", lambda *given: tested.append(given) or real(*given))
+    real = leaderboard_frame.pairwise_ps
+    monkeypatch.setattr(leaderboard_frame, "pairwise_ps", lambda both, *told: tested.extend(both) or real(both, *told))
     groups = found.frame["group"].tolist()
     assert len(tested) == (0 if saved else methods * (methods - 1) // 2)
     monkeypatch.setattr(leaderboard_frame, "_none_can_differ", lambda *_: False)
