@@ -71,8 +71,8 @@ def frame(comparison: Comparison) -> pd.DataFrame:
     with threadpool_limits(1, "blas"):  # many small products: threads slow them down and could round differently
         rows = [numbers(comparison, row) for row in drawn_ahead(comparison)]
         for name in comparison.tested:
-            for row, p in zip(rows, changes_p(comparison, name), strict=True):
-                row.update({f"{name}.p": p} if f"{name}.p" in row else {})
+            for row, tested in zip(rows, changes_p(comparison, name), strict=True):
+                row.update({f"{name}.p": tested} if f"{name}.p" in row else {})
         found = pd.DataFrame(rows)
         p = pairwise(comparison, metric, found[metric].notna())
         to_control: Any = p_to_control(comparison, found["vs_control"], metric)
