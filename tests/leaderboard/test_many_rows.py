@@ -31,7 +31,7 @@ def folder_of(results: Path, rows: int) -> Path:
 
 
 @pytest.mark.slow
-def test_time_of_a_table_grows_with_its_rows_and_not_faster(tmp_path):
+def test_time_of_a_table_grows_as_its_rows_do(tmp_path):
     seconds = {}
     for rows in (20, 100, 200):  # the first one pays for what is imported
         folder = folder_of(tmp_path / str(rows), rows)
@@ -43,7 +43,7 @@ def test_time_of_a_table_grows_with_its_rows_and_not_faster(tmp_path):
     assert seconds[200] <= 2.5 * seconds[100], seconds
 
 
-def test_what_is_drawn_with_others_is_what_is_drawn_alone():
+def test_draws_made_together_are_those_made_alone():
     generator = np.random.default_rng(0)
     for n in (7, 60, 150):
         weights = generator.integers(1, 90, n).astype(float)
