@@ -1,19 +1,20 @@
 """What the rows of a table are compared with, in which metrics, and by how much they differ from it."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import pandas as pd
-
 from bench.leaderboard import tradeoff
 from bench.leaderboard.grouping import Row
+from bench.leaderboard.items import Pair
 from bench.leaderboard.pairing import Pairs, change, closer_first, over, paired
 from bench.leaderboard.tradeoff import BootstrapEstimate, Task
 from bench.records.fields import Scorers
 from bench.records.names import RANDOM, order
 from bench.records.record import Record
+from bench.stats.bootstrap import Folded, draws_of
 from bench.stats.metrics import Metric, is_share
 
 PERPLEXITY = "fluency.perplexity"
@@ -46,9 +47,15 @@ class Comparison:
         """
         if row.is_baseline or row.is_control:
             return None
-        own = [one for one in self.rows if one.controls(row)]
-        random = [one for one in self.rows if one.columns["method"] == RANDOM]
+        controls, random = self._controls
+        own = [one for one in controls if one.controls(row)]
         return max(own or random, key=lambda one: len(one.fits), default=None)
+
+    @cached_property
+    def _controls(self) -> tuple[list[Row], list[Row]]:
+        """The rows that are methods' own controls, and the random directions."""
+        random = [one for one in self.rows if one.columns["method"] == RANDOM]
+        return [one for one in self.rows if one.is_control and one not in random], random
 
     @cached_property
     def about(self) -> Record:
@@ -121,10 +128,30 @@ class Comparison:
         others = [row for row in self.rows if not row.is_baseline]
         return closer_first(others, self.baseline.fits[0]) if self.baseline else frozenset()
 
+    def draw_ahead(self, rows: Sequence[Row]) -> None:
+        """Make the bootstrap draws that the numbers of these rows need in a few products, which are kept for them."""
+        wanted: dict[tuple[int, int], list[Folded]] = defaultdict(list)
+        for one in (one for row in rows for one in self.pairs.get(row, [])):
+            for name, seed in self.seeds_of(one):
+                pair, transform = one[name], self.metrics[name].transform
+                wanted[seed, len(pair)] += [
+                    (pair.value_a, pair.weight_a, transform),
+                    (pair.value_b, pair.weight_b, transform),
+                ]
+        for (seed, _), folds in wanted.items():
+            draws_of(folds, seed=seed)
+
+    def seeds_of(self, pairs: Pairs) -> list[tuple[str, int]]:
+        """Each metric with each seed of its resamples: of its change, of the mean of tasks, of what steering moves."""
+        found = [(name, 0) for name in pairs if name in self.metrics]
+        for end in (".accuracy", ".gold_choice_logprob"):
+            found += [(name, i + 1) for i, name in enumerate(sorted(_capability(pairs, end)))]
+        return found + [(name, seed) for name, seed in self.side_seeds(pairs).values()]
+
     @cached_property
-    def effects(self) -> dict[Row, Effects]:
-        """The trade-off of each row against the unsteered model."""
-        return {row: self.effects_of(pairs) for row, pairs in self.pairs.items()}
+    def effects(self) -> Mapping[Row, Effects]:
+        """The trade-off of each row against the unsteered model, computed when it is first asked for."""
+        return EachEffects(self)
 
     def effects_of(self, pairs: list[Pairs]) -> Effects:
         """The trade-off of these fits together, with the spread over items and, for several, over fits."""
@@ -134,8 +161,9 @@ class Comparison:
         accuracy = over(pairs, lambda one: tradeoff.mean_change(_capability(one, ".accuracy")))
         choice = over(pairs, lambda one: tradeoff.mean_change(_capability(one, ".gold_choice_logprob")))
         joint = tradeoff.joint(reduction, fluency, tradeoff.answers_kept(choice) if choice else None)
-        lost = over(pairs, lambda one: found[0] if (found := tradeoff.losses(self.side_changes(one))) else None)
-        moved = over(pairs, lambda one: found[1] if (found := tradeoff.losses(self.side_changes(one))) else None)
+        sides = [tradeoff.losses(self.side_changes(one)) for one in pairs]
+        known = [one for one in sides if one is not None] if None not in sides else []
+        lost, moved = map(tradeoff.over_fits, zip(*known, strict=True)) if known else (None, None)
         net = tradeoff.minus(reduction, lost) if reduction and lost else None
         return dict(zip(DERIVED, (reduction, ratio, fluency, accuracy, choice, joint, net, moved), strict=True))
 
@@ -149,23 +177,57 @@ class Comparison:
         target = self.headline.partition(".")[0]
         if target != "capability" and (able := tradeoff.mean_change(_capability(pairs, ".accuracy"))) is not None:
             found["capability"] = able
-        perplexities_first = sorted(self.metrics, key=lambda name: self.metrics[name].transform != "exp")
-        for seed, name in enumerate(perplexities_first):
-            suite, metric = name.partition(".")[0], self.metrics[name]
-            if name not in pairs or suite in found or suite in (target, "capability"):
-                continue
-            rows = pairs[name]
-            if metric.transform == "exp":  # texts of rtp are the fluency's: both have the resamples of one seed
-                found[suite] = tradeoff.compare_items(rows, "exp", "reduction", 0 if suite == "fluency" else seed)
-            elif is_share(name, rows["value_a"].to_numpy(float), rows["value_b"].to_numpy(float)):
+        for suite, (name, seed) in self.side_seeds(pairs).items():
+            rows, metric = pairs[name], self.metrics[name]
+            if metric.transform == "exp":
+                found[suite] = tradeoff.compare_items(rows, "exp", "reduction", seed)
+            else:
                 one = tradeoff.compare_items(rows, "mean", "difference", seed)
                 found[suite] = one if metric.higher_is_better else one.negative()
         return found
+
+    def side_seeds(self, pairs: Pairs) -> dict[str, tuple[str, int]]:
+        """Suite -> the metric that tells its change (`side_changes`), and the seed of its resamples."""
+        found: dict[str, tuple[str, int]] = {}
+        target = self.headline.partition(".")[0]
+        for seed, name in enumerate(self.perplexities_first):
+            suite, metric = name.partition(".")[0], self.metrics[name]
+            if name not in pairs or suite in found or suite in (target, "capability"):
+                continue
+            if metric.transform == "exp":  # texts of rtp are the fluency's: both have the resamples of one seed
+                found[suite] = name, 0 if suite == "fluency" else seed
+            elif is_share(name, pairs[name].value_a, pairs[name].value_b):
+                found[suite] = name, seed
+        return found
+
+    @cached_property
+    def perplexities_first(self) -> list[str]:
+        """The metrics, perplexities before all others."""
+        return sorted(self.metrics, key=lambda name: self.metrics[name].transform != "exp")
 
     @property
     def scorer(self) -> str:
         """The first scorer of the toxicity that is shown, else of whatever was judged; "" if nothing was."""
         return self.toxicity[0].removeprefix("rtp.").rpartition(".")[0] if self.toxicity else "".join(self.reported[:1])
+
+
+class EachEffects(Mapping[Row, Effects]):
+    """`Comparison.effects`: of every row but the unsteered model's."""
+
+    def __init__(self, comparison: Comparison) -> None:
+        self._comparison = comparison
+        self._known: dict[Row, Effects] = {}
+
+    def __getitem__(self, row: Row) -> Effects:
+        if row not in self._known:
+            self._known[row] = self._comparison.effects_of(self._comparison.pairs[row])
+        return self._known[row]
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._comparison.pairs)
+
+    def __len__(self) -> int:
+        return len(self._comparison.pairs)
 
 
 def tasks(baseline: Row) -> list[Task]:
@@ -174,7 +236,7 @@ def tasks(baseline: Row) -> list[Task]:
     for one in baseline.records:
         chance |= one.info.chance or {}
     items = {name: rows for name, rows in baseline.items().items() if name.startswith("capability.")}
-    return tradeoff.tasks({name.removeprefix("capability."): rows["value"] for name, rows in items.items()}, chance)
+    return tradeoff.tasks({name.removeprefix("capability."): rows.value for name, rows in items.items()}, chance)
 
 
 def reported_by(records: Sequence[Record]) -> list[str]:
@@ -223,6 +285,6 @@ def _fluency(row: Row) -> list[dict[str, float]]:
     return [{name: metric.value for name, metric in record.metrics.items()} for record in records]
 
 
-def _capability(pairs: Pairs, end: str) -> dict[str, pd.DataFrame]:
+def _capability(pairs: Pairs, end: str) -> dict[str, Pair]:
     """The paired items of the suite capability in the metrics with this end, a metric for each task."""
     return {name: rows for name, rows in pairs.items() if name.startswith("capability.") and name.endswith(end)}

@@ -94,7 +94,7 @@ def _always(table: Table) -> dict[str, "pd.Series[Any]"]:
         "metric": pd.Series(metric, index=frame.index, dtype=object),
         **{name: numbers[name] for name in shown},
         "group": _column(frame, "group"),
-        "notes": pd.Series([columns.flags(row) or None for _, row in frame.iterrows()], frame.index, dtype=object),
+        "notes": pd.Series([columns.flags(row) or None for row in table.lines], frame.index, dtype=object),
     }
 
 
@@ -147,7 +147,7 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
     number = 0
     for table in tables:
         facts = _facts(table.frame)
-        for _, row in table.frame.iterrows():
+        for row in table.lines:
             number += 1
             about = {"row": number} | {name: row[name] for name in NAMED}
             for metric, entry in table.metrics.items():

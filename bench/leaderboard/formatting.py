@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.console import escape
 from bench.data.prompts import RTP
-from bench.leaderboard.columns import NONE, headline_title, number, tests
+from bench.leaderboard.columns import NONE, Line, headline_title, lines, number, tests
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.ranking import NOT_INDEPENDENT, controls
@@ -268,10 +268,13 @@ def tested_by(table: Table) -> str:
     return "bootstrap over items and fits" if (fits > 1).all() else f"{one}, over several fits the bootstrap"
 
 
-def parameters(row: "pd.Series[Any]") -> dict[str, Any]:
+def parameters(row: Line) -> dict[str, Any]:
     """A row's hyper-parameters without the seed of its draw, and the share of its pairs with swapped labels."""
     found = {key: value for key, value in json.loads(row["parameters"]).items() if key != "seed"}
     return found | ({"pairs.flip": f"{row['flip']:g}"} if pd.notna(row.get("flip")) else {})
+
+
+NAMING = ("method", "parameters", "flip", "strength", "data", "records", "fits", "fit_seeds")
 
 
 def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list[str]:
@@ -280,7 +283,7 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
     called: a title for each method to write in place of its name.
     """
     found = []
-    rows = [row for _, row in frame.iterrows()]
+    rows = lines(frame[[name for name in NAMING if name in frame]])
     known = [parameters(row) for row in rows]
     differing = varying(list(frame["method"]), known)
     alike, learnt = defaultdict[Any, set[str]](set), defaultdict[Any, set[str]](set)
@@ -326,10 +329,9 @@ def _hashable(value: Any) -> Any:
 
 def readable(table: Table) -> pd.DataFrame:
     """The table as text, a column for each that has a title for it."""
-    rows = [row for _, row in table.frame.iterrows()]
     names = labels(table.frame)
     shown = {
-        column.text: names if column.name == "method" else [column.as_text(row) for row in rows]
+        column.text: names if column.name == "method" else [column.as_text(row) for row in table.lines]
         for column in table.columns
         if column.text
     }

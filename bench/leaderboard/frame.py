@@ -1,7 +1,7 @@
 """The leaderboard as a frame: what each row is, what it cost, its metrics with their change, and where it stands."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from bench.leaderboard import bounds, columns, ranking, tradeoff
 from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, of_most, reported_by
 from bench.leaderboard.grouping import Row, groups, rows
-from bench.leaderboard.pairing import Pairs, change, difference, p_value, pairwise_p
+from bench.leaderboard.pairing import Pairs, change, difference, p_values, pairwise_ps
 from bench.leaderboard.tradeoff import BootstrapEstimate
 from bench.records.fields import Cost, LearntFrom, Scorers, Tuned
 from bench.records.names import BASELINE_FAMILY
@@ -21,6 +21,7 @@ from bench.stats import significance
 from bench.stats.bootstrap import RESAMPLES, Array, Estimate, value_interval
 from bench.stats.metrics import FIRST, Metric, fold, is_share, standard_error
 
+AHEAD = 8  # rows whose draws are made together; they are kept until their numbers are (`bootstrap.KEPT`)
 ROUNDING = 1e-6  # of a score: texts that are judged in other batches differ by so much at most
 FORESEEN = ("d_prime", "mean_cosine")  # facts of a fit that tell how well its pairs agree (`methods.separation`)
 AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high")
@@ -33,6 +34,11 @@ class Table(Comparison):
     def frame(self) -> pd.DataFrame:
         """A row for each row of the comparison, with its numbers and where it stands."""
         return frame(self)
+
+    @cached_property
+    def lines(self) -> list[columns.Line]:
+        """Each row of the frame as a mapping (`columns.lines`)."""
+        return columns.lines(self.frame)
 
     @cached_property
     def columns(self) -> list[columns.Column]:
@@ -63,7 +69,11 @@ def frame(comparison: Comparison) -> pd.DataFrame:
     metric = comparison.headline
     better = comparison.metrics[metric].higher_is_better
     with threadpool_limits(1, "blas"):  # many small products: threads slow them down and could round differently
-        found = pd.DataFrame([numbers(comparison, row) for row in comparison.rows])
+        rows = [numbers(comparison, row) for row in drawn_ahead(comparison)]
+        for name in comparison.tested:
+            for row, tested in zip(rows, changes_p(comparison, name), strict=True):
+                row.update({f"{name}.p": tested} if f"{name}.p" in row else {})
+        found = pd.DataFrame(rows)
         p = pairwise(comparison, metric, found[metric].notna())
         to_control: Any = p_to_control(comparison, found["vs_control"], metric)
         found = found.assign(vs_control_p=to_control)
@@ -76,6 +86,26 @@ def frame(comparison: Comparison) -> pd.DataFrame:
     order = ["_place", "rank", "method", "strength", "parameters"]
     found = found.assign(_place=place).sort_values(order, kind="stable").drop(columns="_place")
     return typed(found.reset_index(drop=True))
+
+
+def drawn_ahead(comparison: Comparison) -> Iterator[Row]:
+    """The rows, a few of them at a time after the draws that their numbers need were made in one product."""
+    for i in range(0, len(comparison.rows), AHEAD):
+        some = comparison.rows[i : i + AHEAD]
+        comparison.draw_ahead(some)
+        yield from some
+
+
+def changes_p(comparison: Comparison, name: str) -> list[float | None]:
+    """Two-sided p of each row's change of a metric from the unsteered model; None where it has none."""
+    pairs = [comparison.pairs.get(row, []) for row in comparison.rows]
+    transforms = [row.metrics[name].transform if name in row.metrics else None for row in comparison.rows]
+    found: list[float | None] = [None] * len(pairs)
+    for transform in {one for one in transforms if one}:
+        own = [i for i, one in enumerate(transforms) if one == transform]
+        for i, p in zip(own, p_values([pairs[i] for i in own], name, transform), strict=True):
+            found[i] = p
+    return found
 
 
 def by_fit(comparison: Comparison) -> pd.DataFrame:
@@ -98,7 +128,7 @@ def by_item(comparison: Comparison) -> pd.DataFrame:
     for row, pairs in comparison.pairs.items():
         both = [one[metric] for one in pairs if metric in one]
         if both:
-            change = pd.concat([one["value_a"] - one["value_b"] for one in both], axis=1).mean(axis=1)
+            change = mean_by_item([pd.Series(one.difference, one.index) for one in both])
             about = {"records": record_names(row), "item": change.index, "metric": metric, "change": change.to_numpy()}
             found.append(pd.DataFrame(about))
     return pd.concat(found[1:] or found, ignore_index=True)
@@ -237,7 +267,7 @@ def own_value(name: str, metric: Metric, row: Row, first: frozenset[str]) -> dic
     if not own:
         value, error, n, share = metric.value, metric.standard_error, metric.n, False
     else:
-        arrays = [(one["value"].to_numpy(float), one["weight"].to_numpy(float)) for one in own]
+        arrays = [(one.value, one.weight) for one in own]
         values = np.array([fold(*one, metric.transform) for one in arrays])
         errors = [standard_error(*one, metric.transform) for one in arrays]
         value, n = float(values.mean()), len(own[0])
@@ -257,7 +287,7 @@ def against_unsteered(comparison: Comparison, name: str, metric: Metric, pairs: 
         f"{name}.delta": delta.value, f"{name}.delta_low": delta.low, f"{name}.delta_high": delta.high
     }  # fmt: skip
     if name in comparison.tested:
-        told[f"{name}.p"] = p_value(pairs, name, metric.transform) if found else None
+        told[f"{name}.p"] = None  # see `changes_p`
         told[f"{name}.detectable"] = detectable(found, pairs, name) if found else None
     return told
 
@@ -288,8 +318,8 @@ def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
     if not both:
         return dict.fromkeys(names)
     sign = -1 if comparison.metrics[metric].higher_is_better else 1
-    risen = pd.concat([sign * (one["value_a"] - one["value_b"]) > ROUNDING for one in both], axis=1).mean(axis=1)
-    values, weights = risen.to_numpy(float), np.ones(len(risen))
+    values = mean_by_item([pd.Series(sign * one.difference > ROUNDING, one.index) for one in both]).to_numpy(float)
+    weights = np.ones(len(values))
     ends = value_interval(values.mean(), standard_error(values, weights), len(values), share=True)
     return dict(zip(names, (float(values.mean()), *ends), strict=True))
 
@@ -313,6 +343,11 @@ def mean_of(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
+def mean_by_item(fits: Sequence["pd.Series[Any]"]) -> "pd.Series[float]":
+    """The mean of each item over the fits that have it."""
+    return pd.concat(fits, axis=1).mean(axis=1) if len(fits) > 1 else fits[0]
+
+
 def _tunings(row: Row) -> list[Tuned | None]:
     return [fit.tuning for fit in row.fits]
 
@@ -327,7 +362,8 @@ def pairwise(comparison: Comparison, metric: str, known: "pd.Series[bool]") -> d
     if _none_can_differ([rows[i] for i in have], metric):
         return {}
     both = [(i, j) for i in have for j in have if i < j]
-    return {(i, j): pairwise_p(rows[i], rows[j], metric, rows[i].metrics[metric].transform) for i, j in both}
+    found = pairwise_ps([(rows[i], rows[j]) for i, j in both], metric, comparison.metrics[metric].transform)
+    return dict(zip(both, found, strict=True))
 
 
 def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
@@ -341,7 +377,7 @@ def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
     alike = len({frozenset(row.comparisons) for row in rows}) == 1
     if not alike or not all(one.index.equals(items[0].index) for one in items) or len(items[0]) < 2:
         return False
-    if any(one["value"].isin((0.0, 1.0)).all() for one in items):
+    if any(np.isin(one.value, (0.0, 1.0)).all() for one in items):
         return False
     n, pairs = len(items[0]), len(rows) * (len(rows) - 1) // 2
     several = any(len(row.fits) > 1 for row in rows)
@@ -351,11 +387,12 @@ def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
 
 def p_to_control(comparison: Comparison, change: "pd.Series[float]", metric: str) -> list[float | None]:
     """The two-sided p of "the row and its control do the same"; None if the row has no difference from it."""
-    found: list[float | None] = []
-    for row, one in zip(comparison.rows, change, strict=True):
-        control = comparison.control(row) if pd.notna(one) else None
-        found.append(pairwise_p(row, control, metric, row.metrics[metric].transform) if control else None)
-    return found
+    known = pd.notna(change)
+    controls = [comparison.control(row) if one else None for row, one in zip(comparison.rows, known, strict=True)]
+    both = {i: (row, one) for i, (row, one) in enumerate(zip(comparison.rows, controls, strict=True)) if one}
+    found = pairwise_ps(list(both.values()), metric, comparison.metrics[metric].transform)
+    told = dict(zip(both, found, strict=True))
+    return [told.get(i) for i in range(len(comparison.rows))]
 
 
 def change_draws(comparison: Comparison) -> list[Array | None]:

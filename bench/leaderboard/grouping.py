@@ -10,9 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
+from bench.leaderboard.items import Items, averaged, together
 from bench.records.fields import Cost, FitFacts, LearntFrom, Tuned, plain
 from bench.records.identity import digest
 from bench.records.names import BASELINE_FAMILY, CONTROL, is_control, order
@@ -33,7 +31,7 @@ class Fit:
         self.results = sorted(results, key=_place)
         self.records = [one.record for one in self.results]
         self.columns = identity_columns(self.records[0])
-        self._items: dict[frozenset[str] | None, dict[str, pd.DataFrame]] = {}
+        self._items: dict[frozenset[str] | None, dict[str, Items]] = {}
 
     @property
     def is_baseline(self) -> bool:
@@ -73,7 +71,7 @@ class Fit:
                 found.setdefault(f"{one.suite}.{name}", metric)
         return found
 
-    def items(self, within: set[str] | None = None) -> dict[str, pd.DataFrame]:
+    def items(self, within: set[str] | None = None) -> dict[str, Items]:
         """`<suite>.<metric>` -> value and weight by item, averaged over sampling seeds; of these comparisons only.
 
         Sampling seeds are further draws of the same item, since no two prompts share a random stream.
@@ -82,23 +80,6 @@ class Fit:
         if key not in self._items:
             self._items[key] = averaged([one for one in self.results if key is None or one.record.comparison in key])
         return self._items[key]
-
-
-def averaged(results: Sequence[Result]) -> dict[str, pd.DataFrame]:
-    """`<suite>.<metric>` -> value and weight by item over these results, the values weighted; both in their order."""
-    if not results:
-        return {}
-    named = [items.assign(metric=record.suite + "." + items["metric"].astype(str)) for record, items in results]
-    whole = pd.concat(named, ignore_index=True)
-    whole = whole[whole["weight"] > 0]
-    whole["value"] *= whole["weight"]
-    sums = whole.groupby(["metric", "item"], sort=True)[["value", "weight"]].sum()
-    sums["value"] /= sums["weight"]
-    metrics = sums.index.get_level_values("metric")
-    sums.index = sums.index.get_level_values("item")
-    counts = metrics.value_counts(sort=False)  # sorted, as the rows are
-    ends = np.cumsum(counts.to_numpy())
-    return {str(name): sums.iloc[end - n : end] for name, n, end in zip(counts.index, counts, ends, strict=True)}
 
 
 class Row:
@@ -114,7 +95,7 @@ class Row:
         self.data, self.facts, self.tuning = self.fits[0].data, self.fits[0].facts, self.fits[0].tuning
         self.records = [record for fit in self.fits for record in fit.records]
         self.comparisons = set.intersection(*(fit.comparisons for fit in self.fits))
-        self._items: dict[frozenset[str] | None, dict[str, pd.DataFrame]] = {}
+        self._items: dict[frozenset[str] | None, dict[str, Items]] = {}
 
     @property
     def is_control(self) -> bool:
@@ -146,7 +127,7 @@ class Row:
         every = {name: metric for fit in reversed(self.fits) for name, metric in fit.metrics().items()}
         return {name: metric for name, metric in every.items() if not name.endswith(FIRST)}
 
-    def items(self, within: set[str] | None = None) -> dict[str, pd.DataFrame]:
+    def items(self, within: set[str] | None = None) -> dict[str, Items]:
         """`<suite>.<metric>` -> value and weight by item, averaged over the fits; weights are summed over them."""
         key = None if within is None else frozenset(within)
         if key not in self._items:
@@ -154,17 +135,11 @@ class Row:
         return self._items[key]
 
 
-def pooled(fits: Sequence[dict[str, pd.DataFrame]]) -> dict[str, pd.DataFrame]:
+def pooled(fits: Sequence[dict[str, Items]]) -> dict[str, Items]:
     """Value and weight by item of several fits together, of the metrics that all of them have."""
     if len(fits) == 1:
         return fits[0]
-    together = {}
-    for name in fits[0]:
-        if all(name in one for one in fits):
-            rows = pd.concat([one[name] for one in fits])
-            sums = rows.assign(value=rows["value"] * rows["weight"]).groupby(level=0).sum()
-            together[name] = sums.assign(value=sums["value"] / sums["weight"])
-    return together
+    return {name: together([one[name] for one in fits]) for name in fits[0] if all(name in one for one in fits)}
 
 
 def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:

@@ -76,7 +76,7 @@ def tabular(table: Table) -> str:
     """One leaderboard in as many `table` or `table*` environments as it needs, below comments that explain it."""
     columns = shown(table)
     bold = {one.name: best(table, one.name, bool(one.higher_is_better)) for one in columns if one.name in DERIVED}
-    marks = latex_cells.marks(table.frame)
+    marks = latex_cells.marks(table.lines)
     blocks = [latex_cells.block(one, table, bold.get(one.name, set()), marks) for one in columns]
     names = [one for one, column in zip(blocks, columns, strict=True) if column.name in ("method", "strengths")]
     numbers = [one for one in blocks if one not in names]
@@ -170,7 +170,7 @@ def notes(table: Table, columns: Sequence[Column], bold: bool, marks: dict[str, 
     """The legend of the marks that the table has, each a short phrase."""
     frame, metric = table.frame, table.headline
     told = []
-    if any(latex_cells.interval(row, one.name) for one in columns for _, row in frame.iterrows()):
+    if any(latex_cells.interval(row, one.name) for one in columns for row in table.lines):
         told.append(r"[\,]: 95\% intervals.")
     if over := [one.latex for one in columns if one.name in ("accuracy_change", "gold_choice_change")]:
         several = "s" if len(table.tasks) > 1 else ""
@@ -192,6 +192,6 @@ def comments(table: Table, columns: Sequence[Column]) -> str:
     others = dict.fromkeys(name.partition(".")[0] for name in table.metrics if name != table.headline)
     missing = [suite for suite in others if suite not in (*SHOWN, "capability", table.headline.partition(".")[0])]
     lines += [f"not here but in the file that ends in _suites.tex: {', '.join(missing)}"] if missing else []
-    reasons = zip(latex_names.names(table), table.frame.iterrows(), strict=True)
-    lines += [f"{''.join(one.text for one in name)}: {flags(row)}" for name, (_, row) in reasons if flags(row)]
+    reasons = zip(latex_names.names(table), table.lines, strict=True)
+    lines += [f"{''.join(one.text for one in name)}: {flags(row)}" for name, row in reasons if flags(row)]
     return "".join(f"% {escape.visible(line)}\n" for line in lines)

@@ -1,14 +1,14 @@
 """The cells of a LaTeX table: values above their intervals, names, strengths, letters, marks."""
 
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 import pandas as pd
 
 from bench.leaderboard import latex_names
 from bench.leaderboard.bounds import OPEN, VIOLATED
-from bench.leaderboard.columns import Column, starred
+from bench.leaderboard.columns import Column, Line, starred
 from bench.leaderboard.comparison import DERIVED
 from bench.leaderboard.frame import Table
 from bench.leaderboard.latex_layout import LINE, WITH_INTERVAL, Block, Cell
@@ -23,7 +23,7 @@ LARGE = 1e5  # from here on as a power of ten
 
 def block(column: Column, table: Table, bold: Set[int], marks: dict[str, str]) -> Block:
     """A column with all its cells. bold: rows whose value is; marks: reason -> mark (`marks`)."""
-    rows = [row for _, row in table.frame.iterrows()]
+    rows = table.lines
     plain = column.latex.replace("\\", "") + ("" if column.higher_is_better is None else " m")  # as wide as an arrow
     head = Cell(column.latex_title, width(plain))
     if column.name == "method":
@@ -44,7 +44,7 @@ def has_strength(frame: pd.DataFrame) -> "pd.Series[bool]":
     return frame["family"] != BASELINE_FAMILY
 
 
-def strength(row: "pd.Series[Any]") -> Cell:
+def strength(row: Line) -> Cell:
     """The strength in three digits; of fits that were tuned by themselves the least and the largest."""
     if row["family"] == BASELINE_FAMILY:
         return NONE
@@ -86,12 +86,12 @@ def digits(value: float) -> str:
     return text.removeprefix("-") if float(text) == 0 else text
 
 
-def star(value: Cell, row: "pd.Series[Any]") -> Cell:
+def star(value: Cell, row: Line) -> Cell:
     """Add a star where the headline differs significantly from the unsteered model's."""
     return Cell(value.latex + "$^{*}$", value.width + 4) if starred(row) else value
 
 
-def with_interval(row: "pd.Series[Any]", column: str, bold: bool) -> Cell:
+def with_interval(row: Line, column: str, bold: bool) -> Cell:
     """A value above its interval, where it has one."""
     value, ends = number(row[column], bold), interval(row, column)
     if not ends:
@@ -101,13 +101,13 @@ def with_interval(row: "pd.Series[Any]", column: str, bold: bool) -> Cell:
     return Cell(rf"\steerinterval{{{value.latex}}}{{{ends}}}", max(value.width, small), WITH_INTERVAL)
 
 
-def interval(row: "pd.Series[Any]", column: str) -> str:
+def interval(row: Line, column: str) -> str:
     """`[low, high]` in math; empty where a value has no interval."""
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
     return "" if pd.isna(low) or pd.isna(high) else f"$[{digits(float(low))}, {digits(float(high))}]$"
 
 
-def reasons(row: "pd.Series[Any]") -> list[str]:
+def reasons(row: Line) -> list[str]:
     """What keeps a row from being compared as it is, each in few words; the comments above the table say more."""
     if row["family"] in (BASELINE_FAMILY, CONTROL_FAMILY):
         return []
@@ -120,7 +120,7 @@ def reasons(row: "pd.Series[Any]") -> list[str]:
     return told + (["two fits: intervals cover about 93%"] if row["fits"] == 2 else [])
 
 
-def marks(frame: pd.DataFrame) -> dict[str, str]:
+def marks(rows: Sequence[Line]) -> dict[str, str]:
     """Reason -> the raised mark of the rows that it is true of, in the order in which they come."""
-    found = dict.fromkeys(reason for _, row in frame.iterrows() for reason in reasons(row))
+    found = dict.fromkeys(reason for row in rows for reason in reasons(row))
     return {reason: f"$^{{{mark}}}$" for reason, mark in zip(found, SYMBOLS, strict=False)}

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.leaderboard import bibliography
-from bench.leaderboard.columns import strengths
-from bench.leaderboard.formatting import parameters, varying
+from bench.leaderboard.columns import Line, strengths
+from bench.leaderboard.columns import lines as lines_of
+from bench.leaderboard.formatting import NAMING, parameters, varying
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.latex_layout import LINE, Cell
 from bench.leaderboard.latex_text import breakable, pieces, width
@@ -37,7 +38,7 @@ def methods(table: Table) -> dict[str | None, MethodFacts]:
 def names(table: Table) -> list[list[Said]]:
     """The name of each row of the table's frame; no two rows of equal strength have the same."""
     facts = methods(table)
-    rows = [row for _, row in table.frame.iterrows()]
+    rows = table.lines
     entitled = [title(facts[row["records"]]) for row in rows]
     told = qualifiers(table.frame)
     plain = ["".join(one.text for one in said) for said in entitled]
@@ -67,7 +68,7 @@ def title(method: MethodFacts) -> list[Said]:
 
 def qualifiers(frame: pd.DataFrame) -> list[list[str]]:
     """For each row the parameters that distinguish it from others of its method, and the number of its fits."""
-    rows = [row for _, row in frame.iterrows()]
+    rows = lines_of(frame[[name for name in NAMING if name in frame]])
     known = [parameters(row) for row in rows]
     differing, found = varying(list(frame["method"]), known), []
     for row, own in zip(rows, known, strict=True):
@@ -83,13 +84,13 @@ def _value(value: Any) -> str:
     return " ".join(map(_value, value)) if isinstance(value, list) else str(value)
 
 
-def apart(rows: list["pd.Series[Any]"]) -> list[list[str]]:
+def apart(rows: list[Line]) -> list[list[str]]:
     """Labels that distinguish rows of the same name and strength: whatever differs, or else a number."""
     if len(rows) == 1:
         return [[]]
     told: list[list[str]] = [[] for _ in rows]
     for column in TELLING:
-        values = [None if pd.isna(row[column]) else str(row[column]) for row in rows]
+        values: list[str | None] = [None if pd.isna(row[column]) else str(row[column]) for row in rows]
         if len(set(values)) > 1:
             word = column.replace("_", " ")
             for mine, value in zip(told, values, strict=True):

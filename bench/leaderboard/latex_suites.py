@@ -3,14 +3,15 @@ r"""The tables of single suites as LaTeX, for an appendix: `\input{leaderboard_s
 They hold what `suite_tables` shows in Markdown, laid out as the leaderboard is (`bench.leaderboard.latex`).
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pandas as pd
 
 from bench.leaderboard import latex, latex_cells, latex_names, suite_tables
+from bench.leaderboard.columns import Line
 from bench.leaderboard.frame import Table
 from bench.leaderboard.latex_layout import LINE, WITH_INTERVAL, Block, Cell, parts
+from bench.leaderboard.latex_names import Said
 from bench.leaderboard.latex_text import width, written
 from bench.leaderboard.suite_tables import shown_metrics
 from bench.stats.significance import ALPHA
@@ -20,21 +21,26 @@ FLOATS = 15  # an older LaTeX can hold 18 tables back until there is a page for 
 
 def document(tables: Sequence[Table]) -> str:
     r"""All suites of all tables; after every FLOATS of them a \clearpage, so that LaTeX does not run out of room."""
-    found = [one for table in tables for suite, metrics in shown_metrics(table).items()
-             for one in environments(table, suite, metrics)]  # fmt: skip
+    found = [one for table in tables for one in of_table(table)]
     if not found:
         return latex.HEAD + "% No suite has a table of its own.\n"
     groups = ["\n".join(found[i : i + FLOATS]) for i in range(0, len(found), FLOATS)]
     return latex.HEAD + "\n" + "\\clearpage\n".join(groups)
 
 
-def environments(table: Table, suite: str, metrics: Sequence[str]) -> list[str]:
-    """The suite's table, in as many `table` or `table*` environments as it needs."""
+def of_table(table: Table) -> Iterator[str]:
+    """The environments of every suite of a table."""
+    said = latex_names.names(table)
+    for suite, metrics in shown_metrics(table).items():
+        yield from environments(table, said, suite, metrics)
+
+
+def environments(table: Table, said: Sequence[list[Said]], suite: str, metrics: Sequence[str]) -> list[str]:
+    """The suite's table in as many `table` or `table*` environments as it needs. said: `latex_names.names`."""
     own = table.frame[metrics].notna().any(axis=1)
     there = [i for i, has in enumerate(own) if has]
     frame = table.frame.iloc[there].reset_index(drop=True)
-    rows = [row for _, row in frame.iterrows()]
-    said = latex_names.names(table)
+    rows = [table.lines[i] for i in there]
     named = [latex_names.cell(said[i], "") for i in there]
     named = [one._replace(latex=rf"\steername{{{one.latex}}}") for one in named]
     method = Block(Cell("method", width("method")), named, "")
@@ -58,7 +64,7 @@ def head(metric: str) -> Cell:
     return Cell(text, max(map(width, lines)), LINE * len(lines))
 
 
-def value(row: "pd.Series[Any]", metric: str) -> Cell:
+def value(row: Line, metric: str) -> Cell:
     """A value above its interval, with a star where it differs from the unsteered model's."""
     shown = latex_cells.number(row[metric])
     if suite_tables.differs(row, metric):
@@ -70,7 +76,7 @@ def value(row: "pd.Series[Any]", metric: str) -> Cell:
     return Cell(rf"\steerinterval{{{shown.latex}}}{{{ends}}}", max(shown.width, width(plain, size=7)), WITH_INTERVAL)
 
 
-def interval(row: "pd.Series[Any]", metric: str) -> str:
+def interval(row: Line, metric: str) -> str:
     """`[low, high]` of the value in math; empty where it has no interval."""
     low, high = row.get(f"{metric}.low"), row.get(f"{metric}.high")
     if pd.isna(low) or pd.isna(high):

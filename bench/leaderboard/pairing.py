@@ -3,21 +3,19 @@
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import pandas as pd
 
 from bench.leaderboard.grouping import Fit, Row
+from bench.leaderboard.items import Pair, side_by_side
 from bench.leaderboard.tradeoff import BootstrapEstimate, compare_items, over_fits
 from bench.stats.bootstrap import Compare
 from bench.stats.metrics import FIRST, Transform
-from bench.stats.significance import bootstrap_p, paired_test
+from bench.stats.significance import bootstrap_p, paired_tests
 
-Pairs = Mapping[str, pd.DataFrame]
-"""`<suite>.<metric>` -> value_a, weight_a of one and value_b, weight_b of the other, a row per item."""
+Pairs = Mapping[str, Pair]
+"""`<suite>.<metric>` -> the items of one beside those of the other."""
 
 
-def joined(
-    a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()
-) -> dict[str, pd.DataFrame]:
+def joined(a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()) -> dict[str, Pair]:
     """The items of both, where they were asked in the same way; of one metric, or of all.
 
     first: metrics in which `b` is compared with `a` by its first k texts alone (`Comparison.first`).
@@ -25,7 +23,7 @@ def joined(
     shared = a.comparisons & b.comparisons
     one, other = a.items(shared), b.items(shared)
     names = [name for name in one if name in other and only in (None, name) and not name.endswith(FIRST)]
-    both = {name: _side_by_side(one[name], other[name + FIRST if name in first else name]) for name in names}
+    both = {name: side_by_side(one[name], other[name + FIRST if name in first else name]) for name in names}
     return {name: rows for name, rows in both.items() if len(rows)}
 
 
@@ -43,7 +41,7 @@ def paired(
         shared = of_one[np.logical_and.reduce([of_one.isin(index) for index in rest])]
         for one in found:
             if len(one[name]) > len(shared):
-                one[name] = one[name].loc[shared]
+                one[name] = one[name].at(shared)
     return [{name: rows for name, rows in one.items() if len(rows)} for one in found]
 
 
@@ -59,18 +57,9 @@ def closer_first(rows: Sequence[Row], base: Fit) -> frozenset[str]:
 
     def scatter(name: str, first: frozenset[str]) -> float:
         pairs = [joined(fit, base, name, first)[name] for fit in fits if name in fit.items()]
-        return sum(float(np.var((one["value_a"] - one["value_b"]).to_numpy(float))) for one in pairs if len(one))
+        return sum(float(np.var(one.difference)) for one in pairs if len(one))
 
     return frozenset(name for name in names if scatter(name, frozenset({name})) < scatter(name, frozenset()))
-
-
-def _side_by_side(a: pd.DataFrame, b: pd.DataFrame) -> pd.DataFrame:
-    """The items of both, in the order of the first; as an inner join, which is slow for the hundreds that are made."""
-    if not a.index.equals(b.index):
-        shared = a.index[a.index.isin(b.index)]
-        a, b = a.loc[shared], b.loc[shared]
-    columns = {f"{name}_{side}": rows[name].to_numpy() for side, rows in (("a", a), ("b", b)) for name in rows}
-    return pd.DataFrame(columns, index=a.index)
 
 
 def over(fits: list[Pairs], make: Callable[[Pairs], BootstrapEstimate | None]) -> BootstrapEstimate | None:
@@ -111,7 +100,7 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
     if not len(shared):
         return None
     found, back, items = (
-        change([{metric: one[metric].loc[shared]} for one in several], metric, transform)
+        change([{metric: one[metric].at(shared)} for one in several], metric, transform)
         for several in (of_a, of_b, both)
     )
     if found is None or back is None or items is None:
@@ -121,10 +110,19 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
 
 def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | None:
     """Two-sided p that nothing changed: of the items for one fit, of items and fits for several."""
-    if len(fits) == 1:
-        return paired_test(fits[0][metric], transform) if metric in fits[0] else None
-    found = change(fits, metric, transform)
-    return bootstrap_p(found.draws, found.n) if found else None
+    return p_values([fits], metric, transform)[0]
+
+
+def p_values(rows: Sequence[list[Pairs]], metric: str, transform: Transform) -> list[float | None]:
+    """`p_value` of each of these; None for a row without the metric. Those of single fits are computed together."""
+    alone = [i for i, fits in enumerate(rows) if len(fits) == 1 and metric in fits[0]]
+    found: list[float | None] = [None] * len(rows)
+    for i, p in zip(alone, paired_tests([rows[i][0][metric] for i in alone], transform), strict=True):
+        found[i] = p
+    for i, fits in enumerate(rows):
+        if len(fits) > 1 and (one := change(fits, metric, transform)) is not None:
+            found[i] = bootstrap_p(one.draws, one.n)
+    return found
 
 
 def pairwise_p(a: Row, b: Row, metric: str, transform: Transform) -> float | None:
@@ -132,10 +130,16 @@ def pairwise_p(a: Row, b: Row, metric: str, transform: Transform) -> float | Non
 
     Where both have several fits, each is compared with the mean of the other, and the larger p counts.
     """
-    if len(a.fits) < len(b.fits):
-        a, b = b, a
-    found = [p_value(paired(a.fits, b, metric), metric, transform)]
-    if len(b.fits) > 1:
-        found.append(p_value(paired(b.fits, a, metric), metric, transform))
-    known = [p for p in found if p is not None]
-    return max(known) if len(known) == len(found) else None
+    return pairwise_ps([(a, b)], metric, transform)[0]
+
+
+def pairwise_ps(rows: Sequence[tuple[Row, Row]], metric: str, transform: Transform) -> list[float | None]:
+    """`pairwise_p` of each two of these; those of single fits are computed together."""
+    ordered = [(b, a) if len(a.fits) < len(b.fits) else (a, b) for a, b in rows]
+    found = p_values([paired(a.fits, b, metric) for a, b in ordered], metric, transform)
+    both = [i for i, (_, b) in enumerate(ordered) if len(b.fits) > 1]
+    back = p_values([paired(ordered[i][1].fits, ordered[i][0], metric) for i in both], metric, transform)
+    for i, other in zip(both, back, strict=True):
+        one = found[i]
+        found[i] = None if one is None or other is None else max(one, other)
+    return found

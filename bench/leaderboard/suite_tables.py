@@ -1,15 +1,16 @@
 """A small table for each suite that the leaderboard has no columns for."""
 
+import itertools
 import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pandas as pd
 
 from bench.console import escape
 from bench.leaderboard import columns
-from bench.leaderboard.columns import NONE, tests
+from bench.leaderboard.columns import NONE, Line, tests
 from bench.leaderboard.formatting import labels
 from bench.leaderboard.frame import Table
 from bench.stats.significance import ALPHA
@@ -54,7 +55,7 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
         own = table.frame[metrics].notna().any(axis=1)
         shown = {"method": [name for name, there in zip(names, own, strict=True) if there]}
         for metric in metrics:
-            cells = [value_with_interval(row, metric) for _, row in table.frame[own].iterrows()]
+            cells = [value_with_interval(row, metric) for row in itertools.compress(table.lines, own)]
             shown[metric if title(metric) in shown else title(metric)] = cells
         told = about(table, metrics)
         star = f"; {STAR}" if told.starred else ""
@@ -77,8 +78,7 @@ def about(table: Table, metrics: Sequence[str]) -> About:
     """How many items these metrics of one suite have, and whether stars and Holm's correction need a note."""
     counts = sorted({int(n) for metric in metrics for n in table.frame[f"{metric}.n"].dropna()})
     size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
-    rows = [row for _, row in table.frame.iterrows()]
-    starred = [metric for metric in metrics if any(differs(row, metric) for row in rows)]
+    starred = [metric for metric in metrics if any(differs(row, metric) for row in table.lines)]
     return About(size, bool(starred), any(tests(table.frame, metric) > 1 for metric in starred))
 
 
@@ -88,7 +88,7 @@ def title(metric: str) -> str:
     return "\n".join(line for word in words for line in textwrap.wrap(word, TITLE, break_long_words=False))
 
 
-def differs(row: "pd.Series[Any]", metric: str) -> bool:
+def differs(row: Line, metric: str) -> bool:
     """Whether the difference from the unsteered model is significant after Holm's correction over the rows.
 
     Only by a scorer that neither tuned the row nor picked its training data.
@@ -99,7 +99,7 @@ def differs(row: "pd.Series[Any]", metric: str) -> bool:
     return bool(p < ALPHA) and scorer not in (row.get("scorer_tune"), *str(row.get("scorer_pairs")).split(", "))
 
 
-def value_with_interval(row: "pd.Series[Any]", metric: str) -> str:
+def value_with_interval(row: Line, metric: str) -> str:
     """A value with its interval, which is missing if all items are equal, since they do not show its width.
 
     A * follows where it `differs`.

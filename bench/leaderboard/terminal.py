@@ -19,6 +19,8 @@ PIPE_WIDTH = 140  # columns where there is no terminal
 LEAST = ("fit_seconds", "pairs", "shrinkage", "relative_speed")
 THEN = ("strengths", "vs_control")
 """Columns that a narrow terminal leaves out: LEAST, the other scorers, THEN; a line below the table names them."""
+WRAPPED = {"method": 16, "notes": 11}
+"""Columns whose texts may take several lines, and the letters that a line of them has at least."""
 ENDLESS = Console(width=1000)  # measures the width that a table needs
 
 
@@ -122,21 +124,33 @@ def fitted(one: Page, console: Console) -> pd.DataFrame:
 
 
 def fits(text: pd.DataFrame, console: Console) -> bool:
-    """The table, with no column wrapped, is at most as wide as the console."""
-    return ENDLESS.measure(drawn(text)).minimum <= console.width
+    """The table, with no column wrapped, is at most as wide as the console.
+
+    Measured on the rows with the longest words that wrap; the other columns are as wide as their longest text anyway.
+    """
+    longest = [max(range(len(text)), key=lambda i: _word(text[title].iloc[i])) for title in text if title in WRAPPED]
+    return ENDLESS.measure(drawn(text, longest if len(text) else [])).minimum <= console.width
 
 
-def drawn(text: pd.DataFrame) -> RichTable:
-    """Texts as a table of rich; only names and notes may wrap, and no letter of them is lost."""
+def _word(cell: str) -> int:
+    """The width of the longest word of a cell."""
+    return max(map(cell_len, visible(cell, lines=True).split()), default=0)
+
+
+def drawn(text: pd.DataFrame, only: list[int] | None = None) -> RichTable:
+    """Texts as a table of rich; only names and notes may wrap, and no letter of them is lost.
+
+    only: the places of rows to show, in columns as wide as for all.
+    """
     out = RichTable(box=box.SIMPLE, padding=0, pad_edge=False)
     for title in text.columns:
-        wraps = title in ("method", "notes")
+        wraps = title in WRAPPED
         longest = max(cell_len(one) for cell in [title, *text[title]] for one in visible(cell, lines=True).split("\n"))
-        width = min(longest, {"method": 16, "notes": 11}[title]) if wraps else longest
+        width = min(longest, WRAPPED[title]) if wraps else longest
         out.add_column(
             terminal(title, lines=True), justify="left" if wraps else "right", no_wrap=not wraps, min_width=width,
             overflow="fold",
         )  # fmt: skip
-    for row in text.to_numpy().tolist():
+    for row in (text if only is None else text.iloc[only]).to_numpy().tolist():
         out.add_row(*(terminal(cell, lines=True) for cell in row))
     return out

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pandas as pd
 
 from bench.records import fields
-from bench.stats.bootstrap import Array, Compare, Estimate, compared, interval, paired_draws, two_level
+from bench.stats.bootstrap import Array, Compare, Estimate, Paired, compared, interval, paired_draws, sides, two_level
 from bench.stats.metrics import Transform, fold
 
 
@@ -21,7 +20,7 @@ class Task(NamedTuple):
     n: int
 
 
-def tasks(values: Mapping[str, "pd.Series[float]"], chance: Mapping[str, float]) -> list[Task]:
+def tasks(values: Mapping[str, Array], chance: Mapping[str, float]) -> list[Task]:
     """The tasks of the unsteered model: every metric `<task>.accuracy`, with its values per document."""
     found = []
     for metric in sorted(values):
@@ -97,16 +96,16 @@ def over_fits(fits: Sequence[BootstrapEstimate]) -> BootstrapEstimate:
     return BootstrapEstimate(float(values.mean()), two_level(values, np.stack([one.draws for one in fits]), n), n)
 
 
-def compare_items(pairs: pd.DataFrame, transform: Transform, compare: Compare, seed: int = 0) -> BootstrapEstimate:
-    """`pairs`: value_a, weight_a of the method and value_b, weight_b of unsteered, a row per item."""
-    a, wa, b, wb = (pairs[name].to_numpy(float) for name in ("value_a", "weight_a", "value_b", "weight_b"))
+def compare_items(pairs: Paired, transform: Transform, compare: Compare, seed: int = 0) -> BootstrapEstimate:
+    """`pairs`: items of the method beside those of the unsteered model."""
+    a, wa, b, wb = sides(pairs)
     drawn = paired_draws(a, wa, b, wb, transform, compare, seed=seed)
     value = compared(fold(a, wa, transform), fold(b, wb, transform), compare)
     return BootstrapEstimate(float(value), drawn, len(pairs))
 
 
 def mean_change(
-    pairs: Mapping[str, pd.DataFrame], transforms: Mapping[str, Transform] | None = None
+    pairs: Mapping[str, Paired], transforms: Mapping[str, Transform] | None = None
 ) -> BootstrapEstimate | None:
     """Mean over metrics of their change, such as the accuracies of all tasks; the items of each are resampled as pairs.
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
+from bench.leaderboard.columns import lines
 from bench.plots import style
 from bench.plots.style import CONTROL, DASHES, GREY, NothingToDraw, Point, Width
 from bench.records.names import RANDOM
@@ -53,7 +54,7 @@ def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     style.one_table(frame)
     random = [
         Point("random directions" if row["fits"] > 1 else "a random direction", row, CONTROL)
-        for _, row in frame[frame["method"] == RANDOM].iterrows()
+        for row in lines(frame[frame["method"] == RANDOM])
     ]
     every = [point for point in [*style.points(frame), *random] if pd.notna(point.row[Y])]
     costs = [name for name in COSTS if any(pd.notna(point.row[name]) for point in every)]

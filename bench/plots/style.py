@@ -9,7 +9,8 @@ import functools
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
 
@@ -31,7 +32,7 @@ from matplotlib.textpath import text_to_path
 from bench.console import escape
 from bench.files.atomic import write_whole
 from bench.leaderboard.bounds import VIOLATED
-from bench.leaderboard.columns import metric_title
+from bench.leaderboard.columns import lines, metric_title
 from bench.leaderboard.formatting import labels
 from bench.records import titles
 from bench.records.names import BASELINE_FAMILY, is_control
@@ -144,7 +145,7 @@ class Point(NamedTuple):
     """A row of the leaderboard as it is drawn."""
 
     label: str
-    row: "pd.Series[Any]"
+    row: Mapping[str, Any]
     look: MarkerStyle
 
     def at(self, column: str) -> tuple[float, list[list[float]]]:
@@ -189,9 +190,9 @@ def names(frame: pd.DataFrame) -> list[str]:
     for column, text in (("strength", "strength {:g}"), ("pairs", "{:g} pairs")):
         values = [float(value) if pd.notna(value) else None for value in frame[column]]
         known = {(name, value) for name, value in zip(found, values, strict=True) if value is not None}
-        shared = [name for name, _ in known]
+        shared = Counter(name for name, _ in known)
         found = [
-            f"{name} ({text.format(value)})" if value is not None and shared.count(name) > 1 else name
+            f"{name} ({text.format(value)})" if value is not None and shared[name] > 1 else name
             for name, value in zip(found, values, strict=True)
         ]
     return [printable(name.replace(") (", ", ")) for name in found]
@@ -216,7 +217,7 @@ def measured(metric: str) -> str:
 
 def points(frame: pd.DataFrame) -> list[Point]:
     """The methods of one table, without unsteered and random directions; each is drawn alike in every figure."""
-    rows = [(name, row) for name, (_, row) in zip(names(frame), frame.iterrows(), strict=True)]
+    rows = [(name, row) for name, row in zip(names(frame), lines(frame), strict=True)]
     kept = [(name, row) for name, row in rows if row["family"] != BASELINE_FAMILY]
     kept = [(name, row) for name, row in kept if not is_control(row["method"], row["family"])]
     look = marker_styles([name for name, _ in kept])

@@ -4,6 +4,7 @@ Each part is made from a JSON mapping and written as one. A mapping may hold mor
 older and newer versions, plug-ins and data sets add their own: that is kept, in its order, and written again.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
@@ -37,13 +38,12 @@ class Fields:
     def to_json(self) -> dict[str, Any]:
         """The mapping to write: what was read, with the fields that differ from it."""
         written: dict[str, Any] = dict(self.stored)
-        optional = {one.name for one in fields(self) if one.default is not MISSING}
         for name, key in self._keys().items():
             value = getattr(self, name)
             if key in self.stored:
                 if self._read(name, self.stored[key]) != value:
                     written[key] = plain(value)
-            elif value is not None or (not self.stored and name not in optional):
+            elif value is not None or (not self.stored and name not in self._optional()):
                 written[key] = plain(value)
         return written
 
@@ -52,8 +52,14 @@ class Fields:
         return cls.READ[name](value) if name in cls.READ else value
 
     @classmethod
+    @functools.cache
     def _keys(cls) -> dict[str, str]:
         return {one.name: cls.KEYS.get(one.name, one.name) for one in fields(cls) if one.name != "stored"}
+
+    @classmethod
+    @functools.cache
+    def _optional(cls) -> frozenset[str]:
+        return frozenset(one.name for one in fields(cls) if one.default is not MISSING)
 
 
 def plain(value: Any) -> Any:

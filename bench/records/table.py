@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,10 +12,14 @@ from pandas.api.types import is_numeric_dtype
 
 from bench.console import escape
 from bench.records.names import CONTROL, CONTROL_FAMILY
-from bench.records.record import NotWholeError, Record, checked, table
+from bench.records.record import NotWholeError, Record, arrow, checked
 from bench.stats.metrics import ITEM_COLUMNS
 from methods.errors import SetupError
 
+if TYPE_CHECKING:
+    import pyarrow
+
+NAMES, NUMBERS = ITEM_COLUMNS[:2], ITEM_COLUMNS[2:]
 START = "compute some with `make leaderboard` or `python -m bench`, or name another folder with --results"
 
 
@@ -35,17 +39,17 @@ def read_records(runs: Path) -> tuple[list[Result], list[str]]:
     folder = runs / "records"
     if not folder.is_dir():
         raise SetupError(f"no records: {folder} is not a folder; {START}")
-    found, skipped = [], []
+    found, skipped, tables = [], [], Tables()
     for path in sorted(folder.iterdir()):
         if path.name.startswith(".") or not path.is_dir():  # being written by a run
             continue
         try:
             one = checked(path)
-            items = table(path, "items")
+            items, problem = tables.items(arrow(path, "items"), one.metrics)
         except NotWholeError as error:
             skipped.append(f"record {path.name} skipped: {error}")
             continue
-        if problem := wrong_items(items, one.metrics):
+        if problem:
             skipped.append(f"record {path.name} skipped: items.parquet {problem}; run its cell again")
             continue
         found.append(Result(one if is_encodable(one.stored) else Record.from_json(encodable(one.stored)), items))
@@ -54,20 +58,55 @@ def read_records(runs: Path) -> tuple[list[Result], list[str]]:
     return found, skipped
 
 
-def wrong_items(items: pd.DataFrame, metrics: Mapping[str, Any]) -> str | None:
-    """What is wrong with a record's items, in words; None: nothing."""
-    if list(items.columns) != ITEM_COLUMNS or not all(is_numeric_dtype(items[name]) for name in ("value", "weight")):
+class Tables:
+    """Frames of items. Records of one setting name the same metrics and items, which are checked and kept once."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, tuple[pd.DataFrame, frozenset[str]]] = {}
+
+    def items(self, read: "pyarrow.Table", metrics: Mapping[str, Any]) -> tuple[pd.DataFrame, str | None]:
+        """The items of a record of these metrics, and what is wrong with them, in words; None: nothing."""
+        names = read.select([name for name in NAMES if name in read.column_names])
+        key = str(read.schema.types).encode() + stream(names)
+        if key not in self._known:
+            items = read.to_pandas()
+            if problem := wrong_names(items):
+                return items, problem
+            self._known[key] = items, frozenset(items["metric"])
+        known, told = self._known[key]
+        items = known.copy(deep=False)  # the names are shared, for which `assign` would take five times as long
+        for name in NUMBERS:
+            items.isetitem(ITEM_COLUMNS.index(name), read[name].to_numpy())
+        problem = wrong_numbers(*(items[name].to_numpy(float) for name in NUMBERS))
+        if not problem and (unknown := sorted(told - set(metrics))):
+            problem = f"holds the metric {unknown[0]!r}, of which record.json says nothing"
+        return items, problem
+
+
+def stream(read: "pyarrow.Table") -> bytes:
+    """The table as bytes; equal ones have equal bytes."""
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    with pyarrow.ipc.new_stream(sink, read.schema) as writer:
+        writer.write_table(read)
+    return bytes(sink.getvalue())
+
+
+def wrong_names(items: pd.DataFrame) -> str | None:
+    """What is wrong with the columns of a record's items and with the names in them, in words; None: nothing."""
+    if list(items.columns) != ITEM_COLUMNS or not all(is_numeric_dtype(items[name]) for name in NUMBERS):
         return f"has not the columns {', '.join(ITEM_COLUMNS)}, of which the last two are numbers"
-    if not all(_texts(items[name]) for name in ("metric", "item")):
+    if not all(_texts(items[name]) for name in NAMES):
         return "holds names that are not texts"
-    if items.duplicated(["metric", "item"]).any():
-        return "is not a table with one row per metric and item"
-    if not all(np.isfinite(items[name].to_numpy(float)).all() for name in ("value", "weight")):
+    return "is not a table with one row per metric and item" if items.duplicated(NAMES).any() else None
+
+
+def wrong_numbers(values: np.ndarray, weights: np.ndarray) -> str | None:
+    """What is wrong with the values and weights of a record's items, in words; None: nothing."""
+    if not (np.isfinite(values).all() and np.isfinite(weights).all()):
         return "holds NaN or infinity"
-    if (items["weight"] < 0).any():
-        return "holds a negative weight"
-    unknown = sorted(set(items["metric"]) - set(metrics))
-    return f"holds the metric {unknown[0]!r}, of which record.json says nothing" if unknown else None
+    return "holds a negative weight" if (weights < 0).any() else None
 
 
 def _texts(values: "pd.Series[Any]") -> bool:

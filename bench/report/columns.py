@@ -22,9 +22,8 @@ def columns(table: Table) -> list[Shown]:
 
     A column without any value is left out, but for the first three, so that a leaderboard is never without them.
     """
-    rows = [row for _, row in table.frame.iterrows()]
     found = [
-        Shown(one.page, one.about, one.part, one.shown, one.numeric, [one.as_cell(row) for row in rows])
+        Shown(one.page, one.about, one.part, one.shown, one.numeric, [one.as_cell(row) for row in table.lines])
         for one in sorted(table.columns, key=lambda one: PARTS.index(one.part))
         if one.page
     ]

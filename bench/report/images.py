@@ -2,16 +2,20 @@
 
 import base64
 import io
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from bench.leaderboard.frame import Table
 from bench.plots import style
-from bench.plots.draw import KINDS, Source, pages
+from bench.plots.draw import KINDS, Kind, Source, pages
+
+PAGES = 4  # of one figure at most
 
 
 class Drawn(NamedTuple):
@@ -38,21 +42,28 @@ def figures(results: Path, found: Sequence[Table]) -> Figures:
         some, why = False, []
         for end, frames in kind.drawings(source):
             try:
-                uris = [embedded(page) for page in pages(kind, frames)]
+                about, uris = embedded_pages(kind, frames)
             except style.NothingToDraw as nothing:
                 why.append(str(nothing))
                 continue
             some = True
             if end.startswith("_dev"):
-                about = f"{kind.about}: the trials of tuning, on the dev split"
-                drawn.of_tuning.extend(Drawn(name, about, uri) for uri in uris)
+                of_dev = f"{about}: the trials of tuning, on the dev split"
+                drawn.of_tuning.extend(Drawn(name, of_dev, uri) for uri in uris)
             else:
                 number = re.fullmatch(r"-(\d+)", end)
                 of_table = drawn.of_tables[int(number.group(1)) if number else 1]
-                of_table.extend(Drawn(name, kind.about, uri) for uri in uris)
+                of_table.extend(Drawn(name, about, uri) for uri in uris)
         if not some:
             drawn.missing[name] = why[0] if why else "there is no record of it"
     return drawn
+
+
+def embedded_pages(kind: Kind, frames: Sequence[pd.DataFrame]) -> tuple[str, list[str]]:
+    """What the figure shows, and its first pages, so that the report of a thousand rows is no book of figures."""
+    first = list(itertools.islice(pages(kind, frames), PAGES + 1))
+    more = f" (the first {PAGES} pages; `python -m bench.plots` draws all)" if len(first) > PAGES else ""
+    return kind.about + more, [embedded(page) for page in first[:PAGES]]
 
 
 @style.styled

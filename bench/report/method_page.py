@@ -10,6 +10,7 @@ import pandas as pd
 from bench.leaderboard import columns
 from bench.leaderboard.columns import (
     NONE,
+    Line,
     headline_title,
     number,
     probability,
@@ -64,7 +65,7 @@ class Page(NamedTuple):
     """
 
     row: Row
-    numbers: "pd.Series[Any]"
+    numbers: Line
     label: str
     name: str
     anchor: str
@@ -85,8 +86,8 @@ class Page(NamedTuple):
 def pages(table: Table) -> list[Page]:
     """The page of every row, in the order of the leaderboard."""
     by_records = {record_names(row): row for row in table.rows}
-    named = zip(titled(table.frame), labels(table.frame), table.frame.iterrows(), strict=True)
-    return [page(table, by_records[numbers["records"]], numbers, label, name) for label, name, (_, numbers) in named]
+    named = zip(titled(table.frame), labels(table.frame), table.lines, strict=True)
+    return [page(table, by_records[numbers["records"]], numbers, label, name) for label, name, numbers in named]
 
 
 def titled(frame: pd.DataFrame) -> list[str]:
@@ -100,7 +101,7 @@ def anchor(row: Row) -> str:
     return f"{slug or 'row'}-{identity.digest(record_names(row))[:8]}"
 
 
-def page(table: Table, row: Row, numbers: "pd.Series[Any]", label: str, name: str) -> Page:
+def page(table: Table, row: Row, numbers: Line, label: str, name: str) -> Page:
     """The page of a row; the arguments are those of `Page`."""
     parts: list[Facts | Grid | None] = [
         settings(row),
@@ -120,11 +121,12 @@ def page(table: Table, row: Row, numbers: "pd.Series[Any]", label: str, name: st
     return Page(row, numbers, label, name, anchor(row), summary(table, row, numbers), told)
 
 
-def summary(table: Table, row: Row, numbers: "pd.Series[Any]") -> str:
+def summary(table: Table, row: Row, numbers: Line) -> str:
     """The rank of the row and how it compares with the unsteered model."""
     if row.is_baseline:
         return "The model without steering; every other row is compared with it."
-    told, name, verdict = [], table.headline, numbers.get("verdict")
+    told: list[str] = []
+    name, verdict = table.headline, numbers.get("verdict")
     title = headline_title(name, table.toxicity)
     if pd.notna(numbers["rank"]):
         ends = [whole(end) for end in (numbers["rank_low"], numbers["rank_high"])]
@@ -144,7 +146,7 @@ def summary(table: Table, row: Row, numbers: "pd.Series[Any]") -> str:
     return " ".join(told)
 
 
-def interval(numbers: "pd.Series[Any]", name: str, digits: int = 3, *, sign: bool = False) -> str:
+def interval(numbers: Line, name: str, digits: int = 3, *, sign: bool = False) -> str:
     """A value with its interval, as one text."""
     text = signed if sign else number
     low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
@@ -194,7 +196,7 @@ def effect_title(name: str) -> str:
     return next((one.page for one in columns.COLUMNS if one.name == name and one.page), name.replace("_", " "))
 
 
-def tradeoff(numbers: "pd.Series[Any]") -> Facts:
+def tradeoff(numbers: Line) -> Facts:
     """The trade-off: the toxicity reduction, and the fluency and capability that were kept."""
     rows = [(effect_title(name), interval(numbers, name)) for name in DERIVED if pd.notna(numbers.get(name))]
     if pd.notna(numbers.get("on_front")):
@@ -210,7 +212,7 @@ def tradeoff(numbers: "pd.Series[Any]") -> Facts:
     return Facts("Trade-off against unsteered", rows, f"[ ]: {LEVEL:.0%} interval, over {numbers['error_over']}.")
 
 
-def metrics(table: Table, row: Row, numbers: "pd.Series[Any]") -> Grid:
+def metrics(table: Table, row: Row, numbers: Line) -> Grid:
     """Every metric with its interval, its change and that one's interval and, where it is tested, p."""
     header = ["metric", "value", f"{LEVEL:.0%} interval", "n", "unscored", "change", "its interval", "p", "p (Holm)",
               "detectable", "column in leaderboard_tidy.csv"]  # fmt: skip
@@ -274,7 +276,7 @@ def trials(fit: Fit, several: bool) -> Grid | None:
                 [[trial.get(key, NONE) for key in header] for trial in tried], note, chosen)  # fmt: skip
 
 
-def cost(numbers: "pd.Series[Any]") -> Facts:
+def cost(numbers: Line) -> Facts:
     """The cost of the method: time, memory, size, speed, trials and pairs."""
     rows = [
         ("seconds of a fit", seconds(numbers["fit_seconds"])),

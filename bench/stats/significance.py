@@ -6,35 +6,49 @@ pair.
 
 import functools
 import itertools
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
-import pandas as pd
 from scipy.special import bdtr, gammaincinv, ndtr, ndtri, stdtr, stdtrit  # scipy.stats takes .5 s to import
 
-from bench.stats.bootstrap import Array
+from bench.stats.bootstrap import Array, Paired, sides
 from bench.stats.metrics import Transform
 
 ALPHA, POWER = 0.05, 0.8
 PERMUTATIONS = 9999
+TOGETHER = 32  # tests of one product
+Sides = tuple[Array, Array, Array, Array]
 
 
-def paired_test(pairs: pd.DataFrame, transform: Transform = "mean", *, seed: int = 0) -> float | None:
+def paired_test(pairs: Paired, transform: Transform = "mean", *, seed: int = 0) -> float | None:
     """Two-sided p of "both models do the same on these items"; None where there are fewer than 2 items.
 
     McNemar's test where every item is right or wrong, the permutation test elsewhere.
 
     Args:
-        pairs: value_a, weight_a, value_b, weight_b, a row per item.
+        pairs: a row per item.
         transform: of the metric, as in `bench.stats.metrics.fold`.
         seed: of the permutations.
     """
-    if len(pairs) < 2:
-        return None
-    a, wa, b, wb = (pairs[name].to_numpy(float) for name in ("value_a", "weight_a", "value_b", "weight_b"))
-    if np.isin(np.concatenate([a, b]), (0.0, 1.0)).all() and (wa == 1).all() and (wb == 1).all():
-        return mcnemar_test(a, b)
-    return permuted(a, wa, b, wb, transform, seed=seed)
+    return paired_tests([pairs], transform, seed=seed)[0]
+
+
+def paired_tests(pairs: Sequence[Paired], transform: Transform = "mean", *, seed: int = 0) -> list[float | None]:
+    """`paired_test` of each of these; the permutations of those with equally many items in one product."""
+    found: list[float | None] = [None] * len(pairs)
+    permuting: dict[int, list[int]] = defaultdict(list)
+    for i, one in enumerate(pairs):
+        a, wa, b, wb = sides(one)
+        if len(a) >= 2 and np.isin(np.concatenate([a, b]), (0.0, 1.0)).all() and (wa == 1).all() and (wb == 1).all():
+            found[i] = mcnemar_test(a, b)
+        elif len(a) >= 2:
+            permuting[len(a)].append(i)
+    for alike in permuting.values():
+        for some in (alike[i : i + TOGETHER] for i in range(0, len(alike), TOGETHER)):
+            for i, p in zip(some, _permuted([sides(pairs[i]) for i in some], transform, seed), strict=True):
+                found[i] = p
+    return found
 
 
 def permuted(
@@ -47,18 +61,32 @@ def permuted(
     Assumes independent items and that under the null the pair's joint distribution is symmetric.
     Source: Good 2005, Permutation, Parametric and Bootstrap Tests, section 3.6; Phipson and Smyth 2010 for the count.
     """
-    sums = np.array([[(weights * values).sum(), weights.sum()] for values, weights in ((a, weights_a), (b, weights_b))])
-    moved = np.stack([weights_b * b - weights_a * a, weights_b - weights_a], axis=1)  # to a, when an item is swapped
-    shifts = np.concatenate([part @ moved for part in _swaps(len(a), seed, PERMUTATIONS)])
+    return _permuted([(a, weights_a, b, weights_b)], transform, seed)[0]
+
+
+def _permuted(several: Sequence[Sides], transform: Transform, seed: int) -> list[float]:
+    """`permuted` of each of these, which have equally many items."""
+    moved = [row for a, wa, b, wb in several for row in (wb * b - wa * a, wb - wa)]  # to a, when an item is swapped
+    n = len(moved[0])
+    shifts = np.concatenate([np.stack(moved) @ part.T for part in _swaps(n, seed, PERMUTATIONS)], axis=1)
+    counted = 0 if 2**n <= PERMUTATIONS else 1
+    return [_share_beyond(*one, shifts[2 * i : 2 * i + 2], transform, counted) for i, one in enumerate(several)]
+
+
+def _share_beyond(
+    a: Array, weights_a: Array, b: Array, weights_b: Array, shifts: Array, transform: Transform, counted: int
+) -> float:
+    """The share of swaps that differ at least as much; shifts: (2, R) by which they move the sums of a."""
+    both = ((a, weights_a), (b, weights_b))
+    sums = [np.array([[(weights * values).sum()], [weights.sum()]]) for values, weights in both]
 
     def folds(of_a: Array, of_b: Array) -> Array:
-        means = [sums[..., 0] / sums[..., 1] for sums in (of_a, of_b)]
+        means = [one[0] / one[1] for one in (of_a, of_b)]
         return np.asarray(np.exp(means[0]) - np.exp(means[1]) if transform == "exp" else means[0] - means[1])
 
-    observed = float(folds(sums[0], sums[1]))
+    observed = float(folds(*sums)[0])
     null = folds(sums[0] + shifts, sums[1] - shifts)
     tie = 100 * np.finfo(float).eps * max(abs(observed), float(np.abs(null).max()))
-    counted = 0 if 2 ** len(a) <= PERMUTATIONS else 1
     tails = [np.count_nonzero(null <= observed + tie), np.count_nonzero(null >= observed - tie)]
     return float(min(1.0, 2 * (min(tails) + counted) / (len(null) + counted)))
 
@@ -140,15 +168,15 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def detectable(pairs: pd.DataFrame, power: float = POWER, alpha: float = ALPHA) -> float | None:
+def detectable(pairs: Paired, power: float = POWER, alpha: float = ALPHA) -> float | None:
     """The smallest true mean difference that a two-sided paired t test at `alpha` finds with this power.
 
     From the number of items and the standard deviation of their differences; in the metric's unit (for a perplexity:
     of its logarithm). None for fewer than 3 items or without any difference. Assumes that differences of other items
     have the same spread. Source: Cohen 1988, chapter 2.
     """
-    weights = np.sqrt(pairs["weight_a"].to_numpy(float) * pairs["weight_b"].to_numpy(float))
-    difference = (pairs["value_a"] - pairs["value_b"]).to_numpy(float)
+    a, wa, b, wb = sides(pairs)
+    weights, difference = np.sqrt(wa * wb), a - b
     if len(difference) < 3:
         return None
     mean = np.average(difference, weights=weights)

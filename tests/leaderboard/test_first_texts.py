@@ -8,6 +8,7 @@ import pytest
 
 from bench.leaderboard.frame import Table, tables
 from bench.leaderboard.grouping import Fit, Row, settings
+from bench.leaderboard.items import Pair
 from bench.leaderboard.pairing import joined
 from bench.records.fields import Decoding, Seeds
 from bench.records.table import Result
@@ -33,7 +34,7 @@ def table_of(first: np.ndarray, every: np.ndarray, *own: np.ndarray) -> Table:
     return table
 
 
-def pairs_of(table: Table) -> pd.DataFrame:
+def pairs_of(table: Table) -> Pair:
     ((pairs,),) = table.pairs.values()
     return pairs["rtp.m"]
 
@@ -41,12 +42,12 @@ def pairs_of(table: Table) -> pd.DataFrame:
 def test_all_texts_are_taken_where_the_first_ones_scatter_more():
     every = OWN + 0.01 * (ALL - 0.5)
     table = table_of(FEW, every, OWN)
-    assert not table.first and pairs_of(table)["value_b"].tolist() == pytest.approx(list(every))
+    assert not table.first and pairs_of(table).value_b.tolist() == pytest.approx(list(every))
 
 
 def test_equal_texts_have_a_change_of_exactly_zero():
     table = table_of(FEW, ALL, FEW)
-    assert table.first == {"rtp.m"} and (pairs_of(table)["value_a"] == pairs_of(table)["value_b"]).all()
+    assert table.first == {"rtp.m"} and (pairs_of(table).value_a == pairs_of(table).value_b).all()
 
 
 def test_all_rows_of_a_table_are_held_against_the_same_texts():

@@ -149,8 +149,8 @@ def test_learnt_from_holds_names_and_counts():
 
 def test_items_are_averaged_over_seeds_and_pooled_over_fits():
     one = Fit([result(2), result(4, comparison="two", sample=1)])
-    assert one.items()["rtp.m"]["value"].tolist() == [3.0, 3.0]
-    assert one.items({"two"})["rtp.m"]["value"].tolist() == [4.0, 4.0] and one.items(set()) == {}
+    assert one.items()["rtp.m"].value.tolist() == [3.0, 3.0]
+    assert one.items({"two"})["rtp.m"].value.tolist() == [4.0, 4.0] and one.items(set()) == {}
     row = Row([one, *fits(7)])  # of value 8
-    assert row.items()["rtp.m"]["value"].tolist() == [pytest.approx((3 * 2 + 8) / 3)] * 2
+    assert row.items()["rtp.m"].value.tolist() == [pytest.approx((3 * 2 + 8) / 3)] * 2
     assert pooled([one.items(), {}]) == {}

@@ -80,7 +80,7 @@ def test_each_row_has_as_many_cells_as_columns(many):
 
 def test_no_row_is_lost_on_the_pages(many):
     (table,) = many.tables
-    blocks = [latex_cells.block(one, table, set(), latex_cells.marks(table.frame)) for one in latex.shown(table)]
+    blocks = [latex_cells.block(one, table, set(), latex_cells.marks(table.lines)) for one in latex.shown(table)]
     text = many.tex.read_text()
     assert len(table.frame) == 36
     for cell in blocks[0].cells:
@@ -92,7 +92,7 @@ def test_no_row_is_lost_on_the_pages(many):
 
 def test_every_part_fits_its_columns_and_a_page(many):
     (table,) = many.tables
-    marks = latex_cells.marks(table.frame)
+    marks = latex_cells.marks(table.lines)
     blocks = [latex_cells.block(one, table, set(range(36)), marks) for one in latex.shown(table)]
     for part in latex_layout.parts(blocks[:2], blocks[2:]):
         assert part.width <= BOTH_COLUMNS

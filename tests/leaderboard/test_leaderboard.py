@@ -326,7 +326,7 @@ def test_a_method_is_compared_with_random_on_the_same_prompts(full):
     found = leaderboard(full.tables).set_index("method")
     metric = table.headline
     rows = {row.columns["method"]: row for row in table.rows}
-    own, control = (rows[name].items()[metric]["value"] for name in ("caa", "random_direction"))
+    own, control = (rows[name].items()[metric].value for name in ("caa", "random_direction"))
     assert found.loc["caa", "vs_control"] == pytest.approx((own - control).mean())
     assert found.loc["caa", "vs_control_low"] < found.loc["caa", "vs_control"] < found.loc["caa", "vs_control_high"] < 0
     assert found.loc["caa", "vs_control_p"] <= found.loc["caa", "vs_control_p_holm"] < 0.05
@@ -820,8 +820,8 @@ def test_pairs_that_holm_cannot_tell_apart_are_not_tested(tmp_path, monkeypatch,
         write(tmp_path, "rtp", "prompt", values, parameters={"number": number})
     (found,) = tables(read_records(tmp_path / "runs")[0])
     tested = []
-    real = leaderboard_frame.pairwise_p
-    monkeypatch.setattr(leaderboard_frame, "pairwise_p", lambda *given: tested.append(given) or real(*given))
+    real = leaderboard_frame.pairwise_ps
+    monkeypatch.setattr(leaderboard_frame, "pairwise_ps", lambda both, *told: tested.extend(both) or real(both, *told))
     groups = found.frame["group"].tolist()
     assert len(tested) == (0 if saved else methods * (methods - 1) // 2)
     monkeypatch.setattr(leaderboard_frame, "_none_can_differ", lambda *_: False)

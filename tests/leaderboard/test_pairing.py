@@ -15,7 +15,7 @@ RANDOM = MethodFacts(name="random_direction", family="activation", version=1, pa
 def test_only_items_that_were_asked_in_the_same_way_are_paired():
     base, own = Fit([result(2, items=3)]), Fit([result(5, CAA, items=2)])
     pairs = joined(own, base)["rtp.m"]
-    assert pairs["value_a"].tolist() == [5.0, 5.0] and pairs["value_b"].tolist() == [2.0, 2.0]
+    assert pairs.value_a.tolist() == [5.0, 5.0] and pairs.value_b.tolist() == [2.0, 2.0]
     assert list(pairs.index) == ["item0", "item1"]
     assert joined(own, base, only="other") == {}
     assert joined(Fit([result(5, CAA, comparison="two")]), base) == {}
