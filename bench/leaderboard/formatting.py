@@ -289,10 +289,10 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
     alike, learnt = defaultdict[Any, set[str]](set), defaultdict[Any, set[str]](set)
     for row, own in zip(rows, known, strict=True):
         alike[row["method"], _hashable(own)].add(row["records"])
-        learnt[row["method"], _hashable(own), row["strength"]].add(str(row["data"]))
+        learnt[row["method"], _hashable(own), row.get("strength")].add(str(row.get("data")))
     for row, own in zip(rows, known, strict=True):
         told = [f"{key}={brief(value)}" for key, value in own.items() if key in differing[row["method"]]]
-        told += [str(row["data"])] if len(learnt[row["method"], _hashable(own), row["strength"]]) > 1 else []
+        told += [str(row["data"])] if len(learnt[row["method"], _hashable(own), row.get("strength")]) > 1 else []
         told += [f"{row['fits']} fits"] if row["fits"] > 1 else []
         if len(alike[row["method"], _hashable(own)]) > 1:
             told += [f"seed {row['fit_seeds']}"] if pd.notna(row["fit_seeds"]) else []

@@ -54,7 +54,9 @@ def test_a_given_strength_and_given_pairs_are_nobodys_choice(tmp_path):
         write(tmp_path, "rtp", method, {TOXICITY: BASE if data is None else LESS}, data=data, scorers=EARLY)
     heading = formatting.heading(only(tmp_path))
     assert "Scorers: reported by profanity_check; strengths as given" in heading
-    written = said(tmp_path).replace("nor tuned; run", "")  # why there is no figure of strengths
+    written = (
+        said(tmp_path).replace("nor tuned; run", "").replace("fine-tuned on several", "")
+    )  # why there is no figure of strengths
     for word in ("tuned", "tuning", "chosen", "optimistic", "dev split", "dev-test:"):
         assert word not in written, word
     for frame in (collect(tmp_path / "runs"), only(tmp_path).frame):
