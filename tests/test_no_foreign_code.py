@@ -432,7 +432,7 @@ WRONG = ["model.wheel=./theirs", "model.wheel='-r x'", "model.sha256=bcc81830d10
 @pytest.mark.usefixtures("theirs")
 def test_it_is_said_before_anything_runs(given, capsys):
     assert main([given]) == 2
-    assert "wanted" in capsys.readouterr().err
+    assert "expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("sha256", ["", "0" * 63, "0" * 65, "A" * 64, "0" * 64 + "\n", "../" + "0" * 61, "bcc81830"])

@@ -96,7 +96,7 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
     for group, meaning in GROUPS.items():
         names = [file.stem for file in _files(group, conf, plugins)]
         named = terminal(f"  {group:<11}", "bold")
-        if len(names) <= 4 and len("  ".join(names)) < 40:
+        if len(names) <= 5 and len("  ".join(names)) < 50:
             out.print(named, terminal(f"{meaning}:  {'  '.join(names)}"))
             continue
         out.print(named, terminal(meaning))

@@ -45,7 +45,7 @@ WINDOWS = {"mistral", "gemma2", "gemma3", "gemma3_multimodal", "phi3", "olmo3"}
 REFUSED = {
     **{("aura", name): "one for each expert" for name in EXPERTS},
     **{("sasa", name): "sliding window" for name in WINDOWS},
-    ("sadi", "falcon"): "none of 8 heads is larger in desired",  # by chance: these weights are random
+    ("sadi", "falcon"): "none of 8 heads has a larger mean in desired",  # by chance: these weights are random
 }  # method and architecture: what is said
 
 

@@ -250,7 +250,7 @@ def test_a_depth_that_no_list_has_is_refused_with_what_is_there():
             {"gate": "mlp.gate"},
             r"model\.layout\.gate=mlp\.gate: no block has a matrix of that name; block 0 has .*mlp\.",
         ),
-        ({"blocks": "model.norm"}, r"model\.layout\.blocks=model\.norm: a LlamaRMSNorm, and a ModuleList"),
+        ({"blocks": "model.norm"}, r"model\.layout\.blocks=model\.norm: this is a LlamaRMSNorm; expected a ModuleList"),
         ({"norm": "model.nrm"}, r"model\.layout\.norm=model\.nrm: LlamaForCausalLM has no such module"),
         ({"fused": "striped"}, r"model\.layout\.fused='striped': allowed are stacked, groups, null"),
     ],

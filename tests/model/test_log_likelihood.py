@@ -253,7 +253,7 @@ def test_sampled_generation():
     first = model.generate_until(asked([ask, ask, ("A", ask[1])], "generate_until"))
     assert first[0] != first[1]  # asked twice, drawn twice
     assert model.generate_until(asked([("A", ask[1]), ask, ask], "generate_until")) == [first[2], first[0], first[1]]
-    with pytest.raises(ValueError, match="does not know \\['top_k'\\]"):
+    with pytest.raises(ValueError, match="does not support \\['top_k'\\]"):
         model.generate_until(asked([("A", ask[1] | {"top_k": 5})], "generate_until"))
 
 

@@ -213,12 +213,12 @@ NO_KINDNESS = "{{ raise_exception('no') if 'kind' in messages[0].content }}"
         (
             "{{ messages[-1].content.split('\n')[-1] }}",
             SAY,
-            "system message says, also where it is put before the user",
+            "content of a system message, also where it is put before the user",
         ),
         (SILENT.replace("{{ m.content }}", "{{ m.content[-9:] }}"), SAY, "also where it is put before"),
         (GEMMA.replace("m.content | trim", "m.content.split('kind.')[-1]"), SAY, "also where it is put before"),
         (NO_KINDNESS + GEMMA, SAY, "cannot be used: TemplateError: no"),
-        (CHATML.replace("{{ m.content }}", "{{ m.content | tojson }}"), 'Say "no".', "a system message says, so the"),
+        (CHATML.replace("{{ m.content }}", "{{ m.content | tojson }}"), 'Say "no".', "the content of a system message, so the"),
         (NO_KINDNESS + CHATML, SAY, "cannot be used, of a prompt with a system message: TemplateError: no"),
     ],
 )

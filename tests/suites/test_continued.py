@@ -145,7 +145,7 @@ def test_a_stop_string_cuts_the_text_and_ends_it(sources):
 
 
 def test_scorers_of_another_kind_are_not_asked(sources):
-    with pytest.raises(SetupError, match=r"suite.rtp needs a scorer of toxicity; of scorer=\[mood\] none is"):
+    with pytest.raises(SetupError, match=r"suite.rtp needs a scorer of toxicity; none of scorer=\[mood\] is one"):
         measure(suite(sources, scorers=[Mood()]), tiny_lm(), "test")
 
 
