@@ -329,7 +329,9 @@ def test_a_table_without_a_column_or_numbers_is_named(board, name):  # noqa: F81
             with pytest.raises(SetupError, match=rf"{name} has no column {title}; make it again with python -m"):
                 rogan_gladen.show(board, Console(file=io.StringIO()))
     (board / name).write_text(good.replace("0.", "x"))
-    with pytest.raises(SetupError, match=rf"{name}: its column \S+ holds 'x\d', which is not a number; make it again with"):
+    with pytest.raises(
+        SetupError, match=rf"{name}: its column \S+ holds 'x\d', which is not a number; make it again with"
+    ):
         rogan_gladen.show(board, Console(file=io.StringIO()))
     (board / name).write_text(good)
     rogan_gladen.show(board, Console(file=io.StringIO()))

@@ -218,7 +218,11 @@ NO_KINDNESS = "{{ raise_exception('no') if 'kind' in messages[0].content }}"
         (SILENT.replace("{{ m.content }}", "{{ m.content[-9:] }}"), SAY, "also where it is put before"),
         (GEMMA.replace("m.content | trim", "m.content.split('kind.')[-1]"), SAY, "also where it is put before"),
         (NO_KINDNESS + GEMMA, SAY, "cannot be used: TemplateError: no"),
-        (CHATML.replace("{{ m.content }}", "{{ m.content | tojson }}"), 'Say "no".', "the content of a system message, so the"),
+        (
+            CHATML.replace("{{ m.content }}", "{{ m.content | tojson }}"),
+            'Say "no".',
+            "the content of a system message, so the",
+        ),
         (NO_KINDNESS + CHATML, SAY, "cannot be used, of a prompt with a system message: TemplateError: no"),
     ],
 )

@@ -213,7 +213,9 @@ def test_no_gain_is_relative_to_nothing():
 @pytest.mark.parametrize("bound, unsteered", [("at_most", 0.0), ("at_most", -2.0), ("at_least", -2.0)])
 def test_no_ratio_is_taken_to_what_is_not_above_zero(bound, unsteered):
     own = {"suite": "s", "metric": "m", "compare": "ratio", bound: 1.5}
-    with pytest.raises(SetupError, match=r"tuning.constraints.own: s.m of the unsteered model is .* a ratio does not exist"):
+    with pytest.raises(
+        SetupError, match=r"tuning.constraints.own: s.m of the unsteered model is .* a ratio does not exist"
+    ):
         trial(
             replace(TUNING, constraints={"own": own}),
             0,

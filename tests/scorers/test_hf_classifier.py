@@ -190,7 +190,9 @@ def test_a_softmax_of_a_single_label_has_one_way_out(tmp_path, activation):
     folder = bert(tmp_path / "one", ["toxic"], problem_type=None)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"problem_type": ONE}))
-    with pytest.raises(SetupError, match="softmax of a single label is always 1.*set problem_type to null in the config.json.*sigmoid"):
+    with pytest.raises(
+        SetupError, match="softmax of a single label is always 1.*set problem_type to null in the config.json.*sigmoid"
+    ):
         HFClassifier(path=str(folder), label="toxic", activation=activation)
     (folder / "config.json").write_text(json.dumps(config | {"problem_type": None}))
     found = HFClassifier(path=str(folder), label="toxic")(["p"], ["bread"])
