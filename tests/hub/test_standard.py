@@ -216,6 +216,7 @@ def assert_memory_is_told(said):
     assert set(re.findall(r"(\w+) [\d.]+ MB", training)) == TRAINING
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_cells_and_memory(world, tmp_path, capsys):
     assert main([*given_and_small(world, tmp_path), "runtime.dry_run=true"]) == 0
     said = capsys.readouterr().out
