@@ -198,7 +198,7 @@ class Rescored:
 
     @property
     def is_known(self) -> bool:
-        """Whether the record is stored already."""
+        """True if the record is stored already, so that its texts are not scored again."""
         from bench.records import record
 
         return record.read(self.folder / self.id) is not None

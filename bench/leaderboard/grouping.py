@@ -35,7 +35,7 @@ class Fit:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the row is the unsteered model."""
+        """True for the unsteered model, with which every other row is compared."""
         return bool(self.columns["family"] == BASELINE_FAMILY)
 
     @property

@@ -110,7 +110,7 @@ def wrong_numbers(values: np.ndarray, weights: np.ndarray) -> str | None:
 
 
 def _texts(values: "pd.Series[Any]") -> bool:
-    """Whether every value of the column is a string."""
+    """True if every value of the column is a string; pandas also calls columns of mixed values object."""
     if isinstance(values.dtype, pd.StringDtype):
         return not values.isna().any()
     return all(isinstance(one, str) for one in values)

@@ -205,7 +205,7 @@ class Trial:
 
     @property
     def feasible(self) -> bool:
-        """Whether all bounds hold."""
+        """True if every constraint holds at this strength, by its point estimate on the dev split."""
         return self.violation == 0
 
 

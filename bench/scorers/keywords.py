@@ -1,4 +1,4 @@
-"""Whether a text is about a topic, by its words."""
+"""A scorer that gives 1 to a text with any of a topic's words, and 0 to every other text."""
 
 import functools
 import re
@@ -41,7 +41,7 @@ class Keywords:
         return re.compile(rf"(?<!\w)(?:{'|'.join(each)})(?!\w)")
 
     def mentions(self, text: str) -> bool:
-        """Whether any of the words is in the text."""
+        """True if the text contains any of the words as whole words, in any case."""
         return self._pattern.search(_same(text)) is not None
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
