@@ -180,6 +180,8 @@ def test_each_draw_is_a_fit_of_one_row():
 
 
 def test_fits_of_equal_seeds_are_told_apart_by_what_was_measured():
-    mixed = [drawn(i, seed, {"mean_gap": gap}) for i, (seed, gap) in enumerate([(0, 0.1), (0, 0.2), (1, 0.2), (1, 0.1)])]
+    mixed = [
+        drawn(i, seed, {"mean_gap": gap}) for i, (seed, gap) in enumerate([(0, 0.1), (0, 0.2), (1, 0.2), (1, 0.1)])
+    ]
     found = {frozenset(record.id[-1] for record in row.records) for row in rows(mixed)}
     assert found == {frozenset("03"), frozenset("12")}
