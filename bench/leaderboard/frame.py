@@ -109,14 +109,14 @@ def changes_p(comparison: Comparison, name: str) -> list[float | None]:
 
 
 def by_fit(comparison: Comparison) -> pd.DataFrame:
-    """A row per fit: method, fit_seed, strength and the values of its trade-off, for whoever shows single fits."""
+    """A row per fit: number of its row in `pairs`, method, fit_seed, strength and the values of its trade-off."""
     found = []
-    for row, pairs in comparison.pairs.items():
+    for number, (row, pairs) in enumerate(comparison.pairs.items()):
         for fit, own in zip(row.fits, pairs, strict=True):
             alone = len(row.fits) == 1
             estimates = comparison.effects[row] if alone else comparison.effects_of([own])
             values = {name: one.value if one else math.nan for name, one in estimates.items()}
-            named = {"method": row.columns["method"], "fit_seed": fit.columns["fit_seed"]}
+            named = {"row": number, "method": row.columns["method"], "fit_seed": fit.columns["fit_seed"]}
             found.append({**named, "strength": fit.columns["strength"], **values})
     return pd.DataFrame(found)
 

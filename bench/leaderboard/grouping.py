@@ -113,7 +113,8 @@ class Row:
     def _made_as(self) -> tuple[Any, ...]:
         """What a method and its control have in common: all but the seed of the fit and the swapping of labels."""
         parameters = {key: value for key, value in json.loads(self.columns["parameters"]).items() if key != "seed"}
-        data = {key: value for key, value in learnt_from(self.fits[0]).items() if key != "flip"}
+        data = self.fits[0].data.recipe if self.fits[0].data else {}
+        data = {key: value for key, value in data.items() if key != "flip"}
         return self.columns["version"], parameters, data
 
     @cached_property
@@ -143,14 +144,13 @@ def pooled(fits: Sequence[dict[str, Items]]) -> dict[str, Items]:
 
 
 def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
-    """The fits of a table as rows: those that differ only in the seed of the fit are one, unless `each_fit`.
+    """The fits of a table as rows: those that differ only in seeds of the fit or its data are one, unless `each_fit`.
 
-    Two fits of one seed are not fits of one row: they differ in what they learnt from.
+    Two fits of equal seeds are not fits of one row: they differ in what they learnt from.
     """
     if each_fit:
         return tuple(Row([one]) for one in fits)
-    found: dict[tuple[str, int], list[Fit]] = defaultdict(list)
-    seen: dict[tuple[str, Any], int] = defaultdict(int)
+    found: dict[str, list[Fit]] = defaultdict(list)
     for one in fits:
         columns = one.columns
         settings = {key: value for key, value in json.loads(columns["parameters"]).items() if key != "seed"}
@@ -158,11 +158,22 @@ def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
         given = columns["strength"] if about is None else about.to_json()  # draws of a control differ in their own
         chosen = one.tuning.how if one.tuning else given
         suites = sorted({record.suite for record in one.records})
-        key = digest([columns["method"], columns["version"], settings, chosen, learnt_from(one), suites])
-        seed = (key, columns["fit_seed"])
-        found[key, seen[seed]].append(one)
-        seen[seed] += 1
-    return tuple(Row(own) for own in found.values())
+        recipe = one.data.recipe if one.data else None
+        found[digest([columns["method"], columns["version"], settings, chosen, recipe, suites])].append(one)
+    return tuple(Row(some) for own in found.values() for some in apart(own))
+
+
+def apart(fits: Sequence[Fit]) -> list[list[Fit]]:
+    """Fits of one recipe by row: all together, but where two have equal seeds, by what was measured of their data."""
+    seeds = [(one.columns["fit_seed"], str(one.data.draws if one.data else [])) for one in fits]
+    several = len(set(seeds)) < len(seeds)
+    found: dict[tuple[str, int], list[Fit]] = defaultdict(list)
+    seen: dict[tuple[str, Any], int] = defaultdict(int)
+    for one, seed in zip(fits, seeds, strict=True):
+        key = digest(one.data.measured) if several and one.data else ""
+        found[key, seen[key, seed]].append(one)
+        seen[key, seed] += 1
+    return list(found.values())
 
 
 def learnt_from(fit: Fit) -> dict[str, str | int | bool]:

@@ -207,9 +207,9 @@ def curve_names(places: Sequence[Place]) -> list[str]:
     """The method of the curve of each place, with the settings that tell it from others of its name and unit."""
     found = []
     called = titles.called({name for place in places for name in methods(place.rest)})
-    parts = [[called[name] for name in methods(place.rest)] for place in places]
+    each = [[called[name] for name in methods(place.rest)] for place in places]
     entitled = [
-        (", then ".join([first, *map(lower, then)]), place) for (first, *then), place in zip(parts, places, strict=True)
+        (", then ".join([first, *map(lower, then)]), place) for (first, *then), place in zip(each, places, strict=True)
     ]
     for name, place in entitled:
         rest = place.rest
@@ -221,9 +221,14 @@ def curve_names(places: Sequence[Place]) -> list[str]:
 
 
 def methods(rest: Mapping[str, Any]) -> list[str]:
-    """The method of a curve; of one that is made of others its parts, in the order of their names."""
-    parts = rest["parts"].values() if isinstance(rest.get("parts"), Mapping) else ()
-    return [str(part["name"]) for part in parts if isinstance(part, Mapping)] or [str(rest["method"])]
+    """The method of a curve; of one that is made of others its parts, in their order."""
+    return [str(part["name"]) for part in parts(rest).values() if isinstance(part, Mapping)] or [str(rest["method"])]
+
+
+def parts(rest: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts of a method that is made of others, in the order in which they are applied; none for any other."""
+    found = rest["parts"] if isinstance(rest.get("parts"), Mapping) else {}
+    return {name: found[name] for name in rest.get("parts_order", found) if name in found}
 
 
 def lower(title: str) -> str:

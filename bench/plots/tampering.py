@@ -1,7 +1,8 @@
 """What is left of a method after fine-tuning: measures against the number of examples that came after it."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,7 +13,8 @@ from bench.leaderboard.grouping import Row, learnt_from
 from bench.plots import style
 from bench.plots.panels import UNSTEERED, panels
 from bench.plots.style import NothingToDraw, Width
-from bench.plots.sweeps import MEASURES, Place, at, frame, named, settings
+from bench.plots.sweeps import MEASURES, Place, at, frame, named, parts, settings
+from bench.records.fields import LearntFrom
 
 OWN = ("examples.texts", "examples.sources")  # what differs along a curve, and between panels
 MADE_OF_OTHERS = "stack"  # the family of such methods
@@ -68,20 +70,35 @@ def of_examples(row: Row) -> Place | None:
 
 
 def beginnings(rows: Sequence[Row], places: Sequence[Place]) -> Iterator[Place]:
-    """The place at 0 of each stack of two: its first part alone, at the strength that it has there."""
-    alone = {json.dumps(named(row) | at(row) | settings(row), sort_keys=True): row for row in rows}
+    """The place at 0 of each stack of two: its first part alone, of the same data and at the strength it has there."""
+    alone: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        alone[json.dumps(named(row) | at(row) | settings(row), sort_keys=True)].append(row)
     for place in places:
-        first = alone.get(json.dumps(first_part(place), sort_keys=True))
+        same = alone.get(json.dumps(first_part(place), sort_keys=True), ())
+        first = next((row for row in same if has_data_of(row, place)), None)
         if first is not None:
             yield place._replace(x=0.0, row=first)
 
 
+def has_data_of(row: Row, place: Place) -> bool:
+    """Whether the row has learnt from what the first part of a stack has: its own data, or what all parts share."""
+    if row.data is None or place.row.data is None:
+        return row.data is None
+    whole = place.row.data.to_json()
+    name = next(iter(parts(place.rest)))
+    own = {key.removeprefix(f"{name}."): about for key, about in whole.items() if key.startswith(f"{name}.")}
+    found = LearntFrom.from_json(whole | own.pop("pairs", {}) | own)
+    files = [{one.fingerprint for one in data.all_sources} for data in (row.data, found)]
+    return row.data.named.items() <= found.named.items() and files[0] <= files[1]
+
+
 def first_part(place: Place) -> dict[str, Any] | None:
     """Method, strength and settings of what a stack of two begins with; None for other methods."""
-    parts: Mapping[str, Any] = place.rest.get("parts", {})
-    if place.row.columns["family"] != MADE_OF_OTHERS or len(parts) != 2:
+    found = parts(place.rest)
+    if place.row.columns["family"] != MADE_OF_OTHERS or len(found) != 2:
         return None
-    name, one = next(iter(parts.items()))
+    name, one = next(iter(found.items()))
     own = {key: value for key, value in one["parameters"].items() if key != "seed"}
     strength = place.rest["at"][name] * place.row.strengths[0]
     return {"method": one["name"], "version": one["version"], "strength": f"{strength:g}", **own}

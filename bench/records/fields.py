@@ -152,6 +152,17 @@ class Source(Fields):
     fingerprint: Json = None
 
 
+DRAWN = ("flipping", "subset")
+"""What a record says of pairs that were drawn, with the seed."""
+
+
+def _recipe(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        told = {key: one for key, one in value.items() if key not in (*DRAWN, "unverified", "source", "revision")}
+        return {key: _recipe(one) for key, one in told.items() if not isinstance(one, float)}
+    return [_recipe(one) for one in value] if isinstance(value, list | tuple) else value
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearntFrom(Fields):
     """The data that a method learnt from. pairs: how many contrast pairs; further texts are in fields of their own."""
@@ -171,8 +182,29 @@ class LearntFrom(Fields):
     @property
     def seed(self) -> int | None:
         """The seed by which some of the pairs were taken, or swapped; None where nothing was drawn."""
-        drawn = [one for key in ("flipping", "subset") if isinstance(one := self.stored.get(key), Mapping)]
+        drawn = [one for key in DRAWN if isinstance(one := self.stored.get(key), Mapping)]
         return next((seed for one in drawn if isinstance(seed := one.get("seed"), int)), None)
+
+    @property
+    def draws(self) -> list[list[Any]]:
+        """Every seed by which pairs were taken or swapped, those of single parts of a stack too: where, how, seed."""
+        places = {"": self.stored} | {key: one for key, one in self.stored.items() if isinstance(one, Mapping)}
+        return sorted(
+            [place, how, drawn["seed"]]
+            for place, about in places.items()
+            for how in DRAWN
+            if isinstance(drawn := about.get(how), Mapping) and isinstance(drawn.get("seed"), int)
+        )
+
+    @property
+    def recipe(self) -> dict[str, Json]:
+        """All that it says but for the draws, and for measured numbers, which are rounded elsewhere on each machine."""
+        return _recipe(self.to_json())  # type: ignore[no-any-return]
+
+    @property
+    def measured(self) -> dict[str, Json]:
+        """The measured numbers, of data without parts of its own."""
+        return {key: one for key, one in self.stored.items() if isinstance(one, float)}
 
     @property
     def scorers(self) -> dict[str, str]:

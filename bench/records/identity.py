@@ -56,6 +56,7 @@ def method_identity(method: "Method") -> dict[str, Any]:
         for f in fields(method)
         if f.name != "strengths" and not ((value := getattr(method, f.name)) == f.default and f.metadata.get("later"))
     }
+    parameters |= _orders(method)
     own = {"name": method.name, "version": method.version, "parameters": canonical(parameters)}
     return own | origin(method)
 
@@ -73,6 +74,13 @@ def named(thing: Any, *arguments: Any) -> dict[str, Any]:
     """The identity that a suite, a scorer or what methods learn from says of itself, and where its class is from."""
     own: dict[str, Any] = thing.identity(*arguments)
     return own | origin(thing)
+
+
+def _orders(method: "Method") -> dict[str, list[str]]:
+    """The order of methods within a method, as "parts_order", where it is not that of their names."""
+    found = {f.name: value for f in fields(method) if isinstance(value := getattr(method, f.name), Mapping)}  # type: ignore[arg-type]
+    made = {name: list(value) for name, value in found.items() if any(map(is_dataclass, value.values()))}
+    return {f"{name}_order": order for name, order in made.items() if order != sorted(order)}
 
 
 def _told(option: Field[Any], value: Any) -> Any:

@@ -67,7 +67,7 @@ class Tables:
     def items(self, read: "pyarrow.Table", metrics: Mapping[str, Any]) -> tuple[pd.DataFrame, str | None]:
         """The items of a record of these metrics, and what is wrong with them, in words; None: nothing."""
         names = read.select([name for name in NAMES if name in read.column_names])
-        key = str(read.schema.types).encode() + stream(names)
+        key = str([read.column_names, read.schema.types]).encode() + stream(names)
         if key not in self._known:
             items = read.to_pandas()
             if problem := wrong_names(items):

@@ -246,9 +246,8 @@ def draws(table: Table, row: Row) -> Grid | None:
         return None
     rows = []
     frame = table.by_fit
-    own = frame[frame["method"] == row.columns["method"]] if len(frame) else frame
-    seeds = [fit.columns["fit_seed"] for fit in row.fits]
-    for _, fit in own[own["fit_seed"].isin(seeds)].iterrows() if len(own) else ():
+    own = frame[frame["row"] == list(table.pairs).index(row)] if row in table.pairs else frame[:0]
+    for _, fit in own.iterrows():
         rows.append([told(fit["fit_seed"]), f"{fit['strength']:g}", *(number(fit[name], 3) for name in DERIVED)])
     return Grid("Each fit by itself", ["fit seed", "strength", *map(effect_title, DERIVED)], rows)
 

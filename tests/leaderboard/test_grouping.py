@@ -154,3 +154,34 @@ def test_items_are_averaged_over_seeds_and_pooled_over_fits():
     row = Row([one, *fits(7)])  # of value 8
     assert row.items()["rtp.m"].value.tolist() == [pytest.approx((3 * 2 + 8) / 3)] * 2
     assert pooled([one.items(), {}]) == {}
+
+
+def drawn(number, seed, data):
+    return Fit([result(number, CAA, fit=seed, fit_id=f"fit {number}", data=LearntFrom.from_json({"pairs": 8} | data))])
+
+
+@pytest.mark.parametrize("name", ["sources", "first.pairs"])
+def test_other_data_of_equal_counts_is_another_row(name):
+    sources = [[{"name": "pairs.jsonl", "source": "file", "fingerprint": of}] for of in "ab"]
+    data = {"sources": [{name: one} for one in sources]}
+    data["first.pairs"] = [{name: {"pairs": 8, "flip": of, "sources": sources[0]}} for of in ("0.1", "0.3")]
+    one, other = data[name]
+    mixed = [drawn(1, 0, one), drawn(2, 0, other), drawn(3, 1, other), drawn(4, 1, one)]
+    found = {frozenset(record.id[-1] for record in row.records) for row in rows(mixed)}
+    assert found == {frozenset("14"), frozenset("23")}
+
+
+def test_each_draw_is_a_fit_of_one_row():
+    both = [{"flip": "0.3", "flipping": {"seed": 0}, "subset": {"seed": i}} for i in range(3)]
+    (row,) = rows(drawn(i, None, one) for i, one in enumerate(both))
+    assert len(row.fits) == 3
+    (row,) = rows(drawn(i, 7, {"flip": "0.3", "flipping": {"seed": i}}) for i in range(3))  # the fit draws as well
+    assert len(row.fits) == 3
+
+
+def test_fits_of_equal_seeds_are_told_apart_by_what_was_measured():
+    mixed = [
+        drawn(i, seed, {"mean_gap": gap}) for i, (seed, gap) in enumerate([(0, 0.1), (0, 0.2), (1, 0.2), (1, 0.1)])
+    ]
+    found = {frozenset(record.id[-1] for record in row.records) for row in rows(mixed)}
+    assert found == {frozenset("03"), frozenset("12")}

@@ -121,3 +121,33 @@ def test_each_kind_of_examples_has_its_panel(table, width):
 
 def test_a_method_within_a_method_is_shown_by_its_name():
     assert brief(stack()["parts"]) == "detox + finetune" and brief(0.2) == 0.2
+
+
+@pytest.mark.parametrize("there", [(10,), (40, 10), (10, 40)])
+def test_a_beginning_has_learnt_from_the_same_data(tmp_path, there):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
+    for pairs in there:
+        of = {"fit_id": f"alone {pairs}", "data": {"pairs": pairs}, "strength": 0.2, "n": 8}
+        cell(tmp_path, "detox", 0.9 if pairs == 10 else 0.4, 0.1, 1.0, parameters=DETOX, **of)
+    for count in (8, 32):
+        of = {"fit_id": str(count), "data": learnt(count, TOXIC, pairs=40), "strength": 1.0, "n": 8}
+        cell(tmp_path, "stack", 0.5, 0.1, 1.0, parameters=stack(), **of)
+    (found,) = tables(read_records(tmp_path / "runs")[0])
+    rows = fine_tuned(found).set_index("x")
+    assert (0.0 in rows.index) == (40 in there)
+    if 40 in there:
+        assert rows.loc[0.0, "toxicity_reduction"] > 0.5
+
+
+def test_the_first_part_is_the_one_that_is_applied_first(tmp_path):
+    cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
+    cell(tmp_path, "detox", 0.4, 0.1, 1.0, n=8, strength=0.2, parameters=DETOX, data={"pairs": 40})
+    names = {"first": "weights", "second": "attack"}  # as texts the other way round
+    settings = {key: {names[part]: one for part, one in own.items()} for key, own in stack().items()}
+    settings["parts_order"] = ["weights", "attack"]
+    for count in (8, 32):
+        of = {"fit_id": str(count), "data": learnt(count, TOXIC, pairs=40), "strength": 1.0, "n": 8}
+        cell(tmp_path, "stack", 0.5, 0.1, 1.0, parameters=settings, **of)
+    (found,) = tables(read_records(tmp_path / "runs")[0])
+    rows = fine_tuned(found)
+    assert rows["x"].tolist() == [0.0, 8.0, 32.0] and set(rows["curve"]) == {"DeTox (ProFS), then fine-tuning"}

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +15,7 @@ from bench.__main__ import main
 from bench.files import digests, plain_json
 from bench.model.decoding import Continuation
 from bench.model.generation_cache import FILE, _read
+from bench.records.table import Tables
 from bench.run.cell import Cell, Session
 from bench.run.fit_store import ARTEFACT
 from bench.run.validate import validate
@@ -295,3 +297,11 @@ def test_the_same_command_computes_what_is_damaged_again(place, kind, results, w
     assert contents(results) == before
     found = [plain_json.load(one) for one in (results / "runs/records").glob("*/record.json")]
     assert found and not any("artefacts" in name for one in found for name in one["unverified"])
+
+
+def test_columns_of_another_name_are_told_beside_a_whole_table():
+    names, numbers = {"metric": ["m"], "item": ["a"]}, {"value": [1.0], "weight": [1.0]}
+    found = Tables()
+    assert found.items(pyarrow.table(names | numbers), {"m": None})[1] is None
+    other = pyarrow.table(names | {"value": [1.0], "w": [1.0]})
+    assert "has not the columns" in str(found.items(other, {"m": None})[1])

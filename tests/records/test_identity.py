@@ -9,6 +9,9 @@ from bench.records.identity import canonical, digest, fit_id, method_identity, r
 from bench.run.names import Names
 from bench.run.parts import parts
 from methods.base import later
+from methods.caa import CAA
+from methods.finetune import Finetune
+from methods.stack import Stack
 
 CONF = Path(__file__).parents[2] / "conf" / "method"
 METHODS = {
@@ -118,3 +121,11 @@ def test_only_what_trains_on_16_bits_has_another_id_there(method, version):
     for dtype, found in (("float32", None), ("bfloat16", version), ("float16", version)):
         cfg = compose([f"method={method}", "suite=rtp", f"model.dtype={dtype}"])
         assert Names(cfg, parts(cfg), 1, str).method.get("half_version") == found
+
+
+def test_the_order_of_methods_within_a_method_counts():
+    one, other = {"a": CAA(), "b": Finetune()}, {"b": Finetune(), "a": CAA()}
+    ids = [digest(method_identity(Stack(parts=parts, at={"a": 1, "b": 1}))) for parts in (one, other)]
+    assert ids[0] != ids[1]
+    found = method_identity(Stack(parts=one, at={"b": 1, "a": 1}))["parameters"]
+    assert found.keys() == {"parts", "at"}  # in the order of their names: the ids of old results stay

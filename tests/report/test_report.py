@@ -24,7 +24,7 @@ from bench.leaderboard.columns import signed
 from bench.leaderboard.frame import Table, tables
 from bench.records import identity, record, titles
 from bench.records.table import read_records
-from bench.report import texts
+from bench.report import method_page, texts
 from bench.report.__main__ import main
 from bench.report.columns import columns
 from bench.report.page import rebuild
@@ -570,3 +570,13 @@ def test_controls_and_focus_are_seen(scheme, edge):
     found = colours()[scheme]
     for paper in ("paper", "raised"):
         assert contrast(found[edge], found[paper]) >= 3  # WCAG 2.2, 1.4.11
+
+
+def test_a_methods_page_shows_its_own_fits_alone(tmp_path):
+    record_files.cell(tmp_path, "unsteered", 1.0, 0.0, 1.0, n=8)
+    for rank, kept in ((1, 0.4), (2, 0.8)):
+        for seed in (0, 1):
+            record_files.cell(tmp_path, "detox", kept, 0.1, 1.0, n=8, fit_seed=seed, parameters={"rank": rank})
+    (table,) = tables(read_records(tmp_path / "runs")[0])
+    shown = [method_page.draws(table, row) for row in table.pairs]
+    assert [len(grid.rows) for grid in shown if grid] == [2, 2]
