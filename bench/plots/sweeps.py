@@ -103,11 +103,11 @@ def of_strength(row: Row) -> Place | None:
 
 
 def of_pairs(row: Row) -> Place | None:
-    """A row's place by its number of pairs; None without pairs. Other counts of the data follow from that number."""
+    """A row's place by its number of pairs; None without pairs. Counts of other texts stay."""
     pairs = row.data.pairs if row.data else None
     if pairs is None:
         return None
-    data = {key: value for key, value in learnt_from(row.fits[0]).items() if isinstance(value, str)}
+    data = {key: value for key, value in learnt_from(row.fits[0]).items() if isinstance(value, str) or "." in key}
     return Place(float(pairs), "pairs learnt from", named(row) | at(row) | settings(row) | data, row)
 
 
@@ -160,7 +160,11 @@ def frame(
     curves: dict[str, dict[float, Place]] = defaultdict(dict)
     for place in places:
         if place is not None and place.row in table.pairs:
-            curves[digest([place.unit, place.rest])].setdefault(place.x, place)
+            one, number = place, 1
+            while one.x in curves[key := digest([one.unit, one.rest])]:  # a row that differs in what no curve tells
+                number += 1
+                one = place._replace(rest={**place.rest, "set": number})
+            curves[key][one.x] = one
     kept = [one for one in curves.values() if len(one) >= FEWEST]
     names = curve_names([next(iter(one.values())) for one in kept])
     rows = []

@@ -9,6 +9,7 @@ from bench.plots import style, sweeps
 from bench.plots.panels import layers, sample_size, strength
 from bench.records.table import read_records
 from tests.artists import assert_readable, bars, marks, texts
+from tests.leaderboard.test_grouping import CAA, result
 from tests.record_files import cell, tuning, write
 
 TITLES = {"toxicity_reduction": "toxicity reduction\n(by profanity_check)", "perplexity_ratio": "perplexity ratio",
@@ -313,3 +314,14 @@ def test_long_heads_stay_inside_the_figure(width):
     assert_readable(figure)
     heads = [text.get_text() for text in texts(figure) if "multiplier" in text.get_text()]
     assert len(heads) >= 4 and not any("…" in head for head in heads)
+
+
+def test_of_two_rows_at_one_value_neither_is_lost():
+    def place(x, row):
+        return sweeps.Place(x, "pairs learnt from", {"method": "caa"}, row)
+
+    (whole,) = tables([result(1), result(2, CAA)])
+    rows = [row for row in whole.rows if not row.is_baseline] * 4
+    found = sweeps.frame(whole, [place(x, row) for x, row in zip((8.0, 8.0, 16.0, 16.0), rows, strict=True)], "test")
+    assert sorted(zip(found["curve"], found["x"], strict=True)) == [
+        ("CAA", 8.0), ("CAA", 16.0), ("CAA (set=2)", 8.0), ("CAA (set=2)", 16.0)]  # fmt: skip
