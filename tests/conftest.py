@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 from collections import Counter
 
 import pytest
@@ -18,6 +19,8 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    if cost := sys.modules.get("bench.run.cost"):
+        cost.ROUNDS = 1  # of six that time how fast a cell samples; tests/run/test_cost.py has all of them
 
 
 @pytest.hookimpl(tryfirst=True)  # before the tests that are marked slow are left out

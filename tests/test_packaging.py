@@ -72,6 +72,7 @@ NEEDED = {  # code -> what it says where its extra is missing
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_without_extras_all_imports_work_and_errors_name_them():
     """And what is hidden is hidden. One process: each would import torch for seconds."""
     modules = [

@@ -99,6 +99,7 @@ def test_the_help_of_run_names_it_too(monkeypatch, capsys):
         assert capsys.readouterr().out.startswith(f"{wanted} [-m] key=value ...")
 
 
+@pytest.mark.slow
 def test_run_composes_what_python_m_bench_does(capsys):
     asked = ["experiment=ci", "--cfg", "job"]
     assert importlib.import_module("bench.__main__").main(asked) == 0

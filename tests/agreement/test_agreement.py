@@ -304,6 +304,7 @@ def test_the_command_measures_and_writes(where, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in (tmp_path / "results").rglob("*.*")} == first
 
 
+@pytest.mark.slow
 def test_scorers_that_are_not_to_be_had_are_named(where, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
     assert main(where) == 0

@@ -1,8 +1,10 @@
+import functools
 import inspect
 import io
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from hydra.utils import get_class
@@ -31,21 +33,23 @@ def rounds() -> list[dict[str, str]]:
     return [turns[0] | listed, *turns[1:]]
 
 
-def test_every_yaml_composes_and_its_target_takes_every_key():
-    seen, wrong = set(), []
+@functools.cache
+def nodes() -> dict[tuple[str, str], Any]:
+    """Every choice of every group, as it is composed."""
+    found = {}
     for chosen in rounds():
-        try:
-            cfg = compose.compose([f"{group}={choice}" for group, choice in chosen.items()])
-        except SetupError as error:
-            wrong.append(f"{chosen}: {error}")
-            continue
-        nodes = {(group, choice): cfg[group] for group, choice in chosen.items() if group not in LISTS}
-        nodes |= {(group, name): node for group in LISTS if group in chosen for name, node in cfg[group].items()}
-        for (group, choice), node in nodes.items():
-            takes = set(inspect.signature(get_class(node._target_)).parameters) if "_target_" in node else set(node)
-            wrong += [f"{group}={choice}: {key}" for key in set(node) - takes - {"_target_"} - RUNS.get(group, set())]
-        seen |= set(nodes)
-    assert wrong == [] and seen == set(CHOICES)
+        cfg = compose.compose([f"{group}={choice}" for group, choice in chosen.items()])
+        found |= {(group, choice): cfg[group] for group, choice in chosen.items() if group not in LISTS}
+        found |= {(group, name): node for group in LISTS if group in chosen for name, node in cfg[group].items()}
+    return found
+
+
+def test_every_yaml_composes_and_its_target_takes_every_key():
+    wrong = []
+    for (group, choice), node in nodes().items():
+        takes = set(inspect.signature(get_class(node._target_)).parameters) if "_target_" in node else set(node)
+        wrong += [f"{group}={choice}: {key}" for key in set(node) - takes - {"_target_"} - RUNS.get(group, set())]
+    assert wrong == [] and set(nodes()) == set(CHOICES)
 
 
 def test_every_yaml_begins_with_its_command():
@@ -58,7 +62,7 @@ def test_every_yaml_begins_with_its_command():
 
 
 def test_every_tuned_method_has_a_grid_of_the_same_length():
-    grids = {c: list(compose.compose([f"method={c}"]).method.strengths) for c in folders.groups()["method"]}
+    grids = {choice: list(node.strengths) for (group, choice), node in nodes().items() if group == "method"}
     assert grids.pop("unsteered") == []
     assert {len(grid) for grid in grids.values()} == {5}, grids
     assert all(grid == sorted(grid) and min(grid) > 0 for grid in grids.values())

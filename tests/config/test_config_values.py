@@ -114,6 +114,7 @@ def test_the_yaml_of_an_experiment_is_held_to_the_same(own, text):
     assert EXPERIMENTS[text] in refused(own(experiment__mine=text), "experiment=mine")
 
 
+@pytest.mark.slow
 def test_so_are_the_other_files_of_a_plugin(own):
     named = own(
         model__typo="defaults: [local, _self_]\ndtyp: float16\n",
@@ -131,6 +132,7 @@ def test_so_are_the_other_files_of_a_plugin(own):
     )
 
 
+@pytest.mark.slow
 def test_what_yaml_files_leave_open_stays_open(own):
     named = own(
         experiment__mine="defaults:\n  - override /method: stack\n  - override /method@method.parts.second: act_add\n"

@@ -88,7 +88,7 @@ def composed_once(monkeypatch):
 
 @pytest.mark.usefixtures("composed_once")
 @pytest.mark.parametrize(
-    "names", [[*EXPERIMENTS][::-9], pytest.param([*EXPERIMENTS], marks=pytest.mark.slow)], ids=["some", "all"]
+    "names", [[*EXPERIMENTS][::-27], pytest.param([*EXPERIMENTS], marks=pytest.mark.slow)], ids=["some", "all"]
 )
 def test_it_validates_and_each_published_figure_is_of_one_cell(names):
     assert [told for experiment in names for told in wrong_cells(experiment)] == []
@@ -171,7 +171,7 @@ QUICK = ("model_surgery_llama2_7b", "detox_gpt2_medium", "act_add_llama3_8b", "c
 MANY = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in STEERED]
 
 
-@pytest.mark.every(4)
+@pytest.mark.every(8)
 @pytest.mark.parametrize("experiment", MANY)
 def test_it_runs_to_its_end_in_miniature(experiment, world, tmp_path):
     composed = compose.compose([f"experiment={experiment}"])

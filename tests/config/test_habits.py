@@ -42,6 +42,7 @@ def test_hydras_own_node_is_that_of_the_launcher(more, capsys):
     assert list(alone_) == ["hydra"] and "Basic" in alone_.hydra.launcher._target_
 
 
+@pytest.mark.slow
 def test_a_folder_of_ones_own_is_named_by_an_option(tmp_path, capsys):
     (tmp_path / "experiment").mkdir()
     text = "# @package _global_\n# python -m bench experiment=mine\nstrength: 7\nsweep: [method=caa, method=detox]\n"

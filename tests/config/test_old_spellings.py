@@ -167,6 +167,7 @@ strength: 1
 """
 
 
+@pytest.mark.slow
 def test_an_experiment_of_the_users_own(own, tmp_path, capsys):  # noqa: F811
     named = own(experiment__old=EXPERIMENT.replace("path: x, mirror", "mirror").replace(": pairs", ": on_policy"),
                 experiment__new=TODAY.replace("path: x, limit", "limit").replace(": file", ": on_policy"))  # fmt: skip

@@ -102,6 +102,7 @@ def test_its_choices_compose_and_validate(sample, tmp_path):
     assert cfg.model.name == "sample_model" and cfg.model.bos == "prepend" and cfg.model.dtype == "float32"
 
 
+@pytest.mark.slow
 def test_its_experiment_is_a_sweep(sample):
     jobs = compose.jobs(["experiment=sample"], multirun=False)
     assert [[one for one in job if "=" in one][:-1] for job in jobs] == [

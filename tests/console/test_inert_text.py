@@ -244,6 +244,7 @@ def built(hostile) -> build.Built:
     return build.rebuild(hostile)
 
 
+@pytest.mark.slow
 def test_the_tables_come_back_with_the_names_of_the_records(hostile, built):
     found = read_records(hostile / "runs")[0]
     for path in (built.csv, built.tidy):
@@ -327,6 +328,7 @@ def test_files_of_one_model_stay_in_the_folder_of_figures(tmp_path):
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["_."]
 
 
+@pytest.mark.slow
 def test_the_report_has_our_elements_alone(hostile):
     html = page.rebuild(hostile).path.read_text()
     found = Page(html)

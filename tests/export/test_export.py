@@ -270,6 +270,7 @@ def test_fine_tuned_weights_are_a_checkpoint_and_no_adapter(world):
         peft.write(world / "adapter", one)
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize(
     ("method", "rank"),

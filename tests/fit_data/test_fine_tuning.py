@@ -153,6 +153,7 @@ def test_a_suite_that_asks_what_is_taught_is_refused(world, tmp_path):  # noqa: 
         Cell(cfg, Session())
 
 
+@pytest.mark.slow
 def test_fine_tuning_and_its_answer_run_as_cells(world, tmp_path):  # noqa: F811
     for name, keys, rows in (
         ("examples", ("prompt", "completion"), [("People walk", " along the road"), ("A bird", " sings")]),

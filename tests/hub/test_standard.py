@@ -194,6 +194,12 @@ def test_every_method_has_its_cells():
         "imported",
     }  # what is stacked or read from a file is the user's choice
     assert len({json.dumps(one, sort_keys=True) for one in said}) == len(said) == 72
+
+
+@pytest.mark.slow
+def test_each_method_is_tuned_and_controlled_alike():
+    jobs = compose.jobs(["experiment=standard", *GIVEN], multirun=False)
+    said = [dict(one.split("=", 1) for one in job) for job in jobs]
     for name, job in {one["method"]: job for one, job in zip(said, jobs, strict=True)}.items():
         cell = Cell(validate.validate(job), Session())
         own = [one for one in said if one["method"] == name]

@@ -210,6 +210,7 @@ def test_a_bound_that_nothing_can_be_held_against_is_refused():
 # -- what a run writes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_record_names_a_scorer_where_it_was_used(inputs, tmp_path, monkeypatch):  # noqa: F811
     monkeypatch.setattr("bench.plots.draw.rebuild", lambda *_: [])
     command = arguments(inputs, tmp_path, "method=unsteered,caa", "suite=[rtp,fluency]")

@@ -12,8 +12,6 @@ from typing import get_args
 import pytest
 import torch
 
-from bench.config.build import build
-from bench.config.compose import compose
 from bench.model.log_likelihood import log_likelihood
 from bench.model.sampling import prefill, sample
 from methods import layout, layout_search
@@ -22,6 +20,7 @@ from methods.errors import SetupError
 from methods.intervention import edited
 from tests.architectures import CONFIGS, lm_of, model_of
 from tests.methods.test_contract import DATA, NAMES, PROMPTS
+from tests.methods.yaml_files import load
 from tests.tiny import CORPUS
 
 QUICK = {
@@ -51,7 +50,7 @@ REFUSED = {
 
 @functools.cache
 def method_of(name):
-    return build(compose([f"method={name}", *QUICK.get(name, [])]).method)
+    return load(name, *QUICK.get(name, []))
 
 
 @functools.cache
@@ -91,7 +90,7 @@ def attempt(name, architecture):
     return "ran"
 
 
-@pytest.mark.every(6)
+@pytest.mark.every(10)
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_method_runs_and_leaves_no_trace(architecture):
     for name in NAMES:

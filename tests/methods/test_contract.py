@@ -4,26 +4,22 @@ The promises are those of `python -m bench.selftest`; tests/selftest/test_selfte
 """
 
 import dataclasses
-import functools
 import re
-from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
 
 from bench.config.build import build
-from bench.config.compose import compose
 from bench.selftest.__main__ import examine
 from bench.selftest.subject import Subject
 from methods.base import Examples, FitData, Method, Pairs, title
 from tests.architectures import lm_of
+from tests.methods.yaml_files import ALL, FOLDER, load, node
 from tests.tiny import CONFIGS as TINY
 from tests.tiny import tiny_lm
 
-CONF = Path(__file__).parents[2] / "conf" / "method"
 OF_FILES = {"imported"}  # it steers by a file of the user's; its own tests ask it for the same promises
-EVERY = sorted(path.stem for path in CONF.glob("*.yaml"))
-NAMES = [name for name in EVERY if name not in OF_FILES]
+NAMES = [name for name in ALL if name not in OF_FILES]
 ARCHITECTURES = ["llama", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "qwen3", "gemma3"))]
 REFUSED = {("sasa", "gemma3")}  # a sliding window; tests/methods/test_architectures.py has all of them, and more models
 PAIRS = Pairs(
@@ -61,17 +57,11 @@ SHORTER = {  # trainings, of which a few steps show as much here, and a list wit
 }
 
 
-@functools.cache
-def load(name: str) -> Method:
-    """The method of a YAML, as the application composes it."""
-    return build(compose([f"method={name}"]).method)
-
-
 def test_some_methods_were_found():
     assert {"unsteered", "prompt", "random_direction", "act_add", "caa"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL)
 def test_named_and_tuned_like_the_others(name):
     """The file is called what the table says; every method is tuned on as many strengths."""
     method = load(name)
@@ -80,12 +70,12 @@ def test_named_and_tuned_like_the_others(name):
 
 
 def test_every_method_has_its_papers_name_and_source():
-    titles = {name: load(name).title for name in EVERY}
-    assert all(titles.values()) and len(set(titles.values())) == len(EVERY)
-    cited = {name for name in EVERY if re.fullmatch(r"\d{4}\.\d{5}", load(name).cite)}
-    assert set(EVERY) - cited == {"unsteered", "prompt", "random_direction", "finetune", "stack", "imported"}
+    titles = {name: load(name).title for name in ALL}
+    assert all(titles.values()) and len(set(titles.values())) == len(ALL)
+    cited = {name for name in ALL if re.fullmatch(r"\d{4}\.\d{5}", load(name).cite)}
+    assert set(ALL) - cited == {"unsteered", "prompt", "random_direction", "finetune", "stack", "imported"}
     for name in cited:
-        assert load(name).cite in (CONF / f"{name}.yaml").read_text(), "as the head of its YAML has it"
+        assert load(name).cite in (FOLDER / f"{name}.yaml").read_text(), "as the head of its YAML has it"
 
 
 def test_a_method_without_a_title_goes_by_its_name():
@@ -96,9 +86,9 @@ def test_a_method_without_a_title_goes_by_its_name():
     assert title(Plain()) == "plain"
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL)
 def test_yaml_explains_every_option_and_how_to_run_it(name):
-    text = (CONF / f"{name}.yaml").read_text()
+    text = (FOLDER / f"{name}.yaml").read_text()
     assert text.startswith("# python -m bench") and f"method={name}" in text.splitlines()[0]
     fields = {field.name for field in dataclasses.fields(load(name)) if field.init}
     assert set(OmegaConf.create(text)) - {"defaults"} == fields | {"_target_"}
@@ -107,7 +97,7 @@ def test_yaml_explains_every_option_and_how_to_run_it(name):
         assert "  # " in line, f"{key} is not explained"
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", ALL)
 def test_yaml_and_class_agree_on_the_defaults(name):
     """A notebook that writes `CAA()` gets what `method=caa` gets."""
     method = load(name)
@@ -122,7 +112,7 @@ def test_yaml_and_class_agree_on_the_defaults(name):
 def test_every_promise_is_kept(name, architecture):
     if (name, architecture) in REFUSED:
         pytest.skip("it is refused")
-    cfg = compose([f"method={name}", *SHORTER.get(name, [])]).method
+    cfg = node(name, *SHORTER.get(name, []))
     make = tiny_lm if architecture in TINY else lm_of
     subject = Subject(lambda: build(cfg), lambda: make(architecture), FitData(**DATA), options=list(cfg))
     results = examine(subject)

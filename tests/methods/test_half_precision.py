@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch.nn import functional
 
-from bench.config.build import build
-from bench.config.compose import compose
 from bench.model.lm import Request
 from bench.model.log_likelihood import _token_logprobs, likelihoods
 from bench.selftest import learning, steering
 from bench.selftest.subject import Subject
 from methods.base import INFO, FitData
 from tests.methods.test_contract import DATA, NAMES, SHORTER
+from tests.methods.yaml_files import load
 from tests.tiny import tiny_lm
 
 HALF = [torch.bfloat16, torch.float16]
@@ -25,7 +24,7 @@ TRAINED = TUNED | ADAPTERS
 
 
 def made(name):
-    return build(compose([f"method={name}", *SHORTER.get(name, [])]).method)
+    return load(name, *SHORTER.get(name, []))
 
 
 def in_half(dtype):
@@ -51,7 +50,7 @@ def angle(one, other):
     return math.acos(min(1.0, float(functional.cosine_similarity(one.double(), other.double(), dim=0))))
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_learnt_is_as_exact_as_the_activations(name, dtype):
@@ -77,7 +76,7 @@ def test_what_is_learnt_is_as_exact_as_the_activations(name, dtype):
         assert float(other.norm()) == pytest.approx(float(one.norm()), rel=0.02)
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(8)
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_strength_0_is_the_base_and_every_byte_is_restored(name, dtype):
@@ -87,6 +86,7 @@ def test_strength_0_is_the_base_and_every_byte_is_restored(name, dtype):
     assert {one.dtype for one in subject.lm.model.parameters()} == {dtype}
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", sorted(TUNED))
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_strength_1_is_the_fine_tuned_model_rounded_once(dtype, name):

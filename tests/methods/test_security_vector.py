@@ -68,6 +68,7 @@ def logits(lm):
         return lm.model(input_ids=ids).logits
 
 
+@pytest.mark.slow
 def test_the_vector_keeps_the_harm_out_and_lets_the_use_in(lm, fitted):
     """E7, end to end: learnt without the vector, not learnt with it, and the useful mapping is learnt either way."""
     plain = Finetune(learning_rate=2e-3, epochs=6, batch_size=8)
@@ -129,6 +130,7 @@ def test_a_blank_vector_is_plain_fine_tuning(lm):
     assert float(mine["info.gradient_ratio_harmful"]) == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_kl_term_keeps_the_vector_off_other_texts(lm):
     def reach(kl_weight: float) -> float:
         method = SecurityVector(rank=4, vector_learning_rate=1e-2, vector_epochs=8, kl_weight=kl_weight, batch_size=4)

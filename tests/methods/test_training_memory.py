@@ -43,6 +43,7 @@ def most_bytes(work) -> int:
     return most
 
 
+@pytest.mark.every(8)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
 @pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -78,6 +79,7 @@ def test_bytes_a_weight():
     assert found[torch.float32, "adafactor"] == found[torch.bfloat16, "adafactor"] == pytest.approx(8, abs=0.1)
 
 
+@pytest.mark.slow
 def test_the_7b_setting_of_security_vectors_fits_80_gb():
     """The arithmetic of conf/method/security_vector.yaml, on a model without memory; its LoRA adds 0.1 GB."""
     config = LlamaConfig(vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32)
@@ -107,6 +109,7 @@ TRAINING = {
 }  # fmt: skip
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("name", TRAINING)
 def test_a_fit_is_foretold_without_weights(name):
     """Eight texts, cut to as many tokens as a method reads at most; on "meta" attention keeps its weights as well."""

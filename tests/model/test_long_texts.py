@@ -8,7 +8,8 @@ import torch
 from methods.base import Examples, FitData, Pairs
 from methods.errors import SetupError
 from methods.tokens import encode, encode_pairs
-from tests.methods.test_contract import NAMES, load
+from tests.methods.test_contract import NAMES
+from tests.methods.yaml_files import load
 from tests.tiny import tiny_lm
 
 NEEDS = {name: load(name).needs for name in NAMES}
@@ -85,6 +86,7 @@ def test_what_differs_is_cut_off(name):
         method.fit(lm.model, lm.tokenizer, FitData(pairs, background=SHORT.prompt))
 
 
+@pytest.mark.every(4)
 @pytest.mark.parametrize("name", CONTRASTING)
 def test_a_pair_of_600_tokens_is_read_whole(name):
     """It was cut at 512 from the right, so that both texts were the same."""

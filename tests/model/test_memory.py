@@ -129,6 +129,7 @@ def peak(work) -> int:
     return most
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("prompts", [2, 16])
 @pytest.mark.parametrize("name", SIZES)
 def test_the_peak_of_a_batch_is_a_third_to_all_of_the_estimate(name, prompts):
@@ -153,6 +154,7 @@ def decoding_method(kind: str, lm: LM):
     return method, method.fit(lm.model, lm.tokenizer, FitData())
 
 
+@pytest.mark.every(3)
 @pytest.mark.parametrize("name", ["deep", "words"])
 @pytest.mark.parametrize("kind", ["self_debias", "dexperts", "sasa"])
 def test_the_peak_of_a_steered_batch_is_within_the_estimate(kind, name):
@@ -312,6 +314,7 @@ def test_out_of_memory_halves_the_batch_and_texts_stay(error, capsys):
     assert failed == [16, 8], "later batches begin with what the first one came down to"
 
 
+@pytest.mark.slow
 def test_texts_that_were_finished_are_kept_where_memory_runs_out(monkeypatch):
     lm, settings = tiny_lm(), replace(SETTINGS, max_new_tokens=30, batch_size=64)
     whole = continuations(lm, PROMPTS, 12, settings)
@@ -345,6 +348,7 @@ def test_another_error_is_not_taken_for_a_lack_of_memory():
     handle.remove()
 
 
+@pytest.mark.slow
 def test_likelihoods_go_on_in_halves_down_to_one():
     lm = tiny_lm()
     requests = [Request(lm.encode(one), list(end)) for one in PROMPTS for end in ([5, 6, 7], [8, 9], [10], [11, 12])]

@@ -240,6 +240,7 @@ def test_a_template_that_fails_within_lm_eval_is_no_traceback():
         SteeredLM(chatting(GEMMA)).apply_chat_template([USER, USER])
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_model_without_a_system_role(world, without_figures, tmp_path):  # noqa: F811
     folder = tmp_path / "model"
     tiny_model().save_pretrained(folder)

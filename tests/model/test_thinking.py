@@ -352,6 +352,7 @@ def test_a_config_says_what_is_allowed():
             validate.validate_all(jobs([line], multirun=False))
 
 
+@pytest.mark.slow
 def test_a_cell_that_thinks(folder, world, without_figures, tmp_path):  # noqa: F811
     path, results = folder(SWITCHED), tmp_path / "results"
     of_world = ("model.path=", "model.bos=")

@@ -23,7 +23,8 @@ from methods.instruction import POLITE
 from methods.probe_rows import ProbeRows
 from methods.stack import Stack
 from methods.tokens import split
-from tests.methods.test_contract import NAMES, load
+from tests.methods.test_contract import NAMES
+from tests.methods.yaml_files import load
 from tests.tiny import CORPUS, tiny_model, tiny_tokenizer
 
 PAIRS = Pairs(

@@ -229,6 +229,7 @@ def many(full, count):
     return pd.DataFrame(rows).astype({"feasible": "boolean"})
 
 
+@pytest.mark.every(2)
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", DRAW)
 def test_35_methods_are_on_pages_and_none_is_lost(full, name):
@@ -421,6 +422,7 @@ def with_tasks(frame, count):
     return pd.concat([frame, pd.DataFrame(own, index=frame.index)], axis=1)
 
 
+@pytest.mark.every(3)
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("count", "methods"), [(26, 2), (26, 12), (2, 35)])
 @pytest.mark.parametrize("width", WIDTHS)

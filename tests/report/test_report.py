@@ -387,6 +387,7 @@ def test_prompts_are_found_as_the_suites_word_them(asked, group, item, template)
     assert texts.place(["Say that."], items, template) is None
 
 
+@pytest.mark.slow
 def test_the_texts_of_a_real_run_are_found(world, tmp_path):  # noqa: F811
     """Whatever a run stores under an identity is found by what its records say, for every suite that samples."""
     given = arguments(world, tmp_path, "method=unsteered,caa", "suite=[rtp,fluency]", "strength=2")
@@ -476,6 +477,7 @@ def test_it_asks_for_nothing(shown):
     assert "url(" not in style and "@import" not in style
 
 
+@pytest.mark.slow
 def test_the_same_records_give_the_same_bytes_without_torch(results):
     first = rebuild(results).path.read_bytes()
     code = (

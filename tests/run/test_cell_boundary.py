@@ -60,7 +60,7 @@ def sweep(world: Path, results: Path, *more: str) -> list[str]:
     return arguments(world, results, *given, *more)
 
 
-@pytest.mark.every(5)
+@pytest.mark.every(10)
 @pytest.mark.parametrize("trouble", TROUBLES)
 @pytest.mark.parametrize("place", ["fit", "plan", "cell", "check"])
 def test_the_other_cell_has_its_records(place, trouble, world, tmp_path, monkeypatch, capsys):
@@ -92,6 +92,7 @@ def test_the_other_cell_has_its_records(place, trouble, world, tmp_path, monkeyp
     assert "Traceback" in failure.read_text() and str(failure) in told
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("trouble", [ends, panics])
 def test_a_scorer_that_ends_the_program(trouble, world, tmp_path, monkeypatch, capsys):
     real = ProfanityCheck.__call__
@@ -124,6 +125,7 @@ def test_a_full_disk_while_the_failure_itself_is_written(world, tmp_path, monkey
     assert methods_done(tmp_path) == {"random_direction"}
 
 
+@pytest.mark.slow
 def test_the_same_command_computes_what_is_missing(world, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(CAA, "fit", full)

@@ -76,6 +76,7 @@ def controls(results: Path):
     return [one for one in read_records(results / "runs")[0] if one.record.method.family == "control"]
 
 
+@pytest.mark.slow
 def test_a_control_is_as_large_as_its_tuned_method(run):
     results, _ = run
     found = controls(results)

@@ -1,6 +1,12 @@
+import time
+from contextlib import contextmanager
+
 import torch
 
+from bench.run import cost
 from bench.run.cost import peak_memory, relative_speed
+from methods.base import Steering
+from methods.intervention import Hook, hooked
 from methods.random_direction import RandomDirection
 from tests.tiny import tiny_lm
 
@@ -13,13 +19,8 @@ def test_peak_memory_sees_a_large_tensor():
     assert 80e6 < peak.bytes < 400e6
 
 
-def test_relative_speed_of_a_slow_method():
-    import time
-    from contextlib import contextmanager
-
-    from methods.base import Steering
-    from methods.intervention import Hook, hooked
-
+def test_relative_speed_of_a_slow_method(monkeypatch):
+    monkeypatch.setattr(cost, "ROUNDS", 6)  # which tests/conftest.py shortens
     lm = tiny_lm()
 
     class Slow(RandomDirection):

@@ -24,6 +24,7 @@ def cell(world, tmp_path):  # noqa: F811
     return lambda name, *given: Cell(validate([*arguments(world, tmp_path / name, *own, *given)[1:]]), Session())
 
 
+@pytest.mark.slow
 def test_a_stack_takes_the_fit_of_its_first_part(cell):
     artefact, fit = cell("both", *DETOX).fitted
     known, seconds = cell("both", *STACK)._first_part()

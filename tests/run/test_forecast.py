@@ -60,6 +60,7 @@ def test_memory_is_told_before_a_weight_is_loaded(planned, monkeypatch):
     assert re.search(r"cpu: [\d.]+ (GB|MB) free$", told)
 
 
+@pytest.mark.slow
 def test_memory_of_steering_and_of_training_is_told(world, tmp_path, monkeypatch):
     monkeypatch.setattr(Cell, "lm", property(lambda _: pytest.fail("a model was loaded")))
     jobs = compose.jobs(arguments(world, tmp_path, "method=caa,sasa,self_debias,lora")[1:], multirun=True)

@@ -221,6 +221,7 @@ def test_cells_that_a_dead_process_took_along_are_launched_again(tmp_path, capsy
     assert "go on in new processes" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_worker_ends_with_its_launcher(tmp_path):
     """One that is idle, as joblib's are between jobs."""
     program = (

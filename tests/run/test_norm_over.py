@@ -65,6 +65,7 @@ def test_each_vector_gets_the_mean_length_of_all(given, tmp_path):
     assert record.method.residual_norms == pytest.approx(mean / record.fit.facts["residual_norm"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_neither_order_nor_resuming_changes_a_vector(given, tmp_path, capsys):
     finished(given("results"))
     turned = given("turned")
@@ -83,6 +84,7 @@ def test_neither_order_nor_resuming_changes_a_vector(given, tmp_path, capsys):
     assert "nothing to run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_control_is_as_large_as_what_it_controls(given, tmp_path):
     finished(given("results"))
     finished([*given("results"), "control=0"])

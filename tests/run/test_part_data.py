@@ -31,6 +31,7 @@ def stacked(files) -> list[str]:
     return [*STACK, *quick, *own]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
 def test_two_behaviours_each_with_its_data_and_its_suite(world, files):  # noqa: F811
     asked = ["suite.attitude.data=file", f"suite.attitude.path={files}/asked.jsonl", "suite.attitude.prompts=null"]

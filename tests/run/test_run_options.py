@@ -87,6 +87,7 @@ def test_an_estimate_is_by_the_speed_of_each_kind(tmp_path):
 # -- runtime.overwrite -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_damaged_results_stay_and_are_named_with_never(world, tmp_path, capsys):  # noqa: F811
     asked = ("method=unsteered,caa", "strength=2", "suite=[rtp,capability]")
     assert main(arguments(world, tmp_path, *asked)) == 0
@@ -114,6 +115,7 @@ def test_a_damaged_fit_is_not_set_aside_with_never(world, tmp_path, capsys):  # 
     assert "nothing is set aside" in capsys.readouterr().err and (fit / "fit.json").read_text() == "{"
 
 
+@pytest.mark.slow
 def test_always_computes_everything_once_more(world, tmp_path, capsys, monkeypatch):  # noqa: F811
     asked = ("method=unsteered,caa,random_direction", "suite=[rtp,capability]", "method.strengths=[2]")
     asked = (*asked[:2], "strength=2", "control=null")
@@ -138,6 +140,7 @@ def test_always_computes_everything_once_more(world, tmp_path, capsys, monkeypat
     assert asked_of == [] and "nothing to run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_always_makes_tuned_strengths_and_controls_again(world, tmp_path):  # noqa: F811
     asked = ("method=caa", "control=null,0", "suite=[rtp,fluency,capability]", "method.strengths=[1,2]")
     assert main(arguments(world, tmp_path, *asked)) == 0
@@ -179,6 +182,7 @@ def test_what_counts_with_always(tmp_path):
 # -- a failed cell -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_failed_cell_is_told_with_its_own_command(world, tmp_path, capsys, monkeypatch):  # noqa: F811
     def broken(*_, **__):
         raise RuntimeError("no such thing")

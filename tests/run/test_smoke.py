@@ -117,6 +117,7 @@ def test_a_run_that_lost_half_its_records_computes_only_those(world, tmp_path):
     assert kept == {path: (path / "record.json").stat().st_mtime_ns for path in records[1::2]}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
 def test_a_tuned_strength_and_the_same_one_given_are_one_cell(world, tmp_path):
     assert main(arguments(world, tmp_path, "method=caa")) == 0
@@ -161,6 +162,7 @@ def test_each_trial_is_a_record_and_test_is_opened_once(world, tmp_path, capsys)
     assert "nothing to run" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_figures")
 def test_a_strength_in_residual_norms_is_converted(world, tmp_path, capsys):
     command = arguments(world, tmp_path, "method=caa,random_direction", "strength=0.3", "strength_unit=residual_norm")

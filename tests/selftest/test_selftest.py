@@ -393,7 +393,7 @@ def two_blocks():
     return lm
 
 
-@pytest.mark.every(3)
+@pytest.mark.every(6)
 @pytest.mark.parametrize("kind", BROKEN, ids=lambda kind: kind.__name__)
 def test_a_broken_method_fails_where_it_is_broken(kind):
     """And nowhere else: the model is whole again for the next check."""

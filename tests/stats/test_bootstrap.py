@@ -30,6 +30,7 @@ def paired(generator: np.random.Generator, n: int, shift: float) -> tuple[np.nda
     return level + shift + 0.2 * (generator.exponential(1, n) - 1), level
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize("shift", [0.0, -0.1])
 def test_intervals_cover_and_null_differences_are_rarely_flagged(shift):
     generator, simulations, ones = np.random.default_rng(1), 800, np.ones(60)
@@ -41,6 +42,7 @@ def test_intervals_cover_and_null_differences_are_rarely_flagged(shift):
     assert 0.93 <= inside / simulations <= 0.97  # at shift 0 the rest is what would be flagged by mistake
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_perplexity_ratio_covers():
     generator, simulations, inside = np.random.default_rng(2), 1000, 0
     for _ in range(simulations):
@@ -147,6 +149,7 @@ def crossed(generator: np.random.Generator, fits: int, n: int, item: float, fit:
     return prompts + fit * generator.standard_normal((fits, 1)) + noise
 
 
+@pytest.mark.every(2)
 @pytest.mark.parametrize(
     "fits, item, fit, both", [(3, 0.2, 0.15, 0.2), (5, 0.3, 0.05, 0.2), (5, 0.2, 0.15, 0.2), (10, 0.3, 0.0, 0.3)]
 )

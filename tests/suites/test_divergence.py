@@ -213,6 +213,7 @@ def test_options_that_hold_nothing(sources, option):
         suite(sources, **{option: 0})
 
 
+@pytest.mark.slow
 def test_it_bounds_a_tuned_strength(world, tmp_path, capsys, monkeypatch):  # noqa: F811  a fixture
     """The strongest strength whose divergence on the dev split is within the bound is chosen, and the bound decides."""
     monkeypatch.setattr("bench.plots.draw.rebuild", lambda *_: [])
