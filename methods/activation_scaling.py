@@ -253,7 +253,7 @@ def _step_size(optimiser: torch.optim.Adam, scales: Tensor) -> Tensor:
 
 
 def proximal(scales: Tensor, threshold: Tensor) -> Tensor:
-    """Each scalar nearer to 0 by its threshold; 0 where it is nearer than that."""
+    """Soft thresholding moves each scalar towards 0 by its threshold, and to 0 where its absolute value is smaller."""
     return scales.sign() * (scales.abs() - threshold).clamp(min=0)
 
 

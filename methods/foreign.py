@@ -139,7 +139,7 @@ def _agreed(file: Path, option: str, told: Any, held: Any, *, needed: bool = Fal
         raise SetupError(f"{file}: method.{option}={told}, and the file says {held}; set method.{option}={held}")
     if needed and told is None:
         hint = "" if held is None else f" It seems to be {held}."
-        raise SetupError(f"{file}: the file does not say for certain; set method.{option}=...{hint}")
+        raise SetupError(f"{file}: the file does not say what method.{option} is; set method.{option}=...{hint}")
     return held if told is None else told
 
 

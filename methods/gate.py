@@ -118,7 +118,9 @@ class Gate(Method):
         if self.skip_first < 0:
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
         if self.threshold is not None and not math.isfinite(self.threshold):
-            raise SetupError(f"method.threshold={self.threshold}: a cosine, or null for the one with the largest F1")
+            raise SetupError(
+                f"method.threshold={self.threshold}: expected a cosine, or null for the threshold with the largest F1"
+            )
         if self.components < 1:
             raise SetupError(f"method.components={self.components}: expected at least 1")
         if not 0 <= self.min_accuracy <= 1:

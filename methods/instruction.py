@@ -67,7 +67,7 @@ class Instruction(Method):
             raise SetupError("method.instruction is empty; write the text that is put before the prompts")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """1 with `add`, whose strength is in mean residual norms; None with `clamp`, which adds no one vector."""
+        """1 with `add`, whose strength is in mean residual norms; None with `clamp`, which adds no fixed vector."""
         del facts
         return 1.0 if self.operation == "add" else None
 

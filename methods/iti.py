@@ -45,8 +45,8 @@ class ITI(Method):
         theta_h = unit(mean of desired x_h - mean of undesired x_h)      over all pairs, "mass mean shift"
         sigma_h = standard deviation of theta_h . x_h                    over all texts of both sides
 
-    Strength is the paper's alpha, in standard deviations. K is a share of all heads, the paper's 48 of the 1,024 of
-    LLaMA-7B; a share of 1 is its run without a selection, 0 shifts nothing. Both texts of a pair are held out
+    Strength is the paper's alpha, in standard deviations. K is given as a share of all heads (the paper chooses 48 of
+    LLaMA-7B's 1,024); a share of 1 is its run without a selection, 0 shifts nothing. Both texts of a pair are held out
     together. Of probes that are equally often right, the one with the larger held-out likelihood comes first (ours; on
     small sets most are tied).
 
@@ -60,9 +60,9 @@ class ITI(Method):
     for it: each text followed by the prompt of a random pair.
 
     Differences from the authors' code: its script for editing weights puts the shift of the heads
-    into the bias as it is, without the output matrix; its hook moves the last column of a text that is scored whole,
-    whose logits are not scored, so that no likelihood moves. Here a likelihood is moved as a sampled text is, from the
-    last token of the context on.
+    into the bias as it is, without the output matrix; its hook shifts only the last position of a scored text,
+    and the logits there are not scored, so no likelihood changes. Here a likelihood is moved as a
+    sampled text is, from the last token of the context on.
     The code's standard deviation divides by N in one script and by N - 1 in another; here it is N.
     """
 

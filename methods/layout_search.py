@@ -73,7 +73,7 @@ NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
 class Projection(NamedTuple):
-    """A candidate in a block: its name, "*" for numbers, and its sizes, which of experts are in the order stored."""
+    """A candidate in a block: its name, with "*" for numbers, and its sizes; those of experts are in the order stored."""
 
     name: str
     outputs: int
@@ -143,7 +143,7 @@ def block_list(model: PreTrainedModel) -> str:
         return fitting[0]
     shown = ", ".join(f"{name} ({len(lists[name])} of {type(lists[name][0]).__name__})" for name in fitting or like)
     found = f"several lists of modules can be the blocks: {shown}" if fitting else (
-        f"no list of {depth} like blocks was found, only {shown or 'none'}"
+        f"no list of {depth} blocks of one class was found, only {shown or 'none'}"
     )  # fmt: skip
     raise SetupError(f"{type(model).__name__}: {found}; name the one to steer: model.layout={{blocks: NAME}}")
 

@@ -36,7 +36,7 @@ GROUPS = {
     "examples": "what a user fine-tunes the model on",
     "harmful": "harmful texts that a security vector learns from",
     "background": "ordinary texts that a method compares with",
-    "labelled": "single texts with labels, which need no pairs",
+    "labelled": "single labelled texts, in place of pairs",
     "suite": "what is measured; a list: suite=[rtp,fluency]",
     "scorer": "what judges a text; a list: scorer=[profanity_check,lexicon]",
     "sampling": "how texts are decoded",
@@ -71,7 +71,7 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
     usage = f"{run} [-m] key=value ..."
     out.print(terminal(usage, "bold"), terminal("  compare ways of steering a language model"), end="\n\n")
     for line, what in (
-        (f"{run} experiment=quickstart", "the table of the README: five methods and their controls"),
+        (f"{run} experiment=quickstart", "the table of the README: five methods, and controls of three"),
         (f"{run} method=caa suite=[rtp,fluency]", "one cell: one model, method and strength"),
         (f"{run} -m method=caa,detox seed.fit=0,1", "a sweep: every combination"),
         (f"{called('leaderboard')} --method caa,detox", "the table of some of the methods"),

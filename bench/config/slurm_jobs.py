@@ -17,7 +17,7 @@ QUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T")
 
 
 class Watcher(SlurmInfoWatcher):
-    """Asks `sacct`, and `squeue` if the cluster keeps no accounting."""
+    """Asks Slurm for the states of jobs: by `sacct`, or by `squeue` if the cluster keeps no accounting."""
 
     def update(self) -> None:
         """Ask for all jobs that are watched."""

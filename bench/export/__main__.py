@@ -31,7 +31,11 @@ if TYPE_CHECKING:
 
 
 class Format(NamedTuple):
-    """suffix: of the one file that is written; "" is a folder. weights, vectors: what it can hold."""
+    """A format of `bench.export`, and whether it can hold edited weights, and added vectors.
+
+    suffix: that of the written file; "" if the format is a folder. loads: which programs read it. holds: what it can
+    hold, in words.
+    """
 
     suffix: str
     weights: bool
@@ -162,7 +166,10 @@ def check_target(target: Path, name: str, *, overwrite: bool) -> None:
     if not overwrite:
         raise SetupError(f"{target} is there already; set overwrite=true to replace it, or choose another output=...")
     if target.is_dir() == bool(suffix) or not _facts_file(target, name).is_file():
-        raise SetupError(f"{target} is not a {name} export of this program, so overwrite=true keeps it; choose another")
+        raise SetupError(
+            f"{target} is not a {name} export of this program, so overwrite=true does not replace it; choose another "
+            "output=..."
+        )
 
 
 def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:

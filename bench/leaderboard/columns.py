@@ -335,9 +335,9 @@ COLUMNS: tuple[Column, ...] = (
            told=lambda row: signed(row["vs_control"]) + half(row, "vs_control") + beaten(row),
            page="vs control", cell=lambda row: against_control(row),
            shown=True, legend="difference from the method's own control on the same prompts, ± half of its paired "
-                              "interval. The control has the same size, but learnt from pairs with shuffled labels "
-                              "or was rotated at random; a method without one is compared with a random direction. *: "
-                              "p < "
+                              "interval. The control has the same size (its strength is rescaled for that), "
+                              "but learnt from pairs with shuffled labels or was rotated at random; a method without "
+                              "one is compared with random_direction, if it is in the table. *: p < "
                               f"{ALPHA:g} after Holm's correction over the rows."),
     Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
     Column(name="vs_control_p_holm", about="That p after Holm's correction over the rows."),

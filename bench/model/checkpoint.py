@@ -56,7 +56,7 @@ def check_id(name: str, option: str) -> None:
 
 
 def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
-    """What names the model's bytes, as plain JSON values: for a folder and on the hub the hashes of its files.
+    """Identify the model's bytes by plain JSON values: the hashes of its files, for a folder as for the hub.
 
     So the same files have the same name wherever they are read from. If weights are there in several formats, those
     that are loaded count. Raises SetupError where the hub cannot be asked, or `offline` where the model was never

@@ -26,7 +26,7 @@ def told(cells: Sequence[Cell]) -> str | None:
 
 
 def differing(cell: Cell) -> Iterator[tuple[str, int]]:
-    """Id and threads of each stored result that would be one of this cell's with other threads."""
+    """Yield the id and the threads of each stored result that differs from one of this cell's only in the threads."""
     if cell.names.model.get("threads") is None:  # another device than the CPU
         return
     others: dict[int, list[dict[str, Any]]] = {}

@@ -196,9 +196,10 @@ def _read(file: Path, sha256: str | None) -> Any:
 
     if sha256 not in (None, file_sha256(file)):
         raise SetupError(
-            f"{file} has the sha256 {file_sha256(file)}, scorer.detoxify.sha256 is {sha256}; it is not read"
+            f"{file} has the SHA-256 {file_sha256(file)}, but scorer.detoxify.sha256={sha256}, so the file was not "
+            "loaded; get it again, or correct the hash"
         )
-    step = "give a whole copy of the published file, or of your own"
+    step = "give a complete copy of the published checkpoint, or of your own one"
     with reading(lambda error: SetupError(f"{file} is refused: {_said(error)}; {step}")):
         return torch.load(file, map_location="cpu", weights_only=True)
 
@@ -207,7 +208,7 @@ def _said(error: BaseException) -> str:
     """Why a file is not a checkpoint; errors of the unpickler's own code (EOFError, IndexError) do not help a user."""
     if isinstance(error, OSError | RuntimeError | UnpicklingError):
         return loading_failure(error)
-    return "it is cut short, or no file that torch has written"
+    return "it is truncated, or not a file written by torch"
 
 
 def _lacking(model: Any, state: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ def cached(subject: Subject) -> str:
 
 
 def left_padding(subject: Subject) -> str:
-    """Prompts in a batch, padded on the left, give the same logits as each alone, also in the steps after it."""
+    """Prompts in a batch, padded on the left, give the same logits as each alone, also in the steps that follow."""
     worst = 0.0
     with subject.steered() as lm:
         heads, tail = [lm.encode(prompt) for prompt in PROMPTS], tokens(lm)[:STEPS]
@@ -62,7 +62,7 @@ def right_padding(subject: Subject) -> str:
 
 
 def batch_size(subject: Subject) -> str:
-    """Texts sampled in batches of 4 and of 16 rows are the same; in half precision those that are not are counted."""
+    """Texts sampled in batches of 4 and of 16 rows are the same; in half precision, differing ones are counted."""
     with subject.steered() as lm:
         small, large = (sample(lm, PROMPTS, SAMPLES, 4 * STEPS, batch_size=rows) for rows in BATCHES)
     pairs = [pair for texts in zip(small, large, strict=True) for pair in zip(*texts, strict=True)]

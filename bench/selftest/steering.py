@@ -109,7 +109,7 @@ def grid(subject: Subject) -> str:
 
 
 def where(subject: Subject) -> str:
-    """The method acts on the same tokens of a text, whether it is read alone, padded, or at once."""
+    """The method acts on the same tokens of a text, whether it is read token by token, padded, or in one pass."""
     with Watch(subject.lm.model) as watch, subject.steered() as lm:
         inside = subject.traces()
         head, longer = (lm.encode(prompt) for prompt in PROMPTS[:2])
@@ -139,7 +139,7 @@ def where(subject: Subject) -> str:
 
 
 def saved(subject: Subject) -> str:
-    """A saved and loaded artefact, without its facts, steers a new object of the method to the same bits."""
+    """A new instance of the method gives bit-equal logits with the saved artefact, without its `info.` entries."""
     with temporary_folder() as folder:
         path = folder / "artefact.safetensors"
         base.save(subject.fitted.artefact, path)

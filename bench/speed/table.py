@@ -39,7 +39,7 @@ QUICK = Size(prompts=3, together=(1, 3), documents=3, rounds=2, slow_rounds=1)
 
 
 class Task(NamedTuple):
-    """A task of lm-eval. goal: how many times as fast as HFLM it should be. share: of the documents that are asked."""
+    """A task of lm-eval, with so many shots. goal: how many times as fast as HFLM it should be."""
 
     title: str
     name: str

@@ -194,7 +194,7 @@ def _tokens(lm: LM, text: str) -> list[int]:
 
 
 def text_scores(item: str, values: Sequence[float]) -> dict[str, Any]:
-    """The metrics of one text, of the divergence (T + 1) at each of its tokens and at the one after them."""
+    """Metrics of one text from its T + 1 divergences: one at each token, and one after the last."""
     *of_tokens, last = values
     return {
         "item": item,

@@ -235,7 +235,7 @@ def test_a_depth_that_no_list_has_is_refused_with_what_is_there():
     model = tiny_model()
     model.config.num_hidden_layers = 7
     layout.declare(model, None)
-    with pytest.raises(SetupError, match=r"no list of 7 like blocks was found, only model\.layers \(5 of"):
+    with pytest.raises(SetupError, match=r"no list of 7 blocks of one class was found, only model\.layers \(5 of"):
         layout.blocks(model)
 
 

@@ -148,7 +148,7 @@ def test_all_that_fail_leave_no_table(world, tmp_path, monkeypatch, capsys):
 def unknown(monkeypatch) -> str:
     """In no model the blocks are found; what is told of that."""
     monkeypatch.setattr(layout_search, "_like_blocks", lambda _: False)
-    return "LlamaForCausalLM: no list of 5 like blocks was found, only none; name the one to steer"
+    return "LlamaForCausalLM: no list of 5 blocks of one class was found, only none; name the one to steer"
 
 
 def never(*_: object, **__: object) -> None:

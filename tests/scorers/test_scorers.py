@@ -287,7 +287,7 @@ def test_a_download_wants_the_whole_hash(base, network, tmp_path):
     own = checkpoint(network, tmp_path / "own.ckpt")
     (score,) = Detoxify(checkpoint=own, sha256=file_sha256(Path(own)), config_path=str(base))(["p"], ["bad"])
     assert score == pytest.approx(by_hand(network, "bad"), abs=1e-5)
-    with pytest.raises(SetupError, match=f"own.ckpt has the sha256 {file_sha256(Path(own))}, .* it is not read"):
+    with pytest.raises(SetupError, match=f"own.ckpt has the SHA-256 {file_sha256(Path(own))}, .* not loaded"):
         Detoxify(checkpoint=own, sha256="1" * 64, config_path=str(base))(["p"], ["bad"])
 
 
