@@ -73,7 +73,7 @@ NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
 class Projection(NamedTuple):
-    """A candidate in a block: its name, with "*" for numbers, and its sizes; those of experts are in the order stored."""
+    """A candidate in a block: its name, with "*" for numbers, and its sizes; those of experts are as stored."""
 
     name: str
     outputs: int
