@@ -84,8 +84,14 @@ def _measured(cfg: Any, settings: Sequence[str], size: "Size") -> list[Any]:
             except SetupError as error:
                 command.console.print(terminal(f"{task.title} is left out: {error}", "yellow"))
         with Bar(table.planned(size, requests)) as bar:
-            methods = [build(compose.compose([*settings, f"method={name}"]).method) for name in table.METHODS]
-            return [*table.sampling_rows(lm, size, methods, bar), *table.likelihood_rows(lm, size, requests, bar)]
+            methods, fitted = (
+                [build(compose.compose([*settings, f"method={name}"]).method) for name in names]
+                for names in (table.METHODS, table.FITTED)
+            )
+            rows = [*table.sampling_rows(lm, size, methods, bar), *table.likelihood_rows(lm, size, requests, bar)]
+            if table.FIT_TASK in requests:
+                rows += table.fit_rows(lm, size, fitted, requests[table.FIT_TASK], bar)
+            return rows
 
 
 if __name__ == "__main__":

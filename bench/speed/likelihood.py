@@ -1,7 +1,7 @@
 """Likelihood as lm-eval's tasks ask for it: ours, lm-eval's own HFLM, and the matrix products alone."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bench.model.lm import LM
@@ -49,9 +49,14 @@ def distinct_tokens(lm: LM, requests: Sequence[Any]) -> tuple[int, int]:
     Texts that begin alike share what they begin with, and the last token of a text is predicted, not read.
     """
     encoded = {(tuple(c), tuple(d)) for c, d in (SteeredLM(lm).encode(one.args) for one in requests)}
-    texts = sorted({context + answer[:-1] for context, answer in encoded})
-    read = sum(len(text) - shared for text, shared in zip(texts, _shared(texts), strict=True))
+    read = distinct(context + answer[:-1] for context, answer in encoded)
     return read, len({(context + answer[:i]) for context, answer in encoded for i in range(len(answer))})
+
+
+def distinct(texts: Iterable[tuple[int, ...]]) -> int:
+    """The number of tokens in these texts; what several texts begin with counts once."""
+    ordered = sorted(set(texts))
+    return sum(len(text) - shared for text, shared in zip(ordered, _shared(ordered), strict=True))
 
 
 def _shared(texts: Sequence[tuple[int, ...]]) -> Iterator[int]:

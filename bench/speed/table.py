@@ -14,13 +14,15 @@ from bench.console.escape import terminal
 from bench.console.progress import Bar
 from bench.files.atomic import write_whole
 from bench.model.lm import LM
-from bench.speed import likelihood, sampling
+from bench.speed import fitting, likelihood, sampling
 from bench.speed.turns import Compared, compared, in_turns
 from methods.base import Method
 from methods.errors import SetupError
 
 MATRICES = "matrix products alone"
 METHODS = ("caa", "detox")  # a vector that is added, and edited weights
+FITTED = ("caa", "repe", "ablation", "aura", "sadi", "itic", "detox", "act")  # learn from pairs in closed form
+FIT_TASK = "PIQA"  # whose questions, each with two answers, they learn from
 PIPE_WIDTH = 140  # columns where there is no terminal
 
 
@@ -79,8 +81,9 @@ class Row(NamedTuple):
 def planned(size: Size, requests: Mapping[str, Sequence[Any]]) -> Mapping[str, float]:
     """The units of each stage, for the progress bar."""
     works = 2 + len(size.together)
-    tasks = {f"round {task}": 3 * size.rounds + 2 for task in requests}
-    return {"round sampling": works * size.slow_rounds + 6 * size.rounds} | tasks
+    tasks = {f"round {task}": 3.0 * size.rounds + 2 for task in requests}
+    fits = {"round fits": 2.0 * size.rounds * len(FITTED)} if FIT_TASK in requests else {}
+    return {"round sampling": works * size.slow_rounds + 6.0 * size.rounds} | tasks | fits
 
 
 def sampling_rows(lm: LM, size: Size, methods: Sequence[Method], bar: Bar) -> Iterator[Row]:
@@ -126,6 +129,19 @@ def likelihood_rows(lm: LM, size: Size, requests: Mapping[str, Sequence[Any]], b
         yield Row(title, hflm, read, size.rounds, compared(taken["ours"], taken[hflm]), goal, told)
         share = compared(taken["ours"], taken[MATRICES])
         yield Row(title, MATRICES, read, size.rounds, share, 0.8, f"{predicted} tokens predicted")
+
+
+def fit_rows(lm: LM, size: Size, methods: Sequence[Method], requests: Sequence[Any], bar: Bar) -> Iterator[Row]:
+    """Each fit on pairs of answers to these requests, against the matrix products of reading the pairs once."""
+    learnt_from = fitting.pairs(requests)
+    read = fitting.distinct_tokens(lm, learnt_from)
+    with bar.stage("round fits", "fits"):
+        for method in methods:
+            works = {"ours": fitting.ours(lm, method, learnt_from), MATRICES: fitting.matrices(lm, read)}
+            taken = in_turns(works, size.rounds)
+            found = compared(taken["ours"], taken[MATRICES])
+            title = f"fit of {method.name}, {len(learnt_from.prompt)} pairs"
+            yield Row(title, MATRICES, read, size.rounds, found, 1 / 1.3, f"reads them {method.passes():g} times")
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:

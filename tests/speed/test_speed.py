@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from bench.console.progress import Bar
-from bench.speed import figure, likelihood, sampling, table
+from bench.speed import figure, fitting, likelihood, sampling, table
 from bench.speed.turns import compared, in_turns
 from methods.caa import CAA
 from tests.tiny import tiny_lm
@@ -67,3 +67,15 @@ def test_the_table_and_its_figure(tmp_path):
 def test_as_many_tokens_are_counted_as_are_sampled():
     lm = tiny_lm()
     assert 0 < sampling.count(lm, 2) <= 2 * sampling.SAMPLES * sampling.NEW_TOKENS
+
+
+def test_fits_learn_from_two_answers_of_each_question():
+    lm = tiny_lm()
+    pairs = fitting.pairs(ASKED)
+    assert pairs.prompt == ["The quick brown", "The lazy dog is"]
+    assert (pairs.desired, pairs.undesired) == ([" fox jumps"] * 2, [" dog sleeps"] * 2)
+    texts = [lm.encode(prompt + end) for prompt in pairs.prompt for end in (" fox jumps", " dog sleeps")]
+    assert fitting.distinct_tokens(lm, pairs) == len({tuple(one[:i]) for one in texts for i in range(1, len(one) + 1)})
+    with Bar(table.planned(SIZE, {"PIQA": ASKED})) as bar:
+        (row,) = table.fit_rows(lm, SIZE, [CAA(layer=0)], ASKED, bar)
+    assert row.work == "fit of caa, 2 pairs" and row.found.ratio > 0

@@ -1,0 +1,35 @@
+"""Fits of methods that learn in closed form, and the matrix products of reading their texts once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bench.model.lm import LM
+from bench.speed import likelihood
+from bench.speed.turns import Work
+from methods.base import FitData, Method, Pairs
+from methods.tokens import encode_pairs
+
+
+def pairs(requests: Sequence[Any]) -> Pairs:
+    """The first two answers to each question, as a pair; the time of a fit does not depend on which one is right."""
+    answers: dict[Any, list[tuple[str, str]]] = {}
+    for request in requests:
+        answers.setdefault(request.doc_id, []).append(request.args)
+    both = [(one[0], one[1]) for one in answers.values()]
+    return Pairs([one[0] for one, _ in both], [one[1] for one, _ in both], [other[1] for _, other in both])
+
+
+def ours(lm: LM, method: Method, learnt_from: Pairs) -> Work:
+    """A timed function that fits the method."""
+    return lambda: method.fit(lm.model, lm.tokenizer, FitData(pairs=learnt_from))
+
+
+def distinct_tokens(lm: LM, learnt_from: Pairs) -> int:
+    """How many tokens have to be read at least; texts that begin alike share their beginning."""
+    texts = encode_pairs(lm.model, lm.tokenizer, learnt_from)
+    return likelihood.distinct(tuple(one.tokens) for one in (*texts.desired, *texts.undesired))
+
+
+def matrices(lm: LM, read: int) -> Work:
+    """The matrix products of reading so many tokens once in all blocks, without predicting any."""
+    return likelihood.matrices(lm, read, 0)
