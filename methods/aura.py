@@ -120,9 +120,9 @@ class AurA(Method):
         alpha = self._alpha(aurocs)
         if bool((alpha == 1).all()):
             raise SetupError(
-                f"aura: no unit of the MLPs is larger in undesired texts than in desired ones (the largest AUROC is "
-                f"{float(aurocs.max()):.3f}, method.min_auroc={self.min_auroc}); give pairs whose texts differ where "
-                f"method.read={self.read} looks"
+                f"aura: no unit of the MLPs separates undesired from desired texts with an AUROC above "
+                f"method.min_auroc={self.min_auroc}; the largest is {float(aurocs.max()):.3f}. Give pairs whose texts "
+                f"differ where method.read={self.read} looks, or lower min_auroc where it is above 0.5"
             )
         parts = torch.split(alpha.float(), [place.width for place in places])
         return {

@@ -13,10 +13,11 @@ from methods import layout
 
 @contextmanager
 def recomputed(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
-    """Inside the block the backward pass computes the activations of one block at a time; wanted=False does nothing.
+    """Inside the `with`, the backward pass recomputes the activations of one transformer block at a time.
 
-    The gradients are the same, a step takes a third longer. Transformers' own switch only works in training mode,
-    which would turn dropout on; this one leaves the mode as it is, and uses no random numbers.
+    wanted=False does nothing. The gradients are the same, but a step takes a third longer. Transformers' own switch
+    only works in training mode, which would turn dropout on; this one leaves the mode as it is, and uses no random
+    numbers.
     """
     with ExitStack() as stack:
         for block in layout.blocks(model) if wanted else ():

@@ -99,8 +99,8 @@ class Sources:
     def locate(self, name: str, config: str | None = None, split: str = "train") -> Located:
         """The first source that has the split.
 
-        Raises NowhereError that names each source and why it does not; SetupError for a source that is broken or
-        cannot be understood.
+        Raises NowhereError, which names each source and says why it does not have it; SetupError for a source that is
+        broken or cannot be understood.
         """
         return _locate(self, name, config, split)
 

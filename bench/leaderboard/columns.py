@@ -254,7 +254,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="table", about="The number of the table; only rows of one table may be compared.", dtype="Int64"),
     Column(name="rank", about="The rank by the change of the headline; in brackets the ranks that the row has in 95% "
            "of the resamples.", dtype="Int64", text="#", told=place, page="rank", cell=_place, shown=True,
-           legend="rank by the change, among the rows that kept the bounds; in brackets the ranks that the "
+           legend="rank by the change, among the rows that violate no bound on test; in brackets the ranks that the "
                   "row has in 95% of the resamples."),
     Column(name="rank_low", about="Best rank in 95% of the resamples.", dtype="Int64"),
     Column(name="rank_high", about="Worst rank in 95% of the resamples.", dtype="Int64"),

@@ -189,7 +189,7 @@ def told_first(table: Table) -> list[str]:
 
 
 def meanings(table: Table) -> list[tuple[str, str]]:
-    """Title and meaning of each column of the readable table that has any value and a meaning to tell."""
+    """Title and meaning of each column that has a legend and is not empty in the readable table."""
     shown = readable(table)
     return [(one.text, one.legend) for one in table.columns if one.legend and text_in(shown, one.text)]
 

@@ -171,7 +171,7 @@ def test_a_planted_unit_alone_is_silenced(architecture):
     assert all((tensor == 1).all() for key, tensor in artefact.items() if key.endswith(".alpha"))
     assert float(artefact["info.share_damped"]) == pytest.approx(1 / sum(len(t) for t in [alpha, factors(artefact)]))
     swapped = pairs._replace(desired=pairs.undesired, undesired=pairs.desired)
-    with pytest.raises(SetupError, match="no unit of the MLPs is larger in undesired texts"):
+    with pytest.raises(SetupError, match="no unit of the MLPs separates undesired"):
         fit(AurA(), lm, swapped)
 
 
