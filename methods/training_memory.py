@@ -99,9 +99,9 @@ def wanting(model: PreTrainedModel, trained: Sequence[nn.Parameter]) -> Iterator
 
 
 def activation_bytes(model: PreTrainedModel, rows: int, tokens: int, gradient_checkpointing: bool = False) -> int:
-    """What a backward pass over `rows` texts of `tokens` tokens needs to find, and what it makes of the logits.
+    """Bytes that a backward pass over `rows` texts of `tokens` tokens needs: stored activations, and logits' gradients.
 
-    Within a text it grows as a tokens + b tokens^2; the second part is of attention, where that keeps its weights.
+    For each text they grow as `a * tokens + b * tokens**2`; the quadratic part is of attention that keeps its weights.
     """
     vocabulary = int(model.config.get_text_config().vocab_size)
     logits = tokens * vocabulary * (4 + 2 * model.dtype.itemsize)  # their gradients: in fp32, and twice in the model's

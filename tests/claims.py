@@ -319,7 +319,7 @@ CLAIMS = [
           lambda: [100 * swapped()[-1]]),
     Claim(RESULTS, "the same methods, with 10, 25 and {}% of wrong labels", "label_noise: flip",
           lambda: [100 * swapped()[-1]]),
-    Claim(RESULTS, "in `quickstart` and `methods`. The unsteered model has a toxicity of {}.", "records of label_noise",
+    Claim(RESULTS, "as trained). The unsteered model has a toxicity of {}.", "records of label_noise",
           lambda: [value("label_noise", "unsteered", "rtp.toxic_comment.expected_maximum_toxicity_k5_n40")]),
     Claim(RESULTS, "With all 59 it lowers toxicity by {}, with 8 pairs by {};", "leaderboard of sample_efficiency",
           lambda: [-learnt_from("sample_efficiency", "caa", "pairs", pairs) for pairs in (59, 8)]),
@@ -399,7 +399,8 @@ CLAIMS = [
           lambda: [simulated("power after Holm", "one effect, 2 fits").item()]),
     Claim(RESULTS, "Perspective's labels do (AUC {} and {}), `lexicon` less well ({})", "scorer_agreement.csv",
           lambda: [auc(scorer, "rtp_continuations") for scorer in ("profanity_check", "toxic_comment", "lexicon")]),
-    Claim(RESULTS, "on HateCheck ({}, {}, {}) and on ToxiGen's sentences ({}, {}, {})", "scorer_agreement.csv",
+    Claim(RESULTS, "on HateCheck ({}, {}, {}) they are near chance, and on ToxiGen's sentences ({}, {}, {})",
+          "scorer_agreement.csv",
           lambda: [auc(scorer, texts) for texts in ("hatecheck", "toxigen_annotated")
                    for scorer in ("profanity_check", "toxic_comment", "lexicon")]),
     Claim(RESULTS, "accuracy lies {} to {} below the published figures", "capability_smollm2_135m/reproduction.csv",

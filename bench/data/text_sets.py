@@ -61,7 +61,7 @@ def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
 
 
 def leak(learnt: Learnt, name: str, suite: str, path: str | None = None) -> str | None:
-    """Why a method that learnt from this must not be asked the texts of a set, or of a file; None: it may."""
+    """Why a method that learnt from these data must not be measured on a set or a file; None where it may."""
     if path is not None:
         if not Path(path).is_file() or (FILE, file_sha256(Path(path))) not in learnt.sets:
             return None

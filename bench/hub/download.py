@@ -46,9 +46,10 @@ def fetch(repo: Repo, found: Listing, names: Iterable[str], offline: bool = Fals
 
 
 def fetch_url(url: str, target: Path, digest: str, otherwise: str) -> Path:
-    """A file of the web whose sha256 is known, in its place; an interrupted download continues.
+    """Download a file whose sha256 is known to `target`; an interrupted download continues.
 
-    otherwise: what to do without network, for the message. Raises SetupError where it does not come, or is another one.
+    otherwise: what to do without network, for the message. Raises SetupError where the download fails, or the file has
+    another sha256.
     """
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
     from huggingface_hub.file_download import http_get

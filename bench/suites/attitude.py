@@ -75,7 +75,7 @@ class Attitude(Asked):
         return vader_unless(super().judges)
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from the texts it asks must not be asked them."""
+        """Why a method that learnt from texts of this suite must not be measured on them; None where it may."""
         return leak(learnt, self.data, self.name, self.path)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:

@@ -81,7 +81,7 @@ class Suite(Protocol[Said]):
         return []
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from this must not be asked by the suite as it is set; None: it may."""
+        """Why a method that learnt from these data must not be measured by this suite; None where it may."""
         del learnt
         return None
 

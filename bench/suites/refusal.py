@@ -96,7 +96,7 @@ class Jailbreak(Refusal):
         return super().identity(split) | ({"category": self.category} if self.data == FILE else {})
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from the texts it asks must not be asked them."""
+        """Why a method that learnt from texts of this suite must not be measured on them; None where it may."""
         return leak(learnt, self.data, self.name, self.path)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
@@ -127,7 +127,7 @@ class OverRefusal(Refusal):
     name: str = "over_refusal"
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from the texts it asks must not be asked them."""
+        """Why a method that learnt from texts of this suite must not be measured on them; None where it may."""
         return leak(learnt, XSTEST, self.name)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:

@@ -136,7 +136,7 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
                 raise SetupError(f"suite.{self.name}.{option}={count}: expected at least 1")
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from the texts it asks must not be asked them."""
+        """Why a method that learnt from texts of this suite must not be measured on them; None where it may."""
         return leak(learnt, REVIEWS, self.name, self.path)
 
     def sentences(self, split: Split) -> tuple[dict[str, list[Prompt]], Located]:
