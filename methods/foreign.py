@@ -73,7 +73,7 @@ def read(path: str, form: Format, told: Told, model: PreTrainedModel) -> Content
             if not tensor.isfinite().all():
                 raise SetupError(f"{path}: the {name} at {one.module} has entries that are not finite")
         if not (one.coefficient * one.vector).isfinite().all():
-            raise SetupError(f"{path}: the vector at {one.module} is not finite times {one.coefficient}")
+            raise SetupError(f"{path}: the vector at {one.module}, times {one.coefficient}, is not finite")
         if not one.vector.any():
             raise SetupError(f"{path}: the vector at {one.module} is all zeros")
     return content

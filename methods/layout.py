@@ -61,7 +61,10 @@ class Matrix(NamedTuple):
 
 
 class Matrices(NamedTuple):
-    """All matrices of one kind in one block: one, or in a mixture of experts one an expert, seen as rows stacked."""
+    """All matrices of one kind in one block: one, or one per expert in a mixture of experts.
+
+    They are seen as one matrix, with their rows stacked.
+    """
 
     parts: tuple[Matrix, ...]
 
@@ -70,7 +73,7 @@ class Matrices(NamedTuple):
         return self.parts[0].read() if len(self.parts) == 1 else torch.cat([part.read() for part in self.parts])
 
     def put(self, new: dict[nn.Parameter, Tensor], weight: Tensor) -> None:
-        """Add what the parameters have to become so that `read` gives `weight` to `new`, for `intervention.edited`."""
+        """Add to `new` what the parameters have to become so that `read` gives `weight`, for `intervention.edited`."""
         sizes = [len(part.read()) for part in self.parts]
         for part, own in zip(self.parts, torch.split(weight, sizes), strict=True):
             new[part.parameter] = part.stored(own, new.get(part.parameter))

@@ -274,7 +274,7 @@ class ProbeRows(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Move the artefact's rows by strength times its probe inside the block; every other row stays as it is."""
+        """Inside the `with`, move the artefact's rows by strength times its probe; every other row stays as it is."""
         probe, rows = artefact["probe"], artefact["rows"]  # (D,), (K, 2)
         new: dict[nn.Parameter, Tensor] = {}
         for layer in torch.unique(rows[:, 0]).tolist() if strength != 0 else []:

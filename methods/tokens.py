@@ -84,7 +84,7 @@ def encode(
     continuations: Sequence[str],
     max_tokens: int | None = None,
 ) -> tuple[list[Text], int]:
-    """The texts as `split` gives them, none longer than `max_tokens` and than the model reads; and how many were cut.
+    """The texts as `split` gives them, none longer than `max_tokens` or than the model reads, and how many were cut.
 
     A text that is too long loses tokens of its prompt from the left, after BOS; if its continuation by itself is too
     long, it loses the prompt and then the end of the continuation. A text without any token becomes end-of-text.

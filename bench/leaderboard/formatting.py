@@ -228,7 +228,7 @@ def found_out(table: Table) -> list[str]:
         if table.toxicity and pairs * 2 / (PERMUTATIONS + 1) >= ALPHA:
             lines.append(
                 f"With {pairs} pairs of methods even the smallest p of {PERMUTATIONS} permutations is not significant "
-                "after Holm's correction, so the letters say nothing here; choose fewer rows."
+                "after Holm's correction, so the letters only repeat the stars; choose fewer rows."
             )
         own = frame["verdict"] == NOT_INDEPENDENT
         if own.any():

@@ -135,7 +135,7 @@ class AB(Suite[list[float]]):
         return [one for behaviour in self.behaviours for one in self.questions(behaviour, split)[0]]
 
     def score(self, answers: Answers[list[float]], baseline: LM) -> SuiteResult:
-        """The probability of each matching answer, and how many there are above .5."""
+        """The probability of each matching answer, and the share of them above 0.5."""
         del baseline
         asked = {behaviour: self.questions(behaviour, answers.split) for behaviour in self.behaviours}
         questions, read = self._all(answers.split), answers.said
