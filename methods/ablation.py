@@ -27,7 +27,7 @@ ROUNDINGS, MOST = 4096, 0.25  # rounding explains this many units of the last pl
 
 @dataclass(frozen=True, kw_only=True)
 class Ablation(Method):
-    """y <- y - strength * u w^T y of all that is written to the residual stream, at every position.
+    """y <- y - strength * u w^T y for every y that is written to the residual stream, at every position.
 
         r = mean of undesired - mean of desired features,   (D,)
         u = r / |r|,   w = u (orth)   or   w = S^-1 u / (u^T S^-1 u) (leace);   in both w^T u = 1
@@ -43,23 +43,23 @@ class Ablation(Method):
 
         h <- h - strength * u (w^T h - w^T mean of desired)
 
-    for which the embeddings carry the constant. The paper's alpha has another meaning (0 is without the behaviour, 1
+    whose constant term is added at the embeddings. The paper's alpha has another meaning (0 is without the behaviour, 1
     with it, by a vector r that is not normalised); our strength 1 is its alpha 0.
-    eraser: `orth` projects on r. `leace` is an oblique projection along the same u, of least change in the metric of
-    the features' covariance S over both sides: S = (1 - shrinkage) cov + shrinkage * tr(cov) / D * 1. With fewer texts
-    than D the covariance has no inverse, so some shrinkage is needed; how much is a choice of ours. At shrinkage 1
-    it is `orth`. With either, both sides have the same mean at strength 1.
+    eraser: `orth` takes off the orthogonal projection on r. `leace` projects obliquely along the same u, with the least
+    change in the metric of S, the covariance of the features of both sides: S = (1 - shrinkage) cov + shrinkage *
+    tr(cov) / D * 1. With fewer texts than D the covariance has no inverse, so some shrinkage is needed; how much is a
+    choice of ours. At shrinkage 1 it is `orth`. With either, both sides have the same mean at strength 1.
 
     form: `hooks` changes what is written, in every architecture. `weights` edits the matrices that write, W <- W -
     strength * u (w^T W), their biases alike, and the token and position embeddings, E <- E - strength * (E w) u^T; the
-    constant of `affine` goes to every row of the token embedding, over the factor by which the model multiplies it
-    (Gemma). Both are the same map, which is tried with one token of every new model. Where a norm stands
-    between what is written and the stream (Gemma 2 and 3, OLMo 2 and 3) or after the embeddings (Bloom), the weights
-    cannot do it, and `weights` is refused. Where the unembedding is the token embedding, it becomes a copy inside
-    (`methods.untying`): the direction is taken out of what is written, not out of the logits. Released code projects
-    the shared matrix, so that the logits move as well.
+    constant of `affine` is added to every row of the token embedding, divided by the factor by which the model
+    multiplies the embedding (Gemma). Both forms are the same map; for every new model this is checked on one token.
+    Where a norm stands between what is written and the stream (Gemma 2 and 3, OLMo 2 and 3) or after the embeddings
+    (Bloom), the weights cannot do it, and `weights` is refused. Where the unembedding is the token embedding, it
+    becomes a copy inside (`methods.untying`): the direction is taken out of what is written, not out of the logits.
+    Released code projects the shared matrix, so that the logits move as well.
     embeddings: `leave` projects only what the blocks write, so the stream keeps what the embeddings hold of the
-    direction; not with `affine`.
+    direction; this is not allowed with `affine`.
 
     Not implemented: choosing position and layer by refusal scores, one direction a layer, or a weight for each layer.
     """
@@ -88,7 +88,7 @@ class Ablation(Method):
         return self.operation == "affine"
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a layer or setting that is not there, and for weights that cannot do it."""
+        """Raise SetupError for a layer or setting that does not exist, and where weights cannot do what hooks do."""
         layout.layer_index(model, self.layer)
         for key, value, allowed in (
             ("read", self.read, get_args(directions.Read)),
@@ -112,7 +112,7 @@ class Ablation(Method):
             _check_foldable(model, self.embeddings)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Both u and w as the rows of one tensor, (2, D), and the constant w^T mean of desired, 0 for `ablate`.
+        """Return u and w as the rows of one tensor (2, D), and the constant w^T (mean of desired), 0 for `ablate`.
 
         Raises SetupError without pairs, and where the means of their features do not differ.
         """
@@ -131,8 +131,8 @@ class Ablation(Method):
         if length <= directions.SAME * usual:
             raise SetupError(
                 f"ablation: the features of desired and undesired texts at the input of block {layer} have the same "
-                f"mean (it differs by {length:.2g}, their length is {usual:.2g}); give pairs whose texts differ where "
-                f"method.read={self.read} looks"
+                f"mean (the means differ by {length:.2g}, the features are {usual:.2g} long); give pairs whose texts "
+                f"differ where method.read={self.read} looks"
             )
         writer = difference / length
         reader = writer
@@ -152,7 +152,7 @@ class Ablation(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Take the direction off inside the block. Raises SetupError for an artefact of another model or operation."""
+        """Take the direction off inside the `with`. Raises SetupError for an artefact of another model or operation."""
         if strength == 0:
             yield Steering()
             return
@@ -170,7 +170,7 @@ class Ablation(Method):
 
 
 def erased_weights(model: PreTrainedModel, eraser: Erasure, embeddings: Embeddings) -> dict[nn.Parameter, Tensor]:
-    """New values of all parameters that write to the stream, which is then what `erasing_hooks` make of it."""
+    """Return new values for all parameters that write to the stream, with the same effect as `erasing_hooks`."""
     new: dict[nn.Parameter, Tensor] = {}
     own = layout.of(model)
     for layer, block in enumerate(layout.blocks(model)):
@@ -199,7 +199,7 @@ def erased_weights(model: PreTrainedModel, eraser: Erasure, embeddings: Embeddin
 
 
 def _embeddings(model: PreTrainedModel) -> list[nn.Embedding]:
-    """The token embedding and those of positions: all that come before the blocks."""
+    """Return all embeddings that come before the blocks and are as wide as the stream: of tokens and of positions."""
     decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
     inside = {id(module) for module in layout.blocks(model).modules()}
     found = [one for one in decoder.modules() if isinstance(one, nn.Embedding) and id(one) not in inside]
@@ -218,9 +218,9 @@ _factors: "weakref.WeakKeyDictionary[PreTrainedModel, float]" = weakref.WeakKeyD
 
 @torch.inference_mode()
 def _embedding_factor(model: PreTrainedModel) -> float:
-    """By how much a row of the token embedding is multiplied on its way to block 0; one token is read twice.
+    """Return the factor by which a row of the token embedding is multiplied before block 0; it reads one token twice.
 
-    Raises SetupError if the stream there is not a multiple of it (a norm or a matrix stands between).
+    Raises SetupError if the stream there is not a multiple of that row (a norm or a matrix stands between).
     """
     if model in _factors:
         return _factors[model]
@@ -258,11 +258,10 @@ _foldable: "weakref.WeakKeyDictionary[PreTrainedModel, set[Embeddings]]" = weakr
 
 
 def _check_foldable(model: PreTrainedModel, embeddings: Embeddings) -> None:
-    """Raises SetupError where edited weights cannot do, or do not do, what the hooks do; tried once for a model.
+    """Raise SetupError where edited weights cannot, or do not, do what the hooks do; this is tried once for a model.
 
     A norm may follow what is written, an embedding may have another width than the stream, and an unknown part may
-    write
-    to the stream: so one token is read with the hooks and with the weights of a random direction.
+    write to the stream. So one token is read twice for a random direction: with the hooks, and with the edited weights.
     """
     if embeddings in _foldable.get(model, ()):
         return
@@ -307,7 +306,7 @@ def _one_token(model: PreTrainedModel, hooks: Sequence[Hook]) -> Tensor:
 
 
 def _check_equal(wanted: Tensor, got: Tensor) -> None:
-    """Raises SetupError where the weights do otherwise than the hooks, by more than rounding."""
+    """Raise SetupError where the weights and the hooks differ in their effect by more than rounding."""
     difference, size = float((wanted - got).abs().max()), float(wanted.abs().max())
     if not difference <= min(ROUNDINGS * torch.finfo(wanted.dtype).eps, MOST) * size:
         raise SetupError(

@@ -31,8 +31,8 @@ TALLIED = 64  # source texts on which the share of values inside the support is 
 class Map(NamedTuple):
     """y -> scale * y + shift for low < y < high, all (width,); low and high are None where every value is mapped.
 
-    Within EDGE of either end of the support the map sets in linearly: with a jump, rounding, which differs from batch
-    to batch, would decide whether a value is moved.
+    Near either end of the support (within EDGE) the map sets in linearly. With a jump there, rounding, which differs
+    from batch to batch, would decide whether a value is moved.
     """
 
     scale: Tensor
@@ -41,7 +41,7 @@ class Map(NamedTuple):
     high: Tensor | None
 
     def share(self, values: Tensor) -> Tensor | None:
-        """(..., width) how much of the map acts on a value: 0 outside the support, 1 well inside; None: 1."""
+        """(..., width) how much of the map acts on a value: 0 outside the support, 1 well inside; None means 1."""
         if self.low is None or self.high is None:
             return None
         from_end = torch.minimum(values - self.low, self.high - values)  # (..., width)
@@ -66,8 +66,9 @@ class Spot(NamedTuple):
 class AcT(Method):
     """y <- (1 - strength) y + strength (w y + b) at all tokens, for each unit of each place by itself.
 
-    From the values that the source texts (prompt and undesired continuation) and the target texts (desired) have at a
-    place, A and B (N, D), each text pooled to its mean over tokens, with every column sorted separately (section 3):
+    A and B (N, D) are the values of the source texts (prompt and undesired continuation) and of the target texts
+    (desired) at a place. Each text is pooled to its mean over tokens, and every column is sorted separately (section
+    3):
 
         linear:    w = sum(a' b') / sum(a'^2),  a' = a - mean(a), b' = b - mean(b)
         gaussian:  w = std(b) / std(a)
@@ -79,27 +80,28 @@ class AcT(Method):
     support: `source` maps a value only strictly between the smallest and the largest pooled value of its unit in the
     source texts, and leaves every other one as it is; `infinite` maps all. The paper takes the first for mitigation,
     the second to induce something; its code has the first with `linear` and the second with the other two. Means over
-    a text have a smaller range than tokens have, so many values pass untouched: `info.inside_support` is the share that
-    is mapped, of the values at the tokens read of the first 64 source texts, with all maps on. The published map jumps
-    at the ends of the support; here it sets in over a hundredth of the support at either end, since rounding, which
-    depends on the batch, would otherwise decide on which side of an end a value lies.
+    a text have a smaller range than tokens have, so many values pass untouched: `info.inside_support` is the share of
+    values that is mapped, with all maps on, at the tokens that are read in the first 64 source texts. The published map
+    jumps at the ends of the support; here it sets in over a hundredth of the support at either end, since rounding,
+    which depends on the batch, would otherwise decide on which side of an end a value lies.
 
     where: `auto` is the output of the norms after attention and MLP where a model has them (Gemma 2 and 3, OLMo 2 and
-    3), as the paper's best rows for Gemma 2, else of attention, its best place in Llama 3. In Llama the norm that is
-    called post_attention_layernorm comes before the MLP and is not such a norm. `block` is the output of each block.
+    3), the paper's best place in Gemma 2; in other models it is the output of attention, the paper's best place in
+    Llama 3. In Llama the norm that is called post_attention_layernorm comes before the MLP and is not such a norm.
+    `block` is the output of each block.
 
-    causal: one place after the other in the order of execution, with the maps before it fully on; else all from one
-    pass. The authors' code takes the order of `named_modules` and reads all texts once for each module. Here they wait
-    between two blocks (`methods.blockwise`), which gives the same values for about three passes in all. pushed: the
-    texts that the maps before it act on. In the authors' code they act on `both` sides, so a target value inside the
-    source's support moves as well, and values that one place has equalised may differ again after it; with `source` the
-    target's values are those of the model as it is.
+    causal: the places are fitted one after the other in the order of execution, each with the maps before it fully on;
+    if false, all are fitted from one pass. The authors' code takes the order of `named_modules` and reads all texts
+    once for each module. Here the texts wait between two blocks (`methods.blockwise`), which gives the same values for
+    about three passes in all. pushed: the texts on which the earlier maps act while a place is fitted. In the authors'
+    code they act on `both` sides, so a target value inside the source's support moves as well, and values that one
+    place has equalised may differ again after it; with `source` the target's values are those of the model as it is.
 
     The paper's texts are unpaired and have no prompt. Ours come in pairs, so only the continuation is pooled by
     default; which texts make a pair is never used. skip_first leaves the attention sink out of texts without a prompt.
     A unit that is constant in the source texts keeps w = 1 in the linear map, where the authors' code divides by the
-    noise that it adds; with the other two it is left as it is below a standard deviation of 1e-4 on either side, as in
-    the authors' code.
+    noise that it adds; with the other two a unit is left as it is if its standard deviation on either side is below
+    1e-4, as in the authors' code.
 
     With support=infinite a map at the output of a linear module with a bias is written into its weights, and one of
     kind=mean at the output of a block is a constant vector: both can be exported. All else is done by hooks.
@@ -124,7 +126,7 @@ class AcT(Method):
     strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1)
 
     def passes(self) -> float:
-        """One whole pass; if causal also the runs of single blocks, for each place in it and then with its maps on."""
+        """Count one whole pass, and if causal, runs of each block: one for each place in it, one with its maps on."""
         places = {"attention": blockwise.PARTIAL, "both": blockwise.PARTIAL + 1, "auto": blockwise.PARTIAL}
         runs = places.get(self.where, 1.0) + 1
         return 1 + self.causal * runs * (1 if self.pushed == "both" else 0.5)
@@ -145,7 +147,7 @@ class AcT(Method):
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """A map for each place. Raises SetupError without pairs, and where both sides have the same texts.
+        """Return a map for each place. Raise SetupError without pairs, and where both sides have the same texts.
 
         "<place>.scale" and "<place>.shift" (D,), and with support=source "<place>.low" and "<place>.high".
         """
@@ -213,7 +215,7 @@ class AcT(Method):
     def _pooled(
         self, model: PreTrainedModel, batches: Sequence[blockwise.Batch], spot: Spot, hooks: Sequence[Hook]
     ) -> Tensor:
-        """(N, D): the pooled features of the batches' texts at one place of the block before which they wait."""
+        """(N, D) the pooled features of the batches' texts at one place of the block before which they wait."""
         found: list[Tensor] = []
 
         def keep(hidden: Tensor) -> Tensor:  # (B, T, D)
@@ -264,7 +266,7 @@ class AcT(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Map the places inside the block. Raises SetupError for an artefact of another model or other places."""
+        """Map the places inside the `with`. Raises SetupError for an artefact of another model or other places."""
         new: dict[nn.Parameter, Tensor] = {}
         hooks = []
         for spot in self._spots(model) if strength else []:

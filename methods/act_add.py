@@ -67,12 +67,12 @@ class ActAdd(Method):
             raise SetupError(f"method.short_prompt={self.short_prompt!r}: allowed are error, clip")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Mean over the positions of what is added, in lengths of the stream of the desired prompt there."""
+        """Return the length of what is added, over that of the desired prompt's stream there; a mean over positions."""
         ratios = facts["norm_ratio"]
         return sum(ratios) / len(ratios) if isinstance(ratios, list) else float(ratios)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The difference of the two prompts, (F, D). Raises SetupError where the prompts or `pad` give none."""
+        """Return the difference of the two prompts, (F, D). Raise SetupError where the prompts or `pad` allow none."""
         del data
         layer = layout.layer_index(model, self.layer)
         prompts = self.tokens(tokenizer)
@@ -89,7 +89,7 @@ class ActAdd(Method):
         }
 
     def tokens(self, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-        """Token ids of both prompts: special tokens and `start` first, `pad` after the shorter if there is one.
+        """Return the token ids of both prompts: special tokens and `start` first, `pad`, if set, after the shorter one.
 
         `start` and a prompt are tokenised as one text.
 
@@ -114,7 +114,7 @@ class ActAdd(Method):
         return desired, undesired
 
     def _pad(self, tokenizer: PreTrainedTokenizerBase, ids: Mapping[str, list[int]]) -> int:
-        """The token that `pad` adds to the shorter text, else to the other one.
+        """Return the token that `pad` adds to the shorter text or, if it adds no single token there, to the other one.
 
         A tokenizer may encode a single space in another way than a space inside a text, so an empty text is tried last.
         """
@@ -131,7 +131,7 @@ class ActAdd(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the difference inside the block. A forward raises SetupError on a prompt that is too short.
+        """Add the difference inside the `with`. A forward raises SetupError on a prompt that is too short.
 
         Raises SetupError for an artefact of another model or layer.
         """
@@ -148,7 +148,7 @@ class ActAdd(Method):
             yield Steering()
 
     def _add(self, hidden: Tensor, added: Tensor) -> Tensor:
-        """The stream, (B, T, D), with `added` (F, D) at the front of each row's text, as far as its prompt goes."""
+        """The stream, (B, T, D), plus `added` (F, D) at the front of each row's text, as far as its prompt goes."""
         positions = current_positions()
         front = len(added)
         shortest = int(positions.prompt.min())

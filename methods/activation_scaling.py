@@ -32,24 +32,25 @@ ALIKE = 1e-3  # relative; a norm that uses its weight in another way is off by f
 class ActivationScaling(Method):
     """y <- (1 + strength * a_lc) * y, where y is what component c, attention or MLP, of block l adds to the stream.
 
-    There are 2 L scalars a, one a component, at all tokens; they begin at 0 and are learnt, the model is not:
+    There are 2 L scalars a, one for each component, which act at all tokens. They begin at 0 and are learnt, and the
+    model is not:
 
         loss = -log sigmoid(log p(desired | prompt) - log p(undesired | prompt))    each a mean over its tokens
                + kl_weight * KL(model || scaled model) on background texts, over all their tokens
                + sparsity * sum |a|, by a proximal step after each step of Adam, in Adam's own step sizes
 
-    arXiv 2410.04962, of which we could only read the abstract and descriptions by others, learns a signed scalar for
-    each block, component and token position of prompts of one length, by effectiveness (the right answer's logit above
-    the wrong one's), faithfulness (other tokens as before) and minimality (few scalars differ from 1), as the three
-    terms here; it compares them with added vectors. Ours differs: one scalar for all positions, whole continuations
-    instead of answer tokens, a log-sigmoid instead of a margin, and weights, optimiser and steps of our own choice. The
-    paper's scalars that are functions of the activation (DynScalar) are not implemented. The paper reports nothing on
-    toxicity.
+    Of arXiv 2410.04962 we could only read the abstract and descriptions by others. It learns a signed scalar for each
+    block, component and token position, for prompts of one length. Its three goals are those of the terms here:
+    effectiveness (the right answer's logit is above the wrong one's), faithfulness (other tokens stay as before) and
+    minimality (few scalars differ from 1). It compares such scalars with added vectors. Ours differs: one scalar for
+    all positions, whole continuations instead of answer tokens, a log-sigmoid instead of a margin, and weights,
+    optimiser and steps of our own choice. The paper's scalars that are functions of the activation (DynScalar) are not
+    implemented. The paper reports nothing on toxicity.
 
     At a = -1 a component writes nothing, below -1 it writes the reverse. Strength is the share of the learnt change.
-    Where no norm follows the component's matrix, that and its bias are scaled, and where one does, the norm's weight
-    is, so that steering costs nothing and can be exported as a checkpoint; elsewhere (a mixture of experts) a hook
-    scales.
+    Where no norm follows the component's matrix, the matrix and its bias are scaled; where one follows, the norm's
+    weight is scaled. So steering costs nothing and can be exported as a checkpoint. Elsewhere (a mixture of experts) a
+    hook scales.
     """
 
     name: ClassVar[str] = "activation_scaling"
@@ -70,7 +71,7 @@ class ActivationScaling(Method):
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
 
     def passes(self) -> float:
-        """An estimate for the usual number of pairs, since the number of steps does not depend on it."""
+        """Return an estimate for the usual number of pairs, since the number of steps is the same for any number."""
         return STEP_COST * self.steps * self.batch_size / USUAL_PAIRS
 
     def check(self, model: PreTrainedModel) -> None:
@@ -78,7 +79,7 @@ class ActivationScaling(Method):
         if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
             raise SetupError(
                 f"method.steps={self.steps}, method.batch_size={self.batch_size}, method.learning_rate="
-                f"{self.learning_rate}: steps and batch size must be at least 1, the learning rate is above 0"
+                f"{self.learning_rate}: steps and batch size must be at least 1, and the learning rate above 0"
             )
         if self.kl_weight < 0 or self.sparsity < 0:
             raise SetupError(
@@ -92,9 +93,8 @@ class ActivationScaling(Method):
     def training(self, model: PreTrainedModel) -> TrainingMemory:
         """The memory for training the scalars: each block's activations are kept, and both of its scaled parts in fp32.
 
-        The places of the parts are only found in a model with weights, so here something of equal size is scaled before
-        each
-        block.
+        The places of the parts can only be found in a model with weights. So for the estimate, a tensor of equal size
+        is scaled before each block.
         """
         inputs = [block for block in layout.blocks(model) for _ in sites.PARTS]
         scales = nn.Parameter(torch.zeros(len(inputs), device=input_device(model)))
@@ -113,8 +113,8 @@ class ActivationScaling(Method):
         pairs, background = required_pairs(data, self.name), data.background
         if not background:
             raise SetupError(
-                "activation_scaling keeps ordinary texts as they are and got none; set background=wiki, or "
-                "background=texts background.path=FILE"
+                "activation_scaling needs ordinary texts, whose distribution it keeps, and got none; set "
+                "background=wiki, or background=texts background.path=FILE"
             )
         check_materialised(model, list(model.parameters()))
         encoded = encode_pairs(model, tokenizer, pairs, self.max_tokens)
@@ -129,7 +129,8 @@ class ActivationScaling(Method):
             )
         if all(one.tokens == other.tokens for one, other in sides):
             raise SetupError(
-                "activation_scaling: the two texts of every pair are the same, so none is preferred; give other pairs"
+                "activation_scaling: the two texts of every pair are the same, so neither is preferred; give other "
+                "pairs"
             )
         scales, losses = self._learn(model, sides, usual)
         last = torch.tensor(losses[-max(1, len(losses) // 10) :])
@@ -187,7 +188,7 @@ class ActivationScaling(Method):
         pairs: Sequence[tuple[Text, ...]],
         background: Sequence[Text],
     ) -> Tensor:
-        """The first two terms of the loss for scalars (2 L,), one a place; pairs: desired and undesired text."""
+        """The first two terms of the loss for scalars (2 L,), one for each place; pairs: desired and undesired text."""
         texts = [pair[side] for side in (0, 1) for pair in pairs]
         with hooked(place.hook(_scaling(scales, at)) for at, place in enumerate(places)):
             means = mean_log_probabilities(model, texts)  # (2 n,)
@@ -203,7 +204,7 @@ class ActivationScaling(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Scale what the components write inside the block. Raises SetupError for an artefact of another model."""
+        """Scale what the components write inside the `with`. Raises SetupError for an artefact of another model."""
         scales = artefact.get("scales")
         if scales is None or scales.shape != (len(layout.blocks(model)), len(sites.PARTS)):
             shape = None if scales is None else tuple(scales.shape)
@@ -295,7 +296,7 @@ def _folded(model: PreTrainedModel, layer: int, part: sites.Part, factor: float)
 
 @torch.no_grad()
 def _folded_norm(module: nn.Module, weight: nn.Parameter, factor: float) -> dict[nn.Parameter, Tensor] | None:
-    """A norm's weight w, or w - 1 as Gemma keeps it, scaled; which of the two it is, is found by trying."""
+    """Return a norm's scaled weight; whether the norm keeps w, or w - 1 as in Gemma, is found by trying."""
     bias = getattr(module, "bias", None)
     draw = torch.randn(NORM_ROWS, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
     without = torch.zeros_like(weight) if bias is None else bias.detach()

@@ -1,4 +1,4 @@
-"""A LoRA as several methods use it: put onto a model by peft, trained there, and kept as two factors a matrix.
+"""A LoRA as several methods use it: put onto a model by peft, trained there, and kept as two factors for each matrix.
 
 W <- W + (alpha / rank) B A,   A (R, inputs), B (outputs, R), B = 0 at the start   (arXiv 2106.09685)
 """
@@ -61,7 +61,7 @@ class AdapterMethod(Method):
         return Demand(copies=1)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a recipe that trains nothing, a rank or an alpha below 1, and without peft."""
+        """Raises SetupError for a recipe that trains nothing, a rank or an alpha below 1, and where peft is missing."""
         del model
         require("peft", f"method={self.name}", "adapters")
         check_recipe(self.recipe)
@@ -78,7 +78,7 @@ class AdapterMethod(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add strength times the adapter's change inside the block. Raises SetupError for another model's artefact."""
+        """Add strength times the adapter's change inside the `with`. Raises SetupError for another model's artefact."""
         with adapted(model, artefact, strength, self.name):
             yield Steering()
 
@@ -91,7 +91,7 @@ def experts(model: PreTrainedModel) -> list[str]:
 
 @contextmanager
 def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator["PeftModel"]:
-    """A LoRA on every linear layer but the unembedding, and on every expert of a mixture; gone after the block.
+    """Inside the `with`, put a LoRA on every linear layer but the unembedding, and on every expert of a mixture.
 
     B starts at zero. Where only some blocks of a mixture have experts, peft leaves out the ordinary MLPs of the others.
     Its parameters require no gradient; the code that trains them switches gradients on.
@@ -166,7 +166,7 @@ def factors(model: PreTrainedModel) -> Artefact:
 
 @contextmanager
 def adapted(model: PreTrainedModel, artefact: Artefact, strength: float, method: str) -> Iterator[None]:
-    """Add strength times the change that `factors` gave inside the block, to the weights themselves.
+    """Inside the `with`, add strength times the change of these `factors` to the weights themselves.
 
     Raises SetupError for an artefact that holds no adapter, or that of another model.
     """

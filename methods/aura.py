@@ -39,16 +39,16 @@ class AurA(Method):
     matrix, all its rows are units. Bias and weights are scaled alike, and the edit is exact: W' = diag(alpha) W. The
     factor never falls below 0, as it would above strength 1.
 
-    top: of all units of all layers together only this share, those of the largest AUROC, is damped; of equal ones those
-    that run first. The authors' code (github apple/ml-aura, learn_aura.py) has it for det0 and damp, as a number of
-    units, leaves out all units that equal the first one after these, and fails if that number is all units. None damps
-    every unit above .5, which with det0 is about half of the model. (The older Det0 of that name replaces a unit by its
-    mean, not by 0.)
+    top: only this share of the units of all layers together is damped, those with the largest AUROC; of equal ones,
+    those that run first. The authors' code (github apple/ml-aura, learn_aura.py) has this option for det0 and damp, as
+    a number of units; it leaves out all units that equal the first one after these, and fails if the number is that of
+    all units. None damps every unit above .5, which with det0 is about half of the model. (The older Det0 of that name
+    replaces a unit by its mean, not by 0.)
 
-    min_auroc: units up to it are left as they are. With n texts per side, the AUROC of a unit without information has a
-    standard deviation of sqrt((2 n + 1) / (12 n^2)) around .5, .036 for 128, so half of all such units is damped a
-    little; `info.share_above_half` and `info.share_damped` are the shares of units above .5 and of those that are
-    damped.
+    min_auroc: units with an AUROC up to this are left as they are. With n texts per side, the AUROC of a unit without
+    information has a standard deviation of sqrt((2 n + 1) / (12 n^2)) around .5, .036 for 128, so half of all such
+    units is damped a little; `info.share_above_half` and `info.share_damped` are the shares of units above .5 and of
+    those that are damped.
 
     The authors read texts without prompts, all tokens including BOS. Ours come in pairs, and by default a text is its
     continuation; skip_first leaves the attention sink out of texts without a prompt, since it may always be the
@@ -148,7 +148,7 @@ class AurA(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Scale the rows of the MLPs' matrices inside the block. Raises SetupError for an artefact of another model."""
+        """Scale rows of the MLPs' matrices inside the `with`. Raises SetupError for an artefact of another model."""
         new: dict[nn.Parameter, Tensor] = {}
         for name, module in _modules(model).items() if strength else ():
             alpha = artefact.get(f"{name}.alpha")

@@ -71,7 +71,7 @@ class FitData(NamedTuple):
     fitted: Mapping[str, Artefact] | None = None  # what parts of a stack have learnt from it already, by their names
 
     def of(self, part: str) -> "FitData":
-        """The training data of a part: its own if it has some, else those of all parts."""
+        """Return the training data of a part: its own if it has some, else the data that all parts share."""
         own = (self.parts or {}).get(part, FitData())._asdict()
         given = {name: texts for name, texts in own.items() if texts is not None}
         return self._replace(**{"parts": None, "fitted": None, **given})
@@ -80,9 +80,9 @@ class FitData(NamedTuple):
 class Demand(NamedTuple):
     """The memory that a method takes while it steers, besides the model and its own reading of every text.
 
-    readings: further readings of each text, with a KV cache of their own (`Streams.other`). ahead: the most next tokens
-    that are tried after a text (`Streams.ahead`). copies: of the weights. room: tokens that another reading puts before
-    every text, which are known when it is fitted.
+    readings: further readings of each text, with a KV cache of their own (`Streams.other`). ahead: the largest number
+    of next tokens that are tried after a text (`Streams.ahead`). copies: further copies of the weights. room: the
+    number of tokens that another reading puts before every text, known once the method is fitted.
     """
 
     readings: int = 0
@@ -92,7 +92,7 @@ class Demand(NamedTuple):
 
 
 class Steering(NamedTuple):
-    """What the code that runs the model must do in addition."""
+    """Work for the code that runs the model, beyond the hooks and weights that `apply` sets itself."""
 
     prefix: str = ""  # put before every prompt; in a chat the system message, or before the user's text (no such role)
     next_logits: Callable[[Step], Tensor] | None = None  # its logits (B, K, V) steered; `methods.decoding`
@@ -129,7 +129,7 @@ class Method(Protocol):
         return {}
 
     def passes(self) -> float:
-        """How often `fit` takes its data through the model, roughly, for the bar; a training step counts as 3."""
+        """Return roughly how often `fit` runs its data through the model, for the bar; a training step counts as 3."""
         return 1.0
 
     def demand(self) -> Demand:
@@ -137,14 +137,14 @@ class Method(Protocol):
         return Demand()
 
     def training(self, model: PreTrainedModel) -> "TrainingMemory | None":
-        """The most memory that a training step takes, on a model that may lack its weights; None: it trains nothing."""
+        """Return the most memory that a training step takes, or None without training; the model may lack weights."""
         del model
         return None
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Length of what strength 1 adds to the residual stream, in mean lengths of the stream where it is added.
+        """Return the length of what strength 1 adds to the residual stream, in mean lengths of the stream there.
 
-        None if nothing is added to it, or if the facts of the fit do not contain it. facts: `methods.base.facts`.
+        None if nothing is added, or if the facts of the fit do not contain the length. facts: `methods.base.facts`.
         """
         del facts
         return None
@@ -157,7 +157,7 @@ class Method(Protocol):
         ...
 
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> AbstractContextManager[Steering]:
-        """Steer the model inside the block and leave it bit-equal after; strength 0 is the base model exactly."""
+        """Steer the model inside the `with` and leave it bit-equal after; strength 0 is the base model exactly."""
         ...
 
 
@@ -165,19 +165,19 @@ FILE = "file"
 
 
 def of_file() -> Any:
-    """The default, None, of a hyper-parameter that is a file's path; ids hold the file's content."""
+    """Declare a hyper-parameter that is a file's path, None by default; ids depend on the file's content."""
     return field(default=None, metadata={FILE: True})
 
 
 def title(method: Method) -> str:
-    """What a table in a paper calls the method: its title, or its name where it has none."""
+    """Return what a table in a paper calls the method: its title, or its name where it has none."""
     return method.title or method.name
 
 
 def required_pairs(data: FitData, method: str) -> Pairs:
     """The pairs of `data`. Raises SetupError for fewer than two, whose mean is not a direction.
 
-    Also for lists of different lengths, whose texts do not form pairs.
+    It is also raised for lists of different lengths, whose texts do not form pairs.
     """
     count = 0 if data.pairs is None else len(data.pairs.prompt)
     if data.pairs is None or count < FEWEST_PAIRS:
@@ -188,7 +188,8 @@ def required_pairs(data: FitData, method: str) -> Pairs:
     sizes = [len(texts) for texts in data.pairs]
     if len(set(sizes)) > 1:
         raise SetupError(
-            f"{method}: {sizes} prompts, desired and undesired texts; give equally many, in the same order"
+            f"{method}: the numbers of prompts, desired and undesired texts are {sizes}; give equally many, in "
+            "the same order"
         )
     return data.pairs
 

@@ -42,9 +42,9 @@ class Batch:
 
 @contextmanager
 def kept(model: PreTrainedModel) -> Iterator[list[Batch]]:
-    """Inside the block, each whole forward adds its batch to the list, which waits before block 0.
+    """Inside the `with`, add the batch of each whole forward to the yielded list; the batches wait before block 0.
 
-    Raises SetupError inside the block where a model changes the stream between two of its blocks.
+    Raises SetupError inside the `with` where a model changes the stream between two of its blocks.
     """
     batches: list[Batch] = []
 
@@ -90,8 +90,8 @@ def run(
 ) -> None:
     """Run block `layer`, before which the batches wait, on all of them with these hooks.
 
-    until: it ends as soon as this module, the block's attention or a part of that, has written. onward: the batches
-    then wait before the next block; else the block's output is dropped, and only the hooks have seen it.
+    until: the run ends as soon as this module, the block's attention or a part of that, has written. onward: the
+    batches then wait before the next block; if false, the block's output is dropped, and only the hooks have seen it.
     """
     blocks = layout.blocks(model)
     share = (1 if until is None else PARTIAL) / len(blocks)

@@ -23,10 +23,10 @@ BROKEN: tuple[type[Exception], ...] = (
 
 @contextmanager
 def reading(told: Callable[[BaseException], Exception], *more: type[Exception]) -> Iterator[None]:
-    """Inside the block a file is read; errors that a broken file causes are raised as `told` words them.
+    """Inside the `with`, raise every error that a broken file causes as the one that `told` makes of it.
 
-    A SetupError passes as it is. more: what a reader raises besides BROKEN; `Exception` for a library whose errors are
-    not known. A panic of a library in Rust, which is no Exception, is one of them.
+    A SetupError passes as it is. more: errors that a reader raises besides BROKEN; `Exception` for a library whose
+    errors are not known. The panic of a Rust library, which is not an Exception, also counts as such an error.
     """
     try:
         yield

@@ -32,8 +32,8 @@ class CAA(Method):
     `continuation` reads every token, `last` only the last. `all` includes the prompt and thus the first
     token: an attention sink, whose weight in a mean depends on the length of the text; `skip_first: 1` leaves it out.
     `letter` is the paper's own position, the second to last token of a text that ends in an answer like "(A)"; fit
-    checks of every text that this token is the letter. The pairs of pairs=ab end so.
-    Strength is the paper's multiplier, positive moves toward `desired`.
+    checks of every text that this token is the letter. The pairs of pairs=ab end that way. Strength is the paper's
+    multiplier, positive moves toward `desired`.
 
     norm: None leaves v as long as it is; a number rescales it to that length. The authors' code (normalize_vectors.py)
     gives the vectors of all behaviours at a layer their mean length, so that a multiplier means the same for each:
@@ -109,9 +109,9 @@ class CAA(Method):
         feature_norm = torch.cat([desired, undesired]).norm(dim=-1).mean()
         if length <= directions.SAME * feature_norm:
             raise SetupError(
-                f"caa: the features of desired and undesired texts at block {layer} have the same mean (it differs by "
-                f"{length:.2g}, their length is {feature_norm:.2g}); give pairs whose texts differ where "
-                f"method.read={self.read} looks"
+                f"caa: the features of desired and undesired texts at block {layer} have the same mean (the means "
+                f"differ by {length:.2g}, the features are {feature_norm:.2g} long); give pairs whose texts differ "
+                f"where method.read={self.read} looks"
             )
         return {
             f"layers.{layer}.direction": direction if self.norm is None else direction * (self.norm / length),
@@ -124,7 +124,7 @@ class CAA(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the direction inside the block. Raises SetupError for an artefact of another model or layer."""
+        """Add the direction inside the `with`. Raises SetupError for an artefact of another model or layer."""
         layer = layout.layer_index(model, self.layer)
         vector = strength * directions.fitted(model, artefact, f"layers.{layer}.direction", self.name)
         hook = Hook(layout.blocks(model)[layer], "output", adding(vector, self.scope, boundary=self.boundary))
@@ -145,8 +145,9 @@ def _to_letter(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, tex
         wanted = f'the letter of its last "({named[-1]})"' if named else 'an answer letter, but it names none as "(A)"'
         raise SetupError(
             f"method.read=letter: the last token but one of the text that ends in {whole[-40:]!r} should be {wanted}; "
-            f"it is {found!r}, of {len(text.tokens)} tokens that end in {end}. Give the prompts another format, "
-            "in which the letter is a token of its own with one token after it, or set another method.read"
+            f"it is {found!r} (the text has {len(text.tokens)} tokens, which end in {end}). Give the prompts "
+            "another format, in which the letter is a token of its own with one token after it, or set another "
+            "method.read"
         )
     return text._replace(tokens=text.tokens[:-1])
 

@@ -45,7 +45,7 @@ class DeTox(Method):
         P  = sum of v_i v_i^T over the first R right singular vectors of T;  W_value <- (I - strength P) W_value
 
     The tokens that each v_i and mu write through the unembedding are kept beside them, as a description of what was
-    removed. Biases, attention and embeddings still write there, so the model keeps a part in the subspace.
+    removed. Biases, attention and embeddings still write to the subspace, so the stream keeps a part in it.
 
     The paper embeds the continuation by itself, all tokens of it. In Llama-like models the first of those is an
     attention sink (see `methods.directions`): `skip_first`, or text="full" with read="continuation", leave it out.
@@ -54,10 +54,10 @@ class DeTox(Method):
     texts of a row come from different prompts, since it draws the two lists independently. mask_padding=False: every
     text is filled to the length of its list's longest, and what the model computes at the padding is averaged in. The
     padding token and its side are the tokenizer's own (end-of-text where it has no such token), and no token attends to
-    padding, as the released code passes the attention mask on. Where what the MLP writes passes a norm before the
-    residual stream (Gemma 2 and 3, OLMo 2 and 3), the subspace is removed before that norm. The norm scales each
-    coordinate by itself, so its output may have a part there again, and `info.mlp_output_is_normed` says so in the
-    record. In a mixture of experts every expert's matrices are projected.
+    padding, as the released code passes the attention mask on. Where a norm stands between the MLP and the residual
+    stream (Gemma 2 and 3, OLMo 2 and 3), the subspace is removed before that norm. The norm scales each coordinate by
+    itself, so its output may have a part there again, and `info.mlp_output_is_normed` says so in the record. In a
+    mixture of experts every expert's matrices are projected.
 
     keys: the matrices by which the MLP reads the stream are projected too (the gate and, where there is one, `up`); the
     authors advise against it. subspace="random": the control, R random directions orthogonal to mu.
@@ -110,7 +110,9 @@ class DeTox(Method):
         pairs = required_pairs(data, self.name)
         layers = layout.layer_range(model, self.layer_start, self.layer_stop, "method.layer")
         if self.rank > len(pairs.prompt):
-            raise SetupError(f"method.rank={self.rank} needs as many pairs and got {len(pairs.prompt)}; lower the rank")
+            raise SetupError(
+                f"method.rank={self.rank} needs at least as many pairs and got {len(pairs.prompt)}; lower the rank"
+            )
         prompts = pairs.prompt if self.text == "full" else [""] * len(pairs.prompt)
         texts = encode_pairs(model, tokenizer, pairs._replace(prompt=prompts), self.max_tokens)
         desired, undesired = (
@@ -149,7 +151,7 @@ class DeTox(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Project the value matrices inside the block. Raises SetupError if that would change none of them."""
+        """Project the value matrices inside the `with`. Raises SetupError if that would change none of them."""
         new: dict[nn.Parameter, Tensor] = {}
         written: tuple[layout.Kind, ...] = ("down",)
         if self.keys:

@@ -35,23 +35,25 @@ class DExperts(Method):
     tokens whose probability reaches `top_p`. Strength is the paper's alpha.
 
     outside: the paper (section 2) and the authors' code (alisawuffles/DExperts) set the tokens outside the nucleus to
-    -inf. A text that holds such a token would have a likelihood of 0, and means over texts no value, so our default is
-    finite: they keep their odds against the nucleus as a whole, lowered by `outside` nats. At 20 nats all of them
-    together are drawn once in a billion tokens, and a text loses 20 nats for each that it holds. inf is the paper's;
-    likelihoods that are not finite are then refused. Sampling and likelihood are steered in the same way.
+    -inf. A text that holds such a token would have a likelihood of 0, and a mean over texts would have no value, so our
+    default is finite: these tokens keep their odds against the nucleus as a whole, but lowered by `outside` nats. At 20
+    nats all of them together are drawn once in a billion tokens, and a text loses 20 nats for each that it holds. inf
+    is the paper's; likelihoods that are not finite are then refused. Sampling and likelihood are steered in the same
+    way.
 
-    edge: the last digit of a probability, which differs from batch to batch, decides whether a token at the border of
-    the nucleus is inside, and a likelihood would differ by 20 nats. So by default the penalty grows to its full size
-    over the first two nats below the nucleus' edge e (`methods.decoding.nucleus_edge`); 0 is the paper's hard border:
+    edge: with a hard border, the last digit of a probability, which differs from batch to batch, decides whether a
+    token at the border of the nucleus is inside, and a likelihood would differ by 20 nats. So by default the penalty
+    grows to its full size over the first two nats below the nucleus' edge e (`methods.decoding.nucleus_edge`); 0 is the
+    paper's hard border:
 
         m(w) = 1 - (e - z(w)) / edge, between 0 and 1;   d = z_expert - z_anti
         z'(w) = z(w) + m(w) * strength * d(w) + (1 - m(w)) * (g - outside)
         g = log sum of m exp(z + strength * d) - log sum of m exp(z),  over all tokens
 
     Differences from the paper: its experts are models of their own, trained on 160,000 and 1.4 million comments of a
-    set that we do not have; ours are copies of the model that learn a hundred texts, so rate and epochs are ours. The
-    sampling's own nucleus is taken from z' afterwards, as for every method (sampling.top_p=1 is the paper's).
-    Each expert adds a forward per token, and `apply` holds one more copy of the weights for it.
+    set that we do not have; ours are copies of the model that learn a hundred texts, so learning rate and epochs are a
+    choice of ours. The sampling's own nucleus is taken from z' afterwards, as for every method (sampling.top_p=1 is the
+    paper's). Each expert adds a forward per token, and `apply` holds one more copy of the weights for it.
     """
 
     name: ClassVar[str] = "dexperts"
@@ -118,7 +120,8 @@ class DExperts(Method):
             raise SetupError(f"method.top_p={self.top_p}: expected a probability above 0 and at most 1; paper: 0.9")
         if not self.outside >= 0 or not 0 <= self.edge < math.inf:
             raise SetupError(
-                f"method.outside={self.outside}, method.edge={self.edge}: nats, 0 or more; outside=inf forbids tokens"
+                f"method.outside={self.outside}, method.edge={self.edge}: expected nats, 0 or more; outside=inf "
+                "forbids tokens"
             )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
@@ -151,7 +154,7 @@ class DExperts(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Move the logits inside the block. Raises SetupError for the artefact of another model."""
+        """Move the logits inside the `with`. Raises SetupError for the artefact of another model."""
         if not strength:
             yield Steering()
             return

@@ -47,14 +47,14 @@ class DINM(Method):
 
         edit_weight * CE(desired continuation | prompt) + kl_weight * KL(p(. | ordinary text; before) || p(. | after))
 
-    The block is the one whose output tells the desired from the undesired texts best (`layer: null`): the largest
-    distance of the two texts of a pair over the tokens that both have (`methods.directions.stream_distances`).
-    `info.distances` has the distance at every block. In a mixture of experts the value matrices of all its experts are
-    trained.
+    With `layer: null` the block is the one whose output tells the desired from the undesired texts best: the one with
+    the largest distance between the two texts of a pair, over the tokens that both have
+    (`methods.directions.stream_distances`). `info.distances` has the distance at every block. In a mixture of experts
+    the value matrices of all its experts are trained.
 
     Differences from the paper and its code (github zjunlp/EasyEdit at 14cea82):
-    - The paper edits for one attack prompt, judges, and restores; here all pairs give one edit, `batch_size` of them a
-      step, and ordinary texts (conf/background) stand for the paper's one question of general knowledge.
+    - The paper edits for one attack prompt, judges, and restores; here all pairs give one edit, `batch_size` of them in
+      each step, and ordinary texts (conf/background) stand for the paper's one question of general knowledge.
     - That code computes the KL term without a gradient, so it protects nothing and only delays the stop at a loss of
       1e-4. `kl_gradient: false` does the same; true is the term as it is written.
     - It measures the distance over unequal tokens and padding, and takes the last block's output after the final norm.
@@ -92,7 +92,7 @@ class DINM(Method):
         )  # fmt: skip
 
     def passes(self) -> float:
-        """The search for the block, and a few steps, as if they read all of the data once."""
+        """Count the search for the block, and the few steps as if they read all of the data once."""
         return 1.0 + STEP_COST
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
@@ -109,7 +109,7 @@ class DINM(Method):
         if self.steps < 1 or not self.edit_weight > 0 or not self.kl_weight >= 0:
             raise SetupError(
                 f"method.steps={self.steps}, method.edit_weight={self.edit_weight}, method.kl_weight={self.kl_weight}: "
-                "at least 1, above 0, and at least 0"
+                "they must be at least 1, above 0, and at least 0, in this order"
             )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
@@ -179,12 +179,12 @@ class DINM(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the change inside the block. Raises SetupError for the artefact of another model."""
+        """Add the change inside the `with`. Raises SetupError for the artefact of another model."""
         with changed(model, artefact, strength, self.name):
             yield Steering()
 
 
 def value_parameters(model: PreTrainedModel, layer: int) -> dict[str, nn.Parameter]:
-    """The parameters by name that hold the MLP value matrix of a block: one, or in a mixture all of its experts'."""
+    """Return by name what parameters hold a block's MLP value matrix: one, or in a mixture those of all experts."""
     wanted = {id(part.parameter) for part in layout.stream_rows(model, layer, "down").parts}
     return {name: one for name, one in model.named_parameters() if id(one) in wanted}

@@ -27,7 +27,7 @@ SAME = 1e-5  # of the features' length: a mean difference that is shorter is rou
 
 
 class Padding(NamedTuple):
-    """How texts are padded if the padding itself is read: with which token, on which side, to which width."""
+    """The padding of texts if the padding itself is read: its token, its side, and the width that it fills."""
 
     token: int
     side: str  # left | right
@@ -83,7 +83,7 @@ def pooled_at(
     last: int | None = None,
     batch_size: int = 32,
 ) -> list[Tensor]:
-    """What passes at each place (`methods.sites`), over the positions read of each text: (N, width) fp32 on the CPU.
+    """(N, width) fp32 on the CPU for each place (`methods.sites`): its values, pooled over the positions read.
 
     One pass over the texts serves all places, and only what is pooled is kept. read and skip_first: as in
     `pooled_features`. reduce: the mean over the positions, or the largest value of each unit. last: the highest block
@@ -198,7 +198,7 @@ YARDSTICK_TEXTS = 64  # whose mean length is the unit of a strength: it moves by
 
 
 def residual_norm(model: PreTrainedModel, texts: Sequence[Text], layer: int) -> Tensor:
-    """Scalar: mean length of the output of block `layer` over the continuations' tokens of the first texts.
+    """Scalar: mean length of the output of block `layer` over the tokens of the first texts' continuations.
 
     The first token of a text is left out.
     """
@@ -275,8 +275,8 @@ def mean_difference(desired: Tensor, undesired: Tensor) -> Tensor:
 def top_tokens(model: PreTrainedModel, directions: Tensor, count: int = 10) -> Tensor:
     """(R, count) ids of the tokens whose logits each direction (R, D) of the residual stream raises most.
 
-    The final norm is left out. Without result, (R, 0), where the unembedding is of another width than the stream, or
-    not in memory (`methods.placement`).
+    The final norm is left out. The result is empty, (R, 0), where the unembedding is not as wide as the stream, or not
+    in memory (`methods.placement`).
     """
     weight: Tensor = model.get_output_embeddings().weight.detach()  # type: ignore[no-untyped-call]  # (V, D)
     if weight.shape[1] != directions.shape[1] or weight.is_meta:

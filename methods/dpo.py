@@ -58,7 +58,7 @@ class DPO(AdapterMethod):
         return STEP_COST * self.epochs + 2
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for what no LoRA can be trained with, and for a beta that is not above 0."""
+        """Raises SetupError for settings with which no LoRA can be trained, and for a beta that is not above 0."""
         super().check(model)
         if not 0 < self.beta < float("inf"):
             raise SetupError(f"method.beta={self.beta}: expected a number above 0; 0.1 is usual")
@@ -71,7 +71,7 @@ class DPO(AdapterMethod):
         self.check(model)
         desired, undesired, cut = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
         if all(one.tokens == other.tokens for one, other in zip(desired, undesired, strict=True)):
-            raise SetupError("dpo: the two texts of every pair are the same, so none is preferred; give other pairs")
+            raise SetupError("dpo: the two texts of every pair are the same, so neither is preferred; give other pairs")
         sizes = [len(one.tokens) + len(other.tokens) for one, other in zip(desired, undesired, strict=True)]
         reference = _all_log_likelihoods(model, desired, undesired)  # (N, 2)
 

@@ -20,7 +20,7 @@ class Erasure(NamedTuple):
     strength: float
 
     def of_stream(self, hidden: Tensor, *, constant: bool) -> Tensor:
-        """Vectors (..., D) after the map, in their own dtype; constant: with the offset."""
+        """Vectors (..., D) after the map, in their own dtype; constant: whether the offset counts."""
         writer, reader = self.writer.to(hidden.device), self.reader.to(hidden.device)
         along = hidden.float() @ reader  # (...,)
         gone = self.strength * (along - (self.offset if constant else 0.0))

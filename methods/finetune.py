@@ -34,9 +34,10 @@ class Finetune(Method):
     fp32 even if the model has 16 bits. The change is as large as the model, and so is the artefact.
 
     optimizer: adafactor takes 4 bytes per weight and adamw 12; for a model of 16 bits, with its fp32 masters, 8 and 16
-    (`methods.optimiser`). gradient_checkpointing: the activations of one block at a time, for a third more time.
-    kl_weight: of KL(p(. | background; W) || p(. | background; W')) in nats a token, which is added to the loss: what
-    security vectors do for the vector, without a vector. It takes a second copy of the weights.
+    (`methods.optimiser`). gradient_checkpointing: only the activations of one block are held at a time, for a third
+    more time.
+    kl_weight: the weight of KL(p(. | background; W) || p(. | background; W')) in nats a token, which is added to the
+    loss: what security vectors do for the vector, here without a vector. It takes a second copy of the weights.
     """
 
     name: ClassVar[str] = "finetune"
@@ -86,7 +87,7 @@ class Finetune(Method):
         del model
         check_recipe(self.recipe)
         if not 0 <= self.kl_weight < math.inf:
-            raise SetupError(f"method.kl_weight={self.kl_weight}: a number of at least 0, 0 for no KL term")
+            raise SetupError(f"method.kl_weight={self.kl_weight}: expected at least 0; 0 means no KL term")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The change of every weight. Raises SetupError without examples, and where the loss is no longer finite."""
@@ -102,6 +103,6 @@ class Finetune(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the change inside the block. Raises SetupError for the artefact of another model."""
+        """Add the change inside the `with`. Raises SetupError for the artefact of another model."""
         with changed(model, artefact, strength, self.name):
             yield Steering()

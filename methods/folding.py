@@ -20,7 +20,7 @@ def folded(module: nn.Module, scale: Tensor, shift: Tensor | None = None) -> dic
         W' = diag(scale) W;   b' = scale * b + shift
 
     scale, shift: (outputs,). The product is rounded once to the type of the weights. Raises SetupError for a module
-    without a weight matrix of so many outputs, and where a shift finds no bias.
+    without a weight matrix of that many outputs, and for a shift where the module has no bias.
     """
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     columns = isinstance(module, Conv1D)  # which stores (inputs, outputs)

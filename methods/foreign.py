@@ -24,7 +24,7 @@ Operation = Literal["add", "clamp", "ablate"]
 
 
 class Told(NamedTuple):
-    """What the user says about the vectors of a file; None where the user says nothing."""
+    """The user's statements about the vectors of a file; None where there is none."""
 
     layer: int | None
     hook: Side | None
@@ -180,8 +180,8 @@ def _safetensors(file: Path, told: Told, model: PreTrainedModel) -> Content:
     strange = [name for name in tensors if not re.fullmatch(r"layers\.(0|[1-9][0-9]*)\.direction", name)]
     if strange or not tensors:
         raise SetupError(
-            f"{file}: vectors are called layers.N.direction there, and it holds {', '.join(sorted(strange)) or 'none'};"
-            " only artefacts of such vectors can be imported"
+            f"{file}: vectors of this format are called layers.N.direction, and the file holds "
+            f"{', '.join(sorted(strange)) or 'none'}; only artefacts of such vectors can be imported"
         )
     side = _agreed(file, "hook", told.hook, None, needed=True)
     operation = _agreed(file, "operation", told.operation, None, needed=True)
@@ -201,7 +201,9 @@ def _of_layer(file: Path, found: list[Vector], told: Told, model: PreTrainedMode
     """All vectors. If the user names a layer, the file must have that one and no other."""
     if told.layer is not None and [one.module for one in found] != [_block(model, told.layer, file)]:
         there = ", ".join(one.module for one in found)
-        raise SetupError(f"{file}: method.layer={told.layer}, and it holds vectors at {there}; leave method.layer null")
+        raise SetupError(
+            f"{file}: method.layer={told.layer}, and the file holds vectors at {there}; leave method.layer null"
+        )
     return found
 
 
@@ -213,7 +215,9 @@ def _lm_eval(file: Path, told: Told, model: PreTrainedModel) -> Content:
     found = []
     for name, entry in content.items():
         if not isinstance(entry, Mapping) or not {"steering_vector", "steering_coefficient", "action"} <= set(entry):
-            raise SetupError(f"{file}: {name} has no steering_vector, steering_coefficient and action of lm-eval's")
+            raise SetupError(
+                f"{file}: {name} lacks one of lm-eval's entries steering_vector, steering_coefficient and action"
+            )
         if name not in modules or not name:
             raise SetupError(
                 f"{file}: {type(model.base_model).__name__} has no module {name}; it was made for another model"
@@ -236,7 +240,7 @@ def _lm_eval(file: Path, told: Told, model: PreTrainedModel) -> Content:
 
 
 def _check_outputs(file: Path, names: Sequence[str], model: PreTrainedModel) -> None:
-    """Raises SetupError for a module that does not run, or whose output is not as wide as the stream, on one token."""
+    """Read one token; raise SetupError for a module that does not run, or whose output is not as wide as the stream."""
     if input_device(model).type == "meta":
         return
     widths: dict[str, int] = {}

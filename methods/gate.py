@@ -25,33 +25,34 @@ FOLDS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(Method):
-    """y <- where the gate is open: what `inner` makes of y; where it is closed: y itself. Both are bit-equal.
+    """y <- what `inner` makes of y where the gate is open, and y itself where it is closed; both bit for bit.
 
     The gate learns from two sets: the source, which is to be steered (the pairs' prompts with their undesired texts),
     and the control, which is to stay as it is (the background texts). Both choices are ours, as neither release says
-    what to take for a model that writes on. Features are means over the tokens of a text but the first `skip_first`.
+    what to take for a model that continues a text. Features are means over all tokens of a text but the first
+    `skip_first`.
 
     kind: `cast` judges a prompt once, at the input of block `condition_layer`, by
 
         sim = cos(h, tanh(c c^T h)),   open where sim > threshold (`above`) or sim < threshold (`below`)
 
-    h: the mean over the prompt's tokens. c: the first principal component of all features, of length 1; the mean of all
-    is taken off for that. threshold, when: null and `auto` choose what has the largest F1 on the features. What is
-    written after the prompt, and its last token, is steered or not accordingly; what comes before that token is not, as
-    it may have been read, and be shared with other prompts, before there is a verdict. So `inner` must only steer
-    generation, in blocks that are not before the one that is judged. Differences from the authors' release, which
-    judges the first row of a batch for all rows, with its padding, and adds to the prompt as well: each row is judged
-    by itself, from its real tokens, and keeps its verdict where it is copied for more samples.
+    h: the mean over the prompt's tokens. c: the first principal component, of length 1, of all features less their
+    mean. threshold, when: null and `auto` choose what has the largest F1 on the features. The verdict holds for the
+    last token of the prompt and for what is written after it. What comes before that token is not steered, as it may
+    have been read, and be shared with other prompts, before there is a verdict. So `inner` must only steer generation,
+    in blocks that are not before the one that is judged. Differences from the authors' release, which judges the first
+    row of a batch for all rows, with its padding, and adds to the prompt as well: each row is judged by itself, from
+    its real tokens, and keeps its verdict where it is copied for more samples.
 
-    kind: `dsas` opens by a share for each token at each place that `inner` hooks,
+    kind: `dsas` opens the gate partly, by a share g for each token at each place that `inner` hooks,
 
         y <- y + g (T(y) - y),   g = sigmoid(w . y + b)
 
     with T(y) what `inner` makes of y at its strength. w, b: a logistic regression (C=1) of source against control, on
     `components` principal components of the features, each scaled to unit variance, collapsed into one vector. At a
     place at which it is right for less than `min_accuracy` of the texts, in five folds, the gate stays closed. We could
-    not read the paper's
-    main text: folds, scaling and the sets are ours. As there, the regression learns from means and judges tokens.
+    not read the paper's main text: folds, scaling and the sets are ours. As there, the regression learns from means and
+    judges tokens.
 
     In the record: how often the condition holds (`info.open_source`, `info.open_control`, `info.open_prompts`), which
     places are on (`info.accuracy`), and `info.never_opens` or `info.always_open` where no text of the fit, or each one,
@@ -76,7 +77,7 @@ class Gate(Method):
     strengths: Sequence[float] = field(default_factory=tuple)
 
     def __post_init__(self) -> None:
-        """Takes over the grid of the method inside if it has no grid of its own."""
+        """Take over the grid of the method inside if the gate has no grid of its own."""
         if not self.strengths:
             object.__setattr__(self, "strengths", tuple(self.inner.strengths))
 
@@ -303,7 +304,7 @@ class Gate(Method):
 
 
 class Sets(NamedTuple):
-    """The texts that a gate is to open for, those it is to close for, and the prompts of the first."""
+    """The texts that a gate is to open for, those it is to close for, and the prompts of the former."""
 
     source: list[Text]
     control: list[Text]

@@ -34,12 +34,12 @@ class Imported(Method):
 
     add: h + strength * coefficient * v. clamp: h + strength * (coefficient - h . u) u with u = v / |v|; with a bias b
     the coefficient counts from b . u. ablate: the direction of v is taken out of all that is written to the stream
-    (`methods.erasing`), strength being the share. So 1 is what the file says, in its unit: a unit vector stays one, and
-    what we export has its strength in it.
+    (`methods.erasing`), strength being the share. So strength 1 is what the file says, in the file's own unit: a unit
+    vector stays one, and a file that we exported already contains its strength.
 
     Nothing is guessed: what a file does not state must be set (`layer`, `hook`, `operation`, `scope`), and if the file
     or its name states it as well, both must agree. The metadata that our own GGUF export writes is checked.
-    Vectors of GGUF files of zeros are left out. repeng reads its last block after the final norm and adds before it;
+    Vectors of zeros in a GGUF file are left out. repeng reads its last block after the final norm and adds before it;
     here the file is taken as it is. llama.cpp adds vectors that occur twice in a file or in several files; here that is
     refused.
 
@@ -132,7 +132,7 @@ class Imported(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Steer inside the block. Raises SetupError for an artefact of another model."""
+        """Steer inside the `with`. Raises SetupError for an artefact of another model."""
         hooks: list[Hook] = []
         for key in sorted(artefact) if strength else ():
             if key.partition(".")[0] in get_args(Operation):

@@ -33,23 +33,23 @@ class InferAligner(Method):
         g_l = 1 where the block's output at the last token of the prompt has h . u_l > b_l, else 0
         theta_l = the same difference of the aligned model, of length 1, as `aim` says
 
-    a_l(text) is the block's output (resid_post) at the last token. u_l, the detector, is that of the model which is
-    steered; theta_l, the vector, that of a safety-aligned model of the same shape, which is read with the same tokens.
-    A prompt is judged once, at each block by itself, and what follows it is steered or not accordingly. n_l is the mean
+    a_l(text) is the block's output (resid_post) at the last token. u_l, the detector, comes from the model that is
+    steered; theta_l, the vector, comes from a safety-aligned model of the same shape, which reads the same tokens. A
+    prompt is judged once, at each block by itself, and what follows it is steered or not accordingly. n_l is the mean
     length of the stream in the model which is steered.
 
     The authors' repository has no code of the method, and its gate bias, layers and strength are not known to us: the
     midpoint, the middle third and the unit of the strength are choices of ours. So are these:
     open_at: where a gate opens, from the desired texts' mean (0) to the undesired ones' (1).
-    aligned: folder or hub id of the aligned model, which has to be on this machine already; a result is known by this
-    text and `aligned_revision`, not by what the folder holds. null: the model's own difference.
+    aligned: folder or hub id of the aligned model, which has to be on this machine already; the id of a result contains
+    this text and `aligned_revision`, not the folder's content. null: the model's own difference.
     aim: `desired` turns theta_l to the side of the desired texts. `harm` turns it to the undesired ones, as the paper
     does with an aligned model: a model that recognises harm more clearly should refuse it. Use `harm` only with
     `aligned`.
-    boundary: whether the last prompt token is moved as well. It is judged at each block as it comes there, so with true
-    a block sees what the blocks below have added to it; false judges the unsteered model, and leaves the first new
-    token as it was. The paper adds at all positions; what comes before the last token of a prompt is not moved here,
-    since it may have been read, and be shared with other prompts, before there is a verdict.
+    boundary: whether the last prompt token is moved as well. The token is judged at each block as it arrives there, so
+    with true a block sees what the blocks below have added to it; false judges the unsteered model, and leaves the
+    first new token as it was. The paper adds at all positions; what comes before the last token of a prompt is not
+    moved here, since it may have been read, and be shared with other prompts, before there is a verdict.
 
     In the record: `info.right`, the share of the fit's texts that each gate judges right, and `info.open`, the share of
     the fit's prompts at which it is open. There 0 or 1 means that the gate never, or always, opens.
@@ -77,7 +77,7 @@ class InferAligner(Method):
         vectors.block_range(model, self.first_layer, self.last_layer)
         vectors.check_choice("aim", self.aim, get_args(Aim))
         if not math.isfinite(self.open_at):
-            raise SetupError(f"method.open_at={self.open_at}: a number; 0.5 is in the middle between the two means")
+            raise SetupError(f"method.open_at={self.open_at}: expected a number; 0.5 is midway between the two means")
         if self.aligned is None and self.aligned_revision is not None:
             raise SetupError(f"method.aligned_revision={self.aligned_revision} without method.aligned; give both")
 
@@ -87,7 +87,7 @@ class InferAligner(Method):
         return 1.0
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Detector, bias and vector of each block. One pass reads all blocks, and a short one the prompts.
+        """Return detector, bias and vector of each block. One pass reads all blocks, and a short one the prompts.
 
         Raises SetupError without pairs, where the means of both sides are the same, and for an aligned model that
         cannot be loaded or has another shape.
@@ -129,7 +129,7 @@ class InferAligner(Method):
     def _other(self, aligned: str, model: PreTrainedModel, largest: int) -> PreTrainedModel:
         """The aligned model. Raises SetupError if it is not on disk, or has another shape than this one.
 
-        largest: of the token ids that it will read.
+        largest: the largest token id that it will read.
         """
 
         def told(error: BaseException) -> SetupError:
@@ -151,20 +151,20 @@ class InferAligner(Method):
         shapes = [(layout.width(one), len(layout.blocks(one))) for one in (model, other)]
         if shapes[0] != shapes[1]:
             raise SetupError(
-                f"method.aligned={aligned} has width {shapes[1][0]} and {shapes[1][1]} blocks, the model "
-                f"{shapes[0][0]} and {shapes[0][1]}; give an aligned model of the same shape"
+                f"method.aligned={aligned} has width {shapes[1][0]} and {shapes[1][1]} blocks, the model has "
+                f"width {shapes[0][0]} and {shapes[0][1]} blocks; give an aligned model of the same shape"
             )
         rows = loaded.get_input_embeddings().weight.shape[0]
         if largest >= rows:
             raise SetupError(
-                f"method.aligned={aligned} has {rows} tokens, and the texts have token {largest}; give an aligned "
-                "model with the same tokenizer"
+                f"method.aligned={aligned} has a vocabulary of {rows} tokens, and the texts contain token {largest}; "
+                "give an aligned model with the same tokenizer"
             )
         return other
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Judge and steer inside the block. Raises SetupError for an artefact of another model or of other layers."""
+        """Judge and steer inside the `with`. Raises SetupError for an artefact of another model or of other layers."""
         layers = vectors.block_range(model, self.first_layer, self.last_layer)
         found = vectors.fitted(model, artefact, layers, self.name)
         maps = {}
@@ -196,8 +196,9 @@ def _unit(desired: Tensor, undesired: Tensor, layers: Sequence[int], whose: str)
     for layer, length, size in zip(layers, lengths.tolist(), feature.tolist(), strict=True):
         if length <= directions.SAME * size:
             raise SetupError(
-                f"infer_aligner: desired and undesired texts have the same mean at block {layer} of {whose} (it "
-                f"differs by {length:.2g}, their length is {size:.2g}); give pairs whose texts end differently"
+                f"infer_aligner: desired and undesired texts have the same mean at block {layer} of {whose} (the "
+                f"means differ by {length:.2g}, the features are {size:.2g} long); give pairs whose texts end "
+                "differently"
             )
     return functional.normalize(difference, dim=-1)
 

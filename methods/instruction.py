@@ -72,7 +72,7 @@ class Instruction(Method):
         return 1.0 if self.operation == "add" else None
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The direction at the length of the stream, and the projection that the instruction brings about.
+        """Return the direction at the length of the stream, and the projection that the instruction causes.
 
         Raises SetupError without pairs, where the instruction changes nothing, and for a text that is too long.
         """
@@ -141,7 +141,7 @@ class Instruction(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Move the stream inside the block. Raises SetupError for an artefact of another model or another layer."""
+        """Move the stream inside the `with`. Raises SetupError for an artefact of another model or another layer."""
         layer = layout.layer_index(model, self.layer)
         vector = vectors.fitted(model, artefact, [layer], self.name)[layer]
         if self.operation == "add":

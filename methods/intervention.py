@@ -1,7 +1,6 @@
 """The only ways to touch a model: record it, hook it, edit it. `methods.positions` says where a forward is.
 
-Every change is undone when its block is left, by copying saved bytes back or removing the hook, also after an
-exception.
+Every change is undone when its `with` is left, also after an exception: saved bytes are copied back, hooks are removed.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -74,9 +73,10 @@ _wrap: ContextVar[Callable[[Hook], Hook] | None] = ContextVar("wrap", default=No
 
 @contextmanager
 def wrapped(wrap: Callable[[Hook], Hook]) -> Iterator[None]:
-    """Every hook that is set inside the block is set as `wrap` makes it, which is how a gate gets at those of a method.
+    """Pass every hook inside the `with` through `wrap` before it is set; in this way a gate reaches a method's hooks.
 
-    Weights cannot be edited inside, since their effect cannot be wrapped. With nested blocks the inner one wraps first.
+    Weights cannot be edited inside, since their effect cannot be wrapped. Where two are nested, the inner one wraps
+    first.
     """
     outer = _wrap.get()
     token = _wrap.set(wrap if outer is None else lambda hook: outer(wrap(hook)))
@@ -88,7 +88,7 @@ def wrapped(wrap: Callable[[Hook], Hook]) -> Iterator[None]:
 
 @contextmanager
 def hooked(hooks: Iterable[Hook]) -> Iterator[None]:
-    """Run the hooks inside the block. Module outputs may be tensors or tuples (GPT-J); the kind is kept."""
+    """Run the hooks inside the `with`. Module outputs may be tensors or tuples (GPT-J); the kind is kept."""
     wrap = _wrap.get()
     with ExitStack() as stack:
         for hook in hooks if wrap is None else map(wrap, hooks):
@@ -120,7 +120,7 @@ def _output_hook(function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 
 @contextmanager
 def record(model: PreTrainedModel, layers: Sequence[int], site: Site = "output") -> Iterator[dict[int, Tensor]]:
-    """Inside the block, the dict holds the residual stream (B, T, D) of the latest forward for each layer.
+    """Inside the `with`, the dict holds the residual stream (B, T, D) of the latest forward for each layer.
 
     It is taken at the block itself, so the last layer is before the final norm. Padding columns hold whatever the
     model computed there: pool with a mask.
@@ -144,7 +144,7 @@ class _Written(Exception):
 
 
 def stopped_after(model: PreTrainedModel, layer: int) -> AbstractContextManager[None]:
-    """A forward inside the block ends, and the block with it, as soon as block `layer` has written.
+    """Inside the `with`, a forward ends as soon as block `layer` has written, and the `with` ends with it.
 
     Hooks that were set before see the output of that block; blocks above it, final norm and unembedding never run.
     """
@@ -153,7 +153,7 @@ def stopped_after(model: PreTrainedModel, layer: int) -> AbstractContextManager[
 
 @contextmanager
 def stopped_behind(module: nn.Module) -> Iterator[None]:
-    """A forward inside the block ends, and the block with it, as soon as the module has written."""
+    """Inside the `with`, a forward ends as soon as the module has written, and the `with` ends with it."""
 
     def stop(_module: nn.Module, _args: Any, _output: Any) -> None:
         raise _Written
@@ -169,7 +169,7 @@ def stopped_behind(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def edited(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Give parameters new values inside the block; afterwards the saved bytes are copied back.
+    """Give parameters new values inside the `with`; afterwards the saved bytes are copied back.
 
     Raises SetupError for a parameter that is not in memory (`methods.placement`), to which nothing can be written.
     """
@@ -188,9 +188,10 @@ def edited(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
 
 @contextmanager
 def exchanged(new: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-    """Parameters hold these tensors inside the block, and afterwards their own again; no number is copied.
+    """Let parameters hold these tensors inside the `with`, and their own again afterwards; no number is copied.
 
-    It is for weights that change at every token: `edited` copies them each time, this takes the memory of a second set.
+    It is for weights that change at every token: `edited` would copy them each time, whereas this takes the memory of a
+    second set.
     """
     with ExitStack() as stack:
         for parameter, value in new.items():

@@ -25,7 +25,7 @@ FEWEST_TO_TRAIN = 2  # pairs of a probe
 
 
 class Probed(NamedTuple):
-    """One probe a head, all (L, H): how it does on held-out texts, and its unit normal (L, H, d)."""
+    """One probe for each head: how it does on held-out texts, (L, H) each, and its unit normal (L, H, d)."""
 
     accuracy: Tensor
     margin: Tensor  # mean log-likelihood of the right class, in nats
@@ -59,11 +59,10 @@ class ITI(Method):
     sigma: `fit` is the paper's; `tuning` is the authors' code (github likenneth/honest_llama), which reads other texts
     for it: each text followed by the prompt of a random pair.
 
-    Differences from the authors' code: its script for editing weights puts the shift of the heads
-    into the bias as it is, without the output matrix; its hook shifts only the last position of a scored text,
-    and the logits there are not scored, so no likelihood changes. Here a likelihood is moved as a
-    sampled text is, from the last token of the context on.
-    The code's standard deviation divides by N in one script and by N - 1 in another; here it is N.
+    Differences from the authors' code: its script for editing weights puts the shift of the heads into the bias as it
+    is, without the output matrix; its hook shifts only the last position of a scored text, and the logits there are not
+    scored, so no likelihood changes. Here a likelihood is moved as a sampled text is, from the last token of the
+    context on. The code's standard deviation divides by N in one script and by N - 1 in another; here it is N.
     """
 
     name: ClassVar[str] = "iti"
@@ -171,7 +170,7 @@ class ITI(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Shift the chosen heads inside the block. Raises SetupError for an artefact of another model."""
+        """Shift the chosen heads inside the `with`. Raises SetupError for an artefact of another model."""
         with ExitStack() as stack:
             for layer in range(len(layout.blocks(model))) if strength else ():
                 key = f"layers.{layer}.shift"
@@ -190,7 +189,7 @@ class ITI(Method):
 
 
 def probe_heads(desired: Tensor, undesired: Tensor, train: Tensor, test: Tensor) -> Probed:
-    """A probe on each head of the features (L, H, N, d) of either side, of the pairs `train`; judged on `test`."""
+    """Train a probe on each head, on the pairs `train`, and judge it on `test`; each side has features (L, H, N, d)."""
     layers, heads, _, size = desired.shape
     accuracy, margin, normal = torch.zeros(layers, heads), torch.zeros(layers, heads), torch.zeros(layers, heads, size)
     unconverged = 0
@@ -207,7 +206,7 @@ def probe_heads(desired: Tensor, undesired: Tensor, train: Tensor, test: Tensor)
 
 
 def ranked(probed: Probed, alive: Tensor) -> Tensor:
-    """(n, 2) block and head of those that are alive (L, H), from the most accurate probe on; ties by likelihood."""
+    """(n, 2) block and head of the heads that are `alive` (L, H), the most accurate probe first; ties by likelihood."""
     where = alive.nonzero()  # (n, 2)
     at = where.unbind(-1)
     by_margin = probed.margin[at].argsort(stable=True, descending=True)

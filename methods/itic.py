@@ -38,7 +38,8 @@ class ITIC(Method):
     read, skip_first: which tokens of a text are averaged; the first token of a text is an attention sink.
     scope: `all` is the papers', `generation` begins at the last prompt token (`boundary`). With `all` the shift is a
     bias of attention's output matrix: where it has one, that is changed, and the model can be exported as a checkpoint.
-    Where a norm follows (Gemma 2 and 3, OLMo 2 and 3), the shift passes it, as the papers' module names it.
+    Where a norm follows (Gemma 2 and 3, OLMo 2 and 3), the shift is added before the norm, at the module that the
+    papers name.
     """
 
     name: ClassVar[str] = "itic"
@@ -103,7 +104,7 @@ class ITIC(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Shift every block's attention inside the block. Raises SetupError for an artefact of another model."""
+        """Shift every block's attention inside the `with`. Raises SetupError for an artefact of another model."""
         with ExitStack() as stack:
             for layer in range(len(layout.blocks(model))) if strength else ():
                 shift = strength * directions.fitted(model, artefact, f"layers.{layer}.shift", self.name)

@@ -54,11 +54,12 @@ class KLThenSteer(AdapterMethod):
 
     scope: `all` adds v to every token, as in the training; `generation` from the last prompt token on.
 
-    Differences from the paper and its code (github AsaCooperStickland/kl-then-steer at 8a54057), which did not agree:
+    Differences from the paper and its code (github AsaCooperStickland/kl-then-steer at 8a54057), which do not agree
+    with each other:
     - kl_from: the code computes the KL from the steered to the unsteered model, over padding too; "steered" takes that
       direction, without the padding. The paper's, from the unsteered one, is the default.
-    - The code draws c once a batch and finds the direction anew each time, from 40 pairs; here c is of each text, as
-      in the paper, and the direction is found once, from all pairs.
+    - The code draws c once a batch and finds the direction anew each time, from 40 pairs; here c is drawn for each
+      text, as in the paper, and the direction is found once, from all pairs.
     - It steers most blocks of the upper part at once, with vectors of arbitrary length; here it is one block.
       Layer, coefficient, learning rate, epochs, rank and alpha are a choice of ours (paper: 1e-5, batches of 16).
     """
@@ -81,7 +82,7 @@ class KLThenSteer(AdapterMethod):
     strengths: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5)
 
     def passes(self) -> float:
-        """One reading of the pairs, and of the background a training step and the teacher's reading per epoch."""
+        """Count one reading of the pairs, and per epoch a training step and the teacher's reading of the background."""
         return 1.0 + (STEP_COST + 1) * self.epochs
 
     def training(self, model: PreTrainedModel) -> TrainingMemory | None:
@@ -173,7 +174,7 @@ class KLThenSteer(AdapterMethod):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the whole adapter and strength times the vector inside the block; at strength 0 add nothing.
+        """Add the whole adapter and strength times the vector inside the `with`; at strength 0 add nothing.
 
         Raises SetupError for an artefact of another model or layer.
         """
@@ -199,7 +200,7 @@ def pushing(vector: Tensor, coefficients: Tensor, scope: KTSScope) -> Callable[[
 def _vector(
     model: PreTrainedModel, layer: int, desired: Sequence[Text], undesired: Sequence[Text]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """V (D,), and how well the pairs agree on it. Raises SetupError where they do not differ."""
+    """Return the vector (D,), and how well the pairs agree on it. Raises SetupError where they do not differ."""
     one, other = (
         directions.pooled_features(model, side, [layer], read="continuation")[0] for side in (desired, undesired)
     )  # (N, D) each
@@ -207,8 +208,8 @@ def _vector(
     length, size = difference.norm(), torch.cat([one, other]).norm(dim=-1).mean()
     if length <= directions.SAME * size:
         raise SetupError(
-            f"kl_then_steer: desired and undesired texts have the same mean at block {layer} (it differs by "
-            f"{length:.2g}, its length is {size:.2g}); give pairs whose texts differ"
+            f"kl_then_steer: desired and undesired texts have the same mean at block {layer} (the means "
+            f"differ by {length:.2g}, the features are {size:.2g} long); give pairs whose texts differ"
         )
     residual = directions.residual_norm(model, desired, layer)
     known = {name.removeprefix(INFO): value for name, value in separation_facts(one, other).items()}

@@ -7,7 +7,7 @@ LATER = "later"
 
 
 def later(default: Any) -> Any:
-    """The default of an option that was added after results had been stored: at its default it is in no id.
+    """Declare an option that was added after results had been stored: at its default it is in no id.
 
     So results that were made without the option keep their ids.
     """

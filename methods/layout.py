@@ -50,7 +50,7 @@ class Matrix(NamedTuple):
     def stored(self, weight: Tensor, into: Tensor | None = None) -> Tensor:
         """A new value of the whole parameter, in its own layout and dtype, for `intervention.edited`.
 
-        weight: (outputs, inputs). into: a new value that other parts have been written to, to go on with.
+        weight: (outputs, inputs). into: a new value to continue from, which other parts have already been written to.
         """
         if self.expert is None and self.rows is None:
             return (weight.T if self.transposed else weight).to(self.parameter.dtype).contiguous()
@@ -164,7 +164,7 @@ def mlp_output_is_normed(model: PreTrainedModel) -> bool:
 
 
 def width(model: PreTrainedModel) -> int:
-    """D, the width of the residual stream; some configs (OPT-350m) have an embedding of another one."""
+    """D, the width of the residual stream; in some models (OPT-350m) the embedding has another width."""
     return layout_search.width(model)
 
 
@@ -197,14 +197,14 @@ def _missing(model: PreTrainedModel, layer: int, kind: Kind) -> SetupError:
     there = [one for one in get_args(Kind) if getattr(own, ROLES[one])]
     every = ", ".join(one.name for one in layout_search.projections(blocks(model)[layer]))
     return SetupError(
-        f"{model.config.model_type} has no {kind} matrix of its own in block {layer} (an MLP without gate?), or it is "
-        f"called something unknown: it has {', '.join(there) or 'none that is known'}, and the block's matrices are "
+        f"{model.config.model_type} has no {kind} matrix of its own in block {layer} (an MLP without gate?), or it has "
+        f"an unknown name: the block has {', '.join(there) or 'none that is known'}, and the block's matrices are "
         f"{every}; choose another one, or name it: model.layout={{{ROLES[kind]}: NAME}}"
     )
 
 
 def matrices(model: PreTrainedModel, layer: int, name: str, kind: Kind) -> list[Matrix]:
-    """The parts of kind `kind` under a name of the layout in one block, as `stream_rows` has them; [] for none.
+    """Return the parts of kind `kind` for one name of the layout, in one block, as in `stream_rows`; [] for none.
 
     Raises SetupError for one that is not in memory.
     """
@@ -273,7 +273,7 @@ def _stores_inputs_first(owner: nn.Module, parameter: nn.Parameter, writes: bool
 
 
 def layer_index(model: PreTrainedModel, layer: int | float, setting: str = "method.layer") -> int:
-    """The block that `layer` names: an integer counts from 0 (or back from -1), a fraction in [0, 1) is of the depth.
+    """Return the block that `layer` names: its number from 0 (or back from -1), or a fraction in [0, 1) of the depth.
 
     Raises SetupError when the model has no such block.
     """

@@ -1,9 +1,9 @@
 """Finds parts in a model's module tree: the block list, a block's projections, the final norm.
 
-The tree gives the candidates: a `nn.ModuleList` of like blocks as long as the config says the model is deep, and in a
-block all Linear and Conv1D modules and the three-dimensional parameters that hold a mixture of experts. What a
-candidate is for is told by the last part of its name (SUFFIXES) and, in an MLP, by its shape. What remains open is left
-empty; whoever needs it is told to name it in `model.layout`.
+The tree gives the candidates: a `nn.ModuleList` of similar blocks, as many as the config says that the model has, and
+in a block all Linear and Conv1D modules and the three-dimensional parameters that hold a mixture of experts. The last
+part of its name (SUFFIXES) tells what a candidate is for; in an MLP its shape may tell as well. What remains open is
+left empty; whoever needs it is told to name it in `model.layout`.
 """
 
 import re
@@ -24,11 +24,12 @@ Names = tuple[str, ...]
 
 
 class Layout(NamedTuple):
-    """Dotted names: of the block list and final norm from the model, of matrices from one block.
+    """Dotted names of parts: of the block list and final norm as seen from the model, of matrices as seen from a block.
 
-    A name is that of a linear module, or of a parameter that holds a matrix, or one for each expert. "*" stands for
-    every number, as in "mlp.experts.*.gate_proj". A block needs to have only some of the names, since in some models
-    only some blocks are a mixture of experts. Empty: the architecture has no such matrix, or it was not found.
+    A name is that of a linear module, or of a parameter that holds a matrix, or a matrix for each expert. "*" stands
+    for every number, as in "mlp.experts.*.gate_proj". A block needs to have only some of the names, since in some
+    models only some blocks are a mixture of experts. An empty entry: the architecture has no such matrix, or it was not
+    found.
 
     A name under both gate and up is one matrix for both, the gate's rows first; one under q, k and v holds all three.
     """
@@ -100,7 +101,7 @@ def search(model: PreTrainedModel) -> Layout:
 
 
 def width(model: PreTrainedModel) -> int:
-    """D, the width of the residual stream; some configs (OPT-350m) have an embedding of another one."""
+    """D, the width of the residual stream; in some models (OPT-350m) the embedding has another width."""
     return int(model.config.get_text_config().hidden_size)
 
 
@@ -154,7 +155,7 @@ def _like_blocks(listed: nn.ModuleList) -> bool:
 
 
 def projections(block: nn.Module) -> list[Projection]:
-    """Every matrix in a block that may read or write the residual stream, of numbered ones (experts) one."""
+    """Return every matrix in a block that may read or write the residual stream; numbered ones (experts) count once."""
     found: dict[str, Projection] = {}
     for name, module in block.named_modules():
         if isinstance(module, nn.Linear | Conv1D):
@@ -176,7 +177,7 @@ def starred(name: str) -> str:
 def _attention(
     there: Sequence[Projection], groups: set[str], orders: list[Fused | None]
 ) -> Iterator[tuple[str, Names]]:
-    """The matrices of attention, as role and names; the order of a fused matrix is put into `orders`."""
+    """Yield attention's matrices, each as its role and names, and put the order of a fused matrix into `orders`."""
     for one in there:
         if one.group not in groups:
             continue
@@ -203,7 +204,7 @@ def _mlps(there: Sequence[Projection], attention: set[str], width: int) -> list[
 
 
 def _reads_and_writes(group: Sequence[Projection], width: int) -> bool:
-    """Whether the two sides of the stream are among the sizes; how experts are stored is not known here."""
+    """Whether the group has a matrix that reads the stream and one that writes it; experts may be stored either way."""
     if all(one.experts for one in group):
         return all(width in (one.outputs, one.inputs) for one in group)
     return any(one.inputs == width for one in group) and any(one.outputs == width for one in group)
@@ -251,8 +252,8 @@ def final_norm(model: PreTrainedModel, blocks: str) -> str | None:
 def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, inputs: int) -> Tensor:
     """Which rows of one matrix (outputs, D) for q, k and v are those of `kind`, in the order of its heads.
 
-    inputs: of the matrix that attention writes by, which has one for each entry of each query head.
-    Raises SetupError where the order is not known, or does not go into the matrix.
+    inputs: the number of inputs of the matrix through which attention writes, one for each entry of each query head.
+    Raises SetupError where the order is not known, or does not fit the matrix.
     """
     heads = int(model.config.get_text_config().num_attention_heads)
     size = inputs // heads
@@ -274,7 +275,7 @@ def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, i
 
 @torch.inference_mode()
 def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
-    """How q, k and v lie in one matrix, by reading one token: what block 0 caches as values is what its rows v give.
+    """Find how q, k and v lie in one matrix by reading one token: block 0 caches as values what the rows of v give.
 
     None if no order gives these values. With a single key head both orders are the same.
     """
@@ -299,7 +300,7 @@ def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
 
 
 def read_one_token(model: PreTrainedModel, **settings: Any) -> None:
-    """A forward of one token, a prompt by itself for hooks that steer by position (of a method that came before)."""
+    """Run a forward of one token, which counts as a prompt for hooks that steer by position (of an earlier method)."""
     device = input_device(model)
     none, one = torch.zeros(1, dtype=torch.long, device=device), torch.ones(1, device=device).long()
     with at(Positions(none, one, none, one)):
@@ -307,7 +308,7 @@ def read_one_token(model: PreTrainedModel, **settings: Any) -> None:
 
 
 def _written(block: nn.Module, layout: Layout) -> int:
-    """Entries that all query heads write together: the inputs of the matrix that attention writes by."""
+    """Return the number of entries that all query heads write: the inputs of the matrix by which attention writes."""
     return next(one.inputs for one in projections(block) if one.name == layout.o[0])
 
 

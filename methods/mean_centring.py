@@ -80,13 +80,13 @@ class MeanCentring(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The centred mean, (D,), and how well the texts agree on it at that block (`methods.separation`).
 
-        There a pair is a target and a background text, the first of both, the second of both and so on, for as many as
-        there are of both. Raises SetupError without pairs or background, and where their means are the same.
+        For that, the first target and the first background text count as a pair, then the second of each, and so on
+        until either list ends. Raises SetupError without pairs or background, and where their means are the same.
         """
         pairs, background = required_pairs(data, self.name), data.background
         if not background:
             raise SetupError(
-                "mean_centring subtracts the mean of ordinary texts and got none; set background=wiki, "
+                "mean_centring subtracts the mean of ordinary texts and got no such text; set background=wiki, "
                 "or background=texts background.path=FILE"
             )
         layer = layout.layer_index(model, self.layer)
@@ -102,8 +102,9 @@ class MeanCentring(Method):
         length = direction.norm()
         if length <= directions.SAME * ordinary.norm():
             raise SetupError(
-                f"mean_centring: desired and background texts have the same mean at block {layer} (it differs by "
-                f"{length:.2g}, its length is {ordinary.norm():.2g}); give background texts other than the desired ones"
+                f"mean_centring: desired and background texts have the same mean at block {layer} (the means "
+                f"differ by {length:.2g}, that of the background is {ordinary.norm():.2g} long); give background texts "
+                "other than the desired ones"
             )
         return {
             f"layers.{layer}.direction": direction / length if self.normalise else direction,
@@ -118,7 +119,7 @@ class MeanCentring(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the direction inside the block. Raises SetupError for an artefact of another model or layer."""
+        """Add the direction inside the `with`. Raises SetupError for an artefact of another model or layer."""
         layer = layout.layer_index(model, self.layer)
         vector = strength * directions.fitted(model, artefact, f"layers.{layer}.direction", self.name)
         hook = Hook(layout.blocks(model)[layer], "output", adding(vector, self.scope, boundary=self.boundary))

@@ -1,8 +1,8 @@
 """Training steps by AdamW or Adafactor, on fp32 copies of the weights if the model has fewer bits.
 
 At a learning rate of 3e-5 a step moves a weight by about 3e-5. Two neighbouring bfloat16 numbers near 0.02, a common
-size of a weight, lie 1.2e-4 apart, so in bfloat16 nearly every step would be rounded away. A weight of 16 bits has
-therefore a master in fp32. The step, its gradient and its moments are fp32, and the model gets the master rounded.
+size of a weight, lie 1.2e-4 apart, so in bfloat16 nearly every step would be rounded away. A weight of 16 bits
+therefore has a master in fp32. The step, its gradient and its moments are fp32, and the model gets the master rounded.
 """
 
 import math
@@ -23,8 +23,9 @@ class Optimiser:
     scaled: where the model computes in float16. Then the loss must be multiplied by `scale` before the backward pass,
     since small gradients would be 0 in float16. The scale only falls: it is halved if a gradient is not finite.
 
-    Without weight decay. Adafactor (arXiv 1804.04235) keeps of the second moment of a matrix the means of its rows and
-    columns, and no first moment. Here it takes the learning rate as it is, as AdamW does, not relative to the weights.
+    There is no weight decay. Of a matrix's second moment, Adafactor (arXiv 1804.04235) keeps only the means of the rows
+    and columns, and it keeps no first moment. Here it takes the learning rate as it is, as AdamW does, not relative to
+    the weights.
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Optimiser:
         ]
 
     def step(self, rate: float) -> bool:
-        """Move the weights. False: a gradient is not finite, nothing was moved, and `scale` is half of what it was."""
+        """Move the weights. Return False if a gradient is not finite; then nothing has moved, and `scale` is halved."""
         if self.scaled and not all(one.grad is None or one.grad.isfinite().all() for one in self.parameters):
             self.scale /= 2
             self.clear()
@@ -83,7 +84,7 @@ class Optimiser:
             parameter.grad = None
 
     def state(self) -> dict[str, Tensor]:
-        """Weights and moments by the number of their parameter, "0.weight"; from them `restore` goes on."""
+        """Return weights and moments by the number of their parameter, as "0.weight"; `restore` takes them back."""
         found: dict[str, Tensor] = {"scale": torch.tensor(self.scale)} if self.scaled else {}
         for group, optimiser in self._groups:
             for number in group:
@@ -109,7 +110,7 @@ class Optimiser:
 
 
 def _number_or_tensor(value: Tensor, master: Tensor) -> Tensor | int:
-    """An entry of an optimiser's state; Adafactor counts its steps in an int."""
+    """Return an entry of an optimiser's state as the optimiser needs it; Adafactor counts its steps in an int."""
     return int(value) if value.dtype == torch.long else value.to(master.device, copy=True)
 
 

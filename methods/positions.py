@@ -16,8 +16,8 @@ class Positions(NamedTuple):
     Padding, on either side, is not counted: the first real token of a row is position 0.
 
     noted: what hooks keep about each row from one forward to the next, (B, ...) tensors under keys of their own. The
-    code that runs the model gives the same dict to every forward of the same rows, and an entry for each row where it
-    copies, reorders or drops them (bench.model.rows). None: nothing is kept.
+    code that runs the model gives the same dict to every forward of the same rows; where it copies, reorders or drops
+    rows, it does the same with their entries (bench.model.rows). None: nothing is kept.
     """
 
     first: Tensor  # first real column of this forward (number of pads on the left)
@@ -38,7 +38,7 @@ _current: ContextVar[Positions | None] = ContextVar("positions", default=None)
 
 @contextmanager
 def at(positions: Positions) -> Iterator[None]:
-    """Tell the hooks the positions of the forward inside this block."""
+    """Tell the hooks the positions of the forward inside the `with`."""
     token = _current.set(positions)
     try:
         yield
@@ -48,10 +48,10 @@ def at(positions: Positions) -> Iterator[None]:
 
 @contextmanager
 def generating(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block transformers' own `model.generate` tells the hooks where each forward is.
+    """Inside the `with`, transformers' own `model.generate` tells the hooks where each forward is.
 
-    A forward without anything in its KV cache is taken to hold the prompts, whole; padding is what the attention mask
-    says. Batches (padded on the left, as `generate` wants them), sampling and beams are followed, prefill in chunks and
+    A forward with an empty KV cache is taken to hold the whole prompts; the attention mask says what is padding.
+    Batches (padded on the left, as `generate` wants them), sampling and beams are followed, prefill in chunks and
     assisted decoding are not.
     """
     prompt = torch.zeros(0)

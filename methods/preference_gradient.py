@@ -30,7 +30,7 @@ def value_gradients(
     Args:
         model: its parameters may have no gradients of their own.
         desired: texts of the same prompts as `undesired`, as `methods.training.encoded_pairs` gives both.
-        undesired: see there.
+        undesired: see `desired`.
         layers: numbers of the blocks.
         batch_size: pairs that are read at once.
     """
@@ -66,7 +66,7 @@ def energy_share(gradient: Tensor, directions: Tensor) -> float:
 
 
 def random_directions(rank: int, width: int, seed: int) -> Tensor:
-    """(R, D) orthonormal directions in a random place; a gradient has a share of about R / D in them."""
+    """(R, D) orthonormal directions of a random subspace; a gradient has a share of about R / D in it."""
     drawn = torch.randn(width, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     frame: Tensor = torch.linalg.qr(drawn).Q.T
     return frame

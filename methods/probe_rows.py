@@ -44,7 +44,7 @@ NOT_OURS = "probe_rows: this artefact was not fitted on this model; fit it again
 class Sample(NamedTuple):
     """Texts with their pooled features (N, D) and classes (N,), parted into indices to train and to test a probe on.
 
-    facts: what is said of them, under its names in the artefact.
+    facts: what the artefact says about them, by the names that it has there.
     """
 
     texts: list[Text]
@@ -72,22 +72,22 @@ class ProbeRows(Method):
     that the first one left (section 4.5) see `methods.stack`.
 
     learns_from: the paper's probe learns from single texts with labels ("labelled"), of which there may be more of one
-    class than of the other; "pairs" are the texts of contrast pairs, of which both are held out together.
+    class than of the other; "pairs" are the texts of contrast pairs, whose two texts are held out together.
 
-    loss_at: the alpha at which the probe's loss on the edited model is measured, as Table 13 does: on the held-out
-    texts, read by the model with and without the edit, "info.probe_loss_desired" and "info.probe_loss_undesired" before
-    it, the same with "_edited" after it. A logistic probe, whose rows are only scaled for decisions, has none.
+    loss_at: the alpha at which the probe's loss on the edited model is measured, as Table 13 does. It is measured on
+    the held-out texts: read by the model before the edit, as "info.probe_loss_desired" and "info.probe_loss_undesired",
+    and after it, under the same names with "_edited". A logistic probe, whose rows are only scaled for decisions, has
+    none.
 
     The paper trains for 9 epochs of a large comment corpus. On a hundred pairs that is a hundred Adam steps of 1e-4,
-    after which the probe is still at its random initialisation: `min_steps` repeats a small set until it is
+    after which the probe is still at its random initialisation: `min_steps` repeats a small set until the probe is
     trained.
 
-    The paper's ablations are options. probe="random": the rows are those of the trained probe, but a
-    random vector of its length is added. rows: "random" ones, or "aligned", which the paper edits with a negative
-    alpha.
+    The paper's ablations are options. probe="random": the rows are those of the trained probe, but a random vector of
+    its length is added. rows: "random" ones, or "aligned", which the paper edits with a negative alpha.
     matrix: where a matrix writes the stream (down, o) its columns are used as rows, since only they have length D; the
     paper does not say how it did this, nor its K there; here it is the same share of that matrix's rows. skip_quarter:
-    no row of that quarter of the blocks is taken; K counts all blocks, with and without it.
+    no row of that quarter of the blocks is taken; K is a share of the rows of all blocks all the same.
     """
 
     name: ClassVar[str] = "probe_rows"
@@ -157,11 +157,10 @@ class ProbeRows(Method):
         return layout.layer_index(model, self.layer), False
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The vector that is added, "probe" (D,), and where, "rows" (K, 2): block and row of each.
+        """Return the vector that is added, "probe" (D,), and where, "rows" (K, 2): block and row of each.
 
         How well pairs agree (`methods.separation`) is computed for all pairs where the probe reads them, with their
-        mean
-        difference as the direction, not the probe: `info.probe_accuracy` is the probe's own.
+        mean difference as the direction, not the probe: `info.probe_accuracy` is the probe's own.
         """
         self.check(model)
         generator = torch.Generator().manual_seed(self.seed)

@@ -32,7 +32,8 @@ def sides(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
 def logistic(features: Tensor, positive: Tensor, max_iter: int = 1000) -> Logistic:
     """Logistic regression with scikit-learn's default penalty (C = 1), by L-BFGS in double precision.
 
-    features: (N, D). positive: (N,) true for one class. A fit that has not converged says so instead of a warning.
+    features: (N, D). positive: (N,) true for one class. Whether the fit converged is in the result; no warning is
+    shown.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -86,9 +87,10 @@ def linear_probe(
 
 
 def logistic_probe(features: Tensor, labels: Tensor) -> Probe:
-    """Logistic regression with sklearn's default penalty; the undesired row is its coefficients, the other minus them.
+    """Fit a logistic regression with sklearn's default penalty: the undesired row w has its coefficients, the other -w.
 
-    The probabilities follow from the difference of the two rows, here twice the coefficients: decisions are the same.
+    The softmax of both logits depends on the difference of the rows, here twice the coefficients: it makes the same
+    decisions with other probabilities.
     """
     found = logistic(features, labels == UNDESIRED, max_iter=5000)
     sign = torch.tensor([1.0 if label == UNDESIRED else -1.0 for label in range(2)])

@@ -31,7 +31,7 @@ def skip(tokens: float) -> None:
 def listening(
     listener: Callable[[float], None] | None, skipped: Callable[[float], None] | None = None
 ) -> Iterator[None]:
-    """Send every `advance` inside the block to the listener, and every `skip` to `skipped`; None silences them."""
+    """Send every `advance` inside the `with` to the listener, and every `skip` to `skipped`; None silences them."""
     tokens = _advance.set(listener), _skip.set(skipped)
     try:
         yield
@@ -41,14 +41,14 @@ def listening(
 
 
 class Count:
-    """How many tokens went through the model."""
+    """The number of tokens that went through the model."""
 
     tokens: float = 0.0
 
 
 @contextmanager
 def counting() -> Iterator[Count]:
-    """Count the tokens that go through the model inside the block; an outer listener gets them too."""
+    """Count the tokens that go through the model inside the `with`; an outer listener gets them too."""
     count, outer = Count(), _advance.get()
 
     def both(tokens: float) -> None:
@@ -65,7 +65,7 @@ def counting() -> Iterator[Count]:
 
 @contextmanager
 def checkpointing(folder: Path) -> Iterator[None]:
-    """Inside the block, a training keeps its state in this folder, and goes on from what it finds there.
+    """Inside the `with`, a training keeps its state in this folder, and goes on from what it finds there.
 
     The folder must belong to one fit alone: what is found there is taken to be of the same model, data and settings.
     """

@@ -35,7 +35,7 @@ class Prompt(Method):
     strengths: Sequence[float] = (1, 2, 3, 4, 5)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError when the grid names a prompt that is not there, or a prompt is empty."""
+        """Raises SetupError when the grid names a prompt that does not exist, or a prompt is empty."""
         del model
         for number in self.strengths:
             if not self._chosen(number).strip():
@@ -48,7 +48,7 @@ class Prompt(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Raises SetupError for a number without a prompt."""
+        """Put the prompt of this number before every text inside the `with`. Raises SetupError where there is none."""
         del model, artefact
         yield Steering(prefix=self._chosen(strength)) if strength else Steering()
 

@@ -34,8 +34,8 @@ class PSA(Method):
     a_l(text) is the block's output (resid_post) at the last token, or averaged over the tokens that `read` names
     (section 5.1; algorithm 1). Each pair counts with length 1 or less, so replacing one pair moves the
     mean by at most 2 / N, and the noise hides that: v_l is (epsilon, delta)-differentially private for data sets that
-    differ in one pair, and so is everything that is computed from it. With one vector for each of S blocks the sum is
-    (S epsilon, S delta), by basic composition. The noise is drawn once, in `fit`.
+    differ in one pair, and so is everything that is computed from it. With one vector for each of S blocks, the total
+    is (S epsilon, S delta), by basic composition. The noise is drawn once, in `fit`.
 
     C_l and n_l, the unit of the strength, must not come from the pairs, so they are taken from public texts: the
     background. n_l is the mean length of the stream at their tokens, and C_l = clip * n_l; how C is chosen is not in
@@ -53,7 +53,7 @@ class PSA(Method):
 
     Limits of the guarantee: a reader who knows `seed`, which draws the noise, can subtract it, so keep the seed of a
     vector that you publish secret; torch's normal numbers are pseudo-random and in float32; N counts as public;
-    `info.cut_pairs` and the refusal of a pair are about single texts.
+    `info.cut_pairs` and the refusal of a pair tell something about single texts.
     """
 
     name: ClassVar[str] = "psa"
@@ -130,7 +130,7 @@ class PSA(Method):
         if sigma == 0 and bool((mean.norm(dim=-1) <= directions.SAME).any()):
             raise SetupError(
                 "psa: the desired and undesired texts do not differ where method.read looks, so their mean difference "
-                "is zero; give pairs that do"
+                "is zero; give pairs whose texts differ there"
             )
         private = mean + sigma * torch.stack([drawn(self.seed, layer, mean.shape[1]) for layer in layers])
         budget = {} if sigma == 0 else spent(sigma, delta, count, len(layers))
@@ -161,7 +161,7 @@ class PSA(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the vectors inside the block. Raises SetupError for an artefact of another model or of other layers."""
+        """Add the vectors inside the `with`. Raises SetupError for an artefact of another model or of other layers."""
         layers = vectors.block_range(model, self.first_layer, self.last_layer)
         found = vectors.fitted(model, artefact, layers, self.name)
         maps = {layer: adding(strength * vector, self.scope) for layer, vector in found.items()} if strength else {}
@@ -188,7 +188,7 @@ def classical(delta: float, count: int) -> float:
 
 
 def spent(sigma: float, delta: float, count: int, blocks: int) -> dict[str, float]:
-    """The budget of all blocks together: by the exact condition, by the classical formula, and delta."""
+    """Return the budget of all blocks together: epsilon by the exact condition and the classical formula, and delta."""
     return {
         "epsilon": blocks * analytic_epsilon(sigma, delta, count),
         "epsilon_classical": blocks * classical(delta, count) / sigma,

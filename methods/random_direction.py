@@ -65,7 +65,7 @@ class RandomDirection(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the direction inside the block. Raises SetupError for the artefact of another model."""
+        """Add the direction inside the `with`. Raises SetupError for the artefact of another model."""
         layer = layout.layer_index(model, self.layer)
         vector = strength * directions.fitted(model, artefact, f"layers.{layer}.direction", self.name)
         hook = Hook(layout.blocks(model)[layer], "output", adding(vector, "generation", boundary=True))

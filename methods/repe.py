@@ -114,7 +114,7 @@ class RepE(Method):
     def direction(self, differences: Tensor, length: float, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """The unit vector (D,), its share of the squared lengths, and the share of pairs that agree on its sign.
 
-        differences: (N, D). length: of the features that they are differences of. Raises SetupError where they have
+        differences: (N, D). length: that of the features whose differences they are. Raises SetupError where they have
         no direction.
         """
         rows = differences.double()

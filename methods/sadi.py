@@ -44,9 +44,10 @@ class SADI(Method):
 
     scope: `generation` with `boundary` scales at the last prompt token and at each new one, in a likelihood from the
     last token of the context on, as in sampling. `last` is the authors' code: only the last prompt token.
-    frozen: what the authors' code does. The prompt is read without steering first, and then all elements of the family
-    in all blocks are put back to that at the last prompt token, those of M scaled, so that no block can react to the
-    scaling before it. It needs `scope: last`, and the prompt is read twice. False scales in place, the paper's formula.
+    frozen: true does what the authors' code does. The prompt is first read without steering. Then, at the last prompt
+    token, all elements of the family in all blocks are put back to the values of that reading, and those of M are
+    scaled, so that no block can react to the scaling in earlier blocks. It needs `scope: last`, and the prompt is read
+    twice. False scales in place, the paper's formula.
 
     The paper takes the best of 60 to 176 settings on the data that it reports; ours are chosen as for every method.
     """
@@ -148,7 +149,7 @@ class SADI(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Scale the elements inside the block. Raises SetupError for an artefact of another model."""
+        """Scale the elements inside the `with`. Raises SetupError for an artefact of another model."""
         if not strength:
             yield Steering()
             return
@@ -205,7 +206,7 @@ def _where(mask: Tensor | None, moved: Tensor, hidden: Tensor) -> Tensor:
 
 @contextmanager
 def _put_back(model: PreTrainedModel, places: Sequence[sites.Place], factors: Mapping[int, Tensor]) -> Iterator[None]:
-    """At the last prompt token all places of all blocks are what they are without steering, times their factor.
+    """At the last prompt token, put all places of all blocks back to their unsteered values, times their factor.
 
     A forward that reads such a token runs twice; the first run changes nothing and works on a copy of the cache.
     """
@@ -219,7 +220,7 @@ def _put_back(model: PreTrainedModel, places: Sequence[sites.Place], factors: Ma
             given = args, kwargs
 
     def look(_module: nn.Module, _args: tuple[Any, ...]) -> None:
-        """At the first block, before which `methods.generating` has said where the forward is."""
+        """Run once without steering, at the first block: by then `methods.generating` has said where the forward is."""
         nonlocal looking, given
         if looking:
             return

@@ -35,12 +35,12 @@ class SASA(Method):
     where the pseudo-inverse leaves out eigenvalues of at most `eigenvalue`. Strength is the paper's beta, in logits: as
     the softmax sums to 1, no logit rises by more.
 
-    arXiv 2410.03818 and its code as continued in AISteer360. Differences: the texts are our pairs and not two sets of
-    comments. There all tokens that earlier filters leave are tried, without a filter the whole vocabulary; the limit on
-    candidates is ours. margin="std", our default, takes margins in standard deviations of the texts along w: raw ones
-    are large on many models, and their softmax then picks one token; "raw" is the paper's. The last token is found by
-    each text's own length, whichever side is padded. A likelihood is steered by the same function at every token, so it
-    is that of the distribution that is sampled from, and costs as many forwards.
+    It follows arXiv 2410.03818 and its code as continued in AISteer360. Differences: the texts are our pairs and not
+    two sets of comments. There all tokens that earlier filters leave are tried, without a filter the whole vocabulary;
+    the limit on candidates is ours. margin="std", our default, takes margins in standard deviations of the texts along
+    w: raw ones are large on many models, and their softmax then picks one token; "raw" is the paper's. The last token
+    is found by each text's own length, whichever side is padded. A likelihood is steered by the same function at every
+    token, so it is that of the distribution that is sampled from, and costs as many forwards.
     """
 
     name: ClassVar[str] = "sasa"
@@ -79,10 +79,10 @@ class SASA(Method):
         if self.margin not in get_args(Margin):
             raise SetupError(f"method.margin={self.margin!r}: allowed are {', '.join(get_args(Margin))}")
         if not self.eigenvalue >= 0:
-            raise SetupError(f"method.eigenvalue={self.eigenvalue}: 0 or more; paper: 1e-6")
+            raise SetupError(f"method.eigenvalue={self.eigenvalue}: expected 0 or more; paper: 1e-6")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """W as "direction" (D,), the "midpoint" along it, and the texts' "deviation" along it within a side, scalars.
+        """Return w as "direction" (D,), and along it the "midpoint" and the texts' "deviation" within a side, scalars.
 
         Raises SetupError without pairs, and where the states of the two sides do not differ or do not vary.
         """
@@ -109,7 +109,7 @@ class SASA(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Raise candidates' logits inside the block. Raises SetupError for an artefact of another model."""
+        """Raise candidates' logits inside the `with`. Raises SetupError for an artefact of another model."""
         direction = directions.fitted(model, artefact, "direction", self.name)
         unit = artefact["deviation"] if self.margin == "std" else torch.tensor(1.0)
 

@@ -185,7 +185,7 @@ class SecurityVector(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Add the change inside the block; the vector stays off. Raises SetupError for another model's artefact."""
+        """Add the change inside the `with`; the vector stays off. Raises SetupError for another model's artefact."""
         with changed(model, artefact, strength, self.name):
             yield Steering()
 

@@ -63,9 +63,9 @@ class SelfDebias(Method):
                 f"method.template={self.template!r}: write {{}} once, in the place of the unwanted attribute"
             )
         if isinstance(self.unwanted, str) or not self.unwanted or not all(one.strip() for one in self.unwanted):
-            raise SetupError("method.unwanted: a list of one or more descriptions, none of them empty")
+            raise SetupError("method.unwanted: expected a list of one or more descriptions, none of them empty")
         if not 0 < self.epsilon <= 1:
-            raise SetupError(f"method.epsilon={self.epsilon}: the smallest factor, above 0 and at most 1; paper: 0.01")
+            raise SetupError(f"method.epsilon={self.epsilon}: expected a factor above 0 and at most 1; paper: 0.01")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """The tokens of each announcement, as "announcement.0". Raises SetupError where one is too long for the model.
@@ -87,7 +87,7 @@ class SelfDebias(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Scale probabilities inside the block."""
+        """Scale probabilities inside the `with`."""
         del model
         keys = [f"announcement.{number}" for number in range(len(self.unwanted))]
         missing = [key for key in keys if key not in artefact] if strength else []
@@ -107,7 +107,7 @@ class SelfDebias(Method):
         yield Steering(next_logits=next_logits, demand=self.demand()._replace(room=longest)) if strength else Steering()
 
     def _scaled(self, logits: Tensor, announced: Sequence[Tensor], strength: float) -> Tensor:
-        """Logits (N, V) plus the logarithm of each token's factor; announced: the same after each announcement."""
+        """Logits (N, V) plus the logarithm of each token's factor; announced: the logits after each announcement."""
         highest = torch.softmax(announced[0].float(), -1)
         for one in announced[1:]:
             highest = torch.maximum(highest, torch.softmax(one.float(), -1))

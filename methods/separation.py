@@ -78,7 +78,8 @@ def d_prime(desired: Tensor, undesired: Tensor) -> float:
 def separation_facts(desired: Tensor, undesired: Tensor) -> Artefact:
     """The numbers of `separation` as facts for a record, without those that are NaN.
 
-    From pooled activations, (N, D) each; of several layers, (L, N, D) each, the facts are the means over the layers.
+    They come from pooled activations, (N, D) each; for several layers, (L, N, D) each, they are the means over the
+    layers.
     """
     layers = zip(desired, undesired, strict=True) if desired.dim() == 3 else [(desired, undesired)]
     found = torch.tensor([separation(*layer) for layer in layers]).mean(0)  # (2,)

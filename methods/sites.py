@@ -30,7 +30,7 @@ class Place(NamedTuple):
     width: int
 
     def hook(self, function: Callable[[Tensor], Tensor]) -> Hook:
-        """A hook of a function of (B, T, width), also where the model holds all rows' tokens as one axis (OPT)."""
+        """Return a hook with a function of (B, T, width), even if the model has all rows' tokens on one axis (OPT)."""
 
         def run(hidden: Tensor) -> Tensor:
             if hidden.dim() == 3:
@@ -42,7 +42,7 @@ class Place(NamedTuple):
 
 
 class Heads(NamedTuple):
-    """What the query heads of one block give to the output projection: (B, T, number * size) goes into its module."""
+    """The output of one block's query heads, (B, T, number * size), which goes into the output projection."""
 
     place: Place
     number: int
@@ -59,17 +59,17 @@ _cache: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[Layout, _Found]]" = we
 
 
 def written(model: PreTrainedModel, layer: int, part: Part) -> Place:
-    """What attention or the MLP of a block adds to the residual stream, (B, T, D), where the stream receives it.
+    """Return the place where the stream receives what attention or the MLP of a block adds to it, (B, T, D).
 
-    That is the output of the norm after it where there is one (Gemma 2 and 3, OLMo 2 and 3), else of the projection,
-    or of the module that adds up a mixture of experts. Zeros there leave the stream unchanged. Some models multiply it
-    by a constant before they add it (Granite).
+    That is the output of the norm after the part where there is one (Gemma 2 and 3, OLMo 2 and 3), else of the
+    projection, or of the module that adds up a mixture of experts. Zeros there leave the stream unchanged. Some models
+    multiply the output by a constant before they add it (Granite).
     """
     return Place(_found(model)[layer, part].last, "output", layout.width(model))
 
 
 def projected(model: PreTrainedModel, layer: int, part: Part) -> Place:
-    """The output (B, T, D) of the matrix through which attention or the MLP writes, or of all experts together.
+    """Return the output (B, T, D) of the matrix through which attention or the MLP writes, or of all experts together.
 
     `written` is the same unless a norm follows (`is_normed`).
     """
@@ -83,7 +83,7 @@ def is_normed(model: PreTrainedModel, layer: int, part: Part) -> bool:
 
 
 def output_bias(model: PreTrainedModel, layer: int, part: Part) -> nn.Parameter | None:
-    """The bias (D,) of the matrix through which attention or the MLP writes; None without one, or with several."""
+    """The bias (D,) of the matrix through which attention or the MLP writes; None if there is none, or several."""
     bias = getattr(projected(model, layer, part).module, "bias", None)
     return bias if isinstance(bias, nn.Parameter) else None
 
@@ -171,7 +171,7 @@ def _found(model: PreTrainedModel) -> _Found:
 
 
 def _search(model: PreTrainedModel, block: nn.Module, part: Part) -> _Writers:
-    """One token is read: the projection gives (1, 1, D), and a norm that is given the very tensor comes after it."""
+    """Find them by reading one token: the projection gives (1, 1, D), and a norm that gets this very tensor follows."""
     modules = _candidates(block, _names(model, part))
     shapes: dict[nn.Module, tuple[int, ...]] = {}
     kept: list[Tensor] = []  # so that no address is used twice

@@ -15,7 +15,7 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True, kw_only=True)
 class Stack(Method):
-    """Apply the parts in order, part i at strength * at_i; part i is fitted inside parts 1 to i - 1 at their own at.
+    """Apply the parts in order, part i at strength * at_i; part i is fitted with parts 1 to i - 1 at their own `at`.
 
     Model Surgery stacks two of its edits in this way: the second probe is trained on the model that the first edit left
     (arXiv 2407.08770 section 4.5). Any methods can be stacked; prefixes are put together in order, and functions of
@@ -85,7 +85,7 @@ class Stack(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Apply all parts inside the block, and undo them in the opposite order."""
+        """Apply all parts inside the `with`, and undo them in the opposite order."""
         with ExitStack() as stack:
             steerings = []
             for name, part in self.parts.items() if strength != 0 else ():

@@ -77,6 +77,6 @@ class TaskNegation(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Take the change away inside the block. Raises SetupError for the artefact of another model."""
+        """Take the change away inside the `with`. Raises SetupError for the artefact of another model."""
         with changed(model, artefact, -strength, self.name):
             yield Steering()

@@ -2,8 +2,7 @@
 
 If they were tokenised separately, they could have tokens that occur neither in the text nor in a sample: SentencePiece
 puts a space before every text, and a token may span the join. So the whole text is tokenised once, and the
-continuation's tokens are those that
-hold a character of it: a token that spans the join belongs to the continuation.
+continuation's tokens are those that hold a character of it: a token that spans the join belongs to the continuation.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from methods.errors import SetupError
 
 
 class Text(NamedTuple):
-    """One text as token ids, of which the first `prompt` belong to the prompt, `special` of them put there by rule."""
+    """One text as token ids; the first `prompt` belong to the prompt, `special` of them put there by the tokenizer."""
 
     tokens: list[int]
     prompt: int
@@ -45,7 +44,7 @@ def split(
 ) -> list[Text]:
     """Each prompt with its continuation, tokenised as one text and parted by the offsets of the tokens.
 
-    special_tokens: with those that the tokenizer puts around a text (BOS), or without.
+    special_tokens: whether to keep the tokens that the tokenizer puts around a text (BOS).
 
     Raises SetupError for a tokenizer that cannot say where in the text its tokens are.
     """
@@ -84,7 +83,7 @@ def encode(
     continuations: Sequence[str],
     max_tokens: int | None = None,
 ) -> tuple[list[Text], int]:
-    """The texts as `split` gives them, none longer than `max_tokens` or than the model reads, and how many were cut.
+    """Return the texts as `split` gives them, cut to `max_tokens` and to what the model reads, and how many were cut.
 
     A text that is too long loses tokens of its prompt from the left, after BOS; if its continuation by itself is too
     long, it loses the prompt and then the end of the continuation. A text without any token becomes end-of-text.
@@ -112,8 +111,7 @@ def encode_pairs(
                 raise SetupError(
                     f"pair {number}: its texts have {len(whole[0].tokens)} and {len(whole[1].tokens)} tokens, and cut "
                     f"to {limit} they are the same: the part that differs would be cut off. Shorten the texts, or "
-                    "raise "
-                    "method.max_tokens where the method has it"
+                    "raise method.max_tokens where the method has it"
                 )
         desired.append(one)
         undesired.append(other)
@@ -128,7 +126,7 @@ def _limit(model: PreTrainedModel, max_tokens: int | None) -> int | None:
 
 
 def _some(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> list[Text]:
-    """The texts, an empty one as the end-of-text token, since a model needs one."""
+    """Return the texts, with the end-of-text token in place of an empty one, since a model needs a token."""
     return [text if text.tokens else Text([int(tokenizer.eos_token_id)], 0) for text in texts]  # type: ignore[arg-type]
 
 

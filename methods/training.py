@@ -95,7 +95,7 @@ def encoded(
 def encoded_pairs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, max_tokens: int
 ) -> EncodedPairs:
-    """Pairs as tokens, cut alike (`methods.tokens.encode_pairs`), those left out of which a text has no continuation.
+    """Return pairs as tokens, cut alike (`methods.tokens.encode_pairs`), but none with a text without continuation.
 
     Raises SetupError where nothing is left.
     """
@@ -116,7 +116,7 @@ def encoded_background(
 
 
 def logits_and_targets(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
-    """Logits (C, V) where a completion's token comes next, and those tokens (C,), over all C of the batch."""
+    """Return the logits (C, V) that predict the C tokens of the batch's completions, and those tokens (C,)."""
     width, device = max(len(text.tokens) for text in texts), input_device(model)
     ids = torch.tensor([text.tokens + [0] * (width - len(text.tokens)) for text in texts], device=device)
     column = torch.arange(width, device=device)[None, :]  # (1, T)
@@ -162,7 +162,7 @@ def mean_loss(model: PreTrainedModel, texts: Sequence[Text], batch_size: int = 1
 
 @contextmanager
 def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
-    """Gradients for these parameters inside the block, which gets their saved bytes, on the CPU.
+    """Inside the `with`, let these parameters require gradients; it yields their values from before, saved on the CPU.
 
     Afterwards there are no gradients, and the saved bytes are copied back.
     """
@@ -214,7 +214,7 @@ def change(parameters: Mapping[str, nn.Parameter], trained: Sequence[Tensor], be
 
 @contextmanager
 def changed(model: PreTrainedModel, artefact: Artefact, strength: float, method: str) -> Iterator[None]:
-    """Add strength times the artefact's changes inside the block. Raises SetupError for another model's artefact."""
+    """Add strength times the artefact's changes inside the `with`. Raises SetupError for another model's artefact."""
     prefix = "change."
     found = [(key.removeprefix(prefix), added) for key, added in artefact.items() if key.startswith(prefix)]
     if strength and not found:
@@ -227,7 +227,7 @@ def changed(model: PreTrainedModel, artefact: Artefact, strength: float, method:
 def with_added(
     model: PreTrainedModel, changes: Iterable[tuple[str, Tensor]], strength: float, method: str
 ) -> Iterator[None]:
-    """Add strength times each change to the parameter of that name inside the block; strength 0 asks for no change.
+    """Add strength times each change to the parameter of that name inside the `with`; strength 0 needs none.
 
     The sum is made in fp32, and rounded once where the parameter has fewer bits.
 
@@ -249,7 +249,7 @@ def with_added(
 def foretold(
     model: PreTrainedModel, trained: Sequence[nn.Parameter], recipe: Recipe, sets: Sequence[Sequence[Text]], what: str
 ) -> int:
-    """The bytes that a training will take beyond the loaded model; they are printed first.
+    """Print what memory a training takes, and return the bytes that it will take beyond the loaded model.
 
     sets: texts of which each step reads a batch. Raises SetupError where a GPU cannot hold them.
     """
@@ -265,7 +265,7 @@ def foretold(
 def most_memory(
     model: PreTrainedModel, trained: Sequence[nn.Parameter], recipe: Recipe, tokens: int, sets: int = 1
 ) -> TrainingMemory:
-    """The memory of a step that reads a batch of texts of so many tokens from each of some sets.
+    """Return the memory of a step that reads a batch of texts of `tokens` tokens from each of `sets` sets.
 
     The model may be without weights (device "meta").
     """
@@ -285,7 +285,7 @@ def train(
     stage: str,
     penalty: Callable[[int], Tensor] | None = None,
 ) -> list[Tensor]:
-    """Minimise `completion_loss` (+ penalty of the step's number) over the parameters, as `minimise` does."""
+    """Minimise `completion_loss` (+ a penalty, given the step's number) over the parameters, as `minimise` does."""
 
     def loss(step: int, rows: list[int]) -> Tensor:
         of_batch = completion_loss(model, [texts[row] for row in rows])
@@ -351,7 +351,7 @@ def keeping(
 ) -> Callable[[int], Tensor]:
     """A penalty for `train`: weight * KL(the model inside `usual` || the model) in nats a token on ordinary texts.
 
-    A batch of them in each step, in an order of its own, round and round.
+    Each step reads a batch of these texts, in an order of their own, over and over.
     """
     order = recipe._replace(epochs=1, seed=recipe.seed + 1, steps=None).batches(len(background))
 
@@ -482,7 +482,7 @@ def _resume(path: Path, optimiser: Optimiser) -> list[float]:
 
 
 def _kept(path: Path, weights: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The state in a file. Raises SetupError, which goes on from the file's name, for what was not kept here."""
+    """The state in a file. Raises SetupError, whose message continues the file's name, for what was not kept here."""
     with reading(lambda error: SetupError(f"cannot be read ({type(error).__name__})")):
         state = load_file(path)
         with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]

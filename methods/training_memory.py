@@ -1,4 +1,4 @@
-"""How much memory a training takes, before it takes it.
+"""Computes how much memory a training takes, before it starts.
 
 Weights, masters, gradients and moments are counted. Activations are read off two short forwards of the model itself,
 whose saved tensors are added up, and scaled to the batch. That also works on a model without weights (device "meta").
@@ -38,16 +38,16 @@ class TrainingMemory(NamedTuple):
 
     @property
     def held(self) -> int:
-        """What is there at the end of every backward pass, counted exactly."""
+        """The bytes that are held at the end of every backward pass, counted exactly."""
         return self.weights + self.masters + self.gradients + self.moments
 
     @property
     def peak(self) -> int:
-        """The most on the model's device."""
+        """The most bytes on the model's device."""
         return self.held + max(self.activations, self.step)
 
     def told(self, what: str) -> str:
-        """A line for whoever waits."""
+        """Return a line for the user who waits."""
         parts = ", ".join(
             f"{name} {readable(size)}" for name, size in self._asdict().items() if size and name != "host"
         )
@@ -68,7 +68,7 @@ def training_memory(
     *,
     gradient_checkpointing: bool = False,
 ) -> TrainingMemory:
-    """What a step takes. `trained` have to want their gradients already, and no other parameter any.
+    """Return what a step takes. The `trained` parameters must already require gradients, and no others may.
 
     batches: rows and tokens a row of each batch that is read in one step.
     """
@@ -87,7 +87,7 @@ def training_memory(
 
 @contextmanager
 def wanting(model: PreTrainedModel, trained: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Inside the block these parameters want gradients, and no other ones of the model."""
+    """Inside the `with`, let these parameters of the model require gradients, and no others."""
     before, chosen = [(one, one.requires_grad) for one in model.parameters()], set(trained)
     try:
         for one, _ in before:
@@ -101,7 +101,8 @@ def wanting(model: PreTrainedModel, trained: Sequence[nn.Parameter]) -> Iterator
 def activation_bytes(model: PreTrainedModel, rows: int, tokens: int, gradient_checkpointing: bool = False) -> int:
     """Bytes that a backward pass over `rows` texts of `tokens` tokens needs: stored activations, and logits' gradients.
 
-    For each text they grow as `a * tokens + b * tokens**2`; the quadratic part is of attention that keeps its weights.
+    For each text they grow as `a * tokens + b * tokens**2`; the quadratic part comes from attention that keeps its
+    weights.
     """
     vocabulary = int(model.config.get_text_config().vocab_size)
     logits = tokens * vocabulary * (4 + 2 * model.dtype.itemsize)  # their gradients: in fp32, and twice in the model's
@@ -115,7 +116,7 @@ def activation_bytes(model: PreTrainedModel, rows: int, tokens: int, gradient_ch
 
 
 def _scaled(short: float, long: float, tokens: int) -> float:
-    """The value at `tokens` of the a t + b t^2 that goes through what was found at LENGTHS."""
+    """Return a t + b t^2 at t = `tokens`, for the a and b that give the values found at LENGTHS."""
     first, second = LENGTHS
     quadratic = max(0.0, (long / second - short / first) / (second - first))
     return tokens * (short / first + quadratic * (tokens - first))
@@ -144,7 +145,7 @@ def _saved(model: PreTrainedModel, tokens: int) -> int:
 
 
 def _storage(tensor: Tensor) -> int:
-    """What tells a tensor's storage from others, also on the device "meta", where no tensor has an address."""
+    """Return what tells a tensor's storage from others, also on the device "meta", where no tensor has an address."""
     return int(tensor.untyped_storage()._cdata)
 
 

@@ -17,7 +17,7 @@ def is_tied(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def untied(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the block the unembedding is a copy, so that an edit of the token embedding leaves the logits' matrix.
+    """Inside the `with`, the unembedding is a copy, so that an edit of the token embedding leaves the logits' matrix.
 
     The config says so inside, for `save_pretrained` and for `tie_weights`, which lm-eval calls on the model that it is
     given. At the end the unembedding is the original parameter again, and config and model state what they stated

@@ -1,4 +1,4 @@
-"""What methods share that steer at the outputs of several blocks, by one vector at each.
+"""Functions for methods that steer at the outputs of several blocks, with one vector at each.
 
 A vector is kept at the length of the residual stream at its block, so that one strength means the same at every block
 and in every model: `layers.12.direction` is a unit vector times the mean residual norm at block 12, and strength 0.1
@@ -76,7 +76,7 @@ def within(function: Map, scope: Scope, *, boundary: bool = False) -> Map:
 
 
 def length_kept(function: Map) -> Map:
-    """The map, whose result is brought back to the length that each token's stream had before."""
+    """Return the map, followed by a rescaling of each token's stream to the length that it had before."""
 
     def rescaled(hidden: Tensor) -> Tensor:
         moved = function(hidden).float()
@@ -87,7 +87,7 @@ def length_kept(function: Map) -> Map:
 
 
 def towards_own_side(vector: Tensor) -> Map:
-    """Return h -> h + sign(h . v) v with v (D,): what a token has of v already grows, on whichever side it is."""
+    """Return h -> h + sign(h . v) v with v (D,): a token's component along v grows, whichever its sign."""
 
     def function(hidden: Tensor) -> Tensor:
         nonlocal vector

@@ -12,9 +12,9 @@ class Verdict:
     """A number for each row, which `judge` gives from the stream at the last token of the row's prompt.
 
     It is decided in the forward that reads that token. Tokens that are read later, in the same forward or from the
-    cache,
-    use it: the code that runs the model keeps it with the row (`Positions.noted`), also where rows are copied,
-    reordered or left out. A row's verdict depends only on its own prompt. Make a new one for every block that steers.
+    cache, use the same number: the code that runs the model keeps it with the row (`Positions.noted`), also where rows
+    are copied, reordered or left out. A row's verdict depends only on its own prompt. Make a new one for every `with`
+    that steers.
     """
 
     def __init__(self, judge: Callable[[Tensor], Tensor]) -> None:

@@ -35,16 +35,16 @@ class WordFilter(Method):
     before the ending is drawn, the two are the same. Letters that the tokenizer writes by several tokens, as
     bytes, belong to no word.
 
-    words: a file with a word in each line, in UTF-8, or None: the words are learnt from the pairs. Of every word w that
-    at least `min_texts` undesired texts have, in their continuation,
+    words: a file with a word in each line, in UTF-8, or None: the words are learnt from the pairs. For every word w
+    that occurs in the continuations of at least `min_texts` undesired texts,
 
         log odds = log (u + .5) / (N - u + .5) - log (d + .5) / (N - d + .5)
 
-    is taken, where u of the N undesired and d of the N desired texts have it; the list is the `count` words with the
-    highest, none below `min_log_odds`. How the list is learnt is a choice of ours; the baseline's list is not known to
-    us. A list from a scorer that judges would make that scorer's number meaningless: `info.list_hash`, the first
-    13 hex digits of the sha256 of the sorted words as a number, tells two lists apart, and `info.undesired_share` and
-    `info.desired_share` say in how many of the pairs' texts a learnt list is found.
+    is computed, where u of the N undesired and d of the N desired texts have it there; the list is the `count` words
+    with the highest log odds, none below `min_log_odds`. How the list is learnt is a choice of ours; the baseline's
+    list is not known to us. A list from a scorer that judges would make that scorer's number meaningless:
+    `info.list_hash`, the first 13 hex digits of the sha256 of the sorted words as a number, tells two lists apart, and
+    `info.undesired_share` and `info.desired_share` say in how many of the pairs' texts a learnt list is found.
     """
 
     name: ClassVar[str] = "word_filter"
@@ -67,7 +67,7 @@ class WordFilter(Method):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # a list that is given is not learnt
-        """Pairs, unless a file has the words."""
+        """The pairs, unless a file has the words."""
         return frozenset({"pairs"} if self.words is None else ())
 
     def passes(self) -> float:
@@ -135,7 +135,7 @@ class WordFilter(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Take the strength off logits inside the block. Raises SetupError for the artefact of another vocabulary."""
+        """Take the strength off logits inside the `with`. Raises SetupError for the artefact of another vocabulary."""
         own, vocabulary = word_list.loaded(artefact), model.config.get_text_config().vocab_size
         if len(own.after) != vocabulary:
             raise SetupError(

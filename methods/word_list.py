@@ -27,9 +27,9 @@ NOTHING = -2  # of a token that adds nothing to a text, as special ones do
 class Automaton(NamedTuple):
     """States are beginnings of listed words: 0 is the empty one, the last is that of no listed word.
 
-    after: (V,) the state after each token, BY_STATE or NOTHING. key: (N,), ascending, state * V + token of those that
-    go on with a word, and `to` (N,) the state then. always: tokens that hold a whole word.
-    first: (S + 1,) where in `completing` the tokens begin that complete a word in each of S states.
+    after: (V,) the state after each token, BY_STATE or NOTHING. key: (N,), ascending: state * V + token for each token
+    that continues a word from that state; `to`: (N,) the state after it. always: tokens that hold a whole word.
+    first: (S + 1,) for each of S states, where in `completing` the tokens begin that complete a word there.
     """
 
     after: Tensor
@@ -103,7 +103,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
 
 
 def automaton(words: Collection[str], texts: Sequence[str]) -> Automaton:
-    """Build the automaton of words in small letters, of letters alone; texts: those of all tokens (`token_texts`)."""
+    """Build the automaton of words, which are in small letters only; texts: the text of each token (`token_texts`)."""
     beginnings = sorted({word[:end] for word in words for end in range(1, len(word))})
     number = {"": START} | {beginning: i for i, beginning in enumerate(beginnings, 1)}
     none = len(number)

@@ -224,7 +224,7 @@ def test_wrong_settings_and_data():
     for options, message in (
         ({"steps": 0}, "steps and batch size must be at least 1"),
         ({"batch_size": 0}, "steps and batch size must be at least 1"),
-        ({"learning_rate": 0}, "the learning rate is above 0"),
+        ({"learning_rate": 0}, "and the learning rate above 0"),
         ({"kl_weight": -1}, "neither may be negative"),
         ({"sparsity": -1}, "neither may be negative"),
         ({"max_tokens": 1}, "at least 2 tokens"),
@@ -233,7 +233,7 @@ def test_wrong_settings_and_data():
             ActivationScaling(**options).check(lm.model)
     with pytest.raises(SetupError, match="activation_scaling learns from contrast pairs and got 1"):
         fit(ActivationScaling(), lm, Pairs(*(column[:1] for column in PAIRS)))
-    with pytest.raises(SetupError, match="keeps ordinary texts as they are and got none; set background=wiki"):
+    with pytest.raises(SetupError, match="needs ordinary texts, whose distribution it keeps, and got none; set"):
         fit(ActivationScaling(), lm, background=[])
     empty = Pairs(PAIRS.prompt, [""] * 8, PAIRS.undesired)
     with pytest.raises(SetupError, match="0 pairs and 3 background texts have a token"):

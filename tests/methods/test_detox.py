@@ -292,7 +292,7 @@ def test_planted_sink(architecture):
 
 
 def test_rank_beyond_the_pairs():
-    with pytest.raises(SetupError, match="rank=3 needs as many pairs and got 2"):
+    with pytest.raises(SetupError, match="rank=3 needs at least as many pairs and got 2"):
         fit(DeTox(rank=3), tiny_lm(), Pairs(["a", "d"], [" b", " e"], [" c", " f"]))
 
 

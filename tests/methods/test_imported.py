@@ -279,7 +279,7 @@ class Pickled:
         ("direction.pt", "bare", {"layer": 2}, "set method.operation=ablate or method.operation=add"),
         ("direction.pt", "bare", {"operation": "add"}, "set method.layer="),
         ("direction.pt", "bare", {"layer": 2, "operation": "ablate", "scope": "generation"}, "acts on every token"),
-        ("v.pt", {"layers.9": {}}, {}, "layers.9 has no steering_vector"),
+        ("v.pt", {"layers.9": {}}, {}, "layers.9 lacks one of lm-eval.s entries steering_vector"),
         ("v.pt", {"layers.9": steering_entry(torch.ones(36))}, {}, "LlamaModel has no module layers.9"),
         ("v.pt", {"layers.1": steering_entry(torch.ones(36), bias=torch.ones(36))}, {}, "a bias with the action add"),
         ("v.pt", {"layers.1": steering_entry(torch.ones(36), head_index=1)}, {}, "head_index, which is not supported"),
@@ -349,7 +349,7 @@ def test_our_gguf_of_a_deeper_model_is_refused(tmp_path):
 def test_an_artefact_that_is_no_vector_is_refused(tmp_path, lm, name):
     save_file({name: torch.ones(2, 36)}, tmp_path / "artefact.safetensors")
     method = Imported(path=str(tmp_path / "artefact.safetensors"), hook="output", operation="add", scope="all")
-    with pytest.raises(SetupError, match=f"vectors are called layers.N.direction there, and it holds {name}"):
+    with pytest.raises(SetupError, match=f"are called layers.N.direction, and the file holds {name}"):
         method.check(lm.model)
 
 

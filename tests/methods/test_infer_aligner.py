@@ -177,8 +177,8 @@ def test_an_aligned_model_that_does_not_fit(tmp_path):
     small.save_pretrained(tmp_path / "small")
     (tmp_path / "empty").mkdir()
     for name, message in (
-        ("gpt2", "has width 28 and 3 blocks, the model 36 and 5; give an aligned model of the same shape"),
-        ("small", r"has 40 tokens, and the texts have token \d+; give an aligned model with the same tokenizer"),
+        ("gpt2", "has width 28 and 3 blocks, the model has width 36 and 5 blocks; give an aligned model of"),
+        ("small", r"has a vocabulary of 40 tokens, and the texts contain token \d+; give an aligned model"),
         ("empty", "cannot be loaded: .*; give the folder of a model"),
         ("gone", "cannot be loaded: .*; give the folder of a model"),
     ):

@@ -529,7 +529,7 @@ def test_a_yaml_that_does_not_fit_ends_with_1(folder, capsys, arguments, check, 
         ([target(FewerOptionsThanTheYaml)], "unknown key method.layer"),
         (["method._target_=tests.nowhere.Mine"], "tests.nowhere.Mine cannot be imported"),
         ([target(SomethingToMend)], "method.layer=99 is no block of this model"),
-        (["method=detox", "method.rank=30"], "method.rank=30 needs as many pairs and got 16"),
+        (["method=detox", "method.rank=30"], "method.rank=30 needs at least as many pairs and got 16"),
     ],
 )
 def test_what_the_user_must_mend_ends_with_2(folder, capsys, arguments, message):
