@@ -1,4 +1,4 @@
-"""What a model's architecture must have for this benchmark, and how long a text it reads, as its config tells."""
+"""Checks that a model's cache suits this benchmark, and reads off its config how long a text may be."""
 
 from typing import Any
 

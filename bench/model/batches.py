@@ -1,4 +1,4 @@
-"""How many rows a batch has, and what happens if memory does not hold them after all.
+"""Sizes of batches: how many rows each has, and what happens if memory does not hold them after all.
 
 `runtime.batch_size` is the most rows; where the estimate is more than what is free, a batch has a half of them, a
 quarter, and so on, so that a little more or less of free memory rarely changes a batch. If memory runs out all the
@@ -49,7 +49,7 @@ def planned(lm: LM, rows: list[Row], kept: Batches, size: Callable[[list[Row]], 
 def _tell(lm: LM, batches: Sequence[tuple[int, int, Estimate]], asked: int, limit: int) -> None:
     """Say how much memory these batches take if it is much, and that some have fewer rows, before they are computed.
 
-    batches: the rows that fit, those that there are, and their size.
+    batches: of each, how many rows fit, how many it has, and the memory that these take.
     """
     if not batches:
         return

@@ -22,7 +22,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 def source(node: DictConfig) -> str:
-    """Which of the three the config names: "wheel", "path" or "id". Raises SetupError unless it is exactly one."""
+    """Return which one the config names: "wheel", "path" or "id". Raises SetupError unless it names exactly one."""
     named = [key for key in ("wheel", "path", "id") if node[key] is not None]
     if len(named) != 1:
         raise SetupError(
@@ -58,9 +58,9 @@ def check_id(name: str, option: str) -> None:
 def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
     """Identify the model's bytes by plain JSON values: the hashes of its files, for a folder as for the hub.
 
-    So the same files have the same name wherever they are read from. If weights are there in several formats, those
-    that are loaded count. Raises SetupError where the hub cannot be asked, or `offline` where the model was never
-    fetched.
+    So the same files have the same name wherever they are read from. If there are weights in several formats, only
+    those that are loaded count. Raises SetupError where the hub cannot be asked, or, with `offline`, where the model
+    was never fetched.
     """
     kind = source(node)
     if kind == "wheel":
@@ -84,7 +84,7 @@ def former_identity(node: DictConfig, offline: bool = False) -> dict[str, Any] |
 
 
 def published(node: DictConfig, offline: bool = False) -> dict[str, str] | None:
-    """Where on the hub a model is from, for the record; None for a model that is not from there."""
+    """Return where on the hub a model comes from, for the record; None for a model that is not from the hub."""
     if source(node) != "id":
         return None
     return {"id": str(node.id), "commit": commit(node.id, node.revision, offline)}
@@ -102,10 +102,10 @@ def _repo(node: DictConfig) -> Repo:
 
 @functools.cache
 def commit(name: str, revision: str, offline: bool = False, option: str = "model") -> str:
-    """The commit that a branch or tag of a hub model stands for now, asked once a process; a commit is left as it is.
+    """Return the commit that a branch or tag of a hub model stands for now; a commit is returned as it is.
 
-    Without network (`offline`) it is the one that it stood for when it was asked last.
-    `option` is the part of the config that names the model, for the message.
+    The hub is asked once per process. Without network (`offline`), the answer is that of the last time that it was
+    asked. `option` is the part of the config that names the model, for the message.
     Raises SetupError where the hub cannot be asked, or knows no such model or revision.
     """
     if not isinstance(revision, str):  # null on the command line
@@ -157,14 +157,15 @@ def fetch(node: DictConfig, cache: Path, offline: bool) -> str:
 
 
 def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False) -> dict[str, Any]:
-    """How a text begins and ends with this model, as its identity has it.
+    """Return how a text begins and ends with this model, as the identity of the model contains it.
 
-    bos: what `model.bos=tokenizer` comes to. stop_tokens: null, unless the generation config lists tokens without the
-    tokenizer's own end of text, which older versions did not stop at then. system_role: False for a chat template that
-    silently drops system messages, which older versions accepted; now they are put into the user's turn. thinking,
+    bos: what a text begins with, where model.bos=tokenizer leaves that to the tokenizer. stop_tokens: null, unless the
+    generation config lists tokens and the tokenizer's own end of text is not among them; older versions did not stop at
+    that then. system_role: False for a chat template that silently drops system messages, which older versions
+    accepted; now they are put into the user's turn. thinking,
     judged: what model.thinking changes (`bench.model.thinking.set_thinking`); missing if it changes nothing.
 
-    where: gives the folder or hub id to load from, where a file of the model has to be read.
+    where: a function that returns the folder or hub id to load from, called if a file of the model has to be read.
     """
     kind, chat, thinking = source(node), bool(node.get("chat")), str(node.get("thinking", "off"))
     of_config = {"bos": node.bos, "stop_tokens": None}
@@ -279,7 +280,7 @@ def _ends(where: str, **named: Any) -> Any:
 
 
 def check_unchanged(node: DictConfig, named: dict[str, Any]) -> None:
-    """Raises SetupError where a folder holds other files by now than those that `identity` named."""
+    """Raises SetupError where the files in a folder have changed since `identity` named them."""
     if source(node) != "path":
         return
     folder, before = Path(node.path).resolve(), named["files"]
@@ -293,7 +294,7 @@ def check_unchanged(node: DictConfig, named: dict[str, Any]) -> None:
 
 
 def check_files(node: DictConfig, revision: str | None, cache: Path | None = None) -> None:
-    """Raises DamagedError for a file of a hub model that is not what the hub calls it.
+    """Raises DamagedError for a file of a hub model whose content differs from what the hub states.
 
     cache: the client's folder; None: the usual one.
     """

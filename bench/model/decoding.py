@@ -49,7 +49,7 @@ class Sampling:
             )
 
     def facts(self) -> dict[str, Any]:
-        """What can change a text, without the seed. What came when results were stored is there unless it is off."""
+        """Return the settings that can change a text, without the seed; later ones (`is_later`) only if they are on."""
         unused = {"batch_size", "seed"}
         return {
             one.name: value
@@ -63,7 +63,7 @@ Outcome = Literal["thought", "unfinished", "without"]
 
 
 class Answer(NamedTuple):
-    """What a model wrote after its thinking. start: how many of the sampled tokens come before it."""
+    """The text that a model wrote after its thinking. start: the number of sampled tokens before it."""
 
     text: str
     start: int
@@ -76,7 +76,7 @@ class Continuation(NamedTuple):
     ended: the model, or the stop string, closed it before `max_new_tokens`.
     tokens: the sampled ids of the text, without the one that ended it and without any that the stop string cuts; None
     in files of older versions, which only kept the text.
-    answer: of a model that thinks; None if it was not looked for.
+    answer: that of a model that thinks; None if it was not looked for.
     thought: the sampled ids before `tokens`, where the text is the answer alone; else None.
     """
 
@@ -92,7 +92,7 @@ class Continuation(NamedTuple):
         return self.thought is not None and self.answer is not None and self.answer.outcome == "unfinished"
 
     def answered(self) -> "Continuation":
-        """The answer alone, empty where there is none. Raises SetupError where it is not known where it begins."""
+        """The answer alone, empty where there is none. Raises SetupError where its beginning is not known."""
         if self.answer is None or self.tokens is None:
             raise SetupError(
                 "model.thinking=strip, but an older version stored these texts without the place where their "
@@ -123,7 +123,7 @@ def check_chat(mode: str, chat: bool) -> None:
 
 
 def thinking_facts(rows: Sequence[Sequence[Continuation]]) -> dict[str, int]:
-    """How many texts have thinking that was never closed, and how many have no thinking; empty if nobody looked."""
+    """Count texts whose thinking was never closed, and texts without thinking; empty if thinking was not looked for."""
     outcomes = [one.answer.outcome for row in rows for one in row if one.answer is not None]
     if not outcomes:
         return {}

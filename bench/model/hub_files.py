@@ -28,7 +28,7 @@ def about(repo: Repo, revision: str, offline: bool = False) -> tuple[Listing, Pa
 
 
 def identity(repo: Repo, revision: str, offline: bool = False) -> dict[str, str]:
-    """sha256 of each file that loading reads, as a folder with the same files is named.
+    """Return the sha256 of each file that loading reads, as for a folder with the same files.
 
     The hash of the weights is what the hub states; they are not read, and need not be fetched yet.
     """
@@ -49,7 +49,7 @@ def fetch(repo: Repo, revision: str, offline: bool = False) -> None:
 
 
 def _small(found: Listing) -> list[str]:
-    """All that loading reads but the weights, of the patterns that a folder's files are found by."""
+    """Return the files that loading reads except the weights, by the patterns that also find a folder's files."""
     top = [name for name in found.files if "/" not in name and any(fnmatch(name, one) for one in READ)]
     templates = [name for name in found.files if fnmatch(name, EXTRA_TEMPLATES) and name.count("/") == 1]
     return sorted(name for name in (*top, *templates) if not _is_weights(name))
@@ -66,5 +66,5 @@ def _weights(repo: Repo, found: Listing, folder: Path) -> list[str]:
     if not names:
         raise SetupError(f"{repo} has no weights in a format that can be read ({', '.join(WEIGHTS)}); give another one")
     if lacking := [name for name in names if name not in known]:
-        raise SetupError(f"{repo} lacks a part of its weights there: {', '.join(lacking[:3])}; give another commit")
+        raise SetupError(f"{repo} lacks a part of its weights: {', '.join(lacking[:3])}; give another commit")
     return names

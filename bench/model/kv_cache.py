@@ -53,7 +53,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
             self.select(indices, self.buffers[0].shape[-2] - self.keys.shape[-2])
 
     def branch(self, parts: Sequence[tuple["RoomyLayer", Tensor]], room: int) -> "RoomyLayer":
-        """A layer with copies of these rows of other ones, and space for `room` further columns."""
+        """Return a layer with copies of these rows of other layers, and space for `room` further columns."""
         found = copy.copy(self)
         found._hold([(one.keys, rows) for one, rows in parts], [(one.values, rows) for one, rows in parts], room)
         return found
@@ -73,7 +73,7 @@ _Parts = Sequence[tuple[Tensor, Tensor | None]]  # states (B, H, C, D), and whic
 def _with_room(parts: _Parts, room: int) -> Tensor:
     """A copy of all parts' rows, one after the other, in a buffer (R, H, C + room, D).
 
-    C: the most columns of a part; those of one with fewer begin with zeros.
+    C: the most columns of a part; the rows of a part with fewer begin with zeros.
     """
     columns = max(states.shape[-2] for states, _ in parts)
     counts = [len(states if rows is None else rows) for states, rows in parts]

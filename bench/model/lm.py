@@ -46,7 +46,7 @@ from methods.intervention import Positions, at
 
 
 class NotFiniteError(SetupError):
-    """The model computed logits that are NaN or infinite, of which no number can be made."""
+    """The model computed logits that are NaN or infinite, so no result can be computed from them."""
 
 
 class Generated(NamedTuple):
@@ -57,10 +57,10 @@ class Generated(NamedTuple):
 
 
 class GenerationStore(Protocol):
-    """Where continuations are kept between suites and runs (`bench.model.generation_cache`)."""
+    """A place that keeps continuations between suites and runs (`bench.model.generation_cache`)."""
 
     def generate(self, lm: "LM", prompts: Sequence[str], num_samples: int) -> Generated:
-        """Stored continuations of these prompts, which are sampled where there are none."""
+        """Return the stored continuations of these prompts; they are sampled where there are none."""
         ...
 
 
@@ -73,9 +73,9 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True)
 class LM:
-    """What suites see: a language model, steered or not.
+    """The language model that suites see, steered or not.
 
-    `load_lm` makes one; `steered` gives it steered inside a block.
+    `load_lm` makes one; `steered` gives the same model steered inside a `with`.
 
     Example:
         >>> from bench import sample
@@ -138,7 +138,7 @@ class LM:
         ]
 
     def _worded(self, prompt: str) -> str:
-        """What the model reads before it writes: the prompt with the steering prefix, in the chat template."""
+        """Return what the model reads before it writes: the prompt with the steering prefix, in the chat template."""
         if not self.chat:
             return self.steering.prefix + prompt
         return rendered(self.tokenizer, instructed(self.tokenizer, self.steering.prefix, [user_message(prompt)]))
@@ -183,9 +183,10 @@ class LM:
     def read(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor = 0) -> Tensor:
         """Let the model read ids (B, T), of which `real` (B, T) are not padding; `rows` remembers them.
 
-        keep: 0 returns the logits (B, T, V) of all columns, n > 0 of the last n, a tensor of those columns.
+        keep: 0 returns the logits (B, T, V) of all columns, n > 0 those of the last n, a tensor those of the columns in
+        it.
 
-        Raises NotFiniteError for a logit that is NaN or infinite, but at padding.
+        Raises NotFiniteError for a logit that is NaN or infinite, except at padding.
         """
         ids, real = ids.to(self.device), real.to(self.device)
         logits = self._forward(rows, ids, real, keep)
@@ -231,7 +232,7 @@ class LM:
     def steered(
         self, method: Method, artefact: Artefact, strength: float, identity: dict[str, Any] | None = None
     ) -> Iterator["LM"]:
-        """The same model steered inside the block: an LM that carries the model's state and what a prompt needs.
+        """Steer the model inside the `with`; it yields an LM that carries the model's state and what a prompt needs.
 
         identity: the part of the steering that `generation_id` hashes; strength 0 is the unsteered model.
         """
@@ -252,7 +253,7 @@ def _kept(keep: int | Tensor) -> slice | Tensor:
 
 
 def admit(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
-    """Say where the parts of a model are, as `model.layout` has it.
+    """Declare where the parts of a model are, as `model.layout` states.
 
     Raises SetupError for a model that cannot be sampled from here, and for parts that it does not have.
     """
@@ -285,14 +286,15 @@ def load_lm(
     bos: "tokenizer" begins a text as the tokenizer itself does; "prepend" puts the BOS token before every text (once),
     "none" never. The tokenizer itself is changed, so the methods and lm-eval see the same tokens. chat: prompts go
     through the tokenizer's chat template. thinking: "off", "strip" or "judge" the thoughts that a chat model writes
-    before its answer (`bench.model.thinking`). identity: what names the model's bytes (a revision, a fingerprint);
-    defaults to path and revision. parts: where blocks and matrices are, for an architecture in which they are not found
-    or mistaken (`methods.layout.declare`). offline: read a model of the hub only from the cache.
+    before its answer (`bench.model.thinking`). identity: values that identify the model's bytes (a revision, a
+    fingerprint); by default path and revision. parts: where blocks and matrices are, for an architecture in which they
+    are not found, or others are taken for them (`methods.layout.declare`). offline: read a model of the hub only from
+    the cache.
 
-    Raises SetupError for a device that is not here, for a model with state-space or recurrent layers
+    Raises SetupError for a device that this machine lacks, for a model with state-space or recurrent layers
     (`bench.model.architecture`), where files are missing or damaged, where the model has weights that the files lack,
-    or they have weights of its blocks that it does not, and where the tokenizer lacks what `bos`, `chat` or `thinking`
-    asks for. A chat template is tried once.
+    or the files have weights for its blocks that the model lacks, and where the tokenizer lacks what `bos`, `chat` or
+    `thinking` asks for. A chat template is tried once.
 
     Example:
         >>> from bench import load_lm
@@ -365,7 +367,7 @@ def load_lm(
 def _spread(
     max_memory: Mapping[Any, str] | None, offload: Path | None
 ) -> tuple[dict[str, Any], tempfile.TemporaryDirectory[str]]:
-    """How transformers is told to spread a model, and the folder of its own for what goes to the disk."""
+    """Return the options by which transformers spreads a model, and a new folder for what goes to the disk."""
     parent = offload or default_cache() / "offload"
     parent.mkdir(parents=True, exist_ok=True)
     folder = tempfile.TemporaryDirectory(dir=parent)
@@ -374,7 +376,7 @@ def _spread(
 
 
 def worded(lm: LM, question: str) -> str:
-    """What the model reads before the answer: "Input: ..." or the chat template.
+    """Return what the model reads before the answer: "Input: ..." or the chat template.
 
     Methods put BOS before every text if the tokenizer does; a template that also writes it must not double it.
     """

@@ -4,11 +4,12 @@ lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position 
 it also reads a shared context once per answer. Here a context is read once, and "the prompt" of a scope is the
 request's context. Where steering comes with a prefix, it comes before every context.
 
-Which tokens are the answer's: context and answer are tokenised as one text, and the answer begins with the first token
-that holds a character of it, or of the white space at the end of the context (which lm-eval counts as part of the
-answer). So a token that spans the join is the answer's, where lm-eval counts the context's tokens and may leave the
-answer without
-any: its log p would be 0, more than that of every other answer. An answer of no text is the end of the text.
+The answer's tokens are found as follows. Context and answer are tokenised as one text, and the answer begins with the
+first token that holds a character of it, or of the white space at the end of the context (which lm-eval counts as part
+of the answer). So a token that spans the join is the answer's, where lm-eval counts the context's tokens and may leave
+the
+answer without any: its log p would be 0, more than that of every other answer. An empty answer stands for the end of
+the text.
 """
 
 import functools
@@ -102,7 +103,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return rendered(self.tokenizer, messages, begun=not add_generation_prompt)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
-        """For each request log p(continuation | prefix + context), and whether that is the greedy continuation."""
+        """Return log p(continuation | prefix + context) of each request, and whether greedy decoding would give it."""
         del disable_tqdm
         return self._loglikelihood_tokens([(request.args, *self.encode(request.args)) for request in requests])
 
@@ -284,7 +285,7 @@ class Recorder(SteeredLM):
 
 
 def requests(lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]]) -> list[Instance]:
-    """What lm-eval asks of these documents, as far as it is a likelihood; the model is not run."""
+    """Return the likelihoods that lm-eval asks for on these documents; the model is not run."""
     asked = Recorder(lm)
     _evaluate(asked, tasks, documents)
     return asked.requests
@@ -304,9 +305,9 @@ def huggingface(lm: LM, batch_size: int) -> HFLM:
 def evaluated(
     lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]], unanswered: Counter[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """What lm-eval notes of each document of each task; documents are named by their numbers, ascending.
+    """Return what lm-eval records about each document of each task; documents are named by their numbers, ascending.
 
-    unanswered: is told how many texts of each task have thinking that was never closed, so that there is no answer.
+    unanswered: counts the texts of each task whose thinking was never closed, so that they have no answer.
     """
     asked = SteeredLM(lm)
     samples: dict[str, list[dict[str, Any]]] = _evaluate(asked, tasks, documents)
@@ -348,7 +349,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def untouched_randomness() -> Iterator[None]:
-    """Restore the global random generators after the block, whatever lm-eval seeds."""
+    """Restore the global random generators after the `with`, whatever lm-eval seeds."""
     python, numbers, tensors = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

@@ -1,6 +1,6 @@
 """Log-probabilities of continuations, given as token ids: each distinct context is read once, then shared.
 
-What many contexts begin with, as the few-shot examples of a task, is read once as well.
+A beginning that many contexts share, such as the few-shot examples of a task, is read once as well.
 
 A batch holds contexts of similar length, padded on the left; the continuations run off copies of their context's KV
 cache, padded on the right. So a hook sees where the context ends and where padding is, as in sampling: a position
@@ -66,7 +66,7 @@ class _Place(NamedTuple):
 
 
 def log_likelihood(lm: LM, prompts: Sequence[str], continuations: Sequence[str]) -> list[Likelihood]:
-    """How probable the model finds each continuation after its prompt: sum_t log p(token_t | prompt, tokens before t).
+    """Score each continuation after its prompt by its log-probability, sum_t log p(token_t | prompt, tokens before t).
 
     Prompt and continuation are tokenised as one text; a token that spans the join belongs to the continuation. A text
     that is longer than the model reads loses tokens of its prompt from the left.
@@ -77,8 +77,8 @@ def log_likelihood(lm: LM, prompts: Sequence[str], continuations: Sequence[str])
         continuations: N texts; entry i comes after prompt i.
 
     Returns:
-        For each the log-probability in nats, whether every token is the model's first choice, and how many tokens the
-        continuation has.
+        For each continuation its log-probability in nats, whether every token is the model's first choice, and how many
+        tokens the continuation has.
 
     Raises:
         ValueError: the lists differ in length, or a continuation by itself is longer than the model reads.
@@ -128,9 +128,9 @@ def _with_batch_size(lm: LM, batch_size: int) -> LM:
 
 
 def limits_of(lm: LM) -> Limits:
-    """The limits that the constants here allow, or if memory is scarce a half of them, a quarter, ...
+    """Return the limits that the constants here set, or if memory is scarce a half of them, a quarter, ...
 
-    Limits that were halved once stay halved, so that the same requests share batches again, whatever memory is free
+    Limits that were halved once stay halved, so that the same requests share batches again, however much memory is free
     then.
     """
     free = devices.free_for(lm.model)
@@ -195,9 +195,9 @@ def _packed(lengths: Sequence[int], fits: Callable[[int, int], bool], enough: fl
 
 
 class _Beginning:
-    """What some contexts begin with, as token ids; it is read when it is first asked for.
+    """The common beginning of some contexts, as token ids; it is read when it is first asked for.
 
-    shortest: length of the shortest of these contexts. To the hooks of a steering method it is the prompt's.
+    shortest: length of the shortest of these contexts, which the hooks of a steering method get as the prompt's length.
     """
 
     def __init__(self, lm: LM, tokens: _Tokens, shortest: int) -> None:
@@ -216,7 +216,7 @@ class _Beginning:
 
 
 def _chunks(lm: LM, contexts: list[_Tokens], limits: Limits) -> Iterator[tuple[_Beginning, list[list[_Tokens]]]]:
-    """Batches of contexts that begin alike, short ones first, as many as share batches of their continuations."""
+    """Yield the batches of contexts that begin alike, short ones first, whose continuations are batched together."""
     most = max(1, min(lm.sampling.batch_size, limits.logits // lm.model.config.get_text_config().vocab_size))
     windowed = not kv_cache.keeps_all(kv_cache.empty(lm.model.config))
     limit = 0 if windowed else min(CHUNK_FORWARDS * limits.tokens, limits.columns)
@@ -264,7 +264,7 @@ def _read_in_halves(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> lis
 
 
 def _halves(batches: list[_Asked]) -> list[list[_Asked]]:
-    """The batches in two, or both halves of the one, or of the continuations of its one context."""
+    """Divide in two: several batches, else the contexts of the one batch, else the continuations of its one context."""
     if len(batches) > 1:
         return [list(half) for half in in_batches.halved(batches)]
     (batch,) = batches

@@ -1,4 +1,4 @@
-"""How much memory a batch takes, by an estimate, and what a model has shown of it.
+"""Estimates of the memory that a batch takes, and what the runs of a model have shown about it.
 
 A batch takes the keys and values of all its columns, the logits of its rows, and what a forward computes on the way.
 """
@@ -44,9 +44,10 @@ class Estimate(NamedTuple):
 
 @dataclass
 class Memory:
-    """What runs have shown of a loaded model's memory; the steered and the unsteered model share it.
+    """Facts that runs have shown about a loaded model's memory; the steered and the unsteered model share them.
 
-    ceiling: estimate of the largest batch that may still be tried. halvings: of the batches of a likelihood.
+    ceiling: estimate of the largest batch that may still be tried. halvings: how often the batches of a likelihood were
+    halved.
     """
 
     ceiling: float = math.inf
@@ -85,10 +86,10 @@ def estimate(
     demand: Demand = UNSTEERED,
     device: torch.device | None = None,
 ) -> Estimate:
-    """What a batch takes: `rows` texts of at most `width` read tokens, of which `texts` are read by themselves.
+    """Estimate what a batch takes: `rows` texts of at most `width` read tokens; `texts` of them are read by themselves.
 
-    new: columns that are made for what comes after. All rows share the texts' caches, copied. demand: of the steering.
-    device: where it is computed; None: where the model is.
+    new: columns that are made for what comes after. The rows have copies of the texts' caches. demand: that of the
+    steering. device: where the batch is computed; None: where the model is.
     """
     width += demand.room
     read = max(texts * (width + kv_cache.ROOM), rows * (width + new))
@@ -107,19 +108,19 @@ def estimate(
 
 
 def tried_columns(rows: int, columns: int, demand: Demand) -> int:
-    """Columns of the caches that are copied to try tokens ahead of rows of so many columns."""
+    """Return the columns of all caches that are copied to try tokens ahead, for rows of so many columns."""
     return tried_together(rows, columns) * (columns + 1) if demand.ahead else 0
 
 
 def steering_bytes(logits: int, itemsize: int, demand: Demand) -> int:
-    """What steering at decoding time makes of so many logits of a step: some copies in fp32, and the steered ones."""
+    """Return the bytes that decoding-time steering takes for so many logits: some fp32 copies, and the steered ones."""
     if not demand.readings and not demand.ahead:
         return 0
     return STEERING_COPIES * 4 * min(logits, PIECE) + logits * itemsize
 
 
 def _forward_bytes(model: PreTrainedModel, rows: int, width: int) -> int:
-    """What one forward of (rows, width) tokens computes on the way, in the block that takes most."""
+    """Return the bytes that a forward of (rows, width) tokens computes on the way, in the block that takes most."""
     config: Any = model.config.get_text_config()
     itemsize, heads = model.dtype.itemsize, config.num_attention_heads
     mlp = max([getattr(config, name, None) or 0 for name in WIDTHS]) or 4 * config.hidden_size
@@ -139,7 +140,7 @@ def ran_out(error: BaseException) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Give back what nobody uses any more."""
+    """Give memory that is no longer used back to the device."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

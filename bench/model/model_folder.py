@@ -25,9 +25,9 @@ def check_config(where: str, **named: Any) -> Any:
     """The model's config.
 
     Raises ValueError if it cannot be read, or asks for attention by code from the hub, which transformers would run;
-    for a folder also for what `fingerprint` refuses.
+    for a folder, it is also raised for what `fingerprint` refuses.
 
-    named: revision and the like, as `from_pretrained` has them.
+    named: arguments such as revision, as `from_pretrained` takes them.
     """
     from transformers import AutoConfig
 
@@ -44,9 +44,9 @@ def check_config(where: str, **named: Any) -> Any:
 
 
 def check_folder(path: str, option: str) -> None:
-    """Raises SetupError for a folder without config or weights, or with files that cannot be what they should.
+    """Raises SetupError for a folder without config or weights, or with files that cannot be what their names say.
 
-    option: what the user set the folder by.
+    option: the option by which the user set the folder.
     """
     folder = Path(path)
     if not (folder / "config.json").is_file():
@@ -64,7 +64,7 @@ def check_folder(path: str, option: str) -> None:
 def fingerprint(folder: Path) -> dict[str, str]:
     """sha256 of each file that loading reads, by its path inside the folder.
 
-    Raises SetupError for files that cannot be read, and where others than these would be loaded.
+    Raises SetupError for files that cannot be read, and where other files than these would be loaded.
     """
     _check_contents(folder)
     try:
@@ -77,7 +77,7 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def read_of(folder: Path) -> list[Path]:
-    """The files that loading may read, links to nothing among them."""
+    """Return the files that loading may read, including links that lead nowhere."""
     found = (path for pattern in (*READ, EXTRA_TEMPLATES) for path in folder.glob(pattern))
     return sorted(path for path in found if not path.is_dir())
 
@@ -122,7 +122,7 @@ def _weights_named(folder: Path, config: dict[str, Any], known: set[str]) -> lis
 
 
 def read_from(folder: Path) -> list[Path]:
-    """The files that a model in this folder is loaded from: of those that hold weights the ones that are loaded."""
+    """Return the files that a model in this folder is loaded from; of weights, only the files that are loaded."""
     found = read_of(folder)
     try:
         loaded = weights_loaded(folder, {path.name for path in found})

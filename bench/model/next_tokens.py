@@ -18,10 +18,10 @@ from methods.progress import advance
 
 
 def next_token_logits(lm: LM, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
-    """The number of each request with its logits (T + 1, V), in the model's dtype, for a continuation of T tokens.
+    """Yield the number of each request and its logits (T + 1, V), in the model's dtype; its continuation has T tokens.
 
-    Row t is what token t of the continuation is predicted from, the last row what would follow all of it. Decoding-time
-    steering is in the logits. They come batch by batch, short continuations first; which requests share a batch follows
+    Row t predicts token t of the continuation, and the last row what would follow all of it. The logits include
+    decoding-time steering. They come batch by batch, short continuations first; which requests share a batch follows
     from the lengths and the batch size, so two models that are asked the same are asked in the same batches, and equal
     models give equal bits.
 
@@ -41,7 +41,7 @@ _Read = tuple[list[int], Tensor, Tensor]
 
 
 def _read_in_halves(lm: LM, requests: Sequence[Request], batch: list[int]) -> list[_Read]:
-    """The batch read as one, or where memory does not hold that in halves."""
+    """Read the batch at once or, where memory does not hold that, in halves."""
 
     def size(part: list[int]) -> memory.Estimate:
         contexts, texts = ([len(requests[number][field]) for number in part] for field in (0, 1))

@@ -8,12 +8,12 @@ from bench.model.rows import Rows
 
 
 def applied(logits: Tensor, rows: Rows, settings: Sampling) -> Tensor:
-    """The logits (B, V) of the next token under the settings' penalties and top_k, in this order; new where any acts.
+    """Apply the settings' penalties and top_k, in this order, to next-token logits (B, V); new logits where any acts.
 
     repetition_penalty p: the logit of a token that occurs in the prompt or the text is divided by p where it is
-    positive, else multiplied (arXiv 1909.05858 section 4.1, as transformers has it). frequency_penalty f: f is taken
-    off for each time that the token was written, the prompt not counted. Tokens that are as probable as the k-th are
-    kept. Computed in fp32, as by transformers, whatever the dtype of the model.
+    positive, else multiplied (arXiv 1909.05858 section 4.1, as transformers has it). frequency_penalty f: f is
+    subtracted for each time that the token was written, the prompt not counted. Tokens that are as probable as the k-th
+    are kept. Computed in fp32, as by transformers, whatever the dtype of the model.
     """
     if settings.repetition_penalty != 1 or settings.frequency_penalty:
         logits = logits.float()

@@ -1,4 +1,4 @@
-"""Batched sampling: one prefill a prompt, exact nucleus, one random stream per (seed, prompt, sample).
+"""Batched sampling: one prefill per prompt, exact nucleus, one random stream per (seed, prompt, sample).
 
 A text depends only on its own stream and prompt, so neither the order of prompts, nor a resumed run, nor the other
 rows of a batch change it, unless rounding moves a draw across a boundary.
@@ -49,10 +49,10 @@ def sample(
         lm: the model, steered if it is used inside `lm.steered`.
         prompts: N texts.
         num_samples: K continuations of each.
-        max_new_tokens: at most so many tokens a continuation.
+        max_new_tokens: the most tokens of a continuation.
         temperature: the logits are divided by it; 0 is greedy.
         top_p: probability of the nucleus that is drawn from, in (0, 1].
-        seed: of the draws.
+        seed: the seed of the draws.
         batch_size: the most rows that are decoded at once; fewer where memory is scarce.
 
     Returns:
@@ -213,8 +213,8 @@ def prefill(
 ) -> tuple[Rows, Tensor]:
     """Read the prompts, padded on the left; returns the rows and the logits (B, V) after the last token.
 
-    beginning: one row, what all of them begin with and what is read already; `prompts` are then what comes after it.
-    keep: the last column, as `LM.read` has it.
+    beginning: one row that is read already, with which all of them begin; `prompts` are then what comes after it. keep:
+    the last column, as `LM.read` takes it.
     """
     width = max(len(ids) for ids in prompts)
     ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])  # (B, T)

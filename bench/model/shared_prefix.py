@@ -1,4 +1,4 @@
-"""Which contexts begin alike for long, so that what they share is read once: the few-shot examples of a task."""
+"""Finds contexts with a long common beginning, such as the few-shot examples of a task, which is then read once."""
 
 import itertools
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ LEVELS = 30  # of beginnings within beginnings that are looked at
 
 
 class Alike(NamedTuple):
-    """Contexts whose first `shared` tokens are equal; 0 where they are read each from its beginning."""
+    """Contexts whose first `shared` tokens are equal; 0 where each is read from its beginning."""
 
     shared: int
     contexts: list[Tokens]
@@ -24,7 +24,7 @@ class Alike(NamedTuple):
 
 
 def alike(contexts: Sequence[Tokens]) -> list[Alike]:
-    """The contexts in the groups that save most tokens; those that share no long beginning are one group, the first."""
+    """Group contexts so that most tokens are saved; those that share no long beginning are one group, the first."""
     alone: list[Tokens] = []
     groups = []
     for group in _best(sorted(contexts), LEVELS) if contexts else []:

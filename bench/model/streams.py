@@ -23,9 +23,10 @@ Forward = Callable[[Rows, Tensor, Tensor, int | Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Readings:
-    """What `methods.decoding.Streams` promises, for one forward.
+    """The implementation of `methods.decoding.Streams` for one forward.
 
-    forward: of the model, without steering at decoding time. keep: the columns of this forward that have logits, as
+    forward: that of the model, without steering at decoding time. keep: the columns of this forward that have logits,
+    as
     `LM.read` takes them. columns: (K,) the same as columns of the rows. asked: names of readings that were asked for.
     """
 
@@ -58,7 +59,7 @@ class Readings:
             return self.forward(stream, ids, real, self._kept(ids.shape[1]))
 
     def _kept(self, columns: int) -> int | Tensor:
-        """The same columns as those with logits, where a forward reads so many that ends with this one's."""
+        """Return the columns with logits, for a forward of so many columns that ends with the columns of this one."""
         if isinstance(self.keep, Tensor):
             return self.columns - self.rows.ids.shape[1] + columns
         return len(self.columns)
@@ -93,7 +94,7 @@ class Readings:
 
 
 def tried_together(rows: int, columns: int) -> int:
-    """How many tokens are tried ahead at once, each of which takes a copy of its row's cache with a column more."""
+    """Return how many tokens are tried ahead at once; each takes a copy of its row's cache with one more column."""
     return max(1, min(MOST, max(FEWEST, TIMES * rows * columns)) // (columns + 1))
 
 

@@ -35,7 +35,7 @@ TAIL = 64  # tokens that hold any closing tag, were each byte of it a token
 
 
 class Thinking(NamedTuple):
-    """How a model thinks. tags: what opens and closes a thought, None if they are not looked for.
+    """A model's way of thinking. tags: what opens and closes a thought, None if they are not looked for.
 
     opened: the prompt itself opens the thought, so that a text only holds the closing tag.
     """
@@ -46,7 +46,7 @@ class Thinking(NamedTuple):
 
 
 class Begin(NamedTuple):
-    """Where an answer begins: the number of tokens before it, and what the first token holds that is not of it."""
+    """The beginning of an answer: the number of tokens before it, and what its first token holds besides the answer."""
 
     start: int
     rest: str
@@ -56,7 +56,7 @@ class Begin(NamedTuple):
 def set_thinking(tokenizer: PreTrainedTokenizerBase, mode: str, chat: bool) -> tuple[Thinking | None, dict[str, str]]:
     """Word chats as `mode` says; returns how the model thinks, and the hashed part of it. None: it does not think.
 
-    Only what differs from older versions is hashed, which did not set the switch and judged everything: `thinking`
+    Older versions did not set the switch, and judged everything. Only what differs from that is hashed: `thinking`
     ("on", "off") where the prompt is another one, and `judged` ("answer") where not all of a text is judged.
 
     Raises SetupError if this template does not support the mode.
@@ -135,7 +135,7 @@ def closes(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Seque
 
 
 def begin(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Sequence[int], ended: bool) -> Begin:
-    """Where the answer begins in sampled tokens, by their text with special tokens, as some tags are.
+    """Return where the answer begins in sampled tokens, by their text with special tokens, since some tags are special.
 
     A token that spans the join is the answer's. Without a closing tag a text that opens a thought, or whose prompt
     does, is "unfinished", with no answer; any other one is an answer "without" a thought. ended: the model closed the

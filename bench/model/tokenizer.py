@@ -88,7 +88,7 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
 
 
 def stop_tokens(generation: int | list[int] | None, tokenizer: int | None) -> frozenset[int]:
-    """Tokens that end a text, of the model's generation config and of its tokenizer: those of either.
+    """Return the tokens that end a text: those of the model's generation config and those of its tokenizer.
 
     Raises SetupError for what is not a token.
     """
@@ -137,10 +137,11 @@ def loses_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 def instructed(
     tokenizer: PreTrainedTokenizerBase, instruction: str, messages: Sequence[Mapping[str, str]]
 ) -> list[dict[str, str]]:
-    """Messages with an instruction before whatever they say, none for an empty one, as the chat template takes them.
+    """Put an instruction before whatever the messages say, as the chat template takes it; an empty one changes nothing.
 
-    It is the system message, or the beginning of one that is there. Without a system role (`has_system_role`) the text
-    of the system message is put into the first user message; so is that of a system message that is already there.
+    It becomes the system message, or the beginning of the one that exists. Without a system role (`has_system_role`)
+    the text of the system message is put into the first user message; so is that of a system message that already
+    exists.
     """
     given = [dict(message) for message in messages]
     own = given.pop(0) if given and given[0]["role"] == "system" else None
@@ -160,9 +161,9 @@ def instructed(
 def rendered(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], begun: bool = False, **variables: Any
 ) -> str:
-    """Messages in the tokenizer's chat template, up to where the answer begins; begun: the last one is its beginning.
+    """Word messages in the chat template, up to where the answer begins. begun: the last message is its beginning.
 
-    variables: of the template, if they differ from those that were set in the tokenizer.
+    variables: those of the template, if they differ from those that were set in the tokenizer.
 
     Raises SetupError where the template, which is a program of the model's author, fails.
     """
@@ -181,7 +182,7 @@ def rendered(
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, instruction: str = "") -> None:
-    """Raises SetupError where a chat cannot be worded in the template, or where that leaves out what is said in it."""
+    """Raises SetupError where the template cannot word a chat, or leaves out what a message says."""
     text = rendered(tokenizer, instructed(tokenizer, instruction, [user_message(HELLO)]))
     for role, said in (("user", HELLO), ("system", instruction)):
         if said.strip() not in text:

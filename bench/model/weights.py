@@ -50,9 +50,9 @@ def why_not(path: str, error: BaseException, step: str) -> str:
 
 
 def broken_file(path: str) -> str | None:
-    """Which of the files that a model is read from is broken, and what to do; None where none looks so.
+    """Return which of the files of a model is broken, and what to do; None where none looks broken.
 
-    path: a folder, or a hub id, of which the files in the client's cache are held against their names there.
+    path: a folder, or a hub id; of that, the files in the hub client's cache are checked against their names there.
     """
     folder = Path(path)
     if not folder.is_dir() and (told := _broken_blob(path)):
@@ -86,7 +86,7 @@ def _look(file: Path) -> None:
 
 
 def _kind(file: Path) -> str | None:
-    """What a broken file is instead, where its first bytes tell."""
+    """Return what a broken file really is, where its first bytes tell."""
     try:
         with file.open("rb") as opened:
             head = opened.read(64)
@@ -96,7 +96,7 @@ def _kind(file: Path) -> str | None:
 
 
 def _broken_blob(name: str) -> str | None:
-    """A file in the cache of the hub's client that is not what the hub calls it, and what to do."""
+    """Return which file in the hub client's cache differs from what its name there says, and what to do."""
     from bench.hub.download import damaged
 
     found = (damaged(path) for folder in _kept(name) for path in sorted(folder.rglob("*")))
@@ -112,7 +112,7 @@ def _kept(name: str) -> list[Path]:
 
 
 def check_kind(path: str, config: Any) -> None:
-    """Raises SetupError for a model that does not write on from a text: an encoder, or one that translates a text."""
+    """Raises SetupError for a model that does not continue a text: an encoder, or one that translates a text."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     kinds: Any = MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
@@ -141,7 +141,7 @@ def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizer
     Tokens that were added to the vocabulary may lie beyond the matrix, as in some published models: no text has them
     unless it spells their name out. Tokens that begin or end a text, or stand for unknown text, must not; the padding
     token may, since it is never read.
-    rows: of the matrix, None where it is not known.
+    rows: those of the matrix, None where their number is not known.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if rows is None or backend is None:
@@ -165,11 +165,12 @@ def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizer
 
 
 def check_weights(path: str, loading: dict[str, Any]) -> tuple[str, ...]:
-    """The names of weights that no part of the model takes.
+    """Return the names of weights that no part of the model takes.
 
     Raises SetupError for a weight that the model has and the files lack, or have in another shape: transformers would
-    draw it at random. And for one of a block that the model lacks: then it is another model than the one that the files
-    are of. And for quantised weights without a `quantization_config`, which would be taken for the numbers themselves.
+    draw it at random. It is also raised for a weight of a block that the model lacks, since the files are then of
+    another model, and for quantised weights without a `quantization_config`, which would be taken for the numbers
+    themselves.
     """
     missing = sorted(loading["missing_keys"])
     unexpected = sorted(name for name in loading["unexpected_keys"] if not TABLE.search(name))
