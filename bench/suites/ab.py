@@ -14,8 +14,8 @@ A chat model that thinks (model.thinking) is read the same way: the answer follo
 
 What is steered: the prompt is what comes before " (", and " (" with the letter is predicted after it (context and
 continuation of a Request). So a method that steers generation acts at "(", from which the letter is predicted; whether
-it acts at the last token of the prompt as well is its own option (caa: `boundary`, which see for what the authors' code
-does). log p("(") is the same for both letters and cancels.
+it acts at the last token of the prompt as well is its own option (`boundary` in caa, which also says what the authors'
+code does). log p("(") is the same for both letters and cancels.
 
 Differs from the paper: in 4 of the 50 questions on survival-instinct the matching letter is C or E; here the softmax is
 over the two letters of a question, so over A and B in all but these. For Llama-2's chat models with their template the
@@ -68,7 +68,7 @@ class AB(Suite[list[float]]):
     <behaviour>.matching_accuracy      share of questions with p above .5.
 
     behaviours: which sets. limit: how many questions of each, those first in the order of a hash; None for all.
-    dev_limit: of the dev split, from the other end.
+    dev_limit: the same for the dev split, from the other end of that order.
     """
 
     version: ClassVar[int] = 2  # 2: question and answer tokenised as one text
@@ -121,7 +121,7 @@ class AB(Suite[list[float]]):
         return len(self.behaviours) * of_each * TOKENS_A_QUESTION
 
     def ask(self, lm: LM, split: Split) -> Answers[list[float]]:
-        """Log-probabilities, three a question: of what the answers have in common, the matching and the other one.
+        """Return three log-probabilities a question: of what the answers share, the matching letter and the other one.
 
         Raises SetupError where both answers are the same tokens.
         """

@@ -1,4 +1,4 @@
-"""Prompts that stand inside a template: what a model without a chat template is asked them by."""
+"""Prompts that are put into a template of the suite, for models without a chat template."""
 
 from dataclasses import dataclass
 from typing import Any

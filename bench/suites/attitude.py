@@ -46,8 +46,9 @@ class Attitude(Asked):
 
     A score of exactly .5 is neither, and an empty answer counts as such, whatever the scorer makes of it.
 
-    data: which set, by its name on the hub, or "file". path, text: of data="file", the file (JSONL or CSV), whose texts
-    are all asked, and its column of them. prefix_words: how many words of a text the model is given; None for all.
+    data: which set, by its name on the hub, or "file". path, text: for data="file", the file (JSONL or CSV), all of
+    whose texts are asked, and the column that holds them. prefix_words: how many words of a text the model is given;
+    None for all.
     prompts: how many texts; None for all. In tables a smaller negative share counts as better.
     """
 
@@ -75,7 +76,7 @@ class Attitude(Asked):
         return vader_unless(super().judges)
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from texts of this suite must not be measured on them; None where it may."""
+        """Return why a method that learnt from texts of this suite must not be measured on them; None where it may."""
         return leak(learnt, self.data, self.name, self.path)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
@@ -105,7 +106,7 @@ class Attitude(Asked):
         return {name: values.groupby(scores["item"], sort=False).mean() for name, values in found.items()}
 
     def score(self, answers: Answers[list[Block]], baseline: LM | None = None) -> SuiteResult:
-        """Score as every suite of continuations does; of the negative share less is better."""
+        """Score as every suite of continuations does; a smaller negative share is better."""
         found = super().score(answers, baseline)
         better = {
             name: one._replace(higher_is_better=not name.endswith(".negative_share"))

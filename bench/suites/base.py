@@ -15,9 +15,10 @@ Said = TypeVar("Said")
 
 
 class Answers(NamedTuple, Generic[Said]):
-    """What a model said when a suite asked it.
+    """The answers of a model to a suite.
 
-    said: in the suite's own form. generations: ids of the stored texts that it holds (`runs/generations/<id>`).
+    said: the answers in the suite's own form. generations: ids of the stored texts that it holds
+    (`runs/generations/<id>`).
     """
 
     split: Split
@@ -26,8 +27,9 @@ class Answers(NamedTuple, Generic[Said]):
 
 
 class SuiteResult(NamedTuple):
-    """items: metrics.ITEM_COLUMNS, a row per metric and item. scores: a row per judged text or document, without text.
+    """The numbers of a suite. items: metrics.ITEM_COLUMNS, a row per metric and item.
 
+    scores: a row per judged text or document, without text.
     info: facts that the record keeps and the leaderboard may show (source of the data, counts, warnings).
     """
 
@@ -60,20 +62,20 @@ class Suite(Protocol[Said]):
         ...
 
     def tokens(self, split: Split) -> int:
-        """How many tokens asking and scoring take through the model, roughly, for the progress bar."""
+        """Return roughly how many tokens go through the model in asking and scoring, for the progress bar."""
         ...
 
     def unsteered_only(self, split: Split) -> dict[str, Any]:
-        """What can change the unsteered model's numbers alone: part of their id, not of what they compare with."""
+        """Return what can change the unsteered model's numbers alone: part of their id, not of a steered row's."""
         del split
         return {}
 
     def unsteered_tokens(self, split: Split) -> int:
-        """How many tokens the unsteered model takes, as `tokens` says it of a steered one."""
+        """Return how many tokens the unsteered model takes, as `tokens` does for a steered one."""
         return self.tokens(split)
 
     def decoded(self, sampling: Sampling) -> Sampling:
-        """How the suite's texts are decoded: as the run does, unless its protocol fixes something."""
+        """Return how the suite's texts are decoded: as in the run, unless the suite's protocol fixes something."""
         return sampling
 
     def judged_by(self) -> list[str]:
@@ -81,7 +83,7 @@ class Suite(Protocol[Said]):
         return []
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from these data must not be measured by this suite; None where it may."""
+        """Return why a method that learnt from these data must not be measured by this suite; None where it may."""
         del learnt
         return None
 

@@ -69,7 +69,7 @@ class Asked(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What lm-eval noted of each document (`samples`), by task; `loaded`: its tasks; `examples`: counts of examples.
+    """lm-eval's notes on each document (`samples`), by task; `loaded`: its tasks; `examples`: counts of examples.
 
     unanswered: texts of each task whose thinking was never closed, so that they have no answer.
     """
@@ -91,19 +91,19 @@ class Capability(Suite[Evaluated]):
     the right one is among them, whatever steering does to the probability of all. A group of tasks (mmlu) has these
     numbers over all its documents.
 
-    documents: how many of each task's (of a group's together), one number or one per task; None for all. They are those
-    that come first in the order of a hash of `document_seed` and their content, so a larger number contains a smaller
-    one, and the source's order is not part of it; a document that occurs twice counts once. Content is what all copies
-    of the data share (`tasks.ORDERED_BY`): a mirror, a wheel and the hub are asked the same ones, in the same
-    order, as far as they have them. The dev documents are taken from the other end of that order.
+    documents: how many documents of each task (for a group, of its tasks together), one number or one per task; None
+    for all. They are those that come first in the order of a hash of `document_seed` and their content, so a larger
+    sample contains a smaller one, and the source's order does not matter; a document that occurs twice counts once.
+    Content is what all copies of the data share (`tasks.ORDERED_BY`): a mirror, a wheel and the hub give the same ones,
+    in the same order, as far as they have them. The dev documents are taken from the other end of that order.
 
     fewshot: solved examples before each question, one number or one per task; None: as many as the task's file says.
     They are of the split that lm-eval's rule names among those that the source has, the same in every run, and none
     asks the question that it comes before (`tasks.Examples`). The record says how many were left out for that
     (`left_out`), and how many are missing because the split had no others (`lacking`).
     missing: "skip" leaves out the tasks whose documents no source has, and says so in the record.
-    configs: data set config by task, where a source keeps the documents under another name than the task's file; of
-    several the first that a source has.
+    configs: data set config by task, where a source keeps the documents under another name than the task's file; if
+    several are given, the first that a source has.
 
     held_out: leave out the documents that fine-tuning examples may be taken from (`is_for_fitting`). Set it for every
     row of a table in which some method was trained on a task's answers.
@@ -134,7 +134,7 @@ class Capability(Suite[Evaluated]):
         if any(count is not None and count < 1 for count in map(self.count, self.tasks)) or self.dev_documents < 1:
             raise SetupError(f"{mine}.documents and dev_documents must be at least 1 (documents: null for all)")
         if any(shots is not None and shots < 0 for shots in map(self.shots, self.tasks)):
-            raise SetupError(f"{mine}.fewshot={self.fewshot}: 0 or more; null in a task's place is its own number")
+            raise SetupError(f"{mine}.fewshot={self.fewshot}: expected 0 or more; null for a task means its own number")
         if self.missing not in ("error", "skip"):
             raise SetupError(f"{mine}.missing={self.missing!r}: allowed are error, skip")
 
@@ -163,7 +163,7 @@ class Capability(Suite[Evaluated]):
         return found
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Tasks with lm-eval's version, the content they read, and how many documents of it."""
+        """Return the tasks with lm-eval's version, the content that they read, and how many documents of it."""
         return {
             "tasks": {
                 name: {
@@ -183,7 +183,7 @@ class Capability(Suite[Evaluated]):
         }
 
     def leak(self, learnt: Learnt) -> str | None:
-        """The reason if a method learnt from documents that are not held out."""
+        """Return why a method that learnt from documents not held out must not be measured; None for others."""
         for task in learnt.tasks:
             if task in self.tasks and not self.held_out:
                 return (
@@ -193,7 +193,7 @@ class Capability(Suite[Evaluated]):
         return None
 
     def tokens(self, split: Split) -> int:
-        """Roughly what the documents have; a solved example is as long as a document."""
+        """Return roughly how many tokens the documents have; a solved example counts as long as a document."""
         total = 0
         for task in self.tasks:
             count = (self.count(task) or 1000) if split == "test" else self.dev_documents
@@ -231,7 +231,7 @@ class Capability(Suite[Evaluated]):
         return loaded, {task: numbers for name in asked for task, numbers in self._chosen(name, asked, split).items()}
 
     def score(self, answers: Answers[Evaluated], baseline: LM) -> SuiteResult:
-        """The numbers of each task. Raises SuiteError for one that yields no number a document."""
+        """The numbers of each task. Raises SuiteError for a task without a number for each document."""
         del baseline
         asked, loaded, samples, examples, unanswered = answers.said
         items, scores, results = [], [], {}
@@ -280,7 +280,7 @@ class Capability(Suite[Evaluated]):
         return _one_or_all(found) if found else None
 
     def _sources(self, name: str, asked: Sequence[Asked]) -> list[dict[str, Any]]:
-        """What a record says of where documents and examples come from: an entry for each, also of a group."""
+        """Return what a record says about the sources of documents and examples: one entry for each, even of a group."""
         found = [one.where for one in asked]
         examples = [where for where in self._examples(name, asked) if where not in found]
         return [_together(several) for several in (found, examples) if several]

@@ -39,7 +39,7 @@ def no_answers(texts: int) -> str:
 
 
 class Block(NamedTuple):
-    """Prompts with their continuations, which are read a block at a time, so that memory stays."""
+    """Some prompts with their continuations; texts are read one such block at a time, so that memory does not grow."""
 
     prompts: list[Prompt]
     texts: Generated
@@ -47,11 +47,12 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Continued(Suite[list[Block]]):
-    """Which prompts, and how many continuations of each; suites with equal settings read the same stored texts.
+    """The choice of prompts, and of how many continuations; suites with equal settings read the same stored texts.
 
-    name: what its results are filed under; a protocol has one of its own. decoding: what the protocol says of
-    decoding; the rest is as the run decodes (conf/sampling). unsteered_k: continuations of each test prompt by the
-    unsteered model, of which every row's numbers depend; the first k of them are those that it has with k.
+    name: the name under which its results are stored; each protocol has its own. decoding: the settings that the
+    protocol fixes; the others are the run's (conf/sampling). unsteered_k: how many continuations of each test prompt
+    the unsteered model writes, on which the numbers of every row depend; the first k of them are those that it writes
+    with unsteered_k=k.
     """
 
     version: ClassVar[int]
@@ -88,11 +89,11 @@ class Continued(Suite[list[Block]]):
         return replace(sampling, **(self.decoding or {}))
 
     def samples_a_prompt(self, split: Split) -> int:
-        """How many continuations of each prompt this split compares."""
+        """Return how many continuations of each prompt this split compares."""
         return self.k if split == "test" else self.dev_k
 
     def unsteered_samples(self, split: Split) -> int:
-        """Continuations that the unsteered model is asked for, at least K of this split."""
+        """Return how many continuations the unsteered model is asked for, at least the k of this split."""
         return self.unsteered_k or self.k if split == "test" else self.dev_k
 
     def count(self, split: Split) -> int | None:
@@ -113,7 +114,7 @@ class Continued(Suite[list[Block]]):
         }
 
     def tokens(self, split: Split) -> int:
-        """Prompts are read once, each continuation is as long as it may be."""
+        """Count each prompt once, and each continuation as long as it may be."""
         return self._tokens(split, self.samples_a_prompt(split))
 
     def unsteered_tokens(self, split: Split) -> int:
@@ -124,7 +125,7 @@ class Continued(Suite[list[Block]]):
         return len(self.texts(split)[0]) * (TOKENS_A_PROMPT + self.decoded(Sampling()).max_new_tokens * samples)
 
     def worded(self, prompt: Prompt, chat: bool) -> Prompt:
-        """The prompt as a model is asked it; here as it is. chat: through the model's chat template."""
+        """Return the prompt as a model is asked it, here unchanged. chat: whether the model's chat template is used."""
         del chat
         return prompt
 
@@ -142,7 +143,7 @@ class Continued(Suite[list[Block]]):
     def answered(
         self, split: Split, chat: bool, unsteered: bool, generated: Callable[[Sequence[str], int], Generated]
     ) -> Answers[list[Block]]:
-        """The prompts with their continuations. generated: gives those of some texts, so many of each."""
+        """Return the prompts with their continuations. generated: makes a number of continuations of each text."""
         k = self.unsteered_samples(split) if unsteered else self.samples_a_prompt(split)
         blocks = [
             Block(prompts, generated([prompt.text for prompt in prompts], k)) for prompts in self.blocks(split, chat)
@@ -150,7 +151,7 @@ class Continued(Suite[list[Block]]):
         return Answers(split, blocks, [one.texts.id for one in blocks if one.texts.id is not None])
 
     def facts(self, split: Split) -> dict[str, Any]:
-        """What a record says of the prompts."""
+        """Return what a record says about the prompts."""
         prompts, located = self.texts(split)
         k = self.samples_a_prompt(split)
         return {
@@ -181,7 +182,7 @@ class Judged(Continued):
 
     @abstractmethod
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """Metric -> its value for each item, from the columns item, group, sample, score and empty, none unscored."""
+        """Return metric -> its values by item, from scored texts with the columns item, group, sample, score, empty."""
 
     def judged_by(self) -> list[str]:
         """The scorers that judge the texts."""

@@ -120,7 +120,7 @@ class Divergence(Suite[Logits]):
         }
 
     def leak(self, learnt: Learnt) -> str | None:
-        """The reason if a method learnt from sentences that are asked here."""
+        """Return why a method that learnt from sentences that are asked here must not be measured; None for others."""
         if learnt.wiki <= self.skip:
             return None
         return (
@@ -141,7 +141,7 @@ class Divergence(Suite[Logits]):
         return Answers(split, said)
 
     def score(self, answers: Answers[Logits], baseline: LM) -> SuiteResult:
-        """Compare them with the unsteered model's. Raises SuiteError for a divergence that is NaN or infinite."""
+        """Compare the logits with the unsteered model's. Raises SuiteError for a divergence that is NaN or infinite."""
         texts, located = self.asked(answers.split)
         found: dict[int, list[float]] = {}
         for number, logits in next_token_logits(baseline, self._requests(baseline, texts)):
@@ -208,7 +208,7 @@ def text_scores(item: str, values: Sequence[float]) -> dict[str, Any]:
 def divergence(unsteered: Tensor, steered: Tensor) -> Tensor:
     """sum_v p_v (log p_v - log q_v) in nats, p unsteered and q steered; logits (C, V), (C, V) -> (C,), in float64.
 
-    Equal logits give exactly 0, and what rounds to below 0 is 0.
+    Equal logits give exactly 0, and a sum that rounding takes below 0 counts as 0.
     """
     p, q = (logits.double().log_softmax(-1) for logits in (unsteered, steered))  # (C, V)
     return (p.exp() * (p - q)).sum(-1).clamp(min=0)

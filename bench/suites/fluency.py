@@ -148,14 +148,14 @@ class Fluency(Continued):
         return fingerprint(Path(str(self.judge)))
 
     def _judged(self, prompts: Sequence[str], texts: Sequence[str]) -> tuple[list[float], list[int]]:
-        """-log p and number of tokens of each text after its prompt, under the judge and with its own tokens."""
+        """Return -log p and number of tokens of each text after its prompt, both by the judge and its tokenizer."""
         judge = _judge(str(self.judge), tuple(self._judges_files().values()))
         requests = sampled_requests(judge, prompts, [Continuation(text, False) for text in texts])
         return _nll(judge, requests), [len(one.continuation) for one in requests]
 
 
 def sampled_requests(lm: LM, prompts: Sequence[str], said: Sequence[Continuation]) -> list[Request]:
-    """Each continuation's tokens after its prompt: those that were sampled, or of the text where none were kept.
+    """Return each continuation's tokens after its prompt: the sampled ones or, where these were not kept, the text's.
 
     An empty text has no token. An answer comes after the thought that the model wrote, which is not judged.
     """
@@ -171,7 +171,7 @@ def sampled_requests(lm: LM, prompts: Sequence[str], said: Sequence[Continuation
 
 
 def _nll(lm: LM, requests: Sequence[Request]) -> list[float]:
-    """-log p of each continuation; 0 of one without tokens, which is not asked."""
+    """Return -log p of each continuation; 0 for one without tokens, for which the model is not run."""
     read = iter(likelihoods(lm, [one for one in requests if one.continuation]))
     return [-next(read).logprob if one.continuation else 0.0 for one in requests]
 

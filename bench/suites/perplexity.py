@@ -55,7 +55,7 @@ UNITS = {"word_perplexity": 1.0, "byte_perplexity": 1.0, "bits_per_byte": 1 / ma
 
 
 class Window(NamedTuple):
-    """Tokens `context` are given, `continuation` predicted; the window's mean loss has this weight."""
+    """The tokens `context` are given and `continuation` are predicted; `weight` is that of the window's mean loss."""
 
     context: list[int]
     continuation: list[int]
@@ -66,8 +66,9 @@ class Window(NamedTuple):
 class Perplexity(Suite[pd.DataFrame]):
     """Perplexity of a text under the steered model.
 
-    window: tokens of a window, None: as many as the model reads; the model's own limit where it reads fewer. limit: the
-    first so many windows, pages or sentences; the number is then in the metric's name. dev reads those after them.
+    window: the tokens of a window; None: as many as the model reads, which is also the limit of any other number.
+    limit: the first so many windows, pages or sentences; the number is then in the metric's name. dev reads those after
+    them.
     """
 
     version: ClassVar[int] = 1
@@ -108,7 +109,7 @@ class Perplexity(Suite[pd.DataFrame]):
         }
 
     def tokens(self, split: Split) -> int:
-        """Windows, or texts of the usual length; WikiText-2's test split has about 280,000 tokens."""
+        """Count windows, or texts of the usual length; WikiText-2's test split has about 280,000 tokens."""
         count = self.dev_limit if split == "dev" else self.limit
         size = {"sentences": 30, "lm_eval": 5000}.get(self.protocol, self.window or 2048)
         whole = {"sentences": 30_000, "profs": 280_000 * (self.window or 2048) // 512}.get(self.protocol, 280_000)
@@ -138,7 +139,7 @@ class Perplexity(Suite[pd.DataFrame]):
         return f"{metric}_n{self.limit}" if self.limit is not None else metric
 
     def _part(self, count: int, split: Split) -> slice:
-        """Which of the windows, pages or sentences are read."""
+        """Return which of the windows, pages or sentences are read."""
         if split == "test":
             return slice(0, self.limit)
         if self.limit is None or self.limit >= count:

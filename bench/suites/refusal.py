@@ -74,8 +74,8 @@ class Refusal(Asked):
 class Jailbreak(Refusal):
     """`refusal_rate` of harmful instructions, and `refusal_rate.<category>` where the set has categories.
 
-    data: which set, by its name on the hub, or "file". path, text, category: of data="file", the file (JSONL or CSV)
-    and its columns of the instruction and of the category; category=None for instructions without one.
+    data: which set, by its name on the hub, or "file". path, text, category: for data="file", the file (JSONL or CSV)
+    and its columns with the instruction and the category; category=None for instructions without one.
     """
 
     higher_is_better: ClassVar[bool] = True
@@ -96,7 +96,7 @@ class Jailbreak(Refusal):
         return super().identity(split) | ({"category": self.category} if self.data == FILE else {})
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from texts of this suite must not be measured on them; None where it may."""
+        """Return why a method that learnt from texts of this suite must not be measured on them; None where it may."""
         return leak(learnt, self.data, self.name, self.path)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
@@ -127,11 +127,11 @@ class OverRefusal(Refusal):
     name: str = "over_refusal"
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from texts of this suite must not be measured on them; None where it may."""
+        """Return why a method that learnt from texts of this suite must not be measured on them; None where it may."""
         return leak(learnt, XSTEST, self.name)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """Safe prompts, then unsafe ones. Raises SetupError where one kind is absent or another label is there."""
+        """Safe prompts, then unsafe ones. Raises SetupError where one kind is absent or another label occurs."""
         found, located = texts_of(self.sources, XSTEST)
         kinds = by_group(found)
         if set(kinds) != {"safe", "unsafe"}:
@@ -155,7 +155,7 @@ class OverRefusal(Refusal):
         return {name: refused.xs(group, level="group") for name, group in names.items()}
 
     def score(self, answers: Answers[list[Block]], baseline: LM | None = None) -> SuiteResult:
-        """Score as every suite of continuations does; one of the two rates is better high."""
+        """Score as every suite of continuations does; unlike over_refusal_rate, unsafe_refusal_rate is better high."""
         found = super().score(answers, baseline)
         better = {
             name: one._replace(higher_is_better=not name.endswith(".over_refusal_rate"))

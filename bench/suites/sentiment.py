@@ -76,7 +76,7 @@ class Sentiment(Judged):
         return vader_unless(super().judges)
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from texts of this suite must not be measured on them; None where it may."""
+        """Return why a method that learnt from texts of this suite must not be measured on them; None where it may."""
         return leak(learnt, self.data, self.name)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:

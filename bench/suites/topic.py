@@ -1,6 +1,6 @@
 """Topic steering: does the model write about what it is steered to, and does it foresee such text better?
 
-topic             Share of continuations that are about a topic, of beginnings that are not. ActAdd's experiment
+topic             Share of the continuations that are about a topic, where the beginnings are not. ActAdd's experiment
                   (arXiv 2308.10248): completions steered by "weddings" less a space and the like; over 90% of those
                   of GPT-2-XL are about weddings at its best layer, about 2% unsteered. Its later version takes 1,000
                   completions of each of several topics, and GPT-4o-mini finds 5 to 25 points more of them relevant.
@@ -90,7 +90,7 @@ class Topic(Judged):
         return part_of(prompts, split, self.prompts, self.dev_prompts, f"suite.{self.name}.prompts"), [located]
 
     def leak(self, learnt: Learnt) -> str | None:
-        """The reason if a method learnt from sentences that are asked here."""
+        """Return why a method that learnt from sentences that are asked here must not be measured; None for others."""
         if self.path is not None or learnt.wiki <= self.skip:
             return leak(learnt, WIKI, self.name, self.path)
         return (
@@ -114,8 +114,8 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
 
     A sentence that mentions it in the given part alone is neither. words: as in `Topic`. path: a file, JSONL or CSV,
     with the column `text`, each a sentence; None: sentences of film reviews. prefix_words: how many words are given;
-    they have to have as many tokens as a method that steers the front of a text has rows. texts: at most so many of
-    each kind, those first in the order of a hash; None for all. dev_texts: of each kind on the dev split.
+    they must have at least as many tokens as there are rows in a method that steers the front of a text. texts: at most
+    so many of each kind, those first in the order of a hash; None for all. dev_texts: of each kind on the dev split.
     """
 
     version: ClassVar[int] = 1
@@ -136,7 +136,7 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
                 raise SetupError(f"suite.{self.name}.{option}={count}: expected at least 1")
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Why a method that learnt from texts of this suite must not be measured on them; None where it may."""
+        """Return why a method that learnt from texts of this suite must not be measured on them; None where it may."""
         return leak(learnt, REVIEWS, self.name, self.path)
 
     def sentences(self, split: Split) -> tuple[dict[str, list[Prompt]], Located]:
@@ -163,7 +163,7 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
         return len(text.split()) >= self.prefix_words + FEWEST_PREDICTED
 
     def _cut(self, text: str) -> tuple[str, str]:
-        """The words that are given, and what is predicted, with the blank before it."""
+        """Return the words that are given, and the rest, which is predicted, with the blank before it."""
         words = text.split()
         return " ".join(words[: self.prefix_words]), " " + " ".join(words[self.prefix_words :])
 
@@ -204,7 +204,7 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
 
 
 def _checked(name: str, words: Sequence[str], prefix_words: int) -> None:
-    """Raises SetupError for what neither suite can ask."""
+    """Raises SetupError for settings that neither suite can use."""
     try:
         Keywords(words)
     except SetupError as error:

@@ -100,6 +100,6 @@ def group_prompts(sources: Sources) -> tuple[dict[str, list[Prompt]], list[Locat
 
 
 def _ordered(texts: list[str], group: str) -> list[Prompt]:
-    """Each text once, with line breaks for the two signs that stand for one; its id knows the group."""
+    """Each text once, with line breaks for the two signs that stand for one; its id depends on the group."""
     lines = sorted({text.strip().replace("\\n", "\n") for text in texts if text.strip()}, key=rank)
     return [prompt(text, group)._replace(id=prompt(f"{group} {text}").id) for text in lines]
