@@ -24,13 +24,13 @@ class FitSource(Protocol):
         ...
 
     def tokens(self) -> int:
-        """How many tokens making them takes through the model, roughly, for the progress bar."""
+        """Return roughly how many tokens go through the model while the texts are made, for the progress bar."""
         ...
 
     def learnt(self) -> Learnt:
-        """What a method that learns from it may not be asked by a suite."""
+        """Return what no suite may ask a method that learns from this source."""
         return Learnt()
 
     def size(self) -> int:
-        """How many tokens they have, roughly: what one pass over them takes."""
+        """Return roughly how many tokens the texts have, that is, what one pass over them takes."""
         ...

@@ -24,8 +24,8 @@ class ABPairs(FitSource):
     the question in its chat template with the answer after it. `method.read=letter` of caa reads the letter. The texts
     are in the order of a hash of the question: a larger `limit` contains a smaller one.
 
-    swap: the matching answer is the undesired one. For a behaviour that is not wanted, so that a positive strength
-    moves away from it.
+    swap: make the matching answer the undesired one. This is for a behaviour that is not wanted, so that a positive
+    strength moves away from it.
     """
 
     name: ClassVar[str] = "ab"

@@ -103,7 +103,8 @@ def halves(texts: Sequence[str]) -> Examples:
 class OnPolicyToxic(FitSource):
     """The unsteered model's own continuations of the fit prompts that score at least `min_toxicity`.
 
-    The most toxic one of each prompt comes first, then the second ones, so that the first `count` have many prompts.
+    The most toxic continuation of each prompt comes first, then the second most toxic ones, so that the first `count`
+    cover many prompts.
     """
 
     name: ClassVar[str] = "on_policy_toxic"

@@ -60,7 +60,7 @@ class Flipped(FitSource):
 
 
 def swapped(pairs: Pairs, share: float, seed: int) -> tuple[Pairs, int]:
-    """The pairs with the two texts of some exchanged, and of how many."""
+    """Return the pairs, in some of which the two texts are exchanged, and the number of these."""
     coins = np.random.default_rng([seed, len(pairs.prompt)]).random(len(pairs.prompt)) < share
     both = [
         (undesired, desired) if coin else (desired, undesired)

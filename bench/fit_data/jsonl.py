@@ -29,7 +29,7 @@ class TextsFile(FitSource):
         return {"name": self.name, "sha256": file_sha256(Path(self.path))}
 
     def check(self) -> None:
-        """Raises SetupError for a file that cannot be read so, naming the first bad line."""
+        """Raises SetupError for a file that is not in this format, naming the first bad line."""
         self.read()
 
     def learnt(self) -> Learnt:
@@ -45,7 +45,7 @@ class TextsFile(FitSource):
         return len(self.read()) * self.tokens_a_line
 
     def load(self, lm: LM) -> tuple[Pairs | Examples | list[str], dict[str, Any]]:  # noqa: ARG002
-        """What the file holds; nothing is asked of the model."""
+        """Return what the file holds; the model is not run."""
         rows = self.read()
         source = {"name": Path(self.path).name, "source": "file", "fingerprint": file_sha256(Path(self.path))[:12]}
         return self.made(*([row[key] for row in rows] for key in self.keys)), {
@@ -58,7 +58,7 @@ class TextsFile(FitSource):
         return columns[0]
 
     def problem(self, row: dict[str, str]) -> str | None:
-        """What is wrong with a line whose strings are all there."""
+        """Return what is wrong with a line that has all its strings; None for nothing."""
         for key in self.keys:
             if key != "prompt" and not row[key].strip():
                 return f"{key} is blank"
@@ -77,7 +77,7 @@ class TextsFile(FitSource):
 
 @dataclass(frozen=True, kw_only=True)
 class ExamplesFile(TextsFile):
-    """What to fine-tune on: {"prompt": "...", "completion": "..."} in each line; a prompt may be empty."""
+    """Examples to fine-tune on: {"prompt": "...", "completion": "..."} in each line; a prompt may be empty."""
 
     name: ClassVar[str] = "examples"
     keys: ClassVar[tuple[str, ...]] = Examples._fields
@@ -101,7 +101,7 @@ class PairsFile(TextsFile):
         return Pairs(*columns)
 
     def problem(self, row: dict[str, str]) -> str | None:
-        """Whether a text is blank, or both texts of a pair are equal."""
+        """Return what is wrong if a text is blank, or both texts of a pair are equal; None for nothing."""
         if row["desired"] == row["undesired"]:
             return "desired and undesired are the same text"
         return super().problem(row)

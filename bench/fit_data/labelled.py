@@ -31,9 +31,10 @@ class LabelledTexts(FitSource):
 
     text: the column of the text. label: that of the label, or several (the comments of Jigsaw have six); where a value
     is a list, each of its entries counts. desired: values of the desired texts; None: all others. limit: so many of the
-    texts, the first in the order of a hash; None: all. Rows are left out, and counted in the record, that have neither
-    value or no label at all (empty, null, NaN), that have no text, and whose text occurs with both labels; of
-    equal rows one is read. Outer blanks do not count, nor in labels case: "Toxic " is "toxic", and 1.0 is 1.
+    texts, the first in the order of a hash; None: all. Rows are left out, and counted in the record, if they have
+    neither value or no label at all (empty, null, NaN), if they have no text, or if their text occurs with both labels;
+    of equal rows one is read. Outer blanks do not count, and neither does the case of labels: "Toxic " is "toxic", and
+    1.0 is 1.
     """
 
     name: ClassVar[str] = "labelled"
@@ -56,7 +57,7 @@ class LabelledTexts(FitSource):
 
     @abstractmethod
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The rows of the table, and what a record says of where they are from."""
+        """Return the rows of the table, and what a record says about their source."""
 
     def check(self) -> None:
         """Raises SetupError if no column or no value is named, and for a value in both lists."""
@@ -119,7 +120,7 @@ class LabelledTexts(FitSource):
         values = [f"{value[:20]} ({count})" for value, count in seen.most_common(SHOWN)]
         lacking = "undesired" if UNDESIRED not in texts.label else "desired"
         if len(texts.text) < known:
-            return SetupError(f"labelled.limit={self.limit}: none of these texts may be {lacking}; raise it")
+            return SetupError(f"labelled.limit={self.limit}: perhaps none of so few texts is {lacking}; raise it")
         return SetupError(
             f"labelled: of {len(texts.text)} texts none is {lacking}; the values of {', '.join(self.columns[1:])} are "
             f"{', '.join(values)}: set labelled.{lacking} to some of these"
@@ -174,7 +175,7 @@ class LabelledSet(LabelledTexts):
         return {"source": self.sources.locate(self.data, self.config, self.split).identity()}
 
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The rows of the split. Raises SetupError where no source has it, or it has no such columns or texts."""
+        """The rows of the split. Raises SetupError where no source has it, or where it lacks these columns or texts."""
         located, rows = loaded(self.sources, self.data, self.config, self.split, self.columns)
         if not all(isinstance(row[self.text], str | None) for row in rows):
             raise SetupError(f"labelled.text={self.text}: this column of {located} holds no texts; name another")
@@ -182,7 +183,7 @@ class LabelledSet(LabelledTexts):
 
 
 def written(values: Iterable[Any]) -> Iterator[str]:
-    """Values as texts, as a file would hold them; of a list each entry; of none (empty, null, NaN) nothing."""
+    """Return values as texts, as in a file: of a list each entry, and nothing for no value (empty, null, NaN)."""
     for value in values:
         if isinstance(value, list | tuple):
             yield from written(value)

@@ -27,8 +27,8 @@ class OnPolicy(FitSource):
     """The unsteered model's own continuations of the fit prompts: the most against the least toxic one of a prompt.
 
     A prompt gives a pair only where the gap is wide: its best continuation scores at most `max_desired`, its worst at
-    least `min_undesired`. Continuations that are blank or could not be scored are left out. limit: at most so many of
-    the pairs, the first of them, so that those of a smaller limit are among those of a larger one; None for all.
+    least `min_undesired`. Continuations that are blank or could not be scored are left out. limit: only the first so
+    many pairs, so that a larger limit contains the pairs of a smaller one; None for all.
     """
 
     name: ClassVar[str] = "on_policy"

@@ -59,5 +59,5 @@ class Subset(FitSource):
         return self.source.learnt()
 
     def size(self) -> int:
-        """The source's tokens where it has so many pairs; roughly the taken share of them is not known before."""
+        """Return the source's tokens, since the share of its pairs that is taken is not known before they are made."""
         return self.source.size()
