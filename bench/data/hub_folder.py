@@ -59,7 +59,7 @@ def split_names(folder: Path, config: str | None) -> list[str]:
 
 
 def broken(folder: Path, files: list[Path]) -> str | None:
-    """What is wrong with one of these files of a folder, and what to do; None where none looks broken.
+    """Return what is wrong with one of these files of a folder, and what to do; None where none looks broken.
 
     These are faults that a reader of the file may not notice.
     """
@@ -111,7 +111,7 @@ def view(folder: Path, config: str | None, views: Path) -> Path:
 
 
 def _write_view(views: Path, shown: Path, text: str) -> None:
-    """Write a view's README.md where it is not there, or is not this text; what else is in its place is set aside.
+    """Write a view's README.md unless it exists with this text; anything else in its place is set aside.
 
     Raises SetupError where nothing can be written there.
     """
@@ -129,7 +129,7 @@ def _write_view(views: Path, shown: Path, text: str) -> None:
 
 
 def _make_room(path: Path, *, is_folder: bool) -> None:
-    """Set aside what is in a place of the cache and is not a folder, or no file."""
+    """Set aside what is in the place of a folder (`is_folder`) or file of the cache without being one."""
     if (path.exists() or path.is_symlink()) and not (path.is_dir() if is_folder else path.is_file()):
         with suppress(OSError):
             moved = atomic.set_aside(path)
@@ -227,7 +227,7 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
 
 
 def _with_splits(header: dict[str, Any], config: str, splits: list[str]) -> dict[str, Any]:
-    """The header with `dataset_info` of these splits alone: `datasets` counts what it lists, there or not."""
+    """Return the header with `dataset_info` of these splits alone: `datasets` counts listed splits, even missing ones."""
     listed = header.get("dataset_info")
     infos = [one for one in (listed if isinstance(listed, list) else [listed]) if isinstance(one, dict)]
     mine = [one for one in infos if str(one.get("config_name", "default")) == config]
@@ -277,7 +277,7 @@ def _patterns(folder: Path, config: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    """The files of a pattern, also where one is a link to nothing."""
+    """Return the files of a pattern, even if one is a link that leads nowhere."""
     literal = folder / pattern
     if literal.is_file() or literal.is_symlink():
         return [literal]

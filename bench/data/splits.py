@@ -11,7 +11,7 @@ PARTS: dict[str, tuple[float, float]] = {"fit": (0.0, 0.45), "dev": (0.45, 0.60)
 
 
 class Prompt(NamedTuple):
-    """A prompt; id: 12 hex digits of the sha256 of its text. group: what its result is also averaged over; "": none."""
+    """A prompt; id: 12 hex digits of the sha256 of its text. group: its results are also averaged over it; "": none."""
 
     id: str
     text: str
@@ -24,7 +24,7 @@ def prompt(text: str, group: str = "") -> Prompt:
 
 
 def part(text: str) -> Part:
-    """Which part a prompt belongs to: 45% fit, 15% dev, 40% test, by a hash of its text without outer blanks.
+    """Return which part a prompt belongs to: 45% fit, 15% dev, 40% test, by a hash of its text without outer blanks.
 
     The text alone decides, so a prompt that several sources have is in the same part everywhere.
     """
@@ -77,7 +77,7 @@ class Learnt(NamedTuple):
 
     tasks: lm-eval's tasks whose documents for fitting it has seen (`lm_eval_tasks.is_for_fitting`). rtp: whether it has
     seen prompts of the fit part of RealToxicityPrompts. wiki: how many sentences of Wikipedia it has seen, the first of
-    `text_sets.wiki_sentences`. sets: other data sets that it has seen, each with the split; of a file, with its sha256.
+    `text_sets.wiki_sentences`. sets: other data sets that it has seen, each with the split; a file with its sha256.
     """
 
     tasks: Sequence[str] = ()

@@ -13,7 +13,7 @@ from methods.errors import SetupError
 
 
 class Texts(NamedTuple):
-    """Where a set keeps its texts: config, split, the column of the text and, where it has one, of the group.
+    """The place of a set's texts: config, split, the column of the text and, where there is one, that of the group.
 
     needs_group: a copy without the column of the group is refused.
     """
@@ -61,7 +61,7 @@ def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
 
 
 def leak(learnt: Learnt, name: str, suite: str, path: str | None = None) -> str | None:
-    """Why a method that learnt from these data must not be measured on a set or a file; None where it may."""
+    """Return why a method that learnt from these data must not be measured on a set or a file; None where it may."""
     if path is not None:
         if not Path(path).is_file() or (FILE, file_sha256(Path(path))) not in learnt.sets:
             return None
@@ -76,7 +76,7 @@ def leak(learnt: Learnt, name: str, suite: str, path: str | None = None) -> str 
 
 
 def learnt_file(path: str) -> Learnt:
-    """What a method has learnt from that read this file, for `leak`."""
+    """Return what a method that read this file has learnt from, for `leak`."""
     return Learnt(sets=[(FILE, file_sha256(Path(path)))])
 
 
@@ -105,7 +105,7 @@ def texts_of_file(path: str, text: str, group: str | None = None) -> tuple[list[
     """The distinct texts of a file's column, JSONL or CSV, each with its group, in the order of a hash.
 
     group: the column of the group; None for none. A row without a group has the group "". Raises SetupError for a file
-    that cannot be read, for a text that is not a string, where no row has a group, and for groups as `_groups`.
+    that cannot be read, for a text that is not a string, where no row has a group, and for groups as `_groups` does.
     """
     file = RowsFile(path, (text,))
     rows = file.read()

@@ -38,7 +38,7 @@ class WheelSet(NamedTuple):
 
 
 def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str, bool] | None:
-    """Folder laid out like the hub with the wheel's copy of a data set, the wheel's requirement, and if it is verified.
+    """Return a hub-like folder of the wheel's copy of a data set, the wheel's requirement, and whether it is verified.
 
     A folder whose files are not what was written is set aside and made again. One that an older version wrote without
     digests is checked against the wheel where that is in the cache; otherwise it is used and is not verified.
@@ -72,7 +72,7 @@ def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str,
 def _is_as_its_wheel_gives_it(found: WheelSet, folder: Path, cache: Path) -> bool:
     """Whether a folder without a digest has its wheel's content; False without the wheel, or with a read-only cache.
 
-    Raises DamagedError where it is not, and, without the wheel, where its rows cannot be read.
+    Raises DamagedError where the content differs, and, without the wheel, where its rows cannot be read.
     """
     from bench.files import digests
 

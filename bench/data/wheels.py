@@ -57,7 +57,7 @@ def wheel(name: str, cache: Path, offline: bool = False) -> Path:
 
 
 def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bool = False) -> Path:
-    """The wheel as a file in `cache`/wheels, downloaded by pip (which shows its progress bar) where it is not there.
+    """The wheel as a file in `cache`/wheels, downloaded by pip (which shows its progress bar) if it is missing.
 
     Raises SetupError for anything but a plain name==version with a whole sha256, when the wheel is missing and cannot
     be fetched, and when the bytes are not the pinned ones.
@@ -103,7 +103,7 @@ def check(requirement: str, sha256: str, option: str = "the wheel ") -> None:
 
 
 def _download(requirement: str, folder: str) -> list[str]:
-    """Pip's arguments: this one file and no other, whatever Python the package itself asks for, nothing built.
+    """Return pip's arguments to get this one file and build nothing, whatever Python the package itself asks for.
 
     What comes after `--` is not an option, whatever it says.
     """
