@@ -21,10 +21,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def fetch(repo: Repo, found: Listing, names: Iterable[str], offline: bool = False) -> Path:
-    """The folder of the repository's files at this commit, in which these files are whole.
+    """Return the folder of the repository's files at this commit, in which these files are whole.
 
-    Raises SetupError where one is not there and cannot be fetched, and where the disk is full; DamagedError for one
-    that is not what the hub has.
+    Raises SetupError where a file is missing and cannot be fetched, and where the disk is full; DamagedError for a file
+    that differs from the hub's.
     """
     folder = storage(repo) / "snapshots" / found.commit
     for name in names:
@@ -75,7 +75,7 @@ def fetch_url(url: str, target: Path, digest: str, otherwise: str) -> Path:
 
 
 def _client(repo: Repo, commit: str, name: str) -> None:
-    """Let the client fetch a small file, or link a large one that is there."""
+    """Let the client fetch a small file, or link a large one that is already here."""
     from huggingface_hub import hf_hub_download
 
     hf_hub_download(repo.name, name, repo_type=repo.kind, revision=commit)
@@ -116,7 +116,7 @@ def _large(repo: Repo, commit: str, name: str, file: File, digest: str) -> None:
 
 @contextmanager
 def _fetching(repo: Repo, name: str, file: File) -> Iterator[None]:
-    """Inside the block a file is fetched. Raises SetupError that says what kept it from coming."""
+    """Fetch a file inside the `with`; raise a SetupError that says why where that fails."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
@@ -130,7 +130,7 @@ def _fetching(repo: Repo, name: str, file: File) -> Iterator[None]:
 
 
 def full(place: Path, what: str, setting: str = "HF_HUB_CACHE=FOLDER (or HF_HOME=FOLDER)") -> SetupError:
-    """The error for a disk that is full; setting: how the user moves the cache in `place`."""
+    """The error for a disk that is full; setting: the setting by which the user moves the cache in `place`."""
     try:
         left = f"{shutil.disk_usage(place).free / 1e9:,.2f} GB are free"
     except OSError:
@@ -142,7 +142,7 @@ def full(place: Path, what: str, setting: str = "HF_HUB_CACHE=FOLDER (or HF_HOME
 
 
 def damaged(path: Path) -> str | None:
-    """What is wrong with a link to a file in the cache of the hub's client, and what to do; None: nothing.
+    """Return what is wrong with a link to a file in the hub client's cache, and what to do; None for nothing.
 
     The client keeps each file under its sha256, small ones under git's sha1.
     """

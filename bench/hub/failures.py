@@ -36,13 +36,13 @@ CREDENTIALS = re.compile(r"(?<=://)[^/\s@'\"]+@|(?<=[^\s'\"])\?[^\s'\"]*=[^\s'\"
 
 
 def reason(error: BaseException) -> str:
-    """What a library said of a download, in a line without credentials."""
+    """Return what a library said about a download, in a line without credentials."""
     told = " ".join((str(error).strip() or type(error).__name__).split("\n\n")[0].split())
     return CREDENTIALS.sub("", told)[:300]
 
 
 def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
-    """The error for what the hub's client raised; a MissingError only if the hub itself said that it does not have it.
+    """Return the error for one of the hub's client; a MissingError only if the hub itself says that it lacks something.
 
     wanted: the file or revision that was asked for.
     """
@@ -85,6 +85,6 @@ def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
     what = f"{wanted} of {repo}" if wanted else str(repo)
     return UnreachableError(
         f"the hub could not be asked for {what}, which says nothing about whether it is there ({type(error).__name__}: "
-        f"{why}); run the same command again in a while, what was fetched is kept, or set runtime.offline=true to use "
-        "that alone"
+        f"{why}); run the same command again in a while (what was fetched is kept), or set runtime.offline=true to "
+        "use only that"
     )

@@ -47,8 +47,8 @@ def storage(repo: Repo) -> Path:
 def listing(repo: Repo, revision: str, offline: bool = False) -> Listing:
     """The files of a repository at a commit, or at what a branch or tag is now.
 
-    A commit never changes, so it is asked once. A branch is asked each time, and which commit it was is kept: without
-    network it is that one.
+    A commit never changes, so the hub is asked about it once. It is asked about a branch each time, and the commit that
+    this was is kept, for use without network.
 
     Raises MissingError for what the hub does not have; SetupError where it cannot be asked; NotKeptError when `offline`
     and nothing is kept.
@@ -93,7 +93,7 @@ def _place(repo: Repo, commit: str) -> Path:
 
 
 def _keep(repo: Repo, revision: str, found: Listing) -> None:
-    """Keep the list, and which commit the revision is, as the hub's client keeps it. A cache may be read-only."""
+    """Keep the list and, as the hub's client does, the commit of the revision; nothing is kept in a read-only cache."""
     with suppress(OSError):
         place = _place(repo, found.commit)
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +105,7 @@ def _keep(repo: Repo, revision: str, found: Listing) -> None:
 
 
 def _kept(repo: Repo, revision: str) -> Listing | None:
-    """What was kept; None where nothing was, or it cannot be read."""
+    """Return what was kept; None where nothing was, or it cannot be read."""
     try:
         commit = revision
         if not COMMIT.fullmatch(revision):

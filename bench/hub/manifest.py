@@ -1,4 +1,4 @@
-"""What was fetched, or found to be there, while a block ran: for the manifest of `python -m bench.prefetch`."""
+"""Notes files that are fetched, or found on this machine, in a `with`: a manifest for `python -m bench.prefetch`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +26,7 @@ _noted: ContextVar[dict[tuple[str, str], Entry] | None] = ContextVar("noted", de
 
 @contextmanager
 def noting() -> Iterator[dict[tuple[str, str], Entry]]:
-    """The mapping holds, when the block ends, each file that was fetched or found inside it, once."""
+    """Yield a mapping that holds, when the `with` ends, each file that was fetched or found inside it, once."""
     mine: dict[tuple[str, str], Entry] = {}
     token = _noted.set(mine)
     try:
@@ -36,7 +36,7 @@ def noting() -> Iterator[dict[tuple[str, str], Entry]]:
 
 
 def note(what: str, file: str, source: str, commit: str | None, path: Path, *, new: bool) -> None:
-    """Say that a file is there, and whether it was fetched for that."""
+    """Note that a file is on this machine, and whether it was fetched just now."""
     noted = _noted.get()
     if noted is not None:
         noted.setdefault((f"{source} {commit}", file), Entry(what, file, source, commit, path, new))

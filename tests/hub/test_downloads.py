@@ -214,7 +214,7 @@ def test_what_is_not_there_is_named(hub):
         ({"config.json": b"{}", "adapter_config.json": b"{}"}, "is an adapter"),
         ({"config.json": b"{}", "model.gguf": b"x"}, "has no weights in a format"),
         ({"config.json": b"{}", "model.safetensors.index.json": b'{"weight_map": {"a": "model-1.safetensors"}}'},
-         "names model-1.safetensors|lacks a part of its weights there: model-1.safetensors"),
+         "names model-1.safetensors|lacks a part of its weights: model-1.safetensors"),
     ],
 )  # fmt: skip
 def test_repositories_that_are_no_whole_model(hub, files, message):
