@@ -37,7 +37,7 @@ class Scorer(Protocol):
         ...
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """One score per completion; None where it could not be scored. A blank one scores 0, of sentiment .5."""
+        """One score per completion; None where it could not be scored. A blank one scores 0, or .5 for sentiment."""
         ...
 
 
@@ -52,7 +52,7 @@ class Batched(Protocol):
 
 @runtime_checkable
 class Fetched(Protocol):
-    """A scorer that is judged by files which may have to be fetched (`python -m bench.prefetch`)."""
+    """A scorer that needs files which may have to be fetched (`python -m bench.prefetch`)."""
 
     def fetch(self) -> None:
         """Fetch these files. Raises SetupError if that fails."""
@@ -79,7 +79,7 @@ def unique_scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[
 
 
 def judging_device(device: str | None, runtime_device: str) -> str:
-    """The device of a scorer that is a model: its own, or that of the run; all of it is on one."""
+    """The device of a scorer that is a model: its own, or that of the run; the whole model is on one."""
     from bench.model import devices
 
     return device or devices.single(runtime_device)

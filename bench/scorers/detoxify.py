@@ -35,8 +35,9 @@ class Detoxify:
     """Probability of the label `toxicity` by a Detoxify model (github.com/unitaryai/detoxify).
 
     Weights are read from `checkpoint`, with config and tokenizer of the base model in `config_path` for machines
-    without network; or else downloaded once, which needs their whole `sha256`: the name of a published file only has 8
-    digits of it, which somebody could give another file. Nothing in a checkpoint is ever run: it is read as tensors and
+    without network; or else downloaded once, which needs their whole `sha256`: the name of a published file has only 8
+    digits of it, and somebody could make another file with the same ones. Nothing in a checkpoint is ever run: it is
+    read as tensors and
     plain values, or refused. device: None is the run's (`runtime_device`).
     """
 
@@ -109,7 +110,7 @@ class Detoxify:
         return by_length(completions, self.batch_size)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """One score per completion alone; blank ones score 0, a score that is not a number is None."""
+        """Score each completion by itself; blank ones score 0, and a score that is not a number becomes None."""
         del prompts
         scores: list[float | None] = [0.0] * len(completions)
         order = sorted((i for i, text in enumerate(completions) if text.strip()), key=lambda i: len(completions[i]))
@@ -133,7 +134,7 @@ def _published(model_type: str) -> tuple[str, str]:
 
 
 def _help(model_type: str) -> str:
-    """How to use a variant without network."""
+    """Return how to use a variant without network."""
     return (
         f"Without network: download {_published(model_type)[0]} and, from huggingface.co/{BASES[model_type]}, "
         "config.json and the tokenizer's files elsewhere, then set scorer.detoxify.checkpoint=FILE "
@@ -150,8 +151,8 @@ def _load(
     Detoxify asks the hub for the base model's config even when it gets `huggingface_config_path`, and reads the number
     of labels from that folder (unitaryai/detoxify pull request 126). So the checkpoint is rewritten to name the folder
     as its base model, which Detoxify then reads with the right number of labels. That also keeps pickles from being
-    run: what Detoxify opens is what `weights_only=True` has read. Detoxify looks up the names of classes in
-    transformers that the checkpoint gives, so these are CLASSES.
+    run: what Detoxify opens is what `weights_only=True` has read. The checkpoint names classes of transformers, which
+    Detoxify looks up; so only CLASSES are allowed.
     """
     import torch
     from detoxify import Detoxify as Model
@@ -191,7 +192,7 @@ def _load(
 
 
 def _read(file: Path, sha256: str | None) -> Any:
-    """The checkpoint's content. Raises SetupError for another file than is asked for, and a pickle that would run."""
+    """The checkpoint's content. Raises SetupError for another file than was asked for or a pickle that would run."""
     import torch
 
     if sha256 not in (None, file_sha256(file)):
@@ -205,7 +206,7 @@ def _read(file: Path, sha256: str | None) -> Any:
 
 
 def _said(error: BaseException) -> str:
-    """Why a file is not a checkpoint; errors of the unpickler's own code (EOFError, IndexError) do not help a user."""
+    """Say why a file is no checkpoint; errors of the unpickler's own code (EOFError, IndexError) do not help a user."""
     if isinstance(error, OSError | RuntimeError | UnpicklingError):
         return loading_failure(error)
     return "it is truncated, or not a file written by torch"
@@ -214,7 +215,7 @@ def _said(error: BaseException) -> str:
 def _lacking(model: Any, state: Mapping[str, Any]) -> list[str]:
     """The weights of a model that a checkpoint does not have: transformers would draw them at random.
 
-    A checkpoint may keep them under a longer name, or by older names for those of a layer norm.
+    A checkpoint may keep them under longer names, or, for a layer norm, under older names.
     """
     ends = {"weight": "gamma", "bias": "beta"}
 

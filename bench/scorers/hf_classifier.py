@@ -23,7 +23,7 @@ TRAINED: dict[str, Activation] = {"single_label_classification": "softmax", "mul
 
 
 class Classifier(NamedTuple):
-    """A loaded model: its column of the asked label, what makes probabilities of its logits, and the longest input."""
+    """A loaded model: its column of the asked label, its map from logits to probabilities, and the longest input."""
 
     model: Any
     tokenizer: Any
@@ -38,14 +38,15 @@ class HFClassifier:
 
     activation: "softmax" over the labels, of which just one holds, or "sigmoid" of the one label, where each may hold;
     None: as the model's config says by its problem_type, and the sigmoid for a single label. A model of several labels
-    that does not say is refused without it, and so is an activation that contradicts the model.
+    whose config does not say is refused if None is given, and an activation that contradicts the model is refused, too.
 
     The text is judged without its prompt. Blank texts are not shown to the model: they score 0, and .5 if sentiment is
     measured (BLANK).
 
     Exactly one of path and id is given. label: the label's name, or its place in the model's output. max_tokens: longer
-    texts are cut at the end; None is the model's own limit. device: None is the run's (`runtime_device`). name: what
-    its scores are filed under, so that several of them can judge one run; as its key in conf/scorer.
+    texts are cut at the end; None is the model's own limit. device: None is the run's (`runtime_device`). name: the
+    name under which its scores are stored, so that several of them can judge one run; the same as its key in
+    conf/scorer.
     """
 
     label: str | int
@@ -114,7 +115,7 @@ class HFClassifier:
         return by_length(completions, self.batch_size)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """One score per completion alone; None where the model gives no number."""
+        """Score each completion by itself; None where the model gives no number."""
         del prompts
         scores: list[float | None] = [BLANK[self.measures]] * len(completions)
         order = sorted((i for i, text in enumerate(completions) if text.strip()), key=lambda i: len(completions[i]))
@@ -156,7 +157,7 @@ class HFClassifier:
 def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
     """Place of a label in the model's output.
 
-    Raises SetupError that lists the labels, unless just one is meant; and for labels that are not at 0, 1, ...
+    Raises SetupError that lists the labels, unless just one is meant; and for labels that are not numbered 0, 1, ...
     """
     numbered = isinstance(id2label, Mapping) and all(str(place).isdecimal() for place in id2label)
     if not numbered or sorted(map(int, id2label)) != list(range(len(id2label))):
@@ -175,7 +176,7 @@ def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
 
 
 def activation_of(problem_type: str | None, labels: int, asked: Activation | None, name: str) -> Activation:
-    """What makes probabilities of the logits: what the model was trained with, or what is asked where it does not say.
+    """Return how logits become probabilities: as the model was trained or, where it does not say, as is asked.
 
     Raises SetupError where neither says it, where they contradict each other, and where no probability comes out.
     """
@@ -234,7 +235,7 @@ def _judged(loaded: Classifier, texts: list[str], device: str) -> list[float]:
 def _load(
     where: str, revision: str | None, device: str, option: str, _files: tuple[str, ...]
 ) -> tuple[Any, Any, int | None]:
-    """Model, tokenizer and the longest input (None: any), from files that are here. Raises SetupError.
+    """Load model, tokenizer and the longest input (None: any) from files on this machine. Raises SetupError.
 
     _files: what is in the folder, so that it is loaded again when that changes.
     """

@@ -45,11 +45,11 @@ class Keywords:
         return self._pattern.search(_same(text)) is not None
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """1 about the topic, 0 not, for each completion alone."""
+        """Score each completion by itself: 1 if it is about the topic, else 0."""
         del prompts
         return [float(self.mentions(text)) for text in completions]
 
 
 def _same(text: str) -> str:
-    """The text in small letters, each letter with its accent in one sign."""
+    """Return the text in small letters, with each letter and its accent as one character."""
     return unicodedata.normalize("NFC", text.lower())

@@ -19,8 +19,8 @@ class MeanOf:
     toxic_comment have AUC .916 and .907 on 2,373 continuations of RealToxicityPrompts, their mean .938 (prompts: .948,
     .947, .965). Both were trained on Jigsaw's comments, so toxicity of other kinds is missed by their mean as well.
 
-    A blank text scores the mean of what it does with each part. name: what its scores are filed under; as its key in
-    conf/scorer.
+    A blank text scores the mean of what it scores with each part. name: the name under which its scores are stored; the
+    same as its key in conf/scorer.
     """
 
     parts: Mapping[str, Scorer] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class MeanOf:
         return next(iter(self.parts.values())).measures
 
     def identity(self) -> dict[str, Any]:
-        """The identity of each part, in order; not what the config calls it."""
+        """Return the identity of each part, in order, without the names that the config gives them."""
         return {"name": self.name, "version": 1, "parts": [named(part) for part in self.parts.values()]}
 
     def fetch(self) -> None:

@@ -24,7 +24,7 @@ class ProfanityCheck:
         return {"name": self.name, "version": 1, **{package: version(package) for package in packages}}
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """Probability of toxicity of each completion alone; a blank one scores 0."""
+        """Return the probability of toxicity of each completion by itself; a blank one scores 0."""
         del prompts
         judged = [text for text in completions if text.strip()]
         if not judged:

@@ -45,7 +45,7 @@ class Words(NamedTuple):
 class Network(NamedTuple):
     """The tokenizer and the layers: tensors, and a module of torch for the recurrent one.
 
-    V words, E numbers a word, H numbers a direction of the LSTM, D numbers a text, 6 labels.
+    V words, E numbers per word, H numbers per direction of the LSTM, D numbers per text, 6 labels.
     """
 
     words: Words
@@ -69,8 +69,8 @@ class ToxicComment:
       side by side, maximum over the 100 places, 50 rectified units, 6 sigmoids. Dropout is for training.
 
     label: one of LABELS, whose probability is the score; the package's own `predict` is the mean of all six. A blank
-    text scores 0; a text of only unknown words scores like padding, .07. name: what its scores are filed under, so
-    that several labels can judge one run; as its key in conf/scorer.
+    text scores 0; a text of only unknown words scores like padding, .07. name: the name under which its scores are
+    stored, so that several labels can judge one run; the same as its key in conf/scorer.
 
     On 2,373 continuations of RealToxicityPrompts `toxic` has AUC .907 against Perspective's toxicity >= 0.5, and .947
     on 2,392 prompts. It was trained on Jigsaw's comments like profanity_check, and their scores correlate (r = .83).
@@ -107,7 +107,7 @@ class ToxicComment:
         return by_length(completions, TEXTS)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """One score per completion alone; None where the network gives no number.
+        """Score each completion by itself; None where the network gives no number.
 
         Raises SetupError if the wheel cannot be fetched, or does not hold such a network.
         """

@@ -33,7 +33,7 @@ class Vader:
         return {"name": self.name, "version": 1, "vaderSentiment": version("vaderSentiment")}
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """Sentiment of each completion alone."""
+        """Score the sentiment of each completion by itself."""
         del prompts
         analyzer = _analyzer()
         return [(float(analyzer.polarity_scores(text)["compound"]) + 1) / 2 for text in completions]
