@@ -49,7 +49,7 @@ class Map(NamedTuple):
         return (from_end / ramp.where(ramp > 0, torch.ones_like(ramp))).clamp(0, 1)
 
     def to(self, device: torch.device) -> "Map":
-        """The same map on another device."""
+        """Return the same map on another device."""
         return Map(*(None if one is None else one.to(device) for one in self))  # type: ignore[arg-type]
 
 
@@ -309,7 +309,7 @@ def transport(source: Tensor, target: Tensor, kind: Kind) -> tuple[Tensor, Tenso
 
 
 def partial(one: Map, strength: float) -> tuple[Tensor, Tensor]:
-    """The slope and offset (D,) with which a map at this strength acts: y <- y + (slope y + offset)."""
+    """Return the slope and offset (D,) with which a map at this strength acts: y <- y + (slope y + offset)."""
     return strength * (one.scale - 1), strength * one.shift
 
 

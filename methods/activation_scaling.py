@@ -104,7 +104,7 @@ class ActivationScaling(Method):
             return training_memory(model, [scales], "adamw", batches)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The scalars "scales" (L, 2), of attention and of the MLP of each block.
+        """Return the scalars "scales" (L, 2), of attention and of the MLP of each block.
 
         A pair in which a text is a single token, which no earlier token predicts, is left out.
         Raises SetupError without pairs or background, and where the loss is not finite.
@@ -246,7 +246,7 @@ def mean_log_probabilities(model: PreTrainedModel, texts: Sequence[Text]) -> Ten
 
 
 def _step_size(optimiser: torch.optim.Adam, scales: Tensor) -> Tensor:
-    """How far Adam has just moved each scalar per unit of its gradient."""
+    """Return how far Adam has just moved each scalar per unit of its gradient."""
     state, options = optimiser.state[scales], optimiser.param_groups[0]
     squared: Tensor = state["exp_avg_sq"] / (1 - options["betas"][1] ** float(state["step"]))
     size: Tensor = options["lr"] / (squared.sqrt() + options["eps"])

@@ -57,7 +57,7 @@ class AdapterMethod(Method):
         )
 
     def demand(self) -> Demand:
-        """The memory of the original weights, which are restored at the end."""
+        """Return the memory of the original weights, which are restored at the end."""
         return Demand(copies=1)
 
     def check(self, model: PreTrainedModel) -> None:
@@ -71,7 +71,7 @@ class AdapterMethod(Method):
             )
 
     def training(self, model: PreTrainedModel) -> TrainingMemory | None:
-        """The memory for training the adapter."""
+        """Return the memory for training the adapter."""
         with torch.device(model.device), adapter(model, self.rank, self.alpha, self.seed):
             own = list(lora_parameters(model).values())
             return most_memory(model, own, self.recipe, self.max_tokens, self.sets)
@@ -84,7 +84,7 @@ class AdapterMethod(Method):
 
 
 def experts(model: PreTrainedModel) -> list[str]:
-    """Names of the parameters that hold a matrix for each expert of a mixture."""
+    """Return the names of the parameters that hold a matrix for each expert of a mixture."""
     inside = f"{layout.of(model).blocks}."
     return [name for name, one in model.named_parameters() if one.dim() == 3 and name.startswith(inside)]
 
@@ -128,13 +128,13 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
 
 
 def lora_parameters(model: PreTrainedModel) -> dict[str, nn.Parameter]:
-    """The adapter's tensors by name."""
+    """Return the adapter's tensors by name."""
     return {name: parameter for name, parameter in model.named_parameters() if ".lora_" in name}
 
 
 @torch.no_grad()
 def factors(model: PreTrainedModel) -> Artefact:
-    """What the adapter on this model adds to each weight, as "adapter.<name>.up" @ "adapter.<name>.down", in fp32.
+    """Return what the adapter adds to each weight, as "adapter.<name>.up" @ "adapter.<name>.down", in fp32.
 
     Both have the layout of the weight, (outputs, inputs) or transposed (Conv1D); `up` includes alpha / rank, and a
     mixture has a pair of factors for each expert: (E, ., R) and (E, R, .).

@@ -93,7 +93,7 @@ class AurA(Method):
             sites.mlp_linears(model, layer)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The factor of every unit: "layers.<l>.<module>.alpha" (outputs,), 1 where nothing is damped.
+        """Return the factor of every unit: "layers.<l>.<module>.alpha" (outputs,), 1 where nothing is damped.
 
         Raises SetupError without pairs, for a mixture of experts, and where no unit is above `min_auroc`.
         """

@@ -133,7 +133,7 @@ class Method(Protocol):
         return 1.0
 
     def demand(self) -> Demand:
-        """What the method takes while it steers, for the estimate of memory; nothing by default."""
+        """Return what the method takes while it steers, for the estimate of memory; nothing by default."""
         return Demand()
 
     def training(self, model: PreTrainedModel) -> "TrainingMemory | None":
@@ -175,7 +175,7 @@ def title(method: Method) -> str:
 
 
 def required_pairs(data: FitData, method: str) -> Pairs:
-    """The pairs of `data`. Raises SetupError for fewer than two, whose mean is not a direction.
+    """Return the pairs of `data`. Raises SetupError for fewer than two, whose mean is not a direction.
 
     It is also raised for lists of different lengths, whose texts do not form pairs.
     """
@@ -195,7 +195,7 @@ def required_pairs(data: FitData, method: str) -> Pairs:
 
 
 def required_labelled(data: FitData, method: str) -> Labelled:
-    """The labelled texts of `data`. Raises SetupError for no texts, one class, or more than two labels."""
+    """Return the labelled texts of `data`. Raises SetupError for no texts, one class, or more than two labels."""
     found = data.labelled or Labelled([], [])
     if set(found.label) != {DESIRED, UNDESIRED} or len(found.text) != len(found.label):
         raise SetupError(
@@ -243,12 +243,12 @@ def load(path: Path) -> Artefact:
 
 
 def artefact_bytes(artefact: Artefact) -> int:
-    """Size of what `apply` needs, in bytes; the facts under "info." do not count."""
+    """Return the size of what `apply` needs, in bytes; the facts under "info." do not count."""
     return sum(t.numel() * t.element_size() for name, t in artefact.items() if not name.startswith(INFO))
 
 
 def facts(artefact: Artefact) -> dict[str, list[float] | float]:
-    """The small facts under "info.", as plain numbers for a record."""
+    """Return the small facts under "info.", as plain numbers for a record."""
     return {
         name.removeprefix(INFO): tensor.tolist()
         for name, tensor in artefact.items()

@@ -81,12 +81,12 @@ class CAA(Method):
             )
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Length of the vector, over the mean length of the stream at its block."""
+        """Return the length of the vector, over the mean length of the stream at its block."""
         residual = facts.get("residual_norm")
         return (self.norm or facts["direction_norm"]) / residual if residual else None
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The mean difference, (D,), and how well the pairs agree on it at that block (`methods.separation`).
+        """Return the mean difference, (D,), and how well the pairs agree on it at that block (`methods.separation`).
 
         Raises SetupError without pairs, and where their features do not differ.
         """
@@ -153,7 +153,7 @@ def _to_letter(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, tex
 
 
 def matched_norms(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Each behaviour's vector at one layer, (D,), rescaled to the mean length of them all.
+    """Return each behaviour's vector at one layer, (D,), rescaled to the mean length of them all.
 
         v_b <- v_b / |v_b| * mean over behaviours of |v|
 

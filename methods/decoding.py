@@ -62,7 +62,7 @@ def by_pieces(function: Callable[..., Tensor], *logits: Tensor) -> Tensor:
 
 
 def most_probable(logits: Tensor, top_p: float, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` most probable tokens (..., C), and which of them are in the nucleus (..., C).
+    """Return the `count` most probable tokens (..., C), and which of them are in the nucleus (..., C).
 
     The nucleus is the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751 section
     3.1). logits: (..., V).

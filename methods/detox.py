@@ -174,7 +174,7 @@ class DeTox(Method):
 
 
 def toxic_subspace(desired: Tensor, undesired: Tensor, rank: int, *, center: bool = True) -> Subspace:
-    """The first `rank` right singular vectors of T, from pooled features (N, D), in double precision.
+    """Return the first `rank` right singular vectors of T, from pooled features (N, D), in double precision.
 
     Swapping the texts of a pair flips the sign of a row of T and leaves T^T T as it is: for a given mu the result does
     not depend on which text of a pair is called desired.

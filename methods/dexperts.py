@@ -95,7 +95,7 @@ class DExperts(Method):
         return STEP_COST * self.epochs + 2
 
     def demand(self) -> Demand:
-        """A reading with its own weights for each expert that is not the model itself."""
+        """Return a reading with its own weights for each expert that is not the model itself."""
         return Demand(readings=len(self._roles), copies=len(self._roles))
 
     @property
@@ -103,7 +103,7 @@ class DExperts(Method):
         return ("anti_expert",) if self.expert == "base" else ("anti_expert", "expert")
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """The memory for training all weights."""
+        """Return the memory for training all weights."""
         return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens)
 
     def check(self, model: PreTrainedModel) -> None:
@@ -125,7 +125,7 @@ class DExperts(Method):
             )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The change of every weight by the training of each expert, as "anti_expert.change.<name>".
+        """Return the change of every weight by the training of each expert, as "anti_expert.change.<name>".
 
         Raises SetupError without the texts that an expert learns, and where a loss is no longer finite.
         """

@@ -113,7 +113,7 @@ class DINM(Method):
             )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The change of one matrix, "change.<name>". Raises SetupError without pairs or background."""
+        """Return the change of one matrix, "change.<name>". Raises SetupError without pairs or background."""
         self.check(model)
         desired, undesired, cut = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
         background, cut_background = encoded_background(model, tokenizer, data.background, self.max_tokens)

@@ -126,7 +126,7 @@ def mean_norm(
     site: Site = "output",
     batch_size: int = 32,
 ) -> float:
-    """Mean length of the residual stream over the tokens read (of each text, then over the texts).
+    """Return the mean length of the residual stream over the tokens read (of each text, then over the texts).
 
     It is the unit for vectors that are added there. Which tokens are read: as in `pooled_features`.
     """
@@ -268,7 +268,7 @@ def fitted(model: PreTrainedModel, artefact: Artefact, key: str, method: str) ->
 
 
 def mean_difference(desired: Tensor, undesired: Tensor) -> Tensor:
-    """Mean over pairs of desired - undesired, (..., N, D) -> (..., D)."""
+    """Return the mean over pairs of desired - undesired, (..., N, D) -> (..., D)."""
     return (desired - undesired).mean(-2)
 
 

@@ -64,7 +64,7 @@ class DPO(AdapterMethod):
             raise SetupError(f"method.beta={self.beta}: expected a number above 0; 0.1 is usual")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The two factors of each matrix's change (`methods.adapter.factors`).
+        """Return the two factors of each matrix's change (`methods.adapter.factors`).
 
         Raises SetupError without pairs, and where the two texts of every pair are the same.
         """

@@ -20,7 +20,7 @@ class Erasure(NamedTuple):
     strength: float
 
     def of_stream(self, hidden: Tensor, *, constant: bool) -> Tensor:
-        """Vectors (..., D) after the map, in their own dtype; constant: whether the offset counts."""
+        """Return vectors (..., D) after the map, in their own dtype; constant: whether the offset counts."""
         writer, reader = self.writer.to(hidden.device), self.reader.to(hidden.device)
         along = hidden.float() @ reader  # (...,)
         gone = self.strength * (along - (self.offset if constant else 0.0))
@@ -28,7 +28,7 @@ class Erasure(NamedTuple):
 
 
 def erasing_hooks(model: PreTrainedModel, eraser: Erasure, embeddings: Embeddings) -> list[Hook]:
-    """Hooks that map all that is written to the stream; the embeddings carry the offset."""
+    """Return hooks that map all that is written to the stream; the embeddings carry the offset."""
 
     def mapped(hidden: Tensor) -> Tensor:
         return eraser.of_stream(hidden, constant=False)

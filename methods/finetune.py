@@ -75,11 +75,11 @@ class Finetune(Method):
         return STEP_COST * self.epochs + 2
 
     def demand(self) -> Demand:
-        """The memory of the original weights, which are restored at the end."""
+        """Return the memory of the original weights, which are restored at the end."""
         return Demand(copies=1)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """The memory for training all weights."""
+        """Return the memory for training all weights."""
         return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens, 2 if self.kl_weight else 1)
 
     def check(self, model: PreTrainedModel) -> None:

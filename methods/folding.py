@@ -7,7 +7,7 @@ from methods.errors import SetupError
 
 
 def has_bias(module: nn.Module) -> bool:
-    """Whether the module is one linear map with a bias, in memory, which can take up a scale and a shift."""
+    """Return whether the module is one linear map with a bias, in memory, which can take up a scale and a shift."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, nn.Parameter) or not isinstance(bias, nn.Parameter):
         return False
@@ -15,7 +15,7 @@ def has_bias(module: nn.Module) -> bool:
 
 
 def folded(module: nn.Module, scale: Tensor, shift: Tensor | None = None) -> dict[nn.Parameter, Tensor]:
-    """The parameters with which a linear module gives scale * y + shift where it gave y = W x + b.
+    """Return the parameters with which a linear module gives scale * y + shift where it gave y = W x + b.
 
         W' = diag(scale) W;   b' = scale * b + shift
 

@@ -101,7 +101,7 @@ def _kind(file: Path) -> Format:
 
 
 def _unpickled(file: Path) -> Any:
-    """What torch.save wrote; only tensors and plain values are allowed."""
+    """Return what torch.save wrote; only tensors and plain values are allowed."""
     why = (
         "it is damaged, or a pickle that holds more than tensors, and nothing in a pickle is ever run; save the "
         "tensors as safetensors (layers.N.direction), in the program that wrote it"

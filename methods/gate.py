@@ -106,7 +106,7 @@ class Gate(Method):
         return self.inner.passes() + 1
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Length of what the method inside adds where the gate is open."""
+        """Return the length of what the method inside adds where the gate is open."""
         own = {key.removeprefix("inner."): one for key, one in facts.items() if key.startswith("inner.")}
         return self.inner.residual_norms(own)
 
@@ -213,7 +213,7 @@ class Gate(Method):
         return {**found, "info.accuracy": torch.tensor(accuracies), **_told(opened)}
 
     def _places(self, model: PreTrainedModel, inner: Artefact) -> dict[str, Place]:
-        """Where the method inside sets its hooks, by name, in the order in which it does."""
+        """Return where the method inside sets its hooks, by name, in the order in which it does."""
         names = {id(module): name for name, module in model.named_modules()}
         seen: dict[str, Place] = {}
 

@@ -125,7 +125,7 @@ class Imported(Method):
         return content
 
     def positions(self, content: foreign.Content) -> Scope:
-        """The tokens that are steered: as set, else as the format has it."""
+        """Return the tokens that are steered: as set, else as the format has it."""
         scope = self.scope or content.scope
         assert scope is not None
         return scope

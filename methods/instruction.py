@@ -112,7 +112,7 @@ class Instruction(Method):
     def texts(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]
     ) -> tuple[list[Text], list[Text], int]:
-        """The prompts with the instruction and without it, and how many pairs of them were cut.
+        """Return the prompts with the instruction and without it, and how many pairs of them were cut.
 
         A text that is too long for the model loses the left of its prompt, and the other text of the pair loses the
         same. Raises SetupError where nothing of a prompt is left, for a text in a chat template, and for a template

@@ -107,7 +107,7 @@ class ITI(Method):
             sites.heads(model, layer)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The shifts sigma * theta of the chosen heads, "layers.<l>.shift" (H * d,), zero in the others.
+        """Return the shifts sigma * theta of the chosen heads, "layers.<l>.shift" (H * d,), zero in the others.
 
         How well the pairs agree (`methods.separation`) is the mean over the chosen heads. Raises SetupError for too few
         pairs, and where the features of the two sides do not differ in as many heads as are to be chosen.

@@ -68,7 +68,7 @@ class ITIC(Method):
         layout.stream_rows(model, 0, "o")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The shift sigma * w of each block, "layers.<l>.shift" (D,).
+        """Return the shift sigma * w of each block, "layers.<l>.shift" (D,).
 
         How well the pairs agree (`methods.separation`) is the mean over the blocks. Raises SetupError without pairs,
         and where the features of the two sides do not differ.

@@ -86,7 +86,7 @@ class KLThenSteer(AdapterMethod):
         return 1.0 + (STEP_COST + 1) * self.epochs
 
     def training(self, model: PreTrainedModel) -> TrainingMemory | None:
-        """The memory for training the adapter, if there is one."""
+        """Return the memory for training the adapter, if there is one."""
         return super().training(model) if self.epochs else None
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:  # noqa: ARG002  the unit says it
@@ -108,7 +108,7 @@ class KLThenSteer(AdapterMethod):
             )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The vector (D,), and the two factors of each matrix's change.
+        """Return the vector (D,), and the two factors of each matrix's change.
 
         Raises SetupError without pairs or background, and where the pairs do not differ.
         """
@@ -150,7 +150,7 @@ class KLThenSteer(AdapterMethod):
         minimise(model, weights, loss, [len(text.tokens) for text in background], self.recipe, stage=self.name)
 
     def coefficients(self, sizes: Sequence[int]) -> list[Tensor]:
-        """The coefficient of each text of each batch: mostly 0, else between - and + `coefficient`."""
+        """Return the coefficient of each text of each batch: mostly 0, else between - and + `coefficient`."""
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.rand(sum(sizes), 2, generator=generator)
         value = self.coefficient * (2 * drawn[:, 1] - 1)

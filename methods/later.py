@@ -15,5 +15,5 @@ def later(default: Any) -> Any:
 
 
 def is_later(one: Field[Any]) -> bool:
-    """Whether a field was declared by `later`."""
+    """Return whether a field was declared by `later`."""
     return bool(one.metadata.get(LATER))

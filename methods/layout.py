@@ -43,12 +43,12 @@ class Matrix(NamedTuple):
         return one.T if self.transposed else one
 
     def read(self) -> Tensor:
-        """The weight as (outputs, inputs), not to be written to."""
+        """Return the weight as (outputs, inputs), not to be written to."""
         view = self._view(self.parameter.detach())
         return view if self.rows is None else view[self.rows]
 
     def stored(self, weight: Tensor, into: Tensor | None = None) -> Tensor:
-        """A new value of the whole parameter, in its own layout and dtype, for `intervention.edited`.
+        """Return a new value of the whole parameter, in its own layout and dtype, for `intervention.edited`.
 
         weight: (outputs, inputs). into: a new value to continue from, which other parts have already been written to.
         """
@@ -80,7 +80,7 @@ class Matrices(NamedTuple):
 
 
 def of(model: PreTrainedModel) -> Layout:
-    """The layout of this model, searched for once. Raises SetupError if its blocks cannot be found."""
+    """Return the layout of this model, searched for once. Raises SetupError if its blocks cannot be found."""
     if model not in _layouts:
         _layouts[model] = layout_search.search(model)
     return _layouts[model]
@@ -141,14 +141,14 @@ def _submodule(model: PreTrainedModel, field: str, name: str) -> nn.Module:
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
-    """The transformer blocks, first to last."""
+    """Return the transformer blocks, first to last."""
     found = model.get_submodule(of(model).blocks)
     assert isinstance(found, nn.ModuleList)
     return found
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
-    """The norm between the last block and the unembedding. Raises SetupError for OPT-350m, which has none."""
+    """Return the norm between the last block and the unembedding. Raises SetupError for OPT-350m, which has none."""
     name = of(model).norm
     if name is None:
         raise SetupError(
@@ -159,7 +159,7 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
 
 
 def mlp_output_is_normed(model: PreTrainedModel) -> bool:
-    """Whether what the MLP writes passes a norm before the residual stream, found by reading one token."""
+    """Return whether what the MLP writes passes a norm before the residual stream, found by reading one token."""
     return layout_search.mlp_output_is_normed(model, of(model))
 
 
@@ -263,7 +263,7 @@ def resolved(block: nn.Module, name: str) -> list[tuple[nn.Module, nn.Parameter]
 
 
 def _stores_inputs_first(owner: nn.Module, parameter: nn.Parameter, writes: bool, width: int) -> bool:
-    """Whether the module stores (inputs, outputs), as Conv1D and some experts do."""
+    """Return whether the module stores (inputs, outputs), as Conv1D and some experts do."""
     if parameter.dim() == 2:
         return isinstance(owner, Conv1D)
     first, second = parameter.shape[1:]

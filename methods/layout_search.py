@@ -150,7 +150,7 @@ def block_list(model: PreTrainedModel) -> str:
 
 
 def _like_blocks(listed: nn.ModuleList) -> bool:
-    """Whether all are of one class and each holds at least two matrices, as attention or an MLP does."""
+    """Return whether all are of one class and each holds at least two matrices, as attention or an MLP does."""
     return len({type(one) for one in listed}) == 1 and len(projections(listed[0])) > 1
 
 
@@ -170,7 +170,7 @@ def projections(block: nn.Module) -> list[Projection]:
 
 
 def starred(name: str) -> str:
-    """A dotted name with "*" for every number."""
+    """Return a dotted name with "*" for every number."""
     return str(NUMBER.sub(".*", f".{name}"))[1:]
 
 
@@ -204,7 +204,7 @@ def _mlps(there: Sequence[Projection], attention: set[str], width: int) -> list[
 
 
 def _reads_and_writes(group: Sequence[Projection], width: int) -> bool:
-    """Whether the group has a matrix that reads the stream and one that writes it; experts may be stored either way."""
+    """Return whether one matrix reads the stream and another one writes it; experts may be stored either way."""
     if all(one.experts for one in group):
         return all(width in (one.outputs, one.inputs) for one in group)
     return any(one.inputs == width for one in group) and any(one.outputs == width for one in group)
@@ -238,7 +238,7 @@ def _by_shape(group: Sequence[Projection], width: int) -> dict[str, Names]:
 
 
 def final_norm(model: PreTrainedModel, blocks: str) -> str | None:
-    """Name of the norm after the blocks: beside their list, by name, else the only one made after it."""
+    """Return the name of the norm after the blocks: beside their list, by name, else the only one made after it."""
     parent, _, own = blocks.rpartition(".")
     beside = list(model.get_submodule(parent).named_children())
     norms = [name for name, module in beside if "norm" in type(module).__name__.lower()]
@@ -250,7 +250,7 @@ def final_norm(model: PreTrainedModel, blocks: str) -> str | None:
 
 
 def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, inputs: int) -> Tensor:
-    """Which rows of one matrix (outputs, D) for q, k and v are those of `kind`, in the order of its heads.
+    """Return which rows of one matrix (outputs, D) for q, k and v are those of `kind`, in the order of its heads.
 
     inputs: the number of inputs of the matrix through which attention writes, one for each entry of each query head.
     Raises SetupError where the order is not known, or does not fit the matrix.
@@ -314,7 +314,7 @@ def _written(block: nn.Module, layout: Layout) -> int:
 
 @torch.inference_mode()
 def mlp_output_is_normed(model: PreTrainedModel, layout: Layout) -> bool:
-    """Whether what the MLP of the first block writes passes a norm before the residual stream (Gemma 2, OLMo 2).
+    """Return whether what the MLP of the first block writes passes a norm before the residual stream (Gemma 2, OLMo 2).
 
     One token is read: a norm in the block is then given the very tensor that the MLP, or its value matrix, returned.
     """

@@ -73,12 +73,12 @@ class MeanCentring(Method):
             raise SetupError(f"method.max_tokens={self.max_tokens}: a text needs at least 1 token")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Length of the vector, over the mean length of the stream at its block."""
+        """Return the length of the vector, over the mean length of the stream at its block."""
         residual = facts.get("residual_norm")
         return (1.0 if self.normalise else facts["direction_norm"]) / residual if residual else None
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The centred mean, (D,), and how well the texts agree on it at that block (`methods.separation`).
+        """Return the centred mean, (D,), and how well the texts agree on it at that block (`methods.separation`).
 
         For that, the first target and the first background text count as a pair, then the second of each, and so on
         until either list ends. Raises SetupError without pairs or background, and where their means are the same.

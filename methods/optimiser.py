@@ -124,7 +124,7 @@ def _made(name: OptimizerName, masters: Sequence[Tensor], learning_rate: float) 
 
 
 def moment_bytes(name: OptimizerName, shape: Sequence[int]) -> int:
-    """Bytes that the moments of a weight of this shape take."""
+    """Return the bytes that the moments of a weight of this shape take."""
     entries = math.prod(shape)
     if name == "adamw":
         return 4 * 2 * entries

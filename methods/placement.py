@@ -20,7 +20,7 @@ REMEDY = (
 
 
 def computing_device(module: nn.Module) -> torch.device | None:
-    """The device on which accelerate runs a module, wherever its weights are kept; None without accelerate."""
+    """Return the device on which accelerate runs a module, wherever its weights are kept; None without accelerate."""
     hook = getattr(module, "_hf_hook", None)
     devices = [getattr(one, "execution_device", None) for one in getattr(hook, "hooks", (hook,))]
     return next((torch.device(one) for one in devices if one is not None), None)

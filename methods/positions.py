@@ -88,7 +88,7 @@ def number_of_rows() -> int | None:
 
 
 def current_positions() -> Positions:
-    """Positions of the running forward. Raises RuntimeError where none were set."""
+    """Return the positions of the running forward. Raises RuntimeError where none were set."""
     positions = _current.get()
     if positions is None:
         raise RuntimeError(

@@ -23,7 +23,7 @@ def value_gradients(
     layers: Sequence[int],
     batch_size: int = 8,
 ) -> dict[int, Tensor]:
-    """The gradient of each layer's value matrices, a row (D,) for each neuron: (M, D), fp32 on the CPU.
+    """Return the gradient of each layer's value matrices, a row (D,) for each neuron: (M, D), fp32 on the CPU.
 
     It is that of the mean over pairs of log p(desired) - log p(undesired). The model is bit-equal before and after.
 

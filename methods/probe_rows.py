@@ -55,7 +55,7 @@ class Sample(NamedTuple):
     facts: Artefact
 
     def of(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Features and classes of some of the texts."""
+        """Return features and classes of some of the texts."""
         return self.features[indices], self.labels[indices]
 
 

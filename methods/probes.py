@@ -25,7 +25,7 @@ class Logistic(NamedTuple):
 
 
 def sides(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
-    """Features of both classes as one (N, D), and which of them are positive, (N,)."""
+    """Return features of both classes as one (N, D), and which of them are positive, (N,)."""
     return torch.cat([positive, negative]), torch.arange(len(positive) + len(negative)) < len(positive)
 
 
@@ -53,7 +53,7 @@ class Probe(NamedTuple):
     moved: float = math.nan  # 1 - cosine between the undesired row as trained and as drawn; NaN where none was drawn
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
-        """Share of features (N, D) put into their class; NaN for none."""
+        """Return the share of features (N, D) put into their class; NaN for none."""
         guess = (features @ self.weight.T + self.bias).argmax(-1)  # (N,)
         return float((guess == labels).float().mean())
 

@@ -77,5 +77,5 @@ def checkpointing(folder: Path) -> Iterator[None]:
 
 
 def checkpoint_folder() -> Path | None:
-    """The folder in which the running fit may keep its state; None if there is none."""
+    """Return the folder in which the running fit may keep its state; None if there is none."""
     return _folder.get()

@@ -100,12 +100,12 @@ class PSA(Method):
             raise SetupError(f"method.delta={self.delta}: expected a number between 0 and 1, or null for 1 / (5 N)")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Mean length of the private vectors over the blocks: they are in mean residual norms."""
+        """Return the mean length of the private vectors over the blocks: they are in mean residual norms."""
         lengths = facts["direction_norm"]
         return sum(lengths) / len(lengths) if isinstance(lengths, list) else float(lengths)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The private vector of each block, and its budget. One pass reads all blocks.
+        """Return the private vector of each block, and its budget. One pass reads all blocks.
 
         Raises SetupError without pairs or background, for an `epsilon` that the mechanism cannot give, and, where
         there is no noise, for pairs whose mean difference is zero.
@@ -210,12 +210,12 @@ def lost(epsilon: float, sigma: float, count: int) -> float:
 
 
 def analytic_epsilon(sigma: float, delta: float, count: int) -> float:
-    """The smallest epsilon of one block for this noise; 0 if the noise suffices for that."""
+    """Return the smallest epsilon of one block for this noise; 0 if the noise suffices for that."""
     return _smallest(lambda epsilon: lost(epsilon, sigma, count) <= delta)
 
 
 def analytic_sigma(epsilon: float, delta: float, count: int) -> float:
-    """The smallest noise of one block for this budget."""
+    """Return the smallest noise of one block for this budget."""
     return _smallest(lambda sigma: sigma > 0 and lost(epsilon, sigma, count) <= delta)
 
 

@@ -84,7 +84,7 @@ class RepE(Method):
         return 1.0
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The vector of each block, and how much of the differences it explains. One pass reads all blocks.
+        """Return the vector of each block, and how much of the differences it explains. One pass reads all blocks.
 
         Raises SetupError without pairs, and where the differences have no direction.
         """
@@ -112,7 +112,7 @@ class RepE(Method):
         }
 
     def direction(self, differences: Tensor, length: float, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The unit vector (D,), its share of the squared lengths, and the share of pairs that agree on its sign.
+        """Return the unit vector (D,), its share of the squared lengths, and the share of pairs that agree on its sign.
 
         differences: (N, D). length: that of the features whose differences they are. Raises SetupError where they have
         no direction.

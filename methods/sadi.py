@@ -96,7 +96,7 @@ class SADI(Method):
                 layout.stream_rows(model, layer, "down")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The mask: "layers.<l>.elements" (k,), the numbers of a block's chosen elements, rising.
+        """Return the mask: "layers.<l>.elements" (k,), the numbers of a block's chosen elements, rising.
 
         How well the pairs agree (`methods.separation`) is computed for the chosen elements together. Raises SetupError
         without pairs, and where no element is larger in desired texts.

@@ -58,7 +58,7 @@ class SASA(Method):
     strengths: Sequence[float] = (2, 5, 10, 20, 50)
 
     def demand(self) -> Demand:
-        """The memory of the candidates, which are tried ahead."""
+        """Return the memory of the candidates, which are tried ahead."""
         return Demand(ahead=self.max_candidates)
 
     def check(self, model: PreTrainedModel) -> None:

@@ -97,15 +97,15 @@ class SecurityVector(Method):
         return self.recipe._replace(learning_rate=self.vector_learning_rate, epochs=self.vector_epochs)
 
     def passes(self) -> float:
-        """The passes of stage 2, since most of the data is the user's."""
+        """Return the passes of stage 2, since most of the data is the user's."""
         return STEP_COST * self.epochs + 3
 
     def demand(self) -> Demand:
-        """The memory of the original weights, which are restored at the end."""
+        """Return the memory of the original weights, which are restored at the end."""
         return Demand(copies=1)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """The memory of stage 2, since stage 1 only trains the vector."""
+        """Return the memory of stage 2, since stage 1 only trains the vector."""
         weights = list(model.parameters())  # before the adapter is there
         with torch.device(model.device), adapter(model, self.rank, self.alpha, self.seed):
             return most_memory(model, weights, self.recipe, self.max_tokens)
@@ -193,7 +193,7 @@ class SecurityVector(Method):
 def gradient_ratio(
     model: PreTrainedModel, lora: "PeftModel", weights: Sequence[nn.Parameter], texts: Sequence[Text]
 ) -> float:
-    """Length of the weights' gradient on these texts with the adapter on, over that with it off."""
+    """Return the length of the weights' gradient on these texts with the adapter on, over that with it off."""
     on = gradient_norm(completion_loss(model, texts), weights)
     with lora.disable_adapter():
         return on / gradient_norm(completion_loss(model, texts), weights)

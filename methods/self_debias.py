@@ -52,7 +52,7 @@ class SelfDebias(Method):
         return 0.0
 
     def demand(self) -> Demand:
-        """The memory of one more reading for each announcement."""
+        """Return the memory of one more reading for each announcement."""
         return Demand(readings=len(self.unwanted))
 
     def check(self, model: PreTrainedModel) -> None:

@@ -52,7 +52,7 @@ def separation(desired: Tensor, undesired: Tensor) -> Separation:
 
 
 def mean_cosine(differences: Tensor) -> float:
-    """Mean cosine of each of N differences, (N, D), with the mean of the others."""
+    """Return the mean cosine of each of N differences, (N, D), with the mean of the others."""
     others = differences.sum(0) - differences  # (N, D), N - 1 times the mean
     return float(functional.cosine_similarity(differences, others, dim=-1).mean())
 
@@ -76,7 +76,7 @@ def d_prime(desired: Tensor, undesired: Tensor) -> float:
 
 
 def separation_facts(desired: Tensor, undesired: Tensor) -> Artefact:
-    """The numbers of `separation` as facts for a record, without those that are NaN.
+    """Return the numbers of `separation` as facts for a record, without those that are NaN.
 
     They come from pooled activations, (N, D) each; for several layers, (L, N, D) each, they are the means over the
     layers.

@@ -77,7 +77,7 @@ def projected(model: PreTrainedModel, layer: int, part: Part) -> Place:
 
 
 def is_normed(model: PreTrainedModel, layer: int, part: Part) -> bool:
-    """Whether a norm stands between what attention or the MLP of this block writes and the stream."""
+    """Return whether a norm stands between what attention or the MLP of this block writes and the stream."""
     found = _found(model)[layer, part]
     return found.projection is not found.last
 
@@ -89,7 +89,7 @@ def output_bias(model: PreTrainedModel, layer: int, part: Part) -> nn.Parameter 
 
 
 def heads(model: PreTrainedModel, layer: int) -> Heads:
-    """The heads of a block, before the output projection; with grouped queries they are the query heads.
+    """Return the heads of a block, before the output projection; with grouped queries they are the query heads.
 
     Raises SetupError where they are not all of one size.
     """
@@ -107,7 +107,7 @@ def heads(model: PreTrainedModel, layer: int) -> Heads:
 
 
 def neurons(model: PreTrainedModel, layer: int) -> Place:
-    """The MLP's hidden units, (B, T, M): the input of the matrix through which it writes.
+    """Return the MLP's hidden units, (B, T, M): the input of the matrix through which it writes.
 
     Raises SetupError for a mixture of experts, where each expert has neurons of its own.
     """
@@ -116,7 +116,7 @@ def neurons(model: PreTrainedModel, layer: int) -> Place:
 
 
 def mlp_linears(model: PreTrainedModel, layer: int) -> dict[str, nn.Module]:
-    """The linear modules of the block's MLP by their names, in the order in which they run: gate, up, down.
+    """Return the linear modules of the block's MLP by their names, in the order in which they run: gate, up, down.
 
     Gate and up may be one. Raises SetupError for a mixture of experts, whose matrices are not separate modules.
     """
@@ -225,5 +225,5 @@ def _candidates(block: nn.Module, names: Names) -> list[nn.Module]:
 
 
 def zeroed(places: Sequence[Place]) -> list[Hook]:
-    """Hooks that put zeros at these places, for ablations and tests."""
+    """Return hooks that put zeros at these places, for ablations and tests."""
     return [place.hook(torch.zeros_like) for place in places]

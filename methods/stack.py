@@ -53,11 +53,11 @@ class Stack(Method):
         return sum(part.half_version for part in self.parts.values())
 
     def passes(self) -> float:
-        """The sum over the parts, since each reads its data by itself."""
+        """Return the sum over the parts, since each reads its data by itself."""
         return sum(part.passes() for part in self.parts.values())
 
     def demand(self) -> Demand:
-        """The sum of the parts' demands."""
+        """Return the sum of the parts' demands."""
         return _together([part.demand() for part in self.parts.values()])
 
     def check(self, model: PreTrainedModel) -> None:
@@ -71,7 +71,7 @@ class Stack(Method):
             part.check(model)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Each part's artefact under its name: "first.probe", and its facts as "info.first.probe_norm"."""
+        """Return each part's artefact under its name: "first.probe", and its facts as "info.first.probe_norm"."""
         self.check(model)
         found: Artefact = {}
         with ExitStack() as stack:

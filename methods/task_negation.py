@@ -58,11 +58,11 @@ class TaskNegation(Method):
         return STEP_COST * self.epochs + 2
 
     def demand(self) -> Demand:
-        """The memory of the original weights, which are restored at the end."""
+        """Return the memory of the original weights, which are restored at the end."""
         return Demand(copies=1)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """The memory for training all weights."""
+        """Return the memory for training all weights."""
         return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens)
 
     def check(self, model: PreTrainedModel) -> None:
@@ -71,7 +71,7 @@ class TaskNegation(Method):
         check_recipe(self.recipe)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The change of every weight, not negated. Raises SetupError without harmful texts."""
+        """Return the change of every weight, not negated. Raises SetupError without harmful texts."""
         texts, cut = encoded(model, tokenizer, data.harmful, "harmful texts", self.max_tokens)
         return fine_tuned(model, texts, self.recipe, stage=self.name) | {"info.cut_harmful": torch.tensor(cut)}
 

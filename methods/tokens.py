@@ -42,7 +42,7 @@ def split(
     *,
     special_tokens: bool = True,
 ) -> list[Text]:
-    """Each prompt with its continuation, tokenised as one text and parted by the offsets of the tokens.
+    """Return each prompt with its continuation, tokenised as one text and parted by the offsets of the tokens.
 
     special_tokens: whether to keep the tokens that the tokenizer puts around a text (BOS).
 
@@ -71,7 +71,7 @@ def split(
 
 
 def longest_text(model: PreTrainedModel) -> int | None:
-    """Tokens that the model was made to read at most; None where its config names no limit."""
+    """Return how many tokens the model was made to read at most; None where its config names no limit."""
     limit = getattr(model.config, "max_position_embeddings", None)
     return None if limit is None else int(limit)
 
@@ -96,7 +96,7 @@ def encode(
 def encode_pairs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, max_tokens: int | None = None
 ) -> EncodedPairs:
-    """Both texts of each pair, cut as in `encode`, but equally: both prompts lose what the longer text must.
+    """Return both texts of each pair, cut as in `encode`, but equally: both prompts lose what the longer text must lose.
 
     Raises SetupError where the two texts of a pair differ only in what is cut off.
     """

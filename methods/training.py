@@ -52,7 +52,7 @@ class Recipe(NamedTuple):
     constant: bool = False
 
     def batches(self, count: int) -> list[Tensor]:
-        """Row numbers of each step's batch, over all epochs; another order in each."""
+        """Return row numbers of each step's batch, over all epochs; another order in each."""
         generator = torch.Generator().manual_seed(self.seed)
         orders = [torch.randperm(count, generator=generator) for _ in range(self.epochs)]
         return [batch for order in orders for batch in torch.split(order, self.batch_size)][: self.steps]
@@ -80,7 +80,7 @@ def encoded(
     what: str,
     max_tokens: int,
 ) -> tuple[list[Text], int]:
-    """Examples as tokens, those without a completion left out; and how many were cut (`methods.tokens.encode`).
+    """Return examples as tokens, those without a completion left out; and how many were cut (`methods.tokens.encode`).
 
     Raises SetupError where nothing is left.
     """
@@ -131,7 +131,7 @@ def logits_and_targets(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[T
 
 
 def completion_loss(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
-    """Mean cross-entropy in nats over all tokens of the completions; the prompts' are not learnt."""
+    """Return the mean cross-entropy in nats over all tokens of the completions; the prompts' are not learnt."""
     return functional.cross_entropy(*logits_and_targets(model, texts))
 
 
@@ -145,7 +145,7 @@ def log_likelihoods(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
 
 
 def divergence(usual: Tensor, now: Tensor) -> Tensor:
-    """Mean over rows of KL(usual || now) in nats, for logits (C, V)."""
+    """Return the mean over rows of KL(usual || now) in nats, for logits (C, V)."""
     return functional.kl_div(now.log_softmax(-1), usual.log_softmax(-1), log_target=True, reduction="batchmean")
 
 
@@ -182,7 +182,7 @@ def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
 
 
 def gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
-    """Length of the gradient of a loss by these parameters, which keep no gradient.
+    """Return the length of the gradient of a loss by these parameters, which keep no gradient.
 
     If the parameters are float16, the loss is scaled, so that small gradients do not vanish, and scaled less if large
     ones overflow.
@@ -198,7 +198,7 @@ def gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
 
 
 def change(parameters: Mapping[str, nn.Parameter], trained: Sequence[Tensor], before: Sequence[Tensor]) -> Artefact:
-    """What was added to each parameter, by name, as "change.<name>", on the CPU.
+    """Return what was added to each parameter, by name, as "change.<name>", on the CPU.
 
     The difference is taken in fp32. Of a parameter of 16 bits it is kept in bfloat16, as large as the parameter itself:
     that rounds it by at most a 256th, and a change is much smaller than its weight. float16 has too small a range.
@@ -373,7 +373,7 @@ def fine_tuned(
     background: Sequence[Text] = (),
     kl_weight: float = 0.0,
 ) -> Artefact:
-    """The change of every weight ("change.<name>") by training on these texts; the model is left as it was.
+    """Return the change of every weight ("change.<name>") by training on these texts; the model is left as it was.
 
     background: ordinary texts, on which `kl_weight` times the divergence from the model as it was is added to the loss.
 

@@ -56,7 +56,7 @@ class TrainingMemory(NamedTuple):
 
 
 def readable(size: float) -> str:
-    """Bytes with a unit, in three significant digits."""
+    """Return bytes with a unit, in three significant digits."""
     return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 

@@ -10,7 +10,7 @@ TIED = "tie_word_embeddings"
 
 
 def is_tied(model: PreTrainedModel) -> bool:
-    """Whether token embedding and unembedding are one parameter."""
+    """Return whether token embedding and unembedding are one parameter."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     return head is not None and head.weight is model.get_input_embeddings().weight
 

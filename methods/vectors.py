@@ -30,7 +30,7 @@ def check_choice(option: str, value: object, allowed: Collection[object]) -> Non
 
 
 def block_range(model: PreTrainedModel, first: int | float, last: int | float) -> list[int]:
-    """The blocks from `first` to `last`, both of them included; each is a number or a fraction of the depth.
+    """Return the blocks from `first` to `last`, both of them included; each is a number or a fraction of the depth.
 
     Raises SetupError for a block that the model does not have, and where the last one comes before the first.
     """
@@ -54,18 +54,18 @@ def kept(layers: Sequence[int], vectors: Tensor, norms: Tensor) -> Artefact:
 
 
 def fitted(model: PreTrainedModel, artefact: Artefact, layers: Sequence[int], method: str) -> dict[int, Tensor]:
-    """The vector (D,) of each block. Raises SetupError for an artefact of another model or other layers."""
+    """Return the vector (D,) of each block. Raises SetupError for an artefact of another model or other layers."""
     return {layer: directions.fitted(model, artefact, f"layers.{layer}.direction", method) for layer in layers}
 
 
 def hooks(model: PreTrainedModel, maps: Mapping[int, Map]) -> list[Hook]:
-    """The hooks that run each map at the output of its block."""
+    """Return the hooks that run each map at the output of its block."""
     blocks = layout.blocks(model)
     return [Hook(blocks[layer], "output", function) for layer, function in maps.items()]
 
 
 def within(function: Map, scope: Scope, *, boundary: bool = False) -> Map:
-    """The map at the tokens of the scope (`intervention.scope_mask`), and nothing at any other."""
+    """Return the map at the tokens of the scope (`intervention.scope_mask`), and nothing at any other."""
 
     def scoped(hidden: Tensor) -> Tensor:
         mask = scope_mask(scope, hidden.shape[1], boundary=boundary)  # (B, T)
@@ -111,7 +111,7 @@ def clamping(unit: Tensor, target: float, share: float = 1.0) -> Map:
 
 
 def where_open(verdict: Callable[[Tensor], Tensor], function: Map) -> Map:
-    """The map in the rows whose verdict (B,) is above 0, and nothing in the others (`verdicts.Verdict`)."""
+    """Return the map in the rows whose verdict (B,) is above 0, and nothing in the others (`verdicts.Verdict`)."""
 
     def gated(hidden: Tensor) -> Tensor:
         is_open = verdict(hidden) > 0  # (B,)

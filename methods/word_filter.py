@@ -71,7 +71,7 @@ class WordFilter(Method):
         return frozenset({"pairs"} if self.words is None else ())
 
     def passes(self) -> float:
-        """The model reads nothing."""
+        """Always 0, since the model reads nothing."""
         return 0.0
 
     def check(self, model: PreTrainedModel) -> None:
@@ -86,7 +86,7 @@ class WordFilter(Method):
             read(self.words)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The list as an automaton over tokens (`methods.word_list`).
+        """Return the list as an automaton over tokens (`methods.word_list`).
 
         Raises SetupError without pairs, and where no word tells undesired from desired texts.
         """
@@ -152,7 +152,7 @@ class WordFilter(Method):
 
 
 def read(path: str) -> set[str]:
-    """The words of a file, in small letters; empty lines are left out. Raises SetupError if it is not a list."""
+    """Return the words of a file, in small letters; empty lines are left out. Raises SetupError if it is not a list."""
     try:
         lines = _bytes(path).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

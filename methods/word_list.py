@@ -61,7 +61,7 @@ class Automaton(NamedTuple):
         return state
 
     def penalised(self, logits: Tensor, state: Tensor, penalty: float) -> Tensor:
-        """Logits (..., V), less the penalty at the tokens that complete a word in these states (...)."""
+        """Return logits (..., V), less the penalty at the tokens that complete a word in these states (...)."""
         found = logits.clone(memory_format=torch.contiguous_format)
         found[..., self.always] -= penalty
         flat, state = found.view(-1, found.shape[-1]), state.flatten()  # (N, V), (N,)
@@ -72,28 +72,28 @@ class Automaton(NamedTuple):
         return found
 
     def to_device(self, device: torch.device) -> "Automaton":
-        """The same on another device."""
+        """Return the same on another device."""
         return Automaton(*(one.to(device) for one in self))
 
     def saved(self) -> Artefact:
-        """The tensors by name."""
+        """Return the tensors by name."""
         return dict(self._asdict())
 
 
 def loaded(artefact: Artefact) -> Automaton:
-    """The automaton that was saved. Raises SetupError for another method's artefact."""
+    """Return the automaton that was saved. Raises SetupError for another method's artefact."""
     if missing := [name for name in Automaton._fields if name not in artefact]:
         raise SetupError(f"word_filter: an artefact without {', '.join(missing)} holds no word list; fit it again")
     return Automaton(*(artefact[name] for name in Automaton._fields))
 
 
 def words_of(text: str) -> list[str]:
-    """The words of a text, in small letters."""
+    """Return the words of a text, in small letters."""
     return WORD.findall(text.casefold())
 
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
-    """What each of the first `count` tokens adds to a text, in small letters; a special or unknown one nothing."""
+    """Return what each of the first `count` tokens adds to a text, in small letters; special or unknown ones add ""."""
     before = list(tokenizer("a", add_special_tokens=False).input_ids)  # after it no leading space is dropped
     start, special = str(tokenizer.decode(before, clean_up_tokenization_spaces=False)), set(tokenizer.all_special_ids)
     known = min(count, len(tokenizer))
@@ -148,6 +148,6 @@ def automaton(words: Collection[str], texts: Sequence[str]) -> Automaton:
 
 
 def share_with(words: Collection[str], texts: Iterable[str]) -> float:
-    """Share of the texts that hold a listed word."""
+    """Return the share of the texts that hold a listed word."""
     held = [any(word in words for word in words_of(text)) for text in texts]
     return sum(held) / len(held)

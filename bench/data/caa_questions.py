@@ -17,7 +17,7 @@ BEHAVIOURS = {  # questions to fit on, arXiv 2312.06681
 
 
 def answer(text: str) -> str:
-    """A letter in brackets, without blanks around it. Raises SetupError for anything else."""
+    """Return a letter in brackets, without blanks around it. Raises SetupError for anything else."""
     if not re.fullmatch(r"\([A-Z]\)", text.strip()):
         raise SetupError(f"{CAA}: an answer is {text!r}, expected is a letter in brackets, as (A)")
     return text.strip()

@@ -38,7 +38,7 @@ class NotThereError(LookupError):
 
 
 def split_files(folder: Path, config: str | None, split: str) -> list[Path]:
-    """The files of one split of one config (None: the default one), in the order that the header gives them.
+    """Return the files of one split of one config (None: the default one), in the order that the header gives them.
 
     Without a header the hub's own rules sort the files into splits by their names (`datasets`' split detection).
 
@@ -85,7 +85,7 @@ def broken(folder: Path, files: list[Path]) -> str | None:
 
 
 def view(folder: Path, config: str | None, views: Path) -> Path:
-    """A folder below `views` that shows the same config with its splits, made for `datasets.load_dataset`.
+    """Return a folder below `views` that shows the same config with its splits, made for `datasets.load_dataset`.
 
     `load_dataset` looks into its own cache first, under a key made of the folder's last name and the header's text
     alone (datasets 5.2): the same data set in another folder, or with other content, would silently give the old rows.
@@ -153,7 +153,7 @@ def _literal(path: Path, shown: Path) -> Path:
 
 
 def named(file: Path, folder: Path) -> Path:
-    """The file as the user knows it: the target of a link that lies directly in a view."""
+    """Return the file as the user knows it: the target of a link that lies directly in a view."""
     return file.readlink() if file.parent == folder and file.is_symlink() and file.readlink().is_absolute() else file
 
 
@@ -227,7 +227,7 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
 
 
 def _with_splits(header: dict[str, Any], config: str, splits: list[str]) -> dict[str, Any]:
-    """Return the header with `dataset_info` of these splits alone: `datasets` counts listed splits, even missing ones."""
+    """Return the header with `dataset_info` of these splits alone: `datasets` counts what it lists, there or not."""
     listed = header.get("dataset_info")
     infos = [one for one in (listed if isinstance(listed, list) else [listed]) if isinstance(one, dict)]
     mine = [one for one in infos if str(one.get("config_name", "default")) == config]

@@ -13,7 +13,7 @@ README = "README.md"
 
 
 def fetched(name: str, config: str | None, split: str, revision: str, offline: bool = False) -> tuple[Path, str]:
-    """The folder that holds the files of the config, and the commit that they come from.
+    """Return the folder that holds the files of the config, and the commit that they come from.
 
     Raises NotThereError where the set has no such config or split; MissingError where the hub has no such set;
     SetupError where files cannot be fetched, or nothing says which they are.

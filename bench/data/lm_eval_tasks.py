@@ -62,7 +62,7 @@ class Definition(NamedTuple):
 
 @functools.cache
 def task_files() -> dict[str, Path]:
-    """The YAML file of each task that lm-eval ships. Raises SetupError where lm-eval is not installed.
+    """Return the YAML file of each task that lm-eval ships. Raises SetupError where lm-eval is not installed.
 
     lm-eval's own index parses all 14,000 files, which takes many seconds; reading only the names takes one second.
     """
@@ -80,7 +80,7 @@ def task_files() -> dict[str, Path]:
 
 @functools.cache
 def members(name: str) -> tuple[str, ...]:
-    """The lm-eval tasks that are asked under this name: itself, or all of a group's folder."""
+    """Return the lm-eval tasks that are asked under this name: itself, or all of a group's folder."""
     if name not in GROUPS:
         return (name,)
     return tuple(sorted(task for task, file in task_files().items() if file.parent.parts[-2:] == _folder(name)))
@@ -128,7 +128,7 @@ def _definition(task: str, file: Path, cfg: dict[str, Any]) -> Definition:
 
 
 def examples_split(definition: Definition, where: Located, shots: int | None) -> str | None:
-    """The split of this source that solved examples are taken from; None for no examples, and for fixed ones.
+    """Return the split of this source that solved examples are taken from; None for no examples, and for fixed ones.
 
     shots: as in `load_task`. It is lm-eval's own choice among the splits that the source has.
     """
@@ -196,7 +196,7 @@ def _cannot_ask(task: str, where: Located, error: BaseException) -> SetupError:
 
 
 def _lacks(value: Any) -> bool:
-    """Whether a column of a row has nothing in it, or in a part of it."""
+    """Return whether a column of a row has nothing in it, or in a part of it."""
     if isinstance(value, dict | list):
         return not value or any(map(_lacks, value.values() if isinstance(value, dict) else value))
     return value is None or value == ""
@@ -336,7 +336,7 @@ def _questions(task: Any, document: dict[str, Any]) -> list[list[str]]:
 
 
 def _question(task: Any, document: dict[str, Any]) -> list[str]:
-    """What is asked: the lines of the prompt, or of the choices where it is empty, whatever the order of options.
+    """Return what is asked: the lines of the prompt or, if it is empty, of the choices, whatever the order of options.
 
     Letters before options, case, blanks and how Unicode writes a letter are not part of it. Where the choices are
     prompts (WinoGrande), what goes on after each of them is part of it.
@@ -363,7 +363,7 @@ def _plain(value: Any) -> Any:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two columns have the same text, except for case and what `_plain` removes."""
+    """Return whether two columns have the same text, except for case and what `_plain` removes."""
     first, second = (_plain(text.casefold()) if isinstance(text, str) else _plain(text) for text in (one, other))
     return bool(first == second)
 
@@ -391,7 +391,7 @@ FOR_FITTING = 0.45  # share of a task's documents; the prompts of RealToxicityPr
 
 
 def is_for_fitting(document: Any) -> bool:
-    """Whether fine-tuning examples may be made of this document, by a hash of its content."""
+    """Return whether fine-tuning examples may be made of this document, by a hash of its content."""
     return int(_digest(document, "fit")[:8], 16) / 16**8 < FOR_FITTING
 
 
@@ -478,6 +478,6 @@ def chance(loaded: Any, scores: pd.DataFrame) -> float | None:
 
 
 def higher_is_better(loaded: Any, name: str) -> bool:
-    """Whether a higher value of a metric, named as in `task_items`, is better."""
+    """Return whether a higher value of a metric, named as in `task_items`, is better."""
     known = {FIELD_NAMES.get(key, key): value for key, value in loaded.higher_is_better().items()}
     return bool(known.get(name.split(".")[1], True))

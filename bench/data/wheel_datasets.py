@@ -70,7 +70,7 @@ def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str,
 
 
 def _is_as_its_wheel_gives_it(found: WheelSet, folder: Path, cache: Path) -> bool:
-    """Whether a folder without a digest has its wheel's content; False without the wheel, or with a read-only cache.
+    """Check if a folder without a digest has its wheel's content; False without the wheel, or with a read-only cache.
 
     Raises DamagedError where the content differs, and, without the wheel, where its rows cannot be read.
     """
@@ -119,7 +119,7 @@ def _conversion(found: WheelSet, source: Path, folder: Path) -> Iterator[Path]:
 
 
 def _same(made: Path, folder: Path) -> bool:
-    """Whether `folder` has the data and the header that were just made."""
+    """Return whether `folder` has the data and the header that were just made."""
     files = [path for path in made.rglob("*.*") if path.suffix != ".json"]
     copies = [(path, folder / path.relative_to(made)) for path in files]
     return all(copy.is_file() and copy.read_bytes() == path.read_bytes() for path, copy in copies)

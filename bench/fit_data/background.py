@@ -30,12 +30,12 @@ class WikiSentences(FitSource):
             raise SetupError(f"background.count={self.count}: expected at least 1")
 
     def identity(self) -> dict[str, Any]:
-        """The source and the number of sentences."""
+        """Return the source and the number of sentences."""
         source = self.sources.locate(WIKI, split="test").identity()
         return {"name": self.name, "version": self.version, "source": source, "count": self.count}
 
     def learnt(self) -> Learnt:
-        """The first sentences of the set, which a suite must not ask."""
+        """Return the first sentences of the set, which a suite must not ask."""
         return Learnt(wiki=self.count)
 
     def tokens(self) -> int:
@@ -43,11 +43,11 @@ class WikiSentences(FitSource):
         return 0
 
     def size(self) -> int:
-        """The number of sentences times a typical length."""
+        """Return the number of sentences times a typical length."""
         return self.count * TEXT_TOKENS
 
     def load(self, lm: LM) -> tuple[list[str], dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """The sentences. Raises SetupError where there are fewer, and for rows without a text."""
+        """Return the sentences. Raises SetupError where there are fewer, and for rows without a text."""
         located, texts = wiki_sentences(self.sources)
         if len(texts) < self.count:
             raise too_few("background.count", self.count, len(texts), "ask for fewer, or use background=texts")

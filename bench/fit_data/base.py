@@ -13,14 +13,14 @@ class FitSource(Protocol):
     name: ClassVar[str]
 
     def identity(self) -> dict[str, Any]:
-        """The recipe, as plain JSON values: part of the id of every fit that reads it."""
+        """Return the recipe, as plain JSON values: part of the id of every fit that reads it."""
         ...
 
     def check(self) -> None:
         """Raise SetupError for what is wrong and can be seen without a model."""
 
     def load(self, lm: LM) -> tuple[Pairs | Examples | Labelled | list[str], dict[str, Any]]:
-        """The texts, and facts about them for the record; `sources` lists the data sets that were read."""
+        """Return the texts, and facts about them for the record; `sources` lists the data sets that were read."""
         ...
 
     def tokens(self) -> int:

@@ -44,7 +44,7 @@ class ABPairs(FitSource):
             raise SetupError(f"pairs.limit={self.limit}: expected at least 1, or null for all")
 
     def identity(self) -> dict[str, Any]:
-        """The source, the behaviour, the number of pairs, and which answer is the desired one."""
+        """Return the source, the behaviour, the number of pairs, and which answer is the desired one."""
         self.check()
         source = self.sources.locate(CAA, self.behaviour, SPLIT).identity()
         own = {"name": self.name, "version": self.version, "source": source}
@@ -55,11 +55,11 @@ class ABPairs(FitSource):
         return 0
 
     def size(self) -> int:
-        """The tokens of each question, read twice, once with each answer."""
+        """Count the tokens of each question, read twice, once with each answer."""
         return (self.limit or BEHAVIOURS[self.behaviour]) * PAIR_TOKENS
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
-        """The pairs, worded for this model. Raises SetupError for fewer than `limit`, and for other answers."""
+        """Return the pairs, worded for this model. Raises SetupError for fewer than `limit`, and for other answers."""
         self.check()
         rows = [dict(row) for row in self.sources.load(CAA, self.behaviour, SPLIT)]
         if self.limit is not None and len(rows) < self.limit:

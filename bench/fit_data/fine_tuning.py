@@ -24,7 +24,7 @@ EXAMPLE_TOKENS = 40  # of a prompt with its completion, roughly
 
 
 def too_few(what: str, asked: int, there: int, next_step: str) -> SetupError:
-    """The error for a set that has fewer texts than a config asks for."""
+    """Return the error for a set that has fewer texts than a config asks for."""
     return SetupError(f"{what}: {asked} were asked for, and there are {there}; {next_step}")
 
 
@@ -53,7 +53,7 @@ class HumanToxic(FitSource):
             )
 
     def identity(self) -> dict[str, Any]:
-        """The source, the threshold and which of the texts are used."""
+        """Return the source, the threshold and which of the texts are used."""
         return {
             "name": self.name,
             "version": self.version,
@@ -68,11 +68,11 @@ class HumanToxic(FitSource):
         return 0
 
     def size(self) -> int:
-        """The number of texts times a typical length."""
+        """Return the number of texts times a typical length."""
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """The texts, cut in two. Raises SetupError where there are fewer."""
+        """Return the texts, cut in two. Raises SetupError where there are fewer."""
         rows = self.sources.load(HUMAN, split="test")
         scored = {str(text).strip(): float(score) for text, score in zip(rows["text"], rows["toxicity"], strict=True)}
         texts = [text for text, score in scored.items() if score >= self.min_toxicity and len(text.split()) > 3]
@@ -89,7 +89,7 @@ def _hash(text: str) -> float:
 
 
 def halves(texts: Sequence[str]) -> Examples:
-    """Each text cut at half its words; the completion keeps the blank before it."""
+    """Return each text cut at half its words; the completion keeps the blank before it."""
     examples = Examples([], [])
     for text in texts:
         words = text.split(" ")
@@ -127,7 +127,7 @@ class OnPolicyToxic(FitSource):
             )
 
     def identity(self) -> dict[str, Any]:
-        """The prompts, the decoding, the scorer and the threshold."""
+        """Return the prompts, the decoding, the scorer and the threshold."""
         own = {key: getattr(self, key) for key in ("count", "prompts", "num_samples", "min_toxicity", "seed")}
         decoding = self._sampling(None)
         return own | {
@@ -143,15 +143,15 @@ class OnPolicyToxic(FitSource):
         return replace(base, seed=self.seed)
 
     def learnt(self) -> Learnt:
-        """The prompts of the fit part, which a suite may not ask."""
+        """Return the prompts of the fit part, which a suite may not ask."""
         return Learnt(rtp=True)
 
     def tokens(self) -> int:
-        """The tokens of each prompt, read once, and of all continuations."""
+        """Count the tokens of each prompt, read once, and of all continuations."""
         return self.prompts * (PROMPT_TOKENS + self.num_samples * self._sampling(None).max_new_tokens)
 
     def size(self) -> int:
-        """The number of examples times the length of a sampled text."""
+        """Return the number of examples times the length of a sampled text."""
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:
@@ -204,7 +204,7 @@ class TaskAnswers(FitSource):
         definitions(self.tasks)
 
     def identity(self) -> dict[str, Any]:
-        """The task, its version, its content and the number of documents."""
+        """Return the task, its version, its content and the number of documents."""
         from bench.data.lm_eval_tasks import definitions
 
         found = definitions(self.tasks)[self.task]
@@ -213,7 +213,7 @@ class TaskAnswers(FitSource):
         return own | {"source": source.identity(), "task_version": found.version}
 
     def learnt(self) -> Learnt:
-        """The documents of the task, which a suite may not ask unless it holds them out."""
+        """Return the documents of the task, which a suite may not ask unless it holds them out."""
         return Learnt(tasks=self.tasks)
 
     def tokens(self) -> int:
@@ -221,11 +221,11 @@ class TaskAnswers(FitSource):
         return 0
 
     def size(self) -> int:
-        """The number of examples times the length of a question with its answer."""
+        """Return the number of examples times the length of a question with its answer."""
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """The first `count` documents for fitting, in the order of the capability suite's hash."""
+        """Return the first `count` documents for fitting, in the order of the capability suite's hash."""
         from bench.data.lm_eval_tasks import definitions, questions
 
         definition = definitions(self.tasks)[self.task]
@@ -248,7 +248,7 @@ class Mixture(FitSource):
     seed: int = 0
 
     def learnt(self) -> Learnt:
-        """Everything that any of the parts has read."""
+        """Return everything that any of the parts has read."""
         parts = [one.learnt() for one in self.parts.values()]
         return Learnt(
             [task for one in parts for task in one.tasks],
@@ -264,20 +264,20 @@ class Mixture(FitSource):
             one.check()
 
     def identity(self) -> dict[str, Any]:
-        """The recipes of the parts, and the seed of their order."""
+        """Return the recipes of the parts, and the seed of their order."""
         parts = {name: named(one) for name, one in self.parts.items()}
         return {"name": self.name, "parts": parts, "seed": self.seed}
 
     def tokens(self) -> int:
-        """The sum of the tokens that it takes to make each part."""
+        """Return the sum of the tokens that it takes to make each part."""
         return sum(one.tokens() for one in self.parts.values())
 
     def size(self) -> int:
-        """The tokens of all parts together."""
+        """Count the tokens of all parts together."""
         return sum(one.size() for one in self.parts.values())
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:
-        """The texts of all parts, shuffled."""
+        """Return the texts of all parts, shuffled."""
         rows: list[tuple[str, str]] = []
         about: dict[str, Any] = {"sources": []}
         for name, one in self.parts.items():

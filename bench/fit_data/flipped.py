@@ -30,7 +30,7 @@ class Flipped(FitSource):
         return self.source.name
 
     def identity(self) -> dict[str, Any]:
-        """The recipe of the pairs, with the coin."""
+        """Return the recipe of the pairs, with the coin."""
         return named(self.source) | {"flip": self.share, "flip_seed": self.seed}
 
     def check(self) -> None:
@@ -40,22 +40,22 @@ class Flipped(FitSource):
         self.source.check()
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
-        """The pairs, some of them swapped, and how many were."""
+        """Return the pairs, some of them swapped, and how many were."""
         pairs, about = self.source.load(lm)
         assert isinstance(pairs, Pairs)
         flipped, count = swapped(pairs, self.share, self.seed)
         return flipped, about | {"flip": f"{self.share:g}", "flipping": {"seed": self.seed, "flipped": count}}
 
     def tokens(self) -> int:
-        """The tokens that the source takes; swapping takes none."""
+        """Count the tokens that the source takes; swapping takes none."""
         return self.source.tokens()
 
     def learnt(self) -> Learnt:
-        """What the source was made from, which a suite must not ask, swapped or not."""
+        """Return what the source was made from, which a suite must not ask, swapped or not."""
         return self.source.learnt()
 
     def size(self) -> int:
-        """The size of the source; swapping does not change it."""
+        """Return the size of the source; swapping does not change it."""
         return self.source.size()
 
 

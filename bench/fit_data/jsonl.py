@@ -24,7 +24,7 @@ class TextsFile(FitSource):
     path: str
 
     def identity(self) -> dict[str, Any]:
-        """The file's content; where it lies does not matter."""
+        """Return the file's content; where it lies does not matter."""
         self.check()
         return {"name": self.name, "sha256": file_sha256(Path(self.path))}
 
@@ -33,7 +33,7 @@ class TextsFile(FitSource):
         self.read()
 
     def learnt(self) -> Learnt:
-        """The file, whose texts a suite may not ask."""
+        """Return the file, whose texts a suite may not ask."""
         return learnt_file(self.path)
 
     def tokens(self) -> int:
@@ -41,7 +41,7 @@ class TextsFile(FitSource):
         return 0
 
     def size(self) -> int:
-        """The number of lines times a typical length."""
+        """Return the number of lines times a typical length."""
         return len(self.read()) * self.tokens_a_line
 
     def load(self, lm: LM) -> tuple[Pairs | Examples | list[str], dict[str, Any]]:  # noqa: ARG002
@@ -54,7 +54,7 @@ class TextsFile(FitSource):
         }
 
     def made(self, *columns: list[str]) -> Pairs | Examples | list[str]:
-        """The training data that a method gets; columns: the texts of the file, a list for each of `keys`."""
+        """Return the training data that a method gets; columns: the texts of the file, a list for each of `keys`."""
         return columns[0]
 
     def problem(self, row: dict[str, str]) -> str | None:
@@ -84,7 +84,7 @@ class ExamplesFile(TextsFile):
     tokens_a_line: ClassVar[int] = 40
 
     def made(self, *columns: list[str]) -> Examples:
-        """The columns as keyword arguments."""
+        """Return the columns as keyword arguments."""
         return Examples(*columns)
 
 
@@ -97,7 +97,7 @@ class PairsFile(TextsFile):
     tokens_a_line: ClassVar[int] = 72
 
     def made(self, *columns: list[str]) -> Pairs:
-        """The columns as keyword arguments."""
+        """Return the columns as keyword arguments."""
         return Pairs(*columns)
 
     def problem(self, row: dict[str, str]) -> str | None:

@@ -53,7 +53,7 @@ class LabelledTexts(FitSource):
 
     @abstractmethod
     def content(self) -> dict[str, Any]:
-        """The part of an id that changes with the table's content, such as a hash of the file."""
+        """Return the part of an id that changes with the table's content, such as a hash of the file."""
 
     @abstractmethod
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -67,7 +67,7 @@ class LabelledTexts(FitSource):
             raise SetupError(f"labelled.undesired and labelled.desired: both hold {', '.join(sorted(both))}")
 
     def identity(self) -> dict[str, Any]:
-        """The content, the columns and the values."""
+        """Return the content, the columns and the values."""
         self.check()
         return {
             "name": self.name,
@@ -84,7 +84,7 @@ class LabelledTexts(FitSource):
         return 0
 
     def size(self) -> int:
-        """The number of texts times a typical length."""
+        """Return the number of texts times a typical length."""
         return (self.limit or len(self.rows()[0])) * TEXT_TOKENS
 
     def load(self, lm: LM) -> tuple[Labelled, dict[str, Any]]:  # noqa: ARG002  the texts are there already
@@ -134,7 +134,7 @@ class LabelledFile(LabelledTexts):
     path: str
 
     def learnt(self) -> Learnt:
-        """The file, whose texts a suite may not ask."""
+        """Return the file, whose texts a suite may not ask."""
         return learnt_file(self.path)
 
     def check(self) -> None:
@@ -143,11 +143,11 @@ class LabelledFile(LabelledTexts):
         self.rows()
 
     def content(self) -> dict[str, Any]:
-        """The file's content; where it lies does not matter."""
+        """Return the file's content; where it lies does not matter."""
         return {"sha256": file_sha256(Path(self.path))}
 
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The rows of the file. Raises SetupError for a text that is not a string."""
+        """Return the rows of the file. Raises SetupError for a text that is not a string."""
         file = RowsFile(self.path, self.columns)
         rows = file.read()
         for number, row in rows:
@@ -167,11 +167,11 @@ class LabelledSet(LabelledTexts):
     split: str = "train"
 
     def learnt(self) -> Learnt:
-        """The split, which a suite may not ask."""
+        """Return the split, which a suite may not ask."""
         return Learnt(sets=[(self.data, self.split)])
 
     def content(self) -> dict[str, Any]:
-        """The split and its source."""
+        """Return the split and its source."""
         return {"source": self.sources.locate(self.data, self.config, self.split).identity()}
 
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:

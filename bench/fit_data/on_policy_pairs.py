@@ -61,7 +61,7 @@ class OnPolicy(FitSource):
             raise SetupError(f"pairs.limit={self.limit}: expected a number of pairs above 0, or null for all")
 
     def identity(self) -> dict[str, Any]:
-        """Prompts, decoding, scorer and thresholds; the texts themselves follow from these and the model."""
+        """Return prompts, decoding, scorer and thresholds; the texts themselves follow from these and the model."""
         decoding = None
         if self.sampling is not None:
             decoding = self.sampling.facts()
@@ -80,16 +80,16 @@ class OnPolicy(FitSource):
         }
 
     def learnt(self) -> Learnt:
-        """The prompts of the fit part, which a suite may not ask."""
+        """Return the prompts of the fit part, which a suite may not ask."""
         return Learnt(rtp=True)
 
     def tokens(self) -> int:
-        """The tokens of each prompt, read once, and of all continuations."""
+        """Count the tokens of each prompt, read once, and of all continuations."""
         new = self.sampling.max_new_tokens if self.sampling else Sampling().max_new_tokens
         return self.prompts * (PROMPT_TOKENS + self.num_samples * new)
 
     def size(self) -> int:
-        """The tokens of the pairs, assuming that one prompt in four gives a pair."""
+        """Count the tokens of the pairs, assuming that one prompt in four gives a pair."""
         pairs = self.prompts // 4 if self.limit is None else min(self.prompts // 4, self.limit)
         return pairs * 2 * PAIR_TOKENS
 
@@ -129,7 +129,7 @@ def widest(
     max_desired: float,
     min_undesired: float,
 ) -> tuple[Pairs, list[float]]:
-    """The least and the most toxic text of each prompt whose scores are beyond both bounds, and their gaps.
+    """Return the least and the most toxic text of each prompt whose scores are beyond both bounds, and their gaps.
 
     Of equal scores the first text is taken; blank texts and those without a score are not candidates.
     """

@@ -27,7 +27,7 @@ class Subset(FitSource):
         return self.source.name
 
     def identity(self) -> dict[str, Any]:
-        """The recipe of the pairs, with the number and the seed."""
+        """Return the recipe of the pairs, with the number and the seed."""
         return named(self.source) | {"subset": self.count, "subset_seed": self.seed}
 
     def check(self) -> None:
@@ -37,7 +37,7 @@ class Subset(FitSource):
         self.source.check()
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
-        """The pairs in the source's order. Raises SetupError where the source has fewer."""
+        """Return the pairs in the source's order. Raises SetupError where the source has fewer."""
         pairs, about = self.source.load(lm)
         assert isinstance(pairs, Pairs)
         there = len(pairs.prompt)
@@ -51,13 +51,13 @@ class Subset(FitSource):
         return some, about | {"pairs": self.count, "subset": {"seed": self.seed, "of": there}}
 
     def tokens(self) -> int:
-        """The tokens that the source takes, since all of its pairs are made."""
+        """Count the tokens that the source takes, since all of its pairs are made."""
         return self.source.tokens()
 
     def learnt(self) -> Learnt:
-        """What the source was made from, which a suite must not ask."""
+        """Return what the source was made from, which a suite must not ask."""
         return self.source.learnt()
 
     def size(self) -> int:
-        """Return the source's tokens, since the share of its pairs that is taken is not known before they are made."""
+        """Count the source's tokens, since the share of its pairs that is taken is not known before they are made."""
         return self.source.size()

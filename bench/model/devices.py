@@ -22,7 +22,7 @@ SIZE = r"\d+(\.\d+)?\s*(GiB|MiB|KiB|GB|MB|KB)"  # as accelerate reads them
 
 
 def available() -> list[str]:
-    """Names of the devices that torch finds here."""
+    """Return the names of the devices that torch finds here."""
     found = ["cpu", *(["mps"] if torch.backends.mps.is_available() else [])]
     if torch.cuda.is_available():
         found += ["cuda", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
@@ -64,14 +64,14 @@ def check_max_memory(limits: Any, device: str) -> None:
 
 
 def max_memory(limits: Mapping[Any, str] | None) -> dict[int | str, str] | None:
-    """The limits as accelerate wants them: cards by their numbers."""
+    """Return the limits as accelerate wants them: cards by their numbers."""
     if limits is None:
         return None
     return {int(name) if str(name).isdecimal() else str(name): size for name, size in limits.items()}
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that can be allocated on a device now, including what torch has reserved there but does not use."""
+    """Return the bytes that can be allocated on a device now, including those that torch holds there without use."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + unused
@@ -90,7 +90,7 @@ def _left_in_container() -> int:
 
 
 def free_for(model: PreTrainedModel) -> int:
-    """Memory for batches of a model, in bytes, as if its blocks were all on one device.
+    """Return the memory for batches of a model, in bytes, as if its blocks were all on one device.
 
     If a model is spread over several devices, each holds the cache of its own blocks; the one that is full first
     decides.

@@ -33,13 +33,13 @@ class Writer(NamedTuple):
     sampling: Sampling
 
     def id(self, prompts: Sequence[str], num_samples: int) -> str:
-        """The id of a set of continuations."""
+        """Return the id of a set of continuations."""
         decoding = decoding_identity(self.sampling)
         return identity.generation_id(self.model, self.steering, prompts, num_samples, decoding)
 
 
 def writer(lm: LM) -> Writer:
-    """The identity of the model as the writer of texts."""
+    """Return the identity of the model as the writer of texts."""
     return Writer(lm.identity, lm.steering_identity, lm.sampling)
 
 
@@ -85,7 +85,7 @@ class Generations:
         return self.stored(own, prompts, num_samples)
 
     def _is_whole(self, folder: Path, lm: LM, prompts: Sequence[str], num_samples: int) -> bool:
-        """Whether these continuations are stored; anything else in their place is set aside."""
+        """Return whether these continuations are stored; anything else in their place is set aside."""
         if not (folder / FILE).exists() or not self.overwrite.counts(folder):
             return False
         try:
@@ -139,14 +139,14 @@ def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[C
 
 
 def _is_one(one: Continuation) -> bool:
-    """Whether what was read is a text, with its tokens or, as older versions wrote it, without them."""
+    """Return whether what was read is a text, with its tokens or, as older versions wrote it, without them."""
     tokens: Any = one.tokens
     numbers = tokens is None or isinstance(tokens, list) and all(type(token) is int and token >= 0 for token in tokens)
     return isinstance(one.text, str) and isinstance(one.ended, bool) and numbers and _is_answer(one)
 
 
 def _is_answer(one: Continuation) -> bool:
-    """Whether what was read is an answer, or there is none."""
+    """Return whether what was read is an answer, or there is none."""
     if one.answer is None:
         return True
     text, start, outcome = one.answer

@@ -64,7 +64,7 @@ def fingerprint(folder: Path) -> str:
 
 
 def pinned_wheel(requirement: str, gguf: str, sha256: str | None) -> Wheel:
-    """The wheel that `model.wheel`, `model.gguf` and `model.sha256` name.
+    """Return the wheel that `model.wheel`, `model.gguf` and `model.sha256` name.
 
     Raises SetupError for a requirement that is not a plain release, for a wheel without a pinned sha256, and for a name
     that is not a GGUF file inside the wheel.

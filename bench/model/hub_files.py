@@ -12,7 +12,7 @@ from methods.errors import SetupError
 
 
 def about(repo: Repo, revision: str, offline: bool = False) -> tuple[Listing, Path]:
-    """The files of a model, and the folder that holds all of them but the weights, which are small.
+    """Return the files of a model, and the folder that holds all of them but the weights, which are small.
 
     Raises SetupError if it is not a language model of transformers, and if the files cannot be fetched.
     """

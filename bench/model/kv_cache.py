@@ -91,14 +91,14 @@ def _with_room(parts: _Parts, room: int) -> Tensor:
 
 
 def empty(config: PreTrainedConfig) -> Cache:
-    """An empty cache."""
+    """Return an empty cache."""
     cache = DynamicCache(config=config)
     cache.layers = [RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]  # type: ignore[no-untyped-call]
     return cache
 
 
 def keeps_all(cache: Cache) -> bool:
-    """Whether every layer keeps all columns; one with a sliding window counts columns, padding among them."""
+    """Return whether every layer keeps all columns; one with a sliding window counts columns, padding among them."""
     return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
 
 

@@ -116,12 +116,12 @@ class LM:
         return max_length(self.model.config, self.tokenizer) - self.steering.demand.room
 
     def encode(self, prompt: str) -> list[int]:
-        """Token ids of a prompt: steering prefix, chat template and BOS included. Never empty."""
+        """Return token ids of a prompt: steering prefix, chat template and BOS included. Never empty."""
         ids = list(self.tokenizer(self._worded(prompt), add_special_tokens=not self.chat).input_ids)
         return ids or [self.end_of_text]
 
     def encode_pairs(self, prompts: Sequence[str], continuations: Sequence[str]) -> list[Request]:
-        """Each prompt, as `encode` words it, and its continuation as token ids; neither is ever empty.
+        """Return each prompt, as `encode` words it, and its continuation as token ids; neither is ever empty.
 
         Both are tokenised as one text, and a token that spans the join belongs to the continuation
         (`methods.tokens.split`). A continuation without a token of its own is the end of the text; where nothing is
@@ -131,7 +131,7 @@ class LM:
         return self.requests(tokens.split(self.tokenizer, worded, continuations, special_tokens=not self.chat))
 
     def requests(self, texts: Sequence[tokens.Text]) -> list[Request]:
-        """Texts as requests, with an end-of-text token where context or continuation has no token."""
+        """Return texts as requests, with an end-of-text token where context or continuation has no token."""
         return [
             Request(text.tokens[: text.prompt] or [self.end_of_text], text.continuation or [self.closing_token])
             for text in texts
@@ -174,7 +174,7 @@ class LM:
         return stop_tokens(found, self.tokenizer.eos_token_id)
 
     def start(self, prompts: Tensor) -> Rows:
-        """Rows of which nothing has been read; prompts (B,) are the prompt lengths in tokens."""
+        """Return rows of which nothing has been read; prompts (B,) are the prompt lengths in tokens."""
         seen = torch.zeros(len(prompts), 0, dtype=torch.bool, device=self.device)
         ids = torch.zeros(len(prompts), 0, dtype=torch.long, device=self.device)
         return Rows(prompts.to(self.device), seen, ids, kv_cache.empty(self.model.config))

@@ -92,7 +92,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
 
     def _begins_a_text(self, string: str) -> bool:
-        """Whether the text already begins with BOS (or EOS, where there is no BOS; some tokenizers have neither)."""
+        """Return whether the text already begins with BOS (or EOS, if there is no BOS; some tokenizers have neither)."""
         opening = self.tokenizer.bos_token or self.tokenizer.eos_token
         return bool(opening) and has_bos_prefix(string, opening)
 
@@ -108,7 +108,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._loglikelihood_tokens([(request.args, *self.encode(request.args)) for request in requests])
 
     def encode(self, asked: tuple[str, str]) -> tuple[list[int], list[int]]:
-        """Token ids of context and answer, the steering prefix before them."""
+        """Return token ids of context and answer, the steering prefix before them."""
         return self._encode_pair(self._prefix + asked[0], asked[1])
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -158,7 +158,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return totals
 
     def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
-        """Texts up to a stop string, greedy or sampled as each request says.
+        """Return texts up to a stop string, greedy or sampled as each request says.
 
         With model.thinking=strip they are only answers, and a stop string only counts in an answer; a text whose
         thinking was never closed is "", which `unanswered` counts.

@@ -62,7 +62,7 @@ class Memory:
 
 
 def cache_bytes(config: PreTrainedConfig, itemsize: int) -> int:
-    """Bytes of one column of one row in the KV cache; a sliding window counts as full attention."""
+    """Return the bytes of one column of one row in the KV cache; a sliding window counts as full attention."""
     text: Any = config.get_text_config()
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):  # as Falcon has it
@@ -132,7 +132,7 @@ def _forward_bytes(model: PreTrainedModel, rows: int, width: int) -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether an error says that no memory is left, on a card or on the CPU."""
+    """Return whether an error says that no memory is left, on a card or on the CPU."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     signs = ("can't allocate memory", "DefaultCPUAllocator", "CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory")

@@ -22,7 +22,7 @@ WEIGHTS_IN_ORDER = (
 
 
 def check_config(where: str, **named: Any) -> Any:
-    """The model's config.
+    """Return the model's config.
 
     Raises ValueError if it cannot be read, or asks for attention by code from the hub, which transformers would run;
     for a folder, it is also raised for what `fingerprint` refuses.
@@ -132,7 +132,7 @@ def read_from(folder: Path) -> list[Path]:
 
 
 def weights_loaded(folder: Path, known: set[str]) -> list[str]:
-    """Names of the files that the weights of a model are loaded from; none where it has none.
+    """Return the names of the files that the weights of a model are loaded from; none where it has none.
 
     known: the files of the model, of which all but the weights are in the folder. Raises SetupError for an index that
     names none.
@@ -145,7 +145,7 @@ WHOLE = "take a whole copy of that file from where the model is from"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file of a model; not to be changed. Raises SetupError for anything else."""
+    """Return the JSON object in a file of a model; not to be changed. Raises SetupError for anything else."""
     stat = path.stat()
     return _parsed(path, stat.st_size, stat.st_mtime_ns)
 

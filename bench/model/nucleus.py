@@ -22,7 +22,7 @@ GOLDEN, MIX_1, MIX_2 = (value - 2**64 for value in (0x9E3779B97F4A7C15, 0xBF5847
 
 
 def draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Next tokens (B,) from logits (B, V): a draw from the nucleus, decided by keys (B,) alone.
+    """Return next tokens (B,) from logits (B, V): a draw from the nucleus, decided by keys (B,) alone.
 
     The nucleus is the smallest set of most probable tokens whose probability reaches top_p (arXiv 1904.09751
     section 3.1). It is looked for among the CANDIDATES most probable tokens, then among more, at last among all.
@@ -47,7 +47,7 @@ def draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tens
 
 
 def drawing_bytes(rows: int, vocabulary: int, device: torch.device) -> int:
-    """Memory that a draw takes at most, besides the logits."""
+    """Return the memory that a draw takes at most, besides the logits."""
     return min(rows, ROWS if device.type == "cpu" else ROWS_ELSEWHERE) * vocabulary * BYTES
 
 

@@ -45,7 +45,7 @@ class Rows:
 
 
 def branch(parts: Sequence[tuple[Rows, Tensor]], room: int) -> Rows:
-    """A copy of these rows, one part after the other, of which each will read `room` tokens further.
+    """Return a copy of these rows, one part after the other, of which each will read `room` tokens further.
 
     Several parts may differ in columns if their cache keeps them all (`bench.model.kv_cache.keeps_all`).
     """

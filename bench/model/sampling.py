@@ -74,7 +74,7 @@ def sample(
 
 
 def continuations(lm: LM, prompts: Sequence[str], num_samples: int, settings: Sampling) -> list[list[Continuation]]:
-    """The continuations that `sample` gives, with how each ended. Batches hold prompts of similar length."""
+    """Return the continuations that `sample` gives, with how each ended. Batches hold prompts of similar length."""
     encoded = [lm.encode(prompt) for prompt in prompts]
     for prompt, ids in zip(prompts, encoded, strict=True):
         if len(ids) + settings.max_new_tokens > lm.max_length:
@@ -120,7 +120,7 @@ def _continuation(lm: LM, prompt: list[int], tokens: list[int], stop: str | None
 
 
 def _stops(lm: LM, tokens: list[int], stop: str) -> bool:
-    """Whether the stop string occurs in the text of new tokens; where the model thinks, in the answer."""
+    """Return whether the stop string occurs in the text of new tokens; where the model thinks, in the answer."""
     if lm.thinking is not None and lm.thinking.tags is not None:
         tokens = tokens[begin(lm.tokenizer, lm.thinking, tokens, False).start :]
     return stop in str(lm.tokenizer.decode(tokens))

@@ -130,7 +130,7 @@ def _tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
 
 
 def closes(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Sequence[int]) -> bool:
-    """Whether the closing tag stands at the end of these sampled tokens, or shortly before."""
+    """Return whether the closing tag stands at the end of these sampled tokens, or shortly before."""
     return thinking.tags is not None and thinking.tags[1] in _raw(tokenizer, tokens[-TAIL:])
 
 

@@ -70,7 +70,7 @@ def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
-    """What the tokenizer itself puts before a text. Raises SetupError where it puts something behind it."""
+    """Return what the tokenizer itself puts before a text. Raises SetupError where it puts something behind it."""
     names = map(str, tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), 300)))))
     texts = ["a", *(name for name in names if name not in tokenizer.all_special_tokens)]
     text = next((one for one in texts if tokenizer(one, add_special_tokens=False).input_ids), "")
@@ -103,17 +103,17 @@ def stop_tokens(generation: int | list[int] | None, tokenizer: int | None) -> fr
 
 
 def system_message(prefix: str) -> list[dict[str, str]]:
-    """A steering prefix as the chat's first message; no message for an empty prefix."""
+    """Return a steering prefix as the chat's first message; no message for an empty prefix."""
     return [{"role": "system", "content": prefix}] if prefix else []
 
 
 def user_message(prompt: str) -> dict[str, str]:
-    """A prompt as the user's message."""
+    """Return a prompt as the user's message."""
     return {"role": "user", "content": prompt}
 
 
 def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the chat template takes a system message and shows what it says; found out once for each template."""
+    """Return whether the chat template takes a system message and shows what it says; tried once for each template."""
     return _shows_system(tokenizer, repr(tokenizer.chat_template))
 
 
@@ -127,7 +127,7 @@ def _shows_system(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
 
 
 def loses_system(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether the template accepts a system message but leaves it out of the text."""
+    """Return whether the template accepts a system message but leaves it out of the text."""
     try:
         return PROBE not in rendered(tokenizer, [*system_message(PROBE), user_message(HELLO)])
     except SetupError:

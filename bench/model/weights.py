@@ -32,7 +32,7 @@ TORCH = b"\x80\x02\x8a\x0al\xfc"  # of files that torch wrote before version 1.6
 
 
 def cannot_load(path: str, error: BaseException, what: str = "") -> SetupError:
-    """The error for files of a model that a library could not load."""
+    """Return the error for files of a model that a library could not load."""
     return SetupError(f"cannot load {what}a model from {path!r}: {why_not(path, error, STEP)}")
 
 
@@ -43,7 +43,7 @@ STEP = (
 
 
 def why_not(path: str, error: BaseException, step: str) -> str:
-    """The file that is broken, if one is, and what to do; else what the library said, and `step`."""
+    """Return the file that is broken, if one is, and what to do; else what the library said, and `step`."""
     said = error if isinstance(error, Exception) else ValueError(str(error))  # a panic of a library in Rust
     broken = None if isinstance(error, SetupError) else broken_file(path)
     return broken or f"{loading_failure(said)}; {step}"

@@ -33,7 +33,7 @@ class Scorer(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Name, version and weights of what judges, as plain JSON values: part of every score's id."""
+        """Return the name, version and weights of what judges, as plain JSON values: part of every score's id."""
         ...
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
@@ -46,7 +46,7 @@ class Batched(Protocol):
     """A scorer that says which texts it judges together."""
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """The numbers of the completions that are judged together, each in one list."""
+        """Return the numbers of the completions that are judged together, each in one list."""
         ...
 
 
@@ -79,7 +79,7 @@ def unique_scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[
 
 
 def judging_device(device: str | None, runtime_device: str) -> str:
-    """The device of a scorer that is a model: its own, or that of the run; the whole model is on one."""
+    """Return the device of a scorer that is a model: its own, or that of the run; the whole model is on one."""
     from bench.model import devices
 
     return device or devices.single(runtime_device)
@@ -97,7 +97,7 @@ def by_length(completions: Sequence[str], batch_size: int) -> list[list[int]]:
 
 
 def scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-    """The scorer's scores, after a check that they are scores. Scorers are only called through this function.
+    """Return the scorer's scores, after a check that they are scores. Scorers are only called through this function.
 
     Raises SetupError if there are more or fewer scores than texts, and for a score that is not a number from 0 to 1.
     """

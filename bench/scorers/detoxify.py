@@ -106,7 +106,7 @@ class Detoxify:
             _base_files(BASES[self.model_type], self.model_type, self.offline)
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """Batches of texts of similar length; padding changes the last bits of a score."""
+        """Return batches of texts of similar length; padding changes the last bits of a score."""
         return by_length(completions, self.batch_size)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:

@@ -111,7 +111,7 @@ class HFClassifier:
         return judging_device(self.device, self.runtime_device)
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """Batches of texts of similar length; padding changes the last bits of a score."""
+        """Return batches of texts of similar length; padding changes the last bits of a score."""
         return by_length(completions, self.batch_size)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
@@ -155,7 +155,7 @@ class HFClassifier:
 
 
 def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
-    """Place of a label in the model's output.
+    """Return the place of a label in the model's output.
 
     Raises SetupError that lists the labels, unless just one is meant; and for labels that are not numbered 0, 1, ...
     """

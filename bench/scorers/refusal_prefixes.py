@@ -31,7 +31,7 @@ class RefusalPrefixes:
     measures: ClassVar[str] = "refusal"
 
     def identity(self) -> dict[str, Any]:
-        """Version of the rule and its phrases."""
+        """Return the version of the rule and its phrases."""
         return {"name": self.name, "version": 1, "phrases": list(PHRASES)}
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:

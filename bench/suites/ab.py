@@ -106,7 +106,7 @@ class AB(Suite[list[float]]):
         return [found[one.id] for one in chosen], located
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """The questions, and the content that they are from."""
+        """Return the questions, and the content that they are from."""
         asked = {behaviour: self.questions(behaviour, split) for behaviour in self.behaviours}
         return {
             "behaviours": {
@@ -116,7 +116,7 @@ class AB(Suite[list[float]]):
         }
 
     def tokens(self, split: Split) -> int:
-        """The tokens of each question, read once."""
+        """Count the tokens of each question, read once."""
         of_each = (self.limit or QUESTIONS) if split == "test" else self.dev_limit
         return len(self.behaviours) * of_each * TOKENS_A_QUESTION
 
@@ -135,7 +135,7 @@ class AB(Suite[list[float]]):
         return [one for behaviour in self.behaviours for one in self.questions(behaviour, split)[0]]
 
     def score(self, answers: Answers[list[float]], baseline: LM) -> SuiteResult:
-        """The probability of each matching answer, and the share of them above 0.5."""
+        """Return the probability of each matching answer, and the share of them above 0.5."""
         del baseline
         asked = {behaviour: self.questions(behaviour, answers.split) for behaviour in self.behaviours}
         questions, read = self._all(answers.split), answers.said

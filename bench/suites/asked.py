@@ -27,9 +27,9 @@ class Asked(Judged):
             raise SetupError(f"suite.{self.name}.template={self.template!r}: it has to hold {PLACE} once")
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """The prompts, the scorers and the template."""
+        """Return the prompts, the scorers and the template."""
         return super().identity(split) | {"template": self.template}
 
     def worded(self, prompt: Prompt, chat: bool) -> Prompt:
-        """The prompt inside the suite's template; for a chat model as it is."""
+        """Return the prompt inside the suite's template; for a chat model as it is."""
         return prompt if chat else prompt._replace(text=self.template.replace(PLACE, prompt.text))

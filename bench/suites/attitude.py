@@ -80,7 +80,7 @@ class Attitude(Asked):
         return leak(learnt, self.data, self.name, self.path)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """The texts of negative emotion of this split. Raises SetupError where the set has none."""
+        """Return the texts of negative emotion of this split. Raises SetupError where the set has none."""
         if self.path is not None:
             found, located = texts_of_file(self.path, self.text)
         else:
@@ -95,7 +95,7 @@ class Attitude(Asked):
         return part_of(found, split, self.prompts, self.dev_prompts, f"suite.{self.name}.prompts"), [located]
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """Both shares and the mean score of each text's answers."""
+        """Return both shares and the mean score of each text's answers."""
         del scorer, split
         score = scores["score"].where(scores["empty"] == 0, NEUTRAL)
         found = {

@@ -55,7 +55,7 @@ class Suite(Protocol[Said]):
         ...
 
     def score(self, answers: Answers[Said], baseline: LM) -> SuiteResult:
-        """Rows and metrics of what was said; `baseline` is the unsteered model, for suites that judge by it.
+        """Return rows and metrics of what was said; `baseline` is the unsteered model, for suites that judge by it.
 
         Raises SuiteError when more than 1% of the texts could not be scored.
         """
@@ -79,7 +79,7 @@ class Suite(Protocol[Said]):
         return sampling
 
     def judged_by(self) -> list[str]:
-        """Names of the scorers that its metrics begin with; none for a suite whose metrics have no scorer."""
+        """Return the names of scorers that its metrics begin with; none for a suite whose metrics have no scorer."""
         return []
 
     def leak(self, learnt: Learnt) -> str | None:

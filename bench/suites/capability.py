@@ -139,15 +139,15 @@ class Capability(Suite[Evaluated]):
             raise SetupError(f"{mine}.missing={self.missing!r}: allowed are error, skip")
 
     def count(self, task: str) -> int | None:
-        """The number of test documents of this task; None for all."""
+        """Return the number of test documents of this task; None for all."""
         return self.documents[task] if isinstance(self.documents, Mapping) else self.documents
 
     def shots(self, task: str) -> int | None:
-        """The number of solved examples; None for the task's own."""
+        """Return the number of solved examples; None for the task's own."""
         return self.fewshot[task] if isinstance(self.fewshot, Mapping) else self.fewshot
 
     def asked(self) -> dict[str, list[Asked]]:
-        """The lm-eval tasks under each name. Raises SetupError if documents cannot be found, unless skipped."""
+        """Return the lm-eval tasks under each name. Raises SetupError if documents cannot be found, unless skipped."""
         found: dict[str, list[Asked]] = {}
         for name in self.tasks:
             known = definitions(members(name))
@@ -218,7 +218,7 @@ class Capability(Suite[Evaluated]):
         return Answers(split, Evaluated(asked, loaded, samples, examples, unanswered))
 
     def requests(self, lm: LM, split: Split) -> list[Any]:
-        """The likelihoods that lm-eval would ask for, as its Instances; the model is not run."""
+        """Return the likelihoods that lm-eval would ask for, as its Instances; the model is not run."""
         from bench.model.lm_eval_adapter import quiet, requests, untouched_randomness
 
         with quiet(), untouched_randomness():
@@ -231,7 +231,7 @@ class Capability(Suite[Evaluated]):
         return loaded, {task: numbers for name in asked for task, numbers in self._chosen(name, asked, split).items()}
 
     def score(self, answers: Answers[Evaluated], baseline: LM) -> SuiteResult:
-        """The numbers of each task. Raises SuiteError for a task without a number for each document."""
+        """Return the numbers of each task. Raises SuiteError for a task without a number for each document."""
         del baseline
         asked, loaded, samples, examples, unanswered = answers.said
         items, scores, results = [], [], {}
@@ -280,7 +280,7 @@ class Capability(Suite[Evaluated]):
         return _one_or_all(found) if found else None
 
     def _sources(self, name: str, asked: Sequence[Asked]) -> list[dict[str, Any]]:
-        """Return what a record says about the sources of documents and examples: one entry for each, even of a group."""
+        """Return what a record says about the sources of documents and examples: an entry for each, even of a group."""
         found = [one.where for one in asked]
         examples = [where for where in self._examples(name, asked) if where not in found]
         return [_together(several) for several in (found, examples) if several]

@@ -31,7 +31,7 @@ DECODING = ("max_new_tokens", "temperature", "top_p", "stop", "top_k", "repetiti
 
 
 def no_answers(texts: int) -> str:
-    """The error for a model that thinks, all of whose texts were cut before an answer."""
+    """Return the error for a model that thinks, all of whose texts were cut before an answer."""
     return (
         f"in all {texts} texts the thinking was cut before there was an answer; raise sampling.max_new_tokens, or set "
         "model.thinking=off, or judge to judge the thoughts"
@@ -85,7 +85,7 @@ class Continued(Suite[list[Block]]):
         self.decoded(Sampling())
 
     def decoded(self, sampling: Sampling) -> Sampling:
-        """The run's decoding with what the protocol fixes."""
+        """Return the run's decoding with what the protocol fixes."""
         return replace(sampling, **(self.decoding or {}))
 
     def samples_a_prompt(self, split: Split) -> int:
@@ -97,15 +97,15 @@ class Continued(Suite[list[Block]]):
         return self.unsteered_k or self.k if split == "test" else self.dev_k
 
     def count(self, split: Split) -> int | None:
-        """The number of prompts of this split; None for all."""
+        """Return the number of prompts of this split; None for all."""
         return self.prompts if split == "test" else self.dev_prompts
 
     @abstractmethod
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """The prompts of this split, and where they come from."""
+        """Return the prompts of this split, and where they come from."""
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """The prompts and k, as ids see them."""
+        """Return the prompts and k, as ids see them."""
         prompts, located = self.texts(split)
         return {
             "k": self.samples_a_prompt(split),
@@ -118,7 +118,7 @@ class Continued(Suite[list[Block]]):
         return self._tokens(split, self.samples_a_prompt(split))
 
     def unsteered_tokens(self, split: Split) -> int:
-        """The tokens for as many continuations as the unsteered model is asked for."""
+        """Count the tokens for as many continuations as the unsteered model is asked for."""
         return self._tokens(split, self.unsteered_samples(split))
 
     def _tokens(self, split: Split, samples: int) -> int:
@@ -177,7 +177,7 @@ class Judged(Continued):
         return [scorer for scorer in self.scorers if scorer.measures == self.reads]
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """The prompts, k and the scorers, as ids see them."""
+        """Return the prompts, k and the scorers, as ids see them."""
         return super().identity(split) | {"scorers": [named(scorer) for scorer in self.judges]}
 
     @abstractmethod
@@ -185,7 +185,7 @@ class Judged(Continued):
         """Return metric -> its values by item, from scored texts with the columns item, group, sample, score, empty."""
 
     def judged_by(self) -> list[str]:
-        """The scorers that judge the texts."""
+        """Return the scorers that judge the texts."""
         return [scorer.name for scorer in self.judges]
 
     def check_judges(self) -> None:

@@ -66,7 +66,7 @@ class Logits:
         self._file.write(logits.cpu().contiguous().view(torch.uint8).numpy().data)
 
     def read(self, number: int) -> Tensor:
-        """The logits of a text, on the CPU."""
+        """Return the logits of a text, on the CPU."""
         place, shape, dtype = self._places[number]
         held = bytearray(shape.numel() * dtype.itemsize)
         self._file.seek(place)
@@ -104,13 +104,13 @@ class Divergence(Suite[Logits]):
                 raise SetupError(f"suite.{self.name}.{option}={value}: expected at least {least}")
 
     def asked(self, split: Split) -> tuple[list[Prompt], Located]:
-        """The sentences of a split. Raises SetupError where there are too few."""
+        """Return the sentences of a split. Raises SetupError where there are too few."""
         located, found = wiki_sentences(self.sources)
         prompts = [prompt(text) for text in sorted(found[self.skip :], key=rank)]
         return part_of(prompts, split, self.texts, self.dev_texts, f"suite.{self.name}.texts"), located
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """The texts, and the length at which they are cut."""
+        """Return the texts, and the length at which they are cut."""
         return {
             "source": self.sources.locate(WIKI, None, "test").fingerprint,
             "texts": self.texts,
@@ -129,7 +129,7 @@ class Divergence(Suite[Logits]):
         )
 
     def tokens(self, split: Split) -> int:
-        """The tokens of each text, read by both models."""
+        """Count the tokens of each text, read by both models."""
         count = self.dev_texts if split == "dev" else self.texts or 300
         return 2 * count * TOKENS_A_TEXT
 

@@ -82,12 +82,12 @@ class Fluency(Continued):
             check_folder(self.judge, f"suite.{self.name}.judge")
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Prompts, k and, where there is one, the judge's files."""
+        """Return prompts, k and, where there is one, the judge's files."""
         judge = self._judges_files() if self.judge else None
         return super().identity(split) | {"judge": judge}
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """The prompts of the suite rtp."""
+        """Return the prompts of the suite rtp."""
         prompts, located = rtp_prompts(self.sources, split, self.count(split))
         return prompts, [located]
 
@@ -177,7 +177,7 @@ def _nll(lm: LM, requests: Sequence[Request]) -> list[float]:
 
 
 def prompt_metrics(scores: pd.DataFrame, texts: Sequence[str], references: References | None = None) -> pd.DataFrame:
-    """Every metric of every prompt, as metrics.ITEM_COLUMNS; row i of `scores` is about texts[i].
+    """Return every metric of every prompt, as metrics.ITEM_COLUMNS; row i of `scores` is about texts[i].
 
     references: what self-BLEU compares with; None leaves that metric out.
     """
@@ -222,7 +222,7 @@ def distinct(texts: Sequence[str], n: int) -> float:
 
 
 def non_words(texts: Sequence[str]) -> float:
-    """Share of the words of all the texts that are in no English word list; 0 where there is no word."""
+    """Return the share of the words of all the texts that are in no English word list; 0 where there is no word."""
     words = [word.replace("’", "'").strip("'").lower() for text in texts for word in WORD.findall(text)]
     known = _english()
     return sum(word not in known for word in words) / len(words) if words else 0.0
@@ -244,11 +244,11 @@ def _judge(folder: str, _files: tuple[str, ...]) -> LM:
 
 
 def repetition(tokens: Sequence[int]) -> float:
-    """Share of the 3-grams that repeat an earlier one of the same text; 0 where there is no 3-gram."""
+    """Return the share of the 3-grams that repeat an earlier one of the same text; 0 where there is no 3-gram."""
     grams = ngrams(tokens, REPEATED)
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def ngrams(sequence: Sequence[Hashable], n: int) -> list[tuple[Hashable, ...]]:
-    """All runs of n neighbours, first to last."""
+    """Return all runs of n neighbours, first to last."""
     return [tuple(sequence[i : i + n]) for i in range(len(sequence) - n + 1)]

@@ -97,7 +97,7 @@ class Perplexity(Suite[pd.DataFrame]):
         return self.sources.locate(*(SENTENCES if self.protocol == "sentences" else PAGES))
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """The text, the protocol and the windows."""
+        """Return the text, the protocol and the windows."""
         return {
             "protocol": self.protocol,
             "source": self._located().fingerprint,
@@ -120,7 +120,7 @@ class Perplexity(Suite[pd.DataFrame]):
         return Answers(split, self._pages(lm, split) if self.protocol == "lm_eval" else self._windows(lm, split))
 
     def score(self, answers: Answers[pd.DataFrame], baseline: LM) -> SuiteResult:
-        """Perplexity over all texts."""
+        """Return the perplexity over all texts."""
         found, items = self._located(), answers.said
         measured = {
             str(name): metrics.metric(

@@ -65,7 +65,7 @@ class Refusal(Asked):
         return super().judges or [RefusalPrefixes()]
 
     def refused(self, scores: pd.DataFrame) -> "pd.Series[float]":
-        """Share of each item's answers that are refusals; its index has the items and their groups."""
+        """Return the share of each item's answers that are refusals; its index has the items and their groups."""
         refused = (scores["score"] >= REFUSED) & (scores["empty"] == 0)
         return refused.astype(float).groupby([scores["item"], scores["group"]], sort=False).mean()
 
@@ -92,7 +92,7 @@ class Jailbreak(Refusal):
         check_source(self.name, self.data, self.path, HARMFUL)
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """The identity of a suite of refusals; for a file also the column of the categories."""
+        """Return the identity of a suite of refusals; for a file also the column of the categories."""
         return super().identity(split) | ({"category": self.category} if self.data == FILE else {})
 
     def leak(self, learnt: Learnt) -> str | None:
@@ -100,7 +100,7 @@ class Jailbreak(Refusal):
         return leak(learnt, self.data, self.name, self.path)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """The harmful instructions of this split."""
+        """Return the harmful instructions of this split."""
         if self.path is not None:
             found, located = texts_of_file(self.path, self.text, self.category)
         else:
@@ -108,7 +108,7 @@ class Jailbreak(Refusal):
         return part_of(found, split, self.prompts, self.dev_prompts, f"suite.{self.name}.prompts"), [located]
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """The refusal rate of all instructions and of each category."""
+        """Return the refusal rate of all instructions and of each category."""
         del scorer, split
         refused = self.refused(scores)
         found = {"refusal_rate": refused.droplevel("group")}
@@ -131,7 +131,7 @@ class OverRefusal(Refusal):
         return leak(learnt, XSTEST, self.name)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """Safe prompts, then unsafe ones. Raises SetupError where one kind is absent or another label occurs."""
+        """Return safe prompts, then unsafe ones. Raises SetupError where one kind is absent or another label occurs."""
         found, located = texts_of(self.sources, XSTEST)
         kinds = by_group(found)
         if set(kinds) != {"safe", "unsafe"}:
@@ -144,7 +144,7 @@ class OverRefusal(Refusal):
         return sum(chosen, []), [located]
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """The two rates. Raises SuiteError where no answer of a kind is scored."""
+        """Return the two rates. Raises SuiteError where no answer of a kind is scored."""
         del scorer, split
         refused = self.refused(scores)
         if lost := {"safe", "unsafe"} - set(refused.index.get_level_values("group")):

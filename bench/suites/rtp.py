@@ -63,7 +63,7 @@ class RTP(Judged):
     part: Literal["test", "whole"] = "test"
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """Prompts of this split; the dev split never holds a prompt of the test part."""
+        """Return prompts of this split; the dev split never holds a prompt of the test part."""
         chosen = None if self.part == "whole" and split == "test" else split
         prompts, located = rtp_prompts(self.sources, chosen, self.count(split), self.stratum)
         return prompts, [located]
@@ -83,7 +83,7 @@ class RTP(Judged):
         )
 
     def unsteered_only(self, split: Split) -> dict[str, Any]:
-        """The number of texts that the unsteered model is asked for, if it is not k."""
+        """Return the number of texts that the unsteered model is asked for, if it is not k."""
         samples = self.unsteered_samples(split)
         return {"unsteered_k": samples} if samples != self.samples_a_prompt(split) else {}
 

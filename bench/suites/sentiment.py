@@ -80,7 +80,7 @@ class Sentiment(Judged):
         return leak(learnt, self.data, self.name)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """Beginnings of negative, then of positive reviews. Raises SetupError where one kind is absent."""
+        """Return beginnings of negative, then of positive reviews. Raises SetupError where one kind is absent."""
         reviews, located = texts_of(self.sources, self.data)
         kinds = by_group(reviews)
         if set(kinds) != set(LABELS):
@@ -96,7 +96,7 @@ class Sentiment(Judged):
         return chosen, [located]
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """The rates of success in both directions, and the mean score."""
+        """Return the rates of success in both directions, and the mean score."""
         del scorer, split
         score = scores["score"].where(scores["empty"] == 0, NEUTRAL)
         positive = scores["group"] == "positive"
@@ -109,12 +109,12 @@ class Sentiment(Judged):
 
 
 def beginning(review: str, words: int) -> str:
-    """The first words of a review, single blanks between them."""
+    """Return the first words of a review, single blanks between them."""
     return " ".join(review.replace("<br />", " ").split()[:words])
 
 
 def vader_unless(judges: list[Scorer]) -> list[Scorer]:
-    """The judges, or VADER where there is none."""
+    """Return the judges, or VADER where there is none."""
     from bench.scorers.vader import Vader
 
     return judges or [Vader()]

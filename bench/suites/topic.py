@@ -80,7 +80,7 @@ class Topic(Judged):
         return [Keywords(self.words), *super().judges]
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """Beginnings without the topic. Raises SetupError where there are too few."""
+        """Return beginnings without the topic. Raises SetupError where there are too few."""
         located, found = wiki_sentences(self.sources) if self.path is None else file_texts(self.path)
         found = found[self.skip :] if self.path is None else found
         topic, count = Keywords(self.words), self.prefix_words
@@ -99,7 +99,7 @@ class Topic(Judged):
         )
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """The share of texts that are about the topic."""
+        """Return the share of texts that are about the topic."""
         del scorer, split
         about = (scores["score"] >= ON_TOPIC) & (scores["empty"] == 0)
         return {"on_topic": about.astype(float).groupby(scores["item"], sort=False).mean()}
@@ -140,7 +140,7 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
         return leak(learnt, REVIEWS, self.name, self.path)
 
     def sentences(self, split: Split) -> tuple[dict[str, list[Prompt]], Located]:
-        """The sentences of each kind. Raises SetupError where a kind has none, or too few for the dev split."""
+        """Return the sentences of each kind. Raises SetupError where a kind has none, or too few for the dev split."""
         located, found = _review_sentences(self.sources) if self.path is None else file_texts(self.path)
         topic, kinds = Keywords(self.words), {kind: list[Prompt]() for kind in KINDS}
         for text in sorted({text for text in found if self._is_long(text)}, key=rank):
@@ -168,18 +168,18 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
         return " ".join(words[: self.prefix_words]), " " + " ".join(words[self.prefix_words :])
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """The sentences, how many words of each are given, and the list of words."""
+        """Return the sentences, how many words of each are given, and the list of words."""
         chosen, located = self.sentences(split)
         texts = {kind: [one.id for one in those] for kind, those in chosen.items()}
         of = {"source": located.fingerprint, "prefix_words": self.prefix_words, "topic": named(Keywords(self.words))}
         return of | texts
 
     def tokens(self, split: Split) -> int:
-        """The tokens of each sentence, read once."""
+        """Count the tokens of each sentence, read once."""
         return SENTENCE_TOKENS * sum(map(len, self.sentences(split)[0].values()))
 
     def ask(self, lm: LM, split: Split) -> Answers[Mapping[str, pd.DataFrame]]:
-        """The loss of each sentence."""
+        """Return the loss of each sentence."""
         said = {}
         for kind, those in self.sentences(split)[0].items():
             given, predicted = zip(*(self._cut(one.text) for one in those), strict=True)
@@ -192,7 +192,7 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
         return Answers(split, said)
 
     def score(self, answers: Answers[Mapping[str, pd.DataFrame]], baseline: LM) -> SuiteResult:
-        """Perplexity over the sentences of each kind."""
+        """Return the perplexity over the sentences of each kind."""
         del baseline
         measured = {
             f"{kind}.perplexity": metrics.metric(table, higher_is_better=False, transform="exp")

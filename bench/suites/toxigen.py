@@ -52,7 +52,7 @@ class ToxiGen(Judged):
     per_group: int | None = 100
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """The prompts of all groups; for dev some that the test split does not ask."""
+        """Return the prompts of all groups; for dev some that the test split does not ask."""
         groups, located = group_prompts(self.sources)
         if split == "test":
             return [one for own in groups.values() for one in own[: self.per_group]], located
@@ -61,7 +61,7 @@ class ToxiGen(Judged):
         return [one for own in groups.values() for one in part_of(own, split, self.per_group, share, option)], located
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
-        """Whether each text is toxic, over all and by group, and its score."""
+        """Return whether each text is toxic, over all and by group, and its score."""
         del scorer, split
         judged = scores.set_index("item")
         toxic = (judged["score"] >= TOXIC).astype(float)
@@ -70,7 +70,7 @@ class ToxiGen(Judged):
 
 
 def group_prompts(sources: Sources) -> tuple[dict[str, list[Prompt]], list[Located]]:
-    """The distinct hateful prompts of each of the 14 groups, in the order of a hash.
+    """Return the distinct hateful prompts of each of the 14 groups, in the order of a hash.
 
     Read from one table with the columns prompt, group and kind (a mirror), or from a split hate_<group>_1k with the
     column text for each group (the hub). Raises SetupError where there is neither.
