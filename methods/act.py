@@ -67,8 +67,7 @@ class AcT(Method):
     """y <- (1 - strength) y + strength (w y + b) at all tokens, for each unit of each place by itself.
 
     A and B (N, D) are the values of the source texts (prompt and undesired continuation) and of the target texts
-    (desired) at a place. Each text is pooled to its mean over tokens, and every column is sorted separately (section
-    3):
+    (desired) at a place. Each text is pooled to its mean over tokens, and each column is sorted by itself (section 3):
 
         linear:    w = sum(a' b') / sum(a'^2),  a' = a - mean(a), b' = b - mean(b)
         gaussian:  w = std(b) / std(a)

@@ -113,7 +113,7 @@ class ActivationScaling(Method):
         pairs, background = required_pairs(data, self.name), data.background
         if not background:
             raise SetupError(
-                "activation_scaling needs ordinary texts, whose distribution it keeps, and got none; set "
+                "activation_scaling needs ordinary texts, on which the model is to stay as it is, and got none; set "
                 "background=wiki, or background=texts background.path=FILE"
             )
         check_materialised(model, list(model.parameters()))

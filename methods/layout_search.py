@@ -204,7 +204,7 @@ def _mlps(there: Sequence[Projection], attention: set[str], width: int) -> list[
 
 
 def _reads_and_writes(group: Sequence[Projection], width: int) -> bool:
-    """Return whether one matrix reads the stream and another one writes it; experts may be stored either way."""
+    """Return whether matrices of the group read the stream and write it; experts may be stored either way."""
     if all(one.experts for one in group):
         return all(width in (one.outputs, one.inputs) for one in group)
     return any(one.inputs == width for one in group) and any(one.outputs == width for one in group)

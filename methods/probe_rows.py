@@ -44,7 +44,7 @@ NOT_OURS = "probe_rows: this artefact was not fitted on this model; fit it again
 class Sample(NamedTuple):
     """Texts with their pooled features (N, D) and classes (N,), parted into indices to train and to test a probe on.
 
-    facts: what the artefact says about them, by the names that it has there.
+    facts: facts about them, by their names in the artefact.
     """
 
     texts: list[Text]

@@ -96,7 +96,7 @@ def encode(
 def encode_pairs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, max_tokens: int | None = None
 ) -> EncodedPairs:
-    """Return both texts of each pair, cut as in `encode`, but equally: both prompts lose what the longer text must lose.
+    """Return both texts of each pair, cut as in `encode`, but equally: both prompts lose as much as the longer needs.
 
     Raises SetupError where the two texts of a pair differ only in what is cut off.
     """

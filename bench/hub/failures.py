@@ -42,7 +42,7 @@ def reason(error: BaseException) -> str:
 
 
 def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
-    """Return the error for one of the hub's client; a MissingError only if the hub itself says that it lacks something.
+    """Return our error for an error of the hub's client; a MissingError only if the hub itself says that it lacks it.
 
     wanted: the file or revision that was asked for.
     """

@@ -92,7 +92,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
 
     def _begins_a_text(self, string: str) -> bool:
-        """Return whether the text already begins with BOS (or EOS, if there is no BOS; some tokenizers have neither)."""
+        """Return whether the text already begins with BOS (or EOS, if there is no BOS; some tokenizers lack both)."""
         opening = self.tokenizer.bos_token or self.tokenizer.eos_token
         return bool(opening) and has_bos_prefix(string, opening)
 

@@ -233,7 +233,7 @@ def test_wrong_settings_and_data():
             ActivationScaling(**options).check(lm.model)
     with pytest.raises(SetupError, match="activation_scaling learns from contrast pairs and got 1"):
         fit(ActivationScaling(), lm, Pairs(*(column[:1] for column in PAIRS)))
-    with pytest.raises(SetupError, match="needs ordinary texts, whose distribution it keeps, and got none; set"):
+    with pytest.raises(SetupError, match="needs ordinary texts, on which the model is to stay as it is, and got none"):
         fit(ActivationScaling(), lm, background=[])
     empty = Pairs(PAIRS.prompt, [""] * 8, PAIRS.undesired)
     with pytest.raises(SetupError, match="0 pairs and 3 background texts have a token"):

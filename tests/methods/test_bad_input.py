@@ -39,7 +39,7 @@ def fit(method, lm, **data):
 def test_lists_of_unequal_length_are_no_pairs(lm):
     uneven = PAIRS._replace(desired=PAIRS.desired[:5])
     for method in (WordFilter(min_log_odds=-9), CAA()):
-        with pytest.raises(SetupError, match=r"\[8, 5, 8\] prompts, desired and undesired texts"):
+        with pytest.raises(SetupError, match=r"prompts, desired and undesired texts are \[8, 5, 8\]; give"):
             fit(method, lm, pairs=uneven)
 
 

@@ -94,7 +94,7 @@ def test_letter_checks_every_text(wrong, named, found, column):
     lm, method = tiny_lm(), CAA(layer=LAYER, read="letter")
     broken = LETTERS._replace(**{column: [*getattr(LETTERS, column)[:-1], wrong]})
     wanted = (
-        rf"{re.escape(wrong[-3:])}' should be the letter of its last \"\({named}\)\"; it is '{re.escape(found)}', of"
+        rf"{re.escape(wrong[-3:])}' should be the letter of its last \"\({named}\)\"; it is '{re.escape(found)}' \(the"
     )
     with pytest.raises(SetupError, match=wanted + ".*Give the prompts another format"):
         fit(method, lm, broken)

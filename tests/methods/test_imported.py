@@ -285,7 +285,7 @@ class Pickled:
         ("v.pt", {"layers.1": steering_entry(torch.ones(36), head_index=1)}, {}, "head_index, which is not supported"),
         ("v.pt", {"layers.1": steering_entry(torch.ones(36), action="swap")}, {}, "the action 'swap'"),
         ("v.pt", {"layers.1": steering_entry(torch.ones(36))}, {"operation": "clamp"}, "and the file says add"),
-        ("v.pt", {"layers.1": steering_entry(torch.ones(36))}, {"layer": 2}, "it holds vectors at layers.1"),
+        ("v.pt", {"layers.1": steering_entry(torch.ones(36))}, {"layer": 2}, "the file holds vectors at layers.1"),
         ("v.gguf", "bare", {}, "is not a GGUF file"),
         ("v.safetensors", "bare", {}, "is not a safetensors file"),
         ("v.pt", "bare", {"format": "gguf2"}, "method.format='gguf2': allowed are auto, gguf"),

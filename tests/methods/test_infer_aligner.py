@@ -209,7 +209,7 @@ def test_wrong_settings_and_pairs_that_end_alike():
     lm = tiny_lm()
     for options, message in (
         ({"aim": "good"}, "allowed are desired, harm"),
-        ({"open_at": float("inf")}, "method.open_at=inf: a number"),
+        ({"open_at": float("inf")}, "method.open_at=inf: expected a number"),
         ({"aligned_revision": "main"}, "method.aligned_revision=main without method.aligned"),
         ({"last_layer": 5}, "layer 5 out of range"),
     ):

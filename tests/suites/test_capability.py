@@ -286,7 +286,7 @@ def test_solved_examples_stand_before_the_question(tmp_path):
     assert measure(plain, lm, "test").metrics != found.metrics
     assert plain.identity("test") != suite.identity("test")
     assert found.info["tasks"]["commonsense_qa"]["fewshot"] == 1
-    with pytest.raises(SetupError, match=r"suite.capability.fewshot=-1: 0 or more"):
+    with pytest.raises(SetupError, match=r"suite.capability.fewshot=-1: expected 0 or more"):
         Capability(sources=sources, fewshot=-1)
 
 
