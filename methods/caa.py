@@ -32,8 +32,8 @@ class CAA(Method):
     `continuation` reads every token, `last` only the last. `all` includes the prompt and thus the first
     token: an attention sink, whose weight in a mean depends on the length of the text; `skip_first: 1` leaves it out.
     `letter` is the paper's own position, the second to last token of a text that ends in an answer like "(A)"; fit
-    checks of every text that this token is the letter. The pairs of pairs=ab end that way. Strength is the paper's
-    multiplier, positive moves toward `desired`.
+    checks of every text that this token is the letter. The pairs of pairs=ab end that way.
+    Strength is the paper's multiplier; a positive one moves toward `desired`.
 
     norm: None leaves v as long as it is; a number rescales it to that length. The authors' code (normalize_vectors.py)
     gives the vectors of all behaviours at a layer their mean length, so that a multiplier means the same for each:
