@@ -139,7 +139,7 @@ class Rescored:
 
     @classmethod
     def of(cls, stored: "Result", cfg: Any, injected: Mapping[str, Any]) -> "Rescored | None":
-        """Return the stored result to judge; None if its record is of tuning or lacks settings, or its suite has no judges.
+        """Return the stored result to judge; None for a record of tuning, without settings, or without judges.
 
         A record is data: only classes of conf/ and of installed plug-ins are built from it, and what a suite takes from
         this run (`given_to_suites`) is never read from it. Raises SetupError for settings that are refused, as those

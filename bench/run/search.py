@@ -60,10 +60,7 @@ def budget(tuning: Tuning, method: Method) -> int:
 
 
 def points(tuning: Tuning, method: Method, history: Sequence[Trial]) -> Iterator[Point]:
-    """Yield the points to try, one after the other.
-
-    Args:
-        history: the trials so far, which Optuna's sampler learns from; the caller adds each trial to it.
+    """Yield the points to try. `history`: the trials so far, to which the caller adds; Optuna's sampler learns from it.
 
     Raises:
         SetupError: as `budget`, and for tpe if Optuna is not installed.

@@ -161,7 +161,7 @@ def _tuning(cfg: DictConfig) -> Iterator[str]:
                "the same number of trials")  # fmt: skip
     for name, values in (node.options or {}).items():
         if not isinstance(values, ListConfig) or not values:
-            yield f"tuning.options.{name}={shown(values)}: expected a list of the values to try, such as [0.3, 0.45, 0.6]"
+            yield f"tuning.options.{name}={shown(values)}: expected a list of the values to try, such as [0.3, 0.45]"
     if not node.residual_norms:
         yield "tuning.residual_norms=[]: the list is empty; expected numbers in brackets, such as [0.1, 0.2]"
     if cfg.strength != "auto" or not cfg.method.get("strengths"):
