@@ -1,7 +1,7 @@
 """The parts of a record with typed fields: model, method, data, fit, cost, tuning, decoding, scorers, provenance.
 
-Each part is made from a JSON mapping and written as one. A mapping may hold more than a part has fields for, since
-older and newer versions, plug-ins and data sets add their own: that is kept, in its order, and written again.
+Each part is made from a JSON mapping and written as one. A mapping may hold keys for which a part has no field, since
+older and newer versions, plug-ins and data sets add their own: these are kept, in their order, and written again.
 """
 
 import functools
@@ -208,7 +208,7 @@ class LearntFrom(Fields):
 
     @property
     def scorers(self) -> dict[str, str]:
-        """The scorers that chose the data: `pairs` for the pairs, a field of FitData (such as `harmful`) for other texts.
+        """The scorers that chose the data: under `pairs`, or for other texts under a field of FitData, as `harmful`.
 
         If only the parts of a stack have pairs, `pairs` is the scorer of the first part's pairs.
         """
@@ -262,7 +262,7 @@ class FitFacts(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Fields):
-    """The cost of steering. relative_speed: sampled tokens per second over the unsteered model's, with a 95% interval."""
+    """The cost of steering. relative_speed: sampling speed over the unsteered model's, with a 95% interval."""
 
     relative_speed: float | None = None
     relative_speed_low: float | None = None  # older versions kept none

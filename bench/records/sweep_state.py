@@ -1,8 +1,8 @@
-"""What has become of each cell of a sweep, for whoever asks while it runs or after it stopped (`bench.status`).
+"""The state of each cell of a sweep, which can be read while the sweep runs or after it stopped (`bench.status`).
 
-A sweep is a folder `runs/sweeps/<time>-<process>`: `sweep.json` says what was asked, `<n>.json` what became of cell n,
-and `<n>.lock` is held by the process that works on it (`bench.files.locks`), so a cell whose process died differs from
-one that is being computed.
+A sweep is a folder `runs/sweeps/<time>-<process>`: `sweep.json` holds the command and the cells, `<n>.json` the state
+of cell n. The process that works on cell n holds `<n>.lock` (`bench.files.locks`), so a cell whose process died differs
+from one that is being computed.
 """
 
 import json

@@ -33,7 +33,7 @@ def of_method(method: MethodFacts) -> Titled:
 
 
 def by_name(name: str, class_path: str | None = None) -> Titled:
-    """Return the same by the method's name. class_path: a plug-in's class, since its method may have the name of ours."""
+    """Return the same by the method's name. class_path: the class, for a plug-in's method, which may share our name."""
     told = _class(class_path) if class_path else _ours().get(name, {})
     title, cite = told.get("title"), told.get("cite")
     return Titled(

@@ -1,13 +1,13 @@
-"""Batches of a suite that is not finished yet, kept on disk, so that a stopped run goes on from there.
+"""Batches of an unfinished result, kept on disk, so that a stopped run can go on from there.
 
 A piece of work (the texts of some prompts, the log-probabilities of some requests, the scores of some texts) is a list
-of batches. What was computed of each is kept in chunks of whole batches, one file every few seconds, and once more when
-the run is stopped or fails. A resumed run computes only the batches that no chunk holds, and keeps the batch size that
-the work began with, so its numbers are bit-equal to those of a run that was never stopped.
+of batches. Computed batches are kept in chunks, one file every few seconds, and once more when the run is stopped or
+fails. A resumed run computes only the batches that no chunk holds, and keeps the batch size that the work began with,
+so its numbers are bit-equal to those of a run that was never stopped.
 
 Chunks are found again only by the same code, the same versions of torch and transformers, and the same inputs. They
-lie in `runs/unfinished/<id of the result>` and are removed when the result is there. Several processes may do the same
-work at the same time; each writes chunks of its own.
+lie in `runs/unfinished/<id of the result>` and are removed when the result is stored. Several processes may do the same
+work at the same time; each writes its own chunks.
 """
 
 import hashlib
