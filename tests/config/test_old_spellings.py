@@ -97,7 +97,7 @@ def test_the_config_goes_to_stdout_and_the_notice_to_stderr(capsys):
             ["data.limit=3", "pairs.limit=4"],
             "data.limit=3 and pairs.limit=4 set the same option, whose new name is pairs.limit",
         ),
-        (["runtime.mirror=/a", "data.mirror=/b"], "data.mirror=/b and runtime.mirror=/a: runtime.mirror is the new"),
+        (["runtime.mirror=/a", "data.mirror=/b"], "data.mirror=/b and runtime.mirror=/a set the same option, whose"),
         (["data=pairs", "pairs=ab"], "data=pairs and pairs=ab set the same option, whose new name is pairs; give one"),
         (["data=ab", "data=pairs"], "pairs is chosen twice"),
         (["data=on_polcy"], "pairs=on_polcy: there is no such pairs; did you mean on_policy?"),
