@@ -339,8 +339,7 @@ def readable(table: Table) -> pd.DataFrame:
 
 
 def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]], last: str = "") -> str:
-    """Return all tables as one Markdown page; below: makes the lines after each table; last: a line that ends the page.
-    """
+    """Return all tables as one Markdown page; below: makes the lines after each table; last: the last line."""
     parts = ["# Leaderboard", CONTENT]
     for table in tables:
         text = readable(table)
