@@ -179,7 +179,7 @@ def place(prompts: Sequence[str], items: Sequence[tuple[str, str]], template: st
 
 
 def ids(prompt: str, group: str, template: str) -> set[str]:
-    """Return the possible ids of a prompt (bench.data.prompts): hashes of its text, plain or worded, or with its group."""
+    """Return the possible ids of a prompt (bench.data.prompts): hashes of its text, plain, worded or with its group."""
     before, _, after = template.partition(PLACE)
     plain = prompt.removeprefix(before).removesuffix(after)
     named = {prompt, plain, f"{group} {prompt}"}

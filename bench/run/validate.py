@@ -77,7 +77,7 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
 def _walk(node: DictConfig, fields: Fields, above: str = "") -> Iterator[tuple[str, str]]:
     prefix = f"{above}." if above else ""
     for lacking in sorted(fields.needed - set(map(str, node))):
-        yield prefix + lacking, f"{prefix}{lacking} is not there; its YAML file has to list it"
+        yield prefix + lacking, f"{prefix}{lacking} is missing; its YAML file has to list it"
     for name in node:
         key = f"{prefix}{name!s}"
         if name == TARGET:

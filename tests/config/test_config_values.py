@@ -125,7 +125,7 @@ def test_so_are_the_other_files_of_a_plugin(own):
     )
     assert refused(named, "method=nameless", "strength=1") == "method names no class by _target_; its YAML file has to"
     assert "unknown key model.dtyp; did you mean model.dtype?" in refused(named, "model=typo", "model.path=x")
-    assert "model.bos is not there; its YAML file has to list it" in refused(named, "model=less")
+    assert "model.bos is missing; its YAML file has to list it" in refused(named, "model=less")
     assert "unknown key method.lair; did you mean method.layer?" in refused(named, "method=typo")
     assert "model=lost: its defaults name model=locl: there is no such model; did you mean local?" in refused(
         named, "model=lost"
