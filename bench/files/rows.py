@@ -37,7 +37,7 @@ class RowsFile:
         return TABLES.get(Path(self.path).suffix.lower())
 
     def read(self) -> list[tuple[int, dict[str, Any]]]:
-        """Read the rows, each with the number of its line; blank lines are skipped. Raises SetupError if none is left."""
+        """Read the rows, each with the number of its line; blank lines are skipped. Raises SetupError for no row."""
         path = Path(self.path)
         try:
             if path.exists() and not path.is_file():
