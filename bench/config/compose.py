@@ -351,8 +351,8 @@ def _parse_line(line: str) -> list[Override]:
     for one in found:
         if one.key_or_group in ("experiment", NAMED):
             raise SetupError(
-                f"{one.input_line} in a line of a sweep: it describes a whole experiment, so it belongs in the "
-                "experiment's own file; remove it from the line"
+                f"{one.input_line} in a line of a sweep: it concerns the whole command, not single cells; remove it "
+                "from the line"
             )
     return found
 
