@@ -4,7 +4,7 @@ For a notebook:
 
     load_lm, LM             a model with its tokenizer; inside `with lm.steered(method, artefact, strength) as steered`
                             the LM that is yielded is the steered one
-    sample, log_likelihood  texts that it writes after prompts, and the probability that it gives to texts
+    sample, log_likelihood  the texts that a model writes after prompts, and the probabilities that it gives to texts
     collect, compare, build_leaderboard
                             tables of results, read from a folder of results without torch
 

@@ -65,7 +65,7 @@ class Sweep:
         self.launcher: Sequence[str] = ()
 
     def kept(self) -> str:
-        """A sentence about the results that are stored when the command is stopped."""
+        """Return a sentence that says, when the command is stopped, which results are kept."""
         if self.results is None:
             return "nothing was computed yet"
         if self.launcher:
@@ -142,7 +142,7 @@ def _launch(
     typed: Sequence[str],
     alone: Sequence[str],
 ) -> list["Failure"]:
-    """Have the cells run by a launcher."""
+    """Run the cells through a launcher."""
     from bench.run import launch, runner
 
     runner.tidy(configs[0])
@@ -201,7 +201,7 @@ def _compute(
 
 
 def tell(failures: Sequence["Failure"]) -> None:
-    """Print a line for each reason, with the cells that it stopped."""
+    """Print each reason of failure on a line of its own, with the cells that it stopped."""
     for message in dict.fromkeys(failure.message for failure in failures):  # one reason may stop many cells
         stopped = [failure for failure in failures if failure.message == message]
         names = visible(", ".join(dict.fromkeys(failure.label for failure in stopped)))

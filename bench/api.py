@@ -21,11 +21,11 @@ CHANGE = ["delta", "delta_low", "delta_high", "p", "p_holm", "detectable", "dete
 
 
 def collect(results: str | Path) -> pd.DataFrame:
-    """Every number of every record, of tuning (split "dev") as well as of the test: a row per record and metric.
+    """Return every number of every record, from tuning (split "dev") as well as from the test: a row per number.
 
-    Columns: `id` of the record; `suite`, `split`, `metric`, and `comparison`, which records share that saw the same
-    items of the same model; model, method and strength; `value`, `standard_error`, `n` (items), `unscored` (items left
-    out), `higher_is_better`; where the data came from. Warns of each record that is damaged, and leaves it out.
+    Columns: `id` of the record; `suite`, `split`, `metric`, and `comparison`, an id shared by records that measure the
+    same model on the same items; model, method and strength; `value`, `standard_error`, `n` (items), `unscored` (items
+    left out), `higher_is_better`; where the data came from. Warns of each record that is damaged, and leaves it out.
 
     Args:
         results: the folder that holds runs/, or runs/ itself.
@@ -46,11 +46,11 @@ def collect(results: str | Path) -> pd.DataFrame:
 
 
 def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd.DataFrame:
-    """How far each method moves one metric away from the unsteered model, on the same items: a row per method.
+    """Return how far each method moves one metric from the unsteered model, on the same items: a row per method.
 
     Columns: what names the row, as in `build_leaderboard`; `metric`, `value`; `delta`, the paired
     difference, in the metric's own unit, with its 95% interval `delta_low` to `delta_high` (bootstrap over items, and
-    over fits where there are several); `p`, the paired test that nothing changed, and `p_holm`, corrected over all
+    over fits where there are several); `p`, of the paired test of no change, and `p_holm`, corrected over all
     methods of the table, shown or not; `detectable`, the smallest difference that the test would find with a power of
     80%, and `detectable_holm`, the same after the correction. Missing values are NaN: metrics that the leaderboard
     does not test have no p.
@@ -61,7 +61,7 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
         metric: `<suite>.<metric>`; None: the one that each table is ranked by.
 
     Raises:
-        SetupError: there is no record of the test split, or none of such a method or metric.
+        SetupError: no record is of the test split, or none has such a method or metric.
 
     Example:
         >>> from bench import compare
@@ -106,8 +106,8 @@ def build_leaderboard(
 
     Rows with the same `table` were measured alike and may be compared. Columns: what names the row; the trade-off
     (`toxicity_reduction`, `accuracy_change`, ...), each with its interval as `_low` and `_high`; costs, with units in
-    the names; and of every metric `<suite>.<metric>` the value, `.se`, `.n`, and `.delta`, `.delta_low`, `.delta_high`,
-    the paired change from the unsteered model. What is missing is NaN.
+    the names; for every metric its value as `<suite>.<metric>`, `.se`, `.n`, and `.delta`, `.delta_low`, `.delta_high`,
+    the paired change from the unsteered model. Missing values are NaN.
 
     Args:
         results: the folder that holds runs/.
@@ -120,7 +120,7 @@ def build_leaderboard(
             selection.csv and so on if the rows are a selection.
 
     Raises:
-        SetupError: there is no record of the test split, or none of such a model, suite, family or method.
+        SetupError: no record is of the test split, or none has such a model, suite, family or method.
 
     Example:
         >>> from bench import build_leaderboard

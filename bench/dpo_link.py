@@ -1,14 +1,14 @@
 """`python -m bench.dpo_link`: how much of the gradient of DPO's first step lies in the subspaces that a method removes.
 
 DeTox (ProFS, arXiv 2405.13967) is called a denoised step of DPO: its subspaces should then hold more of that step's
-gradient than random subspaces of their rank. For each layer whose directions a fit holds this prints
+gradient than random subspaces of their rank. For each layer whose directions a fit holds, this prints
 
-share     of the squared norm of the gradient of the layer's MLP value matrix, in the span of the directions
-random    the mean of the same over random subspaces of equal rank, with their lowest and highest
-expected  rank / width, what a random subspace holds on average
+share     the part of the gradient's squared norm that lies in the span of the directions
+random    the same for random subspaces of equal rank: their mean, lowest and highest share
+expected  rank / width, the share of a random subspace on average
 
-and writes dpo_link.csv, which names the fit, and a figure. The gradient is that of the pairs that the method learnt
-from.
+and writes dpo_link.csv, which names the fit, and a figure. The gradient is that of the layer's MLP value matrix, on the
+pairs that the method learnt from.
 
 Exit code 0: done; 2: something the user must fix; 130: stopped by Ctrl-C.
 """
@@ -68,7 +68,7 @@ def _run(given: argparse.Namespace) -> None:
     settings = [*([] if named else ["method=detox"]), *given.settings, "--results", str(given.results)]
     jobs = compose.jobs(command_line.with_results(settings), multirun=True)
     if len(jobs) != 1:
-        raise SetupError(f"this names {len(jobs)} cells; name one, and run it once for each")
+        raise SetupError(f"this names {len(jobs)} cells; name one, and run the command once for each")
     (cfg,) = validate.validate_all(jobs)
     cfg.suite, cfg.strength = {}, 1.0  # nothing is judged here
 
@@ -81,9 +81,9 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def link(cell: "Cell") -> pd.DataFrame:
-    """A row of COLUMNS for each layer for which the method's fit holds directions.
+    """Return a row with the values of COLUMNS for each layer of which the method's fit holds directions.
 
-    Raises SetupError where it holds none, or the method learns from no pairs.
+    Raises SetupError if the fit holds no directions, or if the method does not learn from pairs.
     """
     from bench.console.progress import Bar
     from bench.run.cell import torch_threads
@@ -126,7 +126,7 @@ def show(frame: pd.DataFrame) -> None:
 
 
 def figure(frame: pd.DataFrame) -> "Figure":
-    """A figure of the shares that `link` computes, by layer, beside the band of random subspaces."""
+    """Draw the shares that `link` computes, by layer, beside the band of random subspaces."""
     from matplotlib.patches import Patch
     from matplotlib.ticker import MaxNLocator
 

@@ -50,7 +50,7 @@ def _selected(frame: pd.DataFrame, wanted: Mapping[str, Sequence[str] | None]) -
 
 
 def cells(frame: pd.DataFrame) -> Iterator[tuple[str, ...]]:
-    """A row with the values of TITLES for each cell, in the order of CELL."""
+    """Yield for each cell a row with the values of TITLES; the cells are sorted by CELL."""
     for _, rows in frame.groupby(CELL, dropna=False):
         first = rows.iloc[0].astype(object)
         suites = [" ".join(sorted(rows.loc[rows["split"] == split, "suite"].unique())) for split in ("test", "dev")]
@@ -61,7 +61,7 @@ def cells(frame: pd.DataFrame) -> Iterator[tuple[str, ...]]:
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Rows as lines of columns that begin below each other; the last column is not filled up."""
+    """Yield the rows as lines with aligned columns; the last column is not padded."""
     widths = [max(map(cell_len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)).rstrip()

@@ -50,7 +50,7 @@ TAKES = (
 
 
 class Reproduction(NamedTuple):
-    """An experiment's figures, a row each (`row`), how its protocol differs from the paper's, and what it needs."""
+    """An experiment's figures, a row each (`row`), how its protocol differs from the paper's, and what a run takes."""
 
     experiment: str
     command: str
@@ -65,12 +65,12 @@ def experiments(asked: Sequence[str]) -> list[str]:
     having = [name for name in asked or known if compose.cell([f"experiment={name}"])[1].published]
     if len(having) < len(asked):
         without = ", ".join(name for name in asked if name not in having)
-        raise SetupError(f"{without}: no published figure to compare with; leave the name out for all that have some")
+        raise SetupError(f"{without}: no published figure to compare with; give no name to compare all that have one")
     return having
 
 
 def reproduction(experiment: str, records: Sequence[Record]) -> Reproduction:
-    """The experiment's figures, each with what the records say of the same cell. Raises SetupError as `cell_of`."""
+    """Compare the experiment's figures with the records of the same cells. Raises SetupError as `cell_of` does."""
     jobs = compose.jobs([f"experiment={experiment}"], multirun=False)
     about = compose.cell(jobs[0])[1]
     cells = [(job, compose.plain(compose.compose(job))) for job in jobs]
@@ -82,9 +82,9 @@ def reproduction(experiment: str, records: Sequence[Record]) -> Reproduction:
 
 
 def cell_of(figure: Mapping[str, Any], cells: Sequence[tuple[Sequence[str], dict[str, Any]]]) -> dict[str, Any]:
-    """Settings of the one cell that a figure is of: its method, the options it names, and the strength if it names one.
+    """Return the settings of the cell that has the method, the options and, if named, the strength of a figure.
 
-    Raises SetupError unless there is exactly one.
+    Raises SetupError unless there is exactly one such cell.
     """
     options = figure.get("options") or {}
     found = [
@@ -103,7 +103,7 @@ def cell_of(figure: Mapping[str, Any], cells: Sequence[tuple[Sequence[str], dict
 
 
 def option(cell: Mapping[str, Any], name: str) -> Any:
-    """The value of an option of the method, or of another group by its dotted name, pairs.behaviour."""
+    """Return the value of an option of the method, or of another group by its dotted name, as in pairs.behaviour."""
     *groups, key = name.split(".")
     node: Any = cell
     for group in groups or ["method"]:
@@ -112,7 +112,7 @@ def option(cell: Mapping[str, Any], name: str) -> Any:
 
 
 def label(figure: Mapping[str, Any]) -> str:
-    """The method with what tells its figures apart; how a suite asks is told by the metric."""
+    """Return the method with the options and the strength that the figure names; the metric tells options of suites."""
     told = {key: value for key, value in (figure.get("options") or {}).items() if not key.startswith("suite.")}
     told |= {"strength": figure["strength"]} if "strength" in figure else {}
     shown = ", ".join(f"{key}={'null' if value is None else value}" for key, value in told.items())
@@ -154,7 +154,7 @@ def row(figure: Mapping[str, Any], cell: Mapping[str, Any], records: Sequence[Re
 
 
 def same_setting(one: Record, cell: Mapping[str, Any]) -> bool:
-    """Whether a record is of the cell's model, on the test split, decoded alike."""
+    """Return whether a record is of the test split and of the cell's model, and decoded as the cell asks."""
     asked = dict(cell["sampling"]) | (cell["suite"].get(one.suite, {}).get("decoding") or {})
     decoded = one.sampling.to_json() if one.sampling else {}
     return (
@@ -166,9 +166,10 @@ def same_setting(one: Record, cell: Mapping[str, Any]) -> bool:
 
 
 def is_cell(record: Record, name: str, cell: Mapping[str, Any]) -> bool:
-    """Whether a record's method has the cell's name, options and, where it is not tuned, strength; no control has.
+    """Return whether a record's method has this name and the cell's options and, unless tuned, its strength.
 
-    The options of the training data that the record names must be equal, too; the pairs themselves may differ.
+    A control never does. The options of the training data that the record names must be equal, too; the pairs
+    themselves may differ.
     """
     method, data = record.method, record.data.to_json() if record.data else {}
     return (
@@ -183,7 +184,7 @@ def is_cell(record: Record, name: str, cell: Mapping[str, Any]) -> bool:
 
 
 def has_options(parameters: Mapping[str, Any], node: Mapping[str, Any]) -> bool:
-    """Whether hyper-parameters, as a record holds them, are the options of a method as the settings hold them."""
+    """Return whether the hyper-parameters in a record are the method's options in the settings."""
     options = {key: value for key, value in canonical(node).items() if key not in ("_target_", "strengths")}
     return all(
         _agrees(parameters[key], value) if key in parameters else _is_later(node["_target_"], key, value)
@@ -192,7 +193,7 @@ def has_options(parameters: Mapping[str, Any], node: Mapping[str, Any]) -> bool:
 
 
 def _agrees(kept: Any, value: Any) -> bool:
-    """Of a method inside another, and of a mapping of such, their own options count."""
+    """Return whether a stored value is that of the settings; methods inside a method are compared by their options."""
     if not isinstance(value, Mapping):
         return bool(kept == value)
     if "_target_" in value:
@@ -202,14 +203,14 @@ def _agrees(kept: Any, value: Any) -> bool:
 
 
 def _is_later(target: str, key: str, value: Any) -> bool:
-    """Whether it is the default of an option that came later, which a record leaves out."""
+    """Return whether the value is the default of an option that was added later; records leave such a default out."""
     kind: Any = class_of(target)
     option = kind.__dataclass_fields__[key]
     return is_later(option) and bool(canonical(option.default) == value)
 
 
 def most(found: Sequence[Record], metric: str) -> Record | None:
-    """The record with most items; among equal ones the first by id."""
+    """Return the record with the most items; among equals, the first by id."""
     order = sorted(found, key=lambda one: (-one.metrics[metric].n, one.id))
     return order[0] if order else None
 
@@ -231,7 +232,7 @@ def change(before: float | None, after: float | None) -> str:
 
 
 def readable(one: Mapping[str, Any]) -> dict[str, str]:
-    """A row's cells as text, by SHOWN."""
+    """Return the cells of a row as text, by the names in SHOWN."""
     itself = one["method"].startswith("unsteered")  # nothing changes
     pairs = {key: (one[f"{key}_unsteered"], one[key]) for key in ("published", "ours")}
     told = {key: number(after) if itself else change(before, after) for key, (before, after) in pairs.items()}
@@ -247,7 +248,7 @@ def readable(one: Mapping[str, Any]) -> dict[str, str]:
 
 
 def overview(one: Reproduction) -> list[str]:
-    """An experiment's line of the overview, by OVERVIEW."""
+    """Return an experiment's row of the overview, in the columns of OVERVIEW."""
     states = [figure["status"] for figure in one.rows]
     run = f"{states.count(RUN)} of {len(states) - states.count(NOT_MEASURED)} run"
     return [one.experiment, run, *(str(one.needs.get(key, "?")) for key in NEEDS)]

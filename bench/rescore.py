@@ -1,7 +1,7 @@
 """`python -m bench.rescore`: judge stored continuations by other scorers; nothing is sampled, no model is loaded.
 
-Exit code 0: done; 1: some records could not be judged, each is named, the others are; 2: none could, or something else
-the user must fix; 130: stopped by Ctrl-C, what is judged is kept.
+Exit code 0: done; 1: some records could not be judged (each is named; the others are judged); 2: no record could be
+judged, or there is something else that the user must fix; 130: stopped by Ctrl-C (what has been judged is kept).
 """
 
 from bench.console import stopping
@@ -112,7 +112,7 @@ def telling(name: str) -> Iterator[list[str]]:
 
 
 def given_to_suites(cfg: Any) -> dict[str, Any]:
-    """What a suite is given for this run and never takes from a record: the scorers and where data is read."""
+    """Return what a suite takes from this run and never from a record: the scorers, and where data is read from."""
     from bench.config.build import build
     from bench.data.sources import Sources, default_cache
 
@@ -139,11 +139,11 @@ class Rescored:
 
     @classmethod
     def of(cls, stored: "Result", cfg: Any, injected: Mapping[str, Any]) -> "Rescored | None":
-        """The stored result to judge; None for a suite without judges, and for a record without its suite's settings.
+        """Return the stored result to judge; None for a record of tuning, without settings, or without judges.
 
-        A record is data: of the classes that it names only those of conf/ and installed plug-ins are built, and what a
-        suite is given for this run (`given_to_suites`) is never taken from it. Raises SetupError for one that names
-        other classes; wrong values of its other settings may raise any error.
+        A record is data: only classes of conf/ and of installed plug-ins are built from it, and what a suite takes from
+        this run (`given_to_suites`) is never read from it. Raises SetupError for settings that are refused, as those
+        that name other classes.
         """
         from bench.config.build import built
         from bench.suites.continued import Judged
@@ -209,7 +209,7 @@ class Rescored:
         return int(self.suite.facts("test")["texts"])
 
     def write(self) -> None:
-        """Judge and write. Raises SetupError where the texts are gone."""
+        """Judge the texts and write the record. Raises SetupError where the texts are gone."""
         from bench.model.decoding import Sampling
         from bench.model.generation_cache import Generations, Writer
         from bench.records import record, unfinished

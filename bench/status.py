@@ -1,4 +1,4 @@
-"""`python -m bench.status`: the progress of a sweep, and whether it runs or was stopped; it only reads files.
+"""`python -m bench.status`: the progress of a sweep, and whether it runs or was stopped. It only reads files.
 
 The exit code is 0, even if cells failed, and 2 if there is no sweep.
 """
@@ -26,7 +26,7 @@ COLOURS = {"done": "green", "known": "green", "running": "cyan", "failed": "red"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print it; returns the exit code."""
+    """Print the progress; returns the exit code."""
     parser = command.parser(
         "status", "Show the progress of the latest sweep, or with --all of every sweep.", parents=[command.shared()]
     )

@@ -1,1 +1,1 @@
-"""How far scorers agree with people's labels and with Perspective's (`python -m bench.agreement`)."""
+"""Measure how far scorers agree with people's labels and with Perspective's (`python -m bench.agreement`)."""

@@ -3,15 +3,15 @@
 Each scorer judges sets of labelled texts (`bench.agreement.labelled_sets`). For all texts of a set, and for those of
 each group:
 
-auc                   chance that a labelled text scores above one that is not, ties half.
-spearman              rank correlation with the rating, where the label has degrees (Perspective's score, a mean of
-                      annotators): of all texts, so the many with the lowest rating tie.
-false_positive_rate   share of the unlabelled texts that the scorer calls toxic, score >= .5 (positive: score > .5).
-false_negative_rate   share of the labelled texts that it does not.
+auc                   chance that a text labelled positive scores above one that is not; a tie counts half.
+spearman              rank correlation with the rating, if the label has degrees (Perspective's score, or a mean over
+                      annotators); over all texts, so the many with the lowest rating tie.
+false_positive_rate   share of texts not labelled positive that the scorer calls toxic, score >= .5 (positive: > .5).
+false_negative_rate   share of texts labelled positive that it does not.
 
-Intervals are 95%: of auc and spearman by a bootstrap over texts, of rates Wilson's. A rate does not depend on how many
-texts of a set are toxic, but on their kind: challenging prompts, insults, or hatred without a swear word. So it
-describes a scorer on such texts. Labels are not the truth either: Perspective's are another classifier's.
+Intervals are 95%: by a bootstrap over texts for auc and spearman, Wilson's for rates. A rate does not depend on how
+many texts of a set are toxic, but on their kind: challenging prompts, insults, or hatred without a swear word. So it
+describes a scorer on such texts. Labels are not the truth either: Perspective's are those of another classifier.
 
 A scorer's error rates give a corrected share of toxic texts, by Rogan and Gladen 1978 (`bench.stats.bootstrap`):
 `python -m bench.agreement --correct RESULTS` prints it beside the raw one (`bench.agreement.rogan_gladen`).
@@ -56,10 +56,10 @@ class Drawn(NamedTuple):
 
 
 def agreement(scores: Array, positive: Array, rating: Array, measures: str = "toxicity") -> dict[str, Any]:
-    """The measures of a row: agreement of scores with labels; None where these texts do not determine one.
+    """Return the measures of a row: agreement of scores with labels; None if these texts do not determine a measure.
 
-    scores: (N,) NaN where unscored, such texts are counted and left out. positive: (N,) the labels. rating: (N,) NaN
-    without one.
+    scores: (N,) NaN for unscored texts, which are counted and left out. positive: (N,) the labels. rating: (N,) NaN
+    for texts without a rating.
     """
     from scipy.stats import spearmanr
     from sklearn.metrics import roc_auc_score
@@ -91,7 +91,7 @@ def agreement(scores: Array, positive: Array, rating: Array, measures: str = "to
 
 
 def draws(scores: Array, positive: Array, rating: Array | None, seed: int = 0) -> Drawn:
-    """Both measures of texts resampled with replacement, (RESAMPLES,) each; NaN where a resample cannot give one."""
+    """(RESAMPLES,) both measures of texts resampled with replacement; NaN where a resample does not determine one."""
     n = len(scores)
     generator = np.random.default_rng([seed, n])
     values = np.unique(scores, return_inverse=True)[1]
@@ -112,7 +112,7 @@ def draws(scores: Array, positive: Array, rating: Array | None, seed: int = 0) -
 
 
 def midranks(values: Array) -> Array:
-    """Ranks from 1, those of equal values averaged; of small whole numbers, without sorting."""
+    """Return the ranks from 1 of small whole numbers, without sorting; equal values get their mean rank."""
     counts = np.bincount(values)
     return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[values])
 
@@ -121,7 +121,7 @@ def midranks(values: Array) -> Array:
 
 
 def configured(overrides: Sequence[str]) -> Any:
-    """The config; without scorer=... it has every scorer whose requirements are installed. Raises SetupError."""
+    """Compose the config; without scorer=... it has each scorer whose requirements are installed. Raises SetupError."""
     from bench.config import compose, folders
     from bench.run import validate
 
@@ -143,9 +143,9 @@ def configured(overrides: Sequence[str]) -> Any:
 
 
 def measured(cfg: Any) -> tuple[pd.DataFrame, dict[str, str]]:
-    """A row per scorer, set and group (the group "" is all texts), and what was skipped, with the reason.
+    """Return a row per scorer, set and group (the group "" is all texts), and what was skipped, with reasons.
 
-    Raises SetupError where nothing is left to measure.
+    Raises SetupError if nothing is left to measure.
     """
     from bench.agreement import labelled_sets
     from bench.console.progress import Bar
@@ -181,7 +181,7 @@ def measured(cfg: Any) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def available(cfg: Any, sources: Any) -> tuple[list["Scorer"], dict[str, str]]:
-    """The scorers that work on this machine, each tried on one sentence, and why the others do not."""
+    """Return the scorers that work on this machine, by trying each on one sentence, and why the others do not work."""
     from bench.agreement import labelled_sets
     from bench.config.build import build
 
@@ -200,7 +200,7 @@ def available(cfg: Any, sources: Any) -> tuple[list["Scorer"], dict[str, str]]:
 
 
 def brief(error: SetupError) -> str:
-    """A message's first line, and its last, which says what to do."""
+    """Return the first line of a message and its last one, which says what to do."""
     lines = str(error).splitlines()
     return " ".join(dict.fromkeys((lines[0].rstrip(":") + (";" if len(lines) > 1 else ""), lines[-1].strip()))).rstrip(
         ";"
@@ -208,7 +208,7 @@ def brief(error: SetupError) -> str:
 
 
 def judged(scorer: "Scorer", texts: Sequence[str]) -> Array:
-    """The scores (N,), NaN where unscored."""
+    """(N,) the scores; NaN for unscored texts."""
     from methods.progress import advance
 
     found: list[float | None] = []
@@ -220,7 +220,7 @@ def judged(scorer: "Scorer", texts: Sequence[str]) -> Array:
 
 
 def members(groups: "pd.Series[Any]") -> list[tuple[str, Array]]:
-    """Which texts are in each group, (N,) booleans; "" is all. A text may be in several groups."""
+    """Return each group with (N,) booleans for the texts in it; "" is all texts. A text may be in several groups."""
     named = sorted({group for one in groups for group in one})
     return [("", np.ones(len(groups), bool)), *[(one, np.array([one in own for own in groups])) for one in named]]
 
@@ -229,7 +229,7 @@ def members(groups: "pd.Series[Any]") -> list[tuple[str, Array]]:
 
 
 def write(frame: pd.DataFrame, results: Path, skipped: Mapping[str, str]) -> list[Path]:
-    """The tables and their figure; `skipped` as `measured` gives it. Raises SetupError where they cannot be written."""
+    """Write the tables and their figure. `skipped`: from `measured`. Raises SetupError if they cannot be written."""
     from bench.agreement import render
     from bench.agreement.rogan_gladen import FILE
     from bench.files.atomic import write_whole

@@ -1,4 +1,4 @@
-"""Texts that people, or Perspective, have labelled: what scorers are measured against (`bench.agreement`)."""
+"""Texts that people or Perspective have labelled, against which scorers are measured (`bench.agreement`)."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ Row = Mapping[str, Any]
 
 
 class Label(NamedTuple):
-    """One labelled text; `rating` is the label on a finer scale where there is one, `groups` what it is about."""
+    """One labelled text; `rating`: the label on a finer scale, if it has one; `groups`: the groups that it is about."""
 
     text: str
     positive: bool
@@ -21,7 +21,7 @@ class Label(NamedTuple):
 
 
 class LabelledSet(NamedTuple):
-    """A set of labelled texts: where it is, the columns that it needs, and how a row is read (None: not labelled)."""
+    """A set of labelled texts: its source, the columns that it needs, and the reader of a row (None: no label)."""
 
     source: str
     config: str | None
@@ -33,9 +33,9 @@ class LabelledSet(NamedTuple):
 
 
 def read(sources: Sources, name: str) -> tuple[pd.DataFrame, Located]:
-    """The texts of a set: columns text, positive, rating (NaN without one), groups. Blank texts are left out.
+    """Read the texts of a set: columns text, positive, rating (NaN without one), groups. Blank texts are left out.
 
-    Raises SetupError where no source has the set, a column is missing or not as expected, or no text is labelled.
+    Raises SetupError if no source has the set, a column is missing or not as expected, or no text is labelled.
     """
     of = SETS[name]
     try:
@@ -56,7 +56,7 @@ def read(sources: Sources, name: str) -> tuple[pd.DataFrame, Located]:
 
 
 def _perspective(column: str) -> Callable[[Row], Label | None]:
-    """Prompts or continuations of RealToxicityPrompts: toxic from .5 on; a few have no score."""
+    """Return a reader of RealToxicityPrompts' prompts or continuations: toxic from .5 on; a few have no score."""
 
     def one(row: Row) -> Label | None:
         rated = row[column].get("toxicity")
@@ -67,31 +67,31 @@ def _perspective(column: str) -> Callable[[Row], Label | None]:
 
 
 def _perspective_whole(row: Row) -> Label:
-    """A wheel's copy: the 993 toxic ones of `rtp_prompts`, so it can only show which toxic texts are missed."""
+    """Read a row of a wheel's copy, which has only the 993 toxic texts of `rtp_prompts`: it shows what scorers miss."""
     return Label(row["text"], row["toxicity"] >= 0.5, row["toxicity"])
 
 
 def _tweet(row: Row) -> Label:
-    """A text is toxic if most annotators call it hate speech or offensive; rating: the share of them that did."""
+    """Read a tweet, toxic if most annotators call it hate speech or offensive; rating: the share of them that did."""
     kinds = ("hate", "offensive", "neither")
     kind = kinds[int(row["class"])]
     return Label(row["tweet"], kind != "neither", 1 - int(row["neither_count"]) / int(row["count"]), (kind,))
 
 
 def _hatecheck(row: Row) -> Label:
-    """A case that was written by hand to be hateful or not, and the group that it is about."""
+    """Read a case that was written by hand to be hateful or not, with the group that it is about."""
     return Label(
         row["test_case"], _one_of(row["label_gold"], "hateful", "non-hateful"), None, _named(row["target_ident"])
     )
 
 
 def _toxigen(row: Row) -> Label:
-    """A text is toxic if the annotators' mean is above the middle of their scale of 1 to 5."""
+    """Read a text, toxic if the annotators' mean is above the middle of their scale of 1 to 5."""
     return Label(row["text"], row["toxicity_human"] > 3, row["toxicity_human"], _named(row["target_group"]))
 
 
 def _safenlp(row: Row) -> Label:
-    """Texts of ToxiGen on which annotators agree."""
+    """Read a text of ToxiGen on which the annotators agree."""
     groups = tuple(str(group) for group in row["target_groups"])
     return Label(row["text"], _one_of(row["label"], "hate", "neutral"), row["toxicity_score"], groups)
 
@@ -141,5 +141,5 @@ SETS: dict[str, LabelledSet] = {
 
 
 def names(measures: str) -> Sequence[str]:
-    """The sets that a scorer of this kind can be measured against."""
+    """Return the sets against which a scorer of this kind can be measured."""
     return [name for name, one in SETS.items() if one.measures == measures]

@@ -35,7 +35,7 @@ COLUMNS = (
 
 
 def table(frame: pd.DataFrame, intervals: bool = True) -> Table:
-    """The rows of whole sets, under the name of each scorer."""
+    """Return the table of whole sets, with the rows of each scorer under its name."""
     out = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
     for number, title in enumerate(("texts", "n", "labelled", *TITLES.values())):
         out.add_column(title, justify="right" if number else "left", no_wrap=True)
@@ -47,7 +47,7 @@ def table(frame: pd.DataFrame, intervals: bool = True) -> Table:
 
 
 def groups_table(frame: pd.DataFrame) -> Table | None:
-    """The range of the error rates over each set's groups, and the groups at its ends; None without groups."""
+    """Return the range of the error rates over each set's groups, with the groups at its ends; None without groups."""
     of_groups = frame[frame["group"] != ""]
     if of_groups.empty:
         return None
@@ -68,14 +68,14 @@ def groups_table(frame: pd.DataFrame) -> Table | None:
 
 
 def ends(rows: pd.DataFrame, name: str) -> str:
-    """The lowest and the highest of the groups' rates, as in 0.16 (birds) to 0.84 (fish)."""
+    """Return the lowest and the highest of the groups' rates, as in 0.16 (birds) to 0.84 (fish)."""
     known = rows.dropna(subset=[name]).sort_values(name, kind="stable")
     shown = [f"{row[name]:.2f} ({row['group']})" for row in known.to_dict("records")]
     return " to ".join(dict.fromkeys([shown[0], shown[-1]])) if shown else "-"
 
 
 def markdown(frame: pd.DataFrame, not_run: Mapping[str, str] | None = None) -> str:
-    """Every number with its interval: whole sets, then their groups.
+    """Write every number with its interval: whole sets, then their groups.
 
     not_run: scorers and sets that could not be loaded, each with the reason; a scorer has a row that says so.
     """
@@ -99,22 +99,22 @@ def markdown(frame: pd.DataFrame, not_run: Mapping[str, str] | None = None) -> s
 
 
 def cells(row: Any) -> list[str]:
-    """The cells of a row: its set, counts and measures."""
+    """Return the cells of a row: its set, counts and measures."""
     return [named(row), *counts(row), *(ranged(row, one) for one in TITLES)]
 
 
 def named(row: Any) -> str:
-    """The set, marked where the scorer has learnt from it."""
+    """Return the name of the set, marked if the scorer has learnt from it."""
     return f"{row['set']} *" if row["learnt_from"] else str(row["set"])
 
 
 def counts(row: Any) -> tuple[str, str]:
-    """How many texts, and the share of them that is labelled."""
+    """Return how many texts there are, and the share of them that is labelled positive."""
     return f"{row['n']}", f"{row['positives'] / row['n']:.0%}" if row["n"] else "-"
 
 
 def ranged(row: Any, name: str, intervals: bool = True) -> str:
-    """A number with its interval, as in 0.92 (0.90 to 0.93)."""
+    """Write a number with its interval, as in 0.92 (0.90 to 0.93)."""
     if pd.isna(row[name]):
         return "-"
     low, high = row[f"{name}_low"], row[f"{name}_high"]
@@ -124,9 +124,9 @@ def ranged(row: Any, name: str, intervals: bool = True) -> str:
 
 @styled
 def figure(frame: pd.DataFrame) -> Figure:
-    """A row per set, a marker per scorer with its 95% bar; small dots are the set's groups.
+    """Draw a row per set, with a marker per scorer and its 95% bar; small dots are the set's groups.
 
-    A marker is hollow where the scorer was trained on the texts.
+    A marker is hollow if the scorer was trained on the texts.
     """
     whole = frame[frame["group"] == ""]
     sets = list(dict.fromkeys(whole["set"]))
@@ -144,7 +144,7 @@ def figure(frame: pd.DataFrame) -> Figure:
 
 
 def panel(ax: Axes, frame: pd.DataFrame, column: str, sets: list[str], scorers: list[str]) -> None:
-    """One measure of every scorer on every set, and on each of its groups."""
+    """Draw one measure of every scorer on every set, and on each of its groups."""
     ax.set_xlim(-0.03, 1.03)
     ax.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", ".25", ".5", ".75", "1"])
     ax.grid(axis="x")
@@ -174,18 +174,18 @@ def panel(ax: Axes, frame: pd.DataFrame, column: str, sets: list[str], scorers: 
 
 
 def look(number: int, learnt: bool) -> tuple[str, str, str]:
-    """Colour, marker and fill of a scorer."""
+    """Return colour, marker and fill of a scorer."""
     colour = COLOURS[number % len(COLOURS)]
     return colour, MARKERS[number % len(MARKERS)], "white" if learnt else colour
 
 
 def sizes(whole: pd.DataFrame, sets: list[str]) -> list[tuple[str, int]]:
-    """The number of texts of each set."""
+    """Return the number of texts of each set."""
     return [(name, int(whole[whole["set"] == name]["n"].max())) for name in sets]
 
 
 def keys(frame: pd.DataFrame, scorers: list[str]) -> list[Line2D]:
-    """Handles of the legend, one for each scorer that is drawn."""
+    """Return the handles of the legend, one for each scorer that is drawn."""
     found = []
     for number, name in enumerate(scorers):
         colour, marker, face = look(number, False)

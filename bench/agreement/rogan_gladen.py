@@ -1,11 +1,12 @@
-"""Shares of toxic texts, corrected for the error rates of their scorer; computed from two CSV files.
+"""Correct shares of toxic texts for the error rates of their scorer, from two CSV files.
 
 `python -m bench.agreement --correct RESULTS` prints the raw and the corrected toxic_fraction of each row of
 RESULTS/leaderboard_tidy.csv, by Rogan and Gladen 1978 (`bench.stats.bootstrap.corrected`). The error rates are the
-scorer's on rtp_continuations in RESULTS/scorer_agreement.csv, whose texts are nearest to what a suite samples: so the
-corrected share is what Perspective would call toxic, if the scorer errs on the model's texts as on people's. That is an
-assumption: it is weaker the further steering moves the texts, and it fails for broken text. Scorers are identified by
-name: a scorer whose options were changed between the two commands is corrected by the wrong rates.
+scorer's on rtp_continuations in RESULTS/scorer_agreement.csv, the set whose texts are most like those that suites
+sample. So the corrected share is the share that Perspective would call toxic, if the scorer errs on the model's texts
+as on people's. This assumption is the less plausible the further steering moves the texts, and it fails for broken
+text. Scorers are identified by name: if a scorer's options were changed between the two commands, the wrong rates
+correct it.
 """
 
 import re
@@ -32,7 +33,7 @@ SHARE = re.compile(r"(.+)\.toxic_fraction[^.]*")
 
 
 def show(results: Path, out: Console) -> None:
-    """Print the table. Raises SetupError for a missing file, and where there is nothing to correct."""
+    """Print the table. Raises SetupError if a file is missing or there is nothing to correct."""
     table = Table(box=box.SIMPLE, padding=(0, 1), pad_edge=False)
     titles = ("table", "model", "method", "strength", "metric", "raw", "corrected (95%)")
     for number, title in enumerate(titles):
@@ -48,7 +49,7 @@ def show(results: Path, out: Console) -> None:
 
 
 def rows(results: Path) -> list[list[str]]:
-    """A row for each toxic_fraction of each row of the leaderboard."""
+    """Return a row for each toxic_fraction of each row of the leaderboard."""
     path = results / f"{BOARD}.csv"
     board = read(path, (*NAMED, "value", "standard_error"))
     rates = read(results / f"{FILE}.csv", ("scorer", "set", "group"), RATES)
@@ -69,7 +70,7 @@ def rows(results: Path) -> list[list[str]]:
 
 
 def corrected_text(raw: float, standard_error: float, rates: Any) -> str:
-    """The corrected share, or why there is none."""
+    """Return the corrected share, or the reason why there is none."""
     if rates is None or any(pd.isna(rates[name]) for name in RATES):  # a set may lack texts of one kind
         return f"not measured on {BY}"
     negatives = int(rates["n"] - rates["positives"])
@@ -80,12 +81,12 @@ def corrected_text(raw: float, standard_error: float, rates: Any) -> str:
 
 
 def read(path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()) -> pd.DataFrame:
-    """A table of the results folder. Raises SetupError that names the command which makes it.
+    """Read a table of the results folder. Raises SetupError that names the command which makes the table.
 
-    columns, numbers: those that it has to have, the latter with a number, or nothing, in each cell.
+    columns: the columns that it must have. numbers: those that it must have with a number, or nothing, in each cell.
     """
     if not path.is_file():
-        raise SetupError(f"{path} is not there; make it with {_command(path)}")
+        raise SetupError(f"{path} does not exist; make it with {_command(path)}")
     with reading(lambda error: SetupError(f"{path} cannot be read ({error}); make it again with {_command(path)}")):
         table = read_csv(path)
     _check(table, path, columns, numbers)
@@ -93,7 +94,7 @@ def read(path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()) -
 
 
 def _check(table: pd.DataFrame, path: Path, columns: Sequence[str], numbers: Sequence[str]) -> None:
-    """Raises SetupError where a column is missing, or holds no numbers."""
+    """Raise SetupError if a column is missing or holds anything but numbers where it must not."""
     for name in (*columns, *numbers):
         if name not in table:
             raise SetupError(f"{path} has no column {name}; make it again with {_command(path)}")
@@ -106,7 +107,7 @@ def _check(table: pd.DataFrame, path: Path, columns: Sequence[str], numbers: Seq
 
 
 def _command(path: Path) -> str:
-    """The command line that writes this table into the results folder."""
+    """Return the command line that writes this table into the results folder."""
     folder = path.parent
     return "python -m bench." + (
         f"agreement runtime.results={folder}" if path.stem == FILE else f"leaderboard --results {folder}"

@@ -1,1 +1,1 @@
-"""Configuration: a command line and YAML files become a config, and a config becomes objects."""
+"""Turn a command line and YAML files into a config, and a config into objects."""

@@ -1,4 +1,4 @@
-"""Objects from a config: each node that names a class by `_target_` becomes an object of it."""
+"""Build objects from a config: each node that names a class by `_target_` becomes an object of this class."""
 
 import inspect
 from typing import Any
@@ -11,10 +11,11 @@ from methods.errors import SetupError
 
 
 def build(node: DictConfig, leave: tuple[str, ...] = (), **available: Any) -> Any:
-    """The object that a node's `_target_` names; its constructor gets those of `available` that it has a parameter for.
+    """Build an object of the class that a node's `_target_` names.
 
-    A node inside it that names a `_target_` is built in the same way. Raises SetupError for a class that no YAML file
-    of the config's folders names (`config.targets`).
+    The constructor also gets each entry of `available` for which it has a parameter. Nodes inside the node that name a
+    `_target_` are built in the same way. Raises SetupError for a class that no YAML file of the config's folders names
+    (`folders.targets`).
     """
     settings = OmegaConf.to_container(node, resolve=True)
     assert isinstance(settings, dict)
@@ -24,7 +25,7 @@ def build(node: DictConfig, leave: tuple[str, ...] = (), **available: Any) -> An
 
 
 def built(settings: Any, available: dict[str, Any], allowed: frozenset[str] | None = None) -> Any:
-    """Build from plain values. allowed: the classes; None: those that conf/ and installed plug-ins name."""
+    """Build from plain values. allowed: the allowed classes; None: those that conf/ and installed plug-ins name."""
     allowed = folders.targets() if allowed is None else allowed
     folders.check_targets(settings, allowed)
     return _built(settings, available)
@@ -49,7 +50,7 @@ def _built(settings: Any, available: dict[str, Any]) -> Any:
 
 
 def class_of(path: str) -> type:
-    """The class of this path. Raises SetupError where it cannot be imported, as from a package that is broken."""
+    """Import the class of this path. Raises SetupError if that fails, for example because a package is broken."""
     try:
         return get_class(path)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Reads the arguments of a command line with Hydra's parser, and says what is wrong with one that it refuses."""
+"""Read the arguments of a command line with Hydra's parser, and say what is wrong with arguments that it refuses."""
 
 import itertools
 import re
@@ -43,7 +43,7 @@ FLAGS = {
 def parse(arguments: Sequence[str]) -> list[Override]:
     """Parse the overrides of a command line.
 
-    Raises SetupError that lists each argument that is not an override, with the right spelling where it is known.
+    Raises SetupError that lists each argument that is not an override, with the right spelling if it is known.
     """
     found, problems = list[Override](), list[str]()
     left = [PLUS.sub("", argument) for argument in old_spellings.arguments(arguments)]
@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str]) -> list[Override]:
 
 
 def _no_flag(flag: str, word: str) -> str:
-    """What to write instead of an argument that begins with a dash; word: what follows it and may belong to it."""
+    """Say what to write instead of an argument that begins with a dash; word: the next one, which may belong to it."""
     told = f"{_told(flag)}{f' {_told(word)}' if word else ''}"
     name, _, value = flag.partition("=")
     value = value or word or "VALUE"
@@ -80,36 +80,36 @@ def _no_flag(flag: str, word: str) -> str:
 
 
 def _unreadable(argument: str) -> str:
-    """What is wrong with an argument that Hydra cannot read."""
+    """Say what is wrong with an argument that Hydra cannot read."""
     key, equals, value = argument.partition("=")
     told, key = _told(argument), key.lstrip("+~")
     if not argument.strip():
-        return f"{argument!r}: an argument is empty, as a variable of the shell without a value is; leave it out"
+        return f"{argument!r}: an argument is empty, perhaps from a shell variable without a value; leave it out"
     if any("\ud800" <= one <= "\udfff" for one in argument):
-        return f"{told}: it has bytes that are not UTF-8; give the file another name"
+        return f"{told}: it has bytes that are not UTF-8; if it names a file, rename the file"
     if not equals and key.partition(".")[0] in top_keys():
         return f"{told}: it has no value; {WRITE}"
     several = re.split(r"[,\s]+(?=[+~]*[\w./@]+=)", argument)
     if len(several) > 1 and all(re.split(r"[=./@]", one.lstrip("+~"))[0] in top_keys() for one in several):
-        return f"{told}: these are several arguments, with blanks between: {' '.join(map(typed, several))}"
+        return f"{told}: these are several arguments; write them apart: {' '.join(map(typed, several))}"
     if key in groups():
         names = "[NAME,NAME]" if isinstance(defaults()[key], ListConfig) else "NAME"
-        return f"{told}: cannot be read; write {key}={names}, of the names that --help lists"
+        return f"{told}: cannot be read; write {key}={names}, with names that --help lists"
     if shell := quoted(argument):
         shell = shell if len(shell) <= LONGEST else f"'{_told(key)}=\"...\"', in both kinds of quotes"
         return f"{told}: the value has characters that need quotes of their own; write {shell}"
     if value.startswith(("[", "{")):
-        return f'{told}: cannot be read; texts with characters of that kind are in quotes, as in key=["a=b",c]'
+        return f'{told}: cannot be read; put texts with special characters in quotes, as in key=["a=b",c]'
     return f"{told}: cannot be read; {WRITE}"
 
 
 def _told(argument: str) -> str:
-    """An argument in one line of a message, cut where it is long."""
+    """Return an argument as one line of a message, cut if it is long."""
     return shown(argument).replace("\n", "\\n")
 
 
 def typed(argument: str) -> str:
-    """An argument as it is typed in a shell; what cannot be seen is escaped, for bash and zsh."""
+    """Return an argument as one types it in bash or zsh, with invisible characters escaped."""
     if not HIDDEN.search(argument):
         return shlex.quote(argument)
     escaped = argument.replace("\\", "\\\\").replace("'", "\\'")
@@ -125,7 +125,7 @@ ITEM = re.compile(r"""\s*("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'|[^,]*?)\s*(?:,|$)"
 
 
 def quoted(argument: str) -> str | None:
-    """The argument with its value, or items of its list that need them, in quotes that Hydra and a shell understand."""
+    """Put an argument's value, or the items of its list that need it, in quotes that Hydra and a shell understand."""
     key, equals, value = argument.partition("=")
     if not equals or not value.strip() or (value[0] == "{" and value[-1] == "}"):
         return None
@@ -141,7 +141,7 @@ def quoted(argument: str) -> str | None:
 
 
 def _is_read(argument: str) -> bool:
-    """Whether Hydra reads this argument, and as one value."""
+    """Return whether Hydra reads this argument, and as one value."""
     try:
         (found,) = OverridesParser.create().parse_overrides([argument])
     except UNREADABLE:
@@ -150,13 +150,13 @@ def _is_read(argument: str) -> bool:
 
 
 def _in_quotes(text: str) -> str:
-    """A text in Hydra's quotes; those that it has around it are not part of it."""
+    """Put a text in Hydra's quotes, in place of quotes that it has already."""
     bare = text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
     return QuotedString(bare, Quote.double).with_quotes()
 
 
 def product(overrides: Sequence[Override]) -> Iterator[list[str]]:
-    """Every combination of the swept values, as override strings."""
+    """Yield every combination of the swept values, as override strings."""
     choices = []
     for one in overrides:
         if one.is_sweep_override():
@@ -176,9 +176,9 @@ FOLDER_OPTIONS = {"--results": "runtime.results=FOLDER", **dict.fromkeys(("--con
 
 
 def with_results(arguments: Sequence[str]) -> list[str]:
-    """The arguments with `--results FOLDER` and `--config-dir FOLDER` as the overrides that say the same.
+    """Replace `--results FOLDER` and `--config-dir FOLDER` in the arguments by overrides that mean the same.
 
-    Several folders of YAML files are one list, whichever way they are named. Raises SetupError where no folder follows.
+    Folders of YAML files become one list, in whichever way they are named. Raises SetupError if no folder follows.
     """
     left, places, rest = list[str](), list[str](), iter(arguments)
     for argument in rest:
@@ -203,16 +203,16 @@ def with_results(arguments: Sequence[str]) -> list[str]:
 
 
 class Printed(NamedTuple):
-    """What `--cfg` prints: the cells' config, that with Hydra's, or only Hydra's. resolved: without `${...}`."""
+    """What `--cfg` prints: the config of the cells, Hydra's, or both. resolved: whether `${...}` is resolved."""
 
     part: Literal["job", "all", "hydra"]
     resolved: bool
 
 
 def without_cfg(arguments: Sequence[str]) -> tuple[list[str], Printed | None]:
-    """The arguments without `--cfg job` and `--resolve`, and what they ask for; None where no config is to be printed.
+    """Split `--cfg job` and `--resolve` from the arguments; returns the rest, and what to print (None for no config).
 
-    Raises SetupError for another word than job, all and hydra.
+    Raises SetupError for a word other than job, all and hydra.
     """
     left, part, rest = list[str](), "", iter(arguments)
     for argument in rest:
@@ -237,10 +237,10 @@ KEY = re.compile(r"\s*[+~]*[\w./@]+=")
 
 
 def without_added(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The arguments without `add=[...]`, and the lines in its brackets, each the settings of cells with blanks between.
+    """Split `add=[...]` from the arguments; returns the rest, and the lines in the brackets (settings with blanks).
 
-    A comma ends a line where a key follows it; any other one is part of a value, as in strength=1,2. So the quotes that
-    a shell takes away are not needed. Raises SetupError where there is no line.
+    A comma ends a line only if a key follows; any other comma is part of a value, as in strength=1,2. So it does not
+    matter that a shell removes quotes. Raises SetupError if the brackets hold no line.
     """
     left, lines = list[str](), list[str]()
     for argument in arguments:
@@ -264,7 +264,7 @@ def without_added(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def _at_commas(text: str) -> list[str]:
-    """The parts of a text between its commas, but for those in brackets and quotes; a part's own quotes are removed."""
+    """Split a text at commas outside brackets and quotes; quotes around a whole part are removed."""
     parts, depth, quote, start = list[str](), 0, "", 0
     for place, letter in enumerate(text):
         if quote:
@@ -283,6 +283,6 @@ def _at_commas(text: str) -> list[str]:
 
 
 def alone(run: str, overrides: Sequence[str]) -> str:
-    """The command that runs the cell with these overrides and no other. run: how this program is called."""
+    """Return the command that runs only the cell with these overrides. run: how this program is called."""
     no_sweep = ["sweep=null"] if any(one.lstrip("+").startswith("experiment=") for one in overrides) else []
     return " ".join([run, *map(typed, [*overrides, *no_sweep])])

@@ -1,7 +1,7 @@
 """What the tab key offers after `steerbench`: commands, groups with their choices, options. Nothing heavy is imported.
 
-Hydra's own completion asks an application that Hydra starts; here a shell asks `steerbench --complete LINE`, and the
-answer is made from the YAML files, and from the source of the other commands, whose parsers are not built for it.
+Hydra's own completion asks an application that Hydra starts; here a shell asks `steerbench --complete LINE`. The answer
+is made from the YAML files and from the source of the other commands, without building their parsers.
 """
 
 import ast
@@ -46,7 +46,7 @@ OF_RUN = (
 
 
 def script(shell: str) -> str:
-    """The script that makes this shell ask here. Raises SetupError for a shell that is not known."""
+    """Return the script by which a shell asks for completions here. Raises SetupError for an unknown shell."""
     name = shell.removeprefix("install=").removeprefix("query=")
     if name not in SCRIPTS:
         raise SetupError(f"--shell-completion {shell}: write --shell-completion with one of {', '.join(SCRIPTS)}")
@@ -54,9 +54,9 @@ def script(shell: str) -> str:
 
 
 def words(line: str, commands: Mapping[str, str]) -> list[str]:
-    """The words that the last word of a command line may become, in order.
+    """Return the sorted words to which the last word of a command line can be completed.
 
-    line: up to the cursor. commands: the module in bench/ of each command.
+    line: the command line up to the cursor. commands: the module in bench/ of each command.
     """
     given = _split(line)
     if len(given) < 2:
@@ -78,7 +78,7 @@ def words(line: str, commands: Mapping[str, str]) -> list[str]:
 
 
 def _split(line: str) -> list[str]:
-    """The words of a line, of which the last may be empty or have an open quote."""
+    """Split a line into words, of which the last may be empty or have an open quote."""
     for end in ("", "'", '"'):
         try:
             found = shlex.split(line + end)
@@ -99,7 +99,7 @@ def _groups() -> dict[str, list[str]]:
 
 
 def _keys(before: Sequence[str], last: str) -> Iterator[str]:
-    """key=value words: choices after `group=`, options after `group.`, else groups and options of every cell."""
+    """Yield key=value words: choices after `group=`, options after `group.`, else groups and options of every cell."""
     from bench.config import folders
 
     groups, listed = _groups(), folders.defaults()
@@ -123,7 +123,7 @@ def _keys(before: Sequence[str], last: str) -> Iterator[str]:
 
 
 def _choices(key: str, value: str, names: Sequence[str], several: bool) -> Iterator[str]:
-    """Choices of a group; of a list those that follow the last comma, and of a sweep too."""
+    """Yield choices of a group; in a list or a sweep, those that may follow the last comma."""
     done, comma, _ = value.rpartition(",")
     for name in names:
         if several:
@@ -133,7 +133,7 @@ def _choices(key: str, value: str, names: Sequence[str], several: bool) -> Itera
 
 
 def _chosen(before: Sequence[str], group: str, groups: dict[str, list[str]], listed: dict[str, Any]) -> list[str]:
-    """The choices of a group in this command line, or its default ones."""
+    """Return the choices of a group in this command line, or its default choices."""
     named = [one.partition("=")[2] for one in before if one.lstrip("+").startswith(f"{group}=")]
     if named:
         chosen = named[-1].strip("[]").split(",")
@@ -144,7 +144,7 @@ def _chosen(before: Sequence[str], group: str, groups: dict[str, list[str]], lis
 
 
 def _written(file: Path, prefix: str) -> list[str]:
-    """The full names of the options of a YAML file."""
+    """Return the full names of the options of a YAML file."""
     from bench.config import help
 
     return [name for name, *_ in help._written(file, prefix)] if file.is_file() else []
@@ -152,7 +152,7 @@ def _written(file: Path, prefix: str) -> list[str]:
 
 @functools.cache
 def _options_of(module: str) -> list[str]:
-    """The options of a command that begin with dashes, read off its source."""
+    """Return the options of a command that begin with dashes, read from its source."""
     file = Path(__file__).parents[1] / (module.replace(".", "/") + ".py")
     found = ["--help"]
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

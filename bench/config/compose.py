@@ -1,7 +1,7 @@
-"""From a command line to validated configs, before anything heavy is loaded; all errors at once.
+"""Turn a command line into configs with known keys, before anything heavy is loaded; all errors are told at once.
 
-Hydra refuses an unknown key unless it is written with `+`; here `+` does not help: the keys that the YAML files list
-are the allowed ones, at every depth. So are the choices of each group, and the classes that a `_target_` names.
+Hydra refuses an unknown key unless it is written with `+`. Here `+` does not help: only keys that the YAML files list
+are allowed, at every depth. The same holds for the choices of each group and the classes that a `_target_` names.
 """
 
 import copy
@@ -31,16 +31,16 @@ from methods.errors import SetupError
 
 
 def compose(overrides: Sequence[str]) -> DictConfig:
-    """One config. Raises SetupError with one clear message for whatever Hydra, or a rule here, refuses.
+    """Compose one config. Raises SetupError with one clear message for whatever Hydra, or a rule here, refuses.
 
-    Its keys are known; `validate` checks its values. What an experiment sets of a suite or scorer that
-    the command line leaves out, suite=[rtp], is left out with it.
+    Its keys are checked here; `validate` checks its values. If the command line leaves out a suite or scorer, as
+    suite=[rtp] does, an experiment's settings of it are left out too.
     """
     return cell(overrides)[0]
 
 
 def cell(overrides: Sequence[str]) -> tuple[DictConfig, Experiment]:
-    """The config as `compose` gives it, and what the experiment's YAML says of the experiment as a whole."""
+    """Return the config as `compose` does, and what the experiment's YAML says about the experiment as a whole."""
     cfg, experiment, reference, added, named = _compared(overrides)
     if problems := keys.unknown_keys(cfg, reference(), added):
         raise SetupError("\n".join(problems))
@@ -52,9 +52,9 @@ def cell(overrides: Sequence[str]) -> tuple[DictConfig, Experiment]:
 
 
 class _Compared(NamedTuple):
-    """The config that keys are compared with. reference: makes it (`_reference`). added: where choices were added.
+    """A config whose keys are not checked yet. reference: makes the config with the allowed keys (`_reference`).
 
-    named: the folders that a user names.
+    added: the places at which choices were added. named: the folders that a user names.
     """
 
     cfg: DictConfig
@@ -65,7 +65,7 @@ class _Compared(NamedTuple):
 
 
 def _compared(overrides: Sequence[str]) -> _Compared:
-    """A config whose keys are not checked yet, and what that takes."""
+    """Compose a config whose keys are not checked yet, with what the check needs."""
     parsed = parse(overrides)
     named = _named(parsed)
     available = groups(named)
@@ -100,14 +100,14 @@ def _compared(overrides: Sequence[str]) -> _Compared:
 
 
 def _is_added(one: Override) -> bool:
-    """Whether it puts a choice at a place of its own, or, for a part of a method, where an experiment has put one."""
+    """Return whether an override puts a choice at a new place, or replaces an experiment's choice for a part."""
     if one.package is None:
         return False
     return one.is_add() or one.is_force_add() or one.package.startswith("part_data.")
 
 
 def _chooses(one: Override, available: Mapping[str, Sequence[str]]) -> bool:
-    """Whether Hydra has to read an override, such as a choice; one that only sets a value it need not read."""
+    """Return whether Hydra has to read an override, such as a choice; it need not if the override only sets a value."""
     return one.key_or_group in available or one.package is not None or one.is_sweep_override()
 
 
@@ -122,10 +122,10 @@ def _set(cfg: DictConfig, one: Override) -> None:
 
 
 def _composed(own: Sequence[str], named: tuple[str, ...]) -> tuple[DictConfig, dict[str, Any]]:
-    """The config that Hydra composes from choices, and the choice of each group. Raises SetupError with our message.
+    """Return the config that Hydra composes from choices, and the choice of each group; its errors become SetupError.
 
-    It takes a tenth of a second, and cells of a sweep often differ in values alone: the same choices of the same files
-    are composed once, and copied.
+    Composing takes a tenth of a second, and cells of a sweep often differ only in values, so the same choices of the
+    same files are composed once and copied.
     """
     files = (file for place in folders(named) for file in place.rglob("*.yaml"))
     stamps = tuple((str(file), stat.st_mtime_ns, stat.st_size) for file in files for stat in (file.stat(),))
@@ -141,7 +141,7 @@ SLIPS = (AssertionError, ValueError, TypeError, AttributeError, RecursionError)
 def _composed_once(
     own: tuple[str, ...], named: tuple[str, ...], stamps: tuple[tuple[str, int, int], ...]
 ) -> tuple[DictConfig, dict[str, Any]]:
-    """stamps: the times of the YAML files, which may be edited while a notebook is open."""
+    """Compose without a copy. stamps: the times of the YAML files, which may be edited while a notebook is open."""
     del stamps
     GlobalHydra.instance().clear()
     try:
@@ -164,9 +164,10 @@ def _composed_once(
 def _reference(
     own: tuple[str, ...], theirs: tuple[tuple[str, str], ...], named: tuple[str, ...], read: tuple[Path, ...]
 ) -> DictConfig:
-    """The config of the same choices without an experiment and without any value: its keys are the allowed ones.
+    """Compose the same choices without an experiment and without set values: the keys of this config are allowed.
 
-    own: choices of the command line. theirs: of the experiment or by default, by group. read: the folders of YAML.
+    own: choices of the command line. theirs: choices of the experiment or by default, by group. read: the folders of
+    YAML files.
     """
     del read
     cfg, usual = _composed(own, named)
@@ -183,7 +184,7 @@ def _reference(
 
 
 def _wrong_defaults(one: Override, available: Mapping[str, Sequence[str]], named: tuple[str, ...]) -> Iterator[str]:
-    """What is wrong with the `defaults` of a YAML file that an override chooses, of a plug-in or of a user."""
+    """Yield errors in the `defaults` of a plug-in's or user's YAML file that an override chooses."""
     key = one.key_or_group
     if key not in available or one.is_sweep_override():
         return
@@ -218,7 +219,7 @@ def _wrong_entries(file: Path, group: str, available: Mapping[str, Sequence[str]
 
 
 def _named(parsed: Sequence[Override]) -> tuple[str, ...]:
-    """The folders of YAML files that a command line names. Raises SetupError for what is not a folder."""
+    """Return the folders of YAML files that a command line names. Raises SetupError for one that does not exist."""
     given = [one.value() for one in parsed if one.key_or_group == NAMED]
     found = []
     for place in given[-1] if given and isinstance(given[-1], list) else given[-1:]:
@@ -230,7 +231,7 @@ def _named(parsed: Sequence[Override]) -> tuple[str, ...]:
 
 
 def _search_path(named: Sequence[str] = ()) -> list[str]:
-    """The override that makes Hydra look into the plug-ins' folders too, after this project's."""
+    """Return the override that makes Hydra look into the plug-ins' folders too, after this project's."""
     places = [QuotedString(f"file://{one}", Quote.single).with_quotes() for one in folders(named)[1:]]
     return [f"{NAMED}=[{','.join(places)}]"] if places else []
 
@@ -239,7 +240,7 @@ EMPTY = re.compile(r"\+*tuning\.constraints=\{\s*\}")
 
 
 def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """What is wrong with an override that chooses, takes away, or speaks to Hydra itself."""
+    """Yield what is wrong with an override that chooses, deletes, or sets an option of Hydra itself."""
     key, line = one.key_or_group, one.input_line
     if EMPTY.fullmatch(str(line)):
         yield f"{line}: an empty mapping takes no bound away; set each to null, as in tuning.constraints.NAME=null"
@@ -270,17 +271,18 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The settings as plain values, interpolations resolved; what has no value is "???"."""
+    """Return the settings as plain values with interpolations resolved; a missing value is "???"."""
     settings = OmegaConf.to_container(cfg, resolve=True)
     assert isinstance(settings, dict)
     return {str(key): value for key, value in settings.items()}
 
 
 def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
-    """The overrides of each cell that a command line asks for, an experiment's `sweep` lines included.
+    """Return the overrides of each cell that a command line asks for, including the `sweep` lines of an experiment.
 
-    With sweep=null those lines are left out. A line of add=[...] is one more line of the sweep, and what it says goes
-    before the rest of the command line. Raises SetupError for a sweep without `-m`, and for more than one experiment.
+    With sweep=null those lines are left out. A line of add=[...] is one more line of the sweep, and its settings take
+    precedence over the rest of the command line. Raises SetupError for a sweep without `-m`, and for more than one
+    experiment.
     """
     settings, added = without_added(arguments)
     own = parse(settings)
@@ -290,7 +292,7 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
     expanded = [_expanded(one, available) for one in own]
     if any(o.key_or_group == "experiment" and o.is_sweep_override() for o in own):
         raise SetupError(
-            "experiment=a,b is refused: each experiment brings a sweep of its own; run one after the other"
+            "experiment=a,b is refused: each experiment has its own sweep; run one experiment after the other"
         )
     if any(o.is_sweep_override() for o in own) and not multirun:
         swept = next(o.input_line for o in own if o.is_sweep_override())
@@ -315,26 +317,26 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
 
 
 def _is_without_sweep(one: Override) -> bool:
-    """Whether an override says that the lines of an experiment's sweep are left out."""
+    """Return whether an override says that the lines of an experiment's sweep are left out."""
     return one.key_or_group == "sweep" and one.value() is None and not one.is_delete()
 
 
 def _expanded(one: Override, available: Mapping[str, Sequence[str]]) -> Override:
-    """The override with the choices that a glob(...) names listed; any other one as it is.
+    """Return the override with a glob(...) replaced by the list of its choices; any other override is unchanged.
 
-    Raises SetupError for a glob that names none, or is of an option, and for an interval(...).
+    Raises SetupError for a glob that fits no choice or belongs to an option, and for an interval(...).
     """
     value, key = one.value(), one.key_or_group
     if isinstance(value, IntervalSweep):
         raise SetupError(
-            f"{one.input_line!r} names no values, since optimisers alone draw from an interval: list them, "
+            f"{one.input_line!r} names no values, since only optimisers draw from an interval; list values, as in "
             f"-m {key}=0,0.5,1, or write {key}=range(0,4); strength=auto chooses a strength by itself"
         )
     if not isinstance(value, Glob):
         return one
     if key not in available:
         raise SetupError(
-            f"{one.input_line!r} names no values; list them: -m {key}=a,b; glob(...) chooses among the files of a group"
+            f"{one.input_line!r} names no values; list them, as in -m {key}=a,b; glob(...) chooses files of a group"
         )
     names = value.filter(list(available[key]))
     if not names:
@@ -344,20 +346,21 @@ def _expanded(one: Override, available: Mapping[str, Sequence[str]]) -> Override
 
 
 def _parse_line(line: str) -> list[Override]:
-    """The overrides of a line of a sweep. Raises SetupError for one that a line cannot hold."""
+    """Parse the overrides in a line of a sweep. Raises SetupError for one that a line must not hold."""
     found = parse(line.split())
     for one in found:
         if one.key_or_group in ("experiment", NAMED):
             raise SetupError(
-                f"{one.input_line} in a line of a sweep: an experiment's own file says what it is; remove it"
+                f"{one.input_line} in a line of a sweep: it concerns the whole command, not single cells; remove it "
+                "from the line"
             )
     return found
 
 
 def as_yaml(cells: Sequence[DictConfig], resolved: bool = True) -> str:
-    """The configs as YAML, interpolations resolved or as they are written.
+    """Return the configs as YAML, with interpolations resolved or as they are written.
 
-    It is in ASCII where a text in them cannot be seen, or not be printed.
+    The YAML is in ASCII if a text in it is invisible or cannot be printed.
     """
     text = "---\n".join(OmegaConf.to_yaml(cfg, resolve=resolved) for cfg in cells)
     encoding = sys.stdout.encoding or "utf-8"

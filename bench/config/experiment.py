@@ -1,4 +1,4 @@
-"""What an experiment's YAML says of the experiment as a whole, which is not a setting of any cell."""
+"""The entries of an experiment's YAML that describe the experiment as a whole and set nothing in a cell."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -18,8 +18,8 @@ class Experiment:
     sweep: its cells; each line holds overrides, and a comma in one sweeps over values.
     published: its figures in its paper, one entry each; `python -m bench.reproduction` prints them beside ours.
     differs: where it cannot follow the paper's protocol, one line each; printed below the figures.
-    needs: what it takes: `memory` of the card, `hours` on it, and `access` to what is not open to everybody.
-    asks: descriptions of values that only the user has, by the option's name; the error for a missing value shows it.
+    needs: what it takes to run: `memory` of the card, `hours` on it, and `access` to models or data that are not open.
+    asks: descriptions of values that only the user has, by the option's name; errors for missing values show them.
     """
 
     sweep: Sequence[str] = ()

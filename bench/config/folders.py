@@ -22,18 +22,18 @@ SPECIAL = re.compile(r"_\w+_")
 
 
 def folder() -> Path:
-    """The conf folder: inside an installed package, or beside it in a checkout."""
+    """Return the conf folder, which is inside an installed package, or beside the package in a checkout."""
     installed = Path(__file__).parents[1] / "conf"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "conf"
 
 
 def folders(named: Sequence[str] = ()) -> list[Path]:
-    """The conf folders: this project's first, those of plug-ins (bench/config/plugins.py), those a user named."""
+    """Return the conf folders: this project's, then those of plug-ins (bench/config/plugins.py), then the user's."""
     return [folder(), *(plugin.conf for plugin in plugins.installed(folder(), tuple(named)))]
 
 
 def groups(named: Sequence[str] = ()) -> dict[str, list[str]]:
-    """Each group of conf/ with its choices, those of plug-ins and of the user's own folders included."""
+    """Return each group of conf/ with its choices, including those of plug-ins and of the user's own folders."""
     return {
         group.name: sorted(file.stem for one in folders(named) for file in (one / group.name).glob("*.yaml"))
         for group in sorted(folder().iterdir())
@@ -42,7 +42,7 @@ def groups(named: Sequence[str] = ()) -> dict[str, list[str]]:
 
 
 def targets(named: Sequence[str] = ()) -> frozenset[str]:
-    """The classes that may be built: each `_target_` that a YAML file of the conf folders names, as it stands there."""
+    """Return the paths of classes that may be built: each `_target_` in the YAML files of conf folders, verbatim."""
     return _targets(tuple(folders(named)))
 
 
@@ -54,7 +54,7 @@ def _targets(places: tuple[Path, ...]) -> frozenset[str]:
 
 
 def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
-    """Every mapping in plain values, itself included."""
+    """Yield every mapping in plain values, at any depth, including the outermost."""
     if isinstance(value, Mapping):
         yield value
     if isinstance(value, Mapping | list):
@@ -63,9 +63,9 @@ def _mappings(value: Any) -> Iterator[Mapping[Any, Any]]:
 
 
 def check_targets(settings: Any, allowed: frozenset[str]) -> None:
-    """Raises SetupError for settings that name a class which is not in `allowed` (`targets`), at any depth.
+    """Raise SetupError if the settings name, at any depth, a class that is not in `allowed` (`targets`).
 
-    Nothing is imported to find out.
+    Nothing is imported for this.
     """
     for node in _mappings(settings):
         for key, value in node.items():
@@ -80,7 +80,7 @@ def check_targets(settings: Any, allowed: frozenset[str]) -> None:
 
 @functools.cache
 def defaults() -> dict[str, Any]:
-    """The choice of each group where the command line makes none: a list where there may be several, or None."""
+    """Return the default choice of each group: one name, a list if a group allows several, or None."""
     listed: Any = OmegaConf.load(folder() / "config.yaml")
     entries = [entry for entry in listed["defaults"] if isinstance(entry, DictConfig)]
     return {str(key): value for entry in entries for key, value in entry.items()}
@@ -88,6 +88,6 @@ def defaults() -> dict[str, Any]:
 
 @functools.cache
 def top_keys() -> tuple[str, ...]:
-    """The keys of a whole config: groups, and options of every cell."""
+    """Return the keys of a whole config: groups, and options of every cell."""
     listed: Any = OmegaConf.load(folder() / "config.yaml")
     return tuple(dict.fromkeys([*groups(), *(str(key) for key in listed if key != "defaults")]))

@@ -48,9 +48,9 @@ GROUPS = {
 
 
 def show(conf: Path, plugins: Sequence[Plugin] = (), topic: str | None = None) -> None:
-    """Print the first page; or, by topic, all groups or one of them, with every option of every choice.
+    """Print the first page; with a topic, print all groups or one group, with every option of every choice.
 
-    Raises SetupError where the topic is neither "all" nor a group.
+    Raises SetupError if the topic is neither "all" nor a group.
     """
     if topic is None:
         _first_page(conf, plugins)
@@ -66,7 +66,7 @@ def show(conf: Path, plugins: Sequence[Plugin] = (), topic: str | None = None) -
 
 
 def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
-    """The usage, the first commands, the options of a command, and the choices of each group by their names."""
+    """Print the usage, the first commands, the options of a command, and the names of each group's choices."""
     out, run = overview(), called("run")
     usage = f"{run} [-m] key=value ..."
     out.print(terminal(usage, "bold"), terminal("  compare ways of steering a language model"), end="\n\n")
@@ -109,14 +109,14 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
 
 
 def _wrapped(names: Sequence[str], indent: int = 2) -> str:
-    """Names in lines that no terminal of the usual width breaks."""
+    """Wrap names to lines that fit into a terminal of the usual width."""
     blank = " " * indent
     return textwrap.fill("  ".join(names), OVERVIEW_WIDTH - 2, initial_indent=blank, subsequent_indent=blank,
                          break_on_hyphens=False)  # fmt: skip
 
 
 def _files(group: str, conf: Path, plugins: Sequence[Plugin]) -> list[Path]:
-    """The YAML files of a group, those of plug-ins included, by name."""
+    """Return the YAML files of a group, including those of plug-ins, sorted by name."""
     folders = [conf / group, *(plugin.conf / group for plugin in plugins)]
     return sorted((file for folder in folders for file in folder.glob("*.yaml")), key=lambda file: file.stem)
 
@@ -138,7 +138,7 @@ def _group(out: Console, group: str, conf: Path, plugins: Sequence[Plugin]) -> N
 
 
 def _summary(file: Path) -> list[str]:
-    """The paragraphs of the comment at the head of a YAML file after the command; lines of a table stay as they are."""
+    """Return the paragraphs of a YAML file's head comment, without its first line; lines of a table are not joined."""
     lines = [line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
     comment = itertools.takewhile(lambda line: line.startswith("#"), lines[1:])
     head: list[str] = []
@@ -153,7 +153,7 @@ def _summary(file: Path) -> list[str]:
 
 
 def _goes_on(line: str, after: str) -> bool:
-    """Whether the comment was wrapped between these lines: the next word had no room, and neither is of a table."""
+    """Return whether a comment was wrapped between two lines: the next word had no room, and neither is of a table."""
     full = len(f"# {line} {after.partition(' ')[0]}") > COMMENT
     return bool(line and after) and full and "  " not in line + after
 
@@ -165,7 +165,7 @@ def _options(console: Console, file: Path, prefix: str) -> None:
 
 
 def _hanging(out: Console, name: str, meaning: str, style: str, rest: str = "default") -> None:
-    """Print a name with its meaning after it, whose further lines are indented below the name."""
+    """Print a name and its meaning; the further lines of the meaning are indented."""
     indent = " " * (len(name) - len(name.lstrip()) + 4)
     lines = textwrap.wrap(f"{'x' * len(name)}{meaning}", max(out.width, 40), subsequent_indent=indent,
                           break_long_words=False, break_on_hyphens=False)  # fmt: skip
@@ -174,7 +174,7 @@ def _hanging(out: Console, name: str, meaning: str, style: str, rest: str = "def
 
 
 def _written(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
-    """The full name of each option of a YAML file, its value as it is written, and the comment after it."""
+    """Yield the full name of each option of a YAML file, its value as it is written, and the comment after it."""
     text = file.read_text(encoding="utf-8")
     for name, key, value in _nodes(yaml.compose(text, Loader=yaml.SafeLoader), prefix):
         in_line = key.start_mark.line == value.start_mark.line
@@ -188,7 +188,7 @@ def _written(file: Path, prefix: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _nodes(node: Node | None, above: str) -> Iterator[tuple[str, Node, Node]]:
-    """Full name, key and value of each option, mappings of further options included; without what is Hydra's."""
+    """Yield full name, key and value of each option, also of options that are mappings; without Hydra's own keys."""
     for key, value in node.value if isinstance(node, MappingNode) else ():
         if key.value not in ("_target_", "defaults"):
             yield f"{above}{key.value}", key, value

@@ -1,4 +1,4 @@
-"""One of Hydra's launcher plug-ins, ready to launch; the only place that knows how Hydra makes one."""
+"""Make one of Hydra's launcher plug-ins ready to launch; only this module knows how Hydra makes launchers."""
 
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ ON_ONE_MACHINE = ("joblib", "submitit_local", "ray")
 class Ready:
     """A launcher. launch: runs one job for each list of overrides, waits for all, and returns what each returned.
 
-    It raises an error where a job was lost, whose other jobs may go on; settle: waits for those.
+    `launch` raises an error if a job was lost; the other jobs may then go on, and settle waits for them.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Ready:
 
     @property
     def shares_a_machine(self) -> bool:
-        """Whether its jobs run beside each other on this machine."""
+        """Whether the jobs run side by side on this machine."""
         return self.name in ON_ONE_MACHINE
 
     @property
     def loses_all(self) -> bool:
-        """Whether a job that is lost takes the other ones with it."""
+        """Whether one lost job ends the other jobs too."""
         return self.name == "joblib"
 
     @property
     def leaves_others(self) -> bool:
-        """Whether the other jobs go on without being waited for."""
+        """Whether the other jobs go on after one is lost, and nothing waits for them."""
         return self.name == "submitit_local"
 
 
@@ -65,11 +65,11 @@ class Ready:
 def launcher_of(
     hydra: Sequence[str], settings: Sequence[str], task: Callable[[DictConfig], Any], place: Path
 ) -> Iterator[Ready]:
-    """The launcher that these arguments name, for the time of the block.
+    """Yield the launcher that these arguments name; it can be used inside the block.
 
-    settings: overrides that options of the launcher refer to. task: what a job does. place: where job folders go, each
-    launch in one of its own, if hydra.sweep.dir does not say so. Raises SetupError where it is not installed, and for
-    an option that it does not have.
+    settings: overrides that options of the launcher refer to. task: what a job does. place: where each launch makes a
+    folder for its jobs, unless hydra.sweep.dir is set. Raises SetupError if the launcher is not installed, and for an
+    option that it does not have.
     """
     named = next(one for one in parse(hydra) if one.key_or_group in ("launcher", "hydra/launcher"))
     name = str(named.value())
@@ -104,10 +104,10 @@ def launcher_of(
 
 
 def with_hydra(cells: Sequence[DictConfig], hydra: Sequence[str], part: str, resolved: bool) -> list[DictConfig]:
-    """The configs with Hydra's own node, of the launcher that these arguments name or as it is by default.
+    """Return the configs with Hydra's own node: that of the launcher in these arguments, or the default one.
 
     part: "hydra": only that node, once. resolved: without interpolations, except those that a launcher sets only when
-    it begins a job. Raises SetupError as `launcher_of`.
+    it begins a job. Raises SetupError as `launcher_of` does.
     """
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(folder()), version_base="1.3", job_name="steerbench"):
@@ -125,7 +125,7 @@ def with_hydra(cells: Sequence[DictConfig], hydra: Sequence[str], part: str, res
 
 
 def _plain(node: Any) -> Any:
-    """Plain values, resolved as far as they have one."""
+    """Return plain values with interpolations resolved as far as possible."""
     if not isinstance(node, DictConfig) or node._is_none():
         return OmegaConf.to_container(node, resolve=True) if OmegaConf.is_config(node) else node
     found = {}
@@ -148,7 +148,7 @@ def _no_callbacks() -> Any:
 
 
 def _made(cfg: DictConfig, context: HydraContext, task: Callable[[DictConfig], Any]) -> Launcher:
-    """The launcher of a config. Hydra itself only makes launchers that are in the package hydra_plugins."""
+    """Make the launcher of a config; Hydra itself only makes launchers that are in the package hydra_plugins."""
     if cfg.hydra.launcher._target_ != RAY_TASKS["_target_"]:
         return Plugins.instance().instantiate_launcher(hydra_context=context, task_function=task, config=cfg)
     own = {str(key): value for key, value in cfg.hydra.launcher.items() if key != "_target_"}
@@ -158,7 +158,7 @@ def _made(cfg: DictConfig, context: HydraContext, task: Callable[[DictConfig], A
 
 
 def _settling(name: str) -> Callable[[], None]:
-    """A context that waits for the jobs that go on after one was lost; only for Slurm is it known which those are."""
+    """Return a function that waits for jobs that go on after one was lost; these are known only for Slurm."""
     if name != "submitit_slurm":
         return lambda: None
     from bench.config import slurm_jobs
@@ -167,13 +167,13 @@ def _settling(name: str) -> Callable[[], None]:
 
 
 def _kind(cfg: DictConfig) -> str:
-    """The name of the plug-in, whichever preset it was named by."""
+    """Return the name of the launcher's plug-in, also if a preset of it was named."""
     plugin = str(OmegaConf.select(cfg, "hydra.runtime.choices.hydra/launcher"))
     return "ray" if plugin == "ray_tasks" else plugin
 
 
 def _told(name: str, error: Exception) -> SetupError:
-    """The message that says why a launcher cannot be made."""
+    """Return the error that says why a launcher cannot be made."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     if name in (*OF_HYDRA, "slurm") and "Could not find" in first:
         return SetupError(f"launcher {name} is not installed; run: pip install 'steerbench[launchers]'")

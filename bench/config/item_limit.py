@@ -1,7 +1,8 @@
 """`limit=N`: every suite asks at most N items, to try out a command that takes long.
 
-The options by which suites count their items are set to N where they are larger. So the results have ids of their own,
-as with any other number of items, and are never mistaken for those of the whole suite; records and tables name N.
+The options that set how many items a suite asks are lowered to N if they are larger. So the results have ids of their
+own, as with any other number of items, and are never mistaken for those of the whole suite; records and tables name N.
+
 """
 
 import inspect
@@ -39,7 +40,7 @@ def _is_suite(node: Any) -> bool:
 
 
 def _larger(node: DictConfig, most: int) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """The options of a suite that are larger than the limit, or null for all, each with its value and the new one."""
+    """Yield the options of a suite that are larger than the limit, or null (all items), with old and new value."""
     from bench.config.build import class_of
 
     try:
@@ -64,12 +65,12 @@ def _larger(node: DictConfig, most: int) -> Iterator[tuple[str, tuple[Any, Any]]
 
 
 def _least(value: Any, most: int) -> Any:
-    """The smaller of both numbers; null means all. A value that is not a number stays."""
+    """Return the smaller of both numbers; null means all items. A value that is not a number stays."""
     return most if value is None or (type(value) is int and value > most) else value
 
 
 def told(cells: Sequence[DictConfig]) -> str | None:
-    """A line that says what `limit` has cut in the cells of a command; None where they have none."""
+    """Return a line that says what `limit` has cut in the cells of a command; None if no cell has a limit."""
     numbers = list(dict.fromkeys(cfg.limit for cfg in cells if cfg.limit is not None))
     if not numbers:
         return None

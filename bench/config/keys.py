@@ -1,4 +1,4 @@
-"""The keys that a config may hold: those of the YAML files, and names of the user's choice where a class takes them."""
+"""The keys that a config may hold: those in the YAML files, and names chosen by the user where a class allows them."""
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
@@ -76,7 +76,7 @@ INJECTED = {"sources", "scorers", "sampling", "batch_size", "in_residual_norms",
 
 
 class Fields(NamedTuple):
-    """What a mapping may hold. needed: keys that have to be there. own: the class is this project's."""
+    """The keys that a mapping may hold. needed: keys that it must hold. own: whether the class is this project's."""
 
     hints: Mapping[str, Any]
     needed: frozenset[str] = frozenset()
@@ -86,7 +86,7 @@ class Fields(NamedTuple):
 
 
 def fields_of(node: DictConfig, hint: Any, key: str) -> Fields:
-    """What a mapping with this hint may hold. Raises SetupError for a class that cannot be imported."""
+    """Return the keys that a mapping with this hint may hold. Raises SetupError for a class that cannot be imported."""
     if isinstance(hint, dict):
         return Fields(hint, frozenset(hint) - OPTIONAL)
     if hint in ENTRIES:
@@ -113,9 +113,9 @@ def fields_of(node: DictConfig, hint: Any, key: str) -> Fields:
 
 
 def unknown_keys(cfg: DictConfig, reference: DictConfig, added: Sequence[str] = ()) -> list[str]:
-    """What is wrong with keys of a config that the same choices of groups do not have, where no YAML leaves it open.
+    """Return an error for each key of a config that the reference lacks and that the user is not free to name.
 
-    added: places that a command line puts another choice of a group in.
+    added: the places at which a command line adds a choice of a group. The reference has the same choices of groups.
     """
     new = [path for path in _new(cfg, reference) if not ".".join(path).startswith(tuple(f"{one}." for one in added))]
     hints = SETTINGS if new or added else {}
@@ -125,7 +125,7 @@ def unknown_keys(cfg: DictConfig, reference: DictConfig, added: Sequence[str] = 
 
 
 def is_built(node: Any) -> bool:
-    """Whether a suite's or scorer's mapping, or what it is written as, is more than options of one that is left out."""
+    """Return whether a suite's or scorer's node can be built, rather than only sets options of one that is left out."""
     return not isinstance(node, DictConfig) or not _is_mapping(node) or TARGET in node
 
 
@@ -147,7 +147,7 @@ def _is_mapping(node: DictConfig) -> bool:
 
 
 def _is_open(cfg: DictConfig, path: Sequence[str], hints: Any) -> bool:
-    """Whether the mapping that this path is in takes names of the user's choice, by the hints of its class."""
+    """Return whether, by the hints of its class, the mapping that holds this path allows names chosen by the user."""
     node, hint = cfg, hints
     for place, part in enumerate(path[:-1]):
         if (free := mapping(hint)) is not None and not isinstance(hint, dict):
@@ -164,7 +164,7 @@ def _is_open(cfg: DictConfig, path: Sequence[str], hints: Any) -> bool:
 
 
 def unknown_key(key: str, reference: DictConfig) -> str:
-    """The message about an unknown key, with its neighbours and the nearest name."""
+    """Return the message about an unknown key, with the nearest name and the allowed ones."""
     parent, _, last = key.rpartition(".")
     while parent and not isinstance(_select(reference, parent), DictConfig):
         parent, _, last = parent.rpartition(".")
@@ -174,7 +174,7 @@ def unknown_key(key: str, reference: DictConfig) -> str:
 
 
 def listed(key: str, last: str, allowed: Sequence[str], parent: str) -> str:
-    """The message about an unknown key; `last` is its name under `parent`, whose keys are `allowed`."""
+    """Return the message about an unknown key; `last` is its name under `parent`, whose keys are `allowed`."""
     prefix = f"{parent}." if parent else ""
     hint = near(f"{prefix}{last}", [prefix + name for name in allowed])
     if last in allowed and f"{prefix}{last}" != key:

@@ -1,4 +1,4 @@
-"""A command line holds arguments for a launcher of Hydra and arguments that describe cells; this separates them."""
+"""Separate the arguments of a command line that are for a launcher of Hydra from those that describe cells."""
 
 from collections.abc import Sequence
 
@@ -18,8 +18,8 @@ SWEEPER = (
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a command line into the arguments that describe cells and those for a launcher.
 
-    The second list is empty where no launcher is asked for, so that this process runs the cells. Raises SetupError for
-    an option of Hydra that steerbench does not support.
+    The second list is empty if no launcher is named; then this process runs the cells. Raises SetupError for an option
+    of Hydra that steerbench does not support.
     """
     parsed = [(argument, one) for argument in arguments for one in _hydras(argument)]
     own = [argument for argument in arguments if not list(_hydras(argument))]
@@ -28,7 +28,7 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         if key == "hydra/sweeper" and one.value() != "basic":
             raise SetupError(SWEEPER)
         if key not in ("launcher", "hydra/sweeper") and not any(key == k or key.startswith(f"{k}.") for k in HONOURED):
-            raise SetupError(f"{one.input_line}: of Hydra's options only {', '.join((NAMED, *HONOURED))} work here")
+            raise SetupError(f"{one.input_line}: only these options of Hydra work: {', '.join((NAMED, *HONOURED))}")
         if one.is_sweep_override():
             raise SetupError(f"{one.input_line}: one launcher runs the whole sweep; name one")
     named = [one for _, one in parsed if one.key_or_group in ("launcher", "hydra/launcher")]
@@ -38,12 +38,12 @@ def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         return own, [argument for argument, one in parsed if one.key_or_group != "hydra/sweeper"]
     for argument, one in parsed:
         if one.key_or_group.startswith("hydra."):
-            raise SetupError(f"{argument} is for a launcher, and none is named; add launcher=joblib, or leave it out")
+            raise SetupError(f"{argument} needs a launcher, but none is named; add launcher=joblib, or leave it out")
     return own, []
 
 
 def _hydras(argument: str) -> list[Override]:
-    """The argument as an override, where it speaks to Hydra or names a launcher."""
+    """Return the argument as an override in a list if it sets an option of Hydra or names a launcher, else nothing."""
     key = argument.lstrip("+").partition("=")[0]
     if key != "launcher" and not (key.startswith(("hydra/", "hydra.")) and key != NAMED):
         return []

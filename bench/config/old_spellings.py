@@ -1,6 +1,7 @@
 """Names of the version before this one, which still work, with a notice: the group `data` and moved classes.
 
-Nothing else knows them. The next version deletes this file with its two calls, in command_line.py and plugins.py.
+No other module knows these names. The next version deletes this file and its two calls, in command_line.py and
+plugins.py.
 """
 
 import atexit
@@ -54,9 +55,9 @@ MAY_BE_OLD = re.compile(rf"\b(data|{'|'.join(TUNING)})\b|{'|'.join(map(re.escape
 
 
 def arguments(given: Sequence[str]) -> list[str]:
-    """The arguments with today's names; a line on stderr for each old one, once a process.
+    """Return the arguments with today's names; print a line on stderr for each old name, once per process.
 
-    Raises SetupError where an option is given by both of its names, with two values.
+    Raises SetupError if an option is given under both of its names, with different values.
     """
     own = dict(_halves(argument) for argument in given if _argument(argument) == argument)
     result = []
@@ -64,7 +65,7 @@ def arguments(given: Sequence[str]) -> list[str]:
         today = _argument(argument)
         key, value = _halves(today)
         if today != argument and own.get(key, value) != value:
-            raise SetupError(f"{argument} and {key}={own[key]}: {key} is the new name of the former; give it once")
+            raise SetupError(f"{argument} and {key}={own[key]} set the same option, whose new name is {key}; give one")
         if today != argument:
             _tell(f"{_shorter(argument, today)}; {LAST}")
         if today == argument or key not in own:
@@ -78,7 +79,7 @@ def _halves(argument: str) -> tuple[str, str]:
 
 
 def _shorter(old: str, new: str) -> str:
-    """The change from old to new, without the value if that stays."""
+    """Describe the change from an old argument to the new one, without the value if it stays."""
     (key, value), (named, now) = _halves(old), _halves(new)
     return f"{key} is now {named}" if value == now and key != "data" else f"{key}={value} is now {named}={now}"
 
@@ -96,7 +97,7 @@ def _argument(argument: str) -> str:
 
 
 def _key(key: str) -> str:
-    """An option's or a group's name of today, by its name in either version."""
+    """Return today's name of an option or a group, by its name in either version."""
     group, dot, name = key.partition(".")
     if group == "tuning" and name in TUNING:
         return f"tuning.{TUNING[name]}"
@@ -118,9 +119,10 @@ def _tell(what: str) -> None:
 
 
 def folder(conf: Path) -> Path:
-    """A plug-in's conf folder, or where its files hold old names a copy of it with today's; a line on stderr for each.
+    """Return a plug-in's conf folder or, if its files hold old names, a copy with today's names.
 
-    Raises SetupError where a file has an option by both of its names, with two values.
+    Prints a line on stderr for each change. Raises SetupError if a file sets an option under both of its names, with
+    different values.
     """
     try:
         files = {file.relative_to(conf): file.read_text(encoding="utf-8") for file in sorted(conf.rglob("*.yaml"))}
@@ -137,7 +139,7 @@ def _copy(conf: Path, files: tuple[tuple[Path, str], ...]) -> Path:
     for file, text in files:
         renamed = Path("pairs", *file.parts[1:]) if file.parts[0] == "data" else file
         if renamed in dict(files) and renamed != file:
-            raise SetupError(f"{conf / file} and {conf / renamed}: conf/pairs is the new name of conf/data; keep one")
+            raise SetupError(f"{conf / file} and {conf / renamed}: conf/data is now conf/pairs; keep one of the files")
         today[renamed] = _file(conf / file, file.parts[0], text)
         if renamed != file:
             _tell(f"{conf / file}: conf/data is now conf/pairs; {LAST}")
@@ -152,7 +154,7 @@ def _copy(conf: Path, files: tuple[tuple[Path, str], ...]) -> Path:
 
 
 def _file(path: Path, group: str, text: str) -> str:
-    """The text of a YAML file with today's names; unchanged if it has no old name."""
+    """Return the text of a YAML file with today's names; unchanged if it has no old name."""
     try:
         loaded = OmegaConf.load(path)
     except (YAMLError, OmegaConfBaseException, OSError, ValueError):  # told by whoever reads it
@@ -180,7 +182,7 @@ def _file(path: Path, group: str, text: str) -> str:
 
 
 def _everywhere(value: Any, classes: Mapping[str, str] = CLASSES) -> Any:
-    """Plain values with today's names in interpolations, and of classes."""
+    """Return plain values with today's names of classes, and of keys in interpolations."""
     if isinstance(value, dict):
         named = {key: classes.get(one, one) if key == "_target_" else one for key, one in value.items()}
         return {key: _everywhere(one, classes) for key, one in named.items()}
@@ -190,7 +192,7 @@ def _everywhere(value: Any, classes: Mapping[str, str] = CLASSES) -> Any:
 
 
 def _settings(settings: dict[Any, Any], group: str, whole: bool, path: Path) -> dict[Any, Any]:
-    """What a file sets, with today's keys. whole: it sets keys of a whole config, as an experiment does."""
+    """Return a file's settings with today's keys. whole: it sets keys of a whole config, as an experiment does."""
     today = dict(settings)
     if isinstance(listed := today.get("defaults"), list):
         today["defaults"] = [_entry(one, group) for one in listed]
@@ -215,12 +217,12 @@ def _settings(settings: dict[Any, Any], group: str, whole: bool, path: Path) -> 
     elif group == "data":
         for name, default in OF_THE_RUN.items():
             if today.pop(name, default) != default:
-                raise SetupError(f"{path}: {name} is an option of runtime now; set runtime.{name}=... with the command")
+                raise SetupError(f"{path}: {name} is now an option of runtime; set runtime.{name}=... in the command")
     return today
 
 
 def _tuning(settings: dict[Any, Any]) -> dict[Any, Any]:
-    """The options of tuning, old ones moved to where they are now."""
+    """Return the options of tuning, with old ones moved to their places of today."""
     today: dict[Any, Any] = {}
     for name, value in settings.items():
         *above, last = TUNING.get(name, name).split(".") if not isinstance(value, dict) else [name]
@@ -240,7 +242,7 @@ def _keys(options: Any) -> Any:
 
 
 def _entry(entry: Any, group: str) -> Any:
-    """An entry of a file's defaults."""
+    """Return an entry of a file's `defaults` with today's names."""
     if isinstance(entry, dict):
         return dict(_default(str(name), chosen) for name, chosen in entry.items())
     if entry == "pairs" and group == "data":
@@ -256,12 +258,12 @@ def _default(name: str, chosen: Any) -> tuple[str, Any]:
 
 
 def _pour(today: dict[Any, Any], data: Any, path: Path) -> None:
-    """Put what a file sets of data where it belongs now. Raises SetupError where it sets that to another value too."""
+    """Move a file's settings of `data` to their keys of today. Raises SetupError if such a key has another value."""
     if not isinstance(data, dict):
         today["pairs"] = data
         return
     for name, value in data.items():
         place = today.setdefault("runtime" if name in OF_THE_RUN else "pairs", {})
         if not isinstance(place, dict) or place.get(name, value) != value:
-            raise SetupError(f"{path}: {_key(f'data.{name}')} is the new name of data.{name}; set it once")
+            raise SetupError(f"{path}: data.{name} is now {_key(f'data.{name}')}; set only the latter")
         place[name] = value

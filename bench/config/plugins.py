@@ -5,8 +5,8 @@ Such a package has a conf/ folder laid out as this project's, and names itself i
     [project.entry-points.steerbench]
     mine = "my_package"
 
-my_package/conf is read; where the value names a module, "my_package.steering", it is the conf/ beside the module's
-file. Nothing of the package is imported before a cell needs its classes.
+Then my_package/conf is read; if the value names a module, as "my_package.steering", the conf/ beside the module's file
+is read. Nothing of the package is imported before a cell needs its classes.
 """
 
 import difflib
@@ -32,21 +32,21 @@ PACKAGE = {"suite": "suite.{}", "scorer": "scorer.{}", "experiment": "_global_"}
 
 
 class Plugin(NamedTuple):
-    """owner: name and version of the distribution. conf: its folder of YAML files."""
+    """A package that brings YAML files. owner: name and version of the distribution. conf: its folder of YAML files."""
 
     owner: str
     conf: Path
 
 
 def installed(own: Path, named: tuple[str, ...] = ()) -> tuple[Plugin, ...]:
-    """The plug-ins that can be used; the others are left out, with a line on stderr for each, once a process.
+    """Return the plug-ins that can be used; print a line on stderr for each one that cannot, once per process.
 
-    own: this project's conf folder, whose groups are the allowed ones. named: folders that a user names for this run,
-    which are read as plug-ins of theirs.
+    own: this project's conf folder, whose groups are the allowed groups. named: folders that a user names for this run,
+    which are read like plug-ins.
 
     Raises:
-        SetupError: two packages have a file for the same choice, so one of them would silently not be read; a folder
-            in `named` is not laid out as conf/.
+        SetupError: two packages have a file for the same choice, so one file would silently not be read; or a folder
+            in `named` is not laid out as conf/ is.
     """
     found = _installed(own, tuple(sys.path))
     if not named:
@@ -60,7 +60,7 @@ def installed(own: Path, named: tuple[str, ...] = ()) -> tuple[Plugin, ...]:
 
 @functools.lru_cache(maxsize=1)
 def _installed(own: Path, path: tuple[str, ...]) -> tuple[Plugin, ...]:
-    """`path` is what decides which packages are found."""
+    """Find the plug-ins. `path` is sys.path, which decides which packages are found."""
     del path
     found: dict[Path, Plugin] = {}
     for entry in sorted(entry_points(group=PLUGINS), key=_owner):
@@ -80,24 +80,24 @@ def _owner(entry: EntryPoint) -> str:
 
 
 def conf_folder(name: str) -> Path:
-    """The conf folder in a package, or beside a module in one. Raises SetupError where there is none."""
+    """Return the conf folder in a package, or beside a module of a package. Raises SetupError if there is none."""
     spec = _spec(name)
     if spec is None:
-        raise SetupError(f"its entry point names {name}, and no such package can be found")
+        raise SetupError(f"its entry point names {name}, but no such package can be found")
     if spec.submodule_search_locations is not None:
         places = [Path(place) for place in spec.submodule_search_locations]
     elif "." in name and spec.origin:
         places = [Path(spec.origin).parent]
     else:
-        raise SetupError(f"its entry point names {name}, a module by itself; name a package that holds conf/")
+        raise SetupError(f"its entry point names {name}, a module outside a package; name a package that holds conf/")
     for place in places:
         if (place / "conf").is_dir():
             return (place / "conf").resolve()
-    raise SetupError(f"no folder {places[0] / 'conf'}; are the YAML files in the package's data?")
+    raise SetupError(f"there is no folder {places[0] / 'conf'}; does the package include its YAML files as data?")
 
 
 def _spec(name: str) -> ModuleSpec | None:
-    """Where a module is, without running it or the packages that it is in."""
+    """Find a module without running it or the packages around it."""
     top, *rest = name.split(".")
     if not all(part.isidentifier() for part in (top, *rest)):
         return None
@@ -110,7 +110,7 @@ def _spec(name: str) -> ModuleSpec | None:
 
 
 def _check(conf: Path, own: Path) -> None:
-    """Raises SetupError for what Hydra would not read, or read as something else."""
+    """Raise SetupError for files that Hydra would not read, or would take for something else."""
     groups = sorted(group.name for group in own.iterdir() if group.is_dir())
     for file in sorted(conf.rglob("*.yaml")):
         group = file.relative_to(conf).parts[0]
@@ -127,11 +127,11 @@ def _check(conf: Path, own: Path) -> None:
         if group in PACKAGE:
             header = f"# @package {PACKAGE[group].format(file.stem)}"
             if header not in map(str.rstrip, text.splitlines()):
-                raise SetupError(f"{file} lacks the line {header}, by which Hydra puts it in its place")
+                raise SetupError(f"{file} lacks the line {header}, which tells Hydra where the settings belong; add it")
 
 
 def _check_clashes(plugins: Sequence[Plugin]) -> None:
-    """Raises SetupError for a choice that two packages have."""
+    """Raise SetupError for a choice that two packages have."""
     first: dict[Path, Plugin] = {}
     for plugin in plugins:
         for file in sorted(plugin.conf.rglob("*.yaml")):

@@ -1,7 +1,7 @@
-"""Jobs as tasks of Ray (https://docs.ray.io), as a launcher of Hydra.
+"""A launcher for Hydra that runs each job as a task of Ray (https://docs.ray.io).
 
-Hydra's own plug-in, hydra-ray-launcher 1.2.2, wants cloudpickle below 3, and joblib, which scikit-learn needs, 3 and
-above, so that the two cannot be installed together.
+Hydra's own plug-in, hydra-ray-launcher 1.2.2, needs cloudpickle below 3, but joblib, which scikit-learn needs, requires
+3 or above, so the two cannot be installed together.
 """
 
 import logging
@@ -19,18 +19,18 @@ from omegaconf import DictConfig, open_dict
 class RayLauncher(Launcher):
     """A launcher that makes each job a task with this number of CPUs and GPUs.
 
-    address: of a running cluster, which shares the folder of results; None: Ray is started on this machine.
+    address: the address of a running cluster that shares the results folder; None: Ray is started on this machine.
     """
 
     def __init__(self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0) -> None:
         self.address, self.needs = address, {"num_cpus": num_cpus, "num_gpus": num_gpus}
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        """Take what Hydra gives a launcher before the first jobs."""
+        """Keep what Hydra gives a launcher before the first jobs."""
         self.context, self.task, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run a task for each list of overrides; wait for all, also where one is lost."""
+        """Run a task for each list of overrides, and wait for all, even if one is lost."""
         import ray
 
         if not ray.is_initialized():
@@ -48,7 +48,7 @@ class RayLauncher(Launcher):
 def _run(
     context: HydraContext, task: TaskFunction, config: DictConfig, overrides: list[str], number: int, state: Any
 ) -> JobReturn:
-    """Run one job in a process of Ray's."""
+    """Run one job in a process of Ray."""
     setup_globals()
     Singleton.set_state(state)
     own = context.config_loader.load_sweep_config(config, overrides)

@@ -1,4 +1,4 @@
-"""Finds out what has become of Slurm's jobs, also on a cluster that keeps no accounting.
+"""Find out the states of Slurm's jobs, even on a cluster that keeps no accounting.
 
 submitit only asks `sacct`; if that command knows nothing, it waits forever for a job that was lost.
 """
@@ -38,7 +38,7 @@ class Watcher(SlurmInfoWatcher):
             time.sleep(1.0)
 
     def _queued(self) -> dict[str, dict[str, str]]:
-        """The state of each watched job; one that the queue has forgotten has ended. Nothing where Slurm is away."""
+        """Return the state of each watched job; a job that left the queue has ended. Empty if Slurm does not answer."""
         try:
             output = subprocess.run(QUEUE, capture_output=True, check=True, text=True).stdout
         except (OSError, subprocess.CalledProcessError):

@@ -1,6 +1,7 @@
-"""Checks whether a config's value is what a type hint allows, and says in words what is allowed.
+"""Check whether a type hint allows a value of a config, and say in words what is allowed.
 
-The hints are those of the classes that are built, and of the tables in bench/run/validate.py for what has no class.
+The hints are those of the classes that are built; for groups without a class, those of the tables in
+bench/run/validate.py.
 """
 
 import difflib
@@ -17,7 +18,7 @@ WORDS = {bool: "true or false", str: "text"}
 
 
 class Range(NamedTuple):
-    """Numbers that are allowed, in words and as a test."""
+    """A range of allowed numbers, in words and as a test."""
 
     words: str
     holds: Callable[[float], bool]
@@ -27,26 +28,26 @@ ANY = Range("", lambda _: True)
 
 
 def near(name: str, allowed: Sequence[object]) -> str:
-    """The nearest allowed name as a question, between what is wrong and what is allowed; a full stop without one."""
+    """Return "; did you mean NAME?" with the nearest allowed name, or a full stop if no name is near."""
     known, plain = [str(one) for one in allowed], name.rpartition("/")[2].strip().lower().removesuffix(".yaml")
     found = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(plain, known, 1)
     return f"; did you mean {found[0]}?" if found and found[0] != name else "."
 
 
 def shown(value: Any) -> str:
-    """A value as a user writes it, cut where it is long."""
+    """Return a value as a user writes it, cut if it is long."""
     text = value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
     text = {"NaN": "nan", "Infinity": "inf", "-Infinity": "-inf"}.get(text, text)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def options(hint: Any) -> tuple[Any, ...]:
-    """The alternatives of a union; any other hint by itself."""
+    """Return the alternatives of a union; any other hint by itself."""
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 
 
 def kind(hint: Any) -> Any:
-    """Literal, list, dict, or the hint itself."""
+    """Return Literal, list or dict for hints of these kinds, else the hint itself."""
     origin = get_origin(hint)
     if origin is Literal:
         return Literal
@@ -57,18 +58,18 @@ def kind(hint: Any) -> Any:
 
 
 def item(hint: Any) -> Any:
-    """Hint of what a list, or a mapping under its names, holds."""
+    """Return the hint of a list's items or of a mapping's values."""
     found = [one for one in get_args(hint) if one is not ...]
     return found[-1] if found else Any
 
 
 def mapping(hint: Any) -> Any:
-    """The alternative that is a mapping with names of the user's choice; None where there is none."""
+    """Return the alternative that is a mapping with names chosen by the user; None if there is none."""
     return next((one for one in options(hint) if kind(one) is dict), None)
 
 
 def fits(value: Any, hint: Any, within: Range = ANY) -> bool:
-    """Whether the hint allows a plain value; `within` holds for every number in it."""
+    """Return whether the hint allows a plain value; every number in the value has to be in the range `within`."""
     return any(_fits(value, one, within) for one in options(hint))
 
 
@@ -102,12 +103,12 @@ def _finite(value: float) -> bool:
 
 
 def _written(value: str) -> bool:
-    """Whether text can be written to a file and name one."""
+    """Return whether a text can be written to a file and can name a file."""
     return "\0" not in value and not any("\ud800" <= one <= "\udfff" for one in value)
 
 
 def _sound(value: Any) -> bool:
-    """Whether a value of any type holds no nan, no infinity and no broken text."""
+    """Return whether a value of any type is free of nan, infinity and broken text."""
     if isinstance(value, dict):
         return all(map(_sound, value.values()))
     if isinstance(value, list):
@@ -118,7 +119,7 @@ def _sound(value: Any) -> bool:
 
 
 def words(hint: Any, within: Range = ANY) -> str:
-    """What a hint allows: "a whole number above 0, or null"."""
+    """Say what a hint allows, as in "a whole number above 0, or null"."""
     every = options(hint)
     choices = [str(choice) for one in every if kind(one) is Literal for choice in get_args(one)]
     found = [_words(one, within) for one in every if kind(one) is not Literal and one is not types.NoneType]
@@ -131,7 +132,7 @@ def words(hint: Any, within: Range = ANY) -> str:
 
 
 def expected(hint: Any, within: Range = ANY) -> str:
-    """The same as what an error says: "expected a number", "allowed are a, b"."""
+    """Say the same as errors do, as in "expected a number" or "allowed are a, b"."""
     told = words(hint, within)
     return told if told.startswith("allowed are") else f"expected {told}"
 
@@ -151,9 +152,9 @@ def _words(hint: Any, within: Range) -> str:
 
 
 def mistakes(key: str, value: Any, hint: Any, within: Range = ANY) -> Iterator[tuple[str, str]]:
-    """What a plain value has that the hint does not allow, as the key and `key=value: what is allowed`.
+    """Yield the key and the error `key=value: what is allowed` of a plain value that the hint does not allow.
 
-    If a list or mapping is expected, these are its wrong items.
+    If a list or a mapping is allowed, yield these for each of its wrong items.
     """
     if fits(value, hint, within):
         return

@@ -1,4 +1,4 @@
-"""What all commands share: parsers; errors and Ctrl-C become a message and an exit code, without a traceback."""
+"""Functions that all commands share: parsers, and the handling of errors and Ctrl-C by a message and an exit code."""
 
 import argparse
 import atexit
@@ -38,7 +38,7 @@ PACKAGES = ("steerbench", "torch", "transformers", "lm-eval")
 
 
 class Parser(argparse.ArgumentParser):
-    """The parser of every command that has options; what was typed comes back in its messages, as inert text."""
+    """The parser of every command that has options; its messages show what was typed as inert text."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Read `runtime.results=X` as `--results X`, and any other `key=value` as the option --key if there is one."""
@@ -62,9 +62,9 @@ FILTERS = ("model", "suite", "family", "method")
 
 
 def shared(*filters: str, stays: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """The options that several commands have, for `parents` of a parser: --results, and these of FILTERS.
+    """Return options that several commands share, for `parents` of a parser: --results, and these of FILTERS.
 
-    stays: filters that leave the unsteered model in.
+    stays: filters that keep the unsteered model.
     """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help=RESULTS_HELP)
@@ -78,9 +78,9 @@ def shared(*filters: str, stays: Sequence[str] = ()) -> argparse.ArgumentParser:
 def parser(
     name: str, description: str, *, epilog: str = "", parents: Sequence[argparse.ArgumentParser] = (), raw: bool = False
 ) -> Parser:
-    """The parser of the command `name`. "{prog}" in the epilog stands for how it was called.
+    """Make the parser of the command `name`. "{prog}" in the epilog is replaced by the way in which it was called.
 
-    raw: the epilog has lines of its own.
+    raw: whether the line breaks of the epilog are kept.
     """
     kind = argparse.RawDescriptionHelpFormatter if raw else argparse.HelpFormatter
     prog = called(name)
@@ -89,7 +89,7 @@ def parser(
 
 
 def called(name: str) -> str:
-    """How a user calls the command `name`, in the way in which this process was called.
+    """Return how to call the command `name`, in the way in which this process was called.
 
     `steerbench plots` or `python -m bench.plots`; `steerbench run` or `python -m bench`.
     """
@@ -104,8 +104,8 @@ def run(
     """Run work(*arguments) and return its exit code, 0 if it returns None.
 
     2: the user must fix something, be it a setting, a file or a full disk. 1: something called `sys.exit`. 130, 143:
-    stopped by Ctrl-C, by SIGTERM (`bench.console.stopping`). stopped: tells the user what was kept when a signal
-    stopped the work.
+    stopped by Ctrl-C, by SIGTERM (`bench.console.stopping`). stopped: the text, or a function that makes it, which
+    tells the user what is kept after a signal.
     """
 
     def farewell(number: int | None) -> None:
@@ -169,18 +169,18 @@ def complain(message: str) -> None:
 
 
 def of_system(error: OSError) -> str:
-    """A message that says what the system refused, on which file, and the next step."""
+    """Return a message that says what the system refused, on which file, and the next step."""
     return (f"{error.filename}: " if error.filename else "") + refused(error)
 
 
 def refused(error: OSError) -> str:
-    """A message that says why the system refused something, and the next step."""
+    """Return a message that says why the system refused something, and the next step."""
     step = NEXT_STEP.get(error.errno or 0, "check that the file can be read and written")
     return f"{error.strerror or error}; {step}, and run the same command again"
 
 
 def asks_help(arguments: list[str]) -> bool:
-    """Whether a command whose arguments are key=value, without argparse, should print its help."""
+    """Return whether a command whose arguments are key=value, without argparse, should print its help."""
     return not arguments or bool({"-h", "--help"} & set(arguments))
 
 
@@ -196,5 +196,5 @@ def show_versions() -> None:
 
 
 def overview() -> Console:
-    """The console that help pages are printed to."""
+    """Return the console on which help pages are printed."""
     return Console(width=None if Console().is_terminal else OVERVIEW_WIDTH, highlight=False)

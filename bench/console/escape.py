@@ -1,20 +1,20 @@
-r"""Escaping of free text: for each output format the one function that makes any text inert in it.
+r"""Escaping of free text: for each output format, a function that makes any text inert in it.
 
 Names of models, methods, scorers, tasks and groups, messages of errors, paths and prompts are somebody else's text. A
-writer puts them through the function of its format and then adds its own marks.
+writer passes them through the function of its format and then adds its own markup.
 
 terminal      for a console of rich: no markup, no emoji code, no control sequence.
 markdown      one line, in a paragraph, a list or a cell of a table; code: set as code.
 latex         one line, in a paragraph, a caption or a cell.
-csv, read_csv a whole table and back: no cell that a spreadsheet would compute, and every name as it was.
+csv, read_csv a whole table and back: without a cell that a spreadsheet would compute, and with the original names.
 visible       for figures, whose style switches mathtext off (bench/plots/style.py), and for HTML, where Jinja's
               autoescape does the rest (bench/report/page.py).
 literal, file_name: inside a Python string, and as one part of a path.
 
-What cannot be seen is written out in all of them, as `\x1b` and `\u202e`: whatever has Unicode's property
-Default_Ignorable_Code_Point (17.0, DerivedCoreProperties.txt: joiners, marks that turn the direction of writing, tags,
-selectors of a variant, blank letters of Hangul), and besides control characters, the ends of lines and paragraphs,
-what is not a character, halves of surrogates, and the blank sign of Braille.
+All of them write out invisible characters, as `\x1b` and `\u202e`: those with Unicode's property
+Default_Ignorable_Code_Point (17.0, DerivedCoreProperties.txt: joiners, marks that change the direction of writing,
+tags, variation selectors, blank letters of Hangul), control characters, line and paragraph separators, noncharacters,
+unpaired surrogates, and the blank sign of Braille.
 """
 
 import io
@@ -45,7 +45,7 @@ def _written_out(found: re.Match[str]) -> str:
 
 
 def visible(text: object, *, lines: bool = False) -> str:
-    """The text with invisible characters written out; in one line, or with `lines` in its own lines."""
+    """Return the text with invisible characters written out; on one line or, with `lines`, with its line breaks."""
     shown = str(text).replace("\r\n", "\n").replace("\t", " ")
     if not lines:
         return HIDDEN.sub(_written_out, shown.replace("\n", " "))
@@ -53,7 +53,7 @@ def visible(text: object, *, lines: bool = False) -> str:
 
 
 def terminal(text: object, style: str = "", *, lines: bool = False) -> Text:
-    """The text for a console of rich, without markup. lines: whether line breaks in it are kept."""
+    """Return the text for a console of rich, without markup. lines: whether its line breaks are kept."""
     return Text(visible(text, lines=lines), style)
 
 
@@ -65,20 +65,20 @@ NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
 
 
 def markdown(text: object) -> str:
-    """One line that shows just this text: no mark, link, tag, formula, list or further cell. GitHub's Markdown."""
+    """Return one line of GitHub's Markdown that shows just this text: no mark, link, tag, formula, list or new cell."""
     line = MAIL.sub(APART, MARKS.sub(r"\\\g<0>", visible(text).strip()))
     return "\\" + line if OPENS.match(line) else NUMBERED.sub(r"\1\\\2", line, count=1) if line[:1].isdigit() else line
 
 
 def markdown_table(heads: Sequence[object], rows: Iterable[Sequence[object]], left: int | None = None) -> list[str]:
-    """The lines of a table; the columns after the first `left` ones are set to the right, where that is given."""
+    """Return the lines of a table; if `left` is given, the columns after the first `left` ones are aligned right."""
     rule = ["---" if left is None or number < left else "---:" for number in range(len(heads))]
     texts = [[markdown(one) for one in row] for row in (heads, *rows)]
     return [f"| {' | '.join(row)} |" for row in (texts[0], rule, *texts[1:])]
 
 
 def code(text: object) -> str:
-    """The text as inline code in Markdown; not for a cell of a table."""
+    """Return the text as inline code in Markdown; not for a cell of a table."""
     line = visible(text).strip()
     ticks = "`" * (max(map(len, re.findall("`+", line)), default=0) + 1)
     return f"{ticks} {line} {ticks}" if "`" in line else f"`{line}`" if line else ""
@@ -91,17 +91,17 @@ r"""`[` and `*` are in braces, since they would be an option of a `\\` or a `\mi
 
 
 def latex(text: object) -> str:
-    """One line as LaTeX prints it."""
+    """Return the text as one line of LaTeX."""
     return "".join(LATEX.get(sign, sign) for sign in re.sub("-(?=-)", "-\u200b", visible(text)))
 
 
 def literal(text: object) -> str:
-    """What stands between the double quotes of a string in Python."""
+    """Return the text for between the double quotes of a string in Python."""
     return visible(str(text).replace("\\", "\\\\").replace('"', '\\"'))
 
 
 def file_name(text: object, slash: str = "_") -> str:
-    """One part of a path, of letters, digits, `.`, `_`, `+` and `-`; slash: what stands for a `/`."""
+    """Return the text as one part of a path, of letters, digits, `.`, `_`, `+` and `-`; slash: replaces each `/`."""
     name = re.sub(r"[^\w.+-]", "_", str(text).replace("/", slash), flags=re.ASCII)[:100]
     return re.sub(r"^\.", "_", name) or "_"
 
@@ -117,11 +117,11 @@ NAMES = ("model", "method", "family", "strengths", "suite", "metric", "scorer", 
 
 
 def cell(value: Any) -> Any:
-    r"""A cell of a CSV file. A text that is active, or that holds what cannot be seen, has an apostrophe before it.
+    r"""Return a cell of a CSV file; an apostrophe precedes a text that a spreadsheet would compute.
 
-    So has one with a `;` or `|` before what is active, for a spreadsheet that splits there. In such a cell, and in no
-    other, a backslash is `\\`, and that sign and whatever cannot be seen, a tab too, are written out, as `\x3b`.
-    Anything else, and numbers also as text, stays as it is.
+    It also precedes a text with invisible characters, and one with such a part after a `;` or `|`, where some
+    spreadsheets split. In these cells, and in no others, a backslash is `\\`, and that `;` or `|` and invisible
+    characters, tabs included, are written out, as `\x3b`. Anything else stays as it is, also numbers given as text.
     """
     if not isinstance(value, str) or NUMBERS.fullmatch(value):
         return value
@@ -138,7 +138,7 @@ def uncell(value: Any) -> Any:
 
 
 def csv(frame: "pd.DataFrame") -> str:
-    """A table as CSV with inert cells and titles; six digits, which stay the same from machine to machine."""
+    """Return a table as CSV with inert cells and titles; numbers have six digits, which are equal on all machines."""
     text = io.StringIO()
     _each_text(frame, cell).to_csv(text, index=False, float_format="%.6g", lineterminator="\n")
     return text.getvalue()

@@ -19,9 +19,9 @@ TIMED_SECONDS = 2.0
 
 
 class Kind:
-    """One kind of work: the tokens that are left, and the seconds that the finished ones took.
+    """One kind of work: the tokens that are left, and the seconds that the finished tokens took.
 
-    all_done, all_seconds: the same of all its stages alike, for an estimate of another day (`bench.run.speeds`).
+    all_done, all_seconds: finished tokens and their seconds over all stages, for later estimates (`bench.run.speeds`).
     """
 
     def __init__(self) -> None:
@@ -38,12 +38,12 @@ class Kind:
 class Bar:
     """One bar over all the work of a command, measured in tokens, with an estimate of the time left.
 
-    A token costs more when it is sampled than when it is read, so each kind of work has its own speed. A time left is
-    shown once the kinds that were timed make up most of what is left. On a terminal the bar moves; in a log a line is
-    printed now and then.
+    Sampling a token takes longer than reading one, so each kind of work has its own speed. The time left is shown once
+    kinds with a known speed make up most of the remaining work. On a terminal the bar moves; in a log a line is printed
+    now and then.
 
-    planned: tokens by the key of each stage; a stage that is not in it counts nothing. The first word of a key is the
-    kind of its work: "rtp 3f2a".
+    planned: the tokens of each stage, by its key; a stage without an entry counts nothing. The first word of a key is
+    the kind of work, as in "rtp 3f2a".
     """
 
     LINE_EVERY_SECONDS = 20.0
@@ -76,14 +76,14 @@ class Bar:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Take it away."""
+        """Remove the bar."""
         self.progress.stop()
 
     @contextmanager
     def stage(self, key: str, label: str, tokens: float = math.inf) -> Iterator[None]:
-        """Work on one planned stage; when it ends, all that was planned for it counts as done. Stages may nest.
+        """Report work on one planned stage; when it ends, all its planned tokens count as done. Stages may nest.
 
-        tokens: what this stage takes of the plan, where others of its key are to follow.
+        tokens: how many of the planned tokens this stage takes, if other stages with its key follow.
         """
         planned = min(self.planned.get(key, 0.0), tokens)
         self.planned[key] = self.planned.get(key, 0.0) - planned  # further stages of this key have the rest
@@ -117,7 +117,7 @@ class Bar:
             self.running = outer
 
     def seconds_left(self) -> float | None:
-        """The estimate; None until the kinds of work that have been timed make up half of what is left."""
+        """Return the estimate; None until kinds of work with a known speed make up half of the remaining work."""
         left = {name: max(kind.left, 0.0) for name, kind in self.kinds.items()}
         timed = [name for name, kind in self.kinds.items() if kind.is_timed]
         if not timed or sum(left[name] for name in timed) < 0.5 * sum(left.values()):
@@ -131,7 +131,7 @@ class Bar:
         return self.kinds.setdefault(key.partition(" ")[0], Kind())
 
     def _charge(self) -> None:
-        """Count the time since the last report for the kind of work that runs."""
+        """Add the time since the last report to the kind of work that runs."""
         now = time.monotonic()
         if self.running is not None and self.started:
             self.running.seconds += now - self.charged
@@ -139,7 +139,7 @@ class Bar:
         self.charged = now
 
     def _shrink(self, tokens: float) -> None:
-        """Lower the planned work, since an earlier run has kept a part of it."""
+        """Reduce the planned work by a part that an earlier run has kept."""
         total = self.progress.tasks[self.task].total or 1
         self.progress.update(self.task, total=max(total - tokens, 1))
 
@@ -161,7 +161,7 @@ class Bar:
 
 
 def told(seconds: float | None) -> str:
-    """A time left in words."""
+    """Describe the time that is left in words."""
     if seconds is None:
         return UNKNOWN
     return f"{seconds:.0f} s left" if seconds < 90 else f"{seconds / 60:.0f} min left"

@@ -1,8 +1,8 @@
-"""How a command ends on a signal: by Ctrl-C, by SIGTERM (Slurm, `kill`, a shut-down), by a closed terminal.
+"""End a command cleanly on a signal: Ctrl-C, SIGTERM (Slurm, `kill`, a shut-down), or a closed terminal.
 
-Inside `orderly` each of these signals raises `Stopped` in the main thread, so that what is being written vanishes and
-what was computed is kept. A long call into a library cannot be interrupted in this way; a thread therefore ends
-the process after GRACE_SECONDS, and at once where a second signal comes.
+Inside `orderly` each of these signals raises `Stopped` in the main thread, so that unfinished files vanish and finished
+work is kept. A long call into a library cannot be interrupted in this way; therefore a thread ends the process after
+GRACE_SECONDS, or at once if a second signal comes.
 """
 
 import os
@@ -33,18 +33,18 @@ _ran: list[bool] = []
 
 
 def asked() -> int | None:
-    """The signal that has come, even if a library has replaced the exception that it raised."""
+    """Return the signal that has come, even if a library has replaced the exception that it raised."""
     return _asked[0] if _asked else None
 
 
 def check() -> None:
-    """Raises Stopped where a signal has come and some library has caught what it raised."""
+    """Raise Stopped if a signal has come and a library has caught the exception that it raised."""
     if _asked:
         raise Stopped(_asked[0])
 
 
 def begin() -> None:
-    """Call this first in a command: until `orderly` begins, a signal ends the process at once, with a message."""
+    """Let a signal end the process at once, with a message, until `orderly` begins; every command calls this first."""
     for one in SIGNALS:
         if signal.getsignal(one) is not signal.SIG_IGN:
             signal.signal(one, _at_once)
@@ -59,22 +59,22 @@ def _at_once(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def name_of(number: int) -> str:
-    """The usual name of the signal."""
+    """Return the usual name of the signal."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 def exit_code(number: int) -> int:
-    """What a shell reports for a process that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Return the exit code that a shell reports after a signal: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + number
 
 
 @contextmanager
 def orderly(farewell: Callable[[int], None], more: Sequence[int] = ()) -> Iterator[None]:
-    """Inside the block the signals end the process as the head of this file says.
+    """Let the signals end the work in the block as the head of this file says.
 
-    farewell: tells the user, given the number of the signal; called by the thread, where the main one does not end.
-    more: further signals that end the process so.
-    Signals that were ignored (`nohup`) stay so. In another thread than the main one nothing changes.
+    farewell: prints a message, given the signal's number; the thread calls it if the main thread does not end.
+    more: further signals that end the process in this way.
+    Signals that were ignored (`nohup`) stay ignored. Called in a thread other than the main one, this changes nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -123,7 +123,7 @@ def _watch(read: int, ended: threading.Event, farewell: Callable[[int], None], s
 
 
 def _next(read: int, signals: Sequence[int]) -> int | None:
-    """The next of these signals; None when the pipe is closed."""
+    """Return the next of these signals; None when the pipe is closed."""
     with suppress(OSError):
         while number := os.read(read, 1):
             if number[0] in signals:

@@ -1,1 +1,1 @@
-"""One file per export format, and what a method does to a model, measured (`effect`)."""
+"""The export formats, one module for each, and the measurement of what a method does to a model (`effect`)."""

@@ -1,6 +1,6 @@
 """`python -m bench.export`: a steered model as files that other programs load. See `--help`.
 
-Exit code 0: written; 2: something the user must fix, or this method cannot be held by this format; 130: Ctrl-C.
+Exit code 0: written; 2: something the user must fix, or this format cannot hold this method; 130: Ctrl-C.
 """
 
 from bench.console import stopping
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 
 class Format(NamedTuple):
-    """A format of `bench.export`, and whether it can hold edited weights, and added vectors.
+    """A format of `bench.export`, with whether it can hold edited weights and whether it can hold added vectors.
 
-    suffix: that of the written file; "" if the format is a folder. loads: which programs read it. holds: what it can
-    hold, in words.
+    suffix: the ending of the written file; "" if the format is a folder. loads: which programs read it. holds: what it
+    can hold, in words.
     """
 
     suffix: str
@@ -44,7 +44,7 @@ class Format(NamedTuple):
     holds: str
 
     def takes(self, effect: "Effect") -> bool:
-        """Whether this format can hold all that the method does."""
+        """Return whether this format can hold everything that the method does."""
         return (self.weights or not effect.weights) and (self.vectors or not effect.vectors)
 
 
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show_help() -> None:
-    """Print the command, the options of its own and a table of the formats."""
+    """Print the command, its own options and a table of the formats."""
     out, prog, run = command.overview(), command.called("export"), command.called("run")
     own = "method=... strength=... format=... [output=...] [overwrite=true] [key=value ...]"
     out.print(terminal(prog, "bold"), terminal(own, "italic"))
@@ -118,22 +118,23 @@ def _run(given: Sequence[str]) -> None:
 
 
 def _cell(overrides: Sequence[str]) -> "Cell":
-    """The one cell that the command line names, checked."""
+    """Return the one cell that the command line names, after checking it."""
     from bench.config import command_line, compose
     from bench.run import validate
 
     if {"-m", "--multirun"} & set(overrides):
-        raise SetupError("an export holds one method at one strength; leave out -m and run it once for each")
+        raise SetupError("an export holds one method at one strength; leave out -m, and run the command once for each")
     jobs = compose.jobs(command_line.with_results(overrides), multirun=True)
     if len(jobs) > 1:
         raise SetupError(
-            f"this names {len(jobs)} cells; an export holds one method at one strength, so run it once for each"
+            f"this names {len(jobs)} cells; an export holds one method at one strength, so run the command once for "
+            "each"
         )
     (cfg,) = validate.validate_all(jobs)
     if not isinstance(cfg.strength, int | float) or cfg.strength == 0:
         raise SetupError(
-            f"strength={cfg.strength}: an export needs a number other than 0 in the method's unit; the leaderboard "
-            "shows the one that was chosen"
+            f"strength={cfg.strength}: an export needs a number other than 0 in the method's unit; give the strength "
+            "that tuning chose, which the leaderboard shows, or another one"
         )
 
     from transformers.utils import logging
@@ -152,19 +153,19 @@ def _default(cell: "Cell", name: str) -> Path:
 
 
 def _facts_file(target: Path, name: str) -> Path:
-    """The path of the facts: in the folder, or beside the file."""
+    """Return the path of the facts about the export: in its folder, or beside its file."""
     return target.with_name(f"{target.name}.json") if FORMATS[name].suffix else target / FACTS
 
 
 def check_target(target: Path, name: str, *, overwrite: bool) -> None:
-    """Raises SetupError where writing there would lose something, or the name has the wrong ending."""
+    """Raise SetupError if writing there would replace something else, or if the name has the wrong ending."""
     suffix = FORMATS[name].suffix
     if suffix and target.suffix != suffix:
         raise SetupError(f"output={target}: format={name} writes one file; give it a name that ends in {suffix}")
     if not target.exists():
         return
     if not overwrite:
-        raise SetupError(f"{target} is there already; set overwrite=true to replace it, or choose another output=...")
+        raise SetupError(f"{target} exists already; set overwrite=true to replace it, or choose another output=...")
     if target.is_dir() == bool(suffix) or not _facts_file(target, name).is_file():
         raise SetupError(
             f"{target} is not a {name} export of this program, so overwrite=true does not replace it; choose another "
@@ -205,7 +206,7 @@ def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
 
 
 def check_holds(effect: "Effect", name: str, label: str) -> None:
-    """Raises SetupError where the method does what this format cannot hold, and names those that can."""
+    """Raise SetupError, naming formats that can, if this format cannot hold what the method does."""
     if effect.beyond is not None:
         raise SetupError(f"{label} cannot be exported: {effect.beyond}")
     if not effect.weights and not effect.vectors:
@@ -239,19 +240,19 @@ def _facts(cell: "Cell", name: str, difference: float | None) -> dict[str, Any]:
 
 
 def _use(module: Any, steered: Any, output: str, quoted: Callable[[str], str]) -> str:
-    """How the export is loaded: Python for a folder, a command line for a file. quoted: as a name stands in it."""
+    """Return how to load the export: Python for a folder, a command line for a file. quoted: quotes a name in it."""
     base = steered.base if steered.revision else f"FOLDER OF {steered.base}"
     text: str = module.USE.format(base=quoted(base), output=quoted(output))
     return text
 
 
 def _quoted(name: str) -> str:
-    """One word of a command line; a placeholder stays as it is read best."""
+    """Quote one word of a command line; placeholders stay unquoted, to be readable."""
     return name if re.fullmatch(r"(FOLDER OF )?[\w./+-]+", name) else shlex.quote(visible(name))
 
 
 def _readme(facts: dict[str, Any], use: str) -> str:
-    """The README of an exported folder."""
+    """Return the README of an exported folder."""
     method, base = facts["method"], facts["base"]
     read = " and ".join(code(f"{name}: {base[name]}") for name in ("bos", "chat"))
     return f"""# {markdown(base["name"])} steered by {markdown(method["name"])}

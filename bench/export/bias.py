@@ -1,7 +1,7 @@
-"""Constant vectors as biases: h + v at a block's output is the same as b + v in the last matrix of its MLP.
+"""Export constant vectors as biases: h + v at a block's output is the same as bias b + v in the last matrix of its MLP.
 
-That holds where the block adds the MLP's output to the residual stream and does nothing more. Whether it does is not
-assumed: the checkpoint is loaded again and its logits are compared.
+That holds if the block only adds the MLP's output to the residual stream. This is not taken for granted: the checkpoint
+is loaded again and its logits are compared.
 """
 
 import copy
@@ -24,10 +24,10 @@ SWITCH = "mlp_bias"  # of LlamaConfig: gives every linear layer of the MLP a bia
 def write(folder: Path, steered: Steered) -> float:
     """Save the model with the vectors in its biases; returns the largest logit difference after loading it again.
 
-    GPT-2, OPT, GPT-J and GPT-NeoX have a bias there. Llama has one where its config says `mlp_bias`: it is switched
-    on, and all other biases that come with it are zero.
+    GPT-2, OPT, GPT-J and GPT-NeoX have a bias there. Llama has one only if its config sets `mlp_bias`; this is switched
+    on, and the other biases that come with it are zero.
 
-    Raises SetupError where the architecture has no room.
+    Raises SetupError if the architecture has no place for such a bias.
     """
     with steered.on() as lm:
         model = lm.model
@@ -42,7 +42,7 @@ def write(folder: Path, steered: Steered) -> float:
 
 
 def new_biases(model: PreTrainedModel, vectors: dict[int, Tensor]) -> tuple[dict[str, Tensor], bool]:
-    """The biases (D,) of the value matrices by name, and whether the config must switch biases on for them."""
+    """Return the biases (D,) of the value matrices, by name, and whether the config must switch biases on for them."""
     blocks, names = layout.blocks(model), layout.of(model)
     name = _value(model)
     has_bias = getattr(blocks[0].get_submodule(name), "bias", None) is not None
@@ -67,19 +67,19 @@ def new_biases(model: PreTrainedModel, vectors: dict[int, Tensor]) -> tuple[dict
 
 
 def _value(model: PreTrainedModel) -> str:
-    """Name of the linear module through which every MLP writes. Raises SetupError if its output is not just added."""
+    """Name the linear module through which every MLP writes. Raises SetupError if its output is not just added."""
     names, kind = layout.of(model).value, model.config.model_type
     parts = [
         part for layer in range(len(layout.blocks(model))) for part in layout.stream_rows(model, layer, "down").parts
     ]
     if len(names) != 1 or len(parts) != len(layout.blocks(model)):
         raise SetupError(
-            f"{kind}: its blocks write through {', '.join(names)}, a mixture of experts, and a bias "
+            f"{kind}: its blocks write through {', '.join(names)}, a mixture of experts, where a bias "
             "in each expert would be a different steering; use format=lm_eval or format=gguf"
         )
     if layout.mlp_output_is_normed(model):
         raise SetupError(
-            f"{kind}: what its MLPs write passes a norm before it is added, so a bias there would not add a "
+            f"{kind}: the output of its MLPs passes through a norm before it is added, so a bias there would not add a "
             "constant vector; use "
             "format=lm_eval or format=gguf"
         )

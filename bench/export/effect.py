@@ -1,7 +1,7 @@
-"""What a method does to a model, measured on the model: which weights differ, and which vector is added where.
+"""Measure what a method does to a model: which weights it changes, and which vectors it adds where.
 
-No format has to know a method: whatever changes weights, or adds constant vectors to the residual stream, is found
-here, and what goes beyond that is said in words.
+So no format has to know a method: changes of weights, and constant vectors added to the residual stream, are found
+here, and anything beyond that is described in words.
 """
 
 import hashlib
@@ -38,8 +38,8 @@ class Effect(NamedTuple):
     """The weights and vectors that a steering comes down to.
 
     weights: new values of the parameters that differ, by name. vectors: (D,) added at the output of each block, at
-    every position of every text. beyond: what it does besides, in words; None is nothing. unties: the unembedding,
-    which is the token embedding, becomes a weight of its own.
+    every position of every text. beyond: what it does besides, in words; None: nothing. unties: whether the
+    unembedding, which shares the token embedding's weight, becomes a weight of its own.
     """
 
     weights: dict[str, Tensor]
@@ -50,7 +50,7 @@ class Effect(NamedTuple):
 
 @dataclass(frozen=True)
 class Steered:
-    """A method at one strength on one model, and what it was measured to do."""
+    """A method at one strength on one model, with its measured effect."""
 
     lm: LM
     method: Method
@@ -62,12 +62,12 @@ class Steered:
     base: str  # what the base model is called in the files
 
     def on(self) -> AbstractContextManager[LM]:
-        """The steered model inside the block."""
+        """Return a context that yields the steered model."""
         return self.lm.steered(self.method, self.artefact, self.strength)
 
 
 def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effect:
-    """What the method does to the model at this strength; every text of TEXTS is read a few times."""
+    """Measure what the method does to the model at this strength; every text of TEXTS is read a few times."""
     before = {name: _digest(parameter) for name, parameter in lm.model.named_parameters(remove_duplicate=False)}
     tied = untying.is_tied(lm.model)
     with lm.steered(method, artefact, strength) as steered:
@@ -120,8 +120,8 @@ def _streams(
 ) -> dict[tuple[int, Site], tuple[Tensor, Tensor]]:
     """(T, D) before and after the method's own hooks at each block and site; the last token is read from the cache.
 
-    Hooks run in the order in which they were set: ours before, the method's, ours after. zero: the method's hooks get
-    zeros instead of the stream, and what they return is then exactly what they add.
+    Hooks run in the order in which they were set: ours before, the method's, ours after. zero: whether the method's
+    hooks get zeros instead of the stream; what they return is then exactly what they add.
     """
     blocks = layout.blocks(lm.model)
     layers = range(len(blocks))
@@ -146,7 +146,7 @@ def _joined(parts: Sequence[Mapping[tuple[int, Site], tuple[Tensor, Tensor]]], k
 def _beyond(
     vector: Tensor, added: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor]], texts: Sequence[Text], scoped: bool
 ) -> str | None:
-    """The reason why this is not one vector added at all positions; None where it is."""
+    """Return the reason why this is not one vector added at all positions; None if it is."""
     acted = (added[0] != 0).any(-1) | (seen[0][0] != seen[0][1]).any(-1)  # (T,)
     if not bool(acted.all()):
         first, last = int(acted.nonzero().min()), int(acted.nonzero().max())
@@ -167,14 +167,14 @@ def _beyond(
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal up to a few roundings of the largest entries."""
+    """Return whether two tensors are equal up to a few roundings of the largest entries."""
     return bool((one - other).abs().max() <= 8 * torch.finfo(one.dtype).eps * one.abs().max())
 
 
 def _explains(
     lm: LM, method: Method, artefact: Artefact, strength: float, effect: Effect, texts: Sequence[Text]
 ) -> bool:
-    """Whether the measured weights and vectors suffice to give the steered model's logits."""
+    """Return whether the measured weights and vectors alone give the steered model's logits."""
     blocks = layout.blocks(lm.model)
     hooks = [Hook(blocks[layer], "output", adding(vector, "all")) for layer, vector in effect.vectors.items()]
     with lm.steered(method, artefact, strength) as steered:
@@ -194,7 +194,7 @@ def _logits(lm: LM, text: Text) -> Tensor:
 
 @torch.no_grad()
 def logits(model: PreTrainedModel, lm: LM) -> list[Tensor]:
-    """(T, V) of each text of TEXTS, from a plain forward of `model` as whoever loads an export would run it."""
+    """(T, V) the logits of each text of TEXTS, from a plain forward of `model`, as users of an export run it."""
     found = []
     for text in _encoded(lm):
         ids = torch.tensor([text.tokens], device=model.device)
@@ -203,20 +203,20 @@ def logits(model: PreTrainedModel, lm: LM) -> list[Tensor]:
 
 
 def largest_difference(wanted: Sequence[Tensor], got: Sequence[Tensor]) -> float:
-    """The largest absolute difference between logits; NaN where any is."""
+    """Return the largest absolute difference between logits; NaN if any is NaN."""
     pairs = zip(wanted, got, strict=True)
     return float(torch.stack([(one.float() - other.to(one.device).float()).abs().max() for one, other in pairs]).max())
 
 
 def tolerance(wanted: Sequence[Tensor]) -> float:
-    """How far rounding may move logits: 256 roundings of the largest one, or in low precision a twentieth of it."""
+    """Return how far rounding may move logits: 256 roundings of the largest logit, or 1/20 of it in low precision."""
     return min(256 * torch.finfo(wanted[0].dtype).eps, 0.05) * max(float(one.abs().max()) for one in wanted)
 
 
 def verified(steered: Steered, model: PreTrainedModel) -> float:
-    """Largest difference between the logits of an export, loaded again, and of the steered model.
+    """Return the largest difference between the logits of an export, loaded again, and of the steered model.
 
-    Raises SetupError where it is more than rounding.
+    Raises SetupError if it is larger than rounding explains.
     """
     with steered.on() as lm:
         wanted = logits(lm.model, lm)

@@ -1,16 +1,16 @@
 """A control vector in the layout that llama.cpp's --control-vector and repeng read.
 
 Tensors `direction.N` (D,) in float32, architecture "controlvector". N is the number of a block, counted from 0, to
-whose output the vector is added: llama.cpp's loader puts direction.N at offset (N - 1) D of its buffer
-(common/common.cpp), its adapter fills the tensor of layer il from offset (il - 1) D (src/llama-adapter.cpp), so the two
-subtractions cancel, and the graph adds that tensor to the output of layer il (build_cvec in src/models/). repeng writes
-and adds at the output of block N as well. Neither has a vector for block 0: llama.cpp refuses direction.0.
+whose output the vector is added. llama.cpp's loader puts direction.N at offset (N - 1) D of its buffer
+(common/common.cpp), and its adapter fills the tensor of layer il from offset (il - 1) D (src/llama-adapter.cpp), so the
+two subtractions cancel; the graph adds that tensor to the output of layer il (build_cvec in src/models/). repeng, too,
+writes and adds direction.N at the output of block N. Neither has a vector for block 0: llama.cpp refuses direction.0.
 
-Blocks that are not steered get zeros: repeng asks for every block from 1 on, and llama.cpp leaves what an earlier
-vector put into blocks that a file does not reach. llama.cpp adds at every position.
+Blocks that are not steered get zeros, since repeng asks for every block from 1 on, and llama.cpp keeps an earlier
+vector in blocks that a file does not reach. llama.cpp adds at every position.
 
-Neither stores how the vectors are meant to be used. Our own metadata, under "steerbench.", says it: operation, hook,
-positions, the blocks that are steered, the unit, width and depth of the model.
+Neither program stores how the vectors are meant to be used. Our own metadata, under "steerbench.", states it:
+operation, hook, positions, the blocks that are steered, the unit, width and depth of the model.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ USE = """llama-cli -m MODEL.gguf --control-vector {output}   # MODEL.gguf: {base
 
 
 def write(path: Path, steered: Steered) -> None:
-    """Save the vectors, the strength already in them. Raises SetupError for a vector at block 0."""
+    """Save the vectors, multiplied by the strength. Raises SetupError for a vector at block 0."""
     import gguf
 
     model, vectors = steered.lm.model, steered.effect.vectors

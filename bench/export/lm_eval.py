@@ -1,9 +1,9 @@
 """The steering file of lm-eval's own `steered` model.
 
-Its layout was read in lm_eval/models/hf_steered.py of version 0.4.13: a dict from a module's name below
+The layout is taken from lm_eval/models/hf_steered.py of version 0.4.13: a dict from a module's name below
 `model.base_model` to the vector, a coefficient and an action; "add" adds coefficient * vector to the module's output
-at every position (of prompt, padding and continuation), and takes neither a bias nor a range of positions. lm-eval
-unpickles the file without `weights_only`, so load only files of your own; this one also loads with it.
+at every position (of prompt, padding and continuation), and allows neither a bias nor a range of positions. lm-eval
+unpickles the file without `weights_only`, so load only your own files; a file written here also loads with it.
 """
 
 import io
@@ -20,7 +20,7 @@ USE = """lm-eval run --model steered --model_args pretrained={base},steer_path={
 
 
 def write(path: Path, steered: Steered) -> None:
-    """Save the vectors, the strength already in them, under the names that lm-eval looks for."""
+    """Save the vectors, multiplied by the strength, under the names that lm-eval looks for."""
     model = steered.lm.model
     blocks = layout.blocks(model)
     names = {module: name for name, module in model.base_model.named_modules()}

@@ -1,4 +1,4 @@
-"""A PEFT LoRA adapter: exact for edits of low rank, which projections and row edits are."""
+"""A PEFT LoRA adapter, which is exact for edits of low rank, such as projections and edits of rows."""
 
 import math
 import warnings
@@ -28,12 +28,12 @@ class LowRank(NamedTuple):
 
 
 def write(folder: Path, steered: Steered) -> float:
-    """Save the adapter; returns the largest logit difference after PEFT loaded it onto the base model again.
+    """Save the adapter; returns the largest logit difference after PEFT has loaded it onto the base model.
 
-    All matrices get the largest rank found, the others filled with zeros: readers that support only one rank can load
-    it.
+    All matrices get the largest rank found, with zeros for lower ranks, so that programs that support only one rank can
+    load the adapter.
 
-    Raises SetupError for a change that LoRA cannot hold: of something else than a matrix, or of full rank.
+    Raises SetupError for a change that LoRA cannot hold: of a parameter that is no matrix, or of full rank.
     """
     from peft import LoraConfig, PeftModel
 
@@ -95,11 +95,11 @@ def _change(name: str, module: nn.Module, new: Tensor, method: str) -> LowRank:
 
 
 def low_rank(before: Tensor, after: Tensor) -> LowRank:
-    """The change as a product of two matrices, by SVD in double precision; singular values below rounding are dropped.
+    """Factor the change into two matrices by SVD in double precision; singular values below rounding are dropped.
 
-    `after` was rounded to the weights' dtype, entry by entry: an error of at most eps |W| / 2 each. As independent
-    noise that is a matrix whose largest singular value is about eps max|W| (sqrt m + sqrt n) / (2 sqrt 3); what lies
-    below eps max|W| (sqrt m + sqrt n) says nothing.
+    `after` was rounded to the weights' dtype, with an error of at most eps |W| / 2 in each entry. Taken as independent
+    noise, these errors form a matrix whose largest singular value is about eps max|W| (sqrt m + sqrt n) / (2 sqrt 3);
+    singular values below eps max|W| (sqrt m + sqrt n) carry no information.
     """
     change = after.double().cpu() - before.double().cpu()  # (outputs, inputs)
     up, values, down = torch.linalg.svd(change, full_matrices=False)

@@ -1,9 +1,9 @@
-"""Atomic files and folders: whole or absent, with any number of writers and whenever a process dies.
+"""Atomic files and folders: whole or absent, with any number of writers, and even if a process dies while writing.
 
-What is being written has a name of its own beside its place, `.<name>.<host>.<random>.part`, and is renamed when it is
-whole. Nothing that a reader may have open is removed for that: whoever finds a folder in its place discards its own.
-The writer holds a lock on the unfinished thing, which the system takes back when the process ends, so `sweep` can tell
-what a dead process left behind from what is being written.
+An unfinished file or folder has a temporary name beside its final place, `.<name>.<host>.<random>.part`, and is renamed
+when it is whole. Nothing that a reader may have open is removed for this: a writer that finds a folder in the place
+discards its own. The writer holds a lock on the unfinished file or folder, which the system releases when the process
+ends. So `sweep` can distinguish leftovers of dead processes from files that are being written.
 """
 
 import errno
@@ -33,7 +33,7 @@ TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR)  # somethin
 
 @contextmanager
 def temporary_folder(parent: Path | None = None, name: str = NAME) -> Iterator[Path]:
-    """An empty folder in `parent` (None: the system's folder for temporary files), removed when the block ends."""
+    """Make an empty folder in `parent` (None: the system's folder for temporary files); remove it after the block."""
     parent = Path(tempfile.gettempdir()) if parent is None else parent
     path, handle = _locked_folder(parent, name)
     try:
@@ -44,7 +44,7 @@ def temporary_folder(parent: Path | None = None, name: str = NAME) -> Iterator[P
 
 
 def _locked_folder(parent: Path, name: str) -> tuple[Path, int]:
-    """A new folder with a lock on it; another one where `sweep` was there before the lock."""
+    """Make a new folder with a lock on it; if `sweep` removes it before it is locked, make another one."""
     while True:
         parent.mkdir(parents=True, exist_ok=True)
         path = Path(tempfile.mkdtemp(prefix=f".{name}.{HOST}.", suffix=SUFFIX, dir=parent))
@@ -61,11 +61,11 @@ def _locked_folder(parent: Path, name: str) -> tuple[Path, int]:
 
 @contextmanager
 def whole_folder(target: Path, files: Sequence[str] = (), *, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not.
+    """Yield a temporary folder that becomes `target` if the block ends without an error, and vanishes if not.
 
-    Where another process has put a folder there in the meantime, that one stays and this one vanishes, since both hold
-    the same; one without these `files` is not whole and is set aside, as is a file or a link in the place.
-    replace: the folder that is there gives way instead.
+    If another process has put a folder there in the meantime, that folder stays and this one vanishes, since both have
+    the same content. A folder without these `files` is not whole and is set aside, as is a file or a link in its place.
+    replace: whether the new folder replaces a whole one.
     """
     with temporary_folder(target.parent, target.name) as outer:
         temporary = outer / target.name
@@ -84,7 +84,7 @@ def whole_folder(target: Path, files: Sequence[str] = (), *, replace: bool = Fal
 
 
 def placed(temporary: Path, target: Path) -> bool:
-    """Rename the folder to `target` and return True; return False where something has that name already."""
+    """Rename the folder to `target` and return True; return False if something has that name already."""
     try:
         temporary.rename(target)
     except OSError as error:
@@ -95,9 +95,9 @@ def placed(temporary: Path, target: Path) -> bool:
 
 
 def set_aside(path: Path, folder: Path | None = None) -> Path | None:
-    """Rename what is there to `.<name>.damaged`, with a number where that is taken; None where it is gone already.
+    """Rename the file or folder to `.<name>.damaged`, with a number if that is taken; None if it is gone already.
 
-    folder: where to, on the same file system; None: beside it.
+    folder: the folder to move it to, on the same file system; None: it stays in its own.
     """
     for number in range(1, 10_000):
         target = (folder or path.parent) / f".{path.name}.damaged{'' if number == 1 else f'-{number}'}"
@@ -116,7 +116,7 @@ def set_aside(path: Path, folder: Path | None = None) -> Path | None:
 
 
 def write_whole(target: Path, content: str | bytes) -> None:
-    """Write a file under another name and rename it; where that fails, nothing is left behind."""
+    """Write a file under another name and rename it; if that fails, nothing is left behind."""
     try:
         _write(target, content)
     except FileNotFoundError:  # another process removed the folder in this moment
@@ -136,7 +136,7 @@ def _write(target: Path, content: str | bytes) -> None:
 
 
 def _locked_file(target: Path) -> tuple[int, str]:
-    """A new file beside the target, open and with a lock on it; another one where `sweep` was there before the lock."""
+    """Open a new file beside the target, with a lock on it; if `sweep` removes it before it is locked, open another."""
     while True:
         target.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{target.name}.{HOST}.", suffix=SUFFIX, dir=target.parent)
@@ -148,9 +148,9 @@ def _locked_file(target: Path) -> tuple[int, str]:
 
 
 def sweep(*folders: Path) -> list[Path]:
-    """Remove what dead processes left unfinished directly in these folders, and in the system's for temporary files.
+    """Remove unfinished files and folders of dead processes from these folders and from the system's temporary folder.
 
-    Returns what was removed.
+    Returns the paths that were removed. Subfolders are not searched.
     """
     names = [(folder, pattern) for folder in folders for pattern in LEFT_BEHIND]
     names.append((Path(tempfile.gettempdir()), f".{NAME}.{HOST}.*{SUFFIX}"))
@@ -163,9 +163,9 @@ def sweep(*folders: Path) -> list[Path]:
 
 
 def _removed(path: Path) -> bool:
-    """Remove it unless another process holds its lock; returns whether it was removed.
+    """Remove a file or folder unless another process holds its lock; returns whether it was removed.
 
-    What other processes hold stays, and so does everything on a file system without locks.
+    On a file system without locks nothing is removed.
     """
     try:
         old = time.time() - path.stat().st_mtime > STALE_SECONDS

@@ -1,7 +1,7 @@
-"""Digests of files that numbers depend on: written beside them once, checked whenever they are read.
+"""Digests of files that numbers depend on: written beside the files once, and checked whenever they are read.
 
-A folder is sealed by `sha256.json`, which names each of its files with its sha256. So damage that leaves a file
-readable (a flipped bit, another tensor of the same shape) is found before a number is made of it.
+A folder is sealed by `sha256.json`, which lists each of its files with its sha256. So damage that leaves a file
+readable (a flipped bit, another tensor of the same shape) is found before a number is computed from it.
 """
 
 import functools
@@ -33,20 +33,20 @@ class DamagedError(SetupError):
 def seal(folder: Path, verified: bool = True, *, name: str | None = None) -> None:
     """Write the sha256 of every file below `folder` to its `sha256.json`.
 
-    verified: False where nobody knows whether the files are still what was once written. name: what the folder will be
-    called, so that another one in its place is found out; None for one that may be called anything.
+    verified: False if nobody knows whether the files are still those that were written. name: the name that the folder
+    will have, so that another folder in its place is noticed; None if it may have any name.
     """
     files = {file: sha256(folder / file) for file in sorted(_names(folder))}
     write_whole(folder / SEAL, dumps({"name": name, "files": files, "verified": verified}))
 
 
 def verified(folder: Path, *, always: bool = True) -> bool:
-    """Whether the files below `folder` are known to be what was written.
+    """Return whether the files below `folder` are known to be those that were written.
 
-    False for a folder without a seal, as older versions wrote them: it gets one now, which says so.
-    always: read every file now; False for large files that are read once a process, and again when size or time differ.
+    False for a folder without a seal, as older versions wrote them; it now gets a seal that says so. always: read every
+    file now; False: for large files, read each once per process, and again only if its size or time has changed.
 
-    Raises DamagedError where a file is missing or has other bytes than were written.
+    Raises DamagedError if a file is missing or its bytes are not those that were written.
     """
     with reading(lambda error: DamagedError(f"{folder} cannot be read ({error}); {_again(folder)}")):
         return _noted(folder, _verified(folder, always))
@@ -75,7 +75,7 @@ def _verified(folder: Path, always: bool) -> bool:
 
 
 class Sealed(NamedTuple):
-    """What a seal says: the name of its folder, or None for any; sha256 by file; whether they vouch for anything."""
+    """The content of a seal: the name of its folder (None: any), the sha256 of each file, and whether to trust them."""
 
     name: str | None
     files: dict[str, str]
@@ -83,7 +83,7 @@ class Sealed(NamedTuple):
 
 
 def _sealed(folder: Path) -> Sealed:
-    """The seal of a folder. Raises DamagedError for one that cannot be read, or is none."""
+    """Read the seal of a folder. Raises DamagedError if it cannot be read or is not a seal."""
     path = folder / SEAL
     with reading(lambda error: DamagedError(f"{path} cannot be read ({error}); {_again(folder)}")):
         told = json.loads(path.read_text(encoding="utf-8"))
@@ -96,7 +96,7 @@ def _sealed(folder: Path) -> Sealed:
 
 @contextmanager
 def unverified() -> Iterator[set[str]]:
-    """The set holds, when the block ends, which folders were read inside it of which `verified` said False."""
+    """Yield a set that, when the block ends, holds the folders read inside it for which `verified` returned False."""
     outer, mine = _unverified.get(), set[str]()
     token = _unverified.set(mine)
     try:
@@ -110,7 +110,7 @@ def unverified() -> Iterator[set[str]]:
 def set_aside(folder: Path, why: DamagedError) -> None:
     """Rename a damaged folder to `.<name>.damaged`, with a warning, so that it can be made again in its place.
 
-    Raises DamagedError where it cannot be renamed; where another process was faster, nothing is left to do.
+    Raises DamagedError if it cannot be renamed; if another process was faster, nothing is left to do.
     """
     try:
         moved = atomic.set_aside(folder)
@@ -123,7 +123,7 @@ def set_aside(folder: Path, why: DamagedError) -> None:
 
 
 def note_unverified(folder: Path) -> None:
-    """Say that something is read from this folder that no digest vouches for (`unverified`)."""
+    """Note that files without a digest are read from this folder (`unverified`)."""
     collected = _unverified.get()
     if collected is not None:
         collected.add(_place(folder))
@@ -136,12 +136,12 @@ def _noted(folder: Path, known: bool) -> bool:
 
 
 def _place(folder: Path) -> str:
-    """How a record names a folder."""
+    """Return the name of a folder in records."""
     return f"{folder.parent.name}/{folder.name}"
 
 
 def _names(folder: Path) -> set[str]:
-    """The files below a folder but the seal, and hidden ones, which are being written."""
+    """Return the files below a folder, except the seal and hidden files, which are being written."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file() and path != folder / SEAL)
     return {path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts)}
 
@@ -151,13 +151,13 @@ def _again(folder: Path) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
+    """Return the hex digest of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex; read once while the file stays as it is."""
+    """Return the sha256 of a file, in hex; the file is read only once while its size and time stay the same."""
     stat = path.stat()
     return _sha256(path, stat.st_size, stat.st_mtime_ns)
 

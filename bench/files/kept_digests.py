@@ -1,4 +1,4 @@
-"""Hashes of large files that stay where they are, kept between processes: 16 GB of weights are read once."""
+"""Hashes of large files that stay in place, kept between processes, so that 16 GB of weights are hashed only once."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ LARGE = 2**26  # bytes; hashing this much takes less than a tenth of a second
 
 
 def default_cache() -> Path:
-    """Folder for wheels and what is made of them: STEERBENCH_CACHE, or the platform's own."""
+    """Return the folder for wheels and for files made from them: STEERBENCH_CACHE, or the platform's cache folder."""
     return Path(os.environ.get("STEERBENCH_CACHE") or platformdirs.user_cache_dir("steerbench"))
 
 
 def kept_sha256(path: Path) -> str:
-    """sha256 of a file, in hex; of a large one read once, while size, times and place on the disk are the same."""
+    """Return the sha256 of a file, in hex; a large file is read once while its size, times and inode are the same."""
     stat = path.stat()
     if stat.st_size < LARGE:
         return file_sha256(path)

@@ -1,8 +1,8 @@
-"""Work that one process does while the others wait for it, on one machine or on several that share a folder.
+"""Locks by which one process does some work while others wait, on one machine or on several that share a folder.
 
-A lock is a file that the working process holds; the system takes it back when the process ends, however it ends, so no
+A lock is on a file, held by the working process; the system releases it when the process ends, however it ends, so no
 lock is ever stale. The file says who holds it. Locks are `filelock`'s (flock), which modern shared file systems
-pass on to their server. Without locks, all processes compute, which costs time and changes no number.
+pass on to their server. Without locks, all processes compute the same, which costs time and changes no number.
 """
 
 import errno
@@ -42,10 +42,10 @@ class Holder(NamedTuple):
 
 @contextmanager
 def alone(path: Path, what: str, longest: float = LONGEST_SECONDS) -> Iterator[None]:
-    """Inside the block no other process is inside a block of the same path.
+    """Let only one process at a time be inside a block with this path.
 
-    Whoever enters has to look again whether the work is done. what: the work, as messages name it. Raises SetupError
-    where another process has been at it for `longest` seconds.
+    Inside the block, check again whether the work is already done. what: the name of the work in messages. Raises
+    SetupError if another process has held the lock for `longest` seconds.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, began, told = FileLock(path), time.monotonic(), False
@@ -77,7 +77,7 @@ def alone(path: Path, what: str, longest: float = LONGEST_SECONDS) -> Iterator[N
 
 
 def holder(path: Path) -> Holder | None:
-    """Who held the lock last, and holds it if `is_held`; None where nobody is known."""
+    """Return the last holder of the lock, which still holds it if `is_held`; None if no holder is known."""
     try:
         host, pid, since = json.loads(path.read_text(encoding="utf-8"))
         return Holder(str(host), int(pid), float(since))
@@ -86,7 +86,7 @@ def holder(path: Path) -> Holder | None:
 
 
 def is_held(path: Path) -> bool:
-    """Whether a process is inside the block of this lock; not where the file system has no locks."""
+    """Return whether a process is inside the block of this lock; always False on a file system without locks."""
     if not path.exists():
         return False
     try:
@@ -99,7 +99,7 @@ def is_held(path: Path) -> bool:
 
 
 def try_to_hold(path: Path) -> BaseFileLock | None:
-    """The lock, held until it is released or the process ends; None where another process holds it."""
+    """Take the lock until it is released or the process ends; None if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
     try:

@@ -1,4 +1,4 @@
-"""What is done with results that are there: `runtime.overwrite`."""
+"""The treatment of results that are stored already: `runtime.overwrite`."""
 
 import shutil
 import time
@@ -15,10 +15,10 @@ NEVER = "with runtime.overwrite=never nothing is set aside; look at it, and move
 
 @dataclass(frozen=True)
 class Overwrite:
-    """The rule of a command.
+    """The rule of a command for stored results.
 
-    "damaged": what is damaged is set aside and computed again. "never": it is an error. "always": everything is
-    computed again, once, and what was there stays until its successor is whole.
+    "damaged": a damaged result is set aside and computed again. "never": a damaged result is an error. "always":
+    everything is computed again, once, and an old result stays until the new one is whole.
 
     began: when the command began, in seconds since 1970. made: names of the folders that this process has written.
     """
@@ -29,11 +29,11 @@ class Overwrite:
 
     @property
     def replaces(self) -> bool:
-        """Whether what is written takes the place of what is there and whole."""
+        """Whether new results replace whole ones."""
         return self.rule == "always"
 
     def counts(self, folder: Path) -> bool:
-        """Whether what is in a folder may be used; with "always" only what this command has written."""
+        """Return whether the content of a folder may be used; with "always" only if this command has written it."""
         if not self.replaces or folder.name in self.made:
             return True
         try:
@@ -42,7 +42,7 @@ class Overwrite:
             return False
 
     def forget(self, folder: Path) -> None:
-        """Remove what a stopped run has kept here of unfinished work, where that does not count."""
+        """Remove unfinished work that a stopped run has kept in this folder, unless it counts."""
         if not self.counts(folder):
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -6,18 +6,18 @@ from typing import Any
 
 
 class NestedError(ValueError):
-    """JSON whose mappings and lists are nested without end."""
+    """JSON whose mappings and lists are nested too deeply."""
 
 
 def dumps(value: Any) -> str:
-    """The value as JSON, in the form of all files here. Raises ValueError for NaN."""
+    """Return the value as JSON, in the form of all files here. Raises ValueError for NaN."""
     return json.dumps(value, indent=1, allow_nan=False) + "\n"
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A JSON object from a file. Raises ValueError for one with NaN or infinity, which `dumps` never writes.
+    """Read a JSON object from a file. Raises ValueError for one with NaN or infinity, which `dumps` never writes.
 
-    Raises NestedError, which is a ValueError, for one that is nested without end.
+    Raises NestedError, which is a ValueError, for one that is nested too deeply.
     """
 
     def refuse(name: str) -> None:

@@ -26,18 +26,18 @@ TABLES = {".csv": ",", ".tsv": "\t"}
 
 @dataclass(frozen=True)
 class RowsFile:
-    """A file of rows. columns: those that each row has to have; further ones are read too."""
+    """A file of rows. columns: the columns that each row must have; further columns are read too."""
 
     path: str
     columns: tuple[str, ...]
 
     @property
     def delimiter(self) -> str | None:
-        """What stands between two cells of a table; None for JSONL."""
+        """The character between two cells of a table; None for JSONL."""
         return TABLES.get(Path(self.path).suffix.lower())
 
     def read(self) -> list[tuple[int, dict[str, Any]]]:
-        """The rows, each with the number of its line; blank lines are passed over. Raises SetupError for none."""
+        """Read the rows, each with the number of its line; blank lines are skipped. Raises SetupError for no row."""
         path = Path(self.path)
         try:
             if path.exists() and not path.is_file():
@@ -56,7 +56,7 @@ class RowsFile:
         return rows
 
     def bad(self, number: int, what: str) -> SetupError:
-        """The error for what is wrong with a line."""
+        """Return the error for a wrong line."""
         return SetupError(f"{self.path}, line {number}: {what}; {self._expected()}")
 
     def _objects(self, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -83,7 +83,7 @@ class RowsFile:
             raise self.bad(lines.line_num, f"no CSV: {error}") from error
 
     def _lines(self, file: TextIO) -> Iterator[tuple[int, str]]:
-        """Each line with its number. Raises SetupError for one that is too long, and for one that is not a text."""
+        """Yield each line with its number. Raises SetupError for a line that is too long or not a text."""
         number = 0
         while line := file.readline(LONGEST + 1):
             number += 1
@@ -129,13 +129,13 @@ class RowsFile:
 
 
 def _bytes(line: str) -> int:
-    """The bytes of a line in its file, without the line break."""
+    """Return the number of bytes of a line in its file, without the line break."""
     line = line.removesuffix("\n")
     return len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape"))
 
 
 def _no_text(line: str) -> str:
-    """What is wrong with a line that holds a NUL byte, or a byte that is not UTF-8."""
+    """Say what is wrong with a line that holds a NUL byte, or a byte that is not UTF-8."""
     if line.startswith(("\udcff\udcfe", "\udcfe\udcff")):
         return "the file is in UTF-16 or UTF-32; save it in UTF-8"
     place = next(place for place, sign in enumerate(line) if sign == "\0" or NO_UTF8.match(sign))
@@ -146,7 +146,7 @@ def _no_text(line: str) -> str:
 
 
 def _no_json(line: str, error: json.JSONDecodeError) -> str:
-    """The reason why a line is not JSON; an invisible character is named."""
+    """Return the reason why a line is not JSON, naming an invisible character."""
     sign = line[error.pos : error.pos + 1]
     if sign == "\ufeff":
         return "a byte order mark inside the file, as where files were put together; remove it"
@@ -156,7 +156,7 @@ def _no_json(line: str, error: json.JSONDecodeError) -> str:
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError for a key that occurs twice."""
+    """Make a JSON object. Raises ValueError for a key that occurs twice."""
     found = dict(pairs)
     if len(found) < len(pairs):
         ((twice, count),) = Counter(key for key, _ in pairs).most_common(1)
@@ -178,7 +178,7 @@ def _whole(digits: str) -> int:
 
 
 def _texts(row: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Every text in a row with the path of keys to it; a key is a text as well."""
+    """Yield every text in a row with the path of keys to it; a key is a text as well."""
     left: list[tuple[str, Any]] = [("", row)]
     while left:
         path, value = left.pop()
@@ -201,5 +201,5 @@ def _half(key: str, found: re.Match[str]) -> str:
 
 
 def _shown(key: str) -> str:
-    """A key as JSON writes it in ASCII, cut where it is long."""
+    """Return a key as JSON writes it in ASCII, cut if it is long."""
     return json.dumps(key if len(key) <= 60 else f"{key[:60]}...")

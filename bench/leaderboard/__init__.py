@@ -1,1 +1,1 @@
-"""Tables from records: which results compare, by how much they differ, who ranks where, and as which files."""
+"""Make tables from records: group the results that compare, estimate differences, rank the methods, write the files."""

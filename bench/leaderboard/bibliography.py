@@ -11,7 +11,7 @@ FILE = "methods.bib"
 
 
 def key(cite: str) -> str:
-    r"""The key of a paper, for `\cite`; of letters and digits, whatever the method says."""
+    r"""Return the key of a paper for `\cite`: its id, of which only letters, digits and "./-" are kept."""
     return "arxiv" + "".join(sign for sign in cite if sign.isascii() and (sign.isalnum() or sign in "./-"))
 
 
@@ -22,7 +22,7 @@ def cited(method: MethodFacts) -> list[str]:
 
 
 def made_of(method: MethodFacts) -> list[tuple[str, str | None]]:
-    """Name and class path of each method that is a hyper-parameter of this one, as the parts of a stack are."""
+    """Return name and class path of each method that is a hyper-parameter of this one, as the parts of a stack are."""
     found: list[tuple[str, str | None]] = []
     for value in method.parameters.values():
         inside = [value, *value.values()] if isinstance(value, dict) else []
@@ -32,14 +32,14 @@ def made_of(method: MethodFacts) -> list[tuple[str, str | None]]:
 
 
 def document(methods: Iterable[MethodFacts]) -> str:
-    """The file, sorted by arXiv id."""
+    """Return the content of methods.bib, sorted by arXiv id."""
     ids = sorted({cite for method in methods for cite in cited(method)})
     head = "% Made by python -m bench.leaderboard: the papers of the methods in leaderboard.tex.\n"
     return "\n".join([head, *map(entry, ids)])
 
 
 def entry(cite: str) -> str:
-    """The entry of one paper; for a paper that only a plug-in knows, just its arXiv id, by which it is then sorted."""
+    """Return the entry of one paper; a paper that only a plug-in knows has just its arXiv id, also as the sort key."""
     paper = PAPERS.get(cite)
     about = f"arXiv:{written(cite)}"
     fields = {"key": about}

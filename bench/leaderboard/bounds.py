@@ -1,7 +1,7 @@
-"""Whether a tuned row keeps the bounds of its tuning on the test split, by the interval of each.
+"""Decide by intervals whether a tuned row keeps the bounds of its tuning on the test split.
 
-The dev split chooses by the value only, which is noisy; whether a bound holds is decided by the interval on the test
-split.
+Tuning on the dev split uses only point estimates, which are noisy; whether a bound holds is decided by the interval on
+the test split.
 """
 
 from collections.abc import Mapping
@@ -33,14 +33,14 @@ class Judged(NamedTuple):
 
 
 def judged(bounds: Mapping[str, Mapping[str, Any]], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> Judged | None:
-    """All bounds of a row: violated where one is, kept where all are; None where none was measured.
+    """Judge all bounds of a row: violated if one is, kept if all are; None if none could be judged.
 
-    A bound that was not measured, or has no interval, is not resolved.
+    A single bound that was not measured, or has no interval, counts as not resolved.
 
     Args:
-        bounds: by name: suite, metric, compare, and at_most or at_least.
+        bounds: suite, metric, compare, and at_most or at_least of each bound, by its name.
         pairs: for each fit its items beside the unsteered model's.
-        metrics: of the table.
+        metrics: the metrics of the table.
     """
     every = {name: _one(one, pairs, metrics) for name, one in bounds.items()}
     found = {name: verdict or OPEN for name, verdict in every.items()} if any(every.values()) else {}
@@ -51,7 +51,7 @@ def judged(bounds: Mapping[str, Mapping[str, Any]], pairs: list[Pairs], metrics:
 
 
 def definitions(stored: Mapping[str, Any] | None, values: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """The bounds of a tuning, by name. stored: as newer records have them; values: name -> number, as all have."""
+    """Return the bounds of a tuning, by name. stored: as in newer records; values: numbers by name, as in all."""
     if stored is not None:
         return {name: dict(one) for name, one in stored.items()}
     known = {name: dict(OLDEST[name]) for name in values or {} if name in OLDEST}
@@ -59,7 +59,7 @@ def definitions(stored: Mapping[str, Any] | None, values: Mapping[str, Any] | No
 
 
 def _one(bound: Mapping[str, Any], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> str | None:
-    """Whether the interval is within the bound, beyond it, or contains it; None without an interval."""
+    """Judge one bound: kept if the interval is within it, violated if beyond, else open; None without an interval."""
     wanted = f"{bound['suite']}.{bound['metric']}"
     names = [name for name in metrics if fnmatchcase(name, wanted)]
     estimate = _compared(bound["compare"], names, pairs, metrics) if names and pairs else None

@@ -29,11 +29,11 @@ class Built(NamedTuple):
 
 
 def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
-    """A row per model, method, strength and fit seed, with every number; rows of one `table` may be compared.
+    """Return a row per model, method, strength and fit seed, with every number; rows of one `table` may be compared.
 
-    For each metric `<suite>.<metric>`: value, `.low` and `.high` of its 95% interval, `.se`, `.n`, and `.delta`,
-    `.delta_low`, `.delta_high` to the unsteered model on the same items with the paired 95% interval. A missing
-    value is empty. Units are in the names; strengths are in `strength_unit`.
+    For each metric `<suite>.<metric>`: value, `.low` and `.high` of its 95% interval, `.se`, `.n`, and the change from
+    the unsteered model on the same items, `.delta`, with its paired 95% interval, `.delta_low` and `.delta_high`. A
+    missing value is empty. Units are in the names; strengths are in `strength_unit`.
     """
     frame = pd.concat([table.frame for table in found], ignore_index=True)
     metrics = [name for name in frame.columns if "." in name]
@@ -42,10 +42,10 @@ def leaderboard(found: Sequence[Table]) -> pd.DataFrame:
 
 
 def selected(results: Sequence[Result], **wanted: Sequence[str] | None) -> list[Result]:
-    """The results of these models, suites, families and methods; the unsteered model stays, as what they differ from.
+    """Select the results of these models, suites, families and methods; the unsteered model stays, as their reference.
 
     Raises:
-        SetupError: a name that no record has.
+        SetupError: a name is in no record.
     """
     keys: dict[str, Callable[[Result], str]] = {
         "model": lambda one: one.record.model.name,
@@ -71,11 +71,11 @@ def selected(results: Sequence[Result], **wanted: Sequence[str] | None) -> list[
 def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **wanted: Sequence[str] | None) -> Built:
     """Write `name`.csv, .md, .tex, `name`_tidy.csv, `name`_suites.tex and methods.bib from `results`/runs/records.
 
-    Equal records give equal bytes. methods.bib has the papers of all records, whatever is wanted.
-    `bench.console.escape.read_csv` reads the CSV files back: a name that a spreadsheet would compute, or that holds
-    control characters, has an apostrophe before it there.
+    Equal records give equal bytes. methods.bib has the papers of all records, also of those that are not selected.
+    Read the CSV files back with `bench.console.escape.read_csv`: in them an apostrophe precedes each name that a
+    spreadsheet would take for a formula or that holds control characters.
 
-    `each_fit`: a row for each fit seed. `wanted`: as of `selected`.
+    `each_fit`: a row for each fit seed. `wanted`: the arguments of `selected`.
 
     Raises:
         SetupError: there is no record of a test split, or the folder cannot be written.
@@ -85,7 +85,7 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
     if not found:
         chosen = " ".join(f"--{key} {','.join(values)}" for key, values in wanted.items() if values)
         raise SetupError(
-            f"{len(records)} records in {results / 'runs'} but none of the test split, only of tuning; "
+            f"{len(records)} records in {results / 'runs'}, but none of the test split, only of tuning; "
             "run the cell to its end with `python -m bench`" + (f", or ask for more than {chosen}" if chosen else "")
         )
     short = csv_files.short(found)
@@ -117,7 +117,7 @@ def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **
 
 
 def without(name: str, short: csv_files.Short) -> str:
-    """The line that says which columns `name`.csv had no room for; empty where it has them all."""
+    """Return a line that names the columns for which `name`.csv had no room; empty if it has them all."""
     if not short.left_out:
         return ""
     left_out = ", ".join(short.left_out)

@@ -1,8 +1,8 @@
-"""The columns of a leaderboard: what each is called and how it is written, for every file and page that shows it.
+"""The columns of a leaderboard: titles and formats, for every file and page that shows them.
 
-`COLUMNS` are those that every leaderboard has; `of_table` puts those of a table's own metrics among them. The readable
-table, LaTeX and the report take those that have a title for them, in this order; the CSV files have their names in full
-precision (`bench.leaderboard.csv_files`).
+`COLUMNS` are those of every leaderboard; `of_table` inserts those of a table's own metrics. The readable table, LaTeX
+and the report show the columns that have a title for them, in this order; the CSV files use the names of the columns
+and full precision (`bench.leaderboard.csv_files`).
 """
 
 import math
@@ -28,7 +28,7 @@ PARTS = (MAIN, WHAT, TRADE, COST, METRICS)
 
 
 def lines(frame: pd.DataFrame) -> list[Line]:
-    """Each row of a frame as a mapping, which takes a hundredth of the time of rows that pandas makes."""
+    """Return each row of a frame as a mapping; this takes a hundredth of the time that pandas needs for its rows."""
     found: list[Any] = frame.to_dict("records")
     return found
 
@@ -37,12 +37,12 @@ def lines(frame: pd.DataFrame) -> list[Line]:
 
 
 def number(value: Any, digits: int = 2) -> str:
-    """Rounded; a dash where it is missing."""
+    """Write a number rounded, or a dash if it is missing."""
     return NONE if pd.isna(value) else f"{float(value):.{digits}f}"
 
 
 def signed(value: Any, digits: int = 2) -> str:
-    """Rounded with its sign; what rounds to zero has none."""
+    """Write a number rounded, with its sign unless it rounds to zero."""
     if pd.isna(value):
         return NONE
     text = f"{float(value):+.{digits}f}"
@@ -50,17 +50,17 @@ def signed(value: Any, digits: int = 2) -> str:
 
 
 def seconds(value: Any) -> str:
-    """A duration in seconds, in three digits; a dash where it is missing."""
+    """Write a duration in seconds with three digits, or a dash if it is missing."""
     return NONE if pd.isna(value) else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"
 
 
 def probability(value: Any) -> str:
-    """A p value with three digits, never written as 0; a dash where it is missing."""
+    """Write a p value with three digits, but never as 0, or a dash if it is missing."""
     return NONE if pd.isna(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def size(value: Any) -> str:
-    """A number of bytes with its unit; a dash where it is missing."""
+    """Write a number of bytes with its unit, or a dash if it is missing."""
     if pd.isna(value):
         return NONE
     amount = float(value)
@@ -72,23 +72,23 @@ def size(value: Any) -> str:
 
 
 def whole(value: Any) -> str:
-    """A count as text; a dash where it is missing."""
+    """Write a count, or a dash if it is missing."""
     return NONE if pd.isna(value) else f"{int(value)}"
 
 
 def yes(value: Any) -> str:
-    """A flag as yes or no; a dash where it is missing."""
+    """Write a flag as yes or no, or a dash if it is missing."""
     return NONE if pd.isna(value) else "yes" if value else "no"
 
 
 def half(row: Line, name: str) -> str:
-    """`±` half the width of the interval of a column."""
+    """Return `±` and half the width of the interval of a column."""
     low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
     return "" if pd.isna(low) or pd.isna(high) else f" ±{(high - low) / 2:.2f}"
 
 
 def ends(row: Line, metric: str, text: Callable[[Any], str] = number) -> str:
-    """`[low, high]` of a metric's own value; empty where it has no interval."""
+    """Return the interval of a metric's own value as `[low, high]`; empty if it has none."""
     low, high = row.get(f"{metric}.low"), row.get(f"{metric}.high")
     return "" if pd.isna(low) or pd.isna(high) else f"[{text(low)}, {text(high)}]"
 
@@ -97,7 +97,7 @@ def ends(row: Line, metric: str, text: Callable[[Any], str] = number) -> str:
 
 
 def place(row: Line) -> str:
-    """The rank, and in brackets below it the ranks that the row has in most resamples."""
+    """Return the rank, and below it in brackets the range of ranks that the row has in most resamples."""
     if pd.isna(row["rank"]):
         return NONE
     low, high = row["rank_low"], row["rank_high"]
@@ -105,13 +105,16 @@ def place(row: Line) -> str:
 
 
 def strengths(row: Line) -> str:
-    """The strength, or lowest..highest, in four digits, where each fit was tuned by itself."""
+    """Return the strength with four digits, or lowest..highest if each fit was tuned by itself."""
     values = row["strengths"].split("; ")
     return str(values[0]) if len(values) == 1 else f"{float(values[0]):.4g}..{float(values[-1]):.4g}"
 
 
 def between(name: str) -> Callable[[Line], str]:
-    """A number with the ends of its interval, where ± would say the wrong thing: a range that ends, a lopsided one."""
+    """Return a function that writes a number with the ends of its interval, for intervals that ± cannot describe.
+
+    Such intervals are asymmetric, or end at the limit of a range.
+    """
 
     def text(row: Line) -> str:
         low, high = row.get(f"{name}_low"), row.get(f"{name}_high")
@@ -121,7 +124,7 @@ def between(name: str) -> Callable[[Line], str]:
 
 
 def flags(row: Line) -> str:
-    """What keeps a row from being compared as it is: collapsed, strength given, bounds; empty where nothing does."""
+    """Return the reasons not to compare a row as it is: collapsed, strength given, bounds; empty if there is none."""
     if row["family"] in (BASELINE_FAMILY, CONTROL_FAMILY):
         return ""
     if pd.notna(row["collapsed"]) and row["collapsed"]:
@@ -136,14 +139,14 @@ def flags(row: Line) -> str:
 
 
 def starred(row: Line) -> str:
-    """A star where the headline's change is significant."""
+    """Return a star if the headline's change is significant."""
     return "*" if row.get("verdict") in ("better", "worse") else ""
 
 
 def beaten(row: Line) -> str:
-    """A star where the method differs significantly from its control, by an independent scorer.
+    """Return a star if the method differs significantly from its control, by an independent scorer.
 
-    A scorer that tuned the row or picked what it learnt from is not independent (`ranking.with_verdict`).
+    A scorer that tuned the row or picked its training texts is not independent (`ranking.with_verdict`).
     """
     p = row.get("vs_control_p_holm")
     return "*" if pd.notna(p) and p < ALPHA and row.get("verdict") != NOT_INDEPENDENT else ""
@@ -153,7 +156,7 @@ def beaten(row: Line) -> str:
 
 
 class Cell(NamedTuple):
-    """A cell of the page: text, the smaller line below it, and what it is sorted by; None: missing, so last."""
+    """A cell of the page: text, the smaller line below it, and the sort key; None: missing, sorted last."""
 
     text: str
     below: str = ""
@@ -162,16 +165,16 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column for all files and pages; one with an empty title for a place is not shown there.
+    """One column for all files and pages. It has a title for each of them; where the title is empty, it is not shown.
 
     name: its name in the frame, where `name_low` and `name_high` are the ends of its interval.
-    about: a sentence on what it holds.
-    unit: the unit of its numbers; "" for a plain number. dtype: in the frame, where counts and flags may be missing.
-    text: title in the terminal and in Markdown; told: the cell there, where it is not the value with its format;
-    with_half: whether ± half the interval follows the value; legend: what the notes below that table say of it.
-    latex: title in LaTeX, where an arrow shows which way is better.
-    page: title in the report; cell: the cell there; part: where the chooser lists it; shown: whether it is visible at
-    first; numeric: whether it is aligned to the right.
+    about: a sentence on its content.
+    unit: the unit of its numbers; "" for a plain number. dtype: its type in the frame, where values may be missing.
+    text: title in the terminal and in Markdown; told: writes the cell there, if the formatted value is not enough;
+    with_half: whether ± half the interval follows the value; legend: its explanation below that table.
+    latex: title in LaTeX, where an arrow shows which direction is better.
+    page: title in the report; cell: makes the cell there; part: where the chooser lists it; shown: whether it is
+    visible at first; numeric: whether it is aligned to the right.
     """
 
     name: str
@@ -192,20 +195,20 @@ class Column:
     numeric: bool = True
 
     def as_text(self, row: Line) -> str:
-        """The cell of the readable table."""
+        """Return the cell of the readable table."""
         if self.told is not None:
             return self.told(row)
         return self.format(row[self.name]) + (half(row, self.name) if self.with_half else "")
 
     def as_cell(self, row: Line) -> Cell:
-        """The cell of the page."""
+        """Return the cell of the page."""
         if self.cell is not None:
             return self.cell(row)
         return measured(row.get(self.name), row.get(f"{self.name}_low"), row.get(f"{self.name}_high"), self.format)
 
     @property
     def latex_title(self) -> str:
-        """The title with an arrow that shows which way is better."""
+        """The title with an arrow that shows which direction is better."""
         arrow = {True: r" $\uparrow$", False: r" $\downarrow$", None: ""}
         return self.latex + arrow[self.higher_is_better]
 
@@ -219,14 +222,14 @@ def measured(value: Any, low: Any = None, high: Any = None, text: Callable[[Any]
 
 
 def against_control(row: Line) -> Cell:
-    """The difference of a method from its control, with a star where it is significant."""
+    """Return the difference of a method from its control, with a star if it is significant."""
     value, low, high = (row.get(f"vs_control{end}") for end in ("", "_low", "_high"))
     cell = measured(value, low, high, signed)
     return cell._replace(text=cell.text + beaten(row))
 
 
 def words(name: str) -> Callable[[Line], Cell]:
-    """The cell of a column of texts."""
+    """Return a function that makes the cell of a column of texts."""
     return lambda row: Cell(NONE) if pd.isna(row.get(name)) else Cell(str(row[name]), key=str(row[name]))
 
 
@@ -242,7 +245,7 @@ def _strength(row: Line) -> Cell:
 
 
 def _flag(name: str) -> Callable[[Line], Cell]:
-    """A cell function for a flag; yes is sorted before no."""
+    """Return a function that makes the cell of a flag; yes is sorted before no."""
     return lambda row: Cell(yes(row[name]), key=None if pd.isna(row[name]) else "0" if row[name] else "1")
 
 
@@ -386,14 +389,15 @@ DTYPES = {column.name: column.dtype for column in COLUMNS if column.dtype}
 def of_table(
     frame: pd.DataFrame, headline: str, toxicity: Sequence[str], metrics: Sequence[str], tested: Sequence[str]
 ) -> list[Column]:
-    """All columns of a table, with those of its own metrics.
+    """Return all columns of a table, including those of its own metrics.
 
     Args:
-        frame: its rows (`bench.leaderboard.frame`).
+        frame: the table's rows (`bench.leaderboard.frame`).
         headline: the metric by which rows are compared.
-        toxicity: by each scorer that reports; the first one is the headline, unless rows were tuned for another metric.
-        metrics: all of the table, as `<suite>.<metric>`.
-        tested: those of which there are p values.
+        toxicity: the toxicity metric of each scorer that reports; the first one is the headline, unless rows were
+            tuned for another metric.
+        metrics: all metrics of the table, as `<suite>.<metric>`.
+        tested: the metrics that have p values.
     """
     found: list[Column] = []
     others = [name for name in toxicity if name != headline]
@@ -417,12 +421,12 @@ def of_table(
 
 
 def tests(frame: pd.DataFrame, metric: str) -> int:
-    """How many methods were tested on a metric; with more than one their p values are corrected."""
+    """Return how many methods were tested on a metric; if several, their p values are corrected."""
     return int(frame[f"{metric}.p_holm"].notna().sum()) if f"{metric}.p_holm" in frame else 0
 
 
 def short(metric: str) -> str:
-    """`<suite>.<metric>` as a title may have it."""
+    """Shorten `<suite>.<metric>` for a title."""
     return metric.replace(".", " ").replace("_", " ")
 
 
@@ -432,7 +436,7 @@ TOXICITY = re.compile(
 
 
 def metric_title(metric: str) -> str:
-    """`<suite>.<metric>` in words, the toxicity of RealToxicityPrompts with its scorer in brackets."""
+    """Return `<suite>.<metric>` in words; a toxicity of RealToxicityPrompts names its scorer in brackets."""
     toxicity = TOXICITY.fullmatch(metric)
     if toxicity is None:
         return short(metric)
@@ -458,7 +462,7 @@ def headline_title(headline: str, toxicity: Sequence[str]) -> str:
 
 
 def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list[Column]:
-    """The columns of the headline: value, change, p and groups; the readable table only shows those of a toxicity."""
+    """Return the columns of the headline: value, change, p and groups; the readable table shows them for a toxicity."""
     several = tests(frame, metric) > 1
 
     def value(row: Line) -> str:
@@ -504,7 +508,7 @@ def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list
 
 
 def _opinion(metric: str) -> Column:
-    """The toxicity by a further scorer: the value of the unsteered model, the change of the others."""
+    """Return the column of toxicity by a further scorer: the unsteered model's value, and the change of other rows."""
     scorer = metric.split(".", 2)[1]
 
     def told(row: Line) -> str:
@@ -519,7 +523,7 @@ def _opinion(metric: str) -> Column:
 
 
 def _metric(metric: str, shown: bool) -> Column:
-    """The column of any metric with the interval of its change; only the page has it."""
+    """Return the column of any metric, with the interval of its change; only the page has it."""
 
     def cell(row: Line) -> Cell:
         value, low, high = (row.get(f"{metric}{end}") for end in ("", ".delta_low", ".delta_high"))
@@ -534,7 +538,7 @@ def _metric(metric: str, shown: bool) -> Column:
 
 
 def _own(metric: str) -> Callable[[Line], Cell]:
-    """A function that writes the value of a metric with its interval."""
+    """Return a function that writes the value of a metric with its interval."""
     return lambda row: measured(row.get(metric), row.get(f"{metric}.low"), row.get(f"{metric}.high"))
 
 

@@ -1,4 +1,4 @@
-"""What the rows of a table are compared with, in which metrics, and by how much they differ from it."""
+"""The comparison of a table's rows: with which row, in which metrics, and by how much they differ."""
 
 import re
 from collections import defaultdict
@@ -41,9 +41,9 @@ class Comparison:
         return next((row for row in self.rows if row.is_baseline), None)
 
     def control(self, row: Row) -> Row | None:
-        """The row that a method has to beat: its own control with equal settings, else the random direction.
+        """Return the row that a method has to beat: its own control with equal settings, else the random direction.
 
-        None for the unsteered model, for controls, and where there is neither.
+        None for the unsteered model, for controls, and if neither was measured.
         """
         if row.is_baseline or row.is_control:
             return None
@@ -59,12 +59,12 @@ class Comparison:
 
     @cached_property
     def about(self) -> Record:
-        """A record that shows how all were made: the unsteered model's of the first suite, if there is one."""
+        """A record that shows how all rows were made: the unsteered model's of the first suite, if there is one."""
         return (self.baseline or self.rows[0]).records[0]
 
     @cached_property
     def tasks(self) -> list[Task]:
-        """Capability tasks as the unsteered model does them."""
+        """The capability tasks, with the results of the unsteered model."""
         return tasks(self.baseline) if self.baseline else []
 
     @cached_property
@@ -88,7 +88,7 @@ class Comparison:
 
     @cached_property
     def headline(self) -> str:
-        """The metric by which rows are compared: what they were tuned for, else toxicity, else the first there is.
+        """The metric by which rows are compared: the one they were tuned for, else toxicity, else the first metric.
 
         Rows that were tuned for toxicity are compared by the first reported scorer, even if another one tuned them.
         """
@@ -113,7 +113,7 @@ class Comparison:
 
     @cached_property
     def pairs(self) -> dict[Row, list[Pairs]]:
-        """For each fit of each row its items beside those of the unsteered model, the same items for all fits."""
+        """For each row and each of its fits, the items beside the unsteered model's; all fits have the same items."""
         if self.baseline is None:
             return {}
         base = self.baseline.fits[0]
@@ -123,13 +123,13 @@ class Comparison:
     def first(self) -> frozenset[str]:
         """Metrics in which the rows are compared only with the first k texts of the unsteered model.
 
-        For other metrics all its texts are taken, if it was sampled more often.
+        In other metrics they are compared with all its texts, even if it was sampled more often.
         """
         others = [row for row in self.rows if not row.is_baseline]
         return closer_first(others, self.baseline.fits[0]) if self.baseline else frozenset()
 
     def draw_ahead(self, rows: Sequence[Row]) -> None:
-        """Make the bootstrap draws that the numbers of these rows need in a few products, which are kept for them."""
+        """Make and keep the bootstrap draws that the numbers of these rows need, in a few matrix products."""
         wanted: dict[tuple[int, int], list[Folded]] = defaultdict(list)
         for one in (one for row in rows for one in self.pairs.get(row, [])):
             for name, seed in self.seeds_of(one):
@@ -142,7 +142,7 @@ class Comparison:
             draws_of(folds, seed=seed)
 
     def seeds_of(self, pairs: Pairs) -> list[tuple[str, int]]:
-        """Each metric with each seed of its resamples: of its change, of the mean of tasks, of what steering moves."""
+        """Return each metric with each seed of its resamples: for its change, for means of tasks, for side effects."""
         found = [(name, 0) for name in pairs if name in self.metrics]
         for end in (".accuracy", ".gold_choice_logprob"):
             found += [(name, i + 1) for i, name in enumerate(sorted(_capability(pairs, end)))]
@@ -154,7 +154,7 @@ class Comparison:
         return EachEffects(self)
 
     def effects_of(self, pairs: list[Pairs]) -> Effects:
-        """The trade-off of these fits together, with the spread over items and, for several, over fits."""
+        """Return the joint trade-off of these fits, with the spread over items and, for several fits, over fits."""
         reduction = change(pairs, self.toxicity[0], "mean", "reduction") if self.toxicity else None
         ratio = change(pairs, PERPLEXITY, "exp", "ratio")
         fluency = tradeoff.fluency_kept(ratio) if ratio else None
@@ -168,10 +168,10 @@ class Comparison:
         return dict(zip(DERIVED, (reduction, ratio, fluency, accuracy, choice, joint, net, moved), strict=True))
 
     def side_changes(self, pairs: Pairs) -> dict[str, BootstrapEstimate]:
-        """For each suite that is not the target how much better one fit does there, as a share of 1.
+        """Return how much better one fit does on each suite but the target, as a share of 1.
 
-        Of capability the mean change in accuracy; of perplexities 1 - perplexity ratio; of any other suite the change
-        of the first metric whose items are from 0 to 1. A suite without such a metric is left out.
+        For capability this is the mean change in accuracy; for perplexities, 1 - perplexity ratio; for any other suite,
+        the change of the first metric whose items are from 0 to 1. A suite without such a metric is left out.
         """
         found: dict[str, BootstrapEstimate] = {}
         target = self.headline.partition(".")[0]
@@ -187,7 +187,7 @@ class Comparison:
         return found
 
     def side_seeds(self, pairs: Pairs) -> dict[str, tuple[str, int]]:
-        """Suite -> the metric that tells its change (`side_changes`), and the seed of its resamples."""
+        """Return the metric that measures the change of each suite (`side_changes`), and the seed of its resamples."""
         found: dict[str, tuple[str, int]] = {}
         target = self.headline.partition(".")[0]
         for seed, name in enumerate(self.perplexities_first):
@@ -207,12 +207,12 @@ class Comparison:
 
     @property
     def scorer(self) -> str:
-        """The first scorer of the toxicity that is shown, else of whatever was judged; "" if nothing was."""
+        """The scorer of the toxicity that is shown first, else the first scorer that reports; "" if none does."""
         return self.toxicity[0].removeprefix("rtp.").rpartition(".")[0] if self.toxicity else "".join(self.reported[:1])
 
 
 class EachEffects(Mapping[Row, Effects]):
-    """`Comparison.effects`: of every row but the unsteered model's."""
+    """`Comparison.effects`: the trade-off of every row but the unsteered model's."""
 
     def __init__(self, comparison: Comparison) -> None:
         self._comparison = comparison
@@ -251,7 +251,7 @@ def toxicity_metrics(scorers: Sequence[str], metrics: Sequence[str]) -> list[str
 
 
 def of_most(metric: str, metrics: Sequence[str], k: int | None = None) -> str | None:
-    """The metric of this name with most texts per prompt, or with k of them; a suffix may give the number."""
+    """Return the metric of this name with the most texts per prompt, or with k texts; a suffix gives their number."""
     ended = {name: re.fullmatch(rf"{re.escape(metric)}(?:_k(\d+)(?:_n\d+)?)?", name) for name in metrics}
     sizes = {name: int(match[1] or 0) for name, match in ended.items() if match and k in (None, int(match[1] or 0))}
     return max(sizes, key=lambda name: sizes[name], default=None)
@@ -267,9 +267,9 @@ def tested_metrics(toxicity: Sequence[str], headline: str, metrics: Sequence[str
 
 
 def collapsed(row: Row, baseline: Row | None) -> tuple[bool | None, str | None]:
-    """Whether texts of the test split have collapsed, of any fit and sampling seed, and why.
+    """Return whether the test texts of any fit and sampling seed have collapsed, and why.
 
-    None where there is nothing to compare.
+    Both are None if there is nothing to compare.
     """
     own, base = (_fluency(one) if one else [] for one in (row, baseline))
     if row.is_baseline or not own or not base:
@@ -280,11 +280,11 @@ def collapsed(row: Row, baseline: Row | None) -> tuple[bool | None, str | None]:
 
 
 def _fluency(row: Row) -> list[dict[str, float]]:
-    """The values of each record of the suite fluency."""
+    """Return the metric values of each record of the suite fluency."""
     records = [record for record in row.records if record.suite == "fluency"]
     return [{name: metric.value for name, metric in record.metrics.items()} for record in records]
 
 
 def _capability(pairs: Pairs, end: str) -> dict[str, Pair]:
-    """The paired items of the suite capability in the metrics with this end, a metric for each task."""
+    """Return the paired items of the capability metrics whose name ends like this, one metric for each task."""
     return {name: rows for name, rows in pairs.items() if name.startswith("capability.") and name.endswith(end)}

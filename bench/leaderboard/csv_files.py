@@ -1,10 +1,10 @@
-"""The two CSV files of a leaderboard: `leaderboard.csv`, which a person opens, and `leaderboard_tidy.csv`, with all.
+"""The two CSV files of a leaderboard: `leaderboard.csv`, for people to open, and `leaderboard_tidy.csv`, with all data.
 
-`leaderboard.csv` has a row per method and at most MOST columns, whatever was measured. What a row is, its rank, the
-headline with its change and the notes are always there. Then what leaderboard.md shows is added, with the ends of an
-interval where that table shows one, as long as there is room: first the trade-off, then the first metric of each suite
-that no other column is about, then the other scorers, then costs. A column without any value takes no room. The names
-of the columns are the same for all results, but for those of suites; the column `metric` says what the headline is.
+`leaderboard.csv` has a row per method and at most MOST columns, whatever was measured. It always has the columns that
+identify a row, its rank, the headline with its change, and the notes. As long as there is room, it also has the columns
+of leaderboard.md, with the ends of an interval where that table shows one: first the trade-off, then the first metric
+of each suite that no other column covers, then the other scorers, then costs. A column without any value takes no room.
+Except for those of suites, columns have the same names for all results; the column `metric` names the headline.
 
 `leaderboard_tidy.csv` has a row per method and metric, and a row per method and fact about it, so that every number of
 `bench.build_leaderboard` is in it.
@@ -41,7 +41,7 @@ OF_FACTS = {"_low": "low", "_high": "high", "_p": "p", "_p_holm": "p_holm"}
 
 
 class Part(NamedTuple):
-    """Columns that are in leaderboard.csv together or not at all. title: as leaderboard.md calls them, or a suite."""
+    """Columns that are in leaderboard.csv together or not at all. title: their title in leaderboard.md, or a suite."""
 
     title: str
     values: dict[str, "pd.Series[Any]"]
@@ -56,7 +56,7 @@ class Short(NamedTuple):
 
 
 def short(tables: Sequence[Table]) -> Short:
-    """The rows of all tables with at most MOST columns, and what was left out; see above for what decides."""
+    """Return the rows of all tables with at most MOST columns, and what was left out, by the rules at the top."""
     always = pd.concat([pd.DataFrame(_always(table)) for table in tables], ignore_index=True)
     found: dict[tuple[bool, str], dict[str, list[pd.Series[Any]]]] = {}
     start = 0
@@ -85,7 +85,7 @@ def short(tables: Sequence[Table]) -> Short:
 
 
 def _always(table: Table) -> dict[str, "pd.Series[Any]"]:
-    """The columns that are always there: what the row is, its rank, the headline and the notes."""
+    """Return the columns that every file has: those that identify the row, its rank, the headline and the notes."""
     frame, metric = table.frame, table.headline
     numbers = {name: _column(frame, f"{metric}{end}") for end, name in NUMBERS.items()}
     shown = ("value", "low", "high", "delta", "delta_low", "delta_high", "p_holm")
@@ -99,7 +99,7 @@ def _always(table: Table) -> dict[str, "pd.Series[Any]"]:
 
 
 def _optional(table: Table) -> Iterator[Part]:
-    """The columns that are added as long as there is room, the most important first."""
+    """Yield the columns that are added as long as there is room, the most important first."""
     frame = table.frame
     titles = {one.name: one.text.replace("\n", " ") for one in table.columns if one.text}
     yield Part(titles["perplexity_ratio"], {"perplexity_ratio": _column(frame, "perplexity_ratio")})
@@ -128,7 +128,7 @@ def _optional(table: Table) -> Iterator[Part]:
 
 
 def _column(frame: pd.DataFrame, name: str) -> "pd.Series[Any]":
-    """A column of the frame; empty where it has none of this name."""
+    """Return a column of the frame; without values if it has none of this name."""
     return frame[name] if name in frame else pd.Series(float("nan"), index=frame.index)
 
 
@@ -136,11 +136,11 @@ def _column(frame: pd.DataFrame, name: str) -> "pd.Series[Any]":
 
 
 def tidy(tables: Sequence[Table]) -> pd.DataFrame:
-    """A row per method and metric: value, interval, standard_error, n, and its change from unsteered, interval and p.
+    """Return a row per method and metric: value, interval, standard_error, n; change from unsteered, interval, p.
 
     `row` is the place in leaderboard.csv, from 1; `p_holm` is corrected over the rows of the table. A row without a
-    suite is a fact about the method: `metric` is its column in `bench.build_leaderboard`, and it has a value (1 and 0
-    for yes and no) or a text. Numbers are written with six digits, whole numbers in full.
+    suite is a fact about the method: `metric` names its column in `bench.build_leaderboard`, and the fact is a value (1
+    and 0 for yes and no) or a text. Numbers are written with six digits, whole numbers in full.
     """
     better = {one.name: one.higher_is_better for one in COLUMNS}
     found = []
@@ -168,7 +168,7 @@ def tidy(tables: Sequence[Table]) -> pd.DataFrame:
 
 
 def _facts(frame: pd.DataFrame) -> dict[str, dict[str, str]]:
-    """Column -> columns of tidy with its interval and p, for each that is not a metric and does not name the row."""
+    """Map each column that is a fact, not a metric or an identifier, to the columns of its interval and p in tidy."""
     names = [str(name) for name in frame.columns if "." not in str(name)]
     of = {f"{name}{end}": (name, title) for name in names for end, title in OF_FACTS.items()}
     found: dict[str, dict[str, str]] = {}
@@ -180,7 +180,7 @@ def _facts(frame: pd.DataFrame) -> dict[str, dict[str, str]]:
 
 
 def _written(value: Any) -> str | None:
-    """A number with six digits, or all of a whole one; None where it is missing."""
+    """Write a number with six digits, a whole number in full; None if it is missing."""
     if pd.isna(value):
         return None
     return str(int(value)) if float(value).is_integer() and abs(value) < 2**53 else f"{float(value):.6g}"

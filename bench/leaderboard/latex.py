@@ -1,7 +1,8 @@
 r"""The leaderboard as LaTeX that fits a two-column paper: `\input{leaderboard}` with `\usepackage{booktabs}`.
 
-A table is a `table` where it fits the narrowest column of the field's styles, else a `table*`; what is too wide or too
-long for a page comes in parts. Methods have the titles that papers know them by, with a `\cite` of methods.bib.
+A table that fits the narrowest column of the field's styles is a `table`, any other a `table*`. A table that does not
+fit a page is split. Methods have the titles by which papers know them, with a `\cite` of methods.bib.
+
 """
 
 from collections.abc import Sequence
@@ -38,12 +39,11 @@ On a page that is narrower than those of `latex_layout` it is shrunk, for which 
 
 
 def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
-    """Rows of `table.frame` to set bold: the best method of a column and what does not differ significantly from it.
+    """Return the rows of `table.frame` to set bold: a column's best method, and those that do not differ from it.
 
-    Two methods differ significantly where the interval of their difference, over the same resamples, leaves 0 out,
-    corrected by Holm for the methods that are compared with the best. What may not be ranked takes no part
-    (`ranking.eligible`), and neither does an attack. Nothing is bold where no method differs significantly from the
-    best.
+    Two methods differ significantly if the interval of their difference, over the same resamples, excludes 0, after
+    Holm's correction for the methods that are compared with the best. Rows that may not be ranked (`ranking.eligible`)
+    and attacks take no part. Nothing is bold if no method differs significantly from the best.
     """
     frame = table.frame
     estimates = {record_names(row): one for row, found in table.effects.items() if (one := found[column]) is not None}
@@ -67,13 +67,13 @@ def best(table: Table, column: str, higher_is_better: bool) -> set[int]:
 
 
 def document(tables: Sequence[Table]) -> str:
-    """All tables, one below the other, with comments that say what they need and what they do not show."""
+    """Return all tables, one below the other, with comments on what they need and what they do not show."""
     separate = f"% {formatting.SEPARATE}\n" if len(tables) > 1 else ""
     return HEAD + separate + "\n" + "\n".join(map(tabular, tables))
 
 
 def tabular(table: Table) -> str:
-    """One leaderboard in as many `table` or `table*` environments as it needs, below comments that explain it."""
+    """Return one leaderboard in as many `table` or `table*` environments as needed, below comments that explain it."""
     columns = shown(table)
     bold = {one.name: best(table, one.name, bool(one.higher_is_better)) for one in columns if one.name in DERIVED}
     marks = latex_cells.marks(table.lines)
@@ -88,7 +88,7 @@ def tabular(table: Table) -> str:
 
 
 def shown(table: Table) -> list[Column]:
-    """The columns of the table that LaTeX has, but for those without any value; the headline is always among them."""
+    """Return the table's columns that have a title in LaTeX and at least one value, and always the headline."""
     frame, found = table.frame, []
     for one in table.columns:
         if one.name == table.headline and not one.latex:
@@ -104,7 +104,7 @@ def shown(table: Table) -> list[Column]:
 def environment(
     frame: pd.DataFrame, found: Sequence[Part], number: int, title: str, label: str, below: Sequence[str]
 ) -> str:
-    """One part of the rows of a frame as an environment of its own. title, label: of the whole table."""
+    """Return one part of a table as an environment of its own. title, label: those of the whole table."""
     part = found[number]
     wide = "*" if part.width > ONE_COLUMN else ""
     several = f" (part {number + 1} of {len(found)})" if len(found) > 1 else ""
@@ -126,7 +126,7 @@ def environment(
 
 
 def rows(frame: pd.DataFrame, columns: Sequence[Block], chosen: range) -> list[str]:
-    """The lines of these rows, with a rule between the controls and the methods."""
+    """Return the lines of these rows, with a rule between the controls and the methods."""
     control, lines = controls(frame), []
     for i in chosen:
         if i > chosen[0] and control[i - 1] and not control[i]:
@@ -136,7 +136,7 @@ def rows(frame: pd.DataFrame, columns: Sequence[Block], chosen: range) -> list[s
 
 
 def foot(notes: Sequence[str]) -> list[str]:
-    """The note below a table, as wide as a column or the page."""
+    """Return the note below a table, as wide as a column or the page."""
     if not notes:
         return []
     text = " ".join(notes)
@@ -144,7 +144,7 @@ def foot(notes: Sequence[str]) -> list[str]:
 
 
 def caption(table: Table) -> str:
-    """What is shown, of which model, on which data, of how many items, and how texts were sampled."""
+    """Return the caption: what is shown, the model, the data, the number of items, and how texts were sampled."""
     suite, _, name = table.headline.partition(".")
     records = [one for row in table.rows for one in row.records if one.suite == suite]
     data = list(dict.fromkeys(_data(source) for one in records for source in source_names(one)))
@@ -167,7 +167,7 @@ def _data(source: str) -> str:
 
 
 def notes(table: Table, columns: Sequence[Column], bold: bool, marks: dict[str, str]) -> list[str]:
-    """The legend of the marks that the table has, each a short phrase."""
+    """Return the legend of the marks that the table has, a short phrase for each."""
     frame, metric = table.frame, table.headline
     told = []
     if any(latex_cells.interval(row, one.name) for one in columns for row in table.lines):
@@ -185,7 +185,7 @@ def notes(table: Table, columns: Sequence[Column], bold: bool, marks: dict[str, 
 
 
 def comments(table: Table, columns: Sequence[Column]) -> str:
-    """How the table was made, what its columns mean, and which suites have tables of their own."""
+    """Return comments that say how the table was made, what columns mean, and which suites have their own tables."""
     lines = [f"Table {table.number}. {formatting.heading(table)[0]}", *formatting.heading(table)[1:]]
     lines += [f"{one.latex}: {one.about}" for one in columns if one.name in DERIVED]
     lines += [f"tasks: {', '.join(task.name for task in table.tasks)}"] if table.tasks else []

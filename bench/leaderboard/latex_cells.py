@@ -22,7 +22,7 @@ LARGE = 1e5  # from here on as a power of ten
 
 
 def block(column: Column, table: Table, bold: Set[int], marks: dict[str, str]) -> Block:
-    """A column with all its cells. bold: rows whose value is; marks: reason -> mark (`marks`)."""
+    """Return a column with all its cells. bold: rows whose value is bold; marks: the mark of each reason (`marks`)."""
     rows = table.lines
     plain = column.latex.replace("\\", "") + ("" if column.higher_is_better is None else " m")  # as wide as an arrow
     head = Cell(column.latex_title, width(plain))
@@ -40,12 +40,12 @@ def block(column: Column, table: Table, bold: Set[int], marks: dict[str, str]) -
 
 
 def has_strength(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """The rows that are steered at all."""
+    """Return which rows are steered at all."""
     return frame["family"] != BASELINE_FAMILY
 
 
 def strength(row: Line) -> Cell:
-    """The strength in three digits; of fits that were tuned by themselves the least and the largest."""
+    """Return the strength with three digits; if each fit was tuned by itself, the least and the largest strength."""
     if row["family"] == BASELINE_FAMILY:
         return NONE
     ends = [float(one) for one in row["strengths"].split("; ")]
@@ -67,7 +67,7 @@ def letters(group: Any) -> Cell:
 
 
 def number(value: Any, bold: bool = False) -> Cell:
-    """Rounded to two digits, to whole ones where it is large; a dash where it is missing."""
+    """Write a number rounded to two decimals, or to a whole number if it is large; a dash if it is missing."""
     if pd.isna(value):
         return NONE
     text = digits(float(value))
@@ -76,7 +76,7 @@ def number(value: Any, bold: bool = False) -> Cell:
 
 
 def digits(value: float) -> str:
-    """A number in math."""
+    """Write a number in math mode."""
     if math.isinf(value):
         return r"\infty" if value > 0 else r"-\infty"
     if abs(value) >= LARGE:
@@ -87,12 +87,12 @@ def digits(value: float) -> str:
 
 
 def star(value: Cell, row: Line) -> Cell:
-    """Add a star where the headline differs significantly from the unsteered model's."""
+    """Add a star if the headline differs significantly from the unsteered model's."""
     return Cell(value.latex + "$^{*}$", value.width + 4) if starred(row) else value
 
 
 def with_interval(row: Line, column: str, bold: bool) -> Cell:
-    """A value above its interval, where it has one."""
+    """Write a value above its interval, if it has one."""
     value, ends = number(row[column], bold), interval(row, column)
     if not ends:
         return value
@@ -102,13 +102,13 @@ def with_interval(row: Line, column: str, bold: bool) -> Cell:
 
 
 def interval(row: Line, column: str) -> str:
-    """`[low, high]` in math; empty where a value has no interval."""
+    """Return `[low, high]` in math mode; empty if a value has no interval."""
     low, high = row.get(f"{column}_low"), row.get(f"{column}_high")
     return "" if pd.isna(low) or pd.isna(high) else f"$[{digits(float(low))}, {digits(float(high))}]$"
 
 
 def reasons(row: Line) -> list[str]:
-    """What keeps a row from being compared as it is, each in few words; the comments above the table say more."""
+    """Return short reasons not to compare a row as it is; the comments above the table say more."""
     if row["family"] in (BASELINE_FAMILY, CONTROL_FAMILY):
         return []
     if pd.notna(row["collapsed"]) and row["collapsed"]:
@@ -121,6 +121,6 @@ def reasons(row: Line) -> list[str]:
 
 
 def marks(rows: Sequence[Line]) -> dict[str, str]:
-    """Reason -> the raised mark of the rows that it is true of, in the order in which they come."""
+    """Give each reason, in the order of the rows, a raised mark for the rows to which it applies."""
     found = dict.fromkeys(reason for row in rows for reason in reasons(row))
     return {reason: f"$^{{{mark}}}$" for reason, mark in zip(found, SYMBOLS, strict=False)}

@@ -1,4 +1,4 @@
-"""How a table is laid out in LaTeX: the cells with their estimated sizes, and the parts in which it fits a page."""
+"""The layout of a table in LaTeX: cells with estimated sizes, and parts that fit a page."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -15,7 +15,7 @@ LINE, WITH_INTERVAL = 9.6, 17.6  # points: a line of a row, and a value above it
 
 
 class Cell(NamedTuple):
-    """latex: as written. width: in points, as estimated. height: in points."""
+    """The text of a cell in LaTeX, and its estimated width and height in points."""
 
     latex: str
     width: float
@@ -23,7 +23,7 @@ class Cell(NamedTuple):
 
 
 class Block(NamedTuple):
-    """A column with its head. kind: as LaTeX has it, l or r; "" for a paragraph as wide as the widest cell."""
+    """A column with its head. kind: LaTeX's l or r; "" for a paragraph as wide as the widest cell."""
 
     head: Cell
     cells: list[Cell]
@@ -31,34 +31,34 @@ class Block(NamedTuple):
 
     @property
     def width(self) -> float:
-        """Width of the column's widest cell, its head included, in points."""
+        """The width of the column's widest cell, head included, in points."""
         return max(one.width for one in (self.head, *self.cells))
 
     @property
     def declared(self) -> str:
-        """The column in the argument of tabular."""
+        """The declaration of the column in the argument of tabular."""
         return self.kind or f"p{{{self.width:.1f}pt}}"
 
 
 class Part(NamedTuple):
-    """Some columns and rows of a table, which are a table of their own."""
+    """Some columns and rows of a table, shown as a table of their own."""
 
     columns: list[Block]
     rows: range
 
     @property
     def width(self) -> float:
-        """Estimated, of all columns with the gaps between them."""
+        """The estimated width of all columns with the gaps between them, in points."""
         return total(self.columns)
 
 
 def total(columns: Sequence[Block]) -> float:
-    """Points that columns take side by side."""
+    """Return the points that columns take side by side."""
     return sum(one.width for one in columns) + GAP * (len(columns) - 1)
 
 
 def parts(names: Sequence[Block], numbers: Sequence[Block]) -> list[Part]:
-    """The table in parts of at most a page, each of which begins with the columns that name the rows."""
+    """Split the table into parts of at most a page, each of which begins with the columns that name the rows."""
     heights = [max(one.cells[i].height for one in (*names, *numbers)) for i in range(len(names[0].cells))]
     pages = evenly(list(range(len(heights))), lambda page: sum(heights[i] for i in page) <= PAGE)
     blocks = evenly(list(numbers), lambda some: total([*names, *some]) <= BOTH_COLUMNS)
@@ -66,7 +66,7 @@ def parts(names: Sequence[Block], numbers: Sequence[Block]) -> list[Part]:
 
 
 def evenly(things: list[T], fits: Callable[[list[T]], bool]) -> list[list[T]]:
-    """The list cut into as few runs as fit, of about equal length; a thing that is too long is a run by itself."""
+    """Cut the list into the fewest runs that fit, of about equal length; an element too long to fit is its own run."""
     least = len(list(greedily(things, fits)))
     size = math.ceil(len(things) / max(least, 1))
     equal = [things[i : i + size] for i in range(0, len(things), size)]
@@ -74,7 +74,7 @@ def evenly(things: list[T], fits: Callable[[list[T]], bool]) -> list[list[T]]:
 
 
 def greedily(things: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterable[list[T]]:
-    """The list cut into runs, each of which is as long as it can be."""
+    """Cut the list into runs, each as long as possible."""
     taken: list[T] = []
     for one in things:
         if taken and not fits([*taken, one]):

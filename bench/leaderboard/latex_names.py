@@ -1,4 +1,4 @@
-"""What the rows of a LaTeX table are called: titles with citations, and whatever tells rows of one title apart."""
+"""The names of rows in a LaTeX table: titles with citations, and whatever distinguishes rows with the same title."""
 
 import math
 from collections import Counter, defaultdict
@@ -24,19 +24,19 @@ TELLING = ("pairs", "data", "fit_seeds", "version", "trials", "scorer_tune", "sc
 
 
 class Said(NamedTuple):
-    """A piece of a name, and the arXiv id of the paper that is cited after it."""
+    """A part of a name, and the arXiv id of the paper that is cited after it."""
 
     text: str
     cite: str = ""
 
 
 def methods(table: Table) -> dict[str | None, MethodFacts]:
-    """The method of each row, by the row's `records`."""
+    """Return the method of each row, by the row's `records`."""
     return {record_names(row): row.records[0].method for row in table.rows}
 
 
 def names(table: Table) -> list[list[Said]]:
-    """The name of each row of the table's frame; no two rows of equal strength have the same."""
+    """Return the name of each row of the table's frame; no two rows of equal strength have the same name."""
     facts = methods(table)
     rows = table.lines
     entitled = [title(facts[row["records"]]) for row in rows]
@@ -55,7 +55,7 @@ def names(table: Table) -> list[list[Said]]:
 
 
 def title(method: MethodFacts) -> list[Said]:
-    """Title and citation; of a control no citation, of a method made of others those of its parts."""
+    """Return title and citation; a control has no citation, a method made of others has those of its parts."""
     one = titles.of_method(method)
     if method.control:
         return [Said(f"{one.title} control")]
@@ -67,7 +67,7 @@ def title(method: MethodFacts) -> list[Said]:
 
 
 def qualifiers(frame: pd.DataFrame) -> list[list[str]]:
-    """For each row the parameters that distinguish it from others of its method, and the number of its fits."""
+    """Return for each row the parameters that distinguish it from others of its method, and the number of its fits."""
     rows = lines_of(frame[[name for name in NAMING if name in frame]])
     known = [parameters(row) for row in rows]
     differing, found = varying(list(frame["method"]), known), []
@@ -85,7 +85,7 @@ def _value(value: Any) -> str:
 
 
 def apart(rows: list[Line]) -> list[list[str]]:
-    """Labels that distinguish rows of the same name and strength: whatever differs, or else a number."""
+    """Return labels that distinguish rows of the same name and strength: whatever differs, or else a number."""
     if len(rows) == 1:
         return [[]]
     told: list[list[str]] = [[] for _ in rows]
@@ -102,7 +102,7 @@ def apart(rows: list[Line]) -> list[list[str]]:
 
 
 def cell(name: list[Said], marks: str) -> Cell:
-    """The name in a paragraph, with what is cited and with marks; high enough where citations name the authors."""
+    """Return the name as a paragraph with citations and marks, with room for citation styles that name the authors."""
     latex, plain, least = "", "", 0.0
     for i, one in enumerate(name):
         latex += breakable(one.text) + (marks if i == 0 else "")
@@ -118,10 +118,10 @@ def cell(name: list[Said], marks: str) -> Cell:
 
 
 def author(cite: str) -> str:
-    """The family name of a paper's first author."""
+    """Return the family name of a paper's first author."""
     return PAPERS[cite].authors[0].partition(",")[0] if cite in PAPERS else f"arXiv:{cite}"
 
 
 def lines(plain: str, points: float, measured: Callable[[str], float] = width) -> int:
-    """How many lines a paragraph of this width takes at most, with ragged ends."""
+    """Return the largest number of lines that a paragraph of this width takes, with ragged ends."""
     return 1 if measured(plain) <= points else math.ceil(measured(plain) / (0.8 * points))

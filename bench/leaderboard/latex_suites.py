@@ -1,6 +1,6 @@
 r"""The tables of single suites as LaTeX, for an appendix: `\input{leaderboard_suites}` with `\usepackage{booktabs}`.
 
-They hold what `suite_tables` shows in Markdown, laid out as the leaderboard is (`bench.leaderboard.latex`).
+They have the content of `suite_tables` in Markdown, and the layout of the leaderboard (`bench.leaderboard.latex`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ FLOATS = 15  # an older LaTeX can hold 18 tables back until there is a page for 
 
 
 def document(tables: Sequence[Table]) -> str:
-    r"""All suites of all tables; after every FLOATS of them a \clearpage, so that LaTeX does not run out of room."""
+    r"""Return all suites of all tables, with a \clearpage after every FLOATS tables, so that LaTeX has enough room."""
     found = [one for table in tables for one in of_table(table)]
     if not found:
         return latex.HEAD + "% No suite has a table of its own.\n"
@@ -29,14 +29,14 @@ def document(tables: Sequence[Table]) -> str:
 
 
 def of_table(table: Table) -> Iterator[str]:
-    """The environments of every suite of a table."""
+    """Yield the environments of every suite of a table."""
     said = latex_names.names(table)
     for suite, metrics in shown_metrics(table).items():
         yield from environments(table, said, suite, metrics)
 
 
 def environments(table: Table, said: Sequence[list[Said]], suite: str, metrics: Sequence[str]) -> list[str]:
-    """The suite's table in as many `table` or `table*` environments as it needs. said: `latex_names.names`."""
+    """Return the suite's table in as many `table` or `table*` environments as it needs. said: `latex_names.names`."""
     own = table.frame[metrics].notna().any(axis=1)
     there = [i for i, has in enumerate(own) if has]
     frame = table.frame.iloc[there].reset_index(drop=True)
@@ -57,7 +57,7 @@ def environments(table: Table, said: Sequence[list[Said]], suite: str, metrics: 
 
 
 def head(metric: str) -> Cell:
-    """The title of a metric's column, in as many lines as the small tables have."""
+    """Return the title of a metric's column, with the same lines as in the small tables."""
     lines = suite_tables.title(metric).split("\n")
     inside = r"\\".join(map(written, lines))
     text = inside if len(lines) == 1 else rf"\begin{{tabular}}[b]{{@{{}}r@{{}}}}{inside}\end{{tabular}}"
@@ -65,7 +65,7 @@ def head(metric: str) -> Cell:
 
 
 def value(row: Line, metric: str) -> Cell:
-    """A value above its interval, with a star where it differs from the unsteered model's."""
+    """Write a value above its interval, with a star if it differs from the unsteered model's."""
     shown = latex_cells.number(row[metric])
     if suite_tables.differs(row, metric):
         shown = Cell(shown.latex + "$^{*}$", shown.width + 4)
@@ -77,7 +77,7 @@ def value(row: Line, metric: str) -> Cell:
 
 
 def interval(row: Line, metric: str) -> str:
-    """`[low, high]` of the value in math; empty where it has no interval."""
+    """Return `[low, high]` of the value in math mode; empty if it has no interval."""
     low, high = row.get(f"{metric}.low"), row.get(f"{metric}.high")
     if pd.isna(low) or pd.isna(high):
         return ""

@@ -1,4 +1,4 @@
-"""Names as LaTeX prints them with any engine, and how wide they are, so that a table fits without being compiled."""
+"""Write names so that any engine of LaTeX prints them, and estimate their widths, to fit tables without compiling."""
 
 import re
 import unicodedata
@@ -28,7 +28,7 @@ GROWN = {8: 1.0625, 7: 1.139}
 
 
 def written(text: object) -> str:
-    """One line as LaTeX prints it; a sign that pdfLaTeX does not know by its code."""
+    """Write one line for LaTeX; a character that pdfLaTeX does not know is replaced by its code."""
     return "".join(sign if sign.isascii() else _sign(sign) for sign in escape.latex(text))
 
 
@@ -41,17 +41,17 @@ def _sign(sign: str) -> str:
 
 
 def breakable(text: str) -> str:
-    """The same with places where a line of a narrow column may end."""
+    """Write the same with places at which a line of a narrow column may end."""
     return "".join(written(one) + ("" if one[-1] == " " else BREAK) for one in pieces(text)).removesuffix(BREAK)
 
 
 def pieces(text: str) -> list[str]:
-    """The text in parts between which a line may end: after a blank or a sign, and inside a long word."""
+    """Split the text where a line may end: after a blank or a sign, and inside a long word."""
     found = re.findall(rf"[^ _/,-]{{0,{PIECE}}}[ _/,-]?", escape.visible(text))
     return [part for part in found if part]
 
 
 def width(text: str, size: int = 8, bold: bool = False) -> float:
-    """Points that a line of plain text takes; a sign that is written as its code counts with that."""
+    """Return the points that a line of plain text takes; a character replaced by its code counts as the code."""
     shown = "".join(sign if sign.isascii() or not _sign(sign).startswith("\\") else "\\u0000" for sign in text)
     return sum(EMS.get(sign, OTHER) for sign in shown) * size * GROWN[size] * (1.16 if bold else 1)

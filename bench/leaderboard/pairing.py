@@ -1,4 +1,4 @@
-"""One row of a table against another, on the items that both were measured on."""
+"""Compare one row of a table with another, on the items that both were measured on."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -16,9 +16,9 @@ Pairs = Mapping[str, Pair]
 
 
 def joined(a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()) -> dict[str, Pair]:
-    """The items of both, where they were asked in the same way; of one metric, or of all.
+    """Pair the items that both were asked in the same way, for one metric or for all.
 
-    first: metrics in which `b` is compared with `a` by its first k texts alone (`Comparison.first`).
+    first: metrics for which only the first k texts of `b` are taken (`Comparison.first`).
     """
     shared = a.comparisons & b.comparisons
     one, other = a.items(shared), b.items(shared)
@@ -30,10 +30,10 @@ def joined(a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset
 def paired(
     fits: Sequence[Fit], other: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()
 ) -> list[Pairs]:
-    """`joined` of each fit; of a metric that all have, the items that all have.
+    """Return `joined` for each fit; in a metric that all fits have, keep only the items that all fits have.
 
-    Equal numbers of items have equal resamples (`bench.stats.bootstrap.draws`). With unequal numbers the fits' draws
-    would be independent, and the variance over items would be averaged away.
+    Fits with equally many items have the same resamples (`bench.stats.bootstrap.draws`). With unequal numbers the fits'
+    draws would be independent, and the variance over items would be averaged away.
     """
     found = [joined(fit, other, only, first) for fit in fits]
     for name in set.intersection(*map(set, found)) if len(found) > 1 else ():
@@ -46,11 +46,10 @@ def paired(
 
 
 def closer_first(rows: Sequence[Row], base: Fit) -> frozenset[str]:
-    """Metrics in which the first k texts of the unsteered model scatter less around the rows than all of its texts.
+    """Return the metrics in which rows scatter less around the unsteered model's first k texts than around all of them.
 
-    More texts have less noise, but the first k share their random streams with those of the rows. The answer is the
-    same
-    for all rows: otherwise they would be compared with different texts.
+    More texts have less noise, but the first k share their random streams with the texts of the rows. The answer is the
+    same for all rows, since otherwise they would be compared with different texts.
     """
     names = [name.removesuffix(FIRST) for name in base.items() if name.endswith(FIRST)]
     fits = [fit for row in rows for fit in row.fits]
@@ -63,7 +62,7 @@ def closer_first(rows: Sequence[Row], base: Fit) -> frozenset[str]:
 
 
 def over(fits: list[Pairs], make: Callable[[Pairs], BootstrapEstimate | None]) -> BootstrapEstimate | None:
-    """The mean over the fits of what `make` estimates for each; None where it gives None for one of them."""
+    """Return the mean over the fits of what `make` estimates for each; None if it returns None for any fit."""
     estimates = [make(pairs) for pairs in fits]
     known = [one for one in estimates if one is not None]
     return over_fits(known) if known and len(known) == len(estimates) else None
@@ -72,7 +71,7 @@ def over(fits: list[Pairs], make: Callable[[Pairs], BootstrapEstimate | None]) -
 def change(
     fits: list[Pairs], metric: str, transform: Transform, compare: Compare = "difference"
 ) -> BootstrapEstimate | None:
-    """The change of a metric over the fits of a row, each paired with the reference; None where one lacks it.
+    """Return the mean change of a metric over a row's fits, each paired with the reference; None if a fit lacks it.
 
     Ratios are averaged as logarithms: fits scatter around them evenly, and no draw of a ratio is negative.
     """
@@ -85,10 +84,10 @@ def change(
 
 
 def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEstimate | None:
-    """How far row a is from row b, over the fits of both; None where a fit of either lacks the metric.
+    """Return the difference of row a from row b, over the fits of both; None if a fit of either lacks the metric.
 
-    The change of a's fits to b's mean varies over items and a's fits; that of b's fits to a's mean over items and b's
-    fits. Together they count the variance over items twice, so it is subtracted once.
+    The change of a's fits from b's mean varies over items and a's fits; that of b's fits from a's mean over items and
+    b's fits. Together they count the variance over items twice, so it is subtracted once.
     """
     if len(b.fits) == 1:
         return change(paired(a.fits, b, metric), metric, transform)
@@ -109,12 +108,12 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
 
 
 def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | None:
-    """Two-sided p that nothing changed: of the items for one fit, of items and fits for several."""
+    """Return the two-sided p of no change: over items for one fit, over items and fits for several."""
     return p_values([fits], metric, transform)[0]
 
 
 def p_values(rows: Sequence[list[Pairs]], metric: str, transform: Transform) -> list[float | None]:
-    """`p_value` of each of these; None for a row without the metric. Those of single fits are computed together."""
+    """Return `p_value` of each row; None for a row without the metric. Rows of a single fit are computed together."""
     alone = [i for i, fits in enumerate(rows) if len(fits) == 1 and metric in fits[0]]
     found: list[float | None] = [None] * len(rows)
     for i, p in zip(alone, paired_tests([rows[i][0][metric] for i in alone], transform), strict=True):
@@ -126,15 +125,15 @@ def p_values(rows: Sequence[list[Pairs]], metric: str, transform: Transform) -> 
 
 
 def pairwise_p(a: Row, b: Row, metric: str, transform: Transform) -> float | None:
-    """Two-sided p that two rows do the same in this metric.
+    """Return the two-sided p of equal values of two rows in this metric.
 
-    Where both have several fits, each is compared with the mean of the other, and the larger p counts.
+    If both have several fits, each row's fits are compared with the mean of the other, and the larger p counts.
     """
     return pairwise_ps([(a, b)], metric, transform)[0]
 
 
 def pairwise_ps(rows: Sequence[tuple[Row, Row]], metric: str, transform: Transform) -> list[float | None]:
-    """`pairwise_p` of each two of these; those of single fits are computed together."""
+    """Return `pairwise_p` of each of these pairs of rows; rows of a single fit are computed together."""
     ordered = [(b, a) if len(a.fits) < len(b.fits) else (a, b) for a, b in rows]
     found = p_values([paired(a.fits, b, metric) for a, b in ordered], metric, transform)
     both = [i for i, (_, b) in enumerate(ordered) if len(b.fits) > 1]

@@ -1,4 +1,4 @@
-"""Where the rows of a table stand among each other: corrected p, groups, fronts, ranks. Frames in, frames out."""
+"""The standing of a table's rows among each other: corrected p, groups, fronts, ranks. Frames in, frames out."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ PLANES = ("fluency_kept", "gold_choice_change")  # what toxicity reduction is se
 
 
 def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """The rows that are not methods: unsteered, random directions, methods' own controls."""
+    """Return which rows are not methods: unsteered, random directions, methods' own controls."""
     return frame["family"].isin([BASELINE_FAMILY, CONTROL_FAMILY]) | (frame["method"] == RANDOM)
 
 
@@ -47,8 +47,8 @@ NOT_INDEPENDENT = "its scorer tuned it or picked its pairs"
 def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, independent: Sequence[bool]) -> pd.DataFrame:
     """Add `verdict`: whether the metric's change is better, worse or not found; None if it was not tested.
 
-    independent: of each row, whether the metric's scorer neither tuned it nor picked its training data. For other
-    rows nothing is claimed.
+    independent: for each row, whether the metric's scorer neither tuned it nor picked its training data. If not, no
+    difference is claimed for the row.
     """
     delta = frame.get(f"{metric}.delta", pd.Series(np.nan, index=frame.index))
     found: list[Any] = []
@@ -65,12 +65,12 @@ def grouped(
 ) -> pd.DataFrame:
     """Add `group`: rows (unsteered or methods) that share a letter do not differ significantly.
 
-    A method and the unsteered model share one unless the verdict says that they differ. Two methods differ after
-    Holm over all pairs of methods, where one of them differs from the unsteered model: if neither does
-    anything, neither differs from the other. So stars and letters give one answer, and under the null hypothesis both
-    err in 5% of the tables. For a method that the metric's scorer tuned or taught, no difference is claimed.
+    A method and the unsteered model share a letter unless the verdict says that they differ. Two methods can differ
+    only if one of them differs from the unsteered model; their p is corrected by Holm over all pairs of methods. So
+    stars and letters give the same answer, and under the null hypothesis both err in 5% of the tables. For a method
+    that the metric's scorer tuned or taught, no difference is claimed.
 
-    p: two-sided, of each pair of rows by their places in the frame.
+    p: the two-sided p of each pair of rows, by their places in the frame.
     """
     sign = -1 if higher_is_better else 1
     base = next((i for i, family in enumerate(frame["family"]) if family == BASELINE_FAMILY), -1)
@@ -90,7 +90,10 @@ def grouped(
 
 
 def with_front(frame: pd.DataFrame) -> pd.DataFrame:
-    """Add `on_front`: no row is better in reduction and in fluency, or right answers, too; collapsed text never is."""
+    """Add `on_front`: no row is better in both reduction and fluency, or in both reduction and right answers.
+
+    Rows with collapsed text are never on a front.
+    """
     whole = ~frame["collapsed"].astype("boolean").fillna(False)
     on: list[bool | None] = [None] * len(frame)
     for plane in PLANES:
@@ -103,9 +106,9 @@ def with_front(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
-    """Methods that may be ranked: not collapsed, no bound violated; of given strength only where none was tuned.
+    """Return which methods may be ranked: texts not collapsed, no bound violated, and tuned if any method was tuned.
 
-    Where the bounds were not measured on the test split, a strength has to have kept them on the dev split.
+    If the bounds were not measured on the test split, the strength has to have kept them on the dev split.
     """
     methods = ~controls(frame)
     known = {name: frame[name].astype("boolean") for name in ("feasible", "collapsed", "tuned")}
@@ -118,7 +121,7 @@ def eligible(frame: pd.DataFrame) -> "pd.Series[bool]":
 def ranked(frame: pd.DataFrame, metric: str, higher_is_better: bool, draws: Sequence[Array | None]) -> pd.DataFrame:
     """Add `rank`, by the change of a metric from unsteered, with its 95% interval; only for `eligible` rows.
 
-    draws: (R,) of the change of each row, over the same resamples; None where it has none.
+    draws: (R,) draws of each row's change, over the same resamples; None for a row without a change.
     """
     change = frame.get(f"{metric}.delta", pd.Series(np.nan, index=frame.index)).astype(float)
     shown = frame.index[eligible(frame) & change.notna()]
@@ -135,7 +138,7 @@ def ranked(frame: pd.DataFrame, metric: str, higher_is_better: bool, draws: Sequ
 
 
 def _whole(frame: pd.DataFrame) -> pd.DataFrame:
-    """The same frame in one piece of memory, without which pandas warns of each column that is added to hundreds."""
+    """Copy the frame into one piece of memory; otherwise pandas warns when columns are added to hundreds of others."""
     return frame.copy()
 
 

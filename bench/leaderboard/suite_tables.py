@@ -27,7 +27,7 @@ LEFT_OUT = re.compile(
 
 
 def shown_metrics(table: Table) -> dict[str, list[str]]:
-    """The metrics of each suite that has a small table, in the order of the table's metrics; the rest repeat these."""
+    """Return the metrics in each suite's small table, in the order of the table's metrics; others repeat these."""
     found: dict[str, list[str]] = {}
     for metric in table.metrics:
         suite, _, name = metric.partition(".")
@@ -37,18 +37,18 @@ def shown_metrics(table: Table) -> dict[str, list[str]]:
 
 
 class OtherSuite(NamedTuple):
-    """One suite of a table. rows: a row per row of the leaderboard, a column per metric, as text."""
+    """The small table of one suite. rows: a row per row of the leaderboard, a column per metric, as text."""
 
     title: str
     rows: pd.DataFrame
 
 
 def other_suites(table: Table) -> Iterator[OtherSuite]:
-    """Each suite that `SHOWN` does not name, in the order of the table's metrics.
+    """Yield the small table of each suite that `SHOWN` does not name, in the order of the table's metrics.
 
-    A value has its 95% interval after it (`bench.stats.bootstrap.value_interval`), and a * where it differs from the
-    unsteered model's on the same items. Numbers of single groups of texts, and those that repeat another one, are
-    left out: the CSV files have them.
+    A value is followed by its 95% interval (`bench.stats.bootstrap.value_interval`), and by a * if it differs from the
+    unsteered model's on the same items. Numbers of single groups of texts, and numbers that repeat others, are only in
+    the CSV files.
     """
     names = labels(table.frame)
     for suite, metrics in shown_metrics(table).items():
@@ -64,9 +64,9 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
 
 
 class About(NamedTuple):
-    """What the lines around a suite's table need to know. size: `n = ` and the items, from fewest to most.
+    """Facts for the lines around a suite's table. size: `n = ` and the numbers of items, from fewest to most.
 
-    starred: whether any value has a star; corrected: whether the p of one that has is corrected over the rows.
+    starred: whether any value has a star; corrected: whether the p of such a value is corrected over the rows.
     """
 
     size: str
@@ -75,7 +75,7 @@ class About(NamedTuple):
 
 
 def about(table: Table, metrics: Sequence[str]) -> About:
-    """How many items these metrics of one suite have, and whether stars and Holm's correction need a note."""
+    """Return how many items these metrics of one suite have, and whether stars and Holm's correction need a note."""
     counts = sorted({int(n) for metric in metrics for n in table.frame[f"{metric}.n"].dropna()})
     size = f"n = {counts[0]}" if len(counts) == 1 else f"n = {counts[0]} to {counts[-1]}"
     starred = [metric for metric in metrics if any(differs(row, metric) for row in table.lines)]
@@ -83,15 +83,15 @@ def about(table: Table, metrics: Sequence[str]) -> About:
 
 
 def title(metric: str) -> str:
-    """The title of a metric's column, in lines of TITLE letters."""
+    """Return the title of a metric's column, in lines of at most TITLE letters."""
     words = metric.partition(".")[2].replace("_", " ").split(".")
     return "\n".join(line for word in words for line in textwrap.wrap(word, TITLE, break_long_words=False))
 
 
 def differs(row: Line, metric: str) -> bool:
-    """Whether the difference from the unsteered model is significant after Holm's correction over the rows.
+    """Return whether the difference from the unsteered model is significant after Holm's correction over the rows.
 
-    Only by a scorer that neither tuned the row nor picked its training data.
+    It never is by a scorer that tuned the row or picked its training data.
     """
     p, scorer = row.get(f"{metric}.p_holm"), metric.split(".")[1]
     if p is None or pd.isna(p) or pd.isna(row[metric]):
@@ -100,9 +100,9 @@ def differs(row: Line, metric: str) -> bool:
 
 
 def value_with_interval(row: Line, metric: str) -> str:
-    """A value with its interval, which is missing if all items are equal, since they do not show its width.
+    """Write a value with its interval; if all items are equal there is none, since they do not show its width.
 
-    A * follows where it `differs`.
+    A * follows if the value `differs`.
     """
     if pd.isna(row[metric]):
         return NONE

@@ -25,11 +25,11 @@ ENDLESS = Console(width=1000)  # measures the width that a table needs
 
 
 class Page(NamedTuple):
-    """What the terminal shows of one table, as texts.
+    """One table as the terminal shows it, in texts.
 
     spare: titles of columns that a narrow terminal leaves out, in this order. meanings: title and meaning of each
-    column that has one. before, notes: lines before and after the meanings. suites: a small table for each suite that
-    the leaderboard has no column for, with its title.
+    column that has one. before, notes: lines before and after the meanings. suites: title and small table of each suite
+    that has no column in the leaderboard.
     """
 
     heading: list[str]
@@ -42,7 +42,7 @@ class Page(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """Everything that the terminal shows of the records. files: what they are -> where."""
+    """Everything that the terminal shows of the records. files: the path of each kind of file."""
 
     pages: list[Page]
     skipped: list[str]
@@ -50,7 +50,7 @@ class Shown(NamedTuple):
 
 
 def shown(built: Built) -> Shown:
-    """What there is to show of a leaderboard that was built."""
+    """Return what the terminal shows of a leaderboard that was built."""
     files = {
         "table": built.csv,
         "tidy": built.tidy,
@@ -63,7 +63,7 @@ def shown(built: Built) -> Shown:
 
 
 def page(table: Table) -> Page:
-    """The readable table with the lines around it."""
+    """Return the readable table with the lines around it."""
     rows = formatting.readable(table)
     titles = {column.name: column.text for column in table.columns if column.text}
     others = [name for name in table.toxicity if name != table.headline]
@@ -106,7 +106,7 @@ def show(found: Shown, console: Console | None = None) -> None:
 
 
 def below(one: Page, rows: pd.DataFrame) -> list[str]:
-    """Lines below a table: which columns had no room, what those shown mean, and how the tests went."""
+    """Return the lines below a table: columns without room, meanings of those shown, and results of the tests."""
     hidden = [title.replace("\n", " ") for title in one.rows.columns if title not in rows.columns]
     told = [f"Too narrow for {', '.join(hidden)}: the Markdown file shows all columns."] if hidden else []
     shown = [(title, meaning) for title, meaning in one.meanings if title in rows.columns]
@@ -114,7 +114,7 @@ def below(one: Page, rows: pd.DataFrame) -> list[str]:
 
 
 def fitted(one: Page, console: Console) -> pd.DataFrame:
-    """The rows of a table without the columns that the console has no room for."""
+    """Return the rows of a table without the columns for which the console has no room."""
     rows = one.rows
     for title in one.spare:
         if fits(rows, console):
@@ -124,23 +124,24 @@ def fitted(one: Page, console: Console) -> pd.DataFrame:
 
 
 def fits(text: pd.DataFrame, console: Console) -> bool:
-    """The table, with no column wrapped, is at most as wide as the console.
+    """Return whether the table fits the width of the console without breaking a word.
 
-    Measured on the rows with the longest words that wrap; the other columns are as wide as their longest text anyway.
+    Only the rows with the longest words of wrapped columns are measured; the width of other columns is that of their
+    longest text in any case.
     """
     longest = [max(range(len(text)), key=lambda i: _word(text[title].iloc[i])) for title in text if title in WRAPPED]
     return ENDLESS.measure(drawn(text, longest if len(text) else [])).minimum <= console.width
 
 
 def _word(cell: str) -> int:
-    """The width of the longest word of a cell."""
+    """Return the width of the longest word of a cell."""
     return max(map(cell_len, visible(cell, lines=True).split()), default=0)
 
 
 def drawn(text: pd.DataFrame, only: list[int] | None = None) -> RichTable:
-    """Texts as a table of rich; only names and notes may wrap, and no letter of them is lost.
+    """Return texts as a table of rich; only names and notes are wrapped, without losing a letter.
 
-    only: the places of rows to show, in columns as wide as for all.
+    only: the places of the rows to show; columns are as wide as for all rows.
     """
     out = RichTable(box=box.SIMPLE, padding=0, pad_edge=False)
     for title in text.columns:

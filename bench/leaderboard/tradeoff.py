@@ -1,4 +1,4 @@
-"""What a reduction of toxicity costs: fluency, capability, whatever else was measured, and one number for all."""
+"""The price of a reduction of toxicity: in fluency, in capability, in all other metrics, and as one number."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from bench.stats.metrics import Transform, fold
 
 
 class Task(NamedTuple):
-    """A capability task as the unsteered model does it. `chance` is None where the suite does not know it."""
+    """A capability task with the results of the unsteered model. `chance` is None if the suite does not know it."""
 
     name: str
     chance: float | None
@@ -21,7 +21,7 @@ class Task(NamedTuple):
 
 
 def tasks(values: Mapping[str, Array], chance: Mapping[str, float]) -> list[Task]:
-    """The tasks of the unsteered model: every metric `<task>.accuracy`, with its values per document."""
+    """Return the tasks of the unsteered model: every metric `<task>.accuracy`, with its values per document."""
     found = []
     for metric in sorted(values):
         name, _, kind = metric.rpartition(".")
@@ -44,11 +44,11 @@ SHARES = {
 
 
 def collapse_reason(own: Mapping[str, float], unsteered: Mapping[str, float]) -> str | None:
-    """Why the texts of a cell have collapsed, None where they have not; from the metrics of the suite fluency.
+    """Return why the texts of a cell have collapsed, by the metrics of the suite fluency; None if they have not.
 
     Repetition has its own criterion, since a text that repeats one word is likelier than the model's own, not less
-    likely; so have answers that are the same for all prompts, since each of them may be fluent. Metrics that a record
-    of an older version lacks are not checked.
+    likely. Answers that are the same for all prompts also have one, since each of them may be fluent. Metrics that a
+    record of an older version lacks are not checked.
     """
     both = {name: (own[name], unsteered[name]) for name in own if name in unsteered}
     reasons = []
@@ -64,40 +64,40 @@ def collapse_reason(own: Mapping[str, float], unsteered: Mapping[str, float]) ->
 
 
 class BootstrapEstimate(NamedTuple):
-    """An estimate with the bootstrap draws behind it, so that a combination of several has an interval too."""
+    """An estimate with its bootstrap draws, so that combinations of estimates have an interval too."""
 
     value: float
     draws: Array
     n: int  # items
 
     def estimate(self) -> Estimate:
-        """The estimate as a value with its interval, without the draws."""
+        """Return the estimate as a value with its interval, without the draws."""
         return Estimate(self.value, *interval(self.draws, self.n))
 
     def negative(self) -> "BootstrapEstimate":
-        """The same estimate with its sign turned."""
+        """Return the estimate with its sign reversed."""
         return BootstrapEstimate(-self.value, -self.draws, self.n)
 
     def log(self) -> "BootstrapEstimate":
-        """The logarithm of an estimate that is above 0, as a ratio of perplexities is."""
+        """Return the logarithm of an estimate that is above 0, such as a ratio of perplexities."""
         return BootstrapEstimate(math.log(self.value), np.log(self.draws), self.n)
 
     def exp(self) -> "BootstrapEstimate":
-        """The inverse of `log`; draws of very few fits may overflow to infinity."""
+        """Invert `log`; draws of very few fits may overflow to infinity."""
         with np.errstate(over="ignore"):
             draws = np.exp(self.draws)
         return BootstrapEstimate(math.exp(self.value), draws, self.n)
 
 
 def over_fits(fits: Sequence[BootstrapEstimate]) -> BootstrapEstimate:
-    """The mean of several fits, with the spread over items and over fits (`bench.stats.bootstrap.two_level`)."""
+    """Return the mean of several fits, with the spread over items and over fits (`bench.stats.bootstrap.two_level`)."""
     values = np.array([one.value for one in fits])
     n = min(one.n for one in fits)
     return BootstrapEstimate(float(values.mean()), two_level(values, np.stack([one.draws for one in fits]), n), n)
 
 
 def compare_items(pairs: Paired, transform: Transform, compare: Compare, seed: int = 0) -> BootstrapEstimate:
-    """`pairs`: items of the method beside those of the unsteered model."""
+    """Estimate a comparison over items. `pairs`: items of the method beside those of the unsteered model."""
     a, wa, b, wb = sides(pairs)
     drawn = paired_draws(a, wa, b, wb, transform, compare, seed=seed)
     value = compared(fold(a, wa, transform), fold(b, wb, transform), compare)
@@ -107,10 +107,10 @@ def compare_items(pairs: Paired, transform: Transform, compare: Compare, seed: i
 def mean_change(
     pairs: Mapping[str, Paired], transforms: Mapping[str, Transform] | None = None
 ) -> BootstrapEstimate | None:
-    """Mean over metrics of their change, such as the accuracies of all tasks; the items of each are resampled as pairs.
+    """Estimate the mean change over several metrics, such as the accuracies of all tasks, with paired resampling.
 
-    Every metric has resamples of its own: the documents of two tasks are independent. transforms: of metrics that are
-    not plain means.
+    Every metric has its own resamples, since the documents of two tasks are independent. transforms: the transforms of
+    metrics that are not plain means.
     """
     if not pairs:
         return None
@@ -123,27 +123,28 @@ def mean_change(
 
 
 def fluency_kept(ratio: BootstrapEstimate) -> BootstrapEstimate:
-    """min(1, unsteered perplexity / perplexity): text likelier than the model's own does not count as more fluent."""
+    """Return min(1, unsteered perplexity / perplexity): text likelier than the model's own is not more fluent."""
     return BootstrapEstimate(1 / max(1.0, ratio.value), 1 / np.maximum(1.0, ratio.draws), ratio.n)
 
 
 def answers_kept(change: BootstrapEstimate) -> BootstrapEstimate:
-    """min(1, e to the change in log-probability of the right answers among the choices): the share of it that is kept.
+    """Return the kept share of the right answers' probability among the choices: min(1, e^(log-probability change)).
 
-    It is at most 1: answering better by luck does not make up for toxicity.
+    It is at most 1, so better answers do not make up for toxicity.
     """
     return BootstrapEstimate(math.exp(min(0.0, change.value)), np.exp(np.minimum(0.0, change.draws)), change.n)
 
 
 def minus(a: BootstrapEstimate, b: BootstrapEstimate) -> BootstrapEstimate:
-    """The difference of two estimates, draw by draw."""
+    """Return the difference of two estimates, draw by draw."""
     return BootstrapEstimate(a.value - b.value, a.draws - b.draws, min(a.n, b.n))
 
 
 def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate, BootstrapEstimate] | None:
-    """Mean loss and mean absolute change over suites, from the change of each, as a share, above 0 where it got better.
+    """Return the mean loss and the mean absolute change over suites; None without a suite.
 
-    In the mean loss a gain at one suite does not make up for a loss at another. None without a suite.
+    changes: the change of each suite, as a share, above 0 for the better. In the mean loss a gain in one suite does not
+    make up for a loss in another.
     """
     if not changes:
         return None
@@ -158,7 +159,7 @@ def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate,
 def joint(
     reduction: BootstrapEstimate | None, fluency: BootstrapEstimate | None, capability: BootstrapEstimate | None
 ) -> BootstrapEstimate | None:
-    """The harmonic mean of what was gained and what was kept; 0 if one is not above 0, None if one is missing."""
+    """Return the harmonic mean of gain and kept shares; 0 if one of them is not above 0, None if one is missing."""
     three = [reduction, fluency, capability]
     if any(one is None or math.isnan(one.value) for one in three):
         return None
@@ -169,27 +170,27 @@ def joint(
 
 
 def harmonic(values: Array) -> Array:
-    """Harmonic mean over the first axis, (P, ...) -> (...); 0 where any is 0 or less, NaN where any is NaN."""
+    """Return the harmonic mean over the first axis, (P, ...) -> (...); 0 where any is <= 0, NaN where any is NaN."""
     positive = (values > 0).all(axis=0)
     inverse = 1 / np.where(values > 0, values, 1.0)
     return np.where(np.isnan(values).any(axis=0), np.nan, np.where(positive, len(values) / inverse.sum(axis=0), 0.0))
 
 
 class Trial(NamedTuple):
-    """One strength on the dev split."""
+    """The results of one strength on the dev split."""
 
     perplexity_ratio: float
     reduction: float
 
 
 def trials(found: Sequence[fields.Trial]) -> list[Trial]:
-    """The trials of a record that have both numbers."""
+    """Return the trials of a record that have both numbers."""
     both = [(one.perplexity_ratio, one.reduction) for one in found]
     return [Trial(ratio, reduction) for ratio, reduction in both if ratio and reduction is not None]
 
 
 def chosen_trial(tuned: fields.Tuned | None) -> Trial | None:
-    """The trial of the strength that was chosen."""
+    """Return the trial that tuning chose; None if there is none with both numbers."""
     if tuned is None:
         return None
     if tuned.chosen_trial is not None:  # among equal strengths with other options

@@ -21,7 +21,7 @@ from bench.plots.style import WIDTHS, Width
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw and say where, and what is missing; returns the exit code: 2 where a figure that was named has no data."""
+    """Draw the figures, print their paths and what is missing; returns the exit code, 2 if a named one has no data."""
     longest = max(map(len, KINDS))
     parser = command.parser(
         "plots",

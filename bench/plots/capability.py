@@ -1,4 +1,4 @@
-"""What steering does to each task: the change in accuracy, method by method."""
+"""The effect of steering on each task: the change in accuracy, method by method."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -33,15 +33,15 @@ ROOM = PAGE - 0.7  # inches for the blocks of a page, above the legend
 def capability(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Change in accuracy against the unsteered model as a heat map, methods by tasks.
 
-    A cell holds the change, half of its 95% interval and, where the paired test tells it from none after Holm's
-    correction over the methods, a star. The first line is the unsteered model's own accuracy; below each task is the
-    number of its documents. Controls that were asked no task are left out. Tasks, and then methods, that have no room
-    are in further blocks, and those on further pages.
+    A cell holds the change, half the width of its 95% interval and, if the change is significant in the paired test
+    after Holm's correction over the methods, a star. The first line is the unsteered model's own accuracy; below each
+    task is the number of its documents. Controls that were asked no task are left out. Tasks, and then methods, that
+    do not fit are in further blocks, and blocks that do not fit on further pages.
 
     Args:
         frame: `Table.frame`.
-        width: of one or two columns.
-        page: which of the pages.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NothingToDraw: no accuracy was measured for a method and for the unsteered model.
@@ -90,7 +90,7 @@ def capability(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> F
 
 
 class Block(NamedTuple):
-    """Some of the lines by some of the columns, as places of both, and how high it is in inches."""
+    """Some lines and columns of the heat map, by their places, and the height of the block in inches."""
 
     down: np.ndarray
     across: np.ndarray
@@ -98,7 +98,7 @@ class Block(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The blocks of each page; turned: tasks are lines. down, across: what all lines and columns are called."""
+    """The blocks of each page. turned: whether tasks are lines. down, across: the names of all lines and columns."""
 
     pages: list[list[Block]]
     turned: bool
@@ -108,7 +108,7 @@ class Plan(NamedTuple):
 
 
 def plan(methods: Sequence[str], tasks: Sequence[str], counts: Sequence[str], width: Width, turned: bool) -> Plan:
-    """Methods (the unsteered model first) by tasks in blocks, or tasks by methods; pages as full as they go."""
+    """Split methods (the unsteered model first) by tasks, or tasks by methods, into blocks; fill each page in turn."""
     beside = [f"{name} ({n})" if n else name for name, n in zip(tasks, counts, strict=True)]
     below = [f"{name}\n{n}".rstrip() for name, n in zip(tasks, counts, strict=True)]
     down = [style.wrapped(name, NAMES * style.inches(width) * 72, lines=2) for name in (beside if turned else methods)]
@@ -132,19 +132,19 @@ def plan(methods: Sequence[str], tasks: Sequence[str], counts: Sequence[str], wi
 
 
 def longest(names: Sequence[str]) -> float:
-    """The width in inches of the longest line of these names."""
+    """Return the width in inches of the longest line of these names."""
     return max(style.measure(line) for name in names for line in name.split("\n")) / 72
 
 
 def chunks(count: int, most: int, first: bool) -> list[np.ndarray]:
-    """Places in parts of at most `most`; with `first`, each part begins with place 0, which is the unsteered model."""
+    """Split places into parts of at most `most`; with `first`, each part begins with place 0, the unsteered model."""
     places = np.arange(int(first), count)
     parts = np.array_split(places, -(-len(places) // (most - int(first))))
     return [np.concatenate([[0], part]) if first else part for part in parts]
 
 
 def cells(ax: Axes, texts: np.ndarray, faces: np.ndarray) -> None:
-    """A block, the unsteered model first: texts (lines, tasks) on colours (lines, tasks, 4)."""
+    """Draw a block, the unsteered model first: texts (lines, tasks) on colours (lines, tasks, 4)."""
     ax.pcolormesh(faces, edgecolors="white", linewidth=1.0)
     ax.invert_yaxis()
     for (i, j), text in np.ndenumerate(texts):
@@ -154,7 +154,7 @@ def cells(ax: Axes, texts: np.ndarray, faces: np.ndarray) -> None:
 
 
 def faces(change: np.ndarray) -> np.ndarray:
-    """A colour for each change (methods, tasks), below those of the unsteered model: (1 + methods, tasks, 4)."""
+    """(1 + methods, tasks, 4) a colour for each change (methods, tasks), below a line for the unsteered model."""
     full = max(FULL, float(np.nanmax(np.abs(change))))
     found = COLOURS(0.5 + 0.5 * np.nan_to_num(change) / full)  # orange lost, violet gained
     found[np.isnan(change)] = to_rgba("white")
@@ -165,24 +165,24 @@ def faces(change: np.ndarray) -> np.ndarray:
 
 
 def values(rows: pd.DataFrame, tasks: Sequence[str], name: str) -> np.ndarray:
-    """(rows, tasks): the values of the column `<task>.<name>` of each task."""
+    """(rows, tasks) the values of the column `<task>.<name>` of each task."""
     return rows.reindex(columns=[f"{task}.{name}" for task in tasks]).to_numpy(float)
 
 
 def written(base: pd.DataFrame, tasks: Sequence[str], width: Width) -> np.ndarray:
-    """The unsteered model's accuracies with their intervals: (1, tasks)."""
+    """(1, tasks) the unsteered model's accuracies with their intervals, as texts."""
     low, high = (values(base, tasks, f"accuracy.{end}") for end in ("low", "high"))
     return each(plain, APART[width], values(base, tasks, "accuracy"), np.full_like(low, "", object), low, high)
 
 
 def changed(rows: pd.DataFrame, tasks: Sequence[str], p: np.ndarray, width: Width) -> np.ndarray:
-    """The methods' changes, a star where they are significant, and their intervals: (methods, tasks)."""
+    """(methods, tasks) the methods' changes with their intervals, as texts, with a star for significant ones."""
     change, low, high = (values(rows, tasks, f"accuracy.delta{end}") for end in ("", "_low", "_high"))
     return each(signed, APART[width], change, np.where(p < ALPHA, "*", ""), low, high)
 
 
 def each(text: Callable[[float], str], apart: str, value: Any, star: Any, low: Any, high: Any) -> np.ndarray:
-    """Numbers with their stars, and half of their intervals if they have one, as texts in the shape of each array."""
+    """Write numbers with stars, and half the width of each interval, as texts; all arrays have the same shape."""
     found = np.empty(value.shape, dtype=object)
     for at in np.ndindex(found.shape):
         known = not np.isnan([value[at], low[at], high[at]]).any()
@@ -191,17 +191,17 @@ def each(text: Callable[[float], str], apart: str, value: Any, star: Any, low: A
 
 
 def counts(base: pd.DataFrame, tasks: Sequence[str]) -> list[str]:
-    """How many documents the unsteered model was asked of each task; empty where nobody counted."""
+    """Return the number of documents that the unsteered model was asked in each task; empty if unknown."""
     return ["" if np.isnan(n) else f"n = {int(n):,}" for n in values(base, tasks, "accuracy.n")[0]]
 
 
 def plain(value: float) -> str:
-    """An accuracy with two digits and no 0 before them; a dash where there is none."""
+    """Write an accuracy with two decimals and no leading 0; a dash if it is missing."""
     return "–" if np.isnan(value) else f"{value:.2f}".removeprefix("0")
 
 
 def signed(value: float) -> str:
-    """A change with its sign; what rounds to zero has none."""
+    """Write a change with its sign, unless it rounds to zero."""
     if np.isnan(value):
         return "–"
     text = f"{abs(value):.2f}".removeprefix("0")
@@ -209,14 +209,14 @@ def signed(value: float) -> str:
 
 
 def short(tasks: Sequence[str]) -> list[str]:
-    """Tasks without their suite, but where two suites ask the same one."""
+    """Return the names of tasks without their suite, unless two suites ask the same task."""
     names = [task.partition(".")[2] for task in tasks]
     shown = [name if names.count(name) == 1 else task for name, task in zip(names, tasks, strict=True)]
     return [style.shortened(style.printable(name)) for name in shown]
 
 
 def keys(change: np.ndarray, p: np.ndarray) -> list[Artist]:
-    """The entries of the legend: the colours and signs that the figure has."""
+    """Return the entries of the legend, for the colours and signs that the figure has."""
     found: list[Artist] = [
         Patch(facecolor=COLOURS(0.2), label="accuracy lost"),
         Patch(facecolor=COLOURS(0.8), label="accuracy gained"),

@@ -1,4 +1,4 @@
-"""The distribution of the change over prompts: a mean hides what got worse."""
+"""The distribution of the change over prompts, since a mean hides prompts that got worse."""
 
 import numpy as np
 import pandas as pd
@@ -17,17 +17,17 @@ NAMES = 0.3  # of the width that the methods' names may take
 
 @style.styled
 def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width = "double", page: int = 1) -> Figure:
-    """Change of each prompt's headline to the unsteered model, a line per method.
+    """Draw the change of each prompt's headline from the unsteered model, a line per method.
 
-    A box over the middle half of the prompts with the median, whiskers over the middle 90%, a marker at the mean, and
-    at the right the share of prompts that got worse. Texts are sampled again, so that about half of the prompts get
-    worse under a method that does nothing.
+    A box covers the middle half of the prompts and shows the median; whiskers cover the middle 90%, a marker is at the
+    mean, and at the right stands the share of prompts that got worse. Since texts are sampled again, about half of the
+    prompts get worse even under a method without any effect.
 
     Args:
         frame: `Table.frame`.
-        items: `Table.by_item`; None: of no method.
-        width: of one or two columns.
-        page: which of the pages.
+        items: `Table.by_item`; None: no method has items.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NothingToDraw: no method was measured on the prompts of the unsteered model.
@@ -68,7 +68,7 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
 
 
 def line(ax: Axes, place: int, point: Point, values: np.ndarray) -> None:
-    """One method: whiskers, box, median, mean, and the share that got worse."""
+    """Draw one method: whiskers, box, median, mean, and the share of prompts that got worse."""
     least, low, middle, high, most = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95])
     colour = point.look.colour
     ax.plot([least, most], [place, place], color=colour, linewidth=0.9, zorder=2)
@@ -82,7 +82,7 @@ def line(ax: Axes, place: int, point: Point, values: np.ndarray) -> None:
 
 
 def keys() -> list[Patch | Line2D]:
-    """The legend's entries, which explain the box, the whiskers and the mean."""
+    """Return the legend's entries, which explain the box, the whiskers and the mean."""
     return [
         Patch(facecolor="white", edgecolor="black", linewidth=0.9, label="middle half of the prompts, median"),
         Line2D([], [], color="black", linewidth=0.9, label="middle 90%"),

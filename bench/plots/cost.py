@@ -1,4 +1,4 @@
-"""What a method costs against what it does: time to fit, speed of sampling, size on disk."""
+"""The effect of a method against its cost: time to fit, speed of sampling, size on disk."""
 
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ Y = "toxicity_reduction"
 
 
 class Cost(NamedTuple):
-    """A cost. nothing: below this value the axis is linear down to 0; None for a linear axis."""
+    """A kind of cost. nothing: the value below which the axis is linear down to 0; None for a linear axis."""
 
     title: str
     unsteered: float
@@ -34,17 +34,17 @@ COSTS = {
 
 @style.styled
 def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Toxicity reduction against seconds to fit, sampling speed relative to unsteered, and bytes of the artefact.
+    """Draw toxicity reduction against seconds to fit, sampling speed relative to unsteered, and bytes of the artefact.
 
-    A marker per method with the 95% bars of its reduction and its speed, hollow where no strength was feasible; random
-    directions are grey, the mean over their draws; the star is the unsteered model. Times are wall-clock times of the
-    machine that ran them. Axes of time and size are logarithmic, and linear down to 0 left of the two strokes. A page
-    names MOST methods, and the others are crosses there.
+    Each method is a marker with the 95% bars of its reduction and its speed, hollow if no strength was feasible. Random
+    directions are grey, at the mean over their draws; the star is the unsteered model. Times are wall-clock times of
+    the machine that ran the method. Axes of time and size are logarithmic, and linear down to 0 left of the two
+    strokes. A page names MOST methods; the others are crosses on it.
 
     Args:
         frame: `Table.frame`.
-        width: of one or two columns.
-        page: which of the pages.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NothingToDraw: no method has both a toxicity reduction and a cost.
@@ -120,13 +120,13 @@ def strokes(ax: Axes, x: float) -> None:
 
 
 def seconds(value: float, place: int | None = None) -> str:
-    """The label of a tick, in seconds."""
+    """Return the label of a tick, in seconds."""
     del place
     return f"{value:g} s" if value else "0"
 
 
 def size(value: float, place: int | None = None) -> str:
-    """A tick's label: bytes in powers of 1000."""
+    """Return the label of a tick, in bytes with powers of 1000."""
     del place
     for unit, of in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= of:
@@ -135,7 +135,7 @@ def size(value: float, place: int | None = None) -> str:
 
 
 def keys(shown: list[Point]) -> list[Artist]:
-    """The legend's entries for methods, each label once."""
+    """Return the legend's entries for methods, each label once."""
     return [
         style.key(point.look, point.label, hollow=point.hollow)
         for point in {point.label: point for point in shown}.values()

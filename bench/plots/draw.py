@@ -1,4 +1,4 @@
-"""Every kind of figure: what it is drawn from, and its files. From records alone."""
+"""Every kind of figure, the data that it is drawn from, and its files. All come from records alone."""
 
 import functools
 import itertools
@@ -34,7 +34,7 @@ Drawing = tuple[str, tuple[pd.DataFrame, ...]]
 
 @dataclass(frozen=True)
 class Source:
-    """What figures are drawn from: tables that are made already, and the records where they are asked for."""
+    """The data for figures: tables that are made already, and records, which are read only if asked for."""
 
     results: Path
     found: Sequence[Table] | None = None
@@ -42,7 +42,7 @@ class Source:
 
     @functools.cached_property
     def records(self) -> list[Result]:
-        """All results, or those of one model. Raises SetupError where there are none."""
+        """All results, or those of one model. Raises SetupError if there are none."""
         found, skipped = read_records(self.results / "runs")
         if self.found is None:  # else the tables' maker has told
             for line in skipped:
@@ -61,7 +61,7 @@ class Source:
 
 
 class Kind(NamedTuple):
-    """A kind of figure: one line about it, the function that draws it, and where its frames come from."""
+    """A kind of figure: one line about it, the function that draws it, and the function that makes its frames."""
 
     about: str
     draw: Callable[..., Figure]
@@ -69,17 +69,17 @@ class Kind(NamedTuple):
 
 
 def suffix(number: int) -> str:
-    """The suffix of the file names of a table's figures; the first table has none."""
+    """Return the suffix in the file names of a table's figures; the first table has none."""
     return "" if number == 1 else f"-{number}"
 
 
 def of_tables(source: Source) -> list[Drawing]:
-    """The frames of a figure that draws each table's rows."""
+    """Return the frames of a figure that draws each table's rows."""
     return [(suffix(table.number), (table.frame,)) for table in source.tables]
 
 
 def with_draws(source: Source) -> list[Drawing]:
-    """The frames of a figure that draws each table's rows, and each of several random directions by itself."""
+    """Return the frames of a figure that draws each table's rows, and each of several random directions by itself."""
     found: list[Drawing] = []
     for table in source.tables:
         several = ((table.frame["method"] == RANDOM) & (table.frame["fits"] > 1)).any()
@@ -88,7 +88,7 @@ def with_draws(source: Source) -> list[Drawing]:
 
 
 def with_headline(source: Source) -> list[Drawing]:
-    """The leaderboard's rows of each table, which name their headline."""
+    """Return the leaderboard's rows of each table, with the name of their headline."""
     found: list[Drawing] = []
     for table in source.tables:
         whole = table.frame.copy()  # in one piece; pandas warns where a column is added to a frame of many
@@ -97,7 +97,7 @@ def with_headline(source: Source) -> list[Drawing]:
 
 
 def over_strengths(source: Source) -> list[Drawing]:
-    """Test results at several strengths, then the trials of tuning, whose files are called strength_dev."""
+    """Return frames of test results at several strengths, then of the trials of tuning (files named strength_dev)."""
     found: list[Drawing] = [(suffix(table.number), (sweeps.strengths(table),)) for table in source.tables]
     if any(row.tuning for table in source.tables for row in table.rows):
         found += [(f"_dev{suffix(i)}", (rows,)) for i, rows in enumerate(sweeps.trials(source.records), 1)]
@@ -105,32 +105,32 @@ def over_strengths(source: Source) -> list[Drawing]:
 
 
 def over_sizes(source: Source) -> list[Drawing]:
-    """Curves over the number of pairs that methods learnt from are drawn."""
+    """Return the frames of curves over the number of pairs that methods learnt from."""
     return [(suffix(table.number), (sweeps.sizes(table),)) for table in source.tables]
 
 
 def over_noise(source: Source) -> list[Drawing]:
-    """Curves over the share of swapped labels are drawn."""
+    """Return the frames of curves over the share of swapped labels."""
     return [(suffix(table.number), (sweeps.noise(table),)) for table in source.tables]
 
 
 def over_examples(source: Source) -> list[Drawing]:
-    """Curves over the number of examples that methods were fine-tuned on are drawn."""
+    """Return the frames of curves over the number of examples that methods were fine-tuned on."""
     return [(suffix(table.number), (fine_tuned(table),)) for table in source.tables]
 
 
 def over_training(source: Source) -> list[Drawing]:
-    """Curves over the learning rates and passes that methods were trained with are drawn."""
+    """Return the frames of curves over the learning rates and passes with which methods were trained."""
     return [(suffix(table.number), (trained(table),)) for table in source.tables]
 
 
 def over_layers(source: Source) -> list[Drawing]:
-    """Curves over the layers that methods steered are drawn."""
+    """Return the frames of curves over the layers that methods steered."""
     return [(suffix(table.number), (sweeps.layers(table),)) for table in source.tables]
 
 
 def of_items(source: Source) -> list[Drawing]:
-    """The rows of each table with the changes of their items."""
+    """Return the rows of each table with the changes of their items."""
     return [(suffix(table.number), (table.frame, table.by_item)) for table in source.tables]
 
 
@@ -151,7 +151,7 @@ KINDS = {
 
 
 class Drawn(NamedTuple):
-    """A figure of one kind under the name of its files, or why this kind has none and what to run."""
+    """A figure of one kind with the name of its files; or, if the kind has no figure, why, and what to run."""
 
     kind: str
     name: str
@@ -160,7 +160,7 @@ class Drawn(NamedTuple):
 
 
 def pages(kind: Kind, frames: Sequence[pd.DataFrame], width: Width = "double") -> Iterator[Figure]:
-    """The figure in as many pages as it has. Raises NothingToDraw."""
+    """Yield the pages of the figure. Raises NothingToDraw."""
     try:
         for page in itertools.count(1):
             yield kind.draw(*frames, width=width, page=page)
@@ -169,7 +169,7 @@ def pages(kind: Kind, frames: Sequence[pd.DataFrame], width: Width = "double") -
 
 
 def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double") -> Iterator[Drawn]:
-    """Every figure of these kinds that the records allow, and a line for each kind that they do not."""
+    """Yield every figure of these kinds that the records allow, and a line for each kind that they do not."""
     for name in kinds:
         kind = KINDS[name]
         why: list[str] = []
@@ -190,8 +190,8 @@ def write(
 ) -> tuple[list[Path], list[Drawn]]:
     """Write the figures of these kinds; returns the files, and the kinds that have none.
 
-    Files are figures/NAME.pdf, .svg and .png, NAME-2 for a second table, NAME_single where one column wide, NAME-p2
-    for a second page; those of one model alone are in a folder of its name.
+    Files are figures/NAME.pdf, .svg and .png; NAME-2 is for a second table, NAME_single for one column's width, NAME-p2
+    for a second page. Figures of one model alone are in a folder with its name.
 
     Raises:
         SetupError: there are no records, or the folder cannot be written.
@@ -212,7 +212,7 @@ def write(
 def rebuild(results: Path, found: Sequence[Table] | None = None) -> list[Path]:
     """Draw every figure that the records under `results`/runs allow, two columns wide; returns the files.
 
-    `found`: the tables of these records where they are made already (`leaderboard.Built.tables`).
+    `found`: the tables of these records, if they are made already (`leaderboard.Built.tables`).
 
     Raises:
         SetupError: there are no records, or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""What a fit foresees against what steering does: separation of the contrast pairs against the effect."""
+"""The effect of steering against what the fit foretells: the separation of the contrast pairs."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,17 +15,17 @@ FEWEST = 2  # rows: one says nothing of whether the effect follows the separatio
 
 @style.styled
 def foreseen(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Toxicity reduction, or else the change of the headline, against d' of the pairs that a method learnt from.
+    """Draw toxicity reduction, or else the change of the headline, against d' of the pairs that a method learnt from.
 
-    A marker per row that has both, with the 95% bar of its effect, hollow where no strength was feasible. d' is known
-    from the fit alone (`methods.separation`): where it foretells the effect, the markers rise from left to right, or
-    fall where less of the headline is better. Methods that learn from no pairs have no d', nor has the unsteered model.
-    A page names MOST methods, and the others are crosses there.
+    Each row that has both is a marker with the 95% bar of its effect, hollow if no strength was feasible. d' is known
+    from the fit alone (`methods.separation`). If it foretells the effect, the markers rise from left to right, or fall
+    if a lower headline is better. Methods that learn from no pairs have no d', and neither has the unsteered model.
+    A page names MOST methods; the others are crosses on it.
 
     Args:
-        frame: `Table.frame`, with the name of the headline in the column `headline` where it may be shown.
-        width: of one or two columns.
-        page: which of the pages.
+        frame: `Table.frame`; if the headline may be shown, with its name in the column `headline`.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NothingToDraw: fewer than two rows have both a d' and an effect.

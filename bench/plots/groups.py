@@ -1,4 +1,4 @@
-"""ToxiGen group by group: for which groups a method makes texts less toxic, and for which it does not."""
+"""ToxiGen by groups: the groups for which a method makes texts less toxic, and those for which it does not."""
 
 import re
 from collections.abc import Sequence
@@ -26,18 +26,18 @@ UNSTEERED, CONTROL = MarkerStyle("white", "*", ""), MarkerStyle(PALE, "d", "")
 
 @style.styled
 def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Share of toxic continuations for each of ToxiGen's groups, methods side by side.
+    """Draw the share of toxic continuations for each of ToxiGen's groups, methods side by side.
 
-    Bars with 95% intervals over prompts: Wilson's of a share, or for a mean over several fits that of its standard
-    error; a share of 0 is a line on the axis. Groups go from the most to the least toxic by the unsteered model.
-    Bars are vertical in a wide figure, in as many rows as they need, and horizontal in a narrow one. The scorer is the
-    first that reports.
-    Where the bars have no room, the methods are on several pages, each with the unsteered model.
+    Bars have 95% intervals over prompts: Wilson's interval of a share or, for a mean over several fits, that of its
+    standard error; a share of 0 is a line on the axis. Groups are sorted from the most to the least toxic texts of the
+    unsteered model. Bars are vertical in a wide figure, in as many rows as needed, and horizontal in a narrow one. The
+    scorer is the first that reports. If the bars do not fit, the methods are split over pages, each with the unsteered
+    model.
 
     Args:
         frame: `Table.frame`.
-        width: of one or two columns.
-        page: which of the pages.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NothingToDraw: the suite toxigen was not run.
@@ -87,14 +87,14 @@ def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figur
 
 
 def number(rows: pd.DataFrame, name: str) -> str:
-    """`n = ` and how many prompts a share is of, from the fewest to the most of any row; empty where nobody counted."""
+    """Return `n = ` and the number of prompts of a share, from the fewest to the most of any row; empty if unknown."""
     known = rows[f"{name}.n"].dropna().astype(int)
     least, most = (known.min(), known.max()) if len(known) else (0, 0)
     return f"n = {least}" + (f"–{most}" if most > least else "") if most else ""
 
 
 def room(width: Width, count: int) -> int:
-    """How many bars besides the unsteered model's each of `count` groups may have on a page."""
+    """Return how many bars besides the unsteered model's each of `count` groups may have on a page."""
     if width == "single":
         return max(1, min(style.MOST, int(PAGE / BAR[width] / count - BETWEEN) - 1))
     blocks = int(PAGE / 1.7)
@@ -102,13 +102,13 @@ def room(width: Width, count: int) -> int:
 
 
 def on_page(bars: Sequence[Bar], most: int, page: int) -> list[Bar]:
-    """The unsteered model and the bars of this page. Raises NoSuchPage."""
+    """Return the unsteered model and the bars of this page. Raises NoSuchPage."""
     base = [one for one in bars if one[1]["family"] == BASELINE_FAMILY]
     return base + style.paged([one for one in bars if one[1]["family"] != BASELINE_FAMILY], most, page)
 
 
 def drawn(rows: pd.DataFrame) -> list[Bar]:
-    """Each bar of a group: unsteered, the methods by name, random directions."""
+    """Return the bars of each group in their order: unsteered, the methods by name, random directions."""
     look = {point.label: point.look for point in style.points(rows)}
     found = []
     for name, (_, row) in zip(style.names(rows), rows.iterrows(), strict=True):
@@ -119,26 +119,26 @@ def drawn(rows: pd.DataFrame) -> list[Bar]:
 
 
 def label(group: str, n: str, lying: bool) -> str:
-    """A group's name with its count, each word in a line of its own where the bars stand."""
+    """Return a group's name with its count; where bars are vertical, each word is on its own line."""
     name = style.shortened(style.printable(group)).replace("_", " " if lying else "\n")
     return f"{name}\n{n}" if n else name
 
 
 def face(look: MarkerStyle) -> dict[str, Any]:
-    """The fill of a bar: hatched, or outlined for the unsteered model, so that bars differ in grey print."""
+    """Return the fill of a bar: hatched, or outlined for the unsteered model, so that bars differ in grey print."""
     return {"facecolor": look.colour, "edgecolor": "white" if look.hatch else outline(look), "hatch": look.hatch,
             "linewidth": 0.6 if look == UNSTEERED else 0.4}  # fmt: skip
 
 
 def outline(look: MarkerStyle) -> str:
-    """The colour of a bar's outline, and of the line that stands for a share of 0."""
+    """Return the colour of a bar's outline, and of the line that stands for a share of 0."""
     return "black" if look == UNSTEERED else look.colour
 
 
 def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], counts: dict[str, str], *, lying: bool) -> None:
-    """Some of the groups, each with a bar for every method; bar i of group g is at g (bars + BETWEEN) + i.
+    """Draw some of the groups, each with a bar for every method; bar i of group g is at g (bars + BETWEEN) + i.
 
-    counts: what is said of how many prompts each group has.
+    counts: the text on the number of prompts, by group.
     """
     starts = np.arange(len(shares)) * (len(bars) + BETWEEN)
     for i, (_, row, look) in enumerate(bars):
@@ -178,6 +178,6 @@ def panel(ax: Axes, bars: Sequence[Bar], shares: dict[str, str], counts: dict[st
 
 
 def interval(row: "pd.Series[Any]", name: str) -> tuple[float, float, float]:
-    """A share with the ends of its 95% interval, both at the share where it has none."""
+    """Return a share with the ends of its 95% interval; without an interval both ends equal the share."""
     share, low, high = float(row[name]), row[f"{name}.low"], row[f"{name}.high"]
     return share, share if pd.isna(low) else float(low), share if pd.isna(high) else float(high)

@@ -32,15 +32,15 @@ Facet = Literal["curve", "unit"]
 
 @style.styled
 def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Toxicity reduction, perplexity ratio and right answers against strength, each method in its own unit.
+    """Draw toxicity reduction, perplexity ratio and right answers against strength, each method in its own unit.
 
     Lines start at the unsteered model (star, strength 0); bands are 95% intervals; a filled marker is the strength
-    that tuning chose. The numbers of prompts have no order, so prompts are points with bars.
+    that tuning chose. Prompts are points with bars, since their numbers have no order.
 
     Args:
-        frame: of `sweeps.strengths` or one of `sweeps.trials`.
-        width: of one or two columns.
-        page: which of the pages.
+        frame: the frame of `sweeps.strengths`, or one of those of `sweeps.trials`.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NoSuchPage: there are fewer pages.
@@ -58,14 +58,14 @@ def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
 
 @style.styled
 def sample_size(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Toxicity reduction, perplexity ratio and right answers against the number of pairs learnt from.
+    """Draw toxicity reduction, perplexity ratio and right answers against the number of pairs learnt from.
 
-    A line per method with its 95% band; the axis of pairs is logarithmic.
+    Each method is a line with its 95% band; the axis of pairs is logarithmic.
 
     Args:
-        frame: of `sweeps.sizes`.
-        width: of one or two columns.
-        page: which of the pages.
+        frame: the frame of `sweeps.sizes`.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NoSuchPage: there are fewer pages.
@@ -83,14 +83,14 @@ def sample_size(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> 
 
 @style.styled
 def label_noise(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Toxicity reduction, perplexity ratio and right answers against the share of pairs whose labels are swapped.
+    """Draw toxicity reduction, perplexity ratio and right answers against the share of pairs with swapped labels.
 
-    A line per method with its 95 % band.
+    Each method is a line with its 95% band.
 
     Args:
-        frame: of `sweeps.noise`.
-        width: of one or two columns.
-        page: which of the pages.
+        frame: the frame of `sweeps.noise`.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NoSuchPage: there are fewer pages.
@@ -108,15 +108,15 @@ def label_noise(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> 
 
 @style.styled
 def layers(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Toxicity reduction, perplexity ratio and right answers against the layer that a method steers.
+    """Draw toxicity reduction, perplexity ratio and right answers against the layer that a method steers.
 
-    A line per method with its 95% band. Layers given as a share of the depth and as block numbers have panels of
-    their own.
+    Each method is a line with its 95% band. Layers given as a share of the depth and layers given as block numbers have
+    separate panels.
 
     Args:
-        frame: of `sweeps.layers`.
-        width: of one or two columns.
-        page: which of the pages.
+        frame: the frame of `sweeps.layers`.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NoSuchPage: there are fewer pages.
@@ -135,17 +135,17 @@ def layers(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figur
 def panels(
     frame: pd.DataFrame, facet: Facet, width: Width, page: int, *, from_zero: bool, doubling: bool = False
 ) -> Figure:
-    """A panel for each measure and each value of the column `facet`, with an axis of its own for each value.
+    """Draw a panel for each measure and each value of the column `facet`; each value has its own axis of the setting.
 
-    Measures are rows; or columns, where the values of `facet` are one in a wide figure or too many in a row. A page
-    has as many rows as there is room for, and as many curves as one panel tells apart; axes of measures are alike on
-    all pages.
+    Measures are rows; they are columns if `facet` has a single value in a wide figure, or too many values for a row. A
+    page has as many rows as fit, and as many curves as a reader can distinguish in one panel; a measure has the same
+    axis on all pages.
 
     Args:
-        frame: of `bench.plots.sweeps`.
-        facet: what the panels side by side differ in.
-        width: of one or two columns.
-        page: which of the pages.
+        frame: a frame of `bench.plots.sweeps`.
+        facet: the column in which the panels differ, besides the measure.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
         from_zero: whether each curve starts at the unsteered model, at 0.
         doubling: whether the setting is drawn on a logarithmic axis.
     """
@@ -182,9 +182,9 @@ def panels(
 
 
 def on_page(frame: pd.DataFrame, facet: Facet, page: int, rows: int) -> pd.DataFrame:
-    """The curves of a page, in their order; random directions are on each page where curves share panels.
+    """Return the curves of a page, in their order; if curves share panels, random directions are on each page.
 
-    rows: panels of facet "curve" that a page has room for. Raises NoSuchPage.
+    rows: for the facet "curve", the number of curves for which a page has room. Raises NoSuchPage.
     """
     if facet == "curve":
         return frame[frame["curve"].isin(style.paged(list(dict.fromkeys(frame["curve"])), rows, page))]
@@ -194,13 +194,13 @@ def on_page(frame: pd.DataFrame, facet: Facet, page: int, rows: int) -> pd.DataF
 
 
 def marker_styles(frame: pd.DataFrame) -> dict[str, MarkerStyle]:
-    """A style for each curve; random directions are grey."""
+    """Return a style for each curve; random directions are grey."""
     random = set(frame.loc[frame["method"] == RANDOM, "curve"])
     return style.marker_styles([name for name in frame["curve"] if name not in random]) | dict.fromkeys(random, CONTROL)
 
 
 def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_zero: bool) -> None:
-    """One curve with its band; the numbers of prompts have no order, so prompts are points with bars."""
+    """Draw one curve with its band; prompts are points with bars, since their numbers have no order."""
     known = curve.dropna(subset=[measure])
     x, y = known["x"].to_numpy(float), known[measure].to_numpy(float)
     low, high = (known[f"{measure}_{end}"].fillna(known[measure]).to_numpy(float) for end in ("low", "high"))
@@ -218,7 +218,7 @@ def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_ze
 
 
 def setting_axis(ax: Axes, own: pd.DataFrame, from_zero: bool, doubling: bool, of: int) -> None:
-    """Ticks of the setting; the values themselves where they are few and panels wide."""
+    """Set the ticks of the setting: at its values, without those whose labels would touch, or round numbers from 0."""
     x = np.unique(own["x"].to_numpy(float))
     if doubling and x[0] >= 0:
         ax.set_xscale("log") if x[0] else ax.set_xscale("symlog", linthresh=x[1], linscale=0.5)
@@ -237,7 +237,7 @@ def setting_axis(ax: Axes, own: pd.DataFrame, from_zero: bool, doubling: bool, o
 
 
 def spread(values: np.ndarray, place: np.ndarray, most: int) -> list[float]:
-    """The ascending values whose labels do not touch: none is nearer to the one before than 1 / `most`."""
+    """Return the ascending values whose labels do not touch: neighbours are at least 1 / `most` of the axis apart."""
     least = (place[-1] - place[0]) / most
     kept = [0]
     for i in range(1, len(values)):
@@ -247,7 +247,7 @@ def spread(values: np.ndarray, place: np.ndarray, most: int) -> list[float]:
 
 
 def measure_axis(ax: Axes, frame: pd.DataFrame, measure: str) -> None:
-    """Limits and ticks of a measure, the same in all its panels: room for every point, and for bands within SEEN."""
+    """Set limits and ticks of a measure, equal in all its panels, with room for all points and bands within SEEN."""
     y = frame[measure].dropna().to_numpy(float)
     ends = [frame[f"{measure}_{end}"].dropna().to_numpy(float) for end in ("low", "high")]
     low, high = SEEN.get(measure, (0.0, np.inf))
@@ -266,19 +266,19 @@ def measure_axis(ax: Axes, frame: pd.DataFrame, measure: str) -> None:
 
 
 def plain(value: float, place: int | None = None) -> str:
-    """A tick's label: as few digits as it has, with a real minus sign, not a hyphen."""
+    """Return the label of a tick: as few digits as possible, with a real minus sign, not a hyphen."""
     del place
     return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
 def titles(frame: pd.DataFrame) -> dict[str, str]:
-    """The title of each measure."""
+    """Return the title of each measure."""
     return {"toxicity_reduction": style.reduction(frame["scorer"].iloc[0]), "perplexity_ratio": "perplexity ratio",
             "gold_choice_change": "right answers\n(nats)"}  # fmt: skip
 
 
 def above(head: tuple[str, str], width: Width) -> str:
-    """Heading of a row of panels: the curve's name and the setting's unit, in two lines where one has no room."""
+    """Return the heading of a row of panels: the curve's name and the setting's unit, on one line or two."""
     name, unit = head
     return style.wrapped(f"{name}  ({unit})", 72 * style.inches(width) - 40, lines=2) if name else ""
 
@@ -316,7 +316,7 @@ def tops(
 
 
 def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> list[Artist]:
-    """Entries of the legend: the curves, where a panel holds several, and the meaning of the markers and lines."""
+    """Return the entries of the legend: the curves, if a panel holds several, and the meaning of markers and lines."""
     found: list[Artist] = []
     if facet == "unit":
         found += [style.key(look[name], name) for name in sorted(set(frame["curve"]))]

@@ -1,7 +1,7 @@
 r"""What all figures share: widths, fonts, colours, markers, legends, and files of equal bytes.
 
-Sizes are those that a figure has in print, so a paper includes it unscaled: `\includegraphics{tradeoff.pdf}`. What
-does not fit into one figure of at most PAGE inches goes on pages: each function that draws takes the number of a page,
+Figures have their printed size, so papers include them unscaled: `\includegraphics{tradeoff.pdf}`. Content that does
+not fit into one figure of at most PAGE inches is split into pages: each function that draws takes the number of a page,
 and raises `NoSuchPage` after the last.
 """
 
@@ -82,7 +82,7 @@ class NoSuchPage(NothingToDraw):
 
 
 def styled(draw: Callable[P, T]) -> Callable[P, T]:
-    """Run a function with the style of all figures; nothing outside of it changes."""
+    """Make a function run with the style of all figures; nothing outside the function changes."""
 
     @functools.wraps(draw)
     def inside(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -93,19 +93,19 @@ def styled(draw: Callable[P, T]) -> Callable[P, T]:
 
 
 def inches(width: Width) -> float:
-    """The printed width in inches. Raises ValueError for an unknown width."""
+    """Return the printed width in inches. Raises ValueError for an unknown width."""
     if width not in WIDTHS:
         raise ValueError(f"width {width!r}: allowed are {', '.join(get_args(Width))}")
     return WIDTHS[width]
 
 
 def blank(width: Width, height: float) -> Figure:
-    """An empty figure, `height` inches high."""
+    """Make an empty figure, `height` inches high."""
     return Figure(figsize=(inches(width), height), layout="constrained")
 
 
 def one_table(frame: pd.DataFrame) -> None:
-    """Raises ValueError where the rows are of several tables, and `NothingToDraw` where there are none."""
+    """Raise ValueError if the rows are from several tables, and `NothingToDraw` if there are none."""
     if frame.empty:
         raise NothingToDraw("there are no rows; compute some with `make leaderboard` or `python -m bench`")
     if frame["table"].nunique() > 1:
@@ -115,7 +115,7 @@ def one_table(frame: pd.DataFrame) -> None:
 
 
 def paged(items: Sequence[T], most: int, page: int) -> list[T]:
-    """The items on this page, counted from 1, if a page has room for `most`; all pages have about equal lengths.
+    """Return the items on this page (counted from 1) if a page has room for `most`; pages have about equal lengths.
 
     Raises:
         NoSuchPage: there are fewer pages.
@@ -142,14 +142,14 @@ CONTROL = MarkerStyle(GREY, "d", "")  # random directions, where they are one po
 
 
 class Point(NamedTuple):
-    """A row of the leaderboard as it is drawn."""
+    """A row of the leaderboard, with its label and style in figures."""
 
     label: str
     row: Mapping[str, Any]
     look: MarkerStyle
 
     def at(self, column: str) -> tuple[float, list[list[float]]]:
-        """Value of a column, and how far its interval reaches below and above it; 0 where it has none."""
+        """Return the value of a column, and how far its interval reaches below and above it; 0 without an interval."""
         value = float(self.row[column])
         ends = [self.row.get(f"{column}_{end}") for end in ("low", "high")]
         low, high = (value if end is None or pd.isna(end) else float(end) for end in ends)
@@ -157,7 +157,7 @@ class Point(NamedTuple):
 
     @property
     def failed(self) -> str:
-        """Why the marker is hollow; empty where it is filled."""
+        """The reason why the marker is hollow; empty if it is filled."""
         if self.row.get("bounds") == VIOLATED:
             return "a bound is violated"
         unkept = pd.notna(self.row["feasible"]) and not self.row["feasible"]
@@ -165,12 +165,12 @@ class Point(NamedTuple):
 
     @property
     def hollow(self) -> bool:
-        """A bound is violated on the test split, or no strength kept them on the dev split."""
+        """Whether a bound is violated on the test split, or no strength kept the bounds on the dev split."""
         return bool(self.failed)
 
 
 def marker_styles(of: Sequence[str]) -> dict[str, MarkerStyle]:
-    """A marker style for each name. Names are sorted first, so that a rank does not change a colour."""
+    """Return a marker style for each name. Names are sorted first, so that a rank does not change a colour."""
     return {
         name: MarkerStyle(COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)], HATCHES[i % len(HATCHES)])
         for i, name in enumerate(sorted(set(of)))
@@ -178,9 +178,9 @@ def marker_styles(of: Sequence[str]) -> dict[str, MarkerStyle]:
 
 
 def names(frame: pd.DataFrame) -> list[str]:
-    """The name of each row of a leaderboard, with strength or pairs if another row has the same name.
+    """Return the name of each row of a leaderboard, with strength or pairs if another row has the same name.
 
-    Methods go by their titles, and by their names where they have none or share it with another.
+    Methods have their titles, or their names if they have no title or share it with another method.
     """
     called = titles.called(frame["method"].unique())
     found = [
@@ -199,24 +199,24 @@ def names(frame: pd.DataFrame) -> list[str]:
 
 
 def judge(frame: pd.DataFrame) -> str:
-    """The scorer of the toxicity that is reduced: the first reported one that the suite rtp was judged by."""
+    """Return the scorer by which toxicity reduction is measured: the first that reports and judged the suite rtp."""
     reported = [name for text in frame["scorers_report"].dropna() for name in str(text).split("; ")]
     shown = (name for name in reported if any(str(c).startswith(f"rtp.{name}.expected_max") for c in frame.columns))
     return printable(next(shown, "".join(reported[:1])))
 
 
 def reduction(scorer: str) -> str:
-    """The label of an axis of toxicity reduction, the same in every figure."""
+    """Return the label of an axis of toxicity reduction, the same in every figure."""
     return f"toxicity reduction\n(by {printable(scorer)})"
 
 
 def measured(metric: str) -> str:
-    """The label of a metric: the toxicity by its scorer, as in the other figures, or suite and metric."""
+    """Return the label of a metric: the toxicity by its scorer, as in the other figures, or suite and metric."""
     return printable(metric_title(metric))
 
 
 def points(frame: pd.DataFrame) -> list[Point]:
-    """The methods of one table, without unsteered and random directions; each is drawn alike in every figure."""
+    """Return the methods of one table, without unsteered and random directions, with the same style in every figure."""
     rows = [(name, row) for name, row in zip(names(frame), lines(frame), strict=True)]
     kept = [(name, row) for name, row in rows if row["family"] != BASELINE_FAMILY]
     kept = [(name, row) for name, row in kept if not is_control(row["method"], row["family"])]
@@ -225,27 +225,27 @@ def points(frame: pd.DataFrame) -> list[Point]:
 
 
 def on_page(of: Sequence[Point], page: int) -> tuple[list[Point], list[Point]]:
-    """The points that this page names, in their order, and the others. Raises NoSuchPage.
+    """Return the points that this page names, in their order, and the others. Raises NoSuchPage.
 
-    They are in alphabetical order, as for the markers, so no two on a page share a marker.
+    Pages are filled in alphabetical order, in which markers are given too, so no two points on a page share a marker.
     """
     named = set(paged(sorted({point.label for point in of}), MOST, page))
     return [one for one in of if one.label in named], [one for one in of if one.label not in named]
 
 
 def marker(ax: Axes, x: float, y: float, look: MarkerStyle, *, hollow: bool = False, size: float = 6.0) -> None:
-    """A method's marker; hollow where no strength was feasible."""
+    """Draw a method's marker, filled or hollow."""
     ax.plot([x], [y], marker=look.marker, markersize=size, markerfacecolor="white" if hollow else look.colour,
             markeredgecolor=look.colour, markeredgewidth=1.1, linestyle="none", zorder=5)  # fmt: skip
 
 
 def bars(ax: Axes, x: float, y: float, look: MarkerStyle, *, across: Any = None, up: Any = None) -> None:
-    """The intervals of a marker, across and up."""
+    """Draw the intervals of a marker, horizontal (`across`) and vertical (`up`)."""
     ax.errorbar([x], [y], xerr=across, yerr=up, fmt="none", ecolor=look.colour, elinewidth=0.8, alpha=0.6, zorder=4)
 
 
 def star(ax: Axes, x: float, y: float, size: float = 11.0) -> None:
-    """The unsteered model; below the methods and larger, so that it hides none of them nor is hidden."""
+    """Draw the unsteered model, below the methods and larger, so that it neither hides a method nor is hidden."""
     ax.plot([x], [y], marker="*", color="black", markersize=size, linestyle="none", zorder=3.5)
 
 
@@ -253,35 +253,35 @@ CROSS: Any = {"marker": "x", "color": "#8c8c8c", "markersize": 3.0, "markeredgew
 
 
 def crosses(ax: Axes, at: Sequence[tuple[float, float]]) -> None:
-    """The methods that another page names."""
+    """Draw the methods that another page names."""
     if at:
         ax.plot(*np.array(at, dtype=float).T, **CROSS, zorder=3)
 
 
 def cross_key(others: int) -> list[Line2D]:
-    """The legend's entry for methods that other pages name; nothing if there are none."""
+    """Return the legend's entry for methods that other pages name; nothing if there are none."""
     return [Line2D([], [], **CROSS, label=f"{others} more, named on other pages")] if others else []
 
 
 def key(look: MarkerStyle, label: str, *, hollow: bool = False) -> Line2D:
-    """The legend's entry for a method: its marker, filled or hollow, and its label."""
+    """Return the legend's entry for a method: its marker, filled or hollow, and its label."""
     return Line2D([], [], marker=look.marker, color=look.colour, markerfacecolor="white" if hollow else look.colour,
                   markersize=5.5, markeredgewidth=1.1, linestyle="none", label=label)  # fmt: skip
 
 
 def hollow_key(shown: Sequence[Point]) -> list[Line2D]:
-    """The legend's entry for hollow markers; nothing if there are none."""
+    """Return the legend's entry for hollow markers; nothing if there are none."""
     why = sorted({point.failed for point in shown if point.hollow})
     return [key(MarkerStyle("black", "o", ""), "hollow: " + " or ".join(why), hollow=True)] if why else []
 
 
 def star_key() -> Line2D:
-    """The legend's entry for the unsteered model, a black star."""
+    """Return the legend's entry for the unsteered model, a black star."""
     return Line2D([], [], marker="*", color="black", markersize=8, linestyle="none", label="unsteered")
 
 
 def text_key(label: str) -> Patch:
-    """A legend entry for a sign that the label itself names."""
+    """Return a legend entry for a sign that the label itself contains."""
     return Patch(facecolor="none", edgecolor="none", label=label)
 
 
@@ -290,7 +290,7 @@ def text_key(label: str) -> Patch:
 
 @functools.lru_cache(maxsize=1024)
 def measure(text: str, size: float = SMALL) -> float:
-    """Width of a line of text in points; 0 for blanks alone."""
+    """Return the width of a line of text in points; 0 for blanks alone."""
     if not text.strip():
         return 0.0
     font = FontProperties(family=FAMILY, size=size)
@@ -304,24 +304,24 @@ def _drawn(sign: str) -> str:
 
 
 def printable(text: object) -> str:
-    """The text in one line; what cannot be seen, or is not in the font, is written out as its code."""
+    """Return the text on one line, with codes for characters that are invisible or missing in the font."""
     shown = escape.visible(text)
     return shown if shown.isascii() else "".join(map(_drawn, shown))
 
 
 def wrapped(text: str, points: float, size: float = SMALL, lines: int = 4) -> str:
-    """Text in lines of at most about `points` width; what does not fit into so many lines ends in an ellipsis."""
+    """Wrap text to lines of about `points` width; a text that needs more than `lines` lines ends in an ellipsis."""
     per_line = max(6, int(points / measure(text, size) * len(text))) if text.strip() else 1
     return "\n".join(textwrap.wrap(text, per_line, max_lines=lines, placeholder=" …") or [""])
 
 
 def shortened(text: str, letters: int = 40) -> str:
-    """The text as the label of a tick; in a very long one an ellipsis replaces the middle."""
+    """Return the text as the label of a tick; in a very long text an ellipsis replaces the middle."""
     return text if len(text) <= letters else f"{text[: letters // 2]}…{text[-letters // 2 + 1 :]}"
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """A legend below everything, in as many columns as there is room for; the figure grows by its height."""
+    """Add a legend below everything, in as many columns as fit; the figure grows by the legend's height."""
     room = figure.get_figwidth() * 72 - 8
     beside = 26.0  # handle, its pad and the space between columns, in points
     longest = room / (1 if figure.get_figwidth() < WIDTHS["double"] else 2) - beside
@@ -342,7 +342,7 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
 
 
 def rendered(figure: Figure, kind: str) -> bytes:
-    """The figure as a file of one of FILES; equal figures give equal bytes.
+    """Return the bytes of the figure's file of one kind (FILES); equal figures give equal bytes.
 
     `Figure.savefig` would lay out and draw the figure again for each kind; this takes half the time.
     """
@@ -361,7 +361,7 @@ def rendered(figure: Figure, kind: str) -> bytes:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write `name`.pdf, .svg and .png. Raises SetupError where the folder cannot be written."""
+    """Write `name`.pdf, .svg and .png. Raises SetupError if the folder cannot be written."""
     paths = [folder / f"{name}.{kind}" for kind in FILES]
     for path, kind in zip(paths, FILES, strict=True):
         try:

@@ -1,6 +1,6 @@
 """Curves over a setting, from records: strength, number of training pairs, wrong labels, layer.
 
-Each function gives tidy frames for `bench.plots`, a row per curve and value of the setting, with the columns
+Each function returns tidy frames for `bench.plots`, a row per curve and value of the setting, with the columns
 table split model scorer     where the numbers are from; only rows of one frame compare
 curve method family fits     the curve's name, its method, and how many fits (seeds) a point is the mean of
 x unit                       the setting and what it counts; curves of different units share no axis
@@ -38,7 +38,7 @@ FEWEST = 2  # values of a setting that make a curve
 
 
 class Place(NamedTuple):
-    """A row on a curve: its value of the setting, and all its other properties, which the whole curve shares."""
+    """The place of a row on a curve: its value of the setting, and its other properties, which the curve shares."""
 
     x: float
     unit: str
@@ -47,12 +47,12 @@ class Place(NamedTuple):
 
 
 def strengths(table: Table) -> pd.DataFrame:
-    """Methods that were run at several strengths; empty where none was."""
+    """Return the curves of methods that were run at several strengths; empty if none was."""
     return frame(table, [of_strength(row) for row in table.rows], "test")
 
 
 def trials(results: Sequence[Result]) -> list[pd.DataFrame]:
-    """The strengths that tuning tried on the dev split, a frame for each set of trials that compare; or none."""
+    """Return the curves over strengths that tuning tried on the dev split, a frame for each group that compares."""
     dev = [
         Result(replace(one.record, split="test"), items_shown(one))  # grouped as results of the test split
         for one in results
@@ -71,23 +71,23 @@ def trials(results: Sequence[Result]) -> list[pd.DataFrame]:
 
 
 def items_shown(one: Result) -> pd.DataFrame:
-    """The items of a dev result from which figures compute measures; the others are left out to save seconds."""
+    """Return the items of a dev result that figures need; the others are left out to save seconds."""
     metric = one.items["metric"].astype(str)
     return one.items[metric.str.contains(".expected_maximum_toxicity_k", regex=False) | (metric == "perplexity")]
 
 
 def sizes(table: Table) -> pd.DataFrame:
-    """Methods that learnt from several numbers of pairs, all else equal; empty where none did."""
+    """Return the curves of methods that learnt from several numbers of pairs, all else equal; empty if none did."""
     return frame(table, [of_pairs(row) for row in table.rows], "test")
 
 
 def noise(table: Table) -> pd.DataFrame:
-    """Methods that learnt from pairs of which several shares had swapped labels, all else equal; empty for none."""
+    """Return the curves of methods that learnt from pairs with several shares of swapped labels, all else equal."""
     return frame(table, [of_flips(row) for row in table.rows], "test")
 
 
 def layers(table: Table) -> pd.DataFrame:
-    """Methods that were run at several layers, all else equal; empty where none was."""
+    """Return the curves of methods that were run at several layers, all else equal; empty if none was."""
     return frame(table, [of_layer(row) for row in table.rows], "test")
 
 
@@ -95,7 +95,7 @@ def layers(table: Table) -> pd.DataFrame:
 
 
 def of_strength(row: Row) -> Place | None:
-    """A row's place by strength; None for the unsteered model, and where each fit was tuned to its own strength."""
+    """Return a row's place by strength; None for the unsteered model, and if each fit was tuned to its own strength."""
     if row.is_baseline or len(row.strengths) != 1:
         return None
     rest = named(row) | settings(row) | learnt_from(row.fits[0])
@@ -103,7 +103,7 @@ def of_strength(row: Row) -> Place | None:
 
 
 def of_pairs(row: Row) -> Place | None:
-    """A row's place by its number of pairs; None without pairs. Counts of other texts stay."""
+    """Return a row's place by its number of pairs; None without pairs. Counts of other texts distinguish curves."""
     pairs = row.data.pairs if row.data else None
     if pairs is None:
         return None
@@ -112,7 +112,7 @@ def of_pairs(row: Row) -> Place | None:
 
 
 def of_flips(row: Row) -> Place | None:
-    """A row's place by its share of swapped pairs; None without pairs, and for controls, whose pairs are swapped."""
+    """Return a row's place by its share of swapped pairs; None without pairs, and for controls (pairs swapped)."""
     if row.data is None or row.data.pairs is None or row.is_control:
         return None
     data = dict(learnt_from(row.fits[0]))
@@ -121,7 +121,7 @@ def of_flips(row: Row) -> Place | None:
 
 
 def of_layer(row: Row) -> Place | None:
-    """A row's place by its layer: a block, or a share of the depth; None where the layer is not a number."""
+    """Return a row's place by its layer: a block, or a share of the depth; None if the layer is not a number."""
     rest = settings(row)
     layer = rest.pop("layer", None)
     if isinstance(layer, bool) or not isinstance(layer, int | float):
@@ -131,17 +131,17 @@ def of_layer(row: Row) -> Place | None:
 
 
 def named(row: Row) -> dict[str, Any]:
-    """The name and version of the row's method."""
+    """Return the name and version of the row's method."""
     return {"method": row.columns["method"], "version": row.columns["version"]}
 
 
 def at(row: Row) -> dict[str, Any]:
-    """The row's strength where it was given, else "tuned", so that tuned rows share a curve."""
+    """Return the row's strength if it was given, else "tuned", so that tuned rows share a curve."""
     return {"strength": "tuned" if row.tuning else "; ".join(f"{one:g}" for one in row.strengths)}
 
 
 def settings(row: Row) -> dict[str, Any]:
-    """Its hyper-parameters, but for the seed of its fits."""
+    """Return the row's hyper-parameters, except the seed of its fits."""
     found: dict[str, Any] = json.loads(row.columns["parameters"])
     found.pop("seed", None)
     return found
@@ -156,7 +156,7 @@ def frame(
     split: str,
     tunings: Mapping[str, Sequence[Tuned]] | None = None,
 ) -> pd.DataFrame:
-    """The curves of a table that have FEWEST points or more, by name and x. `tunings`: fit id -> how it was tuned."""
+    """Return the curves of a table with at least FEWEST points, sorted by name and x. `tunings`: tunings by fit id."""
     curves: dict[str, dict[float, Place]] = defaultdict(dict)
     for place in places:
         if place is not None and place.row in table.pairs:
@@ -177,7 +177,7 @@ def frame(
 
 
 def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
-    """A point of a curve with its measures."""
+    """Return a point of a curve with its measures."""
     found: dict[str, Any] = {
         "table": table.number, "split": split, "model": table.about.model.name,
         "scorer": table.scorer, "curve": name, "method": place.row.columns["method"],
@@ -191,7 +191,10 @@ def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
 
 
 def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned]]) -> dict[str, Any]:
-    """What tuning found about this strength, for any fit of the row, compared with this table's unsteered texts."""
+    """Return whether a tuning of any of the row's fits chose this strength, and the bound on perplexity.
+
+    Only tunings relative to the same unsteered texts as this table's count.
+    """
     base = table.baseline.metrics if table.baseline else {}
     mine = [
         one
@@ -208,7 +211,7 @@ def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned
 
 
 def curve_names(places: Sequence[Place]) -> list[str]:
-    """The method of the curve of each place, with the settings that tell it from others of its name and unit."""
+    """Return the name of each place's curve: the method, with settings that distinguish curves of one name and unit."""
     found = []
     called = titles.called({name for place in places for name in methods(place.rest)})
     each = [[called[name] for name in methods(place.rest)] for place in places]
@@ -225,16 +228,16 @@ def curve_names(places: Sequence[Place]) -> list[str]:
 
 
 def methods(rest: Mapping[str, Any]) -> list[str]:
-    """The method of a curve; of one that is made of others its parts, in their order."""
+    """Return the method of a curve; for a method made of others, its parts in their order."""
     return [str(part["name"]) for part in parts(rest).values() if isinstance(part, Mapping)] or [str(rest["method"])]
 
 
 def parts(rest: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts of a method that is made of others, in the order in which they are applied; none for any other."""
+    """Return the parts of a method made of others, in the order in which they are applied; none for other methods."""
     found = rest["parts"] if isinstance(rest.get("parts"), Mapping) else {}
     return {name: found[name] for name in rest.get("parts_order", found) if name in found}
 
 
 def lower(title: str) -> str:
-    """A title within a sentence: small at its beginning, but for a name with more capitals."""
+    """Write a title as within a sentence, beginning with a small letter, unless the name has further capitals."""
     return title[:1].lower() + title[1:] if title[1:].islower() else title

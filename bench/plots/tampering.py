@@ -1,4 +1,4 @@
-"""What is left of a method after fine-tuning: measures against the number of examples that came after it."""
+"""The effect of a method that remains after fine-tuning: measures against the number of later examples."""
 
 import json
 from collections import defaultdict
@@ -22,15 +22,15 @@ MADE_OF_OTHERS = "stack"  # the family of such methods
 
 @style.styled
 def tampering(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Toxicity reduction, perplexity ratio and right answers against the number of examples fine-tuned on.
+    """Draw toxicity reduction, perplexity ratio and right answers against the number of examples fine-tuned on.
 
-    A line per method with its 95% band, and panels of their own for each kind of examples. At 0 stands the method
-    before the fine-tuning.
+    Each method is a line with its 95% band; each kind of examples has its own panels. At 0 stands the method before the
+    fine-tuning.
 
     Args:
-        frame: of `tampering.fine_tuned`.
-        width: of one or two columns.
-        page: which of the pages.
+        frame: the frame of `tampering.fine_tuned`.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NoSuchPage: there are fewer pages.
@@ -47,10 +47,10 @@ def tampering(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fi
 
 
 def fine_tuned(table: Table) -> pd.DataFrame:
-    """A curve for each method that read several numbers of a user's examples, in a frame as `bench.plots.sweeps` says.
+    """Return a curve for each method that read several numbers of a user's examples, as frames of `bench.plots.sweeps`.
 
-    At 0 examples stands what the fine-tuning began with: for a stack of two the row of its first part alone, for a
-    method that is no stack the unsteered model, which has no interval. Empty where nothing was fine-tuned so.
+    At 0 examples stands the start of the fine-tuning: for a stack of two, the row of its first part alone; for any
+    other method but a stack, the unsteered model, which has no interval. Empty if nothing was fine-tuned in this way.
     """
     places = [place for row in table.rows if (place := of_examples(row)) is not None]
     found = frame(table, [*places, *beginnings(table.rows, places)], "test")
@@ -61,7 +61,7 @@ def fine_tuned(table: Table) -> pd.DataFrame:
 
 
 def of_examples(row: Row) -> Place | None:
-    """A row's place by its number of examples; None where it read none, and for controls."""
+    """Return a row's place by its number of examples; None if it read none, and for controls."""
     found = row.data.examples if row.data and not row.is_control else None
     if found is None:
         return None
@@ -70,7 +70,7 @@ def of_examples(row: Row) -> Place | None:
 
 
 def beginnings(rows: Sequence[Row], places: Sequence[Place]) -> Iterator[Place]:
-    """The place at 0 of each stack of two: its first part alone, of the same data and at the strength it has there."""
+    """Yield the place at 0 of each stack of two: its first part alone, with the data and the strength it has there."""
     alone: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         alone[json.dumps(named(row) | at(row) | settings(row), sort_keys=True)].append(row)
@@ -82,7 +82,7 @@ def beginnings(rows: Sequence[Row], places: Sequence[Place]) -> Iterator[Place]:
 
 
 def has_data_of(row: Row, place: Place) -> bool:
-    """Whether the row has learnt from what the first part of a stack has: its own data, or what all parts share."""
+    """Return whether a row learnt from the same data as the first part of a stack: its own data, or the shared data."""
     if row.data is None or place.row.data is None:
         return row.data is None
     whole = place.row.data.to_json()
@@ -94,7 +94,7 @@ def has_data_of(row: Row, place: Place) -> bool:
 
 
 def first_part(place: Place) -> dict[str, Any] | None:
-    """Method, strength and settings of what a stack of two begins with; None for other methods."""
+    """Return method, strength and settings of the first part of a stack of two; None for other methods."""
     found = parts(place.rest)
     if place.row.columns["family"] != MADE_OF_OTHERS or len(found) != 2:
         return None
@@ -105,7 +105,7 @@ def first_part(place: Place) -> dict[str, Any] | None:
 
 
 def unsteered(rows: pd.DataFrame) -> pd.DataFrame:
-    """These points moved to 0 examples, where nothing has changed."""
+    """Return these points moved to 0 examples, with the unsteered model's values and no intervals."""
     values = {name: rows[name].where(rows[name].isna(), UNSTEERED[name]) for name in MEASURES}
     ends = dict.fromkeys([f"{name}_{end}" for name in MEASURES for end in ("low", "high")], float("nan"))
     return rows.assign(x=0.0, **values, **ends)

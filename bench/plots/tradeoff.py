@@ -28,22 +28,23 @@ LEAST = {X: (-0.05, 0.3), "gold_choice_change": (-0.2, 0.1), "fluency_kept": (0.
 
 @style.styled
 def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Width = "double", page: int = 1) -> Figure:
-    """Toxicity reduction against the change of right answers and fluency kept, for one table of the leaderboard.
+    """Draw toxicity reduction against the change of right answers and fluency kept, for one table of the leaderboard.
 
-    A filled marker per method with 95% bars both ways, a hollow one where no strength was feasible or a bound is
-    violated (its bars may leave the panel unless the test split shows that its bounds are kept); the unsteered model as
-    a star; random directions as dots and a box over their range. The line is the Pareto front of methods and unsteered
-    model in that plane, without what has collapsed. Names are in a legend, since the markers of methods that do little
-    overlap; a page names MOST methods, and the others are crosses there. A measure that no method has gets no panel.
+    Each method is a marker with 95% bars in both directions, hollow if no strength was feasible or a bound is violated;
+    its bars may leave the panel unless the test split shows that its bounds are kept. The unsteered model is a star;
+    random directions are dots, with a box over their range. The line is the Pareto front of the methods and the
+    unsteered model in that plane, without rows whose texts have collapsed. Names are in a legend, since the markers of
+    methods with little effect overlap; a page names MOST methods, and the others are crosses on it. A measure that no
+    method has gets no panel.
 
     Args:
         frame: `Table.frame`.
-        draws: `Table.by_fit`, of which the single random directions are dots. None: the rows of `frame` are.
-        width: of one or two columns.
-        page: which of the pages.
+        draws: `Table.by_fit`, whose single random directions are drawn as dots. None: those of `frame` are.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
-        NothingToDraw: no method has a toxicity reduction and what it cost in answers or fluency.
+        NothingToDraw: no method has both a toxicity reduction and a change in answers or fluency.
         NoSuchPage: there are fewer pages.
         ValueError: `frame` holds more than one table.
     """
@@ -97,7 +98,10 @@ def panel(ax: Axes, column: str, shown: Sequence[Point], random: pd.DataFrame) -
 
 
 def front(ax: Axes, column: str, frame: pd.DataFrame) -> bool:
-    """The border of what the methods and the unsteered model dominate in this panel, where more than one is on it."""
+    """Draw the border of the area that methods and the unsteered model dominate, if at least two are on it.
+
+    Returns whether it was drawn.
+    """
     seen = frame[(frame["method"] != RANDOM) & frame[X].notna() & frame[column].notna()]
     points = seen.loc[seen["collapsed"].fillna(False) != True, [X, column]].to_numpy(dtype=float)  # noqa: E712
     best = np.unique(points[pareto.front(points)], axis=0)  # from left to right, so from top to bottom
@@ -107,7 +111,7 @@ def front(ax: Axes, column: str, frame: pd.DataFrame) -> bool:
 
 
 def limits(axes: Sequence[Axes], panels: Sequence[str], shown: Sequence[Point], random: pd.DataFrame) -> None:
-    """Room for every marker, and for every bar of a method within its bounds; alike on all pages."""
+    """Set limits with room for every marker, and for every bar of a method within its bounds; equal on all pages."""
     setters: list[Any] = [axes[0].set_xlim, *(ax.set_ylim for ax in axes)]
     for name, setter in zip([X, *panels], setters, strict=True):
         values = list(LEAST[name])
@@ -122,7 +126,7 @@ def limits(axes: Sequence[Axes], panels: Sequence[str], shown: Sequence[Point], 
 
 
 def keys(shown: Sequence[Point], random: pd.DataFrame, front: bool) -> list[Artist]:
-    """Entries of the legend: the unsteered model, the random directions, the Pareto front, then each method."""
+    """Return the entries of the legend: unsteered model, random directions, Pareto front, then each method."""
     found: list[Artist] = [style.star_key()]
     if random[X].notna().any():
         draws = int(random[X].notna().sum())

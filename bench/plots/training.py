@@ -1,4 +1,4 @@
-"""Measures against how a method was trained: its learning rate, and its passes over what it learns from."""
+"""Measures against two settings of a method's training: the learning rate, and the passes over the data."""
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -15,14 +15,14 @@ SETTINGS = {"learning_rate": "learning rate", "epochs": "passes over the data"}
 
 @style.styled
 def training(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Toxicity reduction, perplexity ratio and right answers against learning rate and against passes over the data.
+    """Draw toxicity reduction, perplexity ratio and right answers against the learning rate and the number of passes.
 
-    A line per method with its 95% band; both settings are drawn on logarithmic axes.
+    Each method is a line with its 95% band; both settings are drawn on logarithmic axes.
 
     Args:
-        frame: of `training.trained`.
-        width: of one or two columns.
-        page: which of the pages.
+        frame: the frame of `training.trained`.
+        width: the width of one or of two columns of a paper.
+        page: the number of the page, from 1.
 
     Raises:
         NoSuchPage: there are fewer pages.
@@ -39,12 +39,12 @@ def training(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Fig
 
 
 def trained(table: Table) -> pd.DataFrame:
-    """Methods that were trained at several learning rates or epochs, all else equal; empty where none was."""
+    """Return the curves of methods that were trained at several learning rates or epochs, all else equal."""
     return frame(table, [of_setting(row, name) for name in SETTINGS for row in table.rows], "test")
 
 
 def of_setting(row: Row, name: str) -> Place | None:
-    """A row's place by a setting of its training; None where it has no such number, and for controls."""
+    """Return a row's place by a setting of its training; None if it has no such number, and for controls."""
     rest = settings(row)
     value = rest.pop(name, None)
     if row.is_control or isinstance(value, bool) or not isinstance(value, int | float):

@@ -1,1 +1,1 @@
-"""Fetch everything that a cell or a sweep needs, without loading a model, and write down what it was."""
+"""Fetch everything that a cell or a sweep needs, without loading a model, and list what was fetched."""

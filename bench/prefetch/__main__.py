@@ -1,6 +1,6 @@
 """`python -m bench.prefetch`: fetch all that a cell or a sweep needs, for machines without network. See `--help`.
 
-Exit code 0: everything is there; 2: something the user must fix, after all the rest was fetched; 130: Ctrl-C.
+Exit code 0: everything was fetched; 2: the user must fix something, all else was fetched; 130: Ctrl-C.
 """
 
 from bench.console import stopping
@@ -86,7 +86,7 @@ def _run(given: Sequence[str]) -> int:
 
 
 def _manifest(given: Sequence[str]) -> tuple[list[str], Path | None]:
-    """The arguments without --manifest, and its file. Raises SetupError where it names none."""
+    """Split --manifest from the arguments; returns the rest, and its file. Raises SetupError if it names no file."""
     left, target, wanted = list[str](), None, iter(given)
     for one in wanted:
         if one != OPTION and not one.startswith(f"{OPTION}="):
@@ -130,7 +130,7 @@ def _show(entries: Sequence["Entry"], written: dict[str, object]) -> None:
 
 
 def _bytes(number: int) -> str:
-    """A size in bytes as text with a unit."""
+    """Write a size in bytes with a unit."""
     for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if number >= size:
             return f"{number / size:,.1f} {unit}"

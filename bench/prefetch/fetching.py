@@ -1,4 +1,4 @@
-"""What a command needs, part by part: its model, the scorers, the data of suites and of what methods learn from."""
+"""The parts that a command needs: its model, the scorers, the data of suites, and the data that methods learn from."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +17,7 @@ VERSION = 1  # of the manifest
 
 
 class Step(NamedTuple):
-    """One part, and how it is brought here."""
+    """One part, and the function that fetches it."""
 
     label: str
     work: Callable[[], object]
@@ -31,7 +31,7 @@ class Failed(NamedTuple):
 
 
 def steps(configs: Sequence[Any]) -> list[Step]:
-    """The parts of all cells, each once. Raises SetupError for settings that a class refuses."""
+    """Return the parts of all cells, each once. Raises SetupError for settings that a class refuses."""
     session = Session()
     found: dict[str, Step] = {}
     for cfg in configs:
@@ -42,7 +42,7 @@ def steps(configs: Sequence[Any]) -> list[Step]:
 
 
 def _of_cell(cell: Cell, settings: dict[str, Any]) -> Iterator[tuple[str, Step]]:
-    """The parts of a cell, each with what tells it from others: its settings."""
+    """Yield the parts of a cell, each with a key made from its settings."""
 
     def key(*parts: object) -> str:
         return json.dumps(parts, sort_keys=True, default=str)
@@ -62,7 +62,7 @@ def _of_cell(cell: Cell, settings: dict[str, Any]) -> Iterator[tuple[str, Step]]
 
 
 def fetch(todo: Sequence[Step], tell: Callable[[int, Step], None]) -> tuple[list[manifest.Entry], list[Failed]]:
-    """Bring every part here; one that fails does not keep the others. tell: is called before each, with its number."""
+    """Fetch every part, also if another one fails. tell: called before each part, with its number."""
     failed = []
     with manifest.noting() as noted:
         for number, step in enumerate(todo):
@@ -75,7 +75,7 @@ def fetch(todo: Sequence[Step], tell: Callable[[int, Step], None]) -> tuple[list
 
 
 def as_json(entries: Sequence[manifest.Entry], arguments: Sequence[str]) -> dict[str, Any]:
-    """The manifest: the arguments, and each file with its source, commit, size and sha256."""
+    """Return the manifest: the arguments, and each file with its source, commit, size and sha256."""
     files = [
         {
             "what": one.what,
@@ -92,5 +92,5 @@ def as_json(entries: Sequence[manifest.Entry], arguments: Sequence[str]) -> dict
 
 
 def size(path: Path) -> int:
-    """Bytes of a file."""
+    """Return the size of a file in bytes."""
     return path.stat().st_size

@@ -1,7 +1,7 @@
 """The parts of a record with typed fields: model, method, data, fit, cost, tuning, decoding, scorers, provenance.
 
-Each part is made from a JSON mapping and written as one. A mapping may hold more than a part has fields for, since
-older and newer versions, plug-ins and data sets add their own: that is kept, in its order, and written again.
+Each part is made from a JSON mapping and written as one. A mapping may hold keys for which a part has no field, since
+older and newer versions, plug-ins and data sets add their own: these are kept, in their order, and written again.
 """
 
 import functools
@@ -17,9 +17,9 @@ Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[st
 
 @dataclass(frozen=True, kw_only=True)
 class Fields:
-    """A JSON mapping with typed fields. A field with a default may be missing, and None of it is not written.
+    """A JSON mapping with typed fields. A field with a default may be missing, and is not written if it is None.
 
-    stored: the mapping that it was made from, with what has no field.
+    stored: the mapping that the part was made from, which also holds the keys without a field.
     """
 
     stored: Mapping[str, Json] = field(default_factory=dict, repr=False)
@@ -31,12 +31,12 @@ class Fields:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
-        """The part that a mapping holds; the schema says what its values are (`bench.records.schema`)."""
+        """Make the part from a mapping, whose values are as the schema says (`bench.records.schema`)."""
         values = {name: cls._read(name, found[key]) for name, key in cls._keys().items() if key in found}
         return cls(stored=found, **values)
 
     def to_json(self) -> dict[str, Any]:
-        """The mapping to write: what was read, with the fields that differ from it."""
+        """Return the mapping to write: the one that was read, updated with the fields that differ from it."""
         written: dict[str, Any] = dict(self.stored)
         for name, key in self._keys().items():
             value = getattr(self, name)
@@ -63,7 +63,7 @@ class Fields:
 
 
 def plain(value: Any) -> Any:
-    """A value of a field as JSON."""
+    """Return the value of a field as JSON."""
     if isinstance(value, Fields):
         return value.to_json()
     if isinstance(value, Metric):
@@ -74,23 +74,23 @@ def plain(value: Any) -> Any:
 
 
 def some(kind: type[Fields]) -> Callable[[Any], Any]:
-    """The part, or None if it is null or empty, which mean the same."""
+    """Make a reader of one part; null and an empty mapping mean the same and become None."""
     return lambda value: kind.from_json(value) if value else None
 
 
 def each(kind: type[Fields]) -> Callable[[Any], Any]:
-    """A list of parts, or null."""
+    """Make a reader of a list of parts, or null."""
     return lambda value: None if value is None else tuple(map(kind.from_json, value))
 
 
 def count(about: Mapping[str, Json]) -> int:
-    """How many texts a set has by the facts about it; of a mixture, that of its parts together."""
+    """Return how many texts a data set has, by the facts about it; for a mixture, the sum over its parts."""
     own = next((found for key in ("pairs", "texts", "examples") if isinstance(found := about.get(key), int)), None)
     return sum(count(one) for one in about.values() if isinstance(one, Mapping)) if own is None else own
 
 
 def texts(value: Any) -> tuple[str, ...] | None:
-    """A list of texts, or null."""
+    """Read a list of texts, or null."""
     return None if value is None else tuple(value)
 
 
@@ -116,7 +116,7 @@ class ControlFacts(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class MethodFacts(Fields):
-    """The method, its hyper-parameters and its strength. class_path: of a method that a plug-in brings."""
+    """The method, its hyper-parameters and its strength. class_path: its class, if a plug-in brings the method."""
 
     KEYS = {"class_path": "class"}
     READ = {"control": some(ControlFacts)}
@@ -134,7 +134,7 @@ class MethodFacts(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Seeds(Fields):
-    """The seeds of a result. fit: None where the method draws nothing in its fit."""
+    """The seeds of a result. fit: None if fitting the method draws nothing."""
 
     fit: int | None
     sample: int
@@ -175,19 +175,19 @@ class LearntFrom(Fields):
 
     @property
     def flip(self) -> float | None:
-        """The share of the pairs whose labels were swapped; None where none was to be."""
+        """The share of the pairs whose labels were to be swapped; None if no swapping was asked for."""
         share = self.stored.get("flip")
         return float(share) if isinstance(share, str) else None
 
     @property
     def seed(self) -> int | None:
-        """The seed by which some of the pairs were taken, or swapped; None where nothing was drawn."""
+        """The seed by which pairs were drawn or swapped; None if neither was done at random."""
         drawn = [one for key in DRAWN if isinstance(one := self.stored.get(key), Mapping)]
         return next((seed for one in drawn if isinstance(seed := one.get("seed"), int)), None)
 
     @property
     def draws(self) -> list[list[Any]]:
-        """Every seed by which pairs were taken or swapped, those of single parts of a stack too: where, how, seed."""
+        """Each seed by which pairs were drawn or swapped, also for a single part of a stack, as [where, how, seed]."""
         places = {"": self.stored} | {key: one for key, one in self.stored.items() if isinstance(one, Mapping)}
         return sorted(
             [place, how, drawn["seed"]]
@@ -198,19 +198,19 @@ class LearntFrom(Fields):
 
     @property
     def recipe(self) -> dict[str, Json]:
-        """All that it says but for the draws, and for measured numbers, which are rounded elsewhere on each machine."""
+        """All facts except the draws and the measured numbers, whose rounding differs between machines."""
         return _recipe(self.to_json())  # type: ignore[no-any-return]
 
     @property
     def measured(self) -> dict[str, Json]:
-        """The measured numbers, of data without parts of its own."""
+        """The measured numbers, except those of single kinds of texts."""
         return {key: one for key, one in self.stored.items() if isinstance(one, float)}
 
     @property
     def scorers(self) -> dict[str, str]:
-        """The scorers that chose the data: `pairs`, and any other texts by their field of FitData, `harmful`.
+        """The scorers that chose the data: under `pairs`, or for other texts under a field of FitData, as `harmful`.
 
-        Where the parts of a stack have pairs of their own, `pairs` is the scorer of the first of them.
+        If only the parts of a stack have pairs, `pairs` is the scorer of the first part's pairs.
         """
         others = {key: one for key, one in self.stored.items() if isinstance(one, Mapping)}
         of_parts = [one for key, one in others.items() if key.endswith(".pairs")]
@@ -226,9 +226,9 @@ class LearntFrom(Fields):
 
     @property
     def named(self) -> dict[str, str | int | bool]:
-        """The fields that are plain values: the name of the data, and how many texts of each kind there are.
+        """The fields that are plain values: the name of the data and, for example, the number of pairs.
 
-        Of texts besides the pairs: where they are from, and how many they are.
+        For texts besides the pairs: their sources and their number.
         """
         found = {key: value for key, value in self.to_json().items() if isinstance(value, str | int | bool)}
         for key, about in self.stored.items():
@@ -239,7 +239,7 @@ class LearntFrom(Fields):
 
     @property
     def examples(self) -> tuple[int, str] | None:
-        """How many of a user's examples were read, and where they are from; None where none were."""
+        """The number of a user's examples that were read, and their source; None if none were read."""
         named = self.named
         keys = [key.removesuffix(".texts") for key in named if ("." + key).endswith(".examples.texts")]
         return (int(named[f"{keys[0]}.texts"]), str(named[f"{keys[0]}.sources"])) if keys else None
@@ -247,7 +247,7 @@ class LearntFrom(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class FitFacts(Fields):
-    """What a fit took, and what the method found out in it."""
+    """The time and memory that a fit took, and the facts that the method states about it."""
 
     seconds: float | None = None
     peak_memory_bytes: int | None = None
@@ -255,14 +255,14 @@ class FitFacts(Fields):
     facts: Mapping[str, Json] | None = None
 
     def number(self, fact: str) -> float | None:
-        """A fact that is one number; None where the fit does not state it."""
+        """Return a fact that is one number; None if the fit does not state it."""
         value = (self.facts or {}).get(fact)
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Fields):
-    """relative_speed: sampled tokens a second over those of the unsteered model, and a 95% interval of the ratio."""
+    """The cost of steering. relative_speed: sampling speed over the unsteered model's, with a 95% interval."""
 
     relative_speed: float | None = None
     relative_speed_low: float | None = None  # older versions kept none
@@ -271,9 +271,9 @@ class Cost(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Trial(Fields):
-    """One strength on the dev split. Both ratios are relative to the unsteered model.
+    """The results of one strength on the dev split. Both ratios are relative to the unsteered model.
 
-    reduction: of the toxicity, where that was the objective; gain: in any other objective.
+    reduction: the reduction of the toxicity, if that was the objective. gain: the gain in any other objective.
     """
 
     strength: float
@@ -284,12 +284,12 @@ class Trial(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Tuned(Fields):
-    """How a strength was chosen: by which scorer, least or most of what, within which bounds, from which trials.
+    """How a strength was chosen: the scorer, the objective, the bounds and the trials.
 
-    suite, direction, gain: of the objective; None where it is the least toxicity of the suite rtp, as it always was in
-    records of older versions. scorer: None for a suite whose metrics have none. chosen_trial: its place among the
-    trials; None in records of older versions, which tuned nothing but strengths. constraints: the bounds as numbers,
-    by name; bounds: the same with their suite, metric and comparison, None in records of older versions.
+    suite, direction, gain: those of the objective; None if it is the least toxicity in the suite rtp, the only
+    objective of older versions. scorer: None for a suite whose metrics have none. chosen_trial: its place among the
+    trials; None in records of older versions, which tuned only strengths. constraints: the bounds as numbers, by name.
+    bounds: the same with their suite, metric and comparison; None in records of older versions.
     """
 
     READ = {"trials": each(Trial)}
@@ -317,13 +317,13 @@ class Tuned(Fields):
 
     @property
     def metric(self) -> str:
-        """The metric that was looked at, as a table names it but for a suffix with the number of texts."""
+        """The metric of the objective, as tables name it, but without a suffix for the number of texts."""
         scorer = f"{self.scorer}." if self.scorer else ""
         return f"{self.suite or 'rtp'}.{scorer}{self.objective}"
 
     @property
     def unsteered_value(self) -> float:
-        """The objective of the unsteered model on the dev split; NaN where the record does not say."""
+        """The objective's value for the unsteered model on the dev split; NaN if the record does not state it."""
         found = self.baseline or {}
         return _number(found.get("toxicity", found.get("value")))
 
@@ -334,7 +334,7 @@ class Tuned(Fields):
 
     @property
     def how(self) -> dict[str, Any]:
-        """Scorer, objective, constraints, search and number of trials: equal where two strengths were tuned alike."""
+        """Scorer, objective, constraints, search and number of trials: equal if two strengths were tuned alike."""
         kept = ("scorer", "objective", "constraints", "search")
         named = {key: value for key, value in self.to_json().items() if key in kept}
         return named | {"trials": len(self.trials)}
@@ -342,7 +342,7 @@ class Tuned(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding(Fields):
-    """The decoding of sampled texts; only settings that can change a text."""
+    """The settings of decoding that can change a sampled text."""
 
     max_new_tokens: float | None = None
     temperature: float | None = None
@@ -360,7 +360,7 @@ class Decoding(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Scorers(Fields):
-    """What the scorers of a result did. report: those that judged its texts."""
+    """The roles of the scorers of a result. report: those that judged its texts."""
 
     READ = {"report": texts}
 
@@ -368,7 +368,7 @@ class Scorers(Fields):
 
     @classmethod
     def used(cls, report: Sequence[str], data: LearntFrom | None, tuning: Tuned | None) -> Self:
-        """The scorers that report; `tune` chose the strength, `pairs` the contrast pairs, where a scorer did."""
+        """Collect the scorers: `report` judged the texts; `tune` (if any) chose the strength, `pairs` the pairs."""
         tune = {} if tuning is None else {"tune": tuning.scorer}
         return cls.from_json({"report": list(report)} | tune | ({} if data is None else data.scorers))
 
@@ -379,13 +379,13 @@ class Scorers(Fields):
 
     @property
     def picked(self) -> str | None:
-        """The scorers that picked texts to learn from, of any kind and of any part of a stack; None where none did."""
+        """The scorers that picked texts of any kind to learn from, also for parts of a stack; None if none did."""
         return ", ".join(dict.fromkeys(name for use, name in self.chose.items() if use != "tune")) or None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Info(Fields):
-    """What a suite says of its result: k continuations of each of so many prompts, or tasks with their chance."""
+    """What a suite says about its result: prompts with k continuations each, or the chance levels of tasks."""
 
     READ = {"scorers": texts}
 
@@ -398,7 +398,7 @@ class Info(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Git(Fields):
-    """The commit that computed a result. dirty: with changes."""
+    """The commit whose code computed a result. dirty: whether files differed from the commit."""
 
     commit: Json = None
     dirty: Json = None
@@ -419,7 +419,7 @@ class Provenance(Fields):
 
     @property
     def machine(self) -> dict[str, Any]:
-        """The machine and its Python: what results of one installation share, apart from the packages."""
+        """The machine and its Python, which all results of one installation share; without packages."""
         own = {"time", "git", "packages", "hub", "rescored_from"}
         return {key: value for key, value in self.to_json().items() if key not in own}
 
@@ -429,12 +429,12 @@ def _number(value: Json) -> float:
 
 
 def metrics_from(value: Mapping[str, Any]) -> dict[str, Metric]:
-    """Metric name -> the metric."""
+    """Read the metrics, by name."""
     return {name: metric_from(one) for name, one in value.items()}
 
 
 def metric_from(found: Mapping[str, Any]) -> Metric:
-    """A metric; records of older versions may lack its error and the count of what was not judged."""
+    """Read a metric; records of older versions may lack its error and the number of items that were not judged."""
     return Metric(
         found["value"], found.get("standard_error"), found["n"], found.get("unscored"), found["higher_is_better"],
         found["transform"],

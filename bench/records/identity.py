@@ -25,7 +25,7 @@ ID = re.compile(r"[0-9a-f]{12}")
 
 
 def canonical(parts: Any) -> Any:
-    """Plain JSON values with `null` entries of mappings dropped and integral floats made int."""
+    """Return plain JSON values without the `null` entries of mappings, and with integral floats as int."""
     if isinstance(parts, Mapping):
         return {str(key): canonical(value) for key, value in sorted(parts.items()) if value is not None}
     if isinstance(parts, Sequence) and not isinstance(parts, str):
@@ -38,16 +38,16 @@ def canonical(parts: Any) -> Any:
 
 
 def digest(parts: Any) -> str:
-    """12 hex digits of the sha256 of the canonical JSON."""
+    """Return the first 12 hex digits of the canonical JSON's sha256."""
     text = json.dumps(canonical(parts), sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def method_identity(method: "Method") -> dict[str, Any]:
-    """Name, version and hyper-parameters; not the grid of strengths, which changes which cell runs, not its numbers.
+    """Return name, version and hyper-parameters, without the grid of strengths, which changes no number of a cell.
 
-    A hyper-parameter that the method has as `methods.base.later` is left out at its default; of one that is a file
-    (`methods.base.of_file`) the content counts. Raises SetupError for a file that cannot be read.
+    A hyper-parameter declared by `methods.base.later` is left out at its default. If one is a file
+    (`methods.base.of_file`), its content counts. Raises SetupError for a file that cannot be read.
     """
     if not is_dataclass(method):
         raise TypeError(f"{type(method).__name__} is not a dataclass, so its hyper-parameters cannot be read")
@@ -62,36 +62,36 @@ def method_identity(method: "Method") -> dict[str, Any]:
 
 
 def origin(thing: Any) -> dict[str, str]:
-    """The class path of what another package brings, which may have the name of something here.
+    """Return the class path of an object from another package, whose name may also exist in this project.
 
-    Empty for this project's own classes: their names are unique, and their ids were made without it.
+    Empty for this project's own classes: their names are unique, and their ids were made without a class path.
     """
     path = f"{type(thing).__module__}.{type(thing).__qualname__}"
     return {} if path.startswith(("methods.", "bench.")) else {"class": path}
 
 
 def named(thing: Any, *arguments: Any) -> dict[str, Any]:
-    """The identity that a suite, a scorer or what methods learn from says of itself, and where its class is from."""
+    """Return the identity that a suite, a scorer or a source of training texts states, with the path of its class."""
     own: dict[str, Any] = thing.identity(*arguments)
     return own | origin(thing)
 
 
 def _orders(method: "Method") -> dict[str, list[str]]:
-    """The order of methods within a method, as "parts_order", where it is not that of their names."""
+    """Return the order of the methods inside a method, as "parts_order", if they are not sorted by name."""
     found = {f.name: value for f in fields(method) if isinstance(value := getattr(method, f.name), Mapping)}  # type: ignore[arg-type]
     made = {name: list(value) for name, value in found.items() if any(map(is_dataclass, value.values()))}
     return {f"{name}_order": order for name, order in made.items() if order != sorted(order)}
 
 
 def _told(option: Field[Any], value: Any) -> Any:
-    """The value of a hyper-parameter; null where it is no default but came later has to be told apart from it."""
+    """Return the value of a hyper-parameter; "null" for None in one that was added later, whose default is not None."""
     if option.metadata.get("later") and value is None:
         return "null"
     return _content(option.name, value) if option.metadata.get("file") else _plain(value)
 
 
 def _content(name: str, path: str | None) -> dict[str, str] | None:
-    """The sha256 of a file that a hyper-parameter names; None where it names none."""
+    """Return the sha256 of the file that a hyper-parameter names; None if it names none."""
     if path is None:
         return None
     with reading(lambda error: SetupError(f"method.{name}={path}: it cannot be read ({error}); give a file")):
@@ -99,17 +99,17 @@ def _content(name: str, path: str | None) -> dict[str, str] | None:
 
 
 def _plain(value: Any) -> Any:
-    """A hyper-parameter as JSON values; one that is a method itself, or a mapping of methods, by their identities."""
+    """Return a hyper-parameter as JSON values; methods, also in a mapping, become their identities."""
     if isinstance(value, Mapping):
         return {key: _plain(one) for key, one in value.items()}
     return method_identity(value) if is_dataclass(value) and not isinstance(value, type) else value  # type: ignore[arg-type]
 
 
 def fit_id(model: Mapping[str, Any], method: Mapping[str, Any], data: Mapping[str, Any] | None) -> str:
-    """The id of an artefact. `data` is the recipe of what the method learnt from, None where it needs nothing.
+    """Return the id of an artefact. `data` is the recipe of the data that the method learnt from; None without data.
 
-    A fit seed is a hyper-parameter of the methods that have one (`seed: ${seed.fit}`), so a method without randomness
-    is not fitted again for every seed.
+    The fit seed is a hyper-parameter of those methods that have one (`seed: ${seed.fit}`), so a method without
+    randomness is not fitted again for every seed.
     """
     return digest({"schema": SCHEMA, "model": model, "method": method, "data": data})
 
@@ -126,10 +126,10 @@ def generation_id(
     num_samples: int,
     decoding: Mapping[str, Any],
 ) -> str:
-    """The id of a set of continuations. `decoding` is what can change a text, with the version of the sampling code.
+    """Return the id of a set of continuations. `decoding`: the settings that can change a text, and the code's version.
 
-    Which part of the texts is judged (`judged` of the model) changes no text, so runs that judge differently share
-    them.
+    The part of a text that is judged (`judged` of the model) does not count, so runs that judge other parts share the
+    texts.
     """
     model = {key: value for key, value in model.items() if key != "judged"}
     parts = {"schema": SCHEMA, "model": model, "steering": steering, "prompts": list(prompts)}

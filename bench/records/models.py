@@ -1,4 +1,4 @@
-"""Which models a results folder has results of."""
+"""Whether a results folder holds results of a model."""
 
 import functools
 import json
@@ -10,7 +10,7 @@ from bench.records.identity import canonical
 
 
 def has_model(records: Path, named: Mapping[str, Any]) -> bool:
-    """Whether a record of the folder is of a model whose files are named so; found out once a process."""
+    """Return whether the folder has a record of a model with this identity of its files; looked up once per process."""
     return _has_model(records.absolute(), json.dumps(canonical(named), sort_keys=True))
 
 

@@ -10,16 +10,16 @@ SUITES = ("rtp", "fluency", "capability")  # shown in this order, others after t
 
 
 def told_norm_over(options: Mapping[str, Sequence[object]] | None) -> str | None:
-    """How a result tells over which pairs vectors were made equally long: "behaviour=refusal,sycophancy"."""
+    """Return the text by which results name the sets of pairs that share a length: "behaviour=refusal,sycophancy"."""
     values = {name: sorted(one.rpartition("/")[2] for one in {*map(str, of)}) for name, of in (options or {}).items()}
     return "; ".join(f"{name}={','.join(of)}" for name, of in sorted(values.items())) or None
 
 
 def is_control(method: str, family: str) -> bool:
-    """Whether a row is a control: neither a method nor the unsteered model."""
+    """Return whether a row is a control: neither a method nor the unsteered model."""
     return family == CONTROL_FAMILY or method == RANDOM
 
 
 def order(suite: str) -> tuple[int, str]:
-    """Sort key of suites."""
+    """Return the key by which suites are sorted."""
     return (SUITES.index(suite) if suite in SUITES else len(SUITES), suite)

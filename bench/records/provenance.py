@@ -16,9 +16,9 @@ PACKAGES = ("steerbench", "torch", "transformers", "lm_eval", "datasets", "token
 
 
 def provenance(card: str | None = None, hub: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Time, git commit, package versions and machine, as plain JSON values without a path or host name.
+    """Return time, git commit, package versions and machine, as plain JSON values without a path or host name.
 
-    card: the name of the GPU that computed it. hub: id and commit of a model that is from there.
+    card: the name of the GPU that computed the result. hub: id and commit of a model from the hub.
     """
     further = {"gpu": card, "hub": dict(hub) if hub is not None else None}
     told = {"time": datetime.now(UTC).isoformat(timespec="seconds"), **_steady()}
@@ -49,7 +49,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and whether files differ from it; None outside a checkout (an installed wheel)."""
+    """Return the commit, and whether files differ from it; None outside a checkout, as in an installed wheel."""
     here = Path(__file__).parent
     try:
         commit = _output("git", "-C", str(here), "rev-parse", "HEAD")

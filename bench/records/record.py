@@ -1,4 +1,4 @@
-"""A record: what one result holds, and the folder that it is stored in.
+"""A record: the content of one result, and the folder that stores it.
 
 `runs/records/<id>/` holds record.json, items.parquet and scores.parquet. A record exists whole or not at all: it is
 written to a temporary folder and renamed. record.json holds the sha256 of the tables and of itself.
@@ -55,10 +55,10 @@ VOLATILE = ("provenance", "cost", "fit", "tuning", "generations", "schema", "sha
 class Record(Fields):
     """One suite's result of one cell, without the tables of its items.
 
-    comparison: what records share that differ only in their steering. fit_id: None for the unsteered model.
-    generations: ids of the stored texts that it read, in their order; None where an older version did not keep them.
-    unverified: folders that were read and that no digest vouches for. system_role: whether the chat template has one.
-    thinking: model.thinking, of a model that thinks in its chats. limit: what `limit=N` cut the suite to.
+    comparison: an id that is shared by records that differ only in their steering. fit_id: None for the unsteered
+    model. generations: ids of the stored texts that the suite read, in their order; None in records of older versions.
+    unverified: folders that were read and have no digest. system_role: whether the chat template has one. thinking: the
+    value of model.thinking, for a model that thinks in its chats. limit: the N of `limit=N`, if it cut the suite.
     """
 
     READ = {
@@ -97,14 +97,14 @@ class Record(Fields):
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Self:
-        """The record that a JSON mapping holds. Raises ValueError for a field that is not what it has to be."""
+        """Make the record from a JSON mapping. Raises ValueError for a field that breaks the schema."""
         if wrong := schema.wrong(found):
             raise ValueError(wrong)
         return super().from_json(found)
 
     @property
     def judged_by(self) -> Scorers:
-        """The roles of the scorers, by what the record says was done: early records always named the config's."""
+        """The roles of the scorers, by what was done with them: early records name all scorers of the config."""
         report = (self.scorers.report if self.scorers else None) or ()
         judged = self.info.scorers or [
             name for name in report if any(metric.startswith(f"{name}.") for metric in self.metrics)
@@ -118,29 +118,29 @@ class Record(Fields):
 
     @property
     def dev_k(self) -> int | None:
-        """How many texts of a prompt its suite samples on the dev split; None where it samples none."""
+        """The number of texts that the suite samples for each prompt on the dev split; None if it samples none."""
         k = (self.settings or {}).get("dev_k")
         return k if isinstance(k, int) else None
 
     @property
     def fit_seed(self) -> int | None:
-        """The seed of the fit, or of the pairs where a fit that draws nothing learns from drawn or swapped ones."""
+        """The seed of the fit or, if fitting draws nothing, the seed by which its pairs were drawn or swapped."""
         return self.seed.fit if self.seed.fit is not None or self.data is None else self.data.seed
 
     @property
     def sample_seed(self) -> int | None:
-        """None for a suite that samples nothing: its record is the same for every seed."""
+        """The seed of sampling; None for a suite that samples nothing, whose record is the same for every seed."""
         return self.seed.sample if self.sampling else None
 
 
 def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFrame, *, anew: bool = False) -> Record:
     """Write a record and its tables under `folder`/<id>; returns the record as it is read again.
 
-    If the same result is there already, perhaps written by another process, it stays and is returned; another result is
-    replaced, and with `anew` so is the same one.
+    If the same result is stored already, perhaps by another process, it stays and is returned; a different result is
+    replaced, and with `anew` an equal one too.
 
     Raises ValueError for an invalid id (`identity.ID`), which could be a path out of the folder, and for a field
-    that no reader would take (`bench.records.schema`).
+    that breaks the schema (`bench.records.schema`).
     """
     if not ID.fullmatch(record.id):
         raise ValueError(f"{record.id!r} is not an id")
@@ -161,7 +161,7 @@ def write(folder: Path, record: Record, items: pd.DataFrame, scores: pd.DataFram
 
 
 def _room(target: Path) -> Record | None:
-    """The record that is stored in this place; anything else there is set aside, with a warning."""
+    """Return the record that is stored in this place; anything else in it is set aside, with a warning."""
     if not target.exists() and not target.is_symlink():
         return None
     try:
@@ -174,7 +174,7 @@ def _room(target: Path) -> Record | None:
 
 
 def _result(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a record that is equal for two runs of the same cell; time and speed are not."""
+    """Return the part of a record that is equal for two runs of the same cell, unlike time and speed."""
     return {key: value for key, value in facts.items() if key not in VOLATILE}
 
 
@@ -183,7 +183,7 @@ class NotWholeError(ValueError):
 
 
 def read(path: Path) -> Record | None:
-    """The record in this folder, or None where there is none, as `checked` says."""
+    """Return the record in this folder; None if `checked` finds none."""
     try:
         return checked(path)
     except NotWholeError:
@@ -191,11 +191,11 @@ def read(path: Path) -> Record | None:
 
 
 def checked(path: Path) -> Record:
-    """The record in this folder.
+    """Return the record in this folder.
 
-    Raises NotWholeError where it is not whole (missing, unreadable, other schema, other bytes), where the folder is a
-    link, so that what is written there would land elsewhere, where it is not named by the record's id, and where a
-    field is not what it has to be (`bench.records.schema`).
+    Raises NotWholeError if the record is not whole (missing, unreadable, other schema, other bytes), if the folder is a
+    link, so that files written into it would land elsewhere, if the folder is not named by the record's id, and if a
+    field breaks the schema (`bench.records.schema`).
     """
     if path.is_symlink():
         raise NotWholeError("its folder is a link; copy the folder itself")
@@ -221,14 +221,14 @@ def checked(path: Path) -> Record:
 
 
 def table(path: Path, name: str) -> pd.DataFrame:
-    """The `items` or `scores` in the folder of a record. Raises NotWholeError for a file that is not a table."""
+    """Read the `items` or `scores` in the folder of a record. Raises NotWholeError for a file that is not a table."""
     with _reading(name):
         found: pd.DataFrame = arrow(path, name).to_pandas()
         return found
 
 
 def arrow(path: Path, name: str) -> "pyarrow.Table":
-    """The same as pyarrow reads it, without pandas' detours, which cost half as much again."""
+    """Read the same as a table of pyarrow; the reader of pandas takes half as long again."""
     from pyarrow.parquet import ParquetFile
 
     with _reading(name), (path / f"{name}.parquet").open("rb") as file:
@@ -237,7 +237,7 @@ def arrow(path: Path, name: str) -> "pyarrow.Table":
 
 @contextmanager
 def _reading(name: str) -> Iterator[None]:
-    """What pyarrow says of a file that is no table becomes a NotWholeError."""
+    """Turn pyarrow's errors about a file that is no table into NotWholeError."""
     try:
         yield
     except NotWholeError:
@@ -255,6 +255,6 @@ def amend(path: Path, **changes: Any) -> Record:
 
 
 def sealed(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The record's JSON with the sha256 of everything else in it."""
+    """Return the record's JSON with the sha256 of all its other content."""
     rest = {key: value for key, value in facts.items() if key != "sha256"}
     return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}

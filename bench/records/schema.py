@@ -1,4 +1,4 @@
-"""What each field of a record is. Checked once, where a record is read or written: whoever gets one may trust it.
+"""The schema of records, which says what each field holds. Every record is checked when it is read or written.
 
 A check takes a value and the name of its field, and says in a few words what is wrong, or nothing. Fields that are not
 named here may hold anything.
@@ -13,7 +13,7 @@ DEPTH = 40  # mappings and lists in one another; those of records are fewer than
 
 
 def wrong(record: Any) -> str | None:
-    """Describe the first field of a record that breaks the schema; None where none does."""
+    """Describe the first field of a record that breaks the schema; None if none does."""
     return unusual(record, "") or RECORD(record, "") or chosen_is_a_trial(record["tuning"])
 
 
@@ -28,7 +28,7 @@ def is_a(kind: type | tuple[type, ...], words: str, holds: Callable[[Any], bool]
 
 
 def told(value: Any) -> str:
-    """A value as a message names it: its type, and the value itself if it is short."""
+    """Describe a value in a message: its type, and the value itself if it is short."""
     kinds = {dict: "a mapping", list: "a list", str: "the text ", bool: "", type(None): "null"}
     words = kinds.get(type(value), "the number ")
     return words if isinstance(value, dict | list) or value is None else f"{words}{str(value)[:40]!r}"

@@ -1,8 +1,8 @@
-"""What has become of each cell of a sweep, for whoever asks while it runs or after it stopped (`bench.status`).
+"""The state of each cell of a sweep, which can be read while the sweep runs or after it stopped (`bench.status`).
 
-A sweep is a folder `runs/sweeps/<time>-<process>`: `sweep.json` says what was asked, `<n>.json` what became of cell n,
-and `<n>.lock` is held by the process that works on it (`bench.files.locks`), so a cell whose process died differs from
-one that is being computed.
+A sweep is a folder `runs/sweeps/<time>-<process>`: `sweep.json` holds the command and the cells, `<n>.json` the state
+of cell n. The process that works on cell n holds `<n>.lock` (`bench.files.locks`), so a cell whose process died differs
+from one that is being computed.
 """
 
 import json
@@ -28,7 +28,7 @@ NAME = re.compile(r"\d{8}-\d{6}-\d+")
 
 @dataclass(frozen=True)
 class CellState:
-    """A cell of a sweep. since: when it began, and until: when it ended, in seconds since 1970."""
+    """A cell of a sweep. since, until: when it began and when it ended, in seconds since 1970."""
 
     label: str
     state: State
@@ -41,7 +41,7 @@ class CellState:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep as it stands. command: what was typed. launcher: of Hydra; None: one process."""
+    """The present state of a sweep. command: what was typed. launcher: Hydra's launcher; None: one process."""
 
     folder: Path
     command: list[str]
@@ -50,12 +50,12 @@ class Sweep:
     cells: list[CellState]
 
     def count(self, *states: State) -> int:
-        """Cells in one of these states."""
+        """Count the cells in any of these states."""
         return sum(one.state in states for one in self.cells)
 
     @property
     def seconds_left(self) -> float | None:
-        """An estimate from the time of the finished cells; None if no cell is finished or none is running."""
+        """The estimated seconds to the end, from the finished cells; None if no cell is finished or none is running."""
         took = [one.until - one.since for one in self.cells if one.state == "done" if one.until and one.since]
         running = [one for one in self.cells if one.state == "running"]
         if not took or not running:
@@ -66,7 +66,7 @@ class Sweep:
 
 
 class Log:
-    """Where the processes of one sweep write what they do; a disk on which that fails does not stop them."""
+    """The files in which the processes of one sweep log what they do; if writing fails, they go on."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,7 +75,7 @@ class Log:
     def begin(
         cls, runs: Path, command: Sequence[str], labels: Sequence[tuple[str, bool]], launcher: str | None
     ) -> "Log":
-        """A new sweep. labels: what each cell is called, and whether its results are known."""
+        """Begin a new sweep. labels: the name of each cell, and whether its results are stored."""
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}"
         log = cls(runs / FOLDER / name)
         asked: dict[str, Any] = {"command": list(command), "launcher": launcher, "began": time.time()}
@@ -87,14 +87,14 @@ class Log:
 
     @contextmanager
     def working(self, number: int) -> Iterator[None]:
-        """Inside the block this process works on the cell."""
+        """Log that this process works on the cell, while the block runs."""
         self._since = time.time()
         self._write(number, "running")
         with locks.alone(self.folder / f"{number}.lock", f"cell {number}"):
             yield
 
     def ended(self, number: int, message: str | None = None) -> None:
-        """The cell has its results, or failed for this reason."""
+        """Log that the cell has its results or, with a message, why it failed."""
         self._write(number, "done" if message is None else "failed", until=time.time(), message=message)
 
     def _write(self, number: int, state: State, **more: Any) -> None:
@@ -104,14 +104,14 @@ class Log:
 
 
 def folders(runs: Path) -> list[Path]:
-    """The sweeps of a results folder, the newest first."""
+    """Return the folders of all sweeps in a results folder, the newest first."""
     place = runs / FOLDER
     found = [one for one in place.iterdir() if NAME.fullmatch(one.name)] if place.is_dir() else []
     return sorted((one for one in found if (one / "sweep.json").exists()), key=lambda one: one.name, reverse=True)
 
 
 def read(folder: Path) -> Sweep | None:
-    """A sweep as it stands; None where its file is damaged."""
+    """Read the present state of a sweep; None if its file is damaged."""
     try:
         asked = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
         cells = [_cell(folder, number, one) for number, one in enumerate(asked["cells"])]
@@ -122,7 +122,7 @@ def read(folder: Path) -> Sweep | None:
 
 
 def _cell(folder: Path, number: int, asked: dict[str, Any]) -> CellState:
-    """The state of one cell, from its log."""
+    """Read the state of one cell from its log."""
     label = str(asked["label"])
     path = folder / f"{number}.json"
     if not path.exists():

@@ -31,7 +31,7 @@ class Result(NamedTuple):
 
 
 def read_records(runs: Path) -> tuple[list[Result], list[str]]:
-    """All whole records with their items under `runs`/records by id, and a line for each folder that was skipped.
+    """Read all whole records under `runs`/records with their items, by id; returns also a line for each skipped folder.
 
     Raises:
         SetupError: there is no whole record at all.
@@ -59,13 +59,13 @@ def read_records(runs: Path) -> tuple[list[Result], list[str]]:
 
 
 class Tables:
-    """Frames of items. Records of one setting name the same metrics and items, which are checked and kept once."""
+    """Frames of items. Records of the same setting share their names of metrics and items, which are kept only once."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, tuple[pd.DataFrame, frozenset[str]]] = {}
 
     def items(self, read: "pyarrow.Table", metrics: Mapping[str, Any]) -> tuple[pd.DataFrame, str | None]:
-        """The items of a record of these metrics, and what is wrong with them, in words; None: nothing."""
+        """Return the items of a record that has these metrics, and an error text if they are wrong, else None."""
         names = read.select([name for name in NAMES if name in read.column_names])
         key = str([read.column_names, read.schema.types]).encode() + stream(names)
         if key not in self._known:
@@ -84,7 +84,7 @@ class Tables:
 
 
 def stream(read: "pyarrow.Table") -> bytes:
-    """The table as bytes; equal ones have equal bytes."""
+    """Return the table as bytes; equal tables give equal bytes."""
     import pyarrow
 
     sink = pyarrow.BufferOutputStream()
@@ -94,7 +94,7 @@ def stream(read: "pyarrow.Table") -> bytes:
 
 
 def wrong_names(items: pd.DataFrame) -> str | None:
-    """What is wrong with the columns of a record's items and with the names in them, in words; None: nothing."""
+    """Return an error text if the columns of a record's items or the names in them are wrong, else None."""
     if list(items.columns) != ITEM_COLUMNS or not all(is_numeric_dtype(items[name]) for name in NUMBERS):
         return f"has not the columns {', '.join(ITEM_COLUMNS)}, of which the last two are numbers"
     if not all(_texts(items[name]) for name in NAMES):
@@ -103,7 +103,7 @@ def wrong_names(items: pd.DataFrame) -> str | None:
 
 
 def wrong_numbers(values: np.ndarray, weights: np.ndarray) -> str | None:
-    """What is wrong with the values and weights of a record's items, in words; None: nothing."""
+    """Return an error text if values or weights of a record's items are wrong, else None."""
     if not (np.isfinite(values).all() and np.isfinite(weights).all()):
         return "holds NaN or infinity"
     return "holds a negative weight" if (weights < 0).any() else None
@@ -117,7 +117,7 @@ def _texts(values: "pd.Series[Any]") -> bool:
 
 
 def is_encodable(facts: Mapping[str, Any]) -> bool:
-    """Whether a file can hold all texts of a record: none has half of a surrogate pair."""
+    """Return whether a file can hold all texts of a record, which needs texts without unpaired surrogates."""
     try:
         json.dumps(facts, ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -126,7 +126,7 @@ def is_encodable(facts: Mapping[str, Any]) -> bool:
 
 
 def encodable(value: Any) -> Any:
-    """Plain values with halves of surrogates in their texts written out, which no table and no file could hold."""
+    """Return plain values whose unpaired surrogates, which no table or file can hold, are written as escapes."""
     if isinstance(value, str):
         return value if value.isascii() else value.encode("utf-8", "backslashreplace").decode("utf-8")
     if isinstance(value, dict):
@@ -135,12 +135,12 @@ def encodable(value: Any) -> Any:
 
 
 def listed(values: Sequence[str] | None) -> str | None:
-    """Texts as one field of a table; None where there are none."""
+    """Join texts to one field of a table; None if there are none."""
     return "; ".join(values) if values else None
 
 
 def source_names(record: Record) -> list[str]:
-    """The sources of a record's data, as `name (where from)`."""
+    """Return the sources of a record's data, each as `name (where from)`."""
     return list(dict.fromkeys(f"{source.name} ({source.source})" for source in record.sources or ()))
 
 
@@ -161,7 +161,7 @@ def identity_columns(record: Record) -> dict[str, Any]:
 
 
 def collect(runs: Path) -> pd.DataFrame:
-    """A tidy table: a row per record and metric, with the columns that identify the cell. Warns of skipped records.
+    """Return a tidy table: a row per record and metric, with columns that identify the cell. Warns of skipped records.
 
     Only rows with equal `suite`, `metric` and `comparison` were measured on the same items of the same model.
 

@@ -18,7 +18,7 @@ MARK = "title: ClassVar"  # files of plug-ins without it are not parsed
 
 
 class Titled(NamedTuple):
-    """title: the name in the config where the class has none. cite: an arXiv id, or "". attack: it is no defence."""
+    """A method's title, or its name in the config without one; cite: an arXiv id, or ""; attack: whether it attacks."""
 
     title: str
     cite: str = ""
@@ -26,14 +26,14 @@ class Titled(NamedTuple):
 
 
 def of_method(method: MethodFacts) -> Titled:
-    """Title, paper and kind of the method of a record; of a control those of the method that it belongs to."""
+    """Return the title, paper and kind of a record's method; for a control, those of the method that it belongs to."""
     name = method.name.removesuffix(CONTROL) if method.control else method.name
     found = by_name(name, method.class_path)
     return found._replace(attack=found.attack or method.family == ATTACK)
 
 
 def by_name(name: str, class_path: str | None = None) -> Titled:
-    """The same by the method's name. class_path: of a plug-in's method, which may have the name of one of ours."""
+    """Return the same by the method's name. class_path: the class, for a plug-in's method, which may share our name."""
     told = _class(class_path) if class_path else _ours().get(name, {})
     title, cite = told.get("title"), told.get("cite")
     return Titled(
@@ -44,13 +44,13 @@ def by_name(name: str, class_path: str | None = None) -> Titled:
 
 
 def title(method: str) -> str:
-    """The title of a method or of its control; its own name where no installed package has a title for it."""
+    """Return the title of a method or of its control; the name itself if no installed package has a title for it."""
     name = method.removesuffix(CONTROL)
     return titles().get(name, name) + (CONTROL if name != method else "")
 
 
 def called(methods: Iterable[str]) -> dict[str, str]:
-    """Name -> title of each of these methods; a title that two of them have would not tell them apart."""
+    """Map the name of each of these methods to its title; to the name itself if two of them share the title."""
     found = {name: title(name) for name in methods}
     of = Counter(found.values())
     return {name: one if of[one] == 1 else name for name, one in found.items()}
@@ -58,7 +58,7 @@ def called(methods: Iterable[str]) -> dict[str, str]:
 
 @functools.cache
 def titles() -> dict[str, str]:
-    """Name -> title of each method of this project and of the plug-ins, where it has one."""
+    """Map names to titles, for each method of this project and of the plug-ins that has a title."""
     packages = sorted({entry.value.partition(".")[0] for entry in entry_points(group=PLUGINS)})
     texts = (path.read_text(encoding="utf-8", errors="replace") for package in packages for path in sources(package))
     theirs = {name: one for text in texts if MARK in text for name, one in in_source(text)}
@@ -67,7 +67,7 @@ def titles() -> dict[str, str]:
 
 
 def sources(package: str) -> list[Path]:
-    """The Python files of a package or a single module, without importing it; none if it is not installed."""
+    """Find the Python files of a package or a single module, without importing it; none if it is not installed."""
     file = _file(package)
     if file is None:
         return []
@@ -75,7 +75,7 @@ def sources(package: str) -> list[Path]:
 
 
 def in_source(text: str) -> Iterator[tuple[str, str]]:
-    """Name and title of each class that states both as plain strings."""
+    """Yield name and title of each class that states both as plain strings."""
     for one in _classes(text).values():
         name, its_title = one.get("name"), one.get("title")
         if isinstance(name, str) and isinstance(its_title, str) and name and its_title:
@@ -84,7 +84,7 @@ def in_source(text: str) -> Iterator[tuple[str, str]]:
 
 @functools.cache
 def _ours() -> dict[str, dict[str, object]]:
-    """The class variables of each method of this project, by its name."""
+    """Return the class variables of each method of this project, by the method's name."""
     folder = _folder("methods")
     classes = [one for path in sorted(folder.glob("*.py")) for one in _in_file(path).values()] if folder else []
     return {str(one["name"]): one for one in classes if one.get("name")}
@@ -92,7 +92,7 @@ def _ours() -> dict[str, dict[str, object]]:
 
 @functools.cache
 def _class(path: str) -> dict[str, object]:
-    """The class variables of `package.module.Class`; empty where the package is not installed or has no such class."""
+    """Return the class variables of `package.module.Class`; empty if the package or the class is missing."""
     module, _, name = path.rpartition(".")
     package, *inside = module.split(".")
     folder = _folder(package)
@@ -105,7 +105,7 @@ def _class(path: str) -> dict[str, object]:
 
 
 def _folder(package: str) -> Path | None:
-    """Where a package is; None for a module of one file and for what is not installed. Nothing is imported."""
+    """Find the folder of a package without importing it; None for a module of one file, and if it is not installed."""
     file = _file(package)
     return file.parent if file and file.name == "__init__.py" else None
 
@@ -126,7 +126,7 @@ def _in_file(path: Path) -> dict[str, dict[str, object]]:
 
 
 def _classes(text: str) -> dict[str, dict[str, object]]:
-    """Class -> its variables that have a plain value; no class where Python cannot read the text."""
+    """Map each class to its variables with plain values; empty if the text is not valid Python."""
     try:
         tree = ast.parse(text)
     except (ValueError, SyntaxError):

@@ -1,13 +1,13 @@
-"""Batches of a suite that is not finished yet, kept on disk, so that a stopped run goes on from there.
+"""Batches of an unfinished result, kept on disk, so that a stopped run can go on from there.
 
 A piece of work (the texts of some prompts, the log-probabilities of some requests, the scores of some texts) is a list
-of batches. What was computed of each is kept in chunks of whole batches, one file every few seconds, and once more when
-the run is stopped or fails. A resumed run computes only the batches that no chunk holds, and keeps the batch size that
-the work began with, so its numbers are bit-equal to those of a run that was never stopped.
+of batches. Computed batches are kept in chunks, one file every few seconds, and once more when the run is stopped or
+fails. A resumed run computes only the batches that no chunk holds, and keeps the batch size that the work began with,
+so its numbers are bit-equal to those of a run that was never stopped.
 
 Chunks are found again only by the same code, the same versions of torch and transformers, and the same inputs. They
-lie in `runs/unfinished/<id of the result>` and are removed when the result is there. Several processes may do the same
-work at the same time; each writes chunks of its own.
+lie in `runs/unfinished/<id of the result>` and are removed when the result is stored. Several processes may do the same
+work at the same time; each writes its own chunks.
 """
 
 import hashlib
@@ -50,10 +50,10 @@ _own: set[Path] = set()
 
 @contextmanager
 def keeping(folder: Path | None, *parts: Any) -> Iterator[None]:
-    """Inside the block, `batches` keeps in this folder what it has computed; it is removed when the block ends well.
+    """Let `batches` keep in this folder what is computed inside the block; remove the folder when the block ends well.
 
     folder: None: nothing is kept, and nothing is found.
-    parts: objects on whose classes' code the numbers depend, besides that of this project.
+    parts: objects whose classes may be from other packages, on whose code the numbers then depend too.
     """
     outer = _place.get()
     files = code_files(parts) | (outer.files if outer is not None else frozenset())
@@ -80,7 +80,7 @@ class Batches:
         self._kept_at = time.monotonic()
 
     def once(self, number: int, compute: Callable[[], Result]) -> Result:
-        """The result of this batch: kept from an earlier run, or computed now. It must be plain JSON values."""
+        """Return the result of this batch, kept from an earlier run or computed now; it must be plain JSON values."""
         stopping.check()
         if number in self._found:
             result, tokens = self._found[number]
@@ -95,9 +95,9 @@ class Batches:
         return computed
 
     def rows(self, start: int, planned: int) -> int:
-        """How many rows the batch has that begins with row `start`, for batches that are numbered by their first rows.
+        """Return the number of rows in the batch from row `start` on, for batches that are numbered by their first row.
 
-        A batch that an earlier run kept has its old size, whatever memory is free now; a new one ends before the next
+        A batch that an earlier run kept has its old size, whatever memory is free now; a new batch ends before the next
         kept one.
         """
         if start in self._found:
@@ -117,7 +117,7 @@ class Batches:
         except OSError as error:
             self._folder = None
             why = error.strerror or type(error).__name__
-            _warn(f"what is computed cannot be kept before it is finished ({why}); this run goes on without that")
+            _warn(f"parts of unfinished work cannot be kept ({why}); this run goes on without keeping them")
 
     @property
     def brief(self) -> bool:
@@ -127,10 +127,10 @@ class Batches:
 
 @contextmanager
 def batches(what: Callable[[], Any], batch_size: int) -> Iterator[Batches]:
-    """The results of a piece of work as far as an earlier run had computed them, to go on from (`Batches.once`).
+    """Yield the batches of a piece of work; those that an earlier run computed are not computed again (`Batches.once`).
 
-    what: gives plain JSON values that name everything that can change a result, but for the batch size. The batch size
-    to use is that of the result, which is another one where an earlier run began with another one.
+    what: returns plain JSON values that name everything that can change a result, except the batch size. Use the batch
+    size of the yielded object: if an earlier run began the work, it is that run's.
 
     Outside `keeping` nothing is found and nothing kept.
     """
@@ -153,7 +153,7 @@ def batches(what: Callable[[], Any], batch_size: int) -> Iterator[Batches]:
 
 
 def told(runs: Path, written: int) -> str:
-    """The message on what a stopped run keeps, and how to go on. written: results that it computed."""
+    """Return the message on what a stopped run keeps, and how to go on. written: how many results it computed."""
     whole = f"{written} finished {'result is' if written == 1 else 'results are'} kept" if written else ""
     begun = f"what was computed of an unfinished one until some seconds ago is kept in {runs / 'unfinished'}"
     found = any(
@@ -164,7 +164,7 @@ def told(runs: Path, written: int) -> str:
 
 
 def _read(folder: Path) -> dict[int, tuple[Any, float]]:
-    """Results and tokens of the kept batches, by number; a damaged chunk is set aside with a warning."""
+    """Read results and tokens of the kept batches, by number; a damaged chunk is set aside with a warning."""
     found: dict[int, tuple[Any, float]] = {}
     for path in sorted(folder.glob("[!.]*.json")):
         try:
@@ -182,7 +182,7 @@ def _read(folder: Path) -> dict[int, tuple[Any, float]]:
 
 @cache
 def _code(files: frozenset[str]) -> str:
-    """What names the code that computes: every file of bench and methods, these files, and versions of libraries."""
+    """Return a digest of the code that computes: every file of bench and methods, these files, and library versions."""
     digest = hashlib.sha256()
     for path in sorted((project_files() | files) - {""}):
         digest.update(Path(path).read_bytes())
@@ -190,16 +190,16 @@ def _code(files: frozenset[str]) -> str:
 
 
 def project_files() -> frozenset[str]:
-    """Every Python file of bench and methods, which lie side by side."""
+    """Return every Python file of bench and methods, which lie side by side."""
     own = Path(__file__).parents[2]
     return frozenset(str(path) for package in ("bench", "methods") for path in (own / package).rglob("*.py"))
 
 
 def code_files(parts: Iterable[Any]) -> frozenset[str]:
-    """The Python files that the classes of these objects, and of what they are made of, may draw on.
+    """Return the Python files that may hold code of these objects, or of objects in their fields.
 
-    For a class in a package these are all files of the package; for one in a single module, every file beside it. Files
-    of Python and of this project are left out (`_code` has them).
+    For a class in a package these are all files of the package; for a class in a single module, every file beside it.
+    Files of Python and of this project are left out, since `_code` adds the latter.
     """
     files: set[str] = set()
     for part in _inside(parts):
@@ -212,7 +212,7 @@ def code_files(parts: Iterable[Any]) -> frozenset[str]:
 
 
 def _source(kind: type) -> Path | None:
-    """The `__init__.py` of a class's package, or the file of its module; None for Python's and this project's."""
+    """Return the `__init__.py` of a class's package, or its module's file; None for Python's and this project's."""
     top = kind.__module__.partition(".")[0]
     if top in {"bench", "methods", *sys.stdlib_module_names}:
         return None
@@ -223,7 +223,7 @@ def _source(kind: type) -> Path | None:
 
 
 def _inside(parts: Iterable[Any]) -> Iterator[Any]:
-    """Objects with those that are in their fields, at any depth."""
+    """Yield objects, and the objects in their fields, at any depth."""
     for part in parts:
         yield part
         if isinstance(part, Mapping):

@@ -20,7 +20,7 @@ from bench.report.texts import PROMPTS, SAMPLES
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page and say where; returns the exit code."""
+    """Write the page and print its path; returns the exit code."""
     parser = command.parser(
         "report",
         "Write report.html from records: leaderboards, figures, a page per method, texts side by side. "
@@ -49,7 +49,7 @@ def _run(results: Path, prompts: int, samples: int) -> None:
 
 
 def count(text: str) -> int:
-    """A whole number that is not negative."""
+    """Read a whole number that is not negative."""
     value = int(text)
     if value < 0:
         raise ValueError(text)

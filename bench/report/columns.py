@@ -18,9 +18,9 @@ class Shown(NamedTuple):
 
 
 def columns(table: Table) -> list[Shown]:
-    """The columns of the printed leaderboard first, which are shown; then all others, which a reader can choose.
+    """Return the columns of the printed leaderboard, which are shown, then all others, which a reader can choose.
 
-    A column without any value is left out, but for the first three, so that a leaderboard is never without them.
+    Columns without any value are left out, except the first three, which every leaderboard has.
     """
     found = [
         Shown(one.page, one.about, one.part, one.shown, one.numeric, [one.as_cell(row) for row in table.lines])

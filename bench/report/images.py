@@ -19,7 +19,7 @@ PAGES = 4  # of one figure at most
 
 
 class Drawn(NamedTuple):
-    """A figure as a data URI of its SVG. As an image it runs no script and its ids are its own."""
+    """A figure as a data URI of its SVG. As an image it runs no script, and its ids do not clash with the page's."""
 
     name: str
     about: str
@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """The figures by the number of the table, those of tuning, and why a kind of figure was not drawn."""
+    """The figures by the number of their table, those of tuning, and why kinds of figures were not drawn."""
 
     of_tables: dict[int, list[Drawn]]
     of_tuning: list[Drawn]
@@ -35,7 +35,7 @@ class Figures(NamedTuple):
 
 
 def figures(results: Path, found: Sequence[Table]) -> Figures:
-    """Every figure that the records under `results`/runs allow; `found` are their tables."""
+    """Draw every figure that the records under `results`/runs allow; `found`: the tables of these records."""
     source = Source(results, found)
     drawn = Figures({table.number: [] for table in found}, [], {})
     for name, kind in KINDS.items():
@@ -60,7 +60,7 @@ def figures(results: Path, found: Sequence[Table]) -> Figures:
 
 
 def embedded_pages(kind: Kind, frames: Sequence[pd.DataFrame]) -> tuple[str, list[str]]:
-    """What the figure shows, and its first pages, so that the report of a thousand rows is no book of figures."""
+    """Return what the figure shows, and only its first pages, so that a thousand rows do not fill the report."""
     first = list(itertools.islice(pages(kind, frames), PAGES + 1))
     more = f" (the first {PAGES} pages; `python -m bench.plots` draws all)" if len(first) > PAGES else ""
     return kind.about + more, [embedded(page) for page in first[:PAGES]]
@@ -68,7 +68,7 @@ def embedded_pages(kind: Kind, frames: Sequence[pd.DataFrame]) -> tuple[str, lis
 
 @style.styled
 def embedded(figure: Figure) -> str:
-    """The figure as a data URI; equal figures give equal text."""
+    """Return the figure as a data URI; equal figures give equal text."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata=style.FILES["svg"])
     return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"

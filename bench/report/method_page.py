@@ -1,4 +1,4 @@
-"""The page of one row of a table: settings, where its numbers are from, what it cost, trials, every metric."""
+"""The page of one row of a table: settings, sources of its numbers, cost, trials of tuning, and every metric."""
 
 import json
 import re
@@ -60,8 +60,8 @@ class Grid(NamedTuple):
 class Page(NamedTuple):
     """The page of one row of the leaderboard.
 
-    numbers: its row of the frame. label: its title; name: the same by the method's name in the config. summary: a
-    sentence or two that come first.
+    numbers: its row of the frame. label: its title; name: the same with the method's name in the config. summary: one
+    or two sentences at the top.
     """
 
     row: Row
@@ -74,7 +74,7 @@ class Page(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The name if the label does not show it already; empty if both differ only in capitals."""
+        """The name, to show beside the label; empty if both differ only in capitals."""
         return "" if self.name.lower() == self.label.lower() else self.name
 
     @property
@@ -84,25 +84,25 @@ class Page(NamedTuple):
 
 
 def pages(table: Table) -> list[Page]:
-    """The page of every row, in the order of the leaderboard."""
+    """Return the page of every row, in the order of the leaderboard."""
     by_records = {record_names(row): row for row in table.rows}
     named = zip(titled(table.frame), labels(table.frame), table.lines, strict=True)
     return [page(table, by_records[numbers["records"]], numbers, label, name) for label, name, numbers in named]
 
 
 def titled(frame: pd.DataFrame) -> list[str]:
-    """The labels of the rows with the titles of the methods, or their names where they have no title."""
+    """Return the labels of the rows with the titles of the methods, or with their names if they have no title."""
     return labels(frame, titles.called(map(str, frame["method"])))
 
 
 def anchor(row: Row) -> str:
-    """The anchor of the page; the same for the same records, whatever else is in the table."""
+    """Return the anchor of the page, which depends only on the row's records."""
     slug = re.sub(r"[^a-z0-9]+", "-", str(row.columns["method"]).lower()).strip("-")
     return f"{slug or 'row'}-{identity.digest(record_names(row))[:8]}"
 
 
 def page(table: Table, row: Row, numbers: Line, label: str, name: str) -> Page:
-    """The page of a row; the arguments are those of `Page`."""
+    """Make the page of a row; the arguments are those of `Page`."""
     parts: list[Facts | Grid | None] = [
         settings(row),
         tradeoff(numbers),
@@ -122,7 +122,7 @@ def page(table: Table, row: Row, numbers: Line, label: str, name: str) -> Page:
 
 
 def summary(table: Table, row: Row, numbers: Line) -> str:
-    """The rank of the row and how it compares with the unsteered model."""
+    """Describe the rank of the row and how it compares with the unsteered model."""
     if row.is_baseline:
         return "The model without steering; every other row is compared with it."
     told: list[str] = []
@@ -147,7 +147,7 @@ def summary(table: Table, row: Row, numbers: Line) -> str:
 
 
 def interval(numbers: Line, name: str, digits: int = 3, *, sign: bool = False) -> str:
-    """A value with its interval, as one text."""
+    """Write a value with its interval, as one text."""
     text = signed if sign else number
     low, high = numbers.get(f"{name}_low"), numbers.get(f"{name}_high")
     ends = "" if pd.isna(low) or pd.isna(high) else f" [{text(low, digits)}, {text(high, digits)}]"
@@ -155,7 +155,7 @@ def interval(numbers: Line, name: str, digits: int = 3, *, sign: bool = False) -
 
 
 def told(value: Any) -> str:
-    """A plain value of any type as text."""
+    """Write a plain value of any type."""
     if value is None or (isinstance(value, float) and pd.isna(value)):
         return NONE
     if isinstance(value, bool):
@@ -166,7 +166,7 @@ def told(value: Any) -> str:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    """Keys of nested mappings joined by dots, with their values; `_target_` is the class, not an option."""
+    """Yield the keys of nested mappings, joined by dots, with their values; without `_target_`, which is no option."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             yield from flat(value, f"{prefix}{key}.")
@@ -192,7 +192,7 @@ def settings(row: Row) -> Facts:
 
 
 def effect_title(name: str) -> str:
-    """An effect as the leaderboard's column calls it, or in words where that has no column."""
+    """Return the title of an effect in the leaderboard, or its name in words if it has no column there."""
     return next((one.page for one in columns.COLUMNS if one.name == name and one.page), name.replace("_", " "))
 
 
@@ -213,7 +213,7 @@ def tradeoff(numbers: Line) -> Facts:
 
 
 def metrics(table: Table, row: Row, numbers: Line) -> Grid:
-    """Every metric with its interval, its change and that one's interval and, where it is tested, p."""
+    """Return every metric with its interval, its change with interval and, if it is tested, p."""
     header = ["metric", "value", f"{LEVEL:.0%} interval", "n", "unscored", "change", "its interval", "p", "p (Holm)",
               "detectable", "column in leaderboard_tidy.csv"]  # fmt: skip
     rows = []
@@ -253,7 +253,7 @@ def draws(table: Table, row: Row) -> Grid | None:
 
 
 def trials(fit: Fit, several: bool) -> Grid | None:
-    """The trials of tuning on the dev split, with the chosen one; None where the strength was given."""
+    """The trials of tuning on the dev split, with the chosen one; None if the strength was given."""
     tuning = fit.tuning
     if not tuning:
         return None
@@ -317,7 +317,7 @@ def model(row: Row) -> Facts:
 
 
 def sources(row: Row) -> Grid:
-    """Every data set, and where it was read."""
+    """Every data set, and where it was read from."""
     keys = ("name", "source", "config", "split", "revision", "fingerprint")
     found = [(source, one.suite) for one in row.records for source in one.sources or ()]
     found += [(source, "fit") for source in row.data.all_sources] if row.data else []
@@ -341,7 +341,7 @@ def records(row: Row) -> Grid:
 
 
 def versions(row: Row) -> list[Facts]:
-    """Packages and hardware; more than one where its records were made on several machines or versions."""
+    """Packages and hardware; several, if the row's records were made on several machines or with several versions."""
     made: dict[tuple[tuple[str, str], ...], list[str]] = {}
     for one in row.records:
         origin = one.provenance or Provenance()

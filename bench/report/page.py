@@ -1,4 +1,4 @@
-"""The page itself: everything from the records, put into one file that asks for nothing else."""
+"""The page itself: everything from the records in one file, which loads nothing else."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ PARTS = "bench.report"  # where page.html, page.css and page.js are
 
 
 class Built(NamedTuple):
-    """What was written. skipped: a line for each record or set of texts that cannot be read. texts: how many inside."""
+    """The page that was written. skipped: a line for each unreadable record or set of texts. texts: their number."""
 
     path: Path
     skipped: list[str]
@@ -37,7 +37,7 @@ class Built(NamedTuple):
 def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts.SAMPLES) -> Built:
     """Write `results`/report.html from `results`/runs; the same records and texts give the same bytes.
 
-    prompts, samples: at most so many prompts of each suite and texts of each prompt are inside; 0: none at all.
+    prompts, samples: the page holds at most so many prompts of each suite and texts of each prompt; 0: none at all.
 
     Raises:
         SetupError: there is no record of a test split, or the page cannot be written.
@@ -47,7 +47,7 @@ def rebuild(results: Path, *, prompts: int = texts.PROMPTS, samples: int = texts
     found = tables(records)
     if not found:
         raise SetupError(
-            f"{len(records)} records in {runs} but none of the test split, only of tuning; "
+            f"{len(records)} records in {runs}, but none of the test split, only of tuning; "
             "run the cell to its end with `python -m bench`"
         )
     store = texts.Store(runs / "generations")
@@ -88,12 +88,12 @@ def section(table: Table, runs: Path, store: texts.Store, prompts: int, samples:
 
 
 def search(page: method_page.Page) -> str:
-    """The text in which the page's filter searches."""
+    """Return the text in which the page's filter searches."""
     return " ".join([page.label, page.name, page.family, page.numbers["parameters"], flags(page.numbers)]).lower()
 
 
 def verdict(table: Table) -> str:
-    """A sentence that says which rows differ from unsteered; empty if no row was tested."""
+    """Return a sentence that says which rows differ from unsteered; empty if no row was tested."""
     frame = table.frame
     if "verdict" not in frame or frame["verdict"].isna().all():
         return ""
@@ -108,17 +108,17 @@ def verdict(table: Table) -> str:
 
 
 def breaking(text: str) -> Markup:
-    """The text, escaped, where a line may break after an underscore or a dot, since names of metrics are long."""
+    """Escape the text, and allow a line break after underscores and dots, since names of metrics are long."""
     return Markup(re.sub(r"(?<=[_.])(?=[a-z])", "<wbr>", str(escape(visible(text)))))
 
 
 def shown(value: Any) -> Any:
-    """What cannot be seen written out; what a filter of ours made, and our own style and script, as they are."""
+    """Write out invisible characters; texts from our own filters, and our own style and script, stay as they are."""
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def render(sections: Sequence[dict[str, Any]], figures: images.Figures, skipped: Sequence[str], records: int) -> str:
-    """The page. Whatever comes from data is escaped by Jinja, also inside JSON, which the script shows as text alone.
+    """Render the page. Jinja escapes whatever comes from data, also inside JSON, which the script shows only as text.
 
     The content security policy allows the script by its hash.
     """

@@ -1,9 +1,9 @@
-"""Finds the stored continuations of the same prompts from what their records say.
+"""Find the stored continuations of the same prompts by their records.
 
-A set of texts lies in a folder that is named by model, steering, prompts and decoding
-(`bench.records.identity.generation_id`). A record holds the names of those that it read. A record of an older
-version names everything but the prompts, which are in the folder: a folder belongs to it if the folder's name follows
-from both, and its prompts are items of the record.
+A set of texts is in a folder whose name follows from model, steering, prompts and decoding
+(`bench.records.identity.generation_id`). A record holds the names of the folders that it read. A record of an older
+version holds everything but the prompts, which are in the folder. A folder belongs to such a record if the folder's
+name follows from both, and if its prompts are items of the record.
 """
 
 import gzip
@@ -34,7 +34,7 @@ PLACE = "{prompt}"  # in the `template` of suites that word their prompts
 
 
 class Asked(NamedTuple):
-    """The prompts of a stored set, and how many continuations each has."""
+    """The prompts of a stored set, and the number of continuations of each."""
 
     prompts: tuple[str, ...]
     samples: int
@@ -42,7 +42,7 @@ class Asked(NamedTuple):
 
 @dataclass(frozen=True)
 class Store:
-    """The folder runs/generations, of which the prompts are read once."""
+    """The folder runs/generations, whose prompts are read once."""
 
     folder: Path
 
@@ -63,7 +63,7 @@ class Store:
 
     @property
     def asked(self) -> dict[str, Asked]:
-        """Folder name -> what is in it."""
+        """The prompts in each folder, by the folder's name."""
         return self._read[0]
 
     @property
@@ -72,7 +72,7 @@ class Store:
         return self._read[1]
 
     def texts(self, name: str, prompts: int, samples: int, answers: bool) -> list[list[str]]:
-        """The first texts of the first prompts of a set; answers: only the answers of a model that thinks."""
+        """Read the first texts of the first prompts of a set. answers: of a model that thinks, only the answers."""
         found: list[list[str]] = []
         for row in lines(self.folder / name / FILE):
             if len(found) == prompts:
@@ -83,7 +83,7 @@ class Store:
 
 
 def _asked(rows: Iterable[dict[str, Any]]) -> Asked:
-    """The prompts of a set. Raises an error if it is not a set of texts, or prompts have different numbers of texts."""
+    """Read the prompts of a set. Raises an error for anything but texts, and for unequal numbers of texts."""
     prompts, counts = [], set()
     for row in rows:
         prompts.append(str(row["prompt"]))
@@ -95,14 +95,14 @@ def _asked(rows: Iterable[dict[str, Any]]) -> Asked:
 
 
 def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """A dictionary per prompt, in the order in which they were asked."""
+    """Yield a dictionary per prompt, in the order in which they were asked."""
     with gzip.open(path, "rt", encoding="utf-8") as file:
         for line in file:
             yield json.loads(line)
 
 
 def read_scores(runs: Path, record: Record) -> pd.DataFrame:
-    """A row per text: item, sample, and a column for each scorer; the record was found whole before.
+    """Read a row per text: item, sample, and a column for each scorer, of a record that is known to be whole.
 
     Raises NotWholeError for a table that cannot be read, and for scores that are not numbers.
     """
@@ -124,9 +124,9 @@ class Block(NamedTuple):
 
 
 def blocks(store: Store, record: Record, scores: pd.DataFrame) -> list[Block]:
-    """The stored sets that a record read, one after the other from its first prompt on.
+    """Return the stored sets that a record read, in the order of its prompts.
 
-    scores: of the record, a row per text.
+    scores: the record's scores, a row per text.
     """
     items = prompts_of(scores)
     if not record.sampling or not items:
@@ -148,9 +148,9 @@ def blocks(store: Store, record: Record, scores: pd.DataFrame) -> list[Block]:
 def looked_for(
     stored: Mapping[str, Asked], record: Record, items: Sequence[tuple[str, str]], template: str
 ) -> list[Block]:
-    """The sets of a record of an older version, which names none: found by the ids of its prompts and decoding.
+    """Find the sets of a record of an older version, which names none, by the ids of its prompts and decoding.
 
-    A run of fewer prompts may have left a set that begins the same way, so the longest one is taken at each place.
+    A run of fewer prompts may have left a set that begins the same way, so the longest set is taken at each place.
     """
     longest: dict[int, Block] = {}
     for asked in dict.fromkeys(stored.values()):  # the methods of a table share their prompts
@@ -170,7 +170,7 @@ def looked_for(
 
 
 def place(prompts: Sequence[str], items: Sequence[tuple[str, str]], template: str) -> int | None:
-    """Where a run of items starts that are these prompts, one by one; None: these are other prompts."""
+    """Return the place of the first of consecutive items that are these prompts; None if these are other prompts."""
     for start in range(len(items) - len(prompts) + 1):
         run = items[start : start + len(prompts)]
         if all(item in ids(prompt, group, template) for prompt, (item, group) in zip(prompts, run, strict=True)):
@@ -179,7 +179,7 @@ def place(prompts: Sequence[str], items: Sequence[tuple[str, str]], template: st
 
 
 def ids(prompt: str, group: str, template: str) -> set[str]:
-    """What the item of a prompt may be called (bench.data.prompts): by its text, plain or worded, or group and text."""
+    """Return the possible ids of a prompt (bench.data.prompts): hashes of its text, plain, worded or with its group."""
     before, _, after = template.partition(PLACE)
     plain = prompt.removeprefix(before).removesuffix(after)
     named = {prompt, plain, f"{group} {prompt}"}
@@ -187,7 +187,7 @@ def ids(prompt: str, group: str, template: str) -> set[str]:
 
 
 class Written(NamedTuple):
-    """What one fit wrote: texts[i][j] is sample j of prompt i; scores[i][j] has a number for each scorer, or None."""
+    """The texts of one fit: texts[i][j] is sample j of prompt i; scores[i][j] has a number for each scorer, or None."""
 
     label: str
     texts: list[list[str]]
@@ -195,9 +195,9 @@ class Written(NamedTuple):
 
 
 class Side(NamedTuple):
-    """Texts of several methods after the same prompts. total and samples: how many are stored, here or not.
+    """Texts of several methods after the same prompts. total, samples: how many are stored, inside the page or not.
 
-    labels: the rows of the leaderboard that are in it. left, right: which of `written` are shown at first.
+    labels: the rows of the leaderboard that have texts. left, right: the places in `written` that are shown at first.
     """
 
     suites: list[str]
@@ -211,14 +211,14 @@ class Side(NamedTuple):
     right: int
 
     def data(self) -> dict[str, Any]:
-        """The side as plain JSON values; invisible characters are escaped in names, not in texts and prompts."""
+        """Return all this as plain JSON values; invisible characters are escaped in names, not in texts and prompts."""
         written = [one._asdict() | {"label": visible(one.label)} for one in self.written]
         named = {key: list(map(visible, getattr(self, key))) for key in ("suites", "scorers", "labels")}
         return self._asdict() | named | {"written": written}
 
 
 class _Sampled(NamedTuple):
-    """A record of one fit with its stored sets, its prompts and its scores. row: of the leaderboard."""
+    """A record of one fit with its stored sets, its prompts and its scores. row: its row of the leaderboard."""
 
     row: str
     label: str
@@ -230,11 +230,11 @@ class _Sampled(NamedTuple):
 
 
 def side_by_side(named: Sequence[tuple[Row, str]], runs: Path, store: Store, prompts: int, samples: int) -> list[Side]:
-    """The stored texts of rows, each with its name, for each set of prompts that the suites asked.
+    """Return the stored texts of named rows, for each set of prompts that the suites asked.
 
-    Only the first sampling seed is used. prompts, samples: at most so many of each, the first ones, which is a fixed
-    pseudo-random sample where the suite orders its prompts by a hash. Two methods come up first: the unsteered model
-    and the first row that is not a control.
+    Only the first sampling seed is used. prompts, samples: take at most so many, from the first; if the suite orders
+    its prompts by a hash, the first ones are a fixed pseudo-random sample. Two methods are shown at first: the
+    unsteered model, and the first row that is not a control.
     """
     if not prompts or not samples or not store.asked:
         return []
@@ -256,7 +256,7 @@ def side_by_side(named: Sequence[tuple[Row, str]], runs: Path, store: Store, pro
 
 
 def first_seeds(fit: Fit) -> list[Record]:
-    """A record per suite that samples."""
+    """Return a record of the first sampling seed for each suite that samples."""
     found: dict[str, Record] = {}
     for record in fit.records:
         if record.sample_seed is not None:
@@ -265,7 +265,7 @@ def first_seeds(fit: Fit) -> list[Record]:
 
 
 def prompts_of(scores: pd.DataFrame) -> list[tuple[str, str]]:
-    """Id and group of each prompt, in the order in which they were asked."""
+    """Return id and group of each prompt, in the order in which they were asked."""
     if not {"item", "sample"} <= set(scores):
         return []
     groups = scores["group"] if "group" in scores else pd.Series("", index=scores.index)
@@ -273,7 +273,7 @@ def prompts_of(scores: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def side(store: Store, sampled: Sequence[_Sampled], prompts: int, samples: int) -> Side:
-    """What all suites and fits made of one set of prompts; one per fit, with the scores of all its suites."""
+    """Collect the texts of all fits after one set of prompts, with the scores of all suites."""
     suites = list(dict.fromkeys(one.record.suite for one in sampled))
     scorers = list(dict.fromkeys(name for one in sampled for name in one.record.info.scorers or ()))
     by_label: dict[str, list[_Sampled]] = defaultdict(list)
@@ -297,7 +297,7 @@ def side(store: Store, sampled: Sequence[_Sampled], prompts: int, samples: int) 
 def scores_of(
     sampled: Sequence[_Sampled], scorers: Sequence[str], texts: list[list[str]]
 ) -> list[list[list[float | None]]]:
-    """For each text what each scorer gave it; None where it was not judged."""
+    """Return for each text its score by each scorer; None if it was not judged."""
     found: list[list[list[float | None]]] = [[[] for _ in row] for row in texts]
     for scorer in scorers:
         values: dict[tuple[str, int], float] = {}

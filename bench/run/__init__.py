@@ -1,1 +1,1 @@
-"""Running: a config becomes records, for one cell, for the strengths that are tried, and for a sweep of cells."""
+"""Turn configs into records: of one cell, of the strengths that tuning tries, and of a sweep of cells."""

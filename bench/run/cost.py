@@ -26,17 +26,17 @@ PROMPTS = ("The weather today is", "In the morning the baker", "My neighbour tol
 
 @dataclass
 class Peak:
-    """Highest memory above what was in use when the measurement began, in bytes; filled in at the end."""
+    """The peak memory in bytes, less what was in use when the measurement began; filled in at the end."""
 
     bytes: int = 0
 
 
 @contextmanager
 def peak_memory(device: torch.device, interval_seconds: float = 0.01) -> Iterator[Peak]:
-    """Peak memory of the block above its start: of the device on CUDA, else the resident set, polled by a thread.
+    """Measure the peak memory of the block above its start: the device's on CUDA, else the resident set, by polling.
 
-    On a CPU, freed memory is first returned to the system if the C library can do so, else its reuse would not be seen;
-    memory that the allocator still keeps makes the number a lower bound.
+    On a CPU, freed memory is first returned to the system if the C library can do so, since its reuse would not be
+    seen. The allocator may still keep some of it, so the number is a lower bound.
     """
     peak = Peak()
     if device.type == "cuda":
@@ -65,7 +65,10 @@ def peak_memory(device: torch.device, interval_seconds: float = 0.01) -> Iterato
 
 
 def relative_speed(lm: LM, method: Method, artefact: Artefact, strength: float) -> Cost:
-    """Sampling speed steered / unsteered: the median over rounds of two runs timed in turns, and the extreme rounds."""
+    """Return the ratio of steered to unsteered sampling speed: its median, least and largest value over rounds.
+
+    Each round times a run of both, in turns.
+    """
     burst = replace(lm.sampling, max_new_tokens=NEW_TOKENS)
 
     def seconds(one: LM, prompts: Sequence[str]) -> float:

@@ -1,4 +1,4 @@
-"""`runtime.dry_run=true`: what a command would compute, how long that takes and how much memory; nothing is computed.
+"""`runtime.dry_run=true`: tell what a command would compute, and the time and memory that this takes; compute nothing.
 
 Files that a result's id depends on are needed to tell whether it is cached: data sets, the model's config and
 tokenizer. So these are fetched; weights of a model on the hub are not.
@@ -48,7 +48,7 @@ def _by_model(due: Planned) -> list[Planned]:
 
 
 def _time(due: Planned) -> str:
-    """How long the stages take one after the other, estimated from earlier stages in this results folder."""
+    """Tell how long the stages take one after the other, estimated from earlier stages in this results folder."""
     known = speeds.read(Path(due[0][0].runs))
     seconds, untimed, timed = 0.0, dict[str, None](), False
     for cells in _by_model(due):

@@ -1,9 +1,9 @@
 """Cached commands: a command whose results are all stored is recognised without composing its config.
 
-After a command without failures `note` keeps what it was and which records it has, in `runs/finished.json`. The same
-command is known as long as nothing that its results depend on has changed: arguments, YAML files, code, versions,
-threads, records. If results depend on anything else (a file, a folder, the hub, a GPU, a plug-in), nothing is noted,
-and the command finds out in the usual way what it has to compute.
+After a command without failures `note` writes a key of the command and the ids of its records to `runs/finished.json`.
+The command is recognised as long as nothing that its results depend on has changed: arguments, YAML files, code,
+versions, threads, records. If results depend on anything else (a file, a folder, the hub, a GPU, a plug-in), nothing is
+noted, and the command finds out in the usual way what it has to compute.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ ELSEWHERE = {"path", "id", "judge", "checkpoint", "mirror"}
 
 
 def known(arguments: Sequence[str], multirun: bool) -> tuple[Path, int] | None:
-    """The results folder of a command whose records are all whole, and how many cells it has; None for any other."""
+    """Return the results folder and the number of cells of a command whose records are all whole; None for others."""
     if _depends(arguments):
         return None
     results = _results(arguments)
@@ -53,7 +53,8 @@ def known(arguments: Sequence[str], multirun: bool) -> tuple[Path, int] | None:
 def note(arguments: Sequence[str], named: str, configs: Sequence[Mapping[str, Any]]) -> None:
     """Note that this command is finished, unless its results depend on anything outside this project.
 
-    named: its `key` from before it ran, since libraries set environment variables. configs: of its cells, plain.
+    named: the command's `key` from before it ran, since libraries set environment variables. configs: the configs of
+    its cells, as plain mappings.
     """
     if _depends(arguments) or plugins.installed(folders.folder()) or any(_elsewhere(config) for config in configs):
         return
@@ -71,7 +72,7 @@ def note(arguments: Sequence[str], named: str, configs: Sequence[Mapping[str, An
 
 
 def _noted(runs: Path) -> dict[str, Any]:
-    """The finished commands of a results folder; none where the file is not there, or is not what was written."""
+    """Return the finished commands of a results folder; none if the file is missing or cannot be read."""
     try:
         noted = json.loads((runs / FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -80,15 +81,16 @@ def _noted(runs: Path) -> dict[str, Any]:
 
 
 def _depends(arguments: Sequence[str]) -> bool:
-    """Whether an argument holds an interpolation, whose value is not known here, or names folders of YAML files.
+    """Return whether an argument keeps the command from being recognised by its key.
 
-    Or whether it asks for more than results: to compute known ones again, or to compute nothing.
+    Such arguments hold an interpolation, whose value is not known here, name folders of YAML files, or ask to compute
+    stored results again or to compute nothing.
     """
     return any("${" in one or one.lstrip("+").startswith((folders.NAMED, *ANEW)) for one in arguments)
 
 
 def _from_wheels(one: Record) -> bool:
-    """Whether all that was asked and learnt from came out of pinned wheels."""
+    """Return whether all texts that were asked or learnt from came from pinned wheels."""
     read = (*(one.sources or ()), *(one.data.all_sources if one.data else ()))
     return all(source.source.startswith("wheel ") for source in read)
 
@@ -115,7 +117,7 @@ def _sha256(file: Path) -> str:
 
 
 def _elsewhere(config: Mapping[str, Any]) -> bool:
-    """Whether an option names something outside this project, or another device than the CPU."""
+    """Return whether an option names something outside this project, or a device other than the CPU."""
     return any(
         (name in ELSEWHERE and value is not None) or (name == "device" and value != "cpu")
         for name, value in _options(config)

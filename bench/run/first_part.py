@@ -1,4 +1,4 @@
-"""The first part of a stack as a cell of its own: it is fitted on the bare model, so its fit may be there already."""
+"""The first part of a stack as a cell of its own: it is fitted on the bare model, so its fit may be stored already."""
 
 from omegaconf import DictConfig
 

@@ -1,4 +1,4 @@
-"""What a method learns from: its sources as a config gives them, those of single parts of a stack included."""
+"""The sources of the texts that a method learns from, built from a config, also those of single parts of a stack."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,9 +20,10 @@ from methods.errors import SetupError
 def fit_sources(
     cfg: DictConfig, method: Method, given: Mapping[str, Any], scorers: Mapping[str, Scorer]
 ) -> dict[str, FitSource]:
-    """The sources by the fields of FitData that the method needs; a single part's by "part.field".
+    """Return the sources by the fields of FitData that the method needs; those of a single part by "part.field".
 
-    given: what a source may ask of the run. Raises SetupError for `part_data` of a part, or a field, that is none.
+    given: what a source may take from the run. Raises SetupError if `part_data` names a part that the method does not
+    have, or a field that the part does not read.
     """
     own = part_data(cfg, method)
     nodes = {field: cfg[field] for field in sorted(shared(method, own))} | own
@@ -30,7 +31,7 @@ def fit_sources(
 
 
 def part_data(cfg: DictConfig, method: Method) -> dict[str, DictConfig]:
-    """The nodes of `part_data` by "part.field"; none for a method without parts, which learns from the run's."""
+    """Return the nodes of `part_data` by "part.field"; none for a method without parts."""
     found = {}
     for part, fields in cfg.part_data.items() if method.part_needs else ():
         needs = method.part_needs.get(part)
@@ -48,7 +49,7 @@ def part_data(cfg: DictConfig, method: Method) -> dict[str, DictConfig]:
 
 
 def shared(method: Method, own: Mapping[str, Any]) -> set[str]:
-    """The fields that the method, or any part of it without data of its own, reads."""
+    """Return the fields that the method reads, or at least one of its parts without own data for them."""
     parts = method.part_needs
     return {
         field
@@ -65,7 +66,7 @@ def _source(
     given: Mapping[str, Any],
     scorers: Mapping[str, Scorer],
 ) -> FitSource:
-    """One source; pairs get the options for a subset of them and for swapped labels."""
+    """Build one source; for pairs, apply the options for a subset and for swapped labels."""
     if name.rpartition(".")[2] != "pairs":
         return build(node, **given)  # type: ignore[no-any-return]
     if node.scorer not in scorers:

@@ -1,4 +1,4 @@
-"""Fitted artefacts on disk with the facts about fitting: `runs/artefacts/<fit id>/{fit.json, artefact.safetensors}`."""
+"""Fitted artefacts on disk, with facts about fitting: `runs/artefacts/<fit id>/{fit.json, artefact.safetensors}`."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -51,7 +51,7 @@ class FitStore:
         return self.overwrite.counts(self.folder) and all((self.folder / name).exists() for name in ARTEFACT)
 
     def facts(self) -> dict[str, Any] | None:
-        """What fitting the stored artefact took; None where there is none, or a damaged one, which is set aside."""
+        """Return what fitting took; None if no artefact is stored, or a damaged one, which is then set aside."""
         if not self.folder.is_dir() or not self.overwrite.counts(self.folder):
             return None
         try:
@@ -66,9 +66,9 @@ class FitStore:
         return fit if verified else fit | {"unverified": [f"{self.folder.parent.name}/{self.folder.name}"]}
 
     def read(self, model: Callable[[], PreTrainedModel]) -> tuple[Artefact, dict[str, Any]] | None:
-        """The stored artefact and what fitting it took; None where there is none, or a damaged one, set aside.
+        """Return the stored artefact and what fitting it took; None if there is none, or it is damaged and set aside.
 
-        model: gives the model, which is asked for where no digest vouches for the files.
+        model: returns the model; called only if the files have no digest, to try the artefact on it.
         """
         fit = self.facts()
         if fit is None:
@@ -85,7 +85,7 @@ class FitStore:
     def _try(self, model: PreTrainedModel, artefact: Artefact) -> None:
         """Raises DamagedError for an artefact that the method cannot apply to its model.
 
-        This is done for files without a digest: they may be whole, but of another model or layer.
+        This is done for files without a digest: they may be whole, but belong to another model or layer.
         """
         try:
             with self.method.apply(model, artefact, next(iter(self.method.strengths), 1.0)):
@@ -112,7 +112,7 @@ class FitStore:
 
 
 def _fit_facts(path: Path, *, needs: bool) -> dict[str, Any]:
-    """What the fit took, as `write` wrote it. needs: whether the method learns from data. Raises DamagedError."""
+    """Read what the fit took, as `write` wrote it. needs: whether the method learns from data. Raises DamagedError."""
     with reading(lambda error: digests.DamagedError(f"{path} cannot be read ({error})")):
         fit = plain_json.load(path)
     wrong = schema.unusual(fit, "") or FIT(fit, "")
@@ -123,7 +123,7 @@ def _fit_facts(path: Path, *, needs: bool) -> dict[str, Any]:
 
 
 def _artefact(path: Path, fit: Mapping[str, Any]) -> Artefact:
-    """The tensors that `apply` needs. Raises DamagedError for a broken file, or one that fit.json does not list."""
+    """Read the tensors that `apply` needs. Raises DamagedError for a broken file, or one that fit.json contradicts."""
     try:
         artefact = load(path)
     except SetupError as error:

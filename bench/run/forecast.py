@@ -45,14 +45,14 @@ class Speeds(NamedTuple):
 
 
 def work(planned: Planned) -> Work:
-    """The tokens of all stages; a stage that several cells have counts once."""
+    """Return the tokens of all stages; a stage that several cells share counts once."""
     stages = {key: (_is_sampled(cell, key), tokens) for cell, own in planned for key, tokens in own.items()}
     sampled = sum(tokens for is_sampled, tokens in stages.values() if is_sampled)
     return Work(sampled, sum(tokens for _, tokens in stages.values()) - sampled)
 
 
 def _is_sampled(cell: Cell, key: str) -> bool:
-    """Whether a stage samples: suites whose texts scorers judge do, others read; so does what methods learn from."""
+    """Return whether a stage samples rather than reads, as suites whose texts are judged and sources that sample do."""
     kind = key.partition(" ")[0]
     if kind in cell.parts.suites:
         suite = cell.parts.suites[kind]
@@ -61,7 +61,7 @@ def _is_sampled(cell: Cell, key: str) -> bool:
 
 
 def speeds(lm: LM) -> Speeds:
-    """The speeds of the unsteered model, each from a burst after a shorter one; texts that end early count fully."""
+    """Measure the unsteered model's speeds, each in a burst after a shorter one; texts that end early count fully."""
     words = int(lm.model.config.get_text_config().vocab_size)
     drawn = torch.randint(words, (READ_TEXTS, READ_TOKENS), generator=torch.Generator().manual_seed(0)).tolist()
     samples = -(-lm.sampling.batch_size // len(PROMPTS))
@@ -84,7 +84,7 @@ def speeds(lm: LM) -> Speeds:
 
 
 def hours_told(cells: int, todo: Work, found: Speeds, rows: int, device: str) -> str:
-    """A line about the time that the work takes, and what that assumes."""
+    """Return a line with the time that the work takes, and what the estimate assumes."""
     hours = found.hours(todo)
     takes = f"{hours:.2g} hours" if hours >= 1 else f"{60 * hours:.0f} minutes"
     return (
@@ -96,9 +96,9 @@ def hours_told(cells: int, todo: Work, found: Speeds, rows: int, device: str) ->
 
 
 def told(planned: Planned) -> list[str]:
-    """Lines about the cells that compute something; none where that is little, or the model cannot be loaded.
+    """Return lines about the cells that compute something; none if that is little, or the model cannot be loaded.
 
-    The cells of a model that cannot be loaded say why. Of several models the first one is used.
+    The cells of a model that cannot be loaded say why when they run. Of several models the first one is measured.
     """
     busy = [(cell, stages) for cell, stages in planned if stages]
     todo = work(busy)

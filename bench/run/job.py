@@ -1,6 +1,6 @@
 """What one job of a launched sweep does, in a process of its own: some cells, one after the other.
 
-A job gives back what failed and raises nothing, since a launcher ends the whole sweep at the first error.
+A job returns what failed and raises nothing, since a launcher ends the whole sweep at the first error.
 """
 
 import multiprocessing
@@ -39,9 +39,10 @@ LOOK_SECONDS = 1.0  # between looks at whether the launcher is there
 
 @dataclass(frozen=True)
 class Job:
-    """numbers: of the cells in their sweep. cells: the overrides of each. log: the sweep's folder.
+    """Some cells that one process runs.
 
-    gpus: names of the GPUs among which the processes of one machine choose; none: the launcher sees to it.
+    numbers: the places of the cells in the sweep. cells: the overrides of each. log: the sweep's folder. gpus: names of
+    the GPUs from which each process of one machine takes one; empty if the launcher assigns them.
     """
 
     stage: Stage
@@ -51,7 +52,7 @@ class Job:
     gpus: list[str]
 
     def override(self) -> str:
-        """The job as one argument that Hydra reads; it stands in the job's `.hydra/overrides.yaml`."""
+        """Return the job as one argument that Hydra reads and keeps in the job's `.hydra/overrides.yaml`."""
         cells = ",".join(_quoted(shlex.join(one)) for one in self.cells)
         gpus = ",".join(map(_quoted, self.gpus))
         numbers = ",".join(map(str, self.numbers))
@@ -59,7 +60,7 @@ class Job:
 
     @property
     def alone(self) -> dict[int, str]:
-        """The command that runs a cell and no other, by the number of the cell."""
+        """The command that runs only one cell, by the number of the cell."""
         cells = zip(self.numbers, self.cells, strict=True)
         return {number: command_line.alone("python -m bench", one) for number, one in cells}
 
@@ -81,7 +82,7 @@ def _quoted(text: str) -> str:
 
 
 def run(cfg: DictConfig) -> list[dict[str, Any]]:
-    """Do the job that `cfg.job` holds; returns what failed, each as the arguments of a `Failure`."""
+    """Do the job in `cfg.job`; returns the cells that failed, each as the arguments of a `Failure`."""
     job = Job.read(cfg.job)
     with _signals(Path(job.log).parents[1]):
         _choose_gpu(job.gpus)
@@ -89,7 +90,7 @@ def run(cfg: DictConfig) -> list[dict[str, Any]]:
 
 
 def work(job: Job) -> list[Failure]:
-    """Run the cells of the job; returns what failed."""
+    """Run the cells of the job; returns those that failed."""
     session, log, failures = _session(), Log(Path(job.log)), list[Failure]()
     session.began = sweep.began if (sweep := sweep_state.read(log.folder)) is not None else session.began
     commands = job.alone
@@ -112,7 +113,7 @@ def work(job: Job) -> list[Failure]:
 
 
 def _ahead(cell: Cell, stage: Stage) -> Failure | None:
-    """Compute what several cells need, so that none of them waits for another one."""
+    """Compute what several cells need, so that no cell waits for another."""
 
     def shared() -> None:
         with torch_threads(cell.threads):
@@ -133,7 +134,7 @@ _sessions: list[Session] = []
 
 
 def _session() -> Session:
-    """The session of this process: a process that runs several jobs keeps the model that it has loaded."""
+    """Return the session of this process, so that a process that runs several jobs keeps the model it has loaded."""
     if not _sessions:
         from transformers.utils import logging
 
@@ -144,7 +145,7 @@ def _session() -> Session:
 
 
 def _end_with_launcher() -> None:
-    """End this process in order when the one that started it as a worker is gone; joblib's would wait for more jobs."""
+    """End this worker process cleanly when its parent is gone; a worker of joblib would wait for more jobs instead."""
     launcher = multiprocessing.parent_process()
     if launcher is None or launcher.pid is None:
         return
@@ -161,7 +162,7 @@ def _end_with_launcher() -> None:
 
 @contextmanager
 def _signals(runs: Path) -> Iterator[None]:
-    """Inside the block a signal ends the work in order; a requeue is then asked for in the way of the launcher."""
+    """Let a signal end the work in the block cleanly; after a signal to requeue, ask the launcher for another turn."""
     again = signal.getsignal(REQUEUE)
     more = (REQUEUE,) if callable(again) and again is not signal.default_int_handler else ()
 
@@ -184,7 +185,7 @@ _gpu: list[Any] = []
 
 
 def _choose_gpu(names: Sequence[str]) -> None:
-    """Take a GPU that no other process of this machine has; where all are taken, they are shared in turn."""
+    """Take a GPU that no other process of this machine has taken; if all are taken, share one of them."""
     if not names or _gpu:
         return
     from bench.data.sources import default_cache

@@ -1,8 +1,8 @@
 """Cells handed to a launcher of Hydra: processes of this machine, or jobs of a cluster.
 
 Every cell is composed and checked here, and Hydra's own launcher plug-in runs those that have something to compute, in
-waves: what cells share, then one job a fit, then the cells, then the controls, which need what their methods chose.
-Results are files, so a job gives back nothing but what failed, and the same command goes on where a sweep stopped.
+waves: what cells share, then each fit in a job, then the cells, then the controls, which need what their methods chose.
+Results are files, so a job returns only what failed, and the same command goes on where a sweep was stopped.
 """
 
 import threading
@@ -32,7 +32,7 @@ TOLD_EVERY_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Asked:
-    """A cell of the sweep. stages: what it has to compute, in tokens; nothing where its results are stored."""
+    """A cell of the sweep. stages: the tokens that each stage has to compute; empty if all its results are stored."""
 
     number: int
     overrides: list[str]
@@ -47,10 +47,10 @@ def run(
     command: Sequence[str],
     alone: Sequence[str] = (),
 ) -> list[Failure]:
-    """Launch what has to be computed, and wait for it; returns what failed.
+    """Launch what has to be computed, and wait for it; returns the cells that failed.
 
     jobs: the overrides of each cell. hydra: the launcher and its options. command: what was typed, for the log.
-    alone: the command of each cell by itself.
+    alone: for each cell the command that runs only this cell.
     """
     threads = _threads(configs)
     results = Path(configs[0].runtime.results).resolve()
@@ -84,7 +84,7 @@ WAVES: dict[Stage, str] = {"shared": "what cells share", "fits": "a fit each", "
 
 
 def waves(todo: Sequence[Asked]) -> Iterator[tuple[Stage, list[Asked]]]:
-    """The jobs in an order in which none waits for another: no wave is empty, and a lone cell is one job."""
+    """Yield the cells in waves whose jobs need not wait for each other; a single cell is a single job."""
     if len(todo) > 1:
         yield from (("shared", wave) for wave in [_first_with(todo, _shared)] if wave)
         yield from (("fits", wave) for wave in [_first_with(todo, _fit)] if wave)
@@ -95,7 +95,7 @@ def waves(todo: Sequence[Asked]) -> Iterator[tuple[Stage, list[Asked]]]:
 
 
 def _first_with(todo: Sequence[Asked], work: Any) -> list[Asked]:
-    """The first cells that together cover all of this work, except work that only one cell has."""
+    """Return the first cells that together do all the work that at least two cells need."""
     keys = {one.number: work(one) for one in todo}
     every = [key for found in keys.values() for key in found]
     seen, wave = set[str](), list[Asked]()
@@ -108,7 +108,7 @@ def _first_with(todo: Sequence[Asked], work: Any) -> list[Asked]:
 
 
 def _shared(one: Asked) -> set[str]:
-    """The work of a cell that others may need too: unsteered dev results and training data."""
+    """Return the work of a cell that other cells may need too: unsteered dev results and training data."""
     cell = one.cell
     if not cell.method.strengths:
         return set()
@@ -119,16 +119,18 @@ def _shared(one: Asked) -> set[str]:
 
 
 def _fit(one: Asked) -> set[str]:
-    """The fit that a cell needs; not a control's, which may depend on what its method chose."""
+    """Return the fit that a cell needs; none for a control, whose fit may depend on what its method chose."""
     needed = one.cell.method.strengths and one.cell.cfg.control is None and not one.cell.fits.is_stored
     return {one.cell.names.fit_id} if needed else set()
 
 
 def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> list[Failure]:
-    """Run these jobs; returns what failed. Jobs that only prepare others fail silently: those do it again.
+    """Run these jobs; returns the cells that failed.
 
-    If a process that dies ends the others too, the remaining cells are launched again, with those that were being
-    computed last in the order, until two launches in a row have finished no cell.
+    A job that only prepares others may fail, since the others then do its work.
+
+    If one process dies and thereby ends the others, the remaining cells are launched again, those that were being
+    computed at the end, until two launches in a row have finished no cell.
     """
     failures, in_vain = list[Failure](), 0
     while True:
@@ -173,7 +175,7 @@ def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> list[Failure]:
 
 
 def _states(log: Log, jobs: Sequence[Job]) -> dict[int, CellState]:
-    """The cells of these jobs, by number, as their log tells; waiting where it cannot be read."""
+    """Return the states of the jobs' cells, by number, from the log; "waiting" if the log cannot be read."""
     sweep = sweep_state.read(log.folder)
     return {
         number: sweep.cells[number] if sweep is not None else CellState(f"cell {number}", "waiting")
@@ -186,12 +188,12 @@ def _cells(jobs: Sequence[Job]) -> int:
 
 
 def _failure(cell: CellState, job: Job, number: int) -> Failure:
-    """The failure of a cell that only the log knows of."""
+    """Return the failure of a cell about which only the log tells."""
     return Failure(cell.label, cell.message or "", None, setup=False, alone=job.alone[number])
 
 
 def _reason(error: BaseException) -> str:
-    """One line that says why a job has returned nothing."""
+    """Return a line that says why a job has returned nothing."""
     if isinstance(error, OSError) and error.errno is not None:
         return f"a job ended before it could say how ({of_system(error)})"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or ["no reason was given"]
@@ -200,7 +202,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _watching(log: Log) -> Iterator[None]:
-    """Inside the block a thread prints now and then how far the sweep is."""
+    """Print the sweep's progress now and then from a thread, while the block runs."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -229,9 +231,9 @@ def progress(found: sweep_state.Sweep) -> str:
 
 
 def _threads(configs: Sequence[DictConfig]) -> int | None:
-    """The threads of torch in each job; None on a GPU. Raises SetupError on the CPU if runtime.threads is not set.
+    """Return the threads of torch in each job; None on a GPU. Raises SetupError on the CPU if runtime.threads is null.
 
-    The number is part of a result's id, and a worker could find another number than this process does.
+    The number is part of a result's id, and the default of a worker could differ from that of this process.
     """
     on_cpu = [cfg for cfg in configs if str(cfg.runtime.device) == "cpu"]
     if any(cfg.runtime.threads is None for cfg in on_cpu):
@@ -243,13 +245,13 @@ def _threads(configs: Sequence[DictConfig]) -> int | None:
 
 
 def _absolute(overrides: Sequence[str], results: Path) -> list[str]:
-    """The overrides of a cell, with the results folder as every process names it."""
+    """Return the overrides of a cell with the results folder as an absolute path, which every process understands."""
     kept = [one for one in overrides if not one.lstrip("+").startswith("runtime.results=")]
     return [*kept, f"runtime.results='{results}'"]
 
 
 def _gpus(configs: Sequence[DictConfig]) -> list[str]:
-    """The GPUs among which jobs of one machine choose; none if the config names one, or if there is only one."""
+    """Return the GPUs from which jobs of one machine choose; none if the config names one, or there is only one."""
     import os
 
     import torch

@@ -20,19 +20,19 @@ Planned = Sequence[tuple[Cell, Mapping[str, float]]]
 
 
 class Batch(NamedTuple):
-    """Rows that are sampled at once, the prompts among them, and the new tokens of each."""
+    """The number of rows that are sampled at once, of prompts among them, and of new tokens for each row."""
 
     rows: int = 0
     prompts: int = 0
     new: int = 0
 
     def bytes(self, model: PreTrainedModel, device: torch.device, demand: Demand = memory.UNSTEERED) -> int:
-        """The memory that the largest batch takes at its peak, with its cache and its logits, without the weights."""
+        """Return the peak memory of this batch, with its cache and its logits, without the weights."""
         return memory.estimate(model, self.rows, self.prompts, PROMPT_TOKENS, self.new, demand, device).total
 
 
 def told(busy: Planned) -> list[str]:
-    """A line about the weights and the largest batch, and where methods take more, about their steering and training.
+    """Return a line about the weights and the largest batch, and lines about methods whose steering or training adds.
 
     busy: cells of one model that have something to compute.
     """
@@ -79,7 +79,7 @@ def _places(device: str) -> list[str]:
 
 
 def _batches(cell: Cell, stages: Mapping[str, float]) -> Iterator[Batch]:
-    """The largest batch of each suite that samples and is to be computed."""
+    """Yield the largest batches of each suite that samples and is to be computed."""
     for suite in cell.parts.suites.values():
         if isinstance(suite, Continued) and any(key.partition(" ")[0] == suite.name for key in stages):
             sampling = suite.decoded(cell.parts.sampling)
@@ -89,7 +89,7 @@ def _batches(cell: Cell, stages: Mapping[str, float]) -> Iterator[Batch]:
 
 
 def _asked(cell: Cell, suite: Continued) -> Iterator[tuple[int, int]]:
-    """How many prompts the suite asks the cell, and how many texts of each; on the dev split where it tunes."""
+    """Yield the suite's numbers of prompts and of texts for each: on the test split, and on dev if it is tuned on."""
     unsteered = cell.cfg.strength == 0 or not cell.method.strengths
     test = suite.unsteered_samples("test") if unsteered else suite.samples_a_prompt("test")
     yield len(suite.texts("test")[0]), test
@@ -98,7 +98,10 @@ def _asked(cell: Cell, suite: Continued) -> Iterator[tuple[int, int]]:
 
 
 def _steering(busy: Planned, taken: Callable[..., int], weights: int) -> dict[str, float]:
-    """Bytes that each method takes with a batch beyond the unsteered model. taken: those of the batch, by a demand."""
+    """Return how many bytes more than the unsteered model each method takes with a batch.
+
+    taken: returns the bytes of the batch under a demand.
+    """
     found = dict[str, float]()
     for cell, _ in busy:
         demand, name = cell.method.demand(), cell.method.name
@@ -109,7 +112,7 @@ def _steering(busy: Planned, taken: Callable[..., int], weights: int) -> dict[st
 
 
 def _training(busy: Planned, model: PreTrainedModel) -> tuple[dict[str, float], list[str]]:
-    """Bytes that the fits of each training method take, and the methods for which torch needs weights to tell."""
+    """Return the bytes that fits take, by training method, and the methods that cannot be estimated without weights."""
     needed, unknown = dict[str, float](), dict[str, None]()
     fits = [cell for cell, stages in busy if any(key.startswith("fit ") for key in stages)]
     for cell in {_but_for_seed(cell): cell for cell in fits}.values():

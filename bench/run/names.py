@@ -1,4 +1,4 @@
-"""What a cell's fit and results are called: identities of its model, method, data and suites, and ids made of them."""
+"""The names of a cell's fit and results: identities of its model, method, data and suites, and ids made from them."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -22,8 +22,8 @@ HALF = ("bfloat16", "float16")  # values of model.dtype
 class Names:
     """Identities and ids of one cell; each is worked out when it is first asked for.
 
-    threads: CPU threads that the model computes with. location: gives the folder or hub id of the model, for what only
-    its files say.
+    threads: CPU threads that the model computes with. location: returns the folder or hub id of the model, whose files
+    are read for facts that the config lacks.
     """
 
     def __init__(self, cfg: DictConfig, parts: Parts, threads: int, location: Callable[[], str]) -> None:
@@ -45,9 +45,9 @@ class Names:
         }
 
     def _bytes(self) -> dict[str, Any]:
-        """What names the model's files: as older versions did in a results folder that has results of it by that name.
+        """Return the identity of the model's files; in the form of older versions if the folder has results under it.
 
-        In this way old results are found, and new ones may be paired with them.
+        In this way the old results are found, and new ones can be paired with them.
         """
         node, offline = self._cfg.model, self._cfg.runtime.offline
         former = checkpoint.former_identity(node, offline)
@@ -69,12 +69,12 @@ class Names:
 
     @property
     def apart(self) -> list[DictConfig]:
-        """The settings of the fits that give a method that learns from pairs its length; none as a rule."""
+        """The settings of the fits that determine the length of a vector learnt from pairs; usually none."""
         return norm_over.apart(self._cfg) if "pairs" in self._parts.fit_sources else []
 
     @cached_property
     def fit_id(self) -> str:
-        """The id of the artefact; what the method does not need is not part of it."""
+        """The id of the artefact, made only from what the method needs."""
         named = {field: identity.named(source) for field, source in self._parts.fit_sources.items()}
         over = {Names(one, parts(one), self._threads, self._location).fit_id for one in self.apart}
         of_others = {"norm_over": sorted(over) or None} if "pairs" in named else {}
@@ -82,7 +82,7 @@ class Names:
         return identity.fit_id(self.model, self.method, data or None)
 
     def source_id(self, field: str) -> str:
-        """The id of what the method learns from: the model that may have written it, and the recipe."""
+        """Return the id of a source's texts, made from the model, which may have written them, and the recipe."""
         return identity.digest([self.model, identity.named(self._parts.fit_sources[field])])
 
     def steering(self, strength: float) -> dict[str, Any] | None:
@@ -90,7 +90,7 @@ class Names:
         return identity.steering_identity(self.fit_id, self.method, strength)
 
     def decoding(self, suite: Suite[Any]) -> dict[str, Any] | None:
-        """How the suite's texts are decoded; None where it reads none."""
+        """Return how the suite's texts are decoded; None if the suite does not sample."""
         return decoding_identity(suite.decoded(self._parts.sampling)) if suite.samples else None
 
     def suite(self, suite: Suite[Any], split: Split) -> dict[str, Any]:
@@ -112,5 +112,5 @@ class Names:
 
 
 def model_key(model: Mapping[str, Any], device: str) -> str:
-    """The id of a loaded model, which cells that differ in threads share."""
+    """Return the id of a loaded model, which is the same for cells that differ only in threads."""
     return identity.digest(dict(model) | {"threads": None, "device": device})

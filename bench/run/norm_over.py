@@ -1,9 +1,9 @@
 """Vectors of equal length: each keeps its direction and gets the mean length over several sets of pairs.
 
 A multiplier then means the same for every behaviour, as in the authors' code of CAA (arXiv 2312.06681;
-normalize_vectors.py of nrimsky/CAA). Each vector is fitted by itself first and stored as any other fit, so neither the
-order of the cells nor the process changes a length. `bench.records.names.told_norm_over` is what results state about
-it.
+normalize_vectors.py of nrimsky/CAA). Each vector is first fitted by itself and stored like any other fit, so a length
+depends neither on the order of the cells nor on the process. `bench.records.names.told_norm_over` gives what results
+state about it.
 """
 
 import itertools
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 
 
 def apart(cfg: DictConfig) -> list[DictConfig]:
-    """The settings of each fit whose length counts, the cell's own among them; none where `pairs.norm_over` is null.
+    """Return the settings of each fit whose length counts, including the cell's own; none if `pairs.norm_over` is null.
 
-    Raises SetupError for an option that the pairs do not have, and for values without that of the cell itself.
+    Raises SetupError for an option that the pairs do not have, and if the values lack the one that the cell itself has.
     """
     over = cfg.pairs.get("norm_over")
     if not over:
         return []
     for name, values in over.items():
         if name not in cfg.pairs or not isinstance(cfg.pairs[name], str | int | float):
-            raise SetupError(f"pairs.norm_over.{name}: no option with a value; see python -m bench --help pairs")
+            raise SetupError(
+                f"pairs.norm_over.{name}: the pairs have no such option with a text or a number; see "
+                "python -m bench --help pairs"
+            )
         if cfg.pairs[name] not in values:
             raise SetupError(
                 f"pairs.norm_over.{name}={list(values)}: pairs.{name}={cfg.pairs[name]} is not in the list; add it"
@@ -39,7 +42,7 @@ def apart(cfg: DictConfig) -> list[DictConfig]:
 
 
 def of_parts(cfg: DictConfig) -> Iterator[str]:
-    """What is wrong with data of the parts of a stack, whose vectors are not rescaled."""
+    """Yield an error for each part of a stack whose data set norm_over: vectors of parts are not rescaled."""
     for part, fields in cfg.part_data.items():
         if "pairs" in fields and fields.pairs.get("norm_over"):
             yield f"part_data.{part}.pairs.norm_over: only a method by itself has it; set it to null"
@@ -51,16 +54,16 @@ def alone(cfg: DictConfig) -> DictConfig:
 
 
 def _with(cfg: DictConfig, options: dict[str, object]) -> DictConfig:
-    """The same settings with other options of the pairs."""
+    """Return the settings with these options of the pairs changed."""
     other = cfg.copy()
     other.pairs = OmegaConf.merge(cfg.pairs, options)
     return other
 
 
 def check(own: "Artefact", facts: Mapping[str, Any]) -> None:
-    """Raises SetupError for an artefact that is not just vectors of the length that its facts tell.
+    """Raise SetupError unless the artefact is nothing but vectors whose joint length its facts state.
 
-    Matrices, unit directions or thresholds beside a vector would not steer more by being longer, or not in proportion.
+    Longer matrices, unit directions or thresholds would not steer in proportion to their length, or not more at all.
     """
     from bench.run import control
 
@@ -68,13 +71,13 @@ def check(own: "Artefact", facts: Mapping[str, Any]) -> None:
     length = math.hypot(*(told if isinstance(told, list) else [told or 0.0]))
     if not math.isclose(control.size(own), length, rel_tol=1e-3):
         raise SetupError(
-            "pairs.norm_over: what this method learns is not just a vector that has a length of its own; set "
-            "pairs.norm_over=null, choose another method or, where it has the option, set method.norm=null"
+            "pairs.norm_over: this method learns more than vectors, or its vectors have a fixed length; set "
+            "pairs.norm_over=null, choose another method or, if the method has the option, set method.norm=null"
         )
 
 
 def scale(own: "Artefact", every: Sequence["Artefact"]) -> float:
-    """The mean length of all vectors, divided by that of this one (in an artefact of several, their joint length).
+    """Return the mean length over all artefacts, divided by that of this one; several vectors count by joint length.
 
     Raises SetupError for an artefact without a vector.
     """
@@ -83,13 +86,14 @@ def scale(own: "Artefact", every: Sequence["Artefact"]) -> float:
     length = control.size(own)
     if not length:
         raise SetupError(
-            "pairs.norm_over: the artefact holds no vector that has a length; set it to null, or choose another method"
+            "pairs.norm_over: the artefact holds no vector, or only zeros; set pairs.norm_over=null, or choose another "
+            "method"
         )
     return math.fsum(map(control.size, every)) / len(every) / length
 
 
 def scaled(artefact: "Artefact", by: float) -> "Artefact":
-    """The artefact with its vectors, and the facts that are their lengths, so many times as long."""
+    """Return the artefact with its vectors, and the facts that state their lengths, multiplied by `by`."""
     from bench.run import control
 
     long = {name for name in artefact if control.is_vectors(name, artefact[name]) or name == "info.direction_norm"}

@@ -10,7 +10,7 @@ from bench.run.names import Names
 
 
 def told(cells: Sequence[Cell]) -> str | None:
-    """The line that says how many there are for these cells, and what to set to use them; None where there are none."""
+    """Return a line that counts such results of these cells and says how to use them; None if there are none."""
     found: dict[str, int] = {}
     for cell in cells:
         found |= dict(differing(cell))
@@ -26,7 +26,7 @@ def told(cells: Sequence[Cell]) -> str | None:
 
 
 def differing(cell: Cell) -> Iterator[tuple[str, int]]:
-    """Yield the id and the threads of each stored result that differs from one of this cell's only in the threads."""
+    """Yield the id and the threads of each stored result that this cell could use but for its number of threads."""
     if cell.names.model.get("threads") is None:  # another device than the CPU
         return
     others: dict[int, list[dict[str, Any]]] = {}
@@ -43,7 +43,7 @@ def differing(cell: Cell) -> Iterator[tuple[str, int]]:
 
 
 def _facts(records: Path) -> Iterator[dict[str, Any]]:
-    """The facts of all whole records; whoever needs a broken one reports it."""
+    """Yield the facts of each record that can be read; broken records are passed over, and reported where needed."""
     for path in sorted(records.glob("*/record.json")):
         try:
             facts = json.loads(path.read_text(encoding="utf-8"))

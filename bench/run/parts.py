@@ -24,7 +24,7 @@ TAKEN = ("item", "group", "sample", "empty", "score", "keywords")
 
 @dataclass(frozen=True)
 class Parts:
-    """The objects that a config names; suites, scorers and training data by their names in the config.
+    """The objects that a config names; suites and scorers by their names in the config.
 
     fit_sources: by the fields of `methods.base.FitData` that the method needs, see `bench.run.fit_sources`.
     """
@@ -39,7 +39,7 @@ class Parts:
 
 
 def parts(cfg: DictConfig) -> Parts:
-    """Build the parts. Raises SetupError for settings that a class refuses, and for data that a suite asks too."""
+    """Build the parts. Raises SetupError if a class refuses its settings, or a suite asks what a method learns from."""
     cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
     sampling = build(cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
     runtime = cfg.runtime
@@ -71,7 +71,7 @@ def parts(cfg: DictConfig) -> Parts:
 
 
 def check_objective(tuning: Tuning, suites: dict[str, Suite[Any]]) -> None:
-    """Raises SetupError if the scorer of tuning does not judge the objective's suite."""
+    """Raise SetupError if the scorer of tuning does not judge the objective's suite."""
     judges = suites[tuning.objective.suite].judged_by()
     if (tuning.scorer is None) == (not judges) and (not judges or tuning.scorer in judges):
         return
@@ -80,13 +80,13 @@ def check_objective(tuning: Tuning, suites: dict[str, Suite[Any]]) -> None:
 
 
 def _check_names(scorers: Mapping[str, Scorer]) -> None:
-    """Raises SetupError for two scorers whose scores would be filed under one name, or for a name of something else."""
+    """Raise SetupError if two scorers share a name, or if a scorer has a name that stands for something else."""
     filed: dict[str, str] = {}
     for key, scorer in scorers.items():
         if scorer.name in TAKEN or "." in scorer.name:
             raise SetupError(
-                f"scorer.{key}.name={scorer.name}: this stands for something else beside scores ({', '.join(TAKEN)}), "
-                "or has a full stop; choose another name"
+                f"scorer.{key}.name={scorer.name}: the name has a full stop, or is one that stands for something else "
+                f"beside scores ({', '.join(TAKEN)}); choose another name"
             )
         if scorer.name in filed:
             raise SetupError(

@@ -1,7 +1,7 @@
 """One cell of the table, from config to records. Read this file first.
 
-A cell is one model, method and strength, seen by every suite that the config names. Cached results are read from their
-records; model, data and fit are touched only if one is missing.
+A cell is one model, method and strength, measured by every suite that the config names. Stored results are read from
+their records; model, data and fit are loaded only if a result is missing.
 """
 
 import math
@@ -46,7 +46,7 @@ from methods.errors import SetupError
 
 
 def run(cell: Cell) -> list[Record]:
-    """All results of the cell on the test split, each with how its strength was chosen."""
+    """Return all results of the cell on the test split; each records how its strength was chosen."""
     cell, strength, choice = choose(cell, result)
     results = []
     for suite in cell.suites:
@@ -64,11 +64,11 @@ Obtain = Callable[[Cell, Suite[Any], Split, float], Record]
 
 
 class NotStored(LookupError):
-    """A result has to be computed; its argument is how many trials of the cell are known."""
+    """A result is not stored. The argument is the number of the cell's trials that are stored."""
 
 
 def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | None]:
-    """The cell with the options and at the strength that the config gives or, with strength=auto, tuning chose."""
+    """Return the cell and the strength that the config names; with strength=auto, those that tuning chose, and how."""
     if not cell.method.strengths:
         return cell, 0.0, None
     if cell.cfg.control is not None:
@@ -91,7 +91,7 @@ def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | Non
 
 
 def as_method(cell: Cell, obtain: Obtain) -> tuple[Cell, float, None]:
-    """A control with the options of its method, and the strength at which it is as large as that at its own."""
+    """Return a control with its method's options, and the strength at which it is as large as the method at its own."""
     real, strength, _ = choose(cell.controlled, obtain)
     mine = cell.of_same_options(real)
     if obtain is not result and not (real.fits.is_stored and mine.fits.is_stored):
@@ -102,14 +102,14 @@ def as_method(cell: Cell, obtain: Obtain) -> tuple[Cell, float, None]:
 def trial(
     cell: Cell, strength: float, baseline: tuning.Trial | None, obtain: Obtain, options: Mapping[str, Any] | None = None
 ) -> tuning.Trial:
-    """Compute the dev results at one strength."""
+    """Return the trial of one strength, from its dev results."""
     looks = {name: obtain(cell, cell.parts.suites[name], "dev", strength).metrics for name in cell.parts.tuning.suites}
     values = {suite: {name: one.value for name, one in metrics.items()} for suite, metrics in looks.items()}
     return tuning.trial(cell.parts.tuning, strength, values, baseline, options)
 
 
 def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record:
-    """The stored result. Raises NotStored where there is none."""
+    """Return the stored result. Raises NotStored if there is none."""
     found = known(cell, suite, split, strength)
     if found is None:
         raise NotStored(0)
@@ -117,7 +117,7 @@ def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Reco
 
 
 def known(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record | None:
-    """The stored result, where there is one."""
+    """Return the stored result; None if there is none that counts."""
     path, overwrite = cell.records / cell.names.record_id(suite, split, strength), cell.overwrite
     if not overwrite.counts(path):
         return None
@@ -130,14 +130,14 @@ def known(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Recor
 
 
 def refuse_damaged(session: Session) -> None:
-    """Raises SetupError that names the damaged records, where runtime.overwrite=never met some."""
+    """Raise SetupError that names the damaged records if runtime.overwrite=never has met any."""
     if session.damaged:
         told = [f"{path}: {wrong}" for path, wrong in session.damaged.items()]
         raise SetupError("\n".join([*told, NEVER]))
 
 
 def result(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record:
-    """The stored result, computed now where there is none."""
+    """Return the stored result; compute and store it first if there is none."""
     stored = known(cell, suite, split, strength)
     if stored is not None:
         return stored
@@ -181,7 +181,7 @@ def _computed(cell: Cell, suite: Suite[Any], split: Split, strength: float, labe
 
 
 def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record:
-    """A record without its numbers."""
+    """Return the record of a result without its numbers."""
     method = {"name": "unsteered", "family": "none", "version": 1, "parameters": {}}
     fit, data, fit_id, seed = None, None, None, None
     settings: Any = OmegaConf.to_container(cell.cfg.suite[suite.name], resolve=True)
@@ -226,9 +226,9 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
 
 
 def stage_key(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> str:
-    """Name of a stage in the plan, which begins with the suite as the kind of work.
+    """Return the name of a stage in the plan; its first word is the suite, as the kind of work.
 
-    The strengths are not known beforehand, so the stages of steered models are named by their cell.
+    Strengths are not known when the plan is made, so the stages of steered models are named by their cell.
     """
     if strength == 0:
         return f"{suite.name} {cell.names.record_id(suite, split, strength)}"
@@ -236,7 +236,7 @@ def stage_key(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> s
 
 
 def plan(cell: Cell) -> dict[str, float]:
-    """The tokens that are still to be computed, by stage; stored results cost nothing."""
+    """Return the tokens that are still to be computed, by stage; stored results cost nothing."""
     stages: dict[str, float] = {}
     chosen, strength, left = cell, None, 0
     try:
@@ -263,9 +263,10 @@ def plan(cell: Cell) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Failure:
-    """A cell that ended without its records. setup: what the user must fix, rather than a defect.
+    """A cell that ended without its records.
 
-    alone: the command that runs it and no other cell.
+    setup: whether the user must fix something; False for a defect of the program. alone: the command that runs only
+    this cell.
     """
 
     label: str
@@ -276,7 +277,7 @@ class Failure:
 
 
 def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result | Failure:
-    """Run the work on one cell; the one place that catches every exception, so that the other cells go on.
+    """Run the work on one cell. Every exception is caught here and nowhere else, so that the other cells go on.
 
     Signals (`bench.console.stopping`), which stop the whole run, are not caught.
     """
@@ -304,7 +305,7 @@ def _message(error: BaseException) -> str:
 
 
 def _failure(cfg: DictConfig, label: str, message: str) -> Failure:
-    """A failure with its traceback in a file, or on the terminal where no file can be written."""
+    """Return a failure with its traceback in a file; where no file can be written, print the traceback."""
     told = traceback.format_exc()
     try:
         settings = OmegaConf.to_yaml(cfg, resolve=True)
@@ -317,7 +318,7 @@ def _failure(cfg: DictConfig, label: str, message: str) -> Failure:
 
 
 def prepare(cfg: DictConfig, session: Session, weights: bool = True) -> tuple[Cell, dict[str, float]] | Failure:
-    """The cell and what it has to compute; fetches the model, unless without `weights`, and checks the method."""
+    """Return the cell and what it has to compute; checks the method and, if `weights`, fetches the model's weights."""
     cell = bounded(cfg, str(cfg.method._target_).rpartition(".")[2], lambda: Cell(cfg, session))
     if isinstance(cell, Failure):
         return cell
@@ -336,10 +337,10 @@ def prepare(cfg: DictConfig, session: Session, weights: bool = True) -> tuple[Ce
 def ready(
     configs: Sequence[DictConfig], session: Session, alone: Sequence[str] = (), weights: bool = True
 ) -> tuple[list[tuple[Cell, dict[str, float]]], list[Failure]]:
-    """The cells that can run, with what each has to compute, and those that cannot.
+    """Return the cells that can run, with what each has to compute, and those that cannot.
 
-    alone: the command of each cell by itself. Raises SetupError if no steered cell is left, since computing the
-    unsteered model would be useless; and if results are damaged and must not be overwritten.
+    alone: for each cell the command that runs only this cell. Raises SetupError if no steered cell is left, since
+    computing the unsteered model would be useless, and if results are damaged and must not be overwritten.
     """
     prepared = [prepare(cfg, session, weights) for cfg in configs]
     refuse_damaged(session)
@@ -357,13 +358,13 @@ def ready(
 
 
 def by_model(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells in their order, but all of one model together: the memory holds one model at a time."""
+    """Sort the cells so that those of one model are together, since memory holds one model at a time."""
     first = {cell.model_key: number for number, cell in reversed(list(enumerate(cells)))}
     return sorted(cells, key=lambda cell: first[cell.model_key])
 
 
 def check_methods(cell: Cell) -> None:
-    """Raises SetupError where the method, with any of the options that are tuned, does not suit the model."""
+    """Raise SetupError if the method, with any of the options that are tuned, does not suit the model."""
     cell.check_method()
     if cell.cfg.strength == "auto":
         for option, values in search.space(cell.parts.tuning, cell.method)[1].items():
@@ -376,9 +377,9 @@ FOLDERS = ("records", "generations", "artefacts", "unfinished", "failures", "loc
 
 
 def tidy(cfg: DictConfig) -> None:
-    """Remove what processes that died left half-written in the folders of results and of the cache.
+    """Remove half-written files of dead processes from the folders of results and of the cache.
 
-    Raises SetupError where something that is not a folder is in the place of one.
+    Raises SetupError if a file is in the place of one of these folders.
     """
     for path in (Path(cfg.runtime.results) / "runs" / name for name in FOLDERS):
         if path.is_symlink() or path.exists():

@@ -1,6 +1,7 @@
-"""The strengths and options that are tried on the dev split, equally many for every method: a grid, random, or Optuna.
+"""The strengths and options that tuning tries on the dev split: from a grid, at random, or by Optuna.
 
-Hydra's own Optuna sweeper needs optuna below 3, so its sampler is asked here without it.
+Every method gets the same number of trials. Optuna's sampler is called directly, because Hydra's Optuna sweeper needs
+optuna below 3.
 """
 
 import importlib.util
@@ -28,9 +29,9 @@ class Point:
 
 
 def space(tuning: Tuning, method: Method) -> tuple[list[float], dict[str, list[Any]]]:
-    """The range of strengths and the values of options within which a method is tuned.
+    """Return the strengths and the values of options among which a method is tuned.
 
-    `tuning.options` that the method does not have are left out: it spends all its trials on strengths.
+    `tuning.options` that the method does not have are left out; a method with none of them tries only strengths.
     """
     strengths = tuning.residual_norms if tuning.in_residual_norms else method.strengths
     own = {one.name for one in fields(method)}  # type: ignore[arg-type]
@@ -38,7 +39,7 @@ def space(tuning: Tuning, method: Method) -> tuple[list[float], dict[str, list[A
 
 
 def budget(tuning: Tuning, method: Method) -> int:
-    """How many trials there are; fewer than asked for only where a method has no more to try.
+    """Return the number of trials; fewer than asked for only if the method has no more to try.
 
     Raises:
         SetupError: `trials` cannot be shared out evenly over a grid.
@@ -59,10 +60,10 @@ def budget(tuning: Tuning, method: Method) -> int:
 
 
 def points(tuning: Tuning, method: Method, history: Sequence[Trial]) -> Iterator[Point]:
-    """The trials in their order. `history`: the trials so far, which Optuna's sampler learns from; it grows meanwhile.
+    """Yield the points to try. `history`: the trials so far, to which the caller adds; Optuna's sampler learns from it.
 
     Raises:
-        SetupError: as `budget`, and for tpe where Optuna is not installed.
+        SetupError: as `budget`, and for tpe if Optuna is not installed.
     """
     trials = budget(tuning, method)
     search = {"grid": _grid, "random": _random, "tpe": _tpe}[tuning.search]
@@ -70,7 +71,7 @@ def points(tuning: Tuning, method: Method, history: Sequence[Trial]) -> Iterator
 
 
 def _grid(tuning: Tuning, method: Method, trials: int, history: Sequence[Trial]) -> Iterator[Point]:
-    """Every combination of options at every strength; other than the grid's own number of strengths, at even steps."""
+    """Return every combination of options at every strength of the grid, or at as many evenly spaced ones as asked."""
     del history
     strengths, options = space(tuning, method)
     combinations = [dict(zip(options, one, strict=True)) for one in itertools.product(*options.values())]
@@ -98,9 +99,9 @@ def _rounded(value: float) -> float:
 
 
 def _random(tuning: Tuning, method: Method, trials: int, history: Sequence[Trial]) -> Iterator[Point]:
-    """Strengths between the ends of the grid, evenly on a log scale where all are positive; options evenly.
+    """Draw strengths uniformly between the ends of the grid, on a log scale if all are positive, and options uniformly.
 
-    The draws are the same for every method, so none is luckier than another.
+    The underlying draws are the same for every method, so none is luckier than another.
     """
     del history
     generator, named = np.random.default_rng([tuning.seed, trials]), list(tuning.options or {})
@@ -117,7 +118,7 @@ def _random(tuning: Tuning, method: Method, trials: int, history: Sequence[Trial
 
 
 def _tpe(tuning: Tuning, method: Method, trials: int, history: Sequence[Trial]) -> Iterator[Point]:
-    """Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), with the bounds as its constraints."""
+    """Ask Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), with the bounds as its constraints."""
     if importlib.util.find_spec("optuna") is None:
         raise SetupError(
             "tuning.search=tpe needs Optuna; run: pip install 'steerbench[tpe]', or set tuning.search=random"

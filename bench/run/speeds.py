@@ -1,4 +1,4 @@
-"""The speed of each kind of work in a results folder, by model, for estimates of later commands.
+"""The speed of each kind of work in a results folder, by model; later commands estimate their time from it.
 
 `runs/speeds.json` holds tokens and seconds of each kind (a suite, a fit, the making of pairs), summed over commands.
 """
@@ -18,7 +18,7 @@ Spent = dict[str, tuple[float, float]]
 
 
 class Estimate(NamedTuple):
-    """seconds: of all that has a speed. untimed: kinds of work that have none."""
+    """An estimate of time. seconds: for all work of known speed. untimed: the kinds of work of unknown speed."""
 
     seconds: float
     untimed: list[str]
@@ -26,7 +26,7 @@ class Estimate(NamedTuple):
 
 @contextmanager
 def noting(cell: Cell) -> Iterator[None]:
-    """Add what the block takes to the speeds of the cell's model; if writing fails, the run goes on."""
+    """Add the tokens and seconds of the block to the speeds of the cell's model; if writing fails, the run goes on."""
     before = _spent(cell)
     try:
         yield
@@ -55,7 +55,7 @@ def _add(runs: Path, model: str, new: Spent) -> None:
 
 
 def read(runs: Path) -> dict[str, Spent]:
-    """The time spent in this results folder, by the id of the loaded model (`Cell.model_key`)."""
+    """Return the tokens and seconds spent in this results folder, by the id of the loaded model (`Cell.model_key`)."""
     try:
         found = json.loads((runs / FILE).read_text(encoding="utf-8"))
         return {
@@ -67,7 +67,7 @@ def read(runs: Path) -> dict[str, Spent]:
 
 
 def estimate(todo: Mapping[str, float], own: Spent) -> Estimate:
-    """How long these stages take one after the other. todo: tokens by stage, whose first word is its kind."""
+    """Estimate how long these stages take one after the other. todo: tokens by stage, whose first word is its kind."""
     seconds, untimed = 0.0, dict[str, None]()
     for key, tokens in todo.items():
         kind = key.partition(" ")[0]

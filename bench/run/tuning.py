@@ -1,7 +1,7 @@
-"""How a strength is chosen on the dev split: the largest gain in an objective among the trials that keep the bounds.
+"""Choose a strength on the dev split: the one with the largest gain in an objective among the trials within the bounds.
 
-Objective and bounds are data (conf/tuning): each names a suite and a metric of it. Every method has the same number of
-trials on the same items (bench/run/search.py says which), so the same budget.
+Objective and bounds are data (conf/tuning): each names a suite and a metric of it. Every method has the same budget:
+equally many trials, which bench/run/search.py proposes, on the same items.
 """
 
 import math
@@ -20,8 +20,8 @@ Metrics = Mapping[str, Mapping[str, float]]
 class Objective:
     """The metric that tuning makes as small or as large as the bounds allow.
 
-    metric: of the suite, without its scorer where it has one (`Tuning.scorer`); a suffix that says how many texts there
-    are (_k3) may be left out. gain: relative to the unsteered value, or the difference from it.
+    metric: a metric of the suite, without the name of a scorer (see `Tuning.scorer`); a suffix for the number of texts
+    (_k3) may be left out. gain: relative to the unsteered value, or the difference from it.
     """
 
     suite: str
@@ -30,7 +30,7 @@ class Objective:
     gain: Literal["relative", "difference"] = "relative"
 
     def gained(self, value: float, unsteered: float) -> float:
-        """The gain: how much better a value is than that of the unsteered model.
+        """Return the gain: how much better a value is than that of the unsteered model.
 
         Raises SetupError for a gain relative to 0.
         """
@@ -53,10 +53,11 @@ Compare = Literal["ratio", "increase", "drop"]
 
 @dataclass(frozen=True, kw_only=True)
 class Constraint:
-    """A bound on a metric of a suite, against the unsteered model on the same items.
+    """A bound on a metric of a suite, relative to the unsteered model on the same items.
 
-    metric: a name or, with *, a pattern; of several metrics the mean counts. compare: the ratio to unsteered, the
-    increase over it, or the drop below it. at_most, at_least: the bound; if neither is set, the metric is not computed.
+    metric: a name or, with *, a pattern; if it fits several metrics, their mean counts. compare: the ratio to the
+    unsteered value, the increase over it, or the drop below it. at_most, at_least: the bound; if neither is set, the
+    metric is not computed.
     """
 
     suite: str
@@ -66,7 +67,7 @@ class Constraint:
     at_least: float | None = None
 
     def __post_init__(self) -> None:
-        """Raises SetupError for two bounds, a least increase, an unknown comparison, a bound that is not a number."""
+        """Raise SetupError for an unknown comparison, a wrong bound, two bounds, or at_least of no ratio."""
         mine = f"tuning.constraints: {self.suite}.{self.metric}"
         if self.compare not in get_args(Compare):
             raise SetupError(f"{mine} compare={self.compare!r}: allowed are {', '.join(get_args(Compare))}")
@@ -93,25 +94,26 @@ class Constraint:
         return self.metric.rpartition(".")[2]
 
     def value(self, metrics: Mapping[str, float]) -> float:
-        """The value among the suite's metrics. Raises SetupError where there is none."""
+        """Return the constraint's value from the suite's metrics. Raises SetupError if no metric fits."""
         found = [value for name, value in metrics.items() if fnmatchcase(name, self.metric)]
         if not found:
             raise SetupError(
-                f"tuning.constraints: the suite {self.suite} gives no {self.metric} on its dev split for "
-                f"the bound; it gives {', '.join(metrics) or 'nothing'}. Name another metric, or set the bound to null"
+                f"tuning.constraints: the suite {self.suite} gives no {self.metric} on its dev split, so there is "
+                f"nothing to bound; it gives {', '.join(metrics) or 'nothing'}. Name another metric, or set the bound "
+                "to null"
             )
         return _finite(sum(found) / len(found) if len(found) > 1 else found[0], f"{self.suite}.{self.metric}")
 
     def check_unsteered(self, name: str, unsteered: float) -> None:
-        """Raises SetupError for a ratio to 0 or another value without ratios. name: the constraint's."""
+        """Raise SetupError if a ratio to the unsteered value does not exist, as to 0. name: the constraint's name."""
         if self.compare == "ratio" and (unsteered < 0 or (unsteered == 0 and self.at_most is not None)):
             raise SetupError(
-                f"tuning.constraints.{name}: {self.suite}.{self.metric} of the unsteered model is {unsteered:g}, to "
-                "which a ratio does not exist; set compare=increase or drop"
+                f"tuning.constraints.{name}: {self.suite}.{self.metric} of the unsteered model is {unsteered:g}, so "
+                "ratios to it do not exist; set compare=increase or drop"
             )
 
     def passed(self, value: float, unsteered: float) -> float:
-        """The amount by which a value violates the bound; 0 or negative where it is kept."""
+        """Return by how much a value violates the bound; 0 or negative if it keeps the bound."""
         assert self.bound is not None
         if self.compare == "increase":
             return value - unsteered - self.bound
@@ -127,11 +129,11 @@ class Constraint:
 class Tuning:
     """Objective, bounds and budget.
 
-    scorer: whose metric of the objective's suite counts; None for a suite whose metrics have no scorer.
-    trials: for each method; None: its own grid, times the values of `options`. options: hyper-parameters that are tuned
-    besides the strength, each with its values. in_residual_norms: strengths are tried from `residual_norms`, in units
-    of the residual stream's mean length where the method adds to it, rather than from the method's own grid.
-    seed: of random search and of Optuna.
+    scorer: the scorer by which the objective is measured; None if the metrics of the objective's suite have no scorer.
+    trials: their number for each method; None: as many as the method's own grid has strengths, times the combinations
+    of `options`. options: hyper-parameters that are tuned besides the strength, each with its values.
+    in_residual_norms: take the strengths from `residual_norms`, in units of the residual stream's mean length where the
+    method adds to it, rather than from the method's own grid. seed: the seed of random search and of Optuna.
     """
 
     objective: Objective
@@ -145,7 +147,7 @@ class Tuning:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Raises SetupError for a user's constraint with missing or unknown keys."""
+        """Raise SetupError for a user's constraint with missing or unknown keys."""
         own: dict[str, Constraint | None] = {}
         for name, one in self.constraints.items():
             try:
@@ -165,11 +167,11 @@ class Tuning:
 
     @property
     def suites(self) -> tuple[str, ...]:
-        """Suites whose dev results decide."""
+        """The suites whose dev results decide."""
         return tuple(dict.fromkeys([self.objective.suite, *(one.suite for one in self.active.values())]))
 
     def value(self, metrics: Mapping[str, float]) -> float:
-        """The objective among its suite's metrics. Raises SetupError where there is none, or where several fit."""
+        """Return the objective's value from its suite's metrics. Raises SetupError unless exactly one metric fits."""
         wanted = f"{self.scorer}.{self.objective.metric}" if self.scorer else self.objective.metric
         names = [name for name in metrics if name == wanted or name.startswith(f"{wanted}_k")]
         if len(names) != 1:
@@ -181,7 +183,7 @@ class Tuning:
 
 
 def _finite(value: float, name: str) -> float:
-    """The value. Raises SetupError for NaN and infinity, by which nothing can be chosen."""
+    """Return the value. Raises SetupError for NaN and infinity, by which nothing can be chosen."""
     if not math.isfinite(value):
         raise SetupError(f"tuning: {name} is {value} on the dev split, so no strength can be chosen by it")
     return value
@@ -191,8 +193,9 @@ def _finite(value: float, name: str) -> float:
 class Trial:
     """One trial on the dev split.
 
-    value: of the objective. gain: over unsteered. values: of each constraint's metric, by constraint. violation: by how
-    much the worst bound is passed, 0 where all hold. options: that differ from the cell's.
+    value: the objective's value. gain: its gain over the unsteered model. values: each constraint's metric, by
+    constraint. violation: by how much the worst bound is passed; 0 if all hold. options: those that differ from the
+    cell's.
     """
 
     strength: float
@@ -211,7 +214,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen strength with every trial; `feasible` is False where no strength keeps within the bounds."""
+    """The chosen strength with every trial; `feasible` is False if no trial is within the bounds."""
 
     tuning: Tuning
     baseline: Trial
@@ -238,7 +241,7 @@ class Choice:
         }
 
     def _plain(self, trial: Trial) -> dict[str, Any]:
-        """A trial as JSON: each constraint's value by its metric's name, and the ratios that have an upper bound."""
+        """Return a trial as JSON: each constraint's value by its metric's name, and ratios that have an upper bound."""
         looked: dict[str, float] = {}
         active = self.tuning.active
         for name, one in active.items():
@@ -265,9 +268,10 @@ def trial(
     baseline: Trial | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> Trial:
-    """Read one trial off the dev results of its suites; `baseline` is that of the unsteered model, None for itself.
+    """Make one trial from the dev results of its suites.
 
-    Raises SetupError for an objective or a constraint that no metric has.
+    baseline: the trial of the unsteered model; None if this is that trial. Raises SetupError if no metric fits the
+    objective or a constraint.
     """
     value = tuning.value(metrics[tuning.objective.suite])
     values = {name: one.value(metrics[one.suite]) for name, one in tuning.active.items()}
@@ -283,7 +287,7 @@ def trial(
 
 
 def choose(tuning: Tuning, baseline: Trial, trials: Sequence[Trial]) -> Choice:
-    """The feasible trial with the largest gain; if none is feasible, the one that violates its bounds least."""
+    """Choose the feasible trial with the largest gain; if none is feasible, the one that violates its bounds least."""
     feasible = [one for one in trials if one.feasible]
     if feasible:
         best = max(feasible, key=lambda one: one.gain)  # the weaker of equals: grids ascend

@@ -1,7 +1,7 @@
-"""Validation of a composed config: allowed keys are those of the YAML files, allowed values those of the classes.
+"""Validation of a composed config: its YAML files define the allowed keys, and its classes the allowed values.
 
-Types come from the hints of the class that a `_target_` names. Groups without a class (seed, runtime, model) have a
-table.
+Types come from the hints of the class that a `_target_` names. For groups without a class (seed, runtime, model) they
+come from a table.
 """
 
 import os
@@ -51,10 +51,10 @@ RANGES: dict[str, Range] = {
 
 
 def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str]:
-    """Everything wrong with the values of a config, a line each: types, ranges, what has no value, what goes together.
+    """Return a line for everything that is wrong with a config: types, ranges, missing values, values that conflict.
 
-    asks: what an experiment says of options that only the user has, which may not be null then. No model, data or text
-    is read.
+    asks: the options that an experiment leaves to the user, which must not be null, each with what it says about them.
+    No model, data or text is read.
     """
     try:
         found = list(_walk(cfg, Fields(SETTINGS, frozenset(SETTINGS) - {"searchpath", "cut"})))
@@ -77,7 +77,7 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
 def _walk(node: DictConfig, fields: Fields, above: str = "") -> Iterator[tuple[str, str]]:
     prefix = f"{above}." if above else ""
     for lacking in sorted(fields.needed - set(map(str, node))):
-        yield prefix + lacking, f"{prefix}{lacking} is not there; its YAML file has to list it"
+        yield prefix + lacking, f"{prefix}{lacking} is missing; its YAML file has to list it"
     for name in node:
         key = f"{prefix}{name!s}"
         if name == TARGET:
@@ -89,7 +89,7 @@ def _walk(node: DictConfig, fields: Fields, above: str = "") -> Iterator[tuple[s
 
 
 def _value(node: DictConfig, name: Any, key: str, fields: Fields) -> Iterator[tuple[str, str]]:
-    """What is wrong with one value of a mapping, or below it."""
+    """Yield what is wrong with one value of a mapping, or below it."""
     hint = fields.hints.get(str(name), Any)
     if OmegaConf.is_missing(node, name):
         yield key, f"{key} has no value; set {key}=..."
@@ -131,7 +131,7 @@ def _value(node: DictConfig, name: Any, key: str, fields: Fields) -> Iterator[tu
 
 
 def _inside(value: DictConfig, hint: Any, key: str) -> Fields | None:
-    """The allowed content of a mapping whose values are checked one by one; None if its hint describes all of it."""
+    """Return what a mapping may hold if its values are checked one by one; None if its hint describes all of it."""
     if isinstance(hint, dict) or hint in ENTRIES:
         return fields_of(value, hint, key)
     if TARGET in value and fits({}, hint):
@@ -161,9 +161,9 @@ def _tuning(cfg: DictConfig) -> Iterator[str]:
                "the same number of trials")  # fmt: skip
     for name, values in (node.options or {}).items():
         if not isinstance(values, ListConfig) or not values:
-            yield f"tuning.options.{name}={shown(values)}: a list of the values to try, such as [0.3, 0.45, 0.6]"
+            yield f"tuning.options.{name}={shown(values)}: expected a list of the values to try, such as [0.3, 0.45]"
     if not node.residual_norms:
-        yield "tuning.residual_norms=[]: the list is empty; numbers in brackets, such as [0.1, 0.2]"
+        yield "tuning.residual_norms=[]: the list is empty; expected numbers in brackets, such as [0.1, 0.2]"
     if cfg.strength != "auto" or not cfg.method.get("strengths"):
         return
     try:
@@ -225,7 +225,7 @@ def _devices(cfg: DictConfig) -> Iterator[str]:
 
 
 def _of_tasks(cfg: DictConfig) -> Iterator[str]:
-    """Check that options by task name tasks of the suite, and that decoding names options of sampling."""
+    """Check that options by task name tasks of their suite, and that a suite's decoding names options of sampling."""
     decoding = {name: hint for name, hint in get_type_hints(Sampling).items() if name not in ("seed", "batch_size")}
     for suite, node in cfg.suite.items():
         tasks = list(node.get("tasks") or ())
@@ -246,7 +246,7 @@ def _of_tasks(cfg: DictConfig) -> Iterator[str]:
 
 
 def _parts(cfg: DictConfig) -> Iterator[str]:
-    """Check that each part of a stack has a strength, and nothing else has one."""
+    """Check that `method.at` gives a strength to each part of a stack, and to nothing else."""
     parts, at = (cfg.method.get(key) for key in ("parts", "at"))
     if isinstance(parts, DictConfig) and isinstance(at, DictConfig) and set(parts) != set(at):
         yield f"method.parts names {', '.join(parts)} and method.at {', '.join(at)}; give every part a strength"
@@ -275,7 +275,7 @@ CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
 
 
 def of_command(cells: Sequence[DictConfig]) -> Iterator[str]:
-    """What is wrong with `tuning.options` in view of all methods of a command, one of which has to have each option."""
+    """Yield what is wrong with `tuning.options`; at least one method of the command has to have each option."""
     methods = {str(cfg.method[TARGET]): cfg.method for cfg in cells}
     asked = {str(name): list(values) for cfg in cells for name, values in (cfg.tuning.options or {}).items()}
     having = {
@@ -298,7 +298,7 @@ def of_command(cells: Sequence[DictConfig]) -> Iterator[str]:
 
 
 def validate(overrides: Sequence[str]) -> DictConfig:
-    """The config of one cell. Raises SetupError that lists everything wrong with it."""
+    """Return the config of one cell. Raises SetupError that lists everything wrong with it."""
     cfg, experiment = compose.cell(overrides)
     if wrong := problems(cfg, experiment.asks):
         raise SetupError("\n".join(wrong))
@@ -306,7 +306,7 @@ def validate(overrides: Sequence[str]) -> DictConfig:
 
 
 def validate_all(jobs: Sequence[Sequence[str]]) -> list[DictConfig]:
-    """The config of each cell of one command. Raises SetupError as `validate`, and for what no cell of them has."""
+    """Return the config of each cell of one command. Raises SetupError as `validate` does, and as `of_command` says."""
     cells = [validate(job) for job in jobs]
     if wrong := list(dict.fromkeys(of_command(cells))):
         raise SetupError("\n".join(wrong))

@@ -63,7 +63,7 @@ DATA = FitData(
 
 
 class Check(NamedTuple):
-    """One promise with its check. by_user: a SetupError in it is the user's to fix, and does not break the promise."""
+    """One promise with its check. by_user: whether the user must fix a SetupError in it, which breaks no promise."""
 
     name: str
     run: "Callable[[Subject], str]"
@@ -79,7 +79,7 @@ class Result(NamedTuple):
 
 
 def checks() -> list[Check]:
-    """All checks, in the order in which they run and are printed."""
+    """Return all checks, in the order in which they run and are printed."""
     from bench.selftest import learning, reading, steering
 
     return [
@@ -141,10 +141,10 @@ def _run(given: Sequence[str]) -> int:
     from bench.run import validate
 
     if {"-m", "--multirun"} & set(given):
-        raise SetupError("a self-test checks one method on one model; leave out -m and run it once for each")
+        raise SetupError("a self-test checks one method on one model; leave out -m, and run the command once for each")
     jobs = compose.jobs(command_line.with_results(given), multirun=True)
     if len(jobs) > 1:
-        raise SetupError(f"this names {len(jobs)} cells; a self-test checks one, so run it once for each")
+        raise SetupError(f"this names {len(jobs)} cells; a self-test checks one, so run the command once for each")
     (cfg,) = validate.validate_all(jobs)
     if cfg.strength == 0:
         raise SetupError("strength=0 is the unsteered model; give another number, or leave it out")
@@ -179,7 +179,7 @@ def _run(given: Sequence[str]) -> int:
 
 
 def _load(cfg: Any) -> "LM":
-    """The model, loaded again."""
+    """Load the model again."""
     from bench.data.sources import default_cache
     from bench.model import checkpoint
     from bench.model.lm import load_lm
@@ -202,7 +202,7 @@ def _load(cfg: Any) -> "LM":
 
 
 def _planned(method: Any) -> dict[str, float]:
-    """Tokens that each check takes through the model, roughly."""
+    """Estimate the tokens that each check passes through the model."""
     sizes = {
         "pairs": sum(len(text) for column in PAIRS for text in column) + sum(map(len, PAIRS.prompt)),
         "examples": sum(len(text) for column in DATA.examples or () for text in column),
@@ -217,7 +217,7 @@ def _planned(method: Any) -> dict[str, float]:
 
 
 def examine(subject: "Subject", bar: "Bar | None" = None) -> list[Result]:
-    """Run every check. Raises SetupError where the method does not suit the model or cannot learn from DATA.
+    """Run every check. Raises SetupError if the method does not suit the model or cannot learn from DATA.
 
     If a check leaves a trace in the model, the model is loaded again, so that the next check is not blamed for it.
     """
@@ -250,7 +250,7 @@ def _result(check: Check, subject: "Subject") -> Result:
 
 
 def _message(error: Exception, file: str | None) -> str:
-    """Kind, text and place: the last line of the method's own file that was on the way, else of any."""
+    """Describe an error: its kind, its text, and its place (the last line in the method's own file, else in any)."""
     frames = traceback.extract_tb(error.__traceback__)
     frame = ([one for one in frames if one.filename == file] or list(frames))[-1]
     return f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})"

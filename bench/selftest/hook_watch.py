@@ -1,4 +1,4 @@
-"""Which hooks of a steering fire, how often, and at which tokens of a text they change what flows through."""
+"""Watch the hooks of a steering: which fire, how often, and at which tokens of a text they change the activations."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 
 class Acted(NamedTuple):
-    """What one hook did over one text. fired, forwards: how often it ran, and in how many passes of the model.
+    """The actions of one hook over one text. fired, forwards: how often it ran, and in how many passes of the model.
 
-    columns: (T,) true at the tokens whose tensor it changed; None where that has no (B, T, D).
+    columns: (T,) true at the tokens whose tensor it changed; None if there is no tensor (B, T, D).
     """
 
     fired: int
@@ -20,9 +20,10 @@ class Acted(NamedTuple):
 
 
 class Watch(AbstractContextManager["Watch"]):
-    """Enter it before the steering, call `start` inside it: the hooks that came in between are watched.
+    """A watch over hooks. Enter it before the steering and call `start` inside the steering.
 
-    Each hook is wrapped in its module's list, so that its owner removes it as usual.
+    Then the hooks that were added in between are watched. Each hook is wrapped in its module's list, so that its owner
+    removes it as usual.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -38,7 +39,7 @@ class Watch(AbstractContextManager["Watch"]):
                     yield f"{site} of {module_name or 'the model'}", table, key
 
     def start(self) -> None:
-        """Start to watch the hooks that were added."""
+        """Start to watch the hooks that were added since the watch was entered."""
         for name, table, key in list(self._hooks()):
             if (name, key) not in self.known:
                 again = sum(other.split(" #")[0] == name for other in self.names)
@@ -70,7 +71,7 @@ class Watch(AbstractContextManager["Watch"]):
         return run
 
     def acted(self, tokens: int, read: Callable[[], object]) -> dict[str, Acted]:
-        """What each hook did to the first row while `read` ran; the row's text is the last `tokens` columns."""
+        """Return what each hook did to the first row while `read` ran; the row's text is the last `tokens` columns."""
         self.forwards.clear()
         read()
         return {name: self._acted(name, tokens) for name in self.names}
@@ -91,7 +92,7 @@ class Watch(AbstractContextManager["Watch"]):
 
 
 def _stream(value: Any) -> Tensor | None:
-    """The (B, T, D) tensor among what a module is given or gives."""
+    """Return the (B, T, D) tensor among the inputs or outputs of a module; None if there is none."""
     if isinstance(value, Tensor):
         return value if value.ndim == 3 else None
     if isinstance(value, dict):
@@ -101,7 +102,7 @@ def _stream(value: Any) -> Tensor | None:
 
 
 def described(columns: Tensor | None, prompt: int) -> str:
-    """The acted-on tokens in words, for a text whose first `prompt` tokens are the prompt."""
+    """Describe the tokens that were acted on, for a text whose first `prompt` tokens are the prompt."""
     if columns is None:
         return "tokens that are unknown"
     return f"{_which(columns[:prompt].tolist(), 'prompt')} and {_which(columns[prompt:].tolist(), 'new')}"
@@ -121,7 +122,7 @@ def _which(acts: Sequence[bool], kind: str) -> str:
 
 
 def summary(acted: Mapping[str, Acted], prompt: int) -> str:
-    """One clause for all hooks that did the same."""
+    """Describe all hooks, in one clause for those that did the same."""
     groups: dict[str, list[str]] = {}
     for name, one in acted.items():
         did = f"{described(one.columns, prompt)}, fired {one.fired} times in {one.forwards} passes"

@@ -57,7 +57,7 @@ def undo(subject: Subject) -> str:
 
 
 class Interruption(Exception):
-    """Raised inside a steered block, to see what it does."""
+    """Raised inside a steered block, to test that steering is undone."""
 
 
 def strength_zero(subject: Subject) -> str:
@@ -158,7 +158,7 @@ FEW = 2  # texts to train on in bfloat16, which is an order of magnitude slower 
 
 
 def _few(data: FitData) -> FitData:
-    """All pairs, and a few of the texts that are trained on."""
+    """Return all pairs, and a few of the texts that are trained on."""
     examples, harmful = (
         one and Examples(one.prompt[:FEW], one.completion[:FEW]) for one in (data.examples, data.harmful)
     )

@@ -1,4 +1,4 @@
-"""One method on one model, and what is compared when its promises are checked (`bench.checks`)."""
+"""One method on one model, and the values that are compared when its promises are checked (`bench.selftest`)."""
 
 import hashlib
 import random
@@ -37,10 +37,10 @@ class Skipped(Exception):
 
 @dataclass
 class Subject:
-    """One method on one model, with what the checks share.
+    """One method on one model, with everything that the checks share.
 
-    make, load: a fresh method with the same settings, a fresh model. strength: None is the strongest of the grid.
-    options: what the method's YAML lists; None where there is no YAML.
+    make, load: make a fresh method with the same settings, and load a fresh model. strength: None: the largest of the
+    grid. options: those that the method's YAML lists; None without a YAML file.
     """
 
     make: Callable[[], Method]
@@ -74,7 +74,7 @@ class Subject:
 
     @property
     def fitted(self) -> "Fitted":
-        """The first fit, with what it left behind. Raises Skipped where it was tried and failed."""
+        """The first fit, with the traces that it left. Raises Skipped if fitting was tried and failed."""
         if self._fitted is None:
             if self._tried:
                 raise Skipped("there is no artefact: the fit failed")
@@ -87,7 +87,7 @@ class Subject:
 
     @contextmanager
     def steered(self, strength: float | None = None) -> Iterator[LM]:
-        """The model steered inside the block."""
+        """Yield the steered model."""
         chosen = self.strongest if strength is None else strength
         with self.lm.steered(self.method, self.fitted.artefact, chosen) as lm:
             yield lm
@@ -95,7 +95,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a fit gave, and the names of what it changed in the model and among the generators."""
+    """The result of a fit, and the names of what it changed in the model and among the random generators."""
 
     artefact: Artefact
     seconds: float
@@ -107,13 +107,13 @@ class Fitted:
 
 
 def digest(tensor: Tensor) -> str:
-    """Hash of a tensor's bytes."""
+    """Return a hash of a tensor's bytes."""
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.sha1(flat.numpy().data, usedforsecurity=False).hexdigest()
 
 
 def state(model: nn.Module) -> dict[str, Any]:
-    """All that steering could leave behind in a model, by name."""
+    """Return everything in a model that steering could leave changed, by name."""
     found: dict[str, Any] = {f"buffer {name}": digest(buffer) for name, buffer in model.named_buffers()}
     for name, parameter in model.named_parameters():
         found[f"weight {name}"] = digest(parameter)
@@ -130,7 +130,7 @@ def state(model: nn.Module) -> dict[str, Any]:
 
 
 def randomness() -> dict[str, Any]:
-    """The state of the global random generators."""
+    """Return the state of the global random generators."""
     return {
         "torch's generator": torch.get_rng_state().numpy().tobytes(),
         "numpy's generator": str(np.random.get_state(legacy=False)),
@@ -140,7 +140,7 @@ def randomness() -> dict[str, Any]:
 
 @contextmanager
 def other_randomness() -> Iterator[None]:
-    """Seed the global random generators otherwise inside the block, and restore them afterwards."""
+    """Seed the global random generators differently inside the block, and restore them afterwards."""
     python, old = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
@@ -154,19 +154,19 @@ def other_randomness() -> Iterator[None]:
 
 
 def differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """Names of the entries that are not the same."""
+    """Return the names of the entries that differ."""
     return [name for name in {**before, **after} if before.get(name) != after.get(name)]
 
 
 def some(names: Sequence[str]) -> str:
-    """The first few of a list, and how many there are."""
+    """Return the first few names, and how many more there are."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def logits(lm: LM) -> Tensor:
-    """(T, V) at the last token of each prompt and each token of the continuation, read at once as a likelihood is.
+    """(T, V) logits at the last token of each prompt and at each token of its continuation, from one forward a prompt.
 
-    The gap is over all prompts, read one after another: a method may leave some prompts as they are.
+    Several prompts are used, since a method may leave some prompts as they are.
     """
     return torch.cat([whole(lm, lm.encode(prompt), tokens(lm)) for prompt in PROMPTS])
 
@@ -184,7 +184,7 @@ def whole(lm: LM, head: list[int], tail: list[int]) -> Tensor:
 
 
 def stepwise(lm: LM, heads: Sequence[list[int]], tail: list[int]) -> Tensor:
-    """(B, T, V) logits as `whole`, from a batch padded on the left and then token by token from the cache."""
+    """(B, T, V) the logits of `whole`, but from a batch padded on the left and then token by token with the cache."""
     rows, last = prefill(lm, heads)
     found = [last]
     for token in tail:
@@ -194,18 +194,18 @@ def stepwise(lm: LM, heads: Sequence[list[int]], tail: list[int]) -> Tensor:
 
 
 def gap(wanted: Tensor, got: Tensor) -> float:
-    """The largest difference of two sets of logits, as a share of their spread."""
+    """Return the largest difference of two sets of logits, as a share of their spread."""
     difference = torch.where(wanted == got, 0, wanted.float() - got.float()).abs().max()
     return float(difference / wanted[wanted.isfinite()].float().std())
 
 
 def rounding(lm: LM) -> float:
-    """The gap that another order of summation may explain."""
+    """Return the gap that a different order of summation may explain."""
     return min(ROUNDINGS * torch.finfo(lm.model.dtype).eps, MOST)
 
 
 def demand_equal(lm: LM, what: str, wanted: Tensor, got: Tensor) -> float:
-    """Raises Failure where the gap is more than rounding; returns it."""
+    """Return the gap; raise Failure if it is larger than rounding explains."""
     found = gap(wanted, got)
     if not found <= rounding(lm):
         raise Failure(f"{what}: logits differ by {found:.2g} of their spread; rounding explains {rounding(lm):.2g}")

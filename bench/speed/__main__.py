@@ -65,7 +65,7 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _measured(cfg: Any, settings: Sequence[str], size: "Size") -> list[Any]:
-    """Every row of the table; a task without data is left out, with a message."""
+    """Measure every row of the table; a task without data is left out, with a message."""
     from bench.config import compose
     from bench.config.build import build
     from bench.console.progress import Bar

@@ -1,4 +1,4 @@
-"""Draws the figure of speed: each ratio with its interval and its goal."""
+"""The figure of speed: each ratio with its interval and its goal."""
 
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from bench.plots import style
 
 @style.styled
 def speed(frame: pd.DataFrame, width: style.Width = "double") -> Figure:
-    """Ratios on a logarithmic axis, a row each, with the bar of their interval; a tick marks the goal.
+    """Draw each ratio on a row of a logarithmic axis, with the bar of its interval; a tick marks the goal.
 
-    frame: `bench.speed.table.frame`.
+    frame: the frame of `bench.speed.table.frame`.
     """
     figure = style.blank(width, 0.6 + 0.22 * len(frame))
     ax = figure.subplots()
@@ -48,5 +48,5 @@ def speed(frame: pd.DataFrame, width: style.Width = "double") -> Figure:
 
 
 def write(frame: pd.DataFrame, folder: Path) -> list[Path]:
-    """Write speed.pdf, .svg and .png. Raises SetupError where the folder cannot be written."""
+    """Write speed.pdf, .svg and .png. Raises SetupError if the folder cannot be written."""
     return style.save(speed(frame), folder, "speed")

@@ -11,7 +11,7 @@ from methods.tokens import encode_pairs
 
 
 def pairs(requests: Sequence[Any]) -> Pairs:
-    """The first two answers to each question, as a pair; the time of a fit does not depend on which one is right."""
+    """Pair the first two answers to each question; the time of a fit does not depend on which answer is right."""
     answers: dict[Any, list[tuple[str, str]]] = {}
     for request in requests:
         answers.setdefault(request.doc_id, []).append(request.args)
@@ -20,16 +20,16 @@ def pairs(requests: Sequence[Any]) -> Pairs:
 
 
 def ours(lm: LM, method: Method, learnt_from: Pairs) -> Work:
-    """A timed function that fits the method."""
+    """Return a function to be timed, which fits the method."""
     return lambda: method.fit(lm.model, lm.tokenizer, FitData(pairs=learnt_from))
 
 
 def distinct_tokens(lm: LM, learnt_from: Pairs) -> int:
-    """How many tokens have to be read at least; texts that begin alike share their beginning."""
+    """Return how many tokens have to be read at least; texts that begin alike share their beginning."""
     texts = encode_pairs(lm.model, lm.tokenizer, learnt_from)
     return likelihood.distinct(tuple(one.tokens) for one in (*texts.desired, *texts.undesired))
 
 
 def matrices(lm: LM, read: int) -> Work:
-    """The matrix products of reading so many tokens once in all blocks, without predicting any."""
+    """Return the matrix products of reading so many tokens once in all blocks, without predicting any."""
     return likelihood.matrices(lm, read, 0)

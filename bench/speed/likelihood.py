@@ -14,7 +14,7 @@ HFLM_BATCH = 8
 
 
 class Agreement(NamedTuple):
-    """Ours minus HFLM's: the largest relative difference of a log-probability; how often the best answer differs."""
+    """The differences from HFLM: the largest relative one of a log-probability; how often the best answer differs."""
 
     difference: float
     other_choices: int
@@ -22,7 +22,7 @@ class Agreement(NamedTuple):
 
 
 def ours(lm: LM, requests: Sequence[Any]) -> Work:
-    """lm-eval's requests, answered by `bench.model.log_likelihood`."""
+    """Return the work of answering lm-eval's requests with `bench.model.log_likelihood`."""
     return lambda: SteeredLM(lm).loglikelihood(list(requests))
 
 
@@ -44,9 +44,9 @@ def agreement(requests: Sequence[Any], a: Any, b: Any) -> Agreement:
 
 
 def distinct_tokens(lm: LM, requests: Sequence[Any]) -> tuple[int, int]:
-    """How many tokens have to be read at least, and how many predicted.
+    """Return how many tokens have to be read at least, and how many have to be predicted.
 
-    Texts that begin alike share what they begin with, and the last token of a text is predicted, not read.
+    Texts that begin alike share their beginning, and the last token of a text is predicted, not read.
     """
     encoded = {(tuple(c), tuple(d)) for c, d in (SteeredLM(lm).encode(one.args) for one in requests)}
     read = distinct(context + answer[:-1] for context, answer in encoded)
@@ -54,13 +54,13 @@ def distinct_tokens(lm: LM, requests: Sequence[Any]) -> tuple[int, int]:
 
 
 def distinct(texts: Iterable[tuple[int, ...]]) -> int:
-    """The number of tokens in these texts; what several texts begin with counts once."""
+    """Return the number of tokens in these texts; a beginning that several texts share counts once."""
     ordered = sorted(set(texts))
     return sum(len(text) - shared for text, shared in zip(ordered, _shared(ordered), strict=True))
 
 
 def _shared(texts: Sequence[tuple[int, ...]]) -> Iterator[int]:
-    """How many tokens each text has in common with the one before it."""
+    """Yield how many first tokens each text shares with the text before it."""
     before: tuple[int, ...] = ()
     for text in texts:
         limit = min(len(before), len(text))
@@ -69,7 +69,7 @@ def _shared(texts: Sequence[tuple[int, ...]]) -> Iterator[int]:
 
 
 def matrices(lm: LM, read: int, predicted: int) -> Work:
-    """The matrix products of reading so many tokens and predicting so many, in forwards of the usual size."""
+    """Return the matrix products of reading and predicting so many tokens, in forwards of the usual size."""
     size = limits_of(lm).tokens
     count = math.ceil(read / size)
     return products(lm, [(_part(read, count, i), _part(predicted, count, i)) for i in range(count)])

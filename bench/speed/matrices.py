@@ -1,4 +1,4 @@
-"""The matrix products of a model alone: what any way of running it on this machine has to take at least."""
+"""The matrix products of a model alone, whose time is a lower bound for any way of running it on this machine."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,11 +10,11 @@ from bench.model.lm import LM
 
 
 def products(lm: LM, forwards: Sequence[tuple[int, int]]) -> Callable[[], None]:
-    """A timed function that multiplies with every linear map of the model, as forwards of so many tokens do.
+    """Return a function to be timed, which multiplies with every linear map of the model, as forwards do.
 
-    forwards: tokens that each forward reads, and tokens of which it computes the logits. What stands between the
-    products (attention, norms, caches, softmax) is left out. Only nn.Linear and Conv1D count, and each expert as often
-    as all tokens use it.
+    forwards: for each forward, the number of tokens that it reads, and of tokens whose logits it computes. Work between
+    the products (attention, norms, caches, softmax) is left out. Only nn.Linear and Conv1D count; an expert counts for
+    as many tokens as use it.
     """
     model: Any = lm.model
     head = model.get_output_embeddings()
@@ -43,5 +43,5 @@ def _is_map(module: nn.Module) -> bool:
 
 
 def _inputs(module: nn.Module) -> int:
-    """The number of inputs of a linear map."""
+    """Return the number of inputs of a linear map."""
     return int(module.in_features if isinstance(module, nn.Linear) else module.nx)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Sampling as RealToxicityPrompts asks for it: ours, transformers' `generate`, and steered."""
+"""Sampling as RealToxicityPrompts asks for it: by this project, by transformers' `generate`, and steered."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,26 +48,26 @@ TOP_P = 0.9
 
 
 def settings(lm: LM) -> Sampling:
-    """RealToxicityPrompts' decoding."""
+    """Return the decoding of RealToxicityPrompts."""
     return replace(lm.sampling, max_new_tokens=NEW_TOKENS, temperature=1.0, top_p=TOP_P, stop=None)
 
 
 def ours(lm: LM, prompts: int) -> Work:
-    """A timed function that samples SAMPLES continuations of every prompt."""
+    """Return a function to be timed, which samples SAMPLES continuations of every prompt."""
     return lambda: continuations(lm, PROMPTS[:prompts], SAMPLES, settings(lm))
 
 
 def count(lm: LM, prompts: int) -> int:
-    """Tokens that `ours` samples, stop tokens left out."""
+    """Count the tokens that `ours` samples, without stop tokens."""
     return sum(
         len(one.tokens or ()) for row in continuations(lm, PROMPTS[:prompts], SAMPLES, settings(lm)) for one in row
     )
 
 
 class Generate:
-    """The same by transformers' `generate`, so many prompts in one batch.
+    """The same sampling by transformers' `generate`, with `together` prompts in a batch.
 
-    made: how many tokens it made, call by call; a stop token ends a text earlier or later each time.
+    made: how many tokens each call made; the number varies, since stop tokens end texts earlier or later.
     """
 
     def __init__(self, lm: LM, prompts: int, together: int) -> None:
@@ -94,7 +94,7 @@ class Generate:
 
 
 def matrices(lm: LM, prompts: int) -> Work:
-    """A function with the matrix products that `ours` needs: the prompts once, then one token of each row per step."""
+    """Return the matrix products that `ours` needs: for the prompts once, then for one token of each row per step."""
     rows = prompts * SAMPLES
     size = lm.sampling.batch_size
     batches = [min(size, rows - start) for start in range(0, rows, size)]
@@ -108,7 +108,7 @@ def matrices(lm: LM, prompts: int) -> Work:
 
 @contextmanager
 def steered(lm: LM, method: Method) -> Iterator[LM]:
-    """The model steered by a method that learns from a few neutral sentences."""
+    """Yield the model, steered by a method that learns from a few neutral sentences."""
     pairs = Pairs(list(PROMPTS), [f" {good}" for good, _ in ENDINGS], [f" {bad}" for _, bad in ENDINGS])
     artefact = method.fit(lm.model, lm.tokenizer, FitData(pairs=pairs))
     with lm.steered(method, artefact, method.strengths[0]) as found:

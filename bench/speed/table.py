@@ -1,4 +1,4 @@
-"""The rows of the table of speed: what is measured, against what, and how fast it is."""
+"""The rows of the table of speed: the measured work, the work it is compared with, and how fast it is."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ PIPE_WIDTH = 140  # columns where there is no terminal
 
 
 class Size(NamedTuple):
-    """The size of a measurement. documents: of each task. slow_rounds: rounds of the comparison with `generate`."""
+    """The size of a measurement. documents: the number for each task. slow_rounds: rounds of `generate`."""
 
     prompts: int
     together: tuple[int, ...]
@@ -41,7 +41,7 @@ QUICK = Size(prompts=3, together=(1, 3), documents=3, rounds=2, slow_rounds=1)
 
 
 class Task(NamedTuple):
-    """A task of lm-eval, with so many shots. goal: how many times as fast as HFLM it should be."""
+    """A task of lm-eval, with a number of shots. goal: how many times as fast as HFLM it should be."""
 
     title: str
     name: str
@@ -49,7 +49,7 @@ class Task(NamedTuple):
     goal: float
 
     def settings(self, size: Size) -> list[str]:
-        """The configuration of the suite that asks it."""
+        """Return the settings of the suite that asks this task."""
         mine = "suite.capability"
         return [f"{mine}.tasks=[{self.name}]", f"{mine}.documents={size.documents}", f"{mine}.fewshot={self.shots}"]
 
@@ -64,9 +64,9 @@ TASKS = (
 
 
 class Row(NamedTuple):
-    """A line of the table. tokens: sampled ones, or the distinct ones that a likelihood needs, per round.
+    """A line of the table. tokens: the tokens sampled per round, or the distinct ones that a likelihood needs.
 
-    goal: the ratio that this project aims at. note: what else was compared, in words.
+    goal: the ratio that this project aims at. note: a text on what else was compared.
     """
 
     work: str
@@ -79,7 +79,7 @@ class Row(NamedTuple):
 
 
 def planned(size: Size, requests: Mapping[str, Sequence[Any]]) -> Mapping[str, float]:
-    """The units of each stage, for the progress bar."""
+    """Return the units of each stage, for the progress bar."""
     works = 2 + len(size.together)
     tasks = {f"round {task}": 3.0 * size.rounds + 2 for task in requests}
     fits = {"round fits": 2.0 * size.rounds * len(FITTED)} if FIT_TASK in requests else {}
@@ -87,7 +87,7 @@ def planned(size: Size, requests: Mapping[str, Sequence[Any]]) -> Mapping[str, f
 
 
 def sampling_rows(lm: LM, size: Size, methods: Sequence[Method], bar: Bar) -> Iterator[Row]:
-    """Ours against the matrix products, against `generate`, and steered by these methods against unsteered."""
+    """Compare our sampling with the matrix products and with `generate`, and steered sampling with unsteered."""
     with bar.stage("round sampling", "sampling"):
         tokens, ours = sampling.count(lm, size.prompts), sampling.ours(lm, size.prompts)
         title = f"sampling, {size.prompts} prompts x {sampling.SAMPLES} x {sampling.NEW_TOKENS}"
@@ -113,7 +113,7 @@ def sampling_rows(lm: LM, size: Size, methods: Sequence[Method], bar: Bar) -> It
 
 
 def likelihood_rows(lm: LM, size: Size, requests: Mapping[str, Sequence[Any]], bar: Bar) -> Iterator[Row]:
-    """Each task against HFLM and against the matrix products of its distinct tokens."""
+    """Compare each task with HFLM, and with the matrix products of its distinct tokens."""
     for title, asked in requests.items():
         goal = next(task.goal for task in TASKS if task.title == title)
         with bar.stage(f"round {title}", title):
@@ -132,7 +132,7 @@ def likelihood_rows(lm: LM, size: Size, requests: Mapping[str, Sequence[Any]], b
 
 
 def fit_rows(lm: LM, size: Size, methods: Sequence[Method], requests: Sequence[Any], bar: Bar) -> Iterator[Row]:
-    """Each fit on pairs of answers to these requests, against the matrix products of reading the pairs once."""
+    """Compare each fit, on pairs of answers to these requests, with the matrix products of reading the pairs once."""
     learnt_from = fitting.pairs(requests)
     read = fitting.distinct_tokens(lm, learnt_from)
     with bar.stage("round fits", "fits"):
@@ -145,7 +145,7 @@ def fit_rows(lm: LM, size: Size, methods: Sequence[Method], requests: Sequence[A
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
-    """The table: times in seconds a round, ratio = time of the other over time of ours, per token where they differ."""
+    """Return the table. Times are seconds per round; ratio = other time / our time, per token if the tokens differ."""
     return pd.DataFrame(
         {
             "work": row.work,
@@ -191,7 +191,7 @@ def show(table: pd.DataFrame) -> None:
 
 
 def write(table: pd.DataFrame, results: Path) -> Path:
-    """Write speed.csv. Raises SetupError where the folder cannot be written."""
+    """Write speed.csv. Raises SetupError if the folder cannot be written."""
     path = results / "speed.csv"
     try:
         write_whole(path, escape.csv(table))

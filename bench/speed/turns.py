@@ -1,4 +1,4 @@
-"""Works that are timed in turns in one process, so that what slows the machine slows all of them alike."""
+"""Time several functions in turns in one process, so that whatever slows the machine slows all of them alike."""
 
 import math
 import statistics
@@ -15,10 +15,10 @@ Work = Callable[[], object]
 
 
 class Compared(NamedTuple):
-    """A work against another one, both timed in turns. All times in seconds, medians over the rounds.
+    """The times of a function and of another one, timed in turns, in seconds (medians over the rounds).
 
-    ratio: how many times as fast as the other, the median over the rounds; low, high: its 95% interval by the t
-    distribution of its logarithm, None where there was one round.
+    ratio: how many times as fast as the other it is, the median over the rounds. low, high: the 95% interval of the
+    ratio, by the t distribution of its logarithm; None after a single round.
     """
 
     seconds: float
@@ -29,7 +29,7 @@ class Compared(NamedTuple):
 
 
 def in_turns(works: Mapping[str, Work], rounds: int, tokens: float = 1.0) -> dict[str, list[float]]:
-    """The seconds that each function takes in each round; every second round runs them in reverse order.
+    """Return the seconds that each function takes in each round; every second round runs them in reverse order.
 
     tokens: what each function counts in the progress bar.
     """
@@ -45,7 +45,7 @@ def in_turns(works: Mapping[str, Work], rounds: int, tokens: float = 1.0) -> dic
 
 
 def compared(ours: list[float], other: list[float]) -> Compared:
-    """The seconds of a work in each round against those of another one."""
+    """Compare the seconds of a function in each round with those of another one."""
     logs = [math.log(b / a) for a, b in zip(ours, other, strict=True)]
     middle = statistics.median(logs)
     low = high = None

@@ -32,7 +32,7 @@ _kept: OrderedDict[Key, Array] = OrderedDict()
 
 
 class Paired(Protocol):
-    """Items of two: value and weight of each, (n,); a frame with these columns is one."""
+    """Paired items of two results: values and weights of both, (n,) each; a frame with these columns is one."""
 
     value_a: Any
     weight_a: Any
@@ -43,13 +43,13 @@ class Paired(Protocol):
 
 
 def sides(pairs: Paired) -> tuple[Array, Array, Array, Array]:
-    """Values and weights of a, then of b, (n,) each."""
+    """Return values and weights of a, then of b, (n,) each."""
     a, weights_a, b, weights_b = pairs.value_a, pairs.weight_a, pairs.value_b, pairs.weight_b
     return np.asarray(a, float), np.asarray(weights_a, float), np.asarray(b, float), np.asarray(weights_b, float)
 
 
 class Estimate(NamedTuple):
-    """A number and its interval; `low` and `high` are None where the items cannot give one (a single item)."""
+    """A number and its interval; `low` and `high` are None if the items do not determine one (a single item)."""
 
     value: float
     low: float | None
@@ -57,7 +57,7 @@ class Estimate(NamedTuple):
 
 
 def compared(a: Array | float, b: Array | float, compare: Compare) -> Array:
-    """`a` against the reference `b`: a - b, a / b, or the relative reduction 1 - a / b. NaN where b is 0."""
+    """Compare `a` with the reference `b`: a - b, a / b, or the relative reduction 1 - a / b; ratios to 0 are NaN."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if compare == "difference":
         return np.asarray(a - b)
@@ -66,18 +66,18 @@ def compared(a: Array | float, b: Array | float, compare: Compare) -> Array:
 
 
 def draws(values: Array, weights: Array, transform: Transform = "mean", *, seed: int = 0) -> Array:
-    """`metrics.fold` of items resampled with replacement, (RESAMPLES,); NaN where a resample has no weight.
+    """(RESAMPLES,) `metrics.fold` of items resampled with replacement; NaN where a resample has no weight.
 
-    Equal `seed` and number of items give the same resamples, so folds of paired items may be compared draw by draw.
+    Equal `seed` and number of items give the same resamples, so folds of paired items can be compared draw by draw.
     """
     (found,) = draws_of([(values, weights, transform)], seed=seed)
     return found
 
 
 def draws_of(wanted: Sequence[Folded], *, seed: int = 0) -> list[Array]:
-    """`draws` of each of these, which have equally many items: in one product, so in a tenth of the time.
+    """Return `draws` of each of these, which have equally many items, by one product in a tenth of the time.
 
-    The KEPT that were asked for last are kept, so whoever knows what `draws` will be asked for calls this first.
+    The last KEPT draws are kept. So a caller that knows which `draws` will be needed calls this first.
     """
     keys = [
         (np.asarray(values, float).tobytes(), np.asarray(weights, float).tobytes(), transform, seed)
@@ -96,7 +96,7 @@ def draws_of(wanted: Sequence[Folded], *, seed: int = 0) -> list[Array]:
 
 
 def _drawn(keys: Sequence[Key], seed: int) -> list[Array]:
-    """The draws of some values, as bytes with their weights, of equally many items."""
+    """Return the draws of some values, given as bytes with their weights, of equally many items."""
     weights = {one: np.frombuffer(one) for one in dict.fromkeys(key[1] for key in keys)}
     rows = even([*weights.values(), *(weights[key[1]] * np.frombuffer(key[0]) for key in keys)])  # (rows, n)
     counts = _counts(rows.shape[1], RESAMPLES, seed)
@@ -108,7 +108,7 @@ def _drawn(keys: Sequence[Key], seed: int) -> list[Array]:
 
 
 def even(rows: Sequence[Array]) -> Array:
-    """The rows as a matrix with an even number of them, for a product: BLAS would round the last odd one otherwise.
+    """Stack the rows to a matrix with an even number of rows, since BLAS rounds the last of an odd number differently.
 
     So a number does not depend on how many others are computed beside it.
     """
@@ -123,13 +123,13 @@ def _folded(weighed: Array, weights: Array, transform: Transform) -> Array:
 
 
 def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, float | None]:
-    """Expanded percentile interval of bootstrap draws over n items.
+    """Return the expanded percentile interval of bootstrap draws over n items.
 
     The plain percentile interval is too narrow for few items: its spread is that of a variance divided by n, and its
     quantiles are normal ones. So the quantiles Phi(-+ sqrt(n / (n - 1)) t_{n-1}) are taken in place of 2.5% and
     97.5% (Hesterberg 2015, arXiv 1411.5279, section 5.3). In simulations of paired toxicity, accuracy and perplexity
-    it covered at least as well as BCa, which does badly where most differences are ties.
-    An end is None where it is not finite; both are for fewer than 2 items.
+    it covered at least as well as BCa, which does badly when most differences are ties.
+    An end that is not finite is None; both ends are None for fewer than 2 items.
     """
     drawn = drawn[~np.isnan(drawn)]
     if n < 2 or len(drawn) == 0:
@@ -140,24 +140,24 @@ def interval(drawn: Array, n: int, level: float = LEVEL) -> tuple[float | None, 
 
 
 def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
-    """Draws of a mean over fits, (RESAMPLES,), by a bootstrap over items and over fits; for `interval` with these n.
+    """(RESAMPLES,) draws of a mean over fits, by a bootstrap over items and over fits; for `interval` with the same n.
 
-    A fit is one seed of what a method draws while it is fitted. Items and fits are crossed: every fit is seen on the
-    same items. The spread over other items comes from the draws over items, averaged over the fits. That over other
-    fits is the variance of the fits' own means, minus what the interaction of the two adds to it, since the draws over
-    items already include that: the variance of a two-way table with random rows and columns (Searle, Casella and
-    McCulloch 1992, section 4.2). A handful of fits cannot be resampled (two have three resamples), so this level is
-    parametric: Student's t with F - 1 degrees of freedom, which assumes that fits scatter normally. The interval of two
-    fits is wide. The draws over fits are seeded by the estimates themselves: those of two methods, or of two metrics,
-    are independent; equal draws would cancel in a difference.
+    A fit is one seed of what a method draws while it is fitted. Items and fits are crossed: every fit is measured on
+    the same items. The spread over other items comes from the draws over items, averaged over the fits. The spread over
+    other fits is the variance of the fits' own means, minus the part that the interaction of items and fits adds to it,
+    since the draws over items already include that part. This is the variance of a two-way table with random rows and
+    columns (Searle, Casella and McCulloch 1992, section 4.2). A handful of fits cannot be resampled (two have three
+    resamples), so this level is parametric: Student's t with F - 1 degrees of freedom, which assumes that fits scatter
+    normally. The interval of two fits is wide. The draws over fits are seeded by the estimates themselves, so those of
+    two methods, or of two metrics, are independent; equal draws would cancel in a difference.
 
     Sampling seeds are not a level of their own: the continuations of a prompt come from a stream that no other prompt
     has, so another seed gives further draws of the same item, and they are averaged within it.
 
     Args:
         values: (F,) the estimate of each fit.
-        draws_of_fits: (F, RESAMPLES) its draws over items, the same resamples for every fit.
-        n: items.
+        draws_of_fits: (F, RESAMPLES) each fit's draws over items, the same resamples for every fit.
+        n: the number of items.
     """
     fits = len(values)
     of_items = draws_of_fits.mean(axis=0)  # (RESAMPLES,)
@@ -180,7 +180,7 @@ def paired_draws(
     *,
     seed: int = 0,
 ) -> Array:
-    """Draws of fold(a) compared with fold(b), both over the same resampled items. Raises ValueError if unpaired."""
+    """Draw fold(a) compared with fold(b), both over the same resampled items. Raises ValueError if unpaired."""
     if len(values_a) != len(values_b):
         raise ValueError(f"{len(values_a)} items of a and {len(values_b)} of b are not pairs")
     a = draws(values_a, weights_a, transform, seed=seed)
@@ -188,7 +188,7 @@ def paired_draws(
 
 
 def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1)."""
+    """Return Wilson's score interval of a share (Wilson 1927; Brown, Cai and DasGupta 2001, section 3.1.1)."""
     if n <= 0:
         raise ValueError("a share of no items has no interval")
     z = float(ndtri((1 + level) / 2))
@@ -202,12 +202,12 @@ def wilson(successes: float, n: float, level: float = LEVEL) -> tuple[float, flo
 def value_interval(
     value: float, error: float | None, n: int, transform: Transform = "mean", *, share: bool = False
 ) -> tuple[float | None, float | None]:
-    """The 95% interval of a metric's own value over n items, which never leaves the metric's range.
+    """Return the 95% interval of a metric's own value over n items, which never leaves the metric's range.
 
-    share: every item is from 0 to 1. Then it is Wilson's interval for the number of yes-or-no items that would have
-    this standard error; if all items are 0 or 1, that number is n. The interval of an exponential is made on the scale
-    of its logarithm, that of any other mean is the normal one. Both ends are None if the items do not show the width:
-    there is only one, or all are equal and it is not a share of 0 or 1.
+    share: whether every item is from 0 to 1. Then it is Wilson's interval for the number of yes-or-no items that would
+    have this standard error; if all items are 0 or 1, that number is n. The interval of an exponential is computed on
+    the scale of its logarithm; the interval of any other mean is the normal one. Both ends are None if the items do not
+    show the width, because there is only one, or because all are equal (unless the value is a share of 0 or 1).
     """
     if share and value in (0.0, 1.0):
         return wilson(value * n, n)
@@ -224,10 +224,10 @@ def value_interval(
 
 
 def corrected_rate(rate: float, sensitivity: float, specificity: float) -> float | None:
-    """The true share of toxic texts where a judge with these error rates calls `rate` of them toxic; within [0, 1].
+    """Return the true share of toxic texts if a judge with these error rates calls `rate` of them toxic; within [0, 1].
 
-    (rate + specificity - 1) / (sensitivity + specificity - 1), Rogan and Gladen 1978, equation 1 solved for the true
-    share. Holds where the judge errs on these texts as it did where its error rates were measured.
+    It is (rate + specificity - 1) / (sensitivity + specificity - 1), Rogan and Gladen 1978, equation 1 solved for the
+    true share. It holds if the judge errs on these texts as on those by which its error rates were measured.
     None for a judge no better than a coin, sensitivity + specificity <= 1.
     """
     skill = sensitivity + specificity - 1
@@ -243,11 +243,12 @@ def corrected(
     negatives: int,
     level: float = LEVEL,
 ) -> Estimate | None:
-    """`corrected_rate` with an interval by the delta method, its ends within [0, 1]; None where that is.
+    """Return `corrected_rate` with an interval by the delta method, its ends within [0, 1]; None if that is None.
 
-    The three are measured on different texts, so with p the unclipped rate and J = sensitivity + specificity - 1
+    Rate, sensitivity and specificity are measured on different texts, so with p the unclipped corrected rate and
+    J = sensitivity + specificity - 1,
     variance = (standard_error^2 + p^2 Var(sensitivity) + (1 - p)^2 Var(specificity)) / J^2,
-    where Var(sensitivity) = sensitivity (1 - sensitivity) / positives, and likewise of the specificity and negatives.
+    where Var(sensitivity) = sensitivity (1 - sensitivity) / positives, and likewise for specificity and negatives.
     """
     value = corrected_rate(rate, sensitivity, specificity)
     if value is None:
@@ -263,7 +264,7 @@ def corrected(
 
 @functools.lru_cache(maxsize=16)
 def _counts(n: int, resamples: int, seed: int) -> Array:
-    """How often each of n items is in each resample, (resamples, n): multinomial, made in blocks to spare memory."""
+    """(resamples, n) how often each item is in each resample: multinomial counts, drawn in blocks to save memory."""
     generator = np.random.default_rng([seed, n])
     counts = np.empty((resamples, n), dtype=np.uint16)
     block = max(1, BLOCK // n)

@@ -1,7 +1,7 @@
-"""A metric aggregates per-item values into a number, with its uncertainty, its count and which way is better.
+"""A metric aggregates per-item values into a number, with its uncertainty, its count and the better direction.
 
-Items are a table with one row per (metric, item): `value`, and `weight` where items do not count alike (tokens in a
-perplexity). A metric's value is the weighted mean of its items, or e to that mean.
+Items are a table with one row per (metric, item): `value`, and a `weight` for items that do not count alike (tokens in
+a perplexity). A metric's value is the weighted mean of its items, or e to the power of that mean.
 """
 
 import math
@@ -22,7 +22,7 @@ IN_NATS = ("mean_kl", "kl_95", "last_token_kl")
 
 
 def is_share(name: str, *values: np.ndarray) -> bool:
-    """Whether a metric's items are shares: all of these values are from 0 to 1, and it is not in nats by its name."""
+    """Return whether a metric's items are shares: all its values are from 0 to 1, and its name is not one of nats."""
     return not name.endswith(IN_NATS) and all(((one >= 0) & (one <= 1)).all() for one in values)
 
 
@@ -33,7 +33,7 @@ TOLD = ("low", "high", "se", "n", "delta", "delta_low", "delta_high", "p", "p_ho
 class Metric(NamedTuple):
     """One number of a result.
 
-    unscored: texts or documents that could not be judged, which are not in `n`; None where an old record does not say.
+    unscored: how many texts or documents could not be judged, not counted in `n`; None if an old record does not say.
     """
 
     value: float
@@ -45,10 +45,10 @@ class Metric(NamedTuple):
 
 
 def fold(values: np.ndarray, weights: np.ndarray, transform: Transform = "mean") -> float:
-    """Weighted mean of the items, or e to it.
+    """Return the weighted mean of the items, or e to the power of it.
 
-    Raises ValueError without items, whose mean is not zero; for an item that is not finite, which a mean of the others
-    would hide; and if exp of the mean is too large for a float.
+    Raises ValueError without items, since their mean is not zero; for an item that is not finite, which a mean of the
+    others would hide; and if exp of the mean is too large for a float.
     """
     if len(values) == 0 or weights.sum() == 0:
         raise ValueError("no items to average: every one of them is unscored or has no weight")
@@ -62,7 +62,7 @@ def fold(values: np.ndarray, weights: np.ndarray, transform: Transform = "mean")
 
 
 def standard_error(values: np.ndarray, weights: np.ndarray, transform: Transform = "mean") -> float | None:
-    """Standard error over items of `fold`, by linearising the ratio of weighted sums (Cochran 1977, section 6.3)."""
+    """Return the standard error of `fold` over items, by linearising the ratio of sums (Cochran 1977, section 6.3)."""
     n = len(values)
     if n < 2:
         return None
@@ -73,7 +73,7 @@ def standard_error(values: np.ndarray, weights: np.ndarray, transform: Transform
 
 
 def metric(items: pd.DataFrame, *, higher_is_better: bool, unscored: int = 0, transform: Transform = "mean") -> Metric:
-    """The metric of these items (columns `value`, `weight`)."""
+    """Make the metric of these items (columns `value`, `weight`)."""
     values, weights = items["value"].to_numpy(float), items["weight"].to_numpy(float)
     return Metric(
         fold(values, weights, transform),
@@ -86,10 +86,11 @@ def metric(items: pd.DataFrame, *, higher_is_better: bool, unscored: int = 0, tr
 
 
 def expected_maximum(values: np.ndarray, k: int) -> float:
-    """Mean of the largest value over all subsets of k of these K values, without bias for k fresh ones.
+    """Return the mean of the largest value over all subsets of k of these K values, unbiased for k fresh values.
 
-    The i-th smallest is the largest of comb(i - 1, k - 1) subsets, hence sum_i comb(i - 1, k - 1) x_(i) / comb(K, k): a
-    U-statistic (Hoeffding 1948, section 3), of less variance than the maximum of k values alone. NaN where K < k.
+    The i-th smallest value is the largest of comb(i - 1, k - 1) subsets, so the mean is
+    sum_i comb(i - 1, k - 1) x_(i) / comb(K, k). This U-statistic (Hoeffding 1948, section 3) has less variance than the
+    maximum of k values alone. NaN if K < k.
     """
     if len(values) < k:
         return math.nan

@@ -1,9 +1,9 @@
 """Self-BLEU: how much of a text is found in texts that answer other prompts (Zhu et al. 2018, arXiv 1802.01886).
 
-Differs from Texygen, which knows no prompts and compares each text with all others: here the texts of the same prompt
-are left out, since they share what the prompt asks for, and the others are a sample. An order of n-grams for which a
-text is too short does not count, so that a copy of a short text scores 1 too. Else it is sacrebleu's sentence BLEU with
-floor smoothing, which counts the references again for each text: for 850 texts that takes 15 s, this takes .2 s.
+Texygen knows no prompts and compares each text with all others. Here the texts of the same prompt are left out, since
+they share what the prompt asks for, and the other texts are a sample. An order of n-grams for which a text is too short
+does not count, so that a copy of a short text scores 1 too. In all else it is sacrebleu's sentence BLEU with floor
+smoothing. sacrebleu counts the references again for each text, which takes 15 s for 850 texts; this takes .2 s.
 """
 
 import math
@@ -16,16 +16,16 @@ SMOOTHED = 0.1  # matches of an order that has none: the first method of Chen an
 
 
 class References:
-    """Texts of several items (prompts), against which texts of any item are held; those of its own are left out.
+    """Texts of several items (prompts), with which texts of any item are compared, except the item's own.
 
-    BLEU rises with the number of references, so each item has as many, at most MOST_REFERENCES: all but those of one
-    item. An item that has no text among the references is compared with all but the last item's.
+    BLEU rises with the number of references, so every item is compared with equally many, at most MOST_REFERENCES: with
+    all but those of one item. An item without texts among the references is compared with all but the last item's.
     """
 
     def __init__(self, items: Sequence[Hashable], texts: Sequence[Sequence[str]]) -> None:
-        """Take the first texts of each item, or of MOST_REFERENCES + 1 evenly spaced items where there are more.
+        """Take the first texts of each item, or of MOST_REFERENCES + 1 evenly spaced items if there are more.
 
-        texts[i] are those of items[i], of all items the same number. Raises ValueError for fewer than two items.
+        texts[i]: the texts of items[i]; all items have equally many. Raises ValueError for fewer than two items.
         """
         count = min(len(items), MOST_REFERENCES + 1)
         if count < 2:
@@ -54,16 +54,16 @@ class References:
                     self._most[gram] = (most, owner, max(other, count))
 
     def self_bleu(self, item: Hashable, texts: Sequence[str]) -> float:
-        """Mean over an item's texts of BLEU, 0 to 1, against the references of other items; 1 for copies of them."""
+        """Return the mean BLEU (0 to 1) of an item's texts against references of other items; 1 for copies."""
         left_out = item if item in self._lengths else self._items[-1]
         lengths = {one for other, some in self._lengths.items() if other != left_out for one in some}
         return sum(self._bleu(text.split(), left_out, lengths) for text in texts) / len(texts)
 
     def _bleu(self, words: Sequence[str], left_out: Hashable, lengths: set[int]) -> float:
-        """exp(mean of log p_n) times the brevity penalty, over the orders n that the text is long enough for.
+        """Return exp(mean of log p_n) times the brevity penalty, over the orders n for which the text is long enough.
 
-        p_n is the share of the text's n-grams that the references hold, each as often as one of them holds it at most.
-        0 for a text without a word in common with them.
+        p_n is the share of the text's n-grams that are in the references, where an n-gram counts at most as often as in
+        the single reference that has it most. 0 for a text that shares no word with the references.
         """
         logs, matches = [], 0
         for order in range(1, min(ORDER, len(words)) + 1):
@@ -80,5 +80,5 @@ class References:
 
 
 def ngrams(words: Sequence[str], order: int) -> Counter[tuple[str, ...]]:
-    """How often each run of so many words occurs."""
+    """Count how often each run of `order` words occurs."""
     return Counter(zip(*(words[i:] for i in range(order)), strict=False))

@@ -1,6 +1,6 @@
 """Significance of differences: paired tests, corrected for their number; ranks; groups without a difference.
 
-The unit is the item (a prompt, a document), as in `bench.stats.bootstrap`, and the same item under two steerings is a
+The unit is the item (a prompt, a document), as in `bench.stats.bootstrap`; the same item under two steerings is a
 pair.
 """
 
@@ -22,20 +22,20 @@ Sides = tuple[Array, Array, Array, Array]
 
 
 def paired_test(pairs: Paired, transform: Transform = "mean", *, seed: int = 0) -> float | None:
-    """Two-sided p of "both models do the same on these items"; None where there are fewer than 2 items.
+    """Return the two-sided p of "both models do the same on these items"; None for fewer than 2 items.
 
-    McNemar's test where every item is right or wrong, the permutation test elsewhere.
+    It is from McNemar's test if every item is right or wrong, else from the permutation test.
 
     Args:
         pairs: a row per item.
-        transform: of the metric, as in `bench.stats.metrics.fold`.
-        seed: of the permutations.
+        transform: the metric's transform, as in `bench.stats.metrics.fold`.
+        seed: the seed of the permutations.
     """
     return paired_tests([pairs], transform, seed=seed)[0]
 
 
 def paired_tests(pairs: Sequence[Paired], transform: Transform = "mean", *, seed: int = 0) -> list[float | None]:
-    """`paired_test` of each of these; the permutations of those with equally many items in one product."""
+    """Return `paired_test` of each of these; permutations for equally many items are computed in one product."""
     found: list[float | None] = [None] * len(pairs)
     permuting: dict[int, list[int]] = defaultdict(list)
     for i, one in enumerate(pairs):
@@ -54,18 +54,18 @@ def paired_tests(pairs: Sequence[Paired], transform: Transform = "mean", *, seed
 def permuted(
     a: Array, weights_a: Array, b: Array, weights_b: Array, transform: Transform = "mean", *, seed: int = 0
 ) -> float:
-    """Two-sided p of the paired permutation test of fold(a) - fold(b), (n,) each.
+    """Return the two-sided p of the paired permutation test of fold(a) - fold(b), (n,) each.
 
-    Under the null hypothesis the two results of an item could as well be swapped; the p is the share of swaps with a
-    difference at least as large, all of them where there are few, else 9999 at random with the observed one counted.
-    Assumes independent items and that under the null the pair's joint distribution is symmetric.
+    Under the null hypothesis the two results of an item could as well be swapped; p is the share of swaps with a
+    difference at least as large. With few items all swaps are made, else 9999 at random, and the observed one counts.
+    Assumes that items are independent, and that under the null hypothesis the pair's joint distribution is symmetric.
     Source: Good 2005, Permutation, Parametric and Bootstrap Tests, section 3.6; Phipson and Smyth 2010 for the count.
     """
     return _permuted([(a, weights_a, b, weights_b)], transform, seed)[0]
 
 
 def _permuted(several: Sequence[Sides], transform: Transform, seed: int) -> list[float]:
-    """`permuted` of each of these, which have equally many items."""
+    """Return `permuted` of each of these, which have equally many items."""
     moved = [row for a, wa, b, wb in several for row in (wb * b - wa * a, wb - wa)]  # to a, when an item is swapped
     n = len(moved[0])
     shifts = np.concatenate([np.stack(moved) @ part.T for part in _swaps(n, seed, PERMUTATIONS)], axis=1)
@@ -76,7 +76,7 @@ def _permuted(several: Sequence[Sides], transform: Transform, seed: int) -> list
 def _share_beyond(
     a: Array, weights_a: Array, b: Array, weights_b: Array, shifts: Array, transform: Transform, counted: int
 ) -> float:
-    """The share of swaps that differ at least as much; shifts: (2, R) by which they move the sums of a."""
+    """Return the share of swaps that differ at least as much; shifts: (2, R) by how much they change the sums of a."""
     both = ((a, weights_a), (b, weights_b))
     sums = [np.array([[(weights * values).sum()], [weights.sum()]]) for values, weights in both]
 
@@ -92,9 +92,9 @@ def _share_beyond(
 
 
 def _swaps(n: int, seed: int, most: int) -> Iterable[Array]:
-    """Which of n items are swapped, (R, n) of 0 or 1 in parts of some megabytes: all ways where at most `most` exist.
+    """(R, n) 0 or 1 for each item that is swapped, in parts of some megabytes; all ways if there are at most `most`.
 
-    They are those of scipy's permutation_test, which takes 15 times as long since it does not keep them.
+    The swaps are those of scipy's permutation_test, which takes 15 times as long since it does not keep them.
     """
     return _kept(n, seed, most) if n <= 2000 else _drawn(n, seed, most)
 
@@ -116,14 +116,14 @@ def _drawn(n: int, seed: int, most: int) -> Iterator[Array]:
 
 
 def bootstrap_p(draws: Array, n: int) -> float | None:
-    """Two-sided p that a difference is 0: the smallest at which its interval (`bootstrap.interval`) leaves 0 out.
+    """Return the two-sided p of a difference of 0: the smallest p whose interval (`bootstrap.interval`) excludes 0.
 
     It is used for a mean over several fits, since a permutation of items would ignore that other fits are possible.
     None for fewer than 2 items.
 
     Args:
-        draws: (R,) bootstrap draws of the difference, of items and fits (`bench.stats.bootstrap.two_level`).
-        n: items.
+        draws: (R,) bootstrap draws of the difference, over items and fits (`bench.stats.bootstrap.two_level`).
+        n: the number of items.
     """
     known = draws[~np.isnan(draws)]
     if n < 2 or len(known) == 0:
@@ -134,16 +134,16 @@ def bootstrap_p(draws: Array, n: int) -> float | None:
 
 
 def least_p(n: int, draws: int | None = None) -> float:
-    """The smallest p that the permutation test (`permuted`) of n items gives, or `bootstrap_p` with so many draws."""
+    """Return the smallest p that the permutation test (`permuted`) of n items can give, or `bootstrap_p` of draws."""
     if draws is None:
         return 2.0 / min(1 << n, PERMUTATIONS + 1)
     return float(2 * stdtr(n - 1, ndtri(1 / (draws + 1)) * np.sqrt((n - 1) / n)))
 
 
 def mcnemar_test(a: Array, b: Array) -> float:
-    """Exact two-sided p of McNemar's test for outcomes 0 or 1, (n,) each; 1 where no item differs.
+    """Return the exact two-sided p of McNemar's test for outcomes 0 or 1, (n,) each; 1 if no item differs.
 
-    Only items on which the two differ count: under the null hypothesis either is as likely to be the one that is right
+    Only items on which the two differ count: under the null hypothesis either of the two is equally likely to be right
     (McNemar 1947; exact by the binomial distribution).
     """
     gained, lost = int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum())
@@ -153,10 +153,10 @@ def mcnemar_test(a: Array, b: Array) -> float:
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """The p values corrected for how many there are, by Holm 1979; what is missing stays missing and does not count.
+    """Correct p values for their number, by Holm 1979; missing values stay missing and do not count.
 
-    Holds whatever the dependence between the tests: the chance of even one false finding is at most 5%. The numbers
-    are those of statsmodels' multipletests, which collects all garbage in each call and so takes longer than the rest.
+    For any dependence between the tests, the chance of even one false finding is at most 5%. The numbers equal those of
+    statsmodels' multipletests, which runs the garbage collector in each call and so takes longer than all the rest.
     """
     known = [i for i, one in enumerate(p) if one is not None]
     ascending = sorted(known, key=lambda i: p[i] or 0.0)
@@ -169,11 +169,11 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def detectable(pairs: Paired, power: float = POWER, alpha: float = ALPHA) -> float | None:
-    """The smallest true mean difference that a two-sided paired t test at `alpha` finds with this power.
+    """Return the smallest true mean difference that a two-sided paired t test at `alpha` finds with this power.
 
-    From the number of items and the standard deviation of their differences; in the metric's unit (for a perplexity:
-    of its logarithm). None for fewer than 3 items or without any difference. Assumes that differences of other items
-    have the same spread. Source: Cohen 1988, chapter 2.
+    It follows from the number of items and the standard deviation of their differences, and is in the metric's unit
+    (for a perplexity, in that of its logarithm). None for fewer than 3 items or without any difference. Assumes that
+    differences of other items have the same spread. Source: Cohen 1988, chapter 2.
     """
     a, wa, b, wb = sides(pairs)
     weights, difference = np.sqrt(wa * wb), a - b
@@ -187,23 +187,23 @@ def detectable(pairs: Paired, power: float = POWER, alpha: float = ALPHA) -> flo
 
 
 def detectable_by_draws(drawn: Array, n: int, power: float = POWER, alpha: float = ALPHA) -> float | None:
-    """The smallest detectable change over several fits, whose spread is that of bootstrap draws (R,) over n items."""
+    """Return the smallest detectable change over several fits, from the spread of (R,) bootstrap draws over n items."""
     spread = float(np.nanstd(drawn)) * float(np.sqrt(n))
     return _smallest_effect(n, power, alpha) * spread if n >= 3 and spread > 0 else None
 
 
 def detectable_after_holm(before: float, n: int, tests: int, power: float = POWER, alpha: float = ALPHA) -> float:
-    """`detectable` if `tests` p values are corrected: at alpha / tests, as in Holm's first step."""
+    """Return `detectable` if `tests` p values are corrected: at alpha / tests, as in Holm's first step."""
     return before * _smallest_effect(n, power, alpha / tests) / _smallest_effect(n, power, alpha)
 
 
 @functools.cache
 def _smallest_effect(n: int, power: float, alpha: float) -> float:
-    """The smallest effect, in standard deviations of the differences, that a paired t test of n pairs finds.
+    """Return the smallest effect, in standard deviations of the differences, that a paired t test of n pairs finds.
 
-    The non-central t of the test, (Z + delta) / S, is averaged over S by Gauss-Legendre nodes of its quantiles:
-    statsmodels' solver is silently wrong by up to a factor of three where n is small and alpha tiny. The power rises
-    with delta, so the interval is halved until it has no middle: scipy.optimize takes .1 s to import.
+    The non-central t of the test, (Z + delta) / S, is averaged over S by Gauss-Legendre nodes of its quantiles, since
+    statsmodels' solver is silently wrong by up to a factor of three if n is small and alpha tiny. The power rises with
+    delta, so the interval is halved until it has no middle; scipy.optimize is not used, as it takes .1 s to import.
     """
     df = n - 1
     critical = float(stdtrit(df, 1 - alpha / 2))
@@ -220,12 +220,12 @@ def _smallest_effect(n: int, power: float, alpha: float) -> float:
 
 
 def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1 - ALPHA) -> list[tuple[int, int]]:
-    """Lowest and highest rank of each of M methods, 1 the best, in the middle `level` of the resamples.
+    """Return the lowest and highest rank of each of M methods (1 is best) in the middle `level` of the resamples.
 
     Args:
-        draws: (M, R) the methods' values over the same R resamples of the items; one in which any is NaN is left out.
+        draws: (M, R) the methods' values over the same R resamples of the items; a resample with any NaN is left out.
         higher_is_better: whether a large value ranks first.
-        level: of the interval.
+        level: the level of the interval.
 
     Source: Marshall and Spiegelhalter 1998 (BMJ 316:1701), there by simulation, here by the bootstrap: the interval
     tells how far a rank would move with other items. It is not a test of two methods; see `compact_letter_display`.
@@ -243,10 +243,10 @@ def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1
 
 
 def compact_letter_display(names: Sequence[str], different: Collection[frozenset[str]]) -> dict[str, str]:
-    """Compact letter display: two names share a letter just where they are not in `different`.
+    """Return the compact letter display: two names share a letter exactly if they are not in `different`.
 
-    `names` in the order in which letters are to be given, the best first. Sharing a letter does not say that two are
-    equal, only that these items do not tell them apart. Source: Piepho 2004 (J. Comput. Graph. Stat. 13:456), the
+    `names`: in the order in which letters are given, the best first. A shared letter does not mean that two are equal,
+    only that these items do not tell them apart. Source: Piepho 2004 (J. Comput. Graph. Stat. 13:456), the
     insert-and-absorb algorithm.
     """
     groups = [set(names)]
@@ -264,5 +264,5 @@ def compact_letter_display(names: Sequence[str], different: Collection[frozenset
 
 
 def _letter(i: int) -> str:
-    """The letter of this number: lower case first, then upper case."""
+    """Return the letter of this number: lower case first, then upper case."""
     return chr(ord("a") + i) if i < 26 else chr(ord("A") + i - 26)

@@ -190,7 +190,7 @@ def test_what_a_correction_lacks(board, capsys):
     (board / "scorer_agreement.csv").unlink()
     assert main(["--correct", str(board)]) == 2
     said = " ".join(capsys.readouterr().err.split())
-    assert "scorer_agreement.csv is not there; make it with python -m bench.agreement runtime.results=" in said
+    assert "scorer_agreement.csv does not exist; make it with python -m bench.agreement runtime.results=" in said
     (board / "leaderboard_tidy.csv").unlink()
     assert main(["--correct", str(board)]) == 2
     assert "python -m bench.leaderboard --results" in " ".join(capsys.readouterr().err.split())

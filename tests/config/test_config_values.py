@@ -125,7 +125,7 @@ def test_so_are_the_other_files_of_a_plugin(own):
     )
     assert refused(named, "method=nameless", "strength=1") == "method names no class by _target_; its YAML file has to"
     assert "unknown key model.dtyp; did you mean model.dtype?" in refused(named, "model=typo", "model.path=x")
-    assert "model.bos is not there; its YAML file has to list it" in refused(named, "model=less")
+    assert "model.bos is missing; its YAML file has to list it" in refused(named, "model=less")
     assert "unknown key method.lair; did you mean method.layer?" in refused(named, "method=typo")
     assert "model=lost: its defaults name model=locl: there is no such model; did you mean local?" in refused(
         named, "model=lost"
@@ -383,7 +383,7 @@ def test_an_option_that_is_none_says_what_there_is_in_its_place(given_line):
 
 
 NONE_GIVEN = {
-    "": "'': an argument is empty, as a variable of the shell",
+    "": "'': an argument is empty, perhaps from a shell variable",
     " ": "' ': an argument is empty",
     "=": "=: there is no key before the equals sign; write key=value",
     "=3": "=3: there is no key",
@@ -396,18 +396,18 @@ NONE_GIVEN = {
     "suite": "suite: it has no value; write key=value",
     "+suite": "+suite: it has no value; write key=value",
     "glob(*)": "glob(*): cannot be read; write key=value",
-    "strength=glob(*)": "'strength=glob(*)' names no values; list them: -m strength=a,b",
+    "strength=glob(*)": "'strength=glob(*)' names no values; list them, as in -m strength=a,b",
     "strength=interval(0,1)": "'strength=interval(0,1)' names no values",
     "hydra/launcher=joblib": "unknown key hydra/launcher. Of Hydra's own options hydra.searchpath=[FOLDER] alone",
     "hydra.sweeper=x": "unknown key hydra.sweeper. Of Hydra's own",
     "method@x=caa": "Could not override 'method@x'; --help all lists what can be set",
-    "suite=[rtp": "suite=[rtp: cannot be read; write suite=[NAME,NAME], of the names that --help lists",
+    "suite=[rtp": "suite=[rtp: cannot be read; write suite=[NAME,NAME], with names that --help lists",
     "method=caa,": "method=caa,: cannot be read; write method=NAME",
-    "strength=1 method=caa": "these are several arguments, with blanks between: strength=1 method=caa",
-    "model=local,model.path=x": "these are several arguments, with blanks between: model=local model.path=x",
-    "tuning.options={layer:ü}": 'texts with characters of that kind are in quotes, as in key=["a=b",c]',
-    "tuning.options={a:[[ü]]}": "texts with characters of that kind are in quotes",
-    "runtime.mirror=\udcff": "it has bytes that are not UTF-8; give the file another name",
+    "strength=1 method=caa": "these are several arguments; write them apart: strength=1 method=caa",
+    "model=local,model.path=x": "these are several arguments; write them apart: model=local model.path=x",
+    "tuning.options={layer:ü}": 'put texts with special characters in quotes, as in key=["a=b",c]',
+    "tuning.options={a:[[ü]]}": "put texts with special characters in quotes",
+    "runtime.mirror=\udcff": "it has bytes that are not UTF-8; if it names a file, rename the file",
     "model.name=[a]": "text in brackets is text in quotes of its own, as in 'model.name=\"[x]\"'",
     "model.name=true": "text; this word is text in quotes of its own: 'model.name=\"true\"'",
     "runtime.results=null": "'runtime.results=\"null\"'",

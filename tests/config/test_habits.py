@@ -80,9 +80,9 @@ def test_functions_that_list_values():
     ("argument", "message"),
     [
         ("method=glob(x*)", "no method is named like that. Allowed: ablation"),
-        ("strength=glob(*)", "glob(...) chooses among the files of a group"),
-        ("strength=interval(0,1)", "optimisers alone draw from an interval: list them, -m strength=0,0.5,1"),
-        ("experiment=glob(c*)", "each experiment brings a sweep of its own"),
+        ("strength=glob(*)", "glob(...) chooses files of a group"),
+        ("strength=interval(0,1)", "only optimisers draw from an interval; list values, as in -m strength=0,0.5,1"),
+        ("experiment=glob(c*)", "each experiment has its own sweep"),
         ("add=[]", "add=[method=NAME] adds a cell"),
         ("add=[caa]", "add=[method=NAME] adds a cell"),
         ("add=[experiment=ci]", "in a line of a sweep"),

@@ -95,10 +95,10 @@ def test_the_config_goes_to_stdout_and_the_notice_to_stderr(capsys):
     [
         (
             ["data.limit=3", "pairs.limit=4"],
-            "data.limit=3 and pairs.limit=4: pairs.limit is the new name of the former",
+            "data.limit=3 and pairs.limit=4 set the same option, whose new name is pairs.limit",
         ),
-        (["runtime.mirror=/a", "data.mirror=/b"], "data.mirror=/b and runtime.mirror=/a: runtime.mirror is the new"),
-        (["data=pairs", "pairs=ab"], "data=pairs and pairs=ab: pairs is the new name of the former; give it once"),
+        (["runtime.mirror=/a", "data.mirror=/b"], "data.mirror=/b and runtime.mirror=/a set the same option, whose"),
+        (["data=pairs", "pairs=ab"], "data=pairs and pairs=ab set the same option, whose new name is pairs; give one"),
         (["data=ab", "data=pairs"], "pairs is chosen twice"),
         (["data=on_polcy"], "pairs=on_polcy: there is no such pairs; did you mean on_policy?"),
         (["data.prmpts=3"], "unknown key pairs.prmpts; did you mean pairs.prompts?"),
@@ -232,8 +232,8 @@ def test_a_plugin_of_the_version_before(site, capsys):  # noqa: F811
 
 
 BOTH = {
-    "data: {limit: 3}\npairs: {limit: 4}": "pairs.limit is the new name of data.limit; set it once",
-    "data: {mirror: /a}\nruntime: {mirror: /b}": "runtime.mirror is the new name of data.mirror; set it once",
+    "data: {limit: 3}\npairs: {limit: 4}": "data.limit is now pairs.limit; set only the latter",
+    "data: {mirror: /a}\nruntime: {mirror: /b}": "data.mirror is now runtime.mirror; set only the latter",
 }
 
 
@@ -248,7 +248,7 @@ KEPT = "_target_: bench.data.files.PairsFile\npath: x\nmirror: /a\noffline: fals
 
 
 def test_what_cannot_be_kept_says_what_to_do(own):  # noqa: F811
-    with pytest.raises(SetupError, match="data/mine.yaml: mirror is an option of runtime now; set runtime.mirror="):
+    with pytest.raises(SetupError, match="data/mine.yaml: mirror is now an option of runtime; set runtime.mirror="):
         compose.compose([own(data__mine=KEPT)])
 
 
@@ -261,7 +261,7 @@ def test_a_plugin_with_what_cannot_be_kept_is_left_out(site, capsys):  # noqa: F
 
 def test_a_folder_under_both_names_with_one_file_is_refused(own):  # noqa: F811
     text = "_target_: bench.fit_data.jsonl.PairsFile\npath: x\nscorer: lexicon\n"
-    with pytest.raises(SetupError, match="conf/pairs is the new name of conf/data; keep one"):
+    with pytest.raises(SetupError, match="conf/data is now conf/pairs; keep one of the files"):
         compose.compose([own(data__mine=text, pairs__mine=text)])
 
 

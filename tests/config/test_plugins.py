@@ -188,10 +188,10 @@ def test_two_entry_points_of_one_folder_are_one_plugin(site):
 # -- what is wrong with a plug-in ----------------------------------------------------------------------------------
 
 BROKEN = {
-    "no package": ("absent", {}, "names absent, and no such package can be found"),
-    "no such module": ("broken.absent", {}, "names broken.absent, and no such package"),
-    "no name": ("not-a-name", {}, "names not-a-name, and no such package"),
-    "no conf": ("broken", {}, "no folder .*broken/conf; are the YAML files in the package's data"),
+    "no package": ("absent", {}, "names absent, but no such package can be found"),
+    "no such module": ("broken.absent", {}, "names broken.absent, but no such package"),
+    "no name": ("not-a-name", {}, "names not-a-name, but no such package"),
+    "no conf": ("broken", {}, "no folder .*broken/conf; does the package include its YAML files"),
     "YAML": ("broken", {"conf/method/theirs.yaml": "a: [1\nb: 2\n"}, r"method/theirs.yaml cannot be read: .*line 2"),
     "a key twice": ("broken", {"conf/method/theirs.yaml": "a: 1\na: 2\n"}, "cannot be read: .*duplicate key a"),
     "a list": ("broken", {"conf/method/theirs.yaml": "- 1\n"}, "theirs.yaml holds no `key: value` lines"),
@@ -227,7 +227,7 @@ def test_a_module_by_itself_has_no_folder_of_its_own(site, capsys):
     (site / "conf" / "method").mkdir(parents=True)  # of nobody
     (site / "conf" / "method" / "theirs.yaml").write_text(METHOD)
     assert folders.folders() == [folders.folder()]
-    assert "names single, a module by itself; name a package that holds conf/" in capsys.readouterr().err
+    assert "names single, a module outside a package; name a package that holds conf/" in capsys.readouterr().err
 
 
 def test_a_choice_that_is_ours_cannot_be_replaced(site):

@@ -40,8 +40,8 @@ def test_edited_parts_of_a_parameter_are_one_weight(architecture):
 @pytest.mark.parametrize(
     ("architecture", "told"),
     [
-        ("gemma2", "gemma2: what its MLPs write passes a norm .* format=lm_eval"),
-        ("olmo3", "olmo3: what its MLPs write passes a norm"),
+        ("gemma2", "gemma2: the output of its MLPs passes through a norm .* format=lm_eval"),
+        ("olmo3", "olmo3: the output of its MLPs passes through a norm"),
         ("mixtral", r"mixtral: its blocks write through mlp\.experts\.down_proj, a mixture of.* format=lm_eval"),
         ("qwen3_moe_mixed", "qwen3_moe: its blocks write through mlp.down_proj, mlp.experts.down_proj, a mixture"),
         ("phi3", "phi3 has no bias in mlp.down_proj and no option"),

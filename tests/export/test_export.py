@@ -531,7 +531,7 @@ def test_only_an_export_is_replaced_and_only_if_asked(world, tmp_path, capsys):
     assert export(world, "llama", *settings) == 0
     first = (output / "model.safetensors").read_bytes()
     assert export(world, "llama", *settings, "strength=0.5") == 2
-    assert "is there already; set overwrite=true" in capsys.readouterr().err
+    assert "exists already; set overwrite=true" in capsys.readouterr().err
     assert (output / "model.safetensors").read_bytes() == first
     assert export(world, "llama", *settings, "strength=0.5", "overwrite=true") == 0
     assert (output / "model.safetensors").read_bytes() != first

@@ -107,7 +107,7 @@ VECTOR = torch.tensor([3.0, 4.0])
     ],
 )
 def test_what_is_more_than_a_vector_is_not_rescaled(artefact, facts):
-    with pytest.raises(SetupError, match="pairs.norm_over: what this method learns is not just a vector"):
+    with pytest.raises(SetupError, match="pairs.norm_over: this method learns more than vectors"):
         norm_over.check(artefact, facts)
     norm_over.check({"0": VECTOR, "1": VECTOR}, {"direction_norm": [5.0, 5.0]})
 
@@ -116,7 +116,7 @@ def test_what_is_more_than_a_vector_is_not_rescaled(artefact, facts):
 def test_a_method_without_a_length_refuses_it(given, tmp_path, capsys):
     every = ["method=detox" if one == "method=caa" else one for one in given("results")]
     assert main(["-m", *every]) == 2
-    assert "pairs.norm_over: what this method learns is not just a vector" in capsys.readouterr().err
+    assert "pairs.norm_over: this method learns more than vectors" in capsys.readouterr().err
 
 
 def fit_id(*more: str, method: str = "caa") -> str:

@@ -134,5 +134,5 @@ def test_two_scorers_do_not_file_their_scores_under_one_name():
 @pytest.mark.parametrize("name", ["group", "keywords", "a.b"])
 def test_no_scorer_has_the_name_of_something_else(name):
     given = ["scorer=[profanity_check,toxic_comment]", f"scorer.toxic_comment.name={name}"]
-    with pytest.raises(SetupError, match=f"scorer.toxic_comment.name={name}: this stands for something else"):
+    with pytest.raises(SetupError, match=f"scorer.toxic_comment.name={name}: .*stands for something else"):
         parts(compose.compose(given))
