@@ -262,7 +262,7 @@ class FitFacts(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Cost(Fields):
-    """The cost of steering. relative_speed: sampling speed over the unsteered model's, with a 95% interval."""
+    """The cost of steering. relative_speed: sampling speed over the unsteered model's, with the extreme rounds."""
 
     relative_speed: float | None = None
     relative_speed_low: float | None = None  # older versions kept none
