@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from methods.dexperts import DExperts as DExperts
     from methods.dinm import DINM as DINM
     from methods.dpo import DPO as DPO
+    from methods.eigenshift import EigenShift as EigenShift
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
     from methods.gate import Gate as Gate
@@ -75,6 +76,7 @@ _MODULES = {
     "dinm": ["DINM"],
     "dpo": ["DPO"],
     "dexperts": ["DExperts"],
+    "eigenshift": ["EigenShift"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
     "gate": ["Gate"],

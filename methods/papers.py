@@ -136,4 +136,8 @@ PAPERS = {
          "Chaudhury, Subhajit", "Pedapati, Tejaswini", "Daniel, Luca"),
         "Large Language Models can be Strong Self-Detoxifiers", 2024,
     ),
+    "2509.16660": Paper(
+        ("Shaik, Zuhair Hasan", "Mazhar, Abdullah", "Srivastava, Aseem", "Akhtar, Md Shad"),
+        "Redefining Experts: Interpretable Decomposition of Language Models for Toxicity Mitigation", 2025,
+    ),
 }  # fmt: skip

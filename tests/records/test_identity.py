@@ -29,6 +29,7 @@ METHODS = {
     "imported": "df57eee6afd0",
     "infer_aligner": "0771558935e3",
     "instruction": "af5c683fd34b",
+    "eigenshift": "896ed5af3f79",
     "activation_scaling": "dfdfb375886f",
     "iti": "dcae03f3f15c",
     "itic": "a3d23406ccb1",
