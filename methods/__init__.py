@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from methods.iti import ITI as ITI
     from methods.itic import ITIC as ITIC
     from methods.kl_then_steer import KLThenSteer as KLThenSteer
+    from methods.lineas import LinEAS as LinEAS
     from methods.lora import LoRA as LoRA
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
@@ -87,6 +88,7 @@ _MODULES = {
     "iti": ["ITI"],
     "itic": ["ITIC"],
     "kl_then_steer": ["KLThenSteer"],
+    "lineas": ["LinEAS"],
     "lora": ["LoRA"],
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],

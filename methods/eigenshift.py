@@ -146,7 +146,7 @@ def singular(weight: Tensor) -> tuple[Tensor, Tensor]:
 
     Each vector is turned so that its entry of largest size is positive.
     """
-    gram = sum(part.double().T @ part.double() for part in weight.detach().split(ROWS))
+    gram = sum(part.double().T @ part.double() for part in torch.split(weight.detach(), ROWS))
     assert isinstance(gram, Tensor)
     squares, vectors = torch.linalg.eigh(gram.cpu())  # ascending; columns
     axes = vectors.T.flip(0)

@@ -34,7 +34,7 @@ SHA = "c1212f89" + "0" * 56  # begins as the published name says; no real one
 GIVEN = [f"model.id={NAME}", f"scorer.detoxify.sha256={SHA}"]
 MORE = [f"{prompt} then {verb}" for prompt in PROMPTS for verb in VERBS]
 TRAINING = {"lora", "dpo", "dinm", "kl_then_steer", "activation_scaling", "task_negation", "dexperts", "finetune",
-            "security_vector"}  # fmt: skip
+            "security_vector", "lineas"}  # fmt: skip
 CHOICES = {"label": list("ABCD"), "text": ["fox", "dog", "bird", "tree"]}
 FIVE = {"label": list("ABCDE"), "text": ["fox", "dog", "bird", "tree", "road"]}
 

@@ -20,6 +20,7 @@ from methods.caa import CAA
 from methods.detox import DeTox
 from methods.errors import SetupError
 from methods.instruction import POLITE
+from methods.lineas import LinEAS
 from methods.probe_rows import ProbeRows
 from methods.stack import Stack
 from methods.tokens import split
@@ -154,7 +155,7 @@ def quick(method: Method) -> Method:
     """A few steps show as much here."""
     if isinstance(method, Stack):
         return replace(method, parts={name: quick(part) for name, part in method.parts.items()})
-    if isinstance(method, ActivationScaling):
+    if isinstance(method, ActivationScaling | LinEAS):
         return replace(method, steps=len(PAIRS.prompt))
     return replace(method, min_steps=20) if isinstance(method, ProbeRows) else method
 

@@ -30,6 +30,7 @@ METHODS = {
     "infer_aligner": "0771558935e3",
     "instruction": "af5c683fd34b",
     "eigenshift": "896ed5af3f79",
+    "lineas": "56fb041e08d9",
     "activation_scaling": "dfdfb375886f",
     "iti": "dcae03f3f15c",
     "itic": "a3d23406ccb1",
