@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from methods.act import AcT as AcT
     from methods.act_add import ActAdd as ActAdd
     from methods.activation_scaling import ActivationScaling as ActivationScaling
+    from methods.argre import ARGRE as ARGRE
     from methods.aura import AurA as AurA
     from methods.base import Artefact as Artefact
     from methods.base import Examples as Examples
@@ -69,6 +70,7 @@ _MODULES = {
     "ablation": ["Ablation"],
     "act": ["AcT"],
     "act_add": ["ActAdd"],
+    "argre": ["ARGRE"],
     "aura": ["AurA"],
     "activation_scaling": ["ActivationScaling"],
     "base": ["Artefact", "Examples", "FitData", "Labelled", "Method", "Pairs", "Steering", "load", "save"],

@@ -145,4 +145,8 @@ PAPERS = {
         ("Shaik, Zuhair Hasan", "Mazhar, Abdullah", "Srivastava, Aseem", "Akhtar, Md Shad"),
         "Redefining Experts: Interpretable Decomposition of Language Models for Toxicity Mitigation", 2025,
     ),
+    "2510.01243": Paper(
+        ("Xiao, Yisong", "Liu, Aishan", "Liang, Siyuan", "Ying, Zonghao", "Liu, Xianglong", "Tao, Dacheng"),
+        "Detoxifying Large Language Models via Autoregressive Reward Guided Representation Editing", 2025,
+    ),
 }  # fmt: skip

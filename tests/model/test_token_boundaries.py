@@ -161,7 +161,7 @@ def quick(method: Method) -> Method:
 
 
 LEARNING = [name for name in NAMES if load(name).needs]
-PREDICTING = {"activation_scaling", "eigenshift"}
+PREDICTING = {"activation_scaling", "argre", "eigenshift"}
 
 
 @pytest.mark.every(3)

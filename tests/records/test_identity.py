@@ -29,6 +29,7 @@ METHODS = {
     "imported": "df57eee6afd0",
     "infer_aligner": "0771558935e3",
     "instruction": "af5c683fd34b",
+    "argre": "ee71ec46cc44",
     "eigenshift": "896ed5af3f79",
     "lineas": "56fb041e08d9",
     "activation_scaling": "dfdfb375886f",
