@@ -151,7 +151,7 @@ def test_a_linear_reward_reaches_the_target_in_one_step():
     torch.testing.assert_close(part - points, 0.25 * (full - points), atol=1e-6, rtol=0)
 
 
-def test_a_constant_reward_moves_nothing_and_iterations_raise_one():
+def test_constant_rewards_move_nothing_and_iterations_raise_one():
     direction, points = nn.functional.normalize(normal(8), dim=0), normal(20, 8, seed=2)
     constant = Reward(torch.zeros(3, 8), torch.ones(3), torch.ones(3))
     assert torch.equal(ARGRE().moved(points, constant, direction, 3.0, 1.0), points)
