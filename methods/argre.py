@@ -147,8 +147,9 @@ class ARGRE(Method):
             optimiser = torch.optim.Adam(reward, lr=self.learning_rate)
             for _ in range(self.epochs):
                 for batch in torch.split(torch.randperm(len(neighbours), generator=generator), self.batch_size):
-                    chosen = [(*pairs[pair], point) for pair, point in (neighbours[i] for i in batch.tolist())]
-                    loss = self.loss(reward, [self.neighbours(*one, direction) for one in chosen])
+                    chosen = [neighbours[i] for i in batch.tolist()]
+                    states = [self.neighbours(*pairs[pair], point, direction) for pair, point in chosen]
+                    loss = self.loss(reward, states)
                     if not loss.isfinite():
                         raise SetupError(
                             f"argre: the loss of the reward is {loss.item()} after {len(losses)} steps; lower "

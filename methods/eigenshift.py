@@ -144,10 +144,12 @@ def unembedding(model: PreTrainedModel) -> nn.Parameter:
 def singular(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The singular values (D,) of W (V, D), largest first, and its right singular vectors as rows (D, D), in fp64.
 
-    Each vector is turned so that its entry of largest size is positive.
+    Each vector is turned so that its entry of largest size is positive. Raises SetupError where W is not finite.
     """
     gram = sum(part.double().T @ part.double() for part in torch.split(weight.detach(), ROWS))
     assert isinstance(gram, Tensor)
+    if not gram.isfinite().all():
+        raise SetupError("eigenshift: the unembedding is not finite; check that the model's weights are whole")
     squares, vectors = torch.linalg.eigh(gram.cpu())  # ascending; columns
     axes = vectors.T.flip(0)
     largest = axes.gather(-1, axes.abs().argmax(-1, keepdim=True))  # (D, 1)

@@ -176,6 +176,10 @@ def test_wrong_settings_and_data():
     with pytest.raises(SetupError, match=r"directions \(2, 36\) was not fitted on this model, whose width is 28"):
         with EigenShift().apply(other.model, fit(EigenShift(), lm), 1):
             pass
+    broken = tiny_lm()
+    unembedding(broken.model)[3, 2] = torch.nan
+    with pytest.raises(SetupError, match="the unembedding is not finite"):
+        fit(EigenShift(), broken)
     no_norm = tiny_lm()
     no_norm.model.model.norm = None
     with pytest.raises(SetupError, match="no final norm"):
