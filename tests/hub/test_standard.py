@@ -193,7 +193,7 @@ def test_every_method_has_its_cells():
         "stack",
         "imported",
     }  # what is stacked or read from a file is the user's choice
-    assert len({json.dumps(one, sort_keys=True) for one in said}) == len(said) == 72
+    assert len({json.dumps(one, sort_keys=True) for one in said}) == len(said) == 79
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def assert_memory_is_told(said):
 def test_a_dry_run_tells_cells_and_memory(world, tmp_path, capsys):
     assert main([*given_and_small(world, tmp_path), "runtime.dry_run=true"]) == 0
     said = capsys.readouterr().out
-    assert "46 cells, 0 known" in said
+    assert "49 cells, 0 known" in said
     assert_memory_is_told(" ".join(said.split()))
 
 
@@ -237,7 +237,7 @@ def test_it_runs_to_its_table(world, tmp_path, capsys, monkeypatch):
     assert main(given) == 0
     said = capsys.readouterr().err
     assert "skipped" not in said and "failed" not in said
-    assert "time: 46 cells, " in said
+    assert "time: 49 cells, " in said
     assert_memory_is_told(said)
     found = [one for one in map(record.read, (tmp_path / "results/runs/records").iterdir()) if one]
     test = [one for one in found if one.split == "test"]
