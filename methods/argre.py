@@ -147,9 +147,8 @@ class ARGRE(Method):
             optimiser = torch.optim.Adam(reward, lr=self.learning_rate)
             for _ in range(self.epochs):
                 for batch in torch.split(torch.randperm(len(neighbours), generator=generator), self.batch_size):
-                    chosen = [neighbours[i] for i in batch.tolist()]
-                    states = [self.neighbours(*pairs[pair], point, direction) for pair, point in chosen]
-                    loss = self.loss(reward, states)
+                    chosen = [(pairs[pair], point) for pair, point in (neighbours[i] for i in batch.tolist())]
+                    loss = self.loss(reward, [self.neighbours(pair, point, direction) for pair, point in chosen])
                     if not loss.isfinite():
                         raise SetupError(
                             f"argre: the loss of the reward is {loss.item()} after {len(losses)} steps; lower "
@@ -161,13 +160,13 @@ class ARGRE(Method):
                     losses.append(float(loss.detach()))
         return Reward(*(one.detach().float() for one in reward)), losses
 
-    def neighbours(self, desired: Tensor, undesired: Tensor, point: int, direction: Tensor) -> Tensor:
+    def neighbours(self, pair: tuple[Tensor, Tensor], point: int, direction: Tensor) -> Tensor:
         """(2, C, D) in fp64: the states at a point of the line, counted from 0, and at the next, which is better.
 
-        From states (., D) of two continuations, of which the shorter has C tokens.
+        pair: states (., D) of the desired and of the undesired continuation, of which the shorter has C tokens.
         """
-        count = min(len(desired), len(undesired))
-        good, bad = desired[:count].double(), undesired[:count].double()
+        count = min(map(len, pair))
+        good, bad = (states[:count].double() for states in pair)
         axis = direction.double()
         step = ((good - bad) @ axis)[:, None] * axis / (self.points + 1)  # (C, D)
         better = good if point == self.points else bad + (point + 1) * step

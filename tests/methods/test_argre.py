@@ -112,10 +112,10 @@ def test_neighbours_on_a_line_by_hand():
     """Along the first axis from (0, 1) to (8, 9): three points 2 apart, then the desired state itself."""
     good, bad = torch.tensor([[8.0, 9.0], [0.0, 0.0], [5.0, 5.0]]), torch.tensor([[0.0, 1.0], [0.0, 0.0]])
     axis, method = torch.tensor([1.0, 0.0]), ARGRE(points=3)
-    found = [method.neighbours(good, bad, point, axis)[:, 0].tolist() for point in range(4)]
+    found = [method.neighbours((good, bad), point, axis)[:, 0].tolist() for point in range(4)]
     assert found == [[[0, 1], [2, 1]], [[2, 1], [4, 1]], [[4, 1], [6, 1]], [[6, 1], [8, 9]]]
-    assert method.neighbours(good, bad, 0, axis).shape == (2, 2, 2)  # as many tokens as the shorter has
-    ends = ARGRE(points=0).neighbours(good, bad, 0, axis)
+    assert method.neighbours((good, bad), 0, axis).shape == (2, 2, 2)  # as many tokens as the shorter has
+    ends = ARGRE(points=0).neighbours((good, bad), 0, axis)
     assert torch.equal(ends[0], bad) and torch.equal(ends[1], good[:2])
 
 
