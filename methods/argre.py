@@ -29,16 +29,16 @@ class Reward(NamedTuple):
     outer: Tensor
 
     def __call__(self, states: Tensor) -> Tensor:
-        """(...,) the rewards of states (..., D)."""
+        """Return the rewards (...,) of states (..., D)."""
         return functional.relu(functional.linear(states, self.inner, self.offset)) @ self.outer
 
     def gradient(self, states: Tensor) -> Tensor:
-        """(..., D) the gradient of the reward at states (..., D)."""
+        """Return the gradient (..., D) of the reward at states (..., D)."""
         active = functional.linear(states, self.inner, self.offset) > 0  # (..., M)
         return (active * self.outer) @ self.inner
 
     def to(self, device: torch.device) -> "Reward":
-        """The same reward on another device."""
+        """Return the same reward on another device."""
         return Reward(*(one.to(device) for one in self))
 
 
@@ -103,7 +103,7 @@ class ARGRE(Method):
         layout.final_norm(model)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """D as "direction" (D,), "target" (a scalar), and theta: "inner" (M, D), "offset" (M,), "outer" (M,).
+        """Return d as "direction" (D,), "target" (a scalar), and theta: "inner" (M, D), "offset" (M,), "outer" (M,).
 
         Raises SetupError without pairs, where the last states of the two sides do not differ, and where the loss is not
         finite.
@@ -135,7 +135,7 @@ class ARGRE(Method):
         }
 
     def _learn(self, pairs: Sequence[tuple[Tensor, Tensor]], direction: Tensor) -> tuple[Reward, list[float]]:
-        """The reward and the loss at each step, from the states of desired and undesired continuations, (C, D) each.
+        """Return the reward and the loss at each step, from states of desired and undesired continuations, (C, D) each.
 
         In double precision: where gradients cancel, Adam's steps would be those of the rounding.
         """
@@ -161,7 +161,7 @@ class ARGRE(Method):
         return Reward(*(one.detach().float() for one in reward)), losses
 
     def neighbours(self, pair: tuple[Tensor, Tensor], point: int, direction: Tensor) -> Tensor:
-        """(2, C, D) in fp64: the states at a point of the line, counted from 0, and at the next, which is better.
+        """Return (2, C, D) in fp64: the states at a point of the line, from 0 on, and at the next, which is better.
 
         pair: states (., D) of the desired and of the undesired continuation, of which the shorter has C tokens.
         """
@@ -173,7 +173,7 @@ class ARGRE(Method):
         return torch.stack([bad + point * step, better])
 
     def loss(self, reward: Reward, neighbours: Sequence[Tensor]) -> Tensor:
-        """Scalar: the mean loss of neighbours on a line, each (2, C, D), the worse one first."""
+        """Return the mean loss of neighbours on a line, each (2, C, D), the worse one first."""
         counts = [states.shape[1] for states in neighbours]
         worse, better = reward(torch.cat(list(neighbours), dim=1))  # (total C,) each
         sums = torch.stack([one.sum() for one in torch.split(better - worse, counts)])
@@ -181,7 +181,7 @@ class ARGRE(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Move final states inside the block. Raises SetupError for an artefact of another model."""
+        """Move final states inside the `with`. Raises SetupError for an artefact of another model."""
         direction = directions.fitted(model, artefact, "direction", self.name)
         reward = Reward(*(artefact[name] for name in Reward._fields))
 
@@ -197,7 +197,7 @@ class ARGRE(Method):
             yield Steering()
 
     def moved(self, states: Tensor, reward: Reward, direction: Tensor, target: float, strength: float) -> Tensor:
-        """The states (..., D) in fp32 after the directional step and the iterations."""
+        """Return the states (..., D) in fp32 after the directional step and the iterations."""
         gap = (target - reward(states)).clamp(min=0)  # (...,)
         states = states + strength * gap[..., None] * direction
         for _ in range(self.iterations):
@@ -206,7 +206,7 @@ class ARGRE(Method):
 
 
 def main_direction(desired: Tensor, undesired: Tensor) -> tuple[Tensor, float]:
-    """First right singular vector (D,) of the differences (N, D), towards desired, and its share of their squares.
+    """Return the first right singular vector (D,) of the differences (N, D), towards desired, and its share of squares.
 
     Raises SetupError where the states do not differ.
     """
@@ -222,7 +222,7 @@ def main_direction(desired: Tensor, undesired: Tensor) -> tuple[Tensor, float]:
 
 
 def drawn(width: int, hidden: int, generator: torch.Generator) -> Reward:
-    """A reward as torch draws linear layers: uniform up to one over the square root of a layer's inputs; in fp64."""
+    """Return a reward as torch draws linear layers, in fp64: uniform up to one over the root of a layer's inputs."""
 
     def uniform(*shape: int, inputs: int) -> Tensor:
         share = torch.rand(shape, generator=generator, dtype=torch.float64)

@@ -106,7 +106,7 @@ def pooled_once(
     skip_first: int = 0,
     last: int | None = None,
 ) -> list[Tensor]:
-    """`pooled_at` of one batch, (B, width) in fp32 where the model computes it; gradients flow where they are on."""
+    """Return (B, width) fp32 for each place, as `pooled_at` of one batch; on the model's device, with gradients."""
     weights = _weights(batch, read, skip_first)  # (B, T)
     pooled: dict[int, Tensor] = {}
 
@@ -128,7 +128,7 @@ def pooled_once(
 
 @torch.inference_mode()
 def final_states(model: PreTrainedModel, texts: Sequence[Text], *, batch_size: int = 32) -> list[Tensor]:
-    """What the unembedding reads around the C tokens of each text's continuation: (C + 1, D) fp32 on the CPU.
+    """Return the states that the unembedding reads around each text's continuation of C tokens: (C + 1, D) fp32, CPU.
 
     From row i token i of the continuation is predicted, and row i + 1 is the state after it. Every text has a prompt of
     at least one token. Raises SetupError for a model without a final norm.
@@ -146,7 +146,7 @@ def final_states(model: PreTrainedModel, texts: Sequence[Text], *, batch_size: i
 
 
 def _batches(texts: Sequence[Text], size: int) -> Iterator[tuple[list[int], list[Text]]]:
-    """Batches of texts of similar length, which need little padding: the numbers of the texts, and the texts."""
+    """Yield batches of texts of similar length, which need little padding: the numbers of the texts, and the texts."""
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))
     for start in range(0, len(by_length), size):
         rows = by_length[start : start + size]

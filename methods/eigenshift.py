@@ -78,7 +78,7 @@ class EigenShift(Method):
         unembedding(model)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The chosen v_i as rows, "directions" (K, D), those of large singular values first.
+        """Return the chosen v_i as rows, "directions" (K, D), those of large singular values first.
 
         Raises SetupError without pairs, and where the two kinds of states have the same mean.
         """
@@ -110,13 +110,13 @@ class EigenShift(Method):
         }
 
     def _gaps(self, axes: Tensor, difference: Tensor) -> Tensor:
-        """(D,) the gap of each direction, from the v_i as rows of `axes` (D, D) and the difference of means (D,)."""
+        """Return the gaps (D,), from the v_i as rows of `axes` (D, D) and the difference of means (D,)."""
         along = (axes.T if self.projection == "released" else axes) @ difference
         return along.abs() if self.rank_by == "size" else along
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Damp the unembedding inside the block. Raises SetupError for an artefact of another model."""
+        """Damp the unembedding inside the `with`. Raises SetupError for an artefact of another model."""
         basis = directions.fitted(model, artefact, "directions", self.name)  # (K, D)
         if strength == 0:
             yield Steering()
@@ -128,7 +128,7 @@ class EigenShift(Method):
 
 
 def unembedding(model: PreTrainedModel) -> nn.Parameter:
-    """(V, D) the matrix that turns final states into logits. Raises SetupError where there is none of that width."""
+    """Return the matrix (V, D) from final states to logits. Raises SetupError where there is none of that width."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     weight = getattr(head, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or weight.shape[1] != layout.width(model):
@@ -142,7 +142,7 @@ def unembedding(model: PreTrainedModel) -> nn.Parameter:
 
 @torch.no_grad()
 def singular(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """The singular values (D,) of W (V, D), largest first, and its right singular vectors as rows (D, D), in fp64.
+    """Return the singular values (D,) of W (V, D), largest first, and right singular vectors as rows (D, D), in fp64.
 
     Each vector is turned so that its entry of largest size is positive. Raises SetupError where W is not finite.
     """
@@ -157,6 +157,6 @@ def singular(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def damped(weight: Tensor, basis: Tensor, strength: float) -> Tensor:
-    """W - strength * W V V^T in fp32, for W (V, D) and orthonormal rows (K, D)."""
+    """Return W - strength * W V V^T in fp32, for W (V, D) and orthonormal rows (K, D)."""
     whole, rows = weight.detach().float(), basis.to(weight.device)
     return whole - strength * (whole @ rows.T) @ rows

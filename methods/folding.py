@@ -7,7 +7,7 @@ from methods.errors import SetupError
 
 
 def has_bias(module: nn.Module) -> bool:
-    """Return whether the module is one linear map or LayerNorm with a bias, in memory: it can take up scale and shift."""
+    """Return whether the module, a linear map or LayerNorm with a bias, in memory, can take up a scale and a shift."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, nn.Parameter) or not isinstance(bias, nn.Parameter):
         return False

@@ -81,7 +81,7 @@ class LinEAS(Method):
     strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1)
 
     def passes(self) -> float:
-        """An estimate for the usual number of pairs; each step reads half of a batch of pairs."""
+        """Return an estimate for the usual number of pairs; each step reads half of a batch of pairs."""
         return (1 + STEP_COST * self.steps * min(self.batch_size, USUAL_PAIRS) / USUAL_PAIRS) / 2
 
     def check(self, model: PreTrainedModel) -> None:
@@ -103,7 +103,7 @@ class LinEAS(Method):
                 sites.last_norm(model, layer)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """The memory for training the maps, at most: a forward ends before the logits, which are counted here.
+        """Return the memory for training the maps, at most: a forward ends before the logits, which are counted here.
 
         The places are only found in a model with weights, so two tensors of their size are mapped before each block.
         """
@@ -115,7 +115,7 @@ class LinEAS(Method):
             return training_memory(model, [slopes, shifts], "adamw", [(self.batch_size, self.max_tokens)])
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """A map for each place, "<place>.scale" and "<place>.shift" (D,).
+        """Return a map for each place, "<place>.scale" and "<place>.shift" (D,).
 
         Raises SetupError without pairs, where both sides have the same texts, and where the loss is not finite.
         """
@@ -139,7 +139,7 @@ class LinEAS(Method):
         }
 
     def _spots(self, model: PreTrainedModel) -> list[Spot]:
-        """The places that are mapped, in the order in which they run."""
+        """Return the places that are mapped, in the order in which they run."""
         found = maps.post_norms(model) if self.where == "auto" else []
         if not found and self.where in ("auto", "norm"):
             layers = range(len(layout.blocks(model)))
@@ -149,7 +149,7 @@ class LinEAS(Method):
     def _learn(
         self, model: PreTrainedModel, spots: Sequence[Spot], source: Sequence[Text], targets: Sequence[Tensor]
     ) -> tuple[list[Map], list[float]]:
-        """The maps, and the loss at each step. targets: (N, D) of each place."""
+        """Return the maps, and the loss at each step. targets: (N, D) of each place."""
         generator = torch.Generator().manual_seed(self.seed)
         half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
         losses, scale = list[float](), LOSS_SCALE if half else 1.0
@@ -175,13 +175,13 @@ class LinEAS(Method):
         return [Map(1 + slope, shift.clone()) for slope, shift in rows], losses
 
     def _rate(self, step: int) -> float:
-        """The learning rate of a step counted from 0."""
+        """Return the learning rate of a step counted from 0."""
         return self.learning_rate * (END_RATE + (1 - END_RATE) * (1 + math.cos(math.pi * step / self.steps)) / 2)
 
     def _batch(
         self, source: Sequence[Text], targets: Sequence[Tensor], generator: torch.Generator
     ) -> tuple[list[Text], list[Tensor]]:
-        """Source texts, and as many rows of each place's targets; all of them where they are one batch."""
+        """Return source texts, and as many rows of each place's targets; all of them where they are one batch."""
         if len(source) <= self.batch_size:
             return list(source), list(targets)
         texts, rows = (torch.randperm(len(source), generator=generator)[: self.batch_size] for _ in range(2))
@@ -196,7 +196,7 @@ class LinEAS(Method):
         source: Sequence[Text],
         targets: Sequence[Tensor],
     ) -> Tensor:
-        """The loss for maps y + slope y + shift, (M, D) each, of source texts and their targets, (B, D) a place."""
+        """Return the loss for maps y + slope y + shift, (M, D) each, of source texts and targets (B, D) a place."""
         places = [spot.place for spot in spots]
         with hooked(place.hook(_mapping(slopes, shifts, at)) for at, place in enumerate(places)):
             pooled = directions.pooled_once(model, source, places, read=self.read, skip_first=self.skip_first)
@@ -205,7 +205,7 @@ class LinEAS(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Map the places inside the block. Raises SetupError for an artefact of another model or other places."""
+        """Map the places inside the `with`. Raises SetupError for an artefact of another model or other places."""
         spots = self._spots(model) if strength else []
         found = [maps.loaded(model, artefact, spot, self.name, supported=False) for spot in spots]
         with maps.applied(spots, found, strength):
@@ -213,13 +213,13 @@ class LinEAS(Method):
 
 
 def distance(source: Tensor, target: Tensor) -> Tensor:
-    """Scalar: the mean over units of the squared distances of sorted values, summed over the texts, (B, D) each."""
+    """Return the mean over units of the squared distances of sorted values, summed over the texts, (B, D) each."""
     gaps = source.sort(0).values - target.to(source.device).sort(0).values  # (B, D)
     return gaps.square().sum(0).mean()
 
 
 def sparser(values: Tensor, threshold: float) -> Tensor:
-    """The proximal step of threshold * (sum |x| + sqrt(D) |x|) for each row x of values (M, D)."""
+    """Return the proximal step of threshold * (sum |x| + sqrt(D) |x|) for each row x of values (M, D)."""
     shrunk = soft_threshold(values, threshold)
     lengths = shrunk.norm(dim=-1, keepdim=True)  # (M, 1)
     least = threshold * math.sqrt(values.shape[-1])

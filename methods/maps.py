@@ -21,8 +21,8 @@ EDGE = 0.01  # of the support at either end, over which a map comes in
 class Map(NamedTuple):
     """y -> scale * y + shift for low < y < high, all (width,); low and high are None where every value is mapped.
 
-    Within EDGE of either end of the support the map sets in linearly: with a jump, rounding, which differs from batch
-    to batch, would decide whether a value is moved.
+    Near either end of the support (within EDGE) the map sets in linearly. With a jump there, rounding, which differs
+    from batch to batch, would decide whether a value is moved.
     """
 
     scale: Tensor
@@ -31,7 +31,7 @@ class Map(NamedTuple):
     high: Tensor | None = None
 
     def share(self, values: Tensor) -> Tensor | None:
-        """(..., width) how much of the map acts on a value: 0 outside the support, 1 well inside; None: 1."""
+        """(..., width) how much of the map acts on a value: 0 outside the support, 1 well inside; None means 1."""
         if self.low is None or self.high is None:
             return None
         from_end = torch.minimum(values - self.low, self.high - values)  # (..., width)
@@ -39,11 +39,11 @@ class Map(NamedTuple):
         return (from_end / ramp.where(ramp > 0, torch.ones_like(ramp))).clamp(0, 1)
 
     def to(self, device: torch.device) -> "Map":
-        """The same map on another device."""
+        """Return the same map on another device."""
         return Map(*(None if one is None else one.to(device) for one in self))  # type: ignore[arg-type]
 
     def partial(self, strength: float) -> tuple[Tensor, Tensor]:
-        """The slope and offset (width,) with which it acts at this strength: y <- y + (slope y + offset)."""
+        """Return the slope and offset (width,) with which it acts at this strength: y <- y + (slope y + offset)."""
         return strength * (self.scale - 1), strength * self.shift
 
 
@@ -57,7 +57,7 @@ class Spot(NamedTuple):
 
 
 def spots(model: PreTrainedModel, where: Where) -> list[Spot]:
-    """The places of every block, in the order in which they run."""
+    """Return the places of every block, in the order in which they run."""
     layers = range(len(layout.blocks(model)))
     if where == "block":
         width = layout.width(model)
@@ -67,13 +67,13 @@ def spots(model: PreTrainedModel, where: Where) -> list[Spot]:
 
 
 def post_norms(model: PreTrainedModel) -> list[Spot]:
-    """The norms between what attention and the MLP write and the stream, of every block; [] where a model has none."""
+    """Return the norms after attention and MLP, before the stream, of every block; [] where a model has none."""
     parts = [part for part in PARTS if sites.is_normed(model, 0, part)]
     return [spot for spot in spots(model, "both") if spot.part in parts] if parts else []
 
 
 def saved(spots: Sequence[Spot], maps: Sequence[Map]) -> Artefact:
-    """The maps of these places by name, "<place>.scale" and so on, (width,) each."""
+    """Return the maps of these places by name, "<place>.scale" and so on, (width,) each."""
     return {
         f"{spot.key}.{field}": value.contiguous()
         for spot, one in zip(spots, maps, strict=True)
@@ -83,14 +83,14 @@ def saved(spots: Sequence[Spot], maps: Sequence[Map]) -> Artefact:
 
 
 def loaded(model: PreTrainedModel, artefact: Artefact, spot: Spot, method: str, *, supported: bool) -> Map:
-    """The map of a place, with a support or without. Raises SetupError where the artefact is another model's."""
+    """Return the map of a place, with a support or without. Raises SetupError where the artefact is another model's."""
     fields = Map._fields if supported else Map._fields[:2]
     return Map(*(directions.fitted(model, artefact, f"{spot.key}.{field}", method) for field in fields))
 
 
 @contextmanager
 def applied(spots: Sequence[Spot], maps: Sequence[Map], strength: float) -> Iterator[None]:
-    """Map the places inside the block: in the weights of modules that can take a map up, else by hooks."""
+    """Map the places inside the `with`: in the weights of modules that can take a map up, else by hooks."""
     new: dict[nn.Parameter, Tensor] = {}
     hooks = []
     for spot, one in zip(spots, maps, strict=True):
@@ -104,7 +104,7 @@ def applied(spots: Sequence[Spot], maps: Sequence[Map], strength: float) -> Iter
 
 
 def mapping(place: Place, one: Map, strength: float) -> Hook:
-    """A hook that maps the values at a place, each by itself, in fp32; it takes any shape (..., width)."""
+    """Return a hook that maps the values at a place, each by itself, in fp32; it takes any shape (..., width)."""
     slope, offset = one.partial(strength)
 
     def function(hidden: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def _made(name: OptimizerName, masters: Sequence[Tensor], learning_rate: float) 
 
 
 def gradients(loss: Tensor, of: Sequence[Tensor], scale: float) -> tuple[list[Tensor], float]:
-    """The gradients of a loss, computed of `scale` times the loss, and the scale to go on with.
+    """Return the gradients of a loss, computed with `scale` times the loss, and the scale to go on with.
 
     A scale above 1 is for a model in float16 (LOSS_SCALE). It is halved until the gradients are finite, or it is 1.
     """
@@ -136,7 +136,7 @@ def gradients(loss: Tensor, of: Sequence[Tensor], scale: float) -> tuple[list[Te
 
 
 def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
-    """Each value moved towards 0 by the threshold, and to 0 where its absolute value is smaller."""
+    """Return each value moved towards 0 by the threshold, and 0 where its absolute value is smaller."""
     return values.sign() * (values.abs() - threshold).clamp(min=0)
 
 

@@ -83,10 +83,10 @@ def is_normed(model: PreTrainedModel, layer: int, part: Part) -> bool:
 
 
 def last_norm(model: PreTrainedModel, layer: int) -> Place:
-    """The output (B, T, D) of the last norm that a block itself has: in Llama, OPT and GPT-2 the one before the MLP.
+    """Return the output (B, T, D) of the last norm that is a part of the block itself: in Llama that before the MLP.
 
-    Where attention and MLP run side by side it may be their only norm (GPT-J, Phi-2), and in Gemma 2 and 3 and OLMo 2
-    and 3 it is the one behind the MLP. Raises SetupError for a block without a norm of its own.
+    In GPT-2 and OPT as well; where attention and MLP run side by side it may be their only norm (GPT-J, Phi-2), and in
+    Gemma 2 and 3 and OLMo 2 and 3 it is the one after the MLP. Raises SetupError for a block without a norm of its own.
     """
     norms = [module for module in layout.blocks(model)[layer].children() if "norm" in type(module).__name__.lower()]
     if not norms:
