@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from methods.act import AcT as AcT
     from methods.act_add import ActAdd as ActAdd
     from methods.activation_scaling import ActivationScaling as ActivationScaling
+    from methods.argre import ARGRE as ARGRE
     from methods.aura import AurA as AurA
     from methods.base import Artefact as Artefact
     from methods.base import Examples as Examples
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from methods.dexperts import DExperts as DExperts
     from methods.dinm import DINM as DINM
     from methods.dpo import DPO as DPO
+    from methods.eigenshift import EigenShift as EigenShift
     from methods.errors import SetupError as SetupError
     from methods.finetune import Finetune as Finetune
     from methods.gate import Gate as Gate
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from methods.iti import ITI as ITI
     from methods.itic import ITIC as ITIC
     from methods.kl_then_steer import KLThenSteer as KLThenSteer
+    from methods.lineas import LinEAS as LinEAS
     from methods.lora import LoRA as LoRA
     from methods.mean_centring import MeanCentring as MeanCentring
     from methods.probe_rows import ProbeRows as ProbeRows
@@ -67,6 +70,7 @@ _MODULES = {
     "ablation": ["Ablation"],
     "act": ["AcT"],
     "act_add": ["ActAdd"],
+    "argre": ["ARGRE"],
     "aura": ["AurA"],
     "activation_scaling": ["ActivationScaling"],
     "base": ["Artefact", "Examples", "FitData", "Labelled", "Method", "Pairs", "Steering", "load", "save"],
@@ -75,6 +79,7 @@ _MODULES = {
     "dinm": ["DINM"],
     "dpo": ["DPO"],
     "dexperts": ["DExperts"],
+    "eigenshift": ["EigenShift"],
     "errors": ["SetupError"],
     "finetune": ["Finetune"],
     "gate": ["Gate"],
@@ -85,6 +90,7 @@ _MODULES = {
     "iti": ["ITI"],
     "itic": ["ITIC"],
     "kl_then_steer": ["KLThenSteer"],
+    "lineas": ["LinEAS"],
     "lora": ["LoRA"],
     "mean_centring": ["MeanCentring"],
     "probe_rows": ["ProbeRows"],

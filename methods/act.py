@@ -3,18 +3,17 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import blockwise, directions, layout, sites
+from methods import blockwise, directions, maps
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
-from methods.folding import folded, has_bias
-from methods.intervention import Hook, current_positions, edited, hooked
-from methods.sites import PARTS, Part, Place
+from methods.intervention import Hook, current_positions, hooked
+from methods.maps import Map, Spot
 from methods.tokens import Text, encode_pairs
 
 Kind = Literal["linear", "mean", "gaussian"]
@@ -23,43 +22,8 @@ Support = Literal["source", "infinite"]
 Pushed = Literal["both", "source"]
 ActRead = Literal["all", "continuation"]
 
-EDGE = 0.01  # of the support at either end, over which a map comes in
 FLAT = 1e-4  # standard deviation up to which the authors' mean and gaussian maps leave a unit alone
 TALLIED = 64  # source texts on which the share of values inside the support is counted
-
-
-class Map(NamedTuple):
-    """y -> scale * y + shift for low < y < high, all (width,); low and high are None where every value is mapped.
-
-    Near either end of the support (within EDGE) the map sets in linearly. With a jump there, rounding, which differs
-    from batch to batch, would decide whether a value is moved.
-    """
-
-    scale: Tensor
-    shift: Tensor
-    low: Tensor | None
-    high: Tensor | None
-
-    def share(self, values: Tensor) -> Tensor | None:
-        """(..., width) how much of the map acts on a value: 0 outside the support, 1 well inside; None means 1."""
-        if self.low is None or self.high is None:
-            return None
-        from_end = torch.minimum(values - self.low, self.high - values)  # (..., width)
-        ramp = EDGE * (self.high - self.low)
-        return (from_end / ramp.where(ramp > 0, torch.ones_like(ramp))).clamp(0, 1)
-
-    def to(self, device: torch.device) -> "Map":
-        """Return the same map on another device."""
-        return Map(*(None if one is None else one.to(device) for one in self))  # type: ignore[arg-type]
-
-
-class Spot(NamedTuple):
-    """A place of the model that is mapped: its name in the artefact, and its block."""
-
-    key: str
-    layer: int
-    part: Part | None  # None: the output of the block
-    place: Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,28 +122,18 @@ class AcT(Method):
                 "one to the other; give pairs whose texts differ"
             )
         spots = self._spots(model)
-        maps = (self._causal if self.causal else self._at_once)(model, spots, texts.undesired, texts.desired)
-        artefact = {
-            f"{spot.key}.{field}": value.contiguous()
-            for spot, one in zip(spots, maps, strict=True)
-            for field, value in one._asdict().items()
-            if value is not None
-        }
+        found = (self._causal if self.causal else self._at_once)(model, spots, texts.undesired, texts.desired)
+        artefact = maps.saved(spots, found)
         artefact[INFO + "cut_pairs"] = torch.tensor(texts.cut)
         if self.support == "source":
-            artefact[INFO + "inside_support"] = self._inside(model, spots, maps, texts.undesired[:TALLIED])
+            artefact[INFO + "inside_support"] = self._inside(model, spots, found, texts.undesired[:TALLIED])
         return artefact
 
     def _spots(self, model: PreTrainedModel) -> list[Spot]:
         """The places that are mapped, in the order in which they run."""
-        layers = range(len(layout.blocks(model)))
-        if self.where == "block":
-            width = layout.width(model)
-            return [Spot(f"layers.{i}", i, None, Place(layout.blocks(model)[i], "output", width)) for i in layers]
-        parts: Sequence[Part] = PARTS if self.where == "both" else [part for part in PARTS if part == self.where]
         if self.where == "auto":
-            parts = [part for part in PARTS if sites.is_normed(model, 0, part)] or ["attention"]
-        return [Spot(f"layers.{i}.{part}", i, part, sites.written(model, i, part)) for i in layers for part in parts]
+            return maps.post_norms(model) or maps.spots(model, "attention")
+        return maps.spots(model, self.where)
 
     def _at_once(
         self, model: PreTrainedModel, spots: Sequence[Spot], source: Sequence[Text], target: Sequence[Text]
@@ -200,16 +154,16 @@ class AcT(Method):
         of_source = torch.tensor([i < len(source) for i in order])
         with blockwise.kept(model) as batches:
             (first,) = self._unsteered(model, spots[:1], [texts[i] for i in order])
-        maps: list[Map] = []
+        fitted: list[Map] = []
         hooks: list[Hook] = []
         for number, spot in enumerate(spots):
             if number and spot.layer != spots[number - 1].layer:
                 blockwise.run(model, batches, spot.layer - 1, hooks, onward=True)
                 hooks = []
             pooled = first if number == 0 else self._pooled(model, batches, spot, hooks)  # (N, D)
-            maps.append(self._map(pooled[of_source], pooled[~of_source] if still is None else still[number]))
-            hooks.append(_hook(spot.place, maps[-1], 1.0))
-        return maps
+            fitted.append(self._map(pooled[of_source], pooled[~of_source] if still is None else still[number]))
+            hooks.append(maps.mapping(spot.place, fitted[-1], 1.0))
+        return fitted
 
     def _pooled(
         self, model: PreTrainedModel, batches: Sequence[blockwise.Batch], spot: Spot, hooks: Sequence[Hook]
@@ -242,7 +196,7 @@ class AcT(Method):
         return Map(scale, shift, *ends)
 
     def _inside(
-        self, model: PreTrainedModel, spots: Sequence[Spot], maps: Sequence[Map], texts: Sequence[Text]
+        self, model: PreTrainedModel, spots: Sequence[Spot], fitted: Sequence[Map], texts: Sequence[Text]
     ) -> Tensor:
         """Scalar: the share of values inside the support, over places, units and the tokens read."""
         counted = torch.zeros(2, dtype=torch.float64)
@@ -258,30 +212,18 @@ class AcT(Method):
 
             return function
 
-        pairs = zip(spots, maps, strict=True)
-        with hooked([spot.place.hook(counting(one, _hook(spot.place, one, 1.0))) for spot, one in pairs]):
+        pairs = zip(spots, fitted, strict=True)
+        with hooked([spot.place.hook(counting(one, maps.mapping(spot.place, one, 1.0))) for spot, one in pairs]):
             directions.pooled_at(model, texts, [], read=self.read)
         return (counted[0] / counted[1]).float()
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Map the places inside the `with`. Raises SetupError for an artefact of another model or other places."""
-        new: dict[nn.Parameter, Tensor] = {}
-        hooks = []
-        for spot in self._spots(model) if strength else []:
-            one = self._fitted(model, artefact, spot)
-            if one.low is None and spot.part is not None and has_bias(spot.place.module):
-                scale, shift = partial(one, strength)
-                new |= folded(spot.place.module, 1 + scale, shift)
-            else:
-                hooks.append(_hook(spot.place, one, strength))
-        with edited(new), hooked(hooks):
+        spots, supported = self._spots(model) if strength else [], self.support == "source"
+        found = [maps.loaded(model, artefact, spot, self.name, supported=supported) for spot in spots]
+        with maps.applied(spots, found, strength):
             yield Steering()
-
-    def _fitted(self, model: PreTrainedModel, artefact: Artefact, spot: Spot) -> Map:
-        fields = Map._fields if self.support == "source" else Map._fields[:2]
-        found = [directions.fitted(model, artefact, f"{spot.key}.{field}", self.name) for field in fields]
-        return Map(found[0], found[1], *(found[2:] or (None, None)))
 
 
 def transport(source: Tensor, target: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
@@ -305,24 +247,3 @@ def transport(source: Tensor, target: Tensor, kind: Kind) -> tuple[Tensor, Tenso
         scale = ratio.where(moved, ones)
         shift = (mean_b - scale * mean_a).where(moved, 0 * ones)
     return scale.float(), shift.float()
-
-
-def partial(one: Map, strength: float) -> tuple[Tensor, Tensor]:
-    """Return the slope and offset (D,) with which a map at this strength acts: y <- y + (slope y + offset)."""
-    return strength * (one.scale - 1), strength * one.shift
-
-
-def _hook(place: Place, one: Map, strength: float) -> Hook:
-    """Maps the values at a place, each by itself, in fp32; it takes any shape (..., D)."""
-    slope, offset = partial(one, strength)
-
-    def function(hidden: Tensor) -> Tensor:
-        nonlocal one, slope, offset
-        one, slope, offset = one.to(hidden.device), slope.to(hidden.device), offset.to(hidden.device)
-        values = hidden.float()
-        added, share = slope * values + offset, one.share(values)
-        if share is None:
-            return (values + added).to(hidden.dtype)
-        return torch.where(share > 0, (values + share * added).to(hidden.dtype), hidden)
-
-    return Hook(place.module, place.side, function)

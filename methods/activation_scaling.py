@@ -15,7 +15,7 @@ from methods import layout, sites
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, edited, hooked
-from methods.optimiser import LOSS_SCALE
+from methods.optimiser import LOSS_SCALE, gradients, soft_threshold
 from methods.placement import check_materialised, input_device
 from methods.progress import advance
 from methods.sites import Place
@@ -167,14 +167,10 @@ class ActivationScaling(Method):
                         "method.learning_rate, or check that the model's weights are whole"
                         + (", or set model.dtype=bfloat16" if half else "")
                     )
-                (gradient,) = torch.autograd.grad(loss * scale, [scales], retain_graph=half)
-                while half and not gradient.isfinite().all() and scale > 1:  # too large for 16 bits
-                    scale /= 2
-                    (gradient,) = torch.autograd.grad(loss * scale, [scales], retain_graph=True)
-                scales.grad = gradient / scale
+                (scales.grad,), scale = gradients(loss, [scales], scale)
                 optimiser.step()
                 with torch.no_grad():
-                    scales.copy_(proximal(scales, self.sparsity * _step_size(optimiser, scales)))
+                    scales.copy_(soft_threshold(scales, self.sparsity * _step_size(optimiser, scales)))
                 losses.append(float(loss.detach()))
                 tokens = sum(len(text.tokens) for text in [*(text for pair in some for text in pair), *others])
                 advance((STEP_COST - 1) * tokens)
@@ -251,11 +247,6 @@ def _step_size(optimiser: torch.optim.Adam, scales: Tensor) -> Tensor:
     squared: Tensor = state["exp_avg_sq"] / (1 - options["betas"][1] ** float(state["step"]))
     size: Tensor = options["lr"] / (squared.sqrt() + options["eps"])
     return size
-
-
-def proximal(scales: Tensor, threshold: Tensor) -> Tensor:
-    """Soft thresholding moves each scalar towards 0 by its threshold, and to 0 where its absolute value is smaller."""
-    return scales.sign() * (scales.abs() - threshold).clamp(min=0)
 
 
 def _told(text: Text, prompt: int | None = None) -> Text:

@@ -5,7 +5,7 @@ times that of the others, so it dominates any mean, norm or SVD that includes it
 function that pools names the positions that it reads.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -57,10 +57,7 @@ def pooled_features(
     """
     norm = layout.final_norm(model) if after_final_norm else None
     pooled = torch.empty(len(layers), len(texts), layout.width(model))
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))  # little padding
-    for start in range(0, len(by_length), batch_size):
-        rows = by_length[start : start + batch_size]
-        batch = [texts[i] for i in rows]
+    for rows, batch in _batches(texts, batch_size):
         with record(model, layers, site) as seen:
             _forward(model, batch, max(layers), padding)
         weights = _weights(batch, read, skip_first, padding)  # (B, T)
@@ -90,29 +87,70 @@ def pooled_at(
     that has to run; None: all.
     """
     pooled = [torch.empty(len(texts), place.width) for place in places]
-    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))  # little padding
-    for start in range(0, len(by_length), batch_size):
-        rows = by_length[start : start + batch_size]
-        batch = [texts[i] for i in rows]
-        weights = _weights(batch, read, skip_first)  # (B, T)
-
-        def keep(at: int) -> Callable[[Tensor], Tensor]:
-            def function(hidden: Tensor) -> Tensor:  # (B, T, width)
-                own = weights.to(hidden.device)  # noqa: B023  # it runs in this round of the loop
-                if reduce == "max":
-                    found = hidden.float().masked_fill(own[..., None] == 0, -torch.inf).amax(1)
-                else:
-                    found = torch.einsum("bt,btd->bd", own, hidden.float())
-                pooled[at][rows] = found.cpu()  # noqa: B023
-                return hidden
-
-            return function
-
-        with hooked(place.hook(keep(at)) for at, place in enumerate(places)):
-            _forward(model, batch, len(layout.blocks(model)) - 1 if last is None else last)
+    for rows, batch in _batches(texts, batch_size):
+        found = pooled_once(model, batch, places, read=read, reduce=reduce, skip_first=skip_first, last=last)
+        for whole, one in zip(pooled, found, strict=True):
+            whole[rows] = one.cpu()
     for one in pooled:
         check_finite(one)
     return pooled
+
+
+def pooled_once(
+    model: PreTrainedModel,
+    batch: Sequence[Text],
+    places: Sequence[Place],
+    *,
+    read: Read,
+    reduce: Reduce = "mean",
+    skip_first: int = 0,
+    last: int | None = None,
+) -> list[Tensor]:
+    """Return (B, width) fp32 for each place, as `pooled_at` of one batch; on the model's device, with gradients."""
+    weights = _weights(batch, read, skip_first)  # (B, T)
+    pooled: dict[int, Tensor] = {}
+
+    def keep(at: int) -> Callable[[Tensor], Tensor]:
+        def function(hidden: Tensor) -> Tensor:  # (B, T, width)
+            own = weights.to(hidden.device)
+            if reduce == "max":
+                pooled[at] = hidden.float().masked_fill(own[..., None] == 0, -torch.inf).amax(1)
+            else:
+                pooled[at] = torch.einsum("bt,btd->bd", own, hidden.float())
+            return hidden
+
+        return function
+
+    with hooked(place.hook(keep(at)) for at, place in enumerate(places)):
+        _forward(model, batch, len(layout.blocks(model)) - 1 if last is None else last)
+    return [pooled[at] for at in range(len(places))]
+
+
+@torch.inference_mode()
+def final_states(model: PreTrainedModel, texts: Sequence[Text], *, batch_size: int = 32) -> list[Tensor]:
+    """Return the states that the unembedding reads around each text's continuation of C tokens: (C + 1, D) fp32, CPU.
+
+    From row i token i of the continuation is predicted, and row i + 1 is the state after it. Every text has a prompt of
+    at least one token. Raises SetupError for a model without a final norm.
+    """
+    norm, last = layout.final_norm(model), len(layout.blocks(model)) - 1
+    found = [torch.empty(0)] * len(texts)
+    for rows, batch in _batches(texts, batch_size):
+        with record(model, [last]) as seen:
+            _forward(model, batch, last)
+        states = norm(seen[last]).float().cpu()  # (B, T, D)
+        for number, text, own in zip(rows, batch, states, strict=True):
+            found[number] = own[text.prompt - 1 : len(text.tokens)].clone()
+            check_finite(found[number])
+    return found
+
+
+def _batches(texts: Sequence[Text], size: int) -> Iterator[tuple[list[int], list[Text]]]:
+    """Yield batches of texts of similar length, which need little padding: the numbers of the texts, and the texts."""
+    by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))
+    for start in range(0, len(by_length), size):
+        rows = by_length[start : start + size]
+        yield rows, [texts[i] for i in rows]
 
 
 @torch.inference_mode()

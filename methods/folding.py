@@ -1,4 +1,4 @@
-"""A linear module whose outputs are scaled and shifted, as new weights for `intervention.edited`."""
+"""A linear module or LayerNorm whose outputs are scaled and shifted, as new weights for `intervention.edited`."""
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -7,24 +7,26 @@ from methods.errors import SetupError
 
 
 def has_bias(module: nn.Module) -> bool:
-    """Return whether the module is one linear map with a bias, in memory, which can take up a scale and a shift."""
+    """Return whether the module, a linear map or LayerNorm with a bias, in memory, can take up a scale and a shift."""
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(weight, nn.Parameter) or not isinstance(bias, nn.Parameter):
         return False
-    return weight.dim() == 2 and not weight.is_meta
+    return (weight.dim() == 2 or isinstance(module, nn.LayerNorm)) and not weight.is_meta
 
 
 def folded(module: nn.Module, scale: Tensor, shift: Tensor | None = None) -> dict[nn.Parameter, Tensor]:
-    """Return the parameters with which a linear module gives scale * y + shift where it gave y = W x + b.
+    """Return the parameters with which a module gives scale * y + shift where it gave y = W x + b.
 
         W' = diag(scale) W;   b' = scale * b + shift
 
-    scale, shift: (outputs,). The product is rounded once to the type of the weights. Raises SetupError for a module
-    without a weight matrix of that many outputs, and for a shift where the module has no bias.
+    The weight of a LayerNorm is the diagonal of W. scale, shift: (outputs,). The product is rounded once to the type of
+    the weights. Raises SetupError for a module without a weight of that many outputs, and for a shift where the module
+    has no bias.
     """
     weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    columns = isinstance(module, Conv1D)  # which stores (inputs, outputs)
-    outputs = weight.shape[-1 if columns else 0] if isinstance(weight, nn.Parameter) and weight.dim() == 2 else None
+    columns = isinstance(module, Conv1D | nn.LayerNorm)  # which store (inputs, outputs), and (outputs,)
+    known = isinstance(weight, nn.Parameter) and (weight.dim() == 2 or isinstance(module, nn.LayerNorm))
+    outputs = weight.shape[-1 if columns else 0] if known and weight is not None else None
     if not isinstance(weight, nn.Parameter) or outputs != len(scale):
         raise SetupError(
             f"a {type(module).__name__} with {outputs or 'no matrix of'} outputs cannot take up {len(scale)} factors; "

@@ -123,6 +123,23 @@ def _made(name: OptimizerName, masters: Sequence[Tensor], learning_rate: float) 
     return torch.optim.AdamW(masters, lr=learning_rate, weight_decay=0.0, fused=True)
 
 
+def gradients(loss: Tensor, of: Sequence[Tensor], scale: float) -> tuple[list[Tensor], float]:
+    """Return the gradients of a loss, computed with `scale` times the loss, and the scale to go on with.
+
+    A scale above 1 is for a model in float16 (LOSS_SCALE). It is halved until the gradients are finite, or it is 1.
+    """
+    found = torch.autograd.grad(loss * scale, list(of), retain_graph=scale > 1)
+    while scale > 1 and not all(one.isfinite().all() for one in found):
+        scale /= 2
+        found = torch.autograd.grad(loss * scale, list(of), retain_graph=True)
+    return [one / scale for one in found], scale
+
+
+def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
+    """Return each value moved towards 0 by the threshold, and 0 where its absolute value is smaller."""
+    return values.sign() * (values.abs() - threshold).clamp(min=0)
+
+
 def moment_bytes(name: OptimizerName, shape: Sequence[int]) -> int:
     """Return the bytes that the moments of a weight of this shape take."""
     entries = math.prod(shape)

@@ -136,4 +136,17 @@ PAPERS = {
          "Chaudhury, Subhajit", "Pedapati, Tejaswini", "Daniel, Luca"),
         "Large Language Models can be Strong Self-Detoxifiers", 2024,
     ),
+    "2503.10679": Paper(
+        ("Rodriguez, Pau", "Klein, Michal", "Gualdoni, Eleonora", "Maiorca, Valentino", "Blaas, Arno", "Zappella, Luca",
+         "Cuturi, Marco", "Suau, Xavier"),
+        "LinEAS: End-to-end Learning of Activation Steering with a Distributional Loss", 2025,
+    ),
+    "2509.16660": Paper(
+        ("Shaik, Zuhair Hasan", "Mazhar, Abdullah", "Srivastava, Aseem", "Akhtar, Md Shad"),
+        "Redefining Experts: Interpretable Decomposition of Language Models for Toxicity Mitigation", 2025,
+    ),
+    "2510.01243": Paper(
+        ("Xiao, Yisong", "Liu, Aishan", "Liang, Siyuan", "Ying, Zonghao", "Liu, Xianglong", "Tao, Dacheng"),
+        "Detoxifying Large Language Models via Autoregressive Reward Guided Representation Editing", 2025,
+    ),
 }  # fmt: skip

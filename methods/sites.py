@@ -82,6 +82,18 @@ def is_normed(model: PreTrainedModel, layer: int, part: Part) -> bool:
     return found.projection is not found.last
 
 
+def last_norm(model: PreTrainedModel, layer: int) -> Place:
+    """Return the output (B, T, D) of the last norm that is a part of the block itself: in Llama that before the MLP.
+
+    In GPT-2 and OPT as well; where attention and MLP run side by side it may be their only norm (GPT-J, Phi-2), and in
+    Gemma 2 and 3 and OLMo 2 and 3 it is the one after the MLP. Raises SetupError for a block without a norm of its own.
+    """
+    norms = [module for module in layout.blocks(model)[layer].children() if "norm" in type(module).__name__.lower()]
+    if not norms:
+        raise SetupError(f"{model.config.model_type}: block {layer} has no norm of its own; choose another place")
+    return Place(norms[-1], "output", layout.width(model))
+
+
 def output_bias(model: PreTrainedModel, layer: int, part: Part) -> nn.Parameter | None:
     """The bias (D,) of the matrix through which attention or the MLP writes; None if there is none, or several."""
     bias = getattr(projected(model, layer, part).module, "bias", None)

@@ -31,6 +31,7 @@ from methods.caa import CAA
 from methods.detox import DeTox
 from methods.dinm import DINM
 from methods.dpo import DPO
+from methods.eigenshift import EigenShift
 from methods.errors import SetupError
 from methods.finetune import Finetune
 from methods.intervention import Hook, adding, hooked
@@ -274,7 +275,7 @@ def test_fine_tuned_weights_are_a_checkpoint_and_no_adapter(world):
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 @pytest.mark.parametrize(
     ("method", "rank"),
-    [(DeTox(), 2), (DeTox(rank=3), 3), (ProbeRows(min_steps=50), 1),
+    [(DeTox(), 2), (DeTox(rank=3), 3), (ProbeRows(min_steps=50), 1), (EigenShift(share=0.09), 3),
      (LoRA(rank=4, alpha=8, learning_rate=1e-2), 4), (DPO(rank=5, alpha=5, learning_rate=1e-2), 5)],
 )  # fmt: skip
 def test_peft_adapter_of_the_edits_own_rank(world, architecture, method, rank):
@@ -289,8 +290,10 @@ def test_peft_adapter_of_the_edits_own_rank(world, architecture, method, rank):
     assert json.loads((output / "adapter_config.json").read_text())["r"] == rank
 
 
-@pytest.mark.parametrize("method", [TaskNegation(learning_rate=1e-3), DINM(learning_rate=1e-2)], ids=str)
-def test_trained_weights_are_a_checkpoint(world, method):
+@pytest.mark.parametrize(
+    "method", [TaskNegation(learning_rate=1e-3), DINM(learning_rate=1e-2), EigenShift(share=0.3)], ids=str
+)
+def test_edited_weights_are_a_checkpoint(world, method):
     lm = fresh(world, "gpt2")
     one, unsteered = steered(lm, method, 0.5, str(world / "gpt2")), plain_logits(lm.model)
     with one.on():

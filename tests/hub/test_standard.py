@@ -34,7 +34,7 @@ SHA = "c1212f89" + "0" * 56  # begins as the published name says; no real one
 GIVEN = [f"model.id={NAME}", f"scorer.detoxify.sha256={SHA}"]
 MORE = [f"{prompt} then {verb}" for prompt in PROMPTS for verb in VERBS]
 TRAINING = {"lora", "dpo", "dinm", "kl_then_steer", "activation_scaling", "task_negation", "dexperts", "finetune",
-            "security_vector"}  # fmt: skip
+            "security_vector", "lineas"}  # fmt: skip
 CHOICES = {"label": list("ABCD"), "text": ["fox", "dog", "bird", "tree"]}
 FIVE = {"label": list("ABCDE"), "text": ["fox", "dog", "bird", "tree", "road"]}
 
@@ -193,7 +193,7 @@ def test_every_method_has_its_cells():
         "stack",
         "imported",
     }  # what is stacked or read from a file is the user's choice
-    assert len({json.dumps(one, sort_keys=True) for one in said}) == len(said) == 72
+    assert len({json.dumps(one, sort_keys=True) for one in said}) == len(said) == 79
 
 
 @pytest.mark.slow
@@ -226,7 +226,7 @@ def assert_memory_is_told(said):
 def test_a_dry_run_tells_cells_and_memory(world, tmp_path, capsys):
     assert main([*given_and_small(world, tmp_path), "runtime.dry_run=true"]) == 0
     said = capsys.readouterr().out
-    assert "46 cells, 0 known" in said
+    assert "49 cells, 0 known" in said
     assert_memory_is_told(" ".join(said.split()))
 
 
@@ -237,7 +237,7 @@ def test_it_runs_to_its_table(world, tmp_path, capsys, monkeypatch):
     assert main(given) == 0
     said = capsys.readouterr().err
     assert "skipped" not in said and "failed" not in said
-    assert "time: 46 cells, " in said
+    assert "time: 49 cells, " in said
     assert_memory_is_told(said)
     found = [one for one in map(record.read, (tmp_path / "results/runs/records").iterdir()) if one]
     test = [one for one in found if one.split == "test"]

@@ -10,10 +10,11 @@ from bench.export.effect import measure
 from bench.model.lm import LM
 from bench.model.sampling import prefill
 from methods import blockwise, layout, sites
-from methods.act import EDGE, AcT, transport
+from methods.act import AcT, transport
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
 from methods.intervention import generating, hooked, record
+from methods.maps import EDGE
 from methods.progress import counting
 from tests.architectures import lm_of
 from tests.methods.test_contract import PAIRS

@@ -7,10 +7,11 @@ from torch.nn import functional
 from bench.export.effect import measure
 from bench.model.sampling import prefill
 from methods import layout, sites
-from methods.activation_scaling import ActivationScaling, mean_log_probabilities, proximal
+from methods.activation_scaling import ActivationScaling, mean_log_probabilities
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
 from methods.intervention import hooked
+from methods.optimiser import soft_threshold
 from methods.tokens import encode, encode_pairs
 from tests.architectures import CONFIGS, lm_of
 from tests.methods.test_contract import DATA, PAIRS
@@ -103,7 +104,8 @@ def test_one_step_of_adam_and_the_proximal_step():
     expected = -0.02 * gradient.sign() * (1 - weight / gradient.abs()).clamp(min=0)
     torch.testing.assert_close(artefact["scales"], expected.view(-1, 2), rtol=1e-3, atol=1e-6)
     assert artefact["info.zeros"] in (4, 5) and artefact["scales"].shape == (5, 2)
-    assert proximal(torch.tensor([0.3, -0.3, 0.1]), torch.tensor(0.2)).tolist() == pytest.approx([0.1, -0.1, 0.0])
+    shrunk = soft_threshold(torch.tensor([0.3, -0.3, 0.1]), torch.tensor(0.2))
+    assert shrunk.tolist() == pytest.approx([0.1, -0.1, 0.0])
 
 
 def test_the_loss_falls_and_a_huge_sparsity_leaves_nothing():

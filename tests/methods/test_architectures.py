@@ -27,6 +27,7 @@ QUICK = {
     "infer_aligner": ["method.open_at=-9"],  # with every gate open, whatever the three prompts are
     "instruction": ["method.layer=-1"],  # a block that sees it: the sliding windows here are a few tokens long
     "activation_scaling": ["method.steps=1"],
+    "lineas": ["method.steps=1"],
     "probe_rows": ["method.min_steps=1", "method.epochs=1"],
     "stack": ["method.parts.first.min_steps=1", "method.parts.first.epochs=1"],
     "security_vector": ["method.vector_epochs=1", "method.rank=2"],

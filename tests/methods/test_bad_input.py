@@ -9,13 +9,16 @@ from safetensors.torch import save_file
 
 from methods.act import AcT
 from methods.activation_scaling import ActivationScaling
+from methods.argre import ARGRE
 from methods.aura import AurA
 from methods.base import FitData, Pairs
 from methods.caa import CAA
 from methods.dinm import DINM
+from methods.eigenshift import EigenShift
 from methods.errors import SetupError
 from methods.gate import Gate
 from methods.imported import Imported
+from methods.lineas import LinEAS
 from methods.lora import LoRA
 from methods.psa import PSA
 from methods.sadi import SADI
@@ -60,7 +63,9 @@ def test_broken_weights_are_named_as_the_cause():
 
 
 @pytest.mark.parametrize(
-    "method", [SelfDebias(), WordFilter(), SADI(), TaskNegation(), DINM()], ids=lambda method: method.name
+    "method",
+    [SelfDebias(), WordFilter(), SADI(), TaskNegation(), DINM(), EigenShift(), LinEAS(), ARGRE()],
+    ids=lambda method: method.name,
 )
 def test_an_artefact_of_something_else_is_refused(method, lm):
     with pytest.raises(SetupError, match="fit it again|fitted with other options"), method.apply(lm.model, {}, 1.0):

@@ -50,6 +50,7 @@ DATA = {
 SHORTER = {  # trainings, of which a few steps show as much here, and a list with words that the tiny tokenizer has
     "activation_scaling": ["method.steps=5"],
     "instruction": ["method.layer=-1"],  # a block that sees it: the sliding windows of gemma3 are a few tokens long
+    "lineas": ["method.steps=5"],
     "probe_rows": ["method.min_steps=100"],
     "stack": ["method.parts.first.min_steps=100"],
     "security_vector": ["method.vector_epochs=2"],

@@ -13,6 +13,7 @@ from methods.dinm import DINM
 from methods.dpo import DPO
 from methods.finetune import Finetune
 from methods.kl_then_steer import KLThenSteer
+from methods.lineas import LinEAS
 from methods.lora import LoRA
 from methods.recompute import recomputed
 from methods.security_vector import SecurityVector
@@ -125,10 +126,11 @@ def test_a_fit_is_foretold_without_weights(name):
     assert [one.requires_grad for one in lm.model.parameters()] == wanted and not hasattr(lm.model, "peft_config")
 
 
-def test_scalars_take_the_activations_of_their_texts():
+@pytest.mark.parametrize("method", [ActivationScaling(max_tokens=12), LinEAS(max_tokens=12)], ids=str)
+def test_scalars_take_the_activations_of_their_texts(method):
     """Without weights as with them."""
-    model, method = tiny_lm().model.to("meta"), ActivationScaling(max_tokens=12)
-    found, less = method.training(model), ActivationScaling(max_tokens=12, batch_size=2).training(model)
+    model = tiny_lm().model.to("meta")
+    found, less = method.training(model), replace(method, batch_size=method.batch_size // 2).training(model)
     assert found.activations == pytest.approx(2 * less.activations, rel=1e-4)  # the loss is one number
     assert found.moments < found.activations and found.weights == less.weights
 

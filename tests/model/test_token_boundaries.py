@@ -20,6 +20,7 @@ from methods.caa import CAA
 from methods.detox import DeTox
 from methods.errors import SetupError
 from methods.instruction import POLITE
+from methods.lineas import LinEAS
 from methods.probe_rows import ProbeRows
 from methods.stack import Stack
 from methods.tokens import split
@@ -154,12 +155,13 @@ def quick(method: Method) -> Method:
     """A few steps show as much here."""
     if isinstance(method, Stack):
         return replace(method, parts={name: quick(part) for name, part in method.parts.items()})
-    if isinstance(method, ActivationScaling):
+    if isinstance(method, ActivationScaling | LinEAS):
         return replace(method, steps=len(PAIRS.prompt))
     return replace(method, min_steps=20) if isinstance(method, ProbeRows) else method
 
 
 LEARNING = [name for name in NAMES if load(name).needs]
+PREDICTING = {"activation_scaling", "argre", "eigenshift"}
 
 
 @pytest.mark.every(3)
@@ -178,7 +180,7 @@ def test_the_model_reads_whole_texts_in_every_fit(lm, name, kind):
     found = seen(lm, lambda: method.fit(lm.model, lm.tokenizer, data))
     found = {ids for ids in found if any(ids)}  # without what a training's memory is estimated by
     whole = {tuple(lm.tokenizer(text).input_ids) for text in wanted(lm, name)}
-    if name == "activation_scaling":  # without a pair in which a text is one token, which has nothing to be told from
+    if name in PREDICTING:  # without a pair in which a text is one token, which has nothing to be told from
         pairs = [[tuple(lm.tokenizer(p + t).input_ids) for t in both] for p, *both in zip(*PAIRS, strict=True)]
         whole -= {text for pair in pairs if min(map(len, pair)) == 1 for text in pair}
     assert found == whole

@@ -1,0 +1,235 @@
+"""LinEAS (arXiv 2503.10679): affine maps of single units at all places, learnt together by a distributional loss."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from methods import directions, layout, maps, sites
+from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
+from methods.errors import SetupError
+from methods.intervention import Hook, hooked
+from methods.maps import Map, Spot
+from methods.optimiser import LOSS_SCALE, gradients, soft_threshold
+from methods.placement import input_device
+from methods.progress import advance
+from methods.tokens import Text, encode_pairs
+from methods.training import STEP_COST
+from methods.training_memory import TrainingMemory, training_memory, wanting
+
+Where = Literal["auto", "norm", "attention", "mlp", "both", "block"]
+LineasRead = Literal["all", "continuation"]
+USUAL_PAIRS = 200  # by which `passes` guesses how often a fit goes through its pairs
+END_RATE = 1e-3  # share of the learning rate that is left at the end (authors' code)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinEAS(Method):
+    """y <- (1 - strength) y + strength (w y + b) at all tokens, for each unit of each place by itself.
+
+    All w and b are learnt together, from w = 1 and b = 0, the model is not (section 3 of arXiv 2503.10679):
+
+        loss = mean over places of mean over units of sum_n (a_(n) - c_(n))^2
+
+    a_n is the mean of the unit over the tokens of a source text (prompt and undesired continuation) with all maps on,
+    c_n that of a target text (desired) in the model as it is, and (n) says that each side is sorted: with equally many
+    texts the sum is their number times the squared Wasserstein distance of the two sets of values. As in the authors'
+    code (github apple/ml-lineas) it is a sum over the texts of a batch, so that a step grows with the batch, the root
+    is not taken, and steps are those of plain gradient descent, whose rate falls along a cosine to a thousandth.
+
+    sparsity, the paper's gamma: after each step, w - 1 and b of each place shrink as for the penalty
+
+        sparsity * (sum |x| + sqrt(D) |x|)    with x (D,) one of the two, |x| its length
+
+    by the step's rate times `sparsity`, as the code does; Algorithm 1 leaves the rate out. That w - 1 and b of a place
+    are the groups, and sqrt(D) the weight of each, is our reading.
+
+    where: `auto` is what the paper's pattern for norms finds: the norms after attention and MLP where a model has them
+    (Gemma 2 and 3, OLMo 2 and 3), and else the last norm of each block, which in Llama has "post_attention" in its name
+    and stands before the MLP. `norm` is that last norm in every model.
+
+    The paper's texts are unpaired and have no prompt. Ours come in pairs, so only the continuation is pooled by
+    default; which texts make a pair is never used. If there are more pairs than `batch_size`, each step draws its
+    source and its target texts by themselves. skip_first leaves the attention sink out of texts without a prompt.
+
+    At the output of a linear module with a bias, and of LayerNorm, the maps are written into the weights, so that they
+    can be exported; at an RMSNorm or a block they are hooks.
+    """
+
+    name: ClassVar[str] = "lineas"
+    title: ClassVar[str] = "LinEAS"
+    cite: ClassVar[str] = "2503.10679"
+    family: ClassVar[str] = "activation"
+    needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    version: ClassVar[int] = 1
+    strength_unit: ClassVar[str] = "share of the transport"
+
+    where: Where = "auto"
+    steps: int = 1000
+    learning_rate: float = 0.1
+    batch_size: int = 32
+    sparsity: float = 0.0
+    read: LineasRead = "continuation"
+    skip_first: int = 1
+    max_tokens: int = 128
+    seed: int = 0
+    strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1)
+
+    def passes(self) -> float:
+        """Return an estimate for the usual number of pairs; each step reads half of a batch of pairs."""
+        return (1 + STEP_COST * self.steps * min(self.batch_size, USUAL_PAIRS) / USUAL_PAIRS) / 2
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Raises SetupError for a setting that is not allowed."""
+        for key, value, allowed in (("where", self.where, get_args(Where)), ("read", self.read, get_args(LineasRead))):
+            if value not in allowed:
+                raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
+        if self.steps < 1 or self.batch_size < 2 or not 0 < self.learning_rate < math.inf:
+            raise SetupError(
+                f"method.steps={self.steps}, method.batch_size={self.batch_size}, method.learning_rate="
+                f"{self.learning_rate}: expected at least 1 step, batches of at least 2 texts, and a rate above 0"
+            )
+        if not 0 <= self.sparsity < math.inf or self.skip_first < 0:
+            raise SetupError(
+                f"method.sparsity={self.sparsity}, method.skip_first={self.skip_first}: neither may be negative"
+            )
+        if self.where in ("auto", "norm"):
+            for layer in range(len(layout.blocks(model))):
+                sites.last_norm(model, layer)
+
+    def training(self, model: PreTrainedModel) -> TrainingMemory:
+        """Return the memory for training the maps, at most: a forward ends before the logits, which are counted here.
+
+        The places are only found in a model with weights, so two tensors of their size are mapped before each block.
+        """
+        inputs = [block for block in layout.blocks(model) for _ in sites.PARTS]
+        shape = (len(inputs), layout.width(model))
+        slopes, shifts = (nn.Parameter(torch.zeros(shape, device=input_device(model))) for _ in range(2))
+        hooks = [Hook(block, "input", _mapping(slopes, shifts, at)) for at, block in enumerate(inputs)]
+        with wanting(model, []), hooked(hooks):
+            return training_memory(model, [slopes, shifts], "adamw", [(self.batch_size, self.max_tokens)])
+
+    def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
+        """Return a map for each place, "<place>.scale" and "<place>.shift" (D,).
+
+        Raises SetupError without pairs, where both sides have the same texts, and where the loss is not finite.
+        """
+        self.check(model)
+        texts = encode_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
+        if sorted(text.tokens for text in texts.desired) == sorted(text.tokens for text in texts.undesired):
+            raise SetupError(
+                "lineas: the desired texts are the undesired ones, in whatever order, so there is nothing to carry "
+                "from one to the other; give pairs whose texts differ"
+            )
+        spots = self._spots(model)
+        places = [spot.place for spot in spots]
+        targets = directions.pooled_at(model, texts.desired, places, read=self.read, skip_first=self.skip_first)
+        learnt, losses = self._learn(model, spots, texts.undesired, targets)
+        still = sum(int((one.scale == 1).logical_and(one.shift == 0).sum()) for one in learnt)
+        return maps.saved(spots, learnt) | {
+            INFO + "first_loss": torch.tensor(losses[0]),
+            INFO + "last_loss": torch.tensor(losses[-max(1, len(losses) // 10) :]).mean(),
+            INFO + "share_left_alone": torch.tensor(still / sum(len(one.scale) for one in learnt)),
+            INFO + "cut_pairs": torch.tensor(texts.cut),
+        }
+
+    def _spots(self, model: PreTrainedModel) -> list[Spot]:
+        """Return the places that are mapped, in the order in which they run."""
+        found = maps.post_norms(model) if self.where == "auto" else []
+        if not found and self.where in ("auto", "norm"):
+            layers = range(len(layout.blocks(model)))
+            return [Spot(f"layers.{layer}.norm", layer, None, sites.last_norm(model, layer)) for layer in layers]
+        return found or maps.spots(model, self.where)  # type: ignore[arg-type]
+
+    def _learn(
+        self, model: PreTrainedModel, spots: Sequence[Spot], source: Sequence[Text], targets: Sequence[Tensor]
+    ) -> tuple[list[Map], list[float]]:
+        """Return the maps, and the loss at each step. targets: (N, D) of each place."""
+        generator = torch.Generator().manual_seed(self.seed)
+        half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+        losses, scale = list[float](), LOSS_SCALE if half else 1.0
+        with torch.inference_mode(False), torch.enable_grad():
+            shape = (len(spots), layout.width(model))
+            slopes, shifts = (torch.zeros(shape, device=input_device(model), requires_grad=True) for _ in range(2))
+            for step in range(self.steps):
+                batch, wanted = self._batch(source, targets, generator)
+                loss = self.loss(model, spots, slopes, shifts, batch, wanted)
+                if not loss.isfinite():
+                    raise SetupError(
+                        f"lineas: the loss is {loss.item()} after {step} steps; lower method.learning_rate, or check "
+                        "that the model's weights are whole" + (", or set model.dtype=bfloat16" if half else "")
+                    )
+                found, scale = gradients(loss, [slopes, shifts], scale)
+                rate = self._rate(step)
+                for one, gradient in zip((slopes, shifts), found, strict=True):
+                    with torch.no_grad():
+                        one.copy_(sparser(one - rate * gradient, rate * self.sparsity))
+                losses.append(float(loss.detach()))
+                advance((STEP_COST - 1) * sum(len(text.tokens) for text in batch))
+        rows = zip(slopes.detach().cpu(), shifts.detach().cpu(), strict=True)
+        return [Map(1 + slope, shift.clone()) for slope, shift in rows], losses
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate of a step counted from 0."""
+        return self.learning_rate * (END_RATE + (1 - END_RATE) * (1 + math.cos(math.pi * step / self.steps)) / 2)
+
+    def _batch(
+        self, source: Sequence[Text], targets: Sequence[Tensor], generator: torch.Generator
+    ) -> tuple[list[Text], list[Tensor]]:
+        """Return source texts, and as many rows of each place's targets; all of them where they are one batch."""
+        if len(source) <= self.batch_size:
+            return list(source), list(targets)
+        texts, rows = (torch.randperm(len(source), generator=generator)[: self.batch_size] for _ in range(2))
+        return [source[i] for i in texts.tolist()], [one[rows] for one in targets]
+
+    def loss(
+        self,
+        model: PreTrainedModel,
+        spots: Sequence[Spot],
+        slopes: Tensor,
+        shifts: Tensor,
+        source: Sequence[Text],
+        targets: Sequence[Tensor],
+    ) -> Tensor:
+        """Return the loss for maps y + slope y + shift, (M, D) each, of source texts and targets (B, D) a place."""
+        places = [spot.place for spot in spots]
+        with hooked(place.hook(_mapping(slopes, shifts, at)) for at, place in enumerate(places)):
+            pooled = directions.pooled_once(model, source, places, read=self.read, skip_first=self.skip_first)
+        found = [distance(one, wanted).to(slopes.device) for one, wanted in zip(pooled, targets, strict=True)]
+        return torch.stack(found).mean()
+
+    @contextmanager
+    def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
+        """Map the places inside the `with`. Raises SetupError for an artefact of another model or other places."""
+        spots = self._spots(model) if strength else []
+        found = [maps.loaded(model, artefact, spot, self.name, supported=False) for spot in spots]
+        with maps.applied(spots, found, strength):
+            yield Steering()
+
+
+def distance(source: Tensor, target: Tensor) -> Tensor:
+    """Return the mean over units of the squared distances of sorted values, summed over the texts, (B, D) each."""
+    gaps = source.sort(0).values - target.to(source.device).sort(0).values  # (B, D)
+    return gaps.square().sum(0).mean()
+
+
+def sparser(values: Tensor, threshold: float) -> Tensor:
+    """Return the proximal step of threshold * (sum |x| + sqrt(D) |x|) for each row x of values (M, D)."""
+    shrunk = soft_threshold(values, threshold)
+    lengths = shrunk.norm(dim=-1, keepdim=True)  # (M, 1)
+    least = threshold * math.sqrt(values.shape[-1])
+    kept: Tensor = shrunk * (1 - least / lengths.where(lengths > 0, torch.ones_like(lengths))).clamp(min=0)
+    return kept
+
+
+def _mapping(slopes: Tensor, shifts: Tensor, at: int) -> Callable[[Tensor], Tensor]:
+    def function(hidden: Tensor) -> Tensor:  # in fp32, so that the gradients are
+        values, device = hidden.float(), hidden.device
+        return (values + slopes[at].to(device) * values + shifts[at].to(device)).to(hidden.dtype)
+
+    return function
