@@ -76,6 +76,7 @@ class ARGRE(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 1
     strength_unit: ClassVar[str] = "share of the step"
+    reads_labels: ClassVar[bool] = False  # the axis of d is the same if the texts of some pairs are swapped
 
     points: int = 7
     hidden: int = 1024

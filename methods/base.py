@@ -119,7 +119,7 @@ class Method(Protocol):
     strength_unit: ClassVar[str]
     discrete: ClassVar[bool] = False  # only the strengths of the grid exist, none between them
     scope: str | None = None  # a field of methods that can steer all tokens or some; None: they have no such choice
-    reads_labels: ClassVar[bool] = True  # False: which text of a pair is the desired one changes nothing that counts
+    reads_labels: ClassVar[bool] = True  # False: swapping the texts of some pairs changes nothing, or signs
     seed: int | None = None  # a field of methods that draw something in `fit`; None: two fits are equal
     strengths: Sequence[float]  # the grid that tuning tries; the same length for every method
 

@@ -68,6 +68,11 @@ class RepE(Method):
     scope: RepEScope = "all"
     strengths: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5)
 
+    @property
+    def reads_labels(self) -> bool:  # type: ignore[override]
+        """Return whether the axis depends on the desired text of each pair; otherwise only the sign does."""
+        return self.center is True
+
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for layers that the model does not have, and for a setting that is not allowed."""
         vectors.block_range(model, self.first_layer, self.last_layer)

@@ -1,9 +1,9 @@
 """A method's control: the same method at the same size, without the information that it claims to have learnt.
 
 A method that reads pairs learns from the same pairs with their labels swapped by a coin (`pairs.flip=0.5`). One that
-reads none, or does not look at which text of a pair is the desired one, has its vectors turned by a random rotation:
-they keep their lengths and their angles to each other. Both kinds act where the method acts, at its chosen strength
-times the ratio of the vectors' lengths, since a mean over swapped pairs is short.
+reads none, or finds the same axis whichever text of a pair is the desired one (`Method.reads_labels`), has its vectors
+turned by a random rotation: they keep their lengths and their angles to each other. Both kinds act where the method
+acts, at its chosen strength times the ratio of the vectors' lengths, since a mean over swapped pairs is short.
 """
 
 import math

@@ -112,6 +112,16 @@ def test_a_planted_direction_is_found_and_points_to_the_desired(architecture):
     assert torch.cosine_similarity(swapped, direction, dim=0) < -0.99
 
 
+@pytest.mark.parametrize("center", [False, True])
+def test_swapping_some_pairs_changes_at_most_the_sign(center):
+    lm, method = tiny_lm(), RepE(**ONE, center=center)
+    sides = enumerate(zip(PAIRS.desired, PAIRS.undesired, strict=True))
+    desired, undesired = zip(*[(a, b) if i % 2 else (b, a) for i, (a, b) in sides], strict=True)
+    some = Pairs(PAIRS.prompt, list(desired), list(undesired))
+    one, other = (torch.nn.functional.normalize(fit(method, lm, pairs)[KEY], dim=0) for pairs in (PAIRS, some))
+    assert (abs(float(one @ other)) > 0.9999) != method.reads_labels
+
+
 def test_every_block_of_the_range_gets_its_own_vector():
     lm = tiny_lm()
     several = RepE(first_layer=0.2, last_layer=0.6)

@@ -15,6 +15,7 @@ from bench.records.fields import LearntFrom
 from bench.records.table import read_records
 from bench.run import control
 from methods import DeTox, ProbeRows, Prompt, RandomDirection, Stack
+from methods.argre import ARGRE
 from methods.caa import CAA
 from methods.errors import SetupError
 from tests.run.test_smoke import arguments, finished, world  # noqa: F401
@@ -43,6 +44,7 @@ def test_rotations_have_no_direction_of_their_own():
 def test_how_a_control_is_made():
     assert control.how(CAA()) == control.how(ProbeRows()) == "flipped pairs"
     assert control.how(DeTox()) == "random rotation", "which text of a pair is desired changes nothing in T^T T"
+    assert control.how(RepE()) == control.how(ARGRE()) == "random rotation", "swapped pairs have the same axis"
     assert control.how(RandomDirection()) == "random rotation", "its pairs give a length alone"
     with pytest.raises(SetupError, match="control each part by itself"):
         control.how(Stack(parts={"first": CAA()}, at={"first": 1.0}))
