@@ -14,9 +14,7 @@ from bench.leaderboard.grouping import Fit, Row
 from bench.records.fields import LearntFrom
 from bench.records.table import read_records
 from bench.run import control
-from methods import DeTox, ProbeRows, Prompt, RandomDirection, Stack
-from methods.argre import ARGRE
-from methods.caa import CAA
+from methods import ARGRE, CAA, DeTox, ProbeRows, Prompt, RandomDirection, RepE, Stack
 from methods.errors import SetupError
 from tests.run.test_smoke import arguments, finished, world  # noqa: F401
 
