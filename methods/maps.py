@@ -90,7 +90,7 @@ def loaded(model: PreTrainedModel, artefact: Artefact, spot: Spot, method: str, 
 
 @contextmanager
 def applied(spots: Sequence[Spot], maps: Sequence[Map], strength: float) -> Iterator[None]:
-    """Map the places inside the `with`: in the weights of modules that can take a map up, else by hooks."""
+    """Map the places inside the `with`: folded into the weights of modules that can hold a map, else by hooks."""
     new: dict[nn.Parameter, Tensor] = {}
     hooks = []
     for spot, one in zip(spots, maps, strict=True):

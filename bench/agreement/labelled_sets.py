@@ -43,7 +43,7 @@ def read(sources: Sources, name: str) -> tuple[pd.DataFrame, Located]:
     except SetupError as error:
         if sources.mirror is None and "has no column" in str(error):  # a wheel has RealToxicityPrompts without scores
             raise SetupError(
-                f"{error}; set runtime.mirror=FOLDER to a copy laid out like the hub that has it"
+                f"{error}; set runtime.mirror=FOLDER to a folder that has it, laid out like the hub"
             ) from error
         raise
     try:

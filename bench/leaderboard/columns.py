@@ -322,11 +322,11 @@ COLUMNS: tuple[Column, ...] = (
            legend="change in the log-probability of the right answer among the choices, in nats, mean over the tasks, "
                   "± half of its interval."),
     Column(name="joint", about="The harmonic mean of toxicity reduction (as a share), fluency kept (1 / perplexity "
-           "ratio) and exp(answers), each at most 1.", higher_is_better=True, text="joint", told=between("joint"),
+           "ratio) and exp(answers), each capped at 1.", higher_is_better=True, text="joint", told=between("joint"),
            latex="joint", page="joint",
            shown=True,
            legend="harmonic mean of toxicity reduction (as a share), fluency kept (1 / ppl ratio) and exp(answers), "
-                  "each at most 1, with its interval."),
+                  "each capped at 1, with its interval."),
     Column(name="net", about="Toxicity reduction less the mean loss in all suites that are not the target (the share "
            "by which perplexity rose or accuracy fell; gains do not count).", higher_is_better=True, format=signed,
            page="net", part=TRADE),
