@@ -229,7 +229,7 @@ def test_a_classifier_with_a_broken_tokenizer_is_named(judge, tmp_path, monkeypa
 def test_a_checkpoint_of_detoxify_is_named(base, network, tmp_path, kind):  # noqa: F811
     path = Path(checkpoint(network, tmp_path / "tiny.ckpt"))
     damage(path, kind)
-    with pytest.raises(SetupError, match=f"{path}.*(whole copy|no such file)"):
+    with pytest.raises(SetupError, match=f"{path}.*(complete copy|no such file)"):
         Detoxify(checkpoint=str(path), config_path=str(base), offline=True)(["p"], ["text"])
 
 

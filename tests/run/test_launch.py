@@ -37,7 +37,7 @@ def test_arguments_for_a_launcher_are_split_off():
         (["hydra.launcher.n_jobs=2"], "none is named"),
         (["hydra.sweep.dir=/x"], "none is named"),
         (["hydra/launcher=joblib", "hydra.run.dir=/x"], "hydra.sweep.dir"),
-        (["hydra/launcher=joblib", "hydra/job_logging=none"], "work here"),
+        (["hydra/launcher=joblib", "hydra/job_logging=none"], "only these options of Hydra work"),
         (["hydra/launcher=joblib,ray"], "name one"),
         (["hydra/launcher=joblib", "launcher=slurm"], "two launchers"),
     ],

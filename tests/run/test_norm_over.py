@@ -136,7 +136,11 @@ def test_what_is_no_option_or_not_the_cells_own_is_refused(capsys):
     part = ["method=stack", "strength=1", "+pairs@part_data.second.pairs=on_policy"]
     assert main([*part, "part_data.second.pairs.norm_over={seed:[0,1]}"]) == 2
     assert "part_data.second.pairs.norm_over: only a method by itself has it" in capsys.readouterr().err
-    for wrong, told in (("colour:[red]", "norm_over.colour: no option"), ("seed:[1,2]", "pairs.seed=0 is not in")):
+    told_of = (
+        ("colour:[red]", "norm_over.colour: the pairs have no such option"),
+        ("seed:[1,2]", "pairs.seed=0 is not in"),
+    )
+    for wrong, told in told_of:
         assert main(["method=caa", f"pairs.norm_over={{{wrong}}}"]) == 2
         assert told in capsys.readouterr().err
 

@@ -214,7 +214,7 @@ def test_no_gain_is_relative_to_nothing():
 def test_no_ratio_is_taken_to_what_is_not_above_zero(bound, unsteered):
     own = {"suite": "s", "metric": "m", "compare": "ratio", bound: 1.5}
     with pytest.raises(
-        SetupError, match=r"tuning.constraints.own: s.m of the unsteered model is .* a ratio does not exist"
+        SetupError, match=r"tuning.constraints.own: s.m of the unsteered model is .* ratios to it do not exist"
     ):
         trial(
             replace(TUNING, constraints={"own": own}),
