@@ -141,7 +141,7 @@ def fit_rows(lm: LM, size: Size, methods: Sequence[Method], requests: Sequence[A
             taken = in_turns(works, size.rounds)
             found = compared(taken["ours"], taken[MATRICES])
             title = f"fit of {method.name}, {len(learnt_from.prompt)} pairs"
-            yield Row(title, MATRICES, read, size.rounds, found, 1 / 1.3, f"reads them {method.passes():g} times")
+            yield Row(title, MATRICES, read, size.rounds, found, 1 / 1.3, f"{method.passes():g} passes over the pairs")
 
 
 def frame(rows: Sequence[Row]) -> pd.DataFrame:
