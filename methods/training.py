@@ -412,7 +412,7 @@ class _State:
 
     @property
     def due(self) -> bool:
-        """Whether the state should be written now."""
+        """Return whether the training state should be written now, so that a stopped training can go on from it."""
         return time.monotonic() > self.next
 
     @contextmanager

@@ -52,7 +52,7 @@ class Ready:
 
     @property
     def loses_all(self) -> bool:
-        """Whether one lost job ends the other jobs too."""
+        """Return whether the launcher ends the other jobs if one job is lost."""
         return self.name == "joblib"
 
     @property

@@ -29,7 +29,7 @@ class Overwrite:
 
     @property
     def replaces(self) -> bool:
-        """Whether new results replace whole ones."""
+        """Return whether new results replace results that are complete."""
         return self.rule == "always"
 
     def counts(self, folder: Path) -> bool:
