@@ -141,7 +141,7 @@ def test_texts_of_one_record_are_gone(world, results, capsys):  # noqa: F811
     shutil.rmtree(gone)
     assert rescore(["scorer=[lexicon]", *where(world, results)]) == 1
     error = capsys.readouterr().err
-    assert f"{gone} is not there" in error and "1 results judged, 0 were judged already" in error
+    assert f"{gone} is missing" in error and "1 results judged, 0 were judged already" in error
 
 
 def test_what_cannot_be_judged(world, results, tmp_path, capsys):  # noqa: F811
