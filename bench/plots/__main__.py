@@ -19,6 +19,9 @@ from bench.console.escape import visible
 from bench.plots.draw import KINDS, Source, write
 from bench.plots.style import WIDTHS, Width
 
+PROCESSES = 2
+"""That write files while this one draws; more would wait for the drawing."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the figures, print their paths and what is missing; returns the exit code, 2 if a named one has no data."""
@@ -38,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(source: Source, name: str | None, width: Width) -> int:
-    paths, missing = write(source, [name] if name else KINDS, width)
+    paths, missing = write(source, [name] if name else KINDS, width, PROCESSES)
     for path in paths:
         print(visible(path))
     for one in missing:

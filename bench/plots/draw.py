@@ -2,8 +2,10 @@
 
 import functools
 import itertools
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -186,9 +188,12 @@ def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "d
 
 
 def write(
-    source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double"
+    source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "double", processes: int = 0
 ) -> tuple[list[Path], list[Drawn]]:
     """Write the figures of these kinds; returns the files, and the kinds that have none.
+
+    processes: so many forked processes write the files while this one draws. Only for a process without threads; 0, and
+        systems that cannot fork, write here.
 
     Files are figures/NAME.pdf, .svg and .png; NAME-2 is for a second table, NAME_single for one column's width, NAME-p2
     for a second page. Figures of one model alone are in a folder with its name.
@@ -199,14 +204,23 @@ def write(
     folder = source.results / "figures"
     if source.model is not None:
         folder /= file_name(source.model)
-    paths: list[Path] = []
     missing: list[Drawn] = []
-    for one in drawn(source, kinds, width):
-        if one.figure is None:
-            missing.append(one)
-        else:
-            paths += save(one.figure, folder, one.name)
-    return paths, missing
+
+    def ready(kinds: Iterable[str]) -> Iterator[tuple[Figure, Path, str]]:
+        for one in drawn(source, kinds, width):
+            if one.figure is None:
+                missing.append(one)
+            else:
+                yield one.figure, folder, one.name
+
+    if processes and "fork" in multiprocessing.get_all_start_methods():
+        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
+            # Trials need no table, so their files are written while the tables are made.
+            begun = [pool.submit(save, *one) for one in ready(sorted(kinds, key=lambda kind: kind != "strength"))]
+            written = [files.result() for files in begun]
+    else:
+        written = [save(*one) for one in ready(kinds)]
+    return [*itertools.chain.from_iterable(written)], missing
 
 
 def rebuild(results: Path, found: Sequence[Table] | None = None) -> list[Path]:

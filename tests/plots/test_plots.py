@@ -174,3 +174,11 @@ def test_no_warning_reaches_the_terminal(full):
     command = [sys.executable, "-W", "error", "-m", "bench.plots", "--results", str(full[0])]
     told = subprocess.run(command, check=True, capture_output=True, text=True)
     assert told.stderr == ""
+
+
+def test_other_processes_write_the_same_files(full, files):
+    results, found = full
+    for name in files:
+        (results / "figures" / name).unlink()
+    paths, missing = draw.write(draw.Source(results, found), processes=2)
+    assert drawn(paths) == files and missing
