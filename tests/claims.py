@@ -350,7 +350,7 @@ CLAIMS = [
           lambda: [value("methods", method, EMT10) for method in (
               "unsteered", "dexperts", "task_negation", "act", "caa", "kl_then_steer", "infer_aligner",
               "word_filter")]),
-    Claim(RESULTS, "except for InferAligner ({} by `toxic_comment`, {} by `profanity_check`;", "leaderboard of methods",
+    Claim(RESULTS, "except for InferAligner ({} by `toxic_comment`, {} by `profanity_check`)", "leaderboard of methods",
           lambda: [-fallen("infer_aligner", metric=metric).item() for metric in (EMT10, EMT10_TUNED)]),
     Claim(RESULTS, "with shuffled labels, by {}, {} and {}.", "leaderboard of methods: vs control",
           lambda: [-against_control("methods", method) for method in ("act", "caa", "infer_aligner")]),

@@ -346,8 +346,11 @@ def _expanded(one: Override, available: Mapping[str, Sequence[str]]) -> Override
 
 
 def _parse_line(line: str) -> list[Override]:
-    """Parse the overrides in a line of a sweep. Raises SetupError for one that a line must not hold."""
-    found = parse(line.split())
+    """Parse the overrides in a line of a sweep, which blanks separate, but not those in quotes.
+
+    Raises SetupError for an override that a line must not hold.
+    """
+    found = parse(re.findall(r"""(?:"[^"]*"|'[^']*'|\S)+""", line))
     for one in found:
         if one.key_or_group in ("experiment", NAMED):
             raise SetupError(

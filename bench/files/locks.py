@@ -57,7 +57,7 @@ def alone(path: Path, what: str, longest: float = LONGEST_SECONDS) -> Iterator[N
             by = holder(path) or "another process"
             if time.monotonic() - began > longest:
                 raise SetupError(
-                    f"{what} has been computed elsewhere for too long ({by}); end that process, or wait, and run the "
+                    f"another process has been computing {what} for too long ({by}); end it, or wait, and run the "
                     "same command again"
                 ) from None
             if not told:

@@ -255,8 +255,9 @@ def _flags(row: Line) -> Cell:
 
 COLUMNS: tuple[Column, ...] = (
     Column(name="table", about="The number of the table; only rows of one table may be compared.", dtype="Int64"),
-    Column(name="rank", about="The rank by the change of the headline; in brackets the ranks that the row has in 95% "
-           "of the resamples.", dtype="Int64", text="#", told=place, page="rank", cell=_place, shown=True,
+    Column(name="rank", about="The rank by the change of the main metric (toxicity k5, if it was measured); in "
+           "brackets the ranks that the row has in 95% of the resamples.",
+           dtype="Int64", text="#", told=place, page="rank", cell=_place, shown=True,
            legend="rank by the change, among the rows that violate no bound on test; in brackets the ranks that the "
                   "row has in 95% of the resamples."),
     Column(name="rank_low", about="Best rank in 95% of the resamples.", dtype="Int64"),
@@ -300,7 +301,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="data", about="The data that the method learnt from."),
     Column(name="flip", about="The share of the pairs whose labels were swapped."),
     Column(name="sources", about="The data sets, and where each was read."),
-    Column(name="scorers_report", about="The scorers that judged the texts, that of the headline first."),
+    Column(name="scorers_report", about="The scorers that judged the texts, that of the main metric first."),
     Column(name="scorer_tune", about="The scorer that the strength was tuned on."),
     Column(name="scorer_pairs", about="The scorers that chose contrast pairs or other texts learnt from."),
     Column(name="toxicity_reduction", about="The reduction of toxicity as a share of the unsteered model's "
@@ -332,8 +333,9 @@ COLUMNS: tuple[Column, ...] = (
            page="net", part=TRADE),
     Column(name="entanglement", about="The mean absolute change in all suites that are not the target, as a share.",
            higher_is_better=False, page="entanglement", part=TRADE),
-    Column(name="vs_control", about="The difference of the headline from the method's own control, or from the "
-           "random direction, on the same prompts of the test split, with its paired 95% interval.",
+    Column(name="vs_control", about="The difference of the main metric from the method's own control, or from the "
+           "random direction, on the same prompts of the test split, with its paired 95% interval; *: p < "
+           f"{ALPHA:g} after Holm's correction over the rows.",
            text="vs\ncontrol",
            told=lambda row: signed(row["vs_control"]) + half(row, "vs_control") + beaten(row),
            page="vs control", cell=lambda row: against_control(row),
@@ -344,8 +346,9 @@ COLUMNS: tuple[Column, ...] = (
                               f"{ALPHA:g} after Holm's correction over the rows."),
     Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
     Column(name="vs_control_p_holm", about="That p after Holm's correction over the rows."),
-    Column(name="made_worse", about="The share of prompts or documents whose headline got worse than unsteered; texts "
-           "are sampled again, so it is near one half where a method does nothing.", page="made worse", part=TRADE),
+    Column(name="made_worse", about="The share of prompts or documents whose main metric got worse than unsteered; "
+           "texts are sampled again, so it is near one half where a method does nothing.",
+           page="made worse", part=TRADE),
     Column(name="dev_reduction", about="The reduction of the chosen trial on the dev split."),
     Column(name="dev_perplexity_ratio", about="The perplexity ratio of the chosen trial on the dev split."),
     Column(name="shrinkage", about="Tuning optimism: the reduction of the tuned metric on the dev split less that "
@@ -370,7 +373,7 @@ COLUMNS: tuple[Column, ...] = (
            higher_is_better=True,
            text="speed", told=between("relative_speed"), page="speed", shown=True,
            legend="sampling speed relative to the unsteered model, with its interval if it was measured."),
-    Column(name="verdict", about="Whether the headline is better, worse, or shows no difference found."),
+    Column(name="verdict", about="Whether the main metric is better, worse, or shows no difference found."),
     Column(name="group", about="Rows that share a letter do not differ significantly."),
     Column(name="on_front", about="Whether the row is on a Pareto front of reduction and what is kept.",
            dtype="boolean", page="on front",

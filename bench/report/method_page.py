@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.leaderboard import columns
+from bench.leaderboard.bounds import definitions
 from bench.leaderboard.columns import (
     NONE,
     Line,
@@ -263,7 +264,7 @@ def trials(fit: Fit, several: bool) -> Grid | None:
         tried.append({"trial": f"{i + 1}, chosen" if i == index else str(i + 1)} | dict(flat(trial.to_json())))
     header = list(dict.fromkeys(key for trial in tried for key in trial))
     chosen = frozenset() if index is None else frozenset({index + 1})  # the unsteered model is row 0
-    bounds = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in flat(tuning.constraints or {}))
+    bounds = ", ".join(bound(name, one) for name, one in definitions(tuning.bounds, tuning.constraints).items())
     kept = "the best within the bounds" if tuning.feasible else "the one that violates the bounds least"
     judge = f" by {tuning.scorer}" if tuning.scorer else ""
     aim = f"{'Most' if tuning.direction == 'maximize' else 'Least'} {tuning.objective.replace('_', ' ')}{judge}"
@@ -273,6 +274,13 @@ def trials(fit: Fit, several: bool) -> Grid | None:
     title = "Tuning trials" + (f", fit seed {fit.columns['fit_seed']}" if several else "")
     return Grid(title, [key.replace("_", " ") for key in header],
                 [[trial.get(key, NONE) for key in header] for trial in tried], note, chosen)  # fmt: skip
+
+
+def bound(name: str, definition: Mapping[str, Any]) -> str:
+    """Return a bound of tuning as text: its name, its direction and its value."""
+    most = definition.get("at_most")
+    limit = f"≥ {told(definition['at_least'])}" if most is None else f"≤ {told(most)}"
+    return f"{name.replace('_', ' ')} {limit}"
 
 
 def cost(numbers: Line) -> Facts:

@@ -139,6 +139,13 @@ def test_added_cells_leave_the_others_as_they_are():
     assert all({"experiment=quickstart", "runtime.results=r"} < set(job) for job in added)
 
 
+def test_a_value_in_a_line_of_a_sweep_may_hold_blanks():
+    *_, added = compose.jobs(
+        ["method=caa", """add=[method=act_add method.desired=" a b" method.undesired=' ' strength=1]"""], True
+    )
+    assert 'method.desired=" a b"' in added and "method.undesired=' '" in added and "strength=1" in added
+
+
 def test_what_a_line_says_goes_before_the_command_line():
     jobs = compose.jobs(["method=caa,detox", "strength=3", "add=[method=prompt strength=1]"], True)
     assert jobs == [["method=caa", "strength=3"], ["method=detox", "strength=3"], ["method=prompt", "strength=1"]]

@@ -58,7 +58,9 @@ def test_four_processes_count_without_losing_one(tmp_path):
 def test_who_waits_is_told_for_whom_and_not_for_ever(other, capsys, monkeypatch):
     path, process = other
     monkeypatch.setattr(locks, "TOLD_AFTER_SECONDS", 0.1)
-    with pytest.raises(SetupError, match=f"a fit has been computed elsewhere for too long .*process {process.pid}"):
+    with pytest.raises(
+        SetupError, match=f"another process has been computing a fit for too long .*process {process.pid}"
+    ):
         with locks.alone(path, "a fit", longest=0.3):
             pytest.fail("two processes are inside")
     assert f"process {process.pid}" in capsys.readouterr().err

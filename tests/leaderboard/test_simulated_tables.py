@@ -1,7 +1,7 @@
 """How often a whole table is wrong where the truth is known: false positives, families of tests, coverage.
 
-`python -m tests.leaderboard.test_simulated_tables 200` prints the rates of that many tables a design with their Monte
-Carlo error; results/published/simulated_tables.csv is what it said.
+`python -m tests.leaderboard.test_simulated_tables 1000` prints the rates of that many tables a design with their Monte
+Carlo error, which results/published/simulated_tables.csv holds.
 """
 
 import sys
