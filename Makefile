@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: leaderboard test gpu-test check clean
+.PHONY: install leaderboard test gpu-test check clean
+
+install: $(VENV)/installed
 
 leaderboard: $(VENV)/installed
 	$(BIN)/python -m bench experiment=quickstart

@@ -88,7 +88,7 @@ class DeTox(Method):
     strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1.0)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise SetupError for an empty layer range, a rank that the width cannot hold, or an unknown reading."""
+        """Raise SetupError for an empty layer range, a rank that the width cannot hold, or an unknown choice."""
         layout.layer_range(model, self.layer_start, self.layer_stop, "method.layer")
         width = layout.width(model)
         if not 1 <= self.rank < width:

@@ -150,7 +150,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def announce(memory: TrainingMemory, what: str, devices: set[torch.device]) -> None:
-    """Print what a training takes. Raises SetupError where a GPU cannot hold what is counted exactly."""
+    """Print what a training takes. Raises SetupError where a GPU cannot hold `memory.held`."""
     print(memory.told(what), file=sys.stderr)
     if any(device.type != "cuda" for device in devices):
         return

@@ -151,6 +151,17 @@ def wiki_sentences(sources: Sources) -> tuple[Located, list[str]]:
     return located, [text for text in texts if len(text.split()) >= FEWEST_WORDS]
 
 
+def wiki_leak(learnt: Learnt, suite: str, skip: int) -> str | None:
+    """Return why a method that learnt from sentences of Wikipedia must not be asked those after the first `skip`."""
+    if learnt.wiki <= skip:
+        return None
+    count = f", or background.count={skip}" if skip else ""
+    return (
+        f"learns from the first {learnt.wiki} sentences of {WIKI}, and suite.{suite} asks what follows the first "
+        f"{skip}: set suite.{suite}.skip={learnt.wiki}{count}"
+    )
+
+
 def file_texts(path: str) -> tuple[Located, list[str]]:
     """The distinct texts in the column `text` of a file, JSONL or CSV. Raises SetupError as `texts_of_file` does."""
     found, located = texts_of_file(path, "text")

@@ -378,7 +378,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="on_front", about="Whether the row is on a Pareto front of reduction and what is kept.",
            dtype="boolean", page="on front",
            cell=_flag("on_front"), part=TRADE, numeric=False),
-    Column(name="notes", about="Reasons why the row cannot be compared as it is.", text="notes", told=flags,
+    Column(name="notes", about="What to know before the row is compared.", text="notes", told=flags,
            page="notes", cell=_flags, shown=True, numeric=False),
     Column(name="records", about="The ids of its records."),
 )  # fmt: skip

@@ -17,7 +17,8 @@ from bench.records.record import Record
 from bench.stats.bootstrap import Folded, draws_of
 from bench.stats.metrics import Metric, is_share
 
-PERPLEXITY = "fluency.perplexity"
+FLUENCY = "fluency."
+PERPLEXITY = f"{FLUENCY}perplexity"
 DERIVED = (
     "toxicity_reduction", "perplexity_ratio", "fluency_kept", "accuracy_change", "gold_choice_change", "joint", "net",
     "entanglement",
@@ -90,11 +91,13 @@ class Comparison:
     def headline(self) -> str:
         """The metric by which rows are compared: the one they were tuned for, else toxicity, else the first metric.
 
-        Rows that were tuned for toxicity are compared by the first reported scorer, even if another one tuned them.
+        A metric of fluency is taken only if there is no other, since it is a bound and not an aim. Rows that were tuned
+        for toxicity are compared by the first reported scorer, even if another one tuned them.
         """
         tuned = [one.tuning for row in self.rows for one in row.records if one.tuning and one.tuning.suite]
         aims = [name for one in tuned if (name := of_most(one.metric, list(self.metrics))) is not None]
-        return [*aims, *self.toxicity, *self.metrics][0]
+        others = [name for name in self.metrics if not name.startswith(FLUENCY)]
+        return [*aims, *self.toxicity, *others, *self.metrics][0]
 
     @cached_property
     def judge(self) -> str | None:

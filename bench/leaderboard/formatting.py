@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -137,7 +137,7 @@ def scorers_for(table: Table, called: Called = None) -> list[Use]:
 def given(table: Table, rows: Sequence[Row], but: Sequence[Row], called: Called = None) -> str:
     """Return in brackets the rows for which nothing was chosen."""
     ids = {record_names(row) for row in rows if row not in but}
-    named = zip(labels(table.frame, called), table.frame["records"], strict=True)
+    named = zip(apart(labels(table.frame, called), table.frame), table.frame["records"], strict=True)
     names = [name for name, records in named if records in ids]
     return f" (as given: {', '.join(names)})" if names else ""
 
@@ -232,24 +232,24 @@ def found_out(table: Table) -> list[str]:
             )
         own = frame["verdict"] == NOT_INDEPENDENT
         if own.any():
-            names = ", ".join(name for name, one in zip(labels(frame), own, strict=True) if one)
+            names = ", ".join(name for name, one in zip(apart(labels(frame), frame), own, strict=True) if one)
             why = "its scorer tuned them or picked their training data"
             lines.append(f"{metric} supports no claim about {names}: {why}.")
         told_apart = frame["verdict"].isin(["better", "worse"]).any()
         if not told_apart and (frame["verdict"] == "no difference found").any():
             lines.append(f"No row differs significantly from the unsteered model in {metric}.")
         if len(least):
-            lines.append(could_have_found(frame, metric, count))
+            lines.append(could_have_found(frame, metric, count, "" if table.toxicity else f" in {metric}"))
     return lines
 
 
-def could_have_found(frame: pd.DataFrame, metric: str, count: int) -> str:
-    """State the smallest true change that would likely have been found, before and after the correction."""
+def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "") -> str:
+    """State the smallest true change that would likely have been found, before and after the correction; what: of."""
     ends = ("detectable", "detectable_holm") if count > 1 else ("detectable",)
     methods = frame[~controls(frame)]
     before, *after = (methods[f"{metric}.{end}"].dropna() for end in ends)
     over = "" if len(before) == 1 else f" (median of the rows; {before.min():.2f} to {before.max():.2f})"
-    told = f"Power: a true change of {before.median():.2f}{over} is detected in {POWER:.0%} of such samples"
+    told = f"Power: a true change{what} of {before.median():.2f}{over} is detected in {POWER:.0%} of such samples"
     if after:
         (corrected,) = after
         told += f" before correction, and one of {corrected.median():.2f} after Holm over {count} rows"
@@ -318,6 +318,26 @@ def varying(methods: Sequence[str], known: Sequence[Mapping[str, Any]]) -> dict[
         method: {key for key in set().union(*of_one) if any(one.get(key) != of_one[0].get(key) for one in of_one)}
         for method, of_one in twins.items()
     }
+
+
+def telling(names: Sequence[str], frame: pd.DataFrame) -> list[list[str]]:
+    """Return for each row the strength or the number of pairs that tells it from others of its name; often nothing."""
+    found: list[list[str]] = [[] for _ in names]
+    for column, text in (("strength", "strength {:g}"), ("pairs", "{:g} pairs")):
+        keys = [(name, *own) for name, own in zip(names, found, strict=True)]
+        values = [float(value) if pd.notna(value) else None for value in frame[column]]
+        known = {(key, value) for key, value in zip(keys, values, strict=True) if value is not None}
+        shared = Counter(key for key, _ in known)
+        for own, key, value in zip(found, keys, values, strict=True):
+            own += [text.format(value)] if value is not None and shared[key] > 1 else []
+    return found
+
+
+def apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
+    """Return the names of the rows, those that several rows share with what tells these apart (`telling`)."""
+    told = telling(names, frame)
+    found = [f"{name} ({', '.join(own)})" if own else name for name, own in zip(names, told, strict=True)]
+    return [name.replace(") (", ", ") for name in found]
 
 
 def _hashable(value: Any) -> Any:

@@ -192,6 +192,6 @@ def comments(table: Table, columns: Sequence[Column]) -> str:
     others = dict.fromkeys(name.partition(".")[0] for name in table.metrics if name != table.headline)
     missing = [suite for suite in others if suite not in (*SHOWN, "capability", table.headline.partition(".")[0])]
     lines += [f"not here but in the file that ends in _suites.tex: {', '.join(missing)}"] if missing else []
-    reasons = zip(latex_names.names(table), table.lines, strict=True)
+    reasons = zip(latex_names.alone(table), table.lines, strict=True)
     lines += [f"{''.join(one.text for one in name)}: {flags(row)}" for name, row in reasons if flags(row)]
     return "".join(f"% {escape.visible(line)}\n" for line in lines)

@@ -10,7 +10,7 @@ import pandas as pd
 from bench.leaderboard import bibliography
 from bench.leaderboard.columns import Line, strengths
 from bench.leaderboard.columns import lines as lines_of
-from bench.leaderboard.formatting import NAMING, parameters, varying
+from bench.leaderboard.formatting import NAMING, parameters, telling, varying
 from bench.leaderboard.frame import Table, record_names
 from bench.leaderboard.latex_layout import LINE, Cell
 from bench.leaderboard.latex_text import breakable, pieces, width
@@ -52,6 +52,13 @@ def names(table: Table) -> list[list[Said]]:
         [*said, Said(f" ({', '.join(mine)})")] if mine else list(said)
         for said, mine in zip(entitled, told, strict=True)
     ]
+
+
+def alone(table: Table) -> list[list[Said]]:
+    """Return the names for a table without a column of strengths: no two rows have the same name."""
+    found = names(table)
+    told = telling(["".join(one.text for one in said) for said in found], table.frame)
+    return [[*said, Said(f" ({', '.join(own)})")] if own else said for said, own in zip(found, told, strict=True)]
 
 
 def title(method: MethodFacts) -> list[Said]:

@@ -30,13 +30,13 @@ def document(tables: Sequence[Table]) -> str:
 
 def of_table(table: Table) -> Iterator[str]:
     """Yield the environments of every suite of a table."""
-    said = latex_names.names(table)
+    said = latex_names.alone(table)
     for suite, metrics in shown_metrics(table).items():
         yield from environments(table, said, suite, metrics)
 
 
 def environments(table: Table, said: Sequence[list[Said]], suite: str, metrics: Sequence[str]) -> list[str]:
-    """Return the suite's table in as many `table` or `table*` environments as it needs. said: `latex_names.names`."""
+    """Return the suite's table in as many `table` or `table*` environments as it needs. said: `latex_names.alone`."""
     own = table.frame[metrics].notna().any(axis=1)
     there = [i for i, has in enumerate(own) if has]
     frame = table.frame.iloc[there].reset_index(drop=True)

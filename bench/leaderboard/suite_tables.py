@@ -11,7 +11,7 @@ import pandas as pd
 from bench.console import escape
 from bench.leaderboard import columns
 from bench.leaderboard.columns import NONE, Line, tests
-from bench.leaderboard.formatting import labels
+from bench.leaderboard.formatting import apart, labels
 from bench.leaderboard.frame import Table
 from bench.stats.significance import ALPHA
 
@@ -50,7 +50,7 @@ def other_suites(table: Table) -> Iterator[OtherSuite]:
     unsteered model's on the same items. Numbers of single groups of texts, and numbers that repeat others, are only in
     the CSV files.
     """
-    names = labels(table.frame)
+    names = apart(labels(table.frame), table.frame)
     for suite, metrics in shown_metrics(table).items():
         own = table.frame[metrics].notna().any(axis=1)
         shown = {"method": [name for name, there in zip(names, own, strict=True) if there]}

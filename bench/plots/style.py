@@ -9,7 +9,6 @@ import functools
 import io
 import math
 import textwrap
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar, get_args
@@ -33,7 +32,7 @@ from bench.console import escape
 from bench.files.atomic import write_whole
 from bench.leaderboard.bounds import VIOLATED
 from bench.leaderboard.columns import lines, metric_title
-from bench.leaderboard.formatting import labels
+from bench.leaderboard.formatting import apart, labels
 from bench.records import titles
 from bench.records.names import BASELINE_FAMILY, is_control
 from methods.errors import SetupError
@@ -187,15 +186,7 @@ def names(frame: pd.DataFrame) -> list[str]:
         called[method] + label.removeprefix(method) if label.startswith(method) and family != BASELINE_FAMILY else label
         for label, method, family in zip(labels(frame), frame["method"], frame["family"], strict=True)
     ]
-    for column, text in (("strength", "strength {:g}"), ("pairs", "{:g} pairs")):
-        values = [float(value) if pd.notna(value) else None for value in frame[column]]
-        known = {(name, value) for name, value in zip(found, values, strict=True) if value is not None}
-        shared = Counter(name for name, _ in known)
-        found = [
-            f"{name} ({text.format(value)})" if value is not None and shared[name] > 1 else name
-            for name, value in zip(found, values, strict=True)
-        ]
-    return [printable(name.replace(") (", ", ")) for name in found]
+    return [printable(name) for name in apart(found, frame)]
 
 
 def judge(frame: pd.DataFrame) -> str:

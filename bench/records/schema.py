@@ -75,7 +75,7 @@ def unusual(value: Any, name: str, depth: int = 0) -> str | None:
     """Find what a field must not hold: a number that no table can hold, or more levels than `DEPTH`."""
     if isinstance(value, int | float):
         fine = -(2**63) <= value < 2**63 if isinstance(value, int) else math.isfinite(value)
-        return None if fine else f"{name} is {told(value)}, which is infinite or too large"
+        return None if fine else f"{name} is {told(value)}, which no table can hold"
     if not isinstance(value, dict | list):
         return None
     if depth == DEPTH:

@@ -97,7 +97,8 @@ def verdict(table: Table) -> str:
     frame = table.frame
     if "verdict" not in frame or frame["verdict"].isna().all():
         return ""
-    named = list(zip(method_page.titled(frame), frame["verdict"], strict=True))
+    names = formatting.apart(method_page.titled(frame), frame)
+    named = list(zip(names, frame["verdict"], strict=True))
     told = []
     for kind in ("better", "worse", "no difference found", NOT_INDEPENDENT):
         labels = [label for label, found in named if found == kind]

@@ -31,5 +31,5 @@ def distinct_tokens(lm: LM, learnt_from: Pairs) -> int:
 
 
 def matrices(lm: LM, read: int) -> Work:
-    """Return the matrix products of reading so many tokens once in all blocks, without predicting any."""
+    """Return the matrix products of reading `read` tokens once in all blocks, without predicting any."""
     return likelihood.matrices(lm, read, 0)

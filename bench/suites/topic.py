@@ -26,7 +26,7 @@ import pandas as pd
 
 from bench.data.sources import Located, Sources
 from bench.data.splits import Learnt, Prompt, part_of, prompt, rank
-from bench.data.text_sets import WIKI, file_texts, leak, texts_of, wiki_sentences
+from bench.data.text_sets import WIKI, file_texts, leak, texts_of, wiki_leak, wiki_sentences
 from bench.model.lm import LM
 from bench.model.log_likelihood import log_likelihood
 from bench.records.identity import named
@@ -91,12 +91,8 @@ class Topic(Judged):
 
     def leak(self, learnt: Learnt) -> str | None:
         """Return why a method that learnt from sentences that are asked here must not be measured; None for others."""
-        if self.path is not None or learnt.wiki <= self.skip:
-            return leak(learnt, WIKI, self.name, self.path)
-        return (
-            f"learns from the first {learnt.wiki} sentences of {WIKI}, and suite.{self.name} asks what follows the "
-            f"first {self.skip}: set suite.{self.name}.skip={learnt.wiki}, or background.count={self.skip}"
-        )
+        of_set = leak(learnt, WIKI, self.name, self.path)
+        return of_set or (wiki_leak(learnt, self.name, self.skip) if self.path is None else None)
 
     def prompt_metrics(self, scores: pd.DataFrame, scorer: str, split: Split) -> dict[str, "pd.Series[float]"]:
         """Return the share of texts that are about the topic."""

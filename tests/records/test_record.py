@@ -56,7 +56,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path):
 
 
 def test_nan_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="x is the number 'nan', which is infinite or too large"):
+    with pytest.raises(ValueError, match="x is the number 'nan', which no table can hold"):
         of(FACTS | {"x": float("nan")})
     with pytest.raises(ValueError, match="not JSON compliant"):
         record.write(tmp_path, replace(of(FACTS), cost=Cost(relative_speed=math.nan)), ITEMS, ITEMS)
@@ -191,7 +191,7 @@ def test_a_field_of_another_kind_is_named_or_does_no_harm(results, place):
         record_files.tuning([(1.0, 1.0, 0.0)], 1.0) | {"chosen_trial": 1},
         "tuning.chosen_trial is 1 of 1 trials",
     ),
-    (("seed", "fit"), 2**63, "seed.fit is the number '9223372036854775808', which is infinite or too large"),
+    (("seed", "fit"), 2**63, "seed.fit is the number '9223372036854775808', which no table can hold"),
     (("data",), {"harmful": {"sources": [5]}}, "data.harmful.sources[0] is the number '5', not a mapping"),
     (("info",), {"chance": {"piqa": "a"}}, "info.chance.piqa is the text 'a', not a number"),
 ])  # fmt: skip
@@ -230,7 +230,7 @@ def test_one_infinite_number_is_told(tmp_path):
     path = tmp_path / ID / "record.json"
     text = path.read_text().replace('"value": 1.0', '"value": 1e999')
     path.write_text(text[: text.index(' "sha256"')].rstrip().rstrip(",") + "}")  # as written by an older version
-    with pytest.raises(record.NotWholeError, match="metrics.m.value is the number 'inf', which is infinite"):
+    with pytest.raises(record.NotWholeError, match="metrics.m.value is the number 'inf', which no table can hold"):
         record.checked(tmp_path / ID)
 
 

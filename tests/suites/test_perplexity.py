@@ -1,7 +1,7 @@
 import math
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import pytest
@@ -9,6 +9,8 @@ import torch
 from torch.nn import functional
 
 from bench.data.sources import Sources
+from bench.data.splits import Learnt
+from bench.data.text_sets import wiki_sentences
 from bench.suites.base import measure
 from bench.suites.perplexity import PAGES, SENTENCES, Perplexity, rows_of
 from methods import layout
@@ -95,6 +97,19 @@ def test_sentences_one_by_one(sources):
     assert found.metrics["perplexity"].value == pytest.approx(math.exp(total / count), rel=1e-4)
     assert found.metrics["perplexity"].n == 3 and not found.metrics["perplexity"].higher_is_better
     assert not {"text", "page"} & set(found.scores.columns)
+
+
+def test_sentences_that_were_learnt_from_are_not_asked(sources):
+    suite = Perplexity(sources=sources, protocol="sentences")
+    learnt = wiki_sentences(sources)[1][:1]
+    assert "set suite.perplexity.skip=1" in suite.leak(Learnt(wiki=1)) and suite.leak(Learnt()) is None
+    fewer = replace(suite, skip=1)
+    assert fewer.leak(Learnt(wiki=1)) is None and fewer.identity("test") == suite.identity("test") | {"skip": 1}
+    lm = tiny_lm(bos="none")
+    read = [lm.tokenizer.decode(window.continuation) for window in fewer._cut(lm)]
+    assert len(read) == 2 and not set(learnt) & set(read)
+    with pytest.raises(SetupError, match="skip=1: expected"):
+        Perplexity(sources=sources, protocol="surgery", skip=1)
 
 
 def test_lm_evals_task_as_lm_eval_counts(sources):
