@@ -217,6 +217,10 @@ class AcT(Method):
             directions.pooled_at(model, texts, [], read=self.read)
         return (counted[0] / counted[1]).float()
 
+    def changes(self, artefact: Artefact) -> Artefact:
+        """Return w - 1 and b of each place."""
+        return maps.changes(artefact)
+
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Map the places inside the `with`. Raises SetupError for an artefact of another model or other places."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout
+from methods import directions, layout, options
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, hooked, scope_mask
@@ -67,6 +67,9 @@ class ARGRE(Method):
     the iterations act on every state, whether or not its reward was too low, so that nothing jumps where the gap
     closes; and strength scales them as well, so that strength 0 is the model itself. A review of the method states the
     step (target - theta) / beta with beta 1.
+
+    The control moves the same states as far, in directions turned at random ("turn" in its artefact). Turned vectors
+    inside theta would give another number for every state, and so steps of any length, or none.
     """
 
     name: ClassVar[str] = "argre"
@@ -77,6 +80,7 @@ class ARGRE(Method):
     version: ClassVar[int] = 1
     strength_unit: ClassVar[str] = "share of the step"
     reads_labels: ClassVar[bool] = False  # the axis of d is the same if the texts of some pairs are swapped
+    control_version: ClassVar[int] = 1  # what is added is turned, not what the reward reads
 
     points: int = 7
     hidden: int = 1024
@@ -92,15 +96,12 @@ class ARGRE(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for numbers that learn nothing, and for a model without a final norm."""
-        if min(self.hidden, self.epochs, self.batch_size) < 1 or min(self.points, self.iterations) < 0:
-            raise SetupError(
-                f"method.hidden={self.hidden}, method.epochs={self.epochs}, method.batch_size={self.batch_size}, "
-                f"method.points={self.points}, method.iterations={self.iterations}: the first three must be at least "
-                "1, the others at least 0"
-            )
         for key in ("reward_beta", "learning_rate", "step"):
-            if not 0 < getattr(self, key) < math.inf:
-                raise SetupError(f"method.{key}={getattr(self, key)}: expected a number above 0")
+            options.check_number(key, getattr(self, key), lambda value: value > 0, "above 0")
+        for key in ("hidden", "epochs", "batch_size", "max_tokens"):
+            options.check_whole(key, getattr(self, key), 1)
+        for key, least in (("points", 0), ("iterations", 0), ("seed", None)):
+            options.check_whole(key, getattr(self, key), least)
         layout.final_norm(model)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
@@ -120,6 +121,7 @@ class ARGRE(Method):
         reward, losses = self._learn(list(zip(desired, undesired, strict=True)), direction)
         good, bad = (torch.cat([reward(states) for states in side]) for side in (desired, undesired))
         target = good.mean()
+        _check_finite("the reward of desired and undesired texts", target + bad.mean(), len(losses))
         return {
             "direction": direction,
             "target": target,
@@ -150,11 +152,7 @@ class ARGRE(Method):
                 for batch in torch.split(torch.randperm(len(neighbours), generator=generator), self.batch_size):
                     chosen = [(pairs[pair], point) for pair, point in (neighbours[i] for i in batch.tolist())]
                     loss = self.loss(reward, [self.neighbours(pair, point, direction) for pair, point in chosen])
-                    if not loss.isfinite():
-                        raise SetupError(
-                            f"argre: the loss of the reward is {loss.item()} after {len(losses)} steps; lower "
-                            "method.learning_rate"
-                        )
+                    _check_finite("the loss of the reward", loss, len(losses))
                     optimiser.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]
                     optimiser.step()
@@ -180,16 +178,25 @@ class ARGRE(Method):
         sums = torch.stack([one.sum() for one in torch.split(better - worse, counts)])
         return -functional.logsigmoid(self.reward_beta * sums).mean()
 
+    def changes(self, artefact: Artefact) -> Artefact:
+        """Return the axes (D, D) along which states move; a control's are turned."""
+        return {"turn": torch.eye(len(artefact["direction"]))}
+
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Move final states inside the `with`. Raises SetupError for an artefact of another model."""
-        direction = directions.fitted(model, artefact, "direction", self.name)
-        reward = Reward(*(artefact[name] for name in Reward._fields))
+        direction = directions.fitted(model, artefact, "direction", self.name, axes=1)
+        reward, target = learnt(model, artefact)
+        turn = directions.fitted(model, artefact, "turn", self.name, axes=2) if "turn" in artefact else None
 
         def function(hidden: Tensor) -> Tensor:  # (B, T, D)
-            nonlocal reward, direction
+            nonlocal reward, direction, turn
             reward, direction = reward.to(hidden.device), direction.to(hidden.device)
-            moved = self.moved(hidden.float(), reward, direction, float(artefact["target"]), strength)
+            states = hidden.float()
+            moved = self.moved(states, reward, direction, target, strength)
+            if turn is not None:
+                turn = turn.to(hidden.device)
+                moved = states + (moved - states) @ turn
             mask = scope_mask("generation", hidden.shape[1], boundary=True)  # (B, T)
             assert mask is not None
             return torch.where(mask[..., None].to(hidden.device), moved.to(hidden.dtype), hidden)
@@ -204,6 +211,20 @@ class ARGRE(Method):
         for _ in range(self.iterations):
             states = states + strength * self.step * reward.gradient(states)
         return states
+
+
+def learnt(model: PreTrainedModel, artefact: Artefact) -> tuple[Reward, float]:
+    """Return the reward and the target of an artefact. Raises SetupError where it lacks one, or shapes do not agree."""
+    inner = directions.fitted(model, artefact, "inner", ARGRE.name, axes=2)  # (M, D)
+    shapes = {name: tuple(artefact[name].shape) for name in ("offset", "outer", "target") if name in artefact}
+    if shapes != {"offset": inner.shape[:1], "outer": inner.shape[:1], "target": ()}:
+        raise SetupError(f"argre: {shapes} beside {len(inner)} hidden units are no reward and its target; fit it again")
+    return Reward(inner, artefact["offset"], artefact["outer"]), float(artefact["target"])
+
+
+def _check_finite(what: str, value: Tensor, steps: int) -> None:
+    if not value.isfinite():
+        raise SetupError(f"argre: {what} is {value.item()} after {steps} steps; lower method.learning_rate")
 
 
 def main_direction(desired: Tensor, undesired: Tensor) -> tuple[Tensor, float]:

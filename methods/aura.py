@@ -146,6 +146,10 @@ class AurA(Method):
             factor = torch.full_like(aurocs, 0.0 if self.form == "det0" else self.damp_alpha)
         return factor.where(damped, torch.ones_like(aurocs))
 
+    def changes(self, artefact: Artefact) -> Artefact:
+        """Return by how much each unit is damped, 1 - alpha."""
+        return {name: 1 - alpha for name, alpha in artefact.items() if name.endswith(".alpha")}
+
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Scale rows of the MLPs' matrices inside the `with`. Raises SetupError for an artefact of another model."""

@@ -116,6 +116,7 @@ class Method(Protocol):
     needs: ClassVar[frozenset[str]]  # fields of FitData that `fit` reads
     version: ClassVar[int]  # bump when the same hyper-parameters give other numbers
     half_version: ClassVar[int] = 0  # bump when they give other numbers on models of 16 bits alone
+    control_version: ClassVar[int] = 0  # bump when its rotated control gives other numbers
     strength_unit: ClassVar[str]
     discrete: ClassVar[bool] = False  # only the strengths of the grid exist, none between them
     scope: str | None = None  # a field of methods that can steer all tokens or some; None: they have no such choice
@@ -148,6 +149,14 @@ class Method(Protocol):
         """
         del facts
         return None
+
+    def changes(self, artefact: Artefact) -> Artefact:
+        """Return the vectors that `apply` adds, the rows of each tensor: a control is as large as they are together.
+
+        A rotated control has turned ones under the same names. By default they are all tensors of the artefact; a
+        method that keeps something else there as well, such as factors near 1 or what it reads states by, says which.
+        """
+        return artefact
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise SetupError where a hyper-parameter does not suit this model; called before anything costly."""

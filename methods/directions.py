@@ -288,8 +288,11 @@ def _weights(batch: Sequence[Text], read: Read, skip_first: int, padding: Paddin
     return weights
 
 
-def fitted(model: PreTrainedModel, artefact: Artefact, key: str, method: str) -> Tensor:
-    """The tensor (..., D) under `key`. Raises SetupError where the artefact has another layer's, or another width."""
+def fitted(model: PreTrainedModel, artefact: Artefact, key: str, method: str, axes: int | None = None) -> Tensor:
+    """The tensor (..., D) under `key`. Raises SetupError where the artefact has another layer's, or another width.
+
+    axes: the number of its axes, where another one is refused as well.
+    """
     tensor = artefact.get(key)
     if tensor is None:
         there = ", ".join(sorted(artefact)) or "nothing"
@@ -297,7 +300,7 @@ def fitted(model: PreTrainedModel, artefact: Artefact, key: str, method: str) ->
             f"{method}: an artefact with {there} and without {key} was not fitted on this model at this layer; "
             "fit it again"
         )
-    if tensor.shape[-1] != layout.width(model):
+    if tensor.dim() != (axes or tensor.dim()) or tensor.shape[-1:] != (layout.width(model),):
         raise SetupError(
             f"{method}: {key} {tuple(tensor.shape)} was not fitted on this model, whose width is "
             f"{layout.width(model)}; fit it again"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout
+from methods import directions, layout, options
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import edited
@@ -65,15 +65,11 @@ class EigenShift(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for an option outside its range, and for a model whose states do not go to a matrix."""
-        for key, value, allowed in (
-            ("projection", self.projection, get_args(Projection)),
-            ("rank_by", self.rank_by, get_args(Ranking)),
-            ("clean", self.clean, get_args(Clean)),
-        ):
-            if value not in allowed:
-                raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
-        if not 0 < self.share < 1:
-            raise SetupError(f"method.share={self.share}: expected a share of the width, above 0 and below 1")
+        options.check_choice("projection", self.projection, get_args(Projection))
+        options.check_choice("rank_by", self.rank_by, get_args(Ranking))
+        options.check_choice("clean", self.clean, get_args(Clean))
+        options.check_number("share", self.share, lambda share: 0 < share < 1, "above 0 and below 1")
+        options.check_whole("max_tokens", self.max_tokens, 1)
         layout.final_norm(model)
         unembedding(model)
 
@@ -117,7 +113,7 @@ class EigenShift(Method):
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Damp the unembedding inside the `with`. Raises SetupError for an artefact of another model."""
-        basis = directions.fitted(model, artefact, "directions", self.name)  # (K, D)
+        basis = directions.fitted(model, artefact, "directions", self.name, axes=2)  # (K, D)
         if strength == 0:
             yield Steering()
             return

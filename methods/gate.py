@@ -97,6 +97,16 @@ class Gate(Method):
         return self.inner.half_version
 
     @property
+    def control_version(self) -> int:  # type: ignore[override]
+        """The control version of the method inside, whose vectors are turned."""
+        return self.inner.control_version
+
+    @property
+    def reads_labels(self) -> bool:  # type: ignore[override]
+        """Whether swapped pairs would give the method inside other vectors than its own."""
+        return self.inner.reads_labels
+
+    @property
     def discrete(self) -> bool:  # type: ignore[override]
         """Whether the method inside has only the strengths of its grid."""
         return self.inner.discrete
@@ -109,6 +119,11 @@ class Gate(Method):
         """Return the length of what the method inside adds where the gate is open."""
         own = {key.removeprefix("inner."): one for key, one in facts.items() if key.startswith("inner.")}
         return self.inner.residual_norms(own)
+
+    def changes(self, artefact: Artefact) -> Artefact:
+        """Return what the method inside adds where the gate is open."""
+        own = {key.removeprefix("inner."): one for key, one in artefact.items() if key.startswith("inner.")}
+        return {f"inner.{key}": one for key, one in self.inner.changes(own).items()}
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a setting that is not allowed, and for a method inside that no gate can close."""

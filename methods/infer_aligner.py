@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout, vectors
+from methods import directions, layout, options, vectors
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.broken import reading
 from methods.errors import SetupError, loading_failure
@@ -75,7 +75,7 @@ class InferAligner(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for layers that the model does not have, and for a setting that is not allowed."""
         vectors.block_range(model, self.first_layer, self.last_layer)
-        vectors.check_choice("aim", self.aim, get_args(Aim))
+        options.check_choice("aim", self.aim, get_args(Aim))
         if not math.isfinite(self.open_at):
             raise SetupError(f"method.open_at={self.open_at}: expected a number; 0.5 is midway between the two means")
         if self.aligned is None and self.aligned_revision is not None:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout, vectors
+from methods import directions, layout, options, vectors
 from methods.base import FEWEST_PAIRS, Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import adding, hooked
@@ -61,8 +61,8 @@ class Instruction(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a layer that the model does not have, and for a setting that is not allowed."""
         layout.layer_index(model, self.layer)
-        vectors.check_choice("operation", self.operation, get_args(Operation))
-        vectors.check_choice("scope", self.scope, get_args(InstructionScope))
+        options.check_choice("operation", self.operation, get_args(Operation))
+        options.check_choice("scope", self.scope, get_args(InstructionScope))
         if not self.instruction.strip():
             raise SetupError("method.instruction is empty; write the text that is put before the prompts")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, layout, maps, sites
+from methods import directions, layout, maps, options, sites
 from methods.base import INFO, Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import Hook, hooked
@@ -86,18 +86,12 @@ class LinEAS(Method):
 
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for a setting that is not allowed."""
-        for key, value, allowed in (("where", self.where, get_args(Where)), ("read", self.read, get_args(LineasRead))):
-            if value not in allowed:
-                raise SetupError(f"method.{key}={value!r}: allowed are {', '.join(allowed)}")
-        if self.steps < 1 or self.batch_size < 2 or not 0 < self.learning_rate < math.inf:
-            raise SetupError(
-                f"method.steps={self.steps}, method.batch_size={self.batch_size}, method.learning_rate="
-                f"{self.learning_rate}: expected at least 1 step, batches of at least 2 texts, and a rate above 0"
-            )
-        if not 0 <= self.sparsity < math.inf or self.skip_first < 0:
-            raise SetupError(
-                f"method.sparsity={self.sparsity}, method.skip_first={self.skip_first}: neither may be negative"
-            )
+        options.check_choice("where", self.where, get_args(Where))
+        options.check_choice("read", self.read, get_args(LineasRead))
+        options.check_number("learning_rate", self.learning_rate, lambda rate: rate > 0, "above 0")
+        options.check_number("sparsity", self.sparsity, lambda gamma: gamma >= 0, "of 0 or more")
+        for key, least in (("steps", 1), ("batch_size", 2), ("skip_first", 0), ("max_tokens", 1), ("seed", None)):
+            options.check_whole(key, getattr(self, key), least)
         if self.where in ("auto", "norm"):
             for layer in range(len(layout.blocks(model))):
                 sites.last_norm(model, layer)
@@ -159,11 +153,7 @@ class LinEAS(Method):
             for step in range(self.steps):
                 batch, wanted = self._batch(source, targets, generator)
                 loss = self.loss(model, spots, slopes, shifts, batch, wanted)
-                if not loss.isfinite():
-                    raise SetupError(
-                        f"lineas: the loss is {loss.item()} after {step} steps; lower method.learning_rate, or check "
-                        "that the model's weights are whole" + (", or set model.dtype=bfloat16" if half else "")
-                    )
+                _check_finite("the loss", loss, step, half)
                 found, scale = gradients(loss, [slopes, shifts], scale)
                 rate = self._rate(step)
                 for one, gradient in zip((slopes, shifts), found, strict=True):
@@ -171,6 +161,7 @@ class LinEAS(Method):
                         one.copy_(sparser(one - rate * gradient, rate * self.sparsity))
                 losses.append(float(loss.detach()))
                 advance((STEP_COST - 1) * sum(len(text.tokens) for text in batch))
+        _check_finite("the size of the maps", torch.stack([slopes, shifts]).detach().norm(), self.steps, half)
         rows = zip(slopes.detach().cpu(), shifts.detach().cpu(), strict=True)
         return [Map(1 + slope, shift.clone()) for slope, shift in rows], losses
 
@@ -203,6 +194,10 @@ class LinEAS(Method):
         found = [distance(one, wanted).to(slopes.device) for one, wanted in zip(pooled, targets, strict=True)]
         return torch.stack(found).mean()
 
+    def changes(self, artefact: Artefact) -> Artefact:
+        """Return w - 1 and b of each place."""
+        return maps.changes(artefact)
+
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
         """Map the places inside the `with`. Raises SetupError for an artefact of another model or other places."""
@@ -225,6 +220,14 @@ def sparser(values: Tensor, threshold: float) -> Tensor:
     least = threshold * math.sqrt(values.shape[-1])
     kept: Tensor = shrunk * (1 - least / lengths.where(lengths > 0, torch.ones_like(lengths))).clamp(min=0)
     return kept
+
+
+def _check_finite(what: str, value: Tensor, steps: int, half: bool) -> None:
+    if not value.isfinite():
+        raise SetupError(
+            f"lineas: {what} is {value.item()} after {steps} steps; lower method.learning_rate, or check that the "
+            "model's weights are whole" + (", or set model.dtype=bfloat16" if half else "")
+        )
 
 
 def _mapping(slopes: Tensor, shifts: Tensor, at: int) -> Callable[[Tensor], Tensor]:

@@ -82,10 +82,16 @@ def saved(spots: Sequence[Spot], maps: Sequence[Map]) -> Artefact:
     }
 
 
+def changes(artefact: Artefact) -> Artefact:
+    """Return what the maps change: scale - 1 and shift of each place, (width,) each, without the supports."""
+    scales = {name: one - 1 for name, one in artefact.items() if name.endswith(".scale")}
+    return scales | {name: one for name, one in artefact.items() if name.endswith(".shift")}
+
+
 def loaded(model: PreTrainedModel, artefact: Artefact, spot: Spot, method: str, *, supported: bool) -> Map:
     """Return the map of a place, with a support or without. Raises SetupError where the artefact is another model's."""
     fields = Map._fields if supported else Map._fields[:2]
-    return Map(*(directions.fitted(model, artefact, f"{spot.key}.{field}", method) for field in fields))
+    return Map(*(directions.fitted(model, artefact, f"{spot.key}.{field}", method, axes=1) for field in fields))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, vectors
+from methods import directions, options, vectors
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import adding, hooked
@@ -79,9 +79,9 @@ class PSA(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for layers that the model does not have, and for a setting that is not allowed."""
         vectors.block_range(model, self.first_layer, self.last_layer)
-        vectors.check_choice("read", self.read, get_args(directions.Read))
-        vectors.check_choice("mechanism", self.mechanism, get_args(Mechanism))
-        vectors.check_choice("scope", self.scope, get_args(PSAScope))
+        options.check_choice("read", self.read, get_args(directions.Read))
+        options.check_choice("mechanism", self.mechanism, get_args(Mechanism))
+        options.check_choice("scope", self.scope, get_args(PSAScope))
         if not 0 < self.clip < math.inf:
             raise SetupError(f"method.clip={self.clip}: expected a number above 0, in mean residual norms")
         if (self.sigma is None) == (self.epsilon is None):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods import directions, vectors
+from methods import directions, options, vectors
 from methods.base import Artefact, FitData, Method, Steering, required_pairs
 from methods.errors import SetupError
 from methods.intervention import adding, hooked
@@ -76,10 +76,10 @@ class RepE(Method):
     def check(self, model: PreTrainedModel) -> None:
         """Raises SetupError for layers that the model does not have, and for a setting that is not allowed."""
         vectors.block_range(model, self.first_layer, self.last_layer)
-        vectors.check_choice("read", self.read, get_args(directions.Read))
-        vectors.check_choice("center", self.center, get_args(Center))
-        vectors.check_choice("operation", self.operation, get_args(Operation))
-        vectors.check_choice("scope", self.scope, get_args(RepEScope))
+        options.check_choice("read", self.read, get_args(directions.Read))
+        options.check_choice("center", self.center, get_args(Center))
+        options.check_choice("operation", self.operation, get_args(Operation))
+        options.check_choice("scope", self.scope, get_args(RepEScope))
         if self.skip_first < 0:
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
 

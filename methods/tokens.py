@@ -120,7 +120,7 @@ def encode_pairs(
 
 def _limit(model: PreTrainedModel, max_tokens: int | None) -> int | None:
     if max_tokens is not None and max_tokens < 1:
-        raise SetupError(f"method.max_tokens={max_tokens}: expected at least 1, or null for as many as the model reads")
+        raise SetupError(f"method.max_tokens={max_tokens}: expected at least 1")
     limits = [limit for limit in (max_tokens, longest_text(model)) if limit is not None]
     return min(limits, default=None)
 

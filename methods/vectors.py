@@ -5,7 +5,7 @@ and in every model: `layers.12.direction` is a unit vector times the mean residu
 adds a tenth of that norm.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -20,13 +20,6 @@ Map = Callable[[Tensor], Tensor]
 """A function of the residual stream, (B, T, D) -> (B, T, D), that returns a new tensor."""
 
 UNIT = "mean residual norms"
-
-
-def check_choice(option: str, value: object, allowed: Collection[object]) -> None:
-    """Raises SetupError where an option of the method has a value that is not one of these."""
-    if not any(value is one or (type(value) is type(one) and value == one) for one in allowed):
-        names = ", ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in allowed)
-        raise SetupError(f"method.{option}={value!r}: allowed are {names}")
 
 
 def block_range(model: PreTrainedModel, first: int | float, last: int | float) -> list[int]:

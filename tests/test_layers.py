@@ -29,8 +29,8 @@ HYDRA = {"config", "run", "model.checkpoint", "__main__"}
 LM_EVAL = {"model.lm_eval_adapter", "data.lm_eval_tasks"}
 SHARED = (
     "adapter base blockwise broken decoding directions erasing errors folding foreign intervention later layout "
-    "layout_search maps optimiser papers placement positions preference_gradient probes progress recompute separation "
-    "sites tokens training training_memory untying vectors verdicts word_list"
+    "layout_search maps optimiser options papers placement positions preference_gradient probes progress recompute "
+    "separation sites tokens training training_memory untying vectors verdicts word_list"
 ).split()
 """Modules of methods/ that its methods may import; the others are methods."""
 INSIDES = {f"methods.{name}" for name in ("intervention", "layout", "layout_search", "positions", "sites")}

@@ -284,8 +284,8 @@ class Cell:
             artefact, fit = self.controlled.fitted
             kept = {name: fact for name, fact in fit["facts"].items() if "norm" in name}  # lengths are the same
             info = {f"{INFO}{name}": torch.tensor(fact) for name, fact in kept.items()}
-            turned = control.rotated(artefact, int(self.cfg.control)) | info
-            self.fits.write(turned, 0.0, None, fit["data"])
+            turned = control.rotated(self.method.changes(artefact), int(self.cfg.control))
+            self.fits.write(artefact | turned | info, 0.0, None, fit["data"])
             return
         if self.apart:
             self._make_as_long()

@@ -65,7 +65,10 @@ class Names:
         drawn = self._cfg.control is not None and control.how(self._parts.method) == "random rotation"
         half = self._parts.method.half_version if self._cfg.model.dtype in HALF else 0
         own |= {"half_version": half} if half else {}
-        return own | ({"rotation_seed": int(self._cfg.control)} if drawn else {})
+        if not drawn:
+            return own
+        turned = self._parts.method.control_version
+        return own | {"rotation_seed": int(self._cfg.control)} | ({"control_version": turned} if turned else {})
 
     @property
     def apart(self) -> list[DictConfig]:

@@ -96,7 +96,8 @@ def as_method(cell: Cell, obtain: Obtain) -> tuple[Cell, float, None]:
     mine = cell.of_same_options(real)
     if obtain is not result and not (real.fits.is_stored and mine.fits.is_stored):
         raise NotStored(0)
-    return mine, control.strength(strength, real.fitted[0], mine.fitted[0]), None
+    sizes = (cell.method.changes(cell.fitted[0]) for cell in (real, mine))
+    return mine, control.strength(strength, *sizes), None
 
 
 def trial(
