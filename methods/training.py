@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from methods.base import Artefact, Examples, Pairs, write
+from methods.base import FEWEST_PAIRS, Artefact, Examples, Pairs, write
 from methods.broken import reading
 from methods.errors import SetupError
 from methods.intervention import Positions, at, edited, exchanged
@@ -97,13 +97,16 @@ def encoded_pairs(
 ) -> EncodedPairs:
     """Return pairs as tokens, cut alike (`methods.tokens.encode_pairs`), but none with a text without continuation.
 
-    Raises SetupError where nothing is left.
+    Raises SetupError where fewer than two are left.
     """
     found = encode_pairs(model, tokenizer, pairs, max_tokens)
     sides = ([text._replace(prompt=max(text.prompt, 1)) for text in side] for side in (found.desired, found.undesired))
     kept = [pair for pair in zip(*sides, strict=True) if all(len(text.tokens) > text.prompt for text in pair)]
-    if not kept:
-        raise SetupError("no pair whose texts both have a continuation to learn; choose another set (conf/pairs)")
+    if len(kept) < FEWEST_PAIRS:
+        raise SetupError(
+            f"{len(kept) or 'no'} pair whose texts both have a continuation to learn, and at least {FEWEST_PAIRS} are "
+            "needed; choose another set (conf/pairs)"
+        )
     return EncodedPairs([desired for desired, _ in kept], [undesired for _, undesired in kept], found.cut)
 
 

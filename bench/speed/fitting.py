@@ -11,11 +11,14 @@ from methods.tokens import encode_pairs
 
 
 def pairs(requests: Sequence[Any]) -> Pairs:
-    """Pair the first two answers to each question; the time of a fit does not depend on which answer is right."""
+    """Pair the first two answers to each question; the time of a fit does not depend on which answer is right.
+
+    A question with a single answer makes no pair.
+    """
     answers: dict[Any, list[tuple[str, str]]] = {}
     for request in requests:
         answers.setdefault(request.doc_id, []).append(request.args)
-    both = [(one[0], one[1]) for one in answers.values()]
+    both = [(one[0], one[1]) for one in answers.values() if len(one) > 1]
     return Pairs([one[0] for one, _ in both], [one[1] for one, _ in both], [other[1] for _, other in both])
 
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from bench.console import escape
+from bench.console import command, escape
 from bench.console.escape import terminal
 from bench.console.progress import Bar
 from bench.files.atomic import write_whole
@@ -132,13 +132,20 @@ def likelihood_rows(lm: LM, size: Size, requests: Mapping[str, Sequence[Any]], b
 
 
 def fit_rows(lm: LM, size: Size, methods: Sequence[Method], requests: Sequence[Any], bar: Bar) -> Iterator[Row]:
-    """Compare each fit, on pairs of answers to these requests, with the matrix products of reading the pairs once."""
+    """Compare each fit, on pairs of answers to these requests, with the matrix products of reading the pairs once.
+
+    A method that refuses the model or the pairs is left out, with a message.
+    """
     learnt_from = fitting.pairs(requests)
     read = fitting.distinct_tokens(lm, learnt_from)
     with bar.stage("round fits", "fits"):
         for method in methods:
             works = {"ours": fitting.ours(lm, method, learnt_from), MATRICES: fitting.matrices(lm, read)}
-            taken = in_turns(works, size.rounds)
+            try:
+                taken = in_turns(works, size.rounds)
+            except SetupError as error:
+                command.console.print(terminal(f"the fit of {method.name} is left out: {error}", "yellow"))
+                continue
             found = compared(taken["ours"], taken[MATRICES])
             title = f"fit of {method.name}, {len(learnt_from.prompt)} pairs"
             yield Row(title, MATRICES, read, size.rounds, found, 1 / 1.3, f"{method.passes():g} passes over the pairs")

@@ -10,11 +10,12 @@ from torch import nn
 from bench.export.effect import measure
 from bench.model.lm import LM
 from bench.model.sampling import prefill
+from bench.run import control
 from methods import layout
 from methods.argre import ARGRE, Reward, drawn, main_direction
 from methods.base import FitData, Pairs
 from methods.errors import SetupError
-from methods.intervention import record
+from methods.intervention import Positions, at, record
 from tests.architectures import lm_of
 from tests.methods.test_contract import PAIRS
 from tests.sinks import planted_sink
@@ -237,17 +238,55 @@ def test_it_cannot_be_exported():
     assert measure(lm, SMALL, fit(SMALL, lm), 1.0).beyond is not None
 
 
+@pytest.mark.parametrize("iterations", [0, 5])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_control_moves_as_far_in_other_directions(iterations, seed):
+    """Also where a reward has learnt much, and nearly every state or none is moved."""
+    lm, method = tiny_lm(), ARGRE(hidden=64, epochs=10, learning_rate=0.01, iterations=iterations)
+    artefact = fit(method, lm)
+    turned = artefact | control.rotated(method.changes(artefact), seed)
+    assert control.strength(0.7, method.changes(artefact), method.changes(turned)) == 0.7
+    ids = torch.tensor([lm.encode("".join(TEXT))])
+
+    def added(artefact: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad(), at(Positions(*(torch.tensor([n]) for n in (0, ids.shape[1], 0, 1)))):
+            base = lm.model(ids, output_hidden_states=True).hidden_states[-1]
+            with method.apply(lm.model, artefact, 0.7):
+                return (lm.model(ids, output_hidden_states=True).hidden_states[-1] - base)[0]
+
+    own, other = added(artefact), added(turned)  # (T, D)
+    torch.testing.assert_close(other.norm(dim=-1), own.norm(dim=-1), rtol=1e-3, atol=1e-4)
+    moved = own.norm(dim=-1) > 0.1
+    assert moved.sum() > 5 and torch.cosine_similarity(own[moved], other[moved]).abs().max() < 0.7
+
+
+@pytest.mark.parametrize("wrong", [
+    {"inner": None}, {"offset": None}, {"outer": None}, {"target": None}, {"offset": torch.zeros(3)},
+    {"outer": torch.zeros(20, 1)}, {"target": torch.zeros(2)}, {"direction": torch.zeros(2, 36)},
+    {"inner": torch.zeros(20, 35)}, {"turn": torch.zeros(36)},
+])  # fmt: skip
+def test_an_artefact_without_a_part_is_refused(wrong):
+    lm = tiny_lm()
+    damaged = {name: one for name, one in (fit(SMALL, lm) | wrong).items() if one is not None}
+    with pytest.raises(SetupError, match="fit it again"), SMALL.apply(lm.model, damaged, 1):
+        pass
+
+
 def test_wrong_settings_and_data():
     lm = tiny_lm()
     for options, message in (
-        ({"hidden": 0}, "the first three must be at least 1"),
-        ({"epochs": 0}, "the first three must be at least 1"),
-        ({"points": -1}, "the others at least 0"),
-        ({"iterations": -1}, "the others at least 0"),
+        ({"hidden": 0}, r"method\.hidden=0: expected a whole number, at least 1"),
+        ({"epochs": 0}, r"method\.epochs=0: expected a whole number, at least 1"),
+        ({"points": -1}, r"method\.points=-1: expected a whole number, at least 0"),
+        ({"iterations": -1}, r"method\.iterations=-1: expected a whole number, at least 0"),
+        ({"iterations": 2.5}, r"method\.iterations=2\.5: expected a whole number, at least 0"),
+        ({"batch_size": True}, r"method\.batch_size=True: expected a whole number, at least 1"),
+        ({"seed": None}, r"method\.seed=None: expected a whole number"),
         ({"reward_beta": 0}, r"method\.reward_beta=0: expected a number above 0"),
         ({"learning_rate": math.nan}, r"method\.learning_rate=nan: expected a number above 0"),
         ({"step": -1}, r"method\.step=-1: expected a number above 0"),
-        ({"max_tokens": 0}, "expected at least 1"),
+        ({"max_tokens": 0}, r"method\.max_tokens=0: expected a whole number, at least 1"),
+        ({"learning_rate": "fast"}, r"method\.learning_rate='fast': expected a number above 0"),
     ):
         with pytest.raises(SetupError, match=message):
             fit(ARGRE(**options), lm)
@@ -255,6 +294,10 @@ def test_wrong_settings_and_data():
         fit(ARGRE(), lm, Pairs(*(column[:1] for column in PAIRS)))
     with pytest.raises(SetupError, match="the states at the ends of desired and undesired texts are the same"):
         fit(ARGRE(), lm, PAIRS._replace(undesired=PAIRS.desired))
+    with pytest.raises(
+        SetupError, match=r"the reward of desired and undesired texts is (nan|inf) after \d+ steps; low"
+    ):
+        fit(ARGRE(hidden=8, learning_rate=1e60), lm)
     with pytest.raises(SetupError, match=r"the loss of the reward is (nan|inf) after \d+ steps; lower"):
         fit(ARGRE(learning_rate=1e200), lm)
     other = tiny_lm("gpt2")

@@ -159,12 +159,14 @@ def test_it_is_exported_as_one_weight_of_low_rank():
 def test_wrong_settings_and_data():
     lm = tiny_lm()
     for options, message in (
-        ({"share": 0}, r"method\.share=0: expected a share of the width"),
-        ({"share": 1}, r"method\.share=1: expected a share of the width"),
+        ({"share": 0}, r"method\.share=0: expected a number above 0 and below 1"),
+        ({"share": 1}, r"method\.share=1: expected a number above 0 and below 1"),
+        ({"share": "all"}, r"method\.share='all': expected a number above 0 and below 1"),
         ({"projection": "rows"}, "allowed are paper, released"),
         ({"rank_by": "sign"}, "allowed are size, signed"),
         ({"clean": "all"}, "allowed are continuation, prompt"),
-        ({"max_tokens": 0}, "expected at least 1"),
+        ({"max_tokens": 0}, r"method\.max_tokens=0: expected a whole number, at least 1"),
+        ({"max_tokens": 2.5}, r"method\.max_tokens=2\.5: expected a whole number, at least 1"),
     ):
         with pytest.raises(SetupError, match=message):
             fit(EigenShift(**options), lm)
@@ -172,6 +174,9 @@ def test_wrong_settings_and_data():
         fit(EigenShift(), lm, Pairs(*(column[:1] for column in PAIRS)))
     with pytest.raises(SetupError, match="toxic and clean states have the same mean"):
         fit(EigenShift(), lm, PAIRS._replace(undesired=PAIRS.desired))
+    with pytest.raises(SetupError, match=r"directions \(36,\) was not fitted on this model"):
+        with EigenShift().apply(lm.model, {"directions": fit(EigenShift(), lm)["directions"][0]}, 1):
+            pass
     other = tiny_lm("gpt2")
     with pytest.raises(SetupError, match=r"directions \(2, 36\) was not fitted on this model, whose width is 28"):
         with EigenShift().apply(other.model, fit(EigenShift(), lm), 1):
@@ -184,6 +189,14 @@ def test_wrong_settings_and_data():
     no_norm.model.model.norm = None
     with pytest.raises(SetupError, match="no final norm"):
         EigenShift().check(no_norm.model)
+
+
+def test_a_single_pair_that_is_left_is_too_few():
+    """One pair says how two texts differ, also where other pairs were left out."""
+    lm, empty = tiny_lm(), [""] * 7
+    with pytest.raises(SetupError, match="1 pair whose texts both have a continuation to learn, and at least 2"):
+        fit(EigenShift(), lm, PAIRS._replace(desired=[*PAIRS.desired[:1], *empty]))
+    assert fit(EigenShift(), lm, PAIRS._replace(desired=[*PAIRS.desired[:2], *empty[:6]]))["info.left_out_pairs"] == 6
 
 
 def test_a_pair_with_an_empty_text_is_left_out_and_counted():

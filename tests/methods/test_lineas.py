@@ -303,11 +303,14 @@ def test_wrong_settings_and_missing_data():
     for options, message in (
         ({"where": "heads"}, "allowed are auto, norm, attention, mlp, both, block"),
         ({"read": "last"}, "allowed are all, continuation"),
-        ({"steps": 0}, "at least 1 step"),
-        ({"batch_size": 1}, "batches of at least 2 texts"),
-        ({"learning_rate": 0}, "a rate above 0"),
-        ({"sparsity": -1}, "neither may be negative"),
-        ({"skip_first": -1}, "neither may be negative"),
+        ({"steps": 0}, r"method\.steps=0: expected a whole number, at least 1"),
+        ({"batch_size": 1}, r"method\.batch_size=1: expected a whole number, at least 2"),
+        ({"batch_size": 2.5}, r"method\.batch_size=2\.5: expected a whole number, at least 2"),
+        ({"learning_rate": 0}, r"method\.learning_rate=0: expected a number above 0"),
+        ({"sparsity": -1}, r"method\.sparsity=-1: expected a number of 0 or more"),
+        ({"sparsity": math.nan}, r"method\.sparsity=nan: expected a number of 0 or more"),
+        ({"skip_first": -1}, r"method\.skip_first=-1: expected a whole number, at least 0"),
+        ({"seed": "x"}, r"method\.seed='x': expected a whole number"),
     ):
         with pytest.raises(SetupError, match=message):
             LinEAS(**options).check(lm.model)
@@ -317,6 +320,11 @@ def test_wrong_settings_and_missing_data():
         fit(LinEAS(), lm, PAIRS._replace(undesired=PAIRS.desired[::-1], prompt=[""] * 8))
     with pytest.raises(SetupError, match="lower method.learning_rate, or check that"):
         fit(LinEAS(steps=40, learning_rate=1e6), lm)
+    with pytest.raises(SetupError, match=r"the size of the maps is (nan|inf) after 1 steps; lower"):
+        fit(LinEAS(steps=1, learning_rate=1e39), lm)
+    with pytest.raises(SetupError, match=r"scale \(2, 36\) was not fitted on this model"):
+        with LinEAS().apply(lm.model, {"layers.0.norm.scale": torch.ones(2, 36)}, 1):
+            pass
     other = tiny_lm("gpt2")
     with pytest.raises(SetupError, match=r"scale \(36,\) was not fitted on this model, whose width is 28"):
         with LinEAS().apply(other.model, fit(LinEAS(steps=1), lm), 1):

@@ -1,6 +1,7 @@
 """Controls built like the method: through the command line on a tiny model, and by their parts."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +15,26 @@ from bench.leaderboard.grouping import Fit, Row
 from bench.records.fields import LearntFrom
 from bench.records.table import read_records
 from bench.run import control
-from methods import ARGRE, CAA, DeTox, ProbeRows, Prompt, RandomDirection, RepE, Stack
+from methods import (
+    ARGRE,
+    CAA,
+    AcT,
+    AurA,
+    DeTox,
+    FitData,
+    Gate,
+    LinEAS,
+    Pairs,
+    ProbeRows,
+    Prompt,
+    RandomDirection,
+    RepE,
+    Stack,
+)
 from methods.errors import SetupError
+from tests.methods.test_contract import PAIRS
 from tests.run.test_smoke import arguments, finished, world  # noqa: F401
+from tests.tiny import tiny_lm
 
 
 def test_a_rotation_keeps_lengths_and_angles_and_turns_the_rest():
@@ -55,6 +73,46 @@ def test_a_short_vector_is_made_as_long_as_the_methods():
     assert control.strength(2.0, method, short) == 20.0
     with pytest.raises(SetupError, match="has length 0"):
         control.strength(2.0, method, {"v": torch.zeros(2)})
+
+
+MAPS = {"layers.0.mlp.scale": torch.tensor([1.0, 4.0]), "layers.0.mlp.shift": torch.tensor([0.0, 4.0])}
+SUPPORT = {"layers.0.mlp.low": torch.tensor([-9.0, -9.0]), "layers.0.mlp.high": torch.tensor([9.0, 9.0])}
+
+
+@pytest.mark.parametrize(("method", "artefact", "size"), [
+    (CAA(), {"layers.1.direction": torch.tensor([3.0, 4.0])}, 5), (LinEAS(), MAPS, 5), (AcT(), MAPS | SUPPORT, 5),
+    (AurA(), {"layers.0.up.alpha": torch.tensor([1.0, 0.25, 1.0]), "layers.0.down.alpha": torch.tensor([0.0])}, 1.25),
+    (Gate(inner=AcT()), {f"inner.{key}": one for key, one in MAPS.items()} | {"gate.w": torch.ones(50)}, 5),
+])  # fmt: skip
+def test_the_size_is_that_of_what_is_changed(method, artefact, size):
+    """Factors of 1 and supports change nothing, so they must not make two artefacts alike in size."""
+    assert control.size(method.changes(artefact)) == pytest.approx(size)
+
+
+def test_a_control_of_shuffled_pairs_changes_as_much():
+    lm, method = tiny_lm(), LinEAS(steps=3, learning_rate=0.5)
+    swapped = [pair[:: -1 if i % 2 else 1] for i, pair in enumerate(zip(PAIRS.desired, PAIRS.undesired, strict=True))]
+    shuffled = Pairs(PAIRS.prompt, *(list(side) for side in zip(*swapped, strict=True)))
+    real, other = (method.fit(lm.model, lm.tokenizer, FitData(pairs)) for pairs in (PAIRS, shuffled))
+    strength = control.strength(0.4, method.changes(real), method.changes(other))
+    own, others = (
+        math.hypot(
+            *(float((one - float(key.endswith("scale"))).norm()) for key, one in found.items() if "info" not in key)
+        )
+        for found in (real, other)
+    )
+    assert 0.4 * own == pytest.approx(strength * others, rel=1e-4) and abs(strength - 0.4) > 0.01
+
+
+def test_a_method_without_vectors_keeps_its_strength():
+    places = {"layers.1.elements": torch.tensor([3, 5]), "info.differences": torch.tensor([1.0, 2.0])}
+    assert control.strength(2.0, places, {"layers.0.elements": torch.tensor([7, 9])}) == 2.0
+
+
+@pytest.mark.parametrize("inner", [RepE(), RepE(center=True), ARGRE()])
+def test_a_gate_is_controlled_like_the_method_inside(inner):
+    gate = Gate(inner=inner)
+    assert control.how(gate) == control.how(inner) and gate.control_version == inner.control_version
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ import pytest
 from bench.console.progress import Bar
 from bench.speed import figure, fitting, likelihood, sampling, table
 from bench.speed.turns import compared, in_turns
+from methods.aura import AurA
 from methods.caa import CAA
+from tests.architectures import lm_of
 from tests.tiny import tiny_lm
 
 SIZE = table.Size(prompts=2, together=(1, 2), documents=2, rounds=2, slow_rounds=1)
@@ -79,3 +81,18 @@ def test_fits_learn_from_two_answers_of_each_question():
     with Bar(table.planned(SIZE, {"PIQA": ASKED})) as bar:
         (row,) = table.fit_rows(lm, SIZE, [CAA(layer=0)], ASKED, bar)
     assert row.work == "fit of caa, 2 pairs" and row.found.ratio > 0
+
+
+def test_a_fit_that_is_refused_leaves_the_other_rows(capsys):
+    """A mixture of experts has no neurons that AurA could damp; twenty minutes of measuring are not lost for that."""
+    lm = lm_of("mixtral")
+    with Bar(table.planned(SIZE, {"PIQA": ASKED})) as bar:
+        (row,) = table.fit_rows(lm, SIZE._replace(rounds=1), [AurA(), CAA(layer=0)], ASKED, bar)
+        assert not list(table.fit_rows(lm, SIZE, [CAA(layer=0)], [], bar))
+    assert row.work == "fit of caa, 2 pairs" and row.found.low is None
+    told = capsys.readouterr().err
+    assert "the fit of aura is left out: mixtral" in told and "the fit of caa is left out: caa learns from" in told
+
+
+def test_a_question_with_one_answer_makes_no_pair():
+    assert fitting.pairs([*ASKED, SimpleNamespace(args=("Why", " so"), doc_id=7)]) == fitting.pairs(ASKED)
