@@ -126,6 +126,14 @@ def test_only_what_trains_on_16_bits_has_another_id_there(method, version):
         assert Names(cfg, parts(cfg), 1, str).method.get("half_version") == found
 
 
+@pytest.mark.parametrize(("method", "version"), [("argre", 1), ("repe", None), ("detox", None)])
+def test_a_rotated_control_has_the_version_of_its_making(method, version):
+    for draw, found in (("null", None), ("0", version)):
+        cfg = compose([f"method={method}", "suite=rtp", f"control={draw}"])
+        own = Names(cfg, parts(cfg), 1, str).method
+        assert own.get("control_version") == found and ("rotation_seed" in own) == (draw == "0")
+
+
 def test_the_order_of_methods_within_a_method_counts():
     one, other = {"a": CAA(), "b": Finetune()}, {"b": Finetune(), "a": CAA()}
     ids = [digest(method_identity(Stack(parts=parts, at={"a": 1, "b": 1}))) for parts in (one, other)]
