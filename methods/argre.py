@@ -176,7 +176,7 @@ class ARGRE(Method):
         counts = [states.shape[1] for states in neighbours]
         worse, better = reward(torch.cat(list(neighbours), dim=1))  # (total C,) each
         sums = torch.stack([one.sum() for one in torch.split(better - worse, counts)])
-        return -functional.logsigmoid(self.reward_beta * sums).mean()
+        return -functional.logsigmoid(float(self.reward_beta) * sums).mean()
 
     def changes(self, artefact: Artefact) -> Artefact:
         """Return the axes (D, D) along which states move; a control's are turned."""

@@ -59,10 +59,11 @@ def pooled_features(
     pooled = torch.empty(len(layers), len(texts), layout.width(model))
     for rows, batch in _batches(texts, batch_size):
         with record(model, layers, site) as seen:
-            _forward(model, batch, max(layers), padding)
+            positions = _forward(model, batch, max(layers), padding)
         weights = _weights(batch, read, skip_first, padding)  # (B, T)
         for i, layer in enumerate(layers):
-            hidden = norm(seen[layer]) if norm is not None else seen[layer]  # (B, T, D)
+            with at(positions):  # for what other methods have hooked to the norm
+                hidden = norm(seen[layer]) if norm is not None else seen[layer]  # (B, T, D)
             pooled[i, rows] = torch.einsum("bt,btd->bd", weights.to(hidden.device), hidden.float()).cpu()
     check_finite(pooled)
     return pooled
@@ -137,8 +138,9 @@ def final_states(model: PreTrainedModel, texts: Sequence[Text], *, batch_size: i
     found = [torch.empty(0)] * len(texts)
     for rows, batch in _batches(texts, batch_size):
         with record(model, [last]) as seen:
-            _forward(model, batch, last)
-        states = norm(seen[last]).float().cpu()  # (B, T, D)
+            positions = _forward(model, batch, last)
+        with at(positions):  # for what other methods have hooked to the norm
+            states = norm(seen[last]).float().cpu()  # (B, T, D)
         for number, text, own in zip(rows, batch, states, strict=True):
             found[number] = own[text.prompt - 1 : len(text.tokens)].clone()
             check_finite(found[number])
@@ -248,8 +250,8 @@ def residual_norms(model: PreTrainedModel, texts: Sequence[Text], layers: Sequen
     return torch.tensor(mean_norms(model, texts[:YARDSTICK_TEXTS], layers, read="continuation", skip_first=1))
 
 
-def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: Padding | None = None) -> None:
-    """Run padded texts once, up to block `last`; the blocks above it are skipped."""
+def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: Padding | None = None) -> Positions:
+    """Run padded texts once, up to block `last`; the blocks above it are skipped. Return where the texts are."""
     length = torch.tensor([len(text.tokens) for text in batch])  # (B,)
     token, side, width = padding or Padding(0, "right", int(length.max()))
     first = width - length if side == "left" else torch.zeros_like(length)  # (B,)
@@ -270,6 +272,7 @@ def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: 
             use_cache=False,
         )
     advance(int(length.sum()))
+    return positions
 
 
 def _weights(batch: Sequence[Text], read: Read, skip_first: int, padding: Padding | None = None) -> Tensor:

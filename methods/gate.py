@@ -238,6 +238,13 @@ class Gate(Method):
 
         with wrapped(note), self.inner.apply(model, inner, 1.0) as steering:
             self._check_hooks(steering)
+        inside = {id(module) for block in layout.blocks(model) for module in block.modules()}
+        for key, place in seen.items():
+            if id(place.module) not in inside:
+                raise SetupError(
+                    f"method.inner={self.inner.name} acts at {key}, outside the blocks, where a gate does not read; "
+                    "choose a method that acts in the blocks"
+                )
         widths: dict[str, int] = {}
 
         def measure(key: str) -> Callable[[Tensor], Tensor]:

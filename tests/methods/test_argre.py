@@ -14,8 +14,14 @@ from bench.run import control
 from methods import layout
 from methods.argre import ARGRE, Reward, drawn, main_direction
 from methods.base import FitData, Pairs
+from methods.directions import final_states, pooled_features
+from methods.eigenshift import EigenShift
 from methods.errors import SetupError
+from methods.gate import Gate
 from methods.intervention import Positions, at, record
+from methods.sasa import SASA
+from methods.stack import Stack
+from methods.tokens import Text
 from tests.architectures import lm_of
 from tests.methods.test_contract import PAIRS
 from tests.sinks import planted_sink
@@ -233,6 +239,31 @@ def test_strength_zero_and_the_way_out_leave_every_bit():
     assert all(torch.equal(one, before[name]) for name, one in lm.model.named_parameters())
 
 
+def test_a_later_part_of_a_stack_learns_from_moved_states():
+    """Final states are read behind what is hooked to the final norm, which has to know where a prompt ends."""
+    lm, artefact = tiny_lm(), fit(SMALL, tiny_lm())
+    prompt = len(lm.encode(TEXT[0]))
+    text = Text(lm.encode("".join(TEXT)), prompt)
+    last = len(layout.blocks(lm.model)) - 1
+    (base,) = final_states(lm.model, [text])
+    reward = Reward(*(artefact[name] for name in Reward._fields))
+    wanted = SMALL.moved(base, reward, artefact["direction"], float(artefact["target"]), 0.8)
+    with SMALL.apply(lm.model, artefact, 0.8):
+        (found,) = final_states(lm.model, [text])
+        ends = pooled_features(lm.model, [text], [last], read="last", after_final_norm=True)[0, 0]
+    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(ends, wanted[-1])
+    assert not torch.equal(found, base)
+    parts = {"first": SMALL, "second": EigenShift(), "third": SASA()}
+    Stack(parts=parts, at=dict.fromkeys(parts, 1.0)).fit(lm.model, lm.tokenizer, FitData(PAIRS))
+
+
+def test_a_gate_cannot_read_behind_the_blocks():
+    lm, background = tiny_lm(), [*PAIRS.prompt, *PAIRS.desired]
+    with pytest.raises(SetupError, match=r"method\.inner=argre acts at model\.norm\.output, outside the blocks"):
+        Gate(inner=SMALL, kind="dsas").fit(lm.model, lm.tokenizer, FitData(PAIRS, background=background))
+
+
 def test_it_cannot_be_exported():
     lm = tiny_lm()
     assert measure(lm, SMALL, fit(SMALL, lm), 1.0).beyond is not None
@@ -284,12 +315,14 @@ def test_wrong_settings_and_data():
         ({"seed": None}, r"method\.seed=None: expected a whole number"),
         ({"reward_beta": 0}, r"method\.reward_beta=0: expected a number above 0"),
         ({"learning_rate": math.nan}, r"method\.learning_rate=nan: expected a number above 0"),
+        ({"reward_beta": 10**301}, r"method\.reward_beta=1000.*: expected a number above 0"),
         ({"step": -1}, r"method\.step=-1: expected a number above 0"),
         ({"max_tokens": 0}, r"method\.max_tokens=0: expected a whole number, at least 1"),
         ({"learning_rate": "fast"}, r"method\.learning_rate='fast': expected a number above 0"),
     ):
         with pytest.raises(SetupError, match=message):
             fit(ARGRE(**options), lm)
+    fit(ARGRE(hidden=4, reward_beta=10**30), lm)  # a whole number, as YAML may give it
     with pytest.raises(SetupError, match="argre learns from contrast pairs and got 1; give at least 2"):
         fit(ARGRE(), lm, Pairs(*(column[:1] for column in PAIRS)))
     with pytest.raises(SetupError, match="the states at the ends of desired and undesired texts are the same"):
