@@ -22,7 +22,7 @@ from bench.plots.cost import cost
 from bench.plots.foreseen import foreseen
 from bench.plots.groups import groups
 from bench.plots.panels import label_noise, layers, sample_size, strength
-from bench.plots.style import NoSuchPage, NothingToDraw, Width, save
+from bench.plots.style import NoSuchPage, NothingToDraw, Width, packed, save, save_packed
 from bench.plots.tampering import fine_tuned, tampering
 from bench.plots.tradeoff import tradeoff
 from bench.plots.training import trained, training
@@ -216,7 +216,8 @@ def write(
     if processes and "fork" in multiprocessing.get_all_start_methods():
         with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
             # Trials need no table, so their files are written while the tables are made.
-            begun = [pool.submit(save, *one) for one in ready(sorted(kinds, key=lambda kind: kind != "strength"))]
+            ordered = sorted(kinds, key=lambda kind: kind != "strength")
+            begun = [pool.submit(save_packed, packed(figure), to, name) for figure, to, name in ready(ordered)]
             written = [files.result() for files in begun]
     else:
         written = [save(*one) for one in ready(kinds)]

@@ -8,6 +8,7 @@ and raises `NoSuchPage` after the last.
 import functools
 import io
 import math
+import pickle
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -332,22 +333,28 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
 # -- files -----------------------------------------------------------------------------------------------------------
 
 
+@styled
+def laid_out(figure: Figure) -> Figure:
+    """Place everything in the figure, once for all kinds of files; nothing is moved afterwards."""
+    for text in figure.findobj(Text):
+        text.set_fontfeatures(NO_LIGATURES)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine("none")
+    figure.set_dpi(DPI)
+    return figure
+
+
+@styled
 def rendered(figure: Figure, kind: str) -> bytes:
     """Return the bytes of the figure's file of one kind (FILES); equal figures give equal bytes.
 
     `Figure.savefig` would lay out and draw the figure again for each kind; this takes half the time.
     """
     buffer = io.BytesIO()
-    with mpl.rc_context(STYLE):
-        for text in figure.findobj(Text):
-            text.set_fontfeatures(NO_LIGATURES)
-        engine = figure.get_layout_engine()
-        if engine is not None:
-            engine.execute(figure)
-            figure.set_layout_engine("none")
-        figure.set_dpi(DPI)
-        canvas: Any = CANVASES[kind](figure)
-        getattr(canvas, f"print_{kind}")(buffer, metadata=FILES[kind])
+    canvas: Any = CANVASES[kind](laid_out(figure))
+    getattr(canvas, f"print_{kind}")(buffer, metadata=FILES[kind])
     return buffer.getvalue()
 
 
@@ -362,3 +369,18 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
                 f"cannot write the figure to {folder}: {error.strerror}; make it writable, or give another --results"
             ) from error
     return paths
+
+
+@styled
+def packed(figure: Figure) -> bytes:
+    """Return the figure as bytes for `save_packed` in another process, with everything in its place.
+
+    Places would depend on addresses in that process's memory. A pool would pickle in a thread, which would make missing
+    ticks in whatever style the main thread has just then.
+    """
+    return pickle.dumps(laid_out(figure))
+
+
+def save_packed(figure: bytes, folder: Path, name: str) -> list[Path]:
+    """Write the files of a figure that `packed` has made; errors are those of `save`."""
+    return save(pickle.loads(figure), folder, name)
