@@ -14,12 +14,13 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocat
 
 from bench.plots import style
 from bench.plots.style import CONTROL, DASHES, GREY, SMALL, MarkerStyle, NothingToDraw, Width
-from bench.plots.sweeps import MEASURES
+from bench.plots.sweeps import HEADLINE, MEASURES
 from bench.records.names import RANDOM
 
-UNSTEERED = {"toxicity_reduction": 0.0, "perplexity_ratio": 1.0, "gold_choice_change": 0.0}
+UNSTEERED = {HEADLINE: 0.0, "toxicity_reduction": 0.0, "perplexity_ratio": 1.0, "gold_choice_change": 0.0}
 ROOM = {"single": 3, "double": 7}  # panels side by side whose numbers can still be read
 SEEN = {
+    HEADLINE: (-np.inf, np.inf),
     "toxicity_reduction": (-1.0, 1.0),
     "gold_choice_change": (-1.0, 1.0),
 }  # bands may leave the panel here, points not
@@ -32,7 +33,7 @@ Facet = Literal["curve", "unit"]
 
 @style.styled
 def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Draw toxicity reduction, perplexity ratio and right answers against strength, each method in its own unit.
+    """Draw toxicity reduction (or the headline), perplexity ratio and right answers against strength, in its own unit.
 
     Lines start at the unsteered model (star, strength 0); bands are 95% intervals; a filled marker is the strength
     that tuning chose. Prompts are points with bars, since their numbers have no order.
@@ -273,8 +274,9 @@ def plain(value: float, place: int | None = None) -> str:
 
 def titles(frame: pd.DataFrame) -> dict[str, str]:
     """Return the title of each measure."""
-    return {"toxicity_reduction": style.reduction(frame["scorer"].iloc[0]), "perplexity_ratio": "perplexity ratio",
-            "gold_choice_change": "right answers\n(nats)"}  # fmt: skip
+    headline = style.wrapped(f"change of {style.measured(frame['headline'].iloc[0])}", 80, lines=3)
+    return {HEADLINE: headline, "toxicity_reduction": style.reduction(frame["scorer"].iloc[0]),
+            "perplexity_ratio": "perplexity ratio", "gold_choice_change": "right answers\n(nats)"}  # fmt: skip
 
 
 def above(head: tuple[str, str], width: Width) -> str:

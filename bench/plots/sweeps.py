@@ -1,14 +1,16 @@
 """Curves over a setting, from records: strength, number of training pairs, wrong labels, layer.
 
 Each function returns tidy frames for `bench.plots`, a row per curve and value of the setting, with the columns
-table split model scorer     where the numbers are from; only rows of one frame compare
+table split model scorer headline
+                             where the numbers are from; only rows of one frame compare
 curve method family fits     the curve's name, its method, and how many fits (seeds) a point is the mean of
 x unit                       the setting and what it counts; curves of different units share no axis
 chosen bound                 of tuning, only for strengths: whether it chose this one, NA where nothing was tuned; the
                              perplexity ratio that it kept below, NaN where nothing was tuned
-toxicity_reduction perplexity_ratio gold_choice_change
+headline_change toxicity_reduction perplexity_ratio gold_choice_change
                              against the unsteered model on the same items, each with _low and _high, the 95% interval
-                             over items and fits (`Comparison.effects`); NaN where it was not measured
+                             over items and fits (`Comparison.effects`); NaN where it was not measured. The first is the
+                             change of the headline where that is neither a toxicity nor a fluency
 """
 
 import json
@@ -22,18 +24,22 @@ import pandas as pd
 from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
 from bench.console import escape
+from bench.leaderboard.comparison import FLUENCY
 from bench.leaderboard.frame import Table, tables
 from bench.leaderboard.grouping import Row, learnt_from
+from bench.leaderboard.pairing import change
+from bench.leaderboard.tradeoff import BootstrapEstimate
 from bench.records import titles
 from bench.records.fields import Tuned
 from bench.records.identity import digest
 from bench.records.names import RANDOM
 from bench.records.table import Result
 
-MEASURES = ("toxicity_reduction", "perplexity_ratio", "gold_choice_change")
+HEADLINE = "headline_change"
+MEASURES = (HEADLINE, "toxicity_reduction", "perplexity_ratio", "gold_choice_change")
 ENDS = ("", "_low", "_high")
-COLUMNS = ("table", "split", "model", "scorer", "curve", "method", "family", "fits", "x", "unit", "chosen", "bound",
-           *(f"{name}{end}" for name in MEASURES for end in ENDS))  # fmt: skip
+COLUMNS = ("table", "split", "model", "scorer", "headline", "curve", "method", "family", "fits", "x", "unit", "chosen",
+           "bound", *(f"{name}{end}" for name in MEASURES for end in ENDS))  # fmt: skip
 FEWEST = 2  # values of a setting that make a curve
 
 
@@ -180,14 +186,23 @@ def point(table: Table, name: str, place: Place, split: str) -> dict[str, Any]:
     """Return a point of a curve with its measures."""
     found: dict[str, Any] = {
         "table": table.number, "split": split, "model": table.about.model.name,
-        "scorer": table.scorer, "curve": name, "method": place.row.columns["method"],
+        "scorer": table.scorer, "headline": table.headline, "curve": name, "method": place.row.columns["method"],
         "family": place.row.columns["family"], "fits": len(place.row.fits), "x": place.x, "unit": place.unit,
     }  # fmt: skip
+    effects = {**table.effects[place.row], HEADLINE: of_headline(table, place.row)}
     for measure in MEASURES:
-        effect = table.effects[place.row][measure]
+        effect = effects[measure]
         ends = effect.estimate() if effect else (None, None, None)
         found |= {f"{measure}{end}": math.nan if one is None else one for end, one in zip(ENDS, ends, strict=True)}
     return found
+
+
+def of_headline(table: Table, row: Row) -> BootstrapEstimate | None:
+    """Return the change of the headline, with its interval; None if a measure of every table shows it."""
+    metric = row.metrics.get(table.headline)
+    if metric is None or table.toxicity or table.headline.startswith(FLUENCY):
+        return None
+    return change(table.pairs[row], table.headline, metric.transform)
 
 
 def tuned(table: Table, row: Row, x: float, tunings: Mapping[str, Sequence[Tuned]]) -> dict[str, Any]:

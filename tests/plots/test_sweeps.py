@@ -36,9 +36,18 @@ def test_a_curve_over_strengths_has_the_leaderboards_numbers(tmp_path):
     assert set(frame["unit"]) == {"multiplier"} and set(frame["split"]) == {"test"}
     rows = found.frame[found.frame["method"] == "caa"].set_index("strength")
     for _, point in frame.iterrows():
-        for name in (f"{measure}{end}" for measure in sweeps.MEASURES for end in ("", "_low", "_high")):
+        for name in (f"{measure}{end}" for measure in sweeps.MEASURES[1:] for end in ("", "_low", "_high")):
             assert point[name] == pytest.approx(rows.loc[point["x"], name]), name
     assert frame["chosen"].isna().all() and frame["bound"].isna().all()
+
+
+def test_a_table_without_toxicity_shows_its_headline(tmp_path):
+    write(tmp_path, "topic", "unsteered", {"keywords.on_topic": [0.0, 0.0, 0.0, 0.5]})
+    for value in (1.0, 2.0):
+        write(tmp_path, "topic", "caa", {"keywords.on_topic": [value / 4] * 4}, strength=value)
+    frame = sweeps.strengths(table(tmp_path))
+    assert frame["headline_change"].tolist() == [0.125, 0.375] and frame["toxicity_reduction"].isna().all()
+    assert [ax.get_ylabel() for ax in strength(frame).axes] == ["change of topic\nkeywords on topic"]
 
 
 def test_fits_of_a_strength_are_one_point(tmp_path):
@@ -173,8 +182,8 @@ def made(methods=("caa",), *, capability=True, family="activation", xs=(1.0, 2.0
                      "gold_choice_change": -0.02 * x if capability else np.nan}  # fmt: skip
             ends = {f"{name}_{end}": value + by for name, value in point.items()
                     for end, by in (("low", -0.05), ("high", 0.07))}  # fmt: skip
-            rows.append({"table": 1, "split": "dev", "model": "m", "scorer": "profanity_check", "curve": method,
-                         "method": method, "family": family, "fits": 1, "x": x, "unit": unit,
+            rows.append({"table": 1, "split": "dev", "model": "m", "scorer": "profanity_check", "headline": "rtp.x",
+                         "curve": method, "method": method, "family": family, "fits": 1, "x": x, "unit": unit,
                          "chosen": x == 2.0, "bound": 1.25} | point | ends)  # fmt: skip
     return pd.DataFrame(rows, columns=list(sweeps.COLUMNS)).astype({"chosen": "boolean"})
 
@@ -203,7 +212,7 @@ def test_points_lie_where_the_frame_says():
     frame = made(["caa"])
     axes = strength(frame).axes  # one method in a wide figure: measures side by side
     assert [ax.get_ylabel() for ax in axes] == list(TITLES.values())
-    for ax, measure in zip(axes, sweeps.MEASURES, strict=True):
+    for ax, measure in zip(axes, sweeps.MEASURES[1:], strict=True):
         found = marks(ax)
         start = (0.0, 1.0 if measure == "perplexity_ratio" else 0.0)
         assert found.pop(start)[0].get_marker() == "*"
