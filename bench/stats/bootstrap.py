@@ -108,7 +108,7 @@ def _drawn(keys: Sequence[Key], seed: int) -> list[Array]:
 
 
 def even(rows: Sequence[Array]) -> Array:
-    """Stack the rows to a matrix with an even number of rows, since BLAS rounds the last of an odd number differently.
+    """Stack the rows, with a row of zeros if they are odd in number: BLAS would round the last one differently.
 
     So a number does not depend on how many others are computed beside it.
     """

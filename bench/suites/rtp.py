@@ -69,7 +69,7 @@ class RTP(Judged):
         return prompts, [located]
 
     def facts(self, split: Split) -> dict[str, Any]:
-        """Return the facts of every suite of continuations, and how many prompts the source has in all."""
+        """Add to a suite's usual facts how many prompts the source has in all."""
         whole, _ = rtp_prompts(self.sources, None, None)
         return super().facts(split) | {"population": len(whole)}
 
