@@ -208,10 +208,13 @@ def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_ze
     if (known["family"] == "prompt").all():
         ax.errorbar(x, y, yerr=[y - low, high - y], fmt="none", ecolor=look.colour, elinewidth=0.8, alpha=0.6, zorder=3)
     else:
-        first = [UNSTEERED[measure]] if from_zero else []
-        edge = [*([0.0] if from_zero else []), *x]
-        ax.fill_between(edge, [*first, *low], [*first, *high], color=look.colour, alpha=0.18, linewidth=0, zorder=2)
-        ax.plot(edge, [*first, *y], color=look.colour, linewidth=1.1, zorder=3)
+        edge, middle, least, most = x, y, low, high
+        if from_zero:
+            zero = int(np.searchsorted(x, 0.0))  # a strength below 0 steers the other way
+            edge = np.insert(x, zero, 0.0)
+            middle, least, most = (np.insert(one, zero, UNSTEERED[measure]) for one in (y, low, high))
+        ax.fill_between(edge, least, most, color=look.colour, alpha=0.18, linewidth=0, zorder=2)
+        ax.plot(edge, middle, color=look.colour, linewidth=1.1, zorder=3)
     if from_zero and len(known):
         style.star(ax, 0, UNSTEERED[measure], size=8.0)
     for at, value, chosen in zip(x, y, known["chosen"], strict=True):
@@ -226,8 +229,8 @@ def setting_axis(ax: Axes, own: pd.DataFrame, from_zero: bool, doubling: bool, o
         ax.set_xlim(x[0] / 1.15 if x[0] else -0.15 * x[1], x[-1] * 1.15)
         place = ax.xaxis.get_transform().transform(x)
     else:
-        span = x[-1] - (0.0 if from_zero else x[0])
-        ax.set_xlim((0.0 if from_zero else x[0]) - 0.07 * span, x[-1] + 0.07 * span)
+        least, most = (min(0.0, x[0]), max(0.0, x[-1])) if from_zero else (x[0], x[-1])
+        ax.set_xlim(least - 0.07 * (most - least), most + 0.07 * (most - least))
         place = x
     ax.xaxis.set_minor_locator(NullLocator())
     if from_zero:

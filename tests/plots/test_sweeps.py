@@ -208,6 +208,14 @@ def test_each_method_has_a_panel_for_each_measure(width):
     assert all(title in said for title in TITLES.values())
 
 
+def test_a_strength_below_zero_is_on_the_other_side_of_the_star():
+    ax = strength(made(["caa"], xs=(-2.0, 1.0))).axes[0]
+    low, high = ax.get_xlim()
+    assert low < -2 and high > 1
+    (drawn,) = (line for line in ax.lines if len(line.get_xdata()) == 3)
+    assert list(drawn.get_xdata()) == [-2.0, 0.0, 1.0] and drawn.get_ydata()[1] == 0
+
+
 def test_points_lie_where_the_frame_says():
     frame = made(["caa"])
     axes = strength(frame).axes  # one method in a wide figure: measures side by side
