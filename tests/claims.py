@@ -427,18 +427,18 @@ CLAIMS = [
           lambda: [float(len(dpo_link())), float((dpo_link()["share"] > dpo_link()["random_high"]).sum())]),
     Claim(RESULTS, "Unsteered, {}% of the texts are.", "act_add_topics", lambda: [100 * of_row(TOPICS, WEDDINGS)]),
     Claim(RESULTS, "at most {}% are, and no change is significant.", "act_add_topics", lambda: [weddings(False).max()]),
-    Claim(RESULTS, "At {} in layer {}, {}% are about weddings", "act_add_topics",
+    Claim(RESULTS, "At {} at depth {}, {}% are about weddings", "act_add_topics",
           lambda: [16, 0.2, 100 * of_row(TOPICS, WEDDINGS, method="act_add", strength=16, layer=0.2)]),
     Claim(RESULTS, "but texts have {} times the unsteered perplexity.", "act_add_topics",
           lambda: [of_row(TOPICS, "perplexity_ratio", method="act_add", strength=16, layer=0.2)]),
-    Claim(RESULTS, "and at {} in the layers {} and {},", "act_add_topics: settings", lambda: [16, 0.4, 0.6]),
-    Claim(RESULTS, "In layer {}, at coefficients 1 and 4, the perplexity of ten of them falls significantly, from {} "
+    Claim(RESULTS, "and at {} at depths {} and {},", "act_add_topics: settings", lambda: [16, 0.4, 0.6]),
+    Claim(RESULTS, "At depth {} and coefficients 1 and 4, the perplexity of ten of them falls significantly, from {} "
           "to {} and {}, but that of {} others falls as well, from {} to {} and {} (", "act_add_topics",
           lambda: [0.4, *fluent(ON_TOPIC), of_row(TOPICS, OFF_TOPIC, "n"), *fluent(OFF_TOPIC)]),
-    Claim(RESULTS, "({} negative at 1, and {} at -1, which should be more negative; unsteered {})", "claims",
-          lambda: [of_row("claims", NEGATIVE, method="probe_rows", strength=at, learns_from="labelled")
-                   for at in (1, -1)] + [of_row("claims", NEGATIVE)]),
-    Claim(RESULTS, "at most {}% are refused (ActAdd at 3)", "claims",
+    Claim(RESULTS, "than unsteered ({}), and gives {}; at 1 it gives {}.", "claims",
+          lambda: [of_row("claims", NEGATIVE), *(
+              of_row("claims", NEGATIVE, method="probe_rows", strength=at, learns_from="labelled") for at in (-1, 1))]),
+    Claim(RESULTS, 'ActAdd refuses at most {}% ("Hate" at 3)', "claims",
           lambda: [100 * csv("claims/leaderboard_tidy.csv").query(f"metric == '{REFUSED}'")["value"].max()]),
     Claim(RESULTS, "negative sentences positive ({}, unsteered {}) nor positive ones negative ({}, unsteered {}).",
           "claims",

@@ -105,7 +105,7 @@ class RowsFile:
         except ValueError as error:
             raise self.bad(number, str(error)) from error
         except RecursionError as error:
-            raise self.bad(number, "brackets in brackets, more than can be read") from error
+            raise self.bad(number, "brackets are nested too deeply") from error
         if not isinstance(row, dict):
             raise self.bad(number, f"a JSON {type(row).__name__}, no object")
         for key, text in _texts(row) if "\\u" in line else ():

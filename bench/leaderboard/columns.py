@@ -347,7 +347,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
     Column(name="vs_control_p_holm", about="That p after Holm's correction over the rows."),
     Column(name="made_worse", about="The share of prompts or documents whose main metric got worse than unsteered; "
-           "texts are sampled again, so it is near one half where a method does nothing.",
+           "near 0 if a method changes no text, near one half if it changes texts at random.",
            page="made worse", part=TRADE),
     Column(name="dev_reduction", about="The reduction of the chosen trial on the dev split."),
     Column(name="dev_perplexity_ratio", about="The perplexity ratio of the chosen trial on the dev split."),
@@ -409,6 +409,8 @@ def of_table(
             found += [_strengths(column, frame), *_headline(frame, headline, toxicity), *map(_opinion, others)]
         elif column.name == "rank" and frame["rank"].isna().all():
             found.append(replace(column, about="No row is ranked."))
+        elif column.name == "rank" and not toxicity:
+            found.append(replace(column, legend=column.legend.replace("the change", f"the change in {headline}")))
         elif column.name != "group":
             found.append(column)
         if column.name == "perplexity_ratio" and "kl.mean_kl" in metrics:

@@ -159,7 +159,7 @@ def _parsed(path: Path, _size: int, _modified: int) -> dict[str, Any]:
             f"{path} cannot be read: {error.strerror or error}; get permission to read it, or {WHOLE}"
         ) from error
     except (ValueError, RecursionError) as error:
-        why = "brackets in brackets without end" if isinstance(error, RecursionError) else error
+        why = "brackets are nested too deeply" if isinstance(error, RecursionError) else error
         raise SetupError(f"{path} is not valid JSON ({why}); {WHOLE}") from error
     if not isinstance(value, dict):
         raise SetupError(f"{path} holds a JSON {type(value).__name__}, and an object, {{...}}, is expected; {WHOLE}")

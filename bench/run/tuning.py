@@ -77,7 +77,7 @@ class Constraint:
                 wanted = "a number above 0" if self.compare == "ratio" else "a number"
                 raise SetupError(f"{mine} at_most or at_least is {bound!r}: expected {wanted}, or null for no bound")
         if self.at_least is not None and (self.at_most is not None or self.compare != "ratio"):
-            raise SetupError(f"{mine} set exactly one bound: at_most, or for a ratio at_least")
+            raise SetupError(f"{mine} takes one bound: at_most, or at_least if compare=ratio")
 
     @property
     def bound(self) -> float | None:
