@@ -4,11 +4,11 @@ import functools
 import itertools
 import multiprocessing
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -22,7 +22,7 @@ from bench.plots.cost import cost
 from bench.plots.foreseen import foreseen
 from bench.plots.groups import groups
 from bench.plots.panels import label_noise, layers, sample_size, strength
-from bench.plots.style import NoSuchPage, NothingToDraw, Width, packed, save, save_packed
+from bench.plots.style import NoSuchPage, NothingToDraw, Width, files, laid_out, save
 from bench.plots.tampering import fine_tuned, tampering
 from bench.plots.tradeoff import tradeoff
 from bench.plots.training import trained, training
@@ -214,14 +214,46 @@ def write(
                 yield one.figure, folder, one.name
 
     if processes and "fork" in multiprocessing.get_all_start_methods():
-        with ProcessPoolExecutor(processes, multiprocessing.get_context("fork")) as pool:
-            # Trials need no table, so their files are written while the tables are made.
-            ordered = sorted(kinds, key=lambda kind: kind != "strength")
-            begun = [pool.submit(save_packed, packed(figure), to, name) for figure, to, name in ready(ordered)]
-            written = [files.result() for files in begun]
+        # Trials need no table, so their files are written while the tables are made.
+        written = in_children(ready(sorted(kinds, key=lambda kind: kind != "strength")), processes)
     else:
         written = [save(*one) for one in ready(kinds)]
     return [*itertools.chain.from_iterable(written)], missing
+
+
+def in_children(figures: Iterable[tuple[Figure, Path, str]], processes: int) -> list[list[Path]]:
+    """Write figures, with their folders and names, in at most so many forked processes at a time; returns the files.
+
+    A figure is laid out here, since places would depend on addresses in the other process's memory. What a child could
+    not write is written here, so that its error is told.
+    """
+    written: list[list[Path]] = []
+    running: deque[tuple[Any, tuple[Figure, Path, str]]] = deque()
+
+    def finish() -> None:
+        child, one = running.popleft()
+        child.join()
+        if child.exitcode != 0:
+            save(*one)
+
+    for figure, folder, name in figures:
+        one = (laid_out(figure), folder, name)
+        while len(running) >= processes:
+            finish()
+        child = multiprocessing.get_context("fork").Process(target=_save_quietly, args=one)
+        child.start()
+        running.append((child, one))
+        written.append(files(folder, name))
+    while running:
+        finish()
+    return written
+
+
+def _save_quietly(figure: Figure, folder: Path, name: str) -> None:
+    try:
+        save(figure, folder, name)
+    except Exception:
+        raise SystemExit(1) from None
 
 
 def rebuild(results: Path, found: Sequence[Table] | None = None) -> list[Path]:

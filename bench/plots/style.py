@@ -8,7 +8,6 @@ and raises `NoSuchPage` after the last.
 import functools
 import io
 import math
-import pickle
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -358,10 +357,14 @@ def rendered(figure: Figure, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def files(folder: Path, name: str) -> list[Path]:
+    """Return the paths that `save` writes."""
+    return [folder / f"{name}.{kind}" for kind in FILES]
+
+
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write `name`.pdf, .svg and .png. Raises SetupError if the folder cannot be written."""
-    paths = [folder / f"{name}.{kind}" for kind in FILES]
-    for path, kind in zip(paths, FILES, strict=True):
+    for path, kind in zip(paths := files(folder, name), FILES, strict=True):
         try:
             write_whole(path, rendered(figure, kind))
         except OSError as error:
@@ -369,18 +372,3 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
                 f"cannot write the figure to {folder}: {error.strerror}; make it writable, or give another --results"
             ) from error
     return paths
-
-
-@styled
-def packed(figure: Figure) -> bytes:
-    """Return the figure as bytes for `save_packed` in another process, with everything in its place.
-
-    Places would depend on addresses in that process's memory. A pool would pickle in a thread, which would make missing
-    ticks in whatever style the main thread has just then.
-    """
-    return pickle.dumps(laid_out(figure))
-
-
-def save_packed(figure: bytes, folder: Path, name: str) -> list[Path]:
-    """Write the files of a figure that `packed` has made; errors are those of `save`."""
-    return save(pickle.loads(figure), folder, name)

@@ -314,7 +314,7 @@ def test_no_file(lm):
     ("change", "message"),
     [
         ({"hint": "gpt2"}, "its model_hint is 'gpt2', and this model is a 'llama'"),
-        ({"layers": range(1, 4)}, "it holds blocks 1 to 3, all of a model of 4 blocks, and this has 5"),
+        ({"layers": range(1, 4)}, "it holds blocks 1 to 3, as of a model of 4 blocks, and this one has 5"),
         ({"layers": [5]}, "block 5 out of range"),
         ({"layers": [0]}, "direction.0, which llama.cpp refuses"),
         ({"count": 9}, "its layer_count is 9, and it holds 4 vectors"),
