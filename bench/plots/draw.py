@@ -252,7 +252,7 @@ def in_children(figures: Iterable[tuple[Figure, Path, str]], processes: int) -> 
 def _save_quietly(figure: Figure, folder: Path, name: str) -> None:
     try:
         save(figure, folder, name)
-    except Exception:
+    except SetupError:  # the parent tries again, and tells
         raise SystemExit(1) from None
 
 

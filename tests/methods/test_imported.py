@@ -55,7 +55,7 @@ def logits(lm: LM, method, artefact, strength: float = 1.0) -> torch.Tensor:
 
 
 def caa_logits(lm: LM, vector: torch.Tensor, layer: int = LAYER, scope: str = "all", strength: float = 1.0):
-    """Of CAA with this vector, at the same site."""
+    """Return the logits of a model that CAA steers with this vector at the same site."""
     return logits(lm, CAA(layer=layer, scope=scope), {f"layers.{layer}.direction": vector}, strength)
 
 
