@@ -37,7 +37,10 @@ def paired(
     """
     found = [joined(fit, other, only, first) for fit in fits]
     for name in set.intersection(*map(set, found)) if len(found) > 1 else ():
-        of_one, *rest = (one[name].index for one in found)
+        of_one, *others = (one[name].index for one in found)
+        rest = [index for index in others if index is not of_one and not index.equals(of_one)]
+        if not rest:
+            continue
         shared = of_one[np.logical_and.reduce([of_one.isin(index) for index in rest])]
         for one in found:
             if len(one[name]) > len(shared):

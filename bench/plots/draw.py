@@ -91,11 +91,7 @@ def with_draws(source: Source) -> list[Drawing]:
 
 def with_headline(source: Source) -> list[Drawing]:
     """Return the leaderboard's rows of each table, with the name of their headline."""
-    found: list[Drawing] = []
-    for table in source.tables:
-        whole = table.frame.copy()  # in one piece; pandas warns where a column is added to a frame of many
-        found.append((suffix(table.number), (whole.assign(headline=table.headline),)))
-    return found
+    return [(suffix(table.number), (table.frame.assign(headline=table.headline),)) for table in source.tables]
 
 
 def over_strengths(source: Source) -> list[Drawing]:

@@ -24,7 +24,7 @@ def test_a_control_has_the_title_of_its_method():
 
 
 def test_titles_that_two_methods_share_are_their_names(monkeypatch):
-    monkeypatch.setattr(titles, "titles", lambda: {"a": "Same", "b": "Same", "c": "Other"})
+    monkeypatch.setattr(titles, "theirs", lambda: {"a": "Same", "b": "Same", "c": "Other"})
     assert titles.called(["a", "b", "c"]) == {"a": "a", "b": "b", "c": "Other"}
 
 
