@@ -210,7 +210,7 @@ def tell(failures: Sequence["Failure"]) -> None:
         console.print(terminal("failed:", "bold red"), terminal(told, lines=True))
         commands = list(dict.fromkeys(failure.alone for failure in stopped if failure.alone))
         for line in commands[:ALONE]:
-            console.print(terminal(f"  alone: {line}"))
+            console.print(terminal(f"  to run it alone: {line}"))
         if len(commands) > ALONE:
             console.print(f"  and {len(commands) - ALONE} more cells of this reason")
 

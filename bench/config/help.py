@@ -33,7 +33,7 @@ GROUPS = {
     "model": "what is steered",
     "method": "how it is steered",
     "pairs": "contrast pairs that the methods learn from",
-    "examples": "what a user fine-tunes the model on",
+    "examples": "what a user fine-tunes on",
     "harmful": "harmful texts that a security vector learns from",
     "background": "ordinary texts that a method compares with",
     "labelled": "single labelled texts, in place of pairs",

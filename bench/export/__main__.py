@@ -99,10 +99,12 @@ def show_help() -> None:
 def _run(given: Sequence[str]) -> None:
     own = {key: value for key, _, value in (one.partition("=") for one in given) if key in ARGUMENTS}
     name = own.get("format", "")
+    if not name:
+        raise SetupError(f"format is missing: add format=NAME. Allowed: {', '.join(FORMATS)}")
     if name not in FORMATS:
         near = difflib.get_close_matches(name, FORMATS, 1)
         hint = f"; did you mean {near[0]}?" if near else "."
-        raise SetupError(f"format={name or '(none)'}: there is no such format{hint} Allowed: {', '.join(FORMATS)}")
+        raise SetupError(f"format={name}: there is no such format{hint} Allowed: {', '.join(FORMATS)}")
     if name == "peft":
         require("peft", "format=peft", "export")
     if own.get("overwrite", "false") not in ("true", "false"):

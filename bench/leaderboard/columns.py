@@ -362,8 +362,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="d_prime", about="How far the direction of other pairs separates held-out desired from undesired "
            "activations, in their standard deviations; 0 is not at all.", unit="standard deviations",
            higher_is_better=True, page="d′ of pairs", part=WHAT),
-    Column(name="mean_cosine", about="How well the pairs learnt from agree: mean cosine of each pair's difference with "
-           "the mean of the others'.", higher_is_better=True, page="cosine of pairs", part=WHAT),
+    Column(name="mean_cosine", about="How well the training pairs agree: the mean cosine of each pair's difference "
+           "with the mean of the others'.", higher_is_better=True, page="cosine of pairs", part=WHAT),
     Column(name="fit_seconds", about="The seconds that a fit took.", unit="s", higher_is_better=False, format=seconds,
            text="fit s", legend="seconds that a fit took.", page="fit s", part=COST),
     Column(name="peak_fit_memory_bytes", about="The peak memory of a fit beyond the model.", unit="bytes",
@@ -376,8 +376,8 @@ COLUMNS: tuple[Column, ...] = (
            legend="sampling speed relative to the unsteered model, with its interval if it was measured."),
     Column(name="verdict", about="Whether the main metric is better, worse, or shows no difference found."),
     Column(name="group", about="Rows that share a letter do not differ significantly."),
-    Column(name="on_front", about="Whether no row beats it in both reduction and fluency, or in both reduction and "
-           "answers.", dtype="boolean", page="on front",
+    Column(name="on_front", about="Whether it is on one of two Pareto fronts: reduction against fluency, or reduction "
+           "against answers.", dtype="boolean", page="on front",
            cell=_flag("on_front"), part=TRADE, numeric=False),
     Column(name="notes", about="What to know before the row is compared.", text="notes", told=flags,
            page="notes", cell=_flags, shown=True, numeric=False),
@@ -421,8 +421,8 @@ def of_table(
                                 legend="divergence from the unsteered model on ordinary sentences, in nats per "
                                 "token."))  # fmt: skip
     found.append(Column(name=f"{headline}.detectable", page="detectable", part=TRADE,
-                        about=f"The smallest true change of {metric_title(headline)} that {POWER:.0%} of such samples "
-                        "find."))  # fmt: skip
+                        about=f"The smallest true change of {metric_title(headline)} that the test finds in "
+                        f"{POWER:.0%} of experiments of this size."))  # fmt: skip
     return found + [_metric(name, shown=not toxicity and name in tested) for name in metrics if name != headline]
 
 

@@ -168,7 +168,7 @@ def errors(table: Table, called: Called = None) -> str:
         whose = " of the other rows" if told else ""
         line += f"; they do not cover {' or '.join(held)}{whose}"
     seeds = max((len(text.split("; ")) for text in frame["sample_seeds"].dropna()), default=0)
-    sampling = f" Sampling seeds: {seeds}" if seeds else ""
+    sampling = f" Number of sampling seeds: {seeds}" if seeds else ""
     return f"{line}.{sampling}{', averaged within a prompt' if seeds > 1 else ''}{'.' if seeds else ''}"
 
 
@@ -249,7 +249,7 @@ def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "
     methods = frame[~controls(frame)]
     before, *after = (methods[f"{metric}.{end}"].dropna() for end in ends)
     over = "" if len(before) == 1 else f" (median of the rows; {before.min():.2f} to {before.max():.2f})"
-    told = f"Power: a true change{what} of {before.median():.2f}{over} is detected in {POWER:.0%} of such samples"
+    told = f"Power: a true change{what} of {before.median():.2f}{over} is detected in {POWER:.0%} of experiments"
     if after:
         (corrected,) = after
         told += f" before correction, and one of {corrected.median():.2f} after Holm over {count} rows"

@@ -228,7 +228,7 @@ def table(path: Path, name: str) -> pd.DataFrame:
 
 
 def arrow(path: Path, name: str) -> "pyarrow.Table":
-    """Read the same as a table of pyarrow; the reader of pandas takes half as long again."""
+    """Read the `items` or `scores` in the folder of a record as a table of pyarrow, in less time than `table`."""
     from pyarrow.parquet import ParquetFile
 
     with _reading(name), (path / f"{name}.parquet").open("rb") as file:

@@ -5,6 +5,7 @@ come from a table.
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -64,6 +65,8 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
     found += [(key, f"{key} has no value; set {key}=...") for key in asks or {}
               if key not in missing and OmegaConf.select(cfg, key, default="") is None]  # fmt: skip
     bad = [key for key, _ in found]
+    roots = {key for key in bad if not _points_at(cfg, key)}
+    found = [(key, message) for key, message in found if _points_at(cfg, key) not in roots]  # each mistake is told once
     asked = {f"{key} has no value; set {key}=...": words for key, words in (asks or {}).items()}
     told = [f"{message} ({asked[message]})" if message in asked else message for _, message in found]
     for check, reads in CHECKS.items():
@@ -72,6 +75,15 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
         ):
             told += check(cfg)
     return list(dict.fromkeys(told))
+
+
+def _points_at(cfg: DictConfig, key: str) -> str:
+    """Return the key that the value of another key is taken from, as in `${seed.fit}`; "" if it is no such value."""
+    above, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, above) if re.fullmatch(r"[\w.]+", above) else cfg
+    if not isinstance(node, DictConfig) or name not in node or not OmegaConf.is_interpolation(node, name):
+        return ""
+    return str(OmegaConf.to_container(node, resolve=False)[name]).strip("${}")  # type: ignore[call-overload,index]
 
 
 def _walk(node: DictConfig, fields: Fields, above: str = "") -> Iterator[tuple[str, str]]:

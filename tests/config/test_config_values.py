@@ -284,6 +284,12 @@ def test_lists_are_quoted_by_item_and_commas_may_be_sweeps():
     assert compose.jobs(['runtime.mirror="/a,b"'], multirun=False)
 
 
+def test_a_mistake_is_told_once_where_it_was_made():
+    assert refused("seed.fit=x") == "seed.fit=x: expected a whole number from 0 to 4294967295"
+    assert "seed.sample" in refused("seed.fit=${seed.sample}", "seed.sample=${seed.fit}")
+    assert "pairs.flip_seed=x" in refused("pairs.flip_seed=x")
+
+
 @pytest.mark.parametrize("argument", ["métod=caa", "=5", "--cfg", "method", "x='", "a=range(1)", "seed.fit=range(a,b)"])
 def test_what_is_no_override_is_one_line(argument):
     message = refused(argument)

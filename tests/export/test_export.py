@@ -460,7 +460,7 @@ def test_gguf_has_no_block_0(world, tmp_path, capsys):
     ("settings", "message"),
     [
         (["method=caa", "strength=2", "format=guff"], "no such format; did you mean gguf? Allowed: checkpoint"),
-        (["method=caa", "strength=2"], "format=(none): there is no such format. Allowed"),
+        (["method=caa", "strength=2"], "format is missing: add format=NAME. Allowed: checkpoint"),
         (["method=caa", "format=gguf"], "strength=auto: an export needs a number other than 0"),
         (["method=caa", "strength=0", "format=gguf"], "strength=0: an export needs a number other than 0"),
         (["method=caa", "strength=2", "format=gguf", "overwrite=yes"], "overwrite=yes: allowed are true, false"),

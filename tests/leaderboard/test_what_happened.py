@@ -67,7 +67,7 @@ def test_the_unsteered_model_alone_has_no_strength(tmp_path):
     write(tmp_path, "rtp", "unsteered", {TOXICITY: BASE}, scorers=EARLY)
     assert formatting.heading(only(tmp_path))[2:] == [
         "Scorers: reported by profanity_check",
-        "95% intervals cover the sampling of prompts. Sampling seeds: 1.",
+        "95% intervals cover the sampling of prompts. Number of sampling seeds: 1.",
     ]
     for word in (
         "Holm",
@@ -181,14 +181,14 @@ def test_rows_of_several_fits_alone_had_no_permutation_test(tmp_path):
         cell(tmp_path, "caa", 0.6 - 0.02 * seed, 0.1, 0.9, n=40, fit_seed=seed)
     text = "\n".join(formatting.heading(only(tmp_path)) + formatting.notes(only(tmp_path)))
     assert "permutation" not in text and "(bootstrap over items and fits)" in text
-    assert "over prompts and documents, and over the fits of caa 3 fit seeds. Sampling seeds: 1." in text
+    assert "over prompts and documents, and over the fits of caa 3 fit seeds. Number of sampling seeds: 1." in text
 
 
 def test_seeds_that_were_averaged_are_said_to_be(tmp_path):
     for seed in range(2):
         for method in ("unsteered", "caa"):
             write(tmp_path, "rtp", method, {TOXICITY: BASE}, sample_seed=seed, setting=seed)
-    assert formatting.heading(only(tmp_path))[-1].endswith("Sampling seeds: 2, averaged within a prompt.")
+    assert formatting.heading(only(tmp_path))[-1].endswith("Number of sampling seeds: 2, averaged within a prompt.")
 
 
 def test_tasks_that_unsteered_was_not_asked_have_no_chance(tmp_path):
