@@ -96,8 +96,9 @@ def _first_page(conf: Path, plugins: Sequence[Plugin]) -> None:
     for group, meaning in GROUPS.items():
         names = [file.stem for file in _files(group, conf, plugins)]
         named = terminal(f"  {group:<11}", "bold")
-        if len(names) <= 5 and len("  ".join(names)) < 50:
-            out.print(named, terminal(f"{meaning}:  {'  '.join(names)}"))
+        line = f"{meaning}:  {'  '.join(names)}"
+        if len(line) <= OVERVIEW_WIDTH - 16:
+            out.print(named, terminal(line))
             continue
         out.print(named, terminal(meaning))
         out.print(terminal(_wrapped(names, 14), lines=True))
