@@ -179,7 +179,7 @@ class ARGRE(Method):
         return -functional.logsigmoid(float(self.reward_beta) * sums).mean()
 
     def changes(self, artefact: Artefact) -> Artefact:
-        """Return the axes (D, D) along which states move; a control's are turned."""
+        """Return the identity (D, D); a control rotates it, and `apply` turns each movement by that rotation."""
         return {"turn": torch.eye(len(artefact["direction"]))}
 
     @contextmanager

@@ -84,8 +84,8 @@ class SADI(Method):
             )
         if self.frozen and self.scope != "last":
             raise SetupError(
-                f"method.frozen=true with method.scope={self.scope}: only the last prompt token can be put back; set "
-                "method.scope=last"
+                f"method.frozen=true with method.scope={self.scope}: unsteered activations can be restored only at the "
+                "last prompt token; set method.scope=last"
             )
         for layer in range(len(layout.blocks(model))):
             if self.element == "heads":

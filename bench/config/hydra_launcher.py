@@ -177,5 +177,5 @@ def _told(name: str, error: Exception) -> SetupError:
     first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     if name in (*OF_HYDRA, "slurm") and "Could not find" in first:
         return SetupError(f"launcher {name} is not installed; run: pip install 'steerbench[launchers]'")
-    known = f"hydra/launcher={', '.join(OF_HYDRA)} and launcher=joblib, submitit_local, slurm, ray"
-    return SetupError(f"launcher {name}: {first}; known are {known}")
+    allowed = f"launcher=joblib|submitit_local|slurm|ray, or Hydra's own: hydra/launcher={'|'.join(OF_HYDRA)}"
+    return SetupError(f"launcher {name}: {first}. Allowed: {allowed}")

@@ -46,7 +46,7 @@ CLASSES = {
     },
     "bench.sampling.Sampling": "bench.model.decoding.Sampling",
 }
-LAST = "the old spelling goes with the next version"
+LAST = "the next version will refuse the old spelling"
 POINTS_AT = re.compile(r"(\$\{(?:oc\.select:)?)(data\.\w+)")
 """A key in an interpolation."""
 WHOLE = "# @package _global_"

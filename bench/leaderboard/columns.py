@@ -550,5 +550,5 @@ def _own(metric: str) -> Callable[[Line], Cell]:
 
 def _strengths(column: Column, frame: pd.DataFrame) -> Column:
     several = any(text and ".." in strengths({"strengths": text}) for text in frame["strengths"])
-    each = "; the lowest and the highest if each fit was tuned separately" if several else ""
+    each = "; the lowest and the highest if the strengths of the fits differ" if several else ""
     return replace(column, about=f"The strength in the method's own unit{each}.")

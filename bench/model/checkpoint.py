@@ -117,7 +117,7 @@ def commit(name: str, revision: str, offline: bool = False, option: str = "model
     try:
         return listing(Repo("model", name, option), revision, offline).commit
     except NotKeptError as error:
-        why = "not asked, since runtime.offline is set, and not known from an earlier run"
+        why = "the hub is not asked with runtime.offline, and no earlier run has asked it"
         raise SetupError(_no_commit(name, revision, option, why)) from error
     except MissingError:
         raise
@@ -128,8 +128,8 @@ def commit(name: str, revision: str, offline: bool = False, option: str = "model
 def _no_commit(name: str, revision: str, option: str, why: str) -> str:
     local = "model=local model.path=FOLDER" if option == "model" else f"{option}.path=FOLDER {option}.id=null"
     return (
-        f"{option}.revision={revision} is not a commit, and the hub did not tell the one of {name} ({why}); set "
-        f"{option}.revision=COMMIT, the 40 hex digits of the model's history there, or give a folder: {local}"
+        f"{option}.revision={revision} is not a commit, and the commit of {name} could not be looked up ({why}); set "
+        f"{option}.revision=COMMIT, a hash of 40 digits from the model's history on the hub, or give a folder: {local}"
     )
 
 

@@ -267,8 +267,8 @@ def trials(fit: Fit, several: bool) -> Grid | None:
     bounds = ", ".join(bound(name, one) for name, one in definitions(tuning.bounds, tuning.constraints).items())
     kept = "the best within the bounds" if tuning.feasible else "the one that violates the bounds least"
     judge = f" by {tuning.scorer}" if tuning.scorer else ""
-    aim = f"{tuning.direction}s {tuning.objective.replace('_', ' ')}{judge}"
-    note = (f"Tuning {aim} on the {tuning.split or 'dev'} split, "
+    aim = "maximizes" if tuning.direction == "maximize" else "minimizes"
+    note = (f"Tuning {aim} {tuning.objective.replace('_', ' ')}{judge} on the {tuning.split or 'dev'} split, "
             f"subject to: {bounds or 'nothing'}. Search: {tuning.search or 'not recorded'}. Chosen: strength "
             f"{told(tuning.chosen)}, {kept}.")  # fmt: skip
     title = "Tuning trials" + (f", fit seed {fit.columns['fit_seed']}" if several else "")

@@ -29,12 +29,13 @@ def show(configs: Sequence[DictConfig], alone: Sequence[str] = ()) -> list[Failu
     for number, (cell, stages) in enumerate(cells):
         kinds = dict.fromkeys(key.partition(" ")[0] for key in stages)
         strength = str(cell.cfg.strength) if cell.method.strengths else ""
-        left = ", ".join(kinds) if kinds else "nothing, it is known"
+        left = ", ".join(kinds) if kinds else "nothing, already computed"
         table.add_row(str(number), *map(visible, (cell.label(), str(cell.cfg.model.name), strength, left)))
     out.print(table)
     due = [one for one in cells if one[1]]
     out.print(
-        f"{len(cells)} cells, {len(cells) - len(due)} known" + (f", {len(failures)} cannot run" if failures else "")
+        f"{len(cells)} cell{'' if len(cells) == 1 else 's'} can run, {len(cells) - len(due)} already computed"
+        + (f"; {len(failures)} cannot run" if failures else "")
     )
     if due:
         for line in (_time(due), *(line for own in _by_model(due) for line in memory_needed.told(own))):

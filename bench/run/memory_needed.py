@@ -48,7 +48,7 @@ def told(busy: Planned) -> list[str]:
     taken = partial(batch.bytes, model, device)
     sampled = (
         f", and {batch.rows} texts of {PROMPT_TOKENS} + {batch.new} tokens at once {readable(taken())}, "
-        "fewer texts where that is not free"
+        "or fewer texts at once if less is free"
         if batch.rows
         else ""
     )

@@ -184,8 +184,8 @@ def _tuning(cfg: DictConfig) -> Iterator[str]:
         yield str(error)
         return
     if not set(tuning.suites) <= set(cfg.suite):
-        yield (f"strength=auto is chosen by the suites {' and '.join(tuning.suites)}; add them to suite=[...], or set "
-               "strength=NUMBER")  # fmt: skip
+        yield (f"strength=auto, the default, tunes by the suites {' and '.join(tuning.suites)}; add them to "
+               "suite=[...], or set strength=NUMBER")  # fmt: skip
 
 
 def _scorers(cfg: DictConfig) -> Iterator[str]:

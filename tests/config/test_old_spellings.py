@@ -21,7 +21,8 @@ def _afresh():
 def told(capsys) -> list[str]:
     lines = capsys.readouterr().err.splitlines()
     assert all(
-        line.startswith("notice: ") and line.endswith("; the old spelling goes with the next version") for line in lines
+        line.startswith("notice: ") and line.endswith("; the next version will refuse the old spelling")
+        for line in lines
     )
     return [line.removeprefix("notice: ").partition(";")[0] for line in lines]
 
@@ -86,7 +87,7 @@ def test_the_config_goes_to_stdout_and_the_notice_to_stderr(capsys):
     assert main(["--cfg", "job", "data.mirror=/a"]) == 0
     output = capsys.readouterr()
     assert output.out == today and output.err.splitlines() == [
-        "notice: data.mirror is now runtime.mirror; the old spelling goes with the next version"
+        "notice: data.mirror is now runtime.mirror; the next version will refuse the old spelling"
     ]
 
 

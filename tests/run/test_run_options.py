@@ -57,7 +57,9 @@ def test_a_dry_run_tells_and_computes_nothing(world, tmp_path, capsys):  # noqa:
     more = arguments(world, tmp_path, "method=unsteered,caa,random_direction", *asked[1:], "runtime.dry_run=true")
     assert main(more) == 0
     told = capsys.readouterr().out
-    assert "3 cells, 2 known" in told and "time: about" in told and "nothing, it is known" in told
+    assert (
+        "3 cells can run, 2 already computed" in told and "time: about" in told and "nothing, already computed" in told
+    )
     assert stamps(tmp_path) == before
     assert main(arguments(world, tmp_path, *asked, "runtime.dry_run=true")) == 0
     told = capsys.readouterr().out
