@@ -188,8 +188,8 @@ def write(
 ) -> tuple[list[Path], list[Drawn]]:
     """Write the figures of these kinds; returns the files, and the kinds that have none.
 
-    processes: so many forked processes write the files while this one draws. Only for a process without threads; 0, and
-        systems that cannot fork, write here.
+    processes: so many forked processes write the files while this one draws. Only for a process without threads; with
+        0, and on systems other than Linux, this process writes them.
 
     Files are figures/NAME.pdf, .svg and .png; NAME-2 is for a second table, NAME_single for one column's width, NAME-p2
     for a second page. Figures of one model alone are in a folder with its name.
@@ -209,7 +209,7 @@ def write(
             else:
                 yield one.figure, folder, one.name
 
-    if processes and "fork" in multiprocessing.get_all_start_methods():
+    if processes and sys.platform == "linux":  # macOS can fork too, but its libraries may crash in a child
         # Trials need no table, so their files are written while the tables are made.
         written = in_children(ready(sorted(kinds, key=lambda kind: kind != "strength")), processes)
     else:
