@@ -120,9 +120,9 @@ def label(figure: Mapping[str, Any]) -> str:
 
 
 def row(figure: Mapping[str, Any], cell: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
-    """A figure beside ours; missing numbers are None, and `status` says why ours are.
+    """Return a row with a published number and ours; a missing number is None, and `status` says why ours is missing.
 
-    A figure of the unsteered model itself has its value under `published`, as any other.
+    A published number of the unsteered model itself is in `published`, as any other.
     """
     ours, base, n = None, None, None
     suite, _, metric = (figure["ours"] or "").partition(".")

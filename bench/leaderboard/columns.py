@@ -359,9 +359,9 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="pairs", about="The number of contrast pairs that the method learnt from.", dtype="Int64",
            format=whole, text="pairs", page="pairs",
            part=WHAT, legend="contrast pairs that the method learnt from."),
-    Column(name="d_prime", about="How far the direction of other pairs separates held-out desired from undesired "
-           "activations, in their standard deviations; 0 is not at all.", unit="standard deviations",
-           higher_is_better=True, page="d′ of pairs", part=WHAT),
+    Column(name="d_prime", about="How far a direction learnt from some of the pairs separates the desired from the "
+           "undesired activations of the others, in their standard deviations; 0 is not at all.",
+           unit="standard deviations", higher_is_better=True, page="d′ of pairs", part=WHAT),
     Column(name="mean_cosine", about="How well the training pairs agree: the mean cosine of each pair's difference "
            "with the mean of the others'.", higher_is_better=True, page="cosine of pairs", part=WHAT),
     Column(name="fit_seconds", about="The seconds that a fit took.", unit="s", higher_is_better=False, format=seconds,

@@ -165,8 +165,7 @@ def errors(table: Table, called: Called = None) -> str:
     line = f"{LEVEL:.0%} intervals cover the sampling of {units(table)}"
     line += f", and the fits of {', '.join(dict.fromkeys(told))}" if told else ""
     if held:
-        whose = " of the other rows" if told else ""
-        line += f"; they do not cover {' or '.join(held)}{whose}"
+        line += f"; {'in the other rows ' if told else ''}they do not cover {' or '.join(held)}"
     seeds = max((len(text.split("; ")) for text in frame["sample_seeds"].dropna()), default=0)
     sampling = f" Number of sampling seeds: {seeds}" if seeds else ""
     return f"{line}.{sampling}{', averaged within a prompt' if seeds > 1 else ''}{'.' if seeds else ''}"

@@ -324,7 +324,7 @@ class Cell:
         self.fits.write(scaled, seconds, fit["peak_memory_bytes"], about)
 
     def unverified(self, strength: float) -> list[str]:
-        """Return the folders without a digest that the fit was made from; none at strength 0, which needs no fit."""
+        """Return those folders of the fit's data that have no digest; none at strength 0, which needs no fit."""
         if strength == 0:
             return []
         fit = self.fitted[1]

@@ -4,6 +4,7 @@ Types come from the hints of the class that a `_target_` names. For groups witho
 come from a table.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -66,7 +67,7 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
               if key not in missing and OmegaConf.select(cfg, key, default="") is None]  # fmt: skip
     bad = [key for key, _ in found]
     roots = {key for key in bad if not _points_at(cfg, key)}
-    found = [(key, message) for key, message in found if _points_at(cfg, key) not in roots]  # each mistake is told once
+    found = [one for one in found if not roots.intersection(_points_at(cfg, one[0]))]  # each mistake is told once
     asked = {f"{key} has no value; set {key}=...": words for key, words in (asks or {}).items()}
     told = [f"{message} ({asked[message]})" if message in asked else message for _, message in found]
     for check, reads in CHECKS.items():
@@ -77,13 +78,13 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
     return list(dict.fromkeys(told))
 
 
-def _points_at(cfg: DictConfig, key: str) -> str:
-    """Return the key that the value of another key is taken from, as in `${seed.fit}`; "" if it is no such value."""
+def _points_at(cfg: DictConfig, key: str) -> list[str]:
+    """Return the key that a value is taken from, as in `${seed.fit}`, with those above it; none for another value."""
     above, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, above) if re.fullmatch(r"[\w.]+", above) else cfg
-    if not isinstance(node, DictConfig) or name not in node or not OmegaConf.is_interpolation(node, name):
-        return ""
-    return str(OmegaConf.to_container(node, resolve=False)[name]).strip("${}")  # type: ignore[call-overload,index]
+    written = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
+    found = re.fullmatch(r"\$\{([\w.]+)\}", str(written.get(name))) if isinstance(written, dict) else None
+    return list(itertools.accumulate(found[1].split("."), "{}.{}".format)) if found else []
 
 
 def _walk(node: DictConfig, fields: Fields, above: str = "") -> Iterator[tuple[str, str]]:

@@ -286,6 +286,7 @@ def test_lists_are_quoted_by_item_and_commas_may_be_sweeps():
 
 def test_a_mistake_is_told_once_where_it_was_made():
     assert refused("seed.fit=x") == "seed.fit=x: expected a whole number from 0 to 4294967295"
+    assert refused("seed=1") == "seed=1: expected a mapping of fit, sample; set one of its keys as in seed.KEY=..."
     assert "seed.sample" in refused("seed.fit=${seed.sample}", "seed.sample=${seed.fit}")
     assert "pairs.flip_seed=x" in refused("pairs.flip_seed=x")
 
