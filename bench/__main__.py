@@ -67,7 +67,7 @@ class Sweep:
     def kept(self) -> str:
         """Return a sentence that says, when the command is stopped, which results are kept."""
         if self.results is None:
-            return "nothing was computed yet"
+            return "nothing had been computed yet"
         if self.launcher:
             queued = "; jobs that are in Slurm's queue go on, and scancel ends them"
             told = "what its jobs have computed is kept, and the same command goes on from there"

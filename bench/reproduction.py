@@ -34,7 +34,7 @@ RUN, NOT_RUN, NOT_MEASURED, LOOK_UP = "run", "not run", "not measured", "look it
 ARROW = " → "
 PIPE_WIDTH = 140  # columns where there is no terminal
 NEEDS = ("memory", "hours", "access")
-OVERVIEW = ("experiment", "figures", *NEEDS)
+OVERVIEW = ("experiment", "published numbers", *NEEDS)
 SHOWN = ("method", "metric", "published", "ours", "difference", "source")
 DRAWN = ("max_new_tokens", "temperature", "top_p")
 PENALTIES = {"top_k": None, "repetition_penalty": 1.0, "frequency_penalty": 0.0}  # what each is where it is off
@@ -250,7 +250,7 @@ def readable(one: Mapping[str, Any]) -> dict[str, str]:
 def overview(one: Reproduction) -> list[str]:
     """Return an experiment's row of the overview, in the columns of OVERVIEW."""
     states = [figure["status"] for figure in one.rows]
-    run = f"{states.count(RUN)} of {len(states) - states.count(NOT_MEASURED)} run"
+    run = f"{states.count(RUN)} of {len(states) - states.count(NOT_MEASURED)} computed here"
     return [one.experiment, run, *(str(one.needs.get(key, "?")) for key in NEEDS)]
 
 

@@ -11,9 +11,10 @@ from transformers import PreTrainedModel
 
 
 class Positions(NamedTuple):
-    """The places of the running forward's columns in each row's own text; all (B,), counted in real tokens.
+    """Where the current forward pass lies in the text of each row: four numbers a row, each a tensor (B,).
 
-    Padding, on either side, is not counted: the first real token of a row is position 0.
+    `in_text` computes the position of every column from them. Positions do not count padding, on either side: the first
+    real token of a row is at position 0.
 
     noted: what hooks keep about each row from one forward to the next, (B, ...) tensors under keys of their own. The
     code that runs the model gives the same dict to every forward of the same rows; where it copies, reorders or drops

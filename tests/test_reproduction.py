@@ -160,7 +160,7 @@ def test_the_command_prints_and_writes(tmp_path, write, capsys):
     assert frame["ours"].dropna().tolist() == [0.25] and set(frame["experiment"]) == {EXPERIMENT}
     page = (tmp_path / "reproduction.md").read_text()
     (line,) = [one for one in page.splitlines() if one.startswith(f"| {escape.markdown(EXPERIMENT)} |")]
-    assert "1 of 7 run | 46 GB | 0.1 | gated: meta-llama/Llama-2-7b-hf, ToxiGen's prompts" in line
+    assert "1 of 7 computed here | 46 GB | 0.1 | gated: meta-llama/Llama-2-7b-hf, ToxiGen's prompts" in line
     assert "| probe_rows | ToxiGen" in (tmp_path / "reproduction.md").read_text()
     first = (tmp_path / "reproduction.md").read_bytes()
     assert main([EXPERIMENT, "--results", str(tmp_path)]) == 0

@@ -248,7 +248,10 @@ def readable(found: Located) -> Iterator[None]:
 
 
 def check_text(rows: "Dataset") -> None:
-    """Raises ArrowInvalid, for `readable`, where a text is not UTF-8, which would only show when that row is read."""
+    """Check now that every text is UTF-8; a bad one would otherwise show when its row is read.
+
+    Raises ArrowInvalid, which `readable` turns into a SetupError.
+    """
     rows.data.validate(full=True)
 
 

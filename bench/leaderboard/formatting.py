@@ -251,10 +251,11 @@ def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "
     told = f"Power: a true change{what} of {before.median():.2f}{over} is detected in {POWER:.0%} of experiments"
     if after:
         (corrected,) = after
-        told += f" before correction, and one of {corrected.median():.2f} after Holm over {count} rows"
+        told += f" before correction, and one of {corrected.median():.2f}"
         unsteered = frame.loc[frame["family"] == BASELINE_FAMILY, metric]
         if len(unsteered) == 1 and float(unsteered.iloc[0]) > 0:
             told += f" ({corrected.median() / float(unsteered.iloc[0]):.0%} of the unsteered value)"
+        told += f" after Holm over {count} rows"
     return f"{told}; smaller changes may be missed."
 
 

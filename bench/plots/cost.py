@@ -39,7 +39,7 @@ def cost(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     Each method is a marker with the 95% bars of its reduction and its speed, hollow if no strength was feasible. Random
     directions are grey, at the mean over their draws; the star is the unsteered model. Times are wall-clock times of
     the machine that ran the method. Axes of time and size are logarithmic, and linear down to 0 left of the two
-    strokes. A page names MOST methods; the others are crosses on it.
+    strokes. A page names at most `style.MOST` methods; others are crosses.
 
     Args:
         frame: `Table.frame`.

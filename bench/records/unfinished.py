@@ -160,7 +160,9 @@ def told(runs: Path, written: int) -> str:
         path.is_file() for folder in _own if folder.parent == runs / "unfinished" for path in folder.rglob("[!.]*")
     )
     kept = " and ".join([*([whole] if whole else []), *([begun] if found else [])])
-    return f"{kept or 'nothing was computed yet'}; the same command goes on from there"
+    if not kept:
+        return "nothing had been computed yet; the same command starts from the beginning"
+    return f"{kept}; the same command goes on from there"
 
 
 def _read(folder: Path) -> dict[int, tuple[Any, float]]:

@@ -299,12 +299,12 @@ def test_a_scorer_whose_batches_lose_a_text_is_refused():
 
 
 def test_what_a_stopped_run_says(tmp_path):
-    assert unfinished.told(tmp_path, 0) == "nothing was computed yet; the same command goes on from there"
+    assert unfinished.told(tmp_path, 0) == "nothing had been computed yet; the same command starts from the beginning"
     assert unfinished.told(tmp_path, 2).startswith("2 finished results are kept; the same command")
     for name in ("id", "other"):
         (tmp_path / f"unfinished/{name}/work-5").mkdir(parents=True)
         (tmp_path / f"unfinished/{name}/work-5/0.json").write_text(json.dumps({}))
-    assert unfinished.told(tmp_path, 0).startswith("nothing was computed yet")  # these are of another cell
+    assert unfinished.told(tmp_path, 0).startswith("nothing had been computed yet")  # these are of another cell
     with suppress(Power), unfinished.keeping(tmp_path / "unfinished/id"):
         raise Power
     assert "1 finished result is kept and what was computed of an unfinished one" in unfinished.told(tmp_path, 1)
