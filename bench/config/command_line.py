@@ -237,10 +237,10 @@ KEY = re.compile(r"\s*[+~]*[\w./@]+=")
 
 
 def without_added(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split `add=[...]` from the arguments; returns the rest, and the lines in the brackets (settings with blanks).
+    """Split `add=[...]` from the arguments; returns the rest, and the entries: settings, separated by blanks.
 
-    A comma ends a line only if a key follows; any other comma is part of a value, as in strength=1,2. So it does not
-    matter that a shell removes quotes. Raises SetupError if the brackets hold no line.
+    A comma ends an entry only if a key follows; any other comma is part of a value, as in strength=1,2. So it does not
+    matter that a shell removes quotes. Raises SetupError if the brackets hold no entry.
     """
     left, lines = list[str](), list[str]()
     for argument in arguments:

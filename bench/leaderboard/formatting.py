@@ -103,7 +103,10 @@ def told_decoding(sampling: Decoding | None) -> str:
 
 
 class Use(NamedTuple):
-    """A role of scorers in a table besides reporting: its name in records, the scorers, and the role in words."""
+    """A role that scorers have in a table besides that of reporting, such as the tuning of strengths.
+
+    name: of the role, in records. told: a phrase that names role and scorers. did: the role as a predicate.
+    """
 
     name: str
     scorers: list[str]
