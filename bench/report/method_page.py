@@ -132,7 +132,8 @@ def summary(table: Table, row: Row, numbers: Line) -> str:
     if pd.notna(numbers["rank"]):
         ends = [whole(end) for end in (numbers["rank_low"], numbers["rank_high"])]
         where = " to ".join(dict.fromkeys(ends))
-        by = f"by the change in {title} ({where} in {LEVEL:.0%} of the resamples)"
+        ranks = "rank" if ends[0] == ends[1] else "ranks"
+        by = f"by the change in {title} ({ranks} {where} in {LEVEL:.0%} of the resamples)"
         told.append(f"Rank {whole(numbers['rank'])} {by}.")
     if pd.notna(verdict):
         p = probability(numbers.get(f"{name}.p_holm"))
