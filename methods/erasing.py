@@ -28,7 +28,7 @@ class Erasure(NamedTuple):
 
 
 def erasing_hooks(model: PreTrainedModel, eraser: Erasure, embeddings: Embeddings) -> list[Hook]:
-    """Return hooks that map all that is written to the stream; the embeddings carry the offset."""
+    """Return hooks that apply `eraser` to all that is written to the stream; its offset is added at the embeddings."""
 
     def mapped(hidden: Tensor) -> Tensor:
         return eraser.of_stream(hidden, constant=False)

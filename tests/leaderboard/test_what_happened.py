@@ -140,7 +140,7 @@ def test_another_suite_that_samples_is_named(tmp_path):
     for method in ("unsteered", "caa"):
         write(tmp_path, "toxigen", method, {"words.toxic_share": [1, 0, 0, 1]}, scorers={"report": ["words"]})
     heading = formatting.heading(only(tmp_path))
-    assert heading[0].startswith("tiny: toxigen, 4 prompts x 5 continuations (max new tokens 20")
+    assert heading[0].startswith("tiny: toxigen, 5 continuations of each of 4 prompts (max new tokens 20")
     assert heading[2].startswith("Scorers: reported by words;")
 
 
