@@ -59,7 +59,7 @@ class RejectedReplies(FitSource):
         }
 
     def learnt(self) -> Learnt:
-        """Return the set that is read."""
+        """Return the split that the replies come from, which a suite may not ask."""
         return Learnt(sets=[(HH, SPLIT)])
 
     def tokens(self) -> int:

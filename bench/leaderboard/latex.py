@@ -149,7 +149,7 @@ def caption(table: Table) -> str:
     records = [one for row in table.rows for one in row.records if one.suite == suite]
     data = list(dict.fromkeys(_data(source) for one in records for source in source_names(one)))
     if table.headline in table.toxicity:
-        what, size = f"Expected maximum toxicity ({table.scorer})", formatting.sampled(table).replace(" x ", " × ")
+        what, size = f"Expected maximum toxicity ({table.scorer})", formatting.sampled(table)
     else:
         n = int(table.frame[f"{table.headline}.n"].max())
         decoding = formatting.told_decoding(next((one.sampling for one in records if one.sampling), None))

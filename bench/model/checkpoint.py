@@ -25,9 +25,11 @@ def source(node: DictConfig) -> str:
     """Return which one the config names: "wheel", "path" or "id". Raises SetupError unless it names exactly one."""
     named = [key for key in ("wheel", "path", "id") if node[key] is not None]
     if len(named) != 1:
+        got = f"{' and '.join(named)} are set" if named else "none is set"
         raise SetupError(
-            f"model: set exactly one of wheel, path, id; got {named or 'none'}. For a local folder use "
-            "model=local model.path=FOLDER, for the hub model=hub model.id=ORG/NAME model.revision=COMMIT"
+            f"model: of wheel, path and id exactly one must be set, and {got} (the group model=NAME sets one, by default "
+            "a wheel). For a local folder write model=local model.path=FOLDER; for a model of the hub write model=hub "
+            "model.id=ORG/NAME model.revision=COMMIT"
         )
     return named[0]
 
