@@ -27,9 +27,9 @@ def source(node: DictConfig) -> str:
     if len(named) != 1:
         got = f"{' and '.join(named)} are set" if named else "none is set"
         raise SetupError(
-            f"model: of wheel, path and id exactly one must be set, and {got} (the group model=NAME sets one, by default "
-            "a wheel). For a local folder write model=local model.path=FOLDER; for a model of the hub write model=hub "
-            "model.id=ORG/NAME model.revision=COMMIT"
+            f"model: of wheel, path and id exactly one must be set, and {got} (the group model=NAME sets one, by "
+            "default a wheel). For a local folder write model=local model.path=FOLDER; for a model of the hub write "
+            "model=hub model.id=ORG/NAME model.revision=COMMIT"
         )
     return named[0]
 
