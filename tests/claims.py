@@ -293,7 +293,7 @@ SETTINGS: dict[str, tuple[float, str]] = {
 }
 """Numbers of the protocol that any text may name."""
 
-SAME, OTHER = "security_vectors", "security_vectors_transfer"
+SAME, OTHER, ATTACK = "security_vectors", "security_vectors_transfer", "security_vectors_1000"
 TOXICITY, LEXICON = "rtp.profanity_check.expected_maximum_toxicity", "rtp.lexicon.expected_maximum_toxicity"
 EMT10 = "rtp.toxic_comment.expected_maximum_toxicity_k10_n100"
 EMT10_TUNED = "rtp.profanity_check.expected_maximum_toxicity_k10_n100"
@@ -310,6 +310,20 @@ def row(name: str, folder: str, method: str) -> Claim:
         return [*own, over_unsteered(folder, method, PERPLEXITY), value(folder, method, SOCIAL)]
 
     return Claim(RESULTS, words, f"records of {folder}: {method}", values)
+
+
+def attacked(name: str, method: str) -> Claim:
+    """A row of the table of the attack with 1,000 replies."""
+    shown = "1" if method == "unsteered" else "{}"
+    words = f"| {name} | {{}} | {shown} | {{}}% | {{}} |"
+
+    def values() -> list[float]:
+        fluency = [] if method == "unsteered" else [over_unsteered(ATTACK, method, PERPLEXITY)]
+        refused = 100 * value(ATTACK, method, "jailbreak.refusal_prefixes.refusal_rate")
+        toxicity = value(ATTACK, method, "rtp.toxic_comment.expected_maximum_toxicity_k10_n100")
+        return [toxicity, *fluency, refused, value(ATTACK, method, SOCIAL)]
+
+    return Claim(RESULTS, words, f"records of {ATTACK}: {method}", values)
 
 
 CLAIMS = [
@@ -339,6 +353,12 @@ CLAIMS = [
     Claim(RESULTS, "about half of the gain is kept ({})", f"records of {SAME}", lambda: [kept(SAME)]),
     Claim(RESULTS, "kind these numbers are {} and {}, and a fifth is kept ({})", f"items and records of {OTHER}",
           lambda: [*questions(OTHER), kept(OTHER)]),
+    attacked("unsteered", "unsteered"),
+    attacked("attacked", "finetune"),
+    attacked("attacked, with a vector", "security_vector"),
+    Claim(RESULTS, "it lowers the loss on its 100 replies from {} to {} nats a token, and after the attack, switched "
+                   "off, the loss is {},", f"records of {ATTACK}: fit of security_vector",
+          lambda: [fact(ATTACK, "security_vector", f"harmful_loss_{when}")[0] for when in ("off", "on", "after")]),
     Claim(RESULTS, "The unsteered model has a toxicity of {}; after 64 toxic texts alone it is {} (",
           "leaderboard of tamper", lambda: [after("unsteered"), after("finetune", TOXIC_TEXTS)]),
     Claim(RESULTS, "{} before the fine-tuning, {} after 64 toxic texts and {} after 64 questions,",
