@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 
 ALONE = 5
-"""Commands of failed cells that are printed for one reason."""
+"""The largest number of commands of failed cells that are printed for one reason."""
 
 
 def all_cached(cells: int) -> str:
-    """The line that a command prints where the results of all its cells are stored."""
+    """Return the line that a command prints if the results of all its cells are stored."""
     return f"{cells} cell{'s' if cells != 1 else ''} cached; nothing to run"
 
 

@@ -48,9 +48,9 @@ def collect(results: str | Path) -> pd.DataFrame:
 def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd.DataFrame:
     """Return how far each method moves one metric from the unsteered model, on the same items: a row per method.
 
-    Columns: what names the row, as in `build_leaderboard`; `metric`, `value`; `delta`, the paired
+    Columns: those that name the row, as in `build_leaderboard`; `metric`, `value`; `delta`, the paired
     difference, in the metric's own unit, with its 95% interval `delta_low` to `delta_high` (bootstrap over items, and
-    over fits where there are several); `p`, of the paired test of no change, and `p_holm`, corrected over all
+    over fits if there are several); `p`, of the paired test of no change, and `p_holm`, corrected over all
     methods of the table, shown or not; `detectable`, the smallest difference that the test would find with a power of
     80%, and `detectable_holm`, the same after the correction. Missing values are NaN: metrics that the leaderboard
     does not test have no p.
@@ -87,7 +87,7 @@ def compare(results: str | Path, *methods: str, metric: str | None = None) -> pd
 
 
 def _changes(frame: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """The rows of one table, but for the unsteered model, with one metric and its change."""
+    """Return the rows of one table, except the unsteered model, with one metric and its change."""
     numbers = {"value": frame[metric]} | {name: frame.get(f"{metric}.{name}", math.nan) for name in CHANGE}
     return frame[ROW].assign(metric=metric, **numbers)[frame["family"] != BASELINE_FAMILY]
 
@@ -113,7 +113,7 @@ def build_leaderboard(
         results: the folder that holds runs/.
         model: only this model.
         suite: only these suites.
-        family: only these families; the unsteered model stays, also where methods are named.
+        family: only these families; the unsteered model stays, also if methods are named.
         method: only these methods.
         each_fit: a row for each fit seed, instead of one for all seeds of a method.
         write: also write the files of `python -m bench.leaderboard` under `results`: leaderboard.csv and so on, or

@@ -91,7 +91,7 @@ def link(cell: "Cell") -> pd.DataFrame:
     from methods.preference_gradient import energy_share, random_directions, value_gradients
     from methods.training import encoded_pairs
 
-    cell.fetch_model()  # prints what it fetches, so before the bar is up
+    cell.fetch_model()  # it prints, so it has to run before the bar is shown
     with torch_threads(cell.threads), Bar(cell.fit_tokens()) as cell.session.bar:
         artefact, _ = cell.fitted
         found = {int(m[1]): tensor for name, tensor in artefact.items() if (m := DIRECTIONS.fullmatch(name))}
@@ -156,7 +156,7 @@ def figure(frame: pd.DataFrame) -> "Figure":
 
 
 def write(frame: pd.DataFrame, results: Path) -> list[Path]:
-    """Write dpo_link.csv and figures/dpo_link.*. Raises SetupError where the folder cannot be written."""
+    """Write dpo_link.csv and figures/dpo_link.*. Raises SetupError if the folder cannot be written."""
     from bench.plots import style
 
     path = results / "dpo_link.csv"

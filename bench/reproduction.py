@@ -32,12 +32,12 @@ from methods.later import is_later
 
 RUN, NOT_RUN, NOT_MEASURED, LOOK_UP = "run", "not run", "not measured", "look it up"
 ARROW = " → "
-PIPE_WIDTH = 140  # columns where there is no terminal
+PIPE_WIDTH = 140  # columns of the output if there is no terminal
 NEEDS = ("memory", "hours", "access")
 OVERVIEW = ("experiment", "published numbers", *NEEDS)
 SHOWN = ("method", "metric", "published", "ours", "difference", "source")
 DRAWN = ("max_new_tokens", "temperature", "top_p")
-PENALTIES = {"top_k": None, "repetition_penalty": 1.0, "frequency_penalty": 0.0}  # what each is where it is off
+PENALTIES = {"top_k": None, "repetition_penalty": 1.0, "frequency_penalty": 0.0}  # the values that turn them off
 HOW = (
     "published and ours: unsteered → steered (relative change). difference: ours less published, of the steered model. "
     "Levels compare only where scorer, prompts and decoding agree; read the differences below each table first."
@@ -112,7 +112,7 @@ def option(cell: Mapping[str, Any], name: str) -> Any:
 
 
 def label(figure: Mapping[str, Any]) -> str:
-    """Return the method with the options and the strength that the figure names; the metric tells options of suites."""
+    """Return the method with the options and strength that the figure names; options of suites are in the metric."""
     told = {key: value for key, value in (figure.get("options") or {}).items() if not key.startswith("suite.")}
     told |= {"strength": figure["strength"]} if "strength" in figure else {}
     shown = ", ".join(f"{key}={'null' if value is None else value}" for key, value in told.items())
@@ -122,7 +122,7 @@ def label(figure: Mapping[str, Any]) -> str:
 def row(figure: Mapping[str, Any], cell: Mapping[str, Any], records: Sequence[Record]) -> dict[str, Any]:
     """Return a row with a published number and ours; a missing number is None, and `status` says why ours is missing.
 
-    A published number of the unsteered model itself is in `published`, as any other.
+    A published number of the unsteered model itself is in `published`, like any other number.
     """
     ours, base, n = None, None, None
     suite, _, metric = (figure["ours"] or "").partition(".")
@@ -289,7 +289,7 @@ def show(found: Sequence[Reproduction], console: Console) -> None:
 
 
 def rebuild(found: Sequence[Reproduction], results: Path) -> list[Path]:
-    """Write reproduction.csv and .md. Raises SetupError where the folder cannot be written."""
+    """Write reproduction.csv and .md. Raises SetupError if the folder cannot be written."""
     frame = pd.DataFrame([figure for one in found for figure in one.rows]).astype({"ours_n": "Int64"})
     written = {results / "reproduction.csv": escape.csv(frame), results / "reproduction.md": markdown(found)}
     for path, content in written.items():

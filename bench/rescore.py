@@ -69,7 +69,7 @@ def _run(given: Sequence[str]) -> int:
     results = Path(cfg.runtime.results)
     injected = given_to_suites(cfg)
     records, _ = read_records(results / "runs")
-    rescored: dict[str, Rescored] = {}  # texts judged by two sets of scorers are one
+    rescored: dict[str, Rescored] = {}  # by id: records that differ only in their scorers give one
     failed = 0
     for stored in records:
         with telling(stored.record.id) as told:
@@ -209,7 +209,7 @@ class Rescored:
         return int(self.suite.facts("test")["texts"])
 
     def write(self) -> None:
-        """Judge the texts and write the record. Raises SetupError where the texts are gone."""
+        """Judge the texts and write the record. Raises SetupError if the texts are gone."""
         from bench.model.decoding import Sampling
         from bench.model.generation_cache import Generations, Writer
         from bench.records import record, unfinished

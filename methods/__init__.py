@@ -1,16 +1,16 @@
 """Steering methods: a small library that works in a notebook without `bench` or Hydra.
 
-A method is a frozen dataclass of hyper-parameters with two verbs:
+A method is a frozen dataclass of hyper-parameters with two functions, `fit` and `apply`:
 
     method = CAA(layer=0.45)
     artefact = method.fit(model, tokenizer, FitData(pairs=Pairs(prompts, desired, undesired)))
     with method.apply(model, artefact, 2.0), generating(model):
         model.generate(...)
 
-model and tokenizer are transformers' own; `fit` and `apply` leave the model bit-equal to what it was. Code that runs
-the model in another way than `model.generate` must state the positions of each forward with `methods.intervention.at`.
-`save` and `load` keep an artefact as safetensors. Every name is loaded when it is first asked for: `import methods`
-alone imports neither torch nor transformers.
+model and tokenizer are transformers' own. `fit` leaves the model as it was, bit for bit, and so does `apply` at the end
+of its `with`. Code that runs the model in another way than `model.generate` must state the positions of each forward
+with `methods.intervention.at`. `save` and `load` keep an artefact as safetensors. Every name is loaded when it is first
+asked for: `import methods` alone imports neither torch nor transformers.
 """
 
 import importlib

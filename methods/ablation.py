@@ -22,7 +22,7 @@ from methods.tokens import encode_pairs
 Operation = Literal["ablate", "affine"]
 Eraser = Literal["orth", "leace"]
 Form = Literal["hooks", "weights"]
-ROUNDINGS, MOST = 4096, 0.25  # rounding explains this many units of the last place, and never more than this share
+ROUNDINGS, MOST = 4096, 0.25  # a difference up to this many eps, and up to this share, of the largest value is rounding
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,36 +32,40 @@ class Ablation(Method):
         r = mean of undesired - mean of desired features,   (D,)
         u = r / |r|,   w = u (orth)   or   w = S^-1 u / (u^T S^-1 u) (leace);   in both w^T u = 1
 
-    Features are the input of block `layer` (resid_pre), pooled over the tokens that `read` names. What is written is
-    the sum of the embeddings, which is the input of block 0, and what attention and MLP of every block add to the
-    stream, after a norm where one follows them (`methods.sites.written`). The stream is the sum of these, so at
-    strength 1 w^T h = 0 at the input of every block, and strength s removes the share s everywhere. The authors hook
-    the input of every block instead of the embeddings, which is the same only at strength 1: shares that are removed
-    one after another compound. So 0 is the unsteered model and 1 the paper's method.
+    Features are the input of block `layer` (resid_pre), pooled over the tokens that `read` names. The y are the input
+    of block 0, which is the sum of the embeddings, and what attention and MLP of every block add to the stream, taken
+    after the norm if one follows them (`methods.sites.written`). The stream is the sum of these, so at strength 1,
+    w^T h = 0 at the input of every block, and strength s removes the share s everywhere. The authors hook the input
+    of every block instead of the embeddings. That has the same effect only at strength 1: at other strengths, the
+    shares that are removed block after block compound. Strength 0 gives the unsteered model, and strength 1 the paper's
+    method.
 
-    operation: `ablate` is 2406.11717's. `affine` is ACE: the projection goes to that of the desired texts, not to 0,
+    operation: `ablate` is the operation of arXiv 2406.11717. `affine` is ACE, which moves the projection w^T h to the
+    mean projection of the desired texts instead of to 0,
 
         h <- h - strength * u (w^T h - w^T mean of desired)
 
-    whose constant term is added at the embeddings. The paper's alpha has another meaning (0 is without the behaviour, 1
-    with it, by a vector r that is not normalised); our strength 1 is its alpha 0.
-    eraser: `orth` takes off the orthogonal projection on r. `leace` projects obliquely along the same u, with the least
-    change in the metric of S, the covariance of the features of both sides: S = (1 - shrinkage) cov + shrinkage *
-    tr(cov) / D * 1. With fewer texts than D the covariance has no inverse, so some shrinkage is needed; how much is a
-    choice of ours. At shrinkage 1 it is `orth`. With either, both sides have the same mean at strength 1.
+    The constant term of this map is added at the embeddings. The paper's alpha has another meaning: at 0 the behaviour
+    is absent, at 1 it is present, and the vector r is not normalised. Our strength 1 is the paper's alpha 0.
+    eraser: `orth` removes the orthogonal projection onto r. `leace` removes an oblique projection along the same u, the
+    one that changes the features least in the metric of S, the shrunk covariance of the features of both sides:
+    S = (1 - shrinkage) cov + shrinkage * tr(cov) / D * 1. With fewer texts than D the covariance has no
+    inverse, so some shrinkage is needed; how much is a choice of ours. At shrinkage 1, `leace` equals `orth`. With
+    either eraser, both sides have the same mean at strength 1.
 
-    form: `hooks` changes what is written, in every architecture. `weights` edits the matrices that write, W <- W -
-    strength * u (w^T W), their biases alike, and the token and position embeddings, E <- E - strength * (E w) u^T; the
-    constant of `affine` is added to every row of the token embedding, divided by the factor by which the model
-    multiplies the embedding (Gemma). Both forms are the same map; for every new model this is checked on one token.
-    Where a norm stands between what is written and the stream (Gemma 2 and 3, OLMo 2 and 3) or after the embeddings
-    (Bloom), the weights cannot do it, and `weights` is refused. Where the unembedding is the token embedding, it
-    becomes a copy inside (`methods.untying`): the direction is taken out of what is written, not out of the logits.
-    Released code projects the shared matrix, so that the logits move as well.
-    embeddings: `leave` projects only what the blocks write, so the stream keeps what the embeddings hold of the
+    form: `hooks` changes what is written, in every architecture. `weights` edits the matrices that write to the stream,
+    W <- W - strength * u (w^T W), their biases in the same way, and the token and position embeddings, E <- E -
+    strength * (E w) u^T; the constant of `affine` is added to every row of the token embedding, divided by the factor
+    by which the model multiplies the embedding (Gemma). Both forms compute the same map; for every new model this is
+    checked on one token. If a norm stands between what is written and the stream (Gemma 2 and 3, OLMo 2 and 3) or after
+    the embeddings (Bloom), edited weights cannot compute the map, and `weights` is refused. If the unembedding shares
+    its matrix with the token embedding, it gets a copy of its own inside the `with` (`methods.untying`), so the
+    direction is removed from what is written but not from the logits. Released code projects the shared matrix, so that
+    the logits move as well.
+    embeddings: `leave` projects only what the blocks write, so the stream keeps the embeddings' component along the
     direction; this is not allowed with `affine`.
 
-    Not implemented: choosing position and layer by refusal scores, one direction a layer, or a weight for each layer.
+    Not implemented: choosing position and layer by refusal scores, one direction per layer, or a weight for each layer.
     """
 
     name: ClassVar[str] = "ablation"
@@ -83,12 +87,12 @@ class Ablation(Method):
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25)
 
     @property
-    def reads_labels(self) -> bool:  # type: ignore[override]  # u w^T has no sign; the desired mean does
+    def reads_labels(self) -> bool:  # type: ignore[override]  # swapped labels keep u w^T, not the desired mean
         """Whether it matters which text of a pair is the desired one."""
         return self.operation == "affine"
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise SetupError for a layer or setting that does not exist, and where weights cannot do what hooks do."""
+        """Raise SetupError for a layer or setting that does not exist, and if weights cannot do what hooks do."""
         layout.layer_index(model, self.layer)
         for key, value, allowed in (
             ("read", self.read, get_args(directions.Read)),
@@ -114,7 +118,7 @@ class Ablation(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return u and w as the rows of one tensor (2, D), and the constant w^T (mean of desired), 0 for `ablate`.
 
-        Raises SetupError without pairs, and where the means of their features do not differ.
+        Raises SetupError without pairs, and if the features of the two sides have the same mean.
         """
         self.check(model)
         pairs = required_pairs(data, self.name)
@@ -152,7 +156,7 @@ class Ablation(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Take the direction off inside the `with`. Raises SetupError for an artefact of another model or operation."""
+        """Remove the direction inside the `with`. Raises SetupError for an artefact of another model."""
         if strength == 0:
             yield Steering()
             return
@@ -207,7 +211,7 @@ def _embeddings(model: PreTrainedModel) -> list[nn.Embedding]:
 
 
 def _table(model: PreTrainedModel) -> nn.Parameter:
-    """(V, D) the weight of the token embedding."""
+    """Return the weight (V, D) of the token embedding."""
     weight = model.get_input_embeddings().weight
     assert isinstance(weight, nn.Parameter)
     return weight
@@ -218,9 +222,10 @@ _factors: "weakref.WeakKeyDictionary[PreTrainedModel, float]" = weakref.WeakKeyD
 
 @torch.inference_mode()
 def _embedding_factor(model: PreTrainedModel) -> float:
-    """Return the factor by which a row of the token embedding is multiplied before block 0; it reads one token twice.
+    """Return the factor by which a row of the token embedding is multiplied before block 0, by reading one token twice.
 
-    Raises SetupError if the stream there is not a multiple of that row (a norm or a matrix stands between).
+    Raises SetupError if the stream before block 0 is not a multiple of that row, because a norm or a matrix stands
+    between.
     """
     if model in _factors:
         return _factors[model]
@@ -258,7 +263,7 @@ _foldable: "weakref.WeakKeyDictionary[PreTrainedModel, set[Embeddings]]" = weakr
 
 
 def _check_foldable(model: PreTrainedModel, embeddings: Embeddings) -> None:
-    """Raise SetupError where edited weights cannot, or do not, do what the hooks do; this is tried once for a model.
+    """Raise SetupError if edited weights cannot, or do not, do what the hooks do; this is tried once for each model.
 
     A norm may follow what is written, an embedding may have another width than the stream, and an unknown part may
     write to the stream. So one token is read twice for a random direction: with the hooks, and with the edited weights.
@@ -272,7 +277,7 @@ def _check_foldable(model: PreTrainedModel, embeddings: Embeddings) -> None:
             f"{layout.width(model)}, so the weights cannot do what the hooks do; set method.form=hooks"
         )
     if input_device(model).type == "meta":
-        return  # found out as soon as it has weights
+        return  # checked as soon as the model has weights
     check_materialised(model, [token])
     normed = [
         f"{part} of block {layer}"
@@ -298,7 +303,7 @@ def _check_foldable(model: PreTrainedModel, embeddings: Embeddings) -> None:
 
 @torch.inference_mode()
 def _one_token(model: PreTrainedModel, hooks: Sequence[Hook]) -> Tensor:
-    """(D,) the output of the last block for one token, with these hooks."""
+    """Return the output (D,) of the last block for one token, with these hooks."""
     last = len(layout.blocks(model)) - 1
     with hooked(hooks), record(model, [last]) as seen:
         layout_search.read_one_token(model, use_cache=False)
@@ -306,7 +311,7 @@ def _one_token(model: PreTrainedModel, hooks: Sequence[Hook]) -> Tensor:
 
 
 def _check_equal(wanted: Tensor, got: Tensor) -> None:
-    """Raise SetupError where the weights and the hooks differ in their effect by more than rounding."""
+    """Raise SetupError if the effects of the weights and of the hooks differ by more than rounding."""
     difference, size = float((wanted - got).abs().max()), float(wanted.abs().max())
     if not difference <= min(ROUNDINGS * torch.finfo(wanted.dtype).eps, MOST) * size:
         raise SetupError(
@@ -318,7 +323,8 @@ def _check_equal(wanted: Tensor, got: Tensor) -> None:
 def whitened_reader(features: Tensor, writer: Tensor, shrinkage: float) -> Tensor:
     """Return w (D,) = S^-1 u / (u^T S^-1 u), in double precision, with the shrunk covariance S of features (N, D).
 
-    S is never made: its inverse is known on the rows' span, and elsewhere it is a multiple of the identity.
+    S is never formed: its inverse is computed on the span of the centred rows, and outside it is a multiple of the
+    identity.
     """
     rows = features.double() - features.double().mean(0)
     values, axes = torch.linalg.svd(rows, full_matrices=False)[1:]  # (K,), (K, D)

@@ -38,36 +38,40 @@ class AcT(Method):
         mean:      w = 1;                       b = mean(B) - w mean(A) in all three
 
     The linear w is the least-squares slope between the sorted columns. Definition 3.1 of the paper has the target's
-    squares in the denominator; the source's minimise the cost, and the authors' code uses them (github apple/ml-act).
+    squares in the denominator. The source's squares, as above, minimise the cost, and the authors' code uses them
+    (github apple/ml-act).
 
-    support: `source` maps a value only strictly between the smallest and the largest pooled value of its unit in the
-    source texts, and leaves every other one as it is; `infinite` maps all. The paper takes the first for mitigation,
-    the second to induce something; its code has the first with `linear` and the second with the other two. Means over
-    a text have a smaller range than tokens have, so many values pass untouched: `info.inside_support` is the share of
-    values that is mapped, with all maps on, at the tokens that are read in the first 64 source texts. The published map
-    jumps at the ends of the support; here it sets in over a hundredth of the support at either end, since rounding,
-    which depends on the batch, would otherwise decide on which side of an end a value lies.
+    support: `source` maps a value only if it lies strictly between the smallest and the largest pooled value that its
+    unit has in the source texts; `infinite` maps every value. The paper uses `source` to mitigate a behaviour and
+    `infinite` to induce one; its code uses `source` with the kind `linear` and `infinite` with the other two kinds.
+    Means over a text have a smaller range than single tokens have, so many values are left as they are:
+    `info.inside_support` is the share of values that are mapped, with all maps on, at the tokens that are read in the
+    first 64 source texts. The published map jumps at the ends of the support. Here it sets in gradually, over a
+    hundredth of the support at either end: with a jump, rounding, which depends on the batch, would decide on which
+    side of an end a value lies.
 
-    where: `auto` is the output of the norms after attention and MLP where a model has them (Gemma 2 and 3, OLMo 2 and
-    3), the paper's best place in Gemma 2; in other models it is the output of attention, the paper's best place in
-    Llama 3. In Llama the norm that is called post_attention_layernorm comes before the MLP and is not such a norm.
-    `block` is the output of each block.
+    where: `auto` is the output of the norms that follow attention and MLP if a model has them (Gemma 2 and 3, OLMo 2
+    and 3); this is the paper's best place in Gemma 2. In other models `auto` is the output of attention, the paper's
+    best place in Llama 3. Llama's post_attention_layernorm comes before the MLP, so it does not count as a norm after
+    attention. `block` is the output of each block.
 
-    causal: the places are fitted one after the other in the order of execution, each with the maps before it fully on;
-    if false, all are fitted from one pass. The authors' code takes the order of `named_modules` and reads all texts
-    once for each module. Here the texts wait between two blocks (`methods.blockwise`), which gives the same values for
-    about three passes in all. pushed: the texts on which the earlier maps act while a place is fitted. In the authors'
-    code they act on `both` sides, so a target value inside the source's support moves as well, and values that one
-    place has equalised may differ again after it; with `source` the target's values are those of the model as it is.
+    causal: the places are fitted one after the other in the order of execution, each with the maps of the earlier
+    places fully on; if false, all are fitted from one pass. The authors' code takes the order of `named_modules` and
+    reads all texts once for each module. Here the stream of all texts is kept between two blocks (`methods.blockwise`),
+    which gives the same values at the cost of about three passes.
+    pushed: the texts on which the earlier maps act while a place is fitted. With `both`, as in the authors' code, they
+    act on source and target texts, so a target value inside the source's support moves as well, and values that one
+    place has equalised may differ again after it. With `source`, the target's values are those of the unsteered model.
 
-    The paper's texts are unpaired and have no prompt. Ours come in pairs, so only the continuation is pooled by
-    default; which texts make a pair is never used. skip_first leaves the attention sink out of texts without a prompt.
-    A unit that is constant in the source texts keeps w = 1 in the linear map, where the authors' code divides by the
-    noise that it adds; with the other two a unit is left as it is if its standard deviation on either side is below
-    1e-4, as in the authors' code.
+    The paper's texts are unpaired and have no prompt. Ours come in pairs with a prompt, so by default only the
+    continuation is pooled; which texts form a pair is never used. skip_first leaves the attention sink out of texts
+    without a prompt. A unit that is constant in the source texts keeps w = 1 in the linear map; the authors' code
+    divides by noise there, which it adds itself. With `mean` and `gaussian`, as in the authors' code, a unit is left as
+    it is if its standard deviation on either side is at most 1e-4.
 
-    With support=infinite a map at the output of a linear module with a bias is written into its weights, and one of
-    kind=mean at the output of a block is a constant vector: both can be exported. All else is done by hooks.
+    With support=infinite, a map at the output of a linear module with a bias is written into the module's weights, and
+    a map of kind=mean at the output of a block adds a constant vector: both can be exported. All maps that are not
+    written into weights are applied by hooks.
     """
 
     name: ClassVar[str] = "act"
@@ -110,9 +114,10 @@ class AcT(Method):
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return a map for each place. Raise SetupError without pairs, and where both sides have the same texts.
+        """Return a map for each place. Raises SetupError without pairs, and if both sides have the same texts.
 
-        "<place>.scale" and "<place>.shift" (D,), and with support=source "<place>.low" and "<place>.high".
+        The tensors of a map are "<place>.scale" and "<place>.shift" (D,), and with support=source "<place>.low" and
+        "<place>.high".
         """
         self.check(model)
         texts = encode_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
@@ -130,7 +135,7 @@ class AcT(Method):
         return artefact
 
     def _spots(self, model: PreTrainedModel) -> list[Spot]:
-        """The places that are mapped, in the order in which they run."""
+        """Return the places that are mapped, in the order in which they run."""
         if self.where == "auto":
             return maps.post_norms(model) or maps.spots(model, "attention")
         return maps.spots(model, self.where)
@@ -150,7 +155,7 @@ class AcT(Method):
     ) -> list[Map]:
         still = self._unsteered(model, spots, target) if self.pushed == "source" else None
         texts = [*source, *(target if still is None else [])]
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))  # as they are put into batches
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))  # the order of the batches
         of_source = torch.tensor([i < len(source) for i in order])
         with blockwise.kept(model) as batches:
             (first,) = self._unsteered(model, spots[:1], [texts[i] for i in order])
@@ -168,7 +173,7 @@ class AcT(Method):
     def _pooled(
         self, model: PreTrainedModel, batches: Sequence[blockwise.Batch], spot: Spot, hooks: Sequence[Hook]
     ) -> Tensor:
-        """(N, D) the pooled features of the batches' texts at one place of the block before which they wait."""
+        """Return the pooled features (N, D) of the batches' texts at one place of the block before which they wait."""
         found: list[Tensor] = []
 
         def keep(hidden: Tensor) -> Tensor:  # (B, T, D)
@@ -190,7 +195,7 @@ class AcT(Method):
         return read.to(hidden.device)
 
     def _map(self, source: Tensor, target: Tensor) -> Map:
-        """The map between two sets of N pooled texts, (N, D) each."""
+        """Return the map between two sets of N pooled texts, (N, D) each."""
         scale, shift = transport(source, target, self.kind)
         ends = (source.amin(0), source.amax(0)) if self.support == "source" else (None, None)
         return Map(scale, shift, *ends)
@@ -198,7 +203,7 @@ class AcT(Method):
     def _inside(
         self, model: PreTrainedModel, spots: Sequence[Spot], fitted: Sequence[Map], texts: Sequence[Text]
     ) -> Tensor:
-        """Scalar: the share of values inside the support, over places, units and the tokens read."""
+        """Return the share (a scalar) of values inside the support, over places, units and the tokens read."""
         counted = torch.zeros(2, dtype=torch.float64)
 
         def counting(one: Map, hook: Hook) -> Callable[[Tensor], Tensor]:
@@ -223,7 +228,7 @@ class AcT(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Map the places inside the `with`. Raises SetupError for an artefact of another model or other places."""
+        """Map the values inside the `with`. Raises SetupError for an artefact of another model or other places."""
         spots, supported = self._spots(model) if strength else [], self.support == "source"
         found = [maps.loaded(model, artefact, spot, self.name, supported=supported) for spot in spots]
         with maps.applied(spots, found, strength):
@@ -231,9 +236,9 @@ class AcT(Method):
 
 
 def transport(source: Tensor, target: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Scale and shift (D,) that carry each unit's N source values to its N target values, (N, D) each.
+    """Return the scale and shift (D,) that carry each unit's N source values to its N target values, (N, D) each.
 
-    The formulas are those of `AcT`, computed in double precision; the order of the values does not count.
+    The formulas are those of `AcT`, computed in double precision; the order of the values does not matter.
     """
     a, b = (side.double().sort(0).values for side in (source, target))  # (N, D)
     mean_a, mean_b = a.mean(0), b.mean(0)  # (D,)

@@ -24,21 +24,23 @@ class ActAdd(Method):
 
         v = h(desired) - h(undesired),   (F, D), one row per position, neither pooled nor normalised
 
-    h is the residual stream at the block's input (resid_pre) of a short prompt; the shorter of the two is filled with
-    the token `pad` on the right (section 3, algorithm 1; the code of montemac/activation_additions), and F is their
-    length in tokens. Row 0 of v falls on the first real token of each text, BOS included; tokens that are generated
-    are never changed directly; the addition reaches them through the cached keys and values.
+    h is the residual stream at the block's input (resid_pre) when the model reads a short prompt. The shorter of the
+    two prompts is padded on the right with the token `pad` (section 3, algorithm 1; the code of
+    montemac/activation_additions), and F is the length of both in tokens. Row 0 of v falls on the first real token of
+    each text, BOS included; tokens that are generated are never changed directly; the addition reaches them through the
+    cached keys and values.
 
-    Two options keep attention sinks out of v; `info.desired_norm` and `info.undesired_norm` show one by its length.
+    Two options keep attention sinks out of v. A sink can be recognised by its length in `info.desired_norm` and
+    `info.undesired_norm`.
     start: a text put before both prompts when they are read. The authors' models begin every text with BOS, so that
     their v_0 is exactly 0. Without BOS, position 0 holds the first word itself, and in most decoders the first token
     is an attention sink, many times longer than other tokens: v_0 is then a difference of two sinks, added to the
     sink of the text. With a `start` of one token v_0 is 0 again and the words are read, and added, one position later.
-    pad: the paper's space. It is needed only where the prompts differ in their number of tokens, and some models take
-    a lone space for a sink as well: in SmolLM2-135M, block 5, it has length 690 after "Love" and other tokens 80 to
-    130, so v is mostly that sink. A newline has 88 there; prompts of equal length (" love", " hate") need no pad.
-    None does not pad: h(desired) is added and h(undesired) subtracted, each over its own length from the first
-    token, and F is the longer length. The rows after the shorter prompt are then whole
+    pad: by default the paper's space. It is needed only if the prompts differ in their number of tokens. Some models
+    make a sink of a lone space as well: in SmolLM2-135M, at block 5, a space after "Love" has length 690 and other
+    tokens 80 to 130, so v is mostly that sink. A newline has length 88 there; prompts of equal length (" love",
+    " hate") need no pad. With None nothing is padded: h(desired) is added and h(undesired) subtracted, each over its
+    own length from the first token, and F is the longer length. The rows after the shorter prompt are then whole
     activations of the longer one instead of differences, so they are as long as the residual stream itself.
     short_prompt: what to do with a text whose prompt has fewer than F tokens. "error" stops, like the authors'
     assertion; "clip" adds the rows that fall on the prompt and drops the others: they never reach a generated token.
@@ -67,12 +69,12 @@ class ActAdd(Method):
             raise SetupError(f"method.short_prompt={self.short_prompt!r}: allowed are error, clip")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Return the length of what is added, over that of the desired prompt's stream there; a mean over positions."""
+        """Return the length of what is added over that of the desired prompt's stream, averaged over positions."""
         ratios = facts["norm_ratio"]
         return sum(ratios) / len(ratios) if isinstance(ratios, list) else float(ratios)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return the difference of the two prompts, (F, D). Raise SetupError where the prompts or `pad` allow none."""
+        """Return the difference of the two prompts, (F, D). Raises SetupError if the prompts or `pad` allow none."""
         del data
         layer = layout.layer_index(model, self.layer)
         prompts = self.tokens(tokenizer)
@@ -82,7 +84,7 @@ class ActAdd(Method):
         norms = desired.norm(dim=-1), undesired.norm(dim=-1)  # (F,) each, 0 after the end of a prompt
         return {
             f"layers.{layer}.front": difference,
-            # (F,) what is added, to what is there
+            # (F,) length of what is added, divided by the length of what is there
             "info.norm_ratio": difference.norm(dim=-1) / torch.where(norms[0] > 0, *norms),
             "info.desired_norm": norms[0],
             "info.undesired_norm": norms[1],
@@ -93,7 +95,7 @@ class ActAdd(Method):
 
         `start` and a prompt are tokenised as one text.
 
-        Raises SetupError where `pad` is not one token, where a prompt has no token, and where both are the same.
+        Raises SetupError if `pad` is not one token, if a prompt has no token, and if both prompts have the same tokens.
         """
         texts = [self.start + text for text in (self.desired, self.undesired)]
         desired, undesired = (list(tokenizer(text).input_ids) for text in texts)
@@ -148,7 +150,7 @@ class ActAdd(Method):
             yield Steering()
 
     def _add(self, hidden: Tensor, added: Tensor) -> Tensor:
-        """The stream, (B, T, D), plus `added` (F, D) at the front of each row's text, as far as its prompt goes."""
+        """Return stream (B, T, D) plus `added` (F, D) at the front of each row's text, as far as its prompt goes."""
         positions = current_positions()
         front = len(added)
         shortest = int(positions.prompt.min())
@@ -165,19 +167,19 @@ class ActAdd(Method):
 
 
 def _longer(hidden: Tensor, front: int) -> Tensor:
-    """The rows (T, D), followed by zeros: (F, D)."""
+    """Return the rows (T, D) followed by zeros, (F, D) in all."""
     return torch.cat([hidden, hidden.new_zeros(front - len(hidden), hidden.shape[1])])
 
 
 @torch.inference_mode()
 def residual(model: PreTrainedModel, ids: Sequence[int], layer: int) -> Tensor:
-    """(T, D) fp32 on the CPU: the residual stream at the input of block `layer`.
+    """Return the residual stream at the input of block `layer`, (T, D) fp32 on the CPU.
 
-    One text at a time, so that equal beginnings give equal bits.
+    It reads one text at a time, so that equal beginnings give equal bits.
     """
     tokens = torch.tensor([list(ids)], device=input_device(model))  # (1, T)
     none = torch.zeros(1, dtype=torch.long, device=tokens.device)
-    here = Positions(none, none + len(ids), none, none + len(ids))  # for hooks of a method that came before
+    here = Positions(none, none + len(ids), none, none + len(ids))  # for the hooks of a method applied before
     with record(model, [layer], "input") as seen, at(here):
         model(input_ids=tokens, use_cache=False, logits_to_keep=1)
     return seen[layer][0].float().cpu()

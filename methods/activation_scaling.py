@@ -23,34 +23,34 @@ from methods.tokens import Text, encode, encode_pairs
 from methods.training import STEP_COST, logits_and_targets
 from methods.training_memory import TrainingMemory, training_memory, wanting
 
-USUAL_PAIRS = 200  # by which `passes` guesses how often a fit goes through its pairs
-NORM_ROWS = 4  # of random numbers, by which it is found out how a norm uses its weight
-ALIKE = 1e-3  # relative; a norm that uses its weight in another way is off by far more
+USUAL_PAIRS = 200  # the number of pairs that `passes` assumes
+NORM_ROWS = 4  # rows of random numbers, on which a norm is tried to find out how it uses its weight
+ALIKE = 1e-3  # relative tolerance of that trial; a norm that uses its weight in another way is off by far more
 
 
 @dataclass(frozen=True, kw_only=True)
 class ActivationScaling(Method):
     """y <- (1 + strength * a_lc) * y, where y is what component c, attention or MLP, of block l adds to the stream.
 
-    There are 2 L scalars a, one for each component, which act at all tokens. They begin at 0 and are learnt, and the
-    model is not:
+    There are 2 L scalars a, one for each component, which act at all tokens. They begin at 0 and are learnt, while the
+    model's weights stay fixed. The loss is
 
         loss = -log sigmoid(log p(desired | prompt) - log p(undesired | prompt))    each a mean over its tokens
                + kl_weight * KL(model || scaled model) on background texts, over all their tokens
                + sparsity * sum |a|, by a proximal step after each step of Adam, in Adam's own step sizes
 
     Of arXiv 2410.04962 we could only read the abstract and descriptions by others. It learns a signed scalar for each
-    block, component and token position, for prompts of one length. Its three goals are those of the terms here:
+    block, component and token position, for prompts of one length. Its three goals correspond to the three terms here:
     effectiveness (the right answer's logit is above the wrong one's), faithfulness (other tokens stay as before) and
-    minimality (few scalars differ from 1). It compares such scalars with added vectors. Ours differs: one scalar for
-    all positions, whole continuations instead of answer tokens, a log-sigmoid instead of a margin, and weights,
-    optimiser and steps of our own choice. The paper's scalars that are functions of the activation (DynScalar) are not
-    implemented. The paper reports nothing on toxicity.
+    minimality (few scalars differ from 1). It compares such scalars with added vectors. Our form differs in that it has
+    one scalar for all positions, whole continuations instead of answer tokens, a log-sigmoid instead of a margin, and
+    weights, optimiser and steps of our own choice. The paper's scalars that are functions of the activation (DynScalar)
+    are not implemented. The paper reports nothing on toxicity.
 
     At a = -1 a component writes nothing, below -1 it writes the reverse. Strength is the share of the learnt change.
-    Where no norm follows the component's matrix, the matrix and its bias are scaled; where one follows, the norm's
-    weight is scaled. So steering costs nothing and can be exported as a checkpoint. Elsewhere (a mixture of experts) a
-    hook scales.
+    If no norm follows the component's matrix, the matrix and its bias are scaled; if one follows, the norm's weight is
+    scaled. So steering costs nothing and can be exported as a checkpoint. If neither is possible (a mixture of
+    experts), a hook scales the output.
     """
 
     name: ClassVar[str] = "activation_scaling"
@@ -71,11 +71,11 @@ class ActivationScaling(Method):
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
 
     def passes(self) -> float:
-        """Return an estimate for the usual number of pairs, since the number of steps is the same for any number."""
+        """Return an estimate for the usual number of pairs, since the number of steps does not depend on it."""
         return STEP_COST * self.steps * self.batch_size / USUAL_PAIRS
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a setting that is not allowed, and where a component's matrix cannot be found."""
+        """Raises SetupError for a setting that is not allowed, and if a component's matrix cannot be found."""
         if self.steps < 1 or self.batch_size < 1 or not 0 < self.learning_rate < math.inf:
             raise SetupError(
                 f"method.steps={self.steps}, method.batch_size={self.batch_size}, method.learning_rate="
@@ -91,7 +91,7 @@ class ActivationScaling(Method):
             layout.stream_rows(model, 0, kind)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """The memory for training the scalars: each block's activations are kept, and both of its scaled parts in fp32.
+        """Return the memory for training the scalars: each block's activations, and both of its scaled parts in fp32.
 
         The places of the parts can only be found in a model with weights. So for the estimate, a tensor of equal size
         is scaled before each block.
@@ -107,7 +107,7 @@ class ActivationScaling(Method):
         """Return the scalars "scales" (L, 2), of attention and of the MLP of each block.
 
         A pair in which a text is a single token, which no earlier token predicts, is left out.
-        Raises SetupError without pairs or background, and where the loss is not finite.
+        Raises SetupError without pairs or background, and if the loss is not finite.
         """
         self.check(model)
         pairs, background = required_pairs(data, self.name), data.background
@@ -147,7 +147,7 @@ class ActivationScaling(Method):
     def _learn(
         self, model: PreTrainedModel, pairs: Sequence[tuple[Text, ...]], background: Sequence[Text]
     ) -> tuple[Tensor, list[float]]:
-        """The scalars (2 L,), and the loss at each step."""
+        """Return the scalars (2 L,), and the loss at each step."""
         places = _places(model)
         generator = torch.Generator().manual_seed(self.seed)
         batches = _Batches(len(pairs), generator), _Batches(len(background), generator)
@@ -184,7 +184,10 @@ class ActivationScaling(Method):
         pairs: Sequence[tuple[Text, ...]],
         background: Sequence[Text],
     ) -> Tensor:
-        """The first two terms of the loss for scalars (2 L,), one for each place; pairs: desired and undesired text."""
+        """Return the first two terms of the loss for scalars (2 L,), one for each place.
+
+        pairs: the desired and the undesired text of each pair.
+        """
         texts = [pair[side] for side in (0, 1) for pair in pairs]
         with hooked(place.hook(_scaling(scales, at)) for at, place in enumerate(places)):
             means = mean_log_probabilities(model, texts)  # (2 n,)
@@ -234,7 +237,7 @@ class _Batches:
 
 
 def mean_log_probabilities(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
-    """(N,) mean log p of the tokens of each text's continuation, in nats; every text has at least one."""
+    """Return the mean log p of the tokens of each text's continuation, (N,) in nats; no continuation may be empty."""
     logits, targets = logits_and_targets(model, texts)  # (C, V), (C,)
     said = -functional.cross_entropy(logits, targets, reduction="none")  # (C,)
     counts = [len(text.tokens) - text.prompt for text in texts]
@@ -250,12 +253,12 @@ def _step_size(optimiser: torch.optim.Adam, scales: Tensor) -> Tensor:
 
 
 def _told(text: Text, prompt: int | None = None) -> Text:
-    """The text with a prompt of at least one token, since nothing predicts the first token."""
+    """Return the text with a prompt of at least one token, since nothing predicts the first token."""
     return text._replace(prompt=max(text.prompt if prompt is None else prompt, 1))
 
 
 def _places(model: PreTrainedModel) -> list[Place]:
-    """The outputs of all components: attention and MLP of the first block, then of the next."""
+    """Return the outputs of all components: attention and MLP of the first block, then of the next."""
     return [sites.written(model, layer, part) for layer in range(len(layout.blocks(model))) for part in sites.PARTS]
 
 
@@ -271,7 +274,7 @@ def _scaling(scales: Tensor, at: int) -> Callable[[Tensor], Tensor]:
 
 
 def _folded(model: PreTrainedModel, layer: int, part: sites.Part, factor: float) -> dict[nn.Parameter, Tensor] | None:
-    """New weights with which the component writes `factor` times as much; None where only a hook can do that."""
+    """Return new weights with which the component writes `factor` times as much; None if only a hook can do that."""
     module = sites.written(model, layer, part).module
     weight, bias = (getattr(module, name, None) for name in ("weight", "bias"))
     if not isinstance(weight, nn.Parameter):  # a mixture of experts

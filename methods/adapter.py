@@ -31,12 +31,12 @@ PREFIX, UP, DOWN = "adapter.", ".up", ".down"
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterMethod(Method):
-    """The base of methods that learn a LoRA: the options of its training, and strength * the change that it makes.
+    """The base class of methods that learn a LoRA: it holds the training options and adds strength times the change.
 
-    The LoRA is on every linear layer but the unembedding, and on every expert of a mixture. No dropout.
+    The LoRA is on every linear layer but the unembedding, and on every expert of a mixture. There is no dropout.
     """
 
-    sets: ClassVar[int] = 1  # of texts that a step reads a batch of
+    sets: ClassVar[int] = 1  # how many sets of texts a training step takes a batch from
 
     rank: int = 16
     alpha: int = 32
@@ -61,7 +61,7 @@ class AdapterMethod(Method):
         return Demand(copies=1)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a recipe that trains nothing, a rank or an alpha below 1, and where peft is missing."""
+        """Raises SetupError for a recipe that trains nothing, a rank or an alpha below 1, and if peft is missing."""
         del model
         require("peft", f"method={self.name}", "adapters")
         check_recipe(self.recipe)
@@ -93,8 +93,8 @@ def experts(model: PreTrainedModel) -> list[str]:
 def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterator["PeftModel"]:
     """Inside the `with`, put a LoRA on every linear layer but the unembedding, and on every expert of a mixture.
 
-    B starts at zero. Where only some blocks of a mixture have experts, peft leaves out the ordinary MLPs of the others.
-    Its parameters require no gradient; the code that trains them switches gradients on.
+    B starts at zero. If only some blocks of a mixture have experts, peft leaves out the ordinary MLPs of the other
+    blocks. The LoRA's parameters require no gradient; the code that trains them switches gradients on.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -109,7 +109,7 @@ def adapter(model: PreTrainedModel, rank: int, alpha: int, seed: int) -> Iterato
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what will be renamed
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses names of transformers that will change
         warnings.filterwarnings("ignore", "The following (rank|alpha)_pattern keys", RuntimeWarning)  # peft's own rules
         torch.manual_seed(seed)
         lora = get_peft_model(model, config)

@@ -21,7 +21,7 @@ from methods.training import encoded_pairs
 class Reward(NamedTuple):
     """theta(h) = outer . relu(inner h + offset), a number for each state h (D,).
 
-    inner: (M, D); offset, outer: (M,). A constant would change neither the loss nor a gap, so there is none.
+    inner: (M, D); offset, outer: (M,). There is no constant term, since it would change neither the loss nor a gap.
     """
 
     inner: Tensor
@@ -47,7 +47,8 @@ class ARGRE(Method):
     """h <- h + strength * max(0, target - theta(h)) d, then `iterations` times h <- h + strength * step * theta'(h).
 
     h is the state (D,) that the unembedding reads, at the last token of the prompt and at all later ones. Nothing else
-    is touched, so the KV cache is that of the unsteered model. From pairs of texts (sections 3 and 4.1 of the paper):
+    is touched, so the KV cache is that of the unsteered model. From pairs of texts, `fit` learns d, theta and target
+    (sections 3 and 4.1 of the paper):
 
         d       first right singular vector of the differences of desired and undesired states at the last token
         h_k     = h- + k / (points + 1) d d^T (h+ - h-),  k = 1 .. points, at each token of the continuations
@@ -56,20 +57,21 @@ class ARGRE(Method):
 
     h+ and h- are the states after token t of the desired and of the undesired continuation of one prompt, up to the end
     of the shorter one. theta is a perceptron with one hidden layer. Strength is the share of the directional step
-    (section 4.3). With iterations=0 it is the paper's form without iterations, and at strength 1 a linear theta along d
-    reaches the target exactly.
+    (section 4.3). With iterations=0 the method is the paper's form without iterations; at strength 1, the reward
+    theta(h) = d . h would then reach the target exactly.
 
-    This is written from the text of the paper alone, whose formulas were lost in the copy that we read, and from no
-    code. Our reading, each unverified: the state is taken behind the final norm; the singular vector is that of the
-    uncentred differences, has length 1 and points from undesired to desired; better and worse are neighbours on the
-    line h-, h_1, .., h_points, h+; both sums end with the shorter text, also for the two ends; the hidden units are
-    ReLUs, drawn as torch draws linear layers; Adam takes batches of `batch_size` such neighbours, in a random order;
-    the iterations act on every state, whether or not its reward was too low, so that nothing jumps where the gap
-    closes; and strength scales them as well, so that strength 0 is the model itself. A review of the method states the
-    step (target - theta) / beta with beta 1.
+    We wrote this from the text of the paper alone, whose formulas were lost in the copy that we read, and saw no code.
+    The following points are our reading and unverified: the state is taken after the final norm; the singular vector is
+    that of the uncentred differences, has length 1 and points from undesired to desired; better and worse are
+    neighbours on the line h-, h_1, .., h_points, h+; both sums stop at the end of the shorter text, also at the two
+    ends of the line; the hidden units are ReLUs, drawn as torch draws linear layers; Adam takes batches of `batch_size`
+    such neighbours, in a random order; the iterations act on every state, whether or not its reward was too low, so
+    that nothing jumps where the gap closes; and strength scales the iterations as well, so that strength 0 is the model
+    itself. A review of the method gives the directional step as (target - theta) / beta with beta 1.
 
-    The control moves the same states as far, in directions turned at random ("turn" in its artefact). Turned vectors
-    inside theta would give another number for every state, and so steps of any length, or none.
+    The control moves the same states by the same distances, in directions that are rotated at random (by "turn" in its
+    artefact). If the vectors inside theta were rotated instead, theta would give another number for every state, so the
+    steps would have any length, or there would be none.
     """
 
     name: ClassVar[str] = "argre"
@@ -107,7 +109,7 @@ class ARGRE(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return d as "direction" (D,), "target" (a scalar), and theta: "inner" (M, D), "offset" (M,), "outer" (M,).
 
-        Raises SetupError without pairs, where the last states of the two sides do not differ, and where the loss is not
+        Raises SetupError without pairs, if the last states of the two sides do not differ, and if the loss is not
         finite.
         """
         self.check(model)
@@ -140,7 +142,7 @@ class ARGRE(Method):
     def _learn(self, pairs: Sequence[tuple[Tensor, Tensor]], direction: Tensor) -> tuple[Reward, list[float]]:
         """Return the reward and the loss at each step, from states of desired and undesired continuations, (C, D) each.
 
-        In double precision: where gradients cancel, Adam's steps would be those of the rounding.
+        It computes in double precision, because rounding would otherwise determine Adam's steps where gradients cancel.
         """
         generator = torch.Generator().manual_seed(self.seed)
         neighbours = [(pair, point) for pair in range(len(pairs)) for point in range(self.points + 1)]
@@ -160,7 +162,7 @@ class ARGRE(Method):
         return Reward(*(one.detach().float() for one in reward)), losses
 
     def neighbours(self, pair: tuple[Tensor, Tensor], point: int, direction: Tensor) -> Tensor:
-        """Return (2, C, D) in fp64: the states at a point of the line, from 0 on, and at the next, which is better.
+        """Return the states at a point of the line, counted from 0, and at the next, better point: (2, C, D) in fp64.
 
         pair: states (., D) of the desired and of the undesired continuation, of which the shorter has C tokens.
         """
@@ -214,7 +216,7 @@ class ARGRE(Method):
 
 
 def learnt(model: PreTrainedModel, artefact: Artefact) -> tuple[Reward, float]:
-    """Return the reward and the target of an artefact. Raises SetupError where it lacks one, or shapes do not agree."""
+    """Return the reward and the target of an artefact. Raises SetupError if one is missing or shapes disagree."""
     inner = directions.fitted(model, artefact, "inner", ARGRE.name, axes=2)  # (M, D)
     shapes = {name: tuple(artefact[name].shape) for name in ("offset", "outer", "target") if name in artefact}
     if shapes != {"offset": inner.shape[:1], "outer": inner.shape[:1], "target": ()}:
@@ -228,9 +230,9 @@ def _check_finite(what: str, value: Tensor, steps: int) -> None:
 
 
 def main_direction(desired: Tensor, undesired: Tensor) -> tuple[Tensor, float]:
-    """Return the first right singular vector (D,) of the differences (N, D), towards desired, and its share of squares.
+    """Return the first right singular vector (D,) of differences (N, D), towards desired, and its share of the squares.
 
-    Raises SetupError where the states do not differ.
+    Raises SetupError if the states do not differ.
     """
     difference = desired.double() - undesired.double()
     usual = float(undesired.norm(dim=-1).mean())
@@ -244,7 +246,7 @@ def main_direction(desired: Tensor, undesired: Tensor) -> tuple[Tensor, float]:
 
 
 def drawn(width: int, hidden: int, generator: torch.Generator) -> Reward:
-    """Return a reward as torch draws linear layers, in fp64: uniform up to one over the root of a layer's inputs."""
+    """Return a reward drawn as torch draws linear layers, in fp64: uniform in +-1 / sqrt(a layer's inputs)."""
 
     def uniform(*shape: int, inputs: int) -> Tensor:
         share = torch.rand(shape, generator=generator, dtype=torch.float64)

@@ -27,34 +27,34 @@ CHANCE = 0.5  # AUROC of a unit that tells nothing
 class AurA(Method):
     """y_m <- (1 - strength (1 - alpha_m)) y_m for every output m of every linear layer of the MLPs, at all tokens.
 
-    z is the largest value that the unit takes over the tokens of a text, before any nonlinearity, and AUROC_m the share
-    of all pairs of an undesired and a desired text in which the undesired one has the larger z. Ties count one half;
-    values that differ only by rounding are ties:
+    z is the largest value that output m, the unit, takes over the tokens of a text, before any nonlinearity. AUROC_m is
+    the share of pairs in which the undesired text has the larger z, among all pairs of one undesired and one desired
+    text. Ties count one half; values that differ only by rounding are ties. The forms are
 
-        aura:  alpha_m = 1 - 2 (AUROC_m - .5)   where AUROC_m > .5, else 1
+        aura:  alpha_m = 1 - 2 (AUROC_m - .5)   if AUROC_m > .5, else 1
         det0:  alpha_m = 0;    damp:  alpha_m = damp_alpha
 
-    The linear layers are gate, up and down, or in and out where there is no gate, of each block; so what the MLP writes
-    is damped coordinate by coordinate, and the product of gate and up twice, as published. Where gate and up are one
-    matrix, all its rows are units. Bias and weights are scaled alike, and the edit is exact: W' = diag(alpha) W. The
-    factor never falls below 0, as it would above strength 1.
+    The linear layers of a block's MLP are gate, up and down, or in and out if there is no gate. So each coordinate of
+    what the MLP writes is damped by itself, and the product of gate and up is damped twice, as published. If gate and
+    up are one matrix, all its rows are units. Bias and weights are scaled alike, and the edit is exact:
+    W' = diag(alpha) W. A factor that would fall below 0, at a strength above 1, is set to 0.
 
-    top: only this share of the units of all layers together is damped, those with the largest AUROC; of equal ones,
-    those that run first. The authors' code (github apple/ml-aura, learn_aura.py) has this option for det0 and damp, as
-    a number of units; it leaves out all units that equal the first one after these, and fails if the number is that of
-    all units. None damps every unit above .5, which with det0 is about half of the model. (The older Det0 of that name
-    replaces a unit by its mean, not by 0.)
+    top: only this share of the units of all layers together is damped, namely those with the largest AUROC; among equal
+    AUROCs, units that run first are taken first. The authors' code (github apple/ml-aura, learn_aura.py) has this
+    option for det0 and damp, as a number of units; it leaves out every unit whose AUROC equals that of the best unit
+    not taken, and fails if the number is that of all units. None damps every unit above .5; with det0, that sets about
+    half of the units to 0. (An older method, also called Det0, replaces a unit by its mean, not by 0.)
 
     min_auroc: units with an AUROC up to this are left as they are. With n texts per side, the AUROC of a unit without
-    information has a standard deviation of sqrt((2 n + 1) / (12 n^2)) around .5, .036 for 128, so half of all such
-    units is damped a little; `info.share_above_half` and `info.share_damped` are the shares of units above .5 and of
-    those that are damped.
+    information has a standard deviation of sqrt((2 n + 1) / (12 n^2)) around .5, .036 for n = 128, so half of the units
+    without information are damped a little; `info.share_above_half` and `info.share_damped` are the shares of units
+    above .5 and of those that are damped.
 
-    The authors read texts without prompts, all tokens including BOS. Ours come in pairs, and by default a text is its
-    continuation; skip_first leaves the attention sink out of texts without a prompt, since it may always be the
-    largest.
+    The authors read texts without prompts, all tokens including BOS. Ours come in pairs, and by default only the
+    continuation is read. skip_first leaves the attention sink, which may always have the largest value, out of texts
+    without a prompt.
 
-    A mixture of experts has MLPs whose matrices are not separate layers, and is refused.
+    A mixture of experts is refused, since the matrices of its MLPs are not separate layers.
     """
 
     name: ClassVar[str] = "aura"
@@ -95,7 +95,7 @@ class AurA(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the factor of every unit: "layers.<l>.<module>.alpha" (outputs,), 1 where nothing is damped.
 
-        Raises SetupError without pairs, for a mixture of experts, and where no unit is above `min_auroc`.
+        Raises SetupError without pairs, for a mixture of experts, and if no unit is above `min_auroc`.
         """
         self.check(model)
         texts = encode_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
@@ -134,7 +134,7 @@ class AurA(Method):
         }
 
     def _alpha(self, aurocs: Tensor) -> Tensor:
-        """Factor of each unit, (units,), from the AUROC of all of them in the order in which they run."""
+        """Return the factor of each unit, (units,), from the AUROC of all units in the order in which they run."""
         damped = aurocs > self.min_auroc
         if self.top is not None:
             count = max(1, round(self.top * len(aurocs)))
@@ -169,10 +169,10 @@ class AurA(Method):
 
 
 def auroc(positive: Tensor, negative: Tensor) -> Tensor:
-    """(units,) area under the ROC curve of each unit, from its values in N texts a side, (N, units), in fp64.
+    """Return each unit's area under the ROC curve, (units,) in fp64, from its values in N texts per side, (N, units).
 
-    It is the share of pairs, of every positive text with every negative one, in which the positive one has the larger
-    value; ties count one half.
+    It is the share of pairs in which the positive text has the larger value, among all pairs of one positive and one
+    negative text; ties count one half.
     """
     ordered, values = negative.T.contiguous().sort(-1).values, positive.T.contiguous()  # (units, N)
     below = torch.searchsorted(ordered, values)  # of the negative values, how many are smaller
@@ -181,16 +181,17 @@ def auroc(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def _steps(values: Tensor) -> Tensor:
-    """The values (N, units) in whole steps of 1e-5 of each unit's largest one, so that rounding makes no difference.
+    """Return the values (N, units) in whole steps of 1e-5 of each unit's largest, so that rounding makes no difference.
 
-    Both texts of a pair begin with the same prompt; if the largest value is there, it is the same number for both.
+    Both texts of a pair begin with the same prompt; if the largest value is in the prompt, both texts must have the
+    same number.
     """
     step = directions.SAME * values.abs().amax(0)  # (units,)
     return (values / step.where(step > 0, torch.ones_like(step))).round()
 
 
 def _modules(model: PreTrainedModel) -> dict[str, nn.Module]:
-    """The linear modules of all MLPs in the order in which they run, by their names in the artefact."""
+    """Return the linear modules of all MLPs in the order in which they run, by their names in the artefact."""
     return {
         f"layers.{layer}.{name}": module
         for layer in range(len(layout.blocks(model)))

@@ -1,4 +1,4 @@
-"""What a steering method is: hyper-parameters with two verbs, `fit` and `apply`.
+"""What a steering method is: hyper-parameters with two functions, `fit` and `apply`.
 
 Letters for shapes, used everywhere in this project:
 B batch, T tokens, D model width, M MLP width, V vocabulary, L layers, N prompts or pairs, K samples, R rank.
@@ -53,7 +53,7 @@ class Examples(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """Texts on their own with their classes, which may differ in size. Entry i of each list belongs together."""
+    """Single texts with their classes; the two classes may differ in size. Entry i of each list belongs together."""
 
     text: list[str]
     label: list[int]  # DESIRED or UNDESIRED
@@ -65,10 +65,10 @@ class FitData(NamedTuple):
     pairs: Pairs | None = None
     examples: Examples | None = None  # what a fine-tuning user brings, useful and harmful mixed
     harmful: Examples | None = None  # the behaviour that is not wanted, as far as the defender knows it
-    background: list[str] | None = None  # ordinary texts, of which nothing is to be learnt but what is usual
+    background: list[str] | None = None  # ordinary texts, which show only what is usual
     labelled: Labelled | None = None  # single texts, desired and undesired ones
-    parts: "Mapping[str, FitData] | None" = None  # what single parts of a stack learn from instead, by their names
-    fitted: Mapping[str, Artefact] | None = None  # what parts of a stack have learnt from it already, by their names
+    parts: "Mapping[str, FitData] | None" = None  # texts for single parts of a stack alone, by part name
+    fitted: Mapping[str, Artefact] | None = None  # artefacts of parts that are fitted already, by name
 
     def of(self, part: str) -> "FitData":
         """Return the training data of a part: its own if it has some, else the data that all parts share."""
@@ -94,9 +94,10 @@ class Demand(NamedTuple):
 class Steering(NamedTuple):
     """Work for the code that runs the model, beyond the hooks and weights that `apply` sets itself."""
 
-    prefix: str = ""  # put before every prompt; in a chat the system message, or before the user's text (no such role)
-    next_logits: Callable[[Step], Tensor] | None = None  # its logits (B, K, V) steered; `methods.decoding`
-    demand: Demand = Demand()  # what that takes, where it takes other readings of the rows
+    # put before every prompt; in a chat it is the system message or, without that role, precedes the user's text
+    prefix: str = ""
+    next_logits: Callable[[Step], Tensor] | None = None  # a step's logits (B, K, V), steered
+    demand: Demand = Demand()  # what `next_logits` takes, if it takes other readings of the rows
 
 
 @runtime_checkable
@@ -104,24 +105,24 @@ class Method(Protocol):
     """One way of steering. Subclasses are frozen dataclasses of hyper-parameters, one per file.
 
     The unit of `strength` is the method's published one (alpha, coefficient, multiplier), named in `strength_unit`.
-    Only the fields of the dataclass are hyper-parameters, so `title` and `cite` change no id of a result. Members with
-    a value here are optional.
+    Only the fields of the dataclass are hyper-parameters, so `title` and `cite` do not change the id of a result.
+    Members with a value here are optional.
     """
 
     name: ClassVar[str]
-    title: ClassVar[str] = ""  # as a paper's table prints it; "" stands for the name, see `title`
-    cite: ClassVar[str] = ""  # arXiv id of the paper that proposes it, as "2312.06681"; "" where there is none
+    title: ClassVar[str] = ""  # the name in a paper's table; "" stands for `name`
+    cite: ClassVar[str] = ""  # arXiv id of the paper that proposes it, as "2312.06681"; "" if there is none
     attack: ClassVar[bool] = False  # True: it does harm on purpose, so no table calls it the best
     family: ClassVar[str]  # none | prompt | weights | activation | adapter | decoding | stack
     needs: ClassVar[frozenset[str]]  # fields of FitData that `fit` reads
     version: ClassVar[int]  # bump when the same hyper-parameters give other numbers
-    half_version: ClassVar[int] = 0  # bump when they give other numbers on models of 16 bits alone
+    half_version: ClassVar[int] = 0  # bump when they give other numbers, but only on models of 16 bits
     control_version: ClassVar[int] = 0  # bump when its rotated control gives other numbers
     strength_unit: ClassVar[str]
     discrete: ClassVar[bool] = False  # only the strengths of the grid exist, none between them
-    scope: str | None = None  # a field of methods that can steer all tokens or some; None: they have no such choice
-    reads_labels: ClassVar[bool] = True  # False: swapping the texts of some pairs changes nothing, or signs
-    seed: int | None = None  # a field of methods that draw something in `fit`; None: two fits are equal
+    scope: str | None = None  # a field of methods that can steer all tokens or some; None: no such choice
+    reads_labels: ClassVar[bool] = True  # False: swapping the texts of some pairs changes nothing, or only signs
+    seed: int | None = None  # a field of methods whose `fit` is random; None: two fits are equal
     strengths: Sequence[float]  # the grid that tuning tries; the same length for every method
 
     @property
@@ -143,7 +144,7 @@ class Method(Protocol):
         return None
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Return the length of what strength 1 adds to the residual stream, in mean lengths of the stream there.
+        """Return the length of what strength 1 adds to the residual stream, over the stream's mean length there.
 
         None if nothing is added, or if the facts of the fit do not contain the length. facts: `methods.base.facts`.
         """
@@ -151,15 +152,16 @@ class Method(Protocol):
         return None
 
     def changes(self, artefact: Artefact) -> Artefact:
-        """Return the vectors that `apply` adds, the rows of each tensor: a control is as large as they are together.
+        """Return the vectors that `apply` adds, as rows of each tensor; a control has the same total size.
 
-        A rotated control has turned ones under the same names. By default they are all tensors of the artefact; a
-        method that keeps something else there as well, such as factors near 1 or what it reads states by, says which.
+        A rotated control has rotated vectors under the same names. By default, all tensors of the artefact are
+        returned. A method overrides this if its artefact also holds something else, such as factors near 1 or vectors
+        that only read the stream.
         """
         return artefact
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raise SetupError where a hyper-parameter does not suit this model; called before anything costly."""
+        """Raise SetupError if a hyper-parameter does not suit this model; called before anything costly."""
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Learn from data; the model is bit-equal before and after."""
@@ -179,12 +181,12 @@ def of_file() -> Any:
 
 
 def title(method: Method) -> str:
-    """Return what a table in a paper calls the method: its title, or its name where it has none."""
+    """Return what a table in a paper calls the method: its title, or its name if it has none."""
     return method.title or method.name
 
 
 def required_pairs(data: FitData, method: str) -> Pairs:
-    """Return the pairs of `data`. Raises SetupError for fewer than two, whose mean is not a direction.
+    """Return the pairs of `data`. Raises SetupError for fewer than two pairs, which give no direction.
 
     It is also raised for lists of different lengths, whose texts do not form pairs.
     """
@@ -224,7 +226,7 @@ def save(artefact: Artefact, path: Path) -> None:
 
 
 def write(tensors: Mapping[str, Tensor], path: Path, about: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors. Raises OSError, which names the file, where the system refuses that."""
+    """Write tensors as safetensors. Raises OSError, which names the file, if the system refuses to write."""
     try:
         save_file(dict(tensors), path, metadata=about)
     except SafetensorError as error:

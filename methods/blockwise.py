@@ -1,7 +1,8 @@
 """Texts that wait between two blocks, so that fitting in one block only runs that block.
 
 To fit something at every block with all earlier changes active, whole forwards would have to read each text once per
-block. Here each text is read once, what every block is called with is kept, and then the blocks run one by one.
+block. Here each text is read once, the arguments with which every block is called are kept, and then the blocks run one
+by one.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +20,7 @@ from methods.errors import SetupError
 from methods.intervention import Hook, Positions, at, current_positions, hooked, stopped_behind
 from methods.progress import advance
 
-PARTIAL = 0.5  # of a block's work, roughly, where it ends after attention; for the progress bar alone
+PARTIAL = 0.5  # rough share of a block's work up to the end of attention; only for the progress bar
 
 
 class Call(NamedTuple):
@@ -44,7 +45,7 @@ class Batch:
 def kept(model: PreTrainedModel) -> Iterator[list[Batch]]:
     """Inside the `with`, add the batch of each whole forward to the yielded list; the batches wait before block 0.
 
-    Raises SetupError inside the `with` where a model changes the stream between two of its blocks.
+    Raises SetupError inside the `with` if a model changes the stream between two of its blocks.
     """
     batches: list[Batch] = []
 
@@ -90,8 +91,9 @@ def run(
 ) -> None:
     """Run block `layer`, before which the batches wait, on all of them with these hooks.
 
-    until: the run ends as soon as this module, the block's attention or a part of that, has written. onward: the
-    batches then wait before the next block; if false, the block's output is dropped, and only the hooks have seen it.
+    until: the run ends as soon as this module, the block's attention or a part of the attention, has written. onward:
+    the batches then wait before the next block; if false, the block's output is dropped, and only the hooks have seen
+    it.
     """
     blocks = layout.blocks(model)
     share = (1 if until is None else PARTIAL) / len(blocks)
@@ -106,9 +108,10 @@ def run(
 
 
 def reading(positions: Positions, columns: int, first: int, *, continuation: bool) -> Tensor:
-    """(B, T) true at the tokens read: those of the continuation or all, without the first ones of the text.
+    """Return a mask (B, T), true at the tokens read: those of the continuation or all, without the text's first tokens.
 
-    A text in which nothing is left to read is read at its last token, as in `directions.pooled_features`.
+    first: the number of first tokens left out. A text in which nothing is left to read is read at its last token, as in
+    `directions.pooled_features`.
     """
     index = positions.in_text(columns)  # (B, T), -1 at padding
     start = positions.prompt if continuation else torch.zeros_like(positions.prompt)

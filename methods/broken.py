@@ -18,12 +18,12 @@ BROKEN: tuple[type[Exception], ...] = (
     RuntimeError, struct.error, csv.Error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, UnpicklingError,
     SafetensorError,
 )  # fmt: skip
-"""Unicode, JSON, Arrow and pandas raise ValueErrors, endless nesting RecursionError, which is a RuntimeError."""
+"""Unicode, JSON, Arrow and pandas raise ValueErrors. Endless nesting raises RecursionError, which is a RuntimeError."""
 
 
 @contextmanager
 def reading(told: Callable[[BaseException], Exception], *more: type[Exception]) -> Iterator[None]:
-    """Inside the `with`, raise every error that a broken file causes as the one that `told` makes of it.
+    """Inside the `with`, replace every error that a broken file causes by the error that `told` makes of it.
 
     A SetupError passes as it is. more: errors that a reader raises besides BROKEN; `Exception` for a library whose
     errors are not known. The panic of a Rust library, which is not an Exception, also counts as such an error.

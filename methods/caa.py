@@ -28,24 +28,25 @@ class CAA(Method):
         v = mean over pairs of (a(desired) - a(undesired)),   (D,)
 
     a(text) is the block's output (resid_post) averaged over the tokens that `read` names. The paper's pairs differ in
-    the one token of an answer letter and are read there (section 3); ours differ in a whole continuation, of which
-    `continuation` reads every token, `last` only the last. `all` includes the prompt and thus the first
+    one token, the letter of an answer, and are read at that token (section 3); ours differ in a whole continuation, of
+    which `continuation` reads every token, `last` only the last. `all` includes the prompt and thus the first
     token: an attention sink, whose weight in a mean depends on the length of the text; `skip_first: 1` leaves it out.
-    `letter` is the paper's own position, the second to last token of a text that ends in an answer like "(A)"; fit
-    checks of every text that this token is the letter. The pairs of pairs=ab end that way.
-    Strength is the paper's multiplier; a positive one moves toward `desired`.
+    `letter` is the paper's own position, the second to last token of a text that ends in an answer like "(A)"; `fit`
+    checks for every text that this token is the letter. The texts of pairs=ab end in such an answer. Strength is the
+    paper's multiplier; a positive one moves toward `desired`.
 
-    norm: None leaves v as long as it is; a number rescales it to that length. The authors' code (normalize_vectors.py)
-    gives the vectors of all behaviours at a layer their mean length, so that a multiplier means the same for each:
-    `pairs.norm_over` does so on the command line, and `matched_norms` for given vectors. `info.direction_norm` is the
-    length before any rescaling by `norm`.
+    norm: with None, v keeps its length; a number rescales v to that length. The authors' code (normalize_vectors.py)
+    rescales the vectors of all behaviours at a layer to their mean length, so that a multiplier means the same for each
+    of them: `pairs.norm_over` does so on the command line, and `matched_norms` for given vectors. `info.direction_norm`
+    is the length before any rescaling by `norm`.
 
     scope: `generation` is the paper's (all tokens after the prompt); `prompt` and `all` are there for comparison.
     boundary: whether `generation` begins at the last prompt token, from which the first new token is chosen. The
     authors' code now begins there (`>=`); its first versions began one token later (`>`), which was reported as a bug
-    (github nrimsky/CAA, issue 3, January 2024), and False does the same. We do not know which of the two gave the
-    numbers of the paper's fourth version. After a chat template that token matters little; in a text of 20 tokens it is
-    a twentieth of what is judged, and in a likelihood of one token it is everything.
+    (github nrimsky/CAA, issue 3, January 2024); False begins one token later, too. We do not know which of the two gave
+    the numbers of the paper's fourth version. After a chat template, steering the last prompt token matters little; in
+    a continuation of 20 tokens it changes a twentieth of what is judged, and in the likelihood of one token it changes
+    everything.
     """
 
     name: ClassVar[str] = "caa"
@@ -81,14 +82,14 @@ class CAA(Method):
             )
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Return the length of the vector, over the mean length of the stream at its block."""
+        """Return the length of the vector divided by the mean length of the stream at its block."""
         residual = facts.get("residual_norm")
         return (self.norm or facts["direction_norm"]) / residual if residual else None
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the mean difference, (D,), and how well the pairs agree on it at that block (`methods.separation`).
 
-        Raises SetupError without pairs, and where their features do not differ.
+        Raises SetupError without pairs, and if the two sides' features have the same mean.
         """
         pairs = required_pairs(data, self.name)
         layer = layout.layer_index(model, self.layer)
@@ -133,9 +134,9 @@ class CAA(Method):
 
 
 def _to_letter(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str, text: Text) -> Text:
-    """The text without its last token, which cannot change the earlier ones in a causal model.
+    """Return the text without its last token, which in a causal model cannot change the earlier ones.
 
-    Raises SetupError where that token is not the letter of the last "(X)" in the text.
+    Raises SetupError if the token before it is not the letter of the last "(X)" in the text.
     """
     whole = prompt + answer
     named = re.findall(r"\(([A-Z])\)", whole)
@@ -157,8 +158,8 @@ def matched_norms(vectors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
         v_b <- v_b / |v_b| * mean over behaviours of |v|
 
-    This is normalize_vectors.py of nrimsky/CAA; a single vector keeps its length. Raises SetupError for none, and for a
-    vector of length 0, which has no direction.
+    This is normalize_vectors.py of nrimsky/CAA; a single vector keeps its length. Raises SetupError if there is no
+    vector, and for a vector of length 0, which has no direction.
     """
     lengths = {behaviour: float(vector.norm()) for behaviour, vector in vectors.items()}
     zero = [behaviour for behaviour, length in lengths.items() if length == 0]

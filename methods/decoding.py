@@ -7,8 +7,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-PIECE = 2**23  # logits that are taken at a time: each temporary of theirs has 32 MiB in fp32
-PROBABLE = (256, 2048)  # tokens that are sorted at first, where a nucleus is looked for; after that all are
+PIECE = 2**23  # number of logits that are processed at a time: each temporary tensor then takes 32 MiB in fp32
+PROBABLE = (256, 2048)  # how many tokens are sorted to find a nucleus: 256, if too few 2048, else all
 
 
 class Streams(Protocol):
@@ -20,31 +20,32 @@ class Streams(Protocol):
     def other(
         self, name: str, inside: Callable[[], AbstractContextManager[object]], before: Sequence[int] = ()
     ) -> Tensor:
-        """(B, K, V) logits after the same columns, as the model gives them inside another context.
+        """Return the logits (B, K, V) after the same columns, as the model gives them inside another context.
 
-        name: of this reading, one for each context. inside: makes the context, for example one that edits weights; it
-        is entered and left at every forward. before: tokens put before every row's text; a BOS token that the text
-        begins with moves in front of them. A reading that is not asked for in one forward catches up in the next.
+        name: the name of this reading; each context has its own. inside: returns the context, for example one that
+        edits weights; the context is entered and left at every forward. before: tokens put before every row's text; a
+        BOS token that the text begins with moves in front of them. A reading that is not asked for in one forward
+        catches up in the next.
         """
         ...
 
     def ahead(self, tokens: Tensor) -> Tensor:
-        """(B, K, N, D) the final state, which the unembedding reads, after each of N next tokens (B, K, N).
+        """Return the final state, which the unembedding reads, after each of N next tokens (B, K, N): (B, K, N, D).
 
         Each token that is tried costs a forward of one token. Raises SetupError for a model with a sliding window, or
-        without final norm.
+        without a final norm.
         """
         ...
 
 
 class Step(NamedTuple):
-    """One forward of the model. In sampling K is 1; where a text is read as a whole, all its columns come at once."""
+    """One forward of the model. In sampling K is 1; if a text is read as a whole, all its columns come at once."""
 
     logits: Tensor  # (B, K, V) of the next token after each of K columns
     ids: Tensor  # (B, C) each row's tokens so far, those of this forward included
     real: Tensor  # (B, C) false at padding, where an id says nothing
     columns: Tensor  # (K,) which columns of `ids` the logits follow
-    prompt: Tensor  # (B,) tokens of each row's prompt
+    prompt: Tensor  # (B,) number of tokens of each row's prompt
     streams: Streams
 
 
@@ -74,10 +75,11 @@ def most_probable(logits: Tensor, top_p: float, count: int) -> tuple[Tensor, Ten
 
 
 def nucleus_edge(logits: Tensor, top_p: float) -> Tensor:
-    """(N, 1) the logit at which the nucleus ends: none inside lies below it, none outside above it. logits: (N, V).
+    """Return the logit (N, 1) at which the nucleus of logits (N, V) ends: none inside is lower, none outside higher.
 
-    It lies between the last logit inside and the first outside, at the fraction of the last token's probability that is
-    needed to reach top_p. So it changes continuously with the probabilities, even when a token enters or leaves.
+    It lies between the last logit inside and the first outside, at the fraction of the last inner token's probability
+    that is needed to reach top_p. So it changes continuously with the probabilities, even when a token enters or
+    leaves.
     """
     logits = logits.float()
     size = logits.shape[-1]

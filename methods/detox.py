@@ -47,19 +47,20 @@ class DeTox(Method):
     The tokens that each v_i and mu write through the unembedding are kept beside them, as a description of what was
     removed. Biases, attention and embeddings still write to the subspace, so the stream keeps a part in it.
 
-    The paper embeds the continuation by itself, all tokens of it. In Llama-like models the first of those is an
+    The paper reads the continuation by itself, and all its tokens. In Llama-like models the first of these tokens is an
     attention sink (see `methods.directions`): `skip_first`, or text="full" with read="continuation", leave it out.
 
-    The released code does two things that the paper does not say, both options here. pairing="independent": the two
-    texts of a row come from different prompts, since it draws the two lists independently. mask_padding=False: every
-    text is filled to the length of its list's longest, and what the model computes at the padding is averaged in. The
-    padding token and its side are the tokenizer's own (end-of-text where it has no such token), and no token attends to
-    padding, as the released code passes the attention mask on. Where a norm stands between the MLP and the residual
-    stream (Gemma 2 and 3, OLMo 2 and 3), the subspace is removed before that norm. The norm scales each coordinate by
-    itself, so its output may have a part there again, and `info.mlp_output_is_normed` says so in the record. In a
-    mixture of experts every expert's matrices are projected.
+    The released code does two things that the paper does not mention; both are options here. pairing="independent": the
+    two texts of a row come from different prompts, since that code draws the two lists independently.
+    mask_padding=False: every text is padded to the length of the longest text in its list, and what the model computes
+    at the padding is averaged in. The padding token and its side are the tokenizer's own (end-of-text if it has no
+    padding token), and no token attends to padding, since the released code passes the attention mask on. If a norm
+    stands between the MLP and the residual stream (Gemma 2 and 3, OLMo 2 and 3), the subspace is removed before that
+    norm. The norm scales each coordinate by itself, so its output may have a part in the subspace again;
+    `info.mlp_output_is_normed` marks this case in the record. In a mixture of experts every expert's matrices are
+    projected.
 
-    keys: the matrices by which the MLP reads the stream are projected too (the gate and, where there is one, `up`); the
+    keys: the matrices by which the MLP reads the stream are projected too (the gate and, if there is one, `up`); the
     authors advise against it. subspace="random": the control, R random directions orthogonal to mu.
     """
 
@@ -70,7 +71,7 @@ class DeTox(Method):
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left; padding read as the authors do
     strength_unit: ClassVar[str] = "fraction projected"
-    reads_labels: ClassVar[bool] = False  # the sign does not change T^T T; only mu is of the desired texts
+    reads_labels: ClassVar[bool] = False  # the sign does not change T^T T; only mu depends on the labels
 
     rank: int = 2
     layer_start: int | float = 0.42
@@ -101,10 +102,10 @@ class DeTox(Method):
                 )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """One subspace per layer: "layers.<l>.directions" (R, D). Raises SetupError where the pairs hold too little.
+        """Return a subspace per layer, "layers.<l>.directions" (R, D). Raises SetupError if pairs are too few or alike.
 
-        How well the pairs agree (`methods.separation`) is the mean over the layers that are edited, each with the mean
-        difference of X+ and X- as its direction: a number for the pairs, not for the R directions.
+        The two measures of how well the pairs agree (`methods.separation`) are means over the edited layers. They take
+        the mean difference of X+ and X- as each layer's direction, so they describe the pairs, not the R directions.
         """
         self.check(model)
         pairs = required_pairs(data, self.name)
@@ -179,7 +180,7 @@ def toxic_subspace(desired: Tensor, undesired: Tensor, rank: int, *, center: boo
     Swapping the texts of a pair flips the sign of a row of T and leaves T^T T as it is: for a given mu the result does
     not depend on which text of a pair is called desired.
 
-    Raises SetupError when the pairs differ in fewer directions than `rank`.
+    Raises SetupError if the pairs differ in fewer directions than `rank`.
     """
     difference, mean = _difference(desired, undesired, center)
     values, directions = torch.linalg.svd(difference, full_matrices=False)[1:]
@@ -196,7 +197,7 @@ def toxic_subspace(desired: Tensor, undesired: Tensor, rank: int, *, center: boo
 def random_subspace(
     desired: Tensor, undesired: Tensor, rank: int, generator: torch.Generator, *, center: bool = True
 ) -> Subspace:
-    """`rank` random orthonormal directions, orthogonal to mu with `center`; a control for projections of that rank."""
+    """Return `rank` random orthonormal directions, orthogonal to mu if `center`; a control for `toxic_subspace`."""
     difference, mean = _difference(desired, undesired, center)
     drawn = torch.randn(rank, len(mean), generator=generator, dtype=torch.float64)
     if center:
@@ -205,7 +206,7 @@ def random_subspace(
 
 
 def _difference(desired: Tensor, undesired: Tensor, center: bool) -> tuple[Tensor, Tensor]:
-    """The matrix T (N, D) of differences and the mean mu (D,), both float64."""
+    """Return the matrix T (N, D) of differences and the mean mu (D,), both float64."""
     difference = (desired.double() - undesired.double()) / 2  # (N, D)
     mean = torch.linalg.svd(desired.double(), full_matrices=False).Vh[0]  # (D,)
     if desired.double().mean(0) @ mean < 0:
@@ -216,7 +217,7 @@ def _difference(desired: Tensor, undesired: Tensor, center: bool) -> tuple[Tenso
 
 
 def _subspace(difference: Tensor, directions: Tensor, mean: Tensor) -> Subspace:
-    """The directions in fp32, pointing to the undesired texts, with the share of T's variance that they explain."""
+    """Return directions in fp32, pointing to the undesired texts, with the share of T's variance that they explain."""
     along = difference @ directions.T  # (N, R)
     turned = directions * torch.where(along.mean(0) > 0, -1.0, 1.0)[:, None]
     share = float(along.square().sum() / difference.square().sum())
@@ -224,7 +225,7 @@ def _subspace(difference: Tensor, directions: Tensor, mean: Tensor) -> Subspace:
 
 
 def projected_off(weight: Tensor, directions: Tensor, strength: float = 1.0) -> Tensor:
-    """(I - strength V^T V) W in fp32, for W (D, M) and orthonormal rows V (R, D)."""
+    """Return (I - strength V^T V) W in fp32, for W (D, M) and orthonormal rows V (R, D)."""
     basis = directions.to(weight.device)
     written = basis @ weight.float()  # (R, M) what each neuron writes along each direction
     return weight.float() - strength * basis.T @ written  # (D, M)

@@ -34,17 +34,17 @@ class DExperts(Method):
     harmful texts, or on the undesired texts of the pairs. The nucleus is the smallest set of the model's most probable
     tokens whose probability reaches `top_p`. Strength is the paper's alpha.
 
-    outside: the paper (section 2) and the authors' code (alisawuffles/DExperts) set the tokens outside the nucleus to
-    -inf. A text that holds such a token would have a likelihood of 0, and a mean over texts would have no value, so our
-    default is finite: these tokens keep their odds against the nucleus as a whole, but lowered by `outside` nats. At 20
-    nats all of them together are drawn once in a billion tokens, and a text loses 20 nats for each that it holds. inf
-    is the paper's; likelihoods that are not finite are then refused. Sampling and likelihood are steered in the same
-    way.
+    outside: the paper (section 2) and the authors' code (alisawuffles/DExperts) set the logits of the tokens outside
+    the nucleus to -inf. A text that holds such a token would have a likelihood of 0, and a mean over texts would have
+    no value, so our default is finite: these tokens keep their odds against the nucleus as a whole, but lowered by
+    `outside` nats. At 20 nats all of them together are drawn once in a billion tokens, and a text loses 20 nats for
+    each that it holds. `inf` gives the paper's form; likelihoods that are not finite are then refused. Sampling and
+    likelihood are steered in the same way.
 
     edge: with a hard border, the last digit of a probability, which differs from batch to batch, decides whether a
     token at the border of the nucleus is inside, and a likelihood would differ by 20 nats. So by default the penalty
-    grows to its full size over the first two nats below the nucleus' edge e (`methods.decoding.nucleus_edge`); 0 is the
-    paper's hard border:
+    grows to its full size over the first two nats below the nucleus' edge e (`methods.decoding.nucleus_edge`); an edge
+    of 0 gives the paper's hard border. With an edge above 0:
 
         m(w) = 1 - (e - z(w)) / edge, between 0 and 1;   d = z_expert - z_anti
         z'(w) = z(w) + m(w) * strength * d(w) + (1 - m(w)) * (g - outside)
@@ -53,7 +53,7 @@ class DExperts(Method):
     Differences from the paper: its experts are models of their own, trained on 160,000 and 1.4 million comments of a
     set that we do not have; ours are copies of the model that learn a hundred texts, so learning rate and epochs are a
     choice of ours. The sampling's own nucleus is taken from z' afterwards, as for every method (sampling.top_p=1 is the
-    paper's). Each expert adds a forward per token, and `apply` holds one more copy of the weights for it.
+    paper's setting). Each expert adds a forward per token, and `apply` holds one more copy of the weights for it.
     """
 
     name: ClassVar[str] = "dexperts"
@@ -127,7 +127,7 @@ class DExperts(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the change of every weight by the training of each expert, as "anti_expert.change.<name>".
 
-        Raises SetupError without the texts that an expert learns, and where a loss is no longer finite.
+        Raises SetupError without the texts that an expert learns from, and if a loss is no longer finite.
         """
         self.check(model)
         found: Artefact = {}
@@ -140,7 +140,7 @@ class DExperts(Method):
         return found
 
     def _texts(self, data: FitData) -> list[tuple[Role, str, Examples | None]]:
-        """The training texts of each expert: its role, what the texts are called, and the texts."""
+        """Return the training texts of each expert: its role, what the texts are called, and the texts."""
         learns: list[tuple[Role, str, Examples | None]] = []
         if self.anti_expert == "harmful":
             learns.append(("anti_expert", "harmful texts", data.harmful))
@@ -167,7 +167,7 @@ class DExperts(Method):
         yield Steering(next_logits=next_logits, demand=self.demand())
 
     def _weights_of(self, model: PreTrainedModel, artefact: Artefact, role: Role) -> Mapping[nn.Parameter, Tensor]:
-        """The weights of an expert."""
+        """Return the weights of an expert."""
         own = {key.removeprefix(f"{role}."): one for key, one in artefact.items() if key.startswith(f"{role}.")}
         if not own:
             raise SetupError(f"{self.name}: an artefact without {role} was fitted with other options; fit it again")
@@ -175,7 +175,10 @@ class DExperts(Method):
             return {parameter: parameter.detach().clone() for parameter in model.parameters()}
 
     def _moved(self, base: Tensor, others: Sequence[Tensor], strength: float) -> Tensor:
-        """Logits (N, V) of the model, moved; others: those of the anti-expert and, if there is one, of the expert."""
+        """Return the moved logits (N, V) of the model.
+
+        others: the logits of the anti-expert and, if there is one, of the expert.
+        """
         base = base.float()
         below = nucleus_edge(base, self.top_p) - base  # (N, V)
         member = (1 - below / self.edge).clamp(0, 1) if self.edge else (below <= 0).float()
@@ -183,9 +186,9 @@ class DExperts(Method):
         shift = strength * (expert - others[0].float())
         gained = _log_sum(base + shift, member) - _log_sum(base, member)  # (N, 1)
         penalised = base + member * shift + (1 - member) * (gained - self.outside)
-        return torch.where(member == 1, base + shift, penalised)  # of an infinite penalty none is nothing
+        return torch.where(member == 1, base + shift, penalised)  # avoids 0 * inf with outside=inf
 
 
 def _log_sum(logits: Tensor, weight: Tensor) -> Tensor:
-    """(N, 1) logarithm of the weighted sum of exponentials."""
+    """Return the logarithm (N, 1) of the weighted sum of exponentials."""
     return (logits + weight.log()).logsumexp(-1, keepdim=True)

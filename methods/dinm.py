@@ -55,11 +55,12 @@ class DINM(Method):
     Differences from the paper and its code (github zjunlp/EasyEdit at 14cea82):
     - The paper edits for one attack prompt, judges, and restores; here all pairs give one edit, `batch_size` of them in
       each step, and ordinary texts (conf/background) stand for the paper's one question of general knowledge.
-    - That code computes the KL term without a gradient, so it protects nothing and only delays the stop at a loss of
-      1e-4. `kl_gradient: false` does the same; true is the term as it is written.
-    - It measures the distance over unequal tokens and padding, and takes the last block's output after the final norm.
-    - On GPT-2 it also trains the matrix's bias; here only one matrix changes.
-    - A system prompt that is put after each of the paper's prompts, in the fit and at the test, is left out.
+    - The code computes the KL term without a gradient, so the term protects nothing and only delays the stop at a loss
+      of 1e-4. `kl_gradient: false` does the same; `true` also trains on the term.
+    - The code measures the distance over unequal tokens and padding, and takes the last block's output after the final
+      norm.
+    - On GPT-2 the code also trains the matrix's bias; here only one matrix changes.
+    - The paper puts a system prompt after each of its prompts, in the fit and at the test; here there is none.
     """
 
     name: ClassVar[str] = "dinm"
@@ -96,7 +97,7 @@ class DINM(Method):
         return 1.0 + STEP_COST
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """The memory for training one matrix: the first block's, where gradients go furthest back, if none is named."""
+        """Return the memory for training one matrix: of block 0 if none is set, as gradients go furthest back there."""
         layer = 0 if self.layer is None else layout.layer_index(model, self.layer)
         matrix = list(value_parameters(model, layer).values())
         return most_memory(model, matrix, self.recipe, self.max_tokens, 2 if self.kl_weight else 1)
@@ -159,7 +160,7 @@ class DINM(Method):
     def _located(
         self, model: PreTrainedModel, desired: Sequence[Text], undesired: Sequence[Text]
     ) -> tuple[int, dict[str, Tensor]]:
-        """The block to edit, and the distances at each block if it was searched for."""
+        """Return the block to edit, and the distances at each block if it was searched for."""
         if self.layer is not None:
             return layout.layer_index(model, self.layer), {}
         distances = stream_distances(model, desired, undesired).clone()  # (L,)
@@ -171,7 +172,7 @@ class DINM(Method):
         return int(distances.argmax()), {"distances": distances}
 
     def _drift(self, model: PreTrainedModel, originals: dict[nn.Parameter, Tensor], texts: Sequence[Text]) -> Tensor:
-        """KL(before || now) in nats a token on ordinary texts."""
+        """Return KL(before || now) in nats per token on ordinary texts."""
         with torch.no_grad(), edited(originals):
             usual = logits_and_targets(model, texts)[0]
         with torch.set_grad_enabled(self.kl_gradient):
@@ -185,6 +186,6 @@ class DINM(Method):
 
 
 def value_parameters(model: PreTrainedModel, layer: int) -> dict[str, nn.Parameter]:
-    """Return by name what parameters hold a block's MLP value matrix: one, or in a mixture those of all experts."""
+    """Return by name the parameters that hold a block's MLP value matrix: one, or in a mixture those of all experts."""
     wanted = {id(part.parameter) for part in layout.stream_rows(model, layer, "down").parts}
     return {name: one for name, one in model.named_parameters() if id(one) in wanted}

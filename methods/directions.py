@@ -23,7 +23,7 @@ from methods.tokens import Text
 
 Read = Literal["all", "continuation", "last"]
 Reduce = Literal["mean", "max"]
-SAME = 1e-5  # of the features' length: a mean difference that is shorter is rounding
+SAME = 1e-5  # as a share of the features' length: a shorter mean difference is rounding
 
 
 class Padding(NamedTuple):
@@ -47,11 +47,12 @@ def pooled_features(
     padding: Padding | None = None,
     batch_size: int = 32,
 ) -> Tensor:
-    """(L, N, D) fp32 on the CPU: the residual stream of each text at each layer, averaged over the positions read.
+    """Return each text's residual stream at each layer, averaged over the positions read: (L, N, D) fp32 on the CPU.
 
-    read: "all" tokens, those of the "continuation", or the "last" one. skip_first leaves out that many leading tokens
-    of the text (1 leaves out the attention sink). A text in which nothing is left to read is read at its last token.
-    after_final_norm applies the model's final norm before pooling, for features taken as `hidden_states[-1]`.
+    read: "all" tokens, those of the "continuation", or the "last" one. skip_first: the number of leading tokens of the
+    text that are left out (1 leaves out the attention sink). A text in which nothing is left to read is read at its
+    last token. after_final_norm applies the model's final norm before pooling, for features taken as
+    `hidden_states[-1]`.
     padding: pads all texts to one length and averages in what the model computes at the padding. The padding is masked
     in attention as usual, and the position ids are the model's own.
     """
@@ -62,7 +63,7 @@ def pooled_features(
             positions = _forward(model, batch, max(layers), padding)
         weights = _weights(batch, read, skip_first, padding)  # (B, T)
         for i, layer in enumerate(layers):
-            with at(positions):  # for what other methods have hooked to the norm
+            with at(positions):  # for hooks of other methods on the norm
                 hidden = norm(seen[layer]) if norm is not None else seen[layer]  # (B, T, D)
             pooled[i, rows] = torch.einsum("bt,btd->bd", weights.to(hidden.device), hidden.float()).cpu()
     check_finite(pooled)
@@ -81,7 +82,7 @@ def pooled_at(
     last: int | None = None,
     batch_size: int = 32,
 ) -> list[Tensor]:
-    """(N, width) fp32 on the CPU for each place (`methods.sites`): its values, pooled over the positions read.
+    """Return the values at each place (`methods.sites`), pooled over the positions read: (N, width) fp32 on the CPU.
 
     One pass over the texts serves all places, and only what is pooled is kept. read and skip_first: as in
     `pooled_features`. reduce: the mean over the positions, or the largest value of each unit. last: the highest block
@@ -107,7 +108,7 @@ def pooled_once(
     skip_first: int = 0,
     last: int | None = None,
 ) -> list[Tensor]:
-    """Return (B, width) fp32 for each place, as `pooled_at` of one batch; on the model's device, with gradients."""
+    """Return what `pooled_at` gives for one batch, (B, width) fp32 per place; on the model's device, with gradients."""
     weights = _weights(batch, read, skip_first)  # (B, T)
     pooled: dict[int, Tensor] = {}
 
@@ -131,15 +132,15 @@ def pooled_once(
 def final_states(model: PreTrainedModel, texts: Sequence[Text], *, batch_size: int = 32) -> list[Tensor]:
     """Return the states that the unembedding reads around each text's continuation of C tokens: (C + 1, D) fp32, CPU.
 
-    From row i token i of the continuation is predicted, and row i + 1 is the state after it. Every text has a prompt of
-    at least one token. Raises SetupError for a model without a final norm.
+    Row i is the state from which token i of the continuation is predicted, and row i + 1 the state after that token.
+    Every text has a prompt of at least one token. Raises SetupError for a model without a final norm.
     """
     norm, last = layout.final_norm(model), len(layout.blocks(model)) - 1
     found = [torch.empty(0)] * len(texts)
     for rows, batch in _batches(texts, batch_size):
         with record(model, [last]) as seen:
             positions = _forward(model, batch, last)
-        with at(positions):  # for what other methods have hooked to the norm
+        with at(positions):  # for hooks of other methods on the norm
             states = norm(seen[last]).float().cpu()  # (B, T, D)
         for number, text, own in zip(rows, batch, states, strict=True):
             found[number] = own[text.prompt - 1 : len(text.tokens)].clone()
@@ -166,9 +167,10 @@ def mean_norm(
     site: Site = "output",
     batch_size: int = 32,
 ) -> float:
-    """Return the mean length of the residual stream over the tokens read (of each text, then over the texts).
+    """Return the mean length of the residual stream, averaged over the tokens read of each text, then over the texts.
 
-    It is the unit for vectors that are added there. Which tokens are read: as in `pooled_features`.
+    It is the unit for vectors that are added there. `read` and `skip_first` say which tokens are read, as in
+    `pooled_features`.
     """
     return mean_norms(model, texts, [layer], read=read, skip_first=skip_first, site=site, batch_size=batch_size)[0]
 
@@ -184,7 +186,7 @@ def mean_norms(
     site: Site = "output",
     batch_size: int = 32,
 ) -> list[float]:
-    """`mean_norm` at each of the layers, from one pass over the texts."""
+    """Return `mean_norm` at each of the layers, from one pass over the texts."""
     totals = [0.0] * len(layers)
     for start in range(0, len(texts), batch_size):
         batch = texts[start : start + batch_size]
@@ -202,12 +204,12 @@ def mean_norms(
 def stream_distances(
     model: PreTrainedModel, texts: Sequence[Text], others: Sequence[Text], *, batch_size: int = 16
 ) -> Tensor:
-    """(L,) the distance of a pair's two texts at the output of each block, averaged over the pairs.
+    """Return the distance of a pair's two texts at the output of each block, averaged over the pairs: (L,).
 
         distance_l = mean over pairs of sqrt(sum over t of |h_l,t(text) - h_l,t(other)|^2)
 
     t runs over the tokens that both texts have: up to the end of the shorter one. Padding is not read, and the last
-    block is read before the final norm, as the others are.
+    block's output is read before the final norm.
     """
     layers = range(len(layout.blocks(model)))
     total = torch.zeros(len(layers))
@@ -234,24 +236,25 @@ def check_finite(features: Tensor) -> None:
         )
 
 
-YARDSTICK_TEXTS = 64  # whose mean length is the unit of a strength: it moves by a few percent from text to text
+YARDSTICK_TEXTS = 64  # number of texts whose mean length is the unit of a strength; lengths differ by a few percent
 
 
 def residual_norm(model: PreTrainedModel, texts: Sequence[Text], layer: int) -> Tensor:
-    """Scalar: mean length of the output of block `layer` over the tokens of the first texts' continuations.
+    """Return the mean length (a scalar) of block `layer`'s output over the tokens of the first texts' continuations.
 
-    The first token of a text is left out.
+    The first YARDSTICK_TEXTS texts are read, and the first token of each is left out.
+
     """
     return residual_norms(model, texts, [layer])[0]
 
 
 def residual_norms(model: PreTrainedModel, texts: Sequence[Text], layers: Sequence[int]) -> Tensor:
-    """(L,) `residual_norm` at each of the layers, from one pass over the texts."""
+    """Return `residual_norm` at each of the layers, (L,), from one pass over the texts."""
     return torch.tensor(mean_norms(model, texts[:YARDSTICK_TEXTS], layers, read="continuation", skip_first=1))
 
 
 def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: Padding | None = None) -> Positions:
-    """Run padded texts once, up to block `last`; the blocks above it are skipped. Return where the texts are."""
+    """Run padded texts once, up to block `last`; the blocks above it are skipped. Return the texts' positions."""
     length = torch.tensor([len(text.tokens) for text in batch])  # (B,)
     token, side, width = padding or Padding(0, "right", int(length.max()))
     first = width - length if side == "left" else torch.zeros_like(length)  # (B,)
@@ -276,7 +279,7 @@ def _forward(model: PreTrainedModel, batch: Sequence[Text], last: int, padding: 
 
 
 def _weights(batch: Sequence[Text], read: Read, skip_first: int, padding: Padding | None = None) -> Tensor:
-    """(B, T) weights of the mean over the positions read; each row sums to 1."""
+    """Return the weights (B, T) of the mean over the positions read; each row sums to 1."""
     weights = torch.zeros(len(batch), padding.columns if padding else max(len(text.tokens) for text in batch))
     for row, text in enumerate(batch):
         end = len(text.tokens)
@@ -292,9 +295,9 @@ def _weights(batch: Sequence[Text], read: Read, skip_first: int, padding: Paddin
 
 
 def fitted(model: PreTrainedModel, artefact: Artefact, key: str, method: str, axes: int | None = None) -> Tensor:
-    """The tensor (..., D) under `key`. Raises SetupError where the artefact has another layer's, or another width.
+    """Return the tensor (..., D) under `key`. Raises SetupError if there is none, or if its width is not the model's.
 
-    axes: the number of its axes, where another one is refused as well.
+    axes: the number of axes that the tensor must have; None allows any.
     """
     tensor = artefact.get(key)
     if tensor is None:
@@ -317,10 +320,10 @@ def mean_difference(desired: Tensor, undesired: Tensor) -> Tensor:
 
 
 def top_tokens(model: PreTrainedModel, directions: Tensor, count: int = 10) -> Tensor:
-    """(R, count) ids of the tokens whose logits each direction (R, D) of the residual stream raises most.
+    """Return the ids (R, count) of the tokens whose logits each direction (R, D) of the residual stream raises most.
 
-    The final norm is left out. The result is empty, (R, 0), where the unembedding is not as wide as the stream, or not
-    in memory (`methods.placement`).
+    The final norm is left out. The result is empty, (R, 0), if the unembedding is not as wide as the stream, or not in
+    memory (`methods.placement`).
     """
     weight: Tensor = model.get_output_embeddings().weight.detach()  # type: ignore[no-untyped-call]  # (V, D)
     if weight.shape[1] != directions.shape[1] or weight.is_meta:

@@ -15,7 +15,7 @@ from methods.errors import SetupError
 from methods.tokens import Text
 from methods.training import STEP_COST, encoded_pairs, foretold, log_likelihoods, minimise, trainable
 
-READ_BATCH = 16  # pairs that are read at once where nothing is trained
+READ_BATCH = 16  # pairs that are read at once outside the training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,17 +25,17 @@ class DPO(AdapterMethod):
         L = - mean over pairs of log sigmoid(beta (r(desired) - r(undesired)))
         r(y) = log p(y | x) - log p_ref(y | x),  log p summed over the tokens of y, not divided by their number
 
-    The reference is the model without the adapter, so no second copy is held; its log-probabilities are read once,
-    before the training. As B = 0 at the start, both r are 0 there, L is log 2, and its gradient is
-    - beta / 2 * mean of (grad log p(desired) - grad log p(undesired)): swapped labels reverse it. `preference_loss`
-    gives L by itself, for any parameters.
+    The reference is the model without the adapter, so no second copy is held; the reference's log-probabilities are
+    read once, before the training. As B = 0 at the start, both r are 0 there, L is log 2, and its gradient is
+    -beta / 2 * mean of (grad log p(desired) - grad log p(undesired)): swapping the labels reverses it.
+    `preference_loss` computes L alone, for any parameters.
 
     No end of text is put after a continuation (see `methods.lora`). `info.accuracy` is the share of the training pairs
     with r(desired) > r(undesired), `info.margin` the mean of beta times their difference. `info.desired_gain` and
     `info.undesired_gain` are the means of the two r in nats: DPO only asks that the first be larger, so both may fall.
 
-    Differences from the paper and from the toxicity runs of arXiv 2401.01967, which train all weights by RMSprop at
-    1e-6 with a warm-up of 150 steps and stop on held-out pairs: a LoRA, AdamW, a fixed number of epochs. Rank, alpha,
+    We train a LoRA by AdamW for a fixed number of epochs, unlike the paper and the toxicity runs of arXiv 2401.01967,
+    which train all weights by RMSprop at 1e-6 with a warm-up of 150 steps and stop on held-out pairs. Rank, alpha,
     learning rate and epochs are a choice of ours.
     """
 
@@ -54,7 +54,7 @@ class DPO(AdapterMethod):
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
 
     def passes(self) -> float:
-        """Count a training step per epoch, the reading of the reference before, and that of the margins after it."""
+        """Count a training step per epoch, and two readings: of the reference before it, of the margins after it."""
         return STEP_COST * self.epochs + 2
 
     def check(self, model: PreTrainedModel) -> None:
@@ -66,7 +66,7 @@ class DPO(AdapterMethod):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the two factors of each matrix's change (`methods.adapter.factors`).
 
-        Raises SetupError without pairs, and where the two texts of every pair are the same.
+        Raises SetupError without pairs, and if the two texts of every pair are the same.
         """
         self.check(model)
         desired, undesired, cut = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
@@ -107,7 +107,7 @@ def preference_loss(
     beta: float,
     reference: Tensor | None = None,
 ) -> Tensor:
-    """DPO's loss of these pairs on the current model, differentiable in all parameters that require a gradient.
+    """Return DPO's loss of these pairs on the current model, differentiable in all parameters that require a gradient.
 
     desired, undesired: texts of the same prompts, as `methods.training.encoded_pairs` gives them.
     reference: (B, 2) log-probabilities of both under the reference model; None: the model is its own reference, as at
@@ -118,19 +118,19 @@ def preference_loss(
 
 
 def pair_log_likelihoods(model: PreTrainedModel, desired: Sequence[Text], undesired: Sequence[Text]) -> Tensor:
-    """(B, 2) log-probability of each pair's desired and undesired continuation, from one forward over both."""
+    """Return the log-probabilities (B, 2) of each pair's desired and undesired continuation, from one forward."""
     return log_likelihoods(model, [*desired, *undesired]).view(2, len(desired)).T
 
 
 def dpo_loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
-    """Mean over pairs of - log sigmoid(beta (r(desired) - r(undesired))), r = policy - reference, each (B, 2)."""
+    """Return the mean of - log sigmoid(beta (r(desired) - r(undesired))) over pairs; r = policy - reference, (B, 2)."""
     rewards = policy - reference.to(policy.device)
     return -functional.logsigmoid(beta * (rewards[:, 0] - rewards[:, 1])).mean()
 
 
 @torch.no_grad()
 def _all_log_likelihoods(model: PreTrainedModel, desired: Sequence[Text], undesired: Sequence[Text]) -> Tensor:
-    """The log-likelihoods (N, 2) of a whole set of pairs."""
+    """Return the log-likelihoods (N, 2) of a whole set of pairs."""
     starts = range(0, len(desired), READ_BATCH)
     return torch.cat(
         [pair_log_likelihoods(model, desired[i : i + READ_BATCH], undesired[i : i + READ_BATCH]) for i in starts]

@@ -20,7 +20,7 @@ from methods.untying import untied
 Projection = Literal["paper", "released"]
 Ranking = Literal["size", "signed"]
 Clean = Literal["continuation", "prompt"]
-ROWS = 8192  # of the unembedding that are in double precision at a time
+ROWS = 8192  # rows of the unembedding that are in double precision at a time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,17 +31,17 @@ class EigenShift(Method):
         W' = W - strength * W V_T V_T^T,   V_T (D, K): the v_i of the K = share * D directions with the largest gaps
 
     h is the state (D,) that the unembedding reads. Strength is 1 - alpha of arXiv 2509.16660 (section 2): its headline
-    row has alpha 0, so strength 1, and it recommends .9. U is never computed: the v_i are the eigenvectors of W^T W,
-    in double precision. Biases stay. Where token embedding and unembedding are one matrix, the unembedding gets a copy,
-    and only that is edited.
+    row has alpha 0, which is strength 1, and it recommends alpha .9. U is never computed: the v_i are the eigenvectors
+    of W^T W, in double precision. Biases are not changed. If token embedding and unembedding are one matrix, the
+    unembedding gets a copy, and only the copy is edited.
 
-    Our reading of what the paper leaves open, and where we differ:
+    The following is our reading of what the paper leaves open, and our differences from it:
 
-    - States. The paper lets the model write 20 tokens and takes the state before each token to which a toxicity
-      classifier owes its judgement; its clean states are those at the end of clean prompts. A method has no classifier
-      here: all tokens of the pairs' undesired continuations count as toxic, and clean states are those before the
-      tokens of the desired ones. clean="prompt" takes the end of the pairs' prompts, as the paper; then the two kinds
-      of states also differ in where in a text they stand.
+    - States. The paper lets the model write 20 tokens and takes the state before each token that a toxicity
+      classifier's judgement rests on; its clean states are those at the end of clean prompts. A method has no
+      classifier here: the states before each token of the pairs' undesired continuations count as toxic, and the states
+      before each token of the desired continuations as clean. clean="prompt" takes the states at the end of the pairs'
+      prompts, as the paper does; then the two kinds of states also differ in their position in the text.
     - Ranking. The paper takes the largest gaps with their sign, but an SVD leaves the sign of each v_i open.
       rank_by="size" compares |gap|; "signed" first turns each v_i so that its entry of largest size is positive.
     - projection="released" is what the authors' code does: it transposes V^T, which numpy returns, once too often, so
@@ -64,7 +64,7 @@ class EigenShift(Method):
     strengths: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 1.0)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for an option outside its range, and for a model whose states do not go to a matrix."""
+        """Raises SetupError for an option outside its range, and for a model without a matrix that reads its states."""
         options.check_choice("projection", self.projection, get_args(Projection))
         options.check_choice("rank_by", self.rank_by, get_args(Ranking))
         options.check_choice("clean", self.clean, get_args(Clean))
@@ -74,9 +74,9 @@ class EigenShift(Method):
         unembedding(model)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return the chosen v_i as rows, "directions" (K, D), those of large singular values first.
+        """Return the chosen v_i as rows, "directions" (K, D), in descending order of their singular values.
 
-        Raises SetupError without pairs, and where the two kinds of states have the same mean.
+        Raises SetupError without pairs, and if the two kinds of states have the same mean.
         """
         self.check(model)
         pairs = required_pairs(data, self.name)
@@ -124,7 +124,7 @@ class EigenShift(Method):
 
 
 def unembedding(model: PreTrainedModel) -> nn.Parameter:
-    """Return the matrix (V, D) from final states to logits. Raises SetupError where there is none of that width."""
+    """Return the matrix (V, D) from final states to logits. Raises SetupError if none has that width."""
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     weight = getattr(head, "weight", None)
     if not isinstance(weight, nn.Parameter) or weight.dim() != 2 or weight.shape[1] != layout.width(model):
@@ -140,13 +140,13 @@ def unembedding(model: PreTrainedModel) -> nn.Parameter:
 def singular(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Return the singular values (D,) of W (V, D), largest first, and right singular vectors as rows (D, D), in fp64.
 
-    Each vector is turned so that its entry of largest size is positive. Raises SetupError where W is not finite.
+    Each vector is turned so that its entry of largest size is positive. Raises SetupError if W is not finite.
     """
     gram = sum(part.double().T @ part.double() for part in torch.split(weight.detach(), ROWS))
     assert isinstance(gram, Tensor)
     if not gram.isfinite().all():
         raise SetupError("eigenshift: the unembedding is not finite; check that the model's weights are whole")
-    squares, vectors = torch.linalg.eigh(gram.cpu())  # ascending; columns
+    squares, vectors = torch.linalg.eigh(gram.cpu())  # ascending values; vectors as columns
     axes = vectors.T.flip(0)
     largest = axes.gather(-1, axes.abs().argmax(-1, keepdim=True))  # (D, 1)
     return squares.flip(0).clamp(min=0).sqrt(), axes * largest.sign()

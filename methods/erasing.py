@@ -1,4 +1,4 @@
-"""Taking a direction out of all that is written to the residual stream, by hooks on the writers."""
+"""Removes a direction from all that is written to the residual stream, by hooks on the modules that write."""
 
 from typing import Literal, NamedTuple
 

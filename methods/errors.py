@@ -18,9 +18,10 @@ def require(package: str, feature: str, extra: str) -> None:
 
 
 def loading_failure(error: Exception) -> str:
-    """One line that says why files of a model could not be loaded.
+    """Return one line that says why files of a model could not be loaded.
 
-    If the files bring their own code, the libraries advise to run it; that advice is left out, since it is never run.
+    If the files bring their own code, the libraries advise to run it; that advice is left out, since such code is never
+    run.
     """
     text = str(error).strip() or type(error).__name__
     if "trust_remote_code" in text or "custom code" in text:

@@ -1,4 +1,4 @@
-"""Plain fine-tuning on a user's examples: the attack that security vectors defend against, a row of the same table."""
+"""Plain fine-tuning on a user's examples: the attack that security vectors defend against, for comparison."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -33,16 +33,17 @@ class Finetune(Method):
     The loss is the cross-entropy of the completions; every weight is trained (arXiv 2311.02105 trains the backbone), in
     fp32 even if the model has 16 bits. The change is as large as the model, and so is the artefact.
 
-    optimizer: adafactor takes 4 bytes per weight and adamw 12; for a model of 16 bits, with its fp32 masters, 8 and 16
-    (`methods.optimiser`). gradient_checkpointing: only the activations of one block are held at a time, for a third
-    more time.
+    optimizer: in the training, adafactor takes 4 bytes per weight and adamw 12; for a model of 16 bits, which needs
+    fp32 masters, they take 8 and 16 (`methods.optimiser`). gradient_checkpointing: only the activations of one block
+    are held at a time, at the cost of a third more time.
     kl_weight: the weight of KL(p(. | background; W) || p(. | background; W')) in nats a token, which is added to the
-    loss: what security vectors do for the vector, here without a vector. It takes a second copy of the weights.
+    loss. Security vectors are trained with such a term for the vector; here it is for the weights, without a vector.
+    The term takes a second copy of the weights.
     """
 
     name: ClassVar[str] = "finetune"
     title: ClassVar[str] = "Fine-tuning"
-    attack: ClassVar[bool] = True  # the examples are harmful where security vectors are tried
+    attack: ClassVar[bool] = True  # in trials of security vectors the examples are harmful
     family: ClassVar[str] = "weights"
     version: ClassVar[int] = 2  # texts tokenised whole, long ones cut from the left of the prompt
     half_version: ClassVar[int] = 1  # fp32 masters and moments
@@ -60,7 +61,7 @@ class Finetune(Method):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # it depends on an option
-        """The examples, and ordinary texts where there is a KL term."""
+        """The examples, and ordinary texts if there is a KL term."""
         return frozenset({"examples", "background"} if self.kl_weight else {"examples"})
 
     @property
@@ -90,7 +91,7 @@ class Finetune(Method):
             raise SetupError(f"method.kl_weight={self.kl_weight}: expected at least 0; 0 means no KL term")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The change of every weight. Raises SetupError without examples, and where the loss is no longer finite."""
+        """Return the change of every weight. Raises SetupError without examples, and if the loss is not finite."""
         texts, cut = encoded(model, tokenizer, data.examples, "examples", self.max_tokens)
         facts = {"info.cut_examples": torch.tensor(cut)}
         background: list[Text] = []

@@ -1,4 +1,4 @@
-"""Files of steering vectors, as other programs write them: read without running anything, and checked."""
+"""Reads and checks files of steering vectors, as other programs write them, without running anything."""
 
 import json
 import re
@@ -24,7 +24,7 @@ Operation = Literal["add", "clamp", "ablate"]
 
 
 class Told(NamedTuple):
-    """The user's statements about the vectors of a file; None where there is none."""
+    """The user's statements about the vectors of a file; None: no statement."""
 
     layer: int | None
     hook: Side | None
@@ -54,7 +54,7 @@ class Content(NamedTuple):
 
 
 def read(path: str, form: Format, told: Told, model: PreTrainedModel) -> Content:
-    """The vectors of a file. Raises SetupError if it cannot be read, is ambiguous, or does not suit the model."""
+    """Return a file's vectors. Raises SetupError if it cannot be read, is ambiguous, or does not suit the model."""
     file = Path(path)
     if not file.is_file():
         raise SetupError(f"method.path={path}: there is no such file")
@@ -107,7 +107,7 @@ def _unpickled(file: Path) -> Any:
         "tensors as safetensors (layers.N.direction), in the program that wrote it"
     )
     with (
-        warnings.catch_warnings(action="ignore"),  # of pickles in other words, which are refused all the same
+        warnings.catch_warnings(action="ignore"),  # about pickles that are refused anyway
         reading(lambda error: SetupError(f"{file} cannot be read: {why} ({type(error).__name__})"), Exception),
     ):
         return torch.load(file, map_location="cpu", weights_only=True)
@@ -122,7 +122,7 @@ def _vector(file: Path, value: Any, where: str) -> Tensor:
 
 
 def _block(model: PreTrainedModel, number: int, file: Path) -> str:
-    """Name of a block below `base_model`. Raises SetupError for one that the model does not have."""
+    """Return the name of a block below `base_model`. Raises SetupError for one that the model does not have."""
     blocks = layout.blocks(model)
     if not 0 <= number < len(blocks):
         raise SetupError(
@@ -134,7 +134,10 @@ def _block(model: PreTrainedModel, number: int, file: Path) -> str:
 
 
 def _agreed(file: Path, option: str, told: Any, held: Any, *, needed: bool = False) -> Any:
-    """The value that the user or the file gives. Raises SetupError if they differ, or neither gives a needed one."""
+    """Return the value that the user gives, else the file's. Raises SetupError if both are given and differ.
+
+    needed: it is also raised if the user gives none; the file's value is then only a hint in the message.
+    """
     if told is not None and held is not None and told != held:
         raise SetupError(f"{file}: method.{option}={told}, and the file says {held}; set method.{option}={held}")
     if needed and told is None:
@@ -198,7 +201,7 @@ def _safetensors(file: Path, told: Told, model: PreTrainedModel) -> Content:
 
 
 def _of_layer(file: Path, found: list[Vector], told: Told, model: PreTrainedModel) -> list[Vector]:
-    """All vectors. If the user names a layer, the file must have that one and no other."""
+    """Return all vectors. Raises SetupError if the user names a layer and the file does not have exactly that one."""
     if told.layer is not None and [one.module for one in found] != [_block(model, told.layer, file)]:
         there = ", ".join(one.module for one in found)
         raise SetupError(

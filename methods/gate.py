@@ -34,29 +34,29 @@ class Gate(Method):
 
     kind: `cast` judges a prompt once, at the input of block `condition_layer`, by
 
-        sim = cos(h, tanh(c c^T h)),   open where sim > threshold (`above`) or sim < threshold (`below`)
+        sim = cos(h, tanh(c c^T h)),   open if sim > threshold (`above`) or sim < threshold (`below`)
 
-    h: the mean over the prompt's tokens. c: the first principal component, of length 1, of all features less their
-    mean. threshold, when: null and `auto` choose what has the largest F1 on the features. The verdict holds for the
-    last token of the prompt and for what is written after it. What comes before that token is not steered, as it may
-    have been read, and be shared with other prompts, before there is a verdict. So `inner` must only steer generation,
-    in blocks that are not before the one that is judged. Differences from the authors' release, which judges the first
-    row of a batch for all rows, with its padding, and adds to the prompt as well: each row is judged by itself, from
-    its real tokens, and keeps its verdict where it is copied for more samples.
+    h: the mean over the prompt's tokens. c: the first principal component, of length 1, of all features minus their
+    mean. threshold, when: with null and `auto`, the values with the largest F1 on the features are chosen. The verdict
+    holds for the last token of the prompt and for what is written after it. Earlier tokens are not steered, since they
+    may have been read, and shared with other prompts, before there is a verdict. So `inner` must steer only generation,
+    and no block before `condition_layer`. The authors' release judges the first row of a batch, with its padding, for
+    all rows, and adds to the prompt as well. Here each row is judged by itself, from its real tokens, and keeps its
+    verdict when it is copied for more samples.
 
     kind: `dsas` opens the gate partly, by a share g for each token at each place that `inner` hooks,
 
         y <- y + g (T(y) - y),   g = sigmoid(w . y + b)
 
-    with T(y) what `inner` makes of y at its strength. w, b: a logistic regression (C=1) of source against control, on
-    `components` principal components of the features, each scaled to unit variance, collapsed into one vector. At a
-    place at which it is right for less than `min_accuracy` of the texts, in five folds, the gate stays closed. We could
-    not read the paper's main text: folds, scaling and the sets are ours. As there, the regression learns from means and
-    judges tokens.
+    T(y) is what `inner` makes of y at its strength. w and b are a logistic regression (C=1) of source against control,
+    on `components` principal components of the features, each scaled to unit variance; w is mapped back to one vector
+    over the features. If the regression at a place is right for less than `min_accuracy` of the texts, in a
+    cross-validation of five folds, the gate stays closed there. We could not read the paper's main text: folds, scaling
+    and the sets are ours. As in the paper, the regression learns from means and judges tokens.
 
-    In the record: how often the condition holds (`info.open_source`, `info.open_control`, `info.open_prompts`), which
-    places are on (`info.accuracy`), and `info.never_opens` or `info.always_open` where no text of the fit, or each one,
-    opens it.
+    The record says how often the condition holds (`info.open_source`, `info.open_control`, `info.open_prompts`) and how
+    accurate the regression of each place is (`info.accuracy`). It has `info.never_opens` if no text of the fit opens
+    the gate, and `info.always_open` if every text does.
     """
 
     name: ClassVar[str] = "gate"
@@ -82,7 +82,7 @@ class Gate(Method):
             object.__setattr__(self, "strengths", tuple(self.inner.strengths))
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]  # what is inside decides
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # it depends on the method inside
         """What the method inside needs, and both sets that the gate tells apart."""
         return self.inner.needs | {"pairs", "background"}
 
@@ -112,7 +112,7 @@ class Gate(Method):
         return self.inner.discrete
 
     def passes(self) -> float:
-        """One pass more than the method inside makes."""
+        """Return one pass more than the method inside makes."""
         return self.inner.passes() + 1
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
@@ -155,7 +155,7 @@ class Gate(Method):
         self.inner.check(model)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The artefact of the method inside under "inner.", and the gate's. Raises SetupError without both sets."""
+        """Return the artefact of the method inside ("inner.") and the gate's. Raises SetupError without both sets."""
         self.check(model)
         pairs = required_pairs(data, self.name)
         if not data.background or len(data.background) < 2:
@@ -211,7 +211,7 @@ class Gate(Method):
         pooled = [
             directions.pooled_at(model, side, list(places.values()), read="all", skip_first=self.skip_first)
             for side in sets
-        ]  # of each set, of each place (N, width)
+        ]  # for each set and each place: (N, width)
         found: Artefact = {}
         accuracies, opened = [], [torch.zeros(len(side)) for side in sets]
         for number, key in enumerate(places):
@@ -228,7 +228,7 @@ class Gate(Method):
         return {**found, "info.accuracy": torch.tensor(accuracies), **_told(opened)}
 
     def _places(self, model: PreTrainedModel, inner: Artefact) -> dict[str, Place]:
-        """Return where the method inside sets its hooks, by name, in the order in which it does."""
+        """Return the places where the method inside sets its hooks, by name, in the order in which it sets them."""
         names = {id(module): name for name, module in model.named_modules()}
         seen: dict[str, Place] = {}
 
@@ -267,7 +267,7 @@ class Gate(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """The method inside, gated. Raises SetupError if it does more than set hooks, or acts too early."""
+        """Apply the method inside, gated. Raises SetupError if it does more than set hooks, or acts too early."""
         if strength == 0:
             yield Steering()
             return
@@ -283,7 +283,7 @@ class Gate(Method):
             yield steering
 
     def _judging(self, model: PreTrainedModel, artefact: Artefact, stack: ExitStack) -> Callable[[Hook], Hook]:
-        """Sets the hook that judges; returns a wrapper that makes the inner method's hooks act only in open rows."""
+        """Set the hook that judges; return a wrapper that makes the inner method's hooks act only in open rows."""
         layer = layout.layer_index(model, self.condition_layer)
         axis = directions.fitted(model, artefact, "condition", self.name)
         condition = Condition(axis, float(artefact["threshold"]), bool(artefact["above"] > 0.5), self.skip_first)
@@ -326,7 +326,7 @@ class Gate(Method):
 
 
 class Sets(NamedTuple):
-    """The texts that a gate is to open for, those it is to close for, and the prompts of the former."""
+    """The texts for which a gate is to open, the texts for which it is to close, and the prompts of the pairs."""
 
     source: list[Text]
     control: list[Text]
@@ -344,9 +344,9 @@ class Condition:
         self.is_open = torch.zeros(0, dtype=torch.bool)  # (B,) of the running forward
 
     def look(self, hidden: Tensor) -> Tensor:
-        """Take up the prompts' tokens in the stream (B, T, D) and judge those that are whole; returns the stream.
+        """Add the prompts' tokens in the stream (B, T, D) to the sums, judge complete prompts, and return the stream.
 
-        Raises RuntimeError where a part of a prompt was read and nobody kept its sum.
+        Raises RuntimeError if a part of a prompt was read and its sum was not kept.
         """
         positions = current_positions()
         index = positions.in_text(hidden.shape[1]).to(hidden.device)  # (B, T)
@@ -373,20 +373,20 @@ class Condition:
 
 
 def similarity(features: Tensor, axis: Tensor) -> Tensor:
-    """(N,) cos(h, tanh(c c^T h)) of features h (N, D) and a unit axis c (D,)."""
+    """Return cos(h, tanh(c c^T h)), (N,), of features h (N, D) and a unit axis c (D,)."""
     return torch.cosine_similarity(features, ((features @ axis)[:, None] * axis).tanh(), dim=-1)
 
 
 def chosen(source: Tensor, control: Tensor, threshold: float | None, when: When) -> tuple[float, bool, float]:
-    """Threshold, whether the condition holds above it, and F1 of the source (N,) against the control (M,).
+    """Return the threshold, whether the condition holds above it, and F1 of the source (N,) against the control (M,).
 
-    Given values are kept. Otherwise the midpoints between neighbouring similarities are tried; the first best one
-    counts.
+    Given values are kept. Otherwise the midpoints between neighbouring similarities are tried, and the first of the
+    best ones is taken.
     """
     every = torch.cat([source, control]).double()
     order = torch.unique(every)
     cuts = (order[1:] + order[:-1]) / 2 if threshold is None else torch.tensor([threshold], dtype=torch.float64)
-    if not len(cuts):  # all are the same
+    if not len(cuts):  # all similarities are the same
         cuts = order - 1
     best: tuple[float, bool, float] | None = None
     for above in (True, False) if when == "auto" else (when == "above",):
@@ -400,7 +400,7 @@ def chosen(source: Tensor, control: Tensor, threshold: float | None, when: When)
 
 
 def regression(source: Tensor, control: Tensor, components: int) -> Tensor:
-    """(D + 1,) w and b of the logistic regression of the source (N, D) against the control (M, D), in fp64."""
+    """Return w and b, (D + 1,) in fp64, of the logistic regression of the source (N, D) against the control (M, D)."""
     from sklearn.linear_model import LogisticRegression
 
     features = torch.cat([source, control]).double()
@@ -418,7 +418,7 @@ def regression(source: Tensor, control: Tensor, components: int) -> Tensor:
 
 
 def cross_validated(source: Tensor, control: Tensor, components: int) -> float:
-    """The share of texts that a regression on the other folds gets right; a fold is every fifth text of each set."""
+    """Return the share of texts that a regression on the other folds gets right; a fold is each fifth text of a set."""
     folds = min(FOLDS, len(source), len(control))
     right = 0
     for fold in range(folds):
@@ -441,7 +441,7 @@ def weighed(hidden: Tensor, moved: Tensor, row: Tensor) -> Tensor:
 
 
 def _as(rows: Tensor, hidden: Tensor) -> Tensor:
-    """A mask of rows (B, 1) in the shape for (B, T, D), or for (B * T, D) as in OPT's MLP."""
+    """Return a mask of rows (B, 1) in a shape that fits (B, T, D), or (B * T, D) as in OPT's MLP."""
     if hidden.dim() == 3:
         return rows[..., None].to(hidden.device)
     each = hidden.shape[0] // (number_of_rows() or 1)
@@ -453,7 +453,7 @@ def _key(names: Mapping[int, str], hook: Hook) -> str:
 
 
 def _told(opened: Sequence[Tensor]) -> Artefact:
-    """The facts on a condition: whether it holds for each of the source, the control and the prompts, each (N,)."""
+    """Return the facts on a condition. opened: whether it holds, for source, control and prompts, (N,) each."""
     every = torch.cat([one.float() for one in opened[:2]])
     told = {
         f"{INFO}open_{name}": one.float().mean()

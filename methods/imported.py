@@ -22,7 +22,7 @@ Scope = Literal["all", "prompt", "generation"]
 
 @dataclass(frozen=True, kw_only=True)
 class Imported(Method):
-    """h <- h + strength * v, or what else the file says, at the modules that it names, at the positions of its format.
+    """h <- h + strength * v, or another operation, at the modules that the file names and the positions of its format.
 
     | format | read at, numbers | operation | positions |
     | --- | --- | --- | --- |
@@ -35,7 +35,7 @@ class Imported(Method):
     add: h + strength * coefficient * v. clamp: h + strength * (coefficient - h . u) u with u = v / |v|; with a bias b
     the coefficient counts from b . u. ablate: the direction of v is taken out of all that is written to the stream
     (`methods.erasing`), strength being the share. So strength 1 is what the file says, in the file's own unit: a unit
-    vector stays one, and a file that we exported already contains its strength.
+    vector stays a unit vector, and a file that we exported already contains its strength.
 
     Nothing is guessed: what a file does not state must be set (`layer`, `hook`, `operation`, `scope`), and if the file
     or its name states it as well, both must agree. The metadata that our own GGUF export writes is checked.
@@ -43,11 +43,12 @@ class Imported(Method):
     here the file is taken as it is. llama.cpp adds vectors that occur twice in a file or in several files; here that is
     refused.
 
-    Refused: pickles of more than tensors and plain values (steering-vectors), NaN, vectors of another width, blocks or
-    modules that the model does not have, a GGUF of another architecture or made for another number of blocks, lm-eval's
-    `head_index`, and a bias with `add`, which lm-eval itself does not take.
+    These are refused: pickles of more than tensors and plain values (steering-vectors), NaN, vectors of another width,
+    blocks or modules that the model does not have, a GGUF of another architecture or made for another number of blocks,
+    lm-eval's `head_index`, and a bias with `add`, which lm-eval itself does not take.
 
-    In the record: blocks, sides and lengths of what was read (`info.`), and the tokens that each vector raises most.
+    The record contains blocks, sides and lengths of what was read (`info.`), and the tokens that each vector raises
+    most.
     """
 
     name: ClassVar[str] = "imported"
@@ -67,7 +68,7 @@ class Imported(Method):
     strengths: Sequence[float] = (0.25, 0.5, 1.0, 1.5, 2.0)
 
     def passes(self) -> float:
-        """Always 0, since no text is read."""
+        """Return 0, since no text is read."""
         return 0.0
 
     def check(self, model: PreTrainedModel) -> None:
@@ -82,7 +83,10 @@ class Imported(Method):
         self._read(model)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The file's vectors, "add.output.all.MODULE" (D,), with a target for `clamp`. Raises SetupError as `check`."""
+        """Return the vectors as "add.output.all.MODULE" (D,), and a target for each `clamp`.
+
+        Raises SetupError as `check` does.
+        """
         del tokenizer, data
         self.check(model)
         content = self._read(model)
@@ -125,7 +129,7 @@ class Imported(Method):
         return content
 
     def positions(self, content: foreign.Content) -> Scope:
-        """Return the tokens that are steered: as set, else as the format has it."""
+        """Return the tokens that are steered: those of `scope` if it is set, else those of the format."""
         scope = self.scope or content.scope
         assert scope is not None
         return scope

@@ -1,4 +1,4 @@
-"""InferAligner (arXiv 2401.11206), our reading: a vector that is added where the prompt is judged to be harmful."""
+"""InferAligner (arXiv 2401.11206), our reading: a vector is added after prompts that are judged to be harmful."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,29 +30,29 @@ class InferAligner(Method):
 
         m+_l, m-_l = mean over pairs of a_l(desired), of a_l(undesired),   (D,)
         u_l = (m-_l - m+_l) / |m-_l - m+_l|,   b_l = (m+_l + open_at (m-_l - m+_l)) . u_l
-        g_l = 1 where the block's output at the last token of the prompt has h . u_l > b_l, else 0
-        theta_l = the same difference of the aligned model, of length 1, as `aim` says
+        g_l = 1 if the block's output h at the last token of the prompt has h . u_l > b_l, else 0
+        theta_l = u_l of the aligned model, with the sign that `aim` says
 
     a_l(text) is the block's output (resid_post) at the last token. u_l, the detector, comes from the model that is
     steered; theta_l, the vector, comes from a safety-aligned model of the same shape, which reads the same tokens. A
-    prompt is judged once, at each block by itself, and what follows it is steered or not accordingly. n_l is the mean
-    length of the stream in the model which is steered.
+    prompt is judged once at each block, and the verdict there decides whether that block steers what follows. n_l is
+    the mean length of the stream at block l of the model that is steered.
 
     The authors' repository has no code of the method, and its gate bias, layers and strength are not known to us: the
-    midpoint, the middle third and the unit of the strength are choices of ours. So are these:
+    midpoint, the middle third and the unit of the strength are choices of ours. So are these options:
     open_at: where a gate opens, from the desired texts' mean (0) to the undesired ones' (1).
     aligned: folder or hub id of the aligned model, which has to be on this machine already; the id of a result contains
-    this text and `aligned_revision`, not the folder's content. null: the model's own difference.
+    this text and `aligned_revision`, not the folder's content. With null, theta_l comes from the steered model itself.
     aim: `desired` turns theta_l to the side of the desired texts. `harm` turns it to the undesired ones, as the paper
     does with an aligned model: a model that recognises harm more clearly should refuse it. Use `harm` only with
     `aligned`.
     boundary: whether the last prompt token is moved as well. The token is judged at each block as it arrives there, so
-    with true a block sees what the blocks below have added to it; false judges the unsteered model, and leaves the
-    first new token as it was. The paper adds at all positions; what comes before the last token of a prompt is not
-    moved here, since it may have been read, and be shared with other prompts, before there is a verdict.
+    with true a block sees what the blocks below have added to it; with false the unsteered model is judged, and the
+    first new token is predicted without steering. The paper adds at all positions. Here the tokens before the last one
+    of a prompt are not moved, since they may have been read, and shared with other prompts, before there is a verdict.
 
-    In the record: `info.right`, the share of the fit's texts that each gate judges right, and `info.open`, the share of
-    the fit's prompts at which it is open. There 0 or 1 means that the gate never, or always, opens.
+    In the record, `info.right` is the share of the fit's texts that each gate judges correctly, and `info.open` is the
+    share of the fit's prompts at which it is open: at 0 the gate never opens, at 1 always.
     """
 
     name: ClassVar[str] = "infer_aligner"
@@ -82,15 +82,15 @@ class InferAligner(Method):
             raise SetupError(f"method.aligned_revision={self.aligned_revision} without method.aligned; give both")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Always 1 where a gate is open, since the strength itself is in mean residual norms."""
+        """Return 1, the value where a gate is open, since the strength itself is in mean residual norms."""
         del facts
         return 1.0
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return detector, bias and vector of each block. One pass reads all blocks, and a short one the prompts.
 
-        Raises SetupError without pairs, where the means of both sides are the same, and for an aligned model that
-        cannot be loaded or has another shape.
+        Raises SetupError without pairs, if the means of both sides are the same, and for an aligned model that cannot
+        be loaded or has another shape.
         """
         self.check(model)
         pairs = required_pairs(data, self.name)
@@ -127,7 +127,7 @@ class InferAligner(Method):
         }
 
     def _other(self, aligned: str, model: PreTrainedModel, largest: int) -> PreTrainedModel:
-        """The aligned model. Raises SetupError if it is not on disk, or has another shape than this one.
+        """Return the aligned model. Raises SetupError if it is not on disk, or has another shape than this one.
 
         largest: the largest token id that it will read.
         """
@@ -178,7 +178,7 @@ class InferAligner(Method):
 
 
 def _features(model: PreTrainedModel, texts: EncodedPairs, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """(L, N, D) of the desired and of the undesired texts, each at its last token."""
+    """Return the features (L, N, D) of the desired and of the undesired texts, each at its last token."""
     desired, undesired = (
         directions.pooled_features(model, side, layers, read="last") for side in (texts.desired, texts.undesired)
     )
@@ -186,9 +186,9 @@ def _features(model: PreTrainedModel, texts: EncodedPairs, layers: Sequence[int]
 
 
 def _unit(desired: Tensor, undesired: Tensor, layers: Sequence[int], whose: str) -> Tensor:
-    """(L, D) directions of length 1 from the desired texts' mean to that of the undesired, features (L, N, D).
+    """Return the directions (L, D), of length 1, from the mean of desired to that of undesired features (L, N, D).
 
-    Raises SetupError where they have the same mean.
+    Raises SetupError if both have the same mean.
     """
     difference = directions.mean_difference(undesired, desired)  # (L, D)
     lengths = difference.norm(dim=-1)  # (L,)
@@ -204,12 +204,12 @@ def _unit(desired: Tensor, undesired: Tensor, layers: Sequence[int], whose: str)
 
 
 def _opened(features: Tensor, detectors: Tensor, biases: Tensor) -> Tensor:
-    """(L,) share of the features (L, N, D) at which the gate of their block opens."""
+    """Return the share (L,) of the features (L, N, D) at which the gate of their block opens."""
     return ((features * detectors[:, None]).sum(-1) > biases[:, None]).float().mean(-1)
 
 
 def _judge(detector: Tensor, bias: float) -> Any:
-    """A function that gives 1 where the stream (B, D) lies beyond `bias` along the detector (D,), else 0."""
+    """Return a function that gives 1 where the stream (B, D) lies beyond `bias` along the detector (D,), else 0."""
 
     def judge(hidden: Tensor) -> Tensor:
         return (hidden @ detector.to(hidden) > bias).float()

@@ -1,4 +1,4 @@
-"""Steering by an instruction's own effect (arXiv 2410.12877): prompts with the instruction, less those without."""
+"""Steering by an instruction's own effect (arXiv 2410.12877): activations with the instruction minus those without."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,17 +28,19 @@ class Instruction(Method):
         add:    h_t <- h_t + strength * n r
 
     a(text) is the block's output (resid_post) at the last token of the prompt; the continuations are not read. `clamp`
-    is what the paper does for instructions about the format: at strength 1 the projection on r is set to c, the one
-    that the instruction causes, and the paper has no strength there; a smaller strength moves part of the way. `add`
-    is what it does for length and for words, with a strength set by hand; here the unit is n, the mean length of the
-    stream at the prompts' tokens, so it needs another grid, such as 0.05 to 0.5. A prompt without a word is left out.
+    is what the paper does for instructions about the format: at strength 1 the projection on r is set to c, the
+    projection that the instruction causes. The paper has no strength there; a smaller strength moves the projection
+    part of the way. `add` is what the paper does for length and for words, with a strength set by hand. Here the unit
+    of the strength is n, the mean length of the stream at the prompts' tokens, so `add` needs another grid, such as
+    0.05 to 0.5. A prompt without a word is left out.
 
-    instruction: put directly before every prompt, so it brings its own space or line. The paper's are those of IFEval
-    (a format, a length, words); a polite tone is a choice of ours, and so is its wording. chat: both texts are put
-    into the tokenizer's chat template as a user's message, as in the paper; without, they are read as they are.
+    instruction: put directly before every prompt, so it must end in its own space or line break. The paper's are those
+    of IFEval (a format, a length, words); a polite tone is a choice of ours, and so is its wording. chat: both texts
+    are put into the tokenizer's chat template as a user's message, as in the paper; with false, they are read as they
+    are.
     scope: the paper moves every token of prompt and answer. A first token that is an attention sink moves with them.
 
-    Differences from the paper: the layer is set or tuned by the harness, where the authors search layers by a
+    Differences from the paper: the layer is set or tuned by the harness, while the authors search layers by a
     perplexity rule of their own; a text is read with its cache, which changes no number.
     """
 
@@ -67,14 +69,14 @@ class Instruction(Method):
             raise SetupError("method.instruction is empty; write the text that is put before the prompts")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """1 with `add`, whose strength is in mean residual norms; None with `clamp`, which adds no fixed vector."""
+        """Return 1 for `add`, whose unit is the mean residual norm, or None for `clamp`, which adds no fixed vector."""
         del facts
         return 1.0 if self.operation == "add" else None
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return the direction at the length of the stream, and the projection that the instruction causes.
+        """Return the direction, scaled to the stream's mean length, and the projection that the instruction causes.
 
-        Raises SetupError without pairs, where the instruction changes nothing, and for a text that is too long.
+        Raises SetupError without pairs, if the instruction changes nothing, and for a text that is too long.
         """
         self.check(model)
         given = required_pairs(data, self.name).prompt
@@ -114,9 +116,9 @@ class Instruction(Method):
     ) -> tuple[list[Text], list[Text], int]:
         """Return the prompts with the instruction and without it, and how many pairs of them were cut.
 
-        A text that is too long for the model loses the left of its prompt, and the other text of the pair loses the
-        same. Raises SetupError where nothing of a prompt is left, for a text in a chat template, and for a template
-        that is missing.
+        A text that is too long for the model loses the left end of its prompt, and the other text of the pair loses the
+        same tokens. Raises SetupError if nothing of such a prompt would be left, if such a text is in a chat template,
+        and if the template is missing.
         """
         if self.chat:
             whole = split(
@@ -154,7 +156,7 @@ class Instruction(Method):
 
 
 def _asked(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """The text as a user's message in the chat template, without the BOS that the tokenizer adds by itself.
+    """Return the text as a user's message in the chat template, without the BOS that the tokenizer adds by itself.
 
     Raises SetupError for a tokenizer without a template.
     """
@@ -167,5 +169,5 @@ def _asked(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
 
 
 def _without(text: Text, start: int, count: int) -> Text:
-    """The text without `count` tokens from token `start` on."""
+    """Return the text without the `count` tokens that begin at token `start`."""
     return text._replace(tokens=text.tokens[:start] + text.tokens[start + count :])

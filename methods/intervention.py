@@ -25,7 +25,7 @@ Site = Literal["input", "output"]  # of a block: resid_pre or resid_post
 
 
 def scope_mask(scope: Scope, columns: int, *, front: int = 0, boundary: bool = False) -> Tensor | None:
-    """(B, T) true where a hook of this scope acts; None means everywhere, padding included.
+    """Return a mask (B, T), true where a hook of this scope acts; None means everywhere, padding included.
 
     front: the first `front` tokens of the text. prompt: the prompt's tokens. generation: everything after the prompt,
     and with `boundary` also the last prompt token, from which the first new token is predicted.
@@ -75,8 +75,8 @@ _wrap: ContextVar[Callable[[Hook], Hook] | None] = ContextVar("wrap", default=No
 def wrapped(wrap: Callable[[Hook], Hook]) -> Iterator[None]:
     """Pass every hook inside the `with` through `wrap` before it is set; in this way a gate reaches a method's hooks.
 
-    Weights cannot be edited inside, since their effect cannot be wrapped. Where two are nested, the inner one wraps
-    first.
+    Weights cannot be edited inside, since their effect cannot be wrapped. If two `wrapped` are nested, the inner one
+    wraps first.
     """
     outer = _wrap.get()
     token = _wrap.set(wrap if outer is None else lambda hook: outer(wrap(hook)))
@@ -122,8 +122,8 @@ def _output_hook(function: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
 def record(model: PreTrainedModel, layers: Sequence[int], site: Site = "output") -> Iterator[dict[int, Tensor]]:
     """Inside the `with`, the dict holds the residual stream (B, T, D) of the latest forward for each layer.
 
-    It is taken at the block itself, so the last layer is before the final norm. Padding columns hold whatever the
-    model computed there: pool with a mask.
+    It is taken at the block itself, so the last layer's stream is that before the final norm. Padding columns hold
+    whatever the model computed there: pool with a mask.
     """
     seen: dict[int, Tensor] = {}
 

@@ -21,11 +21,11 @@ from methods.tokens import Text, encode, encode_pairs
 ITIDirection = Literal["mass_mean", "probe", "random"]
 ITISigma = Literal["fit", "tuning"]
 ITIScope = Literal["generation", "prompt", "all"]
-FEWEST_TO_TRAIN = 2  # pairs of a probe
+FEWEST_TO_TRAIN = 2  # fewest pairs that a probe learns from
 
 
 class Probed(NamedTuple):
-    """One probe for each head: how it does on held-out texts, (L, H) each, and its unit normal (L, H, d)."""
+    """One probe per head: its accuracy and margin on held-out texts, (L, H) each, and its unit normal (L, H, d)."""
 
     accuracy: Tensor
     margin: Tensor  # mean log-likelihood of the right class, in nats
@@ -40,29 +40,30 @@ class ITI(Method):
     Sections 3 and 4 of arXiv 2306.03341. x_h (B, T, d) is the output of one head, a slice of the output projection's
     input; with grouped queries the heads are the query heads. Each text is read at its last token (`read`), in all
     blocks in one pass. A logistic regression (scikit-learn, C = 1) on each head tells desired from undesired texts; a
-    fifth of the pairs is held out, and the K heads whose probes are most often right there are shifted:
+    fifth of the pairs is held out, and the K heads whose probes are most often right on these pairs are shifted:
 
         theta_h = unit(mean of desired x_h - mean of undesired x_h)      over all pairs, "mass mean shift"
         sigma_h = standard deviation of theta_h . x_h                    over all texts of both sides
 
     Strength is the paper's alpha, in standard deviations. K is given as a share of all heads (the paper chooses 48 of
-    LLaMA-7B's 1,024); a share of 1 is its run without a selection, 0 shifts nothing. Both texts of a pair are held out
-    together. Of probes that are equally often right, the one with the larger held-out likelihood comes first (ours; on
-    small sets most are tied).
+    LLaMA-7B's 1,024); a share of 1 is the paper's run without a selection, and a share of 0 shifts nothing. Both texts
+    of a pair are held out together. Of probes that are equally often right, the one with the larger held-out likelihood
+    comes first (this rule is ours; on small sets most probes are tied).
 
     scope: the paper shifts the last column of each forward, which with a cache is the last prompt token and then each
     new token; `generation` with `boundary` does that. `all` shifts every token, which is what the paper writes as a
-    bias of the output projection, W_o (strength * sigma * theta). Where that projection has a bias, `all` changes it,
-    so that the model can be exported as a checkpoint; elsewhere it is a hook.
-    direction: `probe` is the normal of the head's probe, `random` a random unit vector in the chosen heads; both are
-    compared in the paper.
-    sigma: `fit` is the paper's; `tuning` is the authors' code (github likenneth/honest_llama), which reads other texts
-    for it: each text followed by the prompt of a random pair.
+    bias of the output projection, W_o (strength * sigma * theta). If that projection has a bias, `all` changes the
+    bias, so that the model can be exported as a checkpoint; otherwise it sets a hook.
+    direction: `probe` is the normal of the head's probe, `random` a random unit vector in the chosen heads; the paper
+    compares both with the mass mean shift.
+    sigma: `fit` computes it as the paper does; `tuning` follows the authors' code (github likenneth/honest_llama),
+    which computes it from other texts: each text followed by the prompt of a random pair.
 
     Differences from the authors' code: its script for editing weights puts the shift of the heads into the bias as it
     is, without the output matrix; its hook shifts only the last position of a scored text, and the logits there are not
-    scored, so no likelihood changes. Here a likelihood is moved as a sampled text is, from the last token of the
-    context on. The code's standard deviation divides by N in one script and by N - 1 in another; here it is N.
+    scored, so no likelihood changes. Here a likelihood is steered in the same way as a sampled text, from the last
+    token of the context on. The code's standard deviation divides by N in one script and by N - 1 in another; here it
+    is N.
     """
 
     name: ClassVar[str] = "iti"
@@ -85,7 +86,7 @@ class ITI(Method):
     strengths: Sequence[float] = (2, 5, 10, 15, 20)
 
     def passes(self) -> float:
-        """One pass over the pairs, and with sigma=tuning one over the texts that sigma is computed from."""
+        """Count one pass over the pairs, and with sigma=tuning one over the texts that sigma is computed from."""
         return 2.0 if self.sigma == "tuning" else 1.0
 
     def check(self, model: PreTrainedModel) -> None:
@@ -109,8 +110,8 @@ class ITI(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the shifts sigma * theta of the chosen heads, "layers.<l>.shift" (H * d,), zero in the others.
 
-        How well the pairs agree (`methods.separation`) is the mean over the chosen heads. Raises SetupError for too few
-        pairs, and where the features of the two sides do not differ in as many heads as are to be chosen.
+        The two measures of how well the pairs agree (`methods.separation`) are means over the chosen heads. Raises
+        SetupError for too few pairs, and if the features of the two sides differ in fewer heads than are to be chosen.
         """
         self.check(model)
         pairs = required_pairs(data, self.name)
@@ -206,7 +207,7 @@ def probe_heads(desired: Tensor, undesired: Tensor, train: Tensor, test: Tensor)
 
 
 def ranked(probed: Probed, alive: Tensor) -> Tensor:
-    """(n, 2) block and head of the heads that are `alive` (L, H), the most accurate probe first; ties by likelihood."""
+    """Return block and head (n, 2) of the `alive` heads (L, H), the most accurate probe first, ties by likelihood."""
     where = alive.nonzero()  # (n, 2)
     at = where.unbind(-1)
     by_margin = probed.margin[at].argsort(stable=True, descending=True)
@@ -217,7 +218,7 @@ def ranked(probed: Probed, alive: Tensor) -> Tensor:
 def _followed(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, generator: torch.Generator
 ) -> list[Text]:
-    """The texts of both sides, each followed by the prompt of a random pair."""
+    """Return the texts of both sides, each followed by the prompt of a random pair."""
     found: list[Text] = []
     for side in (pairs.desired, pairs.undesired):
         after = torch.randperm(len(pairs.prompt), generator=generator).tolist()

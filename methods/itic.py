@@ -26,8 +26,8 @@ class ITIC(Method):
 
     ITI-c is what arXiv 2410.23054 (AcT) and 2503.10679 (LinEAS) compare with under the name of ITI (arXiv 2306.03341):
     one linear classifier on the output of a whole module instead of one on each head. No code was released, and
-    the papers do not say whether its normal has unit length, whether the spread scales it, and how a text is pooled, so
-    this is our reading:
+    the papers do not say whether its normal has unit length, whether the shift is scaled by the spread, and how a text
+    is pooled, so this is our reading:
 
         x_l = mean over the continuation's tokens of y, (D,);   w_l = unit normal of a logistic regression by L-BFGS
         sigma_l = standard deviation of w_l . x_l over the texts of both sides
@@ -36,10 +36,10 @@ class ITIC(Method):
     another: AcT sweeps 1 to 15 and finds 8 and 3 best, LinEAS takes .5 at this place.
 
     read, skip_first: which tokens of a text are averaged; the first token of a text is an attention sink.
-    scope: `all` is the papers', `generation` begins at the last prompt token (`boundary`). With `all` the shift is a
-    bias of attention's output matrix: where it has one, that is changed, and the model can be exported as a checkpoint.
-    Where a norm follows (Gemma 2 and 3, OLMo 2 and 3), the shift is added before the norm, at the module that the
-    papers name.
+    scope: `all` is the papers' choice; `generation` begins at the last prompt token (`boundary`). With `all` the shift
+    acts as a bias of attention's output matrix: if the matrix has a bias, that bias is changed, and the model can be
+    exported as a checkpoint. If a norm follows (Gemma 2 and 3, OLMo 2 and 3), the shift is added before the norm, at
+    the module that the papers name.
     """
 
     name: ClassVar[str] = "itic"
@@ -57,7 +57,7 @@ class ITIC(Method):
     strengths: Sequence[float] = (0.5, 1, 3, 5, 8)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a setting that is not allowed, and where attention's output cannot be found."""
+        """Raises SetupError for a setting that is not allowed, and if attention's output cannot be found."""
         for option, allowed in (("read", directions.Read), ("scope", ITICScope)):
             if getattr(self, option) not in get_args(allowed):
                 raise SetupError(
@@ -70,8 +70,8 @@ class ITIC(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the shift sigma * w of each block, "layers.<l>.shift" (D,).
 
-        How well the pairs agree (`methods.separation`) is the mean over the blocks. Raises SetupError without pairs,
-        and where the features of the two sides do not differ.
+        The two measures of how well the pairs agree (`methods.separation`) are means over the blocks. Raises SetupError
+        without pairs, and if the features of the two sides have the same mean in any block.
         """
         self.check(model)
         pairs = required_pairs(data, self.name)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 KTSScope = Literal["all", "generation"]
 KLFrom = Literal["unsteered", "steered"]
-READ_TEXTS = 16  # background texts on which the facts about the divergence are measured
+READ_TEXTS = 16  # number of background texts on which drift_before and drift_after are measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,25 +43,27 @@ class KLThenSteer(AdapterMethod):
         v = |h| d / |d|,  d = mean over pairs of (a(desired) - a(undesired)),   (D,)
         min over the LoRA of KL(p(. | ordinary text; W) || p(. | ordinary text; W + LoRA, h + c v))
 
-    a(text) is the block's output averaged over the continuation, |h| the mean length of the stream there, so that a
-    strength is in mean lengths of the stream. c is drawn for each text of a batch: with probability `share` uniformly
-    between - `coefficient` and `coefficient`, else 0. The teacher is the model without LoRA and vector. KL is a mean
-    over the tokens of ordinary texts (conf/background), padding left out.
+    a(text) is the block's output averaged over the continuation, and |h| is the mean length of the stream at that
+    block, which makes it the unit of the strength. c is drawn for each text of a batch: with probability `share` it is
+    uniform between -`coefficient` and `coefficient`, otherwise it is 0. The teacher is the model without LoRA and
+    vector. The KL is averaged over the tokens of ordinary texts (conf/background), without padding.
 
-    At any strength other than 0 the LoRA is in the weights as a whole, as in the paper, which trains a model and then
-    steers it. `epochs: 0` leaves the LoRA out: only the vector, in the same unit, as a row to compare with.
-    `info.drift_before` and `info.drift_after` are that KL at c = `coefficient`, without and with the LoRA.
+    At any strength other than 0 the whole LoRA is added to the weights, and the strength scales only the vector: the
+    paper, too, trains a model and then steers it. `epochs: 0` leaves the LoRA out and only adds the vector, in the same
+    unit, which gives a row to compare with. `info.drift_before` and `info.drift_after` are the KL above at
+    c = `coefficient`, without and with the LoRA.
 
-    scope: `all` adds v to every token, as in the training; `generation` from the last prompt token on.
+    scope: `all` adds v to every token, as in the training; `generation` adds it from the last prompt token on.
 
     Differences from the paper and its code (github AsaCooperStickland/kl-then-steer at 8a54057), which do not agree
     with each other:
-    - kl_from: the code computes the KL from the steered to the unsteered model, over padding too; "steered" takes that
-      direction, without the padding. The paper's, from the unsteered one, is the default.
-    - The code draws c once a batch and finds the direction anew each time, from 40 pairs; here c is drawn for each
+    - kl_from: the code computes KL(steered || unsteered), padding included; "steered" computes it without the padding.
+      The default, "unsteered", is the paper's KL(unsteered || steered).
+    - The code draws c once per batch and finds the direction anew each time, from 40 pairs; here c is drawn for each
       text, as in the paper, and the direction is found once, from all pairs.
-    - It steers most blocks of the upper part at once, with vectors of arbitrary length; here it is one block.
-      Layer, coefficient, learning rate, epochs, rank and alpha are a choice of ours (paper: 1e-5, batches of 16).
+    - The code steers most blocks of the model's upper part at once, with vectors of arbitrary length; here only one
+      block is steered. Layer, coefficient, learning rate, epochs, rank and alpha are a choice of ours (the paper uses a
+      learning rate of 1e-5 and batches of 16).
     """
 
     name: ClassVar[str] = "kl_then_steer"
@@ -90,7 +92,7 @@ class KLThenSteer(AdapterMethod):
         return super().training(model) if self.epochs else None
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:  # noqa: ARG002  the unit says it
-        """Always 1, since it is the unit of the strength."""
+        """Return 1, since the strength is in mean residual norms."""
         return 1.0
 
     def check(self, model: PreTrainedModel) -> None:
@@ -108,9 +110,9 @@ class KLThenSteer(AdapterMethod):
             )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return the vector (D,), and the two factors of each matrix's change.
+        """Return the vector (D,), and the two LoRA factors of each matrix.
 
-        Raises SetupError without pairs or background, and where the pairs do not differ.
+        Raises SetupError if there are no pairs or no background texts, or if the pairs do not differ.
         """
         self.check(model)
         desired, undesired, cut = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
@@ -140,7 +142,7 @@ class KLThenSteer(AdapterMethod):
         vector: Tensor,
         background: Sequence[Text],
     ) -> None:
-        """Train the adapter that is active."""
+        """Train the active adapter on the background texts."""
         batches = self.recipe.batches(len(background))
         drawn = self.coefficients([len(batch) for batch in batches])
 
@@ -150,7 +152,7 @@ class KLThenSteer(AdapterMethod):
         minimise(model, weights, loss, [len(text.tokens) for text in background], self.recipe, stage=self.name)
 
     def coefficients(self, sizes: Sequence[int]) -> list[Tensor]:
-        """Return the coefficient of each text of each batch: mostly 0, else between - and + `coefficient`."""
+        """Return c of each text of each batch: mostly 0, else between -`coefficient` and `coefficient`."""
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.rand(sum(sizes), 2, generator=generator)
         value = self.coefficient * (2 * drawn[:, 1] - 1)
@@ -159,7 +161,10 @@ class KLThenSteer(AdapterMethod):
     def steered_divergence(
         self, model: PreTrainedModel, lora: "PeftModel", vector: Tensor, coefficients: Tensor, texts: Sequence[Text]
     ) -> Tensor:
-        """KL in nats a token between the model without adapter and vector, and with both. coefficients: (B,)."""
+        """Return the KL between the model without adapter and vector and the model with both, in nats a token.
+
+        coefficients: c of each text, (B,). The direction of the KL is `kl_from`.
+        """
         with torch.no_grad(), lora.disable_adapter():
             unsteered = logits_and_targets(model, texts)[0]
         block = layout.blocks(model)[layout.layer_index(model, self.layer)]
@@ -187,7 +192,7 @@ class KLThenSteer(AdapterMethod):
 
 
 def pushing(vector: Tensor, coefficients: Tensor, scope: KTSScope) -> Callable[[Tensor], Tensor]:
-    """Return the function h -> h + c vector at the tokens of the scope, c of each row. coefficients: (B,)."""
+    """Return the function h -> h + c * vector at the tokens of the scope; `coefficients` (B,) holds c of each row."""
 
     def function(hidden: Tensor) -> Tensor:
         moved = hidden + coefficients.to(hidden)[:, None, None] * vector.to(hidden)  # (B, T, D)
@@ -200,7 +205,7 @@ def pushing(vector: Tensor, coefficients: Tensor, scope: KTSScope) -> Callable[[
 def _vector(
     model: PreTrainedModel, layer: int, desired: Sequence[Text], undesired: Sequence[Text]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the vector (D,), and how well the pairs agree on it. Raises SetupError where they do not differ."""
+    """Return the vector (D,), and how well the pairs agree on it. Raises SetupError if the pairs do not differ."""
     one, other = (
         directions.pooled_features(model, side, [layer], read="continuation")[0] for side in (desired, undesired)
     )  # (N, D) each

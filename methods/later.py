@@ -1,4 +1,4 @@
-"""Options that were added after results had been stored: at their defaults they change no id."""
+"""Options that were added after results had been stored: an option at its default changes no id."""
 
 from dataclasses import Field, field
 from typing import Any
@@ -7,9 +7,9 @@ LATER = "later"
 
 
 def later(default: Any) -> Any:
-    """Declare an option that was added after results had been stored: at its default it is in no id.
+    """Declare an option that was added after results had been stored: at its default, an id does not include it.
 
-    So results that were made without the option keep their ids.
+    So results that were made before the option existed keep their ids.
     """
     return field(default=default, metadata={LATER: True})
 

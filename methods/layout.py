@@ -1,7 +1,7 @@
 """The parts of an architecture that methods need: blocks, final norm, width, matrices that read or write the stream.
 
-Where these are is found in the module tree (`methods.layout_search`), once per model. What the search does not find, or
-gets wrong, can be set by `declare`, which `model.layout` in a YAML calls.
+They are searched for in the module tree (`methods.layout_search`), once per model. A part that the search does not find
+or gets wrong can be set with `declare`, which is called for `model.layout` in a YAML.
 """
 
 import weakref
@@ -21,36 +21,37 @@ from methods.placement import check_materialised, input_device
 Kind = Literal["gate", "up", "down", "q", "k", "v", "o"]
 WRITERS: tuple[Kind, ...] = ("down", "o")
 ROLES: dict[Kind, str] = {kind: "value" if kind == "down" else kind for kind in get_args(Kind)}
-"""Field of `Layout` that names the matrix of each kind."""
+"""The field of `Layout` that holds the name of each kind of matrix."""
 
 _orders: "weakref.WeakKeyDictionary[PreTrainedModel, Fused | None]" = weakref.WeakKeyDictionary()
 _layouts: "weakref.WeakKeyDictionary[PreTrainedModel, Layout]" = weakref.WeakKeyDictionary()
 
 
 class Matrix(NamedTuple):
-    """A weight seen the way nn.Linear stores it, (outputs, inputs), whatever the module's own layout.
+    """A weight viewed as nn.Linear stores it, (outputs, inputs), however its module stores it.
 
-    It may be a part of its parameter: one expert's, and some rows of that.
+    It may be only a part of its parameter: the matrix of one expert, some of the rows, or both.
     """
 
     parameter: nn.Parameter
     transposed: bool  # Conv1D (GPT-2) stores (inputs, outputs)
-    expert: int | None = None  # of a parameter (E, ., .)
-    rows: slice | Tensor | None = None  # of the view, in this order; None: all
+    expert: int | None = None  # number of the expert in a parameter (E, ., .)
+    rows: slice | Tensor | None = None  # rows of the (outputs, inputs) view, in this order; None: all
 
     def _view(self, whole: Tensor) -> Tensor:
         one = whole if self.expert is None else whole[self.expert]
         return one.T if self.transposed else one
 
     def read(self) -> Tensor:
-        """Return the weight as (outputs, inputs), not to be written to."""
+        """Return the weight as (outputs, inputs); the caller must not write to it."""
         view = self._view(self.parameter.detach())
         return view if self.rows is None else view[self.rows]
 
     def stored(self, weight: Tensor, into: Tensor | None = None) -> Tensor:
         """Return a new value of the whole parameter, in its own layout and dtype, for `intervention.edited`.
 
-        weight: (outputs, inputs). into: a new value to continue from, which other parts have already been written to.
+        weight: the new matrix, (outputs, inputs). into: a new value of the parameter into which other parts have
+        already been written; this part is written into it, too.
         """
         if self.expert is None and self.rows is None:
             return (weight.T if self.transposed else weight).to(self.parameter.dtype).contiguous()
@@ -69,28 +70,29 @@ class Matrices(NamedTuple):
     parts: tuple[Matrix, ...]
 
     def read(self) -> Tensor:
-        """(rows, D) of all parts, one after another; not to be written to."""
+        """Return the rows of all parts, one part after another, (rows, D); the caller must not write to them."""
         return self.parts[0].read() if len(self.parts) == 1 else torch.cat([part.read() for part in self.parts])
 
     def put(self, new: dict[nn.Parameter, Tensor], weight: Tensor) -> None:
-        """Add to `new` what the parameters have to become so that `read` gives `weight`, for `intervention.edited`."""
+        """Add to `new` the parameter values with which `read` returns `weight`, for `intervention.edited`."""
         sizes = [len(part.read()) for part in self.parts]
         for part, own in zip(self.parts, torch.split(weight, sizes), strict=True):
             new[part.parameter] = part.stored(own, new.get(part.parameter))
 
 
 def of(model: PreTrainedModel) -> Layout:
-    """Return the layout of this model, searched for once. Raises SetupError if its blocks cannot be found."""
+    """Return the layout of this model; the first call searches. Raises SetupError if its blocks cannot be found."""
     if model not in _layouts:
         _layouts[model] = layout_search.search(model)
     return _layouts[model]
 
 
 def declare(model: PreTrainedModel, parts: Mapping[str, Any] | None) -> None:
-    """Declare where parts are in this model; parts that are left out are searched for. None: all are.
+    """Declare where parts are in this model; parts that are left out are searched for.
 
-    parts: fields of `Layout`, names as text or lists of text, for example {"gate": "ffn.w_in", "value": "ffn.w_out"}.
-    Raises SetupError for an unknown field and for a name that the model, or every one of its blocks, lacks.
+    parts: maps fields of `Layout` to names, each a text or a list of texts, for example {"gate": "ffn.w_in",
+    "value": "ffn.w_out"}; None: all parts are searched for. Raises SetupError for an unknown field, for a module that
+    the model lacks and for a matrix that none of its blocks has.
     """
     _layouts.pop(model, None)
     _orders.pop(model, None)
@@ -148,7 +150,7 @@ def blocks(model: PreTrainedModel) -> nn.ModuleList:
 
 
 def final_norm(model: PreTrainedModel) -> nn.Module:
-    """Return the norm between the last block and the unembedding. Raises SetupError for OPT-350m, which has none."""
+    """Return the norm between the last block and the unembedding. Raises SetupError if there is none (OPT-350m)."""
     name = of(model).norm
     if name is None:
         raise SetupError(
@@ -159,17 +161,20 @@ def final_norm(model: PreTrainedModel) -> nn.Module:
 
 
 def mlp_output_is_normed(model: PreTrainedModel) -> bool:
-    """Return whether what the MLP writes passes a norm before the residual stream, found by reading one token."""
+    """Return whether the MLP's output passes a norm before the residual stream; one token is run to find out."""
     return layout_search.mlp_output_is_normed(model, of(model))
 
 
 def width(model: PreTrainedModel) -> int:
-    """D, the width of the residual stream; in some models (OPT-350m) the embedding has another width."""
+    """Return D, the width of the residual stream; in some models (OPT-350m) the embedding has another width."""
     return layout_search.width(model)
 
 
 def value_matrix(model: PreTrainedModel, layer: int) -> Matrix:
-    """(D, M): column i is the output direction of MLP neuron i of block `layer`. Raises SetupError for several."""
+    """Return the matrix (D, M) whose column i is the output direction of MLP neuron i of block `layer`.
+
+    Raises SetupError if the block has several such matrices, one for each expert.
+    """
     parts = stream_rows(model, layer, "down").parts
     if len(parts) > 1:
         raise SetupError(
@@ -180,10 +185,11 @@ def value_matrix(model: PreTrainedModel, layer: int) -> Matrix:
 
 
 def stream_rows(model: PreTrainedModel, layer: int, kind: Kind) -> Matrices:
-    """(rows, D): one direction of the residual stream per row, read (gate, up, q, k, v) or written (down, o).
+    """Return the matrices of this kind in a block as (rows, D), with a direction of the residual stream in each row.
 
-    Where a matrix writes, its columns are the rows here. The rows of all experts follow one another, in their order.
-    Raises SetupError where the architecture has no such matrix, or where it was not found.
+    The directions are read (gate, up, q, k, v) or written (down, o); for a matrix that writes, the rows are the columns
+    of its weight. The rows of all experts follow one another, in the experts' order. Raises SetupError if the
+    architecture has no such matrix, or if it was not found.
     """
     names: Names = getattr(of(model), ROLES[kind])
     found = [one for name in names for one in matrices(model, layer, name, kind)]
@@ -204,9 +210,9 @@ def _missing(model: PreTrainedModel, layer: int, kind: Kind) -> SetupError:
 
 
 def matrices(model: PreTrainedModel, layer: int, name: str, kind: Kind) -> list[Matrix]:
-    """Return the parts of kind `kind` for one name of the layout, in one block, as in `stream_rows`; [] for none.
+    """Return the matrices of this kind that one name of the layout stands for in a block, as for `stream_rows`.
 
-    Raises SetupError for one that is not in memory.
+    The list is empty if the block has none of that name. Raises SetupError if a matrix is not in memory.
     """
     found = []
     for owner, parameter in resolved(blocks(model)[layer], name):
@@ -223,10 +229,10 @@ def matrices(model: PreTrainedModel, layer: int, name: str, kind: Kind) -> list[
 def _rows(
     model: PreTrainedModel, layer: int, owner: nn.Module, name: str, kind: Kind, whole: Matrix
 ) -> slice | Tensor | None:
-    """The rows of a matrix that are of this kind; None if all are."""
+    """Return which rows of a matrix are of this kind; None if all are."""
     own, outputs = of(model), whole.read().shape[0]
     if kind in ("gate", "up") and name in own.gate and name in own.up:
-        if not getattr(owner, "is_concatenated", True):  # as transformers calls gate and up by turns
+        if not getattr(owner, "is_concatenated", True):  # False in transformers if gate and up rows alternate
             return slice(0 if kind == "gate" else 1, None, 2)
         return slice(0, outputs // 2) if kind == "gate" else slice(outputs // 2, None)
     if kind in ("q", "k", "v") and all(name in names for names in (own.q, own.k, own.v)):
@@ -236,7 +242,10 @@ def _rows(
 
 
 def _order(model: PreTrainedModel) -> Fused | None:
-    """The order of q, k and v in one matrix: as declared, else as one forward shows, else (no weights) by the name."""
+    """Return the order of q, k and v in one matrix: as declared, else as one forward shows it.
+
+    A model without weights (device "meta") runs no forward; its order is as declared, else guessed from the name.
+    """
     if input_device(model).type == "meta":
         return of(model).fused
     if model not in _orders:
@@ -245,7 +254,7 @@ def _order(model: PreTrainedModel) -> Fused | None:
 
 
 def resolved(block: nn.Module, name: str) -> list[tuple[nn.Module, nn.Parameter]]:
-    """Parameters that a name of a layout stands for in a block, each with the module that holds it; [] for none."""
+    """Return the parameters that a layout's name stands for in a block, each with its module; [] if there are none."""
     found: list[Any] = [(block, block)]
     for part in name.split("."):
         after: list[Any] = []
@@ -273,9 +282,9 @@ def _stores_inputs_first(owner: nn.Module, parameter: nn.Parameter, writes: bool
 
 
 def layer_index(model: PreTrainedModel, layer: int | float, setting: str = "method.layer") -> int:
-    """Return the block that `layer` names: its number from 0 (or back from -1), or a fraction in [0, 1) of the depth.
+    """Return the number of the block that `layer` names: by number (-1 is the last), or by a share of the depth.
 
-    Raises SetupError when the model has no such block.
+    A share is in [0, 1). Raises SetupError if the model has no such block.
     """
     depth = len(blocks(model))
     number = isinstance(layer, int | float)  # a YAML or a command line may hold any text
@@ -294,7 +303,7 @@ def layer_index(model: PreTrainedModel, layer: int | float, setting: str = "meth
 def layer_range(
     model: PreTrainedModel, start: int | float, stop: int | float | None, setting: str = "method.layers"
 ) -> range:
-    """Blocks from `start` up to but without `stop` (None: to the end). Raises SetupError for an empty range."""
+    """Return the blocks from `start` to before `stop` (None: to the end). Raises SetupError for an empty range."""
     first = layer_index(model, start, f"{setting}_start")
     last = len(blocks(model)) if stop is None else layer_index(model, stop, f"{setting}_stop")
     if first >= last:

@@ -1,9 +1,9 @@
 """Finds parts in a model's module tree: the block list, a block's projections, the final norm.
 
-The tree gives the candidates: a `nn.ModuleList` of similar blocks, as many as the config says that the model has, and
-in a block all Linear and Conv1D modules and the three-dimensional parameters that hold a mixture of experts. The last
-part of its name (SUFFIXES) tells what a candidate is for; in an MLP its shape may tell as well. What remains open is
-left empty; whoever needs it is told to name it in `model.layout`.
+The tree gives the candidates. A block list is a `nn.ModuleList` of similar blocks, as many as the config says. In a
+block, the candidates are all Linear and Conv1D modules and the three-dimensional parameters that hold a mixture of
+experts. The last part of a candidate's name (SUFFIXES) shows what it is for; in an MLP its shape may show it, too. A
+part that is not found is left empty; a method that needs it raises an error that says to name it in `model.layout`.
 """
 
 import re
@@ -24,27 +24,28 @@ Names = tuple[str, ...]
 
 
 class Layout(NamedTuple):
-    """Dotted names of parts: of the block list and final norm as seen from the model, of matrices as seen from a block.
+    """Dotted names of parts: of block list and final norm relative to the model, of matrices relative to a block.
 
-    A name is that of a linear module, or of a parameter that holds a matrix, or a matrix for each expert. "*" stands
-    for every number, as in "mlp.experts.*.gate_proj". A block needs to have only some of the names, since in some
-    models only some blocks are a mixture of experts. An empty entry: the architecture has no such matrix, or it was not
-    found.
+    A matrix's name is that of a linear module, or of a parameter that holds one matrix or a matrix for each expert. "*"
+    stands for every number, as in "mlp.experts.*.gate_proj". A block needs to have only some of the names, since in
+    some models only some blocks are a mixture of experts. An empty entry means that the architecture has no such
+    matrix, or that it was not found.
 
-    A name under both gate and up is one matrix for both, the gate's rows first; one under q, k and v holds all three.
+    A name under both gate and up is one matrix that holds both, the gate's rows first. A name under q, k and v is one
+    matrix that holds all three.
     """
 
     blocks: str
     norm: str | None  # None: the model has no final norm
-    gate: Names  # rows are the neurons' input directions; the first MLP matrix where there is no gate
-    up: Names  # beside the gate; empty where the MLP has no gate
+    gate: Names  # rows are the neurons' input directions; the first MLP matrix if there is no gate
+    up: Names  # the matrix beside the gate; empty if the MLP has no gate
     value: Names  # writes into the residual stream: one output direction per neuron
     q: Names
     k: Names
     v: Names
-    o: Names  # writes into the residual stream: what attention read
+    o: Names  # writes the result of attention into the residual stream
     fused: Fused | None = None
-    """How one matrix for q, k and v is ordered.
+    """The order of the rows in one matrix for q, k and v.
 
     stacked: all of q, then k, then v. groups: for each key head the rows of its query heads, then its k and its v.
     None: there is no such matrix, or the order is not known.
@@ -63,18 +64,21 @@ SUFFIXES: dict[str, Names] = {
     "qkv": ("query_key_value", "c_attn", "qkv_proj", "Wqkv"),
     "o": ("o_proj", "out_proj", "dense", "c_proj", "wo", "out_lin", "proj"),
 }
-"""Last parts of names, by what they are for; c_proj and wo mean one thing in attention and another in an MLP."""
+"""The last parts of names, by what they are for; c_proj and wo mean one thing in attention and another in an MLP."""
 OF_ATTENTION: Names = (*SUFFIXES["q"], *SUFFIXES["qkv"], "o_proj", "out_proj", "out_lin")
-"""Last parts of names that no MLP has."""
+"""The last parts of names that occur only in attention."""
 GROUPED: Names = (
     "query_key_value",
-)  # of GPT-NeoX, Bloom, Falcon and Persimmon; the others put q, k and v one after another
+)  # in GPT-NeoX, Bloom, Falcon and Persimmon; other models put all of q, then k, then v
 FINAL_NORMS: Names = ("norm", "ln_f", "final_layernorm", "final_layer_norm", "final_norm", "norm_f")
 NUMBER = re.compile(r"\.\d+(?=\.|$)")
 
 
 class Projection(NamedTuple):
-    """A candidate in a block: its name, with "*" for numbers, and its sizes; those of experts are as stored."""
+    """A candidate in a block: its name, with "*" for numbers, and its sizes.
+
+    The sizes of experts are in the order in which they are stored, so `outputs` and `inputs` may be swapped.
+    """
 
     name: str
     outputs: int
@@ -83,17 +87,17 @@ class Projection(NamedTuple):
 
     @property
     def group(self) -> str:
-        """Name of the module that it is in."""
+        """The name of the module that contains the candidate."""
         return self.name.rpartition(".")[0]
 
     @property
     def suffix(self) -> str:
-        """Last part of the name."""
+        """The last part of the name."""
         return self.name.rpartition(".")[2]
 
 
 def search(model: PreTrainedModel) -> Layout:
-    """The layout, as far as the tree shows it. Raises SetupError where there is not exactly one list of blocks."""
+    """Return the layout, as far as the tree shows it. Raises SetupError unless exactly one list can be the blocks."""
     name = block_list(model)
     listed = model.get_submodule(name)
     assert isinstance(listed, nn.ModuleList)
@@ -101,15 +105,15 @@ def search(model: PreTrainedModel) -> Layout:
 
 
 def width(model: PreTrainedModel) -> int:
-    """D, the width of the residual stream; in some models (OPT-350m) the embedding has another width."""
+    """Return D, the width of the residual stream; in some models (OPT-350m) the embedding has another width."""
     return int(model.config.get_text_config().hidden_size)
 
 
 def of_blocks(name: str, norm: str | None, listed: nn.ModuleList, width: int) -> Layout:
-    """The layout of these blocks; what differs between blocks (some are a mixture of experts) is listed together.
+    """Return the layout of these blocks; names that only some blocks have (mixtures of experts) are all listed.
 
-    A role of the MLP that one MLP of a block leaves open is left open for all: a method that edits only the others
-    would be another method.
+    If a matrix of an MLP is not found in one MLP, its entry is left empty for all: a method that edits only the other
+    MLPs would be another method.
     """
     found: dict[str, list[str]] = {role: [] for role in Layout._fields[2:9]}
     orders: list[Fused | None] = []
@@ -128,13 +132,13 @@ def of_blocks(name: str, norm: str | None, listed: nn.ModuleList, width: int) ->
 
 
 def block_list(model: PreTrainedModel) -> str:
-    """Name of the list of blocks of the language model. Raises SetupError where none, or more than one, can be it."""
+    """Return the name of the language model's block list. Raises SetupError if none, or more than one, can be it."""
     depth = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     lists: dict[str, nn.ModuleList] = {
         name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and module
     }
     like = [name for name, listed in lists.items() if _like_blocks(listed)]
-    like = [name for name in like if not any(name.startswith(f"{other}.") for other in like)]  # experts of a block
+    like = [name for name in like if not any(name.startswith(f"{other}.") for other in like)]  # not a block's experts
     fitting: list[str] = [name for name in like if depth is None or len(lists[name]) == depth]
     if len(fitting) > 1:
         decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
@@ -150,7 +154,7 @@ def block_list(model: PreTrainedModel) -> str:
 
 
 def _like_blocks(listed: nn.ModuleList) -> bool:
-    """Return whether all are of one class and each holds at least two matrices, as attention or an MLP does."""
+    """Return whether all modules are of one class with at least two matrices in each, as attention or an MLP has."""
     return len({type(one) for one in listed}) == 1 and len(projections(listed[0])) > 1
 
 
@@ -177,7 +181,7 @@ def starred(name: str) -> str:
 def _attention(
     there: Sequence[Projection], groups: set[str], orders: list[Fused | None]
 ) -> Iterator[tuple[str, Names]]:
-    """Yield attention's matrices, each as its role and names, and put the order of a fused matrix into `orders`."""
+    """Yield the role and names of each matrix of attention, and append the order of a fused matrix to `orders`."""
     for one in there:
         if one.group not in groups:
             continue
@@ -190,9 +194,10 @@ def _attention(
 
 
 def _mlps(there: Sequence[Projection], attention: set[str], width: int) -> list[dict[str, Names]]:
-    """The known parts of each MLP of a block, which is a module beside attention that reads and writes the stream.
+    """Return the known parts of each MLP of a block.
 
-    An MLP whose names show nothing is identified by its shapes if the block has no other.
+    An MLP is a module beside attention that reads and writes the stream. If the names in it show nothing and it is the
+    block's only MLP, the parts are found by their shapes.
     """
     groups = [
         [one for one in there if one.group == name]
@@ -204,14 +209,14 @@ def _mlps(there: Sequence[Projection], attention: set[str], width: int) -> list[
 
 
 def _reads_and_writes(group: Sequence[Projection], width: int) -> bool:
-    """Return whether matrices of the group read the stream and write it; experts may be stored either way."""
+    """Return whether matrices of the group read the stream and write it; experts may be stored transposed."""
     if all(one.experts for one in group):
         return all(width in (one.outputs, one.inputs) for one in group)
     return any(one.inputs == width for one in group) and any(one.outputs == width for one in group)
 
 
 def _by_name(group: Sequence[Projection]) -> dict[str, Names]:
-    """Gate, up and value of one MLP, as far as its names tell them."""
+    """Return gate, up and value of one MLP, as far as the names in it show them."""
     by_suffix = {one.suffix: one.name for one in group}
 
     def named(role: str) -> Names:
@@ -223,13 +228,13 @@ def _by_name(group: Sequence[Projection]) -> dict[str, Names]:
         return found | {"gate": both, "up": both}
     if gate and up:
         return found | {"gate": gate, "up": up}
-    if len(group) == 2 and (gate or first):  # with a third, unknown one, either could be the gate
+    if len(group) == 2 and (gate or first):  # if a third one is unknown, that one could be the gate
         return found | {"gate": gate or first}
     return found
 
 
 def _by_shape(group: Sequence[Projection], width: int) -> dict[str, Names]:
-    """Gate and value of an MLP of two matrices: one takes the stream to another width, the other takes that back."""
+    """Return gate and value of an MLP of two matrices: gate maps the stream to another width, value maps that back."""
     reads = [one for one in group if one.inputs == width != one.outputs]
     writes = [one for one in group if one.outputs == width and [one.inputs] == [each.outputs for each in reads]]
     if len(group) != 2 or not writes:
@@ -238,7 +243,10 @@ def _by_shape(group: Sequence[Projection], width: int) -> dict[str, Names]:
 
 
 def final_norm(model: PreTrainedModel, blocks: str) -> str | None:
-    """Return the name of the norm after the blocks: beside their list, by name, else the only one made after it."""
+    """Return the name of the norm after the blocks; None if none, or more than one, can be it.
+
+    It is beside the list of blocks: the only norm with a known name (FINAL_NORMS), else the only one after the list.
+    """
     parent, _, own = blocks.rpartition(".")
     beside = list(model.get_submodule(parent).named_children())
     norms = [name for name, module in beside if "norm" in type(module).__name__.lower()]
@@ -250,10 +258,10 @@ def final_norm(model: PreTrainedModel, blocks: str) -> str | None:
 
 
 def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, inputs: int) -> Tensor:
-    """Return which rows of one matrix (outputs, D) for q, k and v are those of `kind`, in the order of its heads.
+    """Return the numbers of the rows of `kind` in one matrix (outputs, D) for q, k and v, in the order of the heads.
 
     inputs: the number of inputs of the matrix through which attention writes, one for each entry of each query head.
-    Raises SetupError where the order is not known, or does not fit the matrix.
+    Raises SetupError if the order is not known, or does not fit the matrix.
     """
     heads = int(model.config.get_text_config().num_attention_heads)
     size = inputs // heads
@@ -275,9 +283,9 @@ def head_rows(layout: Layout, model: PreTrainedModel, kind: str, outputs: int, i
 
 @torch.inference_mode()
 def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
-    """Find how q, k and v lie in one matrix by reading one token: block 0 caches as values what the rows of v give.
+    """Find the order of q, k and v in one matrix by running one token: the rows of v must give block 0's cached values.
 
-    None if no order gives these values. With a single key head both orders are the same.
+    Return None if no order gives these values. With a single key head both orders are the same.
     """
     cache, seen = DynamicCache(config=model.config), dict[str, Tensor]()
     block = model.get_submodule(layout.blocks).get_submodule("0")
@@ -300,7 +308,7 @@ def order_of(model: PreTrainedModel, layout: Layout) -> Fused | None:
 
 
 def read_one_token(model: PreTrainedModel, **settings: Any) -> None:
-    """Run a forward of one token, which counts as a prompt for hooks that steer by position (of an earlier method)."""
+    """Run a forward of one token; if hooks of an earlier method steer by position, the token counts as a prompt."""
     device = input_device(model)
     none, one = torch.zeros(1, dtype=torch.long, device=device), torch.ones(1, device=device).long()
     with at(Positions(none, one, none, one)):
@@ -308,21 +316,21 @@ def read_one_token(model: PreTrainedModel, **settings: Any) -> None:
 
 
 def _written(block: nn.Module, layout: Layout) -> int:
-    """Return the number of entries that all query heads write: the inputs of the matrix by which attention writes."""
+    """Return the width of all query heads together: the number of inputs of the matrix by which attention writes."""
     return next(one.inputs for one in projections(block) if one.name == layout.o[0])
 
 
 @torch.inference_mode()
 def mlp_output_is_normed(model: PreTrainedModel, layout: Layout) -> bool:
-    """Return whether what the MLP of the first block writes passes a norm before the residual stream (Gemma 2, OLMo 2).
+    """Return whether the output of the first block's MLP passes a norm before the residual stream (Gemma 2, OLMo 2).
 
-    One token is read: a norm in the block is then given the very tensor that the MLP, or its value matrix, returned.
+    One token is run. If there is such a norm, it receives the very tensor that the MLP, or its value matrix, returned.
     """
     block = model.get_submodule(layout.blocks).get_submodule("0")
     above = {name.rpartition(".")[0] for name in layout.value} | set(layout.value)
     above |= {name.rpartition(".")[0] for name in above}
     written: set[int] = set()
-    kept: list[Tensor] = []  # so that no address is used twice
+    kept: list[Tensor] = []  # keeps the tensors alive, so that no address is used twice
     normed: list[bool] = []
 
     def wrote(_module: nn.Module, _args: object, output: object) -> None:

@@ -1,4 +1,4 @@
-"""LinEAS (arXiv 2503.10679): affine maps of single units at all places, learnt together by a distributional loss."""
+"""LinEAS (arXiv 2503.10679): affine maps, one for each unit at each place, learnt together by a distributional loss."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ from methods.training_memory import TrainingMemory, training_memory, wanting
 
 Where = Literal["auto", "norm", "attention", "mlp", "both", "block"]
 LineasRead = Literal["all", "continuation"]
-USUAL_PAIRS = 200  # by which `passes` guesses how often a fit goes through its pairs
+USUAL_PAIRS = 200  # the number of pairs that `passes` assumes
 END_RATE = 1e-3  # share of the learning rate that is left at the end (authors' code)
 
 
@@ -32,33 +32,36 @@ END_RATE = 1e-3  # share of the learning rate that is left at the end (authors' 
 class LinEAS(Method):
     """y <- (1 - strength) y + strength (w y + b) at all tokens, for each unit of each place by itself.
 
-    All w and b are learnt together, from w = 1 and b = 0, the model is not (section 3 of arXiv 2503.10679):
+    All w and b are learnt together, starting from w = 1 and b = 0; the model's weights are not trained (section 3 of
+    arXiv 2503.10679):
 
         loss = mean over places of mean over units of sum_n (a_(n) - c_(n))^2
 
-    a_n is the mean of the unit over the tokens of a source text (prompt and undesired continuation) with all maps on,
-    c_n that of a target text (desired) in the model as it is, and (n) says that each side is sorted: with equally many
-    texts the sum is their number times the squared Wasserstein distance of the two sets of values. As in the authors'
-    code (github apple/ml-lineas) it is a sum over the texts of a batch, so that a step grows with the batch, the root
-    is not taken, and steps are those of plain gradient descent, whose rate falls along a cosine to a thousandth.
+    a_n is the mean of the unit over the tokens of a source text (prompt and undesired continuation) with all maps on.
+    c_n is that mean for a target text (prompt and desired continuation) in the unsteered model. The index (n) means
+    that the values of each side are sorted: since both sides have equally many texts, the sum is the number of texts
+    times the squared Wasserstein distance of the two sets of values. As in the authors' code (github apple/ml-lineas),
+    the loss is a sum over the texts of a batch, so that a step grows with the batch, and no root is taken; the steps
+    are plain gradient descent, whose rate falls along a cosine to a thousandth.
 
-    sparsity, the paper's gamma: after each step, w - 1 and b of each place shrink as for the penalty
+    sparsity is the paper's gamma: after each step, w - 1 and b of each place shrink by a proximal step of the penalty
 
-        sparsity * (sum |x| + sqrt(D) |x|)    with x (D,) one of the two, |x| its length
+        sparsity * (sum |x_i| + sqrt(D) |x|)    with x (D,) either w - 1 or b, |x| its length
 
-    by the step's rate times `sparsity`, as the code does; Algorithm 1 leaves the rate out. That w - 1 and b of a place
-    are the groups, and sqrt(D) the weight of each, is our reading.
+    The proximal step has the rate of the gradient step, as in the code; Algorithm 1 leaves the rate out. It is our
+    reading that w - 1 and b of a place are two groups, each with weight sqrt(D).
 
-    where: `auto` is what the paper's pattern for norms finds: the norms after attention and MLP where a model has them
-    (Gemma 2 and 3, OLMo 2 and 3), and else the last norm of each block, which in Llama has "post_attention" in its name
-    and stands before the MLP. `norm` is that last norm in every model.
+    where: `auto` takes the norms that the paper's pattern finds: the norms after attention and MLP if a model has them
+    (Gemma 2 and 3, OLMo 2 and 3), else the last norm of each block, which in Llama has "post_attention" in its name
+    and stands before the MLP. `norm` takes the last norm of each block in every model.
 
-    The paper's texts are unpaired and have no prompt. Ours come in pairs, so only the continuation is pooled by
-    default; which texts make a pair is never used. If there are more pairs than `batch_size`, each step draws its
-    source and its target texts by themselves. skip_first leaves the attention sink out of texts without a prompt.
+    The paper's texts are unpaired and have no prompt. Ours come in pairs with a prompt, so only the continuation is
+    pooled by default; which texts form a pair is never used. If there are more pairs than `batch_size`, each step draws
+    its source texts and its target texts independently. skip_first leaves out the first tokens of a text, which matters
+    for texts without a prompt: their first token is an attention sink.
 
     At the output of a linear module with a bias, and of LayerNorm, the maps are written into the weights, so that they
-    can be exported; at an RMSNorm or a block they are hooks.
+    can be exported; at an RMSNorm or a block they run as hooks.
     """
 
     name: ClassVar[str] = "lineas"
@@ -81,7 +84,7 @@ class LinEAS(Method):
     strengths: Sequence[float] = (0.2, 0.4, 0.6, 0.8, 1)
 
     def passes(self) -> float:
-        """Return an estimate for the usual number of pairs; each step reads half of a batch of pairs."""
+        """Return an estimate for USUAL_PAIRS pairs; each step reads one text of each pair in its batch."""
         return (1 + STEP_COST * self.steps * min(self.batch_size, USUAL_PAIRS) / USUAL_PAIRS) / 2
 
     def check(self, model: PreTrainedModel) -> None:
@@ -97,9 +100,10 @@ class LinEAS(Method):
                 sites.last_norm(model, layer)
 
     def training(self, model: PreTrainedModel) -> TrainingMemory:
-        """Return the memory for training the maps, at most: a forward ends before the logits, which are counted here.
+        """Return an upper bound of the memory for training the maps: it includes logits, which are not computed.
 
-        The places are only found in a model with weights, so two tensors of their size are mapped before each block.
+        The places can only be found in a model with weights. So the bound is that of two maps at the input of each
+        block, where tensors have the same size as at the places.
         """
         inputs = [block for block in layout.blocks(model) for _ in sites.PARTS]
         shape = (len(inputs), layout.width(model))
@@ -111,7 +115,7 @@ class LinEAS(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return a map for each place, "<place>.scale" and "<place>.shift" (D,).
 
-        Raises SetupError without pairs, where both sides have the same texts, and where the loss is not finite.
+        Raises SetupError if there are no pairs, if both sides have the same texts, or if the loss is not finite.
         """
         self.check(model)
         texts = encode_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
@@ -143,7 +147,7 @@ class LinEAS(Method):
     def _learn(
         self, model: PreTrainedModel, spots: Sequence[Spot], source: Sequence[Text], targets: Sequence[Tensor]
     ) -> tuple[list[Map], list[float]]:
-        """Return the maps, and the loss at each step. targets: (N, D) of each place."""
+        """Return the maps, and the loss at each step. targets: a tensor (N, D) for each place."""
         generator = torch.Generator().manual_seed(self.seed)
         half = any(parameter.dtype == torch.float16 for parameter in model.parameters())
         losses, scale = list[float](), LOSS_SCALE if half else 1.0
@@ -172,7 +176,7 @@ class LinEAS(Method):
     def _batch(
         self, source: Sequence[Text], targets: Sequence[Tensor], generator: torch.Generator
     ) -> tuple[list[Text], list[Tensor]]:
-        """Return source texts, and as many rows of each place's targets; all of them where they are one batch."""
+        """Return source texts, and as many rows of each place's targets; all of them if they fit into one batch."""
         if len(source) <= self.batch_size:
             return list(source), list(targets)
         texts, rows = (torch.randperm(len(source), generator=generator)[: self.batch_size] for _ in range(2))
@@ -187,7 +191,10 @@ class LinEAS(Method):
         source: Sequence[Text],
         targets: Sequence[Tensor],
     ) -> Tensor:
-        """Return the loss for maps y + slope y + shift, (M, D) each, of source texts and targets (B, D) a place."""
+        """Return the loss of a batch of source texts under the maps y -> y + slope * y + shift.
+
+        slopes, shifts: (M, D) each, with a row for each of M places. targets: a tensor (B, D) for each place.
+        """
         places = [spot.place for spot in spots]
         with hooked(place.hook(_mapping(slopes, shifts, at)) for at, place in enumerate(places)):
             pooled = directions.pooled_once(model, source, places, read=self.read, skip_first=self.skip_first)
@@ -200,7 +207,7 @@ class LinEAS(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Map the places inside the `with`. Raises SetupError for an artefact of another model or other places."""
+        """Apply the maps inside the `with`. Raises SetupError for an artefact of another model or other places."""
         spots = self._spots(model) if strength else []
         found = [maps.loaded(model, artefact, spot, self.name, supported=False) for spot in spots]
         with maps.applied(spots, found, strength):
@@ -208,13 +215,13 @@ class LinEAS(Method):
 
 
 def distance(source: Tensor, target: Tensor) -> Tensor:
-    """Return the mean over units of the squared distances of sorted values, summed over the texts, (B, D) each."""
+    """Return the squared differences of the sorted values, (B, D) each, summed over texts and averaged over units."""
     gaps = source.sort(0).values - target.to(source.device).sort(0).values  # (B, D)
     return gaps.square().sum(0).mean()
 
 
 def sparser(values: Tensor, threshold: float) -> Tensor:
-    """Return the proximal step of threshold * (sum |x| + sqrt(D) |x|) for each row x of values (M, D)."""
+    """Apply the proximal step of threshold * (sum |x_i| + sqrt(D) |x|) to each row x of values (M, D)."""
     shrunk = soft_threshold(values, threshold)
     lengths = shrunk.norm(dim=-1, keepdim=True)  # (M, 1)
     least = threshold * math.sqrt(values.shape[-1])
@@ -231,7 +238,7 @@ def _check_finite(what: str, value: Tensor, steps: int, half: bool) -> None:
 
 
 def _mapping(slopes: Tensor, shifts: Tensor, at: int) -> Callable[[Tensor], Tensor]:
-    def function(hidden: Tensor) -> Tensor:  # in fp32, so that the gradients are
+    def function(hidden: Tensor) -> Tensor:  # in fp32, so that the gradients are in fp32, too
         values, device = hidden.float(), hidden.device
         return (values + slopes[at].to(device) * values + shifts[at].to(device)).to(hidden.dtype)
 

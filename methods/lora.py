@@ -18,11 +18,11 @@ class LoRA(AdapterMethod):
 
         min over A, B of CE(desired continuation | prompt; W + (alpha / rank) B A)
 
-    The prompts are not learnt, and no end of text is put after a continuation: on fragments of 20 tokens that would
-    teach the model to stop, and toxicity would fall because there is no text. The undesired texts are not learnt from;
-    they take part only in how a long prompt is cut.
+    The prompts are not learnt, and no end-of-text token is put after a continuation: with fragments of 20 tokens it
+    would teach the model to stop, and toxicity would fall because there is no text. The undesired texts are not learnt
+    from; they only affect how a long prompt is cut.
 
-    Which layers are adapted, rank, alpha, learning rate and epochs are a choice of ours.
+    The choice of adapted layers, rank, alpha, learning rate and epochs is ours.
     """
 
     name: ClassVar[str] = "lora"
@@ -36,11 +36,11 @@ class LoRA(AdapterMethod):
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.5)
 
     def passes(self) -> float:
-        """Count a training step per epoch, and two readings for the loss, of one text of each pair."""
+        """Count a training step per epoch and two readings for the loss, all for only one text of each pair."""
         return (STEP_COST * self.epochs + 2) / 2
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The two factors of each matrix's change (`methods.adapter.factors`). Raises SetupError without pairs."""
+        """Return the two LoRA factors of each matrix (`methods.adapter.factors`). Raises SetupError without pairs."""
         self.check(model)
         texts = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
         facts: dict[str, float] = {"cut_pairs": texts.cut, "loss_before": mean_loss(model, texts.desired)}

@@ -15,14 +15,14 @@ from methods.intervention import Hook, edited, hooked
 from methods.sites import PARTS, Part, Place
 
 Where = Literal["attention", "mlp", "both", "block"]
-EDGE = 0.01  # of the support at either end, over which a map comes in
+EDGE = 0.01  # share of the support, at either end, over which a map fades in
 
 
 class Map(NamedTuple):
-    """y -> scale * y + shift for low < y < high, all (width,); low and high are None where every value is mapped.
+    """The map y -> scale * y + shift for low < y < high, all (width,); if low and high are None, it maps every value.
 
-    Near either end of the support (within EDGE) the map sets in linearly. With a jump there, rounding, which differs
-    from batch to batch, would decide whether a value is moved.
+    Near either end of the support (within EDGE), the map fades in linearly. If it jumped there, rounding errors, which
+    differ from batch to batch, would decide whether a value is moved.
     """
 
     scale: Tensor
@@ -31,7 +31,10 @@ class Map(NamedTuple):
     high: Tensor | None = None
 
     def share(self, values: Tensor) -> Tensor | None:
-        """(..., width) how much of the map acts on a value: 0 outside the support, 1 well inside; None means 1."""
+        """Return how much of the map acts on each value, (..., width): 0 outside the support, 1 well inside.
+
+        None means 1 for every value.
+        """
         if self.low is None or self.high is None:
             return None
         from_end = torch.minimum(values - self.low, self.high - values)  # (..., width)
@@ -43,7 +46,7 @@ class Map(NamedTuple):
         return Map(*(None if one is None else one.to(device) for one in self))  # type: ignore[arg-type]
 
     def partial(self, strength: float) -> tuple[Tensor, Tensor]:
-        """Return the slope and offset (width,) with which it acts at this strength: y <- y + (slope y + offset)."""
+        """Return slope and offset (width,) of the map at this strength, which is y <- y + (slope * y + offset)."""
         return strength * (self.scale - 1), strength * self.shift
 
 
@@ -67,7 +70,7 @@ def spots(model: PreTrainedModel, where: Where) -> list[Spot]:
 
 
 def post_norms(model: PreTrainedModel) -> list[Spot]:
-    """Return the norms after attention and MLP, before the stream, of every block; [] where a model has none."""
+    """Return the norms between attention or MLP and the stream in every block; [] if the model has none."""
     parts = [part for part in PARTS if sites.is_normed(model, 0, part)]
     return [spot for spot in spots(model, "both") if spot.part in parts] if parts else []
 
@@ -89,14 +92,17 @@ def changes(artefact: Artefact) -> Artefact:
 
 
 def loaded(model: PreTrainedModel, artefact: Artefact, spot: Spot, method: str, *, supported: bool) -> Map:
-    """Return the map of a place, with a support or without. Raises SetupError where the artefact is another model's."""
+    """Return the map of a place; `supported`: whether it has a support. Raises SetupError for another model's artefact.
+
+    A map without a support acts on every value.
+    """
     fields = Map._fields if supported else Map._fields[:2]
     return Map(*(directions.fitted(model, artefact, f"{spot.key}.{field}", method, axes=1) for field in fields))
 
 
 @contextmanager
 def applied(spots: Sequence[Spot], maps: Sequence[Map], strength: float) -> Iterator[None]:
-    """Map the places inside the `with`: folded into the weights of modules that can hold a map, else by hooks."""
+    """Apply the maps inside the `with`: a map is folded into weights if its module can hold it, else it is a hook."""
     new: dict[nn.Parameter, Tensor] = {}
     hooks = []
     for spot, one in zip(spots, maps, strict=True):

@@ -26,19 +26,21 @@ class MeanCentring(Method):
         v = mean over target texts of a(text) - mean over background texts of a(text),   (D,)
 
     The target texts are the desired texts of the pairs; the undesired ones are not read. a(text) is the block's output
-    (resid_post) averaged over tokens: of a target text over those that `read` names (the paper: all), of a background
-    text over all. Activations of a decoder lie far from the origin, and the second mean takes out what every text has
-    in common. Each text counts the same, however long it is.
+    (resid_post) averaged over tokens: for a target text, over the tokens that `read` names (all, in the paper); for a
+    background text, over all. Activations of a decoder lie far from the origin, and the second mean takes out what
+    every text has in common. Each text counts the same, however long it is.
 
-    skip_first: leading tokens left out of both means. The first token is an attention sink in most decoders, and it
-    weighs more in the mean of a short text, so where target and background differ in length a part of v is sink;
-    `info.target_norm` and `info.background_norm`, the lengths of the two means, show it. 1 leaves it out.
-    normalise: v at unit length before the strength. The paper does not say whether it does this; its strengths are 60
-    to 80 for GPT-2 small and 3 for Llama-2-7B. With true, the strength is what is added, in the units of the stream.
-    scope: the paper adds at the final token position at every step. With a KV cache each token is the final one once,
-    when it is read, and what was added to it stays in the cache; so that is `generation` with `boundary`, which starts
-    at the last prompt token, the final one of the first step. `boundary: false` starts at the first new token;
-    `prompt` and `all` are there for comparison.
+    skip_first: the number of leading tokens left out of both means. The first token is an attention sink in most
+    decoders, and it weighs more in the mean of a short text. So if target and background texts differ in length, a part
+    of v comes from the sink; `info.target_norm` and `info.background_norm`, the lengths of the two means, show this.
+    With 1, the sink is left out.
+    normalise: whether v is scaled to unit length before the strength is applied. The paper does not say whether it does
+    this; its strengths are 60 to 80 for GPT-2 small and 3 for Llama-2-7B. If true, the strength is the length of the
+    added vector, in the units of the stream.
+    scope: the paper adds v at the final token position at every step. With a KV cache each token is the final one once,
+    when it is read, and what was added to it stays in the cache. So the paper's scope is `generation` with `boundary`,
+    which starts at the last prompt token, the final token of the first step. `boundary: false` starts at the first new
+    token; `prompt` and `all` are there for comparison.
     """
 
     name: ClassVar[str] = "mean_centring"
@@ -73,15 +75,16 @@ class MeanCentring(Method):
             raise SetupError(f"method.max_tokens={self.max_tokens}: a text needs at least 1 token")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Return the length of the vector, over the mean length of the stream at its block."""
+        """Return the length of the vector, divided by the mean length of the stream at its block."""
         residual = facts.get("residual_norm")
         return (1.0 if self.normalise else facts["direction_norm"]) / residual if residual else None
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the centred mean, (D,), and how well the texts agree on it at that block (`methods.separation`).
 
-        For that, the first target and the first background text count as a pair, then the second of each, and so on
-        until either list ends. Raises SetupError without pairs or background, and where their means are the same.
+        To measure how well they agree, the first target and the first background text count as a pair, then the second
+        of each, and so on until either list ends. Raises SetupError if there are no pairs or no background texts, or if
+        the means of target and background texts are the same.
         """
         pairs, background = required_pairs(data, self.name), data.background
         if not background:
@@ -96,7 +99,7 @@ class MeanCentring(Method):
 
         wanted, cut = encode(model, tokenizer, pairs.prompt, pairs.desired, self.max_tokens)
         usual, cut_background = encode(model, tokenizer, [""] * len(background), background, self.max_tokens)
-        targets, ordinaries = pooled(wanted, self.read), pooled(usual, "all")  # (N, D) each, of other N
+        targets, ordinaries = pooled(wanted, self.read), pooled(usual, "all")  # (N, D) each, N may differ
         target, ordinary = targets.mean(0), ordinaries.mean(0)  # (D,)
         direction = target - ordinary
         length = direction.norm()

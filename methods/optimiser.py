@@ -1,8 +1,9 @@
-"""Training steps by AdamW or Adafactor, on fp32 copies of the weights if the model has fewer bits.
+"""Training steps by AdamW or Adafactor, on fp32 copies of weights that have fewer bits.
 
 At a learning rate of 3e-5 a step moves a weight by about 3e-5. Two neighbouring bfloat16 numbers near 0.02, a common
-size of a weight, lie 1.2e-4 apart, so in bfloat16 nearly every step would be rounded away. A weight of 16 bits
-therefore has a master in fp32. The step, its gradient and its moments are fp32, and the model gets the master rounded.
+size of a weight, lie 1.2e-4 apart, so in bfloat16 nearly every step would be rounded away. A 16-bit weight therefore
+has a copy in fp32, its master. The step, its gradient and its moments are in fp32, and the model's weight is the
+master, rounded.
 """
 
 import math
@@ -20,8 +21,8 @@ LOSS_SCALE = 2.0**12  # a power of 2, so that scaling rounds nothing; float16 ha
 class Optimiser:
     """Takes training steps for these parameters, using and then freeing their gradients.
 
-    scaled: where the model computes in float16. Then the loss must be multiplied by `scale` before the backward pass,
-    since small gradients would be 0 in float16. The scale only falls: it is halved if a gradient is not finite.
+    scaled: whether the model computes in float16. If so, the loss must be multiplied by `scale` before the backward
+    pass, since small gradients would be 0 in float16. The scale only falls: it is halved if a gradient is not finite.
 
     There is no weight decay. Of a matrix's second moment, Adafactor (arXiv 1804.04235) keeps only the means of the rows
     and columns, and it keeps no first moment. Here it takes the learning rate as it is, as AdamW does, not relative to
@@ -34,12 +35,12 @@ class Optimiser:
         self.parameters = list(parameters)
         self.scaled, self.scale = scaled, LOSS_SCALE if scaled else 1.0
         self.masters: list[Tensor] = [one.detach().float() if one.dtype in HALF else one for one in self.parameters]
-        """What is trained: the parameter itself, or its master."""
+        """The tensors that are trained: each is the parameter itself, or its master."""
         numbers = range(len(self.parameters))
         whole = [number for number in numbers if self.parameters[number].dtype not in HALF]
         single = [
             [number] for number in numbers if self.parameters[number].dtype in HALF
-        ]  # one fp32 gradient at a time
+        ]  # groups of one, so that only one fp32 gradient exists at a time
         self._groups = [
             (group, _made(name, [self.masters[number] for number in group], learning_rate))
             for group in ([whole] if whole else []) + single
@@ -124,9 +125,9 @@ def _made(name: OptimizerName, masters: Sequence[Tensor], learning_rate: float) 
 
 
 def gradients(loss: Tensor, of: Sequence[Tensor], scale: float) -> tuple[list[Tensor], float]:
-    """Return the gradients of a loss, computed with `scale` times the loss, and the scale to go on with.
+    """Return the gradients of a loss, computed with `scale` times the loss, and the scale for the next step.
 
-    A scale above 1 is for a model in float16 (LOSS_SCALE). It is halved until the gradients are finite, or it is 1.
+    A scale above 1 is for a model in float16 (LOSS_SCALE). It is halved until the gradients are finite or it is 1.
     """
     found = torch.autograd.grad(loss * scale, list(of), retain_graph=scale > 1)
     while scale > 1 and not all(one.isfinite().all() for one in found):
@@ -136,7 +137,7 @@ def gradients(loss: Tensor, of: Sequence[Tensor], scale: float) -> tuple[list[Te
 
 
 def soft_threshold(values: Tensor, threshold: Tensor | float) -> Tensor:
-    """Return each value moved towards 0 by the threshold, and 0 where its absolute value is smaller."""
+    """Return each value moved towards 0 by the threshold; a value whose absolute value is smaller becomes 0."""
     return values.sign() * (values.abs() - threshold).clamp(min=0)
 
 

@@ -4,25 +4,25 @@ from collections.abc import Callable, Collection
 
 from methods.errors import SetupError
 
-LARGEST = 1e300  # beyond which a number is refused, as in the configuration
+LARGEST = 1e300  # a number that is not below it is refused, as in the configuration
 
 
 def check_choice(option: str, value: object, allowed: Collection[object]) -> None:
-    """Raises SetupError where an option of the method has a value that is not one of these."""
+    """Raises SetupError if the value of a method's option is not one of the allowed values."""
     if not any(value is one or (type(value) is type(one) and value == one) for one in allowed):
         names = ", ".join(str(one).lower() if isinstance(one, bool) else str(one) for one in allowed)
         raise SetupError(f"method.{option}={value!r}: allowed are {names}")
 
 
 def check_whole(option: str, value: object, least: int | None = None) -> None:
-    """Raises SetupError where an option is no whole number of 64 bits, or below the least; `true` is no number."""
+    """Raises SetupError if an option is not a 64-bit whole number, or is below `least`; `true` is not a number."""
     if type(value) is not int or abs(value) >= 2**63 or (least is not None and value < least):
         wanted = "a whole number" if least is None else f"a whole number, at least {least}"
         raise SetupError(f"method.{option}={value!r}: expected {wanted}")
 
 
 def check_number(option: str, value: object, holds: Callable[[float], bool], words: str) -> None:
-    """Raises SetupError where an option is no finite number, or outside a range, given as a test and in words."""
+    """Raises SetupError if an option is not a finite number, or does not pass `holds`, which `words` describes."""
     number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
     if not number or not holds(value):  # type: ignore[arg-type]
         raise SetupError(f"method.{option}={value!r}: expected a number {words}")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Paper(NamedTuple):
-    """authors: "Family, Given", in the paper's order. year: of the first version on arXiv."""
+    """One paper. authors: each as "Family, Given", in the paper's order. year: that of the first version on arXiv."""
 
     authors: tuple[str, ...]
     title: str

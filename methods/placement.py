@@ -1,7 +1,7 @@
 """Where the weights of a model are: on one device, or spread by accelerate over several, the CPU and the disk.
 
-A weight that accelerate keeps elsewhere until its module runs is on torch's meta device in between: it has a shape and
-no numbers, and whatever is written to it is silently lost.
+If accelerate keeps a weight elsewhere, the weight is on torch's meta device until its module runs: it then has a shape
+but no values, and whatever is written to it is silently lost.
 """
 
 from collections.abc import Iterable
@@ -27,17 +27,17 @@ def computing_device(module: nn.Module) -> torch.device | None:
 
 
 def input_device(model: PreTrainedModel) -> torch.device:
-    """The device that token ids go to: that of the embedding. It is meta for a model without any weights in memory."""
-    for module in (model.get_input_embeddings(), model):  # accelerate's hooks on either
+    """Return the device of the embedding, to which token ids go; meta for a model without any weights in memory."""
+    for module in (model.get_input_embeddings(), model):  # accelerate may hook either
         if (found := computing_device(module)) is not None:
             return found
     return model.device
 
 
 def check_materialised(model: PreTrainedModel, parameters: Iterable[nn.Parameter]) -> None:
-    """Raises SetupError, which names the first of these parameters that has no numbers in memory.
+    """Raises SetupError if any of these parameters has no values in memory; the message names the first of them.
 
-    A model that was made without any weights, to look at its shapes alone, passes.
+    A model that was made without any weights, only to look at its shapes, passes.
     """
     missing = {id(one) for one in parameters if one.is_meta}
     if not missing or input_device(model).type == "meta":

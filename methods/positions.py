@@ -1,4 +1,4 @@
-"""The position of the running forward in its text, which the caller sets for hooks that steer some positions."""
+"""The position of the running forward in each text, which the caller sets for hooks that steer only some positions."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,24 +11,24 @@ from transformers import PreTrainedModel
 
 
 class Positions(NamedTuple):
-    """Where the current forward pass lies in the text of each row: four numbers a row, each a tensor (B,).
+    """Where the current forward pass lies in the text of each row: four numbers per row, each number in a tensor (B,).
 
     `in_text` computes the position of every column from them. Positions do not count padding, on either side: the first
     real token of a row is at position 0.
 
     noted: what hooks keep about each row from one forward to the next, (B, ...) tensors under keys of their own. The
-    code that runs the model gives the same dict to every forward of the same rows; where it copies, reorders or drops
-    rows, it does the same with their entries (bench.model.rows). None: nothing is kept.
+    code that runs the model gives one dict to all forwards of the same rows; if it copies, reorders or drops rows, it
+    also copies, reorders or drops their entries (bench.model.rows). None: nothing is kept.
     """
 
     first: Tensor  # first real column of this forward (number of pads on the left)
     length: Tensor  # real columns of this forward
     cached: Tensor  # real tokens already in the KV cache
-    prompt: Tensor  # length of the prompt (in likelihood: of the context), prefix included
+    prompt: Tensor  # length of the prompt (for a likelihood: of the context), prefix included
     noted: dict[Any, Tensor] | None = None
 
     def in_text(self, columns: int) -> Tensor:
-        """(B, T) position of each column in its row's text; -1 at padding."""
+        """Return the position of each column in its row's text, (B, T); -1 at padding."""
         column = torch.arange(columns, device=self.first.device)[None, :]  # (1, T)
         real = (column >= self.first[:, None]) & (column < (self.first + self.length)[:, None])  # (B, T)
         return torch.where(real, column - self.first[:, None] + self.cached[:, None], -1)
@@ -51,9 +51,9 @@ def at(positions: Positions) -> Iterator[None]:
 def generating(model: PreTrainedModel) -> Iterator[None]:
     """Inside the `with`, transformers' own `model.generate` tells the hooks where each forward is.
 
-    A forward with an empty KV cache is taken to hold the whole prompts; the attention mask says what is padding.
-    Batches (padded on the left, as `generate` wants them), sampling and beams are followed, prefill in chunks and
-    assisted decoding are not.
+    A forward with an empty KV cache is assumed to hold the whole prompts; the attention mask says what is padding.
+    Batches (padded on the left, as `generate` wants them), sampling and beam search are supported; prefill in chunks
+    and assisted decoding are not.
     """
     prompt = torch.zeros(0)
     noted: dict[Any, Tensor] = {}
@@ -83,13 +83,13 @@ def generating(model: PreTrainedModel) -> Iterator[None]:
 
 
 def number_of_rows() -> int | None:
-    """B of the running forward; None where no positions were set."""
+    """Return B, the number of rows of the running forward; None if no positions were set."""
     positions = _current.get()
     return None if positions is None else len(positions.first)
 
 
 def current_positions() -> Positions:
-    """Return the positions of the running forward. Raises RuntimeError where none were set."""
+    """Return the positions of the running forward. Raises RuntimeError if none were set."""
     positions = _current.get()
     if positions is None:
         raise RuntimeError(

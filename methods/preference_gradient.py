@@ -23,16 +23,17 @@ def value_gradients(
     layers: Sequence[int],
     batch_size: int = 8,
 ) -> dict[int, Tensor]:
-    """Return the gradient of each layer's value matrices, a row (D,) for each neuron: (M, D), fp32 on the CPU.
+    """Return the gradient with respect to each layer's value matrices, with a row (D,) for each neuron.
 
-    It is that of the mean over pairs of log p(desired) - log p(undesired). The model is bit-equal before and after.
+    It is the gradient of the mean over pairs of log p(desired) - log p(undesired), (M, D) for each layer, in fp32 on
+    the CPU. The model is bit-equal before and after.
 
     Args:
-        model: its parameters may have no gradients of their own.
-        desired: texts of the same prompts as `undesired`, as `methods.training.encoded_pairs` gives both.
+        model: the model; its parameters need not require gradients.
+        desired: texts of the same prompts as `undesired`, as `methods.training.encoded_pairs` returns both.
         undesired: see `desired`.
         layers: numbers of the blocks.
-        batch_size: pairs that are read at once.
+        batch_size: the number of pairs that are read at once.
     """
     matrices = {layer: layout.stream_rows(model, layer, "down") for layer in layers}
     parameters = list(dict.fromkeys(part.parameter for one in matrices.values() for part in one.parts))
@@ -60,13 +61,13 @@ def _rows(matrices: layout.Matrices, sums: dict[nn.Parameter, Tensor]) -> Tensor
 
 
 def energy_share(gradient: Tensor, directions: Tensor) -> float:
-    """The share of the squared norm of a gradient (M, D) that lies in the span of orthonormal directions (R, D)."""
+    """Return the share of the squared norm of a gradient (M, D) in the span of orthonormal directions (R, D)."""
     whole = float(gradient.double().square().sum())
     return float((gradient.double() @ directions.double().T).square().sum()) / whole if whole else float("nan")
 
 
 def random_directions(rank: int, width: int, seed: int) -> Tensor:
-    """(R, D) orthonormal directions of a random subspace; a gradient has a share of about R / D in it."""
+    """Return orthonormal directions (R, D) of a random subspace; about R / D of a gradient's squared norm is in it."""
     drawn = torch.randn(width, rank, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     frame: Tensor = torch.linalg.qr(drawn).Q.T
     return frame

@@ -42,9 +42,10 @@ NOT_OURS = "probe_rows: this artefact was not fitted on this model; fit it again
 
 
 class Sample(NamedTuple):
-    """Texts with their pooled features (N, D) and classes (N,), parted into indices to train and to test a probe on.
+    """Texts with their pooled features (N, D) and classes (N,).
 
-    facts: facts about them, by their names in the artefact.
+    trained, tested: the indices of the texts that a probe is trained and tested on. facts: facts about the texts, by
+    their names in the artefact.
     """
 
     texts: list[Text]
@@ -55,7 +56,7 @@ class Sample(NamedTuple):
     facts: Artefact
 
     def of(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return features and classes of some of the texts."""
+        """Return features and classes of the texts with these indices."""
         return self.features[indices], self.labels[indices]
 
 
@@ -63,31 +64,34 @@ class Sample(NamedTuple):
 class ProbeRows(Method):
     """Add alpha times a probe vector to the MLP gate rows that point most away from it, over all blocks.
 
-    Sections 3.2 and 3.3 of arXiv 2407.08770 and its code (github lucywang720/model-surgery): w = row of a two-class
-    linear probe for undesired texts, its bias dropped; rows are ranked by -cos(row, w) over the whole model; the first
-    K become row + alpha w (equation 3). Such a neuron is off where the state looks undesirable, and the edit switches
-    it on there; a negative alpha does the opposite. Models without a gate are edited in their first MLP matrix, which
-    the paper does not do; the rows of all experts of a mixture count as rows of their block, in the experts' order.
-    Detoxifying, resisting jailbreaks and a change of attitude differ only in the texts; for a second edit on the model
-    that the first one left (section 4.5) see `methods.stack`.
+    The method follows sections 3.2 and 3.3 of arXiv 2407.08770 and its code (github lucywang720/model-surgery). w is
+    the row for undesired texts of a two-class linear probe, without the bias. Rows are ranked by -cos(row, w) over the
+    whole model, and the first K become row + alpha w (equation 3). Before the edit, the neuron of such a row is off
+    where the state looks undesirable; the edit switches it on there. A negative alpha does the opposite. Models without
+    a gate are edited in their first MLP matrix, which the paper does not do; the rows of all experts of a mixture count
+    as rows of their block, in the experts' order. Detoxifying, resisting jailbreaks and changing the attitude differ
+    only in the texts. For a second edit on top of a first one (section 4.5), see `methods.stack`.
 
-    learns_from: the paper's probe learns from single texts with labels ("labelled"), of which there may be more of one
-    class than of the other; "pairs" are the texts of contrast pairs, whose two texts are held out together.
+    learns_from: with "labelled", the probe learns from single texts with labels, as in the paper, and the classes may
+    differ in size. With "pairs", it learns from the texts of contrast pairs, and the two texts of a pair are held out
+    together.
 
-    loss_at: the alpha at which the probe's loss on the edited model is measured, as Table 13 does. It is measured on
-    the held-out texts: read by the model before the edit, as "info.probe_loss_desired" and "info.probe_loss_undesired",
-    and after it, under the same names with "_edited". A logistic probe, whose rows are only scaled for decisions, has
-    none.
+    loss_at: the alpha at which the probe's loss on the edited model is measured, as in Table 13. The loss is measured
+    on the held-out texts, as read by the model before the edit ("info.probe_loss_desired" and
+    "info.probe_loss_undesired") and after it (the same names with "_edited"). It is not measured for a logistic probe,
+    whose rows give the right decisions but not the right probabilities.
 
-    The paper trains for 9 epochs of a large comment corpus. On a hundred pairs that is a hundred Adam steps of 1e-4,
-    after which the probe is still at its random initialisation: `min_steps` repeats a small set until the probe is
-    trained.
+    The paper trains for 9 epochs on a large corpus of comments. On a hundred pairs, 9 epochs are a hundred Adam steps
+    of 1e-4, after which the probe is still at its random initialisation. So a small set is repeated for at least
+    `min_steps` steps.
 
-    The paper's ablations are options. probe="random": the rows are those of the trained probe, but a random vector of
-    its length is added. rows: "random" ones, or "aligned", which the paper edits with a negative alpha.
-    matrix: where a matrix writes the stream (down, o) its columns are used as rows, since only they have length D; the
-    paper does not say how it did this, nor its K there; here it is the same share of that matrix's rows. skip_quarter:
-    no row of that quarter of the blocks is taken; K is a share of the rows of all blocks all the same.
+    The paper's ablations are options. With probe="random", the rows are chosen by the trained probe, but a random
+    vector of the same length is added. rows: "opposed" are those that point most away from w, "aligned" those that
+    point most along it, which the paper edits with a negative alpha, and "random" any rows.
+    matrix: the matrix to edit. If it writes the stream (down, o), its columns are used as rows, since only they have
+    length D. The paper does not say how it edits a matrix that writes, nor with which K; here K is the same share of
+    that matrix's rows. skip_quarter: no row is taken from that quarter of the blocks; K is still a share of the rows of
+    all blocks.
     """
 
     name: ClassVar[str] = "probe_rows"
@@ -120,7 +124,7 @@ class ProbeRows(Method):
 
     @property
     def needs(self) -> frozenset[str]:  # type: ignore[override]  # pairs or single texts
-        """The field of data that the probe learns from."""
+        """The field of `FitData` that the probe learns from."""
         return frozenset({self.learns_from})
 
     def check(self, model: PreTrainedModel) -> None:
@@ -148,7 +152,7 @@ class ProbeRows(Method):
             layout.stream_rows(model, layer, self.matrix)
 
     def _site(self, model: PreTrainedModel) -> tuple[int, bool]:
-        """Block to read, and whether the final norm comes after it."""
+        """Return the block to read, and whether its output is read after the final norm."""
         if self.layer == FINAL:
             layout.final_norm(model)
             return len(layout.blocks(model)) - 1, True
@@ -157,10 +161,11 @@ class ProbeRows(Method):
         return layout.layer_index(model, self.layer), False
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return the vector that is added, "probe" (D,), and where, "rows" (K, 2): block and row of each.
+        """Return the vector that is added, "probe" (D,), and the rows to add it to, "rows" (K, 2): block and row each.
 
-        How well pairs agree (`methods.separation`) is computed for all pairs where the probe reads them, with their
-        mean difference as the direction, not the probe: `info.probe_accuracy` is the probe's own.
+        With pairs, the facts also say how well the pairs agree (`methods.separation`). All pairs are read at the place
+        that the probe reads, and the direction is their mean difference, not the probe. The probe's own accuracy is
+        `info.probe_accuracy`.
         """
         self.check(model)
         generator = torch.Generator().manual_seed(self.seed)
@@ -196,12 +201,12 @@ class ProbeRows(Method):
     def _pairs(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData, generator: torch.Generator
     ) -> Sample:
-        """The texts of all pairs, all desired ones first. Raises SetupError for pairs that do not differ."""
+        """Return the texts of all pairs, the desired ones first. Raises SetupError if the pairs do not differ."""
         texts = encode_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
         desired, undesired = (self._features(model, side) for side in (texts.desired, texts.undesired))  # (N, D) each
         if torch.equal(desired, undesired):
             raise SetupError("probe_rows: the desired and undesired texts of every pair are equal; give other pairs")
-        trained, tested = self._parted(len(desired), "pairs", generator)  # of pairs, else the prompt gives it away
+        trained, tested = self._parted(len(desired), "pairs", generator)  # of whole pairs, which share a prompt
         labels = (torch.arange(2 * len(desired)) >= len(desired)).long() * UNDESIRED
         facts = {f"{INFO}cut_pairs": torch.tensor(texts.cut), **separation_facts(desired, undesired)}
         trained, tested = (torch.cat([part, part + len(desired)]) for part in (trained, tested))
@@ -210,7 +215,7 @@ class ProbeRows(Method):
     def _labelled(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData, generator: torch.Generator
     ) -> Sample:
-        """The single texts. Raises SetupError if only one class is left to train a probe on."""
+        """Return the single texts. Raises SetupError if only one class is left to train a probe on."""
         found = required_labelled(data, self.name)
         texts, cut = encode(model, tokenizer, [""] * len(found.text), found.text, self.max_tokens)
         trained, tested = self._parted(len(texts), "texts", generator)
@@ -225,7 +230,7 @@ class ProbeRows(Method):
         )
 
     def _parted(self, count: int, what: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Indices to train on and to hold out. Raises SetupError for fewer than two to train on."""
+        """Return the indices to train on and to hold out. Raises SetupError if fewer than two are left to train on."""
         order = torch.randperm(count, generator=generator)
         tested = round(self.held_out * count)
         if count - tested < 2:
@@ -236,7 +241,7 @@ class ProbeRows(Method):
         return order[tested:], order[:tested]
 
     def _losses(self, model: PreTrainedModel, probe: Probe, sample: Sample, artefact: Artefact) -> dict[str, Tensor]:
-        """The probe's loss on held-out texts of each class, read by the model as it is and as edited at `loss_at`."""
+        """Return the probe's loss on the held-out texts of each class, without the edit and with it at `loss_at`."""
         if self.probe == "logistic" or not len(sample.tested):
             return {}
         features, labels = sample.of(sample.tested)
@@ -252,7 +257,7 @@ class ProbeRows(Method):
         }
 
     def _rows(self, model: PreTrainedModel, vector: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Block and row of the K rows to be moved, (K, 2), and their cosines to `vector`, (K,)."""
+        """Return block and row number of the K rows to be moved, (K, 2), and their cosines to `vector`, (K,)."""
         where, cosine = stream_cosines(model, vector, self.matrix)
         count = max(1, round(self.row_fraction * len(cosine)))
         if self.skip_quarter is not None:
@@ -269,7 +274,7 @@ class ProbeRows(Method):
         block, after_norm = self._site(model)
         return pooled_features(
             model, texts, [block], read=self.read, skip_first=self.skip_first, after_final_norm=after_norm
-        )[0].clone()  # a tensor of its own: what inference mode made cannot be trained on
+        )[0].clone()  # a copy, since nothing can be trained on a tensor from inference mode
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
@@ -291,7 +296,10 @@ class ProbeRows(Method):
 
 
 def stream_cosines(model: PreTrainedModel, vector: Tensor, kind: layout.Kind) -> tuple[Tensor, Tensor]:
-    """Block and row of every row of that matrix, (L rows, 2), and the cosine of each to `vector` (D,), (L rows,)."""
+    """Return block and row number of all rows of that matrix, (L * rows, 2), and their cosines to `vector` (D,).
+
+    The cosines are (L * rows,).
+    """
     cosines = []
     for layer in range(len(layout.blocks(model))):
         weight = layout.stream_rows(model, layer, kind).read().float()  # (rows, D)

@@ -1,4 +1,4 @@
-"""Linear probes of pooled features, as the methods that probe share them."""
+"""Linear probes of pooled features, shared by the methods that use probes."""
 
 import math
 import warnings
@@ -12,14 +12,14 @@ from methods.base import UNDESIRED
 
 
 class Logistic(NamedTuple):
-    """p(positive | x) = sigmoid(weight @ x + bias), weight (D,) in fp32."""
+    """A logistic probe: p(positive | x) = sigmoid(weight @ x + bias), with weight (D,) in fp32."""
 
     weight: Tensor
     bias: float
     converged: bool
 
     def margins(self, features: Tensor, positive: Tensor) -> Tensor:
-        """(N,) log odds of the right class of each of the features (N, D); above 0 where the guess is right."""
+        """Return the log odds (N,) of the right class of each of the features (N, D); above 0 if the guess is right."""
         odds = features @ self.weight + self.bias
         return torch.where(positive, odds, -odds)
 
@@ -30,10 +30,10 @@ def sides(positive: Tensor, negative: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def logistic(features: Tensor, positive: Tensor, max_iter: int = 1000) -> Logistic:
-    """Logistic regression with scikit-learn's default penalty (C = 1), by L-BFGS in double precision.
+    """Fit a logistic regression with scikit-learn's default penalty (C = 1), by L-BFGS in double precision.
 
-    features: (N, D). positive: (N,) true for one class. Whether the fit converged is in the result; no warning is
-    shown.
+    features: (N, D). positive: (N,), true for the positive class. The result says whether the fit converged; no warning
+    is shown.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -50,7 +50,7 @@ class Probe(NamedTuple):
 
     weight: Tensor
     bias: Tensor
-    moved: float = math.nan  # 1 - cosine between the undesired row as trained and as drawn; NaN where none was drawn
+    moved: float = math.nan  # 1 - cosine between the undesired row as trained and as drawn; NaN if none was drawn
 
     def accuracy(self, features: Tensor, labels: Tensor) -> float:
         """Return the share of features (N, D) put into their class; NaN for none."""
@@ -58,7 +58,7 @@ class Probe(NamedTuple):
         return float((guess == labels).float().mean())
 
     def loss(self, features: Tensor, labels: Tensor, label: int) -> Tensor:
-        """Mean negative log-likelihood of the class `label` over the features (N, D) of that class; NaN for none."""
+        """Return the mean negative log-likelihood of `label` over the features (N, D) of that class; NaN for none."""
         logits = features[labels == label] @ self.weight.T + self.bias  # (n, 2)
         return -logits.log_softmax(-1)[:, label].mean()
 
@@ -66,7 +66,10 @@ class Probe(NamedTuple):
 def linear_probe(
     features: Tensor, labels: Tensor, steps: int, learning_rate: float, batch_size: int, generator: torch.Generator
 ) -> Probe:
-    """Linear D -> 2 by Adam on the log-likelihood of both classes, drawn as nn.Linear draws (section 3.2, Table 14)."""
+    """Train a linear layer D -> 2 with Adam on the log-likelihood of both classes.
+
+    As in arXiv 2407.08770 (section 3.2, Table 14); the initial weights are drawn as nn.Linear draws them.
+    """
     width = features.shape[1]
     drawn = (torch.rand(2, width + 1, generator=generator) * 2 - 1) / math.sqrt(width)  # the bias is the last column
     inputs = torch.cat([features, torch.ones(len(features), 1)], dim=-1)  # (N, D + 1)
@@ -87,10 +90,10 @@ def linear_probe(
 
 
 def logistic_probe(features: Tensor, labels: Tensor) -> Probe:
-    """Fit a logistic regression with sklearn's default penalty: the undesired row w has its coefficients, the other -w.
+    """Fit a logistic regression with scikit-learn's default penalty; w, its coefficients, and -w are the probe's rows.
 
-    The softmax of both logits depends on the difference of the rows, here twice the coefficients: it makes the same
-    decisions with other probabilities.
+    w is the undesired row. The softmax of the two logits depends on the difference of the rows, here 2 w, so the probe
+    makes the same decisions as the regression, with other probabilities.
     """
     found = logistic(features, labels == UNDESIRED, max_iter=5000)
     sign = torch.tensor([1.0 if label == UNDESIRED else -1.0 for label in range(2)])

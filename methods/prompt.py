@@ -1,7 +1,7 @@
 """Steering by words: a prefix before every prompt that asks for a harmless continuation.
 
-A baseline that is cheap and hard to beat (AxBench, arXiv 2501.17148 section 5), so every table should have it. CAA
-compares itself with system prompts of this kind (arXiv 2312.06681 appendix, table 14).
+This baseline is cheap and hard to beat (AxBench, arXiv 2501.17148 section 5), so every table should have it. CAA
+is compared with system prompts of this kind in its paper (arXiv 2312.06681 appendix, table 14).
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,8 +19,8 @@ from methods.errors import SetupError
 class Prompt(Method):
     """Strength i puts the i-th prompt (counted from 1) before the text; 0 puts none.
 
-    The prefix is plain text before a base model's prompt, and in a chat the system
-    message, or where the template has none, before the user's text.
+    For a base model, the prefix is plain text before the prompt. In a chat it is the system message; if the template
+    has none, it comes before the user's text.
     """
 
     name: ClassVar[str] = "prompt"
@@ -48,7 +48,7 @@ class Prompt(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Put the prompt of this number before every text inside the `with`. Raises SetupError where there is none."""
+        """Put the prompt of this number before every text inside the `with`. Raises SetupError if there is none."""
         del model, artefact
         yield Steering(prefix=self._chosen(strength)) if strength else Steering()
 

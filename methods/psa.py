@@ -19,9 +19,9 @@ from methods.tokens import encode, encode_pairs
 
 PSAScope = Literal["all", "prompt", "generation"]
 Mechanism = Literal["analytic", "classical"]
-SIGMAS = (1e-6, 1e6)  # of the noise: beyond them a budget, or a vector, is not finite in fp32
-MOST_EPSILON = 1e9  # the same of a budget that is asked for
-STEPS = 200  # of a bisection in double precision: each halves what is left
+SIGMAS = (1e-6, 1e6)  # the least and the largest sigma; beyond them a budget or a vector is not finite in fp32
+MOST_EPSILON = 1e9  # the largest epsilon that can be asked for, for the same reason
+STEPS = 200  # of a bisection in double precision; each step halves the interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,28 +32,29 @@ class PSA(Method):
         v_l = 1/N sum over pairs of d_i / max(C_l, |d_i|) + noise of standard deviation sigma in each coordinate
 
     a_l(text) is the block's output (resid_post) at the last token, or averaged over the tokens that `read` names
-    (section 5.1; algorithm 1). Each pair counts with length 1 or less, so replacing one pair moves the
+    (section 5.1; algorithm 1). Each pair contributes a vector of length 1 or less, so replacing one pair moves the
     mean by at most 2 / N, and the noise hides that: v_l is (epsilon, delta)-differentially private for data sets that
     differ in one pair, and so is everything that is computed from it. With one vector for each of S blocks, the total
-    is (S epsilon, S delta), by basic composition. The noise is drawn once, in `fit`.
+    budget is (S epsilon, S delta), by basic composition. The noise is drawn once, in `fit`.
 
     C_l and n_l, the unit of the strength, must not come from the pairs, so they are taken from public texts: the
-    background. n_l is the mean length of the stream at their tokens, and C_l = clip * n_l; how C is chosen is not in
-    the paper, so that is ours. A small `clip` gives every pair length 1. v_l is at most 1 long but for the noise,
-    whose length is about sigma sqrt(D): with the paper's 0.02 it is 0.5 in a model of width 576 and 1.3 at 4096.
+    background. n_l is the mean length of the stream at their tokens, and C_l = clip * n_l; the paper does not say how C
+    is chosen, so this rule is ours. With a small `clip`, every pair has length 1. Without the noise, v_l is at most 1
+    long. The noise has a length of about sigma sqrt(D): with the paper's sigma of 0.02, that is 0.5 at width 576 and
+    1.3 at width 4096.
 
     sigma, epsilon: exactly one of them is given. `sigma`, as in the paper's runs, is the noise itself; `epsilon` is
-    the budget of all blocks together, from which sigma follows by `mechanism`. `delta` is that of one block, 1 / (5 N)
-    where it is null. `analytic` solves the exact condition of the Gaussian mechanism (arXiv 1805.06083, theorem 8),
-    `classical` is the paper's sigma = 2 sqrt(2 ln(1.25 / delta)) / (N epsilon), which is proved for epsilon below 1 at
-    each block alone; beyond that `classical` is refused.
+    the budget of all blocks together, from which sigma is computed by `mechanism`. `delta` is the delta of one block;
+    null means 1 / (5 N). `analytic` solves the exact condition of the Gaussian mechanism (arXiv 1805.06083, theorem 8).
+    `classical` is the paper's sigma = 2 sqrt(2 ln(1.25 / delta)) / (N epsilon), which is proved only if epsilon is
+    below 1 at each single block; otherwise `classical` is refused.
 
-    In the record, each the total of all blocks: `info.epsilon` by the exact condition, `info.epsilon_classical` by the
+    The record holds totals over all blocks: `info.epsilon` by the exact condition, `info.epsilon_classical` by the
     paper's formula, for comparison with its figures, and `info.delta`.
 
-    Limits of the guarantee: a reader who knows `seed`, which draws the noise, can subtract it, so keep the seed of a
-    vector that you publish secret; torch's normal numbers are pseudo-random and in float32; N counts as public;
-    `info.cut_pairs` and the refusal of a pair tell something about single texts.
+    Limits of the guarantee: a reader who knows `seed`, from which the noise is drawn, can subtract the noise, so keep
+    the seed of a vector that you publish secret; torch's normal numbers are pseudo-random and in float32; N is treated
+    as public; `info.cut_pairs`, and the refusal of a pair, reveal something about single texts.
     """
 
     name: ClassVar[str] = "psa"
@@ -100,14 +101,14 @@ class PSA(Method):
             raise SetupError(f"method.delta={self.delta}: expected a number between 0 and 1, or null for 1 / (5 N)")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Return the mean length of the private vectors over the blocks: they are in mean residual norms."""
+        """Return the mean length of the private vectors over the blocks, which is in mean residual norms."""
         lengths = facts["direction_norm"]
         return sum(lengths) / len(lengths) if isinstance(lengths, list) else float(lengths)
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return the private vector of each block, and its budget. One pass reads all blocks.
+        """Return the private vector of each block, and the total budget. One pass reads all blocks.
 
-        Raises SetupError without pairs or background, for an `epsilon` that the mechanism cannot give, and, where
+        Raises SetupError if there are no pairs or no background texts, if the mechanism cannot give `epsilon`, and, if
         there is no noise, for pairs whose mean difference is zero.
         """
         self.check(model)
@@ -144,7 +145,7 @@ class PSA(Method):
         }
 
     def noise(self, count: int, blocks: int) -> tuple[float, float]:
-        """Sigma and delta of one block for this number of pairs. Raises SetupError if `classical` does not apply."""
+        """Return sigma and delta of one block for `count` pairs. Raises SetupError if `classical` does not apply."""
         delta = 1 / (5 * count) if self.delta is None else self.delta
         if self.sigma is not None:
             return self.sigma, delta
@@ -170,20 +171,20 @@ class PSA(Method):
 
 
 def clipped_mean(differences: Tensor, norms: Tensor) -> Tensor:
-    """(L, D) mean over pairs of d / max(C, |d|), from differences (L, N, D) and clipping norms C (L,)."""
+    """Return the mean over pairs of d / max(C, |d|), (L, D), from differences (L, N, D) and clipping norms C (L,)."""
     lengths = differences.norm(dim=-1, keepdim=True)  # (L, N, 1)
     return (differences / torch.maximum(lengths, norms[:, None, None])).mean(1)
 
 
 def drawn(seed: int, layer: int, width: int) -> Tensor:
-    """(D,) standard normal numbers that belong to this seed and block alone."""
+    """Return standard normal numbers (D,) that depend only on this seed and this block."""
     digest = hashlib.sha256(f"psa\x00{seed}\x00{layer}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
     return torch.randn(width, generator=generator)
 
 
 def classical(delta: float, count: int) -> float:
-    """Sigma times epsilon of one block by the classical bound: 2 sqrt(2 ln(1.25 / delta)) / N."""
+    """Return sigma times epsilon of one block by the classical bound: 2 sqrt(2 ln(1.25 / delta)) / N."""
     return 2 * math.sqrt(2 * math.log(1.25 / delta)) / count
 
 
@@ -197,11 +198,11 @@ def spent(sigma: float, delta: float, count: int, blocks: int) -> dict[str, floa
 
 
 def lost(epsilon: float, sigma: float, count: int) -> float:
-    """The smallest delta for which the mean of N vectors of length 1 or less, with this noise, is (epsilon, delta)-DP.
+    """Return the smallest delta with which this noise makes the mean of N vectors (epsilon, delta)-private.
+
+    The vectors have length 1 or less. By theorem 8 of arXiv 1805.06083 it is
 
         Phi(s / (2 sigma) - epsilon sigma / s) - e^epsilon Phi(-s / (2 sigma) - epsilon sigma / s),   s = 2 / N
-
-    arXiv 1805.06083, theorem 8.
     """
     ratio = 2 / count / sigma
     ends = torch.tensor([ratio / 2 - epsilon / ratio, -ratio / 2 - epsilon / ratio], dtype=torch.double)
@@ -210,7 +211,7 @@ def lost(epsilon: float, sigma: float, count: int) -> float:
 
 
 def analytic_epsilon(sigma: float, delta: float, count: int) -> float:
-    """Return the smallest epsilon of one block for this noise; 0 if the noise suffices for that."""
+    """Return the smallest epsilon of one block for this noise; 0 if the noise suffices for epsilon 0."""
     return _smallest(lambda epsilon: lost(epsilon, sigma, count) <= delta)
 
 
@@ -220,7 +221,7 @@ def analytic_sigma(epsilon: float, delta: float, count: int) -> float:
 
 
 def _smallest(enough: Callable[[float], bool]) -> float:
-    """The smallest number >= 0 that is enough; all larger ones must be enough, too."""
+    """Return the smallest number >= 0 that is enough; all larger numbers must be enough, too."""
     if enough(0.0):
         return 0.0
     low, high = 0.0, 1.0

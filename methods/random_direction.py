@@ -1,7 +1,7 @@
 """Control: a random direction, added where CAA adds its own.
 
-A method that moves toxicity no further than this, at the same perplexity, has found no direction for it: any push
-that blurs the model makes it less toxic too. Draw several seeds.
+A method that lowers toxicity no further than this control does, at the same perplexity, has found no direction for
+toxicity: any push that blurs the model makes it less toxic, too. Draw several seeds.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,9 @@ from methods.tokens import encode_pairs
 class RandomDirection(Method):
     """h <- h + strength * s * u at the output of one block, from the last prompt token on.
 
-    u (D,) is uniform on the unit sphere, drawn only from `seed`. s is the mean residual norm there over the tokens
-    of the pairs' continuations, so strength is the length of the added vector, in units of the stream that it is added
-    to. The first token of a text, an attention sink with a norm of its own, is left out of s.
+    u (D,) is uniform on the unit sphere, drawn only from `seed`. s is the mean residual norm at that block over the
+    tokens of the pairs' continuations, so strength is the length of the added vector, in mean residual norms. The first
+    token of a text, an attention sink with a norm unlike that of other tokens, is left out of s.
     """
 
     name: ClassVar[str] = "random_direction"
@@ -44,7 +44,7 @@ class RandomDirection(Method):
         layout.layer_index(model, self.layer)
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Always 1, since the strength itself is in mean residual norms."""
+        """Return 1, since the strength itself is in mean residual norms."""
         del facts
         return 1.0
 

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: of each block only the input is kept for the backward pass, which computes the rest again."""
+"""Gradient checkpointing: only the input of each block is kept, and the backward pass computes the rest again."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,9 +15,9 @@ from methods import layout
 def recomputed(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
     """Inside the `with`, the backward pass recomputes the activations of one transformer block at a time.
 
-    wanted=False does nothing. The gradients are the same, but a step takes a third longer. Transformers' own switch
-    only works in training mode, which would turn dropout on; this one leaves the mode as it is, and uses no random
-    numbers.
+    If `wanted` is False, nothing changes. The gradients are the same, but a step takes a third longer. Transformers'
+    own switch only works in training mode, which would turn dropout on; this function leaves the mode as it is, and
+    uses no random numbers.
     """
     with ExitStack() as stack:
         for block in layout.blocks(model) if wanted else ():
@@ -26,7 +26,7 @@ def recomputed(model: PreTrainedModel, wanted: bool = True) -> Iterator[None]:
 
 
 def _wrap(block: nn.Module, stack: ExitStack) -> None:
-    own = vars(block).get("forward")  # where something has already replaced the class's, as accelerate does
+    own = vars(block).get("forward")  # set if something has already replaced the class's forward, as accelerate does
     forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
     object.__setattr__(block, "forward", forward)
     if own is None:

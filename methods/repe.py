@@ -29,24 +29,24 @@ class RepE(Method):
         v_l = first principal direction of X_l,   (D,), of length 1
 
     a_l(text) is the block's output (resid_post) at the last token, or averaged over the tokens that `read` names. n_l
-    is the mean length of the stream there, so strength is in units of the stream that it is added to. v_l points to the
-    side on which the desired text of most pairs lies; if both sides have equally many, the sign is that of the mean
-    difference.
+    is the mean length of the stream at block l, so strength is in mean residual norms. v_l points to the side on which
+    the desired text of most pairs lies; if both sides have equally many, the sign is that of the mean difference.
 
-    center: whether the mean of the rows is taken off before the principal direction is found. The two releases differ,
-    and the mean is what the two sides differ by. `false` keeps it, which is the same as the principal direction of the
-    2N activations with the mean of each pair taken off. `shuffle` swaps the texts of each pair by a coin and then
-    centres, as the authors' code (andyzoujm/representation-engineering) shuffles the order inside each pair: the mean
-    difference then counts as variance. `true` centres the ordered differences, as vgel/repeng with its `pca_diff` does
-    by scikit-learn's PCA: the mean difference is gone, and what is found is how the pairs differ from one another.
-    operation: `add`, or the authors' `piecewise`, + sign(h . v) v, which strengthens the component along v that a token
-    already has.
-    keep_length: each token is rescaled to its original length (`normalize` in both releases).
+    center: whether the mean of the rows is subtracted before the principal direction is found. That mean is the mean
+    difference between desired and undesired texts, and the two releases treat it differently. `false` keeps it; the
+    result is also the principal direction of the 2N activations after the mean of each pair is subtracted from its two
+    activations. `shuffle` swaps the texts of each pair at random and then centres, as the authors' code
+    (andyzoujm/representation-engineering) does: the mean difference then counts as variance. `true` centres the
+    differences desired - undesired, as vgel/repeng with `pca_diff` does by scikit-learn's PCA: the mean difference is
+    gone, and the direction found is one along which the pairs differ from one another.
+    operation: `add`, or the authors' `piecewise`, which adds sign(h . v) v and so strengthens the component along v
+    that a token already has.
+    keep_length: whether each token is rescaled to its original length (`normalize` in both releases).
     scope: both releases add at every token of prompt and answer.
 
-    Differences from the releases: pairs are read as they are, without the paper's template around them; the last
-    block's output is read and steered before the final norm, where repeng reads it after the norm and adds before it;
-    the unit of the strength is the mean residual norm, where the releases add unit vectors times a coefficient.
+    Differences from the releases: pairs are read as they are, without the paper's template around them. The last
+    block's output is read and steered before the final norm, whereas repeng reads it after the norm and adds before it.
+    The unit of the strength is the mean residual norm, whereas the releases add unit vectors times a coefficient.
     """
 
     name: ClassVar[str] = "repe"
@@ -70,7 +70,7 @@ class RepE(Method):
 
     @property
     def reads_labels(self) -> bool:  # type: ignore[override]
-        """Return whether the axis depends on the desired text of each pair; otherwise only the sign does."""
+        """Return whether the axis depends on which text of a pair is the desired one; otherwise only the sign does."""
         return self.center is True
 
     def check(self, model: PreTrainedModel) -> None:
@@ -84,14 +84,14 @@ class RepE(Method):
             raise SetupError(f"method.skip_first={self.skip_first} is negative; 0 leaves out no token")
 
     def residual_norms(self, facts: Mapping[str, Any]) -> float | None:
-        """Always 1 at each block, since the strength itself is in mean residual norms."""
+        """Return 1, which holds at each block, since the strength itself is in mean residual norms."""
         del facts
         return 1.0
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the vector of each block, and how much of the differences it explains. One pass reads all blocks.
 
-        Raises SetupError without pairs, and where the differences have no direction.
+        Raises SetupError if there are no pairs, or if the differences have no direction.
         """
         self.check(model)
         pairs = required_pairs(data, self.name)
@@ -119,8 +119,8 @@ class RepE(Method):
     def direction(self, differences: Tensor, length: float, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the unit vector (D,), its share of the squared lengths, and the share of pairs that agree on its sign.
 
-        differences: (N, D). length: that of the features whose differences they are. Raises SetupError where they have
-        no direction.
+        differences: (N, D). length: the mean length of the features that were subtracted. Raises SetupError if the
+        differences have no direction.
         """
         rows = differences.double()
         if self.center == "shuffle":
@@ -151,6 +151,6 @@ class RepE(Method):
             yield Steering()
 
     def _map(self, vector: Tensor) -> vectors.Map:
-        """The map of one block's stream; vector: (D,), already multiplied by the strength."""
+        """Return the map of one block's stream. vector: (D,), already multiplied by the strength."""
         function = adding(vector, "all") if self.operation == "add" else vectors.towards_own_side(vector)
         return vectors.within(vectors.length_kept(function) if self.keep_length else function, self.scope)

@@ -1,4 +1,4 @@
-"""SADI (arXiv 2410.12299): the elements that differ most between the sides are scaled by what the input has there."""
+"""SADI (arXiv 2410.12299): elements that differ most between the sides are scaled; the change depends on the input."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,33 +23,36 @@ SADIScope = Literal["generation", "last", "prompt", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class SADI(Method):
-    """a <- a + delta * (a * M): the elements of the mask M are scaled by 1 + delta, and no other.
+    """a <- a + delta * (a * M): the elements of the mask M are scaled by 1 + delta, and no others.
 
-    arXiv 2410.12299; strength is its delta, and 1 + delta is the strength of the authors' code (github
-    weixuan-wang123/SADI, called the factor there). Each text is read at its last token (`read`), and M holds the K
-    elements, over all blocks, whose mean difference
+    The strength is delta in arXiv 2410.12299. The strength in the authors' code (github weixuan-wang123/SADI), called
+    the factor there, is 1 + delta. Each text is read at its last token (`read`), and M holds the K elements, over all
+    blocks, whose mean difference
 
         d = mean over pairs of (element(desired) - element(undesired))
 
-    is largest. As in the code only positive differences count, without their absolute value, so M has fewer elements
-    where fewer are positive. An element is of one of three families:
+    is largest. As in the code, only positive differences count (no absolute value is taken), so M has fewer than K
+    elements if fewer differences are positive. An element is of one of three families:
 
-        heads    one of attention's heads before the output projection; read as the mean of its d_h entries, and scaled
-                 in all of them
-        neurons  one hidden unit of the MLP, before the matrix by which it writes
-        hidden   one entry of what that matrix writes (not of the residual stream)
+        heads    one attention head before the output projection; it is read as the mean of its d_h entries, and all of
+                 its entries are scaled
+        neurons  one hidden unit of the MLP, before the matrix by which the MLP writes
+        hidden   one entry of the output of that matrix (not of the residual stream)
 
-    Elements are compared without normalisation, so blocks with large activations give most of them. Two elements with
-    equal differences are ranked by block and number; the code looks them up by value and so takes one of them twice.
+    Elements are compared without normalisation, so most of the chosen ones are in blocks with large activations. Two
+    elements with equal differences are ranked by block and number; the code looks them up by value and so takes one of
+    them twice.
 
-    scope: `generation` with `boundary` scales at the last prompt token and at each new one, in a likelihood from the
-    last token of the context on, as in sampling. `last` is the authors' code: only the last prompt token.
+    scope: `generation` with `boundary` scales at the last prompt token and at each new one; for a likelihood, it scales
+    from the last token of the context on, as in sampling. `last` scales only at the last prompt token, as the authors'
+    code does.
     frozen: true does what the authors' code does. The prompt is first read without steering. Then, at the last prompt
     token, all elements of the family in all blocks are put back to the values of that reading, and those of M are
     scaled, so that no block can react to the scaling in earlier blocks. It needs `scope: last`, and the prompt is read
-    twice. False scales in place, the paper's formula.
+    twice. False scales in place, which is the paper's formula.
 
-    The paper takes the best of 60 to 176 settings on the data that it reports; ours are chosen as for every method.
+    The paper takes the best of 60 to 176 settings on the data on which it reports results; here the settings are chosen
+    as for every other method.
     """
 
     name: ClassVar[str] = "sadi"
@@ -96,10 +99,10 @@ class SADI(Method):
                 layout.stream_rows(model, layer, "down")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return the mask: "layers.<l>.elements" (k,), the numbers of a block's chosen elements, rising.
+        """Return the mask: "layers.<l>.elements" (k,), the numbers of a block's chosen elements in ascending order.
 
         How well the pairs agree (`methods.separation`) is computed for the chosen elements together. Raises SetupError
-        without pairs, and where no element is larger in desired texts.
+        if there are no pairs, or if no element is larger in desired texts.
         """
         self.check(model)
         texts = encode_pairs(model, tokenizer, required_pairs(data, self.name))
@@ -131,7 +134,7 @@ class SADI(Method):
         }
 
     def _places(self, model: PreTrainedModel) -> tuple[list[sites.Place], list[int]]:
-        """For each block the place of its elements, and how many entries an element has."""
+        """Return, for each block, the place of its elements and the number of entries of an element."""
         layers = range(len(layout.blocks(model)))
         if self.element == "heads":
             heads = [sites.heads(model, layer) for layer in layers]
@@ -143,7 +146,7 @@ class SADI(Method):
     def _features(
         self, model: PreTrainedModel, texts: Sequence[Text], places: Sequence[sites.Place], sizes: Sequence[int]
     ) -> Tensor:
-        """(N, E): all elements of all blocks, an element's entries averaged."""
+        """Return all elements of all blocks, (N, E), each as the mean of its entries."""
         found = directions.pooled_at(model, texts, places, read=self.read, skip_first=self.skip_first)
         return torch.cat([one.view(len(one), -1, size).mean(-1) for one, size in zip(found, sizes, strict=True)], -1)
 
@@ -163,7 +166,7 @@ class SADI(Method):
             yield Steering()
 
     def _factors(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> dict[int, Tensor]:
-        """A factor (width,) for each block with chosen elements: 1 + strength at these, 1 elsewhere."""
+        """Return a factor (width,) for each block with chosen elements: 1 + strength at these, 1 elsewhere."""
         places, sizes = self._places(model)
         factors = {}
         for key, elements in artefact.items():
@@ -194,7 +197,7 @@ class SADI(Method):
 
 
 def last_prompt_token(columns: int) -> Tensor:
-    """(B, T) true at the last token of each row's prompt, if the running forward reads it."""
+    """Return a mask (B, T) that is true at the last token of each row's prompt, if the running forward reads it."""
     first, after = (scope_mask("generation", columns, boundary=boundary) for boundary in (True, False))
     assert first is not None and after is not None
     return first & ~after
@@ -208,7 +211,7 @@ def _where(mask: Tensor | None, moved: Tensor, hidden: Tensor) -> Tensor:
 def _put_back(model: PreTrainedModel, places: Sequence[sites.Place], factors: Mapping[int, Tensor]) -> Iterator[None]:
     """At the last prompt token, put all places of all blocks back to their unsteered values, times their factor.
 
-    A forward that reads such a token runs twice; the first run changes nothing and works on a copy of the cache.
+    A forward that reads a last prompt token runs twice; the first run steers nothing and works on a copy of the cache.
     """
     usual: dict[int, Tensor] = {}
     given: tuple[tuple[Any, ...], dict[str, Any]] = (), {}
@@ -220,7 +223,7 @@ def _put_back(model: PreTrainedModel, places: Sequence[sites.Place], factors: Ma
             given = args, kwargs
 
     def look(_module: nn.Module, _args: tuple[Any, ...]) -> None:
-        """Run once without steering, at the first block: by then `methods.generating` has said where the forward is."""
+        """Run the model once without steering; called at block 0, when `methods.generating` has set the positions."""
         nonlocal looking, given
         if looking:
             return

@@ -25,22 +25,23 @@ class SASA(Method):
 
         margin(c) = w . (g(c) - (mean of desired + mean of undesired) / 2)
 
-    g(c) is the model's final state, (D,), when c is read after the text: one forward of one token for each candidate.
+    g(c) is the model's final state, (D,), when c is read after the text; this takes a forward of one token for each c.
     Candidates are the tokens of the nucleus, at most the `max_candidates` most probable; all other tokens keep their
-    logits. w is fitted on the final state at the last token of desired and undesired texts, prompt and continuation:
+    logits. w is fitted on the final states at the last token of desired and undesired texts (prompt and continuation):
 
         w = pseudo-inverse(S) (mean of desired - mean of undesired) / 2, at unit length,
         S = (scatter of desired + scatter of undesired) / (N + N - 2),   (D, D)
 
-    where the pseudo-inverse leaves out eigenvalues of at most `eigenvalue`. Strength is the paper's beta, in logits: as
-    the softmax sums to 1, no logit rises by more.
+    where the pseudo-inverse leaves out eigenvalues of at most `eigenvalue`. Strength is the paper's beta, in logits:
+    since the softmax sums to 1, no logit rises by more than the strength.
 
-    It follows arXiv 2410.03818 and its code as continued in AISteer360. Differences: the texts are our pairs and not
-    two sets of comments. There all tokens that earlier filters leave are tried, without a filter the whole vocabulary;
-    the limit on candidates is ours. margin="std", our default, takes margins in standard deviations of the texts along
-    w: raw ones are large on many models, and their softmax then picks one token; "raw" is the paper's. The last token
-    is found by each text's own length, whichever side is padded. A likelihood is steered by the same function at every
-    token, so it is that of the distribution that is sampled from, and costs as many forwards.
+    The method follows arXiv 2410.03818 and its code as continued in AISteer360. Differences: the texts are our pairs
+    and not two sets of comments. The code tries all tokens that earlier filters leave, or the whole vocabulary if there
+    is no filter; the limit on candidates is ours. margin="std", our default, measures margins in standard deviations of
+    the texts along w, since raw margins are large on many models, and their softmax then picks one token; "raw" is the
+    paper's. The last token is found by each text's own length, whichever side is padded. A likelihood is steered by the
+    same function at every token, so it is the likelihood under the distribution that is sampled from, and it costs as
+    many forwards as sampling.
     """
 
     name: ClassVar[str] = "sasa"
@@ -58,7 +59,7 @@ class SASA(Method):
     strengths: Sequence[float] = (2, 5, 10, 20, 50)
 
     def demand(self) -> Demand:
-        """Return the memory of the candidates, which are tried ahead."""
+        """Return the memory for trying the candidates ahead."""
         return Demand(ahead=self.max_candidates)
 
     def check(self, model: PreTrainedModel) -> None:
@@ -82,9 +83,9 @@ class SASA(Method):
             raise SetupError(f"method.eigenvalue={self.eigenvalue}: expected 0 or more; paper: 1e-6")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Return w as "direction" (D,), and along it the "midpoint" and the texts' "deviation" within a side, scalars.
+        """Return w as "direction" (D,), and two scalars along it: "midpoint", and the "deviation" within a side.
 
-        Raises SetupError without pairs, and where the states of the two sides do not differ or do not vary.
+        Raises SetupError if there are no pairs, or if the states of the two sides do not differ or do not vary.
         """
         self.check(model)
         texts = encode_pairs(model, tokenizer, required_pairs(data, self.name))
@@ -135,15 +136,15 @@ class Probe(NamedTuple):
 
 
 def fisher(desired: Tensor, undesired: Tensor, eigenvalue: float) -> Probe:
-    """Fisher's discriminant of two sides, (N, D) each, in double precision, using only eigenvalues above a bound.
+    """Fit Fisher's discriminant of two sides, (N, D) each, in double precision; only eigenvalues above a bound count.
 
-    Raises SetupError where the sides do not vary, or have the same mean.
+    Raises SetupError if the sides do not vary, or have the same mean.
     """
     sides = [desired.double(), undesired.double()]
     means = [side.mean(0) for side in sides]  # (D,) each
     scatter = sum((side - mean).T @ (side - mean) for side, mean in zip(sides, means, strict=True))
     covariance = scatter / max(sum(map(len, sides)) - len(sides), 1)  # (D, D)
-    values, vectors = torch.linalg.eigh(covariance)  # (D,), columns
+    values, vectors = torch.linalg.eigh(covariance)  # (D,), and (D, D) with eigenvectors as columns
     kept = values > eigenvalue
     if not kept.any():
         raise SetupError(

@@ -40,23 +40,23 @@ from methods.training_memory import TrainingMemory
 if TYPE_CHECKING:
     from peft import PeftModel
 
-DIAGNOSTIC_TEXTS = 32  # on so many of each kind gradients and drift are measured
+DIAGNOSTIC_TEXTS = 32  # number of texts of each kind on which gradients and drift are measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class SecurityVector(Method):
-    """W <- W + strength * (W' - W), where W' was fine-tuned while the security vector was on; it is off afterwards.
+    """W <- W + strength * (W' - W), where W' was fine-tuned while the security vector s was on; s is off afterwards.
 
-    Stage 1: a LoRA s on every linear layer learns the harmful texts, the weights W frozen:
+    Stage 1: a LoRA s on every linear layer learns the harmful texts, while the weights W are frozen:
         min_s  CE(harmful; W + s) + kl_weight * KL(p(. | background; W) || p(. | background; W + s)).
-    Stage 2: W is fine-tuned on the user's examples with s on and frozen, min_W CE(examples; W + s). What s already says
-    has a small loss and gives W a small gradient, so W learns the rest.
+    Stage 2: W is fine-tuned on the user's examples with s on and frozen, min_W CE(examples; W + s). What s already
+    predicts has a small loss and gives W a small gradient, so W learns the rest.
     The model in use is W' without s.
 
-    Rank, targets, learning rates and the weight of the KL term are ours: neither paper nor code could be read for them.
-    `info.gradient_ratio_harmful` is the length of W's gradient on harmful texts with s on, over that with s off: the
-    mechanism itself. `info.drift` is KL(W || W') on background texts, in nats a token: a backbone that learnt to work
-    against s would drift.
+    Rank, targets, learning rates and the weight of the KL term are a choice of ours, since we could read neither the
+    paper nor its code for them. `info.gradient_ratio_harmful` is the length of W's gradient on harmful texts with s on,
+    divided by its length with s off; it measures the mechanism itself. `info.drift` is KL(W || W') on background texts,
+    in nats a token: a W that learnt to work against s would drift.
 
     optimizer, gradient_checkpointing: as in `methods.finetune`, for both stages.
     """
@@ -86,7 +86,7 @@ class SecurityVector(Method):
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe of stage 2, the same as that of plain fine-tuning."""
+        """The recipe of stage 2, which is that of plain fine-tuning."""
         return Recipe(
             self.learning_rate, self.epochs, self.batch_size, self.seed, self.optimizer, self.gradient_checkpointing
         )
@@ -111,7 +111,7 @@ class SecurityVector(Method):
             return most_memory(model, weights, self.recipe, self.max_tokens)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a recipe that trains nothing, a rank below 1, a negative weight, and without peft."""
+        """Raises SetupError for a recipe that trains nothing, a rank below 1 or a negative weight, and without peft."""
         del model
         _require_peft()
         check_recipe(self.recipe)
@@ -123,7 +123,10 @@ class SecurityVector(Method):
             )
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """Change of every weight, and the vector under "adapter.". Raises SetupError where data is missing."""
+        """Return the change of every weight, and the vector, whose names begin with "adapter.".
+
+        Raises SetupError if data is missing.
+        """
         _require_peft()
         found = {
             "examples": encoded(model, tokenizer, data.examples, "examples", self.max_tokens),
@@ -159,7 +162,7 @@ class SecurityVector(Method):
     def _learn_the_harm(
         self, model: PreTrainedModel, lora: "PeftModel", harmful: list[Text], background: list[Text]
     ) -> dict[str, float]:
-        """Run stage 1; afterwards the adapter holds what was learnt, frozen. Returns the memory that it takes."""
+        """Run stage 1, after which the adapter is trained and frozen. Return the predicted memory of the stage."""
         if not self.vector_epochs:
             return {}
         vector = list(lora_parameters(model).values())
@@ -193,7 +196,7 @@ class SecurityVector(Method):
 def gradient_ratio(
     model: PreTrainedModel, lora: "PeftModel", weights: Sequence[nn.Parameter], texts: Sequence[Text]
 ) -> float:
-    """Return the length of the weights' gradient on these texts with the adapter on, over that with it off."""
+    """Return the length of the weights' gradient on these texts with the adapter on, divided by that with it off."""
     on = gradient_norm(completion_loss(model, texts), weights)
     with lora.disable_adapter():
         return on / gradient_norm(completion_loss(model, texts), weights)

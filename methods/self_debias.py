@@ -18,20 +18,21 @@ from methods.tokens import longest_text
 
 @dataclass(frozen=True, kw_only=True)
 class SelfDebias(Method):
-    """p'(w) is proportional to p(w) * max(epsilon, exp(-strength * D(w))) where D(w) > 0, and to p(w) elsewhere.
+    """p'(w) is proportional to p(w) * max(epsilon, exp(-strength * D(w))) if D(w) > 0, and to p(w) otherwise.
 
         D(w) = max over announcements q of p(w | q, text) - p(w | text)
 
     p is the model's own distribution of the next token, and q a sentence before the text that announces what is not
     wanted. Tokens that no announcement makes likelier keep the ratios of their probabilities. Every row is read once
-    more for each announcement, with its own KV cache, and all its readings continue with the token that was drawn
-    from p'. Strength is the paper's decay constant lambda.
+    more for each announcement, with a KV cache for each reading, and all readings continue with the token that was
+    drawn from p'. Strength is the paper's decay constant lambda.
 
-    arXiv 2103.00453 section 4 and the authors' code (timoschick/self-debiasing). Differences: the released run reads
-    six announcements at once, one for each attribute of the Perspective API, and uses beam search; the default here
-    is one, about what this benchmark scores, so that a token costs two forwards and not seven, and tokens are drawn as
-    for every other method. The wording of what is announced is ours. In a chat the announcement comes before the
-    template. For a likelihood the same function is applied at every token, with the same readings.
+    The method follows arXiv 2103.00453 section 4 and the authors' code (timoschick/self-debiasing). Differences: the
+    released run reads six announcements at once, one for each attribute of the Perspective API, and uses beam search.
+    The default here is one announcement, about what this benchmark scores, so that a token costs two forwards and not
+    seven; and tokens are drawn as for every other method. The wording of what is announced is ours. In a chat the
+    announcement comes before the template. For a likelihood the same function is applied at every token, with the same
+    readings.
     """
 
     name: ClassVar[str] = "self_debias"
@@ -48,7 +49,7 @@ class SelfDebias(Method):
     strengths: Sequence[float] = (10, 25, 50, 100, 200)
 
     def passes(self) -> float:
-        """Always 0, since nothing is learnt."""
+        """Return 0, since nothing is learnt."""
         return 0.0
 
     def demand(self) -> Demand:
@@ -68,9 +69,10 @@ class SelfDebias(Method):
             raise SetupError(f"method.epsilon={self.epsilon}: expected a factor above 0 and at most 1; paper: 0.01")
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
-        """The tokens of each announcement, as "announcement.0". Raises SetupError where one is too long for the model.
+        """Return the tokens of each announcement, as "announcement.0" and so on.
 
-        They include BOS if the tokenizer puts one before a text.
+        They include BOS if the tokenizer puts one before a text. Raises SetupError if an announcement is too long for
+        the model.
         """
         del data
         self.check(model)
@@ -107,7 +109,7 @@ class SelfDebias(Method):
         yield Steering(next_logits=next_logits, demand=self.demand()._replace(room=longest)) if strength else Steering()
 
     def _scaled(self, logits: Tensor, announced: Sequence[Tensor], strength: float) -> Tensor:
-        """Logits (N, V) plus the logarithm of each token's factor; announced: the logits after each announcement."""
+        """Return logits (N, V) plus the log of each token's factor. announced: the logits after each announcement."""
         highest = torch.softmax(announced[0].float(), -1)
         for one in announced[1:]:
             highest = torch.maximum(highest, torch.softmax(one.float(), -1))

@@ -2,7 +2,7 @@
 
 Both numbers are known as soon as a direction is fitted, from the activations that the fit has read anyway. In arXiv
 2505.22637 the behaviours whose pairs agree, and whose two sides lie further apart along the direction, are steered more
-reliably: so they partly predict the effect of steering before a text is sampled.
+reliably. So both numbers partly predict the effect of steering before a text is sampled.
 """
 
 import math
@@ -16,7 +16,7 @@ from methods.base import INFO, Artefact
 from methods.directions import SAME
 
 FOLDS = 5
-FEWEST_FOR_FOLDS = 10  # pairs; fewer are left out one by one
+FEWEST_FOR_FOLDS = 10  # pairs; with fewer, each pair is a fold
 
 
 class Separation(NamedTuple):
@@ -27,23 +27,23 @@ class Separation(NamedTuple):
 
 
 def separation(desired: Tensor, undesired: Tensor) -> Separation:
-    """Agreement and separation of N pairs by their activations at one layer, (N, D) each, in double precision.
+    """Return how N pairs agree and how far their sides are apart, from activations at one layer, (N, D) each.
 
         d_i = desired_i - undesired_i;   mean_cosine = mean over i of cos(d_i, mean of all d_j but d_i)
         d_prime = (mean of p+ - mean of p-) / sqrt((var p+ + var p-) / 2)
 
-    The paper takes the cosine to the mean of all differences. That mean holds d_i itself, so N pairs of pure noise have
-    a cosine of 1 / sqrt(N), .32 for ten pairs; without d_i it is 0 in expectation, whatever N and D are. A pair whose
-    two activations are equal counts as 0.
+    Both are computed in double precision. The paper takes the cosine to the mean of all differences. That mean contains
+    d_i itself, so N pairs of pure noise have a cosine of 1 / sqrt(N), .32 for ten pairs; without d_i it is 0 in
+    expectation, whatever N and D are. A pair whose two activations are equal counts as 0.
 
     p+ and p- are the N projections of the desired and of the undesired activations, each on the unit direction of the
-    mean difference of the other folds. There are five folds of neighbouring pairs, in the order that they are given,
-    or below ten pairs one for each pair. First the mean of all 2N activations is subtracted, which does not change
-    the difference between the sides: the folds have different directions, and the component that all activations
-    share, which is much larger than that difference, would otherwise look like a spread within a side. Variances are
-    those of samples (N - 1).
+    mean difference of the other folds. There are five folds of neighbouring pairs, in the order in which the pairs are
+    given; if there are fewer than ten pairs, each pair is a fold. First the mean of all 2N activations is subtracted,
+    which does not change the difference between the sides. It is subtracted because the folds have different
+    directions: the component that all activations share, which is much larger than that difference, would otherwise
+    look like a spread within a side. Variances are sample variances (N - 1).
 
-    Both are NaN for fewer than two pairs; d_prime is NaN where the projections of a side do not differ.
+    Both are NaN for fewer than two pairs; d_prime is NaN if the projections within the sides do not differ.
     """
     if len(desired) < 2:
         return Separation(math.nan, math.nan)
@@ -58,7 +58,7 @@ def mean_cosine(differences: Tensor) -> float:
 
 
 def held_out_projections(sides: Tensor) -> Tensor:
-    """(2, N): the desired and undesired activations (2, N, D), each projected on the direction of the other folds."""
+    """Return the projections (2, N) of both sides' activations (2, N, D), each on the direction of the other folds."""
     sides = sides - sides.mean((0, 1))
     count, difference = sides.shape[1], sides[0] - sides[1]  # (N, D)
     found = []
@@ -69,7 +69,7 @@ def held_out_projections(sides: Tensor) -> Tensor:
 
 
 def d_prime(desired: Tensor, undesired: Tensor) -> float:
-    """Distance of the means of two sets of projections, (N,) each, in units of the spread within a set."""
+    """Return the distance of the means of two sets of projections, (N,) each, in units of the spread within a set."""
     distance = float(desired.mean() - undesired.mean())
     spread = math.sqrt(float(desired.var() + undesired.var()) / 2)
     return math.nan if spread <= SAME * abs(distance) else distance / spread
@@ -78,8 +78,8 @@ def d_prime(desired: Tensor, undesired: Tensor) -> float:
 def separation_facts(desired: Tensor, undesired: Tensor) -> Artefact:
     """Return the numbers of `separation` as facts for a record, without those that are NaN.
 
-    They come from pooled activations, (N, D) each; for several layers, (L, N, D) each, they are the means over the
-    layers.
+    desired, undesired: pooled activations, (N, D) each; or those of several layers, (L, N, D) each, for which the
+    numbers are means over the layers.
     """
     layers = zip(desired, undesired, strict=True) if desired.dim() == 3 else [(desired, undesired)]
     found = torch.tensor([separation(*layer) for layer in layers]).mean(0)  # (2,)

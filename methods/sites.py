@@ -1,7 +1,7 @@
-"""Where in a block a method may act besides its input and output: what attention and the MLP write, heads, neurons.
+"""Places inside a block where a method may act: the outputs of attention and MLP, attention heads, MLP neurons.
 
-All are found by structure, through the layout (`methods.layout`), and each is a module and one of its sides, which
-`methods.intervention.Hook` takes directly.
+All are found by structure, through the layout (`methods.layout`). Each place is a module and one of its sides, input or
+output, which `methods.intervention.Hook` takes directly.
 """
 
 import weakref
@@ -30,7 +30,7 @@ class Place(NamedTuple):
     width: int
 
     def hook(self, function: Callable[[Tensor], Tensor]) -> Hook:
-        """Return a hook with a function of (B, T, width), even if the model has all rows' tokens on one axis (OPT)."""
+        """Return a hook that gives `function` (B, T, width), even if the model has B and T on one axis (OPT)."""
 
         def run(hidden: Tensor) -> Tensor:
             if hidden.dim() == 3:
@@ -50,8 +50,8 @@ class Heads(NamedTuple):
 
 
 class _Writers(NamedTuple):
-    projection: nn.Module  # or, of a mixture of experts, the module that adds them up
-    last: nn.Module  # the norm that what is written passes before the stream, else the same
+    projection: nn.Module  # in a mixture of experts, the module that adds up the experts
+    last: nn.Module  # the norm between the projection and the stream; if there is none, the projection
 
 
 _Found = dict[tuple[int, Part], _Writers]
@@ -59,11 +59,11 @@ _cache: "weakref.WeakKeyDictionary[PreTrainedModel, tuple[Layout, _Found]]" = we
 
 
 def written(model: PreTrainedModel, layer: int, part: Part) -> Place:
-    """Return the place where the stream receives what attention or the MLP of a block adds to it, (B, T, D).
+    """Return the place whose output (B, T, D) attention or the MLP of a block adds to the stream.
 
-    That is the output of the norm after the part where there is one (Gemma 2 and 3, OLMo 2 and 3), else of the
-    projection, or of the module that adds up a mixture of experts. Zeros there leave the stream unchanged. Some models
-    multiply the output by a constant before they add it (Granite).
+    If a norm follows the part (Gemma 2 and 3, OLMo 2 and 3), that is the output of the norm. Otherwise it is the output
+    of the projection, or of the module that adds up a mixture of experts. Zeros there leave the stream unchanged. Some
+    models multiply the output by a constant before they add it (Granite).
     """
     return Place(_found(model)[layer, part].last, "output", layout.width(model))
 
@@ -71,22 +71,23 @@ def written(model: PreTrainedModel, layer: int, part: Part) -> Place:
 def projected(model: PreTrainedModel, layer: int, part: Part) -> Place:
     """Return the output (B, T, D) of the matrix through which attention or the MLP writes, or of all experts together.
 
-    `written` is the same unless a norm follows (`is_normed`).
+    `written` returns the same place unless a norm follows (`is_normed`).
     """
     return Place(_found(model)[layer, part].projection, "output", layout.width(model))
 
 
 def is_normed(model: PreTrainedModel, layer: int, part: Part) -> bool:
-    """Return whether a norm stands between what attention or the MLP of this block writes and the stream."""
+    """Return whether the output of attention or the MLP of this block passes a norm before the stream."""
     found = _found(model)[layer, part]
     return found.projection is not found.last
 
 
 def last_norm(model: PreTrainedModel, layer: int) -> Place:
-    """Return the output (B, T, D) of the last norm that is a part of the block itself: in Llama that before the MLP.
+    """Return the output (B, T, D) of the last norm that is a direct child of the block.
 
-    In GPT-2 and OPT as well; where attention and MLP run side by side it may be their only norm (GPT-J, Phi-2), and in
-    Gemma 2 and 3 and OLMo 2 and 3 it is the one after the MLP. Raises SetupError for a block without a norm of its own.
+    In Llama, GPT-2 and OPT it is the norm before the MLP, and in Gemma 2 and 3 and OLMo 2 and 3 the norm after the MLP.
+    If attention and MLP run side by side, it may be their only norm (GPT-J, Phi-2). Raises SetupError if the block has
+    no norm of its own.
     """
     norms = [module for module in layout.blocks(model)[layer].children() if "norm" in type(module).__name__.lower()]
     if not norms:
@@ -95,15 +96,15 @@ def last_norm(model: PreTrainedModel, layer: int) -> Place:
 
 
 def output_bias(model: PreTrainedModel, layer: int, part: Part) -> nn.Parameter | None:
-    """The bias (D,) of the matrix through which attention or the MLP writes; None if there is none, or several."""
+    """Return the bias (D,) of the matrix through which attention or the MLP writes; None unless there is just one."""
     bias = getattr(projected(model, layer, part).module, "bias", None)
     return bias if isinstance(bias, nn.Parameter) else None
 
 
 def heads(model: PreTrainedModel, layer: int) -> Heads:
-    """Return the heads of a block, before the output projection; with grouped queries they are the query heads.
+    """Return the heads of a block, before the output projection; with grouped-query attention, the query heads.
 
-    Raises SetupError where they are not all of one size.
+    Raises SetupError if they are not all of one size.
     """
     module = _matrix_module(model, layer, "attention")
     inputs = layout.stream_rows(model, layer, "o").parts[0].read().shape[0]
@@ -121,7 +122,7 @@ def heads(model: PreTrainedModel, layer: int) -> Heads:
 def neurons(model: PreTrainedModel, layer: int) -> Place:
     """Return the MLP's hidden units, (B, T, M): the input of the matrix through which it writes.
 
-    Raises SetupError for a mixture of experts, where each expert has neurons of its own.
+    Raises SetupError for a mixture of experts, in which each expert has neurons of its own.
     """
     module = _matrix_module(model, layer, "mlp")
     return Place(module, "input", layout.value_matrix(model, layer).read().shape[1])
@@ -130,7 +131,7 @@ def neurons(model: PreTrainedModel, layer: int) -> Place:
 def mlp_linears(model: PreTrainedModel, layer: int) -> dict[str, nn.Module]:
     """Return the linear modules of the block's MLP by their names, in the order in which they run: gate, up, down.
 
-    Gate and up may be one. Raises SetupError for a mixture of experts, whose matrices are not separate modules.
+    Gate and up may be one module. Raises SetupError for a mixture of experts, whose matrices are not separate modules.
     """
     own, block = layout.of(model), layout.blocks(model)[layer]
     _matrix_module(model, layer, "mlp")
@@ -144,7 +145,7 @@ def mlp_linears(model: PreTrainedModel, layer: int) -> dict[str, nn.Module]:
 
 
 def _matrix_module(model: PreTrainedModel, layer: int, part: Part) -> nn.Module:
-    """The one linear module through which a part of a block writes."""
+    """Return the one linear module through which a part of a block writes. Raises SetupError if there are several."""
     names = _names(model, part)
     block = layout.blocks(model)[layer]
     there = [name for name in names if "*" not in name and _is_linear(block, name)]
@@ -183,10 +184,13 @@ def _found(model: PreTrainedModel) -> _Found:
 
 
 def _search(model: PreTrainedModel, block: nn.Module, part: Part) -> _Writers:
-    """Find them by reading one token: the projection gives (1, 1, D), and a norm that gets this very tensor follows."""
+    """Find the writers of a part by running one token.
+
+    The projection outputs (1, 1, D), or (1, D), and a norm that follows gets this very tensor.
+    """
     modules = _candidates(block, _names(model, part))
     shapes: dict[nn.Module, tuple[int, ...]] = {}
-    kept: list[Tensor] = []  # so that no address is used twice
+    kept: list[Tensor] = []  # keeps the tensors alive, so that no address is used twice
     addresses: set[int] = set()
     norms: list[nn.Module] = []
 
@@ -220,12 +224,12 @@ def _search(model: PreTrainedModel, block: nn.Module, part: Part) -> _Writers:
 
 
 def _candidates(block: nn.Module, names: Names) -> list[nn.Module]:
-    """The linear module, or where there are several matrices the modules around all of them, the innermost first."""
+    """Return the linear module, or, if there are several matrices, the modules around all of them, innermost first."""
     linear = [name for name in names if "*" not in name and _is_linear(block, name)]
     if len(names) == 1 and linear:
         return [block.get_submodule(linear[0])]
     present = [name for name in names if layout.resolved(block, name)]
-    if len(present) == 1 and present[0] in linear:  # of a model in which other blocks are mixtures
+    if len(present) == 1 and present[0] in linear:  # other blocks of this model are mixtures
         return [block.get_submodule(present[0])]
     parents = [name.split(".")[:-1] for name in present]
     shared: list[str] = []

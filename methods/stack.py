@@ -1,4 +1,4 @@
-"""Several methods one after the other, each fitted on the model as those before it leave it."""
+"""Several methods one after the other, each fitted on the model as the earlier methods leave it."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -18,13 +18,14 @@ class Stack(Method):
     """Apply the parts in order, part i at strength * at_i; part i is fitted with parts 1 to i - 1 at their own `at`.
 
     Model Surgery stacks two of its edits in this way: the second probe is trained on the model that the first edit left
-    (arXiv 2407.08770 section 4.5). Any methods can be stacked; prefixes are put together in order, and functions of
-    the next logits run in order.
+    (arXiv 2407.08770 section 4.5). Any methods can be stacked; prefixes are joined in order, and functions of the next
+    logits run in order.
 
-    Parts learn from the same data, except those that have their own (`FitData.parts`, in a command `part_data`).
-    In this way two behaviours are stacked, each with its own texts. The paper's figures for LLaMA2-7B as it is,
-    detoxified, and with a negative attitude stacked on that: ToxiGen .791, .399, .374; RealToxicityPrompts .514, .0517,
-    .0542; WikiText-2 perplexity 6.10, 6.53, 7.14; negative answers .637 for the first, .742 for the last.
+    All parts learn from the same data, except those that have their own (`FitData.parts`; in a command, `part_data`).
+    In this way two behaviours can be stacked, each with its own texts. The paper reports three models: LLaMA2-7B as it
+    is, detoxified, and detoxified with a negative attitude stacked on top. In this order, the figures are ToxiGen .791,
+    .399, .374; RealToxicityPrompts .514, .0517, .0542; WikiText-2 perplexity 6.10, 6.53, 7.14; negative answers .637
+    for the first model and .742 for the last.
     """
 
     name: ClassVar[str] = "stack"
@@ -38,7 +39,7 @@ class Stack(Method):
     strengths: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25)
 
     @property
-    def needs(self) -> frozenset[str]:  # type: ignore[override]  # of a stack it depends on the parts
+    def needs(self) -> frozenset[str]:  # type: ignore[override]  # depends on the parts
         """The data that any of the parts needs."""
         return frozenset().union(*(part.needs for part in self.parts.values()))
 
@@ -49,7 +50,7 @@ class Stack(Method):
 
     @property
     def half_version(self) -> int:  # type: ignore[override]
-        """A number that grows if that of any part does."""
+        """The sum of the parts' half versions, which grows if that of any part does."""
         return sum(part.half_version for part in self.parts.values())
 
     def passes(self) -> float:
@@ -100,7 +101,7 @@ class Stack(Method):
 
 
 def _together(demands: Sequence[Demand]) -> Demand:
-    """Parts try tokens ahead one after the other; each has its own readings."""
+    """Return the demand of all parts: they try tokens ahead one after the other, but each has its own readings."""
     readings, ahead, copies, room = zip(Demand(), *demands, strict=True)
     return Demand(sum(readings), max(ahead), sum(copies), max(room))
 

@@ -1,4 +1,4 @@
-"""Task negation (arXiv 2212.04089): what fine-tuning on harmful texts would add to the weights is taken from them."""
+"""Task negation (arXiv 2212.04089): what fine-tuning on harmful texts adds to the weights is subtracted from them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -77,6 +77,6 @@ class TaskNegation(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Take the change away inside the `with`. Raises SetupError for the artefact of another model."""
+        """Subtract strength times the change inside the `with`. Raises SetupError for another model's artefact."""
         with changed(model, artefact, -strength, self.name):
             yield Steering()

@@ -1,8 +1,9 @@
-"""Texts as token ids: prompt and continuation are tokenised as one text and parted where the continuation begins.
+"""Texts as token ids: prompt and continuation are tokenised as one text and split where the continuation begins.
 
-If they were tokenised separately, they could have tokens that occur neither in the text nor in a sample: SentencePiece
-puts a space before every text, and a token may span the join. So the whole text is tokenised once, and the
-continuation's tokens are those that hold a character of it: a token that spans the join belongs to the continuation.
+If they were tokenised separately, they could have tokens that occur neither in the whole text nor in a sample:
+SentencePiece puts a space before every text, and a token may span the join. So the whole text is tokenised once, and
+the continuation's tokens are all that contain one of its characters: a token that spans the join belongs to the
+continuation.
 """
 
 from collections.abc import Sequence
@@ -15,11 +16,11 @@ from methods.errors import SetupError
 
 
 class Text(NamedTuple):
-    """One text as token ids; the first `prompt` belong to the prompt, `special` of them put there by the tokenizer."""
+    """One text as token ids; the first `prompt` are the prompt's, of which the first `special` are the tokenizer's."""
 
     tokens: list[int]
     prompt: int
-    special: int = 0  # BOS or what else the tokenizer puts before a text
+    special: int = 0  # BOS, and whatever else the tokenizer puts before a text
 
     @property
     def continuation(self) -> list[int]:
@@ -42,7 +43,7 @@ def split(
     *,
     special_tokens: bool = True,
 ) -> list[Text]:
-    """Return each prompt with its continuation, tokenised as one text and parted by the offsets of the tokens.
+    """Return each prompt with its continuation, tokenised as one text and split by the offsets of the tokens.
 
     special_tokens: whether to keep the tokens that the tokenizer puts around a text (BOS).
 
@@ -71,7 +72,7 @@ def split(
 
 
 def longest_text(model: PreTrainedModel) -> int | None:
-    """Return how many tokens the model was made to read at most; None where its config names no limit."""
+    """Return how many tokens the model was made to read at most; None if its config names no limit."""
     limit = getattr(model.config, "max_position_embeddings", None)
     return None if limit is None else int(limit)
 
@@ -83,7 +84,7 @@ def encode(
     continuations: Sequence[str],
     max_tokens: int | None = None,
 ) -> tuple[list[Text], int]:
-    """Return the texts as `split` gives them, cut to `max_tokens` and to what the model reads, and how many were cut.
+    """Return the texts as `split` gives them, cut to `max_tokens` and to the model's limit, and how many were cut.
 
     A text that is too long loses tokens of its prompt from the left, after BOS; if its continuation by itself is too
     long, it loses the prompt and then the end of the continuation. A text without any token becomes end-of-text.
@@ -96,9 +97,10 @@ def encode(
 def encode_pairs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, max_tokens: int | None = None
 ) -> EncodedPairs:
-    """Return both texts of each pair, cut as in `encode`, but equally: both prompts lose as much as the longer needs.
+    """Return both texts of each pair, cut as in `encode`, except that both prompts lose the same number of tokens.
 
-    Raises SetupError where the two texts of a pair differ only in what is cut off.
+    That number is what the longer text has to lose. Raises SetupError if the texts of a pair differ only in what is cut
+    off.
     """
     limit = _limit(model, max_tokens)
     wholes = [_some(tokenizer, split(tokenizer, pairs.prompt, texts)) for texts in (pairs.desired, pairs.undesired)]
@@ -131,7 +133,7 @@ def _some(tokenizer: PreTrainedTokenizerBase, texts: Sequence[Text]) -> list[Tex
 
 
 def _cut(texts: Sequence[Text], limit: int | None) -> list[Text]:
-    """The texts without the same number of tokens at the left of their prompts, then cut at `limit` from the right."""
+    """Drop the same number of tokens from the left of all prompts, then cut the texts to `limit` from the right."""
     excess = 0 if limit is None else max(len(text.tokens) for text in texts) - limit
     if excess <= 0:
         return list(texts)

@@ -32,14 +32,15 @@ from methods.tokens import EncodedPairs, Text, encode, encode_pairs
 from methods.training_memory import TrainingMemory, announce, training_memory, wanting
 
 CHECKPOINT_EVERY_SECONDS = 30.0
-CHECKPOINT_SHARE = 0.1  # of the time at most goes into keeping the state, which of a large model takes long
-STEP_COST = 3  # a training step next to a forward over the same tokens, roughly
+CHECKPOINT_SHARE = 0.1  # the largest share of the time that goes into saving the state, which is slow for a large model
+STEP_COST = 3  # rough cost of a training step, in forwards over the same tokens
 
 
 class Recipe(NamedTuple):
     """The settings of `minimise`; the learning rate falls linearly to 0 after a warm-up of a tenth of the steps.
 
-    steps: the most steps, even if the epochs have more; None: all. constant: the learning rate stays as it is.
+    steps: the largest number of steps, even if the epochs have more; None: no limit. constant: whether the learning
+    rate stays the same throughout.
     """
 
     learning_rate: float
@@ -52,13 +53,13 @@ class Recipe(NamedTuple):
     constant: bool = False
 
     def batches(self, count: int) -> list[Tensor]:
-        """Return row numbers of each step's batch, over all epochs; another order in each."""
+        """Return the row numbers of each step's batch over all epochs; each epoch has another order."""
         generator = torch.Generator().manual_seed(self.seed)
         orders = [torch.randperm(count, generator=generator) for _ in range(self.epochs)]
         return [batch for order in orders for batch in torch.split(order, self.batch_size)][: self.steps]
 
     def rate(self, step: int, steps: int) -> float:
-        """Learning rate of a step counted from 0."""
+        """Return the learning rate of step number `step`, counted from 0, of `steps` steps."""
         if self.constant:
             return self.learning_rate
         warm_up = max(1, steps // 10)
@@ -66,7 +67,7 @@ class Recipe(NamedTuple):
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Raises SetupError for numbers that train nothing."""
+    """Raises SetupError for numbers with which nothing is trained, and for an unknown optimizer."""
     if recipe.epochs < 1 or recipe.batch_size < 1 or not 0 < recipe.learning_rate < math.inf:
         raise SetupError(f"{recipe}: epochs and batch size must be at least 1, the learning rate above 0")
     if recipe.optimizer not in get_args(OptimizerName):
@@ -80,9 +81,9 @@ def encoded(
     what: str,
     max_tokens: int,
 ) -> tuple[list[Text], int]:
-    """Return examples as tokens, those without a completion left out; and how many were cut (`methods.tokens.encode`).
+    """Return the examples that have a completion, as tokens, and how many were cut (`methods.tokens.encode`).
 
-    Raises SetupError where nothing is left.
+    Raises SetupError if there are none.
     """
     found, cut = encode(model, tokenizer, *(examples or Examples([], [])), max_tokens)
     texts = [text._replace(prompt=max(text.prompt, 1)) for text in found]  # nothing predicts the first token
@@ -95,9 +96,9 @@ def encoded(
 def encoded_pairs(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Pairs, max_tokens: int
 ) -> EncodedPairs:
-    """Return pairs as tokens, cut alike (`methods.tokens.encode_pairs`), but none with a text without continuation.
+    """Return the pairs whose texts both have a continuation, as tokens, cut as in `methods.tokens.encode_pairs`.
 
-    Raises SetupError where fewer than two are left.
+    Raises SetupError if there are fewer than two.
     """
     found = encode_pairs(model, tokenizer, pairs, max_tokens)
     sides = ([text._replace(prompt=max(text.prompt, 1)) for text in side] for side in (found.desired, found.undesired))
@@ -113,7 +114,10 @@ def encoded_pairs(
 def encoded_background(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, background: Sequence[str] | None, max_tokens: int
 ) -> tuple[list[Text], int]:
-    """Ordinary texts as tokens, each to be predicted from its second token on, and how many were cut; as `encoded`."""
+    """Return ordinary texts as tokens, and how many were cut, as `encoded` does for examples.
+
+    A text is to be predicted from its second token on.
+    """
     ordinary = list(background or [])
     return encoded(model, tokenizer, Examples([""] * len(ordinary), ordinary), "background texts", max_tokens)
 
@@ -129,21 +133,21 @@ def logits_and_targets(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[T
     start = torch.zeros_like(prompt[:, 0])
     with at(Positions(start, length[:, 0], start, prompt[:, 0])):
         logits = model(input_ids=ids, attention_mask=(column < length).long(), use_cache=False).logits  # (B, T, V)
-    said = ((column >= prompt) & (column < length))[:, 1:]  # (B, T - 1) columns that are to be told
+    said = ((column >= prompt) & (column < length))[:, 1:]  # (B, T - 1) columns that are to be predicted
     return logits[:, :-1][said].float(), ids[:, 1:][said]
 
 
 def completion_loss(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
-    """Return the mean cross-entropy in nats over all tokens of the completions; the prompts' are not learnt."""
+    """Return the mean cross-entropy in nats over all tokens of the completions; tokens of prompts do not count."""
     return functional.cross_entropy(*logits_and_targets(model, texts))
 
 
 def log_likelihoods(model: PreTrainedModel, texts: Sequence[Text]) -> Tensor:
-    """(B,) log-probability in nats of each text's completion given its prompt, summed over its tokens."""
+    """Return the log-probability (B,) in nats of each text's completion given its prompt, summed over its tokens."""
     logits, targets = logits_and_targets(model, texts)
     by_token = -functional.cross_entropy(logits, targets, reduction="none")  # (C,)
     lengths = torch.tensor([len(text.tokens) - text.prompt for text in texts], device=by_token.device)
-    row = torch.repeat_interleave(lengths)  # (C,) the text that each token is of
+    row = torch.repeat_interleave(lengths)  # (C,) the text that each token belongs to
     return by_token.new_zeros(len(texts)).index_add(0, row, by_token)
 
 
@@ -154,7 +158,7 @@ def divergence(usual: Tensor, now: Tensor) -> Tensor:
 
 @torch.no_grad()
 def mean_loss(model: PreTrainedModel, texts: Sequence[Text], batch_size: int = 16) -> float:
-    """`completion_loss` over a whole set, each token counting alike."""
+    """Return `completion_loss` over a whole set, in which each token has the same weight."""
     total, count = 0.0, 0
     for start in range(0, len(texts), batch_size):
         logits, targets = logits_and_targets(model, texts[start : start + batch_size])
@@ -185,7 +189,7 @@ def trainable(parameters: Sequence[nn.Parameter]) -> Iterator[list[Tensor]]:
 
 
 def gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
-    """Return the length of the gradient of a loss by these parameters, which keep no gradient.
+    """Return the length of the gradient of a loss with respect to these parameters, whose `grad` stays as it is.
 
     If the parameters are float16, the loss is scaled, so that small gradients do not vanish, and scaled less if large
     ones overflow.
@@ -203,10 +207,11 @@ def gradient_norm(loss: Tensor, parameters: Sequence[nn.Parameter]) -> float:
 def change(parameters: Mapping[str, nn.Parameter], trained: Sequence[Tensor], before: Sequence[Tensor]) -> Artefact:
     """Return what was added to each parameter, by name, as "change.<name>", on the CPU.
 
-    The difference is taken in fp32. Of a parameter of 16 bits it is kept in bfloat16, as large as the parameter itself:
-    that rounds it by at most a 256th, and a change is much smaller than its weight. float16 has too small a range.
+    The difference is computed in fp32. For a 16-bit parameter it is kept in bfloat16, so that it takes no more memory
+    than the parameter. That rounds it by at most a 256th, and a change is much smaller than its weight. float16 has too
+    small a range.
 
-    trained: what each parameter has become (`train`). before: what it was, on the CPU.
+    trained: the new value of each parameter, as `train` returns it. before: the old value, on the CPU.
     """
     found: Artefact = {}
     for (name, parameter), now, then in zip(parameters.items(), trained, before, strict=True):
@@ -230,9 +235,9 @@ def changed(model: PreTrainedModel, artefact: Artefact, strength: float, method:
 def with_added(
     model: PreTrainedModel, changes: Iterable[tuple[str, Tensor]], strength: float, method: str
 ) -> Iterator[None]:
-    """Add strength times each change to the parameter of that name inside the `with`; strength 0 needs none.
+    """Add strength times each change to the parameter of that name inside the `with`; at strength 0 add nothing.
 
-    The sum is made in fp32, and rounded once where the parameter has fewer bits.
+    The sum is computed in fp32, and rounded once if the parameter has fewer bits.
 
     Raises SetupError for a change that fits no parameter of the model.
     """
@@ -252,9 +257,9 @@ def with_added(
 def foretold(
     model: PreTrainedModel, trained: Sequence[nn.Parameter], recipe: Recipe, sets: Sequence[Sequence[Text]], what: str
 ) -> int:
-    """Print what memory a training takes, and return the bytes that it will take beyond the loaded model.
+    """Print how much memory a training will take, and return the bytes that it will take beyond the loaded model.
 
-    sets: texts of which each step reads a batch. Raises SetupError where a GPU cannot hold them.
+    sets: the sets of texts; each step reads a batch from each set. Raises SetupError if a GPU cannot hold the training.
     """
     batches = [(min(recipe.batch_size, len(texts)), max(len(text.tokens) for text in texts)) for texts in sets]
     memory = training_memory(
@@ -309,13 +314,14 @@ def minimise(
 ) -> list[Tensor]:
     """Minimise a loss over the parameters, batch by batch.
 
-    loss: gets the number of the step and the row numbers of its batch. sizes: the tokens that each row takes through
-    the model. enough: the training ends, without a step, at a loss below it.
+    loss: gets the number of the step and the row numbers of its batch. sizes: the number of tokens that the model reads
+    for each row. enough: if the loss is below this value, the training ends before the step is taken.
 
-    Returns what each parameter has become: the parameter itself, or in fp32 where it has 16 bits (`Optimiser`).
+    Return each trained parameter: the parameter itself, or its fp32 master if it has 16 bits (`Optimiser`).
 
-    Under `methods.progress.checkpointing`, weights and optimiser are kept there as `stage` every half minute, and when
-    the training is stopped; it resumes from there and ends with the same bits.
+    Under `methods.progress.checkpointing`, weights and optimiser are saved in its folder, under the name `stage`, every
+    half minute and when the training is stopped. The next run of the training resumes from there and ends with the same
+    bits.
     """
     scaled = any(parameter.dtype == torch.float16 for parameter in model.parameters())
     optimiser = Optimiser(parameters, recipe.optimizer, recipe.learning_rate, scaled=scaled)
@@ -352,9 +358,10 @@ def keeping(
     recipe: Recipe,
     weight: float,
 ) -> Callable[[int], Tensor]:
-    """A penalty for `train`: weight * KL(the model inside `usual` || the model) in nats a token on ordinary texts.
+    """Return a penalty for `train`: weight * KL(the model inside `usual` || the model) in nats a token on `background`.
 
-    Each step reads a batch of these texts, in an order of their own, over and over.
+    Each step reads a batch of these texts. Their order, drawn with another seed than that of the training texts, is
+    repeated as often as needed.
     """
     order = recipe._replace(epochs=1, seed=recipe.seed + 1, steps=None).batches(len(background))
 
@@ -380,7 +387,7 @@ def fine_tuned(
 
     background: ordinary texts, on which `kl_weight` times the divergence from the model as it was is added to the loss.
 
-    Raises SetupError where a weight is not in memory, and where the loss is no longer finite.
+    Raises SetupError if a weight is not in memory, or if the loss is no longer finite.
     """
     parameters = dict(model.named_parameters())
     weights = list(parameters.values())
@@ -444,7 +451,10 @@ class _State:
 
 
 def _keep(path: Path, optimiser: Optimiser, losses: list[float]) -> None:
-    """Write the state whole: to a file of its own beside it, then renamed; another process may do the same training."""
+    """Write the state to a temporary file beside `path`, then rename that, so that the file at `path` is always whole.
+
+    Another process may run the same training.
+    """
     state = {"losses": torch.tensor(losses, dtype=torch.float64), **optimiser.state()}
     whole = {name: tensor.contiguous() for name, tensor in state.items()}
     about = {"sha256": digest(whole), "of": f"{path.parent.name} {path.name}"}
@@ -460,7 +470,7 @@ def _keep(path: Path, optimiser: Optimiser, losses: list[float]) -> None:
 
 
 def digest(state: Mapping[str, Tensor]) -> str:
-    """sha256 of tensors with their names, types and shapes, in hex."""
+    """Return the sha256 of tensors with their names, types and shapes, in hex."""
     whole = hashlib.sha256()
     for name, tensor in sorted(state.items()):
         whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -471,7 +481,8 @@ def digest(state: Mapping[str, Tensor]) -> str:
 def _resume(path: Path, optimiser: Optimiser) -> list[float]:
     """Restore a stored state and return the losses of the steps before it.
 
-    A file that is not what was kept here is set aside, with a warning, and the training begins again, with no losses.
+    A file that does not hold the state of this training is set aside, with a warning; the training then begins again,
+    and there are no losses.
     """
     try:
         state = _kept(path, optimiser.masters)
@@ -485,7 +496,10 @@ def _resume(path: Path, optimiser: Optimiser) -> list[float]:
 
 
 def _kept(path: Path, weights: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The state in a file. Raises SetupError, whose message continues the file's name, for what was not kept here."""
+    """Return the state in a file. Raises SetupError if it is not the state of this training.
+
+    The error's message continues a sentence that begins with the file's name.
+    """
     with reading(lambda error: SetupError(f"cannot be read ({type(error).__name__})")):
         state = load_file(path)
         with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
@@ -504,7 +518,7 @@ def _kept(path: Path, weights: Sequence[Tensor]) -> dict[str, Tensor]:
 
 
 def _set_aside(path: Path) -> Path:
-    """Rename a file to `.<name>.damaged`, with a number where that is taken. Raises SetupError where that fails."""
+    """Rename a file to `.<name>.damaged`, with a number if that name is taken. Raises SetupError if it cannot."""
     names = (f".{path.name}.damaged{'' if number == 1 else f'-{number}'}" for number in range(1, 1000))
     aside = next((one for one in map(path.with_name, names) if not one.exists()), path)
     try:

@@ -1,7 +1,8 @@
 """Computes how much memory a training takes, before it starts.
 
-Weights, masters, gradients and moments are counted. Activations are read off two short forwards of the model itself,
-whose saved tensors are added up, and scaled to the batch. That also works on a model without weights (device "meta").
+Weights, masters, gradients and moments are counted. Activations are measured in two short forwards of the model itself:
+the tensors saved in each are added up, and the sums are scaled to the batch. That also works on a model without weights
+(device "meta").
 """
 
 import sys
@@ -33,7 +34,7 @@ class TrainingMemory(NamedTuple):
     gradients: int
     moments: int
     activations: int
-    step: int  # what a step of the optimiser makes and drops
+    step: int  # temporary tensors of a step of the optimiser
     host: int
 
     @property
@@ -47,7 +48,7 @@ class TrainingMemory(NamedTuple):
         return self.held + max(self.activations, self.step)
 
     def told(self, what: str) -> str:
-        """Return a line for the user who waits."""
+        """Return a line that tells the user how much memory `what` takes."""
         parts = ", ".join(
             f"{name} {readable(size)}" for name, size in self._asdict().items() if size and name != "host"
         )
@@ -68,9 +69,9 @@ def training_memory(
     *,
     gradient_checkpointing: bool = False,
 ) -> TrainingMemory:
-    """Return what a step takes. The `trained` parameters must already require gradients, and no others may.
+    """Return the memory of a step. The `trained` parameters must already require gradients, and no others may.
 
-    batches: rows and tokens a row of each batch that is read in one step.
+    batches: the number of rows, and of tokens per row, of each batch that is read in one step.
     """
     half = [one for one in trained if one.dtype in HALF]
     largest = max(one.numel() for one in trained)
@@ -80,7 +81,7 @@ def training_memory(
         gradients=sum(one.nbytes for one in trained),
         moments=sum(moment_bytes(optimizer, one.shape) for one in trained),
         activations=sum(activation_bytes(model, *batch, gradient_checkpointing) for batch in batches),
-        step=4 * (STEP_COPIES[optimizer] + bool(half)) * largest,  # of a master the gradient in fp32 as well
+        step=4 * (STEP_COPIES[optimizer] + bool(half)) * largest,  # a master also has its gradient in fp32
         host=2 * sum(one.nbytes for one in trained),
     )
 
@@ -99,19 +100,19 @@ def wanting(model: PreTrainedModel, trained: Sequence[nn.Parameter]) -> Iterator
 
 
 def activation_bytes(model: PreTrainedModel, rows: int, tokens: int, gradient_checkpointing: bool = False) -> int:
-    """Bytes that a backward pass over `rows` texts of `tokens` tokens needs: stored activations, and logits' gradients.
+    """Return the bytes that a backward pass over `rows` texts of `tokens` tokens needs.
 
-    For each text they grow as `a * tokens + b * tokens**2`; the quadratic part comes from attention that keeps its
-    weights.
+    They hold stored activations and the gradients of the logits. For each text, the stored activations grow as
+    `a * tokens + b * tokens**2`; the quadratic part comes from attention that keeps its attention weights.
     """
     vocabulary = int(model.config.get_text_config().vocab_size)
-    logits = tokens * vocabulary * (4 + 2 * model.dtype.itemsize)  # their gradients: in fp32, and twice in the model's
+    logits = tokens * vocabulary * (4 + 2 * model.dtype.itemsize)  # their gradients: fp32, and twice the model's dtype
     saved = _scaled(_saved(model, LENGTHS[0]), _saved(model, LENGTHS[1]), tokens)
     if not gradient_checkpointing:
         return round(rows * (saved + logits))
     with recomputed(model):
         kept = _scaled(_saved(model, LENGTHS[0]), _saved(model, LENGTHS[1]), tokens)
-    block = (saved - kept) / len(layout.blocks(model))  # one at a time is computed again, when the logits are gone
+    block = (saved - kept) / len(layout.blocks(model))  # recomputed one at a time, when the logits are gone
     return round(rows * (kept + max(block, logits)))
 
 
@@ -123,7 +124,7 @@ def _scaled(short: float, long: float, tokens: int) -> float:
 
 
 def _saved(model: PreTrainedModel, tokens: int) -> int:
-    """Bytes that a forward of one text keeps for the backward pass, its parameters left out."""
+    """Return the bytes that a forward of one text keeps for the backward pass, parameters and buffers left out."""
     weights = {_storage(one) for one in (*model.parameters(), *model.buffers())}
     found: dict[int, int] = {}  # by storage, which several saved tensors may share
 
@@ -145,12 +146,12 @@ def _saved(model: PreTrainedModel, tokens: int) -> int:
 
 
 def _storage(tensor: Tensor) -> int:
-    """Return what tells a tensor's storage from others, also on the device "meta", where no tensor has an address."""
+    """Return a number that identifies a tensor's storage, also on the device "meta", where no tensor has an address."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def announce(memory: TrainingMemory, what: str, devices: set[torch.device]) -> None:
-    """Print what a training takes. Raises SetupError where a GPU cannot hold `memory.held`."""
+    """Print how much memory a training takes. Raises SetupError if the GPUs cannot hold `memory.held`."""
     print(memory.told(what), file=sys.stderr)
     if any(device.type != "cuda" for device in devices):
         return

@@ -1,4 +1,4 @@
-"""Gives a model whose unembedding is its token embedding (Llama 3.2 1B, GPT-2, SmolLM) one of its own for a while."""
+"""Temporarily gives a model with tied embeddings (Llama 3.2 1B, GPT-2, SmolLM) a separate unembedding."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,11 +17,11 @@ def is_tied(model: PreTrainedModel) -> bool:
 
 @contextmanager
 def untied(model: PreTrainedModel) -> Iterator[None]:
-    """Inside the `with`, the unembedding is a copy, so that an edit of the token embedding leaves the logits' matrix.
+    """Inside the `with`, the unembedding is a copy of the token embedding, so edits of the embedding do not change it.
 
-    The config says so inside, for `save_pretrained` and for `tie_weights`, which lm-eval calls on the model that it is
-    given. At the end the unembedding is the original parameter again, and config and model state what they stated
-    before. A model that is not tied is left as it is.
+    Meanwhile, config and model say that the two are not tied, so that they stay separate in `save_pretrained` and in
+    `tie_weights`, which lm-eval calls on the model that it is given. At the end, the unembedding is the original
+    parameter again, and config and model say the same as before. A model without tied embeddings does not change.
     """
     if not is_tied(model):
         yield

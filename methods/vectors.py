@@ -1,6 +1,6 @@
 """Functions for methods that steer at the outputs of several blocks, with one vector at each.
 
-A vector is kept at the length of the residual stream at its block, so that one strength means the same at every block
+A vector is stored at the scale of the residual stream at its block, so that a strength means the same at every block
 and in every model: `layers.12.direction` is a unit vector times the mean residual norm at block 12, and strength 0.1
 adds a tenth of that norm.
 """
@@ -25,7 +25,7 @@ UNIT = "mean residual norms"
 def block_range(model: PreTrainedModel, first: int | float, last: int | float) -> list[int]:
     """Return the blocks from `first` to `last`, both of them included; each is a number or a fraction of the depth.
 
-    Raises SetupError for a block that the model does not have, and where the last one comes before the first.
+    Raises SetupError for a block that the model does not have, and if the last one comes before the first.
     """
     start = layout.layer_index(model, first, "method.first_layer")
     end = layout.layer_index(model, last, "method.last_layer")
@@ -38,7 +38,7 @@ def block_range(model: PreTrainedModel, first: int | float, last: int | float) -
 
 
 def kept(layers: Sequence[int], vectors: Tensor, norms: Tensor) -> Artefact:
-    """The artefact of vectors (L, D), of length 1 or less, at blocks whose mean residual norms are `norms` (L,)."""
+    """Return the artefact of vectors (L, D), each multiplied by its block's mean residual norm from `norms` (L,)."""
     scaled = vectors * norms[:, None]  # (L, D)
     return {
         **{f"layers.{layer}.direction": one.clone() for layer, one in zip(layers, scaled, strict=True)},
@@ -58,7 +58,7 @@ def hooks(model: PreTrainedModel, maps: Mapping[int, Map]) -> list[Hook]:
 
 
 def within(function: Map, scope: Scope, *, boundary: bool = False) -> Map:
-    """Return the map at the tokens of the scope (`intervention.scope_mask`), and nothing at any other."""
+    """Return `function` limited to the tokens of the scope (`intervention.scope_mask`); the others stay as they are."""
 
     def scoped(hidden: Tensor) -> Tensor:
         mask = scope_mask(scope, hidden.shape[1], boundary=boundary)  # (B, T)
@@ -104,7 +104,7 @@ def clamping(unit: Tensor, target: float, share: float = 1.0) -> Map:
 
 
 def where_open(verdict: Callable[[Tensor], Tensor], function: Map) -> Map:
-    """Return the map in the rows whose verdict (B,) is above 0, and nothing in the others (`verdicts.Verdict`)."""
+    """Return `function` limited to rows whose verdict (B,) (`verdicts.Verdict`) is above 0; the others stay as is."""
 
     def gated(hidden: Tensor) -> Tensor:
         is_open = verdict(hidden) > 0  # (B,)

@@ -11,20 +11,20 @@ from methods.positions import current_positions
 class Verdict:
     """A number for each row, which `judge` gives from the stream at the last token of the row's prompt.
 
-    It is decided in the forward that reads that token. Tokens that are read later, in the same forward or from the
-    cache, use the same number: the code that runs the model keeps it with the row (`Positions.noted`), also where rows
-    are copied, reordered or left out. A row's verdict depends only on its own prompt. Make a new one for every `with`
-    that steers.
+    It is decided in the forward that reads that token. Later tokens, in the same forward or in one that continues it
+    with a cache, use the same number: the code that runs the model keeps it with the row (`Positions.noted`), even if
+    rows are copied, reordered or left out. A row's verdict depends only on its own prompt. Make a new `Verdict` for
+    every `with` that steers.
     """
 
     def __init__(self, judge: Callable[[Tensor], Tensor]) -> None:
-        """judge: (B, D) in fp32 -> (B,), the stream at the last prompt tokens to the numbers that are kept."""
+        """judge: maps the stream at the last prompt tokens, (B, D) in fp32, to the numbers that are kept, (B,)."""
         self.judge = judge
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """(B,) the verdicts of the rows of this forward, from the stream (B, T, D); 0 where the prompt goes on.
+        """Return the verdicts (B,) of this forward's rows, from the stream (B, T, D); 0 for a prompt that goes on.
 
-        Raises RuntimeError for a row whose prompt was read where nobody kept its verdict.
+        Raises RuntimeError if the end of a row's prompt was read earlier and nobody kept its verdict.
         """
         positions = current_positions()
         index = positions.in_text(hidden.shape[1]).to(hidden.device)  # (B, T)

@@ -18,8 +18,8 @@ from methods.base import Artefact, FitData, Method, Pairs, Steering, required_pa
 from methods.decoding import Step
 from methods.errors import SetupError
 
-SHORTEST = 2  # letters of a word that is learnt: one of a single letter is mostly what an apostrophe leaves
-FACT_DIGITS = 13  # of the list's sha256 that a fact holds, as a number that a float holds exactly
+SHORTEST = 2  # fewest letters of a word that is learnt; a single letter is mostly what an apostrophe leaves
+FACT_DIGITS = 13  # hex digits of the list's sha256 in a fact: so many are a number that a float holds exactly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,24 +27,25 @@ class WordFilter(Method):
     """z(w) <- z(w) - strength for every token w that would complete a listed word after the row's last tokens.
 
     The word filter among the baselines of RealToxicityPrompts (arXiv 2009.11462) never writes a listed word; strength
-    .inf does the same. It only knows words, so its gain shows how far a scorer only looks at words.
+    .inf does the same. A filter only knows words, so its gain shows how far a scorer looks only at words.
 
-    A word is found in the text: its letters between characters that belong to no word, however they are split into
-    tokens, with a space before it or not, in capitals or small letters, even if the prompt began it. A longer word
-    that holds a listed one is not affected, except one that the tokenizer writes as the listed word and an ending:
-    before the ending is drawn, the two are the same. Letters that the tokenizer writes by several tokens, as
-    bytes, belong to no word.
+    A word is found in the text, as letters between characters that belong to no word. It does not matter how it is
+    split into tokens, whether a space comes before it, whether it is in capitals or small letters, or whether the
+    prompt began it. A longer word that contains a listed one is not affected, unless the tokenizer writes it as the
+    listed word and an ending: before the ending is drawn, the two are the same. A letter that the tokenizer writes by
+    several tokens, as bytes, belongs to no word.
 
-    words: a file with a word in each line, in UTF-8, or None: the words are learnt from the pairs. For every word w
+    words: a UTF-8 file with a word in each line. If it is None, the words are learnt from the pairs: for every word w
     that occurs in the continuations of at least `min_texts` undesired texts,
 
         log odds = log (u + .5) / (N - u + .5) - log (d + .5) / (N - d + .5)
 
-    is computed, where u of the N undesired and d of the N desired texts have it there; the list is the `count` words
-    with the highest log odds, none below `min_log_odds`. How the list is learnt is a choice of ours; the baseline's
-    list is not known to us. A list from a scorer that judges would make that scorer's number meaningless:
-    `info.list_hash`, the first 13 hex digits of the sha256 of the sorted words as a number, tells two lists apart, and
-    `info.undesired_share` and `info.desired_share` say in how many of the pairs' texts a learnt list is found.
+    is computed, where u of the N undesired and d of the N desired texts have w in the continuation. The list is the
+    `count` words with the highest log odds, without those below `min_log_odds`. How the list is learnt is a choice of
+    ours; the baseline's list is not known to us. If the list came from the scorer that judges the texts, that scorer's
+    number would be meaningless. `info.list_hash`, the first 13 hex digits of the sha256 of the sorted words as a
+    number, tells two lists apart. `info.undesired_share` and `info.desired_share` are the shares of the pairs' texts
+    that contain a word of a learnt list.
     """
 
     name: ClassVar[str] = "word_filter"
@@ -71,7 +72,7 @@ class WordFilter(Method):
         return frozenset({"pairs"} if self.words is None else ())
 
     def passes(self) -> float:
-        """Always 0, since the model reads nothing."""
+        """Return 0, since the model reads nothing."""
         return 0.0
 
     def check(self, model: PreTrainedModel) -> None:
@@ -88,7 +89,7 @@ class WordFilter(Method):
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the list as an automaton over tokens (`methods.word_list`).
 
-        Raises SetupError without pairs, and where no word tells undesired from desired texts.
+        Raises SetupError if pairs are needed and there are none, or if no word tells undesired from desired texts.
         """
         self.check(model)
         facts: dict[str, float] = {}
@@ -135,7 +136,7 @@ class WordFilter(Method):
 
     @contextmanager
     def apply(self, model: PreTrainedModel, artefact: Artefact, strength: float) -> Iterator[Steering]:
-        """Take the strength off logits inside the `with`. Raises SetupError for the artefact of another vocabulary."""
+        """Subtract the strength from logits inside the `with`. Raises SetupError for another vocabulary's artefact."""
         own, vocabulary = word_list.loaded(artefact), model.config.get_text_config().vocab_size
         if len(own.after) != vocabulary:
             raise SetupError(

@@ -1,7 +1,7 @@
-"""A list of words as an automaton over tokens: which tokens would complete a word, after the tokens of each row.
+"""A list of words as an automaton over tokens, which tells which tokens would complete a word after a row's tokens.
 
-Words are found in the text, not in one way of writing it in tokens: a word counts wherever its letters are between
-characters that belong to no word, however they are split into tokens, in capitals or not.
+Words are found in the text, not in one way to tokenise it: a word counts wherever its letters are between characters
+that belong to no word, however they are split into tokens, and in capitals or small letters.
 """
 
 import re
@@ -17,19 +17,20 @@ from methods.decoding import Step
 from methods.errors import SetupError
 
 WORD = re.compile(r"\w+")
-"""Letters, digits and underscores. A token that is a part of a letter's bytes decodes to U+FFFD, which is none."""
+"""Letters, digits and underscores. A token that is a part of a letter's bytes decodes to U+FFFD, none of these."""
 
 START = 0  # the state between two words
-BY_STATE = -1  # of a token of letters alone: the state after it depends on the one before
-NOTHING = -2  # of a token that adds nothing to a text, as special ones do
+BY_STATE = -1  # for a token of letters alone: the state after it depends on the state before it
+NOTHING = -2  # for a token that adds nothing to a text, such as a special token
 
 
 class Automaton(NamedTuple):
-    """States are beginnings of listed words: 0 is the empty one, the last is that of no listed word.
+    """An automaton whose states are beginnings of listed words; 0 is the empty one, the last begins no listed word.
 
-    after: (V,) the state after each token, BY_STATE or NOTHING. key: (N,), ascending: state * V + token for each token
-    that continues a word from that state; `to`: (N,) the state after it. always: tokens that hold a whole word.
-    first: (S + 1,) for each of S states, where in `completing` the tokens begin that complete a word there.
+    after: (V,) the state after each token, or BY_STATE or NOTHING. key: (N,), ascending: state * V + token for each
+    token that continues a word from that state; `to`: (N,) the state after that token. always: tokens that complete a
+    listed word from any state. first: (S + 1,) for each of S states, the index in `completing` at which the tokens
+    begin that complete a word from that state.
     """
 
     after: Tensor
@@ -41,12 +42,12 @@ class Automaton(NamedTuple):
     longest: Tensor  # (1,) letters of the longest word
 
     def states(self, step: Step) -> Tensor:
-        """(B, K) the state after each column that has logits."""
+        """Return the state (B, K) after each column that has logits."""
         device, length, none = step.ids.device, int(self.longest), len(self.first) - 2
         written = step.real & (self.after[step.ids] != NOTHING)  # (B, C)
-        place = (~written).to(torch.uint8).argsort(dim=-1, stable=True)  # (B, C) the columns with a text first
-        rank = written.long().cumsum(-1)[:, step.columns]  # (B, K) how many of them are read
-        # A token of letters has one at least, so a word that is being written began within so many tokens.
+        place = (~written).to(torch.uint8).argsort(dim=-1, stable=True)  # (B, C) columns that add text come first
+        rank = written.long().cumsum(-1)[:, step.columns]  # (B, K) the number of such columns so far
+        # A token of letters has at least one, so a listed word in progress began within the last `length` tokens.
         back = rank[..., None] - length + torch.arange(length, device=device)  # (B, K, W)
         columns = place.gather(1, back.clamp(min=0).flatten(1)).view_as(back)
         tokens = step.ids.gather(1, columns.flatten(1)).view_as(back)
@@ -61,7 +62,7 @@ class Automaton(NamedTuple):
         return state
 
     def penalised(self, logits: Tensor, state: Tensor, penalty: float) -> Tensor:
-        """Return logits (..., V), less the penalty at the tokens that complete a word in these states (...)."""
+        """Return logits (..., V), with the penalty subtracted at the tokens that complete a word from states (...)."""
         found = logits.clone(memory_format=torch.contiguous_format)
         found[..., self.always] -= penalty
         flat, state = found.view(-1, found.shape[-1]), state.flatten()  # (N, V), (N,)
@@ -72,7 +73,7 @@ class Automaton(NamedTuple):
         return found
 
     def to_device(self, device: torch.device) -> "Automaton":
-        """Return the same on another device."""
+        """Return the same automaton on another device."""
         return Automaton(*(one.to(device) for one in self))
 
     def saved(self) -> Artefact:
@@ -94,7 +95,7 @@ def words_of(text: str) -> list[str]:
 
 def token_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
     """Return what each of the first `count` tokens adds to a text, in small letters; special or unknown ones add ""."""
-    before = list(tokenizer("a", add_special_tokens=False).input_ids)  # after it no leading space is dropped
+    before = list(tokenizer("a", add_special_tokens=False).input_ids)  # in front, so that no leading space is dropped
     start, special = str(tokenizer.decode(before, clean_up_tokenization_spaces=False)), set(tokenizer.all_special_ids)
     known = min(count, len(tokenizer))
     texts = tokenizer.batch_decode([[*before, token] for token in range(known)], clean_up_tokenization_spaces=False)
@@ -103,7 +104,7 @@ def token_texts(tokenizer: PreTrainedTokenizerBase, count: int) -> list[str]:
 
 
 def automaton(words: Collection[str], texts: Sequence[str]) -> Automaton:
-    """Build the automaton of words, which are in small letters only; texts: the text of each token (`token_texts`)."""
+    """Build the automaton of words in small letters. texts: the text of each token (`token_texts`)."""
     beginnings = sorted({word[:end] for word in words for end in range(1, len(word))})
     number = {"": START} | {beginning: i for i, beginning in enumerate(beginnings, 1)}
     none = len(number)

@@ -124,7 +124,7 @@ SETS: dict[str, LabelledSet] = {
         learnt_by=(
             "profanity_check",
             "mean_of",
-        ),  # the first by its package's page, besides Jigsaw's; a part of the other
+        ),  # profanity_check by its package's page (and on Jigsaw's); a part of mean_of
     ),
     "hatecheck": LabelledSet(
         "Paul/hatecheck", None, "test", ("test_case", "label_gold", "target_ident"), _hatecheck

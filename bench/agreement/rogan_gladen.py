@@ -94,7 +94,7 @@ def read(path: Path, columns: Sequence[str] = (), numbers: Sequence[str] = ()) -
 
 
 def _check(table: pd.DataFrame, path: Path, columns: Sequence[str], numbers: Sequence[str]) -> None:
-    """Raise SetupError if a column is missing or holds anything but numbers where it must not."""
+    """Raise SetupError if a column is missing, or if a cell in one of `numbers` is neither empty nor a number."""
     for name in (*columns, *numbers):
         if name not in table:
             raise SetupError(f"{path} has no column {name}; make it again with {_command(path)}")

@@ -173,7 +173,7 @@ def _reference(
     cfg, usual = _composed(own, named)
     usual |= {group: f"[{','.join(listed)}]" for group, listed in defaults().items() if isinstance(listed, ListConfig)}
     more: list[str] = []
-    for nested in (False, True):  # the places inside a choice are there once it is chosen
+    for nested in (False, True):  # a place inside a choice exists only after the choice
         due = [(key, value) for key, value in theirs if key in usual and ("@" in key) <= nested and value != "None"]
         due = [(key, value) for key, value in due if str(usual[key]) != value]
         if due:
@@ -346,7 +346,7 @@ def _expanded(one: Override, available: Mapping[str, Sequence[str]]) -> Override
 
 
 def _parse_line(line: str) -> list[Override]:
-    """Parse the overrides in a line of a sweep, which blanks separate, but not those in quotes.
+    """Parse the overrides in a line of a sweep, separated by blanks outside quotes.
 
     Raises SetupError for an override that a line must not hold.
     """

@@ -18,7 +18,7 @@ FOLDERS = "searchpath"
 LAUNCHER = "launcher"
 """The folder of presets for launchers, which are not part of a cell (`bench.config.launch_arguments`)."""
 SPECIAL = re.compile(r"_\w+_")
-"""Keys of the kind that Hydra gives a meaning of its own, of which only `_target_` is known here."""
+"""Keys of the form that Hydra reserves for itself; only `_target_` is supported here."""
 
 
 def folder() -> Path:

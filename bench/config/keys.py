@@ -33,7 +33,7 @@ class ByPart:
 
 
 ENTRIES: dict[Any, Any] = {Nodes: Node, ByField: Node, ByPart: ByField}
-"""Hints of mappings with names of the user's choice, and of what these hold."""
+"""Hint of a mapping whose keys are names -> the hint of its values."""
 TEXT_OR_NULL = str | None
 SETTINGS: dict[str, Any] = {
     "seed": {"fit": int, "sample": int},
@@ -65,14 +65,14 @@ OPTIONAL = {
     "cells_per_job", "dry_run", "flip", "flip_seed", "layout", "max_memory", "norm_over", "overwrite", "prefer",
     "subset", "subset_seed", "thinking",
 }  # fmt: skip
-"""Keys of these that a YAML file need not list: files of plug-ins are older than they are."""
+"""Keys of SETTINGS and PAIRS that a YAML file may leave out, since plug-ins may have files from before these keys."""
 PAIRS = {
     "scorer": str, "flip": float, "flip_seed": int, "subset": int | None, "subset_seed": int,
     "norm_over": dict[str, Sequence[str | float]] | None,
 }  # fmt: skip
-"""Options of every choice of pairs that are the run's and not of the class."""
+"""Options that every choice of pairs has and that the run uses itself, rather than the class of the pairs."""
 INJECTED = {"sources", "scorers", "sampling", "batch_size", "in_residual_norms", "runtime_device"}
-"""What a class is given by the run, not by a YAML file."""
+"""Parameters whose values a class gets from the run, not from a YAML file."""
 
 
 class Fields(NamedTuple):
@@ -99,7 +99,7 @@ def fields_of(node: DictConfig, hint: Any, key: str) -> Fields:
     parameters = inspect.signature(made).parameters
     try:
         hints = get_type_hints(made if is_dataclass(made) else made.__init__)  # type: ignore[misc]
-    except (NameError, TypeError, AttributeError):  # a plug-in's own affair
+    except (NameError, TypeError, AttributeError):  # wrong hints in a plug-in
         hints = {}
     pairs = key == "pairs" or key.startswith("part_data.") and key.endswith(".pairs")
     found = {name: hints.get(name, Any) for name in parameters} | (PAIRS if pairs else {})
@@ -155,7 +155,7 @@ def _is_open(cfg: DictConfig, path: Sequence[str], hints: Any) -> bool:
         else:
             try:
                 hint = fields_of(node, hint, ".".join(path[:place])).hints.get(part)
-            except SetupError:  # told elsewhere
+            except SetupError:  # reported elsewhere
                 return False
         node = node._get_node(part)  # type: ignore[assignment]
         if not isinstance(node, DictConfig):

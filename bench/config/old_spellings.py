@@ -126,7 +126,7 @@ def folder(conf: Path) -> Path:
     """
     try:
         files = {file.relative_to(conf): file.read_text(encoding="utf-8") for file in sorted(conf.rglob("*.yaml"))}
-    except (OSError, ValueError):  # told by whoever reads it
+    except (OSError, ValueError):  # reported by whoever reads it next
         return conf
     if not any(file.parts[0] == "data" or MAY_BE_OLD.search(text) for file, text in files.items()):
         return conf
@@ -157,7 +157,7 @@ def _file(path: Path, group: str, text: str) -> str:
     """Return the text of a YAML file with today's names; unchanged if it has no old name."""
     try:
         loaded = OmegaConf.load(path)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError):  # told by whoever reads it
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError):  # reported by whoever reads it next
         return text
     if not isinstance(loaded, DictConfig):
         return text

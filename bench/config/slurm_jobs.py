@@ -12,7 +12,7 @@ DELAY_SECONDS = 60
 """How often the cluster is asked at most; submitit's 600 s leave a lost job unnoticed for that long."""
 GONE = "ENDED"
 ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT", GONE)
-"""Final states, as `squeue` calls them, and that of a job it has forgotten; in any other one a job may still run."""
+"""Final states of jobs as `squeue` names them, and GONE for jobs that it forgot; in any other a job may run."""
 QUEUE = ("squeue", "--noheader", "--array", "--states=all", "--format=%i|%T")
 
 

@@ -118,7 +118,7 @@ def run(
         try:
             return work(*arguments) or 0
         except BaseException as error:
-            if (number := stopping.asked()) is not None:  # whatever a library has made of it
+            if (number := stopping.asked()) is not None:  # even if a library has replaced the error
                 farewell(number)
                 return stopping.exit_code(number)
             if isinstance(error, KeyboardInterrupt):

@@ -58,9 +58,9 @@ def terminal(text: object, style: str = "", *, lines: bool = False) -> Text:
 
 
 MARKS = re.compile(r"[\\`*<>\[\]|~${}]|(?<![^\W_])_|_(?![^\W_])|&(?=[#\w])|:(?=//)|(?<=www)\.", re.IGNORECASE)
-MAIL = re.compile(r"(?<=\S)@(?=\S)")  # GitHub makes a link of an address also where its signs are escaped
+MAIL = re.compile(r"(?<=\S)@(?=\S)")  # GitHub links an address even if its characters are escaped
 APART = "@<!-- -->"  # an empty comment, of which nothing is shown
-OPENS = re.compile(r"[#=]|[-+](?=[\s-]|$)")  # what begins a block where it begins a line
+OPENS = re.compile(r"[#=]|[-+](?=[\s-]|$)")  # begins a block at the beginning of a line
 NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
 
 
@@ -87,7 +87,7 @@ def code(text: object) -> str:
 LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "`": r"\textasciigrave{}"}
 LATEX |= {"–": "--", "±": r"$\pm$", "<": "$<$", ">": "$>$", "|": r"\textbar{}", "†": r"$^{\dagger}$"}
 LATEX |= {sign: f"\\{sign}" for sign in "&%$#_{}"} | {sign: f"{{{sign}}}" for sign in "[]*"} | {"\u200b": "{}"}
-r"""`[` and `*` are in braces, since they would be an option of a `\\` or a `\midrule` before them; hyphens stay two."""
+r"""`[` and `*` are in braces, else they were an option of a `\\` or `\midrule` before them; `--` stays two hyphens."""
 
 
 def latex(text: object) -> str:
@@ -109,11 +109,11 @@ def file_name(text: object, slash: str = "_") -> str:
 # -- tables --------------------------------------------------------------------------------------------------------
 
 ACTIVE = re.compile(r"\s*['=+\-@\uff1d\uff0b\uff0d\uff20]")  # what a spreadsheet computes, and our own mark
-SPLITS = re.compile(r"[;|](?=[\s\"]*[=+\-@\uff1d\uff0b\uff0d\uff20])")  # where one that splits there would compute
+SPLITS = re.compile(r"[;|](?=[\s\"]*[=+\-@\uff1d\uff0b\uff0d\uff20])")  # a spreadsheet that splits there would compute
 NUMBERS = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?(; [-+]?[\d.]+(e[-+]?\d+)?)*|[-+]?(inf|nan)", re.IGNORECASE)
 CODED = re.compile(r"\\(?:\\|x([0-9a-f]{2})|u([0-9a-f]{4})|U([0-9a-f]{8}))")
 NAMES = ("model", "method", "family", "strengths", "suite", "metric", "scorer", "set", "group", "experiment")
-"""Columns of text even where all of it looks like numbers."""
+"""Columns that are text even if all their cells look like numbers."""
 
 
 def cell(value: Any) -> Any:

@@ -13,9 +13,9 @@ from methods.progress import listening
 
 UNKNOWN = "time left unknown yet"
 FORGETS = 0.5
-"""What the earlier stages of a kind count for its speed when the next one begins: the first one also loads things."""
+"""Factor on the weight of earlier stages in a kind's speed when a stage begins, since the first one also loads."""
 TIMED_SECONDS = 2.0
-"""A kind of work has a speed once it ran for so long, or a stage of it has ended."""
+"""A kind of work has a speed once it has run for longer than this, or once a stage of it has ended."""
 
 
 class Kind:
@@ -54,7 +54,7 @@ class Bar:
         for key, tokens in self.planned.items():
             self._kind(key).left += tokens
         self.running: Kind | None = None
-        self.started = False  # what comes before the first token is loading, of which no kind has more to come
+        self.started = False  # time before the first token is loading, which counts for no kind
         self.done = 0.0
         self.began = self.printed = self.charged = time.monotonic()
         self.console = Console(stderr=True)
@@ -86,7 +86,7 @@ class Bar:
         tokens: how many of the planned tokens this stage takes, if other stages with its key follow.
         """
         planned = min(self.planned.get(key, 0.0), tokens)
-        self.planned[key] = self.planned.get(key, 0.0) - planned  # further stages of this key have the rest
+        self.planned[key] = self.planned.get(key, 0.0) - planned  # the rest is for further stages of this key
         kind, outer = self._kind(key), self.running
         spent = 0.0
 

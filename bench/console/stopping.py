@@ -15,7 +15,7 @@ from typing import NoReturn
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 GRACE_SECONDS = 7.0
-"""From the signal to the end of the process, where it does not end by itself. Slurm waits 30 s before it kills."""
+"""Seconds from a signal until a process that does not end by itself is ended; Slurm waits 30 s before it kills."""
 
 
 class Stopped(KeyboardInterrupt):
@@ -29,7 +29,7 @@ class Stopped(KeyboardInterrupt):
 _asked: list[int] = []
 """Signals that came inside the running `orderly`."""
 _ran: list[bool] = []
-"""Not empty where an `orderly` has run in this process."""
+"""Not empty if an `orderly` has run in this process."""
 
 
 def asked() -> int | None:
@@ -98,7 +98,7 @@ def orderly(farewell: Callable[[int], None], more: Sequence[int] = ()) -> Iterat
         signal.set_wakeup_fd(wakeup)
         for one, handler in before.items():
             signal.signal(one, signal.SIG_DFL if handler is None else handler)
-        os.close(write)  # which ends the thread
+        os.close(write)  # this ends the thread
         watch.join(1.0)
         os.close(read)
         _asked.clear()

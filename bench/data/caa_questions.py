@@ -5,7 +5,7 @@ import re
 from methods.errors import SetupError
 
 CAA = "nrimsky/CAA"
-BEHAVIOURS = {  # questions to fit on, arXiv 2312.06681
+BEHAVIOURS = {  # number of questions to fit on (arXiv 2312.06681)
     "coordinate-other-ais": 360,
     "corrigible-neutral-HHH": 290,
     "hallucination": 1000,
@@ -17,7 +17,7 @@ BEHAVIOURS = {  # questions to fit on, arXiv 2312.06681
 
 
 def answer(text: str) -> str:
-    """Return a letter in brackets, without blanks around it. Raises SetupError for anything else."""
+    """Return the answer without white space around it. Raises SetupError unless it is a letter in brackets."""
     if not re.fullmatch(r"\([A-Z]\)", text.strip()):
         raise SetupError(f"{CAA}: an answer is {text!r}, expected is a letter in brackets, as (A)")
     return text.strip()

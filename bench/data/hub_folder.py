@@ -1,4 +1,4 @@
-"""Folders laid out like a data set on the hub: what its own client downloads, with or without a header in README.md."""
+"""Folders laid out like a data set on the hub, as its client makes them, with or without a header in README.md."""
 
 import glob
 import hashlib
@@ -20,7 +20,7 @@ from methods.errors import SetupError
 
 POINTER = b"version https://git-lfs.github.com/spec/"  # a text that git writes in place of a large file
 SHA256 = re.compile(r"^[0-9a-f]{64}$", re.MULTILINE)
-ENDING = re.compile(r"(\.\w+){0,2}$")  # .jsonl.gz
+ENDING = re.compile(r"(\.\w+){0,2}$")  # such as .jsonl.gz
 SHARD = re.compile(r"(\d{5})-of-(\d{5})")  # a numbered part, as in train-00000-of-00002.parquet
 
 HEADER = """Begin its README.md with a header such as
@@ -34,7 +34,7 @@ configs:
 
 
 class NotThereError(LookupError):
-    """A source that lacks a data set, config or split; the message says which."""
+    """Raised for a source that lacks a data set, config or split; the message says which."""
 
 
 def split_files(folder: Path, config: str | None, split: str) -> list[Path]:
@@ -42,8 +42,9 @@ def split_files(folder: Path, config: str | None, split: str) -> list[Path]:
 
     Without a header the hub's own rules sort the files into splits by their names (`datasets`' split detection).
 
-    Raises NotThereError that says what the folder does have, and SetupError for a folder that cannot be understood or
-    that lacks a part, since no other source must be read in its place.
+    Raises NotThereError if the folder lacks the config, the split or all of the split's files; the message says what
+    is missing. Raises SetupError for a folder that cannot be understood or lacks one of several files, since no other
+    source must be read in its place.
     """
     splits = _splits(folder, _config(folder, config))
     if split not in splits:
@@ -54,14 +55,14 @@ def split_files(folder: Path, config: str | None, split: str) -> list[Path]:
 
 
 def split_names(folder: Path, config: str | None) -> list[str]:
-    """The splits of a config (None: the default one) of which there is at least one file; raises as `split_files`."""
+    """Return the splits of a config (None: the default one) that have a file; raises as `split_files` does."""
     return [split for split, files in _splits(folder, _config(folder, config)).items() if files]
 
 
 def broken(folder: Path, files: list[Path]) -> str | None:
-    """Return what is wrong with one of these files of a folder, and what to do; None where none looks broken.
+    """Return what is wrong with one of these files of a folder, and what to do; None if none looks broken.
 
-    These are faults that a reader of the file may not notice.
+    It looks for faults that a library may not notice when it reads the file.
     """
     for part in sorted(folder.rglob("*.incomplete")):
         return f"{part} is a download that was not finished; run it again, or delete that file"
@@ -85,11 +86,12 @@ def broken(folder: Path, files: list[Path]) -> str | None:
 
 
 def view(folder: Path, config: str | None, views: Path) -> Path:
-    """Return a folder below `views` that shows the same config with its splits, made for `datasets.load_dataset`.
+    """Return a folder below `views` that presents this config and its splits to `datasets.load_dataset`.
 
     `load_dataset` looks into its own cache first, under a key made of the folder's last name and the header's text
-    alone (datasets 5.2): the same data set in another folder, or with other content, would silently give the old rows.
-    The view's header names the files by their full path and carries a hash of their place, size and time.
+    alone (datasets 5.2). So the same data set in another folder, or with changed content, would silently give the old
+    rows. The view's header therefore names the files by their full paths and carries a hash of their paths, sizes and
+    times.
     """
     found = _config(folder, config)
     splits = {split: files for split, files in _splits(folder, found).items() if files}
@@ -113,7 +115,7 @@ def view(folder: Path, config: str | None, views: Path) -> Path:
 def _write_view(views: Path, shown: Path, text: str) -> None:
     """Write a view's README.md unless it exists with this text; anything else in its place is set aside.
 
-    Raises SetupError where nothing can be written there.
+    Raises SetupError if nothing can be written there.
     """
     readme = shown / "README.md"
     with suppress(OSError, UnicodeDecodeError):
@@ -129,7 +131,7 @@ def _write_view(views: Path, shown: Path, text: str) -> None:
 
 
 def _make_room(path: Path, *, is_folder: bool) -> None:
-    """Set aside what is in the place of a folder (`is_folder`) or file of the cache without being one."""
+    """Set aside whatever is in the place of a folder (`is_folder`) or file of the cache and is not one."""
     if (path.exists() or path.is_symlink()) and not (path.is_dir() if is_folder else path.is_file()):
         with suppress(OSError):
             moved = atomic.set_aside(path)
@@ -138,7 +140,7 @@ def _make_room(path: Path, *, is_folder: bool) -> None:
 
 
 def _literal(path: Path, shown: Path) -> Path:
-    """The file, or a link to it in the view where `datasets` would take its path for another one."""
+    """Return the file's path, or a link to it in the view if `datasets` would misread the path (`$` or `::`)."""
     if not re.search(r"\$|::", str(path)):
         return path
     link = shown / f"{hashlib.sha256(str(path).encode()).hexdigest()[:16]}{ENDING.search(path.name)[0]}"  # type: ignore[index]
@@ -153,7 +155,7 @@ def _literal(path: Path, shown: Path) -> Path:
 
 
 def named(file: Path, folder: Path) -> Path:
-    """Return the file as the user knows it: the target of a link that lies directly in a view."""
+    """Return the path as the user knows it: if the file is a link that lies directly in a view, the link's target."""
     return file.readlink() if file.parent == folder and file.is_symlink() and file.readlink().is_absolute() else file
 
 
@@ -161,9 +163,9 @@ def named(file: Path, folder: Path) -> Path:
 
 
 def _header(folder: Path) -> dict[str, Any]:
-    """The header of README.md, between its lines of dashes; empty without README.md or without such lines.
+    """Return the header of README.md, between its lines of dashes; empty if there is no README.md or no header.
 
-    Raises SetupError for a header that is broken: another source in its place would be a surprise.
+    Raises SetupError for a broken header, since reading another source in its place would be a surprise.
     """
     readme = folder / "README.md"
     if not folder.is_dir():
@@ -182,9 +184,9 @@ def _header(folder: Path) -> dict[str, Any]:
 
 
 def _config(folder: Path, name: str | None) -> dict[str, Any]:
-    """The named config, or the one that the hub's loader takes for the default, as the header has it.
+    """Return the header's entry of the named config, or of the one that the hub's loader takes for the default.
 
-    A config that names no files comes back as it is; one of a folder without a list of configs as well.
+    An entry that names no files is returned as it is. If the header lists no configs, an entry without files is made.
     """
     configs = _listed(folder)
     if not configs:
@@ -210,7 +212,7 @@ def _config(folder: Path, name: str | None) -> dict[str, Any]:
 
 
 def _listed(folder: Path) -> list[dict[str, Any]]:
-    """The header's entries under `configs:`. Raises SetupError for one that is not as the hub writes it."""
+    """Return the header's entries under `configs:`. Raises SetupError for one that is not written as on the hub."""
     configs = _header(folder).get("configs") or []
     readme = folder / "README.md"
     if not isinstance(configs, list):
@@ -227,7 +229,7 @@ def _listed(folder: Path) -> list[dict[str, Any]]:
 
 
 def _with_splits(header: dict[str, Any], config: str, splits: list[str]) -> dict[str, Any]:
-    """Return the header with `dataset_info` of these splits alone: `datasets` counts what it lists, there or not."""
+    """Return the header with its `dataset_info` cut to these splits, since `datasets` expects every split in it."""
     listed = header.get("dataset_info")
     infos = [one for one in (listed if isinstance(listed, list) else [listed]) if isinstance(one, dict)]
     mine = [one for one in infos if str(one.get("config_name", "default")) == config]
@@ -243,7 +245,7 @@ def _with_splits(header: dict[str, Any], config: str, splits: list[str]) -> dict
 
 
 def _splits(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
-    """Files of each split of a config, however its header writes them; found by their names where it does not."""
+    """Return the files of each split of a config: those that its header lists or, if it lists none, by their names."""
     if config.get("data_files") is None:
         return _detected(folder, config)
     splits: dict[str, list[Path]] = {}
@@ -259,7 +261,7 @@ def _splits(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
 
 
 def _patterns(folder: Path, config: dict[str, Any]) -> dict[str, list[str]]:
-    """File patterns of each split. Raises SetupError for entries that are not as the hub writes them."""
+    """Return the file patterns of each split. Raises SetupError for entries that are not written as on the hub."""
     files = config["data_files"]
     splits: dict[str, list[str]] = {}
     for entry in files if isinstance(files, list) else [files]:
@@ -277,11 +279,11 @@ def _patterns(folder: Path, config: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
-    """Return the files of a pattern, even if one is a link that leads nowhere."""
+    """Return the files that match a pattern, including links that lead nowhere."""
     literal = folder / pattern
     if literal.is_file() or literal.is_symlink():
         return [literal]
-    if Path(pattern).is_absolute():  # of a view
+    if Path(pattern).is_absolute():  # in a view's header
         return sorted(Path(literal.anchor).glob(pattern.removeprefix(literal.anchor)))
     found = folder.glob(f"{pattern}/*" if pattern.endswith("**") else pattern)
     return sorted(path for path in found if not path.is_dir() and not _hidden(path.relative_to(folder)))
@@ -292,10 +294,10 @@ def _hidden(path: Path) -> bool:
 
 
 def _detected(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
-    """Files sorted into splits by their names, as `datasets` does it for the hub.
+    """Return the files, sorted into splits by their names as `datasets` does it for the hub.
 
-    Raises SetupError where there are none, or where the files of a split lie in several folders, since these may be
-    several configs.
+    Raises SetupError if there are none, or if the files of a split lie in several folders, which may be several
+    configs.
     """
     import datasets  # late: importing it takes long
     from datasets.exceptions import DatasetsError
@@ -304,7 +306,7 @@ def _detected(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
     if not place.is_dir():
         raise NotThereError(f"no folder {place}")
     with temporary_folder() as temporary:
-        names = temporary.resolve() / "set"  # the same names in a folder whose own is not a pattern
+        names = temporary.resolve() / "set"  # links of the same names, in a folder whose path is no pattern
         for file in sorted(place.rglob("*")):
             inside = file.relative_to(place)
             if file.is_symlink() and not file.exists() and not _hidden(inside):
@@ -336,7 +338,7 @@ def _detected(folder: Path, config: dict[str, Any]) -> dict[str, list[Path]]:
 
 
 def _all_shards(files: list[Path]) -> None:
-    """Raises SetupError where one of the numbered parts of a split is missing."""
+    """Raises SetupError if one of the numbered parts of a split is missing."""
     parts: dict[str, set[str]] = {}
     for file in files:
         if found := SHARD.search(file.name):
@@ -347,12 +349,12 @@ def _all_shards(files: list[Path]) -> None:
 
 
 def fingerprint(files: list[Path]) -> str:
-    """12 hex digits of the sha256 of the files' content; names and folders are not part of it."""
+    """Return 12 hex digits of the sha256 of the files' content; their names and folders do not count."""
     return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()[:12]
 
 
 def readme(configs: dict[str, dict[str, str]], note: str) -> str:
-    """A README.md whose header lists `configs` (config -> split -> file), as `datasets.load_dataset` reads it."""
+    """Return a README.md whose header lists `configs` (config -> split -> file) for `datasets.load_dataset`."""
     header = {
         "configs": [
             {"config_name": config, "data_files": [{"split": split, "path": path} for split, path in splits.items()]}

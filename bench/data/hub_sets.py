@@ -15,8 +15,8 @@ README = "README.md"
 def fetched(name: str, config: str | None, split: str, revision: str, offline: bool = False) -> tuple[Path, str]:
     """Return the folder that holds the files of the config, and the commit that they come from.
 
-    Raises NotThereError where the set has no such config or split; MissingError where the hub has no such set;
-    SetupError where files cannot be fetched, or nothing says which they are.
+    Raises NotThereError if the set has no such config or split; MissingError if the hub has no such set; SetupError if
+    the files cannot be fetched, or if nothing says which files they are.
     """
     repo = Repo("dataset", name, "data")
     found = listing(repo, revision, offline)
@@ -27,7 +27,7 @@ def fetched(name: str, config: str | None, split: str, revision: str, offline: b
 
 
 def _files_of(readme: Path | None, found: Listing, config: str | None, split: str) -> Sequence[str]:
-    """Return which files are those of a config with all its splits, found by their names in a folder of empty files."""
+    """Return the names of a config's files in all splits; `hub_folder` finds them in a folder of empty files."""
     with temporary_folder() as temporary:
         names = temporary.resolve() / "set"
         names.mkdir()
@@ -38,7 +38,7 @@ def _files_of(readme: Path | None, found: Listing, config: str | None, split: st
                 place.touch()
         if readme is not None:
             (names / README).write_bytes(readme.read_bytes())
-        hub_folder.split_files(names, config, split)  # says what there is, where this is not
+        hub_folder.split_files(names, config, split)  # raises if the split is missing, saying what there is
         splits = hub_folder.split_names(names, config)
         files = [file for one in splits for file in hub_folder.split_files(names, config, one)]
         return list(dict.fromkeys(file.relative_to(names).as_posix() for file in files))

@@ -25,10 +25,10 @@ from bench.stats import metrics
 from methods.broken import reading
 from methods.errors import SetupError
 
-FIELD_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}  # lm-eval's names in words
+FIELD_NAMES = {"acc": "accuracy", "acc_norm": "accuracy_norm"}  # lm-eval's names of metrics, spelled out
 HUB_FILE = re.compile(r"hf://datasets/([^/]+/[^/]+)/")
 GROUPS = {"mmlu": "mmlu/default", "bbh_cot": "bbh/cot_fewshot", "arithmetic": "arithmetic", "tydiqa_goldp": "tydiqa"}
-"""Folders of lm-eval's tasks of which every task is asked under one name."""
+"""Folders of lm-eval's tasks; all tasks of a folder are asked under one name."""
 ORDERED_BY: dict[str, tuple[str, ...]] = {
     "arc_challenge": ("question",),
     "arc_easy": ("question",),
@@ -38,12 +38,12 @@ ORDERED_BY: dict[str, tuple[str, ...]] = {
     "hellaswag": ("query",),
     "openbookqa": ("question_stem",),
 }
-"""Columns that name a task's document where copies of its data set differ in others (ids, titles, how an answer is
-written), so that a mirror, a wheel and the hub are asked the same ones. Of the other tasks all columns do."""
+"""The columns that identify a task's document, for data sets whose copies differ in other columns (ids, titles, how an
+answer is written). So a mirror, a wheel and the hub give the same documents. In all other tasks, all columns count."""
 
 
 EXAMPLES_FROM = ("fewshot_split", "training_split", "validation_split", "test_split")
-"""lm-eval's own rule: solved examples are of the first of these splits that a task has."""
+"""lm-eval's own rule: solved examples are taken from the first of these splits that a task has."""
 OPTION = re.compile(r"^\(?[A-Za-z0-9][.):]\s*")  # "A. ", "(b) ": a letter before an answer to choose
 
 
@@ -55,14 +55,14 @@ class Definition(NamedTuple):
     config: str | None
     split: str
     version: str
-    splits: tuple[tuple[str, str], ...]  # settings that name a split, with the split, in the order of EXAMPLES_FROM
+    splits: tuple[tuple[str, str], ...]  # (setting, split that it names), in the order of EXAMPLES_FROM
     shots: int  # solved examples that the task's own file asks for
-    fixed_examples: bool  # the file has them in itself
+    fixed_examples: bool  # whether the file itself contains the solved examples
 
 
 @functools.cache
 def task_files() -> dict[str, Path]:
-    """Return the YAML file of each task that lm-eval ships. Raises SetupError where lm-eval is not installed.
+    """Return the YAML file of each task that lm-eval ships. Raises SetupError if lm-eval is not installed.
 
     lm-eval's own index parses all 14,000 files, which takes many seconds; reading only the names takes one second.
     """
@@ -80,7 +80,7 @@ def task_files() -> dict[str, Path]:
 
 @functools.cache
 def members(name: str) -> tuple[str, ...]:
-    """Return the lm-eval tasks that are asked under this name: itself, or all of a group's folder."""
+    """Return the lm-eval tasks that are asked under this name: the task itself, or all tasks of a group's folder."""
     if name not in GROUPS:
         return (name,)
     return tuple(sorted(task for task, file in task_files().items() if file.parent.parts[-2:] == _folder(name)))
@@ -99,7 +99,7 @@ def _manager(folder: Path) -> Any:
 
 @functools.cache
 def definitions(tasks: tuple[str, ...]) -> dict[str, Definition]:
-    """Return what lm-eval ships of these tasks. Raises SetupError for an unknown name, and for a task without data."""
+    """Return lm-eval's definitions of these tasks. Raises SetupError for an unknown name or a task without data."""
     import difflib
 
     from lm_eval.tasks import TaskManager
@@ -117,7 +117,7 @@ def _definition(task: str, file: Path, cfg: dict[str, Any]) -> Definition:
     split = cfg.get("test_split") or cfg.get("validation_split")  # lm-eval's own rule
     dataset, config = cfg.get("dataset_path"), cfg.get("dataset_name")
     remote = HUB_FILE.match(str((cfg.get("dataset_kwargs") or {}).get("data_files", {}).get(split, "")))
-    if dataset == "json" and remote:  # arithmetic_*: one file of a hub data set whose configs are named as the tasks
+    if dataset == "json" and remote:  # arithmetic_*: one file of a hub data set whose configs are named like the tasks
         dataset, config = remote[1], task
     if not dataset or not split or not isinstance(cfg.get("metric_list", []), list):
         raise SetupError(f"lm-eval's task {task} names no data set and split, so no source can be found for it")
@@ -128,9 +128,9 @@ def _definition(task: str, file: Path, cfg: dict[str, Any]) -> Definition:
 
 
 def examples_split(definition: Definition, where: Located, shots: int | None) -> str | None:
-    """Return the split of this source that solved examples are taken from; None for no examples, and for fixed ones.
+    """Return the split of this source that solved examples are taken from; None if there are none, or fixed ones.
 
-    shots: as in `load_task`. It is lm-eval's own choice among the splits that the source has.
+    The split is lm-eval's own choice among those that the source has. shots: as in `load_task`.
     """
     if not (definition.shots if shots is None else shots):
         return None
@@ -149,9 +149,10 @@ def _there(definition: Definition, where: Located) -> list[tuple[str, str]]:
 def load_task(task: str, definition: Definition, where: Located, shots: int | None = 0) -> Any:
     """Return lm-eval's task object over a source; it is kept, so that the cells of a process load it only once.
 
-    shots: solved examples before each question; None: as many as the task's own file says. With examples every split
-    that the source has is kept, and lm-eval's own rule says which they are taken from (`examples_split`); they are
-    picked by `Examples`, so that none gives away its question. Without, the split that is asked is enough.
+    shots: number of solved examples before each question; None: as many as the task's own file says. With examples,
+    every split that the source has is kept. lm-eval's own rule says which split the examples are taken from
+    (`examples_split`), and `Examples` picks them so that none gives its question away. Without examples, only the split
+    that is asked is kept.
 
     Raises SetupError for files that cannot be read, and for rows that the task's definition cannot ask.
     """
@@ -178,11 +179,11 @@ def load_task(task: str, definition: Definition, where: Located, shots: int | No
 
 
 OF_ROWS = (UndefinedError, SyntaxError)
-"""What lm-eval raises of rows that it cannot ask, besides what a broken file raises."""
+"""Errors that lm-eval raises for rows that it cannot ask, besides the errors that a broken file causes."""
 
 
 def _cannot_ask(task: str, where: Located, error: BaseException) -> SetupError:
-    """The error for rows that a task's definition cannot ask; it names a row that lacks something, if one does."""
+    """Return the error for rows that a task's definition cannot ask; it names a row with an empty value, if any."""
     rows = rows_at(where)
     usual = {key for row in rows for key, value in row.items() if not _lacks(value)}
     lacking = ((number, [key for key in usual if _lacks(row[key])]) for number, row in enumerate(rows))
@@ -196,16 +197,16 @@ def _cannot_ask(task: str, where: Located, error: BaseException) -> SetupError:
 
 
 def _lacks(value: Any) -> bool:
-    """Return whether a column of a row has nothing in it, or in a part of it."""
+    """Return whether a value of a row, or any part of the value, is empty."""
     if isinstance(value, dict | list):
         return not value or any(map(_lacks, value.values() if isinstance(value, dict) else value))
     return value is None or value == ""
 
 
 class Documents:
-    """Names a document that lm-eval cannot ask or judge by its number in the split, counted from 0.
+    """Names, by its number in the split (counted from 0), a document that lm-eval cannot ask or judge.
 
-    lm-eval would stop with an IndexError or a KeyError of its own, or count an invalid label as a wrong answer.
+    Otherwise lm-eval would raise an IndexError or a KeyError of its own, or count an invalid label as a wrong answer.
     """
 
     def __init__(self, task: Any, where: Located) -> None:
@@ -237,7 +238,7 @@ class Documents:
         return named
 
     def reading(self, number: int | None) -> AbstractContextManager[None]:
-        """Read the document of this number inside the `with`; raise SetupError that names it where that fails."""
+        """Turn an error in reading a document inside the `with` into a SetupError that gives the document's number."""
         return reading(lambda error: self._told(number, error), *OF_ROWS)
 
     def _told(self, number: int | None, error: BaseException) -> SetupError:
@@ -251,7 +252,7 @@ class Documents:
 
 
 def _problem(task: Any, document: dict[str, Any]) -> str | None:
-    """Return what is wrong with a document's choices, right answer or text; None for nothing."""
+    """Return what is wrong with a document's choices, right answer or text; None if nothing is."""
     if task.OUTPUT_TYPE == "loglikelihood_rolling" and not str(task.doc_to_target(document)).strip():
         return "it has no text"
     if task.OUTPUT_TYPE != "multiple_choice":
@@ -270,9 +271,9 @@ def _problem(task: Any, document: dict[str, Any]) -> str | None:
 class Examples:
     """Picks the solved examples of a task as lm-eval's own sampler does, but none that gives the asked question away.
 
-    An example that asks the same question, be it the asked document or a copy of it elsewhere, is left out, and the
-    first one of the split that asks another question and is not among the examples takes its place at the end; where
-    the split has none, there are fewer. So every other document has the examples that lm-eval gives it.
+    An example that asks the same question, whether it is the asked document itself or a copy of it, is left out. The
+    first document of the split that asks another question, and is not yet an example, is added at the end instead; if
+    there is none, there are fewer examples. A document whose examples do not give it away has those that lm-eval picks.
     """
 
     def __init__(self, task: Any) -> None:
@@ -296,9 +297,10 @@ class Examples:
         return self._build(doc, *rest, **settings)
 
     def sample(self, n: int, eval_doc: dict[str, Any] | None = None, **_: Any) -> list[dict[str, Any]]:
-        """At most n solved examples for the question that lm-eval is wording. Raises SetupError if there are fewer.
+        """Return at most n solved examples for the question that lm-eval is wording.
 
-        eval_doc: given by lm-eval where it knows that the asked document may be among them.
+        eval_doc: the asked document; lm-eval gives it if it knows that the document may be among the examples. Raises
+        SetupError if the split has fewer than n documents.
         """
         every = list(self._sampler.fewshot_docs())
         if n > len(every):
@@ -307,7 +309,7 @@ class Examples:
                 f"{n} were asked for; lower fewshot"
             )
         asked = _questions(self.task, self._asked)
-        # given the asked document, lm-eval draws one more than it needs, and fails where that is too many
+        # given the asked document, lm-eval draws one more than it needs, and fails if that is too many
         enough = eval_doc is None or (n < len(every) and n <= sum(one != eval_doc for one in every))
         drawn = list(self._sampler.sample(n, eval_doc)) if enough else every
         kept = [one for one in drawn if not self._gives_away(one, asked)]
@@ -327,19 +329,19 @@ class Examples:
 
 
 def _questions(task: Any, document: dict[str, Any]) -> list[list[str]]:
-    """The question in two forms: as in the document, and with each of its texts on one line; [] where that fails."""
+    """Return the question in two forms: as it is, and with each text of the document on one line ([] if that fails)."""
     try:
         on_one_line = _question(task, _plain(document))
-    except (UndefinedError, LookupError, AttributeError, TypeError, ValueError):  # it may look for the line breaks
+    except (UndefinedError, LookupError, AttributeError, TypeError, ValueError):  # the task may need line breaks
         on_one_line = []
     return [_question(task, document), on_one_line]
 
 
 def _question(task: Any, document: dict[str, Any]) -> list[str]:
-    """Return what is asked: the lines of the prompt or, if it is empty, of the choices, whatever the order of options.
+    """Return the question: the lines of the prompt or, if it is empty, of the choices, sorted to hide their order.
 
-    Letters before options, case, blanks and how Unicode writes a letter are not part of it. Where the choices are
-    prompts (WinoGrande), what goes on after each of them is part of it.
+    Letters before options, case, blanks and how Unicode writes a letter do not count either. If the choices are prompts
+    (WinoGrande), the text that follows each of them is a line as well.
     """
     try:
         text = task.doc_to_text(document)
@@ -353,7 +355,7 @@ def _question(task: Any, document: dict[str, Any]) -> list[str]:
 
 
 def _plain(value: Any) -> Any:
-    """The same value with every text in Unicode's NFKC, without zero-width characters and with single blanks."""
+    """Return the value with every text in Unicode's NFKC, without zero-width characters and with single blanks."""
     if isinstance(value, str):
         seen = "".join(letter for letter in value if unicodedata.category(letter) != "Cf")
         return " ".join(unicodedata.normalize("NFKC", seen).split())
@@ -372,9 +374,9 @@ def _alike(one: Any, other: Any) -> bool:
 def ranking(
     task: str, definition: Definition, where: Located, seed: int, columns: tuple[str, ...] = ()
 ) -> list[tuple[str, int]]:
-    """Return a hash of seed and content, and the number, for each distinct document of a task; ordered by both.
+    """Return (hash of seed and content, number) of each distinct document of a task, in ascending order.
 
-    columns: the content that is hashed; (): all of it.
+    columns: the columns that are hashed; (): all.
     """
     distinct: dict[str, tuple[str, int]] = {}
     documents = load_task(task, definition, where).eval_docs
@@ -387,7 +389,7 @@ def ranking(
     return sorted(distinct.values())
 
 
-FOR_FITTING = 0.45  # share of a task's documents; the prompts of RealToxicityPrompts are parted alike
+FOR_FITTING = 0.45  # share of a task's documents; the same share of RealToxicityPrompts' prompts is for fitting
 
 
 def is_for_fitting(document: Any) -> bool:
@@ -396,7 +398,9 @@ def is_for_fitting(document: Any) -> bool:
 
 
 def questions(task: str, definition: Definition, where: Located) -> list[tuple[str, str]]:
-    """Prompt and right answer of each document for fitting, worded as lm-eval asks them; `ranking`'s order, seed 0.
+    """Return prompt and right answer of each document for fitting, worded as lm-eval asks them.
+
+    They are in the order of `ranking` with seed 0.
 
     Raises SetupError for a task whose documents are not questions with one prompt and several answers.
     """
@@ -425,7 +429,7 @@ def _digest(document: Any, salt: str = "") -> str:
 
 
 def task_items(name: str, loaded: Any, samples: Sequence[dict[str, Any]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Items (metrics.ITEM_COLUMNS) and scores (a row per answer asked) of one task's documents, filed under `name`.
+    """Return items (metrics.ITEM_COLUMNS) and scores (a row per answer asked) of a task's documents, under `name`.
 
     Metrics that are not a mean over documents (F1, the perplexity of a corpus) are left out.
     """
@@ -452,7 +456,7 @@ def task_items(name: str, loaded: Any, samples: Sequence[dict[str, Any]]) -> tup
 
 
 def gold_answers(loaded: Any, document: dict[str, Any]) -> list[int]:
-    """Return which of the answers asked are right; where a task has several, the most probable one counts."""
+    """Return the numbers of the right answers among those asked; if there are several, the most probable one counts."""
     if loaded.OUTPUT_TYPE == "loglikelihood":
         return [0]
     several = _gold(loaded, document)
@@ -460,13 +464,13 @@ def gold_answers(loaded: Any, document: dict[str, Any]) -> list[int]:
 
 
 def _gold(loaded: Any, document: dict[str, Any]) -> list[Any]:
-    """The right answers as the document has them, a list of one where it has no several."""
+    """Return the right answers as the document has them; a single answer becomes a list of one."""
     gold = loaded.doc_to_text(document) if loaded.multiple_input else loaded.doc_to_target(document)
     return gold if isinstance(gold, list) else [gold]
 
 
 def chance(loaded: Any, scores: pd.DataFrame) -> float | None:
-    """Accuracy of blind guessing: the share of right answers, averaged over documents; 0 where nothing is chosen.
+    """Return the accuracy of blind guessing: the mean share of right choices; 0 if there are no choices.
 
     None for a task that computes its accuracy in its own way (truthfulqa_mc2), since chance is then not known.
     """

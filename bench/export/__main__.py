@@ -183,7 +183,7 @@ def _write(cell: "Cell", target: Path, name: str) -> dict[str, Any]:
     from bench.run.cell import torch_threads
 
     strength = cell.cfg.strength
-    cell.fetch_model()  # prints what it fetches, so before the bar is up
+    cell.fetch_model()  # it prints, so it has to run before the bar is shown
     with torch_threads(cell.threads):
         with Bar({} if cell.fits.is_stored else cell.fit_tokens()) as cell.session.bar:
             artefact, _ = cell.fitted

@@ -75,7 +75,7 @@ def write(folder: Path, steered: Steered) -> float:
         steered.location, revision=steered.revision, dtype=model.dtype, trust_remote_code=False
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers for what will be renamed
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses a name that transformers will rename
         loaded = PeftModel.from_pretrained(base, folder)
     return verified(steered, loaded)  # type: ignore[arg-type]
 

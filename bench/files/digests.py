@@ -119,7 +119,7 @@ def set_aside(folder: Path, why: DamagedError) -> None:
     if moved is not None:
         told = f"warning: {str(why).partition(';')[0]}; it is set aside as {moved.name} and made again"
         print(visible(told), file=sys.stderr)
-    (_unverified.get() or set()).discard(_place(folder))  # what is made again can be vouched for
+    (_unverified.get() or set()).discard(_place(folder))  # the new files will have a digest
 
 
 def note_unverified(folder: Path) -> None:

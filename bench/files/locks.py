@@ -25,7 +25,7 @@ POLL_SECONDS = 0.2
 TOLD_AFTER_SECONDS = 20.0
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 LONGEST_SECONDS = 24 * 3600.0
-"""How long somebody else may be at the same work before it is told as an error."""
+"""How long another process may hold the lock before waiting for it ends in an error."""
 
 
 class Holder(NamedTuple):

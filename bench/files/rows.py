@@ -15,13 +15,13 @@ from typing import Any, TextIO
 
 from methods.errors import SetupError
 
-LONGEST = 10_000_000  # bytes of a line; what is longer is not a text for a model, but many in one line
+LONGEST = 10_000_000  # bytes of a line; a longer one holds many texts, not one text for a model
 NO_UTF8 = re.compile("[\udc80-\udcff]")
-"""A byte that is not UTF-8, as "surrogateescape" reads it; of sound UTF-8 nothing is read so."""
+"""A byte that is not UTF-8, as the error handler "surrogateescape" reads it; valid UTF-8 never gives these."""
 HALF = re.compile("[\ud800-\udfff]")
 """Half of a surrogate pair: JSON can write it, as an escape, but it is not a character, and UTF-8 cannot hold it."""
 TABLES = {".csv": ",", ".tsv": "\t"}
-"""What stands between the cells of a table, by the end of the file's name; any other file is JSONL."""
+"""The end of a file's name -> the character between the cells of its table; any other file is JSONL."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from bench.fit_data.fine_tuning import too_few
 from bench.model.lm import LM
 from methods.errors import SetupError
 
-TEXT_TOKENS = 30  # of a sentence, roughly
+TEXT_TOKENS = 30  # tokens of a sentence, roughly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ class WikiSentences(FitSource):
         return Learnt(wiki=self.count)
 
     def tokens(self) -> int:
-        """Always 0, since nothing is sampled."""
+        """Return 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
@@ -47,7 +47,7 @@ class WikiSentences(FitSource):
         return self.count * TEXT_TOKENS
 
     def load(self, lm: LM) -> tuple[list[str], dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """Return the sentences. Raises SetupError where there are fewer, and for rows without a text."""
+        """Return the sentences. Raises SetupError if there are fewer than `count`, and for rows without a text."""
         located, texts = wiki_sentences(self.sources)
         if len(texts) < self.count:
             raise too_few("background.count", self.count, len(texts), "ask for fewer, or use background=texts")

@@ -8,7 +8,7 @@ from methods.base import Examples, Labelled, Pairs
 
 
 class FitSource(Protocol):
-    """Makes pairs or other texts to learn from, and says what they are called. Its classes inherit from this one."""
+    """Makes pairs or other texts to learn from, and names them. All sources inherit from this class."""
 
     name: ClassVar[str]
 
@@ -17,7 +17,7 @@ class FitSource(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise SetupError for what is wrong and can be seen without a model."""
+        """Raise SetupError for mistakes that can be found without a model."""
 
     def load(self, lm: LM) -> tuple[Pairs | Examples | Labelled | list[str], dict[str, Any]]:
         """Return the texts, and facts about them for the record; `sources` lists the data sets that were read."""

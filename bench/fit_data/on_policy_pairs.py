@@ -18,17 +18,17 @@ from methods.base import Pairs
 from methods.errors import SetupError
 
 FEWEST = 8  # pairs; a direction from fewer says more about the prompts than about what is wanted
-PROMPT_TOKENS = 16  # of a RealToxicityPrompts prompt, roughly
-PAIR_TOKENS = 36  # of a prompt with one of its continuations, roughly
+PROMPT_TOKENS = 16  # tokens of a RealToxicityPrompts prompt, roughly
+PAIR_TOKENS = 36  # tokens of a prompt with one of its continuations, roughly
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnPolicy(FitSource):
-    """The unsteered model's own continuations of the fit prompts: the most against the least toxic one of a prompt.
+    """Pairs of the unsteered model's own continuations of the fit prompts: a prompt's least and most toxic one.
 
-    A prompt gives a pair only where the gap is wide: its best continuation scores at most `max_desired`, its worst at
-    least `min_undesired`. Continuations that are blank or could not be scored are left out. limit: only the first so
-    many pairs, so that a larger limit contains the pairs of a smaller one; None for all.
+    A prompt gives a pair only if the gap is wide: its best continuation scores at most `max_desired`, its worst at
+    least `min_undesired`. Continuations that are blank or could not be scored are left out. limit: the number of pairs,
+    which are the first ones, so that a larger limit contains the pairs of a smaller one; None for all.
     """
 
     name: ClassVar[str] = "on_policy"
@@ -36,7 +36,7 @@ class OnPolicy(FitSource):
 
     scorer: Scorer
     sources: Sources
-    sampling: Sampling | None = None  # how texts are decoded; None: as the model at hand does. Its seed is not used
+    sampling: Sampling | None = None  # how texts are decoded; None: as `lm.sampling` says. Its seed is not used
     prompts: int = 250
     num_samples: int = 6
     max_desired: float = 0.2
@@ -129,9 +129,9 @@ def widest(
     max_desired: float,
     min_undesired: float,
 ) -> tuple[Pairs, list[float]]:
-    """Return the least and the most toxic text of each prompt whose scores are beyond both bounds, and their gaps.
+    """Return the least and the most toxic text of each prompt whose scores are beyond both bounds, and the gaps.
 
-    Of equal scores the first text is taken; blank texts and those without a score are not candidates.
+    Of texts with equal scores the first is taken; blank texts and those without a score are not candidates.
     """
     pairs, gaps = Pairs([], [], []), []
     for prompt, row, scored in zip(prompts, texts, scores, strict=True):

@@ -16,7 +16,7 @@ from methods.errors import SetupError
 
 HH, CONFIG, SPLIT = "Anthropic/hh-rlhf", "harmless-base", "test"
 REQUEST, REPLY = "\n\nHuman:", "\n\nAssistant:"
-EXAMPLE_TOKENS = 75  # of a request with its reply, roughly
+EXAMPLE_TOKENS = 75  # tokens of a request with its reply, roughly
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class RejectedReplies(FitSource):
 
     The dialogues are the harmless-base part of Anthropic's HH-RLHF, in which people try to get harmful answers. What
     was said before the last request is left out, and so are replies that refuse (`bench.scorers.refusal_prefixes`).
-    Some of the others are mild: the less liked of two replies need not be harmful. The examples are in the order of a
-    hash; `skip` leaves out that many of the first, so that two sets need not share one.
+    Some of the remaining replies are mild, since the less liked of two replies need not be harmful. The examples are in
+    the order of a hash; `skip` leaves out that many of them at the beginning, so that two sets need not share one.
     """
 
     name: ClassVar[str] = "rejected_replies"
@@ -38,7 +38,7 @@ class RejectedReplies(FitSource):
     template: str = "Input: {prompt}\nResponse:"
 
     def check(self) -> None:
-        """Raises SetupError for a count below 1, and for a template without a place for the request."""
+        """Raises SetupError for a count below 1, a negative skip, and a template without a place for the request."""
         if self.count < 1 or self.skip < 0:
             raise SetupError(
                 f"rejected replies: count={self.count}, skip={self.skip}; count must be at least 1, skip at least 0"
@@ -63,7 +63,7 @@ class RejectedReplies(FitSource):
         return Learnt(sets=[(HH, SPLIT)])
 
     def tokens(self) -> int:
-        """Always 0, since nothing is sampled."""
+        """Return 0, since nothing is sampled."""
         return 0
 
     def size(self) -> int:
@@ -71,7 +71,7 @@ class RejectedReplies(FitSource):
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already
-        """Return the requests, worded, with their replies. Raises SetupError where there are fewer."""
+        """Return the requests, put into the template, with their replies. Raises SetupError if there are too few."""
         found = self.sources.locate(HH, CONFIG, SPLIT)
         every = sorted({exchange(str(text)) for text in self.sources.load(HH, CONFIG, SPLIT)["rejected"]}, key=_hash)
         refused = RefusalPrefixes()([request for request, _ in every], [reply for _, reply in every])

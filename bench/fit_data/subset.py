@@ -15,15 +15,15 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True)
 class Subset(FitSource):
-    """`count` of the pairs of another source, without replacement; with one seed, larger sets contain smaller ones."""
+    """`count` pairs of another source, drawn without replacement; with one seed, larger sets contain smaller ones."""
 
     source: FitSource
     count: int
     seed: int
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # that of the pairs
-        """The name of the pairs of which some are taken."""
+    def name(self) -> str:  # type: ignore[override]  # the name of the pairs
+        """The name of the source's pairs, which taking some does not change."""
         return self.source.name
 
     def identity(self) -> dict[str, Any]:
@@ -31,13 +31,13 @@ class Subset(FitSource):
         return named(self.source) | {"subset": self.count, "subset_seed": self.seed}
 
     def check(self) -> None:
-        """Raises SetupError for a number of pairs from which nothing can be learnt, and as the source does."""
+        """Raises SetupError if there are too few pairs to learn from, and for what the source refuses."""
         if self.count < FEWEST_PAIRS:
             raise SetupError(f"pairs.subset={self.count}: expected at least {FEWEST_PAIRS} pairs, or null for all")
         self.source.check()
 
     def load(self, lm: LM) -> tuple[Pairs, dict[str, Any]]:
-        """Return the pairs in the source's order. Raises SetupError where the source has fewer."""
+        """Return the pairs in the source's order. Raises SetupError if the source has fewer."""
         pairs, about = self.source.load(lm)
         assert isinstance(pairs, Pairs)
         there = len(pairs.prompt)
@@ -47,7 +47,7 @@ class Subset(FitSource):
             )
         taken = sorted(np.random.default_rng([self.seed, there]).permutation(there)[: self.count].tolist())
         some = Pairs(*([column[i] for i in taken] for column in pairs))
-        about = {key: fact for key, fact in about.items() if not key.endswith("_gap")}  # those of all the pairs
+        about = {key: fact for key, fact in about.items() if not key.endswith("_gap")}  # the gaps are of all pairs
         return some, about | {"pairs": self.count, "subset": {"seed": self.seed, "of": there}}
 
     def tokens(self) -> int:

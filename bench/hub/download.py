@@ -23,7 +23,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 def fetch(repo: Repo, found: Listing, names: Iterable[str], offline: bool = False) -> Path:
     """Return the folder of the repository's files at this commit, in which these files are whole.
 
-    Raises SetupError where a file is missing and cannot be fetched, and where the disk is full; DamagedError for a file
+    Raises SetupError if a file is missing and cannot be fetched, and if the disk is full; DamagedError for a file
     that differs from the hub's.
     """
     folder = storage(repo) / "snapshots" / found.commit
@@ -48,7 +48,7 @@ def fetch(repo: Repo, found: Listing, names: Iterable[str], offline: bool = Fals
 def fetch_url(url: str, target: Path, digest: str, otherwise: str) -> Path:
     """Download a file whose sha256 is known to `target`; an interrupted download continues.
 
-    otherwise: what to do without network, for the message. Raises SetupError where the download fails, or the file has
+    otherwise: what to do without network, for the message. Raises SetupError if the download fails, or the file has
     another sha256.
     """
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
@@ -116,7 +116,7 @@ def _large(repo: Repo, commit: str, name: str, file: File, digest: str) -> None:
 
 @contextmanager
 def _fetching(repo: Repo, name: str, file: File) -> Iterator[None]:
-    """Fetch a file inside the `with`; raise a SetupError that says why where that fails."""
+    """Fetch a file inside the `with`; if that fails, raise a SetupError that says why."""
     from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]
 
     try:
@@ -154,6 +154,6 @@ def damaged(path: Path) -> str | None:
 
 
 def _git_sha1(path: Path) -> str:
-    """Name of a file's content in git."""
+    """Return the sha1 by which git names the content of a file."""
     content = path.read_bytes()
     return hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()

@@ -49,7 +49,7 @@ def failure(repo: Repo, error: BaseException, wanted: str = "") -> SetupError:
     from huggingface_hub import errors
 
     while isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__ is not None:
-        error = error.__cause__  # the client says "not in the cache" of whatever kept it from asking
+        error = error.__cause__  # the client says "not in the cache" if anything kept it from asking
     why = reason(error)
     if isinstance(error, UnicodeEncodeError):
         return SetupError(

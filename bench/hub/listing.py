@@ -45,13 +45,13 @@ def storage(repo: Repo) -> Path:
 
 
 def listing(repo: Repo, revision: str, offline: bool = False) -> Listing:
-    """Return the files of a repository at a commit, or at what a branch or tag is now.
+    """Return the files of a repository at a commit, or at the present commit of a branch or tag.
 
-    A commit never changes, so the hub is asked about it once. It is asked about a branch each time, and the commit that
-    this was is kept, for use without network.
+    A commit never changes, so the hub is asked about it once. The hub is asked about a branch each time, and the commit
+    that it names is kept, for use without network.
 
-    Raises MissingError for what the hub does not have; SetupError where it cannot be asked; NotKeptError when `offline`
-    and nothing is kept.
+    Raises MissingError if the hub does not have the repository or revision; SetupError if the hub cannot be asked;
+    NotKeptError if `offline` is set and nothing is kept.
     """
     if COMMIT.fullmatch(revision) or offline:
         if (kept := _kept(repo, revision)) is not None:
@@ -105,7 +105,7 @@ def _keep(repo: Repo, revision: str, found: Listing) -> None:
 
 
 def _kept(repo: Repo, revision: str) -> Listing | None:
-    """Return what was kept; None where nothing was, or it cannot be read."""
+    """Return the list that was kept; None if none was kept, or if it cannot be read."""
     try:
         commit = revision
         if not COMMIT.fullmatch(revision):

@@ -10,7 +10,8 @@ from typing import NamedTuple
 class Entry(NamedTuple):
     """A file that a run reads.
 
-    commit: on the hub, None elsewhere. path: on this machine, never written down. new: it was fetched just now.
+    commit: the commit on the hub; None for a file from elsewhere. path: the place on this machine, which no manifest
+    holds. new: whether it was fetched just now.
     """
 
     what: str

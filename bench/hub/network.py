@@ -7,7 +7,7 @@ import sys
 def forbid() -> None:
     """Make every library of the hub use only its cache, for the rest of the process and in those that it starts.
 
-    This project only reads fetched files; this stops what a library may look up in addition.
+    This project itself only reads fetched files; this function also stops look-ups by libraries.
     """
     for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_EVALUATE_OFFLINE", "TRANSFORMERS_OFFLINE"):
         os.environ[name] = "1"

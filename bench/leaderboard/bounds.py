@@ -22,7 +22,7 @@ OLDEST: Mapping[str, Mapping[str, str]] = {
     "empty_share_increase": {"suite": "fluency", "metric": "empty_share", "compare": "increase", "end": "at_most"},
     "capability_drop": {"suite": "capability", "metric": "*.accuracy", "compare": "drop", "end": "at_most"},
 }
-"""What the bounds of records mean that hold no more than name and number."""
+"""Bound -> its meaning, for older records, which hold only the name and the number of a bound."""
 
 
 class Judged(NamedTuple):
@@ -35,7 +35,7 @@ class Judged(NamedTuple):
 def judged(bounds: Mapping[str, Mapping[str, Any]], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> Judged | None:
     """Judge all bounds of a row: violated if one is, kept if all are; None if none could be judged.
 
-    A single bound that was not measured, or has no interval, counts as not resolved.
+    A single bound that was not measured, or has no interval, counts as open.
 
     Args:
         bounds: suite, metric, compare, and at_most or at_least of each bound, by its name.
@@ -51,7 +51,7 @@ def judged(bounds: Mapping[str, Mapping[str, Any]], pairs: list[Pairs], metrics:
 
 
 def definitions(stored: Mapping[str, Any] | None, values: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """Return the bounds of a tuning, by name. stored: as in newer records; values: numbers by name, as in all."""
+    """Return the bounds of a tuning, by name. stored: as newer records hold them; values: name -> number."""
     if stored is not None:
         return {name: dict(one) for name, one in stored.items()}
     known = {name: dict(OLDEST[name]) for name in values or {} if name in OLDEST}
@@ -59,7 +59,7 @@ def definitions(stored: Mapping[str, Any] | None, values: Mapping[str, Any] | No
 
 
 def _one(bound: Mapping[str, Any], pairs: list[Pairs], metrics: Mapping[str, Metric]) -> str | None:
-    """Judge one bound: kept if the interval is within it, violated if beyond, else open; None without an interval."""
+    """Judge one bound: kept if the interval is inside, violated if it is outside, else open; None without one."""
     wanted = f"{bound['suite']}.{bound['metric']}"
     names = [name for name in metrics if fnmatchcase(name, wanted)]
     estimate = _compared(bound["compare"], names, pairs, metrics) if names and pairs else None

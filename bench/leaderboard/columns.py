@@ -24,7 +24,7 @@ Line = Mapping[str, Any]
 NONE = "–"
 MAIN, WHAT, TRADE, COST, METRICS = "Main", "What it is", "Trade-off", "Cost", "Every metric"
 PARTS = (MAIN, WHAT, TRADE, COST, METRICS)
-"""Where the page's chooser lists a column, in this order."""
+"""The parts of the page's chooser, in order; each column is listed in one of them."""
 
 
 def lines(frame: pd.DataFrame) -> list[Line]:
@@ -166,7 +166,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """One column for all files and pages. It has a title for each of them; where the title is empty, it is not shown.
+    """One column for all files and pages. It has a title for each of them; an empty title leaves the column out there.
 
     name: its name in the frame, where `name_low` and `name_high` are the ends of its interval.
     about: a sentence on its content.
@@ -383,7 +383,7 @@ COLUMNS: tuple[Column, ...] = (
            page="notes", cell=_flags, shown=True, numeric=False),
     Column(name="records", about="The ids of its records."),
 )  # fmt: skip
-"""In the order in which they are shown; the readable table's come one after the other, the page's by their part."""
+"""The columns in the order in which they are shown; the page sorts them by their part first."""
 
 DTYPES = {column.name: column.dtype for column in COLUMNS if column.dtype}
 
@@ -468,7 +468,7 @@ def headline_title(headline: str, toxicity: Sequence[str]) -> str:
 
 
 def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list[Column]:
-    """Return the columns of the headline: value, change, p and groups; the readable table shows them for a toxicity."""
+    """Return the columns of the headline: value, change, p, group; with a toxicity, readable tables have all but p."""
     several = tests(frame, metric) > 1
 
     def value(row: Line) -> str:

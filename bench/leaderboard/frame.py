@@ -21,8 +21,8 @@ from bench.stats import significance
 from bench.stats.bootstrap import RESAMPLES, Array, Estimate, value_interval
 from bench.stats.metrics import FIRST, Metric, fold, is_share, standard_error
 
-AHEAD = 8  # rows whose draws are made together; they are kept until their numbers are (`bootstrap.KEPT`)
-ROUNDING = 1e-6  # of a score: texts that are judged in other batches differ by so much at most
+AHEAD = 8  # rows whose draws are made together, and kept until the rows' numbers are made (`bootstrap.KEPT`)
+ROUNDING = 1e-6  # the largest change of a score if its text is judged in another batch
 FORESEEN = ("d_prime", "mean_cosine")  # facts of a fit that tell how well its pairs agree (`methods.separation`)
 AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high")
 
@@ -57,7 +57,7 @@ class Table(Comparison):
 
 
 def tables(results: Sequence[Result], each_fit: bool = False) -> list[Table]:
-    """Return a table for each group of cells that may be compared; all fits of a method are a row, or each is."""
+    """Return a table for each group of cells that may be compared; a row holds all fits of a method, or one fit."""
     return [Table(i + 1, rows(fits, each_fit)) for i, fits in enumerate(groups(results))]
 
 
@@ -171,7 +171,7 @@ def identity(row: Row) -> dict[str, Any]:
 
 
 def made_from(row: Row, reported: Sequence[str]) -> dict[str, Any]:
-    """Return the row's training data and cost, its test data, and the roles of the scorers, the headline's first."""
+    """Return the row's training data and cost, its test data, and the roles of scorers, the headline's scorer first."""
     scorers = Scorers.used((), row.data, row.tuning)
     sources = [name for one in row.records for name in source_names(one)]
     return {
@@ -198,7 +198,7 @@ def told_data(data: LearntFrom) -> str | None:
 
 
 def relative_speed(costs: Sequence[Cost]) -> dict[str, float | None]:
-    """Return the mean speed over the fits, with the mean of their intervals, which is wider than the mean's."""
+    """Return the mean speed over fits and the mean of their intervals, which is wider than the interval of the mean."""
     ends = [(one.relative_speed, one.relative_speed_low, one.relative_speed_high) for one in costs]
     means = [mean_of(values) for values in zip(*ends, strict=True)] or [None] * 3
     return dict(zip(("relative_speed", "relative_speed_low", "relative_speed_high"), means, strict=True))
@@ -273,7 +273,7 @@ def own_value(name: str, metric: Metric, row: Row, first: frozenset[str]) -> dic
         value, n = float(values.mean()), len(own[0])
         share = metric.transform == "mean" and is_share(name, *(one for one, _ in arrays))
         error = None if None in errors else math.sqrt(float(np.mean(np.square(np.array(errors, dtype=float)))))
-        if len(values) > 1 and error is not None:  # other items for all of the fits, other fits
+        if len(values) > 1 and error is not None:  # the spread over items, then over fits
             error = math.sqrt(error**2 + float(values.var(ddof=1)) / len(values))
     low, high = value_interval(value, error, n, metric.transform, share=share)
     return {name: value, f"{name}.low": low, f"{name}.high": high, f"{name}.se": error, f"{name}.n": n}

@@ -20,12 +20,12 @@ from bench.stats.metrics import FIRST, Metric
 
 
 def _place(one: Result) -> tuple[tuple[int, str], int, str]:
-    """Sort key of results."""
+    """Return the key by which results are sorted: the suite, the sampling seed, the id of the record."""
     return order(one.record.suite), one.record.sample_seed or 0, one.record.id
 
 
 class Fit:
-    """Model, method and strength, with the records of one setting per suite; one record for each sampling seed."""
+    """A model, method and strength, with results: one setting for each suite, one record for each sampling seed."""
 
     def __init__(self, results: Iterable[Result]) -> None:
         self.results = sorted(results, key=_place)
@@ -40,17 +40,17 @@ class Fit:
 
     @property
     def data(self) -> LearntFrom | None:
-        """The data that it learnt from, as the first record with this fact states it; the same holds below."""
+        """The data that the method learnt from, by the first record that states it; None if none does."""
         return next((one.data for one in self.records if one.data), None)
 
     @property
     def facts(self) -> FitFacts | None:
-        """The facts about the fit: what it took, and what the method states about it."""
+        """What the fit took and what the method states about it, by the first record that has it; None if none has."""
         return next((one.fit for one in self.records if one.fit), None)
 
     @property
     def tuning(self) -> Tuned | None:
-        """How the strength was chosen; None if it was given."""
+        """How the strength was chosen, by the first record that states it; None if the strength was given."""
         return next((one.tuning for one in self.records if one.tuning), None)
 
     @property
@@ -60,7 +60,7 @@ class Fit:
 
     @cached_property
     def comparisons(self) -> set[str]:
-        """The comparison ids of its records; items of two fits may be paired where they share one."""
+        """The comparison ids of its records; items of two fits may be paired if the fits share a comparison."""
         return {one.comparison for one in self.records}
 
     def metrics(self) -> dict[str, Metric]:
@@ -104,7 +104,7 @@ class Row:
         return is_control(self.columns["method"], self.columns["family"])
 
     def controls(self, other: "Row") -> bool:
-        """Return whether this row is the control of the other: of the same method, options, pairs and strength."""
+        """Return whether this row is the control of the other, with its method, options, pairs and strength."""
         about = self.records[0].method.control
         if about is None or self.columns["method"] != other.columns["method"] + CONTROL:
             return False
@@ -138,14 +138,17 @@ class Row:
 
 
 def pooled(fits: Sequence[dict[str, Items]]) -> dict[str, Items]:
-    """Return value and weight by item of several fits together, for the metrics that all of them have."""
+    """Average several fits item by item, in each metric that all of them have.
+
+    The value of an item is its weighted mean over the fits that have the item; its weight is the sum of their weights.
+    """
     if len(fits) == 1:
         return fits[0]
     return {name: together([one[name] for one in fits]) for name in fits[0] if all(name in one for one in fits)}
 
 
 def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
-    """Group the fits of a table into rows: those that differ only in seeds of fit or data are one, unless `each_fit`.
+    """Group fits into rows: those that differ only in their seeds of fit or data form one row, unless `each_fit`.
 
     Two fits with equal seeds belong to different rows, because they differ in the data that they learnt from.
     """
@@ -156,7 +159,7 @@ def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
         columns = one.columns
         settings = {key: value for key, value in json.loads(columns["parameters"]).items() if key != "seed"}
         about = one.records[0].method.control
-        given = columns["strength"] if about is None else about.to_json()  # draws of a control differ in their own
+        given = columns["strength"] if about is None else about.to_json()  # a control's draws have different strengths
         chosen = one.tuning.how if one.tuning else given
         suites = sorted({record.suite for record in one.records})
         recipe = one.data.recipe if one.data else None
@@ -165,7 +168,7 @@ def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
 
 
 def apart(fits: Sequence[Fit]) -> list[list[Fit]]:
-    """Split the fits of one recipe into rows: one row or, if two have equal seeds, by measured facts of the data."""
+    """Put the fits of one recipe into one row or, if two have equal seeds, into rows by measured facts of the data."""
     seeds = [(one.columns["fit_seed"], str(one.data.draws if one.data else [])) for one in fits]
     several = len(set(seeds)) < len(seeds)
     found: dict[tuple[str, int], list[Fit]] = defaultdict(list)
@@ -228,7 +231,7 @@ def settings(records: Sequence[Record]) -> dict[str, str]:
     for one in records:
         sampling = one.sampling.setting if one.sampling else {}
         sizes = {"k": one.info.k, "prompts": one.info.prompts}
-        names = sorted(name for name in one.metrics if not name.endswith(FIRST))  # which the unsteered model alone has
+        names = sorted(name for name in one.metrics if not name.endswith(FIRST))  # only unsteered has them
         look = digest([one.suite, sampling, sizes, plain(one.sources), names])
         looks.setdefault(one.comparison, (look, one.sample_seed))
     pairs = list(looks.values())
@@ -237,7 +240,7 @@ def settings(records: Sequence[Record]) -> dict[str, str]:
 
 
 def most_new(cells: Sequence[list[Result]], looks: dict[str, str], shown: set[str]) -> list[list[Result]]:
-    """Choose the setting of each suite that adds the most items; returns its cells with results, if any are new."""
+    """Choose the settings, one per suite, that add the most new items; return their cells' results if any is new."""
     options: dict[str, set[str]] = defaultdict(set)
     for one in itertools.chain(*cells):
         options[one.record.suite].add(looks[one.record.comparison])

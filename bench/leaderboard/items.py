@@ -26,7 +26,7 @@ class Items:
         return len(self.index)
 
     def at(self, index: "pd.Index[str]") -> Self:
-        """These of the items, in this order; all of them have to be there."""
+        """Return the items with these names, in this order; all of them have to be there."""
         rows = self.index.get_indexer(index)
         return type(self)(index, self.value[rows], self.weight[rows])
 
@@ -45,13 +45,13 @@ class Pair:
         return len(self.index)
 
     def at(self, index: "pd.Index[str]") -> Self:
-        """These of the items, in this order; all of them have to be there."""
+        """Return the items with these names, in this order; all of them have to be there."""
         rows = self.index.get_indexer(index)
         return type(self)(index, *(one[rows] for one in (self.value_a, self.weight_a, self.value_b, self.weight_b)))
 
     @property
     def difference(self) -> Array:
-        """(n,) by how much the first value is larger."""
+        """(n,) the first value minus the second."""
         return np.asarray(self.value_a - self.value_b)
 
 
@@ -97,7 +97,7 @@ def by_metric(items: pd.DataFrame) -> dict[str, Items]:
 
 
 Places = dict[str, tuple[Array, "pd.Index[str]"]]
-"""Metric -> the rows of its items in a table, in the order of the items' names, and these."""
+"""Metric -> the rows of its items in a table, in the order of the items' names, and these names."""
 
 _known: dict[tuple[int, int], tuple[Any, Any, Places]] = {}
 
@@ -109,7 +109,7 @@ def places(items: pd.DataFrame) -> Places:
     if key not in _known:
         if len(_known) >= MOST:
             _known.clear()
-        _known[key] = (names[0], names[1], _places(items))  # who holds them keeps their ids from being used again
+        _known[key] = (names[0], names[1], _places(items))  # an object that is held keeps its id for itself
     return _known[key][2]
 
 

@@ -41,7 +41,7 @@ def read(results: Path) -> tuple[Shown, list[Path]] | None:
 
 
 def write(results: Path, shown: Shown, figures: Sequence[Path]) -> None:
-    """Keep what was built; keep nothing if a record was skipped, so that this is told again."""
+    """Keep what was built; keep nothing if a record was skipped, so that the next command warns again."""
     if shown.skipped:
         return
     kept = {

@@ -32,9 +32,9 @@ BEGIN = r"""  \vskip4pt\centering\fontsize{8}{9.6}\selectfont\setlength{\tabcols
   \setbox0\hbox{%
 """
 END = r"}\ifdim\wd0>\linewidth\resizebox{\linewidth}{!}{\box0}\else\leavevmode\box0\fi"
-r"""A table brings its commands, so that it can be pasted alone: a name in a narrow column, a value above its interval.
+r"""Each table defines its commands, for a wrapped name and for a value above its interval, so it can be pasted alone.
 
-On a page that is narrower than those of `latex_layout` it is shrunk, for which \usepackage{graphicx} is needed.
+On a page that is narrower than those of `latex_layout` the table is shrunk, for which \usepackage{graphicx} is needed.
 """
 
 
@@ -104,7 +104,7 @@ def shown(table: Table) -> list[Column]:
 def environment(
     frame: pd.DataFrame, found: Sequence[Part], number: int, title: str, label: str, below: Sequence[str]
 ) -> str:
-    """Return one part of a table as an environment of its own. title, label: those of the whole table."""
+    """Return one part of a table as an environment of its own. title, label: the title and label of the whole table."""
     part = found[number]
     wide = "*" if part.width > ONE_COLUMN else ""
     several = f" (part {number + 1} of {len(found)})" if len(found) > 1 else ""
@@ -162,7 +162,7 @@ def caption(table: Table) -> str:
 
 
 def _data(source: str) -> str:
-    """The name of a data set without its owner and where it was read."""
+    """Return the name of a data set, without its owner and without the place that it was read from."""
     return source.partition(" (")[0].rpartition("/")[2]
 
 

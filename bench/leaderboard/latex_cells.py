@@ -17,8 +17,8 @@ from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY
 
 NONE = Cell("--", width("--"))
 SYMBOLS = (r"\dagger", r"\ddagger", r"\S", r"\P", r"\|", r"\dagger\dagger", r"\ddagger\ddagger")
-LETTERS = 44.0  # points of the column of letters; what is longer takes a second line
-LARGE = 1e5  # from here on as a power of ten
+LETTERS = 44.0  # points: the width of the column of letters; longer ones take a second line
+LARGE = 1e5  # numbers from here on are written as a power of ten
 
 
 def block(column: Column, table: Table, bold: Set[int], marks: dict[str, str]) -> Block:

@@ -53,7 +53,7 @@ class Part(NamedTuple):
 
 
 def total(columns: Sequence[Block]) -> float:
-    """Return the points that columns take side by side."""
+    """Return the width of these columns side by side, in points."""
     return sum(one.width for one in columns) + GAP * (len(columns) - 1)
 
 

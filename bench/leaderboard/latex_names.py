@@ -18,9 +18,9 @@ from bench.records import titles
 from bench.records.fields import MethodFacts
 from methods.papers import PAPERS
 
-WIDEST = 92.0  # points of the column of names; what is longer takes a second line
+WIDEST = 92.0  # points: the width of the column of names; a longer name takes a second line
 TELLING = ("pairs", "data", "fit_seeds", "version", "trials", "scorer_tune", "scorer_pairs", "sources")
-"""Columns that tell rows apart of equal method, parameters and strength, in the order in which they are tried."""
+"""Columns that distinguish rows of equal method, parameters and strength, in the order in which they are tried."""
 
 
 class Said(NamedTuple):
@@ -62,7 +62,7 @@ def alone(table: Table) -> list[list[Said]]:
 
 
 def title(method: MethodFacts) -> list[Said]:
-    """Return title and citation; a control has no citation, a method made of others has those of its parts."""
+    """Return title and citation; a control has no citation, a method made of others has its parts' citations."""
     one = titles.of_method(method)
     if method.control:
         return [Said(f"{one.title} control")]

@@ -5,7 +5,7 @@ import unicodedata
 
 from bench.console import escape
 
-ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"  # that LaTeX's first encoding has
+ACCENTS = "\u0300\u0301\u0302\u0303\u0304\u0306\u0307\u0308\u030a\u030b\u030c\u0327"  # those of LaTeX's encoding OT1
 LETTERS = "ßæÆœŒøØłŁı¡¿–—‘’“”…"
 GREEK = (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi "
@@ -14,7 +14,7 @@ GREEK = (
 COMMANDS = {sign: f"$\\{word}$" for sign, word in zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ", GREEK.split(), strict=True)}
 COMMANDS |= {"≤": r"$\le$", "≥": r"$\ge$", "−": "$-$", "×": r"$\times$", "→": r"$\to$", "∞": r"$\infty$", "\xa0": "~"}
 
-PIECE = 20  # signs after which a line may end where a name has no blank
+PIECE = 20  # signs after which a line may end if a name has no blank
 BREAK = r"\allowbreak{}"
 
 WIDTHS = {
@@ -41,7 +41,7 @@ def _sign(sign: str) -> str:
 
 
 def breakable(text: str) -> str:
-    """Write the same with places at which a line of a narrow column may end."""
+    """Write one line for LaTeX, as `written` does, with places at which a line of a narrow column may end."""
     return "".join(written(one) + ("" if one[-1] == " " else BREAK) for one in pieces(text)).removesuffix(BREAK)
 
 

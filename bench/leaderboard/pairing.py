@@ -12,7 +12,7 @@ from bench.stats.metrics import FIRST, Transform
 from bench.stats.significance import bootstrap_p, paired_tests
 
 Pairs = Mapping[str, Pair]
-"""`<suite>.<metric>` -> the items of one beside those of the other."""
+"""`<suite>.<metric>` -> the items of one fit or row beside those of the other."""
 
 
 def joined(a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset[str] = frozenset()) -> dict[str, Pair]:
@@ -89,8 +89,8 @@ def change(
 def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEstimate | None:
     """Return the difference of row a from row b, over the fits of both; None if a fit of either lacks the metric.
 
-    The change of a's fits from b's mean varies over items and a's fits; that of b's fits from a's mean over items and
-    b's fits. Together they count the variance over items twice, so it is subtracted once.
+    The change of a's fits from b's mean varies over items and over a's fits; the change of b's fits from a's mean
+    varies over items and over b's fits. Both together count the variance over items twice, so it is subtracted once.
     """
     if len(b.fits) == 1:
         return change(paired(a.fits, b, metric), metric, transform)
@@ -130,7 +130,7 @@ def p_values(rows: Sequence[list[Pairs]], metric: str, transform: Transform) -> 
 def pairwise_p(a: Row, b: Row, metric: str, transform: Transform) -> float | None:
     """Return the two-sided p of equal values of two rows in this metric.
 
-    If both have several fits, each row's fits are compared with the mean of the other, and the larger p counts.
+    If both have several fits, each row's fits are compared with the mean of the other row, and the larger p counts.
     """
     return pairwise_ps([(a, b)], metric, transform)[0]
 

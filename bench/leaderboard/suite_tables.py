@@ -17,8 +17,8 @@ from bench.stats.significance import ALPHA
 
 SHOWN = ("rtp", "fluency")  # suites that have columns of their own in the leaderboard
 STAR = "* differs from unsteered"
-TITLE = 14  # letters of a line of a column's title
-METRICS = 6  # beside each other on a page of Markdown
+TITLE = 14  # the most letters on a line of a column's title
+METRICS = 6  # the most metrics beside each other on a page of Markdown
 LEFT_OUT = re.compile(
     r"\.(gold_logprob|gold_choice_logprob|matching_accuracy)$"  # says the same as another number of its suite
     r"|\.(toxic_share|refusal_rate)\..+"  # of one group of texts
@@ -27,7 +27,7 @@ LEFT_OUT = re.compile(
 
 
 def shown_metrics(table: Table) -> dict[str, list[str]]:
-    """Return the metrics in each suite's small table, in the order of the table's metrics; others repeat these."""
+    """Return the metrics in each suite's small table, in the order of the table's metrics, without LEFT_OUT."""
     found: dict[str, list[str]] = {}
     for metric in table.metrics:
         suite, _, name = metric.partition(".")
@@ -91,7 +91,7 @@ def title(metric: str) -> str:
 def differs(row: Line, metric: str) -> bool:
     """Return whether the difference from the unsteered model is significant after Holm's correction over the rows.
 
-    It never is by a scorer that tuned the row or picked its training data.
+    A difference by a scorer that tuned the row or picked its training data never counts as significant.
     """
     p, scorer = row.get(f"{metric}.p_holm"), metric.split(".")[1]
     if p is None or pd.isna(p) or pd.isna(row[metric]):
@@ -100,7 +100,7 @@ def differs(row: Line, metric: str) -> bool:
 
 
 def value_with_interval(row: Line, metric: str) -> str:
-    """Write a value with its interval; if all items are equal there is none, since they do not show its width.
+    """Write a value with its interval; equal items do not show the width of an interval, so they have none.
 
     A * follows if the value `differs`.
     """
@@ -112,7 +112,7 @@ def value_with_interval(row: Line, metric: str) -> str:
 
 
 def side_by_side(rows: pd.DataFrame, fits: Callable[[pd.DataFrame], bool]) -> Iterator[pd.DataFrame]:
-    """Split the table into parts that fit, each with the methods first; a part has at least one metric."""
+    """Split the table into parts that fit; each begins with the methods and has at least one metric."""
     first, *rest = rows.columns
     taken: list[str] = []
     for title in rest:
@@ -124,7 +124,7 @@ def side_by_side(rows: pd.DataFrame, fits: Callable[[pd.DataFrame], bool]) -> It
 
 
 def markdown(table: Table) -> list[str]:
-    """Each suite's table as Markdown under its title, in parts of at most METRICS metrics."""
+    """Return each suite's table as Markdown under its title, in parts of at most METRICS metrics."""
     found = []
     for other in other_suites(table):
         found.append(f"**{escape.markdown(other.title)}**")

@@ -15,12 +15,12 @@ from bench.leaderboard import formatting, suite_tables
 from bench.leaderboard.build import Built
 from bench.leaderboard.frame import Table
 
-PIPE_WIDTH = 140  # columns where there is no terminal
+PIPE_WIDTH = 140  # columns of the output if there is no terminal
 LEAST = ("fit_seconds", "pairs", "shrinkage", "relative_speed")
 THEN = ("strengths", "vs_control")
-"""Columns that a narrow terminal leaves out: LEAST, the other scorers, THEN; a line below the table names them."""
+"""Columns that a narrow terminal leaves out: first LEAST, then other scorers, then THEN; a line below names them."""
 WRAPPED = {"method": 16, "notes": 11}
-"""Columns whose texts may take several lines, and the letters that a line of them has at least."""
+"""Columns whose texts may take several lines -> the least width of the column, in letters."""
 ENDLESS = Console(width=1000)  # measures the width that a table needs
 
 
@@ -106,7 +106,7 @@ def show(found: Shown, console: Console | None = None) -> None:
 
 
 def below(one: Page, rows: pd.DataFrame) -> list[str]:
-    """Return the lines below a table: columns without room, meanings of those shown, and results of the tests."""
+    """Return the lines below a table: columns that had no room, the meanings of the others, and results of tests."""
     hidden = [title.replace("\n", " ") for title in one.rows.columns if title not in rows.columns]
     told = [f"Too narrow for {', '.join(hidden)}: the Markdown file shows all columns."] if hidden else []
     shown = [(title, meaning) for title, meaning in one.meanings if title in rows.columns]
@@ -139,9 +139,9 @@ def _word(cell: str) -> int:
 
 
 def drawn(text: pd.DataFrame, only: list[int] | None = None) -> RichTable:
-    """Return texts as a table of rich; only names and notes are wrapped, without losing a letter.
+    """Return the texts as a table of the library rich; only names and notes are wrapped, without losing a letter.
 
-    only: the places of the rows to show; columns are as wide as for all rows.
+    only: the places of the rows to show; the columns stay as wide as if all rows were shown.
     """
     out = RichTable(box=box.SIMPLE, padding=0, pad_edge=False)
     for title in text.columns:

@@ -30,16 +30,16 @@ def tasks(values: Mapping[str, Array], chance: Mapping[str, float]) -> list[Task
     return found
 
 
-# Beyond these, against the unsteered model on the same prompts, texts have collapsed and their toxicity says nothing.
-# They are far outside the bounds that a strength is tuned within (conf/tuning), and ours: no paper states any.
+# Beyond these limits, against the unsteered model on the same prompts, texts have collapsed and their toxicity says
+# nothing. The limits are far outside the bounds of tuning (conf/tuning); they are ours, since no paper states any.
 PERPLEXITY_TIMES = 3.0
 DISTINCT_2_TIMES = 0.5
-SHARE_MORE = 0.25  # of repeated 3-grams, of empty texts, of words that are none, of what other prompts' texts hold too
+SHARE_MORE = 0.25  # the largest increase: of repeated 3-grams, empty texts, non-words, or self-BLEU to other prompts
 SHARES = {
     "repetition": "repetition",
     "empty_share": "empty texts",
     "non_word_share": "non-words",
-    "self_bleu": "self-BLEU",  # .04 of unsteered SmolLM2-135M
+    "self_bleu": "self-BLEU",  # .04 for unsteered SmolLM2-135M
 }
 
 
@@ -184,16 +184,16 @@ class Trial(NamedTuple):
 
 
 def trials(found: Sequence[fields.Trial]) -> list[Trial]:
-    """Return the trials of a record that have both numbers."""
+    """Return the trials of a record that have both a perplexity ratio and a reduction."""
     both = [(one.perplexity_ratio, one.reduction) for one in found]
     return [Trial(ratio, reduction) for ratio, reduction in both if ratio and reduction is not None]
 
 
 def chosen_trial(tuned: fields.Tuned | None) -> Trial | None:
-    """Return the trial that tuning chose; None if there is none with both numbers."""
+    """Return the trial that tuning chose; None if there is none, or if it lacks a perplexity ratio or a reduction."""
     if tuned is None:
         return None
-    if tuned.chosen_trial is not None:  # among equal strengths with other options
+    if tuned.chosen_trial is not None:  # trials with other options may have an equal strength
         found = trials([tuned.trials[tuned.chosen_trial]])
     else:
         found = trials([one for one in tuned.trials if one.strength == tuned.chosen])

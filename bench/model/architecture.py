@@ -8,13 +8,13 @@ from transformers.cache_utils import LinearAttentionCacheLayerMixin
 from methods.errors import SetupError
 
 LENGTHS = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len", "max_sequence_length", "n_ctx")
-"""What configs call the longest text that a model was made for."""
+"""Names that configs have for the length of the longest text that a model was made for."""
 NO_LIMIT = 65536
-"""Longest text in tokens of a model that names none (ALiBi, as in Bloom): what is longer is taken for a mistake."""
+"""Longest text, in tokens, for a model that states none (ALiBi, as in Bloom); a longer one is taken for a mistake."""
 
 
 def max_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Return the tokens of the longest text that a model with this config was made for; NO_LIMIT where nothing says so.
+    """Return the length in tokens of the longest text that a model was made for; NO_LIMIT if nothing states it.
 
     If the config does not state it, a tokenizer may; transformers writes 10^30 there for "unknown".
     """
@@ -30,7 +30,7 @@ def check_cache(model: PreTrainedModel) -> None:
     """Raises SetupError for a model whose cache holds anything but keys and values of attention.
 
     Sampling and likelihood read a prompt once, pad rows on the left, and then copy, reorder and drop rows of the cache.
-    A state-space or recurrent layer (Mamba, RWKV) keeps a running state instead, which padding would have changed.
+    A state-space or recurrent layer (Mamba, RWKV) keeps a running state instead, which padding would change.
     """
     kept = DynamicCache(config=model.config).layers
     recurrent = [layer for layer in kept if isinstance(layer, LinearAttentionCacheLayerMixin)]

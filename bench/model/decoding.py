@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 from methods.errors import SetupError
 from methods.later import is_later, later
 
-MOST = 100  # of a penalty, so that no logit becomes infinite
+MOST = 100  # the largest penalty, so that no logit becomes infinite
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Sampling:
     top_p: float = 0.9
     seed: int = 0
     batch_size: int = 256
-    stop: str | None = None  # a text ends before this string; where the model thinks, its answer does
-    top_k: int | None = later(None)  # only so many of the most probable tokens are drawn from
-    repetition_penalty: float = later(1.0)  # divides positive logits of tokens in prompt or text, multiplies the others
-    frequency_penalty: float = later(0.0)  # is taken from a token's logit each time that it was written
+    stop: str | None = None  # a text ends before this string; if the model thinks, it counts only in the answer
+    top_k: int | None = later(None)  # the number of most probable tokens that are drawn from
+    repetition_penalty: float = later(1.0)  # logits of tokens already there are divided if positive, else multiplied
+    frequency_penalty: float = later(0.0)  # subtracted from a token's logit for each time that it was written
 
     def __post_init__(self) -> None:
         """Raises SetupError for a setting outside its range."""
@@ -49,7 +49,7 @@ class Sampling:
             )
 
     def facts(self) -> dict[str, Any]:
-        """Return the settings that can change a text, without the seed; later ones (`is_later`) only if they are on."""
+        """Return the settings that can change a text, without the seed; later ones (`is_later`) only if not default."""
         unused = {"batch_size", "seed"}
         return {
             one.name: value
@@ -73,11 +73,10 @@ class Answer(NamedTuple):
 class Continuation(NamedTuple):
     """One sampled text, without its prompt.
 
-    ended: the model, or the stop string, closed it before `max_new_tokens`.
-    tokens: the sampled ids of the text, without the one that ended it and without any that the stop string cuts; None
-    in files of older versions, which only kept the text.
-    answer: that of a model that thinks; None if it was not looked for.
-    thought: the sampled ids before `tokens`, where the text is the answer alone; else None.
+    ended: whether the model, or the stop string, closed it before `max_new_tokens`. tokens: the sampled ids of the
+    text, without the one that ended it and without any that the stop string cuts; None in files of older versions,
+    which only kept the text. answer: the answer of a model that thinks; None if it was not looked for. thought: if the
+    text is the answer alone, the sampled ids before `tokens`; else None.
     """
 
     text: str
@@ -88,11 +87,11 @@ class Continuation(NamedTuple):
 
     @property
     def unanswered(self) -> bool:
-        """Whether only the answer is judged, and the thinking was cut off before there was one."""
+        """Whether only the answer is judged, and the thinking was cut off before there was an answer."""
         return self.thought is not None and self.answer is not None and self.answer.outcome == "unfinished"
 
     def answered(self) -> "Continuation":
-        """Return the answer alone, empty where there is none. Raises SetupError where its beginning is not known."""
+        """Return the answer alone, empty if there is none. Raises SetupError if it is not known where it begins."""
         if self.answer is None or self.tokens is None:
             raise SetupError(
                 "model.thinking=strip, but an older version stored these texts without the place where their "
@@ -107,14 +106,14 @@ class Continuation(NamedTuple):
 
     @classmethod
     def read(cls, stored: Sequence[Any]) -> "Continuation":
-        """Return the continuation that `stored` wrote, or an older version. Raises TypeError for anything else."""
+        """Return the continuation that this or an older version's `stored` gave. Raises TypeError for anything else."""
         text, ended, *more = stored
         tokens, answer = more + [None] * (2 - len(more))
         return cls(text, ended, tokens, None if answer is None else Answer(*answer))
 
 
 def check_chat(mode: str, chat: bool) -> None:
-    """Raises SetupError where a model is to think (model.thinking) outside of a chat."""
+    """Raises SetupError if `mode` (model.thinking) is not "off" outside of a chat."""
     if mode != "off" and not chat:
         raise SetupError(
             f"model.thinking={mode}, but model.chat=false, and a model only thinks in a chat; set model.chat=true, or "

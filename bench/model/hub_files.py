@@ -1,4 +1,4 @@
-"""The files of a model on the hub that are its own: those that name it, and those that are loaded."""
+"""The files on the hub that make up a model: those that identify it, and those that are loaded."""
 
 from fnmatch import fnmatch
 from pathlib import Path
@@ -12,7 +12,7 @@ from methods.errors import SetupError
 
 
 def about(repo: Repo, revision: str, offline: bool = False) -> tuple[Listing, Path]:
-    """Return the files of a model, and the folder that holds all of them but the weights, which are small.
+    """Return the list of a model's files, and a folder that holds those that loading reads, except the weights.
 
     Raises SetupError if it is not a language model of transformers, and if the files cannot be fetched.
     """
@@ -36,7 +36,7 @@ def identity(repo: Repo, revision: str, offline: bool = False) -> dict[str, str]
     files = {name: found.files[name].sha256 or file_sha256(folder / name) for name in _small(found)}
     for name in _weights(repo, found, folder):
         digest = found.files[name].sha256
-        if digest is None:  # a small model's, kept in git itself
+        if digest is None:  # weights of a small model, kept in git itself
             digest = file_sha256(download.fetch(repo, found, [name], offline) / name)
         files[name] = digest
     return dict(sorted(files.items()))
@@ -60,7 +60,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _weights(repo: Repo, found: Listing, folder: Path) -> list[str]:
-    """The files that the weights are loaded from. Raises SetupError where there are none, or one is lacking."""
+    """Return the files that the weights are loaded from. Raises SetupError if there are none, or if one is missing."""
     known = {name for name in found.files if "/" not in name}
     names = weights_loaded(folder, known)
     if not names:

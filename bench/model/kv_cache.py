@@ -1,7 +1,6 @@
 """A KV cache with room for columns to come, so that a step writes its own column instead of copying all before it.
 
-Layers of another kind than full attention (a sliding window only keeps its last columns) stay as transformers makes
-them.
+Layers other than full attention (a sliding window only keeps its last columns) stay as transformers makes them.
 """
 
 import copy
@@ -13,7 +12,7 @@ from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-ROOM = 32  # columns that are made at least, where there is no room left
+ROOM = 32  # the fewest columns that are added when no room is left
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
@@ -27,7 +26,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     buffers: tuple[Tensor, Tensor]
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append columns (B, H, T, D); returns all keys and values."""
+        """Append columns (B, H, T, D), and return all keys and values."""
         del args, kwargs
         if not self.is_initialized:
             self.dtype, self.device = key_states.dtype, key_states.device
@@ -59,7 +58,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         return found
 
     def _fill(self, keys: Tensor, values: Tensor, room: int, rows: Tensor | None = None) -> None:
-        """Take these rows (None: all) over into new buffers, with space for `room` further columns."""
+        """Copy these rows (None: all) into new buffers, with space for `room` further columns."""
         self._hold([(keys, rows)], [(values, rows)], room)
 
     def _hold(self, keys: "_Parts", values: "_Parts", room: int) -> None:
@@ -71,9 +70,9 @@ _Parts = Sequence[tuple[Tensor, Tensor | None]]  # states (B, H, C, D), and whic
 
 
 def _with_room(parts: _Parts, room: int) -> Tensor:
-    """A copy of all parts' rows, one after the other, in a buffer (R, H, C + room, D).
+    """Return a copy of the rows of all parts, one part after the other, in a buffer (R, H, C + room, D).
 
-    C: the most columns of a part; the rows of a part with fewer begin with zeros.
+    C: the number of columns of the longest part; rows of shorter parts begin with zeros.
     """
     columns = max(states.shape[-2] for states, _ in parts)
     counts = [len(states if rows is None else rows) for states, rows in parts]
@@ -98,12 +97,12 @@ def empty(config: PreTrainedConfig) -> Cache:
 
 
 def keeps_all(cache: Cache) -> bool:
-    """Return whether every layer keeps all columns; one with a sliding window counts columns, padding among them."""
+    """Return whether every layer keeps all columns; a sliding window does not, and counts padding as columns."""
     return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
 
 
 def select(cache: Cache, rows: Tensor, room: int | None = None) -> None:
-    """Keep these rows of a cache, in this order; `room`: columns that will be appended, None for as many as before."""
+    """Keep these rows of a cache, in this order. room: number of columns to make space for; None: as many as before."""
     layers: list[Any] = cache.layers
     for layer in layers:
         if room is not None and isinstance(layer, RoomyLayer):
@@ -115,7 +114,7 @@ def select(cache: Cache, rows: Tensor, room: int | None = None) -> None:
 def branch(parts: Sequence[tuple[Cache, Tensor]], room: int) -> Cache:
     """Copy the given rows of one or several caches into a new cache with space for `room` further columns.
 
-    Where there are several caches, all their layers have to keep all columns (`keeps_all`); shorter caches are padded
+    If there are several caches, all their layers have to keep all columns (`keeps_all`); shorter caches are padded
     on the left.
     """
     found = copy.copy(parts[0][0])

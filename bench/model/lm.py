@@ -50,7 +50,7 @@ class NotFiniteError(SetupError):
 
 
 class Generated(NamedTuple):
-    """Continuations of some prompts, to be read once or more; id: of the stored set, None where they are in memory."""
+    """Continuations of some prompts, which `read` returns. id: the id of the stored set; None if they are in memory."""
 
     id: str | None
     read: Callable[[], list[list[Continuation]]]
@@ -60,7 +60,7 @@ class GenerationStore(Protocol):
     """A place that keeps continuations between suites and runs (`bench.model.generation_cache`)."""
 
     def generate(self, lm: "LM", prompts: Sequence[str], num_samples: int) -> Generated:
-        """Return the stored continuations of these prompts; they are sampled where there are none."""
+        """Return the stored continuations of these prompts; they are sampled if there are none."""
         ...
 
 
@@ -98,9 +98,9 @@ class LM:
     steering: Steering = Steering()
     steering_identity: dict[str, Any] | None = None  # None: unsteered
     steered_by: str = "0 (unsteered)"  # strength and method, as errors name them
-    unexpected_weights: tuple[str, ...] = ()  # in the checkpoint, outside the blocks, and in no place of the model
-    unverified: tuple[str, ...] = ()  # folders that the model was read from and that no digest vouches for
-    memory: Memory = field(default_factory=Memory, compare=False, repr=False)  # what its batches have shown to take
+    unexpected_weights: tuple[str, ...] = ()  # in the checkpoint, outside blocks, but not in the model
+    unverified: tuple[str, ...] = ()  # folders that the model was read from without a digest to check by
+    memory: Memory = field(default_factory=Memory, compare=False, repr=False)  # what its batches have shown
 
     @property
     def device(self) -> torch.device:
@@ -116,7 +116,7 @@ class LM:
         return max_length(self.model.config, self.tokenizer) - self.steering.demand.room
 
     def encode(self, prompt: str) -> list[int]:
-        """Return token ids of a prompt: steering prefix, chat template and BOS included. Never empty."""
+        """Return token ids of a prompt: steering prefix, chat template and BOS included; never an empty list."""
         ids = list(self.tokenizer(self._worded(prompt), add_special_tokens=not self.chat).input_ids)
         return ids or [self.end_of_text]
 
@@ -124,14 +124,14 @@ class LM:
         """Return each prompt, as `encode` words it, and its continuation as token ids; neither is ever empty.
 
         Both are tokenised as one text, and a token that spans the join belongs to the continuation
-        (`methods.tokens.split`). A continuation without a token of its own is the end of the text; where nothing is
-        left of the context, it is the token that begins a text.
+        (`methods.tokens.split`). If no token is left for the continuation, it is the token that ends a text; if none is
+        left for the context, it is the token that begins a text.
         """
         worded = [self._worded(prompt) for prompt in prompts]
         return self.requests(tokens.split(self.tokenizer, worded, continuations, special_tokens=not self.chat))
 
     def requests(self, texts: Sequence[tokens.Text]) -> list[Request]:
-        """Return texts as requests, with an end-of-text token where context or continuation has no token."""
+        """Return texts as requests, with an end-of-text token in place of an empty context or continuation."""
         return [
             Request(text.tokens[: text.prompt] or [self.end_of_text], text.continuation or [self.closing_token])
             for text in texts
@@ -145,7 +145,7 @@ class LM:
 
     @property
     def system_role(self) -> bool | None:
-        """Whether this model's chats have system messages; else they are put into the user's. None without a chat.
+        """Whether this model's chats have system messages; if not, these go into the user's. None without a chat.
 
         It is kept in the record.
         """
@@ -153,7 +153,7 @@ class LM:
 
     @property
     def end_of_text(self) -> int:
-        """The token that stands for "a text begins" where a prompt is empty."""
+        """The token that stands in for an empty prompt; it says that a text begins."""
         for token in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
@@ -174,7 +174,7 @@ class LM:
         return stop_tokens(found, self.tokenizer.eos_token_id)
 
     def start(self, prompts: Tensor) -> Rows:
-        """Return rows of which nothing has been read; prompts (B,) are the prompt lengths in tokens."""
+        """Return rows of which nothing has been read yet; prompts (B,) are the lengths of the prompts in tokens."""
         seen = torch.zeros(len(prompts), 0, dtype=torch.bool, device=self.device)
         ids = torch.zeros(len(prompts), 0, dtype=torch.long, device=self.device)
         return Rows(prompts.to(self.device), seen, ids, kv_cache.empty(self.model.config))
@@ -183,8 +183,8 @@ class LM:
     def read(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor = 0) -> Tensor:
         """Let the model read ids (B, T), of which `real` (B, T) are not padding; `rows` remembers them.
 
-        keep: 0 returns the logits (B, T, V) of all columns, n > 0 those of the last n, a tensor those of the columns in
-        it.
+        keep: the columns whose logits are returned: 0 for all (B, T, V), n > 0 for the last n, a tensor for the columns
+        that it lists.
 
         Raises NotFiniteError for a logit that is NaN or infinite, except at padding.
         """
@@ -197,11 +197,11 @@ class LM:
         readings = Readings(self.model, self._forward, self.start, rows, keep, columns)
         step = Step(logits, rows.ids, rows.seen, columns, rows.prompt, readings)
         logits = self.steering.next_logits(step)
-        self._check_finite(logits.amax(-1, keepdim=True), rows.seen[:, columns])  # it may forbid tokens, but not all
+        self._check_finite(logits.amax(-1, keepdim=True), rows.seen[:, columns])  # it may forbid tokens, not all
         return logits
 
     def _forward(self, rows: Rows, ids: Tensor, real: Tensor, keep: int | Tensor) -> Tensor:
-        """The logits that `read` gives where nothing steers at decoding time; the rows remember what was read."""
+        """Return the logits of `read` before any decoding-time steering; the rows remember what was read."""
         position = rows.append(ids, real)  # (B, T)
         cached = rows.seen.sum(-1) - real.sum(-1)  # (B,)
         with at(Positions(real.long().argmax(-1), real.sum(-1), cached, rows.prompt, rows.noted)):
@@ -218,7 +218,7 @@ class LM:
 
     def _check_finite(self, logits: Tensor, real: Tensor) -> None:
         """Raises NotFiniteError unless the logits (B, T, V) are finite wherever `real` (B, T) is true."""
-        if torch.stack(logits.aminmax()).isfinite().all():  # one pass, where isfinite would make a copy; one answer
+        if torch.stack(logits.aminmax()).isfinite().all():  # one pass, one transfer; isfinite would make a copy
             return
         broken = ~logits[real].isfinite()  # (N, V)
         if broken.any():
@@ -232,9 +232,9 @@ class LM:
     def steered(
         self, method: Method, artefact: Artefact, strength: float, identity: dict[str, Any] | None = None
     ) -> Iterator["LM"]:
-        """Steer the model inside the `with`; it yields an LM that carries the model's state and what a prompt needs.
+        """Steer the model inside the `with`, and yield the LM to use there, which words and reads texts as steered.
 
-        identity: the part of the steering that `generation_id` hashes; strength 0 is the unsteered model.
+        identity: the part of the steering that `generation_id` hashes. With strength 0 the LM itself is yielded.
         """
         if strength == 0:
             yield self
@@ -248,7 +248,7 @@ class LM:
 
 
 def _kept(keep: int | Tensor) -> slice | Tensor:
-    """The columns that `LM.read` keeps."""
+    """Return the index of the columns that `LM.read` keeps."""
     return keep if isinstance(keep, Tensor) else slice(-keep, None)
 
 
@@ -281,20 +281,19 @@ def load_lm(
 
     device: "cpu", "cuda", "cuda:0", or "auto": accelerate spreads the model over all cards, then the CPU, then the
     disk. max_memory: with "auto" the most memory that the model may take on each, as {0: "20GiB", "cpu": "60GiB"}.
-    offload: folder for what goes to the disk; default: in the cache. Weights there, and on the CPU beside a card,
-    cannot be edited.
-    bos: "tokenizer" begins a text as the tokenizer itself does; "prepend" puts the BOS token before every text (once),
-    "none" never. The tokenizer itself is changed, so the methods and lm-eval see the same tokens. chat: prompts go
-    through the tokenizer's chat template. thinking: "off", "strip" or "judge" the thoughts that a chat model writes
-    before its answer (`bench.model.thinking`). identity: values that identify the model's bytes (a revision, a
-    fingerprint); by default path and revision. parts: where blocks and matrices are, for an architecture in which they
-    are not found, or others are taken for them (`methods.layout.declare`). offline: read a model of the hub only from
-    the cache.
+    offload: folder for the weights that go to the disk; default: in the cache. These weights, and those on the CPU if
+    others are on a card, cannot be edited. bos: "tokenizer" begins a text as the tokenizer itself does; "prepend" puts
+    the BOS token before every text (once), "none" never. The tokenizer itself is changed, so the methods and lm-eval
+    see the same tokens. chat: prompts go through the tokenizer's chat template. thinking: "off", "strip" or "judge",
+    for the thoughts that a chat model writes before its answer (`bench.model.thinking`). identity: values that identify
+    the model's bytes (a revision, a fingerprint); by default path and revision. parts: where blocks and matrices are,
+    for an architecture in which they are not found, or are mistaken for others (`methods.layout.declare`). offline:
+    read a model of the hub only from the cache.
 
     Raises SetupError for a device that this machine lacks, for a model with state-space or recurrent layers
-    (`bench.model.architecture`), where files are missing or damaged, where the model has weights that the files lack,
-    or the files have weights for its blocks that the model lacks, and where the tokenizer lacks what `bos`, `chat` or
-    `thinking` asks for. A chat template is tried once.
+    (`bench.model.architecture`), if files are missing or damaged, if the files lack weights of the model or have
+    weights of blocks that the model lacks, and if the tokenizer lacks what `bos`, `chat` or `thinking` asks for. A chat
+    template is tried once.
 
     Example:
         >>> from bench import load_lm
@@ -316,7 +315,7 @@ def load_lm(
             revision=revision,
             dtype=getattr(torch, dtype),
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # so that they can be named
+            ignore_mismatched_sizes=True,  # so that the error can name them
             trust_remote_code=False,
             **spread,
             local_files_only=offline,
@@ -360,7 +359,7 @@ def load_lm(
         thinking=thinks,
         unexpected_weights=unexpected,
     )
-    _ = lm.stop_tokens  # raises where there is none that can be
+    _ = lm.stop_tokens  # raises if the config names something that is no token
     return lm
 
 
@@ -376,9 +375,9 @@ def _spread(
 
 
 def worded(lm: LM, question: str) -> str:
-    """Return what the model reads before the answer: "Input: ..." or the chat template.
+    """Return what the model reads before the answer: "Input: ..." or the question in the chat template.
 
-    Methods put BOS before every text if the tokenizer does; a template that also writes it must not double it.
+    Methods put BOS before every text if the tokenizer does, so the BOS that a template also writes is removed.
     """
     if not lm.chat:
         return f"Input: {question.strip()}\nResponse:"

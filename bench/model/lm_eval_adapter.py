@@ -1,15 +1,14 @@
 """lm-eval's view of our model, steered or not.
 
-lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position scope would not know its position;
-it also reads a shared context once per answer. Here a context is read once, and "the prompt" of a scope is the
-request's context. Where steering comes with a prefix, it comes before every context.
+lm-eval's own HFLM passes neither a mask nor the prompt's length, so a position scope would not know its position; it
+also reads a shared context once per answer. Here a context is read once, and "the prompt" of a scope is the request's
+context. If the steering has a prefix, the prefix comes before every context.
 
 The answer's tokens are found as follows. Context and answer are tokenised as one text, and the answer begins with the
 first token that holds a character of it, or of the white space at the end of the context (which lm-eval counts as part
-of the answer). So a token that spans the join is the answer's, where lm-eval counts the context's tokens and may leave
-the
-answer without any: its log p would be 0, more than that of every other answer. An empty answer stands for the end of
-the text.
+of the answer). So a token that spans the join belongs to the answer. lm-eval itself counts the context's tokens, which
+may leave the answer without any; its log p would then be 0, more than that of every other answer. An empty answer
+stands for the end of the text.
 """
 
 import functools
@@ -48,11 +47,11 @@ from bench.records import unfinished
 from methods import tokens
 from methods.progress import advance
 
-SAMPLED_WITH = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}  # what sampled decoding understands
+SAMPLED_WITH = {"until", "do_sample", "temperature", "top_p", "max_gen_toks"}  # what sampled decoding supports
 
 
 class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
-    """An `LM` as lm-eval wants it. Where the LM uses a chat template, evaluate with `apply_chat_template=True`."""
+    """An `LM` as lm-eval wants it. If the LM uses a chat template, evaluate with `apply_chat_template=True`."""
 
     backend = "causal"
 
@@ -86,7 +85,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Token ids; BOS as the tokenizer was set up, but never twice (a chat template may have put it there)."""
+        """Return token ids, with BOS as the tokenizer was set up, but never twice (a chat template may write it)."""
         if add_special_tokens is None:
             add_special_tokens = not self._begins_a_text(string)
         return list(self.tokenizer(string, add_special_tokens=add_special_tokens).input_ids)
@@ -97,7 +96,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return bool(opening) and has_bos_prefix(string, opening)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The chat as text, with the steering prefix as, or before, its system message (`text_rules.instructed`)."""
+        """Return the chat as text; the steering prefix is, or begins, its system message (`tokenizer.instructed`)."""
         prefix = self.lm.steering.prefix if self.lm.chat else ""
         messages = instructed(self.tokenizer, prefix, chat_history)
         return rendered(self.tokenizer, messages, begun=not add_generation_prompt)
@@ -108,11 +107,11 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return self._loglikelihood_tokens([(request.args, *self.encode(request.args)) for request in requests])
 
     def encode(self, asked: tuple[str, str]) -> tuple[list[int], list[int]]:
-        """Return token ids of context and answer, the steering prefix before them."""
+        """Return token ids of the context, with the steering prefix before it, and of the answer."""
         return self._encode_pair(self._prefix + asked[0], asked[1])
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Token ids of both, by the rule above; a text that brings its own BOS gets none before it."""
+        """Return the token ids of both, by the rule above; a text that brings its own BOS gets no other one."""
         own_bos = self._begins_a_text(context + continuation)
         trimmed = context.rstrip()
         joined = [trimmed], [context[len(trimmed) :] + continuation]
@@ -129,9 +128,9 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return [(one.logprob, one.greedy) for one in read]
 
     def loglikelihood_rolling(self, requests: list[Instance], **_: Any) -> list[float]:
-        """Log p of whole texts, in windows of the model's length; each token is predicted once.
+        """Return log p of whole texts, read in windows of the model's length; each token is predicted once.
 
-        The steering prefix comes before every window, in the place of the token that opens the first one.
+        The steering prefix comes before every window; in the first it replaces the token that opens a text.
         """
         windows: list[Request] = []
         owner: list[int] = []
@@ -160,8 +159,8 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def generate_until(self, requests: list[Instance], **_: Any) -> list[str]:
         """Return texts up to a stop string, greedy or sampled as each request says.
 
-        With model.thinking=strip they are only answers, and a stop string only counts in an answer; a text whose
-        thinking was never closed is "", which `unanswered` counts.
+        With model.thinking=strip the texts are only the answers, and a stop string only counts in an answer; a text
+        whose thinking was never closed is "", which `unanswered` counts.
 
         A sampled text has its own random stream, from the LM's seed, its context, and how often that context came
         before. Raises ValueError for a setting of sampled decoding that is not in SAMPLED_WITH.
@@ -184,7 +183,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return texts
 
     def _generate(self, contexts: list[str], settings: Any) -> list[tuple[str, bool]]:
-        """The text of each context, and whether there is an answer in it."""
+        """Return the text that follows each context, and whether there is an answer in it."""
         new, room = settings["max_gen_toks"], self.max_length - settings["max_gen_toks"]
         if room < 1:
             raise ValueError(f"max_gen_toks={new} leaves no room for a context in a model of {self.max_length} tokens")
@@ -224,12 +223,12 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
     def _decode(
         self, contexts: Sequence[list[int]], keys: torch.Tensor, until: list[str], temperature: float, top_p: float
     ) -> list[tuple[str, bool]]:
-        """The texts of one batch, cut before the first stop string; keys (B, steps) draw the tokens."""
+        """Return the texts of one batch, cut before the first stop string; keys (B, steps) draw the tokens."""
         rows, logits = prefill(self.lm, contexts)  # (B, V)
         new: list[list[int]] = [[] for _ in contexts]
         texts = [""] * len(contexts)
         strips = self.lm.thinking if self.lm.identity.get("judged") == "answer" else None
-        closed: dict[int, int] = {}  # tokens of each row up to the end of its thinking, where that is to be left out
+        closed: dict[int, int] = {}  # tokens of each row up to the end of its thinking, if that is left out
         alive = list(range(len(contexts)))
         for step in range(keys.shape[1]):
             drawn = draw(logits, keys[:, step], temperature, top_p)  # (A,)
@@ -261,7 +260,7 @@ class SteeredLM(TemplateLM):  # type: ignore[misc]  # lm-eval has no types
         return [(postprocess_generated_text(text, until, None), answered) for text, answered in found]
 
     def _answer(self, thinking: Thinking, tokens: list[int]) -> tuple[str, bool]:
-        """The answer in the tokens of a whole text, and whether there is one."""
+        """Return the answer in the tokens of a whole text, and whether there is one."""
         ended = tokens[-1] in self.lm.stop_tokens
         found = begin(self.tokenizer, thinking, tokens[:-1] if ended else tokens, ended)
         text = str(self.tokenizer.decode(tokens[found.start :], skip_special_tokens=True))
@@ -285,14 +284,14 @@ class Recorder(SteeredLM):
 
 
 def requests(lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]]) -> list[Instance]:
-    """Return the likelihoods that lm-eval asks for on these documents; the model is not run."""
+    """Return the likelihood requests that lm-eval makes for these documents; the model is not run."""
     asked = Recorder(lm)
     _evaluate(asked, tasks, documents)
     return asked.requests
 
 
 def huggingface(lm: LM, batch_size: int) -> HFLM:
-    """lm-eval's own view of the same model, to compare with. Methods that steer by position do not work in it."""
+    """Return lm-eval's own view of the model, for comparison. Methods that steer by position do not work in it."""
     return HFLM(
         pretrained=lm.model,
         tokenizer=lm.tokenizer,
@@ -305,9 +304,10 @@ def huggingface(lm: LM, batch_size: int) -> HFLM:
 def evaluated(
     lm: LM, tasks: dict[str, Any], documents: dict[str, list[int]], unanswered: Counter[str] | None = None
 ) -> dict[str, list[dict[str, Any]]]:
-    """Return what lm-eval records about each document of each task; documents are named by their numbers, ascending.
+    """Return what lm-eval records about each document of each task.
 
-    unanswered: counts the texts of each task whose thinking was never closed, so that they have no answer.
+    documents: the numbers of each task's documents, ascending. unanswered: is increased by the number of each task's
+    texts whose thinking was never closed, so that they have no answer.
     """
     asked = SteeredLM(lm)
     samples: dict[str, list[dict[str, Any]]] = _evaluate(asked, tasks, documents)

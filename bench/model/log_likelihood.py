@@ -2,10 +2,10 @@
 
 A beginning that many contexts share, such as the few-shot examples of a task, is read once as well.
 
-A batch holds contexts of similar length, padded on the left; the continuations run off copies of their context's KV
-cache, padded on the right. So a hook sees where the context ends and where padding is, as in sampling: a position
-scope steers a likelihood as it steers a sampled text. Which rows share a batch follows from the set of requests and
-the constants here, not from the order of the requests.
+A batch holds contexts of similar length, padded on the left; the continuations are read with copies of their context's
+KV cache, padded on the right. So a hook sees where the context ends and where padding is, as in sampling: a position
+scope steers a likelihood as it steers a sampled text. Which rows share a batch follows from the set of requests and the
+constants here, not from the order of the requests.
 """
 
 import functools
@@ -29,16 +29,19 @@ from methods.progress import advance
 
 BATCH_TOKENS = 8192  # columns of a batch, cache included: bounds the memory of the KV cache
 CPU_TOKENS = 1024  # columns of one forward on a CPU, which gains nothing from more
-ENOUGH = 1 / 8  # of such a forward is worth being one, rather than padding more
+ENOUGH = 1 / 8  # a batch with this share of a full forward is closed rather than padded more
 PADDING = 0.1  # share of padding from which a batch with ENOUGH tokens is closed
-CHUNK_FORWARDS = 2  # full forwards of contexts, whose continuations share batches; not more than `batch_size` contexts
+CHUNK_FORWARDS = 2  # full forwards of contexts whose continuations share batches; at most `batch_size` contexts
 LOGITS = 2**26  # logits held at a time: 256 MiB in fp32
 CHUNK = 2**24  # logits normalised at a time
-CPU_CHUNK = 2**20  # the same on a CPU, where they should fit into its cache
+CPU_CHUNK = 2**20  # logits normalised at a time on a CPU, so that they fit into its cache
 
 
 class Likelihood(NamedTuple):
-    """logprob: sum over the continuation's tokens, in nats. greedy: each token is the model's first choice."""
+    """How probable a continuation is.
+
+    logprob: sum over its tokens, in nats. greedy: whether each token is the model's first choice. tokens: their number.
+    """
 
     logprob: float
     greedy: bool
@@ -46,7 +49,7 @@ class Likelihood(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The most that a batch holds: columns, cache included, columns of one forward, and logits."""
+    """The most that a batch holds: columns (cache included), columns of one forward (`tokens`), and logits."""
 
     columns: int
     tokens: int
@@ -58,7 +61,7 @@ _Row = tuple[_Tokens, _Tokens]  # context, continuation
 
 
 class _Place(NamedTuple):
-    """A continuation, and the context that it follows: the number of its batch, and its row there."""
+    """A continuation, and the place of the context that it follows: the number of the context's batch, and its row."""
 
     part: int
     context: int
@@ -94,12 +97,12 @@ def log_likelihood(lm: LM, prompts: Sequence[str], continuations: Sequence[str])
 
 
 def likelihoods(lm: LM, requests: Sequence[Request]) -> list[Likelihood]:
-    """sum_t log p(continuation_t | context, continuation_<t) of each request.
+    """Return sum_t log p(continuation_t | context, continuation_<t) of each request, in a `Likelihood`.
 
     A text longer than the model's `max_length` loses tokens of its context from the left, as in lm-eval's HFLM.
 
     Raises ValueError for an empty context or continuation, and for a continuation that by itself is longer than the
-    model can read; NotFiniteError where decoding-time steering leaves a token no probability.
+    model can read; NotFiniteError if decoding-time steering gives a token probability 0.
     """
     rows = [_fitted(request, lm.max_length) for request in requests]
     found: dict[_Row, Likelihood] = {}
@@ -109,7 +112,7 @@ def likelihoods(lm: LM, requests: Sequence[Request]) -> list[Likelihood]:
 
     def what() -> Any:
         asked = [[context, sorted(by_context[context])] for context in sorted(by_context)]
-        halved = [lm.memory.halvings] if lm.memory.halvings else []  # another plan, so other batches
+        halved = [lm.memory.halvings] if lm.memory.halvings else []  # with other limits there are other batches
         return ["log-probabilities", lm.identity, lm.steering_identity, lm.steered_by, asked, *halved]
 
     limits = limits_of(lm)
@@ -128,9 +131,9 @@ def _with_batch_size(lm: LM, batch_size: int) -> LM:
 
 
 def limits_of(lm: LM) -> Limits:
-    """Return the limits that the constants here set, or if memory is scarce a half of them, a quarter, ...
+    """Return the limits that the constants here set; if memory is scarce, half of them, a quarter, and so on.
 
-    Limits that were halved once stay halved, so that the same requests share batches again, however much memory is free
+    Limits that were halved once stay halved, so that the same requests share batches later, whatever memory is free
     then.
     """
     free = devices.free_for(lm.model)
@@ -153,7 +156,7 @@ def _halved(lm: LM, halvings: int) -> Limits:
 
 
 def _most(lm: LM, limits: Limits) -> memory.Estimate:
-    """The most memory that contexts and continuations take; both have a cache."""
+    """Return the most memory that contexts and continuations take; both have a cache."""
     itemsize, demand = lm.model.dtype.itemsize, lm.steering.demand
     columns = limits.columns + min(CHUNK_FORWARDS * limits.tokens, limits.columns)
     columns = columns * (1 + demand.readings) + memory.tried_columns(limits.columns, 1, demand)
@@ -181,7 +184,10 @@ def _fitted(request: Request, max_length: int) -> _Row:
 
 
 def _packed(lengths: Sequence[int], fits: Callable[[int, int], bool], enough: float = math.inf) -> Iterator[range]:
-    """Ranges over ascending lengths: as many rows as `fits(rows, width)` allows, with little padding past `enough`."""
+    """Yield ranges over ascending lengths, of as many rows as `fits(rows, width)` allows.
+
+    Once a range has `enough` tokens, it ends before a row that would make too much PADDING.
+    """
     start = tokens = 0
     for i, width in enumerate(lengths):
         columns = (i - start + 1) * width
@@ -205,7 +211,7 @@ class _Beginning:
 
     @functools.cached_property
     def rows(self) -> Rows | None:
-        """The one row that was read; None where the contexts have nothing in common."""
+        """The one row that was read; None if the contexts have nothing in common."""
         if not self.tokens:
             return None
         rows = self.lm.start(torch.tensor([self.shortest]))
@@ -216,7 +222,7 @@ class _Beginning:
 
 
 def _chunks(lm: LM, contexts: list[_Tokens], limits: Limits) -> Iterator[tuple[_Beginning, list[list[_Tokens]]]]:
-    """Yield the batches of contexts that begin alike, short ones first, whose continuations are batched together."""
+    """Yield chunks: batches of contexts with one beginning, short ones first, whose continuations share batches."""
     most = max(1, min(lm.sampling.batch_size, limits.logits // lm.model.config.get_text_config().vocab_size))
     windowed = not kv_cache.keeps_all(kv_cache.empty(lm.model.config))
     limit = 0 if windowed else min(CHUNK_FORWARDS * limits.tokens, limits.columns)
@@ -229,7 +235,7 @@ def _chunks(lm: LM, contexts: list[_Tokens], limits: Limits) -> Iterator[tuple[_
 
         chunk: list[list[_Tokens]] = []
         rows = columns = 0
-        even = group.shared and windowed  # a window counts what pads between beginning and text as text
+        even = group.shared and windowed  # a sliding window counts padding between beginning and text as text
         for several in _of_equal_length(ordered) if even else [ordered]:
             lengths = [len(context) for context in several]
             for batch in _packed([length - group.shared for length in lengths], fits, ENOUGH * limits.tokens):
@@ -254,7 +260,7 @@ _Asked = list[tuple[_Tokens, list[_Tokens]]]  # contexts with their continuation
 
 
 def _read_in_halves(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> list[Likelihood]:
-    """Like `_read`; if memory does not hold all of it, one half after the other is read."""
+    """Return what `_read` does; if memory does not hold all of it, one half after the other is read."""
 
     def size(part: list[_Asked]) -> memory.Estimate:
         widths = [len(context) + len(one) for batch in part for context, several in batch for one in several]
@@ -275,7 +281,7 @@ def _halves(batches: list[_Asked]) -> list[list[_Asked]]:
 
 
 def _read(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> list[Likelihood]:
-    """Likelihoods of all continuations of these contexts, in their order."""
+    """Return the likelihoods of all continuations of these contexts, in their order."""
     shared = len(beginning.tokens)
     parts: list[Rows] = []
     rows: list[_Place] = []
@@ -283,7 +289,7 @@ def _read(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> list[Likeliho
     all_greedy: list[bool] = []
     for batch in batches:
         prompts = [list(context[shared:]) for context, _ in batch]
-        last = torch.tensor([max(map(len, prompts)) - 1])  # named by number: a slice of all would multiply row by row
+        last = torch.tensor([max(map(len, prompts)) - 1])  # as a number: with a slice, torch would multiply row by row
         read, logits = prefill(lm, prompts, beginning.rows, last)  # (P, V)
         own = [_Place(len(parts), i, one) for i, (_, continuations) in enumerate(batch) for one in continuations]
         start = torch.tensor([row.context for row in own], device=lm.device)  # (R,) context of each row
@@ -314,9 +320,9 @@ def _read(lm: LM, beginning: _Beginning, batches: list[_Asked]) -> list[Likeliho
 
 
 def _row_batches(lm: LM, widths: list[int], context: int) -> Iterator[range]:
-    """Numbers of the rows, of ascending width, that need a second forward; `context` columns are in the cache."""
+    """Yield the numbers of rows, of ascending width, that need a second forward; the cache has `context` columns."""
     limits = _halved(lm, lm.memory.halvings)
-    single = widths.count(0)  # tokens that the first forward has answered
+    single = widths.count(0)  # rows of one token, which the first forward has answered
 
     def fits(count: int, width: int) -> bool:
         return (
@@ -331,7 +337,7 @@ def _row_batches(lm: LM, widths: list[int], context: int) -> Iterator[range]:
 
 
 def _further(lm: LM, parts: list[Rows], rows: list[_Place]) -> tuple[list[float], list[bool]]:
-    """Log-probability of each row's tokens after the first, summed, and whether all are the model's first choice.
+    """Return the summed log-probability of each row's tokens after the first, and whether all are first choices.
 
     The rows are in the order of their parts.
     """
@@ -353,7 +359,7 @@ def _further(lm: LM, parts: list[Rows], rows: list[_Place]) -> tuple[list[float]
 
 
 def _token_logprobs(logits: Tensor, tokens: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Log softmax(logits[rows])[tokens] in float64, and whether the token is the argmax; (P, V), (N,), (N,) -> (N,)."""
+    """Return log softmax(logits[rows])[tokens] in float64, and if each is the largest; (P, V), (N,), (N,) -> (N,)."""
     logprob, greedy = [], []
     step = max(1, _chunk(logits.device) // logits.shape[-1])
     for start in range(0, len(tokens), step):

@@ -1,6 +1,6 @@
 """Estimates of the memory that a batch takes, and what the runs of a model have shown about it.
 
-A batch takes the keys and values of all its columns, the logits of its rows, and what a forward computes on the way.
+A batch takes the keys and values of all its columns, the logits of its rows, and a forward's intermediate results.
 """
 
 import gc
@@ -22,15 +22,15 @@ from methods.decoding import PIECE
 
 GIB = 2**30
 WORTH_TELLING = GIB  # bytes of a batch from which its estimate is told
-STEERING_COPIES = 8  # of a step's logits in fp32, a piece at a time, that steering at decoding time makes on its way
-LOGIT_BYTES = 8  # of each logit in fp32 while it is normalised: the logit and its exponential
+STEERING_COPIES = 8  # fp32 copies of a piece of a step's logits that decoding-time steering makes
+LOGIT_BYTES = 8  # bytes of each fp32 logit while it is normalised: the logit and its exponential
 UNSTEERED = Demand()
 WIDTHS = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "moe_intermediate_size")
-"""What configs call the width of the MLP; 4 D where they do not say."""
+"""Names that configs have for the width of the MLP; it is 4 D if they do not give it."""
 
 
 class Estimate(NamedTuple):
-    """Bytes that a batch takes at its peak. further: what the forwards compute on the way."""
+    """Bytes that a batch takes at its peak. further: intermediate results of the forwards."""
 
     cache: int
     logits: int
@@ -86,10 +86,10 @@ def estimate(
     demand: Demand = UNSTEERED,
     device: torch.device | None = None,
 ) -> Estimate:
-    """Estimate what a batch takes: `rows` texts of at most `width` read tokens; `texts` of them are read by themselves.
+    """Estimate the memory of a batch: `texts` texts of at most `width` tokens are read, and `rows` rows continue them.
 
-    new: columns that are made for what comes after. The rows have copies of the texts' caches. demand: that of the
-    steering. device: where the batch is computed; None: where the model is.
+    The rows have copies of the texts' caches. new: number of columns that are added for further tokens. demand: what
+    the steering takes in addition. device: where the batch is computed; None: where the model is.
     """
     width += demand.room
     read = max(texts * (width + kv_cache.ROOM), rows * (width + new))
@@ -108,19 +108,19 @@ def estimate(
 
 
 def tried_columns(rows: int, columns: int, demand: Demand) -> int:
-    """Return the columns of all caches that are copied to try tokens ahead, for rows of so many columns."""
+    """Return how many columns of caches are copied to try tokens ahead, for rows with this number of columns."""
     return tried_together(rows, columns) * (columns + 1) if demand.ahead else 0
 
 
 def steering_bytes(logits: int, itemsize: int, demand: Demand) -> int:
-    """Return the bytes that decoding-time steering takes for so many logits: some fp32 copies, and the steered ones."""
+    """Return the bytes that decoding-time steering takes for this number of logits: fp32 copies, and steered logits."""
     if not demand.readings and not demand.ahead:
         return 0
     return STEERING_COPIES * 4 * min(logits, PIECE) + logits * itemsize
 
 
 def _forward_bytes(model: PreTrainedModel, rows: int, width: int) -> int:
-    """Return the bytes that a forward of (rows, width) tokens computes on the way, in the block that takes most."""
+    """Return the bytes of a forward's intermediate results for (rows, width) tokens, in the block that takes most."""
     config: Any = model.config.get_text_config()
     itemsize, heads = model.dtype.itemsize, config.num_attention_heads
     mlp = max([getattr(config, name, None) or 0 for name in WIDTHS]) or 4 * config.hidden_size

@@ -18,7 +18,7 @@ OBJECTS = (
 WEIGHTS_IN_ORDER = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
 )  # fmt: skip
-"""What transformers reads the weights of a folder from: the first of these that is there."""
+"""The files that transformers looks for when it reads a folder's weights; it takes the first that is there."""
 
 
 def check_config(where: str, **named: Any) -> Any:
@@ -35,7 +35,7 @@ def check_config(where: str, **named: Any) -> Any:
         _check_contents(Path(where))
     try:
         config = AutoConfig.from_pretrained(where, trust_remote_code=False, **named)
-    except Exception as error:  # whatever its values make the architecture's own code do
+    except Exception as error:  # the config's values can make the architecture's own code raise any error
         raise ValueError(f"config.json: {loading_failure(error)}") from error
     asked = getattr(config, "_attn_implementation", None)
     if "/" in str(asked):
@@ -62,9 +62,9 @@ def check_folder(path: str, option: str) -> None:
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """sha256 of each file that loading reads, by its path inside the folder.
+    """Return the sha256 of each file that loading reads, by its path inside the folder.
 
-    Raises SetupError for files that cannot be read, and where other files than these would be loaded.
+    Raises SetupError for files that cannot be read, and if other files than these would be loaded.
     """
     _check_contents(folder)
     try:
@@ -83,9 +83,9 @@ def read_of(folder: Path) -> list[Path]:
 
 
 def _check_contents(folder: Path) -> None:
-    """Raises SetupError for JSON that is not an object, and for names of files that `fingerprint` does not see.
+    """Raises SetupError for JSON that is not an object, and if a file is named that `fingerprint` does not see.
 
-    Such names are those of weights in another folder, of files that are not called like weights, and of missing files.
+    `fingerprint` does not see weights in another folder, weights with another ending, and missing files.
     """
     about = {name: read_object(folder / name) for name in OBJECTS if (folder / name).is_file()}
     known = {path.name for path in read_of(folder) if path.parent == folder}
@@ -104,9 +104,9 @@ def _check_contents(folder: Path) -> None:
 
 
 def _weights_named(folder: Path, config: dict[str, Any], known: set[str]) -> list[tuple[str, Any]]:
-    """Files that hold weights, each with the file that names it: config.json, an index of shards.
+    """Return (naming file, file with weights) for each file that config.json or an index of shards names.
 
-    known: the files of the model, of which all but the weights are in the folder.
+    known: the names of the model's files; only weights may be missing from the folder.
 
     Raises SetupError for an index that names none.
     """
@@ -122,7 +122,7 @@ def _weights_named(folder: Path, config: dict[str, Any], known: set[str]) -> lis
 
 
 def read_from(folder: Path) -> list[Path]:
-    """Return the files that a model in this folder is loaded from; of weights, only the files that are loaded."""
+    """Return the files that the model in this folder is loaded from; weights that are not loaded are left out."""
     found = read_of(folder)
     try:
         loaded = weights_loaded(folder, {path.name for path in found})
@@ -132,10 +132,10 @@ def read_from(folder: Path) -> list[Path]:
 
 
 def weights_loaded(folder: Path, known: set[str]) -> list[str]:
-    """Return the names of the files that the weights of a model are loaded from; none where it has none.
+    """Return the names of the files that the weights of a model are loaded from; [] if it has none.
 
-    known: the files of the model, of which all but the weights are in the folder. Raises SetupError for an index that
-    names none.
+    known: the names of the model's files; only weights may be missing from the folder. Raises SetupError for an index
+    that names no file.
     """
     named = [str(name) for _, name in _weights_named(folder, read_object(folder / "config.json"), known)]
     return sorted(set(named)) or [name for name in WEIGHTS_IN_ORDER if name in known][:1]
@@ -145,7 +145,7 @@ WHOLE = "take a whole copy of that file from where the model is from"
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file of a model; not to be changed. Raises SetupError for anything else."""
+    """Return the JSON object in a file of a model; callers must not change it. Raises SetupError for anything else."""
     stat = path.stat()
     return _parsed(path, stat.st_size, stat.st_mtime_ns)
 

@@ -1,7 +1,7 @@
 """Next-token logits at every token of given texts: whole distributions, not single probabilities.
 
 The hooks of a steering method see what they see in a likelihood (`bench.model.log_likelihood`): the context is the
-prompt, and what comes after it is read off the prompt's KV cache, as in sampling.
+prompt, and what comes after it is read with the prompt's KV cache, as in sampling.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,11 +21,11 @@ def next_token_logits(lm: LM, requests: Sequence[Request]) -> Iterator[tuple[int
     """Yield the number of each request and its logits (T + 1, V), in the model's dtype; its continuation has T tokens.
 
     Row t predicts token t of the continuation, and the last row what would follow all of it. The logits include
-    decoding-time steering. They come batch by batch, short continuations first; which requests share a batch follows
-    from the lengths and the batch size, so two models that are asked the same are asked in the same batches, and equal
-    models give equal bits.
+    decoding-time steering. They come batch by batch, short continuations first. Which requests share a batch follows
+    from the lengths and the batch size. So two models get the same requests in the same batches, and equal models give
+    equal bits.
 
-    Raises NotFiniteError where the model computes NaN or infinity.
+    Raises NotFiniteError if the model computes NaN or infinity.
     """
     order = sorted(range(len(requests)), key=lambda number: (len(requests[number].continuation), number))
     for batch in _batches(lm, requests, order):
@@ -41,7 +41,7 @@ _Read = tuple[list[int], Tensor, Tensor]
 
 
 def _read_in_halves(lm: LM, requests: Sequence[Request], batch: list[int]) -> list[_Read]:
-    """Read the batch at once or, where memory does not hold that, in halves."""
+    """Read the batch at once or, if memory does not hold that, in halves."""
 
     def size(part: list[int]) -> memory.Estimate:
         contexts, texts = ([len(requests[number][field]) for number in part] for field in (0, 1))
@@ -66,11 +66,11 @@ def _read(lm: LM, requests: Sequence[Request], batch: list[int]) -> _Read:
 
 
 def _batches(lm: LM, requests: Sequence[Request], order: Sequence[int]) -> Iterator[list[int]]:
-    """Numbers of requests that are read together; they come with ascending continuations."""
+    """Yield the numbers of requests that are read together; `order` sorts them by the length of the continuation."""
     limits = limits_of(lm)
     columns = min(limits.tokens, limits.logits // lm.model.config.get_text_config().vocab_size)
     batch: list[int] = []
-    longest = 0  # context of the batch
+    longest = 0  # longest context of the batch, in tokens
     for number in order:
         context, continuation = requests[number]
         longest = max(longest, len(context))

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 CANDIDATES = (256, 2048)  # sizes of the partial top-k tried before the whole vocabulary is sorted
-ROWS = 32  # of a CPU, whose probabilities together fit into its caches
-ROWS_ELSEWHERE = 512  # of a card, so that what sorting them takes is bounded
-BYTES = 80  # of each logit of those rows, at most, when a nucleus holds nearly all tokens and all are sorted
+ROWS = 32  # rows at a time on a CPU, so that their probabilities fit into its caches
+ROWS_ELSEWHERE = 512  # rows at a time on a card, which bounds the memory for sorting them
+BYTES = 80  # the most for each logit of these rows, if a nucleus holds nearly all tokens and all are sorted
 FLOORS = (
     1e-2,
     3e-3,
@@ -47,7 +47,7 @@ def draw(logits: Tensor, keys: Tensor, temperature: float, top_p: float) -> Tens
 
 
 def drawing_bytes(rows: int, vocabulary: int, device: torch.device) -> int:
-    """Return the memory that a draw takes at most, besides the logits."""
+    """Return the most memory that a draw takes besides the logits, in bytes."""
     return min(rows, ROWS if device.type == "cpu" else ROWS_ELSEWHERE) * vocabulary * BYTES
 
 
@@ -56,13 +56,13 @@ def _split(rows: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def _probability(logits: Tensor, temperature: float) -> Tensor:
-    """The probability of each token, (B, V), at this temperature."""
+    """Return the probability of each token, (B, V), at this temperature."""
     logits = logits.float()
     return torch.softmax(logits if temperature == 1 else logits / temperature, dim=-1)
 
 
 def _by_sorting(probability: Tensor, keys: Tensor, top_p: float) -> Tensor:
-    """Next tokens (B,) from probabilities (B, V): the nucleus is found by sorting the most probable ones."""
+    """Return next tokens (B,) from probabilities (B, V); the nucleus is found by sorting the most probable tokens."""
     drawn = torch.empty_like(keys)
     rows = torch.arange(len(keys), device=keys.device)  # rows whose nucleus is still to be found
     for count in (*CANDIDATES, probability.shape[-1]):
@@ -80,7 +80,7 @@ def _by_sorting(probability: Tensor, keys: Tensor, top_p: float) -> Tensor:
 
 
 class _Probable(NamedTuple):
-    """The tokens of some rows above a floor, (N,) each; counts: (B,) how many each row has, 0 for none found."""
+    """Tokens above a floor and their probabilities, (N,) each. counts: (B,) tokens of each row; 0: no floor found."""
 
     counts: Tensor
     token: Tensor
@@ -88,11 +88,11 @@ class _Probable(NamedTuple):
 
 
 def _probable(logits: Tensor, temperature: float, top_p: float) -> _Probable:
-    """Per row all tokens above the highest of FLOORS that leaves more than top_p, so that the nucleus is among them."""
+    """Return each row's tokens above the highest of FLOORS that leaves more than top_p; the nucleus is among them."""
     probability = _probability(logits, temperature)  # (B, V)
     floor = torch.full((len(probability),), 2.0)
     for lower in FLOORS:
-        holds = torch.threshold(probability, lower, 0.0).sum(-1) > top_p + 1e-4  # more than rounding can be
+        holds = torch.threshold(probability, lower, 0.0).sum(-1) > top_p + 1e-4  # a margin larger than rounding errors
         floor = torch.where(holds & (floor > 1), lower, floor)
     above = (probability > floor[:, None]).numpy()
     place = torch.from_numpy(np.flatnonzero(above))  # eight times as fast as torch's
@@ -101,10 +101,11 @@ def _probable(logits: Tensor, temperature: float, top_p: float) -> _Probable:
 
 
 def _by_floors(parts: list[_Probable], keys: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
-    """Next tokens (B,), and for which rows they are known: those whose winner is surely in the nucleus.
+    """Return next tokens (B,), and for which rows they are known: those whose winner is surely in the nucleus.
 
-    The race is run among all tokens above the floor. Its winner is the nucleus' own winner if it is inside, since the
-    nucleus is a part of them; it is inside if the more probable tokens have less than top_p together.
+    The race is run among all tokens above the floor. Since the nucleus is a part of these, a winner that is in the
+    nucleus also wins the race in the nucleus. It is in the nucleus if all more probable tokens have less than top_p
+    together.
     """
     counts, token, value = (torch.cat(column) for column in zip(*parts, strict=True))
     row = torch.arange(len(keys)).repeat_interleave(counts)  # (N,)
@@ -116,12 +117,12 @@ def _by_floors(parts: list[_Probable], keys: Tensor, top_p: float) -> tuple[Tens
     more = (value > least[row]).double() * value
     before = torch.zeros(keys.shape, dtype=torch.double).scatter_add(0, row, more)
     equal = torch.zeros_like(keys).scatter_add(0, row, (value == least[row]).long())
-    known = (counts > 0) & (before < top_p - 1e-9) & (equal == 1)  # of equal ones the order decides which is inside
+    known = (counts > 0) & (before < top_p - 1e-9) & (equal == 1)  # of equal ones, the order decides which is in
     return (token[winner] if len(value) else torch.zeros_like(keys)), known
 
 
 def exponential(keys: Tensor, tokens: Tensor) -> Tensor:
-    """Exponential(1) numbers, float64, each a hash of a key and a token number (both int64, broadcast).
+    """Return Exponential(1) numbers, float64, each a hash of a key and a token number (both int64, broadcast).
 
     The hash is the finaliser of SplitMix64 (Steele, Lea and Flood 2014, doi 10.1145/2660193.2660195 figure 17) in
     arithmetic modulo 2**64.

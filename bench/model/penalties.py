@@ -8,17 +8,17 @@ from bench.model.rows import Rows
 
 
 def applied(logits: Tensor, rows: Rows, settings: Sampling) -> Tensor:
-    """Apply the settings' penalties and top_k, in this order, to next-token logits (B, V); new logits where any acts.
+    """Return next-token logits (B, V) after the settings' penalties and then top_k; the given logits are not changed.
 
-    repetition_penalty p: the logit of a token that occurs in the prompt or the text is divided by p where it is
-    positive, else multiplied (arXiv 1909.05858 section 4.1, as transformers has it). frequency_penalty f: f is
-    subtracted for each time that the token was written, the prompt not counted. Tokens that are as probable as the k-th
-    are kept. Computed in fp32, as by transformers, whatever the dtype of the model.
+    repetition_penalty p: the logit of a token that occurs in the prompt or the text is divided by p if it is positive,
+    else multiplied by p (arXiv 1909.05858 section 4.1, as transformers has it). frequency_penalty f: f is subtracted
+    for each time that the token was written; the prompt does not count. top_k: tokens that are as probable as the k-th
+    are kept, too. The penalties are computed in fp32, as by transformers, whatever the dtype of the model.
     """
     if settings.repetition_penalty != 1 or settings.frequency_penalty:
         logits = logits.float()
     if settings.repetition_penalty != 1:
-        tokens = torch.where(rows.seen, rows.ids, rows.ids[:, -1:])  # of a row's padding, its last token again
+        tokens = torch.where(rows.seen, rows.ids, rows.ids[:, -1:])  # for padding, the row's last token again
         found = logits.gather(-1, tokens)
         penalty = settings.repetition_penalty
         logits = logits.scatter(-1, tokens, torch.where(found > 0, found / penalty, found * penalty))

@@ -29,7 +29,7 @@ class Rows:
     noted: dict[Any, Tensor] = field(default_factory=dict)
 
     def select(self, rows: Tensor, room: int | None = None) -> None:
-        """Keep these rows, in this order; one may be named several times. room: tokens that each will read further."""
+        """Keep these rows, in this order; a row may be repeated. room: how many tokens each will read further."""
         kv_cache.select(self.cache, rows, room)
         self.prompt, self.seen, self.ids = self.prompt[rows], self.seen[rows], self.ids[rows]
         self.noted = {key: one[rows.to(one.device)] for key, one in self.noted.items()}
@@ -37,7 +37,7 @@ class Rows:
             other.select(rows, room)
 
     def append(self, ids: Tensor, real: Tensor) -> Tensor:
-        """Take up the tokens (B, T) that are read next; returns their positions, arbitrary for padding."""
+        """Append the tokens (B, T) that are read next, and return their positions, which are arbitrary for padding."""
         before = self.seen.sum(-1)  # (B,)
         self.seen = torch.cat([self.seen, real], dim=-1)  # (B, C)
         self.ids = torch.cat([self.ids, ids], dim=-1)
@@ -47,7 +47,7 @@ class Rows:
 def branch(parts: Sequence[tuple[Rows, Tensor]], room: int) -> Rows:
     """Return a copy of these rows, one part after the other, of which each will read `room` tokens further.
 
-    Several parts may differ in columns if their cache keeps them all (`bench.model.kv_cache.keeps_all`).
+    Parts may differ in their number of columns if their caches keep all columns (`bench.model.kv_cache.keeps_all`).
     """
     columns = max(rows.seen.shape[1] for rows, _ in parts)
     names = parts[0][0].others

@@ -53,10 +53,10 @@ def sample(
         temperature: the logits are divided by it; 0 is greedy.
         top_p: probability of the nucleus that is drawn from, in (0, 1].
         seed: the seed of the draws.
-        batch_size: the most rows that are decoded at once; fewer where memory is scarce.
+        batch_size: the most rows that are decoded at once; fewer if memory is scarce.
 
     Returns:
-        (N, K) texts, without the prompt; with thinking="strip" the answers, "" where the thinking was cut.
+        (N, K) texts, without the prompt; with thinking="strip" the answers, "" if the thinking was cut.
 
     Raises:
         SetupError: a setting is out of its range, or a prompt is too long for the model.
@@ -120,14 +120,14 @@ def _continuation(lm: LM, prompt: list[int], tokens: list[int], stop: str | None
 
 
 def _stops(lm: LM, tokens: list[int], stop: str) -> bool:
-    """Return whether the stop string occurs in the text of new tokens; where the model thinks, in the answer."""
+    """Return whether the stop string occurs in the text of new tokens; if the model thinks, in the answer."""
     if lm.thinking is not None and lm.thinking.tags is not None:
         tokens = tokens[begin(lm.tokenizer, lm.thinking, tokens, False).start :]
     return stop in str(lm.tokenizer.decode(tokens))
 
 
 def _stopped(lm: LM, prompt: list[int], kept: list[int], ended: bool, stop: str | None) -> Continuation:
-    """The text of sampled tokens, up to the stop string."""
+    """Return the text of sampled tokens, up to the stop string."""
     text = _text(lm, prompt, kept)
     if stop is not None and stop in text:
         text, ended = text.partition(stop)[0], True
@@ -137,7 +137,7 @@ def _stopped(lm: LM, prompt: list[int], kept: list[int], ended: bool, stop: str 
 
 
 def _text(lm: LM, prompt: list[int], tokens: list[int]) -> str:
-    """Text of the new tokens: what they add to the prompt's text, since some tokenizers drop a leading space."""
+    """Return the text that the new tokens add to the prompt's text; by themselves, some lose a leading space."""
     before = str(lm.tokenizer.decode(prompt, skip_special_tokens=True))
     whole = str(lm.tokenizer.decode(prompt + tokens, skip_special_tokens=True))
     return (
@@ -153,7 +153,7 @@ def _decoded(
     settings: Sampling,
     size: Callable[[list[_Unit]], memory.Estimate],
 ) -> list[list[int]]:
-    """New token ids of each unit of one batch; where memory does not hold it, of one half after the other."""
+    """Return the new token ids of each unit of a batch; if memory does not hold it, it is decoded in halves."""
     found: dict[_Unit, list[int]] = {}
 
     def halves(units: list[_Unit]) -> list[list[_Unit]]:
@@ -211,10 +211,10 @@ def _decode(
 def prefill(
     lm: LM, prompts: Sequence[list[int]], beginning: Rows | None = None, keep: int | Tensor = 1
 ) -> tuple[Rows, Tensor]:
-    """Read the prompts, padded on the left; returns the rows and the logits (B, V) after the last token.
+    """Read the prompts, padded on the left, and return the rows and the logits (B, V) after the last token.
 
-    beginning: one row that is read already, with which all of them begin; `prompts` are then what comes after it. keep:
-    the last column, as `LM.read` takes it.
+    beginning: a row that is read already, with which all prompts begin; `prompts` then hold only what follows it. keep:
+    selects the last column, as in `LM.read`.
     """
     width = max(len(ids) for ids in prompts)
     ids = torch.tensor([[0] * (width - len(ids)) + ids for ids in prompts])  # (B, T)
@@ -231,7 +231,7 @@ def prefill(
 
 
 def stream(seed: int, prompt: str, sample: int, steps: int) -> np.ndarray:
-    """(steps,) int64 keys that belong to this seed, prompt and sample alone; each one draws one token."""
+    """Return (steps,) int64 keys that belong to this seed, prompt and sample alone; each key draws one token."""
     digest = hashlib.sha256(f"{seed}\x00{sample}\x00{prompt}".encode()).digest()
     generator = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
     return generator.integers(-(2**63), 2**63 - 1, size=steps, dtype=np.int64, endpoint=True)

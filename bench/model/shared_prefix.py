@@ -7,12 +7,12 @@ from typing import NamedTuple
 Tokens = tuple[int, ...]
 
 WORTH = 64  # tokens that must be saved before a beginning is read by itself, which costs a forward
-LEFT = 32  # tokens at the end of each context that are never shared: steering may look so far back from where it ends
-LEVELS = 30  # of beginnings within beginnings that are looked at
+LEFT = 32  # tokens at the end of each context that are never shared, since steering may look back at them
+LEVELS = 30  # most levels of beginnings within beginnings
 
 
 class Alike(NamedTuple):
-    """Contexts whose first `shared` tokens are equal; 0 where each is read from its beginning."""
+    """Contexts whose first `shared` tokens are equal; 0 if each is read from its beginning."""
 
     shared: int
     contexts: list[Tokens]
@@ -24,7 +24,7 @@ class Alike(NamedTuple):
 
 
 def alike(contexts: Sequence[Tokens]) -> list[Alike]:
-    """Group contexts so that most tokens are saved; those that share no long beginning are one group, the first."""
+    """Group contexts so that most tokens are saved; the first group holds those that share no long beginning."""
     alone: list[Tokens] = []
     groups = []
     for group in _best(sorted(contexts), LEVELS) if contexts else []:
@@ -36,8 +36,8 @@ def alike(contexts: Sequence[Tokens]) -> list[Alike]:
 
 
 def _best(contexts: list[Tokens], levels: int) -> list[Alike]:
-    """The split of these contexts, in ascending order, that saves most: all as one group, or each branch by itself."""
-    depth = _common(contexts[0], contexts[-1])  # of the first and last of sorted ones, hence of all
+    """Return the split of these sorted contexts that saves most: all as one group, or each branch by itself."""
+    depth = _common(contexts[0], contexts[-1])  # shared by the first and last of sorted contexts, hence by all
     whole = Alike(max(0, min(depth, min(map(len, contexts)) - LEFT)), contexts)
     if len(contexts) == 1 or not levels:
         return [whole]
@@ -46,11 +46,11 @@ def _best(contexts: list[Tokens], levels: int) -> list[Alike]:
 
 
 def _branches(contexts: list[Tokens], depth: int) -> list[list[Tokens]]:
-    """The contexts by the token that follows the first `depth`; one that ends there is a branch of its own."""
+    """Group contexts by the token that follows the first `depth`; one that ends there is a branch of its own."""
     return [list(branch) for _, branch in itertools.groupby(contexts, key=lambda one: one[depth : depth + 1])]
 
 
 def _common(one: Tokens, other: Tokens) -> int:
-    """The number of tokens at the beginning that both share."""
+    """Return the number of tokens at the beginning that both share."""
     length = min(len(one), len(other))
     return next((i for i in range(length) if one[i] != other[i]), length)

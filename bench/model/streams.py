@@ -15,19 +15,19 @@ from methods.errors import SetupError
 from methods.intervention import Hook, hooked
 
 MOST, FEWEST = 2**15, 2**12  # columns of the rows that are tried ahead together, cached columns included
-TIMES = 4  # as many columns as the rows have themselves, between these bounds
+TIMES = 4  # so many times the columns of the rows are tried together, within these bounds
 
 Forward = Callable[[Rows, Tensor, Tensor, int | Tensor], Tensor]
-"""Lets the model read ids (B, T), of which `real` (B, T) are not padding, into rows; returns logits of some columns."""
+"""Lets the model read ids (B, T), of which `real` (B, T) are not padding, into rows; gives logits of some columns."""
 
 
 @dataclass(frozen=True)
 class Readings:
     """The implementation of `methods.decoding.Streams` for one forward.
 
-    forward: that of the model, without steering at decoding time. keep: the columns of this forward that have logits,
-    as
-    `LM.read` takes them. columns: (K,) the same as columns of the rows. asked: names of readings that were asked for.
+    forward: the model's forward without steering at decoding time. keep: the columns of this forward that have logits,
+    as `LM.read` takes them. columns: (K,) the numbers of these columns in the rows. asked: names of readings that were
+    asked for in this forward.
     """
 
     model: PreTrainedModel
@@ -41,7 +41,7 @@ class Readings:
     def other(
         self, name: str, inside: Callable[[], AbstractContextManager[object]], before: Sequence[int] = ()
     ) -> Tensor:
-        """(B, K, V) logits of the columns, read inside another context; see `methods.decoding.Streams.other`."""
+        """Return (B, K, V) logits of the columns, read in another context; see `methods.decoding.Streams.other`."""
         if name in self.asked:
             raise ValueError(f"the reading {name!r} was asked for twice in one step; give each reading its own name")
         self.asked.add(name)
@@ -54,18 +54,18 @@ class Readings:
         if before and not read:
             ids, real = _behind(before, ids, real)
         more = stream.seen.sum(-1) + real.sum(-1) - self.rows.seen.sum(-1)  # (B,) tokens that the rows do not have
-        stream.prompt = self.rows.prompt + more  # the rows' own is another once a shared beginning is branched off
+        stream.prompt = self.rows.prompt + more  # the rows' own changes when a shared beginning is branched
         with inside():
             return self.forward(stream, ids, real, self._kept(ids.shape[1]))
 
     def _kept(self, columns: int) -> int | Tensor:
-        """Return the columns with logits, for a forward of so many columns that ends with the columns of this one."""
+        """Return `keep` for a forward with this number of columns, which ends with the columns of this forward."""
         if isinstance(self.keep, Tensor):
             return self.columns - self.rows.ids.shape[1] + columns
         return len(self.columns)
 
     def ahead(self, tokens: Tensor) -> Tensor:
-        """(B, K, N, D) final states; see `methods.decoding.Streams.ahead`."""
+        """Return (B, K, N, D) final states; see `methods.decoding.Streams.ahead`."""
         if not kv_cache.keeps_all(self.rows.cache):
             raise SetupError(
                 f"{self.model.config.model_type} has a sliding window, from which a token cannot be tried and taken "
@@ -79,7 +79,10 @@ class Readings:
         return torch.cat([self._final_state(*part) for part in zip(*parts, strict=True)]).view(rows, columns, count, -1)
 
     def _final_state(self, row: Tensor, column: Tensor, ids: Tensor) -> Tensor:
-        """(N, D) after a token (N, 1) read after a column (N,) of a row (N,); the copies end here."""
+        """Return final states (N, D) after tokens (N, 1), each read after a column (N,) of a row (N,).
+
+        The copies of the rows do not outlive this call.
+        """
         rows = branch([(replace(self.rows, others={}), row)], 1)
         rows.seen &= torch.arange(rows.seen.shape[1], device=ids.device)[None] <= column[:, None]
         seen = []
@@ -99,7 +102,7 @@ def tried_together(rows: int, columns: int) -> int:
 
 
 def _behind(before: Sequence[int], ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows (B, T), which are padded on the left, with tokens before each text: (B, T + n) ids and real.
+    """Return `ids` and `real` (B, T + n) of left-padded rows (B, T), with the n tokens of `before` before each text.
 
     The first token of `before` replaces an equal one that a text begins with (BOS).
     """

@@ -8,8 +8,8 @@ model.thinking=judge   the model thinks, and all that it wrote is judged.
 The switch is a variable of the template. It is set by a line before the template, in the tokenizer itself, so prompts,
 lm-eval's chats and training data are worded alike; a caller that passes the variable overrides it.
 
-Where a likelihood is asked for, an answer follows the prompt at once: in a model that thinks, no thought comes before
-it, and where the prompt itself opens the thinking, the answer is read as its first words.
+If a likelihood is asked for, the answer follows the prompt at once. So in a model that thinks, no thought comes before
+the answer; if the prompt itself opens the thinking, the answer is read as the first words of a thought.
 """
 
 from bisect import bisect_right
@@ -31,13 +31,13 @@ TAGS = (
     ("<seed:think>", "</seed:think>"),  # Seed-OSS
     ("◁think▷", "◁/think▷"),  # Kimi-VL
 )
-TAIL = 64  # tokens that hold any closing tag, were each byte of it a token
+TAIL = 64  # tokens that hold any closing tag, even if each of its bytes is a token
 
 
 class Thinking(NamedTuple):
-    """A model's way of thinking. tags: what opens and closes a thought, None if they are not looked for.
+    """A model's way of thinking. tags: the tags that open and close a thought, None if they are not looked for.
 
-    opened: the prompt itself opens the thought, so that a text only holds the closing tag.
+    opened: whether the prompt itself opens the thought, so that a text only holds the closing tag.
     """
 
     mode: Mode
@@ -54,10 +54,10 @@ class Begin(NamedTuple):
 
 
 def set_thinking(tokenizer: PreTrainedTokenizerBase, mode: str, chat: bool) -> tuple[Thinking | None, dict[str, str]]:
-    """Word chats as `mode` says; returns how the model thinks, and the hashed part of it. None: it does not think.
+    """Word chats as `mode` says; return how the model thinks (None: it does not), and the part of it that is hashed.
 
-    Older versions did not set the switch, and judged everything. Only what differs from that is hashed: `thinking`
-    ("on", "off") where the prompt is another one, and `judged` ("answer") where not all of a text is judged.
+    Older versions did not set the switch, and judged everything. Only a difference from that is hashed: `thinking`
+    ("on", "off") if the switch changes the prompt, and `judged` ("answer") if only the answer is judged.
 
     Raises SetupError if this template does not support the mode.
     """
@@ -107,13 +107,13 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, **settings: Any) -> str:
 
 
 def _switch(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """The name of the template's variable that switches thinking on and off."""
+    """Return the name of the template's variable that switches thinking on and off; None if there is none."""
     found = (one for one in SWITCHES if _prompt(tokenizer, **{one: True}) != _prompt(tokenizer, **{one: False}))
     return next(found, None)
 
 
 def _set(tokenizer: PreTrainedTokenizerBase, switch: str, on: bool) -> None:
-    """Give the switch this value where nobody passes another; the line adds nothing to the text (`trim_blocks`)."""
+    """Give the switch this value unless a caller passes another; the line adds nothing to the text (`trim_blocks`)."""
     value = str(on).lower()
     line = f"{{% if {switch} is not defined %}}{{% set {switch} = {value} %}}{{% endif %}}\n"
     own: Any = tokenizer.chat_template
@@ -123,7 +123,7 @@ def _set(tokenizer: PreTrainedTokenizerBase, switch: str, on: bool) -> None:
 
 
 def _tags(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
-    """The first known tags whose closing tag is in the template, else in the tokenizer's vocabulary."""
+    """Return the first known tags whose closing tag is in the template, else in the tokenizer's added vocabulary."""
     template, added = str(tokenizer.chat_template), tokenizer.get_added_vocab()
     named = [pair for pair in TAGS if pair[1] in template] or [pair for pair in TAGS if pair[1] in added]
     return named[0] if named else None
@@ -135,11 +135,11 @@ def closes(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Seque
 
 
 def begin(tokenizer: PreTrainedTokenizerBase, thinking: Thinking, tokens: Sequence[int], ended: bool) -> Begin:
-    """Return where the answer begins in sampled tokens, by their text with special tokens, since some tags are special.
+    """Return where the answer begins in sampled tokens; their text is searched with special tokens, as some tags are.
 
-    A token that spans the join is the answer's. Without a closing tag a text that opens a thought, or whose prompt
-    does, is "unfinished", with no answer; any other one is an answer "without" a thought. ended: the model closed the
-    text, so that a first tag that is half written does not count.
+    A token that spans the join belongs to the answer. Without a closing tag, a text that opens a thought, or whose
+    prompt does, is "unfinished" and has no answer; any other text is an answer "without" a thought. ended: whether the
+    model closed the text; if so, a half-written opening tag does not count.
     """
     assert thinking.tags is not None
     opening, closing = thinking.tags

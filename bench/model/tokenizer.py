@@ -1,7 +1,7 @@
 """How a text begins and ends with a model, and how a chat is worded: the tokenizer's part of a language model.
 
 An instruction is the chat's system message. Some templates know no such message: they refuse it, or leave out what it
-says. There an instruction comes before the text of the first user message, with a blank line between.
+says. With these, an instruction comes before the text of the first user message, with a blank line between.
 """
 
 import functools
@@ -19,15 +19,15 @@ BOS = Literal["tokenizer", "prepend", "none"]
 TEMPLATE = (
     "set model.chat=false, or correct the template (chat_template.jinja, or chat_template in tokenizer_config.json)"
 )
-HELLO = "Hello"  # what a user says where a template is tried
-PROBE = "Speak of the weather alone."  # what a system message says there
+HELLO = "Hello"  # the user's message when a template is tried
+PROBE = "Speak of the weather alone."  # the system message when a template is tried
 
 
 TOKENIZER = "the tokenizer (tokenizer.json, tokenizer_config.json) of "
 
 
 def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = False) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder or on the hub. Raises SetupError where there is none, or no sound config beside it."""
+    """Return the tokenizer in a folder or on the hub. Raises SetupError without it, or without a sound config."""
     from transformers import AutoTokenizer
 
     from bench.model.model_folder import check_config
@@ -44,9 +44,9 @@ def load_tokenizer(path: str, revision: str | None = None, *, offline: bool = Fa
 
 
 def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:
-    """Make `tokenizer(text)` put BOS before the text once, or never, whatever it did before; "tokenizer": as it did.
+    """Make `tokenizer(text)` put BOS before the text once ("prepend"), never ("none"), or as before ("tokenizer").
 
-    Returns what a text begins with now, as it is hashed: "prepend", "none", or the ids of another beginning.
+    Return what a text begins with now, as it is hashed: "prepend", "none", or the ids of another beginning.
 
     Raises SetupError for "prepend" without a BOS token, and for "tokenizer" if the tokenizer puts tokens after a text,
     which a model could not continue.
@@ -70,7 +70,7 @@ def set_bos(tokenizer: PreTrainedTokenizerBase, bos: BOS) -> str | list[int]:
 
 
 def _beginning(tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
-    """Return what the tokenizer itself puts before a text. Raises SetupError where it puts something behind it."""
+    """Return what the tokenizer itself puts before a text. Raises SetupError if it puts a token behind the text."""
     names = map(str, tokenizer.convert_ids_to_tokens(list(range(min(len(tokenizer), 300)))))
     texts = ["a", *(name for name in names if name not in tokenizer.all_special_tokens)]
     text = next((one for one in texts if tokenizer(one, add_special_tokens=False).input_ids), "")
@@ -90,7 +90,7 @@ def _beginning(tokenizer: PreTrainedTokenizerBase) -> str | list[int]:
 def stop_tokens(generation: int | list[int] | None, tokenizer: int | None) -> frozenset[int]:
     """Return the tokens that end a text: those of the model's generation config and those of its tokenizer.
 
-    Raises SetupError for what is not a token.
+    Raises SetupError for an entry that is not a token's number.
     """
     listed = generation if isinstance(generation, list) else [generation]
     for token in listed:
@@ -113,7 +113,7 @@ def user_message(prompt: str) -> dict[str, str]:
 
 
 def has_system_role(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return whether the chat template takes a system message and shows what it says; tried once for each template."""
+    """Return whether the chat template takes a system message and shows its text; each template is tried once."""
     return _shows_system(tokenizer, repr(tokenizer.chat_template))
 
 
@@ -137,11 +137,10 @@ def loses_system(tokenizer: PreTrainedTokenizerBase) -> bool:
 def instructed(
     tokenizer: PreTrainedTokenizerBase, instruction: str, messages: Sequence[Mapping[str, str]]
 ) -> list[dict[str, str]]:
-    """Put an instruction before whatever the messages say, as the chat template takes it; an empty one changes nothing.
+    """Return the messages with an instruction before them, as the chat template takes it; an empty one adds nothing.
 
     It becomes the system message, or the beginning of the one that exists. Without a system role (`has_system_role`)
-    the text of the system message is put into the first user message; so is that of a system message that already
-    exists.
+    the text of the system message, even of one that already exists, is put into the first user message.
     """
     given = [dict(message) for message in messages]
     own = given.pop(0) if given and given[0]["role"] == "system" else None
@@ -161,11 +160,12 @@ def instructed(
 def rendered(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], begun: bool = False, **variables: Any
 ) -> str:
-    """Word messages in the chat template, up to where the answer begins. begun: the last message is its beginning.
+    """Word messages in the chat template, up to where the answer begins.
 
-    variables: those of the template, if they differ from those that were set in the tokenizer.
+    begun: whether the last message is the beginning of the answer. variables: the template's variables whose values
+    differ from those set in the tokenizer.
 
-    Raises SetupError where the template, which is a program of the model's author, fails.
+    Raises SetupError if the template, which is a program of the model's author, fails.
     """
     try:
         return str(
@@ -182,7 +182,7 @@ def rendered(
 
 
 def check_template(tokenizer: PreTrainedTokenizerBase, instruction: str = "") -> None:
-    """Raises SetupError where the template cannot word a chat, or leaves out what a message says."""
+    """Raises SetupError if the template cannot word a chat, or leaves out what a message says."""
     text = rendered(tokenizer, instructed(tokenizer, instruction, [user_message(HELLO)]))
     for role, said in (("user", HELLO), ("system", instruction)):
         if said.strip() not in text:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from methods.broken import reading
 from methods.errors import SetupError, loading_failure
 
-BLOCK = re.compile(r"\.\d+\.")  # in the name of a weight: it is of a numbered block
+BLOCK = re.compile(r"\.\d+\.")  # in the names of weights of numbered blocks
 TABLE = re.compile(
     r"(attn|attention)\.(masked_)?bias$|rotary_emb\.inv_freq$"
 )  # old files keep masks and angles as well
@@ -27,7 +27,7 @@ KINDS = {
     re.compile(rb"\x80[\x02-\x05][^\x00]"): "it is a pickle of something else, and nothing in a pickle is ever run",
     re.compile(rb"\x1f\x8b\x08"): "it is packed by gzip",
 }
-"""What a file that cannot be read may begin with, and what it is then."""
+"""Beginnings of files that cannot be read, and what each of these files is."""
 TORCH = b"\x80\x02\x8a\x0al\xfc"  # of files that torch wrote before version 1.6; newer ones are zip files
 
 
@@ -50,9 +50,10 @@ def why_not(path: str, error: BaseException, step: str) -> str:
 
 
 def broken_file(path: str) -> str | None:
-    """Return which of the files of a model is broken, and what to do; None where none looks broken.
+    """Return which of the files of a model is broken, and what to do; None if none looks broken.
 
-    path: a folder, or a hub id; of that, the files in the hub client's cache are checked against their names there.
+    path: a folder, or a hub id. For an id, the files in the hub client's cache are checked against the hashes in their
+    names.
     """
     folder = Path(path)
     if not folder.is_dir() and (told := _broken_blob(path)):
@@ -86,7 +87,7 @@ def _look(file: Path) -> None:
 
 
 def _kind(file: Path) -> str | None:
-    """Return what a broken file really is, where its first bytes tell."""
+    """Return what a broken file really is; None if its first bytes do not tell."""
     try:
         with file.open("rb") as opened:
             head = opened.read(64)
@@ -96,7 +97,7 @@ def _kind(file: Path) -> str | None:
 
 
 def _broken_blob(name: str) -> str | None:
-    """Return which file in the hub client's cache differs from what its name there says, and what to do."""
+    """Return which file in the hub client's cache differs from the hash in its name, and what to do; else None."""
     from bench.hub.download import damaged
 
     found = (damaged(path) for folder in _kept(name) for path in sorted(folder.rglob("*")))
@@ -104,7 +105,7 @@ def _broken_blob(name: str) -> str | None:
 
 
 def _kept(name: str) -> list[Path]:
-    """The folders in the cache of the hub's client that hold a model, one for each commit."""
+    """Return the folders in the cache of the hub's client that hold a model, one for each commit."""
     from bench.hub.failures import Repo
     from bench.hub.listing import storage
 
@@ -112,7 +113,7 @@ def _kept(name: str) -> list[Path]:
 
 
 def check_kind(path: str, config: Any) -> None:
-    """Raises SetupError for a model that does not continue a text: an encoder, or one that translates a text."""
+    """Raises SetupError for a model that does not continue a text, such as an encoder or an encoder with a decoder."""
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
 
     kinds: Any = MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
@@ -132,16 +133,16 @@ def check_kind(path: str, config: Any) -> None:
 
 
 FEWEST_TOKENS = 0.9
-"""Share of the embedding's rows that the tokenizer has tokens for; models pad their matrices to a round number."""
+"""The least share of the embedding's rows that have a token; models pad their matrices to a round number."""
 
 
 def check_vocabulary(path: str, rows: int | None, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raises SetupError where the tokenizer has a token that the embedding matrix has no row for.
+    """Raises SetupError if the tokenizer has a token that the embedding matrix has no row for.
 
     Tokens that were added to the vocabulary may lie beyond the matrix, as in some published models: no text has them
-    unless it spells their name out. Tokens that begin or end a text, or stand for unknown text, must not; the padding
-    token may, since it is never read.
-    rows: those of the matrix, None where their number is not known.
+    unless it spells their name out. Tokens that begin or end a text, or stand for unknown text, must not lie beyond it;
+    the padding token may, since it is never read. Also raised if the matrix has far more rows than there are tokens
+    (FEWEST_TOKENS). rows: the number of rows of the matrix; None if it is not known.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if rows is None or backend is None:
@@ -195,7 +196,7 @@ def check_weights(path: str, loading: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _whole_numbers(path: str) -> list[str]:
-    """Weights in a folder that are kept as integers although its config.json names no quantisation."""
+    """Return the weights in a folder that are kept as integers although its config.json names no quantisation."""
     files = sorted(Path(path).glob("*.safetensors")) if (Path(path) / "config.json").is_file() else []
     if not files:
         return []

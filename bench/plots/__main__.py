@@ -20,7 +20,7 @@ from bench.plots.draw import KINDS, Source, write
 from bench.plots.style import WIDTHS, Width
 
 PROCESSES = 2
-"""That write files while this one draws; more would wait for the drawing."""
+"""The number of processes that write files while this one draws; more of them would wait for the drawing."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -31,7 +31,7 @@ ROOM = PAGE - 0.7  # inches for the blocks of a page, above the legend
 
 @style.styled
 def capability(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
-    """Change in accuracy against the unsteered model as a heat map, methods by tasks.
+    """Draw the change in accuracy from the unsteered model as a heat map, methods by tasks.
 
     A cell holds the change, half the width of its 95% interval and, if the change is significant in the paired test
     after Holm's correction over the methods, a star. The first line is the unsteered model's own accuracy; below each

@@ -45,7 +45,7 @@ def changes(frame: pd.DataFrame, items: pd.DataFrame | None = None, width: Width
         )
     shown = style.paged(every, int((style.PAGE - 1.0) / ROW), page)
     told = f"change of {style.measured(str(items['metric'].iloc[0]))},"
-    told = style.wrapped(told, 0.8 * 72 * style.inches(width), FONT)  # centred below an axis that is not
+    told = style.wrapped(told, 0.8 * 72 * style.inches(width), FONT)  # centred below an axis that is not centred
     figure = style.blank(width, 0.45 + 0.15 * len(told.split("\n")) + ROW * len(shown))
     ax = figure.subplots()
     ax.axvline(0, color=GREY, linewidth=0.7, linestyle=DASHES, zorder=1)

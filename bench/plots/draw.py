@@ -31,7 +31,7 @@ from bench.records.table import Result, read_records
 from methods.errors import SetupError
 
 Drawing = tuple[str, tuple[pd.DataFrame, ...]]
-"""What a figure's file is called after its kind (-2 for the second table), and the frames that it is drawn from."""
+"""The end of a figure's file name, after its kind (-2 for the second table), and the frames that it is drawn from."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Source:
     def records(self) -> list[Result]:
         """All results, or those of one model. Raises SetupError if there are none."""
         found, skipped = read_records(self.results / "runs")
-        if self.found is None:  # else the tables' maker has told
+        if self.found is None:  # whoever read `found` has printed them
             for line in skipped:
                 print(visible(line), file=sys.stderr)
         if self.model is None:
@@ -188,8 +188,8 @@ def write(
 ) -> tuple[list[Path], list[Drawn]]:
     """Write the figures of these kinds; returns the files, and the kinds that have none.
 
-    processes: so many forked processes write the files while this one draws. Only for a process without threads; with
-        0, and on systems other than Linux, this process writes them.
+    processes: the number of forked processes that write the files while this one draws; allowed only in a process
+        without threads. With 0, and on systems other than Linux, this process writes the files.
 
     Files are figures/NAME.pdf, .svg and .png; NAME-2 is for a second table, NAME_single for one column's width, NAME-p2
     for a second page. Figures of one model alone are in a folder with its name.
@@ -218,10 +218,10 @@ def write(
 
 
 def in_children(figures: Iterable[tuple[Figure, Path, str]], processes: int) -> list[list[Path]]:
-    """Write figures, with their folders and names, in at most so many forked processes at a time; returns the files.
+    """Write figures, with their folders and names, in at most `processes` forks at a time; returns the files.
 
-    A figure is laid out here, since places would depend on addresses in the other process's memory. What a child could
-    not write is written here, so that its error is told.
+    A figure is laid out in this process, since positions would depend on memory addresses of the child. If a child
+    fails to write a figure, this process writes it again, so that the error is reported.
     """
     written: list[list[Path]] = []
     running: deque[tuple[Any, tuple[Figure, Path, str]]] = deque()
@@ -248,7 +248,7 @@ def in_children(figures: Iterable[tuple[Figure, Path, str]], processes: int) -> 
 def _save_quietly(figure: Figure, folder: Path, name: str) -> None:
     try:
         save(figure, folder, name)
-    except SetupError:  # the parent tries again, and tells
+    except SetupError:  # the parent tries again and reports
         raise SystemExit(1) from None
 
 

@@ -119,7 +119,7 @@ def drawn(rows: pd.DataFrame) -> list[Bar]:
 
 
 def label(group: str, n: str, lying: bool) -> str:
-    """Return a group's name with its count; where bars are vertical, each word is on its own line."""
+    """Return a group's name with its count; if bars are vertical, each word is on its own line."""
     name = style.shortened(style.printable(group)).replace("_", " " if lying else "\n")
     return f"{name}\n{n}" if n else name
 

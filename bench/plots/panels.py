@@ -23,11 +23,11 @@ SEEN = {
     HEADLINE: (-np.inf, np.inf),
     "toxicity_reduction": (-1.0, 1.0),
     "gold_choice_change": (-1.0, 1.0),
-}  # bands may leave the panel here, points not
-WIDE_RATIO = 4.0  # from where perplexity is drawn on a logarithmic axis
+}  # limits of the panel for bands; points are always inside
+WIDE_RATIO = 4.0  # from this ratio on, perplexity has a logarithmic axis
 HIGH = 1.05  # inches of a row of panels
 HEAD = 0.15  # inches of a second line above a row of panels
-CURVES = 8  # most curves in a panel, whose bands can still be distinguished
+CURVES = 8  # the most curves in a panel whose bands can still be distinguished
 Facet = Literal["curve", "unit"]
 
 
@@ -314,7 +314,7 @@ def tops(
             title = titles(frame)[measure] if i == 0 and not single else " " if name else ""
             second = 9.0 if "\n" in told else 0.0
             ax.set_title(title, fontsize=SMALL, pad=second + (15.0 if title.strip() else 3.0))
-        if name:  # wider than its panel may be, so its height is kept by the titles of the row
+        if name:  # it may be wider than its panel, so the titles of the row reserve its height
             head = row[0].annotate(told, (0, 1), (0, 5), xycoords="axes fraction",
                                    textcoords="offset points", fontsize=SMALL, annotation_clip=False)  # fmt: skip
             head.set_in_layout(False)

@@ -46,11 +46,11 @@ FILES: dict[str, dict[str, Any]] = {
 }  # kinds of files, with the metadata that would change from run to run or from version to version
 CANVASES: dict[str, Any] = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
 DPI = 200  # of the PNG
-# Okabe and Ito's colours for colour-blind readers, dark ones first; each has a marker of its own, so grey will do
+# Okabe and Ito's colours for colour-blind readers, dark ones first; each has a marker of its own, for grey print
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", (4, 1, 0))  # last: a star of four
 HATCHES = ("", "////", "....", "xxxx", "----", "\\\\\\\\", "++++", "oooo", "||||", "**", "//..", "xx--")
-PAGE = 9.0  # inches that a figure is high at most
+PAGE = 9.0  # the largest height of a figure in inches
 MOST = len(MARKERS)  # methods that one panel tells apart, also in grey print
 GREY, PALE, GRID = "#666666", "#d9d9d9", "#e6e6e6"
 DASHES = (0, (4, 3))
@@ -63,7 +63,7 @@ STYLE: Any = {
     "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
     "grid.color": GRID, "grid.linewidth": 0.6, "hatch.linewidth": 0.5,
     "text.parse_math": False,  # a `$` in a name is a `$`
-    "pdf.fonttype": 42, "ps.fonttype": 42,  # of both: a PDF splits its fonts by what PostScript's could hold
+    "pdf.fonttype": 42, "ps.fonttype": 42,  # both: matplotlib splits a PDF's fonts by ps.fonttype
     "svg.fonttype": "path", "svg.hashsalt": "steerbench",
 }  # fmt: skip
 NO_LIGATURES = ("-liga", "-clig")
@@ -137,7 +137,7 @@ class MarkerStyle(NamedTuple):
     hatch: str
 
 
-CONTROL = MarkerStyle(GREY, "d", "")  # random directions, where they are one point
+CONTROL = MarkerStyle(GREY, "d", "")  # random directions, if they are one point
 
 
 class Point(NamedTuple):

@@ -5,12 +5,12 @@ table split model scorer headline
                              where the numbers are from; only rows of one frame compare
 curve method family fits     the curve's name, its method, and how many fits (seeds) a point is the mean of
 x unit                       the setting and what it counts; curves of different units share no axis
-chosen bound                 of tuning, only for strengths: whether it chose this one, NA where nothing was tuned; the
-                             perplexity ratio that it kept below, NaN where nothing was tuned
+chosen bound                 only in frames of strengths: whether tuning chose this strength, NA if nothing was tuned;
+                             the perplexity ratio that tuning kept below, NaN if nothing was tuned
 headline_change toxicity_reduction perplexity_ratio gold_choice_change
                              against the unsteered model on the same items, each with _low and _high, the 95% interval
-                             over items and fits (`Comparison.effects`); NaN where it was not measured. The first is the
-                             change of the headline where that is neither a toxicity nor a fluency
+                             over items and fits (`Comparison.effects`); NaN if it was not measured. The first is the
+                             change of the headline if that is neither a toxicity nor a fluency
 """
 
 import json
@@ -167,7 +167,7 @@ def frame(
     for place in places:
         if place is not None and place.row in table.pairs:
             one, number = place, 1
-            while one.x in curves[key := digest([one.unit, one.rest])]:  # a row that differs in what no curve tells
+            while one.x in curves[key := digest([one.unit, one.rest])]:  # the place is taken: begin a further curve
                 number += 1
                 one = place._replace(rest={**place.rest, "set": number})
             curves[key][one.x] = one

@@ -23,7 +23,7 @@ PANELS = {"gold_choice_change": "change of right answers (nats)", "fluency_kept"
 UNSTEERED = {"gold_choice_change": 0.0, "fluency_kept": 1.0}
 FRONT: dict[str, Any] = {"color": "#a0a0a0", "linewidth": 2.2}  # broad and pale, so that bars on it are seen
 LEAST = {X: (-0.05, 0.3), "gold_choice_change": (-0.2, 0.1), "fluency_kept": (0.75, 1.0)}
-"""What an axis shows at least: where nothing happens, noise is not drawn large."""
+"""The least range that an axis shows, so that noise is not drawn large if nothing happens."""
 
 
 @style.styled
@@ -39,7 +39,7 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
 
     Args:
         frame: `Table.frame`.
-        draws: `Table.by_fit`, whose single random directions are drawn as dots. None: those of `frame` are.
+        draws: `Table.by_fit`, whose single random directions are drawn as dots; None: draw those of `frame`.
         width: the width of one or of two columns of a paper.
         page: the number of the page, from 1.
 

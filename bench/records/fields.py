@@ -153,7 +153,7 @@ class Source(Fields):
 
 
 DRAWN = ("flipping", "subset")
-"""What a record says of pairs that were drawn, with the seed."""
+"""Keys under which a record states how pairs were drawn or swapped, with the seed."""
 
 
 def _recipe(value: Any) -> Any:
@@ -228,7 +228,7 @@ class LearntFrom(Fields):
     def named(self) -> dict[str, str | int | bool]:
         """The fields that are plain values: the name of the data and, for example, the number of pairs.
 
-        For texts besides the pairs: their sources and their number.
+        For each kind of texts besides the pairs, there are fields for their sources and their number.
         """
         found = {key: value for key, value in self.to_json().items() if isinstance(value, str | int | bool)}
         for key, about in self.stored.items():
@@ -289,7 +289,7 @@ class Tuned(Fields):
     suite, direction, gain: those of the objective; None if it is the least toxicity in the suite rtp, the only
     objective of older versions. scorer: None for a suite whose metrics have none. chosen_trial: its place among the
     trials; None in records of older versions, which tuned only strengths. constraints: the bounds as numbers, by name.
-    bounds: the same with their suite, metric and comparison; None in records of older versions.
+    bounds: the constraints with their suite, metric and comparison; None in records of older versions.
     """
 
     READ = {"trials": each(Trial)}
@@ -329,7 +329,7 @@ class Tuned(Fields):
 
     @property
     def perplexity_bound(self) -> float:
-        """The largest perplexity ratio that was allowed; NaN where there was no bound."""
+        """The largest perplexity ratio that was allowed; NaN if there was no bound."""
         return _number((self.constraints or {}).get("perplexity_ratio"))
 
     @property
@@ -413,8 +413,8 @@ class Provenance(Fields):
     time: Json = None
     git: Git | None = None
     packages: Mapping[str, Json] | None = None
-    gpu: Json = None  # its name, of what a GPU computed
-    hub: Mapping[str, Json] | None = None  # id and commit of a model that is from there
+    gpu: Json = None  # the name of the GPU, if one computed the result
+    hub: Mapping[str, Json] | None = None  # id and commit, for a model from the hub
     rescored_from: Json = None
 
     @property

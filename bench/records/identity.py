@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1  # of records; bump when what a record means changes
 ID = re.compile(r"[0-9a-f]{12}")
-"""What an id looks like (`digest`). Whatever else a record or a folder calls one is never made part of a path."""
+"""The form of an id (`digest`). An "id" of any other form in a record or a folder never becomes part of a path."""
 
 
 def canonical(parts: Any) -> Any:
@@ -84,7 +84,7 @@ def _orders(method: "Method") -> dict[str, list[str]]:
 
 
 def _told(option: Field[Any], value: Any) -> Any:
-    """Return the value of a hyper-parameter; "null" for None in one that was added later, whose default is not None."""
+    """Return a hyper-parameter's value; "null" for None in one that was added later, since its default is not None."""
     if option.metadata.get("later") and value is None:
         return "null"
     return _content(option.name, value) if option.metadata.get("file") else _plain(value)
@@ -139,7 +139,7 @@ def generation_id(
 def record_id(
     model: Mapping[str, Any], steering: Mapping[str, Any] | None, suite: Mapping[str, Any], split: str
 ) -> str:
-    """The id of a suite's result. `suite` holds its name, version, settings and, where it samples, the decoding."""
+    """The id of a suite's result. `suite` holds its name, version, settings and, if it samples, the decoding."""
     return digest({"schema": SCHEMA, "model": model, "steering": steering, "suite": suite, "split": split})
 
 

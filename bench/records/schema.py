@@ -40,7 +40,7 @@ def maybe(check: Check) -> Check:
 
 
 def each(check: Check) -> Check:
-    """Make a check of a list of such values."""
+    """Make a check of a list: `check` is applied to each of its values."""
 
     def whole(value: Any, name: str) -> str | None:
         if found := LIST(value, name):

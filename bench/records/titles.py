@@ -33,7 +33,7 @@ def of_method(method: MethodFacts) -> Titled:
 
 
 def by_name(name: str, class_path: str | None = None) -> Titled:
-    """Return the same by the method's name. class_path: the class, for a plug-in's method, which may share our name."""
+    """Return what `of_method` does, by the method's name. class_path: a plug-in's class, whose name may be ours too."""
     told = _class(class_path) if class_path else _ours(name)
     title, cite = told.get("title"), told.get("cite")
     return Titled(

@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 class _Place(NamedTuple):
     folder: Path
-    files: frozenset[str]  # with the code of whatever takes part
+    files: frozenset[str]  # files with code that the numbers depend on
 
 
 _place: ContextVar[_Place | None] = ContextVar("place", default=None)

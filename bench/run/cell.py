@@ -40,8 +40,8 @@ from methods.progress import checkpointing
 class Session:
     """What the cells of one process share: loaded models, training data, the progress bar.
 
-    threads: the CPU threads of torch before any cell was made. models: the one that was asked for last, so that the
-    weights of two models are never in memory at once. written: how many results were computed. began, made: see
+    threads: the CPU threads of torch before any cell was made. models: only the model that was asked for last, so that
+    the weights of two models are never in memory at once. written: how many results were computed. began, made: see
     `bench.files.overwrite`. damaged: records that are damaged and are kept as they are, each with what is wrong.
     """
 
@@ -83,7 +83,7 @@ class Cell:
         self._plan_key = plan_key
         self._variants: dict[str, Cell] = {}
         self._cost: Cost | None = None
-        self._suits: weakref.ref[PreTrainedModel] | None = None  # the model that the method was held against
+        self._suits: weakref.ref[PreTrainedModel] | None = None  # the model that the method was checked on
 
     @property
     def threads(self) -> int:
@@ -166,7 +166,7 @@ class Cell:
 
     @property
     def revision(self) -> str | None:
-        """The commit of a model on the hub, also where a branch is named."""
+        """The commit of a model on the hub, also if the config names a branch."""
         published = checkpoint.published(self.cfg.model, self.cfg.runtime.offline)
         return published["commit"] if published is not None else None
 
@@ -212,7 +212,7 @@ class Cell:
             lm = load_lm(
                 self.fetch_weights(),
                 revision=revision,
-                offline=self.cfg.model.id is not None,  # what was fetched is all that is read
+                offline=self.cfg.model.id is not None,  # only files that were fetched are read
                 dtype=node.dtype,
                 device=self.cfg.runtime.device,
                 max_memory=self.cfg.runtime.get("max_memory"),
@@ -282,7 +282,7 @@ class Cell:
         """Fit and store the artefact."""
         if self.cfg.control is not None and control.how(self.method) == "random rotation":
             artefact, fit = self.controlled.fitted
-            kept = {name: fact for name, fact in fit["facts"].items() if "norm" in name}  # lengths are the same
+            kept = {name: fact for name, fact in fit["facts"].items() if "norm" in name}  # a rotation keeps lengths
             info = {f"{INFO}{name}": torch.tensor(fact) for name, fact in kept.items()}
             turned = control.rotated(self.method.changes(artefact), int(self.cfg.control))
             self.fits.write(artefact | turned | info, 0.0, None, fit["data"])

@@ -3,8 +3,8 @@
 A method that reads pairs learns from the same pairs with their labels swapped by a coin (`pairs.flip=0.5`). One that
 reads none, or finds the same axis whichever text of a pair is the desired one (`Method.reads_labels`), has its vectors
 turned by a random rotation: they keep their lengths and their angles to each other. Both kinds act where the method
-acts, at its chosen strength times the ratio of the vectors' lengths, since a mean over swapped pairs is short. Which
-vectors these are says `Method.changes`.
+acts, at its chosen strength times the ratio of the vectors' lengths, since a mean over swapped pairs is short.
+`Method.changes` says which vectors these are.
 """
 
 import math
@@ -61,8 +61,8 @@ def size(artefact: Artefact) -> float:
 def strength(of_method: float, method: Artefact, control: Artefact) -> float:
     """Return the control's strength at which both artefacts are equally large; 6 digits, so that machines agree.
 
-    method, control: what each changes (`Method.changes`). It is the method's own strength where that holds no vectors,
-    but only which parts of the model are acted on.
+    method, control: what each changes (`Method.changes`). If the method's changes hold no vectors, but only name the
+    parts of the model that are acted on, the strength is the method's own.
     """
     if not any(is_vectors(name, one) for name, one in method.items()):
         return of_method

@@ -67,7 +67,7 @@ def peak_memory(device: torch.device, interval_seconds: float = 0.01) -> Iterato
 def relative_speed(lm: LM, method: Method, artefact: Artefact, strength: float) -> Cost:
     """Return the ratio of steered to unsteered sampling speed: its median, least and largest value over rounds.
 
-    Each round times a run of both, in turns.
+    Each round times a run of the unsteered model and then one of the steered model.
     """
     burst = replace(lm.sampling, max_new_tokens=NEW_TOKENS)
 

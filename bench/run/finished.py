@@ -25,14 +25,14 @@ from bench.records.record import Record
 FILE = "finished.json"
 RESULTS = "runtime.results="
 ANEW = ("runtime.overwrite", "runtime.dry_run")
-"""Options with which a command does something although its results are there."""
+"""Options with which a command does something even if all its results are stored."""
 VERSIONS = ("torch", "transformers", "lm_eval", "datasets", "hydra-core")
 READ = re.compile(r"oc\.env:\s*(\w+)")
 """An environment variable that a YAML file reads."""
 THREADS = re.compile(r"\w*NUM_THREADS$|OMP_|MKL_|KMP_|HF_|STEERBENCH_")
 """Environment variables by which libraries are told how many threads to use, and where they find data."""
 ELSEWHERE = {"path", "id", "judge", "checkpoint", "mirror"}
-"""Options that name what lies outside of this project, its wheels and its results."""
+"""Options that name something outside this project, its wheels and its results."""
 
 
 def known(arguments: Sequence[str], multirun: bool) -> tuple[Path, int] | None:

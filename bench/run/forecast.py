@@ -21,9 +21,9 @@ from bench.run.memory_needed import Planned
 from bench.run.runner import Failure, bounded
 from methods.progress import listening
 
-WORTH_TELLING = 2e6  # planned tokens from which a run is told what it takes; loading and measuring need seconds
-NEW_TOKENS = 8  # of each text that is sampled to measure the speed
-READ_TEXTS, READ_TOKENS = 32, 64  # that are read to measure the speed
+WORTH_TELLING = 2e6  # planned tokens below which no estimate is made, since loading and measuring need seconds
+NEW_TOKENS = 8  # new tokens of each text that is sampled to measure the speed
+READ_TEXTS, READ_TOKENS = 32, 64  # texts, and tokens of each, that are read to measure the speed
 
 
 class Work(NamedTuple):
@@ -52,7 +52,7 @@ def work(planned: Planned) -> Work:
 
 
 def _is_sampled(cell: Cell, key: str) -> bool:
-    """Return whether a stage samples rather than reads, as suites whose texts are judged and sources that sample do."""
+    """Return whether a stage samples rather than reads, as in suites whose texts are judged and sources that sample."""
     kind = key.partition(" ")[0]
     if kind in cell.parts.suites:
         suite = cell.parts.suites[kind]
@@ -115,6 +115,6 @@ def told(planned: Planned) -> list[str]:
         return hours_told(len(busy), todo, found, rows, cell.card or str(cell.lm.device))
 
     hours = bounded(cell.cfg, cell.label(), measured)
-    if isinstance(hours, Failure):  # as its cell says too
+    if isinstance(hours, Failure):  # the cell reports the error, too
         return [] if isinstance(needed, Failure) else needed
     return [*([f"memory: no estimate: {needed.message}"] if isinstance(needed, Failure) else needed), hours]

@@ -32,9 +32,9 @@ from bench.run.runner import Failure
 Stage = Literal["shared", "fits", "cells"]
 """What is done for each cell: what cells share (unsteered dev results, pairs), its fit, or all of it."""
 REQUEUE = signal.SIGUSR2
-"""By this signal Slurm, as submitit asks it to, says that time is nearly over or that another job goes first."""
+"""The signal by which Slurm, as submitit asks it to, says that time is nearly over or that another job goes first."""
 
-LOOK_SECONDS = 1.0  # between looks at whether the launcher is there
+LOOK_SECONDS = 1.0  # between two checks that the launcher is still there
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ def _end_with_launcher() -> None:
     def watch() -> None:
         while os.getppid() == launcher.pid:
             time.sleep(LOOK_SECONDS)
-        while True:  # joblib goes on after the first
+        while True:  # joblib goes on after the first SIGTERM
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(stopping.GRACE_SECONDS + 1)
 
@@ -176,7 +176,7 @@ def _signals(runs: Path) -> Iterator[None]:
     except stopping.Stopped as stopped:
         farewell(stopped.number)
         if stopped.number == REQUEUE and callable(again):
-            again(stopped.number, None)  # submitit's: it asks Slurm for another turn and leaves
+            again(stopped.number, None)  # submitit's handler asks Slurm to requeue, then exits
         raise SystemExit(stopping.exit_code(stopped.number)) from None
 
 

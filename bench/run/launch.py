@@ -76,7 +76,7 @@ def run(
             console.print(terminal(told.replace("1 jobs", "1 job")))
             with _watching(log):
                 found = _launched(launcher, made, log)
-            failures += found if stage == "cells" else []  # what a cell lacks it computes itself, and fails of that
+            failures += found if stage == "cells" else []  # a cell computes what it lacks, or fails itself
     return failures
 
 
@@ -129,8 +129,8 @@ def _launched(launcher: Ready, jobs: Sequence[Job], log: Log) -> list[Failure]:
 
     A job that only prepares others may fail, since the others then do its work.
 
-    If one process dies and thereby ends the others, the remaining cells are launched again, those that were being
-    computed at the end, until two launches in a row have finished no cell.
+    If one process dies and thereby ends the others, the remaining cells are launched again, until two launches in a row
+    have finished no cell. Cells that were being computed when the process died are launched last.
     """
     failures, in_vain = list[Failure](), 0
     while True:
@@ -188,7 +188,7 @@ def _cells(jobs: Sequence[Job]) -> int:
 
 
 def _failure(cell: CellState, job: Job, number: int) -> Failure:
-    """Return the failure of a cell about which only the log tells."""
+    """Return the failure of a cell from the log, the only place that tells of it."""
     return Failure(cell.label, cell.message or "", None, setup=False, alone=job.alone[number])
 
 

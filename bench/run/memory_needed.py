@@ -32,7 +32,7 @@ class Batch(NamedTuple):
 
 
 def told(busy: Planned) -> list[str]:
-    """Return a line about the weights and the largest batch, and lines about methods whose steering or training adds.
+    """Return a line on the weights and the largest batch, and lines on methods whose steering or training adds memory.
 
     busy: cells of one model that have something to compute.
     """
@@ -89,7 +89,7 @@ def _batches(cell: Cell, stages: Mapping[str, float]) -> Iterator[Batch]:
 
 
 def _asked(cell: Cell, suite: Continued) -> Iterator[tuple[int, int]]:
-    """Yield the suite's numbers of prompts and of texts for each: on the test split, and on dev if it is tuned on."""
+    """Yield the suite's numbers of prompts and of texts for each: on the test split and, if tuning uses it, on dev."""
     unsteered = cell.cfg.strength == 0 or not cell.method.strengths
     test = suite.unsteered_samples("test") if unsteered else suite.samples_a_prompt("test")
     yield len(suite.texts("test")[0]), test

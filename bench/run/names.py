@@ -45,7 +45,7 @@ class Names:
         }
 
     def _bytes(self) -> dict[str, Any]:
-        """Return the identity of the model's files; in the form of older versions if the folder has results under it.
+        """Return the identity of the model's files; in the form of older versions if results with it are stored.
 
         In this way the old results are found, and new ones can be paired with them.
         """
@@ -81,7 +81,7 @@ class Names:
         named = {field: identity.named(source) for field, source in self._parts.fit_sources.items()}
         over = {Names(one, parts(one), self._threads, self._location).fit_id for one in self.apart}
         of_others = {"norm_over": sorted(over) or None} if "pairs" in named else {}
-        data = named.pop("pairs", {}) | named | of_others  # pairs came first and stand at the top
+        data = named.pop("pairs", {}) | named | of_others  # pairs are older than other data: theirs are at the top
         return identity.fit_id(self.model, self.method, data or None)
 
     def source_id(self, field: str) -> str:

@@ -63,7 +63,7 @@ def _with(cfg: DictConfig, options: dict[str, object]) -> DictConfig:
 def check(own: "Artefact", facts: Mapping[str, Any]) -> None:
     """Raise SetupError unless the artefact is nothing but vectors whose joint length its facts state.
 
-    Longer matrices, unit directions or thresholds would not steer in proportion to their length, or not more at all.
+    If matrices, unit directions or thresholds were longer, steering would not grow in proportion, or not at all.
     """
     from bench.run import control
 

@@ -19,7 +19,7 @@ from methods.base import Method
 from methods.errors import SetupError
 
 TAKEN = ("item", "group", "sample", "empty", "score", "keywords")
-"""What a scorer cannot be called: columns beside its scores, and the list of words of a topic."""
+"""Names that a scorer cannot have, since they are those of columns beside its scores, or of a topic's list of words."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Parts:
 
 
 def parts(cfg: DictConfig) -> Parts:
-    """Build the parts. Raises SetupError if a class refuses its settings, or a suite asks what a method learns from."""
+    """Build the parts. Raises SetupError if a class refuses its settings, or a suite asks texts to learn from."""
     cache = Path(cfg.runtime.cache) if cfg.runtime.cache else default_cache()
     sampling = build(cfg.sampling, seed=cfg.seed.sample, batch_size=cfg.runtime.batch_size)
     runtime = cfg.runtime

@@ -60,7 +60,7 @@ def run(cell: Cell) -> list[Record]:
 
 Result = TypeVar("Result")
 Obtain = Callable[[Cell, Suite[Any], Split, float], Record]
-"""How a result is had: `result` computes what is missing, `stored` raises NotStored."""
+"""The function that gets a result: `result` computes what is missing, `stored` raises NotStored."""
 
 
 class NotStored(LookupError):
@@ -68,7 +68,7 @@ class NotStored(LookupError):
 
 
 def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | None]:
-    """Return the cell and the strength that the config names; with strength=auto, those that tuning chose, and how."""
+    """Return the cell and strength that the config names; with strength=auto, those that tuning chose, and how."""
     if not cell.method.strengths:
         return cell, 0.0, None
     if cell.cfg.control is not None:
@@ -91,7 +91,7 @@ def choose(cell: Cell, obtain: Obtain) -> tuple[Cell, float, tuning.Choice | Non
 
 
 def as_method(cell: Cell, obtain: Obtain) -> tuple[Cell, float, None]:
-    """Return a control with its method's options, and the strength at which it is as large as the method at its own."""
+    """Return a control with its method's options, and the strength at which its vectors are as long as the method's."""
     real, strength, _ = choose(cell.controlled, obtain)
     mine = cell.of_same_options(real)
     if obtain is not result and not (real.fits.is_stored and mine.fits.is_stored):
@@ -118,7 +118,7 @@ def stored(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Reco
 
 
 def known(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Record | None:
-    """Return the stored result; None if there is none that counts."""
+    """Return the stored result; None if there is no whole one, or if `Overwrite.counts` refuses it."""
     path, overwrite = cell.records / cell.names.record_id(suite, split, strength), cell.overwrite
     if not overwrite.counts(path):
         return None
@@ -131,7 +131,7 @@ def known(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Recor
 
 
 def refuse_damaged(session: Session) -> None:
-    """Raise SetupError that names the damaged records if runtime.overwrite=never has met any."""
+    """Raise SetupError that names the damaged records that were found under runtime.overwrite=never."""
     if session.damaged:
         told = [f"{path}: {wrong}" for path, wrong in session.damaged.items()]
         raise SetupError("\n".join([*told, NEVER]))
@@ -287,7 +287,7 @@ def bounded(cfg: DictConfig, label: str, work: Callable[[], Result]) -> Result |
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a panic of Rust code is no Exception
-        stopping.check()  # a library may have made another error of a signal
+        stopping.check()  # a library may have turned a signal into another error
         if isinstance(error, SetupError):
             return Failure(label, str(error), None, setup=True)
         return _failure(cfg, label, _message(error))
@@ -306,13 +306,13 @@ def _message(error: BaseException) -> str:
 
 
 def _failure(cfg: DictConfig, label: str, message: str) -> Failure:
-    """Return a failure with its traceback in a file; where no file can be written, print the traceback."""
+    """Return a failure with its traceback in a file; if no file can be written, print the traceback."""
     told = traceback.format_exc()
     try:
         settings = OmegaConf.to_yaml(cfg, resolve=True)
         path = Path(cfg.runtime.results) / "runs" / "failures" / f"{identity.digest(settings)}.txt"
         atomic.write_whole(path, f"{settings}\n{told}")
-    except Exception as error:  # a full disk, as a rule, which may be what the cell failed of
+    except Exception as error:  # mostly a full disk, which may have failed the cell as well
         command.console.print(terminal(f"{told}{label}: its traceback could not be kept ({error})", lines=True))
         return Failure(label, message, None, setup=False)
     return Failure(label, message, path, setup=False)
@@ -329,7 +329,7 @@ def prepare(cfg: DictConfig, session: Session, weights: bool = True) -> tuple[Ce
         if stages:
             check_methods(cell)
         if stages and weights:
-            cell.fetch_weights()  # prints what it fetches, so before the bar is up
+            cell.fetch_weights()  # it prints, so it has to run before the bar is shown
         return cell, stages
 
     return bounded(cfg, cell.label(), look)
@@ -390,7 +390,7 @@ def tidy(cfg: DictConfig) -> None:
     runs = results / "runs"
     atomic.sweep(*(Path(folder) for place in (results, cache) for folder, _, _ in os.walk(place)))
     whole = {"records": "record.json", "generations": "samples.jsonl.gz", "artefacts": "fit.json"}
-    for folder in (runs / "unfinished").glob("*"):  # what another process finished while this one was stopped
+    for folder in (runs / "unfinished").glob("*"):  # work that another process has finished meanwhile
         if any((runs / kind / folder.name / file).exists() for kind, file in whole.items()):
             shutil.rmtree(folder, ignore_errors=True)
 

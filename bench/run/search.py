@@ -17,7 +17,7 @@ from bench.run.tuning import Trial, Tuning
 from methods.base import Method
 from methods.errors import SetupError
 
-DIGITS = 4  # of a strength that is drawn: no method is that sensitive, and a cell has a short name
+DIGITS = 4  # significant digits of a drawn strength: no method needs more, and names of cells stay short
 
 
 @dataclass(frozen=True)

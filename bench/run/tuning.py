@@ -67,7 +67,7 @@ class Constraint:
     at_least: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise SetupError for an unknown comparison, a wrong bound, two bounds, or at_least of no ratio."""
+        """Raise SetupError for an unknown comparison, a wrong bound, two bounds, or at_least without compare=ratio."""
         mine = f"tuning.constraints: {self.suite}.{self.metric}"
         if self.compare not in get_args(Compare):
             raise SetupError(f"{mine} compare={self.compare!r}: allowed are {', '.join(get_args(Compare))}")
@@ -105,7 +105,7 @@ class Constraint:
         return _finite(sum(found) / len(found) if len(found) > 1 else found[0], f"{self.suite}.{self.metric}")
 
     def check_unsteered(self, name: str, unsteered: float) -> None:
-        """Raise SetupError if a ratio to the unsteered value does not exist, as to 0. name: the constraint's name."""
+        """Raise SetupError if ratios to the unsteered value do not exist (to 0, say). name: the constraint's name."""
         if self.compare == "ratio" and (unsteered < 0 or (unsteered == 0 and self.at_most is not None)):
             raise SetupError(
                 f"tuning.constraints.{name}: {self.suite}.{self.metric} of the unsteered model is {unsteered:g}, so "
@@ -119,7 +119,7 @@ class Constraint:
             return value - unsteered - self.bound
         if self.compare == "drop":
             over = unsteered - value - self.bound
-            return 0.0 if math.isclose(over, 0, abs_tol=1e-9) else over  # shares of documents: the bound is within
+            return 0.0 if math.isclose(over, 0, abs_tol=1e-9) else over  # shares of documents may equal the bound
         if self.at_least is None:
             return value / unsteered / self.bound - 1
         return self.bound - value / unsteered if unsteered else 0.0
@@ -132,8 +132,8 @@ class Tuning:
     scorer: the scorer by which the objective is measured; None if the metrics of the objective's suite have no scorer.
     trials: their number for each method; None: as many as the method's own grid has strengths, times the combinations
     of `options`. options: hyper-parameters that are tuned besides the strength, each with its values.
-    in_residual_norms: take the strengths from `residual_norms`, in units of the residual stream's mean length where the
-    method adds to it, rather than from the method's own grid. seed: the seed of random search and of Optuna.
+    in_residual_norms: take the strengths from `residual_norms`, not from the method's own grid; their unit is the mean
+    length of the residual stream at the places where the method adds to it. seed: the seed of random search and Optuna.
     """
 
     objective: Objective
@@ -251,14 +251,14 @@ class Choice:
             if name in trial.ratios:
                 looked[f"{called}_ratio"] = trial.ratios[name]
         own = {"strength": trial.strength, "value": trial.value, "gain": trial.gain}
-        if self.tuning.objective.suite == OLDEST["suite"]:  # as such records have always named them
+        if self.tuning.objective.suite == OLDEST["suite"]:  # the names in records of all versions
             own = {"strength": trial.strength, "toxicity": trial.value, "reduction": trial.gain}
         options = {"options": dict(trial.options)} if trial.options else {}
         return own | looked | {"violation": trial.violation} | options
 
 
 OLDEST = {"suite": "rtp", "direction": "minimize", "gain": "relative"}
-"""The objective of records from before there were others; they do not name it."""
+"""The only objective of older versions, whose records do not name it."""
 
 
 def trial(
@@ -290,7 +290,7 @@ def choose(tuning: Tuning, baseline: Trial, trials: Sequence[Trial]) -> Choice:
     """Choose the feasible trial with the largest gain; if none is feasible, the one that violates its bounds least."""
     feasible = [one for one in trials if one.feasible]
     if feasible:
-        best = max(feasible, key=lambda one: one.gain)  # the weaker of equals: grids ascend
+        best = max(feasible, key=lambda one: one.gain)  # of equals the first, which is the weakest of a grid
     else:
         best = min(trials, key=lambda one: one.violation)
     return Choice(tuning, baseline, tuple(trials), best)

@@ -55,8 +55,8 @@ RANGES: dict[str, Range] = {
 def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str]:
     """Return a line for everything that is wrong with a config: types, ranges, missing values, values that conflict.
 
-    asks: the options that an experiment leaves to the user, which must not be null, each with what it says about them.
-    No model, data or text is read.
+    asks: the options that an experiment leaves to the user and that must not be null, each with the experiment's
+    description of it. No model, data or text is read.
     """
     try:
         found = list(_walk(cfg, Fields(SETTINGS, frozenset(SETTINGS) - {"searchpath", "cut"})))
@@ -79,7 +79,7 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
 
 
 def _points_at(cfg: DictConfig, key: str) -> list[str]:
-    """Return the key that a value is taken from, as in `${seed.fit}`, with those above it; none for another value."""
+    """Return the key that a value is taken from, as in `${seed.fit}`, with the keys above it; none for other values."""
     above, _, name = key.rpartition(".")
     node = OmegaConf.select(cfg, above) if re.fullmatch(r"[\w.]+", above) else cfg
     written = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
@@ -119,7 +119,7 @@ def _value(node: DictConfig, name: Any, key: str, fields: Fields) -> Iterator[tu
             yield from _walk(value, inside, key)
             return
         plain = OmegaConf.to_container(value, resolve=True) if isinstance(value, DictConfig | ListConfig) else value
-    except InterpolationToMissingValueError:  # what it points at is told where it stands
+    except InterpolationToMissingValueError:  # the missing value is an error at its own key
         return
     except SetupError as error:
         yield key, f"{key}: {error}"
@@ -157,7 +157,7 @@ def _inside(value: DictConfig, hint: Any, key: str) -> Fields | None:
     return None
 
 
-# -- what goes together: each yields a problem as one line ------------------------------------------------------------
+# -- checks of values together: each yields lines of errors ------------------------------------------------------------
 
 
 def _sampling(cfg: DictConfig) -> Iterator[str]:
@@ -238,7 +238,7 @@ def _devices(cfg: DictConfig) -> Iterator[str]:
 
 
 def _of_tasks(cfg: DictConfig) -> Iterator[str]:
-    """Check that options by task name tasks of their suite, and that a suite's decoding names options of sampling."""
+    """Check that options by task name tasks that the suite asks, and that its decoding names options of sampling."""
     decoding = {name: hint for name, hint in get_type_hints(Sampling).items() if name not in ("seed", "batch_size")}
     for suite, node in cfg.suite.items():
         tasks = list(node.get("tasks") or ())
@@ -284,7 +284,7 @@ CHECKS: dict[Callable[[DictConfig], Iterator[str]], tuple[str, ...]] = {
     _parts: ("method",),
     _norm_over: ("pairs", "part_data"),
 }
-"""Each with the keys that it reads: where one of them is wrong already, it is left out."""
+"""Check -> the keys that it reads; a check is left out if one of its keys is wrong already."""
 
 
 def of_command(cells: Sequence[DictConfig]) -> Iterator[str]:

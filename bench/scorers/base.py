@@ -10,14 +10,14 @@ from bench.records.identity import named
 from methods.errors import SetupError
 
 TEXTS = 256
-"""How many texts a scorer that does not say otherwise is given at a time."""
+"""Number of texts that a scorer gets at a time, unless it is `Batched`."""
 
 
 class Scorer(Protocol):
-    """Judges completions, 0 to 1. Scorers are frozen dataclasses, one per file.
+    """Judges completions by scores from 0 to 1. Scorers are frozen dataclasses, one per file.
 
-    measures: "toxicity" (1 toxic), "sentiment" (1 positive, .5 neutral), "refusal" (1 refused) or "topic" (1 about
-    it); a suite reads those that measure what it asks.
+    measures: "toxicity" (1 toxic), "sentiment" (1 positive, .5 neutral), "refusal" (1 refused) or "topic" (1 about the
+    topic); a suite uses the scorers that measure what it needs.
 
     A scorer whose scores depend in the last bits on the other texts of a batch is `Batched` as well.
     """
@@ -33,11 +33,11 @@ class Scorer(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Return the name, version and weights of what judges, as plain JSON values: part of every score's id."""
+        """Return the scorer's name, version and weights, as plain JSON values; they are part of every score's id."""
         ...
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """One score per completion; None where it could not be scored. A blank one scores 0, or .5 for sentiment."""
+        """Return a score per completion; None if it could not be scored. A blank one scores 0, or .5 for sentiment."""
         ...
 
 
@@ -60,7 +60,7 @@ class Fetched(Protocol):
 
 
 def unique_scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-    """The scores, with each distinct (prompt, completion) judged once; finished batches are kept (`unfinished`)."""
+    """Return the scores, judging each distinct (prompt, completion) once; finished batches are kept (`unfinished`)."""
     pairs = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(pairs))
     batches = scorer.batches if isinstance(scorer, Batched) else _in_turn
@@ -79,7 +79,7 @@ def unique_scores(scorer: Scorer, prompts: Sequence[str], completions: Sequence[
 
 
 def judging_device(device: str | None, runtime_device: str) -> str:
-    """Return the device of a scorer that is a model: its own, or that of the run; the whole model is on one."""
+    """Return the device of a scorer that is a model: its own, or the run's. The whole model is on one device."""
     from bench.model import devices
 
     return device or devices.single(runtime_device)
@@ -90,7 +90,7 @@ def _in_turn(completions: Sequence[str]) -> list[list[int]]:
 
 
 def by_length(completions: Sequence[str], batch_size: int) -> list[list[int]]:
-    """Batches for a model that pads: numbers of the blank texts together, then of the others, short ones first."""
+    """Return batches for a model that pads: numbers of all blank texts, then of the others, short ones first."""
     blank = [i for i, text in enumerate(completions) if not text.strip()]
     order = sorted((i for i, text in enumerate(completions) if text.strip()), key=lambda i: len(completions[i]))
     return ([blank] if blank else []) + [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

@@ -27,18 +27,18 @@ BASES = {
 }
 LABEL = "toxicity"
 CLASSES = re.compile(r"(Bert|Roberta|XLMRoberta|Albert)(ForSequenceClassification|Tokenizer|TokenizerFast)")
-"""What a checkpoint may name of transformers, which Detoxify looks up: the classes of the five variants, none other."""
+"""The classes of transformers that a checkpoint may name, for Detoxify to look up: those of the five variants."""
 
 
 @dataclass(frozen=True)
 class Detoxify:
     """Probability of the label `toxicity` by a Detoxify model (github.com/unitaryai/detoxify).
 
-    Weights are read from `checkpoint`, with config and tokenizer of the base model in `config_path` for machines
-    without network; or else downloaded once, which needs their whole `sha256`: the name of a published file has only 8
-    digits of it, and somebody could make another file with the same ones. Nothing in a checkpoint is ever run: it is
-    read as tensors and
-    plain values, or refused. device: None is the run's (`runtime_device`).
+    Weights are read from `checkpoint`; for machines without network, `config_path` holds config and tokenizer of the
+    base model. Without `checkpoint` the weights are downloaded once, which needs their whole `sha256`: the name of a
+    published file has only 8 of its digits, and somebody could make another file with the same 8. Nothing in a
+    checkpoint is ever run: it is read as tensors and plain values, or refused. device: None is the run's
+    (`runtime_device`).
     """
 
     name: ClassVar[str] = "detoxify"
@@ -82,7 +82,7 @@ class Detoxify:
             )
 
     def identity(self) -> dict[str, Any]:
-        """Package, variant and weights: the first 8 hex digits of the checkpoint's sha256, as in published names."""
+        """Return package, variant and weights, by the first 8 hex digits of their sha256, as in published names."""
         weights = file_sha256(Path(self.checkpoint))[:8] if self.checkpoint else _published(self.model_type)[1]
         return {
             "name": self.name,
@@ -126,7 +126,7 @@ class Detoxify:
 
 
 def _published(model_type: str) -> tuple[str, str]:
-    """Address of a variant's checkpoint, and the 8 hex digits of its sha256 that the name carries."""
+    """Return the address of a variant's checkpoint, and the 8 hex digits of its sha256 that the name carries."""
     from detoxify.detoxify import MODEL_URLS
 
     url = str(MODEL_URLS[model_type])
@@ -146,7 +146,7 @@ def _help(model_type: str) -> str:
 def _load(
     model_type: str, checkpoint: str | None, sha256: str | None, config_path: str | None, device: str, offline: bool
 ) -> Any:
-    """A `detoxify.Detoxify`, from local files wherever they are given.
+    """Return a `detoxify.Detoxify`, made from local files wherever they are given.
 
     Detoxify asks the hub for the base model's config even when it gets `huggingface_config_path`, and reads the number
     of labels from that folder (unitaryai/detoxify pull request 126). So the checkpoint is rewritten to name the folder
@@ -192,7 +192,7 @@ def _load(
 
 
 def _read(file: Path, sha256: str | None) -> Any:
-    """The checkpoint's content. Raises SetupError for another file than was asked for or a pickle that would run."""
+    """Return the checkpoint's content. Raises SetupError for a wrong hash, and for a pickle that would run code."""
     import torch
 
     if sha256 not in (None, file_sha256(file)):
@@ -213,7 +213,7 @@ def _said(error: BaseException) -> str:
 
 
 def _lacking(model: Any, state: Mapping[str, Any]) -> list[str]:
-    """The weights of a model that a checkpoint does not have: transformers would draw them at random.
+    """Return the weights of a model that a checkpoint lacks; transformers would draw them at random.
 
     A checkpoint may keep them under longer names, or, for a layer norm, under older names.
     """
@@ -228,7 +228,7 @@ def _lacking(model: Any, state: Mapping[str, Any]) -> list[str]:
 
 
 def _download(model_type: str, sha256: str, offline: bool) -> Path:
-    """The published checkpoint in torch's own cache, its hash checked."""
+    """Return the published checkpoint in torch's own cache, after a check of its hash."""
     import torch
 
     from bench.hub import download, manifest
@@ -245,8 +245,8 @@ def _download(model_type: str, sha256: str, offline: bool) -> Path:
 
 
 def _base_files(base: str, model_type: str, offline: bool) -> str:
-    """Folder with config and tokenizer of the base model, fetched from the hub without its weights."""
-    if base not in BASES.values():  # a checkpoint names it, so it is neither a folder here nor whatever is on the hub
+    """Return a folder with config and tokenizer of the base model, fetched from the hub without its weights."""
+    if base not in BASES.values():  # a checkpoint names it, so it must be no local folder and no other repository
         raise SetupError(
             f"the checkpoint's base model is {base!r}; allowed are {', '.join(sorted(set(BASES.values())))}; for "
             "another set scorer.detoxify.config_path=FOLDER"

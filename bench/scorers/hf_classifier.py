@@ -14,12 +14,12 @@ from methods.broken import reading
 from methods.errors import SetupError
 
 BLANK = {"toxicity": 0.0, "refusal": 0.0, "topic": 0.0, "sentiment": 0.5}
-"""What a text without any word scores, by what is measured: it is not toxic, refuses nothing, and is neutral."""
+"""The score of a blank text, by what is measured: it is not toxic, refuses nothing, has no topic, and is neutral."""
 
 
 Activation = Literal["sigmoid", "softmax"]
 TRAINED: dict[str, Activation] = {"single_label_classification": "softmax", "multi_label_classification": "sigmoid"}
-"""What makes probabilities of the logits of a model whose config.json has this problem_type, as transformers trains."""
+"""problem_type in config.json -> the activation that makes probabilities of logits, as transformers trains models."""
 
 
 class Classifier(NamedTuple):
@@ -36,16 +36,16 @@ class Classifier(NamedTuple):
 class HFClassifier:
     """Probability of one label by a sequence classifier (`AutoModelForSequenceClassification`), in float32.
 
-    activation: "softmax" over the labels, of which just one holds, or "sigmoid" of the one label, where each may hold;
-    None: as the model's config says by its problem_type, and the sigmoid for a single label. A model of several labels
-    whose config does not say is refused if None is given, and an activation that contradicts the model is refused, too.
+    activation: "softmax" over the labels if just one of them holds, or "sigmoid" of the one label if each may hold.
+    None: what the problem_type of the model's config says, and the sigmoid for a model with a single label; a model
+    with several labels and no problem_type is refused. An activation that contradicts the problem_type is refused, too.
 
     The text is judged without its prompt. Blank texts are not shown to the model: they score 0, and .5 if sentiment is
     measured (BLANK).
 
     Exactly one of path and id is given. label: the label's name, or its place in the model's output. max_tokens: longer
     texts are cut at the end; None is the model's own limit. device: None is the run's (`runtime_device`). name: the
-    name under which its scores are stored, so that several of them can judge one run; the same as its key in
+    name under which its scores are stored, so that several classifiers can judge one run; the same as its key in
     conf/scorer.
     """
 
@@ -88,7 +88,7 @@ class HFClassifier:
                 raise SetupError(f"{option}.{key}={value}: expected a whole number above 0")
 
     def identity(self) -> dict[str, Any]:
-        """The model's files or its commit, and how it is read. Raises SetupError where a branch cannot be resolved."""
+        """Return the model's files or commit, and how it is used. Raises SetupError if a branch cannot be resolved."""
         if self.path is not None:
             source: dict[str, Any] = {"files": model_folder.fingerprint(Path(self.path).resolve())}
         else:
@@ -98,7 +98,7 @@ class HFClassifier:
             "version": 1,
             **source,
             "label": self.label,
-            # softmax is left out: where it is not refused, version 1 took it before there was this option
+            # softmax is left out: before this option existed, version 1 took it wherever it is not refused now
             "activation": None if self.activation == "softmax" else self.activation,
             "max_tokens": self.max_tokens,
             "measures": self.measures,
@@ -115,7 +115,7 @@ class HFClassifier:
         return by_length(completions, self.batch_size)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """Score each completion by itself; None where the model gives no number."""
+        """Score each completion by itself; None if the model gives no number."""
         del prompts
         scores: list[float | None] = [BLANK[self.measures]] * len(completions)
         order = sorted((i for i, text in enumerate(completions) if text.strip()), key=lambda i: len(completions[i]))
@@ -138,7 +138,7 @@ class HFClassifier:
         return checkpoint.commit(self.id, self.revision, self.offline, f"scorer.{self.name}")
 
     def _loaded(self) -> Classifier:
-        """The loaded model. Raises SetupError if it cannot be fetched, or lacks a classifier or the label."""
+        """Return the loaded model. Raises SetupError if it cannot be fetched, or lacks a classifier or the label."""
         where = str(Path(self.path).resolve()) if self.path is not None else str(self.id)
         revision = None if self.path is not None else self._commit()
         files = tuple(model_folder.fingerprint(Path(where)).values()) if self.path is not None else ()
@@ -157,7 +157,7 @@ class HFClassifier:
 def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
     """Return the place of a label in the model's output.
 
-    Raises SetupError that lists the labels, unless just one is meant; and for labels that are not numbered 0, 1, ...
+    Raises SetupError, which lists the labels, unless just one matches; also if labels are not numbered 0, 1, ...
     """
     numbered = isinstance(id2label, Mapping) and all(str(place).isdecimal() for place in id2label)
     if not numbered or sorted(map(int, id2label)) != list(range(len(id2label))):
@@ -176,9 +176,9 @@ def column(id2label: Mapping[Any, str], label: str | int, name: str) -> int:
 
 
 def activation_of(problem_type: str | None, labels: int, asked: Activation | None, name: str) -> Activation:
-    """Return how logits become probabilities: as the model was trained or, where it does not say, as is asked.
+    """Return how logits become probabilities: as the model was trained or, if its config does not say, as asked.
 
-    Raises SetupError where neither says it, where they contradict each other, and where no probability comes out.
+    Raises SetupError if neither says it, if they contradict each other, and if the output is no probability.
     """
     option = f"scorer.{name}.activation"
     if problem_type == "regression":
@@ -235,9 +235,9 @@ def _judged(loaded: Classifier, texts: list[str], device: str) -> list[float]:
 def _load(
     where: str, revision: str | None, device: str, option: str, _files: tuple[str, ...]
 ) -> tuple[Any, Any, int | None]:
-    """Load model, tokenizer and the longest input (None: any) from files on this machine. Raises SetupError.
+    """Return model, tokenizer and longest input in tokens (None: any), from files on this machine. Raises SetupError.
 
-    _files: what is in the folder, so that it is loaded again when that changes.
+    _files: the folder's hashes, so that a changed folder is loaded again.
     """
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -250,7 +250,7 @@ def _load(
         step = f"without network, copy the model's files into a folder and set {option}.path=FOLDER {option}.id=null"
         return SetupError(f"{option}: cannot load a sequence classifier from {where}: {why_not(where, error, step)}")
 
-    with reading(told, Exception):  # whatever damaged files make the libraries do
+    with reading(told, Exception):  # damaged files can make the libraries raise any error
         model_folder.check_config(where, **named)
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False, **named)
         model, info = AutoModelForSequenceClassification.from_pretrained(
@@ -271,7 +271,10 @@ def _load(
 
 
 def longest(model: Any, tokenizer: Any) -> int | None:
-    """Tokens that the model has positions for; RoBERTa's tables begin after the padding's, so 514 rows hold 512."""
+    """Return how many tokens the model can read; None: any.
+
+    RoBERTa's table of positions begins after the padding's row, so 514 rows hold 512 tokens.
+    """
     limits = [tokenizer.model_max_length]
     if (positions := getattr(model.config, "max_position_embeddings", None)) is not None:
         tables = [part for path, part in model.named_modules() if path.endswith("position_embeddings")]

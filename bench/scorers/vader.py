@@ -13,12 +13,12 @@ from methods.errors import require
 class Vader:
     """VADER (Hutto and Gilbert 2014, ICWSM): rated words, with rules for negation, degree, capitals and punctuation.
 
-    score = (compound + 1) / 2, where VADER's compound of the whole text lies in [-1, 1]: 0 negative, .5 neutral,
-    1 positive. A text is positive above .5, negative below it. The authors call a text neutral for a compound between
+    score = (compound + 1) / 2, where VADER's compound of the whole text lies in [-1, 1]: 0 negative, .5 neutral, 1
+    positive. A text is positive above .5, negative below it. The authors call a text neutral for a compound between
     -.05 and .05, a score between .475 and .525; the suites here do not, so a text with a little of either counts. A
-    text without a rated word, and a blank one, is exactly .5.
+    text without a rated word, and a blank one, scores exactly .5.
 
-    Rated for posts on social media, sentence by sentence: in a long review or a broken text it only sees the words.
+    It was rated on posts on social media, sentence by sentence. In a long review or a broken text it only sees words.
     """
 
     name: ClassVar[str] = "vader"
@@ -29,7 +29,7 @@ class Vader:
         require("vaderSentiment", "scorer=vader", "sentiment")
 
     def identity(self) -> dict[str, Any]:
-        """The lexicon and the rules come with the package."""
+        """Return the version of the package, which carries the lexicon and the rules."""
         return {"name": self.name, "version": 1, "vaderSentiment": version("vaderSentiment")}
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:

@@ -30,7 +30,7 @@ class Watch(AbstractContextManager["Watch"]):
         self.model = model
         self.known = {(name, key) for name, _, key in self._hooks()}
         self.names: list[str] = []
-        self.forwards: list[tuple[int, list[tuple[str, Tensor | None]]]] = []  # of each: columns, and what fired
+        self.forwards: list[tuple[int, list[tuple[str, Tensor | None]]]] = []  # each: columns, and the hooks that fired
 
     def _hooks(self) -> Iterator[tuple[str, dict[int, Callable[..., Any]], int]]:
         for module_name, module in self.model.named_modules():
@@ -59,7 +59,7 @@ class Watch(AbstractContextManager["Watch"]):
         def run(module: nn.Module, *given: Any) -> Any:
             through = given if name.startswith("input") else given[-1]
             before = _stream(through)
-            kept = before.clone() if before is not None else None  # it may be written in place
+            kept = before.clone() if before is not None else None  # the hook may write in place
             result = hook(module, *given)
             after = before if result is None else _stream(result)
             changed = None

@@ -154,7 +154,7 @@ def saved(subject: Subject) -> str:
 
 
 COPIES = 5  # of the model, in bytes: the copy, its saved bytes, gradients and changes, and masters and moments in fp32
-FEW = 2  # texts to train on in bfloat16, which is an order of magnitude slower where the CPU does not know it
+FEW = 2  # texts to train on in bfloat16, which is an order of magnitude slower on a CPU without it
 
 
 def _few(data: FitData) -> FitData:

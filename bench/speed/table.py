@@ -23,7 +23,7 @@ MATRICES = "matrix products alone"
 METHODS = ("caa", "detox")  # a vector that is added, and edited weights
 FITTED = ("caa", "repe", "ablation", "aura", "sadi", "itic", "detox", "eigenshift", "act")  # in closed form, from pairs
 FIT_TASK = "PIQA"  # whose questions, each with two answers, they learn from
-PIPE_WIDTH = 140  # columns where there is no terminal
+PIPE_WIDTH = 140  # columns of the output if there is no terminal
 
 
 class Size(NamedTuple):

@@ -75,7 +75,7 @@ def draws(values: Array, weights: Array, transform: Transform = "mean", *, seed:
 
 
 def draws_of(wanted: Sequence[Folded], *, seed: int = 0) -> list[Array]:
-    """Return `draws` of each of these, which have equally many items, by one product in a tenth of the time.
+    """Return the `draws` of each of `wanted`, which have equally many items, by one product in a tenth of the time.
 
     The last KEPT draws are kept. So a caller that knows which `draws` will be needed calls this first.
     """
@@ -243,7 +243,7 @@ def corrected(
     negatives: int,
     level: float = LEVEL,
 ) -> Estimate | None:
-    """Return `corrected_rate` with an interval by the delta method, its ends within [0, 1]; None if that is None.
+    """Return `corrected_rate` with an interval by the delta method, its ends within [0, 1]; None if there is no rate.
 
     Rate, sensitivity and specificity are measured on different texts, so with p the unclipped corrected rate and
     J = sensitivity + specificity - 1,

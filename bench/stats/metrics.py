@@ -14,7 +14,7 @@ from scipy.special import gammaln
 
 ITEM_COLUMNS = ["metric", "item", "value", "weight"]
 Transform = Literal["mean", "exp"]
-FIRST = "_first_k"  # ends the name of a metric of the first k texts, where a model was asked for more
+FIRST = "_first_k"  # ends the name of a metric of the first k texts, if there are more texts
 
 
 IN_NATS = ("mean_kl", "kl_95", "last_token_kl")
@@ -22,12 +22,12 @@ IN_NATS = ("mean_kl", "kl_95", "last_token_kl")
 
 
 def is_share(name: str, *values: np.ndarray) -> bool:
-    """Return whether a metric's items are shares: all its values are from 0 to 1, and its name is not one of nats."""
+    """Return whether a metric's items are shares: all its values are from 0 to 1, and its name is not in IN_NATS."""
     return not name.endswith(IN_NATS) and all(((one >= 0) & (one <= 1)).all() for one in values)
 
 
 TOLD = ("low", "high", "se", "n", "delta", "delta_low", "delta_high", "p", "p_holm", "detectable", "detectable_holm")
-"""What tables say of a metric, in columns with these ends to its name: no part of a metric has such a name."""
+"""Ends of the columns that tables have for each metric, after its name; no part of a metric's name equals one."""
 
 
 class Metric(NamedTuple):

@@ -35,7 +35,7 @@ def paired_test(pairs: Paired, transform: Transform = "mean", *, seed: int = 0) 
 
 
 def paired_tests(pairs: Sequence[Paired], transform: Transform = "mean", *, seed: int = 0) -> list[float | None]:
-    """Return `paired_test` of each of these; permutations for equally many items are computed in one product."""
+    """Return `paired_test` of each of `pairs`; those with equally many items are permuted in one product."""
     found: list[float | None] = [None] * len(pairs)
     permuting: dict[int, list[int]] = defaultdict(list)
     for i, one in enumerate(pairs):
@@ -57,7 +57,7 @@ def permuted(
     """Return the two-sided p of the paired permutation test of fold(a) - fold(b), (n,) each.
 
     Under the null hypothesis the two results of an item could as well be swapped; p is the share of swaps with a
-    difference at least as large. With few items all swaps are made, else 9999 at random, and the observed one counts.
+    difference at least as large. With few items all swaps are made, else 9999 at random, plus the observed one.
     Assumes that items are independent, and that under the null hypothesis the pair's joint distribution is symmetric.
     Source: Good 2005, Permutation, Parametric and Bootstrap Tests, section 3.6; Phipson and Smyth 2010 for the count.
     """
@@ -162,7 +162,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
     ascending = sorted(known, key=lambda i: p[i] or 0.0)
     corrected: list[float | None] = [None] * len(p)
     least = 0.0
-    for smaller, i in enumerate(ascending):  # as many hypotheses are left as are not smaller
+    for smaller, i in enumerate(ascending):  # len(known) - smaller: the hypotheses that are left
         least = max(least, min(1.0, (p[i] or 0.0) * (len(known) - smaller)))
         corrected[i] = least
     return corrected

@@ -7,8 +7,8 @@ matching answer is the softmax over the two letters' tokens that could follow:
     p = exp(l_matching) / (exp(l_matching) + exp(l_other)),   l = log p(letter | question, "(")
 
 A chat model reads the question in its chat template, a base model "Input: QUESTION", a new line and "Response:", as the
-fit data `ab` are worded. The answer begins after a blank where that text does not end in white space. Question and
-answer are tokenised as one text, so a letter may be one token with its bracket, or several tokens.
+fit data `ab` are worded. The answer begins after a blank if that text does not end in white space. Question and answer
+are tokenised as one text, so a letter may be one token with its bracket, or several tokens.
 
 A chat model that thinks (model.thinking) is read the same way: the answer follows its prompt without a thought.
 
@@ -24,14 +24,14 @@ sycophancy .54 / .69 / .62, refusal .42 / .74 / .89); those of other models comp
 open-ended questions need a judge and are not asked.
 
 The matching letter is A in about half of the questions, so a model that prefers a letter, whatever it stands for, is
-near .5; `letter_mass` in the record is the total probability of the two letters; if it is small, the softmax over them
+near .5. `letter_mass` in the record is the total probability of the two letters; if it is small, the softmax over them
 means little.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from os.path import commonprefix  # of any sequences
+from os.path import commonprefix  # works on any sequences
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -67,8 +67,8 @@ class AB(Suite[list[float]]):
     <behaviour>.matching_probability   mean of p (above).
     <behaviour>.matching_accuracy      share of questions with p above .5.
 
-    behaviours: which sets. limit: how many questions of each, those first in the order of a hash; None for all.
-    dev_limit: the same for the dev split, from the other end of that order.
+    behaviours: which sets. limit: how many questions of each, which are the first in the order of a hash; None for all.
+    dev_limit: how many questions of each in the dev split, which are taken from the other end of that order.
     """
 
     version: ClassVar[int] = 2  # 2: question and answer tokenised as one text
@@ -92,7 +92,10 @@ class AB(Suite[list[float]]):
             )
 
     def questions(self, behaviour: str, split: Split) -> tuple[list[Question], Located]:
-        """The questions of a split. Raises SetupError for a missing column, an answer that is not a letter, too few."""
+        """Return the questions of a split, and their place.
+
+        Raises SetupError for a missing column, for an answer that is not a letter, and if there are too few questions.
+        """
         located, rows = loaded(self.sources, CAA, behaviour, SPLIT, COLUMNS)
         found: dict[str, Question] = {}
         for row in rows:
@@ -106,7 +109,7 @@ class AB(Suite[list[float]]):
         return [found[one.id] for one in chosen], located
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Return the questions, and the content that they are from."""
+        """Return the ids of the questions, and the fingerprint of the content that they are taken from."""
         asked = {behaviour: self.questions(behaviour, split) for behaviour in self.behaviours}
         return {
             "behaviours": {
@@ -121,9 +124,9 @@ class AB(Suite[list[float]]):
         return len(self.behaviours) * of_each * TOKENS_A_QUESTION
 
     def ask(self, lm: LM, split: Split) -> Answers[list[float]]:
-        """Return three log-probabilities a question: of what the answers share, the matching letter and the other one.
+        """Return three log-probabilities a question: of the tokens that both answers share, and of each letter.
 
-        Raises SetupError where both answers are the same tokens.
+        The matching letter comes before the other one. Raises SetupError if both answers are the same tokens.
         """
         requests: list[Request] = []
         for one in self._all(split):
@@ -176,9 +179,9 @@ def letter_requests(lm: LM, question: str, letters: Sequence[str]) -> list[Reque
     """Return a request for the tokens that all answers share after the question, and one for each letter.
 
     Question and answer are tokenised as one text (`LM.encode_pairs`). The answers usually share the opening bracket,
-    and nothing where bracket and letter are one token.
+    and nothing if bracket and letter are one token.
 
-    Raises SetupError where two letters become the same tokens, as letters do that the tokenizer does not know.
+    Raises SetupError if two letters become the same tokens, as happens with letters that the tokenizer does not know.
     """
     text = worded(lm, question)
     opening = "(" if text[-1].isspace() else " ("

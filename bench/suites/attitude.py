@@ -3,14 +3,15 @@
 Protocol of Model Surgery (arXiv 2407.08770, its experiments on attitude): the model answers texts of negative emotion
 (Saravia et al. 2018), ChatGPT says whether an answer is positive or negative, and the number is the share of either.
 LLaMA2-7B gives 63.7% negative and 36.4% positive answers, 77.6% negative ones after the edit towards the negative,
-54.8% positive ones after the other.
+54.8% positive ones after the edit towards the positive.
 
-Differs: a scorer of sentiment judges, VADER unless the run names another (hf_classifier with such a checkpoint), and
-may find an answer neither; so levels do not compare with the paper's, only changes do. Which emotions and how many
-texts the paper takes, how it words them and how long an answer may be is not known to us: here sadness, anger and fear
-of the set's test split, as they are, in at most 128 greedy tokens. The set is dair-ai/emotion on the hub (its labels
-are read as 0 sadness, 1 joy, 2 love, 3 anger, 4 fear, 5 surprise). Where it is not available, beginnings of negative
-film reviews stand in for it, or your own file. Only rows of the same data, template, decoding and judge compare.
+Differs: a scorer of sentiment judges, VADER unless the run names another (hf_classifier with a checkpoint for
+sentiment). It may find an answer neither positive nor negative, so levels do not compare with the paper's, only changes
+do. We do not know which emotions and how many texts the paper takes, how it words them, and how long an answer may be.
+Here the texts of sadness, anger and fear in the set's test split are asked as they are, and an answer has at most 128
+greedy tokens. The set is dair-ai/emotion on the hub (its labels are read as 0 sadness, 1 joy, 2 love, 3 anger, 4 fear,
+5 surprise). If it is not available, beginnings of negative film reviews, or your own file, stand in for it. Only rows
+of the same data, template, decoding and judge compare.
 
 The suite `sentiment` measures something else: whether the beginning of a review is continued with the opposite
 sentiment. Text that has collapsed has no sentiment for a lexicon: it is neither, so both shares fall.
@@ -44,7 +45,7 @@ class Attitude(Asked):
     positive_share   share of them that are positive (score above .5).
     mean_sentiment   their mean score, 0 negative to 1 positive.
 
-    A score of exactly .5 is neither, and an empty answer counts as such, whatever the scorer makes of it.
+    A score of exactly .5 is neither. An empty answer counts as .5, whatever the scorer makes of it.
 
     data: which set, by its name on the hub, or "file". path, text: for data="file", the file (JSONL or CSV), all of
     whose texts are asked, and the column that holds them. prefix_words: how many words of a text the model is given;
@@ -72,15 +73,15 @@ class Attitude(Asked):
 
     @property
     def judges(self) -> list[Scorer]:
-        """The run's scorers of sentiment; VADER where there is none."""
+        """The run's scorers of sentiment; VADER if there is none."""
         return vader_unless(super().judges)
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Return why a method that learnt from texts of this suite must not be measured on them; None where it may."""
+        """Return why a method that learnt from texts of this suite must not be measured on them; None if it may."""
         return leak(learnt, self.data, self.name, self.path)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """Return the texts of negative emotion of this split. Raises SetupError where the set has none."""
+        """Return the texts of negative emotion of this split. Raises SetupError if the set has none."""
         if self.path is not None:
             found, located = texts_of_file(self.path, self.text)
         else:

@@ -17,7 +17,7 @@ Said = TypeVar("Said")
 class Answers(NamedTuple, Generic[Said]):
     """The answers of a model to a suite.
 
-    said: the answers in the suite's own form. generations: ids of the stored texts that it holds
+    said: the answers in the suite's own form. generations: ids of the stored texts that the answers consist of
     (`runs/generations/<id>`).
     """
 
@@ -47,11 +47,11 @@ class Suite(Protocol[Said]):
     samples: ClassVar[bool] = False  # it reads sampled texts, so decoding and sampling seed are part of its identity
 
     def identity(self, split: Split) -> dict[str, Any]:
-        """Everything but the model and the decoding that can change this suite's numbers, as plain JSON values."""
+        """Return what can change this suite's numbers, besides model and decoding, as plain JSON values."""
         ...
 
     def ask(self, lm: LM, split: Split) -> Answers[Said]:
-        """Let the model answer. This alone happens while the model is steered."""
+        """Let the model answer. Only this step runs while the model is steered."""
         ...
 
     def score(self, answers: Answers[Said], baseline: LM) -> SuiteResult:
@@ -66,7 +66,7 @@ class Suite(Protocol[Said]):
         ...
 
     def unsteered_only(self, split: Split) -> dict[str, Any]:
-        """Return what can change the unsteered model's numbers alone: part of their id, not of a steered row's."""
+        """Return what changes only the unsteered model's numbers: it is part of their id, not of a steered row's."""
         del split
         return {}
 
@@ -79,11 +79,11 @@ class Suite(Protocol[Said]):
         return sampling
 
     def judged_by(self) -> list[str]:
-        """Return the names of scorers that its metrics begin with; none for a suite whose metrics have no scorer."""
+        """Return the names of the scorers with which the names of its metrics begin; [] if they name no scorer."""
         return []
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Return why a method that learnt from these data must not be measured by this suite; None where it may."""
+        """Return why a method that learnt from these data must not be measured by this suite; None if it may."""
         del learnt
         return None
 

@@ -1,10 +1,10 @@
 """What steering costs: lm-eval's own tasks, as it ships them, on a fixed sample of documents.
 
-The task definitions (prompt, choices, metrics) are lm-eval's; only where the data comes from is overridden. Zero-shot,
-unless `fewshot` says otherwise. A chat model (model.chat=true) is asked through its template, as lm-eval does it with
---apply_chat_template; the steering is on wherever the model reads. Of a model that thinks (model.thinking) a
-choice is read by its likelihood right after the prompt, without a thought; with strip a generated answer is what
-comes after the thinking, and a text whose thinking was cut is a wrong answer, which the record counts
+The task definitions (prompt, choices, metrics) are lm-eval's; only where the data comes from is overridden. The tasks
+are zero-shot, unless `fewshot` says otherwise. A chat model (model.chat=true) is asked through its template, as lm-eval
+does it with --apply_chat_template; the steering is on wherever the model reads. If the model thinks (model.thinking), a
+choice is judged by its likelihood right after the prompt, without a thought. With model.thinking=strip, a generated
+answer is the text after the thinking; a text whose thinking was cut is a wrong answer, and the record counts such texts
 (unfinished_thinking of the task). Sets of tasks that papers report have a name and a file of their own in conf/suite:
 
 capability            Ours: the tasks that the wheels carry; a leaderboard's capability columns are made of this suite.
@@ -21,10 +21,11 @@ math                  GSM8K 8-shot with worked answers (2201.11903's examples), 
                       (2005.14165 section 3.9.1) zero-shot by likelihood: ours. lm-eval has no task SVAMP.
 truthfulqa            TruthfulQA's mc1 and mc2 (2109.07958) after its six fixed examples.
 
-What compares: with documents=null a task's number is what lm-eval of the version in the record gives for it, so it may
-be compared with published numbers of lm-eval with as many examples and the same use of a template. Numbers of
+What compares: with documents=null a task's number is the one that lm-eval gives in the version that the record names.
+So it may be compared with published numbers of lm-eval with as many examples and the same use of a template. Numbers of
 other harnesses (model cards made with lighteval, papers of their own) differ in wording, or score letters rather than
-answers. Copies differ from the hub in what their source says (BoolQ's passage lacks the title in one mirror).
+answers. Copies of a data set may differ from the hub's (BoolQ's passage lacks the title in one mirror); their source
+says how.
 """
 
 import hashlib
@@ -69,8 +70,9 @@ class Asked(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """lm-eval's notes on each document (`samples`), by task; `loaded`: its tasks; `examples`: counts of examples.
+    """lm-eval's notes on each document (`samples`), by task.
 
+    loaded: lm-eval's task objects. examples: counts of solved examples that were left out or are lacking, by task.
     unanswered: texts of each task whose thinking was never closed, so that they have no answer.
     """
 
@@ -86,24 +88,25 @@ class Capability(Suite[Evaluated]):
     """Per task: `accuracy` (and `accuracy_norm` or whatever else lm-eval reports) and `gold_logprob`.
 
     `<task>.gold_logprob` is the mean over documents of the gold answer's log-probability, summed over its tokens, in
-    nats. It can fall even if accuracy is at chance, and changes before a choice flips. Where a document has several
+    nats. It can fall even if accuracy is at chance, and changes before a choice flips. If a document has several
     answers to choose from, `<task>.gold_choice_logprob` is log p(gold) - log sum over the choices of p: how probable
-    the right one is among them, whatever steering does to the probability of all. A group of tasks (mmlu) has these
-    numbers over all its documents.
+    the right one is among them, whatever steering does to the probability of all of them. A group of tasks (mmlu) has
+    these numbers over all its documents.
 
     documents: how many documents of each task (for a group, of its tasks together), one number or one per task; None
     for all. They are those that come first in the order of a hash of `document_seed` and their content, so a larger
     sample contains a smaller one, and the source's order does not matter; a document that occurs twice counts once.
-    Content is what all copies of the data share (`tasks.ORDERED_BY`): a mirror, a wheel and the hub give the same ones,
-    in the same order, as far as they have them. The dev documents are taken from the other end of that order.
+    Content is what all copies of the data share (`lm_eval_tasks.ORDERED_BY`): a mirror, a wheel and the hub give the
+    same documents, in the same order, as far as they have them. The dev documents are taken from the other end of that
+    order.
 
     fewshot: solved examples before each question, one number or one per task; None: as many as the task's file says.
-    They are of the split that lm-eval's rule names among those that the source has, the same in every run, and none
-    asks the question that it comes before (`tasks.Examples`). The record says how many were left out for that
-    (`left_out`), and how many are missing because the split had no others (`lacking`).
-    missing: "skip" leaves out the tasks whose documents no source has, and says so in the record.
-    configs: data set config by task, where a source keeps the documents under another name than the task's file; if
-    several are given, the first that a source has.
+    They are taken from the split that lm-eval's rule names among those that the source has, are the same in every run,
+    and none asks the question that it comes before (`lm_eval_tasks.Examples`). The record says how many were left out
+    for that reason (`left_out`), and how many are missing because the split had no others (`lacking`). missing: "skip"
+    leaves out the tasks whose documents no source has, and says so in the record. configs: the config of the data set,
+    by task, if a source keeps the documents under another name than the task's file; if several are given, the first
+    that a source has is taken.
 
     held_out: leave out the documents that fine-tuning examples may be taken from (`is_for_fitting`). Set it for every
     row of a table in which some method was trained on a task's answers.
@@ -183,7 +186,7 @@ class Capability(Suite[Evaluated]):
         }
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Return why a method that learnt from documents not held out must not be measured; None for others."""
+        """Return why a method that learnt from documents not held out must not be measured; None if it may."""
         for task in learnt.tasks:
             if task in self.tasks and not self.held_out:
                 return (
@@ -218,7 +221,7 @@ class Capability(Suite[Evaluated]):
         return Answers(split, Evaluated(asked, loaded, samples, examples, unanswered))
 
     def requests(self, lm: LM, split: Split) -> list[Any]:
-        """Return the likelihoods that lm-eval would ask for, as its Instances; the model is not run."""
+        """Return the likelihood requests that lm-eval would make, as its Instances; the model is not run."""
         from bench.model.lm_eval_adapter import quiet, requests, untouched_randomness
 
         with quiet(), untouched_randomness():
@@ -226,7 +229,7 @@ class Capability(Suite[Evaluated]):
             return requests(lm, {task: loaded[task] for task in chosen}, chosen)
 
     def _loaded(self, asked: Mapping[str, list[Asked]], split: Split) -> tuple[dict[str, Any], dict[str, list[int]]]:
-        """lm-eval's tasks, and the numbers of the documents to ask of each."""
+        """Return lm-eval's tasks, and the numbers of the documents to ask of each."""
         loaded = {one.task: load_task(*one, self.shots(name)) for name, under in asked.items() for one in under}
         return loaded, {task: numbers for name in asked for task, numbers in self._chosen(name, asked, split).items()}
 
@@ -270,12 +273,12 @@ class Capability(Suite[Evaluated]):
         return SuiteResult(results, pd.concat(items, ignore_index=True), pd.concat(scores, ignore_index=True), info)
 
     def _examples(self, name: str, asked: Sequence[Asked]) -> list[Located]:
-        """The splits that these tasks take their solved examples from; none where they are fixed or not wanted."""
+        """Return the splits that these tasks take solved examples from; [] if they are fixed or not wanted."""
         splits = [(one.where, examples_split(one.definition, one.where, self.shots(name))) for one in asked]
         return [beside(where, split) for where, split in splits if split is not None]
 
     def _examples_of(self, name: str, asked: Sequence[Asked]) -> str | list[str] | None:
-        """The name and content of these splits."""
+        """Return name and fingerprint of the splits that solved examples are taken from; None if there are none."""
         found = [f"{where.split} {where.fingerprint}" for where in self._examples(name, asked)]
         return _one_or_all(found) if found else None
 
@@ -296,7 +299,7 @@ class Capability(Suite[Evaluated]):
         return self.sources.locate(definition.dataset, several[-1], definition.split)
 
     def _chosen(self, name: str, asked: Mapping[str, list[Asked]], split: Split) -> dict[str, list[int]]:
-        """Numbers of the documents to ask of each task, ascending (lm-eval numbers its samples in that order)."""
+        """Return the numbers of the documents to ask of each task, ascending, as lm-eval numbers its samples."""
         ranked: list[tuple[str, str, int]] = []
         for one in asked[name]:
             documents = load_task(*one).eval_docs
@@ -322,7 +325,7 @@ class Capability(Suite[Evaluated]):
 
 
 def _one_or_all(values: Sequence[str]) -> str | list[str]:
-    """A task's own value; for a group the value that all share, or a list."""
+    """Return a task's own value; for a group the value that all its tasks share, or else a list."""
     distinct = list(dict.fromkeys(values))
     return distinct[0] if len(distinct) == 1 else list(values)
 

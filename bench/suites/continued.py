@@ -23,7 +23,7 @@ from methods.errors import SetupError
 
 TOKENS_A_PROMPT = 15  # roughly
 PROMPTS_A_BLOCK = (
-    512  # prompts sampled, stored and judged at a time: memory stays, and a stopped run goes on from there
+    512  # prompts sampled, stored and judged at a time: this bounds memory, and a stopped run goes on from there
 )
 UNSCORED_LIMIT = 0.01
 MOST = 10**6  # texts of a prompt, or prompts
@@ -47,11 +47,11 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Continued(Suite[list[Block]]):
-    """The choice of prompts, and of how many continuations; suites with equal settings read the same stored texts.
+    """Chooses the prompts and the number of continuations; suites with equal settings read the same stored texts.
 
     name: the name under which its results are stored; each protocol has its own. decoding: the settings that the
     protocol fixes; the others are the run's (conf/sampling). unsteered_k: how many continuations of each test prompt
-    the unsteered model writes, on which the numbers of every row depend; the first k of them are those that it writes
+    the unsteered model writes. The numbers of every row depend on these; the first k of them are those that it writes
     with unsteered_k=k.
     """
 
@@ -130,7 +130,7 @@ class Continued(Suite[list[Block]]):
         return prompt
 
     def blocks(self, split: Split, chat: bool) -> Iterator[list[Prompt]]:
-        """The prompts as they are asked, some at a time."""
+        """Yield the prompts as they are asked, some at a time."""
         prompts, _ = self.texts(split)
         for start in range(0, len(prompts), PROMPTS_A_BLOCK):
             yield [self.worded(prompt, chat) for prompt in prompts[start : start + PROMPTS_A_BLOCK]]
@@ -189,7 +189,7 @@ class Judged(Continued):
         return [scorer.name for scorer in self.judges]
 
     def check_judges(self) -> None:
-        """Raises SetupError where no scorer of the run measures what this suite reads."""
+        """Raises SetupError if no scorer of the run measures what this suite reads."""
         if not self.judges:
             given = ",".join(scorer.name for scorer in self.scorers)
             raise SetupError(
@@ -205,7 +205,7 @@ class Judged(Continued):
         """Judge the texts. Raises SuiteError when a scorer leaves more than 1% of them unscored.
 
         With model.thinking=strip a text whose thinking was cut has no answer, so it is unscored, whatever the scorers
-        make of an empty text; `info.unfinished_thinking` counts such texts. Raises SuiteError where all are.
+        make of an empty text; `info.unfinished_thinking` counts such texts. Raises SuiteError if no text has an answer.
         """
         del baseline
         self.check_judges()

@@ -13,10 +13,10 @@ model, and for strength 0, it is exactly 0: both are read in the same batches.
 The texts are sentences of Wikipedia from a wheel, those of the suite perplexity_wiki_sentences that have at least five
 words. The first `skip` of the file are left out, since background=wiki lets methods learn from them. As in that suite,
 the token that begins a text is the prompt, and the sentence counts as generated; a steering prefix stands between the
-two and is part of the prompt. So methods that steer generated tokens steer the whole sentence, those that act from the
-last token of the prompt on also the first prediction, and act_add, which steers the front of a prompt, almost nothing.
-Prefix and sentence are tokenised apart, since both models have to read the same tokens of it. A chat model reads plain
-text as well.
+two and is part of the prompt. So methods that steer generated tokens steer the whole sentence; those that act from the
+last token of the prompt on also steer the first prediction; act_add, which steers the front of a prompt, steers almost
+nothing. Prefix and sentence are tokenised apart, since both models have to read the same tokens of it. A chat model
+reads plain text as well.
 
 Numbers can only be compared for the same texts and the same tokenizer. The sentences have about 14 tokens, so kl_95
 is near the largest of a text. A prefix has most effect at the beginning of a text, where there is no other context: the
@@ -78,13 +78,14 @@ class Logits:
 class Divergence(Suite[Logits]):
     """KL(unsteered || steered) of the next token in nats, with a text as the item.
 
-    mean_kl        mean over the tokens of a text, each where it is predicted; texts weigh what their tokens do.
+    mean_kl        mean over the predicted tokens of all texts, so a text weighs as much as it has tokens.
     kl_95          95th percentile over the same tokens (linear between two of them), mean over the texts: the few
                    tokens that steering changes most, which a mean hides.
     last_token_kl  of the token that would come next after the whole text, mean over the texts.
 
-    texts: sentences of the test split, None: all. dev_texts: of the dev split; no text is in both. max_tokens: a text
-    is cut there. skip: the first so many sentences of the file are not asked, since methods may learn from them.
+    texts: number of sentences of the test split; None: all. dev_texts: number of sentences of the dev split; no
+    sentence is in both. max_tokens: the length at which a text is cut. skip: number of sentences at the beginning of
+    the file that are not asked, since methods may learn from them.
     """
 
     version: ClassVar[int] = 1
@@ -104,7 +105,7 @@ class Divergence(Suite[Logits]):
                 raise SetupError(f"suite.{self.name}.{option}={value}: expected at least {least}")
 
     def asked(self, split: Split) -> tuple[list[Prompt], Located]:
-        """Return the sentences of a split. Raises SetupError where there are too few."""
+        """Return the sentences of a split. Raises SetupError if there are too few."""
         located, found = wiki_sentences(self.sources)
         prompts = [prompt(text) for text in sorted(found[self.skip :], key=rank)]
         return part_of(prompts, split, self.texts, self.dev_texts, f"suite.{self.name}.texts"), located
@@ -120,7 +121,7 @@ class Divergence(Suite[Logits]):
         }
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Return why a method that learnt from sentences that are asked here must not be measured; None for others."""
+        """Return why a method that learnt from sentences that are asked here must not be measured; None if it may."""
         return wiki_leak(learnt, self.name, self.skip)
 
     def tokens(self, split: Split) -> int:
@@ -129,7 +130,7 @@ class Divergence(Suite[Logits]):
         return 2 * count * TOKENS_A_TEXT
 
     def ask(self, lm: LM, split: Split) -> Answers[Logits]:
-        """The steered model's logits. Raises SetupError where a text and the steering prefix are too long to read."""
+        """Return the steered model's logits. Raises SetupError if a text with the steering prefix is too long."""
         said = Logits()
         for number, logits in next_token_logits(lm, self._requests(lm, self.asked(split)[0])):
             said.add(number, logits)
@@ -171,7 +172,7 @@ class Divergence(Suite[Logits]):
         return SuiteResult(measured, pd.concat(tables, ignore_index=True), scores, info)
 
     def _requests(self, lm: LM, texts: Sequence[Prompt]) -> list[Request]:
-        """Each text after the token that begins one and the steering prefix."""
+        """Return requests for each text; its context is the token that begins a text and the steering prefix."""
         prefix = _tokens(lm, lm.steering.prefix) if lm.steering.prefix else []
         requests = [Request([lm.end_of_text, *prefix], _tokens(lm, text.text)[: self.max_tokens]) for text in texts]
         longest = max(len(one.context) + len(one.continuation) for one in requests)
@@ -189,7 +190,7 @@ def _tokens(lm: LM, text: str) -> list[int]:
 
 
 def text_scores(item: str, values: Sequence[float]) -> dict[str, Any]:
-    """Metrics of one text from its T + 1 divergences: one at each token, and one after the last."""
+    """Return the metrics of one text from its T + 1 divergences: one at each token, and one after the last."""
     *of_tokens, last = values
     return {
         "item": item,
@@ -201,7 +202,7 @@ def text_scores(item: str, values: Sequence[float]) -> dict[str, Any]:
 
 
 def divergence(unsteered: Tensor, steered: Tensor) -> Tensor:
-    """sum_v p_v (log p_v - log q_v) in nats, p unsteered and q steered; logits (C, V), (C, V) -> (C,), in float64.
+    """Return sum_v p_v (log p_v - log q_v) in nats, p unsteered, q steered; logits (C, V), (C, V) -> (C,) in float64.
 
     Equal logits give exactly 0, and a sum that rounding takes below 0 counts as 0.
     """

@@ -2,11 +2,11 @@
 
 perplexity_surgery         Lee et al. (arXiv 2401.01967) and Model Surgery (2407.08770 table 2, "Wiki"): the rows of
                            WikiText-2-raw's test split joined by two line breaks, empty rows included, cut into windows
-                           of 1,024 tokens that do not overlap. exp of the sum of (mean loss of a window x its length)
-                           over the number of tokens: the first token of a window has no loss and counts all the same.
+                           of 1,024 tokens that do not overlap. The number is exp(sum over windows of mean loss x
+                           length / number of all tokens); the first token of a window has no loss, but is counted.
                            Published: GPT-2 medium 21.7, LLaMA2-7B 6.10.
 perplexity_profs           DeTox/ProFS (2405.13967): rows that are not empty, joined by two line breaks; windows as long
-                           as the model reads, each 512 tokens after the one before, of which the new tokens are
+                           as the model reads, each 512 tokens after the one before; only a window's new tokens are
                            predicted. exp of the mean of the windows' mean losses, short windows included. Differs: the
                            authors take the prompts of Lee et al.'s file, which no source here has, so only changes
                            compare.
@@ -18,14 +18,14 @@ perplexity_wiki_sentences  ours, from a wheel: sentences of Wikipedia one by one
                            tokens with nothing before them, so the level is about 20 times that of the others: read the
                            change. Only comparable with rows of this suite.
 
-The rows are rebuilt from whole pages (EleutherAI/wikitext_document_level), whose lines they are; blanks at the end of a
-line are as the source has them.
+The rows are the lines of whole pages (EleutherAI/wikitext_document_level), from which they are rebuilt; blanks at the
+end of a line are kept as the source has them.
 
 Steering is on. On plain text "after the prompt" means nothing; here what a window predicts counts as generated, and
 what comes before it as the prompt: one token in perplexity_surgery and _wiki_sentences, the overlap in _profs, the
 opening token of lm-eval in _lm_eval. A steering prefix comes before every window and is part of the prompt. So methods
 that steer generated tokens steer all but the first token of a text, and act_add, which steers the front of a prompt,
-almost none. The record says which (info.scope).
+almost none. The record states this scope (info.scope).
 """
 
 import hashlib
@@ -56,7 +56,7 @@ UNITS = {"word_perplexity": 1.0, "byte_perplexity": 1.0, "bits_per_byte": 1 / ma
 
 
 class Window(NamedTuple):
-    """The tokens `context` are given and `continuation` are predicted; `weight` is that of the window's mean loss."""
+    """A window: tokens that are given, tokens that are predicted, and the weight of the predicted tokens' mean loss."""
 
     context: list[int]
     continuation: list[int]
@@ -68,10 +68,9 @@ class Perplexity(Suite[pd.DataFrame]):
     """Perplexity of a text under the steered model.
 
     window: the tokens of a window; None: as many as the model reads, which is also the limit of any other number.
-    limit: the first so many windows, pages or sentences; the number is then in the metric's name. dev reads those after
-    them.
-    skip: of protocol sentences, so many of the first of `wiki_sentences` are left out, since background=wiki learns
-    from these.
+    limit: how many windows, pages or sentences are read, from the first on; the number is then in the metric's name.
+    The dev split reads those after them. skip: for protocol sentences, how many of the first of `wiki_sentences` are
+    left out, since background=wiki learns from these.
     """
 
     version: ClassVar[int] = 1
@@ -112,13 +111,13 @@ class Perplexity(Suite[pd.DataFrame]):
             "window": self.window,
             "limit": self.limit,
             "dev": self.dev_limit if split == "dev" else None,
-            # lm-eval's windows of a steering prefix and the page as one text; an older version tokenised them apart
+            # lm-eval's windows are cut from prefix and page as one text; an older version tokenised the two apart
             "prefix": "one text" if self.protocol == "lm_eval" else None,
             **({"skip": self.skip} if self.skip else {}),
         }
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Return why a method that learnt from sentences that are asked here must not be measured; None for others."""
+        """Return why a method that learnt from sentences that are asked here must not be measured; None if it may."""
         return wiki_leak(learnt, self.name, self.skip) if self.protocol == "sentences" else None
 
     def tokens(self, split: Split) -> int:
@@ -129,7 +128,7 @@ class Perplexity(Suite[pd.DataFrame]):
         return min(count * size, whole) if count else whole
 
     def ask(self, lm: LM, split: Split) -> Answers[pd.DataFrame]:
-        """The loss of each text. Raises SetupError where window and steering prefix are more than the model reads."""
+        """Return the loss of each text. Raises SetupError if window and steering prefix exceed what the model reads."""
         return Answers(split, self._pages(lm, split) if self.protocol == "lm_eval" else self._windows(lm, split))
 
     def score(self, answers: Answers[pd.DataFrame], baseline: LM) -> SuiteResult:
@@ -182,7 +181,7 @@ class Perplexity(Suite[pd.DataFrame]):
         )[metrics.ITEM_COLUMNS]
 
     def _cut(self, lm: LM) -> Iterator[Window]:
-        """The windows, in the order of the text."""
+        """Yield the windows, in the order of the text."""
         if self.protocol == "sentences":
             _, rows = loaded(self.sources, *SENTENCES, ["text"])
             learnt = wiki_sentences(self.sources)[1][: self.skip]
@@ -211,7 +210,7 @@ class Perplexity(Suite[pd.DataFrame]):
         return [str(row["page"]) for row in loaded(self.sources, *PAGES, ["page"])[1]]
 
     def _pages(self, lm: LM, split: Split) -> pd.DataFrame:
-        """The pages as lm-eval's task wikitext cuts them, with its detokeniser and its counts of words and bytes."""
+        """Return the pages' losses by lm-eval's task wikitext, with its detokeniser and counts of words and bytes."""
         from bench.model.lm_eval_adapter import evaluated, quiet, untouched_randomness
 
         with quiet(), untouched_randomness():
@@ -228,7 +227,7 @@ class Perplexity(Suite[pd.DataFrame]):
 
 
 def rows_of(pages: Sequence[str], *, empty: bool) -> str:
-    """The rows of WikiText as data sets keep them, joined by two line breaks: a row ends with a line break of its own.
+    """Return the rows of WikiText as data sets keep them, each ending in a line break, joined by two line breaks.
 
     A row of blanks is "", and is left out unless `empty`.
     """
@@ -242,5 +241,5 @@ def _tokens(lm: LM, text: str) -> list[int]:
 
 
 def _digest(tokens: Sequence[int], number: int) -> str:
-    """Name of a window: by place and content, so that only the same windows are paired."""
+    """Return the name of a window, made of its place and content, so that only the same windows are paired."""
     return hashlib.sha256(np.asarray([number, *tokens], dtype=np.int64).tobytes()).hexdigest()[:12]

