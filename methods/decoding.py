@@ -50,8 +50,9 @@ class Step(NamedTuple):
 
 
 def by_pieces(function: Callable[..., Tensor], *logits: Tensor) -> Tensor:
-    """Apply a function of logits (N, V) by pieces; the result has the shape (..., V) and dtype of the first argument.
+    """Apply a function that takes logits (N, V) to logits (..., V), piece by piece.
 
+    The result has the shape and dtype of the first of `logits`.
     The function gets a few rows at a time, so that its intermediate results stay small even for a long text.
     """
     flat = [one.reshape(-1, one.shape[-1]) for one in logits]

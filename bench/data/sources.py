@@ -318,7 +318,7 @@ def _locate(sources: Sources, name: str, config: str | None, split: str) -> Loca
             tried.append("  wheel: not asked, since runtime.prefer=hub is set and the hub may have it")
             break
     wanted = f"{name} (config {config or 'default'}, split {split})"
-    command = f", as is made by\n  hf download {name} --repo-type dataset --local-dir FOLDER/{name}\n"
+    command = f"; this command makes one:\n  hf download {name} --repo-type dataset --local-dir FOLDER/{name}\n"
     otherwise = "or runtime.offline=false on a machine that reaches the network"
     if sources.mirror is not None:
         found = wheel_datasets.SETS.get(name)

@@ -168,7 +168,10 @@ def rows(fits: Iterable[Fit], each_fit: bool = False) -> tuple[Row, ...]:
 
 
 def apart(fits: Sequence[Fit]) -> list[list[Fit]]:
-    """Put the fits of one recipe into one row or, if two have equal seeds, into rows by measured facts of the data."""
+    """Put the fits of one recipe into one row.
+
+    If two of them have equal seeds, make one row for each set of fits whose data have the same measured facts.
+    """
     seeds = [(one.columns["fit_seed"], str(one.data.draws if one.data else [])) for one in fits]
     several = len(set(seeds)) < len(seeds)
     found: dict[tuple[str, int], list[Fit]] = defaultdict(list)
@@ -223,9 +226,9 @@ def by_cell(results: Sequence[Result]) -> list[list[Result]]:
 def settings(records: Sequence[Record]) -> dict[str, str]:
     """Map comparison ids to the settings of the suite, without the sampling seed.
 
-    `comparison` identifies the suite together with the seed; other fields of the records show which comparisons are
-    other seeds of the same setting. If they do not, because two records have the same seed, each comparison counts as
-    its own setting.
+    `comparison` identifies the suite together with the seed. Other fields of the records show which comparisons differ
+    only in the seed. They cannot show it if two comparisons with equal fields have the same seed; each is then its own
+    setting.
     """
     looks: dict[str, tuple[str, int | None]] = {}
     for one in records:

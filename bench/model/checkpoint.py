@@ -25,10 +25,10 @@ def source(node: DictConfig) -> str:
     """Return "wheel", "path" or "id", whichever the config sets. Raises SetupError unless it sets exactly one."""
     named = [key for key in ("wheel", "path", "id") if node[key] is not None]
     if len(named) != 1:
-        got = f"{' and '.join(named)} are set" if named else "none is set"
+        got = f"{' and '.join(named)} are" if named else "none is"
         raise SetupError(
-            f"model: of wheel, path and id exactly one must be set, and {got} (the group model=NAME sets one, by "
-            "default a wheel). For a local folder write model=local model.path=FOLDER; for a model of the hub write "
+            f"model: exactly one of wheel, path and id must be set, but {got} (model=NAME sets one of them; the "
+            "default sets wheel). For a local folder write model=local model.path=FOLDER; for a model of the hub write "
             "model=hub model.id=ORG/NAME model.revision=COMMIT"
         )
     return named[0]

@@ -47,8 +47,8 @@ def told(busy: Planned) -> list[str]:
     )
     taken = partial(batch.bytes, model, device)
     sampled = (
-        f", and {batch.rows} texts of {PROMPT_TOKENS} + {batch.new} tokens at once {readable(taken())}, "
-        "or fewer texts at once if less is free"
+        f", a batch of {batch.rows} texts of {PROMPT_TOKENS} + {batch.new} tokens takes {readable(taken())} (batches "
+        "are smaller if less is free)"
         if batch.rows
         else ""
     )

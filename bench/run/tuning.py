@@ -105,7 +105,7 @@ class Constraint:
         return _finite(sum(found) / len(found) if len(found) > 1 else found[0], f"{self.suite}.{self.metric}")
 
     def check_unsteered(self, name: str, unsteered: float) -> None:
-        """Raise SetupError if ratios to the unsteered value do not exist (to 0, say). name: the constraint's name."""
+        """Raise SetupError if the unsteered value can be no denominator, such as 0. name: the constraint's name."""
         if self.compare == "ratio" and (unsteered < 0 or (unsteered == 0 and self.at_most is not None)):
             raise SetupError(
                 f"tuning.constraints.{name}: {self.suite}.{self.metric} of the unsteered model is {unsteered:g}, so "

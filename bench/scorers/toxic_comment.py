@@ -59,9 +59,9 @@ class Network(NamedTuple):
 class ToxicComment:
     """Probability of one label by the network of toxic-comment-classifier (MIT), in float32 on the CPU.
 
-    It was trained on the 159,571 comments of Wikipedia's talk pages that Jigsaw had people label (its tokenizer counts
-    as many). The wheel's file of weights does not describe the network; the package's model.py does, and is followed
-    here, with the defaults of Keras for everything else:
+    It was trained on the 159,571 comments of Wikipedia's talk pages that Jigsaw had people label (its tokenizer states
+    this number). The wheel's file of weights does not describe the network; the package's model.py does, and is
+    followed here, with the defaults of Keras for everything else:
 
     - words: the text in lower case, punctuation read as spaces; the 19,999 most frequent words are known, any other is
       left out; the last 100 words, padded with 0 in front. No mask: the network reads the padding.

