@@ -90,7 +90,7 @@ def test_the_batch_is_the_largest_that_is_asked(world, tmp_path):
     assert "a batch of 3 texts of 100 + 128 tokens" in told_of(
         world, tmp_path, "method=caa", "strength=1", *every, "suite.attitude.prompts=null"
     )
-    assert "and 20 texts of" in told_of(world, tmp_path, "method=unsteered", "suite.rtp.unsteered_k=4")
+    assert "a batch of 20 texts of" in told_of(world, tmp_path, "method=unsteered", "suite.rtp.unsteered_k=4")
 
 
 def test_of_two_options_the_larger_demand_is_told(world, tmp_path):
