@@ -95,6 +95,8 @@ def panel(ax: Axes, name: str, shown: list[Point], others: list[Point]) -> None:
     ax.set_xlabel(about.title)
     ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     if about.nothing is None:
+        reached = [(at - below, at + above) for at, ((below,), (above,)) in (point.at(name) for point in known)]
+        x = np.concatenate([x, np.ravel(reached)])
         margin = 0.1 * max(float(np.ptp(x)), 0.1)
         ax.set_xlim(x.min() - margin, x.max() + margin)
         ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))

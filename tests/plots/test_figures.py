@@ -309,6 +309,13 @@ def test_costs_are_where_the_numbers_are(full):
     assert labels[0][:2] == ["0", "0.1 s"] and labels[2][:2] == ["0", "1 kB"] and "1 MB" in labels[2]
 
 
+def test_the_interval_of_a_speed_is_inside_its_panel(full):
+    frame = full.frame.assign(relative_speed_low=np.nan, relative_speed_high=np.nan)
+    frame.loc[frame["method"] == "caa", ["relative_speed_low", "relative_speed", "relative_speed_high"]] = [0.2, 1, 1.9]
+    low, high = cost.cost(frame).axes[1].get_xlim()
+    assert low < 0.2 and high > 1.9
+
+
 def test_a_cost_that_nobody_has_is_no_panel(full):
     figure = cost.cost(full.frame.assign(relative_speed=np.nan))
     assert [ax.get_xlabel() for ax in figure.axes] == ["time to fit", "artefact size"]
