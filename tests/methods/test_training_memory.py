@@ -30,6 +30,9 @@ SIZES = {
     ),
     "gpt2": GPT2Config(vocab_size=500, n_embd=192, n_layer=4, n_head=4, bos_token_id=1, eos_token_id=2),
 }
+WIDE = LlamaConfig(
+    vocab_size=16000, hidden_size=768, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=12
+)
 
 
 def most_bytes(work) -> int:
@@ -178,14 +181,19 @@ def test_recomputing_keeps_less():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
-def test_what_is_foretold_is_what_a_gpu_measures(optimizer, checkpointing):
-    model = AutoModelForCausalLM.from_config(SIZES["llama"]).to(torch.bfloat16).eval().cuda()
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [*SIZES, "wide"])
+def test_what_is_foretold_is_what_a_gpu_measures(size, dtype, optimizer, checkpointing):
+    model = AutoModelForCausalLM.from_config({**SIZES, "wide": WIDE}[size]).to(dtype).eval().cuda()
     weights = list(model.parameters())
+    recipe = Recipe(1e-4, 2, 8, 0, optimizer, checkpointing)
     with trainable(weights):
         memory = training_memory(model, weights, optimizer, [(8, 128)], gradient_checkpointing=checkpointing)
-        torch.cuda.reset_peak_memory_stats()
-        recipe = Recipe(1e-4, 2, 8, 0, optimizer, checkpointing)
-        train(model, weights, [Text(list(range(128)), 1)] * 8, recipe, stage="x")
-    assert memory.peak / 2 <= torch.cuda.max_memory_allocated() <= memory.peak * 1.1
+        for _ in range(2):  # the first takes the workspaces of cuBLAS, 64 MiB on a Hopper card, which stay
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated() - memory.weights
+            train(model, weights, [Text(list(range(128)), 1)] * 8, recipe, stage="x")
+    found = torch.cuda.max_memory_allocated() - before
+    assert memory.peak / 2 <= found <= memory.peak * 1.1, (found, memory)
