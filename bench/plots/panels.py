@@ -1,5 +1,6 @@
 """Measures against a setting, in a grid of small panels: the figures of strength, pairs, label noise and layer."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
 from bench.plots import style
 from bench.plots.style import CONTROL, DASHES, GREY, SMALL, MarkerStyle, NothingToDraw, Width
@@ -260,13 +261,22 @@ def measure_axis(ax: Axes, frame: pd.DataFrame, measure: str) -> None:
     if measure == "perplexity_ratio" and most / max(least, 1e-9) > WIDE_RATIO:
         ax.set_yscale("log")
         ax.set_ylim(least / 1.15, most * 1.15)
-        ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if most / least < 30 else (1.0, 3.0)))
+        ax.yaxis.set_major_locator(FixedLocator(round_ratios(least, most)))
         ax.yaxis.set_minor_locator(NullLocator())
     else:
         margin = 0.08 * max(most - least, 0.1)
         ax.set_ylim(least - margin, most + margin)
         ax.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(plain))
+
+
+def round_ratios(least: float, most: float) -> list[float]:
+    """Return at most four ticks between two positive numbers: 1, 2, 5, 10, ..., or 1, 3, 10, ..., or powers of ten."""
+    decades = range(math.floor(math.log10(least)), math.ceil(math.log10(most)) + 1)
+    every = [[step * 10.0**one for one in decades for step in steps] for steps in ((1, 2, 5), (1, 3), (1,))]
+    every += [[10.0**one for one in decades if one % stride == 0] for stride in range(2, len(decades) + 2)]
+    shown = ([one for one in ticks if least <= one <= most] for ticks in every)
+    return next(ticks for ticks in shown if len(ticks) <= 4)
 
 
 def plain(value: float, place: int | None = None) -> str:

@@ -167,6 +167,11 @@ class Point(NamedTuple):
         """Whether a bound is violated on the test split, or no strength kept the bounds on the dev split."""
         return bool(self.failed)
 
+    @property
+    def collapsed(self) -> bool:
+        """Whether the text has collapsed; False where its fluency was not measured."""
+        return bool(pd.notna(self.row["collapsed"]) and self.row["collapsed"])
+
 
 def marker_styles(of: Sequence[str]) -> dict[str, MarkerStyle]:
     """Return a marker style for each name. Names are sorted first, so that a rank does not change a colour."""

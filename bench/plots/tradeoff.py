@@ -31,11 +31,11 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
     """Draw toxicity reduction against the change of right answers and fluency kept, for one table of the leaderboard.
 
     Each method is a marker with 95% bars in both directions, hollow if no strength was feasible or a bound is violated;
-    its bars may leave the panel unless the test split shows that its bounds are kept. The unsteered model is a star;
-    random directions are dots, with a box over their range. The line is the Pareto front of the methods and the
-    unsteered model in that plane, without rows whose texts have collapsed. Names are in a legend, since the markers of
-    methods with little effect overlap; a page names MOST methods, and the others are crosses on it. A measure that no
-    method has gets no panel.
+    its bars may leave the panel unless the test split shows that its bounds are kept, and so may a method whose text
+    has collapsed, which the legend then names. The unsteered model is a star; random directions are dots, with a box
+    over their range. The line is the Pareto front of the methods and the unsteered model in that plane, without rows
+    whose texts have collapsed. Names are in a legend, since the markers of methods with little effect overlap; a page
+    names MOST methods, and the others are crosses on it. A measure that no method has gets no panel.
 
     Args:
         frame: `Table.frame`.
@@ -73,9 +73,12 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
         ax.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
     for ax in axes if width == "double" else axes[-1:]:
         ax.set_xlabel(style.reduction(style.judge(frame)))
-    limits(list(axes), list(panels), every, random)
+    sound = [point for point in every if not point.collapsed]
+    limits(list(axes), list(panels), sound or every, random)
+    outside = [point for point in every if beyond(axes, list(panels), point)]
     fronts = [front(ax, column, frame) for ax, column in zip(axes, panels, strict=True)]
-    style.legend(figure, [*keys(shown, random, any(fronts)), *style.hollow_key(shown), *style.cross_key(len(others))])
+    found = [*keys(shown, random, any(fronts)), *style.hollow_key(shown), *style.cross_key(len(others))]
+    style.legend(figure, [*found, *outside_key(outside)])
     return figure
 
 
@@ -123,6 +126,18 @@ def limits(axes: Sequence[Axes], panels: Sequence[str], shown: Sequence[Point], 
                 values += [value - below, value, value + above] if whole else [value]
         margin = 0.06 * (max(values) - min(values))
         setter(min(values) - margin, max(values) + margin)
+
+
+def beyond(axes: Sequence[Axes], panels: Sequence[str], point: Point) -> bool:
+    """Return whether a point lies outside a panel, which only collapsed text can."""
+    spans = [(X, axes[0].get_xlim()), *((name, ax.get_ylim()) for name, ax in zip(panels, axes, strict=True))]
+    return any(pd.notna(point.row[name]) and not low <= point.row[name] <= high for name, (low, high) in spans)
+
+
+def outside_key(outside: Sequence[Point]) -> list[Artist]:
+    """Return the legend's entry for methods that a panel does not show; nothing if there are none."""
+    label = f"outside a panel, text collapsed: {', '.join(point.label for point in outside)}"
+    return [Line2D([], [], linestyle="none", label=label)] if outside else []
 
 
 def keys(shown: Sequence[Point], random: pd.DataFrame, front: bool) -> list[Artist]:

@@ -186,6 +186,18 @@ def test_the_front_is_a_staircase_over_what_is_not_beaten():
     assert (0.9, 0.95) in marks(fluency)  # what has collapsed is shown all the same
 
 
+def test_collapsed_text_does_not_widen_a_panel():
+    points = {"unsteered": (0.0, 1.0, 0.0), "a": (0.5, 0.8, -0.1), "broken": (0.9, 0.1, -6.0)}
+    figure = tradeoff.tradeoff(by_hand(points))
+    answers, fluency = figure.axes
+    assert answers.get_ylim()[0] > -0.5 and fluency.get_ylim()[0] > 0.5
+    assert "outside a panel, text collapsed: broken" in legend(figure)
+    inside = tradeoff.tradeoff(by_hand({**points, "broken": (0.4, 0.9, 0.0)}))
+    assert not any("outside" in text for text in legend(inside))
+    alone = tradeoff.tradeoff(by_hand({"broken": (0.9, 0.1, -6.0)})).axes[0]
+    assert alone.get_ylim()[0] < -6.0 and alone.get_xlim()[1] > 0.9
+
+
 @pytest.mark.parametrize("width", WIDTHS)
 def test_what_no_method_was_measured_in_has_no_panel(full, width):
     assert len(tradeoff.tradeoff(full.frame, width=width).axes) == 2

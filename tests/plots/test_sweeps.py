@@ -273,6 +273,16 @@ def test_a_wide_range_of_perplexity_is_logarithmic():
     assert low < 1.0 and high > 60.0
 
 
+@pytest.mark.parametrize("most", [5.0, 20.0, 80.0, 3e3, 1e9])
+def test_a_logarithmic_axis_has_ticks(most):
+    frame = made()
+    frame["perplexity_ratio"] = frame["perplexity_ratio_low"] = frame["perplexity_ratio_high"] = [1.0, 3.0, most]
+    ax = strength(frame).axes[1]
+    low, high = ax.get_ylim()
+    shown = [one for one in ax.get_yticks() if low <= one <= high]
+    assert ax.get_yscale() == "log" and 2 <= len(shown) <= 4
+
+
 def test_bands_may_leave_a_panel_and_points_may_not():
     frame = made()
     frame["toxicity_reduction_low"] = -9.0
