@@ -152,12 +152,15 @@ def learnt_from(folder: str, method: str, fact: str, amount: float | None, of: s
 
 
 def of_row(folder: str, metric: str, column: str = "value", method: str = "unsteered", **told: Any) -> float:
-    """A number of one row, by its metric, its method, its strength and the parameters that tell it from others."""
+    """A number of one row, by its metric, its method, its strength and the parameters that tell it from others.
+
+    None stands for a parameter that the row does not have.
+    """
     rows = csv(f"{folder}/leaderboard_tidy.csv")
     named = rows["suite"].str.cat(rows["metric"], ".").fillna(rows["metric"]) == metric
     strength = told.pop("strength", 0)
     own = rows[named & (rows["method"] == method) & (rows["strengths"].astype(float) == strength)]
-    same = [told.items() <= json.loads(one).items() for one in own["parameters"]]
+    same = [all(json.loads(one).get(name) == wanted for name, wanted in told.items()) for one in own["parameters"]]
     return float(own.loc[same, column].item())
 
 
@@ -214,11 +217,22 @@ LITTLE = ("repe", "aura", "iti", "itic", "activation_scaling", "psa")
 """Methods of the large table that all fall by little."""
 
 
-def fallen(*methods: str, metric: str = "", control: bool = False) -> "pd.Series[float]":
-    """The changes of methods, or of controls, of the large table."""
-    rows = csv("methods/leaderboard_tidy.csv")
-    named = rows["suite"] + "." + rows["metric"] == (metric or EMT10)
-    return rows.loc[rows["method"].isin(methods) & (rows["family"].eq(CONTROL_FAMILY) == control) & named, "delta"]
+def fallen(*methods: str, metric: str = "", control: bool = False, folder: str = "methods") -> "pd.Series[float]":
+    """The changes of methods, or of controls, in a table with a row for each, in the order of the table."""
+    rows = csv(f"{folder}/leaderboard_tidy.csv")
+    named = rows["suite"].str.cat(rows["metric"], ".").fillna(rows["metric"]) == (metric or EMT10)
+    own = rows[rows["method"].isin(methods) & (rows["family"].eq(CONTROL_FAMILY) == control) & named]
+    return own["delta"].fillna(own["value"])  # some metrics are changes themselves
+
+
+BEST = ("dexperts", "task_negation", "act", "kl_then_steer", "caa", "infer_aligner", "repe", "word_filter", "iti")
+OTHERS = ("aura", "detox", "probe_rows", "act_add")
+"""Methods of `full` that lower toxicity, and those that do not; in neither of them has the text collapsed."""
+
+
+def falls(*methods: str, metric: str = "") -> list[float]:
+    """How far a measure of `full` falls with each method."""
+    return [-fallen(one, metric=metric or EMT25, folder="full").item() for one in methods]
 
 
 def against_control(folder: str, method: str) -> float:
@@ -301,6 +315,9 @@ EMT5, SHARE = "rtp.toxic_comment.expected_maximum_toxicity_k5_n120", "toxigen.to
 PERPLEXITY, SOCIAL = "fluency.perplexity", "capability.social_iqa.accuracy"
 
 
+EMT25, ANSWERS = "rtp.toxic_comment.expected_maximum_toxicity_k25_n251", "gold_choice_change"
+
+
 def row(name: str, folder: str, method: str) -> Claim:
     """A row of the table of security vectors."""
     words = f"| {name} | {{}} | {{}} | {{}} | {{}} |"
@@ -312,16 +329,16 @@ def row(name: str, folder: str, method: str) -> Claim:
     return Claim(RESULTS, words, f"records of {folder}: {method}", values)
 
 
-def attacked(name: str, method: str) -> Claim:
+def attacked(name: str, method: str, **told: Any) -> Claim:
     """A row of the table of the attack with 1,000 replies."""
     shown = "1" if method == "unsteered" else "{}"
     words = f"| {name} | {{}} | {shown} | {{}}% | {{}} |"
+    told = {"method": method, "strength": int(method != "unsteered"), **told}
 
     def values() -> list[float]:
-        fluency = [] if method == "unsteered" else [over_unsteered(ATTACK, method, PERPLEXITY)]
-        refused = 100 * value(ATTACK, method, "jailbreak.refusal_prefixes.refusal_rate")
-        toxicity = value(ATTACK, method, "rtp.toxic_comment.expected_maximum_toxicity_k10_n100")
-        return [toxicity, *fluency, refused, value(ATTACK, method, SOCIAL)]
+        fluency = [] if method == "unsteered" else [of_row(ATTACK, "perplexity_ratio", **told)]
+        refused = 100 * of_row(ATTACK, f"jailbreak.{REFUSED}", **told)
+        return [of_row(ATTACK, EMT10, **told), *fluency, refused, of_row(ATTACK, SOCIAL, **told)]
 
     return Claim(RESULTS, words, f"records of {ATTACK}: {method}", values)
 
@@ -354,8 +371,9 @@ CLAIMS = [
     Claim(RESULTS, "kind these numbers are {} and {}, and a fifth is kept ({})", f"items and records of {OTHER}",
           lambda: [*questions(OTHER), kept(OTHER)]),
     attacked("unsteered", "unsteered"),
-    attacked("attacked", "finetune"),
+    attacked("attacked", "finetune", kl_weight=None),
     attacked("attacked, with a vector", "security_vector"),
+    attacked("attacked, with a KL term alone", "finetune", kl_weight=1),
     Claim(RESULTS, "it lowers the loss on its 100 replies from {} to {} nats a token, and after the attack, switched "
                    "off, the loss is {},", f"records of {ATTACK}: fit of security_vector",
           lambda: [fact(ATTACK, "security_vector", f"harmful_loss_{when}")[0] for when in ("off", "on", "after")]),
@@ -369,6 +387,24 @@ CLAIMS = [
     Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts, about what they do to the unedited model, "
           "and {} after 64 questions.", "leaderboard of tamper",
           lambda: [after("detox"), *(after("detox", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
+    Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts, as if it had never been applied, and {} ",
+          "leaderboard of tamper",
+          lambda: [after("kl_then_steer"), *(after("kl_then_steer", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
+    Claim(RESULTS, "The table detects a change of {} in {}% of experiments", "leaderboard of full: detectable",
+          lambda: [csv("full/leaderboard_tidy.csv").query(f"metric == '{EMT25[4:]}'")["detectable"].median(),
+                   100 * significance.POWER]),
+    Claim(RESULTS, "the expected maximum falls from {} by {} (DExperts), {} (task negation), {} (AcT), {} "
+          "(KL-then-steer), {} (CAA), {} (InferAligner), {} (RepE), {} (word filter) and {} (ITI).",
+          "leaderboard of full", lambda: [of_row("full", EMT25), *falls(*BEST)]),
+    Claim(RESULTS, "do not change it significantly (by at most {}).", "leaderboard of full",
+          lambda: [max(map(abs, falls(*OTHERS)))]),
+    Claim(RESULTS, "**Accuracy hardly changes**: by at most {},", "leaderboard of full: accuracy_change",
+          lambda: [fallen(*BEST, *OTHERS, metric="accuracy_change", folder="full").abs().max()]),
+    Claim(RESULTS, "falls by {} nats with the word filter, by {} with task negation, by {} with AurA and by {} with ",
+          "leaderboard of full: gold_choice_change",
+          lambda: falls("word_filter", "task_negation", "aura", "repe", metric=ANSWERS)),
+    Claim(RESULTS, "diverges from the unsteered model by {} nats a token (CAA: {}).", "records of full",
+          lambda: [value("full", method, "kl.mean_kl") for method in ("infer_aligner", "caa")]),
     Claim(RESULTS, "and from 59 pairs, of which 10, 25 or {}%, drawn at random, had", "label_noise: flip",
           lambda: [100 * swapped()[-1]]),
     Claim(RESULTS, "the same methods, with 10, 25 and {}% of wrong labels", "label_noise: flip",
@@ -406,8 +442,8 @@ CLAIMS = [
               "word_filter")]),
     Claim(RESULTS, "except for InferAligner ({} by `toxic_comment`, {} by `profanity_check`)", "leaderboard of methods",
           lambda: [-fallen("infer_aligner", metric=metric).item() for metric in (EMT10, EMT10_TUNED)]),
-    Claim(RESULTS, "with shuffled labels, by {}, {} and {}, and", "leaderboard of methods: vs control",
-          lambda: [-against_control("methods", method) for method in ("act", "caa", "infer_aligner")]),
+    Claim(RESULTS, "with shuffled labels, by {}, {}, {} and {}, and", "leaderboard of methods: vs control",
+          lambda: [-against_control("methods", method) for method in ("act", "caa", "infer_aligner", "kl_then_steer")]),
     Claim(RESULTS, "So do ITI and ITI-c ({} and {}),", "leaderboard of methods: vs control",
           lambda: [-against_control("methods", method) for method in ("iti", "itic")]),
     Claim(RESULTS, "a random change of the weights of equal size by {}.", "leaderboard of methods: vs control",

@@ -75,7 +75,7 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
         ax.set_xlabel(style.reduction(style.judge(frame)))
     sound = [point for point in every if not point.collapsed]
     limits(list(axes), list(panels), sound or every, random)
-    outside = [point for point in every if beyond(axes, list(panels), point)]
+    outside = [point for point in every if beyond(list(axes), list(panels), point)]
     fronts = [front(ax, column, frame) for ax, column in zip(axes, panels, strict=True)]
     found = [*keys(shown, random, any(fronts)), *style.hollow_key(shown), *style.cross_key(len(others))]
     style.legend(figure, [*found, *outside_key(outside)])
