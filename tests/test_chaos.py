@@ -107,6 +107,20 @@ def test_a_disturbed_sweep_has_the_results_of_a_quiet_one(world, tmp_path):  # n
 
 
 @pytest.mark.slow
+def test_a_stopped_sweep_says_so_once(world, tmp_path):  # noqa: F811
+    """The workers say nothing of their own, and no resource tracker warns of what they leave."""
+    process = run(command(world, tmp_path / "stopped", *WORKERS), tmp_path / "log")
+    while not at_work(tmp_path / "stopped"):
+        assert process.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 128 + signal.SIGTERM
+    time.sleep(2)  # a resource tracker ends after the others
+    said = (tmp_path / "log").read_text()
+    assert said.count("stopped by SIGTERM") == 1 and "resource_tracker" not in said, said
+
+
+@pytest.mark.slow
 def test_eight_processes_on_one_folder(world, tmp_path):  # noqa: F811
     """The same and other cells at once: no failure, and what they share is computed once."""
     quiet = run(command(world, tmp_path / "quiet"), tmp_path / "quiet.log")

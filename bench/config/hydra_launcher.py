@@ -1,5 +1,6 @@
 """Make one of Hydra's launcher plug-ins ready to launch; only this module knows how Hydra makes launchers."""
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -89,6 +90,8 @@ def launcher_of(
             made = _made(cfg, context, task)
         except (HydraException, OmegaConfBaseException) as error:
             raise _told(name, error) from error
+        if _kind(cfg) == "joblib":
+            _keep_trackers_quiet()
         first = [0]
 
         def launch(jobs: Sequence[Sequence[str]]) -> list[Any]:
@@ -164,6 +167,15 @@ def _settling(name: str) -> Callable[[], None]:
     from bench.config import slurm_jobs
 
     return slurm_jobs.watch().wait
+
+
+def _keep_trackers_quiet() -> None:
+    """Let Python's and joblib's resource trackers remove what a stopped worker leaves without a warning about it.
+
+    They are processes of their own, which read the variable when they start.
+    """
+    quiet = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = ",".join(one for one in (os.environ.get("PYTHONWARNINGS"), quiet) if one)
 
 
 def _kind(cfg: DictConfig) -> str:

@@ -167,6 +167,8 @@ def _signals(runs: Path) -> Iterator[None]:
     more = (REQUEUE,) if callable(again) and again is not signal.default_int_handler else ()
 
     def farewell(number: int | None) -> None:
+        if multiprocessing.parent_process() is not None:
+            return  # the launcher of this worker says it for all
         by = f" by {stopping.name_of(number)}" if number else ""
         print(f"stopped{by}; {unfinished.told(runs, 0)}", flush=True)
 
