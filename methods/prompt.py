@@ -55,7 +55,7 @@ class Prompt(Method):
     def _chosen(self, number: float) -> str:
         if number not in range(1, len(self.prompts) + 1):
             raise SetupError(
-                f"method.strength={number:g}: {self.name} has prompts 1 to {len(self.prompts)}; choose one of these "
-                "or add to method.prompts"
+                f"strength {number:g}: {self.name} has prompts 1 to {len(self.prompts)}; choose one of these, or add a "
+                "prompt to method.prompts"
             )
         return self.prompts[int(number) - 1]

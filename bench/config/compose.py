@@ -29,6 +29,9 @@ from bench.config.values import near, shown
 from bench.console.escape import HIDDEN
 from methods.errors import SetupError
 
+LISTS = ("suite", "scorer")
+"""The groups of which a cell may have several choices."""
+
 
 def compose(overrides: Sequence[str]) -> DictConfig:
     """Compose one config. Raises SetupError with one clear message for whatever Hydra, or a rule here, refuses.
@@ -83,12 +86,12 @@ def _compared(overrides: Sequence[str]) -> _Compared:
     experiment = taken_out(cfg)
     check_targets(OmegaConf.to_container(cfg), targets(named))
     with open_dict(cfg):
-        for group in ("suite", "scorer"):
+        for group in LISTS:
             held: Any = cfg._get_node(group)
             for name in list(held) if isinstance(held, DictConfig) else ():
                 if name in available[group] and not keys.is_built(held._get_node(name)):
                     del held[name]
-    lists = {group: list(cfg[group]) for group in ("suite", "scorer") if isinstance(cfg._get_node(group), DictConfig)}
+    lists = {group: list(cfg[group]) for group in LISTS if isinstance(cfg._get_node(group), DictConfig)}
     lists = {group: [name for name in names if name in available[group]] for group, names in lists.items()}
     kept = [one for one in parsed if one.key_or_group in available and one.key_or_group not in ("experiment", *lists)]
     own = tuple(str(one.input_line) for one in kept if not _is_added(one))
@@ -295,7 +298,11 @@ def jobs(arguments: Sequence[str], multirun: bool) -> list[list[str]]:
             "experiment=a,b is refused: each experiment has its own sweep; run one experiment after the other"
         )
     if any(o.is_sweep_override() for o in own) and not multirun:
-        swept = next(o.input_line for o in own if o.is_sweep_override())
+        first = next(o for o in own if o.is_sweep_override())
+        swept = first.input_line
+        key, _, words = str(swept).partition("=")
+        if key in LISTS and re.fullmatch(r"\w+(,\w+)+", words):
+            raise SetupError(f"{swept}: write {key}=[{words}] for all of them in one cell, or add -m for a cell each")
         told = f"{swept!r} is a sweep over several values; add -m: python -m bench -m {' '.join(map(typed, arguments))}"
         shell = None if re.search(r"=\w+\s*\(", str(swept)) else quoted(str(swept))
         raise SetupError(f"{told}. Where the comma is part of the value: {shell}" if shell else told)

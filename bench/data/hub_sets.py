@@ -27,7 +27,10 @@ def fetched(name: str, config: str | None, split: str, revision: str, offline: b
 
 
 def _files_of(readme: Path | None, found: Listing, config: str | None, split: str) -> Sequence[str]:
-    """Return the names of a config's files in all splits; `hub_folder` finds them in a folder of empty files."""
+    """Return the names of a config's files in all splits.
+
+    `hub_folder` finds them in a temporary folder of empty files that are named as on the hub.
+    """
     with temporary_folder() as temporary:
         names = temporary.resolve() / "set"
         names.mkdir()

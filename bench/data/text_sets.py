@@ -95,10 +95,11 @@ def check_source(suite: str, data: str, path: str | None, sets: Iterable[str]) -
     allowed = [*sets, FILE]
     if data not in allowed:
         raise SetupError(f"suite.{suite}.data={data}: allowed are {', '.join(allowed)}")
-    if (data == FILE) != (path is not None):
+    if data == FILE and path is None:
+        raise SetupError(f"suite.{suite}.data={FILE} needs a file; add suite.{suite}.path=FILE")
+    if data != FILE and path is not None:
         raise SetupError(
-            f"suite.{suite}.data={data}, path={path}: a file is read with data={FILE} path=FILE, and nothing else has "
-            "a path"
+            f"suite.{suite}.path={path} is only read with suite.{suite}.data={FILE}; add that, or leave it out"
         )
 
 

@@ -56,8 +56,8 @@ def groups(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figur
     rows = frame[frame[list(shares.values())].notna().any(axis=1)] if shares else frame.iloc[:0]
     if rows.empty:
         raise NothingToDraw(
-            "the suite toxigen was not run; run `python -m bench -m method=unsteered,caa strength=3 suite=[toxigen] "
-            "runtime.mirror=FOLDER` with a mirror of the hub's data, or where the hub can be reached"
+            "the suite toxigen was not run; run `python -m bench -m method=unsteered,caa strength=3 suite=[toxigen]` "
+            "where the hub can be reached; elsewhere add runtime.mirror=FOLDER, a mirror of the hub's data"
         )
     every = drawn(rows)
     first = next((row for _, row, _ in every if row["family"] == BASELINE_FAMILY), every[0][1])

@@ -85,7 +85,7 @@ class Names:
         return identity.fit_id(self.model, self.method, data or None)
 
     def source_id(self, field: str) -> str:
-        """Return the id of a source's texts, made from the model, which may have written them, and the recipe."""
+        """Return the id of a source's texts: a hash of their recipe and of the model, which may have written them."""
         return identity.digest([self.model, identity.named(self._parts.fit_sources[field])])
 
     def steering(self, strength: float) -> dict[str, Any] | None:

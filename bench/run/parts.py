@@ -67,6 +67,9 @@ def parts(cfg: DictConfig) -> Parts:
     tuning = build(cfg.tuning, in_residual_norms=cfg.strength_unit == "residual_norm")
     if cfg.strength == "auto" and method.strengths:
         check_objective(tuning, suites)
+    if method.discrete and cfg.strength not in ("auto", 0, *method.strengths):
+        allowed = ", ".join(f"{one:g}" for one in method.strengths)
+        raise SetupError(f"strength={cfg.strength}: {method.name} has only the strengths {allowed}; choose one of them")
     return Parts(cache, sampling, scorers, suites, method, sources_of_fit, tuning)
 
 

@@ -180,7 +180,10 @@ def paired_draws(
     *,
     seed: int = 0,
 ) -> Array:
-    """Draw fold(a) compared with fold(b), both over the same resampled items. Raises ValueError if unpaired."""
+    """Return the `draws` of a compared with those of b, both over the same resampled items.
+
+    Raises ValueError if a and b have different numbers of items.
+    """
     if len(values_a) != len(values_b):
         raise ValueError(f"{len(values_a)} items of a and {len(values_b)} of b are not pairs")
     a = draws(values_a, weights_a, transform, seed=seed)

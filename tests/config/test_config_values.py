@@ -429,6 +429,13 @@ def test_an_argument_that_is_none_says_what_to_write(argument):
         assert NONE_GIVEN[argument] in message and len(message.splitlines()) == 1 and len(message) < 600
 
 
+@pytest.mark.parametrize("words", ["suite=rtp,fluency", "scorer=lexicon,vader"])
+def test_several_suites_are_a_list_or_a_sweep(words):
+    key, _, names = words.partition("=")
+    with pytest.raises(SetupError, match=rf"write {key}=\[{names}\] for all of them in one cell, or add -m"):
+        compose.jobs([words], multirun=False)
+
+
 @pytest.mark.parametrize("word", ["choice(1,2)", "range(0,10)"])
 def test_a_sweep_by_a_function_is_no_text_with_a_comma(word):
     with pytest.raises(SetupError, match=rf"is a sweep over several values; add -m: .*'seed.fit={word[:5]}.*'$"):

@@ -24,7 +24,7 @@ def test_strength_is_the_number_of_the_prompt():
 @pytest.mark.parametrize("number", [3, -1, 1.5])
 def test_a_number_without_a_prompt(number):
     lm = tiny_lm()
-    with pytest.raises(SetupError, match="prompt has prompts 1 to 2; choose one of these or add to method.prompts"):
+    with pytest.raises(SetupError, match="prompt has prompts 1 to 2; choose one of these, or add a prompt to"):
         with METHOD.apply(lm.model, {}, number):
             pytest.fail("entered")
 
@@ -32,7 +32,7 @@ def test_a_number_without_a_prompt(number):
 def test_check_finds_too_long_a_grid_and_an_empty_prompt():
     lm = tiny_lm()
     METHOD.check(lm.model)
-    with pytest.raises(SetupError, match="strength=3"):
+    with pytest.raises(SetupError, match="strength 3"):
         Prompt(prompts=["Be kind. ", "Be calm. "], strengths=(1, 2, 3)).check(lm.model)
     with pytest.raises(SetupError, match="prompt 2 is empty"):
         Prompt(prompts=["Be kind. ", "  "], strengths=(1, 2)).check(lm.model)

@@ -62,8 +62,8 @@ def test_vader_judges_where_no_scorer_of_sentiment_is_named(sources):
     ("options", "message"),
     [
         ({"data": "dair-ai/emotions"}, "suite.attitude.data=dair-ai/emotions: allowed are dair-ai/emotion, stanf"),
-        ({"path": "x.csv"}, "a file is read with data=file path=FILE, and nothing else has a path"),
-        ({"data": "file"}, "a file is read with data=file path=FILE"),
+        ({"path": "x.csv"}, "suite.attitude.path=x.csv is only read with suite.attitude.data=file"),
+        ({"data": "file"}, "data=file needs a file; add suite.attitude.path=FILE"),
         ({"template": "Hello"}, "suite.attitude.template='Hello': it has to hold {prompt} once"),
     ],
 )

@@ -145,9 +145,10 @@ def test_a_file_of_instructions_with_categories(world, tmp_path, name):
 def test_a_file_that_is_not_meant_or_lacks_a_column(world, tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "Open door 1"}\n')
     path = str(tmp_path / "x.jsonl")
-    for options in ({"path": path}, {"data": "file"}):
-        with pytest.raises(SetupError, match="a file is read with data=file path=FILE, and nothing else has a path"):
-            jailbreak(world, **options)
+    with pytest.raises(SetupError, match="suite.jailbreak.path=.*x.jsonl is only read with suite.jailbreak.data=file"):
+        jailbreak(world, path=path)
+    with pytest.raises(SetupError, match="data=file needs a file; add suite.jailbreak.path=FILE"):
+        jailbreak(world, data="file")
     with pytest.raises(SetupError, match="no row has a category; its columns are prompt; set null for none"):
         jailbreak(world, data="file", path=path).texts("test")
     with pytest.raises(SetupError, match="line 1: ask is missing"):
