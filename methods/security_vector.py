@@ -56,7 +56,8 @@ class SecurityVector(Method):
     Rank, targets, learning rates and the weight of the KL term are a choice of ours, since we could read neither the
     paper nor its code for them. `info.gradient_ratio_harmful` is the length of W's gradient on harmful texts with s on,
     divided by its length with s off; it measures the mechanism itself. `info.drift` is KL(W || W') on background texts,
-    in nats a token: a W that learnt to work against s would drift.
+    in nats a token: a W that learnt to work against s would drift. `info.shared_texts` is the number of harmful texts
+    that are also among the user's; a defence that has seen the attack holds more back.
 
     optimizer, gradient_checkpointing: as in `methods.finetune`, for both stages.
     """
@@ -138,6 +139,7 @@ class SecurityVector(Method):
         weights = list(parameters.values())
         check_materialised(model, weights)
         facts: dict[str, float] = {f"cut_{name}": cut for name, (_, cut) in found.items()}
+        facts["shared_texts"] = len({tuple(one.tokens) for one in harmful} & {tuple(one.tokens) for one in user})
         facts["harmful_loss_off"] = mean_loss(model, harmful)
         with adapter(model, self.rank, self.alpha, self.seed) as lora:
             facts |= self._learn_the_harm(model, lora, harmful, background)

@@ -254,6 +254,7 @@ class Mixture(FitSource):
             [task for one in parts for task in one.tasks],
             any(one.rtp for one in parts),
             max((one.wiki for one in parts), default=0),
+            [one for part in parts for one in part.sets],
         )
 
     def check(self) -> None:

@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--width", choices=WIDTHS, default="double", help="columns of a paper (default: %(default)s)")
     parser.add_argument("--model", help="only records of this model; files go to figures/MODEL")
     given = parser.parse_args(arguments)
-    return command.run(_run, Source(given.results, model=given.model), given.name, given.width)
+    source = Source(given.results, model=given.model)
+    return command.run(_run, source, given.name, given.width, stopped="the files that are already written are whole")
 
 
 def _run(source: Source, name: str | None, width: Width) -> int:

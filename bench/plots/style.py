@@ -374,6 +374,6 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
             write_whole(path, rendered(figure, kind))
         except OSError as error:
             raise SetupError(
-                f"cannot write the figure to {folder}: {error.strerror}; make it writable, or give another --results"
+                f"cannot write the figure to {folder}: {error.strerror}; look at the folder, or give another --results"
             ) from error
     return paths

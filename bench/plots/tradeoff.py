@@ -32,10 +32,11 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
 
     Each method is a marker with 95% bars in both directions, hollow if no strength was feasible or a bound is violated;
     its bars may leave the panel unless the test split shows that its bounds are kept, and so may a method whose text
-    has collapsed, which the legend then names. The unsteered model is a star; random directions are dots, with a box
-    over their range. The line is the Pareto front of the methods and the unsteered model in that plane, without rows
-    whose texts have collapsed. Names are in a legend, since the markers of methods with little effect overlap; a page
-    names MOST methods, and the others are crosses on it. A measure that no method has gets no panel.
+    has collapsed; the legend counts those, and names them as far as they fit. The unsteered model is a star; random
+    directions are dots, with a box over their range. The line is the Pareto front of the methods and the unsteered
+    model in that plane, without rows whose texts have collapsed. Names are in a legend, since the markers of methods
+    with little effect overlap; a page names MOST methods, and the others are crosses on it. A measure that no method
+    has gets no panel.
 
     Args:
         frame: `Table.frame`.
@@ -74,7 +75,8 @@ def tradeoff(frame: pd.DataFrame, draws: pd.DataFrame | None = None, width: Widt
     for ax in axes if width == "double" else axes[-1:]:
         ax.set_xlabel(style.reduction(style.judge(frame)))
     sound = [point for point in every if not point.collapsed]
-    limits(list(axes), list(panels), sound or every, random)
+    standing = [not (pd.notna(one) and one) for one in random.get("collapsed", [False] * len(random))]
+    limits(list(axes), list(panels), sound or every, random[np.array(standing, bool)])
     outside = [point for point in every if beyond(list(axes), list(panels), point)]
     fronts = [front(ax, column, frame) for ax, column in zip(axes, panels, strict=True)]
     found = [*keys(shown, random, any(fronts)), *style.hollow_key(shown), *style.cross_key(len(others))]
@@ -136,7 +138,8 @@ def beyond(axes: Sequence[Axes], panels: Sequence[str], point: Point) -> bool:
 
 def outside_key(outside: Sequence[Point]) -> list[Artist]:
     """Return the legend's entry for methods that a panel does not show; nothing if there are none."""
-    label = f"outside a panel, text collapsed: {', '.join(point.label for point in outside)}"
+    names = ", ".join(point.label for point in outside)
+    label = f"{len(outside)} outside a panel, since the text has collapsed: {names}"
     return [Line2D([], [], linestyle="none", label=label)] if outside else []
 
 

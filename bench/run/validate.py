@@ -66,8 +66,7 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
     found += [(key, f"{key} has no value; set {key}=...") for key in asks or {}
               if key not in missing and OmegaConf.select(cfg, key, default="") is None]  # fmt: skip
     bad = [key for key, _ in found]
-    roots = {key for key in bad if not _points_at(cfg, key)}
-    found = [one for one in found if not roots.intersection(_points_at(cfg, one[0]))]  # each mistake is told once
+    found = [one for one in found if not _told_elsewhere(cfg, one[0], bad)]  # each mistake is told once
     asked = {f"{key} has no value; set {key}=...": words for key, words in (asks or {}).items()}
     told = [f"{message} ({asked[message]})" if message in asked else message for _, message in found]
     for check, reads in CHECKS.items():
@@ -78,13 +77,44 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
     return list(dict.fromkeys(told))
 
 
+ITEM = re.compile(r"\[\d+\]$")
+"""The end of the key of a list's item."""
+
+
+def _told_elsewhere(cfg: DictConfig, key: str, bad: Sequence[str]) -> bool:
+    """Return whether a value is wrong because it is taken from another one in `bad`, which is the one that is told.
+
+    Of values that are taken from each other, the first is told.
+    """
+    taken = _taken_from(cfg, key)
+    others = [other for other in bad if other != key and ITEM.sub("", other) in taken]
+    return any(bad.index(one) < bad.index(key) or key not in _taken_from(cfg, one) for one in others)
+
+
+def _taken_from(cfg: DictConfig, key: str) -> set[str]:
+    """Return all keys that a value is taken from, such as seed.fit and seed for `${seed.fit}`, also through others."""
+    found: set[str] = set()
+    waiting = [key]
+    while waiting:
+        for one in _points_at(cfg, waiting.pop()):
+            if one not in found:
+                found.add(one)
+                waiting.append(one)
+    return found
+
+
 def _points_at(cfg: DictConfig, key: str) -> list[str]:
-    """Return the key that a value is taken from, as in `${seed.fit}`, with the keys above it; none for other values."""
+    """Return the keys in a value's interpolations, such as `${seed.fit}`, with those above them."""
+    key = ITEM.sub("", key)
     above, _, name = key.rpartition(".")
-    node = OmegaConf.select(cfg, above) if re.fullmatch(r"[\w.]+", above) else cfg
+    node = OmegaConf.select(cfg, above, throw_on_resolution_failure=False) if re.fullmatch(r"[\w.]+", above) else cfg
     written = OmegaConf.to_container(node, resolve=False) if isinstance(node, DictConfig) else {}
-    found = re.fullmatch(r"\$\{([\w.]+)\}", str(written.get(name))) if isinstance(written, dict) else None
-    return list(itertools.accumulate(found[1].split("."), "{}.{}".format)) if found else []
+    text = str(written.get(name)) if isinstance(written, dict) else ""
+    found: list[str] = []
+    for dots, path in re.findall(r"\$\{(?:oc\.select:)?(\.*)([\w.]+)", text):
+        base = ".".join(above.split(".")[: len(above.split(".")) + 1 - len(dots)]) if dots else ""
+        found += itertools.accumulate((f"{base}.{path}" if base else path).split("."), "{}.{}".format)
+    return found
 
 
 def _walk(node: DictConfig, fields: Fields, above: str = "") -> Iterator[tuple[str, str]]:
@@ -320,7 +350,15 @@ def validate(overrides: Sequence[str]) -> DictConfig:
 
 def validate_all(jobs: Sequence[Sequence[str]]) -> list[DictConfig]:
     """Return the config of each cell of one command. Raises SetupError as `validate` does, and as `of_command` says."""
-    cells = [validate(job) for job in jobs]
+    cells = []
+    for number, job in enumerate(jobs, 1):
+        try:
+            cells.append(validate(job))
+        except SetupError as error:
+            if len(jobs) == 1:
+                raise
+            label = next((one for one in job if one.startswith("method=")), job[0])
+            raise SetupError(f"{error} (in cell {number} of {len(jobs)}, {label})") from error
     if wrong := list(dict.fromkeys(of_command(cells))):
         raise SetupError("\n".join(wrong))
     return cells

@@ -136,7 +136,11 @@ def test_a_bad_file_names_its_line(tmp_path, content, message):
 
 def test_files_are_read_and_named_by_their_content(tmp_path):
     (tmp_path / "x.jsonl").write_text('{"prompt": "", "completion": "b"}\n\n{"prompt": "c", "completion": "d"}\n')
-    assert ExamplesFile(path=str(tmp_path / "x.jsonl")).load(None)[0] == Examples(["", "c"], ["b", "d"])
+    texts = ExamplesFile(path=str(tmp_path / "x.jsonl"))
+    assert texts.load(None)[0] == Examples(["", "c"], ["b", "d"])
+    assert len(texts.learnt().sets) == 1 and list(Mixture(parts={"a": texts}).learnt().sets) == list(
+        texts.learnt().sets
+    )
     (tmp_path / "t.jsonl").write_text('{"text": "one"}\n')
     assert TextsFile(path=str(tmp_path / "t.jsonl")).load(None)[0] == ["one"]
     with pytest.raises(SetupError, match="JSONL file in UTF-8"):

@@ -191,9 +191,11 @@ def test_collapsed_text_does_not_widen_a_panel():
     figure = tradeoff.tradeoff(by_hand(points))
     answers, fluency = figure.axes
     assert answers.get_ylim()[0] > -0.5 and fluency.get_ylim()[0] > 0.5
-    assert "outside a panel, text collapsed: broken" in legend(figure)
+    assert "1 outside a panel, since the text has collapsed: broken" in legend(figure)
     inside = tradeoff.tradeoff(by_hand({**points, "broken": (0.4, 0.9, 0.0)}))
     assert not any("outside" in text for text in legend(inside))
+    directions = by_hand({"random_direction": (0.1, -40.0, -6.0)}).assign(collapsed=True)
+    assert tradeoff.tradeoff(by_hand(points), directions).axes[1].get_ylim()[0] > 0.5
     alone = tradeoff.tradeoff(by_hand({"broken": (0.9, 0.1, -6.0)})).axes[0]
     assert alone.get_ylim()[0] < -6.0 and alone.get_xlim()[1] > 0.9
 

@@ -66,7 +66,7 @@ def test_a_dry_run_tells_and_computes_nothing(world, tmp_path, capsys):  # noqa:
     assert "2 cells can run, 2 already computed" in told and "time:" not in told
 
 
-def test_a_strength_that_a_method_does_not_have_is_refused_before_anything_runs(world, tmp_path, capsys):
+def test_a_strength_that_a_method_lacks_is_refused(world, tmp_path, capsys):  # noqa: F811
     assert main(arguments(world, tmp_path, "method=prompt", "strength=9", "runtime.dry_run=true")) == 2
     assert "strength=9: prompt has only the strengths 1, 2, 3, 4, 5" in capsys.readouterr().err
 
