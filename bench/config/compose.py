@@ -91,9 +91,6 @@ def _compared(overrides: Sequence[str]) -> _Compared:
             for name in list(held) if isinstance(held, DictConfig) else ():
                 if name in available[group] and not keys.is_built(held._get_node(name)):
                     del held[name]
-                    problems += _unread(settable, group, name)
-    if problems:
-        raise SetupError("\n".join(problems))
     lists = {group: list(cfg[group]) for group in LISTS if isinstance(cfg._get_node(group), DictConfig)}
     lists = {group: [name for name in names if name in available[group]] for group, names in lists.items()}
     kept = [one for one in parsed if one.key_or_group in available and one.key_or_group not in ("experiment", *lists)]
@@ -103,12 +100,6 @@ def _compared(overrides: Sequence[str]) -> _Compared:
     theirs += tuple((group, f"[{','.join(names)}]") for group, names in lists.items())
     added = [str(one.package) for one in parsed if _is_added(one)]
     return _Compared(cfg, experiment, lambda: _reference(own, theirs, named, tuple(folders(named))), added, named)
-
-
-def _unread(settable: Sequence[Override], group: str, name: str) -> list[str]:
-    """Return what is wrong with options of a suite or scorer that the cell does not have."""
-    typed = [str(one.input_line) for one in settable if one.key_or_group.startswith(f"{group}.{name}.")]
-    return [f"{line}: {name} is not in {group}=[...]; add it there, or leave this out" for line in typed]
 
 
 def _is_added(one: Override) -> bool:

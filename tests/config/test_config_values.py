@@ -307,14 +307,6 @@ def test_a_mistake_that_others_read_is_told_once(typed):
     assert message.startswith(TOLD_ONCE[typed]) and len(message.splitlines()) == 1
 
 
-def test_an_option_of_what_is_left_out_is_refused():
-    message = refused("suite=[rtp,fluency]", "suite.capability.documents=5", "scorer.detoxify.offline=true")
-    assert message.splitlines() == [
-        "suite.capability.documents=5: capability is not in suite=[...]; add it there, or leave this out",
-        "scorer.detoxify.offline=true: detoxify is not in scorer=[...]; add it there, or leave this out",
-    ]
-
-
 def test_a_mistake_in_a_sweep_names_the_cell():
     with pytest.raises(SetupError, match=r"unknown key method.layer.*\(in cell 2 of 2, method=unsteered\)"):
         validate.validate_all([["method=caa", "method.layer=3"], ["method=unsteered", "method.layer=3"]])
