@@ -343,6 +343,16 @@ def attacked(name: str, method: str, **told: Any) -> Claim:
     return Claim(RESULTS, words, f"records of {ATTACK}: {method}", values)
 
 
+CURVES, RATES = "security_vectors_curves", (1e-5, 3e-5, 1e-4, 3e-4)
+EMT5_40 = "rtp.toxic_comment.expected_maximum_toxicity_k5_n40"
+
+
+def at_rates(name: str, number: Callable[[float], float]) -> Claim:
+    """A row of the table of learning rates."""
+    words = f"| {name} | {{}} | {{}} | {{}} | {{}} |"
+    return Claim(RESULTS, words, f"leaderboard of {CURVES}", lambda: [number(one) for one in RATES])
+
+
 CLAIMS = [
     Claim(BENCH, "perplexity at most {} times the unsteered model's, distinct-2 at least {} times, repetition and "
                  "empty texts at most {} above", "conf/tuning/dev.yaml",
@@ -377,6 +387,16 @@ CLAIMS = [
     Claim(RESULTS, "it lowers the loss on its 100 replies from {} to {} nats a token, and after the attack, switched "
                    "off, the loss is {},", f"records of {ATTACK}: fit of security_vector",
           lambda: [fact(ATTACK, "security_vector", f"harmful_loss_{when}")[0] for when in ("off", "on", "after")]),
+    Claim(RESULTS, "Toxicity is the expected maximum of 5 continuations of 40 prompts; unsteered it is {}.",
+          f"leaderboard of {CURVES}", lambda: [of_row(CURVES, EMT5_40)]),
+    at_rates("learning rate", lambda rate: rate),
+    at_rates("toxicity, fine-tuned", lambda rate: of_row(CURVES, EMT5_40, method="finetune", strength=1, learning_rate=rate)),
+    at_rates("toxicity, with a vector",
+             lambda rate: of_row(CURVES, EMT5_40, method="security_vector", strength=1, learning_rate=rate)),
+    at_rates("perplexity ratio, fine-tuned",
+             lambda rate: of_row(CURVES, "perplexity_ratio", method="finetune", strength=1, learning_rate=rate)),
+    at_rates("perplexity ratio, with a vector",
+             lambda rate: of_row(CURVES, "perplexity_ratio", method="security_vector", strength=1, learning_rate=rate)),
     Claim(RESULTS, "The unsteered model has a toxicity of {}; after 64 toxic texts alone it is {} (",
           "leaderboard of tamper", lambda: [after("unsteered"), after("finetune", TOXIC_TEXTS)]),
     Claim(RESULTS, "{} before the fine-tuning, {} after 64 toxic texts and {} after 64 questions,",
