@@ -51,7 +51,7 @@ def victims(launcher: int) -> list[psutil.Process]:
 
 
 def at_work(results: Path) -> bool:
-    """Whether a cell is being computed."""
+    """Return whether the newest sweep under `results` has a cell that is being computed."""
     newest = next(iter(sweep_state.folders(results / "runs")), None)
     sweep = newest and sweep_state.read(newest)
     return bool(sweep and sweep.count("running"))

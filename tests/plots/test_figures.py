@@ -29,7 +29,7 @@ DRAW = {
 
 
 def legend(figure):
-    """What the legend says, each entry in one line."""
+    """Return the texts of a figure's legend, without their line breaks."""
     return [text.get_text().replace("\n", " ") for text in figure.legends[0].get_texts()]
 
 
