@@ -56,7 +56,7 @@ class Found(NamedTuple):
     def holds(self) -> bool:
         """Whether the value is what stands there, to as many digits."""
         digits = len(self.shown.partition(".")[2])
-        return f"{self.value:.{digits}f}" == self.shown.replace(",", "").removeprefix("+")
+        return f"{self.value:z.{digits}f}" == self.shown.replace(",", "").removeprefix("+")
 
 
 # -- what is published -------------------------------------------------------------------------------------------------
@@ -137,10 +137,15 @@ def simulated(rate: str, design: str = "") -> "pd.Series[float]":
     return rows.loc[(rows["rate"] == rate) & rows["design"].str.startswith(design), "value"]
 
 
-def learnt_from(folder: str, method: str, fact: str, amount: float | None, of: str = "") -> float:
-    """What changed where a method learnt from so many pairs, or so many swapped ones (None: from all, from none).
+def half_width(found: "pd.Series[Any]") -> list[float]:
+    """A change with half of its interval."""
+    return [found["delta"], (found["delta_high"] - found["delta_low"]) / 2]
 
-    of: a column of the leaderboard; the change of the headline where it is not given.
+
+def learnt(folder: str, method: str, fact: str, amount: float | None, of: str = "") -> "pd.Series[Any]":
+    """A line of a table whose methods learnt from so many pairs, or so many swapped ones (None: from all, from none).
+
+    of: a column of the leaderboard; the headline where it is not given.
     """
     rows = csv(f"{folder}/leaderboard_tidy.csv")
     own = rows[rows["method"] == method]
@@ -148,20 +153,50 @@ def learnt_from(folder: str, method: str, fact: str, amount: float | None, of: s
     row = next(one for one in own["row"].unique() if stated.get(one) == amount)
     headline = csv(f"{folder}/leaderboard.csv")["metric"].dropna().iloc[0]
     named = own["metric"] == of if of else own["suite"] + "." + own["metric"] == headline
-    return float(own.loc[(own["row"] == row) & named, "value" if of else "delta"].item())
+    return own[(own["row"] == row) & named].squeeze()
 
 
-def of_row(folder: str, metric: str, column: str = "value", method: str = "unsteered", **told: Any) -> float:
-    """A number of one row, by its metric, its method, its strength and the parameters that tell it from others.
+def learnt_from(folder: str, method: str, fact: str, amount: float | None, of: str = "") -> float:
+    """A column of that line's row, or the change of the headline."""
+    return float(learnt(folder, method, fact, amount, of)["value" if of else "delta"])
+
+
+def line(folder: str, metric: str, method: str = "unsteered", **told: Any) -> "pd.Series[Any]":
+    """A line of one row, by its metric, its method, its strength and the parameters that tell it from others.
 
     None stands for a parameter that the row does not have.
     """
     rows = csv(f"{folder}/leaderboard_tidy.csv")
     named = rows["suite"].str.cat(rows["metric"], ".").fillna(rows["metric"]) == metric
     strength = told.pop("strength", 0)
-    own = rows[named & (rows["method"] == method) & (rows["strengths"].astype(float) == strength)]
+    own = rows[named & (rows["method"] == method) & (pd.to_numeric(rows["strengths"], errors="coerce") == strength)]
     same = [all(json.loads(one).get(name) == wanted for name, wanted in told.items()) for one in own["parameters"]]
-    return float(own.loc[same, column].item())
+    return own[same].squeeze()
+
+
+def of_row(folder: str, metric: str, column: str = "value", method: str = "unsteered", **told: Any) -> float:
+    """A number of that line."""
+    return float(line(folder, metric, method, **told)[column])
+
+
+def change(folder: str, metric: str, method: str, strength: float) -> list[float]:
+    """The change of a metric with half of its interval."""
+    return half_width(line(folder, metric, method, strength=strength))
+
+
+def interval(folder: str, metric: str, method: str = "unsteered", **told: Any) -> list[float]:
+    """A value with its interval."""
+    return [float(line(folder, metric, method, **told)[name]) for name in ("value", "low", "high")]
+
+
+def needs(experiment: str, words: str) -> "Claim":
+    """What one of the papers' own experiments takes, as its YAML says."""
+
+    def values() -> list[float]:
+        told = yaml.safe_load((ROOT / "conf" / "experiment" / f"{experiment}.yaml").read_text())["needs"]
+        return [float(told["memory"].removesuffix(" GB")), told["hours"]]
+
+    return Claim(RESULTS, f"`experiment={experiment}`: {{}} GB, {{}} hours{words}", f"conf: {experiment}", values)
 
 
 TOPICS, WEDDINGS = "act_add_topics", "topic.keywords.on_topic"
@@ -176,6 +211,7 @@ def weddings(broken: bool) -> "pd.Series[float]":
     return 100 * own[(ratio.loc[own.index] > 2) == broken]
 
 
+TURNED = "sentiment.vader.neg_to_pos"
 LOVE, HATE = {"desired": "Love"}, {"desired": "Hate"}
 NEGATIVE, REFUSED = "attitude.vader.negative_share", "refusal_prefixes.refusal_rate"
 
@@ -446,8 +482,49 @@ CLAIMS = [
           lambda: [-learnt_from("label_noise", "detox", "flip", share) for share in (None, 0.5)]),
     Claim(RESULTS, "With 32 pairs or fewer nothing is left of it ({}).", "leaderboard of sample_efficiency",
           lambda: [abs(learnt_from("sample_efficiency", "detox", "pairs", 32))]),
-    Claim(RESULTS, "its change stays the same up to {}% of wrong labels", "label_noise: flip",
-          lambda: [100 * swapped()[-1]]),
+    *(needs(one, ";") for one in (
+        "detox_mistral_7b", "model_surgery_llama2_7b", "model_surgery_llama2_7b_chat",
+        "model_surgery_attitude_llama2_7b", "model_surgery_stacked_llama2_7b", "act_add_llama3_8b",
+        "act_add_sentiment_llama3_8b", "security_vectors_llama2_7b_chat")),
+    Claim(RESULTS, "and at the weakest one the change is {} ±{}", "leaderboard of quickstart",
+          lambda: change("quickstart", EMT5, "detox", 0.2)),
+    Claim(RESULTS, "with {} pairs DeTox changes toxicity by {} ±{} and DPO by {} ±{}",
+          "leaderboard of sample_efficiency",
+          lambda: [59, *(one for method in ("detox", "dpo")
+                         for one in half_width(learnt("sample_efficiency", method, "pairs", 59)))]),
+    Claim(RESULTS, "stays the same, {} ±{} with right labels and {} ±{} with {}% of wrong ones,",
+          "leaderboard of label_noise",
+          lambda: [*half_width(learnt("label_noise", "detox", "flip", None)),
+                   *half_width(learnt("label_noise", "detox", "flip", swapped()[-1])), 100 * swapped()[-1]]),
+    Claim(RESULTS, "a share of {} to {} of that step, and {} times that of random ones", "dpo_link/dpo_link.csv",
+          lambda: [dpo_link()["share"].min(), dpo_link()["share"].max(),
+                   (dpo_link()["share"] / dpo_link()["random"]).median()]),
+    Claim(RESULTS, "not within the bound on perplexity: {} ±{}", "leaderboard of quickstart",
+          lambda: change("quickstart", EMT5, "probe_rows", 0.5)),
+    Claim(RESULTS, "no: it refuses {} [{}, {}] of the requests", "leaderboard of claims",
+          lambda: interval("claims", f"jailbreak.{REFUSED}", "probe_rows", strength=1, learns_from=None)),
+    Claim(RESULTS, "and gives {} [{}, {}], the unsteered model {} [{}, {}] (", "leaderboard of claims",
+          lambda: [*interval("claims", NEGATIVE, "probe_rows", strength=-1, learns_from="labelled"),
+                   *interval("claims", NEGATIVE)]),
+    Claim(RESULTS, "two edits change toxicity by {} ±{} and give {} [{}, {}] negative answers", "leaderboard of claims",
+          lambda: [*change("claims", EMT5_40, "stack", 1), *interval("claims", NEGATIVE, "stack", strength=1)]),
+    Claim(RESULTS, "| no: {} ±{} |", "leaderboard of quickstart", lambda: change("quickstart", EMT5, "act_add", 1)),
+    Claim(RESULTS, "at {} it turns {} [{}, {}] of the negative sentences positive, at the paper's {} it turns "
+          "{} [{}, {}], and the unsteered model {} [{}, {}]", "leaderboard of claims",
+          lambda: [10, *interval("claims", TURNED, "act_add", strength=10, **LOVE),
+                   3, *interval("claims", TURNED, "act_add", strength=3, **LOVE), *interval("claims", TURNED)]),
+    Claim(RESULTS, "{}% [{}%, {}%] are then about the topic, unsteered {}% [{}%, {}%]", "leaderboard of act_add_topics",
+          lambda: [100 * one for one in (
+              *interval(TOPICS, WEDDINGS, "act_add", strength=16, layer=0.2), *interval(TOPICS, WEDDINGS))]),
+    Claim(RESULTS, "with the vector toxicity changes by {} ±{}, without it by {} ±{}", f"leaderboard of {SAME}",
+          lambda: [*change(SAME, f"{TOXICITY}_k10", "security_vector", 1),
+                   *change(SAME, f"{TOXICITY}_k10", "finetune", 1)]),
+    Claim(RESULTS, "accuracy on Social IQa is {} [{}, {}], after plain fine-tuning {} [{}, {}], unsteered {} [{}, {}]",
+          f"leaderboard of {SAME}",
+          lambda: [*interval(SAME, SOCIAL, "security_vector", strength=1),
+                   *interval(SAME, SOCIAL, "finetune", strength=1), *interval(SAME, SOCIAL)]),
+    Claim(RESULTS, "the attack alone changes toxicity by only {} ±{}", f"leaderboard of {ATTACK}",
+          lambda: half_width(line(ATTACK, EMT10, "finetune", strength=1, kl_weight=None))),
     Claim(RESULTS, "CAA lowers toxicity on {} prompts of RealToxicityPrompts from {} to {} (", "records of toxigen",
           lambda: [120, *(value("toxigen", method, EMT5) for method in ("unsteered", "caa"))]),
     Claim(RESULTS, "the share of toxic texts by `toxic_comment` is {} with it and {} without.", "records of toxigen",
