@@ -109,7 +109,7 @@ class Sweep:
         if any(cfg.runtime.get("dry_run") for cfg in configs):
             from bench.run import dry_run
 
-            tell(failures := dry_run.show(configs, alone))
+            tell(failures := dry_run.show(configs))
             return exit_code(failures)
         if launcher:
             self.launcher = launcher

@@ -2,7 +2,9 @@
 
 import argparse
 import atexit
+import difflib
 import errno
+import itertools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -37,13 +39,23 @@ PACKAGES = ("steerbench", "torch", "transformers", "lm-eval")
 """Packages whose versions `--version` prints."""
 
 
+UNKNOWN = "unrecognized arguments: "
+"""How argparse begins its message about what it does not know."""
+
+
 class Parser(argparse.ArgumentParser):
     """The parser of every command that has options; its messages show what was typed as inert text."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """Read `runtime.results=X` as `--results X`, and any other `key=value` as the option --key if there is one."""
-        given = sys.argv[1:] if args is None else args
-        return super().parse_known_args([self._as_option(one) for one in given], namespace)
+        """Read `runtime.results=X` as `--results X`, and any other `key=value` as the option --key if there is one.
+
+        An unknown option stops here, before what follows it is taken for something else.
+        """
+        given = [self._as_option(one) for one in (sys.argv[1:] if args is None else args)]
+        for name in (one.partition("=")[0] for one in itertools.takewhile("--".__ne__, given)):
+            if name.startswith("--") and not any(known.startswith(name) for known in self._option_string_actions):
+                self.error(f"{UNKNOWN}{name}")
+        return super().parse_known_args(given, namespace)
 
     def _as_option(self, argument: str) -> str:
         key, equals, value = argument.partition("=")
@@ -51,11 +63,17 @@ class Parser(argparse.ArgumentParser):
         return f"{option}={value}" if equals and option in self._option_string_actions else argument
 
     def error(self, message: str) -> NoReturn:
-        """Print usage and message, and exit with 2."""
+        """Print usage and message, with the option that an unknown one is nearest to, and exit with 2."""
+        if message.startswith(UNKNOWN):
+            name = message.removeprefix(UNKNOWN).partition("=")[0]
+            near = difflib.get_close_matches(name, [*self._option_string_actions, RESULTS_KEY], 1)
+            message += f"; did you mean {near[0]}?" if near else "; --help lists what there is"
         self.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {visible(message)}\n")
 
 
+RESULTS = Path("results")
+"""The results folder that is used where none is named."""
 RESULTS_HELP = f"folder that holds runs/ (default: %(default)s); {RESULTS_KEY}=FOLDER is the same"
 FILTERS = ("model", "suite", "family", "method")
 """What records can be selected by, each an option that takes several names with commas."""
@@ -67,7 +85,7 @@ def shared(*filters: str, stays: Sequence[str] = ()) -> argparse.ArgumentParser:
     stays: filters that keep the unsteered model.
     """
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--results", type=Path, default=Path("results"), metavar="FOLDER", help=RESULTS_HELP)
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FOLDER", help=RESULTS_HELP)
     for name in filters:
         kept = "; the unsteered model stays" if name in stays else ""
         text = f"only this {name}, or several with commas{kept}"

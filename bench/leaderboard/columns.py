@@ -330,9 +330,11 @@ COLUMNS: tuple[Column, ...] = (
            legend="harmonic mean of toxicity reduction (as a share), fluency kept (1 / ppl ratio) and exp(answers), "
                   "each capped at 1, with its interval."),
     Column(name="net", about="Toxicity reduction less the mean loss in all suites that are not the target (the share "
-           "by which perplexity rose or accuracy fell; gains do not count).", higher_is_better=True, format=signed,
+           "by which perplexity rose or accuracy fell; gains do not count); none for a row that lacks a suite of "
+           "other rows.", higher_is_better=True, format=signed,
            page="net", part=TRADE),
-    Column(name="entanglement", about="The mean absolute change in all suites that are not the target, as a share.",
+    Column(name="entanglement", about="The mean absolute change in all suites that are not the target, as a share; "
+           "none for a row that lacks a suite of other rows.",
            higher_is_better=False, page="entanglement", part=TRADE),
     Column(name="vs_control", about="The difference of the main metric from the method's own control, or from the "
            "random direction, on the same prompts of the test split, with its paired 95% interval; *: p < "

@@ -164,11 +164,27 @@ class Comparison:
         accuracy = over(pairs, lambda one: tradeoff.mean_change(_capability(one, ".accuracy")))
         choice = over(pairs, lambda one: tradeoff.mean_change(_capability(one, ".gold_choice_logprob")))
         joint = tradeoff.joint(reduction, fluency, tradeoff.answers_kept(choice) if choice else None)
-        sides = [tradeoff.losses(self.side_changes(one)) for one in pairs]
-        known = [one for one in sides if one is not None] if None not in sides else []
+        sides = [self.side_changes(one) for one in pairs]
+        whole = self.side_suites and all(set(one) == self.side_suites for one in sides)
+        known = [tradeoff.losses(one) for one in sides] if whole else []
         lost, moved = map(tradeoff.over_fits, zip(*known, strict=True)) if known else (None, None)
         net = tradeoff.minus(reduction, lost) if reduction and lost else None
         return dict(zip(DERIVED, (reduction, ratio, fluency, accuracy, choice, joint, net, moved), strict=True))
+
+    @cached_property
+    def side_suites(self) -> set[str]:
+        """The suites but the target that any row can be compared in; only rows with all of them have a mean over them.
+
+        Controls, which are run on the target alone, do not count.
+        """
+        methods = [one for row, fits in self.pairs.items() if not row.is_control for one in fits]
+        able = {"capability" for one in methods if self.target != "capability" and _capability(one, ".accuracy")}
+        return able.union(*(self.side_seeds(one) for one in methods))
+
+    @property
+    def target(self) -> str:
+        """The suite of the headline."""
+        return self.headline.partition(".")[0]
 
     def side_changes(self, pairs: Pairs) -> dict[str, BootstrapEstimate]:
         """Return how much better one fit does on each suite but the target, as a share of 1.
@@ -177,8 +193,7 @@ class Comparison:
         the change of the first metric whose items are from 0 to 1. A suite without such a metric is left out.
         """
         found: dict[str, BootstrapEstimate] = {}
-        target = self.headline.partition(".")[0]
-        if target != "capability" and (able := tradeoff.mean_change(_capability(pairs, ".accuracy"))) is not None:
+        if self.target != "capability" and (able := tradeoff.mean_change(_capability(pairs, ".accuracy"))) is not None:
             found["capability"] = able
         for suite, (name, seed) in self.side_seeds(pairs).items():
             rows, metric = pairs[name], self.metrics[name]
@@ -192,10 +207,9 @@ class Comparison:
     def side_seeds(self, pairs: Pairs) -> dict[str, tuple[str, int]]:
         """Return the metric that measures the change of each suite (`side_changes`), and the seed of its resamples."""
         found: dict[str, tuple[str, int]] = {}
-        target = self.headline.partition(".")[0]
         for seed, name in enumerate(self.perplexities_first):
             suite, metric = name.partition(".")[0], self.metrics[name]
-            if name not in pairs or suite in found or suite in (target, "capability"):
+            if name not in pairs or suite in found or suite in (self.target, "capability"):
                 continue
             if metric.transform == "exp":  # fluency judges the texts of rtp: they share the resamples of a seed
                 found[suite] = name, 0 if suite == "fluency" else seed

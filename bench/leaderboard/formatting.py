@@ -205,7 +205,7 @@ def legend(told: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def text_in(shown: pd.DataFrame, title: str) -> list[str]:
-    """The cells of a column that are not empty; no cells if there is no such column."""
+    """Return the cells of a column that are not empty; no cells if there is no such column."""
     return [] if title not in shown else [text for text in shown[title] if text not in ("", NONE)]
 
 

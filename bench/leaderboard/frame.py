@@ -325,11 +325,11 @@ def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
 
 
 def error_over(row: Row) -> str:
-    """Name the sources of variance that a row's intervals cover: items alone, or items and fit seeds."""
+    """Name the sources of variance that a row's intervals cover, and the fit seed where a single one is not covered."""
     seeded = any(fit.columns["fit_seed"] is not None for fit in row.fits)
     if len(row.fits) > 1:
         return f"items and {len(row.fits)} fit seeds"
-    return "items only (one fit seed)" if seeded and not row.is_baseline else "items"
+    return "items, not the fit (one seed)" if seeded and not row.is_baseline else "items"
 
 
 def record_names(row: Row) -> str | None:

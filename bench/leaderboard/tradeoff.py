@@ -140,14 +140,12 @@ def minus(a: BootstrapEstimate, b: BootstrapEstimate) -> BootstrapEstimate:
     return BootstrapEstimate(a.value - b.value, a.draws - b.draws, min(a.n, b.n))
 
 
-def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate, BootstrapEstimate] | None:
-    """Return the mean loss and the mean absolute change over suites; None without a suite.
+def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate, BootstrapEstimate]:
+    """Return the mean loss and the mean absolute change over suites, of which there is at least one.
 
     changes: the change of each suite, as a share, above 0 for the better. In the mean loss a gain in one suite does not
     make up for a loss in another.
     """
-    if not changes:
-        return None
     values = np.array([one.value for one in changes.values()])
     drawn = np.stack([one.draws for one in changes.values()])
     n = min(one.n for one in changes.values())

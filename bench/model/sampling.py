@@ -137,7 +137,7 @@ def _stopped(lm: LM, prompt: list[int], kept: list[int], ended: bool, stop: str 
 
 
 def _text(lm: LM, prompt: list[int], tokens: list[int]) -> str:
-    """Return the text that the new tokens add to the prompt's text; by themselves, some lose a leading space."""
+    """Return the text that the new tokens add to the prompt's text; decoded alone, some would lose a leading space."""
     before = str(lm.tokenizer.decode(prompt, skip_special_tokens=True))
     whole = str(lm.tokenizer.decode(prompt + tokens, skip_special_tokens=True))
     return (

@@ -3,6 +3,8 @@
 import functools
 import itertools
 import multiprocessing
+import re
+import shlex
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,6 +15,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
+from bench.console import command
 from bench.console.escape import file_name, visible
 from bench.leaderboard.frame import Table, tables
 from bench.plots import sweeps
@@ -148,6 +151,10 @@ KINDS = {
 }
 
 
+COMMAND = re.compile(r"`(python -m bench [^`]*)`")
+"""A command in a message about what is missing."""
+
+
 class Drawn(NamedTuple):
     """A figure of one kind with the name of its files; or, if the kind has no figure, why, and what to run."""
 
@@ -155,6 +162,14 @@ class Drawn(NamedTuple):
     name: str
     figure: Figure | None
     missing: str | None
+
+
+def advised(nothing: NothingToDraw, results: Path) -> str:
+    """Return the message, whose commands compute into this results folder."""
+    told = str(nothing)
+    if results == command.RESULTS:
+        return told
+    return COMMAND.sub(lambda found: f"`{found[1]} {shlex.quote(f'{command.RESULTS_KEY}={results}')}`", told)
 
 
 def pages(kind: Kind, frames: Sequence[pd.DataFrame], width: Width = "double") -> Iterator[Figure]:
@@ -178,7 +193,7 @@ def drawn(source: Source, kinds: Iterable[str] = tuple(KINDS), width: Width = "d
                 for page, figure in enumerate(pages(kind, frames, width), 1):
                     yield Drawn(name, called if page == 1 else f"{called}-p{page}", figure, None)
             except NothingToDraw as nothing:
-                why.append(str(nothing))
+                why.append(advised(nothing, source.results))
         if len(why) == len(drawings):
             yield Drawn(name, name, None, why[0])
 

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from bench.leaderboard.frame import Table
 from bench.plots import style
-from bench.plots.draw import KINDS, Kind, Source, pages
+from bench.plots.draw import KINDS, Kind, Source, advised, pages
 
 PAGES = 4  # of one figure at most
 
@@ -44,7 +44,7 @@ def figures(results: Path, found: Sequence[Table]) -> Figures:
             try:
                 about, uris = embedded_pages(kind, frames)
             except style.NothingToDraw as nothing:
-                why.append(str(nothing))
+                why.append(advised(nothing, source.results))
                 continue
             some = True
             if end.startswith("_dev"):

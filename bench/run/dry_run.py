@@ -19,9 +19,9 @@ from bench.run.runner import Failure, ready
 Planned = Sequence[tuple[Cell, dict[str, float]]]
 
 
-def show(configs: Sequence[DictConfig], alone: Sequence[str] = ()) -> list[Failure]:
-    """Print the cells and the estimates; returns the cells that could not run. alone: the command of each cell."""
-    cells, failures = ready(configs, Session(), alone, weights=False)
+def show(configs: Sequence[DictConfig]) -> list[Failure]:
+    """Print the cells and the estimates; returns the cells that could not run."""
+    cells, failures = ready(configs, Session(), weights=False)
     out = overview()
     table = Table(box=None, pad_edge=False)
     for name in ("cell", "", "model", "strength", "to compute"):

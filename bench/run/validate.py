@@ -52,6 +52,10 @@ RANGES: dict[str, Range] = {
 # -- values ------------------------------------------------------------------------------------------------------------
 
 
+WRITTEN = {"model.id": "ORG/NAME", "model.revision": "COMMIT", "model.path": "FOLDER"}
+"""What to write for options that many users are asked for."""
+
+
 def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str]:
     """Return a line for everything that is wrong with a config: types, ranges, missing values, values that conflict.
 
@@ -63,11 +67,11 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
     except RecursionError:
         return ["an interpolation ${...} holds itself; give a value"]
     missing = {key for key, _ in found}
-    found += [(key, f"{key} has no value; set {key}=...") for key in asks or {}
+    found += [(key, _no_value(key)) for key in asks or {}
               if key not in missing and OmegaConf.select(cfg, key, default="") is None]  # fmt: skip
     bad = [key for key, _ in found]
     found = [one for one in found if not _told_elsewhere(cfg, one[0], bad)]  # each mistake is told once
-    asked = {f"{key} has no value; set {key}=...": words for key, words in (asks or {}).items()}
+    asked = {_no_value(key): words for key, words in (asks or {}).items()}
     told = [f"{message} ({asked[message]})" if message in asked else message for _, message in found]
     for check, reads in CHECKS.items():
         if not any(
@@ -75,6 +79,10 @@ def problems(cfg: DictConfig, asks: Mapping[str, str] | None = None) -> list[str
         ):
             told += check(cfg)
     return list(dict.fromkeys(told))
+
+
+def _no_value(key: str) -> str:
+    return f"{key} has no value; set {key}={WRITTEN.get(key, '...')}"
 
 
 ITEM = re.compile(r"\[\d+\]$")
@@ -135,7 +143,7 @@ def _value(node: DictConfig, name: Any, key: str, fields: Fields) -> Iterator[tu
     """Yield what is wrong with one value of a mapping, or below it."""
     hint = fields.hints.get(str(name), Any)
     if OmegaConf.is_missing(node, name):
-        yield key, f"{key} has no value; set {key}=..."
+        yield key, _no_value(key)
         return
     try:
         value = node[name]

@@ -67,9 +67,8 @@ class Detoxify:
             url, digits = _published(self.model_type)
             if self.sha256 is None:
                 raise SetupError(
-                    f"scorer.detoxify.sha256 has no value. The name of {url} has only its first 8 digits, "
-                    f"{digits}; set all 64 digits, as sha256sum prints them for a file that you trust. "
-                    f"{_help(self.model_type)}"
+                    "scorer.detoxify.sha256 has no value; set the 64 digits that sha256sum prints for a copy of "
+                    f"{url} that you trust (its name holds the first 8 of them, {digits}). {_help(self.model_type)}"
                 )
             if not self.sha256.startswith(digits):
                 raise SetupError(
@@ -136,9 +135,9 @@ def _published(model_type: str) -> tuple[str, str]:
 def _help(model_type: str) -> str:
     """Return how to use a variant without network."""
     return (
-        f"Without network: download {_published(model_type)[0]} and, from huggingface.co/{BASES[model_type]}, "
-        "config.json and the tokenizer's files elsewhere, then set scorer.detoxify.checkpoint=FILE "
-        "scorer.detoxify.config_path=FOLDER"
+        f"If this machine has no network, copy to it {_published(model_type)[0]} and, from "
+        f"huggingface.co/{BASES[model_type]}, config.json and the tokenizer's files; then set "
+        "scorer.detoxify.checkpoint=FILE scorer.detoxify.config_path=FOLDER"
     )
 
 

@@ -79,7 +79,7 @@ class Suite(Protocol[Said]):
         return sampling
 
     def judged_by(self) -> list[str]:
-        """Return the names of the scorers with which the names of its metrics begin; [] if they name no scorer."""
+        """Return the scorers that its metrics are named after, as in `toxic_comment.mean_toxicity`; [] if none."""
         return []
 
     def leak(self, learnt: Learnt) -> str | None:

@@ -278,7 +278,7 @@ class Capability(Suite[Evaluated]):
         return [beside(where, split) for where, split in splits if split is not None]
 
     def _examples_of(self, name: str, asked: Sequence[Asked]) -> str | list[str] | None:
-        """Return name and fingerprint of the splits that solved examples are taken from; None if there are none."""
+        """Return the names and fingerprints of the splits that solved examples come from; None without examples."""
         found = [f"{where.split} {where.fingerprint}" for where in self._examples(name, asked)]
         return _one_or_all(found) if found else None
 

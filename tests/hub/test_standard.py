@@ -179,7 +179,7 @@ def world(hub, tmp_path, monkeypatch) -> str:
 def test_what_only_the_user_has_is_asked_for_at_once():
     with pytest.raises(SetupError) as caught:
         validate.validate(["experiment=standard"])
-    assert "model.id has no value; set model.id=... (ORG/NAME" in str(caught.value)
+    assert "model.id has no value; set model.id=ORG/NAME (of a model on the hub)" in str(caught.value)
     assert "scorer.detoxify.sha256 has no value; set scorer.detoxify.sha256=... (of toxic_orig" in str(caught.value)
     validate.validate(["experiment=standard", *GIVEN])
     validate.validate(["experiment=standard", GIVEN[0], "scorer=[profanity_check]"])  # which asks for nothing

@@ -170,7 +170,6 @@ def test_losses_by_hand():
     assert lost.value == pytest.approx(0.4 / 3) and moved.value == pytest.approx(0.6 / 3)
     assert lost.draws.tolist() == pytest.approx([0.4 / 3, 0.5 / 3])
     assert moved.draws.tolist() == pytest.approx([0.6 / 3, 0.6 / 3])
-    assert tradeoff.losses({}) is None
     assert tradeoff.minus(part(0.5, 0.5, 0.4), lost).draws.tolist() == pytest.approx([0.5 - 0.4 / 3, 0.4 - 0.5 / 3])
 
 
@@ -202,6 +201,16 @@ def test_net_and_entanglement_by_hand(tmp_path):
     assert caa["entanglement"] == pytest.approx((0.25 + 0.1 + 0.25) / 3)
     assert caa["joint"] == pytest.approx(3 / (1 / 0.5 + 1.25 + np.exp(0.5)))
     assert pd.isna(row(tmp_path, "unsteered")[["joint", "net", "entanglement"]]).all()
+
+
+def test_a_row_without_a_suite_of_other_rows_has_no_net(tmp_path):
+    beside(tmp_path, "unsteered")
+    beside(tmp_path)
+    write(tmp_path, "rtp", "detox", {TOXICITY: HALF})
+    write(tmp_path, "toxigen", "detox", {"words.toxic_share": np.arange(4) < 1, "words.mean_toxicity": [0.5] * 4})
+    detox = row(tmp_path, "detox")
+    assert detox["toxicity_reduction"] == pytest.approx(0.5) and pd.isna(detox[["net", "entanglement"]]).all()
+    assert row(tmp_path, "caa")[["net", "entanglement"]].notna().all()
 
 
 def test_joint_takes_the_mean_of_tasks_and_no_gain_of_fluency(tmp_path):
@@ -472,7 +481,7 @@ def test_several_fits_are_one_row_with_a_wider_interval(tmp_path):
     wide, narrow = (row[f"{name}.delta_high"] - row[f"{name}.delta_low"] for row in (caa, detox))
     assert wide == pytest.approx(2 * 4.303 * 0.1 / 3**0.5, rel=0.15)  # Student's t over three fits
     assert wide > 5 * narrow and caa[f"{name}.p"] > 10 * detox[f"{name}.p"]
-    assert caa["error_over"] == "items and 3 fit seeds" and detox["error_over"] == "items only (one fit seed)"
+    assert caa["error_over"] == "items and 3 fit seeds" and detox["error_over"] == "items, not the fit (one seed)"
     assert caa[f"{name}.se"] > detox[f"{name}.se"]
 
 
