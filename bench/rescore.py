@@ -216,6 +216,7 @@ class Rescored:
         from bench.records.fields import Info, Provenance, Scorers, Source
         from bench.records.identity import comparison_id
         from bench.records.provenance import provenance
+        from bench.scorers.base import networks
 
         decoding = {key: value for key, value in (self._decoding or {}).items() if key != "version"}
         runs = self.folder.parent
@@ -231,7 +232,12 @@ class Rescored:
             metrics=found.metrics,
             info=Info.from_json(found.info),
             sources=tuple(map(Source.from_json, found.info["sources"])),
-            scorers=Scorers.used(found.info["scorers"], self.about.data, self.about.tuning),
+            scorers=Scorers.used(
+                found.info["scorers"],
+                self.about.data,
+                self.about.tuning,
+                {**(self.about.judged_by.networks or {}), **{one.name: networks(one) for one in self.suite.judges}},
+            ),
             provenance=Provenance.from_json(provenance() | {"rescored_from": self.about.id}),
             generations=tuple(answers.generations),
         )

@@ -81,5 +81,9 @@ def _compared(
     if any(name not in one for one in pairs for name in names):
         return None
     transforms = {name: metrics[name].transform for name in names}
-    found = over(pairs, lambda one: tradeoff.mean_change({name: one[name] for name in names}, transforms))
+
+    def mean(one: Pairs) -> BootstrapEstimate | None:  # in which all count alike, as in tuning
+        return tradeoff.mean_change({name: one[name] for name in names}, transforms, by_items=False)
+
+    found = over(pairs, mean)
     return found.negative() if found and compare == "drop" else found

@@ -304,6 +304,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="sources", about="The data sets, and where each was read."),
     Column(name="scorers_report", about="The scorers that judged the texts, that of the main metric first."),
     Column(name="scorer_tune", about="The scorer that the strength was tuned on."),
+    Column(name="not_independent", about="The scorers that tuned the strength or chose texts learnt from, or that "
+           "share a network with such a scorer; they claim no difference for this row."),
     Column(name="scorer_pairs", about="The scorers that chose contrast pairs or other texts learnt from."),
     Column(name="toxicity_reduction", about="The reduction of toxicity as a share of the unsteered model's "
            "toxicity.", higher_is_better=True,
@@ -314,15 +316,15 @@ COLUMNS: tuple[Column, ...] = (
            legend="perplexity of the texts under the unsteered model, divided by that of the unsteered texts."),
     Column(name="fluency_kept", about="1 / perplexity ratio, at most 1.", higher_is_better=True, page="fluency kept",
            part=TRADE),
-    Column(name="accuracy_change", about="The mean change in accuracy over the tasks.", higher_is_better=True,
-           text="accuracy\nchange", format=signed, with_half=True, latex="accuracy", page="accuracy change", shown=True,
-           legend="change in accuracy, mean over the tasks, ± half of its interval."),
-    Column(name="gold_choice_change", about="The mean over the tasks of the change in log p(right answer) - log "
-           "sum of p "
-           "over the choices, in nats.", unit="nats", higher_is_better=True, text="answers\nnats", format=signed,
-           with_half=True, latex="answers", page="answers (nats)", shown=True,
-           legend="change in the log-probability of the right answer among the choices, in nats, mean over the tasks, "
-                  "± half of its interval."),
+    Column(name="accuracy_change", about="The mean change in accuracy over the documents of all tasks.",
+           higher_is_better=True, text="accuracy\nchange", format=signed, with_half=True, latex="accuracy",
+           page="accuracy change", shown=True,
+           legend="change in accuracy, mean over the documents of all tasks, ± half of its interval."),
+    Column(name="gold_choice_change", about="The mean change, over the documents of all tasks, in log p(right answer) "
+           "- log sum of p over the choices, in nats.", unit="nats", higher_is_better=True, text="answers\nnats",
+           format=signed, with_half=True, latex="answers", page="answers (nats)", shown=True,
+           legend="change in the log-probability of the right answer among the choices, in nats, mean over the "
+                  "documents of all tasks, ± half of its interval."),
     Column(name="joint", about="The harmonic mean of toxicity reduction (as a share), fluency kept (1 / perplexity "
            "ratio) and exp(answers), each capped at 1.", higher_is_better=True, text="joint", told=between("joint"),
            latex="joint", page="joint",
@@ -330,7 +332,7 @@ COLUMNS: tuple[Column, ...] = (
            legend="harmonic mean of toxicity reduction (as a share), fluency kept (1 / ppl ratio) and exp(answers), "
                   "each capped at 1, with its interval."),
     Column(name="net", about="Toxicity reduction less the mean loss in all suites that are not the target (the share "
-           "by which perplexity rose or accuracy fell; gains do not count); none for a row that lacks a suite of "
+           "of fluency or accuracy that is lost; gains do not count); none for a row that lacks a suite of "
            "other rows.", higher_is_better=True, format=signed,
            page="net", part=TRADE),
     Column(name="entanglement", about="The mean absolute change in all suites that are not the target, as a share; "
@@ -345,7 +347,9 @@ COLUMNS: tuple[Column, ...] = (
            shown=True, legend="difference from the method's own control on the same prompts, ± half of its paired "
                               "interval. The control has the same size (its strength is rescaled for that), "
                               "but learnt from pairs with shuffled labels or was rotated at random; a method without "
-                              "one is compared with random_direction, if it is in the table. *: p < "
+                              "one is compared with random_direction, if it is in the table. A method of one fit "
+                              "counts as one more draw of what the control's fits are; with one fit of each, there "
+                              "is neither interval nor test. *: p < "
                               f"{ALPHA:g} after Holm's correction over the rows."),
     Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
     Column(name="vs_control_p_holm", about="That p after Holm's correction over the rows."),

@@ -79,8 +79,27 @@ class Comparison:
         """The scorers that judged texts of any row; those first that neither tuned a row nor picked its pairs."""
         first = [row for row in self.rows if row.is_baseline]
         found = reported_by([one for row in [*first, *self.rows] for one in row.records])
-        chose = {name for row in self.rows for name in Scorers.used((), row.data, row.tuning).chose.values()}
+        chose = {name for row in self.rows for name in self.not_independent(row)}
         return sorted(found, key=lambda name: name in chose)
+
+    @cached_property
+    def networks(self) -> dict[str, set[str]]:
+        """The name of each scorer -> what it judges by, its name included, as the records state it."""
+        found: dict[str, set[str]] = {}
+        for one in (one for row in self.rows for one in row.records):
+            for name, behind in ((one.scorers and one.scorers.networks) or {}).items():
+                found.setdefault(name, {name}).update(behind)
+        return found
+
+    def not_independent(self, row: Row) -> list[str]:
+        """Return the scorers that tuned this row or picked texts that it learnt from, or that share a network with one.
+
+        Such are the mean of a scorer and another one, and a scorer's network under another name.
+        """
+        chose = Scorers.used((), row.data, row.tuning).chose.values()
+        behind = set().union(*(self.networks.get(name, {name}) for name in chose))
+        known = dict.fromkeys([*chose, *reported_by([one for row in self.rows for one in row.records])])
+        return [name for name in known if behind & self.networks.get(name, {name})]
 
     @cached_property
     def toxicity(self) -> list[str]:
@@ -107,7 +126,7 @@ class Comparison:
 
     def is_independent(self, row: Row) -> bool:
         """Whether the headline's scorer neither tuned this row nor picked any texts that it learnt from."""
-        return self.judge not in Scorers.used((), row.data, row.tuning).chose.values()
+        return self.judge not in self.not_independent(row)
 
     @cached_property
     def tested(self) -> list[str]:
@@ -166,8 +185,8 @@ class Comparison:
         joint = tradeoff.joint(reduction, fluency, tradeoff.answers_kept(choice) if choice else None)
         sides = [self.side_changes(one) for one in pairs]
         whole = self.side_suites and all(set(one) == self.side_suites for one in sides)
-        known = [tradeoff.losses(one) for one in sides] if whole else []
-        lost, moved = map(tradeoff.over_fits, zip(*known, strict=True)) if known else (None, None)
+        lost = tradeoff.over_fits([tradeoff.losses(one)[0] for one in sides]) if whole else None
+        moved = tradeoff.moved_over(sides) if whole else None
         net = tradeoff.minus(reduction, lost) if reduction and lost else None
         return dict(zip(DERIVED, (reduction, ratio, fluency, accuracy, choice, joint, net, moved), strict=True))
 
@@ -189,8 +208,9 @@ class Comparison:
     def side_changes(self, pairs: Pairs) -> dict[str, BootstrapEstimate]:
         """Return how much better one fit does on each suite but the target, as a share of 1.
 
-        For capability this is the mean change in accuracy; for perplexities, 1 - perplexity ratio; for any other suite,
-        the change of the first metric whose items are from 0 to 1. A suite without such a metric is left out.
+        For capability this is the mean change in accuracy; for perplexities, the share of fluency that is lost
+        (`tradeoff.share_kept`); for any other suite, the change of the first metric whose items are from 0 to 1. A
+        suite without such a metric is left out.
         """
         found: dict[str, BootstrapEstimate] = {}
         if self.target != "capability" and (able := tradeoff.mean_change(_capability(pairs, ".accuracy"))) is not None:
@@ -198,7 +218,7 @@ class Comparison:
         for suite, (name, seed) in self.side_seeds(pairs).items():
             rows, metric = pairs[name], self.metrics[name]
             if metric.transform == "exp":
-                found[suite] = tradeoff.compare_items(rows, "exp", "reduction", seed)
+                found[suite] = tradeoff.share_kept(tradeoff.compare_items(rows, "exp", "ratio", seed))
             else:
                 one = tradeoff.compare_items(rows, "mean", "difference", seed)
                 found[suite] = one if metric.higher_is_better else one.negative()

@@ -242,13 +242,23 @@ def found_out(table: Table) -> list[str]:
             lines.append(f"No row differs significantly from the unsteered model in {metric}.")
         if len(least):
             lines.append(could_have_found(frame, metric, count, "" if table.toxicity else f" in {metric}"))
+    elif table.baseline is not None and f"{metric}.p" in frame and (p := frame[f"{metric}.p"].dropna()).size:
+        rows = "the row, a control, differs" if len(p) == 1 else f"the {len(p)} rows, all controls, differ"
+        lines.append(f"{int((p < ALPHA).sum())} of {rows} from unsteered in {metric} at p < {ALPHA:g}, uncorrected.")
+        lines.append(could_have_found(frame, metric, 1, f" in {metric}"))
+    p = frame.get("vs_control_p_holm", pd.Series(dtype=float)).dropna()
+    if len(p) and not (p < ALPHA).any():
+        lines.append("No row differs significantly from its control.")
     return lines
 
 
 def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "") -> str:
-    """State the smallest true change that is likely found, before and after correction. what: "" or " in METRIC"."""
+    """State the smallest true change that is likely found, before and after correction. what: "" or " in METRIC".
+
+    In a table of controls alone it is theirs.
+    """
     ends = ("detectable", "detectable_holm") if count > 1 else ("detectable",)
-    methods = frame[~controls(frame)]
+    methods = frame if controls(frame[frame["family"] != BASELINE_FAMILY]).all() else frame[~controls(frame)]
     before, *after = (methods[f"{metric}.{end}"].dropna() for end in ends)
     over = "" if len(before) == 1 else f" (median of the rows; {before.min():.2f} to {before.max():.2f})"
     told = f"Power: a true change{what} of {before.median():.2f}{over} is detected in {POWER:.0%} of experiments"

@@ -20,11 +20,12 @@ from bench.records.table import Result, listed, source_names
 from bench.stats import significance
 from bench.stats.bootstrap import RESAMPLES, Array, Estimate, value_interval
 from bench.stats.metrics import FIRST, Metric, fold, is_share, standard_error
+from bench.stats.significance import bootstrap_p
 
 AHEAD = 8  # rows whose draws are made together, and kept until the rows' numbers are made (`bootstrap.KEPT`)
 ROUNDING = 1e-6  # the largest change of a score if its text is judged in another batch
 FORESEEN = ("d_prime", "mean_cosine")  # facts of a fit that tell how well its pairs agree (`methods.separation`)
-AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high")
+AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high", "vs_control_p")
 
 
 class Table(Comparison):
@@ -75,8 +76,6 @@ def frame(comparison: Comparison) -> pd.DataFrame:
                 row.update({f"{name}.p": tested} if f"{name}.p" in row else {})
         found = pd.DataFrame(rows)
         p = pairwise(comparison, metric, found[metric].notna())
-        to_control: Any = p_to_control(comparison, found["vs_control"], metric)
-        found = found.assign(vs_control_p=to_control)
         found = ranking.corrected(found, comparison.tested)
         found = ranking.with_verdict(found, metric, better, [*map(comparison.is_independent, comparison.rows)])
         found = ranking.grouped(found, metric, better, p)
@@ -141,7 +140,7 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Return the values of a row that do not depend on other rows, by column."""
     found = {"table": comparison.number} | identity(row)
     found |= dict(zip(("collapsed", "collapse_reason"), collapsed(row, comparison.baseline), strict=True))
-    found |= made_from(row, comparison.reported)
+    found |= made_from(row, comparison.reported) | {"not_independent": listed(comparison.not_independent(row))}
     found |= against_control(comparison, row)
     found |= made_worse(comparison, row)
     found |= bounds_kept(comparison, row)
@@ -276,6 +275,8 @@ def own_value(name: str, metric: Metric, row: Row, first: frozenset[str]) -> dic
         if len(values) > 1 and error is not None:  # the spread over items, then over fits
             error = math.sqrt(error**2 + float(values.var(ddof=1)) / len(values))
     low, high = value_interval(value, error, n, metric.transform, share=share)
+    if low is not None and own and all((one.value >= 0).all() for one in own):
+        low = max(low, 0.0)  # such as that of a divergence
     return {name: value, f"{name}.low": low, f"{name}.high": high, f"{name}.se": error, f"{name}.n": n}
 
 
@@ -300,7 +301,10 @@ def detectable(found: BootstrapEstimate, pairs: list[Pairs], name: str) -> float
 
 
 def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """Return how a row's headline differs from its control's on the same items of the test split, with the interval."""
+    """Return how a row's headline differs from its control's on the same items of the test split, with interval and p.
+
+    Interval and p are None if both were fitted once, since it is then unknown how much fits scatter.
+    """
     metric, control = comparison.headline, comparison.control(row)
     if control is None or metric not in row.metrics:
         return dict.fromkeys(AGAINST_CONTROL)
@@ -308,7 +312,8 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
     found = difference(row, control, metric, transform)
     if found is None:
         return dict.fromkeys(AGAINST_CONTROL)
-    return dict(zip(AGAINST_CONTROL, found.estimate(), strict=True))
+    p = None if np.isnan(found.draws).all() else bootstrap_p(found.draws, found.n)
+    return dict(zip(AGAINST_CONTROL, (*found.estimate(), p), strict=True))
 
 
 def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
@@ -383,16 +388,6 @@ def _none_can_differ(rows: Sequence[Row], metric: str) -> bool:
     several = any(len(row.fits) > 1 for row in rows)
     least = min([significance.least_p(n), *([significance.least_p(n, RESAMPLES)] if several else [])])
     return pairs * least >= significance.ALPHA
-
-
-def p_to_control(comparison: Comparison, change: "pd.Series[float]", metric: str) -> list[float | None]:
-    """Return the two-sided p of equal effects of each row and its control; None for a row without this difference."""
-    known = pd.notna(change)
-    controls = [comparison.control(row) if one else None for row, one in zip(comparison.rows, known, strict=True)]
-    both = {i: (row, one) for i, (row, one) in enumerate(zip(comparison.rows, controls, strict=True)) if one}
-    found = pairwise_ps(list(both.values()), metric, comparison.metrics[metric].transform)
-    told = dict(zip(both, found, strict=True))
-    return [told.get(i) for i in range(len(comparison.rows))]
 
 
 def change_draws(comparison: Comparison) -> list[Array | None]:

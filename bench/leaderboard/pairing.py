@@ -1,5 +1,6 @@
 """Compare one row of a table with another, on the items that both were measured on."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -58,7 +59,7 @@ def closer_first(rows: Sequence[Row], base: Fit) -> frozenset[str]:
     fits = [fit for row in rows for fit in row.fits]
 
     def scatter(name: str, first: frozenset[str]) -> float:
-        pairs = [joined(fit, base, name, first)[name] for fit in fits if name in fit.items()]
+        pairs = [both[name] for fit in fits if name in (both := joined(fit, base, name, first))]
         return sum(float(np.var(one.difference)) for one in pairs if len(one))
 
     return frozenset(name for name in names if scatter(name, frozenset({name})) < scatter(name, frozenset()))
@@ -91,9 +92,11 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
 
     The change of a's fits from b's mean varies over items and over a's fits; the change of b's fits from a's mean
     varies over items and over b's fits. Both together count the variance over items twice, so it is subtracted once.
+
+    A row of one fit is taken as one more draw of what the other's fits are drawn from, which it is if its texts taught
+    it nothing: its own variance over fits is that of a single fit of the other. If both have one fit, it is unknown how
+    much fits scatter, and the draws are NaN.
     """
-    if len(b.fits) == 1:
-        return change(paired(a.fits, b, metric), metric, transform)
     of_a, of_b, both = paired(a.fits, b, metric), paired(b.fits, a, metric), [joined(a, b, metric)]
     if any(metric not in one for one in [*of_a, *of_b, *both]):
         return None
@@ -107,7 +110,11 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
     )
     if found is None or back is None or items is None:
         return None
-    return BootstrapEstimate(found.value, found.draws - back.draws - items.draws, found.n)
+    fewer, more = sorted((len(a.fits), len(b.fits)))
+    of_fits = (found.draws - items.draws) - (back.draws + items.draws)
+    if fewer == 1:
+        of_fits = of_fits * math.sqrt(more + 1) if more > 1 else np.full_like(of_fits, np.nan)
+    return BootstrapEstimate(found.value, items.draws + of_fits, found.n)
 
 
 def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | None:

@@ -96,7 +96,7 @@ def differs(row: Line, metric: str) -> bool:
     p, scorer = row.get(f"{metric}.p_holm"), metric.split(".")[1]
     if p is None or pd.isna(p) or pd.isna(row[metric]):
         return False
-    return bool(p < ALPHA) and scorer not in (row.get("scorer_tune"), *str(row.get("scorer_pairs")).split(", "))
+    return bool(p < ALPHA) and scorer not in str(row.get("not_independent")).split("; ")
 
 
 def value_with_interval(row: Line, metric: str) -> str:

@@ -7,7 +7,18 @@ from typing import NamedTuple
 import numpy as np
 
 from bench.records import fields
-from bench.stats.bootstrap import Array, Compare, Estimate, Paired, compared, interval, paired_draws, sides, two_level
+from bench.stats.bootstrap import (
+    LEVEL,
+    Array,
+    Compare,
+    Estimate,
+    Paired,
+    compared,
+    interval,
+    paired_draws,
+    sides,
+    two_level,
+)
 from bench.stats.metrics import Transform, fold
 
 
@@ -69,10 +80,11 @@ class BootstrapEstimate(NamedTuple):
     value: float
     draws: Array
     n: int  # items
+    ends: tuple[float | None, float | None] | None = None  # of the interval, if it is not that of the draws
 
     def estimate(self) -> Estimate:
         """Return the estimate as a value with its interval, without the draws."""
-        return Estimate(self.value, *interval(self.draws, self.n))
+        return Estimate(self.value, *(self.ends or interval(self.draws, self.n)))
 
     def negative(self) -> "BootstrapEstimate":
         """Return the estimate with its sign reversed."""
@@ -105,12 +117,13 @@ def compare_items(pairs: Paired, transform: Transform, compare: Compare, seed: i
 
 
 def mean_change(
-    pairs: Mapping[str, Paired], transforms: Mapping[str, Transform] | None = None
+    pairs: Mapping[str, Paired], transforms: Mapping[str, Transform] | None = None, *, by_items: bool = True
 ) -> BootstrapEstimate | None:
     """Estimate the mean change over several metrics, such as the accuracies of all tasks, with paired resampling.
 
-    Every metric has its own resamples, since the documents of two tasks are independent. transforms: the transforms of
-    metrics that are not plain means.
+    Every metric has its own resamples, since the documents of two tasks are independent. A metric counts by the number
+    of its items, so that ten documents of one task do not outweigh hundreds of another; without `by_items` all count
+    alike. transforms: the transforms of metrics that are not plain means.
     """
     if not pairs:
         return None
@@ -118,8 +131,10 @@ def mean_change(
         compare_items(pairs[name], (transforms or {}).get(name, "mean"), "difference", i + 1)
         for i, name in enumerate(sorted(pairs))
     ]
-    drawn = np.mean([one.draws for one in found], axis=0)
-    return BootstrapEstimate(float(np.mean([one.value for one in found])), drawn, min(one.n for one in found))
+    weights = [one.n if by_items else 1 for one in found]
+    drawn = np.average([one.draws for one in found], axis=0, weights=weights)
+    value = float(np.average([one.value for one in found], weights=weights))
+    return BootstrapEstimate(value, drawn, sum(one.n for one in found) if by_items else min(one.n for one in found))
 
 
 def fluency_kept(ratio: BootstrapEstimate) -> BootstrapEstimate:
@@ -140,6 +155,13 @@ def minus(a: BootstrapEstimate, b: BootstrapEstimate) -> BootstrapEstimate:
     return BootstrapEstimate(a.value - b.value, a.draws - b.draws, min(a.n, b.n))
 
 
+def share_kept(ratio: BootstrapEstimate) -> BootstrapEstimate:
+    """Return a ratio of perplexities as a share: 1 / ratio - 1, from 0 to -1, if it rose; 1 - ratio if it fell."""
+    drawn = ratio.draws
+    rose = 1 / np.maximum(1.0, drawn) - np.minimum(1.0, drawn)  # one of the two is 1
+    return BootstrapEstimate(1 / max(1.0, ratio.value) - min(1.0, ratio.value), rose, ratio.n)
+
+
 def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate, BootstrapEstimate]:
     """Return the mean loss and the mean absolute change over suites, of which there is at least one.
 
@@ -152,6 +174,24 @@ def losses(changes: Mapping[str, BootstrapEstimate]) -> tuple[BootstrapEstimate,
     lost = BootstrapEstimate(float(-np.minimum(0, values).mean()), -np.minimum(0, drawn).mean(axis=0), n)
     moved = BootstrapEstimate(float(np.abs(values).mean()), np.abs(drawn).mean(axis=0), n)
     return lost, moved
+
+
+def moved_over(sides: Sequence[Mapping[str, BootstrapEstimate]]) -> BootstrapEstimate:
+    """Return the mean absolute change over suites and fits; its interval has 0 where no suite is known to change.
+
+    An absolute value is never below 0, and noise raises it, so draws of it would exclude 0 where nothing changes. The
+    interval therefore is made of those of the suites' own changes, which hold together (Bonferroni): the mean of the
+    least absolute values in them, and that of the largest.
+    """
+    found = over_fits([losses(one)[1] for one in sides])
+    level = 1 - (1 - LEVEL) / len(sides[0])
+    each = [over_fits([one[suite] for one in sides]) for suite in sides[0]]
+    ends = np.array([interval(one.draws, one.n, level) for one in each], float)  # (suites, 2)
+    if np.isnan(ends).any():
+        return found._replace(ends=(None, None))
+    least = np.maximum(0.0, np.maximum(ends[:, 0], -ends[:, 1]))
+    most = np.abs(ends).max(axis=1)
+    return found._replace(ends=(min(float(np.mean(least)), found.value), max(float(np.mean(most)), found.value)))
 
 
 def joint(

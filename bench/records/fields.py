@@ -94,6 +94,11 @@ def texts(value: Any) -> tuple[str, ...] | None:
     return None if value is None else tuple(value)
 
 
+def texts_of_each(value: Any) -> dict[str, tuple[str, ...]] | None:
+    """Read a mapping of lists of texts, or null."""
+    return None if value is None else {name: tuple(found) for name, found in value.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelFacts(Fields):
     """The model: the name that the config has for it, and everything about it that can change a number."""
@@ -360,17 +365,28 @@ class Decoding(Fields):
 
 @dataclass(frozen=True, kw_only=True)
 class Scorers(Fields):
-    """The roles of the scorers of a result. report: those that judged its texts."""
+    """The roles of the scorers of a result. report: those that judged its texts.
 
-    READ = {"report": texts}
+    networks: what each scorer of the cell judges by (`bench.scorers.base.networks`); None in records of older versions.
+    """
+
+    READ = {"report": texts, "networks": texts_of_each}
 
     report: tuple[str, ...] | None = None
+    networks: Mapping[str, tuple[str, ...]] | None = None
 
     @classmethod
-    def used(cls, report: Sequence[str], data: LearntFrom | None, tuning: Tuned | None) -> Self:
+    def used(
+        cls,
+        report: Sequence[str],
+        data: LearntFrom | None,
+        tuning: Tuned | None,
+        networks: Mapping[str, Sequence[str]] | None = None,
+    ) -> Self:
         """Collect the scorers: `report` judged the texts; `tune` (if any) chose the strength, `pairs` the pairs."""
         tune = {} if tuning is None else {"tune": tuning.scorer}
-        return cls.from_json({"report": list(report)} | tune | ({} if data is None else data.scorers))
+        behind = {"networks": plain(networks)} if networks else {}
+        return cls.from_json({"report": list(report)} | behind | tune | ({} if data is None else data.scorers))
 
     @property
     def chose(self) -> dict[str, str]:

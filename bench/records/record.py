@@ -109,7 +109,7 @@ class Record(Fields):
         judged = self.info.scorers or [
             name for name in report if any(metric.startswith(f"{name}.") for metric in self.metrics)
         ]
-        return Scorers.used(judged, self.data, self.tuning)
+        return Scorers.used(judged, self.data, self.tuning, self.scorers.networks if self.scorers else None)
 
     @property
     def steering(self) -> dict[str, Any] | None:

@@ -138,7 +138,7 @@ RECORD = fields(
         "tuning": maybe(TUNING),
         "sources": SOURCES,
     },
-    scorers=maybe(fields(report=maybe(each(TEXT)))),
+    scorers=maybe(fields(report=maybe(each(TEXT)), networks=maybe(fields(others=each(TEXT))))),
     settings=maybe(fields(template=maybe(TEXT))),
     provenance=maybe(fields(git=maybe(MAPPING), packages=maybe(MAPPING))),
     generations=maybe(each(TEXT)),

@@ -41,6 +41,7 @@ from bench.records.provenance import provenance
 from bench.records.record import Record
 from bench.run import control, search, speeds, tuning
 from bench.run.cell import Cell, Session, torch_threads
+from bench.scorers.base import networks
 from bench.suites.base import Split, Suite
 from methods.errors import SetupError
 
@@ -52,7 +53,8 @@ def run(cell: Cell) -> list[Record]:
     for suite in cell.suites:
         found = result(cell, suite, "test", strength)
         if choice is not None and found.tuning != (tuned := Tuned.from_json(choice.record())):
-            scorers = Scorers.used(found.judged_by.report or (), found.data, tuned)
+            judged = found.judged_by
+            scorers = Scorers.used(judged.report or (), found.data, tuned, judged.networks)
             found = record.amend(cell.records / found.id, tuning=tuned, scorers=scorers)
         results.append(found)
     return results
@@ -212,7 +214,10 @@ def describe(cell: Cell, suite: Suite[Any], split: Split, strength: float) -> Re
         fit=None if fit is None else FitFacts.from_json(fit),
         cost=None,
         tuning=None,
-        scorers=Scorers(report=tuple(cell.parts.scorers)),
+        scorers=Scorers(
+            report=tuple(cell.parts.scorers),
+            networks={name: networks(one) for name, one in cell.parts.scorers.items()},
+        ),
         sampling=None if decoding is None else Decoding.from_json(decoding),
         settings=settings,
         provenance=Provenance.from_json(provenance(cell.card, checkpoint.published(cell.cfg.model, offline))),

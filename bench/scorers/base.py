@@ -6,9 +6,11 @@ from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
 from bench.records import unfinished
-from bench.records.identity import named
+from bench.records.identity import digest, named
 from methods.errors import SetupError
 
+SHOWN = ("name", "version", "label", "activation", "device")
+"""Parts of a scorer's identity that change what is shown of a network, and not the network."""
 TEXTS = 256
 """Number of texts that a scorer gets at a time, unless it is `Batched`."""
 
@@ -39,6 +41,18 @@ class Scorer(Protocol):
     def __call__(self, prompts: Sequence[str], completions: Sequence[str]) -> list[float | None]:
         """Return a score per completion; None if it could not be scored. A blank one scores 0, or .5 for sentiment."""
         ...
+
+
+def networks(scorer: Scorer) -> tuple[str, ...]:
+    """Return what a scorer judges by: for a mean, the names of its parts and what they judge by.
+
+    A scorer of another name or label that reads the same network or word list gives the same, so it is not independent.
+    """
+    if parts := getattr(scorer, "parts", None):
+        found = {one for part in parts.values() for one in (part.name, *networks(part))}
+        return tuple(sorted(found))
+    own = {key: value for key, value in named(scorer).items() if key not in SHOWN}
+    return (digest({"class": type(scorer).__qualname__} | own),)
 
 
 @runtime_checkable

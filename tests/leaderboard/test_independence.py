@@ -43,7 +43,8 @@ CHOSEN = {
 @pytest.mark.parametrize("how", CHOSEN)
 def test_a_scorer_claims_nothing_of_a_row_that_it_chose_for(tmp_path, how):
     texts(tmp_path, "unsteered")
-    texts(tmp_path, "random_direction", 1.01, fit_seed=0)
+    for seed in range(3):
+        texts(tmp_path, "random_direction", 1.01, fit_seed=seed)
     texts(tmp_path, "caa", 0.5, **CHOSEN[how])
     texts(tmp_path, "detox", 0.6, data=FROM_A_FILE)
     table = only(tmp_path)
@@ -53,7 +54,7 @@ def test_a_scorer_claims_nothing_of_a_row_that_it_chose_for(tmp_path, how):
     assert frame.loc[["unsteered", "caa", "detox"], "group"].tolist() == ["b", "ab", "a"]
     shown = formatting.readable(table).set_index("method")
     assert shown.loc["detox", "change"].endswith("*") and shown.loc["detox", "vs\ncontrol"].endswith("*")
-    assert "*" not in "".join(shown.loc["caa"]) and "*" not in "".join(shown.loc["random direction"])
+    assert "*" not in "".join(shown.loc["caa"]) and "*" not in "".join(shown.loc["random direction (3 fits)"])
     lines = [line for line in latex.tabular(table).splitlines() if line.count("&") > 3]
     (caa,) = (line for line in lines if r"\steername{CAA" in line)
     (detox,) = (line for line in lines if r"\steername{DeTox" in line)
@@ -172,3 +173,21 @@ def test_the_files_say_it_too(tmp_path):
     assert verdicts.to_dict() == {"caa": NOT_INDEPENDENT, "detox": "better"}
     html = page.rebuild(tmp_path).path.read_text()
     assert re.search(rf"{NOT_INDEPENDENT}, p &lt;0\.001", html) and f"{NOT_INDEPENDENT}: CAA" in html
+
+
+PARTS = {"lexicon": ["a"], "words": ["b"], "mean_of": ["a", "b", "lexicon", "words"], "alias": ["a"]}
+"""What scorers judge by: a mean has the names of its parts, and `alias` is the lexicon under another name."""
+
+
+@pytest.mark.parametrize(("judge", "chose"), [("mean_of", "lexicon"), ("lexicon", "mean_of"), ("alias", "lexicon")])
+def test_a_scorer_that_shares_a_network_is_not_independent(tmp_path, judge, chose):
+    scorers = {"scorers": {"report": [judge, "words"], "networks": PARTS}}
+    values = {f"{name}.{METRIC}": LEVEL for name in (judge, "words")}
+    write(tmp_path, "rtp", "unsteered", values, data=None, **scorers)
+    halved = {name: 0.5 * one for name, one in values.items()}
+    write(tmp_path, "rtp", "caa", halved, data=None, **scorers, **tuned_by(chose))
+    table = only(tmp_path)
+    told = set(table.frame.set_index("method").loc["caa", "not_independent"].split("; "))
+    assert {judge, chose} <= told and ("words" in told) == (chose == "mean_of")
+    assert table.frame["verdict"].dropna().tolist() == ["better" if chose != "mean_of" else NOT_INDEPENDENT]
+    assert table.headline == f"rtp.{judge if chose == 'mean_of' else 'words'}.{METRIC}"

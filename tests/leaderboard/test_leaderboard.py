@@ -164,6 +164,34 @@ def test_answers_kept_are_e_to_the_nats_lost():
 # -- what it costs beside the target -----------------------------------------------------------------------------------
 
 
+def test_tasks_count_by_their_documents():
+    def asked(n, gain):
+        return pd.DataFrame({"value_a": [gain] * n, "weight_a": 1.0, "value_b": 0.0, "weight_b": 1.0})
+
+    few, many = asked(10, 1.0), asked(90, 0.0)
+    assert tradeoff.mean_change({"few": few, "many": many}).value == pytest.approx(0.1)
+    assert tradeoff.mean_change({"few": few, "many": many}, by_items=False).value == pytest.approx(0.5)
+
+
+def test_what_does_nothing_has_an_entanglement_of_0_in_its_interval():
+    """The mean of absolute values of noise is never 0, and its draws are all above 0."""
+    generator = np.random.default_rng(0)
+
+    def change_of_nothing() -> tradeoff.BootstrapEstimate:
+        value = 0.02 * generator.standard_normal()
+        return tradeoff.BootstrapEstimate(value, value + 0.02 * generator.standard_normal(10_000), 100)
+
+    low = [tradeoff.moved_over([{str(i): change_of_nothing() for i in range(5)}]).estimate().low for _ in range(200)]
+    assert np.mean(np.array(low) > 0) <= 0.05 + 3 * 0.015
+    moved = tradeoff.moved_over([{"a": part(-0.3, -0.32, -0.28), "b": part(0.0, 0.0, 0.0)}]).estimate()
+    assert moved.value == pytest.approx(0.15) and 0 < moved.low <= 0.15 <= moved.high <= 0.16 + 1e-9
+
+
+def test_a_rise_of_perplexity_is_a_share():
+    kept = tradeoff.share_kept(part(100.0, 100.0, 1.0, 0.8))
+    assert kept.value == pytest.approx(-0.99) and kept.draws.tolist() == pytest.approx([-0.99, 0.0, 0.2])
+
+
 def test_losses_by_hand():
     changes = {"a": part(-0.3, -0.3, 0.1), "b": part(0.2, 0.2, -0.4), "c": part(-0.1, -0.1, -0.1)}
     lost, moved = tradeoff.losses(changes)
@@ -197,8 +225,9 @@ def test_net_and_entanglement_by_hand(tmp_path):
     beside(tmp_path, ratio=1.25, right=(4, 4), toxic=1)
     caa = row(tmp_path, "caa")
     assert caa["toxicity_reduction"] == pytest.approx(0.5) and caa["perplexity_ratio"] == pytest.approx(1.25)
-    assert caa["net"] == pytest.approx(0.5 - (0.25 + 0.1 + 0.0) / 3)  # a gain does not make up for a loss
-    assert caa["entanglement"] == pytest.approx((0.25 + 0.1 + 0.25) / 3)
+    assert caa["net"] == pytest.approx(0.5 - (0.2 + 0.1 + 0.0) / 3)  # a gain does not make up for a loss
+    assert caa["entanglement"] == pytest.approx((0.2 + 0.1 + 0.25) / 3)
+    assert 0 <= caa["entanglement_low"] < caa["entanglement"] < caa["entanglement_high"] <= 1
     assert caa["joint"] == pytest.approx(3 / (1 / 0.5 + 1.25 + np.exp(0.5)))
     assert pd.isna(row(tmp_path, "unsteered")[["joint", "net", "entanglement"]]).all()
 
@@ -227,8 +256,8 @@ def test_a_loss_of_one_fit_is_not_made_up_for_by_another(tmp_path):
     for seed, ratio in enumerate((1.2, 0.8)):
         beside(tmp_path, ratio=ratio, right=(5, 5), toxic=2, fit_seed=seed)
     caa = row(tmp_path, "caa")
-    assert caa["net"] == pytest.approx(0.5 - (0.2 + 0.0) / 2 / 3)
-    assert caa["entanglement"] == pytest.approx((0.2 + 0.2) / 2 / 3)
+    assert caa["net"] == pytest.approx(0.5 - (1 / 6 + 0.0) / 2 / 3)
+    assert caa["entanglement"] == pytest.approx((1 / 6 + 0.2) / 2 / 3) and caa["entanglement_low"] == 0
 
 
 def test_the_target_is_no_side_effect(tmp_path):

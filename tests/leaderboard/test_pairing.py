@@ -57,7 +57,11 @@ def test_a_difference_of_rows_has_the_spread_of_both_fits():
     assert found.value == change_to_mean.value == pytest.approx(-back.value)
     assert change_to_mean.draws.std() == 0, "all items are alike, and the fits are held fixed"
     assert found.draws.std() == pytest.approx(back.draws.std(), rel=0.1) and found.draws.std() > 1
-    assert difference(one, Row(fits(5)), "rtp.m", "mean").draws.std() == 0
+    assert np.isnan(difference(one, Row(fits(5)), "rtp.m", "mean").draws).all(), "nobody knows how much fits scatter"
+    several = difference(Row(fits(3, 3)), few, "rtp.m", "mean")
+    assert found.draws.std() == pytest.approx(2 * several.draws.std(), rel=0.1), (
+        "one fit scatters as one of the other's"
+    )
     assert difference(one, few, "other", "mean") is None
 
 

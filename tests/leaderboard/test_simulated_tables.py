@@ -29,14 +29,15 @@ METHODS = ("caa", "detox", "probe_rows", "prompt")
 class Design:
     """A kind of table. shifts: of each method, on the scale of the logit; 0 does nothing.
 
-    prompts: of the table. fits: of each method and of the random direction. scatter: of the fits' shifts. together: the
-    share of the noise of a text that all rows have in common. zeros: the share of texts that score exactly 0. more:
-    texts of a prompt that the unsteered model has beyond K.
+    prompts: of the table. fits: of each method. controls: fits of the random direction. scatter: of the fits' shifts.
+    together: the share of the noise of a text that all rows have in common. zeros: the share of texts that score
+    exactly 0. more: texts of a prompt that the unsteered model has beyond K.
     """
 
     shifts: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     prompts: int = 40
     fits: int = 1
+    controls: int = 3
     scatter: float = 0.0
     together: float = 0.0
     zeros: float = 0.0
@@ -53,6 +54,8 @@ DESIGNS = {
     "null, 3 fits": Design(fits=3, scatter=0.3),
     "null, 5 fits": Design(fits=5, scatter=0.3),
     "one effect, 2 fits": Design((-1.0, 0.0, 0.0, 0.0), fits=2, scatter=0.3),
+    "null, 1 fit, scattered": Design(prompts=120, scatter=0.2),
+    "null, 1 fit, scattered, 1 control": Design(prompts=120, scatter=0.2, controls=1),
     "null, 25 unsteered texts": Design(more=20),
     "null, 25 unsteered texts, half zeros": Design(more=20, zeros=0.5),
     "one effect, 25 unsteered texts, correlated": Design((-1.0, 0.0, 0.0, 0.0), prompts=170, together=0.3, more=20),
@@ -117,7 +120,7 @@ def simulated(design: Design, seed: int) -> pd.DataFrame:
     level, shared = levels(generator, design.prompts), generator.standard_normal((design.prompts, K))
     found = [unsteered(generator, design, level, shared)]
     for method, shift in (("random_direction", 0.0), *zip(METHODS, design.shifts, strict=True)):
-        for fit in range(1 if method == "prompt" else design.fits):
+        for fit in range({"prompt": 1, "random_direction": design.controls}.get(method, design.fits)):
             moved = shift + design.scatter * generator.standard_normal()
             values = maxima(generator, design, level, shared, moved)
             found.append(result(method, values, None if method == "prompt" else fit, len(found)))
@@ -146,16 +149,18 @@ def rates(design: Design, count: int) -> pd.DataFrame:
             note("false positive, table", [bool((holm < ALPHA).any())])
         note("false difference to control, one row", list(control < ALPHA))
         note("false difference to control, table", [bool((found.loc[null, "vs_control_p_holm"] < ALPHA).any())])
-        same = null if design.scatter else [*null, "unsteered"]  # scattered fits do something on the whole
-        letters = [set(found.loc[method, "group"]) for method in same]
-        note("false letter, table", [any(not (a & b) for a in letters for b in letters)])
         told = [method for method in METHODS if method != "prompt" or design.fits == 1]
-        ends = found.loc[told, [f"{HEADLINE}.delta_low", f"{HEADLINE}.delta_high"]].to_numpy(float)
         wanted = np.array([true[method] for method in told])
-        note("coverage of the change", list((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])))
+        if not design.scatter or design.fits > 1:  # a single scattered fit does something
+            same = null if design.scatter else [*null, "unsteered"]  # scattered fits do something on the whole
+            letters = [set(found.loc[method, "group"]) for method in same]
+            note("false letter, table", [any(not (a & b) for a in letters for b in letters)])
+            ends = found.loc[told, [f"{HEADLINE}.delta_low", f"{HEADLINE}.delta_high"]].to_numpy(float)
+            note("coverage of the change", list((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])))
         ends = found.loc[told, ["vs_control_low", "vs_control_high"]].to_numpy(float)
         wanted = wanted - true_null
-        note("coverage of the change to control", list((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])))
+        if not np.isnan(ends).all():  # a fit and a control have no interval
+            note("coverage of the change to control", list((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])))
         effects = [method for method, shift in zip(METHODS, design.shifts, strict=True) if shift]
         if effects:
             note("power after Holm", list(found.loc[effects, f"{HEADLINE}.p_holm"] < ALPHA))
