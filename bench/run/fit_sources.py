@@ -74,9 +74,15 @@ def _source(
     source: FitSource = build(node, tuple(PAIRS), **{**given, "scorer": scorers[node.scorer]})
     if (count := node.get("subset")) is not None:
         source = Subset(source, int(count), int(node.get("subset_seed", cfg.seed.fit)))
+    flip = float(node.get("flip", 0))
     if cfg.control is not None and control.how(method) == "flipped pairs":
+        if flip:
+            raise SetupError(
+                f"{name}.flip={flip:g}: a control swaps the labels of half of the pairs by itself; leave out one of "
+                f"control={cfg.control} and {name}.flip"
+            )
         return Flipped(source, control.FLIP, int(cfg.control))
-    if flip := float(node.get("flip", 0)):
+    if flip:
         source = Flipped(source, flip, int(node.get("flip_seed", cfg.seed.fit)))
     return source
 

@@ -1,7 +1,7 @@
 """The protocol that every scorer implements, its batches, and what counts as a score."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any, Protocol, runtime_checkable
 
@@ -70,6 +70,15 @@ class Fetched(Protocol):
 
     def fetch(self) -> None:
         """Fetch these files. Raises SetupError if that fails."""
+        ...
+
+
+@runtime_checkable
+class Labelled(Protocol):
+    """A scorer whose network judges by several labels; a result keeps the scores of all of them beside the score."""
+
+    def by_label(self, completions: Sequence[str]) -> Mapping[str, list[float | None]]:
+        """Return a score per completion for each label; None if it could not be scored."""
         ...
 
 

@@ -68,7 +68,8 @@ class ToxicComment:
     - embedding of 50, LSTM of 50 in each direction (tanh, sigmoid at the gates, in the order i f c o), both directions
       side by side, maximum over the 100 places, 50 rectified units, 6 sigmoids. Dropout is for training.
 
-    label: one of LABELS, whose probability is the score; the package's own `predict` is the mean of all six. A blank
+    label: one of LABELS, whose probability is the score; the package's own `predict` is the mean of all six, and a
+    result keeps all six in its `scores.parquet`. A blank
     text scores 0; a text of only unknown words scores like padding, .07. name: the name under which its scores are
     stored, so that several labels can judge one run; it is also the scorer's key in conf/scorer.
 
@@ -112,16 +113,21 @@ class ToxicComment:
         Raises SetupError if the wheel cannot be fetched, or does not hold such a network.
         """
         del prompts
-        scores: list[float | None] = [0.0] * len(completions)
+        return self.by_label(completions)[self.label]
+
+    def by_label(self, completions: Sequence[str]) -> dict[str, list[float | None]]:
+        """Return the probability of each of LABELS for each completion; see `__call__`."""
+        scores: dict[str, list[float | None]] = {label: [0.0] * len(completions) for label in LABELS}
         judged = [i for i, text in enumerate(completions) if text.strip()]
         if not judged:
             return scores
-        network, column = read(wheel(WHEEL, self.sources.cache, self.sources.offline)), LABELS.index(self.label)
+        network = read(wheel(WHEEL, self.sources.cache, self.sources.offline))
         for start in range(0, len(judged), TEXTS):
             rows = judged[start : start + TEXTS]
             found = probabilities([completions[i] for i in rows], network)
             for i, of_text in zip(rows, found, strict=True):
-                scores[i] = None if math.isnan(of_text[column]) else of_text[column]
+                for label, one in zip(LABELS, of_text, strict=True):
+                    scores[label][i] = None if math.isnan(one) else one
         return scores
 
 

@@ -16,7 +16,7 @@ from bench.model.decoding import Sampling, thinking_facts
 from bench.model.generation_cache import generate
 from bench.model.lm import LM, Generated
 from bench.records.identity import named
-from bench.scorers.base import Scorer, unique_scores
+from bench.scorers.base import Labelled, Scorer, unique_scores
 from bench.stats import metrics
 from bench.suites.base import Answers, Split, Suite, SuiteError, SuiteResult
 from methods.errors import SetupError
@@ -229,6 +229,9 @@ class Judged(Continued):
             for scorer in self.judges:
                 scored = np.array(unique_scores(scorer, asked, texts), dtype=float)  # None becomes NaN
                 frame[scorer.name] = np.where(cut, np.nan, scored)
+                if isinstance(scorer, Labelled):
+                    for label, scored in _by_label(scorer, texts).items():
+                        frame[f"{scorer.name}.{label}"] = np.where(cut, np.nan, scored)
             frames.append(frame)
             thinking.update(thinking_facts(rows))
             unanswered += sum(cut)
@@ -260,3 +263,10 @@ class Judged(Continued):
                 items.append(table)
         info = self.facts(split) | {"scorers": [scorer.name for scorer in self.judges]} | thinking
         return SuiteResult(found, pd.concat(items, ignore_index=True)[metrics.ITEM_COLUMNS], scores, info)
+
+
+def _by_label(scorer: Labelled, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return the scores of each label, (B,), judging equal texts once; NaN for a text that could not be scored."""
+    distinct, of_text = np.unique(np.array(texts, dtype=object), return_inverse=True)
+    found = scorer.by_label(distinct.tolist())
+    return {label: np.array(scored, dtype=float)[of_text] for label, scored in found.items()}

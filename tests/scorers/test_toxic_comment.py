@@ -137,6 +137,12 @@ def test_each_label_is_as_by_hand(scorer, weights, label):
     assert max(judged) - min(judged) > 0.01  # it has opinions
 
 
+def test_all_labels_come_at_once(scorer):
+    found = scorer.by_label(TEXTS)
+    assert list(found) == list(LABELS)
+    assert all(found[label] == replace(scorer, label=label)(["p"] * len(TEXTS), TEXTS) for label in LABELS)
+
+
 def test_the_prompt_does_not_count_and_no_text_is_no_score(scorer):
     assert scorer(["bad"], ["good"]) == scorer(["walk"], ["good"])
     assert scorer([], []) == [] and scorer(["p"] * 2, ["", "\t"]) == [0.0, 0.0]

@@ -65,6 +65,26 @@ def test_blocks_change_nothing_and_are_kept_one_by_one(sources, tmp_path, monkey
     assert set(whole.scores["item"]) < set(more.scores["item"])
 
 
+class Labels(Length):
+    """Also says how many vowels there are, and each text is asked about once."""
+
+    def by_label(self, completions):
+        assert len(set(completions)) == len(completions)
+        return {"length": self(completions, completions), "vowels": [self.vowels(one) for one in completions]}
+
+    def vowels(self, text):
+        return min(1.0, sum(letter in "aeiou" for letter in text) / 50)
+
+
+def test_all_labels_of_a_network_are_columns_of_the_scores(sources):
+    found = measure(suite(sources, scorers=[Labels()]), tiny_lm(), "test")
+    plain = measure(suite(sources, scorers=[Length()]), tiny_lm(), "test")
+    assert found.metrics == plain.metrics and found.info == plain.info
+    assert found.scores["length.length"].equals(found.scores["length"].rename("length.length"))
+    assert found.scores["length.vowels"].nunique() > 2
+    assert set(found.scores) - set(plain.scores) == {"length.length", "length.vowels"}
+
+
 def test_no_text_outlives_the_next_block(sources, monkeypatch):
     """So the memory for texts does not grow with the number of prompts; what stays is a row of numbers for each."""
 
