@@ -243,8 +243,11 @@ def found_out(table: Table) -> list[str]:
         if len(least):
             lines.append(could_have_found(frame, metric, count, "" if table.toxicity else f" in {metric}"))
     elif table.baseline is not None and f"{metric}.p" in frame and (p := frame[f"{metric}.p"].dropna()).size:
-        rows = "the row, a control, differs" if len(p) == 1 else f"the {len(p)} rows, all controls, differ"
-        lines.append(f"{int((p < ALPHA).sum())} of {rows} from unsteered in {metric} at p < {ALPHA:g}, uncorrected.")
+        differ = int((p < ALPHA).sum())
+        who = f"{differ} of the {len(p)} rows, all controls, differ"
+        if len(p) == 1:
+            who = "The row, a control, differs" if differ else "The row, a control, does not differ"
+        lines.append(f"{who} significantly from the unsteered model in {metric}.")
         lines.append(could_have_found(frame, metric, 1, f" in {metric}"))
     p = frame.get("vs_control_p_holm", pd.Series(dtype=float)).dropna()
     if len(p) and not (p < ALPHA).any():
@@ -266,7 +269,7 @@ def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "
         (corrected,) = after
         told += f" before correction, and one of {corrected.median():.2f}"
         unsteered = frame.loc[frame["family"] == BASELINE_FAMILY, metric]
-        if len(unsteered) == 1 and float(unsteered.iloc[0]) > 0:
+        if len(unsteered) == 1 and float(unsteered.iloc[0]) > corrected.median():
             told += f" ({corrected.median() / float(unsteered.iloc[0]):.0%} of the unsteered value)"
         told += f" after Holm over {count} rows"
     return f"{told}; smaller changes may be missed."
