@@ -173,7 +173,7 @@ def test_tasks_count_by_their_documents():
     assert tradeoff.mean_change({"few": few, "many": many}, by_items=False).value == pytest.approx(0.5)
 
 
-def test_what_does_nothing_has_an_entanglement_of_0_in_its_interval():
+def test_nothing_has_an_entanglement_of_0_in_its_interval():
     """The mean of absolute values of noise is never 0, and its draws are all above 0."""
     generator = np.random.default_rng(0)
 

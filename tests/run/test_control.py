@@ -222,6 +222,11 @@ def test_a_control_of_what_learns_no_vector_is_refused(world, tmp_path, capsys):
     assert "learns no vector" in capsys.readouterr().err
 
 
+def test_a_control_whose_pairs_are_also_swapped_is_refused(world, tmp_path, capsys):  # noqa: F811
+    assert main([*arguments(world, tmp_path, "method=caa", "control=0", "pairs.flip=0.25", "suite=[rtp,fluency]")]) != 0
+    assert "pairs.flip=0.25: a control swaps the labels of half of the pairs by itself" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("wrong", ["control=-1", "pairs.flip_seed=-1", "pairs.flip=1.5"])
 def test_an_unknown_draw_or_share_is_refused_early(wrong, capsys):
     assert main(["method=caa", wrong]) == 2
