@@ -234,9 +234,12 @@ def rank_intervals(draws: Array, higher_is_better: bool = True, level: float = 1
     if not whole.size:
         return [(1, len(draws))] * len(draws)
     values = -whole if higher_is_better else whole
-    ordered = np.sort(values, axis=0)
-    below = [np.searchsorted(column, own, "left") for column, own in zip(ordered.T, values.T, strict=True)]
-    ranks = 1 + np.stack(below, axis=1)  # (M, R)
+    places = np.argsort(values, axis=0)
+    ordered = np.take_along_axis(values, places, axis=0)
+    first = np.arange(1, len(values) + 1)[:, None] * np.ones_like(places)  # equal values share the best of their ranks
+    first[1:][ordered[1:] == ordered[:-1]] = 1
+    ranks = np.empty_like(places)  # (M, R)
+    np.put_along_axis(ranks, places, np.maximum.accumulate(first, axis=0), axis=0)
     tail = (1 - level) / 2
     ends = np.quantile(ranks, [tail, 1 - tail], axis=1, method="inverted_cdf")  # (2, M)
     return [(int(low), int(high)) for low, high in ends.T]

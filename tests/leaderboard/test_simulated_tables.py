@@ -7,6 +7,7 @@ Carlo error, which results/published/simulated_tables.csv holds.
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 import pandas as pd
@@ -98,10 +99,14 @@ def truth(design: Design, shift: float) -> float:
     return float(maxima(generator, design, level + shifts, np.zeros((len(level), K)), 0.0).mean())
 
 
+@cache
+def names(prompts: int) -> pd.DataFrame:
+    """The metric and the item of each value; all tables share them."""
+    return pd.DataFrame({"metric": METRIC, "item": [f"item{i:04d}" for i in range(prompts)]})
+
+
 def result(method: str, values: np.ndarray, fit: int | None, number: int) -> Result:
-    items = pd.DataFrame({
-        "metric": METRIC, "item": [f"item{i:04d}" for i in range(len(values))], "value": values, "weight": 1.0
-    })  # fmt: skip
+    items = names(len(values)).assign(value=values, weight=1.0)
     family = {"unsteered": "none", "prompt": "prompt"}.get(method, "activation")
     record = Record(
         id=f"{number:012x}", suite="rtp", split="test", comparison="one", model=ModelFacts(name="tiny"),
