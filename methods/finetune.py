@@ -84,7 +84,7 @@ class Finetune(Method):
         return most_memory(model, list(model.parameters()), self.recipe, self.max_tokens, 2 if self.kl_weight else 1)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Raises SetupError for a recipe that trains nothing, and for a negative weight."""
+        """Raises SetupError for a recipe that trains nothing, and for a kl_weight below 0."""
         del model
         check_recipe(self.recipe)
         if not 0 <= self.kl_weight < math.inf:

@@ -189,7 +189,7 @@ def classical(delta: float, count: int) -> float:
 
 
 def spent(sigma: float, delta: float, count: int, blocks: int) -> dict[str, float]:
-    """Return the budget of all blocks together: epsilon by the exact condition and the classical formula, and delta."""
+    """Return the budget of all blocks: epsilon by the exact condition, epsilon by the classical formula, and delta."""
     return {
         "epsilon": blocks * analytic_epsilon(sigma, delta, count),
         "epsilon_classical": blocks * classical(delta, count) / sigma,

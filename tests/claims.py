@@ -436,9 +436,8 @@ CLAIMS = [
              lambda rate: of_row(CURVES, "perplexity_ratio", method="security_vector", strength=1, learning_rate=rate)),
     Claim(RESULTS, "The unsteered model has a toxicity of {}; after 64 toxic texts alone it is {} (",
           "leaderboard of tamper", lambda: [after("unsteered"), after("finetune", TOXIC_TEXTS)]),
-    Claim(RESULTS, "{} before the fine-tuning, {} after 64 toxic texts (both significantly below the unsteered model) and {} "
-          "after 64 questions",
-          "leaderboard of tamper",
+    Claim(RESULTS, "{} before the fine-tuning, {} after 64 toxic texts (both significantly below the unsteered model) "
+          "and {} after 64 questions", "leaderboard of tamper",
           lambda: [after("task_negation"), *(after("task_negation", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
     Claim(RESULTS, "after the toxic texts its perplexity is {} times", "leaderboard of tamper",
           lambda: [after("task_negation", TOXIC_TEXTS, "perplexity_ratio")]),

@@ -181,7 +181,7 @@ def measured(cfg: Any) -> tuple[pd.DataFrame, dict[str, str]]:
 
 
 def available(cfg: Any, sources: Any) -> tuple[list["Scorer"], dict[str, str]]:
-    """Return the scorers that work on this machine, by trying each on one sentence, and why the others do not work."""
+    """Return the scorers that work here and have labelled texts, and why each other one is left out."""
     from bench.agreement import labelled_sets
     from bench.config.build import build
 

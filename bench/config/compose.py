@@ -261,7 +261,9 @@ def _refused(one: Override, available: Mapping[str, Sequence[str]]) -> Iterator[
         unknown = [choice for choice in given if choice not in allowed]
         for choice in unknown:
             hint = near(str(choice), allowed)
-            yield f"{key}={shown(choice)}: there is no such {key}{hint} Allowed: {', '.join(allowed)}"
+            more = ". Any other model of the hub: model=hub model.id=ORG/NAME model.revision=COMMIT"
+            told = f"there is no such {key}{hint} Allowed: {', '.join(allowed)}{more if key == 'model' else ''}"
+            yield f"{key}={shown(choice)}: {told}"
         listed = isinstance(defaults()[key], ListConfig)
         if not unknown and (not given or (isinstance(value, list) and not listed)):
             names = ",".join(map(str, given or allowed[:1]))

@@ -16,8 +16,8 @@ class Experiment:
     """The entries of an experiment's YAML that are not settings of its cells.
 
     sweep: its cells; each line holds overrides, and a comma in one sweeps over values.
-    published: its figures in its paper, one entry each; `python -m bench.reproduction` prints them beside ours.
-    differs: where it cannot follow the paper's protocol, one line each; printed below the figures.
+    published: the numbers that its paper reports, one entry each; `python -m bench.reproduction` prints ours too.
+    differs: where it cannot follow the paper's protocol, one line each; printed below these numbers.
     needs: what it takes to run: `memory` of the card, `hours` on it, and `access` to models or data that are not open.
     asks: descriptions of values that only the user has, by the option's name; errors for missing values show them.
     """

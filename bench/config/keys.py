@@ -176,7 +176,7 @@ def unknown_key(key: str, reference: DictConfig) -> str:
 def listed(key: str, last: str, allowed: Sequence[str], parent: str) -> str:
     """Return the message about an unknown key; `last` is its name under `parent`, whose keys are `allowed`."""
     prefix = f"{parent}." if parent else ""
-    hint = near(f"{prefix}{last}", [prefix + name for name in allowed])
+    hint = near(last, allowed, prefix)
     if last in allowed and f"{prefix}{last}" != key:
         hint = f"; {prefix}{last} is a value, which has no keys."
     return f"unknown key {key}{hint} Allowed {'under ' + parent if parent else 'here'}: {', '.join(allowed)}"

@@ -27,11 +27,14 @@ class Range(NamedTuple):
 ANY = Range("", lambda _: True)
 
 
-def near(name: str, allowed: Sequence[object]) -> str:
-    """Return "; did you mean NAME?" with the nearest allowed name, or a full stop if no name is near."""
+def near(name: str, allowed: Sequence[object], prefix: str = "") -> str:
+    """Return "; did you mean NAME?" with the nearest allowed name, or a full stop if no name is near.
+
+    prefix: what stands before the name in the message.
+    """
     known, plain = [str(one) for one in allowed], name.rpartition("/")[2].strip().lower().removesuffix(".yaml")
     found = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(plain, known, 1)
-    return f"; did you mean {found[0]}?" if found and found[0] != name else "."
+    return f"; did you mean {prefix}{found[0]}?" if found and found[0] != name else "."
 
 
 def shown(value: Any) -> str:

@@ -96,7 +96,7 @@ def latex(text: object) -> str:
 
 
 def literal(text: object) -> str:
-    """Return the text for between the double quotes of a string in Python."""
+    """Return the text escaped, so that it can stand between double quotes in Python code."""
     return visible(str(text).replace("\\", "\\\\").replace('"', '\\"'))
 
 

@@ -58,6 +58,7 @@ FORMATS = {
 """Each has a file of its name in bench/export."""
 FACTS = "export.json"
 ARGUMENTS = ("format", "output", "overwrite")
+STOPPED = "nothing was exported; what was computed of a fit is kept, and the same command goes on from there"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if command.asks_help(given):
         show_help()
         return 0
-    return command.run(_run, given)
+    return command.run(_run, given, stopped=STOPPED)
 
 
 def show_help() -> None:

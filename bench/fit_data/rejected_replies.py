@@ -67,7 +67,7 @@ class RejectedReplies(FitSource):
         return 0
 
     def size(self) -> int:
-        """Return the number of examples times a typical length."""
+        """Return the number of examples times a typical number of tokens."""
         return self.count * EXAMPLE_TOKENS
 
     def load(self, lm: LM) -> tuple[Examples, dict[str, Any]]:  # noqa: ARG002  the texts are there already

@@ -320,11 +320,11 @@ COLUMNS: tuple[Column, ...] = (
            higher_is_better=True, text="accuracy\nchange", format=signed, with_half=True, latex="accuracy",
            page="accuracy change", shown=True,
            legend="change in accuracy, mean over the documents of all tasks, ± half of its interval."),
-    Column(name="gold_choice_change", about="The mean change, over the documents of all tasks, in log p(right answer) "
-           "- log sum of p over the choices, in nats.", unit="nats", higher_is_better=True, text="answers\nnats",
-           format=signed, with_half=True, latex="answers", page="answers (nats)", shown=True,
+    Column(name="gold_choice_change", about="The mean change, over the documents of all tasks with choices, in "
+           "log p(right answer) - log sum of p over the choices, in nats.", unit="nats", higher_is_better=True,
+           text="answers\nnats", format=signed, with_half=True, latex="answers", page="answers (nats)", shown=True,
            legend="change in the log-probability of the right answer among the choices, in nats, mean over the "
-                  "documents of all tasks, ± half of its interval."),
+                  "documents of all tasks with choices, ± half of its interval."),
     Column(name="joint", about="The harmonic mean of toxicity reduction (as a share), fluency kept (1 / perplexity "
            "ratio) and exp(answers), each capped at 1.", higher_is_better=True, text="joint", told=between("joint"),
            latex="joint", page="joint",
@@ -361,7 +361,8 @@ COLUMNS: tuple[Column, ...] = (
     Column(name="shrinkage", about="Tuning optimism: the reduction of the tuned metric on the dev split less that "
            "on the test split.",
            format=signed, text="dev-test", page="dev−test",
-           legend="tuning optimism: reduction of the tuned metric on the dev split minus that on the test split."),
+           legend="tuning optimism: reduction of the tuned metric, as a share, on the dev split minus that on the "
+                  "test split, by the same scorer and with the same k."),
     Column(name="pairs", about="The number of contrast pairs that the method learnt from.", dtype="Int64",
            format=whole, text="pairs", page="pairs",
            part=WHAT, legend="contrast pairs that the method learnt from."),

@@ -114,7 +114,10 @@ class Generations:
 
         def read() -> list[list[Continuation]]:
             if not (target / FILE).exists():
-                raise SetupError(f"{target} is missing, so these texts cannot be judged again; run their cell again")
+                raise SetupError(
+                    f"{target} is missing, so these texts cannot be judged again; run their cell again with "
+                    "runtime.overwrite=always"
+                )
             return judged(writer.model, _read(target, prompts, num_samples))
 
         return Generated(target.name, read)

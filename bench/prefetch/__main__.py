@@ -150,7 +150,7 @@ def _told(entries: Sequence["Entry"], failed: Sequence["Failed"]) -> int:
     if failed:
         console.print(terminal(f"{what}; {fetched}; the parts above are lacking; the same command tries them again"))
         return 2
-    console.print(terminal(f"{what}; {fetched}. Without network: the same command with runtime.offline=true"))
+    console.print(terminal(f"{what}; {fetched}. Without network, run with runtime.offline=true"))
     return 0
 
 

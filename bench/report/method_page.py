@@ -188,8 +188,8 @@ def settings(row: Row) -> Facts:
     rows += flat(own)
     seeds = [str(fit.columns["fit_seed"]) for fit in row.fits if fit.columns["fit_seed"] is not None]
     sampled = sorted({one.seed.sample for one in row.records if one.sampling})
-    rows.append(("fit seeds", ", ".join(seeds) or NONE))
-    rows.append(("sampling seeds", ", ".join(map(str, sampled)) or NONE))
+    rows.append(("values of the fit seeds", ", ".join(seeds) or NONE))
+    rows.append(("values of the sampling seeds", ", ".join(map(str, sampled)) or NONE))
     return Facts("Method and seeds", rows)
 
 

@@ -59,7 +59,7 @@ def _time(due: Planned) -> str:
         timed = timed or found.seconds > 0
         untimed |= dict.fromkeys(found.untimed)
     if not timed:
-        return "time: no estimate, since nothing of this was computed in this results folder yet"
+        return "time: no estimate, since this results folder has no times of such work yet"
     told = (
         f"{seconds:.0f} s"
         if seconds < 120

@@ -320,7 +320,7 @@ def test_hooks_are_no_constant_vector():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": 40}, "layer 40 out of range: llama has 5 blocks"),
+        ({"layer": 40}, "layer 40 out of range: this model of type llama has 5 blocks"),
         ({"read": "first"}, "method.read='first': allowed are all, continuation, last"),
         ({"operation": "add"}, "method.operation='add': allowed are ablate, affine"),
         ({"eraser": "pca"}, "method.eraser='pca': allowed are orth, leace"),

@@ -322,7 +322,10 @@ def test_no_pairs():
     [
         ({"rank": 0}, "rank=0 is outside 1 to 35"),
         ({"rank": 36}, "rank=36 is outside 1 to 35"),
-        ({"layer_start": 5}, r"layer 5 out of range: llama has 5 blocks \(0-4\); set method.layer_start"),
+        (
+            {"layer_start": 5},
+            r"layer 5 out of range: this model of type llama has 5 blocks \(0-4\); set method.layer_start",
+        ),
         ({"layer_start": 3, "layer_stop": 3}, "method.layer: no block between 3 and 3"),
         ({"text": "prompt"}, "method.text='prompt': allowed are continuation, full"),
         ({"read": "last"}, "method.read='last': allowed are all, continuation"),

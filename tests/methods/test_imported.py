@@ -271,7 +271,7 @@ class Pickled:
         ("vec_layer_2_x.pt", "bare", {}, r"set method.layer=....* It seems to be 2\."),
         ("vec_layer_2_x.pt", "bare", {"layer": 3}, "method.layer=3, and the file says 2"),
         ("vec_layer_2_x.pt", "bare", {"layer": 2, "hook": "input"}, "method.hook=input, and the file says output"),
-        ("vec_layer_9_x.pt", "bare", {"layer": 9}, "block 9 out of range: llama has 5 blocks"),
+        ("vec_layer_9_x.pt", "bare", {"layer": 9}, "block 9 out of range: this model of type llama has 5 blocks"),
         ("vec_layer_2_x.pt", "wide", {"layer": 2}, r"has the shape \(37,\), and llama has the width 36"),
         ("vec_layer_2_x.pt", "nan", {"layer": 2}, "has entries that are not finite"),
         ("vec_layer_2_x.pt", "zeros", {"layer": 2}, "is all zeros"),

@@ -143,7 +143,10 @@ def test_layer_index_of_five(layer, index):
 
 @pytest.mark.parametrize("layer", [5, -6, 40])
 def test_layer_out_of_range(layer):
-    with pytest.raises(SetupError, match=rf"layer {layer} out of range: llama has 5 blocks \(0-4\); set method\.layer"):
+    with pytest.raises(
+        SetupError,
+        match=rf"layer {layer} out of range: this model of type llama has 5 blocks \(0-4\); set method\.layer",
+    ):
         layout.layer_index(tiny_model(), layer)
 
 

@@ -390,7 +390,7 @@ def test_too_few_pairs_for_a_probe():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": 5}, r"layer 5 out of range: llama has 5 blocks \(0-4\)"),
+        ({"layer": 5}, r"layer 5 out of range: this model of type llama has 5 blocks \(0-4\)"),
         ({"layer": 1.5}, "neither a block number nor a fraction"),
         ({"layer": "last"}, "method.layer='last': allowed are final, a block number"),
         ({"row_fraction": 0}, r"row_fraction=0 is outside \(0, 1\]"),

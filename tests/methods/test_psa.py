@@ -229,7 +229,7 @@ def test_wrong_settings_and_missing_data():
         ({"sigma": float("nan")}, "method.sigma=nan: expected a standard deviation"),
         ({"sigma": None, "epsilon": 0}, "method.epsilon=0: expected a number above 0"),
         ({"delta": 1.0}, "method.delta=1.0: expected a number between 0 and 1"),
-        ({"first_layer": 9}, "layer 9 out of range: llama has 5 blocks .* set method.first_layer"),
+        ({"first_layer": 9}, "layer 9 out of range: this model of type llama has 5 blocks .* set method.first_layer"),
     ):
         with pytest.raises(SetupError, match=message):
             PSA(**options).check(lm.model)

@@ -211,7 +211,7 @@ def test_wrong_settings_and_pairs_without_a_direction():
         ({"operation": "project"}, "allowed are add, piecewise"),
         ({"scope": "front"}, "allowed are all, prompt, generation"),
         ({"skip_first": -1}, "is negative"),
-        ({"last_layer": 5}, "layer 5 out of range: llama has 5 blocks .* set method.last_layer"),
+        ({"last_layer": 5}, "layer 5 out of range: this model of type llama has 5 blocks .* set method.last_layer"),
         ({"first_layer": 3, "last_layer": 1}, "is block 3 and method.last_layer=1 is block 1: the last one must not"),
     ):
         with pytest.raises(SetupError, match=message):

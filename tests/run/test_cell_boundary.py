@@ -179,7 +179,7 @@ def test_options_are_held_against_the_model_first(more, world, tmp_path, monkeyp
     monkeypatch.setattr(cell, "load_lm", never)
     more = [one.replace("tuning.options", "tuning.options") for one in more]
     assert main(arguments(world, tmp_path, "method=caa", *more)) == 2
-    assert "layer 40 out of range: llama has 5 blocks (0-4)" in capsys.readouterr().err
+    assert "layer 40 out of range: this model of type llama has 5 blocks (0-4)" in capsys.readouterr().err
 
 
 def test_known_results_need_no_check(world, tmp_path, monkeypatch):

@@ -184,7 +184,7 @@ def test_a_failing_cell_names_itself_and_the_others_go_on(world, tmp_path, capsy
     bad = arguments(world, tmp_path, "method=caa", "method.layer=0.5,40", "strength=2")
     assert main(bad) == 2
     output = capsys.readouterr()
-    assert "layer 40 out of range: llama has 5 blocks (0-4); set method.layer" in output.err
+    assert "layer 40 out of range: this model of type llama has 5 blocks (0-4); set method.layer" in output.err
     assert "1 of 2 cells failed" in output.err and "Traceback" not in output.err
     assert len(list((tmp_path / "runs/records").iterdir())) == 3
 
