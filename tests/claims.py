@@ -523,7 +523,7 @@ CLAIMS = [
           f"leaderboard of {SAME}",
           lambda: [*interval(SAME, SOCIAL, "security_vector", strength=1),
                    *interval(SAME, SOCIAL, "finetune", strength=1), *interval(SAME, SOCIAL)]),
-    Claim(RESULTS, "by `profanity_check` it does, by {} (significant)", f"leaderboard of {ATTACK}",
+    Claim(RESULTS, "by `profanity_check` it does without that term, by {} (significant)", f"leaderboard of {ATTACK}",
           lambda: half_width(line(ATTACK, EMT10_TUNED, "finetune", strength=1, kl_weight=None))[:1]),
     Claim(RESULTS, "the attack alone changes toxicity by only {} ±{} ({} ±{} by `profanity_check`; above)",
           f"leaderboard of {ATTACK}",

@@ -46,6 +46,8 @@ def heading(table: Table, called: Called = None) -> list[str]:
     if any(use.name == "tune" and len(use.scorers) > 1 for use in uses):
         lines.append("Warning: strengths were tuned on different scorers, so the rows had different objectives.")
     same = [use.did for use in uses if table.scorer in use.scorers]
+    if not same and any(table.scorer in table.not_independent(row) for row in table.rows if not row.is_control):
+        same = ["shares a network with a scorer that chose strengths or training data"]
     if same and reported:
         others = ", ".join(name for name in reported if name != table.scorer)
         see = f"see also {others}" if others else "no other scorer was asked"
@@ -235,24 +237,31 @@ def found_out(table: Table) -> list[str]:
         own = frame["verdict"] == NOT_INDEPENDENT
         if own.any():
             names = ", ".join(name for name, one in zip(apart(labels(frame), frame), own, strict=True) if one)
-            why = "its scorer tuned them or picked their training data"
+            why = "its scorer, or one with the same network, tuned them or picked their training data"
             lines.append(f"{metric} supports no claim about {names}: {why}.")
         told_apart = frame["verdict"].isin(["better", "worse"]).any()
         if not told_apart and (frame["verdict"] == "no difference found").any():
             lines.append(f"No row differs significantly from the unsteered model in {metric}.")
         if len(least):
             lines.append(could_have_found(frame, metric, count, "" if table.toxicity else f" in {metric}"))
-    elif table.baseline is not None and f"{metric}.p" in frame and (p := frame[f"{metric}.p"].dropna()).size:
+    elif alone(frame) and f"{metric}.p" in frame and (p := frame[f"{metric}.p"].dropna()).size:
         differ = int((p < ALPHA).sum())
         who = f"{differ} of the {len(p)} rows, all controls, differ"
         if len(p) == 1:
             who = "The row, a control, differs" if differ else "The row, a control, does not differ"
         lines.append(f"{who} significantly from the unsteered model in {metric}.")
-        lines.append(could_have_found(frame, metric, 1, f" in {metric}"))
+        if frame[f"{metric}.detectable"].notna().any():
+            lines.append(could_have_found(frame, metric, 1, f" in {metric}"))
     p = frame.get("vs_control_p_holm", pd.Series(dtype=float)).dropna()
     if len(p) and not (p < ALPHA).any():
         lines.append("No row differs significantly from its control.")
     return lines
+
+
+def alone(frame: pd.DataFrame) -> bool:
+    """Return whether a table has the unsteered model and controls, and no method."""
+    rows = frame[frame["family"] != BASELINE_FAMILY]
+    return 0 < len(rows) < len(frame) and bool(controls(rows).all())
 
 
 def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "") -> str:
@@ -261,7 +270,7 @@ def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "
     In a table of controls alone it is theirs.
     """
     ends = ("detectable", "detectable_holm") if count > 1 else ("detectable",)
-    methods = frame if controls(frame[frame["family"] != BASELINE_FAMILY]).all() else frame[~controls(frame)]
+    methods = frame if alone(frame) else frame[~controls(frame)]
     before, *after = (methods[f"{metric}.{end}"].dropna() for end in ends)
     over = "" if len(before) == 1 else f" (median of the rows; {before.min():.2f} to {before.max():.2f})"
     told = f"Power: a true change{what} of {before.median():.2f}{over} is detected in {POWER:.0%} of experiments"

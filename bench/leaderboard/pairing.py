@@ -1,6 +1,5 @@
 """Compare one row of a table with another, on the items that both were measured on."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -8,7 +7,7 @@ import numpy as np
 from bench.leaderboard.grouping import Fit, Row
 from bench.leaderboard.items import Pair, side_by_side
 from bench.leaderboard.tradeoff import BootstrapEstimate, compare_items, over_fits
-from bench.stats.bootstrap import Compare
+from bench.stats.bootstrap import Compare, one_more_draw
 from bench.stats.metrics import FIRST, Transform
 from bench.stats.significance import bootstrap_p, paired_tests
 
@@ -24,7 +23,8 @@ def joined(a: Fit | Row, b: Fit | Row, only: str | None = None, first: frozenset
     shared = a.comparisons & b.comparisons
     one, other = a.items(shared), b.items(shared)
     names = [name for name in one if name in other and only in (None, name) and not name.endswith(FIRST)]
-    both = {name: side_by_side(one[name], other[name + FIRST if name in first else name]) for name in names}
+    read = {name: name + FIRST if name in first and name + FIRST in other else name for name in names}
+    both = {name: side_by_side(one[name], other[read[name]]) for name in names}
     return {name: rows for name, rows in both.items() if len(rows)}
 
 
@@ -94,8 +94,7 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
     varies over items and over b's fits. Both together count the variance over items twice, so it is subtracted once.
 
     A row of one fit is taken as one more draw of what the other's fits are drawn from, which it is if its texts taught
-    it nothing: its own variance over fits is that of a single fit of the other. If both have one fit, it is unknown how
-    much fits scatter, and the draws are NaN.
+    it nothing (`one_more_draw`). If both have one fit, it is unknown how much fits scatter, and the draws are NaN.
     """
     of_a, of_b, both = paired(a.fits, b, metric), paired(b.fits, a, metric), [joined(a, b, metric)]
     if any(metric not in one for one in [*of_a, *of_b, *both]):
@@ -110,11 +109,14 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
     )
     if found is None or back is None or items is None:
         return None
-    fewer, more = sorted((len(a.fits), len(b.fits)))
-    of_fits = (found.draws - items.draws) - (back.draws + items.draws)
-    if fewer == 1:
-        of_fits = of_fits * math.sqrt(more + 1) if more > 1 else np.full_like(of_fits, np.nan)
-    return BootstrapEstimate(found.value, items.draws + of_fits, found.n)
+    if min(len(a.fits), len(b.fits)) > 1:
+        return BootstrapEstimate(found.value, found.draws - back.draws - items.draws, found.n)
+    several = of_a if len(a.fits) > 1 else of_b
+    if len(several) == 1:
+        return BootstrapEstimate(found.value, np.full_like(items.draws, np.nan), found.n)
+    values = [compare_items(one[metric].at(shared), transform, "difference").value for one in several]
+    centred = items.draws - items.value + found.value
+    return BootstrapEstimate(found.value, centred + one_more_draw(np.array(values)), found.n)
 
 
 def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | None:

@@ -41,7 +41,7 @@ def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
     return _whole(together[list(dict.fromkeys([*frame.columns, *columns]))])
 
 
-NOT_INDEPENDENT = "its scorer tuned it or picked its pairs"
+NOT_INDEPENDENT = "its scorer, or one with the same network, tuned it or picked its pairs"
 
 
 def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, independent: Sequence[bool]) -> pd.DataFrame:

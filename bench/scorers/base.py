@@ -9,7 +9,7 @@ from bench.records import unfinished
 from bench.records.identity import digest, named
 from methods.errors import SetupError
 
-SHOWN = ("name", "version", "label", "activation", "device")
+SHOWN = ("name", "version", "label", "activation", "measures", "max_tokens", "device")
 """Parts of a scorer's identity that change what is shown of a network, and not the network."""
 TEXTS = 256
 """Number of texts that a scorer gets at a time, unless it is `Batched`."""

@@ -170,6 +170,19 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
     return np.asarray(of_items + math.sqrt(variance) * drawn)
 
 
+def one_more_draw(values: Array) -> Array:
+    """(RESAMPLES,) draws of how far one more value lies from the mean of these F values, if it is drawn as they are.
+
+    It is sd(values) sqrt(1 + 1 / F) t with F - 1 degrees of freedom, Student's prediction of a further observation.
+    Values of fits on the same items also scatter by what items and fits have in common; that part stays in, since an
+    estimate of what is left without it would be 0 for a few fits that happen to lie close together.
+    """
+    count = len(values)
+    seed = zlib.crc32(np.round(values, 9).tobytes())  # rounded: other machines differ in the last bits
+    drawn = np.random.default_rng([seed, count]).standard_t(count - 1, RESAMPLES)
+    return np.asarray(math.sqrt((1 + 1 / count) * float(np.var(values, ddof=1))) * drawn)
+
+
 def paired_draws(
     values_a: Array,
     weights_a: Array,

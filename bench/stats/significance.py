@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 import numpy as np
 from scipy.special import bdtr, gammaincinv, ndtr, ndtri, stdtr, stdtrit  # scipy.stats takes .5 s to import
 
-from bench.stats.bootstrap import Array, Paired, sides
+from bench.stats.bootstrap import Array, Paired, interval, sides
 from bench.stats.metrics import Transform
 
 ALPHA, POWER = 0.05, 0.8
@@ -187,9 +187,15 @@ def detectable(pairs: Paired, power: float = POWER, alpha: float = ALPHA) -> flo
 
 
 def detectable_by_draws(drawn: Array, n: int, power: float = POWER, alpha: float = ALPHA) -> float | None:
-    """Return the smallest detectable change over several fits, from the spread of (R,) bootstrap draws over n items."""
-    spread = float(np.nanstd(drawn)) * float(np.sqrt(n))
-    return _smallest_effect(n, power, alpha) * spread if n >= 3 and spread > 0 else None
+    """Return the smallest detectable change over several fits, from (R,) bootstrap draws over n items.
+
+    It is the change whose draws leave 0 outside of their interval with this power. Quantiles are taken, since the
+    standard deviation is infinite for two or three fits (Student's t with 1 or 2 degrees of freedom).
+    """
+    low, high = interval(drawn, n, 1 - alpha)
+    if n < 3 or low is None or high is None or low == high:
+        return None
+    return (high - low) / 2 + float(np.nanquantile(drawn, power) - np.nanmedian(drawn))
 
 
 def detectable_after_holm(before: float, n: int, tests: int, power: float = POWER, alpha: float = ALPHA) -> float:
