@@ -65,7 +65,7 @@ def test_a_difference_of_rows_has_the_spread_of_both_fits():
     assert difference(one, few, "other", "mean") is None
 
 
-def test_first_texts_that_the_shared_items_lack_are_not_asked_for():
+def test_first_texts_that_shared_items_lack_are_not_read():
     """An unsteered model may have more texts with one sampling seed than with another."""
     base = Fit([result(2)])
     found, plain = (joined(fits(0)[0], base, first=first)["rtp.m"] for first in (frozenset({"rtp.m"}), frozenset()))
