@@ -126,8 +126,8 @@ def _block(model: PreTrainedModel, number: int, file: Path) -> str:
     blocks = layout.blocks(model)
     if not 0 <= number < len(blocks):
         raise SetupError(
-            f"{file}: block {number} out of range: this model of type {model.config.model_type} has {len(blocks)} blocks "
-            f"(0-{len(blocks) - 1}); it was made for another model"
+            f"{file}: block {number} out of range: this model of type {model.config.model_type} has {len(blocks)} "
+            f"blocks (0-{len(blocks) - 1}); it was made for another model"
         )
     found: str = next(name for name, module in model.base_model.named_modules() if module is blocks[number])
     return found

@@ -295,7 +295,8 @@ def layer_index(model: PreTrainedModel, layer: int | float, setting: str = "meth
     index = int(layer)
     if not -depth <= index < depth:
         raise SetupError(
-            f"layer {index} out of range: this model of type {model.config.model_type} has {depth} blocks (0-{depth - 1}); set {setting}"
+            f"layer {index} out of range: this model of type {model.config.model_type} has {depth} blocks "
+            f"(0-{depth - 1}); set {setting}"
         )
     return index % depth
 
