@@ -69,7 +69,8 @@ def test_the_new_record_says_where_it_is_from(world, results):  # noqa: F811
         one = record.read(path)
         if path.name not in old:
             assert one.provenance.rescored_from in old
-            assert one.scorers.to_json() == {"report": ["lexicon"]}  # it neither tuned the strength nor chose the pairs
+            assert one.scorers.report == ("lexicon",) and not one.scorers.chose  # it tuned and chose nothing
+            assert set(one.scorers.networks) == {"lexicon", "profanity_check"}  # of the stored result, and its own
             assert one.settings["k"] == 2 and one.suite == "rtp"
 
 
