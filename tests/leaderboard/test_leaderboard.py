@@ -44,7 +44,7 @@ def shown(built: Built, width: int = 140) -> str:
 
 
 def headline(text: str) -> str:
-    """What is printed before the small tables."""
+    """Return the part of a printed table that comes before the small tables of suites."""
     return text.partition("\ncapability (n = ")[0]
 
 

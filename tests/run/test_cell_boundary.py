@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("without_figures")
 
 
 class Panic(BaseException):
-    """As Rust's, which is no Exception."""
+    """An error that is no `Exception`, such as the panic of a library in Rust."""
 
 
 def ends(*_: object, **__: object) -> None:
