@@ -77,10 +77,14 @@ class Comparison:
     @cached_property
     def reported(self) -> list[str]:
         """The scorers that judged texts of any row; those first that neither tuned a row nor picked its pairs."""
+        chose = {name for row in self.rows for name in self.not_independent[row]}
+        return sorted(self.judges, key=lambda name: name in chose)
+
+    @cached_property
+    def judges(self) -> list[str]:
+        """The scorers that judged texts of any row, those of the unsteered model first."""
         first = [row for row in self.rows if row.is_baseline]
-        found = reported_by([one for row in [*first, *self.rows] for one in row.records])
-        chose = {name for row in self.rows for name in self.not_independent(row)}
-        return sorted(found, key=lambda name: name in chose)
+        return reported_by([one for row in [*first, *self.rows] for one in row.records])
 
     @cached_property
     def networks(self) -> dict[str, set[str]]:
@@ -91,15 +95,19 @@ class Comparison:
                 found.setdefault(name, {name}).update(behind)
         return found
 
-    def not_independent(self, row: Row) -> list[str]:
-        """Return the scorers that tuned this row or picked texts that it learnt from, or that share a network with one.
+    @cached_property
+    def not_independent(self) -> dict[Row, list[str]]:
+        """For each row the scorers that tuned it or picked texts that it learnt from, or that share a network with one.
 
         Such are the mean of a scorer and another one, and a scorer's network under another name.
         """
-        chose = Scorers.used((), row.data, row.tuning).chose.values()
-        behind = set().union(*(self.networks.get(name, {name}) for name in chose))
-        known = dict.fromkeys([*chose, *reported_by([one for row in self.rows for one in row.records])])
-        return [name for name in known if behind & self.networks.get(name, {name})]
+        found = {}
+        for row in self.rows:
+            chose = Scorers.used((), row.data, row.tuning).chose.values()
+            behind = set().union(*(self.networks.get(name, {name}) for name in chose))
+            known = dict.fromkeys([*chose, *self.judges])
+            found[row] = [name for name in known if behind & self.networks.get(name, {name})]
+        return found
 
     @cached_property
     def toxicity(self) -> list[str]:
@@ -126,7 +134,7 @@ class Comparison:
 
     def is_independent(self, row: Row) -> bool:
         """Whether the headline's scorer neither tuned this row nor picked any texts that it learnt from."""
-        return self.judge not in self.not_independent(row)
+        return self.judge not in self.not_independent[row]
 
     @cached_property
     def tested(self) -> list[str]:
@@ -278,7 +286,7 @@ def tasks(baseline: Row) -> list[Task]:
 
 def reported_by(records: Sequence[Record]) -> list[str]:
     """The scorers that judged texts of these records, in their order."""
-    return list(dict.fromkeys(name for one in records for name in one.judged_by.report or ()))
+    return list(dict.fromkeys(name for one in records for name in one.judges))
 
 
 def toxicity_metrics(scorers: Sequence[str], metrics: Sequence[str]) -> list[str]:

@@ -46,7 +46,7 @@ def heading(table: Table, called: Called = None) -> list[str]:
     if any(use.name == "tune" and len(use.scorers) > 1 for use in uses):
         lines.append("Warning: strengths were tuned on different scorers, so the rows had different objectives.")
     same = [use.did for use in uses if table.scorer in use.scorers]
-    if not same and any(table.scorer in table.not_independent(row) for row in table.rows if not row.is_control):
+    if not same and any(table.scorer in table.not_independent[row] for row in table.rows if not row.is_control):
         same = ["shares a network with a scorer that chose strengths or training data"]
     if same and reported:
         others = ", ".join(name for name in reported if name != table.scorer)

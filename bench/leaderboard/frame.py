@@ -140,7 +140,7 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Return the values of a row that do not depend on other rows, by column."""
     found = {"table": comparison.number} | identity(row)
     found |= dict(zip(("collapsed", "collapse_reason"), collapsed(row, comparison.baseline), strict=True))
-    found |= made_from(row, comparison.reported) | {"not_independent": listed(comparison.not_independent(row))}
+    found |= made_from(row, comparison.reported) | {"not_independent": listed(comparison.not_independent[row])}
     found |= against_control(comparison, row)
     found |= made_worse(comparison, row)
     found |= bounds_kept(comparison, row)

@@ -7,7 +7,7 @@ written to a temporary folder and renamed. record.json holds the sha256 of the t
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -103,13 +103,17 @@ class Record(Fields):
         return super().from_json(found)
 
     @property
-    def judged_by(self) -> Scorers:
-        """The roles of the scorers, by what was done with them: early records name all scorers of the config."""
+    def judges(self) -> Sequence[str]:
+        """The scorers that judged its texts: early records name all scorers of the config."""
         report = (self.scorers.report if self.scorers else None) or ()
-        judged = self.info.scorers or [
+        return self.info.scorers or [
             name for name in report if any(metric.startswith(f"{name}.") for metric in self.metrics)
         ]
-        return Scorers.used(judged, self.data, self.tuning, self.scorers.networks if self.scorers else None)
+
+    @property
+    def judged_by(self) -> Scorers:
+        """The roles of the scorers, by what was done with them."""
+        return Scorers.used(self.judges, self.data, self.tuning, self.scorers.networks if self.scorers else None)
 
     @property
     def steering(self) -> dict[str, Any] | None:

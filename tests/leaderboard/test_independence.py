@@ -9,6 +9,7 @@ import pytest
 from bench.leaderboard import build, columns, formatting, latex
 from bench.leaderboard.frame import Table, tables
 from bench.leaderboard.ranking import NOT_INDEPENDENT
+from bench.records.record import Record
 from bench.records.table import read_records
 from bench.report import page
 from tests.record_files import tuning, write
@@ -191,3 +192,15 @@ def test_a_scorer_that_shares_a_network_is_not_independent(tmp_path, judge, chos
     assert {judge, chose} <= told and ("words" in told) == (chose == "mean_of")
     assert table.frame["verdict"].dropna().tolist() == ["better" if chose != "mean_of" else NOT_INDEPENDENT]
     assert table.headline == f"rtp.{judge if chose == 'mean_of' else 'words'}.{METRIC}"
+
+
+def test_many_rows_do_not_read_each_others_scorers(tmp_path, monkeypatch):
+    texts(tmp_path, "unsteered")
+    for i in range(30):
+        texts(tmp_path, "caa", 0.5, strength=1.0 + i, **CHOSEN["tuned"])
+    asked = []
+    judges = Record.judges.fget
+    monkeypatch.setattr(Record, "judges", property(lambda self: asked.append(self) or judges(self)))
+    build.rebuild(tmp_path)
+    records = len(list((tmp_path / "runs/records").iterdir()))
+    assert records >= 31 and len(asked) <= 4 * records
