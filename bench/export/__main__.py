@@ -8,7 +8,6 @@ from bench.console import stopping
 if __name__ == "__main__":
     stopping.begin()
 
-import difflib
 import importlib
 import re
 import shlex
@@ -103,8 +102,8 @@ def _run(given: Sequence[str]) -> None:
     if not name:
         raise SetupError(f"format is missing: add format=NAME. Allowed: {', '.join(FORMATS)}")
     if name not in FORMATS:
-        near = difflib.get_close_matches(name, FORMATS, 1)
-        hint = f"; did you mean {near[0]}?" if near else "."
+        near = command.nearest(name, list(FORMATS))
+        hint = f"; did you mean {near}?" if near else "."
         raise SetupError(f"format={name}: there is no such format{hint} Allowed: {', '.join(FORMATS)}")
     if name == "peft":
         require("peft", "format=peft", "export")

@@ -53,7 +53,7 @@ def selected(results: Sequence[Result], **wanted: Sequence[str] | None) -> list[
         "family": lambda one: one.record.method.family,
         "method": lambda one: one.record.method.name,
     }
-    kept = list(results)
+    kept, asked = list(results), False
     for name, values in wanted.items():
         key = keys[name]
         allowed = sorted({key(one) for one in results})
@@ -62,10 +62,17 @@ def selected(results: Sequence[Result], **wanted: Sequence[str] | None) -> list[
             raise SetupError(f"--{name} {','.join(unknown)}: no record has it; there are {', '.join(allowed)}")
         if values:
             spared = name in ("family", "method")
-            kept = [
-                one for one in kept if key(one) in values or (spared and one.record.method.family == BASELINE_FAMILY)
-            ]
+            kept = [one for one in kept if key(one) in values or (spared and is_unsteered(one))]
+            asked = asked or (spared and not any(key(one) in values for one in results if is_unsteered(one)))
+    if asked and all(is_unsteered(one) for one in kept):
+        chosen = " ".join(f"--{name} {','.join(values)}" for name, values in wanted.items() if values)
+        raise SetupError(f"{chosen}: no record of a steered model has all of these; leave one out")
     return kept
+
+
+def is_unsteered(one: Result) -> bool:
+    """Whether this is a result of the unsteered model."""
+    return one.record.method.family == BASELINE_FAMILY
 
 
 def rebuild(results: Path, name: str = "leaderboard", each_fit: bool = False, **wanted: Sequence[str] | None) -> Built:

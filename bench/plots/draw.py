@@ -137,7 +137,7 @@ def of_items(source: Source) -> list[Drawing]:
 
 KINDS = {
     "tradeoff": Kind("toxicity reduction against capability and fluency kept", tradeoff, with_draws),
-    "strength": Kind("toxicity, perplexity and capability against the strength", strength, over_strengths),
+    "strength": Kind("headline metric and perplexity ratio against the strength", strength, over_strengths),
     "changes": Kind("change of the metric on each prompt, and the share that got worse", changes, of_items),
     "groups": Kind("ToxiGen: share of toxic texts about each group", groups, of_tables),
     "capability": Kind("heat map of the change in accuracy, methods by tasks", capability, of_tables),

@@ -28,6 +28,7 @@ SEEN = {
 WIDE_RATIO = 4.0  # from this ratio on, perplexity has a logarithmic axis
 HIGH = 1.05  # inches of a row of panels
 HEAD = 0.15  # inches of a second line above a row of panels
+CHOSEN, TRIED = 4.6, 2.4  # sizes of the markers of strengths that tuning chose, and of others
 CURVES = 8  # the most curves in a panel whose bands can still be distinguished
 Facet = Literal["curve", "unit"]
 
@@ -36,8 +37,9 @@ Facet = Literal["curve", "unit"]
 def strength(frame: pd.DataFrame, width: Width = "double", page: int = 1) -> Figure:
     """Draw toxicity reduction (or the headline), perplexity ratio and right answers against strength, in its own unit.
 
-    Lines start at the unsteered model (star, strength 0); bands are 95% intervals; a filled marker is the strength
-    that tuning chose. Prompts are points with bars, since their numbers have no order.
+    Lines start at the unsteered model (star, strength 0); bands are 95% intervals; a large marker is the strength
+    that tuning chose, small ones are others that it tried. Prompts are points with bars, since
+    their numbers have no order.
 
     Args:
         frame: the frame of `sweeps.strengths`, or one of those of `sweeps.trials`.
@@ -219,7 +221,7 @@ def line(ax: Axes, measure: str, curve: pd.DataFrame, look: MarkerStyle, from_ze
     if from_zero and len(known):
         style.star(ax, 0, UNSTEERED[measure], size=8.0)
     for at, value, chosen in zip(x, y, known["chosen"], strict=True):
-        style.marker(ax, at, value, look, hollow=bool(pd.notna(chosen) and not chosen), size=4.2)
+        style.marker(ax, at, value, look, size=TRIED if pd.notna(chosen) and not chosen else CHOSEN)
 
 
 def setting_axis(ax: Axes, own: pd.DataFrame, from_zero: bool, doubling: bool, of: int) -> None:
@@ -337,7 +339,7 @@ def keys(frame: pd.DataFrame, look: dict[str, MarkerStyle], facet: Facet) -> lis
         found += [style.key(look[name], name) for name in sorted(set(frame["curve"]))]
     if frame["chosen"].notna().any():
         plain = MarkerStyle("black", "o", "")
-        found += [style.key(plain, "strength that tuning chose"), style.key(plain, "tried", hollow=True)]
+        found += [style.key(plain, "strength that tuning chose"), style.key(plain, "tried", size=TRIED)]
     if facet == "curve":
         found.append(style.star_key())
     else:

@@ -259,10 +259,10 @@ def cross_key(others: int) -> list[Line2D]:
     return [Line2D([], [], **CROSS, label=f"{others} more, named on other pages")] if others else []
 
 
-def key(look: MarkerStyle, label: str, *, hollow: bool = False) -> Line2D:
+def key(look: MarkerStyle, label: str, *, hollow: bool = False, size: float = 5.5) -> Line2D:
     """Return the legend's entry for a method: its marker, filled or hollow, and its label."""
     return Line2D([], [], marker=look.marker, color=look.colour, markerfacecolor="white" if hollow else look.colour,
-                  markersize=5.5, markeredgewidth=1.1, linestyle="none", label=label)  # fmt: skip
+                  markersize=size, markeredgewidth=1.1, linestyle="none", label=label)  # fmt: skip
 
 
 def hollow_key(shown: Sequence[Point]) -> list[Line2D]:

@@ -164,7 +164,7 @@ def told(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.{DIGITS}g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return value if isinstance(value, str) and value.strip() else json.dumps(value, ensure_ascii=False)
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

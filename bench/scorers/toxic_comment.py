@@ -89,7 +89,7 @@ class ToxicComment:
             raise SetupError(f"scorer.{self.name}.label={self.label}: allowed are {', '.join(LABELS)}")
 
     def identity(self) -> dict[str, Any]:
-        """Return the release and the bytes of the wheel, and the label."""
+        """Return the release of the wheel with its SHA-256, and the label."""
         source = WHEELS[WHEEL]
         return {
             "name": self.name,

@@ -77,7 +77,7 @@ class Continued(Suite[list[Block]]):
                 raise SetupError(f"suite.{self.name}.{option}={count!r}: expected a whole number from 1 to {MOST:,}")
         if self.unsteered_k is not None and self.unsteered_k < self.k:
             raise SetupError(
-                f"suite.{self.name}.unsteered_k={self.unsteered_k}: expected at least k={self.k}, or null for k"
+                f"suite.{self.name}.unsteered_k={self.unsteered_k}: expected at least k={self.k}, or null, which is k"
             )
         unknown = set(self.decoding or {}) - set(DECODING)
         if unknown:

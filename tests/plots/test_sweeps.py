@@ -6,7 +6,7 @@ import pytest
 
 from bench.leaderboard.frame import tables
 from bench.plots import style, sweeps
-from bench.plots.panels import layers, sample_size, strength
+from bench.plots.panels import CHOSEN, TRIED, layers, sample_size, strength
 from bench.records.table import read_records
 from tests.artists import assert_readable, bars, marks, texts
 from tests.leaderboard.test_grouping import CAA, result
@@ -226,7 +226,7 @@ def test_points_lie_where_the_frame_says():
         assert found.pop(start)[0].get_marker() == "*"
         assert set(found) == {(row["x"], round(row[measure], 6)) for _, row in frame.iterrows()}
         for (x, _), (line,) in found.items():
-            assert (line.get_markerfacecolor() != "white") == (x == 2.0)  # the chosen strength is filled
+            assert line.get_markersize() == (CHOSEN if x == 2.0 else TRIED)
         (curve,) = [line for line in ax.lines if line.get_linestyle() == "-" and line.get_marker() == "None"]
         assert curve.get_xdata().tolist() == [0.0, *frame["x"]]
         assert curve.get_ydata().tolist() == pytest.approx([start[1], *frame[measure]])
