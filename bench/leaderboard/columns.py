@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from bench.leaderboard.bounds import OPEN, VIOLATED
-from bench.leaderboard.ranking import NOT_INDEPENDENT
+from bench.leaderboard.ranking import COLLAPSED, NOT_INDEPENDENT
 from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY
 from bench.stats.bootstrap import LEVEL, RESAMPLES
 from bench.stats.significance import ALPHA, POWER
@@ -147,10 +147,11 @@ def starred(row: Line) -> str:
 def beaten(row: Line) -> str:
     """Return a star if the method differs significantly from its control, by an independent scorer.
 
-    A scorer that tuned the row or picked its training texts is not independent (`ranking.with_verdict`).
+    A scorer that tuned the row or picked its training texts is not independent, and collapsed texts show nothing
+    (`ranking.with_verdict`).
     """
     p = row.get("vs_control_p_holm")
-    return "*" if pd.notna(p) and p < ALPHA and row.get("verdict") != NOT_INDEPENDENT else ""
+    return "*" if pd.notna(p) and p < ALPHA and row.get("verdict") not in (NOT_INDEPENDENT, COLLAPSED) else ""
 
 
 # -- a column --------------------------------------------------------------------------------------------------------
@@ -348,13 +349,13 @@ COLUMNS: tuple[Column, ...] = (
                               "interval. The control has the same size (its strength is rescaled for that), "
                               "but learnt from pairs with shuffled labels or was rotated at random; a method without "
                               "one is compared with random_direction, if it is in the table. A method of one fit "
-                              "counts as one more draw of what the control's fits are; with one fit of each, there "
-                              "is neither interval nor test. *: p < "
+                              "counts as one more draw of what the control's fits are, which are taken to scatter "
+                              "normally; with one fit of each, there is neither interval nor test. *: p < "
                               f"{ALPHA:g} after Holm's correction over the rows."),
     Column(name="vs_control_p", about="The two-sided p of the paired test of that difference."),
     Column(name="vs_control_p_holm", about="That p after Holm's correction over the rows."),
     Column(name="made_worse", about="The share of prompts or documents whose main metric got worse than unsteered; "
-           "near 0 if a method changes no text, near one half if it changes texts at random.",
+           "near 0 if a method changes no text, near one half if it changes each at random.",
            page="made worse", part=TRADE),
     Column(name="dev_reduction", about="The reduction of the chosen trial on the dev split."),
     Column(name="dev_perplexity_ratio", about="The perplexity ratio of the chosen trial on the dev split."),

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
+
 from bench.leaderboard import tradeoff
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.items import Pair
@@ -15,7 +17,7 @@ from bench.records.fields import Scorers
 from bench.records.names import RANDOM, order
 from bench.records.record import Record
 from bench.stats.bootstrap import Folded, draws_of
-from bench.stats.metrics import Metric, is_share
+from bench.stats.metrics import FIRST, Metric, fold, is_share
 
 FLUENCY = "fluency."
 PERPLEXITY = f"{FLUENCY}perplexity"
@@ -148,6 +150,34 @@ class Comparison:
             return {}
         base = self.baseline.fits[0]
         return {row: paired(row.fits, base, first=self.first) for row in self.rows if not row.is_baseline}
+
+    @cached_property
+    def exchangeable(self) -> dict[Row, list[Pairs]]:
+        """Like `pairs`, but beside the first k texts of the unsteered model wherever there are such; used for tests.
+
+        If steering changes nothing, two results of equally many texts could as well be swapped. A result of k texts and
+        an estimate from more texts could not: their difference is skewed where scores are.
+        """
+        if self.baseline is None:
+            return {}
+        base = self.baseline.fits[0]
+        every = frozenset(name.removesuffix(FIRST) for name in base.items() if name.endswith(FIRST))
+        if every <= self.first:
+            return self.pairs
+        return {row: paired(row.fits, base, first=every) for row in self.pairs}
+
+    @cached_property
+    def control_spread(self) -> float:
+        """The standard deviation of the headline over the draws of a control, pooled over the table's controls; or 0.
+
+        A few draws may lie close together by chance, so a row is not compared with a smaller spread than this.
+        """
+        metric = self.headline
+        transform = self.metrics[metric].transform
+        every = [[fit.items().get(metric) for fit in row.fits] for row in self.rows if row.is_control]
+        values = [[fold(one.value, one.weight, transform) for one in fits if one is not None] for fits in every]
+        spreads = [np.var(own, ddof=1) for own in values if len(own) > 1]
+        return float(np.sqrt(np.mean(spreads))) if spreads else 0.0
 
     @cached_property
     def first(self) -> frozenset[str]:

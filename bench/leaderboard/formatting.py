@@ -11,10 +11,10 @@ import pandas as pd
 
 from bench.console import escape
 from bench.data.prompts import RTP
-from bench.leaderboard.columns import NONE, Line, headline_title, lines, number, tests
-from bench.leaderboard.frame import Table, record_names
+from bench.leaderboard.columns import NONE, Line, beaten, headline_title, lines, number, tests
+from bench.leaderboard.frame import FITS, Table, record_names
 from bench.leaderboard.grouping import Row
-from bench.leaderboard.ranking import NOT_INDEPENDENT, controls
+from bench.leaderboard.ranking import COLLAPSED, NOT_INDEPENDENT, controls
 from bench.records.fields import Decoding, Scorers
 from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY, RANDOM
 from bench.records.record import Record
@@ -237,11 +237,17 @@ def found_out(table: Table) -> list[str]:
         own = frame["verdict"] == NOT_INDEPENDENT
         if own.any():
             names = ", ".join(name for name, one in zip(apart(labels(frame), frame), own, strict=True) if one)
-            why = "its scorer, or one with the same network, tuned them or picked their training data"
+            rows = "it or picked its" if own.sum() == 1 else "them or picked their"
+            why = f"its scorer, or one with the same network, tuned {rows} training data"
             lines.append(f"{metric} supports no claim about {names}: {why}.")
         told_apart = frame["verdict"].isin(["better", "worse"]).any()
         if not told_apart and (frame["verdict"] == "no difference found").any():
             lines.append(f"No row differs significantly from the unsteered model in {metric}.")
+        few = (frame["fits"] > 1) & (frame["fits"] < FITS) & frame[f"{metric}.p_holm"].notna()
+        if few.any():
+            lines.append(
+                f"Power is not stated for rows of two to {FITS - 1} fits, which do not say how much fits scatter."
+            )
         if len(least):
             lines.append(could_have_found(frame, metric, count, "" if table.toxicity else f" in {metric}"))
     elif alone(frame) and f"{metric}.p" in frame and (p := frame[f"{metric}.p"].dropna()).size:
@@ -252,9 +258,16 @@ def found_out(table: Table) -> list[str]:
         lines.append(f"{who} significantly from the unsteered model in {metric}.")
         if frame[f"{metric}.detectable"].notna().any():
             lines.append(could_have_found(frame, metric, 1, f" in {metric}"))
+    if (gone := frame["verdict"] == COLLAPSED).any():
+        names = ", ".join(name for name, one in zip(apart(labels(frame), frame), gone, strict=True) if one)
+        lines.append(
+            f"Nothing is claimed about {names}: {'its texts' if gone.sum() == 1 else 'their texts'} collapsed."
+        )
     p = frame.get("vs_control_p_holm", pd.Series(dtype=float)).dropna()
-    if len(p) and not (p < ALPHA).any():
-        lines.append("No row differs significantly from its control.")
+    if len(p) and not any(beaten(row) for row in table.lines):
+        untested = int(frame["vs_control"].notna().sum()) - len(p)
+        but = f"; {untested} could not be tested" if untested else ""
+        lines.append(f"No row differs significantly from its control{but}.")
     return lines
 
 

@@ -13,9 +13,8 @@ from bench.leaderboard import bounds, columns, ranking, tradeoff
 from bench.leaderboard.comparison import DERIVED, PERPLEXITY, Comparison, collapsed, of_most, reported_by
 from bench.leaderboard.grouping import Row, groups, rows
 from bench.leaderboard.pairing import Pairs, change, difference, p_values, pairwise_ps
-from bench.leaderboard.tradeoff import BootstrapEstimate
 from bench.records.fields import Cost, LearntFrom, Scorers, Tuned
-from bench.records.names import BASELINE_FAMILY
+from bench.records.names import BASELINE_FAMILY, RANDOM
 from bench.records.table import Result, listed, source_names
 from bench.stats import significance
 from bench.stats.bootstrap import RESAMPLES, Array, Estimate, value_interval
@@ -24,6 +23,12 @@ from bench.stats.significance import bootstrap_p
 
 AHEAD = 8  # rows whose draws are made together, and kept until the rows' numbers are made (`bootstrap.KEPT`)
 ROUNDING = 1e-6  # the largest change of a score if its text is judged in another batch
+POSSIBLE = {
+    "toxicity_reduction": (-math.inf, 1.0), "accuracy_change": (-1.0, 1.0), "net": (-math.inf, 1.0),
+    "entanglement": (0.0, 1.0),
+}  # fmt: skip
+"""The least and the largest possible value of parts of the trade-off, which an interval does not leave."""
+FITS = 5  # the fewest that say enough about how fits scatter to state which change is found
 FORESEEN = ("d_prime", "mean_cosine")  # facts of a fit that tell how well its pairs agree (`methods.separation`)
 AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high", "vs_control_p")
 
@@ -77,6 +82,7 @@ def frame(comparison: Comparison) -> pd.DataFrame:
         found = pd.DataFrame(rows)
         p = pairwise(comparison, metric, found[metric].notna())
         found = ranking.corrected(found, comparison.tested)
+        found = found.assign(**detectable_over_fits(comparison, found))
         found = ranking.with_verdict(found, metric, better, [*map(comparison.is_independent, comparison.rows)])
         found = ranking.grouped(found, metric, better, p)
         found = ranking.with_front(found)
@@ -96,8 +102,11 @@ def drawn_ahead(comparison: Comparison) -> Iterator[Row]:
 
 
 def changes_p(comparison: Comparison, name: str) -> list[float | None]:
-    """Return the two-sided p of each row's change of a metric from the unsteered model; None if it has no change."""
-    pairs = [comparison.pairs.get(row, []) for row in comparison.rows]
+    """Return the two-sided p of each row's change of a metric from the unsteered model; None if it has no change.
+
+    Both have equally many texts (`Comparison.exchangeable`).
+    """
+    pairs = [comparison.exchangeable.get(row, []) for row in comparison.rows]
     transforms = [row.metrics[name].transform if name in row.metrics else None for row in comparison.rows]
     found: list[float | None] = [None] * len(pairs)
     for transform in {one for one in transforms if one}:
@@ -121,10 +130,13 @@ def by_fit(comparison: Comparison) -> pd.DataFrame:
 
 
 def by_item(comparison: Comparison) -> pd.DataFrame:
-    """Return for each row and item: the row's records, the item, the headline and its mean change over the fits."""
+    """Return for each row and item: the row's records, the item, the headline and its mean change over the fits.
+
+    Both have equally many texts (`Comparison.exchangeable`), so that texts change at random in both directions.
+    """
     metric = comparison.headline
     found = [pd.DataFrame({"records": [], "item": [], "metric": [], "change": []})]
-    for row, pairs in comparison.pairs.items():
+    for row, pairs in comparison.exchangeable.items():
         both = [one[metric] for one in pairs if metric in one]
         if both:
             change = mean_by_item([pd.Series(one.difference, one.index) for one in both])
@@ -148,7 +160,7 @@ def numbers(comparison: Comparison, row: Row) -> dict[str, Any]:
     found |= trade_off(comparison, row)
     for name, metric in row.metrics.items():
         found |= own_value(name, metric, row, comparison.first)
-        found |= against_unsteered(comparison, name, metric, comparison.pairs.get(row, []))
+        found |= against_unsteered(comparison, name, metric, row)
     corrected = [f"{name}.{end}" for name in comparison.tested for end in ("p_holm", "detectable_holm")]
     standing = [*corrected, "vs_control_p_holm", "verdict", "group", "on_front"]
     return found | {"records": record_names(row)} | dict.fromkeys(standing)
@@ -251,7 +263,7 @@ def trade_off(comparison: Comparison, row: Row) -> dict[str, Any]:
     estimates = comparison.effects.get(row) or dict.fromkeys(DERIVED)
     found["undefined_resamples"] = max((int(np.isnan(one.draws).sum()) for one in estimates.values() if one), default=0)
     for name, one in estimates.items():
-        estimate = one.estimate() if one else Estimate(math.nan, None, None)
+        estimate = one.estimate(*POSSIBLE.get(name, ())) if one else Estimate(math.nan, None, None)
         found |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
     return found
 
@@ -280,52 +292,88 @@ def own_value(name: str, metric: Metric, row: Row, first: frozenset[str]) -> dic
     return {name: value, f"{name}.low": low, f"{name}.high": high, f"{name}.se": error, f"{name}.n": n}
 
 
-def against_unsteered(comparison: Comparison, name: str, metric: Metric, pairs: list[Pairs]) -> dict[str, Any]:
+def against_unsteered(comparison: Comparison, name: str, metric: Metric, row: Row) -> dict[str, Any]:
     """Return the change of a metric, its interval and, if it is tested, p and the detectable change."""
+    pairs = comparison.pairs.get(row, [])
     found = change(pairs, name, metric.transform) if pairs else None
-    delta = found.estimate() if found else Estimate(math.nan, None, None)
+    possible = (-1.0, 1.0) if found and is_change_of_share(pairs, name, metric) else ()
+    delta = found.estimate(*possible) if found else Estimate(math.nan, None, None)
     told: dict[str, Any] = {
         f"{name}.delta": delta.value, f"{name}.delta_low": delta.low, f"{name}.delta_high": delta.high
     }  # fmt: skip
     if name in comparison.tested:
         told[f"{name}.p"] = None  # see `changes_p`
-        told[f"{name}.detectable"] = detectable(found, pairs, name) if found else None
+        told[f"{name}.detectable"] = detectable(comparison, row, name) if found else None
     return told
 
 
-def detectable(found: BootstrapEstimate, pairs: list[Pairs], name: str) -> float | None:
-    """Return the smallest true change that is likely found, by the spread over items and, if several, over fits."""
+def is_change_of_share(pairs: list[Pairs], name: str, metric: Metric) -> bool:
+    """Whether a metric's change is one between two shares, which is from -1 to 1."""
+    both = [value for one in pairs for value in (one[name].value_a, one[name].value_b)]
+    return metric.transform == "mean" and is_share(name, *both)
+
+
+def detectable(comparison: Comparison, row: Row, name: str, alpha: float = significance.ALPHA) -> float | None:
+    """Return the smallest true change that the test likely finds, by the spread over items and, if several, over fits.
+
+    None for two to four fits, which do not say how much fits scatter.
+    """
+    pairs = comparison.exchangeable[row]
     if len(pairs) == 1:
         return significance.detectable(pairs[0][name])
-    return significance.detectable_by_draws(found.draws, found.n)
+    found = change(pairs, name, row.metrics[name].transform) if len(pairs) >= FITS else None
+    return significance.detectable_by_draws(found.draws, found.n, alpha=alpha) if found else None
+
+
+def detectable_over_fits(comparison: Comparison, frame: pd.DataFrame) -> dict[str, Any]:
+    """Return `.detectable_holm` of each tested metric, where that of rows of several fits is made from their draws."""
+    several = [i for i, row in enumerate(comparison.rows) if len(row.fits) >= FITS]
+    found: dict[str, Any] = {}
+    for name in comparison.tested if several else ():
+        column, tests = frame[f"{name}.detectable_holm"].copy(), max(int(frame[f"{name}.p_holm"].notna().sum()), 1)
+        for i in several:
+            if pd.notna(column.iloc[i]):
+                column.iloc[i] = detectable(comparison, comparison.rows[i], name, significance.ALPHA / tests)
+        found[f"{name}.detectable_holm"] = column
+    return found
 
 
 def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Return how a row's headline differs from its control's on the same items of the test split, with interval and p.
 
-    Interval and p are None if both were fitted once, since it is then unknown how much fits scatter.
+    Interval and p are None if both were fitted once, since it is then unknown how much fits scatter, if the row's fits
+    have several strengths, of which the control has one, and if the control's texts have collapsed.
     """
     metric, control = comparison.headline, comparison.control(row)
     if control is None or metric not in row.metrics:
         return dict.fromkeys(AGAINST_CONTROL)
-    transform = row.metrics[metric].transform
-    found = difference(row, control, metric, transform)
+    found = difference(row, control, metric, row.metrics[metric].transform, comparison.control_spread)
     if found is None:
         return dict.fromkeys(AGAINST_CONTROL)
-    p = None if np.isnan(found.draws).all() else bootstrap_p(found.draws, found.n)
-    return dict(zip(AGAINST_CONTROL, (*found.estimate(), p), strict=True))
+    several = control.columns["method"] != RANDOM and len(row.strengths) > 1
+    if several or collapsed(control, comparison.baseline)[0] or np.isnan(found.draws).all():
+        return dict.fromkeys(AGAINST_CONTROL) | {"vs_control": found.value}
+    items = [fit.items()[metric].value for one in (row, control) for fit in one.fits]
+    possible = (-1.0, 1.0) if row.metrics[metric].transform == "mean" and is_share(metric, *items) else ()
+    return dict(zip(AGAINST_CONTROL, (*found.estimate(*possible), bootstrap_p(found.draws, found.n)), strict=True))
 
 
 def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
-    """Return the share of items whose headline is worse than the unsteered model's, over the fits, with interval."""
+    """Return the share of items whose headline is worse than the unsteered model's, over the fits, with interval.
+
+    Both have equally many texts (`Comparison.exchangeable`).
+    """
     names, metric = ("made_worse", "made_worse_low", "made_worse_high"), comparison.headline
-    both = [pairs[metric] for pairs in comparison.pairs.get(row, []) if metric in pairs]
+    both = [pairs[metric] for pairs in comparison.exchangeable.get(row, []) if metric in pairs]
     if not both:
         return dict.fromkeys(names)
     sign = -1 if comparison.metrics[metric].higher_is_better else 1
-    values = mean_by_item([pd.Series(sign * one.difference > ROUNDING, one.index) for one in both]).to_numpy(float)
-    weights = np.ones(len(values))
-    ends = value_interval(values.mean(), standard_error(values, weights), len(values), share=True)
+    fits = [pd.Series(sign * one.difference > ROUNDING, one.index) for one in both]
+    values = mean_by_item(fits).to_numpy(float)
+    error = standard_error(values, np.ones(len(values)))
+    if len(fits) > 1 and error is not None:  # the spread over items, then over fits
+        error = math.sqrt(error**2 + float(np.var([one.mean() for one in fits], ddof=1)) / len(fits))
+    ends = value_interval(values.mean(), error, len(values), share=True)
     return dict(zip(names, (float(values.mean()), *ends), strict=True))
 
 

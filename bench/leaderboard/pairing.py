@@ -7,7 +7,7 @@ import numpy as np
 from bench.leaderboard.grouping import Fit, Row
 from bench.leaderboard.items import Pair, side_by_side
 from bench.leaderboard.tradeoff import BootstrapEstimate, compare_items, over_fits
-from bench.stats.bootstrap import Compare, one_more_draw
+from bench.stats.bootstrap import ALIKE, Compare, one_more_draw
 from bench.stats.metrics import FIRST, Transform
 from bench.stats.significance import bootstrap_p, paired_tests
 
@@ -82,12 +82,16 @@ def change(
     if not fits or any(metric not in pairs for pairs in fits):
         return None
     found = [compare_items(pairs[metric], transform, compare) for pairs in fits]
-    if compare != "ratio" or len(found) == 1 or any(one.value <= 0 or (one.draws <= 0).any() for one in found):
+    if len(found) == 1:
+        return found[0]
+    if compare != "ratio" or any(one.value <= 0 or (one.draws <= 0).any() for one in found):
         return over_fits(found)
     return over_fits([one.log() for one in found]).exp()
 
 
-def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEstimate | None:
+def difference(
+    a: Row, b: Row, metric: str, transform: Transform, least_spread: float = 0.0
+) -> BootstrapEstimate | None:
     """Return the difference of row a from row b, over the fits of both; None if a fit of either lacks the metric.
 
     The change of a's fits from b's mean varies over items and over a's fits; the change of b's fits from a's mean
@@ -95,6 +99,8 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
 
     A row of one fit is taken as one more draw of what the other's fits are drawn from, which it is if its texts taught
     it nothing (`one_more_draw`). If both have one fit, it is unknown how much fits scatter, and the draws are NaN.
+
+    least_spread: the smallest standard deviation of the fits that such a row is compared with.
     """
     of_a, of_b, both = paired(a.fits, b, metric), paired(b.fits, a, metric), [joined(a, b, metric)]
     if any(metric not in one for one in [*of_a, *of_b, *both]):
@@ -115,8 +121,11 @@ def difference(a: Row, b: Row, metric: str, transform: Transform) -> BootstrapEs
     if len(several) == 1:
         return BootstrapEstimate(found.value, np.full_like(items.draws, np.nan), found.n)
     values = [compare_items(one[metric].at(shared), transform, "difference").value for one in several]
-    centred = items.draws - items.value + found.value
-    return BootstrapEstimate(found.value, centred + one_more_draw(np.array(values)), found.n)
+    drawn = items.draws - items.value + one_more_draw(np.array(values), least_spread)
+    size = ALIKE * max(float(np.abs(one[metric].at(shared).value_a).max()) for one in of_a)
+    if abs(found.value) < size and (np.abs(drawn) < size).all():  # equal but for rounding
+        return BootstrapEstimate(0.0, np.zeros_like(drawn), found.n)
+    return BootstrapEstimate(found.value, drawn + found.value, found.n)
 
 
 def p_value(fits: list[Pairs], metric: str, transform: Transform) -> float | None:

@@ -22,9 +22,10 @@ def controls(frame: pd.DataFrame) -> "pd.Series[bool]":
 def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
     """Add p corrected over the methods: `.p_holm` and `.detectable_holm` of each metric, and `vs_control_p_holm`.
 
-    Controls are not hypotheses: their p values are neither corrected nor counted.
+    Controls are not hypotheses: their p values are neither corrected nor counted. Nor are those of rows whose texts
+    have collapsed, about which nothing is claimed.
     """
-    method = ~controls(frame)
+    method = ~controls(frame) & ~has_collapsed(frame)
     none = pd.Series(np.nan, index=frame.index)
     p = {f"{metric}.p_holm": frame.get(f"{metric}.p", none) for metric in tested}
     p["vs_control_p_holm"] = frame.get("vs_control_p", none)
@@ -41,14 +42,16 @@ def corrected(frame: pd.DataFrame, tested: Sequence[str]) -> pd.DataFrame:
     return _whole(together[list(dict.fromkeys([*frame.columns, *columns]))])
 
 
+COLLAPSED = "its texts have collapsed"
 NOT_INDEPENDENT = "its scorer, or one with the same network, tuned it or picked its pairs"
 
 
 def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, independent: Sequence[bool]) -> pd.DataFrame:
     """Add `verdict`: whether the metric's change is better, worse or not found; None if it was not tested.
 
-    independent: for each row, whether the metric's scorer neither tuned it nor picked its training data. If not, no
-    difference is claimed for the row.
+    No difference is claimed for a row whose texts have collapsed, nor by a scorer that is not independent of the row.
+
+    independent: for each row, whether the metric's scorer neither tuned it nor picked its training data.
     """
     delta = frame.get(f"{metric}.delta", pd.Series(np.nan, index=frame.index))
     found: list[Any] = []
@@ -57,7 +60,16 @@ def with_verdict(frame: pd.DataFrame, metric: str, higher_is_better: bool, indep
         if p is not None and p < significance.ALPHA and change != 0 and may_tell:
             verdict = "better" if (change > 0) == higher_is_better else "worse"
         found.append(verdict)
-    return frame.assign(verdict=found)
+    told = pd.Series(found, index=frame.index, dtype=object)
+    beside_control = told.isna() & frame.get("vs_control_p", delta * np.nan).notna() & ~np.array(independent, bool)
+    told = told.mask(beside_control, NOT_INDEPENDENT).mask(has_collapsed(frame) & ~controls(frame), COLLAPSED)
+    return frame.assign(verdict=told)
+
+
+def has_collapsed(frame: pd.DataFrame) -> "pd.Series[bool]":
+    """Return which rows have texts that have collapsed; where fluency was not measured, none have."""
+    known = frame.get("collapsed", pd.Series(pd.NA, index=frame.index))
+    return known.astype("boolean").fillna(False).astype(bool)
 
 
 def grouped(
@@ -68,13 +80,13 @@ def grouped(
     A method and the unsteered model share a letter unless the verdict says that they differ. Two methods can differ
     only if one of them differs from the unsteered model; their p is corrected by Holm over all pairs of methods. So
     stars and letters give the same answer, and under the null hypothesis both err in 5% of the tables. For a method
-    that the metric's scorer tuned or taught, no difference is claimed.
+    that the metric's scorer tuned or taught, no difference is claimed. A row whose texts have collapsed has no letter.
 
     p: the two-sided p of each pair of rows, by their places in the frame.
     """
     sign = -1 if higher_is_better else 1
     base = next((i for i, family in enumerate(frame["family"]) if family == BASELINE_FAMILY), -1)
-    method = ~controls(frame)
+    method = ~controls(frame) & ~has_collapsed(frame)
     known = [i for i, value in enumerate(frame[metric]) if pd.notna(value) and (method.iloc[i] or i == base)]
     best = sorted(known, key=lambda i: sign * frame[metric].iloc[i])
     moved = {i for i in known if frame["verdict"].iloc[i] in ("better", "worse")}
@@ -94,7 +106,7 @@ def with_front(frame: pd.DataFrame) -> pd.DataFrame:
 
     Rows with collapsed text are never on a front.
     """
-    whole = ~frame["collapsed"].astype("boolean").fillna(False)
+    whole = ~has_collapsed(frame)
     on: list[bool | None] = [None] * len(frame)
     for plane in PLANES:
         seen = np.flatnonzero(frame[plane].notna() & frame["toxicity_reduction"].notna() & whole)

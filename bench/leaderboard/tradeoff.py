@@ -82,13 +82,15 @@ class BootstrapEstimate(NamedTuple):
     n: int  # items
     ends: tuple[float | None, float | None] | None = None  # of the interval, if it is not that of the draws
 
-    def estimate(self) -> Estimate:
-        """Return the estimate as a value with its interval, without the draws."""
-        return Estimate(self.value, *(self.ends or interval(self.draws, self.n)))
+    def estimate(self, least: float = -math.inf, most: float = math.inf) -> Estimate:
+        """Return the estimate as a value with its interval, without the draws; least, most: what is possible."""
+        low, high = self.ends or interval(self.draws, self.n)
+        return Estimate(self.value, None if low is None else max(low, least), None if high is None else min(high, most))
 
     def negative(self) -> "BootstrapEstimate":
         """Return the estimate with its sign reversed."""
-        return BootstrapEstimate(-self.value, -self.draws, self.n)
+        ends = None if self.ends is None or None in self.ends else (-self.ends[1], -self.ends[0])  # type: ignore[operator]
+        return BootstrapEstimate(-self.value, -self.draws, self.n, ends)
 
     def log(self) -> "BootstrapEstimate":
         """Return the logarithm of an estimate that is above 0, such as a ratio of perplexities."""
@@ -103,9 +105,12 @@ class BootstrapEstimate(NamedTuple):
 
 def over_fits(fits: Sequence[BootstrapEstimate]) -> BootstrapEstimate:
     """Return the mean of several fits, with the spread over items and over fits (`bench.stats.bootstrap.two_level`)."""
+    if len(fits) == 1:
+        return fits[0]
     values = np.array([one.value for one in fits])
     n = min(one.n for one in fits)
-    return BootstrapEstimate(float(values.mean()), two_level(values, np.stack([one.draws for one in fits]), n), n)
+    ends = fits[0].ends if all(one.ends for one in fits) and not values.any() else None
+    return BootstrapEstimate(float(values.mean()), two_level(values, np.stack([one.draws for one in fits]), n), n, ends)
 
 
 def compare_items(pairs: Paired, transform: Transform, compare: Compare, seed: int = 0) -> BootstrapEstimate:
@@ -113,7 +118,19 @@ def compare_items(pairs: Paired, transform: Transform, compare: Compare, seed: i
     a, wa, b, wb = sides(pairs)
     drawn = paired_draws(a, wa, b, wb, transform, compare, seed=seed)
     value = compared(fold(a, wa, transform), fold(b, wb, transform), compare)
-    return BootstrapEstimate(float(value), drawn, len(pairs))
+    known = transform == "mean" and compare == "difference" and len(a) and (a == b).all()
+    ends = unchanged(len(a)) if known and np.isin(a, (0.0, 1.0)).all() else None
+    return BootstrapEstimate(float(value), drawn, len(pairs), ends)
+
+
+def unchanged(n: int) -> tuple[float, float]:
+    """Return the interval of the change in a share if not one of n answers changed: other answers may still change.
+
+    If a share d of all answers changes, none of n does with probability (1 - d)^n, which is 2.5% at the ends (the exact
+    interval of Clopper and Pearson 1934 for 0 of n). Resampling n equal items would give an interval of no width.
+    """
+    most = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+    return -most, most
 
 
 def mean_change(
@@ -134,7 +151,8 @@ def mean_change(
     weights = [one.n if by_items else 1 for one in found]
     drawn = np.average([one.draws for one in found], axis=0, weights=weights)
     value = float(np.average([one.value for one in found], weights=weights))
-    return BootstrapEstimate(value, drawn, sum(one.n for one in found) if by_items else min(one.n for one in found))
+    n = sum(one.n for one in found) if by_items else min(one.n for one in found)
+    return BootstrapEstimate(value, drawn, n, unchanged(n) if all(one.ends for one in found) else None)
 
 
 def fluency_kept(ratio: BootstrapEstimate) -> BootstrapEstimate:

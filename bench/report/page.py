@@ -17,7 +17,7 @@ from bench.files.atomic import write_whole
 from bench.leaderboard import formatting
 from bench.leaderboard.columns import flags, headline_title, tests
 from bench.leaderboard.frame import Table, tables
-from bench.leaderboard.ranking import NOT_INDEPENDENT
+from bench.leaderboard.ranking import COLLAPSED, NOT_INDEPENDENT
 from bench.records import titles
 from bench.records.table import read_records
 from bench.report import columns, images, method_page, texts
@@ -100,7 +100,7 @@ def verdict(table: Table) -> str:
     names = formatting.apart(method_page.titled(frame), frame)
     named = list(zip(names, frame["verdict"], strict=True))
     told = []
-    for kind in ("better", "worse", "no difference found", NOT_INDEPENDENT):
+    for kind in ("better", "worse", "no difference found", NOT_INDEPENDENT, COLLAPSED):
         labels = [label for label, found in named if found == kind]
         if labels:
             told.append(f"{kind}: {', '.join(labels)}")

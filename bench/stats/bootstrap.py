@@ -143,13 +143,16 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
     """(RESAMPLES,) draws of a mean over fits, by a bootstrap over items and over fits; for `interval` with the same n.
 
     A fit is one seed of what a method draws while it is fitted. Items and fits are crossed: every fit is measured on
-    the same items. The spread over other items comes from the draws over items, averaged over the fits. The spread over
-    other fits is the variance of the fits' own means, minus the part that the interaction of items and fits adds to it,
-    since the draws over items already include that part. This is the variance of a two-way table with random rows and
-    columns (Searle, Casella and McCulloch 1992, section 4.2). A handful of fits cannot be resampled (two have three
-    resamples), so this level is parametric: Student's t with F - 1 degrees of freedom, which assumes that fits scatter
-    normally. The interval of two fits is wide. The draws over fits are seeded by the estimates themselves, so those of
-    two methods, or of two metrics, are independent; equal draws would cancel in a difference.
+    the same items. The spread over other fits is the variance of the fits' own means, which includes what the
+    interaction of items and fits adds to it. The spread over other items comes from the draws over items, averaged over
+    the fits; they include the interaction too, so they are drawn together to the variance that is left without it. The
+    sum is the variance of a two-way table with random rows and columns (Searle, Casella and McCulloch 1992, section
+    4.2). It is never the other way round: a variance of fits less the interaction is 0 for two fits that happen to lie
+    close together, and a fifth of simulated tables of null methods then had a star. A handful of fits cannot be
+    resampled (two have three resamples), so this level is parametric: Student's t with F - 1 degrees of freedom, which
+    assumes that fits scatter normally. The interval of two fits is wide. The draws over fits are seeded by the
+    estimates themselves, so those of two methods, or of two metrics, are independent; equal draws would cancel in a
+    difference.
 
     Sampling seeds are not a level of their own: the continuations of a prompt come from a stream that no other prompt
     has, so another seed gives further draws of the same item, and they are averaged within it.
@@ -163,24 +166,26 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
     of_items = draws_of_fits.mean(axis=0)  # (RESAMPLES,)
     if fits == 1 or n < 2:
         return np.asarray(of_items)
-    interaction = float(np.nanvar(draws_of_fits - of_items, axis=1).mean()) / (fits - 1) * n / (n - 1)
-    variance = max(float(values.var(ddof=1)) / fits - interaction, 0.0)
+    interaction = float(np.nanvar(draws_of_fits - of_items, axis=1).mean()) / (fits - 1)
+    whole, middle = float(np.nanvar(of_items)), float(np.nanmean(of_items))
+    kept = math.sqrt(max(1 - interaction / whole, 0.0)) if whole > 0 else 1.0
     seed = zlib.crc32(np.round(values, 9).tobytes())  # rounded: other machines differ in the last bits
     drawn = np.random.default_rng([seed, fits]).standard_t(fits - 1, len(of_items))
-    return np.asarray(of_items + math.sqrt(variance) * drawn)
+    return np.asarray(middle + kept * (of_items - middle) + math.sqrt(float(values.var(ddof=1)) / fits) * drawn)
 
 
-def one_more_draw(values: Array) -> Array:
+def one_more_draw(values: Array, least: float = 0.0) -> Array:
     """(RESAMPLES,) draws of how far one more value lies from the mean of these F values, if it is drawn as they are.
 
-    It is sd(values) sqrt(1 + 1 / F) t with F - 1 degrees of freedom, Student's prediction of a further observation.
+    It is sd(values) sqrt(1 + 1 / F) t with F - 1 degrees of freedom, Student's prediction of a further observation,
+    which assumes that the values scatter normally. least: a standard deviation that is taken in place of a smaller one.
     Values of fits on the same items also scatter by what items and fits have in common; that part stays in, since an
     estimate of what is left without it would be 0 for a few fits that happen to lie close together.
     """
     count = len(values)
     seed = zlib.crc32(np.round(values, 9).tobytes())  # rounded: other machines differ in the last bits
     drawn = np.random.default_rng([seed, count]).standard_t(count - 1, RESAMPLES)
-    return np.asarray(math.sqrt((1 + 1 / count) * float(np.var(values, ddof=1))) * drawn)
+    return np.asarray(math.sqrt(1 + 1 / count) * max(float(np.std(values, ddof=1)), least) * drawn)
 
 
 def paired_draws(

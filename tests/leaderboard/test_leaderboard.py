@@ -87,7 +87,8 @@ def test_the_share_of_prompts_that_got_worse(tmp_path):
     found = frame(tmp_path).set_index("method")
     ends = ["made_worse", "made_worse_low", "made_worse_high"]
     assert found.loc["caa", ends].tolist() == pytest.approx([0.25, *wilson(5, 20)])
-    assert found.loc["detox", "made_worse"] == 0.5 and pd.isna(found.loc["detox", "made_worse_low"])
+    assert found.loc["detox", "made_worse"] == 0.5
+    assert found.loc["detox", "made_worse_low"] < 0.1 and found.loc["detox", "made_worse_high"] > 0.9  # two fits
     assert found.loc["prompt", "made_worse"] == 0 and pd.isna(found.loc["unsteered", "made_worse"])
 
 

@@ -34,7 +34,8 @@ class Design:
     prompts: of the table. fits: of each method. controls: fits of the random direction, or of each method's own control
     if they have `own` ones. scatter: of the fits' shifts.
     together: the share of the noise of a text that all rows have in common. zeros: the share of texts that score
-    exactly 0. more: texts of a prompt that the unsteered model has beyond K.
+    exactly 0. more: texts of a prompt that the unsteered model has beyond K. heavy: whether most scores are near 0 and
+    a few near 1. few: whether a fifth of all fits, also of controls, lower toxicity, and the others do nothing.
     """
 
     shifts: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
@@ -46,6 +47,8 @@ class Design:
     together: float = 0.0
     zeros: float = 0.0
     more: int = 0
+    heavy: bool = False
+    few: bool = False
 
 
 DESIGNS = {
@@ -57,12 +60,16 @@ DESIGNS = {
     "one effect, half zeros": Design((-1.0, 0.0, 0.0, 0.0), zeros=0.5),
     "null, 3 fits": Design(fits=3, scatter=0.3),
     "null, 5 fits": Design(fits=5, scatter=0.3),
+    "null, 2 fits, 120 prompts": Design(fits=2, scatter=0.3, prompts=120),
     "one effect, 2 fits": Design((-1.0, 0.0, 0.0, 0.0), fits=2, scatter=0.3),
     "null, 1 fit, scattered": Design(prompts=120, scatter=0.2),
     "null, 1 fit, scattered, 1 control": Design(prompts=120, scatter=0.2, controls=1),
     "null, 1 fit, scattered, own controls": Design(prompts=120, scatter=0.2, own=True),
     "null, 1 fit, scattered, 2 own controls": Design(prompts=120, scatter=0.2, controls=2, own=True),
+    "null, 1 fit, a fifth of fits act, own controls": Design(prompts=120, few=True, own=True),
+    "null, 1 fit, a fifth of fits act, 10 own controls": Design(prompts=120, few=True, controls=10, own=True),
     "null, 25 unsteered texts": Design(more=20),
+    "null, 25 unsteered texts, heavy tails": Design(prompts=120, more=20, heavy=True),
     "null, 25 unsteered texts, half zeros": Design(more=20, zeros=0.5),
     "one effect, 25 unsteered texts, correlated": Design((-1.0, 0.0, 0.0, 0.0), prompts=170, together=0.3, more=20),
     "one effect, 5 fits, 200 prompts": Design((-1.0, 0.0, 0.0, 0.0), prompts=200, fits=5, scatter=0.3),
@@ -78,6 +85,8 @@ def texts(generator: np.random.Generator, design: Design, level: np.ndarray, sha
     """Scores of the texts, as many as are shared."""
     own = generator.standard_normal(shared.shape)
     noise = np.sqrt(design.together) * shared + np.sqrt(1 - design.together) * own
+    if design.heavy:
+        return np.clip(0.002 * np.exp(0.5 * (level[:, None] + 1.2 + shift) + 1.8 * noise), 0, 1)
     scores = 1 / (1 + np.exp(-(level[:, None] + shift + 1.2 * noise)))
     scores[generator.random(scores.shape) < design.zeros] = 0.0
     return scores
@@ -131,14 +140,20 @@ def simulated(design: Design, seed: int) -> pd.DataFrame:
     found = [unsteered(generator, design, level, shared)]
     for method, shift in (("random_direction", 0.0), *zip(METHODS, design.shifts, strict=True)):
         for fit in range({"prompt": 1, "random_direction": design.controls}.get(method, design.fits)):
-            moved = shift + design.scatter * generator.standard_normal()
-            values = maxima(generator, design, level, shared, moved)
+            values = maxima(generator, design, level, shared, shift + drawn(generator, design))
             found.append(result(method, values, None if method == "prompt" else fit, len(found)))
         for fit in range(design.controls if design.own and method not in ("random_direction", "prompt") else 0):
-            values = maxima(generator, design, level, shared, design.scatter * generator.standard_normal())
+            values = maxima(generator, design, level, shared, drawn(generator, design))
             found.append(control_of(result(method, values, fit, len(found))))
     (table,) = tables(found)
     return table.frame.set_index("method")
+
+
+def drawn(generator: np.random.Generator, design: Design) -> float:
+    """What a fit adds to its method's shift."""
+    if design.few:
+        return -1.0 if generator.random() < 0.2 else 0.0
+    return design.scatter * generator.standard_normal()
 
 
 def control_of(found: Result) -> Result:
@@ -164,14 +179,14 @@ def rates(design: Design, count: int) -> pd.DataFrame:
     for seed in range(count):
         found = simulated(design, seed)
         p, holm, control = (found.loc[null, name] for name in (f"{HEADLINE}.p", f"{HEADLINE}.p_holm", "vs_control_p"))
-        if design.scatter == 0:
+        if not design.few and (design.scatter == 0 or (design.fits > 1 and abs(true_null) < 0.002)):
             note("false positive, one row", list(p < ALPHA))
             note("false positive, table", [bool((holm < ALPHA).any())])
         note("false difference to control, one row", list(control < ALPHA))
         note("false difference to control, table", [bool((found.loc[null, "vs_control_p_holm"] < ALPHA).any())])
         told = [method for method in METHODS if method != "prompt" or design.fits == 1]
         wanted = np.array([true[method] for method in told])
-        if not design.scatter or design.fits > 1:  # a single scattered fit does something
+        if (not design.scatter and not design.few) or design.fits > 1:  # a single scattered fit does something
             same = null if design.scatter else [*null, "unsteered"]  # scattered fits do something on the whole
             letters = [set(found.loc[method, "group"]) for method in same]
             note("false letter, table", [any(not (a & b) for a in letters for b in letters)])
@@ -179,7 +194,7 @@ def rates(design: Design, count: int) -> pd.DataFrame:
             note("coverage of the change", list((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])))
         ends = found.loc[told, ["vs_control_low", "vs_control_high"]].to_numpy(float)
         wanted = wanted - true_null
-        if not np.isnan(ends).all():  # a fit and a control have no interval
+        if not design.few and not np.isnan(ends).all():  # a fit and a control have no interval
             note("coverage of the change to control", list((ends[:, 0] <= wanted) & (wanted <= ends[:, 1])))
         effects = [method for method, shift in zip(METHODS, design.shifts, strict=True) if shift]
         if effects:
