@@ -132,6 +132,14 @@ class DExperts(Method):
         self.check(model)
         found: Artefact = {}
         for role, what, examples in self._texts(data):
+            completions = examples.completion if examples else []
+            if not any(completions):
+                step = "harmful=on_policy_toxic, or harmful=file harmful.path=FILE"
+                raise SetupError(
+                    f"dexperts: its {role} learns from {what} and got {len(completions) or 'none'}"
+                    f"{', none of which has a completion' if completions else ''}; set "
+                    + (step if what == "harmful texts" else "pairs=file pairs.path=FILE")
+                )
             texts, cut = encoded(model, tokenizer, examples, what, self.max_tokens)
             found[f"{INFO}cut_{what.split()[0]}"] = torch.tensor(cut)
             for key, tensor in fine_tuned(model, texts, self.recipe, stage=role).items():

@@ -117,6 +117,12 @@ class DINM(Method):
         """Return the change of one matrix, "change.<name>". Raises SetupError without pairs or background."""
         self.check(model)
         desired, undesired, cut = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
+        if not any(data.background or ()):
+            raise SetupError(
+                "dinm keeps to the model's own predictions on ordinary texts and got "
+                f"{len(data.background or ()) or 'none'}{', all empty' if data.background else ''}; set "
+                "background=wiki, or background=texts background.path=FILE"
+            )
         background, cut_background = encoded_background(model, tokenizer, data.background, self.max_tokens)
         layer, facts = self._located(model, desired, undesired)
         parameters = value_parameters(model, layer)

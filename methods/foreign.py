@@ -47,10 +47,12 @@ class Vector(NamedTuple):
 
 
 class Content(NamedTuple):
-    """All vectors of a file, and the tokens that its format steers; None: the format does not say."""
+    """All vectors of a file, its format, and the tokens that this format steers; None: the format does not say."""
 
     vectors: list[Vector]
     scope: Literal["all", "generation"] | None
+    format: Format
+    model: str | None = None  # the model that the file's name says it was made with
 
 
 def read(path: str, form: Format, told: Told, model: PreTrainedModel) -> Content:
@@ -156,7 +158,9 @@ def _caa(file: Path, told: Told, model: PreTrainedModel) -> Content:
     layer = _agreed(file, "layer", told.layer, int(named[1]) if named else None, needed=True)
     _agreed(file, "hook", told.hook, "output")
     _agreed(file, "operation", told.operation, "add")
-    return Content([_single(file, model, layer, "output", "add")], "generation")
+    named_model = re.fullmatch(r"vec_layer_\d+_(.+)", file.stem)
+    made_with = named_model[1] if named_model else None
+    return Content([_single(file, model, layer, "output", "add")], "generation", "caa", made_with)
 
 
 def _refusal_direction(file: Path, told: Told, model: PreTrainedModel) -> Content:
@@ -175,7 +179,7 @@ def _refusal_direction(file: Path, told: Told, model: PreTrainedModel) -> Conten
         )
     if operation == "clamp":
         raise SetupError(f"{file}: method.operation=clamp needs a value to clamp to; set ablate or add")
-    return Content([_single(file, model, layer, "input", operation)], "all")
+    return Content([_single(file, model, layer, "input", operation)], "all", "refusal_direction")
 
 
 def _safetensors(file: Path, told: Told, model: PreTrainedModel) -> Content:
@@ -197,7 +201,7 @@ def _safetensors(file: Path, told: Told, model: PreTrainedModel) -> Content:
         number = int(name.split(".")[1])
         vector = _vector(file, tensor, name)
         found.append(Vector(_block(model, number, file), side, operation, vector, 1.0, torch.zeros_like(vector)))
-    return Content(_of_layer(file, found, told, model), None)
+    return Content(_of_layer(file, found, told, model), None, "safetensors")
 
 
 def _of_layer(file: Path, found: list[Vector], told: Told, model: PreTrainedModel) -> list[Vector]:
@@ -214,6 +218,13 @@ def _lm_eval(file: Path, told: Told, model: PreTrainedModel) -> Content:
     content = _unpickled(file)
     if not isinstance(content, Mapping):
         raise SetupError(f"{file}: format=lm_eval is a dict of module names, and this is a {type(content).__name__}")
+    if content and all(isinstance(one, Tensor) for one in content.values()):
+        raise SetupError(
+            f"{file}: it is a plain mapping to vectors, from {', '.join(map(repr, list(content)[:4]))}"
+            f"{' and others' if len(content) > 4 else ''}, which does not say where and how they are added; save them "
+            "as layers.N.direction (N: a block, from 0) with safetensors.torch.save_file, and set method.hook, "
+            "method.operation and method.scope"
+        )
     modules = dict(model.base_model.named_modules())
     found = []
     for name, entry in content.items():
@@ -239,7 +250,7 @@ def _lm_eval(file: Path, told: Told, model: PreTrainedModel) -> Content:
         found.append(Vector(name, "output", operation, vector, float(coefficient), offset))
     _agreed(file, "hook", told.hook, "output")
     _check_outputs(file, [one.module for one in found], model)
-    return Content(_of_layer(file, found, told, model), "all")
+    return Content(_of_layer(file, found, told, model), "all", "lm_eval")
 
 
 def _check_outputs(file: Path, names: Sequence[str], model: PreTrainedModel) -> None:
@@ -292,7 +303,7 @@ def _gguf(file: Path, told: Told, model: PreTrainedModel) -> Content:
     _agreed(file, "operation", told.operation, "add")
     found: dict[int, Vector] = {}
     for name, kind, data in tensors:
-        numbered = re.fullmatch(r"direction\.(\d+)", name)
+        numbered = re.fullmatch(r"direction\.(0|[1-9][0-9]*)", name)
         if numbered is None or kind != "F32" or data.dim() != 1:
             raise SetupError(
                 f"{file}: {name} is a {kind} of the shape {tuple(data.shape)}; expected direction.N of type F32"
@@ -300,8 +311,6 @@ def _gguf(file: Path, told: Told, model: PreTrainedModel) -> Content:
         number = int(numbered[1])
         if number == 0:
             raise SetupError(f"{file}: direction.0, which llama.cpp refuses: a control vector begins at block 1")
-        if number in found:
-            raise SetupError(f"{file}: {name} occurs twice; llama.cpp would add both, which may not be intended")
         found[number] = Vector(_block(model, number, file), "output", "add", data, 1.0, torch.zeros_like(data))
     count = facts.get(f"{ARCHITECTURE}.layer_count")
     if count is not None and count != len(found):
@@ -313,7 +322,7 @@ def _gguf(file: Path, told: Told, model: PreTrainedModel) -> Content:
     steered = {number: one for number, one in found.items() if one.vector.any() or not one.vector.isfinite().all()}
     if (listed := facts.get(f"{OWN}.layers")) is not None and sorted(steered) != sorted(map(int, listed)):
         raise SetupError(f"{file}: its {OWN}.layers is {listed}, and vectors are at {sorted(steered)}; it is damaged")
-    return Content(_of_layer(file, [steered[number] for number in sorted(steered)], told, model), "all")
+    return Content(_of_layer(file, [steered[number] for number in sorted(steered)], told, model), "all", "gguf")
 
 
 READERS: dict[str, Callable[[Path, Told, PreTrainedModel], Content]] = {

@@ -1,8 +1,11 @@
 """Steers with vectors that another program, or this one, wrote to a file; `methods.foreign` reads the formats."""
 
+import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
@@ -18,6 +21,7 @@ from methods.intervention import Hook, adding, hooked
 from methods.vectors import clamping, within
 
 Scope = Literal["all", "prompt", "generation"]
+SHOWN = 4  # vectors that are named on the line about a file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,8 +51,14 @@ class Imported(Method):
     blocks or modules that the model does not have, a GGUF of another architecture or made for another number of blocks,
     lm-eval's `head_index`, and a bias with `add`, which lm-eval itself does not take.
 
-    The record contains blocks, sides and lengths of what was read (`info.`), and the tokens that each vector raises
-    most.
+    `fit` prints what was read on one line. The record has it as numbers, with an entry for each vector: `info.blocks`
+    (from 0; -1: a module inside a block), `info.at_outputs` (1: the output of the block or module, 0: its input),
+    `info.operations` (0 add, 1 clamp, 2 ablate), `info.lengths` in the file's unit, and the tokens that the vector
+    raises most. `info.format` is 1 gguf, 2 lm_eval, 3 caa, 4 refusal_direction, or 5 safetensors, also if `auto` chose
+    it. `info.scope` is 0 all, 1 prompt, or 2 generation. No text is read, so lengths in mean residual norms are not
+    known.
+
+    The name of a CAA file contains that of its model. If the model here has another name, a line warns of it.
     """
 
     name: ClassVar[str] = "imported"
@@ -109,10 +119,26 @@ class Imported(Method):
         found[INFO + "blocks"] = torch.tensor(blocks)  # -1: a module inside a block
         found[INFO + "at_outputs"] = torch.tensor(sides)  # 1: the output of each, 0: its input
         found[INFO + "lengths"] = torch.stack(lengths)
+        found[INFO + "operations"] = torch.tensor([get_args(Operation).index(one.operation) for one in content.vectors])
+        found[INFO + "format"] = torch.tensor(get_args(Format).index(content.format))
+        found[INFO + "scope"] = torch.tensor(get_args(Scope).index(self.positions(content)))
+        print(self._told(content, [float(one) for one in lengths]), file=sys.stderr)
+        if (other := _other_model(content.model, model.config.name_or_path or "")) is not None:
+            print(f"warning: {Path(str(self.path)).name!r} {other}", file=sys.stderr)
         tokens = directions.top_tokens(model, torch.stack([one.vector for one in content.vectors]))
         if tokens.numel() <= INFO_LIMIT:
             found[INFO + "top_tokens"] = tokens
         return found
+
+    def _told(self, content: foreign.Content, lengths: Sequence[float]) -> str:
+        """Return the line that tells the user what was read."""
+        vectors = [f"{one.operation} at the {one.side} of {one.module}" for one in content.vectors]
+        more = f" and {len(vectors) - SHOWN} more" if len(vectors) > SHOWN else ""
+        sizes = " to ".join(dict.fromkeys(f"{one:.3g}" for one in (min(lengths), max(lengths))))
+        return (
+            f"imported: {Path(str(self.path)).name!r} is read as {content.format}: "
+            f"{', '.join(vectors[:SHOWN])}{more}; tokens: {self.positions(content)}; length {sizes} in the file's unit"
+        )
 
     def _read(self, model: PreTrainedModel) -> foreign.Content:
         if self.path is None:
@@ -164,3 +190,14 @@ class Imported(Method):
             "input" if side == "input" else "output",
             within(function, cast(Scope, scope), boundary=self.boundary),
         )
+
+
+def _other_model(named: str | None, here: str) -> str | None:
+    """Return what is wrong if a file's name says that it is of another model than this one; None if that is not known.
+
+    here: the hub id or the folder of the model, which may be in the hub's cache.
+    """
+    plain = [re.sub(r"[^a-z0-9]", "", part.lower()) for part in re.split(r"[/\\]|--", here)]
+    if named is None or not here or re.sub(r"[^a-z0-9]", "", named.lower()) in plain:
+        return None
+    return f"names the model {named!r}, and the model here is {here!r}; check that the vector was made with this model"

@@ -4,9 +4,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -90,7 +93,7 @@ class InferAligner(Method):
         """Return detector, bias and vector of each block. One pass reads all blocks, and a short one the prompts.
 
         Raises SetupError without pairs, if the means of both sides are the same, and for an aligned model that cannot
-        be loaded or has another shape.
+        be loaded, or has another shape or vocabulary.
         """
         self.check(model)
         pairs = required_pairs(data, self.name)
@@ -104,7 +107,7 @@ class InferAligner(Method):
         biases = begins + self.open_at * (ends - begins)
         towards = detectors
         if self.aligned is not None:
-            other = self._other(self.aligned, model, max(max(one.tokens) for one in texts.desired + texts.undesired))
+            other = self._other(self.aligned, model)
             towards = _unit(*_features(other, texts, layers), layers, "the aligned model")
         found = vectors.kept(
             layers,
@@ -126,11 +129,15 @@ class InferAligner(Method):
             **separation_facts(desired, undesired),
         }
 
-    def _other(self, aligned: str, model: PreTrainedModel, largest: int) -> PreTrainedModel:
-        """Return the aligned model. Raises SetupError if it is not on disk, or has another shape than this one.
-
-        largest: the largest token id that it will read.
-        """
+    def _other(self, aligned: str, model: PreTrainedModel) -> PreTrainedModel:
+        """Return the aligned model. Raises SetupError if it is not on disk, or has another shape or vocabulary."""
+        revision = self.aligned_revision or "main"
+        if not Path(aligned).is_dir() and not _is_downloaded(aligned, revision):
+            raise SetupError(
+                f"method.aligned={aligned}: this machine has no folder and no downloaded model of this name (revision "
+                f"{revision}); expected the folder of a model, or a hub id ORG/NAME that was downloaded before "
+                "(`hf download ORG/NAME`)"
+            )
 
         def told(error: BaseException) -> SetupError:
             why = loading_failure(error) if isinstance(error, Exception) else str(error)
@@ -142,7 +149,7 @@ class InferAligner(Method):
         with reading(told, Exception):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 aligned,
-                revision=self.aligned_revision or "main",
+                revision=revision,
                 dtype=model.dtype,
                 local_files_only=True,
                 trust_remote_code=False,
@@ -154,11 +161,11 @@ class InferAligner(Method):
                 f"method.aligned={aligned} has width {shapes[1][0]} and {shapes[1][1]} blocks, the model has "
                 f"width {shapes[0][0]} and {shapes[0][1]} blocks; give an aligned model of the same shape"
             )
-        rows = loaded.get_input_embeddings().weight.shape[0]
-        if largest >= rows:
+        rows, own = (_vocabulary(one) for one in (other, model))
+        if rows != own:
             raise SetupError(
-                f"method.aligned={aligned} has a vocabulary of {rows} tokens, and the texts contain token {largest}; "
-                "give an aligned model with the same tokenizer"
+                f"method.aligned={aligned} has embeddings of {rows} tokens, and the model has {own}, so the two may "
+                "read different tokens; give an aligned model with the same tokenizer, of equally many tokens"
             )
         return other
 
@@ -175,6 +182,20 @@ class InferAligner(Method):
             maps[layer] = vectors.where_open(verdict, moved)
         with hooked(vectors.hooks(model, maps)):
             yield Steering()
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    """Return the number of tokens that a model has embeddings of."""
+    embedding: Any = model.get_input_embeddings()
+    return int(embedding.weight.shape[0])
+
+
+def _is_downloaded(name: str, revision: str) -> bool:
+    """Return whether the hub's cache on this machine holds the config of a model."""
+    try:
+        return isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str)
+    except HFValidationError:  # such as a path
+        return False
 
 
 def _features(model: PreTrainedModel, texts: EncodedPairs, layers: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -116,6 +116,12 @@ class KLThenSteer(AdapterMethod):
         """
         self.check(model)
         desired, undesired, cut = encoded_pairs(model, tokenizer, required_pairs(data, self.name), self.max_tokens)
+        if not any(data.background or ()):
+            raise SetupError(
+                "kl_then_steer learns to ignore its vector on ordinary texts and got "
+                f"{len(data.background or ()) or 'none'}{', all empty' if data.background else ''}; set "
+                "background=wiki, or background=texts background.path=FILE"
+            )
         background, cut_background = encoded_background(model, tokenizer, data.background, self.max_tokens)
         layer = layout.layer_index(model, self.layer)
         vector, facts = _vector(model, layer, desired, undesired)

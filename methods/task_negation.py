@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from methods.base import Artefact, Demand, FitData, Method, Steering
+from methods.errors import SetupError
 from methods.optimiser import OptimizerName
 from methods.training import STEP_COST, Recipe, changed, check_recipe, encoded, fine_tuned, most_memory
 from methods.training_memory import TrainingMemory
@@ -72,6 +73,13 @@ class TaskNegation(Method):
 
     def fit(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: FitData) -> Artefact:
         """Return the change of every weight, not negated. Raises SetupError without harmful texts."""
+        completions = data.harmful.completion if data.harmful else []
+        if not any(completions):
+            raise SetupError(
+                f"task_negation learns from harmful texts and got {len(completions) or 'none'}"
+                f"{', none of which has a completion' if completions else ''}; set harmful=on_policy_toxic, or "
+                "harmful=file harmful.path=FILE"
+            )
         texts, cut = encoded(model, tokenizer, data.harmful, "harmful texts", self.max_tokens)
         return fine_tuned(model, texts, self.recipe, stage=self.name) | {"info.cut_harmful": torch.tensor(cut)}
 

@@ -48,6 +48,14 @@ def test_an_extra_is_what_nothing_else_needs():
     }
 
 
+def test_the_page_says_which_extra_all_leaves_out():
+    (every,) = EXTRAS["all"]
+    apart = set(EXTRAS) - {"all", "dev"} - set(re.findall(r"\w+", every))
+    said = " ".join((ROOT / "conf/README.md").read_text().split())
+    assert apart == {"ray"} and "`'.[all]'` installs all of them but Ray, which is large (`'.[ray]'`" in said
+    assert "installs them all" not in said
+
+
 def test_every_extra_that_a_message_names_is_there():
     named = set()
     for path in [*(ROOT / "bench").rglob("*.py"), *(ROOT / "methods").glob("*.py")]:

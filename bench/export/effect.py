@@ -83,8 +83,9 @@ def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effe
     if steering.next_logits is not None:
         return Effect(weights, {}, "it changes the logits while a text is decoded, which no file of weights can do")
     texts = _encoded(lm)
-    zeroed = [_streams(lm, method, artefact, strength, text, zero=True) for text in texts]
-    natural = [_streams(lm, method, artefact, strength, text, zero=False) for text in texts]
+    zeroed = [_streams(lm, method, artefact, strength, text, zero=True).around for text in texts]
+    read = [_streams(lm, method, artefact, strength, text, zero=False) for text in texts]
+    natural = [one.around for one in read]
     vectors: dict[int, Tensor] = {}
     for layer, site in zeroed[0]:
         added = [stream[layer, site][1] for stream in zeroed]  # (T, D) each: what becomes of a stream of zeros
@@ -103,6 +104,11 @@ def measure(lm: LM, method: Method, artefact: Artefact, strength: float) -> Effe
     if not _explains(lm, method, artefact, strength, effect, texts):
         more = "it does more to the model than to change its weights and to add vectors between its blocks"
         return effect._replace(beyond=more)
+    if any(one.judged for one in read):  # and yet nothing was seen of what follows from the verdict
+        shut = (
+            f"its gate was shut on the {len(texts)} texts tried, and no file can hold a gate, which may open on others"
+        )
+        return effect._replace(beyond=shut)
     return effect
 
 
@@ -115,10 +121,19 @@ def _encoded(lm: LM) -> list[Text]:
     return split(lm.tokenizer, [prompt for prompt, _ in TEXTS], [continuation for _, continuation in TEXTS])
 
 
-def _streams(
-    lm: LM, method: Method, artefact: Artefact, strength: float, text: Text, *, zero: bool
-) -> dict[tuple[int, Site], tuple[Tensor, Tensor]]:
-    """(T, D) before and after the method's own hooks at each block and site; the last token is read from the cache.
+class _Streams(NamedTuple):
+    """What a steered model does to one text.
+
+    around: (T, D) before and after the method's own hooks at each block and site. judged: whether the method keeps a
+    verdict about the prompt, so that it may do something else to another text.
+    """
+
+    around: dict[tuple[int, Site], tuple[Tensor, Tensor]]
+    judged: bool
+
+
+def _streams(lm: LM, method: Method, artefact: Artefact, strength: float, text: Text, *, zero: bool) -> _Streams:
+    """Read a text with the steered model; the last token is read from the cache.
 
     Hooks run in the order in which they were set: ours before, the method's, ours after. zero: whether the method's
     hooks get zeros instead of the stream; what they return is then exactly what they add.
@@ -136,7 +151,7 @@ def _streams(
         for ids in (text.tokens[:-1], text.tokens[-1:]):
             steered.read(rows, torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool), keep=1)
             parts.append({(i, s): (before[s][i][0], after[s][i][0]) for s in SITES for i in layers})
-    return {key: (_joined(parts, key, 0), _joined(parts, key, 1)) for key in parts[0]}
+    return _Streams({key: (_joined(parts, key, 0), _joined(parts, key, 1)) for key in parts[0]}, bool(rows.noted))
 
 
 def _joined(parts: Sequence[Mapping[tuple[int, Site], tuple[Tensor, Tensor]]], key: tuple[int, Site], i: int) -> Tensor:
@@ -146,17 +161,25 @@ def _joined(parts: Sequence[Mapping[tuple[int, Site], tuple[Tensor, Tensor]]], k
 def _beyond(
     vector: Tensor, added: Sequence[Tensor], seen: Sequence[tuple[Tensor, Tensor]], texts: Sequence[Text], scoped: bool
 ) -> str | None:
-    """Return the reason why this is not one vector added at all positions; None if it is."""
-    acted = (added[0] != 0).any(-1) | (seen[0][0] != seen[0][1]).any(-1)  # (T,)
-    if not bool(acted.all()):
-        first, last = int(acted.nonzero().min()), int(acted.nonzero().max())
-        prompt = texts[0].prompt
-        if first >= prompt - 1:
+    """Return the reason why this is not one vector added at all positions of all texts; None if it is.
+
+    It must act on at least one of the texts.
+    """
+    moved = [(before != after).any(-1) for before, after in seen]  # (T,) of each text
+    acted = [(zeros != 0).any(-1) | one for zeros, one in zip(added, moved, strict=True)]
+    touched = [bool(one.any()) for one in (moved if any(bool(one.any()) for one in moved) else acted)]
+    if not all(touched):
+        return f"it acts on {sum(touched)} of the {len(texts)} texts tried, and what is exported acts on every text"
+    if not all(bool(one.all()) for one in acted):
+        ends = [text.prompt - 1 for text in texts]
+        first = min(int(one.nonzero().min()) - end for one, end in zip(acted, ends, strict=True))
+        last = max(int(one.nonzero().max()) - end for one, end in zip(acted, ends, strict=True))
+        if first >= 0:
             where = "only from the end of the prompt on"
-        elif last < prompt - 1:
+        elif last < 0:
             where = "only at the first tokens of a text"
         else:
-            where = "only in the prompt" if last < prompt else "only at some positions"
+            where = "only in the prompt" if last == 0 else "only at some positions"
         step = "; set method.scope=all, which is another steering: measure that one too" if scoped else ""
         return f"it acts {where}, and what is exported acts on every token{step}"
     if not all(torch.equal(one, vector.expand_as(one)) for one in added):

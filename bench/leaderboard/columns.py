@@ -135,7 +135,6 @@ def flags(row: Line) -> str:
         told.append(f"{row['bounds_decided_by'].replace('_', ' ')}: bound {row['bounds']}")
     if row["undefined_resamples"]:
         told.append(f"{row['undefined_resamples']:.0f} of {RESAMPLES:,} resamples have no value")
-    told += ["two fits: intervals cover about 93%"] if row["fits"] == 2 else []
     return "; ".join(told)
 
 
@@ -476,7 +475,7 @@ def headline_title(headline: str, toxicity: Sequence[str]) -> str:
 
 
 def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list[Column]:
-    """Return the columns of the headline: value, change, p, group; with a toxicity, readable tables have all but p."""
+    """Return the columns of the headline: value, change, p, group; readable tables have all but p."""
     several = tests(frame, metric) > 1
 
     def value(row: Line) -> str:
@@ -497,26 +496,25 @@ def _headline(frame: pd.DataFrame, metric: str, toxicity: Sequence[str]) -> list
 
     toxic = metric in toxicity[:1]
     title = toxicity_title(metric) if toxic else short(metric)
-    shown = {"value": title, "change": "change", "group": "group"} if toxicity else {}
     corrected = " after Holm's correction over the rows" if several else ""
     return [
         Column(name=metric, about=f"{sentence(metric)}, with the 95% interval of its value.",
-               text=shown.get("value", ""), told=value,
+               text=title, told=value,
                legend="the highest toxicity among the k continuations of a prompt, mean over the prompts, with its "
                       "interval." if toxic else "",
-               latex="toxicity" if toxic else short(metric) if toxicity else "",
+               latex="toxicity" if toxic else short(metric),
                higher_is_better=False if toxic else None,
                page=headline_title(metric, toxicity), cell=_own(metric), shown=True),
         Column(name=f"{metric}.delta", about=f"The difference of {metric_title(metric)} from unsteered on the same "
-               "items, with its 95% interval (paired bootstrap).", text=shown.get("change", ""), told=change,
+               "items, with its 95% interval (paired bootstrap).", text="change", told=change,
                page="change", cell=change_cell, shown=True,
                legend=f"difference from unsteered on the same prompts, ± half of its {LEVEL:.0%} interval (paired "
                       "bootstrap)."),
         Column(name=f"{metric}.p_holm", about=f"The p of the paired test of that change{corrected}; it is "
                "significant below "
                f"{ALPHA:g}.", page="p (Holm)" if several else "p", cell=p_cell, shown=True),
-        Column(name="group", about="Rows that share a letter do not differ significantly.", text=shown.get("group", ""),
-               told=lambda row: NONE if pd.isna(row["group"]) else str(row["group"]), latex="group" if toxicity else "",
+        Column(name="group", about="Rows that share a letter do not differ significantly.", text="group",
+               told=lambda row: NONE if pd.isna(row["group"]) else str(row["group"]), latex="group",
                page="group", cell=words("group"), shown=True, numeric=False),
     ]  # fmt: skip
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from bench.console import escape
 from bench.data.prompts import RTP
-from bench.leaderboard.columns import NONE, Line, beaten, headline_title, lines, number, tests
+from bench.leaderboard.columns import NONE, Line, headline_title, lines, number, tests
 from bench.leaderboard.frame import FITS, Table, record_names
 from bench.leaderboard.grouping import Row
 from bench.leaderboard.ranking import COLLAPSED, NOT_INDEPENDENT, controls
@@ -70,11 +70,11 @@ def limits_of(table: Table) -> str:
 
 
 def sampled(table: Table) -> str:
-    """Say which texts were judged: those of the suite rtp, or else of the first suite that samples texts."""
+    """Say which texts were judged: those of the headline's suite, or else of the first suite that samples texts."""
     results = [one for row in table.rows for fit in row.fits for one in fit.results if one.record.sampling]
     if not results:
         return "no texts were sampled"
-    one, items = next((one for one in results if one.record.suite == "rtp"), results[0])
+    one, items = next((one for one in results if one.record.suite == table.target), results[0])
     info, decoding = one.info, told_decoding(one.sampling)
     found = re.search(r"_k(\d+)(?:_n\d+)?$", table.toxicity[0]) if table.toxicity else None
     k = found[1] if found else "?" if info.k is None else info.k
@@ -220,16 +220,13 @@ def found_out(table: Table) -> list[str]:
         least = frame.get(f"{metric}.detectable", pd.Series(dtype=float)).dropna()
         lettered = frame["group"].notna()
         pairs = math.comb(int((lettered & ~controls(frame)).sum()), 2)
-        if table.toxicity:
-            called = headline_title(metric, table.toxicity)
-            holm = f"; Holm over {count} rows" if count > 1 else ""
-            told = f"*: {called} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm})."
-            if lettered.sum() > 1:
-                holm = ", after Holm's correction over all pairs of methods" if pairs > 1 else ""
-                lines += [told, f"group: rows that share a letter do not differ significantly{holm}."]
-            else:
-                lines.append(told)
-        if table.toxicity and pairs * 2 / (PERMUTATIONS + 1) >= ALPHA:
+        called = headline_title(metric, table.toxicity)
+        holm = f"; Holm over {count} rows" if count > 1 else ""
+        lines.append(f"*: {called} differs from unsteered, p < {ALPHA:g} ({tested_by(table)}{holm}).")
+        if lettered.sum() > 1:
+            holm = ", after Holm's correction over all pairs of methods" if pairs > 1 else ""
+            lines.append(f"group: rows that share a letter do not differ significantly{holm}.")
+        if pairs * 2 / (PERMUTATIONS + 1) >= ALPHA:
             lines.append(
                 f"With {pairs} pairs of methods even the smallest p of {PERMUTATIONS} permutations is not significant "
                 "after Holm's correction, so the letters only repeat the stars; choose fewer rows."
@@ -246,7 +243,8 @@ def found_out(table: Table) -> list[str]:
         few = (frame["fits"] > 1) & (frame["fits"] < FITS) & frame[f"{metric}.p_holm"].notna()
         if few.any():
             lines.append(
-                f"Power is not stated for rows of two to {FITS - 1} fits, which do not say how much fits scatter."
+                f"Power is not stated for rows of several fits, but fewer than {FITS}: they hardly show how much fits "
+                "scatter."
             )
         if len(least):
             lines.append(could_have_found(frame, metric, count, "" if table.toxicity else f" in {metric}"))
@@ -264,7 +262,7 @@ def found_out(table: Table) -> list[str]:
             f"Nothing is claimed about {names}: {'its texts' if gone.sum() == 1 else 'their texts'} collapsed."
         )
     p = frame.get("vs_control_p_holm", pd.Series(dtype=float)).dropna()
-    if len(p) and not any(beaten(row) for row in table.lines):
+    if len(p) and not (p < ALPHA).any():
         untested = int(frame["vs_control"].notna().sum()) - len(p)
         but = f"; {untested} could not be tested" if untested else ""
         lines.append(f"No row differs significantly from its control{but}.")

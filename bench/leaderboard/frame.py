@@ -28,7 +28,7 @@ POSSIBLE = {
     "entanglement": (0.0, 1.0),
 }  # fmt: skip
 """The least and the largest possible value of parts of the trade-off, which an interval does not leave."""
-FITS = 5  # the fewest that say enough about how fits scatter to state which change is found
+FITS = 10  # the fewest that say enough about how fits scatter to state which change is found
 FORESEEN = ("d_prime", "mean_cosine")  # facts of a fit that tell how well its pairs agree (`methods.separation`)
 AGAINST_CONTROL = ("vs_control", "vs_control_low", "vs_control_high", "vs_control_p")
 
@@ -104,9 +104,9 @@ def drawn_ahead(comparison: Comparison) -> Iterator[Row]:
 def changes_p(comparison: Comparison, name: str) -> list[float | None]:
     """Return the two-sided p of each row's change of a metric from the unsteered model; None if it has no change.
 
-    Both have equally many texts (`Comparison.exchangeable`).
+    The unsteered model may have fewer texts there than in the change itself (`Comparison.for_tests`).
     """
-    pairs = [comparison.exchangeable.get(row, []) for row in comparison.rows]
+    pairs = [comparison.for_tests.get(row, []) for row in comparison.rows]
     transforms = [row.metrics[name].transform if name in row.metrics else None for row in comparison.rows]
     found: list[float | None] = [None] * len(pairs)
     for transform in {one for one in transforms if one}:
@@ -132,11 +132,11 @@ def by_fit(comparison: Comparison) -> pd.DataFrame:
 def by_item(comparison: Comparison) -> pd.DataFrame:
     """Return for each row and item: the row's records, the item, the headline and its mean change over the fits.
 
-    Both have equally many texts (`Comparison.exchangeable`), so that texts change at random in both directions.
+    Both have equally many texts (`Comparison.beside_first`), so that texts change at random in both directions.
     """
     metric = comparison.headline
     found = [pd.DataFrame({"records": [], "item": [], "metric": [], "change": []})]
-    for row, pairs in comparison.exchangeable.items():
+    for row, pairs in comparison.beside_first.items():
         both = [one[metric] for one in pairs if metric in one]
         if both:
             change = mean_by_item([pd.Series(one.difference, one.index) for one in both])
@@ -316,9 +316,9 @@ def is_change_of_share(pairs: list[Pairs], name: str, metric: Metric) -> bool:
 def detectable(comparison: Comparison, row: Row, name: str, alpha: float = significance.ALPHA) -> float | None:
     """Return the smallest true change that the test likely finds, by the spread over items and, if several, over fits.
 
-    None for two to four fits, which do not say how much fits scatter.
+    None for fewer than FITS fits but one, which do not say how much fits scatter.
     """
-    pairs = comparison.exchangeable[row]
+    pairs = comparison.for_tests[row]
     if len(pairs) == 1:
         return significance.detectable(pairs[0][name])
     found = change(pairs, name, row.metrics[name].transform) if len(pairs) >= FITS else None
@@ -347,7 +347,8 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
     metric, control = comparison.headline, comparison.control(row)
     if control is None or metric not in row.metrics:
         return dict.fromkeys(AGAINST_CONTROL)
-    found = difference(row, control, metric, row.metrics[metric].transform, comparison.control_spread)
+    least = comparison.control_spreads.get(control.control_kind, 0.0)
+    found = difference(row, control, metric, row.metrics[metric].transform, least)
     if found is None:
         return dict.fromkeys(AGAINST_CONTROL)
     several = control.columns["method"] != RANDOM and len(row.strengths) > 1
@@ -361,10 +362,10 @@ def against_control(comparison: Comparison, row: Row) -> dict[str, Any]:
 def made_worse(comparison: Comparison, row: Row) -> dict[str, Any]:
     """Return the share of items whose headline is worse than the unsteered model's, over the fits, with interval.
 
-    Both have equally many texts (`Comparison.exchangeable`).
+    Both have equally many texts (`Comparison.beside_first`).
     """
     names, metric = ("made_worse", "made_worse_low", "made_worse_high"), comparison.headline
-    both = [pairs[metric] for pairs in comparison.exchangeable.get(row, []) if metric in pairs]
+    both = [pairs[metric] for pairs in comparison.beside_first.get(row, []) if metric in pairs]
     if not both:
         return dict.fromkeys(names)
     sign = -1 if comparison.metrics[metric].higher_is_better else 1

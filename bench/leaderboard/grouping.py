@@ -103,6 +103,12 @@ class Row:
         """Whether the row is a control, with which methods are compared, and not a method."""
         return is_control(self.columns["method"], self.columns["family"])
 
+    @property
+    def control_kind(self) -> str:
+        """How a control was made, such as from pairs with swapped labels; for other rows the name of the method."""
+        about = self.records[0].method.control
+        return about.how if about else str(self.columns["method"])
+
     def controls(self, other: "Row") -> bool:
         """Return whether this row is the control of the other, with its method, options, pairs and strength."""
         about = self.records[0].method.control

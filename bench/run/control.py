@@ -17,17 +17,24 @@ from methods.errors import SetupError
 
 How = Literal["flipped pairs", "random rotation"]
 FLIP = 0.5  # so that the labels say nothing
+SCORED_ALONG = frozenset({"sasa"})  # decoding methods that score states along a direction, which pairs give
 
 
 def how(method: Method) -> How:
-    """Return how the method's control is made. Raises SetupError for a stack, and if the method learns no vector."""
+    """Return how the method's control is made.
+
+    Raises SetupError for a stack, and if the method learns no vector: it learns nothing, words, or models of its own.
+    """
     if method.family == "stack":
         raise SetupError(
             "control: each part of a stack has its own unit of strength; leave control=null, and control each part by "
             "itself"
         )
-    if method.family in ("none", "prompt", "decoding"):
-        raise SetupError(f"control: {method.name} learns no vector that could be replaced; leave control=null")
+    if method.family in ("none", "prompt", "decoding") and method.name not in SCORED_ALONG:
+        raise SetupError(
+            f"control: {method.name} learns no vector, such as swapped pairs or a rotation would give at the same "
+            "size; leave control=null"
+        )
     return "flipped pairs" if "pairs" in method.needs and method.reads_labels else "random rotation"
 
 

@@ -4,7 +4,6 @@ Every method gets the same number of trials. Optuna's sampler is called directly
 optuna below 3.
 """
 
-import importlib.util
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.run.tuning import Trial, Tuning
+from bench.run.tuning import Trial, Tuning, check_search
 from methods.base import Method
 from methods.errors import SetupError
 
@@ -119,10 +118,7 @@ def _random(tuning: Tuning, method: Method, trials: int, history: Sequence[Trial
 
 def _tpe(tuning: Tuning, method: Method, trials: int, history: Sequence[Trial]) -> Iterator[Point]:
     """Ask Optuna's tree-structured Parzen estimator (Bergstra et al. 2011), with the bounds as its constraints."""
-    if importlib.util.find_spec("optuna") is None:
-        raise SetupError(
-            "tuning.search=tpe needs Optuna; run: pip install 'steerbench[tpe]', or set tuning.search=random"
-        )
+    check_search(tuning)
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

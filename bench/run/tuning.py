@@ -4,6 +4,7 @@ Objective and bounds are data (conf/tuning): each names a suite and a metric of 
 equally many trials, which bench/run/search.py proposes, on the same items.
 """
 
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -180,6 +181,14 @@ class Tuning:
                 f"{', '.join(metrics) or 'nothing'}"
             )
         return _finite(metrics[names[0]], names[0])
+
+
+def check_search(tuning: Tuning) -> None:
+    """Raise SetupError if the search needs a package that is not installed."""
+    if tuning.search == "tpe" and importlib.util.find_spec("optuna") is None:
+        raise SetupError(
+            "tuning.search=tpe needs Optuna; run: pip install 'steerbench[tpe]', or set tuning.search=random"
+        )
 
 
 def _finite(value: float, name: str) -> float:

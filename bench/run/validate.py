@@ -21,6 +21,7 @@ from bench.config.values import ANY, Range, expected, fits, item, mapping, mista
 from bench.model import checkpoint
 from bench.model.decoding import Sampling
 from bench.run import norm_over
+from bench.run.tuning import check_search
 from methods.errors import SetupError
 
 COUNTS = (
@@ -222,6 +223,10 @@ def _tuning(cfg: DictConfig) -> Iterator[str]:
     except SetupError as error:
         yield str(error)
         return
+    try:
+        check_search(tuning)
+    except SetupError as error:
+        yield str(error)
     if not set(tuning.suites) <= set(cfg.suite):
         yield (f"strength=auto, the default, tunes by the suites {' and '.join(tuning.suites)}; add them to "
                "suite=[...], or set strength=NUMBER")  # fmt: skip

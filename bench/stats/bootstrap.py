@@ -164,7 +164,7 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
     """
     fits = len(values)
     of_items = draws_of_fits.mean(axis=0)  # (RESAMPLES,)
-    if fits == 1 or n < 2:
+    if fits == 1 or n < 2 or np.isnan(of_items).all():
         return np.asarray(of_items)
     interaction = float(np.nanvar(draws_of_fits - of_items, axis=1).mean()) / (fits - 1)
     whole, middle = float(np.nanvar(of_items)), float(np.nanmean(of_items))

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib.util
 import shlex
 import subprocess
 import sys
@@ -626,3 +627,16 @@ def test_no_command_line_ends_in_another_error(given_line):
 @given(overrides())
 def test_no_command_line_ends_in_another_error_at_length(given_line):
     refused(*given_line)
+
+
+def test_a_search_without_its_package_is_told_with_all_else(monkeypatch):
+    """Before anything is computed, and beside other mistakes."""
+    there = importlib.util.find_spec
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == "optuna" else there(name, *more)
+    )
+    needs = "tuning.search=tpe needs Optuna; run: pip install 'steerbench[tpe]', or set tuning.search=random"
+    said = refused("method=caa", "tuning.search=tpe", "tuning.trials=5", "runtime.batch_size=0")
+    assert needs in said and "runtime.batch_size=0" in said
+    assert needs not in refused("method=caa", "tuning.search=random", "tuning.trials=5")
+    assert needs not in refused("method=caa", "tuning.search=tpe", "strength=1"), "nothing is tuned"

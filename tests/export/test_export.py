@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, OPT
 
 from bench.export import bias, checkpoint, lm_eval, peft
 from bench.export.__main__ import FORMATS, check_holds, main
-from bench.export.effect import Steered, largest_difference, measure
+from bench.export.effect import TEXTS, Steered, largest_difference, measure
 from bench.export.effect import logits as measured_logits
 from bench.files import digests
 from bench.model.lm import LM, load_lm
@@ -34,7 +34,9 @@ from methods.dpo import DPO
 from methods.eigenshift import EigenShift
 from methods.errors import SetupError
 from methods.finetune import Finetune
-from methods.intervention import Hook, adding, hooked
+from methods.gate import Gate
+from methods.infer_aligner import InferAligner
+from methods.intervention import Hook, adding, hooked, record
 from methods.kl_then_steer import KLThenSteer
 from methods.lora import LoRA
 from methods.probe_rows import ProbeRows
@@ -192,6 +194,70 @@ def test_what_no_file_can_hold_is_refused_with_its_reason(case):
     for name in FORMATS:
         with pytest.raises(SetupError, match=reason):
             check_holds(effect, name, "planted x1")
+
+
+def prompt_ends(lm, method, layer):
+    """The output of a block at the end of each prompt that an export is measured on, along the method's detector."""
+    artefact = method.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+    ids = [lm.encode(prompt) for prompt, _ in TEXTS]
+    with torch.no_grad(), record(lm.model, [layer]) as seen:
+        streams = [(lm.model(torch.tensor([one])), seen[layer][0, -1].clone())[1] for one in ids]
+    return artefact, [float(one @ artefact[f"layers.{layer}.detector"]) for one in streams]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_gate_that_is_open_on_one_text_is_said_to_be(sign):
+    """Whichever text it is shut on, the first or the second."""
+    lm, method = tiny_lm(), InferAligner(first_layer=1, last_layer=1)
+    artefact, ends = prompt_ends(lm, method, 1)
+    mean = sum(ends) / 2
+    assert abs(ends[0] - ends[1]) > 1e-3
+    artefact |= {"layers.1.bias": torch.tensor(sign * mean), "layers.1.detector": sign * artefact["layers.1.detector"]}
+    effect = measure(lm, method, artefact, 0.2)
+    assert effect.beyond is not None
+    assert effect.beyond.endswith("it acts on 1 of the 2 texts tried, and what is exported acts on every text")
+
+
+def cast_gate(lm):
+    method = Gate(inner=CAA(layer=2), condition_layer=1)
+    return method, method.fit(lm.model, lm.tokenizer, FitData(**{name: DATA[name] for name in method.needs}))
+
+
+def test_a_gate_around_a_method_that_is_shut_on_one_text():
+    lm = tiny_lm()
+    method, artefact = cast_gate(lm)
+    found = set()
+    for threshold in torch.linspace(0, 1, 400).tolist():
+        one = artefact | {"threshold": torch.tensor(threshold), "above": torch.tensor(1.0)}
+        found.add(measure(lm, method, one, 1.0).beyond)
+        if len(found) == 3:
+            break
+    told = " ".join(sorted(str(one) for one in found))
+    assert len(found) == 3, told
+    for part in (
+        "acts on 1 of the 2 texts tried",
+        "only from the end of the prompt",
+        "its gate was shut on the 2 texts",
+    ):
+        assert part in told
+
+
+@pytest.mark.parametrize("case", ["infer_aligner", "gate"])
+def test_a_gate_that_is_shut_on_all_texts_is_still_a_gate(case):
+    """Nothing is seen to change, and yet the model is not left as it is: other texts may open the gate."""
+    lm = tiny_lm()
+    if case == "gate":
+        method, artefact = cast_gate(lm)
+        artefact |= {"threshold": torch.tensor(2.0), "above": torch.tensor(1.0)}
+    else:
+        method = InferAligner(first_layer=1, last_layer=2)
+        artefact = method.fit(lm.model, lm.tokenizer, FitData(PAIRS))
+        artefact |= {f"layers.{layer}.bias": torch.tensor(1e9) for layer in (1, 2)}
+    effect = measure(lm, method, artefact, 0.2)
+    assert effect.weights == {} and effect.vectors == {}
+    for name in FORMATS:
+        with pytest.raises(SetupError, match="its gate was shut on the 2 texts tried, and no file can hold a gate"):
+            check_holds(effect, name, case)
 
 
 def test_measuring_leaves_no_trace():

@@ -277,8 +277,13 @@ def test_wrong_settings(options, told):
 def test_texts_that_are_missing_are_named():
     lm = tiny_lm()
     for options, data, told in (
-        ({}, FitData(pairs=PAIRS), "no harmful texts with a completion"),
-        ({}, FitData(harmful=Examples(["The"], [""])), "no harmful texts with a completion"),
+        ({}, FitData(pairs=PAIRS), "^dexperts: its anti_expert learns from harmful texts and got none; set harmful="),
+        ({}, FitData(harmful=Examples(["The"], [""])), "and got 1, none of which has a completion; set harmful="),
+        (
+            {"anti_expert": "undesired"},
+            FitData(pairs=PAIRS._replace(undesired=[""] * len(PAIRS.prompt))),
+            "undesired texts and got 3, none of which has a completion; set pairs=file pairs.path=FILE",
+        ),
         ({"expert": "desired"}, FitData(harmful=HARMFUL), "learns from contrast pairs and got none"),
         ({"anti_expert": "undesired"}, FitData(harmful=HARMFUL), "learns from contrast pairs and got none"),
     ):

@@ -141,6 +141,23 @@ def test_a_kl_without_gradient_is_no_kl(lm):
     assert float(kept["info.drift"]) < 0.5 * float(off["info.drift"])
 
 
+def test_the_drift_is_the_divergence_of_before_from_after(lm):
+    """KL(before || after) in nats a token by hand, text by text, and not KL(after || before)."""
+    artefact = replace(METHOD, layer=2, steps=10, kl_weight=0.0).fit(lm.model, lm.tokenizer, DATA)
+
+    def rows():
+        with torch.no_grad():
+            each = [lm.model(torch.tensor([one.tokens])).logits[0, one.prompt - 1 : -1] for one in ordinary(lm)]
+        return torch.cat(each).double().log_softmax(-1)  # (C, V)
+
+    before = rows()
+    with METHOD.apply(lm.model, artefact, 1.0):
+        after = rows()
+    wanted, other = (float((p.exp() * (p - q)).sum(-1).mean()) for p, q in ((before, after), (after, before)))
+    assert abs(wanted - other) > 0.05 * wanted
+    assert float(artefact["info.drift"]) == pytest.approx(wanted, rel=1e-3)
+
+
 def test_a_loss_that_is_small_enough_ends_it(lm):
     """Below 1e-4, as in the authors' code; what is found then is no change at all."""
     small = replace(METHOD, layer=2, edit_weight=1e-7, kl_weight=0.0)
@@ -198,8 +215,9 @@ def test_equal_texts_tell_no_block(lm):
 
 
 def test_missing_data_is_a_clear_error(lm):
-    with pytest.raises(SetupError, match="no background texts with a completion"):
-        METHOD.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS))
+    for background, count in ((None, "got none; set"), ([], "got none; set"), (["", ""], "got 2, all empty; set")):
+        with pytest.raises(SetupError, match=f"^dinm .*{count} background=wiki, or background=texts background.path="):
+            METHOD.fit(lm.model, lm.tokenizer, FitData(pairs=PAIRS, background=background))
     with pytest.raises(SetupError, match="give at least 2"):
         METHOD.fit(lm.model, lm.tokenizer, FitData(background=BACKGROUND))
 

@@ -213,6 +213,100 @@ def test_lm_eval_coefficients_and_modules_inside_blocks(tmp_path, lm):
     assert not torch.equal(logits(lm, method, found), logits(lm, method, found, 0))
 
 
+# -- what was read ------------------------------------------------------------------------------------------------
+
+
+def written(lm, tmp_path, form) -> Imported:
+    """A file of each format, which `auto` has to recognise."""
+    if form == "gguf":
+        return Imported(path=repeng(lm, tmp_path / "v.gguf", {1: drawn(lm), 2: torch.zeros(36), 3: 2 * drawn(lm),
+                                                              4: drawn(lm)}))  # fmt: skip
+    if form == "lm_eval":
+        entries = {
+            "layers.1.mlp": steering_entry(drawn(lm)),
+            "layers.2": steering_entry(drawn(lm), action="clamp", steering_coefficient=2.5),
+        }
+        return Imported(path=saved(tmp_path / "v.pt", entries))
+    if form == "caa":
+        return Imported(path=saved(tmp_path / "vec_layer_2_x.pt", drawn(lm)), layer=2)
+    if form == "refusal_direction":
+        return Imported(path=saved(tmp_path / "direction.pt", drawn(lm)), layer=2, operation="ablate")
+    save_file({"layers.2.direction": drawn(lm)}, tmp_path / "v.safetensors")
+    return Imported(path=str(tmp_path / "v.safetensors"), hook="input", operation="add", scope="prompt")
+
+
+READ_AS = {  # format -> facts: number of the format, of each operation, of the scope; blocks, at outputs
+    "gguf": (1, [0, 0, 0], 0, [1, 3, 4], [1, 1, 1]),
+    "lm_eval": (2, [0, 1], 0, [-1, 2], [1, 1]),
+    "caa": (3, [0], 2, [2], [1]),
+    "refusal_direction": (4, [2], 0, [2], [0]),
+    "safetensors": (5, [0], 1, [2], [0]),
+}
+SAID = {
+    "gguf": "imported: 'v.gguf' is read as gguf: add at the output of layers.1, add at the output of layers.3, add at "
+    "the output of layers.4; tokens: all; length 5.83 to 11.7 in the file's unit",
+    "caa": "imported: 'vec_layer_2_x.pt' is read as caa: add at the output of layers.2; tokens: generation; length "
+    "5.83 in the file's unit",
+    "refusal_direction": "imported: 'direction.pt' is read as refusal_direction: ablate at the input of layers.2; "
+    "tokens: all; length 1 in the file's unit",
+}
+
+
+@pytest.mark.parametrize("form", READ_AS)
+def test_the_record_says_as_what_a_file_was_read(tmp_path, lm, form, capsys):
+    told = facts(fit(written(lm, tmp_path, form), lm))
+    assert tuple(told[key] for key in ("format", "operations", "scope", "blocks", "at_outputs")) == READ_AS[form]
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("imported: ") and f" is read as {form}: " in lines[0]
+    assert SAID.get(form, lines[0]) == lines[0]
+
+
+def test_a_file_of_many_vectors_is_still_told_on_one_line(tmp_path, lm, capsys):
+    entries = {f"layers.{layer}{end}": steering_entry(drawn(lm)) for layer in range(3) for end in ("", ".mlp")}
+    fit(Imported(path=saved(tmp_path / "v.pt", entries)), lm)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "add at the output of layers.1.mlp and 2 more; tokens: all" in line
+
+
+@pytest.mark.parametrize(
+    ("here", "warned"),
+    [
+        ("gpt2", True),
+        ("meta-llama/Llama-2-7b-chat-hf", True),
+        ("", False),
+        ("meta-llama/Llama-2-7b-hf", False),
+        ("/models/llama_2_7b_hf", False),
+        ("/cache/models--meta-llama--Llama-2-7b-hf/snapshots/8a0442e8", False),
+    ],
+)
+def test_a_caa_file_of_another_model_is_warned_of(tmp_path, here, warned, capsys):
+    lm = tiny_lm()
+    lm.model.config.name_or_path = here
+    fit(Imported(path=saved(tmp_path / "vec_layer_2_Llama-2-7b-hf.pt", drawn(lm)), layer=2), lm)
+    lines = capsys.readouterr().err.splitlines()[1:]
+    assert (
+        lines
+        == [
+            f"warning: 'vec_layer_2_Llama-2-7b-hf.pt' names the model 'Llama-2-7b-hf', and the model here is {here!r}; "
+            "check that the vector was made with this model"
+        ][:warned]
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [({2: torch.ones(36), 3: torch.ones(36)}, "2, 3,"), ({"layers.2": torch.ones(36)}, "'layers.2',")],
+)
+def test_a_plain_mapping_from_layers_to_vectors_is_named(tmp_path, lm, content, named):
+    """As the library steering-vectors has it: where and how the vectors are added stands nowhere."""
+    method = Imported(path=saved(tmp_path / "v.pt", content))
+    with pytest.raises(SetupError) as error:
+        method.check(lm.model)
+    for part in (f"it is a plain mapping to vectors, from {named}", "save them as layers.N.direction",
+                 "safetensors.torch.save_file, and set method.hook, method.operation and method.scope"):  # fmt: skip
+        assert part in str(error.value)
+
+
 # -- promises of every method -------------------------------------------------------------------------------------
 
 
@@ -358,3 +452,17 @@ def test_an_artefact_of_another_model_is_refused(tmp_path, lm):
     found = fit(method, lm)
     with pytest.raises(SetupError, match="was not fitted on this model, whose width is 28"):
         logits(tiny_lm("gpt2"), method, found)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("direction.1", "is not a GGUF file .*duplicated tensor"), ("direction.01", "expected direction.N of type F32")],
+)
+def test_a_vector_of_a_gguf_file_that_is_there_twice(tmp_path, lm, name, message):
+    """llama.cpp would add both; whoever reads a file here finds one place for each vector."""
+    path = Path(repeng(lm, tmp_path / "v.gguf", {1: drawn(lm), 3: drawn(lm)} if len(name) == 11 else {
+        1: drawn(lm), 22: drawn(lm)}))  # fmt: skip
+    wrong = b"direction.3" if len(name) == 11 else b"direction.22"
+    path.write_bytes(path.read_bytes().replace(wrong, name.encode()))
+    with pytest.raises(SetupError, match=message):
+        Imported(path=str(path)).check(lm.model)

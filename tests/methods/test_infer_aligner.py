@@ -175,15 +175,31 @@ def test_an_aligned_model_that_does_not_fit(tmp_path):
     small = tiny_model()
     small.resize_token_embeddings(40)
     small.save_pretrained(tmp_path / "small")
+    large = tiny_model()
+    large.resize_token_embeddings(301)
+    large.save_pretrained(tmp_path / "large")
     (tmp_path / "empty").mkdir()
     for name, message in (
         ("gpt2", "has width 28 and 3 blocks, the model has width 36 and 5 blocks; give an aligned model of"),
-        ("small", r"has a vocabulary of 40 tokens, and the texts contain token \d+; give an aligned model"),
+        ("small", "has embeddings of 40 tokens, and the model has 300, .*; give an aligned model with the same tok"),
+        ("large", "has embeddings of 301 tokens, and the model has 300, .*; give an aligned model with the same tok"),
         ("empty", "cannot be loaded: .*; give the folder of a model"),
-        ("gone", "cannot be loaded: .*; give the folder of a model"),
     ):
         with pytest.raises(SetupError, match=message):
             fit(InferAligner(aligned=str(tmp_path / name)), lm)
+
+
+@pytest.mark.parametrize("kind", ["folder", "id", "name"])
+def test_an_aligned_model_that_is_not_there(tmp_path, kind, monkeypatch):
+    """Told in our words: what was given, and what is expected."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    name = {"folder": str(tmp_path / "gone"), "id": "nobody-here/gone", "name": "gone"}[kind]
+    with pytest.raises(SetupError) as error:
+        fit(InferAligner(**ONE, aligned=name), tiny_lm())
+    said = str(error.value)
+    assert said.startswith(f"method.aligned={name}: this machine has no folder and no downloaded model of this name")
+    assert "expected the folder of a model, or a hub id ORG/NAME" in said
+    assert not any(jargon in said for jargon in ("huggingface.co", "Repo id", "repo_type"))
 
 
 def test_strength_zero_and_an_exception_leave_every_bit():

@@ -226,8 +226,9 @@ def test_an_artefact_without_adapter_or_layer_is_refused(lm, fitted):
 
 
 def test_missing_data_and_equal_texts_are_refused(lm):
-    with pytest.raises(SetupError, match="no background texts"):
-        QUICK.fit(lm.model, lm.tokenizer, DATA._replace(background=None))
+    for background, count in ((None, "got none; set"), ([], "got none; set"), ([""], "got 1, all empty; set")):
+        with pytest.raises(SetupError, match=f"^kl_then_steer .*{count} background=wiki, or background=texts"):
+            QUICK.fit(lm.model, lm.tokenizer, DATA._replace(background=background))
     with pytest.raises(SetupError, match="give at least 2"):
         QUICK.fit(lm.model, lm.tokenizer, DATA._replace(pairs=None))
     same = DATA.pairs._replace(undesired=DATA.pairs.desired)

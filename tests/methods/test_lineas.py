@@ -17,7 +17,7 @@ from methods.intervention import generating, hooked
 from methods.lineas import LinEAS, distance, sparser
 from methods.maps import Spot
 from methods.progress import counting
-from methods.tokens import encode_pairs
+from methods.tokens import Text, encode_pairs
 from tests.architectures import CONFIGS, lm_of
 from tests.methods.test_contract import PAIRS
 from tests.sinks import planted_sink
@@ -176,6 +176,22 @@ def test_batches_are_drawn_where_there_are_more_pairs():
     key = "layers.1.norm.shift"
     assert torch.equal(one[key], again[key])
     assert not torch.equal(one[key], other[key]) and not torch.equal(one[key], whole[key])
+
+
+def test_targets_are_drawn_independently_of_the_sources():
+    """By the numbers of the texts: over many draws a target is its source's partner as often as chance has it."""
+    method, generator = LinEAS(batch_size=4), torch.Generator().manual_seed(0)
+    source = [Text([number], 0) for number in range(8)]
+    numbers = torch.arange(8.0)[:, None]
+    same, shared, draws = 0, 0, 500
+    for _ in range(draws):
+        texts, (rows, more) = method._batch(source, [numbers, 10 * numbers], generator)
+        ours, theirs = [text.tokens[0] for text in texts], rows[:, 0].int().tolist()
+        assert len(set(ours)) == len(set(theirs)) == 4 and torch.equal(more, 10 * rows)
+        same += sum(one == other for one, other in zip(ours, theirs, strict=True))
+        shared += len(set(ours) & set(theirs))
+    assert same / draws == pytest.approx(4 / 8, abs=0.15)
+    assert shared / draws == pytest.approx(4 * 4 / 8, abs=0.15)
 
 
 @pytest.mark.parametrize("swapped", [False, True])

@@ -147,6 +147,18 @@ def test_the_seed_draws_a_and_the_order(lm, fitted):
     assert not torch.allclose(other[key], fitted[key], atol=1e-2)
 
 
+def test_the_seed_draws_a_itself():
+    """One step with all texts, in which the order says nothing and A, as B is 0, has no gradient."""
+    lm, one = tiny_lm(), replace(METHOD, epochs=1, batch_size=16)
+    found = [replace(one, seed=seed).fit(lm.model, lm.tokenizer, FitData(pairs=TRAIN)) for seed in (0, 1, 0)]
+    keys = [key for key in found[0] if key.endswith(".down")]
+    assert keys
+    for key in keys:
+        first, other, again = (artefact[key] for artefact in found)
+        assert torch.equal(first, again)
+        assert abs(float(torch.cosine_similarity(first.flatten(), other.flatten(), dim=0))) < 0.5, key
+
+
 def test_all_is_undone_after_an_exception(lm, fitted):
     before = weights(lm)
     with pytest.raises(KeyError), METHOD.apply(lm.model, fitted, 1.0):

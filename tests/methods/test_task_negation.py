@@ -125,9 +125,12 @@ def test_a_matrix_that_is_shared_counts_once():
         torch.testing.assert_close(shared, before - 0.5 * artefact["change.model.embed_tokens.weight"])
 
 
-@pytest.mark.parametrize("harmful", [None, Examples([], []), Examples(["The"], [""])])
-def test_no_harmful_text_is_a_clear_error(lm, harmful):
-    with pytest.raises(SetupError, match="no harmful texts with a completion"):
+@pytest.mark.parametrize(
+    ("harmful", "count"),
+    [(None, "none;"), (Examples([], []), "none;"), (Examples(["The"], [""]), "1, none of which has a completion;")],
+)
+def test_no_harmful_text_is_a_clear_error(lm, harmful, count):
+    with pytest.raises(SetupError, match=f"^task_negation learns from harmful texts and got {count} set harmful="):
         METHOD.fit(lm.model, lm.tokenizer, FitData(harmful=harmful))
 
 

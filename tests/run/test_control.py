@@ -18,9 +18,11 @@ from bench.run import control
 from methods import (
     ARGRE,
     CAA,
+    SASA,
     AcT,
     AurA,
     DeTox,
+    DExperts,
     FitData,
     Gate,
     LinEAS,
@@ -29,7 +31,10 @@ from methods import (
     Prompt,
     RandomDirection,
     RepE,
+    SelfDebias,
     Stack,
+    Unsteered,
+    WordFilter,
 )
 from methods.errors import SetupError
 from tests.methods.test_contract import PAIRS
@@ -64,8 +69,20 @@ def test_how_a_control_is_made():
     assert control.how(RandomDirection()) == "random rotation", "its pairs give a length alone"
     with pytest.raises(SetupError, match="control each part by itself"):
         control.how(Stack(parts={"first": CAA()}, at={"first": 1.0}))
-    with pytest.raises(SetupError, match="learns no vector"):
-        control.how(Prompt(prompts=["Be kind."]))
+    for method in (Prompt(prompts=["Be kind."]), Unsteered(), DExperts(), SelfDebias(), WordFilter()):
+        with pytest.raises(SetupError, match=f"{method.name} learns no vector"):
+            control.how(method)
+
+
+def test_a_direction_that_scores_states_has_a_control_as_long():
+    """SASA's direction has length 1 whatever the labels are, so its control has the same strength."""
+    lm, method = tiny_lm(), SASA()
+    assert control.how(method) == "flipped pairs"
+    half = [pair[:: -1 if i % 2 else 1] for i, pair in enumerate(zip(PAIRS.desired, PAIRS.undesired, strict=True))]
+    shuffled = Pairs(PAIRS.prompt, *(list(side) for side in zip(*half, strict=True)))
+    real, other = (method.fit(lm.model, lm.tokenizer, FitData(pairs)) for pairs in (PAIRS, shuffled))
+    assert control.strength(20.0, method.changes(real), method.changes(other)) == 20.0
+    assert abs(float(real["direction"] @ other["direction"])) < 0.99
 
 
 def test_a_short_vector_is_made_as_long_as_the_methods():
