@@ -604,7 +604,7 @@ CLAIMS = [
           lambda: [of_row("claims", f"sentiment.vader.{turned}", method=method, strength=at, **mood)
                    for turned, mood in (("neg_to_pos", LOVE), ("pos_to_neg", HATE))
                    for method, at, mood in (("act_add", 3, mood), ("unsteered", 0, {}))]),
-    Claim(RESULTS, '"Love" turns {} of the negative ones positive (significant), but the text has collapsed ({} times',
+    Claim(RESULTS, '"Love" turns {} of the negative ones positive, but the text has collapsed ({} times',
           "claims", lambda: [of_row("claims", name, method="act_add", strength=10, **LOVE)
                              for name in ("sentiment.vader.neg_to_pos", "perplexity_ratio")]),
     Claim(RESULTS, "By `profanity_check` {} of them differs at", "items of false_alarms",
