@@ -447,9 +447,10 @@ CLAIMS = [
     Claim(RESULTS, "{} before (not significant), {} after 64 toxic texts, as if it had never been applied, and {} ",
           "leaderboard of tamper",
           lambda: [after("kl_then_steer"), *(after("kl_then_steer", texts) for texts in (TOXIC_TEXTS, QUESTIONS))]),
-    Claim(RESULTS, "they do not change toxicity ({}, {} and {}), and after 64 toxic texts it is {}, {} and {},",
+    Claim(RESULTS, "they do not change toxicity ({}, {}, {} and {}), and after 64 toxic texts it is {}, {}, {} and {},",
           "leaderboard of tamper",
-          lambda: [after(method, texts) for texts in ("", TOXIC_TEXTS) for method in ("dinm", "probe_rows", "lora")]),
+          lambda: [after(method, texts) for texts in ("", TOXIC_TEXTS)
+                   for method in ("dinm", "probe_rows", "lora", "dpo")]),
     Claim(RESULTS, "The table detects a change of {} in {}% of experiments", "leaderboard of full: detectable",
           lambda: [csv("full/leaderboard_tidy.csv").query(f"metric == '{EMT25[4:]}'")["detectable"].median(),
                    100 * significance.POWER]),
