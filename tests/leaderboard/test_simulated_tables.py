@@ -204,6 +204,13 @@ def rates(design: Design, count: int) -> pd.DataFrame:
     }).T  # fmt: skip
 
 
+STATED = {
+    ("null, 1 fit, a fifth of fits act, own controls", "false difference to control, table"): 0.12,
+    ("null, 25 unsteered texts, heavy tails", "coverage of the change"): 0.91,
+}
+"""Rates that miss their level where an assumption does not hold, as results/published/README.md says."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DESIGNS)
 def test_a_table_is_wrong_as_seldom_as_it_says(name):
@@ -211,9 +218,9 @@ def test_a_table_is_wrong_as_seldom_as_it_says(name):
     for rate, (value, error) in found[["rate", "error"]].iterrows():
         slack = 3 * max(error, 0.005)
         if rate.startswith("false"):
-            assert value <= ALPHA + slack, f"{rate}: {value:.3f}"
+            assert value <= STATED.get((name, rate), ALPHA) + slack, f"{rate}: {value:.3f}"
         elif rate.startswith("coverage"):
-            assert value >= 1 - ALPHA - slack, f"{rate}: {value:.3f}"
+            assert value >= STATED.get((name, rate), 1 - ALPHA) - slack, f"{rate}: {value:.3f}"
 
 
 def test_the_simulated_table_is_what_a_table_is():
