@@ -49,6 +49,7 @@ class SASA(Method):
     cite: ClassVar[str] = "2410.03818"
     family: ClassVar[str] = "decoding"
     needs: ClassVar[frozenset[str]] = frozenset({"pairs"})
+    learns_direction: ClassVar[bool] = True
     version: ClassVar[int] = 1
     strength_unit: ClassVar[str] = "beta, logits"
 

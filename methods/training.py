@@ -80,6 +80,7 @@ def encoded(
     examples: Examples | None,
     what: str,
     max_tokens: int,
+    advice: str = "choose another set (conf/examples, conf/harmful)",
 ) -> tuple[list[Text], int]:
     """Return the examples that have a completion, as tokens, and how many were cut (`methods.tokens.encode`).
 
@@ -89,7 +90,7 @@ def encoded(
     texts = [text._replace(prompt=max(text.prompt, 1)) for text in found]  # nothing predicts the first token
     texts = [text for text in texts if len(text.tokens) > text.prompt]
     if not texts:
-        raise SetupError(f"no {what} with a completion to learn; choose another set (conf/examples, conf/harmful)")
+        raise SetupError(f"no {what} with a completion to learn; {advice}")
     return texts, cut
 
 
@@ -119,7 +120,15 @@ def encoded_background(
     A text is to be predicted from its second token on.
     """
     ordinary = list(background or [])
-    return encoded(model, tokenizer, Examples([""] * len(ordinary), ordinary), "background texts", max_tokens)
+    examples = Examples([""] * len(ordinary), ordinary)
+    return encoded(
+        model,
+        tokenizer,
+        examples,
+        "background texts",
+        max_tokens,
+        "set background=wiki, or another set (conf/background)",
+    )
 
 
 def logits_and_targets(model: PreTrainedModel, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:

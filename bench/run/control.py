@@ -17,7 +17,6 @@ from methods.errors import SetupError
 
 How = Literal["flipped pairs", "random rotation"]
 FLIP = 0.5  # so that the labels say nothing
-SCORED_ALONG = frozenset({"sasa"})  # decoding methods that score states along a direction, which pairs give
 
 
 def how(method: Method) -> How:
@@ -30,7 +29,7 @@ def how(method: Method) -> How:
             "control: each part of a stack has its own unit of strength; leave control=null, and control each part by "
             "itself"
         )
-    if method.family in ("none", "prompt", "decoding") and method.name not in SCORED_ALONG:
+    if method.family in ("none", "prompt", "decoding") and not method.learns_direction:
         raise SetupError(
             f"control: {method.name} learns no vector, such as swapped pairs or a rotation would give at the same "
             "size; leave control=null"
