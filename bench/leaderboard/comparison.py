@@ -11,7 +11,7 @@ import numpy as np
 
 from bench.leaderboard import tradeoff
 from bench.leaderboard.grouping import Row
-from bench.leaderboard.items import Pair
+from bench.leaderboard.items import Pair, side_by_side
 from bench.leaderboard.pairing import Pairs, change, closer_first, over, paired
 from bench.leaderboard.tradeoff import BootstrapEstimate, Task
 from bench.records.fields import Scorers
@@ -171,7 +171,7 @@ class Comparison:
         an estimate from more texts could not: where scores are skewed, so is the difference, and a test that swaps them
         finds too much. The choice is the same for all rows.
         """
-        uneven = [name for name in self.first_known - self.first if abs(skewness(self.pairs, name)) > SKEWED]
+        uneven = [name for name in self.first_known - self.first if self.is_skewed(name)]
         if not uneven:
             return self.pairs
         others = self.beside_first
@@ -182,6 +182,16 @@ class Comparison:
             ]
             for row, fits in self.pairs.items()
         }
+
+    def is_skewed(self, name: str) -> bool:
+        """Whether differences from all texts of the unsteered model are skewed: over the rows, or from its own first k.
+
+        Rows with strong effects may be skewed the other way, so the rows alone do not show it.
+        """
+        found = [skewness(one[name]) for fits in self.pairs.values() for one in fits if name in one]
+        items = self.baseline.fits[0].items() if self.baseline else {}
+        own = skewness(side_by_side(items[name + FIRST], items[name])) if name in items else 0.0
+        return max(abs(float(np.mean(found or [0.0]))), abs(own)) > SKEWED
 
     @cached_property
     def first_known(self) -> frozenset[str]:
@@ -332,14 +342,11 @@ class EachEffects(Mapping[Row, Effects]):
         return len(self._comparison.pairs)
 
 
-def skewness(pairs: Mapping[Row, list[Pairs]], name: str) -> float:
-    """Return the mean skewness of a metric's differences over rows and fits, as that of a mean over the items."""
-    found = []
-    for one in (fit[name] for fits in pairs.values() for fit in fits if name in fit):
-        centred = one.difference - one.difference.mean()
-        spread = float(np.sqrt(np.mean(centred**2)))
-        found.append(float(np.mean(centred**3)) / spread**3 / np.sqrt(len(one)) if spread > 0 else 0.0)
-    return float(np.mean(found)) if found else 0.0
+def skewness(pair: Pair) -> float:
+    """Return the skewness of the mean of a pair's differences; 0 if they are all equal."""
+    centred = pair.difference - pair.difference.mean()
+    spread = float(np.sqrt(np.mean(centred**2)))
+    return float(np.mean(centred**3)) / spread**3 / math.sqrt(len(pair)) if spread > 0 else 0.0
 
 
 def tasks(baseline: Row) -> list[Task]:

@@ -14,7 +14,7 @@ from bench.data.prompts import RTP
 from bench.leaderboard.columns import NONE, Line, headline_title, lines, number, tests
 from bench.leaderboard.frame import FITS, Table, record_names
 from bench.leaderboard.grouping import Row
-from bench.leaderboard.ranking import COLLAPSED, NOT_INDEPENDENT, controls
+from bench.leaderboard.ranking import COLLAPSED, NOT_INDEPENDENT, controls, has_collapsed
 from bench.records.fields import Decoding, Scorers
 from bench.records.names import BASELINE_FAMILY, CONTROL_FAMILY, RANDOM
 from bench.records.record import Record
@@ -217,7 +217,7 @@ def found_out(table: Table) -> list[str]:
     lines = []
     count = tests(table.frame, metric)
     if table.baseline is not None and count:
-        least = frame.get(f"{metric}.detectable", pd.Series(dtype=float)).dropna()
+        least = frame.get(f"{metric}.detectable", pd.Series(dtype=float))[~has_collapsed(frame)].dropna()
         lettered = frame["group"].notna()
         pairs = math.comb(int((lettered & ~controls(frame)).sum()), 2)
         called = headline_title(metric, table.toxicity)
@@ -247,7 +247,8 @@ def found_out(table: Table) -> list[str]:
                 "scatter."
             )
         if len(least):
-            lines.append(could_have_found(frame, metric, count, "" if table.toxicity else f" in {metric}"))
+            what = "" if table.toxicity else f" in {metric}"
+            lines.append(could_have_found(frame, metric, count, what, table.metrics[metric].transform == "exp"))
     elif alone(frame) and f"{metric}.p" in frame and (p := frame[f"{metric}.p"].dropna()).size:
         differ = int((p < ALPHA).sum())
         who = f"{differ} of the {len(p)} rows, all controls, differ"
@@ -255,7 +256,8 @@ def found_out(table: Table) -> list[str]:
             who = "The row, a control, differs" if differ else "The row, a control, does not differ"
         lines.append(f"{who} significantly from the unsteered model in {metric}.")
         if frame[f"{metric}.detectable"].notna().any():
-            lines.append(could_have_found(frame, metric, 1, f" in {metric}"))
+            relative = table.metrics[metric].transform == "exp"
+            lines.append(could_have_found(frame, metric, 1, f" in {metric}", relative))
     if (gone := frame["verdict"] == COLLAPSED).any():
         names = ", ".join(name for name, one in zip(apart(labels(frame), frame), gone, strict=True) if one)
         lines.append(
@@ -275,21 +277,27 @@ def alone(frame: pd.DataFrame) -> bool:
     return 0 < len(rows) < len(frame) and bool(controls(rows).all())
 
 
-def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "") -> str:
+def could_have_found(frame: pd.DataFrame, metric: str, count: int, what: str = "", relative: bool = False) -> str:
     """State the smallest true change that is likely found, before and after correction. what: "" or " in METRIC".
 
-    In a table of controls alone it is theirs.
+    In a table of controls alone it is theirs. relative: whether it is one of the logarithm, as for a perplexity; then
+    it is stated as a share.
     """
+
+    def told_as(change: float) -> str:
+        return f"{math.expm1(change):.1%}" if relative else f"{change:.2f}"
+
     ends = ("detectable", "detectable_holm") if count > 1 else ("detectable",)
-    methods = frame if alone(frame) else frame[~controls(frame)]
+    methods = frame if alone(frame) else frame[~controls(frame) & ~has_collapsed(frame)]
     before, *after = (methods[f"{metric}.{end}"].dropna() for end in ends)
-    over = "" if len(before) == 1 else f" (median of the rows; {before.min():.2f} to {before.max():.2f})"
-    told = f"Power: a true change{what} of {before.median():.2f}{over} is detected in {POWER:.0%} of experiments"
+    ends_told = f"{told_as(before.min())} to {told_as(before.max())}"
+    over = "" if len(before) == 1 else f" (median of the rows; {ends_told})"
+    told = f"Power: a true change{what} of {told_as(before.median())}{over} is detected in {POWER:.0%} of experiments"
     if after:
         (corrected,) = after
-        told += f" before correction, and one of {corrected.median():.2f}"
+        told += f" before correction, and one of {told_as(corrected.median())}"
         unsteered = frame.loc[frame["family"] == BASELINE_FAMILY, metric]
-        if len(unsteered) == 1 and float(unsteered.iloc[0]) > corrected.median():
+        if not relative and len(unsteered) == 1 and float(unsteered.iloc[0]) > corrected.median():
             told += f" ({corrected.median() / float(unsteered.iloc[0]):.0%} of the unsteered value)"
         told += f" after Holm over {count} rows"
     return f"{told}; smaller changes may be missed."

@@ -147,8 +147,9 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
     interaction of items and fits adds to it. The spread over other items comes from the draws over items, averaged over
     the fits; they include the interaction too, so they are drawn together to the variance that is left without it. The
     sum is the variance of a two-way table with random rows and columns (Searle, Casella and McCulloch 1992, section
-    4.2). It is never the other way round: a variance of fits less the interaction is 0 for two fits that happen to lie
-    close together, and a fifth of simulated tables of null methods then had a star. A handful of fits cannot be
+    4.2). Nothing is taken away that the variance of the fits does not hold: two fits may lie close together by chance,
+    or have equal shares of right answers. A variance of fits less the interaction would be 0 then, and a fifth of
+    simulated tables of null methods had a star by it. A handful of fits cannot be
     resampled (two have three resamples), so this level is parametric: Student's t with F - 1 degrees of freedom, which
     assumes that fits scatter normally. The interval of two fits is wide. The draws over fits are seeded by the
     estimates themselves, so those of two methods, or of two metrics, are independent; equal draws would cancel in a
@@ -166,12 +167,13 @@ def two_level(values: Array, draws_of_fits: Array, n: int) -> Array:
     of_items = draws_of_fits.mean(axis=0)  # (RESAMPLES,)
     if fits == 1 or n < 2 or np.isnan(of_items).all():
         return np.asarray(of_items)
-    interaction = float(np.nanvar(draws_of_fits - of_items, axis=1).mean()) / (fits - 1)
+    of_fits = float(values.var(ddof=1)) / fits
+    interaction = min(float(np.nanvar(draws_of_fits - of_items, axis=1).mean()) / (fits - 1), of_fits)
     whole, middle = float(np.nanvar(of_items)), float(np.nanmean(of_items))
     kept = math.sqrt(max(1 - interaction / whole, 0.0)) if whole > 0 else 1.0
     seed = zlib.crc32(np.round(values, 9).tobytes())  # rounded: other machines differ in the last bits
     drawn = np.random.default_rng([seed, fits]).standard_t(fits - 1, len(of_items))
-    return np.asarray(middle + kept * (of_items - middle) + math.sqrt(float(values.var(ddof=1)) / fits) * drawn)
+    return np.asarray(middle + kept * (of_items - middle) + math.sqrt(of_fits) * drawn)
 
 
 def one_more_draw(values: Array, least: float = 0.0) -> Array:

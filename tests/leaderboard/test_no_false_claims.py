@@ -179,3 +179,21 @@ def test_a_few_fits_do_not_say_which_change_is_found(tmp_path):
     least = [f"{HEADLINE}.detectable", f"{HEADLINE}.detectable_holm"]
     assert rows.loc["detox", least].isna().all() and 0 < rows.loc["caa", least[0]] < rows.loc["caa", least[1]]
     assert any(note.startswith("Power is not stated for rows of several fits") for note in formatting.notes(found))
+
+
+def test_two_fits_with_equal_shares_are_not_known_exactly(tmp_path):
+    write(tmp_path, "capability", "unsteered", {"boolq.accuracy": [1.0] * 60}, data=None, chance={"boolq": 0.5})
+    for seed in range(2):
+        answers = [float(i != seed) for i in range(60)]  # each fit loses another document
+        write(tmp_path, "capability", "caa", {"boolq.accuracy": answers}, fit_seed=seed, data=FROM_A_FILE,
+              chance={"boolq": 0.5})  # fmt: skip
+    (line,) = (one for one in table(tmp_path).lines if one["method"] == "caa")
+    name = "capability.boolq.accuracy"
+    assert line[f"{name}.delta_low"] < line[f"{name}.delta"] < line[f"{name}.delta_high"] and line[f"{name}.p"] > 0.05
+
+
+def test_an_unchanged_task_is_not_known_exactly_in_a_mean():
+    same = pd.DataFrame({"value_a": [0.0, 1.0] * 3, "weight_a": 1.0, "value_b": [0.0, 1.0] * 3, "weight_b": 1.0})
+    found = mean_change({"boolq": same, "piqa": same.assign(value_a=[1.0, 1.0, 0.0, 1.0, 0.0, 1.0])})
+    low, high = found.estimate()[1:]
+    assert low < -0.1 and high > 0.3
