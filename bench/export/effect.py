@@ -122,7 +122,7 @@ def _encoded(lm: LM) -> list[Text]:
 
 
 class _Streams(NamedTuple):
-    """What a steered model does to one text.
+    """The hidden states of one text before and after steering, and whether the method judged the prompt.
 
     around: (T, D) before and after the method's own hooks at each block and site. judged: whether the method keeps a
     verdict about the prompt, so that it may do something else to another text.

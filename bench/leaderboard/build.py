@@ -71,7 +71,7 @@ def selected(results: Sequence[Result], **wanted: Sequence[str] | None) -> list[
 
 
 def is_unsteered(one: Result) -> bool:
-    """Whether this is a result of the unsteered model."""
+    """Return whether the unsteered model gave this result; it is the reference of all others, so filters keep it."""
     return one.record.method.family == BASELINE_FAMILY
 
 

@@ -235,7 +235,7 @@ def test_resamples_without_a_value_are_counted_and_said(tmp_path):
 
 
 def test_a_ratio_to_zero_over_several_fits_is_violated():
-    """Of 0 there is no logarithm."""
+    """A ratio of 0 has no logarithm, so the fits are averaged without it."""
     nothing = [{"fluency.distinct_2": pairs(np.zeros(40), np.full(40, 0.5))} for _ in range(2)]
     bound = {"suite": "fluency", "metric": "distinct_2", "compare": "ratio", "at_least": 0.9}
     assert bounds.judged({"distinct": bound}, nothing, METRICS).verdict == VIOLATED

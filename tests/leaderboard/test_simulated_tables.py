@@ -150,7 +150,7 @@ def simulated(design: Design, seed: int) -> pd.DataFrame:
 
 
 def drawn(generator: np.random.Generator, design: Design) -> float:
-    """What a fit adds to its method's shift."""
+    """Draw by how much one fit differs from its method's shift, on the scale of the logit."""
     if design.few:
         return -1.0 if generator.random() < 0.2 else 0.0
     return design.scatter * generator.standard_normal()
